@@ -1,0 +1,326 @@
+//! The configuration: its typed model.
+//!
+//! [`load`] brings file, environment and command line together, says every problem at once, and
+//! hands out a [`Config`]; [`secret`] reads secrets from where the configuration says they are. The
+//! model itself does nothing. Names here are the public interface, see `config/astro-relay.toml`.
+//!
+//! The one thing to know: a sink's table is split in two. What all sinks share is [`SinkConfig`];
+//! the rest stays JSON in [`SinkConfig::settings`] until the sink's own kind reads it.
+
+pub mod load;
+pub mod secret;
+pub mod units;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    load::{ConfigError, Problem},
+    secret::{Secret, SecretRef},
+    units::{Period, Size},
+};
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The gateway and the REST API.
+    pub astro: Astro,
+    /// What is subscribed, by a label of the user's own (`[a-z0-9_-]`).
+    pub channels: BTreeMap<String, Channel>,
+    /// Where events are kept until every sink has them.
+    pub journal: Journal,
+    /// The local HTTP endpoint.
+    pub http: Http,
+    /// What is logged, and how.
+    pub log: Log,
+    /// Where events go, by a name of the user's own (`[a-z0-9_-]`).
+    pub sinks: BTreeMap<String, SinkConfig>,
+}
+
+/// The gateway and the REST API, with every limit of the connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Astro {
+    /// The gateway: `wss://…`, or `ws://…` for tests and the simulator.
+    pub url: String,
+    /// The base of the REST API.
+    pub api_url: String,
+    /// A PEM file of certificate authorities to trust instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// The largest message that is accepted; a larger one ends the connection.
+    pub max_message_size: Size,
+    /// Subscriptions on one connection before another is opened. The gateway takes ten commands a
+    /// second, so 450 stand within 45 s.
+    pub max_subscriptions_per_connection: usize,
+    /// Connections at once, at most.
+    pub max_connections: usize,
+    /// Deadline of each stage of connecting: name, TCP, TLS, upgrade.
+    pub connect_timeout: Period,
+    /// How long to wait for `welcome` before subscribing without one.
+    pub welcome_grace: Period,
+    /// How long the gateway may take to answer a `subscribe`.
+    pub response_timeout: Period,
+    /// Silence after which the relay sends a ping of its own.
+    pub ping_after: Period,
+    /// How long after that ping a silent link counts as dead.
+    pub ping_timeout: Period,
+    /// The longest wait between two attempts to connect.
+    pub backoff_max: Period,
+    /// How often a subscription that was refused for its credentials is tried again.
+    pub retry_refused: Period,
+}
+
+impl Default for Astro {
+    fn default() -> Self {
+        Self {
+            url: "wss://astro.streamelements.com".into(),
+            api_url: "https://api.streamelements.com/kappa/v2".into(),
+            ca_file: None,
+            max_message_size: Size(1024 * 1024),
+            max_subscriptions_per_connection: 450,
+            max_connections: 64,
+            connect_timeout: Period(Duration::from_secs(10)),
+            welcome_grace: Period(Duration::from_secs(5)),
+            response_timeout: Period(Duration::from_secs(15)),
+            ping_after: Period(Duration::from_secs(15)),
+            ping_timeout: Period(Duration::from_secs(10)),
+            backoff_max: Period(Duration::from_secs(60)),
+            retry_refused: Period(Duration::from_secs(300)),
+        }
+    }
+}
+
+/// One channel: whose events, with which token, and which of them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Channel {
+    /// The channel's id (24 hexadecimal digits). Without it the gateway takes the token's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub room: Option<String>,
+    /// The credential; also `token_file`, `token_env`, `token_credential`.
+    pub token: SecretRef,
+    /// What kind of token it is; sent as it stands here.
+    #[serde(default)]
+    pub token_type: TokenType,
+    /// The topics to subscribe.
+    pub topics: Vec<String>,
+}
+
+/// Kinds of token. Astro's documents say `oauth` in one revision and `oauth2` in another: the word
+/// that is configured is the word that is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenType {
+    /// A JSON web token, from the channel's settings page.
+    #[default]
+    Jwt,
+    /// An API key.
+    Apikey,
+    /// An OAuth 2 access token, in the words of the newer documents.
+    Oauth2,
+    /// An OAuth 2 access token, in the words of the older documents.
+    Oauth,
+}
+
+impl TokenType {
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Jwt => "jwt",
+            Self::Apikey => "apikey",
+            Self::Oauth2 => "oauth2",
+            Self::Oauth => "oauth",
+        }
+    }
+}
+
+/// The durable log of events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Journal {
+    /// Its directory. Empty: nothing is written to disk, events live in memory only.
+    pub dir: PathBuf,
+    /// The most disk space that it may take.
+    pub max_size: Size,
+    /// The longest time that an event is kept for a sink.
+    pub max_age: Period,
+    /// How long an event that every sink has is kept as history.
+    pub keep_delivered: Period,
+    /// When it is forced to disk: `"always"`, `"never"`, or at an interval.
+    pub sync: Sync,
+    /// Free disk space that is left alone.
+    pub min_free: Size,
+    /// The most memory for the newest events.
+    pub memory: Size,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self {
+            dir: "/var/lib/astro-relay".into(),
+            max_size: Size(256 * 1024 * 1024),
+            max_age: Period(Duration::from_secs(7 * 24 * 3600)),
+            keep_delivered: Period(Duration::from_secs(24 * 3600)),
+            sync: Sync::default(),
+            min_free: Size(32 * 1024 * 1024),
+            memory: Size(8 * 1024 * 1024),
+        }
+    }
+}
+
+/// When the journal is forced to disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    /// Before an event is delivered.
+    Always,
+    /// Left to the operating system.
+    Never,
+    /// At an interval.
+    Every(Duration),
+}
+
+impl Default for Sync {
+    fn default() -> Self {
+        Self::Every(Duration::from_millis(100))
+    }
+}
+
+/// The local HTTP endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// Where it listens; `""` turns it off.
+    pub listen: String,
+    /// What a caller must show to change something; also `_file`, `_env`, `_credential`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_token: Option<SecretRef>,
+    /// Allows a `listen` that is not loopback without an `admin_token`.
+    pub insecure: bool,
+    /// Host names under which it may be asked, beside addresses and `localhost`.
+    pub allowed_hosts: Vec<String>,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:9464".into(),
+            admin_token: None,
+            insecure: false,
+            allowed_hosts: Vec::new(),
+        }
+    }
+}
+
+/// Logging.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,astro_relay::astro=debug`.
+    pub level: String,
+    /// How lines are written.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Auto }
+    }
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal; the journal under systemd; JSON otherwise.
+    #[default]
+    Auto,
+    /// Readable text.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// systemd's journal.
+    Journald,
+}
+
+/// What all sinks share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SinkConfig {
+    /// The kind of sink.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Topics that it wants: `*` is one word, `**` the rest. Default: all of Astro's and `relay.gap`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topics: Option<Vec<String>>,
+    /// Channels that it wants, by label. Default: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channels: Option<Vec<String>>,
+    /// A Jinja expression over `channel`, `topic`, `room`, `id`, `ts`, `data`: only events for which
+    /// it is true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// `message` (Astro's bytes), `data`, `cloudevent`, or a Jinja template.
+    #[serde(default = "message_word")]
+    pub payload: String,
+    /// Older events are skipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Period>,
+    /// Paths that are taken out of what leaves. Default: the donor's personal fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redact: Option<Vec<String>>,
+    /// Where a sink that is new begins: `end`, `earliest`, or an age such as `2h`.
+    #[serde(default)]
+    pub start: Start,
+    /// Events in flight at once, at most.
+    #[serde(default = "default_batch")]
+    pub batch: usize,
+    /// How long the far side may take for a batch before the link counts as down.
+    #[serde(default = "default_timeout")]
+    pub timeout: Period,
+    /// The longest wait between two attempts.
+    #[serde(default = "default_backoff_max")]
+    pub backoff_max: Period,
+    /// The kind's own keys. Filled by the loader; not a key of the file.
+    #[serde(default, skip)]
+    #[schemars(skip)]
+    pub settings: serde_json::Value,
+}
+
+fn message_word() -> String {
+    "message".into()
+}
+
+/// 256 events of Astro's size are about 200 KiB: enough to fill a pipe, little enough to repeat.
+fn default_batch() -> usize {
+    256
+}
+
+fn default_timeout() -> Period {
+    Period(Duration::from_secs(30))
+}
+
+fn default_backoff_max() -> Period {
+    Period(Duration::from_secs(60))
+}
+
+/// Where a sink without a cursor begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// With what comes from now on.
+    #[default]
+    End,
+    /// With the oldest event that the journal holds.
+    Earliest,
+    /// With events of this age.
+    Age(Duration),
+}
+
+/// Fields that Astro's tips carry about the donor: taken out unless `redact` says otherwise.
+pub const PERSONAL_FIELDS: &[&str] = &[
+    "data.donation.user.email",
+    "data.donation.user.geo",
+    "data.donation.paymentMethod",
+    "data.transactionId",
+];

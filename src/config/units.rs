@@ -1,0 +1,195 @@
+//! Durations and sizes as people write them: `100ms`, `30s`, `7d`; `256MiB`, `8MB`, `65536`.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::{Start, Sync};
+
+/// A duration, written with its unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Period(pub Duration);
+
+/// A number of bytes, written with its unit or without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub u64);
+
+/// Units of [`Size`], longest first so that a suffix is not mistaken for a shorter one.
+const SIZE_UNITS: &[(&str, u64)] = &[
+    ("kib", 1 << 10),
+    ("mib", 1 << 20),
+    ("gib", 1 << 30),
+    ("tib", 1 << 40),
+    ("kb", 1_000),
+    ("mb", 1_000_000),
+    ("gb", 1_000_000_000),
+    ("tb", 1_000_000_000_000),
+    ("b", 1),
+];
+
+impl Period {
+    /// Reads `90s`, `1h 30m`, `100ms`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text.trim())
+            .map(Self)
+            .map_err(|error| format!("a duration such as \"30s\" or \"7d\" was expected: {error}"))
+    }
+}
+
+impl Size {
+    /// Reads `256MiB`, `8 MB`, `65536`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let lower = text.trim().to_ascii_lowercase();
+        let (digits, factor) = SIZE_UNITS
+            .iter()
+            .find_map(|(unit, factor)| lower.strip_suffix(unit).map(|rest| (rest, *factor)))
+            .unwrap_or((&lower, 1));
+        digits
+            .trim()
+            .parse::<u64>()
+            .ok()
+            .and_then(|number| number.checked_mul(factor))
+            .map(Self)
+            .ok_or_else(|| format!("a size such as \"256MiB\" was expected, not {text:?}"))
+    }
+
+    /// As a length in memory; a size beyond the address space is its end.
+    pub fn bytes(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+impl fmt::Display for Period {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fitting = [("TiB", 1_u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)]
+            .into_iter()
+            .find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor));
+        match fitting {
+            Some((unit, factor)) => write!(f, "{}{unit}", self.0 / factor),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
+/// A type that is written as text in the configuration.
+macro_rules! as_text {
+    ($type:ty, $name:literal, $description:literal, $parse:expr, $show:expr) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                $parse(&text).map_err(D::Error::custom)
+            }
+        }
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&$show(self))
+            }
+        }
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                $name.into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "description": $description })
+            }
+        }
+    };
+}
+
+as_text!(
+    Period,
+    "Period",
+    "a duration with its unit, such as 30s or 7d",
+    Period::parse,
+    Period::to_string
+);
+as_text!(
+    Size,
+    "Size",
+    "a number of bytes with its unit, such as 256MiB",
+    Size::parse,
+    Size::to_string
+);
+as_text!(Sync, "Sync", "always, never, or an interval such as 100ms", parse_sync, show_sync);
+as_text!(Start, "Start", "end, earliest, or an age such as 2h", parse_start, show_start);
+
+fn parse_sync(text: &str) -> Result<Sync, String> {
+    match text {
+        "always" => Ok(Sync::Always),
+        "never" => Ok(Sync::Never),
+        interval => match Period::parse(interval) {
+            Ok(Period(Duration::ZERO)) => Ok(Sync::Always),
+            Ok(Period(every)) => Ok(Sync::Every(every)),
+            Err(_) => Err(format!(
+                "\"always\", \"never\" or an interval such as \"100ms\" was expected, not {text:?}"
+            )),
+        },
+    }
+}
+
+fn show_sync(sync: &Sync) -> String {
+    match sync {
+        Sync::Always => "always".into(),
+        Sync::Never => "never".into(),
+        Sync::Every(interval) => Period(*interval).to_string(),
+    }
+}
+
+fn parse_start(text: &str) -> Result<Start, String> {
+    match text {
+        "end" => Ok(Start::End),
+        "earliest" => Ok(Start::Earliest),
+        age => Period::parse(age).map(|Period(age)| Start::Age(age)).map_err(|_| {
+            format!("\"end\", \"earliest\" or an age such as \"2h\" was expected, not {text:?}")
+        }),
+    }
+}
+
+fn show_start(start: &Start) -> String {
+    match start {
+        Start::End => "end".into(),
+        Start::Earliest => "earliest".into(),
+        Start::Age(age) => Period(*age).to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_and_without_units() {
+        for (text, bytes) in [
+            ("65536", 65_536),
+            ("256MiB", 268_435_456),
+            ("8 MB", 8_000_000),
+            ("1kib", 1024),
+            ("7B", 7),
+        ] {
+            assert_eq!(Size::parse(text), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "MiB", "-1", "1.5GiB", "99999999999TiB", "8 XB"] {
+            assert!(Size::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_read_again() {
+        for size in [0, 1, 1024, 1_000_000, 268_435_456] {
+            assert_eq!(Size::parse(&Size(size).to_string()), Ok(Size(size)));
+        }
+        for sync in [Sync::Always, Sync::Never, Sync::Every(Duration::from_millis(100))] {
+            assert_eq!(parse_sync(&show_sync(&sync)), Ok(sync));
+        }
+        for start in [Start::End, Start::Earliest, Start::Age(Duration::from_secs(7200))] {
+            assert_eq!(parse_start(&show_start(&start)), Ok(start));
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! An event: what Astro said, its bytes untouched, and when we heard it.
+//!
+//! The relay parses the envelope once and keeps the message as it came from the socket; everything
+//! that a sink may need beside it (topic, room, channel, id) stands here. Events of the relay's own
+//! (topics `relay.*`) are written in the same envelope, so that nothing after this point has to tell
+//! the two apart.
+//!
+//! The one thing to know: [`Event::key`] is what the far side deduplicates by. It is Astro's `id`,
+//! except where Astro used one id for two different messages (its documentation shows a tip and its
+//! moderation under one id): then it is the id with a digest of the content behind it.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+
+/// Milliseconds since the Unix epoch, UTC.
+pub type UnixMillis = u64;
+
+/// A position in the journal. The first event of a journal has number 1; 0 is "before all".
+pub type Seq = u64;
+
+/// One message, as it came, and what the relay knows of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Astro's `id` (a ULID), or one that the relay made for an event of its own.
+    pub id: Box<str>,
+    /// What the far side recognises a repeat by, where it differs from `id`.
+    pub distinct_key: Option<Box<str>>,
+    /// Astro's `topic`, or `relay.…` for an event of the relay's own.
+    pub topic: Arc<str>,
+    /// The canonical room, or empty where it is not known.
+    pub room: Arc<str>,
+    /// The label of the configured channel that it belongs to, or empty where there is none.
+    pub channel: Arc<str>,
+    /// When it happened, as the sender wrote it (RFC 3339), or empty where it did not say.
+    pub ts: Box<str>,
+    /// When the relay heard it. Never runs backwards within one journal.
+    pub received: UnixMillis,
+    /// How it came to us.
+    pub origin: Origin,
+    /// The whole message as JSON text, byte for byte as it came.
+    pub message: Bytes,
+    /// Where the value of `data` lies in `message`; empty where there is none.
+    pub data: Range<usize>,
+}
+
+/// How an event came to the relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Origin {
+    /// Read from the gateway's socket, or made by the relay itself at that moment.
+    #[default]
+    Live,
+    /// Fetched from the activities history after a gap.
+    Backfilled,
+    /// Handed on again at somebody's request.
+    Replayed,
+    /// Made by `send-test`; nothing happened on any channel.
+    Test,
+}
+
+impl Origin {
+    /// The word for it in headers and records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Backfilled => "backfilled",
+            Self::Replayed => "replayed",
+            Self::Test => "test",
+        }
+    }
+
+    /// The other direction of [`Origin::as_str`]; an unknown word is `None`.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Live, Self::Backfilled, Self::Replayed, Self::Test]
+            .into_iter()
+            .find(|origin| origin.as_str() == word)
+    }
+}
+
+/// An event with its place in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its number. Numbers only grow; a number is never used for two events.
+    pub seq: Seq,
+    /// The event.
+    pub event: Event,
+}
+
+impl Event {
+    /// What the far side recognises a repeat by.
+    pub fn key(&self) -> &str {
+        self.distinct_key.as_deref().unwrap_or(&self.id)
+    }
+
+    /// The value of `data` as JSON text; `null` where the message has none.
+    pub fn data(&self) -> &[u8] {
+        match self.message.get(self.data.clone()) {
+            Some(data) if !data.is_empty() => data,
+            _ => b"null",
+        }
+    }
+
+    /// Bytes that this event holds in memory, roughly: for limits, not for accounts.
+    pub fn weight(&self) -> usize {
+        // 160 is the struct itself with its counters and the two small boxes' headers.
+        160 + self.message.len() + self.id.len() + self.ts.len()
+    }
+}

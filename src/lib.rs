@@ -1,0 +1,6 @@
+//! astro-relay
+
+pub mod clock;
+pub mod config;
+pub mod event;
+pub mod sink;

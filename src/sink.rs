@@ -1,0 +1,174 @@
+//! The contract of a sink, and the registry of kinds.
+//!
+//! A sink carries rendered events to one far side and says what became of them. It does not retry,
+//! does not wait, keeps no journal and counts no metrics: [`crate::delivery`] does that, the same way
+//! for all. A new kind is one file under `sink/` and one row in [`KINDS`].
+//!
+//! The one thing to know: a batch is in flight all at once and is answered as a whole or as a prefix.
+//! `Ok` means that the far side has accepted every event of it, in the sense in which that transport
+//! can accept (an acknowledgement where there is one).
+
+mod mqtt;
+mod nats;
+mod redis;
+mod stdout;
+mod webhook;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{config::ConfigError, event::Record};
+
+/// An event rendered for one sink.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// The event and its place in the journal.
+    pub record: Arc<Record>,
+    /// Where it goes: an MQTT topic, a NATS subject, a Redis channel or key. Legal for the transport.
+    pub address: Arc<str>,
+    /// What goes there.
+    pub payload: Bytes,
+    /// The media type of `payload`.
+    pub content_type: &'static str,
+    /// How long from now on the far side may keep it, from the sink's `max_age`.
+    pub expires_in: Option<Duration>,
+}
+
+/// Why a batch was not accepted as a whole.
+#[derive(Debug)]
+pub struct Failure {
+    /// The first `accepted` events of the batch are done, the others are not.
+    pub accepted: usize,
+    /// What hindered the event after them.
+    pub cause: Cause,
+}
+
+/// What hindered an event. A sink says which, never how long to wait for it.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// The far side cannot be reached, or the outcome is unknown: connect again, same batch.
+    #[error("down: {0}")]
+    Down(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The far side asks for patience; `wait` is what it said, if it said.
+    #[error("busy: {reason}")]
+    Busy {
+        /// How long the far side asked us to wait.
+        wait: Option<Duration>,
+        /// Its words.
+        reason: String,
+    },
+    /// This one event will never be accepted: it goes to the dead letters, the next goes on.
+    #[error("refused: {reason}")]
+    Refused {
+        /// The far side's words.
+        reason: String,
+    },
+    /// The far side wants nothing more, ever (a webhook's 410): a human is needed.
+    #[error("gone: {reason}")]
+    Gone {
+        /// The far side's words.
+        reason: String,
+    },
+}
+
+impl Failure {
+    /// Nothing of the batch was accepted and the link is down.
+    pub fn down(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::after(0, Cause::Down(error.into()))
+    }
+
+    /// The first `accepted` events are done; the one after them met `cause`.
+    pub fn after(accepted: usize, cause: Cause) -> Self {
+        Self { accepted, cause }
+    }
+}
+
+/// One far side. Its three methods are called from one task, never at once.
+#[async_trait]
+pub trait Sink: Send {
+    /// Connects, or connects again: whatever stood before is dropped first, with all that it had
+    /// queued, so that nothing old overtakes what is delivered next. Called before the first batch
+    /// and after every [`Cause::Down`].
+    async fn connect(&mut self) -> Result<(), Failure>;
+
+    /// Hands over `batch` (never empty), in order. `Ok`: the far side has accepted all of it.
+    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure>;
+
+    /// Keeps the link while there is nothing to deliver; runs until it is dropped, and returns only
+    /// when the link is lost. Must be safe to drop at any await. A sink whose client looks after
+    /// itself keeps the default.
+    async fn idle(&mut self) -> Failure {
+        std::future::pending().await
+    }
+
+    /// Says goodbye. Called once, at the end; has a deadline of its caller.
+    async fn close(&mut self);
+
+    /// What is worth counting since the last call, by name (`receivers`, `duplicates`, …).
+    fn tally(&mut self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
+    /// Things that an operator should know of the far side, found while connecting: "an
+    /// acknowledgement does not survive a crash of this server", "the duplicate window is 2m".
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// What a sink is opened with.
+#[derive(Debug)]
+pub struct Opening<'a> {
+    /// The sink's name in the configuration.
+    pub name: &'a str,
+    /// The sink's own keys: what is left of its table without the keys that all sinks share.
+    /// Secrets stand in it as [`crate::config::SecretRef`] under their plain name.
+    pub settings: serde_json::Value,
+    /// The whole configuration of this sink, for what is shared.
+    pub config: &'a crate::config::SinkConfig,
+}
+
+/// A kind of sink: one row.
+#[derive(Debug)]
+pub struct Kind {
+    /// Its name, as in `type = "…"`.
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub summary: &'static str,
+    /// Whether what was accepted survives in the far side until somebody fetches it.
+    pub address: Option<Address>,
+    /// Keys of `settings` that hold a secret; each also has a `_file`, `_env` and `_credential` form.
+    pub secrets: &'static [&'static str],
+    /// The JSON Schema of `settings`.
+    pub schema: fn() -> schemars::Schema,
+    /// Checks the settings and makes the sink; connects to nothing.
+    pub open: fn(Opening<'_>) -> Result<Box<dyn Sink>, ConfigError>,
+}
+
+/// How a kind addresses events.
+#[derive(Debug, Clone, Copy)]
+pub struct Address {
+    /// The key of `settings` that holds its template.
+    pub key: &'static str,
+    /// The template where none is configured; it may depend on the settings (Redis has one for
+    /// channels and one for streams).
+    pub default: fn(&serde_json::Value) -> &'static str,
+    /// Makes a rendered address legal for the transport; `Cow::Borrowed` where it is already.
+    pub escape: fn(&str) -> std::borrow::Cow<'_, str>,
+}
+
+/// All kinds of sink.
+pub const KINDS: &[Kind] = &[mqtt::KIND, nats::KIND, redis::KIND, webhook::KIND, stdout::KIND];
+
+/// The kind of that name.
+pub fn kind(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.name == name)
+}
+
+/// Reads a sink's own settings; an error names the sink and the key.
+pub fn settings<T: serde::de::DeserializeOwned>(opening: &Opening<'_>) -> Result<T, ConfigError> {
+    serde_json::from_value(opening.settings.clone())
+        .map_err(|error| ConfigError::at(&["sinks", opening.name], error.to_string()))
+}

@@ -1,0 +1,8 @@
+//! One integration binary: the relay against real servers and the simulated Astro.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should panic"
+)]
+
+mod support;

@@ -1,0 +1,4 @@
+//! What the tests share: real servers as child processes, and waiting for a condition.
+
+pub mod process;
+pub mod wait;

@@ -1,0 +1,88 @@
+//! A real server as a child process on a free port: it can be killed and started again on the same
+//! port and data, and it ends with the test.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::PathBuf,
+    process::Stdio,
+    time::Duration,
+};
+
+use tokio::{
+    net::TcpStream,
+    process::{Child, Command},
+};
+
+use super::wait::until;
+
+/// How long a server may take until it accepts connections.
+const START: Duration = Duration::from_secs(20);
+
+/// A server as a child process.
+pub struct Server {
+    program: PathBuf,
+    args: Vec<String>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    child: Option<Child>,
+}
+
+/// A port that is free now.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Finds a server program; Debian puts some of them in `/usr/sbin`, which is not in everybody's path.
+///
+/// A missing server is a failure of the test: the README says what to install.
+pub fn program(name: &str) -> PathBuf {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .chain(["/usr/sbin", "/usr/local/sbin"])
+        .map(|dir| PathBuf::from(dir).join(name))
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| {
+            panic!("{name} is not installed: apt-get install mosquitto nats-server redis-server")
+        })
+}
+
+impl Server {
+    /// Starts `program` and waits until it accepts connections on `port`.
+    pub async fn start(name: &str, args: Vec<String>, port: u16) -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut server = Self { program: program(name), args, address, child: None };
+        server.restart().await;
+        server
+    }
+
+    /// Starts it again with the same arguments; kills it first if it runs.
+    pub async fn restart(&mut self) {
+        self.kill().await;
+        let child = Command::new(&self.program)
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+        let address = self.address;
+        until("the server accepts connections", START, async || {
+            TcpStream::connect(address).await.ok()
+        })
+        .await;
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().await.unwrap();
+        }
+    }
+
+    /// The process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+}
