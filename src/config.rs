@@ -273,9 +273,10 @@ pub struct SinkConfig {
     /// Where a sink that is new begins: `end`, `earliest`, or an age such as `2h`.
     #[serde(default)]
     pub start: Start,
-    /// Events in flight at once, at most.
-    #[serde(default = "default_batch")]
-    pub batch: usize,
+    /// Events that are sent and not yet known (and saved) to be accepted, at most: what a crash may
+    /// repeat.
+    #[serde(default = "default_window")]
+    pub window: usize,
     /// How long the far side may take for a batch before the link counts as down.
     #[serde(default = "default_timeout")]
     pub timeout: Period,
@@ -292,9 +293,9 @@ fn message_word() -> String {
     "message".into()
 }
 
-/// 256 events of Astro's size are about 200 KiB: enough to fill a pipe, little enough to repeat.
-fn default_batch() -> usize {
-    256
+/// 512 events of Astro's size are about 400 KiB: enough to fill a pipe, little enough to repeat.
+fn default_window() -> usize {
+    512
 }
 
 fn default_timeout() -> Period {
