@@ -1,5 +1,6 @@
 //! astro-relay
 
+pub mod astro;
 pub mod clock;
 pub mod config;
 pub mod event;

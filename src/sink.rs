@@ -118,8 +118,8 @@ pub trait Sink: Send {
     }
 }
 
-/// What a sink is opened with.
-#[derive(Debug)]
+/// What a sink is opened with. Not printable: `settings` holds secrets.
+#[expect(missing_debug_implementations, reason = "the settings hold secrets")]
 pub struct Opening<'a> {
     /// The sink's name in the configuration.
     pub name: &'a str,

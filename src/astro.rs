@@ -1,0 +1,3 @@
+//! All that is StreamElements: the gateway, its topics, its REST API.
+
+pub mod topics;
