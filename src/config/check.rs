@@ -15,6 +15,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
 
 use super::{
@@ -61,12 +62,14 @@ pub(super) fn check(
     found.astro(config);
     found.journal(config);
     found.http(config);
+    found.log(config);
     for (label, channel) in &config.channels {
         found.channel(label, channel);
     }
     found.repeated(config);
     if shape.problems.is_empty() {
         found.empty(config);
+        found.unsubscribed(config);
     }
     let known: BTreeSet<&str> = named(&shape.value, "channels").collect();
     for (name, sink) in &config.sinks {
@@ -190,6 +193,19 @@ impl Findings {
         }
     }
 
+    fn log(&mut self, config: &Config) {
+        /// A level alone; in a filter, any other word is the name of a module.
+        const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+        let level = config.log.level.as_str();
+        let filter = level.contains(['=', ',', '[']) && EnvFilter::try_new(level).is_ok();
+        if !filter && !LEVELS.contains(&level) {
+            let expected = "one of error, warn, info, debug, trace, off was expected, or a filter such \
+                            as \"info,astro_relay::astro=debug\"";
+            let problem = Problem::new(["log", "level"], expected);
+            self.errors.push(problem.suggest(nearest(level, LEVELS)));
+        }
+    }
+
     fn channel(&mut self, label: &str, channel: &Channel) {
         if let Some(room) = &channel.room {
             let key = ["channels", label, "room"];
@@ -233,7 +249,8 @@ impl Findings {
                 // Never the secret itself: it only serves to be compared.
                 let token = serde_json::to_string(&channel.token).unwrap_or_default();
                 let subscription = (topic.as_str(), channel.room.as_deref(), token);
-                match seen.get(&subscription).filter(|first| *first != label) {
+                match seen.get(&subscription) {
+                    Some(first) if first == label => {}
                     Some(first) => {
                         let element = format!("[{index}]");
                         let message = format!(
@@ -256,6 +273,24 @@ impl Findings {
         }
     }
 
+    /// A topic that a sink waits for in vain. Patterns are left alone: a wildcard is often meant for
+    /// what will be subscribed one day.
+    fn unsubscribed(&mut self, config: &Config) {
+        let subscribed = || config.channels.values().flat_map(|channel| &channel.topics);
+        for (name, sink) in &config.sinks {
+            for (index, topic) in sink.topics.iter().flatten().enumerate() {
+                // What the gateway and the relay send of themselves needs no subscription.
+                let unasked = topic == "astro" || topic.starts_with("relay.");
+                if !unasked && !topic.contains('*') && !subscribed().any(|other| other == topic) {
+                    let key = ["sinks", name, "topics", &format!("[{index}]")];
+                    let problem = Problem::new(key, "no channel subscribes to this topic");
+                    let meant = nearest(topic, subscribed().map(String::as_str));
+                    self.warnings.push(problem.suggest(meant));
+                }
+            }
+        }
+    }
+
     fn sink(&mut self, name: &str, sink: &SinkConfig, known: &BTreeSet<&str>) {
         let at = |key| ["sinks", name, key];
         if sink.batch == 0 {
@@ -273,7 +308,7 @@ impl Findings {
         for (index, channel) in sink.channels.iter().flatten().enumerate() {
             if !known.contains(channel.as_str()) {
                 let element = format!("[{index}]");
-                let message = format!("there is no channel {channel:?}");
+                let message = "there is no such channel";
                 let problem = Problem::new(["sinks", name, "channels", &element], message);
                 self.errors.push(problem.suggest(nearest(channel, known.iter().copied())));
             }

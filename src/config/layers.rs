@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use config::{FileFormat, Source as _, ValueKind};
 use serde_json::Value;
 
-use super::problem::Problem;
+use super::problem::{Place, Problem};
 
 /// What every variable of ours begins with.
 const PREFIX: &str = "ASTRO_RELAY__";
@@ -45,11 +45,10 @@ pub(super) struct Layer {
 /// The environment's layer, and what is wrong with it.
 pub(super) fn variables(env: &BTreeMap<String, String>) -> (Layer, Vec<Problem>) {
     let ours = env.iter().filter_map(|(name, value)| {
-        let head = name.get(..PREFIX.len())?;
-        let rest = head.eq_ignore_ascii_case(PREFIX).then(|| name.get(PREFIX.len()..))??;
+        let rest = after(name, PREFIX)?;
         Some((name.clone(), rest.to_lowercase().split("__").map(String::from).collect(), value))
     });
-    layer(ours, "two variables set this key")
+    layer(ours, Place::Variable)
 }
 
 /// The command line's layer, and what is wrong with it. Of two for one key the later holds.
@@ -58,32 +57,61 @@ pub(super) fn arguments(set: &[(String, String)]) -> (Layer, Vec<Problem>) {
     let ours = last
         .into_iter()
         .map(|(key, value)| (key.clone(), key.split('.').map(String::from).collect(), value));
-    layer(ours, "two arguments set this key")
+    layer(ours, Place::Argument)
 }
 
 fn layer<'a>(
     settings: impl Iterator<Item = (String, Vec<String>, &'a String)>,
-    twice: &str,
+    place: fn(String) -> Place,
 ) -> (Layer, Vec<Problem>) {
     let mut layer = Layer::default();
     let mut problems = Vec::new();
     for (name, key, value) in settings {
-        if !key.iter().all(|part| plain(part)) {
-            let message = format!("{name:?} is not the name of a key");
-            problems.push(Problem::new(key, message));
-            continue;
-        }
-        let clash =
-            layer.keys.iter().find(|(other, _)| other.starts_with(&key) || key.starts_with(other));
-        if let Some((_, other)) = clash {
-            problems
-                .push(Problem::new(key, format!("{twice}, or a part of it: {other} and {name}")));
-            continue;
-        }
-        layer.values.insert(key.clone(), value.clone());
-        layer.keys.insert(key, name);
+        let around = |other: &Vec<String>| other.starts_with(&key) || key.starts_with(other);
+        let clash = layer.keys.iter().find(|(other, _)| around(other));
+        let message = match clash {
+            _ if !key.iter().all(|part| plain(part)) => "is not the name of a key".to_owned(),
+            Some((_, other)) => format!("sets the same key as {other}, or a part of it"),
+            None => {
+                layer.values.insert(key.clone(), value.clone());
+                layer.keys.insert(key, name);
+                continue;
+            }
+        };
+        let mut problem = Problem::new(Vec::<String>::new(), message);
+        problem.place = Some(place(name));
+        problems.push(problem);
     }
     (layer, problems)
+}
+
+/// Variables that were probably meant for us: `ASTRO_RELAY_LOG_LEVEL`, which nothing reads.
+pub(super) fn misspelt<'e>(
+    env: &'e BTreeMap<String, String>,
+    sections: &[&str],
+) -> impl Iterator<Item = Problem> + use<'e> {
+    let sections: Vec<String> = sections.iter().map(|section| format!("{section}_")).collect();
+    env.keys()
+        .filter(move |name| {
+            let rest =
+                after(name, PREFIX.trim_end_matches('_')).map(|rest| rest.trim_start_matches('_'));
+            let ours = |rest: &str| sections.iter().any(|section| after(rest, section).is_some());
+            // Kubernetes sets such variables for a service whose name begins like ours.
+            let service = name.contains("_SERVICE_") || name.contains("_PORT");
+            after(name, PREFIX).is_none() && !service && rest.is_some_and(ours)
+        })
+        .map(|name| {
+            let message = "is not read: two underscores part a key, as in ASTRO_RELAY__LOG__LEVEL";
+            let mut problem = Problem::new(Vec::<String>::new(), message);
+            problem.place = Some(Place::Variable(name.clone()));
+            problem
+        })
+}
+
+/// What stands behind `prefix`, in whatever case.
+fn after<'n>(name: &'n str, prefix: &str) -> Option<&'n str> {
+    let head = name.get(..prefix.len())?;
+    head.eq_ignore_ascii_case(prefix).then(|| name.get(prefix.len()..))?
 }
 
 /// Names that the `config` crate reads as one part of a path, and nothing else.

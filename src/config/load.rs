@@ -15,7 +15,10 @@ use std::{
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use toml::de::DeTable;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 use super::{
     Channel, Config, SinkConfig,
@@ -23,7 +26,7 @@ use super::{
     layers::{self, plain},
     places::{self, File, Places},
     problem::{ConfigError, Place, Problem},
-    schema::{common_keys, schema},
+    schema::{common_keys, keys, schema},
     shape::{Shape, walk},
 };
 
@@ -102,6 +105,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let config = typed(&shape, &mut errors);
     let Findings { errors: more, mut warnings } = check(&config, &shape, &places, sources);
     errors.extend(more);
+    let sections: Vec<&str> = keys(schema()).collect();
+    warnings.extend(layers::misspelt(&sources.env, &sections));
     for problem in errors.iter_mut().chain(&mut warnings) {
         places.locate(problem);
     }
@@ -157,9 +162,8 @@ fn parse<'t>(path: &Path, text: &'t str) -> Result<DeTable<'t>, ConfigError> {
         .iter()
         .take(MOST_SYNTAX_ERRORS)
         .map(|error| {
-            let mut problem =
-                Problem::new(Vec::<String>::new(), format!("is not TOML: {}", error.message()));
             let at = error.span().map_or(text.len(), |span| span.start);
+            let mut problem = Problem::new(Vec::<String>::new(), syntax_message(error, text, at));
             let (place, excerpt) = places::syntax(path, text, at);
             problem.place = Some(place);
             problem.excerpt = excerpt;
@@ -174,8 +178,52 @@ fn parse<'t>(path: &Path, text: &'t str) -> Result<DeTable<'t>, ConfigError> {
             problem.place = Some(places::syntax(path, text, key.span().start).0);
             problems.push(problem);
         }
+        too_large(&tables, &mut |at| {
+            let mut problem = Problem::new(Vec::<String>::new(), "this number is too large");
+            let (place, excerpt) = places::syntax(path, text, at);
+            problem.place = Some(place);
+            problem.excerpt = excerpt;
+            problems.push(problem);
+        });
     }
+    problems.sort_by(|a, b| a.place.cmp(&b.place));
     if problems.is_empty() { Ok(tables) } else { Err(ConfigError { problems }) }
+}
+
+fn syntax_message(error: &toml::de::Error, text: &str, at: usize) -> String {
+    let word = text.get(at..).and_then(|rest| rest.chars().next()).is_some_and(char::is_alphabetic);
+    // The parser takes a bare word for the number `inf`.
+    match error.message() {
+        message if word && message.starts_with("invalid float") => {
+            "is not TOML: text stands in quotes".into()
+        }
+        message => format!("is not TOML: {message}"),
+    }
+}
+
+/// Finds numbers of more than 64 bits, which TOML's grammar allows and nothing can hold.
+fn too_large(table: &DeTable<'_>, found: &mut impl FnMut(usize)) {
+    fn inside(value: &Spanned<DeValue<'_>>, found: &mut impl FnMut(usize)) {
+        match value.get_ref() {
+            DeValue::Integer(number) => {
+                if i64::from_str_radix(number.as_str(), number.radix()).is_err() {
+                    found(value.span().start);
+                }
+            }
+            DeValue::Float(number) => {
+                let infinite = number.as_str().parse::<f64>().is_ok_and(f64::is_infinite);
+                if infinite && !number.as_str().contains("inf") {
+                    found(value.span().start);
+                }
+            }
+            DeValue::Array(list) => list.iter().for_each(|value| inside(value, found)),
+            DeValue::Table(table) => too_large(table, found),
+            DeValue::String(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => {}
+        }
+    }
+    for (_, value) in table {
+        inside(value, found);
+    }
 }
 
 /// The typed configuration of what is well shaped. What lacks something that it needs is left out.

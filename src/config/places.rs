@@ -88,13 +88,13 @@ impl Places<'_> {
             problem.place = self.under(&problem.key);
             return;
         };
+        // For a key that is missing, what is found is the table that should hold it.
         let found = paths.iter().filter_map(|path| file.find(path)).max_by_key(|found| found.depth);
-        let Some(found) = found else {
+        let Some(found) = found.filter(|found| found.depth + 1 >= problem.key.len()) else {
             let whole = Place::File { path: file.path.to_owned(), position: None };
             problem.place = Some(self.under(&problem.key).unwrap_or(whole));
             return;
         };
-        // For a key that is missing, what is found is the table that should hold it.
         let position = Some(position(file.text, found.key.start));
         problem.place = Some(Place::File { path: file.path.to_owned(), position });
         problem.excerpt = excerpt(file.text, &found.key);
@@ -169,8 +169,17 @@ fn excerpt(text: &str, key: &Range<usize>) -> Option<Excerpt> {
     if !before.chars().all(|c| c.is_ascii_alphanumeric() || " \t_-.[".contains(c)) {
         return None;
     }
-    let end = if before.trim_start().starts_with('[') { "" } else { " = …" };
+    let end = match before.trim_start().starts_with('[') {
+        true => line.get(before.len() + name.len()..).map(head_end).unwrap_or_default(),
+        false => " = …",
+    };
     cut(&format!("{before}{name}{end}"), before.chars().count(), name.chars().count())
+}
+
+/// What is left of the head of a table, without a comment behind it.
+fn head_end(rest: &str) -> &str {
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"_-.]".contains(c));
+    rest.get(..end.unwrap_or(rest.len())).unwrap_or_default()
 }
 
 /// An excerpt no wider than a terminal; none where the part that is meant lies beyond that.

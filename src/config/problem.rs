@@ -3,8 +3,8 @@
 //! A [`Problem`] names a key, what was expected, and where the key stands; [`Problem::render`] adds
 //! the line of the file with a mark under it.
 //!
-//! The one thing to know: a value is not shown, neither in a message nor in an excerpt of the file,
-//! unless it is nearly a word that we know. A token pasted behind the wrong key must not end in a log.
+//! The one thing to know: a value is not shown, neither in a message nor in an excerpt of the file. A
+//! token pasted behind the wrong key must not end in a log. Names in a template are the exception.
 
 use std::{fmt, fmt::Write as _, path::PathBuf};
 

@@ -71,13 +71,13 @@ fn the_least_configuration_is_that_of_the_defaults() {
 
 #[test]
 fn the_command_line_overrides_the_environment_overrides_the_file() {
-    let mut sources = sources(&format!("{LEAST}[log]\nlevel = \"file\"\n[http]\nlisten = \"\"\n"));
+    let mut sources = sources(&format!("{LEAST}[log]\nlevel = \"warn\"\n[http]\nlisten = \"\"\n"));
     let level = |sources: &Sources| load(sources).unwrap().config.log.level;
-    assert_eq!(level(&sources), "file");
-    sources.env = env(&[("ASTRO_RELAY__LOG__LEVEL", "environment"), ("LOG__LEVEL", "nobody")]);
-    assert_eq!(level(&sources), "environment");
-    sources.set = vec![("log.level".into(), "first".into()), ("log.level".into(), "last".into())];
-    assert_eq!(level(&sources), "last");
+    assert_eq!(level(&sources), "warn");
+    sources.env = env(&[("ASTRO_RELAY__LOG__LEVEL", "debug"), ("LOG__LEVEL", "nobody")]);
+    assert_eq!(level(&sources), "debug");
+    sources.set = vec![("log.level".into(), "trace".into()), ("log.level".into(), "off".into())];
+    assert_eq!(level(&sources), "off");
     assert_eq!(load(&sources).unwrap().config.http.listen, "");
 }
 
@@ -95,7 +95,7 @@ fn the_environment_alone_is_enough() {
             ("ASTRO_RELAY__SINKS__OUT__REDACT", ""),
             ("ASTRO_RELAY__HTTP__INSECURE", "True"),
             ("ASTRO_RELAY__HTTP__LISTEN", ""),
-            ("astro_relay__log__level", "0123"),
+            ("astro_relay__astro__api_url", "https://0123/"),
             ("ASTRO_RELAY_CONFIG", "not ours to read"),
         ]),
         ..Sources::default()
@@ -109,7 +109,7 @@ fn the_environment_alone_is_enough() {
     assert_eq!((sink.batch, sink.redact.as_deref()), (10, Some(&[][..])));
     assert_eq!(sink.max_age, Some(Period::parse("30s").unwrap()));
     assert!(config.http.insecure);
-    assert_eq!((config.http.listen.as_str(), config.log.level.as_str()), ("", "0123"));
+    assert_eq!((config.http.listen.as_str(), config.astro.api_url.as_str()), ("", "https://0123/"));
 }
 
 #[test]
@@ -177,6 +177,7 @@ fn every_problem_is_told_at_once() {
         insecure = "yes"
         [log]
         format = "jsn"
+        level = "wran"
         [sinks.out]
         type = "stdout"
         topics = ["channel.**.x", "chan*", "a..b", "channel.*"]
@@ -244,11 +245,28 @@ fn what_works_but_is_hardly_meant_is_a_warning() {
         ),
         ("[astro]\nurl=\"ws://example.org\"", "unencrypted"),
         ("[astro]\nping_after=\"5m\"", "noticed only after the 70s"),
+        (&format!("{LEAST}topics = [\"channel.tip\"]"), "subscribes to this topic; did you mean"),
     ] {
         let warnings = warnings(text);
         assert!(warnings.iter().any(|warning| warning.contains(expected)), "{text}: {warnings:?}");
     }
     assert_eq!(warnings("[astro]\nurl=\"ws://127.0.0.1:1\"").len(), 2, "no channel and no sink");
+}
+
+#[test]
+fn a_variable_with_one_underscore_is_warned_of() {
+    let mut sources = sources(LEAST);
+    sources.env = env(&[
+        ("ASTRO_RELAY_LOG_LEVEL", "debug"),
+        ("ASTRO_RELAY_SINKS__OUT__BATCH", "5"),
+        ("ASTRO_RELAY_CONFIG", "x"),
+        ("ASTRO_RELAY_HTTP_SERVICE_HOST", "10.0.0.1"),
+        ("LOG_LEVEL", "debug"),
+    ]);
+    let warnings: Vec<String> =
+        load(&sources).unwrap().warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].starts_with("$ASTRO_RELAY_LOG_LEVEL: is not read"), "{warnings:?}");
 }
 
 #[test]
