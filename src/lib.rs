@@ -1,6 +1,7 @@
 //! astro-relay
 
 pub mod astro;
+pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod event;
