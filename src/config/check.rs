@@ -353,28 +353,25 @@ impl Findings {
         }
     }
 
-    /// What the sink's own kind says of its settings.
+    /// What the sink's own kind says of its settings, and whether its address can be one.
     fn kind(&mut self, name: &str, sink: &SinkConfig) {
         let Some(kind) = sink::kind(&sink.kind) else { return };
-        if let Some(address) = &kind.address
-            && let Some(Value::String(template)) = sink.settings.get(address.key)
-        {
-            let key = ["sinks", name, address.key];
-            if let Err(message) = Template::compile(template) {
-                return self.error(&key, format!("is no template: {message}"));
-            }
-            let fixed = fixed(template);
-            if (address.escape)(&fixed) != fixed {
-                let message =
-                    format!("{} allows no such address: a wildcard, or an empty part", kind.name);
-                return self.error(&key, message);
-            }
-        }
         let opening = Opening { name, settings: sink.settings.clone(), config: sink };
         if let Err(ConfigError { problems }) = (kind.open)(opening) {
-            let settings = &sink.settings;
-            self.errors
-                .extend(problems.into_iter().map(|problem| without_values(problem, settings)));
+            let told = problems.into_iter().map(|told| without_values(told, &sink.settings));
+            self.errors.extend(told);
+            return;
+        }
+        let Some(address) = &kind.address else { return };
+        let key = (address.key)(&sink.settings);
+        let Some(Value::String(template)) = sink.settings.get(key) else { return };
+        let fixed = fixed(template);
+        if let Err(message) = Template::compile(template) {
+            self.error(&["sinks", name, key], format!("is no template: {message}"));
+        } else if (address.escape)(&fixed) != fixed {
+            let message =
+                format!("{} has no such address: a wildcard, or an empty part", kind.name);
+            self.error(&["sinks", name, key], message);
         }
     }
 

@@ -169,9 +169,10 @@ fn excerpt(text: &str, key: &Range<usize>) -> Option<Excerpt> {
     if !before.chars().all(|c| c.is_ascii_alphanumeric() || " \t_-.[".contains(c)) {
         return None;
     }
-    let end = match before.trim_start().starts_with('[') {
-        true => line.get(before.len() + name.len()..).map(head_end).unwrap_or_default(),
-        false => " = …",
+    let end = if before.trim_start().starts_with('[') {
+        line.get(before.len() + name.len()..).map(head_end).unwrap_or_default()
+    } else {
+        " = …"
     };
     cut(&format!("{before}{name}{end}"), before.chars().count(), name.chars().count())
 }

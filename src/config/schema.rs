@@ -269,3 +269,84 @@ fn set(schema: &mut Value, key: &str, value: Value) {
         object.insert(key.into(), value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls `of` with every schema, and the path to it.
+    fn all(schema: &Value, path: &str, of: &mut impl FnMut(&str, &Value)) {
+        of(path, schema);
+        match schema {
+            Value::Object(object) => {
+                for (key, value) in object {
+                    all(value, &format!("{path}/{key}"), of);
+                }
+            }
+            Value::Array(list) => {
+                for (index, value) in list.iter().enumerate() {
+                    all(value, &format!("{path}/{index}"), of);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere_and_null_is_nowhere() {
+        let root = schema();
+        all(root, "", &mut |path, schema| {
+            if let Some(Value::String(reference)) = schema.get("$ref") {
+                let target = reference.strip_prefix('#').and_then(|path| root.pointer(path));
+                assert!(target.is_some(), "{path}: {reference}");
+            }
+            assert!(!schema.is_null() && schema.as_str() != Some("null"), "{path}");
+        });
+    }
+
+    #[test]
+    fn every_key_is_described() {
+        let root = schema();
+        let mut without = Vec::new();
+        all(root, "", &mut |path, schema| {
+            let property = path.rsplit('/').nth(1) == Some("properties");
+            if property && schema.get("description").is_none() {
+                without.push(path.to_owned());
+            }
+        });
+        assert_eq!(without, [""; 0]);
+    }
+
+    #[test]
+    fn no_kind_takes_a_key_that_all_sinks_share() {
+        for kind in KINDS {
+            let own = (kind.schema)().to_value();
+            let taken: Vec<&str> =
+                common_keys().filter(|key| keys(&own).any(|own| own == *key)).collect();
+            assert_eq!(taken, [""; 0], "{}", kind.name);
+        }
+    }
+
+    #[test]
+    fn a_secret_has_four_forms_of_which_one_is_given() {
+        let channel = &schema()["$defs"]["Channel"];
+        for form in ["token", "token_file", "token_env", "token_credential"] {
+            assert!(keys(channel).any(|key| key == form), "{form}");
+        }
+        assert!(needs_secret(channel, "token"));
+        let http = &schema()["$defs"]["Http"];
+        assert!(keys(http).any(|key| key == "admin_token_file"));
+        assert!(!needs_secret(http, "admin_token"));
+        assert_eq!(schema()["$defs"]["SecretRef"]["writeOnly"], true);
+    }
+
+    #[test]
+    fn a_sink_is_one_of_the_kinds_and_names_all_its_keys() {
+        let kinds = schema()["properties"]["sinks"]["additionalProperties"]["oneOf"].as_array();
+        assert_eq!(kinds.unwrap().len(), KINDS.len());
+        let stdout = &schema()["$defs"]["sink-stdout"];
+        for key in ["type", "topics", "when", "format"] {
+            assert!(keys(stdout).any(|name| name == key), "{key}");
+        }
+    }
+}

@@ -259,7 +259,7 @@ mod tests {
         for sync in [Sync::Always, Sync::Never, Sync::Every(Duration::from_millis(100))] {
             assert_eq!(parse_sync(&show_sync(&sync)), Ok(sync));
         }
-        for start in [Start::End, Start::Earliest, Start::Age(Duration::from_secs(7200))] {
+        for start in [Start::End, Start::Earliest, Start::Age(Duration::from_hours(2))] {
             assert_eq!(parse_start(&show_start(&start)), Ok(start));
         }
     }
