@@ -240,6 +240,13 @@ impl Session {
         session
     }
 
+    /// The connection is open only now: its times begin here.
+    pub fn opened(&mut self, now: Instant) {
+        self.opened_at = now;
+        self.heard_at = now;
+        self.due = None;
+    }
+
     /// A text frame. `received` is the wall clock's time.
     pub fn on_text(
         &mut self,
