@@ -420,11 +420,12 @@ impl Findings {
         let path: Vec<String> = key.iter().map(|&part| part.to_owned()).collect();
         match places.layer(&path) {
             Layer::File if places.file.as_ref().is_some_and(|file| open_to_others(file.path)) => {
-                let last = key.last().copied().unwrap_or_default();
-                self.warn(
-                    key,
-                    format!("a secret in a file that every user can read: use {last}_file"),
-                );
+                // An address can be a secret, and mostly is none.
+                if let Some(last) = key.last().filter(|last| **last != "url") {
+                    let message =
+                        format!("a secret in a file that every user can read: use {last}_file");
+                    self.warn(key, message);
+                }
             }
             Layer::CommandLine => {
                 self.warn(key, "a secret on the command line can be seen by every user");
