@@ -7,4 +7,5 @@ pub mod gateway;
 pub mod link;
 pub mod seen;
 pub mod session;
+pub mod topics;
 pub mod wire;

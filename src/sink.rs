@@ -118,8 +118,8 @@ pub trait Sink: Send {
     }
 }
 
-/// What a sink is opened with.
-#[derive(Debug)]
+/// What a sink is opened with. Not printable: `settings` holds secrets.
+#[expect(missing_debug_implementations, reason = "the settings hold secrets")]
 pub struct Opening<'a> {
     /// The sink's name in the configuration.
     pub name: &'a str,
@@ -150,10 +150,10 @@ pub struct Kind {
 /// How a kind addresses events.
 #[derive(Debug, Clone, Copy)]
 pub struct Address {
-    /// The key of `settings` that holds its template.
-    pub key: &'static str,
-    /// The template where none is configured; it may depend on the settings (Redis has one for
-    /// channels and one for streams).
+    /// The key of `settings` that holds its template. It may depend on the settings: Redis has one
+    /// for channels and one for streams.
+    pub key: fn(&serde_json::Value) -> &'static str,
+    /// The template where none is configured; it may depend on the settings too.
     pub default: fn(&serde_json::Value) -> &'static str,
     /// Makes a rendered address legal for the transport; `Cow::Borrowed` where it is already.
     pub escape: fn(&str) -> std::borrow::Cow<'_, str>,
