@@ -49,6 +49,7 @@ struct Stdout {
     buffer: Vec<u8>,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     let settings: Settings = settings(&opening)?;
     let readable = match settings.format {

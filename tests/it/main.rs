@@ -5,4 +5,6 @@
     reason = "a test that cannot go on should panic"
 )]
 
+mod sink_redis;
+mod sink_webhook;
 mod support;
