@@ -413,7 +413,8 @@ async fn a_server_that_runs_a_long_script_is_busy() {
     let hogging = async {
         let mut command = redis::cmd("EVAL");
         command.arg("while true do end").arg(0);
-        let _: redis::RedisResult<()> = command.query_async(&mut hog).await;
+        // It ends by being killed.
+        assert!(command.query_async::<()>(&mut hog).await.is_err());
     };
     let test = async {
         until("the server is busy", SOON, async || {
@@ -482,7 +483,7 @@ async fn an_idle_connection_notices_that_the_server_has_gone() {
     let mut sink = pubsub(&server).await;
     server.server.kill().await;
     tokio::time::pause();
-    let failure = tokio::time::timeout(Duration::from_secs(60), sink.idle()).await.unwrap();
+    let failure = tokio::time::timeout(Duration::from_mins(1), sink.idle()).await.unwrap();
     assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
 }
 
