@@ -57,7 +57,7 @@ struct Stdout {
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     let settings: Settings = settings(&opening)?;
     let readable = match settings.format {
-        Format::Auto => std::io::stdout().is_terminal(),
+        Format::Auto => io::stdout().is_terminal(),
         Format::Json => false,
         Format::Text => true,
     };
