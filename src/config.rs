@@ -319,7 +319,7 @@ impl fmt::Debug for SinkConfig {
             .field("max_age", &self.max_age)
             .field("redact", &self.redact)
             .field("start", &self.start)
-            .field("batch", &self.batch)
+            .field("window", &self.window)
             .field("timeout", &self.timeout)
             .field("backoff_max", &self.backoff_max)
             .field("settings", &settings)

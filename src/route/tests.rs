@@ -13,7 +13,7 @@ const KIND: Kind = Kind {
     name: "test",
     summary: "",
     address: Some(Address {
-        key: "topic",
+        key: |_| "topic",
         default: |_| "astro/{{ channel }}/{{ topic | replace('.', '/') }}",
         escape: |text| Cow::Owned(text.replace('#', "%23")),
     }),

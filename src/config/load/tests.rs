@@ -65,7 +65,7 @@ fn the_least_configuration_is_that_of_the_defaults() {
     assert_eq!(loaded.config.http, expected.http);
     assert_eq!(loaded.config.log, expected.log);
     assert_eq!(loaded.config.channels["main"].token, SecretRef::Env("TOKEN".into()));
-    assert_eq!(loaded.config.sinks["out"].batch, 256);
+    assert_eq!(loaded.config.sinks["out"].window, 512);
     assert_eq!(loaded.config.sinks["out"].settings, serde_json::json!({}));
 }
 
@@ -106,7 +106,7 @@ fn the_environment_alone_is_enough() {
     assert_eq!(config.channels["main"].topics, ["channel.tips", "Channel.Mixed"]);
     let sink = &config.sinks["out"];
     assert_eq!(sink.topics.as_deref(), Some(&["channel.*".to_owned()][..]));
-    assert_eq!((sink.batch, sink.redact.as_deref()), (10, Some(&[][..])));
+    assert_eq!((sink.window, sink.redact.as_deref()), (10, Some(&[][..])));
     assert_eq!(sink.max_age, Some(Period::parse("30s").unwrap()));
     assert!(config.http.insecure);
     assert_eq!((config.http.listen.as_str(), config.astro.api_url.as_str()), ("", "https://0123/"));
@@ -184,13 +184,13 @@ fn every_problem_is_told_at_once() {
         channels = ["mian"]
         when = "data.amount >"
         payload = "mesage"
-        batch = 0
+        window = 0
         max_age = "0s"
         redact = ["data..x"]
         format = "texr"
         urll = "x"
         [sinks.none]
-        batch = 3
+        window = 3
         [sinks.typo]
         type = "mqttt"
         [sinks.more]
@@ -198,7 +198,7 @@ fn every_problem_is_told_at_once() {
         when = "dta.x"
         payload = "{{ topic"
         start = "yesterday"
-        batch = -1
+        window = -1
         timeout = 2.5
         [[sinks.list]]
         type = "stdout"
@@ -428,7 +428,7 @@ fn piece() -> impl Strategy<Value = String> {
         Just("token_file = \"x\"\n".to_owned()),
         Just("topics = [\"a\", 1]\n".to_owned()),
         Just("max_age = \"99999999999999999y\"\n".to_owned()),
-        Just("batch = 99999999999999999999\n".to_owned()),
+        Just("window = 99999999999999999999\n".to_owned()),
         Just("timeout = nan\n".to_owned()),
         Just("room = 1979-05-27\n".to_owned()),
         Just("payload = \"{{\"\n".to_owned()),
