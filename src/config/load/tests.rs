@@ -90,7 +90,7 @@ fn the_environment_alone_is_enough() {
             ("ASTRO_RELAY__CHANNELS__MAIN__TOPICS", "channel.tips, Channel.Mixed"),
             ("ASTRO_RELAY__SINKS__OUT__TYPE", "stdout"),
             ("ASTRO_RELAY__SINKS__OUT__TOPICS", r#"["channel.*"]"#),
-            ("ASTRO_RELAY__SINKS__OUT__BATCH", "10"),
+            ("ASTRO_RELAY__SINKS__OUT__WINDOW", "10"),
             ("ASTRO_RELAY__SINKS__OUT__MAX_AGE", "30s"),
             ("ASTRO_RELAY__SINKS__OUT__REDACT", ""),
             ("ASTRO_RELAY__HTTP__INSECURE", "True"),
@@ -132,13 +132,13 @@ fn a_secret_of_a_higher_layer_stands_for_every_form_below() {
 fn what_comes_from_outside_the_file_is_located_there() {
     let mut sources = sources(LEAST);
     sources.env = env(&[
-        ("ASTRO_RELAY__SINKS__OUT__BATCH", "many"),
+        ("ASTRO_RELAY__SINKS__OUT__WINDOW", "many"),
         ("ASTRO_RELAY__SINKS__OUT__BACH", "1"),
         ("ASTRO_RELAY__LOG__LEVEL", "info"),
         ("ASTRO_RELAY__LOG__level", "debug"),
         ("ASTRO_RELAY__LOG", "{}"),
         ("ASTRO_RELAY__", "x"),
-        ("ASTRO_RELAY__SINKS__TWO__BATCH", "5"),
+        ("ASTRO_RELAY__SINKS__TWO__WINDOW", "5"),
     ]);
     sources.set = vec![("sinks.out.type".into(), "stdot".into()), ("a..b".into(), "x".into())];
     insta::assert_snapshot!(load(&sources).unwrap_err());
@@ -258,7 +258,7 @@ fn a_variable_with_one_underscore_is_warned_of() {
     let mut sources = sources(LEAST);
     sources.env = env(&[
         ("ASTRO_RELAY_LOG_LEVEL", "debug"),
-        ("ASTRO_RELAY_SINKS__OUT__BATCH", "5"),
+        ("ASTRO_RELAY_SINKS__OUT__WINDOW", "5"),
         ("ASTRO_RELAY_CONFIG", "x"),
         ("ASTRO_RELAY_HTTP_SERVICE_HOST", "10.0.0.1"),
         ("LOG_LEVEL", "debug"),
@@ -321,7 +321,7 @@ fn a_secret_is_in_no_message_whatever_is_wrong_around_it() {
         assert!(!shown.contains(c) && !shown.contains("hunter2"), "{text}\n{shown}");
     }
     for key in
-        ["CHANNELS__MAIN__TOKEN", "CHANNELS__MAIN__TOKN", "HTTP__INSECURE", "SINKS__OUT__BATCH"]
+        ["CHANNELS__MAIN__TOKEN", "CHANNELS__MAIN__TOKN", "HTTP__INSECURE", "SINKS__OUT__WINDOW"]
     {
         let mut sources = sources(LEAST);
         sources.env = env(&[(&format!("ASTRO_RELAY__{key}"), c)]);
