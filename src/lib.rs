@@ -3,5 +3,6 @@
 pub mod clock;
 pub mod config;
 pub mod event;
+pub mod sim;
 pub mod sink;
 pub mod template;
