@@ -213,7 +213,7 @@ async fn reopen(address: SocketAddr, open: &mut watch::Receiver<bool>) -> Option
 async fn becomes(open: &mut watch::Receiver<bool>, wanted: bool) {
     // The sender lives as long as the world, which the caller holds.
     if open.wait_for(|&open| open == wanted).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -86,6 +86,7 @@ async fn upgrade(
 ) -> Option<(TcpStream, Option<String>)> {
     let mut token = None;
     let mut refused = None;
+    #[expect(clippy::result_large_err, reason = "the library's callback has this form")]
     let look = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
         let query = request.uri().query().unwrap_or_default();
         token = form_urlencoded::parse(query.as_bytes())
@@ -118,7 +119,6 @@ async fn converse(
 ) {
     let (heard, pongs) = watch::channel(Instant::now());
     let reset = tokio::select! {
-        // What a line says last must still be written when its client has gone quiet.
         result = write(world, line, &mut writer) => {
             if result.is_err() {
                 line.finish(Ended::Gone, |_| {});
@@ -126,10 +126,12 @@ async fn converse(
             false
         }
         () = line.cut.notified() => true,
-        () = read(world, line, &heard, &mut reader) => {
+        () = async {
+            read(world, line, &heard, &mut reader).await;
             line.finish(Ended::Gone, |_| {});
-            false
-        }
+            // Writing ends by itself now: its last word, the close frame, may still wait.
+            sleep(LINGER).await;
+        } => false,
         never = live(world, line, reception, pongs) => match never {},
         never = die(world, line, reception) => match never {},
     };
@@ -286,7 +288,7 @@ async fn live(
             if !line.is_silent() {
                 line.finish(Ended::NoPong, |b| frame::put_close(b, GOING_AWAY, "no pong"));
             }
-            std::future::pending().await
+            return std::future::pending().await;
         }
     }
 }

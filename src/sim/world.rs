@@ -422,13 +422,12 @@ impl World {
         let mut restored = Vec::new();
         if let Some(token) = token {
             let ticket = state.tickets.remove(token);
-            match ticket.filter(|ticket| !refused && ticket.expires > Instant::now()) {
-                Some(ticket) => restored = ticket.subscriptions,
-                None => {
-                    count(&self.counters.tokens_refused);
-                    return None;
-                }
-            }
+            let valid = ticket.filter(|ticket| !refused && ticket.expires > Instant::now());
+            let Some(ticket) = valid else {
+                count(&self.counters.tokens_refused);
+                return None;
+            };
+            restored = ticket.subscriptions;
             count(&self.counters.tokens_used);
         }
         count(&self.counters.opened);
@@ -543,22 +542,29 @@ impl State {
     /// Calls `tell` once for each line that hears this topic in this room.
     fn each_hearer(&self, topic: &str, room: &str, mut tell: impl FnMut(&Line)) {
         if topic == NOTIFICATIONS {
-            self.lines.values().for_each(|line| tell(line));
+            for line in self.lines.values() {
+                tell(line);
+            }
             return;
         }
         let Some(hearers) = self.topics.get(topic) else { return };
         if room.is_empty() {
             let all = hearers.rooms.values().flatten().chain(&hearers.everywhere);
             let once: BTreeMap<_, _> = all.map(|line| (line.id, line)).collect();
-            once.values().for_each(|line| tell(line));
+            for line in once.values() {
+                tell(line);
+            }
             return;
         }
         let here = hearers.rooms.get(room).map_or(&[][..], Vec::as_slice);
-        here.iter().for_each(|line| tell(line));
-        let elsewhere = hearers.everywhere.iter();
-        elsewhere.filter(|line| here.iter().all(|own| own.id != line.id)).for_each(|line| {
+        for line in here {
             tell(line);
-        });
+        }
+        for line in &hearers.everywhere {
+            if here.iter().all(|own| own.id != line.id) {
+                tell(line);
+            }
+        }
     }
 }
 

@@ -5,4 +5,5 @@
     reason = "a test that cannot go on should panic"
 )]
 
+mod sim;
 mod support;
