@@ -12,6 +12,7 @@ pub mod journal;
 pub mod metrics;
 pub mod relay;
 pub mod route;
+pub mod sim;
 pub mod sink;
 pub mod status;
 pub mod supervisor;

@@ -8,6 +8,7 @@
 )]
 
 mod shipped_config;
+mod sim;
 mod sink_redis;
 mod sink_webhook;
 mod support;
