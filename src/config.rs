@@ -285,9 +285,10 @@ pub struct SinkConfig {
     /// Where a sink that is new begins: `end`, `earliest`, or an age such as `2h`.
     #[serde(default)]
     pub start: Start,
-    /// Events in flight at once, at most.
-    #[serde(default = "default_batch")]
-    pub batch: usize,
+    /// Events that are sent and not yet known (and saved) to be accepted, at most: what a crash may
+    /// repeat.
+    #[serde(default = "default_window")]
+    pub window: usize,
     /// How long the far side may take for a batch before the link counts as down.
     #[serde(default = "default_timeout")]
     pub timeout: Period,
@@ -318,7 +319,7 @@ impl fmt::Debug for SinkConfig {
             .field("max_age", &self.max_age)
             .field("redact", &self.redact)
             .field("start", &self.start)
-            .field("batch", &self.batch)
+            .field("window", &self.window)
             .field("timeout", &self.timeout)
             .field("backoff_max", &self.backoff_max)
             .field("settings", &settings)
@@ -330,9 +331,9 @@ fn message_word() -> String {
     "message".into()
 }
 
-/// 256 events of Astro's size are about 200 KiB: enough to fill a pipe, little enough to repeat.
-fn default_batch() -> usize {
-    256
+/// 512 events of Astro's size are about 400 KiB: enough to fill a pipe, little enough to repeat.
+fn default_window() -> usize {
+    512
 }
 
 fn default_timeout() -> Period {

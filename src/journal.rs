@@ -59,8 +59,10 @@ struct Shared {
     work: Condvar,
     /// The last event that may be read.
     readable: watch::Sender<Seq>,
-    /// Grows when cursors were saved, room was made, or somebody made a request.
+    /// Grows when cursors were saved or room was made.
     progress: watch::Sender<u64>,
+    /// Grows when somebody made a request.
+    requests: watch::Sender<u64>,
     /// Reads what is no longer in the ring; `None` without a directory.
     reader: Option<Mutex<Store>>,
     sync: Sync,
@@ -96,7 +98,6 @@ struct State {
     dead_count: HashMap<String, u64>,
     settled: Vec<i64>,
     replays: HashMap<i64, Option<Seq>>,
-    requests: u64,
     health: Health,
     size: u64,
     stop: bool,
@@ -377,7 +378,7 @@ impl Journal {
         }
     }
 
-    /// Changes when cursors were saved, and when somebody made a request.
+    /// Changes when cursors were saved.
     pub fn progress(&self) -> watch::Receiver<u64> {
         self.0.progress.subscribe()
     }
@@ -402,18 +403,30 @@ impl Journal {
         self.0.work.notify_one();
     }
 
-    /// A number that changes when somebody asks for a replay or for dead letters to be tried again.
-    pub fn requests(&self) -> u64 {
-        self.0.lock().requests
+    /// Changes when somebody asks for a replay or for dead letters to be tried again.
+    pub fn requests(&self) -> watch::Receiver<u64> {
+        self.0.requests.subscribe()
     }
 
     /// What is asked for of `sink`: dead letters to try again, and replays. Blocks on the disk.
     pub fn asked(&self, sink: &str) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
         let Some(reader) = &self.0.reader else { return Ok((Vec::new(), Vec::new())) };
         let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let letters = reader.dead_letters(Some(sink))?.into_iter().filter(|letter| letter.retry);
-        let replays = reader.replays()?.into_iter().filter(|replay| replay.sink == sink);
-        Ok((letters.collect(), replays.collect()))
+        let mut letters = reader.dead_letters(Some(sink))?;
+        let mut replays = reader.replays()?;
+        // What is done and not yet written down counts as done.
+        let state = self.0.lock();
+        letters.retain(|letter| letter.retry && !state.settled.contains(&letter.number));
+        replays.retain_mut(|replay| match state.replays.get(&replay.number) {
+            _ if replay.sink != sink => false,
+            Some(None) => false,
+            Some(Some(position)) => {
+                replay.position = *position;
+                true
+            }
+            None => true,
+        });
+        Ok((letters, replays))
     }
 
     /// A dead letter is dealt with.
@@ -508,6 +521,7 @@ impl Shared {
             work: Condvar::new(),
             readable: watch::channel(0).0,
             progress: watch::channel(0).0,
+            requests: watch::channel(0).0,
             reader: reader.map(Mutex::new),
             sync,
             limits,
@@ -585,7 +599,6 @@ impl State {
             dead_count: HashMap::new(),
             settled: Vec::new(),
             replays: HashMap::new(),
-            requests: 0,
             health,
             size: 0,
             stop: false,

@@ -149,10 +149,11 @@ impl SinkMetrics {
         }
     }
 
-    /// A batch was accepted; its oldest event was received that long ago.
-    pub fn delivered(&self, events: u64, oldest: Duration) {
+    /// Events were accepted that were received that long ago.
+    pub fn delivered(&self, events: u64, since: Duration) {
         self.delivered.increment(events);
-        self.delivery.record(oldest);
+        self.delivery
+            .record_many(since.as_secs_f64(), usize::try_from(events).unwrap_or(usize::MAX));
     }
 
     /// Events are gone.

@@ -293,8 +293,8 @@ impl Findings {
 
     fn sink(&mut self, name: &str, sink: &SinkConfig, known: &BTreeSet<&str>) {
         let at = |key| ["sinks", name, key];
-        if sink.batch == 0 {
-            self.error(&at("batch"), "must be at least 1");
+        if sink.window == 0 {
+            self.error(&at("window"), "must be at least 1");
         }
         for (key, period) in [
             ("timeout", Some(sink.timeout)),

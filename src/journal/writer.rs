@@ -354,9 +354,8 @@ impl Writer {
         }
         if version != self.data_version {
             self.data_version = version;
-            state.requests += 1;
             drop(state);
-            self.shared.progress.send_modify(|count| *count += 1);
+            self.shared.requests.send_modify(|count| *count += 1);
         }
         Ok(())
     }

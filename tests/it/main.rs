@@ -2,8 +2,13 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that cannot go on should panic"
+    clippy::indexing_slicing,
+    unreachable_pub,
+    reason = "a test that cannot go on should panic, and nothing is outside of it"
 )]
 
 mod shipped_config;
+mod sim;
+mod sink_redis;
+mod sink_webhook;
 mod support;

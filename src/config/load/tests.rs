@@ -65,7 +65,7 @@ fn the_least_configuration_is_that_of_the_defaults() {
     assert_eq!(loaded.config.http, expected.http);
     assert_eq!(loaded.config.log, expected.log);
     assert_eq!(loaded.config.channels["main"].token, SecretRef::Env("TOKEN".into()));
-    assert_eq!(loaded.config.sinks["out"].batch, 256);
+    assert_eq!(loaded.config.sinks["out"].window, 512);
     assert_eq!(loaded.config.sinks["out"].settings, serde_json::json!({}));
 }
 
@@ -90,7 +90,7 @@ fn the_environment_alone_is_enough() {
             ("ASTRO_RELAY__CHANNELS__MAIN__TOPICS", "channel.tips, Channel.Mixed"),
             ("ASTRO_RELAY__SINKS__OUT__TYPE", "stdout"),
             ("ASTRO_RELAY__SINKS__OUT__TOPICS", r#"["channel.*"]"#),
-            ("ASTRO_RELAY__SINKS__OUT__BATCH", "10"),
+            ("ASTRO_RELAY__SINKS__OUT__WINDOW", "10"),
             ("ASTRO_RELAY__SINKS__OUT__MAX_AGE", "30s"),
             ("ASTRO_RELAY__SINKS__OUT__REDACT", ""),
             ("ASTRO_RELAY__HTTP__INSECURE", "True"),
@@ -106,7 +106,7 @@ fn the_environment_alone_is_enough() {
     assert_eq!(config.channels["main"].topics, ["channel.tips", "Channel.Mixed"]);
     let sink = &config.sinks["out"];
     assert_eq!(sink.topics.as_deref(), Some(&["channel.*".to_owned()][..]));
-    assert_eq!((sink.batch, sink.redact.as_deref()), (10, Some(&[][..])));
+    assert_eq!((sink.window, sink.redact.as_deref()), (10, Some(&[][..])));
     assert_eq!(sink.max_age, Some(Period::parse("30s").unwrap()));
     assert!(config.http.insecure);
     assert_eq!((config.http.listen.as_str(), config.astro.api_url.as_str()), ("", "https://0123/"));
@@ -132,13 +132,13 @@ fn a_secret_of_a_higher_layer_stands_for_every_form_below() {
 fn what_comes_from_outside_the_file_is_located_there() {
     let mut sources = sources(LEAST);
     sources.env = env(&[
-        ("ASTRO_RELAY__SINKS__OUT__BATCH", "many"),
+        ("ASTRO_RELAY__SINKS__OUT__WINDOW", "many"),
         ("ASTRO_RELAY__SINKS__OUT__BACH", "1"),
         ("ASTRO_RELAY__LOG__LEVEL", "info"),
         ("ASTRO_RELAY__LOG__level", "debug"),
         ("ASTRO_RELAY__LOG", "{}"),
         ("ASTRO_RELAY__", "x"),
-        ("ASTRO_RELAY__SINKS__TWO__BATCH", "5"),
+        ("ASTRO_RELAY__SINKS__TWO__WINDOW", "5"),
     ]);
     sources.set = vec![("sinks.out.type".into(), "stdot".into()), ("a..b".into(), "x".into())];
     insta::assert_snapshot!(load(&sources).unwrap_err());
@@ -184,13 +184,13 @@ fn every_problem_is_told_at_once() {
         channels = ["mian"]
         when = "data.amount >"
         payload = "mesage"
-        batch = 0
+        window = 0
         max_age = "0s"
         redact = ["data..x"]
         format = "texr"
         urll = "x"
         [sinks.none]
-        batch = 3
+        window = 3
         [sinks.typo]
         type = "mqttt"
         [sinks.more]
@@ -198,7 +198,7 @@ fn every_problem_is_told_at_once() {
         when = "dta.x"
         payload = "{{ topic"
         start = "yesterday"
-        batch = -1
+        window = -1
         timeout = 2.5
         [[sinks.list]]
         type = "stdout"
@@ -258,7 +258,7 @@ fn a_variable_with_one_underscore_is_warned_of() {
     let mut sources = sources(LEAST);
     sources.env = env(&[
         ("ASTRO_RELAY_LOG_LEVEL", "debug"),
-        ("ASTRO_RELAY_SINKS__OUT__BATCH", "5"),
+        ("ASTRO_RELAY_SINKS__OUT__WINDOW", "5"),
         ("ASTRO_RELAY_CONFIG", "x"),
         ("ASTRO_RELAY_HTTP_SERVICE_HOST", "10.0.0.1"),
         ("LOG_LEVEL", "debug"),
@@ -321,7 +321,7 @@ fn a_secret_is_in_no_message_whatever_is_wrong_around_it() {
         assert!(!shown.contains(c) && !shown.contains("hunter2"), "{text}\n{shown}");
     }
     for key in
-        ["CHANNELS__MAIN__TOKEN", "CHANNELS__MAIN__TOKN", "HTTP__INSECURE", "SINKS__OUT__BATCH"]
+        ["CHANNELS__MAIN__TOKEN", "CHANNELS__MAIN__TOKN", "HTTP__INSECURE", "SINKS__OUT__WINDOW"]
     {
         let mut sources = sources(LEAST);
         sources.env = env(&[(&format!("ASTRO_RELAY__{key}"), c)]);
@@ -466,7 +466,7 @@ fn piece() -> impl Strategy<Value = String> {
         Just("token_file = \"x\"\n".to_owned()),
         Just("topics = [\"a\", 1]\n".to_owned()),
         Just("max_age = \"99999999999999999y\"\n".to_owned()),
-        Just("batch = 99999999999999999999\n".to_owned()),
+        Just("window = 99999999999999999999\n".to_owned()),
         Just("timeout = nan\n".to_owned()),
         Just("room = 1979-05-27\n".to_owned()),
         Just("payload = \"{{\"\n".to_owned()),
