@@ -261,7 +261,7 @@ impl<'a> Walk<'a> {
         }
         let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
         for key in required.filter_map(Value::as_str).filter(|key| !present.contains(*key)) {
-            let what = property(key).map(|property| expected(resolved(self.root, property)));
+            let what = property(key).map(|property| what_is_missing(self.root, property));
             let message = format!("is missing: {}", what.unwrap_or_default());
             self.at(key, |walk| walk.wrong(message));
         }
@@ -383,6 +383,16 @@ fn expected(schema: &Value) -> String {
         (None, Some(most)) => format!("{what} of at most {most} was expected"),
         (None, None) => format!("{what} was expected"),
     }
+}
+
+/// What a missing key wants, with the first sentence of what it is for.
+fn what_is_missing(root: &Value, property: &Value) -> String {
+    let expected = expected(resolved(root, property));
+    let purpose = property.get("description").and_then(Value::as_str).unwrap_or_default();
+    let sentence = purpose.split_inclusive('\n').next().unwrap_or_default();
+    let sentence =
+        sentence.split(". ").next().unwrap_or_default().trim().trim_end_matches(['.', ',']);
+    if sentence.is_empty() { expected } else { format!("{expected} ({sentence})") }
 }
 
 fn type_of(value: &Value) -> &'static str {

@@ -331,6 +331,44 @@ fn a_secret_is_in_no_message_whatever_is_wrong_around_it() {
 }
 
 #[test]
+fn no_kind_of_sink_shows_its_secrets_or_a_password_in_an_address() {
+    for kind in crate::sink::KINDS {
+        let addresses = ["mqtt", "redis", "nats", "https", "x"].map(|scheme| {
+            format!("url = \"{scheme}://user:{CANARY}@host:1/{CANARY}?p={CANARY}\"\n")
+        });
+        let mut lines = addresses.to_vec();
+        for secret in kind.secrets {
+            lines.push(format!("{secret} = \"{CANARY}\"\n"));
+            lines.push(format!("{secret} = [\"{CANARY}\"]\n"));
+            lines.push(format!("{secret} = \"{CANARY}\"\nurl = 5\n{secret}s = \"{CANARY}\"\n"));
+        }
+        for line in lines {
+            let text = format!("[sinks.x]\ntype = \"{}\"\n{line}", kind.name);
+            let shown = everything(&load(&sources(&text)));
+            assert!(!shown.contains("hunter2"), "{text}\n{shown}");
+        }
+    }
+}
+
+#[test]
+fn every_form_of_a_sinks_secret_becomes_one() {
+    for (kind, secret) in
+        crate::sink::KINDS.iter().flat_map(|kind| kind.secrets.iter().map(move |key| (kind, key)))
+    {
+        for (suffix, form) in crate::config::secret::FORMS {
+            let found = serde_json::json!({
+                "sinks": { "x": { "type": kind.name, format!("{secret}{suffix}"): "0123" } }
+            });
+            let places =
+                Places { file: None, variables: BTreeMap::new(), arguments: BTreeMap::new() };
+            let shape = walk(schema(), &places, found);
+            let folded = &shape.value["sinks"]["x"][secret];
+            assert_eq!(*folded, serde_json::json!({ form: "0123" }), "{} {secret}", kind.name);
+        }
+    }
+}
+
+#[test]
 fn secrets_are_looked_for_where_they_should_be() {
     let dir = tempfile::tempdir().unwrap();
     let token = dir.path().join("token");
