@@ -8,10 +8,13 @@
 //! `Ok` means that the far side has accepted every event of it, in the sense in which that transport
 //! can accept (an acknowledgement where there is one).
 
+mod address;
+mod ahead;
 mod mqtt;
 mod nats;
 mod redis;
 mod stdout;
+mod tls;
 mod webhook;
 
 use std::{sync::Arc, time::Duration};
@@ -150,10 +153,10 @@ pub struct Kind {
 /// How a kind addresses events.
 #[derive(Debug, Clone, Copy)]
 pub struct Address {
-    /// The key of `settings` that holds its template.
-    pub key: &'static str,
-    /// The template where none is configured; it may depend on the settings (Redis has one for
-    /// channels and one for streams).
+    /// The key of `settings` that holds its template. It may depend on the settings: Redis has one
+    /// for channels and one for streams.
+    pub key: fn(&serde_json::Value) -> &'static str,
+    /// The template where none is configured; it may depend on the settings too.
     pub default: fn(&serde_json::Value) -> &'static str,
     /// Makes a rendered address legal for the transport; `Cow::Borrowed` where it is already.
     pub escape: fn(&str) -> std::borrow::Cow<'_, str>,

@@ -4,5 +4,7 @@
     clippy::expect_used,
     reason = "a test that cannot go on should panic"
 )]
+#![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod sink_mqtt;
 mod support;

@@ -1,4 +1,7 @@
 //! What the tests share: real servers as child processes, and waiting for a condition.
 
+pub mod carry;
+pub mod mosquitto;
 pub mod process;
+pub mod sinks;
 pub mod wait;

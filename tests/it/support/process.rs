@@ -81,6 +81,13 @@ impl Server {
         }
     }
 
+    /// Sends it a signal by name: `STOP`, `CONT`.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.pid().expect("it runs").to_string();
+        let status = Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
+        assert!(status.success());
+    }
+
     /// The process id while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().and_then(Child::id)

@@ -1,0 +1,97 @@
+//! Sinks as the relay would open them, and events for them.
+
+use std::{sync::Arc, time::Duration};
+
+use astro_relay::{
+    config::{ConfigError, Period, SinkConfig, Start},
+    event::{Event, Origin, Record, Seq},
+    sink::{self, Opening, Outgoing, Sink},
+};
+use bytes::Bytes;
+use serde_json::Value;
+
+/// When the first event of a test was heard; event `n` comes `n` milliseconds later.
+pub const EPOCH: u64 = 1_700_000_000_000;
+
+/// What all sinks share, with a timeout that does not keep a test waiting.
+pub fn config(kind: &str, timeout: Duration) -> SinkConfig {
+    SinkConfig {
+        kind: kind.to_owned(),
+        topics: None,
+        channels: None,
+        when: None,
+        payload: "message".to_owned(),
+        max_age: None,
+        redact: None,
+        start: Start::End,
+        batch: 256,
+        timeout: Period(timeout),
+        backoff_max: Period(Duration::from_secs(1)),
+        settings: Value::Null,
+    }
+}
+
+/// Opens a sink with these settings and a timeout of ten seconds.
+pub fn open(kind: &str, settings: Value) -> Result<Box<dyn Sink>, ConfigError> {
+    open_with(kind, settings, Duration::from_secs(10))
+}
+
+/// Opens a sink with these settings and this timeout.
+pub fn open_with(
+    kind: &str,
+    settings: Value,
+    timeout: Duration,
+) -> Result<Box<dyn Sink>, ConfigError> {
+    let config = config(kind, timeout);
+    let kind = sink::kind(kind).expect("a kind of that name");
+    (kind.open)(Opening { name: "test", settings, config: &config })
+}
+
+/// An event for `address` in `room`.
+pub fn outgoing(seq: Seq, address: &str, room: &str) -> Outgoing {
+    outgoing_with(seq, address, room, &format!(r#"{{"n":{seq}}}"#))
+}
+
+/// An event with this payload.
+pub fn outgoing_with(seq: Seq, address: &str, room: &str, payload: &str) -> Outgoing {
+    let event = Event {
+        id: format!("01HQ{seq:022}").into(),
+        distinct_key: None,
+        topic: "channel.tips".into(),
+        room: room.into(),
+        channel: "main".into(),
+        ts: "2024-02-15T14:52:42Z".into(),
+        received: EPOCH + seq,
+        origin: Origin::Live,
+        message: Bytes::copy_from_slice(payload.as_bytes()),
+        data: 0..0,
+    };
+    Outgoing {
+        record: Arc::new(Record { seq, event }),
+        address: address.into(),
+        payload: Bytes::copy_from_slice(payload.as_bytes()),
+        content_type: "application/json",
+        expires_in: None,
+    }
+}
+
+/// Events of these numbers for one address and one room.
+pub fn batch(seqs: impl IntoIterator<Item = Seq>, address: &str) -> Vec<Outgoing> {
+    seqs.into_iter().map(|seq| outgoing(seq, address, "room")).collect()
+}
+
+/// The id that [`outgoing`] gives the event of this number.
+pub fn id(seq: Seq) -> String {
+    format!("01HQ{seq:022}")
+}
+
+/// The TLS provider that `main` installs.
+pub fn install_tls() {
+    // Another test of this process may have been first.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
+/// The path of a certificate or key that lies beside the tests.
+pub fn certificate(name: &str) -> String {
+    format!("{}/tests/it/certs/{name}", env!("CARGO_MANIFEST_DIR"))
+}
