@@ -7,4 +7,5 @@
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
 mod sink_mqtt;
+mod sink_nats;
 mod support;

@@ -2,6 +2,7 @@
 
 pub mod carry;
 pub mod mosquitto;
+pub mod nats_server;
 pub mod process;
 pub mod sinks;
 pub mod wait;
