@@ -8,6 +8,7 @@
 //! `Ok` means that the far side has accepted every event of it, in the sense in which that transport
 //! can accept (an acknowledgement where there is one).
 
+mod address;
 mod ahead;
 mod mqtt;
 mod nats;

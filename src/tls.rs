@@ -1,77 +1,118 @@
-//! TLS for connections that go out: rustls with ring, the system's authorities or a file of one's own.
+//! TLS towards a server: whom to trust, and who we are. rustls with ring everywhere.
+//!
+//! Files are read again on every connect, so that a renewed certificate needs no restart.
+//!
+//! The one thing to know: without a `ca_file` the system's authorities are trusted, and where the
+//! system has none (a bare container) Mozilla's, which are compiled in.
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 
-/// TLS cannot be set up.
+/// Why there is no TLS configuration. Names files, never what is in them.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The file of authorities cannot be read, or holds no certificate.
-    #[error("cannot read certificates from {}", path.display())]
-    File {
+    /// A file cannot be read, or is not what it should be.
+    #[error("{} is not readable as PEM", path.display())]
+    Pem {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: rustls_pki_types::pem::Error,
+        source: rustls::pki_types::pem::Error,
     },
-    /// A certificate is not one.
-    #[error("a certificate in {} cannot be used", path.display())]
-    Certificate {
+    /// A file holds no certificate.
+    #[error("{} holds no certificate that can be used", path.display())]
+    Empty {
         /// The file.
         path: PathBuf,
-        /// Why not.
-        source: rustls::Error,
     },
-    /// No protocol version in common with ourselves: cannot happen with the features built in.
-    #[error("TLS cannot be set up")]
-    Setup(#[from] rustls::Error),
+    /// Only one of the two files of a client certificate is configured.
+    #[error("client_cert_file and client_key_file belong together")]
+    Half,
+    /// The parts do not fit each other.
+    #[error("the certificates cannot be used")]
+    Unfit(#[from] rustls::Error),
 }
 
-/// Makes ring the provider of everything in this process that does not choose for itself. The
-/// libraries panic without one. Calling it again does nothing.
+/// Makes ring the provider of everything in this process that does not choose for itself: the libraries
+/// panic without one. Doing it again does nothing.
 pub fn install_provider() {
     // An error says that one is installed already: that is what we want.
-    drop(ring::default_provider().install_default());
+    drop(rustls::crypto::ring::default_provider().install_default());
 }
 
-/// A client's configuration that trusts `ca_file`, or else the system's authorities, or else (on a
-/// system without any) Mozilla's.
-pub fn client(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+/// The TLS configuration that these files make.
+pub fn client_config(
+    ca_file: Option<&Path>,
+    client_cert_file: Option<&Path>,
+    client_key_file: Option<&Path>,
+) -> Result<ClientConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(ca_file)?)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+        .with_root_certificates(roots(ca_file)?);
+    match (client_cert_file, client_key_file) {
+        (None, None) => Ok(builder.with_no_client_auth()),
+        (Some(cert), Some(key)) => {
+            let chain = certificates(cert)?;
+            let key = PrivateKeyDer::from_pem_file(key)
+                .map_err(|source| TlsError::Pem { path: key.to_owned(), source })?;
+            Ok(builder.with_client_auth_cert(chain, key)?)
+        }
+        _ => Err(TlsError::Half),
+    }
 }
 
-/// The authorities to trust.
-pub fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
-    use rustls_pki_types::{CertificateDer, pem::PemObject};
-
-    let mut store = RootCertStore::empty();
+fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
     if let Some(path) = ca_file {
-        let failed = |source| TlsError::File { path: path.to_owned(), source };
-        let mut found = 0;
-        for certificate in CertificateDer::pem_file_iter(path).map_err(failed)? {
-            store
-                .add(certificate.map_err(failed)?)
-                .map_err(|source| TlsError::Certificate { path: path.to_owned(), source })?;
-            found += 1;
+        roots.add_parsable_certificates(certificates(path)?);
+        if roots.is_empty() {
+            return Err(TlsError::Empty { path: path.to_owned() });
         }
-        if found == 0 {
-            return Err(failed(rustls_pki_types::pem::Error::NoItemsFound));
-        }
-        return Ok(store);
+        return Ok(roots);
     }
-    let native = rustls_native_certs::load_native_certs();
-    let (usable, _) = store.add_parsable_certificates(native.certs);
-    if usable == 0 {
-        store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
-    Ok(store)
+    Ok(roots)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = |source| TlsError::Pem { path: path.to_owned(), source };
+    let found: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
+    if found.is_empty() {
+        return Err(TlsError::Empty { path: path.to_owned() });
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_files_there_is_always_somebody_to_trust() {
+        assert!(!roots(None).unwrap().is_empty());
+        assert!(client_config(None, None, None).is_ok());
+    }
+
+    #[test]
+    fn an_error_names_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let error = client_config(Some(&path), None, None).unwrap_err();
+        assert!(error.to_string().contains("ca.pem"), "{error}");
+        std::fs::write(&path, "no certificate here\n").unwrap();
+        assert!(matches!(client_config(Some(&path), None, None), Err(TlsError::Empty { .. })));
+        assert!(matches!(client_config(None, Some(&path), None), Err(TlsError::Half)));
+    }
 }

@@ -85,7 +85,11 @@ impl Dialer {
         let host = url.host_str().ok_or(DialerError::Url)?.to_owned();
         let secure = url.scheme() == "wss";
         let port = url.port().unwrap_or(if secure { 443 } else { 80 });
-        let tls = if secure { Some(tls::client(astro.ca_file.as_deref())?) } else { None };
+        let tls = if secure {
+            Some(Arc::new(tls::client_config(astro.ca_file.as_deref(), None, None)?))
+        } else {
+            None
+        };
         let size = astro.max_message_size.bytes();
         let websocket = WebSocketConfig::default()
             .max_message_size(Some(size))
@@ -102,7 +106,7 @@ impl Dialer {
             None => Box::new(stream),
             Some(config) => {
                 let host = self.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-                let name = rustls_pki_types::ServerName::try_from(host)
+                let name = rustls::pki_types::ServerName::try_from(host)
                     .map_err(|error| failed("TLS", &error))?;
                 let connector = tokio_rustls::TlsConnector::from(Arc::clone(config));
                 let connected = self.within("TLS", connector.connect(name, stream)).await?;

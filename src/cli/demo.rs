@@ -23,7 +23,7 @@ use crate::{
 
 /// What `demo` takes.
 #[derive(Debug, Args)]
-pub struct Demo {
+pub(super) struct Demo {
     /// An MQTT broker to publish to as well: mqtt://127.0.0.1:1883
     #[arg(long, value_name = "URL")]
     mqtt: Option<String>,

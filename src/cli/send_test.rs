@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What `send-test` takes.
 #[derive(Debug, Args)]
-pub struct SendTest {
+pub(super) struct SendTest {
     #[command(flatten)]
     source: Source,
     /// Only this sink; may be given several times.

@@ -15,7 +15,7 @@ pub(super) const ROOM: &str = "5b2e2007760aeb7729487dab";
 
 /// What `sim` takes.
 #[derive(Debug, Args)]
-pub struct Simulate {
+pub(super) struct Simulate {
     /// Where it listens: an address, or a port of the loopback.
     #[arg(long, default_value = "127.0.0.1:9900", value_parser = listen)]
     listen: SocketAddr,

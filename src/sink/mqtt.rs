@@ -1,14 +1,618 @@
-//! placeholder
-use super::{Kind, Opening, Sink};
-use crate::config::ConfigError;
+//! Events to an MQTT broker, in version 5 or 3.1.1.
+//!
+//! The sink drives the client's connection itself: `deliver` keeps up to `inflight` events unanswered
+//! and polls until the broker has answered for all of the batch; `idle` polls for the keep-alive. An
+//! event of QoS 1 or 2 counts as accepted when its PUBACK or PUBCOMP has come; QoS 0 has no answer,
+//! there the batch is confirmed by one round trip behind it. Nothing is subscribed.
+//!
+//! The one thing to know: the journal is what sends again, never the client. On any error the client
+//! is dropped with all that it holds, and the next connection begins with a clean session.
+//!
+//! The same `client_id` on every connection is part of that: by it the broker ends what is left of
+//! the connection before, so that nothing old arrives behind what is sent next.
+
+mod flight;
+mod link;
+mod target;
+mod v4;
+mod v5;
+
+use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use schemars::{JsonSchema, schema_for};
+use serde::{Deserialize, Serialize};
+
+use self::{
+    flight::{Flight, Signal, Verdict},
+    link::{Dial, Link, Lost, Terms, Unsent},
+    target::Target,
+};
+use super::{
+    Address, Cause, Failure, Kind, Opening, Outgoing, Purpose, Sink, address, ahead::Ahead,
+    settings,
+};
+use crate::{
+    config::{ConfigError, Period, SecretRef},
+    event::Seq,
+    template::{Condition, View},
+    tls::client_config,
+};
+
+/// The row of this kind.
 pub(super) const KIND: Kind = Kind {
     name: "mqtt",
-    summary: "",
-    address: None,
-    secrets: &[],
-    schema: || schemars::schema_for!(String),
+    summary: "an MQTT broker, version 5 or 3.1.1",
+    address: Some(Address { key: |_| "topic", default: |_| DEFAULT_TOPIC, escape }),
+    secrets: &["password"],
+    schema: || schema_for!(Settings),
     open,
 };
+
+const DEFAULT_TOPIC: &str = "astro/{{ channel }}/{{ topic | replace('.', '/') }}";
+
+/// What the availability topic says while the relay is connected.
+const ONLINE: &str = "online";
+/// What it says otherwise; the words are those that Home Assistant expects.
+const OFFLINE: &str = "offline";
+
+/// A code that says neither "not now" nor "never" counts as "not now" so many times. With the
+/// delivery's backoff that is about half a minute: a broker in trouble is well again by then, and an
+/// event that it will never take holds up the others no longer.
+const DOUBTS: u32 = 5;
+
+/// Settings of an `mqtt` sink.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// The broker: `mqtt://host`, `mqtts://host`, `ws://host/mqtt`, `wss://host/mqtt`.
+    url: String,
+    /// Where events go, a template. Default: `astro/<channel>/<topic with />`.
+    #[serde(default)]
+    topic: Option<String>,
+    /// The version of the protocol.
+    #[serde(default)]
+    version: Version,
+    /// 0, 1 or 2.
+    #[serde(default = "default_qos")]
+    qos: u8,
+    /// Whether the broker keeps the newest event of each topic: true, false, or a Jinja expression
+    /// over the event.
+    #[serde(default)]
+    retain: Retain,
+    /// Who we are to the broker. Default: `astro-relay-<name of the sink>`.
+    #[serde(default)]
+    client_id: Option<String>,
+    /// The user.
+    #[serde(default)]
+    user: Option<String>,
+    /// The user's password; also `password_file`, `password_env`, `password_credential`.
+    #[serde(default)]
+    password: Option<SecretRef>,
+    /// A PEM file of certificate authorities to trust instead of the system's.
+    #[serde(default)]
+    ca_file: Option<PathBuf>,
+    /// A PEM file with our certificate.
+    #[serde(default)]
+    client_cert_file: Option<PathBuf>,
+    /// A PEM file with its key.
+    #[serde(default)]
+    client_key_file: Option<PathBuf>,
+    /// Silence after which the broker is asked whether it is there.
+    #[serde(default = "default_keep_alive")]
+    keep_alive: Period,
+    /// Events without an answer, at most; the broker may allow fewer.
+    #[serde(default = "default_inflight")]
+    inflight: u16,
+    /// A retained topic that says `online` or `offline`. Default: `astro/relay/<name of the
+    /// sink>/availability`; `""` turns it off.
+    #[serde(default)]
+    availability_topic: Option<String>,
+}
+
+/// The version of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+enum Version {
+    /// MQTT 5.
+    #[default]
+    #[serde(rename = "5")]
+    V5,
+    /// MQTT 3.1.1.
+    #[serde(rename = "3.1.1")]
+    V3,
+}
+
+/// Which events the broker keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Retain {
+    /// All or none.
+    Always(bool),
+    /// Those of which a Jinja expression is true.
+    When(String),
+}
+
+impl Default for Retain {
+    fn default() -> Self {
+        Self::Always(false)
+    }
+}
+
+fn default_qos() -> u8 {
+    1
+}
+
+/// Half of what a home router forgets an idle connection after, at the least.
+fn default_keep_alive() -> Period {
+    Period(Duration::from_secs(30))
+}
+
+/// 64 events of Astro's size are 50 KiB: enough to keep a link across a continent busy. The client
+/// looks at every place of its table with every flush, so that more is not faster.
+fn default_inflight() -> u16 {
+    64
+}
+
+impl Settings {
+    /// The protocol's keep-alive has two bytes of seconds.
+    fn keep_alive_secs(&self) -> u16 {
+        u16::try_from(self.keep_alive.0.as_secs()).unwrap_or(u16::MAX)
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let target = Target::parse(&self.url).map_err(|error| ("url", error))?;
+        if self.qos > 2 {
+            return Err(("qos", format!("0, 1 or 2 was expected, not {}", self.qos)));
+        }
+        if self.inflight == 0 {
+            return Err(("inflight", "at least 1 was expected".into()));
+        }
+        if self.keep_alive_secs() == 0 {
+            return Err((
+                "keep_alive",
+                "at least 1s was expected: without it a dead broker is \
+                noticed by nobody"
+                    .into(),
+            ));
+        }
+        if let Some(wildcard) =
+            self.topic.as_deref().and_then(|topic| address::literals(topic).find(['+', '#']))
+        {
+            return Err((
+                "topic",
+                format!(
+                    "+ and # are wildcards, an event goes to one topic \
+                (found at byte {wildcard} of the text outside of the brackets)"
+                ),
+            ));
+        }
+        if self.availability_topic.as_deref().is_some_and(|topic| topic.contains(['+', '#', '\0']))
+        {
+            return Err(("availability_topic", "+ and # are wildcards".into()));
+        }
+        if self.version == Version::V3 && self.password.is_some() && self.user.is_none() {
+            return Err(("password", "MQTT 3.1.1 has no password without a user".into()));
+        }
+        let files = [&self.ca_file, &self.client_cert_file, &self.client_key_file];
+        if !target.is_tls() && files.iter().any(|file| file.is_some()) {
+            return Err(("url", "certificates need mqtts:// or wss://".into()));
+        }
+        if self.client_cert_file.is_some() != self.client_key_file.is_some() {
+            return Err((
+                "client_cert_file",
+                "client_cert_file and client_key_file belong \
+                together"
+                    .into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Which events the broker keeps, compiled.
+#[derive(Debug)]
+enum Keep {
+    Always(bool),
+    When(Condition),
+}
+
+struct Mqtt {
+    settings: Settings,
+    client_id: String,
+    /// Empty: none.
+    availability: String,
+    keep: Keep,
+    /// Nothing while there is no connection, and while a batch is under way: a delivery that is
+    /// given up takes the connection with it.
+    link: Option<Link>,
+    terms: Terms,
+    flight: Flight,
+    /// What was accepted behind an event that was refused.
+    ahead: Ahead,
+    /// The event of which the broker said neither "not now" nor "never", and how often.
+    doubted: (Seq, u32),
+    /// Events for which the expression of `retain` could not be evaluated.
+    retain_errors: u64,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    Err(ConfigError::at(&["sinks", opening.name, "type"], "not yet"))
+    let settings: Settings = settings(&opening)?;
+    let at = |key, message| ConfigError::at(&["sinks", opening.name, key], message);
+    settings.check().map_err(|(key, message)| at(key, message))?;
+    let keep = match &settings.retain {
+        Retain::Always(always) => Keep::Always(*always),
+        Retain::When(text) => {
+            Keep::When(Condition::compile(text).map_err(|error| at("retain", error))?)
+        }
+    };
+    let name = opening.name;
+    let mut client_id = settings.client_id.clone().unwrap_or_else(|| format!("astro-relay-{name}"));
+    let mut availability = settings
+        .availability_topic
+        .clone()
+        .unwrap_or_else(|| format!("astro/relay/{name}/availability"));
+    if opening.purpose == Purpose::Visit {
+        // A second client of the same id would throw the relay off the broker.
+        client_id.push_str("-visit");
+        availability.clear();
+    }
+    Ok(Box::new(Mqtt {
+        client_id,
+        availability,
+        keep,
+        link: None,
+        terms: Terms { max_qos: 2, retain: true, receive_max: 1 },
+        flight: Flight::default(),
+        ahead: Ahead::default(),
+        doubted: (0, 0),
+        retain_errors: 0,
+        settings,
+    }))
+}
+
+/// Makes a rendered topic legal, section 4.7: no wildcard, no control character, no empty level, and
+/// no `$` in front, for such topics are the broker's own.
+fn escape(topic: &str) -> Cow<'_, str> {
+    let escaped = address::escape(topic, '/', |c| matches!(c, '+' | '#') || unfit(c));
+    match escaped.strip_prefix('$') {
+        Some(rest) => Cow::Owned(format!("%24{rest}")),
+        None => escaped,
+    }
+}
+
+/// Characters for which a broker may close the connection, section 1.5.4: control characters and
+/// noncharacters.
+fn unfit(c: char) -> bool {
+    let code = u32::from(c);
+    c.is_control() || code & 0xFFFE == 0xFFFE || (0xFDD0..=0xFDEF).contains(&code)
+}
+
+#[async_trait]
+impl Sink for Mqtt {
+    async fn connect(&mut self) -> Result<(), Failure> {
+        self.link = None;
+        self.ahead.clear();
+        self.flight = Flight::default();
+        let (link, terms) = self.dial().await.map_err(Failure::down)?;
+        self.terms = terms;
+        self.link = Some(link);
+        Ok(())
+    }
+
+    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
+        if let Err(error) = self.carry(&mut link, batch).await {
+            // Of QoS 0 nothing is confirmed before the whole batch is.
+            let accepted = if self.qos() == 0 { 0 } else { self.flight.accepted() };
+            return Err(Failure::after(accepted, Cause::Down(error)));
+        }
+        self.link = Some(link);
+        self.outcome(batch)
+    }
+
+    async fn idle(&mut self) -> Failure {
+        // Safe to drop: a poll that is given up leaves what it has read and written in the client.
+        while let Some(link) = &mut self.link {
+            if let Err(error) = link.poll().await {
+                self.link = None;
+                return Failure::down(error);
+            }
+        }
+        Failure::down("not connected")
+    }
+
+    async fn close(&mut self) {
+        if let Some(mut link) = self.link.take()
+            && let Err(error) = self.take_leave(&mut link).await
+        {
+            tracing::debug!(%error, "the broker was gone before the farewell");
+        }
+    }
+
+    fn tally(&mut self) -> Vec<(&'static str, u64)> {
+        vec![("retain_errors", std::mem::take(&mut self.retain_errors))]
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        let Settings { version, qos, inflight, .. } = &self.settings;
+        let mut remarks = Vec::new();
+        if *qos == 0 {
+            remarks
+                .push("qos 0: the broker confirms a batch by a round trip, no single event".into());
+        } else {
+            remarks.push(
+                "an acknowledgement means that the broker has the event, not that it is on disk: \
+                 mosquitto keeps it across a crash only with persistence, autosave_on_changes and \
+                 autosave_interval 1"
+                    .into(),
+            );
+        }
+        if *version == Version::V3 {
+            remarks.push(
+                "MQTT 3.1.1: no metadata beside the payload, and the broker cannot say that it \
+                 refused an event"
+                    .into(),
+            );
+        }
+        if self.terms.max_qos < *qos {
+            remarks.push(format!("the broker takes QoS {} at most", self.terms.max_qos));
+        }
+        if self.link.is_some() && self.terms.receive_max < usize::from(*inflight) {
+            remarks.push(format!("the broker takes {} events in flight", self.terms.receive_max));
+        }
+        if !self.terms.retain {
+            remarks.push("the broker keeps no retained messages".into());
+        }
+        remarks
+    }
+}
+
+impl Mqtt {
+    /// What was asked for, as far as the broker takes it.
+    fn qos(&self) -> u8 {
+        self.settings.qos.min(self.terms.max_qos)
+    }
+
+    async fn dial(&mut self) -> Result<(Link, Terms), Lost> {
+        let settings = &self.settings;
+        let tls = if Target::parse(&settings.url)?.is_tls() {
+            let config = client_config(
+                settings.ca_file.as_deref(),
+                settings.client_cert_file.as_deref(),
+                settings.client_key_file.as_deref(),
+            )?;
+            Some(Arc::new(config))
+        } else {
+            None
+        };
+        let dial = Dial {
+            settings,
+            client_id: &self.client_id,
+            availability: &self.availability,
+            password: settings.password.as_ref().map(SecretRef::read).transpose()?,
+            tls,
+        };
+        let (mut link, terms) = Link::connect(&dial).await?;
+        // At least once is what is promised, so 1 does for 2; but 0 is less than was asked for.
+        if terms.max_qos == 0 && settings.qos > 0 {
+            return Err("the broker takes no QoS above 0: set qos = 0".into());
+        }
+        if !terms.retain && settings.retain == Retain::Always(true) {
+            return Err("the broker keeps no retained messages: set retain = false".into());
+        }
+        if !self.availability.is_empty() && terms.retain {
+            let qos = settings.qos.min(1).min(terms.max_qos);
+            announce(&mut link, &self.availability, ONLINE, qos).await?;
+        }
+        Ok((link, terms))
+    }
+
+    async fn take_leave(&mut self, link: &mut Link) -> Result<(), Lost> {
+        // A graceful farewell makes the broker forget the last will, so it has to be said.
+        if !self.availability.is_empty() && self.terms.retain {
+            let qos = self.qos().min(1);
+            announce(link, &self.availability, OFFLINE, qos).await?;
+        }
+        link.disconnect().map_err(|_| "the client takes nothing")?;
+        while link.poll().await? != Signal::Disconnected {}
+        Ok(())
+    }
+
+    /// Sends the batch and waits until the broker has answered for all that was sent. An event that
+    /// cannot be sent ends the sending, for what is behind it must not overtake its successor.
+    async fn carry(&mut self, link: &mut Link, batch: &[Outgoing]) -> Result<(), Lost> {
+        self.flight.begin(batch.len());
+        self.ahead.begin(batch);
+        let qos = self.qos();
+        let window = usize::from(self.settings.inflight).min(self.terms.receive_max);
+        let mut waiting = batch.iter().enumerate();
+        loop {
+            while self.flight.outstanding() < window
+                && let Some((place, outgoing)) = waiting.next()
+            {
+                if !self.hand(link, place, outgoing, qos)? {
+                    waiting = [].iter().enumerate();
+                }
+            }
+            if self.flight.outstanding() == 0 {
+                break;
+            }
+            let signal = link.poll().await?;
+            self.flight.note(signal);
+            while let Some(signal) = link.ready() {
+                self.flight.note(signal);
+            }
+        }
+        if qos == 0 {
+            self.confirm(link).await?;
+        }
+        Ok(())
+    }
+
+    /// Hands one event to the client; false: it cannot be sent.
+    fn hand(
+        &mut self,
+        link: &Link,
+        place: usize,
+        outgoing: &Outgoing,
+        qos: u8,
+    ) -> Result<bool, Lost> {
+        if self.ahead.has(outgoing) {
+            self.flight.settle(place, Verdict::Accepted);
+            return Ok(true);
+        }
+        let retain = self.keeps(outgoing);
+        let unsent = if retain && !self.terms.retain {
+            Unsent::Refused("the broker keeps no retained messages".into())
+        } else {
+            match link.publish(outgoing, qos, retain) {
+                Ok(()) => {
+                    self.flight.hand(place);
+                    return Ok(true);
+                }
+                Err(unsent) => unsent,
+            }
+        };
+        match unsent {
+            Unsent::Refused(reason) => {
+                self.flight.settle(place, Verdict::Refused(reason));
+                Ok(false)
+            }
+            Unsent::Closed => Err("the client takes nothing more".into()),
+        }
+    }
+
+    fn keeps(&mut self, outgoing: &Outgoing) -> bool {
+        match &self.keep {
+            Keep::Always(always) => *always,
+            Keep::When(condition) => {
+                condition.holds(&View::new(Arc::clone(&outgoing.record))).unwrap_or_else(|_| {
+                    self.retain_errors += 1;
+                    false
+                })
+            }
+        }
+    }
+
+    /// Waits until the broker has read all that was sent: a connection is read in order, so the
+    /// answer to a question behind it tells.
+    async fn confirm(&mut self, link: &mut Link) -> Result<(), Lost> {
+        link.barrier("astro-relay/nothing").map_err(|_| "the client takes nothing more")?;
+        while link.poll().await? != Signal::Barrier {}
+        Ok(())
+    }
+
+    /// What the answers mean for the batch.
+    fn outcome(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        let accepted = self.flight.accepted();
+        let Some(outgoing) = batch.get(accepted) else { return Ok(()) };
+        let seq = outgoing.record.seq;
+        let reason = match self.flight.verdict(accepted) {
+            Verdict::Refused(reason) => reason,
+            Verdict::Doubtful(reason) => {
+                let before = if self.doubted.0 == seq { self.doubted.1 } else { 0 };
+                self.doubted = (seq, before + 1);
+                if before + 1 < DOUBTS {
+                    return Err(Failure::after(accepted, Cause::Busy { wait: None, reason }));
+                }
+                reason
+            }
+            Verdict::Busy(reason) => {
+                // What is behind it is sent again, with it: order before economy.
+                return Err(Failure::after(accepted, Cause::Busy { wait: None, reason }));
+            }
+            Verdict::Pending | Verdict::Accepted => {
+                return Err(Failure::after(accepted, Cause::Down("an answer is missing".into())));
+            }
+        };
+        for (place, outgoing) in batch.iter().enumerate().skip(accepted + 1) {
+            if self.flight.verdict(place) == Verdict::Accepted {
+                self.ahead.accepted(outgoing);
+            }
+        }
+        Err(Failure::after(accepted, Cause::Refused { reason }))
+    }
+}
+
+/// Says `text` on the availability topic and waits until the broker has it.
+async fn announce(link: &mut Link, topic: &str, text: &'static str, qos: u8) -> Result<(), Lost> {
+    link.announce(topic, text, qos).map_err(|_| "the client takes nothing more")?;
+    loop {
+        match link.poll().await? {
+            Signal::Sent(0) => return Ok(()),
+            Signal::Answered(_, verdict) => {
+                if verdict != Verdict::Accepted {
+                    tracing::warn!(topic, ?verdict, "the broker does not take our availability");
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(settings: serde_json::Value) -> Result<(), (&'static str, String)> {
+        serde_json::from_value::<Settings>(settings).unwrap().check()
+    }
+
+    #[test]
+    fn topics_are_made_legal() {
+        for (topic, expected) in [
+            ("astro/main/channel/tips", "astro/main/channel/tips"),
+            ("astro/a+b/#", "astro/a%2Bb/%23"),
+            ("astro//tips/", "astro/_/tips/_"),
+            ("$SYS/x", "%24SYS/x"),
+            ("a/$b", "a/$b"),
+            ("100%", "100%25"),
+            ("a\0b\nc\u{FFFE}", "a%00b%0Ac%EF%BF%BE"),
+            ("Zoë/日本", "Zoë/日本"),
+            ("", "_"),
+        ] {
+            assert_eq!(escape(topic), expected, "{topic}");
+        }
+    }
+
+    #[test]
+    fn a_contradiction_is_told_with_its_key() {
+        assert_eq!(check(json!({"url": "mqtt://host"})), Ok(()));
+        for (settings, key) in [
+            (json!({"url": "http://host"}), "url"),
+            (json!({"url": "mqtt://host", "qos": 3}), "qos"),
+            (json!({"url": "mqtt://host", "inflight": 0}), "inflight"),
+            (json!({"url": "mqtt://host", "keep_alive": "100ms"}), "keep_alive"),
+            (json!({"url": "mqtt://host", "topic": "astro/{{ topic }}/#"}), "topic"),
+            (json!({"url": "mqtt://host", "availability_topic": "a/+"}), "availability_topic"),
+            (json!({"url": "mqtt://host", "ca_file": "/x"}), "url"),
+            (json!({"url": "mqtts://host", "client_cert_file": "/x"}), "client_cert_file"),
+            (
+                json!({"url": "mqtt://host", "version": "3.1.1", "password": {"value": "x"}}),
+                "password",
+            ),
+        ] {
+            assert_eq!(check(settings.clone()).unwrap_err().0, key, "{settings}");
+        }
+        assert_eq!(
+            check(json!({"url": "mqtt://host", "topic": "a/{{ topic | replace('.', '+') }}"})),
+            Ok(())
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn every_topic_becomes_a_topic_name(text in any::<String>()) {
+            let topic = escape(&text);
+            prop_assert!(rumqttc_v5::valid_topic(&topic));
+            let legal = !topic.contains(unfit) && !topic.starts_with('$') && !topic.is_empty();
+            prop_assert!(legal);
+            prop_assert!(topic.split('/').all(|level| !level.is_empty()));
+        }
+    }
 }

@@ -1,14 +1,663 @@
-//! placeholder
-use super::{Kind, Opening, Sink};
-use crate::config::ConfigError;
+//! Events to NATS: published to whoever listens, or kept by `JetStream`.
+//!
+//! With `jetstream` an event counts as accepted when the stream has acknowledged it; its message id
+//! lets the stream recognise a repeat. Without, a batch counts as accepted when the server has
+//! processed all of it, which a message to ourselves behind it tells: who does not listen at that
+//! moment never hears it. Reconnecting is the delivery's; the client is kept from it.
+//!
+//! The one thing to know: on any failure the client is dropped with all that it holds. It sends
+//! nothing of it later, see [`link`].
+
+mod link;
+mod stream;
+
+use std::{borrow::Cow, collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+
+use async_nats::{
+    ConnectOptions, HeaderMap, HeaderName, Message, ServerAddr, StatusCode,
+    jetstream::{self, ErrorCode},
+};
+use async_trait::async_trait;
+use schemars::{JsonSchema, schema_for};
+use serde::Deserialize;
+
+use self::{
+    link::{Link, Note, Unsent},
+    stream::{Create, Wanted},
+};
+use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Sink, address, settings};
+use crate::{
+    config::{ConfigError, SecretRef},
+    tls::client_config,
+};
+
+/// The row of this kind.
 pub(super) const KIND: Kind = Kind {
     name: "nats",
-    summary: "",
-    address: None,
-    secrets: &[],
-    schema: || schemars::schema_for!(String),
+    summary: "NATS: published, or kept by JetStream",
+    address: Some(Address { key: |_| "subject", default: |_| DEFAULT_SUBJECT, escape }),
+    secrets: &["password", "token", "nkey_seed", "credentials"],
+    schema: || schema_for!(Settings),
     open,
 };
+
+const DEFAULT_SUBJECT: &str = "astro.{{ channel }}.{{ topic }}";
+
+/// Subjects that are remembered as permitted. Events have some thirty topics for each channel; more
+/// than this come from a template over the data, and are forgotten and asked about again.
+const MAX_SUBJECTS: usize = 4096;
+
+/// Settings of a `nats` sink.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// The server: `nats://host:4222`, `tls://host:4222`.
+    #[serde(default)]
+    url: Option<String>,
+    /// Several servers of one cluster: the first that answers is taken.
+    #[serde(default)]
+    urls: Vec<String>,
+    /// Where events go, a template. Default: `astro.<channel>.<topic>`.
+    #[serde(default)]
+    subject: Option<String>,
+    /// Whether a stream keeps the events and acknowledges each.
+    #[serde(default)]
+    jetstream: bool,
+    /// The stream's name.
+    #[serde(default = "default_stream")]
+    stream: String,
+    /// Whether a missing stream is made: true, or a table with its limits.
+    #[serde(default)]
+    create_stream: Create,
+    /// The user.
+    #[serde(default)]
+    user: Option<String>,
+    /// The user's password; also `password_file`, `password_env`, `password_credential`.
+    #[serde(default)]
+    password: Option<SecretRef>,
+    /// A token; also `token_file`, …
+    #[serde(default)]
+    token: Option<SecretRef>,
+    /// The seed of an nkey; also `nkey_seed_file`, …
+    #[serde(default)]
+    nkey_seed: Option<SecretRef>,
+    /// The text of a `.creds` file; mostly as `credentials_file`.
+    #[serde(default)]
+    credentials: Option<SecretRef>,
+    /// Whether TLS is required even where the URL does not say so.
+    #[serde(default)]
+    tls: bool,
+    /// A PEM file of certificate authorities to trust instead of the system's.
+    #[serde(default)]
+    ca_file: Option<PathBuf>,
+    /// A PEM file with our certificate.
+    #[serde(default)]
+    client_cert_file: Option<PathBuf>,
+    /// A PEM file with its key.
+    #[serde(default)]
+    client_key_file: Option<PathBuf>,
+}
+
+fn default_stream() -> String {
+    "ASTRO".into()
+}
+
+impl Settings {
+    fn servers(&self) -> Result<Vec<ServerAddr>, (&'static str, String)> {
+        let (key, urls) = match (&self.url, &*self.urls) {
+            (Some(url), []) => ("url", std::slice::from_ref(url)),
+            (None, urls @ [_, ..]) => ("urls", urls),
+            _ => return Err(("url", "url or urls was expected, one of the two".into())),
+        };
+        urls.iter().map(|url| server(url).map_err(|error| (key, error))).collect()
+    }
+
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
+        let literals = address::literals(subject);
+        if literals.contains(|c: char| matches!(c, '*' | '>') || c.is_whitespace()) {
+            return Err((
+                "subject",
+                "* and > are wildcards and a space ends a subject: an event \
+                goes to one"
+                    .into(),
+            ));
+        }
+        let ways = [
+            self.user.is_some(),
+            self.token.is_some(),
+            self.nkey_seed.is_some(),
+            self.credentials.is_some(),
+        ];
+        if ways.into_iter().filter(|way| *way).count() > 1 {
+            return Err((
+                "user",
+                "one of user, token, nkey_seed and credentials was expected".into(),
+            ));
+        }
+        if self.user.is_some() != self.password.is_some() {
+            return Err(("password", "user and password belong together".into()));
+        }
+        if self.client_cert_file.is_some() != self.client_key_file.is_some() {
+            return Err((
+                "client_cert_file",
+                "client_cert_file and client_key_file belong \
+                together"
+                    .into(),
+            ));
+        }
+        if !self.jetstream && !matches!(self.create_stream, Create::Plain(false)) {
+            return Err(("create_stream", "a stream needs jetstream = true".into()));
+        }
+        if self.stream.is_empty() || self.stream.contains(['.', '*', '>', ' ', '\t']) {
+            return Err(("stream", "a name without . * > and spaces was expected".into()));
+        }
+        Ok(())
+    }
+
+    /// Where events go, as a pattern: the template up to its first bracket.
+    fn pattern(&self) -> String {
+        let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
+        match subject.find(['{']) {
+            None => escape(subject).into_owned(),
+            Some(bracket) => {
+                let fixed = subject.get(..bracket).and_then(|text| text.rsplit_once('.'));
+                fixed.map_or_else(|| ">".into(), |(words, _)| format!("{}.>", escape(words)))
+            }
+        }
+    }
+}
+
+/// Reads a URL. The text is not repeated in errors: it may hold a password.
+fn server(url: &str) -> Result<ServerAddr, String> {
+    const EXPECTED: &str = "a URL such as nats://host:4222 or tls://host:4222 was expected";
+    let server: ServerAddr = url.parse().map_err(|_| EXPECTED.to_owned())?;
+    if !matches!(server.scheme(), "nats" | "tls") || server.host().is_empty() {
+        return Err(EXPECTED.into());
+    }
+    if server.has_user_pass() || server.password().is_some() {
+        return Err("credentials belong into user and password, not into the URL".into());
+    }
+    Ok(server)
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+enum Verdict {
+    #[default]
+    Pending,
+    Accepted,
+    Busy(String),
+    Refused(String),
+}
+
+struct Nats {
+    name: String,
+    settings: Settings,
+    servers: Vec<ServerAddr>,
+    /// How often the server is asked for a sign of life.
+    ping: Duration,
+    /// How long the stream must recognise a repeat at the least.
+    window: Duration,
+    /// Nothing while there is no connection, and while a batch is under way: a delivery that is
+    /// given up takes the connection with it.
+    link: Option<Link>,
+    /// Numbers batches, so that an answer to an earlier one is not taken for one to this.
+    batch: u64,
+    verdicts: Vec<Verdict>,
+    /// Subjects to which the server has let us publish, on this connection.
+    permitted: HashSet<Arc<str>>,
+    /// Those to which it has not, with its words.
+    forbidden: Vec<(Arc<str>, String)>,
+    /// Nobody answered for a subject: the stream has to be looked at again.
+    stream_in_doubt: bool,
+    duplicates: u64,
+    remarks: Vec<String>,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    Err(ConfigError::at(&["sinks", opening.name, "type"], "not yet"))
+    let settings: Settings = settings(&opening)?;
+    let at = |(key, message)| ConfigError::at(&["sinks", opening.name, key], message);
+    settings.check().map_err(at)?;
+    let servers = settings.servers().map_err(at)?;
+    let timeout = opening.config.timeout.0;
+    Ok(Box::new(Nats {
+        name: opening.name.to_owned(),
+        settings,
+        servers,
+        // The third question without an answer ends the connection: before the delivery's patience
+        // does, so that a server that was only asleep finds nothing of us when it wakes up.
+        ping: (timeout / 4).max(Duration::from_secs(1)),
+        // The longest that passes before a batch of unknown outcome is sent again to a server that
+        // is well.
+        window: timeout + opening.config.backoff_max.0,
+        link: None,
+        batch: 0,
+        verdicts: Vec::new(),
+        permitted: HashSet::new(),
+        forbidden: Vec::new(),
+        stream_in_doubt: false,
+        duplicates: 0,
+        remarks: Vec::new(),
+    }))
+}
+
+/// Makes a rendered subject legal: no wildcard, no white space, no empty word.
+fn escape(subject: &str) -> Cow<'_, str> {
+    address::escape(subject, '.', |c| matches!(c, '*' | '>') || c.is_whitespace() || c.is_control())
+}
+
+#[async_trait]
+impl Sink for Nats {
+    async fn connect(&mut self) -> Result<(), Failure> {
+        self.link = None;
+        self.permitted.clear();
+        self.forbidden.clear();
+        self.stream_in_doubt = false;
+        let link = self.dial().await.map_err(Failure::down)?;
+        self.remarks = if self.settings.jetstream {
+            self.settle_stream(&link).await.map_err(Failure::down)?
+        } else {
+            vec!["core NATS: who does not listen at that moment never hears an event".into()]
+        };
+        self.link = Some(link);
+        Ok(())
+    }
+
+    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
+        self.batch += 1;
+        self.verdicts.clear();
+        self.verdicts.resize(batch.len(), Verdict::Pending);
+        let carried = if self.settings.jetstream {
+            self.store(&mut link, batch).await
+        } else {
+            self.publish(&mut link, batch).await
+        };
+        if let Err(lost) = carried {
+            return Err(Failure::after(self.accepted(), Cause::Down(lost)));
+        }
+        self.link = Some(link);
+        self.outcome()
+    }
+
+    async fn idle(&mut self) -> Failure {
+        let Some(link) = &mut self.link else { return Failure::down("not connected") };
+        loop {
+            // An answer that comes now is one to a batch that is settled.
+            match link.answer().await {
+                Ok(_) => {}
+                Err(Note::Refused(reason)) => {
+                    tracing::error!(sink = self.name, reason, "the server did not take an event");
+                }
+                Err(Note::Lost(reason)) => {
+                    self.link = None;
+                    return Failure::down(reason);
+                }
+            }
+        }
+    }
+
+    async fn close(&mut self) {
+        // Nothing is under way: every batch has been answered for.
+        self.link = None;
+    }
+
+    fn tally(&mut self) -> Vec<(&'static str, u64)> {
+        vec![("duplicates", std::mem::take(&mut self.duplicates))]
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        self.remarks.clone()
+    }
+}
+
+/// Why a connection is of no use any more.
+type Lost = async_nats::Error;
+
+impl Nats {
+    async fn dial(&self) -> Result<Link, Lost> {
+        let mut last: Lost = "no server is configured".into();
+        for server in &self.servers {
+            match Link::connect(self.options()?, server.clone(), self.ping).await {
+                Ok(link) => return Ok(link),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    fn options(&self) -> Result<ConnectOptions, Lost> {
+        let settings = &self.settings;
+        let tls = client_config(
+            settings.ca_file.as_deref(),
+            settings.client_cert_file.as_deref(),
+            settings.client_key_file.as_deref(),
+        )?;
+        let required =
+            settings.tls || settings.ca_file.is_some() || settings.client_cert_file.is_some();
+        let mut options = ConnectOptions::new()
+            .name(format!("astro-relay {}", self.name))
+            .tls_client_config(tls)
+            .require_tls(required);
+        if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
+            options = options.user_and_password(user.clone(), password.read()?.expose().to_owned());
+        }
+        if let Some(token) = &settings.token {
+            options = options.token(token.read()?.expose().to_owned());
+        }
+        if let Some(seed) = &settings.nkey_seed {
+            options = options.nkey(seed.read()?.expose().to_owned());
+        }
+        if let Some(credentials) = &settings.credentials {
+            // What is wrong with them may quote them.
+            options = options
+                .credentials(credentials.read()?.expose())
+                .map_err(|_| format!("no credentials can be read from {}", credentials.place()))?;
+        }
+        Ok(options)
+    }
+
+    async fn settle_stream(&self, link: &Link) -> Result<Vec<String>, Lost> {
+        let wanted = Wanted {
+            name: &self.settings.stream,
+            subjects: &self.settings.pattern(),
+            create: &self.settings.create_stream,
+            window: self.window,
+        };
+        stream::settle(link.client().clone(), &wanted).await
+    }
+
+    /// Hands the batch to the client up to the first event that cannot be sent; says how many.
+    async fn hand(&mut self, link: &Link, batch: &[Outgoing]) -> Result<usize, Lost> {
+        for (place, outgoing) in batch.iter().enumerate() {
+            let forbidden = self.forbidden.iter().find(|(subject, _)| *subject == outgoing.address);
+            let unsent = if let Some((_, reason)) = forbidden {
+                Unsent::Refused(reason.clone())
+            } else {
+                let mark = self.settings.jetstream.then_some((self.batch, place));
+                let payload = outgoing.payload.clone();
+                match link.publish(&outgoing.address, headers(outgoing), payload, mark).await {
+                    Ok(()) => continue,
+                    Err(unsent) => unsent,
+                }
+            };
+            match unsent {
+                Unsent::Refused(reason) => self.settle(place, Verdict::Refused(reason)),
+                Unsent::Lost(reason) => return Err(reason.into()),
+            }
+            return Ok(place);
+        }
+        Ok(batch.len())
+    }
+
+    /// Publishes the batch and waits until the server has processed it.
+    async fn publish(&mut self, link: &mut Link, batch: &[Outgoing]) -> Result<(), Lost> {
+        let sent = self.hand(link, batch).await?;
+        let sent = batch.get(..sent).unwrap_or_default();
+        self.round_trip(link, sent, 0).await?;
+        // A refusal reaches us by another way than the answer behind it. It has certainly come when
+        // a second question is answered; that is asked where a subject was not used before.
+        if sent.iter().any(|outgoing| !self.permitted.contains(&outgoing.address)) {
+            self.round_trip(link, sent, 1).await?;
+            if self.permitted.len() > MAX_SUBJECTS {
+                self.permitted.clear();
+            }
+            for outgoing in sent {
+                if !self.permitted.contains(&outgoing.address) {
+                    self.permitted.insert(Arc::clone(&outgoing.address));
+                }
+            }
+        }
+        while let Some(note) = link.noted() {
+            self.heed(note, sent)?;
+        }
+        for verdict in self.verdicts.iter_mut().take(sent.len()) {
+            if *verdict == Verdict::Pending {
+                *verdict = Verdict::Accepted;
+            }
+        }
+        Ok(())
+    }
+
+    async fn round_trip(
+        &mut self,
+        link: &mut Link,
+        sent: &[Outgoing],
+        question: usize,
+    ) -> Result<(), Lost> {
+        let mark = (self.batch, question);
+        match link.question(mark).await {
+            Ok(()) => {}
+            Err(Unsent::Lost(reason) | Unsent::Refused(reason)) => return Err(reason.into()),
+        }
+        loop {
+            match link.answer().await {
+                Ok((answered, _)) if answered == Some(mark) => return Ok(()),
+                Ok(_) => {}
+                Err(note) => drop(self.heed(note, sent)?),
+            }
+        }
+    }
+
+    /// Publishes the batch and waits until the stream has answered for every event of it.
+    async fn store(&mut self, link: &mut Link, batch: &[Outgoing]) -> Result<(), Lost> {
+        if self.stream_in_doubt {
+            self.remarks = self.settle_stream(link).await?;
+            self.stream_in_doubt = false;
+        }
+        let sent = self.hand(link, batch).await?;
+        let sent = batch.get(..sent).unwrap_or_default();
+        let mut left = sent.len();
+        while left > 0 {
+            match link.answer().await {
+                Ok((Some((number, place)), message)) if number == self.batch => {
+                    let verdict = self.read(&message);
+                    self.settle(place, verdict);
+                    left -= 1;
+                }
+                Ok(_) => {}
+                // An event that is not permitted gets no answer.
+                Err(note) => left = left.saturating_sub(self.heed(note, sent)?),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a stream's answer means.
+    fn read(&mut self, message: &Message) -> Verdict {
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            self.stream_in_doubt = true;
+            return Verdict::Busy("no stream takes this subject".into());
+        }
+        match serde_json::from_slice(&message.payload) {
+            Ok(Answer { error: Some(error), .. }) => match error.error_code() {
+                ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM
+                | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => Verdict::Refused(error.to_string()),
+                // Full, without a leader, sealed: a human or time helps, and nothing is lost by
+                // waiting.
+                _ => Verdict::Busy(error.to_string()),
+            },
+            Ok(Answer { seq: Some(_), duplicate, .. }) => {
+                self.duplicates += u64::from(duplicate);
+                Verdict::Accepted
+            }
+            _ => Verdict::Busy("the stream's answer cannot be read".into()),
+        }
+    }
+
+    /// Takes note of what was said beside answers while `sent` was under way; says how many events
+    /// it settled.
+    fn heed(&mut self, note: Note, sent: &[Outgoing]) -> Result<usize, Lost> {
+        let reason = match note {
+            Note::Lost(reason) => return Err(reason.into()),
+            Note::Refused(reason) => reason,
+        };
+        // Permissions Violation for Publish to "astro.main.channel.tips"
+        let subject = reason.split('"').nth(1).unwrap_or_default();
+        let Some(first) = sent.iter().find(|outgoing| *outgoing.address == *subject) else {
+            tracing::error!(sink = self.name, reason, "the server refused something");
+            return Ok(0);
+        };
+        if self.forbidden.len() < MAX_SUBJECTS
+            && !self.forbidden.iter().any(|(known, _)| *known == first.address)
+        {
+            self.forbidden.push((Arc::clone(&first.address), reason.clone()));
+        }
+        let mut settled = 0;
+        for (verdict, outgoing) in self.verdicts.iter_mut().zip(sent) {
+            if outgoing.address == first.address && *verdict == Verdict::Pending {
+                *verdict = Verdict::Refused(reason.clone());
+                settled += 1;
+            }
+        }
+        Ok(settled)
+    }
+
+    fn settle(&mut self, place: usize, verdict: Verdict) {
+        if let Some(slot) = self.verdicts.get_mut(place) {
+            *slot = verdict;
+        }
+    }
+
+    fn accepted(&self) -> usize {
+        self.verdicts.iter().take_while(|verdict| **verdict == Verdict::Accepted).count()
+    }
+
+    /// What the answers mean for the batch.
+    fn outcome(&mut self) -> Result<(), Failure> {
+        let accepted = self.accepted();
+        let cause = match self.verdicts.get_mut(accepted).map(std::mem::take) {
+            None => return Ok(()),
+            Some(Verdict::Refused(reason)) => Cause::Refused { reason },
+            Some(Verdict::Busy(reason)) => Cause::Busy { wait: None, reason },
+            Some(Verdict::Pending | Verdict::Accepted) => {
+                Cause::Down("an answer is missing".into())
+            }
+        };
+        Err(Failure::after(accepted, cause))
+    }
+}
+
+/// A stream's answer to an event.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    error: Option<jetstream::Error>,
+    #[serde(default)]
+    seq: Option<u64>,
+    #[serde(default)]
+    duplicate: bool,
+}
+
+fn headers(outgoing: &Outgoing) -> HeaderMap {
+    const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+    const ID: HeaderName = HeaderName::from_static("Astro-Id");
+    const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
+    const ROOM: HeaderName = HeaderName::from_static("Astro-Room");
+    const CHANNEL: HeaderName = HeaderName::from_static("Astro-Channel");
+    const TS: HeaderName = HeaderName::from_static("Astro-Ts");
+    const ORIGIN: HeaderName = HeaderName::from_static("Astro-Origin");
+    const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
+    let event = &outgoing.record.event;
+    let mut headers = HeaderMap::new();
+    for (name, value) in [
+        (MESSAGE_ID, event.key()),
+        (ID, &event.id),
+        (TOPIC, &event.topic),
+        (ROOM, &event.room),
+        (CHANNEL, &event.channel),
+        (TS, &event.ts),
+        (ORIGIN, event.origin.as_str()),
+        (CONTENT_TYPE, outgoing.content_type),
+    ] {
+        if !value.is_empty() {
+            headers.insert(name, &*presentable(value));
+        }
+    }
+    headers
+}
+
+/// A text as a header may hold it: a line end would begin the next header.
+fn presentable(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) {
+        Cow::Owned(text.replace(char::is_control, "\u{FFFD}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(settings: serde_json::Value) -> Result<(), &'static str> {
+        let settings: Settings = serde_json::from_value(settings).unwrap();
+        settings.check().and_then(|()| settings.servers().map(drop)).map_err(|(key, _)| key)
+    }
+
+    #[test]
+    fn a_contradiction_is_told_with_its_key() {
+        assert_eq!(check(json!({"url": "nats://host"})), Ok(()));
+        assert_eq!(check(json!({"urls": ["nats://a", "tls://b:4333"]})), Ok(()));
+        for (settings, key) in [
+            (json!({}), "url"),
+            (json!({"url": "nats://a", "urls": ["nats://b"]}), "url"),
+            (json!({"url": "http://host"}), "url"),
+            (json!({"urls": ["nats://a", "nats://me:hunter2@b"]}), "urls"),
+            (json!({"url": "nats://host", "subject": "astro.>"}), "subject"),
+            (json!({"url": "nats://host", "subject": "astro {{ topic }}"}), "subject"),
+            (json!({"url": "nats://host", "user": "me"}), "password"),
+            (json!({"url": "nats://host", "create_stream": true}), "create_stream"),
+            (json!({"url": "nats://host", "stream": "a.b"}), "stream"),
+            (
+                json!({"url": "nats://host", "token": {"value": "x"}, "nkey_seed": {"value": "x"}}),
+                "user",
+            ),
+        ] {
+            assert_eq!(check(settings.clone()), Err(key), "{settings}");
+        }
+    }
+
+    #[test]
+    fn the_pattern_is_what_all_subjects_have_in_common() {
+        for (subject, pattern) in [
+            (None, "astro.>"),
+            (Some("events"), "events"),
+            (Some("a.b.{{ topic }}"), "a.b.>"),
+            (Some("a.x-{{ topic }}"), "a.>"),
+            (Some("{{ topic }}"), ">"),
+        ] {
+            let settings = json!({"url": "nats://host", "subject": subject});
+            let settings: Settings = serde_json::from_value(settings).unwrap();
+            assert_eq!(settings.pattern(), pattern, "{subject:?}");
+        }
+    }
+
+    #[test]
+    fn subjects_are_made_legal() {
+        for (subject, expected) in [
+            ("astro.main.channel.tips", "astro.main.channel.tips"),
+            ("astro..tips.", "astro._.tips._"),
+            ("a b.*.>", "a%20b.%2A.%3E"),
+            ("100%", "100%25"),
+            ("", "_"),
+        ] {
+            assert_eq!(escape(subject), expected, "{subject}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_subject_becomes_a_subject(text in any::<String>()) {
+            let subject = escape(&text);
+            prop_assert!(async_nats::Subject::from(subject.clone().into_owned()).is_valid());
+            let legal = !subject.contains(|c: char| matches!(c, '*' | '>') || c.is_whitespace());
+            prop_assert!(legal);
+        }
+    }
 }

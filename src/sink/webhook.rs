@@ -38,6 +38,7 @@ use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::Ahead, setting
 use crate::{
     clock,
     config::{ConfigError, Secret, SecretRef},
+    tls::client_config,
 };
 
 /// The row of this kind.
@@ -234,7 +235,8 @@ impl Sink for Webhook {
         let url = check_url(url.expose(), &self.guard).map_err(Failure::down)?;
         let tls = match self.tls.take() {
             Some(tls) => tls,
-            None => client::tls(self.settings.ca_file.as_deref()).map_err(Failure::down)?,
+            None => client_config(self.settings.ca_file.as_deref(), None, None)
+                .map_err(Failure::down)?,
         };
         self.tls = Some(tls.clone());
         let guard = Arc::clone(&self.guard);

@@ -6,9 +6,12 @@
     unreachable_pub,
     reason = "a test that cannot go on should panic, and nothing is outside of it"
 )]
+#![expect(unreachable_pub, reason = "nobody links a test")]
 
 mod shipped_config;
 mod sim;
+mod sink_mqtt;
+mod sink_nats;
 mod sink_redis;
 mod sink_webhook;
 mod support;

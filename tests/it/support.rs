@@ -1,5 +1,8 @@
 //! What the tests share: real servers as child processes, and waiting for a condition.
 
+pub mod carry;
+pub mod mosquitto;
+pub mod nats_server;
 pub mod process;
 pub mod receiver;
 pub mod redis_server;

@@ -6,13 +6,10 @@
 //! The one thing to know: certificate authorities are loaded here and handed to the library ready
 //! made, because the library's own way fails on a host without any, even for `http` addresses.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use reqwest::{Client, redirect};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject},
-};
+use rustls::ClientConfig;
 
 use super::guard::{Guard, GuardedResolver};
 
@@ -43,35 +40,4 @@ pub(super) fn build(
         .pool_idle_timeout(KEEP_IDLE)
         .pool_max_idle_per_host(concurrency)
         .build()
-}
-
-/// The system's certificate authorities, or Mozilla's where the system has none, and those of
-/// `ca_file`. Reads files: some milliseconds.
-pub(super) fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    // One that cannot be read or parsed is no reason to do without the others.
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    if let Some(path) = ca_file {
-        let wrong = |error: &dyn std::fmt::Display| {
-            format!("cannot read certificates from {}: {error}", path.display())
-        };
-        let mut certificates = 0;
-        for certificate in CertificateDer::pem_file_iter(path).map_err(|error| wrong(&error))? {
-            let certificate = certificate.map_err(|error| wrong(&error))?;
-            roots.add(certificate).map_err(|error| wrong(&error))?;
-            certificates += 1;
-        }
-        if certificates == 0 {
-            return Err(wrong(&"there are none in it"));
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }

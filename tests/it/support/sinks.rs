@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use astro_relay::{
     config::{ConfigError, Period, SinkConfig, Start},
     event::{Event, Origin, Record, Seq},
-    sink::{self, Opening, Outgoing, Sink},
+    sink::{self, Opening, Outgoing, Purpose, Sink},
 };
 use bytes::Bytes;
 use serde_json::Value;

@@ -1,0 +1,112 @@
+//! What MQTT topics and NATS subjects have in common: words between separators, and characters that
+//! must not stand in a word.
+//!
+//! It knows neither transport; each names its separator and its forbidden characters.
+//!
+//! The one thing to know: a forbidden character is percent-encoded, never dropped, and `%` itself is
+//! always forbidden. So two events that differ before this differ after it.
+
+use std::borrow::Cow;
+
+/// What stands where a word is empty: both transports give an empty word a meaning of its own.
+const EMPTY: char = '_';
+
+/// Makes `text` legal; borrowed where it is already.
+pub(super) fn escape(
+    text: &str,
+    separator: char,
+    forbidden: impl Fn(char) -> bool,
+) -> Cow<'_, str> {
+    let forbidden = |c: char| c != separator && (c == '%' || forbidden(c));
+    let legal = |word: &str| !word.is_empty() && !word.contains(forbidden);
+    if text.split(separator).all(legal) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 8);
+    for (index, word) in text.split(separator).enumerate() {
+        if index > 0 {
+            escaped.push(separator);
+        }
+        if word.is_empty() {
+            escaped.push(EMPTY);
+        }
+        for c in word.chars() {
+            if forbidden(c) {
+                encode(c, &mut escaped);
+            } else {
+                escaped.push(c);
+            }
+        }
+    }
+    Cow::Owned(escaped)
+}
+
+/// Writes the bytes of `c` as `%XX` each.
+fn encode(c: char, into: &mut String) {
+    let mut buffer = [0; 4];
+    for byte in c.encode_utf8(&mut buffer).bytes() {
+        into.extend(['%', hex(byte >> 4), hex(byte & 15)]);
+    }
+}
+
+fn hex(digit: u8) -> char {
+    char::from_digit(u32::from(digit), 16).map_or('0', |c| c.to_ascii_uppercase())
+}
+
+/// What of a template stands outside of Jinja's brackets: the part that reaches every address.
+pub(super) fn literals(template: &str) -> String {
+    let mut literals = String::new();
+    let mut rest = template;
+    while let Some(start) =
+        rest.find("{{").into_iter().chain(rest.find("{%")).chain(rest.find("{#")).min()
+    {
+        let (before, block) = rest.split_at(start);
+        literals.push_str(before);
+        let end = match block.as_bytes().get(1) {
+            Some(b'%') => "%}",
+            Some(b'#') => "#}",
+            _ => "}}",
+        };
+        rest = block.split_once(end).map_or("", |(_, rest)| rest);
+    }
+    literals + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn literals_are_what_stands_outside_of_brackets() {
+        for (template, expected) in [
+            ("astro/main", "astro/main"),
+            ("astro/{{ channel }}/{{ topic | replace('.', '+') }}/x", "astro///x"),
+            ("{% if room %}a{% else %}#{% endif %}", "a#"),
+            ("{# a comment + #}b", "b"),
+            ("{{ never closed", ""),
+            ("", ""),
+        ] {
+            assert_eq!(literals(template), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn what_is_legal_is_borrowed() {
+        let forbidden = |c: char| c == '+';
+        assert!(matches!(escape("a/b/ü", '/', forbidden), Cow::Borrowed(_)));
+        assert_eq!(escape("a//b+%/", '/', forbidden), "a/_/b%2B%25/_");
+        assert_eq!(escape("", '/', forbidden), "_");
+    }
+
+    proptest! {
+        #[test]
+        fn two_words_that_differ_stay_different(a in "[a-c+%_/]{1,6}", b in "[a-c+%_/]{1,6}") {
+            // `_` stands for an empty word, so a word `_` and an empty one do meet.
+            let key = |text: &str| text.split('/').map(|word| if word.is_empty() { "_" } else { word }.to_owned()).collect::<Vec<_>>();
+            let forbidden = |c: char| c == '+';
+            prop_assert_eq!(key(&a) == key(&b), escape(&a, '/', forbidden) == escape(&b, '/', forbidden));
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! One batch in flight: which events have been handed out, and what became of each.
+//!
+//! It does no I/O and knows no version of MQTT.
+//!
+//! The one thing to know: the client numbers its packets itself, in the order in which it was given
+//! them. So `Sent(packet id)` belongs to the oldest event that was handed out and has no packet id
+//! yet, and an acknowledgement finds its event by that id. That costs an array; the client's own
+//! tracking of a publish ends its read after every acknowledgement.
+
+use std::collections::VecDeque;
+
+/// What the link saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// The oldest event that had none got this packet id; 0 for QoS 0.
+    Sent(u16),
+    /// The broker has answered the event with this packet id.
+    Answered(u16, Verdict),
+    /// The broker has read everything that was sent before the barrier.
+    Barrier,
+    /// We have taken our leave.
+    Disconnected,
+    /// Nothing that matters here.
+    Other,
+}
+
+/// What the broker thinks of an event.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) enum Verdict {
+    /// No answer yet.
+    #[default]
+    Pending,
+    /// It has it.
+    Accepted,
+    /// Not now.
+    Busy(String),
+    /// Not now or never: the reason code does not say.
+    Doubtful(String),
+    /// Never.
+    Refused(String),
+}
+
+/// A batch in flight. Kept from batch to batch for its memory.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    /// By place in the batch.
+    verdicts: Vec<Verdict>,
+    /// Places that have been handed to the client and have no packet id yet.
+    handed: VecDeque<usize>,
+    /// Places by packet id.
+    by_id: Vec<usize>,
+    /// Events handed out and not answered.
+    outstanding: usize,
+}
+
+impl Flight {
+    /// Begins with a batch of that length.
+    pub(super) fn begin(&mut self, len: usize) {
+        self.verdicts.clear();
+        self.verdicts.resize(len, Verdict::Pending);
+        self.handed.clear();
+        self.outstanding = 0;
+    }
+
+    /// Events handed out and not answered.
+    pub(super) fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    /// The event at `place` was handed to the client.
+    pub(super) fn hand(&mut self, place: usize) {
+        self.handed.push_back(place);
+        self.outstanding += 1;
+    }
+
+    /// The event at `place` needs no answer of the broker.
+    pub(super) fn settle(&mut self, place: usize, verdict: Verdict) {
+        if let Some(slot) = self.verdicts.get_mut(place) {
+            *slot = verdict;
+        }
+    }
+
+    /// Takes note of what the link saw.
+    pub(super) fn note(&mut self, signal: Signal) {
+        match signal {
+            Signal::Sent(0) => {
+                // QoS 0 is never answered; the barrier behind the batch confirms it.
+                if let Some(place) = self.handed.pop_front() {
+                    self.outstanding -= 1;
+                    self.settle(place, Verdict::Accepted);
+                }
+            }
+            Signal::Sent(id) => {
+                let id = usize::from(id);
+                if self.by_id.len() <= id {
+                    self.by_id.resize(id + 1, usize::MAX);
+                }
+                if let (Some(slot), Some(place)) = (self.by_id.get_mut(id), self.handed.pop_front())
+                {
+                    *slot = place;
+                }
+            }
+            Signal::Answered(id, verdict) => {
+                let Some(slot) = self.by_id.get_mut(usize::from(id)) else { return };
+                let place = std::mem::replace(slot, usize::MAX);
+                if place != usize::MAX {
+                    self.outstanding -= 1;
+                    self.settle(place, verdict);
+                }
+            }
+            Signal::Barrier | Signal::Disconnected | Signal::Other => {}
+        }
+    }
+
+    /// How many events from the first on are accepted.
+    pub(super) fn accepted(&self) -> usize {
+        self.verdicts.iter().take_while(|verdict| **verdict == Verdict::Accepted).count()
+    }
+
+    /// What the event at `place` met.
+    pub(super) fn verdict(&mut self, place: usize) -> Verdict {
+        self.verdicts.get_mut(place).map(std::mem::take).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_finds_its_event_by_the_packet_id() {
+        let mut flight = Flight::default();
+        flight.begin(3);
+        for place in 0..3 {
+            flight.hand(place);
+        }
+        for id in [7, 8, 1] {
+            flight.note(Signal::Sent(id));
+        }
+        flight.note(Signal::Answered(8, Verdict::Accepted));
+        assert_eq!((flight.accepted(), flight.outstanding()), (0, 2));
+        flight.note(Signal::Answered(7, Verdict::Accepted));
+        assert_eq!((flight.accepted(), flight.outstanding()), (2, 1));
+        // An id that nobody waits for changes nothing.
+        flight.note(Signal::Answered(7, Verdict::Accepted));
+        flight.note(Signal::Answered(900, Verdict::Accepted));
+        assert_eq!((flight.accepted(), flight.outstanding()), (2, 1));
+        flight.note(Signal::Answered(1, Verdict::Refused("no".into())));
+        assert_eq!((flight.accepted(), flight.outstanding()), (2, 0));
+        assert_eq!(flight.verdict(2), Verdict::Refused("no".into()));
+    }
+
+    proptest! {
+        /// Whatever the order of the answers, the accepted prefix never passes one that is open.
+        #[test]
+        fn the_prefix_ends_at_the_first_open_event(order in Just((1..=20_u16).collect::<Vec<_>>()).prop_shuffle(), answered in 0..=20_usize) {
+            let mut flight = Flight::default();
+            flight.begin(20);
+            for place in 0..20 {
+                flight.hand(place);
+                flight.note(Signal::Sent(u16::try_from(place).unwrap() + 1));
+            }
+            for id in &order[..answered] {
+                flight.note(Signal::Answered(*id, Verdict::Accepted));
+            }
+            let open = order[answered..].iter().min().map_or(20, |id| usize::from(*id) - 1);
+            prop_assert_eq!(flight.accepted(), open);
+            prop_assert_eq!(flight.outstanding(), 20 - answered);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! One connection to a broker, in either version of the protocol.
+//!
+//! The two client libraries are twins with different types; this is what the sink needs of them, said
+//! once. Nothing here decides anything.
+//!
+//! The one thing to know: nobody polls the connection but the sink. What is published stands in the
+//! client's channel until the next poll, and what the client has read stands in its own queue, which
+//! [`Link::ready`] empties without another poll.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Settings, Version, flight::Signal, v4, v5};
+use crate::{config::Secret, sink::Outgoing};
+
+/// Name, TCP, TLS and the broker's CONNACK together. A broker that takes longer is not well.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Requests beside the window that may stand in the client's channel: the birth and the farewell.
+pub(super) const SPARE_REQUESTS: usize = 2;
+
+/// Why a link is lost, or was never made.
+pub(super) type Lost = Box<dyn std::error::Error + Send + Sync>;
+
+/// With what a link is made.
+#[derive(Debug)]
+pub(super) struct Dial<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) client_id: &'a str,
+    /// Empty: none.
+    pub(super) availability: &'a str,
+    pub(super) password: Option<Secret>,
+    pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+/// What the broker allows, from its CONNACK.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Terms {
+    /// The highest QoS that it takes.
+    pub(super) max_qos: u8,
+    /// Whether it keeps retained messages.
+    pub(super) retain: bool,
+    /// How many events it takes unanswered.
+    pub(super) receive_max: usize,
+}
+
+/// Why an event was not even handed to the client.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unsent {
+    /// It can never be sent over this link.
+    Refused(String),
+    /// The client takes nothing more.
+    Closed,
+}
+
+/// A connection.
+pub(super) enum Link {
+    V5(Box<v5::Link>),
+    V4(Box<v4::Link>),
+}
+
+impl Link {
+    /// Connects and waits for the broker's answer.
+    pub(super) async fn connect(dial: &Dial<'_>) -> Result<(Self, Terms), Lost> {
+        match dial.settings.version {
+            Version::V5 => {
+                v5::Link::connect(dial).await.map(|(link, terms)| (Self::V5(Box::new(link)), terms))
+            }
+            Version::V3 => {
+                v4::Link::connect(dial).await.map(|(link, terms)| (Self::V4(Box::new(link)), terms))
+            }
+        }
+    }
+
+    /// Hands an event to the client; it leaves with the next poll.
+    pub(super) fn publish(&self, outgoing: &Outgoing, qos: u8, retain: bool) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.publish(outgoing, qos, retain),
+            Self::V4(link) => link.publish(outgoing, qos, retain),
+        }
+    }
+
+    /// Hands a retained text to the client: the birth or the farewell.
+    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.announce(topic, text, qos),
+            Self::V4(link) => link.announce(topic, text, qos),
+        }
+    }
+
+    /// Asks for [`Signal::Barrier`] behind all that was handed over so far: the answer to an
+    /// unsubscription from something that was never subscribed.
+    pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.barrier(topic),
+            Self::V4(link) => link.barrier(topic),
+        }
+    }
+
+    /// Asks the client to take its leave when all is answered.
+    pub(super) fn disconnect(&self) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.disconnect(),
+            Self::V4(link) => link.disconnect(),
+        }
+    }
+
+    /// Drives the connection until something happens. An error is the end of the link: the client
+    /// would connect again by itself at the next poll, and send what it still holds.
+    pub(super) async fn poll(&mut self) -> Result<Signal, Lost> {
+        match self {
+            Self::V5(link) => link.poll().await,
+            Self::V4(link) => link.poll().await,
+        }
+    }
+
+    /// What has happened already.
+    pub(super) fn ready(&mut self) -> Option<Signal> {
+        match self {
+            Self::V5(link) => link.ready(),
+            Self::V4(link) => link.ready(),
+        }
+    }
+}

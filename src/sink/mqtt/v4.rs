@@ -1,0 +1,184 @@
+//! A link in MQTT 3.1.1: the payload travels alone, and an acknowledgement gives no reason.
+//!
+//! A broker of this version cannot say that it refused an event: it acknowledges and drops it, or
+//! ends the connection. Version 5 is better wherever there is a choice.
+//!
+//! The one thing to know: like its twin for version 5, the client's own limits are meant for devices
+//! (10 KiB for a packet); they are raised to those of the protocol.
+
+use rumqttc_v4::{
+    AsyncClient, Broker, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop,
+    Incoming, LastWill, MqttOptions, NetworkOptions, Outgoing as Left, PublishOptions, QoS,
+    TlsConfiguration, Transport,
+};
+
+use super::{
+    OFFLINE,
+    flight::{Signal, Verdict},
+    link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
+    target::{Target, Wire},
+};
+use crate::sink::Outgoing;
+
+/// What the broker may send: acknowledgements, nothing larger.
+const MAX_INCOMING: usize = 10 * 1024;
+
+/// The longest packet that can be written: four bytes of seven bits each.
+const MAX_OUTGOING: usize = 268_435_455;
+
+/// The longest topic: its length has two bytes.
+const MAX_TOPIC: usize = 65_535;
+
+/// Events of QoS 2 without an answer. The broker of this version cannot say how many it takes, and
+/// mosquitto ends the connection at one more than its `max_inflight_messages`, which is 20.
+const MAX_QOS2: usize = 20;
+
+/// A connection in MQTT 3.1.1.
+pub(super) struct Link {
+    client: AsyncClient,
+    events: EventLoop,
+}
+
+impl Link {
+    pub(super) async fn connect(dial: &Dial<'_>) -> Result<(Self, Terms), Lost> {
+        let inflight = dial.settings.inflight;
+        let (client, mut events) = AsyncClient::builder(options(dial)?)
+            .capacity(usize::from(inflight) + SPARE_REQUESTS)
+            .build();
+        events.set_network_options(network());
+        let mut link = Self { client, events };
+        loop {
+            let event = link.events.poll().await.map_err(lost)?;
+            if let Event::Incoming(Incoming::ConnAck(_)) = event {
+                let receive_max =
+                    if dial.settings.qos == 2 { MAX_QOS2 } else { usize::from(inflight) };
+                let terms = Terms { max_qos: 2, retain: true, receive_max };
+                return Ok((link, terms));
+            }
+        }
+    }
+
+    pub(super) fn publish(&self, outgoing: &Outgoing, qos: u8, retain: bool) -> Result<(), Unsent> {
+        let (topic, payload) = (&*outgoing.address, &outgoing.payload);
+        if topic.len() > MAX_TOPIC {
+            return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
+        }
+        // 4 bytes: the lengths of topic and packet id.
+        if topic.len() + payload.len() + 4 > MAX_OUTGOING {
+            return Err(Unsent::Refused(format!(
+                "a payload of {} bytes is too long",
+                payload.len()
+            )));
+        }
+        let options = PublishOptions::new(level(qos)).retain(retain);
+        self.client.try_publish(topic, payload.clone(), options).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
+        let options = PublishOptions::new(level(qos)).retained();
+        self.client.try_publish(topic, text.as_bytes(), options).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
+        self.client.try_unsubscribe(topic).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn disconnect(&self) -> Result<(), Unsent> {
+        self.client.try_disconnect().map_err(|error| unsent(&error))
+    }
+
+    pub(super) async fn poll(&mut self) -> Result<Signal, Lost> {
+        self.events.poll().await.map(|event| signal(&event)).map_err(lost)
+    }
+
+    pub(super) fn ready(&mut self) -> Option<Signal> {
+        self.events.state.events.pop_front().map(|event| signal(&event))
+    }
+}
+
+fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
+    let settings = dial.settings;
+    let Target { wire, host, port } = Target::parse(&settings.url)?;
+    let tls = || dial.tls.clone().map(TlsConfiguration::Rustls).ok_or("no TLS configuration");
+    let mut options = match wire {
+        Wire::Tcp => MqttOptions::new(dial.client_id, Broker::tcp(host, port)),
+        Wire::Tls => {
+            let mut options = MqttOptions::new(dial.client_id, Broker::tcp(host, port));
+            options.set_transport(Transport::tls_with_config(tls()?));
+            options
+        }
+        Wire::WebSocket => MqttOptions::new(dial.client_id, Broker::websocket(&settings.url)?),
+        Wire::WebSocketTls => {
+            MqttOptions::websocket_with_tls_config(dial.client_id, &settings.url, tls()?)?
+        }
+    };
+    options
+        .set_keep_alive(settings.keep_alive_secs())
+        // The journal is what sends again: the broker must hold nothing of us across connections.
+        .set_clean_session(true)
+        .set_max_packet_size(MAX_INCOMING, MAX_OUTGOING)
+        .set_inflight(settings.inflight)
+        .set_max_request_batch(usize::from(settings.inflight))
+        .set_read_batch_size(usize::from(settings.inflight));
+    match (&settings.user, &dial.password) {
+        (Some(user), Some(password)) => {
+            options.set_credentials(user.clone(), password.expose().to_owned());
+        }
+        (Some(user), None) => {
+            options.set_username(user.clone());
+        }
+        // Refused when the sink is opened: this version has no password without a user.
+        (None, _) => {}
+    }
+    if !dial.availability.is_empty() {
+        let qos = level(settings.qos.min(1));
+        options.set_last_will(LastWill::new(dial.availability, OFFLINE, qos, true));
+    }
+    Ok(options)
+}
+
+fn network() -> NetworkOptions {
+    let mut network = NetworkOptions::new();
+    // Events leave when they are flushed; Nagle would hold the last of a batch for the answer.
+    network.set_tcp_nodelay(true);
+    network.set_connection_timeout(CONNECT_TIMEOUT.as_secs());
+    network
+}
+
+fn level(qos: u8) -> QoS {
+    match qos {
+        0 => QoS::AtMostOnce,
+        1 => QoS::AtLeastOnce,
+        _ => QoS::ExactlyOnce,
+    }
+}
+
+fn unsent(error: &ClientError) -> Unsent {
+    match error {
+        ClientError::InvalidRequest(_) => Unsent::Refused("the topic is not a topic name".into()),
+        _ => Unsent::Closed,
+    }
+}
+
+fn signal(event: &Event) -> Signal {
+    match event {
+        Event::Outgoing(Left::Publish(id)) => Signal::Sent(*id),
+        Event::Outgoing(Left::Disconnect) => Signal::Disconnected,
+        Event::Incoming(Incoming::PubAck(ack)) => Signal::Answered(ack.pkid, Verdict::Accepted),
+        Event::Incoming(Incoming::PubComp(comp)) => Signal::Answered(comp.pkid, Verdict::Accepted),
+        Event::Incoming(Incoming::UnsubAck(_)) => Signal::Barrier,
+        _ => Signal::Other,
+    }
+}
+
+fn lost(error: ConnectionError) -> Lost {
+    match &error {
+        ConnectionError::ConnectionRefused(ConnectReturnCode::RefusedProtocolVersion) => {
+            "the broker does not speak MQTT 3.1.1: set version = \"5\"".into()
+        }
+        ConnectionError::ConnectionRefused(code) => {
+            format!("the broker refused the connection: {code:?}").into()
+        }
+        _ => Box::new(error),
+    }
+}

@@ -1,0 +1,363 @@
+//! A link in MQTT 5: the event's metadata travels as user properties, and the broker gives reasons.
+//!
+//! Section numbers are those of the OASIS standard "MQTT Version 5.0".
+//!
+//! The one thing to know: what the broker said in its CONNACK that it will not take must not be
+//! written at all, for the client answers that with the end of the connection. So the size of every
+//! packet is reckoned here first.
+
+use std::{borrow::Cow, time::Duration};
+
+use rumqttc_v5::{
+    AsyncClient, Broker, ClientError, ConnAck, ConnectReturnCode, ConnectionError,
+    DisconnectReasonCode, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions,
+    Outgoing as Left, PubAckReason, PubRecReason, PublishOptions, PublishProperties, QoS,
+    StateError, TlsConfiguration, Transport,
+};
+
+use super::{
+    OFFLINE,
+    flight::{Signal, Verdict},
+    link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
+    target::{Target, Wire},
+};
+use crate::sink::Outgoing;
+
+/// The longest packet that can be written, section 1.5.5: four bytes of seven bits each.
+const MAX_REMAINING: usize = 268_435_455;
+
+/// The longest text or topic, section 1.5.4: its length has two bytes.
+const MAX_TEXT: usize = 65_535;
+
+/// A connection in MQTT 5.
+pub(super) struct Link {
+    client: AsyncClient,
+    events: EventLoop,
+    /// The longest packet that the broker takes.
+    max_packet: usize,
+}
+
+impl Link {
+    pub(super) async fn connect(dial: &Dial<'_>) -> Result<(Self, Terms), Lost> {
+        let inflight = dial.settings.inflight;
+        let (client, events) = AsyncClient::builder(options(dial)?)
+            .capacity(usize::from(inflight) + SPARE_REQUESTS)
+            .build();
+        let mut link = Self { client, events, max_packet: MAX_REMAINING };
+        loop {
+            let event = link.events.poll().await.map_err(lost)?;
+            if let Event::Incoming(Incoming::ConnAck(connack)) = event {
+                let terms = link.agree(&connack);
+                return Ok((link, terms));
+            }
+        }
+    }
+
+    fn agree(&mut self, connack: &ConnAck) -> Terms {
+        let Some(properties) = &connack.properties else {
+            return Terms { max_qos: 2, retain: true, receive_max: MAX_TEXT };
+        };
+        if let Some(max) = properties.max_packet_size {
+            self.max_packet = usize::try_from(max).unwrap_or(MAX_REMAINING);
+        }
+        Terms {
+            max_qos: properties.max_qos.unwrap_or(2),
+            retain: properties.retain_available != Some(0),
+            receive_max: properties.receive_max.map_or(MAX_TEXT, usize::from),
+        }
+    }
+
+    pub(super) fn publish(&self, outgoing: &Outgoing, qos: u8, retain: bool) -> Result<(), Unsent> {
+        let topic = &*outgoing.address;
+        if topic.len() > MAX_TEXT {
+            return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
+        }
+        let properties = properties(outgoing);
+        let size = packet_size(topic, qos, &properties, outgoing.payload.len());
+        if size > self.max_packet {
+            return Err(Unsent::Refused(format!(
+                "a packet of {size} bytes is larger than the broker takes ({})",
+                self.max_packet
+            )));
+        }
+        let options = PublishOptions::new(level(qos)).retain(retain).properties(properties);
+        self.client
+            .try_publish(topic, outgoing.payload.clone(), options)
+            .map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
+        let options = PublishOptions::new(level(qos)).retained();
+        self.client.try_publish(topic, text.as_bytes(), options).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
+        self.client.try_unsubscribe(topic).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn disconnect(&self) -> Result<(), Unsent> {
+        self.client.try_disconnect().map_err(|error| unsent(&error))
+    }
+
+    pub(super) async fn poll(&mut self) -> Result<Signal, Lost> {
+        self.events.poll().await.map(signal).map_err(lost)
+    }
+
+    pub(super) fn ready(&mut self) -> Option<Signal> {
+        self.events.state.events.pop_front().map(signal)
+    }
+}
+
+fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
+    let settings = dial.settings;
+    let Target { wire, host, port } = Target::parse(&settings.url)?;
+    let tls = || dial.tls.clone().map(TlsConfiguration::Rustls).ok_or("no TLS configuration");
+    let mut options = match wire {
+        Wire::Tcp => MqttOptions::new(dial.client_id, Broker::tcp(host, port)),
+        Wire::Tls => {
+            let mut options = MqttOptions::new(dial.client_id, Broker::tcp(host, port));
+            options.set_transport(Transport::tls_with_config(tls()?));
+            options
+        }
+        Wire::WebSocket => MqttOptions::new(dial.client_id, Broker::websocket(&settings.url)?),
+        Wire::WebSocketTls => {
+            MqttOptions::websocket_with_tls_config(dial.client_id, &settings.url, tls()?)?
+        }
+    };
+    let mut network = NetworkOptions::new();
+    // Events leave when they are flushed; Nagle would hold the last of a batch for the answer.
+    network.set_tcp_nodelay(true);
+    options
+        .set_network_options(network)
+        .set_connect_timeout(CONNECT_TIMEOUT)
+        .set_keep_alive(settings.keep_alive_secs())
+        // The journal is what sends again: the broker must hold nothing of us across connections.
+        .set_clean_start(true)
+        // Its default of 65,535 makes every flush look at as many places.
+        .set_outgoing_inflight_upper_limit(settings.inflight)
+        .set_max_request_batch(usize::from(settings.inflight))
+        .set_read_batch_size(usize::from(settings.inflight));
+    match (&settings.user, &dial.password) {
+        (Some(user), Some(password)) => {
+            options.set_credentials(user.clone(), password.expose().to_owned());
+        }
+        (Some(user), None) => {
+            options.set_username(user.clone());
+        }
+        (None, Some(password)) => {
+            options.set_password(password.expose().to_owned());
+        }
+        (None, None) => {}
+    }
+    if !dial.availability.is_empty() {
+        let qos = level(settings.qos.min(1));
+        options.set_last_will(LastWill::new(dial.availability, OFFLINE, qos, true, None));
+    }
+    Ok(options)
+}
+
+fn properties(outgoing: &Outgoing) -> PublishProperties {
+    let event = &outgoing.record.event;
+    let pairs = [
+        ("id", event.key()),
+        ("topic", &event.topic),
+        ("room", &event.room),
+        ("channel", &event.channel),
+        ("ts", &event.ts),
+        ("origin", event.origin.as_str()),
+    ];
+    PublishProperties {
+        message_expiry_interval: outgoing.expires_in.map(expiry),
+        content_type: Some(outgoing.content_type.to_owned()),
+        user_properties: pairs
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(name, value)| (name.to_owned(), presentable(value).into_owned()))
+            .collect(),
+        ..PublishProperties::default()
+    }
+}
+
+/// Whole seconds, section 3.3.2.3.3: rounded up, so that a short life is not none at all.
+fn expiry(left: Duration) -> u32 {
+    let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+    u32::try_from(seconds.max(1)).unwrap_or(u32::MAX)
+}
+
+/// A text as a user property may hold it: brokers close the connection at a control character or a
+/// noncharacter (section 1.5.4 lets them), and its length has two bytes.
+fn presentable(text: &str) -> Cow<'_, str> {
+    if text.len() <= MAX_TEXT && !text.contains(super::unfit) {
+        return Cow::Borrowed(text);
+    }
+    let mut fit: String =
+        text.chars().map(|c| if super::unfit(c) { '\u{FFFD}' } else { c }).collect();
+    fit.truncate(fit.floor_char_boundary(MAX_TEXT));
+    Cow::Owned(fit)
+}
+
+/// The size of a PUBLISH packet on the wire, section 3.3.
+fn packet_size(topic: &str, qos: u8, properties: &PublishProperties, payload: usize) -> usize {
+    let pairs: usize =
+        properties.user_properties.iter().map(|(name, value)| 5 + name.len() + value.len()).sum();
+    let content_type = properties.content_type.as_ref().map_or(0, |text| 3 + text.len());
+    let expiry = if properties.message_expiry_interval.is_some() { 5 } else { 0 };
+    let properties = pairs + content_type + expiry;
+    let packet_id = if qos == 0 { 0 } else { 2 };
+    let remaining = 2 + topic.len() + packet_id + varint_size(properties) + properties + payload;
+    1 + varint_size(remaining) + remaining
+}
+
+/// Bytes of a variable byte integer, section 1.5.5.
+fn varint_size(value: usize) -> usize {
+    match value {
+        0..=127 => 1,
+        128..=16_383 => 2,
+        16_384..=2_097_151 => 3,
+        _ => 4,
+    }
+}
+
+fn level(qos: u8) -> QoS {
+    match qos {
+        0 => QoS::AtMostOnce,
+        1 => QoS::AtLeastOnce,
+        _ => QoS::ExactlyOnce,
+    }
+}
+
+fn unsent(error: &ClientError) -> Unsent {
+    match error {
+        ClientError::InvalidRequest(_) => Unsent::Refused("the topic is not a topic name".into()),
+        _ => Unsent::Closed,
+    }
+}
+
+fn signal(event: Event) -> Signal {
+    match event {
+        Event::Outgoing(Left::Publish(id)) => Signal::Sent(id),
+        Event::Outgoing(Left::Disconnect) => Signal::Disconnected,
+        Event::Incoming(Incoming::PubAck(ack)) => {
+            let said = ack.properties.and_then(|properties| properties.reason_string);
+            Signal::Answered(ack.pkid, of_puback(ack.reason, said))
+        }
+        Event::Incoming(Incoming::PubRec(rec)) => {
+            let said = rec.properties.and_then(|properties| properties.reason_string);
+            match of_pubrec(rec.reason, said) {
+                // The broker owns it now; PUBCOMP will say that it knows that we know.
+                Verdict::Accepted => Signal::Other,
+                verdict => Signal::Answered(rec.pkid, verdict),
+            }
+        }
+        Event::Incoming(Incoming::PubComp(comp)) => Signal::Answered(comp.pkid, Verdict::Accepted),
+        Event::Incoming(Incoming::UnsubAck(_)) => Signal::Barrier,
+        _ => Signal::Other,
+    }
+}
+
+/// Section 3.4.2.1. `said` is the broker's own text.
+fn of_puback(reason: PubAckReason, said: Option<String>) -> Verdict {
+    let text = |code: &str| said.map_or_else(|| code.to_owned(), |said| format!("{code}: {said}"));
+    match reason {
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Verdict::Accepted,
+        PubAckReason::QuotaExceeded => Verdict::Busy(text("quota exceeded (0x97)")),
+        PubAckReason::UnspecifiedError => Verdict::Doubtful(text("unspecified error (0x80)")),
+        PubAckReason::ImplementationSpecificError => {
+            Verdict::Doubtful(text("implementation specific error (0x83)"))
+        }
+        // The broker takes this packet id for one that is in use: its session is not ours.
+        PubAckReason::PacketIdentifierInUse => {
+            Verdict::Busy(text("packet identifier in use (0x91)"))
+        }
+        PubAckReason::NotAuthorized => Verdict::Refused(text("not authorized (0x87)")),
+        PubAckReason::TopicNameInvalid => Verdict::Refused(text("topic name invalid (0x90)")),
+        PubAckReason::PayloadFormatInvalid => {
+            Verdict::Refused(text("payload format invalid (0x99)"))
+        }
+    }
+}
+
+/// Section 3.5.2.1: the same reasons, in a type of their own.
+fn of_pubrec(reason: PubRecReason, said: Option<String>) -> Verdict {
+    let same = match reason {
+        PubRecReason::Success => PubAckReason::Success,
+        PubRecReason::NoMatchingSubscribers => PubAckReason::NoMatchingSubscribers,
+        PubRecReason::UnspecifiedError => PubAckReason::UnspecifiedError,
+        PubRecReason::ImplementationSpecificError => PubAckReason::ImplementationSpecificError,
+        PubRecReason::NotAuthorized => PubAckReason::NotAuthorized,
+        PubRecReason::TopicNameInvalid => PubAckReason::TopicNameInvalid,
+        PubRecReason::PacketIdentifierInUse => PubAckReason::PacketIdentifierInUse,
+        PubRecReason::QuotaExceeded => PubAckReason::QuotaExceeded,
+        PubRecReason::PayloadFormatInvalid => PubAckReason::PayloadFormatInvalid,
+    };
+    of_puback(same, said)
+}
+
+fn lost(error: ConnectionError) -> Lost {
+    match &error {
+        ConnectionError::ConnectionRefused(code) => match code {
+            ConnectReturnCode::RetainNotSupported | ConnectReturnCode::QoSNotSupported => {
+                "the broker does not take the last will: set availability_topic = \"\"".into()
+            }
+            code => format!("the broker refused the connection: {code:?}").into(),
+        },
+        ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
+            let hint = match reason_code {
+                DisconnectReasonCode::SessionTakenOver => ", another client has the same client_id",
+                _ => "",
+            };
+            let said = reason_string.as_deref().unwrap_or_default();
+            format!("the broker ended the connection: {reason_code:?}{hint} {said}")
+                .trim_end()
+                .into()
+        }
+        _ => Box::new(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rumqttc_v5::Publish;
+
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_packet_is_reckoned_as_it_is_written() {
+        for qos in 0..=2 {
+            for payload in [0, 1, 100, 127, 128, 16_000, 16_400, 2_097_200] {
+                for (expiry, names) in [(None, 0), (Some(7), 1), (None, 40)] {
+                    let properties = PublishProperties {
+                        message_expiry_interval: expiry,
+                        content_type: Some("application/json".into()),
+                        user_properties: vec![("id".into(), "x".into()); names],
+                        ..PublishProperties::default()
+                    };
+                    let mut packet = Publish::new(
+                        "astro/main",
+                        level(qos),
+                        vec![0; payload],
+                        Some(properties.clone()),
+                    );
+                    packet.pkid = u16::from(qos > 0);
+                    assert_eq!(packet_size("astro/main", qos, &properties, payload), packet.size());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_that_a_broker_would_not_take_is_made_presentable() {
+        assert!(matches!(presentable("Zoë"), Cow::Borrowed("Zoë")));
+        assert_eq!(presentable("a\0b\u{FFFF}c\u{85}"), "a\u{FFFD}b\u{FFFD}c\u{FFFD}");
+        let long = "ü".repeat(40_000);
+        assert_eq!(presentable(&long).len(), 65_534);
+    }
+
+    #[test]
+    fn a_short_life_is_not_none_at_all() {
+        for (left, seconds) in [(0, 1), (1, 1), (1000, 1), (1001, 2), (30_000, 30)] {
+            assert_eq!(expiry(Duration::from_millis(left)), seconds);
+        }
+        assert_eq!(expiry(Duration::MAX), u32::MAX);
+    }
+}

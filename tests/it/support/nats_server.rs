@@ -1,0 +1,142 @@
+//! nats-server as a child process, and listeners on it that note what arrives.
+
+use std::sync::{Arc, Mutex};
+
+use astro_relay::event::Seq;
+use async_nats::{
+    Client, ConnectOptions, Message,
+    jetstream::{self, context::GetStreamErrorKind},
+};
+use futures_util::StreamExt;
+use tempfile::TempDir;
+
+use super::{
+    carry::{PATIENCE, number},
+    process::{Server, free_port},
+    wait::until,
+};
+
+/// A nats-server on a free port of this machine.
+pub struct NatsServer {
+    pub server: Server,
+    pub port: u16,
+    _dir: TempDir,
+}
+
+impl NatsServer {
+    /// Starts one with streams on disk; `extra` are lines of its configuration beside the others.
+    pub async fn start(extra: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let config = dir.path().join("nats.conf");
+        let store = dir.path().join("store");
+        let text = format!(
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n{extra}\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let args = vec!["-c".into(), config.display().to_string()];
+        let server = Server::start("nats-server", args, port).await;
+        Self { server, port, _dir: dir }
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// A client of the test's own.
+    pub async fn client(&self, options: ConnectOptions) -> Client {
+        until("the server takes a client", PATIENCE, async || {
+            options.clone().connect(self.url()).await.ok()
+        })
+        .await
+    }
+
+    /// Waits until streams can be used, which is some time after connections can.
+    pub async fn streams(&self) -> jetstream::Context {
+        let context = jetstream::new(self.client(ConnectOptions::new()).await);
+        // 2.9's answer about the account lacks what the client expects; any answer of the stream
+        // interface will do.
+        until("the server has its streams", PATIENCE, async || {
+            let error = context.get_stream("none").await.err()?;
+            matches!(error.kind(), GetStreamErrorKind::JetStream(_)).then_some(())
+        })
+        .await;
+        context
+    }
+
+    /// The numbers of the events in that stream, in its order.
+    pub async fn stored(&self, stream: &str) -> Vec<Seq> {
+        let Ok(mut stream) = self.streams().await.get_stream(stream).await else {
+            return Vec::new();
+        };
+        let state = stream.info().await.unwrap().state.clone();
+        let mut numbers = Vec::new();
+        for sequence in state.first_sequence..=state.last_sequence {
+            let message = stream.get_raw_message(sequence).await.unwrap();
+            numbers.extend(number(&message.payload));
+        }
+        numbers
+    }
+}
+
+/// A subscriber of core NATS.
+pub struct Listener {
+    heard: Arc<Mutex<Vec<Message>>>,
+    client: Client,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Listener {
+    /// Subscribes and waits until the server knows it.
+    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
+    pub async fn start(server: &NatsServer, subject: &'static str) -> Self {
+        let client = server.client(ConnectOptions::new()).await;
+        let mut subscription = client.subscribe(subject).await.unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let notes = Arc::clone(&heard);
+        let task = tokio::spawn(async move {
+            while let Some(message) = subscription.next().await {
+                notes.lock().unwrap().push(message);
+            }
+        });
+        let listener = Self { heard, client, task };
+        listener.settle().await;
+        listener
+    }
+
+    /// Waits until the server knows this subscriber, again after it was away.
+    pub async fn settle(&self) {
+        let inbox = self.client.new_inbox();
+        until("the subscription stands", PATIENCE, async || {
+            let mut echo = self.client.subscribe(inbox.clone()).await.ok()?;
+            self.client.publish(inbox.clone(), "".into()).await.ok()?;
+            let heard = tokio::time::timeout(PATIENCE / 60, echo.next()).await;
+            heard.ok().flatten().map(drop)
+        })
+        .await;
+    }
+
+    pub fn heard(&self) -> Vec<Message> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    /// The numbers of the events that have arrived.
+    pub fn numbers(&self) -> Vec<Seq> {
+        self.heard().iter().filter_map(|message| number(&message.payload)).collect()
+    }
+
+    /// Waits until `count` messages have arrived.
+    pub async fn wait_for(&self, count: usize) -> Vec<Message> {
+        until("the messages arrive", PATIENCE, async || {
+            let heard = self.heard();
+            (heard.len() >= count).then_some(heard)
+        })
+        .await
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
