@@ -292,8 +292,8 @@ fn addressing(
     let key = (address.key)(&config.settings);
     let configured = config.settings.get(key).and_then(serde_json::Value::as_str);
     let text = configured.unwrap_or_else(|| (address.default)(&config.settings));
-    let template = Template::compile(text)
-        .map_err(|error| ConfigError::at(&["sinks", name, key], error))?;
+    let template =
+        Template::compile(text).map_err(|error| ConfigError::at(&["sinks", name, key], error))?;
     let constant = template.uses_only(&["channel", "topic", "room"]);
     Ok(Addressing { template, escape: address.escape, constant })
 }

@@ -200,6 +200,9 @@ fn every_problem_is_told_at_once() {
         start = "yesterday"
         window = -1
         timeout = 2.5
+        [sinks.redacted]
+        type = "stdout"
+        redact = ["topic"]
         [[sinks.list]]
         type = "stdout"
     "#;
