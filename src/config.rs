@@ -26,7 +26,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    layers::environment,
+    layers::{environment, under_journal},
     load::{Loaded, Sources, load},
     problem::{ConfigError, Place, Problem},
     schema::schema,

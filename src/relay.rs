@@ -16,7 +16,7 @@ use crate::{
     journal::{Journal, StoreError},
     metrics,
     route::Route,
-    sink::{self, Opening, Sink},
+    sink::{self, Opening, Purpose, Sink},
     status::Status,
     supervisor::{Factory, Outcome, Stage, Supervisor},
 };
@@ -75,7 +75,8 @@ impl Relay {
         });
         add_gateway(&mut supervisor, &config, &journal, &status, targets, away)?;
         for (name, sink) in &config.sinks {
-            check_sink(name, sink)?;
+            // What is wrong with it is found out before anything runs.
+            open_sink(name, sink, Purpose::Relay)?;
             add_sink(&mut supervisor, name, sink, &journal, &status);
         }
         let listening = add_http(&mut supervisor, &config, &journal, &status, metrics).await?;
@@ -135,15 +136,19 @@ fn add_gateway(
     Ok(())
 }
 
-/// Makes a sink and its route, to find out what is wrong with them before anything runs.
-pub fn check_sink(name: &str, config: &SinkConfig) -> Result<(Box<dyn Sink>, Route), ConfigError> {
+/// Makes a sink and its route; connects to nothing.
+pub fn open_sink(
+    name: &str,
+    config: &SinkConfig,
+    purpose: Purpose,
+) -> Result<(Box<dyn Sink>, Route), ConfigError> {
     let kind = sink::kind(&config.kind).ok_or_else(|| {
         let known: Vec<_> = sink::KINDS.iter().map(|kind| kind.name).collect();
         let message = format!("there is no kind {:?}; known: {}", config.kind, known.join(", "));
         ConfigError::at(&["sinks", name, "type"], message)
     })?;
     let route = Route::new(name, config, kind)?;
-    let opening = Opening { name, settings: config.settings.clone(), config };
+    let opening = Opening { name, settings: config.settings.clone(), config, purpose };
     Ok(((kind.open)(opening)?, route))
 }
 
@@ -157,7 +162,8 @@ fn add_sink(
     let (owned, config) = (name.to_owned(), config.clone());
     let (journal, status) = (journal.clone(), Arc::clone(status));
     let factory: Factory = Box::new(move |stop| {
-        let (sink, route) = check_sink(&owned, &config).map_err(|error| error.to_string())?;
+        let (sink, route) =
+            open_sink(&owned, &config, Purpose::Relay).map_err(|error| error.to_string())?;
         let (journal, status) = (journal.clone(), Arc::clone(&status));
         let delivery = Delivery::new(&owned, &config, sink, route, journal, status)
             .map_err(|error| error.to_string())?;

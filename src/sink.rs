@@ -129,6 +129,19 @@ pub struct Opening<'a> {
     pub settings: serde_json::Value,
     /// The whole configuration of this sink, for what is shared.
     pub config: &'a crate::config::SinkConfig,
+    /// What it is opened for.
+    pub purpose: Purpose,
+}
+
+/// What a sink is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Purpose {
+    /// To deliver, as long as the relay runs.
+    #[default]
+    Relay,
+    /// A short visit, perhaps beside a relay that runs: it takes no name that the relay has at the far
+    /// side, and announces nothing.
+    Visit,
 }
 
 /// A kind of sink: one row.

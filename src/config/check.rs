@@ -358,7 +358,8 @@ impl Findings {
     /// What the sink's own kind says of its settings, and whether its address can be one.
     fn kind(&mut self, name: &str, sink: &SinkConfig) {
         let Some(kind) = sink::kind(&sink.kind) else { return };
-        let opening = Opening { name, settings: sink.settings.clone(), config: sink };
+        let purpose = sink::Purpose::Relay;
+        let opening = Opening { name, settings: sink.settings.clone(), config: sink, purpose };
         if let Err(ConfigError { problems }) = (kind.open)(opening) {
             let told = problems.into_iter().map(|told| without_values(told, &sink.settings));
             self.errors.extend(told);

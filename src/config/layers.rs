@@ -162,3 +162,8 @@ fn json(kind: ValueKind) -> Value {
         ValueKind::Array(list) => list.into_iter().map(|value| json(value.kind)).collect(),
     }
 }
+
+/// Whether systemd has connected standard error to its journal (`$JOURNAL_STREAM`, systemd.exec(5)).
+pub fn under_journal() -> bool {
+    environment().contains_key("JOURNAL_STREAM")
+}

@@ -424,6 +424,12 @@ impl Store {
         Ok(read)
     }
 
+    /// How many events come after that one.
+    pub fn count_after(&self, after: Seq) -> Result<u64, StoreError> {
+        let count = "SELECT count(*) FROM events WHERE seq > ?1";
+        Ok(self.db.query_row(count, [signed(after)], |row| row.get(0).map(unsigned))?)
+    }
+
     /// The first and the last event that are there.
     pub fn bounds(&self) -> Result<Option<(Seq, Seq)>, StoreError> {
         let (first, last): (Option<i64>, Option<i64>) = self.db.query_row(

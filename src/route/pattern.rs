@@ -64,6 +64,17 @@ impl Pattern {
     }
 }
 
+impl std::fmt::Display for Pattern {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let words = self.words.iter().map(|word| match word {
+            Word::Any => "*",
+            Word::Is(word) => word,
+        });
+        let rest = self.open.then_some("**");
+        f.write_str(&words.chain(rest).collect::<Vec<_>>().join("."))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,11 +97,9 @@ mod tests {
             ("*.*.*", "a.b", false),
         ];
         for (pattern, topic, expected) in cases {
-            assert_eq!(
-                Pattern::parse(pattern).unwrap().matches(topic),
-                expected,
-                "{pattern} {topic}"
-            );
+            let parsed = Pattern::parse(pattern).unwrap();
+            assert_eq!(parsed.matches(topic), expected, "{pattern} {topic}");
+            assert_eq!(parsed.to_string(), pattern);
         }
     }
 

@@ -1,14 +1,14 @@
 //! The control side, `/control/…`: publishing and faults from outside. Its calls are listed at the
 //! head of [`sim`](super).
 //!
-//! Only this machine may call it, whatever address the simulator listens on.
+//! Only this machine may call it, whatever address the simulator listens on, and no page in a browser.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::{ConnectInfo, Query, Request, State},
-    http::StatusCode,
+    http::{StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -44,12 +44,14 @@ pub(super) fn routes(world: &Arc<World>) -> Router {
     Router::new().nest("/control", calls)
 }
 
-/// Lets only this machine pass.
+/// Lets only this machine pass. A page of some web site may send requests from it too, but a browser
+/// says so.
 async fn local(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
-    if peer.address.is_some_and(|address| address.ip().to_canonical().is_loopback()) {
+    let near = peer.address.is_some_and(|address| address.ip().to_canonical().is_loopback());
+    if near && !request.headers().contains_key(header::ORIGIN) {
         next.run(request).await
     } else {
-        refuse(StatusCode::FORBIDDEN, "only from this machine")
+        refuse(StatusCode::FORBIDDEN, "only from this machine, and not from a browser")
     }
 }
 

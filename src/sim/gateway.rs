@@ -56,7 +56,7 @@ pub(super) async fn serve(mut stream: TcpStream, world: &World) {
         read_away(&mut stream).await;
         return;
     }
-    sleep(delay).await;
+    pause(delay).await;
     let Some((stream, token)) = upgrade(stream, world, &reception).await else { return };
     let (read, mut write) = stream.into_split();
     let Some(line) = world.open_line(token.as_deref()) else {
@@ -75,7 +75,6 @@ pub(super) async fn serve(mut stream: TcpStream, world: &World) {
     )
     .await;
     converse(world, &line, &reception, reader, write).await;
-    world.close_line(&line);
 }
 
 /// Answers the upgrade. Gives the bare stream, and the reconnect token that came with the request.
@@ -109,7 +108,7 @@ async fn upgrade(
     Some((accepted.ok()?.into_inner(), token))
 }
 
-/// All that goes on while the line stands.
+/// All that goes on while the line stands, and its end.
 async fn converse(
     world: &World,
     line: &Arc<Line>,
@@ -119,22 +118,26 @@ async fn converse(
 ) {
     let (heard, pongs) = watch::channel(Instant::now());
     let reset = tokio::select! {
-        result = write(world, line, &mut writer) => {
-            if result.is_err() {
-                line.finish(Ended::Gone, |_| {});
-            }
-            false
-        }
+        // In this order: the welcome comes before the answer to a client in a hurry, and a load at
+        // full speed does not keep commands and pings from being read.
+        biased;
         () = line.cut.notified() => true,
+        never = live(world, line, reception, pongs) => match never {},
+        never = die(world, line, reception) => match never {},
         () = async {
             read(world, line, &heard, &mut reader).await;
             line.finish(Ended::Gone, |_| {});
             // Writing ends by itself now: its last word, the close frame, may still wait.
             sleep(LINGER).await;
         } => false,
-        never = live(world, line, reception, pongs) => match never {},
-        never = die(world, line, reception) => match never {},
+        result = write(world, line, &mut writer) => {
+            if result.is_err() {
+                line.finish(Ended::Gone, |_| {});
+            }
+            false
+        }
     };
+    world.close_line(line);
     let (read, _) = reader.into_inner().into_inner();
     if reset {
         // No lingering: with the read half gone too, the kernel answers with RST.
@@ -144,6 +147,13 @@ async fn converse(
         drop((read, writer));
     } else {
         part(read, writer).await;
+    }
+}
+
+/// Sleeps, where there is anything to sleep: even no time at all would be rounded up to a tick.
+async fn pause(time: Duration) {
+    if !time.is_zero() {
+        sleep(time).await;
     }
 }
 
@@ -264,7 +274,7 @@ async fn live(
     let options = &world.options;
     let closed_at_once = matches!(reception, Reception::Close { after, .. } if after.is_zero());
     if options.welcome && !closed_at_once {
-        sleep(world.with_faults(|faults| faults.welcome_delay)).await;
+        pause(world.with_faults(|faults| faults.welcome_delay)).await;
         let text = world.envelope("welcome", |text| {
             text.extend_from_slice(br#","data":{"client_id":"#);
             put_string(text, &format!("sim-{:06}", line.id));

@@ -16,37 +16,37 @@ use tokio_tungstenite::{
 };
 
 /// How long anything may take.
-pub const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 
 /// A client of the gateway.
 #[derive(Debug)]
-pub struct Client {
-    pub ws: WebSocketStream<TcpStream>,
+pub(super) struct Client {
+    pub(super) ws: WebSocketStream<TcpStream>,
     nonce: u32,
 }
 
 impl Client {
     /// Connects, and reads the welcome where there is one.
-    pub async fn welcomed(sim: &Sim) -> Self {
+    pub(super) async fn welcomed(sim: &Sim) -> Self {
         let mut client = Self::connect(sim, "").await.unwrap();
         assert_eq!(client.json().await["type"], "welcome");
         client
     }
 
     /// Connects and reads nothing.
-    pub async fn connect(sim: &Sim, query: &str) -> Result<Self, Error> {
+    pub(super) async fn connect(sim: &Sim, query: &str) -> Result<Self, Error> {
         let stream = TcpStream::connect(sim.address()).await?;
         let url = format!("{}/{query}", sim.url());
         let (ws, _) = timeout(SOON, client_async(url, stream)).await.unwrap()?;
         Ok(Self { ws, nonce: 0 })
     }
 
-    pub async fn send(&mut self, text: impl ToString) {
+    pub(super) async fn send(&mut self, text: impl ToString) {
         self.ws.send(Message::text(text.to_string())).await.unwrap();
     }
 
     /// Subscribes and returns the response.
-    pub async fn subscribe(&mut self, topic: &str, room: &str) -> Value {
+    pub(super) async fn subscribe(&mut self, topic: &str, room: &str) -> Value {
         self.command(
             "subscribe",
             json!({ "topic": topic, "room": room, "token": "t", "token_type": "jwt" }),
@@ -55,7 +55,7 @@ impl Client {
     }
 
     /// Sends a command and returns the response, which must bear its nonce.
-    pub async fn command(&mut self, kind: &str, data: Value) -> Value {
+    pub(super) async fn command(&mut self, kind: &str, data: Value) -> Value {
         self.nonce += 1;
         let nonce = self.nonce.to_string();
         self.send(json!({ "type": kind, "nonce": nonce, "data": data })).await;
@@ -65,12 +65,12 @@ impl Client {
     }
 
     /// What comes next, whatever it is; `None` at the end.
-    pub async fn frame(&mut self) -> Option<Result<Message, Error>> {
+    pub(super) async fn frame(&mut self) -> Option<Result<Message, Error>> {
         timeout(SOON, self.ws.next()).await.expect("nothing came")
     }
 
     /// The next text, as it came.
-    pub async fn text(&mut self) -> String {
+    pub(super) async fn text(&mut self) -> String {
         loop {
             match self.frame().await.expect("the connection ended").unwrap() {
                 Message::Text(text) => return text.to_string(),
@@ -81,12 +81,12 @@ impl Client {
     }
 
     /// The next text, parsed.
-    pub async fn json(&mut self) -> Value {
+    pub(super) async fn json(&mut self) -> Value {
         serde_json::from_str(&self.text().await).unwrap()
     }
 
     /// Reads to the end; says how it came: the code of a close frame, or the error.
-    pub async fn end(&mut self) -> Result<Option<u16>, Error> {
+    pub(super) async fn end(&mut self) -> Result<Option<u16>, Error> {
         let mut code = None;
         while let Some(frame) = self.frame().await {
             if let Message::Close(close) = frame? {
@@ -97,7 +97,7 @@ impl Client {
     }
 
     /// Sends a ping; says whether a pong comes before the deadline.
-    pub async fn answers_ping(&mut self, deadline: Duration) -> bool {
+    pub(super) async fn answers_ping(&mut self, deadline: Duration) -> bool {
         self.ws.send(Message::Ping("?".into())).await.unwrap();
         let pong = async {
             while let Some(Ok(frame)) = self.ws.next().await {
@@ -113,24 +113,24 @@ impl Client {
 
 /// An HTTP answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
 }
 
 /// One HTTP request on a connection of its own; `None` where the connection ends without an answer.
-pub async fn request(sim: &Sim, method: &str, path: &str, body: &str) -> Option<Answer> {
+pub(super) async fn request(sim: &Sim, method: &str, path: &str, body: &str) -> Option<Answer> {
     request_as(sim, Some("t"), method, path, body).await
 }
 
-pub async fn request_as(
+pub(super) async fn request_as(
     sim: &Sim,
     token: Option<&str>,
     method: &str,

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use redis::{Client, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
 use super::{
     process::{Server, free_port},
     wait::until,
 };
+
+/// How long a test waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running server and its data.
 pub struct RedisServer {
@@ -63,8 +66,11 @@ impl RedisServer {
     /// A connection of the test's own, once the server has loaded its data.
     pub async fn connection(&self) -> MultiplexedConnection {
         let client = Client::open(self.url()).unwrap();
-        until("the server answers", Duration::from_secs(20), async || {
-            let mut connection = client.get_multiplexed_async_connection().await.ok()?;
+        // The library's half a second is not enough for a test beside other tests.
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        until("the server answers", PATIENCE, async || {
+            let connecting = client.get_multiplexed_async_connection_with_config(&config);
+            let mut connection = connecting.await.ok()?;
             let pong: redis::RedisResult<String> =
                 redis::cmd("PING").query_async(&mut connection).await;
             match pong {

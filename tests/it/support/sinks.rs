@@ -44,7 +44,7 @@ pub fn open_with(
 ) -> Result<Box<dyn Sink>, ConfigError> {
     let config = config(kind, timeout);
     let kind = sink::kind(kind).expect("a kind of that name");
-    (kind.open)(Opening { name: "test", settings, config: &config })
+    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
 }
 
 /// An event for `address` in `room`.
