@@ -316,7 +316,7 @@ fn a_secret_is_in_no_message_whatever_is_wrong_around_it() {
             "[sinks.a]\ntype = \"{c}\"\n[sinks.b]\ntype = \"stdout\"\nformat = \"{c}\"\nx = \"{c}\"\n"
         ),
         format!(
-            "[sinks.b]\ntype = \"stdout\"\nbatch = \"{c}\"\nstart = \"{c}\"\npassword = \"{c}\"\n"
+            "[sinks.b]\ntype = \"stdout\"\nwindow = \"{c}\"\nstart = \"{c}\"\npassword = \"{c}\"\n"
         ),
     ] {
         let outcome = load(&sources(&text));
