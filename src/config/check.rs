@@ -4,8 +4,9 @@
 //! Nothing is connected to; the only files that are looked at are those that hold a secret, and only
 //! if that is asked for.
 //!
-//! The one thing to know: each sink is opened here by its own kind, so that what a kind checks
-//! itself counts as a problem of the configuration.
+//! The one thing to know: each sink is opened here by its own kind, and its route compiled, so that
+//! what these check themselves counts as a problem of the configuration. It is the one file of
+//! `config` that looks at them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,6 +30,7 @@ use super::{
 use crate::{
     astro::topics,
     clock,
+    route::{Pattern, PatternError, Route},
     sink::{self, Opening},
     template::{Condition, Template},
 };
@@ -363,13 +365,18 @@ impl Findings {
             self.errors.extend(told);
             return;
         }
+        // What the checks above have told already, the route would only tell again.
+        let silent =
+            !self.errors.iter().any(|told| told.key.starts_with(&["sinks".into(), name.into()]));
+        if let Some(Err(ConfigError { problems })) = silent.then(|| Route::new(name, sink, kind)) {
+            self.errors.extend(problems);
+            return;
+        }
         let Some(address) = &kind.address else { return };
         let key = (address.key)(&sink.settings);
         let Some(Value::String(template)) = sink.settings.get(key) else { return };
         let fixed = fixed(template);
-        if let Err(message) = Template::compile(template) {
-            self.error(&["sinks", name, key], format!("is no template: {message}"));
-        } else if (address.escape)(&fixed) != fixed {
+        if (address.escape)(&fixed) != fixed {
             let message =
                 format!("{} has no such address: a wildcard, or an empty part", kind.name);
             self.error(&["sinks", name, key], message);
@@ -454,26 +461,15 @@ impl Findings {
     }
 }
 
-/// Whether a pattern of topics can match at all: words between dots, `*` for one, `**` for the rest.
-fn pattern(text: &str) -> Result<(), String> {
-    let words: Vec<&str> = text.split('.').collect();
-    for (index, word) in words.iter().enumerate() {
-        let last = index + 1 == words.len();
-        match *word {
-            "" => return Err("a topic such as \"channel.tips\" was expected".into()),
-            "*" => {}
-            "**" if last => {}
-            "**" => return Err("** stands for the rest, so nothing can follow it".into()),
-            word if word.contains('*') => {
-                return Err("* stands for a whole word, and ** for the rest".into());
-            }
-            word if word.chars().any(char::is_whitespace) => {
-                return Err("a topic has no spaces".into());
-            }
-            _ => {}
-        }
+/// What is wrong with a pattern of topics.
+fn pattern(text: &str) -> Result<(), &'static str> {
+    match Pattern::parse(text) {
+        Ok(_) if text.chars().any(char::is_whitespace) => Err("a topic has no spaces"),
+        Ok(_) => Ok(()),
+        Err(PatternError::Empty(_)) => Err("a topic such as \"channel.tips\" was expected"),
+        Err(PatternError::Inside(_)) => Err("** stands for the rest, so nothing can follow it"),
+        Err(PatternError::Part(_)) => Err("* stands for a whole word, and ** for the rest"),
     }
-    Ok(())
 }
 
 /// An address template with a plain word in the place of each expression: what is fixed in it.

@@ -200,6 +200,9 @@ fn every_problem_is_told_at_once() {
         start = "yesterday"
         window = -1
         timeout = 2.5
+        [sinks.redacted]
+        type = "stdout"
+        redact = ["topic"]
         [[sinks.list]]
         type = "stdout"
     "#;
@@ -313,7 +316,7 @@ fn a_secret_is_in_no_message_whatever_is_wrong_around_it() {
             "[sinks.a]\ntype = \"{c}\"\n[sinks.b]\ntype = \"stdout\"\nformat = \"{c}\"\nx = \"{c}\"\n"
         ),
         format!(
-            "[sinks.b]\ntype = \"stdout\"\nbatch = \"{c}\"\nstart = \"{c}\"\npassword = \"{c}\"\n"
+            "[sinks.b]\ntype = \"stdout\"\nwindow = \"{c}\"\nstart = \"{c}\"\npassword = \"{c}\"\n"
         ),
     ] {
         let outcome = load(&sources(&text));
