@@ -15,3 +15,4 @@ mod sink_nats;
 mod sink_redis;
 mod sink_webhook;
 mod support;
+mod tidy;
