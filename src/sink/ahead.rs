@@ -12,39 +12,45 @@ use std::collections::BTreeSet;
 use super::Outgoing;
 use crate::event::Seq;
 
-/// Numbers that are kept at most: sixteen times the default batch. A batch that begins at the first
-/// event not yet accepted can hardly leave more behind it.
-const LIMIT: usize = 4096;
+/// Numbers that are kept at most, in batches: the one that is being delivered, and what an earlier one
+/// left behind its end (a batch may be shorter when it comes again).
+const BATCHES: usize = 2;
 
 /// Numbers of accepted events that the prefix has not reached yet.
 #[derive(Debug, Default)]
-pub(super) struct Ahead(BTreeSet<Seq>);
+pub(super) struct Ahead {
+    seqs: BTreeSet<Seq>,
+    limit: usize,
+}
 
 impl Ahead {
     /// Forgets what lies before `batch`: the prefix has passed it.
     pub(super) fn begin(&mut self, batch: &[Outgoing]) {
+        self.limit = self.limit.max(BATCHES * batch.len());
         match batch.first() {
-            Some(first) if !self.0.is_empty() => self.0 = self.0.split_off(&first.record.seq),
+            Some(first) if !self.seqs.is_empty() => {
+                self.seqs = self.seqs.split_off(&first.record.seq);
+            }
             _ => {}
         }
     }
 
     /// Remembers that the far side has accepted `outgoing`.
     pub(super) fn accepted(&mut self, outgoing: &Outgoing) {
-        self.0.insert(outgoing.record.seq);
-        if self.0.len() > LIMIT {
+        self.seqs.insert(outgoing.record.seq);
+        if self.seqs.len() > self.limit {
             // The oldest are asked for first.
-            self.0.pop_last();
+            self.seqs.pop_last();
         }
     }
 
     /// Whether the far side has accepted it already.
     pub(super) fn has(&self, outgoing: &Outgoing) -> bool {
-        !self.0.is_empty() && self.0.contains(&outgoing.record.seq)
+        !self.seqs.is_empty() && self.seqs.contains(&outgoing.record.seq)
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.seqs.clear();
     }
 }

@@ -6,6 +6,7 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod conformance;
 mod sink_mqtt;
 mod sink_nats;
 mod support;

@@ -4,5 +4,6 @@ pub mod carry;
 pub mod mosquitto;
 pub mod nats_server;
 pub mod process;
+pub mod scripted_broker;
 pub mod sinks;
 pub mod wait;

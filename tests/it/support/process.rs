@@ -35,6 +35,7 @@ pub fn free_port() -> u16 {
 /// Finds a server program; Debian puts some of them in `/usr/sbin`, which is not in everybody's path.
 ///
 /// A missing server is a failure of the test: the README says what to install.
+#[expect(clippy::disallowed_methods, reason = "a test looks for programs as a shell would")]
 pub fn program(name: &str) -> PathBuf {
     let path = std::env::var("PATH").unwrap_or_default();
     path.split(':')
