@@ -27,6 +27,7 @@ mod tally;
 
 /// The servers that the tests start, too.
 #[path = "../../tests/it/support"]
+#[expect(dead_code, reason = "the tests use more of it")]
 mod support {
     pub mod process;
     pub mod wait;

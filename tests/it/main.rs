@@ -3,11 +3,11 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    unreachable_pub,
     reason = "a test that cannot go on should panic, and nothing is outside of it"
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod conformance;
 mod shipped_config;
 mod sim;
 mod sink_mqtt;
