@@ -198,7 +198,7 @@ fn execute(command: Command) -> Done {
         Command::Sim(simulate) => simulate::simulate(simulate),
         Command::SendTest(send) => send_test::send_test(&send),
         Command::Journal(command) => journal::journal(command),
-        Command::DeadLetters(command) => journal::dead_letters(command),
+        Command::DeadLetters(command) => journal::dead_letters(&command),
         Command::Replay(args) => journal::replay(&args),
     }
 }

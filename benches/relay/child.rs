@@ -42,7 +42,7 @@ impl Process {
     pub async fn until(&self, ready: impl Fn() -> bool) -> Duration {
         while !ready() {
             assert!(
-                self.started.elapsed() < Duration::from_secs(120),
+                self.started.elapsed() < Duration::from_mins(2),
                 "the child does not get ready"
             );
             sleep(LOOK).await;

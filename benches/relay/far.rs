@@ -109,10 +109,9 @@ async fn server(kind: Kind, port: u16, dir: &Path) -> Option<Server> {
     let (name, arguments) = match kind {
         Kind::Nats | Kind::JetStream => {
             let config = dir.join("nats.conf");
-            let text = format!(
-                "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {:?} }}\n",
-                dir.join("store")
-            );
+            let store = dir.join("store").display().to_string();
+            let text =
+                format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{store}\" }}\n");
             std::fs::write(&config, text).unwrap();
             ("nats-server", vec!["-c".to_owned(), config.display().to_string()])
         }
@@ -204,12 +203,15 @@ async fn consume(kind: Kind, address: SocketAddr, tally: Tally, consumers: &mut 
     }
 }
 
+/// An entry of a stream: its id and its fields.
+type Entry = (String, Vec<(String, Vec<u8>)>);
+
 async fn read_stream(mut connection: redis::aio::MultiplexedConnection, tally: Tally) {
     let mut after = "0-0".to_owned();
     loop {
         let mut read = redis::cmd("XRANGE");
         read.arg("astro:events").arg(format!("({after}")).arg("+").arg("COUNT").arg(2000);
-        let entries: Vec<(String, Vec<(String, Vec<u8>)>)> =
+        let entries: Vec<Entry> =
             read.query_async(&mut connection).await.unwrap_or_default();
         if entries.is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -14,7 +14,6 @@
     clippy::disallowed_methods,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
     unreachable_pub,
     reason = "a benchmark prints, and should stop where it cannot go on"
 )]

@@ -497,7 +497,7 @@ impl Mqtt {
         match &self.keep {
             Keep::Always(always) => *always,
             Keep::When(condition) => {
-                condition.holds(&View::new(Arc::clone(&outgoing.record))).unwrap_or_else(|_| {
+                condition.holds(&View::of(Arc::clone(&outgoing.record))).unwrap_or_else(|_| {
                     self.retain_errors += 1;
                     false
                 })
