@@ -7,3 +7,4 @@ pub mod process;
 pub mod scripted_broker;
 pub mod sinks;
 pub mod wait;
+pub mod websocket_bridge;
