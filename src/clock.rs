@@ -9,10 +9,18 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::event::UnixMillis;
 
 /// Now. A clock before 1970 reads as 0.
-#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
 pub fn now() -> UnixMillis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    UnixMillis::try_from(since.as_millis()).unwrap_or(UnixMillis::MAX)
+    UnixMillis::try_from(since_epoch().as_millis()).unwrap_or(UnixMillis::MAX)
+}
+
+/// Now in microseconds, for latencies measured between two processes of one machine.
+pub fn now_micros() -> u64 {
+    u64::try_from(since_epoch().as_micros()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
 }
 
 /// As RFC 3339 in UTC with milliseconds: `2026-11-22T04:13:00.120Z`.

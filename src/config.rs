@@ -1,23 +1,35 @@
 //! The configuration: its typed model.
 //!
-//! [`load`] brings file, environment and command line together, says every problem at once, and
+//! [`load()`] brings file, environment and command line together, says every problem at once, and
 //! hands out a [`Config`]; [`secret`] reads secrets from where the configuration says they are. The
-//! model itself does nothing. Names here are the public interface, see `config/astro-relay.toml`.
+//! model itself does nothing. Names here are the public interface, see `config/astro-relay.toml`;
+//! the comments on the fields are what the JSON Schema shows in an editor.
 //!
 //! The one thing to know: a sink's table is split in two. What all sinks share is [`SinkConfig`];
 //! the rest stays JSON in [`SinkConfig::settings`] until the sink's own kind reads it.
 
+mod check;
+pub mod jwt;
+mod layers;
 pub mod load;
+pub mod nearest;
+mod places;
+pub mod problem;
+pub mod schema;
 pub mod secret;
+mod shape;
 pub mod units;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    load::{ConfigError, Problem},
+    layers::{environment, under_journal},
+    load::{Loaded, Sources, load},
+    problem::{ConfigError, Place, Problem},
+    schema::schema,
     secret::{Secret, SecretRef},
     units::{Period, Size},
 };
@@ -87,8 +99,8 @@ impl Default for Astro {
             response_timeout: Period(Duration::from_secs(15)),
             ping_after: Period(Duration::from_secs(15)),
             ping_timeout: Period(Duration::from_secs(10)),
-            backoff_max: Period(Duration::from_secs(60)),
-            retry_refused: Period(Duration::from_secs(300)),
+            backoff_max: Period(Duration::from_mins(1)),
+            retry_refused: Period(Duration::from_mins(5)),
         }
     }
 }
@@ -162,8 +174,8 @@ impl Default for Journal {
         Self {
             dir: "/var/lib/astro-relay".into(),
             max_size: Size(256 * 1024 * 1024),
-            max_age: Period(Duration::from_secs(7 * 24 * 3600)),
-            keep_delivered: Period(Duration::from_secs(24 * 3600)),
+            max_age: Period(Duration::from_hours(7 * 24)),
+            keep_delivered: Period(Duration::from_hours(24)),
             sync: Sync::default(),
             min_free: Size(32 * 1024 * 1024),
             memory: Size(8 * 1024 * 1024),
@@ -246,7 +258,7 @@ pub enum LogFormat {
 }
 
 /// What all sinks share.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SinkConfig {
     /// The kind of sink.
     #[serde(rename = "type")]
@@ -273,9 +285,10 @@ pub struct SinkConfig {
     /// Where a sink that is new begins: `end`, `earliest`, or an age such as `2h`.
     #[serde(default)]
     pub start: Start,
-    /// Events in flight at once, at most.
-    #[serde(default = "default_batch")]
-    pub batch: usize,
+    /// Events that are sent and not yet known (and saved) to be accepted, at most: what a crash may
+    /// repeat.
+    #[serde(default = "default_window")]
+    pub window: usize,
     /// How long the far side may take for a batch before the link counts as down.
     #[serde(default = "default_timeout")]
     pub timeout: Period,
@@ -288,13 +301,39 @@ pub struct SinkConfig {
     pub settings: serde_json::Value,
 }
 
+/// Shows the keys of `settings` without their values: secrets are among them, and addresses with a
+/// password inside.
+impl fmt::Debug for SinkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings: Vec<&str> = self
+            .settings
+            .as_object()
+            .map(|settings| settings.keys().map(String::as_str).collect())
+            .unwrap_or_default();
+        f.debug_struct("SinkConfig")
+            .field("kind", &self.kind)
+            .field("topics", &self.topics)
+            .field("channels", &self.channels)
+            .field("when", &self.when)
+            .field("payload", &self.payload)
+            .field("max_age", &self.max_age)
+            .field("redact", &self.redact)
+            .field("start", &self.start)
+            .field("window", &self.window)
+            .field("timeout", &self.timeout)
+            .field("backoff_max", &self.backoff_max)
+            .field("settings", &settings)
+            .finish()
+    }
+}
+
 fn message_word() -> String {
     "message".into()
 }
 
-/// 256 events of Astro's size are about 200 KiB: enough to fill a pipe, little enough to repeat.
-fn default_batch() -> usize {
-    256
+/// 512 events of Astro's size are about 400 KiB: enough to fill a pipe, little enough to repeat.
+fn default_window() -> usize {
+    512
 }
 
 fn default_timeout() -> Period {
@@ -302,7 +341,7 @@ fn default_timeout() -> Period {
 }
 
 fn default_backoff_max() -> Period {
-    Period(Duration::from_secs(60))
+    Period(Duration::from_mins(1))
 }
 
 /// Where a sink without a cursor begins.

@@ -106,3 +106,59 @@ impl Event {
         160 + self.message.len() + self.id.len() + self.ts.len()
     }
 }
+
+/// An event of the relay's own, in Astro's envelope. `topic` begins with `relay.`.
+pub fn own(
+    topic: &str,
+    channel: &Arc<str>,
+    room: &Arc<str>,
+    data: &serde_json::Value,
+    now: UnixMillis,
+) -> Event {
+    let id = ulid::Ulid::new().to_string();
+    let ts = crate::clock::rfc3339(now);
+    let (quoted_topic, quoted_room) = (quote(topic), quote(room));
+    let mut message = format!(
+        r#"{{"id":"{id}","ts":"{ts}","type":"message","topic":{quoted_topic},"room":{quoted_room},"data":"#
+    );
+    let start = message.len();
+    message.push_str(&data.to_string());
+    let end = message.len();
+    message.push('}');
+    Event {
+        id: id.into(),
+        distinct_key: None,
+        topic: topic.into(),
+        room: Arc::clone(room),
+        channel: Arc::clone(channel),
+        ts: ts.into(),
+        received: now,
+        origin: Origin::Live,
+        message: message.into(),
+        data: start..end,
+    }
+}
+
+fn quote(text: &str) -> serde_json::Value {
+    text.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_our_own_reads_like_one_of_astros() {
+        let data = serde_json::json!({"cause": "a \"quoted\" thing"});
+        let event = own("relay.gap", &"main".into(), &"r1".into(), &data, 1_708_008_762_000);
+        let text = std::str::from_utf8(&event.message).unwrap();
+        let Ok(crate::astro::wire::ServerFrame::Message(envelope)) = crate::astro::wire::read(text)
+        else {
+            panic!("{text}")
+        };
+        assert_eq!((&*envelope.topic, &*envelope.room), ("relay.gap", "r1"));
+        assert_eq!((&*envelope.id, &*envelope.ts), (&*event.id, "2024-02-15T14:52:42Z"));
+        assert_eq!(envelope.data, event.data);
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(event.data()).unwrap(), data);
+    }
+}

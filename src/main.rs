@@ -1,2 +1,7 @@
-//! The program: see the library.
-fn main() {}
+//! The program: arguments, and the command that they name. See the library for everything else.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    astro_relay::cli::main()
+}

@@ -14,7 +14,6 @@ mod mqtt;
 mod nats;
 mod redis;
 mod stdout;
-mod tls;
 mod webhook;
 
 use std::{sync::Arc, time::Duration};
@@ -121,8 +120,8 @@ pub trait Sink: Send {
     }
 }
 
-/// What a sink is opened with.
-#[derive(Debug)]
+/// What a sink is opened with. Not printable: `settings` holds secrets.
+#[expect(missing_debug_implementations, reason = "the settings hold secrets")]
 pub struct Opening<'a> {
     /// The sink's name in the configuration.
     pub name: &'a str,
@@ -131,6 +130,19 @@ pub struct Opening<'a> {
     pub settings: serde_json::Value,
     /// The whole configuration of this sink, for what is shared.
     pub config: &'a crate::config::SinkConfig,
+    /// What it is opened for.
+    pub purpose: Purpose,
+}
+
+/// What a sink is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Purpose {
+    /// To deliver, as long as the relay runs.
+    #[default]
+    Relay,
+    /// A short visit, perhaps beside a relay that runs: it takes no name that the relay has at the far
+    /// side, and announces nothing.
+    Visit,
 }
 
 /// A kind of sink: one row.

@@ -23,11 +23,13 @@ use crate::event::Record;
 /// (a session's 62 elements), little enough to end an endless one within milliseconds.
 const FUEL: u64 = 100_000;
 
-static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(environment);
+/// Conditions: what is undefined is an error, so that `data.amount < 5` is not true of a follow.
+static CONDITIONS: LazyLock<Environment<'static>> =
+    LazyLock::new(|| environment(UndefinedBehavior::SemiStrict));
 
-fn environment() -> Environment<'static> {
+fn environment(undefined: UndefinedBehavior) -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_undefined_behavior(UndefinedBehavior::SemiStrict);
+    environment.set_undefined_behavior(undefined);
     environment.set_fuel(Some(FUEL));
     environment
 }
@@ -55,7 +57,7 @@ const KEYS: &[&str] = &["channel", "topic", "room", "id", "ts", "origin", "data"
 
 impl View {
     /// The event as it came.
-    pub fn new(record: Arc<Record>) -> Value {
+    pub fn of(record: Arc<Record>) -> Value {
         Self::redacted(record, None)
     }
 
@@ -109,7 +111,7 @@ pub struct Condition(minijinja::Expression<'static, 'static>);
 impl Condition {
     /// Compiles it; the error says what is wrong with it.
     pub fn compile(text: &str) -> Result<Self, String> {
-        let expression = ENVIRONMENT
+        let expression = CONDITIONS
             .compile_expression_owned(text.to_owned())
             .map_err(|error| error.to_string())?;
         unknown(&expression.undeclared_variables(false))?;
@@ -135,7 +137,7 @@ const NAME: &str = "template";
 impl Template {
     /// Compiles it; the error says what is wrong with it.
     pub fn compile(text: &str) -> Result<Self, String> {
-        let mut environment = environment();
+        let mut environment = environment(UndefinedBehavior::Lenient);
         environment.add_template_owned(NAME, text.to_owned()).map_err(|error| error.to_string())?;
         let uses = environment
             .get_template(NAME)
@@ -159,7 +161,7 @@ impl Template {
 /// A variable that no event has is a slip of the pen: better told now than never true.
 fn unknown(used: &HashSet<String>) -> Result<(), String> {
     // Functions of the language count as variables too.
-    let known = |name: &str| KEYS.contains(&name) || ENVIRONMENT.globals().any(|(n, _)| n == name);
+    let known = |name: &str| KEYS.contains(&name) || CONDITIONS.globals().any(|(n, _)| n == name);
     match used.iter().find(|name| !known(name)) {
         Some(name) => Err(format!("there is no variable {name:?}: use one of {}", KEYS.join(", "))),
         None => Ok(()),
@@ -176,7 +178,7 @@ mod tests {
     fn view(data: &str) -> Value {
         let message = format!(r#"{{"id":"1","data":{data}}}"#);
         let start = r#"{"id":"1","data":"#.len();
-        View::new(Arc::new(Record {
+        View::of(Arc::new(Record {
             seq: 1,
             event: Event {
                 id: "1".into(),

@@ -31,6 +31,13 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// The `format` by which the JSON Schema marks a secret.
+pub(super) const FORMAT: &str = "secret";
+
+/// The forms of a secret's key, as suffixes, with the name of the [`SecretRef`] that each becomes.
+pub(super) const FORMS: [(&str, &str); 4] =
+    [("", "value"), ("_file", "file"), ("_env", "env"), ("_credential", "credential")];
+
 /// Where a secret is kept.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -78,6 +85,14 @@ pub enum SecretError {
 impl SecretRef {
     /// Reads the secret as it is now.
     pub fn read(&self) -> Result<Secret, SecretError> {
+        self.read_with(env)
+    }
+
+    /// Reads the secret as it is now, with the environment that `env` looks into.
+    pub(super) fn read_with(
+        &self,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Secret, SecretError> {
         let text = match self {
             Self::Value(value) => value.clone(),
             Self::File(path) => read_file(path.clone())?,
@@ -133,6 +148,8 @@ impl JsonSchema for SecretRef {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
+            "format": FORMAT,
+            "writeOnly": true,
             "description": "a secret; better kept elsewhere, with the key's _file, _credential or _env form"
         })
     }

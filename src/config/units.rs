@@ -33,7 +33,7 @@ impl Period {
     pub fn parse(text: &str) -> Result<Self, String> {
         humantime::parse_duration(text.trim())
             .map(Self)
-            .map_err(|error| format!("a duration such as \"30s\" or \"7d\" was expected: {error}"))
+            .map_err(|_| Format::Period.expected().to_owned())
     }
 }
 
@@ -51,7 +51,7 @@ impl Size {
             .ok()
             .and_then(|number| number.checked_mul(factor))
             .map(Self)
-            .ok_or_else(|| format!("a size such as \"256MiB\" was expected, not {text:?}"))
+            .ok_or_else(|| Format::Size.expected().to_owned())
     }
 
     /// As a length in memory; a size beyond the address space is its end.
@@ -78,9 +78,62 @@ impl fmt::Display for Size {
     }
 }
 
+/// What a text in the configuration must be: the `format` of the JSON Schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// [`Period`].
+    Period,
+    /// [`Size`].
+    Size,
+    /// [`Sync`].
+    Sync,
+    /// [`Start`].
+    Start,
+}
+
+impl Format {
+    /// All of them.
+    const ALL: [Self; 4] = [Self::Period, Self::Size, Self::Sync, Self::Start];
+
+    /// The word in the schema.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Period => "period",
+            Self::Size => "size",
+            Self::Sync => "sync",
+            Self::Start => "start",
+        }
+    }
+
+    /// The other direction; a word that is not ours is `None`.
+    pub fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.word() == word)
+    }
+
+    /// What is expected. Never shows what is there: it may be a secret in the wrong place.
+    pub fn expected(self) -> &'static str {
+        match self {
+            Self::Period => "a duration such as \"30s\" or \"7d\" was expected",
+            Self::Size => "a size such as \"256MiB\" was expected",
+            Self::Sync => "\"always\", \"never\" or an interval such as \"100ms\" was expected",
+            Self::Start => "\"end\", \"earliest\" or an age such as \"2h\" was expected",
+        }
+    }
+
+    /// Whether `text` is of this format.
+    pub fn accepts(self, text: &str) -> bool {
+        match self {
+            Self::Period => Period::parse(text).is_ok(),
+            Self::Size => Size::parse(text).is_ok(),
+            Self::Sync => parse_sync(text).is_ok(),
+            Self::Start => parse_start(text).is_ok(),
+        }
+    }
+}
+
 /// A type that is written as text in the configuration.
 macro_rules! as_text {
-    ($type:ty, $name:literal, $description:literal, $parse:expr, $show:expr) => {
+    ($type:ty, $name:literal, $format:expr, $description:literal, $parse:expr, $show:expr) => {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = String::deserialize(deserializer)?;
@@ -97,7 +150,11 @@ macro_rules! as_text {
                 $name.into()
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": "string", "description": $description })
+                json_schema!({
+                    "type": "string",
+                    "format": $format.word(),
+                    "description": $description
+                })
             }
         }
     };
@@ -106,6 +163,7 @@ macro_rules! as_text {
 as_text!(
     Period,
     "Period",
+    Format::Period,
     "a duration with its unit, such as 30s or 7d",
     Period::parse,
     Period::to_string
@@ -113,12 +171,27 @@ as_text!(
 as_text!(
     Size,
     "Size",
+    Format::Size,
     "a number of bytes with its unit, such as 256MiB",
     Size::parse,
     Size::to_string
 );
-as_text!(Sync, "Sync", "always, never, or an interval such as 100ms", parse_sync, show_sync);
-as_text!(Start, "Start", "end, earliest, or an age such as 2h", parse_start, show_start);
+as_text!(
+    Sync,
+    "Sync",
+    Format::Sync,
+    "always, never, or an interval such as 100ms",
+    parse_sync,
+    show_sync
+);
+as_text!(
+    Start,
+    "Start",
+    Format::Start,
+    "end, earliest, or an age such as 2h",
+    parse_start,
+    show_start
+);
 
 fn parse_sync(text: &str) -> Result<Sync, String> {
     match text {
@@ -127,9 +200,7 @@ fn parse_sync(text: &str) -> Result<Sync, String> {
         interval => match Period::parse(interval) {
             Ok(Period(Duration::ZERO)) => Ok(Sync::Always),
             Ok(Period(every)) => Ok(Sync::Every(every)),
-            Err(_) => Err(format!(
-                "\"always\", \"never\" or an interval such as \"100ms\" was expected, not {text:?}"
-            )),
+            Err(_) => Err(Format::Sync.expected().to_owned()),
         },
     }
 }
@@ -146,9 +217,9 @@ fn parse_start(text: &str) -> Result<Start, String> {
     match text {
         "end" => Ok(Start::End),
         "earliest" => Ok(Start::Earliest),
-        age => Period::parse(age).map(|Period(age)| Start::Age(age)).map_err(|_| {
-            format!("\"end\", \"earliest\" or an age such as \"2h\" was expected, not {text:?}")
-        }),
+        age => Period::parse(age)
+            .map(|Period(age)| Start::Age(age))
+            .map_err(|_| Format::Start.expected().to_owned()),
     }
 }
 
@@ -188,7 +259,7 @@ mod tests {
         for sync in [Sync::Always, Sync::Never, Sync::Every(Duration::from_millis(100))] {
             assert_eq!(parse_sync(&show_sync(&sync)), Ok(sync));
         }
-        for start in [Start::End, Start::Earliest, Start::Age(Duration::from_secs(7200))] {
+        for start in [Start::End, Start::Earliest, Start::Age(Duration::from_hours(2))] {
             assert_eq!(parse_start(&show_start(&start)), Ok(start));
         }
     }

@@ -29,13 +29,14 @@ use self::{
     target::Target,
 };
 use super::{
-    Address, Cause, Failure, Kind, Opening, Outgoing, Sink, address, ahead::Ahead, settings,
-    tls::client_config,
+    Address, Cause, Failure, Kind, Opening, Outgoing, Purpose, Sink, address, ahead::Ahead,
+    settings,
 };
 use crate::{
     config::{ConfigError, Period, SecretRef},
     event::Seq,
     template::{Condition, View},
+    tls::client_config,
 };
 
 /// The row of this kind.
@@ -251,12 +252,19 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         }
     };
     let name = opening.name;
+    let mut client_id = settings.client_id.clone().unwrap_or_else(|| format!("astro-relay-{name}"));
+    let mut availability = settings
+        .availability_topic
+        .clone()
+        .unwrap_or_else(|| format!("astro/relay/{name}/availability"));
+    if opening.purpose == Purpose::Visit {
+        // A second client of the same id would throw the relay off the broker.
+        client_id.push_str("-visit");
+        availability.clear();
+    }
     Ok(Box::new(Mqtt {
-        client_id: settings.client_id.clone().unwrap_or_else(|| format!("astro-relay-{name}")),
-        availability: settings
-            .availability_topic
-            .clone()
-            .unwrap_or_else(|| format!("astro/relay/{name}/availability")),
+        client_id,
+        availability,
         keep,
         link: None,
         terms: Terms { max_qos: 2, retain: true, receive_max: 1 },
@@ -489,7 +497,7 @@ impl Mqtt {
         match &self.keep {
             Keep::Always(always) => *always,
             Keep::When(condition) => {
-                condition.holds(&View::new(Arc::clone(&outgoing.record))).unwrap_or_else(|_| {
+                condition.holds(&View::of(Arc::clone(&outgoing.record))).unwrap_or_else(|_| {
                     self.retain_errors += 1;
                     false
                 })

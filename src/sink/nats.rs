@@ -25,10 +25,11 @@ use self::{
     link::{Link, Note, Unsent},
     stream::{Create, Wanted},
 };
-use super::{
-    Address, Cause, Failure, Kind, Opening, Outgoing, Sink, address, settings, tls::client_config,
+use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Sink, address, settings};
+use crate::{
+    config::{ConfigError, SecretRef},
+    tls::client_config,
 };
-use crate::config::{ConfigError, SecretRef};
 
 /// The row of this kind.
 pub(super) const KIND: Kind = Kind {

@@ -1,14 +1,359 @@
-//! placeholder
-use super::{Kind, Opening, Sink};
-use crate::config::ConfigError;
+//! Events to Redis: published to a channel, or appended to a stream.
+//!
+//! Publishing is at most once by its nature: whoever does not listen at that moment never hears it,
+//! and the server's answer only says how many did. A stream keeps events until it is trimmed, and a
+//! repeat is recognised by its entry id (see [`stream`]). Reconnecting, retrying and waiting are the
+//! delivery loop's; the connection here is made once and dropped when it fails.
+//!
+//! The one thing to know: an acknowledged entry survives a crash of the server only if the server
+//! writes an append-only file; [`Sink::remarks`] tells when it does not.
+
+mod answer;
+mod link;
+mod stream;
+
+use std::{borrow::Cow, path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use redis::{Cmd, Pipeline, Value};
+use schemars::{JsonSchema, schema_for};
+use serde::Deserialize;
+
+use self::link::Link;
+use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::Ahead, settings};
+use crate::config::{ConfigError, SecretRef};
+
+/// The row of this kind.
 pub(super) const KIND: Kind = Kind {
     name: "redis",
-    summary: "",
-    address: None,
-    secrets: &[],
-    schema: || schemars::schema_for!(String),
+    summary: "Redis: published to a channel, or appended to a stream",
+    address: Some(Address {
+        key: |settings| if is_stream(settings) { "key" } else { "channel" },
+        default: |settings| {
+            if is_stream(settings) { "astro:events" } else { "astro:{{ channel }}:{{ topic }}" }
+        },
+        // Redis takes any bytes.
+        escape: |address| Cow::Borrowed(address),
+    }),
+    secrets: &["password", "sentinel_password"],
+    schema: || schema_for!(Settings),
     open,
 };
+
+/// How often an idle connection is asked for a sign of life: more often than firewalls forget a
+/// connection (a minute, at the strictest) and servers close one (`timeout`, seldom under a minute).
+const PING_EVERY: Duration = Duration::from_secs(20);
+
+/// Settings of a `redis` sink.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// The server: `redis://host:6379/0`, `rediss://…` with TLS, `redis+unix:///path`.
+    #[serde(default)]
+    url: Option<String>,
+    /// Several: the sentinels, or some servers of a cluster.
+    #[serde(default)]
+    urls: Vec<String>,
+    /// The name under which the sentinels at `urls` know the master.
+    #[serde(default)]
+    sentinel_master: Option<String>,
+    /// Whether the servers are a cluster.
+    #[serde(default)]
+    cluster: bool,
+    /// Publish to a channel, or append to a stream.
+    #[serde(default)]
+    mode: Mode,
+    /// The channel to publish to: a template. Default: `astro:{{ channel }}:{{ topic }}`.
+    #[serde(default)]
+    channel: Option<String>,
+    /// The key of the stream: a template. Default: `astro:events`.
+    #[serde(default)]
+    key: Option<String>,
+    /// About how many entries a stream keeps; 0 keeps all.
+    #[serde(default = "default_max_len")]
+    max_len: u64,
+    /// The user, where the server has users.
+    #[serde(default)]
+    user: Option<String>,
+    /// The password.
+    #[serde(default)]
+    password: Option<SecretRef>,
+    /// The user at the sentinels.
+    #[serde(default)]
+    sentinel_user: Option<String>,
+    /// The password at the sentinels.
+    #[serde(default)]
+    sentinel_password: Option<SecretRef>,
+    /// A PEM file of certificate authorities to trust instead of the system's.
+    #[serde(default)]
+    ca_file: Option<PathBuf>,
+    /// A PEM file with the client's certificate.
+    #[serde(default)]
+    client_cert_file: Option<PathBuf>,
+    /// A PEM file with the client's key.
+    #[serde(default)]
+    client_key_file: Option<PathBuf>,
+}
+
+/// What is done with an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    /// `PUBLISH`: heard by those who listen.
+    #[default]
+    Pubsub,
+    /// `XADD`: kept in a stream.
+    Stream,
+}
+
+/// About a month of a busy channel, and some 100 MB.
+fn default_max_len() -> u64 {
+    100_000
+}
+
+fn is_stream(settings: &serde_json::Value) -> bool {
+    settings.get("mode").and_then(serde_json::Value::as_str) == Some("stream")
+}
+
+impl Settings {
+    /// All servers that are configured.
+    fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.url.iter().chain(&self.urls).map(String::as_str)
+    }
+
+    /// The first thing that is wrong: the key, and what.
+    fn wrong(&self) -> Option<(&'static str, String)> {
+        let several = self.cluster || self.sentinel_master.is_some();
+        for url in self.nodes() {
+            if let Err(what) = check_url(url) {
+                return Some(("url", what));
+            }
+        }
+        let (key, what) = match self {
+            _ if self.nodes().next().is_none() => ("url", "the server's address is missing"),
+            _ if !several && self.nodes().count() > 1 => {
+                ("urls", "several servers need `cluster = true` or `sentinel_master`")
+            }
+            _ if self.cluster && self.sentinel_master.is_some() => {
+                ("sentinel_master", "a cluster has no sentinels: choose one of the two")
+            }
+            _ if self.mode == Mode::Stream && self.channel.is_some() => {
+                ("channel", "a stream has a `key`; `channel` belongs to mode = \"pubsub\"")
+            }
+            _ if self.mode == Mode::Pubsub && self.key.is_some() => {
+                ("key", "`key` belongs to mode = \"stream\"; publishing has a `channel`")
+            }
+            _ if self.user.is_some() && self.password.is_none() => {
+                ("user", "a user needs a `password` (or `password_file`, …)")
+            }
+            _ if self.client_cert_file.is_some() != self.client_key_file.is_some() => {
+                ("client_cert_file", "`client_cert_file` and `client_key_file` belong together")
+            }
+            _ => return None,
+        };
+        Some((key, what.to_owned()))
+    }
+}
+
+/// Whether the library will understand it. It must not carry a password: a URL is printed in logs.
+fn check_url(text: &str) -> Result<(), String> {
+    let url = redis::parse_redis_url(text)
+        .ok_or("an address such as \"redis://127.0.0.1:6379/0\" was expected")?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("put user and password under `user` and `password_file`, not in the URL".into());
+    }
+    if url.fragment().is_some() {
+        return Err("certificates are always checked: use `ca_file` for one of your own".into());
+    }
+    redis::IntoConnectionInfo::into_connection_info(text)
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    Err(ConfigError::at(&["sinks", opening.name, "type"], "not yet"))
+    let settings: Settings = settings(&opening)?;
+    if let Some((key, what)) = settings.wrong() {
+        return Err(ConfigError::at(&["sinks", opening.name, key], what));
+    }
+    Ok(Box::new(Redis {
+        settings,
+        timeout: opening.config.timeout.0,
+        batch: opening.config.window,
+        link: None,
+        ahead: Ahead::default(),
+        perhaps_repeats: 0,
+        receivers: 0,
+        unheard: 0,
+        duplicates: 0,
+        remarks: Vec::new(),
+    }))
+}
+
+struct Redis {
+    settings: Settings,
+    timeout: Duration,
+    batch: usize,
+    link: Option<Link>,
+    /// Published, but behind an event that was refused.
+    ahead: Ahead,
+    /// So many events from here on may stand in the stream already: what was in flight when the last
+    /// connection, or the last process, ended.
+    perhaps_repeats: usize,
+    receivers: u64,
+    unheard: u64,
+    duplicates: u64,
+    remarks: Vec<String>,
+}
+
+#[async_trait]
+impl Sink for Redis {
+    async fn connect(&mut self) -> Result<(), Failure> {
+        self.link = None;
+        let mut link = Link::open(&self.settings, self.timeout)
+            .await
+            .map_err(|cause| Failure::after(0, cause))?;
+        self.remarks = match self.settings.mode {
+            Mode::Stream => durability(&mut link).await,
+            Mode::Pubsub => Vec::new(),
+        };
+        self.perhaps_repeats = self.batch;
+        self.link = Some(link);
+        Ok(())
+    }
+
+    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        match self.settings.mode {
+            Mode::Pubsub => self.publish(batch).await,
+            Mode::Stream => self.append(batch).await,
+        }
+    }
+
+    async fn idle(&mut self) -> Failure {
+        let Some(link) = &mut self.link else { return not_connected() };
+        loop {
+            tokio::time::sleep(PING_EVERY).await;
+            match link.ping().await {
+                // Busy, it lives.
+                Ok(()) | Err(Cause::Busy { .. }) => {}
+                Err(cause) => return Failure::after(0, cause),
+            }
+        }
+    }
+
+    async fn close(&mut self) {
+        self.link = None;
+        self.ahead.clear();
+    }
+
+    fn tally(&mut self) -> Vec<(&'static str, u64)> {
+        [
+            ("receivers", &mut self.receivers),
+            ("unheard", &mut self.unheard),
+            ("duplicates", &mut self.duplicates),
+        ]
+        .into_iter()
+        .map(|(name, count)| (name, std::mem::take(count)))
+        .filter(|(_, count)| *count > 0)
+        .collect()
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        self.remarks.clone()
+    }
+}
+
+impl Redis {
+    /// Publishes all at once. An event that fails does not stop those behind it: they have been heard
+    /// and cannot be taken back, so they are remembered and not published again.
+    async fn publish(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        let Some(link) = &mut self.link else { return Err(not_connected()) };
+        self.ahead.begin(batch);
+        let pending: Vec<(usize, &Outgoing)> =
+            batch.iter().enumerate().filter(|(_, outgoing)| !self.ahead.has(outgoing)).collect();
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let mut pipeline = Pipeline::with_capacity(pending.len());
+        for (_, outgoing) in &pending {
+            let address = &*outgoing.address;
+            let bytes = "PUBLISH".len() + address.len() + outgoing.payload.len();
+            let mut command = Cmd::with_capacity(3, bytes);
+            command.arg("PUBLISH").arg(address).arg(&*outgoing.payload);
+            pipeline.add_command(command);
+        }
+        let answers = link
+            .connection()
+            .req_packed_commands(&pipeline, 0, pipeline.len())
+            .await
+            .map_err(|error| Failure::after(0, answer::cause(&error)))?;
+        let mut failure = None;
+        for ((index, outgoing), answer) in pending.into_iter().zip(answers) {
+            match answer.extract_error() {
+                Ok(Value::Int(receivers @ 1..)) => self.receivers += receivers.unsigned_abs(),
+                Ok(_) => self.unheard += 1,
+                Err(error) => {
+                    failure.get_or_insert_with(|| Failure::after(index, answer::cause(&error)));
+                    continue;
+                }
+            }
+            if failure.is_some() {
+                self.ahead.accepted(outgoing);
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Appends run after run; the first failure ends it, so that nothing later is stored before.
+    async fn append(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        let Some(link) = &mut self.link else { return Err(not_connected()) };
+        let mut done = 0;
+        while let Some(rest) = batch.get(done..).filter(|rest| !rest.is_empty()) {
+            let run = stream::run(rest, self.settings.cluster);
+            let search = if self.perhaps_repeats > 0 { stream::SEARCH } else { 0 };
+            let appended = stream::append(link, run, self.settings.max_len, search).await;
+            done += appended.accepted;
+            self.duplicates += appended.duplicates;
+            self.perhaps_repeats = self.perhaps_repeats.saturating_sub(appended.accepted);
+            if let Some(cause) = appended.cause {
+                return Err(Failure::after(done, cause));
+            }
+            if appended.accepted < run.len() {
+                let cause = Cause::Down("the script ended early".into());
+                return Err(Failure::after(done, cause));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn not_connected() -> Failure {
+    Failure::down("there is no connection")
+}
+
+/// What the server says of itself that an operator should know. Says nothing where the user may not
+/// ask.
+async fn durability(link: &mut Link) -> Vec<String> {
+    let Ok(answer) = link.ask(&redis::cmd("INFO")).await else { return Vec::new() };
+    let Ok(info) = redis::from_redis_value::<String>(answer) else { return Vec::new() };
+    let value = |key: &str| {
+        info.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap_or_default()
+    };
+    let mut remarks = Vec::new();
+    if value("aof_enabled") == "0" {
+        remarks.push(
+            "an acknowledged entry does not survive a crash of this server: appendonly is off"
+                .to_owned(),
+        );
+    }
+    if value("maxmemory_policy").starts_with("allkeys") && value("maxmemory") != "0" {
+        remarks.push(format!(
+            "this server drops streams when its memory is full: maxmemory-policy is {}",
+            value("maxmemory_policy")
+        ));
+    }
+    if value("role") == "slave" {
+        remarks.push("this server is a replica: it will not take entries".to_owned());
+    }
+    remarks
 }

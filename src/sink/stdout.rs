@@ -2,8 +2,12 @@
 //!
 //! The smallest sink; read this first when you write one. The payload is written as it was rendered,
 //! with a line end behind it, so that `astro-relay run | jq` works.
+//!
+//! The one thing to know: whoever reads may stop reading (`| less`), and then a write takes for ever.
+//! It is done on a thread of its own, so that nothing but this sink waits for it. A delivery that is
+//! given up meanwhile is still written, and written again when it is repeated.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 
 use async_trait::async_trait;
 use schemars::{JsonSchema, schema_for};
@@ -49,15 +53,19 @@ struct Stdout {
     buffer: Vec<u8>,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     let settings: Settings = settings(&opening)?;
     let readable = match settings.format {
-        Format::Auto => std::io::stdout().is_terminal(),
+        Format::Auto => io::stdout().is_terminal(),
         Format::Json => false,
         Format::Text => true,
     };
     Ok(Box::new(Stdout { readable, buffer: Vec::new() }))
 }
+
+/// What a buffer keeps between batches: a usual batch, not the largest ever seen.
+const KEEP_BYTES: usize = 256 * 1024;
 
 #[async_trait]
 impl Sink for Stdout {
@@ -66,46 +74,142 @@ impl Sink for Stdout {
     }
 
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
-        self.buffer.clear();
+        let mut buffer = std::mem::take(&mut self.buffer);
         for outgoing in batch {
-            if self.readable {
-                self.buffer.extend_from_slice(readable(outgoing).as_bytes());
-            } else {
-                // A payload over several lines would no longer be one JSON line: line ends inside
-                // JSON text are only ever white space.
-                let line = outgoing.payload.iter().map(|&byte| match byte {
-                    b'\n' | b'\r' => b' ',
-                    other => other,
-                });
-                self.buffer.extend(line);
-            }
-            self.buffer.push(b'\n');
+            line(outgoing, self.readable, &mut buffer);
         }
-        let mut out = std::io::stdout().lock();
-        out.write_all(&self.buffer).and_then(|()| out.flush()).map_err(|error| {
-            // Nobody reads any more (`| head`): no use in trying again.
-            if error.kind() == std::io::ErrorKind::BrokenPipe {
-                Failure::after(0, Cause::Gone { reason: "standard output is closed".into() })
-            } else {
-                Failure::down(error)
-            }
-        })
+        let writing = tokio::task::spawn_blocking(move || {
+            let mut out = io::stdout().lock();
+            let written = out.write_all(&buffer).and_then(|()| out.flush());
+            buffer.clear();
+            buffer.shrink_to(KEEP_BYTES);
+            (buffer, written)
+        });
+        let (buffer, written) = writing.await.map_err(Failure::down)?;
+        self.buffer = buffer;
+        written.map_err(failure)
     }
 
     async fn close(&mut self) {}
 }
 
+fn failure(error: io::Error) -> Failure {
+    // Nobody reads any more (`| head`): no use in trying again.
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        Failure::after(0, Cause::Gone { reason: "standard output is closed".into() })
+    } else {
+        Failure::down(error)
+    }
+}
+
+/// Appends one event and its line end.
+fn line(outgoing: &Outgoing, readable: bool, buffer: &mut Vec<u8>) {
+    let start = buffer.len();
+    if readable {
+        buffer.extend_from_slice(readable_line(outgoing).as_bytes());
+    } else {
+        buffer.extend_from_slice(&outgoing.payload);
+        // A payload over several lines would no longer be one JSON line: line ends inside JSON text
+        // are only ever white space.
+        for byte in buffer.iter_mut().skip(start) {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
+    }
+    buffer.push(b'\n');
+}
+
 /// `14:52:42  main  channel.tips  {"donation":…}`, cut to a terminal's width.
-fn readable(outgoing: &Outgoing) -> String {
+fn readable_line(outgoing: &Outgoing) -> String {
     /// What of the data fits beside the other columns on a wide terminal.
     const DATA_CHARS: usize = 120;
     let event = &outgoing.record.event;
     let time = event.ts.get(11..19).unwrap_or("        ");
     let data = String::from_utf8_lossy(event.data());
-    let mut short: String =
-        data.chars().map(|c| if c.is_control() { ' ' } else { c }).take(DATA_CHARS).collect();
+    let mut short: String = data.chars().take(DATA_CHARS).collect();
     if data.chars().nth(DATA_CHARS).is_some() {
         short.push('…');
     }
-    format!("{time}  {:<10}  {:<24}  {short}", event.channel, event.topic)
+    let line = format!("{time}  {:<10}  {:<24}  {short}", event.channel, event.topic);
+    line.chars().map(|c| if is_harmless(c) { c } else { ' ' }).collect()
+}
+
+/// Whether a character from the wire may reach a terminal: control characters steer it, and marks of
+/// direction (Unicode annex 9) make text appear other than it is.
+fn is_harmless(c: char) -> bool {
+    !c.is_control()
+        && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::event::{Event, Origin, Record};
+
+    fn outgoing(topic: &str, data: &str, payload: &str) -> Outgoing {
+        let event = Event {
+            id: "1".into(),
+            distinct_key: None,
+            topic: topic.into(),
+            room: "".into(),
+            channel: "main".into(),
+            ts: "2024-02-15T14:52:42Z".into(),
+            received: 0,
+            origin: Origin::Live,
+            message: Bytes::copy_from_slice(data.as_bytes()),
+            data: 0..data.len(),
+        };
+        Outgoing {
+            record: Arc::new(Record { seq: 1, event }),
+            address: "".into(),
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+            content_type: "application/json",
+            expires_in: None,
+        }
+    }
+
+    fn lines(events: &[Outgoing], readable: bool) -> String {
+        let mut buffer = Vec::new();
+        for event in events {
+            line(event, readable, &mut buffer);
+        }
+        String::from_utf8(buffer).unwrap()
+    }
+
+    #[test]
+    fn each_payload_is_one_line() {
+        let events =
+            [outgoing("a", "{}", "{\n  \"a\": 1\r\n}"), outgoing("b", "{}", r#"{"b":"\n"}"#)];
+        assert_eq!(lines(&events, false), "{   \"a\": 1  }\n{\"b\":\"\\n\"}\n");
+    }
+
+    #[test]
+    fn a_readable_line_has_columns_and_an_end() {
+        let long = format!("\"{}\"", "x".repeat(500));
+        let text =
+            lines(&[outgoing("channel.tips", r#"{"a":1}"#, ""), outgoing("b", &long, "")], true);
+        let [first, second] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
+        assert_eq!(first, r#"14:52:42  main        channel.tips              {"a":1}"#);
+        assert!(second.ends_with("xxx…") && second.chars().count() < 180, "{second}");
+    }
+
+    #[test]
+    fn nothing_from_the_wire_steers_the_terminal() {
+        let event = outgoing("\u{1b}[2J\u{9b}1m", "\"\u{202e}\u{7f}\u{1b}]0;x\u{7}é\"", "");
+        let text = lines(&[event], true);
+        assert!(text.trim_end_matches('\n').chars().all(is_harmless), "{text:?}");
+        assert!(text.contains('é'));
+    }
+
+    #[test]
+    fn a_reader_that_has_left_is_gone_and_a_full_disk_is_not() {
+        let of = |kind: io::ErrorKind| failure(kind.into()).cause;
+        assert!(matches!(of(io::ErrorKind::BrokenPipe), Cause::Gone { .. }));
+        assert!(matches!(of(io::ErrorKind::StorageFull), Cause::Down(_)));
+    }
 }

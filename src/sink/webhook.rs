@@ -1,14 +1,448 @@
-//! placeholder
-use super::{Kind, Opening, Sink};
-use crate::config::ConfigError;
+//! Events to an HTTP endpoint, one request each, signed by the Standard Webhooks specification.
+//!
+//! Events of one room go one after another; several rooms go at once, up to `concurrency`. After a
+//! failure that would meet every event (no connection, 5xx, 429) nothing new is begun; what is on its
+//! way is waited for. A refused event holds back its own room only, until it has gone to the dead
+//! letters. What was accepted beyond the prefix is remembered and not sent again.
+//!
+//! The one thing to know: `webhook-id` is the event's key and stays the same in every attempt; it is
+//! what the receiver recognises a repeat by.
+
+mod answer;
+mod client;
+mod guard;
+mod sign;
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    error::Error,
+    fmt::Write,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use reqwest::{
+    Client, Method, Request, Response, Url,
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+};
+use rustls::ClientConfig;
+use schemars::{JsonSchema, schema_for};
+use serde::Deserialize;
+use tokio::time::{Instant, timeout};
+
+use self::{guard::Guard, sign::Signer};
+use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::Ahead, settings};
+use crate::{
+    clock,
+    config::{ConfigError, Secret, SecretRef},
+    tls::client_config,
+};
+
+/// The row of this kind.
 pub(super) const KIND: Kind = Kind {
     name: "webhook",
-    summary: "",
+    summary: "an HTTP endpoint, one signed request for each event",
     address: None,
-    secrets: &[],
-    schema: || schemars::schema_for!(String),
+    secrets: &["url", "secret", "previous_secret", "bearer_token"],
+    schema: || schema_for!(Settings),
     open,
 };
+
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const ASTRO_TOPIC: HeaderName = HeaderName::from_static("astro-topic");
+const ASTRO_ROOM: HeaderName = HeaderName::from_static("astro-room");
+const ASTRO_CHANNEL: HeaderName = HeaderName::from_static("astro-channel");
+const ASTRO_TS: HeaderName = HeaderName::from_static("astro-ts");
+const ASTRO_ORIGIN: HeaderName = HeaderName::from_static("astro-origin");
+
+/// Headers that are made here or by the connection, and cannot be configured.
+const RESERVED: &[&str] =
+    &["host", "content-length", "transfer-encoding", "connection", "te", "upgrade", "trailer"];
+
+/// The most requests at once that can be configured: each is a connection to somebody else's server.
+const MOST_AT_ONCE: usize = 256;
+
+/// How old the secrets may be before they are read again: a receiver that changes its secret has two
+/// for much longer, and reading a file is nothing beside that.
+const READ_AGAIN: Duration = Duration::from_secs(5);
+
+/// How much of an answer's body is read so that the connection can be used again. What it says does
+/// not matter.
+const DRAIN_BYTES: usize = 64 * 1024;
+
+/// How long that may take: a new connection is cheaper than waiting.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Settings of a `webhook` sink.
+#[derive(Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// Where events go. Some addresses are secrets: also `url_file`, `url_env`, `url_credential`.
+    url: SecretRef,
+    /// `POST`, `PUT` or `PATCH`.
+    #[serde(default)]
+    method: Verb,
+    /// Further headers of each request.
+    #[serde(default)]
+    headers: BTreeMap<String, String>,
+    /// Signs each request: `whsec_` and base64, by the Standard Webhooks specification.
+    #[serde(default)]
+    secret: Option<SecretRef>,
+    /// Signs each request as well, while the receiver goes over from this secret to the new one.
+    #[serde(default)]
+    previous_secret: Option<SecretRef>,
+    /// Sent as `Authorization: Bearer …`.
+    #[serde(default)]
+    bearer_token: Option<SecretRef>,
+    /// Requests at once, at most; events of one room go one after another all the same.
+    #[serde(default = "default_concurrency")]
+    concurrency: usize,
+    /// Addresses and networks that may be reached although they are this machine's own, link-local,
+    /// or otherwise out of bounds.
+    #[serde(default)]
+    allow_addresses: Vec<String>,
+    /// A PEM file of certificate authorities to trust beside the system's.
+    #[serde(default)]
+    ca_file: Option<PathBuf>,
+}
+
+/// How a request is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, Default)]
+#[serde(rename_all = "UPPERCASE")]
+enum Verb {
+    /// What the specification says.
+    #[default]
+    Post,
+    /// For endpoints that want it.
+    Put,
+    /// For endpoints that want it.
+    Patch,
+}
+
+/// A small receiver has as many workers; a large one is not impressed.
+fn default_concurrency() -> usize {
+    8
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    Err(ConfigError::at(&["sinks", opening.name, "type"], "not yet"))
+    let settings: Settings = settings(&opening)?;
+    let at = |key: &str, what: String| ConfigError::at(&["sinks", opening.name, key], what);
+    let guard =
+        Guard::new(&settings.allow_addresses).map_err(|what| at("allow_addresses", what))?;
+    // What is kept elsewhere may not be readable yet: it is looked at when connecting.
+    if let SecretRef::Value(url) = &settings.url {
+        check_url(url, &guard).map_err(|what| at("url", what))?;
+    }
+    for (key, secret) in
+        [("secret", &settings.secret), ("previous_secret", &settings.previous_secret)]
+    {
+        if let Some(SecretRef::Value(value)) = secret {
+            Signer::new(&[Secret::new(value)]).map_err(|error| at(key, error.to_string()))?;
+        }
+    }
+    if !(1..=MOST_AT_ONCE).contains(&settings.concurrency) {
+        return Err(at("concurrency", format!("a number from 1 to {MOST_AT_ONCE} was expected")));
+    }
+    let headers = fixed_headers(&settings.headers).map_err(|what| at("headers", what))?;
+    Ok(Box::new(Webhook {
+        settings,
+        timeout: opening.config.timeout.0,
+        guard: Arc::new(guard),
+        headers,
+        tls: None,
+        endpoint: None,
+        ahead: Ahead::default(),
+    }))
+}
+
+/// Whether requests can go there; what is wrong does not repeat the URL, which may be a secret.
+fn check_url(text: &str, guard: &Guard) -> Result<Url, String> {
+    let url = Url::parse(text.trim())
+        .map_err(|error| format!("an address such as \"https://…\" was expected: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("an address such as \"https://…\" was expected".to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(
+            "user and password in the URL are not sent: use `headers` or `bearer_token`".to_owned()
+        );
+    }
+    let host = url.host().ok_or("the host is missing")?;
+    guard.check_host(&host).map_err(|forbidden| forbidden.to_string())?;
+    Ok(url)
+}
+
+/// The headers that are the same in each request, without the secret ones.
+fn fixed_headers(configured: &BTreeMap<String, String>) -> Result<HeaderMap, String> {
+    let agent = concat!("astro-relay/", env!("CARGO_PKG_VERSION"));
+    let mut headers = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static(agent))]);
+    for (name, value) in configured {
+        let lower = name.to_ascii_lowercase();
+        if RESERVED.contains(&lower.as_str())
+            || lower.starts_with("webhook-")
+            || lower.starts_with("astro-")
+        {
+            return Err(format!("{name:?} is set by the relay itself"));
+        }
+        let header = HeaderName::from_bytes(lower.as_bytes())
+            .map_err(|_| format!("{name:?} is not the name of a header"))?;
+        let mut text = HeaderValue::from_str(value)
+            .map_err(|_| format!("the value of {name:?} is not legal in a header"))?;
+        text.set_sensitive(true);
+        headers.insert(header, text);
+    }
+    Ok(headers)
+}
+
+struct Webhook {
+    settings: Settings,
+    timeout: Duration,
+    guard: Arc<Guard>,
+    headers: HeaderMap,
+    /// Certificate authorities, once they were loaded.
+    tls: Option<ClientConfig>,
+    endpoint: Option<Endpoint>,
+    ahead: Ahead,
+}
+
+/// The far side, with all that is the same in each request.
+struct Endpoint {
+    client: Client,
+    method: Method,
+    url: Url,
+    timeout: Duration,
+    headers: HeaderMap,
+    signer: Signer,
+    /// When the secrets were read.
+    read: Instant,
+}
+
+/// Events of one room, in order, by their place in the batch.
+type Lane = VecDeque<usize>;
+
+#[async_trait]
+impl Sink for Webhook {
+    /// Makes a new client with no connection in it; the first request will dial.
+    async fn connect(&mut self) -> Result<(), Failure> {
+        self.endpoint = None;
+        let url = self.settings.url.read().map_err(Failure::down)?;
+        let url = check_url(url.expose(), &self.guard).map_err(Failure::down)?;
+        let tls = match self.tls.take() {
+            Some(tls) => tls,
+            None => client_config(self.settings.ca_file.as_deref(), None, None)
+                .map_err(Failure::down)?,
+        };
+        self.tls = Some(tls.clone());
+        let guard = Arc::clone(&self.guard);
+        let client = client::build(tls, guard, self.settings.concurrency, self.timeout)
+            .map_err(|error| Failure::down(words(error)))?;
+        let (headers, signer) = self.secrets().map_err(Failure::down)?;
+        let method = match self.settings.method {
+            Verb::Post => Method::POST,
+            Verb::Put => Method::PUT,
+            Verb::Patch => Method::PATCH,
+        };
+        let read = Instant::now();
+        let timeout = self.timeout;
+        self.endpoint = Some(Endpoint { client, method, url, timeout, headers, signer, read });
+        Ok(())
+    }
+
+    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        self.read_secrets_again();
+        let Some(endpoint) = &self.endpoint else {
+            return Err(Failure::down("there is no connection"));
+        };
+        self.ahead.begin(batch);
+        let mut waiting = lanes(batch, &self.ahead);
+        let mut on_the_way = FuturesUnordered::new();
+        let mut refused: BTreeMap<usize, Cause> = BTreeMap::new();
+        let mut stopped: Option<Cause> = None;
+        loop {
+            while stopped.is_none() && on_the_way.len() < self.settings.concurrency {
+                let Some(mut lane) = waiting.pop_front() else { break };
+                let Some((index, outgoing)) =
+                    lane.pop_front().and_then(|index| Some((index, batch.get(index)?)))
+                else {
+                    continue;
+                };
+                on_the_way.push(async move {
+                    let answer = endpoint.send(outgoing).await;
+                    (index, outgoing, lane, answer)
+                });
+            }
+            let Some((index, outgoing, lane, answer)) = on_the_way.next().await else { break };
+            match answer {
+                Ok(()) => {
+                    // At once, not at the end: whoever drops this future loses nothing by it.
+                    self.ahead.accepted(outgoing);
+                    waiting.push_front(lane);
+                }
+                Err(cause @ Cause::Refused { .. }) => drop(refused.insert(index, cause)),
+                Err(cause) => stopped = Some(stopped.unwrap_or(cause)),
+            }
+        }
+        let Some(accepted) = batch.iter().position(|outgoing| !self.ahead.has(outgoing)) else {
+            return Ok(());
+        };
+        let cause = refused.remove(&accepted).or(stopped);
+        let cause = cause.unwrap_or_else(|| Cause::Down("the event was not sent".into()));
+        Err(Failure::after(accepted, cause))
+    }
+
+    async fn close(&mut self) {
+        self.endpoint = None;
+        self.ahead.clear();
+    }
+
+    fn remarks(&self) -> Vec<String> {
+        let mut remarks = Vec::new();
+        if self.settings.secret.is_none() {
+            remarks.push("requests are not signed: no `secret` is configured".to_owned());
+        }
+        remarks
+    }
+}
+
+impl Webhook {
+    /// Reads the secrets, and what follows from them.
+    fn secrets(&self) -> Result<(HeaderMap, Signer), Box<dyn Error + Send + Sync>> {
+        let read = |secret: &Option<SecretRef>| secret.as_ref().map(SecretRef::read).transpose();
+        let mut headers = self.headers.clone();
+        if let Some(token) = read(&self.settings.bearer_token)? {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose().trim()))
+                .map_err(|_| "the bearer token is not legal in a header")?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        let secrets = [read(&self.settings.secret)?, read(&self.settings.previous_secret)?];
+        Ok((headers, Signer::new(secrets.iter().flatten())?))
+    }
+
+    /// A webhook has no connection whose making would be the moment to read them.
+    fn read_secrets_again(&mut self) {
+        if self.endpoint.as_ref().is_none_or(|endpoint| endpoint.read.elapsed() < READ_AGAIN) {
+            return;
+        }
+        let secrets = self.secrets();
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.read = Instant::now();
+            match secrets {
+                Ok((headers, signer)) => (endpoint.headers, endpoint.signer) = (headers, signer),
+                // Somebody is just replacing the file.
+                Err(error) => tracing::warn!(%error, "secrets stay as they were"),
+            }
+        }
+    }
+}
+
+/// The events of a batch by room, in order; without those that were accepted already.
+fn lanes(batch: &[Outgoing], ahead: &Ahead) -> VecDeque<Lane> {
+    let mut lanes: VecDeque<Lane> = VecDeque::new();
+    let mut of_room: HashMap<&str, usize, foldhash::fast::RandomState> = HashMap::default();
+    for (index, outgoing) in batch.iter().enumerate().filter(|(_, event)| !ahead.has(event)) {
+        let lane = *of_room.entry(&outgoing.record.event.room).or_insert_with(|| {
+            lanes.push_back(Lane::new());
+            lanes.len() - 1
+        });
+        if let Some(lane) = lanes.get_mut(lane) {
+            lane.push_back(index);
+        }
+    }
+    lanes
+}
+
+impl Endpoint {
+    /// One request and its answer.
+    async fn send(&self, outgoing: &Outgoing) -> Result<(), Cause> {
+        let now = clock::now();
+        let exchange = self.client.execute(self.request(outgoing, now / 1000));
+        match timeout(self.timeout, exchange).await {
+            Ok(Ok(response)) => {
+                let answer = answer::judge(response.status(), response.headers(), now);
+                drain(response).await;
+                answer
+            }
+            Ok(Err(error)) => Err(Cause::Down(words(error).into())),
+            Err(_) => Err(Cause::Down(format!("no answer within {:?}", self.timeout).into())),
+        }
+    }
+
+    fn request(&self, outgoing: &Outgoing, seconds: u64) -> Request {
+        let event = &outgoing.record.event;
+        let mut request = Request::new(self.method.clone(), self.url.clone());
+        let id = header_text(event.key());
+        let timestamp = seconds.to_string();
+        let signature = self.signer.sign(&id, &timestamp, &outgoing.payload);
+        let headers = request.headers_mut();
+        *headers = self.headers.clone();
+        headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static(outgoing.content_type));
+        for (name, value) in [
+            (WEBHOOK_ID, &*id),
+            (WEBHOOK_TIMESTAMP, &*timestamp),
+            (WEBHOOK_SIGNATURE, signature.as_deref().unwrap_or_default()),
+            (ASTRO_TOPIC, &*header_text(&event.topic)),
+            (ASTRO_ROOM, &*header_text(&event.room)),
+            (ASTRO_CHANNEL, &*header_text(&event.channel)),
+            (ASTRO_TS, &*header_text(&event.ts)),
+            (ASTRO_ORIGIN, event.origin.as_str()),
+        ] {
+            if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_str(value)) {
+                headers.insert(name, value);
+            }
+        }
+        *request.body_mut() = Some(outgoing.payload.clone().into());
+        request
+    }
+}
+
+/// What does not belong in a header's text is written `%C3%A9`, and so is the percent sign.
+fn header_text(text: &str) -> std::borrow::Cow<'_, str> {
+    let legal = |byte: u8| byte.is_ascii_graphic() && byte != b'%';
+    if text.bytes().all(legal) {
+        return text.into();
+    }
+    let mut encoded = String::with_capacity(text.len() + 16);
+    for byte in text.bytes() {
+        if legal(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a string does not fail.
+            write!(encoded, "%{byte:02X}").unwrap_or_default();
+        }
+    }
+    encoded.into()
+}
+
+/// Reads what is left of an answer, within limits, so that its connection can be used again.
+async fn drain(mut response: Response) {
+    let reading = async {
+        let mut bytes = 0;
+        while let Ok(Some(chunk)) = response.chunk().await {
+            bytes += chunk.len();
+            if bytes > DRAIN_BYTES {
+                break;
+            }
+        }
+    };
+    // Whatever comes of it, the status has been heard.
+    drop(timeout(DRAIN, reading).await);
+}
+
+/// An error with all that lies beneath it, and without the URL.
+fn words(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut words = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        write!(words, ": {error}").unwrap_or_default();
+        source = error.source();
+    }
+    words
 }

@@ -28,7 +28,6 @@ use crate::support::{
 };
 
 /// A far side as the suite sees it.
-#[expect(async_fn_in_trait, reason = "nobody else implements it")]
 pub trait FarSide: Sized {
     /// The kind of sink that carries to it.
     const KIND: &'static str;

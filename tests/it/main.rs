@@ -2,11 +2,17 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that cannot go on should panic"
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on should panic, and nothing is outside of it"
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
 mod conformance;
+mod shipped_config;
+mod sim;
 mod sink_mqtt;
 mod sink_nats;
+mod sink_redis;
+mod sink_webhook;
 mod support;
+mod tidy;

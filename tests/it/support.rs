@@ -4,6 +4,8 @@ pub mod carry;
 pub mod mosquitto;
 pub mod nats_server;
 pub mod process;
+pub mod receiver;
+pub mod redis_server;
 pub mod scripted_broker;
 pub mod sinks;
 pub mod wait;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use astro_relay::{
     config::{ConfigError, Period, SinkConfig, Start},
     event::{Event, Origin, Record, Seq},
-    sink::{self, Opening, Outgoing, Sink},
+    sink::{self, Opening, Outgoing, Purpose, Sink},
 };
 use bytes::Bytes;
 use serde_json::Value;
@@ -24,7 +24,7 @@ pub fn config(kind: &str, timeout: Duration) -> SinkConfig {
         max_age: None,
         redact: None,
         start: Start::End,
-        batch: 256,
+        window: 512,
         timeout: Period(timeout),
         backoff_max: Period(Duration::from_secs(1)),
         settings: Value::Null,
@@ -44,7 +44,7 @@ pub fn open_with(
 ) -> Result<Box<dyn Sink>, ConfigError> {
     let config = config(kind, timeout);
     let kind = sink::kind(kind).expect("a kind of that name");
-    (kind.open)(Opening { name: "test", settings, config: &config })
+    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
 }
 
 /// An event for `address` in `room`.

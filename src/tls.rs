@@ -1,4 +1,4 @@
-//! TLS towards a sink's server: whom to trust, and who we are.
+//! TLS towards a server: whom to trust, and who we are. rustls with ring everywhere.
 //!
 //! Files are read again on every connect, so that a renewed certificate needs no restart.
 //!
@@ -17,7 +17,7 @@ use rustls::{
 
 /// Why there is no TLS configuration. Names files, never what is in them.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TlsError {
+pub enum TlsError {
     /// A file cannot be read, or is not what it should be.
     #[error("{} is not readable as PEM", path.display())]
     Pem {
@@ -40,8 +40,15 @@ pub(super) enum TlsError {
     Unfit(#[from] rustls::Error),
 }
 
+/// Makes ring the provider of everything in this process that does not choose for itself: the libraries
+/// panic without one. Doing it again does nothing.
+pub fn install_provider() {
+    // An error says that one is installed already: that is what we want.
+    drop(rustls::crypto::ring::default_provider().install_default());
+}
+
 /// The TLS configuration that these files make.
-pub(super) fn client_config(
+pub fn client_config(
     ca_file: Option<&Path>,
     client_cert_file: Option<&Path>,
     client_key_file: Option<&Path>,

@@ -1,0 +1,703 @@
+//! One connection's decisions: frames and times in, effects out. No socket, no clock, no task.
+//!
+//! A session knows what is wanted on its connection and what of it stands: waiting, pending,
+//! confirmed with its canonical room, or refused. It paces commands, matches responses, says to which
+//! channel a message belongs, watches for silence, and decides when the connection has ended.
+//!
+//! The one thing to know: the caller gives every frame to `on_…`, calls [`Session::tick`] when
+//! [`Session::due`] has come, and carries out what it finds in [`Effects`] after each call.
+
+mod pace;
+mod rooms;
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use self::{pace::Pace, rooms::Rooms};
+use super::wire::{self, Response, ServerFrame, Verb};
+use crate::{
+    config::{Astro, Secret, TokenType},
+    event::{Event, Origin, UnixMillis},
+};
+
+/// After `rate_limit_exceeded` the gateway wants quiet for this long (newer documents, FAQ).
+const RATE_LIMIT_QUIET: Duration = Duration::from_secs(5);
+
+/// A connection that lived this long has proved itself even if nothing was subscribed.
+const PROOF: Duration = Duration::from_secs(60);
+
+/// Silence that is too long when the relay sends no pings of its own: the gateway's period of 30 s
+/// and half of it as a margin.
+const SERVER_SILENCE: Duration = Duration::from_secs(45);
+
+/// First wait before a failed `subscribe` is sent again; doubles up to [`Limits::retry_refused`].
+const RETRY_FIRST: Duration = Duration::from_secs(2);
+
+/// Different unknown frame types that are remembered (and logged) on one connection.
+const UNKNOWN_TYPES: usize = 16;
+
+/// What a user wants of one channel and topic.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Subscription {
+    /// The channel's label.
+    pub channel: Arc<str>,
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The room to ask for, if one is configured.
+    pub room: Option<Arc<str>>,
+    /// What kind of token the channel has.
+    pub token_type: TokenType,
+}
+
+/// A subscription with the credential to ask for it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// What is wanted.
+    pub subscription: Arc<Subscription>,
+    /// The token as it is now, or why there is none.
+    pub token: Result<Secret, String>,
+}
+
+/// What stands of a subscription.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// To be asked for.
+    Waiting,
+    /// Asked for, not answered.
+    Pending,
+    /// Ours. The canonical room, where the gateway said it.
+    Confirmed(Option<Arc<str>>),
+    /// Not ours.
+    Refused(Refusal),
+}
+
+/// Why a subscription is not ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The gateway's error code, or a word of the relay's own.
+    pub code: Box<str>,
+    /// The gateway's text.
+    pub text: Box<str>,
+    /// When it is asked for again; `None`: when its configuration changes.
+    pub retry_at: Option<Instant>,
+}
+
+/// The limits of a session; see [`Astro`] for their reasons.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Grace for a `welcome`.
+    pub welcome_grace: Duration,
+    /// Deadline of a response.
+    pub response_timeout: Duration,
+    /// Silence before an own ping; zero: no own pings.
+    pub ping_after: Duration,
+    /// Silence after an own ping.
+    pub ping_timeout: Duration,
+    /// Time before a refused subscription is asked for again.
+    pub retry_refused: Duration,
+}
+
+impl From<&Astro> for Limits {
+    fn from(astro: &Astro) -> Self {
+        Self {
+            welcome_grace: astro.welcome_grace.0,
+            response_timeout: astro.response_timeout.0,
+            ping_after: astro.ping_after.0,
+            ping_timeout: astro.ping_timeout.0,
+            retry_refused: astro.retry_refused.0,
+        }
+    }
+}
+
+/// What the caller has to do.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Events to hand on, in order.
+    pub events: Vec<Event>,
+    /// Text frames to send, in order. They hold tokens.
+    pub send: Vec<String>,
+    /// A ping is to be sent.
+    pub ping: bool,
+    /// Something in what stands has changed.
+    pub changed: bool,
+    /// The gateway will not take these on this connection: they need another.
+    pub overflow: Vec<Wanted>,
+    /// The connection has ended, or is to be ended.
+    pub ended: Option<Ended>,
+}
+
+/// How a connection ended, and so what comes next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The server goes and gave a token for its successor.
+    Moved(Secret),
+    /// It is dead, or the server closed it.
+    Lost(String),
+}
+
+/// Things that are counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Messages taken.
+    pub messages: u64,
+    /// Frames that were not readable, or made no sense.
+    pub invalid: u64,
+    /// Binary frames, which the gateway never sends.
+    pub binary: u64,
+    /// Frames of a type that no document names.
+    pub unknown: u64,
+    /// `rate_limit_exceeded` answers.
+    pub rate_limited: u64,
+    /// Refused subscriptions.
+    pub refused: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    wanted: Wanted,
+    standing: Standing,
+    asked_at: Option<Instant>,
+    failures: u32,
+}
+
+/// One connection's decisions.
+#[derive(Debug)]
+pub struct Session {
+    /// Distinguishes this connection's nonces from any other's.
+    number: u64,
+    limits: Limits,
+    entries: Vec<Entry>,
+    queue: VecDeque<usize>,
+    nonces: HashMap<String, usize>,
+    next_nonce: u64,
+    rooms: Rooms,
+    pace: Pace,
+    opened_at: Instant,
+    welcomed: bool,
+    restored: bool,
+    heard_at: Instant,
+    ping_at: Option<Instant>,
+    unknown_types: HashSet<String>,
+    counts: Counts,
+    /// When time demands something next; `None`: look now. May be too early, never too late.
+    due: Option<Instant>,
+}
+
+impl Session {
+    /// A session on a connection that has just been opened.
+    pub fn new(number: u64, wanted: Vec<Wanted>, limits: Limits, now: Instant) -> Self {
+        let entries: Vec<_> = wanted
+            .into_iter()
+            .map(|wanted| Entry {
+                wanted,
+                standing: Standing::Waiting,
+                asked_at: None,
+                failures: 0,
+            })
+            .collect();
+        Self {
+            number,
+            limits,
+            queue: (0..entries.len()).collect(),
+            entries,
+            nonces: HashMap::new(),
+            next_nonce: 0,
+            rooms: Rooms::default(),
+            pace: Pace::default(),
+            opened_at: now,
+            welcomed: false,
+            restored: false,
+            heard_at: now,
+            ping_at: None,
+            unknown_types: HashSet::new(),
+            counts: Counts::default(),
+            due: None,
+        }
+    }
+
+    /// The session of the connection that a `reconnect` token restored: what stood still stands, and
+    /// is not asked for again.
+    pub fn restored(number: u64, before: &Self, now: Instant) -> Self {
+        let wanted = before.wanted().collect();
+        let mut session = Self::new(number, wanted, before.limits.clone(), now);
+        session.restored = true;
+        session.queue.clear();
+        for (index, (entry, old)) in session.entries.iter_mut().zip(&before.entries).enumerate() {
+            if matches!(old.standing, Standing::Confirmed(_) | Standing::Refused(_)) {
+                entry.standing = old.standing.clone();
+            } else {
+                session.queue.push_back(index);
+            }
+        }
+        session.place_rooms();
+        session
+    }
+
+    /// The connection is open only now: its times begin here.
+    pub fn opened(&mut self, now: Instant) {
+        self.opened_at = now;
+        self.heard_at = now;
+        self.due = None;
+    }
+
+    /// A text frame. `received` is the wall clock's time.
+    pub fn on_text(
+        &mut self,
+        text: &Bytes,
+        received: UnixMillis,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        self.heard(now);
+        let Ok(utf8) = std::str::from_utf8(text) else {
+            self.counts.invalid += 1;
+            return;
+        };
+        match wire::read(utf8) {
+            Ok(ServerFrame::Message(envelope)) => {
+                self.counts.messages += 1;
+                let place = self.rooms.place(&envelope.topic, &envelope.room);
+                effects.events.push(Event {
+                    id: envelope.id.into(),
+                    distinct_key: None,
+                    topic: place.topic,
+                    room: place.room,
+                    channel: place.channel,
+                    ts: envelope.ts.into(),
+                    received,
+                    origin: Origin::Live,
+                    message: text.clone(),
+                    data: envelope.data,
+                });
+                return;
+            }
+            Ok(ServerFrame::Response(response)) => self.on_response(&response, now, effects),
+            Ok(ServerFrame::Welcome) => self.welcome(effects),
+            Ok(ServerFrame::Reconnect { token }) => effects.ended = Some(Ended::Moved(token)),
+            Ok(ServerFrame::Unknown(kind)) => self.on_unknown(&kind),
+            Err(error) => {
+                self.counts.invalid += 1;
+                debug!(%error, bytes = text.len(), "frame skipped");
+            }
+        }
+        self.due = None;
+        self.tick(now, effects);
+    }
+
+    /// Any other frame: a ping, a pong. Life, and no more.
+    pub fn on_other(&mut self, now: Instant) {
+        self.heard(now);
+    }
+
+    /// A binary frame. The gateway's protocol has none.
+    pub fn on_binary(&mut self, now: Instant) {
+        self.heard(now);
+        self.counts.binary += 1;
+    }
+
+    /// A frame that the transport could not make text of.
+    pub fn on_invalid(&mut self, now: Instant) {
+        self.heard(now);
+        self.counts.invalid += 1;
+    }
+
+    /// Does what time demands: sends what may be sent, gives up what was not answered, pings.
+    pub fn tick(&mut self, now: Instant, effects: &mut Effects) {
+        if now < self.due(now) {
+            return;
+        }
+        if !self.welcomed && now >= self.opened_at + self.limits.welcome_grace {
+            info!("no welcome within the grace time; subscribing without one");
+            self.welcome(effects);
+        }
+        if self.welcomed {
+            self.give_up_unanswered(now, effects);
+            self.retry_refused(now, effects);
+            while self.pace.ready_at(now) <= now
+                && let Some(index) = self.queue.pop_front()
+            {
+                self.ask(index, now, effects);
+            }
+        }
+        self.watch(now, effects);
+        self.due = Some(self.next_due(now));
+    }
+
+    /// When [`Session::tick`] has to be called next.
+    pub fn due(&self, now: Instant) -> Instant {
+        self.due.unwrap_or(now)
+    }
+
+    fn next_due(&self, now: Instant) -> Instant {
+        let mut due = if self.limits.ping_after.is_zero() {
+            self.heard_at + SERVER_SILENCE
+        } else {
+            match self.ping_at {
+                Some(at) => at + self.limits.ping_timeout,
+                None => self.heard_at + self.limits.ping_after,
+            }
+        };
+        if !self.welcomed {
+            return due.min(self.opened_at + self.limits.welcome_grace);
+        }
+        if !self.queue.is_empty() {
+            due = due.min(self.pace.ready_at(now));
+        }
+        for entry in &self.entries {
+            match (&entry.standing, entry.asked_at) {
+                (Standing::Pending, Some(asked)) => {
+                    due = due.min(asked + self.limits.response_timeout);
+                }
+                (Standing::Refused(Refusal { retry_at: Some(at), .. }), _) => due = due.min(*at),
+                _ => {}
+            }
+        }
+        due
+    }
+
+    /// A credential has changed: what was refused with the old one is asked for with the new one.
+    pub fn renew(&mut self, channel: &str, token: &Secret, effects: &mut Effects) {
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            if &*entry.wanted.subscription.channel != channel
+                || entry.wanted.token.as_ref() == Ok(token)
+            {
+                continue;
+            }
+            entry.wanted.token = Ok(token.clone());
+            if matches!(entry.standing, Standing::Refused(_)) {
+                entry.standing = Standing::Waiting;
+                entry.failures = 0;
+                self.queue.push_back(index);
+                self.due = None;
+                effects.changed = true;
+            }
+        }
+    }
+
+    /// Takes further subscriptions onto this connection.
+    pub fn add(&mut self, wanted: Vec<Wanted>, effects: &mut Effects) {
+        self.due = None;
+        for wanted in wanted {
+            self.queue.push_back(self.entries.len());
+            self.entries.push(Entry {
+                wanted,
+                standing: Standing::Waiting,
+                asked_at: None,
+                failures: 0,
+            });
+            effects.changed = true;
+        }
+    }
+
+    /// Leaves what `keep` does not want any more; `unsubscribe` is sent for what stands.
+    pub fn retain(
+        &mut self,
+        keep: impl Fn(&Subscription) -> bool,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        let (kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
+            .into_iter()
+            .partition(|entry| keep(&entry.wanted.subscription));
+        for entry in &dropped {
+            let Standing::Confirmed(canonical) = &entry.standing else { continue };
+            let Ok(token) = &entry.wanted.token else { continue };
+            let subscription = &entry.wanted.subscription;
+            let room = canonical.as_deref().or(subscription.room.as_deref());
+            self.next_nonce += 1;
+            let nonce = format!("{}-{}", self.number, self.next_nonce);
+            self.pace.sent(now);
+            effects.send.push(wire::command(
+                Verb::Unsubscribe,
+                &nonce,
+                &subscription.topic,
+                room,
+                token,
+                subscription.token_type,
+            ));
+        }
+        self.entries = kept;
+        // Positions have moved: what is pending is asked for again, under a new nonce.
+        self.nonces.clear();
+        self.queue.clear();
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            if matches!(entry.standing, Standing::Waiting | Standing::Pending) {
+                entry.standing = Standing::Waiting;
+                self.queue.push_back(index);
+            }
+        }
+        self.place_rooms();
+        self.due = None;
+        effects.changed = true;
+    }
+
+    /// What is wanted on this connection.
+    pub fn wanted(&self) -> impl Iterator<Item = Wanted> {
+        self.entries.iter().map(|entry| entry.wanted.clone())
+    }
+
+    /// What is wanted, and what of it stands.
+    pub fn standings(&self) -> impl Iterator<Item = (&Arc<Subscription>, &Standing)> {
+        self.entries.iter().map(|entry| (&entry.wanted.subscription, &entry.standing))
+    }
+
+    /// Whether the connection has proved that it is worth something: it said welcome (or its grace
+    /// passed) and confirmed a subscription, or it has lived for a minute.
+    pub fn proven(&self, now: Instant) -> bool {
+        let confirmed =
+            || self.entries.iter().any(|entry| matches!(entry.standing, Standing::Confirmed(_)));
+        (self.welcomed && confirmed()) || now >= self.opened_at + PROOF
+    }
+
+    /// Whether the server has said welcome, or its grace time is over.
+    pub fn welcomed(&self) -> bool {
+        self.welcomed
+    }
+
+    /// Whether every subscription has been answered, one way or the other.
+    pub fn settled(&self) -> bool {
+        self.entries
+            .iter()
+            .all(|entry| matches!(entry.standing, Standing::Confirmed(_) | Standing::Refused(_)))
+    }
+
+    /// When the last frame of any kind came.
+    pub fn heard_at(&self) -> Instant {
+        self.heard_at
+    }
+
+    /// What was counted since the last call.
+    pub fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+
+    fn heard(&mut self, now: Instant) {
+        self.heard_at = now;
+        self.ping_at = None;
+    }
+
+    fn welcome(&mut self, effects: &mut Effects) {
+        if !self.welcomed {
+            self.welcomed = true;
+            effects.changed = true;
+            debug!(restored = self.restored, "welcome");
+        }
+    }
+
+    fn on_unknown(&mut self, kind: &str) {
+        self.counts.unknown += 1;
+        if self.unknown_types.len() < UNKNOWN_TYPES && self.unknown_types.insert(kind.to_owned()) {
+            warn!(kind, "frames of an unknown type are skipped");
+        }
+    }
+
+    /// Silence: first a ping of our own, then the end.
+    fn watch(&mut self, now: Instant, effects: &mut Effects) {
+        let silent = |limit: Duration| now >= self.heard_at + limit;
+        if self.limits.ping_after.is_zero() {
+            if silent(SERVER_SILENCE) {
+                effects.ended = Some(Ended::Lost("silent".into()));
+            }
+            return;
+        }
+        match self.ping_at {
+            Some(at) if now >= at + self.limits.ping_timeout => {
+                effects.ended = Some(Ended::Lost("silent: a ping was not answered".into()));
+            }
+            None if silent(self.limits.ping_after) => {
+                self.ping_at = Some(now);
+                effects.ping = true;
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    fn ask(&mut self, index: usize, now: Instant, effects: &mut Effects) {
+        let Some(entry) = self.entries.get_mut(index) else { return };
+        // A late answer may have come while it waited to be asked for again.
+        if entry.standing != Standing::Waiting {
+            return;
+        }
+        effects.changed = true;
+        let token = match &entry.wanted.token {
+            Ok(token) => token,
+            Err(why) => {
+                let retry_at = Some(now + self.limits.retry_refused);
+                let text = why.as_str().into();
+                let refusal = Refusal { code: "no_token".into(), text, retry_at };
+                report(&entry.wanted.subscription, &refusal);
+                entry.standing = Standing::Refused(refusal);
+                return;
+            }
+        };
+        self.next_nonce += 1;
+        let nonce = format!("{}-{}", self.number, self.next_nonce);
+        let subscription = &entry.wanted.subscription;
+        effects.send.push(wire::command(
+            Verb::Subscribe,
+            &nonce,
+            &subscription.topic,
+            subscription.room.as_deref(),
+            token,
+            subscription.token_type,
+        ));
+        self.nonces.insert(nonce, index);
+        entry.standing = Standing::Pending;
+        entry.asked_at = Some(now);
+        self.pace.sent(now);
+    }
+
+    fn on_response(&mut self, response: &Response<'_>, now: Instant, effects: &mut Effects) {
+        let code = response.error.as_deref();
+        if code == Some("rate_limit_exceeded") {
+            self.on_rate_limit(now, effects);
+            return;
+        }
+        // A response to an `unsubscribe`, or to something that is no longer wanted.
+        let Some(index) = self.nonces.remove(&*response.nonce) else {
+            if let Some(code) = code {
+                debug!(code, text = response.text, "an error that belongs to no subscription");
+            }
+            return;
+        };
+        let Some(entry) = self.entries.get_mut(index) else { return };
+        effects.changed = true;
+        let Some(code) = code else {
+            entry.standing = Standing::Confirmed(response.room.as_deref().map(Into::into));
+            entry.failures = 0;
+            self.place_rooms();
+            return;
+        };
+        self.counts.refused += 1;
+        entry.failures = entry.failures.saturating_add(1);
+        let again = match code {
+            "err_internal_error" | "err_deadline_exceeded" => {
+                let doubled = RETRY_FIRST.saturating_mul(1 << entry.failures.min(10));
+                Some(doubled.min(self.limits.retry_refused))
+            }
+            "err_unauthorized" => Some(self.limits.retry_refused),
+            // The documents speak of a limit on subscriptions a connection under this code.
+            "err_bad_request" if response.text.to_ascii_lowercase().contains("limit") => {
+                info!(
+                    subscriptions = self.entries.len(),
+                    text = response.text,
+                    "the gateway takes no more subscriptions on this connection"
+                );
+                self.overflow(index, effects);
+                return;
+            }
+            _ => None,
+        };
+        let refusal = Refusal {
+            code: code.into(),
+            text: response.text.as_str().into(),
+            retry_at: again.map(|wait| now + wait),
+        };
+        report(&entry.wanted.subscription, &refusal);
+        entry.standing = Standing::Refused(refusal);
+    }
+
+    /// The gateway counts commands and has had too many. It does not say which it dropped: all that
+    /// is unanswered is asked for again, later and slower.
+    fn on_rate_limit(&mut self, now: Instant, effects: &mut Effects) {
+        self.counts.rate_limited += 1;
+        warn!("the gateway's command rate was exceeded; waiting");
+        self.pace.pause(now + RATE_LIMIT_QUIET);
+        self.nonces.clear();
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            if entry.standing == Standing::Pending {
+                entry.standing = Standing::Waiting;
+                self.queue.push_back(index);
+                effects.changed = true;
+            }
+        }
+    }
+
+    /// Moves one subscription, and all that wait behind it, to another connection.
+    fn overflow(&mut self, index: usize, effects: &mut Effects) {
+        let mut moving: HashSet<usize> = self.queue.drain(..).collect();
+        moving.insert(index);
+        let mut kept = Vec::with_capacity(self.entries.len());
+        let mut moved_to = HashMap::new();
+        for (old, entry) in std::mem::take(&mut self.entries).into_iter().enumerate() {
+            if moving.contains(&old) {
+                effects.overflow.push(entry.wanted);
+            } else {
+                moved_to.insert(old, kept.len());
+                kept.push(entry);
+            }
+        }
+        self.entries = kept;
+        self.nonces.retain(|_, index| match moved_to.get(index) {
+            Some(new) => {
+                *index = *new;
+                true
+            }
+            None => false,
+        });
+        self.place_rooms();
+    }
+
+    fn give_up_unanswered(&mut self, now: Instant, effects: &mut Effects) {
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            let late = |asked: Instant| now >= asked + self.limits.response_timeout;
+            if entry.standing == Standing::Pending && entry.asked_at.is_some_and(late) {
+                // The nonce stays valid: a late answer is an answer.
+                entry.standing = Standing::Waiting;
+                entry.asked_at = None;
+                entry.failures = entry.failures.saturating_add(1);
+                self.queue.push_back(index);
+                effects.changed = true;
+                let subscription = &entry.wanted.subscription;
+                warn!(
+                    channel = %subscription.channel,
+                    topic = %subscription.topic,
+                    "a subscription was not answered; asking again"
+                );
+            }
+        }
+    }
+
+    fn retry_refused(&mut self, now: Instant, effects: &mut Effects) {
+        for (index, entry) in self.entries.iter_mut().enumerate() {
+            if let Standing::Refused(Refusal { retry_at: Some(at), .. }) = &entry.standing
+                && now >= *at
+            {
+                entry.standing = Standing::Waiting;
+                self.queue.push_back(index);
+                effects.changed = true;
+            }
+        }
+    }
+
+    fn place_rooms(&mut self) {
+        self.rooms = Rooms::new(self.entries.iter().filter_map(|entry| {
+            let subscription = &entry.wanted.subscription;
+            match &entry.standing {
+                Standing::Confirmed(canonical) => Some((subscription, canonical.clone())),
+                Standing::Waiting | Standing::Pending | Standing::Refused(_) => None,
+            }
+        }));
+    }
+}
+
+/// Says loudly that a subscription is not ours: a human is needed where it is not tried again soon.
+fn report(subscription: &Subscription, refusal: &Refusal) {
+    let Subscription { channel, topic, .. } = subscription;
+    let Refusal { code, text, .. } = refusal;
+    if matches!(&**code, "err_internal_error" | "err_deadline_exceeded") {
+        warn!(%channel, %topic, %code, %text, "subscription failed; it is tried again");
+    } else {
+        error!(%channel, %topic, %code, %text, "subscription refused; the others go on");
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! To which channel a message belongs.
+//!
+//! Messages carry the canonical room, which may differ from the one asked for; or, in the older
+//! revision, none at all. The rules, first match first:
+//! 1. the subscription to this topic whose canonical (or requested) room it names;
+//! 2. without a room: the only subscription to this topic, if there is exactly one;
+//! 3. a subscription to this topic that was asked for without a room and whose response named none
+//!    owns what no other claims, whatever room it carries;
+//! 4. nobody's: the channel stays empty, and so does a room that is not named.
+//!
+//! The one thing to know: answers are remembered, so that the usual message costs one look-up and no
+//! allocation.
+
+use std::{collections::HashMap, sync::Arc};
+
+use foldhash::fast::FixedState;
+
+use super::Subscription;
+
+/// Rooms remembered for one topic beside those that are subscribed: a wildcard owner may hear many.
+const REMEMBERED: usize = 4096;
+
+/// Topics remembered that nobody subscribed: the gateway's own notifications, and nonsense.
+const STRANGERS: usize = 64;
+
+/// Where a message belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) topic: Arc<str>,
+    pub(super) room: Arc<str>,
+    pub(super) channel: Arc<str>,
+}
+
+/// What stands on a connection, by topic and room.
+#[derive(Debug, Default)]
+pub(super) struct Rooms {
+    topics: HashMap<Box<str>, Topic, FixedState>,
+}
+
+#[derive(Debug)]
+struct Topic {
+    name: Arc<str>,
+    subscribed: usize,
+    /// The channel and room of the only subscription, or of the first.
+    first: Option<(Arc<str>, Arc<str>)>,
+    /// The channel that owns what no other claims.
+    owner: Option<Arc<str>>,
+    rooms: HashMap<Box<str>, Place, FixedState>,
+}
+
+impl Topic {
+    fn new(name: Arc<str>) -> Self {
+        Self { name, subscribed: 0, first: None, owner: None, rooms: HashMap::default() }
+    }
+}
+
+impl Rooms {
+    /// From the confirmed subscriptions with their canonical rooms.
+    pub(super) fn new<'a>(
+        confirmed: impl Iterator<Item = (&'a Arc<Subscription>, Option<Arc<str>>)>,
+    ) -> Self {
+        let mut rooms = Self::default();
+        for (subscription, canonical) in confirmed {
+            let topic = rooms
+                .topics
+                .entry((&*subscription.topic).into())
+                .or_insert_with(|| Topic::new(Arc::clone(&subscription.topic)));
+            topic.subscribed += 1;
+            let channel = Arc::clone(&subscription.channel);
+            let known = canonical.clone().or_else(|| subscription.room.clone());
+            let room = known.clone().unwrap_or_else(|| "".into());
+            topic.first.get_or_insert((Arc::clone(&channel), Arc::clone(&room)));
+            if known.is_none() {
+                topic.owner.get_or_insert(Arc::clone(&channel));
+            }
+            for alias in [canonical, subscription.room.clone()].into_iter().flatten() {
+                let place = Place {
+                    topic: Arc::clone(&topic.name),
+                    room: Arc::clone(&alias),
+                    channel: Arc::clone(&channel),
+                };
+                topic.rooms.entry((&*alias).into()).or_insert(place);
+            }
+        }
+        rooms
+    }
+
+    /// Where a message of this topic and room belongs.
+    pub(super) fn place(&mut self, topic: &str, room: &str) -> Place {
+        if let Some(place) = self.topics.get(topic).and_then(|known| known.rooms.get(room)) {
+            return place.clone();
+        }
+        let place = self.decide(topic, room);
+        if let Some(known) = self.topics.get_mut(topic) {
+            if known.rooms.len() < REMEMBERED {
+                known.rooms.insert(room.into(), place.clone());
+            }
+        } else if self.topics.len() < STRANGERS {
+            let mut known = Topic::new(Arc::clone(&place.topic));
+            known.rooms.insert(room.into(), place.clone());
+            self.topics.insert(topic.into(), known);
+        }
+        place
+    }
+
+    fn decide(&self, topic: &str, room: &str) -> Place {
+        let nobody = || Place { topic: topic.into(), room: room.into(), channel: "".into() };
+        let Some(known) = self.topics.get(topic) else { return nobody() };
+        let name = Arc::clone(&known.name);
+        match (&known.first, &known.owner) {
+            (Some((channel, own)), _) if room.is_empty() && known.subscribed == 1 => {
+                Place { topic: name, room: Arc::clone(own), channel: Arc::clone(channel) }
+            }
+            (_, Some(owner)) => {
+                Place { topic: name, room: room.into(), channel: Arc::clone(owner) }
+            }
+            _ => nobody(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TokenType;
+
+    fn rooms(confirmed: &[(&str, &str, Option<&str>, Option<&str>)]) -> Rooms {
+        let subscriptions: Vec<_> = confirmed
+            .iter()
+            .map(|(channel, topic, room, canonical)| {
+                let subscription = Subscription {
+                    channel: (*channel).into(),
+                    topic: (*topic).into(),
+                    room: room.map(Into::into),
+                    token_type: TokenType::Jwt,
+                };
+                (Arc::new(subscription), canonical.map(Into::into))
+            })
+            .collect();
+        Rooms::new(subscriptions.iter().map(|(s, canonical)| (s, canonical.clone())))
+    }
+
+    #[test]
+    fn messages_find_their_channel() {
+        let two = [("a", "t", Some("asked"), Some("canon")), ("b", "t", Some("r2"), None)];
+        let own = [("a", "t", Some("r1"), Some("r1")), ("b", "t", None, None)];
+        let one = [("a", "t", Some("asked"), Some("canon"))];
+        let bare = [("a", "t", None, None)];
+        // Confirmed, topic, room of the message; channel and room that come out.
+        let cases: &[(&[_], &str, &str, &str, &str)] = &[
+            (&two, "t", "canon", "a", "canon"),
+            (&two, "t", "asked", "a", "asked"),
+            (&two, "t", "r2", "b", "r2"),
+            (&two, "t", "elsewhere", "", "elsewhere"),
+            (&two, "t", "", "", ""),
+            (&own, "t", "r1", "a", "r1"),
+            (&own, "t", "whatever", "b", "whatever"),
+            (&own, "t", "", "b", ""),
+            (&one, "t", "", "a", "canon"),
+            (&one, "t", "other", "", "other"),
+            (&bare, "t", "", "a", ""),
+            (&bare, "t", "r9", "a", "r9"),
+            (&bare, "astro", "", "", ""),
+            (&[], "t", "r", "", "r"),
+        ];
+        for (confirmed, topic, room, channel, placed) in cases {
+            let mut rooms = rooms(confirmed);
+            for _ in 0..2 {
+                let place = rooms.place(topic, room);
+                assert_eq!((&*place.channel, &*place.room), (*channel, *placed), "{topic} {room}");
+                assert_eq!(&*place.topic, *topic);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut rooms = rooms(&[("a", "t", None, None)]);
+        for number in 0..10_000 {
+            assert_eq!(&*rooms.place("t", &number.to_string()).channel, "a");
+            assert_eq!(&*rooms.place(&number.to_string(), "").channel, "");
+        }
+        assert!(rooms.topics.len() <= STRANGERS + 1);
+        assert!(rooms.topics["t"].rooms.len() <= REMEMBERED);
+    }
+}

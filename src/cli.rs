@@ -1,0 +1,314 @@
+//! The command line: what can be said, and which command it is. The commands are one file each.
+//!
+//! Exit codes are those of sysexits(3): 64 for a wrong command line, 70 when the relay gave up, 74 for
+//! trouble with files, 75 when another process has the journal, 78 for a wrong configuration.
+
+pub mod check;
+pub mod demo;
+pub mod init;
+mod journal;
+mod run;
+mod send_test;
+mod simulate;
+
+use std::{
+    io::{self, IsTerminal, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    config::{Config, Loaded, Log, Secret, Sources, TokenType, environment, load},
+    log,
+    relay::RelayError,
+};
+
+/// Relays StreamElements Astro events to MQTT, NATS, Redis and webhooks.
+#[derive(Debug, Parser)]
+#[command(name = "astro-relay", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the relay.
+    Run(Source),
+    /// Tells everything that is wrong with a configuration.
+    Check(Check),
+    /// Writes a first configuration, asking for what it needs.
+    Init(Init),
+    /// Prints the JSON Schema of the configuration.
+    Schema,
+    /// Shows the relay at work, with a simulated Astro: nothing needs to be installed or configured.
+    Demo(demo::Demo),
+    /// Runs a simulated Astro and Sessions API, with faults at will.
+    Sim(simulate::Simulate),
+    /// Sends one clearly marked synthetic event through the configured sinks.
+    SendTest(send_test::SendTest),
+    /// Looks into the journal.
+    #[command(subcommand)]
+    Journal(journal::JournalCommand),
+    /// Looks at events that a far side refused, and deals with them.
+    #[command(subcommand)]
+    DeadLetters(journal::DeadLetterCommand),
+    /// Hands events of the journal to a sink again.
+    Replay(journal::ReplayArgs),
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone, Args)]
+pub struct Source {
+    /// The configuration file [default: ./astro-relay.toml, /etc/astro-relay/astro-relay.toml]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sets one key, over file and environment: sinks.home.url=mqtt://broker
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    source: Source,
+    /// Does not look for secrets: for a configuration that is meant for another machine.
+    #[arg(long)]
+    no_secrets: bool,
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE", default_value = "astro-relay.toml")]
+    config: PathBuf,
+    /// Overwrites what is there.
+    #[arg(long)]
+    force: bool,
+    /// A label for the channel [default: main]
+    #[arg(long)]
+    channel: Option<String>,
+    /// The channel's id: 24 hexadecimal digits [default: the token's own channel]
+    #[arg(long)]
+    room: Option<String>,
+    /// A file that holds the token.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// What kind of token it is: jwt, apikey, oauth2, oauth
+    #[arg(long, default_value = "jwt", value_parser = token_type)]
+    token_type: TokenType,
+    /// A topic to subscribe; may be given several times.
+    #[arg(long = "topic", value_name = "TOPIC")]
+    topics: Vec<String>,
+    /// Where events go: mqtt, mqtt=mqtt://broker:1883, nats, redis, webhook=https://…, stdout
+    #[arg(long = "sink", value_name = "KIND[=URL]", value_parser = new_sink)]
+    sinks: Vec<init::NewSink>,
+}
+
+/// A command failed: what to say, and with which code to end.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    text: String,
+    code: u8,
+}
+
+impl Failed {
+    /// sysexits(3).
+    pub(crate) const USAGE: u8 = 64;
+    pub(crate) const SOFTWARE: u8 = 70;
+    pub(crate) const IO: u8 = 74;
+    pub(crate) const TEMPORARY: u8 = 75;
+    pub(crate) const CONFIG: u8 = 78;
+
+    pub(crate) fn new(code: u8, text: impl Into<String>) -> Self {
+        Self { text: text.into(), code }
+    }
+
+    /// With the causes behind it.
+    pub(crate) fn of(code: u8, error: &dyn std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        Self { text, code }
+    }
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::of(Self::IO, &error)
+    }
+}
+
+impl From<RelayError> for Failed {
+    fn from(error: RelayError) -> Self {
+        use crate::journal::StoreError;
+        let code = match &error {
+            RelayError::Config(_)
+            | RelayError::Gateway(_)
+            | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
+            RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,
+            RelayError::Journal(_) | RelayError::Listen { .. } => Self::IO,
+        };
+        Self::of(code, &error)
+    }
+}
+
+pub(crate) type Done = Result<(), Failed>;
+
+/// How long blocking work may take to end when the command has.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wrong = error.use_stderr();
+            // A closed pipe is no reason to complain about a help text.
+            drop(error.print());
+            return if wrong { ExitCode::from(Failed::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match execute(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            drop(writeln!(io::stderr(), "astro-relay: {}", failed.text));
+            ExitCode::from(failed.code)
+        }
+    }
+}
+
+fn execute(command: Command) -> Done {
+    match command {
+        Command::Run(source) => run::run(&source),
+        Command::Check(check) => check_config(&check),
+        Command::Init(init) => initialise(init),
+        Command::Schema => {
+            let schema = serde_json::to_string_pretty(&crate::config::schema());
+            let schema = schema.map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
+            Ok(writeln!(io::stdout(), "{schema}")?)
+        }
+        Command::Demo(demo) => demo::demo(demo),
+        Command::Sim(simulate) => simulate::simulate(simulate),
+        Command::SendTest(send) => send_test::send_test(&send),
+        Command::Journal(command) => journal::journal(command),
+        Command::DeadLetters(command) => journal::dead_letters(&command),
+        Command::Replay(args) => journal::replay(&args),
+    }
+}
+
+fn check_config(check: &Check) -> Done {
+    let sources = Sources { resolve_secrets: !check.no_secrets, ..check.source.sources() };
+    let fine = check::run(&sources, &mut io::stdout().lock())?;
+    if fine { Ok(()) } else { Err(Failed::new(Failed::CONFIG, "the configuration cannot be used")) }
+}
+
+fn initialise(init: Init) -> Done {
+    let Init { config, force, channel, room, token_file, token_type, topics, sinks } = init;
+    let token = environment().get("ASTRO_RELAY_TOKEN").map(Secret::new);
+    let args = init::Args {
+        file: config,
+        force,
+        channel,
+        room,
+        token,
+        token_file,
+        token_type,
+        topics,
+        sinks,
+    };
+    let (mut input, mut output) = (io::stdin().lock(), io::stderr());
+    let terminal = io::stdin()
+        .is_terminal()
+        .then_some(init::Terminal { input: &mut input, output: &mut output });
+    let written = init::run(args, terminal).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "wrote {}", written.file.display())?;
+    if let Some(secret) = written.secret {
+        writeln!(out, "wrote {}, readable by you alone", secret.display())?;
+    }
+    writeln!(out, "now: astro-relay run --config {}", written.file.display())?;
+    Ok(())
+}
+
+impl Source {
+    fn sources(&self) -> Sources {
+        Sources {
+            file: self.config.clone(),
+            env: environment(),
+            set: self.set.clone(),
+            ..Sources::default()
+        }
+    }
+
+    /// Loads the configuration, and says what is to be said of it.
+    pub(crate) fn load(&self) -> Result<Config, Failed> {
+        let Loaded { config, warnings, file: _ } = load(&self.sources())
+            .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
+        for warning in warnings {
+            writeln!(io::stderr(), "warning: {warning}")?;
+        }
+        Ok(config)
+    }
+}
+
+/// Starts logging, and a runtime with `threads` workers, and runs `work` on it.
+pub(crate) fn on_runtime<T>(
+    threads: usize,
+    config: &Log,
+    work: impl Future<Output = Result<T, Failed>>,
+) -> Result<T, Failed> {
+    log::install(config).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    crate::tls::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
+    let outcome = runtime.block_on(work);
+    // A reader of standard output that has stalled must not hold up the end.
+    runtime.shutdown_timeout(GOODBYE);
+    outcome
+}
+
+/// Completes when the process is told to stop.
+pub(crate) async fn told_to_stop() -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| "KEY=VALUE was expected".to_owned())
+}
+
+fn token_type(text: &str) -> Result<TokenType, String> {
+    serde_json::from_value(text.into())
+        .map_err(|_| "jwt, apikey, oauth2 or oauth was expected".into())
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the signature is clap's")]
+fn new_sink(text: &str) -> Result<init::NewSink, String> {
+    Ok(init::NewSink::parse(text))
+}
+
+/// An address to listen on; a port alone is one of the loopback.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok(([127, 0, 0, 1], port).into());
+    }
+    text.parse().map_err(|_| "an address such as 127.0.0.1:9900, or a port, was expected".into())
+}

@@ -1,0 +1,49 @@
+//! When a JSON web token says that it expires.
+//!
+//! Nothing is verified: only the gateway can say whether a token is good. What is read here serves a
+//! warning ahead of time.
+//!
+//! The one thing to know: a token is never judged by this alone. The local clock may be wrong, and
+//! the gateway's answer is what counts.
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+
+/// The token's `exp`, in seconds since the Unix epoch; `None` for what is not a JWT or has none.
+pub fn expiry(token: &str) -> Option<u64> {
+    let mut parts = token.trim().split('.');
+    let (_, payload, _) = (parts.next()?, parts.next()?, parts.next()?);
+    if parts.next().is_some() {
+        return None;
+    }
+    let payload = BASE64_URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&payload).ok()?;
+    let exp = claims.get("exp")?;
+    // RFC 7519, section 2: a NumericDate may have a fraction.
+    exp.as_u64().or_else(|| {
+        let seconds = exp.as_f64().filter(|seconds| *seconds >= 0.0)?;
+        format!("{seconds:.0}").parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_expiry_is_read_where_there_is_one() {
+        let token = |claims: &str| format!("e30.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims));
+        for (token, expected) in [
+            (token(r#"{"exp":1700000000}"#), Some(1_700_000_000)),
+            (token(r#"{"exp":1700000000.25}"#), Some(1_700_000_000)),
+            (token(r#"{"sub":"x"}"#), None),
+            (token(r#"{"exp":"tomorrow"}"#), None),
+            (token(r#"{"exp":-5}"#), None),
+            ("not a token".into(), None),
+            ("a.b.c".into(), None),
+            ("..".into(), None),
+            (format!("{}.d", token(r#"{"exp":1}"#)), None),
+        ] {
+            assert_eq!(expiry(&token), expected, "{token}");
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! The one loop: from the journal to a sink.
+//!
+//! It reads what comes next, renders it, hands it over in batches, and moves the cursor over what the
+//! far side has accepted. Retry, backoff, the breaker, dead letters and replays are here, the same for
+//! every kind of sink.
+//!
+//! The one thing to know: what is sent and not yet saved as accepted never exceeds the sink's window,
+//! so a crash at any moment repeats no more than that. Order is kept: nothing is sent before all that
+//! stands before it has been accepted, set aside or skipped.
+
+mod requests;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use serde_json::json;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    backoff::Backoff,
+    clock,
+    config::SinkConfig,
+    event::{self, Record, Seq},
+    journal::{Batch, Journal, StoreError},
+    metrics::SinkMetrics,
+    route::{Rendered, Route},
+    sink::{Cause, Failure, Outgoing, Sink},
+    status::Status,
+};
+
+/// The first wait after a failure is at most this.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+/// So many failures in a row open the breaker.
+const BREAK_AFTER: u32 = 5;
+
+/// With the breaker open, the far side is tried no more often than this.
+const BREAK: Duration = Duration::from_secs(5);
+
+/// Bytes of events in one batch, about: what is worth a few writes.
+const BATCH_BYTES: usize = 512 * 1024;
+
+/// How long to wait for a journal that cannot be read at the moment.
+const JOURNAL_RETRY: Duration = Duration::from_millis(200);
+
+/// How often the same complaint is repeated in the log.
+const COMPLAIN: Duration = Duration::from_mins(1);
+
+/// One sink's delivery.
+pub struct Delivery {
+    name: Arc<str>,
+    sink: Box<dyn Sink>,
+    route: Route,
+    journal: Journal,
+    status: Arc<Status>,
+    metrics: SinkMetrics,
+    window: u64,
+    deadline: Duration,
+    backoff: Backoff,
+    failures: u32,
+    position: Seq,
+    connected: bool,
+    /// What was sent and whose cursor is not yet saved: the cursor, and how many events.
+    unsaved: VecDeque<(Seq, u64)>,
+    complained: Option<(Instant, &'static str)>,
+    requests: watch::Receiver<u64>,
+    /// Whether something is asked for that is not done.
+    asked: bool,
+}
+
+impl std::fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Delivery({} at {})", self.name, self.position)
+    }
+}
+
+/// Why the loop went no further.
+#[derive(Debug)]
+enum Halt {
+    /// Told to stop.
+    Stopped,
+    /// The far side wants nothing more: a human is needed.
+    Gone,
+}
+
+/// What woke the loop.
+enum Wake {
+    Batch(Result<Batch, StoreError>),
+    Lost(Failure),
+    Progress,
+    Stop,
+}
+
+impl Delivery {
+    /// A delivery that goes on where the sink's cursor stands.
+    pub fn new(
+        name: &str,
+        config: &SinkConfig,
+        sink: Box<dyn Sink>,
+        route: Route,
+        journal: Journal,
+        status: Arc<Status>,
+    ) -> Result<Self, StoreError> {
+        let position = journal.register(name, config.start)?;
+        status.sink(name, |page| {
+            page.kind.clone_from(&config.kind);
+            page.state = "connecting";
+            page.since = clock::now();
+        });
+        Ok(Self {
+            name: name.into(),
+            sink,
+            route,
+            metrics: SinkMetrics::new(name),
+            requests: journal.requests(),
+            asked: true,
+            journal,
+            status,
+            window: u64::try_from(config.window.max(1)).unwrap_or(u64::MAX),
+            deadline: config.timeout.0,
+            backoff: Backoff::new(FIRST_WAIT, config.backoff_max.0),
+            failures: 0,
+            position,
+            connected: false,
+            unsaved: VecDeque::new(),
+            complained: None,
+        })
+    }
+
+    /// Delivers until it is told to stop. The batch in hand is finished first.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let halt = self.deliver(&stop).await;
+        if matches!(halt, Halt::Gone) {
+            stop.cancelled().await;
+        }
+        if timeout(self.deadline, self.sink.close()).await.is_err() {
+            warn!(sink = %self.name, "the sink did not close in time");
+        }
+        self.metrics.up(false);
+    }
+
+    async fn deliver(&mut self, stop: &CancellationToken) -> Halt {
+        let mut progress = self.journal.progress();
+        loop {
+            if let Err(halt) = self.connect(stop).await {
+                return halt;
+            }
+            if let Err(halt) = self.requested(stop).await {
+                return halt;
+            }
+            let limit = self.free();
+            let wake = self.wait(limit, &mut progress, stop).await;
+            let outcome = match wake {
+                Wake::Stop => return Halt::Stopped,
+                Wake::Progress => Ok(()),
+                Wake::Lost(failure) => self.failed(&failure.cause, stop).await,
+                Wake::Batch(Ok(batch)) => self.batch(batch, stop).await,
+                Wake::Batch(Err(failure)) => {
+                    warn!(sink = %self.name, error = %failure, "the journal cannot be read now");
+                    sleep(JOURNAL_RETRY).await;
+                    Ok(())
+                }
+            };
+            if let Err(halt) = outcome {
+                return halt;
+            }
+        }
+    }
+
+    async fn wait(
+        &mut self,
+        limit: u64,
+        progress: &mut watch::Receiver<u64>,
+        stop: &CancellationToken,
+    ) -> Wake {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let next = self.journal.next(self.position, limit, BATCH_BYTES);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Wake::Stop,
+            batch = next, if limit > 0 => Wake::Batch(batch),
+            Ok(()) = progress.changed(), if limit == 0 => Wake::Progress,
+            Ok(()) = self.requests.changed() => {
+                self.asked = true;
+                Wake::Progress
+            }
+            () = std::future::ready(()), if self.asked => Wake::Progress,
+            failure = self.sink.idle() => Wake::Lost(failure),
+        }
+    }
+
+    /// How many events may be sent now: half of the window at once, so that the next batch can go
+    /// while the cursor of the one before is being saved.
+    fn free(&mut self) -> u64 {
+        let saved = self.journal.saved(&self.name);
+        while self.unsaved.front().is_some_and(|(through, _)| *through <= saved) {
+            self.unsaved.pop_front();
+        }
+        let out: u64 = self.unsaved.iter().map(|(_, events)| events).sum();
+        self.window.saturating_sub(out).min(self.window.div_ceil(2))
+    }
+
+    /// Renders a batch and hands it over, until all of it is dealt with.
+    async fn batch(&mut self, batch: Batch, stop: &CancellationToken) -> Result<(), Halt> {
+        if batch.lost > 0 {
+            self.lost(batch.lost);
+        }
+        let outgoing = self.render(&batch.records);
+        let sent = u64::try_from(outgoing.len()).unwrap_or(0);
+        // On a failure of the whole the cursor still stands where it was.
+        self.hand_over(&outgoing, stop).await?;
+        self.moved(batch.through, sent);
+        Ok(())
+    }
+
+    fn render(&mut self, records: &[Arc<Record>]) -> Vec<Outgoing> {
+        let now = clock::now();
+        let mut outgoing = Vec::with_capacity(records.len());
+        let mut skipped = [0_u64; 4];
+        for record in records {
+            match self.route.render(record, now) {
+                Rendered::Wanted(event) => outgoing.push(event),
+                Rendered::Skipped(skip) => {
+                    if let Some(count) = skipped.get_mut(skip.index()) {
+                        *count += 1;
+                    }
+                }
+                Rendered::Failed(reason) => self.set_aside(record, &reason),
+            }
+        }
+        for (skip, count) in crate::route::SKIPS.iter().zip(skipped) {
+            self.metrics.filtered(skip.as_str(), count);
+        }
+        outgoing
+    }
+
+    /// Hands events over, in order, until each is accepted or set aside.
+    async fn hand_over(
+        &mut self,
+        outgoing: &[Outgoing],
+        stop: &CancellationToken,
+    ) -> Result<(), Halt> {
+        let mut rest = outgoing;
+        while !rest.is_empty() {
+            self.connect(stop).await?;
+            let failure = match timeout(self.deadline, self.sink.deliver(rest)).await {
+                Ok(Ok(())) => {
+                    self.accepted(rest);
+                    self.worked();
+                    break;
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::down("no answer within the sink's timeout"),
+            };
+            let (done, undone) = rest.split_at(failure.accepted.min(rest.len()));
+            self.accepted(done);
+            rest = undone;
+            if let Some(first) = done.last() {
+                // Progress: what is accepted is not sent again, whatever happens now.
+                self.moved(first.record.seq, u64::try_from(done.len()).unwrap_or(0));
+                self.failures = 0;
+            }
+            match (&failure.cause, rest.split_first()) {
+                (Cause::Refused { reason }, Some((refused, after))) => {
+                    self.set_aside(&refused.record, reason);
+                    self.moved(refused.record.seq, 0);
+                    rest = after;
+                }
+                (Cause::Refused { .. }, None) => {}
+                (cause, _) => self.failed(cause, stop).await?,
+            }
+        }
+        Ok(())
+    }
+
+    fn accepted(&mut self, events: &[Outgoing]) {
+        let Some(first) = events.first() else { return };
+        let now = clock::now();
+        let age = |event: &Outgoing| now.saturating_sub(event.record.event.received);
+        // Events of one reading were received in the same millisecond: one sample for all of them.
+        let (mut since, mut count) = (age(first), 0);
+        for event in events {
+            if age(event) != since {
+                self.metrics.delivered(count, Duration::from_millis(since));
+                (since, count) = (age(event), 0);
+            }
+            count += 1;
+        }
+        self.metrics.delivered(count, Duration::from_millis(since));
+        for (note, amount) in self.sink.tally() {
+            self.metrics.note(note, amount);
+        }
+        let amount = u64::try_from(events.len()).unwrap_or(0);
+        self.status.sink(&self.name, |page| page.delivered += amount);
+    }
+
+    /// The cursor moves: `events` of those before it went out.
+    fn moved(&mut self, through: Seq, events: u64) {
+        // A batch out of a replay or of dead letters stands before the cursor and moves nothing.
+        if through <= self.position {
+            return;
+        }
+        self.position = through;
+        self.journal.advance(&self.name, through);
+        if events > 0 {
+            self.unsaved.push_back((through, events));
+        }
+    }
+
+    async fn connect(&mut self, stop: &CancellationToken) -> Result<(), Halt> {
+        while !self.connected {
+            if stop.is_cancelled() {
+                return Err(Halt::Stopped);
+            }
+            match timeout(self.deadline, self.sink.connect()).await {
+                Ok(Ok(())) => {
+                    self.connected = true;
+                    self.metrics.up(true);
+                    let remarks = self.sink.remarks();
+                    for remark in &remarks {
+                        info!(sink = %self.name, remark, "about the far side");
+                    }
+                    self.status.sink(&self.name, |page| {
+                        page.state = "up";
+                        page.since = clock::now();
+                        page.remarks = remarks;
+                    });
+                    info!(sink = %self.name, "connected");
+                }
+                Ok(Err(failure)) => self.failed(&failure.cause, stop).await?,
+                Err(_) => {
+                    let cause = Cause::Down("no connection within the sink's timeout".into());
+                    self.failed(&cause, stop).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn worked(&mut self) {
+        if self.failures > 0 || self.backoff.attempts() > 0 {
+            self.failures = 0;
+            self.backoff.reset();
+            self.complained = None;
+            self.status.sink(&self.name, |page| {
+                page.state = "up";
+                page.since = clock::now();
+            });
+        }
+    }
+
+    /// Something failed: says so, and waits as long as it takes.
+    async fn failed(&mut self, cause: &Cause, stop: &CancellationToken) -> Result<(), Halt> {
+        let (state, word) = match cause {
+            Cause::Down(_) => ("down", "down"),
+            Cause::Busy { .. } => ("busy", "busy"),
+            Cause::Refused { .. } => ("down", "refused"),
+            Cause::Gone { .. } => ("gone", "gone"),
+        };
+        self.metrics.retry(word);
+        self.failures = self.failures.saturating_add(1);
+        let text = describe(cause);
+        self.status.sink(&self.name, |page| {
+            if page.state != state {
+                page.state = state;
+                page.since = clock::now();
+            }
+            page.last_error = Some(text.clone());
+            page.last_error_at = Some(clock::now());
+        });
+        if let Cause::Gone { .. } = cause {
+            self.metrics.up(false);
+            error!(sink = %self.name, error = text, "the sink wants nothing more; it is stopped");
+            return Err(Halt::Gone);
+        }
+        if !matches!(cause, Cause::Busy { .. }) {
+            self.connected = false;
+            self.metrics.up(false);
+        }
+        let mut wait = self.backoff.wait();
+        if self.failures >= BREAK_AFTER {
+            wait = wait.max(BREAK);
+        }
+        if let Cause::Busy { wait: Some(told), .. } = cause {
+            wait = wait.max(*told);
+        }
+        self.complain(word, &text, wait);
+        tokio::select! {
+            () = stop.cancelled() => Err(Halt::Stopped),
+            () = sleep(wait) => Ok(()),
+        }
+    }
+
+    /// The same trouble is told once a minute, not with every attempt.
+    fn complain(&mut self, word: &'static str, text: &str, wait: Duration) {
+        let now = Instant::now();
+        let lately = |(at, last): (Instant, &str)| last == word && now < at + COMPLAIN;
+        if self.complained.is_some_and(lately) {
+            debug!(sink = %self.name, error = text, ?wait, "still failing");
+        } else {
+            warn!(sink = %self.name, error = text, ?wait, "delivery failed; it is tried again");
+            self.complained = Some((now, word));
+        }
+    }
+
+    fn set_aside(&mut self, record: &Arc<Record>, reason: &str) {
+        let event = &record.event;
+        error!(
+            sink = %self.name, id = %event.id, topic = %event.topic, reason,
+            "an event was refused and set aside"
+        );
+        self.journal.dead_letter(&self.name, record, reason);
+        self.metrics.dead();
+        self.status.sink(&self.name, |page| page.dead_letters += 1);
+    }
+
+    /// Events that this sink will never get.
+    fn lost(&mut self, count: u64) {
+        error!(sink = %self.name, count, "events were lost before the sink could get them");
+        self.metrics.lost(count);
+        self.status.sink(&self.name, |page| page.lost += count);
+        let data = json!({
+            "cause": "the journal no longer holds them",
+            "sink": &*self.name,
+            "count": count,
+        });
+        let nobody: Arc<str> = "".into();
+        let mut events = vec![event::own("relay.gap", &nobody, &nobody, &data, clock::now())];
+        self.journal.append(&mut events);
+    }
+}
+
+/// A cause with what lies behind it, in one line.
+fn describe(cause: &Cause) -> String {
+    let mut text = cause.to_string();
+    let mut source = std::error::Error::source(cause).and_then(std::error::Error::source);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,671 @@
+//! The journal: one log of events, one cursor a sink.
+//!
+//! An event is appended once and gets a number. The newest events stand in a bounded ring in memory,
+//! from which sinks that keep up read; all are written to [`store`] by a thread of their own, from
+//! which sinks that lag read. Astro cannot be acknowledged, so nothing waits for the disk: an event
+//! may be delivered before it is written (but not with `sync = "always"`), and nothing is lost by that.
+//!
+//! ```text
+//!  gateway ──append──▶ ring ──▶ writer thread ──▶ journal.db-wal ──▶ journal.db
+//!                       │            syncer thread: fdatasync, checkpoints
+//!                       └──next──▶ delivery ◀──next (behind the ring)── journal.db
+//! ```
+//!
+//! Where the disk fails or is full, the ring alone carries on within its bound, [`Health`] says so,
+//! and the writer tries again until it works. Where the ring drops an event that a sink had not got,
+//! or retention removes one, the sink's next [`Batch`] says how many: loss is counted, never silent.
+//!
+//! The one thing to know: a cursor is saved right after it moves, and [`Journal::saved`] tells how
+//! far; delivery keeps what is sent but not saved within its window, so that a crash repeats no more.
+
+mod file;
+pub mod store;
+mod writer;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use self::store::{Store, Write};
+pub use self::{
+    file::Opened,
+    store::{DeadLetter, Replay, StoreError},
+};
+use crate::{
+    clock,
+    config::{self, Start, Sync},
+    event::{Event, Record, Seq, UnixMillis},
+};
+
+/// How long intake waits for a disk that does not keep up, before the oldest unwritten events go.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Dead letters that wait in memory for the disk, at most.
+const DEAD_IN_MEMORY: usize = 1024;
+
+/// A handle to the journal; clones share it.
+#[derive(Debug, Clone)]
+pub struct Journal(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the writer thread.
+    work: Condvar,
+    /// The last event that may be read.
+    readable: watch::Sender<Seq>,
+    /// Grows when cursors were saved or room was made.
+    progress: watch::Sender<u64>,
+    /// Grows when somebody made a request.
+    requests: watch::Sender<u64>,
+    /// Reads what is no longer in the ring; `None` without a directory.
+    reader: Option<Mutex<Store>>,
+    sync: Sync,
+    limits: Limits,
+}
+
+/// The journal's limits; see [`config::Journal`].
+#[derive(Debug, Clone)]
+struct Limits {
+    dir: Option<PathBuf>,
+    max_size: u64,
+    max_age: Duration,
+    keep_delivered: Duration,
+    min_free: u64,
+    memory: usize,
+}
+
+#[derive(Debug)]
+struct State {
+    ring: VecDeque<Arc<Record>>,
+    ring_bytes: usize,
+    /// Bytes in the ring that are not on disk.
+    unwritten_bytes: usize,
+    last: Seq,
+    written: Seq,
+    synced: Seq,
+    /// The first event that is still kept, on disk or in memory.
+    oldest: Seq,
+    last_received: UnixMillis,
+    runs: Vec<(Seq, Option<Seq>)>,
+    cursors: HashMap<Arc<str>, Cursor>,
+    dead: Vec<DeadLetter>,
+    dead_count: HashMap<String, u64>,
+    settled: Vec<i64>,
+    replays: HashMap<i64, Option<Seq>>,
+    health: Health,
+    size: u64,
+    stop: bool,
+    threads: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    at: Seq,
+    saved: Seq,
+    /// Whether a configured sink uses it.
+    active: bool,
+}
+
+/// How the journal is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Health {
+    /// Everything is written.
+    #[default]
+    Sound,
+    /// Events live in memory only, by configuration.
+    MemoryOnly,
+    /// Events live in memory only, because of this.
+    Degraded(String),
+}
+
+/// What [`Journal::next`] found.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// Events in order.
+    pub records: Vec<Arc<Record>>,
+    /// Events that should have stood before or between them, and are gone.
+    pub lost: u64,
+    /// The cursor's next position if all of this is dealt with.
+    pub through: Seq,
+}
+
+/// The journal in figures.
+#[derive(Debug, Clone, Default)]
+pub struct Figures {
+    /// The first event that is kept.
+    pub oldest: Seq,
+    /// The last event.
+    pub last: Seq,
+    /// Through which event the disk has them.
+    pub written: Seq,
+    /// Through which event they survive a loss of power.
+    pub synced: Seq,
+    /// Bytes on disk.
+    pub size: u64,
+    /// Bytes of events in memory.
+    pub memory: usize,
+    /// How it is.
+    pub health: Health,
+}
+
+impl Journal {
+    /// Opens the journal that is configured, and starts its threads.
+    pub fn open(config: &config::Journal) -> Result<(Self, Opened), StoreError> {
+        if config.dir.as_os_str().is_empty() {
+            let journal = Self::in_memory(config.memory.bytes());
+            return Ok((journal, Opened::default()));
+        }
+        file::open(config)
+    }
+
+    /// A journal that lives in memory only.
+    pub fn in_memory(memory: usize) -> Self {
+        let limits = Limits {
+            dir: None,
+            max_size: u64::MAX,
+            max_age: Duration::MAX,
+            keep_delivered: Duration::ZERO,
+            min_free: 0,
+            memory,
+        };
+        let state = State::new(1, vec![(1, None)], 1, Health::MemoryOnly);
+        Self(Arc::new(Shared::new(state, None, Sync::Never, limits)))
+    }
+
+    /// Appends `events` in order and leaves the vector empty. Never waits: see [`Journal::room`].
+    pub fn append(&self, events: &mut Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        let shared = &*self.0;
+        let mut state = shared.lock();
+        for mut event in events.drain(..) {
+            // Times in the journal never fall, whatever the clock does: a stream's entry ids are
+            // made of them.
+            event.received = event.received.max(state.last_received);
+            state.last_received = event.received;
+            state.last += 1;
+            let weight = event.weight();
+            state.ring_bytes += weight;
+            state.unwritten_bytes += weight;
+            let seq = state.last;
+            state.ring.push_back(Arc::new(Record { seq, event }));
+        }
+        shared.evict(&mut state);
+        if shared.limits.dir.is_none() {
+            state.written = state.last;
+            state.unwritten_bytes = 0;
+        }
+        let readable = shared.readable(&state);
+        drop(state);
+        if shared.limits.dir.is_some() {
+            shared.work.notify_one();
+        }
+        shared.readable.send_if_modified(|seq| std::mem::replace(seq, readable) != readable);
+    }
+
+    /// Waits until what is not yet on disk fits its bound. A disk that does not keep up for
+    /// [`PATIENCE`] makes nobody wait longer: then the oldest events in memory go.
+    pub async fn room(&self) {
+        let mut progress = self.0.progress.subscribe();
+        let enough = || {
+            let state = self.0.lock();
+            state.unwritten_bytes <= self.0.limits.memory / 2 || state.health != Health::Sound
+        };
+        if enough() {
+            return;
+        }
+        let wait = async { while !enough() && progress.changed().await.is_ok() {} };
+        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
+            tracing::warn!("the journal's disk does not keep up");
+        }
+    }
+
+    /// Takes up a sink's cursor; a sink without one begins at `start`. Answers its position.
+    pub fn register(&self, sink: &str, start: Start) -> Result<Seq, StoreError> {
+        let name: Arc<str> = sink.into();
+        let known = {
+            let mut state = self.0.lock();
+            let last = state.last;
+            state.cursors.get_mut(&name).map(|cursor| {
+                cursor.active = true;
+                cursor.at = cursor.at.min(last);
+                cursor.at
+            })
+        };
+        if let Some(at) = known {
+            return Ok(at);
+        }
+        let at = self.position(start)?;
+        let mut state = self.0.lock();
+        // Saved once before anything else happens, so that a restart does not begin anew.
+        state.cursors.insert(name, Cursor { at, saved: Seq::MAX, active: true });
+        drop(state);
+        self.0.work.notify_one();
+        Ok(at)
+    }
+
+    fn position(&self, start: Start) -> Result<Seq, StoreError> {
+        let (oldest, last) = {
+            let state = self.0.lock();
+            (state.oldest, state.last)
+        };
+        Ok(match start {
+            Start::End => last,
+            Start::Earliest => oldest.saturating_sub(1),
+            Start::Age(age) => {
+                let since = clock::now().saturating_sub(millis(age));
+                self.first_since(since)?.map_or(last, |seq| seq - 1)
+            }
+        })
+    }
+
+    /// The first event received at or after that time.
+    pub fn first_since(&self, since: UnixMillis) -> Result<Option<Seq>, StoreError> {
+        if let Some(reader) = &self.0.reader {
+            let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(seq) = reader.first_since(since)? {
+                return Ok(Some(seq));
+            }
+        }
+        let state = self.0.lock();
+        Ok(state.ring.iter().find(|record| record.event.received >= since).map(|record| record.seq))
+    }
+
+    /// A sink no longer uses its cursor: it holds nothing back any more.
+    pub fn unregister(&self, sink: &str) {
+        if let Some(cursor) = self.0.lock().cursors.get_mut(sink) {
+            cursor.active = false;
+        }
+    }
+
+    /// Waits for events after `after`: at most `limit` of them and about `max_bytes`.
+    pub async fn next(
+        &self,
+        after: Seq,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StoreError> {
+        let mut readable = self.0.readable.subscribe();
+        loop {
+            let through = *readable.borrow_and_update();
+            if through > after {
+                return self.read(after, through, limit, max_bytes).await;
+            }
+            if readable.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Reads what is there after `after`, through `through`.
+    pub async fn read(
+        &self,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StoreError> {
+        let shared = &self.0;
+        let written = {
+            let state = shared.lock();
+            match state.ring.front() {
+                Some(first) if first.seq <= after + 1 || shared.reader.is_none() => {
+                    return Ok(state.from_ring(after, through, limit, max_bytes));
+                }
+                Some(_) | None => state.written,
+            }
+        };
+        let journal = self.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let reader = journal.0.reader.as_ref()?;
+            let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            Some(reader.read(after, limit, max_bytes))
+        });
+        let mut read = match read.await {
+            Ok(Some(read)) => read.inspect_err(|error| shared.suspect(error))?,
+            Ok(None) | Err(_) => store::Read::default(),
+        };
+        // The writer may have gone on meanwhile; what may be read was decided above.
+        read.records.retain(|record| record.seq <= through);
+        let state = shared.lock();
+        let end = match read.through {
+            Some(end) => end.min(through),
+            // Nothing on disk after `after`: what was there is gone, the ring has the rest.
+            None => {
+                let first = state.ring.front().map_or(written, |record| record.seq - 1);
+                first.clamp(after, through).max(written.min(through))
+            }
+        };
+        let expected = state.given(after, end);
+        let found = u64::try_from(read.records.len()).unwrap_or(0);
+        Ok(Batch { records: read.records, lost: expected.saturating_sub(found), through: end })
+    }
+
+    /// The far side of `sink` has accepted everything through `seq`.
+    pub fn advance(&self, sink: &str, seq: Seq) {
+        let mut state = self.0.lock();
+        let memory_only = self.0.limits.dir.is_none();
+        if let Some(cursor) = state.cursors.get_mut(sink) {
+            cursor.at = cursor.at.max(seq);
+            if memory_only {
+                cursor.saved = cursor.at;
+            }
+        }
+        drop(state);
+        if memory_only {
+            self.0.progress.send_modify(|count| *count += 1);
+        } else {
+            self.0.work.notify_one();
+        }
+    }
+
+    /// Through which event the cursor of `sink` is saved. In a degraded journal nothing is, and
+    /// nobody waits for it.
+    pub fn saved(&self, sink: &str) -> Seq {
+        let state = self.0.lock();
+        match (state.cursors.get(sink), &state.health) {
+            (Some(cursor), Health::Sound) if cursor.saved == Seq::MAX => 0,
+            (Some(cursor), Health::Sound) => cursor.saved,
+            (Some(cursor), Health::MemoryOnly | Health::Degraded(_)) => cursor.at,
+            (None, _) => 0,
+        }
+    }
+
+    /// Changes when cursors were saved.
+    pub fn progress(&self) -> watch::Receiver<u64> {
+        self.0.progress.subscribe()
+    }
+
+    /// Sets an event aside that the far side of `sink` refused.
+    pub fn dead_letter(&self, sink: &str, record: &Arc<Record>, reason: &str) {
+        let mut state = self.0.lock();
+        let limit = if self.0.limits.dir.is_none() { DEAD_IN_MEMORY } else { usize::MAX };
+        *state.dead_count.entry(sink.to_owned()).or_default() += 1;
+        if state.dead.len() >= limit {
+            state.dead.remove(0);
+        }
+        state.dead.push(DeadLetter {
+            number: 0,
+            sink: sink.to_owned(),
+            at: clock::now(),
+            reason: reason.to_owned(),
+            retry: false,
+            record: Arc::clone(record),
+        });
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    /// Changes when somebody asks for a replay or for dead letters to be tried again.
+    pub fn requests(&self) -> watch::Receiver<u64> {
+        self.0.requests.subscribe()
+    }
+
+    /// What is asked for of `sink`: dead letters to try again, and replays. Blocks on the disk.
+    pub fn asked(&self, sink: &str) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
+        let Some(reader) = &self.0.reader else { return Ok((Vec::new(), Vec::new())) };
+        let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut letters = reader.dead_letters(Some(sink))?;
+        let mut replays = reader.replays()?;
+        // What is done and not yet written down counts as done.
+        let state = self.0.lock();
+        letters.retain(|letter| letter.retry && !state.settled.contains(&letter.number));
+        replays.retain_mut(|replay| match state.replays.get(&replay.number) {
+            _ if replay.sink != sink => false,
+            Some(None) => false,
+            Some(Some(position)) => {
+                replay.position = *position;
+                true
+            }
+            None => true,
+        });
+        Ok((letters, replays))
+    }
+
+    /// A dead letter is dealt with.
+    pub fn settle(&self, number: i64) {
+        let mut state = self.0.lock();
+        state.settled.push(number);
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    /// A replay has come to `position`; `None`: it is done.
+    pub fn replayed(&self, number: i64, position: Option<Seq>) {
+        let mut state = self.0.lock();
+        state.replays.insert(number, position);
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    /// The newest events, at most `limit`: what the relay heard last before it was started.
+    pub fn newest(&self, limit: usize) -> Result<Vec<Arc<Record>>, StoreError> {
+        let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
+        let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = reader.bounds()?.map_or(0, |(_, last)| last);
+        let after = last.saturating_sub(u64::try_from(limit).unwrap_or(u64::MAX));
+        Ok(reader.read(after, limit, usize::MAX)?.records)
+    }
+
+    /// The journal in figures.
+    pub fn figures(&self) -> Figures {
+        let state = self.0.lock();
+        Figures {
+            oldest: state.oldest,
+            last: state.last,
+            written: state.written,
+            synced: state.synced,
+            size: state.size,
+            memory: state.ring_bytes,
+            health: state.health.clone(),
+        }
+    }
+
+    /// Events that `sink` has still to get, and since when the oldest of them waits (0: none).
+    pub fn lag(&self, sink: &str) -> (u64, UnixMillis) {
+        let state = self.0.lock();
+        let Some(cursor) = state.cursors.get(sink) else { return (0, 0) };
+        let events = state.given(cursor.at, state.last);
+        let since = state
+            .ring
+            .front()
+            .and_then(|first| {
+                let index = usize::try_from((cursor.at + 1).checked_sub(first.seq)?).ok()?;
+                state.ring.get(index)
+            })
+            .map(|record| record.event.received);
+        let since = match (since, events) {
+            (_, 0) => 0,
+            (Some(received), _) => received,
+            (None, _) => {
+                drop(state);
+                return (events, self.received_at(sink).unwrap_or(0));
+            }
+        };
+        (events, since)
+    }
+
+    fn received_at(&self, sink: &str) -> Option<UnixMillis> {
+        let at = self.0.lock().cursors.get(sink)?.at;
+        let reader = self.0.reader.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.received_at(at + 1).ok()?
+    }
+
+    /// How many dead letters each sink has.
+    pub fn dead_letter_counts(&self) -> HashMap<String, u64> {
+        self.0.lock().dead_count.clone()
+    }
+
+    /// Writes what is left, closes the file in order and ends the threads. Blocks.
+    pub fn close(&self) {
+        let mut state = self.0.lock();
+        state.stop = true;
+        self.0.work.notify_all();
+        while state.threads > 0 {
+            state = self.0.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Shared {
+    fn new(state: State, reader: Option<Store>, sync: Sync, limits: Limits) -> Self {
+        let shared = Self {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            readable: watch::channel(0).0,
+            progress: watch::channel(0).0,
+            requests: watch::channel(0).0,
+            reader: reader.map(Mutex::new),
+            sync,
+            limits,
+        };
+        let readable = shared.readable(&shared.lock());
+        shared.readable.send_replace(readable);
+        shared
+    }
+
+    /// A panic elsewhere while the lock was held left nothing half done: every change under it is
+    /// small and ordered.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last event that may be delivered.
+    fn readable(&self, state: &State) -> Seq {
+        match (self.sync, &state.health) {
+            (Sync::Always, Health::Sound) => state.synced,
+            _ => state.last,
+        }
+    }
+
+    /// Keeps the ring within its bound. What is not on disk stays as long as the disk works; a disk
+    /// that is twice as far behind as it may be does not.
+    fn evict(&self, state: &mut State) {
+        let limit = self.limits.memory;
+        while state.ring_bytes > limit
+            && let Some(first) = state.ring.front()
+        {
+            let unwritten = first.seq > state.written;
+            if unwritten && state.health == Health::Sound && state.ring_bytes < 2 * limit {
+                break;
+            }
+            let weight = first.event.weight();
+            if unwritten {
+                state.unwritten_bytes = state.unwritten_bytes.saturating_sub(weight);
+            }
+            state.ring_bytes -= weight;
+            state.ring.pop_front();
+        }
+        if self.reader.is_none() {
+            state.oldest = state.ring.front().map_or(state.last + 1, |first| first.seq);
+        }
+    }
+
+    /// An error that says that the file itself is broken: the writer looks into it.
+    fn suspect(&self, error: &StoreError) {
+        if error.is_corrupt() {
+            let mut state = self.lock();
+            if state.health == Health::Sound {
+                state.health = Health::Degraded(writer::CORRUPT.into());
+            }
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+}
+
+impl State {
+    fn new(next: Seq, runs: Vec<(Seq, Option<Seq>)>, oldest: Seq, health: Health) -> Self {
+        let last = next - 1;
+        Self {
+            ring: VecDeque::new(),
+            ring_bytes: 0,
+            unwritten_bytes: 0,
+            last,
+            written: last,
+            synced: last,
+            oldest,
+            last_received: 0,
+            runs,
+            cursors: HashMap::new(),
+            dead: Vec::new(),
+            dead_count: HashMap::new(),
+            settled: Vec::new(),
+            replays: HashMap::new(),
+            health,
+            size: 0,
+            stop: false,
+            threads: 0,
+        }
+    }
+
+    /// How many numbers after `after`, through `through`, were given to events.
+    fn given(&self, after: Seq, through: Seq) -> u64 {
+        let inside = |(first, last): &(Seq, Option<Seq>)| {
+            let low = (*first).max(after + 1);
+            let high = last.unwrap_or(self.last).min(through);
+            (high + 1).saturating_sub(low)
+        };
+        self.runs.iter().map(inside).sum()
+    }
+
+    fn from_ring(&self, after: Seq, through: Seq, limit: usize, max_bytes: usize) -> Batch {
+        let first = self.ring.front().map_or(self.last + 1, |record| record.seq);
+        let skip = usize::try_from((after + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+        let mut bytes = 0;
+        let records: Vec<_> = self
+            .ring
+            .iter()
+            .skip(skip)
+            .take(limit)
+            .take_while(|record| {
+                let fits = bytes < max_bytes && record.seq <= through;
+                bytes += record.event.weight();
+                fits
+            })
+            .cloned()
+            .collect();
+        let end = records.last().map_or(through, |record| record.seq);
+        let found = u64::try_from(records.len()).unwrap_or(0);
+        Batch { lost: self.given(after, end).saturating_sub(found), records, through: end }
+    }
+
+    /// What the disk has still to get.
+    fn unwritten(&self, limit: usize) -> Write {
+        let first = self.ring.front().map_or(self.last + 1, |record| record.seq);
+        let skip = usize::try_from((self.written + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+        Write {
+            records: self.ring.iter().skip(skip).take(limit).cloned().collect(),
+            cursors: self
+                .cursors
+                .iter()
+                .filter(|(_, cursor)| cursor.at != cursor.saved)
+                .map(|(sink, cursor)| (Arc::clone(sink), cursor.at))
+                .collect(),
+            dead: self.dead.clone(),
+            replays: self.replays.iter().map(|(number, at)| (*number, *at)).collect(),
+            settled: self.settled.clone(),
+            alive: None,
+        }
+    }
+
+    /// Through which event every sink has got everything.
+    fn delivered(&self) -> Seq {
+        let active = self.cursors.values().filter(|cursor| cursor.active);
+        active.map(|cursor| cursor.at).min().unwrap_or(self.last)
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

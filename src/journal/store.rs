@@ -1,0 +1,809 @@
+//! The journal's file: SQLite in WAL mode.
+//!
+//! # Format (version 1, `PRAGMA user_version`)
+//!
+//! | table | holds |
+//! |---|---|
+//! | `events` | one row an event, `seq` ascending; `message` is Astro's text, so that `json_extract` works on it |
+//! | `runs` | one row an opening of the journal: the first number it gave, and the last |
+//! | `cursors` | per sink the number through which the far side has accepted |
+//! | `dead_letters` | events that a far side refused, whole, with reason and time |
+//! | `replays` | requests to hand events on again, with their progress |
+//! | `meta` | `reserved` (numbers up to it may have been given), `clean` (closed in order), `alive` (when the relay last ran) |
+//!
+//! SQLite does not sum its pages, so each row carries a CRC-32 over all that matters in it: a row whose
+//! sum is wrong is never handed out. Events are only ever removed from the front, hence a number
+//! missing inside a run is a loss, and can be counted.
+//!
+//! Commits are not synced (`synchronous=NORMAL`): [`super::syncer`] forces the WAL to disk on its
+//! interval, from its own thread; with `sync = "always"` each commit is (`FULL`).
+//!
+//! The one thing to know: this file knows SQL and nothing of tasks; every call blocks.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+
+use crate::event::{Event, Origin, Record, Seq, UnixMillis};
+
+/// The format that this version writes.
+const FORMAT: i64 = 1;
+
+/// `AREL`: tells a journal from any other SQLite file.
+const APPLICATION_ID: i64 = 0x4152_454c;
+
+/// How many numbers are set aside at once. After a crash the numbering goes on behind them, so that a
+/// number that was given but not kept is never given again. A million is a minute at 16,000 a second.
+const RESERVE: Seq = 1_000_000;
+
+/// How long another process (the command line) may hold the file.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Page cache of a connection: the relay writes in order and reads in order, more is of no use.
+const CACHE_KIB: i64 = 512;
+
+const SCHEMA: &str = "
+CREATE TABLE events(
+  seq INTEGER PRIMARY KEY, received INTEGER NOT NULL, origin TEXT NOT NULL, id TEXT NOT NULL,
+  key TEXT, topic TEXT NOT NULL, room TEXT NOT NULL, channel TEXT NOT NULL, ts TEXT NOT NULL,
+  data_start INTEGER NOT NULL, data_end INTEGER NOT NULL, message TEXT NOT NULL,
+  crc INTEGER NOT NULL);
+CREATE TABLE runs(first INTEGER PRIMARY KEY, last INTEGER);
+CREATE TABLE cursors(sink TEXT PRIMARY KEY, seq INTEGER NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE dead_letters(
+  number INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT NULL, at INTEGER NOT NULL,
+  reason TEXT NOT NULL, retry INTEGER NOT NULL DEFAULT 0,
+  seq INTEGER NOT NULL, received INTEGER NOT NULL, origin TEXT NOT NULL, id TEXT NOT NULL,
+  key TEXT, topic TEXT NOT NULL, room TEXT NOT NULL, channel TEXT NOT NULL, ts TEXT NOT NULL,
+  data_start INTEGER NOT NULL, data_end INTEGER NOT NULL, message TEXT NOT NULL,
+  crc INTEGER NOT NULL);
+CREATE TABLE replays(
+  number INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT NULL, at INTEGER NOT NULL,
+  position INTEGER NOT NULL, until INTEGER NOT NULL, topic TEXT);
+CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL);
+";
+
+const EVENT_COLUMNS: &str =
+    "seq, received, origin, id, key, topic, room, channel, ts, data_start, data_end, message, crc";
+
+/// The file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite says no.
+    #[error("the journal's database failed")]
+    Sql(#[from] rusqlite::Error),
+    /// The directory or the file cannot be made or read.
+    #[error("cannot use {}", path.display())]
+    Io {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A newer version of the relay wrote it: it is left untouched.
+    #[error(
+        "{} has format {found}, written by a newer astro-relay; this one reads up to {FORMAT}. It is left untouched", path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+    },
+    /// Another process has it.
+    #[error("{} is in use by {holder}", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// Who has it.
+        holder: String,
+    },
+}
+
+impl StoreError {
+    /// Whether the file's content is at fault, and not the disk or another process.
+    pub fn is_corrupt(&self) -> bool {
+        use rusqlite::ErrorCode as Code;
+        match self {
+            Self::Sql(error) => match error {
+                rusqlite::Error::SqliteFailure(failure, _) => {
+                    matches!(failure.code, Code::DatabaseCorrupt | Code::NotADatabase)
+                        // A missing table or column in a file of our format.
+                        || failure.extended_code == 1
+                }
+                rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::IntegralValueOutOfRange(..)
+                | rusqlite::Error::Utf8Error(..) => true,
+                _ => false,
+            },
+            Self::Io { .. } | Self::Newer { .. } | Self::Locked { .. } => false,
+        }
+    }
+
+    /// Whether there is no room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Sql(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))
+    }
+}
+
+/// An event that a far side refused.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// Its number, from 1; 0 before it is kept.
+    pub number: i64,
+    /// The sink.
+    pub sink: String,
+    /// When it was refused.
+    pub at: UnixMillis,
+    /// The far side's words.
+    pub reason: String,
+    /// Whether somebody asked for it to be tried again.
+    pub retry: bool,
+    /// The event.
+    pub record: Arc<Record>,
+}
+
+/// A request to hand events on again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replay {
+    /// Its number.
+    pub number: i64,
+    /// The sink.
+    pub sink: String,
+    /// The last event that was handed on, or the one before the first.
+    pub position: Seq,
+    /// The last event that is wanted.
+    pub until: Seq,
+    /// A topic pattern, if one is wanted.
+    pub topic: Option<String>,
+}
+
+/// A sink's position as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptCursor {
+    /// The sink.
+    pub sink: String,
+    /// Through which event; `None`: its sum is wrong.
+    pub seq: Option<Seq>,
+}
+
+/// What is written in one transaction.
+#[derive(Debug, Default)]
+pub struct Write {
+    /// Events, in order.
+    pub records: Vec<Arc<Record>>,
+    /// Positions that have moved.
+    pub cursors: Vec<(Arc<str>, Seq)>,
+    /// Events that were refused.
+    pub dead: Vec<DeadLetter>,
+    /// Progress of replays: number and position; `None` where it is done.
+    pub replays: Vec<(i64, Option<Seq>)>,
+    /// Dead letters that are dealt with.
+    pub settled: Vec<i64>,
+    /// The wall clock, where it is time to write down that the relay ran.
+    pub alive: Option<UnixMillis>,
+}
+
+impl Write {
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+            && self.cursors.is_empty()
+            && self.dead.is_empty()
+            && self.replays.is_empty()
+            && self.settled.is_empty()
+            && self.alive.is_none()
+    }
+}
+
+/// Events read from disk.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// In order.
+    pub records: Vec<Arc<Record>>,
+    /// Rows in between whose sum is wrong.
+    pub damaged: u64,
+    /// The last row looked at, damaged or not.
+    pub through: Option<Seq>,
+}
+
+/// A connection to the journal's file.
+#[derive(Debug)]
+pub struct Store {
+    db: Connection,
+    reserved: Seq,
+}
+
+/// Its file in the journal's directory.
+pub fn file(dir: &Path) -> PathBuf {
+    dir.join("journal.db")
+}
+
+/// SQLite's write-ahead log beside it.
+pub fn wal(dir: &Path) -> PathBuf {
+    dir.join("journal.db-wal")
+}
+
+impl Store {
+    /// Opens the file for writing; makes it where there is none.
+    pub fn open(dir: &Path, always_sync: bool) -> Result<Self, StoreError> {
+        let path = file(dir);
+        let fresh = !path.exists();
+        let db = Connection::open(&path)?;
+        db.busy_timeout(BUSY)?;
+        if !fresh {
+            let found: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+            if found > FORMAT {
+                return Err(StoreError::Newer { path, found });
+            }
+        }
+        let synchronous = if always_sync { "FULL" } else { "NORMAL" };
+        db.execute_batch(&format!(
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};
+             PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-{CACHE_KIB};
+             PRAGMA temp_store=MEMORY; PRAGMA foreign_keys=OFF; PRAGMA cell_size_check=ON;"
+        ))?;
+        db.set_prepared_statement_cache_capacity(32);
+        let found: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if found == 0 {
+            db.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id={APPLICATION_ID};
+                 PRAGMA user_version={FORMAT}; COMMIT;"
+            ))?;
+        }
+        let reserved = meta(&db, "reserved")?.unwrap_or(0);
+        Ok(Self { db, reserved })
+    }
+
+    /// Opens the file for reading only: while the relay runs, or while it does not.
+    pub fn open_reader(dir: &Path) -> Result<Self, StoreError> {
+        let path = file(dir);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&path, flags)?;
+        db.busy_timeout(BUSY)?;
+        db.execute_batch(&format!(
+            "PRAGMA query_only=ON; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA cell_size_check=ON;"
+        ))?;
+        Ok(Self { db, reserved: 0 })
+    }
+
+    /// Opens a broken file that was set aside, to copy out of it what can be read.
+    pub(super) fn open_broken(path: &Path) -> Result<Self, StoreError> {
+        let db = Connection::open(path)?;
+        db.execute_batch("PRAGMA query_only=ON; PRAGMA cell_size_check=ON;")?;
+        Ok(Self { db, reserved: 0 })
+    }
+
+    /// Opens the file to move its write-ahead log, without disturbing the writer.
+    pub(super) fn open_checkpointer(dir: &Path) -> Result<Self, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(file(dir), flags)?;
+        db.execute_batch(&format!(
+            "PRAGMA synchronous=NORMAL; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA wal_autocheckpoint=0;"
+        ))?;
+        Ok(Self { db, reserved: 0 })
+    }
+
+    /// A number that is surely not smaller than the last one given; for a file whose order is broken.
+    pub(super) fn highest_guess(&self) -> Seq {
+        let last = self.bounds().ok().flatten().map_or(0, |(_, last)| last);
+        let reserved = meta(&self.db, "reserved").ok().flatten().unwrap_or(0);
+        last.max(reserved)
+    }
+
+    /// Takes over the runs of a file that was recovered.
+    pub(super) fn set_runs(&mut self, runs: &[(Seq, Option<Seq>)]) -> Result<(), StoreError> {
+        let transaction = self.db.unchecked_transaction()?;
+        for (first, last) in runs {
+            transaction.execute(
+                "INSERT OR REPLACE INTO runs(first, last) VALUES(?1, ?2)",
+                params![signed(*first), last.map(signed)],
+            )?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// Begins a run: decides where the numbering goes on, and closes the books of the run before.
+    /// `at_least` is a number that is known to have been given from another source.
+    pub fn begin_run(&mut self, at_least: Seq) -> Result<Seq, StoreError> {
+        let last = self.bounds()?.map_or(0, |(_, last)| last);
+        let clean = meta(&self.db, "clean")?.unwrap_or(0) == 1;
+        let given = if clean { last } else { last.max(self.reserved) };
+        let first = given.max(at_least) + 1;
+        self.reserved = first + RESERVE;
+        let transaction = self.db.unchecked_transaction()?;
+        transaction.execute(
+            "UPDATE runs SET last = max(first - 1, ?1) WHERE last IS NULL",
+            [signed(last)],
+        )?;
+        transaction.execute(
+            "INSERT OR REPLACE INTO runs(first, last) VALUES(?1, NULL)",
+            [signed(first)],
+        )?;
+        set_meta(&transaction, "reserved", self.reserved)?;
+        set_meta(&transaction, "clean", 0)?;
+        transaction.commit()?;
+        Ok(first)
+    }
+
+    /// Writes all of it, or none.
+    pub fn write(&mut self, write: &Write) -> Result<(), StoreError> {
+        let transaction = self.db.unchecked_transaction()?;
+        {
+            let mut insert = transaction.prepare_cached(
+                "INSERT INTO events(seq, received, origin, id, key, topic, room, channel, ts,
+                 data_start, data_end, message, crc) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
+            )?;
+            for record in &write.records {
+                let event = &record.event;
+                insert.execute(params![
+                    signed(record.seq),
+                    signed(event.received),
+                    event.origin.as_str(),
+                    &*event.id,
+                    event.distinct_key.as_deref(),
+                    &*event.topic,
+                    &*event.room,
+                    &*event.channel,
+                    &*event.ts,
+                    place(event.data.start),
+                    place(event.data.end),
+                    text(&event.message),
+                    checksum(record),
+                ])?;
+            }
+            let mut cursor = transaction.prepare_cached(
+                "INSERT OR REPLACE INTO cursors(sink, seq, crc) VALUES(?1, ?2, ?3)",
+            )?;
+            for (sink, seq) in &write.cursors {
+                cursor.execute(params![&**sink, signed(*seq), cursor_checksum(sink, *seq)])?;
+            }
+        }
+        for letter in &write.dead {
+            insert_dead_letter(&transaction, letter)?;
+        }
+        for number in &write.settled {
+            transaction.execute("DELETE FROM dead_letters WHERE number = ?1", [number])?;
+        }
+        for (number, position) in &write.replays {
+            match position {
+                Some(position) => transaction.execute(
+                    "UPDATE replays SET position = ?2 WHERE number = ?1",
+                    params![number, signed(*position)],
+                )?,
+                None => transaction.execute("DELETE FROM replays WHERE number = ?1", [number])?,
+            };
+        }
+        let last = write.records.last().map_or(0, |record| record.seq);
+        let mut reserved = self.reserved;
+        if last + RESERVE / 2 > reserved {
+            reserved = last + RESERVE;
+            set_meta(&transaction, "reserved", reserved)?;
+        }
+        if let Some(alive) = write.alive {
+            set_meta(&transaction, "alive", alive)?;
+        }
+        transaction.commit()?;
+        self.reserved = reserved;
+        Ok(())
+    }
+
+    /// Events after `after`, in order: at most `limit`, and about `max_bytes`.
+    pub fn read(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Read, StoreError> {
+        let mut statement = self.db.prepare_cached(&format!(
+            "SELECT {EVENT_COLUMNS} FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2"
+        ))?;
+        let mut rows = statement.query(params![signed(after), place(limit)])?;
+        let mut read = Read::default();
+        let mut bytes = 0;
+        let mut interner = Interner::default();
+        while let Some(row) = rows.next()? {
+            let seq = unsigned(row.get(0)?);
+            // A page that leads backwards would be read for ever.
+            if seq <= read.through.unwrap_or(after) {
+                return Err(corrupt("rows out of order"));
+            }
+            read.through = Some(seq);
+            match record(row, 0, &mut interner) {
+                Some(record) => {
+                    bytes += record.event.weight();
+                    read.records.push(Arc::new(record));
+                }
+                None => read.damaged += 1,
+            }
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        Ok(read)
+    }
+
+    /// How many events come after that one.
+    pub fn count_after(&self, after: Seq) -> Result<u64, StoreError> {
+        let count = "SELECT count(*) FROM events WHERE seq > ?1";
+        Ok(self.db.query_row(count, [signed(after)], |row| row.get(0).map(unsigned))?)
+    }
+
+    /// The first and the last event that are there.
+    pub fn bounds(&self) -> Result<Option<(Seq, Seq)>, StoreError> {
+        let (first, last): (Option<i64>, Option<i64>) = self.db.query_row(
+            "SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        Ok(first.zip(last).map(|(first, last)| (unsigned(first), unsigned(last))))
+    }
+
+    /// The runs: the first number of each, and the last where it has ended.
+    pub fn runs(&self) -> Result<Vec<(Seq, Option<Seq>)>, StoreError> {
+        let mut statement = self.db.prepare("SELECT first, last FROM runs ORDER BY first")?;
+        let rows = statement.query_map([], |row| {
+            Ok((unsigned(row.get(0)?), row.get::<_, Option<i64>>(1)?.map(unsigned)))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// All cursors.
+    pub fn cursors(&self) -> Result<Vec<KeptCursor>, StoreError> {
+        let mut statement = self.db.prepare("SELECT sink, seq, crc FROM cursors ORDER BY sink")?;
+        let rows = statement.query_map([], |row| {
+            let sink: String = row.get(0)?;
+            let seq = unsigned(row.get(1)?);
+            let sound = row.get::<_, u32>(2)? == cursor_checksum(&sink, seq);
+            Ok(KeptCursor { sink, seq: sound.then_some(seq) })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The first event received at or after that time; `None` if all are older.
+    pub fn first_since(&self, since: UnixMillis) -> Result<Option<Seq>, StoreError> {
+        // `received` never falls as `seq` grows: a search by halves needs no index.
+        let Some((mut low, mut high)) = self.bounds()? else { return Ok(None) };
+        let mut found = None;
+        let mut statement = self.db.prepare_cached(
+            "SELECT seq, received FROM events WHERE seq >= ?1 ORDER BY seq LIMIT 1",
+        )?;
+        while low <= high {
+            let middle = low + (high - low) / 2;
+            let row = statement
+                .query_row([signed(middle)], |row| {
+                    Ok((unsigned(row.get(0)?), unsigned(row.get(1)?)))
+                })
+                .optional()?;
+            match row {
+                Some((seq, received)) if received < since => low = seq + 1,
+                Some((seq, _)) => {
+                    found = Some(seq);
+                    high = middle.saturating_sub(1);
+                }
+                None => high = middle.saturating_sub(1),
+            }
+            if high == 0 {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes events from the front, through `through`; answers how many.
+    pub fn remove_through(&mut self, through: Seq) -> Result<usize, StoreError> {
+        Ok(self
+            .db
+            .prepare_cached("DELETE FROM events WHERE seq <= ?1")?
+            .execute([signed(through)])?)
+    }
+
+    /// The time at which that event was received, or the next one that is there.
+    pub fn received_at(&self, seq: Seq) -> Result<Option<UnixMillis>, StoreError> {
+        Ok(self
+            .db
+            .prepare_cached("SELECT received FROM events WHERE seq >= ?1 ORDER BY seq LIMIT 1")?
+            .query_row([signed(seq)], |row| row.get::<_, i64>(0))
+            .optional()?
+            .map(unsigned))
+    }
+
+    /// Bytes in use: the database without its free pages.
+    pub fn size(&self) -> Result<u64, StoreError> {
+        let pragma = |name: &str| {
+            self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0))
+        };
+        let pages = pragma("page_count")? - pragma("freelist_count")?;
+        Ok(unsigned(pages * pragma("page_size")?))
+    }
+
+    /// Moves what the write-ahead log holds into the database: as much as is possible without making
+    /// anybody wait, or all of it.
+    pub fn checkpoint(&self, all: bool) -> Result<(), StoreError> {
+        let mode = if all { "TRUNCATE" } else { "PASSIVE" };
+        self.db.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))?;
+        Ok(())
+    }
+
+    /// A number that changes when another process has written.
+    pub fn data_version(&self) -> Result<i64, StoreError> {
+        Ok(self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?)
+    }
+
+    /// When the relay last ran.
+    pub fn alive(&self) -> Result<Option<UnixMillis>, StoreError> {
+        meta(&self.db, "alive")
+    }
+
+    /// Says that the journal was closed in order.
+    pub fn close(self, alive: UnixMillis) -> Result<(), StoreError> {
+        let transaction = self.db.unchecked_transaction()?;
+        set_meta(&transaction, "alive", alive)?;
+        set_meta(&transaction, "clean", 1)?;
+        transaction.execute_batch(
+            "UPDATE runs SET last = max(first - 1, coalesce((SELECT max(seq) FROM events), 0))
+             WHERE last IS NULL",
+        )?;
+        transaction.commit()?;
+        self.checkpoint(true)?;
+        self.db.close().map_err(|(_, error)| error.into())
+    }
+
+    /// Dead letters, oldest first; of one sink, or of all.
+    pub fn dead_letters(&self, sink: Option<&str>) -> Result<Vec<DeadLetter>, StoreError> {
+        let mut statement = self.db.prepare_cached(&format!(
+            "SELECT number, sink, at, reason, retry, {EVENT_COLUMNS} FROM dead_letters
+             WHERE ?1 IS NULL OR sink = ?1 ORDER BY number"
+        ))?;
+        let mut interner = Interner::default();
+        let mut rows = statement.query([sink])?;
+        let mut letters = Vec::new();
+        while let Some(row) = rows.next()? {
+            let Some(record) = record(row, 5, &mut interner) else { continue };
+            letters.push(DeadLetter {
+                number: row.get(0)?,
+                sink: row.get(1)?,
+                at: unsigned(row.get(2)?),
+                reason: row.get(3)?,
+                retry: row.get(4)?,
+                record: Arc::new(record),
+            });
+        }
+        Ok(letters)
+    }
+
+    /// How many dead letters each sink has.
+    pub fn dead_letter_counts(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let mut statement =
+            self.db.prepare("SELECT sink, count(*) FROM dead_letters GROUP BY sink")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, unsigned(row.get(1)?))))?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Keeps the newest `most` dead letters; answers how many were let go.
+    pub fn limit_dead_letters(&mut self, most: u64) -> Result<usize, StoreError> {
+        Ok(self.db.execute(
+            "DELETE FROM dead_letters WHERE number <= (SELECT max(number) FROM dead_letters) - ?1",
+            [signed(most)],
+        )?)
+    }
+
+    /// Asks for dead letters to be tried again; answers how many.
+    pub fn retry_dead_letters(
+        &self,
+        numbers: Option<&[i64]>,
+        sink: Option<&str>,
+    ) -> Result<usize, StoreError> {
+        self.each_dead_letter("UPDATE dead_letters SET retry = 1", numbers, sink)
+    }
+
+    /// Lets dead letters go; answers how many.
+    pub fn drop_dead_letters(
+        &self,
+        numbers: Option<&[i64]>,
+        sink: Option<&str>,
+    ) -> Result<usize, StoreError> {
+        self.each_dead_letter("DELETE FROM dead_letters", numbers, sink)
+    }
+
+    fn each_dead_letter(
+        &self,
+        what: &str,
+        numbers: Option<&[i64]>,
+        sink: Option<&str>,
+    ) -> Result<usize, StoreError> {
+        let Some(numbers) = numbers else {
+            let sql = format!("{what} WHERE ?1 IS NULL OR sink = ?1");
+            return Ok(self.db.execute(&sql, [sink])?);
+        };
+        let sql = format!("{what} WHERE number = ?2 AND (?1 IS NULL OR sink = ?1)");
+        let mut done = 0;
+        for number in numbers {
+            done += self.db.execute(&sql, params![sink, number])?;
+        }
+        Ok(done)
+    }
+
+    /// Asks for events to be handed on again.
+    pub fn request_replay(&self, replay: &Replay, at: UnixMillis) -> Result<(), StoreError> {
+        self.db.execute(
+            "INSERT INTO replays(sink, at, position, until, topic) VALUES(?1, ?2, ?3, ?4, ?5)",
+            params![
+                replay.sink,
+                signed(at),
+                signed(replay.position),
+                signed(replay.until),
+                replay.topic
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Requests that are not done, oldest first.
+    pub fn replays(&self) -> Result<Vec<Replay>, StoreError> {
+        let mut statement = self.db.prepare_cached(
+            "SELECT number, sink, position, until, topic FROM replays ORDER BY number",
+        )?;
+        let rows = statement.query_map([], |row| {
+            Ok(Replay {
+                number: row.get(0)?,
+                sink: row.get(1)?,
+                position: unsigned(row.get(2)?),
+                until: unsigned(row.get(3)?),
+                topic: row.get(4)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Lets a connection that only reads write too: for requests from the command line.
+    pub fn allow_requests(&self) -> Result<(), StoreError> {
+        Ok(self.db.execute_batch("PRAGMA query_only=OFF")?)
+    }
+}
+
+fn insert_dead_letter(db: &Connection, letter: &DeadLetter) -> Result<(), StoreError> {
+    let (record, event) = (&letter.record, &letter.record.event);
+    db.prepare_cached(
+        "INSERT INTO dead_letters(sink, at, reason, seq, received, origin, id, key, topic, room,
+         channel, ts, data_start, data_end, message, crc)
+         VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16)",
+    )?
+    .execute(params![
+        letter.sink,
+        signed(letter.at),
+        letter.reason,
+        signed(record.seq),
+        signed(event.received),
+        event.origin.as_str(),
+        &*event.id,
+        event.distinct_key.as_deref(),
+        &*event.topic,
+        &*event.room,
+        &*event.channel,
+        &*event.ts,
+        place(event.data.start),
+        place(event.data.end),
+        text(&event.message),
+        checksum(record),
+    ])?;
+    Ok(())
+}
+
+fn meta(db: &Connection, key: &str) -> Result<Option<u64>, StoreError> {
+    Ok(db
+        .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get::<_, i64>(0))
+        .optional()?
+        .map(unsigned))
+}
+
+fn set_meta(db: &Connection, key: &str, value: u64) -> Result<(), StoreError> {
+    db.prepare_cached("INSERT OR REPLACE INTO meta(key, value) VALUES(?1, ?2)")?
+        .execute(params![key, signed(value)])?;
+    Ok(())
+}
+
+/// Reads an event from columns `from..`; `None` where its sum is wrong.
+fn record(row: &Row<'_>, from: usize, interner: &mut Interner) -> Option<Record> {
+    let message = row.get_ref(from + 11).ok()?.as_str().ok()?;
+    let event = Event {
+        received: unsigned(row.get(from + 1).ok()?),
+        origin: Origin::from_word(row.get_ref(from + 2).ok()?.as_str().ok()?)?,
+        id: row.get_ref(from + 3).ok()?.as_str().ok()?.into(),
+        distinct_key: row.get_ref(from + 4).ok()?.as_str_or_null().ok()?.map(Into::into),
+        topic: interner.intern(row.get_ref(from + 5).ok()?.as_str().ok()?),
+        room: interner.intern(row.get_ref(from + 6).ok()?.as_str().ok()?),
+        channel: interner.intern(row.get_ref(from + 7).ok()?.as_str().ok()?),
+        ts: row.get_ref(from + 8).ok()?.as_str().ok()?.into(),
+        data: length(row.get(from + 9).ok()?)?..length(row.get(from + 10).ok()?)?,
+        message: Bytes::copy_from_slice(message.as_bytes()),
+    };
+    let record = Record { seq: unsigned(row.get(from).ok()?), event };
+    (row.get::<_, u32>(from + 12).ok()? == checksum(&record)).then_some(record)
+}
+
+/// Topics, rooms and channels repeat: one allocation each a reading.
+#[derive(Default)]
+struct Interner(Vec<Arc<str>>);
+
+impl Interner {
+    fn intern(&mut self, text: &str) -> Arc<str> {
+        /// Beyond this a search would cost more than an allocation.
+        const KNOWN: usize = 16;
+        if let Some(known) = self.0.iter().find(|known| &***known == text) {
+            return Arc::clone(known);
+        }
+        let fresh: Arc<str> = text.into();
+        if self.0.len() < KNOWN {
+            self.0.push(Arc::clone(&fresh));
+        }
+        fresh
+    }
+}
+
+/// Over everything that is handed out again.
+fn checksum(record: &Record) -> u32 {
+    let event = &record.event;
+    let mut crc = crc32fast::Hasher::new();
+    let key = event.distinct_key.as_deref().unwrap_or("");
+    for number in [
+        record.seq,
+        event.received,
+        u64::try_from(event.data.start).unwrap_or(u64::MAX),
+        u64::try_from(event.data.end).unwrap_or(u64::MAX),
+        u64::from(event.distinct_key.is_some()),
+    ] {
+        crc.update(&number.to_le_bytes());
+    }
+    for part in [
+        event.origin.as_str().as_bytes(),
+        event.id.as_bytes(),
+        key.as_bytes(),
+        event.topic.as_bytes(),
+        event.room.as_bytes(),
+        event.channel.as_bytes(),
+        event.ts.as_bytes(),
+        &event.message,
+    ] {
+        // With its length, so that nothing can slip from one field into the next.
+        crc.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+        crc.update(part);
+    }
+    crc.finalize()
+}
+
+fn cursor_checksum(sink: &str, seq: Seq) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(sink.as_bytes());
+    crc.update(&seq.to_le_bytes());
+    crc.finalize()
+}
+
+fn corrupt(text: &str) -> StoreError {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(code, Some(text.to_owned())).into()
+}
+
+/// The message as text: it was read as UTF-8, so nothing is lost here.
+fn text(message: &Bytes) -> std::borrow::Cow<'_, str> {
+    String::from_utf8_lossy(message)
+}
+
+/// SQLite's integers are signed; numbers and times stay far below the sign.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+/// A position in a message, or a count of rows.
+fn place(position: usize) -> i64 {
+    i64::try_from(position).unwrap_or(i64::MAX)
+}
+
+fn length(position: i64) -> Option<usize> {
+    usize::try_from(position).ok()
+}

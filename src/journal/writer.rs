@@ -1,0 +1,493 @@
+//! The two threads behind the journal.
+//!
+//! The writer takes what is new in memory (events, cursors, dead letters) and commits it, as much at
+//! once as there is; it alone writes. Between times it keeps the limits: size, age, free space. The
+//! syncer forces the write-ahead log to disk on its interval and moves it into the database, so that
+//! neither a sync nor a checkpoint stands in the way of a commit.
+//!
+//! A sync that failed is never simply tried again: the system may have dropped the pages and call
+//! them clean. The file is reopened and its write-ahead log copied into the database as a whole,
+//! which writes all of it anew; only then does it count as sound.
+//!
+//! The one thing to know: whatever fails, the threads go on; [`Health`] says what is wrong.
+
+use std::{
+    fs::File,
+    path::Path,
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::{
+    Health, Journal, Shared,
+    file::{self, Lock, Mark},
+    millis,
+    store::{self, Store, StoreError, Write},
+};
+use crate::{clock, config::Sync, event::Seq};
+
+/// Why a journal is degraded whose content is broken.
+pub(super) const CORRUPT: &str = "the file is broken";
+
+/// Events in one transaction: large enough that the commit costs little, small enough that cursors
+/// do not wait.
+const TRANSACTION: usize = 1024;
+
+/// How often limits are kept and other processes' requests are looked for.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// How long a failing disk is left alone before it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A write-ahead log of this size is moved into the database.
+const CHECKPOINT: u64 = 4 * 1024 * 1024;
+
+/// A write-ahead log of this size is moved as a whole, and the writer waits for it.
+const CHECKPOINT_ALL: u64 = 64 * 1024 * 1024;
+
+/// Dead letters kept, at most: they are for people to look at.
+const DEAD_LETTERS: u64 = 10_000;
+
+/// Part of `max_size` that is removed at once when it is exceeded.
+const REMOVE_SHARE: u64 = 20;
+
+/// Starts the threads.
+pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock) {
+    let shared = Arc::clone(&journal.0);
+    let syncing = Arc::new(Syncing::default());
+    shared.lock().threads = 2;
+    let writer = Writer {
+        shared: Arc::clone(&shared),
+        store: Some(store),
+        mark,
+        syncing: Arc::clone(&syncing),
+        _lock: lock,
+        upkeep_at: Instant::now(),
+        retry_at: Instant::now(),
+        data_version: 0,
+    };
+    spawn("journal-writer", Arc::clone(&shared), move || writer.run());
+    spawn("journal-syncer", Arc::clone(&shared), move || sync_loop(&shared, &syncing));
+}
+
+#[expect(clippy::disallowed_methods, reason = "the journal's own two threads block on the disk")]
+fn spawn(name: &str, shared: Arc<Shared>, run: impl FnOnce() + Send + 'static) {
+    let ended = Ended(shared);
+    let thread = thread::Builder::new().name(name.into()).spawn(move || {
+        let _ended = ended;
+        run();
+    });
+    if let Err(error) = thread {
+        error!(%error, name, "cannot start a thread of the journal");
+    }
+}
+
+/// Counts a thread out when it ends, however it ends.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.threads -= 1;
+        if !state.stop {
+            // It ended by a panic: say so, and let events live in memory.
+            state.health = Health::Degraded("a thread of the journal has ended".into());
+        }
+        drop(state);
+        self.0.work.notify_all();
+        self.0.progress.send_modify(|count| *count += 1);
+    }
+}
+
+struct Writer {
+    shared: Arc<Shared>,
+    /// `None` while the disk fails.
+    store: Option<Store>,
+    mark: Mark,
+    syncing: Arc<Syncing>,
+    _lock: Lock,
+    upkeep_at: Instant,
+    retry_at: Instant,
+    data_version: i64,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            let (write, stop) = self.wait();
+            if self.store.is_none() {
+                self.reopen();
+            }
+            if let Some(store) = &mut self.store
+                && !write.is_empty()
+            {
+                match store.write(&write) {
+                    Ok(()) => self.written(&write),
+                    Err(error) => self.failed(&error),
+                }
+            }
+            self.keep_up();
+            if stop && (self.store.is_none() || self.shared.lock().unwritten(1).is_empty()) {
+                break;
+            }
+        }
+        self.end();
+    }
+
+    /// Waits until there is something to write, or it is time for upkeep.
+    fn wait(&self) -> (Write, bool) {
+        let mut state = self.shared.lock();
+        loop {
+            let now = Instant::now();
+            let until = if self.store.is_some() { self.upkeep_at } else { self.retry_at };
+            let broken = matches!(state.health, Health::Degraded(_)) && self.store.is_some();
+            if self.store.is_some() {
+                let mut write = state.unwritten(TRANSACTION);
+                if now >= self.upkeep_at {
+                    write.alive = Some(clock::now());
+                }
+                if !write.is_empty() || state.stop || broken {
+                    return (write, state.stop);
+                }
+            } else if now >= until || state.stop {
+                return (Write::default(), state.stop);
+            }
+            let wait = until.saturating_duration_since(now).max(Duration::from_millis(1));
+            state = self
+                .shared
+                .work
+                .wait_timeout(state, wait)
+                .map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+        }
+    }
+
+    fn written(&mut self, write: &Write) {
+        let always = self.shared.sync == Sync::Always;
+        let mut state = self.shared.lock();
+        if let Some(last) = write.records.last() {
+            state.written = last.seq;
+            let bytes: usize = write.records.iter().map(|record| record.event.weight()).sum();
+            state.unwritten_bytes = state.unwritten_bytes.saturating_sub(bytes);
+            if always {
+                state.synced = last.seq;
+            }
+        }
+        for (sink, seq) in &write.cursors {
+            if let Some(cursor) = state.cursors.get_mut(sink) {
+                cursor.saved = *seq;
+            }
+        }
+        state.dead.drain(..write.dead.len());
+        let settled = write.settled.len();
+        state.settled.drain(..settled);
+        for (number, position) in &write.replays {
+            if state.replays.get(number) == Some(position) {
+                state.replays.remove(number);
+            }
+        }
+        self.shared.evict(&mut state);
+        let readable = self.shared.readable(&state);
+        let written = state.written;
+        drop(state);
+        if always {
+            self.shared.readable.send_replace(readable);
+        }
+        self.shared.progress.send_modify(|count| *count += 1);
+        self.syncing.offer(written);
+    }
+
+    /// The disk said no: memory carries on, and the disk is tried again.
+    fn failed(&mut self, failure: &StoreError) {
+        if failure.is_full() && self.make_room() {
+            return;
+        }
+        self.degrade(if failure.is_corrupt() { CORRUPT.into() } else { describe(failure) });
+    }
+
+    fn degrade(&mut self, reason: String) {
+        let mut state = self.shared.lock();
+        if !matches!(state.health, Health::Degraded(_)) {
+            error!(reason, "the journal cannot be written; events are kept in memory");
+        }
+        state.health = Health::Degraded(reason);
+        self.shared.evict(&mut state);
+        let readable = self.shared.readable(&state);
+        drop(state);
+        self.shared.readable.send_replace(readable);
+        self.shared.progress.send_modify(|count| *count += 1);
+        self.store = None;
+        self.retry_at = Instant::now() + RETRY;
+    }
+
+    /// Opens the file anew. What a failed sync left in doubt is written again by the checkpoint.
+    fn reopen(&mut self) {
+        let Some(dir) = self.shared.limits.dir.clone() else { return };
+        self.retry_at = Instant::now() + RETRY;
+        let broken = self.shared.lock().health == Health::Degraded(CORRUPT.into());
+        match self.try_reopen(&dir, broken) {
+            Ok((store, lost)) => {
+                let mut state = self.shared.lock();
+                state.health = Health::Sound;
+                if lost > 0 {
+                    error!(lost, "events that were in the journal are gone");
+                }
+                state.oldest =
+                    store.bounds().ok().flatten().map_or(state.oldest, |(first, _)| first);
+                drop(state);
+                info!("the journal works again");
+                self.store = Some(store);
+                self.shared.progress.send_modify(|count| *count += 1);
+            }
+            Err(failure) => {
+                let reason = if failure.is_corrupt() { CORRUPT.into() } else { describe(&failure) };
+                self.shared.lock().health = Health::Degraded(reason);
+            }
+        }
+    }
+
+    fn try_reopen(&mut self, dir: &Path, broken: bool) -> Result<(Store, u64), StoreError> {
+        if free(dir).is_some_and(|free| free < self.shared.limits.min_free / 2) {
+            return Err(StoreError::Io {
+                path: dir.to_owned(),
+                source: std::io::ErrorKind::StorageFull.into(),
+            });
+        }
+        let always = self.shared.sync == Sync::Always;
+        let (store, opened) =
+            if broken { file::recover(dir, always)? } else { file::open_or_recover(dir, always)? };
+        store.checkpoint(true)?;
+        let last = store.bounds()?.map_or(0, |(_, last)| last);
+        {
+            let mut state = self.shared.lock();
+            // What is there is there; what is not, and is still in memory, is written next.
+            state.written = last.clamp(state.synced.min(last), state.last);
+            let written = state.written;
+            let unwritten = state.ring.iter().filter(|record| record.seq > written);
+            state.unwritten_bytes = unwritten.map(|record| record.event.weight()).sum();
+            state.synced = state.synced.min(written);
+            for cursor in state.cursors.values_mut() {
+                cursor.saved = Seq::MAX;
+            }
+        }
+        if let Some(reader) = &self.shared.reader {
+            *reader.lock().unwrap_or_else(PoisonError::into_inner) = Store::open_reader(dir)?;
+        }
+        Ok((store, opened.lost))
+    }
+
+    /// Keeps the limits, once in a while.
+    fn keep_up(&mut self) {
+        if self.syncing.take_failure() {
+            self.degrade("a sync failed".into());
+            return;
+        }
+        if self.shared.lock().health == Health::Degraded(CORRUPT.into()) && self.store.is_some() {
+            self.degrade(CORRUPT.into());
+            self.retry_at = Instant::now();
+            return;
+        }
+        let now = Instant::now();
+        if now < self.upkeep_at && !self.over_size() {
+            return;
+        }
+        self.upkeep_at = now + UPKEEP;
+        if let Err(failure) = self.upkeep() {
+            self.failed(&failure);
+        }
+    }
+
+    /// A burst may fill the file between two upkeeps.
+    fn over_size(&self) -> bool {
+        let Some(dir) = &self.shared.limits.dir else { return false };
+        let wal = std::fs::metadata(store::wal(dir)).map_or(0, |meta| meta.len());
+        wal > CHECKPOINT_ALL
+    }
+
+    fn upkeep(&mut self) -> Result<(), StoreError> {
+        let Some(store) = &mut self.store else { return Ok(()) };
+        let Some(dir) = self.shared.limits.dir.clone() else { return Ok(()) };
+        let (written, delivered, last) = {
+            let state = self.shared.lock();
+            (state.written, state.delivered(), state.last)
+        };
+        self.mark.set(written)?;
+        if std::fs::metadata(store::wal(&dir)).map_or(0, |meta| meta.len()) > CHECKPOINT_ALL {
+            store.checkpoint(true)?;
+        }
+        let now = clock::now();
+        let limits = &self.shared.limits;
+        let before = |age: Duration| now.saturating_sub(millis(age));
+        // Too old for any sink; and delivered, and too old for history.
+        remove_before(store, before(limits.max_age), Seq::MAX)?;
+        remove_before(store, before(limits.keep_delivered), delivered)?;
+        let mut size = store.size()?;
+        while size > limits.max_size {
+            let Some((first, end)) = store.bounds()? else { break };
+            let rows = (end - first + 1) / REMOVE_SHARE;
+            store.remove_through(first + rows.max(1))?;
+            size = store.size()?;
+        }
+        if free(&dir).is_some_and(|free| free < limits.min_free) && store.bounds()?.is_some() {
+            // What every sink has goes first; the freed pages are used again.
+            store.remove_through(delivered)?;
+            warn!("the disk is nearly full; the journal's history was let go");
+            if free(&dir).is_some_and(|free| free < limits.min_free / 2) {
+                self.degrade("the disk is full".into());
+                return Ok(());
+            }
+        }
+        if store.limit_dead_letters(DEAD_LETTERS)? > 0 {
+            error!(most = DEAD_LETTERS, "there are too many dead letters; the oldest were let go");
+        }
+        let oldest = store.bounds()?.map_or(last + 1, |(first, _)| first);
+        let version = store.data_version()?;
+        let counts = store.dead_letter_counts()?;
+        let mut state = self.shared.lock();
+        state.oldest = oldest;
+        state.size = size;
+        if state.dead.is_empty() {
+            state.dead_count = counts.into_iter().collect();
+        }
+        if version != self.data_version {
+            self.data_version = version;
+            drop(state);
+            self.shared.requests.send_modify(|count| *count += 1);
+        }
+        Ok(())
+    }
+
+    /// Lets history go on a full disk; answers whether there was any.
+    fn make_room(&mut self) -> bool {
+        let delivered = self.shared.lock().delivered();
+        let Some(store) = &mut self.store else { return false };
+        let removed = store.remove_through(delivered).unwrap_or(0);
+        removed > 0 && store.checkpoint(true).is_ok()
+    }
+
+    fn end(mut self) {
+        self.syncing.stop();
+        let last = self.shared.lock().written;
+        if let Err(error) = self.mark.set(last) {
+            warn!(%error, "the journal's mark was not written");
+        }
+        match self.store.take().map(|store| store.close(clock::now())) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                error!(error = describe(&error), "the journal was not closed in order")
+            }
+            None => error!("the journal was not written to the end: the disk fails"),
+        }
+    }
+}
+
+fn remove_before(store: &mut Store, time: u64, at_most: Seq) -> Result<(), StoreError> {
+    let Some((first, last)) = store.bounds()? else { return Ok(()) };
+    if store.received_at(first)?.is_none_or(|received| received >= time) {
+        return Ok(());
+    }
+    let through = store.first_since(time)?.map_or(last, |seq| seq.saturating_sub(1));
+    store.remove_through(through.min(at_most)).map(|_| ())
+}
+
+/// Bytes free for us on the file system of `dir`; `None` where it does not say.
+fn free(dir: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(dir).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// An error with its causes, in one line.
+fn describe(error: &StoreError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// What the writer tells the syncer.
+#[derive(Debug, Default)]
+struct Syncing {
+    target: Mutex<Target>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Target {
+    written: Seq,
+    failed: bool,
+    stop: bool,
+}
+
+impl Syncing {
+    fn offer(&self, written: Seq) {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).written = written;
+    }
+
+    fn take_failure(&self) -> bool {
+        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut target.failed)
+    }
+
+    fn stop(&self) {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits out the interval; answers what to sync, or `None` at the end.
+    fn next(&self, interval: Duration) -> Option<Seq> {
+        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        let (target, _) = self
+            .changed
+            .wait_timeout_while(target, interval, |target| !target.stop)
+            .unwrap_or_else(PoisonError::into_inner);
+        (!target.stop).then_some(target.written)
+    }
+
+    fn fail(&self) {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).failed = true;
+    }
+}
+
+fn sync_loop(shared: &Shared, syncing: &Syncing) {
+    let Some(dir) = shared.limits.dir.clone() else { return };
+    let interval = match shared.sync {
+        Sync::Every(interval) => interval,
+        Sync::Always | Sync::Never => UPKEEP,
+    };
+    let mut synced = 0;
+    while let Some(written) = syncing.next(interval) {
+        if matches!(shared.sync, Sync::Every(_)) && written > synced {
+            // SQLite's locks are on the database and the shared memory, never on the log: opening
+            // and closing the log disturbs none of them.
+            match File::open(store::wal(&dir)).and_then(|wal| wal.sync_data()) {
+                Ok(()) => {
+                    synced = written;
+                    let mut state = shared.lock();
+                    state.synced = state.synced.max(written.min(state.written));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    error!(%error, "a sync of the journal failed");
+                    syncing.fail();
+                    shared.work.notify_one();
+                }
+            }
+        }
+        let wal = std::fs::metadata(store::wal(&dir)).map_or(0, |meta| meta.len());
+        if wal > CHECKPOINT {
+            let moved = Store::open_checkpointer(&dir).and_then(|store| store.checkpoint(false));
+            if let Err(error) = moved
+                && !error.is_corrupt()
+            {
+                // The writer meets the same disk and judges; this was an attempt to be early.
+                tracing::debug!(error = describe(&error), "checkpoint put off");
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The relay put together: journal, gateway, deliveries and the HTTP endpoint under one supervisor.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    astro::gateway::{Gateway, Targets},
+    clock,
+    config::{Config, ConfigError, SinkConfig},
+    delivery::Delivery,
+    http,
+    journal::{Journal, StoreError},
+    metrics,
+    route::Route,
+    sink::{self, Opening, Purpose, Sink},
+    status::Status,
+    supervisor::{Factory, Outcome, Stage, Supervisor},
+};
+
+/// How long each stage may take to stop. Three of them fit the service manager's 30 seconds.
+pub const STOP: Duration = Duration::from_secs(8);
+
+/// A pause of the relay shorter than this is told as a gap all the same, but nobody is alarmed.
+const RESTART_GRACE: Duration = Duration::from_millis(0);
+
+/// The relay cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The configuration is wrong.
+    #[error("the configuration cannot be used:\n{0}")]
+    Config(#[from] ConfigError),
+    /// The journal cannot be opened.
+    #[error("the journal cannot be opened")]
+    Journal(#[from] StoreError),
+    /// The gateway cannot be prepared.
+    #[error("the gateway cannot be prepared")]
+    Gateway(#[from] crate::astro::dial::DialerError),
+    /// The endpoint cannot listen.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// A relay that is ready to run.
+#[derive(Debug)]
+pub struct Relay {
+    supervisor: Supervisor,
+    journal: Journal,
+    status: Arc<Status>,
+    listening: Option<SocketAddr>,
+}
+
+impl Relay {
+    /// Opens the journal and prepares every task; nothing runs yet but the journal.
+    pub async fn new(
+        config: Config,
+        metrics: Option<PrometheusHandle>,
+    ) -> Result<Self, RelayError> {
+        crate::tls::install_provider();
+        let status = Arc::new(Status::new(clock::now()));
+        let (journal, opened) = Journal::open(&config.journal)?;
+        info!(events = opened.events, lost = opened.lost, "journal opened");
+        let mut supervisor = Supervisor::new();
+        let (_, targets) = watch::channel(Targets::of(&config));
+        let away = opened.alive.filter(|from| {
+            Duration::from_millis(clock::now().saturating_sub(*from)) > RESTART_GRACE
+        });
+        add_gateway(&mut supervisor, &config, &journal, &status, targets, away)?;
+        for (name, sink) in &config.sinks {
+            // What is wrong with it is found out before anything runs.
+            open_sink(name, sink, Purpose::Relay)?;
+            add_sink(&mut supervisor, name, sink, &journal, &status);
+        }
+        let listening = add_http(&mut supervisor, &config, &journal, &status, metrics).await?;
+        Ok(Self { supervisor, journal, status, listening })
+    }
+
+    /// Where the HTTP endpoint listens.
+    pub fn listening(&self) -> Option<SocketAddr> {
+        self.listening
+    }
+
+    /// What every part says of itself.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status)
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> Journal {
+        self.journal.clone()
+    }
+
+    /// Runs until `stop`, and closes the journal.
+    pub async fn run(self, stop: CancellationToken, turning: impl FnMut()) -> Outcome {
+        let outcome = self.supervisor.run(stop, STOP, turning).await;
+        let journal = self.journal;
+        if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
+            warn!("the journal was not closed in order");
+        }
+        outcome
+    }
+}
+
+fn add_gateway(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    journal: &Journal,
+    status: &Arc<Status>,
+    targets: watch::Receiver<Targets>,
+    away: Option<u64>,
+) -> Result<(), RelayError> {
+    let (astro, journal, status) = (config.astro.clone(), journal.clone(), Arc::clone(status));
+    let make = move || Gateway::new(&astro, journal.clone(), Arc::clone(&status), targets.clone());
+    let first = make()?;
+    if let Some(from) = away {
+        first.was_away(from);
+    }
+    let first = std::sync::Mutex::new(Some(first));
+    let factory: Factory = Box::new(move |stop| {
+        let prepared = first.lock().ok().and_then(|mut first| first.take());
+        let gateway = match prepared {
+            Some(gateway) => gateway,
+            None => make().map_err(|error| error.to_string())?,
+        };
+        Ok(Box::pin(gateway.run(stop)))
+    });
+    supervisor.add("gateway", Stage::Intake, factory);
+    Ok(())
+}
+
+/// Makes a sink and its route; connects to nothing.
+pub fn open_sink(
+    name: &str,
+    config: &SinkConfig,
+    purpose: Purpose,
+) -> Result<(Box<dyn Sink>, Route), ConfigError> {
+    let kind = sink::kind(&config.kind).ok_or_else(|| {
+        let known: Vec<_> = sink::KINDS.iter().map(|kind| kind.name).collect();
+        let message = format!("there is no kind {:?}; known: {}", config.kind, known.join(", "));
+        ConfigError::at(&["sinks", name, "type"], message)
+    })?;
+    let route = Route::new(name, config, kind)?;
+    let opening = Opening { name, settings: config.settings.clone(), config, purpose };
+    Ok(((kind.open)(opening)?, route))
+}
+
+fn add_sink(
+    supervisor: &mut Supervisor,
+    name: &str,
+    config: &SinkConfig,
+    journal: &Journal,
+    status: &Arc<Status>,
+) {
+    let (owned, config) = (name.to_owned(), config.clone());
+    let (journal, status) = (journal.clone(), Arc::clone(status));
+    let factory: Factory = Box::new(move |stop| {
+        let (sink, route) =
+            open_sink(&owned, &config, Purpose::Relay).map_err(|error| error.to_string())?;
+        let (journal, status) = (journal.clone(), Arc::clone(&status));
+        let delivery = Delivery::new(&owned, &config, sink, route, journal, status)
+            .map_err(|error| error.to_string())?;
+        Ok(Box::pin(delivery.run(stop)))
+    });
+    supervisor.add(&format!("sink {name}"), Stage::Delivery, factory);
+}
+
+async fn add_http(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    journal: &Journal,
+    status: &Arc<Status>,
+    metrics: Option<PrometheusHandle>,
+) -> Result<Option<SocketAddr>, RelayError> {
+    if config.http.listen.is_empty() {
+        return Ok(None);
+    }
+    let failed = |source| RelayError::Listen { address: config.http.listen.clone(), source };
+    let listener = TcpListener::bind(&config.http.listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let listener = Arc::new(listener);
+    let state = http::State {
+        status: Arc::clone(status),
+        journal: journal.clone(),
+        metrics,
+        sinks: config.sinks.keys().cloned().collect(),
+    };
+    let factory: Factory =
+        Box::new(move |stop| Ok(Box::pin(http::serve(Arc::clone(&listener), state.clone(), stop))));
+    supervisor.add("http", Stage::Display, factory);
+    info!(%address, "listening");
+    Ok(Some(address))
+}
+
+/// Metrics of the journal and the sinks that are read off, not counted.
+pub(crate) fn gauges(status: &Status, journal: &Journal, sinks: &[String]) {
+    use ::metrics::gauge;
+    let figures = journal.figures();
+    let real = |number: u64| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+    gauge!(metrics::JOURNAL_BYTES).set(real(figures.size));
+    let sound = matches!(figures.health, crate::journal::Health::Sound);
+    gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
+    let now = clock::now();
+    for sink in sinks {
+        let (events, since) = journal.lag(sink);
+        let seconds = if since == 0 {
+            0.0
+        } else {
+            Duration::from_millis(now.saturating_sub(since)).as_secs_f64()
+        };
+        gauge!(metrics::LAG_EVENTS, "sink" => sink.clone()).set(real(events));
+        gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(seconds);
+        status.sink(sink, |page| {
+            page.lag_events = events;
+            page.lag_seconds = seconds;
+        });
+    }
+    let pages = status.pages();
+    let open = |c: &&crate::status::Connection| {
+        matches!(c.state, crate::status::Phase::Open | crate::status::Phase::Moving)
+    };
+    let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+    gauge!(metrics::CONNECTIONS).set(count(pages.connections.values().filter(open).count()));
+    for state in ["waiting", "pending", "confirmed", "refused"] {
+        let subscriptions = pages.connections.values().flat_map(|c| &c.subscriptions);
+        let number = subscriptions.filter(|subscription| subscription.state == state).count();
+        gauge!(metrics::SUBSCRIPTIONS, "state" => state).set(count(number));
+    }
+}

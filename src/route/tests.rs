@@ -1,0 +1,165 @@
+use std::borrow::Cow;
+
+use serde_json::json;
+
+use super::*;
+use crate::sink::{Kind, Opening, Sink};
+
+fn no_sink(_: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
+    Err(ConfigError::at(&[], "only a route is tested"))
+}
+
+const KIND: Kind = Kind {
+    name: "test",
+    summary: "",
+    address: Some(Address {
+        key: |_| "topic",
+        default: |_| "astro/{{ channel }}/{{ topic | replace('.', '/') }}",
+        escape: |text| Cow::Owned(text.replace('#', "%23")),
+    }),
+    secrets: &[],
+    schema: || schemars::schema_for!(()),
+    open: no_sink,
+};
+
+fn route(mut config: serde_json::Value) -> Route {
+    config["type"] = "test".into();
+    let topic = config["topic"].take();
+    config.as_object_mut().unwrap().remove("topic");
+    let mut config: SinkConfig = serde_json::from_value(config).unwrap();
+    config.settings = if topic.is_null() { json!({}) } else { json!({ "topic": topic }) };
+    Route::new("s", &config, &KIND).unwrap()
+}
+
+const TIP: &str = r#"{"donation":{"amount":5.50,"user":{"username":"Ann","email":"a@b.c","geo":"DE"}},"transactionId":"T1"}"#;
+
+fn record(topic: &str, channel: &str, data: &str) -> Arc<Record> {
+    let before = format!(r#"{{"id":"01H","type":"message","topic":"{topic}","data":"#);
+    Arc::new(Record {
+        seq: 1,
+        event: Event {
+            id: "01H".into(),
+            distinct_key: None,
+            topic: topic.into(),
+            room: "r1".into(),
+            channel: channel.into(),
+            ts: "2024-02-15T14:52:42Z".into(),
+            received: 1_708_008_762_000,
+            origin: Origin::Live,
+            data: before.len()..before.len() + data.len(),
+            message: format!("{before}{data}}}").into(),
+        },
+    })
+}
+
+/// A second after it was received.
+const NOW: UnixMillis = 1_708_008_763_000;
+
+fn wanted(route: &mut Route, record: &Arc<Record>) -> Outgoing {
+    match route.render(record, NOW) {
+        Rendered::Wanted(outgoing) => outgoing,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn skipped(route: &mut Route, record: &Arc<Record>) -> Skip {
+    match route.render(record, NOW) {
+        Rendered::Skipped(skip) => skip,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_message_passes_untouched() {
+    let record = record("channel.tips", "main", TIP);
+    let outgoing = wanted(&mut route(json!({"redact": []})), &record);
+    assert_eq!(outgoing.payload, record.event.message);
+    assert_eq!(outgoing.payload.as_ptr(), record.event.message.as_ptr(), "not even copied");
+    assert_eq!(&*outgoing.address, "astro/main/channel/tips");
+    assert_eq!(outgoing.content_type, "application/json");
+}
+
+#[test]
+fn personal_fields_are_taken_out_by_default() {
+    let record = record("channel.tips", "main", TIP);
+    let data = r#"{"donation":{"amount":5.50,"user":{"username":"Ann"}}}"#;
+    assert_eq!(wanted(&mut route(json!({"payload": "data"})), &record).payload, data);
+    let template =
+        json!({"payload": "{{ data.donation.user.username }}:{{ data.donation.user.email }}"});
+    assert_eq!(wanted(&mut route(template), &record).payload, "Ann:");
+    // A condition may look at what does not leave.
+    let mut conditional = route(json!({"when": "data.donation.user.email == 'a@b.c'"}));
+    wanted(&mut conditional, &record);
+}
+
+#[test]
+fn topics_and_channels_choose() {
+    let mut default = route(json!({}));
+    wanted(&mut default, &record("channel.tips", "main", "{}"));
+    wanted(&mut default, &record("relay.gap", "main", "{}"));
+    assert_eq!(skipped(&mut default, &record("relay.session", "main", "{}")), Skip::Place);
+    let mut tips = route(json!({"topics": ["channel.tips.**"], "channels": ["main"]}));
+    wanted(&mut tips, &record("channel.tips.moderation", "main", "{}"));
+    assert_eq!(skipped(&mut tips, &record("channel.follow", "main", "{}")), Skip::Place);
+    assert_eq!(skipped(&mut tips, &record("channel.tips", "other", "{}")), Skip::Place);
+    let mut gaps = route(json!({"topics": ["relay.**"], "channels": ["main"]}));
+    wanted(&mut gaps, &record("relay.gap", "", "{}"));
+}
+
+#[test]
+fn a_condition_that_fails_is_no_match() {
+    let mut big = route(json!({"when": "data.donation.amount >= 5"}));
+    wanted(&mut big, &record("channel.tips", "main", TIP));
+    assert_eq!(skipped(&mut big, &record("channel.follow", "main", "{}")), Skip::ConditionError);
+    let mut bigger = route(json!({"when": "data.donation.amount >= 50"}));
+    assert_eq!(skipped(&mut bigger, &record("channel.tips", "main", TIP)), Skip::Condition);
+}
+
+#[test]
+fn what_is_too_old_is_skipped_and_the_rest_expires() {
+    let record = record("channel.tips", "main", "{}");
+    let outgoing = wanted(&mut route(json!({"max_age": "3s"})), &record);
+    assert_eq!(outgoing.expires_in, Some(Duration::from_secs(2)));
+    assert_eq!(skipped(&mut route(json!({"max_age": "500ms"})), &record), Skip::Age);
+    let mut old = Record::clone(&record);
+    old.event.origin = Origin::Backfilled;
+    old.event.received = NOW;
+    assert_eq!(skipped(&mut route(json!({"max_age": "500ms"})), &Arc::new(old)), Skip::Age);
+}
+
+#[test]
+fn a_cloud_event_has_what_the_specification_asks() {
+    let record = record("channel.tips", "main", r#"{"n":1.50}"#);
+    let outgoing = wanted(&mut route(json!({"payload": "cloudevent"})), &record);
+    assert_eq!(outgoing.content_type, "application/cloudevents+json");
+    let text = std::str::from_utf8(&outgoing.payload).unwrap();
+    assert!(text.ends_with(r#","data":{"n":1.50}}"#), "{text}");
+    let event: serde_json::Value = serde_json::from_str(text).unwrap();
+    for (name, value) in [
+        ("specversion", "1.0"),
+        ("id", "01H"),
+        ("source", "//astro.streamelements.com/main"),
+        ("type", "com.streamelements.channel.tips"),
+        ("time", "2024-02-15T14:52:42Z"),
+        ("subject", "r1"),
+        ("datacontenttype", "application/json"),
+    ] {
+        assert_eq!(event[name], value, "{name}");
+    }
+}
+
+#[test]
+fn an_address_made_of_data_is_escaped_and_not_remembered() {
+    let mut route = route(json!({"topic": "tips/{{ data.name }}"}));
+    for (name, address) in [("a#b", "tips/a%23b"), ("c", "tips/c")] {
+        let record = record("channel.tips", "main", &json!({ "name": name }).to_string());
+        assert_eq!(&*wanted(&mut route, &record).address, address);
+    }
+}
+
+#[test]
+fn a_template_that_cannot_be_rendered_fails_that_event() {
+    let mut route = route(json!({"payload": "{{ data.a.b.c }}"}));
+    let outcome = route.render(&record("channel.tips", "main", "{}"), NOW);
+    assert!(matches!(outcome, Rendered::Failed(_)), "{outcome:?}");
+}

@@ -1,0 +1,289 @@
+//! A simulated Astro gateway and Sessions API, in one process and on one port: for the commands
+//! `demo` and `sim`, for every test of the relay, and as the source of its benchmarks.
+//!
+//! ```text
+//!                    +-- ws://…/[?reconnect_token=…]   gateway.rs (one task a connection)
+//!   one listener ----+-- http://…/kappa/v2/…           rest.rs    (sessions, activities)
+//!                    +-- http://…/control/…            control.rs (faults, publishing)
+//!                                   all of them on one World (world.rs)
+//! ```
+//!
+//! It speaks both revisions of the protocol ([`Options`]), produces every error and fault that the
+//! relay must survive ([`Faults`], [`RestFault`]), and keeps records of what it sent to whom, so that
+//! a test can compare them with what came out. It does not speak TLS, and it is no model of Astro's
+//! inside: it knows what the public documentation says, and where that is silent, a comment in the
+//! code says that we guessed.
+//!
+//! The one thing to know: what is recorded as sent was accepted for a live, subscribed, unsilenced
+//! connection. See [`ConnectionRecord`], and `line.rs` for what that promises at a connection's end.
+//!
+//! # In a test
+//!
+//! ```no_run
+//! # async fn example() -> std::io::Result<()> {
+//! use astro_relay::sim::{End, Options, Reception, Sim};
+//!
+//! let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await?;
+//! println!("{} {}", sim.url(), sim.api_url());
+//! sim.publish("channel.tips", "577c0455f9a31ea72a36b2b3", r#"{"donation":{"amount":5}}"#);
+//! sim.faults(|faults| faults.next.push_back(Reception::Silent));
+//! sim.end(None, End::Reset);
+//! sim.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # From outside
+//!
+//! Only from the machine itself. Parameters stand in the query; those in brackets are optional.
+//!
+//! | call | what |
+//! |---|---|
+//! | `POST /control/publish?topic=…[&room=…]` | publishes the body as `data`; topic `astro` goes to everybody |
+//! | `POST /control/raw` | publishes the body, a whole message, byte for byte |
+//! | `POST /control/activity?room=…` | lets an activity happen: message, history and session |
+//! | `POST /control/load?n=…[&rate=…&topic=…&rooms=a,b&size=…&first=…]` | numbered messages; answers at the end |
+//! | `POST /control/drain[?connection=…]` | tells connections to move, each with a token |
+//! | `GET /control/stats` | numbers |
+//! | `GET /control/connections` | what is known of each connection |
+//! | `POST /control/fault?kind=…` | a fault, see below |
+//!
+//! | kind | parameters | what |
+//! |---|---|---|
+//! | `fin`, `reset`, `close` | \[connection, code\] | ends a connection, or all |
+//! | `silent` | \[connection, on\] | half open: no word, no pong |
+//! | `malformed` | what, \[connection, size\] | `invalid_json` `invalid_utf8` `binary` `oversized` `deep` `unknown_type` `no_object` `no_topic` `reserved_opcode` |
+//! | `accept`, `refuse`, `accept_then_close`, `accept_silent`, `deaf` | \[times, status, retry_after, ms, code\] | what the next connections meet; without `times` every one |
+//! | `error` | error, \[topic, room, message, skip, every, times\] | answers commands with this error |
+//! | `no_errors` | | takes the errors back |
+//! | `refuse_reconnect`, `duplicate` | \[on\] | reconnect tokens are refused; every message comes twice |
+//! | `upgrade_delay`, `welcome_delay`, `response_delay` | ms | how long these take |
+//! | `trickle` | ms | one byte at a time; 0 ends it |
+//! | `shut` | ms | connections are refused for so long; answers at the end |
+//! | `rest_status`, `rest_delay`, `rest_hang`, `rest_drop_after` | \[times, status, retry_after, broken, ms\] | what the next REST requests meet |
+
+mod command;
+mod control;
+mod faults;
+mod frame;
+mod gateway;
+mod http;
+mod ids;
+mod line;
+mod load;
+mod options;
+mod rest;
+mod session;
+mod traffic;
+mod world;
+
+use std::{
+    io,
+    net::SocketAddr,
+    ops::Deref,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::DropGuard;
+
+pub use self::{
+    faults::{End, Faults, Malformed, Reception, Refusal},
+    line::{CommandRecord, ConnectionId, ConnectionRecord, Ended},
+    load::{Load, Loaded},
+    options::{Canonical, Options, ResponseType, SessionKeys, SessionReset, Success, Token},
+    rest::RestFault,
+    traffic::{Said, Step, Traffic},
+    world::{Attempt, Stats, World},
+};
+
+/// How long a connection may take to say its first bytes.
+const FIRST_BYTES: Duration = Duration::from_secs(10);
+
+/// Pause before another look at a connection that has sent too little to be told apart, and before
+/// another try after a failed accept.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// HTTP connections on their way to the HTTP side.
+const HTTP_QUEUE: usize = 64;
+
+/// A running simulation. It ends when this is dropped, at once; everything that can be done with it
+/// is a method of [`World`].
+#[derive(Debug)]
+pub struct Sim {
+    world: Arc<World>,
+    address: SocketAddr,
+    tasks: JoinSet<()>,
+    /// Ends what the HTTP library started.
+    _stop: DropGuard,
+}
+
+impl Sim {
+    /// Starts listening; port 0 takes a free one.
+    pub async fn start(listen: SocketAddr, options: Options) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        let address = listener.local_addr()?;
+        let world = Arc::new(World::new(options));
+        let mut tasks = JoinSet::new();
+        let (http, connections) = mpsc::channel(HTTP_QUEUE);
+        start(&mut tasks, http::serve(Arc::clone(&world), address, connections));
+        start(&mut tasks, accept(listener, address, Arc::clone(&world), http));
+        let stop = world.stop.clone().drop_guard();
+        Ok(Self { world, address, tasks, _stop: stop })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The address of the gateway.
+    pub fn url(&self) -> String {
+        format!("ws://{}", self.address)
+    }
+
+    /// The base address of the REST API.
+    pub fn api_url(&self) -> String {
+        format!("http://{}/kappa/v2", self.address)
+    }
+
+    /// Ends it and waits until its port is free. Connections end without a close frame.
+    pub async fn stop(mut self) {
+        self.world.stop.cancel();
+        self.tasks.shutdown().await;
+    }
+}
+
+impl Deref for Sim {
+    type Target = World;
+
+    fn deref(&self) -> &World {
+        &self.world
+    }
+}
+
+/// Accepts connections while the door is open, and starts a task for each.
+async fn accept(
+    listener: TcpListener,
+    address: SocketAddr,
+    world: Arc<World>,
+    http: mpsc::Sender<TcpStream>,
+) {
+    let mut tasks = JoinSet::new();
+    let mut open = world.listening();
+    let mut listener = Some(listener);
+    loop {
+        let Some(socket) = &listener else {
+            listener = reopen(address, &mut open).await;
+            continue;
+        };
+        tokio::select! {
+            () = becomes(&mut open, false) => {
+                listener = None;
+            }
+            accepted = socket.accept() => match accepted {
+                Ok((stream, _)) => {
+                    start(&mut tasks, receive(stream, Arc::clone(&world), http.clone()));
+                }
+                // Out of file descriptors, most likely: others will close theirs.
+                Err(_) => sleep(PAUSE).await,
+            },
+            Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+        }
+    }
+}
+
+/// Waits until the door opens, and listens at the same address again.
+async fn reopen(address: SocketAddr, open: &mut watch::Receiver<bool>) -> Option<TcpListener> {
+    becomes(open, true).await;
+    let listener = TcpListener::bind(address).await.ok();
+    if listener.is_none() {
+        sleep(PAUSE).await;
+    }
+    listener
+}
+
+/// Waits until the door is open, or shut.
+async fn becomes(open: &mut watch::Receiver<bool>, wanted: bool) {
+    // The sender lives as long as the world, which the caller holds.
+    if open.wait_for(|&open| open == wanted).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Tells by its first bytes whom a connection is for.
+async fn receive(stream: TcpStream, world: Arc<World>, http: mpsc::Sender<TcpStream>) {
+    // A gateway that waits for more to send would spoil every latency that is measured with it.
+    stream.set_nodelay(true).ok();
+    match timeout(FIRST_BYTES, is_http(&stream)).await {
+        // The channel is closed only when the simulation ends.
+        Ok(Some(true)) => http.send(stream).await.unwrap_or_default(),
+        Ok(Some(false)) => gateway::serve(stream, &world).await,
+        Ok(None) | Err(_) => {}
+    }
+}
+
+/// Looks at the first bytes without taking them; `None` where the connection ends.
+async fn is_http(stream: &TcpStream) -> Option<bool> {
+    let mut first = [0; 16];
+    loop {
+        let read = stream.peek(&mut first).await.ok().filter(|&read| read > 0)?;
+        if let Some(decided) = for_http(first.get(..read)?) {
+            return Some(decided);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Whether a request that begins like this is for the HTTP side; `None`: too short to tell.
+fn for_http(first: &[u8]) -> Option<bool> {
+    const OURS: [&[u8]; 2] = [b"GET /kappa/", b"GET /control/"];
+    const GET: &[u8] = b"GET ";
+    if OURS.iter().any(|prefix| first.starts_with(prefix)) {
+        return Some(true);
+    }
+    if OURS.iter().any(|prefix| prefix.starts_with(first)) {
+        return None;
+    }
+    Some(!first.starts_with(GET))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a simulation is a world of its own: its tasks live and end with its handle"
+)]
+fn start(tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(task);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_told_apart_by_its_first_bytes() {
+        for (first, decided) in [
+            ("", None),
+            ("GET /", None),
+            ("GET /con", None),
+            ("GET / HTTP/1.1\r\n", Some(false)),
+            ("GET /?reconnect_", Some(false)),
+            ("GET /control/sta", Some(true)),
+            ("GET /kappa/v2/se", Some(true)),
+            ("PUT /kappa/v2/se", Some(true)),
+            ("POST /control/pu", Some(true)),
+        ] {
+            assert_eq!(for_http(first.as_bytes()), decided, "{first}");
+        }
+    }
+}

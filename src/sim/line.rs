@@ -1,0 +1,324 @@
+//! The server's side of one connection: what waits to be written, and what is known of it.
+//!
+//! Messages of all publishers meet here: they are appended as finished frames to one buffer, which
+//! the connection's task takes as a whole and writes. That is what makes the simulator fast, and it
+//! puts "was sent" and "stands in the records" under one lock.
+//!
+//! The one thing to know: once a line is ending nothing more is accepted or recorded. On a line that
+//! ended by FIN or a close frame, what came out at the client must be the whole record; after a reset
+//! it may lack a tail.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde::Serialize;
+use tokio::sync::Notify;
+use ulid::Ulid;
+
+use super::{
+    faults::{End, Malformed},
+    frame, lock,
+};
+use crate::{clock, config::Secret, event::UnixMillis};
+
+/// Number of a connection, counted from 1.
+pub type ConnectionId = u64;
+
+/// A client that reads so much slower than messages come is thrown out: no real server keeps more.
+const MAX_WAITING: usize = 64 << 20;
+
+/// Commands remembered for each connection: more than any test sends, 200 bytes each.
+const KEEP_COMMANDS: usize = 10_000;
+
+/// What is known of one connection.
+#[derive(Debug, Clone, Serialize)]
+pub struct ConnectionRecord {
+    /// Its number.
+    pub id: ConnectionId,
+    /// When it opened.
+    pub opened: UnixMillis,
+    /// Whether it came with a reconnect token.
+    pub restored: bool,
+    /// The topics and canonical rooms that it is subscribed to.
+    pub subscriptions: BTreeSet<(String, String)>,
+    /// The commands that it sent.
+    pub commands: Vec<CommandRecord>,
+    /// Ids of the messages that were sent to it, in order; a message sent twice stands here once.
+    pub sent: Vec<String>,
+    /// Messages that were sent to it and are no longer remembered one by one.
+    pub sent_unremembered: u64,
+    /// Messages that it would have got, had it not been silenced.
+    pub withheld: u64,
+    /// How it ended, if it did.
+    pub ended: Option<Ended>,
+}
+
+/// A command as it came.
+#[derive(Debug, Clone, Serialize)]
+pub struct CommandRecord {
+    /// When it came.
+    pub at: UnixMillis,
+    /// `subscribe`, `unsubscribe`, or whatever it said.
+    pub kind: String,
+    /// Its nonce.
+    pub nonce: Option<String>,
+    /// The topic.
+    pub topic: String,
+    /// The room as it was asked for.
+    pub room: Option<String>,
+    /// The token: for a test, never for a page.
+    #[serde(skip)]
+    pub token: Option<Secret>,
+    /// The kind of token.
+    pub token_type: Option<String>,
+    /// The error code that it was answered with; `None` is success.
+    pub error: Option<String>,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ended {
+    /// The client sent a close frame.
+    ByClient,
+    /// The client vanished: end of stream, or an error of the socket.
+    Gone,
+    /// The server closed it, with this code or without a close frame.
+    Closed(Option<u16>),
+    /// The server reset it.
+    Reset,
+    /// No PONG came in time.
+    NoPong,
+    /// The client read too slowly.
+    TooSlow,
+}
+
+/// The server's side of one connection.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) id: ConnectionId,
+    opened: UnixMillis,
+    restored: bool,
+    keep_sent: usize,
+    /// There is something to write, or the line is ending.
+    pub(super) wake: Notify,
+    /// It shall be reset, at once.
+    pub(super) cut: Notify,
+    /// The client was told to move.
+    pub(super) draining: Notify,
+    silent: AtomicBool,
+    out: Mutex<Out>,
+}
+
+#[derive(Debug, Default)]
+struct Out {
+    buffer: Vec<u8>,
+    ended: Option<Ended>,
+    sent: Vec<Ulid>,
+    sent_unremembered: u64,
+    withheld: u64,
+    commands: Vec<CommandRecord>,
+    subscriptions: BTreeSet<(String, String)>,
+}
+
+/// What became of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Handed {
+    /// It waits to be written, behind so many bytes.
+    Waiting(usize),
+    /// It was not taken.
+    Not,
+}
+
+impl Line {
+    pub(super) fn new(id: ConnectionId, restored: bool, keep_sent: usize) -> Self {
+        Self {
+            id,
+            opened: clock::now(),
+            restored,
+            keep_sent,
+            wake: Notify::new(),
+            cut: Notify::new(),
+            draining: Notify::new(),
+            silent: AtomicBool::new(false),
+            out: Mutex::default(),
+        }
+    }
+
+    /// Sends something that is not a message: a welcome, a response, a ping, nonsense.
+    pub(super) fn say(&self, put: impl FnOnce(&mut Vec<u8>)) {
+        let mut out = lock(&self.out);
+        if out.ended.is_none() && !self.is_silent() {
+            put(&mut out.buffer);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Sends a message, once or twice.
+    pub(super) fn message(&self, id: Option<Ulid>, text: &[u8], copies: usize) -> Handed {
+        let mut out = lock(&self.out);
+        if out.ended.is_some() {
+            return Handed::Not;
+        }
+        if self.is_silent() {
+            out.withheld += 1;
+            return Handed::Not;
+        }
+        let was_empty = out.buffer.is_empty();
+        for _ in 0..copies {
+            frame::put(&mut out.buffer, frame::TEXT, text);
+        }
+        match id {
+            Some(id) if out.sent.len() < self.keep_sent => out.sent.push(id),
+            _ => out.sent_unremembered += 1,
+        }
+        if out.buffer.len() > MAX_WAITING {
+            out.ended = Some(Ended::TooSlow);
+            self.cut.notify_one();
+        }
+        if was_empty {
+            self.wake.notify_one();
+        }
+        Handed::Waiting(out.buffer.len())
+    }
+
+    /// The client was told to move: the grace begins.
+    pub(super) fn start_draining(&self) {
+        self.draining.notify_one();
+    }
+
+    /// Sends something malformed.
+    pub(super) fn garble(&self, malformed: Malformed) {
+        self.say(|buffer| malformed.put(buffer));
+    }
+
+    /// Ends it as the server does.
+    pub(super) fn end(&self, end: End) {
+        match end {
+            End::Fin => self.finish(Ended::Closed(None), |_| {}),
+            End::Close(code) => self.finish(Ended::Closed(Some(code)), |buffer| {
+                frame::put_close(buffer, code, "");
+            }),
+            End::Reset => {
+                self.finish(Ended::Reset, |_| {});
+                self.cut.notify_one();
+            }
+        }
+    }
+
+    /// Notes how it ended, and says a last word. Only the first end counts.
+    pub(super) fn finish(&self, ended: Ended, last: impl FnOnce(&mut Vec<u8>)) {
+        let mut out = lock(&self.out);
+        if out.ended.is_none() {
+            out.ended = Some(ended);
+            if !self.is_silent() {
+                last(&mut out.buffer);
+            }
+        }
+        self.wake.notify_one();
+    }
+
+    /// How it ended, if it did.
+    pub(super) fn ended(&self) -> Option<Ended> {
+        lock(&self.out).ended
+    }
+
+    /// From now on it says nothing and hears nothing, or does so again.
+    pub(super) fn silence(&self, silent: bool) {
+        let mut out = lock(&self.out);
+        self.silent.store(silent, Ordering::SeqCst);
+        if silent {
+            out.buffer.clear();
+        }
+    }
+
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::SeqCst)
+    }
+
+    /// Takes what waits into `batch`, whose old content is forgotten; says whether there was any.
+    pub(super) fn take(&self, batch: &mut Vec<u8>) -> bool {
+        batch.clear();
+        let mut out = lock(&self.out);
+        std::mem::swap(batch, &mut out.buffer);
+        !batch.is_empty()
+    }
+
+    /// Bytes that wait.
+    pub(super) fn waiting(&self) -> usize {
+        lock(&self.out).buffer.len()
+    }
+
+    pub(super) fn note(&self, command: CommandRecord) {
+        let mut out = lock(&self.out);
+        if out.commands.len() < KEEP_COMMANDS {
+            out.commands.push(command);
+        }
+    }
+
+    /// Its subscriptions, to be looked at or changed. The registry of topics follows them: change
+    /// both under the registry's lock.
+    pub(super) fn subscriptions<T>(
+        &self,
+        look: impl FnOnce(&mut BTreeSet<(String, String)>) -> T,
+    ) -> T {
+        look(&mut self.out().subscriptions)
+    }
+
+    pub(super) fn record(&self) -> ConnectionRecord {
+        let out = self.out();
+        ConnectionRecord {
+            id: self.id,
+            opened: self.opened,
+            restored: self.restored,
+            subscriptions: out.subscriptions.clone(),
+            commands: out.commands.clone(),
+            sent: out.sent.iter().map(Ulid::to_string).collect(),
+            sent_unremembered: out.sent_unremembered,
+            withheld: out.withheld,
+            ended: out.ended,
+        }
+    }
+
+    fn out(&self) -> MutexGuard<'_, Out> {
+        lock(&self.out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_sent_is_not_recorded_as_sent() {
+        let line = Line::new(1, false, 2);
+        for n in 0..3 {
+            line.message(Some(Ulid(n)), b"x", 2);
+        }
+        line.silence(true);
+        line.message(Some(Ulid(3)), b"x", 1);
+        line.silence(false);
+        line.end(End::Close(1000));
+        line.message(Some(Ulid(4)), b"x", 1);
+        let record = line.record();
+        assert_eq!(record.sent, [Ulid(0).to_string(), Ulid(1).to_string()]);
+        assert_eq!((record.sent_unremembered, record.withheld), (1, 1));
+        assert_eq!(record.ended, Some(Ended::Closed(Some(1000))));
+    }
+
+    #[test]
+    fn a_client_that_never_reads_is_thrown_out() {
+        let line = Line::new(1, false, 0);
+        let big = vec![b'x'; 32 << 20];
+        for _ in 0..3 {
+            line.message(None, &big, 1);
+        }
+        assert_eq!(line.ended(), Some(Ended::TooSlow));
+        assert!(line.waiting() <= 3 * (big.len() + 10));
+    }
+}

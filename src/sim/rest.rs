@@ -1,0 +1,339 @@
+//! The Sessions and activities REST API, `/kappa/v2/…`, and its faults.
+//!
+//! Where the documentation shows no answer (updates, `top`), the answer here is a guess: a client
+//! should look at nothing but the status there.
+
+#![expect(clippy::indexing_slicing, reason = "reading a JSON value by name yields null, no panic")]
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, Path, Query, RawQuery, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, put},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use url::form_urlencoded;
+
+use super::{
+    http::Peer,
+    lock,
+    options::Token,
+    session::Session,
+    world::{World, count},
+};
+use crate::{clock, event::UnixMillis};
+
+/// The largest page of activities, and the one that is given where none is asked for.
+const MAX_LIMIT: usize = 100;
+const DEFAULT_LIMIT: usize = 25;
+
+/// What happens to one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestFault {
+    /// It is answered with this status; nothing is done.
+    Status {
+        /// The status.
+        status: u16,
+        /// `Retry-After`, in seconds or as a date.
+        retry_after: Option<String>,
+        /// Whether the error body lacks its opening brace, as the documentation shows it once.
+        broken_body: bool,
+    },
+    /// It is answered late.
+    Delay(Duration),
+    /// It is never answered.
+    Hang,
+    /// It is done, and the connection ends before the answer.
+    DropAfter,
+    /// Nothing happens to it: for a pattern such as "every second".
+    Pass,
+}
+
+impl RestFault {
+    /// Answered with this status.
+    pub fn status(status: u16) -> Self {
+        Self::Status { status, retry_after: None, broken_body: false }
+    }
+}
+
+/// The routes.
+pub(super) fn routes(world: &Arc<World>) -> Router {
+    let sessions = Router::new()
+        .route("/sessions/{channel}", get(session).put(update))
+        .route("/sessions/{channel}/reset", put(reset))
+        .route("/sessions/{channel}/reload", put(session))
+        .route("/sessions/{channel}/settings", get(settings).put(set_settings))
+        .route("/sessions/{channel}/top", get(top))
+        .route("/activities/{channel}", get(activities))
+        .layer(middleware::from_fn_with_state(Arc::clone(world), authorise))
+        .layer(middleware::from_fn_with_state(Arc::clone(world), fail))
+        .with_state(Arc::clone(world));
+    Router::new().nest("/kappa/v2", sessions)
+}
+
+/// An error as the API writes it.
+fn error(status: StatusCode, message: &str, broken: bool) -> Response {
+    let body = json!({
+        "statusCode": status.as_u16(),
+        "error": status.canonical_reason().unwrap_or_default(),
+        "message": message,
+    })
+    .to_string();
+    let body = if broken { body.trim_start_matches('{').to_owned() } else { body };
+    (status, [(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
+}
+
+/// Lets the next fault happen.
+async fn fail(
+    State(world): State<Arc<World>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    count(&world.counters.rest_requests);
+    let fault = lock(&world.rest_faults).pop_front();
+    match fault {
+        None | Some(RestFault::Pass) => next.run(request).await,
+        Some(RestFault::Status { status, retry_after, broken_body }) => {
+            let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+            let mut response = error(status, "simulated", broken_body);
+            if let Some(value) = retry_after.and_then(|text| HeaderValue::from_str(&text).ok()) {
+                response.headers_mut().insert(header::RETRY_AFTER, value);
+            }
+            response
+        }
+        Some(RestFault::Delay(delay)) => {
+            tokio::time::sleep(delay).await;
+            next.run(request).await
+        }
+        Some(RestFault::Hang) => {
+            world.stop.cancelled().await;
+            StatusCode::SERVICE_UNAVAILABLE.into_response()
+        }
+        Some(RestFault::DropAfter) => {
+            let response = next.run(request).await;
+            peer.cut();
+            response
+        }
+    }
+}
+
+/// Checks the bearer token against the channel in the path.
+async fn authorise(
+    State(world): State<Arc<World>>,
+    Path(channel): Path<Vec<(String, String)>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let channel = channel.first().map_or("", |(_, channel)| channel);
+    let given = bearer(request.headers());
+    if given.is_empty() {
+        // The one body that the documentation shows without its opening brace.
+        return error(StatusCode::UNAUTHORIZED, "No authorization token was found", true);
+    }
+    match world.token(given) {
+        Err(()) => error(StatusCode::UNAUTHORIZED, "invalid token", false),
+        Ok(token) if token.as_ref().is_some_and(|token| !Token::sees(token, channel)) => {
+            error(StatusCode::FORBIDDEN, "no permission for this channel", false)
+        }
+        Ok(_) if channel.len() != 24 || !channel.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            error(StatusCode::BAD_REQUEST, "channel must be 24 hex digits", false)
+        }
+        Ok(_) => next.run(request).await,
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    value.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default().trim()
+}
+
+async fn session(State(world): State<Arc<World>>, Path(channel): Path<String>) -> Response {
+    Json(world.session(&channel)).into_response()
+}
+
+async fn update(
+    State(world): State<Arc<World>>,
+    Path(channel): Path<String>,
+    body: String,
+) -> Response {
+    let Ok(elements) = serde_json::from_str::<Map<String, Value>>(&body) else {
+        return error(StatusCode::BAD_REQUEST, "the body must be an object", false);
+    };
+    world.update_session(&channel, elements);
+    Json(world.session(&channel)).into_response()
+}
+
+async fn reset(State(world): State<Arc<World>>, Path(channel): Path<String>) -> Response {
+    world.reset_session(&channel);
+    Json(world.session(&channel)).into_response()
+}
+
+async fn settings(State(world): State<Arc<World>>, Path(channel): Path<String>) -> Response {
+    let settings = with_session(&world, &channel, |session| session.settings.clone());
+    Json(settings).into_response()
+}
+
+async fn set_settings(
+    State(world): State<Arc<World>>,
+    Path(channel): Path<String>,
+    body: String,
+) -> Response {
+    let Ok(changes) = serde_json::from_str::<Map<String, Value>>(&body) else {
+        return error(StatusCode::BAD_REQUEST, "the body must be an object", false);
+    };
+    let settings = with_session(&world, &channel, |session| {
+        if let Value::Object(settings) = &mut session.settings {
+            settings.extend(changes);
+        }
+        session.settings.clone()
+    });
+    Json(settings).into_response()
+}
+
+fn with_session<T: Default>(
+    world: &World,
+    channel: &str,
+    look: impl FnOnce(&mut Session) -> T,
+) -> T {
+    lock(&world.sessions).of(channel).map(look).unwrap_or_default()
+}
+
+#[derive(Deserialize)]
+struct TopQuery {
+    limit: Option<usize>,
+    offset: Option<usize>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+/// Who gave most. The interval is accepted and makes no difference: nothing here is that old.
+async fn top(
+    State(world): State<Arc<World>>,
+    Path(channel): Path<String>,
+    Query(query): Query<TopQuery>,
+) -> Response {
+    let kind = query.kind.as_deref().unwrap_or("tip");
+    let mut totals: Vec<(String, f64)> = Vec::new();
+    with_session(&world, &channel, |session| {
+        for activity in session.activities.iter().filter(|activity| activity["type"] == kind) {
+            let name = activity["data"]["username"].as_str().unwrap_or_default();
+            let amount = activity["data"]["amount"].as_f64().unwrap_or_default();
+            match totals.iter_mut().find(|(known, _)| known == name) {
+                Some((_, total)) => *total += amount,
+                None => totals.push((name.to_owned(), amount)),
+            }
+        }
+    });
+    totals.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let page = totals.iter().skip(query.offset.unwrap_or(0));
+    let page = page.take(query.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT));
+    let rows: Vec<_> = page.map(|(name, n)| json!({ "username": name, "amount": n })).collect();
+    Json(json!({ "total": totals.len(), "users": rows })).into_response()
+}
+
+/// What is asked of the history.
+#[derive(Debug, Default)]
+struct Wanted {
+    after: Option<UnixMillis>,
+    before: Option<UnixMillis>,
+    limit: Option<usize>,
+    least: Vec<(&'static str, f64)>,
+    origin: Option<String>,
+    types: Vec<String>,
+}
+
+impl Wanted {
+    /// Reads the query; an unknown parameter is ignored, a bad value is an error that names it.
+    fn parse(query: &str) -> Result<Self, String> {
+        let mut wanted = Self::default();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            let bad = || format!("{name} is invalid");
+            match &*name {
+                "after" => wanted.after = Some(time(&value).ok_or_else(bad)?),
+                "before" => wanted.before = Some(time(&value).ok_or_else(bad)?),
+                "limit" => {
+                    let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
+                    wanted.limit = Some(limit.ok_or_else(bad)?);
+                }
+                "mincheer" => wanted.least.push(("cheer", parsed(&value).ok_or_else(bad)?)),
+                "minhost" => wanted.least.push(("host", parsed(&value).ok_or_else(bad)?)),
+                "minsub" => wanted.least.push(("subscriber", parsed(&value).ok_or_else(bad)?)),
+                "mintip" => wanted.least.push(("tip", parsed(&value).ok_or_else(bad)?)),
+                "origin" => wanted.origin = Some(value.into_owned()),
+                "types" | "types[]" => wanted.types.extend(value.split(',').map(str::to_owned)),
+                _ => {}
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn fits(&self, activity: &Value) -> bool {
+        let kind = activity["type"].as_str().unwrap_or_default();
+        let at = activity["createdAt"].as_str().and_then(clock::parse_rfc3339).unwrap_or_default();
+        let amount = activity["data"]["amount"].as_f64().unwrap_or_default();
+        // The documentation does not say whether the bounds belong to the span: here they do.
+        self.after.is_none_or(|after| at >= after)
+            && self.before.is_none_or(|before| at <= before)
+            && self.least.iter().all(|&(of, least)| of != kind || amount >= least)
+            && self.origin.as_deref().is_none_or(|origin| activity["provider"] == origin)
+            && (self.types.is_empty() || self.types.iter().any(|wanted| wanted == kind))
+    }
+}
+
+fn parsed<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok()
+}
+
+/// Milliseconds, or RFC 3339.
+fn time(text: &str) -> Option<UnixMillis> {
+    text.parse().ok().or_else(|| clock::parse_rfc3339(text))
+}
+
+async fn activities(
+    State(world): State<Arc<World>>,
+    Path(channel): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let wanted = match Wanted::parse(&query.unwrap_or_default()) {
+        Ok(wanted) => wanted,
+        Err(message) => return error(StatusCode::BAD_REQUEST, &message, false),
+    };
+    let page: Vec<Value> = with_session(&world, &channel, |session| {
+        let fitting = session.activities.iter().filter(|activity| wanted.fits(activity));
+        fitting.take(wanted.limit.unwrap_or(DEFAULT_LIMIT)).cloned().collect()
+    });
+    Json(page).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_history_is_asked_for_by_time_kind_and_amount() {
+        let tip = json!({ "type": "tip", "provider": "twitch",
+            "createdAt": "2024-02-15T14:52:42.000Z", "data": { "amount": 5 } });
+        for (query, expected) in [
+            ("", true),
+            ("after=1708008762000&before=2024-02-15T14:52:42Z", true),
+            ("after=1708008762001", false),
+            ("before=1708008761999", false),
+            ("mintip=5&mincheer=100", true),
+            ("mintip=5.5", false),
+            ("types=follow,tip", true),
+            ("types=follow&types=cheer", false),
+            ("origin=youtube", false),
+        ] {
+            assert_eq!(Wanted::parse(query).unwrap().fits(&tip), expected, "{query}");
+        }
+        for query in ["limit=0", "limit=101", "after=yesterday", "mintip=x"] {
+            assert!(Wanted::parse(query).is_err(), "{query}");
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The connection to Redis: one server, the master that sentinels name, or a cluster.
+//!
+//! It is made once and never mends itself: a lost link is dropped with all that it had queued, and
+//! [`Link::open`] makes a new one, with the secrets and certificates as they are then.
+//!
+//! The one thing to know: the library's own retries are switched off where it has any (the cluster),
+//! because a retry behind our back could let a later event overtake.
+
+use std::time::Duration;
+
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+    cluster::ClusterClient,
+    cluster_async::ClusterConnection,
+    sentinel::{SentinelClientBuilder, SentinelServerType},
+};
+
+use super::{Settings, answer};
+use crate::{
+    config::{Secret, SecretRef},
+    sink::Cause,
+};
+
+/// A connection that stands.
+pub(super) enum Link {
+    /// To one server.
+    One(MultiplexedConnection),
+    /// To all servers of a cluster.
+    Cluster(ClusterConnection),
+}
+
+impl Link {
+    /// Connects and makes sure that the server talks to us.
+    pub(super) async fn open(settings: &Settings, timeout: Duration) -> Result<Self, Cause> {
+        let access = Access::read(settings).await?;
+        let opened = if settings.cluster {
+            access.cluster(settings, timeout).await
+        } else if let Some(master) = &settings.sentinel_master {
+            access.sentinel(settings, master, timeout).await
+        } else {
+            access.one(settings, timeout).await
+        };
+        let mut link = opened.map_err(|error| answer::cause(&error))?;
+        // Without a password the library connects to a server that wants one, and says nothing.
+        link.ping().await?;
+        Ok(link)
+    }
+
+    /// Whatever it is, it takes commands.
+    pub(super) fn connection(&mut self) -> &mut (dyn ConnectionLike + Send) {
+        match self {
+            Self::One(connection) => connection,
+            Self::Cluster(connection) => connection,
+        }
+    }
+
+    /// Asks for a sign of life.
+    pub(super) async fn ping(&mut self) -> Result<(), Cause> {
+        self.ask(&redis::cmd("PING")).await.map(drop)
+    }
+
+    /// Sends a command and hands back its answer.
+    pub(super) async fn ask(&mut self, command: &redis::Cmd) -> Result<Value, Cause> {
+        let answer = self.connection().req_packed_command(command).await;
+        answer.and_then(Value::extract_error).map_err(|error| answer::cause(&error))
+    }
+}
+
+/// What is read anew for each connection.
+struct Access {
+    nodes: Vec<ConnectionInfo>,
+    password: Option<Secret>,
+    sentinel_password: Option<Secret>,
+    certificates: Option<TlsCertificates>,
+}
+
+impl Access {
+    async fn read(settings: &Settings) -> Result<Self, Cause> {
+        let nodes: RedisResult<Vec<_>> =
+            settings.nodes().map(IntoConnectionInfo::into_connection_info).collect();
+        Ok(Self {
+            nodes: nodes.map_err(|error| Cause::Down(error.to_string().into()))?,
+            password: read(settings.password.as_ref())?,
+            sentinel_password: read(settings.sentinel_password.as_ref())?,
+            certificates: certificates(settings).await?,
+        })
+    }
+
+    async fn one(self, settings: &Settings, timeout: Duration) -> RedisResult<Link> {
+        let Some(node) = self.nodes.into_iter().next() else {
+            return Err((redis::ErrorKind::InvalidClientConfig, "no url is configured").into());
+        };
+        let mut info = node.redis_settings().clone();
+        if let Some(user) = &settings.user {
+            info = info.set_username(user);
+        }
+        if let Some(password) = &self.password {
+            info = info.set_password(password.expose());
+        }
+        let node = node.set_redis_settings(info);
+        let client = match self.certificates {
+            Some(certificates) => Client::build_with_tls(node, certificates)?,
+            None => Client::open(node)?,
+        };
+        client.get_multiplexed_async_connection_with_config(&config(timeout)).await.map(Link::One)
+    }
+
+    async fn sentinel(
+        self,
+        settings: &Settings,
+        master: &str,
+        timeout: Duration,
+    ) -> RedisResult<Link> {
+        let tls = self.nodes.iter().any(|node| is_tls(node.addr()));
+        let db = self.nodes.first().map_or(0, |node| node.redis_settings().db());
+        let sentinels = self.nodes.iter().map(|node| node.addr().clone());
+        let mut builder =
+            SentinelClientBuilder::new(sentinels, master, SentinelServerType::Master)?
+                .set_client_to_redis_db(db);
+        if tls {
+            builder = builder
+                .set_client_to_redis_tls_mode(TlsMode::Secure)
+                .set_client_to_sentinel_tls_mode(TlsMode::Secure);
+        }
+        if let Some(certificates) = self.certificates {
+            builder = builder
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates);
+        }
+        if let Some(user) = &settings.user {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = &self.password {
+            builder = builder.set_client_to_redis_password(password.expose());
+        }
+        if let Some(user) = &settings.sentinel_user {
+            builder = builder.set_client_to_sentinel_username(user);
+        }
+        if let Some(password) = &self.sentinel_password {
+            builder = builder.set_client_to_sentinel_password(password.expose());
+        }
+        let mut client = builder.build()?;
+        client.get_async_connection_with_config(&config(timeout)).await.map(Link::One)
+    }
+
+    async fn cluster(self, settings: &Settings, timeout: Duration) -> RedisResult<Link> {
+        let mut builder = ClusterClient::builder(self.nodes)
+            .retries(0)
+            .connection_timeout(timeout)
+            .response_timeout(timeout);
+        if let Some(certificates) = self.certificates {
+            builder = builder.certs(certificates);
+        }
+        if let Some(user) = &settings.user {
+            builder = builder.username(user);
+        }
+        if let Some(password) = &self.password {
+            builder = builder.password(password.expose());
+        }
+        builder.build()?.get_async_connection().await.map(Link::Cluster)
+    }
+}
+
+/// The library gives up after 1 s for connecting and 0.5 s for an answer, which a server that rewrites
+/// its append-only file easily exceeds; and a command that was given up may have run.
+fn config(timeout: Duration) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(timeout))
+        .set_response_timeout(Some(timeout))
+}
+
+fn is_tls(address: &ConnectionAddr) -> bool {
+    matches!(address, ConnectionAddr::TcpTls { .. })
+}
+
+fn read(secret: Option<&SecretRef>) -> Result<Option<Secret>, Cause> {
+    secret.map(SecretRef::read).transpose().map_err(|error| Cause::Down(error.into()))
+}
+
+async fn certificates(settings: &Settings) -> Result<Option<TlsCertificates>, Cause> {
+    let read = async |path: Option<&std::path::PathBuf>| match path {
+        Some(path) => match tokio::fs::read(path).await {
+            Ok(content) => Ok(Some(content)),
+            Err(error) => {
+                Err(Cause::Down(format!("cannot read {}: {error}", path.display()).into()))
+            }
+        },
+        None => Ok(None),
+    };
+    let root_cert = read(settings.ca_file.as_ref()).await?;
+    let cert = read(settings.client_cert_file.as_ref()).await?;
+    let key = read(settings.client_key_file.as_ref()).await?;
+    let client_tls =
+        cert.zip(key).map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+    Ok((root_cert.is_some() || client_tls.is_some())
+        .then_some(TlsCertificates { client_tls, root_cert }))
+}

@@ -1,0 +1,121 @@
+//! Appending to a stream: one script appends a run of events and stops at the first that fails.
+//!
+//! The entry id is `<received>-<seq>`, when the relay heard the event and its number in the journal.
+//! Both only grow within one journal, so a stream with one writer is in order, and an event that is
+//! sent again because nobody knows what became of it meets "equal or smaller": then the script looks
+//! whether it stands there, and counts it as a duplicate. Where it does not (another writer is ahead,
+//! or a clock was set back) it goes behind the stream's top under an id of the server's.
+//!
+//! What is promised: an event that was accepted is not stored twice, as long as its entry is still in
+//! the stream; and where the stream has other writers, as long as it is among the newest [`SEARCH`]
+//! entries when it comes again after a lost connection. A consumer that deletes entries within that
+//! time can see one twice; the field `id` tells.
+//!
+//! The one thing to know: a plain pipeline would go on after a failure in its middle (`OOM`, say), and
+//! the failed event could then only be stored behind its successors. A script can stop. It is sent
+//! whole each time: hashing it costs the server 2 µs, and there is no "no such script" to handle.
+
+use redis::{Cmd, Value};
+
+use super::{answer, link::Link};
+use crate::sink::{Cause, Outgoing};
+
+/// What the server runs.
+const SCRIPT: &str = include_str!("stream.lua");
+
+/// Newest entries that are searched for a repeat in a stream with other writers: four default batches,
+/// so that as much again as was in flight may have come from elsewhere. Costs the server about 1 ms,
+/// and only after a lost connection.
+pub(super) const SEARCH: usize = 1024;
+
+/// Payload that one script appends at most: it keeps the server from its other clients for some
+/// milliseconds.
+const RUN_BYTES: usize = 1024 * 1024;
+
+/// Arguments of one event: stream, entry id, seven fields. As in the script.
+const ARGS: usize = 9;
+
+/// What became of a run.
+#[derive(Debug)]
+pub(super) struct Appended {
+    /// The first so many stand in the stream.
+    pub(super) accepted: usize,
+    /// So many of them stood there before.
+    pub(super) duplicates: u64,
+    /// What met the one after them.
+    pub(super) cause: Option<Cause>,
+}
+
+/// The part of `batch` that one script takes: never empty unless `batch` is. Streams of a cluster lie
+/// on different servers, so there it is one stream at a time.
+pub(super) fn run(batch: &[Outgoing], one_stream: bool) -> &[Outgoing] {
+    let Some(first) = batch.first() else { return batch };
+    let mut bytes = 0;
+    let len = batch
+        .iter()
+        .take_while(|outgoing| {
+            let fits = bytes == 0 || bytes + outgoing.payload.len() <= RUN_BYTES;
+            bytes += outgoing.payload.len();
+            fits && (!one_stream || outgoing.address == first.address)
+        })
+        .count();
+    batch.get(..len).unwrap_or(batch)
+}
+
+/// Appends a run, in order.
+pub(super) async fn append(
+    link: &mut Link,
+    run: &[Outgoing],
+    max_len: u64,
+    search: usize,
+) -> Appended {
+    let command = command(run, max_len, search);
+    let nothing = |cause| Appended { accepted: 0, duplicates: 0, cause: Some(cause) };
+    let answer = match link.connection().req_packed_command(&command).await {
+        Ok(Value::ServerError(error)) => return nothing(answer::cause(&error.into())),
+        Ok(answer) => answer,
+        Err(error) => return nothing(answer::cause(&error)),
+    };
+    match redis::from_redis_value::<(usize, u64, String)>(answer) {
+        Ok((accepted, duplicates, words)) => Appended {
+            accepted: accepted.min(run.len()),
+            duplicates,
+            cause: (!words.is_empty()).then(|| answer::cause_of_words(&words)),
+        },
+        Err(error) => nothing(Cause::Down(error.to_string().into())),
+    }
+}
+
+fn command(run: &[Outgoing], max_len: u64, search: usize) -> Cmd {
+    let mut keys: Vec<&str> = Vec::new();
+    for outgoing in run {
+        // Runs have one stream or few.
+        if !keys.contains(&&*outgoing.address) {
+            keys.push(&outgoing.address);
+        }
+    }
+    // 256 is what the other fields of an event take, roughly.
+    let bytes: usize = run.iter().map(|outgoing| 256 + outgoing.payload.len()).sum();
+    let mut command =
+        Cmd::with_capacity(5 + keys.len() + ARGS * run.len(), SCRIPT.len() + 64 + bytes);
+    command.arg("EVAL").arg(SCRIPT).arg(keys.len());
+    for key in &keys {
+        command.arg(*key);
+    }
+    command.arg(max_len).arg(search);
+    for outgoing in run {
+        let event = &outgoing.record.event;
+        let key = keys.iter().position(|key| **key == *outgoing.address).unwrap_or(0);
+        command
+            .arg(key + 1)
+            .arg(format!("{}-{}", event.received, outgoing.record.seq))
+            .arg(event.key())
+            .arg(&*event.topic)
+            .arg(&*event.room)
+            .arg(&*event.channel)
+            .arg(&*event.ts)
+            .arg(event.origin.as_str())
+            .arg(&*outgoing.payload);
+    }
+    command
+}

@@ -1,0 +1,221 @@
+//! What each part says of itself, for `/status`, `/readyz` and the metrics.
+//!
+//! Every part writes its own page when something changes, and reads nobody else's. Whether the relay
+//! is ready, and why not, is worked out here, from the pages alone.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Serialize;
+
+use crate::event::UnixMillis;
+
+/// Gaps that are remembered for the page.
+const GAPS: usize = 100;
+
+/// All pages.
+#[derive(Debug, Default)]
+pub struct Status {
+    pages: Mutex<Pages>,
+}
+
+/// The pages as they are now.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Pages {
+    /// When the relay started.
+    pub started: UnixMillis,
+    /// Connections to the gateway by number.
+    pub connections: BTreeMap<u64, Connection>,
+    /// Sinks by name.
+    pub sinks: BTreeMap<String, Sink>,
+    /// The latest gaps, oldest first.
+    pub gaps: VecDeque<Gap>,
+}
+
+/// One place in the gateway: a connection, or the attempt to have one.
+#[derive(Debug, Clone, Serialize)]
+pub struct Connection {
+    /// What it does.
+    pub state: Phase,
+    /// Since when.
+    pub since: UnixMillis,
+    /// Attempts since it last worked.
+    pub attempts: u32,
+    /// Why it ended, or could not be opened, the last time.
+    pub last_error: Option<String>,
+    /// When the last frame came.
+    pub heard: Option<UnixMillis>,
+    /// What is wanted on it, and what of it stands.
+    pub subscriptions: Vec<Subscription>,
+}
+
+/// What a connection does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Being opened.
+    Dialing,
+    /// Waiting to be opened again.
+    Waiting,
+    /// Open.
+    Open,
+    /// Open, and its successor is being opened.
+    Moving,
+}
+
+/// One subscription.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Subscription {
+    /// The channel's label.
+    pub channel: String,
+    /// The topic.
+    pub topic: String,
+    /// The room, canonical where it is known.
+    pub room: Option<String>,
+    /// `waiting`, `pending`, `confirmed` or `refused`.
+    pub state: &'static str,
+    /// The gateway's error code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// The gateway's text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// When it is tried again; absent where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<UnixMillis>,
+}
+
+/// One sink.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Sink {
+    /// Its kind.
+    pub kind: String,
+    /// `connecting`, `up`, `down`, `busy`, `gone`.
+    pub state: &'static str,
+    /// Since when.
+    pub since: UnixMillis,
+    /// Events that its far side has accepted since the start.
+    pub delivered: u64,
+    /// Events set aside since the start.
+    pub dead_letters: u64,
+    /// Events lost since the start.
+    pub lost: u64,
+    /// Events that wait.
+    pub lag_events: u64,
+    /// Age of the oldest of them, in seconds.
+    pub lag_seconds: f64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// When that was.
+    pub last_error_at: Option<UnixMillis>,
+    /// What an operator should know of its far side.
+    pub remarks: Vec<String>,
+}
+
+/// A time without a connection.
+#[derive(Debug, Clone, Serialize)]
+pub struct Gap {
+    /// The channel.
+    pub channel: String,
+    /// From.
+    pub from: UnixMillis,
+    /// To.
+    pub to: UnixMillis,
+    /// Why.
+    pub cause: String,
+}
+
+impl Status {
+    /// The pages of a relay that starts now.
+    pub fn new(now: UnixMillis) -> Self {
+        Self { pages: Mutex::new(Pages { started: now, ..Pages::default() }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pages> {
+        // A page is replaced or changed field by field; a panic in between leaves it readable.
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A copy of all pages.
+    pub fn pages(&self) -> Pages {
+        self.lock().clone()
+    }
+
+    /// Changes the page of a connection.
+    pub fn connection(&self, number: u64, change: impl FnOnce(&mut Connection)) {
+        let mut pages = self.lock();
+        let page = pages.connections.entry(number).or_insert_with(|| Connection {
+            state: Phase::Dialing,
+            since: 0,
+            attempts: 0,
+            last_error: None,
+            heard: None,
+            subscriptions: Vec::new(),
+        });
+        change(page);
+    }
+
+    /// A connection is no longer wanted.
+    pub fn no_connection(&self, number: u64) {
+        self.lock().connections.remove(&number);
+    }
+
+    /// Changes the page of a sink.
+    pub fn sink(&self, name: &str, change: impl FnOnce(&mut Sink)) {
+        let mut pages = self.lock();
+        if let Some(page) = pages.sinks.get_mut(name) {
+            change(page);
+        } else {
+            change(pages.sinks.entry(name.to_owned()).or_default());
+        }
+    }
+
+    /// A sink is no longer configured.
+    pub fn no_sink(&self, name: &str) {
+        self.lock().sinks.remove(name);
+    }
+
+    /// There was a gap.
+    pub fn gap(&self, gap: Gap) {
+        let mut pages = self.lock();
+        if pages.gaps.len() >= GAPS {
+            pages.gaps.pop_front();
+        }
+        pages.gaps.push_back(gap);
+    }
+}
+
+impl Pages {
+    /// Why the relay is not ready; empty: it is.
+    pub fn reasons(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for (number, connection) in &self.connections {
+            if matches!(connection.state, Phase::Dialing | Phase::Waiting) {
+                let why = connection.last_error.as_deref().unwrap_or("not yet connected");
+                reasons.push(format!("connection {number} to Astro: {why}"));
+                continue;
+            }
+            for subscription in &connection.subscriptions {
+                let Subscription { channel, topic, state, code, text, .. } = subscription;
+                match *state {
+                    "confirmed" => {}
+                    "refused" => reasons.push(format!(
+                        "subscription {channel}/{topic} refused: {} {}",
+                        code.as_deref().unwrap_or_default(),
+                        text.as_deref().unwrap_or_default()
+                    )),
+                    other => reasons.push(format!("subscription {channel}/{topic} is {other}")),
+                }
+            }
+        }
+        for (name, sink) in &self.sinks {
+            if sink.state != "up" {
+                let why = sink.last_error.as_deref().unwrap_or("not yet connected");
+                reasons.push(format!("sink {name} is {}: {why}", sink.state));
+            }
+        }
+        reasons
+    }
+}

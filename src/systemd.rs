@@ -1,0 +1,96 @@
+//! What the service manager is told: ready, stopping, alive, and a line of status.
+//!
+//! Ready means that the journal is open and the gateway has answered; if the gateway does not answer
+//! within a grace time the service is ready all the same, degraded, and the status line says so: a
+//! gateway that is down must not make the service manager end the relay.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::time::Instant;
+
+use crate::status::{Pages, Phase};
+
+/// How long the gateway may take before the service counts as ready without it.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// Tells the service manager; does nothing where there is none.
+#[derive(Debug)]
+pub struct Manager {
+    started: Instant,
+    ready: bool,
+    said: String,
+    /// Half of the watchdog's period, and when it was fed last.
+    watchdog: Option<(Duration, Instant)>,
+}
+
+impl Default for Manager {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Manager {
+    /// A relay that starts now.
+    pub fn new() -> Self {
+        let watchdog = sd_notify::watchdog_enabled().map(|period| (period / 2, Instant::now()));
+        Self { started: Instant::now(), ready: false, said: String::new(), watchdog }
+    }
+
+    /// The supervisor turns: feeds the watchdog, and says what has changed.
+    pub fn turning(&mut self, pages: impl Fn() -> Pages) {
+        let now = Instant::now();
+        if let Some((half, fed)) = &mut self.watchdog
+            && now >= *fed + *half / 2
+        {
+            *fed = now;
+            tell(&[NotifyState::Watchdog]);
+        }
+        let pages = pages();
+        let open = |phase: Phase| matches!(phase, Phase::Open | Phase::Moving);
+        let connected = pages.connections.values().any(|connection| open(connection.state))
+            || pages.connections.is_empty();
+        if !self.ready && (connected || now >= self.started + GRACE) {
+            self.ready = true;
+            tell(&[NotifyState::Ready]);
+        }
+        let line = line(&pages);
+        if self.ready && line != self.said {
+            tell(&[NotifyState::Status(&line)]);
+            self.said = line;
+        }
+    }
+}
+
+/// The relay stops.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// Whether standard error goes to systemd's journal.
+pub fn is_journal() -> bool {
+    sd_notify::booted().unwrap_or(false) && crate::config::under_journal()
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager cannot be told");
+    }
+}
+
+/// `3 of 3 subscriptions, 2 of 2 sinks up`, and the first thing that is wrong.
+fn line(pages: &Pages) -> String {
+    let subscriptions: Vec<_> =
+        pages.connections.values().flat_map(|connection| &connection.subscriptions).collect();
+    let confirmed = subscriptions.iter().filter(|s| s.state == "confirmed").count();
+    let up = pages.sinks.values().filter(|sink| sink.state == "up").count();
+    let mut line = format!(
+        "{confirmed} of {} subscriptions, {up} of {} sinks up",
+        subscriptions.len(),
+        pages.sinks.len()
+    );
+    if let Some(reason) = pages.reasons().first() {
+        line = format!("{line}; {reason}");
+    }
+    line.replace('\n', " ")
+}

@@ -1,0 +1,153 @@
+//! A bare WebSocket client, and a bare HTTP one.
+
+use std::time::Duration;
+
+use astro_relay::sim::Sim;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Error, Message},
+};
+
+/// How long anything may take.
+pub(super) const SOON: Duration = Duration::from_secs(10);
+
+/// A client of the gateway.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) ws: WebSocketStream<TcpStream>,
+    nonce: u32,
+}
+
+impl Client {
+    /// Connects, and reads the welcome where there is one.
+    pub(super) async fn welcomed(sim: &Sim) -> Self {
+        let mut client = Self::connect(sim, "").await.unwrap();
+        assert_eq!(client.json().await["type"], "welcome");
+        client
+    }
+
+    /// Connects and reads nothing.
+    pub(super) async fn connect(sim: &Sim, query: &str) -> Result<Self, Error> {
+        let stream = TcpStream::connect(sim.address()).await?;
+        let url = format!("{}/{query}", sim.url());
+        let (ws, _) = timeout(SOON, client_async(url, stream)).await.unwrap()?;
+        Ok(Self { ws, nonce: 0 })
+    }
+
+    pub(super) async fn send(&mut self, text: impl ToString) {
+        self.ws.send(Message::text(text.to_string())).await.unwrap();
+    }
+
+    /// Subscribes and returns the response.
+    pub(super) async fn subscribe(&mut self, topic: &str, room: &str) -> Value {
+        self.command(
+            "subscribe",
+            json!({ "topic": topic, "room": room, "token": "t", "token_type": "jwt" }),
+        )
+        .await
+    }
+
+    /// Sends a command and returns the response, which must bear its nonce.
+    pub(super) async fn command(&mut self, kind: &str, data: Value) -> Value {
+        self.nonce += 1;
+        let nonce = self.nonce.to_string();
+        self.send(json!({ "type": kind, "nonce": nonce, "data": data })).await;
+        let response = self.json().await;
+        assert_eq!(response["nonce"], nonce, "{response}");
+        response
+    }
+
+    /// What comes next, whatever it is; `None` at the end.
+    pub(super) async fn frame(&mut self) -> Option<Result<Message, Error>> {
+        timeout(SOON, self.ws.next()).await.expect("nothing came")
+    }
+
+    /// The next text, as it came.
+    pub(super) async fn text(&mut self) -> String {
+        loop {
+            match self.frame().await.expect("the connection ended").unwrap() {
+                Message::Text(text) => return text.to_string(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("unexpected: {other:?}"),
+            }
+        }
+    }
+
+    /// The next text, parsed.
+    pub(super) async fn json(&mut self) -> Value {
+        serde_json::from_str(&self.text().await).unwrap()
+    }
+
+    /// Reads to the end; says how it came: the code of a close frame, or the error.
+    pub(super) async fn end(&mut self) -> Result<Option<u16>, Error> {
+        let mut code = None;
+        while let Some(frame) = self.frame().await {
+            if let Message::Close(close) = frame? {
+                code = close.map(|close| close.code.into());
+            }
+        }
+        Ok(code)
+    }
+
+    /// Sends a ping; says whether a pong comes before the deadline.
+    pub(super) async fn answers_ping(&mut self, deadline: Duration) -> bool {
+        self.ws.send(Message::Ping("?".into())).await.unwrap();
+        let pong = async {
+            while let Some(Ok(frame)) = self.ws.next().await {
+                if frame.is_pong() {
+                    return true;
+                }
+            }
+            false
+        };
+        timeout(deadline, pong).await.unwrap_or(false)
+    }
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) head: String,
+    pub(super) body: String,
+}
+
+impl Answer {
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// One HTTP request on a connection of its own; `None` where the connection ends without an answer.
+pub(super) async fn request(sim: &Sim, method: &str, path: &str, body: &str) -> Option<Answer> {
+    request_as(sim, Some("t"), method, path, body).await
+}
+
+pub(super) async fn request_as(
+    sim: &Sim,
+    token: Option<&str>,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Option<Answer> {
+    let mut stream = TcpStream::connect(sim.address()).await.unwrap();
+    let bearer =
+        token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: sim\r\nConnection: close\r\n{bearer}Content-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    let mut text = String::new();
+    timeout(SOON, stream.read_to_string(&mut text)).await.unwrap().ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some(Answer { status, head: head.to_owned(), body: body.to_owned() })
+}

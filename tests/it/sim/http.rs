@@ -1,0 +1,241 @@
+//! The REST API and the control side.
+
+use astro_relay::sim::{Options, RestFault, SessionKeys, SessionReset, Token};
+use serde_json::json;
+
+use super::{
+    OTHER, ROOM,
+    client::{Client, request, request_as},
+    start,
+};
+
+const SESSIONS: &str = "/kappa/v2/sessions";
+
+#[tokio::test]
+async fn a_session_is_read_changed_and_reset() {
+    let sim = start(Options::default()).await;
+    let mut client = Client::welcomed(&sim).await;
+    for topic in ["channel.session.update", "channel.session.reset"] {
+        client.subscribe(topic, ROOM).await;
+    }
+    let path = format!("{SESSIONS}/{ROOM}");
+    let session = request(&sim, "GET", &path, "").await.unwrap().json();
+    assert_eq!(session["channel"], ROOM);
+    assert_eq!(session["data"]["follower-latest"]["name"], "");
+    assert_eq!(session["settings"]["autoReset"], true);
+
+    let body = r#"{"follower-latest":{"name":"mossy"}}"#;
+    assert_eq!(request(&sim, "PUT", &path, body).await.unwrap().status, 200);
+    let update = client.json().await;
+    assert_eq!(update["topic"], "channel.session.update");
+    assert_eq!(update["data"], json!({ "key": "follower-latest", "data": { "name": "mossy" } }));
+    let answer = request(&sim, "PUT", &format!("{path}/reload"), "").await.unwrap();
+    assert_eq!(answer.json()["data"]["follower-latest"]["name"], "mossy");
+
+    let fresh = request(&sim, "PUT", &format!("{path}/reset"), "").await.unwrap().json();
+    assert_ne!(fresh["_id"], session["_id"]);
+    let reset = client.json().await;
+    assert_eq!(reset["topic"], "channel.session.reset");
+    assert_eq!(reset["data"]["follower-latest"]["name"], "");
+
+    let settings = format!("{path}/settings");
+    let changed = request(&sim, "PUT", &settings, r#"{"calendar":true}"#).await.unwrap().json();
+    assert_eq!(changed, json!({ "autoReset": true, "calendar": true }));
+    assert_eq!(request(&sim, "GET", &settings, "").await.unwrap().json(), changed);
+    assert_eq!(request(&sim, "PUT", &path, "[]").await.unwrap().status, 400);
+}
+
+#[tokio::test]
+async fn session_messages_have_the_older_form_too() {
+    let options = Options {
+        session_keys: SessionKeys::Older,
+        session_reset: SessionReset::Session,
+        ..Options::default()
+    };
+    let sim = start(options).await;
+    let mut client = Client::welcomed(&sim).await;
+    for topic in ["channel.session.update", "channel.session.reset"] {
+        client.subscribe(topic, ROOM).await;
+    }
+    let follow = json!({ "type": "follow", "data": { "username": "mossy" } });
+    sim.activity(ROOM, follow);
+    assert_eq!(client.json().await["data"]["key"], "latest_follower");
+    sim.reset_session(ROOM);
+    loop {
+        let message = client.json().await;
+        if message["topic"] == "channel.session.reset" {
+            assert_eq!(message["data"]["session"]["channel"], ROOM);
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_history_has_what_was_said_live() {
+    let sim = start(Options::default()).await;
+    let mut client = Client::welcomed(&sim).await;
+    client.subscribe("channel.activities", ROOM).await;
+    for (kind, amount) in [("tip", 5), ("cheer", 100), ("tip", 9)] {
+        let data = json!({ "username": "mossy", "amount": amount });
+        let id = sim.activity(ROOM, json!({ "type": kind, "data": data }));
+        let live = client.json().await["data"].clone();
+        assert_eq!((&live["_id"], &live["activityId"]), (&json!(id), &json!(id)));
+    }
+    let path = format!("/kappa/v2/activities/{ROOM}");
+    let all = request(&sim, "GET", &path, "").await.unwrap().json();
+    let amounts = |page: &serde_json::Value| {
+        let page = page.as_array().unwrap().iter();
+        page.map(|item| item["data"]["amount"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(amounts(&all), [9, 100, 5], "newest first");
+    let tips = request(&sim, "GET", &format!("{path}?types=tip&limit=1"), "").await.unwrap();
+    assert_eq!(amounts(&tips.json()), [9]);
+    assert_eq!(request(&sim, "GET", &format!("{path}?limit=1000"), "").await.unwrap().status, 400);
+    let top = format!("{SESSIONS}/{ROOM}/top?type=tip&interval=alltime");
+    let top = request(&sim, "GET", &top, "").await.unwrap().json();
+    assert_eq!(top["users"], json!([{ "username": "mossy", "amount": 14.0 }]));
+}
+
+#[tokio::test]
+async fn the_api_wants_a_bearer_token_for_the_channel() {
+    let options = Options { tokens: vec![Token::owner("mine", ROOM)], ..Options::default() };
+    let sim = start(options).await;
+    let status = async |token, room| {
+        let path = format!("{SESSIONS}/{room}");
+        request_as(&sim, token, "GET", &path, "").await.unwrap()
+    };
+    assert_eq!(status(Some("mine"), ROOM).await.status, 200);
+    assert_eq!(status(Some("other"), ROOM).await.status, 401);
+    assert_eq!(status(Some("mine"), OTHER).await.status, 403);
+    let missing = status(None, ROOM).await;
+    assert_eq!(missing.status, 401);
+    assert!(missing.body.starts_with(r#""error":"#) || !missing.body.starts_with('{'));
+    assert!(serde_json::from_str::<serde_json::Value>(&missing.body).is_err());
+    let error = status(Some("other"), ROOM).await.json();
+    assert_eq!(
+        error,
+        json!({ "statusCode": 401, "error": "Unauthorized", "message": "invalid token" })
+    );
+    let sim = start(Options::default()).await;
+    assert_eq!(request(&sim, "GET", &format!("{SESSIONS}/short"), "").await.unwrap().status, 400);
+}
+
+#[tokio::test]
+async fn the_api_fails_as_told() {
+    let sim = start(Options::default()).await;
+    let path = format!("{SESSIONS}/{ROOM}");
+    sim.fail_rest([
+        RestFault::Status { status: 429, retry_after: Some("7".into()), broken_body: true },
+        RestFault::status(503),
+        RestFault::Pass,
+        RestFault::DropAfter,
+        RestFault::Delay(std::time::Duration::from_millis(20)),
+    ]);
+    let answer = request(&sim, "GET", &path, "").await.unwrap();
+    assert_eq!(answer.status, 429);
+    assert!(answer.head.contains("retry-after: 7") && !answer.body.starts_with('{'));
+    assert_eq!(request(&sim, "GET", &path, "").await.unwrap().status, 503);
+    assert_eq!(request(&sim, "GET", &path, "").await.unwrap().status, 200);
+    let body = r#"{"tip-goal":{"amount":3}}"#;
+    assert!(request(&sim, "PUT", &path, body).await.is_none(), "no answer");
+    assert_eq!(sim.session(ROOM)["data"]["tip-goal"]["amount"], 3, "but it is done");
+    assert_eq!(request(&sim, "GET", &path, "").await.unwrap().status, 200);
+    assert_eq!(sim.stats().rest_requests, 5);
+}
+
+#[tokio::test]
+async fn a_request_that_hangs_ends_with_the_simulation() {
+    let sim = start(Options::default()).await;
+    sim.fail_rest([RestFault::Hang]);
+    let stream = tokio::net::TcpStream::connect(sim.address()).await.unwrap();
+    let get =
+        format!("GET {SESSIONS}/{ROOM} HTTP/1.1\r\nHost: s\r\nAuthorization: Bearer t\r\n\r\n");
+    let (mut read, mut write) = stream.into_split();
+    tokio::io::AsyncWriteExt::write_all(&mut write, get.as_bytes()).await.unwrap();
+    crate::support::wait::until("it hangs", super::client::SOON, async || {
+        (sim.stats().rest_requests == 1).then_some(())
+    })
+    .await;
+    sim.stop().await;
+    let mut rest = Vec::new();
+    let reading = tokio::io::AsyncReadExt::read_to_end(&mut read, &mut rest);
+    tokio::time::timeout(super::client::SOON, reading).await.expect("it ends").unwrap();
+}
+
+#[tokio::test]
+async fn the_simulation_is_controlled_from_outside() {
+    let sim = start(Options::default()).await;
+    let mut client = Client::welcomed(&sim).await;
+    client.subscribe("channel.tips", ROOM).await;
+    let post = async |path: &str, body: &str| {
+        request(&sim, "POST", &format!("/control/{path}"), body).await.unwrap()
+    };
+    let to = format!("publish?topic=channel.tips&room={ROOM}");
+    let id = post(&to, r#"{"a":1}"#).await.json()["id"].clone();
+    assert_eq!(client.json().await["id"], id);
+    assert_eq!(post(&to, "no json").await.status, 400);
+
+    let raw = format!(r#"{{"type":"message", "topic":"channel.tips","room":"{ROOM}"}}"#);
+    assert_eq!(post("raw", &raw).await.json()["connections"], 1);
+    assert_eq!(client.text().await, raw);
+
+    let load = format!("load?n=10&topic=channel.tips&rooms={ROOM},{OTHER}");
+    let loaded = post(&load, "").await.json();
+    assert_eq!((&loaded["messages"], &loaded["sent"]), (&json!(10), &json!(5)));
+    for n in (0..10).step_by(2) {
+        assert_eq!(client.json().await["data"]["n"], n);
+    }
+    let follow = r#"{"type":"follow","data":{"username":"mossy"}}"#;
+    assert!(post(&format!("activity?room={ROOM}"), follow).await.json()["_id"].is_string());
+    assert_eq!(post("drain", "").await.json()["told"], 1);
+    assert_eq!(client.json().await["type"], "reconnect");
+
+    let stats = request(&sim, "GET", "/control/stats", "").await.unwrap().json();
+    assert_eq!((&stats["open"], &stats["sent"]), (&json!(1), &json!(7)));
+    let connections = request(&sim, "GET", "/control/connections", "").await.unwrap();
+    assert_eq!(connections.json()[0]["subscriptions"], json!([["channel.tips", ROOM]]));
+}
+
+#[tokio::test]
+async fn every_fault_can_be_caused_from_outside() {
+    let sim = start(Options::default()).await;
+    let mut client = Client::welcomed(&sim).await;
+    let fault = async |query: &str| {
+        let path = format!("/control/fault?kind={query}");
+        request(&sim, "POST", &path, "").await.unwrap().status
+    };
+    for query in [
+        "malformed&what=binary",
+        "error&error=err_internal_error&topic=channel.tips&times=1",
+        "no_errors",
+        "refuse_reconnect",
+        "duplicate&on=false",
+        "upgrade_delay&ms=0",
+        "welcome_delay&ms=0",
+        "response_delay&ms=0",
+        "trickle&ms=0",
+        "refuse&status=429&retry_after=2&times=1",
+        "deaf&times=1",
+        "accept",
+        "rest_status&status=500&times=1",
+        "shut&ms=1",
+        "silent&connection=1&on=false",
+        "close&code=4000&connection=1",
+    ] {
+        // The port opens again within moments after it was shut.
+        assert_eq!(fault(query).await, 204, "{query}");
+        crate::support::wait::until("the port is open", super::client::SOON, async || {
+            tokio::net::TcpStream::connect(sim.address()).await.ok()
+        })
+        .await;
+    }
+    assert!(client.frame().await.unwrap().unwrap().is_binary());
+    assert_eq!(client.end().await.unwrap(), Some(4000));
+    for query in ["nonsense", "malformed&what=nothing"] {
+        assert_eq!(fault(query).await, 400, "{query}");
+    }
+    sim.faults(|faults| {
+        assert!(faults.refuse_reconnect && !faults.duplicate && faults.refusals.is_empty());
+        assert_eq!(faults.next.len(), 2);
+    });
+}

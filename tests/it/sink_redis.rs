@@ -1,0 +1,611 @@
+//! The Redis sink against a real `redis-server`.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use astro_relay::{
+    event::Seq,
+    sink::{Cause, Failure, Outgoing, Sink},
+};
+use futures_util::StreamExt;
+use redis::{AsyncCommands, aio::MultiplexedConnection, streams::StreamRangeReply};
+use serde_json::json;
+
+use crate::support::{
+    process::{Server, free_port},
+    redis_server::{
+        Durability::{AofAlways, Memory},
+        RedisServer,
+    },
+    sinks::{EPOCH, batch, certificate, id, install_tls, open, open_with, outgoing, outgoing_with},
+    wait::until,
+};
+
+/// How long a test waits for what must come.
+const SOON: Duration = Duration::from_secs(20);
+
+const KEY: &str = "astro:events";
+
+/// No event was refused.
+const NONE: [Seq; 0] = [];
+
+async fn stream(server: &RedisServer) -> Box<dyn Sink> {
+    connected(json!({ "url": server.url(), "mode": "stream" })).await
+}
+
+async fn pubsub(server: &RedisServer) -> Box<dyn Sink> {
+    connected(json!({ "url": server.url() })).await
+}
+
+async fn connected(settings: serde_json::Value) -> Box<dyn Sink> {
+    let mut sink = open("redis", settings).unwrap();
+    sink.connect().await.unwrap();
+    sink
+}
+
+/// What stands in the stream: entry id and event id, in order.
+async fn entries(connection: &mut MultiplexedConnection, key: &str) -> Vec<(String, String)> {
+    let reply: StreamRangeReply = connection.xrange_all(key).await.unwrap();
+    reply.ids.iter().map(|entry| (entry.id.clone(), entry.get("id").unwrap())).collect()
+}
+
+async fn event_ids(connection: &mut MultiplexedConnection, key: &str) -> Vec<String> {
+    entries(connection, key).await.into_iter().map(|(_, id)| id).collect()
+}
+
+fn ids(seqs: impl IntoIterator<Item = Seq>) -> Vec<String> {
+    seqs.into_iter().map(id).collect()
+}
+
+fn counted(sink: &mut Box<dyn Sink>, name: &str) -> u64 {
+    sink.tally().into_iter().find(|(found, _)| *found == name).map_or(0, |(_, count)| count)
+}
+
+/// Delivers as the delivery loop does, without its waits: again after `Down` and `Busy`, and past
+/// what is refused. Hands back the numbers of what was refused.
+async fn deliver_all(sink: &mut Box<dyn Sink>, mut rest: &[Outgoing]) -> Vec<Seq> {
+    let mut refused = Vec::new();
+    let end = tokio::time::Instant::now() + SOON;
+    while !rest.is_empty() {
+        assert!(tokio::time::Instant::now() < end, "not delivered in time");
+        let now = &rest[..rest.len().min(256)];
+        match sink.deliver(now).await {
+            Ok(()) => rest = &rest[now.len()..],
+            Err(Failure { accepted, cause }) => {
+                rest = &rest[accepted..];
+                match cause {
+                    Cause::Refused { .. } => {
+                        refused.push(rest[0].record.seq);
+                        rest = &rest[1..];
+                    }
+                    Cause::Busy { .. } => tokio::task::yield_now().await,
+                    Cause::Down(_) => {
+                        until("a connection", SOON, async || sink.connect().await.ok()).await;
+                    }
+                    Cause::Gone { reason } => panic!("gone: {reason}"),
+                }
+            }
+        }
+    }
+    refused
+}
+
+#[tokio::test]
+async fn publishes_in_order_and_counts_who_heard() {
+    let server = RedisServer::start(Memory).await;
+    let mut sink = pubsub(&server).await;
+    sink.deliver(&batch(1..=3, "astro:main:channel.tips")).await.unwrap();
+    assert_eq!(sink.tally(), [("unheard", 3)]);
+
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut listener = client.get_async_pubsub().await.unwrap();
+    listener.psubscribe("astro:*").await.unwrap();
+    for first in (1..=1000).step_by(100) {
+        sink.deliver(&batch(first..first + 100, "astro:main:channel.tips")).await.unwrap();
+    }
+    assert_eq!(sink.tally(), [("receivers", 1000)]);
+    let mut heard = listener.on_message();
+    for seq in 1..=1000 {
+        let message = heard.next().await.unwrap();
+        assert_eq!(message.get_channel_name(), "astro:main:channel.tips");
+        assert_eq!(message.get_payload_bytes(), format!(r#"{{"n":{seq}}}"#).as_bytes());
+    }
+    sink.close().await;
+}
+
+#[tokio::test]
+async fn a_stream_keeps_everything_in_order_with_all_fields() {
+    let server = RedisServer::start(AofAlways).await;
+    let mut sink = stream(&server).await;
+    assert_eq!(sink.remarks(), [""; 0]);
+    for first in (1..=1000).step_by(100) {
+        sink.deliver(&batch(first..first + 100, KEY)).await.unwrap();
+    }
+    assert!(sink.tally().is_empty());
+    let mut connection = server.connection().await;
+    let expected: Vec<_> = (1..=1000).map(|n| (format!("{}-{n}", EPOCH + n), id(n))).collect();
+    assert_eq!(entries(&mut connection, KEY).await, expected);
+
+    let reply: StreamRangeReply = connection.xrange_count(KEY, "-", "+", 1).await.unwrap();
+    for (field, value) in [
+        ("id", id(1).as_str()),
+        ("topic", "channel.tips"),
+        ("room", "room"),
+        ("channel", "main"),
+        ("ts", "2024-02-15T14:52:42Z"),
+        ("origin", "live"),
+        ("payload", r#"{"n":1}"#),
+    ] {
+        assert_eq!(reply.ids[0].get::<String>(field).as_deref(), Some(value), "{field}");
+    }
+    assert_eq!(reply.ids[0].map.len(), 7);
+}
+
+#[tokio::test]
+async fn a_stream_is_trimmed_to_about_its_limit() {
+    let server = RedisServer::start(Memory).await;
+    for (max_len, expected) in [(100, 100..400), (0, 2000..2001)] {
+        let mut connection = server.connection().await;
+        let () = connection.del(KEY).await.unwrap();
+        let mut sink =
+            connected(json!({ "url": server.url(), "mode": "stream", "max_len": max_len })).await;
+        assert_eq!(deliver_all(&mut sink, &batch(1..=2000, KEY)).await, NONE);
+        let len: usize = connection.xlen(KEY).await.unwrap();
+        assert!(expected.contains(&len), "max_len {max_len} left {len}");
+    }
+}
+
+#[tokio::test]
+async fn says_what_an_acknowledgement_is_worth() {
+    let server = RedisServer::start_with(
+        Memory,
+        &["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"],
+    )
+    .await;
+    let remarks = stream(&server).await.remarks();
+    assert_eq!(remarks.len(), 2, "{remarks:?}");
+    assert!(remarks[0].contains("appendonly is off"));
+    assert!(remarks[1].contains("allkeys-lru"));
+    assert_eq!(pubsub(&server).await.remarks(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_down_at_the_start_is_reached_later() {
+    let mut server = RedisServer::start(Memory).await;
+    server.server.kill().await;
+    let mut sink = open("redis", json!({ "url": server.url(), "mode": "stream" })).unwrap();
+    for _ in 0..2 {
+        let failure = sink.connect().await.unwrap_err();
+        assert_eq!(failure.accepted, 0);
+        assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    }
+    // Without a connection nothing is accepted, and nothing hangs.
+    let failure = sink.deliver(&batch(1..=3, KEY)).await.unwrap_err();
+    assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
+    server.server.restart().await;
+    assert_eq!(deliver_all(&mut sink, &batch(1..=3, KEY)).await, NONE);
+    assert_eq!(event_ids(&mut server.connection().await, KEY).await, ids(1..=3));
+}
+
+#[tokio::test]
+async fn a_stream_loses_and_repeats_nothing_when_the_server_is_killed() {
+    let mut server = RedisServer::start(AofAlways).await;
+    let mut sink = stream(&server).await;
+    let all = batch(1..=6000, KEY);
+    for round in all.chunks(1000) {
+        // Killed while the round is on its way: at another point each time.
+        let (refused, ()) = tokio::join!(deliver_all(&mut sink, round), async {
+            let some = round[0].record.seq + 99 + round[0].record.seq / 10;
+            let mut watch = server.connection().await;
+            until("some are stored", SOON, async || {
+                let len: u64 = watch.xlen(KEY).await.unwrap();
+                (len >= some).then_some(())
+            })
+            .await;
+            server.server.restart().await;
+        });
+        assert_eq!(refused, NONE);
+    }
+    assert_eq!(event_ids(&mut server.connection().await, KEY).await, ids(1..=6000));
+}
+
+#[tokio::test]
+async fn publishing_goes_on_after_a_kill_and_claims_nothing_that_was_not_answered() {
+    let mut server = RedisServer::start(Memory).await;
+    let mut sink = pubsub(&server).await;
+    sink.deliver(&batch(1..=10, "astro:a")).await.unwrap();
+    server.server.kill().await;
+    let failure = sink.deliver(&batch(11..=20, "astro:a")).await.unwrap_err();
+    assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
+    server.server.restart().await;
+
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut listener = client.get_async_pubsub().await.unwrap();
+    listener.psubscribe("astro:*").await.unwrap();
+    assert_eq!(deliver_all(&mut sink, &batch(11..=20, "astro:a")).await, NONE);
+    let mut heard = listener.on_message();
+    for seq in 11..=20 {
+        let payload = heard.next().await.unwrap();
+        assert_eq!(payload.get_payload_bytes(), format!(r#"{{"n":{seq}}}"#).as_bytes());
+    }
+}
+
+/// A server that is stopped for a while answers too late: nobody knows whether the entries were
+/// stored. They were, and the repeat is recognised.
+#[tokio::test]
+async fn a_repeat_after_an_unknown_outcome_is_recognised() {
+    let server = RedisServer::start(Memory).await;
+    let settings = json!({ "url": server.url(), "mode": "stream" });
+    let mut sink = open_with("redis", settings, Duration::from_millis(500)).unwrap();
+    sink.connect().await.unwrap();
+    sink.deliver(&batch(1..=5, KEY)).await.unwrap();
+
+    server.server.signal("STOP").await;
+    let failure = sink.deliver(&batch(6..=15, KEY)).await.unwrap_err();
+    assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
+    server.server.signal("CONT").await;
+
+    let mut connection = server.connection().await;
+    until("the late entries are stored", SOON, async || {
+        let len: u64 = connection.xlen(KEY).await.unwrap();
+        (len == 15).then_some(())
+    })
+    .await;
+    assert_eq!(deliver_all(&mut sink, &batch(6..=20, KEY)).await, NONE);
+    assert_eq!(counted(&mut sink, "duplicates"), 10);
+    assert_eq!(event_ids(&mut connection, KEY).await, ids(1..=20));
+}
+
+#[tokio::test]
+async fn another_writer_ahead_loses_and_reorders_nothing() {
+    let server = RedisServer::start(Memory).await;
+    let mut connection = server.connection().await;
+    let mut sink = stream(&server).await;
+    sink.deliver(&batch(1..=3, KEY)).await.unwrap();
+    // Ahead of some of the next batch, behind the rest of it.
+    let between = format!("{}-0", EPOCH + 6);
+    let () = connection.xadd(KEY, between, &[("who", "somebody else")]).await.unwrap();
+    sink.deliver(&batch(4..=8, KEY)).await.unwrap();
+    // Far ahead, so that none of ours can have its own entry id.
+    let () = connection.xadd(KEY, "9999999999999-0", &[("id", "else")]).await.unwrap();
+    sink.deliver(&batch(9..=12, KEY)).await.unwrap();
+    assert_eq!(counted(&mut sink, "duplicates"), 0);
+
+    let ours = |found: Vec<(String, String)>| -> Vec<String> {
+        found.into_iter().map(|(_, id)| id).filter(|id| id.starts_with("01HQ")).collect()
+    };
+    let reply: StreamRangeReply = connection.xrange_all(KEY).await.unwrap();
+    let found = reply.ids.iter().map(|e| (e.id.clone(), e.get("id").unwrap_or_default())).collect();
+    assert_eq!(ours(found), ids(1..=12));
+
+    // All of it once more, as after a crash: nothing is stored twice.
+    sink.connect().await.unwrap();
+    sink.deliver(&batch(4..=12, KEY)).await.unwrap();
+    assert_eq!(counted(&mut sink, "duplicates"), 9);
+    let len: u64 = connection.xlen(KEY).await.unwrap();
+    assert_eq!(len, 14);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_loses_nothing() {
+    let server = RedisServer::start(Memory).await;
+    let mut sink = stream(&server).await;
+    sink.deliver(&batch(1000..=1010, KEY)).await.unwrap();
+    sink.deliver(&batch(1..=5, KEY)).await.unwrap();
+    let expected: Vec<_> = ids(1000..=1010).into_iter().chain(ids(1..=5)).collect();
+    assert_eq!(event_ids(&mut server.connection().await, KEY).await, expected);
+}
+
+#[tokio::test]
+async fn one_wrong_key_refuses_one_event_and_stops_before_the_next() {
+    let server = RedisServer::start(Memory).await;
+    let mut connection = server.connection().await;
+    let () = connection.set("bad", "text").await.unwrap();
+    let mut sink = stream(&server).await;
+    let mut all = batch(1..=6, KEY);
+    all[3] = outgoing(4, "bad", "room");
+    let failure = sink.deliver(&all).await.unwrap_err();
+    assert_eq!(failure.accepted, 3);
+    let Cause::Refused { reason } = failure.cause else { panic!("{failure:?}") };
+    assert!(reason.contains("WRONGTYPE"), "{reason}");
+    assert_eq!(event_ids(&mut connection, KEY).await, ids(1..=3));
+    sink.deliver(&all[4..]).await.unwrap();
+    assert_eq!(event_ids(&mut connection, KEY).await, ids([1, 2, 3, 5, 6]));
+}
+
+#[tokio::test]
+async fn one_forbidden_channel_refuses_one_event_and_repeats_none_of_the_rest() {
+    let server = RedisServer::start(Memory).await;
+    let mut admin = server.connection().await;
+    let () = redis::cmd("ACL")
+        .arg(&["SETUSER", "relay", "on", ">secret", "resetchannels", "&astro:*", "+@all"])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let mut sink = connected(
+        json!({ "url": server.url(), "user": "relay", "password": { "value": "secret" } }),
+    )
+    .await;
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut listener = client.get_async_pubsub().await.unwrap();
+    listener.psubscribe("*").await.unwrap();
+
+    let mut all = batch(1..=8, "astro:a");
+    all[2] = outgoing(3, "other:a", "room");
+    all[5] = outgoing(6, "other:a", "room");
+    assert_eq!(deliver_all(&mut sink, &all).await, [3, 6]);
+    assert_eq!(counted(&mut sink, "receivers"), 6);
+    let mut heard = listener.on_message();
+    for seq in [1, 2, 4, 5, 7, 8] {
+        let message = heard.next().await.unwrap();
+        assert_eq!(message.get_payload_bytes(), format!(r#"{{"n":{seq}}}"#).as_bytes());
+    }
+    // Another sound event is the next that is heard: none came twice.
+    sink.deliver(&batch(9..=9, "astro:a")).await.unwrap();
+    assert_eq!(heard.next().await.unwrap().get_payload_bytes(), br#"{"n":9}"#);
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_publish_at_all_holds_everything_back() {
+    let server = RedisServer::start(Memory).await;
+    let mut admin = server.connection().await;
+    let () = redis::cmd("ACL")
+        .arg(&["SETUSER", "relay", "on", ">secret", "~*", "&*", "+ping"])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    for (mode, also) in [("pubsub", ""), ("stream", ""), ("stream", "+eval")] {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg("relay");
+        if !also.is_empty() {
+            command.arg(also);
+        }
+        let () = command.query_async(&mut admin).await.unwrap();
+        let mut sink = connected(json!({
+            "url": server.url(), "mode": mode, "user": "relay", "password": { "value": "secret" },
+        }))
+        .await;
+        let failure = sink.deliver(&batch(1..=3, KEY)).await.unwrap_err();
+        assert_eq!(failure.accepted, 0);
+        assert!(matches!(failure.cause, Cause::Down(_)), "{mode} {also}: {failure:?}");
+        assert!(failure.cause.to_string().contains("may not run"), "{mode} {also}: {failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_server_is_busy_and_nothing_overtakes() {
+    let server = RedisServer::start(Memory).await;
+    let mut connection = server.connection().await;
+    let info: String = redis::cmd("INFO").arg("memory").query_async(&mut connection).await.unwrap();
+    let used: u64 =
+        info.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap().parse().unwrap();
+    let set_limit = async |limit: u64| {
+        let mut command = redis::cmd("CONFIG");
+        command.arg(&["SET", "maxmemory"]).arg(limit);
+        command.query_async::<()>(&mut server.connection().await).await.unwrap();
+    };
+    let mut sink = stream(&server).await;
+    let payload = "x".repeat(20_000);
+    let all: Vec<_> = (1..=200).map(|seq| outgoing_with(seq, KEY, "room", &payload)).collect();
+
+    // Room for some of it: the limit is met in the middle of the batch.
+    set_limit(used + 2_500_000).await;
+    let failure = sink.deliver(&all).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Busy { wait: None, .. }), "{failure:?}");
+    assert!((1..200).contains(&failure.accepted), "{failure:?}");
+    let accepted = Seq::try_from(failure.accepted).unwrap();
+    assert_eq!(event_ids(&mut connection, KEY).await, ids(1..=accepted));
+
+    set_limit(1).await;
+    let failure = sink.deliver(&all[failure.accepted..]).await.unwrap_err();
+    assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Busy { .. } }), "{failure:?}");
+
+    set_limit(0).await;
+    sink.deliver(&all[usize::try_from(accepted).unwrap()..]).await.unwrap();
+    assert_eq!(event_ids(&mut connection, KEY).await, ids(1..=200));
+}
+
+#[tokio::test]
+async fn a_server_that_runs_a_long_script_is_busy() {
+    let server = RedisServer::start_with(Memory, &["--busy-reply-threshold", "20"]).await;
+    let mut sink = stream(&server).await;
+    let mut hog = server.connection().await;
+    let mut admin = server.connection().await;
+    let hogging = async {
+        let mut command = redis::cmd("EVAL");
+        command.arg("while true do end").arg(0);
+        // It ends by being killed.
+        assert!(command.query_async::<()>(&mut hog).await.is_err());
+    };
+    let test = async {
+        until("the server is busy", SOON, async || {
+            let pong: redis::RedisResult<()> = redis::cmd("PING").query_async(&mut admin).await;
+            pong.is_err_and(|error| error.code() == Some("BUSY")).then_some(())
+        })
+        .await;
+        let failure = sink.deliver(&batch(1..=3, KEY)).await.unwrap_err();
+        assert!(
+            matches!(failure, Failure { accepted: 0, cause: Cause::Busy { .. } }),
+            "{failure:?}"
+        );
+        let failure = sink.connect().await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::Busy { .. }), "{failure:?}");
+        let mut kill = redis::cmd("SCRIPT");
+        kill.arg("KILL").query_async::<()>(&mut admin).await.unwrap();
+        until("the script has ended", SOON, async || sink.connect().await.ok()).await;
+        sink.deliver(&batch(1..=3, KEY)).await.unwrap();
+    };
+    tokio::join!(hogging, test);
+    assert_eq!(event_ids(&mut admin, KEY).await, ids(1..=3));
+}
+
+#[tokio::test]
+async fn a_replica_is_the_wrong_server() {
+    let server = RedisServer::start(Memory).await;
+    let mut sink = stream(&server).await;
+    sink.deliver(&batch(1..=3, KEY)).await.unwrap();
+    let mut connection = server.connection().await;
+    let () =
+        redis::cmd("REPLICAOF").arg("127.0.0.1").arg(1).query_async(&mut connection).await.unwrap();
+    let failure = sink.deliver(&batch(4..=6, KEY)).await.unwrap_err();
+    assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
+    assert!(failure.cause.to_string().contains("READONLY"), "{failure:?}");
+    sink.connect().await.unwrap();
+    assert!(sink.remarks().iter().any(|remark| remark.contains("replica")));
+    let () =
+        redis::cmd("REPLICAOF").arg("NO").arg("ONE").query_async(&mut connection).await.unwrap();
+    sink.deliver(&batch(4..=6, KEY)).await.unwrap();
+    assert_eq!(event_ids(&mut connection, KEY).await, ids(1..=6));
+}
+
+#[tokio::test]
+async fn the_password_is_read_anew_for_each_connection_and_never_shown() {
+    let server = RedisServer::start_with(Memory, &["--requirepass", "old-hunter2"]).await;
+    let mut sink = open("redis", json!({ "url": server.url() })).unwrap();
+    let failure = sink.connect().await.unwrap_err();
+    assert!(failure.cause.to_string().contains("NOAUTH"), "{failure:?}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("password");
+    std::fs::write(&path, "wrong-hunter2\n").unwrap();
+    let settings = json!({ "url": server.url(), "password": { "file": path } });
+    let mut sink = open("redis", settings).unwrap();
+    let failure = sink.connect().await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    assert!(!format!("{failure:?} {}", failure.cause).contains("hunter2"), "{failure:?}");
+    std::fs::write(&path, "old-hunter2\n").unwrap();
+    sink.connect().await.unwrap();
+    sink.deliver(&batch(1..=3, "astro:a")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_connection_notices_that_the_server_has_gone() {
+    let mut server = RedisServer::start(Memory).await;
+    let mut sink = pubsub(&server).await;
+    server.server.kill().await;
+    tokio::time::pause();
+    let failure = tokio::time::timeout(Duration::from_mins(1), sink.idle()).await.unwrap();
+    assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
+}
+
+#[tokio::test]
+async fn a_cluster_takes_both() {
+    let bus = free_port().to_string();
+    let args = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+    let server = RedisServer::start_with(Memory, &args).await;
+    let mut connection = server.connection().await;
+    let mut slots = redis::cmd("CLUSTER");
+    let () =
+        slots.arg("ADDSLOTSRANGE").arg(0).arg(16383).query_async(&mut connection).await.unwrap();
+    until("the cluster stands", SOON, async || {
+        let info: String =
+            redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await.unwrap();
+        info.contains("cluster_state:ok").then_some(())
+    })
+    .await;
+    let urls = json!([server.url()]);
+    let mut sink = connected(json!({ "urls": urls, "cluster": true, "mode": "stream" })).await;
+    // Two streams in two slots, by turns.
+    let all: Vec<_> = (1..=20)
+        .map(|seq| outgoing(seq, if seq % 2 == 0 { "astro:even" } else { "astro:odd" }, "room"))
+        .collect();
+    assert_eq!(deliver_all(&mut sink, &all).await, NONE);
+    assert_eq!(event_ids(&mut connection, "astro:odd").await, ids((1..=20).step_by(2)));
+    assert_eq!(event_ids(&mut connection, "astro:even").await, ids((2..=20).step_by(2)));
+
+    let mut sink = connected(json!({ "urls": urls, "cluster": true })).await;
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut listener = client.get_async_pubsub().await.unwrap();
+    listener.psubscribe("astro:*").await.unwrap();
+    assert_eq!(deliver_all(&mut sink, &batch(1..=100, "astro:a")).await, NONE);
+    let mut heard = listener.on_message();
+    for seq in 1..=100 {
+        let message = heard.next().await.unwrap();
+        assert_eq!(message.get_payload_bytes(), format!(r#"{{"n":{seq}}}"#).as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn sentinels_name_the_master() {
+    let server = RedisServer::start(Memory).await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("sentinel.conf");
+    let port = server.server.address.port();
+    let text = format!("sentinel monitor home 127.0.0.1 {port} 1\ndir {}\n", dir.path().display());
+    std::fs::write(&config, text).unwrap();
+    let sentinel_port = free_port();
+    let args = [config.to_str().unwrap(), "--sentinel", "--port", &sentinel_port.to_string()]
+        .map(str::to_owned);
+    let _sentinel = Server::start("redis-server", args.to_vec(), sentinel_port).await;
+    let url = format!("redis://127.0.0.1:{sentinel_port}");
+    let mut sink =
+        connected(json!({ "urls": [url], "sentinel_master": "home", "mode": "stream" })).await;
+    sink.deliver(&batch(1..=3, KEY)).await.unwrap();
+    assert_eq!(event_ids(&mut server.connection().await, KEY).await, ids(1..=3));
+
+    let settings = json!({ "urls": [url], "sentinel_master": "elsewhere", "mode": "stream" });
+    let failure = open("redis", settings).unwrap().connect().await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+}
+
+#[test]
+fn settings_that_contradict_each_other_name_the_key() {
+    let url = "redis://127.0.0.1:6379";
+    for (settings, key) in [
+        (json!({}), "url"),
+        (json!({ "url": "http://127.0.0.1" }), "url"),
+        (json!({ "url": "redis://:hunter2@127.0.0.1" }), "url"),
+        (json!({ "url": "redis://127.0.0.1/x" }), "url"),
+        (json!({ "url": "rediss://127.0.0.1/#insecure" }), "url"),
+        (json!({ "urls": [url, url] }), "urls"),
+        (json!({ "url": url, "key": "a" }), "key"),
+        (json!({ "url": url, "mode": "stream", "channel": "a" }), "channel"),
+        (json!({ "url": url, "user": "a" }), "user"),
+        (json!({ "url": url, "client_key_file": "/k" }), "client_cert_file"),
+        (json!({ "url": url, "cluster": true, "sentinel_master": "a" }), "sentinel_master"),
+    ] {
+        let Err(error) = open("redis", settings.clone()) else { panic!("{settings}") };
+        assert_eq!(error.problems[0].key.join("."), format!("sinks.test.{key}"), "{settings}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+    let kinds: BTreeSet<_> = [json!({}), json!({ "mode": "stream" })]
+        .map(|settings| {
+            let address = astro_relay::sink::kind("redis").unwrap().address.unwrap();
+            ((address.key)(&settings), (address.default)(&settings))
+        })
+        .into();
+    let expected = [("channel", "astro:{{ channel }}:{{ topic }}"), ("key", "astro:events")];
+    assert_eq!(kinds, expected.into());
+}
+
+#[tokio::test]
+async fn talks_tls_and_shows_a_certificate_and_trusts_only_whom_it_was_told_to() {
+    install_tls();
+    let port = free_port().to_string();
+    let (cert, key, ca) =
+        (certificate("server.pem"), certificate("server.key"), certificate("ca.pem"));
+    let tls = ["--tls-port", &port, "--tls-cert-file", &cert, "--tls-key-file", &key];
+    let args = [&tls[..], &["--tls-ca-cert-file", &ca, "--tls-auth-clients", "yes"]].concat();
+    let server = RedisServer::start_with(Memory, &args).await;
+    let url = format!("rediss://localhost:{port}");
+    let own = json!({
+        "url": url, "mode": "stream", "ca_file": ca,
+        "client_cert_file": certificate("client.pem"), "client_key_file": certificate("client.key"),
+    });
+    let mut sink = connected(own.clone()).await;
+    sink.deliver(&batch(1..=3, KEY)).await.unwrap();
+    assert_eq!(event_ids(&mut server.connection().await, KEY).await, ids(1..=3));
+
+    for missing in ["ca_file", "client_cert_file"] {
+        let mut settings = own.clone();
+        let table = settings.as_object_mut().unwrap();
+        table.remove(missing);
+        if missing == "client_cert_file" {
+            table.remove("client_key_file");
+        }
+        let failure = open("redis", settings).unwrap().connect().await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::Down(_)), "{missing}: {failure:?}");
+    }
+    let settings = json!({ "url": url, "ca_file": "/nowhere/ca.pem" });
+    let failure = open("redis", settings).unwrap().connect().await.unwrap_err();
+    assert!(failure.cause.to_string().contains("/nowhere/ca.pem"), "{failure:?}");
+}
