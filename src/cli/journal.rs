@@ -265,7 +265,8 @@ fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> R
                 return Ok(after);
             }
             let topic = wanted.topic.as_ref().is_none_or(|pattern| pattern.matches(&event.topic));
-            let holds = |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
+            let holds =
+                |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
             if topic && when.as_ref().is_none_or(holds) {
                 writeln!(out, "{}", line(&record))?;
             }

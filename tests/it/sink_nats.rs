@@ -33,7 +33,7 @@ async fn metadata_travels_in_headers() {
         ("Astro-Origin", "live"),
         ("Content-Type", "application/json"),
     ] {
-        assert_eq!(headers.get(name).map(|value| value.as_str()), Some(value), "{name}");
+        assert_eq!(headers.get(name).map(async_nats::HeaderValue::as_str), Some(value), "{name}");
     }
     assert_eq!(&*heard[6].subject, SUBJECT);
     sink.close().await;

@@ -27,7 +27,11 @@ pub async fn start(broker: u16) -> u16 {
     port
 }
 
-#[expect(clippy::result_large_err, reason = "the signature is the library's")]
+#[expect(
+    clippy::result_large_err,
+    clippy::unnecessary_wraps,
+    reason = "the signature is the library's"
+)]
 fn agree(request: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
     assert_eq!(request.headers().get("Sec-WebSocket-Protocol").unwrap(), "mqtt");
     response.headers_mut().insert("Sec-WebSocket-Protocol", HeaderValue::from_static("mqtt"));
