@@ -9,3 +9,4 @@ pub mod redis_server;
 pub mod scripted_broker;
 pub mod sinks;
 pub mod wait;
+pub mod websocket_bridge;
