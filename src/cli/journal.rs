@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Done, Failed, Source};
 use crate::{
     clock,
-    event::{Record, Seq, UnixMillis},
+    event::{Seq, UnixMillis},
     journal::{
         DeadLetter, Replay,
         store::{self, Store},
@@ -267,27 +267,11 @@ fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> R
             let topic = wanted.topic.as_ref().is_none_or(|pattern| pattern.matches(&event.topic));
             let holds = |when: &Condition| when.holds(&View::new(record.clone())).unwrap_or(false);
             if topic && when.as_ref().is_none_or(holds) {
-                writeln!(out, "{}", line(&record))?;
+                writeln!(out, "{}", record.line(&record.event.message))?;
             }
         }
         out.flush()?;
     }
-}
-
-/// An event as one line of JSON, its message as it came.
-fn line(record: &Record) -> String {
-    let event = &record.event;
-    let about = json!({
-        "seq": record.seq,
-        "received": clock::rfc3339(event.received),
-        "origin": event.origin.as_str(),
-        "channel": &*event.channel,
-        "room": &*event.room,
-    });
-    let mut line = about.to_string();
-    line.pop();
-    let message = String::from_utf8_lossy(&event.message).replace(['\n', '\r'], " ");
-    format!("{line},\"message\":{message}}}")
 }
 
 pub(super) fn dead_letters(command: DeadLetterCommand) -> Done {
@@ -333,7 +317,7 @@ fn show(store: &Store, chosen: &Chosen) -> Done {
         });
         let mut text = about.to_string();
         text.pop();
-        writeln!(out, "{text},\"event\":{}}}", line(&letter.record))?;
+        writeln!(out, "{text},\"event\":{}}}", letter.record.line(&letter.record.event.message))?;
     }
     Ok(())
 }
