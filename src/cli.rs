@@ -151,6 +151,7 @@ impl From<RelayError> for Failed {
         let code = match &error {
             RelayError::Config(_)
             | RelayError::Gateway(_)
+            | RelayError::Exposed(_)
             | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
             RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,
             RelayError::Journal(_) | RelayError::Listen { .. } => Self::IO,
@@ -249,12 +250,17 @@ impl Source {
 
     /// Loads the configuration, and says what is to be said of it.
     pub(crate) fn load(&self) -> Result<Config, Failed> {
-        let Loaded { config, warnings, file: _ } = load(&self.sources())
+        Ok(self.load_with_file()?.config)
+    }
+
+    /// The same, with the file that it came from.
+    pub(crate) fn load_with_file(&self) -> Result<Loaded, Failed> {
+        let loaded = load(&self.sources())
             .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
-        for warning in warnings {
+        for warning in &loaded.warnings {
             writeln!(io::stderr(), "warning: {warning}")?;
         }
-        Ok(config)
+        Ok(loaded)
     }
 }
 

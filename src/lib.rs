@@ -51,6 +51,7 @@ pub mod journal;
 pub mod log;
 pub mod metrics;
 pub mod relay;
+pub mod reload;
 pub mod route;
 pub mod sim;
 pub mod sink;
