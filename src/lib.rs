@@ -15,6 +15,7 @@ pub mod relay;
 pub mod route;
 pub mod sim;
 pub mod sink;
+pub mod state;
 pub mod status;
 pub mod supervisor;
 pub mod systemd;

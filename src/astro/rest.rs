@@ -212,6 +212,7 @@ impl Rest {
     }
 
     /// With another deadline for each request.
+    #[must_use]
     pub fn within(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
     }

@@ -8,6 +8,7 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod cli_session;
 mod rest;
 mod shipped_config;
 mod sim;
