@@ -9,6 +9,7 @@ pub mod init;
 mod journal;
 mod run;
 mod send_test;
+mod session;
 mod simulate;
 
 use std::{
@@ -50,6 +51,9 @@ enum Command {
     Sim(simulate::Simulate),
     /// Sends one clearly marked synthetic event through the configured sinks.
     SendTest(send_test::SendTest),
+    /// Reads and changes a channel's session over the REST API.
+    #[command(subcommand)]
+    Session(session::SessionCommand),
     /// Looks into the journal.
     #[command(subcommand)]
     Journal(journal::JournalCommand),
@@ -198,6 +202,7 @@ fn execute(command: Command) -> Done {
         Command::Demo(demo) => demo::demo(demo),
         Command::Sim(simulate) => simulate::simulate(simulate),
         Command::SendTest(send) => send_test::send_test(&send),
+        Command::Session(command) => session::session(command),
         Command::Journal(command) => journal::journal(command),
         Command::DeadLetters(command) => journal::dead_letters(&command),
         Command::Replay(args) => journal::replay(&args),

@@ -55,6 +55,7 @@ pub mod reload;
 pub mod route;
 pub mod sim;
 pub mod sink;
+pub mod state;
 pub mod status;
 pub mod supervisor;
 pub mod systemd;

@@ -7,8 +7,10 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod cli_session;
 mod conformance;
 mod end_to_end;
+mod rest;
 mod shipped_config;
 mod sim;
 mod sink_mqtt;
