@@ -27,7 +27,7 @@ use crate::{
 const RATE_LIMIT_QUIET: Duration = Duration::from_secs(5);
 
 /// A connection that lived this long has proved itself even if nothing was subscribed.
-const PROOF: Duration = Duration::from_secs(60);
+const PROOF: Duration = Duration::from_mins(1);
 
 /// Silence that is too long when the relay sends no pings of its own: the gateway's period of 30 s
 /// and half of it as a margin.
@@ -50,6 +50,12 @@ pub struct Subscription {
     pub room: Option<Arc<str>>,
     /// What kind of token the channel has.
     pub token_type: TokenType,
+}
+
+impl std::fmt::Display for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.channel, self.topic)
+    }
 }
 
 /// A subscription with the credential to ask for it.
