@@ -106,6 +106,15 @@ pub struct Limits {
     pub retry_refused: Duration,
 }
 
+impl Limits {
+    /// How long an answer is waited for: longer each time, so that a gateway which is slower than
+    /// the deadline is understood in the end.
+    fn patience(&self, failures: u32) -> Duration {
+        let doubled = self.response_timeout.saturating_mul(1 << failures.min(10));
+        doubled.min(self.retry_refused.max(self.response_timeout))
+    }
+}
+
 impl From<&Astro> for Limits {
     fn from(astro: &Astro) -> Self {
         Self {
@@ -388,7 +397,7 @@ impl Session {
             match (&entry.standing, entry.asked_at) {
                 (Standing::Waiting, _) => due = due.min(self.pace.ready_at(now)),
                 (Standing::Pending, Some(asked)) => {
-                    due = due.min(asked + self.limits.response_timeout);
+                    due = due.min(asked + self.limits.patience(entry.failures));
                 }
                 (Standing::Refused(Refusal { retry_at: Some(at), .. }), _) => due = due.min(*at),
                 _ => {}
@@ -685,8 +694,10 @@ impl Session {
 
     fn give_up_unanswered(&mut self, now: Instant, effects: &mut Effects) {
         for entry in &mut self.entries {
-            let late = |asked: Instant| now >= asked + self.limits.response_timeout;
+            let patience = self.limits.patience(entry.failures);
+            let late = |asked: Instant| now >= asked + patience;
             if entry.standing == Standing::Pending && entry.asked_at.is_some_and(late) {
+                entry.failures = entry.failures.saturating_add(1);
                 entry.standing = Standing::Waiting;
                 effects.changed = true;
                 let subscription = &entry.wanted.subscription;

@@ -47,7 +47,7 @@ pub(super) enum Outcome {
         connection: Box<Connection>,
         restored: bool,
     },
-    /// The token was not seen by anybody yet.
+    /// This token was not used yet.
     NotYet {
         token: Secret,
         why: String,
@@ -131,9 +131,7 @@ impl Successor {
                         connection.ends_later(Ended::Moved(token));
                         self.ready()
                     }
-                    Some(Ended::Moved(_)) => {
-                        self.failed("it was told to move before it stood".to_owned(), None)
-                    }
+                    Some(Ended::Moved(token)) => self.moved_on(token),
                     Some(Ended::Lost(why)) => self.failed(why, None),
                     None if ready => self.ready(),
                     None => Outcome::Going,
@@ -150,6 +148,16 @@ impl Successor {
             Stage::Greeting(connection) => Outcome::Ready { connection, restored },
             Stage::Dialing(_) | Stage::Done => Outcome::Going,
         }
+    }
+
+    /// The server sends us on before it has welcomed us: what it restored, the next one restores.
+    fn moved_on(&mut self, token: Secret) -> Outcome {
+        let why = "it was told to move before it stood".to_owned();
+        if self.token.is_none() {
+            return self.failed(why, None);
+        }
+        self.stage = Stage::Done;
+        Outcome::NotYet { token, why, asked: None }
     }
 
     fn not_opened(&mut self, error: &DialError) -> Outcome {

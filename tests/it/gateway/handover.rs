@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::sim::{End, Ended, Load, Options, Reception};
+use astro_relay::{
+    sim::{End, Ended, Load, Options, Reception},
+    status::Phase,
+};
 
 use super::{
     OTHER, ROOM, SOON,
@@ -64,6 +67,14 @@ async fn move_often(bench: &Bench, rounds: u64) {
         })
         .await;
     }
+}
+
+async fn moving(bench: &Bench) {
+    until("it moves", SOON, async || {
+        let pages = bench.pages();
+        pages.connections.values().any(|page| page.state == Phase::Moving).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -165,6 +176,7 @@ async fn a_gap_between_the_old_link_and_the_new_one_is_told() {
     bench.confirmed(2).await;
     bench.sim.faults(|faults| faults.upgrade_delay = Duration::from_millis(500));
     bench.sim.drain(None);
+    moving(&bench).await;
     bench.sim.end(Some(1), End::Reset);
     bench.sim.publish(TOPIC, ROOM, "\"nobody hears this\"");
     let mut channels: Vec<_> = bench
@@ -207,11 +219,6 @@ async fn a_stop_while_moving_is_a_stop() {
     bench.confirmed(2).await;
     bench.sim.faults(|faults| faults.every = Reception::Deaf);
     bench.sim.drain(None);
-    until("it moves", SOON, async || {
-        let pages = bench.pages();
-        let moving = astro_relay::status::Phase::Moving;
-        pages.connections.values().any(|page| page.state == moving).then_some(())
-    })
-    .await;
+    moving(&bench).await;
     bench.stop().await;
 }
