@@ -9,6 +9,7 @@ pub mod init;
 mod journal;
 mod run;
 mod send_test;
+mod session;
 mod simulate;
 
 use std::{
@@ -50,6 +51,9 @@ enum Command {
     Sim(simulate::Simulate),
     /// Sends one clearly marked synthetic event through the configured sinks.
     SendTest(send_test::SendTest),
+    /// Reads and changes a channel's session over the REST API.
+    #[command(subcommand)]
+    Session(session::SessionCommand),
     /// Looks into the journal.
     #[command(subcommand)]
     Journal(journal::JournalCommand),
@@ -151,6 +155,7 @@ impl From<RelayError> for Failed {
         let code = match &error {
             RelayError::Config(_)
             | RelayError::Gateway(_)
+            | RelayError::Exposed(_)
             | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
             RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,
             RelayError::Journal(_) | RelayError::Listen { .. } => Self::IO,
@@ -197,8 +202,9 @@ fn execute(command: Command) -> Done {
         Command::Demo(demo) => demo::demo(demo),
         Command::Sim(simulate) => simulate::simulate(simulate),
         Command::SendTest(send) => send_test::send_test(&send),
+        Command::Session(command) => session::session(command),
         Command::Journal(command) => journal::journal(command),
-        Command::DeadLetters(command) => journal::dead_letters(command),
+        Command::DeadLetters(command) => journal::dead_letters(&command),
         Command::Replay(args) => journal::replay(&args),
     }
 }
@@ -249,12 +255,17 @@ impl Source {
 
     /// Loads the configuration, and says what is to be said of it.
     pub(crate) fn load(&self) -> Result<Config, Failed> {
-        let Loaded { config, warnings, file: _ } = load(&self.sources())
+        Ok(self.load_with_file()?.config)
+    }
+
+    /// The same, with the file that it came from.
+    pub(crate) fn load_with_file(&self) -> Result<Loaded, Failed> {
+        let loaded = load(&self.sources())
             .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
-        for warning in warnings {
+        for warning in &loaded.warnings {
             writeln!(io::stderr(), "warning: {warning}")?;
         }
-        Ok(config)
+        Ok(loaded)
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::event::UnixMillis;
+use crate::{event::UnixMillis, reload::Report};
 
 /// Gaps that are remembered for the page.
 const GAPS: usize = 100;
@@ -34,6 +34,8 @@ pub struct Pages {
     pub sinks: BTreeMap<String, Sink>,
     /// The latest gaps, oldest first.
     pub gaps: VecDeque<Gap>,
+    /// What became of the latest request to load the configuration anew.
+    pub reload: Option<Report>,
 }
 
 /// One place in the gateway: a connection, or the attempt to have one.
@@ -182,6 +184,11 @@ impl Status {
     /// A sink is no longer configured.
     pub fn no_sink(&self, name: &str) {
         self.lock().sinks.remove(name);
+    }
+
+    /// The configuration was loaded anew, or could not be.
+    pub fn reloaded(&self, report: Report) {
+        self.lock().reload = Some(report);
     }
 
     /// There was a gap.
