@@ -152,13 +152,30 @@ impl Gateway {
             overflowed: Notify::new(),
             connections: AtomicU64::new(0),
         };
-        Ok(Self { hub: Arc::new(hub), targets })
+        let gateway = Self { hub: Arc::new(hub), targets };
+        gateway.take_over();
+        Ok(gateway)
+    }
+
+    /// Where the pages still show connections, a gateway before this one has failed. What it heard
+    /// last is where the gap begins.
+    fn take_over(&self) {
+        let status = &self.hub.status;
+        let pages = status.pages().connections;
+        if let Some(heard) = pages.values().filter_map(|page| page.heard).max() {
+            self.missing_all(heard, "the gateway failed and was started anew");
+        }
+        pages.keys().for_each(|number| status.no_connection(*number));
     }
 
     /// The relay did not run since `from`: that is a gap for all that is wanted.
     pub fn was_away(&self, from: UnixMillis) {
+        self.missing_all(from, "the relay did not run");
+    }
+
+    fn missing_all(&self, from: UnixMillis, cause: &str) {
         let subscriptions = self.targets.borrow().subscriptions.clone();
-        self.hub.missing(subscriptions.iter().map(|s| (s, None)), from, "the relay did not run");
+        self.hub.missing(subscriptions.iter().map(|s| (s, None)), from, cause);
     }
 
     /// Keeps the connections until it is told to stop.

@@ -33,6 +33,7 @@ pub struct Bench {
     pub journal: Journal,
     pub status: Arc<Status>,
     pub targets: watch::Sender<Targets>,
+    astro: Astro,
     stop: CancellationToken,
     running: AbortOnDropHandle<()>,
 }
@@ -87,7 +88,16 @@ impl Bench {
         let gateway = Gateway::new(&astro, journal.clone(), Arc::clone(&status), inbox).unwrap();
         let stop = CancellationToken::new();
         let running = spawn(gateway.run(stop.clone()));
-        Self { sim, journal, status, targets, stop, running }
+        Self { sim, journal, status, targets, astro, stop, running }
+    }
+
+    /// Lets the gateway fail, without a last word, and starts another as the supervisor would.
+    pub async fn fail(&mut self) {
+        self.running.abort();
+        until("it has ended", SOON, async || self.running.is_finished().then_some(())).await;
+        let (journal, status) = (self.journal.clone(), Arc::clone(&self.status));
+        let gateway = Gateway::new(&self.astro, journal, status, self.targets.subscribe()).unwrap();
+        self.running = spawn(gateway.run(self.stop.clone()));
     }
 
     /// Stops the gateway and waits until it has.

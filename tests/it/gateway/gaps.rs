@@ -118,6 +118,24 @@ async fn a_second_loss_before_all_is_back_is_the_same_gap() {
     assert!(time(&gaps[0], "from").abs_diff(lost) < 1000);
 }
 
+#[tokio::test]
+async fn a_gateway_that_failed_leaves_a_gap_and_no_stale_page() {
+    let mut bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(3).await;
+    bench.sim.publish("channel.tips", ROOM, 1);
+    let failed = clock::now();
+    bench.fail().await;
+    bench.confirmed(3).await;
+    until("both are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    for gap in bench.gaps().await {
+        assert_eq!(gap["cause"], "the gateway failed and was started anew");
+        assert!(time(&gap, "from") <= failed && failed - time(&gap, "from") < 3_000, "{gap}");
+    }
+    assert_eq!(bench.pages().connections.len(), 1);
+    bench.carries("channel.tips", ROOM, 2).await;
+    bench.stop().await;
+}
+
 fn config(sim: &Sim, dir: &std::path::Path) -> Config {
     let mut config = Config::default();
     config.astro.url = sim.url();
