@@ -165,7 +165,9 @@ impl Gateway {
         if let Some(heard) = pages.values().filter_map(|page| page.heard).max() {
             self.missing_all(heard, "the gateway failed and was started anew");
         }
-        pages.keys().for_each(|number| status.no_connection(*number));
+        for number in pages.keys() {
+            status.no_connection(*number);
+        }
     }
 
     /// The relay did not run since `from`: that is a gap for all that is wanted.
