@@ -113,8 +113,9 @@ fn distinct_key(event: &Event) -> Box<str> {
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part);
     }
-    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = hasher.finalize().into();
-    format!("{}-{:016x}", event.id, u64::from_be_bytes([a, b, c, d, e, f, g, h])).into()
+    let digest: [u8; 32] = hasher.finalize().into();
+    let bits = digest.iter().take(8).fold(0, |bits, byte| bits << 8 | u64::from(*byte));
+    format!("{}-{bits:016x}", event.id).into()
 }
 
 fn digest(parts: &[&[u8]]) -> u64 {
