@@ -82,7 +82,10 @@ enum Payload {
 
 /// What became of an event.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly every event is wanted; a box would cost each one")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is wanted; a box would cost each one"
+)]
 pub enum Rendered {
     /// It goes out like this.
     Wanted(Outgoing),
@@ -214,7 +217,8 @@ impl Route {
         let event = &record.event;
         let mut view: Option<Value> = None;
         let mut view = || {
-            view.get_or_insert_with(|| View::redacted(Arc::clone(record), redacted.cloned())).clone()
+            view.get_or_insert_with(|| View::redacted(Arc::clone(record), redacted.cloned()))
+                .clone()
         };
         let address = match (address, &self.address) {
             (Some(address), _) => address,
@@ -228,8 +232,7 @@ impl Route {
         };
         let (payload, content_type) = match &self.payload {
             Payload::Message => {
-                let message =
-                    redacted.map_or(&event.message, |redacted| &redacted.message);
+                let message = redacted.map_or(&event.message, |redacted| &redacted.message);
                 (message.clone(), JSON)
             }
             Payload::Data => (data(), JSON),

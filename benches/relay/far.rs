@@ -211,8 +211,7 @@ async fn read_stream(mut connection: redis::aio::MultiplexedConnection, tally: T
     loop {
         let mut read = redis::cmd("XRANGE");
         read.arg("astro:events").arg(format!("({after}")).arg("+").arg("COUNT").arg(2000);
-        let entries: Vec<Entry> =
-            read.query_async(&mut connection).await.unwrap_or_default();
+        let entries: Vec<Entry> = read.query_async(&mut connection).await.unwrap_or_default();
         if entries.is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
             continue;
