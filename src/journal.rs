@@ -340,6 +340,9 @@ impl Journal {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Batch, StoreError> {
+        if through <= after {
+            return Ok(Batch { through: after, ..Batch::default() });
+        }
         let shared = &self.0;
         let before_ring = {
             let state = shared.lock();
