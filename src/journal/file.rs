@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Cursor, Health, Journal, Limits, Shared, State,
-    store::{self, Run, Store, StoreError, Write, given},
+    store::{self, LEFT_OUT, Run, Store, StoreError, Write, given},
     writer,
 };
 use crate::{
@@ -97,11 +97,11 @@ pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreE
     let lock = lock(dir)?;
     let (mut mark, marked) = Mark::open(dir)?;
     let always = config.sync == Sync::Always;
-    let (store, state, opened) = match begin(dir, always, marked) {
+    let (store, state, opened) = match begin(dir, always, marked, false) {
         Err(error) if error.is_corrupt() => {
             let recovered = recover(dir, marked, None)?;
-            let (store, state, mut opened) = begin(dir, always, marked)?;
-            opened.lost = recovered.lost;
+            let (store, state, mut opened) = begin(dir, always, marked, true)?;
+            opened.lost += recovered.lost;
             opened.set_aside = recovered.set_aside;
             opened.cursors_unknown = recovered.cursors_unknown;
             (store, state, opened)
@@ -129,22 +129,28 @@ pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreE
 
 /// Opens the database and begins a run. Reads all the rows that every start reads: a database of a
 /// newer format is left untouched, and what is broken further inside is found when it is read.
-fn begin(dir: &Path, always: bool, marked: Marked) -> Result<(Store, State, Opened), StoreError> {
+fn begin(
+    dir: &Path,
+    always: bool,
+    marked: Marked,
+    recovered: bool,
+) -> Result<(Store, State, Opened), StoreError> {
     finish_exchange(dir)?;
-    let fresh = !store::file(dir).exists();
     let mut store = Store::open(dir, always)?;
     let mut opened = Opened::default();
-    let last = store.bounds()?.map_or(0, |(_, last)| last);
+    let (first, last) = store.bounds()?.unwrap_or_default();
     let cursors = store.cursors()?;
+    let before = store.runs()?;
     // What a sink has accepted had a number, and what was marked as written had one.
     let accepted = cursors.iter().filter_map(|cursor| cursor.seq).max().unwrap_or(0);
-    let known = last.max(accepted).max(marked.last);
-    if known > last {
-        // Numbers that were written and are not there: the write-ahead log was lost or cut, or the
-        // whole database.
-        opened.lost = if fresh { marked.events } else { given(&store.runs()?, last, known) };
-    }
-    let next = store.begin_run(known)?;
+    opened.lost = if marked.last > last || recovered {
+        // The write-ahead log was lost or cut, or the whole database; perhaps the books with it.
+        marked.events.saturating_sub(given(&before, first.saturating_sub(1), last))
+    } else {
+        given(&before, last, accepted)
+    };
+    let known = marked.last.max(accepted);
+    let next = store.begin_run(known, opened.lost)?;
     let runs = store.runs()?;
     opened.alive = store.alive()?;
     let bounds = store.bounds()?;
@@ -205,20 +211,17 @@ pub(super) fn recover(
             Copied::default()
         }
     };
-    let known = runs.map(<[Run]>::to_vec).or(copied.runs);
-    let end = marked.last.max(copied.last);
-    let lost = match &known {
-        // Where the front of the file is lost too, the oldest event that was there is not known:
-        // what the mark says is closer then.
-        Some(runs) => {
-            let first = new.bounds()?.map_or(end + 1, |(first, _)| first);
-            let behind = given(runs, first.saturating_sub(1), end).saturating_sub(copied.kept);
-            behind.max(marked.events.saturating_sub(copied.kept))
-        }
-        None => marked.events.saturating_sub(copied.kept),
-    };
-    let first = new.bounds()?.map_or(end, |(first, _)| first);
-    new.set_books(&known.unwrap_or_else(|| vec![(first, Some(end))]), end)?;
+    // While the relay runs it has the books, and what is missing at the end counts here; at a start
+    // that is counted later.
+    let end = runs.map_or(copied.last, |_| marked.last);
+    let books = runs.map(<[Run]>::to_vec).or(copied.runs).unwrap_or(copied.ranges);
+    let first = new.bounds()?.map_or(end + 1, |(first, _)| first);
+    let mut lost = given(&books, first.saturating_sub(1), end).saturating_sub(copied.kept);
+    if runs.is_some() {
+        // Where the front of the file is lost too, the mark knows more.
+        lost = lost.max(marked.events.saturating_sub(copied.kept));
+    }
+    new.set_books(&books, end.max(marked.last))?;
     new.finish()?;
     rename(&path, &companion(dir, ".recovered", ""))?;
     sync_dir(dir)?;
@@ -276,6 +279,8 @@ struct Copied {
     last: Seq,
     /// `None`: they cannot be read.
     runs: Option<Vec<Run>>,
+    /// The runs as they show in the events themselves.
+    ranges: Vec<Run>,
     cursors_unknown: bool,
 }
 
@@ -306,6 +311,18 @@ fn copy(old: &Store, new: &mut Store, marked: Seq) -> Result<Copied, StoreError>
     Ok(copied)
 }
 
+impl Copied {
+    fn note(&mut self, seq: Seq) {
+        self.kept += 1;
+        self.last = seq;
+        match self.ranges.last_mut() {
+            // A smaller jump is a loss; only a run that was not closed leaves out more.
+            Some((_, Some(last))) if *last + LEFT_OUT > seq => *last = seq,
+            _ => self.ranges.push((seq, Some(seq))),
+        }
+    }
+}
+
 fn copy_events(
     old: &Store,
     new: &mut Store,
@@ -328,9 +345,10 @@ fn copy_events(
         };
         let Some(through) = read.through else { break };
         after = through;
-        if let Some(record) = read.records.last() {
-            copied.kept += u64::try_from(read.records.len()).unwrap_or(0);
-            copied.last = record.seq;
+        for record in &read.records {
+            copied.note(record.seq);
+        }
+        if !read.records.is_empty() {
             give_up = Instant::now() + RECOVERY;
             new.write(&Write { records: read.records, ..Write::default() })?;
         }

@@ -47,6 +47,9 @@ const APPLICATION_ID: i64 = 0x4152_454c;
 /// number that was given but not kept is never given again. A million is a minute at 16,000 a second.
 const RESERVE: Seq = 1_000_000;
 
+/// After a crash at least so many numbers are left out: what is set aside is renewed at its half.
+pub(super) const LEFT_OUT: Seq = RESERVE / 2;
+
 /// How long another process (the command line) may hold the file.
 const BUSY: Duration = Duration::from_secs(5);
 
@@ -360,14 +363,16 @@ impl Store {
     }
 
     /// Begins a run: decides where the numbering goes on, and closes the books of the run before.
-    /// `at_least` is a number that is known to have been given from another source.
-    pub fn begin_run(&mut self, at_least: Seq) -> Result<Seq, StoreError> {
-        let last = self.bounds()?.map_or(0, |(_, last)| last).max(at_least);
+    /// `known` is the last number of which it is known from elsewhere that it was given; `lost` events
+    /// before it are not there, and are written down as a run of their own, so that each sink can be
+    /// told.
+    pub fn begin_run(&mut self, known: Seq, lost: u64) -> Result<Seq, StoreError> {
+        let last = self.bounds()?.map_or(0, |(_, last)| last);
         let ended: Option<i64> =
             self.db.query_row("SELECT max(last) FROM runs", [], |row| row.get(0))?;
         let clean = meta(&self.db, "clean")?.unwrap_or(0) == 1;
         let reserved = if clean { 0 } else { self.reserved };
-        let first = last.max(ended.map_or(0, unsigned)).max(reserved) + 1;
+        let first = last.max(known).max(ended.map_or(0, unsigned)).max(reserved) + 1;
         self.reserved = first + RESERVE;
         let transaction = begin(&self.db)?;
         transaction.execute(
@@ -376,6 +381,13 @@ impl Store {
         )?;
         // A run that gave no number says nothing, and a relay that cannot start makes many of them.
         transaction.execute("DELETE FROM runs WHERE last < first", [])?;
+        let lost = lost.min(known.saturating_sub(last));
+        if lost > 0 {
+            transaction.execute(
+                "INSERT OR REPLACE INTO runs(first, last) VALUES(?1, ?2)",
+                params![signed(known - lost + 1), signed(known)],
+            )?;
+        }
         transaction.execute(
             "INSERT OR REPLACE INTO runs(first, last) VALUES(?1, NULL)",
             [signed(first)],
@@ -436,7 +448,7 @@ impl Store {
         }
         let last = write.records.last().map_or(0, |record| record.seq);
         let mut reserved = self.reserved;
-        if last + RESERVE / 2 > reserved {
+        if last + LEFT_OUT > reserved {
             reserved = last + RESERVE;
             set_meta(&transaction, "reserved", reserved)?;
         }

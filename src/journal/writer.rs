@@ -455,6 +455,12 @@ impl Writer {
         if removed > 0 {
             warn!(removed, "the disk is full; the journal's history was let go");
         }
+        if removed > 0
+            && let Ok(bounds) = store.bounds()
+        {
+            let mut state = self.shared.lock();
+            state.oldest = bounds.map_or(state.written + 1, |(first, _)| first);
+        }
         removed > 0 && store.checkpoint(true).is_ok()
     }
 

@@ -18,7 +18,7 @@ use astro_relay::{
 };
 
 use crate::support::{
-    journal::{close, config, crashed, event, events, open, position, read_all, settled},
+    journal::{append, close, config, crashed, event, events, open, position, read_all, settled},
     wait::until,
 };
 
@@ -28,7 +28,7 @@ async fn events_come_back_in_order_from_memory_and_from_disk_alike() {
     let (journal, opened) = open(&config(dir.path()));
     assert_eq!((opened.events, opened.lost), (0, 0));
     for chunk in (0..3000).collect::<Vec<_>>().chunks(37) {
-        journal.append(&mut events(chunk.iter().copied()));
+        append(&journal, events(chunk.iter().copied())).await;
         journal.room().await;
     }
     settled(&journal, &[]).await;
@@ -49,7 +49,7 @@ async fn events_come_back_in_order_from_memory_and_from_disk_alike() {
 #[tokio::test]
 async fn a_batch_keeps_to_its_limits() {
     let journal = Journal::in_memory(1 << 20);
-    journal.append(&mut events(0..100));
+    append(&journal, events(0..100)).await;
     let batch = journal.next(0, 7, 1 << 20).await.unwrap();
     assert_eq!((batch.records.len(), batch.through), (7, 7));
     // About so many bytes, and always at least one event.
@@ -86,7 +86,7 @@ async fn whoever_waits_for_an_event_is_woken_by_each_of_several_appenders() {
 async fn positions_survive_a_clean_end_and_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    journal.append(&mut events(0..100));
+    append(&journal, events(0..100)).await;
     assert_eq!(journal.register("a", Start::Earliest).unwrap(), 0);
     assert_eq!(journal.register("b", Start::End).unwrap(), 100);
     journal.advance("a", 40);
@@ -113,7 +113,7 @@ async fn a_new_sink_begins_where_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     let aged = |n, age: u64| Event { received: clock::now() - age * 60_000, ..event(n) };
-    journal.append(&mut (0..300).map(|n| aged(n, 600 - n)).collect());
+    append(&journal, (0..300).map(|n| aged(n, 600 - n)).collect()).await;
     settled(&journal, &[]).await;
     assert_eq!(journal.register("end", Start::End).unwrap(), 300);
     assert_eq!(journal.register("earliest", Start::Earliest).unwrap(), 0);
@@ -133,11 +133,11 @@ async fn a_number_is_never_given_twice() {
     let dir = tempfile::tempdir().unwrap();
     let mut copies = vec![];
     let (journal, _) = open(&config(dir.path()));
-    journal.append(&mut events(0..10));
+    append(&journal, events(0..10)).await;
     settled(&journal, &[]).await;
     copies.push(crashed(dir.path()));
     // These are given after the crash's moment: no number of them may come again.
-    journal.append(&mut events(10..50));
+    append(&journal, events(10..50)).await;
     let mut highest = journal.figures().last;
     for _ in 0..4 {
         let copy = copies.pop().unwrap();
@@ -145,10 +145,10 @@ async fn a_number_is_never_given_twice() {
         assert_eq!(opened.lost, 0);
         let first = after.figures().last;
         assert!(first >= highest, "{first} of {highest}");
-        after.append(&mut events(0..5));
+        append(&after, events(0..5)).await;
         settled(&after, &[]).await;
         copies.push(crashed(copy.path()));
-        after.append(&mut events(0..5));
+        append(&after, events(0..5)).await;
         highest = after.figures().last;
         close(after).await;
     }
@@ -163,7 +163,7 @@ async fn with_sync_always_nothing_is_read_that_is_not_on_disk() {
     let (mut through, mut appended): (Seq, u64) = (0, 0);
     while through < 400 {
         if appended < 400 {
-            journal.append(&mut events(appended..appended + 20));
+            append(&journal, events(appended..appended + 20)).await;
             appended += 20;
         }
         let batch = journal.next(through, 7, 1 << 20).await.unwrap();
@@ -183,7 +183,7 @@ async fn a_hundred_thousand_events_that_nobody_reads_stay_within_their_bounds() 
     let total = if crate::support::journal::long() { 100_000 } else { 30_000 };
     let start = tokio::time::Instant::now();
     for first in (0..total).step_by(100) {
-        journal.append(&mut events(first..first + 100));
+        append(&journal, events(first..first + 100)).await;
         journal.room().await;
         let figures = journal.figures();
         assert!(figures.memory <= 128 * 1024, "{figures:?}");

@@ -13,8 +13,8 @@ use fastrand::Rng;
 
 use crate::support::{
     journal::{
-        PATIENCE, close, config, contents, crashed, events, long, open, read_all, read_some,
-        settled,
+        PATIENCE, append, close, config, contents, crashed, events, long, open, read_all,
+        read_some, settled,
     },
     wait::until,
 };
@@ -51,17 +51,17 @@ async fn victim() -> (tempfile::TempDir, Vec<u8>) {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     journal.register("sink", Start::Earliest).unwrap();
-    journal.append(&mut events(0..TOTAL / 3));
+    append(&journal, events(0..TOTAL / 3)).await;
     settled(&journal, &["sink"]).await;
     let earlier = crashed(dir.path());
     let wal = fs::read(earlier.path().join("journal.db-wal")).unwrap();
     close(journal).await;
     let (journal, _) = open(&config(dir.path()));
-    journal.append(&mut events(TOTAL / 3..TOTAL / 2));
+    append(&journal, events(TOTAL / 3..TOTAL / 2)).await;
     settled(&journal, &["sink"]).await;
     close(journal).await;
     let (journal, _) = open(&config(dir.path()));
-    journal.append(&mut events(TOTAL / 2..TOTAL));
+    append(&journal, events(TOTAL / 2..TOTAL)).await;
     settled(&journal, &["sink"]).await;
     let copy = crashed(dir.path());
     close(journal).await;
@@ -138,7 +138,7 @@ async fn check(dir: &Path, damage: Damage, what: &str) -> (bool, bool) {
     let at = journal.register("sink", Start::Earliest).unwrap();
     let before = journal.figures().last;
     // It must work as before: what is new is handed out behind what was.
-    journal.append(&mut events(TOTAL..TOTAL + 20));
+    append(&journal, events(TOTAL..TOTAL + 20)).await;
     let mut got = read_some(&journal, at, before.max(at)).await;
     if at < before {
         assert!(got.through >= before, "{what}");
@@ -175,7 +175,7 @@ async fn damage_that_shows_while_it_runs_is_mended_while_it_runs() {
     for round in 0..rounds {
         let dir = tempfile::tempdir().unwrap();
         let (journal, _) = open(&config(dir.path()));
-        journal.append(&mut events(0..2000));
+        append(&journal, events(0..2000)).await;
         settled(&journal, &[]).await;
         close(journal).await;
         // The tree's leaves are trash; the start does not read them.
@@ -191,7 +191,7 @@ async fn damage_that_shows_while_it_runs_is_mended_while_it_runs() {
         let (journal, opened) = open(&config(dir.path()));
         assert_eq!(opened.set_aside, None, "round {round}");
         // Reading meets it, the writer recovers, reading goes on; meanwhile events come in.
-        journal.append(&mut events(2000..2100));
+        append(&journal, events(2000..2100)).await;
         let got = read_all(&journal, 0).await;
         let found = u64::try_from(got.numbers.len()).unwrap();
         assert_eq!(found + got.lost, 2100, "round {round}: {got:?}");

@@ -10,7 +10,9 @@ use astro_relay::{
 };
 
 use crate::support::{
-    journal::{PATIENCE, close, config, crashed, event, events, open, position, read_all, settled},
+    journal::{
+        PATIENCE, append, close, config, crashed, event, events, open, position, read_all, settled,
+    },
     wait::until,
 };
 
@@ -18,7 +20,7 @@ use crate::support::{
 async fn what_the_memory_drops_is_counted_for_who_had_not_got_it() {
     let journal = Journal::in_memory(20_000);
     journal.register("late", Start::End).unwrap();
-    journal.append(&mut events(0..500));
+    append(&journal, events(0..500)).await;
     let figures = journal.figures();
     assert!(figures.memory <= 20_000, "{figures:?}");
     let got = read_all(&journal, 0).await;
@@ -55,8 +57,8 @@ async fn what_is_too_old_goes_and_is_counted() {
     let config = config::Journal { max_age: Period(HOUR), ..config(dir.path()) };
     let (journal, _) = open(&config);
     journal.register("slow", Start::Earliest).unwrap();
-    journal.append(&mut (0..300).map(|n| aged(n, 2 * HOUR)).collect());
-    journal.append(&mut (300..900).map(|n| aged(n, HOUR / 2)).collect());
+    append(&journal, (0..300).map(|n| aged(n, 2 * HOUR)).collect()).await;
+    append(&journal, (300..900).map(|n| aged(n, HOUR / 2)).collect()).await;
     until("the old ones are gone", PATIENCE, async || {
         (journal.figures().oldest == 301).then_some(())
     })
@@ -76,7 +78,7 @@ async fn history_goes_and_what_somebody_waits_for_stays() {
         journal.register(sink, Start::Earliest).unwrap();
     }
     journal.sinks(["quick", "slow"]);
-    journal.append(&mut (0..300).map(|n| aged(n, 2 * HOUR)).collect());
+    append(&journal, (0..300).map(|n| aged(n, 2 * HOUR)).collect()).await;
     journal.advance("quick", 300);
     journal.advance("slow", 100);
     until("what both have is gone", PATIENCE, async || {
@@ -112,7 +114,7 @@ async fn size_removes_a_share_of_the_events_and_not_of_the_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path());
     let (journal, _) = open(&config);
-    journal.append(&mut events(0..3000));
+    append(&journal, events(0..3000)).await;
     settled(&journal, &[]).await;
     let size = journal.figures().size;
     let copy = crashed(dir.path());
@@ -122,7 +124,7 @@ async fn size_removes_a_share_of_the_events_and_not_of_the_numbers() {
     let config = config::Journal { dir: copy.path().to_owned(), max_size, ..config };
     let (journal, _) = open(&config);
     for first in (3000..5000).step_by(50) {
-        journal.append(&mut events(first..first + 50));
+        append(&journal, events(first..first + 50)).await;
         journal.room().await;
     }
     settled(&journal, &[]).await;

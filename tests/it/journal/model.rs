@@ -4,7 +4,9 @@ use astro_relay::{config::Start, event::Seq, journal::Journal};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use crate::support::journal::{close, config, crashed, events, number, open, position, settled};
+use crate::support::journal::{
+    append, close, config, crashed, events, number, open, position, settled,
+};
 
 #[derive(Debug, Clone)]
 enum Act {
@@ -49,7 +51,7 @@ impl Real {
     async fn act(self, act: &Act, model: &mut Model) -> Self {
         match *act {
             Act::Append(count) => {
-                self.journal.append(&mut events(model.appended..model.appended + count));
+                append(&self.journal, events(model.appended..model.appended + count)).await;
                 model.appended += count;
                 self.journal.room().await;
                 self

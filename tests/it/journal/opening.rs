@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use tokio::process::Command;
 
 use crate::support::journal::{
-    close, config, contents, crashed, event, events, open, position, read_all, settled,
+    append, close, config, contents, crashed, event, events, open, position, read_all, settled,
 };
 
 /// `astro-relay run` with this journal and nothing else.
@@ -25,7 +25,7 @@ async fn run(dir: &Path) -> Output {
 
 async fn some(dir: &Path) -> Journal {
     let (journal, _) = open(&config(dir));
-    journal.append(&mut events(0..1000));
+    append(&journal, events(0..1000)).await;
     settled(&journal, &[]).await;
     journal
 }
@@ -114,11 +114,11 @@ async fn a_deleted_database_or_log_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     journal.register("sink", astro_relay::config::Start::Earliest).unwrap();
-    journal.append(&mut events(0..50));
+    append(&journal, events(0..50)).await;
     settled(&journal, &["sink"]).await;
     close(journal).await;
     let (journal, _) = open(&config(dir.path()));
-    journal.append(&mut events(50..120));
+    append(&journal, events(50..120)).await;
     settled(&journal, &["sink"]).await;
     let (one, two) = (crashed(dir.path()), crashed(dir.path()));
     close(journal).await;

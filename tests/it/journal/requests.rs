@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use astro_relay::{
     clock,
-    config::Start,
+    config::{Journal as Config, Size, Start},
     event::Record,
     journal::{Journal, Replay, store::Store},
 };
 
 use crate::support::{
-    journal::{PATIENCE, close, config, crashed, event, events, open, settled},
+    journal::{PATIENCE, append, close, config, crashed, event, events, open, settled},
     wait::until,
 };
 
@@ -82,7 +82,8 @@ async fn dead_letters_are_kept_listed_retried_and_dropped() {
 #[tokio::test]
 async fn there_is_a_most_of_dead_letters() {
     let dir = tempfile::tempdir().unwrap();
-    let (journal, _) = open(&config(dir.path()));
+    let config = Config { memory: Size(8 << 20), ..config(dir.path()) };
+    let (journal, _) = open(&config);
     for seq in 1..=10_030 {
         journal.dead_letter("sink", &Arc::new(Record { seq, event: event(0) }), "no");
         if seq % 2000 == 0 {
@@ -106,7 +107,7 @@ async fn a_replay_is_taken_up_goes_on_after_a_crash_and_ends() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     journal.register("sink", Start::Earliest).unwrap();
-    journal.append(&mut events(0..100));
+    append(&journal, events(0..100)).await;
     settled(&journal, &["sink"]).await;
     let mut requests = journal.requests();
     requests.mark_unchanged();

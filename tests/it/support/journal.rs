@@ -66,6 +66,19 @@ pub fn events(numbers: impl IntoIterator<Item = u64>) -> Vec<Event> {
     numbers.into_iter().map(event).collect()
 }
 
+/// Appends them as the gateway does: some at a time, and with patience for the disk.
+pub async fn append(journal: &Journal, events: Vec<Event>) {
+    let mut events = events.into_iter();
+    loop {
+        let mut some: Vec<_> = events.by_ref().take(32).collect();
+        if some.is_empty() {
+            break;
+        }
+        journal.append(&mut some);
+        journal.room().await;
+    }
+}
+
 /// The number of an event; fails the test if a single byte of it is wrong.
 pub fn number(record: &Record) -> u64 {
     let text = std::str::from_utf8(&record.event.message).expect("text");
