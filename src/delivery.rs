@@ -64,6 +64,8 @@ pub struct Delivery {
     failures: u32,
     position: Seq,
     connected: bool,
+    /// Whether the page speaks of a failure.
+    troubled: bool,
     /// What was sent and whose cursor is not yet saved: the cursor, and how many events.
     unsaved: VecDeque<(Seq, u64)>,
     complained: Option<(Instant, &'static str)>,
@@ -135,6 +137,7 @@ impl Delivery {
             failures: 0,
             position,
             connected: false,
+            troubled: false,
             unsaved: VecDeque::new(),
             complained: None,
         })
@@ -286,7 +289,8 @@ impl Delivery {
                     self.worked();
                     rest = after;
                 }
-                (Cause::Refused { .. }, None) => {}
+                // It has taken all there was: there is nothing to refuse or to wait for.
+                (Cause::Refused { .. } | Cause::Busy { .. }, None) => self.worked(),
                 (cause, _) => self.failed(cause, stop).await?,
             }
         }
@@ -367,9 +371,9 @@ impl Delivery {
     }
 
     fn worked(&mut self) {
-        if self.failures > 0 || self.backoff.attempts() > 0 {
-            self.failures = 0;
-            self.backoff.reset();
+        self.failures = 0;
+        self.backoff.reset();
+        if std::mem::take(&mut self.troubled) {
             self.complained = None;
             self.status.sink(&self.name, |page| {
                 page.state = "up";
@@ -387,6 +391,7 @@ impl Delivery {
             Cause::Gone { .. } => ("gone", "gone"),
         };
         self.metrics.retry(word);
+        self.troubled = true;
         self.failures = self.failures.saturating_add(1);
         let text = describe(cause);
         self.status.sink(&self.name, |page| {

@@ -8,6 +8,7 @@
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
 mod conformance;
+mod delivery;
 mod journal;
 mod shipped_config;
 mod sim;
