@@ -13,6 +13,8 @@ mod conformance;
 mod end_to_end;
 mod gateway;
 mod rest;
+mod delivery;
+mod journal;
 mod shipped_config;
 mod sim;
 mod sink_mqtt;
