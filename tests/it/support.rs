@@ -9,5 +9,6 @@ pub mod receiver;
 pub mod redis_server;
 pub mod scripted_broker;
 pub mod sinks;
+pub mod stdout_child;
 pub mod wait;
 pub mod websocket_bridge;
