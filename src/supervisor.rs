@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 const BUDGET: usize = 5;
 
 /// See [`BUDGET`]: what fails more often than every two minutes needs the service manager's view.
-const BUDGET_TIME: Duration = Duration::from_secs(600);
+const BUDGET_TIME: Duration = Duration::from_mins(10);
 
 /// The wait before a failed task is started again.
 const RESTART: Duration = Duration::from_secs(1);

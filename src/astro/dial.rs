@@ -190,7 +190,7 @@ async fn race(addresses: Vec<SocketAddr>) -> Result<TcpStream, DialError> {
 }
 
 /// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).
-fn retry_after(headers: &http::HeaderMap, now: u64) -> Option<Duration> {
+pub(super) fn retry_after(headers: &http::HeaderMap, now: u64) -> Option<Duration> {
     let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds));

@@ -3,7 +3,7 @@
 //! They open the journal's file beside the relay, running or not. What they ask for is written into
 //! the file, and a running relay takes it up within a second.
 
-use std::{io::Write as _, path::PathBuf, time::Duration};
+use std::{io::Write as _, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -265,7 +265,8 @@ fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> R
                 return Ok(after);
             }
             let topic = wanted.topic.as_ref().is_none_or(|pattern| pattern.matches(&event.topic));
-            let holds = |when: &Condition| when.holds(&View::new(record.clone())).unwrap_or(false);
+            let holds =
+                |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
             if topic && when.as_ref().is_none_or(holds) {
                 writeln!(out, "{}", record.line(&record.event.message))?;
             }
@@ -274,8 +275,8 @@ fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> R
     }
 }
 
-pub(super) fn dead_letters(command: DeadLetterCommand) -> Done {
-    let (chosen, act): (_, fn(&Store, &Chosen) -> Done) = match &command {
+pub(super) fn dead_letters(command: &DeadLetterCommand) -> Done {
+    let (chosen, act): (_, fn(&Store, &Chosen) -> Done) = match command {
         DeadLetterCommand::List(chosen) => (chosen, list),
         DeadLetterCommand::Show(chosen) => (chosen, show),
         DeadLetterCommand::Retry(chosen) => (chosen, retry),

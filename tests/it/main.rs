@@ -3,11 +3,14 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    unreachable_pub,
     reason = "a test that cannot go on should panic, and nothing is outside of it"
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod cli_session;
+mod conformance;
+mod end_to_end;
+mod rest;
 mod shipped_config;
 mod sim;
 mod sink_mqtt;
@@ -15,3 +18,4 @@ mod sink_nats;
 mod sink_redis;
 mod sink_webhook;
 mod support;
+mod tidy;

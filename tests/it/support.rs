@@ -6,5 +6,7 @@ pub mod nats_server;
 pub mod process;
 pub mod receiver;
 pub mod redis_server;
+pub mod scripted_broker;
 pub mod sinks;
 pub mod wait;
+pub mod websocket_bridge;
