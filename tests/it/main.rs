@@ -10,6 +10,7 @@
 mod cli_session;
 mod conformance;
 mod end_to_end;
+mod operator;
 mod rest;
 mod shipped_config;
 mod sim;
