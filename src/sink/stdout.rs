@@ -51,7 +51,12 @@ enum Format {
 struct Stdout {
     readable: bool,
     buffer: Vec<u8>,
+    /// A write that is not over. Only one at a time: each holds a thread, and who reads may never come
+    /// back.
+    writing: Option<Writing>,
 }
+
+type Writing = tokio::task::JoinHandle<(Vec<u8>, io::Result<()>)>;
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
@@ -61,7 +66,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         Format::Json => false,
         Format::Text => true,
     };
-    Ok(Box::new(Stdout { readable, buffer: Vec::new() }))
+    Ok(Box::new(Stdout { readable, buffer: Vec::new(), writing: None }))
 }
 
 /// What a buffer keeps between batches: a usual batch, not the largest ever seen.
@@ -74,6 +79,12 @@ impl Sink for Stdout {
     }
 
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        if let Some(writing) = &mut self.writing {
+            // Given up before: what became of it is not known, and all of it is repeated.
+            let ended = writing.await;
+            self.writing = None;
+            ended.map_err(Failure::down)?.1.map_err(failure)?;
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
         for outgoing in batch {
             line(outgoing, self.readable, &mut buffer);
@@ -85,7 +96,9 @@ impl Sink for Stdout {
             buffer.shrink_to(KEEP_BYTES);
             (buffer, written)
         });
-        let (buffer, written) = writing.await.map_err(Failure::down)?;
+        let ended = self.writing.insert(writing).await;
+        self.writing = None;
+        let (buffer, written) = ended.map_err(Failure::down)?;
         self.buffer = buffer;
         written.map_err(failure)
     }
@@ -137,7 +150,7 @@ fn readable_line(outgoing: &Outgoing) -> String {
 
 /// Whether a character from the wire may reach a terminal: control characters steer it, and marks of
 /// direction (Unicode annex 9) make text appear other than it is.
-fn is_harmless(c: char) -> bool {
+pub(crate) fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -1,6 +1,8 @@
 //! The operator's side: a whole relay on the simulated Astro, asked and changed while it runs.
 
+mod canary;
 mod endpoint;
+mod page;
 mod reload;
 
 use std::{path::PathBuf, time::Duration};
