@@ -477,7 +477,7 @@ impl Delivery {
 }
 
 /// A cause with what lies behind it, in one line.
-fn describe(cause: &Cause) -> String {
+pub(crate) fn describe(cause: &Cause) -> String {
     let mut text = cause.to_string();
     let mut source = std::error::Error::source(cause).and_then(std::error::Error::source);
     while let Some(error) = source {

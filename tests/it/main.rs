@@ -12,6 +12,7 @@ mod cli_session;
 mod conformance;
 mod end_to_end;
 mod gateway;
+mod operator;
 mod rest;
 mod delivery;
 mod journal;
