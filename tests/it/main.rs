@@ -10,12 +10,12 @@
 mod cli;
 mod cli_session;
 mod conformance;
+mod delivery;
 mod end_to_end;
 mod gateway;
+mod journal;
 mod operator;
 mod rest;
-mod delivery;
-mod journal;
 mod shipped_config;
 mod sim;
 mod sink_mqtt;
