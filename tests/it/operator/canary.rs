@@ -145,6 +145,7 @@ async fn no_secret_is_in_a_log_a_metric_a_page_or_the_journal() {
     let out = std::fs::File::create(&log).unwrap();
     let mut child =
         relay(&config, &["run"]).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
+    astro_relay::tls::install_provider();
     let client = Client::builder().no_proxy().build().unwrap();
     let url = |path: &str| format!("http://127.0.0.1:{listen}{path}");
     let text = async |path: &str| client.get(url(path)).send().await.ok()?.text().await.ok();
@@ -164,6 +165,7 @@ async fn no_secret_is_in_a_log_a_metric_a_page_or_the_journal() {
         let part = format!("sink {state} is down");
         wait("its sinks fail", "/readyz", &[&part]).await;
     }
+    wait("Redis wants no password", "/status", &["without any password configured"]).await;
     // Handed over with a token, and once more with one that is worth nothing.
     sim.drain(None);
     wait("it moves", "/metrics", &["astro_relay_handovers_total{outcome=\"restored\"}"]).await;
