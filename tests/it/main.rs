@@ -7,7 +7,9 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod cli_journal;
 mod conformance;
+mod crash;
 mod delivery;
 mod journal;
 mod shipped_config;

@@ -7,6 +7,7 @@ pub mod nats_server;
 pub mod process;
 pub mod receiver;
 pub mod redis_server;
+pub mod relay;
 pub mod scripted_broker;
 pub mod sinks;
 pub mod wait;
