@@ -11,7 +11,8 @@
 //! point of this loses nothing: the next start begins the copy again, or finishes the exchange.
 //!
 //! The one thing to know: what is missing is counted from the runs, hence exactly, as long as they or
-//! the mark can be read. With both gone there is nothing left to count by.
+//! the mark can be read. With both gone there is nothing left to count by; nor after a loss of power,
+//! which takes what was not synced and the mark's word of it together.
 
 use std::{
     fs::{self, File, OpenOptions},

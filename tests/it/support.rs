@@ -3,6 +3,7 @@
 pub mod carry;
 pub mod journal;
 pub mod mosquitto;
+pub mod mount;
 pub mod nats_server;
 pub mod process;
 pub mod receiver;
