@@ -5,6 +5,7 @@
 pub mod dial;
 pub mod gateway;
 pub mod link;
+pub mod rest;
 pub mod seen;
 pub mod session;
 pub mod topics;

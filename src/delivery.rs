@@ -41,6 +41,10 @@ const BREAK_AFTER: u32 = 5;
 /// With the breaker open, the far side is tried no more often than this.
 const BREAK: Duration = Duration::from_secs(5);
 
+/// The longest wait that a far side may ask for: beyond that it is a mistake of its own (a date in
+/// the wrong century), and an operator who mends it should not have to restart the relay.
+const LONGEST_ASKED: Duration = Duration::from_hours(1);
+
 /// Bytes of events in one batch, about: what is worth a few writes.
 const BATCH_BYTES: usize = 512 * 1024;
 
@@ -261,14 +265,16 @@ impl Delivery {
         let mut rest = outgoing;
         while !rest.is_empty() {
             self.connect(stop).await?;
-            let failure = match timeout(self.deadline, self.sink.deliver(rest)).await {
+            let limit =
+                self.deadline.saturating_mul(u32::try_from(rest.len() + 1).unwrap_or(u32::MAX));
+            let failure = match timeout(limit, self.sink.deliver(rest)).await {
                 Ok(Ok(())) => {
                     self.accepted(rest, turn);
                     self.worked();
                     break;
                 }
                 Ok(Err(failure)) => failure,
-                Err(_) => Failure::down("no answer within the sink's timeout"),
+                Err(_) => Failure::down("the sink kept no timeout of its own"),
             };
             let (done, undone) = rest.split_at(failure.accepted.min(rest.len()));
             self.accepted(done, turn);
@@ -416,7 +422,7 @@ impl Delivery {
             wait = wait.max(BREAK);
         }
         if let Cause::Busy { wait: Some(told), .. } = cause {
-            wait = wait.max(*told);
+            wait = wait.max((*told).min(LONGEST_ASKED));
         }
         self.complain(word, &text, wait);
         tokio::select! {
@@ -471,7 +477,7 @@ impl Delivery {
 }
 
 /// A cause with what lies behind it, in one line.
-fn describe(cause: &Cause) -> String {
+pub(crate) fn describe(cause: &Cause) -> String {
     let mut text = cause.to_string();
     let mut source = std::error::Error::source(cause).and_then(std::error::Error::source);
     while let Some(error) = source {

@@ -20,7 +20,7 @@ use foldhash::fast::FixedState;
 use minijinja::Value;
 
 pub use self::pattern::{Pattern, PatternError};
-use self::redact::Redactor;
+pub(crate) use self::redact::Redactor;
 use crate::{
     clock,
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},

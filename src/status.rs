@@ -10,7 +10,7 @@ use std::{
 
 use serde::Serialize;
 
-use crate::event::UnixMillis;
+use crate::{event::UnixMillis, reload::Report};
 
 /// Gaps that are remembered for the page.
 const GAPS: usize = 100;
@@ -28,10 +28,14 @@ pub struct Pages {
     pub started: UnixMillis,
     /// Connections to the gateway by number.
     pub connections: BTreeMap<u64, Connection>,
+    /// Subscriptions that no connection has room for, as `channel/topic`.
+    pub left_out: Vec<String>,
     /// Sinks by name.
     pub sinks: BTreeMap<String, Sink>,
     /// The latest gaps, oldest first.
     pub gaps: VecDeque<Gap>,
+    /// What became of the latest request to load the configuration anew.
+    pub reload: Option<Report>,
 }
 
 /// One place in the gateway: a connection, or the attempt to have one.
@@ -162,6 +166,11 @@ impl Status {
         self.lock().connections.remove(&number);
     }
 
+    /// No connection has room for these.
+    pub fn left_out(&self, subscriptions: Vec<String>) {
+        self.lock().left_out = subscriptions;
+    }
+
     /// Changes the page of a sink.
     pub fn sink(&self, name: &str, change: impl FnOnce(&mut Sink)) {
         let mut pages = self.lock();
@@ -175,6 +184,11 @@ impl Status {
     /// A sink is no longer configured.
     pub fn no_sink(&self, name: &str) {
         self.lock().sinks.remove(name);
+    }
+
+    /// The configuration was loaded anew, or could not be.
+    pub fn reloaded(&self, report: Report) {
+        self.lock().reload = Some(report);
     }
 
     /// There was a gap.
@@ -209,6 +223,9 @@ impl Pages {
                     other => reasons.push(format!("subscription {channel}/{topic} is {other}")),
                 }
             }
+        }
+        for subscription in &self.left_out {
+            reasons.push(format!("subscription {subscription} is left out: max_connections"));
         }
         for (name, sink) in &self.sinks {
             if sink.state != "up" {

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Done, Failed, Source};
 use crate::{
     clock,
-    event::{Record, Seq, UnixMillis},
+    event::{Seq, UnixMillis},
     journal::{
         DeadLetter, Replay,
         store::{self, Store},
@@ -268,27 +268,11 @@ fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> R
             let holds =
                 |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
             if topic && when.as_ref().is_none_or(holds) {
-                writeln!(out, "{}", line(&record))?;
+                writeln!(out, "{}", record.line(&record.event.message))?;
             }
         }
         out.flush()?;
     }
-}
-
-/// An event as one line of JSON, its message as it came.
-fn line(record: &Record) -> String {
-    let event = &record.event;
-    let about = json!({
-        "seq": record.seq,
-        "received": clock::rfc3339(event.received),
-        "origin": event.origin.as_str(),
-        "channel": &*event.channel,
-        "room": &*event.room,
-    });
-    let mut line = about.to_string();
-    line.pop();
-    let message = String::from_utf8_lossy(&event.message).replace(['\n', '\r'], " ");
-    format!("{line},\"message\":{message}}}")
 }
 
 pub(super) fn dead_letters(command: &DeadLetterCommand) -> Done {
@@ -334,7 +318,7 @@ fn show(store: &Store, chosen: &Chosen) -> Done {
         });
         let mut text = about.to_string();
         text.pop();
-        writeln!(out, "{text},\"event\":{}}}", line(&letter.record))?;
+        writeln!(out, "{text},\"event\":{}}}", letter.record.line(&letter.record.event.message))?;
     }
     Ok(())
 }

@@ -244,6 +244,7 @@ fn typed(shape: &Shape, errors: &mut Vec<Problem>) -> Config {
     config.journal = section(&["journal"], take("journal"), shape, errors).unwrap_or_default();
     config.http = section(&["http"], take("http"), shape, errors).unwrap_or_default();
     config.log = section(&["log"], take("log"), shape, errors).unwrap_or_default();
+    config.reload = section(&["reload"], take("reload"), shape, errors).unwrap_or_default();
     config
 }
 

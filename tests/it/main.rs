@@ -7,11 +7,17 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod cli;
 mod cli_journal;
+mod cli_session;
 mod conformance;
 mod crash;
 mod delivery;
+mod end_to_end;
+mod gateway;
 mod journal;
+mod operator;
+mod rest;
 mod shipped_config;
 mod sim;
 mod sink_mqtt;

@@ -66,6 +66,7 @@ fn sections() -> Vec<(String, String)> {
         ("journal", "Journal"),
         ("http", "Http"),
         ("log", "Log"),
+        ("reload", "Reload"),
     ]
     .map(|(section, name)| (format!("/{section}"), format!("/$defs/{name}/properties")))
     .to_vec();

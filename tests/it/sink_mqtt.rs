@@ -10,8 +10,9 @@ use crate::support::{
     carry::{PATIENCE, carry_all, connect, deliver, first_arrivals, within},
     mosquitto::{Listener, Mosquitto, Options},
     scripted_broker::{Play, ScriptedBroker, silent, well},
-    sinks::{batch, id, open, outgoing_with},
+    sinks::{batch, certificate, id, open, outgoing_with},
     wait::until,
+    websocket_bridge,
 };
 
 #[tokio::test]
@@ -352,4 +353,48 @@ async fn a_password_stays_unsaid() {
     assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
     let said = format!("{failure:?} {}", failure.cause);
     assert!(!said.contains("hunter2") && said.contains("refused the connection"), "{said}");
+}
+
+#[tokio::test]
+async fn a_broker_is_reached_through_tls() {
+    let extra = format!(
+        "cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true",
+        certificate("ca.pem"),
+        certificate("server.pem"),
+        certificate("server.key")
+    );
+    let broker = Mosquitto::start(Options { extra: &extra, ..Options::default() }).await;
+    for version in ["5", "3.1.1"] {
+        let mut settings = json!({
+            "url": format!("mqtts://localhost:{}", broker.port),
+            "version": version,
+            "ca_file": certificate("ca.pem"),
+            "client_cert_file": certificate("client.pem"),
+            "client_key_file": certificate("client.key"),
+        });
+        let mut sink = open("mqtt", settings.clone()).unwrap();
+        connect(&mut sink).await.unwrap();
+        deliver(&mut sink, &batch(1..=300, "astro/x")).await.unwrap();
+        within("close", sink.close()).await;
+        // Who is not who we trust is not connected to.
+        settings["ca_file"] = json!(certificate("client.pem"));
+        let mut sink = open("mqtt", settings).unwrap();
+        let failure = connect(&mut sink).await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_is_reached_through_websockets() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let listener = Listener::start(broker.port, "astro/x").await;
+    let port = websocket_bridge::start(broker.port).await;
+    for (round, version) in [(1, "5"), (2, "3.1.1")] {
+        let url = format!("ws://127.0.0.1:{port}/mqtt");
+        let mut sink = open("mqtt", json!({"url": url, "version": version})).unwrap();
+        connect(&mut sink).await.unwrap();
+        deliver(&mut sink, &batch(1..=300, "astro/x")).await.unwrap();
+        listener.wait_for(300 * round).await;
+        within("close", sink.close()).await;
+    }
 }

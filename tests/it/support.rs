@@ -11,4 +11,6 @@ pub mod redis_server;
 pub mod relay;
 pub mod scripted_broker;
 pub mod sinks;
+pub mod stdout_child;
 pub mod wait;
+pub mod websocket_bridge;

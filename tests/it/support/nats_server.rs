@@ -35,7 +35,8 @@ impl NatsServer {
         let config = dir.path().join("nats.conf");
         let store = dir.path().join("store");
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n{extra}\n"
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\" }}\n{extra}\n",
+            store.display()
         );
         std::fs::write(&config, text).unwrap();
         let args = vec!["-c".into(), config.display().to_string()];

@@ -1,0 +1,506 @@
+//! The Sessions and activities REST API: sessions read and changed, and the history of activities.
+//!
+//! It knows where each call goes and what an answer must look like, and no more: what a session
+//! means is for [`crate::state`]. It follows no redirect, for that would carry the token elsewhere.
+//!
+//! Reading is tried again a few times where the server or the network is at fault. Changing is not:
+//! a change whose answer was lost may have been made, and [`RestError::Unknown`] says so instead of
+//! making it twice. Only where it has certainly not been made (no connection, 429) is it tried again.
+//!
+//! The one thing to know: an error body is never trusted to be JSON. The vendor's own page shows one
+//! without its opening brace.
+
+use std::{fmt, time::Duration};
+
+use reqwest::{
+    Client, Method, RequestBuilder, StatusCode,
+    header::{AUTHORIZATION, HeaderValue},
+    redirect,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value, value::RawValue};
+use tokio::time::{sleep, timeout};
+
+use super::dial::retry_after;
+use crate::{
+    backoff::Backoff,
+    clock,
+    config::{Astro, Secret},
+    event::UnixMillis,
+    tls,
+};
+
+/// How long one request may take, answer included: `reload` adds up a channel's history.
+const REQUEST: Duration = Duration::from_secs(30);
+
+/// Attempts at one call, at most: enough for a hiccup; what lasts is for the caller to sit out.
+const ATTEMPTS: u32 = 3;
+
+/// The ceiling of the first wait between two attempts, and of any.
+const WAIT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// A server that asks for more patience than this is told to the caller instead of waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The largest answer that is read. A session has some ten kilobytes, a page of activities a hundred.
+const LARGEST: usize = 8 * 1024 * 1024;
+
+/// The longest text of an error that is handed on.
+const LONGEST_TEXT: usize = 300;
+
+/// The most activities of one page (vendor's `OpenAPI`: limit 1 to 100).
+pub const PAGE: usize = 100;
+
+/// Why a call has failed. No message shows a token or an address.
+#[derive(Debug, thiserror::Error)]
+pub enum RestError {
+    /// The client cannot be made.
+    #[error("the REST client cannot be made")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The base address or the channel makes no address.
+    #[error("{0:?} is no channel id: 24 hexadecimal digits were expected")]
+    Channel(String),
+    /// The token has characters that no header can carry.
+    #[error("the token cannot be sent in a header")]
+    Token,
+    /// The server answered, and said no.
+    #[error("HTTP {status}: {text}")]
+    Refused {
+        /// The status.
+        status: u16,
+        /// The server's words, as far as they could be made out.
+        text: String,
+        /// How long it asked to be left alone.
+        retry_after: Option<Duration>,
+    },
+    /// There was no answer. Nothing has been changed.
+    #[error("no answer")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A change was sent, and what became of it is not known.
+    #[error("unknown outcome: the change was sent and may have been made")]
+    Unknown(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The server said yes, and what it sent is not what was asked for.
+    #[error("the answer cannot be read")]
+    Unreadable(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl RestError {
+    /// Whether the credential is at fault: then only another one helps.
+    pub fn is_unauthorised(&self) -> bool {
+        matches!(self, Self::Refused { status: 401 | 403, .. } | Self::Token)
+    }
+
+    /// How long the server asked to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// With what lies behind it, in one line.
+    pub fn describe(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}
+
+/// A session as the server has it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    /// Its id: a reset makes a new one.
+    #[serde(rename = "_id", default)]
+    pub id: Option<String>,
+    /// When it began.
+    #[serde(default)]
+    pub last_reset: Option<String>,
+    /// When it last changed.
+    #[serde(default)]
+    pub updated_at: Option<String>,
+    /// Its elements by name.
+    pub data: Map<String, Value>,
+    /// Its settings, where the server sends them along.
+    #[serde(default)]
+    pub settings: Option<Value>,
+}
+
+/// One activity of the history.
+#[derive(Debug, Clone)]
+pub struct Activity {
+    /// `_id`: the same as in the live message.
+    pub id: String,
+    /// `type`: `tip`, `follow`, …
+    pub kind: String,
+    /// `createdAt`.
+    pub at: UnixMillis,
+    /// The whole item, as it came.
+    pub item: Box<RawValue>,
+}
+
+/// Which activities.
+#[derive(Debug, Clone, Default)]
+pub struct Span<'a> {
+    /// Not older than this.
+    pub after: Option<UnixMillis>,
+    /// Not newer than this.
+    pub before: Option<UnixMillis>,
+    /// Only of these types; none: of all.
+    pub types: &'a [String],
+}
+
+/// Which list of givers.
+#[derive(Debug, Clone, Default)]
+pub struct Top {
+    /// `tip`, `cheer`, …
+    pub kind: Option<String>,
+    /// `alltime`, `monthly`, `weekly`, `session`.
+    pub interval: Option<String>,
+    /// How many.
+    pub limit: Option<usize>,
+    /// How many to leave out.
+    pub offset: Option<usize>,
+}
+
+/// The REST API.
+#[derive(Clone)]
+pub struct Rest {
+    client: Client,
+    base: String,
+    deadline: Duration,
+}
+
+impl fmt::Debug for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Rest({})", self.base)
+    }
+}
+
+/// Whom a call concerns, and who asks. Borrowed: the token is read anew for every call.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// The channel's id.
+    pub channel: &'a str,
+    /// The credential.
+    pub token: &'a Secret,
+}
+
+impl Rest {
+    /// A client of the configured API.
+    pub fn new(config: &Astro) -> Result<Self, RestError> {
+        let tls = tls::client_config(config.ca_file.as_deref(), None, None)
+            .map_err(|error| RestError::Client(error.into()))?;
+        let client = Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .user_agent(concat!("astro-relay/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(config.connect_timeout.0)
+            .build()
+            .map_err(|error| RestError::Client(error.into()))?;
+        Ok(Self {
+            client,
+            base: config.api_url.trim_end_matches('/').to_owned(),
+            deadline: REQUEST,
+        })
+    }
+
+    /// With another deadline for each request.
+    #[must_use]
+    pub fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    /// The active session.
+    pub async fn session(&self, target: Target<'_>) -> Result<Snapshot, RestError> {
+        self.get(target, "sessions", "", &[]).await
+    }
+
+    /// Sets elements of the session.
+    pub async fn update(
+        &self,
+        target: Target<'_>,
+        elements: &Map<String, Value>,
+    ) -> Result<(), RestError> {
+        self.put(target, "", Some(elements)).await
+    }
+
+    /// Begins a new session.
+    pub async fn reset(&self, target: Target<'_>) -> Result<(), RestError> {
+        self.put(target, "/reset", None).await
+    }
+
+    /// Lets the server work the session's sums out anew.
+    pub async fn reload(&self, target: Target<'_>) -> Result<(), RestError> {
+        self.put(target, "/reload", None).await
+    }
+
+    /// The session's settings.
+    pub async fn settings(&self, target: Target<'_>) -> Result<Map<String, Value>, RestError> {
+        self.get(target, "sessions", "/settings", &[]).await
+    }
+
+    /// Changes settings of the session.
+    pub async fn set_settings(
+        &self,
+        target: Target<'_>,
+        settings: &Map<String, Value>,
+    ) -> Result<(), RestError> {
+        self.put(target, "/settings", Some(settings)).await
+    }
+
+    /// Who gave most. No document shows the answer, so it is handed on as it is.
+    pub async fn top(&self, target: Target<'_>, top: &Top) -> Result<Value, RestError> {
+        let mut query = Vec::new();
+        let numbers = [("limit", top.limit), ("offset", top.offset)];
+        for (name, value) in numbers {
+            query.extend(value.map(|value| (name, value.to_string())));
+        }
+        query.extend(top.kind.clone().map(|kind| ("type", kind)));
+        query.extend(top.interval.clone().map(|interval| ("interval", interval)));
+        self.get(target, "sessions", "/top", &query).await
+    }
+
+    /// One page of the history, newest first: at most [`PAGE`] activities. An item without an id or a
+    /// time cannot be told from others, and is left out.
+    pub async fn activities(&self, target: Target<'_>, span: &Span<'_>) -> Result<Page, RestError> {
+        let mut query = vec![("limit", PAGE.to_string())];
+        query.extend(span.after.map(|after| ("after", after.to_string())));
+        query.extend(span.before.map(|before| ("before", before.to_string())));
+        query.extend(span.types.iter().map(|kind| ("types", kind.clone())));
+        let items: Vec<Box<RawValue>> = self.get(target, "activities", "", &query).await?;
+        let full = items.len() >= PAGE;
+        Ok(Page { activities: items.into_iter().filter_map(activity).collect(), full })
+    }
+
+    async fn get<T: DeserializeOwned>(
+        &self,
+        target: Target<'_>,
+        area: &str,
+        tail: &str,
+        query: &[(&str, String)],
+    ) -> Result<T, RestError> {
+        let address = self.address(target.channel, area, tail)?;
+        let mut address =
+            url::Url::parse(&address).map_err(|error| RestError::Client(error.into()))?;
+        if !query.is_empty() {
+            address.query_pairs_mut().extend_pairs(query);
+        }
+        let request = || self.client.request(Method::GET, address.clone());
+        let body = Call { target, change: false, deadline: self.deadline }.make(request).await?;
+        serde_json::from_slice(&body).map_err(|error| RestError::Unreadable(error.into()))
+    }
+
+    /// Makes a change. What is answered beside the status no document says, so nobody looks.
+    async fn put(
+        &self,
+        target: Target<'_>,
+        tail: &str,
+        body: Option<&Map<String, Value>>,
+    ) -> Result<(), RestError> {
+        let address = self.address(target.channel, "sessions", tail)?;
+        let request = || {
+            let request = self.client.request(Method::PUT, &address);
+            match body {
+                Some(body) => request.json(body),
+                None => request.header("content-length", "0"),
+            }
+        };
+        Call { target, change: true, deadline: self.deadline }.make(request).await.map(drop)
+    }
+
+    fn address(&self, channel: &str, area: &str, tail: &str) -> Result<String, RestError> {
+        if !is_channel_id(channel) {
+            return Err(RestError::Channel(channel.to_owned()));
+        }
+        Ok(format!("{}/{area}/{channel}{tail}", self.base))
+    }
+}
+
+/// A page of the history.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// Newest first.
+    pub activities: Vec<Activity>,
+    /// Whether there may be more behind it.
+    pub full: bool,
+}
+
+/// Whether a text is a channel's id as the REST API knows it: 24 hexadecimal digits.
+pub fn is_channel_id(text: &str) -> bool {
+    text.len() == 24 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+fn activity(item: Box<RawValue>) -> Option<Activity> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Known {
+        #[serde(rename = "_id")]
+        id: String,
+        #[serde(rename = "type", default)]
+        kind: String,
+        created_at: String,
+    }
+    let known: Known = serde_json::from_str(item.get()).ok()?;
+    let at = clock::parse_rfc3339(&known.created_at)?;
+    Some(Activity { id: known.id, kind: known.kind, at, item })
+}
+
+/// One call, with its attempts.
+struct Call<'a> {
+    target: Target<'a>,
+    /// Whether it changes something.
+    change: bool,
+    deadline: Duration,
+}
+
+impl Call<'_> {
+    async fn make(&self, request: impl Fn() -> RequestBuilder) -> Result<Vec<u8>, RestError> {
+        let bearer = format!("Bearer {}", self.target.token.expose());
+        let mut bearer = HeaderValue::from_str(&bearer).map_err(|_| RestError::Token)?;
+        bearer.set_sensitive(true);
+        let mut backoff = Backoff::new(WAIT.0, WAIT.1);
+        loop {
+            let request = request().header(AUTHORIZATION, bearer.clone());
+            let error = match self.attempt(request).await {
+                Ok(body) => return Ok(body),
+                Err(error) => error,
+            };
+            let wait = backoff.wait().max(error.retry_after().unwrap_or_default());
+            if backoff.attempts() >= ATTEMPTS || wait > PATIENCE || !self.may_repeat(&error) {
+                return Err(error);
+            }
+            tracing::debug!(error = error.describe(), ?wait, "a REST call is tried again");
+            sleep(wait).await;
+        }
+    }
+
+    /// Whether making the call again can help, and can do no harm.
+    fn may_repeat(&self, error: &RestError) -> bool {
+        match error {
+            RestError::Unreachable(_) | RestError::Refused { status: 429, .. } => true,
+            RestError::Refused { status, .. } => !self.change && (*status == 408 || *status >= 500),
+            _ => false,
+        }
+    }
+
+    async fn attempt(&self, request: RequestBuilder) -> Result<Vec<u8>, RestError> {
+        match timeout(self.deadline, self.exchange(request)).await {
+            Ok(outcome) => outcome,
+            Err(late) => Err(self.unanswered(false, late.into())),
+        }
+    }
+
+    async fn exchange(&self, request: RequestBuilder) -> Result<Vec<u8>, RestError> {
+        // The address is left out of messages: a base address may be somebody's secret.
+        let lost = |error: reqwest::Error| {
+            let never_sent = error.is_connect() || error.is_builder();
+            self.unanswered(never_sent, error.without_url().into())
+        };
+        let mut response = request.send().await.map_err(lost)?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(lost)? {
+            if body.len() + chunk.len() > LARGEST {
+                return Err(RestError::Unreadable("it is larger than any answer should be".into()));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        if status.is_success() {
+            return Ok(body);
+        }
+        let text = words(&body, status, self.target.token);
+        // A gateway that has lost the server behind it does not know what that did.
+        if self.change && matches!(status.as_u16(), 502 | 504) {
+            return Err(RestError::Unknown(format!("HTTP {}: {text}", status.as_u16()).into()));
+        }
+        let retry_after = retry_after(&headers, clock::now());
+        Err(RestError::Refused { status: status.as_u16(), text, retry_after })
+    }
+
+    fn unanswered(
+        &self,
+        never_sent: bool,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    ) -> RestError {
+        if self.change && !never_sent {
+            RestError::Unknown(source)
+        } else {
+            RestError::Unreachable(source)
+        }
+    }
+}
+
+/// The server's words in an error body, whatever its shape: the `message` of an object, also where
+/// the opening brace is missing; else its text in one line. A token that it repeats is taken out.
+fn words(body: &[u8], status: StatusCode, token: &Secret) -> String {
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim();
+    let object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).ok();
+    let message = object(text).or_else(|| object(&format!("{{{text}"))).and_then(|object| {
+        let word = |key| object.get(key).and_then(Value::as_str).map(str::to_owned);
+        word("message").or_else(|| word("error"))
+    });
+    // A page of HTML says less than its status.
+    let html = text.starts_with('<');
+    let said = match message {
+        Some(message) => message,
+        None if text.is_empty() || html => status.canonical_reason().unwrap_or("no reason").into(),
+        None => text.to_owned(),
+    };
+    let said = said.replace(token.expose(), "…");
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    said.chars().map(plain).take(LONGEST_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_made_out_whatever_its_shape() {
+        let token = Secret::new("tok-canary");
+        let said = |body: &str| words(body.as_bytes(), StatusCode::UNAUTHORIZED, &token);
+        for (body, expected) in [
+            (r#"{"statusCode":401,"error":"Unauthorized","message":"no token"}"#, "no token"),
+            ("    \"statusCode\": 401,\n    \"message\": \"no token\"\n}", "no token"),
+            (r#"{"error":"Unauthorized"}"#, "Unauthorized"),
+            (r#"{"message":{"deep":1}}"#, r#"{"message":{"deep":1}}"#),
+            ("", "Unauthorized"),
+            ("<html><body>502</body></html>", "Unauthorized"),
+            ("upstream\nis gone", "upstream is gone"),
+            ("bad token tok-canary", "bad token …"),
+            (r#"{"message":"tok-canary is bad"}"#, "… is bad"),
+        ] {
+            assert_eq!(said(body), expected, "{body}");
+        }
+        assert_eq!(said(&"x".repeat(10_000)).len(), LONGEST_TEXT);
+    }
+
+    #[test]
+    fn a_channel_id_cannot_lead_elsewhere() {
+        assert!(is_channel_id("5b2e2007760aeb7729487dab"));
+        for text in ["", "main", "../../users/5b2e2007760ae", "5b2e2007760aeb7729487da?"] {
+            assert!(!is_channel_id(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_documented_examples_are_read() {
+        let session = include_str!("../../tests/fixtures/rest/session.json");
+        let session: Snapshot = serde_json::from_str(session).unwrap();
+        assert_eq!(session.data.len(), 62);
+        let items = include_str!("../../tests/fixtures/rest/activities.json");
+        let items: Vec<Box<RawValue>> = serde_json::from_str(items).unwrap();
+        let read: Vec<_> = items.into_iter().filter_map(activity).collect();
+        assert_eq!(read.len(), 12);
+        assert_eq!((&*read[0].kind, &*read[0].id), ("merch", "5c09463bde9a4cebcca14be8"));
+        assert!(read.is_sorted_by(|a, b| a.at >= b.at));
+    }
+}

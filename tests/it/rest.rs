@@ -1,0 +1,180 @@
+//! The REST client against the simulated API, with everything that can go wrong there.
+
+use std::time::Duration;
+
+use astro_relay::{
+    astro::rest::{Rest, RestError, Span, Target, Top},
+    config::{Astro, Secret},
+    sim::{Options, RestFault, Sim, Token},
+};
+use serde_json::{Map, Value, json};
+
+use crate::support::{carry::within, sinks::install_tls};
+
+const ROOM: &str = "0f0e0d0c0b0a090807060504";
+
+async fn start() -> (Sim, Rest) {
+    install_tls();
+    let options = Options { tokens: vec![Token::owner("tok-canary", ROOM)], ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let rest = client(&sim.api_url());
+    (sim, rest)
+}
+
+fn client(api_url: &str) -> Rest {
+    Rest::new(&Astro { api_url: api_url.into(), ..Astro::default() }).unwrap()
+}
+
+fn of(token: &Secret) -> Target<'_> {
+    Target { channel: ROOM, token }
+}
+
+fn elements(value: &Value) -> Map<String, Value> {
+    value.as_object().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_session_is_read_and_changed() {
+    let (sim, rest) = start().await;
+    let token = Secret::new("tok-canary");
+    let target = of(&token);
+    let before = rest.session(target).await.unwrap();
+    assert_eq!(Value::Object(before.data), sim.session(ROOM)["data"]);
+
+    rest.update(target, &elements(&json!({"tip-goal": {"amount": 40}}))).await.unwrap();
+    assert_eq!(sim.session(ROOM)["data"]["tip-goal"]["amount"], 40);
+    rest.reload(target).await.unwrap();
+    rest.reset(target).await.unwrap();
+    let fresh = rest.session(target).await.unwrap();
+    assert_ne!(fresh.id, before.id);
+    assert_eq!(fresh.data["tip-goal"]["amount"], 0);
+
+    rest.set_settings(target, &elements(&json!({"calendar": true}))).await.unwrap();
+    assert_eq!(rest.settings(target).await.unwrap()["calendar"], true);
+    for amount in [5, 7] {
+        let data = json!({"username": "mossy", "amount": amount});
+        sim.activity(ROOM, json!({"type": "tip", "data": data}));
+    }
+    let top = Top { kind: Some("tip".into()), limit: Some(1), ..Top::default() };
+    assert_eq!(rest.top(target, &top).await.unwrap()["users"][0]["amount"], 12.0);
+}
+
+#[tokio::test]
+async fn the_history_is_read_in_pages() {
+    let (sim, rest) = start().await;
+    let token = Secret::new("tok-canary");
+    let target = of(&token);
+    let start = 1_741_370_400_000_u64;
+    for n in 0..150 {
+        let at = astro_relay::clock::rfc3339(start + n * 1000);
+        let kind = if n % 2 == 0 { "tip" } else { "follow" };
+        sim.activity(ROOM, json!({"type": kind, "createdAt": at, "data": {"amount": n}}));
+    }
+    let page = rest.activities(target, &Span::default()).await.unwrap();
+    assert!(page.full);
+    assert_eq!(page.activities.len(), 100);
+    assert_eq!(page.activities[0].at, start + 149_000);
+    let before = Some(page.activities[99].at - 1);
+    let after = Some(start + 10_000);
+    let types = ["tip".to_owned()];
+    let span = Span { after, before, types: &types };
+    let rest_of_it = rest.activities(target, &span).await.unwrap();
+    assert!(!rest_of_it.full);
+    let numbers: Vec<_> = rest_of_it.activities.iter().map(|a| (a.at - start) / 1000).collect();
+    assert_eq!(numbers, (10..50).rev().filter(|n| n % 2 == 0).collect::<Vec<_>>());
+    let item: Value = serde_json::from_str(rest_of_it.activities[0].item.get()).unwrap();
+    assert_eq!(item["data"]["amount"], 48);
+}
+
+#[tokio::test]
+async fn reading_is_tried_again_and_waits_as_told() {
+    let (sim, rest) = start().await;
+    let token = Secret::new("tok-canary");
+    let target = of(&token);
+    let told = RestFault::Status { status: 429, retry_after: Some("1".into()), broken_body: true };
+    for fault in [told, RestFault::status(503), RestFault::DropAfter] {
+        let asked = sim.stats().rest_requests;
+        let began = tokio::time::Instant::now();
+        let patient = matches!(&fault, RestFault::Status { status: 429, .. });
+        sim.fail_rest([fault]);
+        within("session", rest.session(target)).await.unwrap();
+        assert_eq!(sim.stats().rest_requests - asked, 2);
+        assert!(!patient || began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+    // What lasts is told, with the server's words and its wish.
+    sim.fail_rest([503, 503, 503].map(RestFault::status));
+    let error = within("session", rest.session(target)).await.unwrap_err();
+    assert_eq!(error.to_string(), "HTTP 503: simulated");
+    let long =
+        RestFault::Status { status: 429, retry_after: Some("600".into()), broken_body: true };
+    sim.fail_rest([long]);
+    let error = within("session", rest.session(target)).await.unwrap_err();
+    assert_eq!(error.to_string(), "HTTP 429: simulated");
+    assert_eq!(error.retry_after(), Some(Duration::from_mins(10)));
+}
+
+#[tokio::test]
+async fn a_change_that_may_have_been_made_is_not_made_again() {
+    let (sim, rest) = start().await;
+    let token = Secret::new("tok-canary");
+    let target = of(&token);
+    let asked = || sim.stats().rest_requests;
+    let id = || sim.session(ROOM)["_id"].clone();
+    let first = id();
+    for fault in [RestFault::DropAfter, RestFault::status(502), RestFault::status(504)] {
+        let before = asked();
+        sim.fail_rest([fault]);
+        let error = within("reset", rest.reset(target)).await.unwrap_err();
+        assert!(matches!(error, RestError::Unknown(_)), "{error:?}");
+        assert_eq!(asked() - before, 1);
+    }
+    assert_ne!(id(), first, "it had been made");
+    let made = id();
+    // A refusal is certain. Only one that asks to come back is followed.
+    let before = asked();
+    sim.fail_rest([RestFault::status(500)]);
+    let error = within("reset", rest.reset(target)).await.unwrap_err();
+    assert!(matches!(error, RestError::Refused { status: 500, .. }), "{error:?}");
+    assert_eq!((asked() - before, id()), (1, made.clone()));
+    sim.fail_rest([RestFault::status(429)]);
+    within("reset", rest.reset(target)).await.unwrap();
+    assert_eq!(asked() - before, 3);
+    assert_ne!(id(), made);
+    // Without a connection nothing was sent.
+    let error = within("reset", client("http://127.0.0.1:1/kappa/v2").reset(target)).await;
+    assert!(matches!(error, Err(RestError::Unreachable(_))), "{error:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_said_of_the_token() {
+    let (sim, rest) = start().await;
+    let wrong = Secret::new("wrong-canary");
+    let error = rest.session(of(&wrong)).await.unwrap_err();
+    assert!(error.is_unauthorised());
+    assert_eq!(error.to_string(), "HTTP 401: invalid token");
+    let unfit = Secret::new("wrong-canary\n");
+    let late = [RestFault::DropAfter, RestFault::DropAfter, RestFault::DropAfter];
+    sim.fail_rest(late);
+    let mut errors = vec![error];
+    errors.push(rest.session(of(&wrong)).await.unwrap_err());
+    errors.push(rest.session(of(&unfit)).await.unwrap_err());
+    let elsewhere = Target { channel: "../users", token: &wrong };
+    errors.push(rest.session(elsewhere).await.unwrap_err());
+    for error in errors {
+        let said = format!("{error:?} {error} {} {rest:?}", error.describe());
+        assert!(!said.contains("canary"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_never_comes_is_given_up() {
+    let (sim, rest) = start().await;
+    let rest = rest.within(Duration::from_millis(300));
+    let token = Secret::new("tok-canary");
+    sim.fail_rest([RestFault::Hang]);
+    let error = within("reset", rest.reset(of(&token))).await.unwrap_err();
+    assert!(matches!(error, RestError::Unknown(_)), "{error:?}");
+    sim.fail_rest([RestFault::Hang, RestFault::Delay(Duration::from_millis(20))]);
+    within("session", rest.session(of(&token))).await.unwrap();
+    assert_eq!(sim.stats().rest_requests, 3);
+}
