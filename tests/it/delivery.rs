@@ -16,7 +16,7 @@ use crate::support::{
     wait::until,
 };
 
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 
 /// A journal without a disk: its clock may be paused.
 fn memory() -> Journal {

@@ -7,7 +7,7 @@ use astro_relay::{
 
 use crate::support::{
     journal::{
-        PATIENCE, append, close, config, events, open, position, read_all, read_some, settled,
+        PATIENCE, append, close, config, events, open, position, read_all, read_some, say, settled,
     },
     mount::{Disk, Small, may_mount},
     wait::until,
@@ -143,7 +143,7 @@ async fn a_disk_that_dies_and_comes_back_is_taken_up_again() {
     disk.plug().pull();
     append(&journal, events(600..700)).await;
     let why = degraded(&journal).await;
-    println!("the journal says: {why}");
+    say(&format!("the journal says: {why}"));
     // Who keeps up goes on getting events.
     assert_eq!(journal.saved("sink"), 0);
     let batch = journal.next(690, 100, 1 << 20).await.unwrap();

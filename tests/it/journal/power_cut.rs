@@ -17,7 +17,7 @@ use astro_relay::{
 use fastrand::Rng;
 
 use crate::support::{
-    journal::{PATIENCE, close, config, events, long, open, position, read_all},
+    journal::{PATIENCE, close, config, events, long, open, position, read_all, say},
     mount::{Disk, may_mount},
     wait::until,
 };
@@ -79,10 +79,10 @@ async fn cut(sync: Sync) {
     assert!(owed.iter().all(|n| there.numbers.binary_search(n).is_ok()));
     let lost = next - u64::try_from(there.numbers.len()).unwrap();
     assert!(position(&journal, "sink") <= journal.figures().last);
-    println!(
+    say(&format!(
         "{sync:?}: {rounds} cuts, {next} events, {unsynced} of them not yet synced, {lost} gone, \
          {told} told as lost, none that was synced"
-    );
+    ));
     close(journal).await;
 }
 

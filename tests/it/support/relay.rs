@@ -17,7 +17,7 @@ use tokio::{
 use super::{process::free_port, wait::until};
 
 /// How long the relay may take to start or to stop, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The program of this build.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_astro-relay");
@@ -34,7 +34,7 @@ impl Relay {
     pub fn new(url: &str, api_url: &str, topic: &str, room: &str, more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
-        let journal = dir.path().join("journal");
+        let journal = dir.path().join("journal").display().to_string();
         let config = format!(
             "[astro]\nurl = {url:?}\napi_url = {api_url:?}\nbackoff_max = \"300ms\"\n\
              [channels.main]\nroom = {room:?}\ntoken = \"secret-canary\"\ntopics = [{topic:?}]\n\
