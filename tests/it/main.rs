@@ -8,8 +8,10 @@
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
 mod cli;
+mod cli_journal;
 mod cli_session;
 mod conformance;
+mod crash;
 mod delivery;
 mod end_to_end;
 mod gateway;
