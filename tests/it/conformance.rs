@@ -34,7 +34,7 @@ pub trait FarSide: Sized {
     const KIND: &'static str;
     /// Where events go.
     const ADDRESS: &'static str;
-    /// Whether what it has accepted survives its `kill -9`.
+    /// Whether what it has accepted survives its end.
     const DURABLE: bool = true;
     /// Whether it recognises an event that comes again.
     const RECOGNISES: bool = false;
@@ -59,7 +59,7 @@ pub trait FarSide: Sized {
 
 /// One that can be killed.
 pub trait Mortal: FarSide {
-    /// `kill -9`.
+    /// Ends it at once, with all its connections: `kill -9`, where it keeps what it has accepted.
     async fn kill(&mut self);
     /// Starts it again with what it has kept, and waits until arrivals are noted again.
     async fn restart(&mut self);

@@ -7,8 +7,10 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod cli_send_test;
 mod cli_session;
 mod conformance;
+mod deadlines;
 mod end_to_end;
 mod rest;
 mod shipped_config;
