@@ -18,6 +18,7 @@ mod sim;
 mod sink_mqtt;
 mod sink_nats;
 mod sink_redis;
+mod sink_stdout;
 mod sink_webhook;
 mod support;
 mod tidy;
