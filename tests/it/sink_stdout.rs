@@ -15,7 +15,7 @@ use crate::{
     support::{
         carry::{PATIENCE, deliver, within},
         process::free_port,
-        sinks::outgoing_with,
+        sinks::{install_tls, outgoing_with},
         stdout_child,
         wait::until,
     },
@@ -77,10 +77,13 @@ async fn a_stalled_reader_does_not_hold_up_the_end_of_the_program() {
     subscribed(&sim, 1).await;
     let load = Load { messages: MANY, rooms: vec![ROOM.into()], size: 1024, ..Load::default() };
     sim.load(&load).await;
+    install_tls();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
     until("the reader is known to have stalled", PATIENCE, async || {
-        let page = reqwest::get(format!("http://{listen}/status")).await.ok()?;
-        let page: Value = page.json().await.ok()?;
-        (page["sinks"]["terminal"]["state"] == "busy").then_some(())
+        let request = client.get(format!("http://{listen}/status"));
+        let page: Value = request.send().await.unwrap().json().await.unwrap();
+
+        (page["pages"]["sinks"]["terminal"]["state"] == "busy").then_some(())
     })
     .await;
 
