@@ -21,6 +21,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub(crate) use self::stdout::is_harmless;
 use crate::{config::ConfigError, event::Record};
 
 /// An event rendered for one sink.

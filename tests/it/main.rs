@@ -7,11 +7,16 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod cli;
 mod cli_send_test;
 mod cli_session;
 mod conformance;
 mod deadlines;
+mod delivery;
 mod end_to_end;
+mod gateway;
+mod journal;
+mod operator;
 mod rest;
 mod shipped_config;
 mod sim;

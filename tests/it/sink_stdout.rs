@@ -82,7 +82,6 @@ async fn a_stalled_reader_does_not_hold_up_the_end_of_the_program() {
     until("the reader is known to have stalled", PATIENCE, async || {
         let request = client.get(format!("http://{listen}/status"));
         let page: Value = request.send().await.unwrap().json().await.unwrap();
-
         (page["pages"]["sinks"]["terminal"]["state"] == "busy").then_some(())
     })
     .await;
