@@ -103,7 +103,7 @@ impl Place {
 
     /// An event from Astro, with this number.
     fn publish(&self, number: u64) {
-        self.sim.publish("channel.tips", ROOM, &json!({ "n": number }).to_string());
+        self.sim.publish("channel.tips", ROOM, json!({ "n": number }).to_string());
     }
 }
 
