@@ -34,7 +34,7 @@ pub trait FarSide: Sized {
     const KIND: &'static str;
     /// Where events go.
     const ADDRESS: &'static str;
-    /// Whether what it has accepted survives its `kill -9`.
+    /// Whether what it has accepted survives its end.
     const DURABLE: bool = true;
     /// How many events it may have acknowledged and not yet kept when it dies.
     const ACKNOWLEDGED_EARLY: u64 = 0;
@@ -61,7 +61,7 @@ pub trait FarSide: Sized {
 
 /// One that can be killed.
 pub trait Mortal: FarSide {
-    /// `kill -9`.
+    /// Ends it at once, with all its connections: `kill -9`, where it keeps what it has accepted.
     async fn kill(&mut self);
     /// Starts it again with what it has kept, and waits until arrivals are noted again.
     async fn restart(&mut self);
@@ -180,7 +180,8 @@ pub async fn loses_nothing_when_the_server_is_killed<F: Mortal>() {
         if F::DURABLE {
             // What the server acknowledged and did not keep is its own loss, and it is just before
             // its death.
-            let early = |n: &Seq| deaths.iter().any(|at| n < at && n + F::ACKNOWLEDGED_EARLY >= *at);
+            let early =
+                |n: &Seq| deaths.iter().any(|at| n < at && n + F::ACKNOWLEDGED_EARLY >= *at);
             let missing: Vec<_> = (1..next).filter(|n| !first.contains(n)).collect();
             assert!(missing.iter().all(early), "{missing:?} are lost, deaths at {deaths:?}");
         }

@@ -91,7 +91,7 @@ fn channels(messages: &[String]) -> Value {
     channels.collect::<serde_json::Map<_, _>>().into()
 }
 
-async fn subscribed(sim: &Sim, count: usize) {
+pub async fn subscribed(sim: &Sim, count: usize) {
     until("everything is subscribed", PATIENCE, async || {
         let standing: usize = sim
             .connections()

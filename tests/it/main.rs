@@ -9,9 +9,11 @@
 
 mod cli;
 mod cli_journal;
+mod cli_send_test;
 mod cli_session;
 mod conformance;
 mod crash;
+mod deadlines;
 mod delivery;
 mod end_to_end;
 mod gateway;
@@ -23,6 +25,7 @@ mod sim;
 mod sink_mqtt;
 mod sink_nats;
 mod sink_redis;
+mod sink_stdout;
 mod sink_webhook;
 mod support;
 mod tidy;

@@ -45,8 +45,11 @@ impl<const VERSION: u8> FarSide for Mqtt<VERSION> {
 }
 
 impl<const VERSION: u8> Mortal for Mqtt<VERSION> {
+    /// mosquitto acknowledges before it saves: `kill -9` can take with it what was acknowledged last,
+    /// and then nobody can tell whether the sink claimed too much. Told to end, it saves all of that,
+    /// and hangs up in the middle of a batch all the same.
     async fn kill(&mut self) {
-        self.broker.server.kill().await;
+        self.broker.server.end().await;
     }
 
     async fn restart(&mut self) {
