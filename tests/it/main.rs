@@ -9,6 +9,7 @@
 
 mod cli_session;
 mod conformance;
+mod deploy;
 mod end_to_end;
 mod operator;
 mod rest;
