@@ -7,12 +7,16 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod cli;
 mod cli_session;
 mod conformance;
 mod deploy;
 mod end_to_end;
+mod gateway;
 mod operator;
 mod rest;
+mod delivery;
+mod journal;
 mod shipped_config;
 mod sim;
 mod sink_mqtt;
