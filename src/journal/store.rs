@@ -901,8 +901,7 @@ fn corrupt(text: &str) -> StoreError {
 /// The message as text: it was read as UTF-8, so nothing is lost here.
 fn text(message: &Bytes) -> Cow<'_, str> {
     // The usual way is several times as fast as the one that can replace what is wrong.
-    std::str::from_utf8(message)
-        .map_or_else(|_| String::from_utf8_lossy(message), Cow::Borrowed)
+    std::str::from_utf8(message).map_or_else(|_| String::from_utf8_lossy(message), Cow::Borrowed)
 }
 
 /// SQLite's integers are signed; numbers and times stay far below the sign.

@@ -189,7 +189,7 @@ fn readable_line(outgoing: &Outgoing) -> String {
 
 /// Whether a character from the wire may reach a terminal: control characters steer it, and marks of
 /// direction (Unicode annex 9) make text appear other than it is.
-fn is_harmless(c: char) -> bool {
+pub(crate) fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -10,13 +10,13 @@
 mod cli;
 mod cli_session;
 mod conformance;
+mod delivery;
 mod deploy;
 mod end_to_end;
 mod gateway;
+mod journal;
 mod operator;
 mod rest;
-mod delivery;
-mod journal;
 mod shipped_config;
 mod sim;
 mod sink_mqtt;
