@@ -15,6 +15,7 @@ mod conformance;
 mod crash;
 mod deadlines;
 mod delivery;
+mod deploy;
 mod end_to_end;
 mod gateway;
 mod journal;
