@@ -144,7 +144,7 @@ impl From<RelayError> for Failed {
     fn from(error: RelayError) -> Self {
         use crate::journal::StoreError;
         let code = match &error {
-            RelayError::Config(_) | RelayError::Gateway(_) => Self::CONFIG,
+            RelayError::Config(_) | RelayError::Gateway(_) | RelayError::Rest(_) => Self::CONFIG,
             RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,
             RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
             RelayError::Journal(_) | RelayError::Listen { .. } => Self::IO,

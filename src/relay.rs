@@ -8,7 +8,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    astro::gateway::{Gateway, Targets},
+    astro::{
+        gateway::{Gateway, Targets},
+        rest::{Rest, RestError},
+    },
     clock,
     config::{Config, ConfigError, SinkConfig},
     delivery::Delivery,
@@ -17,6 +20,7 @@ use crate::{
     metrics,
     route::Route,
     sink::{self, Opening, Purpose, Sink},
+    state::keeper::Keeper,
     status::Status,
     supervisor::{Factory, Outcome, Stage, Supervisor},
 };
@@ -39,6 +43,9 @@ pub enum RelayError {
     /// The gateway cannot be prepared.
     #[error("the gateway cannot be prepared")]
     Gateway(#[from] crate::astro::dial::DialerError),
+    /// The REST API's client cannot be prepared.
+    #[error("the REST API cannot be prepared")]
+    Rest(#[from] RestError),
     /// The endpoint cannot listen.
     #[error("cannot listen on {address}")]
     Listen {
@@ -74,6 +81,7 @@ impl Relay {
             Duration::from_millis(clock::now().saturating_sub(*from)) > RESTART_GRACE
         });
         add_gateway(&mut supervisor, &config, &journal, &status, targets, away)?;
+        add_keeper(&mut supervisor, &config, &journal, &status)?;
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             open_sink(name, sink, Purpose::Relay)?;
@@ -133,6 +141,32 @@ fn add_gateway(
         Ok(Box::pin(gateway.run(stop)))
     });
     supervisor.add("gateway", Stage::Intake, factory);
+    Ok(())
+}
+
+fn add_keeper(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    journal: &Journal,
+    status: &Arc<Status>,
+) -> Result<(), RelayError> {
+    let rest = Rest::new(&config.astro)?;
+    let (config, journal, status) = (config.clone(), journal.clone(), Arc::clone(status));
+    let make = move || Keeper::new(&config, rest.clone(), journal.clone(), Arc::clone(&status));
+    // Without a channel that has a state there is nothing to keep.
+    let Some(first) = make()? else { return Ok(()) };
+    let first = std::sync::Mutex::new(Some(first));
+    let factory: Factory = Box::new(move |stop| {
+        let prepared = first.lock().ok().and_then(|mut first| first.take());
+        let keeper = match prepared {
+            Some(keeper) => keeper,
+            None => make()
+                .map_err(|error| error.to_string())?
+                .ok_or_else(|| "there is no session to keep".to_owned())?,
+        };
+        Ok(Box::pin(keeper.run(stop)))
+    });
+    supervisor.add("sessions", Stage::Intake, factory);
     Ok(())
 }
 

@@ -165,6 +165,8 @@ struct Entry {
     standing: Standing,
     asked_at: Option<Instant>,
     failures: u32,
+    /// When the gateway confirmed it; a restored connection keeps the time.
+    confirmed_at: Option<UnixMillis>,
 }
 
 /// One connection's decisions.
@@ -200,6 +202,7 @@ impl Session {
                 standing: Standing::Waiting,
                 asked_at: None,
                 failures: 0,
+                confirmed_at: None,
             })
             .collect();
         Self {
@@ -232,6 +235,7 @@ impl Session {
         for (index, (entry, old)) in session.entries.iter_mut().zip(&before.entries).enumerate() {
             if matches!(old.standing, Standing::Confirmed(_) | Standing::Refused(_)) {
                 entry.standing = old.standing.clone();
+                entry.confirmed_at = old.confirmed_at;
             } else {
                 session.queue.push_back(index);
             }
@@ -278,7 +282,9 @@ impl Session {
                 });
                 return;
             }
-            Ok(ServerFrame::Response(response)) => self.on_response(&response, now, effects),
+            Ok(ServerFrame::Response(response)) => {
+                self.on_response(&response, received, now, effects);
+            }
             Ok(ServerFrame::Welcome) => self.welcome(effects),
             Ok(ServerFrame::Reconnect { token }) => effects.ended = Some(Ended::Moved(token)),
             Ok(ServerFrame::Unknown(kind)) => self.on_unknown(&kind),
@@ -391,6 +397,7 @@ impl Session {
                 standing: Standing::Waiting,
                 asked_at: None,
                 failures: 0,
+                confirmed_at: None,
             });
             effects.changed = true;
         }
@@ -446,6 +453,12 @@ impl Session {
     /// What is wanted, and what of it stands.
     pub fn standings(&self) -> impl Iterator<Item = (&Arc<Subscription>, &Standing)> {
         self.entries.iter().map(|entry| (&entry.wanted.subscription, &entry.standing))
+    }
+
+    /// When each of [`Session::standings`] was confirmed, in the same order. It changes exactly where
+    /// something may have been missed before: not when a connection is restored.
+    pub fn confirmed_at(&self) -> impl Iterator<Item = Option<UnixMillis>> {
+        self.entries.iter().map(|entry| entry.confirmed_at)
     }
 
     /// Whether the connection has proved that it is worth something: it said welcome (or its grace
@@ -554,7 +567,13 @@ impl Session {
         self.pace.sent(now);
     }
 
-    fn on_response(&mut self, response: &Response<'_>, now: Instant, effects: &mut Effects) {
+    fn on_response(
+        &mut self,
+        response: &Response<'_>,
+        received: UnixMillis,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
         let code = response.error.as_deref();
         if code == Some("rate_limit_exceeded") {
             self.on_rate_limit(now, effects);
@@ -572,6 +591,7 @@ impl Session {
         let Some(code) = code else {
             entry.standing = Standing::Confirmed(response.room.as_deref().map(Into::into));
             entry.failures = 0;
+            entry.confirmed_at = Some(received);
             self.place_rooms();
             return;
         };

@@ -212,6 +212,8 @@ fn copy(old: &Store, new: &mut Store) -> Result<Copied, StoreError> {
         }
     }
     write.dead = old.dead_letters(None).unwrap_or_default();
+    // A file from before the table has none.
+    write.state = old.state().unwrap_or_default();
     write.alive = old.alive().ok().flatten();
     new.write(&write)?;
     Ok((kept, last_good, old.runs().unwrap_or_default()))

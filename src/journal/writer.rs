@@ -189,6 +189,12 @@ impl Writer {
                 state.replays.remove(number);
             }
         }
+        for kept in &write.state {
+            let key = (kept.channel.clone(), kept.element.clone());
+            if state.kept.get(&key) == Some(kept) {
+                state.kept.remove(&key);
+            }
+        }
         self.shared.evict(&mut state);
         let readable = self.shared.readable(&state);
         let written = state.written;

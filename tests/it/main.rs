@@ -16,4 +16,5 @@ mod sink_mqtt;
 mod sink_nats;
 mod sink_redis;
 mod sink_webhook;
+mod state;
 mod support;

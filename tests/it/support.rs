@@ -6,5 +6,6 @@ pub mod nats_server;
 pub mod process;
 pub mod receiver;
 pub mod redis_server;
+pub mod relay;
 pub mod sinks;
 pub mod wait;
