@@ -40,7 +40,7 @@ enum Command {
     /// Runs the relay.
     Run(Source),
     /// Tells everything that is wrong with a configuration.
-    Check(Source),
+    Check(Check),
     /// Writes a first configuration, asking for what it needs.
     Init(Init),
     /// Prints the JSON Schema of the configuration.
@@ -73,6 +73,15 @@ pub struct Source {
     /// Sets one key, over file and environment: sinks.home.url=mqtt://broker
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    source: Source,
+    /// Does not look for secrets: for a configuration that is meant for another machine.
+    #[arg(long)]
+    no_secrets: bool,
 }
 
 #[derive(Debug, Args)]
@@ -144,9 +153,12 @@ impl From<RelayError> for Failed {
     fn from(error: RelayError) -> Self {
         use crate::journal::StoreError;
         let code = match &error {
-            RelayError::Config(_) | RelayError::Gateway(_) | RelayError::Rest(_) => Self::CONFIG,
+            RelayError::Config(_)
+            | RelayError::Gateway(_)
+            | RelayError::Rest(_)
+            | RelayError::Exposed(_)
+            | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
             RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,
-            RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
             RelayError::Journal(_) | RelayError::Listen { .. } => Self::IO,
         };
         Self::of(code, &error)
@@ -154,6 +166,9 @@ impl From<RelayError> for Failed {
 }
 
 pub(crate) type Done = Result<(), Failed>;
+
+/// How long blocking work may take to end when the command has.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
@@ -178,7 +193,7 @@ pub fn main() -> ExitCode {
 fn execute(command: Command) -> Done {
     match command {
         Command::Run(source) => run::run(&source),
-        Command::Check(source) => check_config(&source),
+        Command::Check(check) => check_config(&check),
         Command::Init(init) => initialise(init),
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&crate::config::schema());
@@ -190,13 +205,14 @@ fn execute(command: Command) -> Done {
         Command::SendTest(send) => send_test::send_test(&send),
         Command::Session(command) => session::session(command),
         Command::Journal(command) => journal::journal(command),
-        Command::DeadLetters(command) => journal::dead_letters(command),
+        Command::DeadLetters(command) => journal::dead_letters(&command),
         Command::Replay(args) => journal::replay(&args),
     }
 }
 
-fn check_config(source: &Source) -> Done {
-    let fine = check::run(&source.sources(), &mut io::stdout().lock())?;
+fn check_config(check: &Check) -> Done {
+    let sources = Sources { resolve_secrets: !check.no_secrets, ..check.source.sources() };
+    let fine = check::run(&sources, &mut io::stdout().lock())?;
     if fine { Ok(()) } else { Err(Failed::new(Failed::CONFIG, "the configuration cannot be used")) }
 }
 
@@ -240,12 +256,17 @@ impl Source {
 
     /// Loads the configuration, and says what is to be said of it.
     pub(crate) fn load(&self) -> Result<Config, Failed> {
-        let Loaded { config, warnings, file: _ } = load(&self.sources())
+        Ok(self.load_with_file()?.config)
+    }
+
+    /// The same, with the file that it came from.
+    pub(crate) fn load_with_file(&self) -> Result<Loaded, Failed> {
+        let loaded = load(&self.sources())
             .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
-        for warning in warnings {
+        for warning in &loaded.warnings {
             writeln!(io::stderr(), "warning: {warning}")?;
         }
-        Ok(config)
+        Ok(loaded)
     }
 }
 
@@ -262,7 +283,10 @@ pub(crate) fn on_runtime<T>(
         .enable_all()
         .build()
         .map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
-    runtime.block_on(work)
+    let outcome = runtime.block_on(work);
+    // A reader of standard output that has stalled must not hold up the end.
+    runtime.shutdown_timeout(GOODBYE);
+    outcome
 }
 
 /// Completes when the process is told to stop.

@@ -9,6 +9,7 @@
 //! the rest stays JSON in [`SinkConfig::settings`] until the sink's own kind reads it.
 
 mod check;
+pub mod difference;
 pub mod jwt;
 mod layers;
 pub mod load;
@@ -52,6 +53,8 @@ pub struct Config {
     pub http: Http,
     /// What is logged, and how.
     pub log: Log,
+    /// When the configuration is loaded anew.
+    pub reload: Reload,
     /// Where events go, by a name of the user's own (`[a-z0-9_-]`).
     pub sinks: BTreeMap<String, SinkConfig>,
 }
@@ -273,6 +276,14 @@ impl Default for Log {
     fn default() -> Self {
         Self { level: "info".into(), format: LogFormat::Auto }
     }
+}
+
+/// When the configuration is loaded anew, beside when it is asked for (SIGHUP, POST /reload).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reload {
+    /// Whether the file is looked at, and loaded anew when it has changed.
+    pub watch: bool,
 }
 
 /// How log lines are written.

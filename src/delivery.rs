@@ -48,7 +48,7 @@ const BATCH_BYTES: usize = 512 * 1024;
 const JOURNAL_RETRY: Duration = Duration::from_millis(200);
 
 /// How often the same complaint is repeated in the log.
-const COMPLAIN: Duration = Duration::from_secs(60);
+const COMPLAIN: Duration = Duration::from_mins(1);
 
 /// One sink's delivery.
 pub struct Delivery {

@@ -107,6 +107,25 @@ impl Event {
     }
 }
 
+impl Record {
+    /// The event as one line of JSON: what the relay knows of it, and behind that `message`, which is
+    /// the event's own or what is left of it for those who read the line.
+    pub fn line(&self, message: &[u8]) -> String {
+        let event = &self.event;
+        let about = serde_json::json!({
+            "seq": self.seq,
+            "received": crate::clock::rfc3339(event.received),
+            "origin": event.origin.as_str(),
+            "channel": &*event.channel,
+            "room": &*event.room,
+        });
+        let mut line = about.to_string();
+        line.pop();
+        let message = String::from_utf8_lossy(message).replace(['\n', '\r'], " ");
+        format!("{line},\"message\":{message}}}")
+    }
+}
+
 /// An event of the relay's own, in Astro's envelope. `topic` begins with `relay.`.
 pub fn own(
     topic: &str,

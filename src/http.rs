@@ -1,208 +1,132 @@
-//! The local HTTP endpoint: `/livez`, `/readyz`, `/status`, `/metrics`, and `/events` (server-sent
-//! events). It reads what the other parts say of themselves, and changes nothing.
+//! The local HTTP endpoint: probes, status, metrics, live events, dead letters, reload, and a page
+//! that shows them.
+//!
+//! It reads what the other parts say of themselves. What it changes it asks others for: dead letters
+//! in the journal's file, a reload of the task that does it. It renders nothing but its one page, and
+//! keeps nothing.
+//!
+//! The one thing to know: [`guard`] stands before every route and decides by the request alone who
+//! may do what; a route that is added is closed to changes until it says a token. Requests are served
+//! within the one task that the supervisor started: a panic in one ends that connection, not the task.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+mod connections;
+mod dead_letters;
+mod events;
+mod guard;
+mod page;
+mod reading;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{Query, State as Extract},
-    http::{StatusCode, header},
-    response::{
-        IntoResponse, Response, Sse,
-        sse::{Event as SseEvent, KeepAlive},
-    },
-    routing::get,
+    extract::{DefaultBodyLimit, State as Extract},
+    http::StatusCode,
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
 };
-use futures_util::{Stream, stream};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde::Deserialize;
-use tokio::{net::TcpListener, time::interval};
-use tokio_util::sync::CancellationToken;
-use tracing::error;
-
-use crate::{
-    event::Seq,
-    journal::{Batch, Journal},
-    relay::gauges,
-    route::Pattern,
-    status::Status,
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+    time::interval,
 };
+use tokio_util::sync::CancellationToken;
+
+use crate::{config, journal::Journal, reload::Reloads, status::Status};
+
+pub use self::guard::Trouble;
 
 /// Histograms are condensed this often, scraped or not: otherwise they grow.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Events read for a follower at once.
-const FOLLOW: usize = 256;
+/// The largest body: a list of some thousand dead letters' numbers.
+const BODY: usize = 64 * 1024;
 
-/// Bytes of events read for a follower at once.
-const FOLLOW_BYTES: usize = 256 * 1024;
-
-/// What the endpoint shows.
+/// What the endpoint shows, and whom it asks.
 #[derive(Clone)]
 pub struct State {
     /// What every part says of itself.
     pub status: Arc<Status>,
     /// The journal.
     pub journal: Journal,
+    /// Its directory, for requests about dead letters; `None` where it lives in memory.
+    pub dir: Option<PathBuf>,
     /// The metrics; `None` in a process that has none.
     pub metrics: Option<PrometheusHandle>,
-    /// The configured sinks.
-    pub sinks: Vec<String>,
+    /// Who may ask; changes when the configuration is loaded anew.
+    pub access: watch::Receiver<config::Http>,
+    /// Who loads the configuration anew; `None` where it did not come from anywhere.
+    pub reloads: Option<Reloads>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Followers of events that may still come.
+    pub followers: Arc<Semaphore>,
+    /// Ends what would go on for ever.
+    pub stop: CancellationToken,
+}
+
+impl State {
+    /// Followers of events at once: each may read the journal's file.
+    pub const FOLLOWERS: usize = 32;
 }
 
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "State({} sinks)", self.sinks.len())
+        write!(f, "State({})", self.address)
     }
 }
 
 /// Serves until it is told to stop.
-pub async fn serve(listener: Arc<TcpListener>, state: State, stop: CancellationToken) {
-    let app = Router::new()
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
-        .route("/status", get(status))
-        .route("/metrics", get(metrics))
-        .route("/events", get(events))
-        .with_state((state.clone(), stop.clone()));
-    let serving =
-        axum::serve(Shared(listener), app).with_graceful_shutdown(stop.clone().cancelled_owned());
-    let mut upkeep = interval(UPKEEP);
+pub async fn serve(listener: Arc<TcpListener>, mut state: State, stop: CancellationToken) {
+    state.stop = stop.clone();
+    let metrics = state.metrics.clone();
+    let app = routes(state);
     let upkeeping = async {
+        let mut upkeep = interval(UPKEEP);
         loop {
             upkeep.tick().await;
-            if let Some(metrics) = &state.metrics {
+            if let Some(metrics) = &metrics {
                 metrics.run_upkeep();
             }
         }
     };
     tokio::select! {
-        served = serving => {
-            if let Err(error) = served {
-                error!(%error, "the endpoint failed");
-            }
-        }
+        () = connections::serve(&listener, app, &stop) => {}
         () = upkeeping => {}
     }
 }
 
-type Parts = Extract<(State, CancellationToken)>;
-
-async fn readyz(Extract((state, _)): Parts) -> Response {
-    let reasons = state.status.pages().reasons();
-    if reasons.is_empty() {
-        return "ready\n".into_response();
-    }
-    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", reasons.join("\n")))
-        .into_response()
+fn routes(state: State) -> Router {
+    Router::new()
+        .route("/", get(page::page))
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(reading::readyz))
+        .route("/status", get(reading::status))
+        .route("/metrics", get(reading::metrics))
+        .route("/events", get(events::events))
+        .route("/api/dead-letters", get(dead_letters::list))
+        .route("/api/dead-letters/retry", post(dead_letters::retry))
+        .route("/api/dead-letters/drop", post(dead_letters::let_go))
+        .route("/reload", post(reload))
+        .layer(DefaultBodyLimit::max(BODY))
+        .layer(middleware::from_fn_with_state(state.clone(), guard::guard))
+        .with_state(state)
 }
 
-async fn status(Extract((state, _)): Parts) -> Response {
-    gauges(&state.status, &state.journal, &state.sinks);
-    let pages = state.status.pages();
-    let reasons = pages.reasons();
-    let figures = state.journal.figures();
-    let health = match &figures.health {
-        crate::journal::Health::Sound => "sound".to_owned(),
-        crate::journal::Health::MemoryOnly => "memory only".to_owned(),
-        crate::journal::Health::Degraded(why) => format!("degraded: {why}"),
+async fn reload(Extract(state): Extract<State>) -> Response {
+    let Some(reloads) = state.reloads else {
+        return refused(StatusCode::CONFLICT, "there is no configuration to load anew");
     };
-    Json(serde_json::json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "ready": reasons.is_empty(),
-        "reasons": reasons,
-        "journal": {
-            "health": health, "oldest": figures.oldest, "last": figures.last,
-            "written": figures.written, "synced": figures.synced, "bytes": figures.size,
-            "memory_bytes": figures.memory,
-        },
-        "dead_letters": state.journal.dead_letter_counts(),
-        "pages": pages,
-    }))
-    .into_response()
-}
-
-async fn metrics(Extract((state, _)): Parts) -> Response {
-    let Some(metrics) = &state.metrics else {
-        return StatusCode::NOT_FOUND.into_response();
-    };
-    gauges(&state.status, &state.journal, &state.sinks);
-    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (content_type, metrics.render()).into_response()
-}
-
-#[derive(Debug, Deserialize)]
-struct Follow {
-    topic: Option<String>,
-}
-
-async fn events(
-    Extract((state, stop)): Parts,
-    Query(follow): Query<Follow>,
-) -> Result<Sse<impl Stream<Item = Result<SseEvent, Infallible>>>, (StatusCode, String)> {
-    let pattern = follow.topic.as_deref().map(Pattern::parse).transpose();
-    let pattern = pattern.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
-    let after = state.journal.figures().last;
-    let follower =
-        Follower { journal: state.journal, stop, after, batch: Batch::default(), pattern };
-    Ok(Sse::new(stream::unfold(follower, Follower::next)).keep_alive(KeepAlive::default()))
-}
-
-/// Somebody who watches events go by. One that reads slowly misses some and harms nobody.
-struct Follower {
-    journal: Journal,
-    stop: CancellationToken,
-    after: Seq,
-    batch: Batch,
-    pattern: Option<Pattern>,
-}
-
-impl Follower {
-    async fn next(mut self) -> Option<(Result<SseEvent, Infallible>, Self)> {
-        loop {
-            while !self.batch.records.is_empty() {
-                let record = self.batch.records.remove(0);
-                let event = &record.event;
-                if self.pattern.as_ref().is_none_or(|pattern| pattern.matches(&event.topic)) {
-                    let message =
-                        String::from_utf8_lossy(&event.message).replace(['\n', '\r'], " ");
-                    let sse = SseEvent::default().id(&*event.id).event(&*event.topic).data(message);
-                    return Some((Ok(sse), self));
-                }
-            }
-            let next = self.journal.next(self.after, FOLLOW, FOLLOW_BYTES);
-            let batch = tokio::select! {
-                () = self.stop.cancelled() => return None,
-                batch = next => batch.ok()?,
-            };
-            self.after = batch.through;
-            self.batch = batch;
-        }
+    match reloads.ask("http").await {
+        None => refused(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping"),
+        Some(report) if report.problems.is_empty() => Json(report).into_response(),
+        Some(report) => (StatusCode::UNPROCESSABLE_ENTITY, Json(report)).into_response(),
     }
 }
 
-/// A listener that outlives the server on it, so that the server can be started again.
-struct Shared(Arc<TcpListener>);
-
-impl axum::serve::Listener for Shared {
-    type Io = tokio::net::TcpStream;
-    type Addr = std::net::SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        /// Out of descriptors, most likely: they come back.
-        const WAIT: Duration = Duration::from_millis(100);
-        loop {
-            match self.0.accept().await {
-                Ok(accepted) => return accepted,
-                Err(error) => {
-                    error!(%error, "cannot accept a connection");
-                    tokio::time::sleep(WAIT).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> std::io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
+/// An answer for a human: one line.
+fn refused(status: StatusCode, why: &str) -> Response {
+    (status, format!("{why}\n")).into_response()
 }

@@ -1,4 +1,43 @@
-//! astro-relay
+//! astro-relay stays connected to StreamElements' Astro gateway and hands each event to MQTT, NATS,
+//! Redis and webhooks: at least once, in order, and with a word about what was missed.
+//!
+//! ```text
+//!             astro::gateway                                delivery (one a sink)
+//!   Astro ──▶ astro::link ──▶ astro::session ──▶ journal ──▶ route ──▶ sink ──▶ far side
+//!             dial, socket    decisions, pure      │         wants it?  mqtt nats redis
+//!                             which channel?       │         address,   webhook stdout
+//!                                                  │         payload
+//!                              http, /events ◀─────┤
+//!                              cli (replay, tail) ◀┘
+//! ```
+//!
+//! # Invariants
+//!
+//! 1. The gateway knows no sink. It appends to the journal and reads the next frame.
+//! 2. A sink knows no journal, no retry and no metrics. It carries a batch and says what came of it.
+//! 3. [`delivery`] is the only place where the journal meets a sink.
+//! 4. [`astro::session`], [`astro::wire`], [`backoff`], [`event`] and [`route`] do no I/O and start
+//!    nothing: frames and times go in, effects come out.
+//! 5. Only [`supervisor`] spawns; a task that ends without being told to has failed. (The journal's
+//!    two threads and the simulator are the exceptions, each marked where it stands.)
+//! 6. Only [`config`] reads the environment; only [`http`] opens a listening port.
+//! 7. Every queue, batch, wait and file has a limit, and the limit has a name.
+//! 8. A secret is a [`config::Secret`]: it cannot be printed.
+//!
+//! `tests/it/tidy.rs` and `.clippy.toml` hold the code to these.
+//!
+//! # A tour of five minutes
+//!
+//! [`event`] (what travels), [`sink`] with `sink/stdout.rs` (the contract, and the smallest sink),
+//! [`delivery`] (the one loop), [`astro::session`] (what a connection decides), [`journal`] (one log,
+//! many cursors). After these the rest is detail: [`relay`] puts the parts together, [`sim`] is the
+//! simulated Astro behind the demo and the tests.
+//!
+//! # Where the next line goes
+//!
+//! A new kind of sink: one file under `sink/` and one row in [`sink::KINDS`]. A new rule of the
+//! protocol: [`astro::session`], with its case in the table of its tests. A new key of the
+//! configuration: [`config`], and `config/astro-relay.toml`. A new command: one file under [`cli`].
 
 pub mod astro;
 pub mod backoff;
@@ -12,6 +51,7 @@ pub mod journal;
 pub mod log;
 pub mod metrics;
 pub mod relay;
+pub mod reload;
 pub mod route;
 pub mod sim;
 pub mod sink;

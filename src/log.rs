@@ -3,10 +3,10 @@
 //! The one thing to know: libraries that could write a token into a line (the WebSocket client logs
 //! its requests) are held at a level where they do not, whatever filter is configured.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::OnceLock};
 
 use tracing_subscriber::{
-    EnvFilter, Layer as _, Registry, layer::SubscriberExt, util::SubscriberInitExt,
+    EnvFilter, Layer as _, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
 };
 
 use crate::config::{Log, LogFormat};
@@ -34,9 +34,21 @@ pub fn filter(level: &str) -> Result<EnvFilter, LogError> {
     Ok(filter)
 }
 
+/// The filter of this process's log, for changing it: there is one log, and one filter.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Changes the level while the process runs.
+pub fn set_level(level: &str) -> Result<(), LogError> {
+    let filter = filter(level)?;
+    // Without a subscriber of ours (in tests) there is nothing to change.
+    let Some(handle) = FILTER.get() else { return Ok(()) };
+    let failed = |reason: String| LogError { level: level.to_owned(), reason };
+    handle.reload(filter).map_err(|error| failed(error.to_string()))
+}
+
 /// Installs the subscriber of this process. Doing it twice keeps the first.
 pub fn install(config: &Log) -> Result<(), LogError> {
-    let filter = filter(&config.level)?;
+    let (filter, handle) = reload::Layer::new(filter(&config.level)?);
     let format = match config.format {
         LogFormat::Auto if std::io::stderr().is_terminal() => LogFormat::Text,
         LogFormat::Auto if crate::systemd::is_journal() => LogFormat::Journald,
@@ -64,6 +76,8 @@ pub fn install(config: &Log) -> Result<(), LogError> {
         LogFormat::Text | LogFormat::Auto => text().with_filter(filter).boxed(),
     };
     // Only a second call in one process fails, and then the first one serves.
-    drop(tracing_subscriber::registry().with(layer).try_init());
+    if tracing_subscriber::registry().with(layer).try_init().is_ok() {
+        drop(FILTER.set(handle));
+    }
     Ok(())
 }

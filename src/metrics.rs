@@ -104,6 +104,14 @@ fn describe() {
     describe_gauge!(BUILD_INFO, "The version that runs");
 }
 
+/// A sink is no longer configured: what it showed as now is not so any more. Its counters stay as
+/// they are, for a counter that goes away looks like a restart.
+pub fn no_sink(sink: &str) {
+    for name in [LAG_EVENTS, LAG_SECONDS, SINK_UP] {
+        gauge!(name, "sink" => sink.to_owned()).set(0.0);
+    }
+}
+
 /// Adds to a counter without labels of its own, if there is anything to add.
 pub fn add(name: &'static str, amount: u64) {
     if amount > 0 {

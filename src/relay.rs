@@ -1,9 +1,12 @@
 //! The relay put together: journal, gateway, deliveries and the HTTP endpoint under one supervisor.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -13,17 +16,21 @@ use crate::{
         rest::{Rest, RestError},
     },
     clock,
-    config::{Config, ConfigError, SinkConfig},
+    config::{Config, ConfigError, Loaded, SinkConfig, Sources},
     delivery::Delivery,
     http,
     journal::{Journal, StoreError},
     metrics,
+    reload::{self, Levers, Reload, Reloads},
     route::Route,
     sink::{self, Opening, Purpose, Sink},
-    state::keeper::Keeper,
+    state::keeper::{Keeper, Times},
     status::Status,
     supervisor::{Factory, Outcome, Stage, Supervisor},
 };
+
+/// What the name of a sink's task begins with.
+pub(crate) const SINK: &str = "sink ";
 
 /// How long each stage may take to stop. Three of them fit the service manager's 30 seconds.
 pub const STOP: Duration = Duration::from_secs(8);
@@ -46,6 +53,9 @@ pub enum RelayError {
     /// The REST API's client cannot be prepared.
     #[error("the REST API cannot be prepared")]
     Rest(#[from] RestError),
+    /// The endpoint must not listen there.
+    #[error(transparent)]
+    Exposed(#[from] http::Trouble),
     /// The endpoint cannot listen.
     #[error("cannot listen on {address}")]
     Listen {
@@ -63,6 +73,20 @@ pub struct Relay {
     journal: Journal,
     status: Arc<Status>,
     listening: Option<SocketAddr>,
+    reloads: Option<Reloads>,
+    /// Who could change something, where nobody does: what is wanted stays wanted.
+    _levers: Option<Levers>,
+}
+
+/// What a sink's task is made of, beside its configuration.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The journal.
+    pub journal: Journal,
+    /// What every part says of itself.
+    pub status: Arc<Status>,
+    /// The configured sinks, now.
+    pub sinks: watch::Receiver<BTreeSet<String>>,
 }
 
 impl Relay {
@@ -71,24 +95,64 @@ impl Relay {
         config: Config,
         metrics: Option<PrometheusHandle>,
     ) -> Result<Self, RelayError> {
+        let loaded = Loaded { config, warnings: Vec::new(), file: None };
+        Self::build(loaded, None, metrics).await
+    }
+
+    /// The same, for a configuration that can be loaded anew from where it came.
+    pub async fn reloadable(
+        loaded: Loaded,
+        sources: Sources,
+        metrics: Option<PrometheusHandle>,
+    ) -> Result<Self, RelayError> {
+        Self::build(loaded, Some(sources), metrics).await
+    }
+
+    async fn build(
+        loaded: Loaded,
+        sources: Option<Sources>,
+        metrics: Option<PrometheusHandle>,
+    ) -> Result<Self, RelayError> {
         crate::tls::install_provider();
+        let config = loaded.config.clone();
         let status = Arc::new(Status::new(clock::now()));
         let (journal, opened) = Journal::open(&config.journal)?;
         info!(events = opened.events, lost = opened.lost, "journal opened");
         let mut supervisor = Supervisor::new();
-        let (_, targets) = watch::channel(Targets::of(&config));
+        let (targets, wanted) = watch::channel(Targets::of(&config));
+        let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
+        let (access, asked) = watch::channel(config.http.clone());
+        let parts =
+            Parts { journal: journal.clone(), status: Arc::clone(&status), sinks: configured };
         let away = opened.alive.filter(|from| {
             Duration::from_millis(clock::now().saturating_sub(*from)) > RESTART_GRACE
         });
-        add_gateway(&mut supervisor, &config, &journal, &status, targets, away)?;
-        add_keeper(&mut supervisor, &config, &journal, &status)?;
+        add_gateway(&mut supervisor, &config, &journal, &status, wanted.clone(), away)?;
+        add_keeper(&mut supervisor, &config, &parts, wanted)?;
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             open_sink(name, sink, Purpose::Relay)?;
-            add_sink(&mut supervisor, name, sink, &journal, &status);
+            let factory = sink_factory(&parts, name, sink);
+            supervisor.add(&format!("{SINK}{name}"), Stage::Delivery, factory);
         }
-        let listening = add_http(&mut supervisor, &config, &journal, &status, metrics).await?;
-        Ok(Self { supervisor, journal, status, listening })
+        let levers =
+            Levers { parts: parts.clone(), targets, sinks, access, orders: supervisor.orders() };
+        let (reloads, levers) = match sources {
+            Some(sources) => {
+                let (reload, reloads) = Reload::new(sources, loaded, levers);
+                supervisor.add("reload", Stage::Display, reload::factory(reload));
+                (Some(reloads), None)
+            }
+            None => (None, Some(levers)),
+        };
+        let show = Show { metrics, access: asked, reloads: reloads.clone() };
+        let listening = add_http(&mut supervisor, &config, &parts, show).await?;
+        Ok(Self { supervisor, journal, status, listening, reloads, _levers: levers })
+    }
+
+    /// Whom to ask for loading the configuration anew.
+    pub fn reloads(&self) -> Option<Reloads> {
+        self.reloads.clone()
     }
 
     /// Where the HTTP endpoint listens.
@@ -147,22 +211,22 @@ fn add_gateway(
 fn add_keeper(
     supervisor: &mut Supervisor,
     config: &Config,
-    journal: &Journal,
-    status: &Arc<Status>,
+    parts: &Parts,
+    targets: watch::Receiver<Targets>,
 ) -> Result<(), RelayError> {
     let rest = Rest::new(&config.astro)?;
-    let (config, journal, status) = (config.clone(), journal.clone(), Arc::clone(status));
-    let make = move || Keeper::new(&config, rest.clone(), journal.clone(), Arc::clone(&status));
-    // Without a channel that has a state there is nothing to keep.
-    let Some(first) = make()? else { return Ok(()) };
-    let first = std::sync::Mutex::new(Some(first));
+    let times = Times::of(config);
+    let Parts { journal, status, .. } = parts.clone();
+    let make = move || {
+        Keeper::new(times, rest.clone(), journal.clone(), Arc::clone(&status), targets.clone())
+    };
+    // Its place in the journal is taken before anything is heard.
+    let first = std::sync::Mutex::new(Some(make()?));
     let factory: Factory = Box::new(move |stop| {
         let prepared = first.lock().ok().and_then(|mut first| first.take());
         let keeper = match prepared {
             Some(keeper) => keeper,
-            None => make()
-                .map_err(|error| error.to_string())?
-                .ok_or_else(|| "there is no session to keep".to_owned())?,
+            None => make().map_err(|error| error.to_string())?,
         };
         Ok(Box::pin(keeper.run(stop)))
     });
@@ -186,32 +250,53 @@ pub fn open_sink(
     Ok(((kind.open)(opening)?, route))
 }
 
-fn add_sink(
-    supervisor: &mut Supervisor,
-    name: &str,
-    config: &SinkConfig,
-    journal: &Journal,
-    status: &Arc<Status>,
-) {
-    let (owned, config) = (name.to_owned(), config.clone());
-    let (journal, status) = (journal.clone(), Arc::clone(status));
-    let factory: Factory = Box::new(move |stop| {
+/// Makes a sink's task, over and over.
+pub(crate) fn sink_factory(parts: &Parts, name: &str, config: &SinkConfig) -> Factory {
+    let leaving = Leaving { parts: parts.clone(), name: name.to_owned() };
+    let config = config.clone();
+    Box::new(move |stop| {
+        let Leaving { parts, name } = &leaving;
         let (sink, route) =
-            open_sink(&owned, &config, Purpose::Relay).map_err(|error| error.to_string())?;
-        let (journal, status) = (journal.clone(), Arc::clone(&status));
-        let delivery = Delivery::new(&owned, &config, sink, route, journal, status)
+            open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
+        let (journal, status) = (parts.journal.clone(), Arc::clone(&parts.status));
+        let delivery = Delivery::new(name, &config, sink, route, journal, status)
             .map_err(|error| error.to_string())?;
         Ok(Box::pin(delivery.run(stop)))
-    });
-    supervisor.add(&format!("sink {name}"), Stage::Delivery, factory);
+    })
+}
+
+/// Tidies up behind a sink's task: it goes when the supervisor forgets the task, however that ended.
+struct Leaving {
+    parts: Parts,
+    name: String,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let Self { parts: Parts { journal, status, sinks }, name } = self;
+        if sinks.borrow().contains(name) {
+            return;
+        }
+        // It is no longer configured: its page goes, and its cursor holds nothing back any more. The
+        // cursor itself stays, for a sink of this name that comes back.
+        status.no_sink(name);
+        journal.unregister(name);
+        metrics::no_sink(name);
+    }
+}
+
+/// What only the endpoint needs.
+struct Show {
+    metrics: Option<PrometheusHandle>,
+    access: watch::Receiver<crate::config::Http>,
+    reloads: Option<Reloads>,
 }
 
 async fn add_http(
     supervisor: &mut Supervisor,
     config: &Config,
-    journal: &Journal,
-    status: &Arc<Status>,
-    metrics: Option<PrometheusHandle>,
+    parts: &Parts,
+    show: Show,
 ) -> Result<Option<SocketAddr>, RelayError> {
     if config.http.listen.is_empty() {
         return Ok(None);
@@ -219,12 +304,19 @@ async fn add_http(
     let failed = |source| RelayError::Listen { address: config.http.listen.clone(), source };
     let listener = TcpListener::bind(&config.http.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
+    http::Trouble::of(address, &config.http)?;
     let listener = Arc::new(listener);
+    let dir = &config.journal.dir;
     let state = http::State {
-        status: Arc::clone(status),
-        journal: journal.clone(),
-        metrics,
-        sinks: config.sinks.keys().cloned().collect(),
+        status: Arc::clone(&parts.status),
+        journal: parts.journal.clone(),
+        dir: (!dir.as_os_str().is_empty()).then(|| dir.clone()),
+        metrics: show.metrics,
+        access: show.access,
+        reloads: show.reloads,
+        address,
+        followers: Arc::new(Semaphore::new(http::State::FOLLOWERS)),
+        stop: CancellationToken::new(),
     };
     let factory: Factory =
         Box::new(move |stop| Ok(Box::pin(http::serve(Arc::clone(&listener), state.clone(), stop))));
@@ -234,7 +326,7 @@ async fn add_http(
 }
 
 /// Metrics of the journal and the sinks that are read off, not counted.
-pub(crate) fn gauges(status: &Status, journal: &Journal, sinks: &[String]) {
+pub(crate) fn gauges(status: &Status, journal: &Journal) {
     use ::metrics::gauge;
     let figures = journal.figures();
     let real = |number: u64| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
@@ -242,7 +334,7 @@ pub(crate) fn gauges(status: &Status, journal: &Journal, sinks: &[String]) {
     let sound = matches!(figures.health, crate::journal::Health::Sound);
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
     let now = clock::now();
-    for sink in sinks {
+    for sink in status.pages().sinks.keys() {
         let (events, since) = journal.lag(sink);
         let seconds = if since == 0 {
             0.0

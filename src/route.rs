@@ -20,7 +20,7 @@ use foldhash::fast::FixedState;
 use minijinja::Value;
 
 pub use self::pattern::{Pattern, PatternError};
-use self::redact::Redactor;
+pub(crate) use self::redact::Redactor;
 use crate::{
     clock,
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
@@ -82,6 +82,10 @@ enum Payload {
 
 /// What became of an event.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every event is wanted; a box would cost each one"
+)]
 pub enum Rendered {
     /// It goes out like this.
     Wanted(Outgoing),
@@ -179,7 +183,7 @@ impl Route {
             },
         };
         if let Some(when) = &self.when {
-            match when.holds(&View::new(Arc::clone(record))) {
+            match when.holds(&View::of(Arc::clone(record))) {
                 Ok(true) => {}
                 Ok(false) => return Rendered::Skipped(Skip::Condition),
                 Err(error) => {
@@ -192,7 +196,7 @@ impl Route {
             Ok(redacted) => redacted,
             Err(error) => return Rendered::Failed(format!("cannot be redacted: {error}")),
         };
-        match self.compose(record, redacted, place.address) {
+        match self.compose(record, redacted.as_ref(), place.address) {
             Ok((address, payload, content_type)) => Rendered::Wanted(Outgoing {
                 record: Arc::clone(record),
                 address,
@@ -207,28 +211,28 @@ impl Route {
     fn compose(
         &self,
         record: &Arc<Record>,
-        redacted: Option<Redacted>,
+        redacted: Option<&Redacted>,
         address: Option<Arc<str>>,
     ) -> Result<(Arc<str>, Bytes, &'static str), minijinja::Error> {
         let event = &record.event;
         let mut view: Option<Value> = None;
         let mut view = || {
-            view.get_or_insert_with(|| View::redacted(Arc::clone(record), redacted.clone())).clone()
+            view.get_or_insert_with(|| View::redacted(Arc::clone(record), redacted.cloned()))
+                .clone()
         };
         let address = match (address, &self.address) {
             (Some(address), _) => address,
             (None, Some(addressing)) => addressing.render(&view())?,
             (None, None) => "".into(),
         };
-        let data = || match &redacted {
+        let data = || match redacted {
             Some(redacted) => redacted.data.clone(),
             None if event.data.is_empty() => Bytes::from_static(b"null"),
             None => event.message.slice(event.data.clone()),
         };
         let (payload, content_type) = match &self.payload {
             Payload::Message => {
-                let message =
-                    redacted.as_ref().map_or(&event.message, |redacted| &redacted.message);
+                let message = redacted.map_or(&event.message, |redacted| &redacted.message);
                 (message.clone(), JSON)
             }
             Payload::Data => (data(), JSON),
@@ -256,7 +260,7 @@ impl Route {
             Some(addressing) if addressing.constant && wanted => {
                 let record = Arc::new(Record { seq: 0, event: event.clone() });
                 // An error shows again when the event itself is rendered.
-                addressing.render(&View::new(record)).ok()
+                addressing.render(&View::of(record)).ok()
             }
             Some(_) | None => None,
         };

@@ -11,7 +11,7 @@ use std::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::event::UnixMillis;
+use crate::{event::UnixMillis, reload::Report};
 
 /// Gaps that are remembered for the page.
 const GAPS: usize = 100;
@@ -37,6 +37,8 @@ pub struct Pages {
     pub gaps: VecDeque<Gap>,
     /// The state of each channel that has one, by label.
     pub sessions: BTreeMap<String, Session>,
+    /// What became of the latest request to load the configuration anew.
+    pub reload: Option<Report>,
 }
 
 /// One place in the gateway: a connection, or the attempt to have one.
@@ -196,6 +198,11 @@ impl Status {
         look(&self.lock())
     }
 
+    /// A channel's state is no longer kept.
+    pub fn no_session(&self, channel: &str) {
+        self.lock().sessions.remove(channel);
+    }
+
     /// Writes the page of a channel's state.
     pub fn session(&self, channel: &str, page: Session) {
         self.lock().sessions.insert(channel.to_owned(), page);
@@ -214,6 +221,11 @@ impl Status {
     /// A sink is no longer configured.
     pub fn no_sink(&self, name: &str) {
         self.lock().sinks.remove(name);
+    }
+
+    /// The configuration was loaded anew, or could not be.
+    pub fn reloaded(&self, report: Report) {
+        self.lock().reload = Some(report);
     }
 
     /// There was a gap.

@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 const BUDGET: usize = 5;
 
 /// See [`BUDGET`]: what fails more often than every two minutes needs the service manager's view.
-const BUDGET_TIME: Duration = Duration::from_secs(600);
+const BUDGET_TIME: Duration = Duration::from_mins(10);
 
 /// The wait before a failed task is started again.
 const RESTART: Duration = Duration::from_secs(1);
@@ -93,6 +93,9 @@ struct Task {
     failures: VecDeque<Instant>,
     /// Told to stop; it is forgotten when it has.
     leaving: bool,
+    /// When a task that leaves alone is ended, whatever it does. [`Supervisor::stop_stage`] has a
+    /// deadline of its own.
+    leave_by: Option<Instant>,
     restart_at: Option<Instant>,
     /// Takes the name over when this one has left.
     successor: Option<(Stage, Factory)>,
@@ -150,6 +153,7 @@ impl Supervisor {
             abort: None,
             failures: VecDeque::new(),
             leaving: false,
+            leave_by: None,
             restart_at: None,
             successor: None,
         };
@@ -169,17 +173,21 @@ impl Supervisor {
         const TURN: Duration = Duration::from_secs(1);
         let outcome = loop {
             turning();
-            let restart = self.tasks.values().filter_map(|task| task.restart_at).min();
-            let restart = restart.map(|at| at.saturating_duration_since(Instant::now()));
+            let due = |task: &Task| task.restart_at.into_iter().chain(task.leave_by).min();
+            let due = self.tasks.values().filter_map(due).min();
+            let due = due.map(|at| at.saturating_duration_since(Instant::now()));
             tokio::select! {
                 () = stop.cancelled() => break Outcome::Stopped,
-                () = sleep(restart.unwrap_or(TURN).min(TURN)) => self.restart(),
+                () = sleep(due.unwrap_or(TURN).min(TURN)) => {
+                    self.restart();
+                    self.end_late();
+                }
                 Some(ended) = self.running.join_next_with_id() => {
                     if let Some(outcome) = self.ended(ended) {
                         break outcome;
                     }
                 }
-                Some(order) = self.orders.recv() => self.obey(order),
+                Some(order) = self.orders.recv() => self.obey(order, deadline),
             }
         };
         for stage in [Stage::Intake, Stage::Delivery, Stage::Display] {
@@ -221,6 +229,20 @@ impl Supervisor {
         }
     }
 
+    /// Ends tasks that were told to stop and take too long: their successors wait.
+    fn end_late(&mut self) {
+        let now = Instant::now();
+        for (name, task) in &mut self.tasks {
+            if task.leave_by.is_some_and(|at| at <= now) {
+                task.leave_by = None;
+                warn!(task = name, "did not stop within the deadline");
+                if let Some(abort) = &task.abort {
+                    abort.abort();
+                }
+            }
+        }
+    }
+
     fn ended(&mut self, ended: Result<(tokio::task::Id, String), JoinError>) -> Option<Outcome> {
         let (id, error) = match ended {
             Ok((id, _)) => (id, "it ended by itself".to_owned()),
@@ -250,7 +272,7 @@ impl Supervisor {
         None
     }
 
-    fn obey(&mut self, order: Order) {
+    fn obey(&mut self, order: Order, deadline: Duration) {
         match order {
             Order::Add(name, stage, factory) => match self.tasks.get_mut(&name) {
                 Some(task) if task.leaving => task.successor = Some((stage, factory)),
@@ -260,6 +282,7 @@ impl Supervisor {
             Order::Remove(name) => {
                 let Some(task) = self.tasks.get_mut(&name) else { return };
                 task.leaving = true;
+                task.leave_by = Some(Instant::now() + deadline);
                 task.successor = None;
                 task.stop.cancel();
                 if task.restart_at.is_some() {
@@ -380,5 +403,37 @@ mod tests {
         };
         let (outcome, ()) = tokio::join!(supervisor.run(stop.clone(), RESTART, || {}), script);
         assert_eq!((outcome, starts.load(Ordering::SeqCst)), (Outcome::Stopped, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_does_not_leave_is_ended_and_its_successor_started() {
+        let started = Arc::new(Mutex::new(Vec::new()));
+        let supervisor = Supervisor::new();
+        let orders = supervisor.orders();
+        let stubborn = |name: &'static str| -> Factory {
+            let started = Arc::clone(&started);
+            Box::new(move |_| {
+                started.lock().unwrap().push((name, Instant::now()));
+                Ok(Box::pin(std::future::pending()))
+            })
+        };
+        let (stop, before) = (CancellationToken::new(), Instant::now());
+        let script = async {
+            orders.add("sink", Stage::Delivery, stubborn("old")).await;
+            orders.remove("sink").await;
+            orders.add("sink", Stage::Delivery, stubborn("new")).await;
+            sleep(Duration::from_secs(9)).await;
+            stop.cancel();
+        };
+        let deadline = Duration::from_secs(4);
+        let (outcome, ()) = tokio::join!(supervisor.run(stop.clone(), deadline, || {}), script);
+        assert_eq!(outcome, Outcome::Stopped);
+        let started: Vec<_> = started
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(name, at)| (*name, at.duration_since(before).as_secs()))
+            .collect();
+        assert_eq!(started, [("old", 0), ("new", 4)]);
     }
 }

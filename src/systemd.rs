@@ -67,6 +67,20 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
+/// The configuration is being loaded anew.
+pub fn reloading() {
+    // The service manager orders these by time; without one, the old form does.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+/// It was, or nothing came of it: either way the relay goes on.
+pub fn reloaded() {
+    tell(&[NotifyState::Ready]);
+}
+
 /// Whether standard error goes to systemd's journal.
 pub fn is_journal() -> bool {
     sd_notify::booted().unwrap_or(false) && crate::config::under_journal()

@@ -57,7 +57,7 @@ const KEYS: &[&str] = &["channel", "topic", "room", "id", "ts", "origin", "data"
 
 impl View {
     /// The event as it came.
-    pub fn new(record: Arc<Record>) -> Value {
+    pub fn of(record: Arc<Record>) -> Value {
         Self::redacted(record, None)
     }
 
@@ -178,7 +178,7 @@ mod tests {
     fn view(data: &str) -> Value {
         let message = format!(r#"{{"id":"1","data":{data}}}"#);
         let start = r#"{"id":"1","data":"#.len();
-        View::new(Arc::new(Record {
+        View::of(Arc::new(Record {
             seq: 1,
             event: Event {
                 id: "1".into(),

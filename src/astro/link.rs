@@ -26,7 +26,7 @@ use self::{
 use super::{
     dial::DialError,
     gateway::{Hub, Wants},
-    session::{Effects, Ended, Session, Standing, Subscription, Wanted},
+    session::{Effects, Ended, Session, Standing, Subscription},
 };
 use crate::{
     backoff::Backoff,
@@ -203,7 +203,7 @@ impl Link {
                 step = current.step(&hub), if lost.is_none() => {
                     if step.changed {
                         self.changed(&mut current);
-                        if current.session.wanted().next().is_none() && successor.is_none() {
+                        if current.session.is_empty() && successor.is_none() {
                             current.close().await;
                             return After::Idle;
                         }
@@ -285,7 +285,7 @@ impl Link {
         let mut effects = Effects::default();
         let keep = |subscription: &Subscription| wants.contains(subscription);
         if current.session.standings().any(|(subscription, _)| !keep(subscription)) {
-            current.session.retain(keep, Instant::now(), &mut effects);
+            current.session.retain(keep, &mut effects);
             current.take(effects, hub);
         }
     }
@@ -312,11 +312,10 @@ impl Link {
         current.take(effects, hub);
     }
 
-    fn pass_on(&mut self, overflow: Vec<Wanted>) {
-        if overflow.is_empty() {
+    fn pass_on(&mut self, moved: Vec<Arc<Subscription>>) {
+        if moved.is_empty() {
             return;
         }
-        let moved: Vec<_> = overflow.into_iter().map(|wanted| wanted.subscription).collect();
         self.wanted.retain(|subscription| !moved.contains(subscription));
         self.hub.overflow(moved);
     }

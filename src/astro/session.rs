@@ -10,11 +10,7 @@
 mod pace;
 mod rooms;
 
-use std::{
-    collections::{HashMap, HashSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -128,7 +124,7 @@ pub struct Effects {
     /// Something in what stands has changed.
     pub changed: bool,
     /// The gateway will not take these on this connection: they need another.
-    pub overflow: Vec<Wanted>,
+    pub overflow: Vec<Arc<Subscription>>,
     /// The connection has ended, or is to be ended.
     pub ended: Option<Ended>,
 }
@@ -164,9 +160,55 @@ struct Entry {
     wanted: Wanted,
     standing: Standing,
     asked_at: Option<Instant>,
+    /// Of the last time that it was asked for, and of the time before: a late answer is an answer.
+    nonces: [Option<String>; 2],
     failures: u32,
     /// When the gateway confirmed it; a restored connection keeps the time.
     confirmed_at: Option<UnixMillis>,
+}
+
+impl Entry {
+    fn new(wanted: Wanted) -> Self {
+        let standing = Standing::Waiting;
+        Self {
+            wanted,
+            standing,
+            asked_at: None,
+            nonces: [None, None],
+            failures: 0,
+            confirmed_at: None,
+        }
+    }
+
+    /// The room that it has, or was asked for.
+    fn room(&self) -> Option<&Arc<str>> {
+        match &self.standing {
+            Standing::Confirmed(Some(canonical)) => Some(canonical),
+            Standing::Confirmed(None)
+            | Standing::Waiting
+            | Standing::Pending
+            | Standing::Refused(_) => self.wanted.subscription.room.as_ref(),
+        }
+    }
+
+    /// Whether the gateway may hold it for ours.
+    fn may_stand(&self) -> bool {
+        match self.standing {
+            Standing::Confirmed(_) | Standing::Pending => true,
+            Standing::Waiting => self.asked_at.is_some(),
+            Standing::Refused(_) => false,
+        }
+    }
+}
+
+/// A subscription that is to be given up.
+#[derive(Debug)]
+struct Leaving {
+    subscription: Arc<Subscription>,
+    room: Option<Arc<str>>,
+    token: Secret,
+    /// Of the `unsubscribe`, once it is sent.
+    nonce: Option<String>,
 }
 
 /// One connection's decisions.
@@ -176,8 +218,7 @@ pub struct Session {
     number: u64,
     limits: Limits,
     entries: Vec<Entry>,
-    queue: VecDeque<usize>,
-    nonces: HashMap<String, usize>,
+    leaving: Vec<Leaving>,
     next_nonce: u64,
     rooms: Rooms,
     pace: Pace,
@@ -195,22 +236,11 @@ pub struct Session {
 impl Session {
     /// A session on a connection that has just been opened.
     pub fn new(number: u64, wanted: Vec<Wanted>, limits: Limits, now: Instant) -> Self {
-        let entries: Vec<_> = wanted
-            .into_iter()
-            .map(|wanted| Entry {
-                wanted,
-                standing: Standing::Waiting,
-                asked_at: None,
-                failures: 0,
-                confirmed_at: None,
-            })
-            .collect();
         Self {
             number,
             limits,
-            queue: (0..entries.len()).collect(),
-            entries,
-            nonces: HashMap::new(),
+            entries: wanted.into_iter().map(Entry::new).collect(),
+            leaving: Vec::new(),
             next_nonce: 0,
             rooms: Rooms::default(),
             pace: Pace::default(),
@@ -228,18 +258,26 @@ impl Session {
     /// The session of the connection that a `reconnect` token restored: what stood still stands, and
     /// is not asked for again.
     pub fn restored(number: u64, before: &Self, now: Instant) -> Self {
-        let wanted = before.wanted().collect();
+        let wanted = before.entries.iter().map(|entry| entry.wanted.clone()).collect();
         let mut session = Self::new(number, wanted, before.limits.clone(), now);
         session.restored = true;
-        session.queue.clear();
-        for (index, (entry, old)) in session.entries.iter_mut().zip(&before.entries).enumerate() {
+        for (entry, old) in session.entries.iter_mut().zip(&before.entries) {
             if matches!(old.standing, Standing::Confirmed(_) | Standing::Refused(_)) {
                 entry.standing = old.standing.clone();
                 entry.confirmed_at = old.confirmed_at;
-            } else {
-                session.queue.push_back(index);
             }
         }
+        // What was being given up is restored as well, as far as the gateway had not heard of it.
+        session.leaving = before
+            .leaving
+            .iter()
+            .map(|leaving| Leaving {
+                subscription: Arc::clone(&leaving.subscription),
+                room: leaving.room.clone(),
+                token: leaving.token.clone(),
+                nonce: None,
+            })
+            .collect();
         session.place_rooms();
         session
     }
@@ -326,11 +364,7 @@ impl Session {
         if self.welcomed {
             self.give_up_unanswered(now, effects);
             self.retry_refused(now, effects);
-            while self.pace.ready_at(now) <= now
-                && let Some(index) = self.queue.pop_front()
-            {
-                self.ask(index, now, effects);
-            }
+            while self.pace.ready_at(now) <= now && self.say_next(now, effects) {}
         }
         self.watch(now, effects);
         self.due = Some(self.next_due(now));
@@ -353,11 +387,12 @@ impl Session {
         if !self.welcomed {
             return due.min(self.opened_at + self.limits.welcome_grace);
         }
-        if !self.queue.is_empty() {
+        if self.leaving.iter().any(|leaving| leaving.nonce.is_none()) {
             due = due.min(self.pace.ready_at(now));
         }
         for entry in &self.entries {
             match (&entry.standing, entry.asked_at) {
+                (Standing::Waiting, _) => due = due.min(self.pace.ready_at(now)),
                 (Standing::Pending, Some(asked)) => {
                     due = due.min(asked + self.limits.response_timeout);
                 }
@@ -370,7 +405,7 @@ impl Session {
 
     /// A credential has changed: what was refused with the old one is asked for with the new one.
     pub fn renew(&mut self, channel: &str, token: &Secret, effects: &mut Effects) {
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        for entry in &mut self.entries {
             if &*entry.wanted.subscription.channel != channel
                 || entry.wanted.token.as_ref() == Ok(token)
             {
@@ -380,7 +415,6 @@ impl Session {
             if matches!(entry.standing, Standing::Refused(_)) {
                 entry.standing = Standing::Waiting;
                 entry.failures = 0;
-                self.queue.push_back(index);
                 self.due = None;
                 effects.changed = true;
             }
@@ -389,65 +423,58 @@ impl Session {
 
     /// Takes further subscriptions onto this connection.
     pub fn add(&mut self, wanted: Vec<Wanted>, effects: &mut Effects) {
-        self.due = None;
         for wanted in wanted {
-            self.queue.push_back(self.entries.len());
-            self.entries.push(Entry {
-                wanted,
-                standing: Standing::Waiting,
-                asked_at: None,
-                failures: 0,
-                confirmed_at: None,
-            });
+            let same = |leaving: &Leaving| {
+                let (left, fresh) = (&leaving.subscription, &wanted.subscription);
+                left.topic == fresh.topic && left.room == fresh.room
+            };
+            // An `unsubscribe` that is repeated later must not hit what is asked for now.
+            self.leaving.retain(|leaving| !same(leaving));
+            self.entries.push(Entry::new(wanted));
+            self.due = None;
             effects.changed = true;
         }
     }
 
-    /// Leaves what `keep` does not want any more; `unsubscribe` is sent for what stands.
-    pub fn retain(
-        &mut self,
-        keep: impl Fn(&Subscription) -> bool,
-        now: Instant,
-        effects: &mut Effects,
-    ) {
-        let (kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
+    /// Leaves what `keep` does not want any more; `unsubscribe` is sent for what may stand.
+    pub fn retain(&mut self, keep: impl Fn(&Subscription) -> bool, effects: &mut Effects) {
+        let (mut kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
             .into_iter()
             .partition(|entry| keep(&entry.wanted.subscription));
-        for entry in &dropped {
-            let Standing::Confirmed(canonical) = &entry.standing else { continue };
-            let Ok(token) = &entry.wanted.token else { continue };
-            let subscription = &entry.wanted.subscription;
-            let room = canonical.as_deref().or(subscription.room.as_deref());
-            self.next_nonce += 1;
-            let nonce = format!("{}-{}", self.number, self.next_nonce);
-            self.pace.sent(now);
-            effects.send.push(wire::command(
-                Verb::Unsubscribe,
-                &nonce,
-                &subscription.topic,
-                room,
-                token,
-                subscription.token_type,
-            ));
+        effects.changed |= !dropped.is_empty();
+        for entry in dropped {
+            let room = entry.room().cloned();
+            let same = |other: &Entry| {
+                let (own, dropped) = (&other.wanted.subscription, &entry.wanted.subscription);
+                own.topic == dropped.topic
+                    && (own.room == dropped.room || other.room() == room.as_ref())
+            };
+            // Another label may want the same: then the gateway is to go on sending it.
+            let (true, Ok(token), false) =
+                (entry.may_stand(), &entry.wanted.token, kept.iter().any(same))
+            else {
+                continue;
+            };
+            let subscription = Arc::clone(&entry.wanted.subscription);
+            if room.is_none() {
+                // "Without a room: all rooms of the topic are left" (newer documents): what is to
+                // stay has to be asked for again.
+                for other in kept.iter_mut().filter(|other| {
+                    other.wanted.subscription.topic == subscription.topic && other.may_stand()
+                }) {
+                    other.standing = Standing::Waiting;
+                }
+            }
+            self.leaving.push(Leaving { subscription, room, token: token.clone(), nonce: None });
         }
         self.entries = kept;
-        // Positions have moved: what is pending is asked for again, under a new nonce.
-        self.nonces.clear();
-        self.queue.clear();
-        for (index, entry) in self.entries.iter_mut().enumerate() {
-            if matches!(entry.standing, Standing::Waiting | Standing::Pending) {
-                entry.standing = Standing::Waiting;
-                self.queue.push_back(index);
-            }
-        }
         self.place_rooms();
         self.due = None;
-        effects.changed = true;
     }
 
-    /// What is wanted on this connection.
-    pub fn wanted(&self) -> impl Iterator<Item = Wanted> {
-        self.entries.iter().map(|entry| entry.wanted.clone())
+    /// Whether nothing is wanted on this connection.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// What is wanted, and what of it stands.
@@ -532,39 +559,53 @@ impl Session {
         }
     }
 
-    fn ask(&mut self, index: usize, now: Instant, effects: &mut Effects) {
-        let Some(entry) = self.entries.get_mut(index) else { return };
-        // A late answer may have come while it waited to be asked for again.
-        if entry.standing != Standing::Waiting {
-            return;
+    /// Sends one command, if there is one to send: first what is given up, then what is wanted,
+    /// beginning with what waits longest.
+    fn say_next(&mut self, now: Instant, effects: &mut Effects) -> bool {
+        let nonce = format!("{}-{}", self.number, self.next_nonce + 1);
+        if let Some(leaving) = self.leaving.iter_mut().find(|leaving| leaving.nonce.is_none()) {
+            let subscription = &leaving.subscription;
+            effects.send.push(wire::command(
+                Verb::Unsubscribe,
+                &nonce,
+                &subscription.topic,
+                leaving.room.as_deref(),
+                &leaving.token,
+                subscription.token_type,
+            ));
+            leaving.nonce = Some(nonce);
+        } else {
+            let waiting = |entry: &&mut Entry| entry.standing == Standing::Waiting;
+            let next = self.entries.iter_mut().filter(waiting).min_by_key(|entry| entry.asked_at);
+            let Some(entry) = next else { return false };
+            effects.changed = true;
+            let token = match &entry.wanted.token {
+                Ok(token) => token,
+                Err(why) => {
+                    let retry_at = Some(now + self.limits.retry_refused);
+                    let text = why.as_str().into();
+                    let refusal = Refusal { code: "no_token".into(), text, retry_at };
+                    report(&entry.wanted.subscription, &refusal);
+                    entry.standing = Standing::Refused(refusal);
+                    return true;
+                }
+            };
+            let subscription = &entry.wanted.subscription;
+            effects.send.push(wire::command(
+                Verb::Subscribe,
+                &nonce,
+                &subscription.topic,
+                subscription.room.as_deref(),
+                token,
+                subscription.token_type,
+            ));
+            entry.nonces = [Some(nonce), entry.nonces[0].take()];
+            entry.standing = Standing::Pending;
+            entry.asked_at = Some(now);
         }
-        effects.changed = true;
-        let token = match &entry.wanted.token {
-            Ok(token) => token,
-            Err(why) => {
-                let retry_at = Some(now + self.limits.retry_refused);
-                let text = why.as_str().into();
-                let refusal = Refusal { code: "no_token".into(), text, retry_at };
-                report(&entry.wanted.subscription, &refusal);
-                entry.standing = Standing::Refused(refusal);
-                return;
-            }
-        };
         self.next_nonce += 1;
-        let nonce = format!("{}-{}", self.number, self.next_nonce);
-        let subscription = &entry.wanted.subscription;
-        effects.send.push(wire::command(
-            Verb::Subscribe,
-            &nonce,
-            &subscription.topic,
-            subscription.room.as_deref(),
-            token,
-            subscription.token_type,
-        ));
-        self.nonces.insert(nonce, index);
-        entry.standing = Standing::Pending;
-        entry.asked_at = Some(now);
         self.pace.sent(now);
+        true
     }
 
     fn on_response(
@@ -579,14 +620,20 @@ impl Session {
             self.on_rate_limit(now, effects);
             return;
         }
-        // A response to an `unsubscribe`, or to something that is no longer wanted.
-        let Some(index) = self.nonces.remove(&*response.nonce) else {
+        let named = |nonce: &Option<String>| nonce.as_deref() == Some(&*response.nonce);
+        self.leaving.retain(|leaving| !named(&leaving.nonce));
+        // Otherwise it answers an `unsubscribe`, or something that is no longer wanted.
+        let Some(index) = self.entries.iter().position(|entry| entry.nonces.iter().any(named))
+        else {
             if let Some(code) = code {
                 debug!(code, text = response.text, "an error that belongs to no subscription");
             }
             return;
         };
+        let others_stand =
+            self.entries.iter().any(|entry| matches!(entry.standing, Standing::Confirmed(_)));
         let Some(entry) = self.entries.get_mut(index) else { return };
+        entry.nonces = [None, None];
         effects.changed = true;
         let Some(code) = code else {
             entry.standing = Standing::Confirmed(response.room.as_deref().map(Into::into));
@@ -599,12 +646,13 @@ impl Session {
         entry.failures = entry.failures.saturating_add(1);
         let again = match code {
             "err_internal_error" | "err_deadline_exceeded" => {
-                let doubled = RETRY_FIRST.saturating_mul(1 << entry.failures.min(10));
+                let doubled = RETRY_FIRST.saturating_mul(1 << (entry.failures - 1).min(10));
                 Some(doubled.min(self.limits.retry_refused))
             }
             "err_unauthorized" => Some(self.limits.retry_refused),
-            // The documents speak of a limit on subscriptions a connection under this code.
-            "err_bad_request" if response.text.to_ascii_lowercase().contains("limit") => {
+            // The documents speak of a limit on subscriptions a connection under this code. Where
+            // nothing else stands on the connection, another would not help.
+            "err_bad_request" if speaks_of_limit(&response.text) && others_stand => {
                 info!(
                     subscriptions = self.entries.len(),
                     text = response.text,
@@ -613,6 +661,7 @@ impl Session {
                 self.overflow(index, effects);
                 return;
             }
+            "err_bad_request" if speaks_of_limit(&response.text) => Some(self.limits.retry_refused),
             _ => None,
         };
         let refusal = Refusal {
@@ -630,50 +679,34 @@ impl Session {
         self.counts.rate_limited += 1;
         warn!("the gateway's command rate was exceeded; waiting");
         self.pace.pause(now + RATE_LIMIT_QUIET);
-        self.nonces.clear();
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        for entry in &mut self.entries {
             if entry.standing == Standing::Pending {
                 entry.standing = Standing::Waiting;
-                self.queue.push_back(index);
                 effects.changed = true;
             }
+        }
+        for leaving in &mut self.leaving {
+            leaving.nonce = None;
         }
     }
 
     /// Moves one subscription, and all that wait behind it, to another connection.
     fn overflow(&mut self, index: usize, effects: &mut Effects) {
-        let mut moving: HashSet<usize> = self.queue.drain(..).collect();
-        moving.insert(index);
-        let mut kept = Vec::with_capacity(self.entries.len());
-        let mut moved_to = HashMap::new();
-        for (old, entry) in std::mem::take(&mut self.entries).into_iter().enumerate() {
-            if moving.contains(&old) {
-                effects.overflow.push(entry.wanted);
+        for (place, entry) in std::mem::take(&mut self.entries).into_iter().enumerate() {
+            if place == index || entry.standing == Standing::Waiting {
+                effects.overflow.push(entry.wanted.subscription);
             } else {
-                moved_to.insert(old, kept.len());
-                kept.push(entry);
+                self.entries.push(entry);
             }
         }
-        self.entries = kept;
-        self.nonces.retain(|_, index| match moved_to.get(index) {
-            Some(new) => {
-                *index = *new;
-                true
-            }
-            None => false,
-        });
         self.place_rooms();
     }
 
     fn give_up_unanswered(&mut self, now: Instant, effects: &mut Effects) {
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        for entry in &mut self.entries {
             let late = |asked: Instant| now >= asked + self.limits.response_timeout;
             if entry.standing == Standing::Pending && entry.asked_at.is_some_and(late) {
-                // The nonce stays valid: a late answer is an answer.
                 entry.standing = Standing::Waiting;
-                entry.asked_at = None;
-                entry.failures = entry.failures.saturating_add(1);
-                self.queue.push_back(index);
                 effects.changed = true;
                 let subscription = &entry.wanted.subscription;
                 warn!(
@@ -686,12 +719,11 @@ impl Session {
     }
 
     fn retry_refused(&mut self, now: Instant, effects: &mut Effects) {
-        for (index, entry) in self.entries.iter_mut().enumerate() {
+        for entry in &mut self.entries {
             if let Standing::Refused(Refusal { retry_at: Some(at), .. }) = &entry.standing
                 && now >= *at
             {
                 entry.standing = Standing::Waiting;
-                self.queue.push_back(index);
                 effects.changed = true;
             }
         }
@@ -706,6 +738,11 @@ impl Session {
             }
         }));
     }
+}
+
+/// Whether the gateway says that it would take this, were there not too much already.
+fn speaks_of_limit(text: &str) -> bool {
+    text.to_ascii_lowercase().contains("limit")
 }
 
 /// Says loudly that a subscription is not ours: a human is needed where it is not tried again soon.

@@ -37,7 +37,7 @@ pub struct Envelope<'a> {
     pub id: Cow<'a, str>,
     /// RFC 3339, or empty.
     pub ts: Cow<'a, str>,
-    /// The topic, or empty.
+    /// The topic; never empty.
     pub topic: Cow<'a, str>,
     /// The canonical room, or empty.
     pub room: Cow<'a, str>,
@@ -64,6 +64,9 @@ pub enum WireError {
     /// Not JSON, or not an object of the envelope's shape.
     #[error("not a frame of the gateway")]
     Json(#[from] serde_json::Error),
+    /// Nobody could have subscribed a message without a topic.
+    #[error("a message without a topic")]
+    NoTopic,
     /// A `reconnect` without its token is of no use.
     #[error("a reconnect frame without a token")]
     NoToken,
@@ -140,6 +143,9 @@ pub fn read(text: &str) -> Result<ServerFrame<'_>, WireError> {
     let kind = raw.kind.0;
     // The older document's table says `RESPONSE`, its examples say `response`.
     if kind.eq_ignore_ascii_case("message") {
+        if raw.topic.0.is_empty() {
+            return Err(WireError::NoTopic);
+        }
         let data = raw.data.map_or(0..0, |data| place(text, data.get()));
         Ok(ServerFrame::Message(Envelope {
             id: raw.id.0,
@@ -296,6 +302,9 @@ mod tests {
         assert!(matches!(read(r#"{"type":"reconnect"}"#), Err(WireError::NoToken)));
         assert_eq!(read(r#"{"type":"bye"}"#).unwrap(), ServerFrame::Unknown("bye".into()));
         assert_eq!(read("{}").unwrap(), ServerFrame::Unknown("".into()));
+        for nobodys in [r#"{"type":"message"}"#, r#"{"type":"message","topic":null,"data":{}}"#] {
+            assert!(matches!(read(nobodys), Err(WireError::NoTopic)), "{nobodys}");
+        }
         for garbage in ["", "3", "{", r#"{"type":{}}"#, r#"{"type":"message","id":7}"#] {
             assert!(matches!(read(garbage), Err(WireError::Json(_))), "{garbage}");
         }
@@ -324,9 +333,9 @@ mod tests {
         fn data_is_found_wherever_it_stands(data in "[a-z0-9 {}\\[\\]\"]{0,40}", before in proptest::bool::ANY) {
             let value = serde_json::to_string(&data).unwrap();
             let text = if before {
-                format!(r#"{{"data":{value},"type":"message"}}"#)
+                format!(r#"{{"data":{value},"type":"message","topic":"t"}}"#)
             } else {
-                format!(r#"{{"type":"message" , "data" : {value} }}"#)
+                format!(r#"{{"type":"message","topic":"t" , "data" : {value} }}"#)
             };
             let Ok(ServerFrame::Message(envelope)) = read(&text) else { panic!("{text}") };
             proptest::prop_assert_eq!(&text[envelope.data], value.as_str());

@@ -24,13 +24,13 @@ use crate::{
 /// What `demo` takes.
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// An MQTT broker to publish to as well: mqtt://127.0.0.1:1883
+    /// An MQTT broker to publish to as well, as in `mqtt://127.0.0.1:1883`
     #[arg(long, value_name = "URL")]
     mqtt: Option<String>,
-    /// A NATS server to publish to as well: nats://127.0.0.1:4222
+    /// A NATS server to publish to as well, as in `nats://127.0.0.1:4222`
     #[arg(long, value_name = "URL")]
     nats: Option<String>,
-    /// A Redis server to publish to as well: redis://127.0.0.1:6379
+    /// A Redis server to publish to as well, as in `redis://127.0.0.1:6379`
     #[arg(long, value_name = "URL")]
     redis: Option<String>,
     /// A webhook to post to as well; local addresses are allowed.

@@ -3,7 +3,7 @@
 //! They open the journal's file beside the relay, running or not. What they ask for is written into
 //! the file, and a running relay takes it up within a second.
 
-use std::{io::Write as _, path::PathBuf, time::Duration};
+use std::{io::Write as _, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Done, Failed, Source};
 use crate::{
     clock,
-    event::{Record, Seq, UnixMillis},
+    event::{Seq, UnixMillis},
     journal::{
         DeadLetter, Replay,
         store::{self, Store},
@@ -265,33 +265,18 @@ fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> R
                 return Ok(after);
             }
             let topic = wanted.topic.as_ref().is_none_or(|pattern| pattern.matches(&event.topic));
-            let holds = |when: &Condition| when.holds(&View::new(record.clone())).unwrap_or(false);
+            let holds =
+                |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
             if topic && when.as_ref().is_none_or(holds) {
-                writeln!(out, "{}", line(&record))?;
+                writeln!(out, "{}", record.line(&record.event.message))?;
             }
         }
         out.flush()?;
     }
 }
 
-/// An event as one line of JSON, its message as it came.
-fn line(record: &Record) -> String {
-    let event = &record.event;
-    let about = json!({
-        "seq": record.seq,
-        "received": clock::rfc3339(event.received),
-        "origin": event.origin.as_str(),
-        "channel": &*event.channel,
-        "room": &*event.room,
-    });
-    let mut line = about.to_string();
-    line.pop();
-    let message = String::from_utf8_lossy(&event.message).replace(['\n', '\r'], " ");
-    format!("{line},\"message\":{message}}}")
-}
-
-pub(super) fn dead_letters(command: DeadLetterCommand) -> Done {
-    let (chosen, act): (_, fn(&Store, &Chosen) -> Done) = match &command {
+pub(super) fn dead_letters(command: &DeadLetterCommand) -> Done {
+    let (chosen, act): (_, fn(&Store, &Chosen) -> Done) = match command {
         DeadLetterCommand::List(chosen) => (chosen, list),
         DeadLetterCommand::Show(chosen) => (chosen, show),
         DeadLetterCommand::Retry(chosen) => (chosen, retry),
@@ -333,7 +318,7 @@ fn show(store: &Store, chosen: &Chosen) -> Done {
         });
         let mut text = about.to_string();
         text.pop();
-        writeln!(out, "{text},\"event\":{}}}", line(&letter.record))?;
+        writeln!(out, "{text},\"event\":{}}}", letter.record.line(&letter.record.event.message))?;
     }
     Ok(())
 }

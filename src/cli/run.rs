@@ -1,5 +1,6 @@
 //! `astro-relay run`: the daemon.
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -7,6 +8,7 @@ use super::{Done, Failed, Source, on_runtime, told_to_stop};
 use crate::{
     metrics,
     relay::Relay,
+    reload::Reloads,
     supervisor::Outcome,
     systemd::{self, Manager},
 };
@@ -15,16 +17,21 @@ use crate::{
 const THREADS: usize = 2;
 
 pub(super) fn run(source: &Source) -> Done {
-    let config = source.load()?;
-    let log = config.log.clone();
+    let loaded = source.load_with_file()?;
+    let (log, sources) = (loaded.config.log.clone(), source.sources());
     on_runtime(THREADS, &log, async move {
-        let relay = Relay::new(config, metrics::install()).await?;
-        let status = relay.status();
+        // Before anything else: by default the signal ends the process.
+        let hangups = signal(SignalKind::hangup())?;
+        let relay = Relay::reloadable(loaded, sources, metrics::install()).await?;
+        let (status, reloads) = (relay.status(), relay.reloads());
         let stop = CancellationToken::new();
         let mut manager = Manager::new();
         info!(version = env!("CARGO_PKG_VERSION"), "astro-relay runs");
         let waiting = async {
-            let told = told_to_stop().await;
+            let told = tokio::select! {
+                told = told_to_stop() => told,
+                never = reload_on(hangups, reloads) => match never {},
+            };
             info!("stopping");
             stop.cancel();
             told
@@ -46,4 +53,15 @@ pub(super) fn run(source: &Source) -> Done {
             }
         }
     })
+}
+
+/// Loads the configuration anew at every SIGHUP. Signals that come meanwhile count as one.
+async fn reload_on(mut hangups: Signal, reloads: Option<Reloads>) -> std::convert::Infallible {
+    while hangups.recv().await.is_some() {
+        if let Some(reloads) = &reloads {
+            // What became of it is in the log; `None` is a relay that is stopping.
+            drop(reloads.ask("signal").await);
+        }
+    }
+    std::future::pending().await
 }

@@ -37,7 +37,7 @@ pub(super) struct Simulate {
     /// Subscriptions that one connection may hold.
     #[arg(long)]
     subscriptions_per_connection: Option<usize>,
-    /// Answers subscriptions to a topic with an error: TOPIC=err_unauthorized
+    /// Answers subscriptions to a topic with an error, as in `TOPIC=err_unauthorized`
     #[arg(long = "refuse", value_name = "TOPIC=ERROR", value_parser = refusal)]
     refusals: Vec<Refusal>,
     /// Asks every connection to move to another, again and again at this interval.

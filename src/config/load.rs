@@ -246,6 +246,7 @@ fn typed(shape: &Shape, errors: &mut Vec<Problem>) -> Config {
     config.backfill = section(&["backfill"], take("backfill"), shape, errors).unwrap_or_default();
     config.http = section(&["http"], take("http"), shape, errors).unwrap_or_default();
     config.log = section(&["log"], take("log"), shape, errors).unwrap_or_default();
+    config.reload = section(&["reload"], take("reload"), shape, errors).unwrap_or_default();
     config
 }
 

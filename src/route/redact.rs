@@ -9,11 +9,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::value::RawValue;
 
-use crate::{event::Event, template::Redacted};
+use crate::{config::PERSONAL_FIELDS, event::Event, template::Redacted};
 
 /// The fields to take out.
 #[derive(Debug)]
-pub(super) struct Redactor {
+pub(crate) struct Redactor {
     paths: Vec<Vec<String>>,
     /// A message that holds none of these holds none of the fields: the last word of each path, as
     /// JSON text.
@@ -34,9 +34,27 @@ impl Redactor {
             }
             parsed.push(words);
         }
-        let marks =
-            parsed.iter().filter_map(|words| words.last().map(|last| format!("\"{last}\"")));
-        Ok(Self { marks: marks.collect(), paths: parsed })
+        Ok(Self::of(parsed))
+    }
+
+    fn of(paths: Vec<Vec<String>>) -> Self {
+        let last = |words: &Vec<String>| words.last().map(|last| format!("\"{last}\""));
+        Self { marks: paths.iter().filter_map(last).collect(), paths }
+    }
+
+    /// What is taken out for those who only look: a donor's personal fields.
+    pub(crate) fn personal() -> Self {
+        let words = |path: &&str| path.split('.').map(str::to_owned).collect();
+        Self::of(PERSONAL_FIELDS.iter().map(words).collect())
+    }
+
+    /// The message without the fields. One that cannot be read is not shown at all.
+    pub(crate) fn message(&self, event: &Event) -> Bytes {
+        match self.apply(event) {
+            Ok(None) => event.message.clone(),
+            Ok(Some(redacted)) => redacted.message,
+            Err(_) => Bytes::from_static(b"null"),
+        }
     }
 
     /// The message without the fields; `None` where it has none of them.

@@ -231,6 +231,11 @@ struct Mqtt {
     ahead: Ahead,
     /// The event of which the broker said neither "not now" nor "never", and how often.
     doubted: (Seq, u32),
+    /// The last event that was handed to this connection; 0 before the first.
+    last_handed: Seq,
+    /// Up to this event one is sent at a time: the connection was lost with these in flight, and one
+    /// of them may be why.
+    careful_until: Seq,
     /// Events for which the expression of `retain` could not be evaluated.
     retain_errors: u64,
 }
@@ -266,6 +271,8 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         flight: Flight::default(),
         ahead: Ahead::default(),
         doubted: (0, 0),
+        last_handed: 0,
+        careful_until: 0,
         retain_errors: 0,
         settings,
     }))
@@ -294,6 +301,7 @@ impl Sink for Mqtt {
         self.link = None;
         self.ahead.clear();
         self.flight = Flight::default();
+        self.last_handed = 0;
         let (link, terms) = self.dial().await.map_err(Failure::down)?;
         self.terms = terms;
         self.link = Some(link);
@@ -305,6 +313,7 @@ impl Sink for Mqtt {
         if let Err(error) = self.carry(&mut link, batch).await {
             // Of QoS 0 nothing is confirmed before the whole batch is.
             let accepted = if self.qos() == 0 { 0 } else { self.flight.accepted() };
+            self.suspect(batch.get(accepted));
             return Err(Failure::after(accepted, Cause::Down(error)));
         }
         self.link = Some(link);
@@ -420,7 +429,7 @@ impl Mqtt {
     }
 
     /// Sends the batch and waits until the broker has answered for all that was sent. An event that
-    /// cannot be sent ends the sending, for what is behind it must not overtake its successor.
+    /// is not accepted ends the sending, so that no more than the window is sent past it.
     async fn carry(&mut self, link: &mut Link, batch: &[Outgoing]) -> Result<(), Lost> {
         self.flight.begin(batch.len());
         self.ahead.begin(batch);
@@ -429,11 +438,11 @@ impl Mqtt {
         let mut waiting = batch.iter().enumerate();
         loop {
             while self.flight.outstanding() < window
+                && !self.flight.hindered()
+                && (self.flight.outstanding() == 0 || self.last_handed > self.careful_until)
                 && let Some((place, outgoing)) = waiting.next()
             {
-                if !self.hand(link, place, outgoing, qos)? {
-                    waiting = [].iter().enumerate();
-                }
+                self.hand(link, place, outgoing, qos)?;
             }
             if self.flight.outstanding() == 0 {
                 break;
@@ -450,44 +459,45 @@ impl Mqtt {
         Ok(())
     }
 
-    /// Hands one event to the client; false: it cannot be sent.
+    /// Hands one event to the client, unless it is known what becomes of it.
     fn hand(
         &mut self,
         link: &Link,
         place: usize,
         outgoing: &Outgoing,
         qos: u8,
-    ) -> Result<bool, Lost> {
+    ) -> Result<(), Lost> {
         if self.ahead.has(outgoing) {
             self.flight.settle(place, Verdict::Accepted);
-            return Ok(true);
+            return Ok(());
         }
         let retain = self.keeps(outgoing);
-        let unsent = if retain && !self.terms.retain {
-            Unsent::Refused("the broker keeps no retained messages".into())
-        } else {
-            match link.publish(outgoing, qos, retain) {
-                Ok(()) => {
-                    self.flight.hand(place);
-                    return Ok(true);
-                }
-                Err(unsent) => unsent,
-            }
-        };
-        match unsent {
-            Unsent::Refused(reason) => {
-                self.flight.settle(place, Verdict::Refused(reason));
-                Ok(false)
-            }
-            Unsent::Closed => Err("the client takes nothing more".into()),
+        if retain && !self.terms.retain {
+            let reason = "the broker keeps no retained messages".into();
+            self.flight.settle(place, Verdict::Refused(reason));
+            return Ok(());
         }
+        if self.doubted == (outgoing.record.seq, DOUBTS) {
+            let reason = format!("the broker ended the connection {DOUBTS} times at this event");
+            self.flight.settle(place, Verdict::Refused(reason));
+            return Ok(());
+        }
+        match link.publish(outgoing, qos, retain) {
+            Ok(()) => {
+                self.flight.hand(place);
+                self.last_handed = outgoing.record.seq;
+            }
+            Err(Unsent::Refused(reason)) => self.flight.settle(place, Verdict::Refused(reason)),
+            Err(Unsent::Closed) => return Err("the client takes nothing more".into()),
+        }
+        Ok(())
     }
 
     fn keeps(&mut self, outgoing: &Outgoing) -> bool {
         match &self.keep {
             Keep::Always(always) => *always,
             Keep::When(condition) => {
-                condition.holds(&View::new(Arc::clone(&outgoing.record))).unwrap_or_else(|_| {
+                condition.holds(&View::of(Arc::clone(&outgoing.record))).unwrap_or_else(|_| {
                     self.retain_errors += 1;
                     false
                 })
@@ -503,6 +513,25 @@ impl Mqtt {
         Ok(())
     }
 
+    /// The connection was lost before the broker had answered for `first`. Some brokers end it at an
+    /// event that they do not like, and what they had answered for before is lost with it: so what was
+    /// in flight is sent one at a time, and an event that ends it alone again and again is refused.
+    fn suspect(&mut self, first: Option<&Outgoing>) {
+        let Some(first) = first.filter(|_| self.flight.outstanding() > 0) else { return };
+        let seq = first.record.seq;
+        if self.last_handed == seq {
+            self.doubt(seq);
+        }
+        self.careful_until = self.careful_until.max(self.last_handed);
+    }
+
+    /// Counts a doubt about an event; says how many there are.
+    fn doubt(&mut self, seq: Seq) -> u32 {
+        let before = if self.doubted.0 == seq { self.doubted.1 } else { 0 };
+        self.doubted = (seq, before + 1);
+        before + 1
+    }
+
     /// What the answers mean for the batch.
     fn outcome(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
         let accepted = self.flight.accepted();
@@ -511,9 +540,7 @@ impl Mqtt {
         let reason = match self.flight.verdict(accepted) {
             Verdict::Refused(reason) => reason,
             Verdict::Doubtful(reason) => {
-                let before = if self.doubted.0 == seq { self.doubted.1 } else { 0 };
-                self.doubted = (seq, before + 1);
-                if before + 1 < DOUBTS {
+                if self.doubt(seq) < DOUBTS {
                     return Err(Failure::after(accepted, Cause::Busy { wait: None, reason }));
                 }
                 reason

@@ -18,13 +18,20 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::json;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Change, SESSION_TOPICS, Session, TOPIC};
 use crate::{
-    astro::rest::{Rest, RestError, Snapshot, Target, is_channel_id},
+    astro::{
+        gateway::Targets,
+        rest::{Rest, RestError, Snapshot, Target, is_channel_id},
+        session::Subscription,
+    },
     backoff::Backoff,
     clock,
     config::{Config, Secret, SecretRef, Start, TokenType, jwt},
@@ -55,15 +62,30 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(
 /// How long to wait for a journal that cannot be read at the moment.
 const JOURNAL_RETRY: Duration = Duration::from_millis(200);
 
+/// How often the keeper does what.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// A session is fetched anew this often.
+    pub refresh: Duration,
+    /// Where the credential is at fault, it is tried again no sooner than this.
+    pub retry_refused: Duration,
+}
+
+impl Times {
+    /// As configured.
+    pub fn of(config: &Config) -> Self {
+        Self { refresh: config.session.refresh.0, retry_refused: config.astro.retry_refused.0 }
+    }
+}
+
 /// Keeps the sessions.
 #[derive(Debug)]
 pub struct Keeper {
     rest: Rest,
     journal: Journal,
     status: Arc<Status>,
-    refresh: Duration,
-    /// The longest wait where the credential was refused.
-    retry_refused: Duration,
+    targets: watch::Receiver<Targets>,
+    times: Times,
     position: Seq,
     channels: BTreeMap<Arc<str>, Channel>,
 }
@@ -74,6 +96,8 @@ struct Channel {
     session: Session,
     /// Which of the topics that are folded it subscribes to.
     topics: Vec<String>,
+    /// The room that is configured, and the one that is known.
+    asked: Option<Arc<str>>,
     room: Option<Arc<str>>,
     token: SecretRef,
     token_type: TokenType,
@@ -97,51 +121,73 @@ struct Fetched {
 type Fetches = FuturesUnordered<Pin<Box<dyn Future<Output = Fetched> + Send>>>;
 
 impl Keeper {
-    /// A keeper for the channels that subscribe to anything that is folded; `None`: there are none.
+    /// A keeper for the channels among `targets` that subscribe to anything that is folded.
     pub fn new(
-        config: &Config,
+        times: Times,
         rest: Rest,
         journal: Journal,
         status: Arc<Status>,
-    ) -> Result<Option<Self>, StoreError> {
-        let mut channels: BTreeMap<Arc<str>, Channel> = config
-            .channels
-            .iter()
-            .filter(|(_, channel)| channel.topics.iter().any(|topic| is_folded(topic)))
-            .map(|(label, channel)| (label.as_str().into(), Channel::new(channel)))
-            .collect();
+        targets: watch::Receiver<Targets>,
+    ) -> Result<Self, StoreError> {
+        let position = journal.register(CURSOR, Start::End)?;
+        let kept = journal.kept()?;
+        let channels = BTreeMap::new();
+        let mut keeper = Self { rest, journal, status, targets, times, position, channels };
+        keeper.adopt();
         let mut forgotten = Vec::new();
-        for kept in journal.kept()? {
+        for kept in kept {
             let value = kept.value.as_deref().and_then(|text| serde_json::from_str(text).ok());
-            match (channels.get_mut(&*kept.channel), value) {
+            match (keeper.channels.get_mut(&*kept.channel), value) {
                 (Some(channel), Some(value)) => {
                     channel.session.restore(kept.element.into(), value, kept.at);
                 }
                 (_, _) => forgotten.push(Kept { value: None, ..kept }),
             }
         }
-        journal.keep(forgotten);
-        if channels.is_empty() {
-            return Ok(None);
+        keeper.journal.keep(forgotten);
+        for (label, channel) in &keeper.channels {
+            channel.show(label, &keeper.status);
         }
-        Ok(Some(Self {
-            rest,
-            position: journal.register(CURSOR, Start::End)?,
-            journal,
-            status,
-            refresh: config.session.refresh.0,
-            retry_refused: config.astro.retry_refused.0,
-            channels,
-        }))
+        Ok(keeper)
+    }
+
+    /// Takes up the channels as they are configured now; what is no longer configured is forgotten.
+    fn adopt(&mut self) {
+        let targets = self.targets.borrow_and_update().clone();
+        let mut wanted: BTreeMap<Arc<str>, Channel> = BTreeMap::new();
+        for subscription in targets.subscriptions.iter().filter(|one| is_folded(&one.topic)) {
+            let label = &subscription.channel;
+            let Some(token) = targets.tokens.get(label) else { continue };
+            let channel = wanted
+                .entry(Arc::clone(label))
+                .or_insert_with(|| Channel::new(subscription, token));
+            channel.add(&subscription.topic);
+        }
+        for (label, mut gone) in std::mem::take(&mut self.channels) {
+            if let Some(channel) = wanted.get_mut(&label) {
+                if channel.is_like(&gone) {
+                    *channel = gone;
+                } else {
+                    channel.session = std::mem::take(&mut gone.session);
+                }
+            } else {
+                let forgotten = gone.session.iter().map(|(element, _)| Kept {
+                    channel: (&*label).into(),
+                    element: element.into(),
+                    value: None,
+                    at: 0,
+                });
+                self.journal.keep(forgotten);
+                self.status.no_session(&label);
+            }
+        }
+        self.channels = wanted;
     }
 
     /// Keeps them until it is told to stop.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut connections = self.status.connections();
         let mut fetches = Fetches::new();
-        for (label, channel) in &self.channels {
-            channel.show(label, &self.status);
-        }
         self.look();
         loop {
             self.start(&mut fetches);
@@ -160,6 +206,10 @@ impl Keeper {
                 },
                 Some(fetched) = fetches.next() => self.take(fetched),
                 Ok(()) = connections.changed() => self.look(),
+                Ok(()) = self.targets.changed() => {
+                    self.adopt();
+                    self.look();
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
         }
@@ -187,7 +237,7 @@ impl Keeper {
             let (id, token) = match channel.credentials() {
                 Ok(credentials) => credentials,
                 Err(why) => {
-                    channel.due = Some(now + self.retry_refused);
+                    channel.due = Some(now + self.times.retry_refused);
                     channel.failed(label, why, &self.status);
                     continue;
                 }
@@ -249,7 +299,7 @@ impl Keeper {
         match outcome {
             Ok(snapshot) => {
                 channel.backoff.reset();
-                channel.due = Some(now + self.refresh);
+                channel.due = Some(now + self.times.refresh);
                 match channel.session.merge(&snapshot.data, since, clock::now()) {
                     Some(changes) => {
                         if channel.error.take().is_some() {
@@ -264,7 +314,7 @@ impl Keeper {
             Err(error) => {
                 let mut wait = channel.backoff.wait().max(error.retry_after().unwrap_or_default());
                 if error.is_unauthorised() {
-                    wait = wait.max(self.retry_refused);
+                    wait = wait.max(self.times.retry_refused);
                 }
                 channel.due = Some(now + wait);
                 channel.failed(&label, error.describe(), &self.status);
@@ -332,22 +382,33 @@ fn told(label: &str, change: &Change) -> serde_json::Value {
 }
 
 impl Channel {
-    fn new(config: &crate::config::Channel) -> Self {
-        let topics: Vec<_> =
-            config.topics.iter().filter(|topic| is_folded(topic)).cloned().collect();
-        let fetched = topics.iter().any(|topic| SESSION_TOPICS.contains(&topic.as_str()));
+    fn new(subscription: &Subscription, token: &SecretRef) -> Self {
         Self {
             session: Session::default(),
-            topics,
-            room: config.room.as_deref().map(Into::into),
-            token: config.token.clone(),
-            token_type: config.token_type,
+            topics: Vec::new(),
+            asked: subscription.room.clone(),
+            room: subscription.room.clone(),
+            token: token.clone(),
+            token_type: subscription.token_type,
             confirmed: Vec::new(),
-            due: fetched.then(|| Instant::now() + GRACE),
+            due: None,
             again: false,
             backoff: Backoff::new(WAIT.0, WAIT.1),
             error: None,
         }
+    }
+
+    fn add(&mut self, topic: &str) {
+        if SESSION_TOPICS.contains(&topic) {
+            self.due.get_or_insert_with(|| Instant::now() + GRACE);
+        }
+        self.topics.push(topic.to_owned());
+    }
+
+    /// Whether it is configured alike.
+    fn is_like(&self, other: &Self) -> bool {
+        (&self.topics, &self.asked, &self.token, self.token_type)
+            == (&other.topics, &other.asked, &other.token, other.token_type)
     }
 
     /// Compares what stands of its session's subscriptions with what stood. While one of them is

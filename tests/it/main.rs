@@ -3,12 +3,14 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
-    unreachable_pub,
     reason = "a test that cannot go on should panic, and nothing is outside of it"
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod cli;
 mod cli_session;
+mod conformance;
+mod end_to_end;
 mod rest;
 mod shipped_config;
 mod sim;
@@ -18,3 +20,4 @@ mod sink_redis;
 mod sink_webhook;
 mod state;
 mod support;
+mod tidy;

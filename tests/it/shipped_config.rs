@@ -68,6 +68,7 @@ fn sections() -> Vec<(String, String)> {
         ("backfill", "Backfill"),
         ("http", "Http"),
         ("log", "Log"),
+        ("reload", "Reload"),
     ]
     .map(|(section, name)| (format!("/{section}"), format!("/$defs/{name}/properties")))
     .to_vec();

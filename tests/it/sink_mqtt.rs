@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use astro_relay::sink::Cause;
+use rumqttc_v5::{ConnAckProperties, PubAckReason};
 use serde_json::json;
 
 use crate::support::{
-    carry::{connect, deliver},
+    carry::{PATIENCE, carry_all, connect, deliver, first_arrivals, within},
     mosquitto::{Listener, Mosquitto, Options},
-    sinks::{batch, id, open},
+    scripted_broker::{Play, ScriptedBroker, silent, well},
+    sinks::{batch, certificate, id, open, outgoing_with},
+    wait::until,
+    websocket_bridge,
 };
 
 #[tokio::test]
@@ -66,5 +70,331 @@ async fn every_version_and_quality_accepts_in_order() {
             );
             sink.close().await;
         }
+    }
+}
+
+#[tokio::test]
+async fn the_broker_knows_whether_the_relay_is_there() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let listener = Listener::start(broker.port, "astro/relay/#").await;
+    let words = async |count: usize| {
+        let heard = listener.wait_for(count).await;
+        heard
+            .iter()
+            .map(|said| String::from_utf8_lossy(&said.payload).into_owned())
+            .collect::<Vec<_>>()
+    };
+    let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+    connect(&mut sink).await.unwrap();
+    assert_eq!(words(1).await, ["online"]);
+    // A farewell says it, a connection that breaks off has it said by the broker.
+    within("close", sink.close()).await;
+    assert_eq!(words(2).await, ["online", "offline"]);
+    connect(&mut sink).await.unwrap();
+    drop(sink);
+    assert_eq!(words(4).await, ["online", "offline", "online", "offline"]);
+    let late = Listener::start(broker.port, "astro/relay/test/availability").await;
+    assert_eq!(late.wait_for(1).await[0].payload, "offline");
+}
+
+#[tokio::test]
+async fn an_event_that_the_broker_refuses_is_refused_alone_and_no_other_comes_twice() {
+    let script = |number, _| {
+        let refused = number == 3 || number == 7;
+        Play::Answer(if refused { PubAckReason::NotAuthorized } else { PubAckReason::Success })
+    };
+    let broker = ScriptedBroker::start(silent(), script).await;
+    for qos in [1, 2] {
+        let mut sink = open("mqtt", json!({"url": broker.url(), "qos": qos})).unwrap();
+        connect(&mut sink).await.unwrap();
+        let events = batch(1..=10, "astro/x");
+        for (place, accepted) in [(0, 2), (3, 3)] {
+            let failure = deliver(&mut sink, &events[place..]).await.unwrap_err();
+            assert_eq!(failure.accepted, accepted, "{failure:?}");
+            let Cause::Refused { reason } = failure.cause else { panic!("{failure:?}") };
+            assert!(reason.contains("0x87"), "{reason}");
+        }
+        deliver(&mut sink, &events[7..]).await.unwrap();
+        // Number 7 was on its way when number 3 was refused, and its refusal is not remembered.
+        assert_eq!(broker.came(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 7]);
+        broker.forget();
+    }
+}
+
+/// mosquitto 2.0.11 ends the connection at an event that its access list denies, and what it had
+/// answered before is lost with it.
+#[tokio::test]
+async fn an_event_at_which_the_broker_hangs_up_is_refused_at_last_and_the_others_go_on() {
+    let acl = "topic readwrite open/#\ntopic read #\ntopic write astro/relay/#\n";
+    for version in ["5", "3.1.1"] {
+        let broker = Mosquitto::start(Options { acl, ..Options::default() }).await;
+        let listener = Listener::start(broker.port, "open/#").await;
+        let settings = json!({"url": broker.url(), "version": version});
+        let mut sink = open("mqtt", settings).unwrap();
+        connect(&mut sink).await.unwrap();
+        let mut events = batch(1..=10, "open/x");
+        for place in [2, 6] {
+            events[place].address = "closed/x".into();
+        }
+        let (refused, failures) = carry_all(&mut sink, &events).await;
+        if version == "5" {
+            assert_eq!(refused, [3, 7], "{failures:?}");
+        }
+        assert!(failures.len() <= 14, "{failures:?}");
+        until("the last arrives", PATIENCE, async || {
+            listener.numbers().contains(&10).then_some(())
+        })
+        .await;
+        assert_eq!(first_arrivals(&listener.numbers()), [1, 2, 4, 5, 6, 8, 9, 10]);
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_ends_the_connection_again_and_again_is_refused() {
+    let script = |number, before| if number == 4 { Play::HangUp } else { well(number, before) };
+    let broker = ScriptedBroker::start(silent(), script).await;
+    let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let (refused, failures) = carry_all(&mut sink, &batch(1..=10, "astro/x")).await;
+    assert_eq!(refused, [4]);
+    assert!(failures.len() <= 6, "{failures:?}");
+    assert_eq!(first_arrivals(&broker.came()), (1..=10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_quota_makes_wait_and_what_the_code_leaves_open_makes_wait_five_times() {
+    let script = |number, before| {
+        Play::Answer(match (number, before) {
+            (3, 0) => PubAckReason::QuotaExceeded,
+            (5, _) => PubAckReason::ImplementationSpecificError,
+            (6, 0..=2) => PubAckReason::UnspecifiedError,
+            _ => PubAckReason::Success,
+        })
+    };
+    let broker = ScriptedBroker::start(silent(), script).await;
+    let mut sink = open("mqtt", json!({"url": broker.url(), "inflight": 1})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let events = batch(1..=7, "astro/x");
+    let mut done = 0;
+    let mut causes = Vec::new();
+    while done < events.len() {
+        match deliver(&mut sink, &events[done..]).await {
+            Ok(()) => done = events.len(),
+            Err(failure) => {
+                done += failure.accepted;
+                causes.push(match failure.cause {
+                    Cause::Busy { reason, .. } => format!("busy {}: {reason}", done + 1),
+                    Cause::Refused { reason } => {
+                        done += 1;
+                        format!("refused {done}: {reason}")
+                    }
+                    other => panic!("{other:?}"),
+                });
+            }
+        }
+    }
+    let mut expected = vec!["busy 3: quota exceeded (0x97)".to_owned()];
+    expected.extend(vec!["busy 5: implementation specific error (0x83)".to_owned(); 4]);
+    expected.push("refused 5: implementation specific error (0x83)".to_owned());
+    expected.extend(vec!["busy 6: unspecified error (0x80)".to_owned(); 3]);
+    assert_eq!(causes, expected);
+}
+
+/// Silent loss on a session that the broker forgot is this client's worst trap.
+#[tokio::test]
+async fn what_was_in_flight_when_the_broker_hung_up_is_not_sent_by_the_client_again() {
+    let script = |number, before| {
+        if number == 4 && before == 0 { Play::HangUp } else { well(number, before) }
+    };
+    let broker = ScriptedBroker::start(silent(), script).await;
+    let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let failure = deliver(&mut sink, &batch(1..=10, "astro/x")).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    // Answers that were under way may be lost with the connection.
+    assert!(failure.accepted <= 3, "{failure:?}");
+    let next = u64::try_from(failure.accepted).unwrap() + 1;
+    let again = deliver(&mut sink, &batch(4..=4, "astro/x")).await.unwrap_err();
+    assert!(matches!(again.cause, Cause::Down(_)), "{again:?}");
+    connect(&mut sink).await.unwrap();
+    deliver(&mut sink, &batch(next..=10, "astro/x")).await.unwrap();
+    assert_eq!(broker.came(), (1..=4).chain(next..=10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn an_event_larger_than_the_broker_takes_is_refused_and_the_link_stays() {
+    let terms = ConnAckProperties { max_packet_size: Some(400), ..silent() };
+    let broker = ScriptedBroker::start(terms, well).await;
+    let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let mut events = batch(1..=3, "astro/x");
+    events[1].payload = format!(r#"{{"n":2,"x":"{}"}}"#, "x".repeat(400)).into();
+    let failure = deliver(&mut sink, &events).await.unwrap_err();
+    assert_eq!(failure.accepted, 1);
+    let Cause::Refused { reason } = failure.cause else { panic!("{failure:?}") };
+    assert!(reason.contains("larger than the broker takes (400)"), "{reason}");
+    deliver(&mut sink, &events[2..]).await.unwrap();
+    assert_eq!(broker.came(), [1, 3]);
+    // The longest packet that is allowed is allowed.
+    let mut fits = batch(4..=4, "astro/x");
+    let mut low = 1;
+    while low < 400 {
+        fits[0].payload = format!(r#"{{"n":4,"x":"{}"}}"#, "x".repeat(low)).into();
+        if deliver(&mut sink, &fits).await.is_err() {
+            break;
+        }
+        low += 1;
+    }
+    assert!((100..400).contains(&low), "{low}");
+}
+
+#[tokio::test]
+async fn a_topic_longer_than_a_topic_can_be_is_refused() {
+    let broker = ScriptedBroker::start(silent(), well).await;
+    for version in ["5", "3.1.1"] {
+        let url = Mosquitto::start(Options::default()).await;
+        let at = if version == "5" { broker.url() } else { url.url() };
+        let mut sink = open("mqtt", json!({"url": at, "version": version})).unwrap();
+        connect(&mut sink).await.unwrap();
+        let mut events = batch(1..=3, "astro/x");
+        events[1].address = "x".repeat(65_536).into();
+        let failure = deliver(&mut sink, &events).await.unwrap_err();
+        assert_eq!(failure.accepted, 1);
+        assert!(matches!(failure.cause, Cause::Refused { .. }), "{failure:?}");
+        deliver(&mut sink, &events[2..]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_the_broker_does_not_do_is_told_or_done_without() {
+    // No QoS above 0: less than was asked for.
+    let terms = ConnAckProperties { max_qos: Some(0), ..silent() };
+    let broker = ScriptedBroker::start(terms, well).await;
+    let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+    let failure = connect(&mut sink).await.unwrap_err();
+    assert!(failure.cause.to_string().contains("set qos = 0"), "{}", failure.cause);
+
+    // QoS 1 for 2: at least once all the same.
+    let terms = ConnAckProperties { max_qos: Some(1), receive_max: Some(3), ..silent() };
+    let broker = ScriptedBroker::start(terms, well).await;
+    let mut sink = open("mqtt", json!({"url": broker.url(), "qos": 2})).unwrap();
+    connect(&mut sink).await.unwrap();
+    deliver(&mut sink, &batch(1..=20, "astro/x")).await.unwrap();
+    let remarks = sink.remarks().join("\n");
+    assert!(remarks.contains("QoS 1 at most") && remarks.contains("3 events"), "{remarks}");
+
+    // No retained messages: those that ask for it are refused, or the connection where all do.
+    let terms = ConnAckProperties { retain_available: Some(0), ..silent() };
+    let broker = ScriptedBroker::start(terms, well).await;
+    let mut sink = open("mqtt", json!({"url": broker.url(), "retain": true})).unwrap();
+    let failure = connect(&mut sink).await.unwrap_err();
+    assert!(failure.cause.to_string().contains("retain = false"), "{}", failure.cause);
+    let some = format!("id == {:?}", id(2));
+    let mut sink = open("mqtt", json!({"url": broker.url(), "retain": some})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let failure = deliver(&mut sink, &batch(1..=3, "astro/x")).await.unwrap_err();
+    assert_eq!(failure.accepted, 1);
+    assert!(matches!(failure.cause, Cause::Refused { .. }), "{failure:?}");
+}
+
+#[tokio::test]
+async fn texts_that_a_broker_would_hang_up_at_do_no_harm() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let mut event = outgoing_with(1, "astro/x", "a\0b\u{1}\u{FFFF}", r#"{"n":1}"#);
+    event.payload = vec![0xFF, 0, 1].into();
+    deliver(&mut sink, &[event]).await.unwrap();
+    deliver(&mut sink, &batch(2..=3, "astro/x")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_link_is_kept_and_its_loss_is_noticed() {
+    let mut broker = Mosquitto::start(Options::default()).await;
+    let mut sink = open("mqtt", json!({"url": broker.url(), "keep_alive": "1s"})).unwrap();
+    connect(&mut sink).await.unwrap();
+    // Longer than one and a half keep-alives, after which a broker ends a silent connection; given
+    // up every now and then, as the delivery does whenever there is something to carry.
+    let end = tokio::time::Instant::now() + Duration::from_secs(3);
+    while tokio::time::Instant::now() < end {
+        let idle = tokio::time::timeout(Duration::from_millis(70), sink.idle()).await;
+        assert!(idle.is_err(), "{idle:?}");
+    }
+    deliver(&mut sink, &batch(1..=3, "astro/x")).await.unwrap();
+    let (failure, ()) =
+        within("notice", async { tokio::join!(sink.idle(), broker.server.kill()) }).await;
+    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+}
+
+#[tokio::test]
+async fn a_second_relay_with_the_same_name_takes_the_link() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let mut first = open("mqtt", json!({"url": broker.url()})).unwrap();
+    let mut second = open("mqtt", json!({"url": broker.url()})).unwrap();
+    connect(&mut first).await.unwrap();
+    connect(&mut second).await.unwrap();
+    let failure = within("notice", first.idle()).await;
+    // This mosquitto does not say why.
+    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+}
+
+#[tokio::test]
+async fn a_password_stays_unsaid() {
+    let broker = Mosquitto::start(Options {
+        // No anonymous user, and no other either.
+        acl: "",
+        extra: "password_file /dev/null",
+        durable: false,
+    })
+    .await;
+    let settings = json!({"url": broker.url(), "user": "me", "password": {"value": "hunter2"}});
+    let mut sink = open("mqtt", settings).unwrap();
+    let failure = connect(&mut sink).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    let said = format!("{failure:?} {}", failure.cause);
+    assert!(!said.contains("hunter2") && said.contains("refused the connection"), "{said}");
+}
+
+#[tokio::test]
+async fn a_broker_is_reached_through_tls() {
+    let extra = format!(
+        "cafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true",
+        certificate("ca.pem"),
+        certificate("server.pem"),
+        certificate("server.key")
+    );
+    let broker = Mosquitto::start(Options { extra: &extra, ..Options::default() }).await;
+    for version in ["5", "3.1.1"] {
+        let mut settings = json!({
+            "url": format!("mqtts://localhost:{}", broker.port),
+            "version": version,
+            "ca_file": certificate("ca.pem"),
+            "client_cert_file": certificate("client.pem"),
+            "client_key_file": certificate("client.key"),
+        });
+        let mut sink = open("mqtt", settings.clone()).unwrap();
+        connect(&mut sink).await.unwrap();
+        deliver(&mut sink, &batch(1..=300, "astro/x")).await.unwrap();
+        within("close", sink.close()).await;
+        // Who is not who we trust is not connected to.
+        settings["ca_file"] = json!(certificate("client.pem"));
+        let mut sink = open("mqtt", settings).unwrap();
+        let failure = connect(&mut sink).await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_broker_is_reached_through_websockets() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let listener = Listener::start(broker.port, "astro/x").await;
+    let port = websocket_bridge::start(broker.port).await;
+    for (round, version) in [(1, "5"), (2, "3.1.1")] {
+        let url = format!("ws://127.0.0.1:{port}/mqtt");
+        let mut sink = open("mqtt", json!({"url": url, "version": version})).unwrap();
+        connect(&mut sink).await.unwrap();
+        deliver(&mut sink, &batch(1..=300, "astro/x")).await.unwrap();
+        listener.wait_for(300 * round).await;
+        within("close", sink.close()).await;
     }
 }

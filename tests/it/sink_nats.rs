@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::{
     carry::{PATIENCE, connect, deliver, first_arrivals, within},
     nats_server::{Listener, NatsServer},
-    sinks::{batch, id, open, open_with, outgoing_with},
+    sinks::{batch, certificate, id, open, open_with, outgoing_with},
     wait::until,
 };
 
@@ -33,7 +33,7 @@ async fn metadata_travels_in_headers() {
         ("Astro-Origin", "live"),
         ("Content-Type", "application/json"),
     ] {
-        assert_eq!(headers.get(name).map(|value| value.as_str()), Some(value), "{name}");
+        assert_eq!(headers.get(name).map(async_nats::HeaderValue::as_str), Some(value), "{name}");
     }
     assert_eq!(&*heard[6].subject, SUBJECT);
     sink.close().await;
@@ -234,4 +234,43 @@ async fn a_lost_link_is_noticed_while_idle() {
     let (failure, ()) =
         within("notice", async { tokio::join!(sink.idle(), server.server.kill()) }).await;
     assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+}
+
+#[tokio::test]
+async fn a_server_is_reached_through_tls_with_every_kind_of_credential() {
+    let tls = format!(
+        "tls {{ ca_file: {:?}, cert_file: {:?}, key_file: {:?}, verify: true }}\n",
+        certificate("ca.pem"),
+        certificate("server.pem"),
+        certificate("server.key")
+    );
+    // A seed of this test's own; it opens nothing else.
+    let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+    let nkey = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+    for (rules, way) in [
+        (String::new(), json!({})),
+        ("authorization { token: hunter2 }".into(), json!({"token": {"value": "hunter2"}})),
+        (
+            "authorization { user: me, password: hunter2 }".into(),
+            json!({"user": "me", "password": {"value": "hunter2"}}),
+        ),
+        (
+            format!("authorization {{ users = [ {{ nkey: {nkey} }} ] }}"),
+            json!({"nkey_seed": {"value": seed}}),
+        ),
+    ] {
+        let server = NatsServer::start(&format!("{tls}{rules}")).await;
+        let mut settings = way;
+        settings["url"] = json!(format!("tls://localhost:{}", server.port));
+        settings["ca_file"] = json!(certificate("ca.pem"));
+        settings["client_cert_file"] = json!(certificate("client.pem"));
+        settings["client_key_file"] = json!(certificate("client.key"));
+        let mut sink = open("nats", settings.clone()).unwrap();
+        connect(&mut sink).await.unwrap_or_else(|failure| panic!("{rules}: {failure:?}"));
+        deliver(&mut sink, &batch(1..=300, SUBJECT)).await.unwrap();
+        settings["ca_file"] = json!(certificate("client.pem"));
+        let failure = connect(&mut open("nats", settings).unwrap()).await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+        assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
+    }
 }

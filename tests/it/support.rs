@@ -7,5 +7,7 @@ pub mod process;
 pub mod receiver;
 pub mod redis_server;
 pub mod relay;
+pub mod scripted_broker;
 pub mod sinks;
 pub mod wait;
+pub mod websocket_bridge;

@@ -3,7 +3,7 @@
 //! [`Connection::step`] waits for the next frames or for the next thing that time demands, and carries
 //! out what the session says. It may be dropped at any await: what is not yet sent stays queued.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, SinkExt, StreamExt};
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::{self, Message, protocol::frame::coding::Clo
 use super::super::{
     dial::Socket,
     gateway::Hub,
-    session::{Effects, Ended, Session, Wanted},
+    session::{Effects, Ended, Session, Subscription},
 };
 use crate::{
     clock,
@@ -44,7 +44,7 @@ pub(super) struct Connection {
 #[derive(Debug, Default)]
 pub(super) struct Step {
     pub(super) changed: bool,
-    pub(super) overflow: Vec<Wanted>,
+    pub(super) overflow: Vec<Arc<Subscription>>,
     pub(super) ended: Option<Ended>,
 }
 

@@ -86,10 +86,11 @@ async fn without_a_welcome_it_subscribes_after_the_grace_time() {
 async fn each_error_has_its_consequence() {
     // Code, text; whether and when it is tried again.
     let cases = [
-        ("err_internal_error", "", Some(4)),
-        ("err_deadline_exceeded", "", Some(4)),
+        ("err_internal_error", "", Some(2)),
+        ("err_deadline_exceeded", "", Some(2)),
         ("err_unauthorized", "invalid token", Some(300)),
         ("err_bad_request", "unknown topic", None),
+        ("err_bad_request", "the name exceeds a limit", Some(300)),
         ("invalid_message", "", None),
         ("invalid_message_type", "", None),
         ("err_from_the_future", "", None),
@@ -155,7 +156,7 @@ async fn a_limit_on_the_connection_moves_what_is_left_to_another() {
     }
     let limit = r#","error":"err_bad_request","data":{"message":"subscription limit reached"}"#;
     let effects = answer(&mut session, &nonces[9], limit, now);
-    let moved: Vec<_> = effects.overflow.iter().map(|w| w.subscription.topic.to_string()).collect();
+    let moved: Vec<_> = effects.overflow.iter().map(|s| s.topic.to_string()).collect();
     assert_eq!(moved, ["t9", "t10", "t11"]);
     assert_eq!(session.standings().count(), 9);
     assert!(session.settled());
@@ -245,7 +246,8 @@ async fn what_is_no_longer_wanted_is_left() {
         answer(&mut session, nonce, r#","data":{"room":"canon"}"#, now);
     }
     let mut effects = Effects::default();
-    session.retain(|subscription| &*subscription.topic == "u", now, &mut effects);
+    session.retain(|subscription| &*subscription.topic == "u", &mut effects);
+    session.tick(now, &mut effects);
     assert_eq!(effects.send.len(), 1);
     assert!(effects.send[0].contains(r#""type":"unsubscribe""#));
     assert!(effects.send[0].contains(r#""room":"canon""#));
@@ -254,6 +256,116 @@ async fn what_is_no_longer_wanted_is_left() {
     let mut effects = Effects::default();
     session.tick(now, &mut effects);
     assert!(effects.send[0].contains(r#""topic":"v""#));
+}
+
+/// The commands that are sent now: verb, topic and room.
+fn said(session: &mut Session, now: Instant) -> Vec<String> {
+    let mut effects = Effects::default();
+    session.due = None;
+    session.tick(now, &mut effects);
+    let word = |value: &serde_json::Value| value.as_str().unwrap_or("-").to_owned();
+    let words = |frame: &String| {
+        let value: serde_json::Value = serde_json::from_str(frame).unwrap();
+        let data = &value["data"];
+        format!("{} {} {}", word(&value["type"]), word(&data["topic"]), word(&data["room"]))
+    };
+    effects.send.iter().map(words).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_pending_is_left_too_and_the_rest_is_not_asked_for_again() {
+    let (mut session, nonces, now) =
+        welcomed(vec![wanted("a", "t", Some("x")), wanted("a", "u", Some("x"))]);
+    session.retain(|subscription| &*subscription.topic == "u", &mut Effects::default());
+    assert_eq!(said(&mut session, now), ["unsubscribe t x"]);
+    answer(&mut session, &nonces[1], "", now);
+    assert_eq!(standing(&session, 0), Standing::Confirmed(None), "its nonce is still known");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_label_wants_too_is_not_left() {
+    let (mut session, nonces, now) = welcomed(vec![
+        wanted("a", "t", Some("x")),
+        wanted("b", "t", Some("y")),
+        wanted("c", "t", Some("z")),
+    ]);
+    for (nonce, room) in nonces.iter().zip(["one", "one", "two"]) {
+        answer(&mut session, nonce, &format!(r#","data":{{"room":"{room}"}}"#), now);
+    }
+    session.retain(|subscription| &*subscription.channel != "a", &mut Effects::default());
+    assert!(said(&mut session, now).is_empty(), "b hears the same room");
+    session.retain(|subscription| &*subscription.channel != "b", &mut Effects::default());
+    assert_eq!(said(&mut session, now), ["unsubscribe t one"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaving_all_rooms_of_a_topic_is_followed_by_asking_for_those_that_stay() {
+    let (mut session, nonces, now) = welcomed(vec![
+        wanted("a", "t", None),
+        wanted("b", "t", Some("x")),
+        wanted("b", "u", Some("x")),
+    ]);
+    for nonce in &nonces {
+        answer(&mut session, nonce, "", now);
+    }
+    session.retain(|subscription| &*subscription.channel == "b", &mut Effects::default());
+    assert_eq!(said(&mut session, now), ["unsubscribe t -", "subscribe t x"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaving_keeps_the_pace_and_survives_a_rate_limit() {
+    let all = (0..25).map(|n| wanted("a", &format!("t{n}"), Some("x"))).collect();
+    let (mut session, mut nonces, mut now) = welcomed(all);
+    while nonces.len() < 25 {
+        now += 2 * SECOND;
+        let mut effects = Effects::default();
+        session.on_other(now);
+        session.tick(now, &mut effects);
+        nonces.extend(self::nonces(&effects));
+    }
+    for nonce in &nonces {
+        answer(&mut session, nonce, "", now);
+    }
+    now += 2 * SECOND;
+    session.retain(|_| false, &mut Effects::default());
+    assert_eq!(said(&mut session, now).len(), 10, "not all at once");
+    text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, now);
+    assert!(said(&mut session, now + 4 * SECOND).is_empty());
+    let mut left = 0;
+    for _ in 0..3 {
+        now += 5 * SECOND;
+        left += said(&mut session, now).len();
+    }
+    assert_eq!(left, 25, "none is forgotten");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsubscribe_that_is_said_again_does_not_hit_what_is_wanted_anew() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", Some("x"))]);
+    answer(&mut session, &nonces[0], "", now);
+    session.retain(|_| false, &mut Effects::default());
+    assert_eq!(said(&mut session, now), ["unsubscribe t x"]);
+    session.add(vec![wanted("b", "t", Some("x"))], &mut Effects::default());
+    text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, now);
+    assert_eq!(said(&mut session, now + 5 * SECOND), ["subscribe t x"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_remembered_of_questions_without_an_answer_is_bounded() {
+    let (mut session, _, mut now) = welcomed(vec![wanted("a", "t", None)]);
+    let mut last = Vec::new();
+    for _ in 0..100 {
+        now += 15 * SECOND;
+        session.on_other(now);
+        let mut effects = Effects::default();
+        session.tick(now, &mut effects);
+        last.extend(nonces(&effects));
+    }
+    assert_eq!(last.len(), 100);
+    answer(&mut session, &last[90], "", now);
+    assert_eq!(standing(&session, 0), Standing::Pending, "forgotten");
+    answer(&mut session, &last[98], "", now);
+    assert_eq!(standing(&session, 0), Standing::Confirmed(None));
 }
 
 proptest::proptest! {
@@ -286,10 +398,6 @@ proptest::proptest! {
                 moved += effects.overflow.len();
                 assert_eq!(session.standings().count() + moved, 5);
                 assert!(session.due(now) > now || effects.ended.is_some() || session.due(now) <= now + 60 * SECOND);
-                for (index, entry) in session.entries.iter().enumerate() {
-                    let queued = session.queue.contains(&index);
-                    assert!(entry.standing != Standing::Waiting || queued, "what waits is queued");
-                }
             }
         });
     }

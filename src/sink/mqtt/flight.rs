@@ -51,6 +51,8 @@ pub(super) struct Flight {
     by_id: Vec<usize>,
     /// Events handed out and not answered.
     outstanding: usize,
+    /// Whether one of them was not accepted.
+    hindered: bool,
 }
 
 impl Flight {
@@ -60,11 +62,18 @@ impl Flight {
         self.verdicts.resize(len, Verdict::Pending);
         self.handed.clear();
         self.outstanding = 0;
+        self.hindered = false;
     }
 
     /// Events handed out and not answered.
     pub(super) fn outstanding(&self) -> usize {
         self.outstanding
+    }
+
+    /// Whether an event was not accepted: what has not been handed out yet should wait, or it
+    /// overtakes that one.
+    pub(super) fn hindered(&self) -> bool {
+        self.hindered
     }
 
     /// The event at `place` was handed to the client.
@@ -75,6 +84,7 @@ impl Flight {
 
     /// The event at `place` needs no answer of the broker.
     pub(super) fn settle(&mut self, place: usize, verdict: Verdict) {
+        self.hindered |= verdict != Verdict::Accepted;
         if let Some(slot) = self.verdicts.get_mut(place) {
             *slot = verdict;
         }

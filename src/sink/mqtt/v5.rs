@@ -180,7 +180,7 @@ fn properties(outgoing: &Outgoing) -> PublishProperties {
 
 /// Whole seconds, section 3.3.2.3.3: rounded up, so that a short life is not none at all.
 fn expiry(left: Duration) -> u32 {
-    let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+    let seconds = left.as_secs().saturating_add(u64::from(left.subsec_nanos() > 0));
     u32::try_from(seconds.max(1)).unwrap_or(u32::MAX)
 }
 
@@ -351,6 +351,19 @@ mod tests {
         assert_eq!(presentable("a\0b\u{FFFF}c\u{85}"), "a\u{FFFD}b\u{FFFD}c\u{FFFD}");
         let long = "ü".repeat(40_000);
         assert_eq!(presentable(&long).len(), 65_534);
+    }
+
+    #[test]
+    fn a_second_client_with_our_name_is_told() {
+        let error = lost(ConnectionError::MqttState(StateError::ServerDisconnect {
+            reason_code: DisconnectReasonCode::SessionTakenOver,
+            reason_string: Some("bye".into()),
+        }));
+        assert_eq!(
+            error.to_string(),
+            "the broker ended the connection: SessionTakenOver, another client has the same \
+             client_id bye"
+        );
     }
 
     #[test]

@@ -4,8 +4,10 @@ use std::{collections::HashSet, time::Duration};
 
 use astro_relay::{
     event::Seq,
-    sink::{Failure, Outgoing, Sink},
+    sink::{Cause, Failure, Outgoing, Sink},
 };
+
+use super::wait::until;
 
 /// How long a server may take for what the tests ask of it. The machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,4 +39,29 @@ pub fn number(payload: &[u8]) -> Option<Seq> {
 pub fn first_arrivals(received: &[Seq]) -> Vec<Seq> {
     let mut seen = HashSet::new();
     received.iter().copied().filter(|number| seen.insert(*number)).collect()
+}
+
+/// Delivers all of `events` as the delivery does, but without its waits; says what was refused and
+/// what else went wrong on the way. Gives up after a hundred failures.
+pub async fn carry_all(sink: &mut Box<dyn Sink>, events: &[Outgoing]) -> (Vec<Seq>, Vec<String>) {
+    let (mut refused, mut failures) = (Vec::new(), Vec::new());
+    let mut rest = events;
+    while !rest.is_empty() {
+        let Err(failure) = deliver(sink, rest).await else { break };
+        rest = &rest[failure.accepted..];
+        match failure.cause {
+            Cause::Refused { .. } => {
+                refused.push(rest[0].record.seq);
+                rest = &rest[1..];
+            }
+            cause => {
+                failures.push(format!("{}: {cause}", rest[0].record.seq));
+                assert!(failures.len() < 100, "no end: {failures:#?}");
+                if matches!(cause, Cause::Down(_)) {
+                    until("the sink connects", PATIENCE, async || sink.connect().await.ok()).await;
+                }
+            }
+        }
+    }
+    (refused, failures)
 }

@@ -51,14 +51,15 @@ impl Mosquitto {
             options.extra
         );
         if options.durable {
-            config += &format!(
-                "persistence true\npersistence_location {}/\nautosave_on_changes true\nautosave_interval 1\n",
-                dir.path().display()
-            );
+            let place = dir.path().display();
+            config.extend([
+                format!("persistence true\npersistence_location {place}/\n"),
+                "autosave_on_changes true\nautosave_interval 1\n".to_owned(),
+            ]);
         }
         if !options.acl.is_empty() {
             write(&dir.path().join("acl"), options.acl);
-            config += &format!("acl_file {}\n", path("acl"));
+            config.extend(["acl_file ".to_owned(), path("acl"), "\n".to_owned()]);
         }
         // Started by root it would otherwise become a user that may not write here.
         config += "user root\n";

@@ -5,7 +5,11 @@ use std::sync::{Arc, Mutex};
 use astro_relay::event::Seq;
 use async_nats::{
     Client, ConnectOptions, Message,
-    jetstream::{self, context::GetStreamErrorKind},
+    jetstream::{
+        self,
+        consumer::{AckPolicy, DeliverPolicy, pull},
+        context::GetStreamErrorKind,
+    },
 };
 use futures_util::StreamExt;
 use tempfile::TempDir;
@@ -31,7 +35,8 @@ impl NatsServer {
         let config = dir.path().join("nats.conf");
         let store = dir.path().join("store");
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?} }}\n{extra}\n"
+            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\" }}\n{extra}\n",
+            store.display()
         );
         std::fs::write(&config, text).unwrap();
         let args = vec!["-c".into(), config.display().to_string()];
@@ -66,16 +71,38 @@ impl NatsServer {
 
     /// The numbers of the events in that stream, in its order.
     pub async fn stored(&self, stream: &str) -> Vec<Seq> {
+        self.stored_after(stream, 0).await
+    }
+
+    /// Those behind the first `known` of a stream from which nothing was ever taken.
+    pub async fn stored_after(&self, stream: &str, known: usize) -> Vec<Seq> {
         let Ok(mut stream) = self.streams().await.get_stream(stream).await else {
             return Vec::new();
         };
         let state = stream.info().await.unwrap().state.clone();
-        let mut numbers = Vec::new();
-        for sequence in state.first_sequence..=state.last_sequence {
-            let message = stream.get_raw_message(sequence).await.unwrap();
-            numbers.extend(number(&message.payload));
+        let start_sequence = state.first_sequence + known as u64;
+        let Some(count) = (state.last_sequence + 1).checked_sub(start_sequence) else {
+            return Vec::new();
+        };
+        if count == 0 {
+            return Vec::new();
         }
-        numbers
+        // One by one would be slower than whoever publishes meanwhile.
+        let consumer = stream
+            .create_consumer(pull::Config {
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+                ack_policy: AckPolicy::None,
+                ..pull::Config::default()
+            })
+            .await
+            .unwrap();
+        let messages = consumer.fetch().max_messages(usize::try_from(count).unwrap()).messages();
+        messages
+            .await
+            .unwrap()
+            .filter_map(async |message| number(&message.unwrap().payload))
+            .collect()
+            .await
     }
 }
 

@@ -1,0 +1,127 @@
+//! `/api/dead-letters`: what a far side refused, and what is to become of it.
+//!
+//! As on the command line, a request is written into the journal's file and the delivery takes it up
+//! within a second. The donor's personal data is not shown here.
+
+use std::path::PathBuf;
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{Query, State as Extract},
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use serde::Deserialize;
+
+use super::{State, refused};
+use crate::{
+    clock,
+    journal::{
+        DeadLetter,
+        store::{Store, StoreError},
+    },
+    route::Redactor,
+};
+
+/// Dead letters in one answer: what a page can show. The counts are in `/status`.
+const MOST: usize = 200;
+
+/// Which are listed.
+#[derive(Debug, Deserialize)]
+pub(super) struct Chosen {
+    /// Only those of this sink.
+    sink: Option<String>,
+}
+
+/// Which are meant. At least one of the two is given: "all" must not come from a misspelling.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Meant {
+    /// All of this sink, or of these numbers those of this sink.
+    sink: Option<String>,
+    /// Their numbers.
+    numbers: Option<Vec<i64>>,
+}
+
+pub(super) async fn list(Extract(state): Extract<State>, Query(chosen): Query<Chosen>) -> Response {
+    let read = move |store: &Store| {
+        let mut letters = store.dead_letters(chosen.sink.as_deref())?;
+        // The newest are those that somebody looks for.
+        letters.drain(..letters.len().saturating_sub(MOST));
+        letters.reverse();
+        Ok(letters)
+    };
+    match with_store(state.dir, read).await {
+        Ok(letters) => {
+            let redactor = Redactor::personal();
+            let letters: Vec<_> = letters.iter().map(|letter| shown(letter, &redactor)).collect();
+            Json(letters).into_response()
+        }
+        Err(response) => response,
+    }
+}
+
+fn shown(letter: &DeadLetter, redactor: &Redactor) -> serde_json::Value {
+    let event = &letter.record.event;
+    let line = letter.record.line(&redactor.message(event));
+    serde_json::json!({
+        "number": letter.number,
+        "sink": letter.sink,
+        "at": clock::rfc3339(letter.at),
+        "reason": letter.reason,
+        "retry": letter.retry,
+        "topic": &*event.topic,
+        // Broken JSON is shown as the text that it is.
+        "event": serde_json::from_str(&line).unwrap_or(serde_json::Value::String(line)),
+    })
+}
+
+pub(super) async fn retry(Extract(state): Extract<State>, body: Bytes) -> Response {
+    act(state, &body, Store::retry_dead_letters).await
+}
+
+pub(super) async fn let_go(Extract(state): Extract<State>, body: Bytes) -> Response {
+    act(state, &body, Store::drop_dead_letters).await
+}
+
+type Act = fn(&Store, Option<&[i64]>, Option<&str>) -> Result<usize, StoreError>;
+
+async fn act(state: State, body: &[u8], act: Act) -> Response {
+    let meant: Meant = match serde_json::from_slice(body) {
+        Ok(meant) => meant,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    if meant.sink.is_none() && meant.numbers.is_none() {
+        let why = "say which: {\"numbers\": [1, 2]}, {\"sink\": \"name\"}, or both";
+        return refused(StatusCode::BAD_REQUEST, why);
+    }
+    let done = with_store(state.dir, move |store| {
+        store.allow_requests()?;
+        act(store, meant.numbers.as_deref(), meant.sink.as_deref())
+    });
+    match done.await {
+        Ok(count) => Json(serde_json::json!({ "count": count })).into_response(),
+        Err(response) => response,
+    }
+}
+
+/// Does something with the journal's file, where it may take its time.
+async fn with_store<T: Send + 'static>(
+    dir: Option<PathBuf>,
+    work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, Response> {
+    let Some(dir) = dir else {
+        let why = "the journal is in memory only: its dead letters are counted, and not kept";
+        return Err(refused(StatusCode::CONFLICT, why));
+    };
+    let done = tokio::task::spawn_blocking(move || work(&Store::open_reader(&dir)?)).await;
+    match done {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the dead letters cannot be reached");
+            Err(refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()))
+        }
+        Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR.into_response()),
+    }
+}

@@ -1,0 +1,120 @@
+//! `/events`: events as they go by, as server-sent events.
+//!
+//! Whoever only looks sees no donor's personal data, whatever the sinks are configured to send. There
+//! is no filter but the topic: a condition of a caller's own would be work that anybody could give us.
+//!
+//! The one thing to know: a follower reads the journal for itself. One that reads slowly holds nothing
+//! up, and nothing is kept for it.
+
+use std::{collections::VecDeque, convert::Infallible, sync::Arc};
+
+use axum::{
+    extract::{Query, State as Extract},
+    http::StatusCode,
+    response::{
+        IntoResponse as _, Response, Sse,
+        sse::{Event as SseEvent, KeepAlive},
+    },
+};
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{State, refused};
+use crate::{
+    event::{Record, Seq},
+    route::{Pattern, Redactor},
+};
+
+/// Events read for a follower at once.
+const FOLLOW: usize = 256;
+
+/// Bytes of events read for a follower at once.
+const FOLLOW_BYTES: usize = 256 * 1024;
+
+/// Events of the past that a follower may ask for: what a page or a terminal can show.
+const MOST_PAST: u64 = 1000;
+
+/// What a follower asks for.
+#[derive(Debug, Deserialize)]
+pub(super) struct Follow {
+    /// Only topics of this pattern.
+    topic: Option<String>,
+    /// So many of the newest events first.
+    #[serde(default)]
+    last: u64,
+    /// Each with what the relay knows of it, as in `journal export`; else Astro's message alone.
+    #[serde(default)]
+    whole: bool,
+}
+
+pub(super) async fn events(
+    Extract(state): Extract<State>,
+    Query(follow): Query<Follow>,
+) -> Response {
+    let pattern = match follow.topic.as_deref().map(Pattern::parse).transpose() {
+        Ok(pattern) => pattern,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    let Ok(permit) = Arc::clone(&state.followers).try_acquire_owned() else {
+        return refused(StatusCode::SERVICE_UNAVAILABLE, "too many follow the events already");
+    };
+    let figures = state.journal.figures();
+    let past = follow.last.min(MOST_PAST);
+    let after = figures.last.saturating_sub(past).max(figures.oldest.saturating_sub(1));
+    let follower = Follower {
+        after: after.min(figures.last),
+        state,
+        waiting: VecDeque::new(),
+        pattern,
+        whole: follow.whole,
+        redactor: Redactor::personal(),
+        _permit: permit,
+    };
+    let events = stream::unfold(follower, Follower::next);
+    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// Somebody who watches events go by.
+struct Follower {
+    state: State,
+    after: Seq,
+    waiting: VecDeque<Arc<Record>>,
+    pattern: Option<Pattern>,
+    whole: bool,
+    redactor: Redactor,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Follower {
+    async fn next(mut self) -> Option<(Result<SseEvent, Infallible>, Self)> {
+        loop {
+            while let Some(record) = self.waiting.pop_front() {
+                let topic = &*record.event.topic;
+                if self.pattern.as_ref().is_none_or(|pattern| pattern.matches(topic)) {
+                    return Some((Ok(self.sse(&record)), self));
+                }
+            }
+            let next = self.state.journal.next(self.after, FOLLOW, FOLLOW_BYTES);
+            let batch = tokio::select! {
+                () = self.state.stop.cancelled() => return None,
+                batch = next => batch.ok()?,
+            };
+            self.after = batch.through;
+            self.waiting = batch.records.into();
+        }
+    }
+
+    fn sse(&self, record: &Record) -> SseEvent {
+        let event = &record.event;
+        let message = self.redactor.message(event);
+        let data = if self.whole {
+            record.line(&message)
+        } else {
+            String::from_utf8_lossy(&message).replace(['\n', '\r'], " ")
+        };
+        // A line break in these would be the library's panic; Astro's own have none.
+        let line = |text: &str| text.replace(['\n', '\r', '\0'], " ");
+        SseEvent::default().id(line(&event.id)).event(line(&event.topic)).data(data)
+    }
+}

@@ -1,0 +1,321 @@
+//! Who may ask for what.
+//!
+//! - **Which name is asked for.** A web page can make its own name lead to this machine (DNS
+//!   rebinding) and would then count as the endpoint's own page. So a request must name an address,
+//!   `localhost`, the name that is listened on, or one of `allowed_hosts`; another is answered 421.
+//! - **Who changes something.** Whatever is not GET or HEAD needs `Authorization: Bearer` with
+//!   `http.admin_token`. Where none is configured nothing can be changed: 403. A page of somebody
+//!   else's cannot send that header: there are no CORS headers here, on purpose.
+//! - **Who reads.** On loopback, everybody on this machine. Beyond it the token again, but for the
+//!   probes and the empty page, unless `http.insecure` says that all may read.
+//!
+//! The one thing to know: [`judge`] is a function of the request and the configuration; the rest is
+//! carrying it out.
+
+use std::{net::SocketAddr, time::Duration};
+
+use axum::{
+    extract::{Request, State as Extract},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, uri::Authority},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::time::{sleep, timeout};
+use tracing::warn;
+
+use super::{State, refused};
+use crate::config::Http;
+
+/// How long a request may take, its body included. Events that go on for ever are answered at once.
+const REQUEST: Duration = Duration::from_secs(30);
+
+/// Whoever shows a wrong token waits this long: a guesser gets through a hundred in a minute.
+const WRONG: Duration = Duration::from_millis(500);
+
+/// What may be asked without a token from everywhere: what a probe needs, and the page, which is
+/// empty until its script has read the rest.
+const OPEN: &[&str] = &["/", "/livez", "/readyz"];
+
+/// Why the endpoint must not listen as it is configured.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "http.listen can be reached from other machines: http.admin_token is needed, or http.insecure = true"
+)]
+pub struct Trouble;
+
+impl Trouble {
+    /// Looks at the address that is really listened on: a name may lead anywhere.
+    pub fn of(address: SocketAddr, http: &Http) -> Result<(), Self> {
+        let fine = address.ip().is_loopback() || http.admin_token.is_some() || http.insecure;
+        if fine { Ok(()) } else { Err(Self) }
+    }
+}
+
+/// Stands before every route.
+pub(super) async fn guard(
+    Extract(state): Extract<State>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let access = state.access.borrow().clone();
+    let verdict = judge(&access, state.address, request.method(), request.uri(), request.headers());
+    let mut response = match verdict {
+        Ok(()) => timeout(REQUEST, next.run(request))
+            .await
+            .unwrap_or_else(|_| refused(StatusCode::REQUEST_TIMEOUT, "the request took too long")),
+        Err(refusal) => {
+            if refusal == Refusal::WrongToken {
+                warn!(path = request.uri().path(), "a request came with a wrong admin token");
+                sleep(WRONG).await;
+            }
+            refusal.answer()
+        }
+    };
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    // Not even as an image or a script of another page.
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    response
+}
+
+/// Why a request is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// It asks for a name that is not ours.
+    Host,
+    /// There is no token with which it could be allowed.
+    NoAdmin,
+    /// It needs the token and shows none.
+    NoToken,
+    /// It shows another.
+    WrongToken,
+    /// The token cannot be read.
+    Unreadable,
+}
+
+impl Refusal {
+    fn answer(self) -> Response {
+        let (status, why) = match self {
+            Self::Host => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "this name is not the endpoint's: ask by address, or add it to http.allowed_hosts",
+            ),
+            Self::NoAdmin => {
+                (StatusCode::FORBIDDEN, "nothing can be changed: no http.admin_token is configured")
+            }
+            Self::NoToken => {
+                (StatusCode::UNAUTHORIZED, "Authorization: Bearer with http.admin_token is needed")
+            }
+            Self::WrongToken => (StatusCode::UNAUTHORIZED, "this is not the admin token"),
+            Self::Unreadable => (StatusCode::FORBIDDEN, "http.admin_token cannot be read"),
+        };
+        let mut response = refused(status, why).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            let bearer = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
+        }
+        response
+    }
+}
+
+fn judge(
+    access: &Http,
+    address: SocketAddr,
+    method: &Method,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<(), Refusal> {
+    // RFC 9112, section 3.2: exactly one Host; a target with a name of its own stands over it.
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let named = uri.authority().is_none_or(|authority| ours(authority.as_str(), access));
+    if hosts.next().is_some() || !named || !ours(host, access) {
+        return Err(Refusal::Host);
+    }
+    let reads = method == Method::GET || method == Method::HEAD;
+    let open = OPEN.contains(&uri.path()) || address.ip().is_loopback() || access.insecure;
+    if reads && open {
+        return Ok(());
+    }
+    shows_token(access, headers)
+}
+
+/// Whether the request shows the admin token.
+fn shows_token(access: &Http, headers: &HeaderMap) -> Result<(), Refusal> {
+    let wanted = access.admin_token.as_ref().ok_or(Refusal::NoAdmin)?;
+    let shown = headers.get(header::AUTHORIZATION).ok_or(Refusal::NoToken)?;
+    let shown = shown.to_str().ok().and_then(bearer).ok_or(Refusal::WrongToken)?;
+    let wanted = wanted.read().map_err(|error| {
+        warn!(%error, "the admin token cannot be read");
+        Refusal::Unreadable
+    })?;
+    if same(shown, wanted.expose()) { Ok(()) } else { Err(Refusal::WrongToken) }
+}
+
+/// Whether whoever may only read openly may see this too: without the token the probe's answer is
+/// short where others can reach it.
+pub(super) fn may_see_reasons(state: &State, headers: &HeaderMap) -> bool {
+    let access = state.access.borrow().clone();
+    state.address.ip().is_loopback() || access.insecure || shows_token(&access, headers).is_ok()
+}
+
+/// The token behind `Bearer`, whose case does not matter (RFC 9110, section 11.1).
+fn bearer(text: &str) -> Option<&str> {
+    let (scheme, token) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Compares in a time that tells nothing: neither where two texts differ, nor how long they are.
+fn same(a: &str, b: &str) -> bool {
+    let (a, b) = (Sha256::digest(a), Sha256::digest(b));
+    let differing =
+        a.iter().zip(b.iter()).fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
+    differing == 0
+}
+
+/// Whether a name in a request can only have been meant for this endpoint.
+fn ours(host: &str, access: &Http) -> bool {
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    if host.contains('@') {
+        return false;
+    }
+    let name = authority.host();
+    // An address cannot be rebound.
+    let bare = name.trim_start_matches('[').trim_end_matches(']');
+    if bare.parse::<std::net::IpAddr>().is_ok() {
+        return true;
+    }
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let listened = access.listen.rsplit_once(':').map_or("", |(host, _)| host);
+    ["localhost", listened]
+        .into_iter()
+        .chain(access.allowed_hosts.iter().map(String::as_str))
+        .any(|known| !known.is_empty() && known.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SecretRef;
+
+    fn headers(host: &str, token: Option<&str>) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, host.parse().unwrap());
+        if let Some(token) = token {
+            headers.insert(header::AUTHORIZATION, token.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn only_names_of_ours_are_answered() {
+        let access = Http {
+            listen: "relay.lan:9464".into(),
+            allowed_hosts: vec!["Relay.example.org".into()],
+            ..Http::default()
+        };
+        for (host, fine) in [
+            ("127.0.0.1:9464", true),
+            ("127.0.0.1", true),
+            ("[::1]:9464", true),
+            ("192.168.1.7:9464", true),
+            ("localhost:9464", true),
+            ("LOCALHOST", true),
+            ("localhost.:9464", true),
+            ("relay.lan", true),
+            ("relay.example.org:80", true),
+            ("evil.example", false),
+            ("127.0.0.1.evil.example", false),
+            ("localhost.evil.example", false),
+            ("localhost@evil.example", false),
+            ("evil.example@localhost", false),
+            ("relay.example.org.evil.example", false),
+            ("2130706433.nip.io", false),
+            ("", false),
+            ("a b", false),
+        ] {
+            assert_eq!(ours(host, &access), fine, "{host}");
+        }
+        assert!(!ours("", &Http::default()) && !ours(":9464", &Http::default()));
+    }
+
+    #[test]
+    fn a_second_host_and_a_target_of_another_name_are_refused() {
+        let here = "127.0.0.1:9464".parse().unwrap();
+        let access = Http::default();
+        let judged = |uri: &'static str, headers: &HeaderMap| {
+            judge(&access, here, &Method::GET, &Uri::from_static(uri), headers)
+        };
+        let mut twice = headers("localhost", None);
+        twice.append(header::HOST, "evil.example".parse().unwrap());
+        assert_eq!(judged("/status", &twice), Err(Refusal::Host));
+        assert_eq!(judged("/status", &HeaderMap::new()), Err(Refusal::Host));
+        let one = headers("localhost", None);
+        assert_eq!(judged("http://evil.example/status", &one), Err(Refusal::Host));
+        assert_eq!(judged("http://localhost/status", &one), Ok(()));
+    }
+
+    #[test]
+    fn changing_needs_the_token_and_reading_needs_it_beyond_this_machine() {
+        let token = Some(SecretRef::Value("s3cret".into()));
+        let plain = Http::default();
+        let admin = Http { admin_token: token.clone(), ..Http::default() };
+        let insecure = Http { insecure: true, ..Http::default() };
+        let lost = Http { admin_token: Some(SecretRef::File("/nowhere".into())), ..plain.clone() };
+        let (near, far) = ("127.0.0.1:1", "0.0.0.0:1");
+        let right = Some("Bearer s3cret");
+        for (access, address, method, path, token, expected) in [
+            (&plain, near, Method::GET, "/status", None, Ok(())),
+            (&plain, near, Method::HEAD, "/status", None, Ok(())),
+            (&plain, near, Method::POST, "/reload", None, Err(Refusal::NoAdmin)),
+            (&plain, near, Method::POST, "/reload", right, Err(Refusal::NoAdmin)),
+            (&plain, near, Method::DELETE, "/", None, Err(Refusal::NoAdmin)),
+            (&plain, near, Method::OPTIONS, "/reload", None, Err(Refusal::NoAdmin)),
+            (&admin, near, Method::GET, "/events", None, Ok(())),
+            (&admin, near, Method::POST, "/reload", None, Err(Refusal::NoToken)),
+            (&admin, near, Method::POST, "/reload", right, Ok(())),
+            (&admin, near, Method::POST, "/reload", Some("bearer  s3cret"), Ok(())),
+            (&admin, near, Method::POST, "/reload", Some("Bearer s3cre"), Err(Refusal::WrongToken)),
+            (&admin, near, Method::POST, "/reload", Some("Bearer "), Err(Refusal::WrongToken)),
+            (&admin, near, Method::POST, "/reload", Some("s3cret"), Err(Refusal::WrongToken)),
+            (&admin, near, Method::POST, "/reload", Some("Basic s3cret"), Err(Refusal::WrongToken)),
+            (&admin, far, Method::GET, "/status", None, Err(Refusal::NoToken)),
+            (&admin, far, Method::GET, "/events", right, Ok(())),
+            (&admin, far, Method::GET, "/livez", None, Ok(())),
+            (&admin, far, Method::GET, "/", None, Ok(())),
+            (&insecure, far, Method::GET, "/events", None, Ok(())),
+            (&insecure, far, Method::POST, "/reload", None, Err(Refusal::NoAdmin)),
+            (&plain, far, Method::GET, "/status", None, Err(Refusal::NoAdmin)),
+            (&lost, near, Method::POST, "/reload", right, Err(Refusal::Unreadable)),
+        ] {
+            let headers = headers("localhost", token);
+            let judged =
+                judge(access, address.parse().unwrap(), &method, &Uri::from_static(path), &headers);
+            assert_eq!(judged, expected, "{method} {path} at {address} with {token:?}");
+        }
+    }
+
+    #[test]
+    fn what_others_can_reach_needs_a_token_or_a_word() {
+        let admin = Http { admin_token: Some(SecretRef::Env("T".into())), ..Http::default() };
+        let insecure = Http { insecure: true, ..Http::default() };
+        for (address, access, fine) in [
+            ("127.0.0.1:1", &Http::default(), true),
+            ("[::1]:1", &Http::default(), true),
+            ("0.0.0.0:1", &Http::default(), false),
+            ("[::]:1", &Http::default(), false),
+            ("192.168.0.2:1", &admin, true),
+            ("192.168.0.2:1", &insecure, true),
+        ] {
+            assert_eq!(Trouble::of(address.parse().unwrap(), access).is_ok(), fine, "{address}");
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! What is only read: the probes, the status and the metrics.
+
+use axum::{
+    Json,
+    extract::State as Extract,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use super::{State, guard::may_see_reasons, refused};
+use crate::{journal::Health, relay::gauges};
+
+pub(super) async fn readyz(Extract(state): Extract<State>, headers: HeaderMap) -> Response {
+    let reasons = state.status.pages().reasons();
+    if reasons.is_empty() {
+        return "ready\n".into_response();
+    }
+    let shown = may_see_reasons(&state, &headers);
+    let reasons = if shown { format!("\n{}", reasons.join("\n")) } else { String::new() };
+    refused(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready{reasons}"))
+}
+
+pub(super) async fn status(Extract(state): Extract<State>) -> Response {
+    gauges(&state.status, &state.journal);
+    let pages = state.status.pages();
+    let reasons = pages.reasons();
+    let figures = state.journal.figures();
+    let health = match &figures.health {
+        Health::Sound => "sound".to_owned(),
+        Health::MemoryOnly => "memory only".to_owned(),
+        Health::Degraded(why) => format!("degraded: {why}"),
+    };
+    let access = state.access.borrow().clone();
+    Json(serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": reasons.is_empty(),
+        "reasons": reasons,
+        "journal": {
+            "health": health, "oldest": figures.oldest, "last": figures.last,
+            "written": figures.written, "synced": figures.synced, "bytes": figures.size,
+            "memory_bytes": figures.memory,
+        },
+        "dead_letters": state.journal.dead_letter_counts(),
+        // Whether anything can be changed here at all.
+        "admin": access.admin_token.is_some(),
+        "pages": pages,
+    }))
+    .into_response()
+}
+
+pub(super) async fn metrics(Extract(state): Extract<State>) -> Response {
+    let Some(metrics) = &state.metrics else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
+    gauges(&state.status, &state.journal);
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (content_type, metrics.render()).into_response()
+}

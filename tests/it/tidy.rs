@@ -1,0 +1,192 @@
+//! The house rules that no compiler knows: which room may look into which, and what the README owes.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every source file, with its path from `src`.
+fn sources() -> Vec<(String, String)> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let src = root().join("src");
+    let mut found = Vec::new();
+    walk(&src, &mut found);
+    found
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            (path.strip_prefix(&src).unwrap().display().to_string(), text)
+        })
+        .collect()
+}
+
+/// The code of a file: without comments, and without the tests at its foot.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Files of a room: `journal` is `journal.rs` and what lies in `journal/`.
+fn in_room(file: &str, room: &str) -> bool {
+    file == format!("{room}.rs") || file.starts_with(&format!("{room}/"))
+}
+
+/// Words that must not stand in the code of a room, and why.
+const FORBIDDEN: &[(&str, &[&str], &str)] = &[
+    (
+        "sink",
+        &["journal", "delivery", "metrics", "supervisor", "backoff", "astro", "relay"],
+        "a sink carries, and no more",
+    ),
+    (
+        "astro",
+        &["sink", "delivery", "route", "http", "supervisor", "relay", "cli"],
+        "the gateway knows no sink",
+    ),
+    (
+        "journal",
+        &["astro", "sink", "delivery", "route", "http", "relay", "cli", "supervisor"],
+        "the journal stands below all",
+    ),
+    (
+        "route",
+        &["astro", "journal", "delivery", "http", "relay", "cli", "supervisor", "metrics"],
+        "a route only decides and renders",
+    ),
+    (
+        "event",
+        &["astro", "journal", "sink", "delivery", "route", "http", "relay", "cli", "config"],
+        "an event knows nobody",
+    ),
+    (
+        "backoff",
+        &["astro", "journal", "sink", "delivery", "route", "http", "relay", "cli", "config"],
+        "waits are pure",
+    ),
+];
+
+#[test]
+fn arrows_go_down_only() {
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        let code = code(&text);
+        for (room, forbidden, why) in FORBIDDEN {
+            for other in forbidden.iter().filter(|_| in_room(&file, room)) {
+                if uses(&code, other) {
+                    wrong.push(format!("src/{file} uses {other}: {why}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whether the code names that top-level module of ours.
+fn uses(code: &str, module: &str) -> bool {
+    let path = format!("crate::{module}");
+    let named = code.match_indices(&path).any(|(at, _)| {
+        code[at + path.len()..]
+            .chars()
+            .next()
+            .is_none_or(|next| !next.is_alphanumeric() && next != '_')
+    });
+    // `use crate::{a, b::{…}, c};`
+    let grouped = code.split("use crate::{").skip(1).any(|rest| {
+        let mut depth = 1_i32;
+        let mut group = String::new();
+        for character in rest.chars() {
+            match character {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                other if depth == 1 => group.push(other),
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+        group.split(',').any(|item| item.trim().split("::").next() == Some(module))
+    });
+    named || grouped
+}
+
+#[test]
+fn what_decides_does_no_input_or_output() {
+    let pure = [
+        "astro/session.rs",
+        "astro/wire.rs",
+        "astro/seen.rs",
+        "backoff.rs",
+        "event.rs",
+        "route.rs",
+    ];
+    for (file, text) in sources() {
+        let inside = pure.contains(&&*file)
+            || ["astro/session/", "route/"].iter().any(|dir| file.starts_with(dir));
+        if inside {
+            for word in
+                ["tokio::net", "tokio::fs", "std::fs", "std::net", "spawn(", "reqwest", ".await"]
+            {
+                assert!(!code(&text).contains(word), "src/{file} has {word}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    for (file, text) in sources() {
+        let tests = file.ends_with("tests.rs");
+        assert!(tests || text.starts_with("//!"), "src/{file} opens without `//!`");
+    }
+}
+
+#[test]
+fn the_readme_gives_a_reason_for_each_dependency() {
+    let manifest: toml::Table =
+        fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let mut missing = BTreeSet::new();
+    for (name, dependency) in manifest["dependencies"].as_table().unwrap() {
+        let package =
+            dependency.get("package").and_then(|package| package.as_str()).unwrap_or(name);
+        if !readme.contains(&format!("`{package}`")) {
+            missing.insert(package.to_owned());
+        }
+    }
+    assert!(missing.is_empty(), "the README says nothing of {missing:?}");
+}
+
+#[test]
+fn no_second_tls_and_nothing_unmaintained_is_in_the_tree() {
+    let lock: toml::Table = fs::read_to_string(root().join("Cargo.lock")).unwrap().parse().unwrap();
+    let banned = [
+        "openssl",
+        "openssl-sys",
+        "native-tls",
+        "aws-lc-rs",
+        "aws-lc-sys",
+        "backoff",
+        "instant",
+        "rumqttc",
+    ];
+    for package in lock["package"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        assert!(!banned.contains(&name), "{name} is in Cargo.lock");
+    }
+}
