@@ -65,6 +65,13 @@ pub(super) struct Link {
     opened: VecDeque<Instant>,
 }
 
+/// The old connection ended while its successor was on its way.
+struct Lost {
+    cause: String,
+    /// The successor was not open yet: what happened in between nobody has heard.
+    missed: bool,
+}
+
 /// What comes after a connection.
 enum After {
     Stopped,
@@ -188,7 +195,7 @@ impl Link {
     async fn holding(&mut self, mut current: Connection) -> After {
         let opened = Instant::now();
         let mut successor: Option<Successor> = None;
-        let mut lost: Option<String> = None;
+        let mut lost: Option<Lost> = None;
         let mut token_watch = interval(TOKEN_WATCH);
         token_watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
@@ -197,6 +204,9 @@ impl Link {
             let hub = Arc::clone(&self.hub);
             tokio::select! {
                 () = self.stop.cancelled() => {
+                    if let Some(successor) = &mut successor {
+                        successor.release(&hub);
+                    }
                     current.close().await;
                     return After::Stopped;
                 }
@@ -220,7 +230,8 @@ impl Link {
                         Some(Ended::Lost(cause)) if successor.is_some() => {
                             // It may yet be restored: whether there is a gap is known then.
                             debug!(cause, "the old connection ended while moving");
-                            lost = Some(cause);
+                            let open = successor.as_ref().is_some_and(Successor::is_open);
+                            lost = Some(Lost { cause, missed: !open });
                         }
                         Some(Ended::Lost(cause)) => {
                             return self.lost(&current.session, &cause, opened);
@@ -229,14 +240,20 @@ impl Link {
                 }
                 outcome = advance(&mut successor, &hub), if successor.is_some() => match outcome {
                     Outcome::Going => {}
-                    Outcome::Ready { connection, restored } => {
-                        if let Some(cause) = lost.take()
-                            && !restored
-                        {
-                            self.hub.outage(&current.session, &cause);
+                    Outcome::Ready { mut connection, restored } => {
+                        if lost.is_none() && !current.finish(&hub).await {
+                            let cause = "the old connection did not end".into();
+                            lost = Some(Lost { cause, missed: true });
+                        }
+                        match lost.take() {
+                            Some(Lost { cause, missed }) if missed || !restored => {
+                                self.hub.outage(&current.session, &cause);
+                                connection.session.missed(clock::now());
+                            }
+                            Some(_) | None => {}
                         }
                         info!(restored, "moved to another connection");
-                        current.close().await;
+                        connection.release(&hub);
                         current = *connection;
                         successor = None;
                         self.backoff.reset();
@@ -246,7 +263,9 @@ impl Link {
                     Outcome::TokenSpent(why) => {
                         warn!(why, "the reconnect token was refused; connecting anew");
                         match lost.take() {
-                            Some(cause) => return self.lost(&current.session, &cause, opened),
+                            Some(Lost { cause, .. }) => {
+                                return self.lost(&current.session, &cause, opened);
+                            }
                             None => {
                                 let wanted = hub.credentials(&self.wanted);
                                 successor = Some(Successor::plain(&hub, wanted));
@@ -256,7 +275,9 @@ impl Link {
                     Outcome::Failed(why) => {
                         warn!(why, "the successor could not be opened");
                         match lost.take() {
-                            Some(cause) => return self.lost(&current.session, &cause, opened),
+                            Some(Lost { cause, .. }) => {
+                                return self.lost(&current.session, &cause, opened);
+                            }
                             None => {
                                 let wait = self.backoff.wait();
                                 let wanted = hub.credentials(&self.wanted);

@@ -488,6 +488,13 @@ impl Session {
         self.entries.iter().map(|entry| entry.confirmed_at)
     }
 
+    /// Something was missed although the server has restored what stood.
+    pub fn missed(&mut self, received: UnixMillis) {
+        for entry in &mut self.entries {
+            entry.confirmed_at = entry.confirmed_at.map(|_| received);
+        }
+    }
+
     /// Whether the connection has proved that it is worth something: it said welcome (or its grace
     /// passed) and confirmed a subscription, or it has lived for a minute.
     pub fn proven(&self, now: Instant) -> bool {

@@ -11,6 +11,7 @@ mod cli;
 mod cli_session;
 mod conformance;
 mod end_to_end;
+mod handover;
 mod rest;
 mod shipped_config;
 mod sim;

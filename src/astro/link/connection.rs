@@ -30,6 +30,13 @@ const SEND: Duration = Duration::from_secs(10);
 /// A peer that is told goodbye need not answer.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+/// Events of a successor that wait for the last ones of the connection before it, at most: a handover
+/// takes a second or two. Where there are more, they no longer wait, and order is what suffers.
+const HELD: usize = 16_384;
+
+/// What lies unread in the sockets between two machines is a few megabytes: seconds, at worst.
+const FINISH: Duration = Duration::from_secs(5);
+
 type Frame = Result<Message, tungstenite::Error>;
 
 pub(super) struct Connection {
@@ -37,6 +44,8 @@ pub(super) struct Connection {
     pub(super) session: Session,
     outbox: VecDeque<Message>,
     events: Vec<Event>,
+    /// What a successor has heard so far, while it is not yet its turn.
+    held: Option<Vec<Event>>,
     step: Step,
 }
 
@@ -50,7 +59,27 @@ pub(super) struct Step {
 
 impl Connection {
     pub(super) fn new(socket: Socket, session: Session) -> Self {
-        Self { socket, session, outbox: VecDeque::new(), events: Vec::new(), step: Step::default() }
+        Self {
+            socket,
+            session,
+            outbox: VecDeque::new(),
+            events: Vec::new(),
+            held: None,
+            step: Step::default(),
+        }
+    }
+
+    /// One that hands nothing on before [`Connection::release`]: the connection before it may still
+    /// have something older.
+    pub(super) fn holding_back(socket: Socket, session: Session) -> Self {
+        Self { held: Some(Vec::new()), ..Self::new(socket, session) }
+    }
+
+    /// It is its turn: hands on what it has heard.
+    pub(super) fn release(&mut self, hub: &Hub) {
+        if let Some(mut held) = self.held.take() {
+            hub.intake(&mut held);
+        }
     }
 
     /// Waits for something to happen, and deals with it.
@@ -79,7 +108,15 @@ impl Connection {
 
     /// Carries out what needs no waiting, and keeps the rest.
     pub(super) fn take(&mut self, mut effects: Effects, hub: &Hub) {
-        hub.intake(&mut effects.events);
+        match &mut self.held {
+            None => hub.intake(&mut effects.events),
+            Some(held) => {
+                held.append(&mut effects.events);
+                if held.len() > HELD {
+                    self.release(hub);
+                }
+            }
+        }
         self.events = effects.events;
         self.outbox.extend(effects.send.into_iter().map(Message::text));
         if effects.ping {
@@ -105,6 +142,25 @@ impl Connection {
             tungstenite::protocol::CloseFrame { code: CloseCode::Normal, reason: "".into() };
         // The connection is given up either way.
         drop(timeout(GOODBYE, self.socket.close(Some(frame))).await);
+    }
+
+    /// Says goodbye and takes in what the gateway had sent before it heard that: until its own
+    /// goodbye comes, or it has been silent for long enough. Answers whether all of it was read.
+    pub(super) async fn finish(&mut self, hub: &Hub) -> bool {
+        let rest = async {
+            self.close().await;
+            // A gateway that is silent now has nothing left to say.
+            while let Ok(frame) = timeout(GOODBYE, self.socket.next()).await {
+                let mut effects = Effects::default();
+                self.frames(frame, &mut effects);
+                hub.intake(&mut effects.events);
+                if effects.ended.is_some() {
+                    break;
+                }
+                hub.journal.room().await;
+            }
+        };
+        timeout(FINISH, rest).await.is_ok()
     }
 
     /// Takes `first` and what is ready behind it.

@@ -74,6 +74,18 @@ impl Successor {
         Self { session: Some(session), restored: false, stage: Stage::Dialing(dialing) }
     }
 
+    /// Whether its connection is open: the server sends on it what happens from now on.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Greeting(_))
+    }
+
+    /// It is given up; what it has heard has been heard.
+    pub(super) fn release(&mut self, hub: &Hub) {
+        if let Stage::Greeting(connection) = &mut self.stage {
+            connection.release(hub);
+        }
+    }
+
     /// Goes one step further. May be dropped at any await.
     pub(super) async fn advance(&mut self, hub: &Hub) -> Outcome {
         match &mut self.stage {
@@ -81,7 +93,8 @@ impl Successor {
                 Ok(socket) => {
                     let Some(mut session) = self.session.take() else { return self.failed("") };
                     session.opened(Instant::now());
-                    self.stage = Stage::Greeting(Box::new(Connection::new(socket, session)));
+                    self.stage =
+                        Stage::Greeting(Box::new(Connection::holding_back(socket, session)));
                     Outcome::Going
                 }
                 Err(error) => self.failed(&error.to_string()),
@@ -89,6 +102,8 @@ impl Successor {
             Stage::Greeting(connection) => {
                 let step = connection.step(hub).await;
                 if let Some(ended) = step.ended {
+                    // What it has heard has been heard.
+                    connection.release(hub);
                     return self.failed(&format!("{ended:?}"));
                 }
                 let session = &connection.session;

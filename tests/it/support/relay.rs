@@ -87,8 +87,9 @@ impl Running {
     /// Whether every subscription stands.
     pub fn subscribed(&self) -> bool {
         self.status.look(|pages| {
-            let mut all = pages.connections.values().flat_map(|page| &page.subscriptions);
-            !pages.connections.is_empty() && all.all(|one| one.state == "confirmed")
+            let mut all =
+                pages.connections.values().flat_map(|page| &page.subscriptions).peekable();
+            all.peek().is_some() && all.all(|one| one.state == "confirmed")
         })
     }
 
