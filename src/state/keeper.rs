@@ -29,12 +29,12 @@ use super::{Change, SESSION_TOPICS, Session, TOPIC};
 use crate::{
     astro::{
         gateway::Targets,
-        rest::{Rest, RestError, Snapshot, Target, is_channel_id},
+        rest::{Rest, RestError, Snapshot, Target, credentials},
         session::Subscription,
     },
     backoff::Backoff,
     clock,
-    config::{Config, Secret, SecretRef, Start, TokenType, jwt},
+    config::{Config, SecretRef, Start, TokenType},
     event::{self, Seq, UnixMillis},
     journal::{Batch, Journal, Kept, StoreError},
     status::{self, Status},
@@ -234,14 +234,15 @@ impl Keeper {
                 continue;
             }
             channel.due = None;
-            let (id, token) = match channel.credentials() {
-                Ok(credentials) => credentials,
-                Err(why) => {
-                    channel.due = Some(now + self.times.retry_refused);
-                    channel.failed(label, why, &self.status);
-                    continue;
-                }
-            };
+            let (id, token) =
+                match credentials(channel.room.as_deref(), &channel.token, channel.token_type) {
+                    Ok(credentials) => credentials,
+                    Err(why) => {
+                        channel.due = Some(now + self.times.retry_refused);
+                        channel.failed(label, why, &self.status);
+                        continue;
+                    }
+                };
             let (rest, label) = (self.rest.clone(), Arc::clone(label));
             // What is heard from here on is newer than what the server may read for us.
             let since = self.journal.figures().last;
@@ -446,20 +447,6 @@ impl Channel {
             Some(due) => *due = Instant::now(),
             None => self.again = true,
         }
-    }
-
-    /// Under which id and with which token it is fetched.
-    fn credentials(&self) -> Result<(String, Secret), String> {
-        if self.token_type != TokenType::Jwt {
-            return Err("the REST API takes a token of the type jwt only".into());
-        }
-        let token = self.token.read().map_err(|error| error.to_string())?;
-        let id = |text: &str| is_channel_id(text).then(|| text.to_owned());
-        let room = self.room.as_deref().and_then(id);
-        let room = room.or_else(|| jwt::channel(token.expose()).as_deref().and_then(id));
-        let room =
-            room.ok_or("the channel's id is not known: set its room, 24 hexadecimal digits")?;
-        Ok((room, token))
     }
 
     /// The same trouble is told once.
