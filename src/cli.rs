@@ -1,9 +1,12 @@
 //! The command line: what can be said, and which command it is. The commands are one file each.
 //!
-//! Exit codes are those of sysexits(3): 64 for a wrong command line, 70 when the relay gave up, 74 for
+//! Exit codes are those of sysexits(3): 64 for a wrong command line, 69 when what is
+//! asked cannot be reached, 70 when the relay gave up, 74 for
 //! trouble with files, 75 when another process has the journal, 78 for a wrong configuration.
 
 pub mod check;
+mod connect;
+mod daemon;
 pub mod demo;
 pub mod init;
 mod journal;
@@ -11,6 +14,7 @@ mod run;
 mod send_test;
 mod session;
 mod simulate;
+mod tell;
 
 use std::{
     io::{self, IsTerminal, Write as _},
@@ -41,8 +45,14 @@ enum Command {
     Run(Source),
     /// Tells everything that is wrong with a configuration.
     Check(Check),
+    /// Shows how a relay that runs is doing.
+    Status(daemon::Status),
+    /// Shows events as a relay that runs gets them.
+    Tail(daemon::Tail),
     /// Writes a first configuration, asking for what it needs.
     Init(Init),
+    /// Lists the topics that are known, with the scope that a token needs for each.
+    Topics,
     /// Prints the JSON Schema of the configuration.
     Schema,
     /// Shows the relay at work, with a simulated Astro: nothing needs to be installed or configured.
@@ -62,6 +72,10 @@ enum Command {
     DeadLetters(journal::DeadLetterCommand),
     /// Hands events of the journal to a sink again.
     Replay(journal::ReplayArgs),
+    /// Prints a completion script for a shell.
+    Completions(tell::Completions),
+    /// Prints the manual page.
+    Man,
 }
 
 /// Where the configuration comes from.
@@ -82,6 +96,9 @@ struct Check {
     /// Does not look for secrets: for a configuration that is meant for another machine.
     #[arg(long)]
     no_secrets: bool,
+    /// Also subscribes at the gateway and leaves again, and connects to every sink.
+    #[arg(long, conflicts_with = "no_secrets")]
+    connect: bool,
 }
 
 #[derive(Debug, Args)]
@@ -122,6 +139,7 @@ pub(crate) struct Failed {
 impl Failed {
     /// sysexits(3).
     pub(crate) const USAGE: u8 = 64;
+    pub(crate) const UNAVAILABLE: u8 = 69;
     pub(crate) const SOFTWARE: u8 = 70;
     pub(crate) const IO: u8 = 74;
     pub(crate) const TEMPORARY: u8 = 75;
@@ -145,6 +163,10 @@ impl Failed {
 
 impl From<io::Error> for Failed {
     fn from(error: io::Error) -> Self {
+        // Whoever read has seen enough (`| head`).
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::new(0, "");
+        }
         Self::of(Self::IO, &error)
     }
 }
@@ -183,6 +205,7 @@ pub fn main() -> ExitCode {
     };
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Failed { text, code: 0 }) if text.is_empty() => ExitCode::SUCCESS,
         Err(failed) => {
             drop(writeln!(io::stderr(), "astro-relay: {}", failed.text));
             ExitCode::from(failed.code)
@@ -200,6 +223,11 @@ fn execute(command: Command) -> Done {
             let schema = schema.map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
             Ok(writeln!(io::stdout(), "{schema}")?)
         }
+        Command::Status(status) => daemon::status(&status),
+        Command::Tail(tail) => daemon::tail(&tail),
+        Command::Topics => tell::topics(),
+        Command::Completions(args) => tell::completions(&args),
+        Command::Man => tell::man(),
         Command::Demo(demo) => demo::demo(demo),
         Command::Sim(simulate) => simulate::simulate(simulate),
         Command::SendTest(send) => send_test::send_test(&send),
@@ -213,7 +241,22 @@ fn execute(command: Command) -> Done {
 fn check_config(check: &Check) -> Done {
     let sources = Sources { resolve_secrets: !check.no_secrets, ..check.source.sources() };
     let fine = check::run(&sources, &mut io::stdout().lock())?;
-    if fine { Ok(()) } else { Err(Failed::new(Failed::CONFIG, "the configuration cannot be used")) }
+    if !fine {
+        return Err(Failed::new(Failed::CONFIG, "the configuration cannot be used"));
+    }
+    if !check.connect {
+        return Ok(());
+    }
+    let loaded = load(&sources).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
+    // What goes wrong is told by the command itself.
+    let log = Log { level: "off".into(), ..loaded.config.log.clone() };
+    match on_runtime(1, &log, connect::connect(&loaded.config))? {
+        0 => Ok(()),
+        count => {
+            let text = format!("{count} of the subscriptions and sinks cannot be used now");
+            Err(Failed::new(Failed::UNAVAILABLE, text))
+        }
+    }
 }
 
 fn initialise(init: Init) -> Done {
@@ -270,6 +313,10 @@ impl Source {
     }
 }
 
+/// Threads for what blocks (files, standard output), at most. With the others they stay below the
+/// service's TasksMax=128.
+const BLOCKING: usize = 64;
+
 /// Starts logging, and a runtime with `threads` workers, and runs `work` on it.
 pub(crate) fn on_runtime<T>(
     threads: usize,
@@ -280,6 +327,7 @@ pub(crate) fn on_runtime<T>(
     crate::tls::install_provider();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
+        .max_blocking_threads(BLOCKING)
         .enable_all()
         .build()
         .map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;

@@ -41,6 +41,10 @@ const BREAK_AFTER: u32 = 5;
 /// With the breaker open, the far side is tried no more often than this.
 const BREAK: Duration = Duration::from_secs(5);
 
+/// The longest wait that a far side may ask for: beyond that it is a mistake of its own (a date in
+/// the wrong century), and an operator who mends it should not have to restart the relay.
+const LONGEST_ASKED: Duration = Duration::from_hours(1);
+
 /// Bytes of events in one batch, about: what is worth a few writes.
 const BATCH_BYTES: usize = 512 * 1024;
 
@@ -64,6 +68,8 @@ pub struct Delivery {
     failures: u32,
     position: Seq,
     connected: bool,
+    /// Whether the page speaks of a failure.
+    troubled: bool,
     /// What was sent and whose cursor is not yet saved: the cursor, and how many events.
     unsaved: VecDeque<(Seq, u64)>,
     complained: Option<(Instant, &'static str)>,
@@ -85,6 +91,15 @@ enum Halt {
     Stopped,
     /// The far side wants nothing more: a human is needed.
     Gone,
+}
+
+/// Which events are handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Those that come next: the cursor moves over them.
+    Next,
+    /// Those that somebody asked for: the cursor stays, wherever they stand in the journal.
+    Again,
 }
 
 /// What woke the loop.
@@ -126,6 +141,7 @@ impl Delivery {
             failures: 0,
             position,
             connected: false,
+            troubled: false,
             unsaved: VecDeque::new(),
             complained: None,
         })
@@ -160,8 +176,7 @@ impl Delivery {
                 Wake::Lost(failure) => self.failed(&failure.cause, stop).await,
                 Wake::Batch(Ok(batch)) => self.batch(batch, stop).await,
                 Wake::Batch(Err(failure)) => {
-                    warn!(sink = %self.name, error = %failure, "the journal cannot be read now");
-                    sleep(JOURNAL_RETRY).await;
+                    self.unreadable(&failure).await;
                     Ok(())
                 }
             };
@@ -208,12 +223,14 @@ impl Delivery {
     async fn batch(&mut self, batch: Batch, stop: &CancellationToken) -> Result<(), Halt> {
         if batch.lost > 0 {
             self.lost(batch.lost);
+            // Told once: the cursor steps over the hole before anything else can fail.
+            self.moved(batch.records.first().map_or(batch.through, |first| first.seq - 1), 0);
         }
         let outgoing = self.render(&batch.records);
-        let sent = u64::try_from(outgoing.len()).unwrap_or(0);
         // On a failure of the whole the cursor still stands where it was.
-        self.hand_over(&outgoing, stop).await?;
-        self.moved(batch.through, sent);
+        self.hand_over(&outgoing, Turn::Next, stop).await?;
+        // What stands behind the last that went out was not wanted.
+        self.moved(batch.through, 0);
         Ok(())
     }
 
@@ -242,42 +259,51 @@ impl Delivery {
     async fn hand_over(
         &mut self,
         outgoing: &[Outgoing],
+        turn: Turn,
         stop: &CancellationToken,
     ) -> Result<(), Halt> {
         let mut rest = outgoing;
         while !rest.is_empty() {
             self.connect(stop).await?;
-            let failure = match timeout(self.deadline, self.sink.deliver(rest)).await {
+            let limit =
+                self.deadline.saturating_mul(u32::try_from(rest.len() + 1).unwrap_or(u32::MAX));
+            let failure = match timeout(limit, self.sink.deliver(rest)).await {
                 Ok(Ok(())) => {
-                    self.accepted(rest);
+                    self.accepted(rest, turn);
                     self.worked();
                     break;
                 }
                 Ok(Err(failure)) => failure,
-                Err(_) => Failure::down("no answer within the sink's timeout"),
+                Err(_) => Failure::down("the sink kept no timeout of its own"),
             };
             let (done, undone) = rest.split_at(failure.accepted.min(rest.len()));
-            self.accepted(done);
+            self.accepted(done, turn);
             rest = undone;
-            if let Some(first) = done.last() {
-                // Progress: what is accepted is not sent again, whatever happens now.
-                self.moved(first.record.seq, u64::try_from(done.len()).unwrap_or(0));
+            if !done.is_empty() {
+                // The link has proved itself, whatever has happened to it now.
                 self.failures = 0;
+                self.backoff.reset();
             }
             match (&failure.cause, rest.split_first()) {
                 (Cause::Refused { reason }, Some((refused, after))) => {
                     self.set_aside(&refused.record, reason);
-                    self.moved(refused.record.seq, 0);
+                    // In the window too: the letter is not yet on disk.
+                    if turn == Turn::Next {
+                        self.moved(refused.record.seq, 1);
+                    }
+                    // A far side that refuses is there.
+                    self.worked();
                     rest = after;
                 }
-                (Cause::Refused { .. }, None) => {}
+                // It has taken all there was: there is nothing to refuse or to wait for.
+                (Cause::Refused { .. } | Cause::Busy { .. }, None) => self.worked(),
                 (cause, _) => self.failed(cause, stop).await?,
             }
         }
         Ok(())
     }
 
-    fn accepted(&mut self, events: &[Outgoing]) {
+    fn accepted(&mut self, events: &[Outgoing], turn: Turn) {
         let Some(first) = events.first() else { return };
         let now = clock::now();
         let age = |event: &Outgoing| now.saturating_sub(event.record.event.received);
@@ -296,11 +322,14 @@ impl Delivery {
         }
         let amount = u64::try_from(events.len()).unwrap_or(0);
         self.status.sink(&self.name, |page| page.delivered += amount);
+        if let (Some(last), Turn::Next) = (events.last(), turn) {
+            // What is accepted is not sent again, whatever happens now.
+            self.moved(last.record.seq, amount);
+        }
     }
 
     /// The cursor moves: `events` of those before it went out.
     fn moved(&mut self, through: Seq, events: u64) {
-        // A batch out of a replay or of dead letters stands before the cursor and moves nothing.
         if through <= self.position {
             return;
         }
@@ -316,7 +345,13 @@ impl Delivery {
             if stop.is_cancelled() {
                 return Err(Halt::Stopped);
             }
-            match timeout(self.deadline, self.sink.connect()).await {
+            let connecting = timeout(self.deadline, self.sink.connect());
+            let connected = tokio::select! {
+                // A connection that does not stand yet has nothing in hand to finish.
+                () = stop.cancelled() => return Err(Halt::Stopped),
+                connected = connecting => connected,
+            };
+            match connected {
                 Ok(Ok(())) => {
                     self.connected = true;
                     self.metrics.up(true);
@@ -342,9 +377,9 @@ impl Delivery {
     }
 
     fn worked(&mut self) {
-        if self.failures > 0 || self.backoff.attempts() > 0 {
-            self.failures = 0;
-            self.backoff.reset();
+        self.failures = 0;
+        self.backoff.reset();
+        if std::mem::take(&mut self.troubled) {
             self.complained = None;
             self.status.sink(&self.name, |page| {
                 page.state = "up";
@@ -362,6 +397,7 @@ impl Delivery {
             Cause::Gone { .. } => ("gone", "gone"),
         };
         self.metrics.retry(word);
+        self.troubled = true;
         self.failures = self.failures.saturating_add(1);
         let text = describe(cause);
         self.status.sink(&self.name, |page| {
@@ -386,13 +422,19 @@ impl Delivery {
             wait = wait.max(BREAK);
         }
         if let Cause::Busy { wait: Some(told), .. } = cause {
-            wait = wait.max(*told);
+            wait = wait.max((*told).min(LONGEST_ASKED));
         }
         self.complain(word, &text, wait);
         tokio::select! {
             () = stop.cancelled() => Err(Halt::Stopped),
             () = sleep(wait) => Ok(()),
         }
+    }
+
+    /// The journal cannot be read at the moment: says so, and waits a little.
+    async fn unreadable(&mut self, failure: &StoreError) {
+        self.complain("journal", &failure.to_string(), JOURNAL_RETRY);
+        sleep(JOURNAL_RETRY).await;
     }
 
     /// The same trouble is told once a minute, not with every attempt.
@@ -435,7 +477,7 @@ impl Delivery {
 }
 
 /// A cause with what lies behind it, in one line.
-fn describe(cause: &Cause) -> String {
+pub(crate) fn describe(cause: &Cause) -> String {
     let mut text = cause.to_string();
     let mut source = std::error::Error::source(cause).and_then(std::error::Error::source);
     while let Some(error) = source {

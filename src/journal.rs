@@ -15,6 +15,8 @@
 //! and the writer tries again until it works. Where the ring drops an event that a sink had not got,
 //! or retention removes one, the sink's next [`Batch`] says how many: loss is counted, never silent.
 //!
+//! What must not wait for a disk takes [`State`]'s lock only, and nothing touches the disk under it.
+//!
 //! The one thing to know: a cursor is saved right after it moves, and [`Journal::saved`] tells how
 //! far; delivery keeps what is sent but not saved within its window, so that a crash repeats no more.
 
@@ -30,8 +32,12 @@ use std::{
 };
 
 use tokio::sync::watch;
+use tracing::error;
 
-use self::store::{Store, Write};
+use self::{
+    file::Marked,
+    store::{Run, Store, Write, given},
+};
 pub use self::{
     file::Opened,
     store::{DeadLetter, Kept, Replay, StoreError},
@@ -45,8 +51,11 @@ use crate::{
 /// How long intake waits for a disk that does not keep up, before the oldest unwritten events go.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Dead letters that wait in memory for the disk, at most.
-const DEAD_IN_MEMORY: usize = 1024;
+/// Dead letters that wait in memory for the disk, at most: several sinks' windows full of them.
+const DEAD_IN_MEMORY: usize = 4096;
+
+/// Dead letters that are handed out at once to be tried again.
+const RETRY_AT_ONCE: usize = 64;
 
 /// A handle to the journal; clones share it.
 #[derive(Debug, Clone)]
@@ -57,6 +66,8 @@ struct Shared {
     state: Mutex<State>,
     /// Wakes the writer thread.
     work: Condvar,
+    /// A thread has ended.
+    ended: Condvar,
     /// The last event that may be read.
     readable: watch::Sender<Seq>,
     /// Grows when cursors were saved or room was made.
@@ -92,8 +103,12 @@ struct State {
     /// The first event that is still kept, on disk or in memory.
     oldest: Seq,
     last_received: UnixMillis,
-    runs: Vec<(Seq, Option<Seq>)>,
+    runs: Vec<Run>,
     cursors: HashMap<Arc<str>, Cursor>,
+    /// Positions were lost, and it is not known whose.
+    sinks_unknown: bool,
+    /// Intake has waited for the disk in vain, and waits no more until it has caught up.
+    late: bool,
     dead: Vec<DeadLetter>,
     dead_count: HashMap<String, u64>,
     settled: Vec<i64>,
@@ -109,9 +124,12 @@ struct State {
 #[derive(Debug, Clone, Copy)]
 struct Cursor {
     at: Seq,
-    saved: Seq,
+    /// How far it is on disk; `None`: not at all, or not known.
+    saved: Option<Seq>,
     /// Whether a configured sink uses it.
     active: bool,
+    /// When the event after it was received, where only the disk still has that.
+    since: UnixMillis,
 }
 
 /// How the journal is.
@@ -129,9 +147,9 @@ pub enum Health {
 /// What [`Journal::next`] found.
 #[derive(Debug, Default)]
 pub struct Batch {
-    /// Events in order.
+    /// Events in order, none missing between them.
     pub records: Vec<Arc<Record>>,
-    /// Events that should have stood before or between them, and are gone.
+    /// Events that should have stood before them, and are gone.
     pub lost: u64,
     /// The cursor's next position if all of this is dealt with.
     pub through: Seq,
@@ -204,28 +222,37 @@ impl Journal {
             state.written = state.last;
             state.unwritten_bytes = 0;
         }
-        let readable = shared.readable(&state);
+        shared.publish(&state);
         drop(state);
-        if shared.limits.dir.is_some() {
-            shared.work.notify_one();
-        }
-        shared.readable.send_if_modified(|seq| std::mem::replace(seq, readable) != readable);
+        shared.work.notify_one();
     }
 
     /// Waits until what is not yet on disk fits its bound. A disk that does not keep up for
-    /// [`PATIENCE`] makes nobody wait longer: then the oldest events in memory go.
+    /// [`PATIENCE`] makes nobody wait again until it has caught up: then the oldest events in memory
+    /// go.
     pub async fn room(&self) {
         let mut progress = self.0.progress.subscribe();
         let enough = || {
             let state = self.0.lock();
-            state.unwritten_bytes <= self.0.limits.memory / 2 || state.health != Health::Sound
+            state.unwritten_bytes <= self.0.limits.memory / 2
+                || state.late
+                || state.health != Health::Sound
         };
         if enough() {
             return;
         }
         let wait = async { while !enough() && progress.changed().await.is_ok() {} };
         if tokio::time::timeout(PATIENCE, wait).await.is_err() {
+            self.0.lock().late = true;
             tracing::warn!("the journal's disk does not keep up");
+        }
+    }
+
+    /// Which sinks there are: the positions of all others hold nothing back any more.
+    pub fn sinks<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let names: Vec<_> = names.into_iter().collect();
+        for (sink, cursor) in &mut self.0.lock().cursors {
+            cursor.active = names.contains(&&**sink);
         }
     }
 
@@ -244,10 +271,11 @@ impl Journal {
         if let Some(at) = known {
             return Ok(at);
         }
+        let start = if self.0.lock().sinks_unknown { Start::Earliest } else { start };
         let at = self.position(start)?;
         let mut state = self.0.lock();
         // Saved once before anything else happens, so that a restart does not begin anew.
-        state.cursors.insert(name, Cursor { at, saved: Seq::MAX, active: true });
+        state.cursors.insert(name, Cursor { at, saved: None, active: true, since: 0 });
         drop(state);
         self.0.work.notify_one();
         Ok(at)
@@ -314,14 +342,18 @@ impl Journal {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Batch, StoreError> {
+        if through <= after {
+            return Ok(Batch { through: after, ..Batch::default() });
+        }
         let shared = &self.0;
-        let written = {
+        let before_ring = {
             let state = shared.lock();
             match state.ring.front() {
                 Some(first) if first.seq <= after + 1 || shared.reader.is_none() => {
-                    return Ok(state.from_ring(after, through, limit, max_bytes));
+                    return Ok(state.in_ring(after, through, limit, max_bytes));
                 }
-                Some(_) | None => state.written,
+                Some(first) => first.seq - 1,
+                None => state.last,
             }
         };
         let journal = self.clone();
@@ -336,18 +368,12 @@ impl Journal {
         };
         // The writer may have gone on meanwhile; what may be read was decided above.
         read.records.retain(|record| record.seq <= through);
-        let state = shared.lock();
         let end = match read.through {
             Some(end) => end.min(through),
-            // Nothing on disk after `after`: what was there is gone, the ring has the rest.
-            None => {
-                let first = state.ring.front().map_or(written, |record| record.seq - 1);
-                first.clamp(after, through).max(written.min(through))
-            }
+            // Nothing on disk after `after`: what stood before the ring is gone.
+            None => before_ring.clamp(after, through),
         };
-        let expected = state.given(after, end);
-        let found = u64::try_from(read.records.len()).unwrap_or(0);
-        Ok(Batch { records: read.records, lost: expected.saturating_sub(found), through: end })
+        Ok(shared.lock().batch(after, read.records, end))
     }
 
     /// The far side of `sink` has accepted everything through `seq`.
@@ -357,7 +383,7 @@ impl Journal {
         if let Some(cursor) = state.cursors.get_mut(sink) {
             cursor.at = cursor.at.max(seq);
             if memory_only {
-                cursor.saved = cursor.at;
+                cursor.saved = Some(cursor.at);
             }
         }
         drop(state);
@@ -373,8 +399,7 @@ impl Journal {
     pub fn saved(&self, sink: &str) -> Seq {
         let state = self.0.lock();
         match (state.cursors.get(sink), &state.health) {
-            (Some(cursor), Health::Sound) if cursor.saved == Seq::MAX => 0,
-            (Some(cursor), Health::Sound) => cursor.saved,
+            (Some(cursor), Health::Sound) => cursor.saved.unwrap_or(0),
             (Some(cursor), Health::MemoryOnly | Health::Degraded(_)) => cursor.at,
             (None, _) => 0,
         }
@@ -385,13 +410,19 @@ impl Journal {
         self.0.progress.subscribe()
     }
 
-    /// Sets an event aside that the far side of `sink` refused.
+    /// Sets an event aside that the far side of `sink` refused. Without a directory it is counted only:
+    /// nobody could look at it.
     pub fn dead_letter(&self, sink: &str, record: &Arc<Record>, reason: &str) {
         let mut state = self.0.lock();
-        let limit = if self.0.limits.dir.is_none() { DEAD_IN_MEMORY } else { usize::MAX };
         *state.dead_count.entry(sink.to_owned()).or_default() += 1;
-        if state.dead.len() >= limit {
-            state.dead.remove(0);
+        if self.0.limits.dir.is_none() {
+            return;
+        }
+        let weight: usize = state.dead.iter().map(|letter| letter.record.event.weight()).sum();
+        if state.dead.len() >= DEAD_IN_MEMORY || weight > self.0.limits.memory {
+            drop(state);
+            error!(sink, id = %record.event.id, "there is no room to set an event aside; it is lost");
+            return;
         }
         state.dead.push(DeadLetter {
             number: 0,
@@ -410,16 +441,21 @@ impl Journal {
         self.0.requests.subscribe()
     }
 
-    /// What is asked for of `sink`: dead letters to try again, and replays. Blocks on the disk.
+    /// What is asked for of `sink`: dead letters to try again (some of them; there may be more), and
+    /// replays. Blocks on the disk.
     pub fn asked(&self, sink: &str) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
         let Some(reader) = &self.0.reader else { return Ok((Vec::new(), Vec::new())) };
+        // What is done and not yet written down counts as done. It is looked at before the disk: what
+        // is written down in between is seen there.
+        let (settled, positions) = {
+            let state = self.0.lock();
+            (state.settled.clone(), state.replays.clone())
+        };
         let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut letters = reader.dead_letters(Some(sink))?;
+        let mut letters = reader.to_retry(sink, RETRY_AT_ONCE + settled.len())?;
         let mut replays = reader.replays()?;
-        // What is done and not yet written down counts as done.
-        let state = self.0.lock();
-        letters.retain(|letter| letter.retry && !state.settled.contains(&letter.number));
-        replays.retain_mut(|replay| match state.replays.get(&replay.number) {
+        letters.retain(|letter| !settled.contains(&letter.number));
+        replays.retain_mut(|replay| match positions.get(&replay.number) {
             _ if replay.sink != sink => false,
             Some(None) => false,
             Some(Some(position)) => {
@@ -477,8 +513,7 @@ impl Journal {
     pub fn newest(&self, limit: usize) -> Result<Vec<Arc<Record>>, StoreError> {
         let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
         let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = reader.bounds()?.map_or(0, |(_, last)| last);
-        let after = last.saturating_sub(u64::try_from(limit).unwrap_or(u64::MAX));
+        let after = reader.before_newest(limit)?;
         Ok(reader.read(after, limit, usize::MAX)?.records)
     }
 
@@ -509,21 +544,13 @@ impl Journal {
                 state.ring.get(index)
             })
             .map(|record| record.event.received);
-        let since = match (since, events) {
-            (_, 0) => 0,
-            (Some(received), _) => received,
-            (None, _) => {
-                drop(state);
-                return (events, self.received_at(sink).unwrap_or(0));
-            }
+        let since = match since {
+            _ if events == 0 => 0,
+            Some(received) => received,
+            // Only the disk knows; the writer looks it up once in a while.
+            None => cursor.since,
         };
         (events, since)
-    }
-
-    fn received_at(&self, sink: &str) -> Option<UnixMillis> {
-        let at = self.0.lock().cursors.get(sink)?.at;
-        let reader = self.0.reader.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
-        reader.received_at(at + 1).ok()?
     }
 
     /// How many dead letters each sink has.
@@ -537,7 +564,7 @@ impl Journal {
         state.stop = true;
         self.0.work.notify_all();
         while state.threads > 0 {
-            state = self.0.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.0.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -547,6 +574,7 @@ impl Shared {
         let shared = Self {
             state: Mutex::new(state),
             work: Condvar::new(),
+            ended: Condvar::new(),
             readable: watch::channel(0).0,
             progress: watch::channel(0).0,
             requests: watch::channel(0).0,
@@ -554,8 +582,7 @@ impl Shared {
             sync,
             limits,
         };
-        let readable = shared.readable(&shared.lock());
-        shared.readable.send_replace(readable);
+        shared.publish(&shared.lock());
         shared
     }
 
@@ -565,12 +592,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The last event that may be delivered.
-    fn readable(&self, state: &State) -> Seq {
-        match (self.sync, &state.health) {
+    /// Tells readers how far they may read. Under the lock: two that append at once would otherwise
+    /// tell in the wrong order, and an event would lie until the next one comes.
+    fn publish(&self, state: &State) {
+        let readable = match (self.sync, &state.health) {
             (Sync::Always, Health::Sound) => state.synced,
             _ => state.last,
-        }
+        };
+        self.readable.send_if_modified(|seq| std::mem::replace(seq, readable) != readable);
     }
 
     /// Keeps the ring within its bound. What is not on disk stays as long as the disk works; a disk
@@ -610,7 +639,7 @@ impl Shared {
 }
 
 impl State {
-    fn new(next: Seq, runs: Vec<(Seq, Option<Seq>)>, oldest: Seq, health: Health) -> Self {
+    fn new(next: Seq, runs: Vec<Run>, oldest: Seq, health: Health) -> Self {
         let last = next - 1;
         Self {
             ring: VecDeque::new(),
@@ -623,6 +652,8 @@ impl State {
             last_received: 0,
             runs,
             cursors: HashMap::new(),
+            sinks_unknown: false,
+            late: false,
             dead: Vec::new(),
             dead_count: HashMap::new(),
             settled: Vec::new(),
@@ -637,15 +668,41 @@ impl State {
 
     /// How many numbers after `after`, through `through`, were given to events.
     fn given(&self, after: Seq, through: Seq) -> u64 {
-        let inside = |(first, last): &(Seq, Option<Seq>)| {
-            let low = (*first).max(after + 1);
-            let high = last.unwrap_or(self.last).min(through);
-            (high + 1).saturating_sub(low)
-        };
-        self.runs.iter().map(inside).sum()
+        given(&self.runs, after, through.min(self.last))
     }
 
-    fn from_ring(&self, after: Seq, through: Seq, limit: usize, max_bytes: usize) -> Batch {
+    /// What the mark is to say.
+    fn marked(&self) -> Marked {
+        let events = self.given(self.oldest.saturating_sub(1), self.written);
+        Marked { last: self.written, events }
+    }
+
+    /// Makes a batch of what was found after `after`, through `end`: it ends before the first hole in
+    /// it, and a hole before it is counted.
+    fn batch(&self, after: Seq, mut records: Vec<Arc<Record>>, mut end: Seq) -> Batch {
+        let hole = records.windows(2).position(|pair| match pair {
+            [one, next] => next.seq != one.seq + 1 && self.given(one.seq, next.seq - 1) > 0,
+            _ => false,
+        });
+        if let Some(index) = hole {
+            records.truncate(index + 1);
+        }
+        // Rows behind the last may be gone as well: they stand before the next batch.
+        if let Some(last) = records.last() {
+            end = last.seq;
+        }
+        let before = records.first().map_or(end, |first| first.seq - 1);
+        Batch { lost: self.given(after, before), records, through: end }
+    }
+
+    /// Sinks whose next event the ring no longer has, and where they stand.
+    fn behind_ring(&self) -> Vec<(Arc<str>, Seq)> {
+        let Some(first) = self.ring.front() else { return Vec::new() };
+        let behind = self.cursors.iter().filter(|(_, cursor)| cursor.at + 1 < first.seq);
+        behind.map(|(sink, cursor)| (Arc::clone(sink), cursor.at)).collect()
+    }
+
+    fn in_ring(&self, after: Seq, through: Seq, limit: usize, max_bytes: usize) -> Batch {
         let first = self.ring.front().map_or(self.last + 1, |record| record.seq);
         let skip = usize::try_from((after + 1).saturating_sub(first)).unwrap_or(usize::MAX);
         let mut bytes = 0;
@@ -661,9 +718,7 @@ impl State {
             })
             .cloned()
             .collect();
-        let end = records.last().map_or(through, |record| record.seq);
-        let found = u64::try_from(records.len()).unwrap_or(0);
-        Batch { lost: self.given(after, end).saturating_sub(found), records, through: end }
+        self.batch(after, records, through)
     }
 
     /// What the disk has still to get.
@@ -675,7 +730,7 @@ impl State {
             cursors: self
                 .cursors
                 .iter()
-                .filter(|(_, cursor)| cursor.at != cursor.saved)
+                .filter(|(_, cursor)| cursor.saved != Some(cursor.at))
                 .map(|(sink, cursor)| (Arc::clone(sink), cursor.at))
                 .collect(),
             dead: self.dead.clone(),

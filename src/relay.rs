@@ -120,6 +120,7 @@ impl Relay {
         let status = Arc::new(Status::new(clock::now()));
         let (journal, opened) = Journal::open(&config.journal)?;
         info!(events = opened.events, lost = opened.lost, "journal opened");
+        journal.sinks(config.sinks.keys().map(String::as_str));
         let mut supervisor = Supervisor::new();
         let (targets, wanted) = watch::channel(Targets::of(&config));
         let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());

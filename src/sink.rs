@@ -21,6 +21,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub(crate) use self::stdout::is_harmless;
 use crate::{config::ConfigError, event::Record};
 
 /// An event rendered for one sink.
@@ -96,6 +97,13 @@ pub trait Sink: Send {
     async fn connect(&mut self) -> Result<(), Failure>;
 
     /// Hands over `batch` (never empty), in order. `Ok`: the far side has accepted all of it.
+    ///
+    /// A batch takes as long as its events do. What has a limit is each thing that the sink waits for
+    /// (an answer, a round trip, a reader): it keeps the configured `timeout` itself for every one of
+    /// them, and says what hindered the event when it passes. The caller's own limit is `timeout` for
+    /// each event of the batch and once more; it meets only a sink that breaks this rule.
+    ///
+    /// Must be safe to drop at any await: what is on its way then has an unknown outcome.
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure>;
 
     /// Keeps the link while there is nothing to deliver; runs until it is dropped, and returns only

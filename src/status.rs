@@ -31,6 +31,8 @@ pub struct Pages {
     pub started: UnixMillis,
     /// Connections to the gateway by number.
     pub connections: BTreeMap<u64, Connection>,
+    /// Subscriptions that no connection has room for, as `channel/topic`.
+    pub left_out: Vec<String>,
     /// Sinks by name.
     pub sinks: BTreeMap<String, Sink>,
     /// The latest gaps, oldest first.
@@ -208,6 +210,11 @@ impl Status {
         self.lock().sessions.insert(channel.to_owned(), page);
     }
 
+    /// No connection has room for these.
+    pub fn left_out(&self, subscriptions: Vec<String>) {
+        self.lock().left_out = subscriptions;
+    }
+
     /// Changes the page of a sink.
     pub fn sink(&self, name: &str, change: impl FnOnce(&mut Sink)) {
         let mut pages = self.lock();
@@ -260,6 +267,9 @@ impl Pages {
                     other => reasons.push(format!("subscription {channel}/{topic} is {other}")),
                 }
             }
+        }
+        for subscription in &self.left_out {
+            reasons.push(format!("subscription {subscription} is left out: max_connections"));
         }
         for (name, sink) in &self.sinks {
             if sink.state != "up" {

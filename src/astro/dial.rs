@@ -35,6 +35,9 @@ const READ_BUFFER: usize = 64 * 1024;
 /// Unsent bytes on a connection, at most: a command is a few hundred bytes.
 const WRITE_BUFFER: usize = 1024 * 1024;
 
+/// The stage in which the request is sent.
+const UPGRADE: &str = "upgrade";
+
 /// Anything that bytes go through.
 pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -65,6 +68,25 @@ pub enum DialError {
         /// Why, without secrets.
         text: String,
     },
+}
+
+impl DialError {
+    /// How long the server asks us to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            Self::Timeout(_) | Self::Failed { .. } => None,
+        }
+    }
+
+    /// Whether a reconnect token in the request may have been looked at. A refusal for the rate (429)
+    /// or because the server drains (502 and its kin) comes from whoever stands before the gateway.
+    pub fn token_was_seen(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => !matches!(status, 429 | 502..=504),
+            Self::Timeout(stage) | Self::Failed { stage, .. } => *stage == UPGRADE,
+        }
+    }
 }
 
 /// Opens connections to one gateway.
@@ -118,15 +140,15 @@ impl Dialer {
             url.query_pairs_mut().append_pair("reconnect_token", token.expose());
         }
         let request =
-            url.as_str().into_client_request().map_err(|_| failed("upgrade", &"bad address"))?;
+            url.as_str().into_client_request().map_err(|_| failed(UPGRADE, &"bad address"))?;
         let upgrade = client_async_with_config(request, stream, Some(self.websocket));
-        match self.within("upgrade", upgrade).await? {
+        match self.within(UPGRADE, upgrade).await? {
             Ok((socket, _)) => Ok(socket),
             Err(tungstenite::Error::Http(response)) => Err(DialError::Refused {
                 status: response.status().as_u16(),
                 retry_after: retry_after(response.headers(), clock::now()),
             }),
-            Err(error) => Err(failed("upgrade", &error)),
+            Err(error) => Err(failed(UPGRADE, &error)),
         }
     }
 

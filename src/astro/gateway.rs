@@ -8,7 +8,7 @@
 //! *stands* is kept by each link's session.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -18,11 +18,11 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     activities::Activities,
@@ -49,8 +49,8 @@ const COLLECT: Duration = Duration::from_millis(300);
 /// Messages of the run before that are remembered, so that a twin over a restart is recognised.
 const REMEMBERED_RUN: usize = 4096;
 
-/// All that is wanted.
-pub type Wants = Arc<HashSet<Arc<Subscription>>>;
+/// What is wanted of one link.
+pub(super) type Wants = Arc<[Arc<Subscription>]>;
 
 /// What the configuration wants of the gateway.
 #[derive(Debug, Clone, Default)]
@@ -93,7 +93,7 @@ pub(super) struct Hub {
     seen: Mutex<Seen>,
     tokens: Mutex<HashMap<Arc<str>, SecretRef>>,
     outages: Mutex<HashMap<Arc<str>, Outage>>,
-    overflow: Mutex<Vec<Arc<Subscription>>>,
+    overflow: Mutex<Vec<(u64, Vec<Arc<Subscription>>)>>,
     overflowed: Notify,
     connections: AtomicU64,
 }
@@ -103,10 +103,20 @@ pub(super) struct Hub {
 struct Outage {
     from: UnixMillis,
     cause: String,
-    /// What stood before, and is not yet answered again.
-    missing: HashSet<Arc<Subscription>>,
-    concerned: Vec<Arc<Subscription>>,
     room: Arc<str>,
+    /// What stood before, and what has become of it since.
+    fates: HashMap<Arc<Subscription>, Fate>,
+}
+
+/// What has become of a subscription after an outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Not yet answered again.
+    Missing,
+    /// It stands again.
+    Restored,
+    /// It was refused, left out, or is no longer wanted.
+    Gone,
 }
 
 /// The gateway.
@@ -151,146 +161,199 @@ impl Gateway {
             overflowed: Notify::new(),
             connections: AtomicU64::new(0),
         };
-        Ok(Self { hub: Arc::new(hub), targets })
+        let gateway = Self { hub: Arc::new(hub), targets };
+        gateway.take_over();
+        Ok(gateway)
+    }
+
+    /// Where the pages still show connections, a gateway before this one has failed. What it heard
+    /// last is where the gap begins.
+    fn take_over(&self) {
+        let status = &self.hub.status;
+        let pages = status.pages().connections;
+        if let Some(heard) = pages.values().filter_map(|page| page.heard).max() {
+            self.missing_all(heard, "the gateway failed and was started anew");
+        }
+        for number in pages.keys() {
+            status.no_connection(*number);
+        }
     }
 
     /// The relay did not run since `from`: that is a gap for all that is wanted.
     pub fn was_away(&self, from: UnixMillis) {
+        self.missing_all(from, "the relay did not run");
+    }
+
+    fn missing_all(&self, from: UnixMillis, cause: &str) {
         let subscriptions = self.targets.borrow().subscriptions.clone();
-        self.hub.missing(subscriptions.iter().map(|s| (s, None)), from, "the relay did not run");
+        self.hub.missing(subscriptions.iter().map(|s| (s, None)), from, cause);
     }
 
     /// Keeps the connections until it is told to stop.
     pub async fn run(mut self, stop: CancellationToken) {
-        let maximum = self.hub.config.max_subscriptions_per_connection.max(1);
-        let first = self.targets.borrow_and_update().subscriptions.clone();
-        let (wants, _) = watch::channel::<Wants>(Arc::new(first.iter().cloned().collect()));
-        let mut links = Links { running: FuturesUnordered::new(), places: HashMap::new(), next: 1 };
-        for (turn, share) in (0..).zip(first.chunks(maximum)) {
-            links.open(&self.hub, share.to_vec(), &wants, &stop, STAGGER * turn);
-        }
+        let hub = Arc::clone(&self.hub);
+        let mut links = Links::new(hub, stop.clone());
+        links.want(self.targets.borrow_and_update().subscriptions.clone());
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
-                Some(number) = links.running.next() => drop(links.places.remove(&number)),
-                () = self.hub.overflowed.notified() => {
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = tokio::time::sleep(COLLECT) => {}
-                        () = links.drive() => {}
-                    }
-                    let moved = std::mem::take(&mut *lock(&self.hub.overflow));
-                    links.place_new(&self.hub, moved, maximum, &wants, &stop);
+                changed = next_targets(&mut self.targets) => {
+                    *lock(&self.hub.tokens) = changed.tokens;
+                    links.want(changed.subscriptions);
                 }
-                changed = self.targets.changed() => {
-                    if changed.is_err() {
-                        break;
-                    }
-                    let targets = self.targets.borrow_and_update().clone();
-                    *lock(&self.hub.tokens) = targets.tokens;
-                    let before = Arc::clone(&wants.borrow());
-                    let now: Wants = Arc::new(targets.subscriptions.iter().cloned().collect());
-                    let fresh: Vec<_> = targets
-                        .subscriptions
-                        .into_iter()
-                        .filter(|subscription| !before.contains(subscription))
-                        .collect();
-                    wants.send_replace(now);
-                    links.add(&self.hub, fresh, maximum, &wants, &stop);
+                () = self.hub.overflowed.notified() => links.collect_at = Some(Instant::now() + COLLECT),
+                () = until(links.collect_at), if links.collect_at.is_some() => {
+                    links.collect_at = None;
+                    links.spread();
                 }
+                Some(number) = links.running.next() => links.ended(number),
             }
         }
         while links.running.next().await.is_some() {}
     }
 }
 
-type Running = FuturesUnordered<std::pin::Pin<Box<dyn Future<Output = u64> + Send>>>;
-
-/// The links that run.
-struct Links {
-    running: Running,
-    places: HashMap<u64, Place>,
-    next: u64,
+/// The next targets. They never change again when nobody is left to change them.
+async fn next_targets(targets: &mut watch::Receiver<Targets>) -> Targets {
+    if targets.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    targets.borrow_and_update().clone()
 }
 
+async fn until(at: Option<Instant>) {
+    if let Some(at) = at {
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+type Running = FuturesUnordered<std::pin::Pin<Box<dyn Future<Output = u64> + Send>>>;
+
+/// The links that run, and what is wanted of each.
+struct Links {
+    hub: Arc<Hub>,
+    stop: CancellationToken,
+    running: Running,
+    places: BTreeMap<u64, Place>,
+    next: u64,
+    /// What no connection has room for.
+    left_out: Vec<Arc<Subscription>>,
+    /// When what has overflowed is spread over other connections.
+    collect_at: Option<Instant>,
+}
+
+/// What is wanted of one link.
 struct Place {
-    more: mpsc::Sender<Vec<Arc<Subscription>>>,
-    taken: usize,
-    /// The gateway would not take more on it.
-    full: bool,
+    wants: watch::Sender<Wants>,
+    /// How many it may carry: as configured, or fewer where the gateway would not take more.
+    limit: usize,
 }
 
 impl Links {
-    fn open(
-        &mut self,
-        hub: &Arc<Hub>,
-        wanted: Vec<Arc<Subscription>>,
-        wants: &watch::Sender<Wants>,
-        stop: &CancellationToken,
-        delay: Duration,
-    ) {
-        if self.places.len() >= hub.config.max_connections {
+    fn new(hub: Arc<Hub>, stop: CancellationToken) -> Self {
+        Self {
+            hub,
+            stop,
+            running: FuturesUnordered::new(),
+            places: BTreeMap::new(),
+            next: 1,
+            left_out: Vec::new(),
+            collect_at: None,
+        }
+    }
+
+    /// All that is wanted, from now on.
+    fn want(&mut self, all: Vec<Arc<Subscription>>) {
+        let wanted: HashSet<_> = all.iter().cloned().collect();
+        self.hub.no_longer_missing(|subscription| !wanted.contains(subscription));
+        let mut placed = HashSet::new();
+        for place in self.places.values() {
+            place.keep(|subscription| wanted.contains(subscription));
+            placed.extend(place.wants.borrow().iter().cloned());
+        }
+        self.left_out.clear();
+        // A subscription that is wanted twice is one subscription.
+        let fresh = all.into_iter().filter(|subscription| placed.insert(Arc::clone(subscription)));
+        self.place(fresh.collect());
+    }
+
+    /// Finds places for subscriptions: on connections with room, or on new ones.
+    fn place(&mut self, mut fresh: Vec<Arc<Subscription>>) {
+        for place in self.places.values() {
+            let room = place.limit.saturating_sub(place.wants.borrow().len()).min(fresh.len());
+            if room > 0 {
+                place.take(fresh.drain(..room));
+            }
+        }
+        let mut turn = 0;
+        let maximum = self.hub.config.max_subscriptions_per_connection.max(1);
+        while !fresh.is_empty() && self.places.len() < self.hub.config.max_connections {
+            let share = fresh.drain(..maximum.min(fresh.len())).collect();
+            self.open(share, maximum, STAGGER * turn);
+            turn += 1;
+        }
+        if !fresh.is_empty() {
             error!(
-                subscriptions = wanted.len(),
-                max_connections = hub.config.max_connections,
+                subscriptions = fresh.len(),
+                max_connections = self.hub.config.max_connections,
                 "there are more subscriptions than connections may carry; these are left out"
             );
-            return;
+            self.hub.no_longer_missing(|subscription| fresh.contains(subscription));
+            self.left_out.append(&mut fresh);
         }
+        self.hub.status.left_out(self.left_out.iter().map(ToString::to_string).collect());
+    }
+
+    fn open(&mut self, share: Wants, limit: usize, delay: Duration) {
         let number = self.next;
         self.next += 1;
-        let (more, inbox) = mpsc::channel(16);
-        self.places.insert(number, Place { more, taken: wanted.len(), full: false });
-        let link =
-            Link::new(number, Arc::clone(hub), wanted, wants.subscribe(), inbox, stop.clone());
+        debug!(number, subscriptions = share.len(), "another connection to the gateway");
+        let (wants, inbox) = watch::channel(share);
+        self.places.insert(number, Place { wants, limit });
+        let link = Link::new(number, Arc::clone(&self.hub), inbox, self.stop.clone());
         self.running.push(Box::pin(link.run(delay)));
     }
 
-    /// Further subscriptions: onto connections with room, or onto new ones.
-    fn add(
-        &mut self,
-        hub: &Arc<Hub>,
-        mut fresh: Vec<Arc<Subscription>>,
-        maximum: usize,
-        wants: &watch::Sender<Wants>,
-        stop: &CancellationToken,
-    ) {
-        for place in self.places.values_mut().filter(|place| !place.full) {
-            let room = maximum.saturating_sub(place.taken).min(fresh.len());
-            if room > 0 {
-                let share: Vec<_> = fresh.drain(..room).collect();
-                place.taken += share.len();
-                if let Err(error) = place.more.try_send(share) {
-                    let (mpsc::error::TrySendError::Full(share)
-                    | mpsc::error::TrySendError::Closed(share)) = error;
-                    place.full = true;
-                    fresh.extend(share);
-                }
-            }
+    /// Moves what connections would not take to others.
+    fn spread(&mut self) {
+        let overflow = std::mem::take(&mut *lock(&self.hub.overflow));
+        let mut moving = Vec::new();
+        for (number, subscriptions) in overflow {
+            let Some(place) = self.places.get_mut(&number) else { continue };
+            // What is no longer wanted there has been dealt with.
+            let wants = place.wants.borrow().clone();
+            moving.extend(wants.iter().filter(|s| subscriptions.contains(s)).cloned());
+            place.keep(|subscription| !subscriptions.contains(subscription));
+            place.limit = place.wants.borrow().len();
+            info!(number, limit = place.limit, "the gateway takes no more on this connection");
         }
-        self.place_new(hub, fresh, maximum, wants, stop);
+        self.place(moving);
     }
 
-    fn place_new(
-        &mut self,
-        hub: &Arc<Hub>,
-        fresh: Vec<Arc<Subscription>>,
-        maximum: usize,
-        wants: &watch::Sender<Wants>,
-        stop: &CancellationToken,
-    ) {
-        for (turn, share) in (0..).zip(fresh.chunks(maximum)) {
-            info!(subscriptions = share.len(), "opening another connection to the gateway");
-            self.open(hub, share.to_vec(), wants, stop, STAGGER * turn);
+    /// A link has ended: nothing was wanted of it. What has been wanted since needs another.
+    fn ended(&mut self, number: u64) {
+        let Some(place) = self.places.remove(&number) else { return };
+        let mut homeless = place.wants.borrow().to_vec();
+        homeless.append(&mut self.left_out);
+        if !self.stop.is_cancelled() {
+            self.place(homeless);
         }
     }
+}
 
-    /// Lets the links run while something else is waited for.
-    async fn drive(&mut self) {
-        while let Some(number) = self.running.next().await {
-            self.places.remove(&number);
-        }
-        std::future::pending().await
+impl Place {
+    fn keep(&self, keep: impl Fn(&Arc<Subscription>) -> bool) {
+        self.wants.send_if_modified(|wants| {
+            let kept: Wants = wants.iter().filter(|s| keep(s)).cloned().collect();
+            let modified = kept.len() != wants.len();
+            *wants = kept;
+            modified
+        });
+    }
+
+    fn take(&self, more: impl Iterator<Item = Arc<Subscription>>) {
+        self.wants.send_modify(|wants| *wants = wants.iter().cloned().chain(more).collect());
     }
 }
 
@@ -343,10 +406,12 @@ impl Hub {
             .collect()
     }
 
-    /// Subscriptions that a connection would not take.
-    pub(super) fn overflow(&self, subscriptions: Vec<Arc<Subscription>>) {
-        lock(&self.overflow).extend(subscriptions);
-        self.overflowed.notify_one();
+    /// Subscriptions that a link's connection would not take.
+    pub(super) fn overflow(&self, link: u64, subscriptions: Vec<Arc<Subscription>>) {
+        if !subscriptions.is_empty() {
+            lock(&self.overflow).push((link, subscriptions));
+            self.overflowed.notify_one();
+        }
     }
 
     /// A connection was lost, and not restored: what stood on it is missing from its last frame on.
@@ -369,19 +434,11 @@ impl Hub {
         let mut outages = lock(&self.outages);
         for (subscription, room) in subscriptions {
             let room = room.or_else(|| subscription.room.clone()).unwrap_or_else(|| "".into());
-            let outage =
-                outages.entry(Arc::clone(&subscription.channel)).or_insert_with(|| Outage {
-                    from,
-                    cause: cause.to_owned(),
-                    missing: HashSet::new(),
-                    concerned: Vec::new(),
-                    room,
-                });
+            let outage = outages.entry(Arc::clone(&subscription.channel)).or_insert_with(|| {
+                Outage { from, cause: cause.to_owned(), room, fates: HashMap::new() }
+            });
             outage.from = outage.from.min(from);
-            outage.missing.insert(Arc::clone(subscription));
-            if !outage.concerned.contains(subscription) {
-                outage.concerned.push(Arc::clone(subscription));
-            }
+            outage.fates.insert(Arc::clone(subscription), Fate::Missing);
         }
     }
 
@@ -391,34 +448,45 @@ impl Hub {
         if outages.is_empty() {
             return;
         }
-        let mut refused = HashSet::new();
         for (subscription, standing) in session.standings() {
-            let answered = match standing {
-                Standing::Confirmed(_) => true,
-                Standing::Refused(_) => refused.insert(Arc::clone(subscription)),
-                Standing::Waiting | Standing::Pending => false,
+            let fate = match standing {
+                Standing::Confirmed(_) => Fate::Restored,
+                Standing::Refused(_) => Fate::Gone,
+                Standing::Waiting | Standing::Pending => continue,
             };
-            if answered && let Some(outage) = outages.get_mut(&subscription.channel) {
-                outage.missing.remove(subscription);
+            if let Some(outage) = outages.get_mut(&subscription.channel)
+                && let Some(known) = outage.fates.get_mut(subscription)
+            {
+                *known = fate;
             }
         }
-        let over: Vec<_> = outages.extract_if(|_, outage| outage.missing.is_empty()).collect();
+        self.tell_settled(outages);
+    }
+
+    /// Nobody asks for these any more: no outage waits for them.
+    fn no_longer_missing(&self, which: impl Fn(&Arc<Subscription>) -> bool) {
+        let mut outages = lock(&self.outages);
+        for outage in outages.values_mut() {
+            for (subscription, fate) in &mut outage.fates {
+                if which(subscription) {
+                    *fate = Fate::Gone;
+                }
+            }
+        }
+        self.tell_settled(outages);
+    }
+
+    fn tell_settled(&self, mut outages: MutexGuard<'_, HashMap<Arc<str>, Outage>>) {
+        let settled = |outage: &Outage| outage.fates.values().all(|fate| *fate != Fate::Missing);
+        let over: Vec<_> = outages.extract_if(|_, outage| settled(outage)).collect();
         drop(outages);
         let now = clock::now();
-        let mut events: Vec<_> = over
-            .iter()
-            .map(|(channel, outage)| self.tell(channel, outage, &refused, now))
-            .collect();
+        let mut events: Vec<_> =
+            over.iter().map(|(channel, outage)| self.tell(channel, outage, now)).collect();
         self.journal.append(&mut events);
     }
 
-    fn tell(
-        &self,
-        channel: &Arc<str>,
-        outage: &Outage,
-        refused: &HashSet<Arc<Subscription>>,
-        now: UnixMillis,
-    ) -> Event {
+    fn tell(&self, channel: &Arc<str>, outage: &Outage, now: UnixMillis) -> Event {
         let seconds = Duration::from_millis(now.saturating_sub(outage.from)).as_secs_f64();
         warn!(%channel, seconds, cause = outage.cause, "events may have been missed");
         metrics::add_for(GAPS, "channel", channel, 1);
@@ -430,14 +498,15 @@ impl Hub {
             to: now,
             cause,
         });
-        let subscriptions: Vec<_> = outage
-            .concerned
-            .iter()
-            .map(|subscription| {
+        let mut concerned: Vec<_> = outage.fates.iter().collect();
+        concerned.sort_by_key(|(subscription, _)| &subscription.topic);
+        let subscriptions: Vec<_> = concerned
+            .into_iter()
+            .map(|(subscription, fate)| {
                 serde_json::json!({
                     "topic": &*subscription.topic,
                     "room": subscription.room.as_deref().unwrap_or(&outage.room),
-                    "restored": !refused.contains(subscription),
+                    "restored": *fate == Fate::Restored,
                 })
             })
             .collect();

@@ -9,91 +9,83 @@
 
 mod connection;
 mod successor;
+mod tempo;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use self::{
-    connection::Connection,
+    connection::{Connection, Step},
     successor::{Outcome, Successor},
+    tempo::Tempo,
 };
 use super::{
-    dial::DialError,
     gateway::{Hub, Wants},
     session::{Effects, Ended, Session, Standing, Subscription},
 };
 use crate::{
-    backoff::Backoff,
     clock,
+    config::Secret,
     event::UnixMillis,
     metrics::{self, CONNECTS},
     status::{self, Phase},
 };
 
-/// The ceiling of the first wait: a link that was lost is back within two seconds.
-const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// How often the token of a refused subscription is looked at for a change, and the page is told when
+/// something was heard last.
+const LOOK: Duration = Duration::from_secs(2);
 
-/// Connections that may be opened in quick succession before the hourly budget counts: enough for a
-/// bad evening, little enough to harm nobody.
-const WARM_UP: usize = 20;
-
-/// One connection in this time, in the long run: sixty an hour, whatever the server does.
-const BUDGET: Duration = Duration::from_secs(61);
-
-/// A connection that lived this long does not count against the budget.
-const LIVED: Duration = Duration::from_secs(60);
-
-/// How often the token of a refused subscription is looked at for a change.
-const TOKEN_WATCH: Duration = Duration::from_secs(2);
+/// A connection that is told to move sooner than this is counted like one that was lost: a server
+/// that sends us round and round is not followed for ever.
+const HASTY: Duration = Duration::from_millis(250);
 
 /// One place in the gateway.
 pub(super) struct Link {
     number: u64,
     hub: Arc<Hub>,
-    wanted: Vec<Arc<Subscription>>,
     wants: watch::Receiver<Wants>,
-    more: mpsc::Receiver<Vec<Arc<Subscription>>>,
     stop: CancellationToken,
-    backoff: Backoff,
-    /// When connections were opened that soon ended again.
-    opened: VecDeque<Instant>,
+    tempo: Tempo,
 }
 
-/// The old connection ended while its successor was on its way.
+/// What is held: a connection, and its successor while it moves.
+struct Held {
+    current: Connection,
+    opened: Instant,
+    successor: Option<Successor>,
+    /// The current connection ended while it moved.
+    lost: Option<Lost>,
+}
+
 struct Lost {
     cause: String,
-    /// The successor was not open yet: what happened in between nobody has heard.
-    missed: bool,
+    /// The successor's connection stood already: by token, it has heard what the old one could not.
+    covered: bool,
 }
 
 /// What comes after a connection.
 enum After {
     Stopped,
-    Lost {
-        proven: bool,
-        lived: Duration,
-    },
     /// Nothing is wanted on it any more.
     Idle,
+    Lost,
 }
 
 impl Link {
     pub(super) fn new(
         number: u64,
         hub: Arc<Hub>,
-        wanted: Vec<Arc<Subscription>>,
         wants: watch::Receiver<Wants>,
-        more: mpsc::Receiver<Vec<Arc<Subscription>>>,
         stop: CancellationToken,
     ) -> Self {
-        let backoff = Backoff::new(FIRST_WAIT, hub.config.backoff_max.0);
-        Self { number, hub, wanted, wants, more, stop, backoff, opened: VecDeque::new() }
+        let tempo = Tempo::new(hub.config.backoff_max.0);
+        Self { number, hub, wants, stop, tempo }
     }
 
     /// Keeps a connection until it is told to stop, or nothing is wanted on it.
@@ -101,26 +93,13 @@ impl Link {
         let number = self.number;
         let span = info_span!("link", number);
         async {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = sleep(delay) => {}
-            }
-            loop {
+            self.phase(Phase::Waiting, None);
+            let mut wait = delay;
+            while self.waiting(wait).await.is_some() {
                 let Some(connection) = self.dialing().await else { break };
                 match self.holding(connection).await {
                     After::Stopped | After::Idle => break,
-                    After::Lost { proven, lived } => {
-                        if proven {
-                            self.backoff.reset();
-                        }
-                        if lived < LIVED {
-                            self.opened.push_back(Instant::now());
-                        }
-                        let wait = self.backoff.wait().max(self.over_budget());
-                        if self.waiting(wait).await.is_none() {
-                            break;
-                        }
-                    }
+                    After::Lost => wait = self.tempo.wait(Instant::now(), None),
                 }
             }
             self.hub.status.no_connection(self.number);
@@ -130,227 +109,238 @@ impl Link {
         number
     }
 
-    /// Opens a connection, however long it takes; `None`: stopped.
+    /// Opens a connection, however long it takes; `None`: it is no longer wanted.
     async fn dialing(&mut self) -> Option<Connection> {
         loop {
             self.phase(Phase::Dialing, None);
+            self.tempo.tried(Instant::now());
             let hub = Arc::clone(&self.hub);
             let outcome = tokio::select! {
-                () = self.stop.cancelled() => return None,
+                () = self.unwanted() => return None,
                 outcome = hub.dialer.dial(None) => outcome,
             };
-            let wait = match outcome {
+            let error = match outcome {
                 Ok(socket) => {
                     metrics::add_for(CONNECTS, "outcome", "open", 1);
                     info!("connected to the gateway");
                     let number = self.hub.next_connection();
-                    let wanted = self.hub.credentials(&self.wanted);
+                    let wanted = self.hub.credentials(&self.wants.borrow_and_update());
                     let limits = self.hub.limits.clone();
                     let session = Session::new(number, wanted, limits, Instant::now());
                     return Some(Connection::new(socket, session));
                 }
-                Err(error) => {
-                    let wait = self.wait_after(&error);
-                    metrics::add_for(CONNECTS, "outcome", "failed", 1);
-                    warn!(%error, ?wait, "cannot connect to the gateway; trying again");
-                    self.phase(Phase::Waiting, Some(error.to_string()));
-                    wait
-                }
+                Err(error) => error,
             };
+            let wait = self.tempo.wait(Instant::now(), error.retry_after());
+            metrics::add_for(CONNECTS, "outcome", "failed", 1);
+            warn!(%error, ?wait, "cannot connect to the gateway; trying again");
+            self.phase(Phase::Waiting, Some(error.to_string()));
             self.waiting(wait).await?;
         }
     }
 
+    /// `None`: it is no longer wanted.
     async fn waiting(&mut self, wait: Duration) -> Option<()> {
         tokio::select! {
-            () = self.stop.cancelled() => None,
+            () = self.unwanted() => None,
             () = sleep(wait) => Some(()),
         }
     }
 
-    /// A server that says how long to wait is believed; one that drains (502) is like one that is down.
-    fn wait_after(&mut self, error: &DialError) -> Duration {
-        let wait = self.backoff.wait();
-        match error {
-            DialError::Refused { retry_after: Some(least), .. } => wait.max(*least),
-            _ => wait,
+    /// Waits until this link is told to stop, or nothing is wanted on it.
+    async fn unwanted(&mut self) {
+        let nothing = async {
+            if self.wants.wait_for(|wants| wants.is_empty()).await.is_err() {
+                // The gateway itself is gone, and has told us to stop.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = nothing => {}
         }
-    }
-
-    /// How long the next connection has to wait for the hourly budget.
-    fn over_budget(&mut self) -> Duration {
-        let now = Instant::now();
-        let warm = BUDGET * u32::try_from(WARM_UP).unwrap_or(u32::MAX);
-        while self.opened.front().is_some_and(|at| *at + warm < now) {
-            self.opened.pop_front();
-        }
-        if self.opened.len() < WARM_UP {
-            return Duration::ZERO;
-        }
-        let last = self.opened.back().copied().unwrap_or(now);
-        (last + BUDGET).saturating_duration_since(now)
     }
 
     /// Keeps a connection until it has ended, moving to a successor when the server says so.
-    async fn holding(&mut self, mut current: Connection) -> After {
-        let opened = Instant::now();
-        let mut successor: Option<Successor> = None;
-        let mut lost: Option<Lost> = None;
-        let mut token_watch = interval(TOKEN_WATCH);
-        token_watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    async fn holding(&mut self, current: Connection) -> After {
+        let hub = Arc::clone(&self.hub);
+        let mut held = Held { current, opened: Instant::now(), successor: None, lost: None };
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
-        self.changed(&mut current);
+        self.changed(&held.current);
         loop {
-            let hub = Arc::clone(&self.hub);
-            tokio::select! {
-                () = self.stop.cancelled() => {
-                    if let Some(successor) = &mut successor {
-                        successor.release(&hub);
-                    }
-                    current.close().await;
-                    return After::Stopped;
+            let after = tokio::select! {
+                () = self.stop.cancelled() => Some(After::Stopped),
+                step = held.current.step(&hub), if held.lost.is_none() => {
+                    self.on_step(step, &mut held)
                 }
-                step = current.step(&hub), if lost.is_none() => {
-                    if step.changed {
-                        self.changed(&mut current);
-                        if current.session.is_empty() && successor.is_none() {
-                            current.close().await;
-                            return After::Idle;
-                        }
-                    }
-                    self.pass_on(step.overflow);
-                    match step.ended {
-                        None => {}
-                        Some(Ended::Moved(token)) if successor.is_none() => {
-                            info!("the gateway asks to reconnect");
-                            self.phase(Phase::Moving, None);
-                            successor = Some(Successor::restored(&hub, token, &current.session));
-                        }
-                        Some(Ended::Moved(_)) => debug!("another reconnect while moving"),
-                        Some(Ended::Lost(cause)) if successor.is_some() => {
-                            // It may yet be restored: whether there is a gap is known then.
-                            debug!(cause, "the old connection ended while moving");
-                            let open = successor.as_ref().is_some_and(Successor::is_open);
-                            lost = Some(Lost { cause, missed: !open });
-                        }
-                        Some(Ended::Lost(cause)) => {
-                            return self.lost(&current.session, &cause, opened);
-                        }
-                    }
+                outcome = advance(&mut held.successor, &hub), if held.successor.is_some() => {
+                    self.on_outcome(outcome, &mut held).await
                 }
-                outcome = advance(&mut successor, &hub), if successor.is_some() => match outcome {
-                    Outcome::Going => {}
-                    Outcome::Ready { mut connection, restored } => {
-                        if lost.is_none() && !current.finish(&hub).await {
-                            let cause = "the old connection did not end".into();
-                            lost = Some(Lost { cause, missed: true });
-                        }
-                        match lost.take() {
-                            Some(Lost { cause, missed }) if missed || !restored => {
-                                self.hub.outage(&current.session, &cause);
-                                connection.session.missed(clock::now());
-                            }
-                            Some(_) | None => {}
-                        }
-                        info!(restored, "moved to another connection");
-                        connection.release(&hub);
-                        current = *connection;
-                        successor = None;
-                        self.backoff.reset();
-                        self.phase(Phase::Open, None);
-                        self.changed(&mut current);
-                    }
-                    Outcome::TokenSpent(why) => {
-                        warn!(why, "the reconnect token was refused; connecting anew");
-                        match lost.take() {
-                            Some(Lost { cause, .. }) => {
-                                return self.lost(&current.session, &cause, opened);
-                            }
-                            None => {
-                                let wanted = hub.credentials(&self.wanted);
-                                successor = Some(Successor::plain(&hub, wanted));
-                            }
-                        }
-                    }
-                    Outcome::Failed(why) => {
-                        warn!(why, "the successor could not be opened");
-                        match lost.take() {
-                            Some(Lost { cause, .. }) => {
-                                return self.lost(&current.session, &cause, opened);
-                            }
-                            None => {
-                                let wait = self.backoff.wait();
-                                let wanted = hub.credentials(&self.wanted);
-                                successor = Some(Successor::plain_after(&hub, wanted, wait));
-                            }
-                        }
-                    }
-                },
-                Some(more) = self.more.recv() => {
-                    let wanted = hub.credentials(&more);
-                    self.wanted.extend(more);
-                    let mut effects = Effects::default();
-                    current.session.add(wanted, &mut effects);
-                    current.take(effects, &hub);
+                Ok(()) = self.wants.changed() => {
+                    self.reconcile(&mut held.current);
+                    None
                 }
-                Ok(()) = self.wants.changed() => self.reduce(&mut current, &hub),
-                _ = token_watch.tick() => self.look_at_tokens(&mut current, &hub),
+                _ = look.tick() => {
+                    self.look(&mut held.current);
+                    None
+                }
+            };
+            match after {
+                None => {}
+                Some(After::Lost) => return After::Lost,
+                Some(after) => {
+                    if held.lost.is_none() {
+                        held.current.leave(&hub).await;
+                    }
+                    return after;
+                }
             }
         }
     }
 
-    /// Drops what is no longer wanted.
-    fn reduce(&mut self, current: &mut Connection, hub: &Hub) {
-        let wants = self.wants.borrow_and_update().clone();
-        self.wanted.retain(|subscription| wants.contains(subscription));
-        let mut effects = Effects::default();
-        let keep = |subscription: &Subscription| wants.contains(subscription);
-        if current.session.standings().any(|(subscription, _)| !keep(subscription)) {
-            current.session.retain(keep, &mut effects);
-            current.take(effects, hub);
+    fn on_step(&mut self, step: Step, held: &mut Held) -> Option<After> {
+        self.hub.overflow(self.number, step.overflow);
+        if step.changed {
+            self.changed(&held.current);
+            if held.current.session.is_empty() && held.successor.is_none() {
+                return Some(After::Idle);
+            }
+        }
+        match step.ended? {
+            Ended::Moved(token) if held.successor.is_none() => {
+                info!("the gateway asks to reconnect");
+                self.phase(Phase::Moving, None);
+                let now = Instant::now();
+                let mut wait = Duration::ZERO;
+                if held.opened + HASTY > now {
+                    wait = self.tempo.over_budget(now);
+                    self.tempo.tried(now + wait);
+                }
+                held.successor = Some(self.successor(token, held, wait));
+                None
+            }
+            Ended::Moved(_) => {
+                debug!("another reconnect while moving");
+                None
+            }
+            Ended::Lost(cause) => match &held.successor {
+                None => Some(self.lost(held, &cause)),
+                Some(successor) => {
+                    // It may yet be restored: whether there is a gap is known then.
+                    debug!(cause, "the old connection ended while moving");
+                    held.lost = Some(Lost { cause, covered: successor.is_open() });
+                    None
+                }
+            },
         }
     }
 
+    async fn on_outcome(&mut self, outcome: Outcome, held: &mut Held) -> Option<After> {
+        let (why, asked, token) = match outcome {
+            Outcome::Going => return None,
+            Outcome::Ready { connection, restored } => {
+                self.moved(*connection, restored, held).await;
+                return None;
+            }
+            Outcome::TokenSpent(why) => {
+                warn!(why, "the reconnect token was refused; connecting anew");
+                (why, None, None)
+            }
+            Outcome::NotYet { token, why, asked } => (why, asked, Some(token)),
+            Outcome::Failed { why, asked } => (why, asked, None),
+        };
+        held.successor = None;
+        if let Some(lost) = held.lost.take() {
+            return Some(self.lost(held, &lost.cause));
+        }
+        // The old connection is read meanwhile: there is time.
+        let now = Instant::now();
+        let wait = self.tempo.wait(now, asked);
+        self.tempo.tried(now + wait);
+        warn!(why, ?wait, "the successor could not be opened; trying again");
+        held.successor = Some(if let Some(token) = token {
+            self.successor(token, held, wait)
+        } else {
+            let wanted = self.hub.credentials(&self.wants.borrow());
+            Successor::plain(self.number, &self.hub, wanted, wait)
+        });
+        None
+    }
+
+    fn successor(&self, token: Secret, held: &Held, wait: Duration) -> Successor {
+        Successor::restored(self.number, &self.hub, token, &held.current.session, wait)
+    }
+
+    /// The successor stands: what the old connection had still to say is read, then it is forgotten.
+    async fn moved(&mut self, mut next: Connection, restored: bool, held: &mut Held) {
+        match held.lost.take() {
+            None => held.current.leave(&self.hub).await,
+            Some(lost) if restored && lost.covered => {}
+            Some(lost) => {
+                self.hub.outage(&held.current.session, &lost.cause);
+                next.session.missed(clock::now());
+            }
+        }
+        next.release(&self.hub);
+        info!(restored, "moved to another connection");
+        held.current = next;
+        held.opened = Instant::now();
+        held.successor = None;
+        self.tempo.moved();
+        self.phase(Phase::Open, None);
+        self.reconcile(&mut held.current);
+        self.changed(&held.current);
+    }
+
+    /// Brings what is wanted on a connection in line with what is wanted now.
+    fn reconcile(&mut self, current: &mut Connection) {
+        let wants = self.wants.borrow_and_update().clone();
+        let mut effects = Effects::default();
+        let known: HashSet<_> = current.session.standings().map(|(s, _)| Arc::clone(s)).collect();
+        let fresh: Vec<_> = wants.iter().filter(|s| !known.contains(*s)).cloned().collect();
+        let wanted: HashSet<&Subscription> = wants.iter().map(|s| &**s).collect();
+        if known.iter().any(|known| !wanted.contains(&**known)) {
+            current.session.retain(|subscription| wanted.contains(subscription), &mut effects);
+        }
+        current.session.add(self.hub.credentials(&fresh), &mut effects);
+        current.take(effects, &self.hub);
+    }
+
     /// A refused subscription is asked for at once when its token has changed.
-    fn look_at_tokens(&self, current: &mut Connection, hub: &Hub) {
-        let refused: Vec<Arc<str>> = current
+    fn look(&self, current: &mut Connection) {
+        let silent = u64::try_from(current.session.heard_at().elapsed().as_millis()).unwrap_or(0);
+        let heard = clock::now().saturating_sub(silent);
+        self.hub.status.connection(self.number, |page| page.heard = Some(heard));
+        let refused: HashSet<Arc<str>> = current
             .session
             .standings()
             .filter(|(_, standing)| matches!(standing, Standing::Refused(_)))
             .map(|(subscription, _)| Arc::clone(&subscription.channel))
             .collect();
         let mut effects = Effects::default();
-        let mut last = None;
         for channel in refused {
-            if last.as_ref() == Some(&channel) {
-                continue;
-            }
-            if let Ok(token) = hub.token(&channel) {
+            // A token that cannot be read now was reported when it was needed.
+            if let Ok(token) = self.hub.token(&channel) {
                 current.session.renew(&channel, &token, &mut effects);
             }
-            last = Some(channel);
         }
-        current.take(effects, hub);
+        current.take(effects, &self.hub);
     }
 
-    fn pass_on(&mut self, moved: Vec<Arc<Subscription>>) {
-        if moved.is_empty() {
-            return;
-        }
-        self.wanted.retain(|subscription| !moved.contains(subscription));
-        self.hub.overflow(moved);
-    }
-
-    fn lost(&mut self, session: &Session, cause: &str, opened: Instant) -> After {
+    fn lost(&mut self, held: &Held, cause: &str) -> After {
         let now = Instant::now();
+        let session = &held.current.session;
         warn!(cause, "the connection to the gateway was lost");
         self.hub.outage(session, cause);
+        self.tempo.ended(session.proven(now), now - held.opened);
         self.phase(Phase::Waiting, Some(cause.to_owned()));
-        After::Lost { proven: session.proven(now), lived: now - opened }
+        After::Lost
     }
 
     /// What stands has changed: the page shows it, and a gap may be over.
-    fn changed(&self, current: &mut Connection) {
+    fn changed(&self, current: &Connection) {
         let now = Instant::now();
         let subscriptions = current
             .session
@@ -368,7 +358,7 @@ impl Link {
     }
 
     fn phase(&self, state: Phase, error: Option<String>) {
-        let attempts = self.backoff.attempts();
+        let attempts = self.tempo.attempts();
         self.hub.status.connection(self.number, |page| {
             page.state = state;
             page.since = clock::now();

@@ -27,7 +27,7 @@ use crate::{
 const RATE_LIMIT_QUIET: Duration = Duration::from_secs(5);
 
 /// A connection that lived this long has proved itself even if nothing was subscribed.
-const PROOF: Duration = Duration::from_secs(60);
+const PROOF: Duration = Duration::from_mins(1);
 
 /// Silence that is too long when the relay sends no pings of its own: the gateway's period of 30 s
 /// and half of it as a margin.
@@ -50,6 +50,12 @@ pub struct Subscription {
     pub room: Option<Arc<str>>,
     /// What kind of token the channel has.
     pub token_type: TokenType,
+}
+
+impl std::fmt::Display for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.channel, self.topic)
+    }
 }
 
 /// A subscription with the credential to ask for it.
@@ -98,6 +104,15 @@ pub struct Limits {
     pub ping_timeout: Duration,
     /// Time before a refused subscription is asked for again.
     pub retry_refused: Duration,
+}
+
+impl Limits {
+    /// How long an answer is waited for: longer each time, so that a gateway which is slower than
+    /// the deadline is understood in the end.
+    fn patience(&self, failures: u32) -> Duration {
+        let doubled = self.response_timeout.saturating_mul(1 << failures.min(10));
+        doubled.min(self.retry_refused.max(self.response_timeout))
+    }
 }
 
 impl From<&Astro> for Limits {
@@ -394,7 +409,7 @@ impl Session {
             match (&entry.standing, entry.asked_at) {
                 (Standing::Waiting, _) => due = due.min(self.pace.ready_at(now)),
                 (Standing::Pending, Some(asked)) => {
-                    due = due.min(asked + self.limits.response_timeout);
+                    due = due.min(asked + self.limits.patience(entry.failures));
                 }
                 (Standing::Refused(Refusal { retry_at: Some(at), .. }), _) => due = due.min(*at),
                 _ => {}
@@ -711,8 +726,10 @@ impl Session {
 
     fn give_up_unanswered(&mut self, now: Instant, effects: &mut Effects) {
         for entry in &mut self.entries {
-            let late = |asked: Instant| now >= asked + self.limits.response_timeout;
+            let patience = self.limits.patience(entry.failures);
+            let late = |asked: Instant| now >= asked + patience;
             if entry.standing == Standing::Pending && entry.asked_at.is_some_and(late) {
+                entry.failures = entry.failures.saturating_add(1);
                 entry.standing = Standing::Waiting;
                 effects.changed = true;
                 let subscription = &entry.wanted.subscription;

@@ -83,7 +83,7 @@ pub(super) struct Tail {
     wanted: Wanted,
     /// How many.
     #[arg(short = 'n', long, default_value_t = 20)]
-    lines: u64,
+    lines: usize,
     /// Goes on with what comes.
     #[arg(short, long)]
     follow: bool,
@@ -181,9 +181,10 @@ pub(super) fn journal(command: JournalCommand) -> Done {
 fn status(place: &Where) -> Done {
     let store = place.open()?;
     let read = || -> Result<_, store::StoreError> {
-        Ok((store.bounds()?, store.size()?, store.cursors()?, store.dead_letter_counts()?))
+        let (runs, dead) = (store.runs()?, store.dead_letter_counts()?);
+        Ok((store.bounds()?, store.size()?, store.cursors()?, runs, dead))
     };
-    let (bounds, size, cursors, dead) = read().map_err(|error| failed(&error))?;
+    let (bounds, size, cursors, runs, dead) = read().map_err(|error| failed(&error))?;
     let mut out = std::io::stdout().lock();
     let now = clock::now();
     let ago = |time: UnixMillis| {
@@ -208,7 +209,7 @@ fn status(place: &Where) -> Done {
             writeln!(out, "sink {}: its position is broken", cursor.sink)?;
             continue;
         };
-        let waiting = store.count_after(at).map_err(|error| failed(&error))?;
+        let waiting = store::given(&runs, at, last);
         let since = store.received_at(at + 1).map_err(|error| failed(&error))?;
         let lag = match since {
             Some(since) if waiting > 0 => {
@@ -231,8 +232,7 @@ fn human(bytes: u64) -> String {
 
 fn follow(tail: &Tail) -> Done {
     let store = tail.place.open()?;
-    let last = store.bounds().map_err(|error| failed(&error))?.map_or(0, |(_, last)| last);
-    let mut after = last.saturating_sub(tail.lines);
+    let mut after = store.before_newest(tail.lines).map_err(|error| failed(&error))?;
     loop {
         after = print(&store, &tail.wanted, after, UnixMillis::MAX)?;
         if !tail.follow {

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{BATCH_BYTES, Delivery, Halt};
+use super::{BATCH_BYTES, Delivery, Halt, Turn};
 use crate::{
+    clock,
     event::{Origin, Record},
     journal::{DeadLetter, Replay},
-    route::Pattern,
+    route::{Pattern, Rendered},
 };
 
 /// Events of a replay that are handed over between two batches of new ones.
@@ -29,16 +30,15 @@ impl Delivery {
         let (letters, replays) = match asked {
             Ok(Ok(asked)) => asked,
             Ok(Err(error)) => {
-                warn!(sink = %self.name, %error, "requests cannot be read now");
-                self.asked = false;
+                self.unreadable(&error).await;
                 return Ok(());
             }
             Err(_) => return Ok(()),
         };
+        let mut more = !letters.is_empty();
         for letter in letters {
             self.try_again(&letter, stop).await?;
         }
-        let mut more = false;
         for replay in &replays {
             more |= self.replay(replay, stop).await?;
         }
@@ -52,9 +52,16 @@ impl Delivery {
         stop: &CancellationToken,
     ) -> Result<(), Halt> {
         info!(sink = %self.name, number = letter.number, "trying a dead letter again");
-        let outgoing = self.render(std::slice::from_ref(&letter.record));
-        // If it is refused again, it becomes a new dead letter with the new reason.
-        self.hand_over(&outgoing, stop).await?;
+        match self.route.render(&letter.record, clock::now()) {
+            // If it is refused again, it becomes a new dead letter with the new reason.
+            Rendered::Wanted(outgoing) => self.hand_over(&[outgoing], Turn::Again, stop).await?,
+            // Somebody asked for it: it must not go without a word.
+            Rendered::Skipped(skip) => {
+                let reason = format!("no longer wanted by the sink: {}", skip.as_str());
+                self.set_aside(&letter.record, &reason);
+            }
+            Rendered::Failed(reason) => self.set_aside(&letter.record, &reason),
+        }
         self.journal.settle(letter.number);
         Ok(())
     }
@@ -66,22 +73,27 @@ impl Delivery {
                 warn!(%error, "a replay's pattern is none; all topics are handed on");
                 None
             });
-        let read =
-            self.journal.read(replay.position, replay.until, REPLAY_BATCH, BATCH_BYTES).await;
+        let limit = REPLAY_BATCH.min(usize::try_from(self.window).unwrap_or(REPLAY_BATCH));
+        // What the sink has not yet had comes anyway.
+        let until = replay.until.min(self.position);
+        let read = self.journal.read(replay.position, until, limit, BATCH_BYTES).await;
         let batch = match read {
             Ok(batch) => batch,
             Err(error) => {
-                warn!(sink = %self.name, %error, "the journal cannot be read now");
+                self.unreadable(&error).await;
                 return Ok(true);
             }
         };
+        if batch.lost > 0 {
+            warn!(sink = %self.name, count = batch.lost, "the journal no longer holds all of a replay");
+        }
         let wanted = |record: &&Arc<Record>| {
             pattern.as_ref().is_none_or(|pattern| pattern.matches(&record.event.topic))
         };
         let marked: Vec<_> = batch.records.iter().filter(wanted).map(replayed).collect();
         let outgoing = self.render(&marked);
-        self.hand_over(&outgoing, stop).await?;
-        let done = batch.through >= replay.until || batch.through <= replay.position;
+        self.hand_over(&outgoing, Turn::Again, stop).await?;
+        let done = batch.through >= until || batch.through <= replay.position;
         self.journal.replayed(replay.number, (!done).then_some(batch.through));
         if done {
             info!(sink = %self.name, through = batch.through, "replay done");

@@ -23,6 +23,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{State, refused};
 use crate::{
     event::{Record, Seq},
+    journal::StoreError,
     route::{Pattern, Redactor},
 };
 
@@ -35,12 +36,15 @@ const FOLLOW_BYTES: usize = 256 * 1024;
 /// Events of the past that a follower may ask for: what a page or a terminal can show.
 const MOST_PAST: u64 = 1000;
 
+/// How far back the past is looked through for a topic: what is read within a moment.
+const SEARCHED: u64 = 10_000;
+
 /// What a follower asks for.
 #[derive(Debug, Deserialize)]
 pub(super) struct Follow {
     /// Only topics of this pattern.
     topic: Option<String>,
-    /// So many of the newest events first.
+    /// So many of the newest events (of that topic) first.
     #[serde(default)]
     last: u64,
     /// Each with what the relay knows of it, as in `journal export`; else Astro's message alone.
@@ -59,13 +63,15 @@ pub(super) async fn events(
     let Ok(permit) = Arc::clone(&state.followers).try_acquire_owned() else {
         return refused(StatusCode::SERVICE_UNAVAILABLE, "too many follow the events already");
     };
-    let figures = state.journal.figures();
-    let past = follow.last.min(MOST_PAST);
-    let after = figures.last.saturating_sub(past).max(figures.oldest.saturating_sub(1));
+    let now = state.journal.figures().last;
+    let past = usize::try_from(follow.last.min(MOST_PAST)).unwrap_or(0);
+    let Ok(waiting) = newest(&state, now, past, pattern.as_ref()).await else {
+        return refused(StatusCode::SERVICE_UNAVAILABLE, "the journal cannot be read now");
+    };
     let follower = Follower {
-        after: after.min(figures.last),
+        after: now,
         state,
-        waiting: VecDeque::new(),
+        waiting,
         pattern,
         whole: follow.whole,
         redactor: Redactor::personal(),
@@ -73,6 +79,31 @@ pub(super) async fn events(
     };
     let events = stream::unfold(follower, Follower::next);
     Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+}
+
+/// The newest `most` events up to `now`, of those that fit the pattern.
+async fn newest(
+    state: &State,
+    now: Seq,
+    most: usize,
+    pattern: Option<&Pattern>,
+) -> Result<VecDeque<Arc<Record>>, StoreError> {
+    let mut found = VecDeque::new();
+    let back = if pattern.is_some() { SEARCHED } else { u64::try_from(most).unwrap_or(0) };
+    let mut after = now.saturating_sub(if most == 0 { 0 } else { back });
+    while after < now {
+        let batch = state.journal.read(after, now, FOLLOW, FOLLOW_BYTES).await?;
+        if batch.through <= after {
+            break;
+        }
+        after = batch.through;
+        let fits = |record: &Arc<Record>| {
+            pattern.is_none_or(|pattern| pattern.matches(&record.event.topic))
+        };
+        found.extend(batch.records.into_iter().filter(fits));
+        found.drain(..found.len().saturating_sub(most));
+    }
+    Ok(found)
 }
 
 /// Somebody who watches events go by.

@@ -2,14 +2,21 @@
 //! broken.
 //!
 //! `journal.lock` belongs to the one process that writes. `journal.mark` holds the last number that
-//! was written, without any sync: when the database comes up shorter than the mark says, what is
-//! missing can be counted. A broken database is set aside under a name of its own
-//! (`journal.db.broken-<time>`), what can be read of it is copied into a new one row by row, and the
-//! rest is told.
+//! was written and how many events there were, without any sync: when the database comes up shorter
+//! than the mark says, or not at all, what is missing can be counted.
+//!
+//! A broken database is copied, row by row as far as it can be read, into `journal.db.new`, which
+//! becomes `journal.db.recovered` once it is complete. Only then is the broken one set aside under a
+//! name of its own (`journal.db.broken-<time>`) and the new one put into its place. An end at any
+//! point of this loses nothing: the next start begins the copy again, or finishes the exchange.
+//!
+//! The one thing to know: what is missing is counted from the runs, hence exactly, as long as they or
+//! the mark can be read. With both gone there is nothing left to count by.
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{Read as _, Seek, SeekFrom, Write as _},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -19,7 +26,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Cursor, Health, Journal, Limits, Shared, State,
-    store::{self, Store, StoreError, Write},
+    store::{self, LEFT_OUT, Run, Store, StoreError, Write, given},
     writer,
 };
 use crate::{
@@ -28,11 +35,22 @@ use crate::{
     event::{Seq, UnixMillis},
 };
 
-/// How long the recovery of a broken file may take before what is left of it is given up.
+/// How long recovery goes on without finding a single event, before what is left is given up.
 const RECOVERY: Duration = Duration::from_secs(20);
 
 /// Rows read at once in recovery.
 const RECOVER_ROWS: usize = 256;
+
+/// So many numbers behind a broken place are tried one by one: more than a lost inner page of the
+/// tree covers (400 pages of ten small rows each). Beyond it is a gap in the numbering, or ruin.
+const STEPS: Seq = 4096;
+
+/// Broken files that are kept to be looked at; each may be as large as the journal.
+const SET_ASIDE: usize = 3;
+
+/// What SQLite keeps beside a database, and the database itself. The log first: a new database must
+/// never stand beside the log of another.
+const COMPANIONS: [&str; 3] = ["-wal", "-shm", ""];
 
 /// What was found when the journal was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,6 +65,9 @@ pub struct Opened {
     pub events: u64,
     /// Sinks whose position was broken: they begin with the earliest event.
     pub cursors_lost: Vec<String>,
+    /// Positions were lost with the names of their sinks: whichever sink has none begins with the
+    /// earliest event.
+    pub cursors_unknown: bool,
 }
 
 /// The lock of the one process that writes; free again when it is dropped.
@@ -61,42 +82,35 @@ pub(super) struct Mark {
     file: File,
 }
 
+/// What the mark says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Marked {
+    /// The last number that was written.
+    pub(super) last: Seq,
+    /// Events that were there then.
+    pub(super) events: u64,
+}
+
 pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreError> {
     let dir = config.dir.as_path();
     make_dir(dir)?;
     let lock = lock(dir)?;
     let (mut mark, marked) = Mark::open(dir)?;
-    let (mut store, mut opened) = open_or_recover(dir, config.sync == Sync::Always)?;
-    let next = store.begin_run(marked)?;
-    let bounds = store.bounds()?;
-    let last = bounds.map_or(0, |(_, last)| last);
-    let runs = store.runs()?;
-    if opened.set_aside.is_none() && marked > last {
-        // Numbers that were written and are not there: the write-ahead log was lost or cut.
-        opened.lost = given(&runs, last, marked);
-    }
+    let always = config.sync == Sync::Always;
+    let (store, state, opened) = match begin(dir, always, marked, false) {
+        Err(error) if error.is_corrupt() => {
+            let recovered = recover(dir, marked, None)?;
+            let (store, state, mut opened) = begin(dir, always, marked, true)?;
+            opened.lost += recovered.lost;
+            opened.set_aside = recovered.set_aside;
+            opened.cursors_unknown = recovered.cursors_unknown;
+            (store, state, opened)
+        }
+        begun => begun?,
+    };
     if opened.lost > 0 {
         error!(lost = opened.lost, "events that were in the journal are gone");
     }
-    opened.alive = store.alive()?;
-    let oldest = bounds.map_or(next, |(first, _)| first);
-    opened.events = given(&runs, oldest.saturating_sub(1), last);
-    let mut state = State::new(next, runs, oldest, Health::Sound);
-    state.last_received = store.received_at(last)?.unwrap_or(0);
-    for kept in store.cursors()? {
-        let at = kept.seq.filter(|seq| *seq < next).unwrap_or_else(|| {
-            warn!(
-                sink = kept.sink,
-                "the sink's position was broken; beginning with the earliest event"
-            );
-            opened.cursors_lost.push(kept.sink.clone());
-            oldest.saturating_sub(1)
-        });
-        let name: Arc<str> = kept.sink.into();
-        state.cursors.insert(name, Cursor { at, saved: at, active: false });
-    }
-    state.dead_count = store.dead_letter_counts()?.into_iter().collect();
-    state.size = store.size()?;
     let reader = Store::open_reader(dir)?;
     let limits = Limits {
         dir: Some(dir.to_owned()),
@@ -106,135 +120,300 @@ pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreE
         min_free: config.min_free.0,
         memory: config.memory.bytes().max(64 * 1024),
     };
-    mark.set(next - 1)?;
+    let state = State { sinks_unknown: opened.cursors_unknown, ..state };
+    mark.set(Marked { last: state.last, events: opened.events })?;
     let journal = Journal(Arc::new(Shared::new(state, Some(reader), config.sync, limits)));
     writer::start(&journal, store, mark, lock);
     Ok((journal, opened))
 }
 
-/// Opens the database, and sets it aside if it is broken.
-pub(super) fn open_or_recover(dir: &Path, always: bool) -> Result<(Store, Opened), StoreError> {
-    // A database of a newer format is left untouched; a broken one is found out by reading the few
-    // rows that every start reads. What is broken further inside is found when it is read.
-    let open = || {
-        let store = Store::open(dir, always)?;
-        store.bounds()?;
-        store.runs()?;
-        store.cursors()?;
-        store.replays()?;
-        store.dead_letter_counts()?;
-        store.alive()?;
-        store.size()?;
-        Ok(store)
-    };
-    match open() {
-        Ok(store) => Ok((store, Opened::default())),
-        Err(error @ StoreError::Newer { .. }) => Err(error),
-        Err(error) if error.is_corrupt() => recover(dir, always),
-        Err(error) => Err(error),
-    }
-}
-
-/// Sets the broken file aside and copies what can be read of it into a new one.
-pub(super) fn recover(dir: &Path, always: bool) -> Result<(Store, Opened), StoreError> {
-    let broken = set_aside(dir)?;
-    error!(set_aside = %broken.display(), "the journal is broken; recovering what can be read");
+/// Opens the database and begins a run. Reads all the rows that every start reads: a database of a
+/// newer format is left untouched, and what is broken further inside is found when it is read.
+fn begin(
+    dir: &Path,
+    always: bool,
+    marked: Marked,
+    recovered: bool,
+) -> Result<(Store, State, Opened), StoreError> {
+    finish_exchange(dir)?;
     let mut store = Store::open(dir, always)?;
-    let mut opened = Opened { set_aside: Some(broken.clone()), ..Opened::default() };
-    let marked = Mark::open(dir)?.1;
-    let found = Store::open_broken(&broken).and_then(|old| copy(&old, &mut store));
-    let (kept, last, runs) = found.unwrap_or_else(|error| {
-        error!(%error, "nothing could be read of the broken journal");
-        (0, 0, Vec::new())
-    });
-    let first = store.bounds()?.map_or(0, |(first, _)| first);
-    let known = if runs.is_empty() { vec![(1, None)] } else { runs };
-    let end = marked.max(last);
-    // Where the front of the file is lost too, the oldest event that was there is not known: count
-    // from the first that was found.
-    opened.lost = given(&known, first.saturating_sub(1), end).saturating_sub(kept);
-    store.set_runs(&known)?;
-    info!(kept, lost = opened.lost, "journal recovered");
-    Ok((store, opened))
-}
-
-/// How many numbers after `after`, through `through`, were given in these runs.
-fn given(runs: &[(Seq, Option<Seq>)], after: Seq, through: Seq) -> u64 {
-    let inside = |(first, last): &(Seq, Option<Seq>)| {
-        let low = (*first).max(after + 1);
-        (last.unwrap_or(through).min(through) + 1).saturating_sub(low)
+    let mut opened = Opened::default();
+    let (first, last) = store.bounds()?.unwrap_or_default();
+    let cursors = store.cursors()?;
+    let before = store.runs()?;
+    // What a sink has accepted had a number, and what was marked as written had one.
+    let accepted = cursors.iter().filter_map(|cursor| cursor.seq).max().unwrap_or(0);
+    opened.lost = if marked.last > last || recovered {
+        // The write-ahead log was lost or cut, or the whole database; perhaps the books with it.
+        marked.events.saturating_sub(given(&before, first.saturating_sub(1), last))
+    } else {
+        given(&before, last, accepted)
     };
-    runs.iter().map(inside).sum()
+    let known = marked.last.max(accepted);
+    let next = store.begin_run(known, opened.lost)?;
+    let runs = store.runs()?;
+    opened.alive = store.alive()?;
+    let bounds = store.bounds()?;
+    let oldest = bounds.map_or(next, |(first, _)| first);
+    opened.events = given(&runs, oldest.saturating_sub(1), last);
+    let mut state = State::new(next, runs, oldest, Health::Sound);
+    state.last_received = store.received_at(last)?.unwrap_or(0);
+    for kept in cursors {
+        let at = kept.seq.filter(|seq| *seq < next).unwrap_or_else(|| {
+            warn!(
+                sink = kept.sink,
+                "the sink's position was broken; beginning with the earliest event"
+            );
+            opened.cursors_lost.push(kept.sink.clone());
+            oldest.saturating_sub(1)
+        });
+        // It holds back retention until it is known which sinks there are: see [`Journal::sinks`].
+        state
+            .cursors
+            .insert(kept.sink.into(), Cursor { at, saved: Some(at), active: true, since: 0 });
+    }
+    store.replays()?;
+    state.dead_count = store.dead_letter_counts()?.into_iter().collect();
+    state.size = store.size()?;
+    Ok((store, state, opened))
 }
 
-type Copied = (u64, Seq, Vec<(Seq, Option<Seq>)>);
+/// Opens the database while the relay runs.
+pub(super) fn reopen(dir: &Path, always: bool) -> Result<Store, StoreError> {
+    finish_exchange(dir)?;
+    let store = Store::open(dir, always)?;
+    store.bounds()?;
+    store.runs()?;
+    store.cursors()?;
+    store.replays()?;
+    store.dead_letter_counts()?;
+    store.size()?;
+    Ok(store)
+}
 
-/// Copies sound rows; steps over pages that cannot be read.
-fn copy(old: &Store, new: &mut Store) -> Result<Copied, StoreError> {
-    let deadline = Instant::now() + RECOVERY;
-    let mut after = 0;
-    let mut kept = 0;
-    let mut step = 1;
-    let mut last_good = 0;
-    let limit = old.highest_guess();
-    while Instant::now() < deadline {
-        match old.read(after, RECOVER_ROWS, usize::MAX) {
-            Ok(read) => {
-                let Some(through) = read.through else { break };
-                kept += u64::try_from(read.records.len()).unwrap_or(0);
-                last_good = read.records.last().map_or(last_good, |record| record.seq);
-                after = through;
-                step = 1;
-                new.write(&Write { records: read.records, ..Write::default() })?;
+/// Copies what can be read of the broken database into a new one, and puts that into its place.
+/// `runs` are the books where the relay still has them.
+pub(super) fn recover(
+    dir: &Path,
+    marked: Marked,
+    runs: Option<&[Run]>,
+) -> Result<Opened, StoreError> {
+    error!("the journal is broken; recovering what can be read");
+    let path = companion(dir, ".new", "");
+    for suffix in COMPANIONS {
+        remove(&companion(dir, ".new", suffix))?;
+    }
+    let mut new = Store::create(&path)?;
+    let copied = match Store::open_broken(&store::file(dir)) {
+        Ok(old) => copy(&old, &mut new, marked.last)?,
+        Err(error) => {
+            error!(%error, "nothing can be read of the broken journal");
+            Copied::default()
+        }
+    };
+    // While the relay runs it has the books, and what is missing at the end counts here; at a start
+    // that is counted later.
+    let end = runs.map_or(copied.last, |_| marked.last);
+    let books = runs.map(<[Run]>::to_vec).or(copied.runs).unwrap_or(copied.ranges);
+    let first = new.bounds()?.map_or(end + 1, |(first, _)| first);
+    let mut lost = given(&books, first.saturating_sub(1), end).saturating_sub(copied.kept);
+    if runs.is_some() {
+        // Where the front of the file is lost too, the mark knows more.
+        lost = lost.max(marked.events.saturating_sub(copied.kept));
+    }
+    new.set_books(&books, end.max(marked.last))?;
+    new.finish()?;
+    rename(&path, &companion(dir, ".recovered", ""))?;
+    sync_dir(dir)?;
+    let set_aside = finish_exchange(dir)?;
+    info!(kept = copied.kept, lost, "journal recovered");
+    Ok(Opened { lost, set_aside, cursors_unknown: copied.cursors_unknown, ..Opened::default() })
+}
+
+/// Sets the broken database aside and puts the recovered one into its place, if there is one.
+fn finish_exchange(dir: &Path) -> Result<Option<PathBuf>, StoreError> {
+    let recovered = companion(dir, ".recovered", "");
+    if !recovered.exists() {
+        return Ok(None);
+    }
+    let suffix = format!(".broken-{}", clock::now());
+    for companion_suffix in COMPANIONS {
+        let from = companion(dir, "", companion_suffix);
+        if from.exists() {
+            rename(&from, &companion(dir, &suffix, companion_suffix))?;
+        }
+    }
+    rename(&recovered, &store::file(dir))?;
+    sync_dir(dir)?;
+    let broken = companion(dir, &suffix, "");
+    error!(set_aside = %broken.display(), "the broken journal was set aside");
+    limit_set_aside(dir);
+    Ok(Some(broken))
+}
+
+/// Removes the oldest of the files that were set aside.
+fn limit_set_aside(dir: &Path) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    let name = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().into_string().ok();
+    let broken = |name: &String| {
+        let time = name.strip_prefix("journal.db.broken-");
+        time.is_some_and(|time| time.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let mut names: Vec<_> = entries.filter_map(name).filter(broken).collect();
+    // Their names end in a time of as many digits for the next centuries.
+    names.sort_unstable();
+    names.truncate(names.len().saturating_sub(SET_ASIDE));
+    for name in names {
+        for suffix in COMPANIONS {
+            if let Err(error) = remove(&dir.join(format!("{name}{suffix}"))) {
+                warn!(%error, "an old broken journal cannot be removed");
             }
-            // A smaller reading may still get the rows before the broken page.
-            Err(_) => match old.read(after, 1, usize::MAX) {
-                Ok(read) if read.through.is_some_and(|through| through > after) => {
-                    kept += u64::try_from(read.records.len()).unwrap_or(0);
-                    after = read.through.unwrap_or(after);
-                    last_good = read.records.last().map_or(last_good, |record| record.seq);
-                    new.write(&Write { records: read.records, ..Write::default() })?;
-                }
-                Ok(_) | Err(_) => {
-                    after += step;
-                    step = (step * 2).min(1024);
-                    if after > limit {
-                        break;
-                    }
-                }
-            },
         }
     }
+}
+
+/// What was copied.
+#[derive(Debug, Default)]
+struct Copied {
+    kept: u64,
+    last: Seq,
+    /// `None`: they cannot be read.
+    runs: Option<Vec<Run>>,
+    /// The runs as they show in the events themselves.
+    ranges: Vec<Run>,
+    cursors_unknown: bool,
+}
+
+/// Copies sound rows; steps over what cannot be read.
+fn copy(old: &Store, new: &mut Store, marked: Seq) -> Result<Copied, StoreError> {
+    let mut copied = Copied::default();
+    copy_events(old, new, marked, &mut copied)?;
     let mut write = Write::default();
-    for kept in old.cursors().unwrap_or_default() {
-        if let Some(seq) = kept.seq {
-            write.cursors.push((kept.sink.into(), seq));
+    match old.cursors() {
+        Ok(cursors) => {
+            let earliest = new.bounds()?.map_or(0, |(first, _)| first.saturating_sub(1));
+            for kept in cursors {
+                write.cursors.push((kept.sink.into(), kept.seq.unwrap_or(earliest)));
+            }
+        }
+        Err(error) => {
+            error!(%error, "the positions of the sinks are lost; they begin with the earliest event");
+            copied.cursors_unknown = true;
         }
     }
-    write.dead = old.dead_letters(None).unwrap_or_default();
-    // A file from before the table has none.
+    write.dead = old.dead_letters(None).unwrap_or_else(|error| {
+        error!(%error, "the dead letters are lost");
+        Vec::new()
+    });
+    // A file from before the table has none, and what is lost of it is fetched again.
     write.state = old.state().unwrap_or_default();
     write.alive = old.alive().ok().flatten();
     new.write(&write)?;
-    Ok((kept, last_good, old.runs().unwrap_or_default()))
+    copied.runs = old.runs().ok().filter(|runs| !runs.is_empty());
+    Ok(copied)
 }
 
-/// Renames the database and its companions; answers the new name.
-fn set_aside(dir: &Path) -> Result<PathBuf, StoreError> {
-    let from = store::file(dir);
-    let time = clock::now();
-    let to = dir.join(format!("journal.db.broken-{time}"));
-    for suffix in ["", "-wal", "-shm"] {
-        let companion = |base: &Path| PathBuf::from(format!("{}{suffix}", base.display()));
-        let (source, target) = (companion(&from), companion(&to));
-        match fs::rename(&source, &target) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(StoreError::Io { path: source, source: error });
-            }
-            Ok(()) | Err(_) => {}
+impl Copied {
+    fn note(&mut self, seq: Seq) {
+        self.kept += 1;
+        self.last = seq;
+        match self.ranges.last_mut() {
+            // A smaller jump is a loss; only a run that was not closed leaves out more.
+            Some((_, Some(last))) if *last + LEFT_OUT > seq => *last = seq,
+            _ => self.ranges.push((seq, Some(seq))),
         }
     }
-    Ok(to)
+}
+
+fn copy_events(
+    old: &Store,
+    new: &mut Store,
+    marked: Seq,
+    copied: &mut Copied,
+) -> Result<(), StoreError> {
+    let limit = old.highest_guess().max(marked);
+    let mut give_up = Instant::now() + RECOVERY;
+    let mut after = 0;
+    while Instant::now() < give_up {
+        // A smaller reading may still get the rows before the broken page.
+        let read =
+            old.read(after, RECOVER_ROWS, usize::MAX).or_else(|_| old.read(after, 1, usize::MAX));
+        let Ok(read) = read else {
+            match next_readable(old, after, limit) {
+                Some(next) => after = next,
+                None => break,
+            }
+            continue;
+        };
+        let Some(through) = read.through else { break };
+        after = through;
+        for record in &read.records {
+            copied.note(record.seq);
+        }
+        if !read.records.is_empty() {
+            give_up = Instant::now() + RECOVERY;
+            new.write(&Write { records: read.records, ..Write::default() })?;
+        }
+    }
+    Ok(())
+}
+
+/// The first position after `after` that can be read from. Reading always gets further from one
+/// position than from the one before, so that beyond [`STEPS`] halving finds the border.
+fn next_readable(old: &Store, after: Seq, limit: Seq) -> Option<Seq> {
+    let readable = |seq: Seq| old.read(seq, 1, usize::MAX).is_ok();
+    let near = (after + STEPS).min(limit);
+    if let Some(found) = (after + 1..=near).find(|seq| readable(*seq)) {
+        return Some(found);
+    }
+    let (mut bad, mut leap) = (near, STEPS);
+    loop {
+        if bad >= limit {
+            return None;
+        }
+        let good = bad.saturating_add(leap).min(limit);
+        if readable(good) {
+            return Some(border(bad, good, readable));
+        }
+        (bad, leap) = (good, leap.saturating_mul(2));
+    }
+}
+
+/// Between a position that cannot be read from and one that can: the first that can.
+fn border(mut bad: Seq, mut good: Seq, readable: impl Fn(Seq) -> bool) -> Seq {
+    while good - bad > 1 {
+        let middle = bad + (good - bad) / 2;
+        if readable(middle) {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    good
+}
+
+fn companion(dir: &Path, name: &str, suffix: &str) -> PathBuf {
+    PathBuf::from(format!("{}{name}{suffix}", store::file(dir).display()))
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), StoreError> {
+    fs::rename(from, to).map_err(|source| StoreError::Io { path: from.to_owned(), source })
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(StoreError::Io { path: path.to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// A name that was made or changed survives a loss of power.
+fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|source| StoreError::Io { path: dir.to_owned(), source })
 }
 
 fn make_dir(dir: &Path) -> Result<(), StoreError> {
@@ -247,7 +426,7 @@ fn make_dir(dir: &Path) -> Result<(), StoreError> {
         .map_err(|source| StoreError::Io { path: dir.to_owned(), source })
 }
 
-fn lock(dir: &Path) -> Result<Lock, StoreError> {
+pub(super) fn lock(dir: &Path) -> Result<Lock, StoreError> {
     let path = dir.join("journal.lock");
     let failed = |source| StoreError::Io { path: path.clone(), source };
     let mut file = OpenOptions::new()
@@ -277,8 +456,8 @@ fn lock(dir: &Path) -> Result<Lock, StoreError> {
 }
 
 impl Mark {
-    /// Opens it, and answers the last number that it holds; 0 where it is new or broken.
-    pub(super) fn open(dir: &Path) -> Result<(Self, Seq), StoreError> {
+    /// Opens it, and answers what it says; nothing where it is new or broken.
+    pub(super) fn open(dir: &Path) -> Result<(Self, Marked), StoreError> {
         let path = dir.join("journal.mark");
         let failed = |source| StoreError::Io { path: path.clone(), source };
         let mut file = OpenOptions::new()
@@ -289,21 +468,38 @@ impl Mark {
             .open(&path)
             .map_err(failed)?;
         let mut bytes = Vec::new();
-        std::io::Read::by_ref(&mut file).take(64).read_to_end(&mut bytes).map_err(failed)?;
+        io::Read::by_ref(&mut file).take(64).read_to_end(&mut bytes).map_err(failed)?;
         let text = String::from_utf8_lossy(&bytes);
-        let mut words = text.split_whitespace();
-        let seq = words.next().and_then(|word| word.parse::<Seq>().ok()).unwrap_or(0);
-        let sum = words.next().and_then(|word| u32::from_str_radix(word, 16).ok());
-        let sound = sum == Some(crc32fast::hash(&seq.to_le_bytes()));
-        Ok((Self { file }, if sound { seq } else { 0 }))
+        Ok((Self { file }, Marked::parse(&text).unwrap_or_default()))
     }
 
-    /// Writes the number down, without waiting for the disk.
-    pub(super) fn set(&mut self, seq: Seq) -> Result<(), StoreError> {
-        let line = format!("{seq:020} {:08x}\n", crc32fast::hash(&seq.to_le_bytes()));
+    /// Writes it down, without waiting for the disk.
+    pub(super) fn set(&mut self, marked: Marked) -> Result<(), StoreError> {
         self.file
-            .seek(SeekFrom::Start(0))
-            .and_then(|_| self.file.write_all(line.as_bytes()))
+            .write_all_at(marked.line().as_bytes(), 0)
             .map_err(|source| StoreError::Io { path: "journal.mark".into(), source })
+    }
+}
+
+impl Marked {
+    /// Always of the same length, so that nothing of an older one is left behind it.
+    fn line(self) -> String {
+        let Self { last, events } = self;
+        format!("{last:020} {events:020} {:08x}\n", self.sum())
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_whitespace();
+        let marked =
+            Self { last: words.next()?.parse().ok()?, events: words.next()?.parse().ok()? };
+        let sum = u32::from_str_radix(words.next()?, 16).ok()?;
+        (sum == marked.sum()).then_some(marked)
+    }
+
+    fn sum(self) -> u32 {
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&self.last.to_le_bytes());
+        crc.update(&self.events.to_le_bytes());
+        crc.finalize()
     }
 }

@@ -6,8 +6,8 @@
 //! neither a sync nor a checkpoint stands in the way of a commit.
 //!
 //! A sync that failed is never simply tried again: the system may have dropped the pages and call
-//! them clean. The file is reopened and its write-ahead log copied into the database as a whole,
-//! which writes all of it anew; only then does it count as sound.
+//! them clean. Nothing counts as synced until the file was reopened and its write-ahead log copied
+//! into the database as a whole, which writes all of it anew.
 //!
 //! The one thing to know: whatever fails, the threads go on; [`Health`] says what is wrong.
 
@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{
-    Health, Journal, Shared,
-    file::{self, Lock, Mark},
+    Health, Journal, Shared, State,
+    file::{self, Lock, Mark, Marked},
     millis,
     store::{self, Store, StoreError, Write},
 };
@@ -42,6 +42,9 @@ const UPKEEP: Duration = Duration::from_secs(1);
 
 /// How long a failing disk is left alone before it is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// The same after a recovery that failed: it reads the whole file each time.
+const RETRY_RECOVERY: Duration = Duration::from_secs(30);
 
 /// A write-ahead log of this size is moved into the database.
 const CHECKPOINT: u64 = 4 * 1024 * 1024;
@@ -65,16 +68,18 @@ pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock) {
         store: Some(store),
         mark,
         syncing: Arc::clone(&syncing),
-        _lock: lock,
+        lock: Some(lock),
         upkeep_at: Instant::now(),
         retry_at: Instant::now(),
         data_version: 0,
+        written_since: 0,
+        recount: true,
+        low: false,
     };
     spawn("journal-writer", Arc::clone(&shared), move || writer.run());
     spawn("journal-syncer", Arc::clone(&shared), move || sync_loop(&shared, &syncing));
 }
 
-#[expect(clippy::disallowed_methods, reason = "the journal's own two threads block on the disk")]
 fn spawn(name: &str, shared: Arc<Shared>, run: impl FnOnce() + Send + 'static) {
     let ended = Ended(shared);
     let thread = thread::Builder::new().name(name.into()).spawn(move || {
@@ -98,7 +103,7 @@ impl Drop for Ended {
             state.health = Health::Degraded("a thread of the journal has ended".into());
         }
         drop(state);
-        self.0.work.notify_all();
+        self.0.ended.notify_all();
         self.0.progress.send_modify(|count| *count += 1);
     }
 }
@@ -109,10 +114,24 @@ struct Writer {
     store: Option<Store>,
     mark: Mark,
     syncing: Arc<Syncing>,
-    _lock: Lock,
+    /// `None` only while it is taken anew.
+    lock: Option<Lock>,
     upkeep_at: Instant,
     retry_at: Instant,
     data_version: i64,
+    /// Bytes of events written since the limits were looked at.
+    written_since: u64,
+    /// Whether the dead letters must be counted anew.
+    recount: bool,
+    /// Whether it was told that the disk is nearly full.
+    low: bool,
+}
+
+/// However the writer ends, the syncer ends too.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.syncing.stop();
+    }
 }
 
 impl Writer {
@@ -144,8 +163,8 @@ impl Writer {
         loop {
             let now = Instant::now();
             let until = if self.store.is_some() { self.upkeep_at } else { self.retry_at };
-            let broken = matches!(state.health, Health::Degraded(_)) && self.store.is_some();
             if self.store.is_some() {
+                let broken = state.health == Health::Degraded(CORRUPT.into());
                 let mut write = state.unwritten(TRANSACTION);
                 if now >= self.upkeep_at {
                     write.alive = Some(clock::now());
@@ -166,24 +185,28 @@ impl Writer {
     }
 
     fn written(&mut self, write: &Write) {
-        let always = self.shared.sync == Sync::Always;
         let mut state = self.shared.lock();
         if let Some(last) = write.records.last() {
             state.written = last.seq;
-            let bytes: usize = write.records.iter().map(|record| record.event.weight()).sum();
+            // What the ring has dropped meanwhile, it has taken off already.
+            let first = state.ring.front().map_or(Seq::MAX, |record| record.seq);
+            let here = write.records.iter().filter(|record| record.seq >= first);
+            let bytes: usize = here.map(|record| record.event.weight()).sum();
             state.unwritten_bytes = state.unwritten_bytes.saturating_sub(bytes);
-            if always {
+            if self.shared.sync == Sync::Always {
                 state.synced = last.seq;
             }
+            let all = write.records.iter().map(|record| record.event.weight());
+            self.written_since += u64::try_from(all.sum::<usize>()).unwrap_or(0);
         }
         for (sink, seq) in &write.cursors {
             if let Some(cursor) = state.cursors.get_mut(sink) {
-                cursor.saved = *seq;
+                cursor.saved = Some(*seq);
             }
         }
         state.dead.drain(..write.dead.len());
-        let settled = write.settled.len();
-        state.settled.drain(..settled);
+        state.settled.drain(..write.settled.len());
+        self.recount |= !write.dead.is_empty() || !write.settled.is_empty();
         for (number, position) in &write.replays {
             if state.replays.get(number) == Some(position) {
                 state.replays.remove(number);
@@ -196,14 +219,19 @@ impl Writer {
             }
         }
         self.shared.evict(&mut state);
-        let readable = self.shared.readable(&state);
-        let written = state.written;
-        drop(state);
-        if always {
-            self.shared.readable.send_replace(readable);
+        if state.unwritten_bytes <= self.shared.limits.memory / 2 {
+            state.late = false;
         }
+        self.shared.publish(&state);
+        let (written, marked) = (state.written, state.marked());
+        drop(state);
         self.shared.progress.send_modify(|count| *count += 1);
         self.syncing.offer(written);
+        if !write.records.is_empty()
+            && let Err(failure) = self.mark.set(marked)
+        {
+            self.failed(&failure);
+        }
     }
 
     /// The disk said no: memory carries on, and the disk is tried again.
@@ -221,9 +249,8 @@ impl Writer {
         }
         state.health = Health::Degraded(reason);
         self.shared.evict(&mut state);
-        let readable = self.shared.readable(&state);
+        self.shared.publish(&state);
         drop(state);
-        self.shared.readable.send_replace(readable);
         self.shared.progress.send_modify(|count| *count += 1);
         self.store = None;
         self.retry_at = Instant::now() + RETRY;
@@ -232,66 +259,91 @@ impl Writer {
     /// Opens the file anew. What a failed sync left in doubt is written again by the checkpoint.
     fn reopen(&mut self) {
         let Some(dir) = self.shared.limits.dir.clone() else { return };
-        self.retry_at = Instant::now() + RETRY;
         let broken = self.shared.lock().health == Health::Degraded(CORRUPT.into());
+        self.retry_at = Instant::now() + if broken { RETRY_RECOVERY } else { RETRY };
         match self.try_reopen(&dir, broken) {
-            Ok((store, lost)) => {
-                let mut state = self.shared.lock();
-                state.health = Health::Sound;
-                if lost > 0 {
-                    error!(lost, "events that were in the journal are gone");
-                }
-                state.oldest =
-                    store.bounds().ok().flatten().map_or(state.oldest, |(first, _)| first);
-                drop(state);
+            Ok(()) => {
                 info!("the journal works again");
-                self.store = Some(store);
                 self.shared.progress.send_modify(|count| *count += 1);
             }
-            Err(failure) => {
-                let reason = if failure.is_corrupt() { CORRUPT.into() } else { describe(&failure) };
-                self.shared.lock().health = Health::Degraded(reason);
+            Err(failure) if failure.is_corrupt() && !broken => {
+                self.shared.lock().health = Health::Degraded(CORRUPT.into());
+                self.retry_at = Instant::now();
             }
+            // What was broken stays so until it was recovered, whatever hinders that now.
+            Err(failure) if broken => {
+                error!(error = describe(&failure), "the broken journal cannot be recovered now");
+            }
+            Err(failure) => self.shared.lock().health = Health::Degraded(describe(&failure)),
         }
     }
 
-    fn try_reopen(&mut self, dir: &Path, broken: bool) -> Result<(Store, u64), StoreError> {
-        if free(dir).is_some_and(|free| free < self.shared.limits.min_free / 2) {
+    fn try_reopen(&mut self, dir: &Path, broken: bool) -> Result<(), StoreError> {
+        // A little more than where it was given up, so that it is not given up again at once.
+        if free(dir).is_some_and(|free| free < self.shared.limits.min_free / 4 * 3) {
             return Err(StoreError::Io {
                 path: dir.to_owned(),
                 source: std::io::ErrorKind::StorageFull.into(),
             });
         }
-        let always = self.shared.sync == Sync::Always;
-        let (store, opened) =
-            if broken { file::recover(dir, always)? } else { file::open_or_recover(dir, always)? };
+        // The directory may be another one than before: mounted anew, or restored.
+        self.lock = None;
+        self.lock = Some(file::lock(dir)?);
+        let (mark, _) = Mark::open(dir)?;
+        self.mark = mark;
+        let mut lost = 0;
+        if broken {
+            let (marked, runs) = {
+                let state = self.shared.lock();
+                (state.marked(), state.runs.clone())
+            };
+            lost = file::recover(dir, marked, Some(&runs))?.lost;
+        }
+        let mut store = file::reopen(dir, self.shared.sync == Sync::Always)?;
         store.checkpoint(true)?;
-        let last = store.bounds()?.map_or(0, |(_, last)| last);
-        {
-            let mut state = self.shared.lock();
-            // What is there is there; what is not, and is still in memory, is written next.
-            state.written = last.clamp(state.synced.min(last), state.last);
-            let written = state.written;
-            let unwritten = state.ring.iter().filter(|record| record.seq > written);
-            state.unwritten_bytes = unwritten.map(|record| record.event.weight()).sum();
-            state.synced = state.synced.min(written);
-            for cursor in state.cursors.values_mut() {
-                cursor.saved = Seq::MAX;
-            }
+        // Whether it takes a write is seen by writing.
+        store.write(&Write { alive: Some(clock::now()), ..Write::default() })?;
+        let reader = Store::open_reader(dir)?;
+        let bounds = store.bounds()?;
+        if lost > 0 {
+            error!(lost, "events that were in the journal are gone");
         }
-        if let Some(reader) = &self.shared.reader {
-            *reader.lock().unwrap_or_else(PoisonError::into_inner) = Store::open_reader(dir)?;
+        if let Some(old) = &self.shared.reader {
+            *old.lock().unwrap_or_else(PoisonError::into_inner) = reader;
         }
-        Ok((store, opened.lost))
+        let last = bounds.map_or(0, |(_, last)| last);
+        let mut state = self.shared.lock();
+        // What is there is there; what is not, and is still in memory, is written next.
+        state.written = last.min(state.last);
+        let written = state.written;
+        let unwritten = state.ring.iter().filter(|record| record.seq > written);
+        state.unwritten_bytes = unwritten.map(|record| record.event.weight()).sum();
+        // The checkpoint has brought all of it to the disk itself.
+        state.synced = written;
+        for cursor in state.cursors.values_mut() {
+            cursor.saved = None;
+        }
+        state.oldest = bounds.map_or(written + 1, |(first, _)| first);
+        state.health = Health::Sound;
+        self.shared.publish(&state);
+        drop(state);
+        self.syncing.begin_anew(written);
+        self.upkeep_at = Instant::now();
+        self.recount = true;
+        self.store = Some(store);
+        Ok(())
     }
 
     /// Keeps the limits, once in a while.
     fn keep_up(&mut self) {
-        if self.syncing.take_failure() {
+        if self.store.is_none() {
+            return;
+        }
+        if self.syncing.has_failed() {
             self.degrade("a sync failed".into());
             return;
         }
-        if self.shared.lock().health == Health::Degraded(CORRUPT.into()) && self.store.is_some() {
+        if self.shared.lock().health == Health::Degraded(CORRUPT.into()) {
             self.degrade(CORRUPT.into());
             self.retry_at = Instant::now();
             return;
@@ -308,86 +360,138 @@ impl Writer {
 
     /// A burst may fill the file between two upkeeps.
     fn over_size(&self) -> bool {
-        let Some(dir) = &self.shared.limits.dir else { return false };
-        let wal = std::fs::metadata(store::wal(dir)).map_or(0, |meta| meta.len());
-        wal > CHECKPOINT_ALL
+        let limits = &self.shared.limits;
+        let Some(dir) = &limits.dir else { return false };
+        self.written_since > limits.max_size / REMOVE_SHARE || wal_size(dir) > CHECKPOINT_ALL
     }
 
     fn upkeep(&mut self) -> Result<(), StoreError> {
-        let Some(store) = &mut self.store else { return Ok(()) };
         let Some(dir) = self.shared.limits.dir.clone() else { return Ok(()) };
-        let (written, delivered, last) = {
+        self.written_since = 0;
+        let (written, delivered, held) = {
             let state = self.shared.lock();
-            (state.written, state.delivered(), state.last)
+            (state.written, state.delivered(), state.marked().events)
         };
-        self.mark.set(written)?;
-        if std::fs::metadata(store::wal(&dir)).map_or(0, |meta| meta.len()) > CHECKPOINT_ALL {
+        let Some(store) = &mut self.store else { return Ok(()) };
+        if wal_size(&dir) > CHECKPOINT_ALL {
             store.checkpoint(true)?;
         }
-        let now = clock::now();
         let limits = &self.shared.limits;
-        let before = |age: Duration| now.saturating_sub(millis(age));
+        let before = |age: Duration| clock::now().saturating_sub(millis(age));
         // Too old for any sink; and delivered, and too old for history.
         remove_before(store, before(limits.max_age), Seq::MAX)?;
         remove_before(store, before(limits.keep_delivered), delivered)?;
         let mut size = store.size()?;
-        while size > limits.max_size {
-            let Some((first, end)) = store.bounds()? else { break };
-            let rows = (end - first + 1) / REMOVE_SHARE;
-            store.remove_through(first + rows.max(1))?;
+        while size > limits.max_size && store.bounds()?.is_some() {
+            store.remove_oldest((held / REMOVE_SHARE).max(1))?;
             size = store.size()?;
         }
-        if free(&dir).is_some_and(|free| free < limits.min_free) && store.bounds()?.is_some() {
-            // What every sink has goes first; the freed pages are used again.
+        let free = free(&dir).unwrap_or(u64::MAX);
+        if free < limits.min_free {
+            // What every sink has goes; the freed pages are used again.
             store.remove_through(delivered)?;
-            warn!("the disk is nearly full; the journal's history was let go");
-            if free(&dir).is_some_and(|free| free < limits.min_free / 2) {
-                self.degrade("the disk is full".into());
-                return Ok(());
+            if !std::mem::replace(&mut self.low, true) {
+                warn!("the disk is nearly full; the journal's history is let go");
             }
+        } else {
+            self.low = false;
         }
-        if store.limit_dead_letters(DEAD_LETTERS)? > 0 {
-            error!(most = DEAD_LETTERS, "there are too many dead letters; the oldest were let go");
+        let full = free < limits.min_free / 2;
+        self.count(written, size)?;
+        if full {
+            self.degrade("the disk is full".into());
         }
-        let oldest = store.bounds()?.map_or(last + 1, |(first, _)| first);
+        Ok(())
+    }
+
+    /// Brings the figures up to date, and looks for what other processes have asked for.
+    fn count(&mut self, written: Seq, size: u64) -> Result<(), StoreError> {
+        let Some(store) = &mut self.store else { return Ok(()) };
+        let oldest = store.bounds()?.map_or(written + 1, |(first, _)| first);
         let version = store.data_version()?;
-        let counts = store.dead_letter_counts()?;
+        let asked = std::mem::replace(&mut self.data_version, version) != version;
+        let mut counts = None;
+        if asked || std::mem::take(&mut self.recount) {
+            if store.limit_dead_letters(DEAD_LETTERS)? > 0 {
+                error!(
+                    most = DEAD_LETTERS,
+                    "there are too many dead letters; the oldest were let go"
+                );
+            }
+            counts = Some(store.dead_letter_counts()?);
+        }
+        let mut waiting = Vec::new();
+        for (sink, at) in self.shared.lock().behind_ring() {
+            waiting.push((sink, store.received_at(at + 1)?));
+        }
         let mut state = self.shared.lock();
         state.oldest = oldest;
         state.size = size;
-        if state.dead.is_empty() {
-            state.dead_count = counts.into_iter().collect();
+        if let Some(counts) = counts {
+            let State { dead, dead_count, .. } = &mut *state;
+            *dead_count = counts.into_iter().collect();
+            for letter in dead {
+                *dead_count.entry(letter.sink.clone()).or_default() += 1;
+            }
         }
-        if version != self.data_version {
-            self.data_version = version;
-            drop(state);
+        for (sink, since) in waiting {
+            if let (Some(cursor), Some(since)) = (state.cursors.get_mut(&sink), since) {
+                cursor.since = since;
+            }
+        }
+        let marked = state.marked();
+        drop(state);
+        if asked {
             self.shared.requests.send_modify(|count| *count += 1);
         }
-        Ok(())
+        self.mark.set(marked)
     }
 
     /// Lets history go on a full disk; answers whether there was any.
     fn make_room(&mut self) -> bool {
         let delivered = self.shared.lock().delivered();
         let Some(store) = &mut self.store else { return false };
-        let removed = store.remove_through(delivered).unwrap_or(0);
+        // A full disk leaves no room for the removal itself but in a log that was emptied.
+        let removed = store
+            .remove_through(delivered)
+            .or_else(|_| store.checkpoint(true).and_then(|()| store.remove_through(delivered)));
+        // Where this fails too, the caller finds the disk as full as it was.
+        let removed = removed.unwrap_or(0);
+        if removed > 0 {
+            warn!(removed, "the disk is full; the journal's history was let go");
+        }
+        if removed > 0
+            && let Ok(bounds) = store.bounds()
+        {
+            let mut state = self.shared.lock();
+            state.oldest = bounds.map_or(state.written + 1, |(first, _)| first);
+        }
         removed > 0 && store.checkpoint(true).is_ok()
     }
 
     fn end(mut self) {
         self.syncing.stop();
-        let last = self.shared.lock().written;
-        if let Err(error) = self.mark.set(last) {
+        // Numbers count as given even where their events never came to the disk: what is missing
+        // of them can be told at the next start, and none is given twice.
+        let (last, marked) = {
+            let state = self.shared.lock();
+            (state.last, Marked { last: state.last, ..state.marked() })
+        };
+        if let Err(error) = self.mark.set(marked) {
             warn!(%error, "the journal's mark was not written");
         }
-        match self.store.take().map(|store| store.close(clock::now())) {
+        match self.store.take().map(|store| store.close(last, clock::now())) {
             Some(Ok(())) => {}
             Some(Err(error)) => {
-                error!(error = describe(&error), "the journal was not closed in order")
+                error!(error = describe(&error), "the journal was not closed in order");
             }
             None => error!("the journal was not written to the end: the disk fails"),
         }
     }
+}
+
+fn wal_size(dir: &Path) -> u64 {
+    std::fs::metadata(store::wal(dir)).map_or(0, |meta| meta.len())
 }
 
 fn remove_before(store: &mut Store, time: u64, at_most: Seq) -> Result<(), StoreError> {
@@ -435,9 +539,15 @@ impl Syncing {
         self.target.lock().unwrap_or_else(PoisonError::into_inner).written = written;
     }
 
-    fn take_failure(&self) -> bool {
+    fn has_failed(&self) -> bool {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).failed
+    }
+
+    /// The file was reopened, and all of it through `written` is on the disk.
+    fn begin_anew(&self, written: Seq) {
         let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut target.failed)
+        target.written = written;
+        target.failed = false;
     }
 
     fn stop(&self) {
@@ -445,14 +555,15 @@ impl Syncing {
         self.changed.notify_all();
     }
 
-    /// Waits out the interval; answers what to sync, or `None` at the end.
+    /// Waits out the interval; answers what to sync, or `None` at the end. After a failure there is
+    /// nothing to sync until the file was reopened.
     fn next(&self, interval: Duration) -> Option<Seq> {
         let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
         let (target, _) = self
             .changed
             .wait_timeout_while(target, interval, |target| !target.stop)
             .unwrap_or_else(PoisonError::into_inner);
-        (!target.stop).then_some(target.written)
+        (!target.stop).then_some(if target.failed { 0 } else { target.written })
     }
 
     fn fail(&self) {
@@ -485,8 +596,7 @@ fn sync_loop(shared: &Shared, syncing: &Syncing) {
                 }
             }
         }
-        let wal = std::fs::metadata(store::wal(&dir)).map_or(0, |meta| meta.len());
-        if wal > CHECKPOINT {
+        if written > 0 && wal_size(&dir) > CHECKPOINT {
             let moved = Store::open_checkpointer(&dir).and_then(|store| store.checkpoint(false));
             if let Err(error) = moved
                 && !error.is_corrupt()

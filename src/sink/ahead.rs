@@ -44,6 +44,17 @@ impl Ahead {
         }
     }
 
+    /// The prefix that is being reported has passed these. Whoever hands over one of them again (a
+    /// replay) wants it sent again.
+    pub(super) fn reported(&mut self, prefix: &[Outgoing]) {
+        if self.seqs.is_empty() {
+            return;
+        }
+        for outgoing in prefix {
+            self.seqs.remove(&outgoing.record.seq);
+        }
+    }
+
     /// Whether the far side has accepted it already.
     pub(super) fn has(&self, outgoing: &Outgoing) -> bool {
         !self.seqs.is_empty() && self.seqs.contains(&outgoing.record.seq)

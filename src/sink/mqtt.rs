@@ -22,6 +22,7 @@ use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use self::{
     flight::{Flight, Signal, Verdict},
@@ -218,6 +219,7 @@ enum Keep {
 
 struct Mqtt {
     settings: Settings,
+    timeout: Duration,
     client_id: String,
     /// Empty: none.
     availability: String,
@@ -263,6 +265,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         availability.clear();
     }
     Ok(Box::new(Mqtt {
+        timeout: opening.config.timeout.0,
         client_id,
         availability,
         keep,
@@ -447,16 +450,19 @@ impl Mqtt {
             if self.flight.outstanding() == 0 {
                 break;
             }
-            let signal = link.poll().await?;
-            self.flight.note(signal);
-            while let Some(signal) = link.ready() {
-                self.flight.note(signal);
-            }
+            // The keep-alive is no answer: a broker may say that it is there and do nothing else.
+            let answered = timeout(self.timeout, answered(&mut self.flight, link));
+            answered.await.map_err(|_| self.silence())??;
         }
         if qos == 0 {
-            self.confirm(link).await?;
+            let confirmed = timeout(self.timeout, confirm(link));
+            confirmed.await.map_err(|_| self.silence())??;
         }
         Ok(())
+    }
+
+    fn silence(&self) -> Lost {
+        format!("the broker has not answered within {}", Period(self.timeout)).into()
     }
 
     /// Hands one event to the client, unless it is known what becomes of it.
@@ -505,14 +511,6 @@ impl Mqtt {
         }
     }
 
-    /// Waits until the broker has read all that was sent: a connection is read in order, so the
-    /// answer to a question behind it tells.
-    async fn confirm(&mut self, link: &mut Link) -> Result<(), Lost> {
-        link.barrier("astro-relay/nothing").map_err(|_| "the client takes nothing more")?;
-        while link.poll().await? != Signal::Barrier {}
-        Ok(())
-    }
-
     /// The connection was lost before the broker had answered for `first`. Some brokers end it at an
     /// event that they do not like, and what they had answered for before is lost with it: so what was
     /// in flight is sent one at a time, and an event that ends it alone again and again is refused.
@@ -535,6 +533,7 @@ impl Mqtt {
     /// What the answers mean for the batch.
     fn outcome(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
         let accepted = self.flight.accepted();
+        self.ahead.reported(batch.get(..accepted).unwrap_or_default());
         let Some(outgoing) = batch.get(accepted) else { return Ok(()) };
         let seq = outgoing.record.seq;
         let reason = match self.flight.verdict(accepted) {
@@ -560,6 +559,27 @@ impl Mqtt {
         }
         Err(Failure::after(accepted, Cause::Refused { reason }))
     }
+}
+
+/// Waits until the broker has answered for at least one event more.
+async fn answered(flight: &mut Flight, link: &mut Link) -> Result<(), Lost> {
+    let before = flight.outstanding();
+    while flight.outstanding() >= before {
+        let signal = link.poll().await?;
+        flight.note(signal);
+        while let Some(signal) = link.ready() {
+            flight.note(signal);
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the broker has read all that was sent: a connection is read in order, so the answer to
+/// a question behind it tells.
+async fn confirm(link: &mut Link) -> Result<(), Lost> {
+    link.barrier("astro-relay/nothing").map_err(|_| "the client takes nothing more")?;
+    while link.poll().await? != Signal::Barrier {}
+    Ok(())
 }
 
 /// Says `text` on the availability topic and waits until the broker has it.

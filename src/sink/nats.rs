@@ -20,14 +20,15 @@ use async_nats::{
 use async_trait::async_trait;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
+use tokio::time::timeout;
 
 use self::{
-    link::{Link, Note, Unsent},
+    link::{Link, Note, Said, Unsent},
     stream::{Create, Wanted},
 };
 use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Sink, address, settings};
 use crate::{
-    config::{ConfigError, SecretRef},
+    config::{ConfigError, Period, SecretRef},
     tls::client_config,
 };
 
@@ -195,6 +196,7 @@ struct Nats {
     name: String,
     settings: Settings,
     servers: Vec<ServerAddr>,
+    timeout: Duration,
     /// How often the server is asked for a sign of life.
     ping: Duration,
     /// How long the stream must recognise a repeat at the least.
@@ -226,8 +228,9 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         name: opening.name.to_owned(),
         settings,
         servers,
-        // The third question without an answer ends the connection: before the delivery's patience
-        // does, so that a server that was only asleep finds nothing of us when it wakes up.
+        timeout,
+        // The third question without an answer ends the connection: before our own patience does,
+        // so that a server that was only asleep finds nothing of us when it wakes up.
         ping: (timeout / 4).max(Duration::from_secs(1)),
         // The longest that passes before a batch of unknown outcome is sent again to a server that
         // is well.
@@ -378,7 +381,9 @@ impl Nats {
             } else {
                 let mark = self.settings.jetstream.then_some((self.batch, place));
                 let payload = outgoing.payload.clone();
-                match link.publish(&outgoing.address, headers(outgoing), payload, mark).await {
+                let publish = link.publish(&outgoing.address, headers(outgoing), payload, mark);
+                // The client takes more as soon as the server reads.
+                match timeout(self.timeout, publish).await.map_err(|_| self.silence())? {
                     Ok(()) => continue,
                     Err(unsent) => unsent,
                 }
@@ -428,12 +433,13 @@ impl Nats {
         question: usize,
     ) -> Result<(), Lost> {
         let mark = (self.batch, question);
-        match link.question(mark).await {
+        let asked = timeout(self.timeout, link.question(mark)).await;
+        match asked.map_err(|_| self.silence())? {
             Ok(()) => {}
             Err(Unsent::Lost(reason) | Unsent::Refused(reason)) => return Err(reason.into()),
         }
         loop {
-            match link.answer().await {
+            match self.answer(link).await? {
                 Ok((answered, _)) if answered == Some(mark) => return Ok(()),
                 Ok(_) => {}
                 Err(note) => drop(self.heed(note, sent)?),
@@ -451,7 +457,7 @@ impl Nats {
         let sent = batch.get(..sent).unwrap_or_default();
         let mut left = sent.len();
         while left > 0 {
-            match link.answer().await {
+            match self.answer(link).await? {
                 Ok((Some((number, place)), message)) if number == self.batch => {
                     let verdict = self.read(&message);
                     self.settle(place, verdict);
@@ -463,6 +469,15 @@ impl Nats {
             }
         }
         Ok(())
+    }
+
+    /// The next thing that the server says.
+    async fn answer(&self, link: &mut Link) -> Result<Said, Lost> {
+        timeout(self.timeout, link.answer()).await.map_err(|_| self.silence())
+    }
+
+    fn silence(&self) -> Lost {
+        format!("the server has not answered within {}", Period(self.timeout)).into()
     }
 
     /// What a stream's answer means.

@@ -272,6 +272,7 @@ impl Redis {
         let pending: Vec<(usize, &Outgoing)> =
             batch.iter().enumerate().filter(|(_, outgoing)| !self.ahead.has(outgoing)).collect();
         if pending.is_empty() {
+            self.ahead.reported(batch);
             return Ok(());
         }
         let mut pipeline = Pipeline::with_capacity(pending.len());
@@ -301,6 +302,8 @@ impl Redis {
                 self.ahead.accepted(outgoing);
             }
         }
+        let accepted = failure.as_ref().map_or(batch.len(), |failure| failure.accepted);
+        self.ahead.reported(batch.get(..accepted).unwrap_or_default());
         failure.map_or(Ok(()), Err)
     }
 

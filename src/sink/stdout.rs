@@ -4,16 +4,21 @@
 //! with a line end behind it, so that `astro-relay run | jq` works.
 //!
 //! The one thing to know: whoever reads may stop reading (`| less`), and then a write takes for ever.
-//! It is done on a thread of its own, so that nothing but this sink waits for it. A delivery that is
-//! given up meanwhile is still written, and written again when it is repeated.
+//! It is done on a thread of its own, so that nothing but this sink waits for it, and it cannot be
+//! taken back. A delivery that is given up meanwhile leaves it behind; the next one waits for it, and
+//! does not write the same events again.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
+use tokio::{task::JoinHandle, time::timeout};
 
-use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, settings};
+use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::Ahead, settings};
 use crate::config::ConfigError;
 
 /// The row of this kind.
@@ -50,7 +55,18 @@ enum Format {
 
 struct Stdout {
     readable: bool,
+    timeout: Duration,
     buffer: Vec<u8>,
+    writing: Option<Writing>,
+    /// Written, after the delivery that began it was given up.
+    ahead: Ahead,
+}
+
+/// A write that is under way.
+struct Writing {
+    events: Vec<Outgoing>,
+    /// Hands the buffer back.
+    task: JoinHandle<(Vec<u8>, io::Result<()>)>,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
@@ -61,7 +77,13 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         Format::Json => false,
         Format::Text => true,
     };
-    Ok(Box::new(Stdout { readable, buffer: Vec::new() }))
+    Ok(Box::new(Stdout {
+        readable,
+        timeout: opening.config.timeout.0,
+        buffer: Vec::new(),
+        writing: None,
+        ahead: Ahead::default(),
+    }))
 }
 
 /// What a buffer keeps between batches: a usual batch, not the largest ever seen.
@@ -74,23 +96,53 @@ impl Sink for Stdout {
     }
 
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        self.ahead.begin(batch);
+        self.written().await?;
+        let rest: Vec<_> = batch.iter().filter(|event| !self.ahead.has(event)).cloned().collect();
+        if !rest.is_empty() {
+            self.write(rest);
+            self.written().await?;
+        }
+        self.ahead.reported(batch);
+        Ok(())
+    }
+
+    /// A write that is under way is left alone: whether its reader comes back, nobody knows.
+    async fn close(&mut self) {}
+}
+
+impl Stdout {
+    fn write(&mut self, events: Vec<Outgoing>) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        for outgoing in batch {
+        for outgoing in &events {
             line(outgoing, self.readable, &mut buffer);
         }
-        let writing = tokio::task::spawn_blocking(move || {
+        let task = tokio::task::spawn_blocking(move || {
             let mut out = io::stdout().lock();
             let written = out.write_all(&buffer).and_then(|()| out.flush());
             buffer.clear();
             buffer.shrink_to(KEEP_BYTES);
             (buffer, written)
         });
-        let (buffer, written) = writing.await.map_err(Failure::down)?;
-        self.buffer = buffer;
-        written.map_err(failure)
+        self.writing = Some(Writing { events, task });
     }
 
-    async fn close(&mut self) {}
+    /// Waits for the write that is under way, if there is one.
+    async fn written(&mut self) -> Result<(), Failure> {
+        let Some(writing) = &mut self.writing else { return Ok(()) };
+        let Ok(ended) = timeout(self.timeout, &mut writing.task).await else {
+            let reason = "whoever reads standard output does not keep up".into();
+            return Err(Failure::after(0, Cause::Busy { wait: None, reason }));
+        };
+        let events = self.writing.take().map(|writing| writing.events).unwrap_or_default();
+        let (buffer, outcome) = ended.map_err(Failure::down)?;
+        self.buffer = buffer;
+        outcome.map_err(failure)?;
+        for outgoing in &events {
+            self.ahead.accepted(outgoing);
+        }
+        Ok(())
+    }
 }
 
 fn failure(error: io::Error) -> Failure {
@@ -137,7 +189,7 @@ fn readable_line(outgoing: &Outgoing) -> String {
 
 /// Whether a character from the wire may reach a terminal: control characters steer it, and marks of
 /// direction (Unicode annex 9) make text appear other than it is.
-fn is_harmless(c: char) -> bool {
+pub(crate) fn is_harmless(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }

@@ -31,7 +31,7 @@ use reqwest::{
 use rustls::ClientConfig;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use self::{guard::Guard, sign::Signer};
 use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::Ahead, settings};
@@ -288,9 +288,11 @@ impl Sink for Webhook {
                 Err(cause) => stopped = Some(stopped.unwrap_or(cause)),
             }
         }
-        let Some(accepted) = batch.iter().position(|outgoing| !self.ahead.has(outgoing)) else {
+        let accepted = batch.iter().take_while(|outgoing| self.ahead.has(outgoing)).count();
+        self.ahead.reported(batch.get(..accepted).unwrap_or_default());
+        if accepted == batch.len() {
             return Ok(());
-        };
+        }
         let cause = refused.remove(&accepted).or(stopped);
         let cause = cause.unwrap_or_else(|| Cause::Down("the event was not sent".into()));
         Err(Failure::after(accepted, cause))
@@ -362,11 +364,12 @@ impl Endpoint {
     /// One request and its answer.
     async fn send(&self, outgoing: &Outgoing) -> Result<(), Cause> {
         let now = clock::now();
+        let deadline = Instant::now() + self.timeout;
         let exchange = self.client.execute(self.request(outgoing, now / 1000));
-        match timeout(self.timeout, exchange).await {
+        match timeout_at(deadline, exchange).await {
             Ok(Ok(response)) => {
                 let answer = answer::judge(response.status(), response.headers(), now);
-                drain(response).await;
+                drain(response, deadline).await;
                 answer
             }
             Ok(Err(error)) => Err(Cause::Down(words(error).into())),
@@ -421,7 +424,7 @@ fn header_text(text: &str) -> std::borrow::Cow<'_, str> {
 }
 
 /// Reads what is left of an answer, within limits, so that its connection can be used again.
-async fn drain(mut response: Response) {
+async fn drain(mut response: Response, deadline: Instant) {
     let reading = async {
         let mut bytes = 0;
         while let Ok(Some(chunk)) = response.chunk().await {
@@ -432,7 +435,7 @@ async fn drain(mut response: Response) {
         }
     };
     // Whatever comes of it, the status has been heard.
-    drop(timeout(DRAIN, reading).await);
+    drop(timeout_at(deadline.min(Instant::now() + DRAIN), reading).await);
 }
 
 /// An error with all that lies beneath it, and without the URL.

@@ -1,6 +1,7 @@
 //! What the tests share: real servers as child processes, and waiting for a condition.
 
 pub mod carry;
+pub mod journal;
 pub mod mosquitto;
 pub mod nats_server;
 pub mod process;
@@ -9,5 +10,6 @@ pub mod redis_server;
 pub mod relay;
 pub mod scripted_broker;
 pub mod sinks;
+pub mod stdout_child;
 pub mod wait;
 pub mod websocket_bridge;

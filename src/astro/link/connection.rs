@@ -2,13 +2,22 @@
 //!
 //! [`Connection::step`] waits for the next frames or for the next thing that time demands, and carries
 //! out what the session says. It may be dropped at any await: what is not yet sent stays queued.
+//!
+//! The one thing to know: what the successor of another connection hears is held back until that one
+//! has said its last word. Otherwise a message that both carry would overtake one that still waits to
+//! be read from the old one.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use tokio::time::{Instant, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::{self, Message, protocol::frame::coding::CloseCode};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::{
+    self, Message,
+    error::ProtocolError,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+use tracing::debug;
 
 use super::super::{
     dial::Socket,
@@ -27,15 +36,13 @@ const BATCH: usize = 256;
 /// A peer that does not take a few hundred bytes in this time is not there.
 const SEND: Duration = Duration::from_secs(10);
 
-/// A peer that is told goodbye need not answer.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// A peer that is told goodbye answers within a round trip, behind what it had still to send. One
+/// that does not holds nothing up for longer.
+const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Events of a successor that wait for the last ones of the connection before it, at most: a handover
-/// takes a second or two. Where there are more, they no longer wait, and order is what suffers.
-const HELD: usize = 16_384;
-
-/// What lies unread in the sockets between two machines is a few megabytes: seconds, at worst.
-const FINISH: Duration = Duration::from_secs(5);
+/// What may be held back, by weight: as much as the journal keeps in memory. What comes then is no
+/// longer held.
+const HELD: usize = 8 * 1024 * 1024;
 
 type Frame = Result<Message, tungstenite::Error>;
 
@@ -43,10 +50,19 @@ pub(super) struct Connection {
     socket: Socket,
     pub(super) session: Session,
     outbox: VecDeque<Message>,
+    /// Since when the outbox waits for the peer.
+    sending: Option<Instant>,
+    /// Kept for its memory.
     events: Vec<Event>,
-    /// What a successor has heard so far, while it is not yet its turn.
-    held: Option<Vec<Event>>,
+    held: Option<Held>,
     step: Step,
+}
+
+/// What waits for another connection's last word.
+#[derive(Debug, Default)]
+struct Held {
+    events: Vec<Event>,
+    weight: usize,
 }
 
 /// What came of a step.
@@ -63,28 +79,21 @@ impl Connection {
             socket,
             session,
             outbox: VecDeque::new(),
+            sending: None,
             events: Vec::new(),
             held: None,
             step: Step::default(),
         }
     }
 
-    /// One that hands nothing on before [`Connection::release`]: the connection before it may still
-    /// have something older.
-    pub(super) fn holding_back(socket: Socket, session: Session) -> Self {
-        Self { held: Some(Vec::new()), ..Self::new(socket, session) }
-    }
-
-    /// It is its turn: hands on what it has heard.
-    pub(super) fn release(&mut self, hub: &Hub) {
-        if let Some(mut held) = self.held.take() {
-            hub.intake(&mut held);
-        }
+    /// One whose events are held back until [`Connection::release`].
+    pub(super) fn held(socket: Socket, session: Session) -> Self {
+        Self { held: Some(Held::default()), ..Self::new(socket, session) }
     }
 
     /// Waits for something to happen, and deals with it.
     pub(super) async fn step(&mut self, hub: &Hub) -> Step {
-        if self.outbox.is_empty() {
+        if self.outbox.is_empty() && self.step.ended.is_none() {
             let mut effects =
                 Effects { events: std::mem::take(&mut self.events), ..Effects::default() };
             let due = self.session.due(Instant::now());
@@ -97,26 +106,30 @@ impl Connection {
             hub.journal.room().await;
         }
         if !self.outbox.is_empty() {
-            match timeout(SEND, self.send()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => self.step.ended = Some(Ended::Lost(describe(&error))),
-                Err(_) => self.step.ended = Some(Ended::Lost("the gateway takes nothing".into())),
+            // Kept over steps that are dropped half way: the peer's time runs all the same.
+            let since = *self.sending.get_or_insert_with(Instant::now);
+            let lost = match timeout_at(since + SEND, self.send()).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(describe(&error)),
+                Err(_) => Some("the gateway takes nothing".to_owned()),
+            };
+            self.sending = None;
+            if let Some(why) = lost {
+                self.outbox.clear();
+                self.step.ended.get_or_insert(Ended::Lost(why));
             }
         }
         std::mem::take(&mut self.step)
     }
 
+    /// Puts an end back that came too early for the caller: the next step finds it.
+    pub(super) fn ends_later(&mut self, ended: Ended) {
+        self.step.ended = Some(ended);
+    }
+
     /// Carries out what needs no waiting, and keeps the rest.
     pub(super) fn take(&mut self, mut effects: Effects, hub: &Hub) {
-        match &mut self.held {
-            None => hub.intake(&mut effects.events),
-            Some(held) => {
-                held.append(&mut effects.events);
-                if held.len() > HELD {
-                    self.release(hub);
-                }
-            }
-        }
+        self.hand_on(&mut effects.events, hub);
         self.events = effects.events;
         self.outbox.extend(effects.send.into_iter().map(Message::text));
         if effects.ping {
@@ -136,31 +149,48 @@ impl Connection {
         metrics::add(REFUSALS, counts.refused);
     }
 
-    /// Says goodbye, without insisting on an answer.
-    pub(super) async fn close(&mut self) {
-        let frame =
-            tungstenite::protocol::CloseFrame { code: CloseCode::Normal, reason: "".into() };
-        // The connection is given up either way.
-        drop(timeout(GOODBYE, self.socket.close(Some(frame))).await);
+    /// Hands events to the intake, or holds them back.
+    fn hand_on(&mut self, events: &mut Vec<Event>, hub: &Hub) {
+        let Some(held) = &mut self.held else {
+            hub.intake(events);
+            return;
+        };
+        held.weight += events.iter().map(Event::weight).sum::<usize>();
+        held.events.append(events);
+        if held.weight > HELD {
+            debug!("too much to hold back; order may suffer");
+            self.release(hub);
+        }
     }
 
-    /// Says goodbye and takes in what the gateway had sent before it heard that: until its own
-    /// goodbye comes, or it has been silent for long enough. Answers whether all of it was read.
-    pub(super) async fn finish(&mut self, hub: &Hub) -> bool {
-        let rest = async {
-            self.close().await;
-            // A gateway that is silent now has nothing left to say.
-            while let Ok(frame) = timeout(GOODBYE, self.socket.next()).await {
+    /// Hands on what was held back, and holds nothing back from now on.
+    pub(super) fn release(&mut self, hub: &Hub) {
+        if let Some(mut held) = self.held.take() {
+            hub.intake(&mut held.events);
+        }
+    }
+
+    /// Says goodbye, and reads what the gateway had still to say until it says goodbye too.
+    pub(super) async fn leave(&mut self, hub: &Hub) {
+        let farewell = async {
+            let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+            if let Err(error) = self.socket.close(Some(frame)).await {
+                debug!(%error, "no goodbye");
+            }
+            loop {
                 let mut effects = Effects::default();
+                let frame = self.socket.next().await;
                 self.frames(frame, &mut effects);
-                hub.intake(&mut effects.events);
-                if effects.ended.is_some() {
-                    break;
+                self.hand_on(&mut effects.events, hub);
+                if matches!(effects.ended, Some(Ended::Lost(_))) {
+                    return;
                 }
                 hub.journal.room().await;
             }
         };
-        timeout(FINISH, rest).await.is_ok()
+        if timeout(FAREWELL, farewell).await.is_err() {
+            debug!("the gateway did not answer the goodbye");
+        }
     }
 
     /// Takes `first` and what is ready behind it.
@@ -199,9 +229,10 @@ impl Connection {
                 effects.ended.get_or_insert(Ended::Lost(why));
             }
             Some(Err(error)) => {
-                // Text that is not UTF-8 ends a WebSocket (RFC 6455, section 8.1).
-                if matches!(error, tungstenite::Error::Utf8(_)) {
+                if let Some(code) = violation(&error) {
                     self.session.on_invalid(now);
+                    let reason = "".into();
+                    self.outbox.push_back(Message::Close(Some(CloseFrame { code, reason })));
                 }
                 effects.ended.get_or_insert(Ended::Lost(describe(&error)));
             }
@@ -219,6 +250,18 @@ impl Connection {
             }
         }
         self.socket.flush().await
+    }
+}
+
+/// With which code a connection is closed on which such a thing came (RFC 6455, section 7.4.1);
+/// `None`: nothing came that was wrong, the connection itself is.
+fn violation(error: &tungstenite::Error) -> Option<CloseCode> {
+    match error {
+        tungstenite::Error::Capacity(_) => Some(CloseCode::Size),
+        tungstenite::Error::Utf8(_) => Some(CloseCode::Invalid),
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        tungstenite::Error::Protocol(_) => Some(CloseCode::Protocol),
+        _ => None,
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! With a token it is ready as soon as it is welcomed: the server has restored what stood. Without
 //! one it is ready when every subscription has been answered; until then the old connection is read.
+//!
+//! The one thing to know: a token is presented once. Where the attempt failed before anybody can have
+//! looked at it, it may be presented again.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -11,7 +14,7 @@ use super::{
     super::{
         dial::{DialError, Socket},
         gateway::Hub,
-        session::{Session, Wanted},
+        session::{Ended, Session, Wanted},
     },
     connection::Connection,
 };
@@ -23,9 +26,11 @@ use crate::{
 type Dialing = Pin<Box<dyn Future<Output = Result<Socket, DialError>> + Send>>;
 
 pub(super) struct Successor {
+    /// The link's number.
+    link: u64,
     /// Waits for its connection; `None` when that is open.
     session: Option<Session>,
-    restored: bool,
+    token: Option<Secret>,
     stage: Stage,
 }
 
@@ -42,48 +47,62 @@ pub(super) enum Outcome {
         connection: Box<Connection>,
         restored: bool,
     },
+    /// This token was not used yet.
+    NotYet {
+        token: Secret,
+        why: String,
+        asked: Option<Duration>,
+    },
     /// The token was refused; it is not used again.
     TokenSpent(String),
     /// It could not be opened, or ended before it was ready.
-    Failed(String),
+    Failed {
+        why: String,
+        asked: Option<Duration>,
+    },
 }
 
 impl Successor {
-    /// By token: what stood in `before` is restored by the server.
-    pub(super) fn restored(hub: &Arc<Hub>, token: Secret, before: &Session) -> Self {
+    /// By token, after a wait: what stood in `before` is restored by the server.
+    pub(super) fn restored(
+        link: u64,
+        hub: &Arc<Hub>,
+        token: Secret,
+        before: &Session,
+        wait: Duration,
+    ) -> Self {
         let session = Session::restored(hub.next_connection(), before, Instant::now());
-        let hub = Arc::clone(hub);
-        let dialing = Box::pin(async move { hub.dialer.dial(Some(&token)).await });
-        Self { session: Some(session), restored: true, stage: Stage::Dialing(dialing) }
+        Self::start(link, hub, session, Some(token), wait)
     }
 
-    /// Without a token: everything is subscribed again.
-    pub(super) fn plain(hub: &Arc<Hub>, wanted: Vec<Wanted>) -> Self {
-        Self::plain_after(hub, wanted, Duration::ZERO)
-    }
-
-    /// The same, after a wait.
-    pub(super) fn plain_after(hub: &Arc<Hub>, wanted: Vec<Wanted>, wait: Duration) -> Self {
+    /// Without a token, after a wait: everything is subscribed again.
+    pub(super) fn plain(link: u64, hub: &Arc<Hub>, wanted: Vec<Wanted>, wait: Duration) -> Self {
         let limits = hub.limits.clone();
         let session = Session::new(hub.next_connection(), wanted, limits, Instant::now());
-        let hub = Arc::clone(hub);
-        let dialing = Box::pin(async move {
-            sleep(wait).await;
-            hub.dialer.dial(None).await
-        });
-        Self { session: Some(session), restored: false, stage: Stage::Dialing(dialing) }
+        Self::start(link, hub, session, None, wait)
     }
 
-    /// Whether its connection is open: the server sends on it what happens from now on.
+    fn start(
+        link: u64,
+        hub: &Arc<Hub>,
+        session: Session,
+        token: Option<Secret>,
+        wait: Duration,
+    ) -> Self {
+        let hub = Arc::clone(hub);
+        let shown = token.clone();
+        let dialing = Box::pin(async move {
+            if !wait.is_zero() {
+                sleep(wait).await;
+            }
+            hub.dialer.dial(shown.as_ref()).await
+        });
+        Self { link, session: Some(session), token, stage: Stage::Dialing(dialing) }
+    }
+
+    /// Whether its connection is open: the server hears and says on it.
     pub(super) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Greeting(_))
-    }
-
-    /// It is given up; what it has heard has been heard.
-    pub(super) fn release(&mut self, hub: &Hub) {
-        if let Stage::Greeting(connection) = &mut self.stage {
-            connection.release(hub);
-        }
     }
 
     /// Goes one step further. May be dropped at any await.
@@ -91,33 +110,39 @@ impl Successor {
         match &mut self.stage {
             Stage::Dialing(dialing) => match dialing.await {
                 Ok(socket) => {
-                    let Some(mut session) = self.session.take() else { return self.failed("") };
+                    let Some(mut session) = self.session.take() else {
+                        return self.failed("it was opened twice".to_owned(), None);
+                    };
                     session.opened(Instant::now());
-                    self.stage =
-                        Stage::Greeting(Box::new(Connection::holding_back(socket, session)));
+                    self.stage = Stage::Greeting(Box::new(Connection::held(socket, session)));
                     Outcome::Going
                 }
-                Err(error) => self.failed(&error.to_string()),
+                Err(error) => self.not_opened(&error),
             },
             Stage::Greeting(connection) => {
                 let step = connection.step(hub).await;
-                if let Some(ended) = step.ended {
-                    // What it has heard has been heard.
-                    connection.release(hub);
-                    return self.failed(&format!("{ended:?}"));
-                }
+                hub.overflow(self.link, step.overflow);
+                let restored = self.token.is_some();
                 let session = &connection.session;
-                if session.welcomed() && (self.restored || session.settled()) {
-                    return self.ready();
+                let ready = session.welcomed() && (restored || session.settled());
+                match step.ended {
+                    // A server that goes as soon as it has welcomed us: we are moved once more.
+                    Some(Ended::Moved(token)) if ready => {
+                        connection.ends_later(Ended::Moved(token));
+                        self.ready()
+                    }
+                    Some(Ended::Moved(token)) => self.moved_on(token),
+                    Some(Ended::Lost(why)) => self.failed(why, None),
+                    None if ready => self.ready(),
+                    None => Outcome::Going,
                 }
-                Outcome::Going
             }
             Stage::Done => std::future::pending().await,
         }
     }
 
     fn ready(&mut self) -> Outcome {
-        let restored = self.restored;
+        let restored = self.token.is_some();
         metrics::add_for(HANDOVERS, "outcome", if restored { "restored" } else { "anew" }, 1);
         match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Greeting(connection) => Outcome::Ready { connection, restored },
@@ -125,9 +150,33 @@ impl Successor {
         }
     }
 
-    fn failed(&mut self, why: &str) -> Outcome {
+    /// The server sends us on before it has welcomed us: what it restored, the next one restores.
+    fn moved_on(&mut self, token: Secret) -> Outcome {
+        let why = "it was told to move before it stood".to_owned();
+        if self.token.is_none() {
+            return self.failed(why, None);
+        }
+        self.stage = Stage::Done;
+        Outcome::NotYet { token, why, asked: None }
+    }
+
+    fn not_opened(&mut self, error: &DialError) -> Outcome {
+        let asked = error.retry_after();
+        match self.token.take() {
+            Some(token) if !error.token_was_seen() => {
+                self.stage = Stage::Done;
+                Outcome::NotYet { token, why: error.to_string(), asked }
+            }
+            token => {
+                self.token = token;
+                self.failed(error.to_string(), asked)
+            }
+        }
+    }
+
+    fn failed(&mut self, why: String, asked: Option<Duration>) -> Outcome {
         self.stage = Stage::Done;
         metrics::add_for(HANDOVERS, "outcome", "failed", 1);
-        if self.restored { Outcome::TokenSpent(why.into()) } else { Outcome::Failed(why.into()) }
+        if self.token.is_some() { Outcome::TokenSpent(why) } else { Outcome::Failed { why, asked } }
     }
 }

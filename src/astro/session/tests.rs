@@ -354,8 +354,8 @@ async fn an_unsubscribe_that_is_said_again_does_not_hit_what_is_wanted_anew() {
 async fn what_is_remembered_of_questions_without_an_answer_is_bounded() {
     let (mut session, _, mut now) = welcomed(vec![wanted("a", "t", None)]);
     let mut last = Vec::new();
-    for _ in 0..100 {
-        now += 15 * SECOND;
+    for failures in 0..100 {
+        now += limits().patience(failures);
         session.on_other(now);
         let mut effects = Effects::default();
         session.tick(now, &mut effects);

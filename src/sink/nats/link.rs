@@ -28,6 +28,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// the same thing again, for other events of one batch.
 const MAX_NOTES: usize = 64;
 
+/// What the server says: an answer with its mark, or something beside answers.
+pub(super) type Said = Result<(Option<(u64, usize)>, Message), Note>;
+
 /// What is said beside answers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Note {
@@ -134,7 +137,7 @@ impl Link {
 
     /// The next answer with its mark, or what was said beside it. Answers come first, so that what
     /// the server did before it went away counts.
-    pub(super) async fn answer(&mut self) -> Result<(Option<(u64, usize)>, Message), Note> {
+    pub(super) async fn answer(&mut self) -> Said {
         tokio::select! {
             biased;
             message = self.inbox.next() => {

@@ -43,6 +43,16 @@ pub enum Answer {
     Stuck,
 }
 
+impl Answer {
+    fn accepts(&self) -> bool {
+        match self {
+            Self::Status(status) | Self::With(status, ..) => (200..300).contains(status),
+            Self::Late(_) | Self::Endless(_) | Self::Stuck => true,
+            Self::Drop => false,
+        }
+    }
+}
+
 /// One request as it came.
 #[derive(Debug, Clone)]
 pub struct Received {
@@ -54,6 +64,8 @@ pub struct Received {
     pub body: Bytes,
     /// Requests that were being answered then, with this one.
     pub at_once: usize,
+    /// Whether the answer is that it is accepted.
+    pub accepted: bool,
 }
 
 impl Received {
@@ -79,6 +91,7 @@ impl Received {
 struct Shared {
     script: Mutex<VecDeque<Answer>>,
     by_room: Mutex<Vec<(String, Answer)>>,
+    by_number: Mutex<Vec<(u64, Answer)>>,
     received: Mutex<Vec<Received>>,
     at_once: AtomicUsize,
     connections: AtomicUsize,
@@ -157,6 +170,11 @@ impl Receiver {
         rooms.extend(answer.map(|answer| (room.to_owned(), answer)));
     }
 
+    /// Requests with this number in their body are answered so, always.
+    pub fn number(&self, number: u64, answer: Answer) {
+        self.shared.by_number.lock().unwrap().push((number, answer));
+    }
+
     /// Everything that came, in order of arrival.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.lock().unwrap().clone()
@@ -165,6 +183,12 @@ impl Receiver {
     /// The numbers of what came, in order of arrival.
     pub fn numbers(&self) -> Vec<u64> {
         self.received().iter().map(Received::n).collect()
+    }
+
+    /// The numbers of what was accepted, in order of arrival.
+    pub fn accepted(&self) -> Vec<u64> {
+        let accepted = |request: &Received| request.accepted.then(|| request.n());
+        self.received().iter().filter_map(accepted).collect()
     }
 
     /// Connections that were ever accepted.
@@ -188,15 +212,22 @@ async fn receive(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     let at_once = shared.at_once.fetch_add(1, Ordering::SeqCst) + 1;
     let (parts, body) = request.into_parts();
     let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
-    let received = Received { method: parts.method, headers: parts.headers, body, at_once };
+    let (method, headers) = (parts.method, parts.headers);
+    let mut received = Received { method, headers, body, at_once, accepted: false };
     let of_room = {
         let rooms = shared.by_room.lock().unwrap();
         let room = received.header("astro-room");
         rooms.iter().find(|(name, _)| name == room).map(|(_, answer)| answer.clone())
     };
-    shared.received.lock().unwrap().push(received);
+    let of_number = || {
+        let numbers = shared.by_number.lock().unwrap();
+        let found = numbers.iter().find(|(number, _)| *number == received.n());
+        found.map(|(_, answer)| answer.clone())
+    };
     let scripted = || shared.script.lock().unwrap().pop_front();
-    let answer = of_room.or_else(scripted).unwrap_or(Answer::Status(200));
+    let answer = of_room.or_else(of_number).or_else(scripted).unwrap_or(Answer::Status(200));
+    received.accepted = answer.accepts();
+    shared.received.lock().unwrap().push(received);
     let response = respond(answer).await;
     shared.at_once.fetch_sub(1, Ordering::SeqCst);
     response.unwrap_or_else(|| {

@@ -1,11 +1,17 @@
 //! A real `redis-server` with a directory of its own.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use redis::{AsyncConnectionConfig, Client, aio::MultiplexedConnection};
+use astro_relay::event::Seq;
+use futures_util::StreamExt;
+use redis::{AsyncConnectionConfig, Client, Msg, RedisResult, aio::MultiplexedConnection, cmd};
 use tempfile::TempDir;
 
 use super::{
+    carry::number,
     process::{Server, free_port},
     wait::until,
 };
@@ -71,8 +77,7 @@ impl RedisServer {
         until("the server answers", PATIENCE, async || {
             let connecting = client.get_multiplexed_async_connection_with_config(&config);
             let mut connection = connecting.await.ok()?;
-            let pong: redis::RedisResult<String> =
-                redis::cmd("PING").query_async(&mut connection).await;
+            let pong: RedisResult<String> = cmd("PING").query_async(&mut connection).await;
             match pong {
                 Err(error) if error.code() == Some("LOADING") => None,
                 _ => Some(connection),
@@ -80,4 +85,68 @@ impl RedisServer {
         })
         .await
     }
+}
+
+/// A listener to channels, which comes back after the server was away.
+pub struct Listener {
+    heard: Arc<Mutex<Vec<Msg>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Listener {
+    /// Listens to the channels of this pattern, and waits until the server knows it.
+    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
+    pub async fn start(server: &RedisServer, pattern: &'static str) -> Self {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let notes = Arc::clone(&heard);
+        let client = Client::open(server.url()).unwrap();
+        let task = tokio::spawn(async move {
+            loop {
+                // The server may be away.
+                if listen(&client, pattern, &notes).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        });
+        let listener = Self { heard, task };
+        listener.settle(server).await;
+        listener
+    }
+
+    /// Waits until the server knows this listener, again after it was away.
+    pub async fn settle(&self, server: &RedisServer) {
+        let mut connection = server.connection().await;
+        until("the listener is known", PATIENCE, async || {
+            let mut ask = cmd("PUBSUB");
+            let patterns: usize = ask.arg("NUMPAT").query_async(&mut connection).await.unwrap();
+            (patterns > 0).then_some(())
+        })
+        .await;
+    }
+
+    /// All that was heard.
+    pub fn heard(&self) -> Vec<Msg> {
+        self.heard.lock().unwrap().clone()
+    }
+
+    /// The numbers of the events that were heard.
+    pub fn numbers(&self) -> Vec<Seq> {
+        self.heard.lock().unwrap().iter().filter_map(|m| number(m.get_payload_bytes())).collect()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn listen(client: &Client, pattern: &str, heard: &Mutex<Vec<Msg>>) -> RedisResult<()> {
+    let mut pubsub = client.get_async_pubsub().await?;
+    pubsub.psubscribe(pattern).await?;
+    let mut messages = pubsub.on_message();
+    while let Some(message) = messages.next().await {
+        heard.lock().unwrap().push(message);
+    }
+    Ok(())
 }

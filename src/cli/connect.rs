@@ -1,0 +1,171 @@
+//! `astro-relay check --connect`: the configuration against what it names.
+//!
+//! Every subscription is asked for at the real gateway and left again; every sink is connected to, as
+//! a visitor, and nothing is sent to it. What tokens say of their end is told.
+//!
+//! The one thing to know: it is the relay's own gateway that subscribes, so that what works here works
+//! there. Events that come meanwhile are dropped.
+
+use std::{io::Write as _, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Failed;
+use crate::{
+    astro::gateway::{Gateway, Targets},
+    clock,
+    config::{Config, TokenType, jwt},
+    journal::Journal,
+    relay::open_sink,
+    sink::{Purpose, is_harmless},
+    status::{Pages, Phase, Status, Subscription},
+};
+
+/// How often the answers are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Memory for events that nobody will read.
+const MEMORY: usize = 256 * 1024;
+
+/// Connects to everything; answers how much of it failed.
+pub(super) async fn connect(config: &Config) -> Result<usize, Failed> {
+    let mut failed = 0;
+    tokens(config)?;
+    if !config.channels.is_empty() {
+        failed += gateway(config).await?;
+    }
+    for (name, sink) in &config.sinks {
+        let said = match visit(name, config).await {
+            Ok(said) => said,
+            Err(why) => {
+                failed += 1;
+                vec![format!("failed: {why}")]
+            }
+        };
+        for (index, line) in said.iter().enumerate() {
+            let margin =
+                if index == 0 { format!("sink {name} ({}): ", sink.kind) } else { "  ".into() };
+            say(&format!("{margin}{line}"))?;
+        }
+    }
+    Ok(failed)
+}
+
+/// Prints a line in which others may have chosen words.
+fn say(line: &str) -> std::io::Result<()> {
+    let line: String = line.chars().map(|c| if is_harmless(c) { c } else { ' ' }).collect();
+    writeln!(std::io::stdout(), "{line}")
+}
+
+/// When the tokens end, by their own account.
+fn tokens(config: &Config) -> Result<(), Failed> {
+    for (label, channel) in &config.channels {
+        if channel.token_type != TokenType::Jwt {
+            continue;
+        }
+        let expiry = channel.token.read().ok().and_then(|token| jwt::expiry(token.expose()));
+        let when = match expiry {
+            None => "does not say when it expires".to_owned(),
+            Some(at) => {
+                let millis = at.saturating_mul(1000);
+                let left = Duration::from_secs(at.saturating_sub(clock::now() / 1000));
+                let when = clock::rfc3339(millis);
+                match left.as_secs() / (24 * 3600) {
+                    _ if left.is_zero() => format!("expired at {when}"),
+                    days => format!("expires at {when}, in {days} days"),
+                }
+            }
+        };
+        say(&format!("token of {label}: {when}"))?;
+    }
+    Ok(())
+}
+
+async fn gateway(config: &Config) -> Result<usize, Failed> {
+    let status = Arc::new(Status::new(clock::now()));
+    let (_targets, wanted) = watch::channel(Targets::of(config));
+    let journal = Journal::in_memory(MEMORY);
+    let gateway = Gateway::new(&config.astro, journal, Arc::clone(&status), Arc::default(), wanted)
+        .map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let count: usize = config.channels.values().map(|channel| channel.topics.len()).sum();
+    let (stop, limit) = (CancellationToken::new(), patience(config, count));
+    let asking = async {
+        // Whether all are answered, or the time is over: what stands then is what is told.
+        drop(timeout(limit, answered(&status, count)).await);
+        let pages = status.pages();
+        stop.cancel();
+        pages
+    };
+    let ((), pages) = tokio::join!(gateway.run(stop.clone()), asking);
+    told(config, &pages)
+}
+
+/// The stages of connecting, the welcome, the answers; and ten commands a second.
+fn patience(config: &Config, subscriptions: usize) -> Duration {
+    let astro = &config.astro;
+    let stages = astro.connect_timeout.0.saturating_mul(4);
+    let commands = Duration::from_millis(100) * u32::try_from(subscriptions).unwrap_or(u32::MAX);
+    let waits = astro.welcome_grace.0.saturating_add(astro.response_timeout.0);
+    stages.saturating_add(waits).saturating_add(commands)
+}
+
+/// Waits until every subscription is answered, or the gateway cannot be reached.
+async fn answered(status: &Status, count: usize) {
+    loop {
+        let pages = status.pages();
+        let done =
+            |subscription: &&Subscription| matches!(subscription.state, "confirmed" | "refused");
+        let all = pages.connections.values().flat_map(|connection| &connection.subscriptions);
+        let refused = |connection: &crate::status::Connection| {
+            connection.state == Phase::Waiting && connection.last_error.is_some()
+        };
+        if all.filter(done).count() >= count || pages.connections.values().any(refused) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn told(config: &Config, pages: &Pages) -> Result<usize, Failed> {
+    let mut failed = 0;
+    let error = pages.connections.values().find_map(|connection| connection.last_error.as_ref());
+    let open = pages.connections.values().any(|c| matches!(c.state, Phase::Open | Phase::Moving));
+    if !open {
+        let why = error.map_or("no answer in time", String::as_str);
+        say(&format!("gateway {}: failed: {why}", config.astro.url))?;
+        return Ok(1);
+    }
+    say(&format!("gateway {}: connected", config.astro.url))?;
+    for subscription in pages.connections.values().flat_map(|c| &c.subscriptions) {
+        let Subscription { channel, topic, room, state, code, text, .. } = subscription;
+        let what = match (*state, room) {
+            ("confirmed", Some(room)) => format!("confirmed, room {room}"),
+            ("confirmed", None) => "confirmed".to_owned(),
+            (state, _) => {
+                failed += 1;
+                let why: Vec<&str> =
+                    [code, text].into_iter().flatten().map(String::as_str).collect();
+                format!("{state} {}", why.join(": "))
+            }
+        };
+        say(&format!("  {channel} {topic}: {what}"))?;
+    }
+    Ok(failed)
+}
+
+/// Connects to a sink and leaves it; answers what is to be said of it.
+async fn visit(name: &str, config: &Config) -> Result<Vec<String>, String> {
+    let Some(sink) = config.sinks.get(name) else { return Ok(Vec::new()) };
+    let (mut opened, _) =
+        open_sink(name, sink, Purpose::Visit).map_err(|error| error.to_string())?;
+    timeout(sink.timeout.0, opened.connect())
+        .await
+        .map_err(|_| "no connection within its timeout".to_owned())?
+        .map_err(|failure| crate::delivery::describe(&failure.cause))?;
+    let mut said = vec!["reachable".to_owned()];
+    said.extend(opened.remarks());
+    // Whether the goodbye is heard changes nothing.
+    drop(timeout(sink.timeout.0, opened.close()).await);
+    Ok(said)
+}

@@ -1,0 +1,49 @@
+//! What the program tells of itself: the catalogue of topics, completions for shells, the manual.
+
+use std::io::{self, Write as _};
+
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+use super::{Cli, Done};
+use crate::astro::topics::CATALOGUE;
+
+/// `completions`
+#[derive(Debug, Args)]
+pub(super) struct Completions {
+    /// The shell.
+    shell: Shell,
+}
+
+pub(super) fn topics() -> Done {
+    let width = CATALOGUE.iter().map(|topic| topic.name.len()).max().unwrap_or(0);
+    let mut out = io::stdout().lock();
+    for topic in CATALOGUE {
+        let scope = topic.scope.unwrap_or("-");
+        writeln!(out, "{:<width$}  {scope:<18}  {}", topic.name, topic.meaning)?;
+    }
+    Ok(())
+}
+
+pub(super) fn completions(args: &Completions) -> Done {
+    // The library panics where its writer fails, and a pipe may be closed.
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "astro-relay", &mut text);
+    Ok(io::stdout().write_all(&text)?)
+}
+
+pub(super) fn man() -> Done {
+    let mut text = Vec::new();
+    let command = Cli::command();
+    clap_mangen::Man::new(command.clone()).render(&mut text)?;
+    // Each command's own page behind it, under a heading: one page is easier to ship than twenty.
+    for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+        let name = format!("astro-relay {}", sub.get_name());
+        writeln!(text, ".SH \"{}\"", name.to_uppercase())?;
+        let page = clap_mangen::Man::new(sub.clone().bin_name(name));
+        page.render_synopsis_section(&mut text)?;
+        page.render_description_section(&mut text)?;
+        page.render_options_section(&mut text)?;
+    }
+    Ok(io::stdout().write_all(&text)?)
+}

@@ -1,0 +1,75 @@
+//! The row for webhooks: a receiver on this machine.
+
+use astro_relay::{event::Seq, sink::Outgoing};
+use axum::http::header::RETRY_AFTER;
+use serde_json::{Value, json};
+
+use super::{Choosy, Crowded, FarSide, Finished, Mortal};
+use crate::support::{
+    receiver::{Answer, Receiver},
+    sinks::install_tls,
+};
+
+/// The room of all events of the suite.
+const ROOM: &str = "room";
+
+/// An event that the receiver never takes.
+const REFUSED: Seq = 5000;
+
+/// A receiver.
+pub struct Webhook {
+    receiver: Receiver,
+}
+
+impl FarSide for Webhook {
+    const KIND: &'static str = "webhook";
+    const ADDRESS: &'static str = "";
+    const DIALS: bool = false;
+
+    async fn start() -> Self {
+        install_tls();
+        let receiver = Receiver::start();
+        receiver.number(REFUSED, Answer::Status(400));
+        Self { receiver }
+    }
+
+    fn settings(&self) -> Value {
+        json!({ "url": { "value": self.receiver.url() }, "allow_addresses": ["127.0.0.1"] })
+    }
+
+    async fn received(&self) -> Vec<Seq> {
+        self.receiver.accepted()
+    }
+}
+
+impl Mortal for Webhook {
+    async fn kill(&mut self) {
+        self.receiver.kill();
+    }
+
+    async fn restart(&mut self) {
+        self.receiver.restart();
+    }
+}
+
+impl Crowded for Webhook {
+    async fn make_busy(&mut self) {
+        self.receiver.room(ROOM, Some(Answer::With(429, RETRY_AFTER, "1".into())));
+    }
+
+    async fn make_free(&mut self) {
+        self.receiver.room(ROOM, None);
+    }
+}
+
+impl Choosy for Webhook {
+    fn spoil(outgoing: &mut Outgoing) {
+        outgoing.payload = format!(r#"{{"n":{REFUSED}}}"#).into();
+    }
+}
+
+impl Finished for Webhook {
+    fn finish(&mut self) {
+        self.receiver.room(ROOM, Some(Answer::Status(410)));
+    }
+}

@@ -1,0 +1,247 @@
+//! Delivery to a far side that does what the test says: order, retries, the window, dead letters.
+
+mod backlog;
+mod requests;
+mod scripted;
+
+use std::{sync::Arc, time::Duration};
+
+use astro_relay::{config::Start, journal::Journal, sink::Cause, status::Status};
+use fastrand::Rng;
+use tokio::time::Instant;
+
+use self::scripted::{Answer, Far, Running, busy, down};
+use crate::support::{
+    journal::{PATIENCE, append, close, config, event, events, open},
+    wait::until,
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A journal without a disk: its clock may be paused.
+fn memory() -> Journal {
+    Journal::in_memory(64 << 20)
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_the_far_side_says_each_event_arrives_once_and_in_order() {
+    for seed in 0..60 {
+        let mut random = Rng::with_seed(seed);
+        let poison = move |n: u64| (n + seed).is_multiple_of(41);
+        let (journal, far) = (memory(), Far::new());
+        let answers = (0..random.usize(..60)).map(|_| match random.u8(..6) {
+            0 => Answer::After(random.usize(..40), down()),
+            1 => Answer::After(
+                random.usize(..40),
+                busy(random.bool().then_some(Duration::from_secs(9))),
+            ),
+            2 => Answer::Hang,
+            3 => Answer::After(usize::MAX, down()),
+            _ => Answer::Accept,
+        });
+        far.script(answers);
+        far.poison(poison);
+        far.connects((0..random.usize(..5)).map(|_| random.bool().then(down)));
+        let running = Running::start("far", &journal, &far, |config| {
+            config.start = Start::Earliest;
+            config.window = random.usize(1..200);
+        });
+        for first in (0..600).step_by(50) {
+            journal.append(&mut events(first..first + 50));
+            tokio::time::sleep(Duration::from_millis(random.u64(..3000))).await;
+        }
+        let expected: Vec<_> = (0..600).filter(|n| !poison(*n)).collect();
+        until("all of it has arrived", HOUR, async || (journal.lag("far").0 == 0).then_some(()))
+            .await;
+        assert_eq!(far.accepted(), expected, "seed {seed}");
+        let dead = (0..600).filter(|n| poison(*n)).count();
+        assert_eq!(journal.dead_letter_counts().get("far"), Some(&u64::try_from(dead).unwrap()));
+        let page = running.status.pages().sinks["far"].clone();
+        assert_eq!((page.state, page.lost), ("up", 0), "seed {seed}");
+        assert_eq!(page.delivered, u64::try_from(expected.len()).unwrap());
+        running.stop().await;
+        assert!(far.closed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_far_side_that_is_away_is_not_pestered() {
+    let (journal, far) = (memory(), Far::new());
+    far.connects(std::iter::repeat_with(|| Some(down())).take(100_000));
+    let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+    journal.append(&mut events(0..10));
+    tokio::time::sleep(HOUR).await;
+    let tries = far.connected_at();
+    let waits: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(tries.len() < 160, "{} attempts in an hour", tries.len());
+    assert!(waits[4..].iter().all(|wait| *wait >= Duration::from_secs(5)), "the breaker is open");
+    assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(61)), "{waits:?}");
+    assert_eq!(running.status.pages().sinks["far"].state, "down");
+    // It comes back, and nothing is missing.
+    far.connects([]);
+    until("all of it has arrived", HOUR, async || (far.accepted().len() == 10).then_some(())).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_is_had_for_as_long_as_it_is_asked_for() {
+    let (journal, far) = (memory(), Far::new());
+    far.script([Answer::After(3, busy(Some(Duration::from_secs(700)))), Answer::Accept]);
+    journal.append(&mut events(0..10));
+    let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+    until("the rest has arrived", HOUR, async || (far.accepted().len() == 10).then_some(())).await;
+    let at = far.delivered_at();
+    assert!(at[1] - at[0] >= Duration::from_secs(700));
+    assert_eq!(far.connected_at().len(), 1, "the link was kept");
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wants_nothing_more_is_left_alone() {
+    let (journal, far) = (memory(), Far::new());
+    far.script([Answer::After(2, Cause::Gone { reason: "410".into() })]);
+    journal.append(&mut events(0..10));
+    let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+    tokio::time::sleep(HOUR).await;
+    assert_eq!((far.accepted(), far.delivered_at().len()), (vec![0, 1], 1));
+    assert_eq!(running.status.pages().sinks["far"].state, "gone");
+    assert_eq!(journal.lag("far").0, 8, "what is left waits for a human");
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_far_side_that_hangs_delays_no_other() {
+    let journal = memory();
+    let (hanging, well) = (Far::new(), Far::new());
+    hanging.script(std::iter::repeat_with(|| Answer::Hang).take(10_000));
+    let earliest = |config: &mut astro_relay::config::SinkConfig| config.start = Start::Earliest;
+    let one = Running::start("hanging", &journal, &hanging, earliest);
+    let two = Running::start("well", &journal, &well, earliest);
+    let begin = Instant::now();
+    for n in 0..1000 {
+        journal.append(&mut vec![event(n)]);
+        until("the other has it", Duration::from_millis(50), async || {
+            (well.accepted().len() as u64 > n).then_some(())
+        })
+        .await;
+    }
+    assert!(begin.elapsed() < Duration::from_secs(50));
+    assert!(hanging.accepted().is_empty());
+    tokio::time::sleep(HOUR).await;
+    let batches = hanging.batches();
+    assert!(
+        batches.len() > 10 && batches.iter().all(|batch| batch[0] == 0),
+        "always the same first"
+    );
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_finishes_what_is_in_hand_and_begins_nothing_new() {
+    let (journal, far) = (memory(), Far::new());
+    far.script([Answer::Slow(Duration::from_secs(4)), Answer::Accept]);
+    journal.append(&mut events(0..1000));
+    let running = Running::start("far", &journal, &far, |config| {
+        config.start = Start::Earliest;
+        config.window = 100;
+    });
+    until("it is at work", HOUR, async || (far.batches().len() == 1).then_some(())).await;
+    let begin = Instant::now();
+    running.stop().await;
+    assert!(begin.elapsed() <= Duration::from_secs(4));
+    assert_eq!(far.accepted(), (0..50).collect::<Vec<_>>());
+    assert_eq!(journal.lag("far").0, 950);
+    assert!(far.closed());
+    // One that is being connected to is not waited for.
+    let far = Far::new();
+    far.hang_connecting();
+    let running = Running::start("far", &journal, &far, |_| ());
+    until("it connects", HOUR, async || (far.connected_at().len() == 1).then_some(())).await;
+    let begin = Instant::now();
+    running.stop().await;
+    assert!(begin.elapsed() < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_is_told_to_the_sink_by_name_and_number_and_told_once() {
+    let journal = Journal::in_memory(30_000);
+    let (far, watcher) = (Far::new(), Far::new());
+    journal.register("far", Start::End).unwrap();
+    for first in (0..1000).step_by(100) {
+        journal.append(&mut events(first..first + 100));
+    }
+    let kept = journal.figures().last - journal.figures().oldest + 1;
+    // The first attempts fail: the loss must not be told again with each of them.
+    far.script((0..5).map(|_| Answer::After(0, down())));
+    let running = Running::start("far", &journal, &far, |_| ());
+    let watching = Running::start("watcher", &journal, &watcher, |config| {
+        config.topics = Some(vec!["relay.gap".into()]);
+    });
+    until("the rest has arrived", HOUR, async || (journal.lag("far").0 == 0).then_some(())).await;
+    until("the gap was told", HOUR, async || (journal.lag("watcher").0 == 0).then_some(())).await;
+    let lost = 1000 - kept;
+    assert_eq!(running.status.pages().sinks["far"].lost, lost);
+    let arrived = far.accepted();
+    assert_eq!(arrived, (lost..1000).collect::<Vec<_>>());
+    let gaps = watcher.gaps();
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert_eq!((&gaps[0]["sink"], &gaps[0]["count"]), (&"far".into(), &lost.into()));
+    running.stop().await;
+    watching.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_sent_and_not_saved_never_exceeds_the_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    for (window, name) in [(1, "a"), (2, "b"), (7, "c"), (64, "d")] {
+        let far = Far::new();
+        far.watch_window(&journal, name);
+        far.poison(|n| n.is_multiple_of(19));
+        let running = Running::start(name, &journal, &far, |config| {
+            config.window = window;
+            config.start = Start::Earliest;
+        });
+        append(&journal, events(0..300)).await;
+        until("all of it has arrived", PATIENCE, async || (journal.lag(name).0 == 0).then_some(()))
+            .await;
+        assert!(far.most_in_flight() <= window, "{} of {window}", far.most_in_flight());
+        assert!(far.most_in_flight() >= window.div_ceil(2).min(2), "the window is used");
+        running.stop().await;
+    }
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_sink_goes_on_where_it_was_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut expected = 0;
+    let far = Far::new();
+    for round in 0..4 {
+        let (journal, opened) = open(&config(dir.path()));
+        assert_eq!(opened.lost, 0);
+        let running =
+            Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+        append(&journal, events(round * 500..(round + 1) * 500)).await;
+        expected += 250;
+        until("some has arrived", PATIENCE, async || {
+            (far.accepted().len() >= expected).then_some(())
+        })
+        .await;
+        running.stop().await;
+        close(journal).await;
+    }
+    let (journal, _) = open(&config(dir.path()));
+    let running = Running::start("far", &journal, &far, |_| ());
+    until("all of it has arrived", PATIENCE, async || (journal.lag("far").0 == 0).then_some(()))
+        .await;
+    assert_eq!(far.accepted(), (0..2000).collect::<Vec<_>>());
+    running.stop().await;
+    close(journal).await;
+}
+
+/// What every part says of itself, for one test.
+fn status() -> Arc<Status> {
+    Arc::new(Status::new(0))
+}

@@ -1,0 +1,63 @@
+//! A far side that is away for an hour.
+
+use std::time::Duration;
+
+use astro_relay::{
+    config::{Journal as Config, Size, Start},
+    journal::Journal,
+};
+
+use super::{
+    HOUR,
+    scripted::{Far, Running, down},
+};
+use crate::support::{
+    journal::{close, config, events, long, open},
+    wait::until,
+};
+
+/// Waits for the disk in real time, with the test's own clock standing still.
+async fn written(journal: &Journal) {
+    let journal = journal.clone();
+    let waiting = tokio::task::spawn_blocking(move || {
+        let figures = || journal.figures();
+        while figures().written < figures().last {
+            std::thread::yield_now();
+        }
+    });
+    waiting.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_hour_away_costs_no_memory_and_no_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { memory: Size(1 << 20), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    let far = Far::new();
+    far.connects(std::iter::repeat_with(|| Some(down())).take(100_000));
+    let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+    let seconds = if long() { 3600 } else { 120 };
+    let mut most = 0;
+    for second in 0..seconds {
+        journal.append(&mut events(second * 200..(second + 1) * 200));
+        written(&journal).await;
+        most = most.max(journal.figures().memory);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(most <= 1 << 20, "{most} bytes in memory");
+    let total = seconds * 200;
+    assert_eq!(journal.lag("far").0, total);
+    assert!(far.accepted().is_empty());
+    far.connects([]);
+    until("all of it has arrived", HOUR, async || (journal.lag("far").0 == 0).then_some(())).await;
+    let arrived = far.accepted();
+    assert!(arrived.iter().copied().eq(0..total), "{} arrived", arrived.len());
+    assert!(journal.figures().memory <= 1 << 20);
+    println!(
+        "{total} events while it was away; {most} bytes in memory, {} on disk; {} attempts",
+        journal.figures().size,
+        far.connected_at().len()
+    );
+    running.stop().await;
+    close(journal).await;
+}

@@ -1,0 +1,144 @@
+//! Dead letters tried again and events handed on again, between the new ones.
+
+use astro_relay::{
+    clock,
+    config::Start,
+    journal::{Replay, store::Store},
+};
+
+use super::scripted::{Answer, Far, Running, down};
+use crate::support::{
+    journal::{PATIENCE, append, close, config, events, open, settled},
+    wait::until,
+};
+
+async fn arrived(far: &Far, count: usize) {
+    until("the events arrive", PATIENCE, async || (far.accepted().len() >= count).then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_replay_goes_between_what_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let far = Far::new();
+    let running = Running::start("far", &journal, &far, |config| {
+        config.start = Start::Earliest;
+        config.window = 16;
+    });
+    append(&journal, events(0..500)).await;
+    arrived(&far, 500).await;
+    settled(&journal, &["far"]).await;
+    let store = Store::open_reader(dir.path()).unwrap();
+    store.allow_requests().unwrap();
+    let topic = Some("channel.1".to_owned());
+    let replay = Replay { number: 0, sink: "far".into(), position: 100, until: 400, topic };
+    store.request_replay(&replay, clock::now()).unwrap();
+    until("the replay begins", PATIENCE, async || (!far.replayed().is_empty()).then_some(())).await;
+    append(&journal, events(500..1000)).await;
+    arrived(&far, 1000).await;
+    until("the replay is done", PATIENCE, async || {
+        store.replays().unwrap().is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(far.accepted(), (0..1000).collect::<Vec<_>>());
+    let wanted: Vec<_> = (100..400).filter(|n| n % 3 == 1).collect();
+    assert_eq!(far.replayed(), wanted);
+    assert!(far.batches().iter().all(|batch| batch.len() <= 16));
+    running.stop().await;
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_replay_of_what_the_sink_has_not_yet_had_takes_nothing_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let far = Far::new();
+    journal.register("far", Start::Earliest).unwrap();
+    append(&journal, events(0..300)).await;
+    journal.advance("far", 50);
+    settled(&journal, &["far"]).await;
+    let store = Store::open_reader(dir.path()).unwrap();
+    store.allow_requests().unwrap();
+    let replay = Replay { number: 0, sink: "far".into(), position: 0, until: 300, topic: None };
+    store.request_replay(&replay, clock::now()).unwrap();
+    let running = Running::start("far", &journal, &far, |_| ());
+    arrived(&far, 250).await;
+    until("the replay is done", PATIENCE, async || {
+        store.replays().unwrap().is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(far.accepted(), (50..300).collect::<Vec<_>>());
+    let replayed = far.replayed();
+    assert!(replayed.len() >= 50, "{replayed:?}");
+    assert!(replayed.iter().copied().eq(0..u64::try_from(replayed.len()).unwrap()));
+    running.stop().await;
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_tried_again_arrives_or_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let far = Far::new();
+    far.poison(|n| n.is_multiple_of(10));
+    let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+    append(&journal, events(0..100)).await;
+    arrived(&far, 90).await;
+    let store = Store::open_reader(dir.path()).unwrap();
+    store.allow_requests().unwrap();
+    let letters = async |count: usize| {
+        until("the dead letters are on disk", PATIENCE, async || {
+            let letters = store.dead_letters(Some("far")).unwrap();
+            (letters.len() == count && letters.iter().all(|letter| !letter.retry))
+                .then_some(letters)
+        })
+        .await
+    };
+    let before = letters(10).await;
+    assert!(before[0].reason.contains("as the test says"), "{}", before[0].reason);
+    // From now on it takes all but one; and it fails once in between.
+    far.poison(|n| n == 50);
+    far.script([Answer::Accept, Answer::After(0, down())]);
+    store.retry_dead_letters(None, Some("far")).unwrap();
+    append(&journal, events(101..110)).await;
+    arrived(&far, 90 + 9 + 9).await;
+    let after = letters(1).await;
+    assert_eq!(after[0].record.seq, 51);
+    assert!(after[0].number > before[9].number, "it is a new letter");
+    let mut all = far.accepted();
+    all.sort_unstable();
+    assert_eq!(all, (0..110).filter(|n| *n != 50 && *n != 100).collect::<Vec<_>>());
+    running.stop().await;
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_the_sink_no_longer_wants_stays_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let far = Far::new();
+    far.poison(|n| n == 3);
+    let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+    append(&journal, events(0..10)).await;
+    arrived(&far, 9).await;
+    running.stop().await;
+    let running = Running::start("far", &journal, &far, |config| {
+        config.topics = Some(vec!["channel.tips".into()]);
+    });
+    let store = Store::open_reader(dir.path()).unwrap();
+    store.allow_requests().unwrap();
+    until("it is on disk", PATIENCE, async || {
+        (store.retry_dead_letters(None, None).unwrap() == 1).then_some(())
+    })
+    .await;
+    let letter = until("it is a new letter", PATIENCE, async || {
+        let letters = store.dead_letters(None).unwrap();
+        (letters.len() == 1 && letters[0].number > 1).then(|| letters[0].clone())
+    })
+    .await;
+    assert!(letter.reason.contains("no longer wanted"), "{}", letter.reason);
+    assert!(!letter.retry);
+    running.stop().await;
+    close(journal).await;
+}

@@ -1,0 +1,249 @@
+//! A far side that answers as it is told, and the delivery to it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use astro_relay::{
+    config::SinkConfig,
+    delivery::Delivery,
+    event::{Origin, Seq},
+    journal::Journal,
+    route::Route,
+    sink::{self, Cause, Failure, Outgoing, Sink},
+    status::Status,
+};
+use async_trait::async_trait;
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{journal::number, sinks};
+
+/// What it says to a batch.
+pub enum Answer {
+    /// Yes to all of it, but to what is poison.
+    Accept,
+    /// The same, after a while.
+    Slow(Duration),
+    /// It takes so many, and then this.
+    After(usize, Cause),
+    /// Nothing, ever.
+    Hang,
+}
+
+#[derive(Default)]
+struct State {
+    answers: VecDeque<Answer>,
+    connects: VecDeque<Option<Cause>>,
+    hang_connecting: bool,
+    poison: Option<Box<dyn Fn(u64) -> bool + Send>>,
+    accepted: Vec<(Seq, Origin, u64)>,
+    gaps: Vec<serde_json::Value>,
+    batches: Vec<Vec<u64>>,
+    connected_at: Vec<Instant>,
+    delivered_at: Vec<Instant>,
+    window: Option<(Journal, String)>,
+    in_flight: usize,
+    closed: bool,
+}
+
+/// The far side; clones are the same one.
+#[derive(Clone, Default)]
+pub struct Far(Arc<Mutex<State>>);
+
+pub fn down() -> Cause {
+    Cause::Down("as the test says".into())
+}
+
+pub fn busy(wait: Option<Duration>) -> Cause {
+    Cause::Busy { wait, reason: "as the test says".into() }
+}
+
+pub fn refused() -> Cause {
+    Cause::Refused { reason: "as the test says".into() }
+}
+
+impl Far {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// What it says to the next batches; afterwards it accepts.
+    pub fn script(&self, answers: impl IntoIterator<Item = Answer>) {
+        self.lock().answers = answers.into_iter().collect();
+    }
+
+    /// What it says to the next attempts to connect; afterwards it takes them.
+    pub fn connects(&self, answers: impl IntoIterator<Item = Option<Cause>>) {
+        self.lock().connects = answers.into_iter().collect();
+    }
+
+    /// It never finishes to connect.
+    pub fn hang_connecting(&self) {
+        self.lock().hang_connecting = true;
+    }
+
+    /// What it refuses.
+    pub fn poison(&self, poison: impl Fn(u64) -> bool + Send + 'static) {
+        self.lock().poison = Some(Box::new(poison));
+    }
+
+    /// Notes how much was sent and not saved, with every batch.
+    pub fn watch_window(&self, journal: &Journal, sink: &str) {
+        self.lock().window = Some((journal.clone(), sink.to_owned()));
+    }
+
+    /// What it has accepted as new.
+    pub fn accepted(&self) -> Vec<u64> {
+        let new = |(_, origin, n): &(Seq, Origin, u64)| (*origin == Origin::Live).then_some(*n);
+        self.lock().accepted.iter().filter_map(new).collect()
+    }
+
+    /// What it has accepted as replayed.
+    pub fn replayed(&self) -> Vec<u64> {
+        let again =
+            |(_, origin, n): &(Seq, Origin, u64)| (*origin == Origin::Replayed).then_some(*n);
+        self.lock().accepted.iter().filter_map(again).collect()
+    }
+
+    /// The events on the topic `relay.gap`: their data.
+    pub fn gaps(&self) -> Vec<serde_json::Value> {
+        self.lock().gaps.clone()
+    }
+
+    /// Every batch that came, accepted or not.
+    pub fn batches(&self) -> Vec<Vec<u64>> {
+        self.lock().batches.clone()
+    }
+
+    pub fn connected_at(&self) -> Vec<Instant> {
+        self.lock().connected_at.clone()
+    }
+
+    pub fn delivered_at(&self) -> Vec<Instant> {
+        self.lock().delivered_at.clone()
+    }
+
+    pub fn most_in_flight(&self) -> usize {
+        self.lock().in_flight
+    }
+
+    pub fn closed(&self) -> bool {
+        self.lock().closed
+    }
+}
+
+impl State {
+    fn take(&mut self, batch: &[Outgoing], most: usize) -> Result<(), Failure> {
+        for (index, outgoing) in batch.iter().take(most).enumerate() {
+            let event = &outgoing.record.event;
+            if &*event.topic == "relay.gap" {
+                self.gaps.push(serde_json::from_slice(event.data()).unwrap());
+                continue;
+            }
+            let mut record = (*outgoing.record).clone();
+            record.event.origin = Origin::Live;
+            let n = number(&record);
+            if self.poison.as_ref().is_some_and(|poison| poison(n)) {
+                return Err(Failure::after(index, refused()));
+            }
+            self.accepted.push((record.seq, event.origin, n));
+        }
+        Ok(())
+    }
+
+    /// Sent and not saved: this batch, and what was taken of those before.
+    fn measure(&mut self, batch: &[Outgoing]) {
+        let Some((journal, sink)) = &self.window else { return };
+        let saved = journal.saved(sink);
+        let out = self.accepted.iter().rev().take_while(|(seq, ..)| *seq > saved).count();
+        self.in_flight = self.in_flight.max(out + batch.len());
+    }
+}
+
+#[async_trait]
+impl Sink for Far {
+    async fn connect(&mut self) -> Result<(), Failure> {
+        let (answer, hang) = {
+            let mut state = self.lock();
+            state.connected_at.push(Instant::now());
+            (state.connects.pop_front().flatten(), state.hang_connecting)
+        };
+        if hang {
+            std::future::pending::<()>().await;
+        }
+        answer.map_or(Ok(()), |cause| Err(Failure::after(0, cause)))
+    }
+
+    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        assert!(!batch.is_empty());
+        let answer = {
+            let mut state = self.lock();
+            state.delivered_at.push(Instant::now());
+            state.measure(batch);
+            let numbers = batch.iter().map(|outgoing| outgoing.record.seq - 1).collect();
+            state.batches.push(numbers);
+            state.answers.pop_front().unwrap_or(Answer::Accept)
+        };
+        let (most, cause) = match answer {
+            Answer::Accept => (usize::MAX, None),
+            Answer::Slow(time) => {
+                tokio::time::sleep(time).await;
+                (usize::MAX, None)
+            }
+            Answer::After(most, cause) => (most, Some(cause)),
+            Answer::Hang => std::future::pending().await,
+        };
+        let mut state = self.lock();
+        state.take(batch, most)?;
+        match cause {
+            Some(cause) => Err(Failure::after(most.min(batch.len()), cause)),
+            None => Ok(()),
+        }
+    }
+
+    async fn close(&mut self) {
+        self.lock().closed = true;
+    }
+}
+
+/// A delivery at work.
+pub struct Running {
+    pub status: Arc<Status>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    #[expect(clippy::disallowed_methods, reason = "the test is the supervisor")]
+    pub fn start(
+        name: &str,
+        journal: &Journal,
+        far: &Far,
+        choose: impl FnOnce(&mut SinkConfig),
+    ) -> Self {
+        let mut config = sinks::config("stdout", Duration::from_secs(30));
+        config.backoff_max.0 = Duration::from_secs(60);
+        choose(&mut config);
+        let route = Route::new(name, &config, sink::kind("stdout").unwrap()).unwrap();
+        let status = super::status();
+        let sink = Box::new(far.clone());
+        let delivery =
+            Delivery::new(name, &config, sink, route, journal.clone(), Arc::clone(&status))
+                .unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(delivery.run(stop.clone()));
+        Self { status, stop, task }
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}

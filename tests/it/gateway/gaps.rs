@@ -1,0 +1,193 @@
+//! Times without a connection, and what is told of them.
+
+use astro_relay::{
+    clock,
+    config::{Channel, Config, SecretRef, TokenType},
+    event::UnixMillis,
+    relay::Relay,
+    sim::{End, Options, Refusal, Sim},
+};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    OTHER, ROOM, SOON,
+    bench::{Bench, Want, millis, targets},
+};
+use crate::support::wait::until;
+
+const WANTS: [Want<'_>; 3] = [
+    ("a", "channel.tips", Some(ROOM)),
+    ("a", "channel.follow", Some(ROOM)),
+    ("b", "channel.tips", Some(OTHER)),
+];
+
+fn time(gap: &Value, name: &str) -> UnixMillis {
+    clock::parse_rfc3339(gap[name].as_str().unwrap()).unwrap()
+}
+
+/// Whether each topic of a gap was restored.
+fn restored(gap: &Value) -> Vec<(&str, bool)> {
+    let all = gap["subscriptions"].as_array().unwrap().iter();
+    all.map(|s| (s["topic"].as_str().unwrap(), s["restored"].as_bool().unwrap())).collect()
+}
+
+#[tokio::test]
+async fn a_lost_link_is_one_gap_a_channel_with_its_true_bounds() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(3).await;
+    bench.sim.listen(false);
+    bench.carries("channel.tips", ROOM, 1).await;
+    let lost = clock::now();
+    bench.sim.end(None, End::Reset);
+    bench.sim.publish("channel.tips", ROOM, "\"nobody hears this\"");
+    until("it is noticed", SOON, async || (bench.count("confirmed") == 0).then_some(())).await;
+    bench.sim.listen(true);
+    bench.confirmed(3).await;
+    let back = clock::now();
+    until("both are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    let mut gaps = bench.gaps().await;
+    gaps.sort_by_key(|gap| gap["channel"].to_string());
+    for (gap, channel) in gaps.iter().zip(["a", "b"]) {
+        assert_eq!(gap["channel"], channel);
+        assert!(time(gap, "from") <= lost && lost - time(gap, "from") < 1000, "{gap}");
+        assert!(time(gap, "to").abs_diff(back) < 1000, "{gap}");
+        assert!(!gap["cause"].as_str().unwrap().is_empty());
+    }
+    assert_eq!(restored(&gaps[0]), [("channel.follow", true), ("channel.tips", true)]);
+    assert_eq!(restored(&gaps[1]), [("channel.tips", true)]);
+    assert_eq!(bench.pages().gaps.len(), 2);
+    bench.carries("channel.tips", OTHER, 2).await;
+    assert_eq!(bench.gaps().await.len(), 2, "each is told once");
+}
+
+#[tokio::test]
+async fn a_gap_says_what_did_not_come_back() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(3).await;
+    bench.sim.faults(|faults| {
+        faults.refusals = vec![Refusal::of("err_unauthorized").topic("channel.follow")];
+    });
+    bench.sim.end(None, End::Reset);
+    until("both are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    let gaps = bench.gaps().await;
+    let gap = gaps.iter().find(|gap| gap["channel"] == "a").unwrap();
+    assert_eq!(restored(gap), [("channel.follow", false), ("channel.tips", true)]);
+}
+
+#[tokio::test]
+async fn a_gap_ends_though_nobody_wants_all_of_it_any_more() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(3).await;
+    bench.sim.listen(false);
+    bench.sim.end(None, End::Reset);
+    until("it is noticed", SOON, async || (bench.count("confirmed") == 0).then_some(())).await;
+    // Of one channel a topic is dropped, the other is dropped as a whole.
+    bench.targets.send_replace(targets(&WANTS[..1]));
+    until("what is gone is told at once", SOON, async || {
+        (bench.gaps().await.len() == 1).then_some(())
+    })
+    .await;
+    bench.sim.listen(true);
+    bench.confirmed(1).await;
+    until("both are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    let gaps = bench.gaps().await;
+    assert_eq!(restored(&gaps[0]), [("channel.tips", false)]);
+    assert_eq!(restored(&gaps[1]), [("channel.follow", false), ("channel.tips", true)]);
+}
+
+#[tokio::test]
+async fn a_second_loss_before_all_is_back_is_the_same_gap() {
+    let bench = Bench::start(Options::default(), &WANTS[..2]).await;
+    bench.confirmed(2).await;
+    let lost = clock::now();
+    // The second subscription is not answered before the link is lost again.
+    bench.sim.faults(|faults| {
+        faults.refusals = vec![Refusal::of("rate_limit_exceeded").topic("channel.follow").times(1)];
+    });
+    bench.sim.end(None, End::Reset);
+    until("half of it stands", SOON, async || {
+        bench.connection(2).filter(|record| record.subscriptions.len() == 1)
+    })
+    .await;
+    bench.sim.end(None, End::Reset);
+    bench.confirmed(2).await;
+    until("it is told", SOON, async || (!bench.gaps().await.is_empty()).then_some(())).await;
+    let gaps = bench.gaps().await;
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert!(time(&gaps[0], "from").abs_diff(lost) < 1000);
+}
+
+#[tokio::test]
+async fn a_gateway_that_failed_leaves_a_gap_and_no_stale_page() {
+    let mut bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(3).await;
+    bench.sim.publish("channel.tips", ROOM, 1);
+    let failed = clock::now();
+    bench.fail().await;
+    bench.confirmed(3).await;
+    until("both are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    for gap in bench.gaps().await {
+        assert_eq!(gap["cause"], "the gateway failed and was started anew");
+        assert!(time(&gap, "from") <= failed && failed - time(&gap, "from") < 3_000, "{gap}");
+    }
+    assert_eq!(bench.pages().connections.len(), 1);
+    bench.carries("channel.tips", ROOM, 2).await;
+    bench.stop().await;
+}
+
+fn config(sim: &Sim, dir: &std::path::Path) -> Config {
+    let mut config = Config::default();
+    config.astro.url = sim.url();
+    config.astro.welcome_grace = millis(300);
+    config.journal.dir = dir.into();
+    config.http.listen = String::new();
+    let channel = Channel {
+        room: Some(ROOM.to_owned()),
+        token: SecretRef::Value("t".into()),
+        token_type: TokenType::Jwt,
+        topics: vec!["channel.tips".into()],
+    };
+    config.channels.insert("a".into(), channel);
+    config
+}
+
+/// Runs a relay until its subscription stands, and stops it in order. Answers the gaps in its journal.
+async fn run(config: &Config) -> Vec<Value> {
+    let relay = Relay::new(config.clone(), None).await.unwrap();
+    let (status, journal) = (relay.status(), relay.journal());
+    let stop = CancellationToken::new();
+    let watching = async {
+        until("it stands", SOON, async || {
+            let pages = status.pages();
+            let mut all = pages.connections.values().flat_map(|page| &page.subscriptions);
+            all.any(|subscription| subscription.state == "confirmed").then_some(())
+        })
+        .await;
+        let last = journal.figures().last;
+        let batch = journal.read(0, last, usize::MAX, usize::MAX).await.unwrap();
+        stop.cancel();
+        let gaps = batch.records.iter().filter(|record| &*record.event.topic == "relay.gap");
+        gaps.map(|record| serde_json::from_slice(record.event.data()).unwrap()).collect()
+    };
+    let (_, gaps) = tokio::join!(relay.run(stop.clone(), || {}), watching);
+    gaps
+}
+
+#[tokio::test]
+async fn the_time_in_which_the_relay_did_not_run_is_a_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    let config = config(&sim, dir.path());
+    let gaps = run(&config).await;
+    assert!(gaps.is_empty(), "a first start has missed nothing: {gaps:?}");
+    let stopped = clock::now();
+    until("some time has passed", SOON, async || (clock::now() > stopped + 1_200).then_some(()))
+        .await;
+    let gaps = run(&config).await;
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert_eq!(gaps[0]["cause"], "the relay did not run");
+    assert!(time(&gaps[0], "from").abs_diff(stopped) < 1000, "{gaps:?}, stopped {stopped}");
+    assert!(time(&gaps[0], "to") >= stopped + 1_200);
+    assert_eq!(restored(&gaps[0]), [("channel.tips", true)]);
+}

@@ -1,0 +1,224 @@
+//! `reconnect`: the successor is opened, restored by its token, and nothing is lost or heard twice.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use astro_relay::{
+    sim::{End, Ended, Load, Options, Reception},
+    status::Phase,
+};
+
+use super::{
+    OTHER, ROOM, SOON,
+    bench::{Bench, Want},
+    long,
+};
+use crate::support::wait::until;
+
+const TOPIC: &str = "channel.activities";
+const WANTS: [Want<'_>; 2] = [("a", TOPIC, Some(ROOM)), ("b", TOPIC, Some(OTHER))];
+
+/// Messages a second while connections are handed over.
+const RATE: u64 = 1000;
+
+/// Messages between two handovers: longer than a server that sends us round and round would wait.
+const BETWEEN: u64 = 300;
+
+/// Reads the journal until `done` and all that was published stands there: numbered from 0, each
+/// number once, in order. Says how many there were.
+async fn whole_and_in_order(bench: &Bench, done: &AtomicBool) -> u64 {
+    let mut at = 0;
+    let mut expected = 0;
+    loop {
+        let end = done.load(Ordering::SeqCst) && expected == bench.sim.stats().published;
+        if end {
+            return expected;
+        }
+        let next = bench.journal.next(at, 10_000, usize::MAX);
+        let published = bench.sim.stats().published;
+        let Ok(batch) = tokio::time::timeout(SOON, next).await else {
+            panic!("{expected} came of {published}")
+        };
+        let batch = batch.unwrap();
+        assert_eq!(batch.lost, 0);
+        for record in &batch.records {
+            let data: serde_json::Value = serde_json::from_slice(record.event.data()).unwrap();
+            assert_eq!(data["n"], expected, "lost, twice or out of order: {}", record.event.topic);
+            expected += 1;
+        }
+        at = batch.through;
+    }
+}
+
+/// Hands over so many times.
+async fn move_often(bench: &Bench, rounds: u64) {
+    for round in 1..=rounds {
+        let before = bench.journal.figures().last;
+        assert_eq!(bench.sim.drain(None), 1, "one connection stands");
+        until(&format!("handover {round} is done"), SOON, async || {
+            let stats = bench.sim.stats();
+            (stats.tokens_used == round && stats.open == 1).then_some(())
+        })
+        .await;
+        until("messages flow", SOON, async || {
+            (bench.journal.figures().last >= before + BETWEEN).then_some(())
+        })
+        .await;
+    }
+}
+
+async fn moving(bench: &Bench) {
+    until("it moves", SOON, async || {
+        let pages = bench.pages();
+        pages.connections.values().any(|page| page.state == Phase::Moving).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_heard_twice_over_many_handovers() {
+    let rounds = if long() { 1000 } else { 40 };
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    let done = AtomicBool::new(false);
+    let traffic = async {
+        let rooms = vec![ROOM.to_owned(), OTHER.to_owned()];
+        let mut first = 0;
+        while !done.load(Ordering::SeqCst) {
+            let rooms = rooms.clone();
+            let load = Load { messages: 500, rate: Some(RATE), rooms, first, ..Load::default() };
+            bench.sim.load(&load).await;
+            first += load.messages;
+        }
+    };
+    let moves = async {
+        move_often(&bench, rounds).await;
+        done.store(true, Ordering::SeqCst);
+    };
+    let (messages, (), ()) = tokio::join!(whole_and_in_order(&bench, &done), traffic, moves);
+    println!("{rounds} handovers, {messages} messages: none lost, none twice, all in order");
+
+    let stats = bench.sim.stats();
+    assert_eq!((stats.opened, stats.tokens_used), (rounds + 1, rounds), "never a plain connect");
+    let records = bench.sim.connections();
+    for record in records.iter().filter(|record| record.id > 1) {
+        assert!(record.restored && record.commands.is_empty(), "nothing is subscribed again");
+        assert_eq!(record.subscriptions.len(), 2);
+    }
+    let last = records.last().unwrap().id;
+    for record in records.iter().filter(|record| record.id != last) {
+        assert_eq!(record.ended, Some(Ended::ByClient), "the old one is closed by us");
+    }
+    assert!(bench.pages().gaps.is_empty());
+}
+
+#[tokio::test]
+async fn a_refused_token_is_used_once_and_the_old_link_is_read_meanwhile() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| {
+        faults.refuse_reconnect = true;
+        faults.response_delay = Duration::from_millis(400);
+    });
+    bench.sim.drain(None);
+    until("the new connection asks", SOON, async || (bench.sim.stats().opened == 2).then_some(()))
+        .await;
+    bench.carries(TOPIC, ROOM, 1).await;
+    assert!(bench.connection(2).unwrap().subscriptions.is_empty(), "it came through the old one");
+    until("it has moved", SOON, async || bench.connection(1).unwrap().ended).await;
+    assert_eq!(bench.connection(1).unwrap().ended, Some(Ended::ByClient));
+    let record = bench.connection(2).unwrap();
+    assert_eq!((record.restored, record.subscriptions.len(), record.commands.len()), (false, 2, 2));
+    let tokens = bench.sim.attempts().iter().filter(|attempt| attempt.with_token).count();
+    assert_eq!((tokens, bench.sim.stats().tokens_refused), (1, 1));
+    bench.carries(TOPIC, OTHER, 2).await;
+    assert_eq!(bench.received(2).await.len(), 2, "no gap, no twin");
+}
+
+#[tokio::test]
+async fn a_token_that_nobody_saw_may_be_shown_again() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    let refuse = |status| Reception::Refuse { status, retry_after: None };
+    bench.sim.faults(|faults| faults.next.extend([refuse(502), refuse(429)]));
+    bench.sim.drain(None);
+    until("it has moved", SOON, async || bench.connection(1).unwrap().ended).await;
+    let attempts: Vec<_> =
+        bench.sim.attempts().iter().map(|a| (a.with_token, a.refused)).skip(1).collect();
+    assert_eq!(attempts, [(true, Some(502)), (true, Some(429)), (true, None)]);
+    assert!(bench.connection(2).unwrap().restored);
+    assert!(bench.connection(2).unwrap().commands.is_empty());
+    bench.carries(TOPIC, ROOM, 1).await;
+    assert_eq!(bench.gaps().await.len(), 0);
+}
+
+#[tokio::test]
+async fn the_old_link_may_die_once_the_new_one_is_open() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| faults.welcome_delay = Duration::from_millis(200));
+    bench.sim.drain(None);
+    until("the new one is open", SOON, async || (bench.sim.stats().open == 2).then_some(())).await;
+    bench.sim.end(Some(1), End::Fin);
+    bench.sim.publish(TOPIC, ROOM, 0);
+    until("the old one has ended", SOON, async || (bench.sim.stats().open == 1).then_some(()))
+        .await;
+    bench.carries(TOPIC, ROOM, 1).await;
+    assert_eq!(bench.received(2).await[0].data(), b"0");
+    assert!(bench.connection(2).unwrap().commands.is_empty());
+}
+
+#[tokio::test]
+async fn a_gap_between_the_old_link_and_the_new_one_is_told() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| faults.upgrade_delay = Duration::from_millis(500));
+    bench.sim.drain(None);
+    moving(&bench).await;
+    bench.sim.end(Some(1), End::Reset);
+    bench.sim.publish(TOPIC, ROOM, "\"nobody hears this\"");
+    let mut channels: Vec<_> = bench
+        .received(2)
+        .await
+        .iter()
+        .map(|event| {
+            assert_eq!(&*event.topic, "relay.gap");
+            event.channel.to_string()
+        })
+        .collect();
+    channels.sort();
+    assert_eq!(channels, ["a", "b"]);
+    assert!(bench.connection(2).unwrap().commands.is_empty(), "restored all the same");
+    bench.carries(TOPIC, OTHER, 1).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_told_to_move_at_once_is_moved_again() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    for round in 1..=5 {
+        // The newest is told before it has said a word: its welcome is late.
+        bench.sim.faults(|faults| faults.welcome_delay = Duration::from_millis(20));
+        bench.sim.drain(None);
+        until("the next is open", SOON, async || {
+            (bench.sim.stats().tokens_used >= round).then_some(())
+        })
+        .await;
+    }
+    until("one stands", SOON, async || (bench.sim.stats().open == 1).then_some(())).await;
+    bench.confirmed(2).await;
+    bench.carries(TOPIC, ROOM, 1).await;
+    bench.carries(TOPIC, OTHER, 2).await;
+}
+
+#[tokio::test]
+async fn a_stop_while_moving_is_a_stop() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| faults.every = Reception::Deaf);
+    bench.sim.drain(None);
+    moving(&bench).await;
+    bench.stop().await;
+}

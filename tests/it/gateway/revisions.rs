@@ -1,0 +1,103 @@
+//! Both revisions of the protocol, and what the first leaves open.
+
+use astro_relay::{
+    config::TokenType,
+    sim::{Canonical, Options, Success},
+};
+
+use super::{
+    OTHER, ROOM,
+    bench::{Bench, Want, targets},
+};
+
+const WANTS: [Want<'_>; 3] = [
+    ("a", "channel.tips", Some(ROOM)),
+    ("b", "channel.tips", Some(OTHER)),
+    ("a", "channel.follow", Some(ROOM)),
+];
+
+/// Channel, topic and room of what comes out.
+async fn heard(bench: &Bench) -> Vec<(String, String, String)> {
+    bench.confirmed(WANTS.len()).await;
+    for (topic, room) in
+        [("channel.tips", ROOM), ("channel.tips", OTHER), ("channel.follow", ROOM), ("astro", "")]
+    {
+        bench.sim.publish(topic, room, r#"{"amount": 5.50}"#);
+    }
+    let events = bench.received(4).await;
+    assert!(events.iter().all(|event| event.data() == br#"{"amount": 5.50}"#), "untouched");
+    let words = |text: &str| text.to_owned();
+    events.iter().map(|e| (words(&e.channel), words(&e.topic), words(&e.room))).collect()
+}
+
+fn expected(rows: [[&str; 3]; 4]) -> Vec<(String, String, String)> {
+    rows.map(|[channel, topic, room]| (channel.into(), topic.into(), room.into())).to_vec()
+}
+
+#[tokio::test]
+async fn the_newer_revision_names_rooms() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    let rows = [
+        ["a", "channel.tips", ROOM],
+        ["b", "channel.tips", OTHER],
+        ["a", "channel.follow", ROOM],
+        ["", "astro", ""],
+    ];
+    assert_eq!(heard(&bench).await, expected(rows));
+    let record = bench.connection(1).unwrap();
+    let asked = record.commands[0].at - record.opened;
+    assert!(asked < 250, "on the welcome, not after its grace: {asked} ms");
+    assert_eq!(record.commands.len(), 3);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn the_first_revision_has_no_welcome_and_no_rooms() {
+    for success in [Success::WithoutRoom, Success::Text] {
+        let options = Options { success, ..Options::first_revision() };
+        let bench = Bench::start(options, &WANTS).await;
+        let rows = [
+            // Two channels want this topic: whose it is, is not known.
+            ["", "channel.tips", ""],
+            ["", "channel.tips", ""],
+            ["a", "channel.follow", ROOM],
+            ["", "astro", ""],
+        ];
+        assert_eq!(heard(&bench).await, expected(rows), "{success:?}");
+        let record = bench.connection(1).unwrap();
+        let asked = record.commands[0].at - record.opened;
+        assert!(asked >= 290, "after the grace, not {asked} ms");
+    }
+}
+
+#[tokio::test]
+async fn messages_of_the_canonical_room_belong_to_who_asked_for_another() {
+    let canonical = Canonical::Rule(|room| format!("canon-{room}"));
+    let bench = Bench::start(Options { canonical, ..Options::default() }, &WANTS).await;
+    bench.confirmed(3).await;
+    bench.sim.publish("channel.tips", &format!("canon-{OTHER}"), 1);
+    let event = &bench.received(1).await[0];
+    assert_eq!((&*event.channel, &*event.room), ("b", &*format!("canon-{OTHER}")));
+    assert_eq!(bench.page("channel.follow").unwrap().room, Some(format!("canon-{ROOM}")));
+}
+
+#[tokio::test]
+async fn the_word_that_is_configured_is_the_word_that_is_sent() {
+    let mut targets = targets(&[]);
+    let types = [TokenType::Jwt, TokenType::Apikey, TokenType::Oauth2, TokenType::Oauth];
+    for token_type in types {
+        let word = token_type.as_str();
+        let more = self::targets(&[(word, word, Some(ROOM))]);
+        targets.tokens.extend(more.tokens);
+        let mut subscription =
+            std::sync::Arc::into_inner(more.subscriptions.into_iter().next().unwrap()).unwrap();
+        subscription.token_type = token_type;
+        targets.subscriptions.push(subscription.into());
+    }
+    let bench = Bench::with(Options::default(), targets, |_| {}).await;
+    bench.confirmed(4).await;
+    for command in bench.connection(1).unwrap().commands {
+        assert_eq!(command.token_type.as_deref(), Some(&*command.topic));
+        assert_eq!(command.token.unwrap().expose(), "t");
+    }
+}

@@ -1,0 +1,140 @@
+//! Size, age, and what is kept for whom.
+
+use std::time::Duration;
+
+use astro_relay::{
+    clock,
+    config::{self, Period, Start},
+    event::Event,
+    journal::Journal,
+};
+
+use crate::support::{
+    journal::{
+        PATIENCE, append, close, config, crashed, event, events, open, position, read_all, settled,
+    },
+    wait::until,
+};
+
+#[tokio::test]
+async fn what_the_memory_drops_is_counted_for_who_had_not_got_it() {
+    let journal = Journal::in_memory(20_000);
+    journal.register("late", Start::End).unwrap();
+    append(&journal, events(0..500)).await;
+    let figures = journal.figures();
+    assert!(figures.memory <= 20_000, "{figures:?}");
+    let got = read_all(&journal, 0).await;
+    let kept = u64::try_from(got.numbers.len()).unwrap();
+    assert!(kept > 10 && got.lost == 500 - kept, "{got:?}");
+    assert_eq!(got.numbers, (500 - kept..500).collect::<Vec<_>>());
+    // The loss is told before the events behind it.
+    let batch = journal.next(0, 5, 1 << 20).await.unwrap();
+    assert_eq!((batch.lost, batch.records[0].seq), (500 - kept, 500 - kept + 1));
+    assert_eq!(journal.lag("late").0, 500);
+}
+
+#[tokio::test]
+async fn an_event_larger_than_the_memory_is_lost_alone() {
+    let journal = Journal::in_memory(4_000);
+    journal.append(&mut vec![event(0), crate::support::journal::event_of(1, 10_000)]);
+    let got = read_all(&journal, 0).await;
+    assert_eq!((got.numbers, got.lost), (vec![], 2));
+    journal.append(&mut vec![event(2)]);
+    let got = read_all(&journal, 2).await;
+    assert_eq!((got.numbers, got.lost), (vec![2], 0));
+}
+
+fn aged(n: u64, age: Duration) -> Event {
+    let age = u64::try_from(age.as_millis()).unwrap();
+    Event { received: clock::now() - age, ..event(n) }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn what_is_too_old_goes_and_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config::Journal { max_age: Period(HOUR), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    journal.register("slow", Start::Earliest).unwrap();
+    append(&journal, (0..300).map(|n| aged(n, 2 * HOUR)).collect()).await;
+    append(&journal, (300..900).map(|n| aged(n, HOUR / 2)).collect()).await;
+    until("the old ones are gone", PATIENCE, async || {
+        (journal.figures().oldest == 301).then_some(())
+    })
+    .await;
+    let got = read_all(&journal, position(&journal, "slow")).await;
+    assert_eq!(got.lost, 300);
+    assert_eq!(got.numbers, (300..900).collect::<Vec<_>>());
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn history_goes_and_what_somebody_waits_for_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config::Journal { keep_delivered: Period(HOUR), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    for sink in ["quick", "slow", "removed"] {
+        journal.register(sink, Start::Earliest).unwrap();
+    }
+    journal.sinks(["quick", "slow"]);
+    append(&journal, (0..300).map(|n| aged(n, 2 * HOUR)).collect()).await;
+    journal.advance("quick", 300);
+    journal.advance("slow", 100);
+    until("what both have is gone", PATIENCE, async || {
+        (journal.figures().oldest == 101).then_some(())
+    })
+    .await;
+    settled(&journal, &["quick", "slow", "removed"]).await;
+    let copy = crashed(dir.path());
+    close(journal).await;
+
+    // A start drops nothing before it knows which sinks there are.
+    let config = config::Journal { dir: copy.path().to_owned(), ..config };
+    let (journal, _) = open(&config);
+    journal.append(&mut vec![event(300)]);
+    until("the limits were looked at", PATIENCE, async || {
+        (journal.figures().size > 0).then_some(())
+    })
+    .await;
+    journal.register("quick", Start::End).unwrap();
+    settled(&journal, &[]).await;
+    assert_eq!(journal.figures().oldest, 101);
+    let got = read_all(&journal, position(&journal, "slow")).await;
+    assert_eq!((got.lost, got.numbers), (0, (100..=300).collect()));
+    journal.sinks(["quick", "slow"]);
+    journal.advance("slow", 300);
+    until("the rest is gone", PATIENCE, async || (journal.figures().oldest > 300).then_some(()))
+        .await;
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn size_removes_a_share_of_the_events_and_not_of_the_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let (journal, _) = open(&config);
+    append(&journal, events(0..3000)).await;
+    settled(&journal, &[]).await;
+    let size = journal.figures().size;
+    let copy = crashed(dir.path());
+    close(journal).await;
+    // After a crash a million numbers are left out: they must not count as events.
+    let max_size = config::Size(size.max(1 << 20) + (256 << 10));
+    let config = config::Journal { dir: copy.path().to_owned(), max_size, ..config };
+    let (journal, _) = open(&config);
+    for first in (3000..5000).step_by(50) {
+        append(&journal, events(first..first + 50)).await;
+        journal.room().await;
+    }
+    settled(&journal, &[]).await;
+    until("the size is kept", PATIENCE, async || {
+        (journal.figures().size <= max_size.0).then_some(())
+    })
+    .await;
+    let got = read_all(&journal, 0).await;
+    let kept = u64::try_from(got.numbers.len()).unwrap();
+    assert_eq!(got.lost + kept, 5000);
+    assert!(kept > 2500, "more was removed than was needed: {kept} are left");
+    close(journal).await;
+}

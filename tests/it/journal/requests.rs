@@ -1,0 +1,138 @@
+//! Dead letters and replays: kept, asked for from another connection, taken up, dealt with.
+
+use std::sync::Arc;
+
+use astro_relay::{
+    clock,
+    config::{Journal as Config, Size, Start},
+    event::Record,
+    journal::{Journal, Replay, store::Store},
+};
+
+use crate::support::{
+    journal::{PATIENCE, append, close, config, crashed, event, events, open, settled},
+    wait::until,
+};
+
+fn record(seq: u64) -> Arc<Record> {
+    Arc::new(Record { seq, event: event(seq) })
+}
+
+async fn counted(journal: &Journal, sink: &str, count: u64) {
+    until("the dead letters are counted", PATIENCE, async || {
+        (journal.dead_letter_counts().get(sink).copied().unwrap_or(0) == count).then_some(())
+    })
+    .await;
+}
+
+async fn kept(store: &Store, sink: Option<&str>, count: usize) -> Vec<(i64, u64, String, bool)> {
+    until("the dead letters are on disk", PATIENCE, async || {
+        let letters = store.dead_letters(sink).unwrap();
+        (letters.len() == count).then(|| {
+            let told = |letter: astro_relay::journal::DeadLetter| {
+                let n = crate::support::journal::number(&letter.record);
+                (letter.number, n, letter.reason, letter.retry)
+            };
+            letters.into_iter().map(told).collect()
+        })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn dead_letters_are_kept_listed_retried_and_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    for seq in 1..=4 {
+        journal.dead_letter(if seq == 4 { "other" } else { "sink" }, &record(seq), "no such topic");
+    }
+    counted(&journal, "sink", 3).await;
+    let store = Store::open_reader(dir.path()).unwrap();
+    let letters = kept(&store, None, 4).await;
+    assert_eq!(letters[0], (1, 1, "no such topic".into(), false));
+    assert_eq!(kept(&store, Some("other"), 1).await[0].1, 4);
+    assert!(journal.asked("sink").unwrap().0.is_empty());
+
+    // Another connection asks; whoever waits for requests is told.
+    let mut requests = journal.requests();
+    requests.mark_unchanged();
+    store.allow_requests().unwrap();
+    assert_eq!(store.retry_dead_letters(Some(&[1, 2, 4]), Some("sink")).unwrap(), 2);
+    tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
+    let (asked, _) = journal.asked("sink").unwrap();
+    assert_eq!(asked.iter().map(|letter| letter.number).collect::<Vec<_>>(), [1, 2]);
+    // What is dealt with is not handed out again, written down or not.
+    journal.settle(1);
+    let (asked, _) = journal.asked("sink").unwrap();
+    assert_eq!(asked.iter().map(|letter| letter.number).collect::<Vec<_>>(), [2]);
+    assert_eq!(kept(&store, None, 3).await[0].0, 2);
+    let (asked, _) = journal.asked("sink").unwrap();
+    assert_eq!(asked.iter().map(|letter| letter.number).collect::<Vec<_>>(), [2]);
+
+    assert_eq!(store.drop_dead_letters(None, Some("sink")).unwrap(), 2);
+    counted(&journal, "sink", 0).await;
+    counted(&journal, "other", 1).await;
+    let copy = crashed(dir.path());
+    close(journal).await;
+    let (journal, _) = open(&config(copy.path()));
+    assert_eq!(journal.dead_letter_counts().get("other"), Some(&1));
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn there_is_a_most_of_dead_letters() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { memory: Size(8 << 20), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    for seq in 1..=10_030 {
+        journal.dead_letter("sink", &Arc::new(Record { seq, event: event(0) }), "no");
+        if seq % 2000 == 0 {
+            let store = Store::open_reader(dir.path()).unwrap();
+            until("they are on disk", PATIENCE, async || {
+                let count: u64 = store.dead_letter_counts().unwrap().iter().map(|(_, n)| n).sum();
+                (count == seq).then_some(())
+            })
+            .await;
+        }
+    }
+    counted(&journal, "sink", 10_000).await;
+    let store = Store::open_reader(dir.path()).unwrap();
+    let letters = store.dead_letters(None).unwrap();
+    assert_eq!((letters.len(), letters[0].record.seq), (10_000, 31));
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_replay_is_taken_up_goes_on_after_a_crash_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, events(0..100)).await;
+    settled(&journal, &["sink"]).await;
+    let mut requests = journal.requests();
+    requests.mark_unchanged();
+    let store = Store::open_reader(dir.path()).unwrap();
+    store.allow_requests().unwrap();
+    let topic = Some("channel.**".to_owned());
+    let replay = Replay { number: 0, sink: "sink".into(), position: 10, until: 90, topic };
+    store.request_replay(&replay, clock::now()).unwrap();
+    tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
+    let asked = |journal: &Journal| journal.asked("sink").unwrap().1;
+    assert_eq!(asked(&journal), [Replay { number: 1, ..replay.clone() }]);
+    assert!(journal.asked("other").unwrap().1.is_empty());
+    journal.replayed(1, Some(42));
+    assert_eq!(asked(&journal)[0].position, 42);
+    until("its progress is on disk", PATIENCE, async || {
+        (store.replays().unwrap()[0].position == 42).then_some(())
+    })
+    .await;
+    let copy = crashed(dir.path());
+    journal.replayed(1, None);
+    assert!(asked(&journal).is_empty());
+    close(journal).await;
+    assert!(store.replays().unwrap().is_empty());
+
+    let (journal, _) = open(&config(copy.path()));
+    assert_eq!(asked(&journal)[0].position, 42);
+    close(journal).await;
+}

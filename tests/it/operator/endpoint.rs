@@ -1,0 +1,132 @@
+//! The endpoint: who may ask for what, and what is answered.
+
+use reqwest::{Client, header};
+use serde_json::{Value, json};
+
+use super::{ADMIN, PATIENCE, ROOM, Running, channel};
+use crate::support::{
+    receiver::{Answer, Receiver},
+    wait::until,
+};
+
+fn hook(url: &str) -> String {
+    format!(
+        "[sinks.shop]\ntype = \"webhook\"\nurl = {url:?}\nallow_addresses = [\"127.0.0.0/8\"]\n\
+         payload = \"data\"\n"
+    )
+}
+
+#[tokio::test]
+async fn changing_needs_the_token_and_a_name_of_ours() {
+    let relay = Running::start(&channel(&["channel.tips"])).await;
+    let client = Client::builder().no_proxy().build().unwrap();
+    for (path, host, token, expected) in [
+        ("/status", "localhost", None, 200),
+        ("/status", "127.0.0.1:80", None, 200),
+        ("/status", "attacker.example", None, 421),
+        ("/events", "attacker.example", Some(ADMIN), 421),
+        ("/livez", "attacker.example", None, 421),
+    ] {
+        let mut request = client.get(relay.url(path)).header(header::HOST, host);
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), expected, "{path} at {host}");
+        assert!(answer.headers().get(header::ACCESS_CONTROL_ALLOW_ORIGIN).is_none());
+        assert_eq!(answer.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+    }
+    for path in ["/reload", "/api/dead-letters/retry", "/api/dead-letters/drop"] {
+        for token in [None, Some("wrong"), Some("")] {
+            let mut request = client.post(relay.url(path)).body("{\"sink\":\"shop\"}");
+            if let Some(token) = token {
+                request = request.bearer_auth(token);
+            }
+            assert_eq!(request.send().await.unwrap().status(), 401, "{path} with {token:?}");
+        }
+    }
+    // A page of somebody else's asks first, and hears no.
+    let preflight = client.request(reqwest::Method::OPTIONS, relay.url("/reload"));
+    let preflight = preflight.header(header::ORIGIN, "https://attacker.example");
+    let answer = preflight.send().await.unwrap();
+    assert_eq!(answer.status(), 401);
+    assert!(answer.headers().get(header::ACCESS_CONTROL_ALLOW_ORIGIN).is_none());
+    let large = relay.post("/api/dead-letters/retry", &"x".repeat(100_000)).await;
+    assert_eq!(large.status(), 413);
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_tried_again_and_dropped() {
+    let receiver = Receiver::start();
+    receiver.script(vec![Answer::Status(422); 3]);
+    let relay =
+        Running::start(&format!("{}{}", channel(&["channel.tips"]), hook(&receiver.url()))).await;
+    relay.subscribed(1).await;
+    relay.sink_is("shop", "up").await;
+    for n in 1..4 {
+        let user = json!({ "username": "<script>", "email": "donor@example.org" });
+        relay.sim.publish("channel.tips", ROOM, json!({ "n": n, "donation": { "user": user } }));
+    }
+    let letters = until("they are set aside", PATIENCE, async || {
+        let letters: Value = relay.get("/api/dead-letters").await.json().await.unwrap();
+        (letters.as_array().unwrap().len() == 3).then_some(letters)
+    })
+    .await;
+    let text = letters.to_string();
+    assert!(text.contains("<script>") && !text.contains("donor@"), "{text}");
+    assert_eq!(letters[0]["event"]["message"]["data"]["n"], 3, "the newest first");
+    assert_eq!(letters[0]["topic"], "channel.tips");
+    let none: Value = relay.get("/api/dead-letters?sink=other").await.json().await.unwrap();
+    assert_eq!(none, json!([]));
+
+    for (body, expected) in [("", 400), ("{}", 400), ("{\"all\":true}", 400), ("[1]", 400)] {
+        assert_eq!(relay.post("/api/dead-letters/drop", body).await.status(), expected, "{body}");
+    }
+    let number = letters[0]["number"].as_i64().unwrap();
+    let body = json!({ "numbers": [number] }).to_string();
+    let dropped: Value = relay.post("/api/dead-letters/drop", &body).await.json().await.unwrap();
+    assert_eq!(dropped, json!({ "count": 1 }));
+    // What the receiver refused, it takes now.
+    let body = json!({ "sink": "shop" }).to_string();
+    let retried: Value = relay.post("/api/dead-letters/retry", &body).await.json().await.unwrap();
+    assert_eq!(retried, json!({ "count": 2 }));
+    until("they are delivered and gone", PATIENCE, async || {
+        let letters: Value = relay.get("/api/dead-letters").await.json().await.unwrap();
+        (receiver.received().len() == 5 && letters == json!([])).then_some(())
+    })
+    .await;
+    assert_eq!(receiver.numbers(), [1, 2, 3, 1, 2]);
+}
+
+#[tokio::test]
+async fn followers_see_events_without_personal_data_and_are_limited() {
+    let relay = Running::start(&channel(&["channel.tips", "channel.follow"])).await;
+    relay.subscribed(2).await;
+    let user = json!({ "username": "a\nb", "email": "donor@example.org" });
+    relay.sim.publish("channel.tips", ROOM, json!({ "donation": { "user": user } }));
+    relay.sim.publish("channel.follow", ROOM, json!({ "n": 1 }));
+    relay.until("they are in", |status| status["journal"]["last"] == 2).await;
+
+    let mut stream = relay.get("/events?last=10&whole=true&topic=channel.tips").await;
+    let first = stream.chunk().await.unwrap().unwrap();
+    let text = String::from_utf8(first.to_vec()).unwrap();
+    assert!(text.contains("event: channel.tips") && !text.contains("donor@"), "{text}");
+    let data = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
+    let line: Value = serde_json::from_str(data).unwrap();
+    assert_eq!(line["channel"], "main");
+    assert_eq!(line["message"]["data"]["donation"]["user"], json!({ "username": "a\nb" }));
+    assert_eq!(relay.get("/events?topic=a..b").await.status(), 400);
+
+    let mut followers = vec![stream];
+    for _ in 1..astro_relay::http::State::FOLLOWERS {
+        followers.push(relay.get("/events").await);
+    }
+    assert!(followers.iter().all(|follower| follower.status() == 200));
+    assert_eq!(relay.get("/events").await.status(), 503);
+    assert_eq!(relay.get("/status").await.status(), 200, "the others go on");
+    followers.pop();
+    until("a place is free again", PATIENCE, async || {
+        (relay.get("/events").await.status() == 200).then_some(())
+    })
+    .await;
+}

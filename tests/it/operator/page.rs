@@ -1,0 +1,191 @@
+//! The page in a real browser: it shows what is there, and what viewers write is text and nothing else.
+//!
+//! Needs chromium and chromedriver (Debian: chromium, chromium-driver), so it runs where it is asked
+//! for: `cargo test --test it operator::page -- --ignored`.
+
+use reqwest::Client;
+use serde_json::{Value, json};
+
+use super::{ADMIN, PATIENCE, ROOM, Running, channel};
+use crate::support::{
+    process::{Server, free_port},
+    receiver::{Answer, Receiver},
+    wait::until,
+};
+
+/// A browser, driven by the WebDriver protocol.
+struct Browser {
+    client: Client,
+    session: String,
+    _driver: Server,
+}
+
+impl Browser {
+    async fn start() -> Self {
+        let port = free_port();
+        let driver = Server::start("chromedriver", vec![format!("--port={port}")], port).await;
+        let client = Client::builder().no_proxy().build().unwrap();
+        let args = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,1400"];
+        let wanted = json!({ "capabilities": { "alwaysMatch": {
+            "goog:chromeOptions": { "args": args },
+            "goog:loggingPrefs": { "browser": "ALL" },
+        } } });
+        let base = format!("http://127.0.0.1:{port}/session");
+        let answer = client.post(&base).json(&wanted).send().await.unwrap();
+        let answer: Value = answer.json().await.unwrap();
+        let id = answer["value"]["sessionId"].as_str().unwrap_or_else(|| panic!("{answer}"));
+        Self { session: format!("{base}/{id}"), client, _driver: driver }
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        let request = self.client.post(format!("{}{path}", self.session)).json(&body);
+        let answer: Value = request.send().await.unwrap().json().await.unwrap();
+        assert!(answer["value"]["error"].is_null(), "{answer}");
+        answer["value"].clone()
+    }
+
+    async fn run(&self, script: &str) -> Value {
+        self.post("/execute/sync", json!({ "script": script, "args": [] })).await
+    }
+
+    /// Waits until a script says true.
+    async fn until(&self, what: &str, script: &str) {
+        until(what, PATIENCE, async || (self.run(script).await == true).then_some(())).await;
+    }
+
+    async fn end(self) {
+        self.client.delete(&self.session).send().await.unwrap();
+    }
+}
+
+/// Would run in a page that takes text for markup, in one way or another.
+const EVIL: &str = "<script>window.evil=1</script><img src=x onerror='window.evil=1'>\
+                    \"><svg onload=window.evil=1> javascript:window.evil=1 {{7*7}} </pre></details>";
+
+#[tokio::test]
+#[ignore = "needs chromium and chromedriver"]
+async fn what_viewers_write_is_inert_and_the_operator_sees_and_acts() {
+    let receiver = Receiver::start();
+    receiver.script([Answer::Status(422)]);
+    let hook = format!(
+        "[sinks.shop]\ntype = \"webhook\"\nurl = {:?}\nallow_addresses = [\"127.0.0.0/8\"]\n\
+         payload = \"data\"\n",
+        receiver.url()
+    );
+    let relay = Running::start(&format!("{}{hook}", channel(&["channel.tips"]))).await;
+    relay.subscribed(1).await;
+    relay.sink_is("shop", "up").await;
+    let user = json!({ "username": EVIL, "email": "donor@example.org" });
+    let data = json!({ "n": 1, "donation": { "user": user, "message": EVIL, "amount": 5 } });
+    relay.sim.publish("channel.tips", ROOM, &data);
+    let browser = Browser::start().await;
+    browser.post("/url", json!({ "url": relay.url("/") })).await;
+
+    browser
+        .until(
+            "the state is shown",
+            "return document.getElementById('ready').textContent === 'ready'",
+        )
+        .await;
+    browser
+        .until(
+            "the event is shown",
+            "return document.querySelectorAll('#stream summary').length === 1",
+        )
+        .await;
+    browser
+        .until(
+            "the dead letter is shown",
+            "return document.querySelectorAll('#dead .row').length === 1",
+        )
+        .await;
+    browser.run("document.querySelectorAll('#stream details, #dead details').forEach((d) => { d.open = true; })").await;
+    browser
+        .until(
+            "the whole event is shown",
+            "return document.querySelectorAll('#stream pre').length === 1",
+        )
+        .await;
+    // Another that comes while the page is open.
+    relay.sim.publish("channel.tips", ROOM, &data);
+    browser
+        .until("it arrives", "return document.querySelectorAll('#stream summary').length === 2")
+        .await;
+    let shown = browser.run("return document.body.textContent").await;
+    assert!(shown.as_str().unwrap().contains("<script>window.evil=1</script>"), "as text: {shown}");
+    assert!(!shown.as_str().unwrap().contains("donor@example.org"));
+    let made =
+        "return document.querySelectorAll('main script, main img, main svg, main iframe').length";
+    assert_eq!(browser.run(made).await, 0, "no element was made of it");
+    assert_eq!(browser.run("return window.evil === undefined").await, true);
+    // Nor could it: the policy holds even where a script of ours would let something in.
+    let forced = "try { document.body.innerHTML += '<img src=x onerror=\"window.evil=1\">'; return 'taken' } catch (e) { return e.name }";
+    assert_eq!(browser.run(forced).await, "TypeError", "trusted types");
+
+    // Filter and pause.
+    let filter = |text: &str| {
+        format!(
+            "const f = document.getElementById('filter'); f.value = {text:?}; f.dispatchEvent(new Event('input'));"
+        )
+    };
+    browser.run(&filter("channel.follow")).await;
+    browser
+        .until(
+            "the filter holds",
+            "return document.querySelectorAll('#stream summary').length === 0",
+        )
+        .await;
+    browser.run(&filter("channel.*")).await;
+    browser
+        .until("a pattern fits", "return document.querySelectorAll('#stream summary').length === 2")
+        .await;
+    browser.run("document.getElementById('pause').click()").await;
+    relay.sim.publish("channel.tips", ROOM, json!({ "n": 2 }));
+    browser
+        .until(
+            "it waits",
+            "return document.getElementById('event-count').textContent.includes('1 wait')",
+        )
+        .await;
+    assert_eq!(browser.run("return document.querySelectorAll('#stream summary').length").await, 2);
+    browser.run("document.getElementById('pause').click()").await;
+    browser
+        .until("it goes on", "return document.querySelectorAll('#stream summary').length === 3")
+        .await;
+
+    // Nothing can be changed before the token is entered.
+    assert_eq!(browser.run("return document.getElementById('retry-all').disabled").await, true);
+    let enter = format!(
+        "const t = document.getElementById('token'); t.value = {ADMIN:?}; t.dispatchEvent(new Event('change'));"
+    );
+    browser.run(&enter).await;
+    browser
+        .until("it can be tried again", "return !document.getElementById('retry-all').disabled")
+        .await;
+    browser.run("document.getElementById('retry-all').click()").await;
+    browser
+        .until(
+            "it is delivered and gone",
+            "return document.getElementById('dead').textContent === 'None.'",
+        )
+        .await;
+    assert_eq!(receiver.numbers(), [1, 1, 2, 1]);
+    relay.rewrite("nonsense = ");
+    browser.run("document.getElementById('reload').click()").await;
+    browser
+        .until(
+            "the problem is told",
+            "return document.getElementById('notice').textContent.includes('cannot be used')",
+        )
+        .await;
+
+    let log = browser.post("/se/log", json!({ "type": "browser" })).await;
+    let severe = |entry: &&Value| {
+        // The browser itself notes the 422 of the refused configuration, and the forced markup.
+        let text = entry["message"].as_str().unwrap_or_default();
+        entry["level"] == "SEVERE" && !text.contains("422") && !text.contains("TrustedHTML")
+    };
+    let severe: Vec<_> = log.as_array().unwrap().iter().filter(severe).collect();
+    assert!(severe.is_empty(), "{severe:?}");
+    browser.end().await;
+}

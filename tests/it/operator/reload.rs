@@ -1,0 +1,218 @@
+//! Loading the configuration anew.
+
+use std::time::Duration;
+
+use astro_relay::{
+    config::{Sources, load},
+    relay::Relay,
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, time::Instant};
+
+use super::{PATIENCE, ROOM, Running, channel};
+use crate::support::{
+    mosquitto::{Listener, Mosquitto, Options},
+    wait::until,
+};
+
+fn mqtt(name: &str, url: &str, more: &str) -> String {
+    format!(
+        "[sinks.{name}]\ntype = \"mqtt\"\nurl = {url:?}\ntopic = \"{name}/{{{{ topic }}}}\"\n\
+         payload = \"data\"\n{more}\n"
+    )
+}
+
+fn publish(relay: &Running, topic: &str, numbers: std::ops::Range<u64>) {
+    for n in numbers {
+        relay.sim.publish(topic, ROOM, json!({ "n": n }));
+    }
+}
+
+#[tokio::test]
+async fn channels_and_sinks_come_go_and_change_and_nothing_is_lost() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let home = Listener::start(broker.port, "home/#").await;
+    let second = Listener::start(broker.port, "second/#").await;
+    let stuck = Listener::start(broker.port, "stuck/#").await;
+    // Accepts, and never says a word: connecting to it takes the sink's whole timeout.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nowhere = format!("mqtt://{}", silent.local_addr().unwrap());
+    let (ours, gone) = (broker.url(), mqtt("gone", &broker.url(), ""));
+    let first = format!(
+        "{}{}{}{gone}",
+        channel(&["channel.tips"]),
+        mqtt("home", &ours, ""),
+        mqtt("stuck", &nowhere, "timeout = \"1h\"")
+    );
+    let relay = Running::start(&first).await;
+    relay.subscribed(1).await;
+    relay.sink_is("home", "up").await;
+    publish(&relay, "channel.tips", 1..4);
+    home.wait_for(3).await;
+
+    relay.rewrite(&format!(
+        "{}{}{}{}",
+        channel(&["channel.tips", "channel.follow"]),
+        mqtt("home", &ours, "qos = 2"),
+        mqtt("stuck", &ours, ""),
+        mqtt("second", &ours, "")
+    ));
+    let before = Instant::now();
+    let (code, report) = relay.reload().await;
+    // The stuck sink has its deadline of 8 s with the supervisor; nobody waits for it here.
+    assert!(before.elapsed() < Duration::from_secs(6), "{:?}", before.elapsed());
+    assert_eq!(code, 200, "{report}");
+    for (key, expected) in [
+        ("channels_changed", json!(["main"])),
+        ("sinks_added", json!(["second"])),
+        ("sinks_removed", json!(["gone"])),
+        ("sinks_changed", json!(["home", "stuck"])),
+        ("needs_restart", json!([])),
+        ("problems", json!([])),
+    ] {
+        assert_eq!(report[key], expected, "{key}: {report}");
+    }
+    relay.subscribed(2).await;
+    publish(&relay, "channel.tips", 4..6);
+    publish(&relay, "channel.follow", 6..8);
+    home.wait_for(7).await;
+    second.wait_for(4).await;
+    stuck.wait_for(7).await;
+    assert_eq!(home.numbers(), (1..8).collect::<Vec<_>>(), "each once, in order");
+    assert_eq!(second.numbers(), (4..8).collect::<Vec<_>>(), "a new sink begins now");
+    assert_eq!(stuck.numbers(), (1..8).collect::<Vec<_>>(), "its place was kept");
+    let status =
+        relay.until("the page is gone", |status| status["pages"]["sinks"]["gone"].is_null()).await;
+    assert_eq!(status["pages"]["reload"]["by"], "http");
+
+    // What went and comes back goes on where it was.
+    relay.rewrite(&format!("{}{}", channel(&["channel.tips"]), mqtt("home", &ours, "qos = 2")));
+    assert_eq!(relay.reload().await.1["sinks_removed"], json!(["second", "stuck"]));
+    relay.subscribed(1).await;
+    relay.until("they are gone", |status| status["pages"]["sinks"]["stuck"].is_null()).await;
+    publish(&relay, "channel.tips", 8..10);
+    home.wait_for(9).await;
+    relay.rewrite(&format!(
+        "{}{}{}",
+        channel(&["channel.tips"]),
+        mqtt("home", &ours, "qos = 2"),
+        mqtt("second", &ours, "")
+    ));
+    assert_eq!(relay.reload().await.1["sinks_added"], json!(["second"]));
+    second.wait_for(6).await;
+    assert_eq!(second.numbers(), (4..10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_cannot_be_used_changes_nothing_and_what_cannot_change_is_named() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let home = Listener::start(broker.port, "home/#").await;
+    let rest = format!("{}{}", channel(&["channel.tips"]), mqtt("home", &broker.url(), ""));
+    let relay = Running::start(&rest).await;
+    relay.subscribed(1).await;
+    relay.sink_is("home", "up").await;
+
+    relay.rewrite("[sinks.home]\ntype = \"mqtt\"\nurll = \"hunter2\"\n");
+    let (code, report) = relay.reload().await;
+    assert_eq!(code, 422);
+    let text = report["problems"].to_string();
+    assert!(text.contains("astro-relay.toml:") && text.contains("urll"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+    let status = relay.status().await;
+    assert_eq!(status["pages"]["reload"]["problems"], report["problems"]);
+    publish(&relay, "channel.tips", 1..3);
+    home.wait_for(2).await;
+
+    // Only what is under a section that needs a restart has changed.
+    relay.rewrite(&format!("log.format = \"text\"\n{rest}"));
+    let text = std::fs::read_to_string(relay.file()).unwrap();
+    let other = text.replace("127.0.0.1:0", "127.0.0.1:1").replace("journal\"", "elsewhere\"");
+    std::fs::write(relay.file(), other).unwrap();
+    for _ in 0..2 {
+        let (code, report) = relay.reload().await;
+        assert_eq!(code, 200, "{report}");
+        let keys = json!(["http.listen", "journal.dir", "log.format"]);
+        assert_eq!(report["needs_restart"], keys, "told again every time: {report}");
+        assert_eq!((&report["sinks_changed"], &report["applied"]), (&json!([]), &json!([])));
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_watched_needs_no_asking() {
+    let watched = format!("reload.watch = true\n{}", channel(&["channel.tips"]));
+    let relay = Running::start(&watched).await;
+    relay.subscribed(1).await;
+    relay.rewrite(&watched.replace("channel.tips\"", "channel.tips\", \"channel.follow\""));
+    relay.subscribed(2).await;
+    assert_eq!(relay.status().await["pages"]["reload"]["by"], "file");
+    // Exchanged by renaming, as editors and mounted volumes do it; and broken.
+    let other = relay.dir.path().join("other");
+    std::fs::write(&other, "no = [").unwrap();
+    std::fs::rename(&other, relay.file()).unwrap();
+    let broken = |status: &Value| {
+        status["pages"]["reload"]["problems"].as_array().is_some_and(|list| !list.is_empty())
+    };
+    relay.until("it is told", broken).await;
+    relay.subscribed(2).await;
+    relay.rewrite(&channel(&["channel.tips"]));
+    relay.subscribed(1).await;
+    // That file no longer wants to be watched.
+    assert_eq!(relay.status().await["pages"]["reload"]["applied"], json!(["reload.watch"]));
+}
+
+/// A channel under another label is another subscription to us, and the same one to the gateway:
+/// leaving the old one must not take the new one's messages away.
+#[tokio::test]
+async fn a_renamed_channel_goes_on_being_heard() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let home = Listener::start(broker.port, "home/#").await;
+    let topics = ["channel.tips", "channel.follow", "channel.activities", "channel.chatstats"];
+    let sink = mqtt("home", &broker.url(), "");
+    let relay = Running::start(&format!("{}{sink}", channel(&topics))).await;
+    relay.subscribed(4).await;
+    relay.sink_is("home", "up").await;
+    let mut numbers = 0;
+    for label in ["other", "third", "main"] {
+        relay.rewrite(&format!("{}{sink}", channel(&topics).replace("main", label)));
+        assert_eq!(relay.reload().await.0, 200);
+        relay
+            .until("the new label stands", |status| {
+                let text = status["pages"]["connections"].to_string();
+                text.matches(&format!("\"channel\":\"{label}\"")).count() == 4
+                    && text.matches("\"confirmed\"").count() == 4
+                    && text.matches("\"topic\"").count() == 4
+            })
+            .await;
+        for topic in topics {
+            publish(&relay, topic, numbers + 1..numbers + 2);
+            numbers += 1;
+        }
+        home.wait_for(usize::try_from(numbers).unwrap()).await;
+    }
+}
+
+#[tokio::test]
+async fn one_that_others_could_reach_does_not_start() {
+    let text = "http.listen = \"0.0.0.0:0\"\njournal.dir = \"\"\n";
+    let refused = load(&Sources { text: Some(text.into()), ..Sources::default() }).unwrap_err();
+    assert!(refused.to_string().contains("http.admin_token is needed"), "{refused}");
+    // A name that is checked as harmless, and leads elsewhere, is found out when it is listened on.
+    let text = text.replace("0.0.0.0", "127.0.0.1");
+    let mut config = load(&Sources { text: Some(text), ..Sources::default() }).unwrap().config;
+    config.http.listen = "0.0.0.0:0".into();
+    let refused = Relay::new(config, None).await.unwrap_err();
+    assert!(refused.to_string().contains("http.admin_token is needed"), "{refused}");
+}
+
+#[tokio::test]
+async fn reloads_that_are_asked_for_all_at_once_are_each_answered() {
+    let relay = Running::start(&channel(&["channel.tips"])).await;
+    let asking: Vec<_> = (0..20).map(|_| relay.reload()).collect();
+    for (code, report) in futures_util::future::join_all(asking).await {
+        assert_eq!((code, &report["problems"]), (200, &json!([])));
+    }
+    until("it is still there", PATIENCE, async || {
+        (relay.get("/livez").await.status() == 200).then_some(())
+    })
+    .await;
+}
