@@ -9,9 +9,14 @@
 
 mod backfill;
 mod cli;
+mod cli_journal;
+mod cli_send_test;
 mod cli_session;
 mod conformance;
+mod crash;
+mod deadlines;
 mod delivery;
+mod deploy;
 mod end_to_end;
 mod gateway;
 mod handover;
@@ -23,6 +28,7 @@ mod sim;
 mod sink_mqtt;
 mod sink_nats;
 mod sink_redis;
+mod sink_stdout;
 mod sink_webhook;
 mod state;
 mod support;

@@ -1,8 +1,10 @@
 //! What the tests share: real servers as child processes, and waiting for a condition.
 
 pub mod carry;
+pub mod daemon;
 pub mod journal;
 pub mod mosquitto;
+pub mod mount;
 pub mod nats_server;
 pub mod process;
 pub mod receiver;
