@@ -6,7 +6,12 @@ mod scripted;
 
 use std::{sync::Arc, time::Duration};
 
-use astro_relay::{config::Start, journal::Journal, sink::Cause, status::Status};
+use astro_relay::{
+    config::{Period, Start},
+    journal::Journal,
+    sink::Cause,
+    status::Status,
+};
 use fastrand::Rng;
 use tokio::time::Instant;
 
@@ -45,14 +50,17 @@ async fn whatever_the_far_side_says_each_event_arrives_once_and_in_order() {
         let running = Running::start("far", &journal, &far, |config| {
             config.start = Start::Earliest;
             config.window = random.usize(1..200);
+            // A sink that hangs is given this for each event of its batch.
+            config.timeout = Period(Duration::from_secs(1));
         });
         for first in (0..600).step_by(50) {
             journal.append(&mut events(first..first + 50));
             tokio::time::sleep(Duration::from_millis(random.u64(..3000))).await;
         }
         let expected: Vec<_> = (0..600).filter(|n| !poison(*n)).collect();
-        // The last of it may come with the news that the link is lost.
-        until("all of it has arrived", HOUR, async || {
+        // The last of it may come with the news that the link is lost. Sixty failures may each cost
+        // the longest wait.
+        until("all of it has arrived", 3 * HOUR, async || {
             let up = running.status.pages().sinks["far"].state == "up";
             (up && journal.lag("far").0 == 0).then_some(())
         })
