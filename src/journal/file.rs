@@ -306,6 +306,8 @@ fn copy(old: &Store, new: &mut Store, marked: Seq) -> Result<Copied, StoreError>
         error!(%error, "the dead letters are lost");
         Vec::new()
     });
+    // A file from before the table has none, and what is lost of it is fetched again.
+    write.state = old.state().unwrap_or_default();
     write.alive = old.alive().ok().flatten();
     new.write(&write)?;
     copied.runs = old.runs().ok().filter(|runs| !runs.is_empty());

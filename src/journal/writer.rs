@@ -216,6 +216,12 @@ impl Writer {
                 state.replays.remove(number);
             }
         }
+        for kept in &write.state {
+            let key = (kept.channel.clone(), kept.element.clone());
+            if state.kept.get(&key) == Some(kept) {
+                state.kept.remove(&key);
+            }
+        }
         self.shared.evict(&mut state);
         if state.unwritten_bytes <= self.shared.limits.memory / 2 {
             state.late = false;

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::support::{
+    daemon::run,
     journal::{PATIENCE, close, config, open, settled},
-    relay::run,
     wait::until,
 };
 

@@ -15,12 +15,12 @@ use tokio::time::Instant;
 
 use crate::support::{
     carry::first_arrivals,
+    daemon::Relay,
     journal::{append, close, event_of, long, say, settled},
     mosquitto::{self, Mosquitto},
     nats_server::NatsServer,
     process::Server,
     redis_server::{Durability, RedisServer},
-    relay::Relay,
     wait::until,
 };
 

@@ -1,6 +1,7 @@
 //! What the tests share: real servers as child processes, and waiting for a condition.
 
 pub mod carry;
+pub mod daemon;
 pub mod journal;
 pub mod mosquitto;
 pub mod mount;

@@ -1,117 +1,103 @@
-//! The built relay as a child process: started, killed, asked.
+//! The whole relay in the test's own process, against a simulated Astro.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Output, Stdio},
-    time::Duration,
+use std::{path::Path, sync::Arc, time::Duration};
+
+use astro_relay::{
+    config::{self, Config, Sources},
+    event::Record,
+    journal::Journal,
+    relay::Relay,
+    sim::Sim,
+    status::Status,
 };
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
-use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    process::{Child, Command},
-};
+use super::carry::within;
 
-use super::{process::free_port, wait::until};
+/// A room of the simulation.
+pub const ROOM: &str = "0f0e0d0c0b0a090807060504";
 
-/// How long the relay may take to start or to stop, on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// The token that [`configure`] writes.
+pub const TOKEN: &str = "tok-canary";
 
-/// The program of this build.
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_astro-relay");
-
-/// A relay with a configuration and a journal of its own.
-pub struct Relay {
-    dir: TempDir,
-    port: u16,
-    child: Option<Child>,
+/// A relay that runs.
+pub struct Running {
+    pub journal: Journal,
+    pub status: Arc<Status>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
 }
 
-impl Relay {
-    /// Prepares one that listens to the gateway at `url`; `sinks` are sections of its configuration.
-    pub fn new(url: &str, api_url: &str, topic: &str, room: &str, more: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let port = free_port();
-        let journal = dir.path().join("journal").display().to_string();
-        let config = format!(
-            "[astro]\nurl = {url:?}\napi_url = {api_url:?}\nbackoff_max = \"300ms\"\n\
-             [channels.main]\nroom = {room:?}\ntoken = \"secret-canary\"\ntopics = [{topic:?}]\n\
-             [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nlevel = \"info\"\nformat = \"text\"\n\
-             [journal]\ndir = {journal:?}\nmin_free = \"0B\"\nmax_size = \"4GiB\"\n{more}\n"
-        );
-        fs::write(dir.path().join("relay.toml"), config).unwrap();
-        Self { dir, port, child: None }
-    }
+/// A configuration with one channel, `main`, and what `more` says beside it.
+pub fn configure(sim: &Sim, dir: &Path, topics: &[&str], more: &str) -> Config {
+    let text = format!(
+        "[astro]\nurl = {:?}\napi_url = {:?}\nbackoff_max = \"200ms\"\n\
+         [journal]\ndir = '{}'\n[http]\nlisten = \"\"\n\
+         [channels.main]\nroom = {ROOM:?}\ntoken = {TOKEN:?}\ntopics = {topics:?}\n{more}",
+        sim.url(),
+        sim.api_url(),
+        dir.display(),
+    );
+    let sources = Sources { text: Some(text), ..Sources::default() };
+    config::load(&sources).unwrap_or_else(|error| panic!("{error}")).config
+}
 
-    pub fn config(&self) -> PathBuf {
-        self.dir.path().join("relay.toml")
-    }
-
-    pub fn journal(&self) -> PathBuf {
-        self.dir.path().join("journal")
-    }
-
-    /// What it has said since it was first started.
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
-
+impl Running {
     /// Starts it.
-    pub fn start(&mut self) {
-        let log =
-            fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log"));
-        let child = Command::new(PROGRAM)
-            .args(["run", "--config"])
-            .arg(self.config())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log.unwrap())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        self.child = Some(child);
+    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
+    pub async fn start(config: Config) -> Self {
+        let relay = Relay::new(config, None).await.unwrap();
+        let (journal, status) = (relay.journal(), relay.status());
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            relay.run(stopped, || {}).await;
+        });
+        Self { journal, status, stop, task }
     }
 
-    /// Waits until it says that it is ready.
-    pub async fn ready(&self) {
-        until("the relay is ready", PATIENCE, async || {
-            self.get("/readyz").await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
+    /// Stops it in order.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        within("stop", self.task).await.unwrap();
+    }
+
+    /// Every event in the journal, oldest first.
+    pub async fn events(&self) -> Vec<Arc<Record>> {
+        let last = self.journal.figures().last;
+        let mut records = Vec::new();
+        let mut after = 0;
+        while after < last {
+            let batch = self.journal.read(after, last, 10_000, usize::MAX).await.unwrap();
+            after = batch.through;
+            records.extend(batch.records);
+        }
+        records
+    }
+
+    /// The data of every event of a topic.
+    pub async fn said(&self, topic: &str) -> Vec<Value> {
+        let records = self.events().await;
+        let of_topic = records.iter().filter(|record| &*record.event.topic == topic);
+        of_topic.map(|record| serde_json::from_slice(record.event.data()).unwrap()).collect()
+    }
+
+    /// Whether every subscription stands.
+    pub fn subscribed(&self) -> bool {
+        self.status.look(|pages| {
+            let mut all =
+                pages.connections.values().flat_map(|page| &page.subscriptions).peekable();
+            all.peek().is_some() && all.all(|one| one.state == "confirmed")
+        })
+    }
+
+    /// Waits until every subscription stands.
+    pub async fn wait_subscribed(&self) {
+        super::wait::until("it is subscribed", Duration::from_secs(30), async || {
+            self.subscribed().then_some(())
         })
         .await;
     }
-
-    async fn get(&self, path: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        Some(answer)
-    }
-
-    /// `kill -9`, and waits until it is gone.
-    pub async fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().await.unwrap();
-        }
-    }
-
-    /// Asks it to stop, and waits until it has.
-    pub async fn stop(&mut self) {
-        let Some(mut child) = self.child.take() else { return };
-        let pid = child.id().expect("it runs").to_string();
-        assert!(Command::new("kill").arg(pid).status().await.unwrap().success());
-        let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it stops").unwrap();
-        assert!(status.success(), "{status}: {}", self.log());
-    }
-}
-
-/// Runs a command of the program to its end.
-pub async fn run(args: &[&str], dir: &Path) -> Output {
-    let output =
-        Command::new(PROGRAM).args(args).args(["--dir"]).arg(dir).kill_on_drop(true).output();
-    tokio::time::timeout(PATIENCE, output).await.expect("it ends").unwrap()
 }
