@@ -673,8 +673,11 @@ impl State {
 
     /// What the mark is to say.
     fn marked(&self) -> Marked {
-        let events = self.given(self.oldest.saturating_sub(1), self.written);
-        Marked { last: self.written, events }
+        self.marked_through(self.written)
+    }
+
+    fn marked_through(&self, last: Seq) -> Marked {
+        Marked { last, events: self.given(self.oldest.saturating_sub(1), last) }
     }
 
     /// Makes a batch of what was found after `after`, through `end`: it ends before the first hole in

@@ -185,6 +185,10 @@ impl Writer {
     }
 
     fn written(&mut self, write: &Write) {
+        // The mark comes first: what is told as written is marked as written.
+        let last = write.records.last().map(|record| record.seq);
+        let marked = last.map(|last| self.shared.lock().marked_through(last));
+        let marking = marked.map_or(Ok(()), |marked| self.mark.set(marked));
         let mut state = self.shared.lock();
         if let Some(last) = write.records.last() {
             state.written = last.seq;
@@ -223,13 +227,11 @@ impl Writer {
             state.late = false;
         }
         self.shared.publish(&state);
-        let (written, marked) = (state.written, state.marked());
+        let written = state.written;
         drop(state);
         self.shared.progress.send_modify(|count| *count += 1);
         self.syncing.offer(written);
-        if !write.records.is_empty()
-            && let Err(failure) = self.mark.set(marked)
-        {
+        if let Err(failure) = marking {
             self.failed(&failure);
         }
     }

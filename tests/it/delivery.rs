@@ -58,8 +58,9 @@ async fn whatever_the_far_side_says_each_event_arrives_once_and_in_order() {
             tokio::time::sleep(Duration::from_millis(random.u64(..3000))).await;
         }
         let expected: Vec<_> = (0..600).filter(|n| !poison(*n)).collect();
-        // The last of it may come with the news that the link is lost.
-        until("all of it has arrived", HOUR, async || {
+        // The last of it may come with the news that the link is lost. Sixty failures may each cost
+        // the longest wait.
+        until("all of it has arrived", 3 * HOUR, async || {
             let up = running.status.pages().sinks["far"].state == "up";
             (up && journal.lag("far").0 == 0).then_some(())
         })

@@ -11,8 +11,10 @@ use astro_relay::{
     clock,
     config::{self, Period, Size, Sync},
     event::{Event, Origin, Record, Seq},
-    journal::{Health, Journal, Opened},
+    journal::{Health, Journal, Opened, StoreError},
 };
+
+use tokio::time::Instant;
 
 use super::wait::until;
 
@@ -34,7 +36,15 @@ pub fn config(dir: &Path) -> config::Journal {
 
 /// Opens it, and fails the test where it cannot.
 pub fn open(config: &config::Journal) -> (Journal, Opened) {
-    Journal::open(config).expect("the journal opens")
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match Journal::open(config) {
+            // A child process of another test holds a copy of every open file, and with it the lock,
+            // from its fork to its exec.
+            Err(StoreError::Locked { .. }) if Instant::now() < end => std::thread::yield_now(),
+            opened => return opened.expect("the journal opens"),
+        }
+    }
 }
 
 /// Event `n`; its message carries its number and a digest of itself.
