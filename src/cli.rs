@@ -177,6 +177,7 @@ impl From<RelayError> for Failed {
         let code = match &error {
             RelayError::Config(_)
             | RelayError::Gateway(_)
+            | RelayError::Rest(_)
             | RelayError::Exposed(_)
             | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
             RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,

@@ -45,6 +45,10 @@ pub struct Config {
     pub channels: BTreeMap<String, Channel>,
     /// Where events are kept until every sink has them.
     pub journal: Journal,
+    /// The live session of each channel.
+    pub session: Session,
+    /// What was missed is fetched from the history.
+    pub backfill: Backfill,
     /// The local HTTP endpoint.
     pub http: Http,
     /// What is logged, and how.
@@ -183,6 +187,35 @@ impl Default for Journal {
             min_free: Size(32 * 1024 * 1024),
             memory: Size(8 * 1024 * 1024),
         }
+    }
+}
+
+/// The live session of each channel that subscribes to `channel.session.update` or
+/// `channel.session.reset`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Session {
+    /// How often it is fetched anew, beside after every connect.
+    pub refresh: Period,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self { refresh: Period(Duration::from_mins(15)) }
+    }
+}
+
+/// After a gap, channels that subscribe to `channel.activities` get what they missed of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backfill {
+    /// Whether the history is asked at all.
+    pub enabled: bool,
+}
+
+impl Default for Backfill {
+    fn default() -> Self {
+        Self { enabled: true }
     }
 }
 

@@ -212,6 +212,12 @@ impl Writer {
                 state.replays.remove(number);
             }
         }
+        for kept in &write.state {
+            let key = (kept.channel.clone(), kept.element.clone());
+            if state.kept.get(&key) == Some(kept) {
+                state.kept.remove(&key);
+            }
+        }
         self.shared.evict(&mut state);
         if state.unwritten_bytes <= self.shared.limits.memory / 2 {
             state.late = false;
@@ -356,7 +362,12 @@ impl Writer {
     fn over_size(&self) -> bool {
         let limits = &self.shared.limits;
         let Some(dir) = &limits.dir else { return false };
-        self.written_since > limits.max_size / REMOVE_SHARE || wal_size(dir) > CHECKPOINT_ALL
+        // A quarter of the free space may be gone before it is looked at again.
+        let due = (limits.max_size / REMOVE_SHARE).min(match limits.min_free {
+            0 => u64::MAX,
+            free => free / 4,
+        });
+        self.written_since > due || wal_size(dir) > CHECKPOINT_ALL
     }
 
     fn upkeep(&mut self) -> Result<(), StoreError> {

@@ -135,11 +135,11 @@ fn whole(sim: &Sim, dir: &TempDir, rest: &str) -> String {
     let journal = dir.path().join("journal");
     std::fs::create_dir_all(&journal).unwrap();
     format!(
-        "astro.url = \"{}\"\nastro.api_url = \"{}\"\njournal.dir = {:?}\n\
+        "astro.url = \"{}\"\nastro.api_url = \"{}\"\njournal.dir = \"{}\"\n\
          http.listen = \"127.0.0.1:0\"\nhttp.admin_token = \"{ADMIN}\"\n{rest}",
         sim.url(),
         sim.api_url(),
-        journal
+        journal.display()
     )
 }
 

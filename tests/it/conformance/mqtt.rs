@@ -23,6 +23,9 @@ pub struct Mqtt<const VERSION: u8> {
 impl<const VERSION: u8> FarSide for Mqtt<VERSION> {
     const KIND: &'static str = "mqtt";
     const ADDRESS: &'static str = "astro/main/channel/tips";
+    /// mosquitto writes at the end of a turn of its loop what it has acknowledged within it: no more
+    /// than a window.
+    const ACKNOWLEDGED_EARLY: u64 = 64;
 
     async fn start() -> Self {
         let options = mosquitto::Options { durable: true, ..mosquitto::Options::default() };

@@ -13,7 +13,7 @@ use crate::support::{
     wait::until,
 };
 
-/// A browser, driven by the WebDriver protocol.
+/// A browser, driven over HTTP as the `WebDriver` protocol says.
 struct Browser {
     client: Client,
     session: String,
@@ -62,6 +62,65 @@ impl Browser {
 const EVIL: &str = "<script>window.evil=1</script><img src=x onerror='window.evil=1'>\
                     \"><svg onload=window.evil=1> javascript:window.evil=1 {{7*7}} </pre></details>";
 
+/// How many elements a selector finds, as a script.
+fn count(selector: &str, wanted: usize) -> String {
+    format!("return document.querySelectorAll({selector:?}).length === {wanted}")
+}
+
+/// Puts a text into a field, as typing would.
+fn typed(field: &str, text: &str, event: &str) -> String {
+    format!(
+        "const field = document.getElementById({field:?}); field.value = {text:?}; \
+         field.dispatchEvent(new Event({event:?}));"
+    )
+}
+
+/// What viewers wrote is shown as they wrote it, and is nothing else.
+async fn inert(browser: &Browser) {
+    let open = "for (const one of document.querySelectorAll('#stream details, #dead details')) one.open = true;";
+    browser.run(open).await;
+    browser.until("the whole event is shown", &count("#stream pre", 1)).await;
+    let shown = browser.run("return document.body.textContent").await;
+    assert!(shown.as_str().unwrap().contains("<script>window.evil=1</script>"), "as text: {shown}");
+    assert!(!shown.as_str().unwrap().contains("donor@example.org"));
+    let made = browser.run(&count("main script, main img, main svg, main iframe", 0)).await;
+    assert_eq!(made, true, "no element was made of it");
+    assert_eq!(browser.run("return window.evil === undefined").await, true);
+    // Nor could it: the policy holds even where a script of ours would let something in.
+    let forced = "try { document.body.innerHTML += '<img src=x onerror=\"window.evil=1\">'; \
+                  return 'taken' } catch (error) { return error.name }";
+    assert_eq!(browser.run(forced).await, "TypeError", "trusted types");
+}
+
+async fn filter_and_pause(browser: &Browser, relay: &Running) {
+    let rows = |wanted| count("#stream summary", wanted);
+    browser.run(&typed("filter", "channel.follow", "input")).await;
+    browser.until("the filter holds", &rows(0)).await;
+    browser.run(&typed("filter", "channel.*", "input")).await;
+    browser.until("a pattern fits", &rows(2)).await;
+    browser.run("document.getElementById('pause').click()").await;
+    relay.sim.publish("channel.tips", ROOM, json!({ "n": 2 }));
+    let waits = "return document.getElementById('event-count').textContent.includes('1 wait')";
+    browser.until("it waits", waits).await;
+    assert_eq!(browser.run(&rows(2)).await, true);
+    browser.run("document.getElementById('pause').click()").await;
+    browser.until("it goes on", &rows(3)).await;
+}
+
+async fn act_with_the_token(browser: &Browser, relay: &Running) {
+    assert_eq!(browser.run("return document.getElementById('retry-all').disabled").await, true);
+    browser.run(&typed("token", ADMIN, "change")).await;
+    let enabled = "return !document.getElementById('retry-all').disabled";
+    browser.until("it can be tried again", enabled).await;
+    browser.run("document.getElementById('retry-all').click()").await;
+    let none = "return document.getElementById('dead').textContent === 'None.'";
+    browser.until("it is delivered and gone", none).await;
+    relay.rewrite("nonsense = ");
+    browser.run("document.getElementById('reload').click()").await;
+    let told = "return document.getElementById('notice').textContent.includes('cannot be used')";
+    browser.until("the problem is told", told).await;
+}
+
 #[tokio::test]
 #[ignore = "needs chromium and chromedriver"]
 async fn what_viewers_write_is_inert_and_the_operator_sees_and_acts() {
@@ -81,103 +140,17 @@ async fn what_viewers_write_is_inert_and_the_operator_sees_and_acts() {
     let browser = Browser::start().await;
     browser.post("/url", json!({ "url": relay.url("/") })).await;
 
-    browser
-        .until(
-            "the state is shown",
-            "return document.getElementById('ready').textContent === 'ready'",
-        )
-        .await;
-    browser
-        .until(
-            "the event is shown",
-            "return document.querySelectorAll('#stream summary').length === 1",
-        )
-        .await;
-    browser
-        .until(
-            "the dead letter is shown",
-            "return document.querySelectorAll('#dead .row').length === 1",
-        )
-        .await;
-    browser.run("document.querySelectorAll('#stream details, #dead details').forEach((d) => { d.open = true; })").await;
-    browser
-        .until(
-            "the whole event is shown",
-            "return document.querySelectorAll('#stream pre').length === 1",
-        )
-        .await;
+    let ready = "return document.getElementById('ready').textContent === 'ready'";
+    browser.until("the state is shown", ready).await;
+    browser.until("the event is shown", &count("#stream summary", 1)).await;
+    browser.until("the dead letter is shown", &count("#dead .row", 1)).await;
+    inert(&browser).await;
     // Another that comes while the page is open.
     relay.sim.publish("channel.tips", ROOM, &data);
-    browser
-        .until("it arrives", "return document.querySelectorAll('#stream summary').length === 2")
-        .await;
-    let shown = browser.run("return document.body.textContent").await;
-    assert!(shown.as_str().unwrap().contains("<script>window.evil=1</script>"), "as text: {shown}");
-    assert!(!shown.as_str().unwrap().contains("donor@example.org"));
-    let made =
-        "return document.querySelectorAll('main script, main img, main svg, main iframe').length";
-    assert_eq!(browser.run(made).await, 0, "no element was made of it");
-    assert_eq!(browser.run("return window.evil === undefined").await, true);
-    // Nor could it: the policy holds even where a script of ours would let something in.
-    let forced = "try { document.body.innerHTML += '<img src=x onerror=\"window.evil=1\">'; return 'taken' } catch (e) { return e.name }";
-    assert_eq!(browser.run(forced).await, "TypeError", "trusted types");
-
-    // Filter and pause.
-    let filter = |text: &str| {
-        format!(
-            "const f = document.getElementById('filter'); f.value = {text:?}; f.dispatchEvent(new Event('input'));"
-        )
-    };
-    browser.run(&filter("channel.follow")).await;
-    browser
-        .until(
-            "the filter holds",
-            "return document.querySelectorAll('#stream summary').length === 0",
-        )
-        .await;
-    browser.run(&filter("channel.*")).await;
-    browser
-        .until("a pattern fits", "return document.querySelectorAll('#stream summary').length === 2")
-        .await;
-    browser.run("document.getElementById('pause').click()").await;
-    relay.sim.publish("channel.tips", ROOM, json!({ "n": 2 }));
-    browser
-        .until(
-            "it waits",
-            "return document.getElementById('event-count').textContent.includes('1 wait')",
-        )
-        .await;
-    assert_eq!(browser.run("return document.querySelectorAll('#stream summary').length").await, 2);
-    browser.run("document.getElementById('pause').click()").await;
-    browser
-        .until("it goes on", "return document.querySelectorAll('#stream summary').length === 3")
-        .await;
-
-    // Nothing can be changed before the token is entered.
-    assert_eq!(browser.run("return document.getElementById('retry-all').disabled").await, true);
-    let enter = format!(
-        "const t = document.getElementById('token'); t.value = {ADMIN:?}; t.dispatchEvent(new Event('change'));"
-    );
-    browser.run(&enter).await;
-    browser
-        .until("it can be tried again", "return !document.getElementById('retry-all').disabled")
-        .await;
-    browser.run("document.getElementById('retry-all').click()").await;
-    browser
-        .until(
-            "it is delivered and gone",
-            "return document.getElementById('dead').textContent === 'None.'",
-        )
-        .await;
+    browser.until("it arrives", &count("#stream summary", 2)).await;
+    filter_and_pause(&browser, &relay).await;
+    act_with_the_token(&browser, &relay).await;
     assert_eq!(receiver.numbers(), [1, 1, 2, 1]);
-    relay.rewrite("nonsense = ");
-    browser.run("document.getElementById('reload').click()").await;
-    browser
-        .until(
-            "the problem is told",
-            "return document.getElementById('notice').textContent.includes('cannot be used')",
-        )
-        .await;
 
     let log = browser.post("/se/log", json!({ "type": "browser" })).await;
     let severe = |entry: &&Value| {

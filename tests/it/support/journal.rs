@@ -17,7 +17,7 @@ use astro_relay::{
 use super::wait::until;
 
 /// How long the journal may take for what a test waits for. The machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A journal in `dir` that keeps everything and little in memory.
 pub fn config(dir: &Path) -> config::Journal {
@@ -166,6 +166,12 @@ pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .filter(|path| path.is_file() && path.extension().is_none_or(|end| end != "db-shm"))
         .map(|path| (path.file_name().unwrap().into(), fs::read(&path).unwrap()))
         .collect()
+}
+
+/// Tells a figure of a run; seen with `--nocapture`.
+#[expect(clippy::print_stdout, reason = "figures are for whoever runs the test")]
+pub fn say(figure: &str) {
+    println!("{figure}");
 }
 
 /// Whether the long runs are wanted.

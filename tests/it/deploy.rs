@@ -1,0 +1,69 @@
+//! What is shipped beside the program: the alerts, the dashboard and the unit agree with it.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use astro_relay::metrics;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// Words of a text that are names of our metrics, without what a histogram adds.
+fn named(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("astro_relay_"))
+        .map(|word| word.strip_suffix("_bucket").unwrap_or(word).to_owned())
+        .collect()
+}
+
+/// The metrics that the program has, from the one file that names them.
+fn known() -> BTreeSet<String> {
+    let known = named(&read("src/metrics.rs"));
+    assert!(known.contains(metrics::LAG_SECONDS) && known.len() > 15, "{known:?}");
+    known
+}
+
+#[test]
+fn alerts_and_dashboard_name_only_metrics_that_there_are() {
+    let known = known();
+    for file in [
+        "deploy/prometheus/astro-relay.rules.yml",
+        "deploy/prometheus/astro-relay.test.yml",
+        "deploy/grafana/astro-relay.json",
+    ] {
+        let named = named(&read(file));
+        assert!(!named.is_empty(), "{file}");
+        let unknown: Vec<_> = named.difference(&known).collect();
+        assert!(unknown.is_empty(), "{file} names {unknown:?}");
+    }
+}
+
+#[test]
+fn the_dashboard_is_one() {
+    let dashboard: serde_json::Value =
+        serde_json::from_str(&read("deploy/grafana/astro-relay.json")).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let ids: BTreeSet<_> = panels.iter().map(|panel| panel["id"].as_u64().unwrap()).collect();
+    assert!(ids.len() == panels.len() && panels.len() > 10);
+    let asked =
+        |panel: &serde_json::Value| !panel["targets"][0]["expr"].as_str().unwrap().is_empty();
+    assert!(panels.iter().all(asked));
+}
+
+#[test]
+fn what_goes_into_the_package_is_there() {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let package = &manifest["package"]["metadata"]["deb"];
+    for asset in package["assets"].as_array().unwrap() {
+        let source = asset[0].as_str().unwrap();
+        let made = source.starts_with("target/");
+        let place = Path::new(env!("CARGO_MANIFEST_DIR")).join(source.trim_end_matches("/*"));
+        assert!(made || place.exists(), "{source}");
+    }
+    let unit = read("systemd/astro-relay.service");
+    for line in
+        ["Type=notify", "WatchdogSec=30", "DynamicUser=yes", "RestartPreventExitStatus=64 78"]
+    {
+        assert!(unit.lines().any(|other| other == line), "{line}");
+    }
+}
