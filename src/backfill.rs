@@ -244,38 +244,34 @@ impl Tools {
             warn!(%channel, error, ?wait, "the history cannot be fetched; it is tried again");
             sleep(wait).await;
         };
+        self.tell(&gap, outcome);
+    }
+
+    /// Says what became of a gap: in the log, in the metrics, and by an event.
+    fn tell(&self, gap: &Gap, outcome: Result<Found, String>) {
+        let channel = &gap.channel;
+        let (found, error) = match outcome {
+            Ok(found) => (found, None),
+            Err(why) => (Found::default(), Some(why)),
+        };
+        let Found { activities, recovered, complete } = found;
+        if let Some(error) = &error {
+            error!(%channel, error, "what was missed cannot be fetched");
+        } else {
+            info!(%channel, activities, recovered, complete, "the history was fetched");
+            if !complete {
+                error!(%channel, "the history is longer than what is fetched of it");
+            }
+        }
+        let count = u64::try_from(recovered).unwrap_or(u64::MAX);
+        metrics::add_for(BACKFILLED, "channel", channel, count);
         let mut data = json!({
-            "channel": &**channel, "from": clock::rfc3339(gap.from), "to": clock::rfc3339(gap.to),
-            "topic": activities::TOPIC,
+            "channel": &**channel, "topic": activities::TOPIC,
+            "from": clock::rfc3339(gap.from), "to": clock::rfc3339(gap.to),
+            "found": activities, "recovered": recovered, "complete": complete,
         });
-        match outcome {
-            Ok(Found { activities, recovered, complete }) => {
-                metrics::add_for(
-                    BACKFILLED,
-                    "channel",
-                    channel,
-                    u64::try_from(recovered).unwrap_or(0),
-                );
-                info!(%channel, activities, recovered, complete, "the history was fetched");
-                if !complete {
-                    error!(%channel, "the history is longer than what is fetched of it");
-                }
-                for (name, value) in [
-                    ("found", json!(activities)),
-                    ("recovered", json!(recovered)),
-                    ("complete", json!(complete)),
-                ] {
-                    data[name] = value;
-                }
-            }
-            Err(why) => {
-                error!(%channel, error = why, "what was missed cannot be fetched");
-                for (name, value) in
-                    [("recovered", json!(0)), ("complete", json!(false)), ("error", json!(why))]
-                {
-                    data[name] = value;
-                }
-            }
+        if let (Some(data), Some(error)) = (data.as_object_mut(), error) {
+            data.insert("error".into(), error.into());
         }
         let mut report = vec![event::own(TOPIC, channel, &gap.room, &data, clock::now())];
         self.journal.append(&mut report);
@@ -336,12 +332,12 @@ impl Tools {
         let first = tokio::task::spawn_blocking(move || journal.first_since(since)).await;
         let mut after = match first {
             Ok(Ok(Some(first))) => first.saturating_sub(1),
-            Ok(Ok(None)) => return 0,
+            // Nothing was heard since, or the relay is stopping.
+            Ok(Ok(None)) | Err(_) => return 0,
             Ok(Err(error)) => {
                 warn!(%error, "the journal cannot be read; an activity may be handed on twice");
                 return 0;
             }
-            Err(_) => return 0,
         };
         let last = self.journal.figures().last;
         let mut behind = 0;
@@ -407,7 +403,10 @@ fn message(gap: &Gap, activity: &Activity) -> Event {
     match item.trim_start().strip_prefix('{') {
         // The live message carries its id twice.
         Some(rest) if serde_json::from_str::<Known>(item).is_err() => {
-            text.push_str(&format!(r#"{{"activityId":{},{rest}"#, quote(&activity.id)));
+            text.push_str(r#"{"activityId":"#);
+            text.push_str(&quote(&activity.id));
+            text.push(',');
+            text.push_str(rest);
         }
         _ => text.push_str(item),
     }

@@ -187,11 +187,11 @@ impl Keeper {
     /// Keeps them until it is told to stop.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut connections = self.status.connections();
-        let mut fetches = Fetches::new();
+        let mut work = Fetches::new();
         self.look();
         loop {
-            self.start(&mut fetches);
-            let due = self.due(fetches.len());
+            self.start(&mut work);
+            let due = self.due(work.len());
             let next = self.journal.next(self.position, BATCH, BATCH_BYTES);
             tokio::select! {
                 biased;
@@ -204,7 +204,7 @@ impl Keeper {
                         sleep(JOURNAL_RETRY).await;
                     }
                 },
-                Some(fetched) = fetches.next() => self.take(fetched),
+                Some(fetched) = work.next() => self.take(fetched),
                 Ok(()) = connections.changed() => self.look(),
                 Ok(()) = self.targets.changed() => {
                     self.adopt();
@@ -338,8 +338,8 @@ impl Keeper {
             .iter()
             .map(|change| event::own(TOPIC, label, &room, &told(label, change), now))
             .collect();
-        let changed = |name: &str| changes.iter().any(|change| change.element == name);
-        let kept = channel.session.iter().filter(|(name, _)| all || changed(name)).map(
+        let is_new = |name: &str| changes.iter().any(|change| change.element == name);
+        let kept = channel.session.iter().filter(|(name, _)| all || is_new(name)).map(
             |(name, element)| Kept {
                 channel: (&**label).into(),
                 element: name.into(),

@@ -10,7 +10,7 @@ use crate::support::{
     wait::until,
 };
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 async fn start() -> (Sim, tempfile::TempDir, Running) {
     let options = Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..Options::default() };

@@ -14,7 +14,7 @@ const TOPICS: &[&str] =
     &["channel.session.update", "channel.session.reset", "channel.stream.status"];
 
 /// How long the relay may take to catch up, on a machine that is busy.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 async fn start(options: Options) -> Sim {
     let options = Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..options };
