@@ -114,7 +114,8 @@ async fn free_space_is_left_to_others() {
     let next = fill(&journal, 0).await;
     degraded(&journal).await;
     let free = rustix::fs::statvfs(disk.path()).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
-    assert!(free > 512 << 10, "{free} bytes are left");
+    // It looks once a second, and what comes within that second is still written.
+    assert!(free > 128 << 10, "{free} bytes are left");
     append(&journal, events(next..next + 50)).await;
     disk.resize(16 << 10);
     sound(&journal).await;
