@@ -120,7 +120,10 @@ async fn free_space_is_left_to_others() {
     disk.resize(16 << 10);
     sound(&journal).await;
     let got = read_all(&journal, 0).await;
-    assert_eq!((got.lost, got.numbers), (0, (0..next + 50).collect()));
+    // What came faster than the look at the disk may have outgrown the memory: then it is counted.
+    let kept = u64::try_from(got.numbers.len()).unwrap();
+    assert_eq!(got.lost + kept, next + 50);
+    assert!(got.numbers.is_sorted());
     close(journal).await;
 }
 
