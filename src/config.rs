@@ -333,7 +333,7 @@ pub struct SinkConfig {
     /// repeat.
     #[serde(default = "default_window")]
     pub window: usize,
-    /// How long the far side may take for a batch before the link counts as down.
+    /// How long the far side may take for an answer, or for reading on, before it counts as a failure.
     #[serde(default = "default_timeout")]
     pub timeout: Period,
     /// The longest wait between two attempts.
