@@ -348,7 +348,7 @@ impl Journal {
             let state = shared.lock();
             match state.ring.front() {
                 Some(first) if first.seq <= after + 1 || shared.reader.is_none() => {
-                    return Ok(state.from_ring(after, through, limit, max_bytes));
+                    return Ok(state.in_ring(after, through, limit, max_bytes));
                 }
                 Some(first) => first.seq - 1,
                 None => state.last,
@@ -673,7 +673,7 @@ impl State {
         behind.map(|(sink, cursor)| (Arc::clone(sink), cursor.at)).collect()
     }
 
-    fn from_ring(&self, after: Seq, through: Seq, limit: usize, max_bytes: usize) -> Batch {
+    fn in_ring(&self, after: Seq, through: Seq, limit: usize, max_bytes: usize) -> Batch {
         let first = self.ring.front().map_or(self.last + 1, |record| record.seq);
         let skip = usize::try_from((after + 1).saturating_sub(first)).unwrap_or(usize::MAX);
         let mut bytes = 0;

@@ -77,15 +77,11 @@ enum Payload {
     Message,
     Data,
     CloudEvent,
-    Template(Template),
+    Template(Box<Template>),
 }
 
 /// What became of an event.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every event is wanted; a box would cost each one"
-)]
 pub enum Rendered {
     /// It goes out like this.
     Wanted(Outgoing),
@@ -152,9 +148,9 @@ impl Route {
             "message" => Payload::Message,
             "data" => Payload::Data,
             "cloudevent" => Payload::CloudEvent,
-            template => {
-                Payload::Template(Template::compile(template).map_err(|e| at("payload", e))?)
-            }
+            template => Payload::Template(Box::new(
+                Template::compile(template).map_err(|e| at("payload", e))?,
+            )),
         };
         Ok(Self {
             topics,

@@ -130,7 +130,7 @@ async fn one(kind: Kind, name: &str, messages: u64, rate: Option<u64>, floor: bo
         Process::floor(&words.map(ToOwned::to_owned), &dir.path().join("floor"))
     } else {
         let sinks = Map::from_iter([("far".to_owned(), kind.sink(far.address))]);
-        Process::relay(&configuration(dir.path(), &sim, sinks))
+        Process::relay(&configuration(dir.path(), &sim, &sinks))
     };
     let start = process.until(|| subscribed(&sim) == 1).await;
     let row = measure(
@@ -156,7 +156,7 @@ fn source() -> Options {
     Options { keep_sent: 0, ..Options::default() }
 }
 
-fn configuration(dir: &Path, sim: &Sim, sinks: Map<String, Value>) -> std::path::PathBuf {
+fn configuration(dir: &Path, sim: &Sim, sinks: &Map<String, Value>) -> std::path::PathBuf {
     let config = json!({
         "astro": { "url": sim.url(), "api_url": sim.api_url() },
         "journal": { "dir": dir.join("journal") },
@@ -257,7 +257,7 @@ async fn four(messages: u64) {
         sinks.insert(kind.name().to_owned(), kind.sink(far.address));
         fars.push((far, tally));
     }
-    let process = Process::relay(&configuration(dir.path(), &sim, sinks));
+    let process = Process::relay(&configuration(dir.path(), &sim, &sinks));
     let start = process.until(|| subscribed(&sim) == 1).await;
     sleep(Duration::from_secs(1)).await;
     let before = process.cpu();
@@ -291,7 +291,7 @@ async fn subscriptions() {
     ];
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), source()).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let file = configuration(dir.path(), &sim, Map::new());
+    let file = configuration(dir.path(), &sim, &Map::new());
     let mut config: toml::Table = std::fs::read_to_string(&file).unwrap().parse().unwrap();
     let mut channels = toml::Table::new();
     for number in 0..CHANNELS {
@@ -341,7 +341,7 @@ async fn burst(messages: u64) {
         sink["backoff_max"] = "1s".into();
         (kind.name().to_owned(), sink)
     });
-    let file = configuration(dir.path(), &sim, sinks.collect());
+    let file = configuration(dir.path(), &sim, &sinks.collect());
     let mut config: toml::Table = std::fs::read_to_string(&file).unwrap().parse().unwrap();
     config["journal"].as_table_mut().unwrap().insert("max_size".into(), "4GiB".into());
     std::fs::write(&file, config.to_string()).unwrap();

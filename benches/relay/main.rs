@@ -7,13 +7,13 @@
 //! The one thing to know: `cpu` is the processor time of the child alone, for one message.
 #![expect(
     clippy::print_stdout,
-    clippy::print_stderr,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
     unreachable_pub,
     reason = "a benchmark prints, and should stop where it cannot go on"
 )]

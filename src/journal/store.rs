@@ -135,8 +135,8 @@ impl StoreError {
                         || failure.extended_code == 1
                 }
                 // The same, with the place in the statement.
-                rusqlite::Error::SqlInputError { .. } => true,
-                rusqlite::Error::InvalidColumnType(..)
+                rusqlite::Error::SqlInputError { .. }
+                | rusqlite::Error::InvalidColumnType(..)
                 | rusqlite::Error::FromSqlConversionFailure(..)
                 | rusqlite::Error::IntegralValueOutOfRange(..)
                 | rusqlite::Error::Utf8Error(..) => true,

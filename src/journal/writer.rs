@@ -80,7 +80,6 @@ pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock) {
     spawn("journal-syncer", Arc::clone(&shared), move || sync_loop(&shared, &syncing));
 }
 
-#[expect(clippy::disallowed_methods, reason = "the journal's own two threads block on the disk")]
 fn spawn(name: &str, shared: Arc<Shared>, run: impl FnOnce() + Send + 'static) {
     let ended = Ended(shared);
     let thread = thread::Builder::new().name(name.into()).spawn(move || {
