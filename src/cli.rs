@@ -177,6 +177,7 @@ impl From<RelayError> for Failed {
         let code = match &error {
             RelayError::Config(_)
             | RelayError::Gateway(_)
+            | RelayError::Rest(_)
             | RelayError::Exposed(_)
             | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
             RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,
@@ -336,16 +337,17 @@ pub(crate) fn on_runtime<T>(
     outcome
 }
 
-/// Completes when the process is told to stop.
-pub(crate) async fn told_to_stop() -> io::Result<()> {
+/// Listens from now on for being told to stop; what it answers completes when that happens.
+pub(crate) fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -45,6 +45,10 @@ pub struct Config {
     pub channels: BTreeMap<String, Channel>,
     /// Where events are kept until every sink has them.
     pub journal: Journal,
+    /// The live session of each channel.
+    pub session: Session,
+    /// What was missed is fetched from the history.
+    pub backfill: Backfill,
     /// The local HTTP endpoint.
     pub http: Http,
     /// What is logged, and how.
@@ -186,6 +190,35 @@ impl Default for Journal {
     }
 }
 
+/// The live session of each channel that subscribes to `channel.session.update` or
+/// `channel.session.reset`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Session {
+    /// How often it is fetched anew, beside after every connect.
+    pub refresh: Period,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self { refresh: Period(Duration::from_mins(15)) }
+    }
+}
+
+/// After a gap, channels that subscribe to `channel.activities` get what they missed of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backfill {
+    /// Whether the history is asked at all.
+    pub enabled: bool,
+}
+
+impl Default for Backfill {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
 /// When the journal is forced to disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sync {
@@ -300,7 +333,7 @@ pub struct SinkConfig {
     /// repeat.
     #[serde(default = "default_window")]
     pub window: usize,
-    /// How long the far side may take for a batch before the link counts as down.
+    /// How long the far side may take for an answer, or for reading on, before it counts as a failure.
     #[serde(default = "default_timeout")]
     pub timeout: Period,
     /// The longest wait between two attempts.

@@ -40,7 +40,7 @@ use self::{
 };
 pub use self::{
     file::Opened,
-    store::{DeadLetter, Replay, StoreError},
+    store::{DeadLetter, Kept, Replay, StoreError},
 };
 use crate::{
     clock,
@@ -113,6 +113,8 @@ struct State {
     dead_count: HashMap<String, u64>,
     settled: Vec<i64>,
     replays: HashMap<i64, Option<Seq>>,
+    /// Elements of channels' states that are not yet written.
+    kept: HashMap<(Box<str>, Box<str>), Kept>,
     health: Health,
     size: u64,
     stop: bool,
@@ -481,6 +483,32 @@ impl Journal {
         self.0.work.notify_one();
     }
 
+    /// Writes elements of channels' states down, over what was there. Without a directory nothing
+    /// outlives the process, and nothing is kept.
+    pub fn keep(&self, elements: impl IntoIterator<Item = Kept>) {
+        if self.0.limits.dir.is_none() {
+            return;
+        }
+        let mut state = self.0.lock();
+        for kept in elements {
+            state.kept.insert((kept.channel.clone(), kept.element.clone()), kept);
+        }
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    /// All elements of channels' states. Blocks on the disk.
+    pub fn kept(&self) -> Result<Vec<Kept>, StoreError> {
+        let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
+        let mut found: HashMap<_, _> = {
+            let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = |kept: &Kept| (kept.channel.clone(), kept.element.clone());
+            reader.state()?.into_iter().map(|kept| (key(&kept), kept)).collect()
+        };
+        found.extend(self.0.lock().kept.clone());
+        Ok(found.into_values().filter(|kept| kept.value.is_some()).collect())
+    }
+
     /// The newest events, at most `limit`: what the relay heard last before it was started.
     pub fn newest(&self, limit: usize) -> Result<Vec<Arc<Record>>, StoreError> {
         let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
@@ -630,6 +658,7 @@ impl State {
             dead_count: HashMap::new(),
             settled: Vec::new(),
             replays: HashMap::new(),
+            kept: HashMap::new(),
             health,
             size: 0,
             stop: false,
@@ -644,8 +673,11 @@ impl State {
 
     /// What the mark is to say.
     fn marked(&self) -> Marked {
-        let events = self.given(self.oldest.saturating_sub(1), self.written);
-        Marked { last: self.written, events }
+        self.marked_through(self.written)
+    }
+
+    fn marked_through(&self, last: Seq) -> Marked {
+        Marked { last, events: self.given(self.oldest.saturating_sub(1), last) }
     }
 
     /// Makes a batch of what was found after `after`, through `end`: it ends before the first hole in
@@ -707,6 +739,7 @@ impl State {
             dead: self.dead.clone(),
             replays: self.replays.iter().map(|(number, at)| (*number, *at)).collect(),
             settled: self.settled.clone(),
+            state: self.kept.values().cloned().collect(),
             alive: None,
         }
     }

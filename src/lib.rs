@@ -40,6 +40,7 @@
 //! configuration: [`config`], and `config/astro-relay.toml`. A new command: one file under [`cli`].
 
 pub mod astro;
+pub mod backfill;
 pub mod backoff;
 pub mod cli;
 pub mod clock;

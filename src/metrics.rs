@@ -35,6 +35,8 @@ pub const RATE_LIMITED: &str = "astro_relay_rate_limited_total";
 pub const GAPS: &str = "astro_relay_gaps_total";
 /// Time without a connection.
 pub const GAP_SECONDS: &str = "astro_relay_gap_seconds_total";
+/// Activities recovered out of the history.
+pub const BACKFILLED: &str = "astro_relay_backfilled_total";
 /// Events accepted by the far side of a sink.
 pub const DELIVERED: &str = "astro_relay_delivered_total";
 /// Events that a sink did not want, by reason.
@@ -85,6 +87,7 @@ fn describe() {
     describe_counter!(RATE_LIMITED, "Times that the gateway's command rate was exceeded");
     describe_counter!(GAPS, "Times without a connection, by channel");
     describe_counter!(GAP_SECONDS, Unit::Seconds, "Time without a connection, by channel");
+    describe_counter!(BACKFILLED, "Activities recovered out of the history, by channel");
     describe_counter!(DELIVERED, "Events accepted by the far side of a sink");
     describe_counter!(FILTERED, "Events that a sink did not want, by reason");
     describe_counter!(RETRIES, "Attempts that failed and are repeated, by sink and cause");

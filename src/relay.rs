@@ -11,7 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    astro::gateway::{Gateway, Targets},
+    astro::{
+        activities::Activities,
+        gateway::{Gateway, Targets},
+        rest::{Rest, RestError},
+    },
+    backfill::Backfill,
     clock,
     config::{Config, ConfigError, Loaded, SinkConfig, Sources},
     delivery::Delivery,
@@ -21,8 +26,9 @@ use crate::{
     reload::{self, Levers, Reload, Reloads},
     route::Route,
     sink::{self, Opening, Purpose, Sink},
+    state::keeper::{Keeper, Times},
     status::Status,
-    supervisor::{Factory, Outcome, Stage, Supervisor},
+    supervisor::{Factory, Outcome, Stage, Supervisor, Work},
 };
 
 /// What the name of a sink's task begins with.
@@ -46,6 +52,9 @@ pub enum RelayError {
     /// The gateway cannot be prepared.
     #[error("the gateway cannot be prepared")]
     Gateway(#[from] crate::astro::dial::DialerError),
+    /// The REST API's client cannot be prepared.
+    #[error("the REST API cannot be prepared")]
+    Rest(#[from] RestError),
     /// The endpoint must not listen there.
     #[error(transparent)]
     Exposed(#[from] http::Trouble),
@@ -121,7 +130,9 @@ impl Relay {
         let away = opened.alive.filter(|from| {
             Duration::from_millis(clock::now().saturating_sub(*from)) > RESTART_GRACE
         });
-        add_gateway(&mut supervisor, &config, &journal, &status, wanted, away)?;
+        let activities = Arc::default();
+        add_gateway(&mut supervisor, &config, &parts, &activities, wanted.clone(), away)?;
+        add_rest(&mut supervisor, &config, &parts, &activities, wanted)?;
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             open_sink(name, sink, Purpose::Relay)?;
@@ -177,28 +188,70 @@ impl Relay {
 fn add_gateway(
     supervisor: &mut Supervisor,
     config: &Config,
-    journal: &Journal,
-    status: &Arc<Status>,
+    parts: &Parts,
+    activities: &Arc<Activities>,
     targets: watch::Receiver<Targets>,
     away: Option<u64>,
 ) -> Result<(), RelayError> {
-    let (astro, journal, status) = (config.astro.clone(), journal.clone(), Arc::clone(status));
-    let make = move || Gateway::new(&astro, journal.clone(), Arc::clone(&status), targets.clone());
+    let (astro, activities) = (config.astro.clone(), Arc::clone(activities));
+    let Parts { journal, status, .. } = parts.clone();
+    let make = move || {
+        let (status, activities) = (Arc::clone(&status), Arc::clone(&activities));
+        Gateway::new(&astro, journal.clone(), status, activities, targets.clone())
+    };
     let first = make()?;
     if let Some(from) = away {
         first.was_away(from);
     }
-    let first = std::sync::Mutex::new(Some(first));
-    let factory: Factory = Box::new(move |stop| {
-        let prepared = first.lock().ok().and_then(|mut first| first.take());
-        let gateway = match prepared {
-            Some(gateway) => gateway,
-            None => make().map_err(|error| error.to_string())?,
-        };
-        Ok(Box::pin(gateway.run(stop)))
-    });
+    let factory = made_ahead(first, make, |gateway, stop| Box::pin(gateway.run(stop)));
     supervisor.add("gateway", Stage::Intake, factory);
     Ok(())
+}
+
+/// What learns over the REST API what the gateway does not say.
+fn add_rest(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    parts: &Parts,
+    activities: &Arc<Activities>,
+    targets: watch::Receiver<Targets>,
+) -> Result<(), RelayError> {
+    let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
+    if config.backfill.enabled {
+        let (rest, journal) = (rest.clone(), parts.journal.clone());
+        let (activities, targets) = (Arc::clone(activities), targets.clone());
+        let make = move || {
+            let activities = Arc::clone(&activities);
+            Backfill::new(rest.clone(), journal.clone(), activities, targets.clone())
+        };
+        let factory = made_ahead(make()?, make, |backfill, stop| Box::pin(backfill.run(stop)));
+        supervisor.add("backfill", Stage::Intake, factory);
+    }
+    let Parts { journal, status, .. } = parts.clone();
+    let make = move || {
+        Keeper::new(times, rest.clone(), journal.clone(), Arc::clone(&status), targets.clone())
+    };
+    let factory = made_ahead(make()?, make, |keeper, stop| Box::pin(keeper.run(stop)));
+    supervisor.add("sessions", Stage::Intake, factory);
+    Ok(())
+}
+
+/// A factory whose first piece is made already: its errors are found at the start, and its place in the
+/// journal is taken before anything is heard.
+fn made_ahead<T: Send + 'static, E: std::error::Error>(
+    first: T,
+    make: impl Fn() -> Result<T, E> + Send + 'static,
+    run: impl Fn(T, CancellationToken) -> Work + Send + 'static,
+) -> Factory {
+    let first = std::sync::Mutex::new(Some(first));
+    Box::new(move |stop| {
+        let prepared = first.lock().ok().and_then(|mut first| first.take());
+        let task = match prepared {
+            Some(task) => task,
+            None => make().map_err(|error| error.to_string())?,
+        };
+        Ok(run(task, stop))
+    })
 }
 
 /// Makes a sink and its route; connects to nothing.

@@ -12,7 +12,7 @@
 //! `follower-latest`). [`Session::name`] brings them together, and drops no name that it does not
 //! know.
 
-//KEEPER
+pub mod keeper;
 
 use std::collections::BTreeMap;
 

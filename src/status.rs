@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::{event::UnixMillis, reload::Report};
 
@@ -19,6 +20,8 @@ const GAPS: usize = 100;
 #[derive(Debug, Default)]
 pub struct Status {
     pages: Mutex<Pages>,
+    /// Grows when a connection's page was written.
+    connections: watch::Sender<u64>,
 }
 
 /// The pages as they are now.
@@ -34,6 +37,8 @@ pub struct Pages {
     pub sinks: BTreeMap<String, Sink>,
     /// The latest gaps, oldest first.
     pub gaps: VecDeque<Gap>,
+    /// The state of each channel that has one, by label.
+    pub sessions: BTreeMap<String, Session>,
     /// What became of the latest request to load the configuration anew.
     pub reload: Option<Report>,
 }
@@ -89,6 +94,21 @@ pub struct Subscription {
     /// When it is tried again; absent where it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<UnixMillis>,
+    /// When the gateway confirmed it: before that, something may have been missed. A connection that
+    /// was restored keeps the time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confirmed_at: Option<UnixMillis>,
+}
+
+/// The state of one channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Session {
+    /// How many elements are known.
+    pub elements: usize,
+    /// When it was last fetched.
+    pub fetched_at: Option<UnixMillis>,
+    /// Why it could not be fetched the last time.
+    pub error: Option<String>,
 }
 
 /// One sink.
@@ -134,7 +154,8 @@ pub struct Gap {
 impl Status {
     /// The pages of a relay that starts now.
     pub fn new(now: UnixMillis) -> Self {
-        Self { pages: Mutex::new(Pages { started: now, ..Pages::default() }) }
+        let pages = Mutex::new(Pages { started: now, ..Pages::default() });
+        Self { pages, connections: watch::Sender::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Pages> {
@@ -159,11 +180,34 @@ impl Status {
             subscriptions: Vec::new(),
         });
         change(page);
+        drop(pages);
+        self.connections.send_modify(|count| *count += 1);
     }
 
     /// A connection is no longer wanted.
     pub fn no_connection(&self, number: u64) {
         self.lock().connections.remove(&number);
+        self.connections.send_modify(|count| *count += 1);
+    }
+
+    /// Changes when the page of a connection does.
+    pub fn connections(&self) -> watch::Receiver<u64> {
+        self.connections.subscribe()
+    }
+
+    /// Looks at the pages without copying them.
+    pub fn look<T>(&self, look: impl FnOnce(&Pages) -> T) -> T {
+        look(&self.lock())
+    }
+
+    /// A channel's state is no longer kept.
+    pub fn no_session(&self, channel: &str) {
+        self.lock().sessions.remove(channel);
+    }
+
+    /// Writes the page of a channel's state.
+    pub fn session(&self, channel: &str, page: Session) {
+        self.lock().sessions.insert(channel.to_owned(), page);
     }
 
     /// No connection has room for these.

@@ -83,6 +83,8 @@ pub struct Supervisor {
     names: BTreeMap<tokio::task::Id, String>,
     orders: mpsc::Receiver<Order>,
     sender: mpsc::Sender<Order>,
+    /// Whether [`Supervisor::run`] has begun.
+    begun: bool,
 }
 
 struct Task {
@@ -136,6 +138,7 @@ impl Supervisor {
             names: BTreeMap::new(),
             orders,
             sender,
+            begun: false,
         }
     }
 
@@ -144,7 +147,7 @@ impl Supervisor {
         Orders(self.sender.clone())
     }
 
-    /// Starts a task.
+    /// Starts a task; before [`Supervisor::run`], it is only put down to be started by that.
     pub fn add(&mut self, name: &str, stage: Stage, factory: Factory) {
         let task = Task {
             stage,
@@ -158,7 +161,9 @@ impl Supervisor {
             successor: None,
         };
         self.tasks.insert(name.to_owned(), task);
-        self.start(name);
+        if self.begun {
+            self.start(name);
+        }
     }
 
     /// Runs until `stop`, or until a task has failed too often; then stops all, each stage within
@@ -171,6 +176,14 @@ impl Supervisor {
     ) -> Outcome {
         /// What else the loop waits for comes at any time; the watchdog is fed by its turning.
         const TURN: Duration = Duration::from_secs(1);
+        self.begun = true;
+        // What takes in starts last: nothing comes before there is somebody to have it.
+        for stage in [Stage::Display, Stage::Delivery, Stage::Intake] {
+            let at = |(name, task): (&String, &Task)| (task.stage == stage).then(|| name.clone());
+            for name in self.tasks.iter().filter_map(at).collect::<Vec<_>>() {
+                self.start(&name);
+            }
+        }
         let outcome = loop {
             turning();
             let due = |task: &Task| task.restart_at.into_iter().chain(task.leave_by).min();

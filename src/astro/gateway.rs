@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
+    activities::Activities,
     dial::Dialer,
     link::Link,
     seen::{Seen, Verdict},
@@ -88,6 +89,7 @@ pub(super) struct Hub {
     pub(super) dialer: Dialer,
     pub(super) journal: Journal,
     pub(super) status: Arc<Status>,
+    activities: Arc<Activities>,
     seen: Mutex<Seen>,
     tokens: Mutex<HashMap<Arc<str>, SecretRef>>,
     outages: Mutex<HashMap<Arc<str>, Outage>>,
@@ -130,11 +132,17 @@ impl Gateway {
         config: &Astro,
         journal: Journal,
         status: Arc<Status>,
+        activities: Arc<Activities>,
         targets: watch::Receiver<Targets>,
     ) -> Result<Self, super::dial::DialerError> {
         let mut seen = Seen::default();
         match journal.newest(REMEMBERED_RUN) {
-            Ok(records) => records.iter().for_each(|record| drop(seen.admit(&record.event))),
+            Ok(records) => {
+                for record in &records {
+                    drop(seen.admit(&record.event));
+                    activities.note(&record.event);
+                }
+            }
             // Twins over the restart are then told apart by the far side only.
             Err(error) => warn!(%error, "what was heard before the start cannot be read"),
         }
@@ -145,6 +153,7 @@ impl Gateway {
             config: config.clone(),
             journal,
             status,
+            activities,
             seen: Mutex::new(seen),
             tokens: Mutex::new(tokens),
             outages: Mutex::default(),
@@ -363,11 +372,11 @@ impl Hub {
         {
             let mut seen = lock(&self.seen);
             events.retain_mut(|event| match seen.admit(event) {
-                Verdict::New => true,
+                Verdict::New => self.activities.hear(event),
                 Verdict::Twin => false,
                 Verdict::Namesake(key) => {
                     event.distinct_key = Some(key);
-                    true
+                    self.activities.hear(event)
                 }
             });
         }

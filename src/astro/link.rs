@@ -32,6 +32,7 @@ use super::{
 use crate::{
     clock,
     config::Secret,
+    event::UnixMillis,
     metrics::{self, CONNECTS},
     status::{self, Phase},
 };
@@ -277,7 +278,10 @@ impl Link {
         match held.lost.take() {
             None => held.current.leave(&self.hub).await,
             Some(lost) if restored && lost.covered => {}
-            Some(lost) => self.hub.outage(&held.current.session, &lost.cause),
+            Some(lost) => {
+                self.hub.outage(&held.current.session, &lost.cause);
+                next.session.missed(clock::now());
+            }
         }
         next.release(&self.hub);
         info!(restored, "moved to another connection");
@@ -338,7 +342,14 @@ impl Link {
     /// What stands has changed: the page shows it, and a gap may be over.
     fn changed(&self, current: &Connection) {
         let now = Instant::now();
-        let subscriptions = current.session.standings().map(|(s, st)| page(s, st, now)).collect();
+        let subscriptions = current
+            .session
+            .standings()
+            .zip(current.session.confirmed_at())
+            .map(|((subscription, standing), confirmed_at)| {
+                page(subscription, standing, confirmed_at, now)
+            })
+            .collect();
         self.hub.status.connection(self.number, |page| {
             page.subscriptions = subscriptions;
             page.heard = Some(clock::now());
@@ -371,7 +382,12 @@ async fn advance(successor: &mut Option<Successor>, hub: &Hub) -> Outcome {
     }
 }
 
-fn page(subscription: &Subscription, standing: &Standing, now: Instant) -> status::Subscription {
+fn page(
+    subscription: &Subscription,
+    standing: &Standing,
+    confirmed_at: Option<UnixMillis>,
+    now: Instant,
+) -> status::Subscription {
     let mut page = status::Subscription {
         channel: subscription.channel.to_string(),
         topic: subscription.topic.to_string(),
@@ -380,12 +396,14 @@ fn page(subscription: &Subscription, standing: &Standing, now: Instant) -> statu
         code: None,
         text: None,
         retry_at: None,
+        confirmed_at: None,
     };
     match standing {
         Standing::Waiting => {}
         Standing::Pending => page.state = "pending",
         Standing::Confirmed(room) => {
             page.state = "confirmed";
+            page.confirmed_at = confirmed_at;
             if let Some(room) = room {
                 page.room = Some(room.to_string());
             }

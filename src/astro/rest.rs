@@ -25,7 +25,7 @@ use super::dial::retry_after;
 use crate::{
     backoff::Backoff,
     clock,
-    config::{Astro, Secret},
+    config::{Astro, Secret, SecretRef, TokenType, jwt},
     event::UnixMillis,
     tls,
 };
@@ -330,6 +330,24 @@ pub struct Page {
     pub activities: Vec<Activity>,
     /// Whether there may be more behind it.
     pub full: bool,
+}
+
+/// Under which id and with which token a channel is asked for: the first of `rooms` that can be an id,
+/// or else the one in the token. The token is read now.
+pub fn credentials<'a>(
+    rooms: impl IntoIterator<Item = &'a str>,
+    token: &SecretRef,
+    token_type: TokenType,
+) -> Result<(String, Secret), String> {
+    if token_type != TokenType::Jwt {
+        return Err("the REST API takes a token of the type jwt only".into());
+    }
+    let token = token.read().map_err(|error| error.to_string())?;
+    let room = rooms.into_iter().find(|room| is_channel_id(room)).map(str::to_owned);
+    let own = || jwt::channel(token.expose()).filter(|channel| is_channel_id(channel));
+    let id = room.or_else(own);
+    let id = id.ok_or("the channel's id is not known: set its room, 24 hexadecimal digits")?;
+    Ok((id, token))
 }
 
 /// Whether a text is a channel's id as the REST API knows it: 24 hexadecimal digits.

@@ -178,12 +178,21 @@ struct Entry {
     /// Of the last time that it was asked for, and of the time before: a late answer is an answer.
     nonces: [Option<String>; 2],
     failures: u32,
+    /// When the gateway confirmed it; a restored connection keeps the time.
+    confirmed_at: Option<UnixMillis>,
 }
 
 impl Entry {
     fn new(wanted: Wanted) -> Self {
         let standing = Standing::Waiting;
-        Self { wanted, standing, asked_at: None, nonces: [None, None], failures: 0 }
+        Self {
+            wanted,
+            standing,
+            asked_at: None,
+            nonces: [None, None],
+            failures: 0,
+            confirmed_at: None,
+        }
     }
 
     /// The room that it has, or was asked for.
@@ -270,6 +279,7 @@ impl Session {
         for (entry, old) in session.entries.iter_mut().zip(&before.entries) {
             if matches!(old.standing, Standing::Confirmed(_) | Standing::Refused(_)) {
                 entry.standing = old.standing.clone();
+                entry.confirmed_at = old.confirmed_at;
             }
         }
         // What was being given up is restored as well, as far as the gateway had not heard of it.
@@ -325,7 +335,9 @@ impl Session {
                 });
                 return;
             }
-            Ok(ServerFrame::Response(response)) => self.on_response(&response, now, effects),
+            Ok(ServerFrame::Response(response)) => {
+                self.on_response(&response, received, now, effects);
+            }
             Ok(ServerFrame::Welcome) => self.welcome(effects),
             Ok(ServerFrame::Reconnect { token }) => effects.ended = Some(Ended::Moved(token)),
             Ok(ServerFrame::Unknown(kind)) => self.on_unknown(&kind),
@@ -485,6 +497,19 @@ impl Session {
         self.entries.iter().map(|entry| (&entry.wanted.subscription, &entry.standing))
     }
 
+    /// When each of [`Session::standings`] was confirmed, in the same order. It changes exactly where
+    /// something may have been missed before: not when a connection is restored.
+    pub fn confirmed_at(&self) -> impl Iterator<Item = Option<UnixMillis>> {
+        self.entries.iter().map(|entry| entry.confirmed_at)
+    }
+
+    /// Something was missed although the server has restored what stood.
+    pub fn missed(&mut self, received: UnixMillis) {
+        for entry in &mut self.entries {
+            entry.confirmed_at = entry.confirmed_at.map(|_| received);
+        }
+    }
+
     /// Whether the connection has proved that it is worth something: it said welcome (or its grace
     /// passed) and confirmed a subscription, or it has lived for a minute.
     pub fn proven(&self, now: Instant) -> bool {
@@ -605,7 +630,13 @@ impl Session {
         true
     }
 
-    fn on_response(&mut self, response: &Response<'_>, now: Instant, effects: &mut Effects) {
+    fn on_response(
+        &mut self,
+        response: &Response<'_>,
+        received: UnixMillis,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
         let code = response.error.as_deref();
         if code == Some("rate_limit_exceeded") {
             self.on_rate_limit(now, effects);
@@ -629,6 +660,7 @@ impl Session {
         let Some(code) = code else {
             entry.standing = Standing::Confirmed(response.room.as_deref().map(Into::into));
             entry.failures = 0;
+            entry.confirmed_at = Some(received);
             self.place_rooms();
             return;
         };

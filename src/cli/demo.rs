@@ -56,6 +56,7 @@ const TOKEN: &str = "demo-token";
 pub(super) fn demo(args: Demo) -> Done {
     let log = Log { level: "warn".into(), ..Log::default() };
     on_runtime(2, &log, async move {
+        let told = told_to_stop()?;
         let options = Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..Options::default() };
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await?;
         let config = configure(&args, &sim)
@@ -76,10 +77,7 @@ pub(super) fn demo(args: Demo) -> Done {
         tokio::pin!(running);
         let early = tokio::select! {
             outcome = &mut running => Some(outcome),
-            told = told_to_stop() => {
-                told?;
-                None
-            }
+            () = told => None,
             () = ending => None,
             () = sim.play(&mut traffic, args.speed) => None,
         };

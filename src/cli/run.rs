@@ -20,28 +20,26 @@ pub(super) fn run(source: &Source) -> Done {
     let loaded = source.load_with_file()?;
     let (log, sources) = (loaded.config.log.clone(), source.sources());
     on_runtime(THREADS, &log, async move {
-        // Before anything else: by default the signal ends the process.
-        let hangups = signal(SignalKind::hangup())?;
+        // Before anything else: by default these signals end the process.
+        let (hangups, told) = (signal(SignalKind::hangup())?, told_to_stop()?);
         let relay = Relay::reloadable(loaded, sources, metrics::install()).await?;
         let (status, reloads) = (relay.status(), relay.reloads());
         let stop = CancellationToken::new();
         let mut manager = Manager::new();
         info!(version = env!("CARGO_PKG_VERSION"), "astro-relay runs");
         let waiting = async {
-            let told = tokio::select! {
-                told = told_to_stop() => told,
+            tokio::select! {
+                () = told => {}
                 never = reload_on(hangups, reloads) => match never {},
-            };
+            }
             info!("stopping");
             stop.cancel();
-            told
         };
         let running = relay.run(stop.clone(), || manager.turning(|| status.pages()));
         tokio::pin!(running, waiting);
         let outcome = tokio::select! {
             outcome = &mut running => outcome,
-            told = &mut waiting => {
-                told?;
+            () = &mut waiting => {
                 systemd::stopping();
                 running.await
             }

@@ -12,7 +12,7 @@ use super::{Done, Failed, Source, on_runtime};
 use crate::{
     clock,
     config::{Config, Log, SinkConfig},
-    event::{self, Event, Origin, Record},
+    event::{self, Event, Record},
     relay::open_sink,
     route::Rendered,
     sink::Purpose,
@@ -35,10 +35,10 @@ pub(super) struct SendTest {
     /// Its topic.
     #[arg(long, default_value = "channel.tips")]
     topic: String,
-    /// Its data, as JSON.
+    /// Its data, a JSON object; `test` is added to it.
     #[arg(
         long,
-        default_value = r#"{"test":true,"donation":{"user":{"username":"astro-relay"},"message":"This is a test","amount":5,"currency":"EUR"}}"#
+        default_value = r#"{"donation":{"user":{"username":"astro-relay"},"message":"This is a test","amount":5,"currency":"EUR"}}"#
     )]
     data: String,
 }
@@ -73,15 +73,14 @@ pub(super) fn send_test(args: &SendTest) -> Done {
 }
 
 fn synthetic(args: &SendTest, config: &Config) -> Result<Event, Failed> {
-    let data: serde_json::Value = serde_json::from_str(&args.data)
-        .map_err(|error| Failed::new(Failed::USAGE, format!("--data is not JSON: {error}")))?;
+    let data = serde_json::from_str(&args.data).map_err(|error| {
+        Failed::new(Failed::USAGE, format!("--data is not a JSON object: {error}"))
+    })?;
     let channel = args.channel.clone().or_else(|| config.channels.keys().next().cloned());
     let channel: Arc<str> = channel.unwrap_or_default().into();
     let room = config.channels.get(&*channel).and_then(|channel| channel.room.clone());
     let room: Arc<str> = room.unwrap_or_default().into();
-    let mut event = event::own(&args.topic, &channel, &room, &data, clock::now());
-    event.origin = Origin::Test;
-    Ok(event)
+    Ok(event::test(&args.topic, &channel, &room, data, clock::now()))
 }
 
 async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<String, String> {

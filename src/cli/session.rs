@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 
 use super::{Done, Failed, Source, on_runtime};
 use crate::{
-    astro::rest::{Rest, RestError, Target, Top, is_channel_id},
-    config::{Channel, Config, Log, Secret, TokenType, jwt},
+    astro::rest::{Rest, RestError, Target, Top, credentials},
+    config::{Channel, Config, Log, Secret},
     state::Session,
 };
 
@@ -195,17 +195,8 @@ fn name(elements: &Map<String, Value>, key: &str) -> String {
 fn choose(whose: &Whose) -> Result<Chosen, Failed> {
     let config = whose.source.load()?;
     let (label, channel) = pick(&config, whose.channel.as_deref())?;
-    let token = channel.token.read().map_err(|error| Failed::of(Failed::CONFIG, &error))?;
-    if channel.token_type != TokenType::Jwt {
-        let text = format!("channels.{label}: the REST API takes a token of the type jwt only");
-        return Err(Failed::new(Failed::CONFIG, text));
-    }
-    let own = || jwt::channel(token.expose());
-    let room = channel.room.clone().filter(|room| is_channel_id(room)).or_else(own);
-    let id = room.filter(|room| is_channel_id(room)).ok_or_else(|| {
-        let text = format!("channels.{label}.room is needed: the channel's 24 hexadecimal digits");
-        Failed::new(Failed::CONFIG, text)
-    })?;
+    let (id, token) = credentials(channel.room.as_deref(), &channel.token, channel.token_type)
+        .map_err(|why| Failed::new(Failed::CONFIG, format!("channels.{label}: {why}")))?;
     crate::tls::install_provider();
     let rest = Rest::new(&config.astro).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
     let log = Log { level: "warn".into(), ..config.log };

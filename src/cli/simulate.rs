@@ -59,6 +59,7 @@ fn refusal(text: &str) -> Result<Refusal, String> {
 
 pub(super) fn simulate(args: Simulate) -> Done {
     on_runtime(2, &Log::default(), async move {
+        let told = told_to_stop()?;
         let first =
             if args.first_revision { Options::first_revision() } else { Options::default() };
         let options = Options {
@@ -92,7 +93,7 @@ pub(super) fn simulate(args: Simulate) -> Done {
             }
         };
         tokio::select! {
-            told = told_to_stop() => told?,
+            () = told => {}
             () = playing => {}
             () = draining => {}
         }

@@ -63,6 +63,8 @@ pub(super) fn check(
     let mut found = Findings::default();
     found.astro(config);
     found.journal(config);
+    // A fetch costs the vendor's server something.
+    found.not_zero("session", &[("refresh", config.session.refresh)]);
     found.http(config);
     found.log(config);
     for (label, channel) in &config.channels {

@@ -58,6 +58,8 @@ pub fn difference(running: &Config, loaded: &Config) -> (Difference, Config) {
     let next = Config {
         astro: running.astro.clone(),
         journal: running.journal.clone(),
+        session: running.session.clone(),
+        backfill: running.backfill.clone(),
         http: Http { listen: running.http.listen.clone(), ..loaded.http.clone() },
         log: Log { format: running.log.format, ..loaded.log.clone() },
         reload: loaded.reload.clone(),
@@ -90,10 +92,12 @@ fn keys(old: &Config, new: &Config) -> Vec<String> {
     let sections = |config: &Config| {
         [
             ("astro", serde_json::to_value(&config.astro)),
+            ("backfill", serde_json::to_value(&config.backfill)),
             ("http", serde_json::to_value(&config.http)),
             ("journal", serde_json::to_value(&config.journal)),
             ("log", serde_json::to_value(&config.log)),
             ("reload", serde_json::to_value(&config.reload)),
+            ("session", serde_json::to_value(&config.session)),
         ]
         .map(|(name, value)| (name, value.unwrap_or_default()))
     };

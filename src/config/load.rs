@@ -242,6 +242,8 @@ fn typed(shape: &Shape, errors: &mut Vec<Problem>) -> Config {
     let mut take = |name: &str| sections.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
     config.astro = section(&["astro"], take("astro"), shape, errors).unwrap_or_default();
     config.journal = section(&["journal"], take("journal"), shape, errors).unwrap_or_default();
+    config.session = section(&["session"], take("session"), shape, errors).unwrap_or_default();
+    config.backfill = section(&["backfill"], take("backfill"), shape, errors).unwrap_or_default();
     config.http = section(&["http"], take("http"), shape, errors).unwrap_or_default();
     config.log = section(&["log"], take("log"), shape, errors).unwrap_or_default();
     config.reload = section(&["reload"], take("reload"), shape, errors).unwrap_or_default();

@@ -11,7 +11,8 @@
 //! point of this loses nothing: the next start begins the copy again, or finishes the exchange.
 //!
 //! The one thing to know: what is missing is counted from the runs, hence exactly, as long as they or
-//! the mark can be read. With both gone there is nothing left to count by.
+//! the mark can be read. With both gone there is nothing left to count by; nor after a loss of power,
+//! which takes what was not synced and the mark's word of it together.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -305,6 +306,8 @@ fn copy(old: &Store, new: &mut Store, marked: Seq) -> Result<Copied, StoreError>
         error!(%error, "the dead letters are lost");
         Vec::new()
     });
+    // A file from before the table has none, and what is lost of it is fetched again.
+    write.state = old.state().unwrap_or_default();
     write.alive = old.alive().ok().flatten();
     new.write(&write)?;
     copied.runs = old.runs().ok().filter(|runs| !runs.is_empty());
@@ -378,7 +381,7 @@ fn next_readable(old: &Store, after: Seq, limit: Seq) -> Option<Seq> {
 }
 
 /// Between a position that cannot be read from and one that can: the first that can.
-fn border(mut bad: Seq, mut good: Seq, readable: impl Fn(Seq) -> bool) -> Seq {
+pub(super) fn border(mut bad: Seq, mut good: Seq, readable: impl Fn(Seq) -> bool) -> Seq {
     while good - bad > 1 {
         let middle = bad + (good - bad) / 2;
         if readable(middle) {
@@ -481,12 +484,12 @@ impl Mark {
 
 impl Marked {
     /// Always of the same length, so that nothing of an older one is left behind it.
-    fn line(self) -> String {
+    pub(super) fn line(self) -> String {
         let Self { last, events } = self;
         format!("{last:020} {events:020} {:08x}\n", self.sum())
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let mut words = text.split_whitespace();
         let marked =
             Self { last: words.next()?.parse().ok()?, events: words.next()?.parse().ok()? };

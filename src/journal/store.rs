@@ -9,6 +9,7 @@
 //! | `cursors` | per sink the number through which the far side has accepted |
 //! | `dead_letters` | events that a far side refused, whole, with reason and time |
 //! | `replays` | requests to hand events on again, with their progress |
+//! | `state` | what is known of each channel's session, element by element; added later, without a new version: who does not know it leaves it alone |
 //! | `meta` | `format` (the same as `user_version`), `reserved` (numbers up to it may have been given), `clean` (closed in order), `alive` (when the relay last ran) |
 //!
 //! SQLite does not sum its pages, so each row carries a CRC-32 over all that matters in it: a row whose
@@ -76,6 +77,13 @@ CREATE TABLE replays(
   number INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT NULL, at INTEGER NOT NULL,
   position INTEGER NOT NULL, until INTEGER NOT NULL, topic TEXT);
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL);
+";
+
+/// Added to files of the same format that were made before it.
+const STATE_SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS state(
+  channel TEXT NOT NULL, element TEXT NOT NULL, value TEXT NOT NULL, at INTEGER NOT NULL,
+  crc INTEGER NOT NULL, PRIMARY KEY(channel, element)) WITHOUT ROWID;
 ";
 
 const EVENT_COLUMNS: &str =
@@ -205,6 +213,19 @@ pub struct KeptCursor {
     pub seq: Option<Seq>,
 }
 
+/// An element of a channel's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The channel's label.
+    pub channel: Box<str>,
+    /// The element's name.
+    pub element: Box<str>,
+    /// Its value as JSON; `None`: it is gone.
+    pub value: Option<Box<str>>,
+    /// When that was last known to be true.
+    pub at: UnixMillis,
+}
+
 /// What is written in one transaction.
 #[derive(Debug, Default)]
 pub struct Write {
@@ -218,6 +239,8 @@ pub struct Write {
     pub replays: Vec<(i64, Option<Seq>)>,
     /// Dead letters that are dealt with.
     pub settled: Vec<i64>,
+    /// Elements of channels' states.
+    pub state: Vec<Kept>,
     /// The wall clock, where it is time to write down that the relay ran.
     pub alive: Option<UnixMillis>,
 }
@@ -230,6 +253,7 @@ impl Write {
             && self.dead.is_empty()
             && self.replays.is_empty()
             && self.settled.is_empty()
+            && self.state.is_empty()
             && self.alive.is_none()
     }
 }
@@ -289,6 +313,7 @@ impl Store {
                  PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={FORMAT}; COMMIT;"
             ))?;
         }
+        db.execute_batch(STATE_SCHEMA)?;
         let reserved = meta(&db, "reserved")?.unwrap_or(0);
         Ok(Self { db, reserved })
     }
@@ -447,6 +472,7 @@ impl Store {
                 None => transaction.execute("DELETE FROM replays WHERE number = ?1", [number])?,
             };
         }
+        write_state(&transaction, &write.state)?;
         let last = write.records.last().map_or(0, |record| record.seq);
         let mut reserved = self.reserved;
         if last + LEFT_OUT > reserved {
@@ -489,6 +515,26 @@ impl Store {
             }
         }
         Ok(read)
+    }
+
+    /// All elements of all channels' states whose sum is right.
+    pub fn state(&self) -> Result<Vec<Kept>, StoreError> {
+        let mut statement =
+            self.db.prepare("SELECT channel, element, value, at, crc FROM state")?;
+        let mut rows = statement.query([])?;
+        let mut state = Vec::new();
+        while let Some(row) = rows.next()? {
+            let kept = Kept {
+                channel: row.get::<_, String>(0)?.into(),
+                element: row.get::<_, String>(1)?.into(),
+                value: Some(row.get::<_, String>(2)?.into()),
+                at: unsigned(row.get(3)?),
+            };
+            if row.get::<_, u32>(4)? == state_checksum(&kept) {
+                state.push(kept);
+            }
+        }
+        Ok(state)
     }
 
     /// The position after which the newest `count` events come.
@@ -890,6 +936,39 @@ fn cursor_checksum(sink: &str, seq: Seq) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(sink.as_bytes());
     crc.update(&seq.to_le_bytes());
+    crc.finalize()
+}
+
+fn write_state(db: &Connection, state: &[Kept]) -> Result<(), StoreError> {
+    for kept in state {
+        match &kept.value {
+            Some(value) => db
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO state(channel, element, value, at, crc)
+                     VALUES(?1, ?2, ?3, ?4, ?5)",
+                )?
+                .execute(params![
+                    kept.channel,
+                    kept.element,
+                    value,
+                    signed(kept.at),
+                    state_checksum(kept)
+                ])?,
+            None => db
+                .prepare_cached("DELETE FROM state WHERE channel = ?1 AND element = ?2")?
+                .execute([&kept.channel, &kept.element])?,
+        };
+    }
+    Ok(())
+}
+
+fn state_checksum(kept: &Kept) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    for part in [&*kept.channel, &kept.element, kept.value.as_deref().unwrap_or_default()] {
+        crc.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+        crc.update(part.as_bytes());
+    }
+    crc.update(&kept.at.to_le_bytes());
     crc.finalize()
 }
 

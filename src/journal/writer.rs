@@ -185,6 +185,10 @@ impl Writer {
     }
 
     fn written(&mut self, write: &Write) {
+        // The mark comes first: what is told as written is marked as written.
+        let last = write.records.last().map(|record| record.seq);
+        let marked = last.map(|last| self.shared.lock().marked_through(last));
+        let marking = marked.map_or(Ok(()), |marked| self.mark.set(marked));
         let mut state = self.shared.lock();
         if let Some(last) = write.records.last() {
             state.written = last.seq;
@@ -212,18 +216,22 @@ impl Writer {
                 state.replays.remove(number);
             }
         }
+        for kept in &write.state {
+            let key = (kept.channel.clone(), kept.element.clone());
+            if state.kept.get(&key) == Some(kept) {
+                state.kept.remove(&key);
+            }
+        }
         self.shared.evict(&mut state);
         if state.unwritten_bytes <= self.shared.limits.memory / 2 {
             state.late = false;
         }
         self.shared.publish(&state);
-        let (written, marked) = (state.written, state.marked());
+        let written = state.written;
         drop(state);
         self.shared.progress.send_modify(|count| *count += 1);
         self.syncing.offer(written);
-        if !write.records.is_empty()
-            && let Err(failure) = self.mark.set(marked)
-        {
+        if let Err(failure) = marking {
             self.failed(&failure);
         }
     }
@@ -356,7 +364,12 @@ impl Writer {
     fn over_size(&self) -> bool {
         let limits = &self.shared.limits;
         let Some(dir) = &limits.dir else { return false };
-        self.written_since > limits.max_size / REMOVE_SHARE || wal_size(dir) > CHECKPOINT_ALL
+        // A quarter of the free space may be gone before it is looked at again.
+        let due = (limits.max_size / REMOVE_SHARE).min(match limits.min_free {
+            0 => u64::MAX,
+            free => free / 4,
+        });
+        self.written_since > due || wal_size(dir) > CHECKPOINT_ALL
     }
 
     fn upkeep(&mut self) -> Result<(), StoreError> {

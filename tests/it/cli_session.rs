@@ -24,10 +24,10 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("token"), "tok-canary\n").unwrap();
         let text = format!(
-            "[astro]\napi_url = {:?}\n[channels.main]\nroom = {ROOM:?}\ntoken_file = {:?}\n\
+            "[astro]\napi_url = {:?}\n[channels.main]\nroom = {ROOM:?}\ntoken_file = '{}'\n\
              topics = [\"channel.tips\"]\n",
             sim.api_url(),
-            dir.path().join("token")
+            dir.path().join("token").display()
         );
         std::fs::write(dir.path().join("relay.toml"), text).unwrap();
         Self { sim, dir }

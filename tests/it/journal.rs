@@ -18,7 +18,9 @@ use astro_relay::{
 };
 
 use crate::support::{
-    journal::{append, close, config, crashed, event, events, open, position, read_all, settled},
+    journal::{
+        append, close, config, crashed, event, events, open, position, read_all, say, settled,
+    },
     wait::until,
 };
 
@@ -123,7 +125,7 @@ async fn a_new_sink_begins_where_it_is_told_to() {
         let at = journal.register(&format!("{minutes}"), Start::Age(age)).unwrap();
         assert_eq!(at, 600 - minutes, "{minutes}");
     }
-    let age = Duration::from_secs(60);
+    let age = Duration::from_mins(1);
     assert_eq!(journal.register("young", Start::Age(age)).unwrap(), 300);
     close(journal).await;
 }
@@ -189,7 +191,7 @@ async fn a_hundred_thousand_events_that_nobody_reads_stay_within_their_bounds() 
         assert!(figures.memory <= 128 * 1024, "{figures:?}");
     }
     settled(&journal, &[]).await;
-    println!("{total} events written in {:?}", start.elapsed());
+    say(&format!("{total} events written in {:?}", start.elapsed()));
     let bound = (4 << 20) + (1 << 20);
     until("the size is kept", crate::support::journal::PATIENCE, async || {
         (journal.figures().size <= 4 << 20).then_some(())

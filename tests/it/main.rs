@@ -7,13 +7,19 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod backfill;
 mod cli;
+mod cli_journal;
+mod cli_send_test;
 mod cli_session;
 mod conformance;
+mod crash;
+mod deadlines;
 mod delivery;
 mod deploy;
 mod end_to_end;
 mod gateway;
+mod handover;
 mod journal;
 mod operator;
 mod rest;
@@ -22,6 +28,8 @@ mod sim;
 mod sink_mqtt;
 mod sink_nats;
 mod sink_redis;
+mod sink_stdout;
 mod sink_webhook;
+mod state;
 mod support;
 mod tidy;

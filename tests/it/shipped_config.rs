@@ -64,6 +64,8 @@ fn sections() -> Vec<(String, String)> {
         ("astro", "Astro"),
         ("channels/main", "Channel"),
         ("journal", "Journal"),
+        ("session", "Session"),
+        ("backfill", "Backfill"),
         ("http", "Http"),
         ("log", "Log"),
         ("reload", "Reload"),

@@ -4,13 +4,14 @@ use std::{collections::BTreeSet, time::Duration};
 
 use astro_relay::{
     event::Seq,
-    sink::{Cause, Failure, Outgoing, Sink},
+    sink::{Cause, Failure, Sink},
 };
 use futures_util::StreamExt;
 use redis::{AsyncCommands, aio::MultiplexedConnection, streams::StreamRangeReply};
 use serde_json::json;
 
 use crate::support::{
+    carry::carry_all,
     process::{Server, free_port},
     redis_server::{
         Durability::{AofAlways, Memory},
@@ -58,35 +59,6 @@ fn ids(seqs: impl IntoIterator<Item = Seq>) -> Vec<String> {
 
 fn counted(sink: &mut Box<dyn Sink>, name: &str) -> u64 {
     sink.tally().into_iter().find(|(found, _)| *found == name).map_or(0, |(_, count)| count)
-}
-
-/// Delivers as the delivery loop does, without its waits: again after `Down` and `Busy`, and past
-/// what is refused. Hands back the numbers of what was refused.
-async fn deliver_all(sink: &mut Box<dyn Sink>, mut rest: &[Outgoing]) -> Vec<Seq> {
-    let mut refused = Vec::new();
-    let end = tokio::time::Instant::now() + SOON;
-    while !rest.is_empty() {
-        assert!(tokio::time::Instant::now() < end, "not delivered in time");
-        let now = &rest[..rest.len().min(256)];
-        match sink.deliver(now).await {
-            Ok(()) => rest = &rest[now.len()..],
-            Err(Failure { accepted, cause }) => {
-                rest = &rest[accepted..];
-                match cause {
-                    Cause::Refused { .. } => {
-                        refused.push(rest[0].record.seq);
-                        rest = &rest[1..];
-                    }
-                    Cause::Busy { .. } => tokio::task::yield_now().await,
-                    Cause::Down(_) => {
-                        until("a connection", SOON, async || sink.connect().await.ok()).await;
-                    }
-                    Cause::Gone { reason } => panic!("gone: {reason}"),
-                }
-            }
-        }
-    }
-    refused
 }
 
 #[tokio::test]
@@ -148,7 +120,7 @@ async fn a_stream_is_trimmed_to_about_its_limit() {
         let () = connection.del(KEY).await.unwrap();
         let mut sink =
             connected(json!({ "url": server.url(), "mode": "stream", "max_len": max_len })).await;
-        assert_eq!(deliver_all(&mut sink, &batch(1..=2000, KEY)).await, NONE);
+        assert_eq!(carry_all(&mut sink, &batch(1..=2000, KEY)).await.0, NONE);
         let len: usize = connection.xlen(KEY).await.unwrap();
         assert!(expected.contains(&len), "max_len {max_len} left {len}");
     }
@@ -166,67 +138,6 @@ async fn says_what_an_acknowledgement_is_worth() {
     assert!(remarks[0].contains("appendonly is off"));
     assert!(remarks[1].contains("allkeys-lru"));
     assert_eq!(pubsub(&server).await.remarks(), [""; 0]);
-}
-
-#[tokio::test]
-async fn a_server_that_is_down_at_the_start_is_reached_later() {
-    let mut server = RedisServer::start(Memory).await;
-    server.server.kill().await;
-    let mut sink = open("redis", json!({ "url": server.url(), "mode": "stream" })).unwrap();
-    for _ in 0..2 {
-        let failure = sink.connect().await.unwrap_err();
-        assert_eq!(failure.accepted, 0);
-        assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
-    }
-    // Without a connection nothing is accepted, and nothing hangs.
-    let failure = sink.deliver(&batch(1..=3, KEY)).await.unwrap_err();
-    assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
-    server.server.restart().await;
-    assert_eq!(deliver_all(&mut sink, &batch(1..=3, KEY)).await, NONE);
-    assert_eq!(event_ids(&mut server.connection().await, KEY).await, ids(1..=3));
-}
-
-#[tokio::test]
-async fn a_stream_loses_and_repeats_nothing_when_the_server_is_killed() {
-    let mut server = RedisServer::start(AofAlways).await;
-    let mut sink = stream(&server).await;
-    let all = batch(1..=6000, KEY);
-    for round in all.chunks(1000) {
-        // Killed while the round is on its way: at another point each time.
-        let (refused, ()) = tokio::join!(deliver_all(&mut sink, round), async {
-            let some = round[0].record.seq + 99 + round[0].record.seq / 10;
-            let mut watch = server.connection().await;
-            until("some are stored", SOON, async || {
-                let len: u64 = watch.xlen(KEY).await.unwrap();
-                (len >= some).then_some(())
-            })
-            .await;
-            server.server.restart().await;
-        });
-        assert_eq!(refused, NONE);
-    }
-    assert_eq!(event_ids(&mut server.connection().await, KEY).await, ids(1..=6000));
-}
-
-#[tokio::test]
-async fn publishing_goes_on_after_a_kill_and_claims_nothing_that_was_not_answered() {
-    let mut server = RedisServer::start(Memory).await;
-    let mut sink = pubsub(&server).await;
-    sink.deliver(&batch(1..=10, "astro:a")).await.unwrap();
-    server.server.kill().await;
-    let failure = sink.deliver(&batch(11..=20, "astro:a")).await.unwrap_err();
-    assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
-    server.server.restart().await;
-
-    let client = redis::Client::open(server.url()).unwrap();
-    let mut listener = client.get_async_pubsub().await.unwrap();
-    listener.psubscribe("astro:*").await.unwrap();
-    assert_eq!(deliver_all(&mut sink, &batch(11..=20, "astro:a")).await, NONE);
-    let mut heard = listener.on_message();
-    for seq in 11..=20 {
-        let payload = heard.next().await.unwrap();
-        assert_eq!(payload.get_payload_bytes(), format!(r#"{{"n":{seq}}}"#).as_bytes());
-    }
 }
 
 /// A server that is stopped for a while answers too late: nobody knows whether the entries were
@@ -250,7 +161,7 @@ async fn a_repeat_after_an_unknown_outcome_is_recognised() {
         (len == 15).then_some(())
     })
     .await;
-    assert_eq!(deliver_all(&mut sink, &batch(6..=20, KEY)).await, NONE);
+    assert_eq!(carry_all(&mut sink, &batch(6..=20, KEY)).await.0, NONE);
     assert_eq!(counted(&mut sink, "duplicates"), 10);
     assert_eq!(event_ids(&mut connection, KEY).await, ids(1..=20));
 }
@@ -332,7 +243,7 @@ async fn one_forbidden_channel_refuses_one_event_and_repeats_none_of_the_rest() 
     let mut all = batch(1..=8, "astro:a");
     all[2] = outgoing(3, "other:a", "room");
     all[5] = outgoing(6, "other:a", "room");
-    assert_eq!(deliver_all(&mut sink, &all).await, [3, 6]);
+    assert_eq!(carry_all(&mut sink, &all).await.0, [3, 6]);
     assert_eq!(counted(&mut sink, "receivers"), 6);
     let mut heard = listener.on_message();
     for seq in [1, 2, 4, 5, 7, 8] {
@@ -508,7 +419,7 @@ async fn a_cluster_takes_both() {
     let all: Vec<_> = (1..=20)
         .map(|seq| outgoing(seq, if seq % 2 == 0 { "astro:even" } else { "astro:odd" }, "room"))
         .collect();
-    assert_eq!(deliver_all(&mut sink, &all).await, NONE);
+    assert_eq!(carry_all(&mut sink, &all).await.0, NONE);
     assert_eq!(event_ids(&mut connection, "astro:odd").await, ids((1..=20).step_by(2)));
     assert_eq!(event_ids(&mut connection, "astro:even").await, ids((2..=20).step_by(2)));
 
@@ -516,7 +427,7 @@ async fn a_cluster_takes_both() {
     let client = redis::Client::open(server.url()).unwrap();
     let mut listener = client.get_async_pubsub().await.unwrap();
     listener.psubscribe("astro:*").await.unwrap();
-    assert_eq!(deliver_all(&mut sink, &batch(1..=100, "astro:a")).await, NONE);
+    assert_eq!(carry_all(&mut sink, &batch(1..=100, "astro:a")).await.0, NONE);
     let mut heard = listener.on_message();
     for seq in 1..=100 {
         let message = heard.next().await.unwrap();

@@ -10,6 +10,7 @@ use axum::http::header::{LOCATION, RETRY_AFTER};
 use serde_json::{Value, json};
 
 use crate::support::{
+    carry::carry_all,
     receiver::{Answer, Received, Receiver},
     sinks::{batch, certificate, id, install_tls, open, open_with, outgoing},
     wait::until,
@@ -52,27 +53,6 @@ fn in_order(requests: &[Received]) -> bool {
         *last = n.max(*last);
         fine
     })
-}
-
-/// Delivers as the delivery loop does, without its waits.
-async fn deliver_all(sink: &mut Box<dyn Sink>, mut rest: &[Outgoing]) -> Vec<Seq> {
-    let mut refused = Vec::new();
-    let end = tokio::time::Instant::now() + SOON;
-    while !rest.is_empty() {
-        assert!(tokio::time::Instant::now() < end, "not delivered in time");
-        let Err(Failure { accepted, cause }) = sink.deliver(rest).await else { break };
-        rest = &rest[accepted..];
-        match cause {
-            Cause::Refused { .. } => {
-                refused.push(rest[0].record.seq);
-                rest = &rest[1..];
-            }
-            Cause::Busy { .. } => tokio::task::yield_now().await,
-            Cause::Down(_) => sink.connect().await.unwrap(),
-            Cause::Gone { reason } => panic!("gone: {reason}"),
-        }
-    }
-    refused
 }
 
 #[tokio::test]
@@ -140,21 +120,6 @@ async fn rooms_go_at_once_and_each_room_in_order() {
     connected(own).await.deliver(&rooms(401..=450, 20)).await.unwrap();
     let requests = receiver.received().split_off(before);
     assert!(requests.iter().all(|request| request.at_once == 1));
-}
-
-#[tokio::test]
-async fn a_receiver_that_is_down_at_the_start_is_reached_later() {
-    let mut receiver = Receiver::start();
-    receiver.kill();
-    let mut sink = connected_to(&receiver).await;
-    for _ in 0..2 {
-        let failure = sink.deliver(&batch(1..=3, "")).await.unwrap_err();
-        assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
-        sink.connect().await.unwrap();
-    }
-    receiver.restart();
-    sink.deliver(&batch(1..=3, "")).await.unwrap();
-    assert_eq!(receiver.numbers(), [1, 2, 3]);
 }
 
 #[tokio::test]
@@ -260,7 +225,7 @@ async fn one_refused_event_holds_back_its_room_only_and_nothing_is_sent_twice() 
     // The other rooms went on; this one waits behind its refused event.
     assert_eq!(receiver.received().len(), 31);
     receiver.room("room3", None);
-    assert_eq!(deliver_all(&mut sink, &all[3..]).await, [0; 0]);
+    assert_eq!(carry_all(&mut sink, &all[3..]).await, (vec![], vec![]));
     let mut numbers = receiver.numbers();
     assert_eq!(numbers.len(), 40);
     assert!(in_order(&receiver.received()));
@@ -303,6 +268,16 @@ async fn what_was_accepted_before_a_delivery_was_given_up_is_not_sent_again() {
     sink.deliver(&all).await.unwrap();
     // The last answer of each other room may not have been heard.
     assert!((61..=66).contains(&receiver.received().len()), "{}", receiver.received().len());
+}
+
+/// A replay hands over what was accepted just now: it is wanted again.
+#[tokio::test]
+async fn what_was_accepted_is_sent_again_when_it_is_handed_over_again() {
+    let receiver = Receiver::start();
+    let mut sink = connected_to(&receiver).await;
+    sink.deliver(&batch(1..=10, "")).await.unwrap();
+    sink.deliver(&batch(8..=10, "")).await.unwrap();
+    assert_eq!(receiver.numbers(), (1..=10).chain(8..=10).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -1,12 +1,15 @@
 //! What the tests share: real servers as child processes, and waiting for a condition.
 
 pub mod carry;
+pub mod daemon;
 pub mod journal;
 pub mod mosquitto;
+pub mod mount;
 pub mod nats_server;
 pub mod process;
 pub mod receiver;
 pub mod redis_server;
+pub mod relay;
 pub mod scripted_broker;
 pub mod sinks;
 pub mod stdout_child;

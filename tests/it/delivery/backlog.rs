@@ -12,7 +12,7 @@ use super::{
     scripted::{Far, Running, down},
 };
 use crate::support::{
-    journal::{close, config, events, long, open},
+    journal::{close, config, events, long, open, say},
     wait::until,
 };
 
@@ -53,11 +53,11 @@ async fn an_hour_away_costs_no_memory_and_no_event() {
     let arrived = far.accepted();
     assert!(arrived.iter().copied().eq(0..total), "{} arrived", arrived.len());
     assert!(journal.figures().memory <= 1 << 20);
-    println!(
+    say(&format!(
         "{total} events while it was away; {most} bytes in memory, {} on disk; {} attempts",
         journal.figures().size,
         far.connected_at().len()
-    );
+    ));
     running.stop().await;
     close(journal).await;
 }

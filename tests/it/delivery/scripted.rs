@@ -229,7 +229,7 @@ impl Running {
         choose: impl FnOnce(&mut SinkConfig),
     ) -> Self {
         let mut config = sinks::config("stdout", Duration::from_secs(30));
-        config.backoff_max.0 = Duration::from_secs(60);
+        config.backoff_max.0 = Duration::from_mins(1);
         choose(&mut config);
         let route = Route::new(name, &config, sink::kind("stdout").unwrap()).unwrap();
         let status = super::status();

@@ -85,7 +85,9 @@ impl Bench {
         let journal = Journal::in_memory(MEMORY);
         let status = Arc::new(Status::new(clock::now()));
         let (targets, inbox) = watch::channel(targets);
-        let gateway = Gateway::new(&astro, journal.clone(), Arc::clone(&status), inbox).unwrap();
+        let gateway =
+            Gateway::new(&astro, journal.clone(), Arc::clone(&status), Arc::default(), inbox)
+                .unwrap();
         let stop = CancellationToken::new();
         let running = spawn(gateway.run(stop.clone()));
         Self { sim, journal, status, targets, astro, stop, running }
@@ -96,7 +98,9 @@ impl Bench {
         self.running.abort();
         until("it has ended", SOON, async || self.running.is_finished().then_some(())).await;
         let (journal, status) = (self.journal.clone(), Arc::clone(&self.status));
-        let gateway = Gateway::new(&self.astro, journal, status, self.targets.subscribe()).unwrap();
+        let gateway =
+            Gateway::new(&self.astro, journal, status, Arc::default(), self.targets.subscribe())
+                .unwrap();
         self.running = spawn(gateway.run(self.stop.clone()));
     }
 

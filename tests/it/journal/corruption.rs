@@ -14,7 +14,7 @@ use fastrand::Rng;
 use crate::support::{
     journal::{
         PATIENCE, append, close, config, contents, crashed, events, long, open, read_all,
-        read_some, settled,
+        read_some, say, settled,
     },
     wait::until,
 };
@@ -106,7 +106,7 @@ async fn it_opens_whatever_was_done_to_its_files() {
     let files = contents(victim.path());
     let rounds = if long() { 2000 } else { 64 };
     let seed = fastrand::u64(..);
-    println!("seed {seed}");
+    say(&format!("seed {seed}"));
     let mut random = Rng::with_seed(seed);
     let (mut recovered, mut whole, mut inexact) = (0, 0, 0);
     let mut slowest = Duration::ZERO;
@@ -125,10 +125,10 @@ async fn it_opens_whatever_was_done_to_its_files() {
         whole += usize::from(!set_aside);
         inexact += usize::from(!exact);
     }
-    println!(
+    say(&format!(
         "{rounds} damages: {recovered} files set aside at once, {whole} opened as they were; \
          {inexact} not counted exactly; the slowest took {slowest:?}"
-    );
+    ));
 }
 
 /// Opens it, reads all of it, and looks at the sum. Answers whether the file was set aside at once,

@@ -1,1 +1,167 @@
+//! A disk that is full, or dies and comes back: intake goes on from memory, within its bound.
 
+use astro_relay::{
+    config::{Journal as Config, Size, Start},
+    journal::{Health, Journal},
+};
+
+use crate::support::{
+    journal::{
+        PATIENCE, append, close, config, events, open, position, read_all, read_some, say, settled,
+    },
+    mount::{Disk, Small, may_mount},
+    wait::until,
+};
+
+async fn degraded(journal: &Journal) -> String {
+    until("the journal says that it is degraded", PATIENCE, async || {
+        match journal.figures().health {
+            Health::Degraded(why) => Some(why),
+            Health::Sound | Health::MemoryOnly => None,
+        }
+    })
+    .await
+}
+
+async fn sound(journal: &Journal) {
+    until("the journal works again", PATIENCE, async || {
+        (journal.figures().health == Health::Sound).then_some(())
+    })
+    .await;
+    settled(journal, &["sink"]).await;
+}
+
+/// Appends until the disk is full; answers the next number.
+async fn fill(journal: &Journal, mut next: u64) -> u64 {
+    while journal.figures().health == Health::Sound {
+        append(journal, events(next..next + 20)).await;
+        next += 20;
+        tokio::task::yield_now().await;
+    }
+    next
+}
+
+#[tokio::test]
+async fn a_full_disk_is_lived_through() {
+    if !may_mount() {
+        return;
+    }
+    let disk = Small::new(3 << 10);
+    let memory = 256 << 10;
+    let config = Config { memory: Size(memory), ..config(disk.path()) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+
+    // Little comes while it is full: all of it fits into the memory.
+    let next = fill(&journal, 0).await;
+    let why = degraded(&journal).await;
+    assert!(why.contains("full"), "{why}");
+    append(&journal, events(next..next + 100)).await;
+    disk.resize(6 << 10);
+    sound(&journal).await;
+    let got = read_all(&journal, 0).await;
+    assert_eq!((got.lost, got.numbers), (0, (0..next + 100).collect()));
+    let at = got.through;
+    journal.advance("sink", at);
+    settled(&journal, &["sink"]).await;
+    assert_eq!(position(&journal, "sink"), at);
+
+    // Much comes: what the memory does not hold is lost, to the last one counted.
+    let begin = next + 100;
+    let next = fill_up(&journal, begin).await;
+    let end = next + 5000;
+    append(&journal, events(next..end)).await;
+    degraded(&journal).await;
+    let figures = journal.figures();
+    assert!(figures.memory <= usize::try_from(memory).unwrap(), "{figures:?}");
+    disk.resize(64 << 10);
+    sound(&journal).await;
+    let got = read_some(&journal, at, journal.figures().last).await;
+    let found = u64::try_from(got.numbers.len()).unwrap();
+    assert_eq!(found + got.lost, end - begin);
+    assert!(got.lost > 0 && got.numbers.last() == Some(&(end - 1)));
+    assert!(got.numbers.windows(2).all(|pair| pair[0] < pair[1]));
+    close(journal).await;
+    let (journal, opened) = open(&config);
+    assert_eq!((opened.lost, opened.set_aside), (0, None));
+    assert_eq!(read_all(&journal, at).await.numbers, got.numbers);
+    close(journal).await;
+}
+
+/// History is let go before the disk counts as full: appends until that is of no more use.
+async fn fill_up(journal: &Journal, mut next: u64) -> u64 {
+    loop {
+        next = fill(journal, next).await;
+        let last = journal.figures().written;
+        append(journal, events(next..next + 20)).await;
+        next += 20;
+        let figures = journal.figures();
+        if figures.health != Health::Sound && figures.written == last {
+            return next;
+        }
+    }
+}
+
+#[tokio::test]
+async fn free_space_is_left_to_others() {
+    if !may_mount() {
+        return;
+    }
+    let disk = Small::new(4 << 10);
+    let config = Config { min_free: Size(2 << 20), ..config(disk.path()) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    let next = fill(&journal, 0).await;
+    degraded(&journal).await;
+    let free = rustix::fs::statvfs(disk.path()).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
+    // It looks once a second, and what comes within that second is still written.
+    assert!(free > 128 << 10, "{free} bytes are left");
+    append(&journal, events(next..next + 50)).await;
+    disk.resize(16 << 10);
+    sound(&journal).await;
+    let got = read_all(&journal, 0).await;
+    // What came faster than the look at the disk may have outgrown the memory: then it is counted.
+    let kept = u64::try_from(got.numbers.len()).unwrap();
+    assert_eq!(got.lost + kept, next + 50);
+    assert!(got.numbers.is_sorted());
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_dies_and_comes_back_is_taken_up_again() {
+    if !may_mount() {
+        return;
+    }
+    let mut disk = Disk::new(32);
+    let config = Config { memory: Size(1 << 20), ..config(&disk.path().join("journal")) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, events(0..500)).await;
+    settled(&journal, &["sink"]).await;
+    until("it is synced", PATIENCE, async || {
+        let figures = journal.figures();
+        (figures.synced == figures.last).then_some(())
+    })
+    .await;
+    append(&journal, events(500..600)).await;
+    disk.plug().pull();
+    append(&journal, events(600..700)).await;
+    let why = degraded(&journal).await;
+    say(&format!("the journal says: {why}"));
+    // Who keeps up goes on getting events.
+    assert_eq!(journal.saved("sink"), 0);
+    let batch = journal.next(690, 100, 1 << 20).await.unwrap();
+    assert_eq!((batch.records.len(), batch.lost), (10, 0));
+    journal.advance("sink", 100);
+    assert_eq!(journal.saved("sink"), 100, "nobody waits for a disk that is dead");
+    disk.restore();
+    append(&journal, events(700..800)).await;
+    sound(&journal).await;
+    let got = read_all(&journal, 0).await;
+    assert_eq!((got.lost, got.numbers), (0, (0..800).collect()));
+    close(journal).await;
+    let (journal, opened) = open(&config);
+    assert_eq!((opened.lost, opened.events), (0, 800));
+    assert_eq!(position(&journal, "sink"), 100);
+    close(journal).await;
+}

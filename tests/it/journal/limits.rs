@@ -49,7 +49,7 @@ fn aged(n: u64, age: Duration) -> Event {
     Event { received: clock::now() - age, ..event(n) }
 }
 
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 
 #[tokio::test]
 async fn what_is_too_old_goes_and_is_counted() {

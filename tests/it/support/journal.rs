@@ -11,13 +11,15 @@ use astro_relay::{
     clock,
     config::{self, Period, Size, Sync},
     event::{Event, Origin, Record, Seq},
-    journal::{Health, Journal, Opened},
+    journal::{Health, Journal, Opened, StoreError},
 };
+
+use tokio::time::Instant;
 
 use super::wait::until;
 
 /// How long the journal may take for what a test waits for. The machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A journal in `dir` that keeps everything and little in memory.
 pub fn config(dir: &Path) -> config::Journal {
@@ -34,7 +36,15 @@ pub fn config(dir: &Path) -> config::Journal {
 
 /// Opens it, and fails the test where it cannot.
 pub fn open(config: &config::Journal) -> (Journal, Opened) {
-    Journal::open(config).expect("the journal opens")
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match Journal::open(config) {
+            // A child process of another test holds a copy of every open file, and with it the lock,
+            // from its fork to its exec.
+            Err(StoreError::Locked { .. }) if Instant::now() < end => std::thread::yield_now(),
+            opened => return opened.expect("the journal opens"),
+        }
+    }
 }
 
 /// Event `n`; its message carries its number and a digest of itself.
@@ -166,6 +176,12 @@ pub fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .filter(|path| path.is_file() && path.extension().is_none_or(|end| end != "db-shm"))
         .map(|path| (path.file_name().unwrap().into(), fs::read(&path).unwrap()))
         .collect()
+}
+
+/// Tells a figure of a run; seen with `--nocapture`.
+#[expect(clippy::print_stdout, reason = "figures are for whoever runs the test")]
+pub fn say(figure: &str) {
+    println!("{figure}");
 }
 
 /// Whether the long runs are wanted.

@@ -137,6 +137,12 @@ impl Listener {
         self.heard.lock().unwrap().iter().filter_map(|publish| number(&publish.payload)).collect()
     }
 
+    /// The numbers of the newest of them.
+    pub fn newest(&self) -> Vec<Seq> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().rev().take(100).filter_map(|publish| number(&publish.payload)).collect()
+    }
+
     /// Waits until `count` messages have arrived.
     pub async fn wait_for(&self, count: usize) -> Vec<Publish> {
         until("the messages arrive", PATIENCE, async || {

@@ -82,6 +82,14 @@ impl Server {
         }
     }
 
+    /// Ends it as a service manager would, and waits until it has ended.
+    pub async fn end(&mut self) {
+        self.signal("TERM").await;
+        if let Some(mut child) = self.child.take() {
+            child.wait().await.unwrap();
+        }
+    }
+
     /// Sends it a signal by name: `STOP`, `CONT`.
     pub async fn signal(&self, name: &str) {
         let pid = self.pid().expect("it runs").to_string();

@@ -124,9 +124,13 @@ impl Listener {
         .await;
     }
 
-    /// All that was heard.
-    pub fn heard(&self) -> Vec<Msg> {
-        self.heard.lock().unwrap().clone()
+    /// The channels and payloads of all that was heard.
+    pub fn heard(&self) -> Vec<(String, Vec<u8>)> {
+        let heard = self.heard.lock().unwrap();
+        heard
+            .iter()
+            .map(|m| (m.get_channel_name().to_owned(), m.get_payload_bytes().to_vec()))
+            .collect()
     }
 
     /// The numbers of the events that were heard.

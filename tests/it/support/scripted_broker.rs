@@ -1,6 +1,9 @@
 //! A broker of MQTT 5 that answers as a test says, for what a real one answers only in distress.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use astro_relay::event::Seq;
 use bytes::BytesMut;
@@ -20,6 +23,10 @@ use super::carry::number;
 pub enum Play {
     /// It answers with this reason.
     Answer(PubAckReason),
+    /// It accepts the event after a while; what comes behind it waits.
+    Late(Duration),
+    /// It does not answer, now or ever.
+    Ignore,
     /// It ends the connection.
     HangUp,
 }
@@ -131,6 +138,8 @@ async fn play(
                     };
                     match script(number, before) {
                         Play::Answer(reason) => ack.reason = reason,
+                        Play::Late(wait) => tokio::time::sleep(wait).await,
+                        Play::Ignore => continue,
                         Play::HangUp => return Ok(()),
                     }
                 }

@@ -1,0 +1,473 @@
+//! The task that keeps every channel's [`Session`]: it follows the journal, fetches snapshots, and
+//! writes each change down, as an event and in the journal's file.
+//!
+//! A snapshot is fetched when the session's subscriptions have been confirmed (again): what happened
+//! before that may have gone unheard. The status page says when that was, and a connection that was
+//! restored keeps the time; so the page is the one signal, and it cannot be missed. Beside that one is
+//! fetched at an interval, and when the journal has lost events.
+//!
+//! The one thing to know: the keeper has a cursor in the journal like a sink. What was heard and not
+//! yet folded when the relay ended is folded at the next start.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use serde_json::json;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Change, SESSION_TOPICS, Session, TOPIC};
+use crate::{
+    astro::{
+        gateway::Targets,
+        rest::{Rest, RestError, Snapshot, Target, credentials},
+        session::Subscription,
+    },
+    backoff::Backoff,
+    clock,
+    config::{Config, SecretRef, Start, TokenType},
+    event::{self, Seq, UnixMillis},
+    journal::{Batch, Journal, Kept, StoreError},
+    status::{self, Status},
+};
+
+/// Its cursor. No sink can have this name: theirs have no dot.
+pub const CURSOR: &str = "relay.state";
+
+/// Events folded at once.
+const BATCH: usize = 256;
+
+/// Bytes of events folded at once.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// Snapshots under way at once: a hundred channels are fetched within seconds, and the vendor's
+/// server does not take us for an attack.
+const FETCHES: usize = 4;
+
+/// Without a confirmation the first snapshot is fetched after this: better an old state than none.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// The ceilings of the waits between two failed fetches.
+const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(5));
+
+/// How long to wait for a journal that cannot be read at the moment.
+const JOURNAL_RETRY: Duration = Duration::from_millis(200);
+
+/// How often the keeper does what.
+#[derive(Debug, Clone, Copy)]
+pub struct Times {
+    /// A session is fetched anew this often.
+    pub refresh: Duration,
+    /// Where the credential is at fault, it is tried again no sooner than this.
+    pub retry_refused: Duration,
+}
+
+impl Times {
+    /// As configured.
+    pub fn of(config: &Config) -> Self {
+        Self { refresh: config.session.refresh.0, retry_refused: config.astro.retry_refused.0 }
+    }
+}
+
+/// Keeps the sessions.
+#[derive(Debug)]
+pub struct Keeper {
+    rest: Rest,
+    journal: Journal,
+    status: Arc<Status>,
+    targets: watch::Receiver<Targets>,
+    times: Times,
+    position: Seq,
+    channels: BTreeMap<Arc<str>, Channel>,
+}
+
+/// One channel.
+#[derive(Debug)]
+struct Channel {
+    session: Session,
+    /// Which of the topics that are folded it subscribes to.
+    topics: Vec<String>,
+    /// The room that is configured, and the one that is known.
+    asked: Option<Arc<str>>,
+    room: Option<Arc<str>>,
+    token: SecretRef,
+    token_type: TokenType,
+    /// When its session topics were confirmed: another time means that something was missed.
+    confirmed: Vec<(String, UnixMillis)>,
+    /// When it is to be fetched; `None`: it is being fetched, or never can be.
+    due: Option<Instant>,
+    /// It is to be fetched again when the fetch under way has ended.
+    again: bool,
+    backoff: Backoff,
+    error: Option<String>,
+}
+
+/// A snapshot, and when it was asked for.
+struct Fetched {
+    channel: Arc<str>,
+    since: Seq,
+    outcome: Result<Snapshot, RestError>,
+}
+
+type Fetches = FuturesUnordered<Pin<Box<dyn Future<Output = Fetched> + Send>>>;
+
+impl Keeper {
+    /// A keeper for the channels among `targets` that subscribe to anything that is folded.
+    pub fn new(
+        times: Times,
+        rest: Rest,
+        journal: Journal,
+        status: Arc<Status>,
+        targets: watch::Receiver<Targets>,
+    ) -> Result<Self, StoreError> {
+        let position = journal.register(CURSOR, Start::End)?;
+        let kept = journal.kept()?;
+        let channels = BTreeMap::new();
+        let mut keeper = Self { rest, journal, status, targets, times, position, channels };
+        keeper.adopt();
+        let mut forgotten = Vec::new();
+        for kept in kept {
+            let value = kept.value.as_deref().and_then(|text| serde_json::from_str(text).ok());
+            match (keeper.channels.get_mut(&*kept.channel), value) {
+                (Some(channel), Some(value)) => {
+                    channel.session.restore(kept.element.into(), value, kept.at);
+                }
+                (_, _) => forgotten.push(Kept { value: None, ..kept }),
+            }
+        }
+        keeper.journal.keep(forgotten);
+        for (label, channel) in &keeper.channels {
+            channel.show(label, &keeper.status);
+        }
+        Ok(keeper)
+    }
+
+    /// Takes up the channels as they are configured now; what is no longer configured is forgotten.
+    fn adopt(&mut self) {
+        let targets = self.targets.borrow_and_update().clone();
+        let mut wanted: BTreeMap<Arc<str>, Channel> = BTreeMap::new();
+        for subscription in targets.subscriptions.iter().filter(|one| is_folded(&one.topic)) {
+            let label = &subscription.channel;
+            let Some(token) = targets.tokens.get(label) else { continue };
+            let channel = wanted
+                .entry(Arc::clone(label))
+                .or_insert_with(|| Channel::new(subscription, token));
+            channel.add(&subscription.topic);
+        }
+        for (label, mut gone) in std::mem::take(&mut self.channels) {
+            if let Some(channel) = wanted.get_mut(&label) {
+                if channel.is_like(&gone) {
+                    *channel = gone;
+                } else {
+                    channel.session = std::mem::take(&mut gone.session);
+                }
+            } else {
+                let forgotten = gone.session.iter().map(|(element, _)| Kept {
+                    channel: (&*label).into(),
+                    element: element.into(),
+                    value: None,
+                    at: 0,
+                });
+                self.journal.keep(forgotten);
+                self.status.no_session(&label);
+            }
+        }
+        self.channels = wanted;
+    }
+
+    /// Keeps them until it is told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut connections = self.status.connections();
+        let mut work = Fetches::new();
+        self.look();
+        loop {
+            self.start(&mut work);
+            let due = self.due(work.len());
+            let next = self.journal.next(self.position, BATCH, BATCH_BYTES);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                // Before what a fetch brings: a snapshot belongs behind what was heard before it.
+                batch = next => match batch {
+                    Ok(batch) => self.fold(&batch),
+                    Err(error) => {
+                        warn!(%error, "the journal cannot be read now");
+                        sleep(JOURNAL_RETRY).await;
+                    }
+                },
+                Some(fetched) = work.next() => self.take(fetched),
+                Ok(()) = connections.changed() => self.look(),
+                Ok(()) = self.targets.changed() => {
+                    self.adopt();
+                    self.look();
+                }
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+        }
+    }
+
+    /// When the next fetch is to begin; `None` while there are enough.
+    fn due(&self, under_way: usize) -> Option<Instant> {
+        if under_way >= FETCHES {
+            return None;
+        }
+        self.channels.values().filter_map(|channel| channel.due).min()
+    }
+
+    /// Starts what is due.
+    fn start(&mut self, fetches: &mut Fetches) {
+        let now = Instant::now();
+        for (label, channel) in &mut self.channels {
+            if fetches.len() >= FETCHES {
+                break;
+            }
+            if channel.due.is_none_or(|due| due > now) {
+                continue;
+            }
+            channel.due = None;
+            let (id, token) =
+                match credentials(channel.room.as_deref(), &channel.token, channel.token_type) {
+                    Ok(credentials) => credentials,
+                    Err(why) => {
+                        channel.due = Some(now + self.times.retry_refused);
+                        channel.failed(label, why, &self.status);
+                        continue;
+                    }
+                };
+            let (rest, label) = (self.rest.clone(), Arc::clone(label));
+            // What is heard from here on is newer than what the server may read for us.
+            let since = self.journal.figures().last;
+            fetches.push(Box::pin(async move {
+                let target = Target { channel: &id, token: &token };
+                let outcome = rest.session(target).await;
+                Fetched { channel: label, since, outcome }
+            }));
+        }
+    }
+
+    /// Looks at the status page: where a session's subscriptions were confirmed anew, something may
+    /// have been missed.
+    fn look(&mut self) {
+        let channels = &mut self.channels;
+        self.status.look(|pages| {
+            let mut found: HashMap<&str, Vec<&status::Subscription>> = HashMap::new();
+            for subscription in pages.connections.values().flat_map(|page| &page.subscriptions) {
+                if SESSION_TOPICS.contains(&&*subscription.topic) {
+                    found.entry(&subscription.channel).or_default().push(subscription);
+                }
+            }
+            for (label, channel) in channels.iter_mut() {
+                channel.look(found.remove(&**label).unwrap_or_default());
+            }
+        });
+    }
+
+    /// Folds events.
+    fn fold(&mut self, batch: &Batch) {
+        if batch.lost > 0 {
+            warn!(events = batch.lost, "events were lost before a session could take them in");
+            self.channels.values_mut().for_each(Channel::fetch_now);
+        }
+        for record in &batch.records {
+            let event = &record.event;
+            // What is handed on again, or was made for a test, happened at another time or not at all.
+            if event.origin != event::Origin::Live || !is_folded(&event.topic) {
+                continue;
+            }
+            if let Some(channel) = self.channels.get_mut(&event.channel) {
+                let changes = channel.session.hear(event, record.seq);
+                self.write_down(&Arc::clone(&event.channel), &changes, false);
+            }
+        }
+        self.position = batch.through;
+        self.journal.advance(CURSOR, batch.through);
+    }
+
+    /// Takes in what a fetch has brought.
+    fn take(&mut self, fetched: Fetched) {
+        let Fetched { channel: label, since, outcome } = fetched;
+        let Some(channel) = self.channels.get_mut(&label) else { return };
+        let now = Instant::now();
+        match outcome {
+            Ok(snapshot) => {
+                channel.backoff.reset();
+                channel.due = Some(now + self.times.refresh);
+                match channel.session.merge(&snapshot.data, since, clock::now()) {
+                    Some(changes) => {
+                        if channel.error.take().is_some() {
+                            info!(channel = %label, "the session was fetched again");
+                        }
+                        channel.show(&label, &self.status);
+                        self.write_down(&label, &changes, true);
+                    }
+                    None => channel.due = Some(now),
+                }
+            }
+            Err(error) => {
+                let mut wait = channel.backoff.wait().max(error.retry_after().unwrap_or_default());
+                if error.is_unauthorised() {
+                    wait = wait.max(self.times.retry_refused);
+                }
+                channel.due = Some(now + wait);
+                channel.failed(&label, error.describe(), &self.status);
+            }
+        }
+        if let Some(channel) = self.channels.get_mut(&label)
+            && std::mem::take(&mut channel.again)
+        {
+            channel.fetch_now();
+        }
+    }
+
+    /// Writes changes down: as events, and in the journal's file. After a fetch every element is
+    /// written, for all of them are known to be true again.
+    fn write_down(&self, label: &Arc<str>, changes: &[Change], all: bool) {
+        let Some(channel) = self.channels.get(label) else { return };
+        let now = clock::now();
+        let room = channel.room.clone().unwrap_or_else(|| "".into());
+        let mut events: Vec<_> = changes
+            .iter()
+            .map(|change| event::own(TOPIC, label, &room, &told(label, change), now))
+            .collect();
+        let is_new = |name: &str| changes.iter().any(|change| change.element == name);
+        let kept = channel.session.iter().filter(|(name, _)| all || is_new(name)).map(
+            |(name, element)| Kept {
+                channel: (&**label).into(),
+                element: name.into(),
+                value: Some(element.value.to_string().into()),
+                at: element.at,
+            },
+        );
+        let gone = changes.iter().filter(|change| change.after.is_none()).map(|change| Kept {
+            channel: (&**label).into(),
+            element: change.element.as_str().into(),
+            value: None,
+            at: now,
+        });
+        // In this order: a crash in between tells a change twice, and never not at all.
+        self.journal.append(&mut events);
+        self.journal.keep(gone.chain(kept));
+        if !changes.is_empty() {
+            channel.show(label, &self.status);
+        }
+    }
+}
+
+/// Whether a topic's events are folded.
+fn is_folded(topic: &str) -> bool {
+    const FACTS: [&str; 3] =
+        ["channel.stream.status", "channel.chatbot.status", "channel.chatbot.counters"];
+    SESSION_TOPICS.contains(&topic) || FACTS.contains(&topic)
+}
+
+/// The data of a change's event. What was not there before, or is not there now, is left out.
+fn told(label: &str, change: &Change) -> serde_json::Value {
+    let mut data = json!({
+        "channel": label, "element": change.element, "source": change.source.as_str(),
+    });
+    if let Some(data) = data.as_object_mut() {
+        for (name, value) in [("before", &change.before), ("after", &change.after)] {
+            data.extend(value.clone().map(|value| (name.to_owned(), value)));
+        }
+    }
+    data
+}
+
+impl Channel {
+    fn new(subscription: &Subscription, token: &SecretRef) -> Self {
+        Self {
+            session: Session::default(),
+            topics: Vec::new(),
+            asked: subscription.room.clone(),
+            room: subscription.room.clone(),
+            token: token.clone(),
+            token_type: subscription.token_type,
+            confirmed: Vec::new(),
+            due: None,
+            again: false,
+            backoff: Backoff::new(WAIT.0, WAIT.1),
+            error: None,
+        }
+    }
+
+    fn add(&mut self, topic: &str) {
+        if SESSION_TOPICS.contains(&topic) {
+            self.due.get_or_insert_with(|| Instant::now() + GRACE);
+        }
+        self.topics.push(topic.to_owned());
+    }
+
+    /// Whether it is configured alike.
+    fn is_like(&self, other: &Self) -> bool {
+        (&self.topics, &self.asked, &self.token, self.token_type)
+            == (&other.topics, &other.asked, &other.token, other.token_type)
+    }
+
+    /// Compares what stands of its session's subscriptions with what stood. While one of them is
+    /// still to be answered, there is more to come.
+    fn look(&mut self, found: Vec<&status::Subscription>) {
+        let wanted = self.topics.iter().filter(|topic| SESSION_TOPICS.contains(&topic.as_str()));
+        let answered =
+            found.iter().filter(|page| matches!(page.state, "confirmed" | "refused")).count();
+        if answered < wanted.count() {
+            return;
+        }
+        let mut confirmed: Vec<_> = found
+            .into_iter()
+            .filter(|page| page.state == "confirmed")
+            .inspect(|page| {
+                if let Some(room) = page.room.as_deref().filter(|room| !room.is_empty()) {
+                    self.room = Some(room.into());
+                }
+            })
+            .filter_map(|page| Some((page.topic.clone(), page.confirmed_at?)))
+            .collect();
+        confirmed.sort();
+        if confirmed != self.confirmed {
+            let news = confirmed.iter().any(|one| !self.confirmed.contains(one));
+            self.confirmed = confirmed;
+            if news {
+                self.fetch_now();
+            }
+        }
+    }
+
+    /// It is to be fetched now, and once more if it is being fetched.
+    fn fetch_now(&mut self) {
+        match &mut self.due {
+            Some(due) => *due = Instant::now(),
+            None => self.again = true,
+        }
+    }
+
+    /// The same trouble is told once.
+    fn failed(&mut self, label: &str, why: String, status: &Status) {
+        if self.error.as_ref() != Some(&why) {
+            warn!(
+                channel = label,
+                error = why,
+                "the session cannot be fetched; what is heard counts"
+            );
+            self.error = Some(why);
+            self.show(label, status);
+        }
+    }
+
+    fn show(&self, label: &str, status: &Status) {
+        let page = status::Session {
+            elements: self.session.iter().count(),
+            fetched_at: self.session.fetched(),
+            error: self.error.clone(),
+        };
+        status.session(label, page);
+    }
+}

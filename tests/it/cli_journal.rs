@@ -1,0 +1,164 @@
+//! The commands that look into the journal, beside a relay that runs and without one.
+
+use std::{path::Path, process::Output, sync::Arc};
+
+use astro_relay::{
+    clock,
+    config::Start,
+    event::{Event, Origin, Record},
+    journal::Journal,
+};
+use bytes::Bytes;
+use serde_json::Value;
+
+use crate::support::{
+    daemon::run,
+    journal::{PATIENCE, close, config, open, settled},
+    wait::until,
+};
+
+const MINUTE: u64 = 60_000;
+
+/// Event `n` of ten: one a minute, the last now.
+fn event(n: u64) -> Event {
+    let topic = if n.is_multiple_of(2) { "channel.tips" } else { "channel.follow" };
+    let data = format!(r#"{{"n":{n}}}"#);
+    let message = format!(r#"{{"id":"id-{n}","type":"message","topic":"{topic}","data":{data}}}"#);
+    let end = message.len() - 1;
+    Event {
+        id: format!("id-{n}").into(),
+        distinct_key: None,
+        topic: topic.into(),
+        room: "room".into(),
+        channel: "main".into(),
+        ts: "".into(),
+        received: clock::now() - (9 - n) * MINUTE,
+        origin: Origin::Live,
+        data: end - data.len()..end,
+        message: Bytes::from(message),
+    }
+}
+
+/// Ten events; the sink `home` has four, and refused two of them.
+async fn some(dir: &Path) -> Journal {
+    let (journal, _) = open(&config(dir));
+    journal.register("home", Start::Earliest).unwrap();
+    journal.append(&mut (0..10).map(event).collect());
+    for seq in [1, 3] {
+        let record = Arc::new(Record { seq, event: event(seq - 1) });
+        journal.dead_letter("home", &record, "no such room");
+    }
+    journal.advance("home", 4);
+    settled(&journal, &["home"]).await;
+    journal
+}
+
+fn lines(output: &Output) -> Vec<String> {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap().lines().map(str::to_owned).collect()
+}
+
+fn numbers(output: &Output) -> Vec<u64> {
+    let n = |line: String| {
+        let value: Value = serde_json::from_str(&line).expect("a line is JSON");
+        value["message"]["data"]["n"].as_u64().expect("the message as it came")
+    };
+    lines(output).into_iter().map(n).collect()
+}
+
+#[tokio::test]
+async fn beside_a_relay_that_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = some(dir.path()).await;
+    looks(dir.path()).await;
+    // What is asked for reaches the relay.
+    let mut requests = journal.requests();
+    requests.mark_unchanged();
+    let output = run(&["dead-letters", "retry", "--sink", "home", "2"], dir.path()).await;
+    assert_eq!(lines(&output), ["1 dead letters to be tried again"]);
+    tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
+    assert_eq!(journal.asked("home").unwrap().0[0].number, 2);
+    let output = run(&["replay", "--sink", "home", "--from", "5m"], dir.path()).await;
+    let said = lines(&output);
+    assert!(said[0].starts_with("events 6 to 10 will be handed to home again"), "{said:?}");
+    tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
+    let replays = journal.asked("home").unwrap().1;
+    assert_eq!((replays[0].position, replays[0].until), (5, 10));
+    let output = run(&["dead-letters", "drop", "1"], dir.path()).await;
+    assert_eq!(lines(&output), ["1 dead letters let go"]);
+    until("the relay counts again", PATIENCE, async || {
+        (journal.dead_letter_counts().get("home") == Some(&1)).then_some(())
+    })
+    .await;
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn without_a_relay() {
+    let dir = tempfile::tempdir().unwrap();
+    close(some(dir.path()).await).await;
+    looks(dir.path()).await;
+    lines(&run(&["dead-letters", "retry"], dir.path()).await);
+    let output =
+        run(&["replay", "--sink", "home", "--from", "3m", "--topic", "channel.tips"], dir.path());
+    lines(&output.await);
+    // The next relay finds what was asked for.
+    let (journal, opened) = open(&config(dir.path()));
+    assert_eq!((opened.events, opened.lost), (10, 0));
+    let (letters, replays) = journal.asked("home").unwrap();
+    assert_eq!((letters.len(), replays.len()), (2, 1));
+    assert_eq!(replays[0].topic.as_deref(), Some("channel.tips"));
+    close(journal).await;
+}
+
+/// What only looks.
+async fn looks(dir: &Path) {
+    let status = lines(&run(&["journal", "status"], dir).await);
+    assert!(status[0].starts_with("events 1 to 10, "), "{status:?}");
+    assert!(
+        status[1].starts_with("sink home: at 4 of 10; 6 events wait, the oldest 5m"),
+        "{status:?}"
+    );
+    assert!(status[1].ends_with("2 dead letters"), "{status:?}");
+
+    assert_eq!(numbers(&run(&["journal", "tail", "-n", "3"], dir).await), [7, 8, 9]);
+    let export = async |args: &[&str]| {
+        let args: Vec<_> = ["journal", "export"].iter().chain(args).copied().collect();
+        numbers(&run(&args, dir).await)
+    };
+    assert_eq!(export(&[]).await, (0..10).collect::<Vec<_>>());
+    assert_eq!(export(&["--topic", "channel.tips"]).await, [0, 2, 4, 6, 8]);
+    assert_eq!(export(&["--when", "data.n > 6"]).await, [7, 8, 9]);
+    assert_eq!(export(&["--from", "150s"]).await, [7, 8, 9]);
+    assert_eq!(export(&["--until", "450s"]).await, [0, 1]);
+
+    let list = lines(&run(&["dead-letters", "list"], dir).await);
+    assert_eq!(list.len(), 2);
+    assert!(list[0].contains("home") && list[0].contains("no such room"), "{list:?}");
+    let show = lines(&run(&["dead-letters", "show", "2"], dir).await);
+    let shown: Value = serde_json::from_str(&show[0]).unwrap();
+    assert_eq!((&shown["number"], &shown["event"]["message"]["data"]["n"]), (&2.into(), &2.into()));
+    assert!(lines(&run(&["dead-letters", "list", "--sink", "other"], dir).await).is_empty());
+
+    let output = run(&["replay", "--sink", "other", "--from", "1h"], dir).await;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("known: home"));
+    let output = run(&["journal", "status"], &dir.join("nowhere")).await;
+    assert_eq!(output.status.code(), Some(74));
+}
+
+#[tokio::test]
+async fn a_tail_crosses_the_numbers_that_a_crash_has_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = some(dir.path()).await;
+    let copy = crate::support::journal::crashed(dir.path());
+    close(journal).await;
+    let (journal, _) = open(&config(copy.path()));
+    journal.append(&mut vec![event(9)]);
+    settled(&journal, &[]).await;
+    assert!(journal.figures().last > 1000);
+    assert_eq!(numbers(&run(&["journal", "tail", "-n", "3"], copy.path()).await), [8, 9, 9]);
+    let status = lines(&run(&["journal", "status"], copy.path()).await);
+    assert!(status[1].contains("; 7 events wait"), "{status:?}");
+    close(journal).await;
+}

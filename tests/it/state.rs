@@ -1,0 +1,194 @@
+//! The live session: what the relay knows of it is what the server has, whatever happens.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use astro_relay::sim::{End, Options, RestFault, SessionKeys, SessionReset, Sim, Token};
+use serde_json::{Map, Value, json};
+
+use crate::support::{
+    relay::{ROOM, Running, TOKEN, configure},
+    wait::until,
+};
+
+const TOPICS: &[&str] =
+    &["channel.session.update", "channel.session.reset", "channel.stream.status"];
+
+/// How long the relay may take to catch up, on a machine that is busy.
+const SOON: Duration = Duration::from_mins(1);
+
+async fn start(options: Options) -> Sim {
+    let options = Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..options };
+    Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap()
+}
+
+/// What somebody knows who hears of every change, and of nothing else.
+async fn followed(relay: &Running) -> BTreeMap<String, Value> {
+    let mut known = BTreeMap::new();
+    for change in relay.said("relay.session").await {
+        let element = change["element"].as_str().unwrap().to_owned();
+        let before = match change.get("after") {
+            Some(after) => known.insert(element, after.clone()),
+            None => known.remove(&element),
+        };
+        assert_eq!(before.as_ref(), change.get("before"), "{change}");
+    }
+    known
+}
+
+fn on_the_server(sim: &Sim) -> BTreeMap<String, Value> {
+    serde_json::from_value(sim.session(ROOM)["data"].clone()).unwrap()
+}
+
+/// Numbers alike, whether `5` or `5.0`.
+fn alike(known: &BTreeMap<String, Value>, server: &BTreeMap<String, Value>) -> bool {
+    fn plain(value: &Value) -> Value {
+        match value {
+            Value::Number(number) => json!(number.as_f64()),
+            Value::Array(list) => list.iter().map(plain).collect(),
+            Value::Object(fields) => {
+                fields.iter().map(|(name, value)| (name.clone(), plain(value))).collect()
+            }
+            other => other.clone(),
+        }
+    }
+    let plain = |map: &BTreeMap<String, Value>| -> BTreeMap<String, Value> {
+        map.iter()
+            .filter(|(name, _)| !name.contains('.'))
+            .map(|(name, value)| (name.clone(), plain(value)))
+            .collect()
+    };
+    plain(known) == plain(server)
+}
+
+async fn wait_alike(relay: &Running, sim: &Sim) {
+    until("the relay knows what the server has", SOON, async || {
+        alike(&followed(relay).await, &on_the_server(sim)).then_some(())
+    })
+    .await;
+}
+
+fn set(sim: &Sim, element: &str, value: Value) {
+    sim.update_session(ROOM, Map::from_iter([(element.to_owned(), value)]));
+}
+
+#[tokio::test]
+async fn a_change_is_told_and_survives_a_restart() {
+    let sim = start(Options::default()).await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = configure(&sim, dir.path(), TOPICS, "");
+    set(&sim, "tip-goal", json!({"amount": 7}));
+    let relay = Running::start(config.clone()).await;
+    wait_alike(&relay, &sim).await;
+    relay.wait_subscribed().await;
+    set(&sim, "tip-goal", json!({"amount": 8}));
+    sim.publish("channel.stream.status", ROOM, json!({"isLive": true}));
+    until("all is heard", SOON, async || {
+        followed(&relay).await.contains_key("stream.status").then_some(())
+    })
+    .await;
+    let told = relay.said("relay.session").await;
+    let [.., goal, live] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!(
+        goal,
+        &json!({"channel": "main", "element": "tip-goal", "source": "live",
+                "before": {"amount": 7}, "after": {"amount": 8}})
+    );
+    assert_eq!(live["after"], json!({"isLive": true}));
+    assert_eq!(told[0]["source"], "fetched");
+    assert_eq!(told.len(), 64, "each element once, and two changes");
+    let page = relay.status.pages().sessions["main"].clone();
+    assert_eq!((page.elements, page.error), (63, None));
+    relay.stop().await;
+
+    // While it is away the goal changes, and the server's API is of no use.
+    set(&sim, "tip-goal", json!({"amount": 9}));
+    let relay = Running::start(config).await;
+    wait_alike(&relay, &sim).await;
+    let told = relay.said("relay.session").await;
+    assert_eq!(told.len(), 65, "what had been kept is not told again");
+    assert_eq!(told[64]["before"], json!({"amount": 8}));
+    let live = relay.journal.kept().unwrap();
+    let live = live.iter().find(|kept| &*kept.element == "stream.status").unwrap();
+    assert_eq!(live.value.as_deref(), Some(r#"{"isLive":true}"#));
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn an_api_that_fails_is_told_and_asked_again() {
+    let sim = start(Options::default()).await;
+    let dir = tempfile::tempdir().unwrap();
+    sim.fail_rest([401, 404].map(RestFault::status));
+    let more = "[session]\nrefresh = \"100ms\"\n";
+    let mut config = configure(&sim, dir.path(), TOPICS, more);
+    config.astro.retry_refused = astro_relay::config::Period(Duration::from_millis(50));
+    let relay = Running::start(config).await;
+    until("the page tells", SOON, async || {
+        let error = relay.status.look(|pages| pages.sessions.get("main")?.error.clone());
+        error.map(|error| assert_eq!(error, "HTTP 401: simulated"))
+    })
+    .await;
+    wait_alike(&relay, &sim).await;
+    assert_eq!(relay.status.pages().sessions["main"].error, None);
+    // The gateway does not say this one: only the interval finds it.
+    sim.set_tokens(vec![]);
+    let asked = sim.stats().rest_requests;
+    until("it is asked at the interval", SOON, async || {
+        (sim.stats().rest_requests > asked + 3).then_some(())
+    })
+    .await;
+    relay.stop().await;
+}
+
+/// Random orders of everything that can happen, with the server's session as the truth.
+async fn in_a_random_order(seed: u64, options: Options) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let sim = start(options).await;
+    let dir = tempfile::tempdir().unwrap();
+    let config = configure(&sim, dir.path(), TOPICS, "");
+    let mut relay = Running::start(config.clone()).await;
+    for round in 0..40 {
+        match random.u32(..12) {
+            0..6 => {
+                let kind = random.choice(["tip", "follow", "cheer", "subscriber", "raid"]).unwrap();
+                let amount = random.u32(1..50);
+                let data = json!({"username": format!("u{round}"), "amount": amount});
+                sim.activity(ROOM, json!({"type": kind, "data": data}));
+            }
+            6 => set(&sim, "tip-goal", json!({"amount": round})),
+            7 => sim.reset_session(ROOM),
+            8 => sim.end(None, End::Reset),
+            9 => {
+                sim.drain(None);
+            }
+            10 => sim.fail_rest([RestFault::Delay(Duration::from_millis(random.u64(..80)))]),
+            _ if round % 3 == 0 => {
+                relay.stop().await;
+                relay = Running::start(config.clone()).await;
+            }
+            _ => relay.wait_subscribed().await,
+        }
+        tokio::task::yield_now().await;
+    }
+    wait_alike(&relay, &sim).await;
+    relay.stop().await;
+    sim.stop().await;
+}
+
+#[tokio::test]
+async fn in_every_order_the_relay_ends_with_what_the_server_has() {
+    for seed in 0..6 {
+        in_a_random_order(seed, Options::default()).await;
+    }
+}
+
+#[tokio::test]
+async fn the_older_spelling_comes_to_the_same() {
+    for seed in 10..13 {
+        let options = Options {
+            session_keys: SessionKeys::Older,
+            session_reset: SessionReset::Session,
+            ..Options::default()
+        };
+        in_a_random_order(seed, options).await;
+    }
+}

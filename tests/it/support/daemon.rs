@@ -1,0 +1,117 @@
+//! The built relay as a child process: started, killed, asked.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::{Child, Command},
+};
+
+use super::{process::free_port, wait::until};
+
+/// How long the relay may take to start or to stop, on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// The program of this build.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_astro-relay");
+
+/// A relay with a configuration and a journal of its own.
+pub struct Relay {
+    dir: TempDir,
+    port: u16,
+    child: Option<Child>,
+}
+
+impl Relay {
+    /// Prepares one that listens to the gateway at `url`; `sinks` are sections of its configuration.
+    pub fn new(url: &str, api_url: &str, topic: &str, room: &str, more: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let journal = dir.path().join("journal").display().to_string();
+        let config = format!(
+            "[astro]\nurl = {url:?}\napi_url = {api_url:?}\nbackoff_max = \"300ms\"\n\
+             [channels.main]\nroom = {room:?}\ntoken = \"secret-canary\"\ntopics = [{topic:?}]\n\
+             [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nlevel = \"info\"\nformat = \"text\"\n\
+             [journal]\ndir = {journal:?}\nmin_free = \"0B\"\nmax_size = \"4GiB\"\n{more}\n"
+        );
+        fs::write(dir.path().join("relay.toml"), config).unwrap();
+        Self { dir, port, child: None }
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.path().join("relay.toml")
+    }
+
+    pub fn journal(&self) -> PathBuf {
+        self.dir.path().join("journal")
+    }
+
+    /// What it has said since it was first started.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Starts it.
+    pub fn start(&mut self) {
+        let log =
+            fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log"));
+        let child = Command::new(PROGRAM)
+            .args(["run", "--config"])
+            .arg(self.config())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.unwrap())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.child = Some(child);
+    }
+
+    /// Waits until it says that it is ready.
+    pub async fn ready(&self) {
+        until("the relay is ready", PATIENCE, async || {
+            self.get("/readyz").await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
+        })
+        .await;
+    }
+
+    async fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer)
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().await.unwrap();
+        }
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        let pid = child.id().expect("it runs").to_string();
+        assert!(Command::new("kill").arg(pid).status().await.unwrap().success());
+        let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it stops").unwrap();
+        assert!(status.success(), "{status}: {}", self.log());
+    }
+}
+
+/// Runs a command of the program to its end.
+pub async fn run(args: &[&str], dir: &Path) -> Output {
+    let output =
+        Command::new(PROGRAM).args(args).args(["--dir"]).arg(dir).kill_on_drop(true).output();
+    tokio::time::timeout(PATIENCE, output).await.expect("it ends").unwrap()
+}

@@ -1,0 +1,137 @@
+//! File systems of the tests' own, to fill up, to take away and to cut the power of. Needs root.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+/// Whether file systems can be mounted here; says so where a test is left out for it.
+#[expect(clippy::print_stderr, reason = "a test that tested nothing should say so")]
+pub fn may_mount() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        eprintln!("NOT TESTED: only root can mount the file systems of this test");
+    }
+    root
+}
+
+fn run(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{program} {args:?}: {said}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// A file system in memory of a few mebibytes.
+pub struct Small {
+    dir: TempDir,
+}
+
+impl Small {
+    pub fn new(kibibytes: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={kibibytes}k");
+        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", dir.path().to_str().unwrap()]);
+        Self { dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn resize(&self, kibibytes: u32) {
+        let size = format!("remount,size={kibibytes}k");
+        run("mount", &["-o", &size, self.dir.path().to_str().unwrap()]);
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Lazily: a test that failed may still have files open.
+        drop(Command::new("umount").arg("-l").arg(self.dir.path()).output());
+    }
+}
+
+/// An ext4 in a file.
+pub struct Disk {
+    dir: TempDir,
+    device: Option<String>,
+}
+
+impl Disk {
+    pub fn new(mebibytes: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("image");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(u64::from(mebibytes) << 20).unwrap();
+        run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]);
+        std::fs::create_dir(dir.path().join("mount")).unwrap();
+        let mut disk = Self { dir, device: None };
+        disk.mount();
+        disk
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("mount")
+    }
+
+    fn mount(&mut self) {
+        let image = self.dir.path().join("image");
+        let device = run("losetup", &["--find", "--show", image.to_str().unwrap()]);
+        run("mount", &["-t", "ext4", &device, self.path().to_str().unwrap()]);
+        self.device = Some(device);
+    }
+
+    /// Prepares a power cut.
+    pub fn plug(&self) -> Plug {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/shutdown_fs.py");
+        let mut child = Command::new("python3")
+            .arg(script)
+            .arg(self.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "prepared\n");
+        Plug(child)
+    }
+
+    /// Mounts it again, from the image as it is; whoever has files open on the old one keeps them.
+    pub fn restore(&mut self) {
+        self.unmount();
+        self.mount();
+    }
+
+    fn unmount(&mut self) {
+        run("umount", &["-l", self.path().to_str().unwrap()]);
+        if let Some(device) = self.device.take() {
+            // It goes when the last file on it is closed.
+            run("losetup", &["--detach", &device]);
+        }
+    }
+}
+
+/// Pulls it: what was not synced is gone, every access fails from now on.
+pub struct Plug(Child);
+
+impl Plug {
+    pub fn pull(mut self) {
+        // The pipe closes behind the line: the helper acts on either.
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(self.path()).output());
+        if let Some(device) = self.device.take() {
+            drop(Command::new("losetup").args(["--detach", &device]).output());
+        }
+    }
+}
