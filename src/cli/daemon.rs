@@ -90,7 +90,12 @@ impl Which {
         let config = match (load(&sources), &self.url) {
             (Ok(loaded), _) => loaded.config,
             (Err(_), Some(_)) => Config::default(),
-            (Err(error), None) => return Err(failed(error.to_string())),
+            // A relay that runs has kept the configuration before this one: it must be possible to ask
+            // it, and the address is seldom another.
+            (Err(error), None) => {
+                writeln!(io::stderr(), "warning: {error}\nasking at the default address")?;
+                Config::default()
+            }
         };
         let base = match &self.url {
             Some(url) => url.trim_end_matches('/').to_owned(),
