@@ -96,7 +96,8 @@ struct Check {
     /// Does not look for secrets: for a configuration that is meant for another machine.
     #[arg(long)]
     no_secrets: bool,
-    /// Also subscribes at the gateway and leaves again, and connects to every sink.
+    /// Also subscribes at the gateway and leaves again, connects to every sink, and asks whether it may
+    /// publish there.
     #[arg(long, conflicts_with = "no_secrets")]
     connect: bool,
 }

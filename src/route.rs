@@ -204,6 +204,12 @@ impl Route {
         }
     }
 
+    /// Where events of this place go, as far as the place alone says it; nothing where they are not
+    /// wanted.
+    pub fn address(&mut self, event: &Event) -> Option<Arc<str>> {
+        self.place(event).address
+    }
+
     fn compose(
         &self,
         record: &Arc<Record>,
