@@ -15,6 +15,7 @@ mod send_test;
 mod session;
 mod simulate;
 mod tell;
+mod top;
 
 use std::{
     io::{self, IsTerminal, Write as _},
@@ -47,6 +48,8 @@ enum Command {
     Check(Check),
     /// Shows how a relay that runs is doing.
     Status(daemon::Status),
+    /// The same as a page that is drawn anew every second.
+    Top(top::Top),
     /// Shows events as a relay that runs gets them.
     Tail(daemon::Tail),
     /// Writes a first configuration, asking for what it needs.
@@ -150,6 +153,10 @@ impl Failed {
         Self { text: text.into(), code }
     }
 
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// With the causes behind it.
     pub(crate) fn of(code: u8, error: &dyn std::error::Error) -> Self {
         let mut text = error.to_string();
@@ -225,6 +232,7 @@ fn execute(command: Command) -> Done {
             Ok(writeln!(io::stdout(), "{schema}")?)
         }
         Command::Status(status) => daemon::status(&status),
+        Command::Top(top) => top::top(&top),
         Command::Tail(tail) => daemon::tail(&tail),
         Command::Topics => tell::topics(),
         Command::Completions(args) => tell::completions(&args),

@@ -38,7 +38,7 @@ const LONGEST: usize = 64 * 1024 * 1024;
 
 /// Which relay.
 #[derive(Debug, Args)]
-struct Which {
+pub(super) struct Which {
     #[command(flatten)]
     source: Source,
     /// Where it listens: `http://127.0.0.1:9464` [default: as configured]
@@ -76,14 +76,14 @@ pub(super) struct Tail {
 }
 
 /// A relay that can be asked.
-struct Daemon {
+pub(super) struct Daemon {
     client: Client,
     base: String,
     token: Option<Secret>,
 }
 
 impl Which {
-    fn daemon(&self) -> Result<Daemon, Failed> {
+    pub(super) fn daemon(&self) -> Result<Daemon, Failed> {
         let failed = |text: String| Failed::new(Failed::CONFIG, text);
         // Whoever looks need not be able to read the relay's secrets.
         let sources = Sources { resolve_secrets: false, ..self.source.sources() };
@@ -123,6 +123,18 @@ fn reachable(listen: &str) -> String {
 }
 
 impl Daemon {
+    /// What it says of itself.
+    pub(super) async fn status(&self) -> Result<Value, Failed> {
+        serde_json::from_str(&self.status_text().await?)
+            .map_err(|_| self.failed("does not answer like a relay"))
+    }
+
+    async fn status_text(&self) -> Result<String, Failed> {
+        let answer = self.get("/status").await?;
+        let text = tokio::time::timeout(DEADLINE, answer.text()).await;
+        text.ok().and_then(Result::ok).ok_or_else(|| self.failed("did not finish its answer"))
+    }
+
     async fn get(&self, path: &str) -> Result<Response, Failed> {
         let mut request = self.client.get(format!("{}{path}", self.base));
         if let Some(token) = &self.token {
@@ -153,25 +165,22 @@ impl Daemon {
 pub(super) fn status(args: &Status) -> Done {
     let daemon = args.which.daemon()?;
     on_runtime(1, &quiet(), async move {
-        let text = daemon.get("/status").await?.text().await;
-        let text = text.map_err(|_| daemon.failed("did not finish its answer"))?;
-        let mut out = io::stdout().lock();
         if args.json {
-            return Ok(writeln!(out, "{text}")?);
+            let text = daemon.status_text().await?;
+            return Ok(writeln!(io::stdout(), "{text}")?);
         }
-        let status: Value = serde_json::from_str(&text)
-            .map_err(|_| daemon.failed("does not answer like a relay"))?;
-        Ok(write!(out, "{}", page(&status, clock::now()))?)
+        let status = daemon.status().await?;
+        Ok(write!(io::stdout(), "{}", page(&status, clock::now()))?)
     })
 }
 
 /// A log that leaves the terminal to what was asked for.
-fn quiet() -> Log {
+pub(super) fn quiet() -> Log {
     Log { level: "warn".into(), ..Log::default() }
 }
 
 /// The status as a page for a terminal.
-fn page(status: &Value, now: u64) -> String {
+pub(super) fn page(status: &Value, now: u64) -> String {
     let pages = &status["pages"];
     let mut lines = vec![format!(
         "astro-relay {}, up for {}: {}",
@@ -259,7 +268,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn table(value: &Value) -> impl Iterator<Item = (String, &Value)> {
+pub(super) fn table(value: &Value) -> impl Iterator<Item = (String, &Value)> {
     let table = value.as_object().into_iter().flatten();
     table.map(|(name, value)| (harmless(name), value))
 }
@@ -273,7 +282,7 @@ fn ago(since: &Value, now: u64) -> String {
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
 }
 
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     text.chars().map(|c| if is_harmless(c) { c } else { ' ' }).collect()
 }
 
