@@ -99,13 +99,14 @@ systemctl daemon-reload
 
 check "the service starts, and start returns when it is ready" systemctl start "$UNIT"
 check "it is active" active
-check "it is an unprivileged user's process" \
-    bash -c '[ "$(stat -c %u /proc/$(systemctl show -p MainPID --value astro-relay.service))" -ge 61184 ]'
+check "it is an unprivileged user's process" test "$(stat -c %u "/proc/$(property MainPID)")" -ge 61184
 until_ok 20 "the status line counts subscriptions and sinks" \
     has StatusText "1 of 1 subscriptions, 1 of 1 sinks up"
 check "the token came as a credential, and the simulated gateway took it" page_has "confirmed"
 check "the journal is in the state directory" test -e /var/lib/private/astro-relay
 check "the log is in systemd's journal" bash -c "journalctl -u $UNIT -o cat | grep -q 'journal opened'"
+until_ok 10 "and says which sink is connected" bash -c "journalctl -u $UNIT -o cat | grep -q 'connected.* sink=home'"
+check "a line can be found by its field" bash -c "journalctl -u $UNIT F_SINK=home -o cat | grep -q connected"
 check "no secret is in the log" bash -c "! journalctl -u $UNIT -o verbose | grep -qF $TOKEN"
 
 load 100 0
