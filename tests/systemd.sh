@@ -9,7 +9,7 @@
 #     tests/systemd.sh some.deb           with that package
 #
 # The Debian is made once, in ASTRO_RELAY_ROOT (default: target/systemd-root), with debootstrap from
-# ASTRO_RELAY_MIRROR, and copied for each run. A run takes about a minute and a half beside the build.
+# ASTRO_RELAY_MIRROR, and copied for each run. A run takes about two minutes beside the build.
 # The container has no network but its own loopback. It needs no systemd on the host, and none of the
 # host's is touched.
 #
