@@ -72,4 +72,23 @@ if [ "$(stat -c %a "$work/data/admin.token")" = 600 ] && [ "$(wc -c <"$work/data
 else
     fail "the admin token"
 fi
+
+# And once for good, with nobody to talk to: it runs, its probe answers, and it ends when it is told to.
+rm "$work/config/astro-relay.toml"
+echo "$full" >"$work/options.json"
+port=$((20000 + RANDOM % 10000))
+env -i PATH="$work/bin:/usr/bin:/bin" ADDON_OPTIONS="$work/options.json" ADDON_DATA="$work/data" \
+    ADDON_CONFIG="$work/config" ADDON_PORT=$port SUPERVISOR_TOKEN=of-the-supervisor \
+    ASTRO_RELAY__ASTRO__URL=ws://127.0.0.1:1 sh "$addon/run.sh" >"$work/out" 2>&1 &
+relay=$!
+# answer HOST: the status of the probe, asked for under that name.
+answer() { curl -s -o /dev/null -w '%{http_code}' -H "Host: $1:9464" "http://127.0.0.1:$port/livez" || true; }
+deadline=$((SECONDS + 20))
+until [ "$(answer 172.30.32.2)" = 200 ] || [ "$SECONDS" -ge "$deadline" ]; do sleep 0.2; done
+for host in 172.30.32.2 homeassistant.local; do
+    if [ "$(answer $host)" = 200 ]; then pass "the probe answers to $host"; else fail "the probe, as $host"; fi
+done
+if [ "$(answer evil.example)" = 421 ]; then pass "and not to any name"; else fail "any name"; fi
+kill "$relay"
+if wait "$relay"; then pass "it ends when it is told to"; else fail "it ended with $?"; fi
 exit "$failed"

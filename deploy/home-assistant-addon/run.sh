@@ -6,7 +6,7 @@
 # knows of the broker stands ready for it in MQTT_URL, MQTT_USER and MQTT_PASSWORD, the token in
 # ASTRO_TOKEN.
 #
-# ADDON_OPTIONS, ADDON_DATA, ADDON_CONFIG and ADDON_COMMAND are for trying this script out.
+# ADDON_OPTIONS, ADDON_DATA, ADDON_CONFIG, ADDON_PORT and ADDON_COMMAND are for trying this script out.
 set -eu
 
 options=${ADDON_OPTIONS:-/data/options.json}
@@ -57,7 +57,9 @@ if [ -z "$ADMIN_TOKEN" ]; then
 fi
 export ADMIN_TOKEN
 export ASTRO_RELAY__HTTP__ADMIN_TOKEN_ENV=ADMIN_TOKEN
-export ASTRO_RELAY__HTTP__LISTEN=0.0.0.0:9464
+export ASTRO_RELAY__HTTP__LISTEN="0.0.0.0:${ADDON_PORT:-9464}"
+# The name under which most people have their Home Assistant; any address will do besides.
+export ASTRO_RELAY__HTTP__ALLOWED_HOSTS=homeassistant.local
 
 # ---- a configuration of one's own, or the options ------------------------------------------------
 
