@@ -3,7 +3,7 @@
 //! Every subscription is asked for at the real gateway and left again; every sink is connected to, as
 //! a visitor, and asked whether it would take events where they would go. No event is sent to it; an
 //! MQTT 5 or a NATS server is asked by an empty message below the address (`…/$check`), which nobody
-//! keeps. What tokens say of their end is told.
+//! keeps; a webhook by OPTIONS. What tokens say of their end is told.
 //!
 //! The one thing to know: it is the relay's own gateway that subscribes, so that what works here works
 //! there. Events that come meanwhile are dropped.
@@ -21,8 +21,8 @@ use crate::{
     event,
     journal::Journal,
     relay::open_sink,
-    route::Route,
-    sink::{Permission, Purpose, Sink, is_harmless},
+    route::{Destination, Route},
+    sink::{self, Permission, Purpose, Sink, is_harmless},
     status::{Pages, Phase, Status, Subscription},
 };
 
@@ -179,26 +179,46 @@ async fn visit(name: &str, config: &Config) -> Result<Visited, String> {
         .map_err(|failure| crate::delivery::describe(&failure.cause))?;
     let mut said = vec!["reachable".to_owned()];
     said.extend(opened.remarks());
-    let addresses = addresses(config, &mut route);
+    let (mut addresses, by_data) = addresses(config, &mut route);
+    if addresses.is_empty() && !by_data && !config.channels.is_empty() {
+        said.push("nothing that is subscribed goes to this sink".to_owned());
+    }
+    if by_data {
+        said.push(format!(
+            "where some events go depends on their data; whether it may publish there is not known: \
+             astro-relay send-test --sink {name}"
+        ));
+    }
+    if sink::kind(&sink.kind).is_some_and(|kind| kind.address.is_none()) {
+        // It is asked once, whatever is subscribed: a webhook connects to nothing before.
+        addresses.insert("".into());
+    }
     let fit = permissions(name, opened.as_mut(), addresses, limit, &mut said).await?;
     // Whether the goodbye is heard changes nothing.
     drop(timeout(limit, opened.close()).await);
     Ok(Visited { said, fit })
 }
 
-/// Where events of what is subscribed would go, and those that tell of a gap.
-fn addresses(config: &Config, route: &mut Route) -> BTreeSet<Arc<str>> {
-    let mut addresses = BTreeSet::new();
+/// Where events of what is subscribed would go, and those that tell of a gap; and whether some go where
+/// their data says.
+fn addresses(config: &Config, route: &mut Route) -> (BTreeSet<Arc<str>>, bool) {
+    let (mut addresses, mut by_data) = (BTreeSet::new(), false);
     for (label, channel) in &config.channels {
         let (label, room) =
             (Arc::from(&**label), Arc::from(channel.room.as_deref().unwrap_or_default()));
         let own = ["relay.gap".to_owned()];
         for topic in channel.topics.iter().chain(&own) {
             let event = event::test(topic, &label, &room, serde_json::Map::new(), clock::now());
-            addresses.extend(route.address(&event).filter(|address| !address.is_empty()));
+            match route.destination(&event) {
+                Destination::Nowhere => {}
+                Destination::At(address) => {
+                    addresses.insert(address);
+                }
+                Destination::ByData => by_data = true,
+            }
         }
     }
-    addresses
+    (addresses, by_data)
 }
 
 /// Asks for the right to publish at each address; whether none was denied.
@@ -216,6 +236,8 @@ async fn permissions(
             .map_err(|_| format!("no answer within its timeout to whether {address} is allowed"))?
             .map_err(|failure| crate::delivery::describe(&failure.cause))?;
         match permission {
+            // A far side without addresses takes what it takes.
+            Permission::Granted if address.is_empty() => {}
             Permission::Granted => granted.push(address),
             Permission::Denied(reason) => {
                 denied += 1;

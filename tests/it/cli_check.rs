@@ -13,6 +13,8 @@ use crate::support::{
     carry::within,
     mosquitto::{self, Mosquitto},
     nats_server::NatsServer,
+    process::free_port,
+    receiver::Receiver,
     redis_server::{Durability, RedisServer},
 };
 
@@ -55,11 +57,11 @@ fn not_said(lines: &[String], unwanted: &str) {
 }
 
 #[tokio::test]
-async fn an_mqtt_broker_tells_where_the_relay_may_not_publish() {
+async fn far_sides_tell_what_they_can_and_get_no_event() {
     let acl = "topic write astro/main/#\ntopic write old/#\n";
     let options = mosquitto::Options { acl, ..mosquitto::Options::default() };
     let (sim, broker) = (sim().await, Mosquitto::start(options).await);
-    let url = broker.url();
+    let (url, receiver) = (broker.url(), Receiver::start());
     let output = check(
         &sim,
         json!({
@@ -67,6 +69,11 @@ async fn an_mqtt_broker_tells_where_the_relay_may_not_publish() {
             "half": { "type": "mqtt", "url": url, "topics": ["channel.**"] },
             "old": { "type": "mqtt", "url": url, "version": "3.1.1", "topic": "old/{{ topic }}" },
             "own": { "type": "mqtt", "url": url, "topic": "old/{{ data.name }}" },
+            "idle": { "type": "mqtt", "url": url, "topics": ["channel.contests"] },
+            "hook": { "type": "webhook", "url": receiver.url(), "allow_addresses": ["127.0.0.1"] },
+            "gone": { "type": "webhook", "url": format!("http://127.0.0.1:{}/", free_port()),
+                "allow_addresses": ["127.0.0.1"] },
+            "out": { "type": "stdout" },
         }),
     )
     .await;
@@ -78,10 +85,19 @@ async fn an_mqtt_broker_tells_where_the_relay_may_not_publish() {
     said(&lines, "may not publish to astro/other/channel/follow: ");
     said(&lines, ", asked at astro/other/channel/follow/$check");
     said(&lines, "whether it may publish is not known, MQTT 3.1.1 has no word for a refusal");
-    said(&lines, "sink own (mqtt): reachable");
-    assert_eq!(output.status.code(), Some(69), "one sink cannot do all that it should");
+    said(&lines, "where some events go depends on their data");
+    said(&lines, "nothing that is subscribed goes to this sink");
+    said(
+        &lines,
+        "is not known, a webhook says nothing before it gets one: astro-relay send-test --sink hook",
+    );
+    not_said(&lines, "--sink out");
+    said(&lines, "sink gone (webhook): failed: ");
+    let asked: Vec<_> = receiver.received().iter().map(|one| one.method.clone()).collect();
+    assert_eq!(asked, [reqwest::Method::OPTIONS], "no event is sent");
+    assert_eq!(output.status.code(), Some(69), "two sinks cannot do what they should");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("1 of the subscriptions and sinks"), "{stderr}");
+    assert!(stderr.contains("2 of the subscriptions and sinks"), "{stderr}");
 }
 
 #[tokio::test]
