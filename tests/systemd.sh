@@ -16,6 +16,7 @@
 # Every check is a line, PASS or FAIL; the exit code is 0 when no FAIL and every step was reached. The
 # steps themselves are in tests/systemd/steps.sh.
 set -euo pipefail
+package=${1:+$(realpath "$1")}
 cd "$(dirname "$0")/.."
 
 root=${ASTRO_RELAY_ROOT:-$PWD/target/systemd-root}
@@ -35,8 +36,8 @@ trap 'rm -rf "$work"' EXIT
 shared=$work/shared
 mkdir "$shared"
 
-if [ $# -gt 0 ]; then
-    cp "$1" "$shared/old.deb"
+if [ -n "$package" ]; then
+    cp "$package" "$shared/old.deb"
 else
     cargo deb --version >/dev/null 2>&1 || fail "cargo-deb is missing (cargo install cargo-deb --locked)"
     deploy/deb/build dev --fast --no-strip --output "$shared/old.deb" >/dev/null
@@ -82,10 +83,13 @@ ln -s ../steps.service "$work/root/etc/systemd/system/default.target.wants/steps
 ln -sf /lib/systemd/system/multi-user.target "$work/root/etc/systemd/system/default.target"
 ln -sf /dev/null "$work/root/etc/systemd/system/console-getty.service"
 
-# --register=no and --keep-unit: there may be no systemd on the host to tell.
+# A systemd of the host gives the container a place of its own among its units; without one there is
+# nobody to ask.
+place=(--register=no)
+[ -d /run/systemd/system ] || place+=(--keep-unit)
 status=0
 timeout --kill-after=10 "$limit" systemd-nspawn --quiet --directory "$work/root" --boot \
-    --register=no --keep-unit --private-network --link-journal=no --console=pipe \
+    "${place[@]}" --private-network --link-journal=no --console=pipe \
     --bind "$shared:/shared" </dev/null >"$work/console" 2>&1 || status=$?
 
 cat "$shared/report" 2>/dev/null || true

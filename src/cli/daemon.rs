@@ -227,14 +227,7 @@ pub(super) fn page(status: &Value, now: u64) -> String {
         lines.extend(list(&sink["remarks"]).map(|remark| format!("    {}", text(remark))));
     }
     lines.push(String::new());
-    let journal = &status["journal"];
-    lines.push(format!(
-        "journal {}: events {} to {}, {} KiB",
-        text(&journal["health"]),
-        journal["oldest"],
-        journal["last"],
-        journal["bytes"].as_u64().unwrap_or(0) >> 10
-    ));
+    lines.push(journal_line(&status["journal"]));
     for gap in list(&pages["gaps"]) {
         let (from, to) = (gap["from"].as_u64().unwrap_or(0), gap["to"].as_u64().unwrap_or(0));
         lines.push(format!(
@@ -254,6 +247,15 @@ pub(super) fn page(status: &Value, now: u64) -> String {
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+fn journal_line(journal: &Value) -> String {
+    let number = |key: &str| journal.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let (oldest, last) = (number("oldest"), number("last"));
+    // An empty one says which number comes next.
+    let events =
+        if oldest > last { "no events".into() } else { format!("events {oldest} to {last}") };
+    format!("journal {}: {events}, {} KiB", text(&journal["health"]), number("bytes") >> 10)
 }
 
 fn error_of(part: &Value, lines: &mut Vec<String>) {
@@ -413,6 +415,18 @@ mod tests {
             assert_eq!(shown(&line, when.as_ref(), false).is_some(), wanted);
         }
         assert_eq!(shown("no json", None, true), None);
+    }
+
+    #[test]
+    fn an_empty_journal_has_no_events() {
+        let line = |oldest: u64, last: u64| {
+            let (health, bytes) = ("sound", 45_056);
+            journal_line(
+                &json!({ "health": health, "oldest": oldest, "last": last, "bytes": bytes }),
+            )
+        };
+        assert_eq!(line(1, 0), "journal sound: no events, 44 KiB");
+        assert_eq!(line(3, 9), "journal sound: events 3 to 9, 44 KiB");
     }
 
     #[test]

@@ -80,6 +80,7 @@ api_url = "http://127.0.0.1:9900/kappa/v2"
 backoff_max = "2s"
 
 [channels.main]
+room = "$ROOM"
 token_credential = "main"
 topics = ["channel.tips"]
 
