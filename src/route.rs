@@ -91,6 +91,17 @@ pub enum Rendered {
     Failed(String),
 }
 
+/// Where events of a place (channel, topic and room) go, before there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// They are not wanted.
+    Nowhere,
+    /// To this address; it is empty for a far side that has none.
+    At(Arc<str>),
+    /// It depends on each event's data.
+    ByData,
+}
+
 /// Why an event does not go out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Skip {
@@ -201,6 +212,16 @@ impl Route {
                 expires_in,
             }),
             Err(error) => Rendered::Failed(format!("cannot be rendered: {error}")),
+        }
+    }
+
+    /// Where events of this one's place go.
+    pub fn destination(&mut self, event: &Event) -> Destination {
+        match self.place(event) {
+            Place { wanted: false, .. } => Destination::Nowhere,
+            Place { address: Some(address), .. } => Destination::At(address),
+            Place { .. } if self.address.is_none() => Destination::At("".into()),
+            Place { .. } => Destination::ByData,
         }
     }
 

@@ -30,8 +30,8 @@ use self::{
     target::Target,
 };
 use super::{
-    Address, Cause, Failure, Kind, Opening, Outgoing, Purpose, Sink, address, ahead::Ahead,
-    settings,
+    Address, Cause, Failure, Kind, Opening, Outgoing, Permission, Purpose, Sink, address,
+    ahead::Ahead, settings,
 };
 use crate::{
     config::{ConfigError, Period, SecretRef},
@@ -334,6 +334,35 @@ impl Sink for Mqtt {
         Failure::down("not connected")
     }
 
+    async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
+        if self.settings.version == Version::V3 {
+            return Ok(Permission::Untold("MQTT 3.1.1 has no word for a refusal"));
+        }
+        if self.qos() == 0 {
+            return Ok(Permission::Untold("QoS 0 has no answer"));
+        }
+        let canary = format!("{address}/{}", address::CANARY);
+        let mut lost: Lost = "not connected".into();
+        // mosquitto 2.0.11 now and then ends the connection at a denied message instead of answering
+        // it. Asked again, alone on a new one, this cannot be for any other reason.
+        for again in [false, true] {
+            if again {
+                self.connect().await?;
+            }
+            let Some(mut link) = self.link.take() else { continue };
+            let asked = timeout(self.timeout, ask(&mut link, &canary)).await;
+            match asked.map_err(|_| Failure::down(self.silence()))? {
+                Ok(permission) => {
+                    self.link = Some(link);
+                    return Ok(permission);
+                }
+                Err(error) => lost = error,
+            }
+        }
+        self.connect().await?;
+        Ok(address::denied(&lost.to_string(), &canary))
+    }
+
     async fn close(&mut self) {
         if let Some(mut link) = self.link.take()
             && let Err(error) = self.take_leave(&mut link).await
@@ -580,6 +609,21 @@ async fn confirm(link: &mut Link) -> Result<(), Lost> {
     link.barrier("astro-relay/nothing").map_err(|_| "the client takes nothing more")?;
     while link.poll().await? != Signal::Barrier {}
     Ok(())
+}
+
+/// Publishes nothing at `topic`, for nobody to keep, and waits for what the broker says to it.
+async fn ask(link: &mut Link, topic: &str) -> Result<Permission, Lost> {
+    link.nothing(topic).map_err(|_| "the client takes nothing more")?;
+    loop {
+        match link.poll().await? {
+            Signal::Answered(_, Verdict::Accepted) => return Ok(Permission::Granted),
+            Signal::Answered(_, Verdict::Refused(reason)) => {
+                return Ok(address::denied(&reason, topic));
+            }
+            Signal::Answered(..) => return Ok(Permission::Untold("the broker says: not now")),
+            _ => {}
+        }
+    }
 }
 
 /// Says `text` on the availability topic and waits until the broker has it.

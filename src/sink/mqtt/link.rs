@@ -87,6 +87,14 @@ impl Link {
         }
     }
 
+    /// Hands an empty message to the client that nobody keeps, to be acknowledged.
+    pub(super) fn nothing(&self, topic: &str) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.nothing(topic),
+            Self::V4(_) => Err(Unsent::Refused("MQTT 3.1.1 would not tell".into())),
+        }
+    }
+
     /// Asks for [`Signal::Barrier`] behind all that was handed over so far: the answer to an
     /// unsubscription from something that was never subscribed.
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {

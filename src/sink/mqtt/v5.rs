@@ -91,6 +91,11 @@ impl Link {
         self.client.try_publish(topic, text.as_bytes(), options).map_err(|error| unsent(&error))
     }
 
+    pub(super) fn nothing(&self, topic: &str) -> Result<(), Unsent> {
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        self.client.try_publish(topic, "", options).map_err(|error| unsent(&error))
+    }
+
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
         self.client.try_unsubscribe(topic).map_err(|error| unsent(&error))
     }
