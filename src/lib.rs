@@ -44,6 +44,7 @@ pub mod backfill;
 pub mod backoff;
 pub mod cli;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod delivery;
 pub mod event;
