@@ -29,9 +29,9 @@ async fn fetched_at(relay: &Running) -> u64 {
     relay.status().await["pages"]["sessions"]["main"]["fetched_at"].as_u64().unwrap_or(0)
 }
 
-/// A relay with its session fetched.
-async fn start(more: &str) -> Running {
-    let relay = Running::start(&format!("{}{more}", session_channel())).await;
+/// A relay with its session fetched, with these lines of its configuration at the head and at the foot.
+async fn start(head: &str, foot: &str) -> Running {
+    let relay = Running::start(&format!("{head}{}{foot}", session_channel())).await;
     relay.subscribed(2).await;
     relay
         .until("the session is fetched", |status| {
