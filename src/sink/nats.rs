@@ -330,8 +330,12 @@ impl Sink for Nats {
     }
 
     async fn close(&mut self) {
-        // Nothing is under way: every batch has been answered for.
-        self.link = None;
+        // Nothing is under way: every batch has been answered for. Commands may not have been.
+        if let Some(link) = self.link.take()
+            && let Err(error) = link.close().await
+        {
+            tracing::debug!(%error, "the server was gone before the last answer");
+        }
     }
 
     fn tally(&mut self) -> Vec<(&'static str, u64)> {

@@ -4,10 +4,23 @@ mod http;
 mod mqtt;
 mod nats;
 
-use astro_relay::sim::Sim;
+use std::time::Duration;
+
+use astro_relay::sim::{Options, RestFault, Sim};
+use async_nats::ConnectOptions;
+use futures_util::StreamExt;
+use rumqttc_v5::{PublishOptions, QoS};
 use serde_json::{Value, json};
 
-use crate::operator::{ROOM, Running, channel};
+use crate::{
+    operator::{PATIENCE, ROOM, Running, channel},
+    support::{
+        mosquitto::{self, Mosquitto},
+        nats_server::NatsServer,
+        relay::{self, configure},
+        wait::until,
+    },
+};
 
 /// What a channel subscribes to so that the relay keeps its session.
 fn session_channel() -> String {
@@ -44,4 +57,58 @@ async fn start(head: &str, foot: &str) -> Running {
 /// The answer to a command that was done.
 fn done(command: &str, transaction: &str) -> Value {
     json!({ "ok": true, "channel": "main", "command": command, "transaction": transaction })
+}
+
+#[tokio::test]
+async fn what_is_under_way_at_the_end_is_answered() {
+    let (broker, server) =
+        tokio::join!(Mosquitto::start(mosquitto::Options::default()), NatsServer::start(""));
+    let sinks = format!(
+        "[sinks.home]\ntype = \"mqtt\"\nurl = {:?}\ncommands = true\n\
+         [sinks.bus]\ntype = \"nats\"\nurl = {:?}\ncommands = true\n",
+        broker.url(),
+        server.url()
+    );
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    let listener = mosquitto::Listener::start(broker.port, "astro/main/response").await;
+    let client = server.client(ConnectOptions::new()).await;
+    for (n, by_nats) in [false, true].into_iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = configure(&sim, dir.path(), &["channel.tips"], &sinks);
+        let relay = relay::Running::start(config).await;
+        until("the sinks are up", PATIENCE, async || {
+            let up = |page: &astro_relay::status::Pages| {
+                page.sinks.len() == 2 && page.sinks.values().all(|sink| sink.state == "up")
+            };
+            relay.status.look(up).then_some(())
+        })
+        .await;
+        // Long enough that the relay is told to stop before the answer is there.
+        sim.fail_rest([RestFault::Delay(Duration::from_secs(1))]);
+        let asked = sim.stats().rest_requests;
+        let reply = format!("answers.{n}");
+        let mut inbox = client.subscribe(reply.clone()).await.unwrap();
+        let payload = json!({"transaction": n}).to_string();
+        if by_nats {
+            let subject = "astro.main.command.session.reload";
+            client.publish_with_reply(subject, reply, payload.into()).await.unwrap();
+        } else {
+            let topic = "astro/main/command/session/reload";
+            listener
+                .publish(topic, payload.as_bytes(), PublishOptions::new(QoS::AtLeastOnce))
+                .await;
+        }
+        until("it is being executed", PATIENCE, async || {
+            (sim.stats().rest_requests > asked).then_some(())
+        })
+        .await;
+        relay.stop().await;
+        let answer = if by_nats {
+            tokio::time::timeout(PATIENCE, inbox.next()).await.unwrap().unwrap().payload
+        } else {
+            listener.wait_for(1).await[0].payload.clone()
+        };
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!((&answer["ok"], &answer["transaction"]), (&json!(true), &json!(n)));
+    }
 }
