@@ -46,9 +46,13 @@ async fn fetched_at(relay: &Running) -> u64 {
 async fn start(head: &str, foot: &str) -> Running {
     let relay = Running::start(&format!("{head}{}{foot}", session_channel())).await;
     relay.subscribed(2).await;
+    // Not only the fetch for which it does not wait for the subscriptions: no other is to come.
     relay
-        .until("the session is fetched", |status| {
-            status["pages"]["sessions"]["main"]["fetched_at"].is_u64()
+        .until("the session is fetched after it was subscribed to", |status| {
+            let connections = status["pages"]["connections"].as_object().unwrap().values();
+            let all = connections.flat_map(|page| page["subscriptions"].as_array().unwrap());
+            let confirmed = all.filter_map(|one| one["confirmed_at"].as_u64()).max();
+            status["pages"]["sessions"]["main"]["fetched_at"].as_u64() >= confirmed
         })
         .await;
     relay
