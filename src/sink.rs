@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub(crate) use self::stdout::is_harmless;
-use crate::{config::ConfigError, event::Record};
+use crate::{command::Desk, config::ConfigError, event::Record};
 
 /// An event rendered for one sink.
 #[derive(Debug, Clone)]
@@ -131,6 +131,12 @@ pub trait Sink: Send {
     async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
         let _ = address;
         Ok(Permission::Untold("this kind of far side does not tell"))
+    }
+
+    /// Gives the sink a way to hand in commands that come from its far side; called before the first
+    /// connection, if at all. A sink that takes none, or is not configured to, keeps nothing of it.
+    fn take_commands(&mut self, desk: &Desk) {
+        let _ = desk;
     }
 
     /// Says goodbye. Called once, at the end; has a deadline of its caller.

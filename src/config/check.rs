@@ -74,6 +74,7 @@ pub(super) fn check(
     if shape.problems.is_empty() {
         found.empty(config);
         found.unsubscribed(config);
+        found.commanded_twice(config);
     }
     let known: BTreeSet<&str> = named(&shape.value, "channels").collect();
     for (name, sink) in &config.sinks {
@@ -174,6 +175,10 @@ impl Findings {
 
     fn http(&mut self, config: &Config) {
         let http = &config.http;
+        if !http.commands.are_off() && (http.listen.is_empty() || http.admin_token.is_none()) {
+            let message = "nobody can give any: http.listen and http.admin_token are needed";
+            self.warn(&["http", "commands"], message);
+        }
         if http.listen.is_empty() {
             return;
         }
@@ -291,6 +296,32 @@ impl Findings {
                     let meant = nearest(topic, subscribed().map(String::as_str));
                     self.warnings.push(problem.suggest(meant));
                 }
+            }
+        }
+    }
+
+    /// Two sinks that take commands from one broker: both would hear each of them. NATS gives a request
+    /// to one of them only.
+    fn commanded_twice(&mut self, config: &Config) {
+        let listening: Vec<_> = config
+            .sinks
+            .iter()
+            .filter(|(_, sink)| sink.kind == "mqtt" && sink.takes_commands())
+            .collect();
+        for (index, (name, sink)) in listening.iter().enumerate() {
+            let shares = |other: &SinkConfig| {
+                let shared = match (&sink.channels, &other.channels) {
+                    (Some(ours), Some(theirs)) => ours.iter().any(|one| theirs.contains(one)),
+                    _ => true,
+                };
+                shared && sink.settings.get("url") == other.settings.get("url")
+            };
+            let mut before = listening.iter().take(index);
+            if let Some((first, _)) = before.find(|(_, other)| shares(other)) {
+                let message = format!(
+                    "sinks.{first} takes commands from the same broker: each would be executed twice"
+                );
+                self.warn(&["sinks", name, "commands"], message);
             }
         }
     }

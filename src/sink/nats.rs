@@ -3,11 +3,13 @@
 //! With `jetstream` an event counts as accepted when the stream has acknowledged it; its message id
 //! lets the stream recognise a repeat. Without, a batch counts as accepted when the server has
 //! processed all of it, which a message to ourselves behind it tells: who does not listen at that
-//! moment never hears it. Reconnecting is the delivery's; the client is kept from it.
+//! moment never hears it. Reconnecting is the delivery's; the client is kept from it. Commands, where
+//! they are configured, come and are answered over the same connection, see [`command`].
 //!
 //! The one thing to know: on any failure the client is dropped with all that it holds. It sends
 //! nothing of it later, see [`link`].
 
+mod command;
 mod link;
 mod stream;
 
@@ -25,6 +27,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use self::{
+    command::Commands,
     link::{Link, Note, Said, Unsent},
     stream::{Create, Wanted},
 };
@@ -32,7 +35,8 @@ use super::{
     Address, Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, address, settings,
 };
 use crate::{
-    config::{ConfigError, Period, SecretRef},
+    command::Desk,
+    config::{self, ConfigError, Period, SecretRef},
     event::Origin,
     tls::client_config,
 };
@@ -108,6 +112,10 @@ struct Settings {
     /// A PEM file with its key.
     #[serde(default)]
     client_key_file: Option<PathBuf>,
+    /// Commands that may come over `astro.<channel>.command.…`: true for all, false for none, or a list
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    #[serde(default)]
+    commands: config::Commands,
 }
 
 /// Which headers an event has. Each costs about as much as the rest of publishing does: the library
@@ -173,6 +181,14 @@ impl Settings {
         }
         if !self.jetstream && !matches!(self.create_stream, Create::Plain(false)) {
             return Err(("create_stream", "a stream needs jetstream = true".into()));
+        }
+        if self.jetstream && !self.commands.are_off() && command::is_taken_by(&self.pattern()) {
+            return Err((
+                "commands",
+                "the stream would take the commands too, and answer them in the relay's place: give \
+                 `subject` another first word than astro, or take commands at a sink without jetstream"
+                    .into(),
+            ));
         }
         if self.stream.is_empty() || self.stream.contains(['.', '*', '>', ' ', '\t']) {
             return Err(("stream", "a name without . * > and spaces was expected".into()));
@@ -240,6 +256,8 @@ struct Nats {
     stream_in_doubt: bool,
     duplicates: u64,
     remarks: Vec<String>,
+    /// Nothing where no commands are taken.
+    desk: Option<Desk>,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
@@ -270,6 +288,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         stream_in_doubt: false,
         duplicates: 0,
         remarks: Vec::new(),
+        desk: None,
     }))
 }
 
@@ -285,12 +304,16 @@ impl Sink for Nats {
         self.permitted.clear();
         self.forbidden.clear();
         self.stream_in_doubt = false;
-        let link = self.dial().await.map_err(Failure::down)?;
+        let mut link = self.dial().await.map_err(Failure::down)?;
         self.remarks = if self.settings.jetstream {
             self.settle_stream(&link).await.map_err(Failure::down)?
         } else {
             vec!["core NATS: who does not listen at that moment never hears an event".into()]
         };
+        if let Some(desk) = &self.desk {
+            let commands = Commands::subscribe(link.client(), desk, &self.settings.commands).await;
+            link.take_commands(commands.map_err(Failure::down)?);
+        }
         self.link = Some(link);
         Ok(())
     }
@@ -319,7 +342,7 @@ impl Sink for Nats {
             match link.answer().await {
                 Ok(_) => {}
                 Err(Note::Refused(reason)) => {
-                    tracing::error!(sink = self.name, reason, "the server did not take an event");
+                    tracing::error!(sink = self.name, reason, "the server refused something");
                 }
                 Err(Note::Lost(reason)) => {
                     self.link = None;
@@ -337,9 +360,17 @@ impl Sink for Nats {
         Ok(permission)
     }
 
+    fn take_commands(&mut self, desk: &Desk) {
+        self.desk = (!self.settings.commands.are_off()).then(|| desk.clone());
+    }
+
     async fn close(&mut self) {
-        // Nothing is under way: every batch has been answered for.
-        self.link = None;
+        // Nothing is under way: every batch has been answered for. Commands may not have been.
+        if let Some(link) = self.link.take()
+            && let Err(error) = link.close().await
+        {
+            tracing::debug!(%error, "the server was gone before the last answer");
+        }
     }
 
     fn tally(&mut self) -> Vec<(&'static str, u64)> {
