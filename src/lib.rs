@@ -47,6 +47,7 @@ pub mod clock;
 pub mod config;
 pub mod delivery;
 pub mod event;
+pub mod homeassistant;
 pub mod http;
 pub mod journal;
 pub mod log;

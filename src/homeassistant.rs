@@ -1,0 +1,442 @@
+//! What Home Assistant is told of the relay: MQTT discovery, and what happens as event entities.
+//!
+//! [`Home`] says which entities there are, as retained configurations under the discovery prefix; each
+//! points at the topics where the state is kept anyway. [`Happening`] is what goes out beside an event,
+//! for its event entity. Nothing here does I/O or knows a connection; an MQTT sink publishes it.
+//!
+//! Single-component discovery is used (one topic an entity), which every Home Assistant since 2023
+//! understands; the device-based form came with 2024.12 and says nothing more.
+//!
+//! The one thing to know: an entity's `unique_id` is what the user's dashboards and automations hang
+//! on. It is made of the channel's label and the name of what is shown, and stays as it is for ever.
+
+mod element;
+mod happening;
+
+use std::{borrow::Cow, collections::BTreeMap, fmt::Write as _};
+
+use serde_json::{Map, Value, json};
+
+pub use self::happening::{ACTIVITIES, Happening, KINDS, Kind};
+
+/// The name of the relay's own device, and what the ids of all entities begin with.
+const RELAY: &str = "astro-relay";
+
+/// The prefix that Home Assistant listens under unless it is told otherwise.
+pub const DEFAULT_PREFIX: &str = "homeassistant";
+
+/// Where the relay's own state is kept.
+const RELAY_BASE: &str = "astro/relay";
+
+/// Home Assistant as one sink serves it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// The discovery prefix.
+    pub prefix: String,
+    /// Our part of the discovery topics: who we are to the broker.
+    pub node: String,
+    /// The channels that the sink selects, by label.
+    pub channels: BTreeMap<String, Feed>,
+    /// Commands that are taken: `session/set`, `session/reset`, `session/reload`.
+    pub commands: Vec<String>,
+}
+
+/// What there is of a channel.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Feed {
+    /// The topics that it subscribes to and that the sink wants.
+    pub topics: Vec<String>,
+}
+
+/// A retained configuration of one entity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announcement {
+    /// The discovery topic.
+    pub topic: String,
+    /// The configuration, as JSON.
+    pub payload: String,
+}
+
+/// Where a channel's state is kept.
+pub fn base(channel: &str) -> String {
+    format!("astro/{channel}")
+}
+
+/// Where happenings of a kind go.
+pub fn event_topic(channel: &str, kind: &str) -> String {
+    format!("{}/event/{kind}", base(channel))
+}
+
+/// One or several words as one that may stand in a discovery topic: `[a-zA-Z0-9_-]`. Different words
+/// never become the same: what is no small letter, digit or hyphen is written as `_` and its number,
+/// and between two words stands `__`.
+fn id(words: &[&str]) -> String {
+    let mut id = String::new();
+    for (place, word) in words.iter().enumerate() {
+        if place > 0 {
+            id.push_str("__");
+        }
+        for byte in word.bytes() {
+            match byte {
+                b'a'..=b'z' | b'0'..=b'9' | b'-' => id.push(char::from(byte)),
+                // Writing to a string cannot fail.
+                other => drop(write!(id, "_{other:02x}")),
+            }
+        }
+    }
+    id
+}
+
+/// An entity that is being described.
+struct Entity<'a> {
+    component: &'static str,
+    /// Its channel; `None`: it is the relay's own.
+    channel: Option<&'a str>,
+    /// What is shown, a word of ours or the vendor's.
+    object: Cow<'a, str>,
+    name: String,
+    icon: &'a str,
+    availability: Availability,
+    /// What its component wants beside that.
+    own: Value,
+}
+
+/// When an entity can be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Availability {
+    /// Always: it says itself how things stand.
+    Always,
+    /// While the relay runs.
+    Relay,
+    /// While the relay runs and hears the channel.
+    Channel,
+}
+
+impl Home {
+    /// The filter that matches every configuration of ours, those of earlier days too.
+    pub fn own_filter(&self) -> String {
+        format!("{}/+/{}/+/config", self.prefix, id(&[&self.node]))
+    }
+
+    /// Whether a topic is matched by [`Home::own_filter`].
+    pub fn owns(&self, topic: &str) -> bool {
+        let rest = topic.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('/'));
+        let parts: Vec<&str> = rest.unwrap_or_default().split('/').collect();
+        matches!(parts.as_slice(), [_, node, _, "config"] if *node == id(&[&self.node]))
+    }
+
+    /// Where Home Assistant says that it has started.
+    pub fn birth_topic(&self) -> String {
+        format!("{}/status", self.prefix)
+    }
+
+    /// Whether the sink selects a channel.
+    pub fn knows(&self, channel: &str) -> bool {
+        self.channels.contains_key(channel)
+    }
+
+    /// The entities that are there whatever the state is.
+    pub fn fixed(&self) -> Vec<Announcement> {
+        let mut entities = relay();
+        for (channel, feed) in &self.channels {
+            entities.push(connection(channel));
+            if feed.topics.iter().any(|topic| topic == "channel.stream.status") {
+                entities.push(live(channel));
+            }
+            entities.extend(events(channel, feed));
+            entities.extend(self.buttons(channel));
+        }
+        entities.iter().map(|entity| self.announce(entity)).collect()
+    }
+
+    /// The entities of a session's element, by its present value: none where nothing of it fits into
+    /// a state (a list of recent followers). `topic` is where it is kept.
+    pub fn element(
+        &self,
+        channel: &str,
+        element: &str,
+        topic: &str,
+        value: &Value,
+    ) -> Vec<Announcement> {
+        let Some(shown) = element::shown(element, value) else { return Vec::new() };
+        let entity = |component, object: &str, name, availability, own| {
+            let entity = Entity {
+                component,
+                channel: Some(channel),
+                object: object.to_owned().into(),
+                name,
+                icon: shown.icon,
+                availability,
+                own,
+            };
+            self.announce(&entity)
+        };
+        let mut own = shown.own.clone();
+        set(&mut own, "state_topic", topic.into());
+        if shown.attributes {
+            set(&mut own, "json_attributes_topic", topic.into());
+        }
+        let available = Availability::Channel;
+        let mut all = vec![entity("sensor", element, shown.name.clone(), available, own)];
+        // A name that has to be written in another way in a topic is no goal of the vendor's.
+        let plain = id(&[element]) == element;
+        if shown.is_goal && plain && self.takes("session/set") {
+            let own = json!({
+                "state_topic": topic,
+                "value_template": "{{ value_json.amount }}",
+                "command_topic": format!("{}/command/session/set/{element}", base(channel)),
+                "command_template": r#"{"amount": {{ value }}}"#,
+                "min": 0, "max": element::MOST, "step": 0.01, "mode": "box",
+                "entity_category": "config",
+            });
+            let object = format!("{element}/set");
+            all.push(entity("number", &object, format!("Set {}", shown.name), available, own));
+        }
+        all
+    }
+
+    /// The entity of a counter of the bot's.
+    pub fn counter(&self, channel: &str, counter: &str, topic: &str) -> Announcement {
+        self.announce(&Entity {
+            component: "sensor",
+            channel: Some(channel),
+            object: format!("counter/{counter}").into(),
+            name: format!("Counter {counter}"),
+            icon: "mdi:counter",
+            availability: Availability::Channel,
+            own: json!({
+                "state_topic": topic,
+                "state_class": "measurement",
+            }),
+        })
+    }
+
+    fn takes(&self, command: &str) -> bool {
+        self.commands.iter().any(|taken| taken == command)
+    }
+
+    fn buttons<'a>(&self, channel: &'a str) -> Vec<Entity<'a>> {
+        [
+            ("session/reset", "reset", "Reset session", "mdi:restart-alert"),
+            ("session/reload", "reload", "Reload session", "mdi:reload"),
+        ]
+        .into_iter()
+        .filter(|(command, ..)| self.takes(command))
+        .map(|(command, object, name, icon)| Entity {
+            component: "button",
+            channel: Some(channel),
+            object: object.into(),
+            name: name.into(),
+            icon,
+            availability: Availability::Channel,
+            own: json!({
+                "command_topic": format!("{}/command/{command}", base(channel)),
+                "payload_press": "PRESS",
+                "entity_category": "config",
+            }),
+        })
+        .collect()
+    }
+
+    fn announce(&self, entity: &Entity<'_>) -> Announcement {
+        let Entity { component, channel, object, name, icon, availability, own } = entity;
+        let object: &str = object;
+        let mut config = own.clone();
+        let unique = match channel {
+            Some(channel) => id(&[RELAY, channel, object]),
+            None => id(&[RELAY, object]),
+        };
+        let place = match channel {
+            Some(channel) => id(&[channel, object]),
+            None => id(&[object]),
+        };
+        for (key, value) in [
+            ("name", (&**name).into()),
+            ("unique_id", unique.into()),
+            ("icon", (*icon).into()),
+            ("device", device(*channel)),
+            ("origin", origin()),
+            ("qos", 1.into()),
+        ] {
+            set(&mut config, key, value);
+        }
+        let relay = json!({
+            "topic": format!("{RELAY_BASE}/status"),
+            "value_template":
+                "{{ 'offline' if value_json.status == 'offline' else 'online' }}",
+        });
+        let list = match (availability, channel) {
+            (Availability::Always, _) => Vec::new(),
+            (Availability::Channel, Some(channel)) => {
+                vec![relay, json!({ "topic": format!("{}/status", base(channel)) })]
+            }
+            (Availability::Relay | Availability::Channel, _) => vec![relay],
+        };
+        if !list.is_empty() {
+            set(&mut config, "availability", list.into());
+            set(&mut config, "availability_mode", "all".into());
+        }
+        let node = id(&[&self.node]);
+        Announcement {
+            topic: format!("{}/{component}/{node}/{place}/config", self.prefix),
+            payload: config.to_string(),
+        }
+    }
+}
+
+fn set(config: &mut Value, key: &str, value: Value) {
+    if let Value::Object(config) = config {
+        config.insert(key.to_owned(), value);
+    }
+}
+
+/// The device that an entity belongs to.
+fn device(channel: Option<&str>) -> Value {
+    match channel {
+        Some(channel) => json!({
+            "identifiers": [id(&[RELAY, channel])],
+            "name": format!("StreamElements {channel}"),
+            "manufacturer": "StreamElements",
+            "model": "Channel",
+            "via_device": RELAY,
+        }),
+        None => json!({
+            "identifiers": [RELAY],
+            "name": "Astro relay",
+            "manufacturer": "astro-relay",
+            "model": "Relay",
+            "sw_version": env!("CARGO_PKG_VERSION"),
+        }),
+    }
+}
+
+/// Who says all this.
+fn origin() -> Value {
+    let mut origin = Map::new();
+    origin.insert("name".into(), RELAY.into());
+    origin.insert("sw_version".into(), env!("CARGO_PKG_VERSION").into());
+    // Empty while the package names no home page.
+    let url = env!("CARGO_PKG_HOMEPAGE");
+    if !url.is_empty() {
+        origin.insert("support_url".into(), url.into());
+    }
+    origin.into()
+}
+
+/// The relay's own entities.
+fn relay() -> Vec<Entity<'static>> {
+    let status = format!("{RELAY_BASE}/status");
+    let mut entities = vec![
+        of_relay(
+            "sensor",
+            ("status", "Status", "mdi:lan-connect"),
+            Availability::Always,
+            json!({
+                "state_topic": status,
+                "value_template": "{{ value_json.status }}",
+                "json_attributes_topic": status,
+                "device_class": "enum",
+                "options": ["online", "degraded", "offline"],
+            }),
+        ),
+        of_relay(
+            "binary_sensor",
+            ("astro", "Astro", "mdi:cloud-check"),
+            Availability::Relay,
+            json!({
+                "state_topic": format!("{RELAY_BASE}/diagnostics"),
+                "value_template": "{{ 'ON' if value_json.astro == 'connected' else 'OFF' }}",
+                "device_class": "connectivity",
+            }),
+        ),
+    ];
+    let measured = |class: &str| json!({ "state_class": class });
+    let figures = [
+        ("lag", ("lag", "Events waiting", "mdi:tray-full"), measured("measurement")),
+        (
+            "last_event",
+            ("last-event", "Last event", "mdi:clock-outline"),
+            json!({ "device_class": "timestamp" }),
+        ),
+        ("gaps", ("gaps", "Gaps", "mdi:content-cut"), measured("total_increasing")),
+        (
+            "dead_letters",
+            ("dead-letters", "Dead letters", "mdi:email-off"),
+            measured("measurement"),
+        ),
+    ];
+    entities.extend(figures.map(|(key, what, mut own)| {
+        set(&mut own, "state_topic", format!("{RELAY_BASE}/diagnostics").into());
+        let template = format!("{{{{ value_json.{key} | default(none) }}}}");
+        set(&mut own, "value_template", template.into());
+        of_relay("sensor", what, Availability::Relay, own)
+    }));
+    entities
+}
+
+/// An entity of the relay's own: its object, name and icon.
+fn of_relay(
+    component: &'static str,
+    (object, name, icon): (&'static str, &str, &'static str),
+    availability: Availability,
+    mut own: Value,
+) -> Entity<'static> {
+    set(&mut own, "entity_category", "diagnostic".into());
+    let (object, name) = (object.into(), name.into());
+    Entity { component, channel: None, object, name, icon, availability, own }
+}
+
+/// Whether Astro is heard for the channel. It must not be unavailable just when it has to say no.
+fn connection(channel: &str) -> Entity<'_> {
+    Entity {
+        component: "binary_sensor",
+        channel: Some(channel),
+        object: "connection".into(),
+        name: "Connection".into(),
+        icon: "mdi:cloud-check",
+        availability: Availability::Relay,
+        own: json!({
+            "state_topic": format!("{}/status", base(channel)),
+            "payload_on": "online",
+            "payload_off": "offline",
+            "device_class": "connectivity",
+            "entity_category": "diagnostic",
+        }),
+    }
+}
+
+fn live(channel: &str) -> Entity<'_> {
+    Entity {
+        component: "binary_sensor",
+        channel: Some(channel),
+        object: "live".into(),
+        name: "Live".into(),
+        icon: "mdi:broadcast",
+        availability: Availability::Channel,
+        own: json!({
+            "state_topic": format!("{}/stream", base(channel)),
+            "value_template": "{{ 'ON' if value_json.online else 'OFF' }}",
+        }),
+    }
+}
+
+/// An event entity for each kind that can come.
+fn events<'a>(channel: &'a str, feed: &Feed) -> impl Iterator<Item = Entity<'a>> {
+    let subscribed = |topic: &str| feed.topics.iter().any(|subscribed| subscribed == topic);
+    let all = subscribed(ACTIVITIES);
+    KINDS.iter().filter(move |kind| all || subscribed(kind.topic)).map(move |kind| Entity {
+        component: "event",
+        channel: Some(channel),
+        object: format!("event/{}", kind.name).into(),
+        name: kind.label.into(),
+        icon: kind.icon,
+        availability: Availability::Channel,
+        own: json!({
+            "state_topic": event_topic(channel, kind.name),
+            "event_types": kind.types,
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,189 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+fn home(commands: &[&str]) -> Home {
+    let feed = |topics: &[&str]| Feed { topics: topics.iter().map(|&t| t.to_owned()).collect() };
+    Home {
+        prefix: "homeassistant".into(),
+        node: "astro-relay-home".into(),
+        channels: BTreeMap::from([
+            ("main".into(), feed(&["channel.activities", "channel.stream.status"])),
+            ("a_b".into(), feed(&["channel.tips"])),
+        ]),
+        commands: commands.iter().map(|&command| command.to_owned()).collect(),
+    }
+}
+
+/// The elements of the documentation's example.
+fn session() -> Vec<(String, Value)> {
+    let text = include_str!("../../tests/fixtures/rest/session.json");
+    let session: Value = serde_json::from_str(text).unwrap();
+    session["data"].as_object().unwrap().clone().into_iter().collect()
+}
+
+fn everything(home: &Home) -> Vec<(String, Value)> {
+    let mut all = home.fixed();
+    for (element, value) in session() {
+        let topic = format!("astro/main/session/{element}");
+        all.extend(home.element("main", &element, &topic, &value));
+    }
+    all.push(home.counter("main", "deaths", "astro/main/counters/deaths"));
+    all.into_iter().map(|one| (one.topic, serde_json::from_str(&one.payload).unwrap())).collect()
+}
+
+const ALL: &[&str] = &["session/set", "session/reset", "session/reload"];
+
+/// What each component cannot do without, by Home Assistant's documentation of each.
+fn required(component: &str) -> &'static [&'static str] {
+    match component {
+        "sensor" | "binary_sensor" => &["state_topic"],
+        "event" => &["state_topic", "event_types"],
+        "number" | "button" => &["command_topic"],
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn every_entity_is_complete_and_no_two_are_the_same() {
+    let home = home(ALL);
+    let all = everything(&home);
+    let (mut topics, mut ids, mut names) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for (topic, config) in &all {
+        let parts: Vec<&str> = topic.split('/').collect();
+        let ["homeassistant", component, "astro-relay-home", object, "config"] = *parts.as_slice()
+        else {
+            panic!("{topic}")
+        };
+        assert!(object.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-'));
+        assert!(home.owns(topic));
+        for key in required(component).iter().chain(&["name", "unique_id", "icon"]) {
+            assert!(config.get(*key).is_some(), "{topic} has no {key}");
+        }
+        assert!(topics.insert(topic), "{topic}");
+        assert!(ids.insert(config["unique_id"].as_str().unwrap()), "{}", config["unique_id"]);
+        let name = (config["device"]["name"].to_string(), config["name"].to_string(), component);
+        assert!(names.insert(name.clone()), "{name:?}");
+        assert_eq!(config["origin"]["name"], "astro-relay");
+        assert_eq!(config["device"]["identifiers"].as_array().unwrap().len(), 1);
+        for topic in config["availability"].as_array().into_iter().flatten() {
+            assert!(topic["topic"].as_str().unwrap().starts_with("astro/"));
+        }
+    }
+    // The relay's, those of the two channels, the elements with a state, four goals, one counter.
+    assert_eq!(all.len(), 6 + (1 + 1 + 11 + 2) + (1 + 1 + 2) + 55 + 4 + 1);
+}
+
+/// Users' automations hang on these: a change here breaks them.
+#[test]
+fn ids_stay_as_they_are() {
+    let all: BTreeMap<_, _> = everything(&home(ALL)).into_iter().collect();
+    for (topic, id, device) in [
+        (
+            "homeassistant/sensor/astro-relay-home/main__follower-session/config",
+            "astro-relay__main__follower-session",
+            "astro-relay__main",
+        ),
+        (
+            "homeassistant/event/astro-relay-home/main__event_2ftip/config",
+            "astro-relay__main__event_2ftip",
+            "astro-relay__main",
+        ),
+        (
+            "homeassistant/event/astro-relay-home/a_5fb__event_2ftip/config",
+            "astro-relay__a_5fb__event_2ftip",
+            "astro-relay__a_5fb",
+        ),
+        (
+            "homeassistant/number/astro-relay-home/main__tip-goal_2fset/config",
+            "astro-relay__main__tip-goal_2fset",
+            "astro-relay__main",
+        ),
+        (
+            "homeassistant/binary_sensor/astro-relay-home/main__live/config",
+            "astro-relay__main__live",
+            "astro-relay__main",
+        ),
+        ("homeassistant/sensor/astro-relay-home/gaps/config", "astro-relay__gaps", "astro-relay"),
+    ] {
+        let config = &all[topic];
+        assert_eq!(config["unique_id"], id);
+        assert_eq!(config["device"]["identifiers"], json!([device]));
+    }
+}
+
+#[test]
+fn different_words_never_have_the_same_id() {
+    for (words, expected) in [
+        (&["a", "b"][..], "a__b"),
+        (&["a_b"], "a_5fb"),
+        (&["a__b"], "a_5f_5fb"),
+        (&["a_", "b"], "a_5f__b"),
+        (&["a", "_b"], "a___5fb"),
+        (&["A/ü"], "_41_2f_c3_bc"),
+    ] {
+        assert_eq!(id(words), expected);
+    }
+}
+
+#[test]
+fn what_can_be_pressed_and_set_is_what_is_allowed() {
+    let commanding = |commands: &[&str]| -> BTreeSet<String> {
+        let all = everything(&home(commands)).into_iter();
+        all.filter_map(|(_, config)| config["command_topic"].as_str().map(str::to_owned)).collect()
+    };
+    assert_eq!(commanding(&[]), BTreeSet::new());
+    let reload = ["astro/a_b/command/session/reload", "astro/main/command/session/reload"];
+    assert_eq!(commanding(&["session/reload"]), reload.map(str::to_owned).into());
+    let goals = ["cheer", "follower", "subscriber", "tip"]
+        .map(|goal| format!("astro/main/command/session/set/{goal}-goal"));
+    assert_eq!(commanding(&["session/set"]), goals.into());
+}
+
+#[test]
+fn events_come_from_what_is_subscribed() {
+    let all = home(&[]).fixed();
+    let events = |channel: &str| -> Vec<String> {
+        let topics = all.iter().filter_map(|one| {
+            let start = format!("homeassistant/event/astro-relay-home/{}__", id(&[channel]));
+            one.topic.strip_prefix(&start)?.strip_suffix("/config").map(str::to_owned)
+        });
+        topics.collect()
+    };
+    assert_eq!(events("a_b"), ["event_2ftip"]);
+    assert_eq!(events("main").len(), KINDS.len());
+}
+
+#[test]
+fn availability_is_of_those_on_whom_it_depends() {
+    let all: BTreeMap<_, _> = everything(&home(ALL)).into_iter().collect();
+    let of = |entity: &str| -> Vec<&str> {
+        let config = &all[&format!("homeassistant/{entity}/config")];
+        let list = config["availability"].as_array().into_iter().flatten();
+        list.map(|one| one["topic"].as_str().unwrap()).collect()
+    };
+    let both = ["astro/relay/status", "astro/main/status"];
+    assert_eq!(of("event/astro-relay-home/main__event_2ftip"), both);
+    assert_eq!(of("sensor/astro-relay-home/main__tip-latest"), both);
+    // What has to say that the channel is not heard must not be unavailable then.
+    let relay = ["astro/relay/status"];
+    assert_eq!(of("binary_sensor/astro-relay-home/main__connection"), relay);
+    assert_eq!(of("sensor/astro-relay-home/lag"), relay);
+    assert_eq!(of("sensor/astro-relay-home/status"), [""; 0]);
+}
+
+#[test]
+fn our_configurations_are_told_from_those_of_others() {
+    let home = home(&[]);
+    assert_eq!(home.own_filter(), "homeassistant/+/astro-relay-home/+/config");
+    for topic in [
+        "homeassistant/sensor/astro-relay-den/main__x/config",
+        "homeassistant/sensor/astro-relay-home/config",
+        "homeassistant/sensor/astro-relay-home/main__x/state",
+        "homeassistant/status",
+        "elsewhere/sensor/astro-relay-home/main__x/config",
+        "homeassistant2/sensor/astro-relay-home/main__x/config",
+    ] {
+        assert!(!home.owns(topic), "{topic}");
+    }
+}
