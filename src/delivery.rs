@@ -255,7 +255,8 @@ impl Delivery {
         outgoing
     }
 
-    /// Hands events over, in order, until each is accepted or set aside.
+    /// Hands events over, in order, until each is accepted or set aside. What is new is rendered again
+    /// when time has passed: it may have become too old meanwhile.
     async fn hand_over(
         &mut self,
         outgoing: &[Outgoing],
@@ -263,8 +264,19 @@ impl Delivery {
         stop: &CancellationToken,
     ) -> Result<(), Halt> {
         let mut rest = outgoing;
+        let mut later;
+        let mut late = false;
         while !rest.is_empty() {
+            late |= !self.connected;
             self.connect(stop).await?;
+            if std::mem::take(&mut late) && turn == Turn::Next {
+                let records: Vec<_> = rest.iter().map(|one| Arc::clone(&one.record)).collect();
+                later = self.render(&records);
+                rest = &later;
+                if rest.is_empty() {
+                    break;
+                }
+            }
             let limit =
                 self.deadline.saturating_mul(u32::try_from(rest.len() + 1).unwrap_or(u32::MAX));
             let failure = match timeout(limit, self.sink.deliver(rest)).await {
@@ -297,7 +309,10 @@ impl Delivery {
                 }
                 // It has taken all there was: there is nothing to refuse or to wait for.
                 (Cause::Refused { .. } | Cause::Busy { .. }, None) => self.worked(),
-                (cause, _) => self.failed(cause, stop).await?,
+                (cause, _) => {
+                    self.failed(cause, stop).await?;
+                    late = true;
+                }
             }
         }
         Ok(())
