@@ -343,6 +343,12 @@ pub struct SinkConfig {
     #[serde(default, skip)]
     #[schemars(skip)]
     pub settings: serde_json::Value,
+    /// The channels that it selects, by label, with the topics that they subscribe to: for a sink that
+    /// describes them to its far side, and empty for all others. Filled by the loader, so that a sink
+    /// is another when what it describes is.
+    #[serde(default, skip)]
+    #[schemars(skip)]
+    pub feeds: BTreeMap<String, Vec<String>>,
 }
 
 /// Shows the keys of `settings` without their values: secrets are among them, and addresses with a

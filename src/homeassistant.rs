@@ -17,6 +17,12 @@ use std::{borrow::Cow, collections::BTreeMap, fmt::Write as _};
 
 use serde_json::{Map, Value, json};
 
+use crate::{
+    config::{Channel, SinkConfig},
+    event::Event,
+    template::Template,
+};
+
 pub use self::happening::{ACTIVITIES, Happening, KINDS, Kind};
 
 /// The name of the relay's own device, and what the ids of all entities begin with.
@@ -25,16 +31,23 @@ const RELAY: &str = "astro-relay";
 /// The prefix that Home Assistant listens under unless it is told otherwise.
 pub const DEFAULT_PREFIX: &str = "homeassistant";
 
-/// Where the relay's own state is kept.
-const RELAY_BASE: &str = "astro/relay";
+/// What the topics of the state begin with unless the sink says otherwise.
+const DEFAULT_BASE: &str = "astro/{{ channel }}";
+
+/// The word that stands for the relay itself where a channel's label would stand.
+const OWNER: &str = "relay";
 
 /// Home Assistant as one sink serves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Home {
+    /// Whether there are entities; where there are none, those of earlier days are stale.
+    pub on: bool,
     /// The discovery prefix.
     pub prefix: String,
     /// Our part of the discovery topics: who we are to the broker.
     pub node: String,
+    /// What the topics of the relay's own state begin with.
+    pub relay: String,
     /// The channels that the sink selects, by label.
     pub channels: BTreeMap<String, Feed>,
     /// Commands that are taken: `session/set`, `session/reset`, `session/reload`.
@@ -44,7 +57,9 @@ pub struct Home {
 /// What there is of a channel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Feed {
-    /// The topics that it subscribes to and that the sink wants.
+    /// What the topics of its state, its happenings and its commands begin with.
+    pub base: String,
+    /// The topics that it subscribes to.
     pub topics: Vec<String>,
 }
 
@@ -57,14 +72,81 @@ pub struct Announcement {
     pub payload: String,
 }
 
-/// Where a channel's state is kept.
-pub fn base(channel: &str) -> String {
-    format!("astro/{channel}")
+/// Whether a sink serves Home Assistant; `None`: it says nothing of it.
+pub fn wanted(config: &SinkConfig) -> Option<bool> {
+    config.settings.get("homeassistant").and_then(Value::as_bool)
+}
+
+/// Tells a sink that serves Home Assistant what it needs to know of the channels.
+pub fn prepare(config: &mut SinkConfig, channels: &BTreeMap<String, Channel>) {
+    if wanted(config) != Some(true) {
+        return;
+    }
+    let selected = config.channels.clone();
+    let selects =
+        |label: &String| selected.as_ref().is_none_or(|selected| selected.contains(label));
+    config.feeds = channels
+        .iter()
+        .filter(|(label, _)| selects(label))
+        .map(|(label, channel)| (label.clone(), channel.topics.clone()))
+        .collect();
+}
+
+/// What each channel's topics begin with, as the sink is configured. `escape` makes them legal.
+fn feeds(
+    config: &SinkConfig,
+    escape: fn(&str) -> Cow<'_, str>,
+) -> Result<(String, BTreeMap<String, Feed>), String> {
+    let text = config.settings.get("state_topic").and_then(Value::as_str).unwrap_or(DEFAULT_BASE);
+    let template = Template::compile(text)?;
+    let base = |owner: &str| {
+        let view = std::iter::once(("channel", owner)).collect();
+        let base = template.render(&view).map_err(|error| error.to_string())?;
+        Ok::<_, String>(escape(&base).into_owned())
+    };
+    let feeds = config.feeds.iter().map(|(label, topics)| {
+        Ok((label.clone(), Feed { base: base(label)?, topics: topics.clone() }))
+    });
+    Ok((base(OWNER)?, feeds.collect::<Result<_, String>>()?))
+}
+
+/// Where what happens goes.
+#[derive(Debug)]
+pub struct Topics(BTreeMap<String, Feed>);
+
+impl Topics {
+    /// Those of a sink; `None`: it does not serve Home Assistant.
+    pub fn of(
+        config: &SinkConfig,
+        escape: fn(&str) -> Cow<'_, str>,
+    ) -> Result<Option<Self>, String> {
+        if wanted(config) != Some(true) {
+            return Ok(None);
+        }
+        let (_, channels) = feeds(config, escape)?;
+        Ok(Some(Self(channels)))
+    }
+
+    /// What an event tells, and where that goes; `data` is what the sink may see of its data.
+    /// `activities`: whether the sink wants activities of the event's channel.
+    pub fn told(
+        &self,
+        event: &Event,
+        data: &[u8],
+        activities: impl Fn() -> bool,
+        age_ms: u64,
+    ) -> Option<(String, String)> {
+        let feed = self.0.get(&*event.channel)?;
+        let activities = feed.topics.iter().any(|topic| topic == ACTIVITIES) && activities();
+        let happening = Happening::of(event, data, activities, age_ms)?;
+        let payload = serde_json::to_string(&happening).ok()?;
+        Some((event_topic(&feed.base, happening.kind()), payload))
+    }
 }
 
 /// Where happenings of a kind go.
-pub fn event_topic(channel: &str, kind: &str) -> String {
-    format!("{}/event/{kind}", base(channel))
+fn event_topic(base: &str, kind: &str) -> String {
+    format!("{base}/event/{kind}")
 }
 
 /// One or several words as one that may stand in a discovery topic: `[a-zA-Z0-9_-]`. Different words
@@ -90,8 +172,8 @@ fn id(words: &[&str]) -> String {
 /// An entity that is being described.
 struct Entity<'a> {
     component: &'static str,
-    /// Its channel; `None`: it is the relay's own.
-    channel: Option<&'a str>,
+    /// Its channel, and what that one's topics begin with; `None`: it is the relay's own.
+    channel: Option<(&'a str, &'a str)>,
     /// What is shown, a word of ours or the vendor's.
     object: Cow<'a, str>,
     name: String,
@@ -113,6 +195,26 @@ enum Availability {
 }
 
 impl Home {
+    /// As a sink is configured: `node` is its `client_id`. Where it says `homeassistant = false`, or
+    /// nothing, there are no entities at all.
+    pub fn of(
+        config: &SinkConfig,
+        node: &str,
+        escape: fn(&str) -> Cow<'_, str>,
+        commands: Vec<String>,
+    ) -> Result<Self, String> {
+        let (relay, channels) = feeds(config, escape)?;
+        let prefix = config.settings.get("discovery_prefix").and_then(Value::as_str);
+        Ok(Self {
+            on: wanted(config) == Some(true),
+            prefix: prefix.unwrap_or(DEFAULT_PREFIX).to_owned(),
+            node: node.to_owned(),
+            relay,
+            channels,
+            commands,
+        })
+    }
+
     /// The filter that matches every configuration of ours, those of earlier days too.
     pub fn own_filter(&self) -> String {
         format!("{}/+/{}/+/config", self.prefix, id(&[&self.node]))
@@ -135,16 +237,39 @@ impl Home {
         self.channels.contains_key(channel)
     }
 
+    /// Whether a configuration of ours that the broker keeps is to be cleared. Not where it is of an
+    /// element that may yet come to be known: with the entity would go what its user has made of it.
+    pub fn is_stale(&self, topic: &str, announced: impl FnOnce(&str) -> bool) -> bool {
+        if !self.owns(topic) || announced(topic) {
+            return false;
+        }
+        let mut parts = topic.rsplit('/').skip(1);
+        let (place, component) = (parts.next().unwrap_or_default(), parts.nth(1));
+        let known = self.channels.keys().any(|channel| {
+            place.strip_prefix(&id(&[channel])).is_some_and(|rest| rest.starts_with("__"))
+        });
+        let awaited = match component {
+            Some("sensor") => known,
+            Some("number") => known && self.takes("session/set"),
+            _ => false,
+        };
+        !(self.on && awaited)
+    }
+
     /// The entities that are there whatever the state is.
     pub fn fixed(&self) -> Vec<Announcement> {
-        let mut entities = relay();
+        if !self.on {
+            return Vec::new();
+        }
+        let mut entities = relay(&self.relay);
         for (channel, feed) in &self.channels {
-            entities.push(connection(channel));
+            let of = (&**channel, &*feed.base);
+            entities.push(connection(of));
             if feed.topics.iter().any(|topic| topic == "channel.stream.status") {
-                entities.push(live(channel));
+                entities.push(live(of));
             }
-            entities.extend(events(channel, feed));
-            entities.extend(self.buttons(channel));
+            entities.extend(events(of, feed));
+            entities.extend(self.buttons(of));
         }
         entities.iter().map(|entity| self.announce(entity)).collect()
     }
@@ -158,64 +283,81 @@ impl Home {
         topic: &str,
         value: &Value,
     ) -> Vec<Announcement> {
-        let Some(shown) = element::shown(element, value) else { return Vec::new() };
-        let entity = |component, object: &str, name, availability, own| {
-            let entity = Entity {
-                component,
-                channel: Some(channel),
-                object: object.to_owned().into(),
-                name,
-                icon: shown.icon,
-                availability,
-                own,
-            };
-            self.announce(&entity)
+        let (Some(shown), Some(of)) = (element::shown(element, value), self.of_channel(channel))
+        else {
+            return Vec::new();
+        };
+        let entity = |component, object: &str, name: &str, own| {
+            let (object, name) = (object.to_owned().into(), name.to_owned());
+            let (channel, availability) = (Some(of), Availability::Channel);
+            let icon = shown.icon;
+            self.announce(&Entity { component, channel, object, name, icon, availability, own })
         };
         let mut own = shown.own.clone();
         set(&mut own, "state_topic", topic.into());
         if shown.attributes {
             set(&mut own, "json_attributes_topic", topic.into());
         }
-        let available = Availability::Channel;
-        let mut all = vec![entity("sensor", element, shown.name.clone(), available, own)];
+        let mut all = vec![entity("sensor", element, &shown.name, own)];
         // A name that has to be written in another way in a topic is no goal of the vendor's.
         let plain = id(&[element]) == element;
         if shown.is_goal && plain && self.takes("session/set") {
             let own = json!({
                 "state_topic": topic,
                 "value_template": "{{ value_json.amount }}",
-                "command_topic": format!("{}/command/session/set/{element}", base(channel)),
+                "command_topic": format!("{}/command/session/set/{element}", of.1),
                 "command_template": r#"{"amount": {{ value }}}"#,
                 "min": 0, "max": element::MOST, "step": 0.01, "mode": "box",
                 "entity_category": "config",
             });
             let object = format!("{element}/set");
-            all.push(entity("number", &object, format!("Set {}", shown.name), available, own));
+            all.push(entity("number", &object, &format!("Set {}", shown.name), own));
         }
         all
     }
 
-    /// The entity of a counter of the bot's.
-    pub fn counter(&self, channel: &str, counter: &str, topic: &str) -> Announcement {
-        self.announce(&Entity {
+    /// The topics under which an element's entities would be announced: what is to be cleared when it
+    /// is no more.
+    pub fn element_topics(&self, channel: &str, element: &str) -> [String; 2] {
+        let number = format!("{element}/set");
+        [("sensor", element), ("number", &number)]
+            .map(|(component, object)| self.topic(component, &id(&[channel, object])))
+    }
+
+    /// The entity of a counter of the bot's, kept under `topic`.
+    pub fn counter(&self, channel: &str, counter: &str, topic: &str) -> Option<Announcement> {
+        let of = self.of_channel(channel)?;
+        Some(self.announce(&Entity {
             component: "sensor",
-            channel: Some(channel),
-            object: format!("counter/{counter}").into(),
+            channel: Some(of),
+            object: counter_object(counter).into(),
             name: format!("Counter {counter}"),
             icon: "mdi:counter",
             availability: Availability::Channel,
-            own: json!({
-                "state_topic": topic,
-                "state_class": "measurement",
-            }),
-        })
+            own: json!({ "state_topic": topic, "state_class": "measurement" }),
+        }))
+    }
+
+    /// The topic under which a counter is announced.
+    pub fn counter_topic(&self, channel: &str, counter: &str) -> String {
+        self.topic("sensor", &id(&[channel, &counter_object(counter)]))
+    }
+
+    /// A channel that the sink selects, with its base.
+    fn of_channel<'a>(&'a self, channel: &'a str) -> Option<(&'a str, &'a str)> {
+        let feed = self.channels.get(channel)?;
+        Some((channel, &feed.base))
+    }
+
+    fn topic(&self, component: &str, place: &str) -> String {
+        format!("{}/{component}/{}/{place}/config", self.prefix, id(&[&self.node]))
     }
 
     fn takes(&self, command: &str) -> bool {
         self.commands.iter().any(|taken| taken == command)
     }
 
-    fn buttons<'a>(&self, channel: &'a str) -> Vec<Entity<'a>> {
+    fn buttons<'a>(&self, of: (&'a str, &'a str)) -> Vec<Entity<'a>> {
         [
             ("session/reset", "reset", "Reset session", "mdi:restart-alert"),
             ("session/reload", "reload", "Reload session", "mdi:reload"),
@@ -224,13 +366,13 @@ impl Home {
         .filter(|(command, ..)| self.takes(command))
         .map(|(command, object, name, icon)| Entity {
             component: "button",
-            channel: Some(channel),
+            channel: Some(of),
             object: object.into(),
             name: name.into(),
             icon,
             availability: Availability::Channel,
             own: json!({
-                "command_topic": format!("{}/command/{command}", base(channel)),
+                "command_topic": format!("{}/command/{command}", of.1),
                 "payload_press": "PRESS",
                 "entity_category": "config",
             }),
@@ -242,33 +384,28 @@ impl Home {
         let Entity { component, channel, object, name, icon, availability, own } = entity;
         let object: &str = object;
         let mut config = own.clone();
-        let unique = match channel {
-            Some(channel) => id(&[RELAY, channel, object]),
-            None => id(&[RELAY, object]),
-        };
-        let place = match channel {
-            Some(channel) => id(&[channel, object]),
-            None => id(&[object]),
+        let (unique, place) = match channel {
+            Some((channel, _)) => (id(&[RELAY, channel, object]), id(&[channel, object])),
+            None => (id(&[RELAY, object]), id(&[object])),
         };
         for (key, value) in [
             ("name", (&**name).into()),
             ("unique_id", unique.into()),
             ("icon", (*icon).into()),
-            ("device", device(*channel)),
+            ("device", device(channel.map(|(channel, _)| channel))),
             ("origin", origin()),
             ("qos", 1.into()),
         ] {
             set(&mut config, key, value);
         }
         let relay = json!({
-            "topic": format!("{RELAY_BASE}/status"),
-            "value_template":
-                "{{ 'offline' if value_json.status == 'offline' else 'online' }}",
+            "topic": format!("{}/status", self.relay),
+            "value_template": "{{ 'offline' if value_json.status == 'offline' else 'online' }}",
         });
         let list = match (availability, channel) {
             (Availability::Always, _) => Vec::new(),
-            (Availability::Channel, Some(channel)) => {
-                vec![relay, json!({ "topic": format!("{}/status", base(channel)) })]
+            (Availability::Channel, Some((_, base))) => {
+                vec![relay, json!({ "topic": format!("{base}/status") })]
             }
             (Availability::Relay | Availability::Channel, _) => vec![relay],
         };
@@ -276,12 +413,12 @@ impl Home {
             set(&mut config, "availability", list.into());
             set(&mut config, "availability_mode", "all".into());
         }
-        let node = id(&[&self.node]);
-        Announcement {
-            topic: format!("{}/{component}/{node}/{place}/config", self.prefix),
-            payload: config.to_string(),
-        }
+        Announcement { topic: self.topic(component, &place), payload: config.to_string() }
     }
+}
+
+fn counter_object(counter: &str) -> String {
+    format!("counter/{counter}")
 }
 
 fn set(config: &mut Value, key: &str, value: Value) {
@@ -324,8 +461,8 @@ fn origin() -> Value {
 }
 
 /// The relay's own entities.
-fn relay() -> Vec<Entity<'static>> {
-    let status = format!("{RELAY_BASE}/status");
+fn relay(base: &str) -> Vec<Entity<'static>> {
+    let (status, diagnostics) = (format!("{base}/status"), format!("{base}/diagnostics"));
     let mut entities = vec![
         of_relay(
             "sensor",
@@ -344,7 +481,7 @@ fn relay() -> Vec<Entity<'static>> {
             ("astro", "Astro", "mdi:cloud-check"),
             Availability::Relay,
             json!({
-                "state_topic": format!("{RELAY_BASE}/diagnostics"),
+                "state_topic": diagnostics,
                 "value_template": "{{ 'ON' if value_json.astro == 'connected' else 'OFF' }}",
                 "device_class": "connectivity",
             }),
@@ -366,7 +503,7 @@ fn relay() -> Vec<Entity<'static>> {
         ),
     ];
     entities.extend(figures.map(|(key, what, mut own)| {
-        set(&mut own, "state_topic", format!("{RELAY_BASE}/diagnostics").into());
+        set(&mut own, "state_topic", (&*diagnostics).into());
         let template = format!("{{{{ value_json.{key} | default(none) }}}}");
         set(&mut own, "value_template", template.into());
         of_relay("sensor", what, Availability::Relay, own)
@@ -387,16 +524,16 @@ fn of_relay(
 }
 
 /// Whether Astro is heard for the channel. It must not be unavailable just when it has to say no.
-fn connection(channel: &str) -> Entity<'_> {
+fn connection<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
     Entity {
         component: "binary_sensor",
-        channel: Some(channel),
+        channel: Some(of),
         object: "connection".into(),
         name: "Connection".into(),
         icon: "mdi:cloud-check",
         availability: Availability::Relay,
         own: json!({
-            "state_topic": format!("{}/status", base(channel)),
+            "state_topic": format!("{}/status", of.1),
             "payload_on": "online",
             "payload_off": "offline",
             "device_class": "connectivity",
@@ -405,34 +542,34 @@ fn connection(channel: &str) -> Entity<'_> {
     }
 }
 
-fn live(channel: &str) -> Entity<'_> {
+fn live<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
     Entity {
         component: "binary_sensor",
-        channel: Some(channel),
+        channel: Some(of),
         object: "live".into(),
         name: "Live".into(),
         icon: "mdi:broadcast",
         availability: Availability::Channel,
         own: json!({
-            "state_topic": format!("{}/stream", base(channel)),
+            "state_topic": format!("{}/stream", of.1),
             "value_template": "{{ 'ON' if value_json.online else 'OFF' }}",
         }),
     }
 }
 
 /// An event entity for each kind that can come.
-fn events<'a>(channel: &'a str, feed: &Feed) -> impl Iterator<Item = Entity<'a>> {
+fn events<'a>(of: (&'a str, &'a str), feed: &Feed) -> impl Iterator<Item = Entity<'a>> {
     let subscribed = |topic: &str| feed.topics.iter().any(|subscribed| subscribed == topic);
     let all = subscribed(ACTIVITIES);
     KINDS.iter().filter(move |kind| all || subscribed(kind.topic)).map(move |kind| Entity {
         component: "event",
-        channel: Some(channel),
+        channel: Some(of),
         object: format!("event/{}", kind.name).into(),
         name: kind.label.into(),
         icon: kind.icon,
         availability: Availability::Channel,
         own: json!({
-            "state_topic": event_topic(channel, kind.name),
+            "state_topic": event_topic(of.1, kind.name),
             "event_types": kind.types,
         }),
     })

@@ -25,7 +25,8 @@ use crate::{
     clock,
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
     event::{Event, Origin, Record, UnixMillis},
-    sink::{Address, Kind, Outgoing},
+    homeassistant,
+    sink::{Address, Beside, Kind, Outgoing},
     template::{Condition, Redacted, Template, View},
 };
 
@@ -47,6 +48,8 @@ pub struct Route {
     redactor: Redactor,
     payload: Payload,
     address: Option<Addressing>,
+    /// For Home Assistant: what it is told beside the event.
+    happenings: Option<homeassistant::Topics>,
     places: HashMap<PlaceKey, Place, FixedState>,
 }
 
@@ -152,7 +155,11 @@ impl Route {
                 Template::compile(template).map_err(|e| at("payload", e))?,
             )),
         };
+        let happenings = kind
+            .address
+            .and_then(|address| homeassistant::Topics::of(config, address.escape).transpose());
         Ok(Self {
+            happenings: happenings.transpose().map_err(|error| at("state_topic", error))?,
             topics,
             channels: config.channels.as_ref().map(|names| names.iter().cloned().collect()),
             when: when.map_err(|error| at("when", error))?,
@@ -199,9 +206,26 @@ impl Route {
                 payload,
                 content_type,
                 expires_in,
+                beside: self.beside(event, redacted.as_ref(), now),
             }),
             Err(error) => Rendered::Failed(format!("cannot be rendered: {error}")),
         }
+    }
+
+    /// What goes out beside an event: what happened, flat, for Home Assistant.
+    fn beside(
+        &self,
+        event: &Event,
+        redacted: Option<&Redacted>,
+        now: UnixMillis,
+    ) -> Option<Arc<Beside>> {
+        let happenings = self.happenings.as_ref()?;
+        let data = redacted.map_or(event.data(), |redacted| &redacted.data);
+        // The topic of its own counts where the activity does not reach this sink.
+        let activities = || self.wants(homeassistant::ACTIVITIES, &event.channel);
+        let age = u64::try_from(age(event, now).as_millis()).unwrap_or(u64::MAX);
+        let (address, payload) = happenings.told(event, data, activities, age)?;
+        Some(Arc::new(Beside { address: address.into(), payload: payload.into() }))
     }
 
     fn compose(

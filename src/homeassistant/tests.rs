@@ -3,13 +3,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 
 fn home(commands: &[&str]) -> Home {
-    let feed = |topics: &[&str]| Feed { topics: topics.iter().map(|&t| t.to_owned()).collect() };
+    let feed = |label: &str, topics: &[&str]| {
+        let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
+        (label.to_owned(), Feed { base: format!("astro/{label}"), topics })
+    };
     Home {
+        on: true,
+        relay: "astro/relay".into(),
         prefix: "homeassistant".into(),
         node: "astro-relay-home".into(),
         channels: BTreeMap::from([
-            ("main".into(), feed(&["channel.activities", "channel.stream.status"])),
-            ("a_b".into(), feed(&["channel.tips"])),
+            feed("main", &["channel.activities", "channel.stream.status"]),
+            feed("a_b", &["channel.tips"]),
         ]),
         commands: commands.iter().map(|&command| command.to_owned()).collect(),
     }
@@ -28,7 +33,7 @@ fn everything(home: &Home) -> Vec<(String, Value)> {
         let topic = format!("astro/main/session/{element}");
         all.extend(home.element("main", &element, &topic, &value));
     }
-    all.push(home.counter("main", "deaths", "astro/main/counters/deaths"));
+    all.extend(home.counter("main", "deaths", "astro/main/counters/deaths"));
     all.into_iter().map(|one| (one.topic, serde_json::from_str(&one.payload).unwrap())).collect()
 }
 
@@ -186,4 +191,38 @@ fn our_configurations_are_told_from_those_of_others() {
     ] {
         assert!(!home.owns(topic), "{topic}");
     }
+}
+
+#[test]
+fn what_was_announced_in_earlier_days_is_cleared_and_what_may_come_is_left() {
+    let stale = |home: &Home, entity: &str| {
+        let fixed: BTreeSet<_> = home.fixed().into_iter().map(|one| one.topic).collect();
+        home.is_stale(&format!("homeassistant/{entity}/config"), |topic| fixed.contains(topic))
+    };
+    let node = "astro-relay-home";
+    let (all, none) = (home(ALL), Home { on: false, channels: BTreeMap::new(), ..home(&[]) });
+    for (entity, without, commanded) in [
+        // A session's element is not known before it is fetched.
+        (format!("sensor/{node}/main__tip-latest"), false, false),
+        (format!("number/{node}/main__tip-goal_2fset"), true, false),
+        (format!("button/{node}/main__reset"), true, false),
+        (format!("event/{node}/main__event_2ftip"), false, false),
+        (format!("event/{node}/a_5fb__event_2fraid"), true, true),
+        (format!("binary_sensor/{node}/a_5fb__live"), true, true),
+        (format!("sensor/{node}/gone__tip-latest"), true, true),
+        (format!("sensor/{node}/mai__tip-latest"), true, true),
+        (format!("sensor/{node}/of-an-earlier-version"), true, true),
+        (format!("sensor/{node}/lag"), false, false),
+        ("sensor/somebody-else/main__tip-latest".to_owned(), false, false),
+    ] {
+        assert_eq!(stale(&home(&[]), &entity), without, "{entity}");
+        assert_eq!(stale(&all, &entity), commanded, "{entity}");
+        assert_eq!(stale(&none, &entity), entity.contains(node), "{entity}");
+    }
+    let topics = all.element_topics("main", "tip-goal");
+    let value = json!({"amount": 1});
+    let announced = all.element("main", "tip-goal", "astro/main/session/tip-goal", &value);
+    assert_eq!(announced.into_iter().map(|one| one.topic).collect::<Vec<_>>(), topics);
+    let counter = all.counter("main", "a b", "x").unwrap();
+    assert_eq!(counter.topic, all.counter_topic("main", "a b"));
 }

@@ -222,6 +222,7 @@ mod tests {
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             content_type: "application/json",
             expires_in: None,
+            beside: None,
         }
     }
 

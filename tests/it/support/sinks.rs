@@ -72,6 +72,7 @@ pub fn outgoing_with(seq: Seq, address: &str, room: &str, payload: &str) -> Outg
         payload: Bytes::copy_from_slice(payload.as_bytes()),
         content_type: "application/json",
         expires_in: None,
+        beside: None,
     }
 }
 
