@@ -373,6 +373,7 @@ impl fmt::Debug for SinkConfig {
             .field("timeout", &self.timeout)
             .field("backoff_max", &self.backoff_max)
             .field("settings", &settings)
+            .field("feeds", &self.feeds)
             .finish()
     }
 }

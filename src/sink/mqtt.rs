@@ -488,6 +488,26 @@ impl Mqtt {
             self.flight.settle(place, Verdict::Refused(reason));
             return Ok(());
         }
+        self.publish(link, place, outgoing, qos, retain)?;
+        if let Some(beside) = &outgoing.beside {
+            let (address, payload) = (Arc::clone(&beside.address), beside.payload.clone());
+            let content_type = "application/json";
+            let told =
+                Outgoing { address, payload, content_type, beside: None, ..outgoing.clone() };
+            // What happened is never kept: whoever comes late must not take it for news.
+            self.publish(link, place, &told, qos, false)?;
+        }
+        Ok(())
+    }
+
+    fn publish(
+        &mut self,
+        link: &Link,
+        place: usize,
+        outgoing: &Outgoing,
+        qos: u8,
+        retain: bool,
+    ) -> Result<(), Lost> {
         match link.publish(outgoing, qos, retain) {
             Ok(()) => {
                 self.flight.hand(place);
