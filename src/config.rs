@@ -339,6 +339,10 @@ pub struct SinkConfig {
     /// The longest wait between two attempts.
     #[serde(default = "default_backoff_max")]
     pub backoff_max: Period,
+    /// Whether the far side keeps the live state beside the events: what the session, the stream, the
+    /// bot and the relay are now.
+    #[serde(default)]
+    pub state: bool,
     /// The kind's own keys. Filled by the loader; not a key of the file.
     #[serde(default, skip)]
     #[schemars(skip)]
@@ -372,6 +376,7 @@ impl fmt::Debug for SinkConfig {
             .field("window", &self.window)
             .field("timeout", &self.timeout)
             .field("backoff_max", &self.backoff_max)
+            .field("state", &self.state)
             .field("settings", &settings)
             .field("feeds", &self.feeds)
             .finish()

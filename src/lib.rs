@@ -42,6 +42,7 @@
 pub mod astro;
 pub mod backfill;
 pub mod backoff;
+pub mod board;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -52,6 +53,7 @@ pub mod http;
 pub mod journal;
 pub mod log;
 pub mod metrics;
+pub mod presence;
 pub mod relay;
 pub mod reload;
 pub mod route;

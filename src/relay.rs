@@ -17,12 +17,14 @@ use crate::{
         rest::{Rest, RestError},
     },
     backfill::Backfill,
+    board::Board,
     clock,
     config::{Config, ConfigError, Loaded, SinkConfig, Sources},
     delivery::Delivery,
     http,
     journal::{Journal, StoreError},
     metrics,
+    presence::Presence,
     reload::{self, Levers, Reload, Reloads},
     route::Route,
     sink::{self, Opening, Purpose, Sink},
@@ -87,6 +89,8 @@ pub struct Parts {
     pub journal: Journal,
     /// What every part says of itself.
     pub status: Arc<Status>,
+    /// The live state.
+    pub board: Arc<Board>,
     /// The configured sinks, now.
     pub sinks: watch::Receiver<BTreeSet<String>>,
 }
@@ -125,14 +129,19 @@ impl Relay {
         let (targets, wanted) = watch::channel(Targets::of(&config));
         let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
         let (access, asked) = watch::channel(config.http.clone());
-        let parts =
-            Parts { journal: journal.clone(), status: Arc::clone(&status), sinks: configured };
+        let parts = Parts {
+            journal: journal.clone(),
+            status: Arc::clone(&status),
+            board: Arc::default(),
+            sinks: configured,
+        };
         let away = opened.alive.filter(|from| {
             Duration::from_millis(clock::now().saturating_sub(*from)) > RESTART_GRACE
         });
         let activities = Arc::default();
         add_gateway(&mut supervisor, &config, &parts, &activities, wanted.clone(), away)?;
-        add_rest(&mut supervisor, &config, &parts, &activities, wanted)?;
+        add_rest(&mut supervisor, &config, &parts, &activities, wanted.clone())?;
+        add_presence(&mut supervisor, &parts, wanted);
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             open_sink(name, sink, Purpose::Relay)?;
@@ -227,13 +236,28 @@ fn add_rest(
         let factory = made_ahead(make()?, make, |backfill, stop| Box::pin(backfill.run(stop)));
         supervisor.add("backfill", Stage::Intake, factory);
     }
-    let Parts { journal, status, .. } = parts.clone();
+    let Parts { journal, status, board, .. } = parts.clone();
     let make = move || {
-        Keeper::new(times, rest.clone(), journal.clone(), Arc::clone(&status), targets.clone())
+        let (status, board) = (Arc::clone(&status), Arc::clone(&board));
+        Keeper::new(times, rest.clone(), journal.clone(), status, board, targets.clone())
     };
     let factory = made_ahead(make()?, make, |keeper, stop| Box::pin(keeper.run(stop)));
     supervisor.add("sessions", Stage::Intake, factory);
     Ok(())
+}
+
+/// What tells whether the relay works.
+fn add_presence(supervisor: &mut Supervisor, parts: &Parts, targets: watch::Receiver<Targets>) {
+    let Parts { journal, status, board, .. } = parts.clone();
+    let make = move || {
+        let (status, board) = (Arc::clone(&status), Arc::clone(&board));
+        Presence::new(status, journal.clone(), board, targets.clone())
+    };
+    // What it knows at once must be there before a sink looks.
+    let first = make();
+    let make = move || Ok::<_, std::convert::Infallible>(make());
+    let factory = made_ahead(first, make, |presence, stop| Box::pin(presence.run(stop)));
+    supervisor.add("presence", Stage::Intake, factory);
 }
 
 /// A factory whose first piece is made already: its errors are found at the start, and its place in the
@@ -279,8 +303,13 @@ pub(crate) fn sink_factory(parts: &Parts, name: &str, config: &SinkConfig) -> Fa
         let (sink, route) =
             open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
         let (journal, status) = (parts.journal.clone(), Arc::clone(&parts.status));
-        let delivery = Delivery::new(name, &config, sink, route, journal, status)
-            .map_err(|error| error.to_string())?;
+        let made = Delivery::new(name, &config, sink, route, journal, status);
+        let board = config.state.then(|| Arc::clone(&parts.board));
+        let delivery = match board {
+            Some(board) => made.and_then(|delivery| delivery.keeping(board)),
+            None => made,
+        }
+        .map_err(|error| error.to_string())?;
         Ok(Box::pin(delivery.run(stop)))
     })
 }
@@ -293,7 +322,7 @@ struct Leaving {
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        let Self { parts: Parts { journal, status, sinks }, name } = self;
+        let Self { parts: Parts { journal, status, sinks, .. }, name } = self;
         if sinks.borrow().contains(name) {
             return;
         }

@@ -22,6 +22,7 @@ use minijinja::Value;
 pub use self::pattern::{Pattern, PatternError};
 pub(crate) use self::redact::Redactor;
 use crate::{
+    board::{Path, Section},
     clock,
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
     event::{Event, Origin, Record, UnixMillis},
@@ -226,6 +227,23 @@ impl Route {
         let age = u64::try_from(age(event, now).as_millis()).unwrap_or(u64::MAX);
         let (address, payload) = happenings.told(event, data, activities, age)?;
         Some(Arc::new(Beside { address: address.into(), payload: payload.into() }))
+    }
+
+    /// Whether the sink keeps this part of the state. Topics and conditions choose events; of the
+    /// state a sink has all that belongs to its channels, and what the relay says of itself.
+    pub fn keeps(&self, path: &Path) -> bool {
+        path.channel.is_empty()
+            || self.channels.as_ref().is_none_or(|channels| channels.contains(&*path.channel))
+    }
+
+    /// A part of the state as the far side may keep it.
+    pub fn kept(&self, path: &Path, value: &serde_json::Value) -> Bytes {
+        if path.section != Section::Session {
+            return path.payload(value);
+        }
+        let mut value = value.clone();
+        self.redactor.element(&mut value);
+        path.payload(&value)
     }
 
     fn compose(

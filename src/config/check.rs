@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     astro::topics,
+    board::RELAY,
     clock,
     route::{Pattern, PatternError, Route},
     sink::{self, Opening},
@@ -338,6 +339,21 @@ impl Findings {
             self.error(&at("when"), format!("is no condition: {message}"));
         }
         self.payload(name, &sink.payload);
+        if sink.state && sink::kind(&sink.kind).is_some_and(|kind| !kind.keeps) {
+            let able: Vec<_> = sink::KINDS.iter().filter(|kind| kind.keeps).collect();
+            let able: Vec<_> = able.into_iter().map(|kind| kind.name).collect();
+            let message = format!(
+                "{} has nothing that keeps a state for those who come later; these have: {}",
+                sink.kind,
+                able.join(", ")
+            );
+            self.error(&at("state"), message);
+        }
+        if sink.state && known.contains(RELAY) {
+            let message = "a sink with state = true keeps the relay's own state where a channel of \
+                           this name would have its: give the channel another label";
+            self.error(&["channels", RELAY], message);
+        }
     }
 
     fn payload(&mut self, name: &str, payload: &str) {

@@ -5,6 +5,9 @@
 //! event of QoS 1 or 2 counts as accepted when its PUBACK or PUBCOMP has come; QoS 0 has no answer,
 //! there the batch is confirmed by one round trip behind it. Nothing is subscribed.
 //!
+//! With `state`, the live state is kept as retained messages, one topic each. The last will is then the
+//! relay's own status among them, in place of the availability topic: a connection has one will.
+//!
 //! The one thing to know: the journal is what sends again, never the client. On any error the client
 //! is dropped with all that it holds, and the next connection begins with a clean session.
 //!
@@ -20,23 +23,25 @@ mod v5;
 use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use self::{
     flight::{Flight, Signal, Verdict},
-    link::{Dial, Link, Lost, Terms, Unsent},
+    link::{Dial, Link, Lost, Terms, Unsent, Will},
     target::Target,
 };
 use super::{
-    Address, Cause, Failure, Kind, Opening, Outgoing, Purpose, Sink, address, ahead::Ahead,
+    Address, Cause, Failure, Kind, Opening, Outgoing, Part, Purpose, Sink, address, ahead::Ahead,
     settings,
 };
 use crate::{
+    board::{self, Path, Section},
     config::{ConfigError, Period, SecretRef},
     event::Seq,
-    template::{Condition, View},
+    template::{Condition, Template, View},
     tls::client_config,
 };
 
@@ -47,15 +52,18 @@ pub(super) const KIND: Kind = Kind {
     address: Some(Address { key: |_| "topic", default: |_| DEFAULT_TOPIC, escape }),
     secrets: &["password"],
     schema: || schema_for!(Settings),
+    keeps: true,
     open,
 };
+
+const DEFAULT_STATE_TOPIC: &str = "astro/{{ channel }}";
 
 const DEFAULT_TOPIC: &str = "astro/{{ channel }}/{{ topic | replace('.', '/') }}";
 
 /// What the availability topic says while the relay is connected.
-const ONLINE: &str = "online";
+const ONLINE: &[u8] = b"online";
 /// What it says otherwise; the words are those that Home Assistant expects.
-const OFFLINE: &str = "offline";
+const OFFLINE: &[u8] = b"offline";
 
 /// A code that says neither "not now" nor "never" counts as "not now" so many times. With the
 /// delivery's backoff that is about half a minute: a broker in trouble is well again by then, and an
@@ -106,9 +114,13 @@ struct Settings {
     #[serde(default = "default_inflight")]
     inflight: u16,
     /// A retained topic that says `online` or `offline`. Default: `astro/relay/<name of the
-    /// sink>/availability`; `""` turns it off.
+    /// sink>/availability`; `""` turns it off. With `state` there is the relay's status instead.
     #[serde(default)]
     availability_topic: Option<String>,
+    /// What the topics of the state begin with, a template over `channel`, which is `relay` for the
+    /// relay's own. Default: `astro/{{ channel }}`.
+    #[serde(default)]
+    state_topic: Option<String>,
 }
 
 /// The version of the protocol.
@@ -160,6 +172,10 @@ impl Settings {
         u16::try_from(self.keep_alive.0.as_secs()).unwrap_or(u16::MAX)
     }
 
+    fn prefix(&self) -> Result<Prefix, String> {
+        Prefix::new(self.state_topic.as_deref().unwrap_or(DEFAULT_STATE_TOPIC))
+    }
+
     fn check(&self) -> Result<(), (&'static str, String)> {
         let target = Target::parse(&self.url).map_err(|error| ("url", error))?;
         if self.qos > 2 {
@@ -191,6 +207,7 @@ impl Settings {
         {
             return Err(("availability_topic", "+ and # are wildcards".into()));
         }
+        self.prefix().map_err(|error| ("state_topic", error))?;
         if self.version == Version::V3 && self.password.is_some() && self.user.is_none() {
             return Err(("password", "MQTT 3.1.1 has no password without a user".into()));
         }
@@ -217,12 +234,50 @@ enum Keep {
     When(Condition),
 }
 
+/// What the topics of the state begin with.
+struct Prefix(Template);
+
+impl Prefix {
+    /// Compiles it; the error says what is wrong.
+    fn new(text: &str) -> Result<Self, String> {
+        let prefix = Self(Template::compile(text)?);
+        if !prefix.0.uses_only(&["channel"]) {
+            return Err("only {{ channel }} is known here: a state is of no event".into());
+        }
+        if address::literals(text).contains(['+', '#', '\0']) {
+            return Err("+ and # are wildcards".into());
+        }
+        if prefix.of("a")? == prefix.of("b")? {
+            return Err("{{ channel }} is missing: each channel needs topics of its own".into());
+        }
+        Ok(prefix)
+    }
+
+    fn of(&self, owner: &str) -> Result<String, String> {
+        let view = minijinja::context! { channel => owner };
+        self.0.render(&view).map_err(|error| error.to_string())
+    }
+
+    /// The topic of a part of the state. A name is one level, whatever stands in it.
+    fn topic(&self, path: &Path) -> Result<String, String> {
+        let prefix = self.of(path.owner())?;
+        let mut topic = format!("{}/{}", escape(&prefix), path.section.as_str());
+        if !path.name.is_empty() {
+            topic.push('/');
+            topic.push_str(&escape(&path.name).replace('/', "%2F"));
+        }
+        Ok(topic)
+    }
+}
+
 struct Mqtt {
     settings: Settings,
     timeout: Duration,
     client_id: String,
     /// Empty: none.
     availability: String,
+    /// Where the state goes; `None`: it goes nowhere.
+    prefix: Option<Prefix>,
     keep: Keep,
     /// Nothing while there is no connection, and while a batch is under way: a delivery that is
     /// given up takes the connection with it.
@@ -255,19 +310,33 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     };
     let name = opening.name;
     let mut client_id = settings.client_id.clone().unwrap_or_else(|| format!("astro-relay-{name}"));
-    let mut availability = settings
-        .availability_topic
-        .clone()
-        .unwrap_or_else(|| format!("astro/relay/{name}/availability"));
+    let mut prefix = None;
+    if opening.config.state {
+        if settings.availability_topic.as_deref().is_some_and(|topic| !topic.is_empty()) {
+            let message = "with state = true the relay's status takes the place of this topic: it has \
+                           the one last will that a connection can have";
+            return Err(at("availability_topic", message.into()));
+        }
+        prefix = Some(settings.prefix().map_err(|error| at("state_topic", error))?);
+    } else if settings.state_topic.is_some() {
+        return Err(at("state_topic", "is of use only with state = true".into()));
+    }
+    let mut availability = match (&prefix, &settings.availability_topic) {
+        (Some(_), _) => String::new(),
+        (None, Some(topic)) => topic.clone(),
+        (None, None) => format!("astro/relay/{name}/availability"),
+    };
     if opening.purpose == Purpose::Visit {
         // A second client of the same id would throw the relay off the broker.
         client_id.push_str("-visit");
         availability.clear();
+        prefix = None;
     }
     Ok(Box::new(Mqtt {
         timeout: opening.config.timeout.0,
         client_id,
         availability,
+        prefix,
         keep,
         link: None,
         terms: Terms { max_qos: 2, retain: true, receive_max: 1 },
@@ -321,6 +390,29 @@ impl Sink for Mqtt {
         }
         self.link = Some(link);
         self.outcome(batch)
+    }
+
+    async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
+        if parts.is_empty() {
+            // The last will tells of our end.
+            return Ok(());
+        }
+        let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
+        if let Err(error) = self.retain(&mut link, parts).await {
+            let accepted = if self.qos() == 0 { 0 } else { self.flight.accepted() };
+            return Err(Failure::after(accepted, Cause::Down(error)));
+        }
+        self.link = Some(link);
+        let accepted = self.flight.accepted();
+        if accepted >= parts.len() {
+            return Ok(());
+        }
+        let cause = match self.flight.verdict(accepted) {
+            Verdict::Busy(reason) => Cause::Busy { wait: None, reason },
+            Verdict::Refused(reason) | Verdict::Doubtful(reason) => Cause::Refused { reason },
+            Verdict::Pending | Verdict::Accepted => Cause::Down("an answer is missing".into()),
+        };
+        Err(Failure::after(accepted, cause))
     }
 
     async fn idle(&mut self) -> Failure {
@@ -401,7 +493,7 @@ impl Mqtt {
         let dial = Dial {
             settings,
             client_id: &self.client_id,
-            availability: &self.availability,
+            will: self.will()?,
             password: settings.password.as_ref().map(SecretRef::read).transpose()?,
             tls,
         };
@@ -409,6 +501,9 @@ impl Mqtt {
         // At least once is what is promised, so 1 does for 2; but 0 is less than was asked for.
         if terms.max_qos == 0 && settings.qos > 0 {
             return Err("the broker takes no QoS above 0: set qos = 0".into());
+        }
+        if !terms.retain && self.prefix.is_some() {
+            return Err("the broker keeps no retained messages: set state = false".into());
         }
         if !terms.retain && settings.retain == Retain::Always(true) {
             return Err("the broker keeps no retained messages: set retain = false".into());
@@ -418,6 +513,18 @@ impl Mqtt {
             announce(&mut link, &self.availability, ONLINE, qos).await?;
         }
         Ok((link, terms))
+    }
+
+    /// What the broker says for us when the connection breaks off.
+    fn will(&self) -> Result<Option<Will>, Lost> {
+        if let Some(prefix) = &self.prefix {
+            let path = Path::relay(Section::Status);
+            let payload = path.payload(&board::offline("connection lost"));
+            return Ok(Some(Will { topic: prefix.topic(&path)?, payload }));
+        }
+        let availability = Some(&self.availability).filter(|topic| !topic.is_empty());
+        Ok(availability
+            .map(|topic| Will { topic: topic.clone(), payload: Bytes::from_static(OFFLINE) }))
     }
 
     async fn take_leave(&mut self, link: &mut Link) -> Result<(), Lost> {
@@ -451,6 +558,40 @@ impl Mqtt {
                 break;
             }
             // The keep-alive is no answer: a broker may say that it is there and do nothing else.
+            let answered = timeout(self.timeout, answered(&mut self.flight, link));
+            answered.await.map_err(|_| self.silence())??;
+        }
+        if qos == 0 {
+            let confirmed = timeout(self.timeout, confirm(link));
+            confirmed.await.map_err(|_| self.silence())??;
+        }
+        Ok(())
+    }
+
+    /// Publishes parts of the state as retained messages; an empty one clears. What cannot be sent is
+    /// refused and hinders no other: they need no order among them.
+    async fn retain(&mut self, link: &mut Link, parts: &[Part]) -> Result<(), Lost> {
+        let prefix = self.prefix.as_ref().ok_or("no state is kept here")?;
+        self.flight.begin(parts.len());
+        let qos = self.settings.qos.min(1).min(self.terms.max_qos);
+        let window = usize::from(self.settings.inflight).min(self.terms.receive_max);
+        let mut waiting = parts.iter().enumerate();
+        loop {
+            while self.flight.outstanding() < window
+                && let Some((place, part)) = waiting.next()
+            {
+                let payload = part.payload.clone().unwrap_or_default();
+                match link.announce(&prefix.topic(&part.path)?, payload, qos) {
+                    Ok(()) => self.flight.hand(place),
+                    Err(Unsent::Refused(reason)) => {
+                        self.flight.settle(place, Verdict::Refused(reason));
+                    }
+                    Err(Unsent::Closed) => return Err("the client takes nothing more".into()),
+                }
+            }
+            if self.flight.outstanding() == 0 {
+                break;
+            }
             let answered = timeout(self.timeout, answered(&mut self.flight, link));
             answered.await.map_err(|_| self.silence())??;
         }
@@ -603,8 +744,9 @@ async fn confirm(link: &mut Link) -> Result<(), Lost> {
 }
 
 /// Says `text` on the availability topic and waits until the broker has it.
-async fn announce(link: &mut Link, topic: &str, text: &'static str, qos: u8) -> Result<(), Lost> {
-    link.announce(topic, text, qos).map_err(|_| "the client takes nothing more")?;
+async fn announce(link: &mut Link, topic: &str, text: &'static [u8], qos: u8) -> Result<(), Lost> {
+    link.announce(topic, Bytes::from_static(text), qos)
+        .map_err(|_| "the client takes nothing more")?;
     loop {
         match link.poll().await? {
             Signal::Sent(0) => return Ok(()),
@@ -648,6 +790,21 @@ mod tests {
     }
 
     #[test]
+    fn each_part_of_the_state_has_a_topic_of_its_own() {
+        let prefix = Prefix::new("home/{{ channel }}").unwrap();
+        let part =
+            |section, name: &str| Path { channel: "main".into(), section, name: name.into() };
+        for (path, expected) in [
+            (part(Section::Session, "tip-latest"), "home/main/session/tip-latest"),
+            (part(Section::Counters, "a/b#%"), "home/main/counters/a%2Fb%23%25"),
+            (part(Section::Stream, ""), "home/main/stream"),
+            (Path::relay(Section::Status), "home/relay/status"),
+        ] {
+            assert_eq!(prefix.topic(&path).unwrap(), expected);
+        }
+    }
+
+    #[test]
     fn a_contradiction_is_told_with_its_key() {
         assert_eq!(check(json!({"url": "mqtt://host"})), Ok(()));
         for (settings, key) in [
@@ -657,6 +814,12 @@ mod tests {
             (json!({"url": "mqtt://host", "keep_alive": "100ms"}), "keep_alive"),
             (json!({"url": "mqtt://host", "topic": "astro/{{ topic }}/#"}), "topic"),
             (json!({"url": "mqtt://host", "availability_topic": "a/+"}), "availability_topic"),
+            (json!({"url": "mqtt://host", "state_topic": "a/b"}), "state_topic"),
+            (json!({"url": "mqtt://host", "state_topic": "+/{{ channel }}"}), "state_topic"),
+            (
+                json!({"url": "mqtt://host", "state_topic": "{{ topic }}/{{ channel }}"}),
+                "state_topic",
+            ),
             (json!({"url": "mqtt://host", "ca_file": "/x"}), "url"),
             (json!({"url": "mqtts://host", "client_cert_file": "/x"}), "client_cert_file"),
             (

@@ -37,6 +37,7 @@ pub(super) const KIND: Kind = Kind {
     }),
     secrets: &["password", "sentinel_password"],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 

@@ -28,6 +28,7 @@ pub(super) const KIND: Kind = Kind {
     address: None,
     secrets: &[],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 

@@ -85,7 +85,7 @@ impl Bench {
             // A look at the newest only: to read all of them each time would take all the time.
             self.listener.newest().contains(&last).then_some(())
         });
-        if tokio::time::timeout(PATIENCE - PATIENCE / 10, by_mqtt).await.is_err() {
+        if tokio::time::timeout(PATIENCE * 9 / 10, by_mqtt).await.is_err() {
             let (heard, log) = (self.listener.numbers(), self.relay.log());
             let log: Vec<_> = log.lines().rev().take(20).collect();
             panic!("{} heard, the last {:?}: {log:#?}", heard.len(), heard.last());

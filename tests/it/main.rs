@@ -21,6 +21,7 @@ mod end_to_end;
 mod gateway;
 mod handover;
 mod journal;
+mod kept;
 mod operator;
 mod rest;
 mod shipped_config;

@@ -9,6 +9,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
+
 use super::{Settings, Version, flight::Signal, v4, v5};
 use crate::{config::Secret, sink::Outgoing};
 
@@ -26,10 +28,16 @@ pub(super) type Lost = Box<dyn std::error::Error + Send + Sync>;
 pub(super) struct Dial<'a> {
     pub(super) settings: &'a Settings,
     pub(super) client_id: &'a str,
-    /// Empty: none.
-    pub(super) availability: &'a str,
+    pub(super) will: Option<Will>,
     pub(super) password: Option<Secret>,
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+/// What the broker says for us, retained, when the connection breaks off.
+#[derive(Debug, Clone)]
+pub(super) struct Will {
+    pub(super) topic: String,
+    pub(super) payload: Bytes,
 }
 
 /// What the broker allows, from its CONNACK.
@@ -79,11 +87,12 @@ impl Link {
         }
     }
 
-    /// Hands a retained text to the client: the birth or the farewell.
-    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
+    /// Hands something retained to the client that is no event: a part of the state, the birth, the
+    /// farewell.
+    pub(super) fn announce(&self, topic: &str, payload: Bytes, qos: u8) -> Result<(), Unsent> {
         match self {
-            Self::V5(link) => link.announce(topic, text, qos),
-            Self::V4(link) => link.announce(topic, text, qos),
+            Self::V5(link) => link.announce(topic, payload, qos),
+            Self::V4(link) => link.announce(topic, payload, qos),
         }
     }
 

@@ -6,6 +6,7 @@
 //! The one thing to know: like its twin for version 5, the client's own limits are meant for devices
 //! (10 KiB for a packet); they are raised to those of the protocol.
 
+use bytes::Bytes;
 use rumqttc_v4::{
     AsyncClient, Broker, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop,
     Incoming, LastWill, MqttOptions, NetworkOptions, Outgoing as Left, PublishOptions, QoS,
@@ -13,7 +14,6 @@ use rumqttc_v4::{
 };
 
 use super::{
-    OFFLINE,
     flight::{Signal, Verdict},
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
@@ -59,7 +59,14 @@ impl Link {
     }
 
     pub(super) fn publish(&self, outgoing: &Outgoing, qos: u8, retain: bool) -> Result<(), Unsent> {
-        let (topic, payload) = (&*outgoing.address, &outgoing.payload);
+        self.send(&outgoing.address, outgoing.payload.clone(), qos, retain)
+    }
+
+    pub(super) fn announce(&self, topic: &str, payload: Bytes, qos: u8) -> Result<(), Unsent> {
+        self.send(topic, payload, qos, true)
+    }
+
+    fn send(&self, topic: &str, payload: Bytes, qos: u8, retain: bool) -> Result<(), Unsent> {
         if topic.len() > MAX_TOPIC {
             return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
         }
@@ -71,12 +78,7 @@ impl Link {
             )));
         }
         let options = PublishOptions::new(level(qos)).retain(retain);
-        self.client.try_publish(topic, payload.clone(), options).map_err(|error| unsent(&error))
-    }
-
-    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
-        let options = PublishOptions::new(level(qos)).retained();
-        self.client.try_publish(topic, text.as_bytes(), options).map_err(|error| unsent(&error))
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
@@ -130,9 +132,9 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         // Refused when the sink is opened: this version has no password without a user.
         (None, _) => {}
     }
-    if !dial.availability.is_empty() {
+    if let Some(will) = &dial.will {
         let qos = level(settings.qos.min(1));
-        options.set_last_will(LastWill::new(dial.availability, OFFLINE, qos, true));
+        options.set_last_will(LastWill::new(&will.topic, will.payload.clone(), qos, true));
     }
     Ok(options)
 }

@@ -8,6 +8,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use bytes::Bytes;
 use rumqttc_v5::{
     AsyncClient, Broker, ClientError, ConnAck, ConnectReturnCode, ConnectionError,
     DisconnectReasonCode, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions,
@@ -16,7 +17,6 @@ use rumqttc_v5::{
 };
 
 use super::{
-    OFFLINE,
     flight::{Signal, Verdict},
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
@@ -68,12 +68,26 @@ impl Link {
     }
 
     pub(super) fn publish(&self, outgoing: &Outgoing, qos: u8, retain: bool) -> Result<(), Unsent> {
-        let topic = &*outgoing.address;
+        let payload = outgoing.payload.clone();
+        self.send(&outgoing.address, payload, qos, retain, properties(outgoing))
+    }
+
+    pub(super) fn announce(&self, topic: &str, payload: Bytes, qos: u8) -> Result<(), Unsent> {
+        self.send(topic, payload, qos, true, PublishProperties::default())
+    }
+
+    fn send(
+        &self,
+        topic: &str,
+        payload: Bytes,
+        qos: u8,
+        retain: bool,
+        properties: PublishProperties,
+    ) -> Result<(), Unsent> {
         if topic.len() > MAX_TEXT {
             return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
         }
-        let properties = properties(outgoing);
-        let size = packet_size(topic, qos, &properties, outgoing.payload.len());
+        let size = packet_size(topic, qos, &properties, payload.len());
         if size > self.max_packet {
             return Err(Unsent::Refused(format!(
                 "a packet of {size} bytes is larger than the broker takes ({})",
@@ -81,14 +95,7 @@ impl Link {
             )));
         }
         let options = PublishOptions::new(level(qos)).retain(retain).properties(properties);
-        self.client
-            .try_publish(topic, outgoing.payload.clone(), options)
-            .map_err(|error| unsent(&error))
-    }
-
-    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
-        let options = PublishOptions::new(level(qos)).retained();
-        self.client.try_publish(topic, text.as_bytes(), options).map_err(|error| unsent(&error))
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
@@ -149,9 +156,9 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         }
         (None, None) => {}
     }
-    if !dial.availability.is_empty() {
+    if let Some(will) = &dial.will {
         let qos = level(settings.qos.min(1));
-        options.set_last_will(LastWill::new(dial.availability, OFFLINE, qos, true, None));
+        options.set_last_will(LastWill::new(&will.topic, will.payload.clone(), qos, true, None));
     }
     Ok(options)
 }
@@ -297,7 +304,8 @@ fn lost(error: ConnectionError) -> Lost {
     match &error {
         ConnectionError::ConnectionRefused(code) => match code {
             ConnectReturnCode::RetainNotSupported | ConnectReturnCode::QoSNotSupported => {
-                "the broker does not take the last will: set availability_topic = \"\"".into()
+                "the broker does not take the last will: set availability_topic = \"\" and state = false"
+                    .into()
             }
             code => format!("the broker refused the connection: {code:?}").into(),
         },

@@ -27,6 +27,7 @@ pub fn config(kind: &str, timeout: Duration) -> SinkConfig {
         window: 512,
         timeout: Period(timeout),
         backoff_max: Period(Duration::from_secs(1)),
+        state: false,
         settings: Value::Null,
     }
 }
