@@ -9,6 +9,7 @@
 //! the rest stays JSON in [`SinkConfig::settings`] until the sink's own kind reads it.
 
 mod check;
+pub mod commands;
 pub mod difference;
 pub mod jwt;
 mod layers;
@@ -27,6 +28,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    commands::{Action, Commands},
     layers::{environment, under_journal},
     load::{Loaded, Sources, load},
     problem::{ConfigError, Place, Problem},
@@ -249,6 +251,9 @@ pub struct Http {
     pub insecure: bool,
     /// Host names under which it may be asked, beside addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
+    /// Commands that may be given here with the `admin_token`: true for all, false for none, or a list
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    pub commands: Commands,
 }
 
 impl Default for Http {
@@ -258,6 +263,7 @@ impl Default for Http {
             admin_token: None,
             insecure: false,
             allowed_hosts: Vec::new(),
+            commands: Commands::default(),
         }
     }
 }
@@ -353,6 +359,15 @@ pub struct SinkConfig {
     #[serde(default, skip)]
     #[schemars(skip)]
     pub feeds: BTreeMap<String, Vec<String>>,
+}
+
+impl SinkConfig {
+    /// Whether commands are taken from its far side.
+    pub fn takes_commands(&self) -> bool {
+        let commands = self.settings.get("commands").cloned();
+        let read = commands.map(serde_json::from_value::<Commands>);
+        read.is_some_and(|read| read.is_ok_and(|commands| !commands.are_off()))
+    }
 }
 
 /// Shows the keys of `settings` without their values: secrets are among them, and addresses with a

@@ -18,7 +18,9 @@ use std::{borrow::Cow, collections::BTreeMap, fmt::Write as _};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{Channel, SinkConfig},
+    board::RELAY as OWNER,
+    command::parse,
+    config::{Action, Channel, Commands, SinkConfig},
     event::Event,
     template::Template,
 };
@@ -32,10 +34,7 @@ const RELAY: &str = "astro-relay";
 pub const DEFAULT_PREFIX: &str = "homeassistant";
 
 /// What the topics of the state begin with unless the sink says otherwise.
-const DEFAULT_BASE: &str = "astro/{{ channel }}";
-
-/// The word that stands for the relay itself where a channel's label would stand.
-const OWNER: &str = "relay";
+pub const DEFAULT_BASE: &str = "astro/{{ channel }}";
 
 /// Home Assistant as one sink serves it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,14 +49,14 @@ pub struct Home {
     pub relay: String,
     /// The channels that the sink selects, by label.
     pub channels: BTreeMap<String, Feed>,
-    /// Commands that are taken: `session/set`, `session/reset`, `session/reload`.
-    pub commands: Vec<String>,
+    /// Commands that are taken.
+    pub commands: Commands,
 }
 
 /// What there is of a channel.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Feed {
-    /// What the topics of its state, its happenings and its commands begin with.
+    /// What the topics of its state and of what happens there begin with.
     pub base: String,
     /// The topics that it subscribes to.
     pub topics: Vec<String>,
@@ -82,6 +81,8 @@ pub fn prepare(config: &mut SinkConfig, channels: &BTreeMap<String, Channel>) {
     if wanted(config) != Some(true) {
         return;
     }
+    // Its entities show what is kept.
+    config.state = true;
     let selected = config.channels.clone();
     let selects =
         |label: &String| selected.as_ref().is_none_or(|selected| selected.contains(label));
@@ -144,6 +145,11 @@ impl Topics {
     }
 }
 
+/// Where a command for a channel goes.
+fn command_topic(channel: &str, command: &str) -> String {
+    format!("{}/{channel}/{}/{command}", parse::ROOT, parse::COMMAND)
+}
+
 /// Where happenings of a kind go.
 fn event_topic(base: &str, kind: &str) -> String {
     format!("{base}/event/{kind}")
@@ -201,7 +207,7 @@ impl Home {
         config: &SinkConfig,
         node: &str,
         escape: fn(&str) -> Cow<'_, str>,
-        commands: Vec<String>,
+        commands: &Commands,
     ) -> Result<Self, String> {
         let (relay, channels) = feeds(config, escape)?;
         let prefix = config.settings.get("discovery_prefix").and_then(Value::as_str);
@@ -211,7 +217,7 @@ impl Home {
             node: node.to_owned(),
             relay,
             channels,
-            commands,
+            commands: commands.clone(),
         })
     }
 
@@ -250,7 +256,7 @@ impl Home {
         });
         let awaited = match component {
             Some("sensor") => known,
-            Some("number") => known && self.takes("session/set"),
+            Some("number") => known && self.commands.allow(Action::Set),
             _ => false,
         };
         !(self.on && awaited)
@@ -301,12 +307,11 @@ impl Home {
         let mut all = vec![entity("sensor", element, &shown.name, own)];
         // A name that has to be written in another way in a topic is no goal of the vendor's.
         let plain = id(&[element]) == element;
-        if shown.is_goal && plain && self.takes("session/set") {
+        if shown.is_goal && plain && self.commands.allow(Action::Set) {
             let own = json!({
                 "state_topic": topic,
                 "value_template": "{{ value_json.amount }}",
-                "command_topic": format!("{}/command/session/set/{element}", of.1),
-                "command_template": r#"{"amount": {{ value }}}"#,
+                "command_topic": command_topic(channel, &format!("session/set/{element}")),
                 "min": 0, "max": element::MOST, "step": 0.01, "mode": "box",
                 "entity_category": "config",
             });
@@ -353,18 +358,14 @@ impl Home {
         format!("{}/{component}/{}/{place}/config", self.prefix, id(&[&self.node]))
     }
 
-    fn takes(&self, command: &str) -> bool {
-        self.commands.iter().any(|taken| taken == command)
-    }
-
     fn buttons<'a>(&self, of: (&'a str, &'a str)) -> Vec<Entity<'a>> {
         [
-            ("session/reset", "reset", "Reset session", "mdi:restart-alert"),
-            ("session/reload", "reload", "Reload session", "mdi:reload"),
+            (Action::Reset, "reset", "Reset session", "mdi:restart-alert"),
+            (Action::Reload, "reload", "Reload session", "mdi:reload"),
         ]
         .into_iter()
-        .filter(|(command, ..)| self.takes(command))
-        .map(|(command, object, name, icon)| Entity {
+        .filter(|(action, ..)| self.commands.allow(*action))
+        .map(|(action, object, name, icon)| Entity {
             component: "button",
             channel: Some(of),
             object: object.into(),
@@ -372,7 +373,7 @@ impl Home {
             icon,
             availability: Availability::Channel,
             own: json!({
-                "command_topic": format!("{}/command/{command}", of.1),
+                "command_topic": command_topic(of.0, action.as_str()),
                 "payload_press": "PRESS",
                 "entity_category": "config",
             }),
@@ -552,7 +553,7 @@ fn live<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
         availability: Availability::Channel,
         own: json!({
             "state_topic": format!("{}/stream", of.1),
-            "value_template": "{{ 'ON' if value_json.online else 'OFF' }}",
+            "value_template": "{{ 'ON' if value_json.isLive else 'OFF' }}",
         }),
     }
 }

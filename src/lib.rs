@@ -45,6 +45,7 @@ pub mod backoff;
 pub mod board;
 pub mod cli;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod delivery;
 pub mod event;

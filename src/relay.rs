@@ -19,6 +19,10 @@ use crate::{
     backfill::Backfill,
     board::Board,
     clock,
+    command::{
+        self, Intake,
+        executor::{Executor, Tools},
+    },
     config::{Config, ConfigError, Loaded, SinkConfig, Sources},
     delivery::Delivery,
     http,
@@ -28,7 +32,7 @@ use crate::{
     reload::{self, Levers, Reload, Reloads},
     route::Route,
     sink::{self, Opening, Purpose, Sink},
-    state::keeper::{Keeper, Times},
+    state::keeper::{self, Keeper, Times},
     status::Status,
     supervisor::{Factory, Outcome, Stage, Supervisor, Work},
 };
@@ -93,6 +97,8 @@ pub struct Parts {
     pub board: Arc<Board>,
     /// The configured sinks, now.
     pub sinks: watch::Receiver<BTreeSet<String>>,
+    /// Where commands from outside go.
+    pub commands: Intake,
 }
 
 impl Relay {
@@ -129,18 +135,21 @@ impl Relay {
         let (targets, wanted) = watch::channel(Targets::of(&config));
         let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
         let (access, asked) = watch::channel(config.http.clone());
+        let (channels, labels) = watch::channel(config.channels.keys().cloned().collect());
+        let (commands, inbox) = command::intake(labels);
         let parts = Parts {
             journal: journal.clone(),
             status: Arc::clone(&status),
             board: Arc::default(),
             sinks: configured,
+            commands,
         };
         let away = opened.alive.filter(|from| {
             Duration::from_millis(clock::now().saturating_sub(*from)) > RESTART_GRACE
         });
         let activities = Arc::default();
         add_gateway(&mut supervisor, &config, &parts, &activities, wanted.clone(), away)?;
-        add_rest(&mut supervisor, &config, &parts, &activities, wanted.clone())?;
+        add_rest(&mut supervisor, &config, &parts, &activities, wanted.clone(), inbox)?;
         add_presence(&mut supervisor, &parts, wanted);
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
@@ -148,8 +157,8 @@ impl Relay {
             let factory = sink_factory(&parts, name, sink);
             supervisor.add(&format!("{SINK}{name}"), Stage::Delivery, factory);
         }
-        let levers =
-            Levers { parts: parts.clone(), targets, sinks, access, orders: supervisor.orders() };
+        let orders = supervisor.orders();
+        let levers = Levers { parts: parts.clone(), targets, channels, sinks, access, orders };
         let (reloads, levers) = match sources {
             Some(sources) => {
                 let (reload, reloads) = Reload::new(sources, loaded, levers);
@@ -217,13 +226,14 @@ fn add_gateway(
     Ok(())
 }
 
-/// What learns over the REST API what the gateway does not say.
+/// What learns over the REST API what the gateway does not say, and what changes something there.
 fn add_rest(
     supervisor: &mut Supervisor,
     config: &Config,
     parts: &Parts,
     activities: &Arc<Activities>,
     targets: watch::Receiver<Targets>,
+    commands: command::Inbox,
 ) -> Result<(), RelayError> {
     let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
     if config.backfill.enabled {
@@ -237,9 +247,19 @@ fn add_rest(
         supervisor.add("backfill", Stage::Intake, factory);
     }
     let Parts { journal, status, board, .. } = parts.clone();
+    let (refreshes, wishes) = keeper::refreshes();
+    let tools = Tools {
+        rest: rest.clone(),
+        targets: targets.clone(),
+        status: Arc::clone(&status),
+        refreshes,
+    };
+    let executor = Executor::new(commands, tools);
+    supervisor.add("commands", Stage::Intake, command::executor::factory(executor));
     let make = move || {
-        let (status, board) = (Arc::clone(&status), Arc::clone(&board));
-        Keeper::new(times, rest.clone(), journal.clone(), status, board, targets.clone())
+        let (rest, journal, status) = (rest.clone(), journal.clone(), Arc::clone(&status));
+        let sources = (targets.clone(), Arc::clone(&wishes));
+        Keeper::new(times, rest, journal, status, Arc::clone(&board), sources)
     };
     let factory = made_ahead(make()?, make, |keeper, stop| Box::pin(keeper.run(stop)));
     supervisor.add("sessions", Stage::Intake, factory);
@@ -300,8 +320,9 @@ pub(crate) fn sink_factory(parts: &Parts, name: &str, config: &SinkConfig) -> Fa
     let config = config.clone();
     Box::new(move |stop| {
         let Leaving { parts, name } = &leaving;
-        let (sink, route) =
+        let (mut sink, route) =
             open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
+        sink.take_commands(&parts.commands.desk(name, config.channels.as_deref()));
         let (journal, status) = (parts.journal.clone(), Arc::clone(&parts.status));
         let made = Delivery::new(name, &config, sink, route, journal, status);
         let board = config.state.then(|| Arc::clone(&parts.board));
@@ -363,6 +384,7 @@ async fn add_http(
         metrics: show.metrics,
         access: show.access,
         reloads: show.reloads,
+        commands: parts.commands.clone(),
         address,
         followers: Arc::new(Semaphore::new(http::State::FOLLOWERS)),
         stop: CancellationToken::new(),

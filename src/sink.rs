@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub(crate) use self::stdout::is_harmless;
-use crate::{board::Path, config::ConfigError, event::Record};
+use crate::{board::Path, command::Desk, config::ConfigError, event::Record};
 
 /// An event rendered for one sink.
 #[derive(Debug, Clone)]
@@ -142,6 +142,12 @@ pub trait Sink: Send {
     /// itself keeps the default.
     async fn idle(&mut self) -> Failure {
         std::future::pending().await
+    }
+
+    /// Gives the sink a way to hand in commands that come from its far side; called before the first
+    /// connection, if at all. A sink that takes none, or is not configured to, keeps nothing of it.
+    fn take_commands(&mut self, desk: &Desk) {
+        let _ = desk;
     }
 
     /// Says goodbye. Called once, at the end; has a deadline of its caller.

@@ -175,6 +175,10 @@ impl Findings {
 
     fn http(&mut self, config: &Config) {
         let http = &config.http;
+        if !http.commands.are_off() && (http.listen.is_empty() || http.admin_token.is_none()) {
+            let message = "nobody can give any: http.listen and http.admin_token are needed";
+            self.warn(&["http", "commands"], message);
+        }
         if http.listen.is_empty() {
             return;
         }

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
-fn home(commands: &[&str]) -> Home {
+fn home(commands: &[Action]) -> Home {
     let feed = |label: &str, topics: &[&str]| {
         let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
         (label.to_owned(), Feed { base: format!("astro/{label}"), topics })
@@ -16,7 +16,7 @@ fn home(commands: &[&str]) -> Home {
             feed("main", &["channel.activities", "channel.stream.status"]),
             feed("a_b", &["channel.tips"]),
         ]),
-        commands: commands.iter().map(|&command| command.to_owned()).collect(),
+        commands: Commands::Only(commands.to_vec()),
     }
 }
 
@@ -37,7 +37,7 @@ fn everything(home: &Home) -> Vec<(String, Value)> {
     all.into_iter().map(|one| (one.topic, serde_json::from_str(&one.payload).unwrap())).collect()
 }
 
-const ALL: &[&str] = &["session/set", "session/reset", "session/reload"];
+const ALL: &[Action] = &[Action::Set, Action::Reset, Action::Reload, Action::Refresh];
 
 /// What each component cannot do without, by Home Assistant's documentation of each.
 fn required(component: &str) -> &'static [&'static str] {
@@ -133,16 +133,16 @@ fn different_words_never_have_the_same_id() {
 
 #[test]
 fn what_can_be_pressed_and_set_is_what_is_allowed() {
-    let commanding = |commands: &[&str]| -> BTreeSet<String> {
+    let commanding = |commands: &[Action]| -> BTreeSet<String> {
         let all = everything(&home(commands)).into_iter();
         all.filter_map(|(_, config)| config["command_topic"].as_str().map(str::to_owned)).collect()
     };
     assert_eq!(commanding(&[]), BTreeSet::new());
     let reload = ["astro/a_b/command/session/reload", "astro/main/command/session/reload"];
-    assert_eq!(commanding(&["session/reload"]), reload.map(str::to_owned).into());
+    assert_eq!(commanding(&[Action::Reload]), reload.map(str::to_owned).into());
     let goals = ["cheer", "follower", "subscriber", "tip"]
         .map(|goal| format!("astro/main/command/session/set/{goal}-goal"));
-    assert_eq!(commanding(&["session/set"]), goals.into());
+    assert_eq!(commanding(&[Action::Set]), goals.into());
 }
 
 #[test]

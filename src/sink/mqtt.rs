@@ -3,7 +3,8 @@
 //! The sink drives the client's connection itself: `deliver` keeps up to `inflight` events unanswered
 //! and polls until the broker has answered for all of the batch; `idle` polls for the keep-alive. An
 //! event of QoS 1 or 2 counts as accepted when its PUBACK or PUBCOMP has come; QoS 0 has no answer,
-//! there the batch is confirmed by one round trip behind it. Nothing is subscribed.
+//! there the batch is confirmed by one round trip behind it. Nothing is subscribed
+//! but commands, where they are configured.
 //!
 //! With `state`, the live state is kept as retained messages, one topic each. The last will is then the
 //! relay's own status among them, in place of the availability topic: a connection has one will.
@@ -14,6 +15,7 @@
 //! The same `client_id` on every connection is part of that: by it the broker ends what is left of
 //! the connection before, so that nothing old arrives behind what is sent next.
 
+mod command;
 mod flight;
 mod link;
 mod target;
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use self::{
+    command::Taker,
     flight::{Flight, Signal, Verdict},
     link::{Dial, Link, Lost, Terms, Unsent, Will},
     target::Target,
@@ -39,7 +42,8 @@ use super::{
 };
 use crate::{
     board::{self, Path, Section},
-    config::{ConfigError, Period, SecretRef},
+    command::{Desk, Ear},
+    config::{Commands, ConfigError, Period, SecretRef},
     event::Seq,
     template::{Condition, Template, View},
     tls::client_config,
@@ -121,6 +125,10 @@ struct Settings {
     /// relay's own. Default: `astro/{{ channel }}`.
     #[serde(default)]
     state_topic: Option<String>,
+    /// Commands that may come over `astro/<channel>/command/…`: true for all, false for none, or a list
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    #[serde(default)]
+    commands: Commands,
 }
 
 /// The version of the protocol.
@@ -295,6 +303,8 @@ struct Mqtt {
     careful_until: Seq,
     /// Events for which the expression of `retain` could not be evaluated.
     retain_errors: u64,
+    /// Nothing where no commands are taken.
+    commands: Option<Taker>,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
@@ -346,6 +356,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         last_handed: 0,
         careful_until: 0,
         retain_errors: 0,
+        commands: None,
         settings,
     }))
 }
@@ -417,13 +428,25 @@ impl Sink for Mqtt {
 
     async fn idle(&mut self) -> Failure {
         // Safe to drop: a poll that is given up leaves what it has read and written in the client.
+        let qos = self.qos().min(1);
         while let Some(link) = &mut self.link {
-            if let Err(error) = link.poll().await {
+            let room = self.flight.answers() < command::ANSWERS;
+            let done = tokio::select! {
+                signal = link.poll() => signal.map(|signal| self.flight.note(signal)),
+                answer = Taker::next(&mut self.commands), if room => {
+                    command::send(link, &mut self.flight, &answer, qos)
+                }
+            };
+            if let Err(error) = done {
                 self.link = None;
                 return Failure::down(error);
             }
         }
         Failure::down("not connected")
+    }
+
+    fn take_commands(&mut self, desk: &Desk) {
+        self.commands = Taker::new(desk, &self.settings.commands);
     }
 
     async fn close(&mut self) {
@@ -479,6 +502,7 @@ impl Mqtt {
     }
 
     async fn dial(&mut self) -> Result<(Link, Terms), Lost> {
+        let ear = self.commands.as_mut().map(Taker::ear);
         let settings = &self.settings;
         let tls = if Target::parse(&settings.url)?.is_tls() {
             let config = client_config(
@@ -496,6 +520,7 @@ impl Mqtt {
             will: self.will()?,
             password: settings.password.as_ref().map(SecretRef::read).transpose()?,
             tls,
+            ear,
         };
         let (mut link, terms) = Link::connect(&dial).await?;
         // At least once is what is promised, so 1 does for 2; but 0 is less than was asked for.
@@ -507,6 +532,9 @@ impl Mqtt {
         }
         if !terms.retain && settings.retain == Retain::Always(true) {
             return Err("the broker keeps no retained messages: set retain = false".into());
+        }
+        if let Some(ear) = &dial.ear {
+            listen(&mut link, ear).await?;
         }
         if !self.availability.is_empty() && terms.retain {
             let qos = settings.qos.min(1).min(terms.max_qos);
@@ -544,6 +572,11 @@ impl Mqtt {
         self.flight.begin(batch.len());
         self.ahead.begin(batch);
         let qos = self.qos();
+        while self.flight.answers() < command::ANSWERS
+            && let Some(answer) = Taker::ready(&mut self.commands)
+        {
+            command::send(link, &mut self.flight, &answer, qos.min(1))?;
+        }
         let window = usize::from(self.settings.inflight).min(self.terms.receive_max);
         let mut waiting = batch.iter().enumerate();
         loop {
@@ -562,7 +595,7 @@ impl Mqtt {
             answered.await.map_err(|_| self.silence())??;
         }
         if qos == 0 {
-            let confirmed = timeout(self.timeout, confirm(link));
+            let confirmed = timeout(self.timeout, confirm(&mut self.flight, link));
             confirmed.await.map_err(|_| self.silence())??;
         }
         Ok(())
@@ -596,7 +629,7 @@ impl Mqtt {
             answered.await.map_err(|_| self.silence())??;
         }
         if qos == 0 {
-            let confirmed = timeout(self.timeout, confirm(link));
+            let confirmed = timeout(self.timeout, confirm(&mut self.flight, link));
             confirmed.await.map_err(|_| self.silence())??;
         }
         Ok(())
@@ -737,10 +770,32 @@ async fn answered(flight: &mut Flight, link: &mut Link) -> Result<(), Lost> {
 
 /// Waits until the broker has read all that was sent: a connection is read in order, so the answer to
 /// a question behind it tells.
-async fn confirm(link: &mut Link) -> Result<(), Lost> {
+async fn confirm(flight: &mut Flight, link: &mut Link) -> Result<(), Lost> {
     link.barrier("astro-relay/nothing").map_err(|_| "the client takes nothing more")?;
-    while link.poll().await? != Signal::Barrier {}
-    Ok(())
+    loop {
+        match link.poll().await? {
+            Signal::Barrier => return Ok(()),
+            signal => flight.note(signal),
+        }
+    }
+}
+
+/// Subscribes to commands and waits until the broker has answered. Without them the sink does the rest
+/// of its work all the same.
+async fn listen(link: &mut Link, ear: &Ear) -> Result<(), Lost> {
+    let filters: Vec<String> = command::filters(ear).collect();
+    if filters.is_empty() {
+        return Ok(());
+    }
+    link.subscribe(filters.clone()).map_err(|_| "the client takes nothing more")?;
+    loop {
+        if let Signal::Subscribed(refused) = link.poll().await? {
+            if refused > 0 {
+                tracing::error!(refused, topics = ?filters, "the broker lets us hear no commands");
+            }
+            return Ok(());
+        }
+    }
 }
 
 /// Says `text` on the availability topic and waits until the broker has it.

@@ -8,6 +8,7 @@
 //! The one thing to know: on any failure the client is dropped with all that it holds. It sends
 //! nothing of it later, see [`link`].
 
+mod command;
 mod link;
 mod stream;
 
@@ -23,12 +24,14 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use self::{
+    command::Commands,
     link::{Link, Note, Said, Unsent},
     stream::{Create, Wanted},
 };
 use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Sink, address, settings};
 use crate::{
-    config::{ConfigError, Period, SecretRef},
+    command::Desk,
+    config::{self, ConfigError, Period, SecretRef},
     tls::client_config,
 };
 
@@ -98,6 +101,10 @@ struct Settings {
     /// A PEM file with its key.
     #[serde(default)]
     client_key_file: Option<PathBuf>,
+    /// Commands that may come over `astro.<channel>.command.…`: true for all, false for none, or a list
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    #[serde(default)]
+    commands: config::Commands,
 }
 
 fn default_stream() -> String {
@@ -150,6 +157,14 @@ impl Settings {
         }
         if !self.jetstream && !matches!(self.create_stream, Create::Plain(false)) {
             return Err(("create_stream", "a stream needs jetstream = true".into()));
+        }
+        if self.jetstream && !self.commands.are_off() && command::is_taken_by(&self.pattern()) {
+            return Err((
+                "commands",
+                "the stream would take the commands too, and answer them in the relay's place: give \
+                 `subject` another first word than astro, or take commands at a sink without jetstream"
+                    .into(),
+            ));
         }
         if self.stream.is_empty() || self.stream.contains(['.', '*', '>', ' ', '\t']) {
             return Err(("stream", "a name without . * > and spaces was expected".into()));
@@ -216,6 +231,8 @@ struct Nats {
     stream_in_doubt: bool,
     duplicates: u64,
     remarks: Vec<String>,
+    /// Nothing where no commands are taken.
+    desk: Option<Desk>,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
@@ -244,6 +261,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         stream_in_doubt: false,
         duplicates: 0,
         remarks: Vec::new(),
+        desk: None,
     }))
 }
 
@@ -259,12 +277,16 @@ impl Sink for Nats {
         self.permitted.clear();
         self.forbidden.clear();
         self.stream_in_doubt = false;
-        let link = self.dial().await.map_err(Failure::down)?;
+        let mut link = self.dial().await.map_err(Failure::down)?;
         self.remarks = if self.settings.jetstream {
             self.settle_stream(&link).await.map_err(Failure::down)?
         } else {
             vec!["core NATS: who does not listen at that moment never hears an event".into()]
         };
+        if let Some(desk) = &self.desk {
+            let commands = Commands::subscribe(link.client(), desk, &self.settings.commands).await;
+            link.take_commands(commands.map_err(Failure::down)?);
+        }
         self.link = Some(link);
         Ok(())
     }
@@ -293,7 +315,7 @@ impl Sink for Nats {
             match link.answer().await {
                 Ok(_) => {}
                 Err(Note::Refused(reason)) => {
-                    tracing::error!(sink = self.name, reason, "the server did not take an event");
+                    tracing::error!(sink = self.name, reason, "the server refused something");
                 }
                 Err(Note::Lost(reason)) => {
                     self.link = None;
@@ -301,6 +323,10 @@ impl Sink for Nats {
                 }
             }
         }
+    }
+
+    fn take_commands(&mut self, desk: &Desk) {
+        self.desk = (!self.settings.commands.are_off()).then(|| desk.clone());
     }
 
     async fn close(&mut self) {

@@ -12,6 +12,7 @@ mod cli;
 mod cli_journal;
 mod cli_send_test;
 mod cli_session;
+mod commands;
 mod conformance;
 mod crash;
 mod deadlines;

@@ -18,6 +18,8 @@ pub(super) enum Signal {
     Answered(u16, Verdict),
     /// The broker has read everything that was sent before the barrier.
     Barrier,
+    /// The broker has answered our subscription; so many of its parts it refused.
+    Subscribed(usize),
     /// We have taken our leave.
     Disconnected,
     /// Nothing that matters here.
@@ -47,8 +49,9 @@ pub(super) struct Flight {
     verdicts: Vec<Verdict>,
     /// Packets without an answer, by place: an event may travel as two.
     owed: Vec<u8>,
-    /// Places that have been handed to the client and have no packet id yet.
-    handed: VecDeque<usize>,
+    /// Places that have been handed to the client and have no packet id yet; `None` is an answer to a
+    /// command, which stands in no batch.
+    handed: VecDeque<Option<usize>>,
     /// Places by packet id.
     by_id: Vec<usize>,
     /// Events handed out and not answered.
@@ -64,7 +67,8 @@ impl Flight {
         self.verdicts.resize(len, Verdict::Pending);
         self.owed.clear();
         self.owed.resize(len, 0);
-        self.handed.clear();
+        // What is left of the batch before has its answer; an answer to a command may not have left yet.
+        self.handed.retain(Option::is_none);
         self.outstanding = 0;
         self.hindered = false;
     }
@@ -86,8 +90,18 @@ impl Flight {
         if let Some(owed) = self.owed.get_mut(place) {
             *owed += 1;
         }
-        self.handed.push_back(place);
+        self.handed.push_back(Some(place));
         self.outstanding += 1;
+    }
+
+    /// An answer to a command was handed to the client.
+    pub(super) fn hand_answer(&mut self) {
+        self.handed.push_back(None);
+    }
+
+    /// Answers to commands that the client has not yet sent.
+    pub(super) fn answers(&self) -> usize {
+        self.handed.iter().filter(|place| place.is_none()).count()
     }
 
     /// The event at `place` needs no answer of the broker.
@@ -103,7 +117,7 @@ impl Flight {
         match signal {
             Signal::Sent(0) => {
                 // QoS 0 is never answered; the barrier behind the batch confirms it.
-                if let Some(place) = self.handed.pop_front() {
+                if let Some(Some(place)) = self.handed.pop_front() {
                     self.answer(place, Verdict::Accepted);
                 }
             }
@@ -112,9 +126,11 @@ impl Flight {
                 if self.by_id.len() <= id {
                     self.by_id.resize(id + 1, usize::MAX);
                 }
-                if let (Some(slot), Some(place)) = (self.by_id.get_mut(id), self.handed.pop_front())
+                if let (Some(slot), Some(handed)) =
+                    (self.by_id.get_mut(id), self.handed.pop_front())
                 {
-                    *slot = place;
+                    // Nobody waits for what becomes of an answer.
+                    *slot = handed.unwrap_or(usize::MAX);
                 }
             }
             Signal::Answered(id, verdict) => {
@@ -124,7 +140,7 @@ impl Flight {
                     self.answer(place, verdict);
                 }
             }
-            Signal::Barrier | Signal::Disconnected | Signal::Other => {}
+            Signal::Barrier | Signal::Subscribed(_) | Signal::Disconnected | Signal::Other => {}
         }
     }
 
@@ -208,6 +224,29 @@ mod tests {
         flight.settle(0, refused());
         flight.note(Signal::Sent(0));
         assert_eq!((flight.outstanding(), flight.verdict(0)), (0, refused()));
+    }
+
+    #[test]
+    fn an_answer_to_a_command_takes_nobodys_packet_id() {
+        let mut flight = Flight::default();
+        flight.hand_answer();
+        flight.begin(1);
+        flight.hand(0);
+        flight.note(Signal::Sent(1));
+        assert_eq!(flight.answers(), 0);
+        flight.note(Signal::Answered(1, Verdict::Accepted));
+        assert_eq!((flight.accepted(), flight.outstanding()), (0, 1));
+        flight.note(Signal::Sent(2));
+        flight.note(Signal::Answered(2, Verdict::Accepted));
+        assert_eq!((flight.accepted(), flight.outstanding()), (1, 0));
+        // In QoS 0 there is no id at all.
+        flight.hand_answer();
+        flight.begin(1);
+        flight.hand(0);
+        flight.note(Signal::Sent(0));
+        assert_eq!(flight.accepted(), 0);
+        flight.note(Signal::Sent(0));
+        assert_eq!(flight.accepted(), 1);
     }
 
     proptest! {

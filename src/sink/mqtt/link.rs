@@ -11,14 +11,19 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{Settings, Version, flight::Signal, v4, v5};
-use crate::{config::Secret, sink::Outgoing};
+use super::{Settings, Version, command, flight::Signal, v4, v5};
+use crate::{
+    command::{Ear, Outbound},
+    config::Secret,
+    sink::Outgoing,
+};
 
 /// Name, TCP, TLS and the broker's CONNACK together. A broker that takes longer is not well.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Requests beside the window that may stand in the client's channel: the birth and the farewell.
-pub(super) const SPARE_REQUESTS: usize = 2;
+/// Requests beside the window that may stand in the client's channel: the subscription, the birth and the
+/// farewell, and answers to commands.
+pub(super) const SPARE_REQUESTS: usize = 3 + command::ANSWERS;
 
 /// Why a link is lost, or was never made.
 pub(super) type Lost = Box<dyn std::error::Error + Send + Sync>;
@@ -31,6 +36,8 @@ pub(super) struct Dial<'a> {
     pub(super) will: Option<Will>,
     pub(super) password: Option<Secret>,
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+    /// Who hears commands; nobody: nothing is subscribed.
+    pub(super) ear: Option<Ear>,
 }
 
 /// What the broker says for us, retained, when the connection breaks off.
@@ -93,6 +100,22 @@ impl Link {
         match self {
             Self::V5(link) => link.announce(topic, payload, qos),
             Self::V4(link) => link.announce(topic, payload, qos),
+        }
+    }
+
+    /// Hands the answer to a command to the client.
+    pub(super) fn answer(&self, outbound: &Outbound, qos: u8) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.answer(outbound, qos),
+            Self::V4(link) => link.answer(outbound, qos),
+        }
+    }
+
+    /// Asks for the commands that the link's ear is for, and for [`Signal::Subscribed`].
+    pub(super) fn subscribe(&self, filters: Vec<String>) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.subscribe(filters),
+            Self::V4(link) => link.subscribe(filters),
         }
     }
 

@@ -10,17 +10,21 @@ use bytes::Bytes;
 use rumqttc_v4::{
     AsyncClient, Broker, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop,
     Incoming, LastWill, MqttOptions, NetworkOptions, Outgoing as Left, PublishOptions, QoS,
-    TlsConfiguration, Transport,
+    SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 
 use super::{
+    command::{self, Read},
     flight::{Signal, Verdict},
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
 };
-use crate::sink::Outgoing;
+use crate::{
+    command::{Ear, Outbound},
+    sink::Outgoing,
+};
 
-/// What the broker may send: acknowledgements, nothing larger.
+/// What the broker may send where no commands are heard: acknowledgements, nothing larger.
 const MAX_INCOMING: usize = 10 * 1024;
 
 /// The longest packet that can be written: four bytes of seven bits each.
@@ -37,6 +41,7 @@ const MAX_QOS2: usize = 20;
 pub(super) struct Link {
     client: AsyncClient,
     events: EventLoop,
+    ear: Option<Ear>,
 }
 
 impl Link {
@@ -46,7 +51,7 @@ impl Link {
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
         events.set_network_options(network());
-        let mut link = Self { client, events };
+        let mut link = Self { client, events, ear: dial.ear.clone() };
         loop {
             let event = link.events.poll().await.map_err(lost)?;
             if let Event::Incoming(Incoming::ConnAck(_)) = event {
@@ -81,6 +86,18 @@ impl Link {
         self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
+    pub(super) fn answer(&self, outbound: &Outbound, qos: u8) -> Result<(), Unsent> {
+        let (topic, payload) = (&*outbound.back.address, outbound.answer.json());
+        let options = PublishOptions::new(level(qos));
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn subscribe(&self, filters: Vec<String>) -> Result<(), Unsent> {
+        let filter = |filter| SubscribeFilter::new(filter, QoS::AtLeastOnce);
+        let filters = filters.into_iter().map(filter);
+        self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
+    }
+
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
         self.client.try_unsubscribe(topic).map_err(|error| unsent(&error))
     }
@@ -90,11 +107,29 @@ impl Link {
     }
 
     pub(super) async fn poll(&mut self) -> Result<Signal, Lost> {
-        self.events.poll().await.map(|event| signal(&event)).map_err(lost)
+        let event = self.events.poll().await.map_err(lost)?;
+        Ok(self.note(&event))
     }
 
     pub(super) fn ready(&mut self) -> Option<Signal> {
-        self.events.state.events.pop_front().map(|event| signal(&event))
+        let event = self.events.state.events.pop_front()?;
+        Some(self.note(&event))
+    }
+
+    fn note(&self, event: &Event) -> Signal {
+        let Event::Incoming(Incoming::Publish(publish)) = event else { return signal(event) };
+        let read = Read {
+            topic: &publish.topic,
+            payload: &publish.payload,
+            // Whoever clears a retained message publishes nothing to its topic, and in this version that
+            // looks like any other empty payload.
+            retained: publish.retain || publish.payload.is_empty(),
+            again: publish.dup,
+            response_topic: None,
+            correlation: None,
+        };
+        command::hear(self.ear.as_ref(), &read);
+        Signal::Other
     }
 }
 
@@ -114,11 +149,12 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
             MqttOptions::websocket_with_tls_config(dial.client_id, &settings.url, tls()?)?
         }
     };
+    let incoming = if dial.ear.is_some() { command::MAX_PACKET_V4 } else { MAX_INCOMING };
     options
         .set_keep_alive(settings.keep_alive_secs())
         // The journal is what sends again: the broker must hold nothing of us across connections.
         .set_clean_session(true)
-        .set_max_packet_size(MAX_INCOMING, MAX_OUTGOING)
+        .set_max_packet_size(incoming, MAX_OUTGOING)
         .set_inflight(settings.inflight)
         .set_max_request_batch(usize::from(settings.inflight))
         .set_read_batch_size(usize::from(settings.inflight));
@@ -169,6 +205,10 @@ fn signal(event: &Event) -> Signal {
         Event::Incoming(Incoming::PubAck(ack)) => Signal::Answered(ack.pkid, Verdict::Accepted),
         Event::Incoming(Incoming::PubComp(comp)) => Signal::Answered(comp.pkid, Verdict::Accepted),
         Event::Incoming(Incoming::UnsubAck(_)) => Signal::Barrier,
+        Event::Incoming(Incoming::SubAck(ack)) => {
+            let refused = |code: &&SubscribeReasonCode| **code == SubscribeReasonCode::Failure;
+            Signal::Subscribed(ack.return_codes.iter().filter(refused).count())
+        }
         _ => Signal::Other,
     }
 }

@@ -13,15 +13,19 @@ use rumqttc_v5::{
     AsyncClient, Broker, ClientError, ConnAck, ConnectReturnCode, ConnectionError,
     DisconnectReasonCode, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions,
     Outgoing as Left, PubAckReason, PubRecReason, PublishOptions, PublishProperties, QoS,
-    StateError, TlsConfiguration, Transport,
+    StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 
 use super::{
+    command::{self, Read},
     flight::{Signal, Verdict},
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
 };
-use crate::sink::Outgoing;
+use crate::{
+    command::{Ear, Outbound},
+    sink::Outgoing,
+};
 
 /// The longest packet that can be written, section 1.5.5: four bytes of seven bits each.
 const MAX_REMAINING: usize = 268_435_455;
@@ -35,6 +39,7 @@ pub(super) struct Link {
     events: EventLoop,
     /// The longest packet that the broker takes.
     max_packet: usize,
+    ear: Option<Ear>,
 }
 
 impl Link {
@@ -43,7 +48,8 @@ impl Link {
         let (client, events) = AsyncClient::builder(options(dial)?)
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
-        let mut link = Self { client, events, max_packet: MAX_REMAINING };
+        let ear = dial.ear.clone();
+        let mut link = Self { client, events, max_packet: MAX_REMAINING, ear };
         loop {
             let event = link.events.poll().await.map_err(lost)?;
             if let Event::Incoming(Incoming::ConnAck(connack)) = event {
@@ -98,6 +104,34 @@ impl Link {
         self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
+    pub(super) fn answer(&self, outbound: &Outbound, qos: u8) -> Result<(), Unsent> {
+        let (topic, payload) = (&*outbound.back.address, outbound.answer.json());
+        let correlation_data = outbound.back.correlation.clone();
+        // The property's name and length, section 3.3.2.3.6.
+        let correlation = correlation_data.as_ref().map_or(0, |data| 3 + data.len());
+        let properties = PublishProperties {
+            content_type: Some("application/json".to_owned()),
+            correlation_data,
+            ..PublishProperties::default()
+        };
+        if packet_size(topic, qos, &properties, payload.len()) + correlation > self.max_packet {
+            return Err(Unsent::Refused("it is larger than the broker takes".into()));
+        }
+        let options = PublishOptions::new(level(qos)).properties(properties);
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn subscribe(&self, filters: Vec<String>) -> Result<(), Unsent> {
+        // What we publish ourselves is no command, and what was published to be retained shows it.
+        let filter = |filter| SubscribeFilter {
+            nolocal: true,
+            preserve_retain: true,
+            ..SubscribeFilter::new(filter, QoS::AtLeastOnce)
+        };
+        let filters = filters.into_iter().map(filter);
+        self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
+    }
+
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
         self.client.try_unsubscribe(topic).map_err(|error| unsent(&error))
     }
@@ -107,11 +141,28 @@ impl Link {
     }
 
     pub(super) async fn poll(&mut self) -> Result<Signal, Lost> {
-        self.events.poll().await.map(signal).map_err(lost)
+        let event = self.events.poll().await.map_err(lost)?;
+        Ok(self.note(event))
     }
 
     pub(super) fn ready(&mut self) -> Option<Signal> {
-        self.events.state.events.pop_front().map(signal)
+        let event = self.events.state.events.pop_front()?;
+        Some(self.note(event))
+    }
+
+    fn note(&self, event: Event) -> Signal {
+        let Event::Incoming(Incoming::Publish(publish)) = &event else { return signal(event) };
+        let properties = publish.properties.as_ref();
+        let read = Read {
+            topic: &publish.topic,
+            payload: &publish.payload,
+            retained: publish.retain,
+            again: publish.dup,
+            response_topic: properties.and_then(|all| all.response_topic.as_deref()),
+            correlation: properties.and_then(|all| all.correlation_data.as_ref()),
+        };
+        command::hear(self.ear.as_ref(), &read);
+        Signal::Other
     }
 }
 
@@ -144,6 +195,9 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         .set_outgoing_inflight_upper_limit(settings.inflight)
         .set_max_request_batch(usize::from(settings.inflight))
         .set_read_batch_size(usize::from(settings.inflight));
+    if dial.ear.is_some() {
+        options.set_max_packet_size(Some(command::MAX_PACKET));
+    }
     match (&settings.user, &dial.password) {
         (Some(user), Some(password)) => {
             options.set_credentials(user.clone(), password.expose().to_owned());
@@ -258,6 +312,11 @@ fn signal(event: Event) -> Signal {
         }
         Event::Incoming(Incoming::PubComp(comp)) => Signal::Answered(comp.pkid, Verdict::Accepted),
         Event::Incoming(Incoming::UnsubAck(_)) => Signal::Barrier,
+        Event::Incoming(Incoming::SubAck(ack)) => {
+            let refused =
+                |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+            Signal::Subscribed(ack.return_codes.iter().filter(refused).count())
+        }
         _ => Signal::Other,
     }
 }

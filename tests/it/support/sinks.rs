@@ -1,6 +1,6 @@
 //! Sinks as the relay would open them, and events for them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use astro_relay::{
     config::{ConfigError, Period, SinkConfig, Start},
@@ -29,6 +29,7 @@ pub fn config(kind: &str, timeout: Duration) -> SinkConfig {
         backoff_max: Period(Duration::from_secs(1)),
         state: false,
         settings: Value::Null,
+        feeds: BTreeMap::new(),
     }
 }
 
