@@ -17,6 +17,7 @@
 
 mod command;
 mod flight;
+mod home;
 mod link;
 mod target;
 mod v4;
@@ -33,6 +34,7 @@ use tokio::time::timeout;
 use self::{
     command::Taker,
     flight::{Flight, Signal, Verdict},
+    home::Discovery,
     link::{Dial, Link, Lost, Terms, Unsent, Will},
     target::Target,
 };
@@ -42,9 +44,10 @@ use super::{
 };
 use crate::{
     board::{self, Path, Section},
-    command::{Desk, Ear},
+    command::Desk,
     config::{Commands, ConfigError, Period, SecretRef},
     event::Seq,
+    homeassistant::{self, Home},
     template::{Condition, Template, View},
     tls::client_config,
 };
@@ -59,8 +62,6 @@ pub(super) const KIND: Kind = Kind {
     keeps: true,
     open,
 };
-
-const DEFAULT_STATE_TOPIC: &str = "astro/{{ channel }}";
 
 const DEFAULT_TOPIC: &str = "astro/{{ channel }}/{{ topic | replace('.', '/') }}";
 
@@ -129,6 +130,14 @@ struct Settings {
     /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
     #[serde(default)]
     commands: Commands,
+    /// Whether Home Assistant is told of all this by MQTT discovery: an entity for each figure of the
+    /// session, for each kind of happening, for the relay itself. Brings `state` with it. `false` takes
+    /// back what was announced before; left out, nothing is touched.
+    #[serde(default)]
+    homeassistant: Option<bool>,
+    /// The prefix under which Home Assistant listens. Default: `homeassistant`.
+    #[serde(default)]
+    discovery_prefix: Option<String>,
 }
 
 /// The version of the protocol.
@@ -181,7 +190,7 @@ impl Settings {
     }
 
     fn prefix(&self) -> Result<Prefix, String> {
-        Prefix::new(self.state_topic.as_deref().unwrap_or(DEFAULT_STATE_TOPIC))
+        Prefix::new(self.state_topic.as_deref().unwrap_or(homeassistant::DEFAULT_BASE))
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
@@ -216,6 +225,12 @@ impl Settings {
             return Err(("availability_topic", "+ and # are wildcards".into()));
         }
         self.prefix().map_err(|error| ("state_topic", error))?;
+        if self.discovery_prefix.as_deref().is_some_and(|prefix| escape(prefix) != prefix) {
+            return Err(("discovery_prefix", "the beginning of a topic was expected".into()));
+        }
+        if self.discovery_prefix.is_some() && self.homeassistant.is_none() {
+            return Err(("discovery_prefix", "is of use only with homeassistant".into()));
+        }
         if self.version == Version::V3 && self.password.is_some() && self.user.is_none() {
             return Err(("password", "MQTT 3.1.1 has no password without a user".into()));
         }
@@ -305,6 +320,8 @@ struct Mqtt {
     retain_errors: u64,
     /// Nothing where no commands are taken.
     commands: Option<Taker>,
+    /// Nothing where Home Assistant is none of our business.
+    discovery: Option<Discovery>,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
@@ -331,6 +348,11 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     } else if settings.state_topic.is_some() {
         return Err(at("state_topic", "is of use only with state = true".into()));
     }
+    let mut discovery = None;
+    if settings.homeassistant.is_some() {
+        let home = Home::of(opening.config, &client_id, escape, &settings.commands);
+        discovery = Some(Discovery::new(home.map_err(|error| at("state_topic", error))?));
+    }
     let mut availability = match (&prefix, &settings.availability_topic) {
         (Some(_), _) => String::new(),
         (None, Some(topic)) => topic.clone(),
@@ -341,6 +363,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         client_id.push_str("-visit");
         availability.clear();
         prefix = None;
+        discovery = None;
     }
     Ok(Box::new(Mqtt {
         timeout: opening.config.timeout.0,
@@ -357,6 +380,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         careful_until: 0,
         retain_errors: 0,
         commands: None,
+        discovery,
         settings,
     }))
 }
@@ -414,6 +438,16 @@ impl Sink for Mqtt {
             return Err(Failure::after(accepted, Cause::Down(error)));
         }
         self.link = Some(link);
+        if let (Some(discovery), Some(prefix)) = (&mut self.discovery, &self.prefix) {
+            for (_, part) in
+                parts.iter().enumerate().filter(|(place, _)| self.flight.has_accepted(*place))
+            {
+                // It has just been published there.
+                if let Ok(topic) = prefix.topic(&part.path) {
+                    discovery.keep(part, &topic);
+                }
+            }
+        }
         let accepted = self.flight.accepted();
         if accepted >= parts.len() {
             return Ok(());
@@ -430,12 +464,17 @@ impl Sink for Mqtt {
         // Safe to drop: a poll that is given up leaves what it has read and written in the client.
         let qos = self.qos().min(1);
         while let Some(link) = &mut self.link {
+            if let Err(error) = home::say(&mut self.discovery, link, &mut self.flight, qos) {
+                self.link = None;
+                return Failure::down(error);
+            }
             let room = self.flight.answers() < command::ANSWERS;
             let done = tokio::select! {
                 signal = link.poll() => signal.map(|signal| self.flight.note(signal)),
                 answer = Taker::next(&mut self.commands), if room => {
                     command::send(link, &mut self.flight, &answer, qos)
                 }
+                () = home::due(self.discovery.as_ref()), if room => Ok(()),
             };
             if let Err(error) = done {
                 self.link = None;
@@ -503,6 +542,7 @@ impl Mqtt {
 
     async fn dial(&mut self) -> Result<(Link, Terms), Lost> {
         let ear = self.commands.as_mut().map(Taker::ear);
+        let filters = self.discovery.as_mut().map(|discovery| discovery.begin().to_vec());
         let settings = &self.settings;
         let tls = if Target::parse(&settings.url)?.is_tls() {
             let config = client_config(
@@ -521,6 +561,7 @@ impl Mqtt {
             password: settings.password.as_ref().map(SecretRef::read).transpose()?,
             tls,
             ear,
+            discovery: self.discovery.is_some(),
         };
         let (mut link, terms) = Link::connect(&dial).await?;
         // At least once is what is promised, so 1 does for 2; but 0 is less than was asked for.
@@ -534,7 +575,10 @@ impl Mqtt {
             return Err("the broker keeps no retained messages: set retain = false".into());
         }
         if let Some(ear) = &dial.ear {
-            listen(&mut link, ear).await?;
+            listen(&mut link, command::filters(ear).collect(), "commands").await?;
+        }
+        if let Some(filters) = filters {
+            listen(&mut link, filters, "what was announced to Home Assistant").await?;
         }
         if !self.availability.is_empty() && terms.retain {
             let qos = settings.qos.min(1).min(terms.max_qos);
@@ -577,6 +621,7 @@ impl Mqtt {
         {
             command::send(link, &mut self.flight, &answer, qos.min(1))?;
         }
+        home::say(&mut self.discovery, link, &mut self.flight, qos.min(1))?;
         let window = usize::from(self.settings.inflight).min(self.terms.receive_max);
         let mut waiting = batch.iter().enumerate();
         loop {
@@ -780,10 +825,9 @@ async fn confirm(flight: &mut Flight, link: &mut Link) -> Result<(), Lost> {
     }
 }
 
-/// Subscribes to commands and waits until the broker has answered. Without them the sink does the rest
-/// of its work all the same.
-async fn listen(link: &mut Link, ear: &Ear) -> Result<(), Lost> {
-    let filters: Vec<String> = command::filters(ear).collect();
+/// Subscribes and waits until the broker has answered. Without what is subscribed the sink does the
+/// rest of its work all the same.
+async fn listen(link: &mut Link, filters: Vec<String>, what: &str) -> Result<(), Lost> {
     if filters.is_empty() {
         return Ok(());
     }
@@ -791,7 +835,7 @@ async fn listen(link: &mut Link, ear: &Ear) -> Result<(), Lost> {
     loop {
         if let Signal::Subscribed(refused) = link.poll().await? {
             if refused > 0 {
-                tracing::error!(refused, topics = ?filters, "the broker lets us hear no commands");
+                tracing::error!(refused, what, topics = ?filters, "the broker lets us not hear this");
             }
             return Ok(());
         }

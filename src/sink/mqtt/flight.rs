@@ -161,6 +161,11 @@ impl Flight {
         self.verdicts.iter().take_while(|verdict| **verdict == Verdict::Accepted).count()
     }
 
+    /// Whether the event at `place` is accepted.
+    pub(super) fn has_accepted(&self, place: usize) -> bool {
+        self.verdicts.get(place) == Some(&Verdict::Accepted)
+    }
+
     /// What the event at `place` met.
     pub(super) fn verdict(&mut self, place: usize) -> Verdict {
         self.verdicts.get_mut(place).map(std::mem::take).unwrap_or_default()

@@ -16,6 +16,7 @@ use rumqttc_v4::{
 use super::{
     command::{self, Read},
     flight::{Signal, Verdict},
+    home::Inbox,
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
 };
@@ -24,7 +25,7 @@ use crate::{
     sink::Outgoing,
 };
 
-/// What the broker may send where no commands are heard: acknowledgements, nothing larger.
+/// What the broker may send where nothing is heard: acknowledgements, nothing larger.
 const MAX_INCOMING: usize = 10 * 1024;
 
 /// The longest packet that can be written: four bytes of seven bits each.
@@ -42,6 +43,7 @@ pub(super) struct Link {
     client: AsyncClient,
     events: EventLoop,
     ear: Option<Ear>,
+    inbox: Inbox,
 }
 
 impl Link {
@@ -51,7 +53,8 @@ impl Link {
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
         events.set_network_options(network());
-        let mut link = Self { client, events, ear: dial.ear.clone() };
+        let mut link =
+            Self { client, events, ear: dial.ear.clone(), inbox: Inbox::new(dial.discovery) };
         loop {
             let event = link.events.poll().await.map_err(lost)?;
             if let Event::Incoming(Incoming::ConnAck(_)) = event {
@@ -98,6 +101,10 @@ impl Link {
         self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
     }
 
+    pub(super) fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
+    }
+
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
         self.client.try_unsubscribe(topic).map_err(|error| unsent(&error))
     }
@@ -116,7 +123,7 @@ impl Link {
         Some(self.note(&event))
     }
 
-    fn note(&self, event: &Event) -> Signal {
+    fn note(&mut self, event: &Event) -> Signal {
         let Event::Incoming(Incoming::Publish(publish)) = event else { return signal(event) };
         let read = Read {
             topic: &publish.topic,
@@ -128,7 +135,9 @@ impl Link {
             response_topic: None,
             correlation: None,
         };
-        command::hear(self.ear.as_ref(), &read);
+        if !command::hear(self.ear.as_ref(), &read) {
+            self.inbox.put(&publish.topic, &publish.payload);
+        }
         Signal::Other
     }
 }
@@ -149,7 +158,7 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
             MqttOptions::websocket_with_tls_config(dial.client_id, &settings.url, tls()?)?
         }
     };
-    let incoming = if dial.ear.is_some() { command::MAX_PACKET_V4 } else { MAX_INCOMING };
+    let incoming = if dial.hears() { command::MAX_PACKET_V4 } else { MAX_INCOMING };
     options
         .set_keep_alive(settings.keep_alive_secs())
         // The journal is what sends again: the broker must hold nothing of us across connections.

@@ -19,6 +19,7 @@ use rumqttc_v5::{
 use super::{
     command::{self, Read},
     flight::{Signal, Verdict},
+    home::Inbox,
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
 };
@@ -40,6 +41,7 @@ pub(super) struct Link {
     /// The longest packet that the broker takes.
     max_packet: usize,
     ear: Option<Ear>,
+    inbox: Inbox,
 }
 
 impl Link {
@@ -49,7 +51,13 @@ impl Link {
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
         let ear = dial.ear.clone();
-        let mut link = Self { client, events, max_packet: MAX_REMAINING, ear };
+        let mut link = Self {
+            client,
+            events,
+            max_packet: MAX_REMAINING,
+            ear,
+            inbox: Inbox::new(dial.discovery),
+        };
         loop {
             let event = link.events.poll().await.map_err(lost)?;
             if let Event::Incoming(Incoming::ConnAck(connack)) = event {
@@ -132,6 +140,10 @@ impl Link {
         self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
     }
 
+    pub(super) fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
+    }
+
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
         self.client.try_unsubscribe(topic).map_err(|error| unsent(&error))
     }
@@ -150,7 +162,7 @@ impl Link {
         Some(self.note(event))
     }
 
-    fn note(&self, event: Event) -> Signal {
+    fn note(&mut self, event: Event) -> Signal {
         let Event::Incoming(Incoming::Publish(publish)) = &event else { return signal(event) };
         let properties = publish.properties.as_ref();
         let read = Read {
@@ -161,7 +173,9 @@ impl Link {
             response_topic: properties.and_then(|all| all.response_topic.as_deref()),
             correlation: properties.and_then(|all| all.correlation_data.as_ref()),
         };
-        command::hear(self.ear.as_ref(), &read);
+        if !command::hear(self.ear.as_ref(), &read) {
+            self.inbox.put(&publish.topic, &publish.payload);
+        }
         Signal::Other
     }
 }
@@ -195,7 +209,7 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         .set_outgoing_inflight_upper_limit(settings.inflight)
         .set_max_request_batch(usize::from(settings.inflight))
         .set_read_batch_size(usize::from(settings.inflight));
-    if dial.ear.is_some() {
+    if dial.hears() {
         options.set_max_packet_size(Some(command::MAX_PACKET));
     }
     match (&settings.user, &dial.password) {
