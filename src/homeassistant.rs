@@ -101,7 +101,7 @@ fn feeds(
     let text = config.settings.get("state_topic").and_then(Value::as_str).unwrap_or(DEFAULT_BASE);
     let template = Template::compile(text)?;
     let base = |owner: &str| {
-        let view = std::iter::once(("channel", owner)).collect();
+        let view = minijinja::context! { channel => owner };
         let base = template.render(&view).map_err(|error| error.to_string())?;
         Ok::<_, String>(escape(&base).into_owned())
     };

@@ -20,6 +20,46 @@ fn home(commands: &[Action]) -> Home {
     }
 }
 
+#[test]
+fn topics_are_those_where_the_state_is_kept() {
+    let mut config: SinkConfig = serde_json::from_value(json!({"type": "mqtt"})).unwrap();
+    let channel = json!({"token": {"value": "x"}, "topics": ["channel.activities"]});
+    let channels: BTreeMap<String, Channel> = ["main", "other"]
+        .map(|label| (label.to_owned(), serde_json::from_value(channel.clone()).unwrap()))
+        .into();
+    config.channels = Some(vec!["main".into()]);
+    let of = |config: &SinkConfig| {
+        Home::of(config, "node", |text| Cow::Borrowed(text), &Commands::default()).unwrap()
+    };
+    prepare(&mut config, &channels);
+    assert!(!config.state && of(&config).fixed().is_empty());
+    for (settings, base, prefix) in [
+        (json!({"homeassistant": true}), "astro/", "homeassistant"),
+        (
+            json!({"homeassistant": true, "state_topic": "x/{{ channel }}", "discovery_prefix": "ha"}),
+            "x/",
+            "ha",
+        ),
+    ] {
+        config.settings = settings;
+        prepare(&mut config, &channels);
+        assert!(config.state, "its entities show what is kept");
+        let home = of(&config);
+        assert_eq!(home.prefix, prefix);
+        assert_eq!(home.relay, format!("{base}relay"));
+        let topics = vec![ACTIVITIES.to_owned()];
+        let feed = Feed { base: format!("{base}main"), topics };
+        assert_eq!(home.channels, BTreeMap::from([("main".to_owned(), feed)]));
+        let happenings = Topics::of(&config, |text| Cow::Borrowed(text)).unwrap().unwrap();
+        let tip = json!({"type": "tip", "data": {"username": "ann"}});
+        let heard =
+            |channel: &str| crate::event::own(ACTIVITIES, &channel.into(), &"".into(), &tip, 1);
+        let told = |event: &Event| happenings.told(event, event.data(), || true, 0);
+        assert_eq!(told(&heard("main")).unwrap().0, format!("{base}main/event/tip"));
+        assert_eq!(told(&heard("other")), None);
+    }
+}
+
 /// The elements of the documentation's example.
 fn session() -> Vec<(String, Value)> {
     let text = include_str!("../../tests/fixtures/rest/session.json");

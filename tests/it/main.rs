@@ -21,6 +21,7 @@ mod deploy;
 mod end_to_end;
 mod gateway;
 mod handover;
+mod home_assistant;
 mod journal;
 mod kept;
 mod operator;
