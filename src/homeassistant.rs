@@ -303,6 +303,8 @@ impl Home {
         set(&mut own, "state_topic", topic.into());
         if shown.attributes {
             set(&mut own, "json_attributes_topic", topic.into());
+            let template = "{{ value_json | default({}) | tojson }}";
+            set(&mut own, "json_attributes_template", template.into());
         }
         let mut all = vec![entity("sensor", element, &shown.name, own)];
         // A name that has to be written in another way in a topic is no goal of the vendor's.
@@ -310,7 +312,7 @@ impl Home {
         if shown.is_goal && plain && self.commands.allow(Action::Set) {
             let own = json!({
                 "state_topic": topic,
-                "value_template": "{{ value_json.amount }}",
+                "value_template": field("amount"),
                 "command_topic": command_topic(channel, &format!("session/set/{element}")),
                 "min": 0, "max": element::MOST, "step": 0.01, "mode": "box",
                 "entity_category": "config",
@@ -422,6 +424,12 @@ fn counter_object(counter: &str) -> String {
     format!("counter/{counter}")
 }
 
+/// A template for one field of a state: unknown where it is not there. A state that is no more is an
+/// empty message, which is no JSON, and which Home Assistant may hear before the entity is withdrawn.
+fn field(name: &str) -> String {
+    format!("{{{{ (value_json | default({{}})).{name} | default(none) }}}}")
+}
+
 fn set(config: &mut Value, key: &str, value: Value) {
     if let Value::Object(config) = config {
         config.insert(key.to_owned(), value);
@@ -505,8 +513,7 @@ fn relay(base: &str) -> Vec<Entity<'static>> {
     ];
     entities.extend(figures.map(|(key, what, mut own)| {
         set(&mut own, "state_topic", (&*diagnostics).into());
-        let template = format!("{{{{ value_json.{key} | default(none) }}}}");
-        set(&mut own, "value_template", template.into());
+        set(&mut own, "value_template", field(key).into());
         of_relay("sensor", what, Availability::Relay, own)
     }));
     entities
@@ -553,7 +560,7 @@ fn live<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
         availability: Availability::Channel,
         own: json!({
             "state_topic": format!("{}/stream", of.1),
-            "value_template": "{{ 'ON' if value_json.isLive else 'OFF' }}",
+            "value_template": "{{ iif((value_json | default({})).isLive | default(none), 'ON', 'OFF', 'None') }}",
         }),
     }
 }

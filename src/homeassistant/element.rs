@@ -170,16 +170,16 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
         Value::Number(_) => (measured("{{ value }}", element, ""), false),
         Value::Object(_) if has("count", Value::is_number) => {
             let unit = family.map_or("", |(family, _)| family.count);
-            (measured("{{ value_json.count | default(none) }}", element, unit), false)
+            (measured(&super::field("count"), element, unit), false)
         }
         Value::Object(_) if has("name", Value::is_string) => {
             // The states that Home Assistant takes end at 255 characters; an empty one is unknown.
-            let template = "{{ (value_json.name or 'None')[:255] }}";
+            let template = "{{ ((value_json | default({})).name | default('None', true))[:255] }}";
             (json!({ "value_template": template }), true)
         }
         Value::Object(_) if has("amount", Value::is_number) => {
             let unit = family.filter(|(_, rest)| *rest != "points").map_or("", |(f, _)| f.amount);
-            (measured("{{ value_json.amount | default(none) }}", element, unit), false)
+            (measured(&super::field("amount"), element, unit), false)
         }
         _ => return None,
     };
