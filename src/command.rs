@@ -14,7 +14,11 @@ pub mod executor;
 mod memory;
 pub mod parse;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
@@ -34,6 +38,13 @@ const QUEUE: usize = 64;
 
 /// Answers that may wait for one ear: what the queue holds, so that each of them finds room.
 const ANSWERS: usize = QUEUE;
+
+/// Refusals that an ear tells the log within [`COMPLAIN`]; the metric counts them all. Whoever may publish
+/// must not be able to fill a disk by it.
+const COMPLAINTS: u32 = 20;
+
+/// See [`COMPLAINTS`].
+const COMPLAIN: Duration = Duration::from_mins(1);
 
 /// A command.
 #[derive(Debug, Clone, PartialEq)]
@@ -281,7 +292,9 @@ impl Desk {
         let wanted = |label: &&String| self.only.as_ref().is_none_or(|only| only.contains(*label));
         let channels = self.intake.channels.borrow().iter().filter(wanted).cloned().collect();
         let (requests, origin) = (self.intake.requests.clone(), Arc::clone(&self.origin));
-        (Ear { requests, origin, channels, allowed: allowed.clone(), answers }, answered)
+        let complaints = Arc::new(Mutex::new((Instant::now(), 0)));
+        let allowed = allowed.clone();
+        (Ear { requests, origin, channels, allowed, answers, complaints }, answered)
     }
 }
 
@@ -293,6 +306,8 @@ pub struct Ear {
     channels: Arc<[String]>,
     allowed: Commands,
     answers: mpsc::Sender<Outbound>,
+    /// Since when refusals are counted, and how many there were.
+    complaints: Arc<Mutex<(Instant, u32)>>,
 }
 
 /// What was heard.
@@ -358,14 +373,26 @@ impl Ear {
         Ok(())
     }
 
+    /// Whether a refusal may still be told at the level of a warning.
+    fn may_complain(&self) -> bool {
+        let now = Instant::now();
+        // Two numbers are whole at any moment.
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        if complaints.0 + COMPLAIN <= now {
+            *complaints = (now, 0);
+        }
+        complaints.1 = complaints.1.saturating_add(1);
+        complaints.1 <= COMPLAINTS
+    }
+
     fn refuse(&self, reply: Reply, answer: Answer) {
-        tell(&self.origin, &answer);
+        tell(&self.origin, &answer, self.may_complain());
         reply.give(&self.origin, &Arc::new(answer));
     }
 }
 
-/// Logs and counts what became of a command.
-fn tell(origin: &str, answer: &Answer) {
+/// Logs and counts what became of a command; a refusal only quietly, unless it is to be `loud`.
+fn tell(origin: &str, answer: &Answer, loud: bool) {
     let Answer { channel, action, element, transaction, outcome } = answer;
     let command = action.map_or("none", Action::as_str);
     let word = outcome.as_ref().map_or_else(|failure| failure.sort.as_str(), |()| "ok");
@@ -373,11 +400,7 @@ fn tell(origin: &str, answer: &Answer) {
     let (element, transaction) = (element.as_deref(), transaction.as_ref().map(Value::to_string));
     match outcome {
         Ok(()) => info!(origin, channel, command, element, transaction, "a command was executed"),
-        // Whoever floods us must not flood the log as well; the metric counts.
-        Err(Failure { sort: Sort::Limited, error, .. }) => {
-            debug!(origin, channel, command, element, transaction, error, "a command was refused");
-        }
-        Err(Failure { sort, error, status }) => warn!(
+        Err(Failure { sort, error, status }) if loud && *sort != Sort::Limited => warn!(
             origin,
             channel,
             command,
@@ -387,6 +410,10 @@ fn tell(origin: &str, answer: &Answer) {
             status,
             outcome = sort.as_str(),
             "a command was not executed"
+        ),
+        Err(Failure { error, status, .. }) => debug!(
+            origin,
+            channel, command, element, transaction, error, status, "a command was not executed"
         ),
     }
 }
@@ -455,6 +482,17 @@ mod tests {
         inbox.0.close();
         ear.hear(heard("main", &["session", "reload"], b""));
         assert_eq!(said(&mut answers)["status"], 503);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_do_not_fill_the_log() {
+        let (intake, _inbox) = intake(channels(&["main"]));
+        let (ear, _answers) = intake.desk("home", None).ear(&Commands::All(true));
+        let loud = || (0..100).filter(|_| ear.may_complain()).count();
+        assert_eq!(loud(), 20);
+        assert_eq!(loud(), 0);
+        tokio::time::advance(COMPLAIN).await;
+        assert_eq!(loud(), 20);
     }
 
     #[test]

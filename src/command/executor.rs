@@ -118,8 +118,7 @@ impl Executor {
 
     /// Executes until it is told to stop. What is under way then is finished, what waits is not begun.
     pub async fn run(&mut self, stop: CancellationToken) {
-        // Whatever an earlier run had under way ended with it.
-        self.busy.clear();
+        self.tidy_up();
         let mut running = Running::new();
         loop {
             self.start(&mut running);
@@ -143,6 +142,17 @@ impl Executor {
         }
     }
 
+    /// What an earlier run had under way when it failed has ended with it, nobody knows how.
+    fn tidy_up(&mut self) {
+        self.busy.clear();
+        for (ticket, origin, command) in self.memory.open() {
+            if !self.waiting.iter().any(|waiting| waiting.ticket == ticket) {
+                let failure = unknown("the relay failed while it was executed");
+                self.finish(Done { ticket, origin, answer: command.answer(Err(failure)) });
+            }
+        }
+    }
+
     fn take(&mut self, request: Request) {
         let now = Instant::now();
         let origin = Arc::clone(&request.origin);
@@ -160,7 +170,7 @@ impl Executor {
             Recalled::Other(reply, command) => {
                 let error = "this transaction was that of another command";
                 let answer = command.answer(Err(Failure::bad(409, error)));
-                tell(&origin, &answer);
+                tell(&origin, &answer, true);
                 reply.give(&origin, &Arc::new(answer));
             }
             Recalled::New(ticket, command) => {
@@ -210,7 +220,7 @@ impl Executor {
     fn finish(&mut self, done: Done) {
         let Done { ticket, origin, answer } = done;
         self.busy.remove(&answer.channel);
-        tell(&origin, &answer);
+        tell(&origin, &answer, true);
         let answer = Arc::new(answer);
         for reply in self.memory.answered(ticket, &answer) {
             reply.give(&origin, &answer);
@@ -224,7 +234,7 @@ impl Executor {
     }
 
     fn unexecuted(&mut self, ticket: Ticket, origin: &str, answer: Answer) {
-        tell(origin, &answer);
+        tell(origin, &answer, true);
         let answer = Arc::new(answer);
         for reply in self.memory.forget(ticket) {
             reply.give(origin, &answer);
@@ -488,6 +498,30 @@ mod tests {
             assert_eq!(said(&mut answers).await, ("2".to_owned(), Some(503)));
             first.grant(Ok(()));
             assert_eq!(said(&mut answers).await, ok("1"));
+        };
+        tokio::join!(executor.run(stop.clone()), outside);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_under_way_when_it_failed_is_answered_and_not_executed_again() {
+        let (mut executor, ear, mut answers, wishes) = executor();
+        let mut wishes = wishes.lock().await;
+        let stop = CancellationToken::new();
+        refresh(&ear, "a", "1");
+        refresh(&ear, "a", "2");
+        tokio::select! {
+            () = executor.run(stop.clone()) => panic!("nobody stops it"),
+            _ = wish(&mut wishes) => {}
+        }
+        // Its future is gone, as after a panic; the supervisor begins anew.
+        let outside = async {
+            assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
+            wish(&mut wishes).await.grant(Ok(()));
+            assert_eq!(said(&mut answers).await, ok("2"));
+            refresh(&ear, "a", "1");
+            assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
+            assert!(wishes.try_recv().is_err());
+            stop.cancel();
         };
         tokio::join!(executor.run(stop.clone()), outside);
     }

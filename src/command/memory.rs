@@ -115,6 +115,12 @@ impl Memory {
         entry.map_or_else(Vec::new, |entry| entry.replies)
     }
 
+    /// Those that have no answer: they wait, are under way, or were when the executor failed.
+    pub(super) fn open(&self) -> Vec<(Ticket, Arc<str>, Command)> {
+        let open = self.entries.iter().filter(|entry| entry.answer.is_none());
+        open.map(|entry| (entry.ticket, Arc::clone(&entry.origin), entry.command.clone())).collect()
+    }
+
     fn forget_old(&mut self, now: Instant) {
         let mut spare = (self.entries.len() + 1).saturating_sub(MOST);
         // What is under way is not forgotten; the executor's limits hold it down.

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     astro::topics,
     board::RELAY,
-    clock,
+    clock, homeassistant,
     route::{Pattern, PatternError, Route},
     sink::{self, Opening},
     template::{Condition, Template},
@@ -75,6 +75,7 @@ pub(super) fn check(
     if shape.problems.is_empty() {
         found.empty(config);
         found.unsubscribed(config);
+        found.commanded_twice(config);
     }
     let known: BTreeSet<&str> = named(&shape.value, "channels").collect();
     for (name, sink) in &config.sinks {
@@ -83,6 +84,7 @@ pub(super) fn check(
             found.kind(name, sink);
         }
     }
+    found.homes(config);
     found.secrets(config, places, sources);
     found
 }
@@ -300,6 +302,32 @@ impl Findings {
         }
     }
 
+    /// Two sinks that take commands from one broker: both would hear each of them. NATS gives a request
+    /// to one of them only.
+    fn commanded_twice(&mut self, config: &Config) {
+        let listening: Vec<_> = config
+            .sinks
+            .iter()
+            .filter(|(_, sink)| sink.kind == "mqtt" && sink.takes_commands())
+            .collect();
+        for (index, (name, sink)) in listening.iter().enumerate() {
+            let shares = |other: &SinkConfig| {
+                let shared = match (&sink.channels, &other.channels) {
+                    (Some(ours), Some(theirs)) => ours.iter().any(|one| theirs.contains(one)),
+                    _ => true,
+                };
+                shared && sink.settings.get("url") == other.settings.get("url")
+            };
+            let mut before = listening.iter().take(index);
+            if let Some((first, _)) = before.find(|(_, other)| shares(other)) {
+                let message = format!(
+                    "sinks.{first} takes commands from the same broker: each would be executed twice"
+                );
+                self.warn(&["sinks", name, "commands"], message);
+            }
+        }
+    }
+
     fn sink(&mut self, name: &str, sink: &SinkConfig, known: &BTreeSet<&str>) {
         let at = |key| ["sinks", name, key];
         if sink.window == 0 {
@@ -374,6 +402,22 @@ impl Findings {
         }
         if let Err(message) = Template::compile(payload) {
             self.error(&key, format!("is no template: {message}"));
+        }
+    }
+
+    /// Two sinks that announce the same entities to one broker.
+    fn homes(&mut self, config: &Config) {
+        let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+        for (name, sink) in &config.sinks {
+            if homeassistant::wanted(sink) != Some(true) {
+                continue;
+            }
+            let text = |key: &str| sink.settings.get(key).map(Value::to_string).unwrap_or_default();
+            let home = ["url", "discovery_prefix", "state_topic"].map(text).join(" ");
+            if let Some(first) = seen.insert(home, name) {
+                let message = format!("sinks.{first} announces the same entities to the same broker");
+                self.error(&["sinks", name, "homeassistant"], message);
+            }
         }
     }
 

@@ -600,6 +600,13 @@ impl Mqtt {
     }
 
     async fn take_leave(&mut self, link: &mut Link) -> Result<(), Lost> {
+        // What was executed to the last is answered.
+        let qos = self.qos().min(1);
+        while self.flight.answers() < command::ANSWERS
+            && let Some(answer) = Taker::ready(&mut self.commands)
+        {
+            command::send(link, &mut self.flight, &answer, qos)?;
+        }
         // A graceful farewell makes the broker forget the last will, so it has to be said.
         if !self.availability.is_empty() && self.terms.retain {
             let qos = self.qos().min(1);

@@ -3,7 +3,8 @@
 //! With `jetstream` an event counts as accepted when the stream has acknowledged it; its message id
 //! lets the stream recognise a repeat. Without, a batch counts as accepted when the server has
 //! processed all of it, which a message to ourselves behind it tells: who does not listen at that
-//! moment never hears it. Reconnecting is the delivery's; the client is kept from it.
+//! moment never hears it. Reconnecting is the delivery's; the client is kept from it. Commands, where
+//! they are configured, come and are answered over the same connection, see [`command`].
 //!
 //! The one thing to know: on any failure the client is dropped with all that it holds. It sends
 //! nothing of it later, see [`link`].
@@ -351,8 +352,12 @@ impl Sink for Nats {
     }
 
     async fn close(&mut self) {
-        // Nothing is under way: every batch has been answered for.
-        self.link = None;
+        // Nothing is under way: every batch has been answered for. Commands may not have been.
+        if let Some(link) = self.link.take()
+            && let Err(error) = link.close().await
+        {
+            tracing::debug!(%error, "the server was gone before the last answer");
+        }
     }
 
     fn tally(&mut self) -> Vec<(&'static str, u64)> {

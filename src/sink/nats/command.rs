@@ -98,6 +98,11 @@ impl Commands {
                 else => std::future::pending().await,
             }
         }
+        self.send(client).await;
+    }
+
+    /// Hands the client what is to be sent.
+    async fn send(&mut self, client: &Client) {
         let Some(sending) = self.sending.clone() else { return };
         let Sending { subject, headers, payload } = sending;
         let sent = client.publish_with_headers(subject, headers, payload).await;
@@ -105,6 +110,17 @@ impl Commands {
         if let Err(error) = sent {
             tracing::warn!(%error, "the answer to a command cannot be sent");
         }
+    }
+
+    /// Sends the answers that there are, and waits until they have left.
+    pub(super) async fn finish(&mut self, client: &Client) -> Result<(), async_nats::Error> {
+        self.send(client).await;
+        while let Ok(outbound) = self.answers.try_recv() {
+            self.note(&outbound);
+            self.send(client).await;
+        }
+        client.flush().await?;
+        Ok(())
     }
 
     fn take(&mut self, message: &Message) {

@@ -165,6 +165,14 @@ impl Link {
         Some((batch.parse().ok()?, place.parse().ok()?))
     }
 
+    /// Gives the last answers to commands, and goes.
+    pub(super) async fn close(mut self) -> Result<(), async_nats::Error> {
+        if let Some(commands) = &mut self.commands {
+            commands.finish(&self.client).await?;
+        }
+        Ok(())
+    }
+
     /// What has been said beside answers and not looked at.
     pub(super) fn noted(&mut self) -> Option<Note> {
         self.notes.try_recv().ok()

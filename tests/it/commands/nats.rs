@@ -23,7 +23,8 @@ impl Place {
     async fn new(more: &str) -> Self {
         let server = NatsServer::start("").await;
         let url = server.url();
-        let relay = start(&format!("[sinks.bus]\ntype = \"nats\"\nurl = {url:?}\n{more}\n")).await;
+        let relay =
+            start("", &format!("[sinks.bus]\ntype = \"nats\"\nurl = {url:?}\n{more}\n")).await;
         relay.sink_is("bus", "up").await;
         let client = server.client(ConnectOptions::new()).await;
         Self { relay, client, server }
