@@ -415,7 +415,8 @@ impl Findings {
             let text = |key: &str| sink.settings.get(key).map(Value::to_string).unwrap_or_default();
             let home = ["url", "discovery_prefix", "state_topic"].map(text).join(" ");
             if let Some(first) = seen.insert(home, name) {
-                let message = format!("sinks.{first} announces the same entities to the same broker");
+                let message =
+                    format!("sinks.{first} announces the same entities to the same broker");
                 self.error(&["sinks", name, "homeassistant"], message);
             }
         }
