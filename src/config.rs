@@ -345,10 +345,20 @@ pub struct SinkConfig {
     /// The longest wait between two attempts.
     #[serde(default = "default_backoff_max")]
     pub backoff_max: Period,
+    /// Whether the far side keeps the live state beside the events: what the session, the stream, the
+    /// bot and the relay are now.
+    #[serde(default)]
+    pub state: bool,
     /// The kind's own keys. Filled by the loader; not a key of the file.
     #[serde(default, skip)]
     #[schemars(skip)]
     pub settings: serde_json::Value,
+    /// The channels that it selects, by label, with the topics that they subscribe to: for a sink that
+    /// describes them to its far side, and empty for all others. Filled by the loader, so that a sink
+    /// is another when what it describes is.
+    #[serde(default, skip)]
+    #[schemars(skip)]
+    pub feeds: BTreeMap<String, Vec<String>>,
 }
 
 impl SinkConfig {
@@ -381,7 +391,9 @@ impl fmt::Debug for SinkConfig {
             .field("window", &self.window)
             .field("timeout", &self.timeout)
             .field("backoff_max", &self.backoff_max)
+            .field("state", &self.state)
             .field("settings", &settings)
+            .field("feeds", &self.feeds)
             .finish()
     }
 }

@@ -17,6 +17,7 @@ use crate::{
         rest::{Rest, RestError},
     },
     backfill::Backfill,
+    board::Board,
     clock,
     command::{
         self, Intake,
@@ -27,6 +28,7 @@ use crate::{
     http,
     journal::{Journal, StoreError},
     metrics,
+    presence::Presence,
     reload::{self, Levers, Reload, Reloads},
     route::Route,
     sink::{self, Opening, Purpose, Sink},
@@ -91,6 +93,8 @@ pub struct Parts {
     pub journal: Journal,
     /// What every part says of itself.
     pub status: Arc<Status>,
+    /// The live state.
+    pub board: Arc<Board>,
     /// The configured sinks, now.
     pub sinks: watch::Receiver<BTreeSet<String>>,
     /// Where commands from outside go.
@@ -136,6 +140,7 @@ impl Relay {
         let parts = Parts {
             journal: journal.clone(),
             status: Arc::clone(&status),
+            board: Arc::default(),
             sinks: configured,
             commands,
         };
@@ -144,7 +149,8 @@ impl Relay {
         });
         let activities = Arc::default();
         add_gateway(&mut supervisor, &config, &parts, &activities, wanted.clone(), away)?;
-        add_rest(&mut supervisor, &config, &parts, &activities, wanted, inbox)?;
+        add_rest(&mut supervisor, &config, &parts, &activities, wanted.clone(), inbox)?;
+        add_presence(&mut supervisor, &parts, wanted);
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             open_sink(name, sink, Purpose::Relay)?;
@@ -240,7 +246,7 @@ fn add_rest(
         let factory = made_ahead(make()?, make, |backfill, stop| Box::pin(backfill.run(stop)));
         supervisor.add("backfill", Stage::Intake, factory);
     }
-    let Parts { journal, status, .. } = parts.clone();
+    let Parts { journal, status, board, .. } = parts.clone();
     let (refreshes, wishes) = keeper::refreshes();
     let tools = Tools {
         rest: rest.clone(),
@@ -252,11 +258,26 @@ fn add_rest(
     supervisor.add("commands", Stage::Intake, command::executor::factory(executor));
     let make = move || {
         let (rest, journal, status) = (rest.clone(), journal.clone(), Arc::clone(&status));
-        Keeper::new(times, rest, journal, status, targets.clone(), Arc::clone(&wishes))
+        let sources = (targets.clone(), Arc::clone(&wishes));
+        Keeper::new(times, rest, journal, status, Arc::clone(&board), sources)
     };
     let factory = made_ahead(make()?, make, |keeper, stop| Box::pin(keeper.run(stop)));
     supervisor.add("sessions", Stage::Intake, factory);
     Ok(())
+}
+
+/// What tells whether the relay works.
+fn add_presence(supervisor: &mut Supervisor, parts: &Parts, targets: watch::Receiver<Targets>) {
+    let Parts { journal, status, board, .. } = parts.clone();
+    let make = move || {
+        let (status, board) = (Arc::clone(&status), Arc::clone(&board));
+        Presence::new(status, journal.clone(), board, targets.clone())
+    };
+    // What it knows at once must be there before a sink looks.
+    let first = make();
+    let make = move || Ok::<_, std::convert::Infallible>(make());
+    let factory = made_ahead(first, make, |presence, stop| Box::pin(presence.run(stop)));
+    supervisor.add("presence", Stage::Intake, factory);
 }
 
 /// A factory whose first piece is made already: its errors are found at the start, and its place in the
@@ -303,8 +324,13 @@ pub(crate) fn sink_factory(parts: &Parts, name: &str, config: &SinkConfig) -> Fa
             open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
         sink.take_commands(&parts.commands.desk(name, config.channels.as_deref()));
         let (journal, status) = (parts.journal.clone(), Arc::clone(&parts.status));
-        let delivery = Delivery::new(name, &config, sink, route, journal, status)
-            .map_err(|error| error.to_string())?;
+        let made = Delivery::new(name, &config, sink, route, journal, status);
+        let board = config.state.then(|| Arc::clone(&parts.board));
+        let delivery = match board {
+            Some(board) => made.and_then(|delivery| delivery.keeping(board)),
+            None => made,
+        }
+        .map_err(|error| error.to_string())?;
         Ok(Box::pin(delivery.run(stop)))
     })
 }

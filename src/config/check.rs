@@ -29,7 +29,8 @@ use super::{
 };
 use crate::{
     astro::topics,
-    clock,
+    board::RELAY,
+    clock, homeassistant,
     route::{Pattern, PatternError, Route},
     sink::{self, Opening},
     template::{Condition, Template},
@@ -83,6 +84,7 @@ pub(super) fn check(
             found.kind(name, sink);
         }
     }
+    found.homes(config);
     found.secrets(config, places, sources);
     found
 }
@@ -369,6 +371,21 @@ impl Findings {
             self.error(&at("when"), format!("is no condition: {message}"));
         }
         self.payload(name, &sink.payload);
+        if sink.state && sink::kind(&sink.kind).is_some_and(|kind| !kind.keeps) {
+            let able: Vec<_> = sink::KINDS.iter().filter(|kind| kind.keeps).collect();
+            let able: Vec<_> = able.into_iter().map(|kind| kind.name).collect();
+            let message = format!(
+                "{} has nothing that keeps a state for those who come later; these have: {}",
+                sink.kind,
+                able.join(", ")
+            );
+            self.error(&at("state"), message);
+        }
+        if sink.state && known.contains(RELAY) {
+            let message = "a sink with state = true keeps the relay's own state where a channel of \
+                           this name would have its: give the channel another label";
+            self.error(&["channels", RELAY], message);
+        }
     }
 
     fn payload(&mut self, name: &str, payload: &str) {
@@ -385,6 +402,23 @@ impl Findings {
         }
         if let Err(message) = Template::compile(payload) {
             self.error(&key, format!("is no template: {message}"));
+        }
+    }
+
+    /// Two sinks that announce the same entities to one broker.
+    fn homes(&mut self, config: &Config) {
+        let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+        for (name, sink) in &config.sinks {
+            if homeassistant::wanted(sink) != Some(true) {
+                continue;
+            }
+            let text = |key: &str| sink.settings.get(key).map(Value::to_string).unwrap_or_default();
+            let home = ["url", "discovery_prefix", "state_topic"].map(text).join(" ");
+            if let Some(first) = seen.insert(home, name) {
+                let message =
+                    format!("sinks.{first} announces the same entities to the same broker");
+                self.error(&["sinks", name, "homeassistant"], message);
+            }
         }
     }
 

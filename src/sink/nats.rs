@@ -48,6 +48,7 @@ pub(super) const KIND: Kind = Kind {
     address: Some(Address { key: |_| "subject", default: |_| DEFAULT_SUBJECT, escape }),
     secrets: &["password", "token", "nkey_seed", "credentials"],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 

@@ -39,6 +39,7 @@ pub(super) const KIND: Kind = Kind {
     }),
     secrets: &["password", "sentinel_password"],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 

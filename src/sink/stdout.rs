@@ -28,6 +28,7 @@ pub(super) const KIND: Kind = Kind {
     address: None,
     secrets: &[],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 
@@ -226,6 +227,7 @@ mod tests {
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             content_type: "application/json",
             expires_in: None,
+            beside: None,
         }
     }
 

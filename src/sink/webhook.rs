@@ -48,6 +48,7 @@ pub(super) const KIND: Kind = Kind {
     address: None,
     secrets: &["url", "secret", "previous_secret", "bearer_token"],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 

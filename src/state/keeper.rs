@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Change, SESSION_TOPICS, Session, TOPIC};
+use super::{Change, SESSION_TOPICS, Session, TOPIC, place};
 use crate::{
     astro::{
         gateway::Targets,
@@ -33,6 +33,7 @@ use crate::{
         session::Subscription,
     },
     backoff::Backoff,
+    board::{Board, Path, Section},
     clock,
     config::{Config, SecretRef, Start, TokenType},
     event::{self, Seq, UnixMillis},
@@ -135,6 +136,7 @@ pub struct Keeper {
     rest: Rest,
     journal: Journal,
     status: Arc<Status>,
+    board: Arc<Board>,
     targets: watch::Receiver<Targets>,
     wishes: Wishes,
     times: Times,
@@ -183,16 +185,18 @@ impl Keeper {
         rest: Rest,
         journal: Journal,
         status: Arc<Status>,
-        targets: watch::Receiver<Targets>,
-        wishes: Wishes,
+        board: Arc<Board>,
+        (targets, wishes): (watch::Receiver<Targets>, Wishes),
     ) -> Result<Self, StoreError> {
         let position = journal.register(CURSOR, Start::End)?;
         let kept = journal.kept()?;
         let channels = BTreeMap::new();
-        let mut keeper = Self { rest, journal, status, targets, wishes, times, position, channels };
+        let mut keeper =
+            Self { rest, journal, status, board, targets, wishes, times, position, channels };
         keeper.adopt();
         let mut forgotten = Vec::new();
-        for kept in kept {
+        // Names with a dot are of others, who keep something else.
+        for kept in kept.into_iter().filter(|kept| !kept.channel.contains('.')) {
             let value = kept.value.as_deref().and_then(|text| serde_json::from_str(text).ok());
             match (keeper.channels.get_mut(&*kept.channel), value) {
                 (Some(channel), Some(value)) => {
@@ -205,7 +209,21 @@ impl Keeper {
         for (label, channel) in &keeper.channels {
             channel.show(label, &keeper.status);
         }
+        keeper.post();
         Ok(keeper)
+    }
+
+    /// Puts all that is known on the board, and takes away what a keeper before this one knew.
+    fn post(&self) {
+        let mut known: BTreeMap<Path, Option<serde_json::Value>> = BTreeMap::new();
+        for (label, channel) in &self.channels {
+            let elements = channel.session.iter();
+            known.extend(
+                elements.map(|(name, element)| (place(label, name), Some(element.value.clone()))),
+            );
+        }
+        self.board.take_away(|path| is_ours(path) && !known.contains_key(path));
+        self.board.put(known);
     }
 
     /// Takes up the channels as they are configured now; what is no longer configured is forgotten.
@@ -236,6 +254,7 @@ impl Keeper {
                 });
                 self.journal.keep(forgotten);
                 self.status.no_session(&label);
+                self.board.take_away(|path| is_ours(path) && path.channel == label);
             }
         }
         self.channels = wanted;
@@ -434,10 +453,17 @@ impl Keeper {
         // In this order: a crash in between tells a change twice, and never not at all.
         self.journal.append(&mut events);
         self.journal.keep(gone.chain(kept));
+        let posted = |change: &Change| (place(label, &change.element), change.after.clone());
+        self.board.put(changes.iter().map(posted));
         if !changes.is_empty() {
             channel.show(label, &self.status);
         }
     }
+}
+
+/// Whether a part of the board is written here.
+fn is_ours(path: &Path) -> bool {
+    !matches!(path.section, Section::Status | Section::Diagnostics)
 }
 
 /// Tells those who wait; they may have left.

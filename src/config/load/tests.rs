@@ -527,6 +527,31 @@ fn piece() -> impl Strategy<Value = String> {
     ]
 }
 
+#[test]
+fn home_assistant_is_served_by_one_sink_a_broker() {
+    let sink = |name: &str, url: &str, more: &str| {
+        format!("[sinks.{name}]\ntype = \"mqtt\"\nurl = \"mqtt://{url}\"\n{more}\n")
+    };
+    let on = "homeassistant = true";
+    let text = |second: &str| format!("{LEAST}\n{}{second}", sink("home", "a", on));
+    for (second, problem) in [
+        (sink("loft", "a", on), "the same entities to the same broker"),
+        (sink("loft", "b", on), ""),
+        (sink("loft", "a", "homeassistant = false"), ""),
+        (sink("loft", "b", "discovery_prefix = \"x\""), "only with homeassistant"),
+        (sink("loft", "b", &format!("{on}\ndiscovery_prefix = \"a/#\"")), "beginning of a topic"),
+    ] {
+        let found = problems(&text(&second)).join("\n");
+        assert_eq!(found.is_empty(), problem.is_empty(), "{found}");
+        assert!(found.contains(problem), "{found}");
+    }
+    let config = load(&sources(&text(""))).unwrap().config;
+    let home = &config.sinks["home"];
+    assert!(home.state, "its entities show what is kept");
+    assert_eq!(home.feeds, BTreeMap::from([("main".into(), vec!["channel.tips".into()])]));
+    assert!(config.sinks["out"].feeds.is_empty());
+}
+
 proptest! {
     #[test]
     fn no_text_makes_the_loader_panic(pieces in prop::collection::vec(piece(), 0..8)) {

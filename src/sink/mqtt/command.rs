@@ -21,7 +21,7 @@ use crate::{
 /// Answers that are handed to the client and have not left it: the client's channel has room for them.
 pub(super) const ANSWERS: usize = 8;
 
-/// The largest packet that is taken where commands are heard: a payload of the largest size, a long
+/// The largest packet that is taken where anything is heard: a payload of the largest size, a long
 /// topic, and some properties. In MQTT 5 the broker is told, and keeps larger ones to itself.
 pub(super) const MAX_PACKET: u32 = 64 * 1024;
 
@@ -91,13 +91,10 @@ pub(super) struct Read<'a> {
     pub(super) correlation: Option<&'a Bytes>,
 }
 
-/// Hands a message in, if it is a command.
-pub(super) fn hear(ear: Option<&Ear>, read: &Read<'_>) {
-    let Some(ear) = ear else { return };
-    let Some((channel, path)) = parse::address(read.topic, '/') else {
-        tracing::debug!("a message came that is no command");
-        return;
-    };
+/// Hands a message in, if it is a command; answers whether it is.
+pub(super) fn hear(ear: Option<&Ear>, read: &Read<'_>) -> bool {
+    let Some(ear) = ear else { return false };
+    let Some((channel, path)) = parse::address(read.topic, '/') else { return false };
     let back = match read.response_topic.filter(|topic| is_answerable(topic)) {
         Some(topic) => topic.to_owned(),
         None => format!("{}/{channel}/response", parse::ROOT),
@@ -111,6 +108,7 @@ pub(super) fn hear(ear: Option<&Ear>, read: &Read<'_>) {
         again: read.again,
         back: Some(Back { address: back, correlation }),
     });
+    true
 }
 
 /// Whether an answer may go to a topic that a stranger has chosen: to no command, so that nobody lets

@@ -47,6 +47,8 @@ pub(super) enum Verdict {
 pub(super) struct Flight {
     /// By place in the batch.
     verdicts: Vec<Verdict>,
+    /// Packets without an answer, by place: an event may travel as two.
+    owed: Vec<u8>,
     /// Places that have been handed to the client and have no packet id yet; `None` is an answer to a
     /// command, which stands in no batch.
     handed: VecDeque<Option<usize>>,
@@ -63,6 +65,8 @@ impl Flight {
     pub(super) fn begin(&mut self, len: usize) {
         self.verdicts.clear();
         self.verdicts.resize(len, Verdict::Pending);
+        self.owed.clear();
+        self.owed.resize(len, 0);
         // What is left of the batch before has its answer; an answer to a command may not have left yet.
         self.handed.retain(Option::is_none);
         self.outstanding = 0;
@@ -80,8 +84,12 @@ impl Flight {
         self.hindered
     }
 
-    /// The event at `place` was handed to the client.
+    /// A packet of the event at `place` was handed to the client. The event is accepted when all of its
+    /// packets are.
     pub(super) fn hand(&mut self, place: usize) {
+        if let Some(owed) = self.owed.get_mut(place) {
+            *owed += 1;
+        }
         self.handed.push_back(Some(place));
         self.outstanding += 1;
     }
@@ -110,8 +118,7 @@ impl Flight {
             Signal::Sent(0) => {
                 // QoS 0 is never answered; the barrier behind the batch confirms it.
                 if let Some(Some(place)) = self.handed.pop_front() {
-                    self.outstanding -= 1;
-                    self.settle(place, Verdict::Accepted);
+                    self.answer(place, Verdict::Accepted);
                 }
             }
             Signal::Sent(id) => {
@@ -130,17 +137,33 @@ impl Flight {
                 let Some(slot) = self.by_id.get_mut(usize::from(id)) else { return };
                 let place = std::mem::replace(slot, usize::MAX);
                 if place != usize::MAX {
-                    self.outstanding -= 1;
-                    self.settle(place, verdict);
+                    self.answer(place, verdict);
                 }
             }
             Signal::Barrier | Signal::Subscribed(_) | Signal::Disconnected | Signal::Other => {}
         }
     }
 
+    /// One packet of the event at `place` is answered; what is worse than acceptance holds for all.
+    fn answer(&mut self, place: usize, verdict: Verdict) {
+        self.outstanding -= 1;
+        let Some(owed) = self.owed.get_mut(place) else { return };
+        *owed = owed.saturating_sub(1);
+        let last = *owed == 0;
+        let open = self.verdicts.get(place) == Some(&Verdict::Pending);
+        if open && (last || verdict != Verdict::Accepted) {
+            self.settle(place, verdict);
+        }
+    }
+
     /// How many events from the first on are accepted.
     pub(super) fn accepted(&self) -> usize {
         self.verdicts.iter().take_while(|verdict| **verdict == Verdict::Accepted).count()
+    }
+
+    /// Whether the event at `place` is accepted.
+    pub(super) fn has_accepted(&self, place: usize) -> bool {
+        self.verdicts.get(place) == Some(&Verdict::Accepted)
     }
 
     /// What the event at `place` met.
@@ -176,6 +199,36 @@ mod tests {
         flight.note(Signal::Answered(1, Verdict::Refused("no".into())));
         assert_eq!((flight.accepted(), flight.outstanding()), (2, 0));
         assert_eq!(flight.verdict(2), Verdict::Refused("no".into()));
+    }
+
+    #[test]
+    fn an_event_of_two_packets_is_accepted_when_both_are() {
+        let refused = || Verdict::Refused("no".into());
+        for (first, second, expected) in [
+            (Verdict::Accepted, Verdict::Accepted, Verdict::Accepted),
+            (Verdict::Accepted, refused(), refused()),
+            (refused(), Verdict::Accepted, refused()),
+        ] {
+            let mut flight = Flight::default();
+            flight.begin(1);
+            flight.hand(0);
+            flight.hand(0);
+            flight.note(Signal::Sent(1));
+            flight.note(Signal::Sent(2));
+            flight.note(Signal::Answered(1, first.clone()));
+            assert_eq!((flight.accepted(), flight.outstanding()), (0, 1));
+            assert_eq!(flight.hindered(), first != Verdict::Accepted);
+            flight.note(Signal::Answered(2, second));
+            assert_eq!(flight.outstanding(), 0);
+            assert_eq!(flight.verdict(0), expected);
+        }
+        // One of them could not even be sent.
+        let mut flight = Flight::default();
+        flight.begin(1);
+        flight.hand(0);
+        flight.settle(0, refused());
+        flight.note(Signal::Sent(0));
+        assert_eq!((flight.outstanding(), flight.verdict(0)), (0, refused()));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! The one thing to know: like its twin for version 5, the client's own limits are meant for devices
 //! (10 KiB for a packet); they are raised to those of the protocol.
 
+use bytes::Bytes;
 use rumqttc_v4::{
     AsyncClient, Broker, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop,
     Incoming, LastWill, MqttOptions, NetworkOptions, Outgoing as Left, PublishOptions, QoS,
@@ -13,9 +14,9 @@ use rumqttc_v4::{
 };
 
 use super::{
-    OFFLINE,
     command::{self, Read},
     flight::{Signal, Verdict},
+    home::Inbox,
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
 };
@@ -24,7 +25,7 @@ use crate::{
     sink::Outgoing,
 };
 
-/// What the broker may send where no commands are heard: acknowledgements, nothing larger.
+/// What the broker may send where nothing is heard: acknowledgements, nothing larger.
 const MAX_INCOMING: usize = 10 * 1024;
 
 /// The longest packet that can be written: four bytes of seven bits each.
@@ -42,6 +43,7 @@ pub(super) struct Link {
     client: AsyncClient,
     events: EventLoop,
     ear: Option<Ear>,
+    inbox: Inbox,
 }
 
 impl Link {
@@ -51,7 +53,8 @@ impl Link {
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
         events.set_network_options(network());
-        let mut link = Self { client, events, ear: dial.ear.clone() };
+        let mut link =
+            Self { client, events, ear: dial.ear.clone(), inbox: Inbox::new(dial.discovery) };
         loop {
             let event = link.events.poll().await.map_err(lost)?;
             if let Event::Incoming(Incoming::ConnAck(_)) = event {
@@ -64,7 +67,14 @@ impl Link {
     }
 
     pub(super) fn publish(&self, outgoing: &Outgoing, qos: u8, retain: bool) -> Result<(), Unsent> {
-        let (topic, payload) = (&*outgoing.address, &outgoing.payload);
+        self.send(&outgoing.address, outgoing.payload.clone(), qos, retain)
+    }
+
+    pub(super) fn announce(&self, topic: &str, payload: Bytes, qos: u8) -> Result<(), Unsent> {
+        self.send(topic, payload, qos, true)
+    }
+
+    fn send(&self, topic: &str, payload: Bytes, qos: u8, retain: bool) -> Result<(), Unsent> {
         if topic.len() > MAX_TOPIC {
             return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
         }
@@ -76,12 +86,7 @@ impl Link {
             )));
         }
         let options = PublishOptions::new(level(qos)).retain(retain);
-        self.client.try_publish(topic, payload.clone(), options).map_err(|error| unsent(&error))
-    }
-
-    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
-        let options = PublishOptions::new(level(qos)).retained();
-        self.client.try_publish(topic, text.as_bytes(), options).map_err(|error| unsent(&error))
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
     pub(super) fn answer(&self, outbound: &Outbound, qos: u8) -> Result<(), Unsent> {
@@ -94,6 +99,10 @@ impl Link {
         let filter = |filter| SubscribeFilter::new(filter, QoS::AtLeastOnce);
         let filters = filters.into_iter().map(filter);
         self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
     }
 
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
@@ -114,7 +123,7 @@ impl Link {
         Some(self.note(&event))
     }
 
-    fn note(&self, event: &Event) -> Signal {
+    fn note(&mut self, event: &Event) -> Signal {
         let Event::Incoming(Incoming::Publish(publish)) = event else { return signal(event) };
         let read = Read {
             topic: &publish.topic,
@@ -126,7 +135,9 @@ impl Link {
             response_topic: None,
             correlation: None,
         };
-        command::hear(self.ear.as_ref(), &read);
+        if !command::hear(self.ear.as_ref(), &read) {
+            self.inbox.put(&publish.topic, &publish.payload);
+        }
         Signal::Other
     }
 }
@@ -147,7 +158,7 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
             MqttOptions::websocket_with_tls_config(dial.client_id, &settings.url, tls()?)?
         }
     };
-    let incoming = if dial.ear.is_some() { command::MAX_PACKET_V4 } else { MAX_INCOMING };
+    let incoming = if dial.hears() { command::MAX_PACKET_V4 } else { MAX_INCOMING };
     options
         .set_keep_alive(settings.keep_alive_secs())
         // The journal is what sends again: the broker must hold nothing of us across connections.
@@ -166,9 +177,9 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         // Refused when the sink is opened: this version has no password without a user.
         (None, _) => {}
     }
-    if !dial.availability.is_empty() {
+    if let Some(will) = &dial.will {
         let qos = level(settings.qos.min(1));
-        options.set_last_will(LastWill::new(dial.availability, OFFLINE, qos, true));
+        options.set_last_will(LastWill::new(&will.topic, will.payload.clone(), qos, true));
     }
     Ok(options)
 }

@@ -8,6 +8,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use bytes::Bytes;
 use rumqttc_v5::{
     AsyncClient, Broker, ClientError, ConnAck, ConnectReturnCode, ConnectionError,
     DisconnectReasonCode, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions,
@@ -16,9 +17,9 @@ use rumqttc_v5::{
 };
 
 use super::{
-    OFFLINE,
     command::{self, Read},
     flight::{Signal, Verdict},
+    home::Inbox,
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
 };
@@ -40,6 +41,7 @@ pub(super) struct Link {
     /// The longest packet that the broker takes.
     max_packet: usize,
     ear: Option<Ear>,
+    inbox: Inbox,
 }
 
 impl Link {
@@ -49,7 +51,13 @@ impl Link {
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
         let ear = dial.ear.clone();
-        let mut link = Self { client, events, max_packet: MAX_REMAINING, ear };
+        let mut link = Self {
+            client,
+            events,
+            max_packet: MAX_REMAINING,
+            ear,
+            inbox: Inbox::new(dial.discovery),
+        };
         loop {
             let event = link.events.poll().await.map_err(lost)?;
             if let Event::Incoming(Incoming::ConnAck(connack)) = event {
@@ -74,12 +82,26 @@ impl Link {
     }
 
     pub(super) fn publish(&self, outgoing: &Outgoing, qos: u8, retain: bool) -> Result<(), Unsent> {
-        let topic = &*outgoing.address;
+        let payload = outgoing.payload.clone();
+        self.send(&outgoing.address, payload, qos, retain, properties(outgoing))
+    }
+
+    pub(super) fn announce(&self, topic: &str, payload: Bytes, qos: u8) -> Result<(), Unsent> {
+        self.send(topic, payload, qos, true, PublishProperties::default())
+    }
+
+    fn send(
+        &self,
+        topic: &str,
+        payload: Bytes,
+        qos: u8,
+        retain: bool,
+        properties: PublishProperties,
+    ) -> Result<(), Unsent> {
         if topic.len() > MAX_TEXT {
             return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
         }
-        let properties = properties(outgoing);
-        let size = packet_size(topic, qos, &properties, outgoing.payload.len());
+        let size = packet_size(topic, qos, &properties, payload.len());
         if size > self.max_packet {
             return Err(Unsent::Refused(format!(
                 "a packet of {size} bytes is larger than the broker takes ({})",
@@ -87,14 +109,7 @@ impl Link {
             )));
         }
         let options = PublishOptions::new(level(qos)).retain(retain).properties(properties);
-        self.client
-            .try_publish(topic, outgoing.payload.clone(), options)
-            .map_err(|error| unsent(&error))
-    }
-
-    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
-        let options = PublishOptions::new(level(qos)).retained();
-        self.client.try_publish(topic, text.as_bytes(), options).map_err(|error| unsent(&error))
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
     pub(super) fn nothing(&self, topic: &str) -> Result<(), Unsent> {
@@ -130,6 +145,10 @@ impl Link {
         self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
     }
 
+    pub(super) fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
+    }
+
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
         self.client.try_unsubscribe(topic).map_err(|error| unsent(&error))
     }
@@ -148,7 +167,7 @@ impl Link {
         Some(self.note(event))
     }
 
-    fn note(&self, event: Event) -> Signal {
+    fn note(&mut self, event: Event) -> Signal {
         let Event::Incoming(Incoming::Publish(publish)) = &event else { return signal(event) };
         let properties = publish.properties.as_ref();
         let read = Read {
@@ -159,7 +178,9 @@ impl Link {
             response_topic: properties.and_then(|all| all.response_topic.as_deref()),
             correlation: properties.and_then(|all| all.correlation_data.as_ref()),
         };
-        command::hear(self.ear.as_ref(), &read);
+        if !command::hear(self.ear.as_ref(), &read) {
+            self.inbox.put(&publish.topic, &publish.payload);
+        }
         Signal::Other
     }
 }
@@ -193,7 +214,7 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         .set_outgoing_inflight_upper_limit(settings.inflight)
         .set_max_request_batch(usize::from(settings.inflight))
         .set_read_batch_size(usize::from(settings.inflight));
-    if dial.ear.is_some() {
+    if dial.hears() {
         options.set_max_packet_size(Some(command::MAX_PACKET));
     }
     match (&settings.user, &dial.password) {
@@ -208,9 +229,9 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         }
         (None, None) => {}
     }
-    if !dial.availability.is_empty() {
+    if let Some(will) = &dial.will {
         let qos = level(settings.qos.min(1));
-        options.set_last_will(LastWill::new(dial.availability, OFFLINE, qos, true, None));
+        options.set_last_will(LastWill::new(&will.topic, will.payload.clone(), qos, true, None));
     }
     Ok(options)
 }
@@ -361,7 +382,8 @@ fn lost(error: ConnectionError) -> Lost {
     match &error {
         ConnectionError::ConnectionRefused(code) => match code {
             ConnectReturnCode::RetainNotSupported | ConnectReturnCode::QoSNotSupported => {
-                "the broker does not take the last will: set availability_topic = \"\"".into()
+                "the broker does not take the last will: set availability_topic = \"\" and state = false"
+                    .into()
             }
             code => format!("the broker refused the connection: {code:?}").into(),
         },
