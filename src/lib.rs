@@ -8,7 +8,10 @@
 //!                             which channel?       │         address,   webhook stdout
 //!                                                  │         payload
 //!                              http, /events ◀─────┤
-//!                              cli (replay, tail) ◀┘
+//!                              cli (replay, tail) ◀┤
+//!                              state::keeper ◀─────┘
+//!                                    │
+//!                presence ─────▶ board (how things are now) ──▶ delivery ──▶ sinks with `state`
 //! ```
 //!
 //! # Invariants
@@ -22,7 +25,9 @@
 //!    two threads and the simulator are the exceptions, each marked where it stands.)
 //! 6. Only [`config`] reads the environment; only [`http`] opens a listening port.
 //! 7. Every queue, batch, wait and file has a limit, and the limit has a name.
-//! 8. A secret is a [`config::Secret`]: it cannot be printed.
+//! 8. Events are edges and go through the journal; state is a level, stands on the [`board`], and is
+//!    never queued.
+//! 9. A secret is a [`config::Secret`]: it cannot be printed.
 //!
 //! `tests/it/tidy.rs` and `.clippy.toml` hold the code to these.
 //!

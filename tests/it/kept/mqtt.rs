@@ -50,12 +50,15 @@ fn sink(broker: &Mosquitto, more: &str) -> String {
 
 #[tokio::test]
 async fn who_comes_late_reads_the_whole_state_and_what_vanished_is_cleared() {
-    for version in ["5", "3.1.1"] {
+    for (version, qos) in [("5", 1), ("3.1.1", 0)] {
         let broker = Mosquitto::start(Options::default()).await;
         let sim = simulated().await;
         let dir = tempfile::tempdir().unwrap();
         set(&sim, "odd-one", json!({"amount": 7}));
-        let more = sink(&broker, &format!("version = {version:?}\ntopics = [\"channel.tips\"]"));
+        let more = sink(
+            &broker,
+            &format!("version = {version:?}\nqos = {qos}\ntopics = [\"channel.tips\"]"),
+        );
         let config = configure(&sim, dir.path(), TOPICS, &more);
         let relay = Running::start(config.clone()).await;
         relay.wait_subscribed().await;
