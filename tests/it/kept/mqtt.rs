@@ -117,6 +117,21 @@ async fn a_channel_is_online_as_long_as_the_gateway_is_there() {
 }
 
 #[tokio::test]
+async fn a_broker_that_has_lost_everything_is_told_everything() {
+    let mut broker = Mosquitto::start(Options::default()).await;
+    let sim = simulated().await;
+    let dir = tempfile::tempdir().unwrap();
+    let more = sink(&broker, "backoff_max = \"200ms\"");
+    let relay = Running::start(configure(&sim, dir.path(), TOPICS, &more)).await;
+    late(&broker, "all of it", |kept| is_whole(kept, &sim)).await;
+    broker.server.kill().await;
+    set(&sim, "tip-goal", json!({"amount": 99}));
+    broker.server.restart().await;
+    late(&broker, "all of it again", |kept| is_whole(kept, &sim)).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
 async fn what_a_sink_is_not_to_know_is_not_kept_for_it() {
     let broker = Mosquitto::start(Options::default()).await;
     let sim = simulated().await;
