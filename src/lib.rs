@@ -8,7 +8,10 @@
 //!                             which channel?       │         address,   webhook stdout
 //!                                                  │         payload
 //!                              http, /events ◀─────┤
-//!                              cli (replay, tail) ◀┘
+//!                              cli (replay, tail) ◀┤
+//!                              state::keeper ◀─────┘
+//!                                    │
+//!                presence ─────▶ board (how things are now) ──▶ delivery ──▶ sinks with `state`
 //!
 //!   far side ──▶ sink, http ──▶ command (may it? once!) ──▶ astro::rest, state
 //! ```
@@ -26,7 +29,9 @@
 //! 7. Every queue, batch, wait and file has a limit, and the limit has a name.
 //! 8. A command from outside goes through [`command`]: allowed by the configuration, executed at most
 //!    once, logged and counted. Who hears it knows nothing of what executes it.
-//! 9. A secret is a [`config::Secret`]: it cannot be printed.
+//! 9. Events are edges and go through the journal; state is a level, stands on the [`board`], and is
+//!    never queued.
+//! 10. A secret is a [`config::Secret`]: it cannot be printed.
 //!
 //! `tests/it/tidy.rs` and `.clippy.toml` hold the code to these.
 //!

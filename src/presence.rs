@@ -346,4 +346,52 @@ mod tests {
         assert_eq!(count(Phase::Open).get("main"), Some(&2));
         assert_eq!(count(Phase::Dialing).get("main"), None);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_over_before_it_is_settled_is_not_told() {
+        let (status, board) = (Arc::new(Status::new(0)), Arc::new(Board::default()));
+        let journal = Journal::in_memory(1 << 20);
+        let wanted = crate::astro::session::Subscription {
+            channel: "main".into(),
+            topic: "a".into(),
+            room: None,
+            token_type: crate::config::TokenType::Jwt,
+        };
+        let targets = Targets { subscriptions: vec![Arc::new(wanted)], ..Targets::default() };
+        let (_targets, targets) = watch::channel(targets);
+        let presence =
+            Presence::new(Arc::clone(&status), journal.clone(), Arc::clone(&board), targets);
+        let stop = CancellationToken::new();
+        let is =
+            |path: Path| board.look(|items, _| items.get(&path).map(|item| item.value.clone()));
+        let relay = || is(Path::relay(Section::Status)).unwrap()["status"].clone();
+        let channel = || is(Path::of("main", Section::Status)).unwrap();
+        let sink = |state: &'static str| status.sink("home", |page| page.state = state);
+        let script = async {
+            assert_eq!((relay(), channel()), (json!("offline"), json!("offline")));
+            sink("up");
+            status.connection(0, |page| {
+                page.state = Phase::Open;
+                page.subscriptions = vec![subscription("a", "confirmed")];
+            });
+            tokio::time::sleep(2 * PACE).await;
+            assert_eq!((relay(), channel()), (json!("online"), json!("online")));
+            // A blip, and then an outage.
+            sink("down");
+            tokio::time::sleep(SETTLE * 9 / 10).await;
+            sink("up");
+            tokio::time::sleep(2 * SETTLE).await;
+            sink("down");
+            tokio::time::sleep(SETTLE * 9 / 10).await;
+            assert_eq!(relay(), "online", "not yet");
+            tokio::time::sleep(10 * PACE).await;
+            assert_eq!((relay(), channel()), (json!("degraded"), json!("online")));
+            stop.cancel();
+        };
+        tokio::join!(presence.run(stop.clone()), script);
+        let told = journal.read(0, journal.figures().last, 100, usize::MAX).await.unwrap();
+        let word = |data: &[u8]| serde_json::from_slice::<Value>(data).unwrap()["status"].clone();
+        let told: Vec<_> = told.records.iter().map(|record| word(record.event.data())).collect();
+        assert_eq!(told, ["offline", "online", "degraded", "offline"]);
+    }
 }

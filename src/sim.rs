@@ -93,6 +93,8 @@ use tokio::{
 };
 use tokio_util::sync::DropGuard;
 
+#[cfg(test)]
+pub(crate) use self::session::{Session as SessionModel, older};
 pub use self::{
     faults::{End, Faults, Malformed, Reception, Refusal},
     line::{CommandRecord, ConnectionId, ConnectionRecord, Ended},

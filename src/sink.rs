@@ -12,6 +12,8 @@ mod address;
 mod ahead;
 mod mqtt;
 mod nats;
+mod prefix;
+mod pulse;
 mod redis;
 mod stdout;
 mod webhook;
@@ -142,8 +144,8 @@ pub trait Sink: Send {
     /// there. A path stands in `parts` once at most. Called only with `state = true`, and between
     /// batches; `Ok` and [`Failure::accepted`] mean what they mean for a batch.
     ///
-    /// It is also called with nothing, at least every [`KEEP_REFRESH`]: a far side that does not notice
-    /// the end of a connection by itself is told that the relay is still there.
+    /// It is called at least every [`KEEP_REFRESH`], with nothing if nothing has changed: a far side
+    /// that does not notice the end of a connection by itself is told that the relay is still there.
     async fn keep(&mut self, _parts: &[Part]) -> Result<(), Failure> {
         Err(Failure::down("this kind of sink keeps no state"))
     }

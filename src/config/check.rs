@@ -85,6 +85,7 @@ pub(super) fn check(
         }
     }
     found.homes(config);
+    found.same_state(config);
     found.secrets(config, places, sources);
     found
 }
@@ -385,6 +386,27 @@ impl Findings {
             let message = "a sink with state = true keeps the relay's own state where a channel of \
                            this name would have its: give the channel another label";
             self.error(&["channels", RELAY], message);
+        }
+    }
+
+    /// Two sinks that keep the state in the same place: what one takes back at its end, the other
+    /// still means.
+    fn same_state(&mut self, config: &Config) {
+        const PLACES: [&str; 5] = ["url", "urls", "state_topic", "state_key", "state_bucket"];
+        let place = |sink: &SinkConfig| {
+            let settings = PLACES.map(|key| sink.settings.get(key).cloned());
+            (sink.kind.clone(), settings)
+        };
+        let kept: Vec<_> = config.sinks.iter().filter(|(_, sink)| sink.state).collect();
+        for (index, (name, sink)) in kept.iter().enumerate() {
+            let mut earlier = kept.iter().take(index);
+            if let Some((first, _)) = earlier.find(|(_, other)| place(other) == place(sink)) {
+                let message = format!(
+                    "sinks.{first} keeps the state in the same place: the end of one would say \
+                     offline for both"
+                );
+                self.warn(&["sinks", name, "state"], message);
+            }
         }
     }
 

@@ -56,7 +56,7 @@ pub(super) struct Keeping {
     journal: Journal,
     /// Under which name the paths are written down.
     memory: Box<str>,
-    /// What the far side has, with the version that was said; 0: in which version is not known.
+    /// What the far side has or may have, with the version that it has acknowledged; 0: none.
     said: BTreeMap<Path, u64>,
     /// The board's version through which all is said.
     through: u64,
@@ -74,25 +74,31 @@ impl Keeping {
     pub(super) fn new(name: &str, board: Arc<Board>, journal: Journal) -> Result<Self, StoreError> {
         // No channel can have this name: their labels have no dot.
         let memory: Box<str> = format!("relay.kept.{name}").into();
-        let said = journal
-            .kept()?
-            .into_iter()
-            .filter(|kept| kept.channel == memory)
-            .filter_map(|kept| Some((Path::from_text(&kept.element)?, 0)))
-            .collect();
+        let kept = journal.kept()?.into_iter().filter(|kept| kept.channel == memory);
+        let paths = kept.filter_map(|kept| Path::from_text(&kept.element)).collect::<Vec<_>>();
+        Ok(Self::of(memory, board, journal, paths))
+    }
+
+    /// One whose far side has something under these paths.
+    fn of(
+        memory: Box<str>,
+        board: Arc<Board>,
+        journal: Journal,
+        paths: impl IntoIterator<Item = Path>,
+    ) -> Self {
         let now = Instant::now();
-        Ok(Self {
+        Self {
             changes: board.changes(),
             board,
             journal,
             memory,
-            said,
+            said: paths.into_iter().map(|path| (path, 0)).collect(),
             through: 0,
             not_before: now,
             refresh: now,
             backoff: Backoff::new(WAIT.0, WAIT.1),
             complained: false,
-        })
+        }
     }
 
     /// There is a new connection: what the far side has is not known.
@@ -148,6 +154,10 @@ impl Keeping {
         });
         let fresh = piece.parts.iter().filter(|part| !said.contains_key(&part.path));
         self.journal.keep(fresh.map(|part| self.note(&part.path, true)));
+        // From here on the far side may have it, whatever becomes of the piece.
+        for part in piece.parts.iter().filter(|part| part.payload.is_some()) {
+            self.said.entry(part.path.clone()).or_insert(0);
+        }
         piece
     }
 
@@ -198,5 +208,167 @@ impl Keeping {
             value: there.then(|| "true".into()),
             at: clock::now(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use bytes::Bytes;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{config::SinkConfig, sink};
+
+    fn route() -> Route {
+        let config = json!({"type": "mqtt", "channels": ["main"]});
+        let config: SinkConfig = serde_json::from_value(config).unwrap();
+        Route::new("s", &config, sink::kind("mqtt").unwrap()).unwrap()
+    }
+
+    fn path(channel: &str, name: u8) -> Path {
+        let name = format!("element-{name}");
+        Path { channel: channel.into(), section: Section::Session, name: name.as_str().into() }
+    }
+
+    /// What can happen between a board and a far side.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Put(u8, u8),
+        PutAnothers(u8),
+        TakeAway(u8),
+        /// The far side takes so many parts of the next piece, and then it is busy.
+        Say(usize),
+        /// It takes so many and acknowledges some of them; then the connection is lost.
+        Lose(usize, usize),
+        /// The connection is lost, and with it all that the far side had.
+        Forget,
+        /// The relay is killed and started again.
+        Restart,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0_u8..6, 0_u8..4).prop_map(|(name, value)| Step::Put(name, value)),
+            1 => (0_u8..6).prop_map(Step::PutAnothers),
+            3 => (0_u8..6).prop_map(Step::TakeAway),
+            5 => (0_usize..8).prop_map(Step::Say),
+            1 => (0_usize..8, 0_usize..8).prop_map(|(took, told)| Step::Lose(took, told)),
+            1 => Just(Step::Forget),
+            1 => Just(Step::Restart),
+        ]
+    }
+
+    struct World {
+        board: Arc<Board>,
+        keeping: Keeping,
+        route: Route,
+        far: BTreeMap<Path, Bytes>,
+        /// What is written down: every path before it is said, until it is known to be cleared.
+        memory: BTreeSet<Path>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let board = Arc::new(Board::default());
+            Self {
+                keeping: keeping(&board, []),
+                board,
+                route: route(),
+                far: BTreeMap::new(),
+                memory: BTreeSet::new(),
+            }
+        }
+
+        /// Says the next piece: the far side takes `took` parts of it, and tells of `told`.
+        fn say(&mut self, took: usize, told: usize) -> usize {
+            let piece = self.keeping.piece(&self.route);
+            for part in &piece.parts {
+                assert_eq!(&*part.path.channel, "main", "not one of this sink's");
+                self.memory.insert(part.path.clone());
+            }
+            for part in piece.parts.iter().take(took) {
+                match &part.payload {
+                    Some(payload) => drop(self.far.insert(part.path.clone(), payload.clone())),
+                    None => drop(self.far.remove(&part.path)),
+                }
+            }
+            let told = told.min(took).min(piece.parts.len());
+            self.keeping.said(&piece, told);
+            for part in piece.parts.iter().take(told).filter(|part| part.payload.is_none()) {
+                self.memory.remove(&part.path);
+            }
+            piece.parts.len()
+        }
+
+        fn go(&mut self, step: &Step) {
+            match *step {
+                Step::Put(name, value) => {
+                    self.board.put([(path("main", name), Some(json!(value)))]);
+                }
+                Step::PutAnothers(name) => self.board.put([(path("other", name), Some(json!(1)))]),
+                Step::TakeAway(name) => self.board.take_away(|at| *at == path("main", name)),
+                Step::Say(took) => drop(self.say(took, took)),
+                Step::Lose(took, told) => {
+                    self.say(took, told);
+                    self.keeping.begin();
+                }
+                Step::Forget => {
+                    self.far.clear();
+                    self.keeping.begin();
+                }
+                Step::Restart => self.keeping = keeping(&self.board, self.memory.clone()),
+            }
+        }
+    }
+
+    fn keeping(board: &Arc<Board>, memory: impl IntoIterator<Item = Path>) -> Keeping {
+        Keeping::of("relay.kept.s".into(), Arc::clone(board), Journal::in_memory(1 << 20), memory)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn whatever_happens_the_far_side_ends_with_what_stands_on_the_board(
+            steps in proptest::collection::vec(step(), 0..80)
+        ) {
+            let mut world = World::new();
+            for step in steps {
+                world.go(&step);
+            }
+            world.say(usize::MAX, usize::MAX);
+            prop_assert_eq!(world.say(0, 0), 0, "said once, all is said");
+            let board: BTreeMap<Path, Bytes> = world.board.look(|items, _| {
+                let ours = items.iter().filter(|(path, _)| &*path.channel == "main");
+                ours.map(|(path, item)| (path.clone(), path.payload(&item.value))).collect()
+            });
+            let remembered: BTreeSet<Path> = board.keys().cloned().collect();
+            prop_assert_eq!(world.far, board);
+            prop_assert_eq!(world.memory, remembered);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_thousand_changes_of_one_element_are_said_as_one_and_none_too_often() {
+        let mut world = World::new();
+        world.keeping.due().await;
+        world.say(usize::MAX, usize::MAX);
+        for round in 1..=3 {
+            let before = Instant::now();
+            for value in 0..1000 {
+                world.board.put([(path("main", 0), Some(json!([round, value])))]);
+            }
+            world.keeping.due().await;
+            assert_eq!(before.elapsed(), PACE);
+            assert_eq!(world.say(usize::MAX, usize::MAX), 1);
+            assert_eq!(world.far[&path("main", 0)], format!("[{round},999]"));
+        }
+        let before = Instant::now();
+        world.keeping.due().await;
+        assert_eq!(before.elapsed(), KEEP_REFRESH, "without news the far side hears from us");
+        assert_eq!(world.say(usize::MAX, usize::MAX), 0);
     }
 }

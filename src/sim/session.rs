@@ -37,13 +37,13 @@ pub(super) struct Sessions {
 
 /// The session of one room.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(crate) struct Session {
     id: String,
     room: String,
     last_reset: UnixMillis,
     created: UnixMillis,
     updated: UnixMillis,
-    elements: Map<String, Value>,
+    pub(crate) elements: Map<String, Value>,
     pub(super) settings: Value,
     /// Newest first.
     pub(super) activities: VecDeque<Value>,
@@ -78,7 +78,7 @@ pub(super) fn hex_id(random: &mut fastrand::Rng) -> String {
 }
 
 impl Session {
-    fn new(id: String, room: &str) -> Self {
+    pub(crate) fn new(id: String, room: &str) -> Self {
         let now = clock::now();
         Self {
             id,
@@ -106,21 +106,22 @@ impl Session {
         })
     }
 
-    fn reset(&mut self, id: String) {
+    pub(crate) fn reset(&mut self, id: String) {
         self.id = id;
         self.last_reset = clock::now();
         self.updated = self.last_reset;
         self.elements = fresh();
     }
 
-    fn set(&mut self, key: String, value: Value) -> (String, Value) {
+    /// Sets an element; returns it.
+    pub(crate) fn set(&mut self, key: String, value: Value) -> (String, Value) {
         self.updated = clock::now();
         self.elements.insert(key.clone(), value.clone());
         (key, value)
     }
 
     /// Notes an activity; returns the elements that it changed.
-    fn apply(&mut self, activity: &Value) -> Vec<(String, Value)> {
+    pub(crate) fn apply(&mut self, activity: &Value) -> Vec<(String, Value)> {
         self.activities.truncate(KEEP_ACTIVITIES - 1);
         self.activities.push_front(history_item(activity));
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -272,7 +273,7 @@ impl World {
 }
 
 /// `latest_follower` for `follower-latest`, as the page of the topic has it.
-fn older(key: &str) -> String {
+pub(crate) fn older(key: &str) -> String {
     let turned = key.strip_suffix("-latest").map(|family| format!("latest-{family}"));
     turned.as_deref().unwrap_or(key).replace('-', "_")
 }

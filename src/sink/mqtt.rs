@@ -40,7 +40,7 @@ use self::{
 };
 use super::{
     Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
-    ahead::Ahead, settings,
+    ahead::Ahead, prefix::Prefix, settings,
 };
 use crate::{
     board::{self, Path, Section},
@@ -48,7 +48,7 @@ use crate::{
     config::{Commands, ConfigError, Period, SecretRef},
     event::Seq,
     homeassistant::{self, Home},
-    template::{Condition, Template, View},
+    template::{Condition, View},
     tls::client_config,
 };
 
@@ -190,7 +190,10 @@ impl Settings {
     }
 
     fn prefix(&self) -> Result<Prefix, String> {
-        Prefix::new(self.state_topic.as_deref().unwrap_or(homeassistant::DEFAULT_BASE))
+        Prefix::new(
+            self.state_topic.as_deref().unwrap_or(homeassistant::DEFAULT_BASE),
+            &['+', '#', '\0'],
+        )
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
@@ -257,40 +260,14 @@ enum Keep {
     When(Condition),
 }
 
-/// What the topics of the state begin with.
-struct Prefix(Template);
-
-impl Prefix {
-    /// Compiles it; the error says what is wrong.
-    fn new(text: &str) -> Result<Self, String> {
-        let prefix = Self(Template::compile(text)?);
-        if !prefix.0.uses_only(&["channel"]) {
-            return Err("only {{ channel }} is known here: a state is of no event".into());
-        }
-        if address::literals(text).contains(['+', '#', '\0']) {
-            return Err("+ and # are wildcards".into());
-        }
-        if prefix.of("a")? == prefix.of("b")? {
-            return Err("{{ channel }} is missing: each channel needs topics of its own".into());
-        }
-        Ok(prefix)
+/// The topic of a part of the state. A name is one level, whatever stands in it.
+fn state_topic(prefix: &Prefix, path: &Path) -> Result<String, String> {
+    let mut topic = format!("{}/{}", escape(&prefix.of(path)?), path.section.as_str());
+    if !path.name.is_empty() {
+        topic.push('/');
+        topic.push_str(&escape(&path.name).replace('/', "%2F"));
     }
-
-    fn of(&self, owner: &str) -> Result<String, String> {
-        let view = minijinja::context! { channel => owner };
-        self.0.render(&view).map_err(|error| error.to_string())
-    }
-
-    /// The topic of a part of the state. A name is one level, whatever stands in it.
-    fn topic(&self, path: &Path) -> Result<String, String> {
-        let prefix = self.of(path.owner())?;
-        let mut topic = format!("{}/{}", escape(&prefix), path.section.as_str());
-        if !path.name.is_empty() {
-            topic.push('/');
-            topic.push_str(&escape(&path.name).replace('/', "%2F"));
-        }
-        Ok(topic)
-    }
+    Ok(topic)
 }
 
 struct Mqtt {
@@ -443,7 +420,7 @@ impl Sink for Mqtt {
                 parts.iter().enumerate().filter(|(place, _)| self.flight.has_accepted(*place))
             {
                 // It has just been published there.
-                if let Ok(topic) = prefix.topic(&part.path) {
+                if let Ok(topic) = state_topic(prefix, &part.path) {
                     discovery.keep(part, &topic);
                 }
             }
@@ -621,7 +598,7 @@ impl Mqtt {
         if let Some(prefix) = &self.prefix {
             let path = Path::relay(Section::Status);
             let payload = path.payload(&board::offline("connection lost"));
-            return Ok(Some(Will { topic: prefix.topic(&path)?, payload }));
+            return Ok(Some(Will { topic: state_topic(prefix, &path)?, payload }));
         }
         let availability = Some(&self.availability).filter(|topic| !topic.is_empty());
         Ok(availability
@@ -695,7 +672,7 @@ impl Mqtt {
                 && let Some((place, part)) = waiting.next()
             {
                 let payload = part.payload.clone().unwrap_or_default();
-                match link.announce(&prefix.topic(&part.path)?, payload, qos) {
+                match link.announce(&state_topic(prefix, &part.path)?, payload, qos) {
                     Ok(()) => self.flight.hand(place),
                     Err(Unsent::Refused(reason)) => {
                         self.flight.settle(place, Verdict::Refused(reason));
@@ -941,7 +918,7 @@ mod tests {
 
     #[test]
     fn each_part_of_the_state_has_a_topic_of_its_own() {
-        let prefix = Prefix::new("home/{{ channel }}").unwrap();
+        let prefix = Prefix::new("home/{{ channel }}", &[]).unwrap();
         let part =
             |section, name: &str| Path { channel: "main".into(), section, name: name.into() };
         for (path, expected) in [
@@ -950,7 +927,7 @@ mod tests {
             (part(Section::Stream, ""), "home/main/stream"),
             (Path::relay(Section::Status), "home/relay/status"),
         ] {
-            assert_eq!(prefix.topic(&path).unwrap(), expected);
+            assert_eq!(state_topic(&prefix, &path).unwrap(), expected);
         }
     }
 

@@ -6,9 +6,12 @@
 //! moment never hears it. Reconnecting is the delivery's; the client is kept from it. Commands, where
 //! they are configured, come and are answered over the same connection, see [`command`].
 //!
+//! With `state`, the live state is kept in a key-value bucket, see [`bucket`].
+//!
 //! The one thing to know: on any failure the client is dropped with all that it holds. It sends
 //! nothing of it later, see [`link`].
 
+mod bucket;
 mod command;
 mod link;
 mod stream;
@@ -32,9 +35,11 @@ use self::{
     stream::{Create, Wanted},
 };
 use super::{
-    Address, Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, address, settings,
+    Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
+    pulse::Pulse, settings,
 };
 use crate::{
+    board::{Path, Section},
     command::Desk,
     config::{self, ConfigError, Period, SecretRef},
     event::Origin,
@@ -48,7 +53,7 @@ pub(super) const KIND: Kind = Kind {
     address: Some(Address { key: |_| "subject", default: |_| DEFAULT_SUBJECT, escape }),
     secrets: &["password", "token", "nkey_seed", "credentials"],
     schema: || schema_for!(Settings),
-    keeps: false,
+    keeps: true,
     open,
 };
 
@@ -117,6 +122,13 @@ struct Settings {
     /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
     #[serde(default)]
     commands: config::Commands,
+    /// The key-value bucket of the state; made where it is missing.
+    #[serde(default = "default_state_bucket")]
+    state_bucket: String,
+}
+
+fn default_state_bucket() -> String {
+    "astro_state".into()
 }
 
 /// Which headers an event has. Each costs about as much as the rest of publishing does: the library
@@ -191,6 +203,9 @@ impl Settings {
                     .into(),
             ));
         }
+        if !bucket::is_name(&self.state_bucket) {
+            return Err(("state_bucket", "a name of a-z A-Z 0-9 _ - was expected".into()));
+        }
         if self.stream.is_empty() || self.stream.contains(['.', '*', '>', ' ', '\t']) {
             return Err(("stream", "a name without . * > and spaces was expected".into()));
         }
@@ -235,6 +250,9 @@ enum Verdict {
 
 struct Nats {
     name: String,
+    /// Whether the state is kept.
+    keeps: bool,
+    pulse: Pulse,
     settings: Settings,
     servers: Vec<ServerAddr>,
     timeout: Duration,
@@ -271,6 +289,8 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     let beside = Beside::of(&settings, &opening.config.payload);
     Ok(Box::new(Nats {
         beside,
+        keeps: opening.config.state && opening.purpose == Purpose::Relay,
+        pulse: Pulse::new(|path| *path == Path::relay(Section::Status)),
         name: opening.name.to_owned(),
         settings,
         servers,
@@ -305,7 +325,12 @@ impl Sink for Nats {
         self.permitted.clear();
         self.forbidden.clear();
         self.stream_in_doubt = false;
+        self.pulse.clear();
         let mut link = self.dial().await.map_err(Failure::down)?;
+        if self.keeps {
+            let bucket = &self.settings.state_bucket;
+            bucket::settle(link.client().clone(), bucket).await.map_err(Failure::down)?;
+        }
         self.remarks = if self.settings.jetstream {
             self.settle_stream(&link).await.map_err(Failure::down)?
         } else {
@@ -334,6 +359,22 @@ impl Sink for Nats {
         }
         self.link = Some(link);
         self.outcome()
+    }
+
+    async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
+        let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
+        let said = self.pulse.beat(parts);
+        self.batch += 1;
+        self.verdicts.clear();
+        self.verdicts.resize(said.len(), Verdict::Pending);
+        let put = self.put(&mut link, &said).await;
+        let accepted = self.accepted();
+        if let Err(lost) = put {
+            return Err(Failure::after(accepted.min(parts.len()), Cause::Down(lost)));
+        }
+        self.link = Some(link);
+        // What was only said again is said once more before long.
+        if accepted >= parts.len() { Ok(()) } else { self.outcome() }
     }
 
     async fn idle(&mut self) -> Failure {
@@ -587,6 +628,48 @@ impl Nats {
         Ok(())
     }
 
+    /// Puts parts of the state into the bucket, and waits until it has answered for all of them.
+    async fn put(&mut self, link: &mut Link, parts: &[Part]) -> Result<(), Lost> {
+        let subject = |part: &Part| bucket::subject(&self.settings.state_bucket, &part.path);
+        let subjects: Vec<String> = parts.iter().map(subject).collect();
+        let mut left = 0;
+        for (place, (part, subject)) in parts.iter().zip(&subjects).enumerate() {
+            let headers = bucket::headers(part.payload.is_none());
+            let payload = part.payload.clone().unwrap_or_default();
+            let publish = link.publish(subject, headers, payload, Some((self.batch, place)));
+            match timeout(self.timeout, publish).await.map_err(|_| self.silence())? {
+                Ok(()) => left += 1,
+                Err(Unsent::Refused(reason)) => self.settle(place, Verdict::Refused(reason)),
+                Err(Unsent::Lost(reason)) => return Err(reason.into()),
+            }
+        }
+        while left > 0 {
+            let (place, verdict) = match self.answer(link).await? {
+                Ok((Some((number, place)), message)) if number == self.batch => {
+                    if message.status == Some(StatusCode::NO_RESPONDERS) {
+                        // The next connection makes another.
+                        return Err("the key-value bucket is gone".into());
+                    }
+                    (place, self.read(&message))
+                }
+                Ok(_) => continue,
+                Err(Note::Lost(reason)) => return Err(reason.into()),
+                Err(Note::Refused(reason)) => {
+                    let forbidden = quoted(&reason);
+                    let Some(place) = subjects.iter().position(|subject| subject == forbidden)
+                    else {
+                        tracing::error!(sink = self.name, reason, "the server refused something");
+                        continue;
+                    };
+                    (place, Verdict::Refused(reason))
+                }
+            };
+            self.settle(place, verdict);
+            left -= 1;
+        }
+        Ok(())
+    }
+
     /// The next thing that the server says.
     async fn answer(&self, link: &mut Link) -> Result<Said, Lost> {
         timeout(self.timeout, link.answer()).await.map_err(|_| self.silence())
@@ -625,8 +708,7 @@ impl Nats {
             Note::Lost(reason) => return Err(reason.into()),
             Note::Refused(reason) => reason,
         };
-        // Permissions Violation for Publish to "astro.main.channel.tips"
-        let subject = reason.split('"').nth(1).unwrap_or_default();
+        let subject = quoted(&reason);
         let Some(first) = sent.iter().find(|outgoing| *outgoing.address == *subject) else {
             tracing::error!(sink = self.name, reason, "the server refused something");
             return Ok(0);
@@ -669,6 +751,11 @@ impl Nats {
         };
         Err(Failure::after(accepted, cause))
     }
+}
+
+/// The subject that a refusal speaks of: `Permissions Violation for Publish to "astro.main.x"`.
+fn quoted(reason: &str) -> &str {
+    reason.split('"').nth(1).unwrap_or_default()
 }
 
 /// A stream's answer to an event.

@@ -9,6 +9,7 @@
 //! writes an append-only file; [`Sink::remarks`] tells when it does not.
 
 mod answer;
+mod kept;
 mod link;
 mod stream;
 
@@ -21,7 +22,8 @@ use serde::Deserialize;
 
 use self::link::Link;
 use super::{
-    Address, Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings,
+    Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink,
+    ahead::Ahead, prefix::Prefix, pulse::Pulse, settings,
 };
 use crate::config::{ConfigError, SecretRef};
 
@@ -39,7 +41,7 @@ pub(super) const KIND: Kind = Kind {
     }),
     secrets: &["password", "sentinel_password"],
     schema: || schema_for!(Settings),
-    keeps: false,
+    keeps: true,
     open,
 };
 
@@ -96,6 +98,10 @@ struct Settings {
     /// A PEM file with the client's key.
     #[serde(default)]
     client_key_file: Option<PathBuf>,
+    /// What the keys of the state begin with, a template over `channel`, which is `relay` for the
+    /// relay's own. Default: `astro:{{ channel }}`.
+    #[serde(default)]
+    state_key: Option<String>,
 }
 
 /// What is done with an event.
@@ -124,6 +130,10 @@ impl Settings {
         self.url.iter().chain(&self.urls).map(String::as_str)
     }
 
+    fn prefix(&self) -> Result<Prefix, String> {
+        Prefix::new(self.state_key.as_deref().unwrap_or("astro:{{ channel }}"), &[])
+    }
+
     /// The first thing that is wrong: the key, and what.
     fn wrong(&self) -> Option<(&'static str, String)> {
         let several = self.cluster || self.sentinel_master.is_some();
@@ -131,6 +141,9 @@ impl Settings {
             if let Err(what) = check_url(url) {
                 return Some(("url", what));
             }
+        }
+        if let Err(what) = self.prefix() {
+            return Some(("state_key", what));
         }
         let (key, what) = match self {
             _ if self.nodes().next().is_none() => ("url", "the server's address is missing"),
@@ -179,7 +192,15 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     if let Some((key, what)) = settings.wrong() {
         return Err(ConfigError::at(&["sinks", opening.name, key], what));
     }
+    let at = |what| ConfigError::at(&["sinks", opening.name, "state_key"], what);
+    if settings.state_key.is_some() && !opening.config.state {
+        return Err(at("is of use only with state = true".into()));
+    }
+    let kept = opening.config.state && opening.purpose == Purpose::Relay;
+    let prefix = kept.then(|| settings.prefix().map_err(at)).transpose()?;
     Ok(Box::new(Redis {
+        prefix,
+        pulse: Pulse::new(kept::expires),
         settings,
         timeout: opening.config.timeout.0,
         batch: opening.config.window,
@@ -194,6 +215,9 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
 }
 
 struct Redis {
+    /// Where the state goes; `None`: it goes nowhere.
+    prefix: Option<Prefix>,
+    pulse: Pulse,
     settings: Settings,
     timeout: Duration,
     batch: usize,
@@ -213,6 +237,7 @@ struct Redis {
 impl Sink for Redis {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.link = None;
+        self.pulse.clear();
         let mut link = Link::open(&self.settings, self.timeout)
             .await
             .map_err(|cause| Failure::after(0, cause))?;
@@ -232,6 +257,22 @@ impl Sink for Redis {
             Mode::Pubsub => self.publish(batch).await,
             Mode::Stream => self.append(batch).await,
         }
+    }
+
+    async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
+        let Some(link) = &mut self.link else { return Err(not_connected()) };
+        let prefix = self.prefix.as_ref().ok_or_else(|| Failure::down("no state is kept here"))?;
+        let mut commands = Vec::new();
+        for (place, part) in self.pulse.beat(parts).iter().enumerate() {
+            let of_part = kept::commands(prefix, part).map_err(Failure::down)?;
+            commands.extend(of_part.into_iter().map(|command| (place, command)));
+        }
+        let answers = link.ask_all(commands.iter().map(|(_, command)| command)).await;
+        let answers = answers.map_err(|cause| Failure::after(0, cause))?;
+        let refused = commands.iter().zip(answers).find_map(|((place, _), answer)| {
+            answer.err().map(|cause| Failure::after((*place).min(parts.len()), cause))
+        });
+        refused.map_or(Ok(()), Err)
     }
 
     async fn idle(&mut self) -> Failure {

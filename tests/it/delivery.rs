@@ -1,6 +1,7 @@
 //! Delivery to a far side that does what the test says: order, retries, the window, dead letters.
 
 mod backlog;
+mod kept;
 mod requests;
 mod scripted;
 

@@ -1,6 +1,8 @@
 //! The live state where the far sides keep it: whoever comes, whenever he comes, finds all of it.
 
 mod mqtt;
+mod nats;
+mod redis;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -79,6 +79,14 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "an event knows nobody",
     ),
     (
+        "board",
+        &[
+            "astro", "journal", "sink", "delivery", "route", "http", "relay", "cli", "config",
+            "state", "status", "presence",
+        ],
+        "the board knows neither who writes nor who reads",
+    ),
+    (
         "backoff",
         &["astro", "journal", "sink", "delivery", "route", "http", "relay", "cli", "config"],
         "waits are pure",

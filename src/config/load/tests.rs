@@ -306,6 +306,31 @@ fn commands_are_what_is_named_and_nowhere_else() {
 }
 
 #[test]
+fn a_state_is_kept_where_it_can_be_and_once() {
+    let mqtt = "[sinks.a]\ntype=\"mqtt\"\nurl=\"mqtt://h\"\nstate=true\n";
+    let none = format!("{LEAST}[sinks.b]\ntype=\"stdout\"\nstate=true\n");
+    let topic = format!("{LEAST}{mqtt}availability_topic=\"x\"\n");
+    let idle = format!(
+        "{LEAST}[sinks.b]\ntype=\"mqtt\"\nurl=\"mqtt://h\"\nstate_topic=\"{{{{ channel }}}}\""
+    );
+    let label = LEAST.replace("channels.main", "channels.relay");
+    for (text, expected) in [
+        (none, "sinks.b.state: stdout has nothing that keeps a state"),
+        (topic, "sinks.a.availability_topic: with state = true"),
+        (idle, "sinks.b.state_topic: is of use only with state = true"),
+        (format!("{label}{mqtt}"), "channels.relay: a sink with state = true"),
+    ] {
+        let problems = problems(&text);
+        assert!(problems.iter().any(|told| told.contains(expected)), "{text}: {problems:?}");
+    }
+    let twice = format!("{LEAST}{mqtt}{}", mqtt.replace("sinks.a", "sinks.b"));
+    let told = warnings(&twice);
+    assert!(told.iter().any(|told| told.contains("sinks.a keeps the state")), "{told:?}");
+    let apart = twice.replacen("mqtt://h", "mqtt://other", 1);
+    assert!(!warnings(&apart).iter().any(|told| told.contains("keeps the state")));
+}
+
+#[test]
 fn a_variable_with_one_underscore_is_warned_of() {
     let mut sources = sources(LEAST);
     sources.env = env(&[

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use crate::config::{Period, Size};
 
 /// How long the server may take for a question about streams.
-const API_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const API_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether a missing stream is made: `true`, or a table with its limits.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]

@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo, Pipeline, RedisResult, TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
@@ -62,11 +62,42 @@ impl Link {
     }
 
     /// Sends a command and hands back its answer.
-    pub(super) async fn ask(&mut self, command: &redis::Cmd) -> Result<Value, Cause> {
+    pub(super) async fn ask(&mut self, command: &Cmd) -> Result<Value, Cause> {
         let answer = self.connection().req_packed_command(command).await;
         answer.and_then(Value::extract_error).map_err(|error| answer::cause(&error))
     }
+
+    /// Sends commands and hands back the answer to each. The servers of a cluster take theirs one by
+    /// one, for a pipeline goes to one server.
+    pub(super) async fn ask_all<'c>(
+        &mut self,
+        commands: impl IntoIterator<Item = &'c Cmd>,
+    ) -> Result<Vec<Answered>, Cause> {
+        let commands: Vec<&Cmd> = commands.into_iter().collect();
+        if matches!(self, Self::Cluster(_)) {
+            let mut answers = Vec::with_capacity(commands.len());
+            for command in commands {
+                answers.push(self.ask(command).await);
+            }
+            return Ok(answers);
+        }
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = Pipeline::with_capacity(commands.len());
+        for command in commands {
+            pipeline.add_command(command.clone());
+        }
+        let answers = self.connection().req_packed_commands(&pipeline, 0, pipeline.len()).await;
+        let each = |answer: Value| answer.extract_error().map_err(|error| answer::cause(&error));
+        answers
+            .map(|answers| answers.into_iter().map(each).collect())
+            .map_err(|error| answer::cause(&error))
+    }
 }
+
+/// What became of one command among several.
+type Answered = Result<Value, Cause>;
 
 /// What is read anew for each connection.
 struct Access {

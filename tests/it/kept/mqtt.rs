@@ -50,12 +50,15 @@ fn sink(broker: &Mosquitto, more: &str) -> String {
 
 #[tokio::test]
 async fn who_comes_late_reads_the_whole_state_and_what_vanished_is_cleared() {
-    for version in ["5", "3.1.1"] {
+    for (version, qos) in [("5", 1), ("3.1.1", 0)] {
         let broker = Mosquitto::start(Options::default()).await;
         let sim = simulated().await;
         let dir = tempfile::tempdir().unwrap();
         set(&sim, "odd-one", json!({"amount": 7}));
-        let more = sink(&broker, &format!("version = {version:?}\ntopics = [\"channel.tips\"]"));
+        let more = sink(
+            &broker,
+            &format!("version = {version:?}\nqos = {qos}\ntopics = [\"channel.tips\"]"),
+        );
         let config = configure(&sim, dir.path(), TOPICS, &more);
         let relay = Running::start(config.clone()).await;
         relay.wait_subscribed().await;
@@ -110,6 +113,21 @@ async fn a_channel_is_online_as_long_as_the_gateway_is_there() {
     let words: Vec<_> = told.iter().map(|told| told["status"].as_str().unwrap()).collect();
     assert_eq!(words, ["offline", "online", "offline"], "{told:?}");
     assert!(told[2]["reason"].as_str().unwrap().contains("to Astro"), "{told:?}");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_has_lost_everything_is_told_everything() {
+    let mut broker = Mosquitto::start(Options::default()).await;
+    let sim = simulated().await;
+    let dir = tempfile::tempdir().unwrap();
+    let more = sink(&broker, "backoff_max = \"200ms\"");
+    let relay = Running::start(configure(&sim, dir.path(), TOPICS, &more)).await;
+    late(&broker, "all of it", |kept| is_whole(kept, &sim)).await;
+    broker.server.kill().await;
+    set(&sim, "tip-goal", json!({"amount": 99}));
+    broker.server.restart().await;
+    late(&broker, "all of it again", |kept| is_whole(kept, &sim)).await;
     relay.stop().await;
 }
 

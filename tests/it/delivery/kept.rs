@@ -1,0 +1,196 @@
+//! The state beside the events: neither hinders the other.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use astro_relay::{
+    board::{Board, Path, Section},
+    delivery::Delivery,
+    journal::Journal,
+    route::Route,
+    sink::{self, Failure, Outgoing, Part, Sink},
+    status::Status,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::json;
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    memory,
+    scripted::{down, refused},
+};
+use crate::support::{
+    journal::{close, config, events, open},
+    sinks,
+    wait::until,
+};
+
+const HOUR: Duration = Duration::from_hours(1);
+
+#[derive(Default)]
+struct State {
+    kept: BTreeMap<Path, Bytes>,
+    /// Every call with parts: how many, and when.
+    calls: Vec<(usize, Instant)>,
+    delivered: usize,
+    /// Which element it does not take, and whether it hangs up at it.
+    bad: Option<(Path, bool)>,
+}
+
+/// A far side that keeps; clones are the same one.
+#[derive(Clone, Default)]
+struct Keeper(Arc<Mutex<State>>);
+
+#[async_trait]
+impl Sink for Keeper {
+    async fn connect(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        self.0.lock().unwrap().delivered += batch.len();
+        Ok(())
+    }
+
+    async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
+        let mut state = self.0.lock().unwrap();
+        if !parts.is_empty() {
+            state.calls.push((parts.len(), Instant::now()));
+        }
+        for (place, part) in parts.iter().enumerate() {
+            if let Some((bad, hangs_up)) = state.bad.clone()
+                && bad == part.path
+            {
+                return Err(Failure::after(place, if hangs_up { down() } else { refused() }));
+            }
+            match &part.payload {
+                Some(payload) => drop(state.kept.insert(part.path.clone(), payload.clone())),
+                None => drop(state.kept.remove(&part.path)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) {}
+}
+
+impl Keeper {
+    fn kept(&self) -> BTreeMap<String, Bytes> {
+        let state = self.0.lock().unwrap();
+        state.kept.iter().map(|(path, payload)| (path.text(), payload.clone())).collect()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the test is the supervisor")]
+    fn start(&self, journal: &Journal, board: &Arc<Board>) -> (CancellationToken, JoinHandle<()>) {
+        let config = sinks::config("mqtt", Duration::from_secs(30));
+        let route = Route::new("far", &config, sink::kind("mqtt").unwrap()).unwrap();
+        let status = Arc::new(Status::new(0));
+        let sink = Box::new(self.clone());
+        let made = Delivery::new("far", &config, sink, route, journal.clone(), status).unwrap();
+        let delivery = made.keeping(Arc::clone(board)).unwrap();
+        let stop = CancellationToken::new();
+        (stop.clone(), tokio::spawn(delivery.run(stop)))
+    }
+}
+
+fn element(name: &str) -> Path {
+    Path { channel: "main".into(), section: Section::Session, name: name.into() }
+}
+
+fn put(board: &Board, name: &str, value: u64) {
+    board.put([(element(name), Some(json!(value)))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_that_is_refused_is_left_out_and_the_others_are_kept() {
+    let (journal, board, far) = (memory(), Arc::new(Board::default()), Keeper::default());
+    far.0.lock().unwrap().bad = Some((element("b"), false));
+    for name in ["a", "b", "c"] {
+        put(&board, name, 1);
+    }
+    let (stop, task) = far.start(&journal, &board);
+    until("the others", HOUR, async || (far.kept().len() == 2).then_some(())).await;
+    far.0.lock().unwrap().bad = None;
+    put(&board, "b", 2);
+    until("it too, when it changes", HOUR, async || {
+        (far.kept().get("main/session/b").is_some_and(|value| value == "2")).then_some(())
+    })
+    .await;
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_at_which_the_far_side_hangs_up_does_not_hold_up_the_events() {
+    let (journal, board, far) = (memory(), Arc::new(Board::default()), Keeper::default());
+    far.0.lock().unwrap().bad = Some((element("a"), true));
+    put(&board, "a", 1);
+    let (stop, task) = far.start(&journal, &board);
+    let begun = Instant::now();
+    for first in (0..1000).step_by(10) {
+        journal.append(&mut events(first..first + 10));
+        let all = usize::try_from(first).unwrap() + 10;
+        until("they arrive", HOUR, async || (far.0.lock().unwrap().delivered == all).then_some(()))
+            .await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+    // Every five minutes, about, once it has waited for so long.
+    let tried = far.0.lock().unwrap().calls.len();
+    assert!((5..60).contains(&tried), "{tried} times in {:?}", begun.elapsed());
+    far.0.lock().unwrap().bad = None;
+    until("it is kept at last", HOUR, async || (far.kept().len() == 1).then_some(())).await;
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_is_said_in_few_words_and_at_an_end_the_status_is_taken_back() {
+    let (journal, board, far) = (memory(), Arc::new(Board::default()), Keeper::default());
+    let status = Path::of("main", Section::Status);
+    board.put([(status.clone(), Some("online".into()))]);
+    let (stop, task) = far.start(&journal, &board);
+    for value in 0..1000 {
+        put(&board, "a", value);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    until("the newest", HOUR, async || {
+        (far.kept().get("main/session/a").is_some_and(|value| value == "999")).then_some(())
+    })
+    .await;
+    // One look in 50 ms for a second of changes.
+    let said = far.0.lock().unwrap().calls.len();
+    assert!((10..=25).contains(&said), "{said}");
+    stop.cancel();
+    task.await.unwrap();
+    let kept = far.0.lock().unwrap().kept.clone();
+    assert_eq!((&*kept[&status], &*kept[&element("a")]), (&b"offline"[..], &b"999"[..]));
+}
+
+#[tokio::test]
+async fn what_vanished_while_the_far_side_was_away_is_cleared_by_the_next_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let (board, far) = (Arc::new(Board::default()), Keeper::default());
+    put(&board, "a", 1);
+    put(&board, "b", 1);
+    let journal = open(&config(dir.path())).0;
+    let (stop, task) = far.start(&journal, &board);
+    until("both", HOUR, async || (far.kept().len() == 2).then_some(())).await;
+    stop.cancel();
+    task.await.unwrap();
+    close(journal).await;
+    // The next process knows nothing of `b`: only what was written down of it.
+    let board = Arc::new(Board::default());
+    put(&board, "a", 1);
+    let journal = open(&config(dir.path())).0;
+    let (stop, task) = far.start(&journal, &board);
+    until("one", HOUR, async || (far.kept().len() == 1).then_some(())).await;
+    assert!(far.kept().contains_key("main/session/a"));
+    stop.cancel();
+    task.await.unwrap();
+    close(journal).await;
+}
