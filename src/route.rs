@@ -95,6 +95,17 @@ pub enum Rendered {
     Failed(String),
 }
 
+/// Where events of a place (channel, topic and room) go, before there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// They are not wanted.
+    Nowhere,
+    /// To this address; it is empty for a far side that has none.
+    At(Arc<str>),
+    /// It depends on each event's data.
+    ByData,
+}
+
 /// Why an event does not go out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Skip {
@@ -244,6 +255,16 @@ impl Route {
         let mut value = value.clone();
         self.redactor.element(&mut value);
         path.payload(&value)
+    }
+
+    /// Where events of this one's place go.
+    pub fn destination(&mut self, event: &Event) -> Destination {
+        match self.place(event) {
+            Place { wanted: false, .. } => Destination::Nowhere,
+            Place { address: Some(address), .. } => Destination::At(address),
+            Place { .. } if self.address.is_none() => Destination::At("".into()),
+            Place { .. } => Destination::ByData,
+        }
     }
 
     fn compose(

@@ -109,6 +109,17 @@ impl Failure {
     }
 }
 
+/// Whether a far side lets us publish at an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permission {
+    /// It does.
+    Granted,
+    /// It does not, in its words.
+    Denied(String),
+    /// It does not say, for this reason: only an event tells.
+    Untold(&'static str),
+}
+
 /// One far side. Its methods are called from one task, never at once.
 #[async_trait]
 pub trait Sink: Send {
@@ -142,6 +153,15 @@ pub trait Sink: Send {
     /// itself keeps the default.
     async fn idle(&mut self) -> Failure {
         std::future::pending().await
+    }
+
+    /// Asks whether we may publish at `address`, without sending an event there. Called on a visit,
+    /// after `connect`, and by nobody else. What a far side needs for that, its `address` does not
+    /// show: where only a message can ask, it is empty and goes below `address`, see
+    /// [`CANARY`](address::CANARY).
+    async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
+        let _ = address;
+        Ok(Permission::Untold("this kind of far side does not tell"))
     }
 
     /// Gives the sink a way to hand in commands that come from its far side; called before the first

@@ -39,8 +39,8 @@ use self::{
     target::Target,
 };
 use super::{
-    Address, Cause, Failure, Kind, Opening, Outgoing, Part, Purpose, Sink, address, ahead::Ahead,
-    settings,
+    Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
+    ahead::Ahead, settings,
 };
 use crate::{
     board::{self, Path, Section},
@@ -484,6 +484,35 @@ impl Sink for Mqtt {
         Failure::down("not connected")
     }
 
+    async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
+        if self.settings.version == Version::V3 {
+            return Ok(Permission::Untold("MQTT 3.1.1 has no word for a refusal"));
+        }
+        if self.qos() == 0 {
+            return Ok(Permission::Untold("QoS 0 has no answer"));
+        }
+        let canary = format!("{address}/{}", address::CANARY);
+        let mut lost: Lost = "not connected".into();
+        // mosquitto 2.0.11 now and then ends the connection at a denied message instead of answering
+        // it. Asked again, alone on a new one, this cannot be for any other reason.
+        for again in [false, true] {
+            if again {
+                self.connect().await?;
+            }
+            let Some(mut link) = self.link.take() else { continue };
+            let asked = timeout(self.timeout, ask(&mut link, &canary)).await;
+            match asked.map_err(|_| Failure::down(self.silence()))? {
+                Ok(permission) => {
+                    self.link = Some(link);
+                    return Ok(permission);
+                }
+                Err(error) => lost = error,
+            }
+        }
+        self.connect().await?;
+        Ok(address::denied(&lost.to_string(), &canary))
+    }
+
     fn take_commands(&mut self, desk: &Desk) {
         self.commands = Taker::new(desk, &self.settings.commands);
     }
@@ -845,6 +874,21 @@ async fn listen(link: &mut Link, filters: Vec<String>, what: &str) -> Result<(),
                 tracing::error!(refused, what, topics = ?filters, "the broker lets us not hear this");
             }
             return Ok(());
+        }
+    }
+}
+
+/// Publishes nothing at `topic`, for nobody to keep, and waits for what the broker says to it.
+async fn ask(link: &mut Link, topic: &str) -> Result<Permission, Lost> {
+    link.nothing(topic).map_err(|_| "the client takes nothing more")?;
+    loop {
+        match link.poll().await? {
+            Signal::Answered(_, Verdict::Accepted) => return Ok(Permission::Granted),
+            Signal::Answered(_, Verdict::Refused(reason)) => {
+                return Ok(address::denied(&reason, topic));
+            }
+            Signal::Answered(..) => return Ok(Permission::Untold("the broker says: not now")),
+            _ => {}
         }
     }
 }

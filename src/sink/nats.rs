@@ -20,6 +20,7 @@ use async_nats::{
     jetstream::{self, ErrorCode},
 };
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::FutureExt;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
@@ -30,7 +31,9 @@ use self::{
     link::{Link, Note, Said, Unsent},
     stream::{Create, Wanted},
 };
-use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Sink, address, settings};
+use super::{
+    Address, Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, address, settings,
+};
 use crate::{
     command::Desk,
     config::{self, ConfigError, Period, SecretRef},
@@ -54,6 +57,9 @@ const DEFAULT_SUBJECT: &str = "astro.{{ channel }}.{{ topic }}";
 /// Subjects that are remembered as permitted. Events have some thirty topics for each channel; more
 /// than this come from a template over the data, and are forgotten and asked about again.
 const MAX_SUBJECTS: usize = 4096;
+
+/// A stream that there is not: a message that expects it is kept by none.
+const NO_STREAM: &str = "astro-relay-check";
 
 /// Settings of a `nats` sink.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -347,6 +353,14 @@ impl Sink for Nats {
         }
     }
 
+    async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
+        let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
+        let canary = format!("{address}.{}", address::CANARY);
+        let permission = self.ask(&mut link, &canary).await.map_err(Failure::down)?;
+        self.link = Some(link);
+        Ok(permission)
+    }
+
     fn take_commands(&mut self, desk: &Desk) {
         self.desk = (!self.settings.commands.are_off()).then(|| desk.clone());
     }
@@ -483,6 +497,49 @@ impl Nats {
             }
         }
         Ok(())
+    }
+
+    /// Publishes nothing at `subject`, which no stream keeps, and waits until the server has said all
+    /// that it has to say to it.
+    async fn ask(&mut self, link: &mut Link, subject: &str) -> Result<Permission, Lost> {
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_EXPECTED_STREAM, NO_STREAM);
+        self.batch += 1;
+        let published = timeout(self.timeout, link.publish(subject, headers, Bytes::new(), None));
+        match published.await.map_err(|_| self.silence())? {
+            Ok(()) => {}
+            Err(Unsent::Refused(reason)) => return Ok(Permission::Denied(reason)),
+            Err(Unsent::Lost(reason)) => return Err(reason.into()),
+        }
+        let mut denied = None;
+        let mut heed = |note| match note {
+            Note::Lost(reason) => Err(Lost::from(reason)),
+            Note::Refused(reason) => {
+                if reason.contains(subject) {
+                    denied = Some(reason);
+                }
+                Ok(())
+            }
+        };
+        // Two, for the reason that is told in `publish`.
+        for question in [0, 1] {
+            let mark = (self.batch, question);
+            match timeout(self.timeout, link.question(mark)).await.map_err(|_| self.silence())? {
+                Ok(()) => {}
+                Err(Unsent::Lost(reason) | Unsent::Refused(reason)) => return Err(reason.into()),
+            }
+            loop {
+                match self.answer(link).await? {
+                    Ok((answered, _)) if answered == Some(mark) => break,
+                    Ok(_) => {}
+                    Err(note) => heed(note)?,
+                }
+            }
+        }
+        while let Some(note) = link.noted() {
+            heed(note)?;
+        }
+        Ok(denied.map_or(Permission::Granted, |reason| address::denied(&reason, subject)))
     }
 
     async fn round_trip(

@@ -213,12 +213,6 @@ async fn a_killed_broker_loses_nothing_and_keeps_the_order() {
     let arrived = bench.arrived(messages - 1).await;
     bench.relay.stop().await;
     let held = in_journal(&bench.relay.journal());
-    eprintln!(
-        "held {} {:?} {:?}",
-        held.len(),
-        held.windows(2).find(|w| w[1] != w[0] + 1),
-        held.last()
-    );
     assert!(held.iter().copied().eq(0..messages), "the relay heard all of it");
     for (name, arrived) in &arrived {
         let repeated = compare(name, &held, arrived);

@@ -9,6 +9,7 @@
 
 mod backfill;
 mod cli;
+mod cli_check;
 mod cli_journal;
 mod cli_send_test;
 mod cli_session;

@@ -112,6 +112,14 @@ impl Link {
         }
     }
 
+    /// Hands an empty message to the client that nobody keeps, to be acknowledged.
+    pub(super) fn nothing(&self, topic: &str) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.nothing(topic),
+            Self::V4(_) => Err(Unsent::Refused("MQTT 3.1.1 would not tell".into())),
+        }
+    }
+
     /// Hands the answer to a command to the client.
     pub(super) fn answer(&self, outbound: &Outbound, qos: u8) -> Result<(), Unsent> {
         match self {

@@ -112,6 +112,11 @@ impl Link {
         self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
+    pub(super) fn nothing(&self, topic: &str) -> Result<(), Unsent> {
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        self.client.try_publish(topic, "", options).map_err(|error| unsent(&error))
+    }
+
     pub(super) fn answer(&self, outbound: &Outbound, qos: u8) -> Result<(), Unsent> {
         let (topic, payload) = (&*outbound.back.address, outbound.answer.json());
         let correlation_data = outbound.back.correlation.clone();
