@@ -224,6 +224,16 @@ impl Route {
         }
     }
 
+    /// Where events of this one's place go.
+    pub fn destination(&mut self, event: &Event) -> Destination {
+        match self.place(event) {
+            Place { wanted: false, .. } => Destination::Nowhere,
+            Place { address: Some(address), .. } => Destination::At(address),
+            Place { .. } if self.address.is_none() => Destination::At("".into()),
+            Place { .. } => Destination::ByData,
+        }
+    }
+
     /// What goes out beside an event: what happened, flat, for Home Assistant.
     fn beside(
         &self,
@@ -255,16 +265,6 @@ impl Route {
         let mut value = value.clone();
         self.redactor.element(&mut value);
         path.payload(&value)
-    }
-
-    /// Where events of this one's place go.
-    pub fn destination(&mut self, event: &Event) -> Destination {
-        match self.place(event) {
-            Place { wanted: false, .. } => Destination::Nowhere,
-            Place { address: Some(address), .. } => Destination::At(address),
-            Place { .. } if self.address.is_none() => Destination::At("".into()),
-            Place { .. } => Destination::ByData,
-        }
     }
 
     fn compose(
