@@ -605,11 +605,17 @@ fn sync_loop(shared: &Shared, syncing: &Syncing) {
         }
         if written > 0 && wal_size(&dir) > CHECKPOINT {
             let moved = Store::open_checkpointer(&dir).and_then(|store| store.checkpoint(false));
-            if let Err(error) = moved
-                && !error.is_corrupt()
-            {
+            match moved {
+                Ok(()) => {}
+                // It syncs the log before it moves anything. The system tells a failure once, to
+                // whoever asks first: the next sync of the log may succeed and mean nothing.
+                Err(error) if error.is_io() => {
+                    error!(error = describe(&error), "a checkpoint of the journal failed");
+                    syncing.fail();
+                    shared.work.notify_one();
+                }
                 // The writer meets the same disk and judges; this was an attempt to be early.
-                tracing::debug!(error = describe(&error), "checkpoint put off");
+                Err(error) => tracing::debug!(error = describe(&error), "checkpoint put off"),
             }
         }
     }
