@@ -49,8 +49,12 @@ const RETRY_RECOVERY: Duration = Duration::from_secs(30);
 /// A write-ahead log of this size is moved into the database.
 const CHECKPOINT: u64 = 4 * 1024 * 1024;
 
-/// A write-ahead log of this size is moved as a whole, and the writer waits for it.
+/// A write-ahead log of this size is moved as a whole, and the writer waits for it; so is one of a
+/// quarter of `max_size`, for it takes its space beside the database.
 const CHECKPOINT_ALL: u64 = 64 * 1024 * 1024;
+
+/// A smaller one is left alone: each move costs two syncs.
+const CHECKPOINT_NONE: u64 = 512 * 1024;
 
 /// Dead letters kept, at most: they are for people to look at.
 const DEAD_LETTERS: u64 = 10_000;
@@ -369,7 +373,12 @@ impl Writer {
             0 => u64::MAX,
             free => free / 4,
         });
-        self.written_since > due || wal_size(dir) > CHECKPOINT_ALL
+        self.written_since > due || wal_size(dir) > self.largest_log()
+    }
+
+    /// How large the write-ahead log may become.
+    fn largest_log(&self) -> u64 {
+        (self.shared.limits.max_size / 4).clamp(CHECKPOINT_NONE, CHECKPOINT_ALL)
     }
 
     fn upkeep(&mut self) -> Result<(), StoreError> {
@@ -379,8 +388,9 @@ impl Writer {
             let state = self.shared.lock();
             (state.written, state.delivered(), state.marked().events)
         };
+        let largest_log = self.largest_log();
         let Some(store) = &mut self.store else { return Ok(()) };
-        if wal_size(&dir) > CHECKPOINT_ALL {
+        if wal_size(&dir) > largest_log {
             store.checkpoint(true)?;
         }
         let limits = &self.shared.limits;

@@ -232,6 +232,10 @@ async fn a_sink_that_is_overtaken_is_told_how_much_it_has_lost() {
         (first > 1 && last >= TOTAL && store.size().unwrap() <= 2 << 20).then_some(())
     })
     .await;
+    let bytes = |name: &str| std::fs::metadata(place.relay.journal().join(name)).unwrap().len();
+    let (file, log) = (bytes("journal.db"), bytes("journal.db-wal"));
+    // A quarter more for the log, and what came between two looks.
+    assert!(file + log <= 5 << 20, "{file} and {log} bytes with 2 MiB as the limit");
     place.receiver.restart();
     until("the rest arrives", PATIENCE, async || {
         place.receiver.newest().contains(&(TOTAL - 1)).then_some(())
