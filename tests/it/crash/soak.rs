@@ -3,9 +3,12 @@
 //! At the end everything that the journal holds is everywhere, in its order; and the relay uses no
 //! more memory and no more files than it did when it had warmed up.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
-use astro_relay::sim::{End, Faults, Load, Malformed, Reception, RestFault, Sim, Traffic};
+use astro_relay::{
+    journal::store::Store,
+    sim::{End, Ended, Faults, Load, Malformed, Reception, RestFault, Sim, Traffic},
+};
 use axum::http::header::RETRY_AFTER;
 use fastrand::Rng;
 use tokio_util::sync::CancellationToken;
@@ -148,7 +151,7 @@ impl Victims<'_> {
             12 => {
                 // Half open for a while; then it comes back, or is gone.
                 sim.silence(None, true);
-                self.pass(random.u64(50..2_000)).await;
+                self.pass(random.u64(50..800)).await;
                 if random.bool() {
                     sim.end(None, End::Reset);
                 } else {
@@ -156,14 +159,14 @@ impl Victims<'_> {
                 }
             }
             13 => {
-                let receptions = [
-                    Reception::Refuse { status: 502, retry_after: None },
-                    Reception::Refuse { status: 429, retry_after: Some("1".into()) },
-                    Reception::Close { after: Duration::ZERO, end: End::Fin },
-                    Reception::Deaf,
-                    Reception::Silent,
-                ];
-                let reception = receptions[random.usize(..receptions.len())].clone();
+                let reception = match random.u8(..10) {
+                    // These two take half a minute to be found out.
+                    0 => Reception::Deaf,
+                    1 => Reception::Silent,
+                    2..5 => Reception::Refuse { status: 502, retry_after: None },
+                    5..8 => Reception::Refuse { status: 429, retry_after: Some("1".into()) },
+                    _ => Reception::Close { after: Duration::ZERO, end: End::Fin },
+                };
                 sim.faults(|faults| faults.next.push_back(reception));
                 sim.fail_rest([RestFault::Hang, RestFault::DropAfter]);
                 sim.end(None, End::Fin);
@@ -244,14 +247,18 @@ async fn finish(mut bench: Bench, log: Log) {
     bench.relay.stop().await;
     let held = in_journal(&bench.relay.journal());
     let stats = bench.sim.stats();
+    let withheld: u64 = bench.sim.connections().iter().map(|record| record.withheld).sum();
     say(&format!(
-        "{} published, {} in the journal; {} faults, {} of them at Astro; {} connections",
+        "{} published, {} sent to the relay, {withheld} withheld; {} numbered ones in the journal; \
+         {} faults, {} of them at Astro; {} connections",
         stats.published,
+        stats.sent,
         held.len(),
         log.faults,
         log.gateway,
         stats.opened
     ));
+    heard(&bench);
     for (name, arrived) in &arrived {
         let repeated = if *name == "webhook" {
             // Requests of one room go one after another; rooms do not wait for each other.
@@ -272,6 +279,28 @@ async fn finish(mut bench: Bench, log: Log) {
     let errors: Vec<_> = log_file.lines().filter(|line| line.contains("ERROR")).collect();
     assert!(errors.is_empty(), "nothing was lost, and no human is needed: {errors:#?}");
     flat(&log.samples, end);
+}
+
+/// Whatever was sent before an end in order, the relay has read: then it is in the journal.
+fn heard(bench: &Bench) {
+    let store = Store::open_reader(&bench.relay.journal()).unwrap();
+    let (mut after, mut ids) = (0, HashSet::new());
+    loop {
+        let read = store.read(after, 1000, 1 << 20).unwrap();
+        let Some(through) = read.through else { break };
+        ids.extend(read.records.iter().map(|record| record.event.id.to_string()));
+        after = through;
+    }
+    let records = bench.sim.connections();
+    let in_order = records.iter().filter(|record| matches!(record.ended, Some(Ended::Closed(_))));
+    let mut sent = 0;
+    for record in in_order {
+        assert_eq!(record.sent_unremembered, 0);
+        let missing = record.sent.iter().filter(|id| !ids.contains(*id)).count();
+        assert_eq!(missing, 0, "of connection {}: {:?}", record.id, record.ended);
+        sent += record.sent.len();
+    }
+    say(&format!("{sent} messages were sent before an end in order, and each is in the journal"));
 }
 
 /// The memory and the files of the second quarter against those of the last.
