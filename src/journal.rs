@@ -20,6 +20,7 @@
 //! The one thing to know: a cursor is saved right after it moves, and [`Journal::saved`] tells how
 //! far; delivery keeps what is sent but not saved within its window, so that a crash repeats no more.
 
+mod batch;
 mod file;
 pub mod store;
 mod writer;
@@ -725,11 +726,18 @@ impl State {
     }
 
     /// What the disk has still to get.
-    fn unwritten(&self, limit: usize) -> Write {
+    fn unwritten(&self, limit: usize, max_bytes: usize) -> Write {
         let first = self.ring.front().map_or(self.last + 1, |record| record.seq);
         let skip = usize::try_from((self.written + 1).saturating_sub(first)).unwrap_or(usize::MAX);
+        let mut bytes = 0;
+        let fits = |record: &&Arc<Record>| {
+            let room = bytes < max_bytes;
+            bytes += record.event.weight();
+            room
+        };
+        let unwritten = self.ring.iter().skip(skip).take(limit).take_while(fits);
         Write {
-            records: self.ring.iter().skip(skip).take(limit).cloned().collect(),
+            records: unwritten.cloned().collect(),
             cursors: self
                 .cursors
                 .iter()

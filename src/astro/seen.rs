@@ -8,7 +8,7 @@
 //! The one thing to know: it remembers a bounded number of messages, the oldest go first.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     hash::{BuildHasher, Hasher},
 };
 
@@ -35,15 +35,11 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Seen {
     order: VecDeque<(u64, u64)>,
-    /// Digest of the id to digests of the contents seen under it; almost always one.
-    ids: HashMap<u64, Contents, FixedState>,
+    /// Digest of the id to the digest of the content seen under it.
+    ids: HashMap<u64, u64, FixedState>,
+    /// The digests of further contents, where one id was used for several: that is rare.
+    others: HashMap<u64, Vec<u64>, FixedState>,
     limit: usize,
-}
-
-#[derive(Debug)]
-struct Contents {
-    first: u64,
-    others: Vec<u64>,
 }
 
 impl Default for Seen {
@@ -55,7 +51,12 @@ impl Default for Seen {
 impl Seen {
     /// Remembers the last `limit` messages.
     pub fn new(limit: usize) -> Self {
-        Self { order: VecDeque::new(), ids: HashMap::default(), limit: limit.max(1) }
+        Self {
+            order: VecDeque::new(),
+            ids: HashMap::default(),
+            others: HashMap::default(),
+            limit: limit.max(1),
+        }
     }
 
     /// Looks a message up and remembers it. A message without an id is always new.
@@ -65,16 +66,18 @@ impl Seen {
         }
         let id = digest(&[event.id.as_bytes()]);
         let content = content(event);
-        let verdict = match self.ids.get_mut(&id) {
-            None => {
-                self.ids.insert(id, Contents { first: content, others: Vec::new() });
+        let verdict = match self.ids.entry(id) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(content);
                 Verdict::New
             }
-            Some(known) if known.first == content || known.others.contains(&content) => {
-                return Verdict::Twin;
-            }
-            Some(known) => {
-                known.others.push(content);
+            Entry::Occupied(known) if *known.get() == content => return Verdict::Twin,
+            Entry::Occupied(_) => {
+                let others = self.others.entry(id).or_default();
+                if others.contains(&content) {
+                    return Verdict::Twin;
+                }
+                others.push(content);
                 Verdict::Namesake(distinct_key(event))
             }
         };
@@ -87,15 +90,21 @@ impl Seen {
 
     fn forget_oldest(&mut self) {
         let Some((id, content)) = self.order.pop_front() else { return };
-        if let Some(known) = self.ids.get_mut(&id) {
-            if known.first == content {
-                match known.others.pop() {
-                    Some(other) => known.first = other,
-                    None => drop(self.ids.remove(&id)),
-                }
-            } else {
-                known.others.retain(|other| *other != content);
+        let Entry::Occupied(mut known) = self.ids.entry(id) else { return };
+        let first = *known.get() == content;
+        let Some(others) = self.others.get_mut(&id) else {
+            if first {
+                known.remove();
             }
+            return;
+        };
+        if !first {
+            others.retain(|other| *other != content);
+        } else if let Some(other) = others.pop() {
+            known.insert(other);
+        }
+        if others.is_empty() {
+            self.others.remove(&id);
         }
     }
 }
@@ -185,6 +194,6 @@ mod tests {
             assert_ne!(seen.admit(&event("same", "t", data)), Verdict::Twin);
         }
         assert_eq!(seen.order.len(), 3);
-        assert_eq!(seen.ids.values().map(|known| 1 + known.others.len()).sum::<usize>(), 3);
+        assert_eq!(seen.ids.len() + seen.others.values().map(Vec::len).sum::<usize>(), 3);
     }
 }

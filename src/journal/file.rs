@@ -39,11 +39,17 @@ use crate::{
 /// How long recovery goes on without finding a single event, before what is left is given up.
 const RECOVERY: Duration = Duration::from_secs(20);
 
-/// Rows read at once in recovery.
-const RECOVER_ROWS: usize = 256;
+/// Bytes of events read at once in recovery, about. By bytes and not by number: a reading then ends
+/// with a row, and the next begins with one. A search for the middle of a row may lead the database
+/// into the broken page behind it.
+const RECOVER_BYTES: usize = 128 * 1024;
 
-/// So many numbers behind a broken place are tried one by one: more than a lost inner page of the
-/// tree covers (400 pages of ten small rows each). Beyond it is a gap in the numbering, or ruin.
+/// So that only one row is read.
+const ONE_ROW: usize = 1;
+
+/// So many numbers behind a broken place are tried one by one: more than a few lost leaves of the
+/// tree cover (eight rows of 64 events each). Beyond it is a lost inner page, a gap in the numbering,
+/// or ruin.
 const STEPS: Seq = 4096;
 
 /// Broken files that are kept to be looked at; each may be as large as the journal.
@@ -336,9 +342,10 @@ fn copy_events(
     let mut give_up = Instant::now() + RECOVERY;
     let mut after = 0;
     while Instant::now() < give_up {
-        // A smaller reading may still get the rows before the broken page.
-        let read =
-            old.read(after, RECOVER_ROWS, usize::MAX).or_else(|_| old.read(after, 1, usize::MAX));
+        // A smaller reading may still get the row before the broken page.
+        let read = old
+            .read(after, usize::MAX, RECOVER_BYTES)
+            .or_else(|_| old.read(after, usize::MAX, ONE_ROW));
         let Ok(read) = read else {
             match next_readable(old, after, limit) {
                 Some(next) => after = next,
@@ -362,7 +369,7 @@ fn copy_events(
 /// The first position after `after` that can be read from. Reading always gets further from one
 /// position than from the one before, so that beyond [`STEPS`] halving finds the border.
 fn next_readable(old: &Store, after: Seq, limit: Seq) -> Option<Seq> {
-    let readable = |seq: Seq| old.read(seq, 1, usize::MAX).is_ok();
+    let readable = |seq: Seq| old.read(seq, usize::MAX, ONE_ROW).is_ok();
     let near = (after + STEPS).min(limit);
     if let Some(found) = (after + 1..=near).find(|seq| readable(*seq)) {
         return Some(found);

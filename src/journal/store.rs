@@ -4,7 +4,7 @@
 //!
 //! | table | holds |
 //! |---|---|
-//! | `events` | one row an event, `seq` ascending; `message` is Astro's text, so that `json_extract` works on it |
+//! | `batches` | one row for each batch of events that follow each other: the first's number, how many, when the last was received; the events are in `body`, see [`super::batch`] |
 //! | `runs` | one row an opening of the journal: the first number it gave, and the last |
 //! | `cursors` | per sink the number through which the far side has accepted |
 //! | `dead_letters` | events that a far side refused, whole, with reason and time |
@@ -12,9 +12,9 @@
 //! | `state` | what is known of each channel's session, element by element; added later, without a new version: who does not know it leaves it alone |
 //! | `meta` | `format` (the same as `user_version`), `reserved` (numbers up to it may have been given), `clean` (closed in order), `alive` (when the relay last ran) |
 //!
-//! SQLite does not sum its pages, so each row carries a CRC-32 over all that matters in it: a row whose
-//! sum is wrong is never handed out. Events are only ever removed from the front, hence a number
-//! missing inside a run is a loss, and can be counted.
+//! SQLite does not sum its pages, so each row carries a CRC-32 over all that matters in it: what has a
+//! wrong sum is never handed out. Events are only ever removed from the front, and only
+//! whole batches of them; hence a number missing inside a run is a loss, and can be counted.
 //!
 //! The format is written down twice, and a file counts as one of a newer relay only where both agree:
 //! a flipped bit in the header must not keep a relay from starting.
@@ -37,6 +37,7 @@ use rusqlite::{
     config::DbConfig, params,
 };
 
+use super::batch::{self, Encoder, Interner};
 use crate::event::{Event, Origin, Record, Seq, UnixMillis};
 
 /// The format that this version writes.
@@ -55,15 +56,19 @@ pub(super) const LEFT_OUT: Seq = RESERVE / 2;
 /// How long another process (the command line) may hold the file.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// Page cache of a connection: the relay writes in order and reads in order, more is of no use.
+/// SQLite's own choice; what is counted in pages is not exact where it was another.
+const PAGE: u64 = 4096;
+
+/// Page cache of a connection that reads: it reads in order, more is of no use.
 const CACHE_KIB: i64 = 512;
 
+/// Page cache of the writer: a whole transaction, so that none of its pages is written twice.
+const WRITER_CACHE_KIB: i64 = 2 * 1024;
+
 const SCHEMA: &str = "
-CREATE TABLE events(
-  seq INTEGER PRIMARY KEY, received INTEGER NOT NULL, origin TEXT NOT NULL, id TEXT NOT NULL,
-  key TEXT, topic TEXT NOT NULL, room TEXT NOT NULL, channel TEXT NOT NULL, ts TEXT NOT NULL,
-  data_start INTEGER NOT NULL, data_end INTEGER NOT NULL, message TEXT NOT NULL,
-  crc INTEGER NOT NULL);
+CREATE TABLE batches(
+  first INTEGER PRIMARY KEY, count INTEGER NOT NULL, received INTEGER NOT NULL,
+  crc INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE runs(first INTEGER PRIMARY KEY, last INTEGER);
 CREATE TABLE cursors(sink TEXT PRIMARY KEY, seq INTEGER NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE dead_letters(
@@ -141,6 +146,8 @@ impl StoreError {
                     )
                     // A missing table or column in a file of our format.
                         || failure.extended_code == 1
+                        // The file ends before a page that it should have.
+                        || failure.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ
                 }
                 // The same, with the place in the statement.
                 rusqlite::Error::SqlInputError { .. }
@@ -263,6 +270,15 @@ impl Write {
     }
 }
 
+/// How full the write-ahead log is, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Log {
+    /// Since it was begun from its front.
+    pub(super) bytes: u64,
+    /// Of these, what the database does not have yet.
+    pub(super) unmoved: u64,
+}
+
 /// Events read from disk.
 #[derive(Debug, Default)]
 pub struct Read {
@@ -279,6 +295,7 @@ pub struct Read {
 pub struct Store {
     db: Connection,
     reserved: Seq,
+    encoder: Encoder,
 }
 
 /// Its file in the journal's directory.
@@ -307,7 +324,7 @@ impl Store {
         let synchronous = if always_sync { "FULL" } else { "NORMAL" };
         db.execute_batch(&format!(
             "PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};
-             PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-{CACHE_KIB};
+             PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-{WRITER_CACHE_KIB};
              PRAGMA temp_store=MEMORY; PRAGMA foreign_keys=OFF; PRAGMA cell_size_check=ON;"
         ))?;
         db.set_prepared_statement_cache_capacity(32);
@@ -320,7 +337,7 @@ impl Store {
         }
         db.execute_batch(STATE_SCHEMA)?;
         let reserved = meta(&db, "reserved")?.unwrap_or(0);
-        Ok(Self { db, reserved })
+        Ok(Self { db, reserved, encoder: Encoder::default() })
     }
 
     /// Makes a new file to copy into. It is complete only after [`Store::finish`].
@@ -347,7 +364,7 @@ impl Store {
         db.execute_batch(&format!(
             "PRAGMA query_only=ON; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA cell_size_check=ON;"
         ))?;
-        Ok(Self { db, reserved: 0 })
+        Ok(Self { db, reserved: 0, encoder: Encoder::default() })
     }
 
     /// Opens a broken file, to copy out of it what can be read; leaves it as it is.
@@ -355,7 +372,7 @@ impl Store {
         let db = Connection::open(path)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.execute_batch("PRAGMA query_only=ON; PRAGMA cell_size_check=ON;")?;
-        Ok(Self { db, reserved: 0 })
+        Ok(Self { db, reserved: 0, encoder: Encoder::default() })
     }
 
     /// Opens the file to move its write-ahead log, without disturbing the writer.
@@ -365,7 +382,7 @@ impl Store {
         db.execute_batch(&format!(
             "PRAGMA synchronous=NORMAL; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA wal_autocheckpoint=0;"
         ))?;
-        Ok(Self { db, reserved: 0 })
+        Ok(Self { db, reserved: 0, encoder: Encoder::default() })
     }
 
     /// A number that is surely not smaller than the last one given; for a file whose order is broken.
@@ -433,27 +450,10 @@ impl Store {
     pub fn write(&mut self, write: &Write) -> Result<(), StoreError> {
         let transaction = begin(&self.db)?;
         {
-            let mut insert = transaction.prepare_cached(
-                "INSERT INTO events(seq, received, origin, id, key, topic, room, channel, ts,
-                 data_start, data_end, message, crc) VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13)",
-            )?;
-            for record in &write.records {
-                let event = &record.event;
-                insert.execute(params![
-                    signed(record.seq),
-                    signed(event.received),
-                    event.origin.as_str(),
-                    &*event.id,
-                    event.distinct_key.as_deref(),
-                    &*event.topic,
-                    &*event.room,
-                    &*event.channel,
-                    &*event.ts,
-                    place(event.data.start),
-                    place(event.data.end),
-                    text(&event.message),
-                    checksum(record),
-                ])?;
+            let mut rest = write.records.as_slice();
+            while let Some((batch, after)) = rest.split_at_checked(batch::length(rest).max(1)) {
+                insert_batch(&transaction, batch, &mut self.encoder)?;
+                rest = after;
             }
             let mut cursor = transaction.prepare_cached(
                 "INSERT OR REPLACE INTO cursors(sink, seq, crc) VALUES(?1, ?2, ?3)",
@@ -492,30 +492,47 @@ impl Store {
         Ok(())
     }
 
-    /// Events after `after`, in order: at most `limit`, and about `max_bytes`.
+    /// Events after `after`, in order: at most `limit`, and about `max_bytes`; where only the bytes
+    /// limit it, to the end of a row.
     pub fn read(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Read, StoreError> {
-        let mut statement = self.db.prepare_cached(&format!(
-            "SELECT {EVENT_COLUMNS} FROM events WHERE seq > ?1 ORDER BY seq LIMIT ?2"
-        ))?;
-        let mut rows = statement.query(params![signed(after), place(limit)])?;
+        let mut statement = self.db.prepare_cached(
+            "SELECT first, count, received, crc, body FROM batches WHERE first >= coalesce(
+             (SELECT first FROM batches WHERE first <= ?1 ORDER BY first DESC LIMIT 1), 0)
+             ORDER BY first",
+        )?;
+        let mut rows = statement.query([signed(after.saturating_add(1))])?;
         let mut read = Read::default();
-        let mut bytes = 0;
+        let (mut events, mut bytes) = (0, 0);
         let mut interner = Interner::default();
+        let mut before = 0;
         while let Some(row) = rows.next()? {
-            let seq = unsigned(row.get(0)?);
+            let batch = batch_row(row)?;
             // A page that leads backwards would be read for ever.
-            if seq <= read.through.unwrap_or(after) {
+            if batch.first <= before {
                 return Err(corrupt("rows out of order"));
             }
-            read.through = Some(seq);
-            match record(row, 0, &mut interner) {
-                Some(record) => {
-                    bytes += record.event.weight();
-                    read.records.push(Arc::new(record));
-                }
-                None => read.damaged += 1,
+            before = batch.last().ok_or_else(|| corrupt("a row of no possible size"))?;
+            if before <= after {
+                continue;
             }
-            if bytes >= max_bytes {
+            let wanted = limit.saturating_sub(events);
+            let body = row.get_ref(4)?.as_blob().unwrap_or_default();
+            let sound = row.get::<_, u32>(3).is_ok_and(|sum| sum == batch::sum(batch, body));
+            let decode = || batch::decode(batch, body, after + 1, wanted, &mut interner);
+            match sound.then(decode).flatten() {
+                Some(records) => {
+                    read.through = records.last().map(|record| record.seq);
+                    events += records.len();
+                    bytes += records.iter().map(|record| record.event.weight()).sum::<usize>();
+                    read.records.extend(records.into_iter().map(Arc::new));
+                }
+                None => {
+                    bytes += body.len();
+                    read.damaged += before - batch.first.max(after + 1) + 1;
+                    read.through = Some(before);
+                }
+            }
+            if events >= limit || bytes >= max_bytes {
                 break;
             }
         }
@@ -544,19 +561,32 @@ impl Store {
 
     /// The position after which the newest `count` events come.
     pub fn before_newest(&self, count: usize) -> Result<Seq, StoreError> {
-        let nth = "SELECT seq FROM events ORDER BY seq DESC LIMIT 1 OFFSET ?1";
-        let seq = self.db.query_row(nth, [place(count)], |row| row.get(0)).optional()?;
-        Ok(seq.map_or(0, unsigned))
+        let mut statement =
+            self.db.prepare("SELECT first, count, received FROM batches ORDER BY first DESC")?;
+        let mut rows = statement.query([])?;
+        let mut wanted = u64::try_from(count).unwrap_or(u64::MAX);
+        while let Some(row) = rows.next()? {
+            let batch = batch_row(row)?;
+            if batch.count >= wanted {
+                return Ok((batch.first + batch.count - wanted).saturating_sub(1));
+            }
+            wanted -= batch.count;
+        }
+        Ok(0)
     }
 
     /// The first and the last event that are there.
     pub fn bounds(&self) -> Result<Option<(Seq, Seq)>, StoreError> {
-        let (first, last): (Option<i64>, Option<i64>) = self.db.query_row(
-            "SELECT (SELECT min(seq) FROM events), (SELECT max(seq) FROM events)",
-            [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
-        )?;
-        Ok(first.zip(last).map(|(first, last)| (unsigned(first), unsigned(last))))
+        let row = |order: &str| {
+            let sql = format!(
+                "SELECT first, count, received FROM batches ORDER BY first {order} LIMIT 1"
+            );
+            let mut statement = self.db.prepare_cached(&sql)?;
+            Ok::<_, StoreError>(statement.query_row([], |row| Ok(batch_row(row))).optional()?)
+        };
+        let (Some(first), Some(last)) = (row("ASC")?, row("DESC")?) else { return Ok(None) };
+        let last = last?.last().ok_or_else(|| corrupt("a row of no possible size"))?;
+        Ok(Some((first?.first, last)))
     }
 
     /// The runs: the first number of each, and the last where it has ended.
@@ -582,23 +612,19 @@ impl Store {
 
     /// The first event received at or after that time; `None` if all are older.
     pub fn first_since(&self, since: UnixMillis) -> Result<Option<Seq>, StoreError> {
-        // `received` never falls as `seq` grows: a search by halves needs no index.
+        // `received` never falls as numbers grow: a search by halves needs no index.
         let Some((mut low, mut high)) = self.bounds()? else { return Ok(None) };
         let mut found = None;
         let mut statement = self.db.prepare_cached(
-            "SELECT seq, received FROM events WHERE seq >= ?1 ORDER BY seq LIMIT 1",
+            "SELECT first, count, received FROM batches WHERE first >= ?1 ORDER BY first LIMIT 1",
         )?;
         while low <= high {
             let middle = low + (high - low) / 2;
-            let row = statement
-                .query_row([signed(middle)], |row| {
-                    Ok((unsigned(row.get(0)?), unsigned(row.get(1)?)))
-                })
-                .optional()?;
-            match row {
-                Some((seq, received)) if received < since => low = seq + 1,
-                Some((seq, _)) => {
-                    found = Some(seq);
+            let row = statement.query_row([signed(middle)], |row| Ok(batch_row(row))).optional()?;
+            match row.transpose()? {
+                Some(batch) if batch.received < since => low = batch.first + batch.count.max(1),
+                Some(batch) => {
+                    found = Some(batch.first);
                     high = middle.saturating_sub(1);
                 }
                 None => high = middle.saturating_sub(1),
@@ -607,36 +633,52 @@ impl Store {
                 break;
             }
         }
-        Ok(found)
+        let Some(first) = found else { return Ok(None) };
+        // The last of that batch is late enough; the first may be too early.
+        let read = self.read(first.saturating_sub(1), batch::EVENTS, usize::MAX)?;
+        let late = read.records.iter().find(|record| record.event.received >= since);
+        Ok(Some(late.map_or(first, |record| record.seq)))
     }
 
-    /// Removes events from the front, through `through`; answers how many.
-    pub fn remove_through(&mut self, through: Seq) -> Result<usize, StoreError> {
-        Ok(self
-            .db
-            .prepare_cached("DELETE FROM events WHERE seq <= ?1")?
-            .execute([signed(through)])?)
+    /// Removes events from the front, no further than through `through`, in whole batches; answers how
+    /// many.
+    pub fn remove_through(&mut self, through: Seq) -> Result<u64, StoreError> {
+        let which = "FROM batches WHERE first <= ?1 AND first + count - 1 <= ?1";
+        let transaction = begin(&self.db)?;
+        let events: i64 = transaction
+            .prepare_cached(&format!("SELECT coalesce(sum(count), 0) {which}"))?
+            .query_row([signed(through)], |row| row.get(0))?;
+        if events > 0 {
+            transaction.prepare_cached(&format!("DELETE {which}"))?.execute([signed(through)])?;
+        }
+        transaction.commit()?;
+        Ok(unsigned(events))
     }
 
-    /// Removes the oldest `count` events; answers how many that were.
-    pub fn remove_oldest(&mut self, count: u64) -> Result<usize, StoreError> {
-        Ok(self
-            .db
-            .prepare_cached(
-                "DELETE FROM events WHERE seq < coalesce(
-                 (SELECT seq FROM events ORDER BY seq LIMIT 1 OFFSET ?1), ?2)",
-            )?
-            .execute(params![signed(count), i64::MAX])?)
+    /// Removes the oldest batches that hold `count` events or somewhat more; answers how many that were.
+    pub fn remove_oldest(&mut self, count: u64) -> Result<u64, StoreError> {
+        let through = {
+            let mut statement = self
+                .db
+                .prepare_cached("SELECT first, count, received FROM batches ORDER BY first")?;
+            let mut rows = statement.query([])?;
+            let (mut events, mut through) = (0, 0);
+            while events < count
+                && let Some(row) = rows.next()?
+            {
+                let batch = batch_row(row)?;
+                events += batch.count;
+                through = batch.last().ok_or_else(|| corrupt("a row of no possible size"))?;
+            }
+            through
+        };
+        self.remove_through(through)
     }
 
     /// The time at which that event was received, or the next one that is there.
     pub fn received_at(&self, seq: Seq) -> Result<Option<UnixMillis>, StoreError> {
-        Ok(self
-            .db
-            .prepare_cached("SELECT received FROM events WHERE seq >= ?1 ORDER BY seq LIMIT 1")?
-            .query_row([signed(seq)], |row| row.get::<_, i64>(0))
-            .optional()?
-            .map(unsigned))
+        let read = self.read(seq.saturating_sub(1), batch::EVENTS, 1)?;
+        Ok(read.records.first().map(|record| record.event.received))
     }
 
     /// Bytes in use: the database without its free pages.
@@ -660,6 +702,16 @@ impl Store {
             return Err(rusqlite::Error::SqliteFailure(code, Some(text)).into());
         }
         Ok(())
+    }
+
+    /// How full the write-ahead log is.
+    pub(super) fn log(&self) -> Result<Log, StoreError> {
+        let (pages, moved) = self
+            .db
+            .prepare_cached("PRAGMA wal_checkpoint(NOOP)")?
+            .query_row([], |row| Ok((row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))?;
+        let bytes = |pages: i64| unsigned(pages) * PAGE;
+        Ok(Log { bytes: bytes(pages), unmoved: bytes(pages - moved) })
     }
 
     /// A number that changes when another process has written.
@@ -887,23 +939,38 @@ fn record(row: &Row<'_>, from: usize, interner: &mut Interner) -> Option<Record>
     (row.get::<_, u32>(from + 12).ok()? == checksum(&record)).then_some(record)
 }
 
-/// Topics, rooms and channels repeat: one allocation each a reading.
-#[derive(Default)]
-struct Interner(Vec<Arc<str>>);
+/// Writes one batch as a row.
+fn insert_batch(
+    db: &Connection,
+    records: &[Arc<Record>],
+    encoder: &mut Encoder,
+) -> Result<(), StoreError> {
+    let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(()) };
+    let row = batch::Row {
+        first: first.seq,
+        count: u64::try_from(records.len()).unwrap_or(u64::MAX),
+        received: last.event.received,
+    };
+    let body = encoder.encode(records);
+    db.prepare_cached(
+        "INSERT INTO batches(first, count, received, crc, body) VALUES(?1, ?2, ?3, ?4, ?5)",
+    )?
+    .execute(params![
+        signed(row.first),
+        signed(row.count),
+        signed(row.received),
+        batch::sum(row, body),
+        body,
+    ])?;
+    Ok(())
+}
 
-impl Interner {
-    fn intern(&mut self, text: &str) -> Arc<str> {
-        /// Beyond this a search would cost more than an allocation.
-        const KNOWN: usize = 16;
-        if let Some(known) = self.0.iter().find(|known| &***known == text) {
-            return Arc::clone(known);
-        }
-        let fresh: Arc<str> = text.into();
-        if self.0.len() < KNOWN {
-            self.0.push(Arc::clone(&fresh));
-        }
-        fresh
-    }
+fn batch_row(row: &Row<'_>) -> Result<batch::Row, StoreError> {
+    Ok(batch::Row {
+        first: unsigned(row.get(0)?),
+        count: unsigned(row.get(1)?),
+        received: unsigned(row.get(2)?),
+    })
 }
 
 /// Over everything that is handed out again.

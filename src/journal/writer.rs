@@ -37,6 +37,9 @@ pub(super) const CORRUPT: &str = "the file is broken";
 /// do not wait.
 const TRANSACTION: usize = 1024;
 
+/// Bytes of events in one transaction, about: less than the writer's page cache.
+const TRANSACTION_BYTES: usize = 1024 * 1024;
+
 /// How often limits are kept and other processes' requests are looked for.
 const UPKEEP: Duration = Duration::from_secs(1);
 
@@ -46,15 +49,26 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The same after a recovery that failed: it reads the whole file each time.
 const RETRY_RECOVERY: Duration = Duration::from_secs(30);
 
-/// A write-ahead log of this size is moved into the database.
+/// So much of the write-ahead log is moved into the database at once, by the syncer.
 const CHECKPOINT: u64 = 4 * 1024 * 1024;
 
-/// A write-ahead log of this size is moved as a whole, and the writer waits for it; so is one of a
-/// quarter of `max_size`, for it takes its space beside the database.
+/// A write-ahead log that is so full is moved by the writer itself: while it waits nothing is added,
+/// so that the log begins again from its front. Writing over the same blocks was measured to cost less
+/// than half of what it costs to write ever new ones.
+const CHECKPOINT_SELF: u64 = 16 * 1024 * 1024;
+
+/// A write-ahead log of this size (somebody was reading in it for long) is moved as a whole and cut;
+/// so is one of a quarter of `max_size`, for it takes its space beside the database.
 const CHECKPOINT_ALL: u64 = 64 * 1024 * 1024;
 
-/// A smaller one is left alone: each move costs two syncs.
+/// A smaller one is not cut: each time costs two syncs.
 const CHECKPOINT_NONE: u64 = 512 * 1024;
+
+/// How often the log's fill is looked at, in bytes.
+const LOOK: u64 = 1024 * 1024;
+
+/// What a transaction adds to the log beside its events, about: the pages of cursors and of the tree.
+const COMMIT: u64 = 16 * 1024;
 
 /// Dead letters kept, at most: they are for people to look at.
 const DEAD_LETTERS: u64 = 10_000;
@@ -77,6 +91,7 @@ pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock) {
         retry_at: Instant::now(),
         data_version: 0,
         written_since: 0,
+        logged: 0,
         recount: true,
         low: false,
     };
@@ -125,6 +140,8 @@ struct Writer {
     data_version: i64,
     /// Bytes of events written since the limits were looked at.
     written_since: u64,
+    /// Bytes written since the log was looked at.
+    logged: u64,
     /// Whether the dead letters must be counted anew.
     recount: bool,
     /// Whether it was told that the disk is nearly full.
@@ -154,7 +171,9 @@ impl Writer {
                 }
             }
             self.keep_up();
-            if stop && (self.store.is_none() || self.shared.lock().unwritten(1).is_empty()) {
+            if stop
+                && (self.store.is_none() || self.shared.lock().unwritten(1, usize::MAX).is_empty())
+            {
                 break;
             }
         }
@@ -169,7 +188,7 @@ impl Writer {
             let until = if self.store.is_some() { self.upkeep_at } else { self.retry_at };
             if self.store.is_some() {
                 let broken = state.health == Health::Degraded(CORRUPT.into());
-                let mut write = state.unwritten(TRANSACTION);
+                let mut write = state.unwritten(TRANSACTION, TRANSACTION_BYTES);
                 if now >= self.upkeep_at {
                     write.alive = Some(clock::now());
                 }
@@ -205,8 +224,11 @@ impl Writer {
                 state.synced = last.seq;
             }
             let all = write.records.iter().map(|record| record.event.weight());
-            self.written_since += u64::try_from(all.sum::<usize>()).unwrap_or(0);
+            let all = u64::try_from(all.sum::<usize>()).unwrap_or(0);
+            self.written_since += all;
+            self.logged += all;
         }
+        self.logged += COMMIT;
         for (sink, seq) in &write.cursors {
             if let Some(cursor) = state.cursors.get_mut(sink) {
                 cursor.saved = Some(*seq);
@@ -235,9 +257,25 @@ impl Writer {
         drop(state);
         self.shared.progress.send_modify(|count| *count += 1);
         self.syncing.offer(written);
-        if let Err(failure) = marking {
+        if let Err(failure) = marking.and_then(|()| self.move_log()) {
             self.failed(&failure);
         }
+    }
+
+    /// Keeps the write-ahead log short.
+    fn move_log(&mut self) -> Result<(), StoreError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        if self.logged < LOOK {
+            return Ok(());
+        }
+        self.logged = 0;
+        let log = store.log()?;
+        if log.bytes > CHECKPOINT_SELF {
+            store.checkpoint(false)?;
+        } else if log.unmoved > CHECKPOINT {
+            self.syncing.move_log();
+        }
+        Ok(())
     }
 
     /// The disk said no: memory carries on, and the disk is tried again.
@@ -547,6 +585,8 @@ struct Syncing {
 #[derive(Debug, Default)]
 struct Target {
     written: Seq,
+    /// The write-ahead log is to be moved.
+    log: bool,
     failed: bool,
     stop: bool,
 }
@@ -554,6 +594,10 @@ struct Target {
 impl Syncing {
     fn offer(&self, written: Seq) {
         self.target.lock().unwrap_or_else(PoisonError::into_inner).written = written;
+    }
+
+    fn move_log(&self) {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner).log = true;
     }
 
     fn has_failed(&self) -> bool {
@@ -572,15 +616,16 @@ impl Syncing {
         self.changed.notify_all();
     }
 
-    /// Waits out the interval; answers what to sync, or `None` at the end. After a failure there is
-    /// nothing to sync until the file was reopened.
-    fn next(&self, interval: Duration) -> Option<Seq> {
+    /// Waits out the interval; answers what to sync and whether to move the log, or `None` at the end.
+    /// After a failure there is nothing to sync until the file was reopened.
+    fn next(&self, interval: Duration) -> Option<(Seq, bool)> {
         let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
-        let (target, _) = self
+        let (mut target, _) = self
             .changed
             .wait_timeout_while(target, interval, |target| !target.stop)
             .unwrap_or_else(PoisonError::into_inner);
-        (!target.stop).then_some(if target.failed { 0 } else { target.written })
+        let log = std::mem::take(&mut target.log);
+        (!target.stop).then_some(if target.failed { (0, false) } else { (target.written, log) })
     }
 
     fn fail(&self) {
@@ -595,7 +640,7 @@ fn sync_loop(shared: &Shared, syncing: &Syncing) {
         Sync::Always | Sync::Never => UPKEEP,
     };
     let mut synced = 0;
-    while let Some(written) = syncing.next(interval) {
+    while let Some((written, log)) = syncing.next(interval) {
         if matches!(shared.sync, Sync::Every(_)) && written > synced {
             // SQLite's locks are on the database and the shared memory, never on the log: opening
             // and closing the log disturbs none of them.
@@ -613,7 +658,7 @@ fn sync_loop(shared: &Shared, syncing: &Syncing) {
                 }
             }
         }
-        if written > 0 && wal_size(&dir) > CHECKPOINT {
+        if log {
             let moved = Store::open_checkpointer(&dir).and_then(|store| store.checkpoint(false));
             match moved {
                 Ok(()) => {}

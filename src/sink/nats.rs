@@ -18,6 +18,7 @@ use async_nats::{
     jetstream::{self, ErrorCode},
 };
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -29,6 +30,7 @@ use self::{
 use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Sink, address, settings};
 use crate::{
     config::{ConfigError, Period, SecretRef},
+    event::Origin,
     tls::client_config,
 };
 
@@ -61,6 +63,9 @@ struct Settings {
     /// Where events go, a template. Default: `astro.<channel>.<topic>`.
     #[serde(default)]
     subject: Option<String>,
+    /// Which headers an event has.
+    #[serde(default)]
+    headers: Headers,
     /// Whether a stream keeps the events and acknowledges each.
     #[serde(default)]
     jetstream: bool,
@@ -97,6 +102,19 @@ struct Settings {
     /// A PEM file with its key.
     #[serde(default)]
     client_key_file: Option<PathBuf>,
+}
+
+/// Which headers an event has. Each costs about as much as the rest of publishing does: the library
+/// keeps them in a map of its own, and eight of them were measured at half of the relay's time for an
+/// event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Headers {
+    /// The message id, and what neither the subject nor the payload says.
+    #[default]
+    Needed,
+    /// All that is known of it.
+    All,
 }
 
 fn default_stream() -> String {
@@ -207,6 +225,7 @@ struct Nats {
     /// Numbers batches, so that an answer to an earlier one is not taken for one to this.
     batch: u64,
     verdicts: Vec<Verdict>,
+    beside: Beside,
     /// Subjects to which the server has let us publish, on this connection.
     permitted: HashSet<Arc<str>, foldhash::fast::RandomState>,
     /// Those to which it has not, with its words.
@@ -224,7 +243,9 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     settings.check().map_err(at)?;
     let servers = settings.servers().map_err(at)?;
     let timeout = opening.config.timeout.0;
+    let beside = Beside::of(&settings, &opening.config.payload);
     Ok(Box::new(Nats {
+        beside,
         name: opening.name.to_owned(),
         settings,
         servers,
@@ -381,9 +402,15 @@ impl Nats {
             } else {
                 let mark = self.settings.jetstream.then_some((self.batch, place));
                 let payload = outgoing.payload.clone();
-                let publish = link.publish(&outgoing.address, headers(outgoing), payload, mark);
-                // The client takes more as soon as the server reads.
-                match timeout(self.timeout, publish).await.map_err(|_| self.silence())? {
+                let publish =
+                    link.publish(&outgoing.address, self.beside.headers(outgoing), payload, mark);
+                let mut publish = std::pin::pin!(publish);
+                // The client takes more as soon as the server reads; mostly at once.
+                let handed = match publish.as_mut().now_or_never() {
+                    Some(handed) => handed,
+                    None => timeout(self.timeout, publish).await.map_err(|_| self.silence())?,
+                };
+                match handed {
                     Ok(()) => continue,
                     Err(unsent) => unsent,
                 }
@@ -566,34 +593,60 @@ struct Answer {
     duplicate: bool,
 }
 
-/// The library's map of headers costs more than all the rest of publishing; a map filled before and
-/// copied spared a fifth of it when that was measured, which was not worth the code.
-fn headers(outgoing: &Outgoing) -> HeaderMap {
-    const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
-    const ID: HeaderName = HeaderName::from_static("Astro-Id");
-    const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
-    const ROOM: HeaderName = HeaderName::from_static("Astro-Room");
-    const CHANNEL: HeaderName = HeaderName::from_static("Astro-Channel");
-    const TS: HeaderName = HeaderName::from_static("Astro-Ts");
-    const ORIGIN: HeaderName = HeaderName::from_static("Astro-Origin");
-    const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
-    let event = &outgoing.record.event;
-    let mut headers = HeaderMap::new();
-    for (name, value) in [
-        (MESSAGE_ID, event.key()),
-        (ID, &event.id),
-        (TOPIC, &event.topic),
-        (ROOM, &event.room),
-        (CHANNEL, &event.channel),
-        (TS, &event.ts),
-        (ORIGIN, event.origin.as_str()),
-        (CONTENT_TYPE, outgoing.content_type),
-    ] {
-        if !value.is_empty() {
-            headers.insert(name, &*presentable(value));
+/// What the headers have to say, beside the message id.
+#[derive(Debug, Clone, Copy)]
+struct Beside {
+    /// Astro's envelope, where the payload is not the whole message.
+    envelope: bool,
+    /// The channel, where the subject does not name it.
+    channel: bool,
+    /// Even what everybody assumes: that it came live.
+    all: bool,
+}
+
+impl Beside {
+    fn of(settings: &Settings, payload: &str) -> Self {
+        let subject = settings.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
+        let all = settings.headers == Headers::All;
+        Self {
+            envelope: all || payload != "message",
+            channel: all || !subject.contains("channel }}"),
+            all,
         }
     }
-    headers
+
+    fn headers(self, outgoing: &Outgoing) -> HeaderMap {
+        const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+        const ID: HeaderName = HeaderName::from_static("Astro-Id");
+        const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
+        const ROOM: HeaderName = HeaderName::from_static("Astro-Room");
+        const CHANNEL: HeaderName = HeaderName::from_static("Astro-Channel");
+        const TS: HeaderName = HeaderName::from_static("Astro-Ts");
+        const ORIGIN: HeaderName = HeaderName::from_static("Astro-Origin");
+        const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
+        let event = &outgoing.record.event;
+        let mut headers = HeaderMap::new();
+        let mut say = |name: HeaderName, value: &str| {
+            if !value.is_empty() {
+                headers.insert(name, &*presentable(value));
+            }
+        };
+        say(MESSAGE_ID, event.key());
+        if self.envelope {
+            say(ID, &event.id);
+            say(TOPIC, &event.topic);
+            say(ROOM, &event.room);
+            say(TS, &event.ts);
+            say(CONTENT_TYPE, outgoing.content_type);
+        }
+        if self.channel {
+            say(CHANNEL, &event.channel);
+        }
+        if self.all || event.origin != Origin::Live {
+            say(ORIGIN, event.origin.as_str());
+        }
+        headers
+    }
 }
 
 /// A text as a header may hold it: a line end would begin the next header.

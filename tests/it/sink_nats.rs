@@ -17,7 +17,7 @@ const SUBJECT: &str = "astro.main.channel.tips";
 async fn metadata_travels_in_headers() {
     let server = NatsServer::start("").await;
     let listener = Listener::start(&server, "astro.>").await;
-    let mut sink = open("nats", json!({"url": server.url()})).unwrap();
+    let mut sink = open("nats", json!({"url": server.url(), "headers": "all"})).unwrap();
     connect(&mut sink).await.unwrap();
     deliver(&mut sink, &batch(1..=300, SUBJECT)).await.unwrap();
     let heard = listener.wait_for(300).await;
@@ -37,6 +37,29 @@ async fn metadata_travels_in_headers() {
     }
     assert_eq!(&*heard[6].subject, SUBJECT);
     sink.close().await;
+}
+
+#[tokio::test]
+async fn headers_say_what_nothing_else_does() {
+    let server = NatsServer::start("").await;
+    let listener = Listener::start(&server, "astro.>").await;
+    for (heard, settings, expected) in [
+        (1, json!({}), &["Nats-Msg-Id"][..]),
+        (2, json!({"subject": "events"}), &["Astro-Channel", "Nats-Msg-Id"]),
+        (3, json!({"subject": "events.{{ channel }}"}), &["Nats-Msg-Id"]),
+    ] {
+        let mut settings = settings;
+        settings["url"] = server.url().into();
+        let mut sink = open("nats", settings).unwrap();
+        connect(&mut sink).await.unwrap();
+        deliver(&mut sink, &batch(1..=1, SUBJECT)).await.unwrap();
+        let message = listener.wait_for(heard).await.pop().unwrap();
+        let headers = message.headers.unwrap();
+        let mut names: Vec<_> = headers.iter().map(|(name, _)| name.to_string()).collect();
+        names.sort();
+        assert_eq!(names, expected);
+        sink.close().await;
+    }
 }
 
 #[tokio::test]
