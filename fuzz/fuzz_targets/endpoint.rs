@@ -21,6 +21,7 @@ use libfuzzer_sys::fuzz_target;
 use tokio::{
     net::TcpListener,
     runtime::Runtime,
+    signal::unix::{SignalKind, signal},
     sync::{Semaphore, watch},
 };
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,11 @@ fn access() -> config::Http {
 static PLACE: LazyLock<(Runtime, SocketAddr)> = LazyLock::new(|| {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // A Rust program is not ended by a connection that ends while it writes; a fuzzer, whose `main` is
+    // another's, would be.
+    let guard = runtime.enter();
+    drop(signal(SignalKind::pipe()).unwrap());
+    drop(guard);
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, access) = watch::channel(access());

@@ -17,7 +17,10 @@ use astro_relay::{
     state, tls,
 };
 use libfuzzer_sys::fuzz_target;
-use tokio::runtime::Runtime;
+use tokio::{
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
 
 /// Long enough never to be met by chance.
 const TOKEN: &str = "the-token-that-nobody-may-see";
@@ -40,8 +43,16 @@ static PLACE: LazyLock<(Runtime, Rest)> = LazyLock::new(|| {
     let config = Astro { api_url, ..Astro::default() };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    heed_pipes(&runtime);
     (runtime, Rest::new(&config).unwrap())
 });
+
+/// A Rust program is not ended by a connection that ends while it writes; a fuzzer, whose `main` is
+/// another's, would be.
+fn heed_pipes(runtime: &Runtime) {
+    let _guard = runtime.enter();
+    drop(signal(SignalKind::pipe()).unwrap());
+}
 
 /// Answers every request on this connection.
 fn serve(mut stream: std::net::TcpStream) {

@@ -519,18 +519,15 @@ impl Store {
             let body = row.get_ref(4)?.as_blob().unwrap_or_default();
             let sound = row.get::<_, u32>(3).is_ok_and(|sum| sum == batch::sum(batch, body));
             let decode = || batch::decode(batch, body, after + 1, wanted, &mut interner);
-            match sound.then(decode).flatten() {
-                Some(records) => {
-                    read.through = records.last().map(|record| record.seq);
-                    events += records.len();
-                    bytes += records.iter().map(|record| record.event.weight()).sum::<usize>();
-                    read.records.extend(records.into_iter().map(Arc::new));
-                }
-                None => {
-                    bytes += body.len();
-                    read.damaged += before - batch.first.max(after + 1) + 1;
-                    read.through = Some(before);
-                }
+            if let Some(records) = sound.then(decode).flatten() {
+                read.through = records.last().map(|record| record.seq);
+                events += records.len();
+                bytes += records.iter().map(|record| record.event.weight()).sum::<usize>();
+                read.records.extend(records.into_iter().map(Arc::new));
+            } else {
+                bytes += body.len();
+                read.damaged += before - batch.first.max(after + 1) + 1;
+                read.through = Some(before);
             }
             if events >= limit || bytes >= max_bytes {
                 break;

@@ -108,14 +108,14 @@ impl Bench {
     /// Waits until `last` has arrived wherever it is kept; answers what arrived at each.
     async fn arrived(&self, last: u64) -> Vec<(&'static str, Vec<u64>)> {
         let began = Instant::now();
-        let by_mqtt = until("the last event arrives by MQTT", PATIENCE, async || {
-            // A look at the newest only: to read all of them each time would take all the time.
-            self.listener.newest().contains(&last).then_some(())
-        });
-        if tokio::time::timeout(PATIENCE - PATIENCE / 10, by_mqtt).await.is_err() {
-            let (heard, log) = (self.listener.numbers(), self.relay.log());
-            let log: Vec<_> = log.lines().rev().take(20).collect();
-            panic!("{} heard, the last {:?}: {log:#?}", heard.len(), heard.last());
+        // This broker writes down all it has with every change, and a busy disk makes it slow: as long
+        // as more arrives, it is waited for.
+        let mut heard = 0;
+        while !self.listener.newest().contains(&last) {
+            heard = until("more arrives by MQTT", PATIENCE, async || {
+                Some(self.listener.count()).filter(|count| *count > heard)
+            })
+            .await;
         }
         let by_mqtt = began.elapsed();
         until("the last event arrives in Redis", PATIENCE, async || {

@@ -140,6 +140,11 @@ impl Listener {
         heard.iter().filter_map(|(_, publish)| number(&publish.payload)).collect()
     }
 
+    /// How many have arrived.
+    pub fn count(&self) -> usize {
+        self.heard.lock().unwrap().len()
+    }
+
     /// The numbers of the newest of them.
     pub fn newest(&self) -> Vec<Seq> {
         let heard = self.heard.lock().unwrap();
