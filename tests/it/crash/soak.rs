@@ -13,7 +13,7 @@ use axum::http::header::RETRY_AFTER;
 use fastrand::Rng;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bench, PATIENCE, ROOM, TOPIC, compare, in_journal, repeats};
+use super::{Bench, PATIENCE, ROOM, TOPIC, acknowledged_early, compare, in_journal, repeats};
 use crate::support::{
     journal::{long, say},
     process::{Server, resources},
@@ -266,10 +266,10 @@ async fn finish(mut bench: Bench, log: Log) {
                 let other = RANGE..3 * RANGE;
                 all.iter().copied().filter(|n| other.contains(n) == room).collect()
             };
-            let one = |room| compare(name, &of(room, &held), &of(room, arrived));
+            let one = |room| compare(name, &of(room, &held), &of(room, arrived), 0);
             one(true) + one(false)
         } else {
-            compare(name, &held, arrived)
+            compare(name, &held, arrived, acknowledged_early(name, log.mqtt))
         };
         say(&format!("{name}: {} arrived, {repeated} of them again", arrived.len()));
         let faults = if *name == "mqtt" { log.mqtt } else { log.webhook };
