@@ -15,6 +15,7 @@ mod send_test;
 mod session;
 mod simulate;
 mod tell;
+mod top;
 
 use std::{
     io::{self, IsTerminal, Write as _},
@@ -47,6 +48,8 @@ enum Command {
     Check(Check),
     /// Shows how a relay that runs is doing.
     Status(daemon::Status),
+    /// The same as a page that is drawn anew every second.
+    Top(top::Top),
     /// Shows events as a relay that runs gets them.
     Tail(daemon::Tail),
     /// Writes a first configuration, asking for what it needs.
@@ -96,7 +99,8 @@ struct Check {
     /// Does not look for secrets: for a configuration that is meant for another machine.
     #[arg(long)]
     no_secrets: bool,
-    /// Also subscribes at the gateway and leaves again, and connects to every sink.
+    /// Also subscribes at the gateway and leaves again, connects to every sink, and asks whether it may
+    /// publish there.
     #[arg(long, conflicts_with = "no_secrets")]
     connect: bool,
 }
@@ -147,6 +151,10 @@ impl Failed {
 
     pub(crate) fn new(code: u8, text: impl Into<String>) -> Self {
         Self { text: text.into(), code }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
     }
 
     /// With the causes behind it.
@@ -224,6 +232,7 @@ fn execute(command: Command) -> Done {
             Ok(writeln!(io::stdout(), "{schema}")?)
         }
         Command::Status(status) => daemon::status(&status),
+        Command::Top(top) => top::top(&top),
         Command::Tail(tail) => daemon::tail(&tail),
         Command::Topics => tell::topics(),
         Command::Completions(args) => tell::completions(&args),

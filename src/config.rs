@@ -9,6 +9,7 @@
 //! the rest stays JSON in [`SinkConfig::settings`] until the sink's own kind reads it.
 
 mod check;
+pub mod commands;
 pub mod difference;
 pub mod jwt;
 mod layers;
@@ -27,6 +28,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    commands::{Action, Commands},
     layers::{environment, under_journal},
     load::{Loaded, Sources, load},
     problem::{ConfigError, Place, Problem},
@@ -250,6 +252,9 @@ pub struct Http {
     pub insecure: bool,
     /// Host names under which it may be asked, beside addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
+    /// Commands that may be given here with the `admin_token`: true for all, false for none, or a list
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    pub commands: Commands,
 }
 
 impl Default for Http {
@@ -259,6 +264,7 @@ impl Default for Http {
             admin_token: None,
             insecure: false,
             allowed_hosts: Vec::new(),
+            commands: Commands::default(),
         }
     }
 }
@@ -340,10 +346,29 @@ pub struct SinkConfig {
     /// The longest wait between two attempts.
     #[serde(default = "default_backoff_max")]
     pub backoff_max: Period,
+    /// Whether the far side keeps the live state beside the events: what the session, the stream, the
+    /// bot and the relay are now.
+    #[serde(default)]
+    pub state: bool,
     /// The kind's own keys. Filled by the loader; not a key of the file.
     #[serde(default, skip)]
     #[schemars(skip)]
     pub settings: serde_json::Value,
+    /// The channels that it selects, by label, with the topics that they subscribe to: for a sink that
+    /// describes them to its far side, and empty for all others. Filled by the loader, so that a sink
+    /// is another when what it describes is.
+    #[serde(default, skip)]
+    #[schemars(skip)]
+    pub feeds: BTreeMap<String, Vec<String>>,
+}
+
+impl SinkConfig {
+    /// Whether commands are taken from its far side.
+    pub fn takes_commands(&self) -> bool {
+        let commands = self.settings.get("commands").cloned();
+        let read = commands.map(serde_json::from_value::<Commands>);
+        read.is_some_and(|read| read.is_ok_and(|commands| !commands.are_off()))
+    }
 }
 
 /// Shows the keys of `settings` without their values: secrets are among them, and addresses with a
@@ -367,7 +392,9 @@ impl fmt::Debug for SinkConfig {
             .field("window", &self.window)
             .field("timeout", &self.timeout)
             .field("backoff_max", &self.backoff_max)
+            .field("state", &self.state)
             .field("settings", &settings)
+            .field("feeds", &self.feeds)
             .finish()
     }
 }

@@ -4,10 +4,14 @@
 //! far side has accepted. Retry, backoff, the breaker, dead letters and replays are here, the same for
 //! every kind of sink.
 //!
+//! A sink with `state = true` also has its far side keep the live state ([`keeping`]): between two
+//! batches what has changed is said, and never through the journal.
+//!
 //! The one thing to know: what is sent and not yet saved as accepted never exceeds the sink's window,
 //! so a crash at any moment repeats no more than that. Order is kept: nothing is sent before all that
 //! stands before it has been accepted, set aside or skipped.
 
+mod keeping;
 mod requests;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -20,8 +24,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+use self::keeping::Keeping;
 use crate::{
     backoff::Backoff,
+    board::Board,
     clock,
     config::SinkConfig,
     event::{self, Record, Seq},
@@ -76,6 +82,8 @@ pub struct Delivery {
     requests: watch::Receiver<u64>,
     /// Whether something is asked for that is not done.
     asked: bool,
+    /// The state that the far side keeps, where it does.
+    keeping: Option<Keeping>,
 }
 
 impl std::fmt::Debug for Delivery {
@@ -144,7 +152,14 @@ impl Delivery {
             troubled: false,
             unsaved: VecDeque::new(),
             complained: None,
+            keeping: None,
         })
+    }
+
+    /// The same, and the far side keeps what stands on `board`. Blocks on the disk.
+    pub fn keeping(mut self, board: Arc<Board>) -> Result<Self, StoreError> {
+        self.keeping = Some(Keeping::new(&self.name, board, self.journal.clone())?);
+        Ok(self)
     }
 
     /// Delivers until it is told to stop. The batch in hand is finished first.
@@ -153,6 +168,7 @@ impl Delivery {
         if matches!(halt, Halt::Gone) {
             stop.cancelled().await;
         }
+        self.farewell().await;
         if timeout(self.deadline, self.sink.close()).await.is_err() {
             warn!(sink = %self.name, "the sink did not close in time");
         }
@@ -166,6 +182,9 @@ impl Delivery {
                 return halt;
             }
             if let Err(halt) = self.requested(stop).await {
+                return halt;
+            }
+            if let Err(halt) = self.keep(stop).await {
                 return halt;
             }
             let limit = self.free();
@@ -204,8 +223,75 @@ impl Delivery {
                 Wake::Progress
             }
             () = std::future::ready(()), if self.asked => Wake::Progress,
+            () = due(&mut self.keeping) => Wake::Progress,
             failure = self.sink.idle() => Wake::Lost(failure),
         }
+    }
+
+    /// Has the far side keep what has changed of the state, a piece of it. What it refuses is left out
+    /// until it changes: state that is not kept is no event that is lost.
+    async fn keep(&mut self, stop: &CancellationToken) -> Result<(), Halt> {
+        let Some(keeping) = self.keeping.as_mut().filter(|keeping| keeping.is_due()) else {
+            return Ok(());
+        };
+        if !self.connected {
+            return Ok(());
+        }
+        let piece = keeping.piece(&self.route);
+        let mut done = 0;
+        loop {
+            let rest = piece.parts.get(done..).unwrap_or_default();
+            let failure = match timeout(self.limit(rest.len()), self.sink.keep(rest)).await {
+                Ok(Ok(())) => break,
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::down("the sink kept no timeout of its own"),
+            };
+            done += failure.accepted.min(rest.len());
+            let Some(keeping) = &mut self.keeping else { return Ok(()) };
+            match (&failure.cause, piece.parts.get(done)) {
+                (Cause::Refused { reason }, Some(part)) => {
+                    let path = part.path.text();
+                    if !std::mem::replace(&mut keeping.complained, true) {
+                        warn!(sink = %self.name, path, reason, "the far side does not keep this");
+                    }
+                    done += 1;
+                }
+                (cause, _) => {
+                    keeping.said(&piece, done);
+                    keeping.failed();
+                    return self.failed(cause, stop).await;
+                }
+            }
+        }
+        if let Some(keeping) = &mut self.keeping {
+            keeping.said(&piece, piece.parts.len());
+        }
+        if !piece.parts.is_empty() {
+            self.worked();
+        }
+        Ok(())
+    }
+
+    /// Says that the relay goes, where its far side keeps what it was.
+    async fn farewell(&mut self) {
+        let Some(keeping) = self.keeping.as_ref().filter(|_| self.connected) else { return };
+        let parts = keeping.farewell();
+        if parts.is_empty() {
+            return;
+        }
+        match timeout(self.deadline, self.sink.keep(&parts)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => {
+                let error = describe(&failure.cause);
+                warn!(sink = %self.name, error, "the far side does not know that the relay goes");
+            }
+            Err(_) => warn!(sink = %self.name, "the far side does not know that the relay goes"),
+        }
+    }
+
+    /// How long the sink may take for so many, see [`Sink::deliver`].
+    fn limit(&self, count: usize) -> Duration {
+        self.deadline.saturating_mul(u32::try_from(count + 1).unwrap_or(u32::MAX))
     }
 
     /// How many events may be sent now: half of the window at once, so that the next batch can go
@@ -255,7 +341,8 @@ impl Delivery {
         outgoing
     }
 
-    /// Hands events over, in order, until each is accepted or set aside.
+    /// Hands events over, in order, until each is accepted or set aside. What is new is rendered again
+    /// when time has passed: it may have become too old meanwhile.
     async fn hand_over(
         &mut self,
         outgoing: &[Outgoing],
@@ -263,11 +350,20 @@ impl Delivery {
         stop: &CancellationToken,
     ) -> Result<(), Halt> {
         let mut rest = outgoing;
+        let mut later;
+        let mut late = false;
         while !rest.is_empty() {
+            late |= !self.connected;
             self.connect(stop).await?;
-            let limit =
-                self.deadline.saturating_mul(u32::try_from(rest.len() + 1).unwrap_or(u32::MAX));
-            let failure = match timeout(limit, self.sink.deliver(rest)).await {
+            if std::mem::take(&mut late) && turn == Turn::Next {
+                let records: Vec<_> = rest.iter().map(|one| Arc::clone(&one.record)).collect();
+                later = self.render(&records);
+                rest = &later;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            let failure = match timeout(self.limit(rest.len()), self.sink.deliver(rest)).await {
                 Ok(Ok(())) => {
                     self.accepted(rest, turn);
                     self.worked();
@@ -297,7 +393,10 @@ impl Delivery {
                 }
                 // It has taken all there was: there is nothing to refuse or to wait for.
                 (Cause::Refused { .. } | Cause::Busy { .. }, None) => self.worked(),
-                (cause, _) => self.failed(cause, stop).await?,
+                (cause, _) => {
+                    self.failed(cause, stop).await?;
+                    late = true;
+                }
             }
         }
         Ok(())
@@ -354,6 +453,9 @@ impl Delivery {
             match connected {
                 Ok(Ok(())) => {
                     self.connected = true;
+                    if let Some(keeping) = &mut self.keeping {
+                        keeping.begin();
+                    }
                     self.metrics.up(true);
                     let remarks = self.sink.remarks();
                     for remark in &remarks {
@@ -473,6 +575,14 @@ impl Delivery {
         let nobody: Arc<str> = "".into();
         let mut events = vec![event::own("relay.gap", &nobody, &nobody, &data, clock::now())];
         self.journal.append(&mut events);
+    }
+}
+
+/// Waits until there is state to say; for ever, where none is kept.
+async fn due(keeping: &mut Option<Keeping>) {
+    match keeping {
+        Some(keeping) => keeping.due().await,
+        None => std::future::pending().await,
     }
 }
 

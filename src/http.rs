@@ -2,13 +2,15 @@
 //! that shows them.
 //!
 //! It reads what the other parts say of themselves. What it changes it asks others for: dead letters
-//! in the journal's file, a reload of the task that does it. It renders nothing but its one page, and
+//! in the journal's file, a reload and a
+//! command of the tasks that do it. It renders nothing but its one page, and
 //! keeps nothing.
 //!
 //! The one thing to know: [`guard`] stands before every route and decides by the request alone who
 //! may do what; a route that is added is closed to changes until it says a token. Requests are served
 //! within the one task that the supervisor started: a panic in one ends that connection, not the task.
 
+mod commands;
 mod connections;
 mod dead_letters;
 mod events;
@@ -34,7 +36,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{config, journal::Journal, reload::Reloads, status::Status};
+use crate::{command::Intake, config, journal::Journal, reload::Reloads, status::Status};
 
 pub use self::guard::Trouble;
 
@@ -59,6 +61,8 @@ pub struct State {
     pub access: watch::Receiver<config::Http>,
     /// Who loads the configuration anew; `None` where it did not come from anywhere.
     pub reloads: Option<Reloads>,
+    /// Where commands go.
+    pub commands: Intake,
     /// Where it listens.
     pub address: SocketAddr,
     /// Followers of events that may still come.
@@ -109,6 +113,7 @@ fn routes(state: State) -> Router {
         .route("/api/dead-letters", get(dead_letters::list))
         .route("/api/dead-letters/retry", post(dead_letters::retry))
         .route("/api/dead-letters/drop", post(dead_letters::let_go))
+        .route("/channels/{channel}/{*command}", post(commands::command))
         .route("/reload", post(reload))
         .layer(DefaultBodyLimit::max(BODY))
         .layer(middleware::from_fn_with_state(state.clone(), guard::guard))

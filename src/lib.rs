@@ -9,6 +9,8 @@
 //!                                                  │         payload
 //!                              http, /events ◀─────┤
 //!                              cli (replay, tail) ◀┘
+//!
+//!   far side ──▶ sink, http ──▶ command (may it? once!) ──▶ astro::rest, state
 //! ```
 //!
 //! # Invariants
@@ -22,7 +24,9 @@
 //!    two threads and the simulator are the exceptions, each marked where it stands.)
 //! 6. Only [`config`] reads the environment; only [`http`] opens a listening port.
 //! 7. Every queue, batch, wait and file has a limit, and the limit has a name.
-//! 8. A secret is a [`config::Secret`]: it cannot be printed.
+//! 8. A command from outside goes through [`command`]: allowed by the configuration, executed at most
+//!    once, logged and counted. Who hears it knows nothing of what executes it.
+//! 9. A secret is a [`config::Secret`]: it cannot be printed.
 //!
 //! `tests/it/tidy.rs` and `.clippy.toml` hold the code to these.
 //!
@@ -42,15 +46,19 @@
 pub mod astro;
 pub mod backfill;
 pub mod backoff;
+pub mod board;
 pub mod cli;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod delivery;
 pub mod event;
+pub mod homeassistant;
 pub mod http;
 pub mod journal;
 pub mod log;
 pub mod metrics;
+pub mod presence;
 pub mod relay;
 pub mod reload;
 pub mod route;

@@ -3,7 +3,9 @@
 //! The one thing to know: libraries that could write a token into a line (the WebSocket client logs
 //! its requests) are held at a level where they do not, whatever filter is configured.
 
-use std::{io::IsTerminal, sync::OnceLock};
+mod journald;
+
+use std::{io::IsTerminal, path::Path, sync::OnceLock};
 
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, layer::SubscriberExt, reload, util::SubscriberInitExt,
@@ -68,7 +70,7 @@ pub fn install(config: &Log) -> Result<(), LogError> {
             .with_writer(std::io::stderr)
             .with_filter(filter)
             .boxed(),
-        LogFormat::Journald => match tracing_journald::layer() {
+        LogFormat::Journald => match journald::Journald::connect(Path::new(journald::SOCKET)) {
             Ok(layer) => layer.with_filter(filter).boxed(),
             // No socket (a container): text is better than nothing.
             Err(_) => text().with_filter(filter).boxed(),

@@ -57,6 +57,8 @@ pub const SINK_UP: &str = "astro_relay_sink_up";
 pub const DELIVERY_SECONDS: &str = "astro_relay_delivery_seconds";
 /// What a sink counts of its own.
 pub const SINK_NOTES: &str = "astro_relay_sink_notes_total";
+/// Commands from outside, by origin, command and outcome.
+pub const COMMANDS: &str = "astro_relay_commands_total";
 /// The journal on disk.
 pub const JOURNAL_BYTES: &str = "astro_relay_journal_bytes";
 /// Whether events are written to disk.
@@ -102,6 +104,7 @@ fn describe() {
         "From the socket to the far side's acceptance"
     );
     describe_counter!(SINK_NOTES, "What a sink counts of its own: receivers, duplicates");
+    describe_counter!(COMMANDS, "Commands from outside, by origin, command and outcome");
     describe_gauge!(JOURNAL_BYTES, Unit::Bytes, "Size of the journal on disk");
     describe_gauge!(JOURNAL_SOUND, "Whether events are written to disk");
     describe_gauge!(BUILD_INFO, "The version that runs");
@@ -127,6 +130,12 @@ pub fn add_for(name: &'static str, label: &'static str, value: &str, amount: u64
     if amount > 0 {
         counter!(name, label => value.to_owned()).increment(amount);
     }
+}
+
+/// A command came and was answered. `origin` is a sink's name or `http`.
+pub fn command(origin: &str, command: &'static str, outcome: &'static str) {
+    let origin = origin.to_owned();
+    counter!(COMMANDS, "origin" => origin, "command" => command, "outcome" => outcome).increment(1);
 }
 
 /// The metrics of one sink, looked up once.

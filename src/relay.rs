@@ -17,16 +17,22 @@ use crate::{
         rest::{Rest, RestError},
     },
     backfill::Backfill,
+    board::Board,
     clock,
+    command::{
+        self, Intake,
+        executor::{Executor, Tools},
+    },
     config::{Config, ConfigError, Loaded, SinkConfig, Sources},
     delivery::Delivery,
     http,
     journal::{Journal, StoreError},
     metrics,
+    presence::Presence,
     reload::{self, Levers, Reload, Reloads},
     route::Route,
     sink::{self, Opening, Purpose, Sink},
-    state::keeper::{Keeper, Times},
+    state::keeper::{self, Keeper, Times},
     status::Status,
     supervisor::{Factory, Outcome, Stage, Supervisor, Work},
 };
@@ -87,8 +93,12 @@ pub struct Parts {
     pub journal: Journal,
     /// What every part says of itself.
     pub status: Arc<Status>,
+    /// The live state.
+    pub board: Arc<Board>,
     /// The configured sinks, now.
     pub sinks: watch::Receiver<BTreeSet<String>>,
+    /// Where commands from outside go.
+    pub commands: Intake,
 }
 
 impl Relay {
@@ -125,22 +135,30 @@ impl Relay {
         let (targets, wanted) = watch::channel(Targets::of(&config));
         let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
         let (access, asked) = watch::channel(config.http.clone());
-        let parts =
-            Parts { journal: journal.clone(), status: Arc::clone(&status), sinks: configured };
+        let (channels, labels) = watch::channel(config.channels.keys().cloned().collect());
+        let (commands, inbox) = command::intake(labels);
+        let parts = Parts {
+            journal: journal.clone(),
+            status: Arc::clone(&status),
+            board: Arc::default(),
+            sinks: configured,
+            commands,
+        };
         let away = opened.alive.filter(|from| {
             Duration::from_millis(clock::now().saturating_sub(*from)) > RESTART_GRACE
         });
         let activities = Arc::default();
         add_gateway(&mut supervisor, &config, &parts, &activities, wanted.clone(), away)?;
-        add_rest(&mut supervisor, &config, &parts, &activities, wanted)?;
+        add_rest(&mut supervisor, &config, &parts, &activities, wanted.clone(), inbox)?;
+        add_presence(&mut supervisor, &parts, wanted);
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             open_sink(name, sink, Purpose::Relay)?;
             let factory = sink_factory(&parts, name, sink);
             supervisor.add(&format!("{SINK}{name}"), Stage::Delivery, factory);
         }
-        let levers =
-            Levers { parts: parts.clone(), targets, sinks, access, orders: supervisor.orders() };
+        let orders = supervisor.orders();
+        let levers = Levers { parts: parts.clone(), targets, channels, sinks, access, orders };
         let (reloads, levers) = match sources {
             Some(sources) => {
                 let (reload, reloads) = Reload::new(sources, loaded, levers);
@@ -208,13 +226,14 @@ fn add_gateway(
     Ok(())
 }
 
-/// What learns over the REST API what the gateway does not say.
+/// What learns over the REST API what the gateway does not say, and what changes something there.
 fn add_rest(
     supervisor: &mut Supervisor,
     config: &Config,
     parts: &Parts,
     activities: &Arc<Activities>,
     targets: watch::Receiver<Targets>,
+    commands: command::Inbox,
 ) -> Result<(), RelayError> {
     let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
     if config.backfill.enabled {
@@ -227,13 +246,38 @@ fn add_rest(
         let factory = made_ahead(make()?, make, |backfill, stop| Box::pin(backfill.run(stop)));
         supervisor.add("backfill", Stage::Intake, factory);
     }
-    let Parts { journal, status, .. } = parts.clone();
+    let Parts { journal, status, board, .. } = parts.clone();
+    let (refreshes, wishes) = keeper::refreshes();
+    let tools = Tools {
+        rest: rest.clone(),
+        targets: targets.clone(),
+        status: Arc::clone(&status),
+        refreshes,
+    };
+    let executor = Executor::new(commands, tools);
+    supervisor.add("commands", Stage::Intake, command::executor::factory(executor));
     let make = move || {
-        Keeper::new(times, rest.clone(), journal.clone(), Arc::clone(&status), targets.clone())
+        let (rest, journal, status) = (rest.clone(), journal.clone(), Arc::clone(&status));
+        let sources = (targets.clone(), Arc::clone(&wishes));
+        Keeper::new(times, rest, journal, status, Arc::clone(&board), sources)
     };
     let factory = made_ahead(make()?, make, |keeper, stop| Box::pin(keeper.run(stop)));
     supervisor.add("sessions", Stage::Intake, factory);
     Ok(())
+}
+
+/// What tells whether the relay works.
+fn add_presence(supervisor: &mut Supervisor, parts: &Parts, targets: watch::Receiver<Targets>) {
+    let Parts { journal, status, board, .. } = parts.clone();
+    let make = move || {
+        let (status, board) = (Arc::clone(&status), Arc::clone(&board));
+        Presence::new(status, journal.clone(), board, targets.clone())
+    };
+    // What it knows at once must be there before a sink looks.
+    let first = make();
+    let make = move || Ok::<_, std::convert::Infallible>(make());
+    let factory = made_ahead(first, make, |presence, stop| Box::pin(presence.run(stop)));
+    supervisor.add("presence", Stage::Intake, factory);
 }
 
 /// A factory whose first piece is made already: its errors are found at the start, and its place in the
@@ -284,11 +328,17 @@ pub(crate) fn sink_factory(parts: &Parts, name: &str, config: &SinkConfig) -> Fa
     let config = config.clone();
     Box::new(move |stop| {
         let Leaving { parts, name } = &leaving;
-        let (sink, route) =
+        let (mut sink, route) =
             open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
+        sink.take_commands(&parts.commands.desk(name, config.channels.as_deref()));
         let (journal, status) = (parts.journal.clone(), Arc::clone(&parts.status));
-        let delivery = Delivery::new(name, &config, sink, route, journal, status)
-            .map_err(|error| error.to_string())?;
+        let made = Delivery::new(name, &config, sink, route, journal, status);
+        let board = config.state.then(|| Arc::clone(&parts.board));
+        let delivery = match board {
+            Some(board) => made.and_then(|delivery| delivery.keeping(board)),
+            None => made,
+        }
+        .map_err(|error| error.to_string())?;
         Ok(Box::pin(delivery.run(stop)))
     })
 }
@@ -301,7 +351,7 @@ struct Leaving {
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        let Self { parts: Parts { journal, status, sinks }, name } = self;
+        let Self { parts: Parts { journal, status, sinks, .. }, name } = self;
         if sinks.borrow().contains(name) {
             return;
         }
@@ -342,6 +392,7 @@ async fn add_http(
         metrics: show.metrics,
         access: show.access,
         reloads: show.reloads,
+        commands: parts.commands.clone(),
         address,
         followers: Arc::new(Semaphore::new(http::State::FOLLOWERS)),
         stop: CancellationToken::new(),

@@ -87,6 +87,8 @@ pub struct Levers {
     pub parts: Parts,
     /// What is wanted of the gateway.
     pub targets: watch::Sender<Targets>,
+    /// The configured channels.
+    pub channels: watch::Sender<BTreeSet<String>>,
     /// The configured sinks.
     pub sinks: watch::Sender<BTreeSet<String>>,
     /// Who may ask over HTTP.
@@ -207,7 +209,7 @@ impl Reload {
     async fn apply(&mut self, loaded: Config) -> Difference {
         let (found, next) = difference(&self.running, &loaded);
         self.running = next;
-        let Levers { parts, targets, sinks, access, orders } = &self.levers;
+        let Levers { parts, targets, channels, sinks, access, orders } = &self.levers;
         if !found.needs_restart.is_empty() {
             let keys = found.needs_restart.join(", ");
             warn!(keys, "these changes of the configuration take effect at the next start");
@@ -217,10 +219,26 @@ impl Reload {
             return found;
         }
         sinks.send_replace(self.running.sinks.keys().cloned().collect());
-        for name in found.sinks_removed.iter().chain(&found.sinks_changed) {
+        channels.send_replace(self.running.channels.keys().cloned().collect());
+        // They listen for the commands of the channels that there were when they connected.
+        let labels = !found.channels_added.is_empty() || !found.channels_removed.is_empty();
+        let listening: Vec<&String> = self
+            .running
+            .sinks
+            .iter()
+            .filter(|(name, sink)| {
+                labels
+                    && sink.takes_commands()
+                    && !found.sinks_added.contains(name)
+                    && !found.sinks_changed.contains(name)
+            })
+            .map(|(name, _)| name)
+            .collect();
+        let anew: Vec<&String> = found.sinks_changed.iter().chain(listening).collect();
+        for name in found.sinks_removed.iter().chain(anew.iter().copied()) {
             orders.remove(&format!("{SINK}{name}")).await;
         }
-        for name in found.sinks_added.iter().chain(&found.sinks_changed) {
+        for name in found.sinks_added.iter().chain(anew) {
             let Some(sink) = self.running.sinks.get(name) else { continue };
             // A new sink's place is taken now: what a new subscription brings stands behind it.
             if let Err(error) = parts.journal.register(name, sink.start) {

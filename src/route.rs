@@ -22,10 +22,12 @@ use minijinja::Value;
 pub use self::pattern::{Pattern, PatternError};
 pub(crate) use self::redact::Redactor;
 use crate::{
+    board::{Path, Section},
     clock,
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
     event::{Event, Origin, Record, UnixMillis},
-    sink::{Address, Kind, Outgoing},
+    homeassistant,
+    sink::{Address, Beside, Kind, Outgoing},
     template::{Condition, Redacted, Template, View},
 };
 
@@ -47,6 +49,8 @@ pub struct Route {
     redactor: Redactor,
     payload: Payload,
     address: Option<Addressing>,
+    /// For Home Assistant: what it is told beside the event.
+    happenings: Option<homeassistant::Topics>,
     places: HashMap<PlaceKey, Place, FixedState>,
 }
 
@@ -89,6 +93,17 @@ pub enum Rendered {
     Skipped(Skip),
     /// It should go out, and cannot be rendered.
     Failed(String),
+}
+
+/// Where events of a place (channel, topic and room) go, before there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// They are not wanted.
+    Nowhere,
+    /// To this address; it is empty for a far side that has none.
+    At(Arc<str>),
+    /// It depends on each event's data.
+    ByData,
 }
 
 /// Why an event does not go out.
@@ -152,7 +167,11 @@ impl Route {
                 Template::compile(template).map_err(|e| at("payload", e))?,
             )),
         };
+        let happenings = kind
+            .address
+            .and_then(|address| homeassistant::Topics::of(config, address.escape).transpose());
         Ok(Self {
+            happenings: happenings.transpose().map_err(|error| at("state_topic", error))?,
             topics,
             channels: config.channels.as_ref().map(|names| names.iter().cloned().collect()),
             when: when.map_err(|error| at("when", error))?,
@@ -199,9 +218,53 @@ impl Route {
                 payload,
                 content_type,
                 expires_in,
+                beside: self.beside(event, redacted.as_ref(), now),
             }),
             Err(error) => Rendered::Failed(format!("cannot be rendered: {error}")),
         }
+    }
+
+    /// Where events of this one's place go.
+    pub fn destination(&mut self, event: &Event) -> Destination {
+        match self.place(event) {
+            Place { wanted: false, .. } => Destination::Nowhere,
+            Place { address: Some(address), .. } => Destination::At(address),
+            Place { .. } if self.address.is_none() => Destination::At("".into()),
+            Place { .. } => Destination::ByData,
+        }
+    }
+
+    /// What goes out beside an event: what happened, flat, for Home Assistant.
+    fn beside(
+        &self,
+        event: &Event,
+        redacted: Option<&Redacted>,
+        now: UnixMillis,
+    ) -> Option<Arc<Beside>> {
+        let happenings = self.happenings.as_ref()?;
+        let data = redacted.map_or(event.data(), |redacted| &redacted.data);
+        // The topic of its own counts where the activity does not reach this sink.
+        let activities = || self.wants(homeassistant::ACTIVITIES, &event.channel);
+        let age = u64::try_from(age(event, now).as_millis()).unwrap_or(u64::MAX);
+        let (address, payload) = happenings.told(event, data, activities, age)?;
+        Some(Arc::new(Beside { address: address.into(), payload: payload.into() }))
+    }
+
+    /// Whether the sink keeps this part of the state. Topics and conditions choose events; of the
+    /// state a sink has all that belongs to its channels, and what the relay says of itself.
+    pub fn keeps(&self, path: &Path) -> bool {
+        path.channel.is_empty()
+            || self.channels.as_ref().is_none_or(|channels| channels.contains(&*path.channel))
+    }
+
+    /// A part of the state as the far side may keep it.
+    pub fn kept(&self, path: &Path, value: &serde_json::Value) -> Bytes {
+        if path.section != Section::Session {
+            return path.payload(value);
+        }
+        let mut value = value.clone();
+        self.redactor.element(&mut value);
+        path.payload(&value)
     }
 
     fn compose(

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub(crate) use self::stdout::is_harmless;
-use crate::{config::ConfigError, event::Record};
+use crate::{board::Path, command::Desk, config::ConfigError, event::Record};
 
 /// An event rendered for one sink.
 #[derive(Debug, Clone)]
@@ -37,6 +37,27 @@ pub struct Outgoing {
     pub content_type: &'static str,
     /// How long from now on the far side may keep it, from the sink's `max_age`.
     pub expires_in: Option<Duration>,
+    /// What goes out with it, for those who want it in another form. The event is accepted when both
+    /// are. Only a kind that was asked for it finds something here.
+    pub beside: Option<Arc<Beside>>,
+}
+
+/// The same happening in another form, under an address of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Beside {
+    /// Where it goes.
+    pub address: Arc<str>,
+    /// What goes there, as JSON.
+    pub payload: Bytes,
+}
+
+/// A part of the live state, for the far side to keep until it is told otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// What it is.
+    pub path: Path,
+    /// Its value, as JSON, or as a plain word; `None`: it is no more, and the far side forgets it.
+    pub payload: Option<Bytes>,
 }
 
 /// Why a batch was not accepted as a whole.
@@ -88,7 +109,18 @@ impl Failure {
     }
 }
 
-/// One far side. Its three methods are called from one task, never at once.
+/// Whether a far side lets us publish at an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permission {
+    /// It does.
+    Granted,
+    /// It does not, in its words.
+    Denied(String),
+    /// It does not say, for this reason: only an event tells.
+    Untold(&'static str),
+}
+
+/// One far side. Its methods are called from one task, never at once.
 #[async_trait]
 pub trait Sink: Send {
     /// Connects, or connects again: whatever stood before is dropped first, with all that it had
@@ -106,11 +138,36 @@ pub trait Sink: Send {
     /// Must be safe to drop at any await: what is on its way then has an unknown outcome.
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure>;
 
+    /// Has the far side keep these parts of the state, each under an address of its own, over what was
+    /// there. A path stands in `parts` once at most. Called only with `state = true`, and between
+    /// batches; `Ok` and [`Failure::accepted`] mean what they mean for a batch.
+    ///
+    /// It is also called with nothing, at least every [`KEEP_REFRESH`]: a far side that does not notice
+    /// the end of a connection by itself is told that the relay is still there.
+    async fn keep(&mut self, _parts: &[Part]) -> Result<(), Failure> {
+        Err(Failure::down("this kind of sink keeps no state"))
+    }
+
     /// Keeps the link while there is nothing to deliver; runs until it is dropped, and returns only
     /// when the link is lost. Must be safe to drop at any await. A sink whose client looks after
     /// itself keeps the default.
     async fn idle(&mut self) -> Failure {
         std::future::pending().await
+    }
+
+    /// Asks whether we may publish at `address`, without sending an event there. Called on a visit,
+    /// after `connect`, and by nobody else. What a far side needs for that, its `address` does not
+    /// show: where only a message can ask, it is empty and goes below `address`, see
+    /// [`CANARY`](address::CANARY).
+    async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
+        let _ = address;
+        Ok(Permission::Untold("this kind of far side does not tell"))
+    }
+
+    /// Gives the sink a way to hand in commands that come from its far side; called before the first
+    /// connection, if at all. A sink that takes none, or is not configured to, keeps nothing of it.
+    fn take_commands(&mut self, desk: &Desk) {
+        let _ = desk;
     }
 
     /// Says goodbye. Called once, at the end; has a deadline of its caller.
@@ -166,6 +223,8 @@ pub struct Kind {
     pub secrets: &'static [&'static str],
     /// The JSON Schema of `settings`.
     pub schema: fn() -> schemars::Schema,
+    /// Whether its far side can keep the live state: [`Sink::keep`].
+    pub keeps: bool,
     /// Checks the settings and makes the sink; connects to nothing.
     pub open: fn(Opening<'_>) -> Result<Box<dyn Sink>, ConfigError>,
 }
@@ -181,6 +240,9 @@ pub struct Address {
     /// Makes a rendered address legal for the transport; `Cow::Borrowed` where it is already.
     pub escape: fn(&str) -> std::borrow::Cow<'_, str>,
 }
+
+/// How often a sink that keeps state is told to say so, with nothing else to say.
+pub const KEEP_REFRESH: Duration = Duration::from_secs(20);
 
 /// All kinds of sink.
 pub const KINDS: &[Kind] = &[mqtt::KIND, nats::KIND, redis::KIND, webhook::KIND, stdout::KIND];

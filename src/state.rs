@@ -14,11 +14,15 @@
 
 pub mod keeper;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Map, Value};
 
-use crate::event::{Event, Seq, UnixMillis};
+use crate::{
+    board::{Path, Section},
+    clock,
+    event::{Event, Seq, UnixMillis},
+};
 
 /// The topic of a change.
 pub const TOPIC: &str = "relay.session";
@@ -144,14 +148,12 @@ impl Session {
                     return Vec::new();
                 }
                 let name = event.topic.trim_start_matches("channel.");
-                let mut known = match self.facts.get(name) {
+                let known = match self.facts.get(name) {
                     Some(Element { value: Value::Object(known), .. }) => known.clone(),
                     _ => Map::new(),
                 };
-                known.extend(fields);
-                set(&mut self.facts, name.to_owned(), Value::Object(known), heard)
-                    .into_iter()
-                    .collect()
+                let fact = Value::Object(fact(known, fields, event.received));
+                set(&mut self.facts, name.to_owned(), fact, heard).into_iter().collect()
             }
             "channel.chatbot.counters" => {
                 let Some(counter) = data.get("counter").and_then(Value::as_str) else {
@@ -228,6 +230,38 @@ impl Session {
         };
         gone.into_iter().map(change).collect()
     }
+}
+
+/// Where an element or a fact stands on the board.
+pub fn place(channel: &Arc<str>, name: &str) -> Path {
+    let (section, name) = match name {
+        "stream.status" => (Section::Stream, ""),
+        "chatbot.status" => (Section::Bot, ""),
+        name => match name.strip_prefix("chatbot.counters.") {
+            Some(counter) => (Section::Counters, counter),
+            None => (Section::Session, name),
+        },
+    };
+    Path { channel: Arc::clone(channel), section, name: name.into() }
+}
+
+/// What is known of the stream or the bot, with what was just said of it: Astro's own fields, `since`
+/// when they are as they are, and for the stream a word beside.
+fn fact(
+    mut known: Map<String, Value>,
+    said: Map<String, Value>,
+    at: UnixMillis,
+) -> Map<String, Value> {
+    let news = said.iter().any(|(key, value)| known.get(key) != Some(value));
+    known.extend(said);
+    if news || !known.contains_key("since") {
+        known.insert("since".into(), clock::rfc3339(at).into());
+    }
+    if let Some(live) = known.get("isLive").and_then(Value::as_bool) {
+        let word = if live { "online" } else { "offline" };
+        known.insert("status".into(), word.into());
+    }
+    known
 }
 
 /// Where a value comes from.

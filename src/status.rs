@@ -22,6 +22,8 @@ pub struct Status {
     pages: Mutex<Pages>,
     /// Grows when a connection's page was written.
     connections: watch::Sender<u64>,
+    /// Grows when a sink has another state.
+    sinks: watch::Sender<u64>,
 }
 
 /// The pages as they are now.
@@ -39,6 +41,10 @@ pub struct Pages {
     pub sinks: BTreeMap<String, Sink>,
     /// The latest gaps, oldest first.
     pub gaps: VecDeque<Gap>,
+    /// How many there have been since the start.
+    pub gaps_told: u64,
+    /// When the last event was heard since the start.
+    pub last_event: Option<UnixMillis>,
     /// The state of each channel that has one, by label.
     pub sessions: BTreeMap<String, Session>,
     /// What became of the latest request to load the configuration anew.
@@ -157,7 +163,7 @@ impl Status {
     /// The pages of a relay that starts now.
     pub fn new(now: UnixMillis) -> Self {
         let pages = Mutex::new(Pages { started: now, ..Pages::default() });
-        Self { pages, connections: watch::Sender::default() }
+        Self { pages, connections: watch::Sender::default(), sinks: watch::Sender::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Pages> {
@@ -225,16 +231,30 @@ impl Status {
     /// Changes the page of a sink.
     pub fn sink(&self, name: &str, change: impl FnOnce(&mut Sink)) {
         let mut pages = self.lock();
-        if let Some(page) = pages.sinks.get_mut(name) {
-            change(page);
-        } else {
-            change(pages.sinks.entry(name.to_owned()).or_default());
+        let before = pages.sinks.get(name).map(|page| page.state);
+        let page = match before {
+            // Most changes are to a page that is there.
+            Some(_) => pages.sinks.get_mut(name),
+            None => Some(pages.sinks.entry(name.to_owned()).or_default()),
+        };
+        let Some(page) = page else { return };
+        change(page);
+        let changed = before != Some(page.state);
+        drop(pages);
+        if changed {
+            self.sinks.send_modify(|count| *count += 1);
         }
+    }
+
+    /// Changes when a sink has another state, comes or goes.
+    pub fn sinks(&self) -> watch::Receiver<u64> {
+        self.sinks.subscribe()
     }
 
     /// A sink is no longer configured.
     pub fn no_sink(&self, name: &str) {
         self.lock().sinks.remove(name);
+        self.sinks.send_modify(|count| *count += 1);
     }
 
     /// The configuration was loaded anew, or could not be.
@@ -242,9 +262,15 @@ impl Status {
         self.lock().reload = Some(report);
     }
 
+    /// An event was heard.
+    pub fn heard(&self, at: UnixMillis) {
+        self.lock().last_event = Some(at);
+    }
+
     /// There was a gap.
     pub fn gap(&self, gap: Gap) {
         let mut pages = self.lock();
+        pages.gaps_told += 1;
         if pages.gaps.len() >= GAPS {
             pages.gaps.pop_front();
         }

@@ -387,7 +387,11 @@ impl Hub {
             });
         }
         metrics::add(TWINS, u64::try_from(before - events.len()).unwrap_or(0));
+        let last = events.last().map(|event| event.received);
         self.journal.append(events);
+        if let Some(last) = last {
+            self.status.heard(last);
+        }
     }
 
     /// The token of a channel, read now.

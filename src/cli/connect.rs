@@ -1,12 +1,14 @@
 //! `astro-relay check --connect`: the configuration against what it names.
 //!
 //! Every subscription is asked for at the real gateway and left again; every sink is connected to, as
-//! a visitor, and nothing is sent to it. What tokens say of their end is told.
+//! a visitor, and asked whether it would take events where they would go. No event is sent to it; an
+//! MQTT 5 or a NATS server is asked by an empty message below the address (`…/$check`), which nobody
+//! keeps; a webhook by OPTIONS. What tokens say of their end is told.
 //!
 //! The one thing to know: it is the relay's own gateway that subscribes, so that what works here works
 //! there. Events that come meanwhile are dropped.
 
-use std::{io::Write as _, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io::Write as _, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -16,9 +18,11 @@ use crate::{
     astro::gateway::{Gateway, Targets},
     clock,
     config::{Config, TokenType, jwt},
+    event,
     journal::Journal,
     relay::open_sink,
-    sink::{Purpose, is_harmless},
+    route::{Destination, Route},
+    sink::{self, Permission, Purpose, Sink, is_harmless},
     status::{Pages, Phase, Status, Subscription},
 };
 
@@ -28,6 +32,10 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Memory for events that nobody will read.
 const MEMORY: usize = 256 * 1024;
 
+/// Addresses of one sink that are asked about: each is a question to the far side. A house has some
+/// thirty topics.
+const ASKED: usize = 64;
+
 /// Connects to everything; answers how much of it failed.
 pub(super) async fn connect(config: &Config) -> Result<usize, Failed> {
     let mut failed = 0;
@@ -36,14 +44,11 @@ pub(super) async fn connect(config: &Config) -> Result<usize, Failed> {
         failed += gateway(config).await?;
     }
     for (name, sink) in &config.sinks {
-        let said = match visit(name, config).await {
-            Ok(said) => said,
-            Err(why) => {
-                failed += 1;
-                vec![format!("failed: {why}")]
-            }
-        };
-        for (index, line) in said.iter().enumerate() {
+        let visited = visit(name, config)
+            .await
+            .unwrap_or_else(|why| Visited { said: vec![format!("failed: {why}")], fit: false });
+        failed += usize::from(!visited.fit);
+        for (index, line) in visited.said.iter().enumerate() {
             let margin =
                 if index == 0 { format!("sink {name} ({}): ", sink.kind) } else { "  ".into() };
             say(&format!("{margin}{line}"))?;
@@ -61,10 +66,10 @@ fn say(line: &str) -> std::io::Result<()> {
 /// When the tokens end, by their own account.
 fn tokens(config: &Config) -> Result<(), Failed> {
     for (label, channel) in &config.channels {
-        if channel.token_type != TokenType::Jwt {
-            continue;
-        }
-        let expiry = channel.token.read().ok().and_then(|token| jwt::expiry(token.expose()));
+        // The other kinds are no text that one could read.
+        let expiry = (channel.token_type == TokenType::Jwt)
+            .then(|| channel.token.read().ok().and_then(|token| jwt::expiry(token.expose())))
+            .flatten();
         let when = match expiry {
             None => "does not say when it expires".to_owned(),
             Some(at) => {
@@ -154,18 +159,100 @@ fn told(config: &Config, pages: &Pages) -> Result<usize, Failed> {
     Ok(failed)
 }
 
-/// Connects to a sink and leaves it; answers what is to be said of it.
-async fn visit(name: &str, config: &Config) -> Result<Vec<String>, String> {
-    let Some(sink) = config.sinks.get(name) else { return Ok(Vec::new()) };
-    let (mut opened, _) =
+/// What came of a visit to a sink.
+struct Visited {
+    said: Vec<String>,
+    fit: bool,
+}
+
+/// Connects to a sink, asks what it would take, and leaves it.
+async fn visit(name: &str, config: &Config) -> Result<Visited, String> {
+    let Some(sink) = config.sinks.get(name) else {
+        return Ok(Visited { said: Vec::new(), fit: true });
+    };
+    let (mut opened, mut route) =
         open_sink(name, sink, Purpose::Visit).map_err(|error| error.to_string())?;
-    timeout(sink.timeout.0, opened.connect())
+    let limit = sink.timeout.0;
+    timeout(limit, opened.connect())
         .await
         .map_err(|_| "no connection within its timeout".to_owned())?
         .map_err(|failure| crate::delivery::describe(&failure.cause))?;
     let mut said = vec!["reachable".to_owned()];
     said.extend(opened.remarks());
+    let (mut addresses, by_data) = addresses(config, &mut route);
+    if addresses.is_empty() && !by_data && !config.channels.is_empty() {
+        said.push("nothing that is subscribed goes to this sink".to_owned());
+    }
+    if by_data {
+        said.push(format!(
+            "where some events go depends on their data; whether it may publish there is not known: \
+             astro-relay send-test --sink {name}"
+        ));
+    }
+    if sink::kind(&sink.kind).is_some_and(|kind| kind.address.is_none()) {
+        // It is asked once, whatever is subscribed: a webhook connects to nothing before.
+        addresses.insert("".into());
+    }
+    let fit = permissions(name, opened.as_mut(), addresses, limit, &mut said).await?;
     // Whether the goodbye is heard changes nothing.
-    drop(timeout(sink.timeout.0, opened.close()).await);
-    Ok(said)
+    drop(timeout(limit, opened.close()).await);
+    Ok(Visited { said, fit })
+}
+
+/// Where events of what is subscribed would go, and those that tell of a gap; and whether some go where
+/// their data says.
+fn addresses(config: &Config, route: &mut Route) -> (BTreeSet<Arc<str>>, bool) {
+    let (mut addresses, mut by_data) = (BTreeSet::new(), false);
+    for (label, channel) in &config.channels {
+        let (label, room) =
+            (Arc::from(&**label), Arc::from(channel.room.as_deref().unwrap_or_default()));
+        let own = ["relay.gap".to_owned()];
+        for topic in channel.topics.iter().chain(&own) {
+            let event = event::test(topic, &label, &room, serde_json::Map::new(), clock::now());
+            match route.destination(&event) {
+                Destination::Nowhere => {}
+                Destination::At(address) => {
+                    addresses.insert(address);
+                }
+                Destination::ByData => by_data = true,
+            }
+        }
+    }
+    (addresses, by_data)
+}
+
+/// Asks for the right to publish at each address; whether none was denied.
+async fn permissions(
+    name: &str,
+    sink: &mut dyn Sink,
+    addresses: BTreeSet<Arc<str>>,
+    limit: Duration,
+    said: &mut Vec<String>,
+) -> Result<bool, String> {
+    let (mut granted, mut denied) = (Vec::new(), 0);
+    for address in addresses.into_iter().take(ASKED) {
+        let permission = timeout(limit, sink.may_publish(&address))
+            .await
+            .map_err(|_| format!("no answer within its timeout to whether {address} is allowed"))?
+            .map_err(|failure| crate::delivery::describe(&failure.cause))?;
+        match permission {
+            // A far side without addresses takes what it takes.
+            Permission::Granted if address.is_empty() => {}
+            Permission::Granted => granted.push(address),
+            Permission::Denied(reason) => {
+                denied += 1;
+                said.push(format!("may not publish to {address}: {reason}"));
+            }
+            Permission::Untold(why) => {
+                said.push(format!(
+                    "whether it may publish is not known, {why}: astro-relay send-test --sink {name}"
+                ));
+                break;
+            }
+        }
+    }
+    if !granted.is_empty() {
+        said.push(format!("may publish to {}", granted.join(", ")));
+    }
+    Ok(denied == 0)
 }

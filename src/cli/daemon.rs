@@ -38,7 +38,7 @@ const LONGEST: usize = 64 * 1024 * 1024;
 
 /// Which relay.
 #[derive(Debug, Args)]
-struct Which {
+pub(super) struct Which {
     #[command(flatten)]
     source: Source,
     /// Where it listens: `http://127.0.0.1:9464` [default: as configured]
@@ -76,21 +76,26 @@ pub(super) struct Tail {
 }
 
 /// A relay that can be asked.
-struct Daemon {
+pub(super) struct Daemon {
     client: Client,
     base: String,
     token: Option<Secret>,
 }
 
 impl Which {
-    fn daemon(&self) -> Result<Daemon, Failed> {
+    pub(super) fn daemon(&self) -> Result<Daemon, Failed> {
         let failed = |text: String| Failed::new(Failed::CONFIG, text);
         // Whoever looks need not be able to read the relay's secrets.
         let sources = Sources { resolve_secrets: false, ..self.source.sources() };
         let config = match (load(&sources), &self.url) {
             (Ok(loaded), _) => loaded.config,
             (Err(_), Some(_)) => Config::default(),
-            (Err(error), None) => return Err(failed(error.to_string())),
+            // A relay that runs has kept the configuration before this one: it must be possible to ask
+            // it, and the address is seldom another.
+            (Err(error), None) => {
+                writeln!(io::stderr(), "warning: {error}\nasking at the default address")?;
+                Config::default()
+            }
         };
         let base = match &self.url {
             Some(url) => url.trim_end_matches('/').to_owned(),
@@ -118,6 +123,18 @@ fn reachable(listen: &str) -> String {
 }
 
 impl Daemon {
+    /// What it says of itself.
+    pub(super) async fn status(&self) -> Result<Value, Failed> {
+        serde_json::from_str(&self.status_text().await?)
+            .map_err(|_| self.failed("does not answer like a relay"))
+    }
+
+    async fn status_text(&self) -> Result<String, Failed> {
+        let answer = self.get("/status").await?;
+        let text = tokio::time::timeout(DEADLINE, answer.text()).await;
+        text.ok().and_then(Result::ok).ok_or_else(|| self.failed("did not finish its answer"))
+    }
+
     async fn get(&self, path: &str) -> Result<Response, Failed> {
         let mut request = self.client.get(format!("{}{path}", self.base));
         if let Some(token) = &self.token {
@@ -148,25 +165,22 @@ impl Daemon {
 pub(super) fn status(args: &Status) -> Done {
     let daemon = args.which.daemon()?;
     on_runtime(1, &quiet(), async move {
-        let text = daemon.get("/status").await?.text().await;
-        let text = text.map_err(|_| daemon.failed("did not finish its answer"))?;
-        let mut out = io::stdout().lock();
         if args.json {
-            return Ok(writeln!(out, "{text}")?);
+            let text = daemon.status_text().await?;
+            return Ok(writeln!(io::stdout(), "{text}")?);
         }
-        let status: Value = serde_json::from_str(&text)
-            .map_err(|_| daemon.failed("does not answer like a relay"))?;
-        Ok(write!(out, "{}", page(&status, clock::now()))?)
+        let status = daemon.status().await?;
+        Ok(write!(io::stdout(), "{}", page(&status, clock::now()))?)
     })
 }
 
 /// A log that leaves the terminal to what was asked for.
-fn quiet() -> Log {
+pub(super) fn quiet() -> Log {
     Log { level: "warn".into(), ..Log::default() }
 }
 
 /// The status as a page for a terminal.
-fn page(status: &Value, now: u64) -> String {
+pub(super) fn page(status: &Value, now: u64) -> String {
     let pages = &status["pages"];
     let mut lines = vec![format!(
         "astro-relay {}, up for {}: {}",
@@ -213,14 +227,7 @@ fn page(status: &Value, now: u64) -> String {
         lines.extend(list(&sink["remarks"]).map(|remark| format!("    {}", text(remark))));
     }
     lines.push(String::new());
-    let journal = &status["journal"];
-    lines.push(format!(
-        "journal {}: events {} to {}, {} KiB",
-        text(&journal["health"]),
-        journal["oldest"],
-        journal["last"],
-        journal["bytes"].as_u64().unwrap_or(0) >> 10
-    ));
+    lines.push(journal_line(&status["journal"]));
     for gap in list(&pages["gaps"]) {
         let (from, to) = (gap["from"].as_u64().unwrap_or(0), gap["to"].as_u64().unwrap_or(0));
         lines.push(format!(
@@ -242,6 +249,15 @@ fn page(status: &Value, now: u64) -> String {
     lines.join("\n")
 }
 
+fn journal_line(journal: &Value) -> String {
+    let number = |key: &str| journal.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let (oldest, last) = (number("oldest"), number("last"));
+    // An empty one says which number comes next.
+    let events =
+        if oldest > last { "no events".into() } else { format!("events {oldest} to {last}") };
+    format!("journal {}: {events}, {} KiB", text(&journal["health"]), number("bytes") >> 10)
+}
+
 fn error_of(part: &Value, lines: &mut Vec<String>) {
     if part["last_error"].is_string() {
         let at = part["last_error_at"].as_u64().map(|at| format!(" at {}", clock::rfc3339(at)));
@@ -254,7 +270,7 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn table(value: &Value) -> impl Iterator<Item = (String, &Value)> {
+pub(super) fn table(value: &Value) -> impl Iterator<Item = (String, &Value)> {
     let table = value.as_object().into_iter().flatten();
     table.map(|(name, value)| (harmless(name), value))
 }
@@ -268,7 +284,7 @@ fn ago(since: &Value, now: u64) -> String {
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
 }
 
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     text.chars().map(|c| if is_harmless(c) { c } else { ' ' }).collect()
 }
 
@@ -399,6 +415,18 @@ mod tests {
             assert_eq!(shown(&line, when.as_ref(), false).is_some(), wanted);
         }
         assert_eq!(shown("no json", None, true), None);
+    }
+
+    #[test]
+    fn an_empty_journal_has_no_events() {
+        let line = |oldest: u64, last: u64| {
+            let (health, bytes) = ("sound", 45_056);
+            journal_line(
+                &json!({ "health": health, "oldest": oldest, "last": last, "bytes": bytes }),
+            )
+        };
+        assert_eq!(line(1, 0), "journal sound: no events, 44 KiB");
+        assert_eq!(line(3, 9), "journal sound: events 3 to 9, 44 KiB");
     }
 
     #[test]

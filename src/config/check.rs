@@ -29,7 +29,8 @@ use super::{
 };
 use crate::{
     astro::topics,
-    clock,
+    board::RELAY,
+    clock, homeassistant,
     route::{Pattern, PatternError, Route},
     sink::{self, Opening},
     template::{Condition, Template},
@@ -74,6 +75,7 @@ pub(super) fn check(
     if shape.problems.is_empty() {
         found.empty(config);
         found.unsubscribed(config);
+        found.commanded_twice(config);
     }
     let known: BTreeSet<&str> = named(&shape.value, "channels").collect();
     for (name, sink) in &config.sinks {
@@ -82,6 +84,7 @@ pub(super) fn check(
             found.kind(name, sink);
         }
     }
+    found.homes(config);
     found.secrets(config, places, sources);
     found
 }
@@ -174,6 +177,10 @@ impl Findings {
 
     fn http(&mut self, config: &Config) {
         let http = &config.http;
+        if !http.commands.are_off() && (http.listen.is_empty() || http.admin_token.is_none()) {
+            let message = "nobody can give any: http.listen and http.admin_token are needed";
+            self.warn(&["http", "commands"], message);
+        }
         if http.listen.is_empty() {
             return;
         }
@@ -295,6 +302,32 @@ impl Findings {
         }
     }
 
+    /// Two sinks that take commands from one broker: both would hear each of them. NATS gives a request
+    /// to one of them only.
+    fn commanded_twice(&mut self, config: &Config) {
+        let listening: Vec<_> = config
+            .sinks
+            .iter()
+            .filter(|(_, sink)| sink.kind == "mqtt" && sink.takes_commands())
+            .collect();
+        for (index, (name, sink)) in listening.iter().enumerate() {
+            let shares = |other: &SinkConfig| {
+                let shared = match (&sink.channels, &other.channels) {
+                    (Some(ours), Some(theirs)) => ours.iter().any(|one| theirs.contains(one)),
+                    _ => true,
+                };
+                shared && sink.settings.get("url") == other.settings.get("url")
+            };
+            let mut before = listening.iter().take(index);
+            if let Some((first, _)) = before.find(|(_, other)| shares(other)) {
+                let message = format!(
+                    "sinks.{first} takes commands from the same broker: each would be executed twice"
+                );
+                self.warn(&["sinks", name, "commands"], message);
+            }
+        }
+    }
+
     fn sink(&mut self, name: &str, sink: &SinkConfig, known: &BTreeSet<&str>) {
         let at = |key| ["sinks", name, key];
         if sink.window == 0 {
@@ -338,6 +371,21 @@ impl Findings {
             self.error(&at("when"), format!("is no condition: {message}"));
         }
         self.payload(name, &sink.payload);
+        if sink.state && sink::kind(&sink.kind).is_some_and(|kind| !kind.keeps) {
+            let able: Vec<_> = sink::KINDS.iter().filter(|kind| kind.keeps).collect();
+            let able: Vec<_> = able.into_iter().map(|kind| kind.name).collect();
+            let message = format!(
+                "{} has nothing that keeps a state for those who come later; these have: {}",
+                sink.kind,
+                able.join(", ")
+            );
+            self.error(&at("state"), message);
+        }
+        if sink.state && known.contains(RELAY) {
+            let message = "a sink with state = true keeps the relay's own state where a channel of \
+                           this name would have its: give the channel another label";
+            self.error(&["channels", RELAY], message);
+        }
     }
 
     fn payload(&mut self, name: &str, payload: &str) {
@@ -354,6 +402,23 @@ impl Findings {
         }
         if let Err(message) = Template::compile(payload) {
             self.error(&key, format!("is no template: {message}"));
+        }
+    }
+
+    /// Two sinks that announce the same entities to one broker.
+    fn homes(&mut self, config: &Config) {
+        let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+        for (name, sink) in &config.sinks {
+            if homeassistant::wanted(sink) != Some(true) {
+                continue;
+            }
+            let text = |key: &str| sink.settings.get(key).map(Value::to_string).unwrap_or_default();
+            let home = ["url", "discovery_prefix", "state_topic"].map(text).join(" ");
+            if let Some(first) = seen.insert(home, name) {
+                let message =
+                    format!("sinks.{first} announces the same entities to the same broker");
+                self.error(&["sinks", name, "homeassistant"], message);
+            }
         }
     }
 

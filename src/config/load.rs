@@ -29,6 +29,7 @@ use super::{
     schema::{common_keys, keys, schema},
     shape::{Shape, walk},
 };
+use crate::homeassistant;
 
 /// Where a configuration is looked for when none is named.
 pub const DEFAULT_FILES: [&str; 2] = ["astro-relay.toml", "/etc/astro-relay/astro-relay.toml"];
@@ -237,7 +238,11 @@ fn typed(shape: &Shape, errors: &mut Vec<Problem>) -> Config {
     for (name, table) in tables(sections.remove("sinks")) {
         let (common, settings) = split(table);
         let sink: Option<SinkConfig> = section(&["sinks", &name], common, shape, errors);
-        config.sinks.extend(sink.map(|sink| (name, SinkConfig { settings, ..sink })));
+        config.sinks.extend(sink.map(|sink| {
+            let mut sink = SinkConfig { settings, ..sink };
+            homeassistant::prepare(&mut sink, &config.channels);
+            (name, sink)
+        }));
     }
     let mut take = |name: &str| sections.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
     config.astro = section(&["astro"], take("astro"), shape, errors).unwrap_or_default();

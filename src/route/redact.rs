@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt, ops::Range};
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use crate::{config::PERSONAL_FIELDS, event::Event, template::Redacted};
 
@@ -74,6 +74,24 @@ impl Redactor {
         Ok(Some(Redacted { message: message.into(), data: Bytes::from(data) }))
     }
 
+    /// Takes the fields out of an element of the session. A path is followed as it lies in the event
+    /// that updates the element, which has it under `data.data`. A donor's personal fields, where they
+    /// are among the paths, go wherever they stand: the vendor does not say what an element may hold.
+    pub(super) fn element(&self, element: &mut Value) {
+        for path in &self.paths {
+            if let [data, inner, rest @ ..] = path.as_slice()
+                && (data, inner.as_str()) == (&"data".to_owned(), "data")
+                && !rest.is_empty()
+            {
+                take(element, rest);
+            }
+            let personal = PERSONAL_FIELDS.iter().any(|field| field.split('.').eq(path));
+            if let (true, Some(name)) = (personal, path.last()) {
+                take_everywhere(element, name);
+            }
+        }
+    }
+
     /// A cheap look: most messages hold none of the fields. A name may hide behind escapes.
     fn may_concern(&self, data: &[u8]) -> bool {
         // Every message is UTF-8; if this one is not, it is looked at in earnest.
@@ -127,6 +145,34 @@ fn without(value: &RawValue, paths: &[&[String]]) -> Result<Option<String>, serd
     }
     out.push(close);
     Ok(changed.then_some(out))
+}
+
+/// Takes out what lies at `path`.
+fn take(value: &mut Value, path: &[String]) {
+    let Some((first, rest)) = path.split_first() else { return };
+    let here = |name: &str| first == "*" || first == name;
+    match value {
+        Value::Object(members) if rest.is_empty() => members.retain(|name, _| !here(name)),
+        Value::Object(members) => {
+            let below = members.iter_mut().filter(|(name, _)| here(name));
+            below.for_each(|(_, member)| take(member, rest));
+        }
+        Value::Array(list) if first == "*" && rest.is_empty() => list.clear(),
+        Value::Array(list) if first == "*" => list.iter_mut().for_each(|part| take(part, rest)),
+        _ => {}
+    }
+}
+
+/// Takes out every member of that name.
+fn take_everywhere(value: &mut Value, name: &str) {
+    match value {
+        Value::Object(members) => {
+            members.remove(name);
+            members.values_mut().for_each(|member| take_everywhere(member, name));
+        }
+        Value::Array(list) => list.iter_mut().for_each(|part| take_everywhere(part, name)),
+        _ => {}
+    }
 }
 
 /// The members of an object (with names) or of a list (without), in order, their values untouched.
@@ -217,6 +263,34 @@ mod tests {
     }
 
     #[test]
+    fn an_element_of_the_session_loses_what_its_update_would_and_a_donors_data_everywhere() {
+        let element = serde_json::json!({
+            "name": "Ann", "email": "a@b", "message": "hi",
+            "list": [{"geo": "DE", "n": 1, "user": {"email": "a@b"}}],
+        });
+        for (paths, expected) in [
+            (
+                &["data.donation.user.email", "data.donation.user.geo"][..],
+                serde_json::json!({
+                    "name": "Ann", "message": "hi", "list": [{"n": 1, "user": {}}],
+                }),
+            ),
+            (
+                &["data.data.message", "data.data.list.*.user", "data.data"],
+                serde_json::json!({
+                    "name": "Ann", "email": "a@b", "list": [{"geo": "DE", "n": 1}],
+                }),
+            ),
+            (&["data.message", "data.name"], element.clone()),
+        ] {
+            let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+            let mut value = element.clone();
+            Redactor::new(&paths).unwrap().element(&mut value);
+            assert_eq!(value, expected, "{paths:?}");
+        }
+    }
+
+    #[test]
     fn paths_outside_of_data_are_no_paths() {
         for path in ["", "data", "id", "data..a", "room.x"] {
             assert!(Redactor::new(&[path.to_owned()]).is_err(), "{path}");
@@ -229,9 +303,9 @@ mod tests {
             let data = serde_json::json!({"user": {"email": value, "name": other}, &*name: 1.5}).to_string();
             let text = redacted(&["data.user.email"], &data);
             if name != "user" {
-                let parsed: serde_json::Value = serde_json::from_str(&text.unwrap()).unwrap();
+                let parsed: Value = serde_json::from_str(&text.unwrap()).unwrap();
                 proptest::prop_assert!(parsed["user"].get("email").is_none());
-                proptest::prop_assert_eq!(&parsed["user"]["name"], &serde_json::Value::from(other));
+                proptest::prop_assert_eq!(&parsed["user"]["name"], &Value::from(other));
             }
         }
     }

@@ -19,6 +19,7 @@ const KIND: Kind = Kind {
     }),
     secrets: &[],
     schema: || schemars::schema_for!(()),
+    keeps: true,
     open: no_sink,
 };
 

@@ -8,6 +8,20 @@
 
 use std::borrow::Cow;
 
+use super::Permission;
+
+/// The word below an address at which a visit asks with an empty message whether it may publish there.
+/// Below, because nothing must happen at the address itself; a right is seldom given for less than a
+/// whole branch. Both transports allow `$` in any place but the first.
+pub(super) const CANARY: &str = "$check";
+
+/// A refusal at a canary. Where the right is given for the address alone, it is refused below it.
+pub(super) fn denied(reason: &str, canary: &str) -> Permission {
+    Permission::Denied(format!(
+        "{reason}, asked at {canary}; if the right is given for single addresses, send-test tells more"
+    ))
+}
+
 /// What stands where a word is empty: both transports give an empty word a meaning of its own.
 const EMPTY: char = '_';
 

@@ -3,7 +3,11 @@
 //! The sink drives the client's connection itself: `deliver` keeps up to `inflight` events unanswered
 //! and polls until the broker has answered for all of the batch; `idle` polls for the keep-alive. An
 //! event of QoS 1 or 2 counts as accepted when its PUBACK or PUBCOMP has come; QoS 0 has no answer,
-//! there the batch is confirmed by one round trip behind it. Nothing is subscribed.
+//! there the batch is confirmed by one round trip behind it. Nothing is subscribed
+//! but commands, where they are configured.
+//!
+//! With `state`, the live state is kept as retained messages, one topic each. The last will is then the
+//! relay's own status among them, in place of the availability topic: a connection has one will.
 //!
 //! The one thing to know: the journal is what sends again, never the client. On any error the client
 //! is dropped with all that it holds, and the next connection begins with a clean session.
@@ -11,7 +15,9 @@
 //! The same `client_id` on every connection is part of that: by it the broker ends what is left of
 //! the connection before, so that nothing old arrives behind what is sent next.
 
+mod command;
 mod flight;
+mod home;
 mod link;
 mod target;
 mod v4;
@@ -20,23 +26,29 @@ mod v5;
 use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use self::{
+    command::Taker,
     flight::{Flight, Signal, Verdict},
-    link::{Dial, Link, Lost, Terms, Unsent},
+    home::Discovery,
+    link::{Dial, Link, Lost, Terms, Unsent, Will},
     target::Target,
 };
 use super::{
-    Address, Cause, Failure, Kind, Opening, Outgoing, Purpose, Sink, address, ahead::Ahead,
-    settings,
+    Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
+    ahead::Ahead, settings,
 };
 use crate::{
-    config::{ConfigError, Period, SecretRef},
+    board::{self, Path, Section},
+    command::Desk,
+    config::{Commands, ConfigError, Period, SecretRef},
     event::Seq,
-    template::{Condition, View},
+    homeassistant::{self, Home},
+    template::{Condition, Template, View},
     tls::client_config,
 };
 
@@ -47,15 +59,16 @@ pub(super) const KIND: Kind = Kind {
     address: Some(Address { key: |_| "topic", default: |_| DEFAULT_TOPIC, escape }),
     secrets: &["password"],
     schema: || schema_for!(Settings),
+    keeps: true,
     open,
 };
 
 const DEFAULT_TOPIC: &str = "astro/{{ channel }}/{{ topic | replace('.', '/') }}";
 
 /// What the availability topic says while the relay is connected.
-const ONLINE: &str = "online";
+const ONLINE: &[u8] = b"online";
 /// What it says otherwise; the words are those that Home Assistant expects.
-const OFFLINE: &str = "offline";
+const OFFLINE: &[u8] = b"offline";
 
 /// A code that says neither "not now" nor "never" counts as "not now" so many times. With the
 /// delivery's backoff that is about half a minute: a broker in trouble is well again by then, and an
@@ -106,9 +119,25 @@ struct Settings {
     #[serde(default = "default_inflight")]
     inflight: u16,
     /// A retained topic that says `online` or `offline`. Default: `astro/relay/<name of the
-    /// sink>/availability`; `""` turns it off.
+    /// sink>/availability`; `""` turns it off. With `state` there is the relay's status instead.
     #[serde(default)]
     availability_topic: Option<String>,
+    /// What the topics of the state begin with, a template over `channel`, which is `relay` for the
+    /// relay's own. Default: `astro/{{ channel }}`.
+    #[serde(default)]
+    state_topic: Option<String>,
+    /// Commands that may come over `astro/<channel>/command/…`: true for all, false for none, or a list
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    #[serde(default)]
+    commands: Commands,
+    /// Whether Home Assistant is told of all this by MQTT discovery: an entity for each figure of the
+    /// session, for each kind of happening, for the relay itself. Brings `state` with it. `false` takes
+    /// back what was announced before; left out, nothing is touched.
+    #[serde(default)]
+    homeassistant: Option<bool>,
+    /// The prefix under which Home Assistant listens. Default: `homeassistant`.
+    #[serde(default)]
+    discovery_prefix: Option<String>,
 }
 
 /// The version of the protocol.
@@ -160,6 +189,10 @@ impl Settings {
         u16::try_from(self.keep_alive.0.as_secs()).unwrap_or(u16::MAX)
     }
 
+    fn prefix(&self) -> Result<Prefix, String> {
+        Prefix::new(self.state_topic.as_deref().unwrap_or(homeassistant::DEFAULT_BASE))
+    }
+
     fn check(&self) -> Result<(), (&'static str, String)> {
         let target = Target::parse(&self.url).map_err(|error| ("url", error))?;
         if self.qos > 2 {
@@ -191,6 +224,13 @@ impl Settings {
         {
             return Err(("availability_topic", "+ and # are wildcards".into()));
         }
+        self.prefix().map_err(|error| ("state_topic", error))?;
+        if self.discovery_prefix.as_deref().is_some_and(|prefix| escape(prefix) != prefix) {
+            return Err(("discovery_prefix", "the beginning of a topic was expected".into()));
+        }
+        if self.discovery_prefix.is_some() && self.homeassistant.is_none() {
+            return Err(("discovery_prefix", "is of use only with homeassistant".into()));
+        }
         if self.version == Version::V3 && self.password.is_some() && self.user.is_none() {
             return Err(("password", "MQTT 3.1.1 has no password without a user".into()));
         }
@@ -217,12 +257,50 @@ enum Keep {
     When(Condition),
 }
 
+/// What the topics of the state begin with.
+struct Prefix(Template);
+
+impl Prefix {
+    /// Compiles it; the error says what is wrong.
+    fn new(text: &str) -> Result<Self, String> {
+        let prefix = Self(Template::compile(text)?);
+        if !prefix.0.uses_only(&["channel"]) {
+            return Err("only {{ channel }} is known here: a state is of no event".into());
+        }
+        if address::literals(text).contains(['+', '#', '\0']) {
+            return Err("+ and # are wildcards".into());
+        }
+        if prefix.of("a")? == prefix.of("b")? {
+            return Err("{{ channel }} is missing: each channel needs topics of its own".into());
+        }
+        Ok(prefix)
+    }
+
+    fn of(&self, owner: &str) -> Result<String, String> {
+        let view = minijinja::context! { channel => owner };
+        self.0.render(&view).map_err(|error| error.to_string())
+    }
+
+    /// The topic of a part of the state. A name is one level, whatever stands in it.
+    fn topic(&self, path: &Path) -> Result<String, String> {
+        let prefix = self.of(path.owner())?;
+        let mut topic = format!("{}/{}", escape(&prefix), path.section.as_str());
+        if !path.name.is_empty() {
+            topic.push('/');
+            topic.push_str(&escape(&path.name).replace('/', "%2F"));
+        }
+        Ok(topic)
+    }
+}
+
 struct Mqtt {
     settings: Settings,
     timeout: Duration,
     client_id: String,
     /// Empty: none.
     availability: String,
+    /// Where the state goes; `None`: it goes nowhere.
+    prefix: Option<Prefix>,
     keep: Keep,
     /// Nothing while there is no connection, and while a batch is under way: a delivery that is
     /// given up takes the connection with it.
@@ -240,6 +318,10 @@ struct Mqtt {
     careful_until: Seq,
     /// Events for which the expression of `retain` could not be evaluated.
     retain_errors: u64,
+    /// Nothing where no commands are taken.
+    commands: Option<Taker>,
+    /// Nothing where Home Assistant is none of our business.
+    discovery: Option<Discovery>,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
@@ -255,19 +337,39 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     };
     let name = opening.name;
     let mut client_id = settings.client_id.clone().unwrap_or_else(|| format!("astro-relay-{name}"));
-    let mut availability = settings
-        .availability_topic
-        .clone()
-        .unwrap_or_else(|| format!("astro/relay/{name}/availability"));
+    let mut prefix = None;
+    if opening.config.state {
+        if settings.availability_topic.as_deref().is_some_and(|topic| !topic.is_empty()) {
+            let message = "with state = true the relay's status takes the place of this topic: it has \
+                           the one last will that a connection can have";
+            return Err(at("availability_topic", message.into()));
+        }
+        prefix = Some(settings.prefix().map_err(|error| at("state_topic", error))?);
+    } else if settings.state_topic.is_some() {
+        return Err(at("state_topic", "is of use only with state = true".into()));
+    }
+    let mut discovery = None;
+    if settings.homeassistant.is_some() {
+        let home = Home::of(opening.config, &client_id, escape, &settings.commands);
+        discovery = Some(Discovery::new(home.map_err(|error| at("state_topic", error))?));
+    }
+    let mut availability = match (&prefix, &settings.availability_topic) {
+        (Some(_), _) => String::new(),
+        (None, Some(topic)) => topic.clone(),
+        (None, None) => format!("astro/relay/{name}/availability"),
+    };
     if opening.purpose == Purpose::Visit {
         // A second client of the same id would throw the relay off the broker.
         client_id.push_str("-visit");
         availability.clear();
+        prefix = None;
+        discovery = None;
     }
     Ok(Box::new(Mqtt {
         timeout: opening.config.timeout.0,
         client_id,
         availability,
+        prefix,
         keep,
         link: None,
         terms: Terms { max_qos: 2, retain: true, receive_max: 1 },
@@ -277,6 +379,8 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         last_handed: 0,
         careful_until: 0,
         retain_errors: 0,
+        commands: None,
+        discovery,
         settings,
     }))
 }
@@ -323,15 +427,94 @@ impl Sink for Mqtt {
         self.outcome(batch)
     }
 
+    async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
+        if parts.is_empty() {
+            // The last will tells of our end.
+            return Ok(());
+        }
+        let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
+        if let Err(error) = self.retain(&mut link, parts).await {
+            let accepted = if self.qos() == 0 { 0 } else { self.flight.accepted() };
+            return Err(Failure::after(accepted, Cause::Down(error)));
+        }
+        self.link = Some(link);
+        if let (Some(discovery), Some(prefix)) = (&mut self.discovery, &self.prefix) {
+            for (_, part) in
+                parts.iter().enumerate().filter(|(place, _)| self.flight.has_accepted(*place))
+            {
+                // It has just been published there.
+                if let Ok(topic) = prefix.topic(&part.path) {
+                    discovery.keep(part, &topic);
+                }
+            }
+        }
+        let accepted = self.flight.accepted();
+        if accepted >= parts.len() {
+            return Ok(());
+        }
+        let cause = match self.flight.verdict(accepted) {
+            Verdict::Busy(reason) => Cause::Busy { wait: None, reason },
+            Verdict::Refused(reason) | Verdict::Doubtful(reason) => Cause::Refused { reason },
+            Verdict::Pending | Verdict::Accepted => Cause::Down("an answer is missing".into()),
+        };
+        Err(Failure::after(accepted, cause))
+    }
+
     async fn idle(&mut self) -> Failure {
         // Safe to drop: a poll that is given up leaves what it has read and written in the client.
+        let qos = self.qos().min(1);
         while let Some(link) = &mut self.link {
-            if let Err(error) = link.poll().await {
+            if let Err(error) = home::say(&mut self.discovery, link, &mut self.flight, qos) {
+                self.link = None;
+                return Failure::down(error);
+            }
+            let room = self.flight.answers() < command::ANSWERS;
+            let done = tokio::select! {
+                signal = link.poll() => signal.map(|signal| self.flight.note(signal)),
+                answer = Taker::next(&mut self.commands), if room => {
+                    command::send(link, &mut self.flight, &answer, qos)
+                }
+                () = home::due(self.discovery.as_ref()), if room => Ok(()),
+            };
+            if let Err(error) = done {
                 self.link = None;
                 return Failure::down(error);
             }
         }
         Failure::down("not connected")
+    }
+
+    async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
+        if self.settings.version == Version::V3 {
+            return Ok(Permission::Untold("MQTT 3.1.1 has no word for a refusal"));
+        }
+        if self.qos() == 0 {
+            return Ok(Permission::Untold("QoS 0 has no answer"));
+        }
+        let canary = format!("{address}/{}", address::CANARY);
+        let mut lost: Lost = "not connected".into();
+        // mosquitto 2.0.11 now and then ends the connection at a denied message instead of answering
+        // it. Asked again, alone on a new one, this cannot be for any other reason.
+        for again in [false, true] {
+            if again {
+                self.connect().await?;
+            }
+            let Some(mut link) = self.link.take() else { continue };
+            let asked = timeout(self.timeout, ask(&mut link, &canary)).await;
+            match asked.map_err(|_| Failure::down(self.silence()))? {
+                Ok(permission) => {
+                    self.link = Some(link);
+                    return Ok(permission);
+                }
+                Err(error) => lost = error,
+            }
+        }
+        self.connect().await?;
+        Ok(address::denied(&lost.to_string(), &canary))
+    }
+
+    fn take_commands(&mut self, desk: &Desk) {
+        self.commands = Taker::new(desk, &self.settings.commands);
     }
 
     async fn close(&mut self) {
@@ -387,6 +570,8 @@ impl Mqtt {
     }
 
     async fn dial(&mut self) -> Result<(Link, Terms), Lost> {
+        let ear = self.commands.as_mut().map(Taker::ear);
+        let filters = self.discovery.as_mut().map(|discovery| discovery.begin().to_vec());
         let settings = &self.settings;
         let tls = if Target::parse(&settings.url)?.is_tls() {
             let config = client_config(
@@ -401,17 +586,28 @@ impl Mqtt {
         let dial = Dial {
             settings,
             client_id: &self.client_id,
-            availability: &self.availability,
+            will: self.will()?,
             password: settings.password.as_ref().map(SecretRef::read).transpose()?,
             tls,
+            ear,
+            discovery: self.discovery.is_some(),
         };
         let (mut link, terms) = Link::connect(&dial).await?;
         // At least once is what is promised, so 1 does for 2; but 0 is less than was asked for.
         if terms.max_qos == 0 && settings.qos > 0 {
             return Err("the broker takes no QoS above 0: set qos = 0".into());
         }
+        if !terms.retain && self.prefix.is_some() {
+            return Err("the broker keeps no retained messages: set state = false".into());
+        }
         if !terms.retain && settings.retain == Retain::Always(true) {
             return Err("the broker keeps no retained messages: set retain = false".into());
+        }
+        if let Some(ear) = &dial.ear {
+            listen(&mut link, command::filters(ear).collect(), "commands").await?;
+        }
+        if let Some(filters) = filters {
+            listen(&mut link, filters, "what was announced to Home Assistant").await?;
         }
         if !self.availability.is_empty() && terms.retain {
             let qos = settings.qos.min(1).min(terms.max_qos);
@@ -420,7 +616,26 @@ impl Mqtt {
         Ok((link, terms))
     }
 
+    /// What the broker says for us when the connection breaks off.
+    fn will(&self) -> Result<Option<Will>, Lost> {
+        if let Some(prefix) = &self.prefix {
+            let path = Path::relay(Section::Status);
+            let payload = path.payload(&board::offline("connection lost"));
+            return Ok(Some(Will { topic: prefix.topic(&path)?, payload }));
+        }
+        let availability = Some(&self.availability).filter(|topic| !topic.is_empty());
+        Ok(availability
+            .map(|topic| Will { topic: topic.clone(), payload: Bytes::from_static(OFFLINE) }))
+    }
+
     async fn take_leave(&mut self, link: &mut Link) -> Result<(), Lost> {
+        // What was executed to the last is answered.
+        let qos = self.qos().min(1);
+        while self.flight.answers() < command::ANSWERS
+            && let Some(answer) = Taker::ready(&mut self.commands)
+        {
+            command::send(link, &mut self.flight, &answer, qos)?;
+        }
         // A graceful farewell makes the broker forget the last will, so it has to be said.
         if !self.availability.is_empty() && self.terms.retain {
             let qos = self.qos().min(1);
@@ -437,6 +652,12 @@ impl Mqtt {
         self.flight.begin(batch.len());
         self.ahead.begin(batch);
         let qos = self.qos();
+        while self.flight.answers() < command::ANSWERS
+            && let Some(answer) = Taker::ready(&mut self.commands)
+        {
+            command::send(link, &mut self.flight, &answer, qos.min(1))?;
+        }
+        home::say(&mut self.discovery, link, &mut self.flight, qos.min(1))?;
         let window = usize::from(self.settings.inflight).min(self.terms.receive_max);
         let mut waiting = batch.iter().enumerate();
         loop {
@@ -455,7 +676,41 @@ impl Mqtt {
             answered.await.map_err(|_| self.silence())??;
         }
         if qos == 0 {
-            let confirmed = timeout(self.timeout, confirm(link));
+            let confirmed = timeout(self.timeout, confirm(&mut self.flight, link));
+            confirmed.await.map_err(|_| self.silence())??;
+        }
+        Ok(())
+    }
+
+    /// Publishes parts of the state as retained messages; an empty one clears. What cannot be sent is
+    /// refused and hinders no other: they need no order among them.
+    async fn retain(&mut self, link: &mut Link, parts: &[Part]) -> Result<(), Lost> {
+        let prefix = self.prefix.as_ref().ok_or("no state is kept here")?;
+        self.flight.begin(parts.len());
+        let qos = self.settings.qos.min(1).min(self.terms.max_qos);
+        let window = usize::from(self.settings.inflight).min(self.terms.receive_max);
+        let mut waiting = parts.iter().enumerate();
+        loop {
+            while self.flight.outstanding() < window
+                && let Some((place, part)) = waiting.next()
+            {
+                let payload = part.payload.clone().unwrap_or_default();
+                match link.announce(&prefix.topic(&part.path)?, payload, qos) {
+                    Ok(()) => self.flight.hand(place),
+                    Err(Unsent::Refused(reason)) => {
+                        self.flight.settle(place, Verdict::Refused(reason));
+                    }
+                    Err(Unsent::Closed) => return Err("the client takes nothing more".into()),
+                }
+            }
+            if self.flight.outstanding() == 0 {
+                break;
+            }
+            let answered = timeout(self.timeout, answered(&mut self.flight, link));
+            answered.await.map_err(|_| self.silence())??;
+        }
+        if qos == 0 {
+            let confirmed = timeout(self.timeout, confirm(&mut self.flight, link));
             confirmed.await.map_err(|_| self.silence())??;
         }
         Ok(())
@@ -488,6 +743,26 @@ impl Mqtt {
             self.flight.settle(place, Verdict::Refused(reason));
             return Ok(());
         }
+        self.publish(link, place, outgoing, qos, retain)?;
+        if let Some(beside) = &outgoing.beside {
+            let (address, payload) = (Arc::clone(&beside.address), beside.payload.clone());
+            let content_type = "application/json";
+            let told =
+                Outgoing { address, payload, content_type, beside: None, ..outgoing.clone() };
+            // What happened is never kept: whoever comes late must not take it for news.
+            self.publish(link, place, &told, qos, false)?;
+        }
+        Ok(())
+    }
+
+    fn publish(
+        &mut self,
+        link: &Link,
+        place: usize,
+        outgoing: &Outgoing,
+        qos: u8,
+        retain: bool,
+    ) -> Result<(), Lost> {
         match link.publish(outgoing, qos, retain) {
             Ok(()) => {
                 self.flight.hand(place);
@@ -576,15 +851,52 @@ async fn answered(flight: &mut Flight, link: &mut Link) -> Result<(), Lost> {
 
 /// Waits until the broker has read all that was sent: a connection is read in order, so the answer to
 /// a question behind it tells.
-async fn confirm(link: &mut Link) -> Result<(), Lost> {
+async fn confirm(flight: &mut Flight, link: &mut Link) -> Result<(), Lost> {
     link.barrier("astro-relay/nothing").map_err(|_| "the client takes nothing more")?;
-    while link.poll().await? != Signal::Barrier {}
-    Ok(())
+    loop {
+        match link.poll().await? {
+            Signal::Barrier => return Ok(()),
+            signal => flight.note(signal),
+        }
+    }
+}
+
+/// Subscribes and waits until the broker has answered. Without what is subscribed the sink does the
+/// rest of its work all the same.
+async fn listen(link: &mut Link, filters: Vec<String>, what: &str) -> Result<(), Lost> {
+    if filters.is_empty() {
+        return Ok(());
+    }
+    link.subscribe(filters.clone()).map_err(|_| "the client takes nothing more")?;
+    loop {
+        if let Signal::Subscribed(refused) = link.poll().await? {
+            if refused > 0 {
+                tracing::error!(refused, what, topics = ?filters, "the broker lets us not hear this");
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// Publishes nothing at `topic`, for nobody to keep, and waits for what the broker says to it.
+async fn ask(link: &mut Link, topic: &str) -> Result<Permission, Lost> {
+    link.nothing(topic).map_err(|_| "the client takes nothing more")?;
+    loop {
+        match link.poll().await? {
+            Signal::Answered(_, Verdict::Accepted) => return Ok(Permission::Granted),
+            Signal::Answered(_, Verdict::Refused(reason)) => {
+                return Ok(address::denied(&reason, topic));
+            }
+            Signal::Answered(..) => return Ok(Permission::Untold("the broker says: not now")),
+            _ => {}
+        }
+    }
 }
 
 /// Says `text` on the availability topic and waits until the broker has it.
-async fn announce(link: &mut Link, topic: &str, text: &'static str, qos: u8) -> Result<(), Lost> {
-    link.announce(topic, text, qos).map_err(|_| "the client takes nothing more")?;
+async fn announce(link: &mut Link, topic: &str, text: &'static [u8], qos: u8) -> Result<(), Lost> {
+    link.announce(topic, Bytes::from_static(text), qos)
+        .map_err(|_| "the client takes nothing more")?;
     loop {
         match link.poll().await? {
             Signal::Sent(0) => return Ok(()),
@@ -628,6 +940,21 @@ mod tests {
     }
 
     #[test]
+    fn each_part_of_the_state_has_a_topic_of_its_own() {
+        let prefix = Prefix::new("home/{{ channel }}").unwrap();
+        let part =
+            |section, name: &str| Path { channel: "main".into(), section, name: name.into() };
+        for (path, expected) in [
+            (part(Section::Session, "tip-latest"), "home/main/session/tip-latest"),
+            (part(Section::Counters, "a/b#%"), "home/main/counters/a%2Fb%23%25"),
+            (part(Section::Stream, ""), "home/main/stream"),
+            (Path::relay(Section::Status), "home/relay/status"),
+        ] {
+            assert_eq!(prefix.topic(&path).unwrap(), expected);
+        }
+    }
+
+    #[test]
     fn a_contradiction_is_told_with_its_key() {
         assert_eq!(check(json!({"url": "mqtt://host"})), Ok(()));
         for (settings, key) in [
@@ -637,6 +964,12 @@ mod tests {
             (json!({"url": "mqtt://host", "keep_alive": "100ms"}), "keep_alive"),
             (json!({"url": "mqtt://host", "topic": "astro/{{ topic }}/#"}), "topic"),
             (json!({"url": "mqtt://host", "availability_topic": "a/+"}), "availability_topic"),
+            (json!({"url": "mqtt://host", "state_topic": "a/b"}), "state_topic"),
+            (json!({"url": "mqtt://host", "state_topic": "+/{{ channel }}"}), "state_topic"),
+            (
+                json!({"url": "mqtt://host", "state_topic": "{{ topic }}/{{ channel }}"}),
+                "state_topic",
+            ),
             (json!({"url": "mqtt://host", "ca_file": "/x"}), "url"),
             (json!({"url": "mqtts://host", "client_cert_file": "/x"}), "client_cert_file"),
             (

@@ -3,11 +3,13 @@
 //! With `jetstream` an event counts as accepted when the stream has acknowledged it; its message id
 //! lets the stream recognise a repeat. Without, a batch counts as accepted when the server has
 //! processed all of it, which a message to ourselves behind it tells: who does not listen at that
-//! moment never hears it. Reconnecting is the delivery's; the client is kept from it.
+//! moment never hears it. Reconnecting is the delivery's; the client is kept from it. Commands, where
+//! they are configured, come and are answered over the same connection, see [`command`].
 //!
 //! The one thing to know: on any failure the client is dropped with all that it holds. It sends
 //! nothing of it later, see [`link`].
 
+mod command;
 mod link;
 mod stream;
 
@@ -18,18 +20,23 @@ use async_nats::{
     jetstream::{self, ErrorCode},
 };
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::FutureExt;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 use tokio::time::timeout;
 
 use self::{
+    command::Commands,
     link::{Link, Note, Said, Unsent},
     stream::{Create, Wanted},
 };
-use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Sink, address, settings};
+use super::{
+    Address, Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, address, settings,
+};
 use crate::{
-    config::{ConfigError, Period, SecretRef},
+    command::Desk,
+    config::{self, ConfigError, Period, SecretRef},
     event::Origin,
     tls::client_config,
 };
@@ -41,6 +48,7 @@ pub(super) const KIND: Kind = Kind {
     address: Some(Address { key: |_| "subject", default: |_| DEFAULT_SUBJECT, escape }),
     secrets: &["password", "token", "nkey_seed", "credentials"],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 
@@ -49,6 +57,9 @@ const DEFAULT_SUBJECT: &str = "astro.{{ channel }}.{{ topic }}";
 /// Subjects that are remembered as permitted. Events have some thirty topics for each channel; more
 /// than this come from a template over the data, and are forgotten and asked about again.
 const MAX_SUBJECTS: usize = 4096;
+
+/// A stream that there is not: a message that expects it is kept by none.
+const NO_STREAM: &str = "astro-relay-check";
 
 /// Settings of a `nats` sink.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -102,6 +113,10 @@ struct Settings {
     /// A PEM file with its key.
     #[serde(default)]
     client_key_file: Option<PathBuf>,
+    /// Commands that may come over `astro.<channel>.command.…`: true for all, false for none, or a list
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    #[serde(default)]
+    commands: config::Commands,
 }
 
 /// Which headers an event has. Each costs about as much as the rest of publishing does: the library
@@ -167,6 +182,14 @@ impl Settings {
         }
         if !self.jetstream && !matches!(self.create_stream, Create::Plain(false)) {
             return Err(("create_stream", "a stream needs jetstream = true".into()));
+        }
+        if self.jetstream && !self.commands.are_off() && command::is_taken_by(&self.pattern()) {
+            return Err((
+                "commands",
+                "the stream would take the commands too, and answer them in the relay's place: give \
+                 `subject` another first word than astro, or take commands at a sink without jetstream"
+                    .into(),
+            ));
         }
         if self.stream.is_empty() || self.stream.contains(['.', '*', '>', ' ', '\t']) {
             return Err(("stream", "a name without . * > and spaces was expected".into()));
@@ -234,6 +257,8 @@ struct Nats {
     stream_in_doubt: bool,
     duplicates: u64,
     remarks: Vec<String>,
+    /// Nothing where no commands are taken.
+    desk: Option<Desk>,
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
@@ -264,6 +289,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         stream_in_doubt: false,
         duplicates: 0,
         remarks: Vec::new(),
+        desk: None,
     }))
 }
 
@@ -279,12 +305,16 @@ impl Sink for Nats {
         self.permitted.clear();
         self.forbidden.clear();
         self.stream_in_doubt = false;
-        let link = self.dial().await.map_err(Failure::down)?;
+        let mut link = self.dial().await.map_err(Failure::down)?;
         self.remarks = if self.settings.jetstream {
             self.settle_stream(&link).await.map_err(Failure::down)?
         } else {
             vec!["core NATS: who does not listen at that moment never hears an event".into()]
         };
+        if let Some(desk) = &self.desk {
+            let commands = Commands::subscribe(link.client(), desk, &self.settings.commands).await;
+            link.take_commands(commands.map_err(Failure::down)?);
+        }
         self.link = Some(link);
         Ok(())
     }
@@ -313,7 +343,7 @@ impl Sink for Nats {
             match link.answer().await {
                 Ok(_) => {}
                 Err(Note::Refused(reason)) => {
-                    tracing::error!(sink = self.name, reason, "the server did not take an event");
+                    tracing::error!(sink = self.name, reason, "the server refused something");
                 }
                 Err(Note::Lost(reason)) => {
                     self.link = None;
@@ -323,9 +353,25 @@ impl Sink for Nats {
         }
     }
 
+    async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
+        let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
+        let canary = format!("{address}.{}", address::CANARY);
+        let permission = self.ask(&mut link, &canary).await.map_err(Failure::down)?;
+        self.link = Some(link);
+        Ok(permission)
+    }
+
+    fn take_commands(&mut self, desk: &Desk) {
+        self.desk = (!self.settings.commands.are_off()).then(|| desk.clone());
+    }
+
     async fn close(&mut self) {
-        // Nothing is under way: every batch has been answered for.
-        self.link = None;
+        // Nothing is under way: every batch has been answered for. Commands may not have been.
+        if let Some(link) = self.link.take()
+            && let Err(error) = link.close().await
+        {
+            tracing::debug!(%error, "the server was gone before the last answer");
+        }
     }
 
     fn tally(&mut self) -> Vec<(&'static str, u64)> {
@@ -451,6 +497,49 @@ impl Nats {
             }
         }
         Ok(())
+    }
+
+    /// Publishes nothing at `subject`, which no stream keeps, and waits until the server has said all
+    /// that it has to say to it.
+    async fn ask(&mut self, link: &mut Link, subject: &str) -> Result<Permission, Lost> {
+        let mut headers = HeaderMap::new();
+        headers.insert(async_nats::header::NATS_EXPECTED_STREAM, NO_STREAM);
+        self.batch += 1;
+        let published = timeout(self.timeout, link.publish(subject, headers, Bytes::new(), None));
+        match published.await.map_err(|_| self.silence())? {
+            Ok(()) => {}
+            Err(Unsent::Refused(reason)) => return Ok(Permission::Denied(reason)),
+            Err(Unsent::Lost(reason)) => return Err(reason.into()),
+        }
+        let mut denied = None;
+        let mut heed = |note| match note {
+            Note::Lost(reason) => Err(Lost::from(reason)),
+            Note::Refused(reason) => {
+                if reason.contains(subject) {
+                    denied = Some(reason);
+                }
+                Ok(())
+            }
+        };
+        // Two, for the reason that is told in `publish`.
+        for question in [0, 1] {
+            let mark = (self.batch, question);
+            match timeout(self.timeout, link.question(mark)).await.map_err(|_| self.silence())? {
+                Ok(()) => {}
+                Err(Unsent::Lost(reason) | Unsent::Refused(reason)) => return Err(reason.into()),
+            }
+            loop {
+                match self.answer(link).await? {
+                    Ok((answered, _)) if answered == Some(mark) => break,
+                    Ok(_) => {}
+                    Err(note) => heed(note)?,
+                }
+            }
+        }
+        while let Some(note) = link.noted() {
+            heed(note)?;
+        }
+        Ok(denied.map_or(Permission::Granted, |reason| address::denied(&reason, subject)))
     }
 
     async fn round_trip(

@@ -20,7 +20,9 @@ use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 
 use self::link::Link;
-use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::Ahead, settings};
+use super::{
+    Address, Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings,
+};
 use crate::config::{ConfigError, SecretRef};
 
 /// The row of this kind.
@@ -37,6 +39,7 @@ pub(super) const KIND: Kind = Kind {
     }),
     secrets: &["password", "sentinel_password"],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 
@@ -215,7 +218,9 @@ impl Sink for Redis {
             .map_err(|cause| Failure::after(0, cause))?;
         self.remarks = match self.settings.mode {
             Mode::Stream => durability(&mut link).await,
-            Mode::Pubsub => Vec::new(),
+            Mode::Pubsub => {
+                vec!["published: who does not listen at that moment never hears an event".into()]
+            }
         };
         self.perhaps_repeats = self.batch;
         self.link = Some(link);
@@ -239,6 +244,19 @@ impl Sink for Redis {
                 Err(cause) => return Failure::after(0, cause),
             }
         }
+    }
+
+    async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
+        let Some(link) = &mut self.link else { return Err(not_connected()) };
+        let commands = match self.settings.mode {
+            Mode::Pubsub => vec![words(&["PUBLISH", address, ""])],
+            Mode::Stream => vec![
+                words(&["EVAL", "return 0", "1", address]),
+                words(&["XADD", address, "*", "id", ""]),
+                words(&["XRANGE", address, "-", "-"]),
+            ],
+        };
+        rehearse(link, &commands).await.map_err(|cause| Failure::after(0, cause))
     }
 
     async fn close(&mut self) {
@@ -334,6 +352,48 @@ fn not_connected() -> Failure {
     Failure::down("there is no connection")
 }
 
+fn words(words: &[&str]) -> Cmd {
+    let mut command = Cmd::new();
+    for word in words {
+        command.arg(*word);
+    }
+    command
+}
+
+/// Asks whether the user may run these commands, and runs none: in a transaction the server checks the
+/// user's rights when a command is queued, and what is queued is then discarded. Unlike `ACL DRYRUN`
+/// that needs no administrator's rights.
+async fn rehearse(link: &mut Link, commands: &[Cmd]) -> Result<Permission, Cause> {
+    if !matches!(link, Link::One(_)) {
+        return Ok(Permission::Untold("a cluster has no transaction across its servers"));
+    }
+    // Outside of one, the commands would run.
+    match said(link, &redis::cmd("MULTI")).await? {
+        Ok(_) => {}
+        Err(_) => return Ok(Permission::Untold("the user may not begin a transaction (MULTI)")),
+    }
+    let mut denied = None;
+    for command in commands {
+        if let Err(reason) = said(link, command).await? {
+            denied.get_or_insert(reason);
+        }
+    }
+    said(link, &redis::cmd("DISCARD")).await?.map_err(|reason| Cause::Down(reason.into()))?;
+    Ok(denied.map_or(Permission::Granted, Permission::Denied))
+}
+
+/// A command and what the server says to it: an answer, or a refusal in its words.
+async fn said(link: &mut Link, command: &Cmd) -> Result<Result<Value, String>, Cause> {
+    let answer = link.connection().req_packed_command(command).await;
+    match answer.and_then(Value::extract_error) {
+        Ok(value) => Ok(Ok(value)),
+        Err(error) => match error.code() {
+            Some(code) => Ok(Err(format!("{code} {}", error.detail().unwrap_or_default()))),
+            None => Err(answer::cause(&error)),
+        },
+    }
+}
+
 /// What the server says of itself that an operator should know. Says nothing where the user may not
 /// ask.
 async fn durability(link: &mut Link) -> Vec<String> {
@@ -349,6 +409,9 @@ async fn durability(link: &mut Link) -> Vec<String> {
                 .to_owned(),
         );
     }
+    if value("aof_enabled") == "1" {
+        remarks.extend(synced(link).await);
+    }
     if value("maxmemory_policy").starts_with("allkeys") && value("maxmemory") != "0" {
         remarks.push(format!(
             "this server drops streams when its memory is full: maxmemory-policy is {}",
@@ -359,4 +422,22 @@ async fn durability(link: &mut Link) -> Vec<String> {
         remarks.push("this server is a replica: it will not take entries".to_owned());
     }
     remarks
+}
+
+/// How far behind the append-only file on disk may be, where the user may ask for it.
+async fn synced(link: &mut Link) -> Option<String> {
+    let question = words(&["CONFIG", "GET", "appendfsync"]);
+    // Most users may not ask; then nothing is known, and nothing said.
+    let answer = link.ask(&question).await.ok()?;
+    let pairs: Vec<(String, String)> = redis::from_redis_value(answer).ok()?;
+    match pairs.first()?.1.as_str() {
+        "everysec" => Some(
+            "an acknowledged entry is on disk within a second: appendfsync is everysec".to_owned(),
+        ),
+        "no" => Some(
+            "an acknowledged entry is on disk when the system writes it: appendfsync is no"
+                .to_owned(),
+        ),
+        _ => None,
+    }
 }

@@ -18,7 +18,7 @@ use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 use tokio::{task::JoinHandle, time::timeout};
 
-use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::Ahead, settings};
+use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings};
 use crate::config::ConfigError;
 
 /// The row of this kind.
@@ -28,6 +28,7 @@ pub(super) const KIND: Kind = Kind {
     address: None,
     secrets: &[],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 
@@ -105,6 +106,10 @@ impl Sink for Stdout {
         }
         self.ahead.reported(batch);
         Ok(())
+    }
+
+    async fn may_publish(&mut self, _address: &str) -> Result<Permission, Failure> {
+        Ok(Permission::Granted)
     }
 
     /// A write that is under way is left alone: whether its reader comes back, nobody knows.
@@ -222,6 +227,7 @@ mod tests {
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             content_type: "application/json",
             expires_in: None,
+            beside: None,
         }
     }
 

@@ -34,7 +34,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use self::{guard::Guard, sign::Signer};
-use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::Ahead, settings};
+use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings};
 use crate::{
     clock,
     config::{ConfigError, Secret, SecretRef},
@@ -48,6 +48,7 @@ pub(super) const KIND: Kind = Kind {
     address: None,
     secrets: &["url", "secret", "previous_secret", "bearer_token"],
     schema: || schema_for!(Settings),
+    keeps: false,
     open,
 };
 
@@ -252,6 +253,18 @@ impl Sink for Webhook {
         let timeout = self.timeout;
         self.endpoint = Some(Endpoint { client, method, url, timeout, headers, signer, read });
         Ok(())
+    }
+
+    /// Nothing is connected before there is something to send, so this is what finds out whether the
+    /// far side is there at all: by OPTIONS, which changes nothing (RFC 9110, section 9.2.1), with none
+    /// of our secrets. Whatever it answers, it is there.
+    async fn may_publish(&mut self, _address: &str) -> Result<Permission, Failure> {
+        let Some(Endpoint { client, url, timeout, .. }) = &self.endpoint else {
+            return Err(Failure::down("there is no connection"));
+        };
+        let asked = client.request(Method::OPTIONS, url.clone()).timeout(*timeout).send().await;
+        asked.map_err(|error| Failure::down(words(error)))?;
+        Ok(Permission::Untold("a webhook says nothing before it gets one"))
     }
 
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {

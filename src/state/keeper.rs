@@ -19,13 +19,13 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::json;
 use tokio::{
-    sync::watch,
+    sync::{Mutex, mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Change, SESSION_TOPICS, Session, TOPIC};
+use super::{Change, SESSION_TOPICS, Session, TOPIC, place};
 use crate::{
     astro::{
         gateway::Targets,
@@ -33,6 +33,7 @@ use crate::{
         session::Subscription,
     },
     backoff::Backoff,
+    board::{Board, Path, Section},
     clock,
     config::{Config, SecretRef, Start, TokenType},
     event::{self, Seq, UnixMillis},
@@ -62,6 +63,57 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(
 /// How long to wait for a journal that cannot be read at the moment.
 const JOURNAL_RETRY: Duration = Duration::from_millis(200);
 
+/// Wishes that may wait for the keeper: commands come one at a time for each channel.
+const WISHES: usize = 64;
+
+/// A handle to have a session fetched anew with.
+#[derive(Debug, Clone)]
+pub struct Refreshes(mpsc::Sender<Wish>);
+
+/// Where the keeper hears of it; it outlives a keeper that fails.
+pub type Wishes = Arc<Mutex<mpsc::Receiver<Wish>>>;
+
+/// Somebody wants a session fetched anew.
+#[derive(Debug)]
+pub struct Wish {
+    channel: Arc<str>,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+impl Wish {
+    /// Whose session.
+    pub fn channel(&self) -> &str {
+        &self.channel
+    }
+
+    /// Tells what became of it; whoever asked may have left.
+    pub fn grant(self, outcome: Result<(), String>) {
+        drop(self.done.send(outcome));
+    }
+}
+
+/// The handle, and its end at the keeper.
+pub fn refreshes() -> (Refreshes, Wishes) {
+    let (wishes, wished) = mpsc::channel(WISHES);
+    (Refreshes(wishes), Arc::new(Mutex::new(wished)))
+}
+
+impl Refreshes {
+    /// Asks for it, and waits until it is fetched or cannot be.
+    pub async fn ask(&self, channel: &str) -> Result<(), String> {
+        let (done, answered) = oneshot::channel();
+        let sent = self.0.send(Wish { channel: channel.into(), done }).await;
+        let gone = || "nobody keeps the session now".to_owned();
+        sent.map_err(|_| gone())?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Asks for it, and lets it be. Where too many ask, a fetch is to come anyway.
+    pub fn wish(&self, channel: &str) {
+        drop(self.0.try_send(Wish { channel: channel.into(), done: oneshot::channel().0 }));
+    }
+}
+
 /// How often the keeper does what.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
@@ -84,7 +136,9 @@ pub struct Keeper {
     rest: Rest,
     journal: Journal,
     status: Arc<Status>,
+    board: Arc<Board>,
     targets: watch::Receiver<Targets>,
+    wishes: Wishes,
     times: Times,
     position: Seq,
     channels: BTreeMap<Arc<str>, Channel>,
@@ -109,12 +163,16 @@ struct Channel {
     again: bool,
     backoff: Backoff,
     error: Option<String>,
+    /// Who waits for the next fetch to begin.
+    waiting: Vec<oneshot::Sender<Result<(), String>>>,
 }
 
 /// A snapshot, and when it was asked for.
 struct Fetched {
     channel: Arc<str>,
     since: Seq,
+    /// Who waits for it.
+    waiting: Vec<oneshot::Sender<Result<(), String>>>,
     outcome: Result<Snapshot, RestError>,
 }
 
@@ -127,15 +185,18 @@ impl Keeper {
         rest: Rest,
         journal: Journal,
         status: Arc<Status>,
-        targets: watch::Receiver<Targets>,
+        board: Arc<Board>,
+        (targets, wishes): (watch::Receiver<Targets>, Wishes),
     ) -> Result<Self, StoreError> {
         let position = journal.register(CURSOR, Start::End)?;
         let kept = journal.kept()?;
         let channels = BTreeMap::new();
-        let mut keeper = Self { rest, journal, status, targets, times, position, channels };
+        let mut keeper =
+            Self { rest, journal, status, board, targets, wishes, times, position, channels };
         keeper.adopt();
         let mut forgotten = Vec::new();
-        for kept in kept {
+        // Names with a dot are of others, who keep something else.
+        for kept in kept.into_iter().filter(|kept| !kept.channel.contains('.')) {
             let value = kept.value.as_deref().and_then(|text| serde_json::from_str(text).ok());
             match (keeper.channels.get_mut(&*kept.channel), value) {
                 (Some(channel), Some(value)) => {
@@ -148,7 +209,21 @@ impl Keeper {
         for (label, channel) in &keeper.channels {
             channel.show(label, &keeper.status);
         }
+        keeper.post();
         Ok(keeper)
+    }
+
+    /// Puts all that is known on the board, and takes away what a keeper before this one knew.
+    fn post(&self) {
+        let mut known: BTreeMap<Path, Option<serde_json::Value>> = BTreeMap::new();
+        for (label, channel) in &self.channels {
+            let elements = channel.session.iter();
+            known.extend(
+                elements.map(|(name, element)| (place(label, name), Some(element.value.clone()))),
+            );
+        }
+        self.board.take_away(|path| is_ours(path) && !known.contains_key(path));
+        self.board.put(known);
     }
 
     /// Takes up the channels as they are configured now; what is no longer configured is forgotten.
@@ -179,6 +254,7 @@ impl Keeper {
                 });
                 self.journal.keep(forgotten);
                 self.status.no_session(&label);
+                self.board.take_away(|path| is_ours(path) && path.channel == label);
             }
         }
         self.channels = wanted;
@@ -188,6 +264,8 @@ impl Keeper {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut connections = self.status.connections();
         let mut work = Fetches::new();
+        let wishes = Arc::clone(&self.wishes);
+        let mut wishes = wishes.lock().await;
         self.look();
         loop {
             self.start(&mut work);
@@ -205,6 +283,7 @@ impl Keeper {
                     }
                 },
                 Some(fetched) = work.next() => self.take(fetched),
+                Some(wish) = wishes.recv() => self.take_wish(wish),
                 Ok(()) = connections.changed() => self.look(),
                 Ok(()) = self.targets.changed() => {
                     self.adopt();
@@ -213,6 +292,17 @@ impl Keeper {
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
         }
+    }
+
+    /// Somebody wants a session fetched anew.
+    fn take_wish(&mut self, wish: Wish) {
+        let kept = self.channels.get_mut(&wish.channel).filter(|channel| channel.has_session());
+        let Some(channel) = kept else {
+            return wish.grant(Err("the relay keeps no session of this channel".into()));
+        };
+        channel.waiting.retain(|waiting| !waiting.is_closed());
+        channel.waiting.push(wish.done);
+        channel.fetch_now();
     }
 
     /// When the next fetch is to begin; `None` while there are enough.
@@ -239,6 +329,9 @@ impl Keeper {
                     Ok(credentials) => credentials,
                     Err(why) => {
                         channel.due = Some(now + self.times.retry_refused);
+                        // What is wrong may name a place on this machine: the log and the page say it.
+                        let told = "the relay has no usable credential for this channel";
+                        tell(&mut channel.waiting, &Err(told.into()));
                         channel.failed(label, why, &self.status);
                         continue;
                     }
@@ -246,10 +339,11 @@ impl Keeper {
             let (rest, label) = (self.rest.clone(), Arc::clone(label));
             // What is heard from here on is newer than what the server may read for us.
             let since = self.journal.figures().last;
+            let waiting = std::mem::take(&mut channel.waiting);
             fetches.push(Box::pin(async move {
                 let target = Target { channel: &id, token: &token };
                 let outcome = rest.session(target).await;
-                Fetched { channel: label, since, outcome }
+                Fetched { channel: label, since, waiting, outcome }
             }));
         }
     }
@@ -294,22 +388,24 @@ impl Keeper {
 
     /// Takes in what a fetch has brought.
     fn take(&mut self, fetched: Fetched) {
-        let Fetched { channel: label, since, outcome } = fetched;
+        let Fetched { channel: label, since, mut waiting, outcome } = fetched;
         let Some(channel) = self.channels.get_mut(&label) else { return };
         let now = Instant::now();
         match outcome {
             Ok(snapshot) => {
                 channel.backoff.reset();
                 channel.due = Some(now + self.times.refresh);
-                match channel.session.merge(&snapshot.data, since, clock::now()) {
-                    Some(changes) => {
-                        if channel.error.take().is_some() {
-                            info!(channel = %label, "the session was fetched again");
-                        }
-                        channel.show(&label, &self.status);
-                        self.write_down(&label, &changes, true);
+                let changes = channel.session.merge(&snapshot.data, since, clock::now());
+                if let Some(changes) = changes {
+                    if channel.error.take().is_some() {
+                        info!(channel = %label, "the session was fetched again");
                     }
-                    None => channel.due = Some(now),
+                    channel.show(&label, &self.status);
+                    self.write_down(&label, &changes, true);
+                    tell(&mut waiting, &Ok(()));
+                } else {
+                    channel.due = Some(now);
+                    channel.waiting.append(&mut waiting);
                 }
             }
             Err(error) => {
@@ -318,6 +414,7 @@ impl Keeper {
                     wait = wait.max(self.times.retry_refused);
                 }
                 channel.due = Some(now + wait);
+                tell(&mut waiting, &Err(error.to_string()));
                 channel.failed(&label, error.describe(), &self.status);
             }
         }
@@ -356,9 +453,23 @@ impl Keeper {
         // In this order: a crash in between tells a change twice, and never not at all.
         self.journal.append(&mut events);
         self.journal.keep(gone.chain(kept));
+        let posted = |change: &Change| (place(label, &change.element), change.after.clone());
+        self.board.put(changes.iter().map(posted));
         if !changes.is_empty() {
             channel.show(label, &self.status);
         }
+    }
+}
+
+/// Whether a part of the board is written here.
+fn is_ours(path: &Path) -> bool {
+    !matches!(path.section, Section::Status | Section::Diagnostics)
+}
+
+/// Tells those who wait; they may have left.
+fn tell(waiting: &mut Vec<oneshot::Sender<Result<(), String>>>, outcome: &Result<(), String>) {
+    for waiting in waiting.drain(..) {
+        drop(waiting.send(outcome.clone()));
     }
 }
 
@@ -396,7 +507,13 @@ impl Channel {
             again: false,
             backoff: Backoff::new(WAIT.0, WAIT.1),
             error: None,
+            waiting: Vec::new(),
         }
+    }
+
+    /// Whether it is fetched at all.
+    fn has_session(&self) -> bool {
+        self.topics.iter().any(|topic| SESSION_TOPICS.contains(&topic.as_str()))
     }
 
     fn add(&mut self, topic: &str) {

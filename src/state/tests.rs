@@ -100,8 +100,10 @@ fn stream_bot_and_counters_are_state_and_a_time_out_is_not() {
     assert_eq!(
         serde_json::to_value(elements(&session)).unwrap(),
         json!({
-            "stream.status": {"isLive": true},
-            "chatbot.status": {"mod": true, "joined": true},
+            "stream.status": {
+                "isLive": true, "status": "online", "since": "1970-01-01T00:00:01Z",
+            },
+            "chatbot.status": {"mod": true, "joined": true, "since": "1970-01-01T00:00:01Z"},
             "chatbot.counters.wrong-turns": 1,
         })
     );

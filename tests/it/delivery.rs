@@ -100,6 +100,27 @@ async fn a_far_side_that_is_away_is_not_pestered() {
     running.stop().await;
 }
 
+/// Age is a matter of the wall clock, which nobody can pause.
+#[tokio::test]
+async fn what_has_become_too_old_while_the_far_side_was_away_is_skipped() {
+    let (journal, far) = (memory(), Far::new());
+    let age = Duration::from_secs(3);
+    let away = Duration::from_millis(3100);
+    far.script([Answer::After(1, busy(Some(away))), Answer::Accept]);
+    let running = Running::start("far", &journal, &far, |config| {
+        config.start = Start::Earliest;
+        config.max_age = Some(Period(age));
+    });
+    journal.append(&mut events(0..4));
+    until("it was tried", PATIENCE, async || (!far.batches().is_empty()).then_some(())).await;
+    until("all is dealt with", PATIENCE, async || (journal.lag("far").0 == 0).then_some(())).await;
+    journal.append(&mut events(4..6));
+    until("what is new arrives", PATIENCE, async || (far.accepted().len() == 3).then_some(()))
+        .await;
+    assert_eq!(far.accepted(), [0, 4, 5]);
+    running.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn patience_is_had_for_as_long_as_it_is_asked_for() {
     let (journal, far) = (memory(), Far::new());

@@ -60,10 +60,27 @@ fn what_goes_into_the_package_is_there() {
         let place = Path::new(env!("CARGO_MANIFEST_DIR")).join(source.trim_end_matches("/*"));
         assert!(made || place.exists(), "{source}");
     }
+    for script in ["deploy/deb/build", "deploy/deb/postrm", "deploy/deb/changelog"] {
+        assert!(!read(script).is_empty());
+    }
+    // cargo-deb fills in what stops and starts the unit; without the mark it would be left out.
+    assert!(read("deploy/deb/postrm").contains("#DEBHELPER#"));
+}
+
+/// What tests/systemd.sh proves by hand must not be undone unseen.
+#[test]
+fn the_unit_is_as_it_was_proved() {
     let unit = read("systemd/astro-relay.service");
-    for line in
-        ["Type=notify", "WatchdogSec=30", "DynamicUser=yes", "RestartPreventExitStatus=64 78"]
-    {
+    for line in [
+        "Type=notify",
+        "WatchdogSec=30",
+        "WatchdogSignal=SIGKILL",
+        "DynamicUser=yes",
+        "RestartPreventExitStatus=64 78",
+        "ExecReload=/bin/sh -c 'kill -HUP $MAINPID'",
+    ] {
         assert!(unit.lines().any(|other| other == line), "{line}");
     }
+    // Its exit code would not prevent a restart: a wrong configuration would be tried for ever.
+    assert!(!unit.lines().any(|line| line.starts_with("ExecStartPre")));
 }

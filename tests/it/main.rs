@@ -9,9 +9,11 @@
 
 mod backfill;
 mod cli;
+mod cli_check;
 mod cli_journal;
 mod cli_send_test;
 mod cli_session;
+mod commands;
 mod conformance;
 mod crash;
 mod deadlines;
@@ -20,7 +22,9 @@ mod deploy;
 mod end_to_end;
 mod gateway;
 mod handover;
+mod home_assistant;
 mod journal;
+mod kept;
 mod operator;
 mod rest;
 mod shipped_config;

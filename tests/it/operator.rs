@@ -4,6 +4,7 @@ mod canary;
 mod endpoint;
 mod page;
 mod reload;
+mod top;
 
 use std::{path::PathBuf, time::Duration};
 

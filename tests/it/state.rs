@@ -93,7 +93,8 @@ async fn a_change_is_told_and_survives_a_restart() {
         &json!({"channel": "main", "element": "tip-goal", "source": "live",
                 "before": {"amount": 7}, "after": {"amount": 8}})
     );
-    assert_eq!(live["after"], json!({"isLive": true}));
+    let since = live["after"]["since"].clone();
+    assert_eq!(live["after"], json!({"isLive": true, "status": "online", "since": since}));
     assert_eq!(told[0]["source"], "fetched");
     assert_eq!(told.len(), 64, "each element once, and two changes");
     let page = relay.status.pages().sessions["main"].clone();
@@ -109,7 +110,8 @@ async fn a_change_is_told_and_survives_a_restart() {
     assert_eq!(told[64]["before"], json!({"amount": 8}));
     let live = relay.journal.kept().unwrap();
     let live = live.iter().find(|kept| &*kept.element == "stream.status").unwrap();
-    assert_eq!(live.value.as_deref(), Some(r#"{"isLive":true}"#));
+    let live: Value = serde_json::from_str(live.value.as_deref().unwrap()).unwrap();
+    assert_eq!(live, json!({"isLive": true, "status": "online", "since": since}), "its age too");
     relay.stop().await;
 }
 

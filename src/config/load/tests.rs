@@ -249,11 +249,60 @@ fn what_works_but_is_hardly_meant_is_a_warning() {
         ("[astro]\nurl=\"ws://example.org\"", "unencrypted"),
         ("[astro]\nping_after=\"5m\"", "noticed only after the 70s"),
         (&format!("{LEAST}topics = [\"channel.tip\"]"), "subscribes to this topic; did you mean"),
+        ("[http]\ncommands = true", "http.commands: nobody can give any"),
+        (
+            &format!("{LEAST}{}", commanded("url = \"mqtt://b\"", "")),
+            "sinks.a takes commands from the same",
+        ),
     ] {
         let warnings = warnings(text);
         assert!(warnings.iter().any(|warning| warning.contains(expected)), "{text}: {warnings:?}");
     }
     assert_eq!(warnings("[astro]\nurl=\"ws://127.0.0.1:1\"").len(), 2, "no channel and no sink");
+}
+
+/// Two sinks that take commands.
+fn commanded(first: &str, second: &str) -> String {
+    let sink = |name: &str, more: &str| {
+        format!("[sinks.{name}]\ntype = \"mqtt\"\nurl = \"mqtt://b\"\ncommands = true\n{more}\n")
+    };
+    sink("a", first).replacen("url = \"mqtt://b\"\n", "", 1) + &sink("b", second)
+}
+
+#[test]
+fn commands_are_what_is_named_and_nowhere_else() {
+    use crate::config::{Action, Commands};
+    let mut sources = sources(LEAST);
+    let loaded = load(&sources).unwrap().config;
+    assert!(loaded.http.commands.are_off() && !loaded.sinks["out"].takes_commands());
+    sources.env = env(&[("ASTRO_RELAY__HTTP__COMMANDS", "session/set,relay/refresh")]);
+    let commands = load(&sources).unwrap().config.http.commands;
+    assert_eq!(commands, Commands::Only(vec![Action::Set, Action::Refresh]));
+    sources.env = env(&[("ASTRO_RELAY__HTTP__COMMANDS", "true")]);
+    assert_eq!(load(&sources).unwrap().config.http.commands, Commands::All(true));
+
+    let nats = "[sinks.a]\ntype = \"nats\"\nurl = \"nats://b\"\ncommands = true\n";
+    for (text, expected) in [
+        (format!("{LEAST}commands = true"), "sinks.out.commands: unknown key"),
+        ("[http]\ncommands = [\"session/drop\"]".to_owned(), "http.commands"),
+        ("[http]\ncommands = \"session/set\"".to_owned(), "http.commands"),
+        (format!("{LEAST}{nats}jetstream = true"), "answer them in the relay's place"),
+    ] {
+        let problems = problems(&text);
+        assert!(problems.iter().any(|problem| problem.contains(expected)), "{text}: {problems:?}");
+    }
+    let elsewhere = "jetstream = true\nsubject = \"events.{{ topic }}\"";
+    assert_eq!(problems(&format!("{LEAST}{nats}{elsewhere}")), [""; 0]);
+    // Each has its channel, or its broker.
+    let apart = LEAST.replace("main", "other").replace("channel.tips", "channel.follow");
+    let apart = apart.split("[sinks").next().unwrap();
+    let (main, other) = ("channels = [\"main\"]", "channels = [\"other\"]");
+    for (first, second) in
+        [(format!("url = \"mqtt://b\"\n{main}"), other), ("url = \"mqtt://c\"".to_owned(), "")]
+    {
+        let text = format!("{LEAST}{apart}{}", commanded(&first, second));
+        assert_eq!(warnings(&text), [""; 0], "{text}");
+    }
 }
 
 #[test]
@@ -476,6 +525,31 @@ fn piece() -> impl Strategy<Value = String> {
         "[a-z\\[\\]{}\"'=., \n#_0-9]{0,20}",
         any::<String>(),
     ]
+}
+
+#[test]
+fn home_assistant_is_served_by_one_sink_a_broker() {
+    let sink = |name: &str, url: &str, more: &str| {
+        format!("[sinks.{name}]\ntype = \"mqtt\"\nurl = \"mqtt://{url}\"\n{more}\n")
+    };
+    let on = "homeassistant = true";
+    let text = |second: &str| format!("{LEAST}\n{}{second}", sink("home", "a", on));
+    for (second, problem) in [
+        (sink("loft", "a", on), "the same entities to the same broker"),
+        (sink("loft", "b", on), ""),
+        (sink("loft", "a", "homeassistant = false"), ""),
+        (sink("loft", "b", "discovery_prefix = \"x\""), "only with homeassistant"),
+        (sink("loft", "b", &format!("{on}\ndiscovery_prefix = \"a/#\"")), "beginning of a topic"),
+    ] {
+        let found = problems(&text(&second)).join("\n");
+        assert_eq!(found.is_empty(), problem.is_empty(), "{found}");
+        assert!(found.contains(problem), "{found}");
+    }
+    let config = load(&sources(&text(""))).unwrap().config;
+    let home = &config.sinks["home"];
+    assert!(home.state, "its entities show what is kept");
+    assert_eq!(home.feeds, BTreeMap::from([("main".into(), vec!["channel.tips".into()])]));
+    assert!(config.sinks["out"].feeds.is_empty());
 }
 
 proptest! {

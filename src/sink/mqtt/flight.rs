@@ -18,6 +18,8 @@ pub(super) enum Signal {
     Answered(u16, Verdict),
     /// The broker has read everything that was sent before the barrier.
     Barrier,
+    /// The broker has answered our subscription; so many of its parts it refused.
+    Subscribed(usize),
     /// We have taken our leave.
     Disconnected,
     /// Nothing that matters here.
@@ -45,8 +47,11 @@ pub(super) enum Verdict {
 pub(super) struct Flight {
     /// By place in the batch.
     verdicts: Vec<Verdict>,
-    /// Places that have been handed to the client and have no packet id yet.
-    handed: VecDeque<usize>,
+    /// Packets without an answer, by place: an event may travel as two.
+    owed: Vec<u8>,
+    /// Places that have been handed to the client and have no packet id yet; `None` is an answer to a
+    /// command, which stands in no batch.
+    handed: VecDeque<Option<usize>>,
     /// Places by packet id.
     by_id: Vec<usize>,
     /// Events handed out and not answered.
@@ -60,7 +65,10 @@ impl Flight {
     pub(super) fn begin(&mut self, len: usize) {
         self.verdicts.clear();
         self.verdicts.resize(len, Verdict::Pending);
-        self.handed.clear();
+        self.owed.clear();
+        self.owed.resize(len, 0);
+        // What is left of the batch before has its answer; an answer to a command may not have left yet.
+        self.handed.retain(Option::is_none);
         self.outstanding = 0;
         self.hindered = false;
     }
@@ -76,10 +84,24 @@ impl Flight {
         self.hindered
     }
 
-    /// The event at `place` was handed to the client.
+    /// A packet of the event at `place` was handed to the client. The event is accepted when all of its
+    /// packets are.
     pub(super) fn hand(&mut self, place: usize) {
-        self.handed.push_back(place);
+        if let Some(owed) = self.owed.get_mut(place) {
+            *owed += 1;
+        }
+        self.handed.push_back(Some(place));
         self.outstanding += 1;
+    }
+
+    /// An answer to a command was handed to the client.
+    pub(super) fn hand_answer(&mut self) {
+        self.handed.push_back(None);
+    }
+
+    /// Answers to commands that the client has not yet sent.
+    pub(super) fn answers(&self) -> usize {
+        self.handed.iter().filter(|place| place.is_none()).count()
     }
 
     /// The event at `place` needs no answer of the broker.
@@ -95,9 +117,8 @@ impl Flight {
         match signal {
             Signal::Sent(0) => {
                 // QoS 0 is never answered; the barrier behind the batch confirms it.
-                if let Some(place) = self.handed.pop_front() {
-                    self.outstanding -= 1;
-                    self.settle(place, Verdict::Accepted);
+                if let Some(Some(place)) = self.handed.pop_front() {
+                    self.answer(place, Verdict::Accepted);
                 }
             }
             Signal::Sent(id) => {
@@ -105,26 +126,44 @@ impl Flight {
                 if self.by_id.len() <= id {
                     self.by_id.resize(id + 1, usize::MAX);
                 }
-                if let (Some(slot), Some(place)) = (self.by_id.get_mut(id), self.handed.pop_front())
+                if let (Some(slot), Some(handed)) =
+                    (self.by_id.get_mut(id), self.handed.pop_front())
                 {
-                    *slot = place;
+                    // Nobody waits for what becomes of an answer.
+                    *slot = handed.unwrap_or(usize::MAX);
                 }
             }
             Signal::Answered(id, verdict) => {
                 let Some(slot) = self.by_id.get_mut(usize::from(id)) else { return };
                 let place = std::mem::replace(slot, usize::MAX);
                 if place != usize::MAX {
-                    self.outstanding -= 1;
-                    self.settle(place, verdict);
+                    self.answer(place, verdict);
                 }
             }
-            Signal::Barrier | Signal::Disconnected | Signal::Other => {}
+            Signal::Barrier | Signal::Subscribed(_) | Signal::Disconnected | Signal::Other => {}
+        }
+    }
+
+    /// One packet of the event at `place` is answered; what is worse than acceptance holds for all.
+    fn answer(&mut self, place: usize, verdict: Verdict) {
+        self.outstanding -= 1;
+        let Some(owed) = self.owed.get_mut(place) else { return };
+        *owed = owed.saturating_sub(1);
+        let last = *owed == 0;
+        let open = self.verdicts.get(place) == Some(&Verdict::Pending);
+        if open && (last || verdict != Verdict::Accepted) {
+            self.settle(place, verdict);
         }
     }
 
     /// How many events from the first on are accepted.
     pub(super) fn accepted(&self) -> usize {
         self.verdicts.iter().take_while(|verdict| **verdict == Verdict::Accepted).count()
+    }
+
+    /// Whether the event at `place` is accepted.
+    pub(super) fn has_accepted(&self, place: usize) -> bool {
+        self.verdicts.get(place) == Some(&Verdict::Accepted)
     }
 
     /// What the event at `place` met.
@@ -160,6 +199,59 @@ mod tests {
         flight.note(Signal::Answered(1, Verdict::Refused("no".into())));
         assert_eq!((flight.accepted(), flight.outstanding()), (2, 0));
         assert_eq!(flight.verdict(2), Verdict::Refused("no".into()));
+    }
+
+    #[test]
+    fn an_event_of_two_packets_is_accepted_when_both_are() {
+        let refused = || Verdict::Refused("no".into());
+        for (first, second, expected) in [
+            (Verdict::Accepted, Verdict::Accepted, Verdict::Accepted),
+            (Verdict::Accepted, refused(), refused()),
+            (refused(), Verdict::Accepted, refused()),
+        ] {
+            let mut flight = Flight::default();
+            flight.begin(1);
+            flight.hand(0);
+            flight.hand(0);
+            flight.note(Signal::Sent(1));
+            flight.note(Signal::Sent(2));
+            flight.note(Signal::Answered(1, first.clone()));
+            assert_eq!((flight.accepted(), flight.outstanding()), (0, 1));
+            assert_eq!(flight.hindered(), first != Verdict::Accepted);
+            flight.note(Signal::Answered(2, second));
+            assert_eq!(flight.outstanding(), 0);
+            assert_eq!(flight.verdict(0), expected);
+        }
+        // One of them could not even be sent.
+        let mut flight = Flight::default();
+        flight.begin(1);
+        flight.hand(0);
+        flight.settle(0, refused());
+        flight.note(Signal::Sent(0));
+        assert_eq!((flight.outstanding(), flight.verdict(0)), (0, refused()));
+    }
+
+    #[test]
+    fn an_answer_to_a_command_takes_nobodys_packet_id() {
+        let mut flight = Flight::default();
+        flight.hand_answer();
+        flight.begin(1);
+        flight.hand(0);
+        flight.note(Signal::Sent(1));
+        assert_eq!(flight.answers(), 0);
+        flight.note(Signal::Answered(1, Verdict::Accepted));
+        assert_eq!((flight.accepted(), flight.outstanding()), (0, 1));
+        flight.note(Signal::Sent(2));
+        flight.note(Signal::Answered(2, Verdict::Accepted));
+        assert_eq!((flight.accepted(), flight.outstanding()), (1, 0));
+        // In QoS 0 there is no id at all.
+        flight.hand_answer();
+        flight.begin(1);
+        flight.hand(0);
+        flight.note(Signal::Sent(0));
+        assert_eq!(flight.accepted(), 0);
+        flight.note(Signal::Sent(0));
+        assert_eq!(flight.accepted(), 1);
     }
 
     proptest! {

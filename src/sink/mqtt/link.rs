@@ -9,14 +9,21 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Settings, Version, flight::Signal, v4, v5};
-use crate::{config::Secret, sink::Outgoing};
+use bytes::Bytes;
+
+use super::{Settings, Version, command, flight::Signal, home::Inbox, v4, v5};
+use crate::{
+    command::{Ear, Outbound},
+    config::Secret,
+    sink::Outgoing,
+};
 
 /// Name, TCP, TLS and the broker's CONNACK together. A broker that takes longer is not well.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Requests beside the window that may stand in the client's channel: the birth and the farewell.
-pub(super) const SPARE_REQUESTS: usize = 2;
+/// Requests beside the window that may stand in the client's channel: the subscriptions, the birth and the
+/// farewell, answers to commands, and the second packet of an event.
+pub(super) const SPARE_REQUESTS: usize = 5 + command::ANSWERS;
 
 /// Why a link is lost, or was never made.
 pub(super) type Lost = Box<dyn std::error::Error + Send + Sync>;
@@ -26,10 +33,27 @@ pub(super) type Lost = Box<dyn std::error::Error + Send + Sync>;
 pub(super) struct Dial<'a> {
     pub(super) settings: &'a Settings,
     pub(super) client_id: &'a str,
-    /// Empty: none.
-    pub(super) availability: &'a str,
+    pub(super) will: Option<Will>,
     pub(super) password: Option<Secret>,
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+    /// Who hears commands; nobody: they are not subscribed.
+    pub(super) ear: Option<Ear>,
+    /// Whether discovery is subscribed.
+    pub(super) discovery: bool,
+}
+
+impl Dial<'_> {
+    /// Whether anything is subscribed.
+    pub(super) fn hears(&self) -> bool {
+        self.discovery || self.ear.is_some()
+    }
+}
+
+/// What the broker says for us, retained, when the connection breaks off.
+#[derive(Debug, Clone)]
+pub(super) struct Will {
+    pub(super) topic: String,
+    pub(super) payload: Bytes,
 }
 
 /// What the broker allows, from its CONNACK.
@@ -79,11 +103,44 @@ impl Link {
         }
     }
 
-    /// Hands a retained text to the client: the birth or the farewell.
-    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
+    /// Hands something retained to the client that is no event: a part of the state, the birth, the
+    /// farewell.
+    pub(super) fn announce(&self, topic: &str, payload: Bytes, qos: u8) -> Result<(), Unsent> {
         match self {
-            Self::V5(link) => link.announce(topic, text, qos),
-            Self::V4(link) => link.announce(topic, text, qos),
+            Self::V5(link) => link.announce(topic, payload, qos),
+            Self::V4(link) => link.announce(topic, payload, qos),
+        }
+    }
+
+    /// Hands an empty message to the client that nobody keeps, to be acknowledged.
+    pub(super) fn nothing(&self, topic: &str) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.nothing(topic),
+            Self::V4(_) => Err(Unsent::Refused("MQTT 3.1.1 would not tell".into())),
+        }
+    }
+
+    /// Hands the answer to a command to the client.
+    pub(super) fn answer(&self, outbound: &Outbound, qos: u8) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.answer(outbound, qos),
+            Self::V4(link) => link.answer(outbound, qos),
+        }
+    }
+
+    /// What was read that is no command.
+    pub(super) fn inbox(&mut self) -> &mut Inbox {
+        match self {
+            Self::V5(link) => link.inbox(),
+            Self::V4(link) => link.inbox(),
+        }
+    }
+
+    /// Subscribes, and asks for [`Signal::Subscribed`].
+    pub(super) fn subscribe(&self, filters: Vec<String>) -> Result<(), Unsent> {
+        match self {
+            Self::V5(link) => link.subscribe(filters),
+            Self::V4(link) => link.subscribe(filters),
         }
     }
 

@@ -6,21 +6,26 @@
 //! The one thing to know: like its twin for version 5, the client's own limits are meant for devices
 //! (10 KiB for a packet); they are raised to those of the protocol.
 
+use bytes::Bytes;
 use rumqttc_v4::{
     AsyncClient, Broker, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop,
     Incoming, LastWill, MqttOptions, NetworkOptions, Outgoing as Left, PublishOptions, QoS,
-    TlsConfiguration, Transport,
+    SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 
 use super::{
-    OFFLINE,
+    command::{self, Read},
     flight::{Signal, Verdict},
+    home::Inbox,
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
 };
-use crate::sink::Outgoing;
+use crate::{
+    command::{Ear, Outbound},
+    sink::Outgoing,
+};
 
-/// What the broker may send: acknowledgements, nothing larger.
+/// What the broker may send where nothing is heard: acknowledgements, nothing larger.
 const MAX_INCOMING: usize = 10 * 1024;
 
 /// The longest packet that can be written: four bytes of seven bits each.
@@ -37,6 +42,8 @@ const MAX_QOS2: usize = 20;
 pub(super) struct Link {
     client: AsyncClient,
     events: EventLoop,
+    ear: Option<Ear>,
+    inbox: Inbox,
 }
 
 impl Link {
@@ -46,7 +53,8 @@ impl Link {
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
         events.set_network_options(network());
-        let mut link = Self { client, events };
+        let mut link =
+            Self { client, events, ear: dial.ear.clone(), inbox: Inbox::new(dial.discovery) };
         loop {
             let event = link.events.poll().await.map_err(lost)?;
             if let Event::Incoming(Incoming::ConnAck(_)) = event {
@@ -59,7 +67,14 @@ impl Link {
     }
 
     pub(super) fn publish(&self, outgoing: &Outgoing, qos: u8, retain: bool) -> Result<(), Unsent> {
-        let (topic, payload) = (&*outgoing.address, &outgoing.payload);
+        self.send(&outgoing.address, outgoing.payload.clone(), qos, retain)
+    }
+
+    pub(super) fn announce(&self, topic: &str, payload: Bytes, qos: u8) -> Result<(), Unsent> {
+        self.send(topic, payload, qos, true)
+    }
+
+    fn send(&self, topic: &str, payload: Bytes, qos: u8, retain: bool) -> Result<(), Unsent> {
         if topic.len() > MAX_TOPIC {
             return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
         }
@@ -71,12 +86,23 @@ impl Link {
             )));
         }
         let options = PublishOptions::new(level(qos)).retain(retain);
-        self.client.try_publish(topic, payload.clone(), options).map_err(|error| unsent(&error))
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
-    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
-        let options = PublishOptions::new(level(qos)).retained();
-        self.client.try_publish(topic, text.as_bytes(), options).map_err(|error| unsent(&error))
+    pub(super) fn answer(&self, outbound: &Outbound, qos: u8) -> Result<(), Unsent> {
+        let (topic, payload) = (&*outbound.back.address, outbound.answer.json());
+        let options = PublishOptions::new(level(qos));
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn subscribe(&self, filters: Vec<String>) -> Result<(), Unsent> {
+        let filter = |filter| SubscribeFilter::new(filter, QoS::AtLeastOnce);
+        let filters = filters.into_iter().map(filter);
+        self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
     }
 
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
@@ -88,11 +114,31 @@ impl Link {
     }
 
     pub(super) async fn poll(&mut self) -> Result<Signal, Lost> {
-        self.events.poll().await.map(|event| signal(&event)).map_err(lost)
+        let event = self.events.poll().await.map_err(lost)?;
+        Ok(self.note(&event))
     }
 
     pub(super) fn ready(&mut self) -> Option<Signal> {
-        self.events.state.events.pop_front().map(|event| signal(&event))
+        let event = self.events.state.events.pop_front()?;
+        Some(self.note(&event))
+    }
+
+    fn note(&mut self, event: &Event) -> Signal {
+        let Event::Incoming(Incoming::Publish(publish)) = event else { return signal(event) };
+        let read = Read {
+            topic: &publish.topic,
+            payload: &publish.payload,
+            // Whoever clears a retained message publishes nothing to its topic, and in this version that
+            // looks like any other empty payload.
+            retained: publish.retain || publish.payload.is_empty(),
+            again: publish.dup,
+            response_topic: None,
+            correlation: None,
+        };
+        if !command::hear(self.ear.as_ref(), &read) {
+            self.inbox.put(&publish.topic, &publish.payload);
+        }
+        Signal::Other
     }
 }
 
@@ -112,11 +158,12 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
             MqttOptions::websocket_with_tls_config(dial.client_id, &settings.url, tls()?)?
         }
     };
+    let incoming = if dial.hears() { command::MAX_PACKET_V4 } else { MAX_INCOMING };
     options
         .set_keep_alive(settings.keep_alive_secs())
         // The journal is what sends again: the broker must hold nothing of us across connections.
         .set_clean_session(true)
-        .set_max_packet_size(MAX_INCOMING, MAX_OUTGOING)
+        .set_max_packet_size(incoming, MAX_OUTGOING)
         .set_inflight(settings.inflight)
         .set_max_request_batch(usize::from(settings.inflight))
         .set_read_batch_size(usize::from(settings.inflight));
@@ -130,9 +177,9 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         // Refused when the sink is opened: this version has no password without a user.
         (None, _) => {}
     }
-    if !dial.availability.is_empty() {
+    if let Some(will) = &dial.will {
         let qos = level(settings.qos.min(1));
-        options.set_last_will(LastWill::new(dial.availability, OFFLINE, qos, true));
+        options.set_last_will(LastWill::new(&will.topic, will.payload.clone(), qos, true));
     }
     Ok(options)
 }
@@ -167,6 +214,10 @@ fn signal(event: &Event) -> Signal {
         Event::Incoming(Incoming::PubAck(ack)) => Signal::Answered(ack.pkid, Verdict::Accepted),
         Event::Incoming(Incoming::PubComp(comp)) => Signal::Answered(comp.pkid, Verdict::Accepted),
         Event::Incoming(Incoming::UnsubAck(_)) => Signal::Barrier,
+        Event::Incoming(Incoming::SubAck(ack)) => {
+            let refused = |code: &&SubscribeReasonCode| **code == SubscribeReasonCode::Failure;
+            Signal::Subscribed(ack.return_codes.iter().filter(refused).count())
+        }
         _ => Signal::Other,
     }
 }

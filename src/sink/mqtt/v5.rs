@@ -8,20 +8,25 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use bytes::Bytes;
 use rumqttc_v5::{
     AsyncClient, Broker, ClientError, ConnAck, ConnectReturnCode, ConnectionError,
     DisconnectReasonCode, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions,
     Outgoing as Left, PubAckReason, PubRecReason, PublishOptions, PublishProperties, QoS,
-    StateError, TlsConfiguration, Transport,
+    StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 
 use super::{
-    OFFLINE,
+    command::{self, Read},
     flight::{Signal, Verdict},
+    home::Inbox,
     link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
     target::{Target, Wire},
 };
-use crate::sink::Outgoing;
+use crate::{
+    command::{Ear, Outbound},
+    sink::Outgoing,
+};
 
 /// The longest packet that can be written, section 1.5.5: four bytes of seven bits each.
 const MAX_REMAINING: usize = 268_435_455;
@@ -35,6 +40,8 @@ pub(super) struct Link {
     events: EventLoop,
     /// The longest packet that the broker takes.
     max_packet: usize,
+    ear: Option<Ear>,
+    inbox: Inbox,
 }
 
 impl Link {
@@ -43,7 +50,14 @@ impl Link {
         let (client, events) = AsyncClient::builder(options(dial)?)
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
-        let mut link = Self { client, events, max_packet: MAX_REMAINING };
+        let ear = dial.ear.clone();
+        let mut link = Self {
+            client,
+            events,
+            max_packet: MAX_REMAINING,
+            ear,
+            inbox: Inbox::new(dial.discovery),
+        };
         loop {
             let event = link.events.poll().await.map_err(lost)?;
             if let Event::Incoming(Incoming::ConnAck(connack)) = event {
@@ -68,12 +82,26 @@ impl Link {
     }
 
     pub(super) fn publish(&self, outgoing: &Outgoing, qos: u8, retain: bool) -> Result<(), Unsent> {
-        let topic = &*outgoing.address;
+        let payload = outgoing.payload.clone();
+        self.send(&outgoing.address, payload, qos, retain, properties(outgoing))
+    }
+
+    pub(super) fn announce(&self, topic: &str, payload: Bytes, qos: u8) -> Result<(), Unsent> {
+        self.send(topic, payload, qos, true, PublishProperties::default())
+    }
+
+    fn send(
+        &self,
+        topic: &str,
+        payload: Bytes,
+        qos: u8,
+        retain: bool,
+        properties: PublishProperties,
+    ) -> Result<(), Unsent> {
         if topic.len() > MAX_TEXT {
             return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
         }
-        let properties = properties(outgoing);
-        let size = packet_size(topic, qos, &properties, outgoing.payload.len());
+        let size = packet_size(topic, qos, &properties, payload.len());
         if size > self.max_packet {
             return Err(Unsent::Refused(format!(
                 "a packet of {size} bytes is larger than the broker takes ({})",
@@ -81,14 +109,44 @@ impl Link {
             )));
         }
         let options = PublishOptions::new(level(qos)).retain(retain).properties(properties);
-        self.client
-            .try_publish(topic, outgoing.payload.clone(), options)
-            .map_err(|error| unsent(&error))
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
-    pub(super) fn announce(&self, topic: &str, text: &'static str, qos: u8) -> Result<(), Unsent> {
-        let options = PublishOptions::new(level(qos)).retained();
-        self.client.try_publish(topic, text.as_bytes(), options).map_err(|error| unsent(&error))
+    pub(super) fn nothing(&self, topic: &str) -> Result<(), Unsent> {
+        let options = PublishOptions::new(QoS::AtLeastOnce);
+        self.client.try_publish(topic, "", options).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn answer(&self, outbound: &Outbound, qos: u8) -> Result<(), Unsent> {
+        let (topic, payload) = (&*outbound.back.address, outbound.answer.json());
+        let correlation_data = outbound.back.correlation.clone();
+        // The property's name and length, section 3.3.2.3.6.
+        let correlation = correlation_data.as_ref().map_or(0, |data| 3 + data.len());
+        let properties = PublishProperties {
+            content_type: Some("application/json".to_owned()),
+            correlation_data,
+            ..PublishProperties::default()
+        };
+        if packet_size(topic, qos, &properties, payload.len()) + correlation > self.max_packet {
+            return Err(Unsent::Refused("it is larger than the broker takes".into()));
+        }
+        let options = PublishOptions::new(level(qos)).properties(properties);
+        self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn subscribe(&self, filters: Vec<String>) -> Result<(), Unsent> {
+        // What we publish ourselves is no command, and what was published to be retained shows it.
+        let filter = |filter| SubscribeFilter {
+            nolocal: true,
+            preserve_retain: true,
+            ..SubscribeFilter::new(filter, QoS::AtLeastOnce)
+        };
+        let filters = filters.into_iter().map(filter);
+        self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
+    }
+
+    pub(super) fn inbox(&mut self) -> &mut Inbox {
+        &mut self.inbox
     }
 
     pub(super) fn barrier(&self, topic: &str) -> Result<(), Unsent> {
@@ -100,11 +158,30 @@ impl Link {
     }
 
     pub(super) async fn poll(&mut self) -> Result<Signal, Lost> {
-        self.events.poll().await.map(signal).map_err(lost)
+        let event = self.events.poll().await.map_err(lost)?;
+        Ok(self.note(event))
     }
 
     pub(super) fn ready(&mut self) -> Option<Signal> {
-        self.events.state.events.pop_front().map(signal)
+        let event = self.events.state.events.pop_front()?;
+        Some(self.note(event))
+    }
+
+    fn note(&mut self, event: Event) -> Signal {
+        let Event::Incoming(Incoming::Publish(publish)) = &event else { return signal(event) };
+        let properties = publish.properties.as_ref();
+        let read = Read {
+            topic: &publish.topic,
+            payload: &publish.payload,
+            retained: publish.retain,
+            again: publish.dup,
+            response_topic: properties.and_then(|all| all.response_topic.as_deref()),
+            correlation: properties.and_then(|all| all.correlation_data.as_ref()),
+        };
+        if !command::hear(self.ear.as_ref(), &read) {
+            self.inbox.put(&publish.topic, &publish.payload);
+        }
+        Signal::Other
     }
 }
 
@@ -137,6 +214,9 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         .set_outgoing_inflight_upper_limit(settings.inflight)
         .set_max_request_batch(usize::from(settings.inflight))
         .set_read_batch_size(usize::from(settings.inflight));
+    if dial.hears() {
+        options.set_max_packet_size(Some(command::MAX_PACKET));
+    }
     match (&settings.user, &dial.password) {
         (Some(user), Some(password)) => {
             options.set_credentials(user.clone(), password.expose().to_owned());
@@ -149,9 +229,9 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
         }
         (None, None) => {}
     }
-    if !dial.availability.is_empty() {
+    if let Some(will) = &dial.will {
         let qos = level(settings.qos.min(1));
-        options.set_last_will(LastWill::new(dial.availability, OFFLINE, qos, true, None));
+        options.set_last_will(LastWill::new(&will.topic, will.payload.clone(), qos, true, None));
     }
     Ok(options)
 }
@@ -251,6 +331,11 @@ fn signal(event: Event) -> Signal {
         }
         Event::Incoming(Incoming::PubComp(comp)) => Signal::Answered(comp.pkid, Verdict::Accepted),
         Event::Incoming(Incoming::UnsubAck(_)) => Signal::Barrier,
+        Event::Incoming(Incoming::SubAck(ack)) => {
+            let refused =
+                |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+            Signal::Subscribed(ack.return_codes.iter().filter(refused).count())
+        }
         _ => Signal::Other,
     }
 }
@@ -297,7 +382,8 @@ fn lost(error: ConnectionError) -> Lost {
     match &error {
         ConnectionError::ConnectionRefused(code) => match code {
             ConnectReturnCode::RetainNotSupported | ConnectReturnCode::QoSNotSupported => {
-                "the broker does not take the last will: set availability_topic = \"\"".into()
+                "the broker does not take the last will: set availability_topic = \"\" and state = false"
+                    .into()
             }
             code => format!("the broker refused the connection: {code:?}").into(),
         },

@@ -21,6 +21,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
+use super::command::{self, Commands};
+
 /// Name, TCP, TLS and the server's INFO together. A server that takes longer is not well.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -56,6 +58,7 @@ pub(super) struct Link {
     /// The inbox's subject without its wildcard: `_INBOX.….`.
     prefix: String,
     notes: mpsc::Receiver<Note>,
+    commands: Option<Commands>,
 }
 
 /// A server that cannot exist: nothing listens on port 0. The client must be given a server to
@@ -100,7 +103,13 @@ impl Link {
             .await?;
         let prefix = format!("{}.", client.new_inbox());
         let inbox = client.subscribe(format!("{prefix}>")).await?;
-        Ok(Self { client, inbox, prefix, notes })
+        Ok(Self { client, inbox, prefix, notes, commands: None })
+    }
+
+    /// Takes commands from here on; they are heard and answered whenever somebody waits for
+    /// [`Link::answer`].
+    pub(super) fn take_commands(&mut self, commands: Commands) {
+        self.commands = Some(commands);
     }
 
     /// The client, for what needs no speed.
@@ -138,19 +147,30 @@ impl Link {
     /// The next answer with its mark, or what was said beside it. Answers come first, so that what
     /// the server did before it went away counts.
     pub(super) async fn answer(&mut self) -> Said {
-        tokio::select! {
-            biased;
-            message = self.inbox.next() => {
-                let message = message.ok_or(Note::Lost("the connection has ended"))?;
-                Ok((self.mark(&message), message))
+        loop {
+            tokio::select! {
+                biased;
+                message = self.inbox.next() => {
+                    let message = message.ok_or(Note::Lost("the connection has ended"))?;
+                    return Ok((self.mark(&message), message));
+                }
+                Some(note) = self.notes.recv() => return Err(note),
+                () = command::turn(&mut self.commands, &self.client) => {}
             }
-            Some(note) = self.notes.recv() => Err(note),
         }
     }
 
     fn mark(&self, message: &Message) -> Option<(u64, usize)> {
         let (batch, place) = message.subject.strip_prefix(&*self.prefix)?.split_once('.')?;
         Some((batch.parse().ok()?, place.parse().ok()?))
+    }
+
+    /// Gives the last answers to commands, and goes.
+    pub(super) async fn close(mut self) -> Result<(), async_nats::Error> {
+        if let Some(commands) = &mut self.commands {
+            commands.finish(&self.client).await?;
+        }
+        Ok(())
     }
 
     /// What has been said beside answers and not looked at.

@@ -133,7 +133,7 @@ pub(super) async fn settle(
         },
     };
     let mut remarks = covered(name, &config.subjects, subjects)?;
-    remarks.extend(remarks_on(&config));
+    remarks.extend(remarks_on(&config, *window));
     if config.duplicate_window < *window {
         tracing::warn!(
             stream = name,
@@ -169,9 +169,16 @@ impl Limits {
     }
 }
 
-fn remarks_on(config: &Config) -> Vec<String> {
-    let mut remarks =
-        vec![format!("the stream recognises a repeat for {}", Period(config.duplicate_window))];
+fn remarks_on(config: &Config, window: Duration) -> Vec<String> {
+    let recognised = Period(config.duplicate_window);
+    let mut remarks = vec![format!("the stream recognises a repeat for {recognised}")];
+    if config.duplicate_window < window {
+        remarks.push(format!(
+            "the relay may send a batch again after {} (timeout and backoff_max): it would be stored \
+             twice, so give the stream a longer duplicate_window",
+            Period(window)
+        ));
+    }
     match config.storage {
         StorageType::Memory => remarks.push(
             "the stream is kept in memory: what it has acknowledged ends with the server".into(),

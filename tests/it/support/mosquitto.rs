@@ -10,7 +10,7 @@ use std::{
 };
 
 use rumqttc_v5::{
-    AsyncClient, Broker, Event, Incoming, MqttOptions, Publish, QoS,
+    AsyncClient, Broker, Event, Incoming, MqttOptions, Publish, PublishOptions, QoS,
     mqttbytes::v5::ConnectProperties,
 };
 use tempfile::TempDir;
@@ -85,8 +85,7 @@ pub struct Listener {
     heard: Arc<Mutex<Vec<(u64, Publish)>>>,
     subscriptions: Arc<Mutex<usize>>,
     task: tokio::task::JoinHandle<()>,
-    /// Without it the client's connection ends.
-    _client: AsyncClient,
+    client: AsyncClient,
 }
 
 impl Listener {
@@ -121,12 +120,17 @@ impl Listener {
                 }
             }
         });
-        let listener = Self { heard, subscriptions, task, _client: client };
+        let listener = Self { heard, subscriptions, task, client };
         until("the subscription is confirmed", PATIENCE, async || {
             (*listener.subscriptions.lock().unwrap() > 0).then_some(())
         })
         .await;
         listener
+    }
+
+    /// Publishes over the same connection.
+    pub async fn publish(&self, topic: &str, payload: &[u8], options: PublishOptions) {
+        self.client.publish(topic, payload.to_vec(), options).await.unwrap();
     }
 
     /// All that has arrived.

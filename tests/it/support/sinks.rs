@@ -1,6 +1,6 @@
 //! Sinks as the relay would open them, and events for them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use astro_relay::{
     config::{ConfigError, Period, SinkConfig, Start},
@@ -27,7 +27,9 @@ pub fn config(kind: &str, timeout: Duration) -> SinkConfig {
         window: 512,
         timeout: Period(timeout),
         backoff_max: Period(Duration::from_secs(1)),
+        state: false,
         settings: Value::Null,
+        feeds: BTreeMap::new(),
     }
 }
 
@@ -72,6 +74,7 @@ pub fn outgoing_with(seq: Seq, address: &str, room: &str, payload: &str) -> Outg
         payload: Bytes::copy_from_slice(payload.as_bytes()),
         content_type: "application/json",
         expires_in: None,
+        beside: None,
     }
 }
 

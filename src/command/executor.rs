@@ -1,0 +1,582 @@
+//! The task that executes commands: one after another for each channel, several channels at once.
+//!
+//! It looks a command up in its memory, holds the rate down, finds out the channel's id and token, and
+//! makes the call. Setting an element begins with reading the session: that tells its name in the
+//! server's spelling, and what sort of value it takes.
+//!
+//! It hears nothing itself and sends no answer: that is for whoever has the [`super::Ear`].
+//!
+//! The one thing to know: a change that may have been made is never made again here. It is answered
+//! with [`Sort::Unknown`], and the session is fetched anew, so that at least the relay knows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use serde_json::{Map, Value};
+use tokio::{
+    sync::{Mutex, watch},
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{
+    Answer, Command, Failure, Inbox, Order, Request, Sort,
+    memory::{Memory, Recalled, Ticket},
+    tell,
+};
+use crate::{
+    astro::{
+        gateway::Targets,
+        rest::{Rest, RestError, Target, credentials},
+    },
+    config::Secret,
+    metrics,
+    state::{Session, keeper::Refreshes},
+    status::Status,
+    supervisor::Factory,
+};
+
+/// Commands of one channel within [`RATE_TIME`]. A slider that is drawn sends some of them at once; the
+/// vendor's server is not there for more.
+const RATE: usize = 10;
+
+/// See [`RATE`].
+const RATE_TIME: Duration = Duration::from_secs(10);
+
+/// How long a command may wait for those before it. Nobody expects it to happen later than that.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long it may take. With [`PATIENCE`] it fits the endpoint's limit for a request, 30 s.
+const EXECUTION: Duration = Duration::from_secs(24);
+
+/// How long one of its calls may take: `reload` adds up a channel's history.
+const CALL: Duration = Duration::from_secs(20);
+
+/// Commands that wait for others of their channel; beyond it the queue fills, and tells.
+const WAITING: usize = 64;
+
+/// The task.
+#[derive(Debug)]
+pub struct Executor {
+    tools: Tools,
+    inbox: Inbox,
+    memory: Memory,
+    rate: Rate,
+    waiting: VecDeque<Waiting>,
+    busy: BTreeSet<String>,
+}
+
+/// What a command is executed with.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    /// The REST API.
+    pub rest: Rest,
+    /// The channels and their credentials, now.
+    pub targets: watch::Receiver<Targets>,
+    /// Where the rooms of the channels stand.
+    pub status: Arc<Status>,
+    /// Who fetches sessions.
+    pub refreshes: Refreshes,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    ticket: Ticket,
+    origin: Arc<str>,
+    command: Command,
+    since: Instant,
+}
+
+/// A command that was tried.
+struct Done {
+    ticket: Ticket,
+    origin: Arc<str>,
+    answer: Answer,
+}
+
+type Running = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>;
+
+impl Executor {
+    /// One that takes its commands from `inbox`.
+    pub fn new(inbox: Inbox, tools: Tools) -> Self {
+        let tools = Tools { rest: tools.rest.within(CALL), ..tools };
+        Self {
+            tools,
+            inbox,
+            memory: Memory::default(),
+            rate: Rate::default(),
+            waiting: VecDeque::new(),
+            busy: BTreeSet::new(),
+        }
+    }
+
+    /// Executes until it is told to stop. What is under way then is finished, what waits is not begun.
+    pub async fn run(&mut self, stop: CancellationToken) {
+        self.tidy_up();
+        let mut running = Running::new();
+        loop {
+            self.start(&mut running);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(done) = running.next() => self.finish(done),
+                Some(request) = self.inbox.0.recv(), if self.waiting.len() < WAITING => {
+                    self.take(request);
+                }
+            }
+        }
+        while let Ok(request) = self.inbox.0.try_recv() {
+            self.take(request);
+        }
+        while let Some(waiting) = self.waiting.pop_front() {
+            self.leave(&waiting, "the relay is stopping");
+        }
+        // The supervisor has a deadline for it.
+        while let Some(done) = running.next().await {
+            self.finish(done);
+        }
+    }
+
+    /// What an earlier run had under way when it failed has ended with it, nobody knows how.
+    fn tidy_up(&mut self) {
+        self.busy.clear();
+        for (ticket, origin, command) in self.memory.open() {
+            if !self.waiting.iter().any(|waiting| waiting.ticket == ticket) {
+                let failure = unknown("the relay failed while it was executed");
+                self.finish(Done { ticket, origin, answer: command.answer(Err(failure)) });
+            }
+        }
+    }
+
+    fn take(&mut self, request: Request) {
+        let now = Instant::now();
+        let origin = Arc::clone(&request.origin);
+        match self.memory.recall(request, now) {
+            Recalled::Waits => metrics::command(&origin, "repeat", "repeated"),
+            Recalled::Again(reply, answer) => {
+                let transaction = answer.transaction.as_ref().map(ToString::to_string);
+                info!(
+                    %origin, channel = answer.channel, transaction,
+                    "a command came again and gets its first answer"
+                );
+                metrics::command(&origin, "repeat", "repeated");
+                reply.give(&origin, &answer);
+            }
+            Recalled::Other(reply, command) => {
+                let error = "this transaction was that of another command";
+                let answer = command.answer(Err(Failure::bad(409, error)));
+                tell(&origin, &answer, true);
+                reply.give(&origin, &Arc::new(answer));
+            }
+            Recalled::New(ticket, command) => {
+                if self.rate.takes(&command.channel, now) {
+                    self.waiting.push_back(Waiting { ticket, origin, command, since: now });
+                } else {
+                    let error = format!("more than {RATE} commands within {RATE_TIME:?}");
+                    let answer = command.answer(Err(Failure::new(Sort::Limited, 429, error)));
+                    self.unexecuted(ticket, &origin, answer);
+                }
+            }
+        }
+    }
+
+    /// Begins what waits and whose channel is free, in its order.
+    fn start(&mut self, running: &mut Running) {
+        let now = Instant::now();
+        let mut place = 0;
+        while let Some(waiting) = self.waiting.get(place) {
+            let late = waiting.since + PATIENCE < now;
+            if !late && self.busy.contains(&waiting.command.channel) {
+                place += 1;
+                continue;
+            }
+            let Some(waiting) = self.waiting.remove(place) else { return };
+            if late {
+                self.leave(&waiting, "those before it took too long");
+                continue;
+            }
+            let Waiting { ticket, origin, command, .. } = waiting;
+            self.busy.insert(command.channel.clone());
+            let tools = self.tools.clone();
+            running.push(Box::pin(async move {
+                let outcome = match timeout(EXECUTION, tools.execute(&command)).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => Err(unknown("it took too long, and may have been done")),
+                };
+                if outcome.as_ref().is_err_and(|failure| failure.sort == Sort::Unknown) {
+                    // Whoever asks may see what has become of it; nobody waits for that here.
+                    tools.refreshes.wish(&command.channel);
+                }
+                Done { ticket, origin, answer: command.answer(outcome) }
+            }));
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        let Done { ticket, origin, answer } = done;
+        self.busy.remove(&answer.channel);
+        tell(&origin, &answer, true);
+        let answer = Arc::new(answer);
+        for reply in self.memory.answered(ticket, &answer) {
+            reply.give(&origin, &answer);
+        }
+    }
+
+    fn leave(&mut self, waiting: &Waiting, why: &str) {
+        let error = format!("not executed: {why}");
+        let answer = waiting.command.answer(Err(Failure::new(Sort::Failed, 503, error)));
+        self.unexecuted(waiting.ticket, &waiting.origin, answer);
+    }
+
+    fn unexecuted(&mut self, ticket: Ticket, origin: &str, answer: Answer) {
+        tell(origin, &answer, true);
+        let answer = Arc::new(answer);
+        for reply in self.memory.forget(ticket) {
+            reply.give(origin, &answer);
+        }
+    }
+}
+
+/// When each channel's latest commands came.
+#[derive(Debug, Default)]
+struct Rate(BTreeMap<String, VecDeque<Instant>>);
+
+impl Rate {
+    /// Whether one more is taken now; then it counts.
+    fn takes(&mut self, channel: &str, now: Instant) -> bool {
+        let lately = self.0.entry(channel.to_owned()).or_default();
+        while lately.front().is_some_and(|at| *at + RATE_TIME <= now) {
+            lately.pop_front();
+        }
+        let takes = lately.len() < RATE;
+        if takes {
+            lately.push_back(now);
+        }
+        takes
+    }
+}
+
+impl Tools {
+    async fn execute(&self, command: &Command) -> Result<(), Failure> {
+        if command.order == Order::Refresh {
+            let done = self.refreshes.ask(&command.channel).await;
+            return done.map_err(|error| Failure::new(Sort::Failed, 502, error));
+        }
+        let (id, token) = self.whom(&command.channel)?;
+        let target = Target { channel: &id, token: &token };
+        let done = match &command.order {
+            Order::Set { element, value } => return self.set(target, element, value).await,
+            Order::Reset => self.rest.reset(target).await,
+            Order::Reload => self.rest.reload(target).await,
+            Order::Refresh => Ok(()),
+        };
+        done.map_err(|error| failure(&error))
+    }
+
+    async fn set(&self, target: Target<'_>, key: &str, value: &Value) -> Result<(), Failure> {
+        let elements = self.rest.session(target).await.map_err(|error| failure(&error))?.data;
+        let mut session = Session::default();
+        for (name, value) in &elements {
+            session.restore(name.clone(), value.clone(), 0);
+        }
+        let name = session.name(key);
+        let Some(now) = elements.get(&name) else {
+            return Err(Failure::bad(404, "the session has no such element"));
+        };
+        let value = fitted(now, value)?;
+        let change = Map::from_iter([(name, value)]);
+        self.rest.update(target, &change).await.map_err(|error| failure(&error))
+    }
+
+    /// The channel's id and token.
+    fn whom(&self, channel: &str) -> Result<(String, Secret), Failure> {
+        let targets = self.targets.borrow().clone();
+        let none = || Failure::bad(404, "there is no such channel");
+        let token = targets.tokens.get(channel).ok_or_else(none)?;
+        let mut subscriptions = targets.subscriptions.iter();
+        let subscription = subscriptions.find(|one| &*one.channel == channel).ok_or_else(none)?;
+        let told: Vec<String> = self.status.look(|pages| {
+            let all = pages.connections.values().flat_map(|page| &page.subscriptions);
+            let ours = all.filter(|one| one.channel == channel && one.state == "confirmed");
+            ours.filter_map(|one| one.room.clone()).collect()
+        });
+        let rooms = subscription.room.iter().map(|room| &**room);
+        let rooms = rooms.chain(told.iter().map(String::as_str));
+        credentials(rooms, token, subscription.token_type).map_err(|why| {
+            // It may name a place on this machine, which is nobody's business out there.
+            error!(channel, error = why, "the REST API cannot be asked in the channel's name");
+            Failure::new(Sort::Failed, 500, "the relay has no usable credential for this channel")
+        })
+    }
+}
+
+/// The value as the element takes it: of its own type, or a number where its only field is a number, as
+/// in `{"amount": 5}`. Anything else would break the overlays that show it.
+fn fitted(now: &Value, value: &Value) -> Result<Value, Failure> {
+    match (now, value) {
+        (Value::Object(fields), Value::Number(_)) => match fields.iter().next() {
+            Some((name, Value::Number(_))) if fields.len() == 1 => {
+                Ok(Value::Object(Map::from_iter([(name.clone(), value.clone())])))
+            }
+            _ => {
+                Err(Failure::bad(400, "the element is more than a number: an object was expected"))
+            }
+        },
+        (Value::Null, _)
+        | (Value::Object(_), Value::Object(_))
+        | (Value::Array(_), Value::Array(_))
+        | (Value::String(_), Value::String(_))
+        | (Value::Number(_), Value::Number(_))
+        | (Value::Bool(_), Value::Bool(_)) => Ok(value.clone()),
+        (now, _) => {
+            let wanted = match now {
+                Value::Object(_) => "an object",
+                Value::Array(_) => "a list",
+                Value::String(_) => "a text",
+                Value::Number(_) => "a number",
+                _ => "true or false",
+            };
+            Err(Failure::bad(400, format!("the element takes {wanted}")))
+        }
+    }
+}
+
+fn unknown(error: impl Into<String>) -> Failure {
+    Failure::new(Sort::Unknown, 504, error)
+}
+
+/// What a call's error means to whoever ordered it.
+fn failure(error: &RestError) -> Failure {
+    let failed = |status, text: String| Failure::new(Sort::Failed, status, text);
+    match error {
+        RestError::Refused { status, text, .. } => failed(*status, text.clone()),
+        RestError::Unknown(_) => unknown(error.to_string()),
+        RestError::Unreachable(_) => failed(503, "the REST API cannot be reached".into()),
+        RestError::Unreadable(_) => failed(502, "the REST API's answer cannot be read".into()),
+        RestError::Client(_) | RestError::Channel(_) | RestError::Token => {
+            warn!(error = error.describe(), "a command cannot be made a call");
+            failed(500, "the relay cannot make this call".into())
+        }
+    }
+}
+
+/// The task made over and over from the same state, for a supervisor: its memory outlives a failure.
+pub fn factory(executor: Executor) -> Factory {
+    let executor = Arc::new(Mutex::new(executor));
+    Box::new(move |stop| {
+        let executor = Arc::clone(&executor);
+        Ok(Box::pin(async move { executor.lock().await.run(stop).await }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        command::{Answers, Back, Ear, Heard, intake},
+        config::{Astro, Commands},
+        state::keeper::{Wish, Wishes, refreshes},
+        tls,
+    };
+
+    /// An executor whose only tool that works is the keeper, played by the test.
+    fn executor() -> (Executor, Ear, Answers, Wishes) {
+        tls::install_provider();
+        let labels = ["a", "b"].map(str::to_owned).into();
+        let (intake, inbox) = intake(watch::channel(labels).1);
+        let (ear, answers) = intake.desk("home", None).ear(&Commands::All(true));
+        let (refreshes, wishes) = refreshes();
+        let tools = Tools {
+            rest: Rest::new(&Astro::default()).unwrap(),
+            targets: watch::channel(Targets::default()).1,
+            status: Arc::new(Status::new(0)),
+            refreshes,
+        };
+        (Executor::new(inbox, tools), ear, answers, wishes)
+    }
+
+    fn refresh(ear: &Ear, channel: &str, transaction: &str) {
+        let payload = json!({ "transaction": transaction }).to_string();
+        ear.hear(Heard {
+            channel,
+            path: &["relay", "refresh"],
+            payload: payload.as_bytes(),
+            retained: false,
+            again: false,
+            back: Some(Back::default()),
+        });
+    }
+
+    async fn said(answers: &mut Answers) -> (String, Option<u16>) {
+        let answer = answers.recv().await.unwrap().answer;
+        let transaction = answer.transaction.as_ref().and_then(Value::as_str).unwrap();
+        (transaction.to_owned(), answer.outcome.clone().err().map(|failure| failure.status))
+    }
+
+    async fn wish(wishes: &mut mpsc::Receiver<Wish>) -> Wish {
+        wishes.recv().await.unwrap()
+    }
+
+    fn ok(transaction: &str) -> (String, Option<u16>) {
+        (transaction.to_owned(), None)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_channel_executes_one_at_a_time_and_holds_up_no_other() {
+        let (mut executor, ear, mut answers, wishes) = executor();
+        let mut wishes = wishes.lock().await;
+        let stop = CancellationToken::new();
+        let outside = async {
+            for (channel, transaction) in [("a", "1"), ("a", "2"), ("b", "3"), ("a", "1")] {
+                refresh(&ear, channel, transaction);
+            }
+            let first = wish(&mut wishes).await;
+            let other = wish(&mut wishes).await;
+            assert_eq!((first.channel(), other.channel()), ("a", "b"));
+            other.grant(Ok(()));
+            assert_eq!(said(&mut answers).await, ok("3"));
+            assert!(wishes.try_recv().is_err(), "the second waits for the first");
+            first.grant(Err("no".into()));
+            // The one that came again gets the same answer.
+            let refused = ("1".to_owned(), Some(502));
+            assert_eq!(said(&mut answers).await, refused);
+            assert_eq!(said(&mut answers).await, refused);
+            wish(&mut wishes).await.grant(Ok(()));
+            assert_eq!(said(&mut answers).await, ok("2"));
+            refresh(&ear, "a", "1");
+            assert_eq!(said(&mut answers).await, refused);
+            assert!(wishes.try_recv().is_err());
+            stop.cancel();
+        };
+        tokio::join!(executor.run(stop.clone()), outside);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_too_long_is_given_up_and_what_waited_for_it_is_not_executed() {
+        let (mut executor, ear, mut answers, wishes) = executor();
+        let mut wishes = wishes.lock().await;
+        let stop = CancellationToken::new();
+        let outside = async {
+            let begun = Instant::now();
+            refresh(&ear, "a", "1");
+            refresh(&ear, "a", "2");
+            let kept = wish(&mut wishes).await;
+            assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
+            assert_eq!(begun.elapsed(), EXECUTION);
+            assert_eq!(said(&mut answers).await, ("2".to_owned(), Some(503)));
+            drop(kept);
+            // Of the first nobody knows: the keeper is asked to look, and nobody waits for it.
+            wish(&mut wishes).await.grant(Ok(()));
+            assert!(wishes.try_recv().is_err());
+            // The second was never tried, so that it may come again.
+            refresh(&ear, "a", "2");
+            wish(&mut wishes).await.grant(Ok(()));
+            assert_eq!(said(&mut answers).await, ok("2"));
+            stop.cancel();
+        };
+        tokio::join!(executor.run(stop.clone()), outside);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn being_told_to_stop_finishes_what_is_under_way() {
+        let (mut executor, ear, mut answers, wishes) = executor();
+        let mut wishes = wishes.lock().await;
+        let stop = CancellationToken::new();
+        let outside = async {
+            refresh(&ear, "a", "1");
+            refresh(&ear, "a", "2");
+            let first = wish(&mut wishes).await;
+            stop.cancel();
+            assert_eq!(said(&mut answers).await, ("2".to_owned(), Some(503)));
+            first.grant(Ok(()));
+            assert_eq!(said(&mut answers).await, ok("1"));
+        };
+        tokio::join!(executor.run(stop.clone()), outside);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_under_way_when_it_failed_is_answered_and_not_executed_again() {
+        let (mut executor, ear, mut answers, wishes) = executor();
+        let mut wishes = wishes.lock().await;
+        let stop = CancellationToken::new();
+        refresh(&ear, "a", "1");
+        refresh(&ear, "a", "2");
+        tokio::select! {
+            () = executor.run(stop.clone()) => panic!("nobody stops it"),
+            _ = wish(&mut wishes) => {}
+        }
+        // Its future is gone, as after a panic; the supervisor begins anew.
+        let outside = async {
+            assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
+            wish(&mut wishes).await.grant(Ok(()));
+            assert_eq!(said(&mut answers).await, ok("2"));
+            refresh(&ear, "a", "1");
+            assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
+            assert!(wishes.try_recv().is_err());
+            stop.cancel();
+        };
+        tokio::join!(executor.run(stop.clone()), outside);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_channel_has_a_rate() {
+        let mut rate = Rate::default();
+        for n in 0..RATE {
+            assert!(rate.takes("a", Instant::now()), "{n}");
+            tokio::time::advance(Duration::from_millis(100)).await;
+        }
+        assert!(!rate.takes("a", Instant::now()));
+        assert!(rate.takes("b", Instant::now()));
+        tokio::time::advance(RATE_TIME.saturating_sub(Duration::from_millis(950))).await;
+        assert!(rate.takes("a", Instant::now()), "the first is long ago");
+        assert!(!rate.takes("a", Instant::now()));
+    }
+
+    #[test]
+    fn a_value_keeps_the_sort_of_its_element() {
+        for (now, value, fit) in [
+            (json!({"amount": 5}), json!(12), Some(json!({"amount": 12}))),
+            (json!({"amount": 5}), json!(12.5), Some(json!({"amount": 12.5}))),
+            (json!({"count": 5}), json!(0), Some(json!({"count": 0}))),
+            (json!({"name": "a"}), json!(1), None),
+            (json!({"name": "a", "amount": 5}), json!(1), None),
+            (json!({}), json!(1), None),
+            (json!({"amount": 5}), json!("12,5"), None),
+            (json!({"amount": 5}), json!({"amount": 6}), Some(json!({"amount": 6}))),
+            (json!([1]), json!([]), Some(json!([]))),
+            (json!([1]), json!({}), None),
+            (json!("a"), json!("b"), Some(json!("b"))),
+            (json!(1), json!(2), Some(json!(2))),
+            (json!(1), json!("2"), None),
+            (json!(true), json!(0), None),
+            (json!(null), json!("x"), Some(json!("x"))),
+        ] {
+            assert_eq!(fitted(&now, &value).ok(), fit, "{now} {value}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_told_without_what_lies_behind_it() {
+        let source = || Box::<dyn std::error::Error + Send + Sync>::from("at /etc/canary");
+        for (error, status, sort) in [
+            (RestError::Unreachable(source()), 503, Sort::Failed),
+            (RestError::Unknown(source()), 504, Sort::Unknown),
+            (RestError::Unreadable(source()), 502, Sort::Failed),
+            (RestError::Client(source()), 500, Sort::Failed),
+            (RestError::Channel("canary".into()), 500, Sort::Failed),
+            (RestError::Token, 500, Sort::Failed),
+        ] {
+            let failure = failure(&error);
+            assert_eq!((failure.status, failure.sort), (status, sort), "{error:?}");
+            assert!(!failure.error.contains("canary"), "{failure:?}");
+        }
+    }
+}

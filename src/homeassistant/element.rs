@@ -1,0 +1,311 @@
+//! An element of the session as a sensor: its name, its unit, and what of it is the state.
+//!
+//! The vendor's names follow a pattern (`follower-session`, `tip-weekly-top-donator`); what follows it
+//! gets a name that reads well, and the rest is shown under its own.
+//!
+//! The one thing to know: what of a value is the state is read off the value (`count`, `name`,
+//! `amount`), not off the element's name, because elements come that nobody has documented.
+
+use serde_json::{Value, json};
+
+/// The largest number that can be set: what a double still holds to the cent.
+pub(super) const MOST: u64 = 1_000_000_000;
+
+/// What is shown of an element.
+#[derive(Debug, PartialEq)]
+pub(super) struct Shown {
+    pub(super) name: String,
+    pub(super) icon: &'static str,
+    /// Whether the whole value is shown as attributes.
+    pub(super) attributes: bool,
+    /// Whether it can be set to a number.
+    pub(super) is_goal: bool,
+    /// Keys of the sensor.
+    pub(super) own: Value,
+}
+
+/// A family of elements: what its name begins with.
+struct Family {
+    word: &'static str,
+    /// What `count` counts, as a unit.
+    count: &'static str,
+    /// What `amount` counts, as a unit; empty: money of a currency that the session does not name.
+    amount: &'static str,
+    /// In names: the many, the one, and who did the most of it.
+    many: &'static str,
+    one: &'static str,
+    top: &'static str,
+    icon: &'static str,
+}
+
+/// From the longest word to the shortest, so that the first that fits is the right one.
+const FAMILIES: &[Family] = &[
+    Family {
+        word: "subscriber-gifted",
+        count: "subscribers",
+        amount: "subscribers",
+        many: "Gifted subscriptions",
+        one: "gifted subscription",
+        top: "gifter",
+        icon: "mdi:gift",
+    },
+    Family {
+        word: "subscriber-resub",
+        count: "subscribers",
+        amount: "subscribers",
+        many: "Resubscriptions",
+        one: "resubscription",
+        top: "resubscriber",
+        icon: "mdi:star-plus",
+    },
+    Family {
+        word: "subscriber-new",
+        count: "subscribers",
+        amount: "subscribers",
+        many: "New subscribers",
+        one: "new subscriber",
+        top: "new subscriber",
+        icon: "mdi:star-outline",
+    },
+    Family {
+        word: "subscriber",
+        count: "subscribers",
+        amount: "subscribers",
+        many: "Subscribers",
+        one: "subscriber",
+        top: "subscriber",
+        icon: "mdi:star",
+    },
+    Family {
+        word: "superchat",
+        count: "super chats",
+        amount: "",
+        many: "Super chats",
+        one: "super chat",
+        top: "super chatter",
+        icon: "mdi:chat-plus",
+    },
+    Family {
+        word: "follower",
+        count: "followers",
+        amount: "followers",
+        many: "Followers",
+        one: "follower",
+        top: "follower",
+        icon: "mdi:account-heart",
+    },
+    Family {
+        word: "sponsor",
+        count: "members",
+        amount: "members",
+        many: "Members",
+        one: "member",
+        top: "member",
+        icon: "mdi:star-circle",
+    },
+    Family {
+        word: "charity",
+        count: "donations",
+        amount: "",
+        many: "Charity donations",
+        one: "charity donation",
+        top: "charity donor",
+        icon: "mdi:hand-heart",
+    },
+    Family {
+        word: "cheer",
+        count: "cheers",
+        amount: "bits",
+        many: "Bits",
+        one: "cheer",
+        top: "cheerer",
+        icon: "mdi:diamond-stone",
+    },
+    Family {
+        word: "merch",
+        count: "orders",
+        amount: "",
+        many: "Merch",
+        one: "merch order",
+        top: "merch buyer",
+        icon: "mdi:tshirt-crew",
+    },
+    Family {
+        word: "host",
+        count: "hosts",
+        amount: "viewers",
+        many: "Hosts",
+        one: "host",
+        top: "host",
+        icon: "mdi:access-point",
+    },
+    Family {
+        word: "raid",
+        count: "raids",
+        amount: "viewers",
+        many: "Raids",
+        one: "raid",
+        top: "raider",
+        icon: "mdi:account-group",
+    },
+    Family {
+        word: "tip",
+        count: "tips",
+        amount: "",
+        many: "Tips",
+        one: "tip",
+        top: "tipper",
+        icon: "mdi:cash",
+    },
+];
+
+/// What is shown of an element; `None`: nothing of it fits into a state.
+pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
+    let has = |key: &str, fits: fn(&Value) -> bool| value.get(key).is_some_and(fits);
+    let family = FAMILIES.iter().find_map(|family| {
+        let rest = element.strip_prefix(family.word)?.strip_prefix('-')?;
+        Some((family, rest))
+    });
+    let (own, attributes) = match value {
+        Value::Number(_) => (measured("{{ value }}", element, ""), false),
+        Value::Object(_) if has("count", Value::is_number) => {
+            let unit = family.map_or("", |(family, _)| family.count);
+            (measured(&super::field("count"), element, unit), false)
+        }
+        Value::Object(_) if has("name", Value::is_string) => {
+            // The states that Home Assistant takes end at 255 characters; an empty one is unknown.
+            let template = "{{ ((value_json | default({})).name | default('None', true))[:255] }}";
+            (json!({ "value_template": template }), true)
+        }
+        Value::Object(_) if has("amount", Value::is_number) => {
+            let unit = family.filter(|(_, rest)| *rest != "points").map_or("", |(f, _)| f.amount);
+            (measured(&super::field("amount"), element, unit), false)
+        }
+        _ => return None,
+    };
+    Some(Shown {
+        name: family
+            .and_then(|(family, rest)| name_in(family, rest))
+            .unwrap_or_else(|| plainly(element)),
+        icon: family.map_or("mdi:chart-box", |(family, _)| family.icon),
+        attributes,
+        is_goal: element.ends_with("-goal") && has("amount", Value::is_number),
+        own,
+    })
+}
+
+/// A sensor that measures. What is begun anew now and then (a session, a week) only grows in between;
+/// a total may shrink (a follower leaves); a goal is set at will.
+fn measured(template: &str, element: &str, unit: &str) -> Value {
+    let period = ["-session", "-week", "-month", "-count"];
+    let class = if period.iter().any(|end| element.ends_with(end)) {
+        "total_increasing"
+    } else if element.ends_with("-total") {
+        "total"
+    } else {
+        "measurement"
+    };
+    let mut own = json!({ "value_template": template, "state_class": class });
+    if !unit.is_empty() {
+        super::set(&mut own, "unit_of_measurement", unit.into());
+    }
+    own
+}
+
+fn name_in(family: &Family, rest: &str) -> Option<String> {
+    let Family { many, one, top, .. } = family;
+    let capital = || plainly(one);
+    let name = match rest {
+        "latest" => format!("Latest {one}"),
+        "session" => format!("{many} this session"),
+        "week" => format!("{many} this week"),
+        "month" => format!("{many} this month"),
+        "total" => format!("{many} in total"),
+        "count" => format!("{} count", capital()),
+        "goal" => format!("{} goal", capital()),
+        "points" => format!("{} points", capital()),
+        "alltime-gifter" => "Top gifter of all time".into(),
+        rest => {
+            let (period, what) = rest.split_once("-top-")?;
+            let period = match period {
+                "session" => "this session",
+                "weekly" => "this week",
+                "monthly" => "this month",
+                "alltime" => "of all time",
+                _ => return None,
+            };
+            match what {
+                "donation" => format!("Top {one} {period}"),
+                "donator" => format!("Top {top} {period}"),
+                _ => return None,
+            }
+        }
+    };
+    Some(name)
+}
+
+/// A name of the vendor's, so that it reads as a name.
+fn plainly(element: &str) -> String {
+    let words = element.replace(['-', '_'], " ");
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_element_reads_well() {
+        for (element, value, name, unit, class) in [
+            (
+                "follower-session",
+                json!({"count": 11}),
+                "Followers this session",
+                "followers",
+                "total_increasing",
+            ),
+            ("follower-goal", json!({"amount": 11}), "Follower goal", "followers", "measurement"),
+            ("follower-total", json!({"count": 13}), "Followers in total", "followers", "total"),
+            ("subscriber-points", json!({"amount": 189}), "Subscriber points", "", "measurement"),
+            (
+                "subscriber-resub-session",
+                json!({"count": 68}),
+                "Resubscriptions this session",
+                "subscribers",
+                "total_increasing",
+            ),
+            ("cheer-week", json!({"amount": 246}), "Bits this week", "bits", "total_increasing"),
+            ("cheer-count", json!({"count": 8}), "Cheer count", "cheers", "total_increasing"),
+            ("tip-month", json!({"amount": 279.5}), "Tips this month", "", "total_increasing"),
+            ("merch-goal-items", json!({"amount": 0}), "Merch goal items", "", "measurement"),
+            ("something-new", json!({"amount": 1}), "Something new", "", "measurement"),
+            ("bare", json!(5), "Bare", "", "measurement"),
+        ] {
+            let shown = shown(element, &value).unwrap();
+            assert_eq!(shown.name, name);
+            assert_eq!(
+                shown.own.get("unit_of_measurement").and_then(Value::as_str).unwrap_or(""),
+                unit,
+                "{element}"
+            );
+            assert_eq!(shown.own["state_class"], class, "{element}");
+            assert_eq!(shown.is_goal, element == "follower-goal");
+            assert!(!shown.attributes);
+        }
+        for (element, name) in [
+            ("tip-latest", "Latest tip"),
+            ("cheer-weekly-top-donator", "Top cheerer this week"),
+            ("tip-alltime-top-donation", "Top tip of all time"),
+            ("subscriber-alltime-gifter", "Top gifter of all time"),
+            ("tip-yearly-top-donation", "Tip yearly top donation"),
+        ] {
+            let shown = shown(element, &json!({"name": "Ann", "amount": 5})).unwrap();
+            assert_eq!(shown.name, name);
+            assert!(shown.attributes && !shown.is_goal && shown.own.get("state_class").is_none());
+        }
+        for value in [json!([]), json!({}), json!(null), json!({"name": null}), json!(true)] {
+            assert_eq!(shown("follower-recent", &value), None, "{value}");
+        }
+    }
+}

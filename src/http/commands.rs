@@ -1,0 +1,55 @@
+//! `/channels/<channel>/session/{set,reset,reload}` and `/channels/<channel>/refresh`: commands.
+//!
+//! The guard has seen the admin token already. What of it is allowed is `http.commands`: who may load the
+//! configuration anew need not be who may throw a session's sums away.
+//!
+//! The one thing to know: the status of a command that the REST API refused is 502, whatever that said;
+//! its own status is in the answer. Otherwise its 401 would look like ours.
+
+use axum::{
+    body::Bytes,
+    extract::{Path, State as Extract},
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+
+use super::{State, refused};
+use crate::command::{Back, Heard, Sort};
+
+/// Under which name commands from here are logged and counted.
+const ORIGIN: &str = "http";
+
+pub(super) async fn command(
+    Extract(state): Extract<State>,
+    Path((channel, command)): Path<(String, String)>,
+    body: Bytes,
+) -> Response {
+    let allowed = state.access.borrow().commands.clone();
+    let (ear, mut answers) = state.commands.desk(ORIGIN, None).ear(&allowed);
+    let path: Vec<&str> = match command.as_str() {
+        "refresh" => vec!["relay", "refresh"],
+        other => other.split('/').collect(),
+    };
+    ear.hear(Heard {
+        channel: &channel,
+        path: &path,
+        payload: &body,
+        retained: false,
+        again: false,
+        back: Some(Back::default()),
+    });
+    // With the ear goes the last sender but the command's own: if that is lost, so is the answer.
+    drop(ear);
+    let Some(outbound) = answers.recv().await else {
+        return refused(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping");
+    };
+    let answer = outbound.answer;
+    let status = match &answer.outcome {
+        Ok(()) => StatusCode::OK,
+        Err(failure) if failure.sort == Sort::Failed && failure.status < 500 => {
+            StatusCode::BAD_GATEWAY
+        }
+        Err(failure) => StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY),
+    };
+    (status, [(header::CONTENT_TYPE, "application/json")], answer.json()).into_response()
+}

@@ -1,0 +1,349 @@
+//! Whether the relay does what it is there for, told to those who rely on it.
+//!
+//! From the status pages it works out the relay's status (`online`, `degraded`, `offline`, and why), that
+//! of each channel, and some figures. All stand on the [`Board`], from which sinks have them kept; a
+//! change of the relay's status is also an event on [`TOPIC`]. It does not decide what is ready: that is
+//! [`Pages::reasons`].
+//!
+//! The one thing to know: `online` and `offline` are told at once, `degraded` when it has lasted for
+//! [`SETTLE`]. Between the end of a connection and the last subscription on the next it is always so.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{
+    astro::gateway::Targets,
+    board::{Board, Path, Section, word},
+    clock, event,
+    event::UnixMillis,
+    journal::Journal,
+    status::{Pages, Phase, Status},
+};
+
+/// The topic of a change of the relay's status.
+pub const TOPIC: &str = "relay.status";
+
+/// How long it must be degraded before it is told.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// Figures are told no more often than this: somebody looks at them, nothing depends on them.
+const FIGURES: Duration = Duration::from_secs(10);
+
+/// The pages are looked at no more often than this: one is written with every message that is heard.
+const PACE: Duration = Duration::from_millis(20);
+
+/// While the status stays what it is, another reason for it is an event no more often than this: the
+/// errors of a far side that is down may differ with every attempt.
+const REASON: Duration = Duration::from_mins(1);
+
+/// How the relay is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    /// All that is wanted works.
+    Online,
+    /// Some of it does not.
+    Degraded,
+    /// Nothing can be heard.
+    Offline,
+}
+
+impl Health {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Degraded => "degraded",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+/// What is found on the pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Verdict {
+    health: Health,
+    reason: Option<String>,
+}
+
+/// What was told, and since when it is so.
+#[derive(Debug, Clone)]
+struct Told {
+    verdict: Verdict,
+    since: UnixMillis,
+}
+
+/// The task.
+#[derive(Debug)]
+pub struct Presence {
+    status: Arc<Status>,
+    journal: Journal,
+    board: Arc<Board>,
+    targets: watch::Receiver<Targets>,
+    told: Told,
+    /// What the last event said, and when.
+    event: Option<(Verdict, Instant)>,
+    /// Since when it has been degraded, where that is not told yet.
+    degraded: Option<Instant>,
+}
+
+impl Presence {
+    /// One for what `targets` says, now and later. What it knows at once stands on the board at once.
+    pub fn new(
+        status: Arc<Status>,
+        journal: Journal,
+        board: Arc<Board>,
+        targets: watch::Receiver<Targets>,
+    ) -> Self {
+        let reason = Some("the relay has just been started".to_owned());
+        let told =
+            Told { verdict: Verdict { health: Health::Offline, reason }, since: clock::now() };
+        let presence = Self { status, journal, board, targets, told, event: None, degraded: None };
+        presence.post();
+        presence.channels();
+        presence.figures();
+        presence
+    }
+
+    /// Tells until it is told to stop, and then that.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut connections = self.status.connections();
+        let mut sinks = self.status.sinks();
+        let mut figures = interval(FIGURES);
+        figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.look();
+            let settled = self.degraded.map(|since| since + SETTLE);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Ok(()) = connections.changed() => {}
+                Ok(()) = sinks.changed() => {}
+                Ok(()) = self.targets.changed() => {}
+                _ = figures.tick() => self.figures(),
+                () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep(PACE) => {}
+            }
+        }
+        let reason = Some("the relay was stopped".to_owned());
+        self.tell(Verdict { health: Health::Offline, reason });
+    }
+
+    /// Looks at the pages, and tells what is new.
+    fn look(&mut self) {
+        self.channels();
+        let wanted = wanted(&self.targets.borrow());
+        let verdict = self.status.look(|pages| judge(pages, &wanted));
+        if verdict.health == Health::Degraded && self.told.verdict.health != Health::Degraded {
+            let since = *self.degraded.get_or_insert_with(Instant::now);
+            if since.elapsed() < SETTLE {
+                return;
+            }
+        }
+        self.degraded = None;
+        self.tell(verdict);
+    }
+
+    fn tell(&mut self, verdict: Verdict) {
+        if verdict.health != self.told.verdict.health {
+            let reason = verdict.reason.as_deref().unwrap_or_default();
+            info!(status = verdict.health.as_str(), reason, "the relay's status has changed");
+            self.told.since = clock::now();
+        }
+        self.told.verdict = verdict;
+        self.post();
+        let now = Instant::now();
+        let news = self.event.as_ref().is_none_or(|(last, at)| {
+            last.health != self.told.verdict.health
+                || (*last != self.told.verdict && *at + REASON <= now)
+        });
+        if news {
+            self.event = Some((self.told.verdict.clone(), now));
+            let nobody: Arc<str> = "".into();
+            let data = self.told.to_json();
+            let mut events = vec![event::own(TOPIC, &nobody, &nobody, &data, clock::now())];
+            self.journal.append(&mut events);
+        }
+    }
+
+    fn post(&self) {
+        self.board.put([(Path::relay(Section::Status), Some(self.told.to_json()))]);
+    }
+
+    /// A channel is online when all of its subscriptions stand.
+    fn channels(&self) {
+        let wanted = wanted(&self.targets.borrow());
+        let standing = self.status.look(standing);
+        let of = |path: &Path| path.section == Section::Status && !path.channel.is_empty();
+        self.board.take_away(|path| of(path) && !wanted.contains_key(&*path.channel));
+        self.board.put(wanted.iter().map(|(label, count)| {
+            let stands = standing.get(label).is_some_and(|standing| standing >= count);
+            (Path::of(label, Section::Status), Some(word(stands)))
+        }));
+    }
+
+    fn figures(&self) {
+        let (sinks, last_event, gaps, astro) = self.status.look(|pages| {
+            let sinks: Vec<String> = pages.sinks.keys().cloned().collect();
+            (sinks, pages.last_event.map(clock::rfc3339), pages.gaps_told, link(pages))
+        });
+        let lag = sinks.iter().map(|name| self.journal.lag(name).0).max().unwrap_or(0);
+        let dead: u64 = self.journal.dead_letter_counts().values().sum();
+        let figures = json!({
+            "lag": lag,
+            "last_event": last_event,
+            "gaps": gaps,
+            "dead_letters": dead,
+            "version": env!("CARGO_PKG_VERSION"),
+            "astro": astro,
+        });
+        self.board.put([(Path::relay(Section::Diagnostics), Some(figures))]);
+    }
+}
+
+impl Told {
+    fn to_json(&self) -> Value {
+        json!({
+            "status": self.verdict.health.as_str(),
+            "reason": self.verdict.reason,
+            "since": clock::rfc3339(self.since),
+            "version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+}
+
+/// How many subscriptions each channel has.
+fn wanted(targets: &Targets) -> BTreeMap<String, usize> {
+    let mut wanted = BTreeMap::new();
+    for subscription in &targets.subscriptions {
+        *wanted.entry(subscription.channel.to_string()).or_insert(0) += 1;
+    }
+    wanted
+}
+
+/// How many of each channel's subscriptions stand on a connection that is open.
+fn standing(pages: &Pages) -> BTreeMap<String, usize> {
+    let mut standing: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    for connection in pages.connections.values().filter(|page| is_open(page.state)) {
+        for subscription in &connection.subscriptions {
+            if subscription.state == "confirmed" {
+                let topics = standing.entry(subscription.channel.clone()).or_default();
+                topics.insert(&subscription.topic);
+            }
+        }
+    }
+    standing.into_iter().map(|(label, topics)| (label, topics.len())).collect()
+}
+
+fn is_open(phase: Phase) -> bool {
+    matches!(phase, Phase::Open | Phase::Moving)
+}
+
+/// The link to Astro in a word or two.
+fn link(pages: &Pages) -> &'static str {
+    let open = pages.connections.values().filter(|page| is_open(page.state)).count();
+    match open {
+        0 => "disconnected",
+        all if all == pages.connections.len() => "connected",
+        _ => "partly connected",
+    }
+}
+
+/// How the relay is, if each channel wants so many subscriptions.
+fn judge(pages: &Pages, wanted: &BTreeMap<String, usize>) -> Verdict {
+    let reasons = pages.reasons();
+    let standing = standing(pages);
+    // What is wanted and stands on no page yet is no reason of any page.
+    let lacking = || {
+        let lacks = |(label, count): &(&String, &usize)| standing.get(*label) < Some(count);
+        let (label, _) = wanted.iter().find(lacks)?;
+        Some(format!("the subscriptions of {label} are not confirmed"))
+    };
+    let reason = match reasons.as_slice() {
+        [] => lacking(),
+        [only] => Some(only.clone()),
+        [first, others @ ..] => Some(format!("{first}; and {} more", others.len())),
+    };
+    let health = match &reason {
+        _ if !wanted.is_empty() && link(pages) == "disconnected" => Health::Offline,
+        Some(_) => Health::Degraded,
+        None => Health::Online,
+    };
+    Verdict { health, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{Sink, Subscription};
+
+    fn subscription(topic: &str, state: &'static str) -> Subscription {
+        Subscription {
+            channel: "main".into(),
+            topic: topic.into(),
+            room: None,
+            state,
+            code: None,
+            text: None,
+            retry_at: None,
+            confirmed_at: None,
+        }
+    }
+
+    /// Pages of one connection and one sink.
+    fn pages(phase: Phase, states: &[&'static str], sink: &'static str) -> Pages {
+        let status = Status::new(0);
+        status.connection(0, |page| {
+            page.state = phase;
+            let topics = ["a", "b"].iter().zip(states);
+            page.subscriptions = topics.map(|(topic, state)| subscription(topic, state)).collect();
+        });
+        status.sink("home", |page| *page = Sink { state: sink, ..Sink::default() });
+        status.pages()
+    }
+
+    #[test]
+    fn all_must_stand_for_online_and_something_for_not_being_offline() {
+        let both = ["confirmed", "confirmed"];
+        for (phase, states, sink, health, reason) in [
+            (Phase::Open, &both[..], "up", "online", None),
+            (Phase::Moving, &both, "up", "online", None),
+            (Phase::Open, &both, "down", "degraded", Some("sink home is down")),
+            (Phase::Open, &["confirmed", "refused"], "up", "degraded", Some("main/b refused")),
+            (Phase::Open, &["confirmed", "pending"], "up", "degraded", Some("main/b is pending")),
+            (Phase::Open, &[], "up", "degraded", Some("of main are not confirmed")),
+            (Phase::Waiting, &["waiting", "waiting"], "up", "offline", Some("connection 0")),
+            (Phase::Dialing, &[], "down", "offline", Some("; and 1 more")),
+        ] {
+            let pages = pages(phase, states, sink);
+            let verdict = judge(&pages, &BTreeMap::from([("main".to_owned(), 2)]));
+            assert_eq!(verdict.health.as_str(), health, "{pages:?}");
+            match (reason, &verdict.reason) {
+                (None, None) => {}
+                (Some(part), Some(reason)) => assert!(reason.contains(part), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        // Who wants nothing of Astro lacks nothing.
+        let verdict = judge(&Status::new(0).pages(), &BTreeMap::new());
+        assert_eq!(verdict, Verdict { health: Health::Online, reason: None });
+    }
+
+    #[test]
+    fn only_an_open_connection_counts_for_a_channel() {
+        let count = |phase| standing(&pages(phase, &["confirmed", "confirmed"], "up"));
+        assert_eq!(count(Phase::Open).get("main"), Some(&2));
+        assert_eq!(count(Phase::Dialing).get("main"), None);
+    }
+}

@@ -1,0 +1,305 @@
+//! What an MQTT sink keeps of Home Assistant's discovery: which configurations are to stand, which have
+//! been said, and which of earlier days are to go.
+//!
+//! It does no I/O: the sink asks what is [`Discovery::next`] to be published and tells what it hears.
+//! Configurations are retained, so the broker itself is the memory of what was announced: after each
+//! connect those of ours are subscribed, and what is stale among them is cleared.
+//!
+//! The one thing to know: a configuration stands as long as its part of the state does. It is cleared
+//! when that part is, and not because it is not known yet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{
+    command::ANSWERS,
+    flight::Flight,
+    link::{Link, Lost, Unsent},
+};
+use crate::{
+    board::Section,
+    homeassistant::{Announcement, Home},
+    sink::Part,
+};
+
+/// Home Assistant has started: how long to wait before all is said again. Whatever else speaks MQTT in
+/// the house answers at that moment too.
+const JITTER: Duration = Duration::from_secs(3);
+
+/// Configurations that are remembered at most: a hundred channels have so many.
+const MOST: usize = 20_000;
+
+/// Messages that were read and not yet looked at: what a broker has retained of ours comes all at once.
+const INBOX: usize = 4096;
+
+/// What a link has read that is no command.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    on: bool,
+    messages: Vec<(String, Bytes)>,
+}
+
+impl Inbox {
+    /// One that takes messages in, or leaves them where nothing is subscribed.
+    pub(super) fn new(on: bool) -> Self {
+        Self { on, messages: Vec::new() }
+    }
+
+    /// Takes a message in.
+    pub(super) fn put(&mut self, topic: &[u8], payload: &Bytes) {
+        match std::str::from_utf8(topic) {
+            Ok(topic) if self.on && self.messages.len() < INBOX => {
+                self.messages.push((topic.to_owned(), payload.clone()));
+            }
+            _ => tracing::debug!("a message came that nobody waits for"),
+        }
+    }
+
+    /// Takes them all out.
+    pub(super) fn take(&mut self) -> Vec<(String, Bytes)> {
+        std::mem::take(&mut self.messages)
+    }
+}
+
+/// Hands to the client what is to be published now, as far as it has room, after looking at what came.
+pub(super) fn say(
+    discovery: &mut Option<Discovery>,
+    link: &mut Link,
+    flight: &mut Flight,
+    qos: u8,
+) -> Result<(), Lost> {
+    let Some(discovery) = discovery else { return Ok(()) };
+    let now = Instant::now();
+    for (topic, payload) in link.inbox().take() {
+        discovery.hear(&topic, &payload, now);
+    }
+    while flight.answers() < ANSWERS
+        && let Some((topic, payload)) = discovery.next(now)
+    {
+        match link.announce(&topic, payload, qos) {
+            Ok(()) => flight.hand_answer(),
+            Err(Unsent::Refused(reason)) => {
+                tracing::warn!(topic, reason, "an entity cannot be announced");
+            }
+            Err(Unsent::Closed) => return Err("the client takes nothing more".into()),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until something is to be said again; for ever, where nothing is. Safe to drop.
+pub(super) async fn due(discovery: Option<&Discovery>) {
+    match discovery.and_then(|discovery| discovery.again) {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Discovery as one connection has it.
+#[derive(Debug)]
+pub(super) struct Discovery {
+    home: Home,
+    /// What is to stand, by topic.
+    announced: BTreeMap<String, Bytes>,
+    /// Topics that are to be published: as announced, or cleared.
+    waiting: BTreeSet<String>,
+    /// When all is to be said again.
+    again: Option<Instant>,
+}
+
+impl Discovery {
+    pub(super) fn new(home: Home) -> Self {
+        let (announced, waiting) = (BTreeMap::new(), BTreeSet::new());
+        Self { home, announced, waiting, again: None }
+    }
+
+    /// There is a new connection; answers what is to be subscribed.
+    pub(super) fn begin(&mut self) -> [String; 2] {
+        self.announced.clear();
+        self.waiting.clear();
+        self.again = None;
+        let fixed = self.home.fixed();
+        self.announce(fixed);
+        [self.home.own_filter(), self.home.birth_topic()]
+    }
+
+    /// A part of the state is kept under `topic`, or is no more.
+    pub(super) fn keep(&mut self, part: &Part, topic: &str) {
+        let (channel, name) = (&*part.path.channel, &*part.path.name);
+        let value = part.payload.as_ref().and_then(|text| serde_json::from_slice(text).ok());
+        match (part.path.section, value) {
+            (Section::Session, Some(value)) => {
+                let announcements = self.home.element(channel, name, topic, &value);
+                self.announce(announcements);
+            }
+            (Section::Session, None) => self.withdraw(self.home.element_topics(channel, name)),
+            (Section::Counters, Some(_)) => {
+                let announcement = self.home.counter(channel, name, topic);
+                self.announce(announcement);
+            }
+            (Section::Counters, None) => self.withdraw([self.home.counter_topic(channel, name)]),
+            (Section::Stream | Section::Bot | Section::Diagnostics | Section::Status, _) => {}
+        }
+    }
+
+    /// Something was heard on what is subscribed.
+    pub(super) fn hear(&mut self, topic: &str, payload: &[u8], now: Instant) {
+        if topic == self.home.birth_topic() {
+            // The word that is configured where nothing else is; a retained one is as good.
+            if payload == b"online" && !self.announced.is_empty() {
+                let wait = JITTER.mul_f64(fastrand::f64());
+                self.again.get_or_insert(now + wait);
+            }
+        } else if !payload.is_empty()
+            && self.home.is_stale(topic, |topic| self.announced.contains_key(topic))
+            && self.waiting.len() < MOST
+        {
+            self.waiting.insert(topic.to_owned());
+        }
+    }
+
+    /// What is to be published next, retained; empty: cleared.
+    pub(super) fn next(&mut self, now: Instant) -> Option<(String, Bytes)> {
+        if self.again.is_some_and(|at| at <= now) {
+            self.again = None;
+            self.waiting.extend(self.announced.keys().cloned());
+        }
+        let topic = self.waiting.pop_first()?;
+        let payload = self.announced.get(&topic).cloned().unwrap_or_default();
+        Some((topic, payload))
+    }
+
+    fn announce(&mut self, announcements: impl IntoIterator<Item = Announcement>) {
+        for Announcement { topic, payload } in announcements {
+            let payload = Bytes::from(payload);
+            if self.announced.get(&topic) != Some(&payload) && self.announced.len() < MOST {
+                self.announced.insert(topic.clone(), payload);
+                self.waiting.insert(topic);
+            }
+        }
+    }
+
+    fn withdraw<const N: usize>(&mut self, topics: [String; N]) {
+        for topic in topics {
+            // It may be there from before this connection; what is not there is cleared in vain.
+            self.announced.remove(&topic);
+            self.waiting.insert(topic);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{borrow::Cow, collections::BTreeMap};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        board::Path,
+        config::{Commands, SinkConfig},
+    };
+
+    fn discovery(on: bool) -> Discovery {
+        let mut config: SinkConfig = serde_json::from_value(json!({"type": "mqtt"})).unwrap();
+        config.settings = json!({"homeassistant": on});
+        if on {
+            let topics = vec!["channel.activities".to_owned()];
+            config.feeds = BTreeMap::from([("main".into(), topics)]);
+        }
+        let home =
+            Home::of(&config, "node", |text| Cow::Borrowed(text), &Commands::default()).unwrap();
+        Discovery::new(home)
+    }
+
+    fn part(section: Section, name: &str, value: Option<&str>) -> Part {
+        let path = Path { channel: "main".into(), section, name: name.into() };
+        Part { path, payload: value.map(|value| value.to_owned().into()) }
+    }
+
+    /// What is published now: the topics, without what all have in common, and whether they are cleared.
+    fn published(discovery: &mut Discovery, now: Instant) -> Vec<(String, bool)> {
+        let mut all = Vec::new();
+        while let Some((topic, payload)) = discovery.next(now) {
+            let topic = topic.replace("homeassistant/", "").replace("/node/", " ");
+            all.push((topic.replace("/config", ""), payload.is_empty()));
+        }
+        all
+    }
+
+    fn one(topic: &str, cleared: bool) -> Vec<(String, bool)> {
+        vec![(topic.to_owned(), cleared)]
+    }
+
+    #[test]
+    fn what_is_known_is_announced_once_and_again_when_it_changes() {
+        let (mut discovery, now) = (discovery(true), Instant::now());
+        assert_eq!(discovery.begin(), ["homeassistant/+/node/+/config", "homeassistant/status"]);
+        let fixed = published(&mut discovery, now);
+        assert!(fixed.contains(&("event main__event_2ftip".into(), false)), "{fixed:?}");
+        let element = |value| part(Section::Session, "tip-count", value);
+        discovery.keep(&element(Some(r#"{"count":1}"#)), "t");
+        assert_eq!(published(&mut discovery, now), one("sensor main__tip-count", false));
+        discovery.keep(&element(Some(r#"{"count":2}"#)), "t");
+        assert_eq!(published(&mut discovery, now), [], "its value is no news here");
+        discovery.keep(&element(Some(r#"{"amount":2}"#)), "t");
+        assert_eq!(published(&mut discovery, now), one("sensor main__tip-count", false));
+        discovery.keep(&element(None), "t");
+        let gone = published(&mut discovery, now);
+        assert!(gone.contains(&("sensor main__tip-count".into(), true)), "{gone:?}");
+        discovery.keep(&part(Section::Counters, "deaths", Some("5")), "t");
+        assert_eq!(published(&mut discovery, now), one("sensor main__counter_2fdeaths", false));
+        discovery.keep(&part(Section::Status, "", Some("online")), "t");
+        assert_eq!(published(&mut discovery, now), []);
+        // A new connection says all anew, as far as it is known.
+        discovery.begin();
+        assert_eq!(published(&mut discovery, now), fixed);
+    }
+
+    #[test]
+    fn all_is_said_again_soon_after_home_assistant_has_started() {
+        let (mut discovery, now) = (discovery(true), Instant::now());
+        discovery.begin();
+        let all = published(&mut discovery, now);
+        discovery.hear("homeassistant/status", b"offline", now);
+        assert_eq!(discovery.again, None);
+        discovery.hear("homeassistant/status", b"online", now);
+        let due = discovery.again.unwrap();
+        assert!(due >= now && due <= now + JITTER);
+        // Hearing it twice does not put it off.
+        discovery.hear("homeassistant/status", b"online", now + JITTER);
+        assert_eq!(discovery.again, Some(due));
+        assert_eq!(published(&mut discovery, now + JITTER), all);
+        assert_eq!(discovery.again, None);
+    }
+
+    #[test]
+    fn what_is_stale_is_cleared_once() {
+        let (mut there, now) = (discovery(true), Instant::now());
+        there.begin();
+        published(&mut there, now);
+        for (topic, payload) in [
+            ("homeassistant/event/node/main__event_2fold/config", "{}"),
+            ("homeassistant/event/node/main__event_2ftip/config", "{}"),
+            ("homeassistant/sensor/node/main__tip-count/config", "{}"),
+            // Our own clearing comes back to us.
+            ("homeassistant/sensor/node/gone__x/config", ""),
+            ("homeassistant/sensor/other/gone__x/config", "{}"),
+        ] {
+            there.hear(topic, payload.as_bytes(), now);
+        }
+        assert_eq!(published(&mut there, now), one("event main__event_2fold", true));
+
+        let mut off = discovery(false);
+        off.begin();
+        assert_eq!(published(&mut off, now), []);
+        off.hear("homeassistant/sensor/node/main__tip-count/config", b"{}", now);
+        off.hear("homeassistant/status", b"online", now);
+        assert_eq!(published(&mut off, now + JITTER), one("sensor main__tip-count", true));
+    }
+}

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# The Home Assistant add-on, as far as it can be tried without a Supervisor: its files can be read, and
+# its script makes a configuration of the options that the relay takes.
+#
+# Needs jq, python3 with yaml, and a debug build.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+addon=deploy/home-assistant-addon
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+pass() { echo "PASS $*"; }
+fail() { echo "FAIL $*"; sed 's/^/     /' "$work/out"; failed=1; }
+
+python3 - "$addon" <<'PY'
+import glob, sys, yaml
+addon = sys.argv[1]
+config = yaml.safe_load(open(f"{addon}/config.yaml"))
+assert set(config["options"]) <= set(config["schema"]), "an option without a schema"
+required = {key for key, kind in config["schema"].items() if not str(kind).endswith("?")}
+assert required <= set(config["options"]), f"required, without a default: {required - set(config['options'])}"
+assert set(yaml.safe_load(open(f"{addon}/build.yaml"))["build_from"]) == set(config["arch"])
+for path in glob.glob(f"{addon}/translations/*.yaml"):
+    named = set(yaml.safe_load(open(path))["configuration"])
+    assert named == set(config["schema"]), f"{path}: {named ^ set(config['schema'])}"
+cargo = next(line for line in open("Cargo.toml") if line.startswith("version"))
+assert config["version"] in cargo, "the add-on's version is not the program's"
+PY
+pass "its files agree with each other and with the program's version"
+# The relay is the built one; the Supervisor is a script in place of curl.
+mkdir "$work/bin"
+ln -s "$PWD/target/debug/astro-relay" "$work/bin/astro-relay"
+cat >"$work/bin/curl" <<'SH'
+#!/bin/sh
+case "$*" in
+    *"Bearer of-the-supervisor"*"http://supervisor/services/mqtt"*)
+        echo '{"result":"ok","data":{"host":"core-mosquitto","port":1883,"ssl":false,"username":"addons","password":"hidden"}}' ;;
+    *) exit 22 ;;
+esac
+SH
+chmod +x "$work/bin/curl"
+
+# try CODE WORDS OPTIONS [VARIABLE=…]…: runs the script with these options, and expects its end.
+try() {
+    local code=$1 words=$2 got=0
+    echo "$3" >"$work/options.json"
+    shift 3
+    env -i PATH="$work/bin:/usr/bin:/bin" ADDON_OPTIONS="$work/options.json" ADDON_DATA="$work/data" \
+        ADDON_CONFIG="$work/config" ADDON_COMMAND=check "$@" sh "$addon/run.sh" >"$work/out" 2>&1 || got=$?
+    if [ "$got" = "$code" ] && grep -qF "$words" "$work/out" && ! grep -q 'hidden\|the-token' "$work/out"; then
+        pass "$words"
+    else
+        fail "expected $code and \"$words\", got $got"
+    fi
+}
+
+mkdir "$work/data"
+full='{"token":"the-token","topics":["channel.tips","channel.follow"],"max_age":"30s","log_level":"info"}'
+try 78 "token is missing" '{"token":"","topics":["channel.tips"],"log_level":"info"}'
+try 78 "there is no MQTT broker" "$full"
+try 0 "1 channel, 2 subscriptions, 1 sink: home (mqtt)" "$full" SUPERVISOR_TOKEN=of-the-supervisor
+try 78 "there is no MQTT broker" "$full" SUPERVISOR_TOKEN=of-somebody-else
+try 0 "1 sink: home (mqtt)" "${full%\}},\"mqtt_url\":\"mqtts://broker\",\"mqtt_user\":\"u\",\"mqtt_password\":\"hidden\",\"room\":\"5b2e2007760aeb7729487dab\",\"token_type\":\"apikey\",\"admin_token\":\"hidden-too\"}"
+try 78 "max_age" "${full/30s/soon}" SUPERVISOR_TOKEN=of-the-supervisor
+try 78 "log.level" "${full/info/loud}" SUPERVISOR_TOKEN=of-the-supervisor
+mkdir "$work/config"
+printf '[channels.a]\ntoken_env = "ASTRO_TOKEN"\ntopics = ["channel.tips"]\n[sinks.b]\ntype = "mqtt"\nurl = "mqtt://x"\nuser = "addons"\npassword_env = "MQTT_PASSWORD"\n' >"$work/config/astro-relay.toml"
+try 0 "1 channel, 1 subscription, 1 sink: b (mqtt)" "$full" SUPERVISOR_TOKEN=of-the-supervisor
+if [ "$(stat -c %a "$work/data/admin.token")" = 600 ] && [ "$(wc -c <"$work/data/admin.token")" = 48 ]; then
+    pass "an admin token was made that nobody else can read"
+else
+    fail "the admin token"
+fi
+
+# And once for good, with nobody to talk to: it runs, its probe answers, and it ends when it is told to.
+rm "$work/config/astro-relay.toml"
+echo "$full" >"$work/options.json"
+port=$((20000 + RANDOM % 10000))
+env -i PATH="$work/bin:/usr/bin:/bin" ADDON_OPTIONS="$work/options.json" ADDON_DATA="$work/data" \
+    ADDON_CONFIG="$work/config" ADDON_PORT=$port SUPERVISOR_TOKEN=of-the-supervisor \
+    ASTRO_RELAY__ASTRO__URL=ws://127.0.0.1:1 sh "$addon/run.sh" >"$work/out" 2>&1 &
+relay=$!
+# answer HOST: the status of the probe, asked for under that name.
+answer() { curl -s -o /dev/null -w '%{http_code}' -H "Host: $1:9464" "http://127.0.0.1:$port/livez" || true; }
+deadline=$((SECONDS + 20))
+until [ "$(answer 172.30.32.2)" = 200 ] || [ "$SECONDS" -ge "$deadline" ]; do sleep 0.2; done
+for host in 172.30.32.2 homeassistant.local; do
+    if [ "$(answer $host)" = 200 ]; then pass "the probe answers to $host"; else fail "the probe, as $host"; fi
+done
+if [ "$(answer evil.example)" = 421 ]; then pass "and not to any name"; else fail "any name"; fi
+kill "$relay"
+if wait "$relay"; then pass "it ends when it is told to"; else fail "it ended with $?"; fi
+exit "$failed"

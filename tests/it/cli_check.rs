@@ -1,0 +1,190 @@
+//! `astro-relay check --connect` as a process, against real servers whose access lists forbid some of
+//! what the sinks would do.
+
+use std::process::{Output, Stdio};
+
+use astro_relay::sim::{Options, Sim};
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use redis::AsyncCommands as _;
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use crate::support::{
+    carry::within,
+    mosquitto::{self, Mosquitto},
+    nats_server::NatsServer,
+    process::free_port,
+    receiver::Receiver,
+    redis_server::{Durability, RedisServer},
+};
+
+async fn check(sim: &Sim, sinks: Value) -> Output {
+    let dir = tempfile::tempdir().unwrap();
+    let claims = BASE64_URL_SAFE_NO_PAD.encode(r#"{"exp":4102444800}"#);
+    let config = json!({
+        "astro": { "url": sim.url(), "api_url": sim.api_url() },
+        "journal": { "dir": "" },
+        "channels": {
+            "main": { "token": format!("e30.{claims}.x"), "topics": ["channel.tips"] },
+            "other": { "token": "k", "token_type": "apikey", "topics": ["channel.follow"] },
+        },
+        "sinks": sinks,
+    });
+    let file = dir.path().join("astro-relay.toml");
+    std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_astro-relay"));
+    command.args(["check", "--connect", "--config"]).arg(&file);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    within("the check ends", command.output()).await.unwrap()
+}
+
+async fn sim() -> Sim {
+    Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap()
+}
+
+/// The lines that were said, without their margins.
+fn lines(output: &Output) -> Vec<String> {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+fn said(lines: &[String], wanted: &str) {
+    assert!(lines.iter().any(|line| line.contains(wanted)), "{wanted:?} in {lines:#?}");
+}
+
+fn not_said(lines: &[String], unwanted: &str) {
+    assert!(!lines.iter().any(|line| line.contains(unwanted)), "{unwanted:?} in {lines:#?}");
+}
+
+#[tokio::test]
+async fn far_sides_tell_what_they_can_and_get_no_event() {
+    let acl = "topic write astro/main/#\ntopic write old/#\n";
+    let options = mosquitto::Options { acl, ..mosquitto::Options::default() };
+    let (sim, broker) = (sim().await, Mosquitto::start(options).await);
+    let (url, receiver) = (broker.url(), Receiver::start());
+    let output = check(
+        &sim,
+        json!({
+            "home": { "type": "mqtt", "url": url, "channels": ["main"] },
+            "half": { "type": "mqtt", "url": url, "topics": ["channel.**"] },
+            "old": { "type": "mqtt", "url": url, "version": "3.1.1", "topic": "old/{{ topic }}" },
+            "own": { "type": "mqtt", "url": url, "topic": "old/{{ data.name }}" },
+            "idle": { "type": "mqtt", "url": url, "topics": ["channel.contests"] },
+            "hook": { "type": "webhook", "url": receiver.url(), "allow_addresses": ["127.0.0.1"] },
+            "gone": { "type": "webhook", "url": format!("http://127.0.0.1:{}/", free_port()),
+                "allow_addresses": ["127.0.0.1"] },
+            "out": { "type": "stdout" },
+        }),
+    )
+    .await;
+    let lines = lines(&output);
+    said(&lines, "token of main: expires at 2100-01-01T00:00:00Z, in ");
+    said(&lines, "token of other: does not say when it expires");
+    said(&lines, "may publish to astro/main/channel/tips, astro/main/relay/gap");
+    // The reason is a code, or that the broker hangs up: mosquitto 2.0.11 does either.
+    said(&lines, "may not publish to astro/other/channel/follow: ");
+    said(&lines, ", asked at astro/other/channel/follow/$check");
+    said(&lines, "whether it may publish is not known, MQTT 3.1.1 has no word for a refusal");
+    said(&lines, "where some events go depends on their data");
+    said(&lines, "nothing that is subscribed goes to this sink");
+    said(
+        &lines,
+        "is not known, a webhook says nothing before it gets one: astro-relay send-test --sink hook",
+    );
+    not_said(&lines, "--sink out");
+    said(&lines, "sink gone (webhook): failed: ");
+    let asked: Vec<_> = receiver.received().iter().map(|one| one.method.clone()).collect();
+    assert_eq!(asked, [reqwest::Method::OPTIONS], "no event is sent");
+    assert_eq!(output.status.code(), Some(69), "two sinks cannot do what they should");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("2 of the subscriptions and sinks"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_nats_server_tells_and_its_streams_keep_nothing() {
+    let users = r#"authorization { users: [
+        { user: relay, password: hunter2, permissions: { publish: { deny: "secret.>" } } }
+        { user: all, password: all }
+    ] }"#;
+    let (sim, server) = (sim().await, NatsServer::start(users).await);
+    let (url, user) = (server.url(), async_nats::ConnectOptions::new);
+    let context = async_nats::jetstream::new(
+        server.client(user().user_and_password("all".into(), "all".into())).await,
+    );
+    let login = |mut sink: Value| {
+        let own = json!({ "type": "nats", "url": url, "user": "relay", "password": "hunter2" });
+        sink.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+        sink
+    };
+    let kept = json!({ "jetstream": true, "stream": "KEPT", "subject": "kept.{{ topic }}",
+        "create_stream": { "duplicate_window": "1s" } });
+    let output = check(
+        &sim,
+        json!({
+            "core": login(json!({ "topics": ["channel.tips"] })),
+            "secret": login(json!({ "subject": "secret.{{ topic }}" })),
+            "kept": login(kept),
+        }),
+    )
+    .await;
+    let lines = lines(&output);
+    said(&lines, "may publish to astro.main.channel.tips");
+    said(&lines, "may publish to kept.channel.follow, kept.channel.tips, kept.relay.gap");
+    said(&lines, "may not publish to secret.channel.tips: Permissions Violation");
+    said(&lines, "give the stream a longer duplicate_window");
+    assert_eq!(output.status.code(), Some(69), "{lines:#?}");
+    let stream = context.get_stream("KEPT").await.unwrap();
+    assert_eq!(stream.cached_info().state.messages, 0, "a question is no event");
+}
+
+#[tokio::test]
+async fn a_redis_server_tells_and_nothing_is_run() {
+    let user = "relay on >hunter2 ~astro:* &astro:* +@all -@admin -@dangerous";
+    let more: Vec<&str> = ["--user"].into_iter().chain(user.split(' ')).collect();
+    let (sim, server) = (sim().await, RedisServer::start_with(Durability::Memory, &more).await);
+    let login = |mut sink: Value| {
+        let own =
+            json!({ "type": "redis", "url": server.url(), "user": "relay", "password": "hunter2" });
+        sink.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+        sink
+    };
+    let output = check(
+        &sim,
+        json!({
+            "heard": login(json!({ "topics": ["channel.tips"] })),
+            "forbidden": login(json!({ "channel": "other:{{ topic }}", "topics": ["channel.tips"] })),
+            "kept": login(json!({ "mode": "stream" })),
+            "elsewhere": login(json!({ "mode": "stream", "key": "other" })),
+        }),
+    )
+    .await;
+    let lines = lines(&output);
+    said(&lines, "may publish to astro:main:channel.tips");
+    said(&lines, "may publish to astro:events");
+    said(&lines, "may not publish to other:channel.tips: NOPERM");
+    said(&lines, "may not publish to other: NOPERM");
+    not_said(&lines, "is not known");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("2 of the subscriptions and sinks"), "{stderr}");
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let there: bool = connection.exists("astro:events").await.unwrap();
+    assert!(!there, "a question is no event");
+}
+
+#[tokio::test]
+async fn without_transactions_redis_is_not_asked() {
+    let user = "relay on >hunter2 ~* &* +@all -multi";
+    let more: Vec<&str> = ["--user"].into_iter().chain(user.split(' ')).collect();
+    let (sim, server) = (sim().await, RedisServer::start_with(Durability::Memory, &more).await);
+    let sink = json!({ "type": "redis", "url": server.url(), "user": "relay",
+        "password": "hunter2", "mode": "stream" });
+    let output = check(&sim, json!({ "kept": sink })).await;
+    let lines = lines(&output);
+    said(&lines, "is not known, the user may not begin a transaction (MULTI)");
+    assert_eq!(output.status.code(), Some(0), "{lines:#?}");
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let there: bool = connection.exists("astro:events").await.unwrap();
+    assert!(!there, "outside of a transaction nothing is tried");
+}

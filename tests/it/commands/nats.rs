@@ -1,0 +1,158 @@
+//! Commands over NATS, with nats-server: requests, answers, and a service that can be found.
+
+use async_nats::{Client, ConnectOptions, HeaderValue, Message, client::RequestErrorKind};
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+use super::{done, element, id, start};
+use crate::{
+    operator::{PATIENCE, ROOM, Running},
+    support::{
+        nats_server::{Listener, NatsServer},
+        wait::until,
+    },
+};
+
+struct Place {
+    relay: Running,
+    client: Client,
+    server: NatsServer,
+}
+
+impl Place {
+    async fn new(more: &str) -> Self {
+        let server = NatsServer::start("").await;
+        let url = server.url();
+        let relay =
+            start("", &format!("[sinks.bus]\ntype = \"nats\"\nurl = {url:?}\n{more}\n")).await;
+        relay.sink_is("bus", "up").await;
+        let client = server.client(ConnectOptions::new()).await;
+        Self { relay, client, server }
+    }
+
+    async fn ask(&self, command: &str, payload: &str) -> (Message, Value) {
+        let subject = format!("astro.main.command.{command}");
+        let answer = self.client.request(subject, payload.to_owned().into());
+        let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap();
+        let json = serde_json::from_slice(&answer.payload).unwrap();
+        (answer, json)
+    }
+}
+
+fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
+    message.headers.as_ref()?.get(name).map(HeaderValue::as_str)
+}
+
+#[tokio::test]
+async fn each_command_is_done_and_answered() {
+    let place = Place::new("commands = true").await;
+    let sim = &place.relay.sim;
+    let set = r#"{"element":"tip-goal","value":41,"transaction":"s"}"#;
+    let (message, answer) = place.ask("session.set", set).await;
+    assert_eq!((&answer["ok"], &answer["transaction"]), (&json!(true), &json!("s")), "{answer}");
+    assert_eq!(header(&message, "Nats-Service-Error"), None);
+    assert_eq!(element(sim, "tip-goal"), json!({"amount": 41}));
+    place.ask("session.set.tip-goal", "12.5").await;
+    assert_eq!(element(sim, "tip-goal"), json!({"amount": 12.5}));
+    let before = id(sim);
+    let reset = r#"{"transaction":"r"}"#;
+    assert_eq!(place.ask("session.reset", reset).await.1, done("session/reset", "r"));
+    let made = id(sim);
+    assert_ne!(made, before);
+    assert_eq!(place.ask("session.reset", reset).await.1, done("session/reset", "r"));
+    assert_eq!(id(sim), made, "a repeat is not executed");
+    assert_eq!(place.ask("session.reload", "").await.1["ok"], true);
+    assert_eq!(place.ask("relay.refresh", "").await.1["ok"], true);
+    // Nobody waits for an answer: it is done all the same.
+    place.client.publish("astro.main.command.session.reset", "".into()).await.unwrap();
+    until("it is done", PATIENCE, async || (id(sim) != made).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_failure_is_told_in_headers_and_in_the_body() {
+    let place = Place::new("commands = [\"session/set\"]").await;
+    for (command, payload, status) in [
+        ("session.reset", "", "403"),
+        ("session.drop", "", "404"),
+        ("session.set", "{", "400"),
+        ("session.set.tip-gaol", "1", "404"),
+    ] {
+        let (message, answer) = place.ask(command, payload).await;
+        assert_eq!(header(&message, "Nats-Service-Error-Code"), Some(status), "{command}");
+        assert_eq!(header(&message, "Nats-Service-Error"), answer["error"].as_str());
+        assert_eq!(answer["status"].to_string(), status);
+    }
+    // Another channel has nobody, and whoever asks hears so at once.
+    let nobody = place.client.request("astro.other.command.session.set", "".into()).await;
+    assert_eq!(nobody.unwrap_err().kind(), RequestErrorKind::NoResponders);
+}
+
+#[tokio::test]
+async fn without_commands_nobody_answers() {
+    let place = Place::new("").await;
+    for subject in ["astro.main.command.session.reload", "$SRV.PING"] {
+        let nobody = place.client.request(subject, "".into()).await;
+        assert_eq!(nobody.unwrap_err().kind(), RequestErrorKind::NoResponders, "{subject}");
+    }
+}
+
+#[tokio::test]
+async fn the_service_is_found() {
+    let place = Place::new("commands = true").await;
+    let ask = async |subject: String| -> Value {
+        let answer = place.client.request(subject, "".into()).await.unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    };
+    let ping = ask("$SRV.PING".into()).await;
+    assert_eq!(ping["type"], "io.nats.micro.v1.ping_response");
+    assert_eq!(ping["name"], "astro-relay");
+    let id = ping["id"].as_str().unwrap();
+    assert_eq!(ask("$SRV.PING.astro-relay".into()).await, ping);
+    assert_eq!(ask(format!("$SRV.PING.astro-relay.{id}")).await, ping);
+    // In the words of the library that others look with.
+    let info = ask("$SRV.INFO".into()).await;
+    let info: async_nats::service::Info = serde_json::from_value(info).unwrap();
+    assert_eq!((info.id.as_str(), info.endpoints.len()), (id, 1));
+    assert_eq!(info.endpoints[0].subject, "astro.main.command.>");
+    place.ask("session.reload", "").await;
+    place.ask("session.drop", "").await;
+    let stats = ask(format!("$SRV.STATS.astro-relay.{id}")).await;
+    let read: async_nats::service::Stats = serde_json::from_value(stats.clone()).unwrap();
+    assert_eq!((read.endpoints[0].requests, read.endpoints[0].errors), (2, 1));
+    let endpoint = &stats["endpoints"][0];
+    assert_eq!(endpoint["last_error"], "404:there is no such command");
+    assert!(endpoint["average_processing_time"].as_u64().unwrap() > 0);
+    let unknown = place.client.request("$SRV.SCHEMA", "".into());
+    let unknown = tokio::time::timeout(std::time::Duration::from_millis(300), unknown).await;
+    assert!(unknown.is_err(), "a verb that nobody knows is not answered");
+}
+
+#[tokio::test]
+async fn commands_and_events_do_not_disturb_each_other() {
+    /// Events of one round: several batches.
+    const EVENTS: usize = 3000;
+    for more in ["", "jetstream = true\ncreate_stream = true\nsubject = \"events.{{ topic }}\"\n"] {
+        let place = Place::new(&format!("commands = true\n{more}")).await;
+        let subject = if more.is_empty() { "astro.main.channel.>" } else { "events.channel.>" };
+        let events = Listener::start(&place.server, subject).await;
+        let flood = async {
+            for n in 0..EVENTS {
+                let data = json!({"key": "x", "data": n});
+                place.relay.sim.publish("channel.session.update", ROOM, data);
+                if n % 100 == 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        };
+        let asked = futures_util::stream::iter(0..8).map(|n| {
+            let payload = json!({"transaction": n}).to_string();
+            let place = &place;
+            async move { place.ask("session.reload", &payload).await.1 }
+        });
+        let (answers, ()) = tokio::join!(asked.buffered(3).collect::<Vec<_>>(), flood);
+        assert!(answers.iter().all(|answer| answer["ok"] == true), "{answers:?}");
+        events.wait_for(EVENTS).await;
+        let page = place.relay.status().await["pages"]["sinks"]["bus"].clone();
+        assert_eq!((&page["state"], &page["last_error"]), (&json!("up"), &Value::Null));
+    }
+}
