@@ -164,7 +164,8 @@ impl TokenType {
 pub struct Journal {
     /// Its directory. Empty: nothing is written to disk, events live in memory only.
     pub dir: PathBuf,
-    /// The most disk space that it may take.
+    /// The most disk space that its events may take. What is on its way into the file takes a quarter
+    /// more, and 64 MiB at most.
     pub max_size: Size,
     /// The longest time that an event is kept for a sink.
     pub max_age: Period,

@@ -316,6 +316,14 @@ pub fn open_sink(
 
 /// Makes a sink's task, over and over.
 pub(crate) fn sink_factory(parts: &Parts, name: &str, config: &SinkConfig) -> Factory {
+    // Nobody is ready before it has begun.
+    parts.status.sink(name, |page| {
+        if page.state.is_empty() {
+            page.kind.clone_from(&config.kind);
+            page.state = "connecting";
+            page.since = clock::now();
+        }
+    });
     let leaving = Leaving { parts: parts.clone(), name: name.to_owned() };
     let config = config.clone();
     Box::new(move |stop| {

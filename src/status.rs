@@ -33,6 +33,8 @@ pub struct Pages {
     pub started: UnixMillis,
     /// Connections to the gateway by number.
     pub connections: BTreeMap<u64, Connection>,
+    /// How many subscriptions are wanted, on a page or not yet.
+    pub wanted: usize,
     /// Subscriptions that no connection has room for, as `channel/topic`.
     pub left_out: Vec<String>,
     /// Sinks by name.
@@ -216,6 +218,11 @@ impl Status {
         self.lock().sessions.insert(channel.to_owned(), page);
     }
 
+    /// So many subscriptions are wanted.
+    pub fn wanted(&self, subscriptions: usize) {
+        self.lock().wanted = subscriptions;
+    }
+
     /// No connection has room for these.
     pub fn left_out(&self, subscriptions: Vec<String>) {
         self.lock().left_out = subscriptions;
@@ -296,6 +303,11 @@ impl Pages {
         }
         for subscription in &self.left_out {
             reasons.push(format!("subscription {subscription} is left out: max_connections"));
+        }
+        let shown: usize = self.connections.values().map(|page| page.subscriptions.len()).sum();
+        // Before the gateway has begun there is no page that could say so.
+        if reasons.is_empty() && shown < self.wanted {
+            reasons.push(format!("{} subscriptions are not yet asked for", self.wanted - shown));
         }
         for (name, sink) in &self.sinks {
             if sink.state != "up" {

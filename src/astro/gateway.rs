@@ -163,6 +163,7 @@ impl Gateway {
         };
         let gateway = Self { hub: Arc::new(hub), targets };
         gateway.take_over();
+        gateway.hub.status.wanted(distinct(&gateway.targets.borrow().subscriptions).len());
         Ok(gateway)
     }
 
@@ -212,6 +213,11 @@ impl Gateway {
         }
         while links.running.next().await.is_some() {}
     }
+}
+
+/// A subscription that is wanted twice is one subscription.
+fn distinct(all: &[Arc<Subscription>]) -> HashSet<Arc<Subscription>> {
+    all.iter().cloned().collect()
 }
 
 /// The next targets. They never change again when nobody is left to change them.
@@ -265,7 +271,8 @@ impl Links {
 
     /// All that is wanted, from now on.
     fn want(&mut self, all: Vec<Arc<Subscription>>) {
-        let wanted: HashSet<_> = all.iter().cloned().collect();
+        let wanted = distinct(&all);
+        self.hub.status.wanted(wanted.len());
         self.hub.no_longer_missing(|subscription| !wanted.contains(subscription));
         let mut placed = HashSet::new();
         for place in self.places.values() {
@@ -273,7 +280,6 @@ impl Links {
             placed.extend(place.wants.borrow().iter().cloned());
         }
         self.left_out.clear();
-        // A subscription that is wanted twice is one subscription.
         let fresh = all.into_iter().filter(|subscription| placed.insert(Arc::clone(subscription)));
         self.place(fresh.collect());
     }

@@ -161,6 +161,11 @@ impl StoreError {
         }
     }
 
+    /// Whether the disk itself failed, a sync among its failures.
+    pub fn is_io(&self) -> bool {
+        matches!(self, Self::Sql(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure))
+    }
+
     /// Whether there is no room.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Sql(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull))

@@ -1,10 +1,12 @@
 //! The journal's sums, which everything that is told as lost depends on. The journal as a whole is
 //! tested from outside, in `tests/it/journal`.
 
+use rusqlite::ffi;
+
 use super::{
     Health, State,
     file::{Marked, border},
-    store::given,
+    store::{StoreError, given},
 };
 
 #[test]
@@ -40,4 +42,16 @@ fn the_first_number_that_can_be_read_is_found_by_halving() {
 fn a_new_journal_has_nothing_to_count() {
     let state = State::new(1, vec![(1, None)], 1, Health::Sound);
     assert_eq!((state.given(0, 100), state.marked()), (0, Marked::default()));
+}
+
+#[test]
+fn a_failed_sync_is_told_from_what_passes() {
+    let error =
+        |code| -> StoreError { rusqlite::Error::SqliteFailure(ffi::Error::new(code), None).into() };
+    for code in [ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_WRITE] {
+        assert!(error(code).is_io());
+    }
+    for code in [ffi::SQLITE_BUSY, ffi::SQLITE_LOCKED, ffi::SQLITE_FULL, ffi::SQLITE_CORRUPT] {
+        assert!(!error(code).is_io());
+    }
 }

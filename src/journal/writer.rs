@@ -57,8 +57,12 @@ const CHECKPOINT: u64 = 4 * 1024 * 1024;
 /// than half of what it costs to write ever new ones.
 const CHECKPOINT_SELF: u64 = 16 * 1024 * 1024;
 
-/// A write-ahead log of this size (somebody was reading in it for long) is moved as a whole and cut.
+/// A write-ahead log of this size (somebody was reading in it for long) is moved as a whole and cut;
+/// so is one of a quarter of `max_size`, for it takes its space beside the database.
 const CHECKPOINT_ALL: u64 = 64 * 1024 * 1024;
+
+/// A smaller one is not cut: each time costs two syncs.
+const CHECKPOINT_NONE: u64 = 512 * 1024;
 
 /// How often the log's fill is looked at, in bytes.
 const LOOK: u64 = 1024 * 1024;
@@ -407,7 +411,12 @@ impl Writer {
             0 => u64::MAX,
             free => free / 4,
         });
-        self.written_since > due || wal_size(dir) > CHECKPOINT_ALL
+        self.written_since > due || wal_size(dir) > self.largest_log()
+    }
+
+    /// How large the write-ahead log may become.
+    fn largest_log(&self) -> u64 {
+        (self.shared.limits.max_size / 4).clamp(CHECKPOINT_NONE, CHECKPOINT_ALL)
     }
 
     fn upkeep(&mut self) -> Result<(), StoreError> {
@@ -417,8 +426,9 @@ impl Writer {
             let state = self.shared.lock();
             (state.written, state.delivered(), state.marked().events)
         };
+        let largest_log = self.largest_log();
         let Some(store) = &mut self.store else { return Ok(()) };
-        if wal_size(&dir) > CHECKPOINT_ALL {
+        if wal_size(&dir) > largest_log {
             store.checkpoint(true)?;
         }
         let limits = &self.shared.limits;
@@ -650,11 +660,17 @@ fn sync_loop(shared: &Shared, syncing: &Syncing) {
         }
         if log {
             let moved = Store::open_checkpointer(&dir).and_then(|store| store.checkpoint(false));
-            if let Err(error) = moved
-                && !error.is_corrupt()
-            {
+            match moved {
+                Ok(()) => {}
+                // It syncs the log before it moves anything. The system tells a failure once, to
+                // whoever asks first: the next sync of the log may succeed and mean nothing.
+                Err(error) if error.is_io() => {
+                    error!(error = describe(&error), "a checkpoint of the journal failed");
+                    syncing.fail();
+                    shared.work.notify_one();
+                }
                 // The writer meets the same disk and judges; this was an attempt to be early.
-                tracing::debug!(error = describe(&error), "checkpoint put off");
+                Err(error) => tracing::debug!(error = describe(&error), "checkpoint put off"),
             }
         }
     }

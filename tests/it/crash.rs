@@ -1,12 +1,16 @@
-//! `kill -9` of the relay and of the brokers, while events flow.
+//! `kill -9` of the relay and of the brokers, and everything else that goes wrong, while events flow.
 //!
 //! What the journal held is compared with what the far sides have, by number. Everything that was
 //! ever written to the journal must be there, in order; nothing twice where the far side can tell.
 
+mod asked;
+mod neighbours;
+mod soak;
+
 use std::{collections::HashSet, path::Path, time::Duration};
 
 use astro_relay::{
-    event::Record,
+    event::{Event, Record},
     journal::store::Store,
     sim::{Load, Options, Sim},
 };
@@ -18,8 +22,9 @@ use crate::support::{
     daemon::Relay,
     journal::{append, close, event_of, long, say, settled},
     mosquitto::{self, Mosquitto},
-    nats_server::NatsServer,
+    nats_server::{self, NatsServer},
     process::Server,
+    receiver::{Answer, Receiver},
     redis_server::{Durability, RedisServer},
     wait::until,
 };
@@ -36,36 +41,57 @@ const PATIENCE: Duration = Duration::from_mins(2);
 /// The window of each sink: what one kill may repeat.
 const WINDOW: usize = 64;
 
-/// A simulated Astro, three brokers that keep what they accept, and a relay between them.
+/// A simulated Astro, far sides of every kind, and a relay between them. The brokers keep what they
+/// accept; core NATS keeps nothing, and a receiver of webhooks cannot tell a repeat.
 struct Bench {
     sim: Sim,
     mqtt: Mosquitto,
     listener: mosquitto::Listener,
     nats: NatsServer,
+    core: nats_server::Listener,
     redis: RedisServer,
+    receiver: Receiver,
     relay: Relay,
 }
 
 impl Bench {
-    async fn start() -> Self {
+    /// `more` is configuration beside one channel and the sinks.
+    async fn start(more: &str) -> Self {
+        Self::with(more, Durability::AofAlways).await
+    }
+
+    /// The same with brokers that are quick instead: they keep what they accept in memory.
+    async fn quick() -> Self {
+        Self::with("", Durability::Memory).await
+    }
+
+    async fn with(more: &str, durability: Durability) -> Self {
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
-        let durable = mosquitto::Options { durable: true, ..mosquitto::Options::default() };
-        let mqtt = Mosquitto::start(durable).await;
-        let listener = mosquitto::Listener::start(mqtt.port, "astro/main/#").await;
+        let durable = durability == Durability::AofAlways;
+        let mqtt =
+            Mosquitto::start(mosquitto::Options { durable, ..mosquitto::Options::default() }).await;
+        let listener = mosquitto::Listener::start(mqtt.port, "astro/#").await;
         let nats = NatsServer::start("").await;
         nats.streams().await;
-        let redis = RedisServer::start(Durability::AofAlways).await;
+        let core = nats_server::Listener::start(&nats, "core.>").await;
+        let redis = RedisServer::start(durability).await;
+        let receiver = Receiver::start();
         let common = format!("window = {WINDOW}\npayload = \"data\"\nbackoff_max = \"500ms\"");
         let sinks = format!(
             "[sinks.mqtt]\ntype = \"mqtt\"\nurl = {:?}\n{common}\n\
              [sinks.nats]\ntype = \"nats\"\nurl = {:?}\njetstream = true\ncreate_stream = true\n{common}\n\
-             [sinks.redis]\ntype = \"redis\"\nurl = {:?}\nmode = \"stream\"\nmax_len = 0\n{common}\n",
+             [sinks.core]\ntype = \"nats\"\nurl = {:?}\nsubject = \"core.{{{{ topic }}}}\"\n{common}\n\
+             [sinks.redis]\ntype = \"redis\"\nurl = {:?}\nmode = \"stream\"\nmax_len = 0\n{common}\n\
+             [sinks.webhook]\ntype = \"webhook\"\nurl = {:?}\nallow_addresses = [\"127.0.0.1\"]\n\
+             timeout = \"2s\"\n{common}\n{more}\n",
             mqtt.url(),
             nats.url(),
+            nats.url(),
             redis.url(),
+            receiver.url(),
         );
         let relay = Relay::new(&sim.url(), &sim.api_url(), TOPIC, ROOM, &sinks);
-        Self { sim, mqtt, listener, nats, redis, relay }
+        Self { sim, mqtt, listener, nats, core, redis, receiver, relay }
     }
 
     async fn in_redis(&self) -> Vec<u64> {
@@ -79,17 +105,19 @@ impl Bench {
         fields.filter_map(|(_, value)| crate::support::carry::number(&value)).collect()
     }
 
-    /// Waits until `last` has arrived everywhere; answers what arrived at each.
-    async fn arrived(&self, last: u64) -> [(&'static str, Vec<u64>); 3] {
-        let by_mqtt = until("the last event arrives by MQTT", PATIENCE, async || {
-            // A look at the newest only: to read all of them each time would take all the time.
-            self.listener.newest().contains(&last).then_some(())
-        });
-        if tokio::time::timeout(PATIENCE * 9 / 10, by_mqtt).await.is_err() {
-            let (heard, log) = (self.listener.numbers(), self.relay.log());
-            let log: Vec<_> = log.lines().rev().take(20).collect();
-            panic!("{} heard, the last {:?}: {log:#?}", heard.len(), heard.last());
+    /// Waits until `last` has arrived wherever it is kept; answers what arrived at each.
+    async fn arrived(&self, last: u64) -> Vec<(&'static str, Vec<u64>)> {
+        let began = Instant::now();
+        // This broker writes down all it has with every change, and a busy disk makes it slow: as long
+        // as more arrives, it is waited for.
+        let mut heard = 0;
+        while !self.listener.newest().contains(&last) {
+            heard = until("more arrives by MQTT", PATIENCE, async || {
+                Some(self.listener.count()).filter(|count| *count > heard)
+            })
+            .await;
         }
+        let by_mqtt = began.elapsed();
         until("the last event arrives in Redis", PATIENCE, async || {
             self.in_redis().await.contains(&last).then_some(())
         })
@@ -99,8 +127,33 @@ impl Bench {
             stored.contains(&last).then_some(stored)
         })
         .await;
-        [("mqtt", self.listener.numbers()), ("nats", nats), ("redis", self.in_redis().await)]
+        until("the last event arrives by webhook", PATIENCE, async || {
+            self.receiver.newest().contains(&last).then_some(())
+        })
+        .await;
+        say(&format!("all was there {:?} after the last, by MQTT {by_mqtt:?}", began.elapsed()));
+        vec![
+            ("mqtt", self.listener.numbers()),
+            ("nats", nats),
+            ("redis", self.in_redis().await),
+            ("webhook", self.receiver.accepted()),
+        ]
     }
+
+    /// The same for the one that keeps nothing: it was there all the time, or this waits in vain.
+    async fn heard(&self, last: u64) -> (&'static str, Vec<u64>) {
+        until("the last event arrives by core NATS", PATIENCE, async || {
+            self.core.newest().contains(&last).then_some(())
+        })
+        .await;
+        ("core", self.core.numbers())
+    }
+}
+
+/// How many repeats `kills` may cause at a far side.
+fn repeats(name: &str, kills: usize) -> usize {
+    // What JetStream and a Redis stream know already, they do not take again.
+    if matches!(name, "nats" | "redis") { 0 } else { WINDOW * kills }
 }
 
 /// The numbers of all events of the load that the journal holds.
@@ -117,21 +170,42 @@ fn in_journal(dir: &Path) -> Vec<u64> {
     }
 }
 
-/// Compares what a far side has with what the journal held; answers how many came more than once.
-fn compare(name: &str, held: &[u64], arrived: &[u64]) -> usize {
+/// How many events a broker may have lost that it had acknowledged, if it was killed so often.
+///
+/// With the most durable settings that it has, mosquitto writes at the end of a turn of its loop what it
+/// has acknowledged within it: that is its own loss, and no more than a window each time.
+fn acknowledged_early(name: &str, kills: usize) -> usize {
+    if name == "mqtt" { WINDOW * kills } else { 0 }
+}
+
+/// Compares what a far side has with what the journal held: all of it but `early`, in the journal's
+/// order. Answers how many came more than once.
+///
+/// More may be there than the journal held: what was handed on and not yet written when the relay died.
+fn compare(name: &str, held: &[u64], arrived: &[u64], early: usize) -> usize {
     let there: HashSet<_> = arrived.iter().collect();
     let lost: Vec<_> = held.iter().filter(|n| !there.contains(n)).collect();
-    assert!(lost.is_empty(), "{name}: {} events of the journal are missing: {lost:?}", lost.len());
+    assert!(
+        lost.len() <= early,
+        "{name}: {} events of the journal are missing: {lost:?}",
+        lost.len()
+    );
+    if !lost.is_empty() {
+        say(&format!("{name}: acknowledged and not kept when it was killed: {lost:?}"));
+    }
     let first = first_arrivals(arrived);
-    let inversions = first.windows(2).filter(|pair| pair[0] > pair[1]).count();
-    assert_eq!(inversions, 0, "{name}: the order of first arrivals");
+    let known: HashSet<_> = held.iter().collect();
+    let order = first.iter().filter(|n| known.contains(n));
+    let expected = held.iter().filter(|n| there.contains(n));
+    let wrong = order.zip(expected).find(|(arrived, held)| arrived != held);
+    assert_eq!(wrong, None, "{name}: the order of first arrivals");
     arrived.len() - first.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_relay_loses_nothing_that_its_journal_held() {
     let (kills, messages) = if long() { (200, 100_000) } else { (4, 4_000) };
-    let mut bench = Bench::start().await;
+    let mut bench = Bench::start("").await;
     bench.relay.start();
     bench.relay.ready().await;
     let load = Load {
@@ -163,20 +237,20 @@ async fn a_killed_relay_loses_nothing_that_its_journal_held() {
     let (loaded, slowest) = tokio::join!(sim.load(&load), killing);
     // One more for a relay that surely listens.
     sim.load(&Load { messages: 1, first: messages, ..load }).await;
-    let arrived = bench.arrived(messages).await;
+    let mut arrived = bench.arrived(messages).await;
+    arrived.push(bench.heard(messages).await);
     bench.relay.stop().await;
     let held = in_journal(&bench.relay.journal());
     assert!(!held.is_empty());
     for (name, arrived) in &arrived {
-        let repeated = compare(name, &held, arrived);
+        let repeated = compare(name, &held, arrived, 0);
         say(&format!(
             "{name}: {} published, {} in the journal, {} arrived, {repeated} of them again, {kills} kills",
             loaded.messages,
             held.len(),
             arrived.len()
         ));
-        let most = if *name == "mqtt" { WINDOW * kills } else { 0 };
-        assert!(repeated <= most, "{name}: {repeated} came again");
+        assert!(repeated <= repeats(name, kills), "{name}: {repeated} came again");
     }
     say(&format!("back on the gateway within {slowest:?}"));
 }
@@ -184,7 +258,7 @@ async fn a_killed_relay_loses_nothing_that_its_journal_held() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_broker_loses_nothing_and_keeps_the_order() {
     let (kills, messages) = if long() { (30, 30_000) } else { (3, 3_000) };
-    let mut bench = Bench::start().await;
+    let mut bench = Bench::start("").await;
     bench.relay.start();
     bench.relay.ready().await;
     let load = Load {
@@ -215,17 +289,26 @@ async fn a_killed_broker_loses_nothing_and_keeps_the_order() {
     let held = in_journal(&bench.relay.journal());
     assert!(held.iter().copied().eq(0..messages), "the relay heard all of it");
     for (name, arrived) in &arrived {
-        let repeated = compare(name, &held, arrived);
+        // Nobody has killed the receiver of webhooks.
+        let kills = if *name == "webhook" { 0 } else { usize::try_from(kills).unwrap() };
+        let repeated = compare(name, &held, arrived, acknowledged_early(name, kills));
         say(&format!("{name}: {} arrived, {repeated} of them again, {kills} kills", arrived.len()));
-        let most = if *name == "mqtt" { WINDOW * usize::try_from(kills).unwrap() } else { 0 };
-        assert!(repeated <= most, "{name}: {repeated} came again");
+        assert!(repeated <= repeats(name, kills), "{name}: {repeated} came again");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_backlog_does_not_delay_the_start() {
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
-    let mut relay = Relay::new(&sim.url(), &sim.api_url(), TOPIC, ROOM, "");
+    let receiver = Receiver::start();
+    // Takes one event, and its time: the backlog stays one.
+    receiver.room("room", Some(Answer::Late(PATIENCE)));
+    let sinks = format!(
+        "[sinks.slow]\ntype = \"webhook\"\nurl = {:?}\nallow_addresses = [\"127.0.0.1\"]\n\
+         start = \"earliest\"\ntimeout = \"100s\"\n",
+        receiver.url()
+    );
+    let mut relay = Relay::new(&sim.url(), &sim.api_url(), TOPIC, ROOM, &sinks);
     let bytes: u64 = if long() { 1 << 30 } else { 16 << 20 };
     let config = astro_relay::config::Journal {
         max_size: astro_relay::config::Size(4 << 30),
@@ -233,22 +316,37 @@ async fn a_large_backlog_does_not_delay_the_start() {
         ..crate::support::journal::config(&relay.journal())
     };
     let (journal, _) = crate::support::journal::open(&config);
+    // What no compression makes smaller.
+    let noise: String = std::iter::repeat_with(fastrand::alphanumeric).take(1 << 20).collect();
+    let event = |n: u64| {
+        let from = fastrand::usize(..noise.len() - 1900);
+        let message = format!(r#"{{"n":{n},"pad":{:?}}}"#, &noise[from..from + 1900]);
+        Event { data: 0..message.len(), message: message.into(), ..event_of(n, 0) }
+    };
     let mut n = 0;
-    while journal.figures().last < bytes / 2200 {
-        append(&journal, (n..n + 500).map(|n| event_of(n, 1900)).collect()).await;
+    while journal.figures().size < bytes {
+        append(&journal, (n..n + 500).map(event).collect()).await;
         n += 500;
     }
     settled(&journal, &[]).await;
     close(journal).await;
     let size = std::fs::metadata(relay.journal().join("journal.db")).unwrap().len();
-    // Once as it was closed, and once as a kill leaves it.
-    for _ in 0..2 {
+    assert!(size >= bytes, "{size} bytes");
+    // Once as it was closed, and as a kill leaves it.
+    for round in 0..3 {
         let start = Instant::now();
         relay.start();
         relay.ready().await;
         let took = start.elapsed();
+        until("the backlog is begun", PATIENCE, async || {
+            (receiver.received().len() > round).then_some(())
+        })
+        .await;
         say(&format!("ready after {took:?} with {size} bytes"));
-        assert!(took < Duration::from_secs(10), "two seconds is the aim, on a machine of its own");
+        // The aim is two seconds, on a machine that is not busy with other tests.
+        let most = Duration::from_secs(if long() { 2 } else { 10 });
+        assert!(took < most, "ready after {took:?}");
         relay.kill().await;
     }
+    assert!(receiver.numbers().iter().all(|n| *n == 0), "nothing was left out");
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use astro_relay::{
+    clock,
     config::{Journal as Config, Size, Start},
     journal::Journal,
 };
@@ -13,6 +14,7 @@ use super::{
 };
 use crate::support::{
     journal::{close, config, events, long, open, say},
+    process::resources,
     wait::until,
 };
 
@@ -37,22 +39,32 @@ async fn an_hour_away_costs_no_memory_and_no_event() {
     far.connects(std::iter::repeat_with(|| Some(down())).take(100_000));
     let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
     let seconds = if long() { 3600 } else { 120 };
-    let mut most = 0;
+    let memory = || resources(std::process::id()).expect("it runs").0;
+    let (mut most, mut early) = (0, 0);
     for second in 0..seconds {
         journal.append(&mut events(second * 200..(second + 1) * 200));
         written(&journal).await;
         most = most.max(journal.figures().memory);
+        if second == seconds / 10 {
+            early = memory();
+        }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert!(most <= 1 << 20, "{most} bytes in memory");
+    let late = memory();
+    // In a short run other tests share the process.
+    assert!(!long() || late <= early + (8 << 10), "{early} KiB became {late} KiB");
     let total = seconds * 200;
     assert_eq!(journal.lag("far").0, total);
     assert!(far.accepted().is_empty());
+    let back = clock::now();
     far.connects([]);
     until("all of it has arrived", HOUR, async || (journal.lag("far").0 == 0).then_some(())).await;
     let arrived = far.accepted();
     assert!(arrived.iter().copied().eq(0..total), "{} arrived", arrived.len());
     assert!(journal.figures().memory <= 1 << 20);
+    let took = Duration::from_millis(clock::now() - back);
+    say(&format!("delivered in {took:?}; the process had {early} KiB early and {late} KiB late"));
     say(&format!(
         "{total} events while it was away; {most} bytes in memory, {} on disk; {} attempts",
         journal.figures().size,

@@ -7,7 +7,8 @@ use astro_relay::{
 
 use crate::support::{
     journal::{
-        PATIENCE, append, close, config, events, open, position, read_all, read_some, say, settled,
+        PATIENCE, append, close, config, crashed, events, open, position, read_all, read_some, say,
+        settled,
     },
     mount::{Disk, Small, may_mount},
     wait::until,
@@ -29,6 +30,14 @@ async fn sound(journal: &Journal) {
     })
     .await;
     settled(journal, &["sink"]).await;
+}
+
+async fn synced(journal: &Journal) {
+    until("all of it is synced", PATIENCE, async || {
+        let figures = journal.figures();
+        (figures.synced == figures.last).then_some(())
+    })
+    .await;
 }
 
 /// Appends until the disk is full; answers the next number.
@@ -138,11 +147,7 @@ async fn a_disk_that_dies_and_comes_back_is_taken_up_again() {
     journal.register("sink", Start::Earliest).unwrap();
     append(&journal, events(0..500)).await;
     settled(&journal, &["sink"]).await;
-    until("it is synced", PATIENCE, async || {
-        let figures = journal.figures();
-        (figures.synced == figures.last).then_some(())
-    })
-    .await;
+    synced(&journal).await;
     append(&journal, events(500..600)).await;
     disk.plug().pull();
     append(&journal, events(600..700)).await;
@@ -163,5 +168,77 @@ async fn a_disk_that_dies_and_comes_back_is_taken_up_again() {
     let (journal, opened) = open(&config);
     assert_eq!((opened.lost, opened.events), (0, 800));
     assert_eq!(position(&journal, "sink"), 100);
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_turns_read_only_is_lived_through() {
+    if !may_mount() {
+        return;
+    }
+    let mut disk = Disk::new(32);
+    let config = Config { memory: Size(1 << 20), ..config(&disk.path().join("journal")) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, events(0..500)).await;
+    settled(&journal, &["sink"]).await;
+    synced(&journal).await;
+    disk.turn_read_only();
+    append(&journal, events(500..700)).await;
+    let why = degraded(&journal).await;
+    say(&format!("the journal says: {why}"));
+    // All that came is handed out: what is on disk from there, the rest from memory.
+    let got = read_all(&journal, 0).await;
+    assert_eq!((got.lost, got.numbers), (0, (0..700).collect()));
+    journal.advance("sink", 600);
+    assert_eq!(journal.saved("sink"), 600, "nobody waits for a disk that takes nothing");
+    // What is still mounted where files are open must not write any more into the one that replaces it.
+    disk.plug().pull();
+    disk.restore();
+    append(&journal, events(700..800)).await;
+    sound(&journal).await;
+    close(journal).await;
+    let (journal, opened) = open(&config);
+    assert_eq!((opened.lost, opened.events, opened.set_aside), (0, 800, None));
+    assert_eq!(position(&journal, "sink"), 600);
+    assert_eq!(read_all(&journal, 0).await.numbers, (0..800).collect::<Vec<_>>());
+    close(journal).await;
+}
+
+/// A sync fails, and from then on the system calls the pages clean that never came to the disk: the
+/// next sync of the same file would succeed, and they would still not be there.
+#[tokio::test]
+async fn what_a_failed_sync_has_dropped_is_written_again() {
+    if !may_mount() {
+        return;
+    }
+    // Enough for the file system itself and a little of the log.
+    let store = Small::new(2 << 10);
+    let disk = Disk::promising(&store, 64);
+    let config = Config { memory: Size(1 << 20), ..config(&disk.path().join("journal")) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    let next = fill(&journal, 0).await;
+    let why = degraded(&journal).await;
+    say(&format!("the journal says: {why}, after {next} events"));
+    let before = journal.figures().synced;
+    append(&journal, events(next..next + 100)).await;
+    let figures = journal.figures();
+    assert!(before < next && figures.synced == before, "{before} of {next}: {figures:?}");
+    // The disk holds from now on what it has promised.
+    store.resize(48 << 10);
+    sound(&journal).await;
+    synced(&journal).await;
+    // What only the system's memory has is forgotten, as after a loss of power.
+    for name in ["journal.db", "journal.db-wal"] {
+        let file = std::fs::File::open(config.dir.join(name)).unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    }
+    let copy = crashed(&config.dir);
+    close(journal).await;
+    let (journal, opened) = open(&Config { dir: copy.path().to_owned(), ..config });
+    assert_eq!((opened.lost, opened.set_aside), (0, None));
+    let got = read_all(&journal, 0).await;
+    assert_eq!((got.lost, got.numbers), (0, (0..next + 100).collect()));
     close(journal).await;
 }

@@ -1,11 +1,16 @@
 //! The endpoint: who may ask for what, and what is answered.
 
+use astro_relay::{
+    relay::Relay,
+    sim::{Options, Sim},
+};
 use reqwest::{Client, header};
 use serde_json::{Value, json};
 
 use super::{ADMIN, PATIENCE, ROOM, Running, channel};
 use crate::support::{
     receiver::{Answer, Receiver},
+    relay::configure,
     wait::until,
 };
 
@@ -129,4 +134,22 @@ async fn followers_see_events_without_personal_data_and_are_limited() {
         (relay.get("/events").await.status() == 200).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn nobody_is_ready_before_it_has_begun() {
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let receiver = Receiver::start();
+    let more = format!(
+        "[sinks.shop]\ntype = \"webhook\"\nurl = {:?}\nallow_addresses = [\"127.0.0.1\"]\n",
+        receiver.url()
+    );
+    let config = configure(&sim, dir.path(), &["channel.tips", "channel.follow"], &more);
+    // Its tasks are there, and none of them has run.
+    let relay = Relay::new(config, None).await.unwrap();
+    let reasons = relay.status().pages().reasons();
+    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    assert_eq!(reasons[0], "2 subscriptions are not yet asked for");
+    assert!(reasons[1].starts_with("sink shop is connecting"), "{reasons:?}");
 }

@@ -32,6 +32,18 @@ pub struct Relay {
 impl Relay {
     /// Prepares one that listens to the gateway at `url`; `sinks` are sections of its configuration.
     pub fn new(url: &str, api_url: &str, topic: &str, room: &str, more: &str) -> Self {
+        Self::with_journal(url, api_url, topic, room, "max_size = \"4GiB\"", more)
+    }
+
+    /// The same with other limits of its journal.
+    pub fn with_journal(
+        url: &str,
+        api_url: &str,
+        topic: &str,
+        room: &str,
+        limits: &str,
+        more: &str,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let journal = dir.path().join("journal").display().to_string();
@@ -39,7 +51,7 @@ impl Relay {
             "[astro]\nurl = {url:?}\napi_url = {api_url:?}\nbackoff_max = \"300ms\"\n\
              [channels.main]\nroom = {room:?}\ntoken = \"secret-canary\"\ntopics = [{topic:?}]\n\
              [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nlevel = \"info\"\nformat = \"text\"\n\
-             [journal]\ndir = {journal:?}\nmin_free = \"0B\"\nmax_size = \"4GiB\"\n{more}\n"
+             [journal]\ndir = {journal:?}\nmin_free = \"0B\"\n{limits}\n{more}\n"
         );
         fs::write(dir.path().join("relay.toml"), config).unwrap();
         Self { dir, port, child: None }
@@ -82,7 +94,8 @@ impl Relay {
         .await;
     }
 
-    async fn get(&self, path: &str) -> Option<String> {
+    /// Its answer, head and body; `None` while nobody listens.
+    pub async fn get(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -90,6 +103,11 @@ impl Relay {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
         Some(answer)
+    }
+
+    /// The process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
     }
 
     /// `kill -9`, and waits until it is gone.

@@ -15,7 +15,8 @@ use rumqttc_v5::{
 };
 use tempfile::TempDir;
 
-use astro_relay::event::Seq;
+use astro_relay::{clock, event::Seq};
+use bytes::Bytes;
 
 use super::{
     carry::{PATIENCE, number},
@@ -80,7 +81,8 @@ fn write(path: &Path, content: &str) {
 
 /// A subscriber with a lasting session: what is published while it is away waits for it.
 pub struct Listener {
-    heard: Arc<Mutex<Vec<Publish>>>,
+    /// With the time, in microseconds.
+    heard: Arc<Mutex<Vec<(u64, Publish)>>>,
     subscriptions: Arc<Mutex<usize>>,
     task: tokio::task::JoinHandle<()>,
     client: AsyncClient,
@@ -109,7 +111,7 @@ impl Listener {
             loop {
                 match events.poll().await {
                     Ok(Event::Incoming(Incoming::Publish(publish))) => {
-                        notes.lock().unwrap().push(publish);
+                        notes.lock().unwrap().push((clock::now_micros(), publish));
                     }
                     Ok(Event::Incoming(Incoming::SubAck(_))) => *confirmed.lock().unwrap() += 1,
                     Ok(_) => {}
@@ -133,18 +135,31 @@ impl Listener {
 
     /// All that has arrived.
     pub fn heard(&self) -> Vec<Publish> {
-        self.heard.lock().unwrap().clone()
+        self.heard.lock().unwrap().iter().map(|(_, publish)| publish.clone()).collect()
     }
 
     /// The numbers of the events that have arrived, from their payloads.
     pub fn numbers(&self) -> Vec<Seq> {
-        self.heard.lock().unwrap().iter().filter_map(|publish| number(&publish.payload)).collect()
+        let heard = self.heard.lock().unwrap();
+        heard.iter().filter_map(|(_, publish)| number(&publish.payload)).collect()
+    }
+
+    /// How many have arrived.
+    pub fn count(&self) -> usize {
+        self.heard.lock().unwrap().len()
     }
 
     /// The numbers of the newest of them.
     pub fn newest(&self) -> Vec<Seq> {
         let heard = self.heard.lock().unwrap();
-        heard.iter().rev().take(100).filter_map(|publish| number(&publish.payload)).collect()
+        let newest = heard.iter().rev().take(100);
+        newest.filter_map(|(_, publish)| number(&publish.payload)).collect()
+    }
+
+    /// When each event arrived, in microseconds, by its payload.
+    pub fn times(&self) -> Vec<(u64, Bytes)> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().map(|(at, publish)| (*at, publish.payload.clone())).collect()
     }
 
     /// Waits until `count` messages have arrived.

@@ -55,9 +55,10 @@ impl Drop for Small {
     }
 }
 
-/// An ext4 in a file.
+/// An ext4 in a file. An error of its own makes it read-only, as on most machines.
 pub struct Disk {
     dir: TempDir,
+    image: PathBuf,
     device: Option<String>,
 }
 
@@ -65,11 +66,23 @@ impl Disk {
     pub fn new(mebibytes: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let image = dir.path().join("image");
+        Self::make(dir, image, mebibytes, &[])
+    }
+
+    /// A disk that holds less than it says: what is written is taken, and what does not fit into
+    /// `store` is lost when it is synced. Without a log of its own, which would notice first.
+    pub fn promising(store: &Small, mebibytes: u32) -> Self {
+        let image = store.path().join("image");
+        Self::make(tempfile::tempdir().unwrap(), image, mebibytes, &["-O", "^has_journal"])
+    }
+
+    fn make(dir: TempDir, image: PathBuf, mebibytes: u32, features: &[&str]) -> Self {
         let file = std::fs::File::create(&image).unwrap();
         file.set_len(u64::from(mebibytes) << 20).unwrap();
-        run("mkfs.ext4", &["-q", "-F", image.to_str().unwrap()]);
+        let args = [&["-q", "-F"], features, &[image.to_str().unwrap()]].concat();
+        run("mkfs.ext4", &args);
         std::fs::create_dir(dir.path().join("mount")).unwrap();
-        let mut disk = Self { dir, device: None };
+        let mut disk = Self { dir, image, device: None };
         disk.mount();
         disk
     }
@@ -79,10 +92,17 @@ impl Disk {
     }
 
     fn mount(&mut self) {
-        let image = self.dir.path().join("image");
-        let device = run("losetup", &["--find", "--show", image.to_str().unwrap()]);
-        run("mount", &["-t", "ext4", &device, self.path().to_str().unwrap()]);
+        let device = run("losetup", &["--find", "--show", self.image.to_str().unwrap()]);
+        let path = self.path();
+        run("mount", &["-t", "ext4", "-o", "errors=remount-ro", &device, path.to_str().unwrap()]);
         self.device = Some(device);
+    }
+
+    /// Lets it find an error in itself: from now on nothing can be written.
+    pub fn turn_read_only(&self) {
+        let device = self.device.as_ref().expect("it is mounted").replace("/dev/", "");
+        let trigger = format!("/sys/fs/ext4/{device}/trigger_fs_error");
+        std::fs::write(trigger, "as the test says").unwrap();
     }
 
     /// Prepares a power cut.

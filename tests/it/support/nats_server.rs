@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use astro_relay::event::Seq;
+use astro_relay::{clock, event::Seq};
 use async_nats::{
     Client, ConnectOptions, Message,
     jetstream::{
@@ -11,6 +11,7 @@ use async_nats::{
         context::GetStreamErrorKind,
     },
 };
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tempfile::TempDir;
 
@@ -108,7 +109,8 @@ impl NatsServer {
 
 /// A subscriber of core NATS.
 pub struct Listener {
-    heard: Arc<Mutex<Vec<Message>>>,
+    /// With the time, in microseconds.
+    heard: Arc<Mutex<Vec<(u64, Message)>>>,
     client: Client,
     task: tokio::task::JoinHandle<()>,
 }
@@ -123,7 +125,7 @@ impl Listener {
         let notes = Arc::clone(&heard);
         let task = tokio::spawn(async move {
             while let Some(message) = subscription.next().await {
-                notes.lock().unwrap().push(message);
+                notes.lock().unwrap().push((clock::now_micros(), message));
             }
         });
         let listener = Self { heard, client, task };
@@ -144,12 +146,25 @@ impl Listener {
     }
 
     pub fn heard(&self) -> Vec<Message> {
-        self.heard.lock().unwrap().clone()
+        self.heard.lock().unwrap().iter().map(|(_, message)| message.clone()).collect()
     }
 
     /// The numbers of the events that have arrived.
     pub fn numbers(&self) -> Vec<Seq> {
         self.heard().iter().filter_map(|message| number(&message.payload)).collect()
+    }
+
+    /// The numbers of the newest of them.
+    pub fn newest(&self) -> Vec<Seq> {
+        let heard = self.heard.lock().unwrap();
+        let newest = heard.iter().rev().take(100);
+        newest.filter_map(|(_, message)| number(&message.payload)).collect()
+    }
+
+    /// When each event arrived, in microseconds, by its payload.
+    pub fn times(&self) -> Vec<(u64, Bytes)> {
+        let heard = self.heard.lock().unwrap();
+        heard.iter().map(|(at, message)| (*at, message.payload.clone())).collect()
     }
 
     /// Waits until `count` messages have arrived.

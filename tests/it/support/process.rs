@@ -47,6 +47,14 @@ pub fn program(name: &str) -> PathBuf {
         })
 }
 
+/// The memory of a process that is in use, in kibibytes, and its open files; as Linux tells.
+pub fn resources(pid: u32) -> Option<(u64, usize)> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let memory = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some((memory, std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count()))
+}
+
 impl Server {
     /// Starts `program` and waits until it accepts connections on `port`.
     pub async fn start(name: &str, args: Vec<String>, port: u16) -> Self {

@@ -76,8 +76,12 @@ impl Received {
 
     /// The number in the body that the tests put there.
     pub fn n(&self) -> u64 {
-        let body: serde_json::Value = serde_json::from_slice(&self.body).unwrap();
-        body["n"].as_u64().unwrap()
+        self.number().expect("an event of the tests")
+    }
+
+    /// The same where there is one: the relay has events of its own.
+    pub fn number(&self) -> Option<u64> {
+        super::carry::number(&self.body)
     }
 
     /// Whether it is signed with this secret.
@@ -182,13 +186,21 @@ impl Receiver {
 
     /// The numbers of what came, in order of arrival.
     pub fn numbers(&self) -> Vec<u64> {
-        self.received().iter().map(Received::n).collect()
+        self.received().iter().filter_map(Received::number).collect()
     }
 
     /// The numbers of what was accepted, in order of arrival.
     pub fn accepted(&self) -> Vec<u64> {
-        let accepted = |request: &Received| request.accepted.then(|| request.n());
-        self.received().iter().filter_map(accepted).collect()
+        let received = self.shared.received.lock().unwrap();
+        let accepted = received.iter().filter(|request| request.accepted);
+        accepted.filter_map(Received::number).collect()
+    }
+
+    /// The numbers of the newest that were accepted.
+    pub fn newest(&self) -> Vec<u64> {
+        let received = self.shared.received.lock().unwrap();
+        let accepted = received.iter().rev().filter(|request| request.accepted);
+        accepted.take(100).filter_map(Received::number).collect()
     }
 
     /// Connections that were ever accepted.
@@ -221,7 +233,7 @@ async fn receive(State(shared): State<Arc<Shared>>, request: Request) -> Respons
     };
     let of_number = || {
         let numbers = shared.by_number.lock().unwrap();
-        let found = numbers.iter().find(|(number, _)| *number == received.n());
+        let found = numbers.iter().find(|(number, _)| Some(*number) == received.number());
         found.map(|(_, answer)| answer.clone())
     };
     let scripted = || shared.script.lock().unwrap().pop_front();

@@ -1,0 +1,35 @@
+//! A template, a condition, a pattern and the data they meet, each behind a zero byte.
+//!
+//! Beyond not panicking: it ends soon, however the template loops, and takes little memory (both are
+//! the fuzzer's own limits).
+#![no_main]
+
+use std::sync::Arc;
+
+use astro_relay::{
+    event::{self, Record},
+    route::Pattern,
+    template::{Condition, Template, View},
+};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let Ok(input) = std::str::from_utf8(input) else { return };
+    let mut parts = input.splitn(4, '\0');
+    let mut next = || parts.next().unwrap_or_default();
+    let (template, condition, pattern, data) = (next(), next(), next(), next());
+    let Ok(data) = serde_json::from_str(data) else { return };
+    let event = event::own("channel.tips", &"main".into(), &"room".into(), &data, 1);
+    let view = View::of(Arc::new(Record { seq: 1, event }));
+    if let Ok(template) = Template::compile(template) {
+        template.uses_only(&["channel", "topic"]);
+        drop(template.render(&view));
+    }
+    if let Ok(condition) = Condition::compile(condition) {
+        drop(condition.holds(&view));
+    }
+    if let Ok(pattern) = Pattern::parse(pattern) {
+        pattern.matches("channel.tips");
+        pattern.matches(template);
+    }
+});
