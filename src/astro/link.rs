@@ -15,7 +15,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
@@ -36,6 +36,10 @@ use crate::{
     metrics::{self, CONNECTS},
     status::{self, Phase},
 };
+
+/// What has changed is shown no more often than this: hundreds of confirmations come one by one, and
+/// each would bring all the others along.
+const SHOW: Duration = Duration::from_millis(50);
 
 /// How often the token of a refused subscription is looked at for a change, and the page is told when
 /// something was heard last.
@@ -58,6 +62,10 @@ pub(super) struct Link {
 struct Held {
     current: Connection,
     opened: Instant,
+    /// When what stands was last shown.
+    shown: Instant,
+    /// When what has changed since is to be shown.
+    show: Option<Instant>,
     successor: Option<Successor>,
     /// The current connection ended while it moved.
     lost: Option<Lost>,
@@ -164,7 +172,9 @@ impl Link {
     /// Keeps a connection until it has ended, moving to a successor when the server says so.
     async fn holding(&mut self, current: Connection) -> After {
         let hub = Arc::clone(&self.hub);
-        let mut held = Held { current, opened: Instant::now(), successor: None, lost: None };
+        let now = Instant::now();
+        let mut held =
+            Held { current, opened: now, shown: now, show: None, successor: None, lost: None };
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
@@ -180,6 +190,10 @@ impl Link {
                 }
                 Ok(()) = self.wants.changed() => {
                     self.reconcile(&mut held.current);
+                    None
+                }
+                () = sleep_until(held.show.unwrap_or(now)), if held.show.is_some() => {
+                    self.show(&mut held);
                     None
                 }
                 _ = look.tick() => {
@@ -203,7 +217,10 @@ impl Link {
     fn on_step(&mut self, step: Step, held: &mut Held) -> Option<After> {
         self.hub.overflow(self.number, step.overflow);
         if step.changed {
-            self.changed(&held.current);
+            held.show.get_or_insert(held.shown + SHOW);
+            if step.ended.is_some() {
+                self.show(held);
+            }
             if held.current.session.is_empty() && held.successor.is_none() {
                 return Some(After::Idle);
             }
@@ -337,6 +354,13 @@ impl Link {
         self.tempo.ended(session.proven(now), now - held.opened);
         self.phase(Phase::Waiting, Some(cause.to_owned()));
         After::Lost
+    }
+
+    /// Shows what has changed.
+    fn show(&self, held: &mut Held) {
+        held.shown = Instant::now();
+        held.show = None;
+        self.changed(&held.current);
     }
 
     /// What stands has changed: the page shows it, and a gap may be over.

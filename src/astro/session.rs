@@ -235,7 +235,8 @@ pub struct Session {
     entries: Vec<Entry>,
     leaving: Vec<Leaving>,
     next_nonce: u64,
-    rooms: Rooms,
+    /// `None`: what stands has changed since; made when the next message comes.
+    rooms: Option<Rooms>,
     pace: Pace,
     opened_at: Instant,
     welcomed: bool,
@@ -257,7 +258,7 @@ impl Session {
             entries: wanted.into_iter().map(Entry::new).collect(),
             leaving: Vec::new(),
             next_nonce: 0,
-            rooms: Rooms::default(),
+            rooms: None,
             pace: Pace::default(),
             opened_at: now,
             welcomed: false,
@@ -293,7 +294,7 @@ impl Session {
                 nonce: None,
             })
             .collect();
-        session.place_rooms();
+        session.rooms = None;
         session
     }
 
@@ -320,7 +321,8 @@ impl Session {
         match wire::read(utf8) {
             Ok(ServerFrame::Message(envelope)) => {
                 self.counts.messages += 1;
-                let place = self.rooms.place(&envelope.topic, &envelope.room);
+                let rooms = self.rooms.get_or_insert_with(|| place_rooms(&self.entries));
+                let place = rooms.place(&envelope.topic, &envelope.room);
                 effects.events.push(Event {
                     id: envelope.id.into(),
                     distinct_key: None,
@@ -483,7 +485,7 @@ impl Session {
             self.leaving.push(Leaving { subscription, room, token: token.clone(), nonce: None });
         }
         self.entries = kept;
-        self.place_rooms();
+        self.rooms = None;
         self.due = None;
     }
 
@@ -661,7 +663,7 @@ impl Session {
             entry.standing = Standing::Confirmed(response.room.as_deref().map(Into::into));
             entry.failures = 0;
             entry.confirmed_at = Some(received);
-            self.place_rooms();
+            self.rooms = None;
             return;
         };
         self.counts.refused += 1;
@@ -721,7 +723,7 @@ impl Session {
                 self.entries.push(entry);
             }
         }
-        self.place_rooms();
+        self.rooms = None;
     }
 
     fn give_up_unanswered(&mut self, now: Instant, effects: &mut Effects) {
@@ -752,16 +754,17 @@ impl Session {
             }
         }
     }
+}
 
-    fn place_rooms(&mut self) {
-        self.rooms = Rooms::new(self.entries.iter().filter_map(|entry| {
-            let subscription = &entry.wanted.subscription;
-            match &entry.standing {
-                Standing::Confirmed(canonical) => Some((subscription, canonical.clone())),
-                Standing::Waiting | Standing::Pending | Standing::Refused(_) => None,
-            }
-        }));
-    }
+/// To which channel messages belong, from what is confirmed.
+fn place_rooms(entries: &[Entry]) -> Rooms {
+    Rooms::new(entries.iter().filter_map(|entry| {
+        let subscription = &entry.wanted.subscription;
+        match &entry.standing {
+            Standing::Confirmed(canonical) => Some((subscription, canonical.clone())),
+            Standing::Waiting | Standing::Pending | Standing::Refused(_) => None,
+        }
+    }))
 }
 
 /// Whether the gateway says that it would take this, were there not too much already.
