@@ -28,7 +28,7 @@ use crate::{
     clock, event,
     event::UnixMillis,
     journal::Journal,
-    status::{Pages, Phase, Status},
+    status::{Looks, Pages, Phase, Status},
 };
 
 /// The topic of a change of the relay's status.
@@ -39,9 +39,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// Figures are told no more often than this: somebody looks at them, nothing depends on them.
 const FIGURES: Duration = Duration::from_secs(10);
-
-/// The pages are looked at no more often than this: one is written with every message that is heard.
-const PACE: Duration = Duration::from_millis(20);
 
 /// While the status stays what it is, another reason for it is an event no more often than this: the
 /// errors of a far side that is down may differ with every attempt.
@@ -120,20 +117,24 @@ impl Presence {
         let mut sinks = self.status.sinks();
         let mut figures = interval(FIGURES);
         figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = Looks::new();
         loop {
+            let began = Instant::now();
             self.look();
+            looks.looked(began);
+            looks.wish();
             let settled = self.degraded.map(|since| since + SETTLE);
             tokio::select! {
                 () = stop.cancelled() => break,
                 Ok(()) = connections.changed() => {}
                 Ok(()) = sinks.changed() => {}
-                Ok(()) = self.targets.changed() => {}
+                Ok(()) = self.targets.changed() => self.forget(),
                 _ = figures.tick() => self.figures(),
                 () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => {}
             }
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(PACE) => {}
+                () = looks.due() => {}
             }
         }
         let reason = Some("the relay was stopped".to_owned());
@@ -181,12 +182,17 @@ impl Presence {
         self.board.put([(Path::relay(Section::Status), Some(self.told.to_json()))]);
     }
 
+    /// Takes the status of channels away that are no longer wanted.
+    fn forget(&self) {
+        let wanted = wanted(&self.targets.borrow());
+        let of = |path: &Path| path.section == Section::Status && !path.channel.is_empty();
+        self.board.take_away(|path| of(path) && !wanted.contains_key(&*path.channel));
+    }
+
     /// A channel is online when all of its subscriptions stand.
     fn channels(&self) {
         let wanted = wanted(&self.targets.borrow());
         let standing = self.status.look(standing);
-        let of = |path: &Path| path.section == Section::Status && !path.channel.is_empty();
-        self.board.take_away(|path| of(path) && !wanted.contains_key(&*path.channel));
         self.board.put(wanted.iter().map(|(label, count)| {
             let stands = standing.get(label).is_some_and(|standing| standing >= count);
             (Path::of(label, Section::Status), Some(word(stands)))
@@ -374,7 +380,7 @@ mod tests {
                 page.state = Phase::Open;
                 page.subscriptions = vec![subscription("a", "confirmed")];
             });
-            tokio::time::sleep(2 * PACE).await;
+            tokio::time::sleep(2 * Looks::PACE).await;
             assert_eq!((relay(), channel()), (json!("online"), json!("online")));
             // A blip, and then an outage.
             sink("down");
@@ -384,7 +390,7 @@ mod tests {
             sink("down");
             tokio::time::sleep(SETTLE * 9 / 10).await;
             assert_eq!(relay(), "online", "not yet");
-            tokio::time::sleep(10 * PACE).await;
+            tokio::time::sleep(10 * Looks::PACE).await;
             assert_eq!((relay(), channel()), (json!("degraded"), json!("online")));
             stop.cancel();
         };

@@ -6,15 +6,60 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 
 use crate::{event::UnixMillis, reload::Report};
 
 /// Gaps that are remembered for the page.
 const GAPS: usize = 100;
+
+/// When a task that looks at all pages looks again: soon after one has changed, but never for more than
+/// a small share of the time. With ten thousand subscriptions a look takes milliseconds, and as many
+/// confirmations come one by one.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    next: Instant,
+    due: bool,
+}
+
+impl Looks {
+    /// Between two looks there is at least this: one page is written with every message that is heard.
+    pub(crate) const PACE: Duration = Duration::from_millis(20);
+
+    /// Of so many parts of the time, looking may take one.
+    const SHARE: u32 = 100;
+
+    pub(crate) fn new() -> Self {
+        Self { next: Instant::now(), due: false }
+    }
+
+    /// A page has changed.
+    pub(crate) fn wish(&mut self) {
+        self.due = true;
+    }
+
+    /// Waits until it is time to look; for ever where nothing has changed.
+    pub(crate) async fn due(&self) {
+        if self.due {
+            sleep_until(self.next).await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// A look has been taken that began then.
+    pub(crate) fn looked(&mut self, began: Instant) {
+        self.next = Instant::now() + Self::PACE.max(began.elapsed() * Self::SHARE);
+        self.due = false;
+    }
+}
 
 /// All pages.
 #[derive(Debug, Default)]

@@ -38,7 +38,7 @@ use crate::{
     config::{Config, SecretRef, Start, TokenType},
     event::{self, Seq, UnixMillis},
     journal::{Batch, Journal, Kept, StoreError},
-    status::{self, Status},
+    status::{self, Looks, Status},
 };
 
 /// Its cursor. No sink can have this name: theirs have no dot.
@@ -266,6 +266,7 @@ impl Keeper {
         let mut work = Fetches::new();
         let wishes = Arc::clone(&self.wishes);
         let mut wishes = wishes.lock().await;
+        let mut looks = Looks::new();
         self.look();
         loop {
             self.start(&mut work);
@@ -284,7 +285,12 @@ impl Keeper {
                 },
                 Some(fetched) = work.next() => self.take(fetched),
                 Some(wish) = wishes.recv() => self.take_wish(wish),
-                Ok(()) = connections.changed() => self.look(),
+                Ok(()) = connections.changed() => looks.wish(),
+                () = looks.due() => {
+                    let began = Instant::now();
+                    self.look();
+                    looks.looked(began);
+                }
                 Ok(()) = self.targets.changed() => {
                     self.adopt();
                     self.look();
