@@ -9,7 +9,8 @@
 #     tests/systemd.sh some.deb           with that package
 #
 # The Debian is made once, in ASTRO_RELAY_ROOT (default: target/systemd-root), with debootstrap from
-# ASTRO_RELAY_MIRROR, and copied for each run. A run takes about two minutes beside the build.
+# ASTRO_RELAY_MIRROR if that is set, and copied for each run. A run takes about two minutes beside the
+# build.
 # The container has no network but its own loopback. It needs no systemd on the host, and none of the
 # host's is touched.
 #
@@ -21,7 +22,7 @@ cd "$(dirname "$0")/.."
 
 root=${ASTRO_RELAY_ROOT:-$PWD/target/systemd-root}
 suite=${ASTRO_RELAY_SUITE:-bookworm}
-mirror=${ASTRO_RELAY_MIRROR:-http://deb.debian.org/debian}
+mirror=${ASTRO_RELAY_MIRROR:-}
 # Far beyond what the steps take, for a machine that does other things.
 limit=${ASTRO_RELAY_LIMIT:-600}
 
@@ -55,7 +56,7 @@ if [ ! -e "$root/$suite/.complete" ]; then
     rm -rf "${root:?}/$suite"
     debootstrap --variant=minbase \
         --include=systemd,systemd-sysv,dbus,mosquitto,mosquitto-clients,curl,ca-certificates \
-        "$suite" "$root/$suite" "$mirror" >"$root/debootstrap.log" 2>&1 \
+        "$suite" "$root/$suite" ${mirror:+"$mirror"} >"$root/debootstrap.log" 2>&1 \
         || fail "debootstrap failed, see $root/debootstrap.log"
     rm -rf "$root/$suite"/var/cache/apt/archives/*.deb
     touch "$root/$suite/.complete"
