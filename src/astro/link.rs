@@ -37,8 +37,8 @@ use crate::{
     status::{self, Phase},
 };
 
-/// What has changed is shown no more often than this: hundreds of confirmations come one by one, and
-/// each would bring all the others along.
+/// The page is written no more often than this: hundreds of confirmations come one by one, and each
+/// would bring all the others along.
 const SHOW: Duration = Duration::from_millis(50);
 
 /// How often the token of a refused subscription is looked at for a change, and the page is told when
@@ -217,6 +217,8 @@ impl Link {
     fn on_step(&mut self, step: Step, held: &mut Held) -> Option<After> {
         self.hub.overflow(self.number, step.overflow);
         if step.changed {
+            // A gap that is over is told before anything that comes after it.
+            self.hub.settle(&held.current.session);
             held.show.get_or_insert(held.shown + SHOW);
             if step.ended.is_some() {
                 self.show(held);
