@@ -110,8 +110,9 @@ async fn server(kind: Kind, port: u16, dir: &Path) -> Option<Server> {
         Kind::Nats | Kind::JetStream => {
             let config = dir.join("nats.conf");
             let store = dir.join("store").display().to_string();
-            let text =
-                format!("listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{store}\" }}\n");
+            let text = format!(
+                "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{store}\", max_file_store: 1TB }}\n"
+            );
             std::fs::write(&config, text).unwrap();
             ("nats-server", vec!["-c".to_owned(), config.display().to_string()])
         }

@@ -110,6 +110,21 @@ async fn a_stream_that_is_missing_or_takes_other_subjects_is_told_by_name() {
 }
 
 #[tokio::test]
+async fn a_server_with_too_little_space_is_told_with_the_key_to_change() {
+    let server = NatsServer::with_storage("100MB", "").await;
+    let _ = server.streams().await;
+    let with = |create: serde_json::Value| {
+        open("nats", json!({"url": server.url(), "jetstream": true, "create_stream": create}))
+            .unwrap()
+    };
+    let failure = connect(&mut with(json!(true))).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    let text = failure.cause.to_string();
+    assert!(["ASTRO", "1GiB", "max_bytes"].iter().all(|word| text.contains(word)), "{text}");
+    connect(&mut with(json!({"max_bytes": "50MiB"}))).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_subject_that_no_stream_takes_is_waited_for_and_holds_its_place() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;

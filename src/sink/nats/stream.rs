@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{
     self, ErrorCode,
-    context::GetStreamErrorKind,
+    context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
     stream::{Config, DiscardPolicy, StorageType},
 };
 use schemars::JsonSchema;
@@ -125,7 +125,10 @@ pub(super) async fn settle(
                     )
                     .into());
                 };
-                let made = context.create_stream(limits.config(name, subjects)).await?;
+                let made = context
+                    .create_stream(limits.config(name, subjects))
+                    .await
+                    .map_err(|error| limits.not_made(name, &error))?;
                 tracing::info!(stream = name, subjects, "a stream was made");
                 made.cached_info().config.clone()
             }
@@ -145,6 +148,23 @@ pub(super) async fn settle(
 }
 
 impl Limits {
+    /// Says what to do where the server has not the space: it sets all of a stream's `max_bytes` aside.
+    fn not_made(&self, name: &str, error: &CreateStreamError) -> String {
+        let no_space = matches!(error.kind(), CreateStreamErrorKind::JetStream(answer)
+            if matches!(answer.error_code(), ErrorCode::STORAGE_RESOURCES_EXCEEDED
+                | ErrorCode::MEMORY_RESOURCES_EXCEEDED));
+        let advice = if no_space {
+            format!(
+                "; the stream may grow to {} and the server has less to give: set \
+                 create_stream = {{ max_bytes = … }} to less",
+                self.max_bytes
+            )
+        } else {
+            String::new()
+        };
+        format!("the stream {name:?} cannot be made: {error}{advice}")
+    }
+
     fn config(&self, name: &str, subjects: &str) -> Config {
         Config {
             name: name.to_owned(),

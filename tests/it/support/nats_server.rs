@@ -31,12 +31,19 @@ pub struct NatsServer {
 impl NatsServer {
     /// Starts one with streams on disk; `extra` are lines of its configuration beside the others.
     pub async fn start(extra: &str) -> Self {
+        // By itself it takes three quarters of what is free, and refuses a stream that may grow larger.
+        Self::with_storage("1TB", extra).await
+    }
+
+    /// One that gives its streams no more than this in all.
+    pub async fn with_storage(max_file_store: &str, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let config = dir.path().join("nats.conf");
         let store = dir.path().join("store");
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\njetstream {{ store_dir: \"{}\" }}\n{extra}\n",
+            "listen: \"127.0.0.1:{port}\"\n\
+             jetstream {{ store_dir: \"{}\", max_file_store: {max_file_store} }}\n{extra}\n",
             store.display()
         );
         std::fs::write(&config, text).unwrap();
