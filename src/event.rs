@@ -59,6 +59,10 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// Every origin, in order: the journal writes down an origin's place here, so a new one comes at the
+    /// end.
+    pub const ALL: [Self; 4] = [Self::Live, Self::Backfilled, Self::Replayed, Self::Test];
+
     /// The word for it in headers and records.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -71,9 +75,7 @@ impl Origin {
 
     /// The other direction of [`Origin::as_str`]; an unknown word is `None`.
     pub fn from_word(word: &str) -> Option<Self> {
-        [Self::Live, Self::Backfilled, Self::Replayed, Self::Test]
-            .into_iter()
-            .find(|origin| origin.as_str() == word)
+        Self::ALL.into_iter().find(|origin| origin.as_str() == word)
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     clock, event,
     event::UnixMillis,
     journal::Journal,
-    status::{Looks, Pages, Phase, Status},
+    status::{Looks, Pages, Status},
 };
 
 /// The topic of a change of the relay's status.
@@ -86,6 +86,8 @@ pub struct Presence {
     journal: Journal,
     board: Arc<Board>,
     targets: watch::Receiver<Targets>,
+    /// How many subscriptions each channel has, from `targets`.
+    wanted: BTreeMap<String, usize>,
     told: Told,
     /// What the last event said, and when.
     event: Option<(Verdict, Instant)>,
@@ -99,14 +101,16 @@ impl Presence {
         status: Arc<Status>,
         journal: Journal,
         board: Arc<Board>,
-        targets: watch::Receiver<Targets>,
+        mut targets: watch::Receiver<Targets>,
     ) -> Self {
+        let wanted = wanted(&targets.borrow_and_update());
         let reason = Some("the relay has just been started".to_owned());
         let told =
             Told { verdict: Verdict { health: Health::Offline, reason }, since: clock::now() };
-        let presence = Self { status, journal, board, targets, told, event: None, degraded: None };
+        let presence =
+            Self { status, journal, board, targets, wanted, told, event: None, degraded: None };
         presence.post();
-        presence.channels();
+        presence.channels(&presence.status.look(standing));
         presence.figures();
         presence
     }
@@ -117,7 +121,7 @@ impl Presence {
         let mut sinks = self.status.sinks();
         let mut figures = interval(FIGURES);
         figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looks = Looks::new();
+        let mut looks = Looks::new(Looks::PACE);
         loop {
             let began = Instant::now();
             self.look();
@@ -128,7 +132,7 @@ impl Presence {
                 () = stop.cancelled() => break,
                 Ok(()) = connections.changed() => {}
                 Ok(()) = sinks.changed() => {}
-                Ok(()) = self.targets.changed() => self.forget(),
+                Ok(()) = self.targets.changed() => self.adopt(),
                 _ = figures.tick() => self.figures(),
                 () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => {}
             }
@@ -143,9 +147,11 @@ impl Presence {
 
     /// Looks at the pages, and tells what is new.
     fn look(&mut self) {
-        self.channels();
-        let wanted = wanted(&self.targets.borrow());
-        let verdict = self.status.look(|pages| judge(pages, &wanted));
+        let (verdict, standing) = self.status.look(|pages| {
+            let standing = standing(pages);
+            (judge(pages, &self.wanted, &standing), standing)
+        });
+        self.channels(&standing);
         if verdict.health == Health::Degraded && self.told.verdict.health != Health::Degraded {
             let since = *self.degraded.get_or_insert_with(Instant::now);
             if since.elapsed() < SETTLE {
@@ -182,18 +188,16 @@ impl Presence {
         self.board.put([(Path::relay(Section::Status), Some(self.told.to_json()))]);
     }
 
-    /// Takes the status of channels away that are no longer wanted.
-    fn forget(&self) {
-        let wanted = wanted(&self.targets.borrow());
+    /// Takes up the channels as they are wanted now; the status of those that are not goes.
+    fn adopt(&mut self) {
+        self.wanted = wanted(&self.targets.borrow_and_update());
         let of = |path: &Path| path.section == Section::Status && !path.channel.is_empty();
-        self.board.take_away(|path| of(path) && !wanted.contains_key(&*path.channel));
+        self.board.take_away(|path| of(path) && !self.wanted.contains_key(&*path.channel));
     }
 
     /// A channel is online when all of its subscriptions stand.
-    fn channels(&self) {
-        let wanted = wanted(&self.targets.borrow());
-        let standing = self.status.look(standing);
-        self.board.put(wanted.iter().map(|(label, count)| {
+    fn channels(&self, standing: &BTreeMap<String, usize>) {
+        self.board.put(self.wanted.iter().map(|(label, count)| {
             let stands = standing.get(label).is_some_and(|standing| standing >= count);
             (Path::of(label, Section::Status), Some(word(stands)))
         }));
@@ -241,7 +245,7 @@ fn wanted(targets: &Targets) -> BTreeMap<String, usize> {
 /// How many of each channel's subscriptions stand on a connection that is open.
 fn standing(pages: &Pages) -> BTreeMap<String, usize> {
     let mut standing: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
-    for connection in pages.connections.values().filter(|page| is_open(page.state)) {
+    for connection in pages.connections.values().filter(|page| page.state.is_open()) {
         for subscription in &connection.subscriptions {
             if subscription.state == "confirmed" {
                 let topics = standing.entry(subscription.channel.clone()).or_default();
@@ -252,13 +256,9 @@ fn standing(pages: &Pages) -> BTreeMap<String, usize> {
     standing.into_iter().map(|(label, topics)| (label, topics.len())).collect()
 }
 
-fn is_open(phase: Phase) -> bool {
-    matches!(phase, Phase::Open | Phase::Moving)
-}
-
 /// The link to Astro in a word or two.
 fn link(pages: &Pages) -> &'static str {
-    let open = pages.connections.values().filter(|page| is_open(page.state)).count();
+    let open = pages.connections.values().filter(|page| page.state.is_open()).count();
     match open {
         0 => "disconnected",
         all if all == pages.connections.len() => "connected",
@@ -266,10 +266,13 @@ fn link(pages: &Pages) -> &'static str {
     }
 }
 
-/// How the relay is, if each channel wants so many subscriptions.
-fn judge(pages: &Pages, wanted: &BTreeMap<String, usize>) -> Verdict {
+/// How the relay is, if each channel wants so many subscriptions, and so many stand.
+fn judge(
+    pages: &Pages,
+    wanted: &BTreeMap<String, usize>,
+    standing: &BTreeMap<String, usize>,
+) -> Verdict {
     let reasons = pages.reasons();
-    let standing = standing(pages);
     // What is wanted and stands on no page yet is no reason of any page.
     let lacking = || {
         let lacks = |(label, count): &(&String, &usize)| standing.get(*label) < Some(count);
@@ -292,7 +295,7 @@ fn judge(pages: &Pages, wanted: &BTreeMap<String, usize>) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{Sink, Subscription};
+    use crate::status::{Phase, Sink, Subscription};
 
     fn subscription(topic: &str, state: &'static str) -> Subscription {
         Subscription {
@@ -333,7 +336,8 @@ mod tests {
             (Phase::Dialing, &[], "down", "offline", Some("; and 1 more")),
         ] {
             let pages = pages(phase, states, sink);
-            let verdict = judge(&pages, &BTreeMap::from([("main".to_owned(), 2)]));
+            let verdict =
+                judge(&pages, &BTreeMap::from([("main".to_owned(), 2)]), &standing(&pages));
             assert_eq!(verdict.health.as_str(), health, "{pages:?}");
             match (reason, &verdict.reason) {
                 (None, None) => {}
@@ -342,7 +346,7 @@ mod tests {
             }
         }
         // Who wants nothing of Astro lacks nothing.
-        let verdict = judge(&Status::new(0).pages(), &BTreeMap::new());
+        let verdict = judge(&Status::new(0).pages(), &BTreeMap::new(), &BTreeMap::new());
         assert_eq!(verdict, Verdict { health: Health::Online, reason: None });
     }
 

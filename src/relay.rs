@@ -428,11 +428,9 @@ pub(crate) fn gauges(status: &Status, journal: &Journal) {
         });
     }
     let pages = status.pages();
-    let open = |c: &&crate::status::Connection| {
-        matches!(c.state, crate::status::Phase::Open | crate::status::Phase::Moving)
-    };
+    let open = pages.connections.values().filter(|connection| connection.state.is_open());
     let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
-    gauge!(metrics::CONNECTIONS).set(count(pages.connections.values().filter(open).count()));
+    gauge!(metrics::CONNECTIONS).set(count(open.count()));
     for state in ["waiting", "pending", "confirmed", "refused"] {
         let subscriptions = pages.connections.values().flat_map(|c| &c.subscriptions);
         let number = subscriptions.filter(|subscription| subscription.state == state).count();

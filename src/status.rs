@@ -20,32 +20,35 @@ use crate::{event::UnixMillis, reload::Report};
 /// Gaps that are remembered for the page.
 const GAPS: usize = 100;
 
-/// When a task that looks at all pages looks again: soon after one has changed, but never for more than
-/// a small share of the time. With ten thousand subscriptions a look takes milliseconds, and as many
-/// confirmations come one by one.
+/// When something that costs the more the more subscriptions there are is done again: soon after there is
+/// a reason, but never for more than a small share of the time. With ten thousand subscriptions a look at
+/// all pages takes milliseconds, and as many confirmations come one by one.
 #[derive(Debug)]
 pub(crate) struct Looks {
+    pace: Duration,
     next: Instant,
     due: bool,
 }
 
 impl Looks {
-    /// Between two looks there is at least this: one page is written with every message that is heard.
+    /// Between two looks at all pages there is at least this: one is written with every message that is
+    /// heard.
     pub(crate) const PACE: Duration = Duration::from_millis(20);
 
     /// Of so many parts of the time, looking may take one.
     const SHARE: u32 = 100;
 
-    pub(crate) fn new() -> Self {
-        Self { next: Instant::now(), due: false }
+    /// One that leaves at least `pace` between two looks.
+    pub(crate) fn new(pace: Duration) -> Self {
+        Self { pace, next: Instant::now(), due: false }
     }
 
-    /// A page has changed.
+    /// There is a reason to look.
     pub(crate) fn wish(&mut self) {
         self.due = true;
     }
 
-    /// Waits until it is time to look; for ever where nothing has changed.
+    /// Waits until it is time to look; for ever where there is no reason.
     pub(crate) async fn due(&self) {
         if self.due {
             sleep_until(self.next).await;
@@ -56,7 +59,7 @@ impl Looks {
 
     /// A look has been taken that began then.
     pub(crate) fn looked(&mut self, began: Instant) {
-        self.next = Instant::now() + Self::PACE.max(began.elapsed() * Self::SHARE);
+        self.next = Instant::now() + self.pace.max(began.elapsed() * Self::SHARE);
         self.due = false;
     }
 }
@@ -125,6 +128,13 @@ pub enum Phase {
     Open,
     /// Open, and its successor is being opened.
     Moving,
+}
+
+impl Phase {
+    /// Whether messages come.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Open | Self::Moving)
+    }
 }
 
 /// One subscription.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::Instant;
 
-use crate::status::{Pages, Phase};
+use crate::status::Pages;
 
 /// How long the gateway may take before the service counts as ready without it.
 const GRACE: Duration = Duration::from_secs(15);
@@ -47,8 +47,7 @@ impl Manager {
             tell(&[NotifyState::Watchdog]);
         }
         let pages = pages();
-        let open = |phase: Phase| matches!(phase, Phase::Open | Phase::Moving);
-        let connected = pages.connections.values().any(|connection| open(connection.state))
+        let connected = pages.connections.values().any(|connection| connection.state.is_open())
             || pages.connections.is_empty();
         if !self.ready && (connected || now >= self.started + GRACE) {
             self.ready = true;

@@ -15,7 +15,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
@@ -34,7 +34,7 @@ use crate::{
     config::Secret,
     event::UnixMillis,
     metrics::{self, CONNECTS},
-    status::{self, Phase},
+    status::{self, Looks, Phase},
 };
 
 /// The page is written no more often than this: hundreds of confirmations come one by one, and each
@@ -62,10 +62,8 @@ pub(super) struct Link {
 struct Held {
     current: Connection,
     opened: Instant,
-    /// When what stands was last shown.
-    shown: Instant,
-    /// When what has changed since is to be shown.
-    show: Option<Instant>,
+    /// When the page is written again.
+    shows: Looks,
     successor: Option<Successor>,
     /// The current connection ended while it moved.
     lost: Option<Lost>,
@@ -173,12 +171,13 @@ impl Link {
     async fn holding(&mut self, current: Connection) -> After {
         let hub = Arc::clone(&self.hub);
         let now = Instant::now();
-        let mut held =
-            Held { current, opened: now, shown: now, show: None, successor: None, lost: None };
+        let shows = Looks::new(SHOW);
+        let mut held = Held { current, opened: now, shows, successor: None, lost: None };
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
-        self.changed(&held.current);
+        self.show(&mut held);
+        self.hub.settle(&held.current.session);
         loop {
             let after = tokio::select! {
                 () = self.stop.cancelled() => Some(After::Stopped),
@@ -192,7 +191,7 @@ impl Link {
                     self.reconcile(&mut held.current);
                     None
                 }
-                () = sleep_until(held.show.unwrap_or(now)), if held.show.is_some() => {
+                () = held.shows.due() => {
                     self.show(&mut held);
                     None
                 }
@@ -219,7 +218,7 @@ impl Link {
         if step.changed {
             // A gap that is over is told before anything that comes after it.
             self.hub.settle(&held.current.session);
-            held.show.get_or_insert(held.shown + SHOW);
+            held.shows.wish();
             if step.ended.is_some() {
                 self.show(held);
             }
@@ -310,7 +309,8 @@ impl Link {
         self.tempo.moved();
         self.phase(Phase::Open, None);
         self.reconcile(&mut held.current);
-        self.changed(&held.current);
+        self.show(held);
+        self.hub.settle(&held.current.session);
     }
 
     /// Brings what is wanted on a connection in line with what is wanted now.
@@ -358,20 +358,13 @@ impl Link {
         After::Lost
     }
 
-    /// Shows what has changed.
+    /// Writes what stands on the page.
     fn show(&self, held: &mut Held) {
-        held.shown = Instant::now();
-        held.show = None;
-        self.changed(&held.current);
-    }
-
-    /// What stands has changed: the page shows it, and a gap may be over.
-    fn changed(&self, current: &Connection) {
         let now = Instant::now();
-        let subscriptions = current
-            .session
+        let session = &held.current.session;
+        let subscriptions = session
             .standings()
-            .zip(current.session.confirmed_at())
+            .zip(session.confirmed_at())
             .map(|((subscription, standing), confirmed_at)| {
                 page(subscription, standing, confirmed_at, now)
             })
@@ -380,7 +373,7 @@ impl Link {
             page.subscriptions = subscriptions;
             page.heard = Some(clock::now());
         });
-        self.hub.settle(&current.session);
+        held.shows.looked(now);
     }
 
     fn phase(&self, state: Phase, error: Option<String>) {

@@ -135,7 +135,7 @@ async fn answered(status: &Status, count: usize) {
 fn told(config: &Config, pages: &Pages) -> Result<usize, Failed> {
     let mut failed = 0;
     let error = pages.connections.values().find_map(|connection| connection.last_error.as_ref());
-    let open = pages.connections.values().any(|c| matches!(c.state, Phase::Open | Phase::Moving));
+    let open = pages.connections.values().any(|connection| connection.state.is_open());
     if !open {
         let why = error.map_or("no answer in time", String::as_str);
         say(&format!("gateway {}: failed: {why}", config.astro.url))?;

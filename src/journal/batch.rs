@@ -96,7 +96,7 @@ fn encode_event(event: &Event, plain: &mut Vec<u8>) {
     let start = plain.len();
     plain.extend_from_slice(&[0; 4]);
     plain.extend_from_slice(&event.received.to_le_bytes());
-    plain.push(origin_byte(event.origin));
+    plain.push(event.origin as u8);
     plain.push(u8::from(event.distinct_key.is_some()));
     let texts = [
         &*event.id,
@@ -177,7 +177,7 @@ fn decode_event(plain: &Bytes, range: Range<usize>, interner: &mut Interner) -> 
     std::str::from_utf8(bytes.get(at..)?).ok()?;
     Some(Event {
         received: u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?),
-        origin: ORIGINS.get(usize::from(*bytes.get(8)?)).copied()?,
+        origin: Origin::ALL.get(usize::from(*bytes.get(8)?)).copied()?,
         id: id.into(),
         distinct_key: (*bytes.get(9)? == 1).then(|| key.into()),
         topic: interner.intern(topic),
@@ -218,17 +218,6 @@ fn read_word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
-const ORIGINS: [Origin; 4] = [Origin::Live, Origin::Backfilled, Origin::Replayed, Origin::Test];
-
-fn origin_byte(origin: Origin) -> u8 {
-    match origin {
-        Origin::Live => 0,
-        Origin::Backfilled => 1,
-        Origin::Replayed => 2,
-        Origin::Test => 3,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -237,7 +226,7 @@ mod tests {
 
     fn any_record() -> impl Strategy<Value = Event> {
         let text = "\\PC{0,12}";
-        let origin = prop::sample::select(ORIGINS.to_vec());
+        let origin = prop::sample::select(Origin::ALL.to_vec());
         (text, prop::option::of(text), text, text, text, text, "\\PC{0,80}", origin, any::<u64>())
             .prop_map(|(id, key, topic, room, channel, ts, message, origin, received)| Event {
                 id: id.into(),

@@ -648,21 +648,14 @@ impl Mqtt {
             if self.flight.outstanding() == 0 {
                 break;
             }
-            // The keep-alive is no answer: a broker may say that it is there and do nothing else.
-            let answered = timeout(self.timeout, answered(&mut self.flight, link));
-            answered.await.map_err(|_| self.silence())??;
+            self.answered(link).await?;
         }
-        if qos == 0 {
-            let confirmed = timeout(self.timeout, confirm(&mut self.flight, link));
-            confirmed.await.map_err(|_| self.silence())??;
-        }
-        Ok(())
+        self.confirmed(link, qos).await
     }
 
     /// Publishes parts of the state as retained messages; an empty one clears. What cannot be sent is
     /// refused and hinders no other: they need no order among them.
     async fn retain(&mut self, link: &mut Link, parts: &[Part]) -> Result<(), Lost> {
-        let prefix = self.prefix.as_ref().ok_or("no state is kept here")?;
         self.flight.begin(parts.len());
         let qos = self.settings.qos.min(1).min(self.terms.max_qos);
         let window = usize::from(self.settings.inflight).min(self.terms.receive_max);
@@ -671,6 +664,7 @@ impl Mqtt {
             while self.flight.outstanding() < window
                 && let Some((place, part)) = waiting.next()
             {
+                let prefix = self.prefix.as_ref().ok_or("no state is kept here")?;
                 let payload = part.payload.clone().unwrap_or_default();
                 match link.announce(&state_topic(prefix, &part.path)?, payload, qos) {
                     Ok(()) => self.flight.hand(place),
@@ -683,14 +677,25 @@ impl Mqtt {
             if self.flight.outstanding() == 0 {
                 break;
             }
-            let answered = timeout(self.timeout, answered(&mut self.flight, link));
-            answered.await.map_err(|_| self.silence())??;
+            self.answered(link).await?;
         }
-        if qos == 0 {
-            let confirmed = timeout(self.timeout, confirm(&mut self.flight, link));
-            confirmed.await.map_err(|_| self.silence())??;
+        self.confirmed(link, qos).await
+    }
+
+    /// Waits until the broker has answered for at least one more.
+    async fn answered(&mut self, link: &mut Link) -> Result<(), Lost> {
+        // The keep-alive is no answer: a broker may say that it is there and do nothing else.
+        let answered = timeout(self.timeout, answered(&mut self.flight, link));
+        answered.await.map_err(|_| self.silence())?
+    }
+
+    /// Waits until the broker has read all that was sent without being answered for.
+    async fn confirmed(&mut self, link: &mut Link, qos: u8) -> Result<(), Lost> {
+        if qos > 0 {
+            return Ok(());
         }
-        Ok(())
+        let confirmed = timeout(self.timeout, confirm(&mut self.flight, link));
+        confirmed.await.map_err(|_| self.silence())?
     }
 
     fn silence(&self) -> Lost {

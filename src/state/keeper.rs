@@ -266,7 +266,7 @@ impl Keeper {
         let mut work = Fetches::new();
         let wishes = Arc::clone(&self.wishes);
         let mut wishes = wishes.lock().await;
-        let mut looks = Looks::new();
+        let mut looks = Looks::new(Looks::PACE);
         self.look();
         loop {
             self.start(&mut work);

@@ -202,19 +202,24 @@ fn compare(name: &str, held: &[u64], arrived: &[u64], early: usize) -> usize {
     arrived.len() - first.len()
 }
 
+/// Messages at a pace at which something can be killed between them.
+fn evenly(messages: u64) -> Load {
+    Load {
+        messages,
+        rate: Some(500),
+        topic: TOPIC.into(),
+        rooms: vec![ROOM.into()],
+        ..Load::default()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_relay_loses_nothing_that_its_journal_held() {
     let (kills, messages) = if long() { (200, 100_000) } else { (4, 4_000) };
     let mut bench = Bench::start("").await;
     bench.relay.start();
     bench.relay.ready().await;
-    let load = Load {
-        messages,
-        rate: Some(500),
-        topic: TOPIC.into(),
-        rooms: vec![ROOM.into()],
-        ..Load::default()
-    };
+    let load = evenly(messages);
     let Bench { sim, relay, .. } = &mut bench;
     let mut random = Rng::new();
     let killing = async {
@@ -261,13 +266,7 @@ async fn a_killed_broker_loses_nothing_and_keeps_the_order() {
     let mut bench = Bench::start("").await;
     bench.relay.start();
     bench.relay.ready().await;
-    let load = Load {
-        messages,
-        rate: Some(500),
-        topic: TOPIC.into(),
-        rooms: vec![ROOM.into()],
-        ..Load::default()
-    };
+    let load = evenly(messages);
     let Bench { sim, mqtt, nats, redis, .. } = &mut bench;
     let killing = async {
         for kill in 1..=kills {

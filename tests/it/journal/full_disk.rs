@@ -136,18 +136,24 @@ async fn free_space_is_left_to_others() {
     close(journal).await;
 }
 
-#[tokio::test]
-async fn a_disk_that_dies_and_comes_back_is_taken_up_again() {
-    if !may_mount() {
-        return;
-    }
-    let mut disk = Disk::new(32);
+/// A journal on a disk of its own that has five hundred events, synced, and a sink that has none.
+async fn five_hundred_on_disk() -> (Disk, Config, Journal) {
+    let disk = Disk::new(32);
     let config = Config { memory: Size(1 << 20), ..config(&disk.path().join("journal")) };
     let (journal, _) = open(&config);
     journal.register("sink", Start::Earliest).unwrap();
     append(&journal, events(0..500)).await;
     settled(&journal, &["sink"]).await;
     synced(&journal).await;
+    (disk, config, journal)
+}
+
+#[tokio::test]
+async fn a_disk_that_dies_and_comes_back_is_taken_up_again() {
+    if !may_mount() {
+        return;
+    }
+    let (mut disk, config, journal) = five_hundred_on_disk().await;
     append(&journal, events(500..600)).await;
     disk.plug().pull();
     append(&journal, events(600..700)).await;
@@ -176,13 +182,7 @@ async fn a_disk_that_turns_read_only_is_lived_through() {
     if !may_mount() {
         return;
     }
-    let mut disk = Disk::new(32);
-    let config = Config { memory: Size(1 << 20), ..config(&disk.path().join("journal")) };
-    let (journal, _) = open(&config);
-    journal.register("sink", Start::Earliest).unwrap();
-    append(&journal, events(0..500)).await;
-    settled(&journal, &["sink"]).await;
-    synced(&journal).await;
+    let (mut disk, config, journal) = five_hundred_on_disk().await;
     disk.turn_read_only();
     append(&journal, events(500..700)).await;
     let why = degraded(&journal).await;
