@@ -20,6 +20,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::json::Json;
+
 /// The label that no channel may have beside a sink that keeps state: the relay's own state stands
 /// where a channel of this name would.
 pub const RELAY: &str = "relay";
@@ -108,10 +110,11 @@ impl Path {
     }
 
     /// The value as a far side keeps it: JSON, but a channel's status is a plain word.
-    pub fn payload(&self, value: &Value) -> Bytes {
-        match value {
-            Value::String(word) if self.section == Section::Status => word.clone().into(),
-            value => value.to_string().into(),
+    pub fn payload(&self, value: &Json) -> Bytes {
+        let word = (self.section == Section::Status).then(|| value.read()).flatten();
+        match word {
+            Some(Value::String(word)) => word.into(),
+            _ => value.text().to_owned().into(),
         }
     }
 }
@@ -120,7 +123,7 @@ impl Path {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     /// Its value.
-    pub value: Value,
+    pub value: Json,
     /// The board's version when it became that; never 0.
     pub version: u64,
 }
@@ -135,7 +138,7 @@ pub struct Board {
 
 impl Board {
     /// Writes values over what stood there; `None` takes away. Who writes has a limit of his own.
-    pub fn put(&self, changes: impl IntoIterator<Item = (Path, Option<Value>)>) {
+    pub fn put(&self, changes: impl IntoIterator<Item = (Path, Option<Json>)>) {
         let mut items = self.lock();
         let version = *self.version.borrow() + 1;
         let mut changed = false;
@@ -184,18 +187,26 @@ impl Board {
 }
 
 /// A channel's status: the words that Home Assistant expects.
-pub fn word(online: bool) -> Value {
-    if online { "online".into() } else { "offline".into() }
+pub fn word(online: bool) -> Json {
+    Json::from(&Value::from(if online { "online" } else { "offline" }))
 }
 
 /// The relay's own status where it is no more than that: in a last will, and in a farewell.
-pub fn offline(reason: &str) -> Value {
-    json!({ "status": "offline", "reason": reason })
+pub fn offline(reason: &str) -> Json {
+    Json::from(&json!({ "status": "offline", "reason": reason }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn one() -> Option<Json> {
+        Json::from_text("1")
+    }
+
+    fn two() -> Option<Json> {
+        Json::from_text("2")
+    }
 
     fn element(name: &str) -> Path {
         Path { channel: "main".into(), section: Section::Session, name: name.into() }
@@ -204,14 +215,14 @@ mod tests {
     #[test]
     fn only_what_changes_gets_a_new_version() {
         let board = Board::default();
-        board.put([(element("a"), Some(json!(1))), (element("b"), Some(json!(1)))]);
-        board.put([(element("a"), Some(json!(1))), (element("b"), Some(json!(2)))]);
+        board.put([(element("a"), one()), (element("b"), one())]);
+        board.put([(element("a"), one()), (element("b"), two())]);
         let versions = |items: &BTreeMap<Path, Item>, now| {
             (items.values().map(|item| item.version).collect::<Vec<_>>(), now)
         };
         assert_eq!(board.look(versions), (vec![1, 2], 2));
         let changes = board.changes();
-        board.put([(element("a"), Some(json!(1))), (element("c"), None)]);
+        board.put([(element("a"), one()), (element("c"), None)]);
         board.take_away(|path| &*path.channel == "other");
         assert!(!changes.has_changed().unwrap(), "nothing is other than it was");
         board.put([(element("a"), None)]);
@@ -239,7 +250,7 @@ mod tests {
     #[test]
     fn a_status_is_a_word_and_all_else_is_json() {
         assert_eq!(Path::of("main", Section::Status).payload(&word(true)), "online");
-        assert_eq!(element("a").payload(&json!("online")), "\"online\"");
+        assert_eq!(element("a").payload(&word(true)), "\"online\"");
         let will = Path::relay(Section::Status).payload(&offline("connection lost"));
         assert_eq!(will, r#"{"reason":"connection lost","status":"offline"}"#);
     }

@@ -136,6 +136,17 @@ pub fn own(
     data: &serde_json::Value,
     now: UnixMillis,
 ) -> Event {
+    own_text(topic, channel, room, &data.to_string(), now)
+}
+
+/// The same, of data that is JSON text already.
+pub fn own_text(
+    topic: &str,
+    channel: &Arc<str>,
+    room: &Arc<str>,
+    data: &str,
+    now: UnixMillis,
+) -> Event {
     made(ulid::Ulid::new().to_string(), topic, channel, room, data, now)
 }
 
@@ -149,8 +160,9 @@ pub fn test(
     now: UnixMillis,
 ) -> Event {
     data.insert("test".to_owned(), true.into());
-    let id = format!("test-{}", ulid::Ulid::new());
-    Event { origin: Origin::Test, ..made(id, topic, channel, room, &data.into(), now) }
+    let (id, data) =
+        (format!("test-{}", ulid::Ulid::new()), serde_json::Value::from(data).to_string());
+    Event { origin: Origin::Test, ..made(id, topic, channel, room, &data, now) }
 }
 
 fn made(
@@ -158,7 +170,7 @@ fn made(
     topic: &str,
     channel: &Arc<str>,
     room: &Arc<str>,
-    data: &serde_json::Value,
+    data: &str,
     now: UnixMillis,
 ) -> Event {
     let ts = crate::clock::rfc3339(now);
@@ -167,7 +179,7 @@ fn made(
         r#"{{"id":"{id}","ts":"{ts}","type":"message","topic":{quoted_topic},"room":{quoted_room},"data":"#
     );
     let start = message.len();
-    message.push_str(&data.to_string());
+    message.push_str(data);
     let end = message.len();
     message.push('}');
     Event {

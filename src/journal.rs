@@ -501,13 +501,18 @@ impl Journal {
     /// All elements of channels' states. Blocks on the disk.
     pub fn kept(&self) -> Result<Vec<Kept>, StoreError> {
         let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
-        let mut found: HashMap<_, _> = {
+        let mut found = {
             let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-            let key = |kept: &Kept| (kept.channel.clone(), kept.element.clone());
-            reader.state()?.into_iter().map(|kept| (key(&kept), kept)).collect()
+            reader.state()?
         };
-        found.extend(self.0.lock().kept.clone());
-        Ok(found.into_values().filter(|kept| kept.value.is_some()).collect())
+        // Most of the time everything is written.
+        let newer = self.0.lock().kept.clone();
+        if !newer.is_empty() {
+            let key = |kept: &Kept| (kept.channel.clone(), kept.element.clone());
+            found.retain(|kept| !newer.contains_key(&key(kept)));
+            found.extend(newer.into_values().filter(|kept| kept.value.is_some()));
+        }
+        Ok(found)
     }
 
     /// The newest events, at most `limit`: what the relay heard last before it was started.

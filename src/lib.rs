@@ -61,6 +61,7 @@ pub mod event;
 pub mod homeassistant;
 pub mod http;
 pub mod journal;
+pub mod json;
 pub mod log;
 pub mod metrics;
 pub mod presence;

@@ -9,11 +9,12 @@
 //! [`SETTLE`]. Between the end of a connection and the last subscription on the next it is always so.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
 
+use foldhash::fast::FixedState;
 use serde_json::{Value, json};
 use tokio::{
     sync::watch,
@@ -79,6 +80,21 @@ struct Told {
     since: UnixMillis,
 }
 
+/// What each channel is to have, by label.
+type Wanted = BTreeMap<Arc<str>, Channel>;
+
+/// What one channel is to have.
+#[derive(Debug, Clone, Default)]
+struct Channel {
+    /// So many subscriptions.
+    count: usize,
+    /// Whether it was said to be online.
+    online: Option<bool>,
+}
+
+/// Which topics of each channel stand, by label.
+type Standing<'a> = HashMap<&'a str, Vec<&'a str>, FixedState>;
+
 /// The task.
 #[derive(Debug)]
 pub struct Presence {
@@ -86,8 +102,8 @@ pub struct Presence {
     journal: Journal,
     board: Arc<Board>,
     targets: watch::Receiver<Targets>,
-    /// How many subscriptions each channel has, from `targets`.
-    wanted: BTreeMap<String, usize>,
+    /// What each channel is to have, from `targets`.
+    wanted: Wanted,
     told: Told,
     /// What the last event said, and when.
     event: Option<(Verdict, Instant)>,
@@ -107,10 +123,11 @@ impl Presence {
         let reason = Some("the relay has just been started".to_owned());
         let told =
             Told { verdict: Verdict { health: Health::Offline, reason }, since: clock::now() };
-        let presence =
+        let mut presence =
             Self { status, journal, board, targets, wanted, told, event: None, degraded: None };
         presence.post();
-        presence.channels(&presence.status.look(standing));
+        let Self { status, board, wanted, .. } = &mut presence;
+        status.look(|pages| channels(board, wanted, &standing(pages)));
         presence.figures();
         presence
     }
@@ -147,11 +164,12 @@ impl Presence {
 
     /// Looks at the pages, and tells what is new.
     fn look(&mut self) {
-        let (verdict, standing) = self.status.look(|pages| {
+        let Self { status, board, wanted, .. } = self;
+        let verdict = status.look(|pages| {
             let standing = standing(pages);
-            (judge(pages, &self.wanted, &standing), standing)
+            channels(board, wanted, &standing);
+            judge(pages, wanted, &standing)
         });
-        self.channels(&standing);
         if verdict.health == Health::Degraded && self.told.verdict.health != Health::Degraded {
             let since = *self.degraded.get_or_insert_with(Instant::now);
             if since.elapsed() < SETTLE {
@@ -185,7 +203,7 @@ impl Presence {
     }
 
     fn post(&self) {
-        self.board.put([(Path::relay(Section::Status), Some(self.told.to_json()))]);
+        self.board.put([(Path::relay(Section::Status), Some((&self.told.to_json()).into()))]);
     }
 
     /// Takes up the channels as they are wanted now; the status of those that are not goes.
@@ -193,14 +211,6 @@ impl Presence {
         self.wanted = wanted(&self.targets.borrow_and_update());
         let of = |path: &Path| path.section == Section::Status && !path.channel.is_empty();
         self.board.take_away(|path| of(path) && !self.wanted.contains_key(&*path.channel));
-    }
-
-    /// A channel is online when all of its subscriptions stand.
-    fn channels(&self, standing: &BTreeMap<String, usize>) {
-        self.board.put(self.wanted.iter().map(|(label, count)| {
-            let stands = standing.get(label).is_some_and(|standing| standing >= count);
-            (Path::of(label, Section::Status), Some(word(stands)))
-        }));
     }
 
     fn figures(&self) {
@@ -218,7 +228,7 @@ impl Presence {
             "version": env!("CARGO_PKG_VERSION"),
             "astro": astro,
         });
-        self.board.put([(Path::relay(Section::Diagnostics), Some(figures))]);
+        self.board.put([(Path::relay(Section::Diagnostics), Some((&figures).into()))]);
     }
 }
 
@@ -234,26 +244,44 @@ impl Told {
 }
 
 /// How many subscriptions each channel has.
-fn wanted(targets: &Targets) -> BTreeMap<String, usize> {
-    let mut wanted = BTreeMap::new();
+fn wanted(targets: &Targets) -> Wanted {
+    let mut wanted = Wanted::new();
     for subscription in &targets.subscriptions {
-        *wanted.entry(subscription.channel.to_string()).or_insert(0) += 1;
+        wanted.entry(Arc::clone(&subscription.channel)).or_default().count += 1;
     }
     wanted
 }
 
-/// How many of each channel's subscriptions stand on a connection that is open.
-fn standing(pages: &Pages) -> BTreeMap<String, usize> {
-    let mut standing: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+/// What stands on connections that are open. While they move, it may stand on two of them.
+fn standing(pages: &Pages) -> Standing<'_> {
+    let mut standing = Standing::default();
     for connection in pages.connections.values().filter(|page| page.state.is_open()) {
         for subscription in &connection.subscriptions {
             if subscription.state == "confirmed" {
-                let topics = standing.entry(subscription.channel.clone()).or_default();
-                topics.insert(&subscription.topic);
+                let topics = standing.entry(&subscription.channel).or_default();
+                if !topics.contains(&&*subscription.topic) {
+                    topics.push(&subscription.topic);
+                }
             }
         }
     }
-    standing.into_iter().map(|(label, topics)| (label, topics.len())).collect()
+    standing
+}
+
+/// A channel is online when all of its subscriptions stand. What was said already is not said again.
+fn channels(board: &Board, wanted: &mut Wanted, standing: &Standing<'_>) {
+    board.put(wanted.iter_mut().filter_map(|(label, channel)| {
+        let online = Some(stands(standing, label) >= channel.count);
+        if std::mem::replace(&mut channel.online, online) == online {
+            return None;
+        }
+        Some((Path::of(label, Section::Status), online.map(word)))
+    }));
+}
+
+/// How many subscriptions of a channel stand.
+fn stands(standing: &Standing<'_>, label: &str) -> usize {
+    standing.get(label).map_or(0, Vec::len)
 }
 
 /// The link to Astro in a word or two.
@@ -267,22 +295,18 @@ fn link(pages: &Pages) -> &'static str {
 }
 
 /// How the relay is, if each channel wants so many subscriptions, and so many stand.
-fn judge(
-    pages: &Pages,
-    wanted: &BTreeMap<String, usize>,
-    standing: &BTreeMap<String, usize>,
-) -> Verdict {
-    let reasons = pages.reasons();
+fn judge(pages: &Pages, wanted: &Wanted, standing: &Standing<'_>) -> Verdict {
     // What is wanted and stands on no page yet is no reason of any page.
     let lacking = || {
-        let lacks = |(label, count): &(&String, &usize)| standing.get(*label) < Some(count);
-        let (label, _) = wanted.iter().find(lacks)?;
+        let mut lacking = wanted.iter().filter(|(label, one)| stands(standing, label) < one.count);
+        let (label, _) = lacking.next()?;
         Some(format!("the subscriptions of {label} are not confirmed"))
     };
-    let reason = match reasons.as_slice() {
-        [] => lacking(),
-        [only] => Some(only.clone()),
-        [first, others @ ..] => Some(format!("{first}; and {} more", others.len())),
+    let mut reasons = pages.why();
+    let reason = match (reasons.next(), reasons.count()) {
+        (None, _) => lacking(),
+        (Some(only), 0) => Some(only.to_string()),
+        (Some(first), others) => Some(format!("{first}; and {others} more")),
     };
     let health = match &reason {
         _ if !wanted.is_empty() && link(pages) == "disconnected" => Health::Offline,
@@ -336,8 +360,8 @@ mod tests {
             (Phase::Dialing, &[], "down", "offline", Some("; and 1 more")),
         ] {
             let pages = pages(phase, states, sink);
-            let verdict =
-                judge(&pages, &BTreeMap::from([("main".to_owned(), 2)]), &standing(&pages));
+            let wanted = Wanted::from([("main".into(), Channel { count: 2, online: None })]);
+            let verdict = judge(&pages, &wanted, &standing(&pages));
             assert_eq!(verdict.health.as_str(), health, "{pages:?}");
             match (reason, &verdict.reason) {
                 (None, None) => {}
@@ -346,15 +370,15 @@ mod tests {
             }
         }
         // Who wants nothing of Astro lacks nothing.
-        let verdict = judge(&Status::new(0).pages(), &BTreeMap::new(), &BTreeMap::new());
+        let verdict = judge(&Status::new(0).pages(), &Wanted::new(), &Standing::default());
         assert_eq!(verdict, Verdict { health: Health::Online, reason: None });
     }
 
     #[test]
     fn only_an_open_connection_counts_for_a_channel() {
-        let count = |phase| standing(&pages(phase, &["confirmed", "confirmed"], "up"));
-        assert_eq!(count(Phase::Open).get("main"), Some(&2));
-        assert_eq!(count(Phase::Dialing).get("main"), None);
+        let both = ["confirmed", "confirmed"];
+        let count = |phase| stands(&standing(&pages(phase, &both, "up")), "main");
+        assert_eq!((count(Phase::Open), count(Phase::Dialing)), (2, 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -373,7 +397,7 @@ mod tests {
             Presence::new(Arc::clone(&status), journal.clone(), Arc::clone(&board), targets);
         let stop = CancellationToken::new();
         let is =
-            |path: Path| board.look(|items, _| items.get(&path).map(|item| item.value.clone()));
+            |path: Path| board.look(|items, _| items.get(&path).and_then(|item| item.value.read()));
         let relay = || is(Path::relay(Section::Status)).unwrap()["status"].clone();
         let channel = || is(Path::of("main", Section::Status)).unwrap();
         let sink = |state: &'static str| status.sink("home", |page| page.state = state);

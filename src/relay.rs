@@ -413,7 +413,8 @@ pub(crate) fn gauges(status: &Status, journal: &Journal) {
     let sound = matches!(figures.health, crate::journal::Health::Sound);
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
     let now = clock::now();
-    for sink in status.pages().sinks.keys() {
+    let sinks: Vec<String> = status.look(|pages| pages.sinks.keys().cloned().collect());
+    for sink in &sinks {
         let (events, since) = journal.lag(sink);
         let seconds = if since == 0 {
             0.0
@@ -427,13 +428,14 @@ pub(crate) fn gauges(status: &Status, journal: &Journal) {
             page.lag_seconds = seconds;
         });
     }
-    let pages = status.pages();
-    let open = pages.connections.values().filter(|connection| connection.state.is_open());
     let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
-    gauge!(metrics::CONNECTIONS).set(count(open.count()));
-    for state in ["waiting", "pending", "confirmed", "refused"] {
-        let subscriptions = pages.connections.values().flat_map(|c| &c.subscriptions);
-        let number = subscriptions.filter(|subscription| subscription.state == state).count();
-        gauge!(metrics::SUBSCRIPTIONS, "state" => state).set(count(number));
-    }
+    status.look(|pages| {
+        let open = pages.connections.values().filter(|connection| connection.state.is_open());
+        gauge!(metrics::CONNECTIONS).set(count(open.count()));
+        for state in ["waiting", "pending", "confirmed", "refused"] {
+            let subscriptions = pages.connections.values().flat_map(|c| &c.subscriptions);
+            let number = subscriptions.filter(|subscription| subscription.state == state).count();
+            gauge!(metrics::SUBSCRIPTIONS, "state" => state).set(count(number));
+        }
+    });
 }

@@ -27,6 +27,7 @@ use crate::{
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
     event::{Event, Origin, Record, UnixMillis},
     homeassistant,
+    json::Json,
     sink::{Address, Beside, Kind, Outgoing},
     template::{Condition, Redacted, Template, View},
 };
@@ -258,13 +259,14 @@ impl Route {
     }
 
     /// A part of the state as the far side may keep it.
-    pub fn kept(&self, path: &Path, value: &serde_json::Value) -> Bytes {
+    pub fn kept(&self, path: &Path, value: &Json) -> Bytes {
         if path.section != Section::Session {
             return path.payload(value);
         }
-        let mut value = value.clone();
+        // What cannot be read is not shown at all: a personal field may stand in it.
+        let mut value = value.read().unwrap_or_default();
         self.redactor.element(&mut value);
-        path.payload(&value)
+        path.payload(&Json::from(&value))
     }
 
     fn compose(

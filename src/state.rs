@@ -9,19 +9,23 @@
 //! was heard meanwhile, nothing of the snapshot can be trusted and it is fetched again.
 //!
 //! The one thing to know: the vendor's pages spell the same element in two ways (`latest_follower`,
-//! `follower-latest`). [`Session::name`] brings them together, and drops no name that it does not
+//! `follower-latest`). [`name`] brings them together, and drops no name that it does not
 //! know.
 
 pub mod keeper;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     board::{Path, Section},
     clock,
     event::{Event, Seq, UnixMillis},
+    json::Json,
 };
 
 /// The topic of a change.
@@ -33,7 +37,13 @@ pub const SESSION_TOPICS: [&str; 2] = ["channel.session.update", "channel.sessio
 /// Elements of one channel, at most: the documented session has 62, and a counter has one each.
 const MOST: usize = 4096;
 
-/// How an element came to its value.
+/// Names that are shared: the documented sixty, and some counters. Others stand where they are used.
+const SHARED: usize = 1024;
+
+/// The elements of a snapshot by name, as the server wrote them.
+pub type Elements = BTreeMap<Box<str>, Box<RawValue>>;
+
+/// How a change is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// An event said so.
@@ -42,8 +52,6 @@ pub enum Source {
     Fetched,
     /// A reset said so.
     Reset,
-    /// It stood in the journal's file when the relay was started.
-    Kept,
 }
 
 impl Source {
@@ -53,20 +61,14 @@ impl Source {
             Self::Live => "live",
             Self::Fetched => "fetched",
             Self::Reset => "reset",
-            Self::Kept => "kept",
         }
     }
 }
 
 /// One element.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Element {
-    /// Its value.
-    pub value: Value,
-    /// When that was last known to be true.
-    pub at: UnixMillis,
-    /// How it is known.
-    pub source: Source,
+#[derive(Debug, Clone)]
+struct Element {
+    value: Json,
     /// The event that said so last, or 0.
     heard: Seq,
 }
@@ -75,11 +77,11 @@ pub struct Element {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
     /// Its name.
-    pub element: String,
+    pub element: Arc<str>,
     /// Its value before; `None`: it was not there.
-    pub before: Option<Value>,
+    pub before: Option<Json>,
     /// Its value now; `None`: it is no longer there.
-    pub after: Option<Value>,
+    pub after: Option<Json>,
     /// How it is known.
     pub source: Source,
 }
@@ -88,10 +90,10 @@ pub struct Change {
 #[derive(Debug, Clone, Default)]
 pub struct Session {
     /// The elements of the session, by their name in the REST API.
-    elements: BTreeMap<String, Element>,
+    elements: BTreeMap<Arc<str>, Element>,
     /// What is no part of the session and is a state all the same: whether the stream is live, what
     /// the bot is, counters. By topic without `channel.`; only ever heard.
-    facts: BTreeMap<String, Element>,
+    facts: BTreeMap<Arc<str>, Element>,
     /// The last reset.
     reset: Seq,
     /// When a snapshot was last taken in.
@@ -100,8 +102,18 @@ pub struct Session {
 
 impl Session {
     /// Elements and facts, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Element)> {
-        self.elements.iter().chain(&self.facts).map(|(name, element)| (name.as_str(), element))
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Json)> {
+        self.elements.iter().chain(&self.facts).map(|(name, element)| (name, &element.value))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.elements.len() + self.facts.len()
+    }
+
+    /// Whether nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// When a snapshot was last taken in.
@@ -110,35 +122,22 @@ impl Session {
     }
 
     /// Takes up what an earlier run had written down.
-    pub fn restore(&mut self, name: String, value: Value, at: UnixMillis) {
-        let element = Element { value, at, source: Source::Kept, heard: 0 };
+    pub fn restore(&mut self, name: Arc<str>, value: Json) {
         // No element of the vendor's has a dot in its name; every fact has.
         let map = if name.contains('.') { &mut self.facts } else { &mut self.elements };
-        map.insert(name, element);
-    }
-
-    /// The name of an element that somebody calls `key`.
-    pub fn name(&self, key: &str) -> String {
-        if self.elements.contains_key(key) {
-            return key.to_owned();
-        }
-        let dashed = key.replace('_', "-");
-        match dashed.strip_prefix("latest-") {
-            Some(family) if !self.elements.contains_key(&dashed) => format!("{family}-latest"),
-            _ => dashed,
-        }
+        map.insert(name, Element { value, heard: 0 });
     }
 
     /// An event of this channel was heard. What is no state, or makes no sense, changes nothing.
     pub fn hear(&mut self, event: &Event, seq: Seq) -> Vec<Change> {
         let Ok(data) = serde_json::from_slice::<Value>(event.data()) else { return Vec::new() };
-        let heard = Heard { seq, at: event.received, source: Source::Live };
+        let heard = Heard { seq, source: Source::Live };
         match &*event.topic {
             "channel.session.update" => {
                 let Some(key) = data.get("key").and_then(Value::as_str) else { return Vec::new() };
-                let value = data.get("data").cloned().unwrap_or(Value::Null);
-                let name = self.name(key);
-                set(&mut self.elements, name, value, heard).into_iter().collect()
+                let value = Json::from(data.get("data").unwrap_or(&Value::Null));
+                let name = name(key, |name| self.elements.contains_key(name));
+                set(&mut self.elements, &name, value, heard).into_iter().collect()
             }
             "channel.session.reset" => self.reset(data, heard),
             "channel.stream.status" | "channel.chatbot.status" => {
@@ -148,20 +147,20 @@ impl Session {
                     return Vec::new();
                 }
                 let name = event.topic.trim_start_matches("channel.");
-                let known = match self.facts.get(name) {
-                    Some(Element { value: Value::Object(known), .. }) => known.clone(),
+                let known = match self.facts.get(name).and_then(|known| known.value.read()) {
+                    Some(Value::Object(known)) => known,
                     _ => Map::new(),
                 };
-                let fact = Value::Object(fact(known, fields, event.received));
-                set(&mut self.facts, name.to_owned(), fact, heard).into_iter().collect()
+                let fact = Json::from(&Value::Object(fact(known, fields, event.received)));
+                set(&mut self.facts, name, fact, heard).into_iter().collect()
             }
             "channel.chatbot.counters" => {
                 let Some(counter) = data.get("counter").and_then(Value::as_str) else {
                     return Vec::new();
                 };
                 let name = format!("chatbot.counters.{counter}");
-                let value = data.get("value").cloned().unwrap_or(Value::Null);
-                set(&mut self.facts, name, value, heard).into_iter().collect()
+                let value = Json::from(data.get("value").unwrap_or(&Value::Null));
+                set(&mut self.facts, &name, value, heard).into_iter().collect()
             }
             _ => Vec::new(),
         }
@@ -185,36 +184,51 @@ impl Session {
         };
         self.reset = heard.seq;
         let heard = Heard { source: Source::Reset, ..heard };
-        let names: Vec<_> =
-            elements.into_iter().map(|(key, value)| (self.name(&key), value)).collect();
-        let mut changes = self.remove(|name, _| names.iter().any(|(kept, _)| kept == name), heard);
-        for (name, value) in names {
-            changes.extend(set(&mut self.elements, name, value, heard));
+        let known = |name: &str| self.elements.contains_key(name);
+        let elements: BTreeMap<String, Value> =
+            elements.into_iter().map(|(key, value)| (name(&key, known), value)).collect();
+        let mut changes = self.remove(|name, _| elements.contains_key(name), heard);
+        for (name, value) in elements {
+            changes.extend(set(&mut self.elements, &name, Json::from(&value), heard));
         }
         changes
     }
 
     /// Takes in a snapshot that was asked for when `since` was the last event. `None`: there has been
     /// a reset since, so the snapshot may be of the session before it.
+    ///
+    /// Where it says what is known, in the same words, that costs no more than comparing them.
     pub fn merge(
         &mut self,
-        snapshot: &Map<String, Value>,
+        snapshot: &Elements,
         since: Seq,
         now: UnixMillis,
+        names: &mut Names,
     ) -> Option<Vec<Change>> {
         if self.reset > since {
             return None;
         }
         self.fetched = Some(now);
-        let fetched = Heard { seq: 0, at: now, source: Source::Fetched };
+        let fetched = Heard { seq: 0, source: Source::Fetched };
         let kept =
             |name: &str, element: &Element| element.heard > since || snapshot.contains_key(name);
         let mut changes = self.remove(kept, fetched);
+        let first = self.elements.is_empty();
         for (name, value) in snapshot {
-            if self.elements.get(name).is_some_and(|known| known.heard > since) {
-                continue;
+            match self.elements.get(&**name) {
+                Some(known) if known.heard > since || known.value.text() == value.get() => {}
+                Some(_) => {
+                    changes.extend(set(&mut self.elements, name, (&**value).into(), fetched));
+                }
+                None => {
+                    let name = names.shared(name);
+                    changes.extend(add(&mut self.elements, name, (&**value).into(), fetched));
+                }
             }
-            changes.extend(set(&mut self.elements, name.clone(), value.clone(), fetched));
+        }
+        if first {
+            // Made anew from what stands in order, a tree has no empty places.
+            self.elements = std::mem::take(&mut self.elements).into_iter().collect();
         }
         Some(changes)
     }
@@ -222,7 +236,7 @@ impl Session {
     fn remove(&mut self, kept: impl Fn(&str, &Element) -> bool, heard: Heard) -> Vec<Change> {
         let gone: Vec<_> =
             self.elements.extract_if(.., |name, element| !kept(name, element)).collect();
-        let change = |(element, before): (String, Element)| Change {
+        let change = |(element, before): (Arc<str>, Element)| Change {
             element,
             before: Some(before.value),
             after: None,
@@ -232,17 +246,47 @@ impl Session {
     }
 }
 
+/// Names of elements, each once in memory: thousands of channels have the same.
+#[derive(Debug, Default)]
+pub struct Names(HashSet<Arc<str>>);
+
+impl Names {
+    /// The name, shared where others have it too.
+    pub fn shared(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(name) {
+            return Arc::clone(known);
+        }
+        let fresh: Arc<str> = name.into();
+        if self.0.len() < SHARED {
+            self.0.insert(Arc::clone(&fresh));
+        }
+        fresh
+    }
+}
+
+/// The name of an element that somebody calls `key`, where these are known.
+pub fn name(key: &str, known: impl Fn(&str) -> bool) -> String {
+    if known(key) {
+        return key.to_owned();
+    }
+    let dashed = key.replace('_', "-");
+    match dashed.strip_prefix("latest-") {
+        Some(family) if !known(&dashed) => format!("{family}-latest"),
+        _ => dashed,
+    }
+}
+
 /// Where an element or a fact stands on the board.
-pub fn place(channel: &Arc<str>, name: &str) -> Path {
-    let (section, name) = match name {
-        "stream.status" => (Section::Stream, ""),
-        "chatbot.status" => (Section::Bot, ""),
-        name => match name.strip_prefix("chatbot.counters.") {
-            Some(counter) => (Section::Counters, counter),
-            None => (Section::Session, name),
+pub fn place(channel: &Arc<str>, name: &Arc<str>) -> Path {
+    let (section, name) = match &**name {
+        "stream.status" => (Section::Stream, "".into()),
+        "chatbot.status" => (Section::Bot, "".into()),
+        text => match text.strip_prefix("chatbot.counters.") {
+            Some(counter) => (Section::Counters, counter.into()),
+            None => (Section::Session, Arc::clone(name)),
         },
     };
-    Path { channel: Arc::clone(channel), section, name: name.into() }
+    Path { channel: Arc::clone(channel), section, name }
 }
 
 /// What is known of the stream or the bot, with what was just said of it: Astro's own fields, `since`
@@ -268,35 +312,46 @@ fn fact(
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     seq: Seq,
-    at: UnixMillis,
     source: Source,
 }
 
 fn set(
-    map: &mut BTreeMap<String, Element>,
-    name: String,
-    value: Value,
+    map: &mut BTreeMap<Arc<str>, Element>,
+    name: &str,
+    value: Json,
     heard: Heard,
 ) -> Option<Change> {
-    let Heard { seq, at, source } = heard;
-    let fresh = Element { value: value.clone(), at, source, heard: seq };
-    let full = map.len() >= MOST;
-    let before = match map.get_mut(&name) {
-        Some(known) if same(&known.value, &value) => {
-            (known.at, known.source, known.heard) = (at, source, known.heard.max(seq));
-            return None;
-        }
-        Some(known) => Some(std::mem::replace(known, fresh).value),
-        None if full => {
-            tracing::warn!(element = name, most = MOST, "too many elements; one is left out");
-            return None;
-        }
-        None => {
-            map.insert(name.clone(), fresh);
-            None
-        }
-    };
-    Some(Change { element: name, before, after: Some(value), source })
+    let Some(known) = map.get_mut(name) else { return add(map, name.into(), value, heard) };
+    known.heard = known.heard.max(heard.seq);
+    if known.value == value || alike(&known.value, &value) {
+        return None;
+    }
+    let before = std::mem::replace(&mut known.value, value.clone());
+    let element = map.get_key_value(name).map(|(name, _)| Arc::clone(name))?;
+    Some(Change { element, before: Some(before), after: Some(value), source: heard.source })
+}
+
+/// Takes in what was not there.
+fn add(
+    map: &mut BTreeMap<Arc<str>, Element>,
+    name: Arc<str>,
+    value: Json,
+    heard: Heard,
+) -> Option<Change> {
+    if map.len() >= MOST {
+        tracing::warn!(element = &*name, most = MOST, "too many elements; one is left out");
+        return None;
+    }
+    map.insert(Arc::clone(&name), Element { value: value.clone(), heard: heard.seq });
+    Some(Change { element: name, before: None, after: Some(value), source: heard.source })
+}
+
+/// Whether two texts say the same. What cannot be read is like nothing else.
+fn alike(a: &Json, b: &Json) -> bool {
+    match (a.read(), b.read()) {
+        (Some(a), Some(b)) => same(&a, &b),
+        _ => false,
+    }
 }
 
 /// Whether two values are the same; `5` and `5.0` are: the REST API and the gateway differ in that.

@@ -5,11 +5,12 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -35,8 +36,9 @@ impl Looks {
     /// heard.
     pub(crate) const PACE: Duration = Duration::from_millis(20);
 
-    /// Of so many parts of the time, looking may take one.
-    const SHARE: u32 = 100;
+    /// Of so many parts of the time, looking may take one: with ten thousand subscriptions that is a
+    /// look in a few tenths of a second, while they change.
+    const SHARE: u32 = 500;
 
     /// One that leaves at least `pace` between two looks.
     pub(crate) fn new(pace: Duration) -> Self {
@@ -141,11 +143,14 @@ impl Phase {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Subscription {
     /// The channel's label.
-    pub channel: String,
+    #[serde(serialize_with = "text")]
+    pub channel: Arc<str>,
     /// The topic.
-    pub topic: String,
+    #[serde(serialize_with = "text")]
+    pub topic: Arc<str>,
     /// The room, canonical where it is known.
-    pub room: Option<String>,
+    #[serde(serialize_with = "optional_text")]
+    pub room: Option<Arc<str>>,
     /// `waiting`, `pending`, `confirmed` or `refused`.
     pub state: &'static str,
     /// The gateway's error code.
@@ -333,43 +338,80 @@ impl Status {
     }
 }
 
+/// Why the relay is not ready. It is put into words where somebody reads it: there may be as many as
+/// there are subscriptions.
+#[derive(Debug, Clone, Copy)]
+pub enum Reason<'a> {
+    /// A connection is not open.
+    Connection(u64, &'a Connection),
+    /// A subscription does not stand.
+    Subscription(&'a Subscription),
+    /// No connection has room for it.
+    LeftOut(&'a str),
+    /// So many are on no page yet.
+    NotAsked(usize),
+    /// A sink is not up.
+    Sink(&'a str, &'a Sink),
+}
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const NOT_YET: &str = "not yet connected";
+        match self {
+            Self::Connection(number, Connection { last_error, .. }) => {
+                let why = last_error.as_deref().unwrap_or(NOT_YET);
+                write!(f, "connection {number} to Astro: {why}")
+            }
+            Self::Subscription(Subscription { channel, topic, state, code, text, .. }) => {
+                if *state != "refused" {
+                    return write!(f, "subscription {channel}/{topic} is {state}");
+                }
+                let [code, text] = [code, text].map(|said| said.as_deref().unwrap_or_default());
+                write!(f, "subscription {channel}/{topic} refused: {code} {text}")
+            }
+            Self::LeftOut(subscription) => {
+                write!(f, "subscription {subscription} is left out: max_connections")
+            }
+            Self::NotAsked(count) => write!(f, "{count} subscriptions are not yet asked for"),
+            Self::Sink(name, Sink { state, last_error, .. }) => {
+                let why = last_error.as_deref().unwrap_or(NOT_YET);
+                write!(f, "sink {name} is {state}: {why}")
+            }
+        }
+    }
+}
+
 impl Pages {
     /// Why the relay is not ready; empty: it is.
     pub fn reasons(&self) -> Vec<String> {
-        let mut reasons = Vec::new();
-        for (number, connection) in &self.connections {
-            if matches!(connection.state, Phase::Dialing | Phase::Waiting) {
-                let why = connection.last_error.as_deref().unwrap_or("not yet connected");
-                reasons.push(format!("connection {number} to Astro: {why}"));
-                continue;
-            }
-            for subscription in &connection.subscriptions {
-                let Subscription { channel, topic, state, code, text, .. } = subscription;
-                match *state {
-                    "confirmed" => {}
-                    "refused" => reasons.push(format!(
-                        "subscription {channel}/{topic} refused: {} {}",
-                        code.as_deref().unwrap_or_default(),
-                        text.as_deref().unwrap_or_default()
-                    )),
-                    other => reasons.push(format!("subscription {channel}/{topic} is {other}")),
-                }
-            }
-        }
-        for subscription in &self.left_out {
-            reasons.push(format!("subscription {subscription} is left out: max_connections"));
-        }
+        self.why().map(|reason| reason.to_string()).collect()
+    }
+
+    /// The same, not yet in words.
+    pub fn why(&self) -> impl Iterator<Item = Reason<'_>> {
+        let connections = self.connections.iter().flat_map(|(number, page)| {
+            let closed = (!page.state.is_open()).then_some(Reason::Connection(*number, page));
+            let subscriptions = if closed.is_some() { &[] } else { page.subscriptions.as_slice() };
+            let missing = subscriptions.iter().filter(|one| one.state != "confirmed");
+            closed.into_iter().chain(missing.map(Reason::Subscription))
+        });
+        let left_out = self.left_out.iter().map(|subscription| Reason::LeftOut(subscription));
+        let mut gateway = connections.chain(left_out).peekable();
         let shown: usize = self.connections.values().map(|page| page.subscriptions.len()).sum();
         // Before the gateway has begun there is no page that could say so.
-        if reasons.is_empty() && shown < self.wanted {
-            reasons.push(format!("{} subscriptions are not yet asked for", self.wanted - shown));
-        }
-        for (name, sink) in &self.sinks {
-            if sink.state != "up" {
-                let why = sink.last_error.as_deref().unwrap_or("not yet connected");
-                reasons.push(format!("sink {name} is {}: {why}", sink.state));
-            }
-        }
-        reasons
+        let unasked = self.wanted.saturating_sub(shown);
+        let not_asked = unasked > 0 && gateway.peek().is_none();
+        let sinks = self.sinks.iter().filter(|(_, sink)| sink.state != "up");
+        gateway
+            .chain(not_asked.then_some(Reason::NotAsked(unasked)))
+            .chain(sinks.map(|(name, sink)| Reason::Sink(name, sink)))
     }
+}
+
+fn text<S: Serializer>(text: &Arc<str>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(text)
+}
+
+fn optional_text<S: Serializer>(text: &Option<Arc<str>>, to: S) -> Result<S::Ok, S::Error> {
+    text.as_deref().serialize(to)
 }

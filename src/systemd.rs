@@ -9,7 +9,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::Instant;
 
-use crate::status::Pages;
+use crate::status::{Pages, Status};
 
 /// How long the gateway may take before the service counts as ready without it.
 const GRACE: Duration = Duration::from_secs(15);
@@ -38,7 +38,7 @@ impl Manager {
     }
 
     /// The supervisor turns: feeds the watchdog, and says what has changed.
-    pub fn turning(&mut self, pages: impl Fn() -> Pages) {
+    pub fn turning(&mut self, status: &Status) {
         let now = Instant::now();
         if let Some((half, fed)) = &mut self.watchdog
             && now >= *fed + *half / 2
@@ -46,14 +46,14 @@ impl Manager {
             *fed = now;
             tell(&[NotifyState::Watchdog]);
         }
-        let pages = pages();
-        let connected = pages.connections.values().any(|connection| connection.state.is_open())
-            || pages.connections.is_empty();
+        let (connected, line) = status.look(|pages| {
+            let connected = pages.connections.values().any(|page| page.state.is_open());
+            (connected || pages.connections.is_empty(), line(pages))
+        });
         if !self.ready && (connected || now >= self.started + GRACE) {
             self.ready = true;
             tell(&[NotifyState::Ready]);
         }
-        let line = line(&pages);
         if self.ready && line != self.said {
             tell(&[NotifyState::Status(&line)]);
             self.said = line;
@@ -93,16 +93,15 @@ fn tell(states: &[NotifyState<'_>]) {
 
 /// `3 of 3 subscriptions, 2 of 2 sinks up`, and the first thing that is wrong.
 fn line(pages: &Pages) -> String {
-    let subscriptions: Vec<_> =
-        pages.connections.values().flat_map(|connection| &connection.subscriptions).collect();
-    let confirmed = subscriptions.iter().filter(|s| s.state == "confirmed").count();
+    let all = || pages.connections.values().flat_map(|connection| &connection.subscriptions);
+    let confirmed = all().filter(|subscription| subscription.state == "confirmed").count();
     let up = pages.sinks.values().filter(|sink| sink.state == "up").count();
     let mut line = format!(
         "{confirmed} of {} subscriptions, {up} of {} sinks up",
-        subscriptions.len(),
+        all().count(),
         pages.sinks.len()
     );
-    if let Some(reason) = pages.reasons().first() {
+    if let Some(reason) = pages.why().next() {
         line = format!("{line}; {reason}");
     }
     line.replace('\n', " ")

@@ -108,6 +108,13 @@ struct Outage {
     fates: HashMap<Arc<Subscription>, Fate>,
 }
 
+impl Outage {
+    /// Whether nothing is missing any more.
+    fn is_over(&self) -> bool {
+        self.fates.values().all(|fate| *fate != Fate::Missing)
+    }
+}
+
 /// What has become of a subscription after an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -452,25 +459,25 @@ impl Hub {
         }
     }
 
-    /// What stands has changed: outages of which nothing is missing any more are told.
-    pub(super) fn settle(&self, session: &Session) {
+    /// These were answered, and stand or do not: outages of which nothing is missing any more are
+    /// told.
+    pub(super) fn settle<'a>(&self, answered: impl Iterator<Item = (&'a Arc<Subscription>, bool)>) {
         let mut outages = lock(&self.outages);
         if outages.is_empty() {
             return;
         }
-        for (subscription, standing) in session.standings() {
-            let fate = match standing {
-                Standing::Confirmed(_) => Fate::Restored,
-                Standing::Refused(_) => Fate::Gone,
-                Standing::Waiting | Standing::Pending => continue,
-            };
-            if let Some(outage) = outages.get_mut(&subscription.channel)
-                && let Some(known) = outage.fates.get_mut(subscription)
-            {
-                *known = fate;
+        let mut over = Vec::new();
+        for (subscription, stands) in answered {
+            let Some(outage) = outages.get_mut(&subscription.channel) else { continue };
+            if let Some(known) = outage.fates.get_mut(subscription) {
+                *known = if stands { Fate::Restored } else { Fate::Gone };
+            }
+            if outage.is_over() {
+                over.extend(outages.remove_entry(&subscription.channel));
             }
         }
-        self.tell_settled(outages);
+        drop(outages);
+        self.tell_all(&over);
     }
 
     /// Nobody asks for these any more: no outage waits for them.
@@ -483,13 +490,12 @@ impl Hub {
                 }
             }
         }
-        self.tell_settled(outages);
+        let over: Vec<_> = outages.extract_if(|_, outage| outage.is_over()).collect();
+        drop(outages);
+        self.tell_all(&over);
     }
 
-    fn tell_settled(&self, mut outages: MutexGuard<'_, HashMap<Arc<str>, Outage>>) {
-        let settled = |outage: &Outage| outage.fates.values().all(|fate| *fate != Fate::Missing);
-        let over: Vec<_> = outages.extract_if(|_, outage| settled(outage)).collect();
-        drop(outages);
+    fn tell_all(&self, over: &[(Arc<str>, Outage)]) {
         let now = clock::now();
         let mut events: Vec<_> =
             over.iter().map(|(channel, outage)| self.tell(channel, outage, now)).collect();

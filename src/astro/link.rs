@@ -177,7 +177,7 @@ impl Link {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
         self.show(&mut held);
-        self.hub.settle(&held.current.session);
+        self.hub.settle(held.current.session.answers());
         loop {
             let after = tokio::select! {
                 () = self.stop.cancelled() => Some(After::Stopped),
@@ -217,7 +217,8 @@ impl Link {
         self.hub.overflow(self.number, step.overflow);
         if step.changed {
             // A gap that is over is told before anything that comes after it.
-            self.hub.settle(&held.current.session);
+            self.hub
+                .settle(step.answered.iter().map(|(subscription, stands)| (subscription, *stands)));
             held.shows.wish();
             if step.ended.is_some() {
                 self.show(held);
@@ -310,7 +311,7 @@ impl Link {
         self.phase(Phase::Open, None);
         self.reconcile(&mut held.current);
         self.show(held);
-        self.hub.settle(&held.current.session);
+        self.hub.settle(held.current.session.answers());
     }
 
     /// Brings what is wanted on a connection in line with what is wanted now.
@@ -362,15 +363,17 @@ impl Link {
     fn show(&self, held: &mut Held) {
         let now = Instant::now();
         let session = &held.current.session;
-        let subscriptions = session
-            .standings()
-            .zip(session.confirmed_at())
-            .map(|((subscription, standing), confirmed_at)| {
-                page(subscription, standing, confirmed_at, now)
-            })
-            .collect();
         self.hub.status.connection(self.number, |page| {
-            page.subscriptions = subscriptions;
+            let mut shown = 0;
+            for (standing, confirmed_at) in session.standings().zip(session.confirmed_at()) {
+                match page.subscriptions.get_mut(shown) {
+                    Some(shown) if says(shown, standing, confirmed_at) => {}
+                    Some(shown) => *shown = self::page(standing, confirmed_at, now),
+                    None => page.subscriptions.push(self::page(standing, confirmed_at, now)),
+                }
+                shown += 1;
+            }
+            page.subscriptions.truncate(shown);
             page.heard = Some(clock::now());
         });
         held.shows.looked(now);
@@ -401,16 +404,37 @@ async fn advance(successor: &mut Option<Successor>, hub: &Hub) -> Outcome {
     }
 }
 
+/// Whether the page says so already: most of what is on it has not changed.
+fn says(
+    page: &status::Subscription,
+    (subscription, standing): (&Arc<Subscription>, &Standing),
+    confirmed_at: Option<UnixMillis>,
+) -> bool {
+    let same = Arc::ptr_eq(&page.channel, &subscription.channel)
+        && Arc::ptr_eq(&page.topic, &subscription.topic);
+    same && match standing {
+        Standing::Waiting => page.state == "waiting",
+        Standing::Pending => page.state == "pending",
+        Standing::Confirmed(room) => {
+            let room = room.as_ref().or(subscription.room.as_ref());
+            page.state == "confirmed"
+                && page.confirmed_at == confirmed_at
+                && page.room.as_ref() == room
+        }
+        // When it is tried again is told by another clock.
+        Standing::Refused(_) => false,
+    }
+}
+
 fn page(
-    subscription: &Subscription,
-    standing: &Standing,
+    (subscription, standing): (&Arc<Subscription>, &Standing),
     confirmed_at: Option<UnixMillis>,
     now: Instant,
 ) -> status::Subscription {
     let mut page = status::Subscription {
-        channel: subscription.channel.to_string(),
-        topic: subscription.topic.to_string(),
-        room: subscription.room.as_deref().map(str::to_owned),
+        channel: Arc::clone(&subscription.channel),
+        topic: Arc::clone(&subscription.topic),
+        room: subscription.room.clone(),
         state: "waiting",
         code: None,
         text: None,
@@ -423,8 +447,8 @@ fn page(
         Standing::Confirmed(room) => {
             page.state = "confirmed";
             page.confirmed_at = confirmed_at;
-            if let Some(room) = room {
-                page.room = Some(room.to_string());
+            if room.is_some() {
+                page.room.clone_from(room);
             }
         }
         Standing::Refused(refusal) => {

@@ -10,7 +10,7 @@
 //! The one thing to know: an error body is never trusted to be JSON. The vendor's own page shows one
 //! without its opening brace.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use reqwest::{
     Client, Method, RequestBuilder, StatusCode,
@@ -222,6 +222,19 @@ impl Rest {
         self.get(target, "sessions", "", &[]).await
     }
 
+    /// The elements of the active session alone, by name and as the server wrote them.
+    pub async fn elements(
+        &self,
+        target: Target<'_>,
+    ) -> Result<BTreeMap<Box<str>, Box<RawValue>>, RestError> {
+        #[derive(Deserialize)]
+        struct Known {
+            data: BTreeMap<Box<str>, Box<RawValue>>,
+        }
+        let known: Known = self.get(target, "sessions", "", &[]).await?;
+        Ok(known.data)
+    }
+
     /// Sets elements of the session.
     pub async fn update(
         &self,
@@ -422,7 +435,8 @@ impl Call<'_> {
             self.unanswered(never_sent, error.without_url().into())
         };
         let mut response = request.send().await.map_err(lost)?;
-        let (status, headers) = (response.status(), response.headers().clone());
+        let status = response.status();
+        let retry_after = retry_after(response.headers(), clock::now());
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
             if body.len() + chunk.len() > LARGEST {
@@ -438,7 +452,6 @@ impl Call<'_> {
         if self.change && matches!(status.as_u16(), 502 | 504) {
             return Err(RestError::Unknown(format!("HTTP {}: {text}", status.as_u16()).into()));
         }
-        let retry_after = retry_after(&headers, clock::now());
         Err(RestError::Refused { status: status.as_u16(), text, retry_after })
     }
 

@@ -10,7 +10,7 @@
 mod pace;
 mod rooms;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, num::NonZeroU64, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -138,6 +138,8 @@ pub struct Effects {
     pub ping: bool,
     /// Something in what stands has changed.
     pub changed: bool,
+    /// What was answered, and whether it stands.
+    pub answered: Vec<(Arc<Subscription>, bool)>,
     /// The gateway will not take these on this connection: they need another.
     pub overflow: Vec<Arc<Subscription>>,
     /// The connection has ended, or is to be ended.
@@ -176,7 +178,7 @@ struct Entry {
     standing: Standing,
     asked_at: Option<Instant>,
     /// Of the last time that it was asked for, and of the time before: a late answer is an answer.
-    nonces: [Option<String>; 2],
+    nonces: [Option<Nonce>; 2],
     failures: u32,
     /// When the gateway confirmed it; a restored connection keeps the time.
     confirmed_at: Option<UnixMillis>,
@@ -223,8 +225,11 @@ struct Leaving {
     room: Option<Arc<str>>,
     token: Secret,
     /// Of the `unsubscribe`, once it is sent.
-    nonce: Option<String>,
+    nonce: Option<Nonce>,
 }
+
+/// A command's number on its connection, from 1. The gateway sees the connection's number before it.
+type Nonce = NonZeroU64;
 
 /// One connection's decisions.
 #[derive(Debug)]
@@ -234,7 +239,7 @@ pub struct Session {
     limits: Limits,
     entries: Vec<Entry>,
     leaving: Vec<Leaving>,
-    next_nonce: u64,
+    next_nonce: Nonce,
     /// `None`: what stands has changed since; made when the next message comes.
     rooms: Option<Rooms>,
     pace: Pace,
@@ -257,7 +262,7 @@ impl Session {
             limits,
             entries: wanted.into_iter().map(Entry::new).collect(),
             leaving: Vec::new(),
-            next_nonce: 0,
+            next_nonce: Nonce::MIN,
             rooms: None,
             pace: Pace::default(),
             opened_at: now,
@@ -339,6 +344,10 @@ impl Session {
             }
             Ok(ServerFrame::Response(response)) => {
                 self.on_response(&response, received, now, effects);
+                // What was due before it may be due no more, and nothing is due earlier.
+                if response.error.is_none() {
+                    return;
+                }
             }
             Ok(ServerFrame::Welcome) => self.welcome(effects),
             Ok(ServerFrame::Reconnect { token }) => effects.ended = Some(Ended::Moved(token)),
@@ -499,6 +508,15 @@ impl Session {
         self.entries.iter().map(|entry| (&entry.wanted.subscription, &entry.standing))
     }
 
+    /// What has been answered, and whether it stands.
+    pub fn answers(&self) -> impl Iterator<Item = (&Arc<Subscription>, bool)> {
+        self.standings().filter_map(|(subscription, standing)| match standing {
+            Standing::Confirmed(_) => Some((subscription, true)),
+            Standing::Refused(_) => Some((subscription, false)),
+            Standing::Waiting | Standing::Pending => None,
+        })
+    }
+
     /// When each of [`Session::standings`] was confirmed, in the same order. It changes exactly where
     /// something may have been missed before: not when a connection is restored.
     pub fn confirmed_at(&self) -> impl Iterator<Item = Option<UnixMillis>> {
@@ -586,12 +604,13 @@ impl Session {
     /// Sends one command, if there is one to send: first what is given up, then what is wanted,
     /// beginning with what waits longest.
     fn say_next(&mut self, now: Instant, effects: &mut Effects) -> bool {
-        let nonce = format!("{}-{}", self.number, self.next_nonce + 1);
+        let nonce = self.next_nonce;
+        let told = format!("{}-{nonce}", self.number);
         if let Some(leaving) = self.leaving.iter_mut().find(|leaving| leaving.nonce.is_none()) {
             let subscription = &leaving.subscription;
             effects.send.push(wire::command(
                 Verb::Unsubscribe,
-                &nonce,
+                &told,
                 &subscription.topic,
                 leaving.room.as_deref(),
                 &leaving.token,
@@ -611,23 +630,24 @@ impl Session {
                     let refusal = Refusal { code: "no_token".into(), text, retry_at };
                     report(&entry.wanted.subscription, &refusal);
                     entry.standing = Standing::Refused(refusal);
+                    effects.answered.push((Arc::clone(&entry.wanted.subscription), false));
                     return true;
                 }
             };
             let subscription = &entry.wanted.subscription;
             effects.send.push(wire::command(
                 Verb::Subscribe,
-                &nonce,
+                &told,
                 &subscription.topic,
                 subscription.room.as_deref(),
                 token,
                 subscription.token_type,
             ));
-            entry.nonces = [Some(nonce), entry.nonces[0].take()];
+            entry.nonces = [Some(nonce), entry.nonces[0]];
             entry.standing = Standing::Pending;
             entry.asked_at = Some(now);
         }
-        self.next_nonce += 1;
+        self.next_nonce = self.next_nonce.saturating_add(1);
         self.pace.sent(now);
         true
     }
@@ -644,7 +664,8 @@ impl Session {
             self.on_rate_limit(now, effects);
             return;
         }
-        let named = |nonce: &Option<String>| nonce.as_deref() == Some(&*response.nonce);
+        let nonce = self.nonce(&response.nonce);
+        let named = |own: &Option<Nonce>| own.is_some() && *own == nonce;
         self.leaving.retain(|leaving| !named(&leaving.nonce));
         // Otherwise it answers an `unsubscribe`, or something that is no longer wanted.
         let Some(index) = self.entries.iter().position(|entry| entry.nonces.iter().any(named))
@@ -663,6 +684,7 @@ impl Session {
             entry.standing = Standing::Confirmed(response.room.as_deref().map(Into::into));
             entry.failures = 0;
             entry.confirmed_at = Some(received);
+            effects.answered.push((Arc::clone(&entry.wanted.subscription), true));
             self.rooms = None;
             return;
         };
@@ -695,6 +717,13 @@ impl Session {
         };
         report(&entry.wanted.subscription, &refusal);
         entry.standing = Standing::Refused(refusal);
+        effects.answered.push((Arc::clone(&entry.wanted.subscription), false));
+    }
+
+    /// The command's number in a nonce; `None`: it is of another connection, or nobody's.
+    fn nonce(&self, text: &str) -> Option<Nonce> {
+        let (connection, nonce) = text.split_once('-')?;
+        (connection.parse() == Ok(self.number)).then(|| nonce.parse().ok()).flatten()
     }
 
     /// The gateway counts commands and has had too many. It does not say which it dropped: all that

@@ -35,7 +35,7 @@ pub(super) fn run(source: &Source) -> Done {
             info!("stopping");
             stop.cancel();
         };
-        let running = relay.run(stop.clone(), || manager.turning(|| status.pages()));
+        let running = relay.run(stop.clone(), || manager.turning(&status));
         tokio::pin!(running, waiting);
         let outcome = tokio::select! {
             outcome = &mut running => outcome,

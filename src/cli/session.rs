@@ -15,7 +15,7 @@ use super::{Done, Failed, Source, on_runtime};
 use crate::{
     astro::rest::{Rest, RestError, Target, Top, credentials},
     config::{Channel, Config, Log, Secret},
-    state::Session,
+    state,
 };
 
 /// The widest value in a table: with the longest name it fits a terminal of 120 columns.
@@ -121,7 +121,7 @@ pub(super) fn session(command: SessionCommand) -> Done {
         }
         SessionCommand::Get { whose, element } => {
             let elements = snapshot(&whose)?;
-            let name = name(&elements, &element);
+            let name = state::name(&element, |name| elements.contains_key(name));
             let Some(value) = elements.get(&name) else {
                 let text = format!("the session has no element {name:?}");
                 return Err(Failed::new(Failed::USAGE, text));
@@ -132,7 +132,7 @@ pub(super) fn session(command: SessionCommand) -> Done {
         SessionCommand::Set { whose, sure, element, value } => {
             let chosen = choose(&whose)?;
             let elements = chosen.ask(|rest, target| async move { rest.session(target).await })?;
-            let name = name(&elements.data, &element);
+            let name = state::name(&element, |name| elements.data.contains_key(name));
             let before = elements.data.get(&name).unwrap_or(&Value::Null);
             sure.ask(&format!("{name} is {before}; make it {value}?"))?;
             let change = Map::from_iter([(name, value)]);
@@ -181,15 +181,6 @@ pub(super) fn session(command: SessionCommand) -> Done {
 fn snapshot(whose: &Whose) -> Result<Map<String, Value>, Failed> {
     let chosen = choose(whose)?;
     chosen.ask(|rest, target| async move { rest.session(target).await }).map(|session| session.data)
-}
-
-/// The name of an element that is called `key` here, in either spelling.
-fn name(elements: &Map<String, Value>, key: &str) -> String {
-    let mut session = Session::default();
-    for (name, value) in elements {
-        session.restore(name.clone(), value.clone(), 0);
-    }
-    session.name(key)
 }
 
 fn choose(whose: &Whose) -> Result<Chosen, Failed> {
@@ -336,12 +327,5 @@ mod tests {
             assert_eq!(heard.is_ok(), done, "{answer}");
             assert_eq!(out, b"really? [y/N] ");
         }
-    }
-
-    #[test]
-    fn either_spelling_finds_the_element() {
-        let elements = json!({"follower-latest": {"name": "a"}});
-        let elements = elements.as_object().unwrap();
-        assert_eq!(name(elements, "latest_follower"), "follower-latest");
     }
 }

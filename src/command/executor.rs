@@ -37,7 +37,7 @@ use crate::{
     },
     config::Secret,
     metrics,
-    state::{Session, keeper::Refreshes},
+    state::{self, keeper::Refreshes},
     status::Status,
     supervisor::Factory,
 };
@@ -280,11 +280,7 @@ impl Tools {
 
     async fn set(&self, target: Target<'_>, key: &str, value: &Value) -> Result<(), Failure> {
         let elements = self.rest.session(target).await.map_err(|error| failure(&error))?.data;
-        let mut session = Session::default();
-        for (name, value) in &elements {
-            session.restore(name.clone(), value.clone(), 0);
-        }
-        let name = session.name(key);
+        let name = state::name(key, |name| elements.contains_key(name));
         let Some(now) = elements.get(&name) else {
             return Err(Failure::bad(404, "the session has no such element"));
         };
@@ -300,13 +296,13 @@ impl Tools {
         let token = targets.tokens.get(channel).ok_or_else(none)?;
         let mut subscriptions = targets.subscriptions.iter();
         let subscription = subscriptions.find(|one| &*one.channel == channel).ok_or_else(none)?;
-        let told: Vec<String> = self.status.look(|pages| {
+        let told: Vec<Arc<str>> = self.status.look(|pages| {
             let all = pages.connections.values().flat_map(|page| &page.subscriptions);
-            let ours = all.filter(|one| one.channel == channel && one.state == "confirmed");
+            let ours = all.filter(|one| &*one.channel == channel && one.state == "confirmed");
             ours.filter_map(|one| one.room.clone()).collect()
         });
         let rooms = subscription.room.iter().map(|room| &**room);
-        let rooms = rooms.chain(told.iter().map(String::as_str));
+        let rooms = rooms.chain(told.iter().map(|room| &**room));
         credentials(rooms, token, subscription.token_type).map_err(|why| {
             // It may name a place on this machine, which is nobody's business out there.
             error!(channel, error = why, "the REST API cannot be asked in the channel's name");

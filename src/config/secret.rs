@@ -4,19 +4,19 @@
 //! (systemd's `LoadCredential=`), `…_env`, or in the clear. A secret is read again whenever it is
 //! used to connect, so that a changed file takes effect without a restart.
 
-use std::{borrow::Cow, fmt, path::PathBuf};
+use std::{borrow::Cow, fmt, path::PathBuf, sync::Arc};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// A secret's value. Neither `Debug` nor `Display` shows it.
+/// A secret's value, once in memory for all who hold it. Neither `Debug` nor `Display` shows it.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Secret(String);
+pub struct Secret(Arc<str>);
 
 impl Secret {
     /// Wraps a value.
     pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
+        Self(value.into().into())
     }
 
     /// The value itself: for the wire, never for a log.

@@ -306,9 +306,11 @@ mod tests {
         fn go(&mut self, step: &Step) {
             match *step {
                 Step::Put(name, value) => {
-                    self.board.put([(path("main", name), Some(json!(value)))]);
+                    self.board.put([(path("main", name), Some((&json!(value)).into()))]);
                 }
-                Step::PutAnothers(name) => self.board.put([(path("other", name), Some(json!(1)))]),
+                Step::PutAnothers(name) => {
+                    self.board.put([(path("other", name), Some((&json!(1)).into()))])
+                }
                 Step::TakeAway(name) => self.board.take_away(|at| *at == path("main", name)),
                 Step::Say(took) => drop(self.say(took, took)),
                 Step::Lose(took, told) => {
@@ -359,7 +361,7 @@ mod tests {
         for round in 1..=3 {
             let before = Instant::now();
             for value in 0..1000 {
-                world.board.put([(path("main", 0), Some(json!([round, value])))]);
+                world.board.put([(path("main", 0), Some((&json!([round, value])).into()))]);
             }
             world.keeping.due().await;
             assert_eq!(before.elapsed(), PACE);

@@ -8,10 +8,10 @@ use axum::{
 };
 
 use super::{State, guard::may_see_reasons, refused};
-use crate::{journal::Health, relay::gauges};
+use crate::{journal::Health, relay::gauges, status::Pages};
 
 pub(super) async fn readyz(Extract(state): Extract<State>, headers: HeaderMap) -> Response {
-    let reasons = state.status.pages().reasons();
+    let reasons = state.status.look(Pages::reasons);
     if reasons.is_empty() {
         return "ready\n".into_response();
     }

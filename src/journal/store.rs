@@ -234,7 +234,7 @@ pub struct Kept {
     pub element: Box<str>,
     /// Its value as JSON; `None`: it is gone.
     pub value: Option<Box<str>>,
-    /// When that was last known to be true.
+    /// When it became that, or was gone.
     pub at: UnixMillis,
 }
 

@@ -16,8 +16,9 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::FixedState;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use serde_json::json;
+use serde_json::Value;
 use tokio::{
     sync::{Mutex, mpsc, oneshot, watch},
     time::{Instant, sleep, sleep_until},
@@ -25,19 +26,20 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Change, SESSION_TOPICS, Session, TOPIC, place};
+use super::{Change, Elements, Names, SESSION_TOPICS, Session, TOPIC, place};
 use crate::{
     astro::{
         gateway::Targets,
-        rest::{Rest, RestError, Snapshot, Target, credentials},
+        rest::{Rest, RestError, Target, credentials},
         session::Subscription,
     },
     backoff::Backoff,
     board::{Board, Path, Section},
     clock,
     config::{Config, SecretRef, Start, TokenType},
-    event::{self, Seq, UnixMillis},
+    event::{self, Event, Seq, UnixMillis},
     journal::{Batch, Journal, Kept, StoreError},
+    json::Json,
     status::{self, Looks, Status},
 };
 
@@ -142,6 +144,9 @@ pub struct Keeper {
     times: Times,
     position: Seq,
     channels: BTreeMap<Arc<str>, Channel>,
+    names: Names,
+    /// No fetch is due before this. May be too early, never too late.
+    not_before: Instant,
 }
 
 /// One channel.
@@ -156,7 +161,7 @@ struct Channel {
     token: SecretRef,
     token_type: TokenType,
     /// When its session topics were confirmed: another time means that something was missed.
-    confirmed: Vec<(String, UnixMillis)>,
+    confirmed: Vec<(Arc<str>, UnixMillis)>,
     /// When it is to be fetched; `None`: it is being fetched, or never can be.
     due: Option<Instant>,
     /// It is to be fetched again when the fetch under way has ended.
@@ -173,7 +178,7 @@ struct Fetched {
     since: Seq,
     /// Who waits for it.
     waiting: Vec<oneshot::Sender<Result<(), String>>>,
-    outcome: Result<Snapshot, RestError>,
+    outcome: Result<Elements, RestError>,
 }
 
 type Fetches = FuturesUnordered<Pin<Box<dyn Future<Output = Fetched> + Send>>>;
@@ -190,17 +195,27 @@ impl Keeper {
     ) -> Result<Self, StoreError> {
         let position = journal.register(CURSOR, Start::End)?;
         let kept = journal.kept()?;
-        let channels = BTreeMap::new();
-        let mut keeper =
-            Self { rest, journal, status, board, targets, wishes, times, position, channels };
+        let mut keeper = Self {
+            rest,
+            journal,
+            status,
+            board,
+            targets,
+            wishes,
+            times,
+            position,
+            channels: BTreeMap::new(),
+            names: Names::default(),
+            not_before: Instant::now(),
+        };
         keeper.adopt();
         let mut forgotten = Vec::new();
         // Names with a dot are of others, who keep something else.
         for kept in kept.into_iter().filter(|kept| !kept.channel.contains('.')) {
-            let value = kept.value.as_deref().and_then(|text| serde_json::from_str(text).ok());
+            let value = kept.value.as_deref().and_then(Json::from_text);
             match (keeper.channels.get_mut(&*kept.channel), value) {
                 (Some(channel), Some(value)) => {
-                    channel.session.restore(kept.element.into(), value, kept.at);
+                    channel.session.restore(keeper.names.shared(&kept.element), value);
                 }
                 (_, _) => forgotten.push(Kept { value: None, ..kept }),
             }
@@ -215,12 +230,10 @@ impl Keeper {
 
     /// Puts all that is known on the board, and takes away what a keeper before this one knew.
     fn post(&self) {
-        let mut known: BTreeMap<Path, Option<serde_json::Value>> = BTreeMap::new();
+        let mut known: BTreeMap<Path, Option<Json>> = BTreeMap::new();
         for (label, channel) in &self.channels {
             let elements = channel.session.iter();
-            known.extend(
-                elements.map(|(name, element)| (place(label, name), Some(element.value.clone()))),
-            );
+            known.extend(elements.map(|(name, value)| (place(label, name), Some(value.clone()))));
         }
         self.board.take_away(|path| is_ours(path) && !known.contains_key(path));
         self.board.put(known);
@@ -248,7 +261,7 @@ impl Keeper {
             } else {
                 let forgotten = gone.session.iter().map(|(element, _)| Kept {
                     channel: (&*label).into(),
-                    element: element.into(),
+                    element: (&**element).into(),
                     value: None,
                     at: 0,
                 });
@@ -258,6 +271,7 @@ impl Keeper {
             }
         }
         self.channels = wanted;
+        self.not_before = Instant::now();
     }
 
     /// Keeps them until it is told to stop.
@@ -269,8 +283,7 @@ impl Keeper {
         let mut looks = Looks::new(Looks::PACE);
         self.look();
         loop {
-            self.start(&mut work);
-            let due = self.due(work.len());
+            let due = self.start(&mut work);
             let next = self.journal.next(self.position, BATCH, BATCH_BYTES);
             tokio::select! {
                 biased;
@@ -309,32 +322,36 @@ impl Keeper {
         channel.waiting.retain(|waiting| !waiting.is_closed());
         channel.waiting.push(wish.done);
         channel.fetch_now();
+        self.not_before = Instant::now();
     }
 
-    /// When the next fetch is to begin; `None` while there are enough.
-    fn due(&self, under_way: usize) -> Option<Instant> {
-        if under_way >= FETCHES {
-            return None;
-        }
-        self.channels.values().filter_map(|channel| channel.due).min()
-    }
-
-    /// Starts what is due.
-    fn start(&mut self, fetches: &mut Fetches) {
+    /// Starts what is due, and answers when the next fetch is to begin; `None` while there are enough.
+    /// Nothing is looked for where nothing can be: this is called at every turn.
+    fn start(&mut self, fetches: &mut Fetches) -> Option<Instant> {
         let now = Instant::now();
+        if fetches.len() >= FETCHES || now < self.not_before {
+            return (fetches.len() < FETCHES).then_some(self.not_before);
+        }
+        // With nothing due, the channels are looked at again when something may be.
+        self.not_before = now + GRACE;
         for (label, channel) in &mut self.channels {
-            if fetches.len() >= FETCHES {
-                break;
-            }
-            if channel.due.is_none_or(|due| due > now) {
+            let Some(due) = channel.due else { continue };
+            if due > now {
+                self.not_before = self.not_before.min(due);
                 continue;
+            }
+            if fetches.len() >= FETCHES {
+                self.not_before = now;
+                return None;
             }
             channel.due = None;
             let (id, token) =
                 match credentials(channel.room.as_deref(), &channel.token, channel.token_type) {
                     Ok(credentials) => credentials,
                     Err(why) => {
-                        channel.due = Some(now + self.times.retry_refused);
+                        let again = now + self.times.retry_refused;
+                        channel.due = Some(again);
+                        self.not_before = self.not_before.min(again);
                         // What is wrong may name a place on this machine: the log and the page say it.
                         let told = "the relay has no usable credential for this channel";
                         tell(&mut channel.waiting, &Err(told.into()));
@@ -348,10 +365,11 @@ impl Keeper {
             let waiting = std::mem::take(&mut channel.waiting);
             fetches.push(Box::pin(async move {
                 let target = Target { channel: &id, token: &token };
-                let outcome = rest.session(target).await;
+                let outcome = rest.elements(target).await;
                 Fetched { channel: label, since, waiting, outcome }
             }));
         }
+        (fetches.len() < FETCHES).then_some(self.not_before)
     }
 
     /// Looks at the status page: where a session's subscriptions were confirmed anew, something may
@@ -359,16 +377,18 @@ impl Keeper {
     fn look(&mut self) {
         let channels = &mut self.channels;
         self.status.look(|pages| {
-            let mut found: HashMap<&str, Vec<&status::Subscription>> = HashMap::new();
+            let mut found: HashMap<&str, Vec<&status::Subscription>, FixedState> =
+                HashMap::default();
             for subscription in pages.connections.values().flat_map(|page| &page.subscriptions) {
                 if SESSION_TOPICS.contains(&&*subscription.topic) {
                     found.entry(&subscription.channel).or_default().push(subscription);
                 }
             }
             for (label, channel) in channels.iter_mut() {
-                channel.look(found.remove(&**label).unwrap_or_default());
+                channel.look(found.get(&**label).map_or(&[], Vec::as_slice));
             }
         });
+        self.not_before = Instant::now();
     }
 
     /// Folds events.
@@ -376,6 +396,7 @@ impl Keeper {
         if batch.lost > 0 {
             warn!(events = batch.lost, "events were lost before a session could take them in");
             self.channels.values_mut().for_each(Channel::fetch_now);
+            self.not_before = Instant::now();
         }
         for record in &batch.records {
             let event = &record.event;
@@ -385,7 +406,7 @@ impl Keeper {
             }
             if let Some(channel) = self.channels.get_mut(&event.channel) {
                 let changes = channel.session.hear(event, record.seq);
-                self.write_down(&Arc::clone(&event.channel), &changes, false);
+                self.write_down(&event.channel, &changes);
             }
         }
         self.position = batch.through;
@@ -401,13 +422,14 @@ impl Keeper {
             Ok(snapshot) => {
                 channel.backoff.reset();
                 channel.due = Some(now + self.times.refresh);
-                let changes = channel.session.merge(&snapshot.data, since, clock::now());
+                let changes =
+                    channel.session.merge(&snapshot, since, clock::now(), &mut self.names);
                 if let Some(changes) = changes {
                     if channel.error.take().is_some() {
                         info!(channel = %label, "the session was fetched again");
                     }
                     channel.show(&label, &self.status);
-                    self.write_down(&label, &changes, true);
+                    self.write_down(&label, &changes);
                     tell(&mut waiting, &Ok(()));
                 } else {
                     channel.due = Some(now);
@@ -429,41 +451,32 @@ impl Keeper {
         {
             channel.fetch_now();
         }
+        if let Some(due) = self.channels.get(&label).and_then(|channel| channel.due) {
+            self.not_before = self.not_before.min(due);
+        }
     }
 
-    /// Writes changes down: as events, and in the journal's file. After a fetch every element is
-    /// written, for all of them are known to be true again.
-    fn write_down(&self, label: &Arc<str>, changes: &[Change], all: bool) {
-        let Some(channel) = self.channels.get(label) else { return };
+    /// Writes changes down: as events, and in the journal's file.
+    fn write_down(&self, label: &Arc<str>, changes: &[Change]) {
+        let Some(channel) = self.channels.get(label).filter(|_| !changes.is_empty()) else {
+            return;
+        };
         let now = clock::now();
         let room = channel.room.clone().unwrap_or_else(|| "".into());
-        let mut events: Vec<_> = changes
-            .iter()
-            .map(|change| event::own(TOPIC, label, &room, &told(label, change), now))
-            .collect();
-        let is_new = |name: &str| changes.iter().any(|change| change.element == name);
-        let kept = channel.session.iter().filter(|(name, _)| all || is_new(name)).map(
-            |(name, element)| Kept {
-                channel: (&**label).into(),
-                element: name.into(),
-                value: Some(element.value.to_string().into()),
-                at: element.at,
-            },
-        );
-        let gone = changes.iter().filter(|change| change.after.is_none()).map(|change| Kept {
+        let tell = |change| event::own_text(TOPIC, label, &room, &told(label, change), now);
+        let mut events: Vec<Event> = changes.iter().map(tell).collect();
+        let kept = changes.iter().map(|change| Kept {
             channel: (&**label).into(),
-            element: change.element.as_str().into(),
-            value: None,
+            element: (&*change.element).into(),
+            value: change.after.as_ref().map(|value| value.text().into()),
             at: now,
         });
         // In this order: a crash in between tells a change twice, and never not at all.
         self.journal.append(&mut events);
-        self.journal.keep(gone.chain(kept));
+        self.journal.keep(kept);
         let posted = |change: &Change| (place(label, &change.element), change.after.clone());
         self.board.put(changes.iter().map(posted));
-        if !changes.is_empty() {
-            channel.show(label, &self.status);
-        }
+        channel.show(label, &self.status);
     }
 }
 
@@ -487,15 +500,16 @@ fn is_folded(topic: &str) -> bool {
 }
 
 /// The data of a change's event. What was not there before, or is not there now, is left out.
-fn told(label: &str, change: &Change) -> serde_json::Value {
-    let mut data = json!({
-        "channel": label, "element": change.element, "source": change.source.as_str(),
-    });
-    if let Some(data) = data.as_object_mut() {
-        for (name, value) in [("before", &change.before), ("after", &change.after)] {
-            data.extend(value.clone().map(|value| (name.to_owned(), value)));
+fn told(label: &str, change: &Change) -> String {
+    let mut data = String::from("{");
+    for (name, value) in [("after", &change.after), ("before", &change.before)] {
+        if let Some(value) = value {
+            data.push_str(&format!("\"{name}\":{value},"));
         }
     }
+    let (label, element) = (Value::from(label), Value::from(&*change.element));
+    let source = change.source.as_str();
+    data.push_str(&format!(r#""channel":{label},"element":{element},"source":"{source}"}}"#));
     data
 }
 
@@ -537,30 +551,27 @@ impl Channel {
 
     /// Compares what stands of its session's subscriptions with what stood. While one of them is
     /// still to be answered, there is more to come.
-    fn look(&mut self, found: Vec<&status::Subscription>) {
+    fn look(&mut self, found: &[&status::Subscription]) {
         let wanted = self.topics.iter().filter(|topic| SESSION_TOPICS.contains(&topic.as_str()));
         let answered =
             found.iter().filter(|page| matches!(page.state, "confirmed" | "refused")).count();
         if answered < wanted.count() {
             return;
         }
-        let mut confirmed: Vec<_> = found
-            .into_iter()
-            .filter(|page| page.state == "confirmed")
-            .inspect(|page| {
-                if let Some(room) = page.room.as_deref().filter(|room| !room.is_empty()) {
-                    self.room = Some(room.into());
-                }
-            })
-            .filter_map(|page| Some((page.topic.clone(), page.confirmed_at?)))
-            .collect();
-        confirmed.sort();
-        if confirmed != self.confirmed {
-            let news = confirmed.iter().any(|one| !self.confirmed.contains(one));
-            self.confirmed = confirmed;
-            if news {
-                self.fetch_now();
+        let confirmed = || found.iter().filter(|page| page.state == "confirmed");
+        for page in confirmed() {
+            if let Some(room) = page.room.as_ref().filter(|room| !room.is_empty()) {
+                self.room = Some(Arc::clone(room));
             }
+        }
+        let times =
+            || confirmed().filter_map(|page| Some((Arc::clone(&page.topic), page.confirmed_at?)));
+        let news = times().any(|one| !self.confirmed.contains(&one));
+        if news || times().count() != self.confirmed.len() {
+            self.confirmed = times().collect();
+        }
+        if news {
+            self.fetch_now();
         }
     }
 
@@ -587,7 +598,7 @@ impl Channel {
 
     fn show(&self, label: &str, status: &Status) {
         let page = status::Session {
-            elements: self.session.iter().count(),
+            elements: self.session.len(),
             fetched_at: self.session.fetched(),
             error: self.error.clone(),
         };

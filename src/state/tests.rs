@@ -1,12 +1,16 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{Change, Session, Source, place, same};
+use super::{Change, Elements, Names, Session, Source, name, place, same};
 use crate::{
     board::{Board, Item, Section},
     event::{Event, own},
+    json::Json,
     sim::{SessionModel as Model, older},
 };
 
@@ -18,18 +22,29 @@ fn update(session: &mut Session, key: &str, value: &Value) -> Vec<Change> {
     session.hear(&event("channel.session.update", &json!({ "key": key, "data": value })), 1)
 }
 
-fn map(value: &Value) -> Map<String, Value> {
-    value.as_object().unwrap().clone()
+/// A snapshot as the server writes it.
+fn snapshot(value: &Value) -> Elements {
+    serde_json::from_str(&value.to_string()).unwrap()
+}
+
+fn merge(session: &mut Session, value: &Value, since: u64) -> Vec<Change> {
+    session.merge(&snapshot(value), since, since + 1, &mut Names::default()).unwrap()
 }
 
 fn elements(session: &Session) -> BTreeMap<String, Value> {
-    session.iter().map(|(name, element)| (name.to_owned(), element.value.clone())).collect()
+    session.iter().map(|(name, value)| (name.to_string(), value.read().unwrap())).collect()
+}
+
+fn json(value: &Value) -> Json {
+    value.into()
 }
 
 #[test]
 fn both_spellings_are_the_same_element() {
     let mut session = Session::default();
-    session.merge(&map(&json!({"follower-latest": {"name": ""}, "odd_one": 1})), 0, 1).unwrap();
+    merge(&mut session, &json!({"follower-latest": {"name": ""}, "odd_one": 1}), 0);
+    let known =
+        |session: &Session, key: &str| name(key, |name| elements(session).contains_key(name));
     for (key, name) in [
         ("latest_follower", "follower-latest"),
         ("follower-latest", "follower-latest"),
@@ -39,18 +54,18 @@ fn both_spellings_are_the_same_element() {
         ("odd_one", "odd_one"),
         ("quite_new", "quite-new"),
     ] {
-        assert_eq!(session.name(key), name, "{key}");
+        assert_eq!(known(&session, key), name, "{key}");
     }
     let changes = update(&mut session, "latest_follower", &json!({"name": "Styler"}));
     let expected = Change {
         element: "follower-latest".into(),
-        before: Some(json!({"name": ""})),
-        after: Some(json!({"name": "Styler"})),
+        before: Some(json(&json!({"name": ""}))),
+        after: Some(json(&json!({"name": "Styler"}))),
         source: Source::Live,
     };
     assert_eq!(changes, [expected]);
-    session.merge(&map(&json!({"latest-thing": 1})), 1, 2).unwrap();
-    assert_eq!(session.name("latest_thing"), "latest-thing", "it is known as it is");
+    merge(&mut session, &json!({"latest-thing": 1}), 1);
+    assert_eq!(known(&session, "latest_thing"), "latest-thing", "it is known as it is");
 }
 
 #[test]
@@ -114,13 +129,33 @@ fn stream_bot_and_counters_are_state_and_a_time_out_is_not() {
 }
 
 #[test]
-fn what_was_kept_is_known_and_its_age_too() {
+fn what_was_kept_is_known() {
     let mut session = Session::default();
-    session.restore("tip-session".into(), json!({"amount": 5}), 77);
-    session.restore("stream.status".into(), json!({"isLive": true}), 78);
-    let ages: Vec<_> = session.iter().map(|(name, e)| (name, e.at, e.source)).collect();
-    assert_eq!(ages, [("tip-session", 77, Source::Kept), ("stream.status", 78, Source::Kept)]);
-    assert_eq!(session.merge(&Map::new(), 0, 90).unwrap().len(), 1, "facts are not fetched");
+    session.restore("tip-session".into(), json(&json!({"amount": 5})));
+    session.restore("stream.status".into(), json(&json!({"isLive": true})));
+    assert_eq!(session.iter().count(), session.len());
+    assert_eq!(merge(&mut session, &json!({"tip-session": {"amount": 5}}), 0), []);
+    assert_eq!(merge(&mut session, &json!({}), 0).len(), 1, "facts are not fetched");
+    assert_eq!(elements(&session)["stream.status"], json!({"isLive": true}));
+}
+
+#[test]
+fn a_snapshot_that_says_the_same_in_other_words_is_no_change() {
+    let mut session = Session::default();
+    assert_eq!(merge(&mut session, &json!({"tip-goal": {"amount": 5, "name": "x"}}), 0).len(), 1);
+    for (text, changes) in [
+        (r#"{"tip-goal": { "name": "x", "amount": 5.0 }}"#, 0),
+        (r#"{"tip-goal": {"amount": 5, "name": "\u0078"}}"#, 0),
+        (r#"{"tip-goal": {"amount": 5, "name": "y"}}"#, 1),
+        // It is JSON all the same, and nobody can read it.
+        (r#"{"tip-goal": "\ud800"}"#, 1),
+        (r#"{"tip-goal": "\ud800"}"#, 0),
+        (r#"{"tip-goal": "\ud801"}"#, 1),
+    ] {
+        let snapshot: Elements = serde_json::from_str(text).unwrap();
+        let found = session.merge(&snapshot, 0, 1, &mut Names::default()).unwrap();
+        assert_eq!(found.len(), changes, "{text}");
+    }
 }
 
 /// What can happen, in any order.
@@ -181,11 +216,12 @@ struct World {
     last: u64,
     session: Session,
     /// What is written down.
-    kept: BTreeMap<String, Value>,
+    kept: BTreeMap<Arc<str>, Json>,
     /// Asked at that position, and the answer once it is given.
     fetch: Option<(u64, Option<Map<String, Value>>)>,
     again: bool,
     board: Board,
+    names: Names,
     /// What was heard last of what is only heard.
     facts: BTreeMap<String, Value>,
 }
@@ -204,6 +240,7 @@ impl World {
             fetch: None,
             again: false,
             board: Board::default(),
+            names: Names::default(),
             facts: BTreeMap::new(),
         }
     }
@@ -257,7 +294,8 @@ impl World {
         while !self.journal.is_empty() {
             self.fold();
         }
-        let stale = match self.session.merge(&snapshot, since, 1) {
+        let snapshot = self::snapshot(&snapshot.into());
+        let stale = match self.session.merge(&snapshot, since, 1, &mut self.names) {
             Some(changes) => {
                 self.follow(changes);
                 false
@@ -275,7 +313,7 @@ impl World {
         (self.session, self.board) = (Session::default(), Board::default());
         for (name, value) in self.kept.clone() {
             self.board.put([(place(&"main".into(), &name), Some(value.clone()))]);
-            self.session.restore(name, value, 1);
+            self.session.restore(name, value);
         }
     }
 
@@ -369,6 +407,7 @@ impl World {
         let (mut elements, mut facts) = (Map::new(), BTreeMap::new());
         self.board.look(|items, _| {
             for (path, Item { value, .. }) in items {
+                let value = value.read().unwrap();
                 match path.section {
                     Section::Session => drop(elements.insert(path.name.to_string(), value.clone())),
                     Section::Stream => drop(facts.insert("stream".into(), value["isLive"].clone())),

@@ -69,6 +69,7 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Step {
     pub(super) changed: bool,
+    pub(super) answered: Vec<(Arc<Subscription>, bool)>,
     pub(super) overflow: Vec<Arc<Subscription>>,
     pub(super) ended: Option<Ended>,
 }
@@ -136,6 +137,7 @@ impl Connection {
             self.outbox.push_back(Message::Ping(Bytes::new()));
         }
         self.step.changed |= effects.changed;
+        self.step.answered.append(&mut effects.answered);
         self.step.overflow.append(&mut effects.overflow);
         if effects.ended.is_some() {
             self.step.ended = effects.ended;

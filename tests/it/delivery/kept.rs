@@ -103,7 +103,7 @@ fn element(name: &str) -> Path {
 }
 
 fn put(board: &Board, name: &str, value: u64) {
-    board.put([(element(name), Some(json!(value)))]);
+    board.put([(element(name), Some((&json!(value)).into()))]);
 }
 
 #[tokio::test(start_paused = true)]

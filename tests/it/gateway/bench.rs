@@ -118,7 +118,7 @@ impl Bench {
     pub fn page(&self, topic: &str) -> Option<status::Subscription> {
         let pages = self.pages();
         let mut all = pages.connections.into_values().flat_map(|page| page.subscriptions);
-        all.find(|subscription| subscription.topic == topic)
+        all.find(|subscription| &*subscription.topic == topic)
     }
 
     /// How many subscriptions are in this state.
