@@ -13,7 +13,7 @@
 //! A relay that ends in the middle begins the gap again, and what was handed on stays known.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -24,7 +24,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -69,6 +69,10 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(
 const BATCH: usize = 512;
 const BATCH_BYTES: usize = 512 * 1024;
 
+/// Seconds of which is remembered how far the server's clock was behind ours: more than a gap looks
+/// back.
+const CLOCKS: usize = 1024;
+
 /// How long to wait for a journal that cannot be read at the moment.
 const JOURNAL_RETRY: Duration = Duration::from_millis(200);
 
@@ -89,6 +93,21 @@ struct Tools {
     rest: Rest,
     journal: Journal,
     activities: Arc<Activities>,
+    recalled: Arc<Mutex<Recalled>>,
+}
+
+/// What of the journal was recalled. When every connection ends at once, each of thousands of channels
+/// has a gap, and all of them look back on the same minutes.
+#[derive(Debug, Default)]
+struct Recalled {
+    /// What was heard from this time on is recalled.
+    since: UnixMillis,
+    /// Until when at least.
+    until: UnixMillis,
+    /// And through which event.
+    through: Seq,
+    /// How far the server's clock was behind ours, by the second: its last message will do.
+    clocks: BTreeMap<UnixMillis, i64>,
 }
 
 /// A gap to be filled.
@@ -122,7 +141,7 @@ impl Backfill {
     ) -> Result<Self, StoreError> {
         Ok(Self {
             position: journal.register(CURSOR, Start::End)?,
-            tools: Tools { rest, journal, activities },
+            tools: Tools { rest, journal, activities, recalled: Arc::default() },
             targets,
             waiting: VecDeque::new(),
             begun: HashSet::new(),
@@ -328,44 +347,69 @@ impl Tools {
     /// Remembers which activities were heard around the gap, and learns how far the server's clock is
     /// behind ours: by the last message before the gap.
     async fn recall(&self, gap: &Gap) -> i64 {
-        let (journal, since) = (self.journal.clone(), gap.from.saturating_sub(2 * millis(OVERLAP)));
-        let first = tokio::task::spawn_blocking(move || journal.first_since(since)).await;
-        let mut after = match first {
-            Ok(Ok(Some(first))) => first.saturating_sub(1),
-            // Nothing was heard since, or the relay is stopping.
-            Ok(Ok(None)) | Err(_) => return 0,
-            Ok(Err(error)) => {
-                warn!(%error, "the journal cannot be read; an activity may be handed on twice");
-                return 0;
-            }
-        };
-        let last = self.journal.figures().last;
-        let mut behind = 0;
-        while after < last {
-            let batch = match self.journal.read(after, last, BATCH, BATCH_BYTES).await {
-                Ok(batch) => batch,
-                Err(error) => {
-                    warn!(%error, "the journal cannot be read; an activity may be handed on twice");
-                    break;
-                }
+        let since = gap.from.saturating_sub(2 * millis(OVERLAP));
+        let mut recalled = self.recalled.lock().await;
+        let outcome = self.recall_since(since, &mut recalled).await;
+        if let Err(error) = outcome {
+            warn!(%error, "the journal cannot be read; an activity may be handed on twice");
+        }
+        recalled.clocks.range(..=gap.from / 1000).next_back().map_or(0, |(_, behind)| *behind)
+    }
+
+    /// Reads what has not been read yet. What is heard later is noted as it is heard; reading it all the
+    /// same makes sure of it, and of the clocks.
+    async fn recall_since(
+        &self,
+        since: UnixMillis,
+        recalled: &mut Recalled,
+    ) -> Result<(), StoreError> {
+        let now = clock::now();
+        if since < recalled.since || since > recalled.until {
+            // Other gaps may have begun a little earlier.
+            let since = since.saturating_sub(millis(OVERLAP));
+            let journal = self.journal.clone();
+            let first = tokio::task::spawn_blocking(move || journal.first_since(since)).await;
+            let first = match first {
+                Ok(first) => first?,
+                // The relay is stopping.
+                Err(_) => return Ok(()),
             };
+            // Nothing was heard since: then there is nothing to be recalled.
+            let last = self.journal.figures().last;
+            let through = first.map_or(last, |first| first.saturating_sub(1));
+            *recalled = Recalled { since, until: since, through, clocks: BTreeMap::new() };
+        }
+        let last = self.journal.figures().last;
+        while recalled.through < last {
+            let batch = self.journal.read(recalled.through, last, BATCH, BATCH_BYTES).await?;
             for record in &batch.records {
                 let event = &record.event;
                 self.activities.note(event);
-                let before = event.received <= gap.from && event.origin == Origin::Live;
-                if before
-                    && !event.topic.starts_with("relay.")
-                    && let Some(said) = clock::parse_rfc3339(&event.ts)
-                {
-                    behind = signed(event.received) - signed(said);
-                }
+                recalled.note_clock(event);
             }
-            if batch.through <= after {
+            if batch.through <= recalled.through {
                 break;
             }
-            after = batch.through;
+            recalled.through = batch.through;
         }
-        behind
+        recalled.until = now;
+        Ok(())
+    }
+}
+
+impl Recalled {
+    /// How far the server's clock is behind ours, by a message that it sent.
+    fn note_clock(&mut self, event: &Event) {
+        if event.origin == Origin::Live
+            && !event.topic.starts_with("relay.")
+            && let Some(said) = clock::parse_rfc3339(&event.ts)
+        {
+            let behind = signed(event.received) - signed(said);
+            self.clocks.insert(event.received / 1000, behind);
+            if self.clocks.len() > CLOCKS {
+                self.clocks.pop_first();
+            }
+        }
     }
 }
 

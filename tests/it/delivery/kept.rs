@@ -152,7 +152,7 @@ async fn a_state_at_which_the_far_side_hangs_up_does_not_hold_up_the_events() {
 async fn a_burst_is_said_in_few_words_and_at_an_end_the_status_is_taken_back() {
     let (journal, board, far) = (memory(), Arc::new(Board::default()), Keeper::default());
     let status = Path::of("main", Section::Status);
-    board.put([(status.clone(), Some("online".into()))]);
+    board.put([(status.clone(), Some((&json!("online")).into()))]);
     let (stop, task) = far.start(&journal, &board);
     for value in 0..1000 {
         put(&board, "a", value);

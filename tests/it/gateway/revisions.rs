@@ -78,7 +78,7 @@ async fn messages_of_the_canonical_room_belong_to_who_asked_for_another() {
     bench.sim.publish("channel.tips", &format!("canon-{OTHER}"), 1);
     let event = &bench.received(1).await[0];
     assert_eq!((&*event.channel, &*event.room), ("b", &*format!("canon-{OTHER}")));
-    assert_eq!(bench.page("channel.follow").unwrap().room, Some(format!("canon-{ROOM}")));
+    assert_eq!(bench.page("channel.follow").unwrap().room, Some(format!("canon-{ROOM}").into()));
 }
 
 #[tokio::test]
