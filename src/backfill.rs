@@ -32,7 +32,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     astro::{
-        activities::{self, Activities},
+        activities::{self, Activities, Fetch, LATE},
         gateway::Targets,
         rest::{Activity, Rest, RestError, Span, Target, credentials},
     },
@@ -104,6 +104,8 @@ struct Recalled {
     since: UnixMillis,
     /// Until when at least.
     until: UnixMillis,
+    /// When that was.
+    at: Option<Instant>,
     /// And through which event.
     through: Seq,
     /// How far the server's clock was behind ours, by the second: its last message will do.
@@ -298,8 +300,9 @@ impl Tools {
 
     /// Fetches, and hands on what was not heard.
     async fn attempt(&self, gap: &Gap, id: &str, token: &Secret) -> Result<Found, RestError> {
+        let fetch = self.activities.fetch();
         // How far the server's clock is behind ours, or (negative) ahead of it.
-        let behind = self.recall(gap).await;
+        let behind = self.recall(gap, &fetch).await;
         let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(0);
         let after = gap.from.saturating_add_signed(-behind - overlap);
         let before = gap.to.saturating_add_signed(-behind + overlap);
@@ -312,7 +315,7 @@ impl Tools {
         for some in activities.chunks(crate::astro::rest::PAGE) {
             self.journal.room().await;
             let events = some.iter().map(|activity| message(gap, activity));
-            found.recovered += self.activities.append(events, &self.journal);
+            found.recovered += fetch.append(events, &self.journal);
         }
         Ok(found)
     }
@@ -346,25 +349,27 @@ impl Tools {
 
     /// Remembers which activities were heard around the gap, and learns how far the server's clock is
     /// behind ours: by the last message before the gap.
-    async fn recall(&self, gap: &Gap) -> i64 {
+    async fn recall(&self, gap: &Gap, fetch: &Fetch<'_>) -> i64 {
         let since = gap.from.saturating_sub(2 * millis(OVERLAP));
         let mut recalled = self.recalled.lock().await;
-        let outcome = self.recall_since(since, &mut recalled).await;
+        let outcome = self.recall_since(since, &mut recalled, fetch).await;
         if let Err(error) = outcome {
             warn!(%error, "the journal cannot be read; an activity may be handed on twice");
         }
         recalled.clocks.range(..=gap.from / 1000).next_back().map_or(0, |(_, behind)| *behind)
     }
 
-    /// Reads what has not been read yet. What is heard later is noted as it is heard; reading it all the
-    /// same makes sure of it, and of the clocks.
+    /// Reads what has not been read yet.
     async fn recall_since(
         &self,
         since: UnixMillis,
         recalled: &mut Recalled,
+        fetch: &Fetch<'_>,
     ) -> Result<(), StoreError> {
         let now = clock::now();
-        if since < recalled.since || since > recalled.until {
+        // What was noted longer ago may be forgotten.
+        let is_known = recalled.at.is_some_and(|at| at.elapsed() < LATE);
+        if !is_known || since < recalled.since || since > recalled.until {
             // Other gaps may have begun a little earlier.
             let since = since.saturating_sub(millis(OVERLAP));
             let journal = self.journal.clone();
@@ -377,14 +382,14 @@ impl Tools {
             // Nothing was heard since: then there is nothing to be recalled.
             let last = self.journal.figures().last;
             let through = first.map_or(last, |first| first.saturating_sub(1));
-            *recalled = Recalled { since, until: since, through, clocks: BTreeMap::new() };
+            *recalled = Recalled { since, until: since, through, ..Recalled::default() };
         }
         let last = self.journal.figures().last;
         while recalled.through < last {
             let batch = self.journal.read(recalled.through, last, BATCH, BATCH_BYTES).await?;
             for record in &batch.records {
                 let event = &record.event;
-                self.activities.note(event);
+                fetch.recall(event);
                 recalled.note_clock(event);
             }
             if batch.through <= recalled.through {
@@ -392,7 +397,7 @@ impl Tools {
             }
             recalled.through = batch.through;
         }
-        recalled.until = now;
+        (recalled.until, recalled.at) = (now, Some(Instant::now()));
         Ok(())
     }
 }
