@@ -309,7 +309,7 @@ mod tests {
                     self.board.put([(path("main", name), Some((&json!(value)).into()))]);
                 }
                 Step::PutAnothers(name) => {
-                    self.board.put([(path("other", name), Some((&json!(1)).into()))])
+                    self.board.put([(path("other", name), Some((&json!(1)).into()))]);
                 }
                 Step::TakeAway(name) => self.board.take_away(|at| *at == path("main", name)),
                 Step::Say(took) => drop(self.say(took, took)),

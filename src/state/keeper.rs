@@ -501,16 +501,14 @@ fn is_folded(topic: &str) -> bool {
 
 /// The data of a change's event. What was not there before, or is not there now, is left out.
 fn told(label: &str, change: &Change) -> String {
-    let mut data = String::from("{");
-    for (name, value) in [("after", &change.after), ("before", &change.before)] {
-        if let Some(value) = value {
-            data.push_str(&format!("\"{name}\":{value},"));
-        }
-    }
+    let said = |name: &str, value: Option<&Json>| {
+        value.map_or_else(String::new, |value| format!("\"{name}\":{value},"))
+    };
+    let after = said("after", change.after.as_ref());
+    let before = said("before", change.before.as_ref());
     let (label, element) = (Value::from(label), Value::from(&*change.element));
     let source = change.source.as_str();
-    data.push_str(&format!(r#""channel":{label},"element":{element},"source":"{source}"}}"#));
-    data
+    format!(r#"{{{after}{before}"channel":{label},"element":{element},"source":"{source}"}}"#)
 }
 
 impl Channel {

@@ -262,7 +262,7 @@ impl World {
     fn follow(&mut self, changes: Vec<Change>) {
         for Change { element, before, after, .. } in changes {
             let known = match &after {
-                Some(value) => self.kept.insert(element.clone(), value.clone()),
+                Some(value) => self.kept.insert(Arc::clone(&element), value.clone()),
                 None => self.kept.remove(&element),
             };
             assert_eq!(known, before);
