@@ -37,8 +37,9 @@ use crate::{
 /// The next address of a name is tried after this (RFC 8305 recommends 250 ms).
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
-/// Read at once from the socket: about a hundred small messages. Held by each connection.
-const READ_BUFFER: usize = 64 * 1024;
+/// Read at once from the socket: about fifty small messages. Held by each connection, and filled with
+/// zeros by the library before each reading.
+const READ_BUFFER: usize = 32 * 1024;
 
 /// Unsent bytes on a connection, at most: a command is a few hundred bytes.
 const WRITE_BUFFER: usize = 1024 * 1024;
