@@ -6,8 +6,8 @@
 
 use std::process::ExitCode;
 
-/// An event is allocated by one thread and freed by another. The C library's allocator was measured to
-/// keep up to 68 MiB for that while it drained a backlog, and to cost a tenth more for each event.
+/// An event is allocated by one thread and freed by another. With the C library's allocator that was
+/// measured to take 58 MiB at full speed, where this one takes 47, and a tenth more of the processor.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
