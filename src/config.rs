@@ -188,7 +188,7 @@ impl Default for Journal {
             keep_delivered: Period(Duration::from_hours(24)),
             sync: Sync::default(),
             min_free: Size(32 * 1024 * 1024),
-            memory: Size(8 * 1024 * 1024),
+            memory: Size(4 * 1024 * 1024),
         }
     }
 }

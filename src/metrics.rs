@@ -1,8 +1,17 @@
 //! Every metric: its name, its labels, its help. Names follow Prometheus' conventions.
 //!
 //! Labels come from the configuration (sink, channel) or from short fixed lists, never from an event.
+//!
+//! The one thing to know: the recorder keeps every sample of a histogram until it is told to add them
+//! up; [`SinkMetrics::delivered`] tells it to, whether or not anybody ever asks for the metrics.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
@@ -12,6 +21,13 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 /// Upper bounds of the delivery time, in seconds: from a local broker to one that is away for a while.
 const DELIVERY_BUCKETS: &[f64] =
     &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0];
+
+/// Samples that the recorder may keep before they are added up: 24 bytes each, a hundred kilobytes.
+const SAMPLES: u64 = 4096;
+
+/// The recorder of this process, and how many samples it was given.
+static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+static SAMPLED: AtomicU64 = AtomicU64::new(0);
 
 /// Metrics of the gateway.
 pub const MESSAGES: &str = "astro_relay_messages_total";
@@ -72,6 +88,8 @@ pub fn install() -> Option<PrometheusHandle> {
         .set_buckets_for_metric(Matcher::Full(DELIVERY_SECONDS.into()), DELIVERY_BUCKETS)
         .ok()?;
     let handle = builder.install_recorder().ok()?;
+    // Only one recorder is ever installed.
+    drop(RECORDER.set(handle.clone()));
     describe();
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Some(handle)
@@ -174,6 +192,12 @@ impl SinkMetrics {
         self.delivered.increment(events);
         self.delivery
             .record_many(since.as_secs_f64(), usize::try_from(events).unwrap_or(usize::MAX));
+        let before = SAMPLED.fetch_add(events, Ordering::Relaxed);
+        if before / SAMPLES != (before + events) / SAMPLES
+            && let Some(recorder) = RECORDER.get()
+        {
+            recorder.run_upkeep();
+        }
     }
 
     /// Events are gone.

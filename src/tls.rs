@@ -1,19 +1,33 @@
 //! TLS towards a server: whom to trust, and who we are. rustls with ring everywhere.
 //!
-//! Files are read again on every connect, so that a renewed certificate needs no restart.
+//! Configured files are read again on every connect, so that a renewed certificate needs no restart.
+//! The system's authorities are read once in a while, and shared by all who trust them.
 //!
 //! The one thing to know: without a `ca_file` the system's authorities are trusted, and where the
 //! system has none (a bare container) Mozilla's, which are compiled in.
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
+use tokio::time::Instant;
+
+/// How long the system's authorities are not read again. They are some three hundred files, which take
+/// 20 ms of the processor: too much for every attempt at a far side that is down. They change a few
+/// times a year.
+const KEEP_SYSTEM: Duration = Duration::from_hours(1);
+
+/// Authorities, and when they were read.
+type Kept = Mutex<Option<(Instant, Arc<RootCertStore>)>>;
+
+/// Those of the system.
+static SYSTEM: Kept = Mutex::new(None);
 
 /// Why there is no TLS configuration. Names files, never what is in them.
 #[derive(Debug, thiserror::Error)]
@@ -69,20 +83,32 @@ pub fn client_config(
     }
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, TlsError> {
+fn roots(ca_file: Option<&Path>) -> Result<Arc<RootCertStore>, TlsError> {
+    let Some(path) = ca_file else { return Ok(system(&SYSTEM)) };
     let mut roots = RootCertStore::empty();
-    if let Some(path) = ca_file {
-        roots.add_parsable_certificates(certificates(path)?);
-        if roots.is_empty() {
-            return Err(TlsError::Empty { path: path.to_owned() });
-        }
-        return Ok(roots);
+    roots.add_parsable_certificates(certificates(path)?);
+    if roots.is_empty() {
+        return Err(TlsError::Empty { path: path.to_owned() });
     }
+    Ok(Arc::new(roots))
+}
+
+/// Whoever comes while they are being read waits for them, instead of reading them too.
+fn system(kept: &Kept) -> Arc<RootCertStore> {
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((read_at, roots)) = &*kept
+        && read_at.elapsed() < KEEP_SYSTEM
+    {
+        return Arc::clone(roots);
+    }
+    let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
-    Ok(roots)
+    let roots = Arc::new(roots);
+    *kept = Some((Instant::now(), Arc::clone(&roots)));
+    roots
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -103,6 +129,15 @@ mod tests {
     fn without_files_there_is_always_somebody_to_trust() {
         assert!(!roots(None).unwrap().is_empty());
         assert!(client_config(None, None, None).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_systems_authorities_are_shared_and_read_again_in_time() {
+        let kept = Kept::default();
+        let first = system(&kept);
+        assert!(Arc::ptr_eq(&first, &system(&kept)));
+        tokio::time::advance(2 * KEEP_SYSTEM).await;
+        assert!(!Arc::ptr_eq(&first, &system(&kept)));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! The one thing to know: an error body is never trusted to be JSON. The vendor's own page shows one
 //! without its opening brace.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use reqwest::{
     Client, Method, RequestBuilder, StatusCode,
@@ -19,7 +19,10 @@ use reqwest::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::OnceCell,
+    time::{sleep, timeout},
+};
 
 use super::dial::retry_after;
 use crate::{
@@ -170,7 +173,9 @@ pub struct Top {
 /// The REST API.
 #[derive(Clone)]
 pub struct Rest {
-    client: Client,
+    /// Made at the first call: nothing that starts waits until the system's authorities were read.
+    client: Arc<OnceCell<Client>>,
+    astro: Astro,
     base: String,
     deadline: Duration,
 }
@@ -193,22 +198,25 @@ pub struct Target<'a> {
 impl Rest {
     /// A client of the configured API.
     pub fn new(config: &Astro) -> Result<Self, RestError> {
-        let tls = tls::client_config(config.ca_file.as_deref(), None, None)
-            .map_err(|error| RestError::Client(error.into()))?;
-        let client = Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .user_agent(concat!("astro-relay/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(config.connect_timeout.0)
-            .build()
-            .map_err(|error| RestError::Client(error.into()))?;
+        // A file of the user's own may be wrong, and that is told at once.
+        if config.ca_file.is_some() {
+            trust(config)?;
+        }
         Ok(Self {
-            client,
+            client: Arc::default(),
+            astro: config.clone(),
             base: config.api_url.trim_end_matches('/').to_owned(),
             deadline: REQUEST,
         })
+    }
+
+    async fn client(&self) -> Result<&Client, RestError> {
+        let make = || async {
+            let astro = self.astro.clone();
+            let made = tokio::task::spawn_blocking(move || make_client(&astro)).await;
+            made.map_err(|error| RestError::Client(error.into()))?
+        };
+        self.client.get_or_try_init(make).await
     }
 
     /// With another deadline for each request.
@@ -305,7 +313,8 @@ impl Rest {
         if !query.is_empty() {
             address.query_pairs_mut().extend_pairs(query);
         }
-        let request = || self.client.request(Method::GET, address.clone());
+        let client = self.client().await?;
+        let request = || client.request(Method::GET, address.clone());
         let body = Call { target, change: false, deadline: self.deadline }.make(request).await?;
         serde_json::from_slice(&body).map_err(|error| RestError::Unreadable(error.into()))
     }
@@ -318,8 +327,9 @@ impl Rest {
         body: Option<&Map<String, Value>>,
     ) -> Result<(), RestError> {
         let address = self.address(target.channel, "sessions", tail)?;
+        let client = self.client().await?;
         let request = || {
-            let request = self.client.request(Method::PUT, &address);
+            let request = client.request(Method::PUT, &address);
             match body {
                 Some(body) => request.json(body),
                 None => request.header("content-length", "0"),
@@ -334,6 +344,24 @@ impl Rest {
         }
         Ok(format!("{}/{area}/{channel}{tail}", self.base))
     }
+}
+
+fn trust(config: &Astro) -> Result<rustls::ClientConfig, RestError> {
+    tls::client_config(config.ca_file.as_deref(), None, None)
+        .map_err(|error| RestError::Client(error.into()))
+}
+
+/// Blocks on the disk.
+fn make_client(config: &Astro) -> Result<Client, RestError> {
+    Client::builder()
+        .tls_backend_preconfigured(trust(config)?)
+        .redirect(redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .user_agent(concat!("astro-relay/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(config.connect_timeout.0)
+        .build()
+        .map_err(|error| RestError::Client(error.into()))
 }
 
 /// A page of the history.

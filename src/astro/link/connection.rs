@@ -42,7 +42,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What may be held back, by weight: as much as the journal keeps in memory. What comes then is no
 /// longer held.
-const HELD: usize = 8 * 1024 * 1024;
+const HELD: usize = 4 * 1024 * 1024;
 
 type Frame = Result<Message, tungstenite::Error>;
 
