@@ -32,7 +32,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     astro::{
-        activities::{self, Activities},
+        activities::{self, Activities, Fetch},
         gateway::Targets,
         rest::{Activity, Rest, RestError, Span, Target, credentials},
     },
@@ -279,8 +279,9 @@ impl Tools {
 
     /// Fetches, and hands on what was not heard.
     async fn attempt(&self, gap: &Gap, id: &str, token: &Secret) -> Result<Found, RestError> {
+        let fetch = self.activities.fetch();
         // How far the server's clock is behind ours, or (negative) ahead of it.
-        let behind = self.recall(gap).await;
+        let behind = self.recall(gap, &fetch).await;
         let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(0);
         let after = gap.from.saturating_add_signed(-behind - overlap);
         let before = gap.to.saturating_add_signed(-behind + overlap);
@@ -293,7 +294,7 @@ impl Tools {
         for some in activities.chunks(crate::astro::rest::PAGE) {
             self.journal.room().await;
             let events = some.iter().map(|activity| message(gap, activity));
-            found.recovered += self.activities.append(events, &self.journal);
+            found.recovered += fetch.append(events, &self.journal);
         }
         Ok(found)
     }
@@ -327,7 +328,7 @@ impl Tools {
 
     /// Remembers which activities were heard around the gap, and learns how far the server's clock is
     /// behind ours: by the last message before the gap.
-    async fn recall(&self, gap: &Gap) -> i64 {
+    async fn recall(&self, gap: &Gap, fetch: &Fetch<'_>) -> i64 {
         let (journal, since) = (self.journal.clone(), gap.from.saturating_sub(2 * millis(OVERLAP)));
         let first = tokio::task::spawn_blocking(move || journal.first_since(since)).await;
         let mut after = match first {
@@ -351,7 +352,7 @@ impl Tools {
             };
             for record in &batch.records {
                 let event = &record.event;
-                self.activities.note(event);
+                fetch.recall(event);
                 let before = event.received <= gap.from && event.origin == Origin::Live;
                 if before
                     && !event.topic.starts_with("relay.")

@@ -22,6 +22,7 @@
 
 mod batch;
 mod file;
+mod room;
 pub mod store;
 mod writer;
 
@@ -48,9 +49,6 @@ use crate::{
     config::{self, Start, Sync},
     event::{Event, Record, Seq, UnixMillis},
 };
-
-/// How long intake waits for a disk that does not keep up, before the oldest unwritten events go.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Dead letters that wait in memory for the disk, at most: several sinks' windows full of them.
 const DEAD_IN_MEMORY: usize = 4096;
@@ -110,6 +108,8 @@ struct State {
     sinks_unknown: bool,
     /// Intake has waited for the disk in vain, and waits no more until it has caught up.
     late: bool,
+    /// Where the furthest sink stood when intake waited for it in vain.
+    waited_for: Seq,
     dead: Vec<DeadLetter>,
     dead_count: HashMap<String, u64>,
     settled: Vec<i64>,
@@ -226,27 +226,6 @@ impl Journal {
         shared.publish(&state);
         drop(state);
         shared.work.notify_one();
-    }
-
-    /// Waits until what is not yet on disk fits its bound. A disk that does not keep up for
-    /// [`PATIENCE`] makes nobody wait again until it has caught up: then the oldest events in memory
-    /// go.
-    pub async fn room(&self) {
-        let mut progress = self.0.progress.subscribe();
-        let enough = || {
-            let state = self.0.lock();
-            state.unwritten_bytes <= self.0.limits.memory / 2
-                || state.late
-                || state.health != Health::Sound
-        };
-        if enough() {
-            return;
-        }
-        let wait = async { while !enough() && progress.changed().await.is_ok() {} };
-        if tokio::time::timeout(PATIENCE, wait).await.is_err() {
-            self.0.lock().late = true;
-            tracing::warn!("the journal's disk does not keep up");
-        }
     }
 
     /// Which sinks there are: the positions of all others hold nothing back any more.
@@ -655,6 +634,7 @@ impl State {
             cursors: HashMap::new(),
             sinks_unknown: false,
             late: false,
+            waited_for: Seq::MAX,
             dead: Vec::new(),
             dead_count: HashMap::new(),
             settled: Vec::new(),

@@ -6,6 +6,9 @@
 //! comes first goes on. Two live messages about one activity are two messages (its state may have
 //! changed), so only what came from the history is ever a reason to drop something.
 //!
+//! What was heard is in the journal. So nothing is remembered until a history is asked for: then what
+//! the journal holds is noted ([`Fetch::recall`]), and what is heard from that moment on.
+//!
 //! The one thing to know: looking up and appending happen under one lock, so that between the two
 //! nothing slips in from the other side.
 
@@ -13,10 +16,12 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, Hasher},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use foldhash::fast::FixedState;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use crate::{
     event::{Event, Origin},
@@ -29,43 +34,66 @@ pub const TOPIC: &str = "channel.activities";
 /// Activities that are remembered: the largest backfill several times over.
 const REMEMBERED: usize = 65_536;
 
+/// How long after a fetch one of its activities may still come as a live message: what was on its way
+/// meanwhile comes within seconds.
+const LATE: Duration = Duration::from_mins(10);
+
 /// The activities that were handed on lately.
 #[derive(Debug, Default)]
 pub struct Activities(Mutex<Known>);
 
 #[derive(Debug, Default)]
 struct Known {
+    /// Histories that are being fetched.
+    fetches: usize,
+    /// When the last of them was.
+    fetched_at: Option<Instant>,
     order: VecDeque<u64>,
     /// Whether it came from the history, by a digest of channel and id.
     fetched: HashMap<u64, bool, FixedState>,
 }
 
 impl Activities {
-    /// Whether a live event is to go on: not if the history had it first.
-    pub fn hear(&self, event: &Event) -> bool {
-        if &*event.topic != TOPIC {
-            return true;
-        }
-        let Some(key) = key_of(event) else { return true };
+    /// Appends live events, but for those that the history had first; leaves the vector empty.
+    /// Answers how many these were.
+    pub fn hear(&self, events: &mut Vec<Event>, journal: &Journal) -> usize {
         let mut known = self.lock();
-        let fetched = known.fetched.get(&key).copied().unwrap_or(false);
-        // What comes after its twin is something new about the same activity.
-        known.note(key, false);
-        !fetched
+        let before = events.len();
+        if known.is_watching() {
+            events.retain(|event| known.hear(event));
+        }
+        let dropped = before - events.len();
+        journal.append(events);
+        dropped
     }
 
+    /// Begins to fetch a history: what is heard from now on is remembered.
+    pub fn fetch(&self) -> Fetch<'_> {
+        self.lock().fetches += 1;
+        Fetch(self)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Each change is one entry: a panic elsewhere leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A history that is being fetched, until it is dropped.
+#[derive(Debug)]
+pub struct Fetch<'a>(&'a Activities);
+
+impl Fetch<'_> {
     /// Remembers what an event of the journal says.
-    pub fn note(&self, event: &Event) {
-        if &*event.topic == TOPIC
-            && let Some(key) = key_of(event)
-        {
-            self.lock().note(key, event.origin == Origin::Backfilled);
+    pub fn recall(&self, event: &Event) {
+        if let Some(key) = key_of(event) {
+            self.0.lock().note(key, event.origin == Origin::Backfilled);
         }
     }
 
     /// Appends what is not known yet of `events`, which came from the history; answers how many.
     pub fn append(&self, events: impl IntoIterator<Item = Event>, journal: &Journal) -> usize {
-        let mut known = self.lock();
+        let mut known = self.0.lock();
         let mut fresh: Vec<_> = events
             .into_iter()
             .filter(|event| {
@@ -77,14 +105,39 @@ impl Activities {
         journal.append(&mut fresh);
         count
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Each change is one entry: a panic elsewhere leaves it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Fetch<'_> {
+    fn drop(&mut self) {
+        let mut known = self.0.lock();
+        known.fetches -= 1;
+        known.fetched_at = Some(Instant::now());
     }
 }
 
 impl Known {
+    /// Whether anything is remembered. What nobody can need any more is forgotten.
+    fn is_watching(&mut self) -> bool {
+        if self.fetches > 0 {
+            return true;
+        }
+        let Some(at) = self.fetched_at else { return false };
+        if at.elapsed() > LATE {
+            *self = Self::default();
+            return false;
+        }
+        true
+    }
+
+    /// Whether a live event is to go on: not if the history had it first.
+    fn hear(&mut self, event: &Event) -> bool {
+        let Some(key) = key_of(event) else { return true };
+        let fetched = self.fetched.get(&key).copied().unwrap_or(false);
+        // What comes after its twin is something new about the same activity.
+        self.note(key, false);
+        !fetched
+    }
+
     fn note(&mut self, key: u64, fetched: bool) {
         if self.fetched.insert(key, fetched).is_none() {
             self.order.push_back(key);
@@ -97,7 +150,7 @@ impl Known {
     }
 }
 
-/// What an activity is known by: its id, in its channel.
+/// What an activity is known by: its id, in its channel. `None`: it is none.
 fn key_of(event: &Event) -> Option<u64> {
     #[derive(Deserialize)]
     struct Data<'a> {
@@ -105,6 +158,9 @@ fn key_of(event: &Event) -> Option<u64> {
         id: Option<&'a str>,
         #[serde(rename = "activityId", borrow, default)]
         activity_id: Option<&'a str>,
+    }
+    if &*event.topic != TOPIC {
+        return None;
     }
     let data: Data<'_> = serde_json::from_slice(event.data()).ok()?;
     let id = data.id.or(data.activity_id)?;
@@ -127,40 +183,66 @@ mod tests {
         Event { origin, ..own(TOPIC, &"main".into(), &"r".into(), &data, 1) }
     }
 
-    fn append(known: &Activities, journal: &Journal, ids: &[&str]) -> usize {
-        known.append(ids.iter().map(|id| event(id, Origin::Backfilled)), journal)
+    fn append(fetch: &Fetch<'_>, journal: &Journal, ids: &[&str]) -> usize {
+        fetch.append(ids.iter().map(|id| event(id, Origin::Backfilled)), journal)
+    }
+
+    /// Whether it went on.
+    fn hear(known: &Activities, journal: &Journal, event: Event) -> bool {
+        known.hear(&mut vec![event], journal) == 0
     }
 
     #[test]
     fn whichever_comes_first_goes_on() {
         let (known, journal) = (Activities::default(), Journal::in_memory(1 << 20));
-        assert!(known.hear(&event("a", Origin::Live)));
-        assert!(known.hear(&event("a", Origin::Live)), "news of the same activity");
-        assert_eq!(append(&known, &journal, &["a", "b", "b", "c"]), 2);
-        assert_eq!(journal.figures().last, 2);
-        assert!(!known.hear(&event("b", Origin::Live)), "the history had it");
-        assert!(known.hear(&event("b", Origin::Live)), "and this is news");
-        assert_eq!(append(&known, &journal, &["b", "c"]), 0);
+        let fetch = known.fetch();
+        assert!(hear(&known, &journal, event("a", Origin::Live)));
+        assert!(hear(&known, &journal, event("a", Origin::Live)), "news of the same activity");
+        assert_eq!(append(&fetch, &journal, &["a", "b", "b", "c"]), 2);
+        assert_eq!(journal.figures().last, 4);
+        assert!(!hear(&known, &journal, event("b", Origin::Live)), "the history had it");
+        assert!(hear(&known, &journal, event("b", Origin::Live)), "and this is news");
+        assert_eq!(append(&fetch, &journal, &["b", "c"]), 0);
         let elsewhere = Event { channel: "other".into(), ..event("c", Origin::Live) };
-        assert!(known.hear(&elsewhere));
-        assert!(known.hear(&own("channel.tips", &"main".into(), &"r".into(), &json!({}), 1)));
+        assert!(hear(&known, &journal, elsewhere));
+        let tip = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "c"}), 1);
+        assert!(hear(&known, &journal, tip), "no activity");
     }
 
     #[test]
-    fn what_the_journal_holds_is_known_after_a_restart() {
+    fn what_the_journal_holds_is_known() {
         let (known, journal) = (Activities::default(), Journal::in_memory(1 << 20));
-        known.note(&event("a", Origin::Live));
-        known.note(&event("b", Origin::Backfilled));
-        assert_eq!(append(&known, &journal, &["a", "b"]), 0);
-        assert!(known.hear(&event("a", Origin::Live)));
-        assert!(!known.hear(&event("b", Origin::Live)));
+        let fetch = known.fetch();
+        fetch.recall(&event("a", Origin::Live));
+        fetch.recall(&event("b", Origin::Backfilled));
+        assert_eq!(append(&fetch, &journal, &["a", "b"]), 0);
+        assert!(hear(&known, &journal, event("a", Origin::Live)));
+        assert!(!hear(&known, &journal, event("b", Origin::Live)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_remembered_for_a_while_after_the_fetch_and_not_before() {
+        let (known, journal) = (Activities::default(), Journal::in_memory(1 << 20));
+        assert!(hear(&known, &journal, event("a", Origin::Live)));
+        assert!(known.lock().fetched.is_empty(), "the journal has it");
+        let (one, other) = (known.fetch(), known.fetch());
+        append(&one, &journal, &["b", "c"]);
+        drop(one);
+        tokio::time::advance(2 * LATE).await;
+        assert!(!hear(&known, &journal, event("b", Origin::Live)), "the other fetch goes on");
+        drop(other);
+        assert!(!hear(&known, &journal, event("c", Origin::Live)));
+        tokio::time::advance(2 * LATE).await;
+        assert!(hear(&known, &journal, event("d", Origin::Live)));
+        assert!(known.lock().fetched.is_empty());
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
         let known = Activities::default();
+        let fetch = known.fetch();
         for number in 0..REMEMBERED + 100 {
-            known.note(&event(&number.to_string(), Origin::Live));
+            fetch.recall(&event(&number.to_string(), Origin::Live));
         }
         let known = known.lock();
         assert_eq!((known.order.len(), known.fetched.len()), (REMEMBERED, REMEMBERED));

@@ -3,15 +3,23 @@
 //! The one thing to know: a refused upgrade keeps its status and `Retry-After`; the reconnect token
 //! is put into the address at the last moment and into no error.
 
+mod overheard;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
-    WebSocketStream, client_async_with_config,
-    tungstenite::{self, client::IntoClientRequest, http, protocol::WebSocketConfig},
+    WebSocketStream, client_async,
+    tungstenite::{
+        self,
+        client::IntoClientRequest,
+        http,
+        protocol::{Role, WebSocketConfig},
+    },
 };
 use url::Url;
 
+use self::overheard::Overheard;
 use crate::{
     clock,
     config::{Astro, Secret},
@@ -19,8 +27,9 @@ use crate::{
     tls::{self, TlsError},
 };
 
-/// Read at once from the socket: about a hundred small messages. Held by each connection.
-const READ_BUFFER: usize = 64 * 1024;
+/// Read at once from the socket: about fifty small messages. Held by each connection, and filled with
+/// zeros by the library before each reading.
+const READ_BUFFER: usize = 32 * 1024;
 
 /// Unsent bytes on a connection, at most: a command is a few hundred bytes.
 const WRITE_BUFFER: usize = 1024 * 1024;
@@ -126,15 +135,23 @@ impl Dialer {
         }
         let request =
             url.as_str().into_client_request().map_err(|_| failed(UPGRADE, &"bad address"))?;
-        let upgrade = client_async_with_config(request, stream, Some(self.websocket));
+        let upgrade = client_async(request, Overheard::new(stream));
         match self.within(UPGRADE, upgrade).await? {
-            Ok((socket, _)) => Ok(socket),
+            Ok((socket, _)) => Ok(self.resized(socket).await),
             Err(tungstenite::Error::Http(response)) => Err(DialError::Refused {
                 status: response.status().as_u16(),
                 retry_after: retry_after(response.headers(), clock::now()),
             }),
             Err(error) => Err(failed(UPGRADE, &error)),
         }
+    }
+
+    /// The same connection, with buffers of [`READ_BUFFER`]. The library goes on with the upgrade's own
+    /// small buffer, and makes each one after it as small: then a few messages are read at once.
+    async fn resized(&self, socket: WebSocketStream<Overheard>) -> Socket {
+        let (stream, behind) = socket.into_inner().behind_head(READ_BUFFER);
+        let config = Some(self.websocket);
+        WebSocketStream::from_partially_read(stream, behind, Role::Client, config).await
     }
 
     async fn tcp(&self) -> Result<TcpStream, DialError> {

@@ -140,7 +140,6 @@ impl Gateway {
             Ok(records) => {
                 for record in &records {
                     drop(seen.admit(&record.event));
-                    activities.note(&record.event);
                 }
             }
             // Twins over the restart are then told apart by the far side only.
@@ -375,20 +374,20 @@ impl Hub {
             return;
         }
         let before = events.len();
-        {
-            let mut seen = lock(&self.seen);
-            events.retain_mut(|event| match seen.admit(event) {
-                Verdict::New => self.activities.hear(event),
-                Verdict::Twin => false,
-                Verdict::Namesake(key) => {
-                    event.distinct_key = Some(key);
-                    self.activities.hear(event)
-                }
-            });
-        }
-        metrics::add(TWINS, u64::try_from(before - events.len()).unwrap_or(0));
+        let mut seen = lock(&self.seen);
+        events.retain_mut(|event| match seen.admit(event) {
+            Verdict::New => true,
+            Verdict::Twin => false,
+            Verdict::Namesake(key) => {
+                event.distinct_key = Some(key);
+                true
+            }
+        });
+        drop(seen);
+        let twins = before - events.len();
         let last = events.last().map(|event| event.received);
-        self.journal.append(events);
+        let twins = twins + self.activities.hear(events, &self.journal);
+        metrics::add(TWINS, u64::try_from(twins).unwrap_or(0));
         if let Some(last) = last {
             self.status.heard(last);
         }

@@ -5,10 +5,11 @@
 //! same `id` with something else in it is another message (Astro's documents show a tip and its
 //! moderation under one id): it is kept, and told apart by a digest of its content.
 //!
-//! The one thing to know: it remembers a bounded number of messages, the oldest go first.
+//! The one thing to know: it remembers a bounded number of messages. They are forgotten half at a time,
+//! the older half first: to forget each by itself would cost as much again as to remember it.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::HashMap,
     hash::{BuildHasher, Hasher},
 };
 
@@ -17,8 +18,9 @@ use sha2::{Digest, Sha256};
 
 use crate::event::Event;
 
-/// Messages remembered. A handover lasts seconds; at a thousand messages a second this is a minute.
-pub const REMEMBERED: usize = 65_536;
+/// Messages remembered, at least. A handover lasts seconds; at a thousand messages a second this is
+/// half a minute. It is what a table of 2^15 places takes before it grows.
+pub const REMEMBERED: usize = 28_672;
 
 /// What a new message is.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,12 +36,29 @@ pub enum Verdict {
 /// The messages seen lately.
 #[derive(Debug)]
 pub struct Seen {
-    order: VecDeque<(u64, u64)>,
+    new: Half,
+    old: Half,
+    limit: usize,
+}
+
+/// Messages that are forgotten together.
+#[derive(Debug, Default)]
+struct Half {
     /// Digest of the id to the digest of the content seen under it.
     ids: HashMap<u64, u64, FixedState>,
     /// The digests of further contents, where one id was used for several: that is rare.
     others: HashMap<u64, Vec<u64>, FixedState>,
-    limit: usize,
+    /// Contents in all.
+    count: usize,
+}
+
+/// What is known of an id and a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    No,
+    /// The id, with other contents.
+    Id,
+    Both,
 }
 
 impl Default for Seen {
@@ -49,14 +68,9 @@ impl Default for Seen {
 }
 
 impl Seen {
-    /// Remembers the last `limit` messages.
+    /// Remembers the last `limit` messages at least, and at most twice as many.
     pub fn new(limit: usize) -> Self {
-        Self {
-            order: VecDeque::new(),
-            ids: HashMap::default(),
-            others: HashMap::default(),
-            limit: limit.max(1),
-        }
+        Self { new: Half::default(), old: Half::default(), limit: limit.max(1) }
     }
 
     /// Looks a message up and remembers it. A message without an id is always new.
@@ -66,46 +80,44 @@ impl Seen {
         }
         let id = digest(&[event.id.as_bytes()]);
         let content = content(event);
-        let verdict = match self.ids.entry(id) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(content);
-                Verdict::New
-            }
-            Entry::Occupied(known) if *known.get() == content => return Verdict::Twin,
-            Entry::Occupied(_) => {
-                let others = self.others.entry(id).or_default();
-                if others.contains(&content) {
-                    return Verdict::Twin;
-                }
-                others.push(content);
-                Verdict::Namesake(distinct_key(event))
-            }
+        let verdict = match (self.new.look(id, content), self.old.look(id, content)) {
+            (Known::Both, _) | (_, Known::Both) => return Verdict::Twin,
+            (Known::No, Known::No) => Verdict::New,
+            (Known::Id, _) | (_, Known::Id) => Verdict::Namesake(distinct_key(event)),
         };
-        self.order.push_back((id, content));
-        if self.order.len() > self.limit {
-            self.forget_oldest();
+        if self.new.count >= self.limit {
+            std::mem::swap(&mut self.new, &mut self.old);
+            self.new.clear();
         }
+        self.new.note(id, content);
         verdict
     }
+}
 
-    fn forget_oldest(&mut self) {
-        let Some((id, content)) = self.order.pop_front() else { return };
-        let Entry::Occupied(mut known) = self.ids.entry(id) else { return };
-        let first = *known.get() == content;
-        let Some(others) = self.others.get_mut(&id) else {
-            if first {
-                known.remove();
-            }
-            return;
-        };
-        if !first {
-            others.retain(|other| *other != content);
-        } else if let Some(other) = others.pop() {
-            known.insert(other);
+impl Half {
+    fn look(&self, id: u64, content: u64) -> Known {
+        match self.ids.get(&id) {
+            None => Known::No,
+            Some(known) if *known == content => Known::Both,
+            Some(_) => match self.others.get(&id) {
+                Some(others) if others.contains(&content) => Known::Both,
+                _ => Known::Id,
+            },
         }
-        if others.is_empty() {
-            self.others.remove(&id);
+    }
+
+    fn note(&mut self, id: u64, content: u64) {
+        self.count += 1;
+        if let Some(before) = self.ids.insert(id, content) {
+            self.others.entry(id).or_default().push(before);
         }
+    }
+
+    /// Forgets all, and keeps the tables' memory.
+    fn clear(&mut self) {
+        self.ids.clear();
+        self.others.clear();
+        self.count = 0;
     }
 }
 
@@ -181,19 +193,31 @@ mod tests {
         let mut seen = Seen::new(100);
         for number in 0..1000 {
             assert_eq!(seen.admit(&event(&number.to_string(), "t", "{}")), Verdict::New);
+            assert!(seen.new.ids.len() <= 100 && seen.old.ids.len() <= 100);
         }
-        assert_eq!((seen.order.len(), seen.ids.len()), (100, 100));
-        assert_eq!(seen.admit(&event("999", "t", "{}")), Verdict::Twin);
-        assert_eq!(seen.admit(&event("0", "t", "{}")), Verdict::New);
+        for number in 900..1000 {
+            assert_eq!(seen.admit(&event(&number.to_string(), "t", "{}")), Verdict::Twin);
+        }
+        assert_eq!(seen.admit(&event("799", "t", "{}")), Verdict::New);
     }
 
     #[test]
-    fn namesakes_are_forgotten_too() {
+    fn namesakes_are_recognised_across_the_halves_and_forgotten_too() {
         let mut seen = Seen::new(3);
-        for data in ["1", "2", "3", "4", "5", "6", "7"] {
+        for (data, before) in
+            [("1", None), ("2", Some("1")), ("3", Some("1")), ("4", Some("1")), ("5", Some("3"))]
+        {
+            assert_ne!(seen.admit(&event("same", "t", data)), Verdict::Twin);
+            if let Some(before) = before {
+                assert_eq!(seen.admit(&event("same", "t", before)), Verdict::Twin);
+            }
+        }
+        for data in ["6", "7", "8", "9"] {
             assert_ne!(seen.admit(&event("same", "t", data)), Verdict::Twin);
         }
-        assert_eq!(seen.order.len(), 3);
-        assert_eq!(seen.ids.len() + seen.others.values().map(Vec::len).sum::<usize>(), 3);
+        let kept = |half: &Half| half.ids.len() + half.others.values().map(Vec::len).sum::<usize>();
+        assert_eq!((kept(&seen.new), kept(&seen.old)), (3, 3));
+        assert_eq!((seen.new.count, seen.old.count), (3, 3));
+        assert_ne!(seen.admit(&event("same", "t", "1")), Verdict::Twin, "forgotten");
     }
 }

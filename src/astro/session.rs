@@ -12,8 +12,8 @@ mod rooms;
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::time::Instant;
+use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tracing::{debug, error, info, warn};
 
 use self::{pace::Pace, rooms::Rooms};
@@ -308,32 +308,29 @@ impl Session {
     /// A text frame. `received` is the wall clock's time.
     pub fn on_text(
         &mut self,
-        text: &Bytes,
+        text: Utf8Bytes,
         received: UnixMillis,
         now: Instant,
         effects: &mut Effects,
     ) {
         self.heard(now);
-        let Ok(utf8) = std::str::from_utf8(text) else {
-            self.counts.invalid += 1;
-            return;
-        };
-        match wire::read(utf8) {
+        match wire::read(&text) {
             Ok(ServerFrame::Message(envelope)) => {
                 self.counts.messages += 1;
                 let rooms = self.rooms.get_or_insert_with(|| place_rooms(&self.entries));
                 let place = rooms.place(&envelope.topic, &envelope.room);
+                let (id, ts, data) = (envelope.id.into(), envelope.ts.into(), envelope.data);
                 effects.events.push(Event {
-                    id: envelope.id.into(),
+                    id,
                     distinct_key: None,
                     topic: place.topic,
                     room: place.room,
                     channel: place.channel,
-                    ts: envelope.ts.into(),
+                    ts,
                     received,
                     origin: Origin::Live,
-                    message: text.clone(),
-                    data: envelope.data,
+                    message: text.into(),
+                    data,
                 });
                 return;
             }

@@ -6,6 +6,7 @@
 use std::{borrow::Cow, fmt, ops::Range};
 
 use bytes::Bytes;
+use memchr::memmem::Finder;
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Value, value::RawValue};
 
@@ -15,9 +16,9 @@ use crate::{config::PERSONAL_FIELDS, event::Event, template::Redacted};
 #[derive(Debug)]
 pub(crate) struct Redactor {
     paths: Vec<Vec<String>>,
-    /// A message that holds none of these holds none of the fields: the last word of each path, as
-    /// JSON text.
-    marks: Vec<String>,
+    /// A message that holds none of these holds none of the fields: the last word of each path as JSON
+    /// text, and an escape, behind which a name may hide. `None`: any message may.
+    marks: Option<Vec<Finder<'static>>>,
 }
 
 impl Redactor {
@@ -38,8 +39,15 @@ impl Redactor {
     }
 
     fn of(paths: Vec<Vec<String>>) -> Self {
-        let last = |words: &Vec<String>| words.last().map(|last| format!("\"{last}\""));
-        Self { marks: paths.iter().filter_map(last).collect(), paths }
+        let mark = |words: &Vec<String>| match words.last()?.as_str() {
+            "*" => None,
+            last => Some(Finder::new(&format!("\"{last}\"")).into_owned()),
+        };
+        let mut marks: Option<Vec<_>> = paths.iter().map(mark).collect();
+        if let Some(marks) = marks.as_mut().filter(|marks| !marks.is_empty()) {
+            marks.push(Finder::new("\\u"));
+        }
+        Self { paths, marks }
     }
 
     /// What is taken out for those who only look: a donor's personal fields.
@@ -92,13 +100,9 @@ impl Redactor {
         }
     }
 
-    /// A cheap look: most messages hold none of the fields. A name may hide behind escapes.
+    /// A cheap look: most messages hold none of the fields.
     fn may_concern(&self, data: &[u8]) -> bool {
-        // Every message is UTF-8; if this one is not, it is looked at in earnest.
-        let Ok(text) = std::str::from_utf8(data) else { return true };
-        !self.marks.is_empty()
-            && (self.marks.iter().any(|mark| mark == "\"*\"" || text.contains(mark.as_str()))
-                || text.contains("\\u"))
+        self.marks.as_ref().is_none_or(|marks| marks.iter().any(|mark| mark.find(data).is_some()))
     }
 }
 

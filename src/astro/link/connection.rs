@@ -215,7 +215,7 @@ impl Connection {
     ) {
         match frame {
             Some(Ok(Message::Text(text))) => {
-                self.session.on_text(&text.into(), received, now, effects);
+                self.session.on_text(text, received, now, effects);
             }
             Some(Ok(Message::Binary(_))) => self.session.on_binary(now),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {

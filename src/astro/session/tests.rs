@@ -22,7 +22,7 @@ fn limits() -> Limits {
 
 fn text(session: &mut Session, frame: &str, now: Instant) -> Effects {
     let mut effects = Effects::default();
-    session.on_text(&Bytes::copy_from_slice(frame.as_bytes()), 0, now, &mut effects);
+    session.on_text(frame.into(), 0, now, &mut effects);
     effects
 }
 
