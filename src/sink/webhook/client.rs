@@ -5,8 +5,8 @@
 //! A request is handed to another connection only where the library has it back unsent.
 //!
 //! The one thing to know: a connection has no task of its own. Whoever waits for an answer drives the
-//! connection that it comes from, so that a request costs no switch from one thread to another: half
-//! of its price, when there was one. A connection that nobody uses stands still.
+//! connection that it comes from, so that a request costs no switch from one task to another: a third
+//! of the relay's processor time, when there was one. A connection that nobody uses stands still.
 
 use std::{
     convert::Infallible,
