@@ -74,5 +74,6 @@ pub mod state;
 pub mod status;
 pub mod supervisor;
 pub mod systemd;
+pub mod tcp;
 pub mod template;
 pub mod tls;

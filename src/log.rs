@@ -1,7 +1,8 @@
 //! Logging: text on a terminal, systemd's journal under systemd, JSON lines otherwise.
 //!
 //! The one thing to know: libraries that could write a token into a line (the WebSocket client logs
-//! its requests) are held at a level where they do not, whatever filter is configured.
+//! its requests) are held at a level where they do not, whatever filter is configured; and one that
+//! warns of what is done on purpose, at a level where it does not.
 
 mod journald;
 
@@ -13,9 +14,16 @@ use tracing_subscriber::{
 
 use crate::config::{Log, LogFormat};
 
-/// Libraries whose finer levels show requests with their tokens, or every frame.
-const QUIET: &[&str] =
-    &["tungstenite=info", "tokio_tungstenite=info", "hyper=info", "reqwest=info"];
+/// Libraries whose finer levels show requests with their tokens, or every frame. The MQTT client's state
+/// warns of each answer that is no plain yes: the sink says what those mean, and the answer to its
+/// barrier, one for every batch of QoS 0, is always such a one.
+const QUIET: &[&str] = &[
+    "tungstenite=info",
+    "tokio_tungstenite=info",
+    "hyper=info",
+    "reqwest=info",
+    "rumqttc::state=error",
+];
 
 /// The filter cannot be read.
 #[derive(Debug, thiserror::Error)]

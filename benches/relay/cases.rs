@@ -121,18 +121,19 @@ async fn compare(kind: Kind, messages: u64, rate: Option<u64>) {
 }
 
 async fn one(kind: Kind, name: &str, messages: u64, rate: Option<u64>, floor: bool) -> Row {
-    let tally = Tally::default();
+    let tally = Tally::of(kind.rooms());
     let far = Far::start(kind, &tally).await;
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), source()).await.unwrap();
+    let rooms = rooms(kind.rooms());
     let dir = tempfile::tempdir().unwrap();
     let process = if floor {
         let words = [kind.name(), &far.address.to_string(), &sim.url(), TOPIC, ROOM];
         Process::floor(&words.map(ToOwned::to_owned), &dir.path().join("floor"))
     } else {
         let sinks = Map::from_iter([("far".to_owned(), kind.sink(far.address))]);
-        Process::relay(&configuration(dir.path(), &sim, &sinks))
+        Process::relay(&configuration(dir.path(), &sim, &rooms, &sinks))
     };
-    let start = process.until(|| subscribed(&sim) == 1).await;
+    let start = process.until(|| subscribed(&sim) == rooms.len()).await;
     let row = measure(
         name,
         if floor { "floor" } else { "relay" },
@@ -142,6 +143,7 @@ async fn one(kind: Kind, name: &str, messages: u64, rate: Option<u64>, floor: bo
         messages,
         rate,
         start,
+        rooms,
     )
     .await;
     print(&row);
@@ -156,13 +158,28 @@ fn source() -> Options {
     Options { keep_sent: 0, ..Options::default() }
 }
 
-fn configuration(dir: &Path, sim: &Sim, sinks: &Map<String, Value>) -> std::path::PathBuf {
+/// The room of the numbered messages, and further ones.
+fn rooms(count: usize) -> Vec<String> {
+    let further = (1..count).map(|number| format!("{number:024x}"));
+    std::iter::once(ROOM.to_owned()).chain(further).collect()
+}
+
+/// A configuration with a channel for each room.
+fn configuration(
+    dir: &Path,
+    sim: &Sim,
+    rooms: &[String],
+    sinks: &Map<String, Value>,
+) -> std::path::PathBuf {
+    let channel = |room| json!({ "room": room, "token": "t", "topics": [TOPIC] });
+    let channels: Map<String, Value> =
+        rooms.iter().enumerate().map(|(at, room)| (format!("c{at}"), channel(room))).collect();
     let config = json!({
         "astro": { "url": sim.url(), "api_url": sim.api_url() },
         "journal": { "dir": dir.join("journal") },
         "http": { "listen": "" },
         "log": { "level": "warn" },
-        "channels": { "main": { "room": ROOM, "token": "t", "topics": [TOPIC] } },
+        "channels": channels,
         "sinks": sinks,
     });
     let file = dir.join("astro-relay.toml");
@@ -184,14 +201,14 @@ async fn measure(
     messages: u64,
     rate: Option<u64>,
     start: Duration,
+    rooms: Vec<String>,
 ) -> Row {
     // What the start itself costs is over, and memory at rest can be seen.
     sleep(Duration::from_secs(1)).await;
     let (idle, _) = process.memory();
     let before = process.cpu();
     let began = Instant::now();
-    let load =
-        Load { messages, rate, topic: TOPIC.into(), rooms: vec![ROOM.into()], ..Load::default() };
+    let load = Load { messages, rate, topic: TOPIC.into(), rooms, ..Load::default() };
     let loading = sim.load(&load);
     let waiting = async {
         let mut last = (0, Instant::now());
@@ -252,12 +269,12 @@ async fn four(messages: u64) {
     let mut fars = Vec::new();
     let mut sinks = Map::new();
     for kind in kinds {
-        let tally = Tally::default();
+        let tally = Tally::of(1);
         let far = Far::start(kind, &tally).await;
         sinks.insert(kind.name().to_owned(), kind.sink(far.address));
         fars.push((far, tally));
     }
-    let process = Process::relay(&configuration(dir.path(), &sim, &sinks));
+    let process = Process::relay(&configuration(dir.path(), &sim, &rooms(1), &sinks));
     let start = process.until(|| subscribed(&sim) == 1).await;
     sleep(Duration::from_secs(1)).await;
     let before = process.cpu();
@@ -291,7 +308,7 @@ async fn subscriptions() {
     ];
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), source()).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let file = configuration(dir.path(), &sim, &Map::new());
+    let file = configuration(dir.path(), &sim, &rooms(1), &Map::new());
     let mut config: toml::Table = std::fs::read_to_string(&file).unwrap().parse().unwrap();
     let mut channels = toml::Table::new();
     for number in 0..CHANNELS {
@@ -341,7 +358,7 @@ async fn burst(messages: u64) {
         sink["backoff_max"] = "1s".into();
         (kind.name().to_owned(), sink)
     });
-    let file = configuration(dir.path(), &sim, &sinks.collect());
+    let file = configuration(dir.path(), &sim, &rooms(1), &sinks.collect());
     let mut config: toml::Table = std::fs::read_to_string(&file).unwrap().parse().unwrap();
     config["journal"].as_table_mut().unwrap().insert("max_size".into(), "4GiB".into());
     std::fs::write(&file, config.to_string()).unwrap();
@@ -358,7 +375,7 @@ async fn burst(messages: u64) {
         process.memory().1 as f64 / f64::from(1 << 20),
     );
     for (kind, address) in kinds.into_iter().zip(addresses) {
-        let tally = Tally::default();
+        let tally = Tally::of(1);
         let far = Far::start_at(kind, address, &tally).await;
         let began = Instant::now();
         while tally.count() < messages && began.elapsed() < DEADLINE {

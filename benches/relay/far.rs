@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     support::process::{Server, free_port},
-    tally::Tally,
+    tally::{Tally, after, number},
 };
 
 /// Where the far sides of a case are.
@@ -35,10 +35,11 @@ pub enum Kind {
     RedisPubsub,
     RedisStream,
     Webhook,
+    WebhookOneRoom,
 }
 
 impl Kind {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Nats,
         Self::JetStream,
         Self::MqttQos0,
@@ -46,6 +47,7 @@ impl Kind {
         Self::RedisPubsub,
         Self::RedisStream,
         Self::Webhook,
+        Self::WebhookOneRoom,
     ];
 
     pub fn name(self) -> &'static str {
@@ -57,7 +59,14 @@ impl Kind {
             Self::RedisPubsub => "redis-pubsub",
             Self::RedisStream => "redis-stream",
             Self::Webhook => "webhook",
+            Self::WebhookOneRoom => "webhook-one-room",
         }
+    }
+
+    /// How many rooms take turns. Order is kept within a room, so of one room there is one request at
+    /// a time; as many rooms as `concurrency` keep all connections busy.
+    pub fn rooms(self) -> usize {
+        if self == Self::Webhook { 8 } else { 1 }
     }
 
     /// The sink's table in the relay's configuration.
@@ -76,7 +85,7 @@ impl Kind {
             Self::RedisStream => json!({
                 "type": "redis", "url": format!("redis://{address}"), "mode": "stream",
             }),
-            Self::Webhook => json!({
+            Self::Webhook | Self::WebhookOneRoom => json!({
                 "type": "webhook", "url": format!("http://{address}/"),
                 "allow_addresses": ["127.0.0.1"], "concurrency": 8,
             }),
@@ -134,7 +143,7 @@ async fn server(kind: Kind, port: u16, dir: &Path) -> Option<Server> {
                 .to_vec();
             ("redis-server", flags)
         }
-        Kind::Webhook => return None,
+        Kind::Webhook | Kind::WebhookOneRoom => return None,
     };
     Some(Server::start(name, arguments, port).await)
 }
@@ -197,7 +206,7 @@ async fn consume(kind: Kind, address: SocketAddr, tally: Tally, consumers: &mut 
             let connection = client.get_multiplexed_async_connection().await.unwrap();
             consumers.spawn(read_stream(connection, tally));
         }
-        Kind::Webhook => {
+        Kind::Webhook | Kind::WebhookOneRoom => {
             let listener = TcpListener::bind(address).await.unwrap();
             consumers.spawn(receive(listener, tally));
         }
@@ -252,13 +261,10 @@ async fn answer(mut stream: TcpStream, tally: Tally) {
     }
 }
 
-/// Where the head of a request ends, and how long its body is.
+/// Where the head of a request ends, and how long its body is. The relay writes `content-length` in
+/// small letters.
 fn request(buffer: &[u8]) -> Option<(usize, usize)> {
-    let head = buffer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
-    let text = std::str::from_utf8(&buffer[..head]).ok()?;
-    let length = text.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
-    });
-    Some((head, length.unwrap_or(0)))
+    let head = after(buffer, b"\r\n\r\n")?;
+    let length = after(&buffer[..head], b"\r\ncontent-length: ").map(|at| number(&buffer[at..]));
+    Some((head, usize::try_from(length.unwrap_or(0)).unwrap()))
 }

@@ -12,7 +12,7 @@ use astro_relay::clock;
 use tokio::time::Instant;
 
 /// What has arrived so far; clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Tally(Arc<Shared>);
 
 #[derive(Default)]
@@ -24,7 +24,8 @@ struct Shared {
 #[derive(Default)]
 struct Inner {
     seen: Vec<u64>,
-    highest: Option<u64>,
+    /// Of each room: order is promised within a room.
+    highest: Vec<Option<u64>>,
     repeated: u64,
     reordered: u64,
     late: Vec<u32>,
@@ -43,6 +44,12 @@ pub struct Sum {
 }
 
 impl Tally {
+    /// For messages whose rooms take turns.
+    pub fn of(rooms: usize) -> Self {
+        let inner = Inner { highest: vec![None; rooms], ..Inner::default() };
+        Self(Arc::new(Shared { inner: Mutex::new(inner), ..Shared::default() }))
+    }
+
     /// Takes the payload of one message, or of several in a row.
     pub fn take<'a>(&self, payloads: impl IntoIterator<Item = &'a [u8]>) {
         let now = clock::now_micros();
@@ -60,10 +67,11 @@ impl Tally {
             }
             inner.seen[word] |= bit;
             fresh += 1;
-            if inner.highest.is_some_and(|highest| number < highest) {
+            let room = number as usize % inner.highest.len();
+            if inner.highest[room].is_some_and(|highest| number < highest) {
                 inner.reordered += 1;
             } else {
-                inner.highest = Some(number);
+                inner.highest[room] = Some(number);
             }
             inner.late.push(u32::try_from(now.saturating_sub(sent)).unwrap_or(u32::MAX));
         }
@@ -96,13 +104,19 @@ impl Tally {
     }
 }
 
-/// `data.n` and `data.sent` of a numbered message.
+/// `data.n` and `data.sent` of a numbered message, which stand in this order.
 fn numbers(payload: &[u8]) -> Option<(u64, u64)> {
-    Some((number_after(payload, b"\"n\":")?, number_after(payload, b"\"sent\":")?))
+    let rest = &payload[after(payload, b"\"n\":")?..];
+    Some((number(rest), number(&rest[after(rest, b"\"sent\":")?..])))
 }
 
-fn number_after(payload: &[u8], key: &[u8]) -> Option<u64> {
-    let at = payload.windows(key.len()).position(|window| window == key)? + key.len();
-    let digits = payload[at..].iter().take_while(|byte| byte.is_ascii_digit());
-    Some(digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+/// Where what follows `key` begins.
+pub fn after(text: &[u8], key: &[u8]) -> Option<usize> {
+    Some(text.windows(key.len()).position(|window| window == key)? + key.len())
+}
+
+/// The number at the beginning of `text`.
+pub fn number(text: &[u8]) -> u64 {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0'))
 }

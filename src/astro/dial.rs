@@ -1,21 +1,13 @@
 //! Opening a connection to the gateway: name, TCP, TLS, upgrade, each with its deadline.
 //!
-//! Addresses of a name are tried side by side, each a little after the one before, so that one that
-//! does not answer costs a quarter of a second and not the whole deadline.
-//!
 //! The one thing to know: a refused upgrade keeps its status and `Retry-After`; the reconnect token
 //! is put into the address at the last moment and into no error.
 
 mod overheard;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::{Instant, sleep, timeout},
-};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{
@@ -31,11 +23,9 @@ use self::overheard::Overheard;
 use crate::{
     clock,
     config::{Astro, Secret},
+    tcp::{self, Transport},
     tls::{self, TlsError},
 };
-
-/// The next address of a name is tried after this (RFC 8305 recommends 250 ms).
-const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 /// Read at once from the socket: about fifty small messages. Held by each connection, and filled with
 /// zeros by the library before each reading.
@@ -46,11 +36,6 @@ const WRITE_BUFFER: usize = 1024 * 1024;
 
 /// The stage in which the request is sent.
 const UPGRADE: &str = "upgrade";
-
-/// Anything that bytes go through.
-pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
 /// An open WebSocket.
 pub type Socket = WebSocketStream<Box<dyn Transport>>;
@@ -174,9 +159,8 @@ impl Dialer {
         let lookup = tokio::net::lookup_host((host, self.port));
         let addresses: Vec<_> =
             self.within("name", lookup).await?.map_err(|error| failed("name", &error))?.collect();
-        let stream = self.within("TCP connection", race(addresses)).await??;
-        stream.set_nodelay(true).map_err(|error| failed("TCP", &error))?;
-        Ok(stream)
+        let stream = self.within("TCP connection", tcp::connect(addresses)).await?;
+        stream.map_err(|error| failed("TCP", &error))
     }
 
     async fn within<T>(
@@ -201,31 +185,6 @@ pub enum DialerError {
 
 fn failed(stage: &'static str, error: &impl std::fmt::Display) -> DialError {
     DialError::Failed { stage, text: error.to_string() }
-}
-
-/// Connects to the first address that answers. The families take turns, so that a family that leads
-/// nowhere costs one turn.
-async fn race(addresses: Vec<SocketAddr>) -> Result<TcpStream, DialError> {
-    let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(SocketAddr::is_ipv6);
-    let longest = six.len().max(four.len());
-    let ordered = (0..longest).flat_map(|turn| [six.get(turn), four.get(turn)]).flatten().copied();
-    let started = Instant::now();
-    let mut attempts: FuturesUnordered<_> = ordered
-        .zip(0_u32..)
-        .map(|(address, turn)| async move {
-            let begin = started + NEXT_ADDRESS * turn;
-            sleep(begin.saturating_duration_since(Instant::now())).await;
-            TcpStream::connect(address).await
-        })
-        .collect();
-    let mut last = failed("name", &"it has no address");
-    while let Some(outcome) = attempts.next().await {
-        match outcome {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = failed("TCP", &error),
-        }
-    }
-    Err(last)
 }
 
 /// `Retry-After` in seconds or as a date (RFC 9110, section 10.2.3).

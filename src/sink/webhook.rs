@@ -24,16 +24,21 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use reqwest::{
-    Client, Method, Request, Response, Url,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+use hyper::{
+    Method, Request,
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 use rustls::ClientConfig;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
+use url::Url;
 
-use self::{guard::Guard, sign::Signer};
+use self::{
+    client::{Client, ClientError, Whole},
+    guard::Guard,
+    sign::Signer,
+};
 use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings};
 use crate::{
     clock,
@@ -71,13 +76,6 @@ const MOST_AT_ONCE: usize = 256;
 /// How old the secrets may be before they are read again: a receiver that changes its secret has two
 /// for much longer, and reading a file is nothing beside that.
 const READ_AGAIN: Duration = Duration::from_secs(5);
-
-/// How much of an answer's body is read so that the connection can be used again. What it says does
-/// not matter.
-const DRAIN_BYTES: usize = 64 * 1024;
-
-/// How long that may take: a new connection is cheaper than waiting.
-const DRAIN: Duration = Duration::from_secs(1);
 
 /// Settings of a `webhook` sink.
 #[derive(Clone, Deserialize, JsonSchema)]
@@ -182,7 +180,10 @@ fn check_url(text: &str, guard: &Guard) -> Result<Url, String> {
 /// The headers that are the same in each request, without the secret ones.
 fn fixed_headers(configured: &BTreeMap<String, String>) -> Result<HeaderMap, String> {
     let agent = concat!("astro-relay/", env!("CARGO_PKG_VERSION"));
-    let mut headers = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static(agent))]);
+    let mut headers = HeaderMap::from_iter([
+        (USER_AGENT, HeaderValue::from_static(agent)),
+        (ACCEPT, HeaderValue::from_static("*/*")),
+    ]);
     for (name, value) in configured {
         let lower = name.to_ascii_lowercase();
         if RESERVED.contains(&lower.as_str())
@@ -216,8 +217,6 @@ struct Webhook {
 struct Endpoint {
     client: Client,
     method: Method,
-    url: Url,
-    timeout: Duration,
     headers: HeaderMap,
     signer: Signer,
     /// When the secrets were read.
@@ -241,8 +240,7 @@ impl Sink for Webhook {
         };
         self.tls = Some(tls.clone());
         let guard = Arc::clone(&self.guard);
-        let client = client::build(tls, guard, self.settings.concurrency, self.timeout)
-            .map_err(|error| Failure::down(words(error)))?;
+        let client = Client::new(&url, tls, guard, self.timeout).map_err(Failure::down)?;
         let (headers, signer) = self.secrets().map_err(Failure::down)?;
         let method = match self.settings.method {
             Verb::Post => Method::POST,
@@ -250,8 +248,7 @@ impl Sink for Webhook {
             Verb::Patch => Method::PATCH,
         };
         let read = Instant::now();
-        let timeout = self.timeout;
-        self.endpoint = Some(Endpoint { client, method, url, timeout, headers, signer, read });
+        self.endpoint = Some(Endpoint { client, method, headers, signer, read });
         Ok(())
     }
 
@@ -259,11 +256,12 @@ impl Sink for Webhook {
     /// far side is there at all: by OPTIONS, which changes nothing (RFC 9110, section 9.2.1), with none
     /// of our secrets. Whatever it answers, it is there.
     async fn may_publish(&mut self, _address: &str) -> Result<Permission, Failure> {
-        let Some(Endpoint { client, url, timeout, .. }) = &self.endpoint else {
+        let Some(Endpoint { client, .. }) = &self.endpoint else {
             return Err(Failure::down("there is no connection"));
         };
-        let asked = client.request(Method::OPTIONS, url.clone()).timeout(*timeout).send().await;
-        asked.map_err(|error| Failure::down(words(error)))?;
+        let mut question = Request::new(Whole::default());
+        *question.method_mut() = Method::OPTIONS;
+        client.ask(question).await.map_err(|error| Failure::down(words(&error)))?;
         Ok(Permission::Untold("a webhook says nothing before it gets one"))
     }
 
@@ -309,6 +307,13 @@ impl Sink for Webhook {
         let cause = refused.remove(&accepted).or(stopped);
         let cause = cause.unwrap_or_else(|| Cause::Down("the event was not sent".into()));
         Err(Failure::after(accepted, cause))
+    }
+
+    async fn idle(&mut self) -> Failure {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.client.close_idle().await;
+        }
+        std::future::pending().await
     }
 
     async fn close(&mut self) {
@@ -377,22 +382,16 @@ impl Endpoint {
     /// One request and its answer.
     async fn send(&self, outgoing: &Outgoing) -> Result<(), Cause> {
         let now = clock::now();
-        let deadline = Instant::now() + self.timeout;
-        let exchange = self.client.execute(self.request(outgoing, now / 1000));
-        match timeout_at(deadline, exchange).await {
-            Ok(Ok(response)) => {
-                let answer = answer::judge(response.status(), response.headers(), now);
-                drain(response, deadline).await;
-                answer
-            }
-            Ok(Err(error)) => Err(Cause::Down(words(error).into())),
-            Err(_) => Err(Cause::Down(format!("no answer within {:?}", self.timeout).into())),
+        match self.client.ask(self.request(outgoing, now / 1000)).await {
+            Ok(head) => answer::judge(head.status, &head.headers, now),
+            Err(error) => Err(Cause::Down(words(&error).into())),
         }
     }
 
-    fn request(&self, outgoing: &Outgoing, seconds: u64) -> Request {
+    fn request(&self, outgoing: &Outgoing, seconds: u64) -> Request<Whole> {
         let event = &outgoing.record.event;
-        let mut request = Request::new(self.method.clone(), self.url.clone());
+        let mut request = Request::new(Whole::from(outgoing.payload.clone()));
+        request.method_mut().clone_from(&self.method);
         let id = header_text(event.key());
         let timestamp = seconds.to_string();
         let signature = self.signer.sign(&id, &timestamp, &outgoing.payload);
@@ -413,7 +412,6 @@ impl Endpoint {
                 headers.insert(name, value);
             }
         }
-        *request.body_mut() = Some(outgoing.payload.clone().into());
         request
     }
 }
@@ -436,27 +434,12 @@ fn header_text(text: &str) -> std::borrow::Cow<'_, str> {
     encoded.into()
 }
 
-/// Reads what is left of an answer, within limits, so that its connection can be used again.
-async fn drain(mut response: Response, deadline: Instant) {
-    let reading = async {
-        let mut bytes = 0;
-        while let Ok(Some(chunk)) = response.chunk().await {
-            bytes += chunk.len();
-            if bytes > DRAIN_BYTES {
-                break;
-            }
-        }
-    };
-    // Whatever comes of it, the status has been heard.
-    drop(timeout_at(deadline.min(Instant::now() + DRAIN), reading).await);
-}
-
-/// An error with all that lies beneath it, and without the URL.
-fn words(error: reqwest::Error) -> String {
-    let error = error.without_url();
+/// An error with all that lies beneath it. None of them names the URL.
+fn words(error: &ClientError) -> String {
     let mut words = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
+        // Writing to a string does not fail.
         write!(words, ": {error}").unwrap_or_default();
         source = error.source();
     }

@@ -8,6 +8,10 @@ use astro_relay::{
 };
 use axum::http::header::{LOCATION, RETRY_AFTER};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
+};
 
 use crate::support::{
     carry::carry_all,
@@ -268,6 +272,51 @@ async fn what_was_accepted_before_a_delivery_was_given_up_is_not_sent_again() {
     sink.deliver(&all).await.unwrap();
     // The last answer of each other room may not have been heard.
     assert!((61..=66).contains(&receiver.received().len()), "{}", receiver.received().len());
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_meanwhile_hinders_nothing() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (close, closed) = (Notify::new(), Notify::new());
+    let answer = async || {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        stream
+    };
+    let receiver = async {
+        let stream = answer().await;
+        close.notified().await;
+        drop(stream);
+        closed.notify_one();
+        drop(listener.accept().await.unwrap());
+        answer().await;
+    };
+    let own = json!({
+        "url": { "value": format!("http://{address}/") }, "allow_addresses": ["127.0.0.1"],
+    });
+    let mut sink = connected(own).await;
+    let relay = async {
+        sink.deliver(&batch(1..=1, "")).await.unwrap();
+        close.notify_one();
+        closed.notified().await;
+        // Whoever hears of this connection has heard of the end of the other one before.
+        drop(tokio::net::TcpStream::connect(address).await.unwrap());
+        sink.deliver(&batch(2..=2, "")).await.unwrap();
+    };
+    tokio::time::timeout(SOON, async { tokio::join!(receiver, relay) }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_was_idle_for_long_is_not_used_again() {
+    let receiver = Receiver::start();
+    let mut sink = connected_to(&receiver).await;
+    for (seq, wait, connections) in [(1, 0, 1), (2, 3, 1), (3, 5, 2), (4, 0, 2)] {
+        later(Duration::from_secs(wait)).await;
+        sink.deliver(&batch([seq], "")).await.unwrap();
+        assert_eq!(receiver.connections(), connections, "before event {seq}");
+    }
 }
 
 /// A replay hands over what was accepted just now: it is wanted again.

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use reqwest::{
+use hyper::{
     StatusCode,
     header::{HeaderMap, RETRY_AFTER},
 };
@@ -17,10 +17,12 @@ use crate::{event::UnixMillis, sink::Cause};
 
 /// Whether the event was accepted; `now` is for a `Retry-After` that is a date.
 pub(super) fn judge(status: StatusCode, headers: &HeaderMap, now: UnixMillis) -> Result<(), Cause> {
+    if status.is_success() {
+        return Ok(());
+    }
     // The status line's words may be the receiver's own; ours are known to be harmless in a log.
     let reason = format!("HTTP {status}");
     match status.as_u16() {
-        200..=299 => Ok(()),
         300..=399 => {
             Err(Cause::Refused { reason: format!("{reason}: redirects are not followed") })
         }
@@ -44,7 +46,7 @@ fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use reqwest::header::HeaderValue;
+    use hyper::header::HeaderValue;
 
     use super::*;
 

@@ -5,18 +5,17 @@
 //! allowed; what is forbidden can be allowed by naming it in `allow_addresses`. Addresses that carry an
 //! IPv4 address inside (mapped, NAT64, 6to4, Teredo, ISATAP) are judged by what they carry, too.
 //!
-//! The one thing to know: the judgement is made in the resolver, on the very addresses that are dialled
-//! next. A name that is checked first and resolved again afterwards can change in between. A URL with
-//! an address in place of a name never meets the resolver: [`Guard::check_host`] is for that one.
+//! The one thing to know: the judgement is made by [`Guard::filter`], on the very addresses that are
+//! dialled next. A name that is checked first and resolved again afterwards can change in between. A URL
+//! with an address in place of a name is judged earlier as well, by [`Guard::check_host`]: it cannot
+//! become better, so it is a mistake in the configuration.
 
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
 };
 
 use ipnet::IpNet;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::Host;
 
 /// Addresses of metadata services outside the link-local ranges: they hand out credentials of the
@@ -88,7 +87,7 @@ impl Guard {
     }
 
     /// Leaves the addresses that may be dialled; an error if there are only others.
-    fn filter(
+    pub(super) fn filter(
         &self,
         found: impl Iterator<Item = SocketAddr>,
     ) -> Result<Vec<SocketAddr>, Forbidden> {
@@ -106,21 +105,6 @@ impl Guard {
             Some(forbidden) if left.is_empty() => Err(forbidden),
             _ => Ok(left),
         }
-    }
-}
-
-/// Resolves names by the system's rules and hands on only what the guard lets through.
-pub(super) struct GuardedResolver(pub(super) Arc<Guard>);
-
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
-        let guard = Arc::clone(&self.0);
-        Box::pin(async move {
-            // The connector puts the port of the URL in place of this one.
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let left: Addrs = Box::new(guard.filter(found)?.into_iter());
-            Ok(left)
-        })
     }
 }
 
