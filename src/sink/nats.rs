@@ -19,7 +19,7 @@ mod stream;
 use std::{borrow::Cow, collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
-    ConnectOptions, HeaderMap, HeaderName, Message, ServerAddr, StatusCode,
+    ConnectOptions, HeaderMap, HeaderName, Message, ServerAddr, StatusCode, Subject,
     jetstream::{self, ErrorCode},
 };
 use async_trait::async_trait;
@@ -131,13 +131,13 @@ fn default_state_bucket() -> String {
     "astro_state".into()
 }
 
-/// Which headers an event has. Each costs about as much as the rest of publishing does: the library
-/// keeps them in a map of its own, and eight of them were measured at half of the relay's time for an
-/// event.
+/// Which headers an event has. They cost much: the library keeps them in a map of its own, and eight of
+/// them were measured at half of the relay's time for an event; a single one at as much again in the
+/// server and in whoever listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Headers {
-    /// The message id, and what neither the subject nor the payload says.
+    /// What neither the subject nor the payload says, and for a stream the message id.
     #[default]
     Needed,
     /// All that is known of it.
@@ -267,6 +267,8 @@ struct Nats {
     batch: u64,
     verdicts: Vec<Verdict>,
     beside: Beside,
+    /// The address of the last event, as the client wants it.
+    last_subject: Option<(Arc<str>, Subject)>,
     /// Subjects to which the server has let us publish, on this connection.
     permitted: HashSet<Arc<str>, foldhash::fast::RandomState>,
     /// Those to which it has not, with its words.
@@ -304,6 +306,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         link: None,
         batch: 0,
         verdicts: Vec::new(),
+        last_subject: None,
         permitted: HashSet::default(),
         forbidden: Vec::new(),
         stream_in_doubt: false,
@@ -480,6 +483,18 @@ impl Nats {
         stream::settle(link.client().clone(), &wanted).await
     }
 
+    /// The subject as the client wants it. Neighbours mostly have the same.
+    fn subject(&mut self, address: &Arc<str>) -> Subject {
+        match &self.last_subject {
+            Some((last, subject)) if Arc::ptr_eq(last, address) => subject.clone(),
+            _ => {
+                let subject = Subject::from(&**address);
+                self.last_subject = Some((Arc::clone(address), subject.clone()));
+                subject
+            }
+        }
+    }
+
     /// Hands the batch to the client up to the first event that cannot be sent; says how many.
     async fn hand(&mut self, link: &Link, batch: &[Outgoing]) -> Result<usize, Lost> {
         for (place, outgoing) in batch.iter().enumerate() {
@@ -489,8 +504,8 @@ impl Nats {
             } else {
                 let mark = self.settings.jetstream.then_some((self.batch, place));
                 let payload = outgoing.payload.clone();
-                let publish =
-                    link.publish(&outgoing.address, self.beside.headers(outgoing), payload, mark);
+                let subject = self.subject(&outgoing.address);
+                let publish = link.publish(subject, self.beside.headers(outgoing), payload, mark);
                 let mut publish = std::pin::pin!(publish);
                 // The client takes more as soon as the server reads; mostly at once.
                 let handed = match publish.as_mut().now_or_never() {
@@ -546,7 +561,8 @@ impl Nats {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_EXPECTED_STREAM, NO_STREAM);
         self.batch += 1;
-        let published = timeout(self.timeout, link.publish(subject, headers, Bytes::new(), None));
+        let published =
+            timeout(self.timeout, link.publish(subject.into(), headers, Bytes::new(), None));
         match published.await.map_err(|_| self.silence())? {
             Ok(()) => {}
             Err(Unsent::Refused(reason)) => return Ok(Permission::Denied(reason)),
@@ -636,7 +652,12 @@ impl Nats {
         for (place, (part, subject)) in parts.iter().zip(&subjects).enumerate() {
             let headers = bucket::headers(part.payload.is_none());
             let payload = part.payload.clone().unwrap_or_default();
-            let publish = link.publish(subject, headers, payload, Some((self.batch, place)));
+            let publish = link.publish(
+                Subject::from(&**subject),
+                headers,
+                payload,
+                Some((self.batch, place)),
+            );
             match timeout(self.timeout, publish).await.map_err(|_| self.silence())? {
                 Ok(()) => left += 1,
                 Err(Unsent::Refused(reason)) => self.settle(place, Verdict::Refused(reason)),
@@ -769,9 +790,11 @@ struct Answer {
     duplicate: bool,
 }
 
-/// What the headers have to say, beside the message id.
+/// What the headers have to say.
 #[derive(Debug, Clone, Copy)]
 struct Beside {
+    /// The message id, where a stream looks for it or the payload does not hold it.
+    id: bool,
     /// Astro's envelope, where the payload is not the whole message.
     envelope: bool,
     /// The channel, where the subject does not name it.
@@ -784,8 +807,10 @@ impl Beside {
     fn of(settings: &Settings, payload: &str) -> Self {
         let subject = settings.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
         let all = settings.headers == Headers::All;
+        let envelope = all || payload != "message";
         Self {
-            envelope: all || payload != "message",
+            id: settings.jetstream || envelope,
+            envelope,
             channel: all || !subject.contains("channel }}"),
             all,
         }
@@ -807,7 +832,10 @@ impl Beside {
                 headers.insert(name, &*presentable(value));
             }
         };
-        say(MESSAGE_ID, event.key());
+        // A namesake's key stands nowhere else.
+        if self.id || event.distinct_key.is_some() {
+            say(MESSAGE_ID, event.key());
+        }
         if self.envelope {
             say(ID, &event.id);
             say(TOPIC, &event.topic);
@@ -898,6 +926,32 @@ mod tests {
     }
 
     #[test]
+    fn a_namesake_is_told_apart_where_the_payload_does_not() {
+        let said = |settings: serde_json::Value, distinct_key: Option<&str>| {
+            let mut event = crate::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
+            event.distinct_key = distinct_key.map(Into::into);
+            let message = event.message.clone();
+            let outgoing = Outgoing {
+                record: Arc::new(crate::event::Record { seq: 1, event }),
+                address: "astro.tips".into(),
+                payload: message,
+                content_type: "application/json",
+                expires_in: None,
+                beside: None,
+            };
+            let settings: Settings = serde_json::from_value(settings).unwrap();
+            let headers = Beside::of(&settings, "message").headers(&outgoing);
+            headers.get("Nats-Msg-Id").map(ToString::to_string)
+        };
+        let core = json!({"url": "nats://host"});
+        assert_eq!(said(core.clone(), None), None, "the payload says it");
+        assert_eq!(said(core, Some("01J-f")).as_deref(), Some("01J-f"));
+        let stream = json!({"url": "nats://host", "jetstream": true});
+        assert!(said(stream.clone(), None).is_some());
+        assert_eq!(said(stream, Some("01J-f")).as_deref(), Some("01J-f"));
+    }
+
+    #[test]
     fn a_line_end_begins_no_header() {
         assert_eq!(presentable("a\r\nX-Evil: 1"), "a\u{FFFD}\u{FFFD}X-Evil: 1");
         assert!(matches!(presentable("Zoë"), Cow::Borrowed("Zoë")));
@@ -907,7 +961,7 @@ mod tests {
         #[test]
         fn every_subject_becomes_a_subject(text in any::<String>()) {
             let subject = escape(&text);
-            prop_assert!(async_nats::Subject::from(subject.clone().into_owned()).is_valid());
+            prop_assert!(Subject::from(subject.clone().into_owned()).is_valid());
             let legal = !subject.contains(|c: char| matches!(c, '*' | '>') || c.is_whitespace());
             prop_assert!(legal);
         }

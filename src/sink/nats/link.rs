@@ -14,7 +14,7 @@ use std::{
 
 use async_nats::{
     Client, ConnectOptions, Event, HeaderMap, Message, ReconnectToServer, ServerAddr, ServerError,
-    Subscriber,
+    Subject, Subscriber,
     client::{PublishError, PublishErrorKind},
 };
 use bytes::Bytes;
@@ -120,12 +120,11 @@ impl Link {
     /// Hands a message to the client. The answer to it, if there is to be one, will bear `mark`.
     pub(super) async fn publish(
         &self,
-        subject: &str,
+        subject: Subject,
         headers: HeaderMap,
         payload: Bytes,
         mark: Option<(u64, usize)>,
     ) -> Result<(), Unsent> {
-        let subject = subject.to_owned();
         let sent = match mark {
             None => self.client.publish_with_headers(subject, headers, payload).await,
             Some((batch, place)) => {
