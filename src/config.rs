@@ -403,9 +403,9 @@ fn message_word() -> String {
     "message".into()
 }
 
-/// 512 events of Astro's size are about 400 KiB: enough to fill a pipe, little enough to repeat.
+/// 1024 events of Astro's size are about 800 KiB: enough to fill a pipe, little enough to repeat.
 fn default_window() -> usize {
-    512
+    1024
 }
 
 fn default_timeout() -> Period {

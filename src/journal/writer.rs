@@ -40,6 +40,10 @@ const TRANSACTION: usize = 1024;
 /// Bytes of events in one transaction, about: less than the writer's page cache.
 const TRANSACTION_BYTES: usize = 1024 * 1024;
 
+/// How long events gather after a transaction, where nobody waits for them to be on disk. A transaction
+/// has its price, and so has waking this thread: under a flood both are paid half as often.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// How often limits are kept and other processes' requests are looked for.
 const UPKEEP: Duration = Duration::from_secs(1);
 
@@ -171,6 +175,9 @@ impl Writer {
                 }
             }
             self.keep_up();
+            if !stop && self.shared.sync != Sync::Always && write.records.len() < TRANSACTION {
+                thread::sleep(GATHER);
+            }
             if stop
                 && (self.store.is_none() || self.shared.lock().unwritten(1, usize::MAX).is_empty())
             {
