@@ -152,6 +152,11 @@ struct Writer {
     low: bool,
 }
 
+#[expect(clippy::disallowed_methods, reason = "the writer has a thread of its own")]
+fn gather() {
+    thread::sleep(GATHER);
+}
+
 /// However the writer ends, the syncer ends too.
 impl Drop for Writer {
     fn drop(&mut self) {
@@ -176,7 +181,7 @@ impl Writer {
             }
             self.keep_up();
             if !stop && self.shared.sync != Sync::Always && write.records.len() < TRANSACTION {
-                thread::sleep(GATHER);
+                gather();
             }
             if stop
                 && (self.store.is_none() || self.shared.lock().unwritten(1, usize::MAX).is_empty())

@@ -792,6 +792,7 @@ struct Answer {
 
 /// What the headers have to say.
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each stands for a header or a group of them")]
 struct Beside {
     /// The message id, where a stream looks for it or the payload does not hold it.
     id: bool,
