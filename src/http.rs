@@ -2,9 +2,8 @@
 //! that shows them.
 //!
 //! It reads what the other parts say of themselves. What it changes it asks others for: dead letters
-//! in the journal's file, a reload and a
-//! command of the tasks that do it. It renders nothing but its one page, and
-//! keeps nothing.
+//! in the journal's file, a reload and a command of the tasks that do it. It renders nothing but its
+//! one page, and keeps nothing.
 //!
 //! The one thing to know: [`guard`] stands before every route and decides by the request alone who
 //! may do what; a route that is added is closed to changes until it says a token. Requests are served
@@ -18,7 +17,7 @@ mod guard;
 mod page;
 mod reading;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -32,16 +31,12 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
-    time::interval,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{command::Intake, config, journal::Journal, reload::Reloads, status::Status};
 
 pub use self::guard::Trouble;
-
-/// Histograms are condensed this often, scraped or not: otherwise they grow.
-const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The largest body: a list of some thousand dead letters' numbers.
 const BODY: usize = 64 * 1024;
@@ -85,21 +80,7 @@ impl std::fmt::Debug for State {
 /// Serves until it is told to stop.
 pub async fn serve(listener: Arc<TcpListener>, mut state: State, stop: CancellationToken) {
     state.stop = stop.clone();
-    let metrics = state.metrics.clone();
-    let app = routes(state);
-    let upkeeping = async {
-        let mut upkeep = interval(UPKEEP);
-        loop {
-            upkeep.tick().await;
-            if let Some(metrics) = &metrics {
-                metrics.run_upkeep();
-            }
-        }
-    };
-    tokio::select! {
-        () = connections::serve(&listener, app, &stop) => {}
-        () = upkeeping => {}
-    }
+    connections::serve(&listener, routes(state), &stop).await;
 }
 
 fn routes(state: State) -> Router {
