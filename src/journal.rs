@@ -22,6 +22,7 @@
 
 mod batch;
 mod file;
+mod reader;
 mod room;
 pub mod store;
 mod writer;
@@ -38,6 +39,7 @@ use tracing::error;
 
 use self::{
     file::Marked,
+    reader::Reader,
     store::{Run, Store, Write, given},
 };
 pub use self::{
@@ -74,7 +76,7 @@ struct Shared {
     /// Grows when somebody made a request.
     requests: watch::Sender<u64>,
     /// Reads what is no longer in the ring; `None` without a directory.
-    reader: Option<Mutex<Store>>,
+    reader: Option<Reader>,
     sync: Sync,
     limits: Limits,
 }
@@ -279,9 +281,9 @@ impl Journal {
     /// The first event received at or after that time.
     pub fn first_since(&self, since: UnixMillis) -> Result<Option<Seq>, StoreError> {
         if let Some(reader) = &self.0.reader {
-            let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(seq) = reader.first_since(since)? {
-                return Ok(Some(seq));
+            let found = reader.read(|store| store.first_since(since))?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
         let state = self.0.lock();
@@ -339,8 +341,7 @@ impl Journal {
         let journal = self.clone();
         let read = tokio::task::spawn_blocking(move || {
             let reader = journal.0.reader.as_ref()?;
-            let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-            Some(reader.read(after, limit, max_bytes))
+            Some(reader.read(|store| store.read(after, limit, max_bytes)))
         });
         let mut read = match read.await {
             Ok(Some(read)) => read.inspect_err(|error| shared.suspect(error))?,
@@ -431,9 +432,9 @@ impl Journal {
             let state = self.0.lock();
             (state.settled.clone(), state.replays.clone())
         };
-        let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut letters = reader.to_retry(sink, RETRY_AT_ONCE + settled.len())?;
-        let mut replays = reader.replays()?;
+        let (mut letters, mut replays) = reader.read(|store| {
+            Ok((store.to_retry(sink, RETRY_AT_ONCE + settled.len())?, store.replays()?))
+        })?;
         letters.retain(|letter| !settled.contains(&letter.number));
         replays.retain_mut(|replay| match positions.get(&replay.number) {
             _ if replay.sink != sink => false,
@@ -480,10 +481,7 @@ impl Journal {
     /// All elements of channels' states. Blocks on the disk.
     pub fn kept(&self) -> Result<Vec<Kept>, StoreError> {
         let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
-        let mut found = {
-            let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-            reader.state()?
-        };
+        let mut found = reader.read(Store::state)?;
         // Most of the time everything is written.
         let newer = self.0.lock().kept.clone();
         if !newer.is_empty() {
@@ -497,9 +495,10 @@ impl Journal {
     /// The newest events, at most `limit`: what the relay heard last before it was started.
     pub fn newest(&self, limit: usize) -> Result<Vec<Arc<Record>>, StoreError> {
         let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
-        let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
-        let after = reader.before_newest(limit)?;
-        Ok(reader.read(after, limit, usize::MAX)?.records)
+        reader.read(|store| {
+            let after = store.before_newest(limit)?;
+            Ok(store.read(after, limit, usize::MAX)?.records)
+        })
     }
 
     /// The journal in figures.
@@ -563,7 +562,7 @@ impl Shared {
             readable: watch::channel(0).0,
             progress: watch::channel(0).0,
             requests: watch::channel(0).0,
-            reader: reader.map(Mutex::new),
+            reader: reader.map(Reader::new),
             sync,
             limits,
         };

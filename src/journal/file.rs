@@ -483,9 +483,16 @@ impl Mark {
 
     /// Writes it down, without waiting for the disk.
     pub(super) fn set(&mut self, marked: Marked) -> Result<(), StoreError> {
-        self.file
-            .write_all_at(marked.line().as_bytes(), 0)
-            .map_err(|source| StoreError::Io { path: "journal.mark".into(), source })
+        self.file.write_all_at(marked.line().as_bytes(), 0).map_err(Self::failed)
+    }
+
+    /// Waits until the disk has it.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        self.file.sync_data().map_err(Self::failed)
+    }
+
+    fn failed(source: io::Error) -> StoreError {
+        StoreError::Io { path: "journal.mark".into(), source }
     }
 }
 

@@ -126,6 +126,9 @@ pub enum StoreError {
         /// Who has it.
         holder: String,
     },
+    /// The disk had failed; come again.
+    #[error("the journal is being opened anew")]
+    Reopening,
 }
 
 impl StoreError {
@@ -157,13 +160,20 @@ impl StoreError {
                 | rusqlite::Error::Utf8Error(..) => true,
                 _ => false,
             },
-            Self::Io { .. } | Self::Newer { .. } | Self::Locked { .. } => false,
+            Self::Io { .. } | Self::Newer { .. } | Self::Locked { .. } | Self::Reopening => false,
         }
     }
 
     /// Whether the disk itself failed, a sync among its failures.
     pub fn is_io(&self) -> bool {
         matches!(self, Self::Sql(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure))
+    }
+
+    /// Whether a sync failed: what was written since the last one may be on the disk or not.
+    pub(super) fn is_sync(&self) -> bool {
+        use rusqlite::ffi::{SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC};
+        matches!(self, Self::Sql(rusqlite::Error::SqliteFailure(failure, _))
+            if [SQLITE_IOERR_FSYNC, SQLITE_IOERR_DIR_FSYNC].contains(&failure.extended_code))
     }
 
     /// Whether there is no room.
@@ -732,6 +742,12 @@ impl Store {
         )?;
         transaction.commit()?;
         self.checkpoint(true)?;
+        self.db.close().map_err(|(_, error)| error.into())
+    }
+
+    /// Closes it and leaves the write-ahead log as it is, even where nobody else has it open.
+    pub(super) fn abandon(self) -> Result<(), StoreError> {
+        self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         self.db.close().map_err(|(_, error)| error.into())
     }
 

@@ -6,8 +6,9 @@
 //! neither a sync nor a checkpoint stands in the way of a commit.
 //!
 //! A sync that failed is never simply tried again: the system may have dropped the pages and call
-//! them clean. Nothing counts as synced until the file was reopened and its write-ahead log copied
-//! into the database as a whole, which writes all of it anew.
+//! them clean. Nothing counts as synced until the file was reopened by everybody and its write-ahead
+//! log read with its sums and copied into the database, which writes all of it anew; what was dropped
+//! is written once more from memory.
 //!
 //! The one thing to know: whatever fails, the threads go on; [`Health`] says what is wrong.
 
@@ -26,6 +27,7 @@ use super::{
     Health, Journal, Shared, State,
     file::{self, Lock, Mark, Marked},
     millis,
+    reader::Reader,
     store::{self, Store, StoreError, Write},
 };
 use crate::{clock, config::Sync, event::Seq};
@@ -90,6 +92,7 @@ pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock) {
         store: Some(store),
         mark,
         syncing: Arc::clone(&syncing),
+        in_doubt: false,
         lock: Some(lock),
         upkeep_at: Instant::now(),
         retry_at: Instant::now(),
@@ -137,6 +140,8 @@ struct Writer {
     store: Option<Store>,
     mark: Mark,
     syncing: Arc<Syncing>,
+    /// A sync has failed, and the file was not reopened since.
+    in_doubt: bool,
     /// `None` only while it is taken anew.
     lock: Option<Lock>,
     upkeep_at: Instant,
@@ -295,6 +300,7 @@ impl Writer {
         if failure.is_full() && self.make_room() {
             return;
         }
+        self.in_doubt |= failure.is_sync();
         self.degrade(if failure.is_corrupt() { CORRUPT.into() } else { describe(failure) });
     }
 
@@ -347,15 +353,24 @@ impl Writer {
         self.lock = Some(file::lock(dir)?);
         let (mark, _) = Mark::open(dir)?;
         self.mark = mark;
+        let (last, marked, runs) = {
+            let state = self.shared.lock();
+            (state.last, state.marked(), state.runs.clone())
+        };
         let mut lost = 0;
         if broken {
-            let (marked, runs) = {
-                let state = self.shared.lock();
-                (state.marked(), state.runs.clone())
-            };
             lost = file::recover(dir, marked, Some(&runs))?.lost;
         }
+        if self.in_doubt {
+            // The file is given up only for a disk that takes something again.
+            self.mark.set(marked)?;
+            self.mark.sync()?;
+            self.shared.reader.as_ref().map_or(Ok(()), Reader::close)?;
+        }
         let mut store = file::reopen(dir, self.shared.sync == Sync::Always)?;
+        if self.in_doubt {
+            store.set_books(&runs, last)?;
+        }
         store.checkpoint(true)?;
         // Whether it takes a write is seen by writing.
         store.write(&Write { alive: Some(clock::now()), ..Write::default() })?;
@@ -365,7 +380,7 @@ impl Writer {
             error!(lost, "events that were in the journal are gone");
         }
         if let Some(old) = &self.shared.reader {
-            *old.lock().unwrap_or_else(PoisonError::into_inner) = reader;
+            old.replace(reader);
         }
         let last = bounds.map_or(0, |(_, last)| last);
         let mut state = self.shared.lock();
@@ -383,6 +398,7 @@ impl Writer {
         state.health = Health::Sound;
         self.shared.publish(&state);
         drop(state);
+        self.in_doubt = false;
         self.syncing.begin_anew(written);
         self.upkeep_at = Instant::now();
         self.recount = true;
@@ -396,6 +412,7 @@ impl Writer {
             return;
         }
         if self.syncing.has_failed() {
+            self.in_doubt = true;
             self.degrade("a sync failed".into());
             return;
         }
@@ -667,6 +684,8 @@ fn sync_loop(shared: &Shared, syncing: &Syncing) {
                     error!(%error, "a sync of the journal failed");
                     syncing.fail();
                     shared.work.notify_one();
+                    // What it dropped must not be moved into the database.
+                    continue;
                 }
             }
         }

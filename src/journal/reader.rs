@@ -1,0 +1,40 @@
+//! The connection that reads the journal beside its writer.
+//!
+//! The one thing to know: it is given up while the file is opened anew after a failed sync. SQLite
+//! then trusts nothing that a connection remembers of the write-ahead log, and reads it once more with
+//! its sums; who reads meanwhile gets an error and comes again.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::store::{Store, StoreError};
+
+#[derive(Debug)]
+pub(super) struct Reader(Mutex<Option<Store>>);
+
+impl Reader {
+    pub(super) fn new(store: Store) -> Self {
+        Self(Mutex::new(Some(store)))
+    }
+
+    /// Reads with it. Blocks on the disk, and on whoever reads already.
+    pub(super) fn read<T>(
+        &self,
+        what: impl FnOnce(&Store) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.lock().as_ref().map_or(Err(StoreError::Reopening), what)
+    }
+
+    pub(super) fn replace(&self, store: Store) {
+        *self.lock() = Some(store);
+    }
+
+    /// Closes it, and leaves the write-ahead log as it is.
+    pub(super) fn close(&self) -> Result<(), StoreError> {
+        self.lock().take().map_or(Ok(()), Store::abandon)
+    }
+
+    /// Reading changes nothing in it: a panic left it as it was.
+    fn lock(&self) -> MutexGuard<'_, Option<Store>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
