@@ -40,7 +40,7 @@ use crate::{
     clock,
     config::{Secret, Start},
     event::{self, Event, Origin, Seq, UnixMillis},
-    journal::{Batch, Journal, StoreError},
+    journal::{Batch, Follower, Journal, StoreError},
     metrics::{self, BACKFILLED},
 };
 
@@ -81,6 +81,7 @@ const JOURNAL_RETRY: Duration = Duration::from_millis(200);
 pub struct Backfill {
     tools: Tools,
     targets: watch::Receiver<Targets>,
+    follower: Follower,
     position: Seq,
     waiting: VecDeque<Gap>,
     /// The places in the journal of the gaps that are being worked on.
@@ -142,7 +143,8 @@ impl Backfill {
         targets: watch::Receiver<Targets>,
     ) -> Result<Self, StoreError> {
         Ok(Self {
-            position: journal.register(CURSOR, Start::End)?,
+            follower: journal.follow(CURSOR, Start::End, concerns)?,
+            position: 0,
             tools: Tools { rest, journal, activities, recalled: Arc::default() },
             targets,
             waiting: VecDeque::new(),
@@ -165,14 +167,13 @@ impl Backfill {
                     seq
                 }));
             }
-            let journal = self.tools.journal.clone();
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(seq) = work.next() => {
                     self.begun.remove(&seq);
                     self.advance();
                 }
-                batch = journal.next(self.position, BATCH, BATCH_BYTES) => match batch {
+                batch = self.follower.next(BATCH, BATCH_BYTES) => match batch {
                     Ok(batch) => self.take(&batch),
                     Err(error) => {
                         warn!(%error, "the journal cannot be read now");
@@ -203,8 +204,13 @@ impl Backfill {
     fn advance(&self) {
         let open = self.waiting.iter().map(|gap| gap.seq).chain(self.begun.iter().copied()).min();
         let through = open.map_or(self.position, |seq| seq.saturating_sub(1));
-        self.tools.journal.advance(CURSOR, through);
+        self.follower.advance(through);
     }
+}
+
+/// Whether an event tells of a channel's gap.
+fn concerns(event: &Event) -> bool {
+    &*event.topic == "relay.gap" && !event.channel.is_empty()
 }
 
 impl Gap {
@@ -223,7 +229,7 @@ impl Gap {
             room: String,
             restored: bool,
         }
-        if &*event.topic != "relay.gap" || event.channel.is_empty() {
+        if !concerns(event) {
             return None;
         }
         // A sink's own loss is told on the same topic, and has no subscriptions.
@@ -421,12 +427,10 @@ impl Recalled {
 /// Under which id and with which token the history is asked for.
 fn who(gap: &Gap, targets: &watch::Receiver<Targets>) -> Result<(String, Secret), String> {
     let targets = targets.borrow();
-    let token = targets.tokens.get(&gap.channel).ok_or("the channel is no longer configured")?;
-    let subscription =
-        targets.subscriptions.iter().find(|subscription| subscription.channel == gap.channel);
-    let subscription = subscription.ok_or("the channel is no longer configured")?;
-    let rooms = [Some(&*gap.room), subscription.room.as_deref()];
-    credentials(rooms.into_iter().flatten(), token, subscription.token_type)
+    let account = targets.channels.get(&gap.channel);
+    let account = account.ok_or("the channel is no longer configured")?;
+    let rooms = [Some(&*gap.room), account.room.as_deref()];
+    credentials(rooms.into_iter().flatten(), &account.token, account.token_type)
 }
 
 /// An activity of the history in the shape of the live message. The live one has an id of its own,

@@ -22,6 +22,7 @@
 
 mod batch;
 mod file;
+mod follow;
 mod reader;
 mod room;
 pub mod store;
@@ -39,11 +40,13 @@ use tracing::error;
 
 use self::{
     file::Marked,
+    follow::Following,
     reader::Reader,
     store::{Run, Store, Write, given},
 };
 pub use self::{
     file::Opened,
+    follow::Follower,
     store::{DeadLetter, Kept, Replay, StoreError},
 };
 use crate::{
@@ -71,6 +74,8 @@ struct Shared {
     ended: Condvar,
     /// The last event that may be read.
     readable: watch::Sender<Seq>,
+    /// Grows when something was appended that concerns a follower.
+    concern: watch::Sender<u64>,
     /// Grows when cursors were saved or room was made.
     progress: watch::Sender<u64>,
     /// Grows when somebody made a request.
@@ -133,6 +138,8 @@ struct Cursor {
     active: bool,
     /// When the event after it was received, where only the disk still has that.
     since: UnixMillis,
+    /// How far it has looked, where it is the cursor of a follower.
+    following: Option<Following>,
 }
 
 /// How the journal is.
@@ -208,6 +215,7 @@ impl Journal {
         }
         let shared = &*self.0;
         let mut state = shared.lock();
+        let mut concerns = false;
         for mut event in events.drain(..) {
             // Times in the journal never fall, whatever the clock does: a stream's entry ids are
             // made of them.
@@ -218,8 +226,13 @@ impl Journal {
             state.ring_bytes += weight;
             state.unwritten_bytes += weight;
             let seq = state.last;
+            for cursor in state.cursors.values_mut() {
+                concerns |= cursor.offer(seq, &event);
+            }
             state.ring.push_back(Arc::new(Record { seq, event }));
         }
+        let last = state.last;
+        state.cursors.values_mut().for_each(|cursor| cursor.go_along(last));
         shared.evict(&mut state);
         if shared.limits.dir.is_none() {
             state.written = state.last;
@@ -227,6 +240,9 @@ impl Journal {
         }
         shared.publish(&state);
         drop(state);
+        if concerns {
+            shared.concern.send_modify(|count| *count += 1);
+        }
         shared.work.notify_one();
     }
 
@@ -257,7 +273,9 @@ impl Journal {
         let at = self.position(start)?;
         let mut state = self.0.lock();
         // Saved once before anything else happens, so that a restart does not begin anew.
-        state.cursors.insert(name, Cursor { at, saved: None, active: true, since: 0 });
+        state
+            .cursors
+            .insert(name, Cursor { at, saved: None, active: true, since: 0, following: None });
         drop(state);
         self.0.work.notify_one();
         Ok(at)
@@ -560,6 +578,7 @@ impl Shared {
             work: Condvar::new(),
             ended: Condvar::new(),
             readable: watch::channel(0).0,
+            concern: watch::channel(0).0,
             progress: watch::channel(0).0,
             requests: watch::channel(0).0,
             reader: reader.map(Reader::new),

@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     clock,
-    config::{Astro, Config, Secret, SecretRef},
+    config::{Astro, Config, Secret, SecretRef, TokenType},
     event::{self, Event, UnixMillis},
     journal::Journal,
     metrics::{self, GAP_SECONDS, GAPS, TWINS},
@@ -57,8 +57,19 @@ pub(super) type Wants = Arc<[Arc<Subscription>]>;
 pub struct Targets {
     /// The subscriptions.
     pub subscriptions: Vec<Arc<Subscription>>,
-    /// The credential of each channel.
-    pub tokens: HashMap<Arc<str>, SecretRef>,
+    /// What each channel is spoken for with.
+    pub channels: HashMap<Arc<str>, Account>,
+}
+
+/// In whose name a channel's requests are made.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The credential.
+    pub token: SecretRef,
+    /// What kind it is.
+    pub token_type: TokenType,
+    /// The room that is configured, if one is.
+    pub room: Option<Arc<str>>,
 }
 
 impl Targets {
@@ -67,15 +78,17 @@ impl Targets {
         let mut targets = Self::default();
         for (label, channel) in &config.channels {
             let label: Arc<str> = label.as_str().into();
+            let room: Option<Arc<str>> = channel.room.as_deref().map(Into::into);
             for topic in &channel.topics {
                 targets.subscriptions.push(Arc::new(Subscription {
                     channel: Arc::clone(&label),
                     topic: topic.as_str().into(),
-                    room: channel.room.as_deref().map(Into::into),
+                    room: room.clone(),
                     token_type: channel.token_type,
                 }));
             }
-            targets.tokens.insert(label, channel.token.clone());
+            let (token, token_type) = (channel.token.clone(), channel.token_type);
+            targets.channels.insert(label, Account { token, token_type, room });
         }
         targets
     }
@@ -91,7 +104,7 @@ pub(super) struct Hub {
     pub(super) status: Arc<Status>,
     activities: Arc<Activities>,
     seen: Mutex<Seen>,
-    tokens: Mutex<HashMap<Arc<str>, SecretRef>>,
+    channels: Mutex<HashMap<Arc<str>, Account>>,
     outages: Mutex<HashMap<Arc<str>, Outage>>,
     overflow: Mutex<Vec<(u64, Vec<Arc<Subscription>>)>>,
     overflowed: Notify,
@@ -152,7 +165,7 @@ impl Gateway {
             // Twins over the restart are then told apart by the far side only.
             Err(error) => warn!(%error, "what was heard before the start cannot be read"),
         }
-        let tokens = targets.borrow().tokens.clone();
+        let channels = targets.borrow().channels.clone();
         let hub = Hub {
             limits: Limits::from(config),
             dialer: Dialer::new(config)?,
@@ -161,7 +174,7 @@ impl Gateway {
             status,
             activities,
             seen: Mutex::new(seen),
-            tokens: Mutex::new(tokens),
+            channels: Mutex::new(channels),
             outages: Mutex::default(),
             overflow: Mutex::default(),
             overflowed: Notify::new(),
@@ -206,7 +219,7 @@ impl Gateway {
                 biased;
                 () = stop.cancelled() => break,
                 changed = next_targets(&mut self.targets) => {
-                    *lock(&self.hub.tokens) = changed.tokens;
+                    *lock(&self.hub.channels) = changed.channels;
                     links.want(changed.subscriptions);
                 }
                 () = self.hub.overflowed.notified() => links.collect_at = Some(Instant::now() + COLLECT),
@@ -402,9 +415,10 @@ impl Hub {
 
     /// The token of a channel, read now.
     pub(super) fn token(&self, channel: &str) -> Result<Secret, String> {
-        let reference = lock(&self.tokens).get(channel).cloned();
-        reference
+        let account = lock(&self.channels).get(channel).cloned();
+        account
             .ok_or_else(|| "the channel has no token".to_owned())?
+            .token
             .read()
             .map_err(|error| error.to_string())
     }

@@ -291,19 +291,16 @@ impl Tools {
 
     /// The channel's id and token.
     fn whom(&self, channel: &str) -> Result<(String, Secret), Failure> {
-        let targets = self.targets.borrow().clone();
-        let none = || Failure::bad(404, "there is no such channel");
-        let token = targets.tokens.get(channel).ok_or_else(none)?;
-        let mut subscriptions = targets.subscriptions.iter();
-        let subscription = subscriptions.find(|one| &*one.channel == channel).ok_or_else(none)?;
+        let account = self.targets.borrow().channels.get(channel).cloned();
+        let account = account.ok_or_else(|| Failure::bad(404, "there is no such channel"))?;
         let told: Vec<Arc<str>> = self.status.look(|pages| {
             let all = pages.connections.values().flat_map(|page| &page.subscriptions);
             let ours = all.filter(|one| &*one.channel == channel && one.state == "confirmed");
             ours.filter_map(|one| one.room.clone()).collect()
         });
-        let rooms = subscription.room.iter().map(|room| &**room);
+        let rooms = account.room.iter().map(|room| &**room);
         let rooms = rooms.chain(told.iter().map(|room| &**room));
-        credentials(rooms, token, subscription.token_type).map_err(|why| {
+        credentials(rooms, &account.token, account.token_type).map_err(|why| {
             // It may name a place on this machine, which is nobody's business out there.
             error!(channel, error = why, "the REST API cannot be asked in the channel's name");
             Failure::new(Sort::Failed, 500, "the relay has no usable credential for this channel")

@@ -175,9 +175,8 @@ fn begin(
             oldest.saturating_sub(1)
         });
         // It holds back retention until it is known which sinks there are: see [`Journal::sinks`].
-        state
-            .cursors
-            .insert(kept.sink.into(), Cursor { at, saved: Some(at), active: true, since: 0 });
+        let cursor = Cursor { at, saved: Some(at), active: true, since: 0, following: None };
+        state.cursors.insert(kept.sink.into(), cursor);
     }
     store.replays()?;
     state.dead_count = store.dead_letter_counts()?.into_iter().collect();

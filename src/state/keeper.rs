@@ -29,16 +29,15 @@ use tracing::{info, warn};
 use super::{Change, Elements, Names, SESSION_TOPICS, Session, TOPIC, place};
 use crate::{
     astro::{
-        gateway::Targets,
+        gateway::{Account, Targets},
         rest::{Rest, RestError, Target, credentials},
-        session::Subscription,
     },
     backoff::Backoff,
     board::{Board, Path, Section},
     clock,
     config::{Config, SecretRef, Start, TokenType},
     event::{self, Event, Seq, UnixMillis},
-    journal::{Batch, Journal, Kept, StoreError},
+    journal::{Batch, Follower, Journal, Kept, StoreError},
     json::Json,
     status::{self, Looks, Status},
 };
@@ -142,7 +141,7 @@ pub struct Keeper {
     targets: watch::Receiver<Targets>,
     wishes: Wishes,
     times: Times,
-    position: Seq,
+    follower: Follower,
     channels: BTreeMap<Arc<str>, Channel>,
     names: Names,
     /// No fetch is due before this. May be too early, never too late.
@@ -193,7 +192,7 @@ impl Keeper {
         board: Arc<Board>,
         (targets, wishes): (watch::Receiver<Targets>, Wishes),
     ) -> Result<Self, StoreError> {
-        let position = journal.register(CURSOR, Start::End)?;
+        let follower = journal.follow(CURSOR, Start::End, concerns)?;
         let kept = journal.kept()?;
         let mut keeper = Self {
             rest,
@@ -203,7 +202,7 @@ impl Keeper {
             targets,
             wishes,
             times,
-            position,
+            follower,
             channels: BTreeMap::new(),
             names: Names::default(),
             not_before: Instant::now(),
@@ -245,10 +244,8 @@ impl Keeper {
         let mut wanted: BTreeMap<Arc<str>, Channel> = BTreeMap::new();
         for subscription in targets.subscriptions.iter().filter(|one| is_folded(&one.topic)) {
             let label = &subscription.channel;
-            let Some(token) = targets.tokens.get(label) else { continue };
-            let channel = wanted
-                .entry(Arc::clone(label))
-                .or_insert_with(|| Channel::new(subscription, token));
+            let Some(account) = targets.channels.get(label) else { continue };
+            let channel = wanted.entry(Arc::clone(label)).or_insert_with(|| Channel::new(account));
             channel.add(&subscription.topic);
         }
         for (label, mut gone) in std::mem::take(&mut self.channels) {
@@ -284,7 +281,7 @@ impl Keeper {
         self.look();
         loop {
             let due = self.start(&mut work);
-            let next = self.journal.next(self.position, BATCH, BATCH_BYTES);
+            let next = self.follower.next(BATCH, BATCH_BYTES);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -400,8 +397,7 @@ impl Keeper {
         }
         for record in &batch.records {
             let event = &record.event;
-            // What is handed on again, or was made for a test, happened at another time or not at all.
-            if event.origin != event::Origin::Live || !is_folded(&event.topic) {
+            if !concerns(event) {
                 continue;
             }
             if let Some(channel) = self.channels.get_mut(&event.channel) {
@@ -409,8 +405,7 @@ impl Keeper {
                 self.write_down(&event.channel, &changes);
             }
         }
-        self.position = batch.through;
-        self.journal.advance(CURSOR, batch.through);
+        self.follower.advance(batch.through);
     }
 
     /// Takes in what a fetch has brought.
@@ -492,6 +487,12 @@ fn tell(waiting: &mut Vec<oneshot::Sender<Result<(), String>>>, outcome: &Result
     }
 }
 
+/// Whether an event is folded. What is handed on again, or was made for a test, happened at another
+/// time or not at all.
+fn concerns(event: &Event) -> bool {
+    event.origin == event::Origin::Live && is_folded(&event.topic)
+}
+
 /// Whether a topic's events are folded.
 fn is_folded(topic: &str) -> bool {
     const FACTS: [&str; 3] =
@@ -512,14 +513,14 @@ fn told(label: &str, change: &Change) -> String {
 }
 
 impl Channel {
-    fn new(subscription: &Subscription, token: &SecretRef) -> Self {
+    fn new(account: &Account) -> Self {
         Self {
             session: Session::default(),
             topics: Vec::new(),
-            asked: subscription.room.clone(),
-            room: subscription.room.clone(),
-            token: token.clone(),
-            token_type: subscription.token_type,
+            asked: account.room.clone(),
+            room: account.room.clone(),
+            token: account.token.clone(),
+            token_type: account.token_type,
             confirmed: Vec::new(),
             due: None,
             again: false,

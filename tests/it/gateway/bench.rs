@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use astro_relay::{
     astro::{
-        gateway::{Gateway, Targets},
+        gateway::{Account, Gateway, Targets},
         session::Subscription,
     },
     clock,
@@ -47,7 +47,9 @@ pub fn millis(millis: u64) -> Period {
 pub fn targets(wants: &[Want<'_>]) -> Targets {
     let mut targets = Targets::default();
     for (channel, topic, room) in wants {
-        targets.tokens.insert((*channel).into(), SecretRef::Value("t".into()));
+        let token = SecretRef::Value("t".into());
+        let account = Account { token, token_type: TokenType::Jwt, room: room.map(Into::into) };
+        targets.channels.insert((*channel).into(), account);
         targets.subscriptions.push(Arc::new(Subscription {
             channel: (*channel).into(),
             topic: (*topic).into(),

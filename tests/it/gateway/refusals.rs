@@ -78,7 +78,7 @@ async fn a_refused_token_is_tried_again_when_its_file_changes() {
         ("renewed", "channel.follow", Some(ROOM)),
         ("steady", "channel.tips", Some(OTHER)),
     ]);
-    wanted.tokens.insert("renewed".into(), SecretRef::File(path.clone()));
+    wanted.channels.get_mut("renewed").unwrap().token = SecretRef::File(path.clone());
     let bench = Bench::with(options, wanted, |_| {}).await;
     bench.confirmed(1).await;
     until("it is refused", SOON, async || (bench.count("refused") == 2).then_some(())).await;
@@ -99,7 +99,7 @@ async fn a_token_that_cannot_be_read_is_a_refusal_until_it_can() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("token");
     let mut wanted = targets(&[("a", "channel.tips", Some(ROOM))]);
-    wanted.tokens.insert("a".into(), SecretRef::File(path.clone()));
+    wanted.channels.get_mut("a").unwrap().token = SecretRef::File(path.clone());
     let bench = Bench::with(Options::default(), wanted, |_| {}).await;
     let page = until("it is refused", SOON, async || {
         bench.page("channel.tips").filter(|page| page.state == "refused")

@@ -88,7 +88,7 @@ async fn the_word_that_is_configured_is_the_word_that_is_sent() {
     for token_type in types {
         let word = token_type.as_str();
         let more = self::targets(&[(word, word, Some(ROOM))]);
-        targets.tokens.extend(more.tokens);
+        targets.channels.extend(more.channels);
         let mut subscription =
             std::sync::Arc::into_inner(more.subscriptions.into_iter().next().unwrap()).unwrap();
         subscription.token_type = token_type;
