@@ -4,6 +4,7 @@
 //! is put into the address at the last moment and into no error.
 
 mod overheard;
+mod spared;
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +20,7 @@ use tokio_tungstenite::{
 };
 use url::Url;
 
-use self::overheard::Overheard;
+use self::{overheard::Overheard, spared::Spared};
 use crate::{
     clock,
     config::{Astro, Secret},
@@ -150,6 +151,7 @@ impl Dialer {
     /// small buffer, and makes each one after it as small: then a few messages are read at once.
     async fn resized(&self, socket: WebSocketStream<Overheard>) -> Socket {
         let (stream, behind) = socket.into_inner().behind_head(READ_BUFFER);
+        let stream: Box<dyn Transport> = Box::new(Spared::new(stream));
         let config = Some(self.websocket);
         WebSocketStream::from_partially_read(stream, behind, Role::Client, config).await
     }

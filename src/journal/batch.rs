@@ -18,6 +18,7 @@
 use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
+use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
 use crate::event::{Event, Origin, Record, Seq, UnixMillis};
 
@@ -67,10 +68,19 @@ pub(super) fn length(records: &[Arc<Record>]) -> usize {
 }
 
 /// Writes batches; keeps its memory from one to the next.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Encoder {
     plain: Vec<u8>,
+    /// The body, and behind it what is left of longer ones.
     body: Vec<u8>,
+    /// None before the first batch: most connections only read.
+    table: Option<CompressTable>,
+}
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Encoder")
+    }
 }
 
 impl Encoder {
@@ -80,15 +90,16 @@ impl Encoder {
         for record in records {
             encode_event(&record.event, &mut self.plain);
         }
-        self.body.clear();
-        self.body.extend_from_slice(&word(self.plain.len()).to_le_bytes());
-        let most = 4 + lz4_flex::block::get_maximum_output_size(self.plain.len());
-        self.body.resize(most, 0);
-        let room = self.body.get_mut(4..).unwrap_or_default();
+        let most = 4 + get_maximum_output_size(self.plain.len());
+        if self.body.len() < most {
+            self.body.resize(most, 0);
+        }
+        let Some((head, room)) = self.body.split_first_chunk_mut() else { return &[] };
+        *head = word(self.plain.len()).to_le_bytes();
+        let table = self.table.get_or_insert_default();
         // There is always room for the most that it can become.
-        let length = lz4_flex::block::compress_into(&self.plain, room).unwrap_or(0);
-        self.body.truncate(4 + length);
-        &self.body
+        let length = compress_into_with_table(&self.plain, room, table).unwrap_or(0);
+        self.body.get(..4 + length).unwrap_or_default()
     }
 }
 

@@ -3,7 +3,8 @@
 //! A flood is taken in faster than it is handed out, and the newest events stand in memory for sinks
 //! that keep up. Without a word between the two a flood pushes them out before they are read, and each
 //! is read back from the disk, later and at twice the cost. So intake waits a moment for the sink that
-//! is furthest, while that one moves: a slower one, or one that is down, is nothing to wait for.
+//! is furthest, while that one moves, until it reads from memory again: a slower one, or one that is
+//! down, is nothing to wait for.
 //!
 //! The one thing to know: a wait for a sink is bounded ([`MOMENT`]), and one in vain is not repeated.
 //! A reading holds some fifty messages, so ten thousand a second are always taken in.
@@ -64,8 +65,7 @@ impl Journal {
 
 impl State {
     /// Where the furthest sink stands, if the ring is nearly full and more than half of it is still to
-    /// be read by that sink. `None` also where it was waited for in vain, or is beyond help: what it
-    /// reads is on disk.
+    /// be read by that sink. `None` also where it was waited for in vain.
     fn pressed(&self, limit: usize) -> Option<Seq> {
         if self.ring_bytes < limit / 4 * 3 {
             return None;
@@ -74,7 +74,7 @@ impl State {
             self.cursors.iter().filter(|(name, cursor)| cursor.active && !name.starts_with(OWN));
         let at = sinks.map(|(_, cursor)| cursor.at).max()?;
         let first = self.ring.front()?.seq;
-        let read = usize::try_from((at + 1).checked_sub(first)?).ok()?;
+        let read = usize::try_from((at + 1).saturating_sub(first)).ok()?;
         (read < self.ring.len() / 2 && at != self.waited_for).then_some(at)
     }
 }
@@ -146,9 +146,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_a_sink_that_reads_from_the_disk_or_is_not_there() {
-        let (journal, _) = full(&["home"]);
-        assert_eq!(waited(&journal).await, Duration::ZERO, "what it wants is gone from memory");
+    async fn one_that_reads_from_the_disk_is_waited_for_while_it_moves() {
+        let (journal, oldest) = full(&["home"]);
+        let last = journal.figures().last;
+        assert!(waited(&journal).await >= MOMENT, "what it wants is gone from memory");
+        assert_eq!(waited(&journal).await, Duration::ZERO, "and it stands still");
+        journal.advance("home", 1);
+        assert!(waited(&journal).await >= MOMENT, "it moves");
+        journal.advance("home", oldest + (last - oldest) / 2 + 1);
+        assert_eq!(waited(&journal).await, Duration::ZERO, "it has caught up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_sink_that_is_not_there() {
         let (journal, oldest) = full(&["gone", "relay.state"]);
         journal.advance("gone", oldest);
         journal.unregister("gone");
