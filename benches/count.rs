@@ -67,7 +67,7 @@ const STEPS: &[Step] = &[
     Step { name: "read", what: "a frame to an event", limit: 7_970, run: read },
     Step { name: "twins", what: "whether it was there before", limit: 850, run: twins },
     Step { name: "append", what: "into the journal's memory, and out", limit: 1_570, run: append },
-    Step { name: "write", what: "into the journal's file", limit: 3_230, run: write },
+    Step { name: "write", what: "into the journal's file", limit: 2_320, run: write },
     Step { name: "message", what: "rendered for NATS, as it came", limit: 2_170, run: message },
     Step { name: "redacted", what: "personal fields taken out", limit: 18_900, run: redacted },
     Step { name: "condition", what: "a condition over its data", limit: 19_900, run: condition },
