@@ -7,41 +7,21 @@
     reason = "what fails here fails the benchmark"
 )]
 
-use std::{hint::black_box, sync::Arc};
+mod steps;
+
+use std::hint::black_box;
 
 use astro_relay::{
     astro::{seen::Seen, wire},
-    clock,
-    config::{self, Config, Sources},
-    event::{self, Event, Record},
+    event::Event,
     journal::Journal,
-    route::Route,
-    sink,
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use serde_json::json;
 
-/// Events in one batch: what a busy socket brings at once.
-const BATCH: u64 = 256;
-
-/// An event of some 600 bytes.
-fn happening(number: u64) -> Event {
-    let message = "all the lanterns of the harbour were lit that evening ".repeat(6);
-    let data = json!({
-        "n": number, "type": "cheer", "provider": "twitch", "channel": "5b2e2007760aeb7729487dab",
-        "data": {"username": "load", "amount": 100, "message": message},
-    });
-    let room = "5b2e2007760aeb7729487dab".into();
-    event::own("channel.activities", &"main".into(), &room, &data, clock::now())
-}
+use steps::{BATCH, configured, happening, record, route};
 
 fn happenings() -> Vec<Event> {
     (0..BATCH).map(happening).collect()
-}
-
-fn configured(text: &str) -> Config {
-    let sources = Sources { text: Some(text.into()), ..Sources::default() };
-    config::load(&sources).unwrap_or_else(|error| panic!("{error}")).config
 }
 
 fn envelope(bench: &mut Criterion) {
@@ -63,7 +43,7 @@ fn envelope(bench: &mut Criterion) {
 }
 
 fn routes(bench: &mut Criterion) {
-    let record = Arc::new(Record { seq: 1, event: happening(1) });
+    let record = record(1, happening(1));
     for (name, more) in [
         ("message", ""),
         ("patterns", "topics = [\"channel.tips\", \"channel.activities.**\"]"),
@@ -72,13 +52,7 @@ fn routes(bench: &mut Criterion) {
         ("cloudevent", "payload = \"cloudevent\""),
         ("elsewhere", "topics = [\"channel.tips\"]"),
     ] {
-        let text = format!(
-            "[channels.main]\ntoken = \"t\"\ntopics = [\"channel.tips\"]\n\
-             [sinks.far]\ntype = \"nats\"\nurl = \"nats://127.0.0.1\"\nredact = []\n{more}"
-        );
-        let config = configured(&text);
-        let kind = sink::kind("nats").unwrap();
-        let mut route = Route::new("far", &config.sinks["far"], kind).unwrap();
+        let mut route = route(&format!("redact = []\n{more}"));
         bench.bench_function(&format!("route/{name}"), |bench| {
             bench.iter(|| route.render(black_box(&record), 0));
         });
