@@ -403,9 +403,10 @@ fn message_word() -> String {
     "message".into()
 }
 
-/// 1024 events of Astro's size are about 800 KiB: enough to fill a pipe, little enough to repeat.
+/// 2048 events of Astro's size are about 1.5 MiB: half of them is on its way while the other half is being
+/// answered for, and few enough to repeat.
 fn default_window() -> usize {
-    1024
+    2048
 }
 
 fn default_timeout() -> Period {
