@@ -537,4 +537,57 @@ mod tests {
             }
         }
     }
+
+    /// A live activity of that id.
+    fn activity(id: &str, received: UnixMillis) -> Event {
+        let data = json!({"_id": id});
+        let event = event::own(activities::TOPIC, &"main".into(), &"r".into(), &data, received);
+        Event { origin: Origin::Live, ..event }
+    }
+
+    /// Whether the history's activity of that id would be taken for one that was heard.
+    fn is_known(fetch: &Fetch<'_>, id: &str) -> bool {
+        let event = Event { origin: Origin::Backfilled, ..activity(id, 1) };
+        fetch.append([event], &Journal::in_memory(1 << 20)) == 0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_gaps_look_back_on_the_same_minutes_once() {
+        let journal = Journal::in_memory(1 << 20);
+        let tools = Tools {
+            rest: Rest::new(&crate::config::Astro::default()).unwrap(),
+            journal: journal.clone(),
+            activities: Arc::default(),
+            recalled: Arc::default(),
+        };
+        let now = clock::now();
+        let minute = 60_000;
+        let after = |from| Gap { from, to: now, ..gap() };
+        journal.append(&mut vec![
+            activity("long ago", now - 60 * minute),
+            activity("before", now - minute),
+        ]);
+        let first = Activities::default();
+        let first = first.fetch();
+        tools.recall(&after(now - minute), &first).await;
+        assert!(is_known(&first, "before") && !is_known(&first, "long ago"));
+
+        // What was read once is not read again: it is known to whoever was told.
+        journal.append(&mut vec![activity("since", now)]);
+        let second = Activities::default();
+        let second = second.fetch();
+        tools.recall(&after(now - minute), &second).await;
+        assert!(is_known(&second, "since") && !is_known(&second, "before"));
+
+        // One that began earlier looks back further, and so does one long after.
+        let third = Activities::default();
+        let third = third.fetch();
+        tools.recall(&after(now - 60 * minute), &third).await;
+        assert!(is_known(&third, "long ago") && is_known(&third, "since"));
+        tokio::time::advance(LATE).await;
+        let fourth = Activities::default();
+        let fourth = fourth.fetch();
+        tools.recall(&after(now - minute), &fourth).await;
+        assert!(is_known(&fourth, "before") && is_known(&fourth, "since"));
+    }
 }
