@@ -65,7 +65,7 @@ fn the_least_configuration_is_that_of_the_defaults() {
     assert_eq!(loaded.config.http, expected.http);
     assert_eq!(loaded.config.log, expected.log);
     assert_eq!(loaded.config.channels["main"].token, SecretRef::Env("TOKEN".into()));
-    assert_eq!(loaded.config.sinks["out"].window, 1024);
+    assert_eq!(loaded.config.sinks["out"].window, 2048);
     assert_eq!(loaded.config.sinks["out"].settings, serde_json::json!({}));
 }
 
