@@ -82,7 +82,6 @@ pub struct Backfill {
     tools: Tools,
     targets: watch::Receiver<Targets>,
     follower: Follower,
-    position: Seq,
     waiting: VecDeque<Gap>,
     /// The places in the journal of the gaps that are being worked on.
     begun: HashSet<Seq>,
@@ -144,7 +143,6 @@ impl Backfill {
     ) -> Result<Self, StoreError> {
         Ok(Self {
             follower: journal.follow(CURSOR, Start::End, concerns)?,
-            position: 0,
             tools: Tools { rest, journal, activities, recalled: Arc::default() },
             targets,
             waiting: VecDeque::new(),
@@ -196,15 +194,13 @@ impl Backfill {
                 None => self.waiting.push_back(gap),
             }
         }
-        self.position = batch.through;
         self.advance();
     }
 
     /// The cursor stays before the first gap that is not done.
     fn advance(&self) {
         let open = self.waiting.iter().map(|gap| gap.seq).chain(self.begun.iter().copied()).min();
-        let through = open.map_or(self.position, |seq| seq.saturating_sub(1));
-        self.follower.advance(through);
+        self.follower.done(open);
     }
 }
 

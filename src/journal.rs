@@ -142,6 +142,12 @@ struct Cursor {
     following: Option<Following>,
 }
 
+impl Cursor {
+    fn new(at: Seq, saved: Option<Seq>) -> Self {
+        Self { at, saved, active: true, since: 0, following: None }
+    }
+}
+
 /// How the journal is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Health {
@@ -273,9 +279,7 @@ impl Journal {
         let at = self.position(start)?;
         let mut state = self.0.lock();
         // Saved once before anything else happens, so that a restart does not begin anew.
-        state
-            .cursors
-            .insert(name, Cursor { at, saved: None, active: true, since: 0, following: None });
+        state.cursors.insert(name, Cursor::new(at, None));
         drop(state);
         self.0.work.notify_one();
         Ok(at)

@@ -47,6 +47,7 @@
 //! A new kind of sink: one file under `sink/` and one row in [`sink::KINDS`]. A new rule of the
 //! protocol: [`astro::session`], with its case in the table of its tests. A new key of the
 //! configuration: [`config`], and `config/astro-relay.toml`. A new command: one file under [`cli`].
+//! A part of the relay that waits for certain events: [`journal::Journal::follow`].
 
 pub mod astro;
 pub mod backfill;

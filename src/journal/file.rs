@@ -175,8 +175,7 @@ fn begin(
             oldest.saturating_sub(1)
         });
         // It holds back retention until it is known which sinks there are: see [`Journal::sinks`].
-        let cursor = Cursor { at, saved: Some(at), active: true, since: 0, following: None };
-        state.cursors.insert(kept.sink.into(), cursor);
+        state.cursors.insert(kept.sink.into(), Cursor::new(at, Some(at)));
     }
     store.replays()?;
     state.dead_count = store.dead_letter_counts()?.into_iter().collect();

@@ -31,8 +31,6 @@ pub(super) struct Following {
     concern: Concern,
     /// Everything through here was handed to it, or does not concern it.
     through: Seq,
-    /// Through which event it was handed something.
-    handed: Seq,
     /// The last event that concerns it.
     until: Seq,
 }
@@ -56,7 +54,7 @@ impl Journal {
         let mut state = self.0.lock();
         let until = state.last;
         if let Some(cursor) = state.cursors.get_mut(name) {
-            cursor.following = Some(Following { concern, through: at, handed: at, until });
+            cursor.following = Some(Following { concern, through: at, until });
         }
         drop(state);
         Ok(Follower { journal: self.clone(), name: name.into() })
@@ -89,15 +87,15 @@ impl Follower {
         }
     }
 
-    /// It is done with everything through `seq`, of what it was handed. That is written down with what
-    /// is written next, at the latest within a second.
-    pub fn advance(&self, seq: Seq) {
+    /// It is done with everything that it was handed; or, where something is open, with what stands
+    /// before the first of that. It is written down with what is written next, at the latest within a
+    /// second.
+    pub fn done(&self, open: Option<Seq>) {
         let mut state = self.journal.0.lock();
         let Some(cursor) = state.cursors.get_mut(&self.name) else { return };
         let Some(following) = cursor.following else { return };
-        // With nothing open it stands where it has looked.
-        let at = if seq >= following.handed { following.through } else { seq };
-        cursor.at = cursor.at.max(at);
+        let through = open.map_or(following.through, |seq| seq.saturating_sub(1));
+        cursor.at = cursor.at.max(through);
     }
 
     fn looked(&self) -> Option<Following> {
@@ -109,7 +107,6 @@ impl Follower {
         let last = state.last;
         let cursor = state.cursors.get_mut(&self.name);
         let Some(following) = cursor.and_then(|cursor| cursor.following.as_mut()) else { return };
-        following.handed = through;
         // Behind the last that concerns it there is nothing to be handed out.
         following.through = if through < following.until { through } else { last };
     }
@@ -187,7 +184,7 @@ mod tests {
         say(&journal, &["other"]);
         assert_eq!(handed(&follower, 2), Some(vec![6]));
         assert_eq!((handed(&follower, 2), at(&journal)), (None, 3), "it has said nothing yet");
-        follower.advance(6);
+        follower.done(None);
         assert_eq!(at(&journal), 8, "what came behind the last does not concern it");
         say(&journal, &["other"]);
         assert_eq!(at(&journal), 9);
@@ -201,13 +198,13 @@ mod tests {
         assert_eq!(handed(&follower, 10), Some(vec![2]));
         say(&journal, &["other", "mine", "other"]);
         assert_eq!((handed(&follower, 10), at(&journal)), (Some(vec![4]), 1));
-        follower.advance(2);
+        follower.done(Some(3));
         assert_eq!(at(&journal), 2);
         say(&journal, &["other"]);
         assert_eq!((handed(&follower, 10), at(&journal)), (None, 2));
-        follower.advance(4);
+        follower.done(None);
         assert_eq!(at(&journal), 6);
-        follower.advance(3);
+        follower.done(Some(4));
         assert_eq!(at(&journal), 6, "it never goes back");
     }
 
@@ -220,7 +217,7 @@ mod tests {
         drop(follower);
         let follower = follow(&journal);
         assert_eq!(handed(&follower, 10), Some(vec![1, 2]));
-        follower.advance(2);
+        follower.done(None);
         say(&journal, &["other"]);
         assert_eq!(at(&journal), 3);
     }

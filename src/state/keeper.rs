@@ -405,7 +405,7 @@ impl Keeper {
                 self.write_down(&event.channel, &changes);
             }
         }
-        self.follower.advance(batch.through);
+        self.follower.done(None);
     }
 
     /// Takes in what a fetch has brought.
