@@ -5,6 +5,8 @@
 //!
 //! The one thing to know: every field of the envelope is optional on the wire, and may be `null`.
 
+mod usual;
+
 use std::{borrow::Cow, fmt, ops::Range};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -139,6 +141,11 @@ struct ReconnectData {
 
 /// Reads one text frame.
 pub fn read(text: &str) -> Result<ServerFrame<'_>, WireError> {
+    usual::message(text).map_or_else(|| read_any(text), |usual| Ok(ServerFrame::Message(usual)))
+}
+
+/// Reads whatever frame, the usual as well as the odd.
+fn read_any(text: &str) -> Result<ServerFrame<'_>, WireError> {
     let raw: Raw<'_> = serde_json::from_str(text)?;
     let kind = raw.kind.0;
     // The older document's table says `RESPONSE`, its examples say `response`.
