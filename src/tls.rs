@@ -1,7 +1,8 @@
 //! TLS towards a server: whom to trust, and who we are. rustls with ring everywhere.
 //!
 //! Configured files are read again on every connect, so that a renewed certificate needs no restart.
-//! The system's authorities are read once in a while, and shared by all who trust them.
+//! The system's authorities are read when the first server has shown its certificate, and once in a
+//! while after that, and shared by all who trust them.
 //!
 //! The one thing to know: without a `ca_file` the system's authorities are trusted, and where the
 //! system has none (a bare container) Mozilla's, which are compiled in.
@@ -13,14 +14,19 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
 use tokio::time::Instant;
 
 /// How long the system's authorities are not read again. They are some three hundred files, which take
-/// 20 ms of the processor: too much for every attempt at a far side that is down. They change a few
-/// times a year.
+/// 20 ms of the processor: too much for every attempt at a far side that is down, and for a relay whose
+/// far sides all speak plainly. They change a few times a year.
 const KEEP_SYSTEM: Duration = Duration::from_hours(1);
 
 /// Authorities, and when they were read.
@@ -68,9 +74,14 @@ pub fn client_config(
     client_key_file: Option<&Path>,
 ) -> Result<ClientConfig, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots(ca_file)?);
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?;
+    let builder = match ca_file {
+        Some(path) => builder.with_root_certificates(authorities(path)?),
+        None => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(SystemAuthorities { provider })),
+    };
     match (client_cert_file, client_key_file) {
         (None, None) => Ok(builder.with_no_client_auth()),
         (Some(cert), Some(key)) => {
@@ -83,14 +94,58 @@ pub fn client_config(
     }
 }
 
-fn roots(ca_file: Option<&Path>) -> Result<Arc<RootCertStore>, TlsError> {
-    let Some(path) = ca_file else { return Ok(system(&SYSTEM)) };
+fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(certificates(path)?);
     if roots.is_empty() {
         return Err(TlsError::Empty { path: path.to_owned() });
     }
-    Ok(Arc::new(roots))
+    Ok(roots)
+}
+
+/// rustls' own verifier over the system's authorities, made when there is something to verify.
+#[derive(Debug)]
+struct SystemAuthorities {
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for SystemAuthorities {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let provider = Arc::clone(&self.provider);
+        WebPkiServerVerifier::builder_with_provider(system(&SYSTEM), provider)
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// Whoever comes while they are being read waits for them, instead of reading them too.
@@ -127,7 +182,7 @@ mod tests {
 
     #[test]
     fn without_files_there_is_always_somebody_to_trust() {
-        assert!(!roots(None).unwrap().is_empty());
+        assert!(!system(&Kept::default()).is_empty());
         assert!(client_config(None, None, None).is_ok());
     }
 

@@ -19,7 +19,7 @@ use super::{
     ROOM, SOON,
     bench::{Bench, Want, millis, spawn, targets},
 };
-use crate::support::{sinks::certificate, wait::until};
+use crate::support::{daemon::Relay, sinks::certificate, wait::until};
 
 const WANTS: [Want<'_>; 1] = [("a", "channel.tips", Some(ROOM))];
 
@@ -103,4 +103,16 @@ async fn an_authority_that_is_not_trusted_is_refused_and_told() {
     let why = refusal(&bench).await;
     assert!(why.contains("TLS failed") && why.contains("UnknownIssuer"), "{why}");
     assert_eq!(bench.sim.stats().opened, 0);
+}
+
+#[tokio::test]
+async fn an_authority_of_the_system_is_trusted() {
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    let (address, _listener) = tls("127.0.0.1", sim.address()).await;
+    let url = format!("wss://localhost:{}", address.port());
+    let mut relay = Relay::new(&url, &sim.api_url(), "channel.tips", ROOM, "");
+    // This is how a system is given other authorities; a process of its own has none of ours.
+    relay.start_in(&[("SSL_CERT_FILE", &certificate("ca.pem"))]);
+    relay.ready().await;
+    assert_eq!(sim.stats().opened, 1);
 }

@@ -72,11 +72,17 @@ impl Relay {
 
     /// Starts it.
     pub fn start(&mut self) {
+        self.start_in(&[]);
+    }
+
+    /// The same, in an environment with these variables.
+    pub fn start_in(&mut self, environment: &[(&str, &str)]) {
         let log =
             fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log"));
         let child = Command::new(PROGRAM)
             .args(["run", "--config"])
             .arg(self.config())
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.unwrap())
