@@ -37,8 +37,8 @@ impl Looks {
     pub(crate) const PACE: Duration = Duration::from_millis(20);
 
     /// Of so many parts of the time, looking may take one: with ten thousand subscriptions that is a
-    /// look in about half a second, while they change.
-    const SHARE: u32 = 1000;
+    /// look in about a second, while they change.
+    const SHARE: u32 = 2000;
 
     /// One that leaves at least `pace` between two looks.
     pub(crate) fn new(pace: Duration) -> Self {
