@@ -9,6 +9,7 @@ use std::{env, process::Command};
 /// The first glibc that knows `DT_RELR`.
 const SINCE: (u32, u32) = (2, 36);
 
+#[expect(clippy::disallowed_methods, reason = "the environment is how cargo tells a build script")]
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let told = |name| env::var(name).unwrap_or_default();
