@@ -64,7 +64,7 @@ struct Step {
 /// to the instruction; where it makes maps with random seeds, which templates and conditions do, to
 /// 2 %. The tenth is for the compiler, which lays out anew what has not changed (3 % were seen).
 const STEPS: &[Step] = &[
-    Step { name: "read", what: "a frame to an event", limit: 5_280, run: read },
+    Step { name: "read", what: "a frame to an event", limit: 5_060, run: read },
     Step { name: "twins", what: "whether it was there before", limit: 830, run: twins },
     Step { name: "append", what: "into the journal's memory, and out", limit: 1_630, run: append },
     Step { name: "write", what: "into the journal's file", limit: 2_490, run: write },

@@ -8,21 +8,19 @@
 //! The one thing to know: what is found here is what the general reader would find. The payload is
 //! checked on the way, to its last bracket; what is no JSON is no usual message.
 
-use std::{borrow::Cow, ops::Range};
-
 use memchr::memchr2;
 
-use super::Envelope;
+use super::{Envelope, place};
 
-/// Where the fields lie, without their quotes.
+/// The fields as they stand in the text, strings without their quotes.
 #[derive(Default)]
-struct Fields {
-    id: Option<Range<usize>>,
-    ts: Option<Range<usize>>,
-    kind: Option<Range<usize>>,
-    topic: Option<Range<usize>>,
-    room: Option<Range<usize>>,
-    data: Option<Range<usize>>,
+struct Fields<'a> {
+    id: Option<&'a str>,
+    ts: Option<&'a str>,
+    kind: Option<&'a str>,
+    topic: Option<&'a str>,
+    room: Option<&'a str>,
+    data: Option<&'a str>,
 }
 
 /// A message as it usually comes. `None`: let the general reader look.
@@ -31,14 +29,14 @@ pub(super) fn message(text: &str) -> Option<Envelope<'_>> {
     if text.bytes().fold(u8::MAX, u8::min) < b' ' {
         return None;
     }
-    let mut scan = Scan { text: text.as_bytes(), at: 0 };
+    let mut scan = Scan { text, at: 0 };
     let mut fields = Fields::default();
     scan.sign(b'{')?;
     loop {
         let key = scan.plain()?;
         scan.sign(b':')?;
         let mut other = None;
-        let (field, value) = match text.get(key)? {
+        let (field, value) = match key {
             "id" => (&mut fields.id, scan.plain()?),
             "ts" => (&mut fields.ts, scan.plain()?),
             "type" => (&mut fields.kind, scan.plain()?),
@@ -58,30 +56,31 @@ pub(super) fn message(text: &str) -> Option<Envelope<'_>> {
             _ => return None,
         }
     }
-    let usual = text.get(fields.kind?)? == "message" && scan.look().is_none();
-    if !usual || fields.topic.as_ref().is_none_or(Range::is_empty) {
+    if scan.look().is_some() || fields.kind? != "message" {
         return None;
     }
-    let part = |field: Option<Range<usize>>| field.and_then(|field| text.get(field));
-    let part = |field| Cow::Borrowed(part(field).unwrap_or_default());
     Some(Envelope {
-        id: part(fields.id),
-        ts: part(fields.ts),
-        topic: part(fields.topic),
-        room: part(fields.room),
-        data: fields.data.filter(|data| text.get(data.clone()) != Some("null")).unwrap_or(0..0),
+        id: fields.id.unwrap_or_default().into(),
+        ts: fields.ts.unwrap_or_default().into(),
+        topic: fields.topic.filter(|topic| !topic.is_empty())?.into(),
+        room: fields.room.unwrap_or_default().into(),
+        data: fields.data.filter(|data| *data != "null").map_or(0..0, |data| place(text, data)),
     })
 }
 
 /// A place in a text that may be JSON. Whatever finds that it is not answers `None`.
 struct Scan<'a> {
-    text: &'a [u8],
+    text: &'a str,
     at: usize,
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
     fn peek(&self) -> Option<u8> {
-        self.text.get(self.at).copied()
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn rest(&self) -> Option<&'a [u8]> {
+        self.text.as_bytes().get(self.at..)
     }
 
     /// The next byte that is no white space; stays before it.
@@ -106,17 +105,18 @@ impl Scan<'_> {
     }
 
     /// A string without escapes: what lies between its quotes.
-    fn plain(&mut self) -> Option<Range<usize>> {
+    fn plain(&mut self) -> Option<&'a str> {
         self.sign(b'"')?;
         let from = self.at;
-        (self.run()? == b'"').then_some(from..self.at - 1)
+        if self.run()? == b'"' { self.text.get(from..self.at - 1) } else { None }
     }
 
     /// Goes behind the next quote or backslash, and answers which it is.
     fn run(&mut self) -> Option<u8> {
-        let behind = memchr2(b'"', b'\\', self.text.get(self.at..)?)?;
-        self.at += behind + 1;
-        self.text.get(self.at - 1).copied()
+        let rest = self.rest()?;
+        let before = memchr2(b'"', b'\\', rest)?;
+        self.at += before + 1;
+        rest.get(before).copied()
     }
 
     /// Behind the string whose first quote was passed.
@@ -135,7 +135,7 @@ impl Scan<'_> {
         match escape {
             b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => Some(()),
             b'u' => {
-                let hex = self.text.get(self.at..self.at + 4)?;
+                let hex = self.rest()?.get(..4)?;
                 self.at += 4;
                 hex.iter().all(u8::is_ascii_hexdigit).then_some(())
             }
@@ -144,7 +144,7 @@ impl Scan<'_> {
     }
 
     fn word(&mut self, word: &[u8]) -> Option<()> {
-        self.text.get(self.at..)?.starts_with(word).then(|| self.at += word.len())
+        self.rest()?.starts_with(word).then(|| self.at += word.len())
     }
 
     fn number(&mut self) -> Option<()> {
@@ -187,8 +187,8 @@ impl Scan<'_> {
         self.sign(b':')
     }
 
-    /// A value of any kind: where it lies.
-    fn value(&mut self) -> Option<Range<usize>> {
+    /// A value of any kind.
+    fn value(&mut self) -> Option<&'a str> {
         self.look()?;
         let from = self.at;
         // What is open around the place, the innermost in the lowest bit: an object is a one. Another
@@ -226,7 +226,7 @@ impl Scan<'_> {
             // A value has ended, and perhaps with it what it stands in.
             loop {
                 if open == 1 {
-                    return Some(from..self.at);
+                    return self.text.get(from..self.at);
                 }
                 let object = open & 1 == 1;
                 match (self.step()?, object) {
