@@ -2,14 +2,15 @@
 //!
 //! It reads what comes next, renders it, hands it over in batches, and moves the cursor over what the
 //! far side has accepted. Retry, backoff, the breaker, dead letters and replays are here, the same for
-//! every kind of sink.
+//! every kind of sink. A sink that can have more than one batch on its way gets the next before the one
+//! before is answered for: what is on its way is the flight.
 //!
 //! A sink with `state = true` also has its far side keep the live state ([`keeping`]): between two
 //! batches what has changed is said, and never through the journal.
 //!
 //! The one thing to know: what is sent and not yet saved as accepted never exceeds the sink's window,
-//! so a crash at any moment repeats no more than that. Order is kept: nothing is sent before all that
-//! stands before it has been accepted, set aside or skipped.
+//! so a crash at any moment repeats no more than that. Order is kept: whatever fails, the flight goes out
+//! again from the first that was not accepted, and nothing overtakes it.
 
 mod keeping;
 mod requests;
@@ -51,8 +52,9 @@ const BREAK: Duration = Duration::from_secs(5);
 /// the wrong century), and an operator who mends it should not have to restart the relay.
 const LONGEST_ASKED: Duration = Duration::from_hours(1);
 
-/// Bytes of events in one batch, about: half a window of small ones. The far side's answer to a batch is
-/// waited for, so a flood goes out the faster the more is in each: half as much was measured to be slower.
+/// Bytes of events in one batch, about: half a window of small ones. Most sinks wait for the far side's
+/// answer to a batch, so a flood goes out the faster the more is in each: half as much was measured to be
+/// slower.
 const BATCH_BYTES: usize = 1024 * 1024;
 
 /// How long to wait for a journal that cannot be read at the moment.
@@ -73,7 +75,12 @@ pub struct Delivery {
     deadline: Duration,
     backoff: Backoff,
     failures: u32,
+    /// The cursor: all through it is dealt with.
     position: Seq,
+    /// What is handed over and not yet dealt with, in order.
+    flight: Vec<Outgoing>,
+    /// How far the journal is read: what lies between the cursor and this is in flight or not wanted.
+    read: Seq,
     connected: bool,
     /// Whether the page speaks of a failure.
     troubled: bool,
@@ -149,6 +156,8 @@ impl Delivery {
             backoff: Backoff::new(FIRST_WAIT, config.backoff_max.0),
             failures: 0,
             position,
+            flight: Vec::new(),
+            read: position,
             connected: false,
             troubled: false,
             unsaved: VecDeque::new(),
@@ -163,7 +172,7 @@ impl Delivery {
         Ok(self)
     }
 
-    /// Delivers until it is told to stop. The batch in hand is finished first.
+    /// Delivers until it is told to stop. What is in flight is finished first.
     pub async fn run(mut self, stop: CancellationToken) {
         let halt = self.deliver(&stop).await;
         if matches!(halt, Halt::Gone) {
@@ -179,30 +188,69 @@ impl Delivery {
     async fn deliver(&mut self, stop: &CancellationToken) -> Halt {
         let mut progress = self.journal.progress();
         loop {
-            if let Err(halt) = self.connect(stop).await {
-                return halt;
-            }
-            if let Err(halt) = self.requested(stop).await {
-                return halt;
-            }
-            if let Err(halt) = self.keep(stop).await {
-                return halt;
-            }
-            let limit = self.free();
-            let wake = self.wait(limit, &mut progress, stop).await;
-            let outcome = match wake {
-                Wake::Stop => return Halt::Stopped,
-                Wake::Progress => Ok(()),
-                Wake::Lost(failure) => self.failed(&failure.cause, stop).await,
-                Wake::Batch(Ok(batch)) => self.batch(batch, stop).await,
-                Wake::Batch(Err(failure)) => {
-                    self.unreadable(&failure).await;
-                    Ok(())
-                }
+            let turn = if self.flight.is_empty() {
+                self.next(&mut progress, stop).await
+            } else {
+                self.go_on(&mut progress, stop).await
             };
-            if let Err(halt) = outcome {
+            if let Err(halt) = turn {
                 return halt;
             }
+        }
+    }
+
+    /// One turn with nothing in flight: looks after all that is not new, then waits for what is.
+    async fn next(
+        &mut self,
+        progress: &mut watch::Receiver<u64>,
+        stop: &CancellationToken,
+    ) -> Result<(), Halt> {
+        self.connect(stop).await?;
+        self.requested(stop).await?;
+        self.keep(stop).await?;
+        let limit = self.free();
+        match self.wait(limit, progress, stop).await {
+            Wake::Stop => Err(Halt::Stopped),
+            Wake::Progress => Ok(()),
+            Wake::Lost(failure) => self.failed(&failure.cause, stop).await,
+            Wake::Batch(Ok(batch)) => self.batch(batch, stop).await,
+            Wake::Batch(Err(failure)) => {
+                self.unreadable(&failure).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// One turn with something in flight: more goes out behind it, where more is there and nothing else
+    /// is to be done first; or else an answer is waited for.
+    async fn go_on(
+        &mut self,
+        progress: &mut watch::Receiver<u64>,
+        stop: &CancellationToken,
+    ) -> Result<(), Halt> {
+        if self.requests.has_changed().unwrap_or(false) {
+            self.requests.mark_unchanged();
+            self.asked = true;
+        }
+        let due = self.keeping.as_ref().is_some_and(Keeping::is_due);
+        if stop.is_cancelled() || self.asked || due {
+            return self.fly(0, stop).await;
+        }
+        let limit = usize::try_from(self.free()).unwrap_or(usize::MAX);
+        if limit == 0 && !self.unsaved.is_empty() {
+            // A cursor is saved within milliseconds; an answer may take much longer, and meanwhile there
+            // would be room for more.
+            tokio::select! {
+                () = stop.cancelled() => {}
+                Ok(()) = progress.changed() => {}
+            }
+            return Ok(());
+        }
+        let ready =
+            (limit > 0).then(|| self.journal.ready(self.read, limit, BATCH_BYTES)).flatten();
+        match ready.filter(|batch| batch.lost == 0) {
+            Some(batch) => self.batch(batch, stop).await,
+            None => self.fly(0, stop).await,
         }
     }
 
@@ -213,7 +261,7 @@ impl Delivery {
         stop: &CancellationToken,
     ) -> Wake {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let next = self.journal.next(self.position, limit, BATCH_BYTES);
+        let next = self.journal.next(self.read, limit, BATCH_BYTES);
         tokio::select! {
             biased;
             () = stop.cancelled() => Wake::Stop,
@@ -242,11 +290,12 @@ impl Delivery {
         let mut done = 0;
         loop {
             let rest = piece.parts.get(done..).unwrap_or_default();
-            let failure = match timeout(self.limit(rest.len()), self.sink.keep(rest)).await {
-                Ok(Ok(())) => break,
-                Ok(Err(failure)) => failure,
-                Err(_) => Failure::down("the sink kept no timeout of its own"),
-            };
+            let failure =
+                match timeout(limit(self.deadline, rest.len()), self.sink.keep(rest)).await {
+                    Ok(Ok(())) => break,
+                    Ok(Err(failure)) => failure,
+                    Err(_) => Failure::down("the sink kept no timeout of its own"),
+                };
             done += failure.accepted.min(rest.len());
             let Some(keeping) = &mut self.keeping else { return Ok(()) };
             match (&failure.cause, piece.parts.get(done)) {
@@ -290,34 +339,45 @@ impl Delivery {
         }
     }
 
-    /// How long the sink may take for so many, see [`Sink::deliver`].
-    fn limit(&self, count: usize) -> Duration {
-        self.deadline.saturating_mul(u32::try_from(count + 1).unwrap_or(u32::MAX))
-    }
-
     /// How many events may be sent now: half of the window at once, so that the next batch can go
-    /// while the cursor of the one before is being saved.
+    /// while the one before is being answered for, or its cursor saved.
     fn free(&mut self) -> u64 {
         let saved = self.journal.saved(&self.name);
         while self.unsaved.front().is_some_and(|(through, _)| *through <= saved) {
             self.unsaved.pop_front();
         }
-        let out: u64 = self.unsaved.iter().map(|(_, events)| events).sum();
+        let unsaved: u64 = self.unsaved.iter().map(|(_, events)| events).sum();
+        let out = unsaved + u64::try_from(self.flight.len()).unwrap_or(u64::MAX);
         self.window.saturating_sub(out).min(self.window.div_ceil(2))
     }
 
-    /// Renders a batch and hands it over, until all of it is dealt with.
+    /// Renders a batch and hands it over, behind what is in flight.
     async fn batch(&mut self, batch: Batch, stop: &CancellationToken) -> Result<(), Halt> {
         if batch.lost > 0 {
             self.lost(batch.lost);
             // Told once: the cursor steps over the hole before anything else can fail.
             self.moved(batch.records.first().map_or(batch.through, |first| first.seq - 1), 0);
         }
-        let outgoing = self.render(&batch.records);
-        // On a failure of the whole the cursor still stands where it was.
-        self.hand_over(&outgoing, Turn::Next, stop).await?;
-        // What stands behind the last that went out was not wanted.
-        self.moved(batch.through, 0);
+        let mut fresh = self.render(&batch.records);
+        self.read = batch.through;
+        let count = fresh.len();
+        if self.flight.is_empty() {
+            self.flight = fresh;
+        } else {
+            self.flight.append(&mut fresh);
+        }
+        self.fly(count, stop).await
+    }
+
+    /// Hands over the last `fresh` of the flight, or waits for an answer to some of it.
+    async fn fly(&mut self, fresh: usize, stop: &CancellationToken) -> Result<(), Halt> {
+        let mut flight = std::mem::take(&mut self.flight);
+        self.hand_over(&mut flight, fresh, Turn::Next, stop).await?;
+        self.flight = flight;
+        if self.flight.is_empty() {
+            // What stands behind the last that went out was not wanted.
+            self.moved(self.read, 0);
+        }
         Ok(())
     }
 
@@ -342,89 +402,96 @@ impl Delivery {
         outgoing
     }
 
-    /// Hands events over, in order, until each is accepted or set aside. What is new is rendered again
-    /// when time has passed: it may have become too old meanwhile.
+    /// Hands over the last `fresh` of `flight`, or with none of them waits for an answer; takes out of it
+    /// what is accepted or set aside. On a failure all of it goes out again, until it is with the far
+    /// side. What is new is rendered again when time has passed: it may have become too old meanwhile.
     async fn hand_over(
         &mut self,
-        outgoing: &[Outgoing],
+        flight: &mut Vec<Outgoing>,
+        mut fresh: usize,
         turn: Turn,
         stop: &CancellationToken,
     ) -> Result<(), Halt> {
-        let mut rest = outgoing;
-        let mut later;
         let mut late = false;
-        while !rest.is_empty() {
+        while !flight.is_empty() {
             late |= !self.connected;
             self.connect(stop).await?;
             if std::mem::take(&mut late) && turn == Turn::Next {
-                let records: Vec<_> = rest.iter().map(|one| Arc::clone(&one.record)).collect();
-                later = self.render(&records);
-                rest = &later;
-                if rest.is_empty() {
+                let records: Vec<_> = flight.iter().map(|one| Arc::clone(&one.record)).collect();
+                *flight = self.render(&records);
+                fresh = flight.len();
+                if flight.is_empty() {
                     break;
                 }
             }
-            let failure = match timeout(self.limit(rest.len()), self.sink.deliver(rest)).await {
-                Ok(Ok(())) => {
-                    self.accepted(rest, turn);
-                    self.worked();
+            let delivering = self.sink.deliver_ahead(flight, fresh);
+            let failure = match timeout(limit(self.deadline, flight.len()), delivering).await {
+                Ok(Ok(0)) if fresh == 0 => Failure::down("the sink has nothing on its way"),
+                Ok(Ok(accepted)) => {
+                    if accepted > 0 {
+                        self.accepted(flight, accepted, turn);
+                        self.worked();
+                    }
                     break;
                 }
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure::down("the sink kept no timeout of its own"),
             };
-            let (done, undone) = rest.split_at(failure.accepted.min(rest.len()));
-            self.accepted(done, turn);
-            rest = undone;
-            if !done.is_empty() {
+            if failure.accepted > 0 {
+                self.accepted(flight, failure.accepted, turn);
                 // The link has proved itself, whatever has happened to it now.
                 self.failures = 0;
                 self.backoff.reset();
             }
-            match (&failure.cause, rest.split_first()) {
-                (Cause::Refused { reason }, Some((refused, after))) => {
-                    self.set_aside(&refused.record, reason);
+            match (&failure.cause, flight.is_empty()) {
+                (Cause::Refused { reason }, false) => {
+                    let refused = flight.remove(0).record;
+                    self.set_aside(&refused, reason);
                     // In the window too: the letter is not yet on disk.
                     if turn == Turn::Next {
-                        self.moved(refused.record.seq, 1);
+                        self.moved(refused.seq, 1);
                     }
                     // A far side that refuses is there.
                     self.worked();
-                    rest = after;
                 }
                 // It has taken all there was: there is nothing to refuse or to wait for.
-                (Cause::Refused { .. } | Cause::Busy { .. }, None) => self.worked(),
+                (Cause::Refused { .. } | Cause::Busy { .. }, true) => self.worked(),
                 (cause, _) => {
                     self.failed(cause, stop).await?;
                     late = true;
                 }
             }
+            fresh = flight.len();
         }
         Ok(())
     }
 
-    fn accepted(&mut self, events: &[Outgoing], turn: Turn) {
-        let Some(first) = events.first() else { return };
+    /// The far side has accepted the first `count` of `flight`: they are done.
+    fn accepted(&mut self, flight: &mut Vec<Outgoing>, count: usize, turn: Turn) {
+        let events = flight.drain(..count.min(flight.len()));
+        let Some(last) = events.as_slice().last().map(|last| last.record.seq) else { return };
+        let amount = u64::try_from(events.len()).unwrap_or(0);
         let now = clock::now();
-        let age = |event: &Outgoing| now.saturating_sub(event.record.event.received);
         // Events of one reading were received in the same millisecond: one sample for all of them.
-        let (mut since, mut count) = (age(first), 0);
+        let (mut since, mut same) = (None, 0);
         for event in events {
-            if age(event) != since {
-                self.metrics.delivered(count, Duration::from_millis(since));
-                (since, count) = (age(event), 0);
+            let age = now.saturating_sub(event.record.event.received);
+            match since.replace(age) {
+                Some(before) if before != age => {
+                    self.metrics.delivered(same, Duration::from_millis(before));
+                    same = 1;
+                }
+                _ => same += 1,
             }
-            count += 1;
         }
-        self.metrics.delivered(count, Duration::from_millis(since));
+        self.metrics.delivered(same, Duration::from_millis(since.unwrap_or(0)));
         for (note, amount) in self.sink.tally() {
             self.metrics.note(note, amount);
         }
-        let amount = u64::try_from(events.len()).unwrap_or(0);
         self.status.sink(&self.name, |page| page.delivered += amount);
-        if let (Some(last), Turn::Next) = (events.last(), turn) {
+        if turn == Turn::Next {
             // What is accepted is not sent again, whatever happens now.
-            self.moved(last.record.seq, amount);
+            self.moved(last, amount);
         }
     }
 
@@ -577,6 +644,11 @@ impl Delivery {
         let mut events = vec![event::own("relay.gap", &nobody, &nobody, &data, clock::now())];
         self.journal.append(&mut events);
     }
+}
+
+/// How long a sink with that deadline may take for so many, see [`Sink::deliver`].
+fn limit(deadline: Duration, count: usize) -> Duration {
+    deadline.saturating_mul(u32::try_from(count + 1).unwrap_or(u32::MAX))
 }
 
 /// Waits until there is state to say; for ever, where none is kept.

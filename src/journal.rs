@@ -338,6 +338,14 @@ impl Journal {
         }
     }
 
+    /// What is there after `after` and need not be waited for: it still stands in memory.
+    pub fn ready(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch> {
+        let through = *self.0.readable.borrow();
+        let state = self.0.lock();
+        let in_memory = state.ring.front().is_some_and(|first| first.seq <= after + 1);
+        (through > after && in_memory).then(|| state.in_ring(after, through, limit, max_bytes))
+    }
+
     /// Reads what is there after `after`, through `through`.
     pub async fn read(
         &self,

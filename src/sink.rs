@@ -6,7 +6,8 @@
 //!
 //! The one thing to know: a batch is in flight all at once and is answered as a whole or as a prefix.
 //! `Ok` means that the far side has accepted every event of it, in the sense in which that transport
-//! can accept (an acknowledgement where there is one).
+//! can accept (an acknowledgement where there is one). A sink that loses time while it waits for the
+//! answer may take the next batch meanwhile: [`Sink::deliver_ahead`].
 
 mod address;
 mod ahead;
@@ -139,6 +140,23 @@ pub trait Sink: Send {
     ///
     /// Must be safe to drop at any await: what is on its way then has an unknown outcome.
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure>;
+
+    /// Hands over the last `fresh` events of `flight` (never empty). Those before them are on their way
+    /// from earlier calls, in this order, and not yet accepted. `Ok(n)`: the far side has accepted the
+    /// first `n` of `flight`; the others are on their way, and at the head of the next call's flight.
+    ///
+    /// With `fresh` at none, waits until one is accepted at least. After a failure and after `connect`
+    /// nothing is on its way any more: what is to go out again comes as fresh. Between two calls with
+    /// nothing on its way the others may be called. Limits, failures and being dropped are as for
+    /// [`deliver`](Self::deliver), which this does where a sink does not have it: then nothing is ever
+    /// left on its way.
+    async fn deliver_ahead(
+        &mut self,
+        flight: &[Outgoing],
+        _fresh: usize,
+    ) -> Result<usize, Failure> {
+        self.deliver(flight).await.map(|()| flight.len())
+    }
 
     /// Has the far side keep these parts of the state, each under an address of its own, over what was
     /// there. A path stands in `parts` once at most. Called only with `state = true`, and between

@@ -14,6 +14,7 @@ use crate::{
     event::{Origin, Record},
     journal::{DeadLetter, Replay},
     route::{Pattern, Rendered},
+    sink::Outgoing,
 };
 
 /// Events of a replay that are handed over between two batches of new ones.
@@ -54,7 +55,7 @@ impl Delivery {
         info!(sink = %self.name, number = letter.number, "trying a dead letter again");
         match self.route.render(&letter.record, clock::now()) {
             // If it is refused again, it becomes a new dead letter with the new reason.
-            Rendered::Wanted(outgoing) => self.hand_over(&[outgoing], Turn::Again, stop).await?,
+            Rendered::Wanted(outgoing) => self.again(vec![outgoing], stop).await?,
             // Somebody asked for it: it must not go without a word.
             Rendered::Skipped(skip) => {
                 let reason = format!("no longer wanted by the sink: {}", skip.as_str());
@@ -63,6 +64,20 @@ impl Delivery {
             Rendered::Failed(reason) => self.set_aside(&letter.record, &reason),
         }
         self.journal.settle(letter.number);
+        Ok(())
+    }
+
+    /// Hands over what was asked for, until each of it is accepted or set aside.
+    async fn again(
+        &mut self,
+        mut outgoing: Vec<Outgoing>,
+        stop: &CancellationToken,
+    ) -> Result<(), Halt> {
+        let mut fresh = outgoing.len();
+        while !outgoing.is_empty() {
+            self.hand_over(&mut outgoing, fresh, Turn::Again, stop).await?;
+            fresh = 0;
+        }
         Ok(())
     }
 
@@ -92,7 +107,7 @@ impl Delivery {
         };
         let marked: Vec<_> = batch.records.iter().filter(wanted).map(replayed).collect();
         let outgoing = self.render(&marked);
-        self.hand_over(&outgoing, Turn::Again, stop).await?;
+        self.again(outgoing, stop).await?;
         let done = batch.through >= until || batch.through <= replay.position;
         self.journal.replayed(replay.number, (!done).then_some(batch.through));
         if done {

@@ -2,8 +2,9 @@
 //!
 //! With `jetstream` an event counts as accepted when the stream has acknowledged it; its message id
 //! lets the stream recognise a repeat. Without, a batch counts as accepted when the server has
-//! processed all of it, which a message to ourselves behind it tells: who does not listen at that
-//! moment never hears it. Reconnecting is the delivery's; the client is kept from it. Commands, where
+//! processed all of it, which a message to ourselves behind it tells (a question): who does not listen
+//! at that moment never hears it. The next batch goes out meanwhile, or the server would have nothing
+//! to do while its answer is on its way. Reconnecting is the delivery's; the client is kept from it. Commands, where
 //! they are configured, come and are answered over the same connection, see [`command`].
 //!
 //! With `state`, the live state is kept in a key-value bucket, see [`bucket`].
@@ -16,7 +17,13 @@ mod command;
 mod link;
 mod stream;
 
-use std::{borrow::Cow, collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{HashSet, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_nats::{
     ConnectOptions, HeaderMap, HeaderName, Message, ServerAddr, StatusCode, Subject,
@@ -265,7 +272,13 @@ struct Nats {
     link: Option<Link>,
     /// Numbers batches, so that an answer to an earlier one is not taken for one to this.
     batch: u64,
+    /// What became of the events in flight, in order.
     verdicts: Vec<Verdict>,
+    /// Questions without an answer yet: the number of each, and how many events went out before it and
+    /// behind the one before.
+    questions: VecDeque<(u64, usize)>,
+    /// So many events at the head of the flight went out before a question that is answered.
+    answered: usize,
     beside: Beside,
     /// The address of the last event, as the client wants it.
     last_subject: Option<(Arc<str>, Subject)>,
@@ -306,6 +319,8 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         link: None,
         batch: 0,
         verdicts: Vec::new(),
+        questions: VecDeque::new(),
+        answered: 0,
         last_subject: None,
         permitted: HashSet::default(),
         forbidden: Vec::new(),
@@ -348,20 +363,45 @@ impl Sink for Nats {
     }
 
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        let mut flight = batch;
+        let mut fresh = batch.len();
+        while !flight.is_empty() {
+            let done = batch.len() - flight.len();
+            let accepted = self.deliver_ahead(flight, fresh).await;
+            let accepted = accepted
+                .map_err(|failure| Failure::after(done + failure.accepted, failure.cause))?;
+            flight = flight.get(accepted..).unwrap_or_default();
+            fresh = 0;
+        }
+        Ok(())
+    }
+
+    async fn deliver_ahead(&mut self, flight: &[Outgoing], fresh: usize) -> Result<usize, Failure> {
         let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
-        self.batch += 1;
-        self.verdicts.clear();
-        self.verdicts.resize(batch.len(), Verdict::Pending);
-        let carried = if self.settings.jetstream {
-            self.store(&mut link, batch).await
-        } else {
-            self.publish(&mut link, batch).await
+        let before = flight.len().saturating_sub(fresh);
+        if before == 0 {
+            self.questions.clear();
+            self.verdicts.clear();
+        }
+        self.verdicts.resize(flight.len(), Verdict::Pending);
+        self.answered = 0;
+        let carried = match (self.settings.jetstream, fresh) {
+            (true, _) => self.store(&mut link, flight).await,
+            (false, 0) => {
+                self.hear(&mut link, flight, self.questions.len().saturating_sub(1)).await
+            }
+            (false, _) => self.publish(&mut link, flight, before).await,
         };
+        let accepted = self.accepted();
         if let Err(lost) = carried {
-            return Err(Failure::after(self.accepted(), Cause::Down(lost)));
+            return Err(Failure::after(accepted, Cause::Down(lost)));
         }
         self.link = Some(link);
-        self.outcome()
+        if accepted < self.answered || accepted < flight.len() && self.questions.is_empty() {
+            return Err(self.hindrance(accepted));
+        }
+        self.verdicts.drain(..accepted);
+        Ok(accepted)
     }
 
     async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
@@ -377,7 +417,7 @@ impl Sink for Nats {
         }
         self.link = Some(link);
         // What was only said again is said once more before long.
-        if accepted >= parts.len() { Ok(()) } else { self.outcome() }
+        if accepted >= parts.len() { Ok(()) } else { Err(self.hindrance(accepted)) }
     }
 
     async fn idle(&mut self) -> Failure {
@@ -495,9 +535,10 @@ impl Nats {
         }
     }
 
-    /// Hands the batch to the client up to the first event that cannot be sent; says how many.
-    async fn hand(&mut self, link: &Link, batch: &[Outgoing]) -> Result<usize, Lost> {
-        for (place, outgoing) in batch.iter().enumerate() {
+    /// Hands the flight to the client, from the place `from` up to the first event that cannot be sent;
+    /// answers how far that is.
+    async fn hand(&mut self, link: &Link, flight: &[Outgoing], from: usize) -> Result<usize, Lost> {
+        for (place, outgoing) in flight.iter().enumerate().skip(from) {
             let forbidden = self.forbidden.iter().find(|(subject, _)| *subject == outgoing.address);
             let unsent = if let Some((_, reason)) = forbidden {
                 Unsent::Refused(reason.clone())
@@ -523,18 +564,28 @@ impl Nats {
             }
             return Ok(place);
         }
-        Ok(batch.len())
+        Ok(flight.len())
     }
 
-    /// Publishes the batch and waits until the server has processed it.
-    async fn publish(&mut self, link: &mut Link, batch: &[Outgoing]) -> Result<(), Lost> {
-        let sent = self.hand(link, batch).await?;
-        let sent = batch.get(..sent).unwrap_or_default();
-        self.round_trip(link, sent, 0).await?;
+    /// Publishes the flight from the place `from`, and waits until the server has processed what was on
+    /// its way before.
+    async fn publish(
+        &mut self,
+        link: &mut Link,
+        flight: &[Outgoing],
+        from: usize,
+    ) -> Result<(), Lost> {
+        self.batch += 1;
+        let end = self.hand(link, flight, from).await?;
+        let sent = flight.get(from..end).unwrap_or_default();
+        // What cannot be sent is told when all before it is settled.
+        let mut open = usize::from(end == flight.len());
         // A refusal reaches us by another way than the answer behind it. It has certainly come when
         // a second question is answered; that is asked where a subject was not used before.
         if sent.iter().any(|outgoing| !self.permitted.contains(&outgoing.address)) {
-            self.round_trip(link, sent, 1).await?;
+            self.question(link, 0).await?;
+            self.hear(link, flight, 0).await?;
+            open = 0;
             if self.permitted.len() > MAX_SUBJECTS {
                 self.permitted.clear();
             }
@@ -544,10 +595,46 @@ impl Nats {
                 }
             }
         }
-        while let Some(note) = link.noted() {
-            self.heed(note, sent)?;
+        self.question(link, sent.len()).await?;
+        self.hear(link, flight, open).await
+    }
+
+    /// Asks whether the server has processed the last `events`.
+    async fn question(&mut self, link: &Link, events: usize) -> Result<(), Lost> {
+        self.batch += 1;
+        let asked = timeout(self.timeout, link.question((self.batch, 0))).await;
+        match asked.map_err(|_| self.silence())? {
+            Ok(()) => self.questions.push_back((self.batch, events)),
+            Err(Unsent::Lost(reason) | Unsent::Refused(reason)) => return Err(reason.into()),
         }
-        for verdict in self.verdicts.iter_mut().take(sent.len()) {
+        Ok(())
+    }
+
+    /// Waits until no more than `open` questions are without an answer.
+    async fn hear(
+        &mut self,
+        link: &mut Link,
+        flight: &[Outgoing],
+        open: usize,
+    ) -> Result<(), Lost> {
+        while self.questions.len() > open {
+            match self.answer(link).await? {
+                Ok((Some((number, _)), _)) => {
+                    // One to a question that was given up finds none here.
+                    if let Some((_, events)) =
+                        self.questions.pop_front_if(|(asked, _)| *asked == number)
+                    {
+                        self.answered += events;
+                    }
+                }
+                Ok(_) => {}
+                Err(note) => drop(self.heed(note, flight)?),
+            }
+        }
+        while let Some(note) = link.noted() {
+            self.heed(note, flight)?;
+        }
+        for verdict in self.verdicts.iter_mut().take(self.answered) {
             if *verdict == Verdict::Pending {
                 *verdict = Verdict::Accepted;
             }
@@ -599,35 +686,15 @@ impl Nats {
         Ok(denied.map_or(Permission::Granted, |reason| address::denied(&reason, subject)))
     }
 
-    async fn round_trip(
-        &mut self,
-        link: &mut Link,
-        sent: &[Outgoing],
-        question: usize,
-    ) -> Result<(), Lost> {
-        let mark = (self.batch, question);
-        let asked = timeout(self.timeout, link.question(mark)).await;
-        match asked.map_err(|_| self.silence())? {
-            Ok(()) => {}
-            Err(Unsent::Lost(reason) | Unsent::Refused(reason)) => return Err(reason.into()),
-        }
-        loop {
-            match self.answer(link).await? {
-                Ok((answered, _)) if answered == Some(mark) => return Ok(()),
-                Ok(_) => {}
-                Err(note) => drop(self.heed(note, sent)?),
-            }
-        }
-    }
-
-    /// Publishes the batch and waits until the stream has answered for every event of it.
-    async fn store(&mut self, link: &mut Link, batch: &[Outgoing]) -> Result<(), Lost> {
+    /// Publishes the flight and waits until the stream has answered for every event of it.
+    async fn store(&mut self, link: &mut Link, flight: &[Outgoing]) -> Result<(), Lost> {
         if self.stream_in_doubt {
             self.remarks = self.settle_stream(link).await?;
             self.stream_in_doubt = false;
         }
-        let sent = self.hand(link, batch).await?;
-        let sent = batch.get(..sent).unwrap_or_default();
+        self.batch += 1;
+        let end = self.hand(link, flight, 0).await?;
+        let sent = flight.get(..end).unwrap_or_default();
         let mut left = sent.len();
         while left > 0 {
             match self.answer(link).await? {
@@ -759,18 +826,16 @@ impl Nats {
         self.verdicts.iter().take_while(|verdict| **verdict == Verdict::Accepted).count()
     }
 
-    /// What the answers mean for the batch.
-    fn outcome(&mut self) -> Result<(), Failure> {
-        let accepted = self.accepted();
+    /// What hindered the event at the place `accepted`.
+    fn hindrance(&mut self, accepted: usize) -> Failure {
         let cause = match self.verdicts.get_mut(accepted).map(std::mem::take) {
-            None => return Ok(()),
             Some(Verdict::Refused(reason)) => Cause::Refused { reason },
             Some(Verdict::Busy(reason)) => Cause::Busy { wait: None, reason },
-            Some(Verdict::Pending | Verdict::Accepted) => {
+            None | Some(Verdict::Pending | Verdict::Accepted) => {
                 Cause::Down("an answer is missing".into())
             }
         };
-        Err(Failure::after(accepted, cause))
+        Failure::after(accepted, cause)
     }
 }
 

@@ -48,6 +48,9 @@ async fn whatever_the_far_side_says_each_event_arrives_once_and_in_order() {
         far.script(answers);
         far.poison(poison);
         far.connects((0..random.usize(..5)).map(|_| random.bool().then(down)));
+        if seed % 2 == 0 {
+            far.answers_later(random.fork());
+        }
         let running = Running::start("far", &journal, &far, |config| {
             config.start = Start::Earliest;
             config.window = random.usize(1..200);
@@ -203,6 +206,34 @@ async fn a_stop_finishes_what_is_in_hand_and_begins_nothing_new() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_next_goes_out_while_the_one_before_is_on_its_way() {
+    let (journal, far) = (memory(), Far::new());
+    far.answers_later(Rng::with_seed(7));
+    let running = Running::start("far", &journal, &far, |config| {
+        config.start = Start::Earliest;
+        config.window = 100;
+    });
+    journal.append(&mut events(0..1000));
+    let all = async || (journal.lag("far").0 == 0).then_some(());
+    until("all of it has arrived", HOUR, all).await;
+    assert_eq!(far.accepted(), (0..1000).collect::<Vec<_>>());
+    let overlaps = far.overlaps();
+    assert!(overlaps > 10, "{overlaps}");
+    // One alone is answered for too, though nothing comes behind it.
+    journal.append(&mut events(1000..1001));
+    until("it has arrived", HOUR, all).await;
+    // At an end nothing is left on its way, and nothing new goes out.
+    far.script((0..1000).map(|_| Answer::Slow(Duration::from_secs(1))));
+    journal.append(&mut events(1001..3000));
+    until("it is at work", HOUR, async || (far.overlaps() > overlaps).then_some(())).await;
+    running.stop().await;
+    let accepted = far.accepted();
+    assert!(accepted.len() < 3000, "{}", accepted.len());
+    assert!(accepted.iter().copied().eq(0..3000 - journal.lag("far").0), "{}", accepted.len());
+    assert!(far.closed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_loss_is_told_to_the_sink_by_name_and_number_and_told_once() {
     let journal = Journal::in_memory(30_000);
     let (far, watcher) = (Far::new(), Far::new());
@@ -234,8 +265,20 @@ async fn a_loss_is_told_to_the_sink_by_name_and_number_and_told_once() {
 async fn what_is_sent_and_not_saved_never_exceeds_the_window() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    for (window, name) in [(1, "a"), (2, "b"), (7, "c"), (64, "d")] {
+    for (window, name, ahead) in [
+        (1, "a", false),
+        (2, "b", false),
+        (7, "c", false),
+        (64, "d", false),
+        (1, "e", true),
+        (2, "f", true),
+        (7, "g", true),
+        (64, "h", true),
+    ] {
         let far = Far::new();
+        if ahead {
+            far.answers_later(Rng::with_seed(1));
+        }
         far.watch_window(&journal, name);
         far.poison(|n| n.is_multiple_of(19));
         let running = Running::start(name, &journal, &far, |config| {

@@ -6,6 +6,8 @@ use astro_relay::{
     journal::{Replay, store::Store},
 };
 
+use fastrand::Rng;
+
 use super::scripted::{Answer, Far, Running, down};
 use crate::support::{
     journal::{PATIENCE, append, close, config, events, open, settled},
@@ -19,15 +21,26 @@ async fn arrived(far: &Far, count: usize) {
 
 #[tokio::test]
 async fn a_replay_goes_between_what_is_new() {
+    replay_beside_what_is_new(&Far::new()).await;
+}
+
+#[tokio::test]
+async fn a_replay_waits_for_what_is_on_its_way() {
+    let far = Far::new();
+    far.answers_later(Rng::with_seed(3));
+    replay_beside_what_is_new(&far).await;
+    assert!(far.overlaps() > 0);
+}
+
+async fn replay_beside_what_is_new(far: &Far) {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    let far = Far::new();
-    let running = Running::start("far", &journal, &far, |config| {
+    let running = Running::start("far", &journal, far, |config| {
         config.start = Start::Earliest;
         config.window = 16;
     });
     append(&journal, events(0..500)).await;
-    arrived(&far, 500).await;
+    arrived(far, 500).await;
     settled(&journal, &["far"]).await;
     let store = Store::open_reader(dir.path()).unwrap();
     store.allow_requests().unwrap();
@@ -36,7 +49,7 @@ async fn a_replay_goes_between_what_is_new() {
     store.request_replay(&replay, clock::now()).unwrap();
     until("the replay begins", PATIENCE, async || (!far.replayed().is_empty()).then_some(())).await;
     append(&journal, events(500..1000)).await;
-    arrived(&far, 1000).await;
+    arrived(far, 1000).await;
     until("the replay is done", PATIENCE, async || {
         store.replays().unwrap().is_empty().then_some(())
     })

@@ -16,6 +16,7 @@ use astro_relay::{
     status::Status,
 };
 use async_trait::async_trait;
+use fastrand::Rng;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +47,9 @@ struct State {
     delivered_at: Vec<Instant>,
     window: Option<(Journal, String)>,
     in_flight: usize,
+    ahead: Option<Rng>,
+    on_its_way: Vec<Seq>,
+    overlaps: usize,
     closed: bool,
 }
 
@@ -97,6 +101,17 @@ impl Far {
     /// Notes how much was sent and not saved, with every batch.
     pub fn watch_window(&self, journal: &Journal, sink: &str) {
         self.lock().window = Some((journal.clone(), sink.to_owned()));
+    }
+
+    /// It takes what comes next before it has answered for what is on its way, and answers for as much
+    /// of it at a time as it likes.
+    pub fn answers_later(&self, random: Rng) {
+        self.lock().ahead = Some(random);
+    }
+
+    /// How often something was handed over behind what was on its way.
+    pub fn overlaps(&self) -> usize {
+        self.lock().overlaps
     }
 
     /// What it has accepted as new.
@@ -158,6 +173,16 @@ impl State {
         Ok(())
     }
 
+    /// How many of a flight it answers for now. Nothing else may be on its way than what it knows of.
+    fn answers_for(&mut self, flight: &[Outgoing], fresh: usize) -> Option<usize> {
+        let random = self.ahead.as_mut()?;
+        let (before, new) = flight.split_at(flight.len() - fresh);
+        let on_its_way = std::mem::take(&mut self.on_its_way);
+        assert!(before.iter().map(|outgoing| outgoing.record.seq).eq(on_its_way), "as it was left");
+        self.overlaps += usize::from(!before.is_empty() && !new.is_empty());
+        Some(random.usize(usize::from(new.is_empty())..=flight.len()))
+    }
+
     /// Sent and not saved: this batch, and what was taken of those before.
     fn measure(&mut self, batch: &[Outgoing]) {
         let Some((journal, sink)) = &self.window else { return };
@@ -173,6 +198,7 @@ impl Sink for Far {
         let (answer, hang) = {
             let mut state = self.lock();
             state.connected_at.push(Instant::now());
+            state.on_its_way.clear();
             (state.connects.pop_front().flatten(), state.hang_connecting)
         };
         if hang {
@@ -208,7 +234,22 @@ impl Sink for Far {
         }
     }
 
+    async fn deliver_ahead(&mut self, flight: &[Outgoing], fresh: usize) -> Result<usize, Failure> {
+        let answered = {
+            let mut state = self.lock();
+            state.measure(flight);
+            state.answers_for(flight, fresh).unwrap_or(flight.len())
+        };
+        let (now, later) = flight.split_at(answered);
+        if !now.is_empty() {
+            self.deliver(now).await?;
+        }
+        self.lock().on_its_way = later.iter().map(|outgoing| outgoing.record.seq).collect();
+        Ok(answered)
+    }
+
     async fn close(&mut self) {
+        assert!(self.lock().on_its_way.is_empty(), "what is on its way is finished first");
         self.lock().closed = true;
     }
 }
