@@ -2,7 +2,8 @@
 //!
 //! The one thing to know: it is given up while the file is opened anew after a failed sync. SQLite
 //! then trusts nothing that a connection remembers of the write-ahead log, and reads it once more with
-//! its sums; who reads meanwhile gets an error and comes again.
+//! its sums; who reads meanwhile gets an error and comes again. It is given up too when the journal is
+//! closed, by the writer.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -126,8 +126,8 @@ pub enum StoreError {
         /// Who has it.
         holder: String,
     },
-    /// The disk had failed; come again.
-    #[error("the journal is being opened anew")]
+    /// The disk had failed; come again. Or the journal was closed.
+    #[error("the journal is being opened anew, or is closed")]
     Reopening,
 }
 

@@ -564,6 +564,11 @@ impl Writer {
         if let Err(error) = self.mark.set(marked) {
             warn!(%error, "the journal's mark was not written");
         }
+        // Before the writer's own: who closes the file last removes its log, by name. The reader may
+        // be held for longer than the lock, and another process may have a log of that name by then.
+        if let Some(Err(error)) = self.shared.reader.as_ref().map(Reader::close) {
+            warn!(error = describe(&error), "the journal's reader was not closed in order");
+        }
         match self.store.take().map(|store| store.close(last, clock::now())) {
             Some(Ok(())) => {}
             Some(Err(error)) => {

@@ -48,6 +48,22 @@ async fn a_journal_belongs_to_one_process() {
     close(journal).await;
 }
 
+/// Who closes the database last removes its log by name, which may be another process's by then.
+#[tokio::test]
+async fn nothing_is_open_in_a_closed_journal_whoever_still_holds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = some(dir.path()).await;
+    let held = journal.clone();
+    close(journal).await;
+    let left: Vec<_> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("journal.db-"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    drop(held);
+}
+
 #[tokio::test]
 async fn a_newer_format_is_refused_and_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
