@@ -4,8 +4,9 @@
 //! lets the stream recognise a repeat. Without, a batch counts as accepted when the server has
 //! processed all of it, which a message to ourselves behind it tells (a question): who does not listen
 //! at that moment never hears it. The next batch goes out meanwhile, or the server would have nothing
-//! to do while its answer is on its way. Reconnecting is the delivery's; the client is kept from it. Commands, where
-//! they are configured, come and are answered over the same connection, see [`command`].
+//! to do while its answer is on its way. Reconnecting is the delivery's; the client is kept from it.
+//! Commands, where they are configured, come and are answered over the same connection, see
+//! [`command`].
 //!
 //! With `state`, the live state is kept in a key-value bucket, see [`bucket`].
 //!
@@ -270,7 +271,7 @@ struct Nats {
     /// Nothing while there is no connection, and while a batch is under way: a delivery that is
     /// given up takes the connection with it.
     link: Option<Link>,
-    /// Numbers batches, so that an answer to an earlier one is not taken for one to this.
+    /// Numbers batches and questions, so that an answer to an earlier one is not taken for one to this.
     batch: u64,
     /// What became of the events in flight, in order.
     verdicts: Vec<Verdict>,
@@ -575,7 +576,6 @@ impl Nats {
         flight: &[Outgoing],
         from: usize,
     ) -> Result<(), Lost> {
-        self.batch += 1;
         let end = self.hand(link, flight, from).await?;
         let sent = flight.get(from..end).unwrap_or_default();
         // What cannot be sent is told when all before it is settled.
@@ -610,6 +610,14 @@ impl Nats {
         Ok(())
     }
 
+    /// Takes note of an answer. One to a question that was given up finds none here.
+    fn answered_by(&mut self, mark: Option<(u64, usize)>) {
+        let answered = self
+            .questions
+            .pop_front_if(|(asked, _)| mark.is_some_and(|(number, _)| number == *asked));
+        self.answered += answered.map_or(0, |(_, events)| events);
+    }
+
     /// Waits until no more than `open` questions are without an answer.
     async fn hear(
         &mut self,
@@ -619,15 +627,7 @@ impl Nats {
     ) -> Result<(), Lost> {
         while self.questions.len() > open {
             match self.answer(link).await? {
-                Ok((Some((number, _)), _)) => {
-                    // One to a question that was given up finds none here.
-                    if let Some((_, events)) =
-                        self.questions.pop_front_if(|(asked, _)| *asked == number)
-                    {
-                        self.answered += events;
-                    }
-                }
-                Ok(_) => {}
+                Ok((mark, _)) => self.answered_by(mark),
                 Err(note) => drop(self.heed(note, flight)?),
             }
         }
@@ -647,7 +647,7 @@ impl Nats {
     async fn ask(&mut self, link: &mut Link, subject: &str) -> Result<Permission, Lost> {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_EXPECTED_STREAM, NO_STREAM);
-        self.batch += 1;
+        self.questions.clear();
         let published =
             timeout(self.timeout, link.publish(subject.into(), headers, Bytes::new(), None));
         match published.await.map_err(|_| self.silence())? {
@@ -666,16 +666,11 @@ impl Nats {
             }
         };
         // Two, for the reason that is told in `publish`.
-        for question in [0, 1] {
-            let mark = (self.batch, question);
-            match timeout(self.timeout, link.question(mark)).await.map_err(|_| self.silence())? {
-                Ok(()) => {}
-                Err(Unsent::Lost(reason) | Unsent::Refused(reason)) => return Err(reason.into()),
-            }
-            loop {
+        for _ in 0..2 {
+            self.question(link, 0).await?;
+            while !self.questions.is_empty() {
                 match self.answer(link).await? {
-                    Ok((answered, _)) if answered == Some(mark) => break,
-                    Ok(_) => {}
+                    Ok((mark, _)) => self.answered_by(mark),
                     Err(note) => heed(note)?,
                 }
             }
