@@ -206,6 +206,7 @@ impl Delivery {
         stop: &CancellationToken,
     ) -> Result<(), Halt> {
         self.connect(stop).await?;
+        self.look_for_requests();
         self.requested(stop).await?;
         self.keep(stop).await?;
         let limit = self.free();
@@ -228,10 +229,7 @@ impl Delivery {
         progress: &mut watch::Receiver<u64>,
         stop: &CancellationToken,
     ) -> Result<(), Halt> {
-        if self.requests.has_changed().unwrap_or(false) {
-            self.requests.mark_unchanged();
-            self.asked = true;
-        }
+        self.look_for_requests();
         let due = self.keeping.as_ref().is_some_and(Keeping::is_due);
         if stop.is_cancelled() || self.asked || due {
             return self.fly(0, stop).await;
@@ -251,6 +249,15 @@ impl Delivery {
         match ready.filter(|batch| batch.lost == 0) {
             Some(batch) => self.batch(batch, stop).await,
             None => self.fly(0, stop).await,
+        }
+    }
+
+    /// Sees whether somebody has asked for something. With each batch: where the next one is always
+    /// there, nothing else is ever waited for.
+    fn look_for_requests(&mut self) {
+        if self.requests.has_changed().unwrap_or(false) {
+            self.requests.mark_unchanged();
+            self.asked = true;
         }
     }
 

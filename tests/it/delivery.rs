@@ -8,7 +8,7 @@ mod scripted;
 use std::{sync::Arc, time::Duration};
 
 use astro_relay::{
-    config::{Period, Start},
+    config::{self, Period, Size, Start},
     journal::Journal,
     sink::Cause,
     status::Status,
@@ -156,7 +156,7 @@ async fn a_far_side_that_hangs_delays_no_other() {
     let journal = memory();
     let (hanging, well) = (Far::new(), Far::new());
     hanging.script(std::iter::repeat_with(|| Answer::Hang).take(10_000));
-    let earliest = |config: &mut astro_relay::config::SinkConfig| config.start = Start::Earliest;
+    let earliest = |config: &mut config::SinkConfig| config.start = Start::Earliest;
     let one = Running::start("hanging", &journal, &hanging, earliest);
     let two = Running::start("well", &journal, &well, earliest);
     let begin = Instant::now();
@@ -292,6 +292,28 @@ async fn what_is_sent_and_not_saved_never_exceeds_the_window() {
         assert!(far.most_in_flight() >= window.div_ceil(2).min(2), "the window is used");
         running.stop().await;
     }
+    close(journal).await;
+}
+
+/// A cursor is saved within milliseconds, an answer may take much longer.
+#[tokio::test]
+async fn with_a_full_window_the_save_is_waited_for_and_not_the_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    // All of it stands in memory, so that the next batch is always there.
+    let memory = Size(1024 * 1024);
+    let (journal, _) = open(&config::Journal { memory, ..config(dir.path()) });
+    append(&journal, events(0..400)).await;
+    let far = Far::new();
+    far.answers_behind();
+    let running = Running::start("far", &journal, &far, |config| {
+        config.start = Start::Earliest;
+        config.window = 8;
+    });
+    until("all of it has arrived", PATIENCE, async || (journal.lag("far").0 == 0).then_some(()))
+        .await;
+    assert_eq!(far.accepted(), (0..400).collect::<Vec<_>>());
+    assert_eq!((far.overlaps(), far.waits()), (99, 1), "only the last is waited for");
+    running.stop().await;
     close(journal).await;
 }
 

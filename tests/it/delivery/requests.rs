@@ -1,11 +1,12 @@
 //! Dead letters tried again and events handed on again, between the new ones.
 
+use std::time::Duration;
+
 use astro_relay::{
     clock,
-    config::Start,
+    config::{self, Size, Start},
     journal::{Replay, store::Store},
 };
-
 use fastrand::Rng;
 
 use super::scripted::{Answer, Far, Running, down};
@@ -58,6 +59,51 @@ async fn replay_beside_what_is_new(far: &Far) {
     let wanted: Vec<_> = (100..400).filter(|n| n % 3 == 1).collect();
     assert_eq!(far.replayed(), wanted);
     assert!(far.batches().iter().all(|batch| batch.len() <= 16));
+    running.stop().await;
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_replay_is_not_starved_by_what_is_new() {
+    replay_under_load(&Far::new(), async || ()).await;
+}
+
+#[tokio::test]
+async fn after_a_replay_the_next_goes_ahead_again() {
+    let far = Far::new();
+    far.answers_behind();
+    replay_under_load(&far, async || {
+        let before = far.overlaps();
+        let ahead = async || (far.overlaps() > before + 10).then_some(());
+        until("the next goes ahead", PATIENCE, ahead).await;
+    })
+    .await;
+}
+
+/// Does a replay, and `then` something, while the next batch is always there.
+async fn replay_under_load(far: &Far, then: impl AsyncFnOnce()) {
+    const MANY: usize = 50_000;
+    let dir = tempfile::tempdir().unwrap();
+    let memory = Size(64 * 1024 * 1024);
+    let (journal, _) = open(&config::Journal { memory, ..config(dir.path()) });
+    append(&journal, events(0..MANY as u64)).await;
+    far.script((0..MANY).map(|_| Answer::Slow(Duration::from_millis(50))));
+    let running = Running::start("far", &journal, far, |config| {
+        config.start = Start::Earliest;
+        config.window = 512;
+    });
+    arrived(far, 100).await;
+    let store = Store::open_reader(dir.path()).unwrap();
+    store.allow_requests().unwrap();
+    let replay = Replay { number: 0, sink: "far".into(), position: 0, until: 50, topic: None };
+    store.request_replay(&replay, clock::now()).unwrap();
+    until("the replay is done", PATIENCE, async || {
+        store.replays().unwrap().is_empty().then_some(())
+    })
+    .await;
+    then().await;
+    assert_eq!(far.replayed(), (0..50).collect::<Vec<_>>());
+    assert!(far.accepted().len() < MANY, "the load was gone by then");
     running.stop().await;
     close(journal).await;
 }

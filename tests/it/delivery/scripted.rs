@@ -34,6 +34,14 @@ pub enum Answer {
     Hang,
 }
 
+/// When it answers for what is on its way.
+enum Later {
+    /// For as much of it at a time as it likes.
+    AtWill(Rng),
+    /// When something is handed over behind it, or when it is waited for.
+    Behind,
+}
+
 #[derive(Default)]
 struct State {
     answers: VecDeque<Answer>,
@@ -47,9 +55,10 @@ struct State {
     delivered_at: Vec<Instant>,
     window: Option<(Journal, String)>,
     in_flight: usize,
-    ahead: Option<Rng>,
+    later: Option<Later>,
     on_its_way: Vec<Seq>,
     overlaps: usize,
+    waits: usize,
     closed: bool,
 }
 
@@ -106,7 +115,18 @@ impl Far {
     /// It takes what comes next before it has answered for what is on its way, and answers for as much
     /// of it at a time as it likes.
     pub fn answers_later(&self, random: Rng) {
-        self.lock().ahead = Some(random);
+        self.lock().later = Some(Later::AtWill(random));
+    }
+
+    /// It answers for what is on its way when something is handed over behind it, or when it is waited
+    /// for.
+    pub fn answers_behind(&self) {
+        self.lock().later = Some(Later::Behind);
+    }
+
+    /// How often nothing was handed over and an answer was waited for.
+    pub fn waits(&self) -> usize {
+        self.lock().waits
     }
 
     /// How often something was handed over behind what was on its way.
@@ -175,12 +195,17 @@ impl State {
 
     /// How many of a flight it answers for now. Nothing else may be on its way than what it knows of.
     fn answers_for(&mut self, flight: &[Outgoing], fresh: usize) -> Option<usize> {
-        let random = self.ahead.as_mut()?;
+        let later = self.later.as_mut()?;
         let (before, new) = flight.split_at(flight.len() - fresh);
         let on_its_way = std::mem::take(&mut self.on_its_way);
         assert!(before.iter().map(|outgoing| outgoing.record.seq).eq(on_its_way), "as it was left");
         self.overlaps += usize::from(!before.is_empty() && !new.is_empty());
-        Some(random.usize(usize::from(new.is_empty())..=flight.len()))
+        self.waits += usize::from(new.is_empty());
+        Some(match later {
+            Later::AtWill(random) => random.usize(usize::from(new.is_empty())..=flight.len()),
+            Later::Behind if new.is_empty() => flight.len(),
+            Later::Behind => before.len(),
+        })
     }
 
     /// Sent and not saved: this batch, and what was taken of those before.
