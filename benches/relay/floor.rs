@@ -1,7 +1,7 @@
 //! The floor: the thinnest program with the same libraries. It copies frames unparsed to one address
 //! and waits for nobody: no envelope, no order, no retry, no journal. Nothing can cost less.
 
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use futures_util::{SinkExt, StreamExt, stream::ReadyChunks};
 use rumqttc_v5::{AsyncClient, Broker, MqttOptions, PublishOptions, QoS};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
@@ -28,7 +28,7 @@ pub fn run(arguments: &[String]) {
     });
 }
 
-struct Source(WebSocketStream<tokio::net::TcpStream>);
+struct Source(ReadyChunks<WebSocketStream<tokio::net::TcpStream>>);
 
 impl Source {
     async fn open(gateway: &str, topic: &str, room: &str) -> Self {
@@ -43,22 +43,17 @@ impl Source {
             r#"{{"type":"subscribe","nonce":"1","data":{{"topic":"{topic}","room":"{room}","token":"t","token_type":"jwt"}}}}"#
         );
         socket.send(Message::text(subscribe)).await.unwrap();
-        Self(socket)
+        Self(socket.ready_chunks(BATCH))
     }
 
     /// What is ready; `None` at the end.
     async fn batch(&mut self) -> Option<Vec<Utf8Bytes>> {
         let mut texts = Vec::new();
-        let mut next = self.0.next().await;
-        for _ in 0..BATCH {
-            match next {
-                Some(Ok(Message::Text(text))) => texts.push(text),
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return None,
-            }
-            match self.0.next().now_or_never() {
-                Some(frame) => next = frame,
-                None => break,
+        for frame in self.0.next().await? {
+            match frame {
+                Ok(Message::Text(text)) => texts.push(text),
+                Ok(_) => {}
+                Err(_) => return None,
             }
         }
         Some(texts)
