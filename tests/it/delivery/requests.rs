@@ -87,7 +87,8 @@ async fn replay_under_load(far: &Far, then: impl AsyncFnOnce()) {
     let memory = Size(64 * 1024 * 1024);
     let (journal, _) = open(&config::Journal { memory, ..config(dir.path()) });
     append(&journal, events(0..MANY as u64)).await;
-    far.script((0..MANY).map(|_| Answer::Slow(Duration::from_millis(50))));
+    settled(&journal, &[]).await;
+    far.script((0..MANY).map(|_| Answer::Slow(Duration::from_millis(100))));
     let running = Running::start("far", &journal, far, |config| {
         config.start = Start::Earliest;
         config.window = 512;
