@@ -564,8 +564,8 @@ impl Writer {
         if let Err(error) = self.mark.set(marked) {
             warn!(%error, "the journal's mark was not written");
         }
-        // Before the writer's own: who closes the file last removes its log, by name. The reader may
-        // be held for longer than the lock, and another process may have a log of that name by then.
+        // Before the writer's own: who closes the file last removes its log, by name. Whoever still
+        // holds the journal would do that later, when another log may stand there.
         if let Some(Err(error)) = self.shared.reader.as_ref().map(Reader::close) {
             warn!(error = describe(&error), "the journal's reader was not closed in order");
         }

@@ -1,10 +1,11 @@
 //! Dead letters tried again and events handed on again, between the new ones.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use astro_relay::{
     clock,
     config::{self, Size, Start},
+    event::Seq,
     journal::{Replay, store::Store},
 };
 use fastrand::Rng;
@@ -14,6 +15,23 @@ use crate::support::{
     journal::{PATIENCE, append, close, config, events, open, settled},
     wait::until,
 };
+
+/// Asks for a replay to the sink `far` of what stands behind `position`.
+fn ask_for_replay(dir: &Path, position: Seq, until: Seq, topic: Option<&str>) -> Store {
+    let store = Store::open_reader(dir).unwrap();
+    store.allow_requests().unwrap();
+    let topic = topic.map(str::to_owned);
+    let replay = Replay { number: 0, sink: "far".into(), position, until, topic };
+    store.request_replay(&replay, clock::now()).unwrap();
+    store
+}
+
+async fn replay_done(store: &Store) {
+    until("the replay is done", PATIENCE, async || {
+        store.replays().unwrap().is_empty().then_some(())
+    })
+    .await;
+}
 
 async fn arrived(far: &Far, count: usize) {
     until("the events arrive", PATIENCE, async || (far.accepted().len() >= count).then_some(()))
@@ -43,18 +61,11 @@ async fn replay_beside_what_is_new(far: &Far) {
     append(&journal, events(0..500)).await;
     arrived(far, 500).await;
     settled(&journal, &["far"]).await;
-    let store = Store::open_reader(dir.path()).unwrap();
-    store.allow_requests().unwrap();
-    let topic = Some("channel.1".to_owned());
-    let replay = Replay { number: 0, sink: "far".into(), position: 100, until: 400, topic };
-    store.request_replay(&replay, clock::now()).unwrap();
+    let store = ask_for_replay(dir.path(), 100, 400, Some("channel.1"));
     until("the replay begins", PATIENCE, async || (!far.replayed().is_empty()).then_some(())).await;
     append(&journal, events(500..1000)).await;
     arrived(far, 1000).await;
-    until("the replay is done", PATIENCE, async || {
-        store.replays().unwrap().is_empty().then_some(())
-    })
-    .await;
+    replay_done(&store).await;
     assert_eq!(far.accepted(), (0..1000).collect::<Vec<_>>());
     let wanted: Vec<_> = (100..400).filter(|n| n % 3 == 1).collect();
     assert_eq!(far.replayed(), wanted);
@@ -94,14 +105,8 @@ async fn replay_under_load(far: &Far, then: impl AsyncFnOnce()) {
         config.window = 512;
     });
     arrived(far, 100).await;
-    let store = Store::open_reader(dir.path()).unwrap();
-    store.allow_requests().unwrap();
-    let replay = Replay { number: 0, sink: "far".into(), position: 0, until: 50, topic: None };
-    store.request_replay(&replay, clock::now()).unwrap();
-    until("the replay is done", PATIENCE, async || {
-        store.replays().unwrap().is_empty().then_some(())
-    })
-    .await;
+    let store = ask_for_replay(dir.path(), 0, 50, None);
+    replay_done(&store).await;
     then().await;
     assert_eq!(far.replayed(), (0..50).collect::<Vec<_>>());
     assert!(far.accepted().len() < MANY, "the load was gone by then");
@@ -118,16 +123,10 @@ async fn a_replay_of_what_the_sink_has_not_yet_had_takes_nothing_away() {
     append(&journal, events(0..300)).await;
     journal.advance("far", 50);
     settled(&journal, &["far"]).await;
-    let store = Store::open_reader(dir.path()).unwrap();
-    store.allow_requests().unwrap();
-    let replay = Replay { number: 0, sink: "far".into(), position: 0, until: 300, topic: None };
-    store.request_replay(&replay, clock::now()).unwrap();
+    let store = ask_for_replay(dir.path(), 0, 300, None);
     let running = Running::start("far", &journal, &far, |_| ());
     arrived(&far, 250).await;
-    until("the replay is done", PATIENCE, async || {
-        store.replays().unwrap().is_empty().then_some(())
-    })
-    .await;
+    replay_done(&store).await;
     assert_eq!(far.accepted(), (50..300).collect::<Vec<_>>());
     let replayed = far.replayed();
     assert!(replayed.len() >= 50, "{replayed:?}");

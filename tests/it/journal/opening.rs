@@ -48,7 +48,7 @@ async fn a_journal_belongs_to_one_process() {
     close(journal).await;
 }
 
-/// Who closes the database last removes its log by name, which may be another process's by then.
+/// Who closes the database last removes its log by name, and by then it may be another.
 #[tokio::test]
 async fn nothing_is_open_in_a_closed_journal_whoever_still_holds_it() {
     let dir = tempfile::tempdir().unwrap();
