@@ -39,7 +39,7 @@ use crate::{
     backoff::Backoff,
     clock,
     config::{Secret, Start},
-    event::{self, Event, Origin, Seq, UnixMillis},
+    event::{self, Event, Origin, Place, Seq, UnixMillis},
     journal::{Batch, Follower, Journal, StoreError},
     metrics::{self, BACKFILLED},
 };
@@ -206,7 +206,7 @@ impl Backfill {
 
 /// Whether an event tells of a channel's gap.
 fn concerns(event: &Event) -> bool {
-    &*event.topic == "relay.gap" && !event.channel.is_empty()
+    &*event.place.topic == "relay.gap" && !event.place.channel.is_empty()
 }
 
 impl Gap {
@@ -236,7 +236,7 @@ impl Gap {
             .find(|missed| missed.topic == activities::TOPIC && missed.restored)?;
         Some(Self {
             seq,
-            channel: Arc::clone(&event.channel),
+            channel: Arc::clone(&event.place.channel),
             room: missed.room.into(),
             from: clock::parse_rfc3339(&told.from)?,
             to: clock::parse_rfc3339(&told.to)?,
@@ -408,7 +408,7 @@ impl Recalled {
     /// How far the server's clock is behind ours, by a message that it sent.
     fn note_clock(&mut self, event: &Event) {
         if event.origin == Origin::Live
-            && !event.topic.starts_with("relay.")
+            && !event.place.topic.starts_with("relay.")
             && let Some(said) = clock::parse_rfc3339(&event.ts)
         {
             let behind = signed(event.received) - signed(said);
@@ -464,9 +464,8 @@ fn message(gap: &Gap, activity: &Activity) -> Event {
     Event {
         id: id.into(),
         distinct_key: None,
-        topic: activities::TOPIC.into(),
-        room: Arc::clone(&gap.room),
-        channel: Arc::clone(&gap.channel),
+        place: Place::of(activities::TOPIC, Arc::clone(&gap.room), Arc::clone(&gap.channel)),
+        impersonal: false,
         ts: ts.into(),
         received: clock::now(),
         origin: Origin::Backfilled,

@@ -629,7 +629,7 @@ impl Delivery {
     fn set_aside(&mut self, record: &Arc<Record>, reason: &str) {
         let event = &record.event;
         error!(
-            sink = %self.name, id = %event.id, topic = %event.topic, reason,
+            sink = %self.name, id = %event.id, topic = %event.place.topic, reason,
             "an event was refused and set aside"
         );
         self.journal.dead_letter(&self.name, record, reason);

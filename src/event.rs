@@ -26,12 +26,8 @@ pub struct Event {
     pub id: Box<str>,
     /// What the far side recognises a repeat by, where it differs from `id`.
     pub distinct_key: Option<Box<str>>,
-    /// Astro's `topic`, or `relay.…` for an event of the relay's own.
-    pub topic: Arc<str>,
-    /// The canonical room, or empty where it is not known.
-    pub room: Arc<str>,
-    /// The label of the configured channel that it belongs to, or empty where there is none.
-    pub channel: Arc<str>,
+    /// Where it belongs.
+    pub place: Arc<Place>,
     /// When it happened, as the sender wrote it (RFC 3339), or empty where it did not say.
     pub ts: Box<str>,
     /// When the relay heard it. Never runs backwards within one journal.
@@ -42,6 +38,34 @@ pub struct Event {
     pub message: Bytes,
     /// Where the value of `data` lies in `message`; empty where there is none.
     pub data: Range<usize>,
+    /// Whether it was seen that no name of a personal field ([`PERSONAL_FIELDS`]) stands in the message.
+    /// `false`: one may.
+    ///
+    /// [`PERSONAL_FIELDS`]: crate::config::PERSONAL_FIELDS
+    pub impersonal: bool,
+}
+
+/// Where an event belongs. The events of one place share it: to hand an event on touches one count then,
+/// and not three.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// Astro's `topic`, or `relay.…` for an event of the relay's own.
+    pub topic: Arc<str>,
+    /// The canonical room, or empty where it is not known.
+    pub room: Arc<str>,
+    /// The label of the configured channel, or empty where there is none.
+    pub channel: Arc<str>,
+}
+
+impl Place {
+    /// A place of its own.
+    pub fn of(
+        topic: impl Into<Arc<str>>,
+        room: impl Into<Arc<str>>,
+        channel: impl Into<Arc<str>>,
+    ) -> Arc<Self> {
+        Arc::new(Self { topic: topic.into(), room: room.into(), channel: channel.into() })
+    }
 }
 
 /// How an event came to the relay.
@@ -118,8 +142,8 @@ impl Record {
             "seq": self.seq,
             "received": crate::clock::rfc3339(event.received),
             "origin": event.origin.as_str(),
-            "channel": &*event.channel,
-            "room": &*event.room,
+            "channel": &*event.place.channel,
+            "room": &*event.place.room,
         });
         let mut line = about.to_string();
         line.pop();
@@ -185,14 +209,13 @@ fn made(
     Event {
         id: id.into(),
         distinct_key: None,
-        topic: topic.into(),
-        room: Arc::clone(room),
-        channel: Arc::clone(channel),
+        place: Place::of(topic, Arc::clone(room), Arc::clone(channel)),
         ts: ts.into(),
         received: now,
         origin: Origin::Live,
         message: message.into(),
         data: start..end,
+        impersonal: false,
     }
 }
 

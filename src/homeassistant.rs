@@ -137,7 +137,7 @@ impl Topics {
         activities: impl Fn() -> bool,
         age_ms: u64,
     ) -> Option<(String, String)> {
-        let feed = self.0.get(&*event.channel)?;
+        let feed = self.0.get(&*event.place.channel)?;
         let activities = feed.topics.iter().any(|topic| topic == ACTIVITIES) && activities();
         let happening = Happening::of(event, data, activities, age_ms)?;
         let payload = serde_json::to_string(&happening).ok()?;

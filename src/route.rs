@@ -25,7 +25,7 @@ use crate::{
     board::{Path, Section},
     clock,
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
-    event::{Event, Origin, Record, UnixMillis},
+    event::{Event, Origin, Place, Record, UnixMillis},
     homeassistant,
     json::Json,
     sink::{Address, Beside, Kind, Outgoing},
@@ -52,19 +52,14 @@ pub struct Route {
     address: Option<Addressing>,
     /// For Home Assistant: what it is told beside the event.
     happenings: Option<homeassistant::Topics>,
-    places: HashMap<PlaceKey, Place, FixedState>,
-}
-
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct PlaceKey {
-    channel: Arc<str>,
-    topic: Arc<str>,
-    room: Arc<str>,
+    places: HashMap<Arc<Place>, Decision, FixedState>,
+    /// The decision on the last event: mostly it is that on the next.
+    last: Option<(Arc<Place>, Decision)>,
 }
 
 /// What is remembered of a place.
 #[derive(Debug, Clone)]
-struct Place {
+struct Decision {
     wanted: bool,
     /// The address, where it depends on the place alone.
     address: Option<Arc<str>>,
@@ -181,14 +176,15 @@ impl Route {
             payload,
             address: kind.address.map(|address| addressing(name, config, &address)).transpose()?,
             places: HashMap::default(),
+            last: None,
         })
     }
 
     /// Decides on an event, and renders it.
     pub fn render(&mut self, record: &Arc<Record>, now: UnixMillis) -> Rendered {
         let event = &record.event;
-        let place = self.place(event);
-        if !place.wanted {
+        let Decision { wanted, address } = self.decide(event);
+        if !wanted {
             return Rendered::Skipped(Skip::Place);
         }
         let expires_in = match self.max_age {
@@ -203,7 +199,7 @@ impl Route {
                 Ok(true) => {}
                 Ok(false) => return Rendered::Skipped(Skip::Condition),
                 Err(error) => {
-                    tracing::debug!(%error, topic = %event.topic, "the condition cannot be evaluated");
+                    tracing::debug!(%error, topic = %event.place.topic, "the condition cannot be evaluated");
                     return Rendered::Skipped(Skip::ConditionError);
                 }
             }
@@ -212,7 +208,7 @@ impl Route {
             Ok(redacted) => redacted,
             Err(error) => return Rendered::Failed(format!("cannot be redacted: {error}")),
         };
-        match self.compose(record, redacted.as_ref(), place.address) {
+        match self.compose(record, redacted.as_ref(), address) {
             Ok((address, payload, content_type)) => Rendered::Wanted(Outgoing {
                 record: Arc::clone(record),
                 address,
@@ -227,11 +223,11 @@ impl Route {
 
     /// Where events of this one's place go.
     pub fn destination(&mut self, event: &Event) -> Destination {
-        match self.place(event) {
-            Place { wanted: false, .. } => Destination::Nowhere,
-            Place { address: Some(address), .. } => Destination::At(address),
-            Place { .. } if self.address.is_none() => Destination::At("".into()),
-            Place { .. } => Destination::ByData,
+        match self.decide(event) {
+            Decision { wanted: false, .. } => Destination::Nowhere,
+            Decision { address: Some(address), .. } => Destination::At(address),
+            Decision { .. } if self.address.is_none() => Destination::At("".into()),
+            Decision { .. } => Destination::ByData,
         }
     }
 
@@ -245,7 +241,7 @@ impl Route {
         let happenings = self.happenings.as_ref()?;
         let data = redacted.map_or(event.data(), |redacted| &redacted.data);
         // The topic of its own counts where the activity does not reach this sink.
-        let activities = || self.wants(homeassistant::ACTIVITIES, &event.channel);
+        let activities = || self.wants(homeassistant::ACTIVITIES, &event.place.channel);
         let age = u64::try_from(age(event, now).as_millis()).unwrap_or(u64::MAX);
         let (address, payload) = happenings.told(event, data, activities, age)?;
         Some(Arc::new(Beside { address: address.into(), payload: payload.into() }))
@@ -307,16 +303,25 @@ impl Route {
         Ok((address, payload, content_type))
     }
 
-    fn place(&mut self, event: &Event) -> Place {
-        let key = PlaceKey {
-            channel: Arc::clone(&event.channel),
-            topic: Arc::clone(&event.topic),
-            room: Arc::clone(&event.room),
-        };
-        if let Some(place) = self.places.get(&key) {
-            return place.clone();
+    /// What is to become of the events of this one's place.
+    fn decide(&mut self, event: &Event) -> Decision {
+        let place = &event.place;
+        if let Some((last, decision)) = &self.last
+            && Arc::ptr_eq(last, place)
+        {
+            return decision.clone();
         }
-        let wanted = self.wants(&event.topic, &event.channel);
+        let decision = match self.places.get(place) {
+            Some(known) => known.clone(),
+            None => self.decide_anew(event),
+        };
+        self.last = Some((Arc::clone(place), decision.clone()));
+        decision
+    }
+
+    fn decide_anew(&mut self, event: &Event) -> Decision {
+        let place = &event.place;
+        let wanted = self.wants(&place.topic, &place.channel);
         let address = match &self.address {
             Some(addressing) if addressing.constant && wanted => {
                 let record = Arc::new(Record { seq: 0, event: event.clone() });
@@ -325,11 +330,11 @@ impl Route {
             }
             Some(_) | None => None,
         };
-        let place = Place { wanted, address };
+        let decision = Decision { wanted, address };
         if self.places.len() < REMEMBERED {
-            self.places.insert(key, place.clone());
+            self.places.insert(Arc::clone(place), decision.clone());
         }
-        place
+        decision
     }
 
     fn wants(&self, topic: &str, channel: &str) -> bool {
@@ -388,8 +393,8 @@ fn cloud_event(event: &Event, data: &[u8]) -> Bytes {
     let attributes = serde_json::json!({
         "specversion": "1.0",
         "id": event.key(),
-        "source": format!("//astro.streamelements.com/{}", event.channel),
-        "type": format!("com.streamelements.{}", event.topic),
+        "source": format!("//astro.streamelements.com/{}", event.place.channel),
+        "type": format!("com.streamelements.{}", event.place.topic),
         "datacontenttype": JSON,
     });
     let mut text = attributes.to_string().into_bytes();
@@ -402,7 +407,7 @@ fn cloud_event(event: &Event, data: &[u8]) -> Bytes {
     };
     // `time` must be a timestamp; Astro's is one, anybody else's may not be.
     optional("time", if clock::parse_rfc3339(&event.ts).is_some() { &event.ts } else { "" });
-    optional("subject", &event.room);
+    optional("subject", &event.place.room);
     if event.origin != Origin::Live {
         optional("relayorigin", event.origin.as_str());
     }

@@ -132,7 +132,7 @@ impl Session {
     pub fn hear(&mut self, event: &Event, seq: Seq) -> Vec<Change> {
         let Ok(data) = serde_json::from_slice::<Value>(event.data()) else { return Vec::new() };
         let heard = Heard { seq, source: Source::Live };
-        match &*event.topic {
+        match &*event.place.topic {
             "channel.session.update" => {
                 let Some(key) = data.get("key").and_then(Value::as_str) else { return Vec::new() };
                 let value = Json::from(data.get("data").unwrap_or(&Value::Null));
@@ -146,7 +146,7 @@ impl Session {
                 if fields.is_empty() || !fields.values().all(Value::is_boolean) {
                     return Vec::new();
                 }
-                let name = event.topic.trim_start_matches("channel.");
+                let name = event.place.topic.trim_start_matches("channel.");
                 let known = match self.facts.get(name).and_then(|known| known.value.read()) {
                     Some(Value::Object(known)) => known,
                     _ => Map::new(),

@@ -87,9 +87,9 @@ impl Object for View {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let event = &self.record.event;
         match key.as_str()? {
-            "channel" => Some(Value::from(&*event.channel)),
-            "topic" => Some(Value::from(&*event.topic)),
-            "room" => Some(Value::from(&*event.room)),
+            "channel" => Some(Value::from(&*event.place.channel)),
+            "topic" => Some(Value::from(&*event.place.topic)),
+            "room" => Some(Value::from(&*event.place.room)),
             "id" => Some(Value::from(&*event.id)),
             "ts" => Some(Value::from(&*event.ts)),
             "origin" => Some(Value::from(event.origin.as_str())),
@@ -173,7 +173,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::event::{Event, Origin};
+    use crate::event::{Event, Origin, Place};
 
     fn view(data: &str) -> Value {
         let message = format!(r#"{{"id":"1","data":{data}}}"#);
@@ -183,9 +183,8 @@ mod tests {
             event: Event {
                 id: "1".into(),
                 distinct_key: None,
-                topic: "channel.tips".into(),
-                room: "".into(),
-                channel: "main".into(),
+                place: Place::of("channel.tips", "", "main"),
+                impersonal: false,
                 ts: "2024-02-15T14:52:42Z".into(),
                 received: 0,
                 origin: Origin::Live,

@@ -3,12 +3,12 @@
 //! The one thing to know: the same number always makes the same event, to the byte. What depends on an
 //! event's content (digests, compression) then costs the same in every run.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use astro_relay::{
     astro::wire::{self, ServerFrame},
     config::{self, Config, Sources},
-    event::{Event, Origin, Record, UnixMillis},
+    event::{Event, Origin, Place, Record, UnixMillis},
     route::Route,
     sink,
 };
@@ -22,6 +22,9 @@ pub(super) const ROOM: &str = "5b2e2007760aeb7729487dab";
 
 /// When everything was heard: no step may cost more because a clock went on.
 pub(super) const RECEIVED: UnixMillis = 1_795_320_780_120;
+
+/// Of all events: the relay has one for each room and topic that it hears.
+static PLACE: LazyLock<Arc<Place>> = LazyLock::new(|| Place::of(TOPIC, ROOM, CHANNEL));
 
 /// A frame of some 600 bytes.
 pub(super) fn frame(number: u64) -> String {
@@ -38,9 +41,8 @@ pub(super) fn happening(number: u64) -> Event {
     Event {
         id: envelope.id.into(),
         distinct_key: None,
-        topic: envelope.topic.into(),
-        room: envelope.room.into(),
-        channel: CHANNEL.into(),
+        place: Arc::clone(&PLACE),
+        impersonal: envelope.impersonal,
         ts: envelope.ts.into(),
         received: RECEIVED,
         origin: Origin::Live,

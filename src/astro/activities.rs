@@ -159,13 +159,13 @@ fn key_of(event: &Event) -> Option<u64> {
         #[serde(rename = "activityId", borrow, default)]
         activity_id: Option<&'a str>,
     }
-    if &*event.topic != TOPIC {
+    if &*event.place.topic != TOPIC {
         return None;
     }
     let data: Data<'_> = serde_json::from_slice(event.data()).ok()?;
     let id = data.id.or(data.activity_id)?;
     let mut hasher = FixedState::with_seed(0).build_hasher();
-    hasher.write(event.channel.as_bytes());
+    hasher.write(event.place.channel.as_bytes());
     hasher.write_u8(0);
     hasher.write(id.as_bytes());
     Some(hasher.finish())
@@ -176,7 +176,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::event::own;
+    use crate::event::{Place, own};
 
     fn event(id: &str, origin: Origin) -> Event {
         let data = json!({"_id": id, "activityId": id, "type": "tip"});
@@ -203,7 +203,7 @@ mod tests {
         assert!(!hear(&known, &journal, event("b", Origin::Live)), "the history had it");
         assert!(hear(&known, &journal, event("b", Origin::Live)), "and this is news");
         assert_eq!(append(&fetch, &journal, &["b", "c"]), 0);
-        let elsewhere = Event { channel: "other".into(), ..event("c", Origin::Live) };
+        let elsewhere = Event { place: Place::of(TOPIC, "r", "other"), ..event("c", Origin::Live) };
         assert!(hear(&known, &journal, elsewhere));
         let tip = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "c"}), 1);
         assert!(hear(&known, &journal, tip), "no activity");

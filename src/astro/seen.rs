@@ -123,14 +123,14 @@ impl Half {
 
 /// What makes two messages under one id the same.
 fn content(event: &Event) -> u64 {
-    digest(&[event.topic.as_bytes(), event.room.as_bytes(), event.data()])
+    digest(&[event.place.topic.as_bytes(), event.place.room.as_bytes(), event.data()])
 }
 
 /// The key of a namesake: its id, and 64 bits of a digest of what makes it different. The far side
 /// remembers it for longer than this process lives, so the digest is one that no library changes.
 fn distinct_key(event: &Event) -> Box<str> {
     let mut hasher = Sha256::new();
-    for part in [event.topic.as_bytes(), event.room.as_bytes(), event.data()] {
+    for part in [event.place.topic.as_bytes(), event.place.room.as_bytes(), event.data()] {
         hasher.update((part.len() as u64).to_be_bytes());
         hasher.update(part);
     }
@@ -151,15 +151,14 @@ fn digest(parts: &[&[u8]]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Origin;
+    use crate::event::{Origin, Place};
 
     fn event(id: &str, topic: &str, data: &str) -> Event {
         Event {
             id: id.into(),
             distinct_key: None,
-            topic: topic.into(),
-            room: "r".into(),
-            channel: "main".into(),
+            place: Place::of(topic, "r", "main"),
+            impersonal: false,
             ts: "".into(),
             received: 0,
             origin: Origin::Live,

@@ -324,18 +324,18 @@ impl Session {
                 self.counts.messages += 1;
                 let rooms = self.rooms.get_or_insert_with(|| place_rooms(&self.entries));
                 let place = rooms.place(&envelope.topic, &envelope.room);
-                let (id, ts, data) = (envelope.id.into(), envelope.ts.into(), envelope.data);
+                let (id, ts) = (envelope.id.into(), envelope.ts.into());
+                let (data, impersonal) = (envelope.data, envelope.impersonal);
                 effects.events.push(Event {
                     id,
                     distinct_key: None,
-                    topic: place.topic,
-                    room: place.room,
-                    channel: place.channel,
+                    place,
                     ts,
                     received,
                     origin: Origin::Live,
                     message: text.into(),
                     data,
+                    impersonal,
                 });
                 return;
             }

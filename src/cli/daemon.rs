@@ -21,7 +21,7 @@ use crate::{
     astro::wire::{self, ServerFrame},
     clock,
     config::{Config, Log, Secret, Sources, load},
-    event::{Event, Origin, Record},
+    event::{Event, Origin, Place, Record},
     route::Pattern,
     sink::is_harmless,
     template::{Condition, View},
@@ -362,9 +362,8 @@ fn shown(data: &str, when: Option<&Condition>, readable: bool) -> Option<String>
     let event = Event {
         id: envelope.id.into(),
         distinct_key: None,
-        topic: envelope.topic.into(),
-        room: line.room.into(),
-        channel: line.channel.into(),
+        place: Place::of(envelope.topic, line.room, line.channel),
+        impersonal: false,
         ts: envelope.ts.into(),
         received: clock::parse_rfc3339(&line.received).unwrap_or(0),
         origin: Origin::from_word(&line.origin).unwrap_or_default(),
@@ -382,7 +381,10 @@ fn shown(data: &str, when: Option<&Condition>, readable: bool) -> Option<String>
     let event = &record.event;
     let time = line.received.get(11..19).unwrap_or_default();
     let data = String::from_utf8_lossy(event.data());
-    Some(harmless(&format!("{time}  {:<10}  {:<26}  {data}", event.channel, event.topic)))
+    Some(harmless(&format!(
+        "{time}  {:<10}  {:<26}  {data}",
+        event.place.channel, event.place.topic
+    )))
 }
 
 #[cfg(test)]

@@ -264,7 +264,8 @@ fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> R
             if event.received > until {
                 return Ok(after);
             }
-            let topic = wanted.topic.as_ref().is_none_or(|pattern| pattern.matches(&event.topic));
+            let topic =
+                wanted.topic.as_ref().is_none_or(|pattern| pattern.matches(&event.place.topic));
             let holds =
                 |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
             if topic && when.as_ref().is_none_or(holds) {
@@ -301,7 +302,7 @@ fn list(store: &Store, chosen: &Chosen) -> Done {
             letter.number,
             clock::rfc3339(letter.at),
             letter.sink,
-            event.topic,
+            event.place.topic,
             letter.reason,
             if letter.retry { "  (to be tried again)" } else { "" },
         )?;

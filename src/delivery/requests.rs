@@ -103,7 +103,7 @@ impl Delivery {
             warn!(sink = %self.name, count = batch.lost, "the journal no longer holds all of a replay");
         }
         let wanted = |record: &&Arc<Record>| {
-            pattern.as_ref().is_none_or(|pattern| pattern.matches(&record.event.topic))
+            pattern.as_ref().is_none_or(|pattern| pattern.matches(&record.event.place.topic))
         };
         let marked: Vec<_> = batch.records.iter().filter(wanted).map(replayed).collect();
         let outgoing = self.render(&marked);

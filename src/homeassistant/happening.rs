@@ -185,7 +185,7 @@ impl Happening {
     /// that another topic tells. `activities`: whether the channel's activities reach the sink.
     pub fn of(event: &Event, data: &[u8], activities: bool, age_ms: u64) -> Option<Self> {
         // Most of what passes is chat: it is not parsed.
-        let (topic, of_its_own) = (&*event.topic, !activities);
+        let (topic, of_its_own) = (&*event.place.topic, !activities);
         if topic != ACTIVITIES && !(of_its_own && KINDS.iter().any(|kind| kind.topic == topic)) {
             return None;
         }

@@ -71,7 +71,7 @@ fn shown(letter: &DeadLetter, redactor: &Redactor) -> serde_json::Value {
         "at": clock::rfc3339(letter.at),
         "reason": letter.reason,
         "retry": letter.retry,
-        "topic": &*event.topic,
+        "topic": &*event.place.topic,
         // Broken JSON is shown as the text that it is.
         "event": serde_json::from_str(&line).unwrap_or(serde_json::Value::String(line)),
     })

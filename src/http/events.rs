@@ -98,7 +98,7 @@ async fn newest(
         }
         after = batch.through;
         let fits = |record: &Arc<Record>| {
-            pattern.is_none_or(|pattern| pattern.matches(&record.event.topic))
+            pattern.is_none_or(|pattern| pattern.matches(&record.event.place.topic))
         };
         found.extend(batch.records.into_iter().filter(fits));
         found.drain(..found.len().saturating_sub(most));
@@ -121,7 +121,7 @@ impl Follower {
     async fn next(mut self) -> Option<(Result<SseEvent, Infallible>, Self)> {
         loop {
             while let Some(record) = self.waiting.pop_front() {
-                let topic = &*record.event.topic;
+                let topic = &*record.event.place.topic;
                 if self.pattern.as_ref().is_none_or(|pattern| pattern.matches(topic)) {
                     return Some((Ok(self.sse(&record)), self));
                 }
@@ -146,6 +146,6 @@ impl Follower {
         };
         // A line break in these would be the library's panic; Astro's own have none.
         let line = |text: &str| text.replace(['\n', '\r', '\0'], " ");
-        SseEvent::default().id(line(&event.id)).event(line(&event.topic)).data(data)
+        SseEvent::default().id(line(&event.id)).event(line(&event.place.topic)).data(data)
     }
 }

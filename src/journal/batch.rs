@@ -20,7 +20,7 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
-use crate::event::{Event, Origin, Record, Seq, UnixMillis};
+use crate::event::{Event, Origin, Place, Record, Seq, UnixMillis};
 
 /// Events in a batch, at most: what one broken row can take with it.
 pub(super) const EVENTS: usize = 64;
@@ -112,9 +112,9 @@ fn encode_event(event: &Event, plain: &mut Vec<u8>) {
     let texts = [
         &*event.id,
         event.distinct_key.as_deref().unwrap_or_default(),
-        &*event.topic,
-        &*event.room,
-        &*event.channel,
+        &*event.place.topic,
+        &*event.place.room,
+        &*event.place.channel,
         &*event.ts,
     ];
     for position in [event.data.start, event.data.end] {
@@ -150,7 +150,7 @@ pub(super) fn decode(
     body: &[u8],
     from: Seq,
     limit: usize,
-    interner: &mut Interner,
+    places: &mut Places,
 ) -> Option<Vec<Record>> {
     let length = usize::try_from(read_word(body, 0)?).ok()?;
     // LZ4 makes nothing smaller than this; what says so is not of ours.
@@ -164,13 +164,13 @@ pub(super) fn decode(
         let start = at + 4;
         at = start + usize::try_from(read_word(&plain, at)?).ok()?;
         if seq >= from && records.len() < limit {
-            records.push(Record { seq, event: decode_event(&plain, start..at, interner)? });
+            records.push(Record { seq, event: decode_event(&plain, start..at, places)? });
         }
     }
     (at == plain.len()).then_some(records)
 }
 
-fn decode_event(plain: &Bytes, range: Range<usize>, interner: &mut Interner) -> Option<Event> {
+fn decode_event(plain: &Bytes, range: Range<usize>, places: &mut Places) -> Option<Event> {
     let end = range.end;
     let bytes = plain.get(range)?;
     let mut fields = [0; FIELDS];
@@ -191,9 +191,8 @@ fn decode_event(plain: &Bytes, range: Range<usize>, interner: &mut Interner) -> 
         origin: Origin::ALL.get(usize::from(*bytes.get(8)?)).copied()?,
         id: id.into(),
         distinct_key: (*bytes.get(9)? == 1).then(|| key.into()),
-        topic: interner.intern(topic),
-        room: interner.intern(room),
-        channel: interner.intern(channel),
+        place: places.of(topic, room, channel),
+        impersonal: false,
         ts: ts.into(),
         // Not copied: it holds the batch in memory for as long as it is on its way.
         message: plain.slice(end - (bytes.len() - at)..end),
@@ -201,18 +200,21 @@ fn decode_event(plain: &Bytes, range: Range<usize>, interner: &mut Interner) -> 
     })
 }
 
-/// Topics, rooms and channels repeat: one allocation each a reading.
+/// Places repeat: one allocation each a reading.
 #[derive(Default)]
-pub(super) struct Interner(Vec<Arc<str>>);
+pub(super) struct Places(Vec<Arc<Place>>);
 
-impl Interner {
-    pub(super) fn intern(&mut self, text: &str) -> Arc<str> {
-        /// Beyond this a search would cost more than an allocation.
+impl Places {
+    pub(super) fn of(&mut self, topic: &str, room: &str, channel: &str) -> Arc<Place> {
+        /// Beyond this a search would cost more than the allocations.
         const KNOWN: usize = 16;
-        if let Some(known) = self.0.iter().find(|known| &***known == text) {
+        let same = |known: &&Arc<Place>| {
+            (&*known.topic, &*known.room, &*known.channel) == (topic, room, channel)
+        };
+        if let Some(known) = self.0.iter().find(same) {
             return Arc::clone(known);
         }
-        let fresh: Arc<str> = text.into();
+        let fresh = Place::of(topic, room, channel);
         if self.0.len() < KNOWN {
             self.0.push(Arc::clone(&fresh));
         }
@@ -242,9 +244,8 @@ mod tests {
             .prop_map(|(id, key, topic, room, channel, ts, message, origin, received)| Event {
                 id: id.into(),
                 distinct_key: key.map(Into::into),
-                topic: topic.into(),
-                room: room.into(),
-                channel: channel.into(),
+                place: Place::of(topic, room, channel),
+                impersonal: false,
                 ts: ts.into(),
                 received,
                 origin,
@@ -260,7 +261,7 @@ mod tests {
     }
 
     fn read(row: Row, body: &[u8], from: Seq) -> Option<Vec<Record>> {
-        decode(row, body, from, usize::MAX, &mut Interner::default())
+        decode(row, body, from, usize::MAX, &mut Places::default())
     }
 
     proptest! {

@@ -158,7 +158,7 @@ mod tests {
     }
 
     fn follow(journal: &Journal) -> Follower {
-        journal.follow("relay.test", Start::End, |event| &*event.topic == "mine").unwrap()
+        journal.follow("relay.test", Start::End, |event| &*event.place.topic == "mine").unwrap()
     }
 
     fn at(journal: &Journal) -> Seq {

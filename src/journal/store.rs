@@ -37,7 +37,7 @@ use rusqlite::{
     config::DbConfig, params,
 };
 
-use super::batch::{self, Encoder, Interner};
+use super::batch::{self, Encoder, Places};
 use crate::event::{Event, Origin, Record, Seq, UnixMillis};
 
 /// The format that this version writes.
@@ -513,7 +513,7 @@ impl Store {
         let mut rows = statement.query([signed(after.saturating_add(1))])?;
         let mut read = Read::default();
         let (mut events, mut bytes) = (0, 0);
-        let mut interner = Interner::default();
+        let mut places = Places::default();
         let mut before = 0;
         while let Some(row) = rows.next()? {
             let batch = batch_row(row)?;
@@ -528,7 +528,7 @@ impl Store {
             let wanted = limit.saturating_sub(events);
             let body = row.get_ref(4)?.as_blob().unwrap_or_default();
             let sound = row.get::<_, u32>(3).is_ok_and(|sum| sum == batch::sum(batch, body));
-            let decode = || batch::decode(batch, body, after + 1, wanted, &mut interner);
+            let decode = || batch::decode(batch, body, after + 1, wanted, &mut places);
             if let Some(records) = sound.then(decode).flatten() {
                 read.through = records.last().map(|record| record.seq);
                 events += records.len();
@@ -765,11 +765,11 @@ impl Store {
         let mut statement = self.db.prepare_cached(&format!(
             "SELECT number, sink, at, reason, retry, {EVENT_COLUMNS} FROM dead_letters WHERE {which}"
         ))?;
-        let mut interner = Interner::default();
+        let mut places = Places::default();
         let mut rows = statement.query(params)?;
         let mut letters = Vec::new();
         while let Some(row) = rows.next()? {
-            let Some(record) = record(row, 5, &mut interner) else { continue };
+            let Some(record) = record(row, 5, &mut places) else { continue };
             letters.push(DeadLetter {
                 number: row.get(0)?,
                 sink: row.get(1)?,
@@ -908,9 +908,9 @@ fn insert_dead_letter(db: &Connection, letter: &DeadLetter) -> Result<(), StoreE
         event.origin.as_str(),
         &*event.id,
         event.distinct_key.as_deref(),
-        &*event.topic,
-        &*event.room,
-        &*event.channel,
+        &*event.place.topic,
+        &*event.place.room,
+        &*event.place.channel,
         &*event.ts,
         place(event.data.start),
         place(event.data.end),
@@ -934,17 +934,17 @@ fn set_meta(db: &Connection, key: &str, value: u64) -> Result<(), StoreError> {
 }
 
 /// Reads an event from columns `from..`; `None` where its sum is wrong.
-fn record(row: &Row<'_>, from: usize, interner: &mut Interner) -> Option<Record> {
-    let message = row.get_ref(from + 11).ok()?.as_str().ok()?;
+fn record(row: &Row<'_>, from: usize, places: &mut Places) -> Option<Record> {
+    let text = |column| row.get_ref(from + column).ok()?.as_str().ok();
+    let (topic, room, channel, message) = (text(5)?, text(6)?, text(7)?, text(11)?);
     let event = Event {
         received: unsigned(row.get(from + 1).ok()?),
-        origin: Origin::from_word(row.get_ref(from + 2).ok()?.as_str().ok()?)?,
-        id: row.get_ref(from + 3).ok()?.as_str().ok()?.into(),
+        origin: Origin::from_word(text(2)?)?,
+        id: text(3)?.into(),
         distinct_key: row.get_ref(from + 4).ok()?.as_str_or_null().ok()?.map(Into::into),
-        topic: interner.intern(row.get_ref(from + 5).ok()?.as_str().ok()?),
-        room: interner.intern(row.get_ref(from + 6).ok()?.as_str().ok()?),
-        channel: interner.intern(row.get_ref(from + 7).ok()?.as_str().ok()?),
-        ts: row.get_ref(from + 8).ok()?.as_str().ok()?.into(),
+        place: places.of(topic, room, channel),
+        impersonal: false,
+        ts: text(8)?.into(),
         data: length(row.get(from + 9).ok()?)?..length(row.get(from + 10).ok()?)?,
         message: Bytes::copy_from_slice(message.as_bytes()),
     };
@@ -1004,9 +1004,9 @@ fn checksum(record: &Record) -> u32 {
         event.origin.as_str().as_bytes(),
         event.id.as_bytes(),
         key.as_bytes(),
-        event.topic.as_bytes(),
-        event.room.as_bytes(),
-        event.channel.as_bytes(),
+        event.place.topic.as_bytes(),
+        event.place.room.as_bytes(),
+        event.place.channel.as_bytes(),
         event.ts.as_bytes(),
         &event.message,
     ] {

@@ -19,6 +19,8 @@ pub(crate) struct Redactor {
     /// A message that holds none of these holds none of the fields: the last word of each path as JSON
     /// text, and an escape, behind which a name may hide. `None`: any message may.
     marks: Option<Vec<Finder<'static>>>,
+    /// Whether all of the fields are personal: then [`Event::impersonal`] may say that none is there.
+    personal: bool,
 }
 
 impl Redactor {
@@ -47,7 +49,8 @@ impl Redactor {
         if let Some(marks) = marks.as_mut().filter(|marks| !marks.is_empty()) {
             marks.push(Finder::new("\\u"));
         }
-        Self { paths, marks }
+        let personal = paths.iter().all(|path| is_personal(path));
+        Self { paths, marks, personal }
     }
 
     /// What is taken out for those who only look: a donor's personal fields.
@@ -67,7 +70,7 @@ impl Redactor {
 
     /// The message without the fields; `None` where it has none of them.
     pub(super) fn apply(&self, event: &Event) -> Result<Option<Redacted>, serde_json::Error> {
-        if !self.may_concern(event.data()) {
+        if !self.may_concern(event) {
             return Ok(None);
         }
         let Ok(data) = std::str::from_utf8(event.data()) else { return Ok(None) };
@@ -93,17 +96,22 @@ impl Redactor {
             {
                 take(element, rest);
             }
-            let personal = PERSONAL_FIELDS.iter().any(|field| field.split('.').eq(path));
-            if let (true, Some(name)) = (personal, path.last()) {
+            if let (true, Some(name)) = (is_personal(path), path.last()) {
                 take_everywhere(element, name);
             }
         }
     }
 
     /// A cheap look: most messages hold none of the fields.
-    fn may_concern(&self, data: &[u8]) -> bool {
-        self.marks.as_ref().is_none_or(|marks| marks.iter().any(|mark| mark.find(data).is_some()))
+    fn may_concern(&self, event: &Event) -> bool {
+        let found =
+            |marks: &Vec<Finder<'_>>| marks.iter().any(|mark| mark.find(event.data()).is_some());
+        !(self.personal && event.impersonal) && self.marks.as_ref().is_none_or(found)
     }
+}
+
+fn is_personal(path: &[String]) -> bool {
+    PERSONAL_FIELDS.iter().any(|field| field.split('.').eq(path))
 }
 
 /// `value` without what lies at `paths`; `None` if nothing does.
@@ -212,16 +220,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Origin;
+    use crate::event::{Origin, Place};
 
     fn event(data: &str) -> Event {
         let before = r#"{"id":"1", "data":"#;
         Event {
             id: "1".into(),
             distinct_key: None,
-            topic: "t".into(),
-            room: "".into(),
-            channel: "".into(),
+            place: Place::of("t", "", ""),
+            impersonal: false,
             ts: "".into(),
             received: 0,
             origin: Origin::Live,
@@ -257,6 +264,21 @@ mod tests {
         for (data, expected) in cases {
             assert_eq!(redacted(&["data.user.email"], data).as_deref(), expected, "{data}");
         }
+    }
+
+    #[test]
+    fn what_is_known_to_be_impersonal_is_not_looked_through_for_personal_fields_alone() {
+        // It says something that is not so: what it holds would be found.
+        let event = Event { impersonal: true, ..event(r#"{"transactionId":"T","name":"N"}"#) };
+        let changed = |paths: &[&str]| {
+            let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+            Redactor::new(&paths).unwrap().apply(&event).unwrap().is_some()
+        };
+        assert!(!changed(PERSONAL_FIELDS));
+        assert!(!changed(&["data.transactionId"]));
+        assert!(changed(&["data.transactionId", "data.name"]));
+        assert!(changed(&["data.name"]));
+        assert!(Redactor::personal().apply(&event).unwrap().is_none());
     }
 
     #[test]

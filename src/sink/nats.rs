@@ -899,13 +899,13 @@ impl Beside {
         }
         if self.envelope {
             say(ID, &event.id);
-            say(TOPIC, &event.topic);
-            say(ROOM, &event.room);
+            say(TOPIC, &event.place.topic);
+            say(ROOM, &event.place.room);
             say(TS, &event.ts);
             say(CONTENT_TYPE, outgoing.content_type);
         }
         if self.channel {
-            say(CHANNEL, &event.channel);
+            say(CHANNEL, &event.place.channel);
         }
         if self.all || event.origin != Origin::Live {
             say(ORIGIN, event.origin.as_str());

@@ -188,7 +188,7 @@ fn readable_line(outgoing: &Outgoing) -> String {
     if data.chars().nth(DATA_CHARS).is_some() {
         short.push('…');
     }
-    let line = format!("{time}  {:<10}  {:<24}  {short}", event.channel, event.topic);
+    let line = format!("{time}  {:<10}  {:<24}  {short}", event.place.channel, event.place.topic);
     line.chars().map(|c| if is_harmless(c) { c } else { ' ' }).collect()
 }
 
@@ -206,15 +206,14 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::event::{Event, Origin, Record};
+    use crate::event::{Event, Origin, Place, Record};
 
     fn outgoing(topic: &str, data: &str, payload: &str) -> Outgoing {
         let event = Event {
             id: "1".into(),
             distinct_key: None,
-            topic: topic.into(),
-            room: "".into(),
-            channel: "main".into(),
+            place: Place::of(topic, "", "main"),
+            impersonal: false,
             ts: "2024-02-15T14:52:42Z".into(),
             received: 0,
             origin: Origin::Live,

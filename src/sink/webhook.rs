@@ -367,7 +367,7 @@ fn lanes(batch: &[Outgoing], ahead: &Ahead) -> VecDeque<Lane> {
     let mut lanes: VecDeque<Lane> = VecDeque::new();
     let mut of_room: HashMap<&str, usize, foldhash::fast::RandomState> = HashMap::default();
     for (index, outgoing) in batch.iter().enumerate().filter(|(_, event)| !ahead.has(event)) {
-        let lane = *of_room.entry(&outgoing.record.event.room).or_insert_with(|| {
+        let lane = *of_room.entry(&outgoing.record.event.place.room).or_insert_with(|| {
             lanes.push_back(Lane::new());
             lanes.len() - 1
         });
@@ -402,9 +402,9 @@ impl Endpoint {
             (WEBHOOK_ID, &*id),
             (WEBHOOK_TIMESTAMP, &*timestamp),
             (WEBHOOK_SIGNATURE, signature.as_deref().unwrap_or_default()),
-            (ASTRO_TOPIC, &*header_text(&event.topic)),
-            (ASTRO_ROOM, &*header_text(&event.room)),
-            (ASTRO_CHANNEL, &*header_text(&event.channel)),
+            (ASTRO_TOPIC, &*header_text(&event.place.topic)),
+            (ASTRO_ROOM, &*header_text(&event.place.room)),
+            (ASTRO_CHANNEL, &*header_text(&event.place.channel)),
             (ASTRO_TS, &*header_text(&event.ts)),
             (ASTRO_ORIGIN, event.origin.as_str()),
         ] {

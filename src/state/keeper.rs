@@ -400,9 +400,9 @@ impl Keeper {
             if !concerns(event) {
                 continue;
             }
-            if let Some(channel) = self.channels.get_mut(&event.channel) {
+            if let Some(channel) = self.channels.get_mut(&event.place.channel) {
                 let changes = channel.session.hear(event, record.seq);
-                self.write_down(&event.channel, &changes);
+                self.write_down(&event.place.channel, &changes);
             }
         }
         self.follower.done(None);
@@ -490,7 +490,7 @@ fn tell(waiting: &mut Vec<oneshot::Sender<Result<(), String>>>, outcome: &Result
 /// Whether an event is folded. What is handed on again, or was made for a test, happened at another
 /// time or not at all.
 fn concerns(event: &Event) -> bool {
-    event.origin == event::Origin::Live && is_folded(&event.topic)
+    event.origin == event::Origin::Live && is_folded(&event.place.topic)
 }
 
 /// Whether a topic's events are folded.

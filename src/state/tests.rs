@@ -350,7 +350,7 @@ impl World {
                 if let Some(event) = self.on_the_way.pop_front() {
                     self.last += 1;
                     let data: Value = serde_json::from_slice(event.data()).unwrap();
-                    match &*event.topic {
+                    match &*event.place.topic {
                         "channel.stream.status" => {
                             self.facts.insert("stream".into(), data["isLive"].clone())
                         }

@@ -104,7 +104,9 @@ async fn ten_minutes_and_two_hundred_activities_later_each_is_there_once() {
         found.iter().filter(|(n, ..)| *n < 200).all(|(_, a, id)| *id == format!("activity-{a}"))
     );
     let records = relay.events().await;
-    let of = |topic: &str| records.iter().position(|record| &*record.event.topic == topic).unwrap();
+    let of = |topic: &str| {
+        records.iter().position(|record| &*record.event.place.topic == topic).unwrap()
+    };
     assert!(of("relay.gap") < of("channel.activities"));
     relay.stop().await;
 }

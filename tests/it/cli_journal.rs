@@ -5,7 +5,7 @@ use std::{path::Path, process::Output, sync::Arc};
 use astro_relay::{
     clock,
     config::Start,
-    event::{Event, Origin, Record},
+    event::{Event, Origin, Place, Record},
     journal::Journal,
 };
 use bytes::Bytes;
@@ -28,9 +28,8 @@ fn event(n: u64) -> Event {
     Event {
         id: format!("id-{n}").into(),
         distinct_key: None,
-        topic: topic.into(),
-        room: "room".into(),
-        channel: "main".into(),
+        place: Place::of(topic, "room", "main"),
+        impersonal: false,
         ts: "".into(),
         received: clock::now() - (9 - n) * MINUTE,
         origin: Origin::Live,

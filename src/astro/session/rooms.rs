@@ -16,20 +16,13 @@ use std::{collections::HashMap, sync::Arc};
 use foldhash::fast::FixedState;
 
 use super::Subscription;
+use crate::event::Place;
 
 /// Rooms remembered for one topic beside those that are subscribed: a wildcard owner may hear many.
 const REMEMBERED: usize = 4096;
 
 /// Topics remembered that nobody subscribed: the gateway's own notifications, and nonsense.
 const STRANGERS: usize = 64;
-
-/// Where a message belongs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) topic: Arc<str>,
-    pub(super) room: Arc<str>,
-    pub(super) channel: Arc<str>,
-}
 
 /// What stands on a connection, by topic and room.
 #[derive(Debug, Default)]
@@ -45,7 +38,7 @@ struct Topic {
     first: Option<(Arc<str>, Arc<str>)>,
     /// The channel that owns what no other claims.
     owner: Option<Arc<str>>,
-    rooms: HashMap<Box<str>, Place, FixedState>,
+    rooms: HashMap<Box<str>, Arc<Place>, FixedState>,
 }
 
 impl Topic {
@@ -74,46 +67,41 @@ impl Rooms {
                 topic.owner.get_or_insert(Arc::clone(&channel));
             }
             for alias in [canonical, subscription.room.clone()].into_iter().flatten() {
-                let place = Place {
-                    topic: Arc::clone(&topic.name),
-                    room: Arc::clone(&alias),
-                    channel: Arc::clone(&channel),
-                };
-                topic.rooms.entry((&*alias).into()).or_insert(place);
+                let name = Arc::clone(&topic.name);
+                let place = || Place::of(name, Arc::clone(&alias), Arc::clone(&channel));
+                topic.rooms.entry((&*alias).into()).or_insert_with(place);
             }
         }
         rooms
     }
 
     /// Where a message of this topic and room belongs.
-    pub(super) fn place(&mut self, topic: &str, room: &str) -> Place {
+    pub(super) fn place(&mut self, topic: &str, room: &str) -> Arc<Place> {
         if let Some(place) = self.topics.get(topic).and_then(|known| known.rooms.get(room)) {
-            return place.clone();
+            return Arc::clone(place);
         }
         let place = self.decide(topic, room);
         if let Some(known) = self.topics.get_mut(topic) {
             if known.rooms.len() < REMEMBERED {
-                known.rooms.insert(room.into(), place.clone());
+                known.rooms.insert(room.into(), Arc::clone(&place));
             }
         } else if self.topics.len() < STRANGERS {
             let mut known = Topic::new(Arc::clone(&place.topic));
-            known.rooms.insert(room.into(), place.clone());
+            known.rooms.insert(room.into(), Arc::clone(&place));
             self.topics.insert(topic.into(), known);
         }
         place
     }
 
-    fn decide(&self, topic: &str, room: &str) -> Place {
-        let nobody = || Place { topic: topic.into(), room: room.into(), channel: "".into() };
+    fn decide(&self, topic: &str, room: &str) -> Arc<Place> {
+        let nobody = || Place::of(topic, room, "");
         let Some(known) = self.topics.get(topic) else { return nobody() };
         let name = Arc::clone(&known.name);
         match (&known.first, &known.owner) {
             (Some((channel, own)), _) if room.is_empty() && known.subscribed == 1 => {
-                Place { topic: name, room: Arc::clone(own), channel: Arc::clone(channel) }
+                Place::of(name, Arc::clone(own), Arc::clone(channel))
             }
-            (_, Some(owner)) => {
-                Place { topic: name, room: room.into(), channel: Arc::clone(owner) }
-            }
+            (_, Some(owner)) => Place::of(name, room, Arc::clone(owner)),
             _ => nobody(),
         }
     }

@@ -67,7 +67,10 @@ async fn subscribes_on_welcome_and_takes_the_canonical_room() {
         now,
     );
     let event = &effects.events[0];
-    assert_eq!((&*event.channel, &*event.room, event.data()), ("a", "canon", &b"{\"n\":1}"[..]));
+    assert_eq!(
+        (&*event.place.channel, &*event.place.room, event.data()),
+        ("a", "canon", &b"{\"n\":1}"[..])
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -235,7 +238,7 @@ async fn a_restored_session_asks_for_nothing_that_stood() {
     assert_eq!(standing(&after, 0), Standing::Confirmed(Some("canon".into())));
     let effects =
         text(&mut after, r#"{"id":"1","type":"message","topic":"t","room":"canon"}"#, now);
-    assert_eq!(&*effects.events[0].channel, "a");
+    assert_eq!(&*effects.events[0].place.channel, "a");
 }
 
 #[tokio::test(start_paused = true)]

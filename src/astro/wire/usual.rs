@@ -29,7 +29,7 @@ pub(super) fn message(text: &str) -> Option<Envelope<'_>> {
     if text.bytes().fold(u8::MAX, u8::min) < b' ' {
         return None;
     }
-    let mut scan = Scan { text, at: 0 };
+    let mut scan = Scan { text, at: 0, impersonal: true };
     let mut fields = Fields::default();
     scan.sign(b'{')?;
     loop {
@@ -65,6 +65,7 @@ pub(super) fn message(text: &str) -> Option<Envelope<'_>> {
         topic: fields.topic.filter(|topic| !topic.is_empty())?.into(),
         room: fields.room.unwrap_or_default().into(),
         data: fields.data.filter(|data| *data != "null").map_or(0..0, |data| place(text, data)),
+        impersonal: scan.impersonal,
     })
 }
 
@@ -72,6 +73,15 @@ pub(super) fn message(text: &str) -> Option<Envelope<'_>> {
 struct Scan<'a> {
     text: &'a str,
     at: usize,
+    /// No key that was passed is the name of a personal field.
+    impersonal: bool,
+}
+
+/// Whether a personal field is called so: the last words of [`PERSONAL_FIELDS`].
+///
+/// [`PERSONAL_FIELDS`]: crate::config::PERSONAL_FIELDS
+fn is_personal(name: &str) -> bool {
+    matches!(name, "email" | "geo" | "paymentMethod" | "transactionId")
 }
 
 impl<'a> Scan<'a> {
@@ -183,7 +193,15 @@ impl<'a> Scan<'a> {
     /// A key, and what stands between it and its value.
     fn key(&mut self) -> Option<()> {
         self.sign(b'"')?;
-        self.string()?;
+        let from = self.at;
+        if self.run()? == b'"' {
+            self.impersonal &= !is_personal(self.text.get(from..self.at - 1)?);
+        } else {
+            // What it is called shows only without its escapes.
+            self.impersonal = false;
+            self.escape()?;
+            self.string()?;
+        }
         self.sign(b':')
     }
 
@@ -253,7 +271,7 @@ mod tests {
 
     /// What both readers say of a text; that they agree is checked. `None`: it is not usual.
     fn usual(text: &str) -> Option<&str> {
-        let found = message(text)?;
+        let found = Envelope { impersonal: false, ..message(text)? };
         let data = text.get(found.data.clone());
         assert_eq!(read_any(text).unwrap(), ServerFrame::Message(found), "{text}");
         data
@@ -365,6 +383,29 @@ mod tests {
         }
         let more = r#" { "data" : {} , "more" : [1] , "type":"message","topic":"t" } "#;
         assert_eq!(usual(more), Some("{}"));
+    }
+
+    #[test]
+    fn the_names_of_personal_fields_are_seen_wherever_they_stand() {
+        let impersonal = |data: &str| message(&with(data)).unwrap().impersonal;
+        for path in crate::config::PERSONAL_FIELDS {
+            let name = path.rsplit('.').next().unwrap();
+            for data in
+                [format!(r#"{{"{name}":1}}"#), format!(r#"{{"a":[{{"b":{{}},"{name}":null}}]}}"#)]
+            {
+                assert!(!impersonal(&data), "{data}");
+            }
+            for data in [
+                format!(r#"["{name}",{{"a":"{name}","{name}s":1}}]"#),
+                format!(r#""\"{name}\" is no name""#),
+            ] {
+                assert!(impersonal(&data), "{data}");
+            }
+        }
+        assert!(impersonal("null"));
+        assert!(!impersonal(r#"{"\u0065mail":1}"#), "an escape may hide anything");
+        let elsewhere = r#"{"type":"message","topic":"t","more":{"geo":1}}"#;
+        assert!(!message(elsewhere).unwrap().impersonal);
     }
 
     fn value() -> impl Strategy<Value = Value> {

@@ -240,9 +240,9 @@ fn properties(outgoing: &Outgoing) -> PublishProperties {
     let event = &outgoing.record.event;
     let pairs = [
         ("id", event.key()),
-        ("topic", &event.topic),
-        ("room", &event.room),
-        ("channel", &event.channel),
+        ("topic", &event.place.topic),
+        ("room", &event.place.room),
+        ("channel", &event.place.channel),
         ("ts", &event.ts),
         ("origin", event.origin.as_str()),
     ];

@@ -110,9 +110,9 @@ fn command(run: &[Outgoing], max_len: u64, search: usize) -> Cmd {
             .arg(key + 1)
             .arg(format!("{}-{}", event.received, outgoing.record.seq))
             .arg(event.key())
-            .arg(&*event.topic)
-            .arg(&*event.room)
-            .arg(&*event.channel)
+            .arg(&*event.place.topic)
+            .arg(&*event.place.room)
+            .arg(&*event.place.channel)
             .arg(&*event.ts)
             .arg(event.origin.as_str())
             .arg(&*outgoing.payload);

@@ -178,7 +178,7 @@ impl State {
     fn take(&mut self, batch: &[Outgoing], most: usize) -> Result<(), Failure> {
         for (index, outgoing) in batch.iter().take(most).enumerate() {
             let event = &outgoing.record.event;
-            if &*event.topic == "relay.gap" {
+            if &*event.place.topic == "relay.gap" {
                 self.gaps.push(serde_json::from_slice(event.data()).unwrap());
                 continue;
             }

@@ -163,7 +163,8 @@ impl Bench {
 
     /// The gaps that were told, as their data.
     pub async fn gaps(&self) -> Vec<Value> {
-        let gaps = self.events().await.into_iter().filter(|event| &*event.topic == "relay.gap");
+        let gaps =
+            self.events().await.into_iter().filter(|event| &*event.place.topic == "relay.gap");
         gaps.map(|event| serde_json::from_slice(event.data()).unwrap()).collect()
     }
 

@@ -167,7 +167,7 @@ async fn run(config: &Config) -> Vec<Value> {
         let last = journal.figures().last;
         let batch = journal.read(0, last, usize::MAX, usize::MAX).await.unwrap();
         stop.cancel();
-        let gaps = batch.records.iter().filter(|record| &*record.event.topic == "relay.gap");
+        let gaps = batch.records.iter().filter(|record| &*record.event.place.topic == "relay.gap");
         gaps.map(|record| serde_json::from_slice(record.event.data()).unwrap()).collect()
     };
     let (_, gaps) = tokio::join!(relay.run(stop.clone(), || {}), watching);

@@ -39,7 +39,11 @@ async fn a_payload_is_not_looked_into_however_deep_it_is() {
     bench.carries("channel.tips", ROOM, 1).await;
     let events = bench.received(2).await;
     assert_eq!(events[0].data().len(), 200_000);
-    assert_eq!((&*events[0].topic, &*events[0].channel), ("channel.deep", ""), "nobody's");
+    assert_eq!(
+        (&*events[0].place.topic, &*events[0].place.channel),
+        ("channel.deep", ""),
+        "nobody's"
+    );
     assert_eq!(bench.sim.stats().opened, 1);
 }
 

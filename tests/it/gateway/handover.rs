@@ -45,7 +45,11 @@ async fn whole_and_in_order(bench: &Bench, done: &AtomicBool) -> u64 {
         assert_eq!(batch.lost, 0);
         for record in &batch.records {
             let data: serde_json::Value = serde_json::from_slice(record.event.data()).unwrap();
-            assert_eq!(data["n"], expected, "lost, twice or out of order: {}", record.event.topic);
+            assert_eq!(
+                data["n"], expected,
+                "lost, twice or out of order: {}",
+                record.event.place.topic
+            );
             expected += 1;
         }
         at = batch.through;
@@ -184,8 +188,8 @@ async fn a_gap_between_the_old_link_and_the_new_one_is_told() {
         .await
         .iter()
         .map(|event| {
-            assert_eq!(&*event.topic, "relay.gap");
-            event.channel.to_string()
+            assert_eq!(&*event.place.topic, "relay.gap");
+            event.place.channel.to_string()
         })
         .collect();
     channels.sort();

@@ -27,7 +27,10 @@ async fn heard(bench: &Bench) -> Vec<(String, String, String)> {
     let events = bench.received(4).await;
     assert!(events.iter().all(|event| event.data() == br#"{"amount": 5.50}"#), "untouched");
     let words = |text: &str| text.to_owned();
-    events.iter().map(|e| (words(&e.channel), words(&e.topic), words(&e.room))).collect()
+    let place = |event: &astro_relay::event::Event| {
+        (words(&event.place.channel), words(&event.place.topic), words(&event.place.room))
+    };
+    events.iter().map(place).collect()
 }
 
 fn expected(rows: [[&str; 3]; 4]) -> Vec<(String, String, String)> {
@@ -77,7 +80,7 @@ async fn messages_of_the_canonical_room_belong_to_who_asked_for_another() {
     bench.confirmed(3).await;
     bench.sim.publish("channel.tips", &format!("canon-{OTHER}"), 1);
     let event = &bench.received(1).await[0];
-    assert_eq!((&*event.channel, &*event.room), ("b", &*format!("canon-{OTHER}")));
+    assert_eq!((&*event.place.channel, &*event.place.room), ("b", &*format!("canon-{OTHER}")));
     assert_eq!(bench.page("channel.follow").unwrap().room, Some(format!("canon-{ROOM}").into()));
 }
 

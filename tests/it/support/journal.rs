@@ -10,7 +10,7 @@ use std::{
 use astro_relay::{
     clock,
     config::{self, Period, Size, Sync},
-    event::{Event, Origin, Record, Seq},
+    event::{Event, Origin, Place, Record, Seq},
     journal::{Health, Journal, Opened, StoreError},
 };
 
@@ -60,9 +60,8 @@ pub fn event_of(n: u64, padding: usize) -> Event {
     Event {
         id: format!("01J{n:023}").into(),
         distinct_key: n.is_multiple_of(5).then(|| format!("key-{n}").into()),
-        topic: format!("channel.{}", n % 3).into(),
-        room: "room".into(),
-        channel: "main".into(),
+        place: Place::of(format!("channel.{}", n % 3), "room", "main"),
+        impersonal: false,
         ts: "2026-01-02T03:04:05Z".into(),
         received: clock::now(),
         origin: Origin::Live,

@@ -80,7 +80,7 @@ impl Running {
     /// The data of every event of a topic.
     pub async fn said(&self, topic: &str) -> Vec<Value> {
         let records = self.events().await;
-        let of_topic = records.iter().filter(|record| &*record.event.topic == topic);
+        let of_topic = records.iter().filter(|record| &*record.event.place.topic == topic);
         of_topic.map(|record| serde_json::from_slice(record.event.data()).unwrap()).collect()
     }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use astro_relay::{
     config::{ConfigError, Period, SinkConfig, Start},
-    event::{Event, Origin, Record, Seq},
+    event::{Event, Origin, Place, Record, Seq},
     sink::{self, Opening, Outgoing, Purpose, Sink},
 };
 use bytes::Bytes;
@@ -59,9 +59,8 @@ pub fn outgoing_with(seq: Seq, address: &str, room: &str, payload: &str) -> Outg
     let event = Event {
         id: format!("01HQ{seq:022}").into(),
         distinct_key: None,
-        topic: "channel.tips".into(),
-        room: room.into(),
-        channel: "main".into(),
+        place: Place::of("channel.tips", room, "main"),
+        impersonal: false,
         ts: "2024-02-15T14:52:42Z".into(),
         received: EPOCH + seq,
         origin: Origin::Live,
