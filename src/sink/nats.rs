@@ -35,7 +35,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
-use tokio::time::timeout;
+use tokio::{task::unconstrained, time::timeout};
 
 use self::{
     command::Commands,
@@ -548,8 +548,10 @@ impl Nats {
                 let payload = outgoing.payload.clone();
                 let subject = self.subject(&outgoing.address);
                 let publish = link.publish(subject, self.beside.headers(outgoing), payload, mark);
-                let mut publish = std::pin::pin!(publish);
-                // The client takes more as soon as the server reads; mostly at once.
+                // The client takes more as soon as the server reads; mostly at once. Tokio would have this
+                // task give way behind every 128th, with a look at all sockets: the client's own bound
+                // and that of a batch are enough.
+                let mut publish = std::pin::pin!(unconstrained(publish));
                 let handed = match publish.as_mut().now_or_never() {
                     Some(handed) => handed,
                     None => timeout(self.timeout, publish).await.map_err(|_| self.silence())?,
