@@ -66,7 +66,7 @@ struct Step {
 const STEPS: &[Step] = &[
     Step { name: "read", what: "a frame to an event", limit: 5_060, run: read },
     Step { name: "twins", what: "whether it was there before", limit: 830, run: twins },
-    Step { name: "append", what: "into the journal's memory, and out", limit: 1_630, run: append },
+    Step { name: "append", what: "into the journal's memory, and out", limit: 1_460, run: append },
     Step { name: "write", what: "into the journal's file", limit: 2_490, run: write },
     Step { name: "message", what: "rendered for NATS, as it came", limit: 310, run: message },
     Step { name: "redacted", what: "personal fields taken out", limit: 18_900, run: redacted },

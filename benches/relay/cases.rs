@@ -35,7 +35,7 @@ const RATED: u64 = 10_000;
 const RATE: u64 = 1_000;
 
 /// How often a case and its floor run in turn.
-const PAIRS: usize = 5;
+const PAIRS: usize = 9;
 
 /// What no run may exceed.
 const DEADLINE: Duration = Duration::from_mins(5);
