@@ -228,13 +228,10 @@ impl Line {
         lock(&self.out).ended
     }
 
-    /// From now on it says nothing and hears nothing, or does so again.
+    /// From now on it says nothing and hears nothing, or does so again. What it said before was noted as
+    /// sent, and still goes out.
     pub(super) fn silence(&self, silent: bool) {
-        let mut out = lock(&self.out);
         self.silent.store(silent, Ordering::SeqCst);
-        if silent {
-            out.buffer.clear();
-        }
     }
 
     pub(super) fn is_silent(&self) -> bool {
@@ -309,6 +306,19 @@ mod tests {
         assert_eq!(record.sent, [Ulid(0).to_string(), Ulid(1).to_string()]);
         assert_eq!((record.sent_unremembered, record.withheld), (1, 1));
         assert_eq!(record.ended, Some(Ended::Closed(Some(1000))));
+    }
+
+    #[test]
+    fn what_was_said_before_a_silence_goes_out() {
+        let line = Line::new(1, false, 10);
+        let mut batch = Vec::new();
+        line.message(Some(Ulid(0)), b"{}", 1);
+        line.silence(true);
+        line.message(Some(Ulid(1)), b"{}", 1);
+        assert!(line.take(&mut batch), "it is noted as sent");
+        assert!(!line.take(&mut batch));
+        let record = line.record();
+        assert_eq!((record.sent, record.withheld), (vec![Ulid(0).to_string()], 1));
     }
 
     #[test]
