@@ -38,7 +38,7 @@ pub struct Event {
     pub message: Bytes,
     /// Where the value of `data` lies in `message`; empty where there is none.
     pub data: Range<usize>,
-    /// Whether it was seen that no name of a personal field ([`PERSONAL_FIELDS`]) stands in the message.
+    /// Whether it was seen that no name of a personal field ([`PERSONAL_FIELDS`]) stands in `data`.
     /// `false`: one may.
     ///
     /// [`PERSONAL_FIELDS`]: crate::config::PERSONAL_FIELDS

@@ -45,8 +45,8 @@ pub struct Envelope<'a> {
     pub room: Cow<'a, str>,
     /// Where `data` lies in the frame; empty where there is none.
     pub data: Range<usize>,
-    /// Whether it was seen that no name of a personal field ([`PERSONAL_FIELDS`]) stands in the frame,
-    /// which costs next to nothing while it is read. `false`: one may.
+    /// Whether it was seen that no name of a personal field ([`PERSONAL_FIELDS`]) stands in `data`: the
+    /// reader passes each of its names anyway. `false`: one may.
     ///
     /// [`PERSONAL_FIELDS`]: crate::config::PERSONAL_FIELDS
     pub impersonal: bool,

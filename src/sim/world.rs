@@ -227,7 +227,8 @@ impl World {
     }
 
     /// From now on a connection (or each one that is open) says nothing and hears nothing, not even
-    /// pings, while its TCP connection stands. With `false` it comes back to life.
+    /// pings, while its TCP connection stands; what it said before still goes out. With `false` it comes
+    /// back to life.
     pub fn silence(&self, connection: Option<ConnectionId>, silent: bool) {
         self.each(connection, |line| line.silence(silent));
     }
