@@ -17,7 +17,7 @@
 //!
 //! What must not wait for a disk takes [`State`]'s lock only, and nothing touches the disk under it.
 //!
-//! The one thing to know: a cursor is saved right after it moves, and [`Journal::saved`] tells how
+//! The one thing to know: a sink's cursor is saved right after it moves, and [`Journal::saved`] tells how
 //! far; delivery keeps what is sent but not saved within its window, so that a crash repeats no more.
 
 mod batch;
@@ -125,8 +125,19 @@ struct State {
     kept: HashMap<(Box<str>, Box<str>), Kept>,
     health: Health,
     size: u64,
-    stop: bool,
+    demand: Demand,
     threads: usize,
+}
+
+/// What the writer is to do, the more of it the further down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Demand {
+    /// Nothing before it is time for upkeep.
+    Nothing,
+    /// To write what is new.
+    Write,
+    /// To write it, and to end.
+    End,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -216,13 +227,22 @@ impl Journal {
 
     /// Appends `events` in order and leaves the vector empty. Never waits: see [`Journal::room`].
     pub fn append(&self, events: &mut Vec<Event>) {
-        if events.is_empty() {
-            return;
+        if !events.is_empty() {
+            self.add(events.drain(..), true);
         }
+    }
+
+    /// Appends a report of the relay's own that would be made again if it were lost: it is written with
+    /// what is written next, at the latest within a second.
+    pub fn report(&self, event: Event) {
+        self.add(std::iter::once(event), false);
+    }
+
+    fn add(&self, events: impl Iterator<Item = Event>, hurry: bool) {
         let shared = &*self.0;
         let mut state = shared.lock();
         let mut concerns = false;
-        for mut event in events.drain(..) {
+        for mut event in events {
             // Times in the journal never fall, whatever the clock does: a stream's entry ids are
             // made of them.
             event.received = event.received.max(state.last_received);
@@ -245,11 +265,14 @@ impl Journal {
             state.unwritten_bytes = 0;
         }
         shared.publish(&state);
-        drop(state);
+        if hurry {
+            shared.hurry(state);
+        } else {
+            drop(state);
+        }
         if concerns {
             shared.concern.send_modify(|count| *count += 1);
         }
-        shared.work.notify_one();
     }
 
     /// Which sinks there are: the positions of all others hold nothing back any more.
@@ -280,8 +303,7 @@ impl Journal {
         let mut state = self.0.lock();
         // Saved once before anything else happens, so that a restart does not begin anew.
         state.cursors.insert(name, Cursor::new(at, None));
-        drop(state);
-        self.0.work.notify_one();
+        self.0.hurry(state);
         Ok(at)
     }
 
@@ -397,11 +419,11 @@ impl Journal {
                 cursor.saved = Some(cursor.at);
             }
         }
-        drop(state);
         if memory_only {
+            drop(state);
             self.0.progress.send_modify(|count| *count += 1);
         } else {
-            self.0.work.notify_one();
+            self.0.hurry(state);
         }
     }
 
@@ -443,8 +465,7 @@ impl Journal {
             retry: false,
             record: Arc::clone(record),
         });
-        drop(state);
-        self.0.work.notify_one();
+        self.0.hurry(state);
     }
 
     /// Changes when somebody asks for a replay or for dead letters to be tried again.
@@ -482,16 +503,14 @@ impl Journal {
     pub fn settle(&self, number: i64) {
         let mut state = self.0.lock();
         state.settled.push(number);
-        drop(state);
-        self.0.work.notify_one();
+        self.0.hurry(state);
     }
 
     /// A replay has come to `position`; `None`: it is done.
     pub fn replayed(&self, number: i64, position: Option<Seq>) {
         let mut state = self.0.lock();
         state.replays.insert(number, position);
-        drop(state);
-        self.0.work.notify_one();
+        self.0.hurry(state);
     }
 
     /// Writes elements of channels' states down, over what was there. Without a directory nothing
@@ -504,8 +523,7 @@ impl Journal {
         for kept in elements {
             state.kept.insert((kept.channel.clone(), kept.element.clone()), kept);
         }
-        drop(state);
-        self.0.work.notify_one();
+        self.0.hurry(state);
     }
 
     /// All elements of channels' states. Blocks on the disk.
@@ -575,7 +593,7 @@ impl Journal {
     /// Writes what is left, closes the file in order and ends the threads. Blocks.
     pub fn close(&self) {
         let mut state = self.0.lock();
-        state.stop = true;
+        state.demand = Demand::End;
         self.0.work.notify_all();
         while state.threads > 0 {
             state = self.0.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -605,6 +623,13 @@ impl Shared {
     /// small and ordered.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has what is new written now, and not only with what is written next.
+    fn hurry(&self, mut state: MutexGuard<'_, State>) {
+        state.demand = state.demand.max(Demand::Write);
+        drop(state);
+        self.work.notify_one();
     }
 
     /// Tells readers how far they may read. Under the lock: two that append at once would otherwise
@@ -677,7 +702,7 @@ impl State {
             kept: HashMap::new(),
             health,
             size: 0,
-            stop: false,
+            demand: Demand::Nothing,
             threads: 0,
         }
     }

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{
-    Health, Journal, Shared, State,
+    Demand, Health, Journal, Shared, State,
     file::{self, Lock, Mark, Marked},
     millis,
     reader::Reader,
@@ -124,7 +124,7 @@ impl Drop for Ended {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.threads -= 1;
-        if !state.stop {
+        if state.demand < Demand::End {
             // It ended by a panic: say so, and let events live in memory.
             state.health = Health::Degraded("a thread of the journal has ended".into());
         }
@@ -202,18 +202,24 @@ impl Writer {
         let mut state = self.shared.lock();
         loop {
             let now = Instant::now();
+            let stop = state.demand == Demand::End;
             let until = if self.store.is_some() { self.upkeep_at } else { self.retry_at };
             if self.store.is_some() {
                 let broken = state.health == Health::Degraded(CORRUPT.into());
-                let mut write = state.unwritten(TRANSACTION, TRANSACTION_BYTES);
-                if now >= self.upkeep_at {
-                    write.alive = Some(clock::now());
+                let due = now >= self.upkeep_at;
+                if state.demand > Demand::Nothing || due || broken {
+                    let mut write = state.unwritten(TRANSACTION, TRANSACTION_BYTES);
+                    write.alive = due.then(clock::now);
+                    let rest = write.records.last().is_some_and(|last| last.seq < state.last);
+                    if state.demand == Demand::Write && !rest {
+                        state.demand = Demand::Nothing;
+                    }
+                    if !write.is_empty() || stop || broken {
+                        return (write, stop);
+                    }
                 }
-                if !write.is_empty() || state.stop || broken {
-                    return (write, state.stop);
-                }
-            } else if now >= until || state.stop {
-                return (Write::default(), state.stop);
+            } else if now >= until || stop {
+                return (Write::default(), stop);
             }
             let wait = until.saturating_duration_since(now).max(Duration::from_millis(1));
             state = self
@@ -297,6 +303,8 @@ impl Writer {
 
     /// The disk said no: memory carries on, and the disk is tried again.
     fn failed(&mut self, failure: &StoreError) {
+        // What was to be written is still to be written.
+        self.shared.hurry(self.shared.lock());
         if failure.is_full() && self.make_room() {
             return;
         }

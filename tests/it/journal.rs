@@ -111,6 +111,24 @@ async fn positions_survive_a_clean_end_and_a_crash() {
 }
 
 #[tokio::test]
+async fn a_report_goes_with_what_is_written_next_or_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    journal.report(event(0));
+    assert_eq!(journal.next(0, 10, 1 << 20).await.unwrap().records.len(), 1, "it is read at once");
+    append(&journal, events([1])).await;
+    settled(&journal, &[]).await;
+    let on_disk = || Store::open_reader(dir.path()).unwrap().bounds().unwrap();
+    assert_eq!(on_disk(), Some((1, 2)));
+    journal.report(event(2));
+    settled(&journal, &[]).await;
+    assert_eq!(on_disk(), Some((1, 3)));
+    journal.report(event(3));
+    close(journal).await;
+    assert_eq!(on_disk(), Some((1, 4)));
+}
+
+#[tokio::test]
 async fn a_new_sink_begins_where_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
