@@ -29,7 +29,7 @@ use crate::{
     clock, event,
     event::UnixMillis,
     journal::Journal,
-    status::{Looks, Pages, Status},
+    status::{Looks, Pages, Standing, Status},
 };
 
 /// The topic of a change of the relay's status.
@@ -93,7 +93,7 @@ struct Channel {
 }
 
 /// Which topics of each channel stand, by label.
-type Standing<'a> = HashMap<&'a str, Vec<&'a str>, FixedState>;
+type StandingTopics<'a> = HashMap<&'a str, Vec<&'a str>, FixedState>;
 
 /// The task.
 #[derive(Debug)]
@@ -253,11 +253,11 @@ fn wanted(targets: &Targets) -> Wanted {
 }
 
 /// What stands on connections that are open. While they move, it may stand on two of them.
-fn standing(pages: &Pages) -> Standing<'_> {
-    let mut standing = Standing::default();
+fn standing(pages: &Pages) -> StandingTopics<'_> {
+    let mut standing = StandingTopics::default();
     for connection in pages.connections.values().filter(|page| page.state.is_open()) {
         for subscription in &connection.subscriptions {
-            if subscription.state == "confirmed" {
+            if subscription.state == Standing::Confirmed {
                 let topics = standing.entry(&subscription.channel).or_default();
                 if !topics.contains(&&*subscription.topic) {
                     topics.push(&subscription.topic);
@@ -269,7 +269,7 @@ fn standing(pages: &Pages) -> Standing<'_> {
 }
 
 /// A channel is online when all of its subscriptions stand. What was said already is not said again.
-fn channels(board: &Board, wanted: &mut Wanted, standing: &Standing<'_>) {
+fn channels(board: &Board, wanted: &mut Wanted, standing: &StandingTopics<'_>) {
     board.put(wanted.iter_mut().filter_map(|(label, channel)| {
         let online = Some(stands(standing, label) >= channel.count);
         if std::mem::replace(&mut channel.online, online) == online {
@@ -280,7 +280,7 @@ fn channels(board: &Board, wanted: &mut Wanted, standing: &Standing<'_>) {
 }
 
 /// How many subscriptions of a channel stand.
-fn stands(standing: &Standing<'_>, label: &str) -> usize {
+fn stands(standing: &StandingTopics<'_>, label: &str) -> usize {
     standing.get(label).map_or(0, Vec::len)
 }
 
@@ -295,7 +295,7 @@ fn link(pages: &Pages) -> &'static str {
 }
 
 /// How the relay is, if each channel wants so many subscriptions, and so many stand.
-fn judge(pages: &Pages, wanted: &Wanted, standing: &Standing<'_>) -> Verdict {
+fn judge(pages: &Pages, wanted: &Wanted, standing: &StandingTopics<'_>) -> Verdict {
     // What is wanted and stands on no page yet is no reason of any page.
     let lacking = || {
         let mut lacking = wanted.iter().filter(|(label, one)| stands(standing, label) < one.count);
@@ -321,7 +321,7 @@ mod tests {
     use super::*;
     use crate::status::{Phase, Sink, Subscription};
 
-    fn subscription(topic: &str, state: &'static str) -> Subscription {
+    fn subscription(topic: &str, state: Standing) -> Subscription {
         Subscription {
             channel: "main".into(),
             topic: topic.into(),
@@ -335,12 +335,12 @@ mod tests {
     }
 
     /// Pages of one connection and one sink.
-    fn pages(phase: Phase, states: &[&'static str], sink: &'static str) -> Pages {
+    fn pages(phase: Phase, states: &[Standing], sink: &'static str) -> Pages {
         let status = Status::new(0);
         status.connection(0, |page| {
             page.state = phase;
             let topics = ["a", "b"].iter().zip(states);
-            page.subscriptions = topics.map(|(topic, state)| subscription(topic, state)).collect();
+            page.subscriptions = topics.map(|(topic, state)| subscription(topic, *state)).collect();
         });
         status.sink("home", |page| *page = Sink { state: sink, ..Sink::default() });
         status.pages()
@@ -348,15 +348,27 @@ mod tests {
 
     #[test]
     fn all_must_stand_for_online_and_something_for_not_being_offline() {
-        let both = ["confirmed", "confirmed"];
+        let both = [Standing::Confirmed; 2];
         for (phase, states, sink, health, reason) in [
             (Phase::Open, &both[..], "up", "online", None),
             (Phase::Moving, &both, "up", "online", None),
             (Phase::Open, &both, "down", "degraded", Some("sink home is down")),
-            (Phase::Open, &["confirmed", "refused"], "up", "degraded", Some("main/b refused")),
-            (Phase::Open, &["confirmed", "pending"], "up", "degraded", Some("main/b is pending")),
+            (
+                Phase::Open,
+                &[Standing::Confirmed, Standing::Refused],
+                "up",
+                "degraded",
+                Some("main/b refused"),
+            ),
+            (
+                Phase::Open,
+                &[Standing::Confirmed, Standing::Pending],
+                "up",
+                "degraded",
+                Some("main/b is pending"),
+            ),
             (Phase::Open, &[], "up", "degraded", Some("of main are not confirmed")),
-            (Phase::Waiting, &["waiting", "waiting"], "up", "offline", Some("connection 0")),
+            (Phase::Waiting, &[Standing::Waiting; 2], "up", "offline", Some("connection 0")),
             (Phase::Dialing, &[], "down", "offline", Some("; and 1 more")),
         ] {
             let pages = pages(phase, states, sink);
@@ -370,13 +382,13 @@ mod tests {
             }
         }
         // Who wants nothing of Astro lacks nothing.
-        let verdict = judge(&Status::new(0).pages(), &Wanted::new(), &Standing::default());
+        let verdict = judge(&Status::new(0).pages(), &Wanted::new(), &StandingTopics::default());
         assert_eq!(verdict, Verdict { health: Health::Online, reason: None });
     }
 
     #[test]
     fn only_an_open_connection_counts_for_a_channel() {
-        let both = ["confirmed", "confirmed"];
+        let both = [Standing::Confirmed; 2];
         let count = |phase| stands(&standing(&pages(phase, &both, "up")), "main");
         assert_eq!((count(Phase::Open), count(Phase::Dialing)), (2, 0));
     }
@@ -406,7 +418,7 @@ mod tests {
             sink("up");
             status.connection(0, |page| {
                 page.state = Phase::Open;
-                page.subscriptions = vec![subscription("a", "confirmed")];
+                page.subscriptions = vec![subscription("a", Standing::Confirmed)];
             });
             tokio::time::sleep(2 * Looks::PACE).await;
             assert_eq!((relay(), channel()), (json!("online"), json!("online")));

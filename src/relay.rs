@@ -33,7 +33,7 @@ use crate::{
     route::Route,
     sink::{self, Opening, Purpose, Sink},
     state::keeper::{self, Keeper, Times},
-    status::Status,
+    status::{Standing, Status},
     supervisor::{Factory, Outcome, Stage, Supervisor, Work},
 };
 
@@ -432,10 +432,10 @@ pub(crate) fn gauges(status: &Status, journal: &Journal) {
     status.look(|pages| {
         let open = pages.connections.values().filter(|connection| connection.state.is_open());
         gauge!(metrics::CONNECTIONS).set(count(open.count()));
-        for state in ["waiting", "pending", "confirmed", "refused"] {
+        for state in Standing::ALL {
             let subscriptions = pages.connections.values().flat_map(|c| &c.subscriptions);
             let number = subscriptions.filter(|subscription| subscription.state == state).count();
-            gauge!(metrics::SUBSCRIPTIONS, "state" => state).set(count(number));
+            gauge!(metrics::SUBSCRIPTIONS, "state" => state.as_str()).set(count(number));
         }
     });
 }

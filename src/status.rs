@@ -139,6 +139,40 @@ impl Phase {
     }
 }
 
+/// What stands of a subscription.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// To be asked for.
+    Waiting,
+    /// Asked for, not answered.
+    Pending,
+    /// Ours.
+    Confirmed,
+    /// Not ours.
+    Refused,
+}
+
+impl Standing {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Waiting, Self::Pending, Self::Confirmed, Self::Refused];
+
+    /// Its word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Pending => "pending",
+            Self::Confirmed => "confirmed",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Whether the gateway has answered.
+    pub fn is_answered(self) -> bool {
+        matches!(self, Self::Confirmed | Self::Refused)
+    }
+}
+
 /// One subscription.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Subscription {
@@ -151,8 +185,8 @@ pub struct Subscription {
     /// The room, canonical where it is known.
     #[serde(serialize_with = "optional_text")]
     pub room: Option<Arc<str>>,
-    /// `waiting`, `pending`, `confirmed` or `refused`.
-    pub state: &'static str,
+    /// What stands of it.
+    pub state: Standing,
     /// The gateway's error code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
@@ -363,8 +397,8 @@ impl fmt::Display for Reason<'_> {
                 write!(f, "connection {number} to Astro: {why}")
             }
             Self::Subscription(Subscription { channel, topic, state, code, text, .. }) => {
-                if *state != "refused" {
-                    return write!(f, "subscription {channel}/{topic} is {state}");
+                if *state != Standing::Refused {
+                    return write!(f, "subscription {channel}/{topic} is {}", state.as_str());
                 }
                 let [code, text] = [code, text].map(|said| said.as_deref().unwrap_or_default());
                 write!(f, "subscription {channel}/{topic} refused: {code} {text}")
@@ -392,7 +426,7 @@ impl Pages {
         let connections = self.connections.iter().flat_map(|(number, page)| {
             let closed = (!page.state.is_open()).then_some(Reason::Connection(*number, page));
             let subscriptions = if closed.is_some() { &[] } else { page.subscriptions.as_slice() };
-            let missing = subscriptions.iter().filter(|one| one.state != "confirmed");
+            let missing = subscriptions.iter().filter(|one| one.state != Standing::Confirmed);
             closed.into_iter().chain(missing.map(Reason::Subscription))
         });
         let left_out = self.left_out.iter().map(|subscription| Reason::LeftOut(subscription));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::time::Instant;
 
-use crate::status::{Pages, Status};
+use crate::status::{Pages, Standing, Status};
 
 /// How long the gateway may take before the service counts as ready without it.
 const GRACE: Duration = Duration::from_secs(15);
@@ -94,7 +94,7 @@ fn tell(states: &[NotifyState<'_>]) {
 /// `3 of 3 subscriptions, 2 of 2 sinks up`, and the first thing that is wrong.
 fn line(pages: &Pages) -> String {
     let all = || pages.connections.values().flat_map(|connection| &connection.subscriptions);
-    let confirmed = all().filter(|subscription| subscription.state == "confirmed").count();
+    let confirmed = all().filter(|subscription| subscription.state == Standing::Confirmed).count();
     let up = pages.sinks.values().filter(|sink| sink.state == "up").count();
     let mut line = format!(
         "{confirmed} of {} subscriptions, {up} of {} sinks up",

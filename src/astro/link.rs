@@ -390,7 +390,7 @@ impl Link {
             }
             if matches!(state, Phase::Dialing | Phase::Waiting) {
                 for subscription in &mut page.subscriptions {
-                    subscription.state = "waiting";
+                    subscription.state = status::Standing::Waiting;
                 }
             }
         });
@@ -413,13 +413,13 @@ fn says(
     let same = Arc::ptr_eq(&page.channel, &subscription.channel)
         && Arc::ptr_eq(&page.topic, &subscription.topic);
     same && match standing {
-        Standing::Waiting => page.state == "waiting",
-        Standing::Pending => page.state == "pending",
+        Standing::Waiting => page.state == status::Standing::Waiting,
+        Standing::Pending => page.state == status::Standing::Pending,
         Standing::Confirmed(room) => {
             let room = room.as_ref().or(subscription.room.as_ref());
-            page.state == "confirmed"
+            page.state == status::Standing::Confirmed
                 && page.confirmed_at == confirmed_at
-                && page.room.as_ref() == room
+                && page.room.as_ref().map(Arc::as_ptr) == room.map(Arc::as_ptr)
         }
         // When it is tried again is told by another clock.
         Standing::Refused(_) => false,
@@ -435,7 +435,7 @@ fn page(
         channel: Arc::clone(&subscription.channel),
         topic: Arc::clone(&subscription.topic),
         room: subscription.room.clone(),
-        state: "waiting",
+        state: status::Standing::Waiting,
         code: None,
         text: None,
         retry_at: None,
@@ -443,16 +443,16 @@ fn page(
     };
     match standing {
         Standing::Waiting => {}
-        Standing::Pending => page.state = "pending",
+        Standing::Pending => page.state = status::Standing::Pending,
         Standing::Confirmed(room) => {
-            page.state = "confirmed";
+            page.state = status::Standing::Confirmed;
             page.confirmed_at = confirmed_at;
             if room.is_some() {
                 page.room.clone_from(room);
             }
         }
         Standing::Refused(refusal) => {
-            page.state = "refused";
+            page.state = status::Standing::Refused;
             page.code = Some(refusal.code.to_string());
             page.text = Some(refusal.text.to_string());
             page.retry_at = refusal.retry_at.map(|at| {

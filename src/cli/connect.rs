@@ -23,7 +23,7 @@ use crate::{
     relay::open_sink,
     route::{Destination, Route},
     sink::{self, Permission, Purpose, Sink, is_harmless},
-    status::{Pages, Phase, Status, Subscription},
+    status::{Pages, Phase, Standing, Status, Subscription},
 };
 
 /// How often the answers are looked at.
@@ -119,8 +119,7 @@ fn patience(config: &Config, subscriptions: usize) -> Duration {
 async fn answered(status: &Status, count: usize) {
     loop {
         let pages = status.pages();
-        let done =
-            |subscription: &&Subscription| matches!(subscription.state, "confirmed" | "refused");
+        let done = |subscription: &&Subscription| subscription.state.is_answered();
         let all = pages.connections.values().flat_map(|connection| &connection.subscriptions);
         let refused = |connection: &crate::status::Connection| {
             connection.state == Phase::Waiting && connection.last_error.is_some()
@@ -145,13 +144,13 @@ fn told(config: &Config, pages: &Pages) -> Result<usize, Failed> {
     for subscription in pages.connections.values().flat_map(|c| &c.subscriptions) {
         let Subscription { channel, topic, room, state, code, text, .. } = subscription;
         let what = match (*state, room) {
-            ("confirmed", Some(room)) => format!("confirmed, room {room}"),
-            ("confirmed", None) => "confirmed".to_owned(),
+            (Standing::Confirmed, Some(room)) => format!("confirmed, room {room}"),
+            (Standing::Confirmed, None) => "confirmed".to_owned(),
             (state, _) => {
                 failed += 1;
                 let why: Vec<&str> =
                     [code, text].into_iter().flatten().map(String::as_str).collect();
-                format!("{state} {}", why.join(": "))
+                format!("{} {}", state.as_str(), why.join(": "))
             }
         };
         say(&format!("  {channel} {topic}: {what}"))?;

@@ -38,7 +38,7 @@ use crate::{
     config::Secret,
     metrics,
     state::{self, keeper::Refreshes},
-    status::Status,
+    status::{Standing, Status},
     supervisor::Factory,
 };
 
@@ -295,7 +295,8 @@ impl Tools {
         let account = account.ok_or_else(|| Failure::bad(404, "there is no such channel"))?;
         let told: Vec<Arc<str>> = self.status.look(|pages| {
             let all = pages.connections.values().flat_map(|page| &page.subscriptions);
-            let ours = all.filter(|one| &*one.channel == channel && one.state == "confirmed");
+            let ours =
+                all.filter(|one| &*one.channel == channel && one.state == Standing::Confirmed);
             ours.filter_map(|one| one.room.clone()).collect()
         });
         let rooms = account.room.iter().map(|room| &**room);

@@ -552,12 +552,11 @@ impl Channel {
     /// still to be answered, there is more to come.
     fn look(&mut self, found: &[&status::Subscription]) {
         let wanted = self.topics.iter().filter(|topic| SESSION_TOPICS.contains(&topic.as_str()));
-        let answered =
-            found.iter().filter(|page| matches!(page.state, "confirmed" | "refused")).count();
+        let answered = found.iter().filter(|page| page.state.is_answered()).count();
         if answered < wanted.count() {
             return;
         }
-        let confirmed = || found.iter().filter(|page| page.state == "confirmed");
+        let confirmed = || found.iter().filter(|page| page.state == status::Standing::Confirmed);
         for page in confirmed() {
             if let Some(room) = page.room.as_ref().filter(|room| !room.is_empty()) {
                 self.room = Some(Arc::clone(room));

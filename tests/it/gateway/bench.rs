@@ -12,7 +12,7 @@ use astro_relay::{
     event::Event,
     journal::Journal,
     sim::{ConnectionRecord, Options, Sim},
-    status::{self, Pages, Status},
+    status::{self, Pages, Standing, Status},
 };
 use serde_json::Value;
 use tokio::sync::watch;
@@ -124,7 +124,7 @@ impl Bench {
     }
 
     /// How many subscriptions are in this state.
-    pub fn count(&self, state: &str) -> usize {
+    pub fn count(&self, state: Standing) -> usize {
         let pages = self.pages();
         let all = pages.connections.values().flat_map(|page| &page.subscriptions);
         all.filter(|subscription| subscription.state == state).count()
@@ -137,7 +137,7 @@ impl Bench {
 
     pub async fn confirmed_within(&self, number: usize, deadline: Duration) {
         until(&format!("{number} subscriptions stand"), deadline, async || {
-            (self.count("confirmed") == number).then_some(())
+            (self.count(Standing::Confirmed) == number).then_some(())
         })
         .await;
     }

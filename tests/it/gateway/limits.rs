@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use astro_relay::sim::Options;
+use astro_relay::{sim::Options, status::Standing};
 
 use super::{
     ROOM, SOON,
@@ -53,7 +53,7 @@ async fn what_the_gateway_takes_no_more_on_a_connection_moves_to_another() {
     let mut spread = spread(&bench);
     spread.sort_unstable();
     assert_eq!(spread, [4, 8, 8]);
-    assert_eq!(bench.count("refused"), 0);
+    assert_eq!(bench.count(Standing::Refused), 0);
     for n in 0..20 {
         bench.carries(&format!("topic.number{n}"), ROOM, n).await;
     }
@@ -73,7 +73,8 @@ async fn what_the_gateway_takes_no_more_on_a_connection_moves_to_another() {
 async fn a_limit_that_no_connection_can_mend_is_a_refusal() {
     let options = Options { subscriptions_per_connection: Some(0), ..Options::default() };
     let bench = Bench::with(options, topics(3), |_| {}).await;
-    until("all are refused", SOON, async || (bench.count("refused") == 3).then_some(())).await;
+    until("all are refused", SOON, async || (bench.count(Standing::Refused) == 3).then_some(()))
+        .await;
     assert_eq!(bench.sim.stats().opened, 1, "no connection after another");
     let page = bench.page("topic.number0").unwrap();
     assert!(page.text.unwrap().contains("limit") && page.retry_at.is_some());
@@ -99,7 +100,7 @@ async fn there_are_no_more_connections_than_there_may_be_and_it_is_told() {
     // Ten of those before are still confirmed: these two are what is waited for.
     for topic in ["topic.number10", "topic.number11"] {
         until("it has its place", SOON, async || {
-            bench.page(topic).filter(|page| page.state == "confirmed")
+            bench.page(topic).filter(|page| page.state == Standing::Confirmed)
         })
         .await;
     }

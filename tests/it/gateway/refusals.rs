@@ -5,6 +5,7 @@ use std::time::Duration;
 use astro_relay::{
     config::SecretRef,
     sim::{Options, Refusal, Sim, Token},
+    status::Standing,
 };
 
 use super::{
@@ -34,7 +35,10 @@ async fn every_error_is_shown_and_stops_nobody_else() {
         wants.push(("b", "channel.tips", Some(OTHER)));
         let bench = Bench::at(sim, targets(&wants), |_| {});
         bench.confirmed(1).await;
-        until("all are answered", SOON, async || (bench.count("refused") == 7).then_some(())).await;
+        until("all are answered", SOON, async || {
+            (bench.count(Standing::Refused) == 7).then_some(())
+        })
+        .await;
         bench.carries("channel.tips", OTHER, 1).await;
         for (code, again) in codes {
             let page = bench.page(code).unwrap();
@@ -81,7 +85,8 @@ async fn a_refused_token_is_tried_again_when_its_file_changes() {
     wanted.channels.get_mut("renewed").unwrap().token = SecretRef::File(path.clone());
     let bench = Bench::with(options, wanted, |_| {}).await;
     bench.confirmed(1).await;
-    until("it is refused", SOON, async || (bench.count("refused") == 2).then_some(())).await;
+    until("it is refused", SOON, async || (bench.count(Standing::Refused) == 2).then_some(()))
+        .await;
     assert_eq!(bench.page("channel.follow").unwrap().code.as_deref(), Some("err_unauthorized"));
     bench.carries("channel.tips", OTHER, 1).await;
 
@@ -102,7 +107,7 @@ async fn a_token_that_cannot_be_read_is_a_refusal_until_it_can() {
     wanted.channels.get_mut("a").unwrap().token = SecretRef::File(path.clone());
     let bench = Bench::with(Options::default(), wanted, |_| {}).await;
     let page = until("it is refused", SOON, async || {
-        bench.page("channel.tips").filter(|page| page.state == "refused")
+        bench.page("channel.tips").filter(|page| page.state == Standing::Refused)
     })
     .await;
     assert_eq!(page.code.as_deref(), Some("no_token"));

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use astro_relay::sim::{Ended, Options};
+use astro_relay::{
+    sim::{Ended, Options},
+    status::Standing,
+};
 
 use super::{
     OTHER, ROOM, SOON,
@@ -59,7 +62,8 @@ async fn what_changes_while_there_is_no_connection_counts_when_there_is_one() {
     bench.confirmed(1).await;
     bench.sim.listen(false);
     bench.sim.end(None, astro_relay::sim::End::Reset);
-    until("it is noticed", SOON, async || (bench.count("confirmed") == 0).then_some(())).await;
+    until("it is noticed", SOON, async || (bench.count(Standing::Confirmed) == 0).then_some(()))
+        .await;
     bench.targets.send_replace(targets(&[("a", "channel.follow", Some(ROOM))]));
     bench.sim.listen(true);
     bench.confirmed(1).await;

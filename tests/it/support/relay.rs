@@ -8,7 +8,7 @@ use astro_relay::{
     journal::Journal,
     relay::Relay,
     sim::Sim,
-    status::Status,
+    status::{Standing, Status},
 };
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -89,7 +89,7 @@ impl Running {
         self.status.look(|pages| {
             let mut all =
                 pages.connections.values().flat_map(|page| &page.subscriptions).peekable();
-            all.peek().is_some() && all.all(|one| one.state == "confirmed")
+            all.peek().is_some() && all.all(|one| one.state == Standing::Confirmed)
         })
     }
 
