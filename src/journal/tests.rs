@@ -2,7 +2,6 @@
 //! tested from outside, in `tests/it/journal`.
 
 use rusqlite::ffi;
-
 use serde_json::json;
 
 use super::{
