@@ -433,8 +433,7 @@ pub(crate) fn gauges(status: &Status, journal: &Journal) {
         let open = pages.connections.values().filter(|connection| connection.state.is_open());
         gauge!(metrics::CONNECTIONS).set(count(open.count()));
         for state in Standing::ALL {
-            let subscriptions = pages.connections.values().flat_map(|c| &c.subscriptions);
-            let number = subscriptions.filter(|subscription| subscription.state == state).count();
+            let number = pages.subscriptions().filter(|one| one.state == state).count();
             gauge!(metrics::SUBSCRIPTIONS, "state" => state.as_str()).set(count(number));
         }
     });

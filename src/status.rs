@@ -416,6 +416,11 @@ impl fmt::Display for Reason<'_> {
 }
 
 impl Pages {
+    /// The subscriptions of all connections.
+    pub fn subscriptions(&self) -> impl Iterator<Item = &Subscription> {
+        self.connections.values().flat_map(|page| &page.subscriptions)
+    }
+
     /// Why the relay is not ready; empty: it is.
     pub fn reasons(&self) -> Vec<String> {
         self.why().map(|reason| reason.to_string()).collect()
@@ -431,7 +436,7 @@ impl Pages {
         });
         let left_out = self.left_out.iter().map(|subscription| Reason::LeftOut(subscription));
         let mut gateway = connections.chain(left_out).peekable();
-        let shown: usize = self.connections.values().map(|page| page.subscriptions.len()).sum();
+        let shown = self.subscriptions().count();
         // Before the gateway has begun there is no page that could say so.
         let unasked = self.wanted.saturating_sub(shown);
         let not_asked = unasked > 0 && gateway.peek().is_none();

@@ -93,12 +93,14 @@ fn tell(states: &[NotifyState<'_>]) {
 
 /// `3 of 3 subscriptions, 2 of 2 sinks up`, and the first thing that is wrong.
 fn line(pages: &Pages) -> String {
-    let all = || pages.connections.values().flat_map(|connection| &connection.subscriptions);
-    let confirmed = all().filter(|subscription| subscription.state == Standing::Confirmed).count();
+    let confirmed = pages
+        .subscriptions()
+        .filter(|subscription| subscription.state == Standing::Confirmed)
+        .count();
     let up = pages.sinks.values().filter(|sink| sink.state == "up").count();
     let mut line = format!(
         "{confirmed} of {} subscriptions, {up} of {} sinks up",
-        all().count(),
+        pages.subscriptions().count(),
         pages.sinks.len()
     );
     if let Some(reason) = pages.why().next() {

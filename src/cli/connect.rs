@@ -119,12 +119,11 @@ fn patience(config: &Config, subscriptions: usize) -> Duration {
 async fn answered(status: &Status, count: usize) {
     loop {
         let pages = status.pages();
-        let done = |subscription: &&Subscription| subscription.state.is_answered();
-        let all = pages.connections.values().flat_map(|connection| &connection.subscriptions);
+        let done = pages.subscriptions().filter(|one| one.state.is_answered()).count();
         let refused = |connection: &crate::status::Connection| {
             connection.state == Phase::Waiting && connection.last_error.is_some()
         };
-        if all.filter(done).count() >= count || pages.connections.values().any(refused) {
+        if done >= count || pages.connections.values().any(refused) {
             return;
         }
         tokio::time::sleep(LOOK).await;
@@ -141,7 +140,7 @@ fn told(config: &Config, pages: &Pages) -> Result<usize, Failed> {
         return Ok(1);
     }
     say(&format!("gateway {}: connected", config.astro.url))?;
-    for subscription in pages.connections.values().flat_map(|c| &c.subscriptions) {
+    for subscription in pages.subscriptions() {
         let Subscription { channel, topic, room, state, code, text, .. } = subscription;
         let what = match (*state, room) {
             (Standing::Confirmed, Some(room)) => format!("confirmed, room {room}"),

@@ -294,9 +294,9 @@ impl Tools {
         let account = self.targets.borrow().channels.get(channel).cloned();
         let account = account.ok_or_else(|| Failure::bad(404, "there is no such channel"))?;
         let told: Vec<Arc<str>> = self.status.look(|pages| {
-            let all = pages.connections.values().flat_map(|page| &page.subscriptions);
-            let ours =
-                all.filter(|one| &*one.channel == channel && one.state == Standing::Confirmed);
+            let ours = pages
+                .subscriptions()
+                .filter(|one| &*one.channel == channel && one.state == Standing::Confirmed);
             ours.filter_map(|one| one.room.clone()).collect()
         });
         let rooms = account.room.iter().map(|room| &**room);

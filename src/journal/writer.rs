@@ -197,7 +197,7 @@ impl Writer {
         self.end();
     }
 
-    /// Waits until there is something to write, or it is time for upkeep.
+    /// Waits until something is to be written, or it is time for upkeep.
     fn wait(&self) -> (Write, bool) {
         let mut state = self.shared.lock();
         loop {

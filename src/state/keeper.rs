@@ -376,7 +376,7 @@ impl Keeper {
         self.status.look(|pages| {
             let mut found: HashMap<&str, Vec<&status::Subscription>, FixedState> =
                 HashMap::default();
-            for subscription in pages.connections.values().flat_map(|page| &page.subscriptions) {
+            for subscription in pages.subscriptions() {
                 if SESSION_TOPICS.contains(&&*subscription.topic) {
                     found.entry(&subscription.channel).or_default().push(subscription);
                 }

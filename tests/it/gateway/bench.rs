@@ -126,8 +126,7 @@ impl Bench {
     /// How many subscriptions are in this state.
     pub fn count(&self, state: Standing) -> usize {
         let pages = self.pages();
-        let all = pages.connections.values().flat_map(|page| &page.subscriptions);
-        all.filter(|subscription| subscription.state == state).count()
+        pages.subscriptions().filter(|subscription| subscription.state == state).count()
     }
 
     /// Waits until exactly so many subscriptions are confirmed.

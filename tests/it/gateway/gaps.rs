@@ -42,8 +42,7 @@ async fn a_lost_link_is_one_gap_a_channel_with_its_true_bounds() {
     let lost = clock::now();
     bench.sim.end(None, End::Reset);
     bench.sim.publish("channel.tips", ROOM, "\"nobody hears this\"");
-    until("it is noticed", SOON, async || (bench.count(Standing::Confirmed) == 0).then_some(()))
-        .await;
+    bench.confirmed(0).await;
     bench.sim.listen(true);
     bench.confirmed(3).await;
     let back = clock::now();
@@ -83,8 +82,7 @@ async fn a_gap_ends_though_nobody_wants_all_of_it_any_more() {
     bench.confirmed(3).await;
     bench.sim.listen(false);
     bench.sim.end(None, End::Reset);
-    until("it is noticed", SOON, async || (bench.count(Standing::Confirmed) == 0).then_some(()))
-        .await;
+    bench.confirmed(0).await;
     // Of one channel a topic is dropped, the other is dropped as a whole.
     bench.targets.send_replace(targets(&WANTS[..1]));
     until("what is gone is told at once", SOON, async || {
@@ -163,8 +161,7 @@ async fn run(config: &Config) -> Vec<Value> {
     let watching = async {
         until("it stands", SOON, async || {
             let pages = status.pages();
-            let mut all = pages.connections.values().flat_map(|page| &page.subscriptions);
-            all.any(|subscription| subscription.state == Standing::Confirmed).then_some(())
+            pages.subscriptions().any(|one| one.state == Standing::Confirmed).then_some(())
         })
         .await;
         let last = journal.figures().last;

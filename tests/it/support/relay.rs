@@ -87,8 +87,7 @@ impl Running {
     /// Whether every subscription stands.
     pub fn subscribed(&self) -> bool {
         self.status.look(|pages| {
-            let mut all =
-                pages.connections.values().flat_map(|page| &page.subscriptions).peekable();
+            let mut all = pages.subscriptions().peekable();
             all.peek().is_some() && all.all(|one| one.state == Standing::Confirmed)
         })
     }
