@@ -1,9 +1,16 @@
-//! The wall clock, in one place.
+//! The clocks, in one place, each for one purpose.
 //!
-//! Timers use tokio's clock, which tests can pause; this one is for the times that are written down.
+//! | question | clock |
+//! |---|---|
+//! | what time is written down, for people and other programs? | [`now`], the wall clock: it may step, in both directions, by years |
+//! | how long has something lasted (an age, a silence, a gap)? | [`Moment`]: it never steps, and goes on while the machine sleeps |
+//! | when is a timer due? | tokio's, which tests can pause and which stands still while the machine sleeps |
+//!
+//! A difference of two wall-clock times is no duration: measure with [`Moment`].
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::event::UnixMillis;
@@ -21,6 +28,51 @@ pub fn now_micros() -> u64 {
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
 fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO)
+}
+
+/// A shorter difference between the clocks is no sleep of the machine.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(500);
+
+/// A moment of this process, for measuring how long something lasts. Differences are not changed by a
+/// step of the wall clock, and include the time that the machine was suspended.
+///
+/// It is tokio's clock (so a paused test can advance it) and the time that the machine has slept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    awake: tokio::time::Instant,
+    asleep: Duration,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        Self { awake: tokio::time::Instant::now(), asleep: asleep() }
+    }
+
+    /// How long ago it was; zero for a moment that is still to come.
+    pub fn elapsed(self) -> Duration {
+        Self::now().since(self)
+    }
+
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
+    pub fn since(self, earlier: Self) -> Duration {
+        // The two clocks behind `asleep` are read one after the other; a shorter difference is that.
+        let slept = self.asleep.saturating_sub(earlier.asleep);
+        let slept = if slept < SHORTEST_SLEEP { Duration::ZERO } else { slept };
+        self.awake.saturating_duration_since(earlier.awake) + slept
+    }
+}
+
+/// How long the machine has been suspended since it booted.
+fn asleep() -> Duration {
+    let read = |clock| {
+        let time = clock_gettime(clock);
+        Duration::new(
+            u64::try_from(time.tv_sec).unwrap_or(0),
+            u32::try_from(time.tv_nsec).unwrap_or(0),
+        )
+    };
+    read(ClockId::Boottime).saturating_sub(read(ClockId::Monotonic))
 }
 
 /// As RFC 3339 in UTC with milliseconds: `2026-11-22T04:13:00.120Z`.
@@ -41,6 +93,14 @@ pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moment_follows_the_clock_of_the_timers() {
+        let before = Moment::now();
+        tokio::time::sleep(Duration::from_secs(90)).await;
+        assert_eq!(before.elapsed(), Duration::from_secs(90));
+        assert_eq!(before.since(Moment::now()), Duration::ZERO);
+    }
 
     #[test]
     fn times_are_read_and_written() {

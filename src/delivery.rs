@@ -52,6 +52,9 @@ const BREAK: Duration = Duration::from_secs(5);
 /// the wrong century), and an operator who mends it should not have to restart the relay.
 const LONGEST_ASKED: Duration = Duration::from_hours(1);
 
+/// A destination that denies us is asked again no more often than this: a human has to change something.
+const HOLD: Duration = Duration::from_secs(30);
+
 /// Bytes of events in one batch, about: half a window of small ones. Most sinks wait for the far side's
 /// answer to a batch, so a flood goes out the faster the more is in each: half as much was measured to be
 /// slower.
@@ -306,7 +309,7 @@ impl Delivery {
             done += failure.accepted.min(rest.len());
             let Some(keeping) = &mut self.keeping else { return Ok(()) };
             match (&failure.cause, piece.parts.get(done)) {
-                (Cause::Refused { reason }, Some(part)) => {
+                (Cause::Rejected { reason }, Some(part)) => {
                     let path = part.path.text();
                     if !std::mem::replace(&mut keeping.complained, true) {
                         warn!(sink = %self.name, path, reason, "the far side does not keep this");
@@ -451,7 +454,7 @@ impl Delivery {
                 self.backoff.reset();
             }
             match (&failure.cause, flight.is_empty()) {
-                (Cause::Refused { reason }, false) => {
+                (Cause::Rejected { reason }, false) => {
                     let refused = flight.remove(0).record;
                     self.set_aside(&refused, reason);
                     // In the window too: the letter is not yet on disk.
@@ -462,7 +465,7 @@ impl Delivery {
                     self.worked();
                 }
                 // It has taken all there was: there is nothing to refuse or to wait for.
-                (Cause::Refused { .. } | Cause::Busy { .. }, true) => self.worked(),
+                (Cause::Rejected { .. } | Cause::Busy { .. }, true) => self.worked(),
                 (cause, _) => {
                     self.failed(cause, stop).await?;
                     late = true;
@@ -570,7 +573,8 @@ impl Delivery {
         let (state, word) = match cause {
             Cause::Down(_) => ("down", "down"),
             Cause::Busy { .. } => ("busy", "busy"),
-            Cause::Refused { .. } => ("down", "refused"),
+            Cause::Rejected { .. } => ("down", "rejected"),
+            Cause::Denied { .. } => ("held", "denied"),
             Cause::Gone { .. } => ("gone", "gone"),
         };
         self.metrics.retry(word);
@@ -600,6 +604,9 @@ impl Delivery {
         }
         if let Cause::Busy { wait: Some(told), .. } = cause {
             wait = wait.max((*told).min(LONGEST_ASKED));
+        }
+        if let Cause::Denied { .. } = cause {
+            wait = wait.max(HOLD);
         }
         self.complain(word, &text, wait);
         tokio::select! {

@@ -86,10 +86,18 @@ pub enum Cause {
         /// Its words.
         reason: String,
     },
-    /// This one event will never be accepted: it goes to the dead letters, the next goes on.
-    #[error("refused: {reason}")]
-    Refused {
-        /// The far side's words.
+    /// This one event will never be accepted (malformed, too large, an address that is not allowed):
+    /// it goes to the dead letters, the next goes on.
+    #[error("rejected: {reason}")]
+    Rejected {
+        /// The destination's words.
+        reason: String,
+    },
+    /// A permission or configuration fault that would meet every event alike. The sink is held: it is
+    /// tried again rarely, and nothing leaves the journal.
+    #[error("denied: {reason}")]
+    Denied {
+        /// The destination's words.
         reason: String,
     },
     /// The far side wants nothing more, ever (a webhook's 410): a human is needed.

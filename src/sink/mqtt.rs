@@ -431,7 +431,7 @@ impl Sink for Mqtt {
         }
         let cause = match self.flight.verdict(accepted) {
             Verdict::Busy(reason) => Cause::Busy { wait: None, reason },
-            Verdict::Refused(reason) | Verdict::Doubtful(reason) => Cause::Refused { reason },
+            Verdict::Refused(reason) | Verdict::Doubtful(reason) => Cause::Rejected { reason },
             Verdict::Pending | Verdict::Accepted => Cause::Down("an answer is missing".into()),
         };
         Err(Failure::after(accepted, cause))
@@ -814,7 +814,7 @@ impl Mqtt {
                 self.ahead.accepted(outgoing);
             }
         }
-        Err(Failure::after(accepted, Cause::Refused { reason }))
+        Err(Failure::after(accepted, Cause::Rejected { reason }))
     }
 }
 

@@ -826,7 +826,7 @@ impl Nats {
     /// What hindered the event at the place `accepted`.
     fn hindrance(&mut self, accepted: usize) -> Failure {
         let cause = match self.verdicts.get_mut(accepted).map(std::mem::take) {
-            Some(Verdict::Refused(reason)) => Cause::Refused { reason },
+            Some(Verdict::Refused(reason)) => Cause::Rejected { reason },
             Some(Verdict::Busy(reason)) => Cause::Busy { wait: None, reason },
             None | Some(Verdict::Pending | Verdict::Accepted) => {
                 Cause::Down("an answer is missing".into())

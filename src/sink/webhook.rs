@@ -295,7 +295,7 @@ impl Sink for Webhook {
                     self.ahead.accepted(outgoing);
                     waiting.push_front(lane);
                 }
-                Err(cause @ Cause::Refused { .. }) => drop(refused.insert(index, cause)),
+                Err(cause @ Cause::Rejected { .. }) => drop(refused.insert(index, cause)),
                 Err(cause) => stopped = Some(stopped.unwrap_or(cause)),
             }
         }

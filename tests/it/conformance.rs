@@ -237,7 +237,7 @@ pub async fn one_that_is_refused_does_not_stop_the_others<F: Choosy>() {
     let mut events = F::events(1..=21);
     F::spoil(&mut events[4]);
     let failure = deliver(&mut sink, &events[..20]).await.unwrap_err();
-    assert!(matches!(failure.cause, Cause::Refused { .. }), "{failure:?}");
+    assert!(matches!(failure.cause, Cause::Rejected { .. }), "{failure:?}");
     assert_eq!(failure.accepted, 4);
     deliver(&mut sink, &events[5..20]).await.unwrap();
     assert_eq!(received_until(&far, 20).await, all((1..=4).chain(6..=20)));

@@ -111,7 +111,7 @@ async fn an_event_that_the_broker_refuses_is_refused_alone_and_no_other_comes_tw
         for (place, accepted) in [(0, 2), (3, 3)] {
             let failure = deliver(&mut sink, &events[place..]).await.unwrap_err();
             assert_eq!(failure.accepted, accepted, "{failure:?}");
-            let Cause::Refused { reason } = failure.cause else { panic!("{failure:?}") };
+            let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
             assert!(reason.contains("0x87"), "{reason}");
         }
         deliver(&mut sink, &events[7..]).await.unwrap();
@@ -184,7 +184,7 @@ async fn a_quota_makes_wait_and_what_the_code_leaves_open_makes_wait_five_times(
                 done += failure.accepted;
                 causes.push(match failure.cause {
                     Cause::Busy { reason, .. } => format!("busy {}: {reason}", done + 1),
-                    Cause::Refused { reason } => {
+                    Cause::Rejected { reason } => {
                         done += 1;
                         format!("refused {done}: {reason}")
                     }
@@ -231,7 +231,7 @@ async fn an_event_larger_than_the_broker_takes_is_refused_and_the_link_stays() {
     events[1].payload = format!(r#"{{"n":2,"x":"{}"}}"#, "x".repeat(400)).into();
     let failure = deliver(&mut sink, &events).await.unwrap_err();
     assert_eq!(failure.accepted, 1);
-    let Cause::Refused { reason } = failure.cause else { panic!("{failure:?}") };
+    let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
     assert!(reason.contains("larger than the broker takes (400)"), "{reason}");
     deliver(&mut sink, &events[2..]).await.unwrap();
     assert_eq!(broker.came(), [1, 3]);
@@ -260,7 +260,7 @@ async fn a_topic_longer_than_a_topic_can_be_is_refused() {
         events[1].address = "x".repeat(65_536).into();
         let failure = deliver(&mut sink, &events).await.unwrap_err();
         assert_eq!(failure.accepted, 1);
-        assert!(matches!(failure.cause, Cause::Refused { .. }), "{failure:?}");
+        assert!(matches!(failure.cause, Cause::Rejected { .. }), "{failure:?}");
         deliver(&mut sink, &events[2..]).await.unwrap();
     }
 }
@@ -294,7 +294,7 @@ async fn what_the_broker_does_not_do_is_told_or_done_without() {
     connect(&mut sink).await.unwrap();
     let failure = deliver(&mut sink, &batch(1..=3, "astro/x")).await.unwrap_err();
     assert_eq!(failure.accepted, 1);
-    assert!(matches!(failure.cause, Cause::Refused { .. }), "{failure:?}");
+    assert!(matches!(failure.cause, Cause::Rejected { .. }), "{failure:?}");
 }
 
 #[tokio::test]

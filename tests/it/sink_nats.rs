@@ -179,7 +179,7 @@ async fn an_event_larger_than_the_server_takes_is_refused_alone() {
         events[2] = outgoing_with(3, SUBJECT, "room", &"x".repeat(4096));
         let failure = deliver(&mut sink, &events).await.unwrap_err();
         assert_eq!(failure.accepted, 2);
-        assert!(matches!(failure.cause, Cause::Refused { .. }), "{failure:?}");
+        assert!(matches!(failure.cause, Cause::Rejected { .. }), "{failure:?}");
         deliver(&mut sink, &events[3..]).await.unwrap();
     }
     assert_eq!(server.stored("ASTRO").await, [1, 2, 4, 5]);
@@ -206,7 +206,7 @@ async fn a_subject_that_is_not_permitted_is_refused_and_the_others_go_on() {
         for _ in 0..2 {
             let failure = deliver(&mut sink, &events).await.unwrap_err();
             assert_eq!(failure.accepted, 1, "jetstream {jetstream}");
-            let Cause::Refused { reason } = failure.cause else { panic!("{failure:?}") };
+            let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
             assert!(reason.contains("astro.main.secret"), "{reason}");
         }
         deliver(&mut sink, &events[2..]).await.unwrap();

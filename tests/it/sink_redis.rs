@@ -221,7 +221,7 @@ async fn one_wrong_key_refuses_one_event_and_stops_before_the_next() {
     all[3] = outgoing(4, "bad", "room");
     let failure = sink.deliver(&all).await.unwrap_err();
     assert_eq!(failure.accepted, 3);
-    let Cause::Refused { reason } = failure.cause else { panic!("{failure:?}") };
+    let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
     assert!(reason.contains("WRONGTYPE"), "{reason}");
     assert_eq!(event_ids(&mut connection, KEY).await, ids(1..=3));
     sink.deliver(&all[4..]).await.unwrap();

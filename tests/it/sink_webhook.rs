@@ -224,7 +224,7 @@ async fn one_refused_event_holds_back_its_room_only_and_nothing_is_sent_twice() 
     receiver.room("room3", Some(Answer::Status(422)));
     let failure = sink.deliver(&all).await.unwrap_err();
     assert_eq!(failure.accepted, 2);
-    let Cause::Refused { reason } = failure.cause else { panic!("{failure:?}") };
+    let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
     assert!(reason.contains("422"), "{reason}");
     // The other rooms went on; this one waits behind its refused event.
     assert_eq!(receiver.received().len(), 31);
@@ -347,7 +347,7 @@ async fn redirects_are_not_followed() {
     for (seq, status) in (1..).zip([301, 302, 303, 307, 308]) {
         receiver.script([Answer::With(status, LOCATION, elsewhere.url())]);
         let failure = sink.deliver(&batch([seq], "")).await.unwrap_err();
-        let Cause::Refused { reason } = failure.cause else { panic!("{failure:?}") };
+        let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
         assert!(reason.contains("redirects are not followed"), "{reason}");
     }
     assert_eq!(receiver.received().len(), 5);

@@ -1,6 +1,6 @@
 //! What Redis's errors mean for an event.
 //!
-//! The one thing to know: an error that would meet every event alike is never [`Cause::Refused`], for
+//! The one thing to know: an error that would meet every event alike is never [`Cause::Rejected`], for
 //! then the whole journal would run into the dead letters while somebody mends a password.
 
 use redis::RedisError;
@@ -35,7 +35,7 @@ pub(super) fn cause_of_words(words: &str) -> Cause {
         "ERR" if words.contains("unknown command") => down("the server lacks a command"),
         "ERR" if words.contains("max number of clients") => down("the server is full"),
         "NOPERM" | "ERR" if of_the_command(words) => down("the user may not run this command"),
-        _ => Cause::Refused { reason: words.to_owned() },
+        _ => Cause::Rejected { reason: words.to_owned() },
     }
 }
 
@@ -75,15 +75,16 @@ mod tests {
             ("ERR The user executing the script can't run this command or subcommand", "down"),
             ("ERR unknown command 'EVAL', with args beginning with:", "down"),
             ("ERR max number of clients reached", "down"),
-            ("NOPERM this user has no permissions to access one of the channels", "refused"),
-            ("WRONGTYPE Operation against a key holding the wrong kind of value", "refused"),
-            ("-WRONGTYPE Operation against a key holding the wrong kind of value", "refused"),
-            ("ERR value is not an integer or out of range", "refused"),
+            ("NOPERM this user has no permissions to access one of the channels", "rejected"),
+            ("WRONGTYPE Operation against a key holding the wrong kind of value", "rejected"),
+            ("-WRONGTYPE Operation against a key holding the wrong kind of value", "rejected"),
+            ("ERR value is not an integer or out of range", "rejected"),
         ] {
             let found = match cause_of_words(words) {
                 Cause::Busy { .. } => "busy",
                 Cause::Down(_) => "down",
-                Cause::Refused { .. } => "refused",
+                Cause::Rejected { .. } => "rejected",
+                Cause::Denied { .. } => "denied",
                 Cause::Gone { .. } => "gone",
             };
             assert_eq!(found, expected, "{words}");

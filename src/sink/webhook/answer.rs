@@ -4,7 +4,7 @@
 //! errors ask for patience, redirects are failures and are not followed.
 //!
 //! The one thing to know: a status that may be another one in a minute is never
-//! [`Cause::Refused`]; one that depends on the event or on the configuration is.
+//! [`Cause::Rejected`]; one that depends on the event or on the configuration is.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,12 +24,12 @@ pub(super) fn judge(status: StatusCode, headers: &HeaderMap, now: UnixMillis) ->
     let reason = format!("HTTP {status}");
     match status.as_u16() {
         300..=399 => {
-            Err(Cause::Refused { reason: format!("{reason}: redirects are not followed") })
+            Err(Cause::Rejected { reason: format!("{reason}: redirects are not followed") })
         }
         410 => Err(Cause::Gone { reason }),
         // Too slow, too early, too many: the same request may be accepted later.
         408 | 425 | 429 | 500.. => Err(Cause::Busy { wait: retry_after(headers, now), reason }),
-        _ => Err(Cause::Refused { reason }),
+        _ => Err(Cause::Rejected { reason }),
     }
 }
 
@@ -60,16 +60,16 @@ mod tests {
             (202, "accepted"),
             (204, "accepted"),
             (299, "accepted"),
-            (301, "refused"),
-            (302, "refused"),
-            (304, "refused"),
-            (307, "refused"),
-            (308, "refused"),
-            (400, "refused"),
-            (401, "refused"),
-            (404, "refused"),
-            (413, "refused"),
-            (422, "refused"),
+            (301, "rejected"),
+            (302, "rejected"),
+            (304, "rejected"),
+            (307, "rejected"),
+            (308, "rejected"),
+            (400, "rejected"),
+            (401, "rejected"),
+            (404, "rejected"),
+            (413, "rejected"),
+            (422, "rejected"),
             (408, "busy"),
             (425, "busy"),
             (429, "busy"),
@@ -83,8 +83,9 @@ mod tests {
             let status = StatusCode::from_u16(status).unwrap();
             let found = match judge(status, &HeaderMap::new(), NOW) {
                 Ok(()) => "accepted",
-                Err(Cause::Refused { .. }) => "refused",
+                Err(Cause::Rejected { .. }) => "rejected",
                 Err(Cause::Busy { wait: None, .. }) => "busy",
+                Err(Cause::Denied { .. }) => "denied",
                 Err(Cause::Gone { .. }) => "gone",
                 Err(other) => panic!("{other}"),
             };

@@ -75,7 +75,7 @@ pub fn busy(wait: Option<Duration>) -> Cause {
 }
 
 pub fn refused() -> Cause {
-    Cause::Refused { reason: "as the test says".into() }
+    Cause::Rejected { reason: "as the test says".into() }
 }
 
 impl Far {

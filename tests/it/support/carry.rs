@@ -50,7 +50,7 @@ pub async fn carry_all(sink: &mut Box<dyn Sink>, events: &[Outgoing]) -> (Vec<Se
         let Err(failure) = deliver(sink, rest).await else { break };
         rest = &rest[failure.accepted..];
         match failure.cause {
-            Cause::Refused { .. } => {
+            Cause::Rejected { .. } => {
                 refused.push(rest[0].record.seq);
                 rest = &rest[1..];
             }

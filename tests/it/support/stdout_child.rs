@@ -154,7 +154,8 @@ impl Far {
             let cause = match answer["cause"].as_str() {
                 None => return Ok(()),
                 Some("busy") => Cause::Busy { wait: None, reason },
-                Some("refused") => Cause::Refused { reason },
+                Some("rejected") => Cause::Rejected { reason },
+                Some("denied") => Cause::Denied { reason },
                 Some("gone") => Cause::Gone { reason },
                 Some(_) => Cause::Down(reason.into()),
             };
@@ -220,7 +221,8 @@ async fn the_child() {
             let word = match cause {
                 Cause::Down(_) => "down",
                 Cause::Busy { .. } => "busy",
-                Cause::Refused { .. } => "refused",
+                Cause::Rejected { .. } => "rejected",
+                Cause::Denied { .. } => "denied",
                 Cause::Gone { .. } => "gone",
             };
             answer["accepted"] = accepted.into();
