@@ -1,6 +1,7 @@
 //! What the tests share: real servers as child processes, and waiting for a condition.
 
 pub mod carry;
+pub mod clock;
 pub mod daemon;
 pub mod journal;
 pub mod mosquitto;
@@ -13,5 +14,6 @@ pub mod relay;
 pub mod scripted_broker;
 pub mod sinks;
 pub mod stdout_child;
+pub mod unreachable;
 pub mod wait;
 pub mod websocket_bridge;
