@@ -77,4 +77,5 @@ pub mod supervisor;
 pub mod systemd;
 pub mod tcp;
 pub mod template;
+pub mod text;
 pub mod tls;

@@ -1,0 +1,114 @@
+//! Text that others wrote, in the form in which it may be shown or kept: of a bounded length, and
+//! without characters that do something to a terminal, a log or a reader's eye.
+//!
+//! For logs, the status page, reasons in the journal and terminals. Event data that goes to a sink is
+//! not changed here.
+
+use std::borrow::Cow;
+
+/// Bytes of an excerpt of what a server or an error says: enough for its first sentences.
+pub const EXCERPT: usize = 300;
+
+/// At most `limit` bytes of `text`, harmless ([`harmless`]). Where something was left out, it ends with
+/// `…`, which is within the limit too.
+pub fn excerpt(text: &str, limit: usize) -> String {
+    const CUT: &str = "…";
+    let room = limit.saturating_sub(CUT.len());
+    let mut shown = String::with_capacity(text.len().min(limit));
+    // Where to cut, should the rest not fit.
+    let mut fits = 0;
+    for c in text.chars() {
+        push(c, &mut shown);
+        if shown.len() > limit {
+            shown.truncate(fits);
+            if limit >= CUT.len() {
+                shown.push_str(CUT);
+            }
+            return shown;
+        }
+        if shown.len() <= room {
+            fits = shown.len();
+        }
+    }
+    shown
+}
+
+/// The same of bytes, which may be no text: each part that is none becomes U+FFFD.
+pub fn excerpt_of_bytes(bytes: &[u8], limit: usize) -> String {
+    // Nothing behind this can be within the limit.
+    let part = bytes.get(..limit.saturating_add(4)).unwrap_or(bytes);
+    excerpt(&String::from_utf8_lossy(part), limit)
+}
+
+/// `text` without characters that do something: control characters (C0, C1 and DEL), those that change
+/// the direction of what follows, and those that nobody sees. A line end or a tab becomes a space, any
+/// other becomes `\u{…}`.
+pub fn harmless(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_harmful) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    text.chars().for_each(|c| push(c, &mut shown));
+    Cow::Owned(shown)
+}
+
+/// Whether a character does something where it is shown. The joiners U+200C and U+200D do not: emoji and
+/// whole scripts need them.
+pub fn is_harmful(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
+            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+fn push(c: char, shown: &mut String) {
+    match c {
+        '\n' | '\r' | '\t' | '\u{2028}' | '\u{2029}' => shown.push(' '),
+        c if is_harmful(c) => shown.extend(c.escape_unicode()),
+        c => shown.push(c),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_something_is_shown_and_not_done() {
+        for (text, shown) in [
+            ("plain, ü, 🎉, 👨\u{200d}👩", "plain, ü, 🎉, 👨\u{200d}👩"),
+            ("\u{1b}[2J\u{7}", "\\u{1b}[2J\\u{7}"),
+            ("\u{9b}31m\u{7f}", "\\u{9b}31m\\u{7f}"),
+            ("a\nb\r\tc\u{2028}d", "a b  c d"),
+            ("user\u{202e}gnp.exe\u{2066}\u{200f}", "user\\u{202e}gnp.exe\\u{2066}\\u{200f}"),
+            ("\u{feff}a\u{0}", "\\u{feff}a\\u{0}"),
+            ("\u{e0041}", "\\u{e0041}"),
+        ] {
+            assert_eq!(harmless(text), shown);
+            assert_eq!(excerpt(text, 1000), shown);
+        }
+        assert!(matches!(harmless("as it is"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn an_excerpt_keeps_its_limit() {
+        assert_eq!(excerpt("abcdef", 6), "abcdef");
+        assert_eq!(excerpt("abcdefg", 6), "abc…");
+        assert_eq!(excerpt("éééé", 7), "éé…");
+        assert_eq!(excerpt("abc", 2), "");
+        assert_eq!(excerpt("", 0), "");
+        assert_eq!(excerpt_of_bytes(b"ab\xff\xfe", 20), "ab\u{fffd}\u{fffd}");
+        let long = vec![0xff; 1 << 20];
+        assert!(excerpt_of_bytes(&long, EXCERPT).len() <= EXCERPT);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_it_is_it_is_bounded_and_harmless(text in ".*", limit in 0_usize..40) {
+            let shown = excerpt(&text, limit);
+            proptest::prop_assert!(shown.len() <= limit);
+            proptest::prop_assert!(!shown.chars().any(is_harmful));
+        }
+    }
+}
