@@ -108,6 +108,24 @@ pub enum Cause {
     },
 }
 
+/// The peer ended the connection while events were on their way: no timeout, no refused connection, no
+/// session that another took over. What is wrong may be the event, so the delivery counts these.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ClosedByPeer(Box<dyn std::error::Error + Send + Sync>);
+
+impl Cause {
+    /// The peer ended the connection while events were on their way: [`ClosedByPeer`].
+    pub fn closed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Down(Box::new(ClosedByPeer(error.into())))
+    }
+
+    /// Whether it is that.
+    pub fn is_closed_by_peer(&self) -> bool {
+        matches!(self, Self::Down(error) if error.is::<ClosedByPeer>())
+    }
+}
+
 impl Failure {
     /// Nothing of the batch was accepted and the link is down.
     pub fn down(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -164,6 +182,30 @@ pub trait Sink: Send {
         _fresh: usize,
     ) -> Result<usize, Failure> {
         self.deliver(flight).await.map(|()| flight.len())
+    }
+
+    /// How many more events it takes now behind `flight`, where it has many on their way at once. For such
+    /// a sink, a [`deliver_ahead`](Self::deliver_ahead) that only waits (nothing fresh) may be dropped and
+    /// called again without losing anything: what is on its way stays there. `None`: it takes a batch, and
+    /// a call that is dropped leaves the outcome unknown.
+    fn room(&self, _flight: &[Outgoing]) -> Option<usize> {
+        None
+    }
+
+    /// The delivery is about to end: nothing that has not begun is to begin. `deliver_ahead` then waits for
+    /// what has begun only, and fails when there is no more of it.
+    fn begin_nothing_more(&mut self) {}
+
+    /// Which events of `flight` the destination has accepted, as far as it is known, whether or not they
+    /// could be reported as a prefix. Asked at the end, so that the next process does not repeat them.
+    fn acknowledged(&self, flight: &[Outgoing]) -> Vec<bool> {
+        vec![false; flight.len()]
+    }
+
+    /// Whether there is a connection that can prove itself by lasting. Where there is none (each event has
+    /// its own exchange), an accepted event is proof enough.
+    fn has_session(&self) -> bool {
+        true
     }
 
     /// Has the far side keep these parts of the state, each under an address of its own, over what was

@@ -347,7 +347,7 @@ async fn redirects_are_not_followed() {
     for (seq, status) in (1..).zip([301, 302, 303, 307, 308]) {
         receiver.script([Answer::With(status, LOCATION, elsewhere.url())]);
         let failure = sink.deliver(&batch([seq], "")).await.unwrap_err();
-        let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
+        let Cause::Denied { reason } = failure.cause else { panic!("{failure:?}") };
         assert!(reason.contains("redirects are not followed"), "{reason}");
     }
     assert_eq!(receiver.received().len(), 5);

@@ -1,47 +1,99 @@
 //! What a receiver's answer means for an event.
 //!
-//! By the Standard Webhooks specification: 2xx accepts, 410 wants nothing more, 429 and the gateway
-//! errors ask for patience, redirects are failures and are not followed.
+//! By the Standard Webhooks specification 2xx accepts, 410 wants nothing more, and everything else is a
+//! failure that is tried again. What is tried again and how depends on what the status speaks of:
 //!
-//! The one thing to know: a status that may be another one in a minute is never
-//! [`Cause::Rejected`]; one that depends on the event or on the configuration is.
+//! | status | it speaks of | meaning |
+//! |---|---|---|
+//! | 2xx | | accepted |
+//! | 400, 413, 422, 431 | the body or the headers of this event | rejected: a dead letter |
+//! | 3xx, 401, 402, 403, 404, 405, 406, 407, 411, 414, 415, 421, 426, 428, 451, 511 | the address, the login, the form of all requests | denied: the sink is held |
+//! | 408, 409, 423, 424, 425, 429, 5xx | the receiver, now | busy: the same again |
+//! | 410 | the receiver, for good | gone |
+//! | all others | nobody knows | busy: the same again |
+//!
+//! 414, 415 and 451 are no fault of the event: address, media type and place are the same for all of them.
+//! A receiver that names a time (`Retry-After`) asks for patience, whatever the status, except where it
+//! speaks of the event's content.
+//!
+//! The one thing to know: only [`Cause::Rejected`] takes an event out of the queue, so only a status that
+//! can be about nothing but this event is rejected.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::{
     StatusCode,
-    header::{HeaderMap, RETRY_AFTER},
+    header::{DATE, HeaderMap, RETRY_AFTER},
 };
 
-use crate::{event::UnixMillis, sink::Cause};
+use crate::{clock, event::UnixMillis, sink::Cause};
 
 /// Whether the event was accepted; `now` is for a `Retry-After` that is a date.
 pub(super) fn judge(status: StatusCode, headers: &HeaderMap, now: UnixMillis) -> Result<(), Cause> {
     if status.is_success() {
         return Ok(());
     }
+    let wait = retry_after(headers, now);
     // The status line's words may be the receiver's own; ours are known to be harmless in a log.
-    let reason = format!("HTTP {status}");
+    let reason = |hint: &str| match hint {
+        "" => format!("HTTP {status}"),
+        hint => format!("HTTP {status}: {hint}"),
+    };
+    let denied = |hint: &str| Err(Cause::Denied { reason: reason(hint) });
+    let busy = |hint: &str| Err(Cause::Busy { wait, reason: reason(hint) });
     match status.as_u16() {
-        300..=399 => {
-            Err(Cause::Rejected { reason: format!("{reason}: redirects are not followed") })
+        400 | 422 | 431 => Err(Cause::Rejected { reason: reason("") }),
+        413 if wait.is_none() => Err(Cause::Rejected { reason: reason("") }),
+        410 => Err(Cause::Gone { reason: reason("") }),
+        300..=399 => denied("redirects are not followed; `url` must be the final address"),
+        // Rate limits and maintenance pages come with any status.
+        400..=499 if wait.is_some() => busy(""),
+        401 => denied("the receiver wants another login; see `bearer_token`, `headers`, `secret`"),
+        402 | 403 => {
+            denied("the receiver does not allow it; see `bearer_token`, `headers`, `secret`")
         }
-        410 => Err(Cause::Gone { reason }),
-        // Too slow, too early, too many: the same request may be accepted later.
-        408 | 425 | 429 | 500.. => Err(Cause::Busy { wait: retry_after(headers, now), reason }),
-        _ => Err(Cause::Rejected { reason }),
+        404 => denied("the receiver knows no such path; see `url`"),
+        405 => denied("the receiver does not take this method; see `method` and `url`"),
+        406 | 411 | 415 | 426 | 428 => denied("the receiver wants requests of another form"),
+        407 => denied("a proxy on the way wants a login"),
+        414 => denied("the receiver finds `url` too long"),
+        421 => denied("the receiver does not serve this host; see `url`"),
+        451 => denied("the receiver may not serve this address"),
+        511 => denied("the network wants a login before it lets anything through"),
+        // Too slow, too early, too many, in conflict: the same request may be accepted later.
+        408 | 409 | 423 | 424 | 425 | 429 | 500.. => busy(""),
+        _ => busy("no answer that says what is wrong"),
     }
 }
 
-/// Seconds, or a date (RFC 9110 §10.2.3). A date in the past asks for no wait.
+/// Seconds, or a date (RFC 9110 §10.2.3); a date in the past asks for no wait. Fractions are taken too,
+/// and of several values the first that can be read. A date is compared with the receiver's own, where it
+/// says: one of the two clocks may be wrong. The caller bounds the wait.
 fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u64>() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date: SystemTime = httpdate::parse_http_date(text).ok()?;
-    let now = UNIX_EPOCH + Duration::from_millis(now);
-    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
+    headers.get_all(RETRY_AFTER).iter().find_map(|value| {
+        let text = value.to_str().ok()?.trim();
+        date(text)
+            .map(|until| {
+                let said = headers.get(DATE).and_then(|value| date(value.to_str().ok()?.trim()));
+                let now = said.unwrap_or(UNIX_EPOCH + Duration::from_millis(now));
+                until.duration_since(now).unwrap_or(Duration::ZERO)
+            })
+            .or_else(|| text.split(',').find_map(seconds))
+    })
+}
+
+fn date(text: &str) -> Option<SystemTime> {
+    httpdate::parse_http_date(text)
+        .ok()
+        .or_else(|| Some(UNIX_EPOCH + Duration::from_millis(clock::parse_rfc3339(text)?)))
+}
+
+fn seconds(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    // No sign, no exponent, no "inf".
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let seconds: f64 = text.parse().ok().filter(|_| plain)?;
+    Some(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
 #[cfg(test)]
@@ -59,25 +111,59 @@ mod tests {
             (200, "accepted"),
             (202, "accepted"),
             (204, "accepted"),
+            (206, "accepted"),
             (299, "accepted"),
-            (301, "rejected"),
-            (302, "rejected"),
-            (304, "rejected"),
-            (307, "rejected"),
-            (308, "rejected"),
+            (300, "denied"),
+            (301, "denied"),
+            (302, "denied"),
+            (303, "denied"),
+            (304, "denied"),
+            (307, "denied"),
+            (308, "denied"),
+            (401, "denied"),
+            (402, "denied"),
+            (403, "denied"),
+            (404, "denied"),
+            (405, "denied"),
+            (406, "denied"),
+            (407, "denied"),
+            (411, "denied"),
+            (414, "denied"),
+            (415, "denied"),
+            (421, "denied"),
+            (426, "denied"),
+            (428, "denied"),
+            (451, "denied"),
             (400, "rejected"),
-            (401, "rejected"),
-            (404, "rejected"),
             (413, "rejected"),
             (422, "rejected"),
+            (431, "rejected"),
+            (101, "busy"),
             (408, "busy"),
+            (409, "busy"),
+            (412, "busy"),
+            (416, "busy"),
+            (417, "busy"),
+            (418, "busy"),
+            (423, "busy"),
+            (424, "busy"),
             (425, "busy"),
             (429, "busy"),
+            (444, "busy"),
+            (499, "busy"),
             (500, "busy"),
+            (501, "busy"),
             (502, "busy"),
             (503, "busy"),
             (504, "busy"),
+            (505, "busy"),
+            (507, "busy"),
+            (520, "busy"),
+            (521, "busy"),
             (599, "busy"),
+            (600, "busy"),
+            (999, "busy"),
+            (511, "denied"),
             (410, "gone"),
         ] {
             let status = StatusCode::from_u16(status).unwrap();
@@ -96,15 +182,22 @@ mod tests {
     #[test]
     fn a_wait_is_read_in_both_forms() {
         for (text, expected) in [
-            ("7", Some(7)),
-            (" 120 ", Some(120)),
-            ("0", Some(0)),
-            ("Tue, 14 Nov 2023 22:13:50 GMT", Some(30)),
-            ("Tuesday, 14-Nov-23 22:13:50 GMT", Some(30)),
-            ("Tue, 14 Nov 2023 22:13:00 GMT", Some(0)),
+            ("7", Some(7.0)),
+            (" 120 ", Some(120.0)),
+            ("0", Some(0.0)),
+            ("1.5", Some(1.5)),
+            ("5, 5", Some(5.0)),
+            ("Tue, 14 Nov 2023 22:13:50 GMT", Some(30.0)),
+            ("Tuesday, 14-Nov-23 22:13:50 GMT", Some(30.0)),
+            ("Tue Nov 14 22:13:50 2023", Some(30.0)),
+            ("2023-11-14T22:13:50Z", Some(30.0)),
+            ("Tue, 14 Nov 2023 22:13:00 GMT", Some(0.0)),
             ("soon", None),
             ("-1", None),
-            ("1.5", None),
+            ("1e3", None),
+            ("inf", None),
+            ("NaN", None),
+            (".", None),
             ("", None),
         ] {
             let headers =
@@ -113,8 +206,47 @@ mod tests {
                 let Err(Cause::Busy { wait, .. }) = judge(status, &headers, NOW) else {
                     panic!("{status}")
                 };
-                assert_eq!(wait, expected.map(Duration::from_secs), "{text:?}");
+                assert_eq!(wait, expected.map(Duration::from_secs_f64), "{text:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_wait_of_any_length_is_a_wait() {
+        for text in ["99999999999999999999", &"9".repeat(400), "Fri, 31 Dec 9999 23:59:59 GMT"] {
+            let headers =
+                HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(text).unwrap())]);
+            let answer = judge(StatusCode::TOO_MANY_REQUESTS, &headers, NOW);
+            let Err(Cause::Busy { wait: Some(wait), .. }) = answer else { panic!("{text}") };
+            assert!(wait > Duration::from_hours(24), "{text}: {wait:?}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_compared_with_the_receivers_own() {
+        let headers = HeaderMap::from_iter([
+            (RETRY_AFTER, HeaderValue::from_static("Wed, 15 Nov 2023 08:00:30 GMT")),
+            (DATE, HeaderValue::from_static("Wed, 15 Nov 2023 08:00:00 GMT")),
+        ]);
+        let answer = judge(StatusCode::SERVICE_UNAVAILABLE, &headers, NOW);
+        let Err(Cause::Busy { wait, .. }) = answer else { panic!() };
+        assert_eq!(wait, Some(Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn whoever_names_a_time_asks_for_patience() {
+        let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("9"))]);
+        for (status, patience) in [
+            (403, true),
+            (404, true),
+            (413, true),
+            (401, true),
+            (400, false),
+            (422, false),
+            (302, false),
+        ] {
+            let answer = judge(StatusCode::from_u16(status).unwrap(), &headers, NOW);
+            assert_eq!(matches!(answer, Err(Cause::Busy { .. })), patience, "{status}: {answer:?}");
         }
     }
 }
