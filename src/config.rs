@@ -167,6 +167,9 @@ pub struct Journal {
     /// The most disk space that its events may take. What is on its way into the file takes a quarter
     /// more, and 64 MiB at most.
     pub max_size: Size,
+    /// The most disk space that the dead letters of one sink may take. When it is used up the sink is
+    /// held, and no event is set aside or deleted, until somebody drops or retries letters.
+    pub max_dead_letters: Size,
     /// The longest time that an event is kept for a sink.
     pub max_age: Period,
     /// How long an event that every sink has is kept as history.
@@ -184,6 +187,7 @@ impl Default for Journal {
         Self {
             dir: "/var/lib/astro-relay".into(),
             max_size: Size(256 * 1024 * 1024),
+            max_dead_letters: Size(16 * 1024 * 1024),
             max_age: Period(Duration::from_hours(7 * 24)),
             keep_delivered: Period(Duration::from_hours(24)),
             sync: Sync::default(),

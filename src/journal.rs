@@ -36,18 +36,17 @@ use std::{
 };
 
 use tokio::sync::watch;
-use tracing::error;
 
 use self::{
     file::Marked,
     follow::Following,
     reader::Reader,
-    store::{Run, Store, Write, given},
+    store::{RefusedAgain, Run, Store, Write, given},
 };
 pub use self::{
     file::Opened,
     follow::Follower,
-    store::{DeadLetter, Kept, Replay, StoreError},
+    store::{DeadLetter, Kept, Letters, Replay, StoreError},
 };
 use crate::{
     clock,
@@ -95,6 +94,8 @@ struct Limits {
     keep_delivered: Duration,
     min_free: u64,
     memory: usize,
+    /// Bytes of the dead letters of one sink.
+    max_dead_letters: u64,
 }
 
 #[derive(Debug)]
@@ -118,7 +119,12 @@ struct State {
     /// Where the furthest sink stood when intake waited for it in vain.
     waited_for: Seq,
     dead: Vec<DeadLetter>,
-    dead_count: HashMap<String, u64>,
+    /// Bytes of the events in `dead`.
+    dead_bytes: usize,
+    /// Each sink's dead letters, those that are not yet written among them.
+    letters: HashMap<String, Letters>,
+    /// Dead letters that were tried again in vain, with the new reason.
+    refused: Vec<RefusedAgain>,
     settled: Vec<i64>,
     replays: HashMap<i64, Option<Seq>>,
     /// Elements of channels' states that are not yet written.
@@ -171,6 +177,21 @@ pub enum Health {
     Degraded(String),
 }
 
+/// What became of an event that was to be set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetAside {
+    /// It is a dead letter.
+    Kept,
+    /// Too many letters wait in memory for the disk, and it is not among them: it is to be set aside
+    /// again when [`Journal::progress`] changes.
+    Wait,
+    /// The dead letters of this sink take all of `journal.max_dead_letters`, and it is not among them:
+    /// the sink is to be held.
+    Full,
+    /// The journal has no directory: it was counted, and is not kept.
+    Lost,
+}
+
 /// What [`Journal::next`] found.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -220,6 +241,7 @@ impl Journal {
             keep_delivered: Duration::ZERO,
             min_free: 0,
             memory,
+            max_dead_letters: u64::MAX,
         };
         let state = State::new(1, vec![(1, None)], 1, Health::MemoryOnly);
         Self(Arc::new(Shared::new(state, None, Sync::Never, limits)))
@@ -443,28 +465,49 @@ impl Journal {
         self.0.progress.subscribe()
     }
 
-    /// Sets an event aside that the far side of `sink` refused. Without a directory it is counted only:
-    /// nobody could look at it.
-    pub fn dead_letter(&self, sink: &str, record: &Arc<Record>, reason: &str) {
+    /// Sets an event aside that the destination of `sink` rejected. Nothing is deleted for it: where
+    /// there is no room, the answer says so, and the event stays where it is.
+    pub fn dead_letter(&self, sink: &str, record: &Arc<Record>, reason: &str) -> SetAside {
         let mut state = self.0.lock();
-        *state.dead_count.entry(sink.to_owned()).or_default() += 1;
-        if self.0.limits.dir.is_none() {
-            return;
-        }
-        let weight: usize = state.dead.iter().map(|letter| letter.record.event.weight()).sum();
-        if state.dead.len() >= DEAD_IN_MEMORY || weight > self.0.limits.memory {
-            drop(state);
-            error!(sink, id = %record.event.id, "there is no room to set an event aside; it is lost");
-            return;
-        }
-        state.dead.push(DeadLetter {
+        let letter = DeadLetter {
             number: 0,
             sink: sink.to_owned(),
             at: clock::now(),
             reason: reason.to_owned(),
             retry: false,
             record: Arc::clone(record),
-        });
+        };
+        if self.0.limits.dir.is_none() {
+            // Nobody could look at it.
+            state.letters.entry(sink.to_owned()).or_default().count += 1;
+            return SetAside::Lost;
+        }
+        if state.letters_full(sink, self.0.limits.max_dead_letters) {
+            return SetAside::Full;
+        }
+        if state.dead.len() >= DEAD_IN_MEMORY || state.dead_bytes > self.0.limits.memory {
+            return SetAside::Wait;
+        }
+        let letters = state.letters.entry(sink.to_owned()).or_default();
+        letters.count += 1;
+        letters.bytes += letter.bytes();
+        state.dead_bytes += record.event.weight();
+        state.dead.push(letter);
+        self.0.hurry(state);
+        SetAside::Kept
+    }
+
+    /// Whether the dead letters of `sink` take all of their budget: then the sink is to be held.
+    pub fn dead_letters_full(&self, sink: &str) -> bool {
+        self.0.lock().letters_full(sink, self.0.limits.max_dead_letters)
+    }
+
+    /// A dead letter was tried again and rejected again: it stays, with the new reason, and is no
+    /// longer asked for.
+    pub fn refused_again(&self, number: i64, reason: &str) {
+        let mut state = self.0.lock();
+        let reason = reason.to_owned();
+        state.refused.push(RefusedAgain { number, at: clock::now(), reason });
         self.0.hurry(state);
     }
 
@@ -481,7 +524,9 @@ impl Journal {
         // is written down in between is seen there.
         let (settled, positions) = {
             let state = self.0.lock();
-            (state.settled.clone(), state.replays.clone())
+            let refused = state.refused.iter().map(|refused| refused.number);
+            let settled: Vec<_> = state.settled.iter().copied().chain(refused).collect();
+            (settled, state.replays.clone())
         };
         let (mut letters, mut replays) = reader.read(|store| {
             Ok((store.to_retry(sink, RETRY_AT_ONCE + settled.len())?, store.replays()?))
@@ -587,7 +632,8 @@ impl Journal {
 
     /// How many dead letters each sink has.
     pub fn dead_letter_counts(&self) -> HashMap<String, u64> {
-        self.0.lock().dead_count.clone()
+        let state = self.0.lock();
+        state.letters.iter().map(|(sink, letters)| (sink.clone(), letters.count)).collect()
     }
 
     /// Writes what is left, closes the file in order and ends the threads. Blocks.
@@ -696,7 +742,9 @@ impl State {
             late: false,
             waited_for: Seq::MAX,
             dead: Vec::new(),
-            dead_count: HashMap::new(),
+            dead_bytes: 0,
+            letters: HashMap::new(),
+            refused: Vec::new(),
             settled: Vec::new(),
             replays: HashMap::new(),
             kept: HashMap::new(),
@@ -785,11 +833,16 @@ impl State {
                 .map(|(sink, cursor)| (Arc::clone(sink), cursor.at))
                 .collect(),
             dead: self.dead.clone(),
+            refused: self.refused.clone(),
             replays: self.replays.iter().map(|(number, at)| (*number, *at)).collect(),
             settled: self.settled.clone(),
             state: self.kept.values().cloned().collect(),
             alive: None,
         }
+    }
+
+    fn letters_full(&self, sink: &str, most: u64) -> bool {
+        self.letters.get(sink).is_some_and(|letters| letters.bytes >= most)
     }
 
     /// Through which event every sink has got everything.

@@ -169,7 +169,11 @@ impl Findings {
     fn journal(&mut self, config: &Config) {
         let journal = &config.journal;
         self.not_zero("journal", &[("max_age", journal.max_age)]);
-        for (key, size) in [("max_size", journal.max_size), ("memory", journal.memory)] {
+        for (key, size) in [
+            ("max_size", journal.max_size),
+            ("max_dead_letters", journal.max_dead_letters),
+            ("memory", journal.memory),
+        ] {
             if size == Size(0) {
                 self.error(&["journal", key], "must be larger than 0");
             }

@@ -126,6 +126,7 @@ pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreE
         keep_delivered: config.keep_delivered.0,
         min_free: config.min_free.0,
         memory: config.memory.bytes().max(64 * 1024),
+        max_dead_letters: config.max_dead_letters.0,
     };
     let state = State { sinks_unknown: opened.cursors_unknown, ..state };
     mark.set(Marked { last: state.last, events: opened.events })?;
@@ -178,7 +179,7 @@ fn begin(
         state.cursors.insert(kept.sink.into(), Cursor::new(at, Some(at)));
     }
     store.replays()?;
-    state.dead_count = store.dead_letter_counts()?.into_iter().collect();
+    state.letters = store.letters_of_sinks()?.into_iter().collect();
     state.size = store.size()?;
     Ok((store, state, opened))
 }
@@ -191,7 +192,7 @@ pub(super) fn reopen(dir: &Path, always: bool) -> Result<Store, StoreError> {
     store.runs()?;
     store.cursors()?;
     store.replays()?;
-    store.dead_letter_counts()?;
+    store.letters_of_sinks()?;
     store.size()?;
     Ok(store)
 }

@@ -59,6 +59,9 @@ const BUSY: Duration = Duration::from_secs(5);
 /// SQLite's own choice; what is counted in pages is not exact where it was another.
 const PAGE: u64 = 4096;
 
+/// What a dead letter costs beside its texts: its other columns and its place in the database.
+const LETTER: u64 = 256;
+
 /// Page cache of a connection that reads: it reads in order, more is of no use.
 const CACHE_KIB: i64 = 512;
 
@@ -199,6 +202,34 @@ pub struct DeadLetter {
     pub record: Arc<Record>,
 }
 
+impl DeadLetter {
+    /// Bytes that it takes in the journal, about: for its sink's budget.
+    pub(super) fn bytes(&self) -> u64 {
+        let texts = self.record.event.message.len() + self.reason.len();
+        LETTER + u64::try_from(texts).unwrap_or(u64::MAX)
+    }
+}
+
+/// The dead letters of a sink.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Letters {
+    /// How many.
+    pub count: u64,
+    /// Bytes that they take, about.
+    pub bytes: u64,
+}
+
+/// A dead letter that was tried again and rejected again.
+#[derive(Debug, Clone)]
+pub struct RefusedAgain {
+    /// Its number.
+    pub number: i64,
+    /// When it was rejected.
+    pub at: UnixMillis,
+    /// The destination's words.
+    pub reason: String,
+}
+
 /// A request to hand events on again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replay {
@@ -257,6 +288,8 @@ pub struct Write {
     pub cursors: Vec<(Arc<str>, Seq)>,
     /// Events that were refused.
     pub dead: Vec<DeadLetter>,
+    /// Dead letters that were tried again in vain.
+    pub refused: Vec<RefusedAgain>,
     /// Progress of replays: number and position; `None` where it is done.
     pub replays: Vec<(i64, Option<Seq>)>,
     /// Dead letters that are dealt with.
@@ -273,6 +306,7 @@ impl Write {
         self.records.is_empty()
             && self.cursors.is_empty()
             && self.dead.is_empty()
+            && self.refused.is_empty()
             && self.replays.is_empty()
             && self.settled.is_empty()
             && self.state.is_empty()
@@ -474,6 +508,13 @@ impl Store {
         }
         for letter in &write.dead {
             insert_dead_letter(&transaction, letter)?;
+        }
+        for again in &write.refused {
+            transaction
+                .prepare_cached(
+                    "UPDATE dead_letters SET reason = ?2, at = ?3, retry = 0 WHERE number = ?1",
+                )?
+                .execute(params![again.number, again.reason, signed(again.at)])?;
         }
         for number in &write.settled {
             transaction.execute("DELETE FROM dead_letters WHERE number = ?1", [number])?;
@@ -782,21 +823,23 @@ impl Store {
         Ok(letters)
     }
 
-    /// How many dead letters each sink has.
-    pub fn dead_letter_counts(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let mut statement =
-            self.db.prepare("SELECT sink, count(*) FROM dead_letters GROUP BY sink")?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, unsigned(row.get(1)?))))?;
+    /// The dead letters that each sink has, in figures.
+    pub fn letters_of_sinks(&self) -> Result<Vec<(String, Letters)>, StoreError> {
+        let mut statement = self.db.prepare_cached(
+            "SELECT sink, count(*), sum(?1 + octet_length(message) + octet_length(reason))
+             FROM dead_letters GROUP BY sink",
+        )?;
+        let rows = statement.query_map([signed(LETTER)], |row| {
+            let letters = Letters { count: unsigned(row.get(1)?), bytes: unsigned(row.get(2)?) };
+            Ok((row.get(0)?, letters))
+        })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Keeps the newest `most` dead letters; answers how many were let go.
-    pub fn limit_dead_letters(&mut self, most: u64) -> Result<usize, StoreError> {
-        Ok(self.db.execute(
-            "DELETE FROM dead_letters WHERE number <=
-             (SELECT number FROM dead_letters ORDER BY number DESC LIMIT 1 OFFSET ?1)",
-            [signed(most)],
-        )?)
+    /// How many dead letters each sink has.
+    pub fn dead_letter_counts(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let letters = self.letters_of_sinks()?.into_iter();
+        Ok(letters.map(|(sink, letters)| (sink, letters.count)).collect())
     }
 
     /// Asks for dead letters to be tried again; answers how many.

@@ -76,9 +76,6 @@ const LOOK: u64 = 1024 * 1024;
 /// What a transaction adds to the log beside its events, about: the pages of cursors and of the tree.
 const COMMIT: u64 = 16 * 1024;
 
-/// Dead letters kept, at most: they are for people to look at.
-const DEAD_LETTERS: u64 = 10_000;
-
 /// Part of `max_size` that is removed at once when it is exceeded.
 const REMOVE_SHARE: u64 = 20;
 
@@ -257,9 +254,12 @@ impl Writer {
                 cursor.saved = Some(*seq);
             }
         }
-        state.dead.drain(..write.dead.len());
+        let dead: usize =
+            state.dead.drain(..write.dead.len()).map(|letter| letter.record.event.weight()).sum();
+        state.dead_bytes = state.dead_bytes.saturating_sub(dead);
+        state.refused.drain(..write.refused.len());
         state.settled.drain(..write.settled.len());
-        self.recount |= !write.dead.is_empty() || !write.settled.is_empty();
+        self.recount |= !write.refused.is_empty() || !write.settled.is_empty();
         for (number, position) in &write.replays {
             if state.replays.get(number) == Some(position) {
                 state.replays.remove(number);
@@ -502,16 +502,9 @@ impl Writer {
         let oldest = store.bounds()?.map_or(written + 1, |(first, _)| first);
         let version = store.data_version()?;
         let asked = std::mem::replace(&mut self.data_version, version) != version;
-        let mut counts = None;
-        if asked || std::mem::take(&mut self.recount) {
-            if store.limit_dead_letters(DEAD_LETTERS)? > 0 {
-                error!(
-                    most = DEAD_LETTERS,
-                    "there are too many dead letters; the oldest were let go"
-                );
-            }
-            counts = Some(store.dead_letter_counts()?);
-        }
+        let counts = (asked || std::mem::take(&mut self.recount))
+            .then(|| store.letters_of_sinks())
+            .transpose()?;
         let mut waiting = Vec::new();
         for (sink, at) in self.shared.lock().behind_ring() {
             waiting.push((sink, store.received_at(at + 1)?));
@@ -519,11 +512,14 @@ impl Writer {
         let mut state = self.shared.lock();
         state.oldest = oldest;
         state.size = size;
+        let fewer = counts.is_some();
         if let Some(counts) = counts {
-            let State { dead, dead_count, .. } = &mut *state;
-            *dead_count = counts.into_iter().collect();
+            let State { dead, letters, .. } = &mut *state;
+            *letters = counts.into_iter().collect();
             for letter in dead {
-                *dead_count.entry(letter.sink.clone()).or_default() += 1;
+                let sink = letters.entry(letter.sink.clone()).or_default();
+                sink.count += 1;
+                sink.bytes += letter.bytes();
             }
         }
         for (sink, since) in waiting {
@@ -533,6 +529,10 @@ impl Writer {
         }
         let marked = state.marked();
         drop(state);
+        if fewer {
+            // Who was held because its letters had no room may go on.
+            self.shared.progress.send_modify(|count| *count += 1);
+        }
         if asked {
             self.shared.requests.send_modify(|count| *count += 1);
         }

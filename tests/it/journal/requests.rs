@@ -6,7 +6,7 @@ use astro_relay::{
     clock,
     config::{Journal as Config, Size, Start},
     event::Record,
-    journal::{Journal, Replay, store::Store},
+    journal::{Journal, Replay, SetAside, store::Store},
 };
 
 use crate::support::{
@@ -44,7 +44,8 @@ async fn dead_letters_are_kept_listed_retried_and_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     for seq in 1..=4 {
-        journal.dead_letter(if seq == 4 { "other" } else { "sink" }, &record(seq), "no such topic");
+        let sink = if seq == 4 { "other" } else { "sink" };
+        assert_eq!(journal.dead_letter(sink, &record(seq), "no such topic"), SetAside::Kept);
     }
     counted(&journal, "sink", 3).await;
     let store = Store::open_reader(dir.path()).unwrap();
@@ -79,26 +80,72 @@ async fn dead_letters_are_kept_listed_retried_and_dropped() {
     close(journal).await;
 }
 
-#[tokio::test]
-async fn there_is_a_most_of_dead_letters() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = Config { memory: Size(8 << 20), ..config(dir.path()) };
-    let (journal, _) = open(&config);
-    for seq in 1..=10_030 {
-        journal.dead_letter("sink", &Arc::new(Record { seq, event: event(0) }), "no");
-        if seq % 2000 == 0 {
-            let store = Store::open_reader(dir.path()).unwrap();
-            until("they are on disk", PATIENCE, async || {
-                let count: u64 = store.dead_letter_counts().unwrap().iter().map(|(_, n)| n).sum();
-                (count == seq).then_some(())
-            })
-            .await;
+/// Sets aside, and waits for the disk as often as it must; answers how many were kept until there was
+/// no more room.
+async fn fill(journal: &Journal, sink: &str) -> u64 {
+    let mut progress = journal.progress();
+    let mut kept = 0;
+    loop {
+        progress.mark_unchanged();
+        match journal.dead_letter(sink, &record(kept), "no") {
+            SetAside::Kept => kept += 1,
+            SetAside::Full => return kept,
+            SetAside::Wait => {
+                let told = tokio::time::timeout(PATIENCE, progress.changed()).await;
+                told.expect("the disk takes them").unwrap();
+            }
+            SetAside::Lost => panic!("this journal has a directory"),
         }
     }
-    counted(&journal, "sink", 10_000).await;
+}
+
+#[tokio::test]
+async fn the_dead_letters_of_a_sink_have_a_budget_of_their_own_and_none_is_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { max_dead_letters: Size(1 << 20), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    let kept = fill(&journal, "refusing").await;
+    assert!(kept > 1000, "{kept}");
+    assert!(journal.dead_letters_full("refusing"));
+    // Another sink has room of its own.
+    assert!(!journal.dead_letters_full("healthy"));
+    assert_eq!(journal.dead_letter("healthy", &record(1), "no"), SetAside::Kept);
     let store = Store::open_reader(dir.path()).unwrap();
-    let letters = store.dead_letters(None).unwrap();
-    assert_eq!((letters.len(), letters[0].record.seq), (10_000, 31));
+    let letters = self::kept(&store, Some("refusing"), usize::try_from(kept).unwrap()).await;
+    assert_eq!(letters.first().map(|letter| letter.0), Some(1), "the oldest is there");
+    close(journal).await;
+
+    // It is known again after a restart, and there is room once somebody drops some.
+    let (journal, _) = open(&config);
+    assert!(journal.dead_letters_full("refusing"));
+    store.allow_requests().unwrap();
+    store.drop_dead_letters(Some(&[1, 2, 3]), None).unwrap();
+    until("there is room", PATIENCE, async || {
+        (!journal.dead_letters_full("refusing")).then_some(())
+    })
+    .await;
+    assert_eq!(journal.dead_letter("refusing", &record(1), "no"), SetAside::Kept);
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_letter_that_is_refused_again_needs_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config { max_dead_letters: Size(64 << 10), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    let kept = usize::try_from(fill(&journal, "sink").await).unwrap();
+    let store = Store::open_reader(dir.path()).unwrap();
+    self::kept(&store, None, kept).await;
+    store.allow_requests().unwrap();
+    store.retry_dead_letters(Some(&[2]), None).unwrap();
+    assert_eq!(journal.asked("sink").unwrap().0.len(), 1);
+    journal.refused_again(2, "still no");
+    assert!(journal.asked("sink").unwrap().0.is_empty(), "it was tried");
+    until("the new reason is on disk", PATIENCE, async || {
+        let letters = self::kept(&store, None, kept).await;
+        (letters[1].2 == "still no" && !letters[1].3).then_some(())
+    })
+    .await;
     close(journal).await;
 }
 

@@ -28,6 +28,7 @@ pub fn config(dir: &Path) -> config::Journal {
         memory: Size(64 * 1024),
         min_free: Size(0),
         max_size: Size(1 << 30),
+        max_dead_letters: Size(16 << 20),
         max_age: Period(Duration::from_hours(1000)),
         keep_delivered: Period(Duration::from_hours(1000)),
         sync: Sync::Every(Duration::from_millis(20)),
