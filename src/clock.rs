@@ -5,13 +5,19 @@
 //! | what time is written down, for people and other programs? | [`now`], the wall clock: it may step, in both directions, by years |
 //! | how long has something lasted (an age, a silence, a gap)? | [`Moment`]: it never steps, and goes on while the machine sleeps |
 //! | when is a timer due? | tokio's, which tests can pause and which stands still while the machine sleeps |
+//! | when is a wait over that is longer than a few seconds? | [`sleep`]: a machine that slept through it does not wait again |
 //!
 //! A difference of two wall-clock times is no duration: measure with [`Moment`].
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::LazyLock,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use rustix::time::{ClockId, clock_gettime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::sync::watch;
+use tracing::info;
 
 use crate::event::UnixMillis;
 
@@ -75,6 +81,47 @@ fn asleep() -> Duration {
     read(ClockId::Boottime).saturating_sub(read(ClockId::Monotonic))
 }
 
+/// The wall clock's time so long ago, by the clock as it goes now.
+pub fn ago(time: Duration) -> UnixMillis {
+    now().saturating_sub(UnixMillis::try_from(time.as_millis()).unwrap_or(UnixMillis::MAX))
+}
+
+/// How long the machine had slept when that was last noticed.
+static SLEPT: LazyLock<watch::Sender<Duration>> = LazyLock::new(|| watch::Sender::new(asleep()));
+
+/// Looks whether the machine has slept, and wakes those who wait for that. The supervisor calls it
+/// every second.
+pub fn notice_sleep() {
+    let slept = asleep();
+    SLEPT.send_if_modified(|known| {
+        let more = slept.saturating_sub(*known);
+        if more < SHORTEST_SLEEP {
+            return false;
+        }
+        info!(slept = ?more, "the machine was suspended");
+        *known = slept;
+        true
+    });
+}
+
+/// Changes when the machine was found to have slept.
+pub fn sleeps() -> watch::Receiver<Duration> {
+    SLEPT.subscribe()
+}
+
+/// Waits. Unlike tokio's, it is over also when the machine has slept through it.
+pub async fn sleep(wait: Duration) {
+    let began = Moment::now();
+    let mut sleeps = sleeps();
+    loop {
+        let left = wait.saturating_sub(began.elapsed());
+        tokio::select! {
+            () = tokio::time::sleep(left) => return,
+            Ok(()) = sleeps.changed() => {}
+        }
+    }
+}
+
 /// As RFC 3339 in UTC with milliseconds: `2026-11-22T04:13:00.120Z`.
 pub fn rfc3339(millis: UnixMillis) -> String {
     let time = i128::from(millis) * 1_000_000;
@@ -100,6 +147,13 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(90)).await;
         assert_eq!(before.elapsed(), Duration::from_secs(90));
         assert_eq!(before.since(Moment::now()), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_lasts_as_long_as_it_is_to() {
+        let before = Moment::now();
+        sleep(Duration::from_hours(3)).await;
+        assert_eq!(before.elapsed(), Duration::from_hours(3));
     }
 
     #[test]

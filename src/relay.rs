@@ -132,6 +132,7 @@ impl Relay {
         info!(events = opened.events, lost = opened.lost, "journal opened");
         journal.sinks(config.sinks.keys().map(String::as_str));
         let mut supervisor = Supervisor::new();
+        report_tasks(&mut supervisor, &status);
         let (targets, wanted) = watch::channel(Targets::of(&config));
         let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
         let (access, asked) = watch::channel(config.http.clone());
@@ -203,6 +204,23 @@ impl Relay {
     }
 }
 
+/// Lets the pages say which tasks do not work: that of a sink on the page of the sink.
+fn report_tasks(supervisor: &mut Supervisor, status: &Arc<Status>) {
+    let status = Arc::clone(status);
+    supervisor.report_to(Box::new(move |task, reason| {
+        match (task.strip_prefix(SINK), reason) {
+            (None, _) => status.task(task, reason),
+            // It says itself that it is up again.
+            (Some(_), None) => {}
+            (Some(sink), Some(reason)) => status.sink(sink, |page| {
+                page.state = "down";
+                (page.since, page.last_error_at) = (clock::now(), Some(clock::now()));
+                page.last_error = Some(reason.to_owned());
+            }),
+        }
+    }));
+}
+
 fn add_gateway(
     supervisor: &mut Supervisor,
     config: &Config,
@@ -222,7 +240,7 @@ fn add_gateway(
         first.was_away(from);
     }
     let factory = made_ahead(first, make, |gateway, stop| Box::pin(gateway.run(stop)));
-    supervisor.add("gateway", Stage::Intake, factory);
+    supervisor.add_essential("gateway", Stage::Intake, factory);
     Ok(())
 }
 

@@ -99,6 +99,9 @@ pub struct Pages {
     pub sessions: BTreeMap<String, Session>,
     /// What became of the latest request to load the configuration anew.
     pub reload: Option<Report>,
+    /// Tasks of the relay that do not work, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, String>,
 }
 
 /// One place in the gateway: a connection, or the attempt to have one.
@@ -351,6 +354,17 @@ impl Status {
         self.sinks.send_modify(|count| *count += 1);
     }
 
+    /// A task of the relay does not work, or (`None`) works again.
+    pub fn task(&self, name: &str, reason: Option<&str>) {
+        let mut pages = self.lock();
+        match reason {
+            Some(reason) => pages.tasks.insert(name.to_owned(), reason.to_owned()),
+            None => pages.tasks.remove(name),
+        };
+        drop(pages);
+        self.sinks.send_modify(|count| *count += 1);
+    }
+
     /// The configuration was loaded anew, or could not be.
     pub fn reloaded(&self, report: Report) {
         self.lock().reload = Some(report);
@@ -386,6 +400,8 @@ pub enum Reason<'a> {
     NotAsked(usize),
     /// A sink is not up.
     Sink(&'a str, &'a Sink),
+    /// A task of the relay does not work.
+    Task(&'a str, &'a str),
 }
 
 impl fmt::Display for Reason<'_> {
@@ -411,6 +427,7 @@ impl fmt::Display for Reason<'_> {
                 let why = last_error.as_deref().unwrap_or(NOT_YET);
                 write!(f, "sink {name} is {state}: {why}")
             }
+            Self::Task(name, why) => write!(f, "{name}: {why}"),
         }
     }
 }
@@ -441,9 +458,11 @@ impl Pages {
         let unasked = self.wanted.saturating_sub(shown);
         let not_asked = unasked > 0 && gateway.peek().is_none();
         let sinks = self.sinks.iter().filter(|(_, sink)| sink.state != "up");
+        let tasks = self.tasks.iter().map(|(name, why)| Reason::Task(name, why));
         gateway
             .chain(not_asked.then_some(Reason::NotAsked(unasked)))
             .chain(sinks.map(|(name, sink)| Reason::Sink(name, sink)))
+            .chain(tasks)
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Instant, interval},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -42,6 +42,9 @@ use crate::{
 
 /// Links are opened one after another at this distance: the gateway answers 429 to a rush.
 const STAGGER: Duration = Duration::from_millis(200);
+
+/// The gateway's task is polled at least this often.
+const ALIVE: Duration = Duration::from_secs(5);
 
 /// What overflows is collected for this long before another connection is opened for it.
 const COLLECT: Duration = Duration::from_millis(300);
@@ -213,6 +216,7 @@ impl Gateway {
     pub async fn run(mut self, stop: CancellationToken) {
         let hub = Arc::clone(&self.hub);
         let mut links = Links::new(hub, stop.clone());
+        let mut alive = interval(ALIVE);
         links.want(self.targets.borrow_and_update().subscriptions.clone());
         loop {
             tokio::select! {
@@ -228,6 +232,8 @@ impl Gateway {
                     links.spread();
                 }
                 Some(number) = links.running.next() => links.ended(number),
+                // An essential task is to show that it lives.
+                _ = alive.tick() => {}
             }
         }
         while links.running.next().await.is_some() {}
