@@ -15,6 +15,7 @@ mod mqtt;
 mod nats;
 mod prefix;
 mod pulse;
+mod race;
 mod redis;
 mod stdout;
 mod webhook;

@@ -20,12 +20,15 @@ use redis::{Cmd, Pipeline, Value};
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 
-use self::link::Link;
+use self::{answer::About, link::Link, stream::Run};
 use super::{
     Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink,
     ahead::Ahead, prefix::Prefix, pulse::Pulse, settings,
 };
-use crate::config::{ConfigError, SecretRef};
+use crate::{
+    board::{Path, Section},
+    config::{ConfigError, SecretRef},
+};
 
 /// The row of this kind.
 pub(super) const KIND: Kind = Kind {
@@ -120,6 +123,9 @@ fn default_max_len() -> u64 {
     100_000
 }
 
+/// The longest string that Redis takes anywhere, unless it is configured to take more.
+const MAX_STRING: usize = 512 * 1024 * 1024;
+
 fn is_stream(settings: &serde_json::Value) -> bool {
     settings.get("mode").and_then(serde_json::Value::as_str) == Some("stream")
 }
@@ -132,6 +138,23 @@ impl Settings {
 
     fn prefix(&self) -> Result<Prefix, String> {
         Prefix::new(self.state_key.as_deref().unwrap_or("astro:{{ channel }}"), &[])
+    }
+
+    /// What an answer to an event is about.
+    fn about(&self) -> impl for<'o> Fn(Option<&'o Outgoing>) -> About<'o> + use<> {
+        let address = match self.mode {
+            Mode::Pubsub => self.channel.as_deref(),
+            Mode::Stream => self.key.as_deref(),
+        };
+        let varies = match address {
+            Some(template) => template.contains("{{") || template.contains("{%"),
+            None => self.mode == Mode::Pubsub,
+        };
+        move |outgoing| match outgoing {
+            None => About::Server,
+            Some(outgoing) if varies => About::OneAddress(&outgoing.address),
+            Some(outgoing) => About::OnlyAddress(&outgoing.address),
+        }
     }
 
     /// The first thing that is wrong: the key, and what.
@@ -203,8 +226,11 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         pulse: Pulse::new(kept::expires),
         settings,
         timeout: opening.config.timeout.0,
-        batch: opening.config.window,
+        window: opening.config.window,
         link: None,
+        server: 0,
+        run: Run::default(),
+        lives: false,
         ahead: Ahead::default(),
         perhaps_repeats: 0,
         receivers: 0,
@@ -220,8 +246,14 @@ struct Redis {
     pulse: Pulse,
     settings: Settings,
     timeout: Duration,
-    batch: usize,
+    window: usize,
     link: Option<Link>,
+    /// The server that answered last, of those that are configured.
+    server: usize,
+    /// What one script may append.
+    run: Run,
+    /// Whether the relay's own status was written on this connection: it is there until it expires.
+    lives: bool,
     /// Published, but behind an event that was refused.
     ahead: Ahead,
     /// So many events from here on may stand in the stream already: what was in flight when the last
@@ -238,16 +270,24 @@ impl Sink for Redis {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.link = None;
         self.pulse.clear();
-        let mut link = Link::open(&self.settings, self.timeout)
-            .await
-            .map_err(|cause| Failure::after(0, cause))?;
+        let opened = Link::open(&self.settings, self.timeout, self.server).await;
+        let (server, mut link) = match opened {
+            Ok(opened) => opened,
+            Err(cause) => {
+                self.server += 1;
+                return Err(Failure::after(0, cause));
+            }
+        };
+        self.server = server;
         self.remarks = match self.settings.mode {
             Mode::Stream => durability(&mut link).await,
             Mode::Pubsub => {
                 vec!["published: who does not listen at that moment never hears an event".into()]
             }
         };
-        self.perhaps_repeats = self.batch;
+        self.perhaps_repeats = self.window;
+        self.run = if self.settings.cluster { Run::OneStream } else { Run::default() };
+        self.lives = false;
         self.link = Some(link);
         Ok(())
     }
@@ -263,16 +303,30 @@ impl Sink for Redis {
         let Some(link) = &mut self.link else { return Err(not_connected()) };
         let prefix = self.prefix.as_ref().ok_or_else(|| Failure::down("no state is kept here"))?;
         let mut commands = Vec::new();
-        for (place, part) in self.pulse.beat(parts).iter().enumerate() {
+        let said = self.pulse.beat(parts);
+        for (place, part) in said.iter().enumerate() {
             let of_part = kept::commands(prefix, part).map_err(Failure::down)?;
             commands.extend(of_part.into_iter().map(|command| (place, command)));
         }
         let answers = link.ask_all(commands.iter().map(|(_, command)| command)).await;
         let answers = answers.map_err(|cause| Failure::after(0, cause))?;
-        let refused = commands.iter().zip(answers).find_map(|((place, _), answer)| {
-            answer.err().map(|cause| Failure::after((*place).min(parts.len()), cause))
-        });
-        refused.map_or(Ok(()), Err)
+        let status = said.iter().position(|part| part.path == Path::relay(Section::Status));
+        let mut last = None;
+        for ((place, _), answer) in commands.iter().zip(answers) {
+            let is_write = last.replace(*place) != Some(*place);
+            let failed = |cause| Failure::after((*place).min(parts.len()), cause);
+            match answer {
+                // A field that is new although it was written is one of a server that has lost its data.
+                Ok(Value::Int(1)) if is_write && self.lives && status == Some(*place) => {
+                    return Err(Failure::down("the server has lost the state: it is written anew"));
+                }
+                Ok(_) => self.lives |= status == Some(*place),
+                // State that may not be written is no reason to hold back events.
+                Err(Cause::Denied { reason }) => return Err(failed(Cause::Rejected { reason })),
+                Err(cause) => return Err(failed(cause)),
+            }
+        }
+        Ok(())
     }
 
     async fn idle(&mut self) -> Failure {
@@ -327,12 +381,20 @@ impl Redis {
     /// and cannot be taken back, so they are remembered and not published again.
     async fn publish(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
         let Some(link) = &mut self.link else { return Err(not_connected()) };
+        let about = self.settings.about();
         self.ahead.begin(batch);
+        // What is too long is never sent: the server would end the connection.
+        let end = batch.iter().position(|outgoing| too_long(outgoing).is_some());
+        let (whole, batch) = (batch, batch.get(..end.unwrap_or(batch.len())).unwrap_or_default());
         let pending: Vec<(usize, &Outgoing)> =
             batch.iter().enumerate().filter(|(_, outgoing)| !self.ahead.has(outgoing)).collect();
+        let oversized = || match whole.get(batch.len()).and_then(too_long) {
+            Some(reason) => Err(Failure::after(batch.len(), Cause::Rejected { reason })),
+            None => Ok(()),
+        };
         if pending.is_empty() {
             self.ahead.reported(batch);
-            return Ok(());
+            return oversized();
         }
         let mut pipeline = Pipeline::with_capacity(pending.len());
         for (_, outgoing) in &pending {
@@ -342,18 +404,22 @@ impl Redis {
             command.arg("PUBLISH").arg(address).arg(&*outgoing.payload);
             pipeline.add_command(command);
         }
-        let answers = link
-            .connection()
-            .req_packed_commands(&pipeline, 0, pipeline.len())
-            .await
-            .map_err(|error| Failure::after(0, answer::cause(&error)))?;
+        let answers =
+            link.connection().req_packed_commands(&pipeline, 0, pipeline.len()).await.map_err(
+                |error| {
+                    let first = pending.first().map(|(_, outgoing)| *outgoing);
+                    Failure::after(0, answer::cause(&error, about(first)))
+                },
+            )?;
         let mut failure = None;
         for ((index, outgoing), answer) in pending.into_iter().zip(answers) {
             match answer.extract_error() {
                 Ok(Value::Int(receivers @ 1..)) => self.receivers += receivers.unsigned_abs(),
                 Ok(_) => self.unheard += 1,
                 Err(error) => {
-                    failure.get_or_insert_with(|| Failure::after(index, answer::cause(&error)));
+                    failure.get_or_insert_with(|| {
+                        Failure::after(index, answer::cause(&error, about(Some(outgoing))))
+                    });
                     continue;
                 }
             }
@@ -363,30 +429,51 @@ impl Redis {
         }
         let accepted = failure.as_ref().map_or(batch.len(), |failure| failure.accepted);
         self.ahead.reported(batch.get(..accepted).unwrap_or_default());
-        failure.map_or(Ok(()), Err)
+        failure.map_or_else(oversized, Err)
     }
 
     /// Appends run after run; the first failure ends it, so that nothing later is stored before.
     async fn append(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
         let Some(link) = &mut self.link else { return Err(not_connected()) };
+        let about = self.settings.about();
         let mut done = 0;
         while let Some(rest) = batch.get(done..).filter(|rest| !rest.is_empty()) {
-            let run = stream::run(rest, self.settings.cluster);
-            let search = if self.perhaps_repeats > 0 { stream::SEARCH } else { 0 };
-            let appended = stream::append(link, run, self.settings.max_len, search).await;
+            if let Some(reason) = rest.first().and_then(too_long) {
+                return Err(Failure::after(done, Cause::Rejected { reason }));
+            }
+            let end = rest.iter().position(|outgoing| too_long(outgoing).is_some());
+            let rest = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
+            let run = stream::run(rest, self.run);
+            let search = if self.perhaps_repeats > 0 { stream::search(self.window) } else { 0 };
+            let appended = stream::append(link, run, self.settings.max_len, search, &about).await;
             done += appended.accepted;
             self.duplicates += appended.duplicates;
             self.perhaps_repeats = self.perhaps_repeats.saturating_sub(appended.accepted);
-            if let Some(cause) = appended.cause {
-                return Err(Failure::after(done, cause));
-            }
-            if appended.accepted < run.len() {
-                let cause = Cause::Down("the script ended early".into());
-                return Err(Failure::after(done, cause));
+            match appended.cause {
+                // The script as a whole was refused: which event it is about, smaller ones tell.
+                Some(Cause::Rejected { reason }) if appended.accepted == 0 && run.len() > 1 => {
+                    let smaller = match self.run {
+                        Run::Any if !answer::is_size(&reason) => Run::OneStream,
+                        _ => Run::OneEvent,
+                    };
+                    self.run = smaller;
+                }
+                Some(cause) => return Err(Failure::after(done, cause)),
+                None if appended.accepted < run.len() => {
+                    let cause = Cause::Down("the script ended early".into());
+                    return Err(Failure::after(done, cause));
+                }
+                None => {}
             }
         }
         Ok(())
     }
+}
+
+/// Why the server would never take an event of this size.
+fn too_long(outgoing: &Outgoing) -> Option<String> {
+    let longest = outgoing.payload.len().max(outgoing.address.len());
+    (longest > MAX_STRING).then(|| format!("a text of {longest} bytes is longer than Redis takes"))
 }
 
 fn not_connected() -> Failure {
@@ -430,7 +517,7 @@ async fn said(link: &mut Link, command: &Cmd) -> Result<Result<Value, String>, C
         Ok(value) => Ok(Ok(value)),
         Err(error) => match error.code() {
             Some(code) => Ok(Err(format!("{code} {}", error.detail().unwrap_or_default()))),
-            None => Err(answer::cause(&error)),
+            None => Err(answer::cause(&error, About::Server)),
         },
     }
 }

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use astro_relay::{
+    board::{Path, Section},
     event::Seq,
-    sink::{Cause, Failure, Sink},
+    sink::{Cause, Failure, Part, Sink},
 };
 use futures_util::StreamExt;
 use redis::{AsyncCommands, aio::MultiplexedConnection, streams::StreamRangeReply};
@@ -17,7 +18,12 @@ use crate::support::{
         Durability::{AofAlways, Memory},
         RedisServer,
     },
-    sinks::{EPOCH, batch, certificate, id, install_tls, open, open_with, outgoing, outgoing_with},
+    scripted_redis::{Play, ScriptedRedis, error},
+    sinks::{
+        EPOCH, batch, certificate, id, install_tls, open, open_keeping, open_with, outgoing,
+        outgoing_with, replayed,
+    },
+    unreachable::{Hanging, Mute, refused},
     wait::until,
 };
 
@@ -216,13 +222,15 @@ async fn one_wrong_key_refuses_one_event_and_stops_before_the_next() {
     let server = RedisServer::start(Memory).await;
     let mut connection = server.connection().await;
     let () = connection.set("bad", "text").await.unwrap();
-    let mut sink = stream(&server).await;
+    let mut sink =
+        connected(json!({ "url": server.url(), "mode": "stream", "key": "astro:{{ room }}" }))
+            .await;
     let mut all = batch(1..=6, KEY);
     all[3] = outgoing(4, "bad", "room");
     let failure = sink.deliver(&all).await.unwrap_err();
     assert_eq!(failure.accepted, 3);
     let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
-    assert!(reason.contains("WRONGTYPE"), "{reason}");
+    assert!(reason.contains("WRONGTYPE") && reason.contains("\"bad\""), "{reason}");
     assert_eq!(event_ids(&mut connection, KEY).await, ids(1..=3));
     sink.deliver(&all[4..]).await.unwrap();
     assert_eq!(event_ids(&mut connection, KEY).await, ids([1, 2, 3, 5, 6]));
@@ -282,7 +290,7 @@ async fn a_user_who_may_not_publish_at_all_holds_everything_back() {
         .await;
         let failure = sink.deliver(&batch(1..=3, KEY)).await.unwrap_err();
         assert_eq!(failure.accepted, 0);
-        assert!(matches!(failure.cause, Cause::Down(_)), "{mode} {also}: {failure:?}");
+        assert!(matches!(failure.cause, Cause::Denied { .. }), "{mode} {also}: {failure:?}");
         assert!(failure.cause.to_string().contains("may not run"), "{mode} {also}: {failure:?}");
     }
 }
@@ -386,7 +394,8 @@ async fn the_password_is_read_anew_for_each_connection_and_never_shown() {
     let settings = json!({ "url": server.url(), "password": { "file": path } });
     let mut sink = open("redis", settings).unwrap();
     let failure = sink.connect().await.unwrap_err();
-    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    assert!(matches!(failure.cause, Cause::Denied { .. }), "{failure:?}");
+    assert!(failure.cause.to_string().contains("WRONGPASS"), "{failure:?}");
     assert!(!format!("{failure:?} {}", failure.cause).contains("hunter2"), "{failure:?}");
     std::fs::write(&path, "old-hunter2\n").unwrap();
     sink.connect().await.unwrap();
@@ -524,4 +533,264 @@ async fn talks_tls_and_shows_a_certificate_and_trusts_only_whom_it_was_told_to()
     let settings = json!({ "url": url, "ca_file": "/nowhere/ca.pem" });
     let failure = open("redis", settings).unwrap().connect().await.unwrap_err();
     assert!(failure.cause.to_string().contains("/nowhere/ca.pem"), "{failure:?}");
+}
+
+/// The words are of other vendors' servers, of proxies, and of nobody yet.
+#[tokio::test]
+async fn no_event_is_blamed_for_words_that_speak_of_the_server() {
+    for (words, expected) in [
+        ("ERR max daily request limit exceeded. Limit: 10000, Usage: 10001.", "busy"),
+        ("upstream failure", "busy"),
+        ("no upstream host", "busy"),
+        ("SOMETHINGNEW happened", "busy"),
+        ("UNBLOCKED force unblock from blocking operation, instance state changed", "down"),
+        ("DISABLED this database is disabled", "denied"),
+    ] {
+        for (mode, command) in [("pubsub", "PUBLISH"), ("stream", "EVAL")] {
+            let server =
+                ScriptedRedis::start(
+                    move |came: &[String]| {
+                        if came[0] == command { error(words) } else { Play::Well }
+                    },
+                )
+                .await;
+            let mut sink = connected(json!({ "url": server.url(), "mode": mode })).await;
+            let failure = sink.deliver(&batch(1..=3, KEY)).await.unwrap_err();
+            assert_eq!(failure.accepted, 0);
+            let found = match failure.cause {
+                Cause::Busy { .. } => "busy",
+                Cause::Down(_) => "down",
+                Cause::Denied { .. } => "denied",
+                _ => "rejected",
+            };
+            assert_eq!(found, expected, "{mode}: {words}");
+        }
+    }
+}
+
+/// What stands at the one key is everybody's trouble, and goes by without anybody's event being lost.
+#[tokio::test]
+async fn something_else_at_the_only_key_holds_the_sink() {
+    let server = RedisServer::start(Memory).await;
+    let mut connection = server.connection().await;
+    let () = connection.set(KEY, "text").await.unwrap();
+    let mut sink = stream(&server).await;
+    let failure = sink.deliver(&batch(1..=3, KEY)).await.unwrap_err();
+    assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Denied { .. } }), "{failure:?}");
+    assert!(failure.cause.to_string().contains(KEY), "{failure:?}");
+    let () = connection.del(KEY).await.unwrap();
+    sink.deliver(&batch(1..=3, KEY)).await.unwrap();
+    assert_eq!(event_ids(&mut connection, KEY).await, ids(1..=3));
+}
+
+/// The server denies a script as a whole, although only one of its keys is forbidden.
+#[tokio::test]
+async fn one_forbidden_key_refuses_its_own_events_alone() {
+    let server = RedisServer::start(Memory).await;
+    let mut admin = server.connection().await;
+    let () = redis::cmd("ACL")
+        .arg(&["SETUSER", "relay", "on", ">secret", "~astro:*", "+@all"])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let mut sink = connected(json!({
+        "url": server.url(), "mode": "stream", "key": "astro:{{ room }}",
+        "user": "relay", "password": { "value": "secret" },
+    }))
+    .await;
+    let mut all = batch(1..=8, "astro:a");
+    all[2] = outgoing(3, "other:a", "room");
+    all[5] = outgoing(6, "other:a", "room");
+    assert_eq!(carry_all(&mut sink, &all).await.0, [3, 6]);
+    assert_eq!(event_ids(&mut admin, "astro:a").await, ids([1, 2, 4, 5, 7, 8]));
+}
+
+/// A proxy that takes less at once than a script has.
+#[tokio::test]
+async fn a_limit_of_a_request_splits_what_is_sent_and_refuses_what_is_too_large_alone() {
+    const LIMIT: usize = 4000;
+    let server = ScriptedRedis::start(|came: &[String]| {
+        let payloads: usize = came.iter().skip(2).map(String::len).sum();
+        match came[0].as_str() {
+            "EVAL" if payloads > LIMIT => error("ERR max request size exceeded. Limit: 4000 bytes"),
+            _ => Play::Well,
+        }
+    })
+    .await;
+    let mut sink = connected(json!({ "url": server.url(), "mode": "stream" })).await;
+    let mut all: Vec<_> =
+        (1..=6).map(|seq| outgoing_with(seq, KEY, "room", &"x".repeat(1500))).collect();
+    all[3] = outgoing_with(4, KEY, "room", &"x".repeat(LIMIT));
+    assert_eq!(carry_all(&mut sink, &all).await, (vec![4], vec![]));
+}
+
+#[tokio::test]
+async fn a_text_that_is_longer_than_the_server_takes_is_refused_alone() {
+    let server = RedisServer::start_with(Memory, &["--proto-max-bulk-len", "1mb"]).await;
+    for mode in ["pubsub", "stream"] {
+        let mut sink = connected(json!({ "url": server.url(), "mode": mode })).await;
+        let large = [outgoing_with(1, KEY, "room", &"x".repeat(1_500_000))];
+        let failure = sink.deliver(&large).await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::Rejected { .. }), "{mode}: {failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_at_an_event_is_told_from_one_that_is_silent() {
+    for (play, closed) in [(Play::HangUp, true), (Play::Ignore, false)] {
+        let server =
+            ScriptedRedis::start(
+                move |came: &[String]| {
+                    if came[0] == "PUBLISH" { play.clone() } else { Play::Well }
+                },
+            )
+            .await;
+        let settings = json!({ "url": server.url() });
+        let mut sink = open_with("redis", settings, Duration::from_millis(500)).unwrap();
+        sink.connect().await.unwrap();
+        let failure = sink.deliver(&batch(1..=3, KEY)).await.unwrap_err();
+        assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
+        assert_eq!(failure.cause.is_closed_by_peer(), closed, "{failure:?}");
+    }
+}
+
+/// The server answers the login, and says that it is something else than the password.
+#[tokio::test]
+async fn a_server_that_is_full_is_not_one_that_denies_us() {
+    for (words, denied) in [
+        ("ERR max number of clients reached", false),
+        ("LOADING Redis is loading the dataset in memory", false),
+        ("no upstream host", false),
+        ("WRONGPASS invalid username-password pair or user is disabled.", true),
+        ("ERR invalid password", true),
+    ] {
+        let server =
+            ScriptedRedis::start(
+                move |came: &[String]| {
+                    if came[0] == "AUTH" { error(words) } else { Play::Well }
+                },
+            )
+            .await;
+        let settings = json!({ "url": server.url(), "password": { "value": "hunter2" } });
+        let failure = open("redis", settings).unwrap().connect().await.unwrap_err();
+        assert_eq!(matches!(failure.cause, Cause::Denied { .. }), denied, "{words}: {failure:?}");
+        assert!(failure.cause.to_string().contains(words), "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_user_and_the_database_are_those_that_are_configured() {
+    let server = RedisServer::start(Memory).await;
+    let mut admin = server.connection().await;
+    let () = redis::cmd("ACL")
+        .arg(&["SETUSER", "relay", "on", ">secret", "~*", "&*", "+@all"])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let mut sink = connected(json!({
+        "url": format!("{}/3", server.url()), "mode": "stream",
+        "user": "relay", "password": { "value": "secret" },
+    }))
+    .await;
+    sink.deliver(&batch(1..=3, KEY)).await.unwrap();
+    let () = redis::cmd("SELECT").arg(3).query_async(&mut admin).await.unwrap();
+    assert_eq!(event_ids(&mut admin, KEY).await, ids(1..=3));
+    let settings = json!({ "url": format!("{}/99", server.url()) });
+    let failure = open("redis", settings).unwrap().connect().await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Denied { .. }), "{failure:?}");
+}
+
+#[tokio::test]
+async fn a_server_of_a_cluster_or_a_sentinel_that_is_off_or_hangs_costs_a_moment() {
+    let bus = free_port().to_string();
+    let args = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+    let server = RedisServer::start_with(Memory, &args).await;
+    let mut connection = server.connection().await;
+    let mut slots = redis::cmd("CLUSTER");
+    let () =
+        slots.arg("ADDSLOTSRANGE").arg(0).arg(16383).query_async(&mut connection).await.unwrap();
+    until("the cluster stands", SOON, async || {
+        let info: String =
+            redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await.unwrap();
+        info.contains("cluster_state:ok").then_some(())
+    })
+    .await;
+    let (hanging, mute) = (Hanging::new().await, Mute::new().await);
+    let dead = [hanging.address, mute.address, refused()].map(|dead| format!("redis://{dead}"));
+    let urls: Vec<_> = dead.into_iter().chain([server.url()]).collect();
+    for timeout in [Duration::from_secs(4), Duration::from_secs(60)] {
+        let settings = json!({ "urls": urls, "cluster": true, "mode": "stream" });
+        let mut sink = open_with("redis", settings, timeout).unwrap();
+        let connecting = tokio::time::timeout(timeout.min(Duration::from_secs(15)), sink.connect());
+        connecting.await.expect("within seconds, whatever the timeout").unwrap();
+        sink.deliver(&batch(1..=3, KEY)).await.unwrap();
+    }
+}
+
+/// As after a server was restarted without its data behind a proxy that keeps the connection, or after
+/// somebody emptied it.
+#[tokio::test]
+async fn state_that_the_server_has_lost_is_noticed() {
+    let server = RedisServer::start(Memory).await;
+    let mut sink = open_keeping("redis", json!({ "url": server.url() })).unwrap();
+    sink.connect().await.unwrap();
+    let status = Part { path: Path::relay(Section::Status), payload: Some("{}".into()) };
+    sink.keep(&[status.clone()]).await.unwrap();
+    sink.keep(&[status.clone()]).await.unwrap();
+    let mut connection = server.connection().await;
+    let () = redis::cmd("FLUSHALL").query_async(&mut connection).await.unwrap();
+    let failure = sink.keep(&[status.clone()]).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    sink.connect().await.unwrap();
+    sink.keep(&[status]).await.unwrap();
+}
+
+#[tokio::test]
+async fn state_that_may_not_be_written_holds_back_no_event() {
+    let server = RedisServer::start(Memory).await;
+    let mut admin = server.connection().await;
+    let () = redis::cmd("ACL")
+        .arg(&["SETUSER", "relay", "on", ">secret", "~*", "&*", "+@all", "-hset"])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let settings =
+        json!({ "url": server.url(), "user": "relay", "password": { "value": "secret" } });
+    let mut sink = open_keeping("redis", settings).unwrap();
+    sink.connect().await.unwrap();
+    let status = Part { path: Path::relay(Section::Status), payload: Some("{}".into()) };
+    let failure = sink.keep(&[status]).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Rejected { .. }), "{failure:?}");
+    sink.deliver(&batch(1..=3, "astro:a")).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_event_that_is_replayed_is_appended_once_more() {
+    let server = RedisServer::start(Memory).await;
+    let mut sink = stream(&server).await;
+    sink.deliver(&batch(1..=5, KEY)).await.unwrap();
+    sink.deliver(&replayed(batch(2..=3, KEY))).await.unwrap();
+    let expected: Vec<_> = ids(1..=5).into_iter().chain(ids(2..=3)).collect();
+    assert_eq!(event_ids(&mut server.connection().await, KEY).await, expected);
+    assert_eq!(counted(&mut sink, "duplicates"), 0);
+}
+
+/// As many may have been on their way as the window holds, and others write here too.
+#[tokio::test]
+async fn a_repeat_is_found_behind_a_window_of_other_writers_entries() {
+    let server = RedisServer::start(Memory).await;
+    let mut connection = server.connection().await;
+    let mut sink = stream(&server).await;
+    // Far ahead, so that none of ours can have its own entry id.
+    let () = connection.xadd(KEY, "9999999999999-0", &[("id", "else")]).await.unwrap();
+    assert_eq!(carry_all(&mut sink, &batch(1..=512, KEY)).await.0, NONE);
+    let mut pipeline = redis::pipe();
+    for _ in 0..1024 {
+        pipeline.xadd(KEY, "*", &[("id", "else")]).ignore();
+    }
+    // The server's clock is behind that entry; it goes on from there.
+    let () = pipeline.query_async(&mut connection).await.unwrap();
+    sink.connect().await.unwrap();
+    assert_eq!(carry_all(&mut sink, &batch(1..=512, KEY)).await.0, NONE);
+    assert_eq!(counted(&mut sink, "duplicates"), 512);
 }

@@ -1,47 +1,123 @@
 //! What Redis's errors mean for an event.
 //!
-//! The one thing to know: an error that would meet every event alike is never [`Cause::Rejected`], for
-//! then the whole journal would run into the dead letters while somebody mends a password.
+//! The servers that speak Redis's protocol (Redis, Valkey, `KeyDB`, Dragonfly, proxies, hosted ones with a
+//! quota) have far more words than anybody can list. So the rule is: an unknown word means to wait. An
+//! event is set aside only for a word that says that the event is at fault; what would meet every event
+//! alike holds the sink.
 
-use redis::RedisError;
+use redis::{ErrorKind, RedisError};
 
 use crate::sink::Cause;
 
+/// What the command was about that the server answered with an error.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum About<'a> {
+    /// The connection, or the server as a whole.
+    Server,
+    /// The one channel or key to which all events go.
+    OnlyAddress(&'a str),
+    /// One of several channels or keys: the address is rendered for each event.
+    OneAddress(&'a str),
+}
+
 /// What an error of the library hindered: with the server's own words where it has answered.
-pub(super) fn cause(error: &RedisError) -> Cause {
+pub(super) fn cause(error: &RedisError, about: About<'_>) -> Cause {
     match error.code() {
-        Some(code) => cause_of_words(&format!("{code} {}", error.detail().unwrap_or_default())),
+        Some(code) => {
+            cause_of_words(&format!("{code} {}", error.detail().unwrap_or_default()), about)
+        }
+        None if error.kind() == ErrorKind::AuthenticationFailed => {
+            Cause::Denied { reason: format!("the server does not accept the login: {error}") }
+        }
+        None if !matches!(about, About::Server) && was_closed(error) => {
+            Cause::closed(error.to_string())
+        }
         None => Cause::Down(error.to_string().into()),
     }
 }
 
+/// Whether the server ended a connection that stood.
+fn was_closed(error: &RedisError) -> bool {
+    error.is_connection_dropped() && !error.is_connection_refusal() && !error.is_timeout()
+}
+
 /// What an answer such as `OOM command not allowed …` means.
-///
-/// The words are the server's (its `src/server.c`, `createSharedObjects`), and the cluster's and
-/// access list's beside them.
-pub(super) fn cause_of_words(words: &str) -> Cause {
+pub(super) fn cause_of_words(words: &str, about: About<'_>) -> Cause {
     let words = words.trim_start_matches('-').trim();
+    let wait = || Cause::Busy { wait: None, reason: words.to_owned() };
     let down = |what: &str| Cause::Down(format!("{what}: {words}").into());
-    // Redis 6 writes its own errors in a script as `@user_script: 1: -OOM …`.
-    let code = words.split(' ').map(|word| word.trim_start_matches('-')).find(|word| is_code(word));
-    match code.unwrap_or_default() {
-        // It says of itself that this will pass.
-        "LOADING" | "OOM" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MISCONF" | "NOREPLICAS" => {
-            Cause::Busy { wait: None, reason: words.to_owned() }
+    let denied = |what: &str| Cause::Denied { reason: format!("{what}: {words}") };
+    let of_address = |what: &str| match about {
+        About::OneAddress(address) => {
+            Cause::Rejected { reason: format!("{what} {address:?}: {words}") }
         }
+        About::OnlyAddress(address) => denied(&format!("{what} {address:?}")),
+        About::Server => denied(what),
+    };
+    let says = |text: &str| words.to_ascii_lowercase().contains(text);
+    match code(words) {
         // Another server is to be asked, and a new connection finds out which.
-        "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" => down("this is not the server to write to"),
-        "NOAUTH" | "WRONGPASS" => down("the server does not accept the user or password"),
-        "ERR" if words.contains("unknown command") => down("the server lacks a command"),
-        "ERR" if words.contains("max number of clients") => down("the server is full"),
-        "NOPERM" | "ERR" if of_the_command(words) => down("the user may not run this command"),
-        _ => Cause::Rejected { reason: words.to_owned() },
+        "READONLY" | "MASTERDOWN" | "ASK" | "REDIRECT" | "UNBLOCKED" => {
+            down("this is not the server to write to")
+        }
+        "MOVED" => down("the key is at another server of a cluster (see `cluster = true`)"),
+        "NOAUTH" | "WRONGPASS" | "UNAUTHORIZED" => {
+            denied("the server does not accept the user or password")
+        }
+        "DENIED" | "DISABLED" | "FORBIDDEN" | "NOPROTO" => denied("the server does not let us"),
+        "WRONGTYPE" => of_address("there is something else at the key"),
+        "CROSSSLOT" => denied("these servers are a cluster: set `cluster = true`"),
+        "NOPERM" if of_the_address(words) => of_address("the user may not use"),
+        "NOPERM" => denied("the user may not run this command"),
+        "ERR" if of_the_command(words) => denied("the user may not run this command"),
+        "ERR" if says("unknown command") => denied("the server lacks a command"),
+        "ERR" if says("max number of clients") => down("the server is full"),
+        "ERR" if says("invalid password") || says("called without any password configured") => {
+            denied("the server does not accept the user or password")
+        }
+        "ERR" if says("operation not permitted") => denied("the server does not let us"),
+        "ERR" if says("db index") || says("select is not allowed") || says("invalid db") => {
+            denied("there is no such database")
+        }
+        "ERR" if says("cluster support disabled") => {
+            denied("this server is no cluster: set `cluster = false`")
+        }
+        "ERR" if is_size(words) => Cause::Rejected { reason: words.to_owned() },
+        _ => wait(),
     }
 }
 
-/// `OOM`, `WRONGTYPE`: capitals only, and more than one.
-fn is_code(word: &str) -> bool {
-    word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase())
+/// Whether the server says that what was sent is too large for it.
+pub(super) fn is_size(words: &str) -> bool {
+    const SIZES: [&str; 4] = [
+        "string exceeds maximum allowed size",
+        "invalid bulk length",
+        "max request size exceeded",
+        "value is too large",
+    ];
+    let words = words.to_ascii_lowercase();
+    SIZES.iter().any(|size| words.contains(size))
+}
+
+/// The error's code: `OOM`, `WRONGTYPE`; empty where the server's words have none. Redis 6 writes its own
+/// errors in a script as `@user_script: 1: -OOM …`.
+fn code(words: &str) -> &str {
+    let is_code = |word: &&str| {
+        word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_')
+    };
+    let mut candidates = words.split(' ').map(|word| word.trim_start_matches('-'));
+    if words.starts_with('@') {
+        return candidates.find(is_code).unwrap_or_default();
+    }
+    candidates.next().filter(is_code).unwrap_or_default()
+}
+
+/// Whether an access list forbids this key or channel, and not the command altogether.
+fn of_the_address(words: &str) -> bool {
+    words.contains("access one of the")
+        || words.contains("access a key")
+        || words.contains("access a channel")
+        || words.contains("access the")
 }
 
 /// Whether an access list forbids the command altogether, not only this key or channel.
@@ -53,41 +129,107 @@ fn of_the_command(words: &str) -> bool {
 mod tests {
     use super::*;
 
+    const ONLY: About<'_> = About::OnlyAddress("astro:events");
+    const ONE: About<'_> = About::OneAddress("astro:zoe:events");
+
+    fn kind(cause: &Cause) -> &'static str {
+        match cause {
+            Cause::Busy { .. } => "busy",
+            Cause::Down(_) => "down",
+            Cause::Rejected { .. } => "rejected",
+            Cause::Denied { .. } => "denied",
+            Cause::Gone { .. } => "gone",
+        }
+    }
+
     #[test]
     fn every_error_has_its_meaning() {
         for (words, expected) in [
+            // Redis and Valkey.
             ("LOADING Redis is loading the dataset in memory", "busy"),
+            ("LOADING Dragonfly is loading the dataset in memory", "busy"),
             ("OOM command not allowed when used memory > 'maxmemory'.", "busy"),
             ("@user_script: 1: -OOM command not allowed when used memory > 'maxmemory'.", "busy"),
+            ("@user_script:1: WRONGTYPE Operation against a key", "denied"),
             ("BUSY Redis is busy running a script. You can only call SCRIPT KILL.", "busy"),
+            ("UNKILLABLE Sorry the script already executed write commands", "busy"),
             ("MISCONF Redis is configured to save RDB snapshots, but it cannot", "busy"),
+            ("MISCONF Errors writing to the AOF file: No space left on device", "busy"),
             ("NOREPLICAS Not enough good replicas to write.", "busy"),
             ("CLUSTERDOWN The cluster is down", "busy"),
             ("TRYAGAIN Multiple keys request during rehashing of slot", "busy"),
+            ("NOSCRIPT No matching script. Please use EVAL.", "busy"),
+            ("EXECABORT Transaction discarded because of previous errors.", "busy"),
+            ("NOGOODSLAVE No suitable replica to promote", "busy"),
+            ("INPROG Failover already in progress", "busy"),
+            ("IOERR error or timeout reading to target instance", "busy"),
             ("READONLY You can't write against a read only replica.", "down"),
             ("MASTERDOWN Link with MASTER is down and replica-serve-stale-data", "down"),
+            ("UNBLOCKED force unblock from blocking operation, instance state changed", "down"),
             ("MOVED 3999 127.0.0.1:6381", "down"),
             ("ASK 3999 127.0.0.1:6381", "down"),
-            ("NOAUTH Authentication required.", "down"),
-            ("WRONGPASS invalid username-password pair or user is disabled.", "down"),
-            ("NOPERM this user has no permissions to run the 'publish' command", "down"),
-            ("NOPERM User default has no permissions to run the 'eval' command", "down"),
-            ("ERR The user executing the script can't run this command or subcommand", "down"),
-            ("ERR unknown command 'EVAL', with args beginning with:", "down"),
+            ("REDIRECT 127.0.0.1:6381", "down"),
             ("ERR max number of clients reached", "down"),
-            ("NOPERM this user has no permissions to access one of the channels", "rejected"),
-            ("WRONGTYPE Operation against a key holding the wrong kind of value", "rejected"),
-            ("-WRONGTYPE Operation against a key holding the wrong kind of value", "rejected"),
-            ("ERR value is not an integer or out of range", "rejected"),
+            ("ERR max number of clients + cluster connections reached", "down"),
+            ("NOAUTH Authentication required.", "denied"),
+            ("WRONGPASS invalid username-password pair or user is disabled.", "denied"),
+            ("ERR invalid password", "denied"),
+            ("ERR AUTH <password> called without any password configured for the user", "denied"),
+            ("ERR operation not permitted", "denied"),
+            ("DENIED Redis is running in protected mode because protected mode is on", "denied"),
+            ("NOPERM this user has no permissions to run the 'publish' command", "denied"),
+            ("NOPERM User default has no permissions to run the 'eval' command", "denied"),
+            ("ERR The user executing the script can't run this command or subcommand", "denied"),
+            ("ERR unknown command 'EVAL', with args beginning with:", "denied"),
+            ("ERR DB index is out of range", "denied"),
+            ("ERR SELECT is not allowed in cluster mode", "denied"),
+            ("ERR This instance has cluster support disabled", "denied"),
+            ("NOPROTO unsupported protocol version", "denied"),
+            ("CROSSSLOT Keys in request don't hash to the same slot", "denied"),
+            ("DISABLED this database is disabled", "denied"),
+            // Hosted servers with a quota, and proxies.
+            ("ERR max daily request limit exceeded. Limit: 10000, Usage: 10001.", "busy"),
+            ("ERR max concurrent connections exceeded", "busy"),
+            ("QUOTA exceeded", "busy"),
+            ("upstream failure", "busy"),
+            ("no upstream host", "busy"),
+            ("ERR no upstream host", "busy"),
+            ("ERR Connection refused", "busy"),
+            ("ERR Connection timed out", "busy"),
+            ("Proxy is not ready", "busy"),
+            // What nobody has written yet.
+            ("SOMETHINGNEW happened", "busy"),
+            ("ERR something new happened", "busy"),
+            ("ERR value is not an integer or out of range", "busy"),
+            ("ERR Internal error", "busy"),
+            ("", "busy"),
+            // The event's own fault.
+            ("ERR string exceeds maximum allowed size (proto-max-bulk-len)", "rejected"),
+            ("ERR Protocol error: invalid bulk length", "rejected"),
+            ("ERR max request size exceeded. Limit: 1048576 bytes, Actual: 2097152", "rejected"),
         ] {
-            let found = match cause_of_words(words) {
-                Cause::Busy { .. } => "busy",
-                Cause::Down(_) => "down",
-                Cause::Rejected { .. } => "rejected",
-                Cause::Denied { .. } => "denied",
-                Cause::Gone { .. } => "gone",
-            };
-            assert_eq!(found, expected, "{words}");
+            assert_eq!(kind(&cause_of_words(words, ONLY)), expected, "{words}");
+            assert_eq!(kind(&cause_of_words(&format!("-{words}"), ONLY)), expected, "{words}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_address_is_an_events_fault_only_where_others_have_another() {
+        for words in [
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "NOPERM this user has no permissions to access one of the channels used as arguments",
+            "NOPERM No permissions to access a key",
+            "NOPERM No permissions to access a channel",
+            "NOPERM this user has no permissions to access one of the keys used as arguments",
+        ] {
+            let Cause::Rejected { reason } = cause_of_words(words, ONE) else { panic!("{words}") };
+            assert!(reason.contains("astro:zoe:events"), "{reason}");
+            let Cause::Denied { reason } = cause_of_words(words, ONLY) else { panic!("{words}") };
+            assert!(reason.contains("astro:events"), "{reason}");
+            assert_eq!(kind(&cause_of_words(words, About::Server)), "denied");
+        }
+        // A command that may not be run may be run at no address.
+        let words = "NOPERM this user has no permissions to run the 'publish' command";
+        assert_eq!(kind(&cause_of_words(words, ONE)), "denied");
     }
 }

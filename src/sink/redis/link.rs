@@ -10,17 +10,20 @@ use std::time::Duration;
 
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, Pipeline, RedisResult, TlsCertificates, TlsMode, Value,
+    IntoConnectionInfo, Pipeline, RedisError, RedisResult, TlsCertificates, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
     sentinel::{SentinelClientBuilder, SentinelServerType},
 };
 
-use super::{Settings, answer};
+use super::{
+    Settings,
+    answer::{self, About},
+};
 use crate::{
     config::{Secret, SecretRef},
-    sink::Cause,
+    sink::{Cause, race},
 };
 
 /// A connection that stands.
@@ -32,20 +35,34 @@ pub(super) enum Link {
 }
 
 impl Link {
-    /// Connects and makes sure that the server talks to us.
-    pub(super) async fn open(settings: &Settings, timeout: Duration) -> Result<Self, Cause> {
+    /// Connects and makes sure that the server talks to us. Of several servers, the one at `begin` is the
+    /// first to be dialled; answers which one answered.
+    pub(super) async fn open(
+        settings: &Settings,
+        timeout: Duration,
+        begin: usize,
+    ) -> Result<(usize, Self), Cause> {
         let access = Access::read(settings).await?;
-        let opened = if settings.cluster {
-            access.cluster(settings, timeout).await
-        } else if let Some(master) = &settings.sentinel_master {
-            access.sentinel(settings, master, timeout).await
-        } else {
-            access.one(settings, timeout).await
+        let limits = config(timeout);
+        let dial = async |node: usize| {
+            let node = access.nodes.get(node).cloned().ok_or_else(no_url)?;
+            if settings.cluster {
+                return access.cluster(settings, node, timeout).await;
+            }
+            access.one(settings, node, &limits).await
         };
-        let mut link = opened.map_err(|error| answer::cause(&error))?;
-        // Without a password the library connects to a server that wants one, and says nothing.
-        link.ping().await?;
-        Ok(link)
+        if let Some(master) = &settings.sentinel_master {
+            // The library asks all sentinels at once.
+            let link = access.sentinel(settings, master, &limits).await;
+            return Ok((0, link.map_err(of_server)?.greeted().await?));
+        }
+        race::first(access.nodes.len(), begin, timeout, dial).await
+    }
+
+    /// Without a password the library connects to a server that wants one, and says nothing.
+    async fn greeted(mut self) -> Result<Self, Cause> {
+        self.ping().await?;
+        Ok(self)
     }
 
     /// Whatever it is, it takes commands.
@@ -64,7 +81,7 @@ impl Link {
     /// Sends a command and hands back its answer.
     pub(super) async fn ask(&mut self, command: &Cmd) -> Result<Value, Cause> {
         let answer = self.connection().req_packed_command(command).await;
-        answer.and_then(Value::extract_error).map_err(|error| answer::cause(&error))
+        answer.and_then(Value::extract_error).map_err(of_server)
     }
 
     /// Sends commands and hands back the answer to each. The servers of a cluster take theirs one by
@@ -89,11 +106,18 @@ impl Link {
             pipeline.add_command(command.clone());
         }
         let answers = self.connection().req_packed_commands(&pipeline, 0, pipeline.len()).await;
-        let each = |answer: Value| answer.extract_error().map_err(|error| answer::cause(&error));
-        answers
-            .map(|answers| answers.into_iter().map(each).collect())
-            .map_err(|error| answer::cause(&error))
+        let each = |answer: Value| answer.extract_error().map_err(of_server);
+        answers.map(|answers| answers.into_iter().map(each).collect()).map_err(of_server)
     }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of map_err")]
+fn of_server(error: RedisError) -> Cause {
+    answer::cause(&error, About::Server)
+}
+
+fn no_url() -> Cause {
+    Cause::Down("no url is configured".into())
 }
 
 /// What became of one command among several.
@@ -112,37 +136,47 @@ impl Access {
         let nodes: RedisResult<Vec<_>> =
             settings.nodes().map(IntoConnectionInfo::into_connection_info).collect();
         Ok(Self {
-            nodes: nodes.map_err(|error| Cause::Down(error.to_string().into()))?,
+            nodes: nodes.map_err(of_server)?,
             password: read(settings.password.as_ref())?,
             sentinel_password: read(settings.sentinel_password.as_ref())?,
             certificates: certificates(settings).await?,
         })
     }
 
-    async fn one(self, settings: &Settings, timeout: Duration) -> RedisResult<Link> {
-        let Some(node) = self.nodes.into_iter().next() else {
-            return Err((redis::ErrorKind::InvalidClientConfig, "no url is configured").into());
-        };
-        let mut info = node.redis_settings().clone();
-        if let Some(user) = &settings.user {
-            info = info.set_username(user);
-        }
-        if let Some(password) = &self.password {
-            info = info.set_password(password.expose());
-        }
+    /// The library would log in by itself, and say of whatever the server answers that the password is
+    /// wrong; a server that is full or a proxy without a server behind it answers too.
+    async fn one(
+        &self,
+        settings: &Settings,
+        node: ConnectionInfo,
+        limits: &AsyncConnectionConfig,
+    ) -> Result<Link, Cause> {
+        let db = node.redis_settings().db();
+        let info = node.redis_settings().clone().set_db(0);
         let node = node.set_redis_settings(info);
-        let client = match self.certificates {
-            Some(certificates) => Client::build_with_tls(node, certificates)?,
-            None => Client::open(node)?,
+        let client = match &self.certificates {
+            Some(certificates) => Client::build_with_tls(node, certificates.clone()),
+            None => Client::open(node),
         };
-        client.get_multiplexed_async_connection_with_config(&config(timeout)).await.map(Link::One)
+        let connection =
+            client.map_err(of_server)?.get_multiplexed_async_connection_with_config(limits).await;
+        let mut link = Link::One(connection.map_err(of_server)?);
+        if let Some(password) = &self.password {
+            let mut login = redis::cmd("AUTH");
+            login.arg(settings.user.as_ref()).arg(password.expose());
+            link.ask(&login).await?;
+        }
+        if db != 0 {
+            link.ask(redis::cmd("SELECT").arg(db)).await?;
+        }
+        link.greeted().await
     }
 
     async fn sentinel(
-        self,
+        &self,
         settings: &Settings,
         master: &str,
-        timeout: Duration,
+        limits: &AsyncConnectionConfig,
     ) -> RedisResult<Link> {
         let tls = self.nodes.iter().any(|node| is_tls(node.addr()));
         let db = self.nodes.first().map_or(0, |node| node.redis_settings().db());
@@ -155,10 +189,10 @@ impl Access {
                 .set_client_to_redis_tls_mode(TlsMode::Secure)
                 .set_client_to_sentinel_tls_mode(TlsMode::Secure);
         }
-        if let Some(certificates) = self.certificates {
+        if let Some(certificates) = &self.certificates {
             builder = builder
                 .set_client_to_redis_certificates(certificates.clone())
-                .set_client_to_sentinel_certificates(certificates);
+                .set_client_to_sentinel_certificates(certificates.clone());
         }
         if let Some(user) = &settings.user {
             builder = builder.set_client_to_redis_username(user);
@@ -173,16 +207,22 @@ impl Access {
             builder = builder.set_client_to_sentinel_password(password.expose());
         }
         let mut client = builder.build()?;
-        client.get_async_connection_with_config(&config(timeout)).await.map(Link::One)
+        client.get_async_connection_with_config(limits).await.map(Link::One)
     }
 
-    async fn cluster(self, settings: &Settings, timeout: Duration) -> RedisResult<Link> {
-        let mut builder = ClusterClient::builder(self.nodes)
+    /// A cluster is found through any of its servers.
+    async fn cluster(
+        &self,
+        settings: &Settings,
+        node: ConnectionInfo,
+        timeout: Duration,
+    ) -> Result<Link, Cause> {
+        let mut builder = ClusterClient::builder([node])
             .retries(0)
-            .connection_timeout(timeout)
+            .connection_timeout(race::dial_limit(timeout))
             .response_timeout(timeout);
-        if let Some(certificates) = self.certificates {
-            builder = builder.certs(certificates);
+        if let Some(certificates) = &self.certificates {
+            builder = builder.certs(certificates.clone());
         }
         if let Some(user) = &settings.user {
             builder = builder.username(user);
@@ -190,7 +230,9 @@ impl Access {
         if let Some(password) = &self.password {
             builder = builder.password(password.expose());
         }
-        builder.build()?.get_async_connection().await.map(Link::Cluster)
+        let client = builder.build().map_err(of_server)?;
+        let connection = client.get_async_connection().await.map_err(of_server)?;
+        Link::Cluster(connection).greeted().await
     }
 }
 
@@ -198,7 +240,7 @@ impl Access {
 /// its append-only file easily exceeds; and a command that was given up may have run.
 fn config(timeout: Duration) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(timeout))
+        .set_connection_timeout(Some(race::dial_limit(timeout)))
         .set_response_timeout(Some(timeout))
 }
 

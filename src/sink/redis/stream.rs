@@ -7,9 +7,11 @@
 //! or a clock was set back) it goes behind the stream's top under an id of the server's.
 //!
 //! What is promised: an event that was accepted is not stored twice, as long as its entry is still in
-//! the stream; and where the stream has other writers, as long as it is among the newest [`SEARCH`]
+//! the stream; and where the stream has other writers, as long as it is among the newest [`search`]
 //! entries when it comes again after a lost connection. A consumer that deletes entries within that
 //! time can see one twice; the field `id` tells.
+//!
+//! An event of a replay is wanted once more: it is appended under an id of the server's.
 //!
 //! The one thing to know: a plain pipeline would go on after a failure in its middle (`OOM`, say), and
 //! the failed event could then only be stored behind its successors. A script can stop. It is sent
@@ -17,16 +19,28 @@
 
 use redis::{Cmd, Value};
 
-use super::{answer, link::Link};
-use crate::sink::{Cause, Outgoing};
+use super::{
+    answer::{self, About},
+    link::Link,
+};
+use crate::{
+    event::Origin,
+    sink::{Cause, Outgoing},
+};
 
 /// What the server runs.
 const SCRIPT: &str = include_str!("stream.lua");
 
-/// Newest entries that are searched for a repeat in a stream with other writers: four default batches,
-/// so that as much again as was in flight may have come from elsewhere. Costs the server about 1 ms,
-/// and only after a lost connection.
-pub(super) const SEARCH: usize = 1024;
+/// The most of the newest entries that are searched for a repeat. Costs the server some milliseconds, and
+/// only after a lost connection.
+const MAX_SEARCH: usize = 16 * 1024;
+
+/// How many of the newest entries are searched for a repeat in a stream with other writers, where `window`
+/// events at most may stand there without our knowing: so that three times as many may have come from
+/// elsewhere meanwhile.
+pub(super) fn search(window: usize) -> usize {
+    window.saturating_mul(4).min(MAX_SEARCH)
+}
 
 /// Payload that one script appends at most: it keeps the server from its other clients for some
 /// milliseconds.
@@ -46,43 +60,68 @@ pub(super) struct Appended {
     pub(super) cause: Option<Cause>,
 }
 
-/// The part of `batch` that one script takes: never empty unless `batch` is. Streams of a cluster lie
-/// on different servers, so there it is one stream at a time.
-pub(super) fn run(batch: &[Outgoing], one_stream: bool) -> &[Outgoing] {
+/// What one script may append.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Run {
+    /// Events of any streams.
+    #[default]
+    Any,
+    /// Of one stream: those of a cluster lie on different servers, and a user who may not use one of them
+    /// is denied the script as a whole.
+    OneStream,
+    /// One event: the server (or a proxy before it) says that more is too large.
+    OneEvent,
+}
+
+/// The part of `batch` that one script takes: never empty unless `batch` is.
+pub(super) fn run(batch: &[Outgoing], kind: Run) -> &[Outgoing] {
     let Some(first) = batch.first() else { return batch };
     let mut bytes = 0;
     let len = batch
         .iter()
         .take_while(|outgoing| {
-            let fits = bytes == 0 || bytes + outgoing.payload.len() <= RUN_BYTES;
-            bytes += outgoing.payload.len();
-            fits && (!one_stream || outgoing.address == first.address)
+            let fits =
+                bytes == 0 || kind != Run::OneEvent && bytes + outgoing.payload.len() <= RUN_BYTES;
+            bytes += outgoing.payload.len().max(1);
+            fits && (kind == Run::Any || outgoing.address == first.address)
         })
         .count();
     batch.get(..len).unwrap_or(batch)
 }
 
 /// Appends a run, in order.
-pub(super) async fn append(
+pub(super) async fn append<'r>(
     link: &mut Link,
-    run: &[Outgoing],
+    run: &'r [Outgoing],
     max_len: u64,
     search: usize,
+    about: impl Fn(Option<&'r Outgoing>) -> About<'r>,
 ) -> Appended {
     let command = command(run, max_len, search);
     let nothing = |cause| Appended { accepted: 0, duplicates: 0, cause: Some(cause) };
     let answer = match link.connection().req_packed_command(&command).await {
-        Ok(Value::ServerError(error)) => return nothing(answer::cause(&error.into())),
+        Ok(Value::ServerError(error)) => {
+            return nothing(answer::cause(&error.into(), about(run.first())));
+        }
         Ok(answer) => answer,
-        Err(error) => return nothing(answer::cause(&error)),
+        Err(error) => return nothing(answer::cause(&error, about(run.first()))),
     };
     match redis::from_redis_value::<(usize, u64, String)>(answer) {
         Ok((accepted, duplicates, words)) => Appended {
             accepted: accepted.min(run.len()),
             duplicates,
-            cause: (!words.is_empty()).then(|| answer::cause_of_words(&words)),
+            cause: (!words.is_empty())
+                .then(|| answer::cause_of_words(&words, about(run.get(accepted)))),
         },
         Err(error) => nothing(Cause::Down(error.to_string().into())),
+    }
+}
+
+/// The id of an event's entry: `*` has the server choose one.
+fn entry(outgoing: &Outgoing) -> String {
+    match outgoing.record.event.origin {
+        Origin::Replayed => "*".to_owned(),
+        _ => format!("{}-{}", outgoing.record.event.received, outgoing.record.seq),
     }
 }
 
@@ -108,7 +147,7 @@ fn command(run: &[Outgoing], max_len: u64, search: usize) -> Cmd {
         let key = keys.iter().position(|key| **key == *outgoing.address).unwrap_or(0);
         command
             .arg(key + 1)
-            .arg(format!("{}-{}", event.received, outgoing.record.seq))
+            .arg(entry(outgoing))
             .arg(event.key())
             .arg(&*event.place.topic)
             .arg(&*event.place.room)

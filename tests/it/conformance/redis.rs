@@ -104,7 +104,7 @@ impl FarSide for Stream {
     }
 
     fn settings(&self) -> Value {
-        json!({ "url": self.server.url(), "mode": "stream" })
+        json!({ "url": self.server.url(), "mode": "stream", "key": "astro:{{ room }}" })
     }
 
     async fn received(&self) -> Vec<Seq> {

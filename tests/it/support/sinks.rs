@@ -49,6 +49,31 @@ pub fn open_with(
     (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
 }
 
+/// Opens a sink that keeps the live state too.
+pub fn open_keeping(kind: &str, settings: Value) -> Result<Box<dyn Sink>, ConfigError> {
+    let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
+    let kind = sink::kind(kind).expect("a kind of that name");
+    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
+}
+
+/// Opens a sink for a short visit, as `check --connect` and `send-test` do.
+pub fn open_visit(kind: &str, settings: Value) -> Result<Box<dyn Sink>, ConfigError> {
+    let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
+    let kind = sink::kind(kind).expect("a kind of that name");
+    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Visit })
+}
+
+/// The same events as a replay hands them over.
+pub fn replayed(events: Vec<Outgoing>) -> Vec<Outgoing> {
+    let again = |mut outgoing: Outgoing| {
+        let mut record = Record::clone(&outgoing.record);
+        record.event.origin = Origin::Replayed;
+        outgoing.record = Arc::new(record);
+        outgoing
+    };
+    events.into_iter().map(again).collect()
+}
+
 /// An event for `address` in `room`.
 pub fn outgoing(seq: Seq, address: &str, room: &str) -> Outgoing {
     outgoing_with(seq, address, room, &format!(r#"{{"n":{seq}}}"#))
