@@ -25,7 +25,7 @@ use std::{process::Command, process::ExitCode, sync::Arc};
 use anyhow::{Context, bail, ensure};
 use astro_relay::{
     astro::{
-        seen::{Seen, Verdict},
+        seen::Seen,
         session::{Effects, Session, Subscription, Wanted},
     },
     config::{Secret, TokenType},
@@ -166,7 +166,7 @@ fn twins(events: u64) {
     let mut seen = Seen::new(896);
     let cycle: Vec<Event> = (0..8 * BATCH).map(happening).collect();
     for event in cycle.iter().cycle().zip(0..events).map(|(event, _)| event) {
-        assert_eq!(seen.admit(event), Verdict::New);
+        assert!(seen.admit(event));
     }
 }
 

@@ -41,6 +41,7 @@ use crate::{
     config::{Secret, Start},
     event::{self, Event, Origin, Place, Seq, UnixMillis},
     journal::{Batch, Follower, Journal, StoreError},
+    json,
     metrics::{self, BACKFILLED},
 };
 
@@ -432,11 +433,6 @@ fn who(gap: &Gap, targets: &watch::Receiver<Targets>) -> Result<(String, Secret)
 /// An activity of the history in the shape of the live message. The live one has an id of its own,
 /// which the history does not know; this one is the same whenever it is fetched.
 fn message(gap: &Gap, activity: &Activity) -> Event {
-    #[derive(Deserialize)]
-    struct Known {
-        #[serde(rename = "activityId")]
-        _activity_id: String,
-    }
     let quote = |text: &str| serde_json::Value::from(text).to_string();
     let id = format!("activity-{}", activity.id);
     let ts = clock::rfc3339(activity.at);
@@ -451,19 +447,23 @@ fn message(gap: &Gap, activity: &Activity) -> Event {
     let item = activity.item.get();
     match item.trim_start().strip_prefix('{') {
         // The live message carries its id twice.
-        Some(rest) if serde_json::from_str::<Known>(item).is_err() => {
+        Some(rest) if !has_activity_id(item) => {
             text.push_str(r#"{"activityId":"#);
             text.push_str(&quote(&activity.id));
-            text.push(',');
+            if !rest.trim_start().starts_with('}') {
+                text.push(',');
+            }
             text.push_str(rest);
         }
         _ => text.push_str(item),
     }
     let end = text.len();
     text.push('}');
+    let data = text.as_bytes().get(start..end).unwrap_or_default();
+    let key = event::key::of(&id, &ts, activities::TOPIC, &gap.room, data);
     Event {
         id: id.into(),
-        distinct_key: None,
+        distinct_key: Some(key),
         place: Place::of(activities::TOPIC, Arc::clone(&gap.room), Arc::clone(&gap.channel)),
         impersonal: false,
         ts: ts.into(),
@@ -472,6 +472,11 @@ fn message(gap: &Gap, activity: &Activity) -> Event {
         message: Bytes::from(text),
         data: start..end,
     }
+}
+
+fn has_activity_id(item: &str) -> bool {
+    let item = json::value(item.as_bytes()).unwrap_or_default();
+    item.get("activityId").is_some_and(|id| !id.is_null())
 }
 
 fn millis(duration: Duration) -> u64 {

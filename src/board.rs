@@ -111,7 +111,7 @@ impl Path {
 
     /// The value as a far side keeps it: JSON, but a channel's status is a plain word.
     pub fn payload(&self, value: &Json) -> Bytes {
-        let word = (self.section == Section::Status).then(|| value.read()).flatten();
+        let word = (self.section == Section::Status).then(|| value.read());
         match word {
             Some(Value::String(word)) => word.into(),
             _ => value.text().to_owned().into(),

@@ -5,9 +5,10 @@
 //! (topics `relay.*`) are written in the same envelope, so that nothing after this point has to tell
 //! the two apart.
 //!
-//! The one thing to know: [`Event::key`] is what the far side deduplicates by. It is Astro's `id`,
-//! except where Astro used one id for two different messages (its documentation shows a tip and its
-//! moderation under one id): then it is the id with a digest of the content behind it.
+//! [`Event::key`] is what a destination deduplicates by. It is a function of the message alone, see
+//! [`key`] for its form.
+
+pub(crate) mod key;
 
 use std::{ops::Range, sync::Arc};
 
@@ -24,7 +25,8 @@ pub type Seq = u64;
 pub struct Event {
     /// Astro's `id` (a ULID), or one that the relay made for an event of its own.
     pub id: Box<str>,
-    /// What the far side recognises a repeat by, where it differs from `id`.
+    /// The deduplication key ([`key`]) of a message of Astro's. `None` in the relay's own events, whose ids
+    /// are unique, and in those that an earlier version wrote to the journal: there it is `id`.
     pub distinct_key: Option<Box<str>>,
     /// Where it belongs.
     pub place: Arc<Place>,
@@ -113,7 +115,7 @@ pub struct Record {
 }
 
 impl Event {
-    /// What the far side recognises a repeat by.
+    /// What a destination recognises a repeat by. Empty: nothing tells a repeat of this message.
     pub fn key(&self) -> &str {
         self.distinct_key.as_deref().unwrap_or(&self.id)
     }
@@ -128,8 +130,9 @@ impl Event {
 
     /// Bytes that this event holds in memory, roughly: for limits, not for accounts.
     pub fn weight(&self) -> usize {
-        // 160 is the struct itself with its counters and the two small boxes' headers.
-        160 + self.message.len() + self.id.len() + self.ts.len()
+        // 160 is the struct itself with its counters and the small boxes' headers.
+        let key = self.distinct_key.as_ref().map_or(0, |key| key.len());
+        160 + self.message.len() + self.id.len() + self.ts.len() + key
     }
 }
 

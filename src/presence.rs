@@ -408,8 +408,7 @@ mod tests {
         let presence =
             Presence::new(Arc::clone(&status), journal.clone(), Arc::clone(&board), targets);
         let stop = CancellationToken::new();
-        let is =
-            |path: Path| board.look(|items, _| items.get(&path).and_then(|item| item.value.read()));
+        let is = |path: Path| board.look(|items, _| items.get(&path).map(|item| item.value.read()));
         let relay = || is(Path::relay(Section::Status)).unwrap()["status"].clone();
         let channel = || is(Path::of("main", Section::Status)).unwrap();
         let sink = |state: &'static str| status.sink("home", |page| page.state = state);

@@ -259,8 +259,7 @@ impl Route {
         if path.section != Section::Session {
             return path.payload(value);
         }
-        // What cannot be read is not shown at all: a personal field may stand in it.
-        let mut value = value.read().unwrap_or_default();
+        let mut value = value.read();
         self.redactor.element(&mut value);
         path.payload(&Json::from(&value))
     }

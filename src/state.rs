@@ -25,7 +25,7 @@ use crate::{
     board::{Path, Section},
     clock,
     event::{Event, Seq, UnixMillis},
-    json::Json,
+    json::{self, Json},
 };
 
 /// The topic of a change.
@@ -130,7 +130,7 @@ impl Session {
 
     /// An event of this channel was heard. What is no state, or makes no sense, changes nothing.
     pub fn hear(&mut self, event: &Event, seq: Seq) -> Vec<Change> {
-        let Ok(data) = serde_json::from_slice::<Value>(event.data()) else { return Vec::new() };
+        let Some(data) = json::value(event.data()) else { return Vec::new() };
         let heard = Heard { seq, source: Source::Live };
         match &*event.place.topic {
             "channel.session.update" => {
@@ -147,7 +147,7 @@ impl Session {
                     return Vec::new();
                 }
                 let name = event.place.topic.trim_start_matches("channel.");
-                let known = match self.facts.get(name).and_then(|known| known.value.read()) {
+                let known = match self.facts.get(name).map(|known| known.value.read()) {
                     Some(Value::Object(known)) => known,
                     _ => Map::new(),
                 };
@@ -346,12 +346,9 @@ fn add(
     Some(Change { element: name, before: None, after: Some(value), source: heard.source })
 }
 
-/// Whether two texts say the same. What cannot be read is like nothing else.
+/// Whether two texts say the same.
 fn alike(a: &Json, b: &Json) -> bool {
-    match (a.read(), b.read()) {
-        (Some(a), Some(b)) => same(&a, &b),
-        _ => false,
-    }
+    same(&a.read(), &b.read())
 }
 
 /// Whether two values are the same; `5` and `5.0` are: the REST API and the gateway differ in that.

@@ -4,7 +4,8 @@
 //! A live message and the history's item have different ids of their own; what they share is the
 //! activity's. Something may be heard before it is fetched, or fetched before it is heard: whichever
 //! comes first goes on. Two live messages about one activity are two messages (its state may have
-//! changed), so only what came from the history is ever a reason to drop something.
+//! changed), so only what came from the history is ever a reason to drop something: an item of it, where
+//! the activity is known, and a live message that says the same as an item (their keys are equal).
 //!
 //! What was heard is in the journal. So nothing is remembered until a history is asked for: then what
 //! the journal holds is noted ([`Fetch::recall`]), and what is heard from that moment on.
@@ -20,11 +21,10 @@ use std::{
 };
 
 use foldhash::fast::FixedState;
-use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::{
-    event::{Event, Origin},
+    event::{Event, Origin, key},
     journal::Journal,
 };
 
@@ -49,8 +49,8 @@ struct Known {
     /// When the last of them was.
     fetched_at: Option<Instant>,
     order: VecDeque<u64>,
-    /// Whether it came from the history, by a digest of channel and id.
-    fetched: HashMap<u64, bool, FixedState>,
+    /// By a digest of channel and id: the digest of its key, where it came from the history.
+    fetched: HashMap<u64, Option<u64>, FixedState>,
 }
 
 impl Activities {
@@ -86,8 +86,9 @@ pub struct Fetch<'a>(&'a Activities);
 impl Fetch<'_> {
     /// Remembers what an event of the journal says.
     pub fn recall(&self, event: &Event) {
-        if let Some(key) = key_of(event) {
-            self.0.lock().note(key, event.origin == Origin::Backfilled);
+        if let Some(activity) = activity_of(event) {
+            let fetched = (event.origin == Origin::Backfilled).then(|| digest(event.key(), ""));
+            self.0.lock().note(activity, fetched);
         }
     }
 
@@ -97,8 +98,12 @@ impl Fetch<'_> {
         let mut fresh: Vec<_> = events
             .into_iter()
             .filter(|event| {
-                let key = key_of(event).filter(|key| !known.fetched.contains_key(key));
-                key.inspect(|key| known.note(*key, true)).is_some()
+                let Some(activity) = activity_of(event) else { return false };
+                if known.fetched.contains_key(&activity) {
+                    return false;
+                }
+                known.note(activity, Some(digest(event.key(), "")));
+                true
             })
             .collect();
         let count = fresh.len();
@@ -131,16 +136,16 @@ impl Known {
 
     /// Whether a live event is to go on: not if the history had it first.
     fn hear(&mut self, event: &Event) -> bool {
-        let Some(key) = key_of(event) else { return true };
-        let fetched = self.fetched.get(&key).copied().unwrap_or(false);
-        // What comes after its twin is something new about the same activity.
-        self.note(key, false);
-        !fetched
+        let Some(activity) = activity_of(event) else { return true };
+        let fetched = self.fetched.get(&activity).copied().flatten();
+        // What comes after its duplicate is something new about the same activity.
+        self.note(activity, None);
+        fetched != Some(digest(event.key(), ""))
     }
 
-    fn note(&mut self, key: u64, fetched: bool) {
-        if self.fetched.insert(key, fetched).is_none() {
-            self.order.push_back(key);
+    fn note(&mut self, activity: u64, fetched: Option<u64>) {
+        if self.fetched.insert(activity, fetched).is_none() {
+            self.order.push_back(activity);
         }
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()
@@ -151,24 +156,20 @@ impl Known {
 }
 
 /// What an activity is known by: its id, in its channel. `None`: it is none.
-fn key_of(event: &Event) -> Option<u64> {
-    #[derive(Deserialize)]
-    struct Data<'a> {
-        #[serde(rename = "_id", borrow, default)]
-        id: Option<&'a str>,
-        #[serde(rename = "activityId", borrow, default)]
-        activity_id: Option<&'a str>,
-    }
+fn activity_of(event: &Event) -> Option<u64> {
     if &*event.place.topic != TOPIC {
         return None;
     }
-    let data: Data<'_> = serde_json::from_slice(event.data()).ok()?;
-    let id = data.id.or(data.activity_id)?;
+    let id = key::own_id(TOPIC, event.data())?;
+    Some(digest(&event.place.channel, &id))
+}
+
+fn digest(one: &str, other: &str) -> u64 {
     let mut hasher = FixedState::with_seed(0).build_hasher();
-    hasher.write(event.place.channel.as_bytes());
+    hasher.write(one.as_bytes());
     hasher.write_u8(0);
-    hasher.write(id.as_bytes());
-    Some(hasher.finish())
+    hasher.write(other.as_bytes());
+    hasher.finish()
 }
 
 #[cfg(test)]
@@ -179,8 +180,14 @@ mod tests {
     use crate::event::{Place, own};
 
     fn event(id: &str, origin: Origin) -> Event {
-        let data = json!({"_id": id, "activityId": id, "type": "tip"});
-        Event { origin, ..own(TOPIC, &"main".into(), &"r".into(), &data, 1) }
+        state(id, origin, false)
+    }
+
+    fn state(id: &str, origin: Origin, flagged: bool) -> Event {
+        let data = json!({"_id": id, "activityId": id, "type": "tip", "flagged": flagged});
+        let key = key::of("01J", "", TOPIC, "r", data.to_string().as_bytes());
+        let event = own(TOPIC, &"main".into(), &"r".into(), &data, 1);
+        Event { origin, distinct_key: Some(key), ..event }
     }
 
     fn append(fetch: &Fetch<'_>, journal: &Journal, ids: &[&str]) -> usize {
@@ -207,6 +214,17 @@ mod tests {
         assert!(hear(&known, &journal, elsewhere));
         let tip = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "c"}), 1);
         assert!(hear(&known, &journal, tip), "no activity");
+    }
+
+    #[test]
+    fn a_state_that_the_history_did_not_have_goes_on() {
+        let (known, journal) = (Activities::default(), Journal::in_memory(1 << 20));
+        let fetch = known.fetch();
+        assert_eq!(append(&fetch, &journal, &["a"]), 1);
+        assert!(hear(&known, &journal, state("a", Origin::Live, true)));
+        let data = json!({"_id": "b \u{fffd}"}).to_string().replace('\u{fffd}', "\\ud83d");
+        let odd = || crate::event::own_text(TOPIC, &"main".into(), &"r".into(), &data, 1);
+        assert_eq!(fetch.append([odd(), odd()], &journal), 1, "an id that is no text is an id");
     }
 
     #[test]

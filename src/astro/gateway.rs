@@ -28,7 +28,7 @@ use super::{
     activities::Activities,
     dial::Dialer,
     link::Link,
-    seen::{Seen, Verdict},
+    seen::Seen,
     session::{Limits, Session, Standing, Subscription, Wanted},
 };
 use crate::{
@@ -162,7 +162,7 @@ impl Gateway {
         match journal.newest(REMEMBERED_RUN) {
             Ok(records) => {
                 for record in &records {
-                    drop(seen.admit(&record.event));
+                    seen.remember(&record.event);
                 }
             }
             // Twins over the restart are then told apart by the far side only.
@@ -401,14 +401,7 @@ impl Hub {
         }
         let before = events.len();
         let mut seen = lock(&self.seen);
-        events.retain_mut(|event| match seen.admit(event) {
-            Verdict::New => true,
-            Verdict::Twin => false,
-            Verdict::Namesake(key) => {
-                event.distinct_key = Some(key);
-                true
-            }
-        });
+        events.retain(|event| seen.admit(event));
         drop(seen);
         let twins = before - events.len();
         let last = events.last().map(|event| event.received);

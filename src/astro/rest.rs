@@ -30,7 +30,7 @@ use crate::{
     clock,
     config::{Astro, Secret, SecretRef, TokenType, jwt},
     event::UnixMillis,
-    tls,
+    json, text, tls,
 };
 
 /// How long one request may take, answer included: `reload` adds up a channel's history.
@@ -316,7 +316,7 @@ impl Rest {
         let client = self.client().await?;
         let request = || client.request(Method::GET, address.clone());
         let body = Call { target, change: false, deadline: self.deadline }.make(request).await?;
-        serde_json::from_slice(&body).map_err(|error| RestError::Unreadable(error.into()))
+        json::read(&body).map_err(|error| RestError::Unreadable(error.into()))
     }
 
     /// Makes a change. What is answered beside the status no document says, so nobody looks.
@@ -397,18 +397,31 @@ pub fn is_channel_id(text: &str) -> bool {
 }
 
 fn activity(item: Box<RawValue>) -> Option<Activity> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Known {
-        #[serde(rename = "_id")]
-        id: String,
-        #[serde(rename = "type", default)]
-        kind: String,
-        created_at: String,
-    }
-    let known: Known = serde_json::from_str(item.get()).ok()?;
-    let at = clock::parse_rfc3339(&known.created_at)?;
-    Some(Activity { id: known.id, kind: known.kind, at, item })
+    let known = json::value(item.get().as_bytes())?;
+    let text = |name: &str| match known.get(name)? {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    };
+    let found = text("_id").or_else(|| text("activityId")).and_then(|id| {
+        let at = text("createdAt").and_then(|at| clock::parse_rfc3339(&at).or(at.parse().ok()));
+        Some((at.or_else(|| made_at(&id))?, id))
+    });
+    let Some((at, id)) = found else {
+        let excerpt = text::excerpt(item.get(), text::EXCERPT);
+        tracing::warn!(
+            item = excerpt,
+            "an item of the history has no id or no time, and is left out"
+        );
+        return None;
+    };
+    Some(Activity { id, kind: text("type").unwrap_or_default(), at, item })
+}
+
+/// When an id of the vendor's was made: its first eight digits are seconds.
+fn made_at(id: &str) -> Option<UnixMillis> {
+    let seconds = is_channel_id(id).then(|| id.get(..8)).flatten()?;
+    u64::from_str_radix(seconds, 16).ok().map(|seconds| 1000 * seconds)
 }
 
 /// One call, with its attempts.

@@ -324,11 +324,12 @@ impl Session {
                 self.counts.messages += 1;
                 let rooms = self.rooms.get_or_insert_with(|| place_rooms(&self.entries));
                 let place = rooms.place(&envelope.topic, &envelope.room);
+                let key = envelope.key(&text);
                 let (id, ts) = (envelope.id.into(), envelope.ts.into());
                 let (data, impersonal) = (envelope.data, envelope.impersonal);
                 effects.events.push(Event {
                     id,
-                    distinct_key: None,
+                    distinct_key: Some(key),
                     place,
                     ts,
                     received,

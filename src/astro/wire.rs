@@ -12,7 +12,10 @@ use std::{borrow::Cow, fmt, ops::Range};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
-use crate::config::{Secret, TokenType};
+use crate::{
+    config::{Secret, TokenType},
+    event::key,
+};
 
 /// A frame from the gateway.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,6 +53,14 @@ pub struct Envelope<'a> {
     ///
     /// [`PERSONAL_FIELDS`]: crate::config::PERSONAL_FIELDS
     pub impersonal: bool,
+}
+
+impl Envelope<'_> {
+    /// The deduplication key of the message in `frame`, of which this is the envelope.
+    pub fn key(&self, frame: &str) -> Box<str> {
+        let data = frame.as_bytes().get(self.data.clone()).filter(|data| !data.is_empty());
+        key::of(&self.id, &self.ts, &self.topic, &self.room, data.unwrap_or(b"null"))
+    }
 }
 
 /// The answer to a command.

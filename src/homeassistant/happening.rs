@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::{
     clock,
     event::{Event, Origin},
+    json,
 };
 
 /// The topic of activities.
@@ -189,7 +190,7 @@ impl Happening {
         if topic != ACTIVITIES && !(of_its_own && KINDS.iter().any(|kind| kind.topic == topic)) {
             return None;
         }
-        let data: Value = serde_json::from_slice(data).ok()?;
+        let data = json::value(data)?;
         let happening = match topic {
             ACTIVITIES => activity(&data)?,
             "channel.tips" => tip(&data)?,
