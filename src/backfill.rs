@@ -252,7 +252,7 @@ impl Tools {
         let mut backoff = Backoff::new(WAIT.0, WAIT.1);
         let end = Instant::now() + GIVE_UP;
         let outcome = loop {
-            let (id, token) = match who(&gap, targets) {
+            let (id, token) = match who(&gap, targets).await {
                 Ok(found) => found,
                 Err(why) => break Err(why),
             };
@@ -422,12 +422,11 @@ impl Recalled {
 }
 
 /// Under which id and with which token the history is asked for.
-fn who(gap: &Gap, targets: &watch::Receiver<Targets>) -> Result<(String, Secret), String> {
-    let targets = targets.borrow();
-    let account = targets.channels.get(&gap.channel);
+async fn who(gap: &Gap, targets: &watch::Receiver<Targets>) -> Result<(String, Secret), String> {
+    let account = targets.borrow().channels.get(&gap.channel).cloned();
     let account = account.ok_or("the channel is no longer configured")?;
     let rooms = [Some(&*gap.room), account.room.as_deref()];
-    credentials(rooms.into_iter().flatten(), &account.token, account.token_type)
+    credentials(rooms.into_iter().flatten(), &account.token, account.token_type).await
 }
 
 /// An activity of the history in the shape of the live message. The live one has an id of its own,

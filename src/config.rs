@@ -15,6 +15,7 @@ pub mod jwt;
 mod layers;
 pub mod load;
 pub mod nearest;
+pub mod pasted;
 mod places;
 pub mod problem;
 pub mod schema;

@@ -24,7 +24,7 @@
 //! 4. [`astro::session`], [`astro::wire`], [`backoff`], [`event`] and [`route`] do no I/O and start
 //!    nothing: frames and times go in, effects come out.
 //! 5. Only [`supervisor`] spawns; a task that ends without being told to has failed. (The journal's
-//!    two threads and the simulator are the exceptions, each marked where it stands.)
+//!    two threads, those of [`files`] and the simulator are the exceptions, each marked where it stands.)
 //! 6. Only [`config`] reads the environment; only [`http`] opens a listening port.
 //! 7. Every queue, batch, wait and file has a limit, and the limit has a name.
 //! 8. A command from outside goes through [`command`]: allowed by the configuration, executed at most
@@ -59,6 +59,7 @@ pub mod command;
 pub mod config;
 pub mod delivery;
 pub mod event;
+pub mod files;
 pub mod homeassistant;
 pub mod http;
 pub mod journal;

@@ -107,7 +107,7 @@ impl Relay {
         config: Config,
         metrics: Option<PrometheusHandle>,
     ) -> Result<Self, RelayError> {
-        let loaded = Loaded { config, warnings: Vec::new(), file: None };
+        let loaded = Loaded { config, warnings: Vec::new(), silent: 0, file: None };
         Self::build(loaded, None, metrics).await
     }
 

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, interval},
@@ -412,25 +412,35 @@ impl Hub {
         }
     }
 
-    /// The token of a channel, read now.
-    pub(super) fn token(&self, channel: &str) -> Result<Secret, String> {
-        let account = lock(&self.channels).get(channel).cloned();
-        account
-            .ok_or_else(|| "the channel has no token".to_owned())?
-            .token
-            .read()
-            .map_err(|error| error.to_string())
+    /// The tokens of channels, read now and side by side: a file that does not answer costs a second,
+    /// however many there are.
+    pub(super) async fn tokens<'c>(
+        &self,
+        channels: impl IntoIterator<Item = &'c str>,
+    ) -> HashMap<&'c str, Result<Secret, String>> {
+        let reads = channels.into_iter().map(|channel| {
+            let account = lock(&self.channels).get(channel).cloned();
+            async move {
+                let Some(account) = account else {
+                    return (channel, Err("the channel has no token".to_owned()));
+                };
+                let token = account.token.read_token_soon().await;
+                (channel, token.map_err(|error| error.to_string()))
+            }
+        });
+        join_all(reads).await.into_iter().collect()
     }
 
     /// What is wanted, each with its token as it is now.
-    pub(super) fn credentials(&self, subscriptions: &[Arc<Subscription>]) -> Vec<Wanted> {
-        let mut tokens: HashMap<&str, Result<Secret, String>> = HashMap::new();
+    pub(super) async fn credentials(&self, subscriptions: &[Arc<Subscription>]) -> Vec<Wanted> {
+        let channels: HashSet<&str> =
+            subscriptions.iter().map(|subscription| &*subscription.channel).collect();
+        let tokens = self.tokens(channels).await;
         subscriptions
             .iter()
-            .map(|subscription| {
-                let channel = &*subscription.channel;
-                let token = tokens.entry(channel).or_insert_with(|| self.token(channel)).clone();
-                Wanted { subscription: Arc::clone(subscription), token }
+            .filter_map(|subscription| {
+                let token = tokens.get(&*subscription.channel)?.clone();
+                Some(Wanted { subscription: Arc::clone(subscription), token })
             })
             .collect()
     }

@@ -11,8 +11,9 @@ mod connection;
 mod successor;
 mod tempo;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::watch,
     time::{Instant, MissedTickBehavior, interval, sleep},
@@ -27,7 +28,7 @@ use self::{
 };
 use super::{
     gateway::{Hub, Wants},
-    session::{Effects, Ended, Session, Standing, Subscription},
+    session::{Effects, Ended, Session, Standing, Subscription, Wanted},
 };
 use crate::{
     clock,
@@ -67,6 +68,23 @@ struct Held {
     successor: Option<Successor>,
     /// The current connection ended while it moved.
     lost: Option<Lost>,
+    tokens: Tokens,
+}
+
+/// Tokens that are being read, while the connection goes on.
+#[derive(Default)]
+struct Tokens {
+    reads: FuturesUnordered<Pin<Box<dyn Future<Output = Read> + Send>>>,
+    /// Those of refused subscriptions are among them.
+    again: bool,
+}
+
+/// Tokens that were read.
+enum Read {
+    /// What is wanted since a moment, each with its token.
+    Fresh(Vec<Wanted>),
+    /// The tokens of channels with refused subscriptions, as they are now.
+    Again(Vec<(Arc<str>, Secret)>),
 }
 
 struct Lost {
@@ -121,16 +139,17 @@ impl Link {
             self.phase(Phase::Dialing, None);
             self.tempo.tried(Instant::now());
             let hub = Arc::clone(&self.hub);
-            let outcome = tokio::select! {
+            let wants = self.wants.borrow_and_update().clone();
+            let dialing = async { tokio::join!(hub.dialer.dial(None), hub.credentials(&wants)) };
+            let (outcome, wanted) = tokio::select! {
                 () = self.unwanted() => return None,
-                outcome = hub.dialer.dial(None) => outcome,
+                outcome = dialing => outcome,
             };
             let error = match outcome {
                 Ok(socket) => {
                     metrics::add_for(CONNECTS, "outcome", "open", 1);
                     info!("connected to the gateway");
                     let number = self.hub.next_connection();
-                    let wanted = self.hub.credentials(&self.wants.borrow_and_update());
                     let limits = self.hub.limits.clone();
                     let session = Session::new(number, wanted, limits, Instant::now());
                     return Some(Connection::new(socket, session));
@@ -172,7 +191,8 @@ impl Link {
         let hub = Arc::clone(&self.hub);
         let now = Instant::now();
         let shows = Looks::new(SHOW);
-        let mut held = Held { current, opened: now, shows, successor: None, lost: None };
+        let tokens = Tokens::default();
+        let mut held = Held { current, opened: now, shows, successor: None, lost: None, tokens };
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
@@ -188,15 +208,16 @@ impl Link {
                     self.on_outcome(outcome, &mut held).await
                 }
                 Ok(()) = self.wants.changed() => {
-                    self.reconcile(&mut held.current);
+                    self.reconcile(&mut held);
                     None
                 }
+                Some(read) = held.tokens.reads.next() => self.on_tokens(read, &mut held),
                 () = held.shows.due() => {
                     self.show(&mut held);
                     None
                 }
                 _ = look.tick() => {
-                    self.look(&mut held.current);
+                    self.look(&mut held);
                     None
                 }
             };
@@ -223,7 +244,7 @@ impl Link {
             if step.ended.is_some() {
                 self.show(held);
             }
-            if held.current.session.is_empty() && held.successor.is_none() {
+            if held.is_idle() {
                 return Some(After::Idle);
             }
         }
@@ -282,8 +303,7 @@ impl Link {
         held.successor = Some(if let Some(token) = token {
             self.successor(token, held, wait)
         } else {
-            let wanted = self.hub.credentials(&self.wants.borrow());
-            Successor::plain(self.number, &self.hub, wanted, wait)
+            Successor::plain(self.number, &self.hub, self.wants.borrow().clone(), wait)
         });
         None
     }
@@ -309,27 +329,63 @@ impl Link {
         held.successor = None;
         self.tempo.moved();
         self.phase(Phase::Open, None);
-        self.reconcile(&mut held.current);
+        self.reconcile(held);
         self.show(held);
         self.hub.settle(held.current.session.answers());
     }
 
-    /// Brings what is wanted on a connection in line with what is wanted now.
-    fn reconcile(&mut self, current: &mut Connection) {
+    /// Brings what is wanted on a connection in line with what is wanted now. Where something is new,
+    /// that is when its token has been read: what goes and what comes may be the same to the gateway.
+    fn reconcile(&mut self, held: &mut Held) {
         let wants = self.wants.borrow_and_update().clone();
-        let mut effects = Effects::default();
-        let known: HashSet<_> = current.session.standings().map(|(s, _)| Arc::clone(s)).collect();
-        let fresh: Vec<_> = wants.iter().filter(|s| !known.contains(*s)).cloned().collect();
-        let wanted: HashSet<&Subscription> = wants.iter().map(|s| &**s).collect();
-        if known.iter().any(|known| !wanted.contains(&**known)) {
-            current.session.retain(|subscription| wanted.contains(subscription), &mut effects);
+        let known: HashSet<_> = held.current.session.standings().map(|(known, _)| known).collect();
+        let fresh: Vec<_> = wants.iter().filter(|one| !known.contains(one)).cloned().collect();
+        drop(known);
+        if fresh.is_empty() {
+            self.adopt(Vec::new(), held);
+            return;
         }
-        current.session.add(self.hub.credentials(&fresh), &mut effects);
-        current.take(effects, &self.hub);
+        let hub = Arc::clone(&self.hub);
+        let read = async move { Read::Fresh(hub.credentials(&fresh).await) };
+        held.tokens.reads.push(Box::pin(read));
+    }
+
+    /// Leaves what is no longer wanted, and takes on what is new as far as it is wanted still.
+    fn adopt(&self, mut fresh: Vec<Wanted>, held: &mut Held) {
+        let session = &mut held.current.session;
+        let wants = self.wants.borrow().clone();
+        let wanted: HashSet<&Subscription> = wants.iter().map(|one| &**one).collect();
+        let known: HashSet<_> = session.standings().map(|(known, _)| Arc::clone(known)).collect();
+        fresh.retain(|one| {
+            wanted.contains(&*one.subscription) && !known.contains(&one.subscription)
+        });
+        let mut effects = Effects::default();
+        if known.iter().any(|known| !wanted.contains(&**known)) {
+            session.retain(|subscription| wanted.contains(subscription), &mut effects);
+        }
+        session.add(fresh, &mut effects);
+        held.current.take(effects, &self.hub);
+    }
+
+    /// Takes in tokens that were read.
+    fn on_tokens(&mut self, read: Read, held: &mut Held) -> Option<After> {
+        match read {
+            Read::Fresh(fresh) => self.adopt(fresh, held),
+            Read::Again(tokens) => {
+                held.tokens.again = false;
+                let mut effects = Effects::default();
+                for (channel, token) in tokens {
+                    held.current.session.renew(&channel, &token, &mut effects);
+                }
+                held.current.take(effects, &self.hub);
+            }
+        }
+        held.is_idle().then_some(After::Idle)
     }
 
     /// A refused subscription is asked for at once when its token has changed.
-    fn look(&self, current: &mut Connection) {
+    fn look(&self, held: &mut Held) {
+        let current = &held.current;
         let silent = u64::try_from(current.session.heard_at().elapsed().as_millis()).unwrap_or(0);
         let heard = clock::now().saturating_sub(silent);
         self.hub.status.connection(self.number, |page| page.heard = Some(heard));
@@ -339,14 +395,17 @@ impl Link {
             .filter(|(_, standing)| matches!(standing, Standing::Refused(_)))
             .map(|(subscription, _)| Arc::clone(&subscription.channel))
             .collect();
-        let mut effects = Effects::default();
-        for channel in refused {
-            // A token that cannot be read now was reported when it was needed.
-            if let Ok(token) = self.hub.token(&channel) {
-                current.session.renew(&channel, &token, &mut effects);
-            }
+        if refused.is_empty() || held.tokens.again {
+            return;
         }
-        current.take(effects, &self.hub);
+        held.tokens.again = true;
+        let hub = Arc::clone(&self.hub);
+        held.tokens.reads.push(Box::pin(async move {
+            let tokens = hub.tokens(refused.iter().map(|channel| &**channel)).await;
+            // A token that cannot be read now was reported when it was needed.
+            let read = tokens.into_iter().filter_map(|(label, token)| Some((label, token.ok()?)));
+            Read::Again(read.map(|(label, token)| (label.into(), token)).collect())
+        }));
     }
 
     fn lost(&mut self, held: &Held, cause: &str) -> After {
@@ -394,6 +453,13 @@ impl Link {
                 }
             }
         });
+    }
+}
+
+impl Held {
+    /// Whether nothing is wanted on it any more.
+    fn is_idle(&self) -> bool {
+        self.current.session.is_empty() && self.successor.is_none() && self.tokens.reads.is_empty()
     }
 }
 

@@ -63,6 +63,9 @@ pub enum RestError {
     /// The base address or the channel makes no address.
     #[error("{0:?} is no channel id: 24 hexadecimal digits were expected")]
     Channel(String),
+    /// There is no credential to ask with.
+    #[error("{0}")]
+    Credential(String),
     /// The token has characters that no header can carry.
     #[error("the token cannot be sent in a header")]
     Token,
@@ -90,7 +93,7 @@ pub enum RestError {
 impl RestError {
     /// Whether the credential is at fault: then only another one helps.
     pub fn is_unauthorised(&self) -> bool {
-        matches!(self, Self::Refused { status: 401 | 403, .. } | Self::Token)
+        matches!(self, Self::Refused { status: 401 | 403, .. } | Self::Token | Self::Credential(_))
     }
 
     /// How long the server asked to be left alone.
@@ -375,15 +378,15 @@ pub struct Page {
 
 /// Under which id and with which token a channel is asked for: the first of `rooms` that can be an id,
 /// or else the one in the token. The token is read now.
-pub fn credentials<'a>(
-    rooms: impl IntoIterator<Item = &'a str>,
+pub async fn credentials<'a>(
+    rooms: impl IntoIterator<Item = &'a str> + Send,
     token: &SecretRef,
     token_type: TokenType,
 ) -> Result<(String, Secret), String> {
     if token_type != TokenType::Jwt {
         return Err("the REST API takes a token of the type jwt only".into());
     }
-    let token = token.read().map_err(|error| error.to_string())?;
+    let token = token.read_token().await.map_err(|error| error.to_string())?;
     let room = rooms.into_iter().find(|room| is_channel_id(room)).map(str::to_owned);
     let own = || jwt::channel(token.expose()).filter(|channel| is_channel_id(channel));
     let id = room.or_else(own);

@@ -15,7 +15,10 @@ pub fn run(sources: &Sources, out: &mut impl Write) -> io::Result<bool> {
             }
             let file = loaded.file.map(|file| format!("{}: ", file.display())).unwrap_or_default();
             writeln!(out, "{file}{}", summary(&loaded.config))?;
-            Ok(true)
+            if loaded.silent > 0 {
+                writeln!(out, "{} could not be read", counted(loaded.silent, "secret"))?;
+            }
+            Ok(loaded.silent == 0)
         }
         Err(error) => {
             for problem in &error.problems {

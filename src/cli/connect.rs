@@ -39,7 +39,7 @@ const ASKED: usize = 64;
 /// Connects to everything; answers how much of it failed.
 pub(super) async fn connect(config: &Config) -> Result<usize, Failed> {
     let mut failed = 0;
-    tokens(config)?;
+    tokens(config).await?;
     if !config.channels.is_empty() {
         failed += gateway(config).await?;
     }
@@ -64,12 +64,14 @@ fn say(line: &str) -> std::io::Result<()> {
 }
 
 /// When the tokens end, by their own account.
-fn tokens(config: &Config) -> Result<(), Failed> {
+async fn tokens(config: &Config) -> Result<(), Failed> {
     for (label, channel) in &config.channels {
         // The other kinds are no text that one could read.
-        let expiry = (channel.token_type == TokenType::Jwt)
-            .then(|| channel.token.read().ok().and_then(|token| jwt::expiry(token.expose())))
-            .flatten();
+        let expiry = match channel.token_type {
+            TokenType::Jwt => channel.token.read_token().await.ok(),
+            _ => None,
+        };
+        let expiry = expiry.and_then(|token| jwt::expiry(token.expose()));
         let when = match expiry {
             None => "does not say when it expires".to_owned(),
             Some(at) => {

@@ -108,7 +108,7 @@ impl Which {
         // The endpoint is on this machine or in this network: no proxy leads there.
         let client = Client::builder().no_proxy().connect_timeout(DEADLINE).build();
         let client = client.map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
-        let token = config.http.admin_token.and_then(|token| token.read().ok());
+        let token = config.http.admin_token.and_then(|token| token.read_token_blocking().ok());
         Ok(Daemon { client, base, token })
     }
 }

@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(loaded.warnings, []);
         let channel = &loaded.config.channels["main"];
         assert_eq!(channel.topics, FIRST_TOPICS);
-        assert_eq!(channel.token.read().unwrap().expose(), "hunter2");
+        assert_eq!(channel.token.read_token_blocking().unwrap().expose(), "hunter2");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no draft is left");
     }
 

@@ -186,7 +186,8 @@ fn snapshot(whose: &Whose) -> Result<Map<String, Value>, Failed> {
 fn choose(whose: &Whose) -> Result<Chosen, Failed> {
     let config = whose.source.load()?;
     let (label, channel) = pick(&config, whose.channel.as_deref())?;
-    let (id, token) = credentials(channel.room.as_deref(), &channel.token, channel.token_type)
+    let asking = credentials(channel.room.as_deref(), &channel.token, channel.token_type);
+    let (id, token) = crate::files::blocking(asking)?
         .map_err(|why| Failed::new(Failed::CONFIG, format!("channels.{label}: {why}")))?;
     crate::tls::install_provider();
     let rest = Rest::new(&config.astro).map_err(|error| Failed::of(Failed::CONFIG, &error))?;

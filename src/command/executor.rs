@@ -267,7 +267,7 @@ impl Tools {
             let done = self.refreshes.ask(&command.channel).await;
             return done.map_err(|error| Failure::new(Sort::Failed, 502, error));
         }
-        let (id, token) = self.whom(&command.channel)?;
+        let (id, token) = self.whom(&command.channel).await?;
         let target = Target { channel: &id, token: &token };
         let done = match &command.order {
             Order::Set { element, value } => return self.set(target, element, value).await,
@@ -290,7 +290,7 @@ impl Tools {
     }
 
     /// The channel's id and token.
-    fn whom(&self, channel: &str) -> Result<(String, Secret), Failure> {
+    async fn whom(&self, channel: &str) -> Result<(String, Secret), Failure> {
         let account = self.targets.borrow().channels.get(channel).cloned();
         let account = account.ok_or_else(|| Failure::bad(404, "there is no such channel"))?;
         let told: Vec<Arc<str>> = self.status.look(|pages| {
@@ -301,7 +301,7 @@ impl Tools {
         });
         let rooms = account.room.iter().map(|room| &**room);
         let rooms = rooms.chain(told.iter().map(|room| &**room));
-        credentials(rooms, &account.token, account.token_type).map_err(|why| {
+        credentials(rooms, &account.token, account.token_type).await.map_err(|why| {
             // It may name a place on this machine, which is nobody's business out there.
             error!(channel, error = why, "the REST API cannot be asked in the channel's name");
             Failure::new(Sort::Failed, 500, "the relay has no usable credential for this channel")
@@ -352,7 +352,10 @@ fn failure(error: &RestError) -> Failure {
         RestError::Unknown(_) => unknown(error.to_string()),
         RestError::Unreachable(_) => failed(503, "the REST API cannot be reached".into()),
         RestError::Unreadable(_) => failed(502, "the REST API's answer cannot be read".into()),
-        RestError::Client(_) | RestError::Channel(_) | RestError::Token => {
+        RestError::Client(_)
+        | RestError::Channel(_)
+        | RestError::Token
+        | RestError::Credential(_) => {
             warn!(error = error.describe(), "a command cannot be made a call");
             failed(500, "the relay cannot make this call".into())
         }

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
@@ -22,15 +23,17 @@ use url::{Host, Url};
 use super::{
     Channel, Config, ConfigError, SecretRef, SinkConfig, Sources, TokenType, jwt,
     nearest::nearest,
+    pasted,
     places::{Layer, Places},
     problem::Problem,
+    secret::{SecretError, Text},
     shape::Shape,
     units::{Period, Size},
 };
 use crate::{
     astro::topics,
     board::RELAY,
-    clock, homeassistant,
+    clock, files, homeassistant,
     route::{Pattern, PatternError, Route},
     sink::{self, Opening},
     template::{Condition, Template},
@@ -52,6 +55,8 @@ pub(super) struct Findings {
     pub(super) errors: Vec<Problem>,
     /// What is hardly meant.
     pub(super) warnings: Vec<Problem>,
+    /// How many of these say that a secret's file does not answer.
+    pub(super) silent: usize,
 }
 
 /// Looks for contradictions in what is well shaped.
@@ -477,44 +482,45 @@ impl Findings {
     }
 
     fn secrets(&mut self, config: &Config, places: &Places<'_>, sources: &Sources) {
-        let mut secrets: Vec<(Vec<&str>, SecretRef, bool)> = Vec::new();
+        let mut secrets: Vec<(Kept<'_>, SecretRef)> = Vec::new();
         for (label, channel) in &config.channels {
-            let jwt = channel.token_type == TokenType::Jwt;
-            secrets.push((vec!["channels", label, "token"], channel.token.clone(), jwt));
+            let key = vec!["channels", label, "token"];
+            let kept = Kept { key, token: Some(channel.token_type), exact: false };
+            secrets.push((kept, channel.token.clone()));
         }
         if let Some(token) = &config.http.admin_token {
-            secrets.push((vec!["http", "admin_token"], token.clone(), false));
+            let kept = Kept { key: vec!["http", "admin_token"], token: None, exact: false };
+            secrets.push((kept, token.clone()));
         }
         for (name, sink) in &config.sinks {
             for key in sink::kind(&sink.kind).map(|kind| kind.secrets).unwrap_or_default() {
                 let found = sink.settings.get(key).cloned();
                 if let Some(Ok(secret)) = found.map(serde_json::from_value) {
-                    secrets.push((vec!["sinks", name, key], secret, false));
+                    let exact = key.ends_with("password");
+                    let kept = Kept { key: vec!["sinks", name, key], token: None, exact };
+                    secrets.push((kept, secret));
                 }
             }
         }
-        for (key, secret, jwt) in secrets {
-            self.exposed(&key, &secret, places, sources);
-            if sources.resolve_secrets {
-                self.readable(&key, &secret, jwt, sources);
+        let texts = if sources.resolve_secrets { read(&secrets, sources) } else { Vec::new() };
+        for (of, secret) in &secrets {
+            self.exposed(&of.key, secret, places);
+        }
+        for ((of, _), text) in secrets.iter().zip(texts) {
+            match text {
+                Ok(text) => self.readable(of, &text),
+                // It may be there soon, and nothing else is to wait for it.
+                Err(error) if error.is_silent() => {
+                    self.silent += 1;
+                    self.warn(&of.key, error.to_string());
+                }
+                Err(error) => self.error(&of.key, error.to_string()),
             }
         }
     }
 
     /// A secret that others on this machine can read.
-    fn exposed(
-        &mut self,
-        key: &[&str],
-        secret: &SecretRef,
-        places: &Places<'_>,
-        sources: &Sources,
-    ) {
-        if let SecretRef::File(path) = secret
-            && sources.resolve_secrets
-            && open_to_others(path)
-        {
-            self.warn(key, "the secret's file can be read by every user: chmod 600");
-        }
+    fn exposed(&mut self, key: &[&str], secret: &SecretRef, places: &Places<'_>) {
         if !matches!(secret, SecretRef::Value(_)) {
             return;
         }
@@ -535,23 +541,52 @@ impl Findings {
         }
     }
 
-    /// A secret that is not where it should be, or that will not last.
-    fn readable(&mut self, key: &[&str], secret: &SecretRef, jwt: bool, sources: &Sources) {
-        let token = match secret.read_with(|name| sources.env.get(name).cloned()) {
-            Ok(token) => token,
-            Err(error) => {
-                let why = std::error::Error::source(&error).map(|why| format!(": {why}"));
-                return self.error(key, format!("{error}{}", why.unwrap_or_default()));
+    /// A secret that was read: whether it can be one, and will last.
+    fn readable(&mut self, of: &Kept<'_>, text: &Text) {
+        if text.open_to_others {
+            self.warn(&of.key, "the secret's file can be read by every user: chmod 600");
+        }
+        let Some(kind) = of.token else {
+            if of.exact && pasted::has_blank_edge(text.secret.expose()) {
+                self.warn(&of.key, "begins or ends with a blank, which is sent as a part of it");
             }
+            return;
         };
-        let Some(expiry) = jwt.then(|| jwt::expiry(token.expose())).flatten() else { return };
+        let token = pasted::token(text.secret.expose());
+        if token.is_empty() {
+            return self.error(&of.key, "the secret is empty");
+        }
+        if let Some(doubt) = pasted::doubt(&token, kind) {
+            return self.warn(&of.key, format!("this token {doubt}"));
+        }
+        let expiry = if kind == TokenType::Jwt { jwt::expiry(&token) } else { None };
+        let Some(expiry) = expiry else { return };
         let now = clock::now() / 1000;
         if expiry < now.saturating_add(EXPIRY_NOTICE_SECS) {
             let when = clock::rfc3339(expiry.saturating_mul(1000));
             let word = if expiry < now { "expired" } else { "expires" };
-            self.warn(key, format!("by its own account this token {word} at {when}"));
+            self.warn(&of.key, format!("by its own account this token {word} at {when}"));
         }
     }
+}
+
+/// A secret of the configuration.
+struct Kept<'c> {
+    key: Vec<&'c str>,
+    /// Of which kind it is, where it is the token of a channel.
+    token: Option<TokenType>,
+    /// Sent as it stands, with blanks around it.
+    exact: bool,
+}
+
+/// Reads all secrets at once: those that do not answer are waited for together.
+fn read(secrets: &[(Kept<'_>, SecretRef)], sources: &Sources) -> Vec<Result<Text, SecretError>> {
+    let env = |name: &str| sources.env.get(name).cloned();
+    let texts = secrets.iter().map(|(_, secret)| secret.text(env, files::PATIENCE));
+    files::blocking(join_all(texts)).unwrap_or_else(|error| {
+        let why = || SecretError::File { place: "files".into(), why: error.kind().into() };
+        secrets.iter().map(|_| Err(why())).collect()
+    })
 }
 
 /// What is wrong with a pattern of topics.

@@ -25,6 +25,18 @@ pub fn channel(token: &str) -> Option<String> {
     Some(claims(token)?.get("channel")?.as_str()?.to_owned())
 }
 
+/// Whether it is one: three parts, of which the first two are JSON.
+pub fn is_one(token: &str) -> bool {
+    let object = |part: &str| {
+        let bytes = BASE64_URL_SAFE_NO_PAD.decode(part.trim_end_matches('='));
+        bytes.is_ok_and(|bytes| {
+            serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(&bytes).is_ok()
+        })
+    };
+    let parts: Vec<&str> = token.split('.').collect();
+    matches!(&*parts, [head, claims, sum] if object(head) && object(claims) && !sum.is_empty())
+}
+
 fn claims(token: &str) -> Option<serde_json::Value> {
     let mut parts = token.trim().split('.');
     let (_, payload, _) = (parts.next()?, parts.next()?, parts.next()?);

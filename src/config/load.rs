@@ -77,6 +77,8 @@ pub struct Loaded {
     pub config: Config,
     /// What is hardly meant.
     pub warnings: Vec<Problem>,
+    /// How many of the warnings say that a secret's file does not answer now.
+    pub silent: usize,
     /// The file that was read.
     pub file: Option<PathBuf>,
 }
@@ -104,7 +106,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let shape = walk(schema(), &places, merged);
     errors.extend(shape.problems.iter().cloned());
     let config = typed(&shape, &mut errors);
-    let Findings { errors: more, mut warnings } = check(&config, &shape, &places, sources);
+    let Findings { errors: more, mut warnings, silent } = check(&config, &shape, &places, sources);
     errors.extend(more);
     let sections: Vec<&str> = keys(schema()).collect();
     warnings.extend(layers::misspelt(&sources.env, &sections));
@@ -114,7 +116,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     errors.sort_by(|a, b| a.place.cmp(&b.place));
     warnings.sort_by(|a, b| a.place.cmp(&b.place));
     if errors.is_empty() {
-        Ok(Loaded { config, warnings, file })
+        Ok(Loaded { config, warnings, silent, file })
     } else {
         Err(ConfigError { problems: errors })
     }

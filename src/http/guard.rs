@@ -59,7 +59,8 @@ pub(super) async fn guard(
     next: Next,
 ) -> Response {
     let access = state.access.borrow().clone();
-    let verdict = judge(&access, state.address, request.method(), request.uri(), request.headers());
+    let (method, uri) = (request.method(), request.uri());
+    let verdict = judge(&access, state.address, method, uri, request.headers()).await;
     let mut response = match verdict {
         Ok(()) => timeout(REQUEST, next.run(request))
             .await
@@ -126,7 +127,7 @@ impl Refusal {
     }
 }
 
-fn judge(
+async fn judge(
     access: &Http,
     address: SocketAddr,
     method: &Method,
@@ -145,15 +146,15 @@ fn judge(
     if reads && open {
         return Ok(());
     }
-    shows_token(access, headers)
+    shows_token(access, headers).await
 }
 
 /// Whether the request shows the admin token.
-fn shows_token(access: &Http, headers: &HeaderMap) -> Result<(), Refusal> {
+async fn shows_token(access: &Http, headers: &HeaderMap) -> Result<(), Refusal> {
     let wanted = access.admin_token.as_ref().ok_or(Refusal::NoAdmin)?;
     let shown = headers.get(header::AUTHORIZATION).ok_or(Refusal::NoToken)?;
     let shown = shown.to_str().ok().and_then(bearer).ok_or(Refusal::WrongToken)?;
-    let wanted = wanted.read().map_err(|error| {
+    let wanted = wanted.read_token().await.map_err(|error| {
         warn!(%error, "the admin token cannot be read");
         Refusal::Unreadable
     })?;
@@ -162,9 +163,11 @@ fn shows_token(access: &Http, headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// Whether whoever may only read openly may see this too: without the token the probe's answer is
 /// short where others can reach it.
-pub(super) fn may_see_reasons(state: &State, headers: &HeaderMap) -> bool {
+pub(super) async fn may_see_reasons(state: &State, headers: &HeaderMap) -> bool {
     let access = state.access.borrow().clone();
-    state.address.ip().is_loopback() || access.insecure || shows_token(&access, headers).is_ok()
+    state.address.ip().is_loopback()
+        || access.insecure
+        || shows_token(&access, headers).await.is_ok()
 }
 
 /// The token behind `Bearer`, whose case does not matter (RFC 9110, section 11.1).
@@ -247,24 +250,24 @@ mod tests {
         assert!(!ours("", &Http::default()) && !ours(":9464", &Http::default()));
     }
 
-    #[test]
-    fn a_second_host_and_a_target_of_another_name_are_refused() {
+    #[tokio::test]
+    async fn a_second_host_and_a_target_of_another_name_are_refused() {
         let here = "127.0.0.1:9464".parse().unwrap();
         let access = Http::default();
-        let judged = |uri: &'static str, headers: &HeaderMap| {
-            judge(&access, here, &Method::GET, &Uri::from_static(uri), headers)
+        let judged = async |uri: &'static str, headers: &HeaderMap| {
+            judge(&access, here, &Method::GET, &Uri::from_static(uri), headers).await
         };
         let mut twice = headers("localhost", None);
         twice.append(header::HOST, "evil.example".parse().unwrap());
-        assert_eq!(judged("/status", &twice), Err(Refusal::Host));
-        assert_eq!(judged("/status", &HeaderMap::new()), Err(Refusal::Host));
+        assert_eq!(judged("/status", &twice).await, Err(Refusal::Host));
+        assert_eq!(judged("/status", &HeaderMap::new()).await, Err(Refusal::Host));
         let one = headers("localhost", None);
-        assert_eq!(judged("http://evil.example/status", &one), Err(Refusal::Host));
-        assert_eq!(judged("http://localhost/status", &one), Ok(()));
+        assert_eq!(judged("http://evil.example/status", &one).await, Err(Refusal::Host));
+        assert_eq!(judged("http://localhost/status", &one).await, Ok(()));
     }
 
-    #[test]
-    fn changing_needs_the_token_and_reading_needs_it_beyond_this_machine() {
+    #[tokio::test]
+    async fn changing_needs_the_token_and_reading_needs_it_beyond_this_machine() {
         let token = Some(SecretRef::Value("s3cret".into()));
         let plain = Http::default();
         let admin = Http { admin_token: token.clone(), ..Http::default() };
@@ -297,8 +300,8 @@ mod tests {
             (&lost, near, Method::POST, "/reload", right, Err(Refusal::Unreadable)),
         ] {
             let headers = headers("localhost", token);
-            let judged =
-                judge(access, address.parse().unwrap(), &method, &Uri::from_static(path), &headers);
+            let (address, uri) = (address.parse().unwrap(), Uri::from_static(path));
+            let judged = judge(access, address, &method, &uri, &headers).await;
             assert_eq!(judged, expected, "{method} {path} at {address} with {token:?}");
         }
     }

@@ -15,7 +15,7 @@ pub(super) async fn readyz(Extract(state): Extract<State>, headers: HeaderMap) -
     if reasons.is_empty() {
         return "ready\n".into_response();
     }
-    let shown = may_see_reasons(&state, &headers);
+    let shown = may_see_reasons(&state, &headers).await;
     let reasons = if shown { format!("\n{}", reasons.join("\n")) } else { String::new() };
     refused(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready{reasons}"))
 }

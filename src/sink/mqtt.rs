@@ -560,11 +560,15 @@ impl Mqtt {
         } else {
             None
         };
+        let password = match &settings.password {
+            Some(password) => Some(password.read().await?),
+            None => None,
+        };
         let dial = Dial {
             settings,
             client_id: &self.client_id,
             will: self.will()?,
-            password: settings.password.as_ref().map(SecretRef::read).transpose()?,
+            password,
             tls,
             ear,
             discovery: self.discovery.is_some(),

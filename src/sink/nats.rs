@@ -475,7 +475,7 @@ impl Nats {
     async fn dial(&self) -> Result<Link, Lost> {
         let mut last: Lost = "no server is configured".into();
         for server in &self.servers {
-            match Link::connect(self.options()?, server.clone(), self.ping).await {
+            match Link::connect(self.options().await?, server.clone(), self.ping).await {
                 Ok(link) => return Ok(link),
                 Err(error) => last = error,
             }
@@ -483,7 +483,7 @@ impl Nats {
         Err(last)
     }
 
-    fn options(&self) -> Result<ConnectOptions, Lost> {
+    async fn options(&self) -> Result<ConnectOptions, Lost> {
         let settings = &self.settings;
         let tls = client_config(
             settings.ca_file.as_deref(),
@@ -497,18 +497,19 @@ impl Nats {
             .tls_client_config(tls)
             .require_tls(required);
         if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
-            options = options.user_and_password(user.clone(), password.read()?.expose().to_owned());
+            options =
+                options.user_and_password(user.clone(), password.read().await?.expose().to_owned());
         }
         if let Some(token) = &settings.token {
-            options = options.token(token.read()?.expose().to_owned());
+            options = options.token(token.read_token().await?.expose().to_owned());
         }
         if let Some(seed) = &settings.nkey_seed {
-            options = options.nkey(seed.read()?.expose().to_owned());
+            options = options.nkey(seed.read_token().await?.expose().to_owned());
         }
         if let Some(credentials) = &settings.credentials {
             // What is wrong with them may quote them.
             options = options
-                .credentials(credentials.read()?.expose())
+                .credentials(credentials.read().await?.expose())
                 .map_err(|_| format!("no credentials can be read from {}", credentials.place()))?;
         }
         Ok(options)

@@ -18,12 +18,13 @@ use std::{
     error::Error,
     fmt::Write,
     path::PathBuf,
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
 use async_trait::async_trait;
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use hyper::{
     Method, Request,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
@@ -31,7 +32,7 @@ use hyper::{
 use rustls::ClientConfig;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use url::Url;
 
 use self::{
@@ -43,6 +44,7 @@ use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ah
 use crate::{
     clock,
     config::{ConfigError, Secret, SecretRef},
+    files::SHORT_PATIENCE,
     tls::client_config,
 };
 
@@ -156,6 +158,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         headers,
         tls: None,
         endpoint: None,
+        reading: None,
         ahead: Ahead::default(),
     }))
 }
@@ -210,6 +213,8 @@ struct Webhook {
     /// Certificate authorities, once they were loaded.
     tls: Option<ClientConfig>,
     endpoint: Option<Endpoint>,
+    /// The secrets, while they are being read again.
+    reading: Option<Reading>,
     ahead: Ahead,
 }
 
@@ -231,7 +236,7 @@ impl Sink for Webhook {
     /// Makes a new client with no connection in it; the first request will dial.
     async fn connect(&mut self) -> Result<(), Failure> {
         self.endpoint = None;
-        let url = self.settings.url.read().map_err(Failure::down)?;
+        let url = self.settings.url.read_token().await.map_err(Failure::down)?;
         let url = check_url(url.expose(), &self.guard).map_err(Failure::down)?;
         let tls = match self.tls.take() {
             Some(tls) => tls,
@@ -241,13 +246,15 @@ impl Sink for Webhook {
         self.tls = Some(tls.clone());
         let guard = Arc::clone(&self.guard);
         let client = Client::new(&url, tls, guard, self.timeout).map_err(Failure::down)?;
-        let (headers, signer) = self.secrets().map_err(Failure::down)?;
+        let secrets = Secrets::read(self.settings.clone(), self.headers.clone()).await;
+        let Secrets { headers, signer } = secrets.map_err(Failure::down)?;
         let method = match self.settings.method {
             Verb::Post => Method::POST,
             Verb::Put => Method::PUT,
             Verb::Patch => Method::PATCH,
         };
         let read = Instant::now();
+        self.reading = None;
         self.endpoint = Some(Endpoint { client, method, headers, signer, read });
         Ok(())
     }
@@ -266,7 +273,7 @@ impl Sink for Webhook {
     }
 
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
-        self.read_secrets_again();
+        self.read_secrets_again().await;
         let Some(endpoint) = &self.endpoint else {
             return Err(Failure::down("there is no connection"));
         };
@@ -330,34 +337,57 @@ impl Sink for Webhook {
     }
 }
 
-impl Webhook {
-    /// Reads the secrets, and what follows from them.
-    fn secrets(&self) -> Result<(HeaderMap, Signer), Box<dyn Error + Send + Sync>> {
-        let read = |secret: &Option<SecretRef>| secret.as_ref().map(SecretRef::read).transpose();
-        let mut headers = self.headers.clone();
-        if let Some(token) = read(&self.settings.bearer_token)? {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose().trim()))
+/// What is wrong with a secret.
+type Wrong = Box<dyn Error + Send + Sync>;
+
+type Reading = Pin<Box<dyn Future<Output = Result<Secrets, Wrong>> + Send>>;
+
+/// What follows from the secrets.
+struct Secrets {
+    headers: HeaderMap,
+    signer: Signer,
+}
+
+impl Secrets {
+    async fn read(settings: Settings, mut headers: HeaderMap) -> Result<Self, Wrong> {
+        if let Some(token) = &settings.bearer_token {
+            let token = token.read_token().await?;
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose()))
                 .map_err(|_| "the bearer token is not legal in a header")?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
-        let secrets = [read(&self.settings.secret)?, read(&self.settings.previous_secret)?];
-        Ok((headers, Signer::new(secrets.iter().flatten())?))
-    }
-
-    /// A webhook has no connection whose making would be the moment to read them.
-    fn read_secrets_again(&mut self) {
-        if self.endpoint.as_ref().is_none_or(|endpoint| endpoint.read.elapsed() < READ_AGAIN) {
-            return;
+        let mut secrets = Vec::new();
+        for secret in [&settings.secret, &settings.previous_secret].into_iter().flatten() {
+            secrets.push(secret.read_token().await?);
         }
-        let secrets = self.secrets();
-        if let Some(endpoint) = &mut self.endpoint {
-            endpoint.read = Instant::now();
-            match secrets {
-                Ok((headers, signer)) => (endpoint.headers, endpoint.signer) = (headers, signer),
-                // Somebody is just replacing the file.
-                Err(error) => tracing::warn!(%error, "secrets stay as they were"),
+        Ok(Self { headers, signer: Signer::new(&secrets)? })
+    }
+}
+
+impl Webhook {
+    /// A webhook has no connection whose making would be the moment to read them. A file that does not
+    /// answer is waited for shortly, and once: requests go on with what was read before.
+    async fn read_secrets_again(&mut self) {
+        let Some(endpoint) = &mut self.endpoint else { return };
+        let read = match &mut self.reading {
+            Some(reading) => reading.now_or_never(),
+            None if endpoint.read.elapsed() < READ_AGAIN => return,
+            None => {
+                let reading = Secrets::read(self.settings.clone(), self.headers.clone());
+                let reading = self.reading.insert(Box::pin(reading));
+                timeout(SHORT_PATIENCE, reading).await.ok()
             }
+        };
+        let Some(read) = read else { return };
+        self.reading = None;
+        endpoint.read = Instant::now();
+        match read {
+            Ok(Secrets { headers, signer }) => {
+                (endpoint.headers, endpoint.signer) = (headers, signer);
+            }
+            // Somebody is just replacing the file.
+            Err(error) => tracing::warn!(%error, "secrets stay as they were"),
         }
     }
 }

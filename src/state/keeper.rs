@@ -342,27 +342,17 @@ impl Keeper {
                 return None;
             }
             channel.due = None;
-            let (id, token) =
-                match credentials(channel.room.as_deref(), &channel.token, channel.token_type) {
-                    Ok(credentials) => credentials,
-                    Err(why) => {
-                        let again = now + self.times.retry_refused;
-                        channel.due = Some(again);
-                        self.not_before = self.not_before.min(again);
-                        // What is wrong may name a place on this machine: the log and the page say it.
-                        let told = "the relay has no usable credential for this channel";
-                        tell(&mut channel.waiting, &Err(told.into()));
-                        channel.failed(label, why, &self.status);
-                        continue;
-                    }
-                };
+            let (room, token, kind) =
+                (channel.room.clone(), channel.token.clone(), channel.token_type);
             let (rest, label) = (self.rest.clone(), Arc::clone(label));
             // What is heard from here on is newer than what the server may read for us.
             let since = self.journal.figures().last;
             let waiting = std::mem::take(&mut channel.waiting);
             fetches.push(Box::pin(async move {
-                let target = Target { channel: &id, token: &token };
-                let outcome = rest.elements(target).await;
+                let outcome = match credentials(room.as_deref(), &token, kind).await {
+                    Ok((id, token)) => rest.elements(Target { channel: &id, token: &token }).await,
+                    Err(why) => Err(RestError::Credential(why)),
+                };
                 Fetched { channel: label, since, waiting, outcome }
             }));
         }
@@ -437,7 +427,14 @@ impl Keeper {
                     wait = wait.max(self.times.retry_refused);
                 }
                 channel.due = Some(now + wait);
-                tell(&mut waiting, &Err(error.to_string()));
+                // What is wrong may name a place on this machine: the log and the page say it.
+                let told = match &error {
+                    RestError::Credential(_) => {
+                        "the relay has no usable credential for this channel".into()
+                    }
+                    error => error.to_string(),
+                };
+                tell(&mut waiting, &Err(told));
                 channel.failed(&label, error.describe(), &self.status);
             }
         }

@@ -27,6 +27,7 @@ mod journal;
 mod kept;
 mod operator;
 mod rest;
+mod secrets;
 mod shipped_config;
 mod sim;
 mod sink_mqtt;

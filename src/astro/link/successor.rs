@@ -13,8 +13,8 @@ use tokio::time::{Instant, sleep};
 use super::{
     super::{
         dial::{DialError, Socket},
-        gateway::Hub,
-        session::{Ended, Session, Wanted},
+        gateway::{Hub, Wants},
+        session::{Ended, Session},
     },
     connection::Connection,
 };
@@ -23,13 +23,11 @@ use crate::{
     metrics::{self, HANDOVERS},
 };
 
-type Dialing = Pin<Box<dyn Future<Output = Result<Socket, DialError>> + Send>>;
+type Dialing = Pin<Box<dyn Future<Output = Result<(Socket, Session), DialError>> + Send>>;
 
 pub(super) struct Successor {
     /// The link's number.
     link: u64,
-    /// Waits for its connection; `None` when that is open.
-    session: Option<Session>,
     token: Option<Secret>,
     stage: Stage,
 }
@@ -72,32 +70,24 @@ impl Successor {
         wait: Duration,
     ) -> Self {
         let session = Session::restored(hub.next_connection(), before, Instant::now());
-        Self::start(link, hub, session, Some(token), wait)
+        let (hub, shown) = (Arc::clone(hub), token.clone());
+        let dialing = async move {
+            sleep(wait).await;
+            hub.dialer.dial(Some(&shown)).await.map(|socket| (socket, session))
+        };
+        Self { link, token: Some(token), stage: Stage::Dialing(Box::pin(dialing)) }
     }
 
     /// Without a token, after a wait: everything is subscribed again.
-    pub(super) fn plain(link: u64, hub: &Arc<Hub>, wanted: Vec<Wanted>, wait: Duration) -> Self {
-        let limits = hub.limits.clone();
-        let session = Session::new(hub.next_connection(), wanted, limits, Instant::now());
-        Self::start(link, hub, session, None, wait)
-    }
-
-    fn start(
-        link: u64,
-        hub: &Arc<Hub>,
-        session: Session,
-        token: Option<Secret>,
-        wait: Duration,
-    ) -> Self {
+    pub(super) fn plain(link: u64, hub: &Arc<Hub>, wants: Wants, wait: Duration) -> Self {
         let hub = Arc::clone(hub);
-        let shown = token.clone();
-        let dialing = Box::pin(async move {
-            if !wait.is_zero() {
-                sleep(wait).await;
-            }
-            hub.dialer.dial(shown.as_ref()).await
-        });
-        Self { link, session: Some(session), token, stage: Stage::Dialing(dialing) }
+        let dialing = async move {
+            sleep(wait).await;
+            let (socket, wanted) = tokio::join!(hub.dialer.dial(None), hub.credentials(&wants));
+            let (number, limits) = (hub.next_connection(), hub.limits.clone());
+            Ok((socket?, Session::new(number, wanted, limits, Instant::now())))
+        };
+        Self { link, token: None, stage: Stage::Dialing(Box::pin(dialing)) }
     }
 
     /// Whether its connection is open: the server hears and says on it.
@@ -109,10 +99,7 @@ impl Successor {
     pub(super) async fn advance(&mut self, hub: &Hub) -> Outcome {
         match &mut self.stage {
             Stage::Dialing(dialing) => match dialing.await {
-                Ok(socket) => {
-                    let Some(mut session) = self.session.take() else {
-                        return self.failed("it was opened twice".to_owned(), None);
-                    };
+                Ok((socket, mut session)) => {
                     session.opened(Instant::now());
                     self.stage = Stage::Greeting(Box::new(Connection::held(socket, session)));
                     Outcome::Going

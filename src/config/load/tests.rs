@@ -87,6 +87,7 @@ fn the_environment_alone_is_enough() {
         text: Some(String::new()),
         env: env(&[
             ("ASTRO_RELAY__CHANNELS__MAIN__TOKEN", "0123"),
+            ("ASTRO_RELAY__CHANNELS__MAIN__TOKEN_TYPE", "apikey"),
             ("ASTRO_RELAY__CHANNELS__MAIN__TOPICS", "channel.tips, Channel.Mixed"),
             ("ASTRO_RELAY__SINKS__OUT__TYPE", "stdout"),
             ("ASTRO_RELAY__SINKS__OUT__TOPICS", r#"["channel.*"]"#),
@@ -464,7 +465,7 @@ fn secrets_are_looked_for_where_they_should_be() {
         problems.iter().map(|problem| crate::config::problem::dotted(&problem.key)).collect();
     assert_eq!(keys, ["channels.b.token", "channels.c.token"]);
     assert!(problems[0].message.contains("cannot read the secret file"), "{}", problems[0]);
-    assert!(problems[0].message.contains("No such file"), "{}", problems[0]);
+    assert!(problems[0].message.contains("there is no such file"), "{}", problems[0]);
     assert!(problems[1].message.contains("NO_SUCH_TOKEN is not set"), "{}", problems[1]);
     sources.resolve_secrets = false;
     assert!(load(&sources).is_ok());
@@ -477,8 +478,9 @@ fn a_secret_that_others_can_read_is_warned_of() {
     let file = dir.path().join("astro-relay.toml");
     let token = dir.path().join("token");
     let text = format!(
-        "[channels.a]\ntoken = \"abc\"\ntopics = [\"x\"]\n\
-         [channels.b]\ntoken_file = {token:?}\ntopics = [\"x\"]\n[sinks.out]\ntype = \"stdout\"\n"
+        "[channels.a]\ntoken = \"abc\"\ntoken_type = \"apikey\"\ntopics = [\"x\"]\n\
+         [channels.b]\ntoken_file = {token:?}\ntoken_type = \"apikey\"\ntopics = [\"x\"]\n\
+         [sinks.out]\ntype = \"stdout\"\n"
     );
     std::fs::write(&file, text).unwrap();
     std::fs::write(&token, "abc").unwrap();

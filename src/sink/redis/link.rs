@@ -137,8 +137,8 @@ impl Access {
             settings.nodes().map(IntoConnectionInfo::into_connection_info).collect();
         Ok(Self {
             nodes: nodes.map_err(of_server)?,
-            password: read(settings.password.as_ref())?,
-            sentinel_password: read(settings.sentinel_password.as_ref())?,
+            password: read(settings.password.as_ref()).await?,
+            sentinel_password: read(settings.sentinel_password.as_ref()).await?,
             certificates: certificates(settings).await?,
         })
     }
@@ -248,8 +248,11 @@ fn is_tls(address: &ConnectionAddr) -> bool {
     matches!(address, ConnectionAddr::TcpTls { .. })
 }
 
-fn read(secret: Option<&SecretRef>) -> Result<Option<Secret>, Cause> {
-    secret.map(SecretRef::read).transpose().map_err(|error| Cause::Down(error.into()))
+async fn read(secret: Option<&SecretRef>) -> Result<Option<Secret>, Cause> {
+    match secret {
+        Some(secret) => secret.read().await.map(Some).map_err(|error| Cause::Down(error.into())),
+        None => Ok(None),
+    }
 }
 
 async fn certificates(settings: &Settings) -> Result<Option<TlsCertificates>, Cause> {
