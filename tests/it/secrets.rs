@@ -1,6 +1,7 @@
 //! Secrets that are not there, hang, or were pasted into the wrong place, and what is said of them.
 
 use std::{
+    fmt::Write as _,
     fs,
     path::Path,
     process::{Output, Stdio},
@@ -47,14 +48,17 @@ async fn hanging_secret_files_stop_neither_the_gateway_nor_the_endpoint() {
     for n in 0..HANGING {
         let file = dir.path().join(format!("pipe{n}"));
         pipe(&file);
-        more += &format!(
+        write!(
+            more,
             "[channels.a{n}]\nroom = \"{n:024}\"\ntoken_file = {file:?}\n\
              topics = [\"channel.session.update\"]\n"
-        );
+        )
+        .unwrap();
     }
     let file = dir.path().join("pipe0");
     for n in 0..4 {
-        more += &format!(
+        write!(
+            more,
             "[sinks.hook{n}]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:9/\"\n\
              bearer_token_file = {file:?}\nallow_addresses = [\"127.0.0.1\"]\n\
              [sinks.redis{n}]\ntype = \"redis\"\nurl = \"redis://127.0.0.1:9\"\n\
@@ -62,7 +66,8 @@ async fn hanging_secret_files_stop_neither_the_gateway_nor_the_endpoint() {
              [sinks.mqtt{n}]\ntype = \"mqtt\"\nurl = \"mqtt://127.0.0.1:9\"\nclient_id = \"c{n}\"\n\
              user = \"u\"\npassword_file = {file:?}\n\
              [sinks.nats{n}]\ntype = \"nats\"\nurl = \"nats://127.0.0.1:9\"\ntoken_file = {file:?}\n"
-        );
+        )
+        .unwrap();
     }
     let mut relay = Relay::new(&sim.url(), &sim.api_url(), "channel.tips", ROOM, &more);
     relay.start();
