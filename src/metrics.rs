@@ -79,6 +79,10 @@ pub const COMMANDS: &str = "astro_relay_commands_total";
 pub const JOURNAL_BYTES: &str = "astro_relay_journal_bytes";
 /// Whether events are written to disk.
 pub const JOURNAL_SOUND: &str = "astro_relay_journal_sound";
+/// Lines of the log that could not be written.
+pub const LOG_LINES_DROPPED: &str = "astro_relay_log_lines_dropped_total";
+/// Connections to the endpoint that were closed early, by reason.
+pub const HTTP_CLOSED: &str = "astro_relay_http_connections_closed_total";
 /// The version that runs.
 pub const BUILD_INFO: &str = "astro_relay_build_info";
 
@@ -125,6 +129,8 @@ fn describe() {
     describe_counter!(COMMANDS, "Commands from outside, by origin, command and outcome");
     describe_gauge!(JOURNAL_BYTES, Unit::Bytes, "Size of the journal on disk");
     describe_gauge!(JOURNAL_SOUND, "Whether events are written to disk");
+    describe_counter!(LOG_LINES_DROPPED, "Lines of the log that could not be written");
+    describe_counter!(HTTP_CLOSED, "Connections to the endpoint closed early, by reason");
     describe_gauge!(BUILD_INFO, "The version that runs");
 }
 

@@ -8,14 +8,11 @@
 //! fields stand in it, as on a terminal, and once more each under its own name (`F_SINK=home`), by which
 //! they can be searched for: `journalctl -u astro-relay F_SINK=home`.
 
-use std::{fmt, io, os::unix::net::UnixDatagram, path::Path};
+use std::{io, os::unix::net::UnixDatagram, path::Path};
 
-use tracing::{
-    Event, Level, Subscriber,
-    field::{Field, Visit},
-    span,
-};
-use tracing_subscriber::{Layer, layer::Context, registry::LookupSpan};
+use tracing::Level;
+
+use super::line::Line;
 
 /// Where systemd listens.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
@@ -24,7 +21,7 @@ pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 /// default buffer (208 KiB); more would need a file that is handed over.
 const LONGEST: usize = 48 * 1024;
 
-/// Sends each line to the journal.
+/// A connection to the journal.
 #[derive(Debug)]
 pub(super) struct Journald(UnixDatagram);
 
@@ -35,85 +32,31 @@ impl Journald {
         sender.connect(socket)?;
         Ok(Self(sender))
     }
-}
 
-/// The fields of an event or a span.
-#[derive(Debug, Default)]
-struct Fields {
-    message: String,
-    /// `key=value`, each behind a space.
-    text: String,
-    pairs: Vec<(&'static str, String)>,
-}
-
-impl Visit for Fields {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" {
-            value.clone_into(&mut self.message);
-        } else {
-            self.put(field.name(), &format!("{value:?}"), value.to_owned());
-        }
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let text = format!("{value:?}");
-        if field.name() == "message" {
-            self.message = text;
-        } else {
-            self.put(field.name(), &text.clone(), text);
-        }
-    }
-}
-
-impl Fields {
-    fn put(&mut self, name: &'static str, shown: &str, value: String) {
-        for part in [" ", name, "=", shown] {
-            self.text.push_str(part);
-        }
-        self.pairs.push((name, value));
-    }
-}
-
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journald {
-    fn on_new_span(
-        &self,
-        attributes: &span::Attributes<'_>,
-        id: &span::Id,
-        context: Context<'_, S>,
-    ) {
-        let mut fields = Fields::default();
-        attributes.record(&mut fields);
-        if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(fields);
-        }
-    }
-
-    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        for span in context.event_scope(event).into_iter().flatten() {
-            if let Some(outer) = span.extensions().get::<Fields>() {
-                fields.text.push_str(&outer.text);
-                fields.pairs.extend(outer.pairs.iter().cloned());
+    /// Sends a line, and waits where the journal does not take it.
+    pub(super) fn send(&self, datagram: &[u8]) -> io::Result<()> {
+        loop {
+            match self.0.send(datagram) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                sent => return sent.map(drop),
             }
         }
-        // There is nowhere to tell that the log cannot be written.
-        drop(self.0.send(&datagram(&fields, event.metadata())));
     }
 }
 
-fn datagram(fields: &Fields, metadata: &tracing::Metadata<'_>) -> Vec<u8> {
+/// A line as the journal takes it.
+pub(super) fn datagram(line: &Line) -> Vec<u8> {
     let mut datagram = Vec::new();
-    put(&mut datagram, "MESSAGE", &format!("{}{}", fields.message, fields.text));
-    put(&mut datagram, "PRIORITY", priority(*metadata.level()));
+    put(&mut datagram, "MESSAGE", &line.message());
+    put(&mut datagram, "PRIORITY", priority(line.level()));
     put(&mut datagram, "SYSLOG_IDENTIFIER", "astro-relay");
-    put(&mut datagram, "TARGET", metadata.target());
-    for (name, value) in &fields.pairs {
+    put(&mut datagram, "TARGET", line.target());
+    for (name, value) in line.values() {
         if datagram.len() > LONGEST {
             break;
         }
         // Names of one's own must not meet those of the journal, nor begin with an underscore.
-        put(&mut datagram, &format!("F_{}", name.replace('.', "_").to_uppercase()), value);
+        put(&mut datagram, &format!("F_{}", name.replace('.', "_").to_uppercase()), &value);
     }
     datagram
 }
@@ -144,20 +87,18 @@ fn priority(level: Level) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tracing_subscriber::layer::SubscriberExt as _;
 
     use super::*;
+    use crate::log::{Lines, line::LINE, queue::Queue};
 
     fn logged(log: impl FnOnce()) -> String {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
-        let journal = UnixDatagram::bind(&path).unwrap();
-        let layer = Journald::connect(&path).unwrap();
+        let queue = Arc::new(Queue::default());
+        let layer = Lines(Arc::clone(&queue));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
-        journal.set_nonblocking(true).unwrap();
-        let mut datagram = vec![0; 256 * 1024];
-        let length = journal.recv(&mut datagram).unwrap();
-        String::from_utf8_lossy(&datagram[..length]).into_owned()
+        String::from_utf8(datagram(&queue.take().unwrap())).unwrap()
     }
 
     #[test]
@@ -177,18 +118,20 @@ mod tests {
     #[test]
     fn a_line_end_begins_no_field() {
         let text = logged(|| tracing::info!(error = %"a\nPRIORITY=0", "bad"));
-        let mut length = "bad error=a\nPRIORITY=0".len().to_le_bytes().to_vec();
-        length.push(b'b');
-        assert!(
-            text.starts_with(&format!("MESSAGE\n{}", String::from_utf8_lossy(&length))),
-            "{text:?}"
-        );
+        assert!(text.starts_with("MESSAGE=bad error=a PRIORITY=0\nPRIORITY=5\n"), "{text:?}");
+        let mut whole = Vec::new();
+        put(&mut whole, "KEY", "a\nPRIORITY=0");
+        let mut expected = b"KEY\n".to_vec();
+        expected.extend_from_slice(&12_u64.to_le_bytes());
+        expected.extend_from_slice(b"a\nPRIORITY=0\n");
+        assert_eq!(whole, expected);
     }
 
     #[test]
     fn a_line_that_is_too_long_is_cut_and_not_lost() {
         let long = "ü".repeat(100_000);
         let text = logged(|| tracing::info!(%long, more = 1, "bad"));
-        assert!(text.starts_with("MESSAGE=bad long=ü") && text.len() < 2 * LONGEST + 1024);
+        assert!(text.starts_with("MESSAGE=bad long=ü") && text.len() < 2 * LINE, "{}", text.len());
+        assert!(text.contains("F_MORE=1"), "{text}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod canary;
 mod endpoint;
+mod log;
 mod page;
 mod reload;
 mod top;

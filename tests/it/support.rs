@@ -15,6 +15,7 @@ pub mod scripted_broker;
 pub mod scripted_redis;
 pub mod sinks;
 pub mod stdout_child;
+pub mod terminal;
 pub mod unreachable;
 pub mod wait;
 pub mod websocket_bridge;
