@@ -10,6 +10,7 @@ mod daemon;
 pub mod demo;
 pub mod init;
 mod journal;
+mod out;
 mod run;
 mod send_test;
 mod session;
@@ -211,11 +212,13 @@ pub fn main() -> ExitCode {
             return if wrong { ExitCode::from(Failed::USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    match execute(cli.command) {
+    let done = execute(cli.command);
+    log::flush(GOODBYE);
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed { text, code: 0 }) if text.is_empty() => ExitCode::SUCCESS,
         Err(failed) => {
-            drop(writeln!(io::stderr(), "astro-relay: {}", failed.text));
+            out::last_words(format!("astro-relay: {}", failed.text));
             ExitCode::from(failed.code)
         }
     }
@@ -229,7 +232,7 @@ fn execute(command: Command) -> Done {
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&crate::config::schema());
             let schema = schema.map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
-            Ok(writeln!(io::stdout(), "{schema}")?)
+            Ok(writeln!(out::json(), "{schema}")?)
         }
         Command::Status(status) => daemon::status(&status),
         Command::Top(top) => top::top(&top),
@@ -249,7 +252,7 @@ fn execute(command: Command) -> Done {
 
 fn check_config(check: &Check) -> Done {
     let sources = Sources { resolve_secrets: !check.no_secrets, ..check.source.sources() };
-    let fine = check::run(&sources, &mut io::stdout().lock())?;
+    let fine = check::run(&sources, &mut out::text())?;
     if !fine {
         return Err(Failed::new(Failed::CONFIG, "the configuration cannot be used"));
     }
@@ -282,12 +285,12 @@ fn initialise(init: Init) -> Done {
         topics,
         sinks,
     };
-    let (mut input, mut output) = (io::stdin().lock(), io::stderr());
+    let (mut input, mut output) = (io::stdin().lock(), out::conversation());
     let terminal = io::stdin()
         .is_terminal()
         .then_some(init::Terminal { input: &mut input, output: &mut output });
     let written = init::run(args, terminal).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
-    let mut out = io::stdout().lock();
+    let mut out = out::text();
     writeln!(out, "wrote {}", written.file.display())?;
     if let Some(secret) = written.secret {
         writeln!(out, "wrote {}, readable by you alone", secret.display())?;
@@ -306,19 +309,18 @@ impl Source {
         }
     }
 
-    /// Loads the configuration, and says what is to be said of it.
-    pub(crate) fn load(&self) -> Result<Config, Failed> {
-        Ok(self.load_with_file()?.config)
+    /// Loads the configuration, with the file that it came from.
+    pub(crate) fn load_with_file(&self) -> Result<Loaded, Failed> {
+        load(&self.sources()).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))
     }
 
-    /// The same, with the file that it came from.
-    pub(crate) fn load_with_file(&self) -> Result<Loaded, Failed> {
-        let loaded = load(&self.sources())
-            .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
+    /// Loads the configuration, and says what is to be said of it.
+    pub(crate) fn load(&self) -> Result<Config, Failed> {
+        let loaded = self.load_with_file()?;
         for warning in &loaded.warnings {
-            writeln!(io::stderr(), "warning: {warning}")?;
+            out::aside(&format!("warning: {warning}"));
         }
-        Ok(loaded)
+        Ok(loaded.config)
     }
 }
 

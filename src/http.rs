@@ -20,26 +20,31 @@ mod reading;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use axum::{
-    Json, Router,
+    Router,
     extract::{DefaultBodyLimit, State as Extract},
-    http::StatusCode,
+    http::{StatusCode, header},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde::Serialize;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{command::Intake, config, journal::Journal, reload::Reloads, status::Status};
+use crate::{command::Intake, config, journal::Journal, reload::Reloads, status::Status, text};
 
 pub use self::guard::Trouble;
 
 /// The largest body: a list of some thousand dead letters' numbers.
 const BODY: usize = 64 * 1024;
+
+/// Bytes of a line of an answer in text, and lines of it: a reason for each of many subscriptions.
+const LINE: usize = 1000;
+const LINES: usize = 1000;
 
 /// What the endpoint shows, and whom it asks.
 #[derive(Clone)]
@@ -107,12 +112,22 @@ async fn reload(Extract(state): Extract<State>) -> Response {
     };
     match reloads.ask("http").await {
         None => refused(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping"),
-        Some(report) if report.problems.is_empty() => Json(report).into_response(),
-        Some(report) => (StatusCode::UNPROCESSABLE_ENTITY, Json(report)).into_response(),
+        Some(report) if report.problems.is_empty() => json(StatusCode::OK, &report),
+        Some(report) => json(StatusCode::UNPROCESSABLE_ENTITY, &report),
     }
 }
 
-/// An answer for a human: one line.
+/// An answer for a human: lines of text. What others wrote in it is cut and does nothing.
 fn refused(status: StatusCode, why: &str) -> Response {
-    (status, format!("{why}\n")).into_response()
+    let lines = why.lines().take(LINES).map(|line| format!("{}\n", text::excerpt(line, LINE)));
+    (status, lines.collect::<String>()).into_response()
+}
+
+/// An answer in JSON. `curl` writes it on a terminal: nothing in it does anything there.
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let Ok(json) = serde_json::to_string(value) else {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    };
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (status, kind, text::harmless_json(&json).into_owned()).into_response()
 }

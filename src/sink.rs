@@ -25,7 +25,6 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub(crate) use self::stdout::is_harmless;
 use crate::{board::Path, command::Desk, config::ConfigError, event::Record};
 
 /// An event rendered for one sink.

@@ -4,7 +4,7 @@
 //! For logs, the status page, reasons in the journal and terminals. Event data that goes to a sink is
 //! not changed here.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt::Write as _};
 
 /// Bytes of an excerpt of what a server or an error says: enough for its first sentences.
 pub const EXCERPT: usize = 300;
@@ -52,6 +52,36 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// JSON whose text is harmless: what does something stands there as an escape, which is the same value
+/// to whoever reads it. White space between values stays.
+pub fn harmless_json(json: &str) -> Cow<'_, str> {
+    let escaped = |c: char| is_harmful(c) && !is_json_space(c);
+    if !json.chars().any(escaped) {
+        return Cow::Borrowed(json);
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    json.chars().for_each(|c| push_json(c, &mut shown));
+    Cow::Owned(shown)
+}
+
+/// Appends a character of a JSON text; see [`harmless_json`].
+pub fn push_json(c: char, shown: &mut String) {
+    if is_harmful(c) && !is_json_space(c) {
+        let mut units = [0; 2];
+        for unit in c.encode_utf16(&mut units) {
+            // Writing to a string does not fail.
+            write!(shown, "\\u{unit:04x}").ok();
+        }
+    } else {
+        shown.push(c);
+    }
+}
+
+/// Outside of its strings, JSON may have these; inside, it has none of them.
+fn is_json_space(c: char) -> bool {
+    matches!(c, '\n' | '\r' | '\t')
+}
+
 /// Whether a character does something where it is shown. The joiners U+200C and U+200D do not: emoji and
 /// whole scripts need them.
 pub fn is_harmful(c: char) -> bool {
@@ -62,7 +92,8 @@ pub fn is_harmful(c: char) -> bool {
             | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-fn push(c: char, shown: &mut String) {
+/// Appends a character as [`harmless`] shows it.
+pub fn push(c: char, shown: &mut String) {
     match c {
         '\n' | '\r' | '\t' | '\u{2028}' | '\u{2029}' => shown.push(' '),
         c if is_harmful(c) => shown.extend(c.escape_unicode()),
@@ -89,6 +120,22 @@ mod tests {
             assert_eq!(excerpt(text, 1000), shown);
         }
         assert!(matches!(harmless("as it is"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn json_stays_the_same_value() {
+        for value in ["plain", "\u{1b}[2J", "\u{9b}31m\u{7f}", "\u{202e}\u{e0041}\u{feff}", "a\n\t"]
+        {
+            for json in
+                [serde_json::json!({ value: [value] }).to_string(), format!("[\n \"{}\"]", "x")]
+            {
+                let shown = harmless_json(&json);
+                assert!(!shown.chars().any(|c| is_harmful(c) && c != '\n'), "{shown:?}");
+                let read = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+                assert_eq!(read(&shown), read(&json));
+            }
+        }
+        assert_eq!(harmless_json("\"\u{e0041}\""), "\"\\udb40\\udc41\"");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{collections::BTreeSet, io::Write as _, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Failed;
+use super::{Failed, out};
 use crate::{
     astro::gateway::{Gateway, Targets},
     clock,
@@ -22,8 +22,9 @@ use crate::{
     journal::Journal,
     relay::open_sink,
     route::{Destination, Route},
-    sink::{self, Permission, Purpose, Sink, is_harmless},
+    sink::{self, Permission, Purpose, Sink},
     status::{Pages, Phase, Standing, Status, Subscription},
+    text::harmless,
 };
 
 /// How often the answers are looked at.
@@ -59,8 +60,7 @@ pub(super) async fn connect(config: &Config) -> Result<usize, Failed> {
 
 /// Prints a line in which others may have chosen words.
 fn say(line: &str) -> std::io::Result<()> {
-    let line: String = line.chars().map(|c| if is_harmless(c) { c } else { ' ' }).collect();
-    writeln!(std::io::stdout(), "{line}")
+    writeln!(out::text(), "{}", harmless(line))
 }
 
 /// When the tokens end, by their own account.

@@ -5,30 +5,32 @@
 //! The one thing to know: what comes from there may hold words that viewers and servers chose. Before
 //! it reaches a terminal it is rid of what would steer it.
 
-use std::{
-    io::{self, IsTerminal, Write as _},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::Write as _, sync::Arc, time::Duration};
 
 use clap::Args;
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Response, StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{Done, Failed, Source, on_runtime};
+use super::{Done, Failed, Source, on_runtime, out};
 use crate::{
     astro::wire::{self, ServerFrame},
     clock,
     config::{Config, Log, Secret, Sources, load},
     event::{Event, Origin, Place, Record},
     route::Pattern,
-    sink::is_harmless,
     template::{Condition, View},
+    text::{EXCERPT, excerpt, harmless},
 };
 
 /// How long the relay may take to answer: it is on this machine, mostly.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a relay may say nothing to a `tail`: at other times it says every 15 s that it is there.
+const SILENCE: Duration = Duration::from_mins(1);
+
+/// The largest status that is read: some ten thousand subscriptions.
+const LARGEST_STATUS: usize = 32 * 1024 * 1024;
 
 /// The wait before a `tail` connects again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -93,7 +95,7 @@ impl Which {
             // A relay that runs has kept the configuration before this one: it must be possible to ask
             // it, and the address is seldom another.
             (Err(error), None) => {
-                writeln!(io::stderr(), "warning: {error}\nasking at the default address")?;
+                out::aside(&format!("warning: {error}\nasking at the default address"));
                 Config::default()
             }
         };
@@ -130,9 +132,18 @@ impl Daemon {
     }
 
     async fn status_text(&self) -> Result<String, Failed> {
-        let answer = self.get("/status").await?;
-        let text = tokio::time::timeout(DEADLINE, answer.text()).await;
-        text.ok().and_then(Result::ok).ok_or_else(|| self.failed("did not finish its answer"))
+        let mut answer = self.get("/status").await?;
+        let (text, whole) = read(&mut answer, LARGEST_STATUS).await;
+        if whole { Ok(text) } else { Err(self.failed("did not finish its answer")) }
+    }
+
+    /// The events from now on, and so many before.
+    async fn events(&self, query: &str) -> Result<Response, Failed> {
+        let answer = self.get(&format!("/events?{query}")).await?;
+        match content_type(&answer) {
+            "text/event-stream" => Ok(answer),
+            _ => Err(self.failed("does not answer like a relay")),
+        }
     }
 
     async fn get(&self, path: &str) -> Result<Response, Failed> {
@@ -141,7 +152,7 @@ impl Daemon {
             request = request.bearer_auth(token.expose());
         }
         let answered = tokio::time::timeout(DEADLINE, request.send()).await;
-        let answer = answered
+        let mut answer = answered
             .map_err(|_| self.failed("does not answer"))?
             .map_err(|error| Failed::of(Failed::UNAVAILABLE, &error.without_url()))
             .map_err(|failed| self.failed(&format!("cannot be asked: {}", failed.text)))?;
@@ -150,10 +161,12 @@ impl Daemon {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 Err(self.failed("wants the admin token, which cannot be read from here"))
             }
-            status => {
-                let why = answer.text().await.unwrap_or_default();
-                Err(self.failed(&format!("answers {status}: {}", harmless(why.trim()))))
+            // The relay's own answers are lines of text.
+            status if content_type(&answer) == "text/plain" => {
+                let (why, _) = read(&mut answer, EXCERPT).await;
+                Err(self.failed(&format!("answers {status}: {}", excerpt(why.trim(), EXCERPT))))
             }
+            status => Err(self.failed(&format!("answers {status}: is it another server?"))),
         }
     }
 
@@ -162,15 +175,39 @@ impl Daemon {
     }
 }
 
+fn content_type(answer: &Response) -> &str {
+    let header = answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    header.unwrap_or_default().split(';').next().unwrap_or_default().trim()
+}
+
+/// What of the body comes in time and within the limit, and whether that is all of it.
+async fn read(answer: &mut Response, limit: usize) -> (String, bool) {
+    let mut body = Vec::new();
+    let reading = async {
+        while let Some(chunk) = answer.chunk().await.ok()? {
+            body.extend_from_slice(&chunk);
+            if body.len() > limit {
+                return None;
+            }
+        }
+        Some(())
+    };
+    let whole = matches!(tokio::time::timeout(DEADLINE, reading).await, Ok(Some(())));
+    (String::from_utf8_lossy(&body).into_owned(), whole)
+}
+
 pub(super) fn status(args: &Status) -> Done {
     let daemon = args.which.daemon()?;
     on_runtime(1, &quiet(), async move {
         if args.json {
             let text = daemon.status_text().await?;
-            return Ok(writeln!(io::stdout(), "{text}")?);
+            if serde_json::from_str::<&RawValue>(&text).is_err() {
+                return Err(daemon.failed("does not answer like a relay"));
+            }
+            return Ok(writeln!(out::json(), "{text}")?);
         }
         let status = daemon.status().await?;
-        Ok(write!(io::stdout(), "{}", page(&status, clock::now()))?)
+        Ok(write!(out::text(), "{}", page(&status, clock::now()))?)
     })
 }
 
@@ -272,20 +309,16 @@ fn list(value: &Value) -> impl Iterator<Item = &Value> {
 
 pub(super) fn table(value: &Value) -> impl Iterator<Item = (String, &Value)> {
     let table = value.as_object().into_iter().flatten();
-    table.map(|(name, value)| (harmless(name), value))
+    table.map(|(name, value)| (harmless(name).into_owned(), value))
 }
 
 fn text(value: &Value) -> String {
-    harmless(value.as_str().unwrap_or_default())
+    harmless(value.as_str().unwrap_or_default()).into_owned()
 }
 
 fn ago(since: &Value, now: u64) -> String {
     let seconds = now.saturating_sub(since.as_u64().unwrap_or(now)) / 1000;
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
-}
-
-pub(super) fn harmless(text: &str) -> String {
-    text.chars().map(|c| if is_harmless(c) { c } else { ' ' }).collect()
 }
 
 pub(super) fn tail(args: &Tail) -> Done {
@@ -296,18 +329,18 @@ pub(super) fn tail(args: &Tail) -> Done {
         return Err(usage(format!("--topic: {error}")));
     }
     let daemon = args.which.daemon()?;
-    let readable = !args.json && io::stdout().is_terminal();
+    let readable = !args.json && out::is_terminal();
     let topic = args.topic.as_deref().map(|topic| format!("&topic={topic}")).unwrap_or_default();
     on_runtime(1, &quiet(), async move {
         let mut last = args.lines;
-        let mut stream = daemon.get(&format!("/events?whole=true&last={last}{topic}")).await?;
+        let mut stream = daemon.events(&format!("whole=true&last={last}{topic}")).await?;
         loop {
             follow(&mut stream, when.as_ref(), readable).await?;
             last = 0;
-            writeln!(io::stderr(), "the relay at {} ended the stream; trying again", daemon.base)?;
+            out::aside(&format!("the relay at {} ended the stream; trying again", daemon.base));
             stream = loop {
                 tokio::time::sleep(AGAIN).await;
-                match daemon.get(&format!("/events?whole=true&last={last}{topic}")).await {
+                match daemon.events(&format!("whole=true&last={last}{topic}")).await {
                     Ok(stream) => break stream,
                     Err(failed) => tracing::debug!(why = failed.text, "not yet"),
                 }
@@ -319,14 +352,25 @@ pub(super) fn tail(args: &Tail) -> Done {
 /// Prints what comes until the stream ends.
 async fn follow(stream: &mut Response, when: Option<&Condition>, readable: bool) -> Done {
     let mut rest: Vec<u8> = Vec::new();
-    // An end and a failure are the same: the relay has gone, or the network.
-    while let Ok(Some(chunk)) = stream.chunk().await {
+    let mut event = Vec::new();
+    // An end, a failure and a silence are the same: the relay has gone, or the network.
+    while let Ok(Ok(Some(chunk))) = tokio::time::timeout(SILENCE, stream.chunk()).await {
         rest.extend_from_slice(&chunk);
-        let mut out = io::stdout().lock();
+        let mut out = if readable { out::text() } else { out::json() };
         while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
+            if let Some(name) = line.strip_prefix(b"event:") {
+                event = name.trim_ascii().to_vec();
+            }
             let Some(data) = line.strip_prefix(b"data:") else { continue };
             let data = String::from_utf8_lossy(data.trim_ascii());
+            if event == b"lost" {
+                out::aside(&format!(
+                    "lost before they could be shown: {}",
+                    excerpt(&data, EXCERPT)
+                ));
+                continue;
+            }
             if let Some(text) = shown(&data, when, readable) {
                 writeln!(out, "{text}")?;
             }
@@ -357,7 +401,7 @@ fn shown(data: &str, when: Option<&Condition>, readable: bool) -> Option<String>
     let message = line.message.get();
     let Ok(ServerFrame::Message(envelope)) = wire::read(message) else {
         // Not an event's shape: shown as it is, if anything may be shown.
-        return when.is_none().then(|| harmless(data));
+        return when.is_none().then(|| data.to_owned());
     };
     let event = Event {
         id: envelope.id.into(),
@@ -381,10 +425,8 @@ fn shown(data: &str, when: Option<&Condition>, readable: bool) -> Option<String>
     let event = &record.event;
     let time = line.received.get(11..19).unwrap_or_default();
     let data = String::from_utf8_lossy(event.data());
-    Some(harmless(&format!(
-        "{time}  {:<10}  {:<26}  {data}",
-        event.place.channel, event.place.topic
-    )))
+    let line = format!("{time}  {:<10}  {:<26}  {data}", event.place.channel, event.place.topic);
+    Some(harmless(&line).into_owned())
 }
 
 #[cfg(test)]
@@ -392,6 +434,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::text::is_harmful;
 
     #[test]
     fn a_tail_shows_what_is_wanted_and_steers_no_terminal() {
@@ -412,7 +455,7 @@ mod tests {
             assert_eq!(text.is_some(), wanted, "{text:?}");
             if let Some(text) = text {
                 assert!(text.starts_with("03:04:05  main        channel.tips"), "{text}");
-                assert!(text.chars().all(is_harmless), "{text:?}");
+                assert!(!text.chars().any(is_harmful), "{text:?}");
             }
             assert_eq!(shown(&line, when.as_ref(), false).is_some(), wanted);
         }
@@ -451,7 +494,7 @@ mod tests {
         });
         let page = page(&status, 61_000);
         for part in [
-            "astro-relay 1, up for 1m 1s: not ready\n  ! sink a is  [31mdown\n",
+            "astro-relay 1, up for 1m 1s: not ready\n  ! sink a is \\u{1b}[31mdown\n",
             "  connection 1: open for 1m\n    main         channel.tips",
             "refused   err_unauthorized: no\n",
             "  a (mqtt): down for 1m 1s\n    3 delivered, 4 wait, 2 dead letters, 0 lost\n",

@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Done, Failed, listen, on_runtime, simulate::ROOM, told_to_stop};
+use super::{Done, Failed, listen, on_runtime, out, simulate::ROOM, told_to_stop};
 use crate::{
     config::{Config, ConfigError, Log, Sources, load},
     metrics,
@@ -63,7 +63,8 @@ pub(super) fn demo(args: Demo) -> Done {
             .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
         let sinks: Vec<String> = config.sinks.keys().cloned().collect();
         let relay = Relay::new(config, metrics::install()).await?;
-        greet(&args, &sim, relay.listening(), &sinks)?;
+        // Nobody need read it.
+        drop(greet(&args, &sim, relay.listening(), &sinks));
         let stop = CancellationToken::new();
         let rooms = [ROOM.to_owned()];
         let mut traffic = Traffic::new(fastrand::u64(..), &rooms);
@@ -140,15 +141,16 @@ fn greet(
     sinks: &[String],
 ) -> std::io::Result<()> {
     // The events go to standard output; what is said about them goes beside it.
-    let mut out = std::io::stderr().lock();
-    let bold = |text: &str| {
-        if std::io::stderr().is_terminal() {
-            format!("\x1b[1m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
-    };
-    writeln!(out, "{}", bold("astro-relay demo: a simulated channel, the real relay"))?;
+    let mut out = out::conversation();
+    let bold = std::io::stderr().is_terminal();
+    if bold {
+        out.control("\x1b[1m")?;
+    }
+    write!(out, "astro-relay demo: a simulated channel, the real relay")?;
+    if bold {
+        out.control("\x1b[0m")?;
+    }
+    writeln!(out)?;
     if let Some(address) = listening {
         writeln!(out, "  live feed     curl -N http://{address}/events")?;
         writeln!(out, "  how it is     curl http://{address}/status")?;

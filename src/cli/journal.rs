@@ -8,7 +8,7 @@ use std::{io::Write as _, path::PathBuf, sync::Arc, time::Duration};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Done, Failed, Source};
+use super::{Done, Failed, Source, out};
 use crate::{
     clock,
     event::{Seq, UnixMillis},
@@ -185,7 +185,7 @@ fn status(place: &Where) -> Done {
         Ok((store.bounds()?, store.size()?, store.cursors()?, runs, dead))
     };
     let (bounds, size, cursors, runs, dead) = read().map_err(|error| failed(&error))?;
-    let mut out = std::io::stdout().lock();
+    let mut out = out::text();
     let now = clock::now();
     let ago = |time: UnixMillis| {
         let age = Duration::from_secs(now.saturating_sub(time) / 1000);
@@ -251,13 +251,13 @@ fn pause() {
 fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> Result<Seq, Failed> {
     let when = wanted.when.as_deref().map(Condition::compile).transpose();
     let when = when.map_err(|error| Failed::new(Failed::USAGE, format!("--when: {error}")))?;
-    let mut out = std::io::stdout().lock();
+    let mut out = out::json();
     loop {
         let read = store.read(after, READ, READ_BYTES).map_err(|error| failed(&error))?;
         let Some(through) = read.through else { return Ok(after) };
         after = through;
         if read.damaged > 0 {
-            writeln!(std::io::stderr(), "{} damaged events left out", read.damaged)?;
+            out::aside(&format!("{} damaged events left out", read.damaged));
         }
         for record in read.records {
             let event = &record.event;
@@ -293,7 +293,7 @@ fn letters(store: &Store, chosen: &Chosen) -> Result<Vec<DeadLetter>, Failed> {
 }
 
 fn list(store: &Store, chosen: &Chosen) -> Done {
-    let mut out = std::io::stdout().lock();
+    let mut out = out::text();
     for letter in letters(store, chosen)? {
         let event = &letter.record.event;
         writeln!(
@@ -311,7 +311,7 @@ fn list(store: &Store, chosen: &Chosen) -> Done {
 }
 
 fn show(store: &Store, chosen: &Chosen) -> Done {
-    let mut out = std::io::stdout().lock();
+    let mut out = out::json();
     for letter in letters(store, chosen)? {
         let about = json!({
             "number": letter.number, "sink": letter.sink, "at": clock::rfc3339(letter.at),
@@ -340,7 +340,7 @@ fn act(store: &Store, chosen: &Chosen, what: &str, act: Act) -> Done {
         .allow_requests()
         .and_then(|()| act(store, numbers, chosen.sink.as_deref()))
         .map_err(|error| failed(&error))?;
-    Ok(writeln!(std::io::stdout(), "{done} dead letters {what}")?)
+    Ok(writeln!(out::text(), "{done} dead letters {what}")?)
 }
 
 pub(super) fn replay(args: &ReplayArgs) -> Done {
@@ -361,7 +361,7 @@ pub(super) fn replay(args: &ReplayArgs) -> Done {
         Ok(store.first_since(args.from)?.map(|first| (first, until)))
     };
     let Some((first, until)) = range().map_err(|error| failed(&error))? else {
-        return Ok(writeln!(std::io::stdout(), "no events in that time")?);
+        return Ok(writeln!(out::text(), "no events in that time")?);
     };
     let replay = Replay {
         number: 0,
@@ -375,7 +375,7 @@ pub(super) fn replay(args: &ReplayArgs) -> Done {
         .and_then(|()| store.request_replay(&replay, clock::now()))
         .map_err(|error| failed(&error))?;
     Ok(writeln!(
-        std::io::stdout(),
+        out::text(),
         "events {first} to {until} will be handed to {} again, marked as replayed",
         args.sink
     )?)

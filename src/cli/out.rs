@@ -154,7 +154,9 @@ mod tests {
 
     fn written(form: Form, parts: &[&[u8]]) -> String {
         let mut out = Harmless::new(Vec::new(), form);
-        parts.iter().for_each(|part| out.write_all(part).unwrap());
+        for part in parts {
+            out.write_all(part).unwrap();
+        }
         String::from_utf8(out.out).unwrap()
     }
 

@@ -2,7 +2,7 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Done, Failed, Source, on_runtime, told_to_stop};
 use crate::{
@@ -22,6 +22,9 @@ pub(super) fn run(source: &Source) -> Done {
     on_runtime(THREADS, &log, async move {
         // Before anything else: by default these signals end the process.
         let (hangups, told) = (signal(SignalKind::hangup())?, told_to_stop()?);
+        for warning in &loaded.warnings {
+            warn!(%warning, "about the configuration");
+        }
         let relay = Relay::reloadable(loaded, sources, metrics::install()).await?;
         let (status, reloads) = (relay.status(), relay.reloads());
         let stop = CancellationToken::new();

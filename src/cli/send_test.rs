@@ -8,7 +8,7 @@ use std::{io::Write as _, sync::Arc, time::Duration};
 use clap::Args;
 use tokio::time::timeout;
 
-use super::{Done, Failed, Source, on_runtime};
+use super::{Done, Failed, Source, on_runtime, out};
 use crate::{
     clock,
     config::{Config, Log, SinkConfig},
@@ -16,6 +16,7 @@ use crate::{
     relay::open_sink,
     route::Rendered,
     sink::Purpose,
+    text::harmless,
 };
 
 /// How long a far side may take for one event.
@@ -63,7 +64,7 @@ pub(super) fn send_test(args: &SendTest) -> Done {
                     format!("failed: {error}")
                 }
             };
-            writeln!(std::io::stdout(), "{name} ({}): {said}", sink.kind)?;
+            writeln!(out::text(), "{name} ({}): {}", sink.kind, harmless(&said))?;
         }
         match failed {
             0 => Ok(()),

@@ -11,11 +11,12 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use super::{Done, Failed, Source, on_runtime};
+use super::{Done, Failed, Source, on_runtime, out};
 use crate::{
     astro::rest::{Rest, RestError, Target, Top, credentials},
     config::{Channel, Config, Log, Secret},
     state,
+    text::harmless,
 };
 
 /// The widest value in a table: with the longest name it fits a terminal of 120 columns.
@@ -127,7 +128,7 @@ pub(super) fn session(command: SessionCommand) -> Done {
                 return Err(Failed::new(Failed::USAGE, text));
             };
             // One value is JSON either way.
-            Ok(writeln!(io::stdout(), "{value}")?)
+            Ok(writeln!(out::json(), "{value}")?)
         }
         SessionCommand::Set { whose, sure, element, value } => {
             let chosen = choose(&whose)?;
@@ -235,7 +236,7 @@ impl Sure {
         if !io::stdin().is_terminal() {
             return Err(Failed::new(Failed::USAGE, "nobody can be asked here: --yes is needed"));
         }
-        Self::hear(question, &mut io::stdin().lock(), &mut io::stderr())
+        Self::hear(question, &mut io::stdin().lock(), &mut out::conversation())
     }
 
     fn hear(question: &str, input: &mut impl BufRead, output: &mut impl Write) -> Done {
@@ -251,13 +252,13 @@ impl Sure {
 }
 
 fn show(value: &Value, json: bool) -> Done {
-    let mut out = io::stdout().lock();
-    if json {
-        return Ok(writeln!(out, "{value:#}")?);
-    }
-    let Value::Object(elements) = value else { return Ok(writeln!(out, "{value}")?) };
-    let rows: Vec<_> = elements.iter().map(|(name, value)| [name.clone(), plain(value)]).collect();
-    Ok(write!(out, "{}", table(&rows))?)
+    let elements = match value {
+        Value::Object(elements) if !json => elements,
+        _ => return Ok(writeln!(out::json(), "{value:#}")?),
+    };
+    let rows: Vec<_> =
+        elements.iter().map(|(name, value)| [harmless(name).into_owned(), plain(value)]).collect();
+    Ok(write!(out::text(), "{}", table(&rows))?)
 }
 
 fn show_top(top: &Value, json: bool) -> Done {
@@ -266,16 +267,17 @@ fn show_top(top: &Value, json: bool) -> Done {
     let field = |user: &Value, name| user.get(name).map_or_else(String::new, plain);
     let rows: Vec<_> =
         users.iter().map(|user| [field(user, "username"), field(user, "amount")]).collect();
-    Ok(write!(io::stdout(), "{}", table(&rows))?)
+    Ok(write!(out::text(), "{}", table(&rows))?)
 }
 
 /// A value in a few words: `name=mossy amount=5`, or how many entries a list has.
 fn plain(value: &Value) -> String {
     match value {
-        Value::String(text) => text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(),
+        Value::String(text) => harmless(text).into_owned(),
         Value::Array(list) => format!("{} entries", list.len()),
         Value::Object(fields) => {
-            let field = |(name, value): (&String, &Value)| format!("{name}={}", plain(value));
+            let field =
+                |(name, value): (&String, &Value)| format!("{}={}", harmless(name), plain(value));
             fields.iter().map(field).collect::<Vec<_>>().join(" ")
         }
         other => other.to_string(),

@@ -4,7 +4,7 @@ use std::{io::Write as _, net::SocketAddr, time::Duration};
 
 use clap::Args;
 
-use super::{Done, listen, on_runtime, told_to_stop};
+use super::{Done, listen, on_runtime, out, told_to_stop};
 use crate::{
     config::Log,
     sim::{Options, Refusal, Sim, Token, Traffic},
@@ -71,7 +71,7 @@ pub(super) fn simulate(args: Simulate) -> Done {
         let sim = Sim::start(args.listen, options).await?;
         sim.faults(|faults| faults.refusals.extend(args.refusals));
         {
-            let mut out = std::io::stdout().lock();
+            let mut out = out::text();
             writeln!(out, "gateway      {}", sim.url())?;
             writeln!(out, "REST API     {}", sim.api_url())?;
             writeln!(out, "control      http://{}/control/stats", sim.address())?;

@@ -1,11 +1,11 @@
 //! What the program tells of itself: the catalogue of topics, completions for shells, the manual.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
-use super::{Cli, Done};
+use super::{Cli, Done, out};
 use crate::astro::topics::CATALOGUE;
 
 /// `completions`
@@ -17,7 +17,7 @@ pub(super) struct Completions {
 
 pub(super) fn topics() -> Done {
     let width = CATALOGUE.iter().map(|topic| topic.name.len()).max().unwrap_or(0);
-    let mut out = io::stdout().lock();
+    let mut out = out::text();
     for topic in CATALOGUE {
         let scope = topic.scope.unwrap_or("-");
         writeln!(out, "{:<width$}  {scope:<18}  {}", topic.name, topic.meaning)?;
@@ -29,7 +29,7 @@ pub(super) fn completions(args: &Completions) -> Done {
     // The library panics where its writer fails, and a pipe may be closed.
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "astro-relay", &mut text);
-    Ok(io::stdout().write_all(&text)?)
+    Ok(out::text().write_all(&text)?)
 }
 
 pub(super) fn man() -> Done {
@@ -45,5 +45,5 @@ pub(super) fn man() -> Done {
         page.render_description_section(&mut text)?;
         page.render_options_section(&mut text)?;
     }
-    Ok(io::stdout().write_all(&text)?)
+    Ok(out::text().write_all(&text)?)
 }

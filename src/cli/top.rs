@@ -15,18 +15,18 @@ use std::{
 use clap::Args;
 use rustix::{
     io::Errno,
-    termios::{
-        LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcgetwinsize, tcsetattr,
-    },
+    termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr},
 };
 use serde_json::Value;
 
 use super::{
     Done, Failed,
-    daemon::{Daemon, Which, harmless, page, quiet, table},
-    on_runtime, told_to_stop,
+    daemon::{Daemon, Which, page, quiet, table},
+    on_runtime,
+    out::{self, Harmless},
+    told_to_stop,
 };
-use crate::clock;
+use crate::{clock, text::harmless};
 
 /// How often the page is drawn.
 const EVERY: Duration = Duration::from_secs(1);
@@ -43,6 +43,7 @@ const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
 
 /// To the corner; clear to the end of the line; clear to the end of the screen.
 const HOME: &str = "\x1b[H";
+const NEXT_LINE: &str = "\r\n";
 const END_OF_LINE: &str = "\x1b[K";
 const END_OF_SCREEN: &str = "\x1b[J";
 
@@ -57,7 +58,7 @@ pub(super) struct Top {
 }
 
 pub(super) fn top(args: &Top) -> Done {
-    if !io::stdout().is_terminal() {
+    if !out::is_terminal() {
         return Err(Failed::new(
             Failed::USAGE,
             "top needs a terminal: `status` prints the page once",
@@ -67,7 +68,7 @@ pub(super) fn top(args: &Top) -> Done {
     on_runtime(1, &quiet(), async move {
         let told = told_to_stop()?;
         tokio::pin!(told);
-        let screen = Screen::enter()?;
+        let mut screen = Screen::enter()?;
         let mut before = Value::Null;
         loop {
             let (text, status) = tokio::select! {
@@ -75,7 +76,14 @@ pub(super) fn top(args: &Top) -> Done {
                 drawn = look(&daemon, &before) => drawn,
             };
             before = status;
-            screen.draw(&text)?;
+            // A terminal may have been stopped (Ctrl-S), and then drawing takes for ever.
+            tokio::select! {
+                () = &mut told => {
+                    screen.is_stopped = true;
+                    return Ok(());
+                }
+                drawn = Screen::draw(text) => drawn?,
+            }
             let leaves = tokio::select! {
                 () = &mut told => true,
                 leaves = screen.key() => leaves?,
@@ -130,6 +138,8 @@ fn pace(before: &Value, now: &Value) -> String {
 struct Screen {
     /// How it was; nothing where keys do not come from a terminal.
     keys: Option<Termios>,
+    /// Whether nothing can be written to it now.
+    is_stopped: bool,
 }
 
 impl Screen {
@@ -146,24 +156,22 @@ impl Screen {
         } else {
             None
         };
-        let screen = Self { keys };
-        let mut out = io::stdout().lock();
-        out.write_all(ENTER.as_bytes())?;
+        let screen = Self { keys, is_stopped: false };
+        let mut out = out::text();
+        out.control(ENTER)?;
         out.flush()?;
         Ok(screen)
     }
 
     /// Draws the page, as much as there is room for.
-    #[expect(clippy::unused_self, reason = "only a screen that was entered is drawn on")]
-    fn draw(&self, text: &str) -> io::Result<()> {
-        let (rows, columns) = tcgetwinsize(io::stdout())
-            .map(|size| (usize::from(size.ws_row), usize::from(size.ws_col)))
-            .ok()
-            .filter(|(rows, columns)| *rows > 0 && *columns > 0)
-            .unwrap_or(SIZE);
-        let mut out = io::stdout().lock();
-        out.write_all(fitted(text, rows, columns).as_bytes())?;
-        out.flush()
+    async fn draw(text: String) -> Result<(), Failed> {
+        let drawn = tokio::task::spawn_blocking(move || Self::draw_now(&text)).await;
+        Ok(drawn.map_err(|error| Failed::of(Failed::SOFTWARE, &error))??)
+    }
+
+    fn draw_now(text: &str) -> io::Result<()> {
+        let (rows, columns) = out::size().unwrap_or(SIZE);
+        draw_on(&mut out::text(), text, rows, columns)
     }
 
     /// Waits for a key, but not for long; whether it is one that leaves.
@@ -188,28 +196,39 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
-        drop(io::stdout().write_all(LEAVE.as_bytes()).and_then(|()| io::stdout().flush()));
+        let mut when = OptionalActions::Now;
+        if !self.is_stopped {
+            let mut out = out::text();
+            // Nothing can be done about a terminal that is gone.
+            drop(out.control(LEAVE).and_then(|()| out.flush()));
+            when = OptionalActions::Flush;
+        }
         if let Some(before) = &self.keys
-            && let Err(error) = tcsetattr(io::stdin(), OptionalActions::Flush, before)
+            && let Err(error) = tcsetattr(io::stdin(), when, before)
         {
             tracing::warn!(%error, "the terminal cannot be put back as it was");
         }
     }
 }
 
-/// What is written to draw a page on a terminal of that size: nothing of the page before remains.
-fn fitted(text: &str, rows: usize, columns: usize) -> String {
-    let mut drawn = String::from(HOME);
+/// Draws a page on a terminal of that size: nothing of the page before remains.
+fn draw_on(
+    out: &mut Harmless<impl io::Write>,
+    text: &str,
+    rows: usize,
+    columns: usize,
+) -> io::Result<()> {
+    out.control(HOME)?;
     for (row, line) in text.lines().take(rows).enumerate() {
         if row > 0 {
-            drawn.push_str("\r\n");
+            out.control(NEXT_LINE)?;
         }
-        drawn.extend(line.chars().take(columns));
-        drawn.push_str(END_OF_LINE);
+        let line: String = harmless(line).chars().take(columns).collect();
+        out.write_all(line.as_bytes())?;
+        out.control(END_OF_LINE)?;
     }
-    drawn.push_str(END_OF_SCREEN);
-    drawn
+    out.control(END_OF_SCREEN)?;
+    out.flush()
 }
 
 #[cfg(test)]
@@ -218,11 +237,18 @@ mod tests {
 
     use super::*;
 
+    fn drawn(text: &str) -> String {
+        let mut bytes = Vec::new();
+        draw_on(&mut Harmless::text_on(&mut bytes), text, 2, 5).unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
     #[test]
     fn a_page_fits_the_terminal_and_hides_the_one_before() {
         let text = "one line\ntwo\nthree\n";
-        assert_eq!(fitted(text, 2, 5), "\x1b[Hone l\x1b[K\r\ntwo\x1b[K\x1b[J");
-        assert_eq!(fitted("", 2, 5), "\x1b[H\x1b[J");
+        assert_eq!(drawn(text), "\x1b[Hone l\x1b[K\r\ntwo\x1b[K\x1b[J");
+        assert_eq!(drawn(""), "\x1b[H\x1b[J");
+        assert_eq!(drawn("\u{9b}"), "\x1b[H\\u{9b\x1b[K\x1b[J");
     }
 
     #[test]

@@ -6,7 +6,6 @@
 use std::path::PathBuf;
 
 use axum::{
-    Json,
     body::Bytes,
     extract::{Query, State as Extract},
     http::StatusCode,
@@ -14,7 +13,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{State, refused};
+use super::{State, json, refused};
 use crate::{
     clock,
     journal::{
@@ -56,7 +55,7 @@ pub(super) async fn list(Extract(state): Extract<State>, Query(chosen): Query<Ch
         Ok(letters) => {
             let redactor = Redactor::personal();
             let letters: Vec<_> = letters.iter().map(|letter| shown(letter, &redactor)).collect();
-            Json(letters).into_response()
+            json(StatusCode::OK, &letters)
         }
         Err(response) => response,
     }
@@ -101,7 +100,7 @@ async fn act(state: State, body: &[u8], act: Act) -> Response {
         act(store, meant.numbers.as_deref(), meant.sink.as_deref())
     });
     match done.await {
-        Ok(count) => Json(serde_json::json!({ "count": count })).into_response(),
+        Ok(count) => json(StatusCode::OK, &serde_json::json!({ "count": count })),
         Err(response) => response,
     }
 }

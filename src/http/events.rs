@@ -25,7 +25,12 @@ use crate::{
     event::{Record, Seq},
     journal::StoreError,
     route::{Pattern, Redactor},
+    text::{harmless, harmless_json},
 };
+
+/// The event that tells of events that cannot be shown: a follower was too slow, or the disk has lost
+/// them. No topic of Astro's is one word.
+const LOST: &str = "lost";
 
 /// Events read for a follower at once.
 const FOLLOW: usize = 256;
@@ -72,6 +77,7 @@ pub(super) async fn events(
         after: now,
         state,
         waiting,
+        lost: 0,
         pattern,
         whole: follow.whole,
         redactor: Redactor::personal(),
@@ -111,6 +117,8 @@ struct Follower {
     state: State,
     after: Seq,
     waiting: VecDeque<Arc<Record>>,
+    /// Events that the journal had no more when they were to be read, and that were not yet told.
+    lost: u64,
     pattern: Option<Pattern>,
     whole: bool,
     redactor: Redactor,
@@ -120,6 +128,10 @@ struct Follower {
 impl Follower {
     async fn next(mut self) -> Option<(Result<SseEvent, Infallible>, Self)> {
         loop {
+            if self.lost > 0 {
+                let lost = format!("{{\"lost\":{}}}", std::mem::take(&mut self.lost));
+                return Some((Ok(SseEvent::default().event(LOST).data(lost)), self));
+            }
             while let Some(record) = self.waiting.pop_front() {
                 let topic = &*record.event.place.topic;
                 if self.pattern.as_ref().is_none_or(|pattern| pattern.matches(topic)) {
@@ -132,6 +144,7 @@ impl Follower {
                 batch = next => batch.ok()?,
             };
             self.after = batch.through;
+            self.lost = batch.lost;
             self.waiting = batch.records.into();
         }
     }
@@ -142,10 +155,12 @@ impl Follower {
         let data = if self.whole {
             record.line(&message)
         } else {
-            String::from_utf8_lossy(&message).replace(['\n', '\r'], " ")
+            String::from_utf8_lossy(&message).replace(['\n', '\r', '\t'], " ")
         };
         // A line break in these would be the library's panic; Astro's own have none.
-        let line = |text: &str| text.replace(['\n', '\r', '\0'], " ");
-        SseEvent::default().id(line(&event.id)).event(line(&event.place.topic)).data(data)
+        SseEvent::default()
+            .id(harmless(&event.id))
+            .event(harmless(&event.place.topic))
+            .data(harmless_json(&data))
     }
 }

@@ -1,13 +1,12 @@
 //! What is only read: the probes, the status and the metrics.
 
 use axum::{
-    Json,
     extract::State as Extract,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
-use super::{State, guard::may_see_reasons, refused};
+use super::{State, guard::may_see_reasons, json, refused};
 use crate::{journal::Health, relay::gauges, status::Pages};
 
 pub(super) async fn readyz(Extract(state): Extract<State>, headers: HeaderMap) -> Response {
@@ -31,7 +30,7 @@ pub(super) async fn status(Extract(state): Extract<State>) -> Response {
         Health::Degraded(why) => format!("degraded: {why}"),
     };
     let access = state.access.borrow().clone();
-    Json(serde_json::json!({
+    let status = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "ready": reasons.is_empty(),
         "reasons": reasons,
@@ -44,8 +43,8 @@ pub(super) async fn status(Extract(state): Extract<State>) -> Response {
         // Whether anything can be changed here at all.
         "admin": access.admin_token.is_some(),
         "pages": pages,
-    }))
-    .into_response()
+    });
+    json(StatusCode::OK, &status)
 }
 
 pub(super) async fn metrics(Extract(state): Extract<State>) -> Response {

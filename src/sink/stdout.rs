@@ -19,7 +19,10 @@ use serde::Deserialize;
 use tokio::{task::JoinHandle, time::timeout};
 
 use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings};
-use crate::config::ConfigError;
+use crate::{
+    config::ConfigError,
+    text::{harmless, harmless_json},
+};
 
 /// The row of this kind.
 pub(super) const KIND: Kind = Kind {
@@ -56,6 +59,8 @@ enum Format {
 
 struct Stdout {
     readable: bool,
+    /// Whether it is a terminal: then the payload must not do anything to it.
+    terminal: bool,
     timeout: Duration,
     buffer: Vec<u8>,
     writing: Option<Writing>,
@@ -73,13 +78,15 @@ struct Writing {
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     let settings: Settings = settings(&opening)?;
+    let terminal = io::stdout().is_terminal();
     let readable = match settings.format {
-        Format::Auto => io::stdout().is_terminal(),
+        Format::Auto => terminal,
         Format::Json => false,
         Format::Text => true,
     };
     Ok(Box::new(Stdout {
         readable,
+        terminal,
         timeout: opening.config.timeout.0,
         buffer: Vec::new(),
         writing: None,
@@ -120,7 +127,7 @@ impl Stdout {
     fn write(&mut self, events: Vec<Outgoing>) {
         let mut buffer = std::mem::take(&mut self.buffer);
         for outgoing in &events {
-            line(outgoing, self.readable, &mut buffer);
+            line(outgoing, self.readable, self.terminal, &mut buffer);
         }
         let task = tokio::task::spawn_blocking(move || {
             let mut out = io::stdout().lock();
@@ -160,10 +167,15 @@ fn failure(error: io::Error) -> Failure {
 }
 
 /// Appends one event and its line end.
-fn line(outgoing: &Outgoing, readable: bool, buffer: &mut Vec<u8>) {
+fn line(outgoing: &Outgoing, readable: bool, terminal: bool, buffer: &mut Vec<u8>) {
     let start = buffer.len();
     if readable {
         buffer.extend_from_slice(readable_line(outgoing).as_bytes());
+    } else if terminal {
+        let payload = String::from_utf8_lossy(&outgoing.payload).replace(['\n', '\r', '\t'], " ");
+        let is_json = outgoing.content_type.contains("json");
+        let shown = if is_json { harmless_json(&payload) } else { harmless(&payload) };
+        buffer.extend_from_slice(shown.as_bytes());
     } else {
         buffer.extend_from_slice(&outgoing.payload);
         // A payload over several lines would no longer be one JSON line: line ends inside JSON text
@@ -189,14 +201,7 @@ fn readable_line(outgoing: &Outgoing) -> String {
         short.push('…');
     }
     let line = format!("{time}  {:<10}  {:<24}  {short}", event.place.channel, event.place.topic);
-    line.chars().map(|c| if is_harmless(c) { c } else { ' ' }).collect()
-}
-
-/// Whether a character from the wire may reach a terminal: control characters steer it, and marks of
-/// direction (Unicode annex 9) make text appear other than it is.
-pub(crate) fn is_harmless(c: char) -> bool {
-    !c.is_control()
-        && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    harmless(&line).into_owned()
 }
 
 #[cfg(test)]
@@ -206,7 +211,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::event::{Event, Origin, Place, Record};
+    use crate::{
+        event::{Event, Origin, Place, Record},
+        text::is_harmful,
+    };
 
     fn outgoing(topic: &str, data: &str, payload: &str) -> Outgoing {
         let event = Event {
@@ -233,7 +241,7 @@ mod tests {
     fn lines(events: &[Outgoing], readable: bool) -> String {
         let mut buffer = Vec::new();
         for event in events {
-            line(event, readable, &mut buffer);
+            line(event, readable, false, &mut buffer);
         }
         String::from_utf8(buffer).unwrap()
     }
@@ -259,8 +267,20 @@ mod tests {
     fn nothing_from_the_wire_steers_the_terminal() {
         let event = outgoing("\u{1b}[2J\u{9b}1m", "\"\u{202e}\u{7f}\u{1b}]0;x\u{7}é\"", "");
         let text = lines(&[event], true);
-        assert!(text.trim_end_matches('\n').chars().all(is_harmless), "{text:?}");
+        assert!(!text.trim_end_matches('\n').chars().any(is_harmful), "{text:?}");
         assert!(text.contains('é'));
+    }
+
+    #[test]
+    fn a_payload_steers_no_terminal() {
+        let mut buffer = Vec::new();
+        let payload = "{\"a\":\n\"\u{9b}1m\u{202e}\u{7f}é\"}";
+        line(&outgoing("a", "{}", payload), false, true, &mut buffer);
+        let mut text = outgoing("a", "{}", "a\u{1b}[2J");
+        text.content_type = "text/plain";
+        line(&text, false, true, &mut buffer);
+        let expected = "{\"a\": \"\\u009b1m\\u202e\\u007fé\"}\na\\u{1b}[2J\n";
+        assert_eq!(String::from_utf8(buffer).unwrap(), expected);
     }
 
     #[test]

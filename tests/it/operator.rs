@@ -5,6 +5,7 @@ mod endpoint;
 mod log;
 mod page;
 mod reload;
+mod terminal;
 mod top;
 
 use std::{path::PathBuf, time::Duration};

@@ -163,6 +163,37 @@ fn what_decides_does_no_input_or_output() {
     }
 }
 
+/// What others wrote must not steer a terminal, and nobody who logs may wait for a reader: so there is
+/// one way to standard output and one to standard error for each of those.
+#[test]
+fn only_three_files_write_to_a_terminal() {
+    let ways = ["cli/out.rs", "log/output.rs", "sink/stdout.rs"];
+    let mut wrong = Vec::new();
+    for (file, text) in sources() {
+        if ways.contains(&&*file) {
+            continue;
+        }
+        // Whether it is a terminal may be asked everywhere.
+        let code = code(&text)
+            .replace("io::stderr().is_terminal()", "")
+            .replace("io::stdout().is_terminal()", "");
+        for word in [
+            "print!(",
+            "println!(",
+            "dbg!(",
+            "io::stdout()",
+            "io::stderr()",
+            "/dev/std",
+            "/dev/tty",
+        ] {
+            if code.contains(word) {
+                wrong.push(format!("src/{file} has {word}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn every_file_says_what_it_is() {
     for (file, text) in sources() {

@@ -122,8 +122,8 @@ async fn server(answer: Vec<u8>) -> String {
     tokio::spawn(async move {
         let mut open = Vec::new();
         while let Ok((mut stream, _)) = listener.accept().await {
-            let mut request = [0; 4096];
-            stream.read(&mut request).await.ok();
+            let mut request = Vec::with_capacity(4096);
+            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.is_ok() {}
             stream.write_all(&answer).await.ok();
             open.push(stream);
         }
