@@ -54,7 +54,7 @@ fn routes(bench: &mut Criterion) {
     ] {
         let mut route = route(&format!("redact = []\n{more}"));
         bench.bench_function(&format!("route/{name}"), |bench| {
-            bench.iter(|| route.render(black_box(&record), 0));
+            bench.iter(|| route.render(black_box(&record)));
         });
     }
 }

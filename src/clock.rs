@@ -122,6 +122,19 @@ pub async fn sleep(wait: Duration) {
     }
 }
 
+/// How long ago the machine was booted, the time that it was suspended among it. Together with
+/// [`boot_id`] it joins what one process measures to what another has measured.
+pub fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Which boot of the machine this is; empty where the system does not say.
+pub fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.unwrap_or_default().trim().to_owned()
+}
+
 /// As RFC 3339 in UTC with milliseconds: `2026-11-22T04:13:00.120Z`.
 pub fn rfc3339(millis: UnixMillis) -> String {
     let time = i128::from(millis) * 1_000_000;

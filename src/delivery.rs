@@ -392,11 +392,10 @@ impl Delivery {
     }
 
     fn render(&mut self, records: &[Arc<Record>]) -> Vec<Outgoing> {
-        let now = clock::now();
         let mut outgoing = Vec::with_capacity(records.len());
         let mut skipped = [0_u64; 4];
         for record in records {
-            match self.route.render(record, now) {
+            match self.route.render(record) {
                 Rendered::Wanted(event) => outgoing.push(event),
                 Rendered::Skipped(skip) => {
                     if let Some(count) = skipped.get_mut(skip.index()) {

@@ -10,9 +10,11 @@
 
 pub(crate) mod key;
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+
+use crate::clock::Moment;
 
 /// Milliseconds since the Unix epoch, UTC.
 pub type UnixMillis = u64;
@@ -32,7 +34,8 @@ pub struct Event {
     pub place: Arc<Place>,
     /// When it happened, as the sender wrote it (RFC 3339), or empty where it did not say.
     pub ts: Box<str>,
-    /// When the relay heard it. Never runs backwards within one journal.
+    /// When the relay heard it, by the wall clock: for people and other programs. How long ago that was
+    /// tells [`Record::age`].
     pub received: UnixMillis,
     /// How it came to us.
     pub origin: Origin,
@@ -106,12 +109,53 @@ impl Origin {
 }
 
 /// An event with its place in the journal.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Record {
     /// Its number. Numbers only grow; a number is never used for two events.
     pub seq: Seq,
     /// The event.
     pub event: Event,
+    /// How long it has waited.
+    pub waited: Waited,
+}
+
+/// The same event at the same place; how long it has waited differs with every look.
+impl PartialEq for Record {
+    fn eq(&self, other: &Self) -> bool {
+        (self.seq, &self.event) == (other.seq, &other.event)
+    }
+}
+
+impl Eq for Record {}
+
+/// How long an event has waited since the relay heard it: by a clock that does not step, over restarts
+/// too.
+#[derive(Debug, Clone, Copy)]
+pub struct Waited {
+    at: Moment,
+    before: Duration,
+}
+
+impl Waited {
+    /// It was heard now.
+    pub fn now() -> Self {
+        Self::already(Duration::ZERO)
+    }
+
+    /// It has waited so long already.
+    pub fn already(before: Duration) -> Self {
+        Self { at: Moment::now(), before }
+    }
+
+    /// How much later it was heard than `first`.
+    pub fn behind(self, first: Self) -> Duration {
+        first.before.saturating_sub(self.before).saturating_add(self.at.since(first.at))
+    }
+
+    /// How long that is by now.
+    pub fn so_far(self) -> Duration {
+        self.before.saturating_add(self.at.elapsed())
+    }
 }
 
 impl Event {
@@ -137,6 +181,16 @@ impl Event {
 }
 
 impl Record {
+    /// An event that was heard now.
+    pub fn new(seq: Seq, event: Event) -> Self {
+        Self { seq, event, waited: Waited::now() }
+    }
+
+    /// How long it has waited.
+    pub fn age(&self) -> Duration {
+        self.waited.so_far()
+    }
+
     /// The event as one line of JSON: what the relay knows of it, and behind that `message`, which is
     /// the event's own or what is left of it for those who read the line.
     pub fn line(&self, message: &[u8]) -> String {

@@ -20,6 +20,7 @@
 //! The one thing to know: a sink's cursor is saved right after it moves, and [`Journal::saved`] tells how
 //! far; delivery keeps what is sent but not saved within its window, so that a crash repeats no more.
 
+mod age;
 mod batch;
 mod file;
 mod follow;
@@ -51,11 +52,14 @@ pub use self::{
 use crate::{
     clock,
     config::{self, Start, Sync},
-    event::{Event, Record, Seq, UnixMillis},
+    event::{Event, Record, Seq, UnixMillis, Waited},
 };
 
 /// Dead letters that wait in memory for the disk, at most: several sinks' windows full of them.
 const DEAD_IN_MEMORY: usize = 4096;
+
+/// Runs that are kept for the sake of sinks that are no longer configured.
+const MANY_RUNS: usize = 256;
 
 /// Dead letters that are handed out at once to be tried again.
 const RETRY_AT_ONCE: usize = 64;
@@ -107,6 +111,7 @@ struct State {
     last: Seq,
     written: Seq,
     synced: Seq,
+    durable: bool,
     /// The first event that is still kept, on disk or in memory.
     oldest: Seq,
     last_received: UnixMillis,
@@ -116,8 +121,6 @@ struct State {
     sinks_unknown: bool,
     /// Intake has waited for the disk in vain, and waits no more until it has caught up.
     late: bool,
-    /// Where the furthest sink stood when intake waited for it in vain.
-    waited_for: Seq,
     dead: Vec<DeadLetter>,
     /// Bytes of the events in `dead`.
     dead_bytes: usize,
@@ -153,15 +156,15 @@ struct Cursor {
     saved: Option<Seq>,
     /// Whether a configured sink uses it.
     active: bool,
-    /// When the event after it was received, where only the disk still has that.
-    since: UnixMillis,
+    /// How long the event after it waits, where only the disk still has that.
+    waits: Option<Waited>,
     /// How far it has looked, where it is the cursor of a follower.
     following: Option<Following>,
 }
 
 impl Cursor {
     fn new(at: Seq, saved: Option<Seq>) -> Self {
-        Self { at, saved, active: true, since: 0, following: None }
+        Self { at, saved, active: true, waits: None, following: None }
     }
 }
 
@@ -214,6 +217,8 @@ pub struct Figures {
     pub written: Seq,
     /// Through which event they survive a loss of power.
     pub synced: Seq,
+    /// Whether everything that is written does: cursors and dead letters too.
+    pub durable: bool,
     /// Bytes on disk.
     pub size: u64,
     /// Bytes of events in memory.
@@ -249,25 +254,27 @@ impl Journal {
 
     /// Appends `events` in order and leaves the vector empty. Never waits: see [`Journal::room`].
     pub fn append(&self, events: &mut Vec<Event>) {
+        self.append_heard(events, Waited::now());
+    }
+
+    /// The same for events that were heard some time ago.
+    pub fn append_heard(&self, events: &mut Vec<Event>, waited: Waited) {
         if !events.is_empty() {
-            self.add(events.drain(..), true);
+            self.add(events.drain(..), waited);
         }
     }
 
-    /// Appends a report of the relay's own that would be made again if it were lost: it is written with
-    /// what is written next, at the latest within a second.
+    /// Appends a report of the relay's own.
     pub fn report(&self, event: Event) {
-        self.add(std::iter::once(event), false);
+        self.add(std::iter::once(event), Waited::now());
     }
 
-    fn add(&self, events: impl Iterator<Item = Event>, hurry: bool) {
+    fn add(&self, events: impl Iterator<Item = Event>, waited: Waited) {
         let shared = &*self.0;
         let mut state = shared.lock();
         let mut concerns = false;
         for mut event in events {
-            // Times in the journal never fall, whatever the clock does: a stream's entry ids are
-            // made of them.
-            event.received = event.received.max(state.last_received);
+            event.received = age::received(event.received, state.last_received);
             state.last_received = event.received;
             state.last += 1;
             let weight = event.weight();
@@ -277,7 +284,7 @@ impl Journal {
             for cursor in state.cursors.values_mut() {
                 concerns |= cursor.offer(seq, &event);
             }
-            state.ring.push_back(Arc::new(Record { seq, event }));
+            state.ring.push_back(Arc::new(Record { seq, event, waited }));
         }
         let last = state.last;
         state.cursors.values_mut().for_each(|cursor| cursor.go_along(last));
@@ -287,11 +294,7 @@ impl Journal {
             state.unwritten_bytes = 0;
         }
         shared.publish(&state);
-        if hurry {
-            shared.hurry(state);
-        } else {
-            drop(state);
-        }
+        shared.hurry(state);
         if concerns {
             shared.concern.send_modify(|count| *count += 1);
         }
@@ -344,8 +347,11 @@ impl Journal {
         })
     }
 
-    /// The first event received at or after that time.
+    /// The first event received at or after that time of the wall clock as it is now.
     pub fn first_since(&self, since: UnixMillis) -> Result<Option<Seq>, StoreError> {
+        let Some(age) = clock::now().checked_sub(since).map(Duration::from_millis) else {
+            return Ok(None);
+        };
         if let Some(reader) = &self.0.reader {
             let found = reader.read(|store| store.first_since(since))?;
             if found.is_some() {
@@ -353,7 +359,7 @@ impl Journal {
             }
         }
         let state = self.0.lock();
-        Ok(state.ring.iter().find(|record| record.event.received >= since).map(|record| record.seq))
+        Ok(state.ring.iter().find(|record| record.age() <= age).map(|record| record.seq))
     }
 
     /// A sink no longer uses its cursor: it holds nothing back any more.
@@ -408,19 +414,21 @@ impl Journal {
                 Some(first) if first.seq <= after + 1 || shared.reader.is_none() => {
                     return Ok(state.in_ring(after, through, limit, max_bytes));
                 }
+                None if shared.reader.is_none() => {
+                    return Ok(state.in_ring(after, through, limit, max_bytes));
+                }
                 Some(first) => first.seq - 1,
                 None => state.last,
             }
         };
         let journal = self.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let reader = journal.0.reader.as_ref()?;
-            Some(reader.read(|store| store.read(after, limit, max_bytes)))
+            let reader = journal.0.reader.as_ref().ok_or(StoreError::Reopening)?;
+            reader.read(|store| store.read(after, limit, max_bytes))
         });
-        let mut read = match read.await {
-            Ok(Some(read)) => read.inspect_err(|error| shared.suspect(error))?,
-            Ok(None) | Err(_) => store::Read::default(),
-        };
+        // What was not read is not known to be gone.
+        let read = read.await.unwrap_or(Err(StoreError::Unread));
+        let mut read = read.inspect_err(|error| shared.suspect(error))?;
         // The writer may have gone on meanwhile; what may be read was decided above.
         read.records.retain(|record| record.seq <= through);
         let end = match read.through {
@@ -602,32 +610,28 @@ impl Journal {
             last: state.last,
             written: state.written,
             synced: state.synced,
+            durable: state.durable,
             size: state.size,
             memory: state.ring_bytes,
             health: state.health.clone(),
         }
     }
 
-    /// Events that `sink` has still to get, and since when the oldest of them waits (0: none).
-    pub fn lag(&self, sink: &str) -> (u64, UnixMillis) {
+    /// Events that `sink` has still to get, and how long the oldest of them waits.
+    pub fn lag(&self, sink: &str) -> (u64, Duration) {
         let state = self.0.lock();
-        let Some(cursor) = state.cursors.get(sink) else { return (0, 0) };
+        let Some(cursor) = state.cursors.get(sink) else { return (0, Duration::ZERO) };
         let events = state.given(cursor.at, state.last);
-        let since = state
-            .ring
-            .front()
-            .and_then(|first| {
-                let index = usize::try_from((cursor.at + 1).checked_sub(first.seq)?).ok()?;
-                state.ring.get(index)
-            })
-            .map(|record| record.event.received);
-        let since = match since {
-            _ if events == 0 => 0,
-            Some(received) => received,
-            // Only the disk knows; the writer looks it up once in a while.
-            None => cursor.since,
-        };
-        (events, since)
+        if events == 0 {
+            return (0, Duration::ZERO);
+        }
+        let in_ring = state.ring.front().and_then(|first| {
+            let index = usize::try_from((cursor.at + 1).checked_sub(first.seq)?).ok()?;
+            state.ring.get(index)
+        });
+        // Of the rest only the disk knows; the writer looks it up once in a while.
+        let waited = in_ring.map(|record| record.waited).or(cursor.waits);
+        (events, waited.map_or(Duration::ZERO, Waited::so_far))
     }
 
     /// How many dead letters each sink has.
@@ -683,7 +687,8 @@ impl Shared {
     fn publish(&self, state: &State) {
         let readable = match (self.sync, &state.health) {
             (Sync::Always, Health::Sound) => state.synced,
-            _ => state.last,
+            (_, Health::Sound) => state.written,
+            (_, Health::MemoryOnly | Health::Degraded(_)) => state.last,
         };
         self.readable.send_if_modified(|seq| std::mem::replace(seq, readable) != readable);
     }
@@ -734,13 +739,13 @@ impl State {
             last,
             written: last,
             synced: last,
+            durable: true,
             oldest,
             last_received: 0,
             runs,
             cursors: HashMap::new(),
             sinks_unknown: false,
             late: false,
-            waited_for: Seq::MAX,
             dead: Vec::new(),
             dead_bytes: 0,
             letters: HashMap::new(),
@@ -758,6 +763,18 @@ impl State {
     /// How many numbers after `after`, through `through`, were given to events.
     fn given(&self, after: Seq, through: Seq) -> u64 {
         given(&self.runs, after, through.min(self.last))
+    }
+
+    /// Forgets runs that ended before everything that is kept and before every cursor. Answers where
+    /// that is, if there were any.
+    fn prune_runs(&mut self) -> Option<Seq> {
+        // A cursor that no sink uses any more counts as long as that costs little.
+        let all = self.runs.len() < MANY_RUNS;
+        let cursors = self.cursors.values().filter(|cursor| all || cursor.active);
+        let before = cursors.map(|cursor| cursor.at + 1).fold(self.oldest, Seq::min);
+        let count = self.runs.len();
+        self.runs.retain(|(_, last)| last.is_none_or(|last| last >= before));
+        (self.runs.len() < count).then_some(before)
     }
 
     /// What the mark is to say.
@@ -837,7 +854,6 @@ impl State {
             replays: self.replays.iter().map(|(number, at)| (*number, *at)).collect(),
             settled: self.settled.clone(),
             state: self.kept.values().cloned().collect(),
-            alive: None,
         }
     }
 

@@ -430,15 +430,10 @@ pub(crate) fn gauges(status: &Status, journal: &Journal) {
     gauge!(metrics::JOURNAL_BYTES).set(real(figures.size));
     let sound = matches!(figures.health, crate::journal::Health::Sound);
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
-    let now = clock::now();
     let sinks: Vec<String> = status.look(|pages| pages.sinks.keys().cloned().collect());
     for sink in &sinks {
-        let (events, since) = journal.lag(sink);
-        let seconds = if since == 0 {
-            0.0
-        } else {
-            Duration::from_millis(now.saturating_sub(since)).as_secs_f64()
-        };
+        let (events, waits) = journal.lag(sink);
+        let seconds = waits.as_secs_f64();
         gauge!(metrics::LAG_EVENTS, "sink" => sink.clone()).set(real(events));
         gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(seconds);
         status.sink(sink, |page| {

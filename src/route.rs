@@ -25,7 +25,7 @@ use crate::{
     board::{Path, Section},
     clock,
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
-    event::{Event, Origin, Place, Record, UnixMillis},
+    event::{Event, Origin, Place, Record},
     homeassistant,
     json::Json,
     sink::{Address, Beside, Kind, Outgoing},
@@ -181,7 +181,7 @@ impl Route {
     }
 
     /// Decides on an event, and renders it.
-    pub fn render(&mut self, record: &Arc<Record>, now: UnixMillis) -> Rendered {
+    pub fn render(&mut self, record: &Arc<Record>) -> Rendered {
         let event = &record.event;
         let Decision { wanted, address } = self.decide(event);
         if !wanted {
@@ -189,7 +189,7 @@ impl Route {
         }
         let expires_in = match self.max_age {
             None => None,
-            Some(max_age) => match max_age.checked_sub(age(event, now)) {
+            Some(max_age) => match max_age.checked_sub(age(record)) {
                 None => return Rendered::Skipped(Skip::Age),
                 rest => rest,
             },
@@ -215,7 +215,7 @@ impl Route {
                 payload,
                 content_type,
                 expires_in,
-                beside: self.beside(event, redacted.as_ref(), now),
+                beside: self.beside(record, redacted.as_ref()),
             }),
             Err(error) => Rendered::Failed(format!("cannot be rendered: {error}")),
         }
@@ -232,17 +232,13 @@ impl Route {
     }
 
     /// What goes out beside an event: what happened, flat, for Home Assistant.
-    fn beside(
-        &self,
-        event: &Event,
-        redacted: Option<&Redacted>,
-        now: UnixMillis,
-    ) -> Option<Arc<Beside>> {
+    fn beside(&self, record: &Record, redacted: Option<&Redacted>) -> Option<Arc<Beside>> {
+        let event = &record.event;
         let happenings = self.happenings.as_ref()?;
         let data = redacted.map_or(event.data(), |redacted| &redacted.data);
         // The topic of its own counts where the activity does not reach this sink.
         let activities = || self.wants(homeassistant::ACTIVITIES, &event.place.channel);
-        let age = u64::try_from(age(event, now).as_millis()).unwrap_or(u64::MAX);
+        let age = u64::try_from(age(record).as_millis()).unwrap_or(u64::MAX);
         let (address, payload) = happenings.told(event, data, activities, age)?;
         Some(Arc::new(Beside { address: address.into(), payload: payload.into() }))
     }
@@ -323,7 +319,7 @@ impl Route {
         let wanted = self.wants(&place.topic, &place.channel);
         let address = match &self.address {
             Some(addressing) if addressing.constant && wanted => {
-                let record = Arc::new(Record { seq: 0, event: event.clone() });
+                let record = Arc::new(Record::new(0, event.clone()));
                 // An error shows again when the event itself is rendered.
                 addressing.render(&View::of(record)).ok()
             }
@@ -374,17 +370,16 @@ impl Addressing {
     }
 }
 
-/// How old an event is. What came live is as old as the relay has had it, so that a clock that is
-/// wrong by hours does not make every event too old; what was fetched or is handed on again is as old
-/// as it says.
-fn age(event: &Event, now: UnixMillis) -> Duration {
-    let since = match event.origin {
-        Origin::Live | Origin::Test => event.received,
-        Origin::Backfilled | Origin::Replayed => {
-            clock::parse_rfc3339(&event.ts).unwrap_or(event.received)
-        }
+/// How old an event is. What came live is as old as the relay has had it, by a clock that does not step;
+/// what was fetched or is handed on again was as old as it says when the relay got it.
+fn age(record: &Record) -> Duration {
+    let event = &record.event;
+    let before = match event.origin {
+        Origin::Live | Origin::Test => 0,
+        Origin::Backfilled | Origin::Replayed => clock::parse_rfc3339(&event.ts)
+            .map_or(0, |happened| event.received.saturating_sub(happened)),
     };
-    Duration::from_millis(now.saturating_sub(since))
+    Duration::from_millis(before).saturating_add(record.age())
 }
 
 /// CloudEvents 1.0, structured mode. `source` and `id` together are unique, as the specification asks.

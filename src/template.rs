@@ -178,9 +178,9 @@ mod tests {
     fn view(data: &str) -> Value {
         let message = format!(r#"{{"id":"1","data":{data}}}"#);
         let start = r#"{"id":"1","data":"#.len();
-        View::of(Arc::new(Record {
-            seq: 1,
-            event: Event {
+        View::of(Arc::new(Record::new(
+            1,
+            Event {
                 id: "1".into(),
                 distinct_key: None,
                 place: Place::of("channel.tips", "", "main"),
@@ -191,7 +191,7 @@ mod tests {
                 data: start..start + data.len(),
                 message: Bytes::from(message),
             },
-        }))
+        )))
     }
 
     #[test]

@@ -67,5 +67,5 @@ pub(super) fn route(more: &str) -> Route {
 }
 
 pub(super) fn record(seq: u64, event: Event) -> Arc<Record> {
-    Arc::new(Record { seq, event })
+    Arc::new(Record::new(seq, event))
 }

@@ -71,9 +71,9 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(event.message, frame.as_bytes(), "byte for byte");
             serde_json::from_slice::<&RawValue>(event.data()).expect("data is JSON");
             state.hear(&event, seq);
-            let record = Arc::new(Record { seq, event });
+            let record = Arc::new(Record::new(seq, event));
             for route in &mut routes {
-                if let Rendered::Wanted(outgoing) = route.render(&record, seq) {
+                if let Rendered::Wanted(outgoing) = route.render(&record) {
                     serde_json::from_slice::<&RawValue>(&outgoing.payload).expect("JSON goes out");
                 }
             }

@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
     let (template, condition, pattern, data) = (next(), next(), next(), next());
     let Ok(data) = serde_json::from_str(data) else { return };
     let event = event::own("channel.tips", &"main".into(), &"room".into(), &data, 1);
-    let view = View::of(Arc::new(Record { seq: 1, event }));
+    let view = View::of(Arc::new(Record::new(1, event)));
     if let Ok(template) = Template::compile(template) {
         template.uses_only(&["channel", "topic"]);
         drop(template.render(&view));

@@ -414,7 +414,7 @@ fn shown(data: &str, when: Option<&Condition>, readable: bool) -> Option<String>
         data: envelope.data,
         message: bytes::Bytes::copy_from_slice(message.as_bytes()),
     };
-    let record = Arc::new(Record { seq: line.seq, event });
+    let record = Arc::new(Record::new(line.seq, event));
     let holds = |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
     if !when.is_none_or(holds) {
         return None;

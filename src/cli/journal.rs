@@ -3,7 +3,7 @@
 //! They open the journal's file beside the relay, running or not. What they ask for is written into
 //! the file, and a running relay takes it up within a second.
 
-use std::{io::Write as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{io::Write as _, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Done, Failed, Source, out};
 use crate::{
     clock,
-    event::{Seq, UnixMillis},
+    event::{Seq, UnixMillis, Waited},
     journal::{
         DeadLetter, Replay,
         store::{self, Store},
@@ -165,15 +165,8 @@ pub(super) fn journal(command: JournalCommand) -> Done {
         JournalCommand::Tail(tail) => follow(&tail),
         JournalCommand::Export(export) => {
             let store = export.place.open()?;
-            let from = match export.from {
-                None => 0,
-                Some(time) => match store.first_since(time).map_err(|error| failed(&error))? {
-                    Some(seq) => seq.saturating_sub(1),
-                    None => return Ok(()),
-                },
-            };
-            let until = export.until.unwrap_or(UnixMillis::MAX);
-            print(&store, &export.wanted, from, until).map(|_| ())
+            let times = export.from.unwrap_or(0)..=export.until.unwrap_or(UnixMillis::MAX);
+            print(&store, &export.wanted, 0, &times).map(|_| ())
         }
     }
 }
@@ -186,21 +179,15 @@ fn status(place: &Where) -> Done {
     };
     let (bounds, size, cursors, runs, dead) = read().map_err(|error| failed(&error))?;
     let mut out = out::text();
-    let now = clock::now();
-    let ago = |time: UnixMillis| {
-        let age = Duration::from_secs(now.saturating_sub(time) / 1000);
-        humantime::format_duration(age).to_string()
+    let age = |seq: Seq| -> Result<String, store::StoreError> {
+        let waited = store.waited_since(seq)?.map_or(Duration::ZERO, Waited::so_far);
+        Ok(humantime::format_duration(Duration::from_secs(waited.as_secs())).to_string())
     };
     match bounds {
         None => writeln!(out, "no events, {}", human(size))?,
         Some((first, last)) => {
-            let oldest = store.received_at(first).map_err(|error| failed(&error))?.unwrap_or(0);
-            writeln!(
-                out,
-                "events {first} to {last}, {}, the oldest {} ago",
-                human(size),
-                ago(oldest)
-            )?;
+            let oldest = age(first).map_err(|error| failed(&error))?;
+            writeln!(out, "events {first} to {last}, {}, the oldest {} ago", human(size), oldest)?;
         }
     }
     let last = bounds.map_or(0, |(_, last)| last);
@@ -210,12 +197,11 @@ fn status(place: &Where) -> Done {
             continue;
         };
         let waiting = store::given(&runs, at, last);
-        let since = store.received_at(at + 1).map_err(|error| failed(&error))?;
-        let lag = match since {
-            Some(since) if waiting > 0 => {
-                format!("{waiting} events wait, the oldest {} ago", ago(since))
-            }
-            _ => "nothing waits".to_owned(),
+        let lag = if waiting > 0 {
+            let oldest = age(at + 1).map_err(|error| failed(&error))?;
+            format!("{waiting} events wait, the oldest {oldest} ago")
+        } else {
+            "nothing waits".to_owned()
         };
         let set_aside = dead.iter().find(|(sink, _)| *sink == cursor.sink).map_or(0, |(_, n)| *n);
         writeln!(out, "sink {}: at {at} of {last}; {lag}; {set_aside} dead letters", cursor.sink)?;
@@ -234,7 +220,7 @@ fn follow(tail: &Tail) -> Done {
     let store = tail.place.open()?;
     let mut after = store.before_newest(tail.lines).map_err(|error| failed(&error))?;
     loop {
-        after = print(&store, &tail.wanted, after, UnixMillis::MAX)?;
+        after = print(&store, &tail.wanted, after, &(0..=UnixMillis::MAX))?;
         if !tail.follow {
             return Ok(());
         }
@@ -247,8 +233,14 @@ fn pause() {
     std::thread::sleep(FOLLOW);
 }
 
-/// Prints events after `after` that were received until `until`; answers how far it came.
-fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> Result<Seq, Failed> {
+/// Prints events after `after` that were received within `times`, as the clock was then; answers how far
+/// it came. A clock may have stepped, so each event is looked at.
+fn print(
+    store: &Store,
+    wanted: &Wanted,
+    mut after: Seq,
+    times: &RangeInclusive<UnixMillis>,
+) -> Result<Seq, Failed> {
     let when = wanted.when.as_deref().map(Condition::compile).transpose();
     let when = when.map_err(|error| Failed::new(Failed::USAGE, format!("--when: {error}")))?;
     let mut out = out::json();
@@ -261,8 +253,8 @@ fn print(store: &Store, wanted: &Wanted, mut after: Seq, until: UnixMillis) -> R
         }
         for record in read.records {
             let event = &record.event;
-            if event.received > until {
-                return Ok(after);
+            if !times.contains(&event.received) {
+                continue;
             }
             let topic =
                 wanted.topic.as_ref().is_none_or(|pattern| pattern.matches(&event.place.topic));

@@ -49,7 +49,7 @@ pub(super) fn send_test(args: &SendTest) -> Done {
     if let Some(name) = args.sinks.iter().find(|name| !config.sinks.contains_key(*name)) {
         return Err(Failed::new(Failed::USAGE, format!("there is no sink {name:?}")));
     }
-    let record = Arc::new(Record { seq: 1, event: synthetic(args, &config)? });
+    let record = Arc::new(Record::new(1, synthetic(args, &config)?));
     let log = Log { level: "warn".into(), ..config.log.clone() };
     on_runtime(1, &log, async move {
         let mut failed = 0;
@@ -87,7 +87,7 @@ fn synthetic(args: &SendTest, config: &Config) -> Result<Event, Failed> {
 async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<String, String> {
     let (mut sink, mut route) =
         open_sink(name, config, Purpose::Visit).map_err(|error| error.to_string())?;
-    let outgoing = match route.render(record, clock::now()) {
+    let outgoing = match route.render(record) {
         Rendered::Wanted(outgoing) => outgoing,
         Rendered::Skipped(skip) => return Ok(format!("not wanted ({})", skip.as_str())),
         Rendered::Failed(reason) => return Err(reason),

@@ -10,7 +10,6 @@ use tracing::{info, warn};
 
 use super::{BATCH_BYTES, Delivery, Halt, Turn};
 use crate::{
-    clock,
     event::{Origin, Record},
     journal::{DeadLetter, Replay},
     route::{Pattern, Rendered},
@@ -53,7 +52,7 @@ impl Delivery {
         stop: &CancellationToken,
     ) -> Result<(), Halt> {
         info!(sink = %self.name, number = letter.number, "trying a dead letter again");
-        match self.route.render(&letter.record, clock::now()) {
+        match self.route.render(&letter.record) {
             // If it is refused again, it becomes a new dead letter with the new reason.
             Rendered::Wanted(outgoing) => self.again(vec![outgoing], stop).await?,
             // Somebody asked for it: it must not go without a word.

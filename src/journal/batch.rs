@@ -15,7 +15,7 @@
 //! The one thing to know: numbers in a batch follow each other without a hole; where there is one, the
 //! next batch begins.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
@@ -27,6 +27,9 @@ pub(super) const EVENTS: usize = 64;
 
 /// Bytes of events in a batch, about: what is read to get at one of them.
 const BYTES: usize = 64 * 1024;
+
+/// Events that came further apart do not share a row, for a row has one age.
+const SPAN: Duration = Duration::from_secs(1);
 
 /// Bytes before an event's texts, without the length of it all.
 const FIXED: usize = 8 + 1 + 1 + 4 * FIELDS;
@@ -57,8 +60,10 @@ impl Row {
 pub(super) fn length(records: &[Arc<Record>]) -> usize {
     let mut bytes = 0;
     let mut before: Option<Seq> = None;
+    let first = records.first().map(|first| first.waited);
     let fits = |record: &&Arc<Record>| {
-        let follows = before.is_none_or(|before| record.seq == before + 1);
+        let follows = before.is_none_or(|before| record.seq == before + 1)
+            && first.is_none_or(|first| record.waited.behind(first) < SPAN);
         before = Some(record.seq);
         let room = bytes < BYTES;
         bytes += record.event.weight();
@@ -151,7 +156,7 @@ pub(super) fn decode(
     from: Seq,
     limit: usize,
     places: &mut Places,
-) -> Option<Vec<Record>> {
+) -> Option<Vec<(Seq, Event)>> {
     let length = usize::try_from(read_word(body, 0)?).ok()?;
     // LZ4 makes nothing smaller than this; what says so is not of ours.
     if length > body.len().saturating_mul(256) {
@@ -164,7 +169,7 @@ pub(super) fn decode(
         let start = at + 4;
         at = start + usize::try_from(read_word(&plain, at)?).ok()?;
         if seq >= from && records.len() < limit {
-            records.push(Record { seq, event: decode_event(&plain, start..at, places)? });
+            records.push((seq, decode_event(&plain, start..at, places)?));
         }
     }
     (at == plain.len()).then_some(records)
@@ -257,10 +262,10 @@ mod tests {
     fn batch(first: Seq, events: Vec<Event>) -> (Row, Vec<Arc<Record>>) {
         let row = Row { first, count: events.len() as u64, received: 7 };
         let numbered = (first..).zip(events);
-        (row, numbered.map(|(seq, event)| Arc::new(Record { seq, event })).collect())
+        (row, numbered.map(|(seq, event)| Arc::new(Record::new(seq, event))).collect())
     }
 
-    fn read(row: Row, body: &[u8], from: Seq) -> Option<Vec<Record>> {
+    fn read(row: Row, body: &[u8], from: Seq) -> Option<Vec<(Seq, Event)>> {
         decode(row, body, from, usize::MAX, &mut Places::default())
     }
 
@@ -274,7 +279,8 @@ mod tests {
             let mut encoder = Encoder::default();
             let body = encoder.encode(&records);
             let read = read(row, body, first + skip as u64).unwrap();
-            let expected: Vec<_> = records.iter().skip(skip).map(|record| Record::clone(record)).collect();
+            let pair = |record: &Arc<Record>| (record.seq, record.event.clone());
+            let expected: Vec<_> = records.iter().skip(skip).map(pair).collect();
             prop_assert_eq!(read, expected);
         }
 
@@ -303,7 +309,7 @@ mod tests {
     fn a_batch_ends_at_a_hole_and_when_it_is_full() {
         let event = crate::event::own("t", &"".into(), &"".into(), &serde_json::json!({}), 1);
         let numbered = |seqs: &[Seq]| -> Vec<_> {
-            seqs.iter().map(|seq| Arc::new(Record { seq: *seq, event: event.clone() })).collect()
+            seqs.iter().map(|seq| Arc::new(Record::new(*seq, event.clone()))).collect()
         };
         assert_eq!(length(&numbered(&[])), 0);
         assert_eq!(length(&numbered(&[4, 5, 6])), 3);

@@ -3,7 +3,8 @@
 //!
 //! `journal.lock` belongs to the one process that writes. `journal.mark` holds the last number that
 //! was written and how many events there were, without any sync: when the database comes up shorter
-//! than the mark says, or not at all, what is missing can be counted.
+//! than the mark says, or not at all, what is missing can be counted. It also holds when the relay last
+//! ran, on every clock; an idle relay writes nothing else.
 //!
 //! A broken database is copied, row by row as far as it can be read, into `journal.db.new`, which
 //! becomes `journal.db.recovered` once it is complete. Only then is the broken one set aside under a
@@ -27,6 +28,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Cursor, Health, Journal, Limits, Shared, State,
+    age::{Ages, Anchor},
     store::{self, LEFT_OUT, Run, Store, StoreError, Write, given},
     writer,
 };
@@ -55,6 +57,13 @@ const STEPS: Seq = 4096;
 /// Broken files that are kept to be looked at; each may be as large as the journal.
 const SET_ASIDE: usize = 3;
 
+/// The high-water mark's file.
+const MARK: &str = "journal.mark";
+
+/// How often an idle relay writes down that it runs. Each time costs the disk some blocks, however
+/// little is written; after a crash of an idle relay the gap that is told begins as much too early.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
 /// What SQLite keeps beside a database, and the database itself. The log first: a new database must
 /// never stand beside the log of another.
 const COMPANIONS: [&str; 3] = ["-wal", "-shm", ""];
@@ -66,8 +75,10 @@ pub struct Opened {
     pub lost: u64,
     /// Where a broken file was set aside.
     pub set_aside: Option<PathBuf>,
-    /// When the relay last ran with this journal.
+    /// When the relay last ran with this journal, by the wall clock as it was then.
     pub alive: Option<UnixMillis>,
+    /// How long it did not run. Within one boot of the machine no step of the wall clock touches this.
+    pub away: Option<Duration>,
     /// Events that are there.
     pub events: u64,
     /// Sinks whose position was broken: they begin with the earliest event.
@@ -87,6 +98,8 @@ pub(super) struct Lock {
 #[derive(Debug)]
 pub(super) struct Mark {
     file: File,
+    /// What stands in it, and since when.
+    written: Option<(Marked, Instant)>,
 }
 
 /// What the mark says.
@@ -102,23 +115,25 @@ pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreE
     let dir = config.dir.as_path();
     make_dir(dir)?;
     let lock = lock(dir)?;
-    let (mut mark, marked) = Mark::open(dir)?;
+    let (mut mark, marked, anchor) = Mark::open(dir)?;
     let always = config.sync == Sync::Always;
-    let (store, state, opened) = match begin(dir, always, marked, false) {
+    let (begun, opened) = match begin(dir, always, marked, anchor.as_ref(), false) {
         Err(error) if error.is_corrupt() => {
             let recovered = recover(dir, marked, None)?;
-            let (store, state, mut opened) = begin(dir, always, marked, true)?;
+            let (begun, mut opened) = begin(dir, always, marked, anchor.as_ref(), true)?;
             opened.lost += recovered.lost;
             opened.set_aside = recovered.set_aside;
             opened.cursors_unknown = recovered.cursors_unknown;
-            (store, state, opened)
+            (begun, opened)
         }
         begun => begun?,
     };
+    let Begun { store, state, ages } = begun;
     if opened.lost > 0 {
         error!(lost = opened.lost, "events that were in the journal are gone");
     }
-    let reader = Store::open_reader(dir)?;
+    let mut reader = Store::open_reader(dir)?;
+    reader.set_ages(ages.clone());
     let limits = Limits {
         dir: Some(dir.to_owned()),
         max_size: config.max_size.0,
@@ -129,9 +144,9 @@ pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreE
         max_dead_letters: config.max_dead_letters.0,
     };
     let state = State { sinks_unknown: opened.cursors_unknown, ..state };
-    mark.set(Marked { last: state.last, events: opened.events })?;
+    mark.set(Marked { last: state.last, events: opened.events }, &ages)?;
     let journal = Journal(Arc::new(Shared::new(state, Some(reader), config.sync, limits)));
-    writer::start(&journal, store, mark, lock);
+    writer::start(&journal, store, mark, lock, ages);
     Ok((journal, opened))
 }
 
@@ -141,12 +156,16 @@ fn begin(
     dir: &Path,
     always: bool,
     marked: Marked,
+    anchor: Option<&Anchor>,
     recovered: bool,
-) -> Result<(Store, State, Opened), StoreError> {
+) -> Result<(Begun, Opened), StoreError> {
     finish_exchange(dir)?;
     let mut store = Store::open(dir, always)?;
+    let ages = take_up_time(&mut store, anchor)?;
     let mut opened = Opened::default();
     let (first, last) = store.bounds()?.unwrap_or_default();
+    // What retention has removed was there.
+    let last = last.max(store.removed()?);
     let cursors = store.cursors()?;
     let before = store.runs()?;
     // What a sink has accepted had a number, and what was marked as written had one.
@@ -158,9 +177,18 @@ fn begin(
         given(&before, last, accepted)
     };
     let known = marked.last.max(accepted);
+    if !recovered {
+        // What is missing stands at the end; in front of it only retention removes.
+        opened.lost = opened.lost.min(known.saturating_sub(last));
+    }
     let next = store.begin_run(known, opened.lost)?;
     let runs = store.runs()?;
-    opened.alive = store.alive()?;
+    opened.alive = anchor.map(|anchor| anchor.wall).or(store.alive()?);
+    opened.away = match (anchor, opened.alive) {
+        (Some(anchor), _) => Some(anchor.ago()),
+        (None, Some(alive)) => clock::now().checked_sub(alive).map(Duration::from_millis),
+        (None, None) => None,
+    };
     let bounds = store.bounds()?;
     let oldest = bounds.map_or(next, |(first, _)| first);
     opened.events = given(&runs, oldest.saturating_sub(1), last);
@@ -181,7 +209,34 @@ fn begin(
     store.replays()?;
     state.letters = store.letters_of_sinks()?.into_iter().collect();
     state.size = store.size()?;
-    Ok((store, state, opened))
+    Ok((Begun { store, state, ages }, opened))
+}
+
+/// A run that has begun.
+struct Begun {
+    store: Store,
+    state: State,
+    ages: Ages,
+}
+
+/// Carries the journal's time on from where it stood, and never back.
+pub(super) fn take_up_time(store: &mut Store, anchor: Option<&Anchor>) -> Result<Ages, StoreError> {
+    let last = store.last_time()?;
+    let anchor = match (anchor, last) {
+        (Some(anchor), Some((time, _))) => {
+            Some(Anchor { time: anchor.time.max(time), ..anchor.clone() })
+        }
+        (Some(anchor), None) => Some(anchor.clone()),
+        // The mark is lost: the last event is the last word.
+        (None, Some((time, wall))) => {
+            Some(Anchor { time, wall, since_boot: 0, boot: String::new(), off: None })
+        }
+        (None, None) => None,
+    };
+    let ages = Ages::from_here(anchor.as_ref(), store.offs()?);
+    store.set_offs(ages.offs())?;
+    store.set_ages(ages.clone());
+    Ok(ages)
 }
 
 /// Opens the database while the relay runs.
@@ -313,8 +368,10 @@ fn copy(old: &Store, new: &mut Store, marked: Seq) -> Result<Copied, StoreError>
     });
     // A file from before the table has none, and what is lost of it is fetched again.
     write.state = old.state().unwrap_or_default();
-    write.alive = old.alive().ok().flatten();
     new.write(&write)?;
+    // Without them, ages are counted from the last time the machine was off.
+    new.set_offs(&old.offs().unwrap_or_default())?;
+    new.set_removed(old.removed().unwrap_or(0))?;
     copied.runs = old.runs().ok().filter(|runs| !runs.is_empty());
     Ok(copied)
 }
@@ -462,10 +519,24 @@ pub(super) fn lock(dir: &Path) -> Result<Lock, StoreError> {
     Ok(Lock { _file: file })
 }
 
+/// What the mark says, for who only reads: the numbers, and when the relay last ran.
+pub(super) fn read_mark(dir: &Path) -> (Marked, Option<Anchor>) {
+    File::open(dir.join(MARK)).and_then(|mut file| parse_mark(&mut file)).unwrap_or_default()
+}
+
+fn parse_mark(file: &mut File) -> io::Result<(Marked, Option<Anchor>)> {
+    let mut bytes = Vec::new();
+    io::Read::by_ref(file).take(512).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines = text.lines();
+    let marked = lines.next().and_then(Marked::parse).unwrap_or_default();
+    Ok((marked, lines.next().and_then(Anchor::parse)))
+}
+
 impl Mark {
     /// Opens it, and answers what it says; nothing where it is new or broken.
-    pub(super) fn open(dir: &Path) -> Result<(Self, Marked), StoreError> {
-        let path = dir.join("journal.mark");
+    pub(super) fn open(dir: &Path) -> Result<(Self, Marked, Option<Anchor>), StoreError> {
+        let path = dir.join(MARK);
         let failed = |source| StoreError::Io { path: path.clone(), source };
         let mut file = OpenOptions::new()
             .read(true)
@@ -474,15 +545,22 @@ impl Mark {
             .truncate(false)
             .open(&path)
             .map_err(failed)?;
-        let mut bytes = Vec::new();
-        io::Read::by_ref(&mut file).take(64).read_to_end(&mut bytes).map_err(failed)?;
-        let text = String::from_utf8_lossy(&bytes);
-        Ok((Self { file }, Marked::parse(&text).unwrap_or_default()))
+        let (marked, anchor) = parse_mark(&mut file).map_err(failed)?;
+        Ok((Self { file, written: None }, marked, anchor))
     }
 
     /// Writes it down, without waiting for the disk.
-    pub(super) fn set(&mut self, marked: Marked) -> Result<(), StoreError> {
-        self.file.write_all_at(marked.line().as_bytes(), 0).map_err(Self::failed)
+    pub(super) fn set(&mut self, marked: Marked, ages: &Ages) -> Result<(), StoreError> {
+        let lines = marked.line() + &ages.anchor().line();
+        self.file.write_all_at(lines.as_bytes(), 0).map_err(Self::failed)?;
+        self.written = Some((marked, Instant::now()));
+        Ok(())
+    }
+
+    /// The same where it says something else, or is older than a heartbeat.
+    pub(super) fn refresh(&mut self, marked: Marked, ages: &Ages) -> Result<(), StoreError> {
+        let fresh = |(known, at): (Marked, Instant)| known == marked && at.elapsed() < HEARTBEAT;
+        if self.written.is_some_and(fresh) { Ok(()) } else { self.set(marked, ages) }
     }
 
     /// Waits until the disk has it.
@@ -491,7 +569,7 @@ impl Mark {
     }
 
     fn failed(source: io::Error) -> StoreError {
-        StoreError::Io { path: "journal.mark".into(), source }
+        StoreError::Io { path: MARK.into(), source }
     }
 }
 

@@ -4,13 +4,13 @@
 //!
 //! | table | holds |
 //! |---|---|
-//! | `batches` | one row for each batch of events that follow each other: the first's number, how many, when the last was received; the events are in `body`, see [`super::batch`] |
+//! | `batches` | one row for each batch of events that follow each other: the first's number, how many, when the last was received by the wall clock, and when the first by the journal's own [`age`]; the events are in `body`, see [`super::batch`] |
 //! | `runs` | one row an opening of the journal: the first number it gave, and the last |
 //! | `cursors` | per sink the number through which the far side has accepted |
 //! | `dead_letters` | events that a far side refused, whole, with reason and time |
 //! | `replays` | requests to hand events on again, with their progress |
 //! | `state` | what is known of each channel's session, element by element; added later, without a new version: who does not know it leaves it alone |
-//! | `meta` | `format` (the same as `user_version`), `reserved` (numbers up to it may have been given), `clean` (closed in order), `alive` (when the relay last ran) |
+//! | `meta` | `format` (the same as `user_version`), `reserved` (numbers up to it may have been given), `removed` (retention has removed numbers up to it), `clean` (closed in order), `alive` (when the relay last ended in order), `off …` (the times that the machine was off) |
 //!
 //! SQLite does not sum its pages, so each row carries a CRC-32 over all that matters in it: what has a
 //! wrong sum is never handed out. Events are only ever removed from the front, and only
@@ -37,8 +37,15 @@ use rusqlite::{
     config::DbConfig, params,
 };
 
-use super::batch::{self, Encoder, Places};
-use crate::event::{Event, Origin, Record, Seq, UnixMillis};
+use super::{
+    age::{self, Ages},
+    batch::{self, Encoder, Places},
+    file as mark,
+};
+use crate::{
+    clock,
+    event::{Event, Origin, Record, Seq, UnixMillis, Waited},
+};
 
 /// The format that this version writes.
 const FORMAT: i64 = 1;
@@ -71,7 +78,7 @@ const WRITER_CACHE_KIB: i64 = 2 * 1024;
 const SCHEMA: &str = "
 CREATE TABLE batches(
   first INTEGER PRIMARY KEY, count INTEGER NOT NULL, received INTEGER NOT NULL,
-  crc INTEGER NOT NULL, body BLOB NOT NULL);
+  crc INTEGER NOT NULL, time INTEGER, body BLOB NOT NULL);
 CREATE TABLE runs(first INTEGER PRIMARY KEY, last INTEGER);
 CREATE TABLE cursors(sink TEXT PRIMARY KEY, seq INTEGER NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE dead_letters(
@@ -80,7 +87,7 @@ CREATE TABLE dead_letters(
   seq INTEGER NOT NULL, received INTEGER NOT NULL, origin TEXT NOT NULL, id TEXT NOT NULL,
   key TEXT, topic TEXT NOT NULL, room TEXT NOT NULL, channel TEXT NOT NULL, ts TEXT NOT NULL,
   data_start INTEGER NOT NULL, data_end INTEGER NOT NULL, message TEXT NOT NULL,
-  crc INTEGER NOT NULL);
+  crc INTEGER NOT NULL, time INTEGER);
 CREATE TABLE replays(
   number INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT NULL, at INTEGER NOT NULL,
   position INTEGER NOT NULL, until INTEGER NOT NULL, topic TEXT);
@@ -94,8 +101,11 @@ CREATE TABLE IF NOT EXISTS state(
   crc INTEGER NOT NULL, PRIMARY KEY(channel, element)) WITHOUT ROWID;
 ";
 
-const EVENT_COLUMNS: &str =
-    "seq, received, origin, id, key, topic, room, channel, ts, data_start, data_end, message, crc";
+/// Tables that got the journal's time later.
+const TIMED: [&str; 2] = ["batches", "dead_letters"];
+
+const EVENT_COLUMNS: &str = "seq, received, origin, id, key, topic, room, channel, ts, data_start, \
+     data_end, message, crc, time";
 
 /// The file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +139,9 @@ pub enum StoreError {
         /// Who has it.
         holder: String,
     },
+    /// Whoever read ended before it was done.
+    #[error("reading the journal was interrupted")]
+    Unread,
     /// The disk had failed; come again. Or the journal was closed.
     #[error("the journal is being opened anew, or is closed")]
     Reopening,
@@ -163,7 +176,11 @@ impl StoreError {
                 | rusqlite::Error::Utf8Error(..) => true,
                 _ => false,
             },
-            Self::Io { .. } | Self::Newer { .. } | Self::Locked { .. } | Self::Reopening => false,
+            Self::Io { .. }
+            | Self::Newer { .. }
+            | Self::Locked { .. }
+            | Self::Unread
+            | Self::Reopening => false,
         }
     }
 
@@ -296,8 +313,6 @@ pub struct Write {
     pub settled: Vec<i64>,
     /// Elements of channels' states.
     pub state: Vec<Kept>,
-    /// The wall clock, where it is time to write down that the relay ran.
-    pub alive: Option<UnixMillis>,
 }
 
 impl Write {
@@ -310,7 +325,6 @@ impl Write {
             && self.replays.is_empty()
             && self.settled.is_empty()
             && self.state.is_empty()
-            && self.alive.is_none()
     }
 }
 
@@ -334,12 +348,21 @@ pub struct Read {
     pub through: Option<Seq>,
 }
 
+/// A row, and how old it is.
+struct RowAge {
+    first: Seq,
+    count: u64,
+    waited: Waited,
+    age_to_delete: Duration,
+}
+
 /// A connection to the journal's file.
 #[derive(Debug)]
 pub struct Store {
     db: Connection,
     reserved: Seq,
     encoder: Encoder,
+    ages: Ages,
 }
 
 /// Its file in the journal's directory.
@@ -380,13 +403,17 @@ impl Store {
             ))?;
         }
         db.execute_batch(STATE_SCHEMA)?;
+        for table in TIMED {
+            add_time(&db, table)?;
+        }
         let reserved = meta(&db, "reserved")?.unwrap_or(0);
-        Ok(Self { db, reserved, encoder: Encoder::default() })
+        Ok(Self { db, reserved, encoder: Encoder::default(), ages: Ages::default() })
     }
 
     /// Makes a new file to copy into. It is complete only after [`Store::finish`].
     pub(super) fn create(path: &Path) -> Result<Self, StoreError> {
-        let store = Self::open_file(path.to_owned(), false)?;
+        let mut store = Self::open_file(path.to_owned(), false)?;
+        store.ages = Ages::to_copy();
         // The whole copy must not stand in the write-ahead log once more.
         store.db.execute_batch("PRAGMA wal_autocheckpoint=1000")?;
         Ok(store)
@@ -408,15 +435,25 @@ impl Store {
         db.execute_batch(&format!(
             "PRAGMA query_only=ON; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA cell_size_check=ON;"
         ))?;
-        Ok(Self { db, reserved: 0, encoder: Encoder::default() })
+        let ages = Ages::default();
+        let mut store = Self { db, reserved: 0, encoder: Encoder::default(), ages };
+        store.ages = Ages::from_here(mark::read_mark(dir).1.as_ref(), store.offs()?);
+        Ok(store)
     }
 
     /// Opens a broken file, to copy out of it what can be read; leaves it as it is.
     pub(super) fn open_broken(path: &Path) -> Result<Self, StoreError> {
         let db = Connection::open(path)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // A file of a former version is read in the same way. Where nothing can be added, nothing can
+        // be read either, and that is found when it is read.
+        for table in TIMED {
+            if let Err(error) = add_time(&db, table) {
+                tracing::debug!(table, %error, "no times in the broken journal");
+            }
+        }
         db.execute_batch("PRAGMA query_only=ON; PRAGMA cell_size_check=ON;")?;
-        Ok(Self { db, reserved: 0, encoder: Encoder::default() })
+        Ok(Self { db, reserved: 0, encoder: Encoder::default(), ages: Ages::to_copy() })
     }
 
     /// Opens the file to move its write-ahead log, without disturbing the writer.
@@ -426,7 +463,7 @@ impl Store {
         db.execute_batch(&format!(
             "PRAGMA synchronous=NORMAL; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA wal_autocheckpoint=0;"
         ))?;
-        Ok(Self { db, reserved: 0, encoder: Encoder::default() })
+        Ok(Self { db, reserved: 0, encoder: Encoder::default(), ages: Ages::default() })
     }
 
     /// A number that is surely not smaller than the last one given; for a file whose order is broken.
@@ -459,7 +496,7 @@ impl Store {
     /// before it are not there, and are written down as a run of their own, so that each sink can be
     /// told.
     pub fn begin_run(&mut self, known: Seq, lost: u64) -> Result<Seq, StoreError> {
-        let last = self.bounds()?.map_or(0, |(_, last)| last);
+        let last = self.bounds()?.map_or(0, |(_, last)| last).max(self.removed()?);
         let ended: Option<i64> =
             self.db.query_row("SELECT max(last) FROM runs", [], |row| row.get(0))?;
         let clean = meta(&self.db, "clean")?.unwrap_or(0) == 1;
@@ -496,7 +533,7 @@ impl Store {
         {
             let mut rest = write.records.as_slice();
             while let Some((batch, after)) = rest.split_at_checked(batch::length(rest).max(1)) {
-                insert_batch(&transaction, batch, &mut self.encoder)?;
+                insert_batch(&transaction, batch, &self.ages, &mut self.encoder)?;
                 rest = after;
             }
             let mut cursor = transaction.prepare_cached(
@@ -507,7 +544,7 @@ impl Store {
             }
         }
         for letter in &write.dead {
-            insert_dead_letter(&transaction, letter)?;
+            insert_dead_letter(&transaction, letter, &self.ages)?;
         }
         for again in &write.refused {
             transaction
@@ -535,9 +572,6 @@ impl Store {
             reserved = last + RESERVE;
             set_meta(&transaction, "reserved", reserved)?;
         }
-        if let Some(alive) = write.alive {
-            set_meta(&transaction, "alive", alive)?;
-        }
         transaction.commit()?;
         self.reserved = reserved;
         Ok(())
@@ -547,7 +581,7 @@ impl Store {
     /// limit it, to the end of a row.
     pub fn read(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Read, StoreError> {
         let mut statement = self.db.prepare_cached(
-            "SELECT first, count, received, crc, body FROM batches WHERE first >= coalesce(
+            "SELECT first, count, received, crc, body, time FROM batches WHERE first >= coalesce(
              (SELECT first FROM batches WHERE first <= ?1 ORDER BY first DESC LIMIT 1), 0)
              ORDER BY first",
         )?;
@@ -571,10 +605,12 @@ impl Store {
             let sound = row.get::<_, u32>(3).is_ok_and(|sum| sum == batch::sum(batch, body));
             let decode = || batch::decode(batch, body, after + 1, wanted, &mut places);
             if let Some(records) = sound.then(decode).flatten() {
-                read.through = records.last().map(|record| record.seq);
+                read.through = records.last().map(|(seq, _)| *seq);
                 events += records.len();
-                bytes += records.iter().map(|record| record.event.weight()).sum::<usize>();
-                read.records.extend(records.into_iter().map(Arc::new));
+                bytes += records.iter().map(|(_, event)| event.weight()).sum::<usize>();
+                let waited = self.waited(row.get(5)?, batch.received);
+                let record = |(seq, event)| Arc::new(Record { seq, event, waited });
+                read.records.extend(records.into_iter().map(record));
             } else {
                 bytes += body.len();
                 read.damaged += before - batch.first.max(after + 1) + 1;
@@ -658,21 +694,30 @@ impl Store {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// The first event received at or after that time; `None` if all are older.
+    /// The first event received at or after that time of the wall clock as it is now; `None` if all are
+    /// older.
     pub fn first_since(&self, since: UnixMillis) -> Result<Option<Seq>, StoreError> {
-        // `received` never falls as numbers grow: a search by halves needs no index.
+        let Some(age) = clock::now().checked_sub(since) else { return Ok(None) };
+        let age = Duration::from_millis(age);
+        self.first_where(|row| row.waited.so_far() <= age)
+    }
+
+    /// The first event that is not too old to be kept; `None` if all are.
+    pub(super) fn first_to_keep(&self, age: Duration) -> Result<Option<Seq>, StoreError> {
+        self.first_where(|row| row.age_to_delete <= age)
+    }
+
+    /// The first event of the first row of which that holds, as it holds for all behind it: ages only
+    /// fall as numbers grow, so a search by halves needs no index.
+    fn first_where(&self, young: impl Fn(&RowAge) -> bool) -> Result<Option<Seq>, StoreError> {
         let Some((mut low, mut high)) = self.bounds()? else { return Ok(None) };
         let mut found = None;
-        let mut statement = self.db.prepare_cached(
-            "SELECT first, count, received FROM batches WHERE first >= ?1 ORDER BY first LIMIT 1",
-        )?;
         while low <= high {
             let middle = low + (high - low) / 2;
-            let row = statement.query_row([signed(middle)], |row| Ok(batch_row(row))).optional()?;
-            match row.transpose()? {
-                Some(batch) if batch.received < since => low = batch.first + batch.count.max(1),
-                Some(batch) => {
-                    found = Some(batch.first);
+            match self.row_from(middle)? {
+                Some(row) if !young(&row) => low = row.first + row.count.max(1),
+                Some(row) => {
+                    found = Some(row.first);
                     high = middle.saturating_sub(1);
                 }
                 None => high = middle.saturating_sub(1),
@@ -681,11 +726,69 @@ impl Store {
                 break;
             }
         }
-        let Some(first) = found else { return Ok(None) };
-        // The last of that batch is late enough; the first may be too early.
-        let read = self.read(first.saturating_sub(1), batch::EVENTS, usize::MAX)?;
-        let late = read.records.iter().find(|record| record.event.received >= since);
-        Ok(Some(late.map_or(first, |record| record.seq)))
+        Ok(found)
+    }
+
+    /// The first row that begins at that number or behind it.
+    fn row_from(&self, seq: Seq) -> Result<Option<RowAge>, StoreError> {
+        let mut statement = self.db.prepare_cached(
+            "SELECT first, count, received, time FROM batches WHERE first >= ?1
+             ORDER BY first LIMIT 1",
+        )?;
+        let mut rows = statement.query([signed(seq)])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let batch = batch_row(row)?;
+        let time: Option<i64> = row.get(3)?;
+        let waited = self.waited(time, batch.received);
+        let age_to_delete = time
+            .and_then(age::unpack)
+            .map_or_else(|| waited.so_far(), |time| self.ages.age_to_delete(time));
+        Ok(Some(RowAge { first: batch.first, count: batch.count, waited, age_to_delete }))
+    }
+
+    fn waited(&self, time: Option<i64>, received: UnixMillis) -> Waited {
+        self.ages.waited(time.and_then(age::unpack), received)
+    }
+
+    /// How ages are told. Every connection of one process is told the same.
+    pub(super) fn set_ages(&mut self, ages: Ages) {
+        self.ages = ages;
+    }
+
+    /// The journal's time of the last row, and the wall clock's.
+    pub(super) fn last_time(&self) -> Result<Option<(u64, UnixMillis)>, StoreError> {
+        let mut statement =
+            self.db.prepare("SELECT time, received FROM batches ORDER BY first DESC LIMIT 1")?;
+        let mut rows = statement.query([])?;
+        let Some(row) = rows.next()? else { return Ok(None) };
+        let time = row.get::<_, Option<i64>>(0)?.and_then(age::unpack);
+        let received = unsigned(row.get(1)?);
+        Ok(time.map(|time| (time, received)))
+    }
+
+    /// The times that the machine was off, as they were written down, but for those before the first
+    /// event.
+    pub(super) fn offs(&self) -> Result<Vec<(u64, u64)>, StoreError> {
+        let mut statement =
+            self.db.prepare("SELECT key, value FROM meta WHERE key LIKE 'off %'")?;
+        let rows =
+            statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+        let mut offs = Vec::new();
+        for row in rows {
+            let (key, length) = row?;
+            if let Some(time) = key.strip_prefix("off ").and_then(|time| time.parse().ok()) {
+                offs.push((time, unsigned(length)));
+            }
+        }
+        Ok(offs)
+    }
+
+    /// Writes them down.
+    pub(super) fn set_offs(&self, offs: &[(u64, u64)]) -> Result<(), StoreError> {
+        for (time, length) in offs {
+            set_meta(&self.db, &format!("off {time:020}"), *length)?;
+        }
+        Ok(())
     }
 
     /// Removes events from the front, no further than through `through`, in whole batches; answers how
@@ -697,10 +800,31 @@ impl Store {
             .prepare_cached(&format!("SELECT coalesce(sum(count), 0) {which}"))?
             .query_row([signed(through)], |row| row.get(0))?;
         if events > 0 {
+            let last: i64 = transaction
+                .prepare_cached(&format!("SELECT max(first + count - 1) {which}"))?
+                .query_row([signed(through)], |row| row.get(0))?;
             transaction.prepare_cached(&format!("DELETE {which}"))?.execute([signed(through)])?;
+            set_meta(&transaction, "removed", unsigned(last))?;
         }
         transaction.commit()?;
         Ok(unsigned(events))
+    }
+
+    /// The last number that retention has removed. Where nothing is left behind it, it alone tells that
+    /// the numbers before it were given.
+    pub(super) fn removed(&self) -> Result<Seq, StoreError> {
+        Ok(meta(&self.db, "removed")?.unwrap_or(0))
+    }
+
+    /// Takes that over from a file that was recovered.
+    pub(super) fn set_removed(&self, removed: Seq) -> Result<(), StoreError> {
+        set_meta(&self.db, "removed", removed)
+    }
+
+    /// Forgets runs that ended before that number: there is nobody left to whom they could tell a loss.
+    pub(super) fn prune_runs(&self, before: Seq) -> Result<(), StoreError> {
+        self.db.execute("DELETE FROM runs WHERE last < ?1", [signed(before)])?;
+        Ok(())
     }
 
     /// Removes the oldest batches that hold `count` events or somewhat more; answers how many that were.
@@ -723,10 +847,16 @@ impl Store {
         self.remove_through(through)
     }
 
-    /// The time at which that event was received, or the next one that is there.
+    /// The wall clock's time at which that event was received, or the next one that is there.
     pub fn received_at(&self, seq: Seq) -> Result<Option<UnixMillis>, StoreError> {
         let read = self.read(seq.saturating_sub(1), batch::EVENTS, 1)?;
         Ok(read.records.first().map(|record| record.event.received))
+    }
+
+    /// How long that event, or the next one that is there, has waited.
+    pub fn waited_since(&self, seq: Seq) -> Result<Option<Waited>, StoreError> {
+        let read = self.read(seq.saturating_sub(1), batch::EVENTS, 1)?;
+        Ok(read.records.first().map(|record| record.waited))
     }
 
     /// Bytes in use: the database without its free pages.
@@ -762,12 +892,17 @@ impl Store {
         Ok(Log { bytes: bytes(pages), unmoved: bytes(pages - moved) })
     }
 
+    /// Whether it takes a write is seen by writing.
+    pub(super) fn probe(&self) -> Result<(), StoreError> {
+        set_meta(&self.db, "alive", clock::now())
+    }
+
     /// A number that changes when another process has written.
     pub fn data_version(&self) -> Result<i64, StoreError> {
         Ok(self.db.query_row("PRAGMA data_version", [], |row| row.get(0))?)
     }
 
-    /// When the relay last ran.
+    /// When the relay last ran, where a former version wrote it down; this one does in the mark.
     pub fn alive(&self) -> Result<Option<UnixMillis>, StoreError> {
         meta(&self.db, "alive")
     }
@@ -810,7 +945,7 @@ impl Store {
         let mut rows = statement.query(params)?;
         let mut letters = Vec::new();
         while let Some(row) = rows.next()? {
-            let Some(record) = record(row, 5, &mut places) else { continue };
+            let Some(record) = record(row, 5, &self.ages, &mut places) else { continue };
             letters.push(DeadLetter {
                 number: row.get(0)?,
                 sink: row.get(1)?,
@@ -935,12 +1070,25 @@ fn known_format(db: &Connection, path: PathBuf) -> Result<(), StoreError> {
     Err(StoreError::Newer { path, found })
 }
 
-fn insert_dead_letter(db: &Connection, letter: &DeadLetter) -> Result<(), StoreError> {
+/// Adds the journal's time to a table that was made before it had one.
+fn add_time(db: &Connection, table: &str) -> Result<(), StoreError> {
+    let known: bool = db.query_row(
+        "SELECT count(*) FROM pragma_table_info(?1) WHERE name = 'time'",
+        [table],
+        |row| row.get(0),
+    )?;
+    if !known {
+        db.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN time INTEGER"))?;
+    }
+    Ok(())
+}
+
+fn insert_dead_letter(db: &Connection, letter: &DeadLetter, ages: &Ages) -> Result<(), StoreError> {
     let (record, event) = (&letter.record, &letter.record.event);
     db.prepare_cached(
         "INSERT INTO dead_letters(sink, at, reason, seq, received, origin, id, key, topic, room,
-         channel, ts, data_start, data_end, message, crc)
-         VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16)",
+         channel, ts, data_start, data_end, message, crc, time)
+         VALUES(?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17)",
     )?
     .execute(params![
         letter.sink,
@@ -959,6 +1107,7 @@ fn insert_dead_letter(db: &Connection, letter: &DeadLetter) -> Result<(), StoreE
         place(event.data.end),
         text(&event.message),
         checksum(record),
+        age::pack(ages.time(record.age())),
     ])?;
     Ok(())
 }
@@ -977,7 +1126,7 @@ fn set_meta(db: &Connection, key: &str, value: u64) -> Result<(), StoreError> {
 }
 
 /// Reads an event from columns `from..`; `None` where its sum is wrong.
-fn record(row: &Row<'_>, from: usize, places: &mut Places) -> Option<Record> {
+fn record(row: &Row<'_>, from: usize, ages: &Ages, places: &mut Places) -> Option<Record> {
     let text = |column| row.get_ref(from + column).ok()?.as_str().ok();
     let (topic, room, channel, message) = (text(5)?, text(6)?, text(7)?, text(11)?);
     let event = Event {
@@ -991,7 +1140,9 @@ fn record(row: &Row<'_>, from: usize, places: &mut Places) -> Option<Record> {
         data: length(row.get(from + 9).ok()?)?..length(row.get(from + 10).ok()?)?,
         message: Bytes::copy_from_slice(message.as_bytes()),
     };
-    let record = Record { seq: unsigned(row.get(from).ok()?), event };
+    let time: Option<i64> = row.get(from + 13).ok()?;
+    let waited = ages.waited(time.and_then(age::unpack), event.received);
+    let record = Record { seq: unsigned(row.get(from).ok()?), event, waited };
     (row.get::<_, u32>(from + 12).ok()? == checksum(&record)).then_some(record)
 }
 
@@ -999,6 +1150,7 @@ fn record(row: &Row<'_>, from: usize, places: &mut Places) -> Option<Record> {
 fn insert_batch(
     db: &Connection,
     records: &[Arc<Record>],
+    ages: &Ages,
     encoder: &mut Encoder,
 ) -> Result<(), StoreError> {
     let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(()) };
@@ -1009,13 +1161,15 @@ fn insert_batch(
     };
     let body = encoder.encode(records);
     db.prepare_cached(
-        "INSERT INTO batches(first, count, received, crc, body) VALUES(?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO batches(first, count, received, crc, time, body)
+         VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
     )?
     .execute(params![
         signed(row.first),
         signed(row.count),
         signed(row.received),
         batch::sum(row, body),
+        age::pack(ages.time(first.age())),
         body,
     ])?;
     Ok(())

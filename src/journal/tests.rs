@@ -2,10 +2,9 @@
 //! tested from outside, in `tests/it/journal`.
 
 use rusqlite::ffi;
-use serde_json::json;
 
 use super::{
-    Demand, Health, Journal, State,
+    Health, State,
     file::{Marked, border},
     store::{StoreError, given},
 };
@@ -43,18 +42,6 @@ fn the_first_number_that_can_be_read_is_found_by_halving() {
 fn a_new_journal_has_nothing_to_count() {
     let state = State::new(1, vec![(1, None)], 1, Health::Sound);
     assert_eq!((state.given(0, 100), state.marked()), (0, Marked::default()));
-}
-
-#[test]
-fn a_report_asks_for_no_transaction_of_its_own() {
-    let journal = Journal::in_memory(1 << 20);
-    let event = || crate::event::own("t", &"".into(), &"".into(), &json!({}), 1);
-    journal.report(event());
-    assert_eq!(journal.0.lock().demand, Demand::Nothing);
-    journal.append(&mut vec![event()]);
-    assert_eq!(journal.0.lock().demand, Demand::Write);
-    journal.report(event());
-    assert_eq!(journal.0.lock().demand, Demand::Write);
 }
 
 #[test]

@@ -15,7 +15,7 @@
 use std::{
     fs::File,
     path::Path,
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
@@ -25,8 +25,8 @@ use tracing::{error, info, warn};
 
 use super::{
     Demand, Health, Journal, Shared, State,
+    age::Ages,
     file::{self, Lock, Mark, Marked},
-    millis,
     reader::Reader,
     store::{self, Store, StoreError, Write},
 };
@@ -80,7 +80,7 @@ const COMMIT: u64 = 16 * 1024;
 const REMOVE_SHARE: u64 = 20;
 
 /// Starts the threads.
-pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock) {
+pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock, ages: Ages) {
     let shared = Arc::clone(&journal.0);
     let syncing = Arc::new(Syncing::default());
     shared.lock().threads = 2;
@@ -88,6 +88,7 @@ pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock) {
         shared: Arc::clone(&shared),
         store: Some(store),
         mark,
+        ages,
         syncing: Arc::clone(&syncing),
         in_doubt: false,
         lock: Some(lock),
@@ -136,6 +137,7 @@ struct Writer {
     /// `None` while the disk fails.
     store: Option<Store>,
     mark: Mark,
+    ages: Ages,
     syncing: Arc<Syncing>,
     /// A sync has failed, and the file was not reopened since.
     in_doubt: bool,
@@ -205,13 +207,12 @@ impl Writer {
                 let broken = state.health == Health::Degraded(CORRUPT.into());
                 let due = now >= self.upkeep_at;
                 if state.demand > Demand::Nothing || due || broken {
-                    let mut write = state.unwritten(TRANSACTION, TRANSACTION_BYTES);
-                    write.alive = due.then(clock::now);
+                    let write = state.unwritten(TRANSACTION, TRANSACTION_BYTES);
                     let rest = write.records.last().is_some_and(|last| last.seq < state.last);
                     if state.demand == Demand::Write && !rest {
                         state.demand = Demand::Nothing;
                     }
-                    if !write.is_empty() || stop || broken {
+                    if !write.is_empty() || due || stop || broken {
                         return (write, stop);
                     }
                 }
@@ -228,10 +229,12 @@ impl Writer {
     }
 
     fn written(&mut self, write: &Write) {
+        // Before the state says so: the syncer must not take it for synced.
+        self.syncing.committed(write.records.last().map(|last| last.seq));
         // The mark comes first: what is told as written is marked as written.
         let last = write.records.last().map(|record| record.seq);
         let marked = last.map(|last| self.shared.lock().marked_through(last));
-        let marking = marked.map_or(Ok(()), |marked| self.mark.set(marked));
+        let marking = marked.map_or(Ok(()), |marked| self.mark.set(marked, &self.ages));
         let mut state = self.shared.lock();
         if let Some(last) = write.records.last() {
             state.written = last.seq;
@@ -276,10 +279,9 @@ impl Writer {
             state.late = false;
         }
         self.shared.publish(&state);
-        let written = state.written;
+        state.durable = self.shared.sync == Sync::Always;
         drop(state);
         self.shared.progress.send_modify(|count| *count += 1);
-        self.syncing.offer(written);
         if let Err(failure) = marking.and_then(|()| self.move_log()) {
             self.failed(&failure);
         }
@@ -359,7 +361,7 @@ impl Writer {
         // The directory may be another one than before: mounted anew, or restored.
         self.lock = None;
         self.lock = Some(file::lock(dir)?);
-        let (mark, _) = Mark::open(dir)?;
+        let (mark, _, _) = Mark::open(dir)?;
         self.mark = mark;
         let (last, marked, runs) = {
             let state = self.shared.lock();
@@ -371,18 +373,19 @@ impl Writer {
         }
         if self.in_doubt {
             // The file is given up only for a disk that takes something again.
-            self.mark.set(marked)?;
+            self.mark.set(marked, &self.ages)?;
             self.mark.sync()?;
             self.shared.reader.as_ref().map_or(Ok(()), Reader::close)?;
         }
         let mut store = file::reopen(dir, self.shared.sync == Sync::Always)?;
+        store.set_ages(self.ages.clone());
         if self.in_doubt {
             store.set_books(&runs, last)?;
         }
         store.checkpoint(true)?;
-        // Whether it takes a write is seen by writing.
-        store.write(&Write { alive: Some(clock::now()), ..Write::default() })?;
-        let reader = Store::open_reader(dir)?;
+        store.probe()?;
+        let mut reader = Store::open_reader(dir)?;
+        reader.set_ages(self.ages.clone());
         let bounds = store.bounds()?;
         if lost > 0 {
             error!(lost, "events that were in the journal are gone");
@@ -399,6 +402,7 @@ impl Writer {
         state.unwritten_bytes = unwritten.map(|record| record.event.weight()).sum();
         // The checkpoint has brought all of it to the disk itself.
         state.synced = written;
+        state.durable = true;
         for cursor in state.cursors.values_mut() {
             cursor.saved = None;
         }
@@ -469,10 +473,9 @@ impl Writer {
             store.checkpoint(true)?;
         }
         let limits = &self.shared.limits;
-        let before = |age: Duration| clock::now().saturating_sub(millis(age));
         // Too old for any sink; and delivered, and too old for history.
-        remove_before(store, before(limits.max_age), Seq::MAX)?;
-        remove_before(store, before(limits.keep_delivered), delivered)?;
+        remove_older(store, limits.max_age, Seq::MAX)?;
+        remove_older(store, limits.keep_delivered, delivered)?;
         let mut size = store.size()?;
         while size > limits.max_size && store.bounds()?.is_some() {
             store.remove_oldest((held / REMOVE_SHARE).max(1))?;
@@ -507,7 +510,7 @@ impl Writer {
             .transpose()?;
         let mut waiting = Vec::new();
         for (sink, at) in self.shared.lock().behind_ring() {
-            waiting.push((sink, store.received_at(at + 1)?));
+            waiting.push((sink, store.waited_since(at + 1)?));
         }
         let mut state = self.shared.lock();
         state.oldest = oldest;
@@ -522,13 +525,17 @@ impl Writer {
                 sink.bytes += letter.bytes();
             }
         }
-        for (sink, since) in waiting {
-            if let (Some(cursor), Some(since)) = (state.cursors.get_mut(&sink), since) {
-                cursor.since = since;
+        for (sink, waits) in waiting {
+            if let Some(cursor) = state.cursors.get_mut(&sink) {
+                cursor.waits = waits;
             }
         }
+        let pruned = state.prune_runs();
         let marked = state.marked();
         drop(state);
+        if let Some(before) = pruned {
+            store.prune_runs(before)?;
+        }
         if fewer {
             // Who was held because its letters had no room may go on.
             self.shared.progress.send_modify(|count| *count += 1);
@@ -536,7 +543,7 @@ impl Writer {
         if asked {
             self.shared.requests.send_modify(|count| *count += 1);
         }
-        self.mark.set(marked)
+        self.mark.refresh(marked, &self.ages)
     }
 
     /// Lets history go on a full disk; answers whether there was any.
@@ -569,7 +576,7 @@ impl Writer {
             let state = self.shared.lock();
             (state.last, Marked { last: state.last, ..state.marked() })
         };
-        if let Err(error) = self.mark.set(marked) {
+        if let Err(error) = self.mark.set(marked, &self.ages) {
             warn!(%error, "the journal's mark was not written");
         }
         // Before the writer's own: who closes the file last removes its log, by name. Whoever still
@@ -591,13 +598,14 @@ fn wal_size(dir: &Path) -> u64 {
     std::fs::metadata(store::wal(dir)).map_or(0, |meta| meta.len())
 }
 
-fn remove_before(store: &mut Store, time: u64, at_most: Seq) -> Result<(), StoreError> {
+/// Removes events older than that, no further than through `at_most`.
+fn remove_older(store: &mut Store, age: Duration, at_most: Seq) -> Result<(), StoreError> {
     let Some((first, last)) = store.bounds()? else { return Ok(()) };
-    if store.received_at(first)?.is_none_or(|received| received >= time) {
+    let keep = store.first_to_keep(age)?.unwrap_or(last + 1);
+    if keep <= first {
         return Ok(());
     }
-    let through = store.first_since(time)?.map_or(last, |seq| seq.saturating_sub(1));
-    store.remove_through(through.min(at_most)).map(|_| ())
+    store.remove_through((keep - 1).min(at_most)).map(|_| ())
 }
 
 /// Bytes free for us on the file system of `dir`; `None` where it does not say.
@@ -627,51 +635,82 @@ struct Syncing {
 #[derive(Debug, Default)]
 struct Target {
     written: Seq,
+    /// Commits that were made, of events or of anything else.
+    commits: u64,
+    /// How many of them a sync has covered.
+    synced: u64,
     /// The write-ahead log is to be moved.
     log: bool,
     failed: bool,
     stop: bool,
 }
 
+/// What the syncer is to do.
+struct Due {
+    written: Seq,
+    commits: u64,
+    /// Something was committed since the last sync.
+    sync: bool,
+    log: bool,
+}
+
 impl Syncing {
-    fn offer(&self, written: Seq) {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).written = written;
+    fn lock(&self) -> MutexGuard<'_, Target> {
+        self.target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something was committed, and events through `written` if there were any.
+    fn committed(&self, written: Option<Seq>) {
+        let mut target = self.lock();
+        target.written = written.unwrap_or(target.written);
+        target.commits += 1;
     }
 
     fn move_log(&self) {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).log = true;
+        self.lock().log = true;
     }
 
     fn has_failed(&self) -> bool {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).failed
+        self.lock().failed
     }
 
     /// The file was reopened, and all of it through `written` is on the disk.
     fn begin_anew(&self, written: Seq) {
-        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut target = self.lock();
         target.written = written;
+        target.synced = target.commits;
         target.failed = false;
     }
 
     fn stop(&self) {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
+        self.lock().stop = true;
         self.changed.notify_all();
     }
 
-    /// Waits out the interval; answers what to sync and whether to move the log, or `None` at the end.
-    /// After a failure there is nothing to sync until the file was reopened.
-    fn next(&self, interval: Duration) -> Option<(Seq, bool)> {
-        let target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Waits out the interval; answers what to do, or `None` at the end. After a failure there is nothing
+    /// to sync until the file was reopened.
+    fn next(&self, interval: Duration) -> Option<Due> {
         let (mut target, _) = self
             .changed
-            .wait_timeout_while(target, interval, |target| !target.stop)
+            .wait_timeout_while(self.lock(), interval, |target| !target.stop)
             .unwrap_or_else(PoisonError::into_inner);
-        let log = std::mem::take(&mut target.log);
-        (!target.stop).then_some(if target.failed { (0, false) } else { (target.written, log) })
+        let log = std::mem::take(&mut target.log) && !target.failed;
+        let sync = target.commits > target.synced && !target.failed;
+        let due = Due { written: target.written, commits: target.commits, sync, log };
+        (!target.stop).then_some(due)
+    }
+
+    /// A sync has covered so many commits. Answers how many there are by now; none is added while the
+    /// answer is held.
+    fn synced(&self, commits: u64) -> MutexGuard<'_, Target> {
+        let mut target = self.lock();
+        // The file may have been reopened meanwhile.
+        target.synced = target.synced.max(commits);
+        target
     }
 
     fn fail(&self) {
-        self.target.lock().unwrap_or_else(PoisonError::into_inner).failed = true;
+        self.lock().failed = true;
     }
 }
 
@@ -681,16 +720,16 @@ fn sync_loop(shared: &Shared, syncing: &Syncing) {
         Sync::Every(interval) => interval,
         Sync::Always | Sync::Never => UPKEEP,
     };
-    let mut synced = 0;
-    while let Some((written, log)) = syncing.next(interval) {
-        if matches!(shared.sync, Sync::Every(_)) && written > synced {
+    while let Some(due) = syncing.next(interval) {
+        if matches!(shared.sync, Sync::Every(_)) && due.sync {
             // SQLite's locks are on the database and the shared memory, never on the log: opening
             // and closing the log disturbs none of them.
             match File::open(store::wal(&dir)).and_then(|wal| wal.sync_data()) {
                 Ok(()) => {
-                    synced = written;
+                    let all = syncing.synced(due.commits);
                     let mut state = shared.lock();
-                    state.synced = state.synced.max(written.min(state.written));
+                    state.synced = state.synced.max(due.written.min(state.written));
+                    state.durable = all.commits == due.commits;
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
@@ -702,7 +741,7 @@ fn sync_loop(shared: &Shared, syncing: &Syncing) {
                 }
             }
         }
-        if log {
+        if due.log {
             let moved = Store::open_checkpointer(&dir).and_then(|store| store.checkpoint(false));
             match moved {
                 Ok(()) => {}

@@ -36,9 +36,9 @@ const TIP: &str = r#"{"donation":{"amount":5.50,"user":{"username":"Ann","email"
 
 fn record(topic: &str, channel: &str, data: &str) -> Arc<Record> {
     let before = format!(r#"{{"id":"01H","type":"message","topic":"{topic}","data":"#);
-    Arc::new(Record {
-        seq: 1,
-        event: Event {
+    Arc::new(Record::new(
+        1,
+        Event {
             id: "01H".into(),
             distinct_key: None,
             place: Place::of(topic, "r1", channel),
@@ -49,21 +49,18 @@ fn record(topic: &str, channel: &str, data: &str) -> Arc<Record> {
             data: before.len()..before.len() + data.len(),
             message: format!("{before}{data}}}").into(),
         },
-    })
+    ))
 }
 
-/// A second after it was received.
-const NOW: UnixMillis = 1_708_008_763_000;
-
 fn wanted(route: &mut Route, record: &Arc<Record>) -> Outgoing {
-    match route.render(record, NOW) {
+    match route.render(record) {
         Rendered::Wanted(outgoing) => outgoing,
         other => panic!("{other:?}"),
     }
 }
 
 fn skipped(route: &mut Route, record: &Arc<Record>) -> Skip {
-    match route.render(record, NOW) {
+    match route.render(record) {
         Rendered::Skipped(skip) => skip,
         other => panic!("{other:?}"),
     }
@@ -115,16 +112,34 @@ fn a_condition_that_fails_is_no_match() {
     assert_eq!(skipped(&mut bigger, &record("channel.tips", "main", TIP)), Skip::Condition);
 }
 
-#[test]
-fn what_is_too_old_is_skipped_and_the_rest_expires() {
+#[tokio::test(start_paused = true)]
+async fn what_is_too_old_is_skipped_and_the_rest_expires() {
     let record = record("channel.tips", "main", "{}");
+    tokio::time::advance(Duration::from_secs(1)).await;
     let outgoing = wanted(&mut route(json!({"max_age": "3s"})), &record);
     assert_eq!(outgoing.expires_in, Some(Duration::from_secs(2)));
     assert_eq!(skipped(&mut route(json!({"max_age": "500ms"})), &record), Skip::Age);
-    let mut old = Record::clone(&record);
-    old.event.origin = Origin::Backfilled;
-    old.event.received = NOW;
-    assert_eq!(skipped(&mut route(json!({"max_age": "500ms"})), &Arc::new(old)), Skip::Age);
+    // What was fetched was a minute old already when it came.
+    let mut fetched = Record::clone(&record);
+    fetched.event.origin = Origin::Backfilled;
+    fetched.event.received += 60_000;
+    let fetched = Arc::new(fetched);
+    assert_eq!(skipped(&mut route(json!({"max_age": "60s"})), &fetched), Skip::Age);
+    let outgoing = wanted(&mut route(json!({"max_age": "63s"})), &fetched);
+    assert_eq!(outgoing.expires_in, Some(Duration::from_secs(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wall_clock_makes_nothing_old_and_nothing_young() {
+    for wrong in [0, clock::now() - 30 * 86_400_000, clock::now() + 30 * 86_400_000, u64::MAX] {
+        let mut record = Record::clone(&record("channel.tips", "main", "{}"));
+        record.event.received = wrong;
+        let record = Arc::new(record);
+        let mut young = route(json!({"max_age": "30s"}));
+        wanted(&mut young, &record);
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert_eq!(skipped(&mut young, &record), Skip::Age, "received at {wrong}");
+    }
 }
 
 #[test]
@@ -160,6 +175,6 @@ fn an_address_made_of_data_is_escaped_and_not_remembered() {
 #[test]
 fn a_template_that_cannot_be_rendered_fails_that_event() {
     let mut route = route(json!({"payload": "{{ data.a.b.c }}"}));
-    let outcome = route.render(&record("channel.tips", "main", "{}"), NOW);
+    let outcome = route.render(&record("channel.tips", "main", "{}"));
     assert!(matches!(outcome, Rendered::Failed(_)), "{outcome:?}");
 }

@@ -996,7 +996,7 @@ mod tests {
             event.distinct_key = distinct_key.map(Into::into);
             let message = event.message.clone();
             let outgoing = Outgoing {
-                record: Arc::new(crate::event::Record { seq: 1, event }),
+                record: Arc::new(crate::event::Record::new(1, event)),
                 address: "astro.tips".into(),
                 payload: message,
                 content_type: "application/json",

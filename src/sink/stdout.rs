@@ -229,7 +229,7 @@ mod tests {
             data: 0..data.len(),
         };
         Outgoing {
-            record: Arc::new(Record { seq: 1, event }),
+            record: Arc::new(Record::new(1, event)),
             address: "".into(),
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             content_type: "application/json",

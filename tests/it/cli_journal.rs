@@ -1,6 +1,6 @@
 //! The commands that look into the journal, beside a relay that runs and without one.
 
-use std::{path::Path, process::Output, sync::Arc};
+use std::{path::Path, process::Output, sync::Arc, time::Duration};
 
 use astro_relay::{
     clock,
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::{
     daemon::run,
-    journal::{PATIENCE, close, config, open, settled},
+    journal::{PATIENCE, append_aged, close, config, open, settled},
     wait::until,
 };
 
@@ -42,9 +42,10 @@ fn event(n: u64) -> Event {
 async fn some(dir: &Path) -> Journal {
     let (journal, _) = open(&config(dir));
     journal.register("home", Start::Earliest).unwrap();
-    journal.append(&mut (0..10).map(event).collect());
+    let age = |n| Duration::from_millis((9 - n) * MINUTE);
+    append_aged(&journal, (0..10).map(|n| (event(n), age(n))));
     for seq in [1, 3] {
-        let record = Arc::new(Record { seq, event: event(seq - 1) });
+        let record = Arc::new(Record::new(seq, event(seq - 1)));
         journal.dead_letter("home", &record, "no such room");
     }
     journal.advance("home", 4);

@@ -1,5 +1,6 @@
 //! The journal: what it promises its sinks, and what it does when the disk fails it.
 
+mod clocks;
 mod corruption;
 mod full_disk;
 mod limits;
@@ -11,15 +12,15 @@ mod requests;
 use std::time::Duration;
 
 use astro_relay::{
-    clock,
     config::{Size, Start, Sync},
-    event::{Event, Seq},
+    event::Seq,
     journal::{Health, Journal, store::Store},
 };
 
 use crate::support::{
     journal::{
-        append, close, config, crashed, event, events, open, position, read_all, say, settled,
+        PATIENCE, append, append_aged, close, config, contents, crashed, event, events, open,
+        position, read_all, say, settled, synced,
     },
     wait::until,
 };
@@ -111,11 +112,11 @@ async fn positions_survive_a_clean_end_and_a_crash() {
 }
 
 #[tokio::test]
-async fn a_report_goes_with_what_is_written_next_or_by_itself() {
+async fn a_report_is_written_like_any_other_event() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     journal.report(event(0));
-    assert_eq!(journal.next(0, 10, 1 << 20).await.unwrap().records.len(), 1, "it is read at once");
+    assert_eq!(journal.next(0, 10, 1 << 20).await.unwrap().records.len(), 1);
     append(&journal, events([1])).await;
     settled(&journal, &[]).await;
     let on_disk = || Store::open_reader(dir.path()).unwrap().bounds().unwrap();
@@ -132,8 +133,7 @@ async fn a_report_goes_with_what_is_written_next_or_by_itself() {
 async fn a_new_sink_begins_where_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    let aged = |n, age: u64| Event { received: clock::now() - age * 60_000, ..event(n) };
-    append(&journal, (0..300).map(|n| aged(n, 600 - n)).collect()).await;
+    append_aged(&journal, (0..300).map(|n| (event(n), Duration::from_mins(600 - n))));
     settled(&journal, &[]).await;
     assert_eq!(journal.register("end", Start::End).unwrap(), 300);
     assert_eq!(journal.register("earliest", Start::Earliest).unwrap(), 0);
@@ -195,6 +195,51 @@ async fn with_sync_always_nothing_is_read_that_is_not_on_disk() {
     close(journal).await;
 }
 
+/// What no other sink can lose any more, if the relay is killed now: each has it or finds it in the
+/// journal.
+#[tokio::test]
+async fn nothing_is_read_that_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let disk = Store::open_reader(dir.path()).unwrap();
+    let (mut through, mut appended): (Seq, u64) = (0, 0);
+    while through < 3000 {
+        if appended < 3000 {
+            append(&journal, events(appended..appended + 30)).await;
+            appended += 30;
+        }
+        let batch = journal.next(through, 64, 1 << 20).await.unwrap();
+        let (_, written) = disk.bounds().unwrap().expect("events on disk");
+        assert!(written >= batch.through, "{} was read, {written} is written", batch.through);
+        through = batch.through;
+        assert!(journal.ready(through, 64, 1 << 20).is_none_or(|batch| batch.through <= appended));
+    }
+    close(journal).await;
+}
+
+/// The pages of an idle journal stay as they are; only the mark says that the relay runs.
+#[tokio::test]
+async fn an_idle_journal_writes_nothing_but_its_mark() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, events(0..100)).await;
+    journal.advance("sink", 100);
+    settled(&journal, &["sink"]).await;
+    synced(&journal).await;
+    let files = || {
+        let mut files = contents(dir.path());
+        let mark = files.remove(std::path::Path::new("journal.mark"));
+        (files, mark)
+    };
+    let (before, mark) = files();
+    let began = tokio::time::Instant::now();
+    until("the mark is renewed", PATIENCE, async || (files().1 != mark).then_some(())).await;
+    assert!(began.elapsed() > Duration::from_secs(5), "each renewal costs the disk some blocks");
+    assert!(files().0 == before, "nothing else has changed");
+    close(journal).await;
+}
+
 #[tokio::test]
 async fn a_hundred_thousand_events_that_nobody_reads_stay_within_their_bounds() {
     /// A fraction of what they need, small as they are.
@@ -213,10 +258,8 @@ async fn a_hundred_thousand_events_that_nobody_reads_stay_within_their_bounds() 
     settled(&journal, &[]).await;
     say(&format!("{total} events written in {:?}", start.elapsed()));
     let bound = SIZE + (1 << 20);
-    until("the size is kept", crate::support::journal::PATIENCE, async || {
-        (journal.figures().size <= SIZE).then_some(())
-    })
-    .await;
+    until("the size is kept", PATIENCE, async || (journal.figures().size <= SIZE).then_some(()))
+        .await;
     let file = std::fs::metadata(dir.path().join("journal.db")).unwrap().len();
     assert!(file <= bound, "the file itself has {file} bytes");
     // A sink that had none of them is told exactly how many are gone.

@@ -10,7 +10,7 @@ use astro_relay::{
 use crate::support::{
     journal::{
         PATIENCE, append, close, config, crashed, events, open, position, read_all, read_some, say,
-        settled,
+        settled, synced,
     },
     mount::{Disk, Small, may_mount},
     wait::until,
@@ -32,14 +32,6 @@ async fn sound(journal: &Journal) {
     })
     .await;
     settled(journal, &["sink"]).await;
-}
-
-async fn synced(journal: &Journal) {
-    until("all of it is synced", PATIENCE, async || {
-        let figures = journal.figures();
-        (figures.synced == figures.last).then_some(())
-    })
-    .await;
 }
 
 /// Appends until the disk is full; answers the next number.

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use astro_relay::{
     clock,
-    config::{self, Period, Start},
+    config::{self, Period, Size, Start},
     event::Event,
     journal::Journal,
 };
 
 use crate::support::{
     journal::{
-        PATIENCE, append, close, config, crashed, event, events, open, position, read_all, settled,
+        PATIENCE, append, append_aged, close, config, crashed, event, events, open, position,
+        read_all, settled,
     },
     wait::until,
 };
@@ -44,11 +45,6 @@ async fn an_event_larger_than_the_memory_is_lost_alone() {
     assert_eq!((got.numbers, got.lost), (vec![2], 0));
 }
 
-fn aged(n: u64, age: Duration) -> Event {
-    let age = u64::try_from(age.as_millis()).unwrap();
-    Event { received: clock::now() - age, ..event(n) }
-}
-
 const HOUR: Duration = Duration::from_hours(1);
 
 #[tokio::test]
@@ -57,10 +53,8 @@ async fn what_is_too_old_goes_and_is_counted() {
     let config = config::Journal { max_age: Period(HOUR), ..config(dir.path()) };
     let (journal, _) = open(&config);
     journal.register("slow", Start::Earliest).unwrap();
-    append(&journal, (0..300).map(|n| aged(n, 2 * HOUR)).collect()).await;
-    // In one batch with younger ones they would stay for as long as these.
-    settled(&journal, &[]).await;
-    append(&journal, (300..900).map(|n| aged(n, HOUR / 2)).collect()).await;
+    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR)));
+    append_aged(&journal, (300..900).map(|n| (event(n), HOUR / 2)));
     until("the old ones are gone", PATIENCE, async || {
         (journal.figures().oldest == 301).then_some(())
     })
@@ -80,7 +74,7 @@ async fn history_goes_and_what_somebody_waits_for_stays() {
         journal.register(sink, Start::Earliest).unwrap();
     }
     journal.sinks(["quick", "slow"]);
-    append(&journal, (0..300).map(|n| aged(n, 2 * HOUR)).collect()).await;
+    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR)));
     journal.advance("quick", 300);
     journal.advance("slow", 100);
     // What goes, goes in whole batches.
@@ -125,7 +119,7 @@ async fn size_removes_a_share_of_the_events_and_not_of_the_numbers() {
     let copy = crashed(dir.path());
     close(journal).await;
     // After a crash a million numbers are left out: they must not count as events.
-    let max_size = config::Size(size.max(1 << 20) + (256 << 10));
+    let max_size = Size(size.max(1 << 20) + (256 << 10));
     let config = config::Journal { dir: copy.path().to_owned(), max_size, ..config };
     let (journal, _) = open(&config);
     for first in (3000..5000).step_by(50) {
@@ -141,5 +135,102 @@ async fn size_removes_a_share_of_the_events_and_not_of_the_numbers() {
     let kept = u64::try_from(got.numbers.len()).unwrap();
     assert_eq!(got.lost + kept, 5000);
     assert!(kept > 2500, "more was removed than was needed: {kept} are left");
+    close(journal).await;
+}
+
+/// Everything that was in the journal was too old, or too much, and nothing came behind it. Whoever had
+/// not got it is told, whatever comes then.
+#[tokio::test]
+async fn what_retention_removed_is_told_after_any_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = config::Journal { max_age: Period(HOUR), ..config(dir.path()) };
+    let (journal, _) = open(&old);
+    journal.register("slow", Start::Earliest).unwrap();
+    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR)));
+    until("all of it is gone", PATIENCE, async || (journal.figures().oldest > 300).then_some(()))
+        .await;
+    settled(&journal, &["slow"]).await;
+    let killed = crashed(dir.path());
+    let unmarked = crashed(dir.path());
+    std::fs::remove_file(unmarked.path().join("journal.mark")).unwrap();
+    close(journal).await;
+    for (how, dir) in [("stop", &dir), ("kill", &killed), ("kill without a mark", &unmarked)] {
+        let config = config::Journal { dir: dir.path().to_owned(), ..old.clone() };
+        for start in 0..3 {
+            let (journal, opened) = open(&config);
+            assert_eq!(opened.lost, 0, "{how}: retention has told of it");
+            append(&journal, events([300])).await;
+            settled(&journal, &[]).await;
+            let got = read_all(&journal, position(&journal, "slow")).await;
+            assert_eq!((got.lost, got.numbers.len()), (300, start + 1), "{how}, start {start}");
+            close(journal).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_had_no_room_is_told_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config::Journal { max_size: Size(1), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    journal.register("slow", Start::Earliest).unwrap();
+    append(&journal, events(0..500)).await;
+    until("all of it is gone", PATIENCE, async || (journal.figures().oldest > 500).then_some(()))
+        .await;
+    let copy = crashed(dir.path());
+    close(journal).await;
+    let (journal, opened) = open(&config::Journal { dir: copy.path().to_owned(), ..config });
+    assert_eq!(opened.lost, 0);
+    assert_eq!(journal.lag("slow").0, 500);
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn old_runs_are_forgotten_when_they_tell_nobody_anything() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config::Journal { keep_delivered: Period(Duration::ZERO), ..config(dir.path()) };
+    for n in 0..20 {
+        let (journal, _) = open(&config);
+        journal.register("sink", Start::Earliest).unwrap();
+        journal.sinks(["sink"]);
+        append(&journal, events([n])).await;
+        let last = journal.figures().last;
+        journal.advance("sink", last);
+        settled(&journal, &["sink"]).await;
+        close(journal).await;
+    }
+    let (journal, _) = open(&config);
+    let runs =
+        || astro_relay::journal::store::Store::open_reader(dir.path()).unwrap().runs().unwrap();
+    until("the old runs are gone", PATIENCE, async || (runs().len() <= 2).then_some(())).await;
+    close(journal).await;
+}
+
+/// A journal of a former version may hold a time that a wrong clock has given, and later ones that could
+/// not fall behind it.
+#[tokio::test]
+async fn a_wrong_future_time_does_not_stay_in_the_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let future = clock::now() + 70 * 365 * 24 * 3_600_000;
+    let (journal, _) = open(&config(dir.path()));
+    journal.append(&mut vec![Event { received: future, ..event(0) }]);
+    settled(&journal, &[]).await;
+    close(journal).await;
+    // As a former version has left it.
+    let db = rusqlite::Connection::open(dir.path().join("journal.db")).unwrap();
+    db.execute_batch("UPDATE batches SET time = NULL").unwrap();
+    drop(db);
+    std::fs::remove_file(dir.path().join("journal.mark")).unwrap();
+
+    let config = config::Journal { max_age: Period(Duration::from_secs(2)), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, events([1])).await;
+    let batch = journal.read(1, 2, 10, 1 << 20).await.unwrap();
+    let received = batch.records[0].event.received;
+    assert!(received < future, "the clock is right again: {received}");
+    assert!(batch.records[0].age() < HOUR);
+    until("both become too old", PATIENCE, async || (journal.figures().oldest > 2).then_some(()))
+        .await;
     close(journal).await;
 }

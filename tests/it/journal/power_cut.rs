@@ -11,13 +11,16 @@ use std::{
 
 use astro_relay::{
     config::{Journal as Config, Start, Sync},
-    event::Seq,
+    event::{Record, Seq},
     journal::Journal,
 };
 use fastrand::Rng;
 
 use crate::support::{
-    journal::{PATIENCE, close, config, events, long, open, position, read_all, say},
+    journal::{
+        PATIENCE, append, close, config, event, events, long, open, position, read_all, say,
+        settled, synced,
+    },
     mount::{Disk, may_mount},
     wait::until,
 };
@@ -105,4 +108,35 @@ fn work(
             journal.advance("sink", at + (n - first) / 2);
         }
     })
+}
+
+/// A backlog is drained while nothing new comes: what counts as saved survives, and the sink gets no
+/// more again than what it was sent and not told to be saved.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_backlog_does_not_come_again() {
+    if !may_mount() {
+        return;
+    }
+    let mut disk = Disk::new(64);
+    let interval = Duration::from_millis(30);
+    let config = Config { sync: Sync::Every(interval), ..config(&disk.path().join("journal")) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, events(0..3000)).await;
+    settled(&journal, &["sink"]).await;
+    synced(&journal).await;
+    for seq in (100..=3000).step_by(100) {
+        journal.advance("sink", seq);
+        journal.dead_letter("sink", &Arc::new(Record::new(seq, event(seq - 1))), "no");
+        settled(&journal, &["sink"]).await;
+    }
+    synced(&journal).await;
+    disk.plug().pull();
+    close(journal).await;
+    disk.restore();
+    let (journal, opened) = open(&config);
+    assert_eq!((opened.lost, opened.events), (0, 3000));
+    assert_eq!(position(&journal, "sink"), 3000, "the positions were on disk");
+    assert_eq!(journal.dead_letter_counts().get("sink"), Some(&30), "and the dead letters");
+    close(journal).await;
 }

@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 fn record(seq: u64) -> Arc<Record> {
-    Arc::new(Record { seq, event: event(seq) })
+    Arc::new(Record::new(seq, event(seq)))
 }
 
 async fn counted(journal: &Journal, sink: &str, count: u64) {

@@ -10,7 +10,7 @@ use std::{
 use astro_relay::{
     clock,
     config::{self, Period, Size, Sync},
-    event::{Event, Origin, Place, Record, Seq},
+    event::{Event, Origin, Place, Record, Seq, Waited},
     journal::{Health, Journal, Opened, StoreError},
 };
 
@@ -89,6 +89,15 @@ pub async fn append(journal: &Journal, events: Vec<Event>) {
     }
 }
 
+/// Appends them as if each had been heard so long ago.
+pub fn append_aged(journal: &Journal, events: impl IntoIterator<Item = (Event, Duration)>) {
+    for (event, age) in events {
+        let since = clock::now() - u64::try_from(age.as_millis()).unwrap();
+        let event = Event { received: since, ..event };
+        journal.append_heard(&mut vec![event], Waited::already(age));
+    }
+}
+
 /// The number of an event; fails the test if a single byte of it is wrong.
 pub fn number(record: &Record) -> u64 {
     let text = std::str::from_utf8(&record.event.message).expect("text");
@@ -145,6 +154,15 @@ pub async fn settled(journal: &Journal, sinks: &[&str]) {
         let (sound, lag) = (figures.health == Health::Sound, figures.last - figures.written);
         let saved = sinks.iter().all(|sink| journal.saved(sink) == position(journal, sink));
         (sound && lag == 0 && saved).then_some(())
+    })
+    .await;
+}
+
+/// Waits until a loss of power would take nothing more: events, cursors and all else.
+pub async fn synced(journal: &Journal) {
+    until("all of it is synced", PATIENCE, async || {
+        let figures = journal.figures();
+        (figures.synced == figures.last && figures.durable).then_some(())
     })
     .await;
 }

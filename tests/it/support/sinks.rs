@@ -86,7 +86,7 @@ pub fn outgoing_with(seq: Seq, address: &str, room: &str, payload: &str) -> Outg
         data: 0..0,
     };
     Outgoing {
-        record: Arc::new(Record { seq, event }),
+        record: Arc::new(Record::new(seq, event)),
         address: address.into(),
         payload: Bytes::copy_from_slice(payload.as_bytes()),
         content_type: "application/json",
