@@ -141,6 +141,8 @@ pub enum Sort {
     Retained,
     /// There were too many.
     Limited,
+    /// It was read too late.
+    Late,
     /// It was tried, and not done.
     Failed,
     /// It was tried, and may have been done.
@@ -154,6 +156,7 @@ impl Sort {
             Self::Forbidden => "forbidden",
             Self::Retained => "retained",
             Self::Limited => "limited",
+            Self::Late => "late",
             Self::Failed => "failed",
             Self::Unknown => "unknown",
         }
@@ -355,6 +358,22 @@ impl Ear {
             }
         };
         self.refuse(request.reply, request.command.answer(Err(failure)));
+    }
+
+    /// Refuses a command that may have been waiting to be read for long: whoever gave it has given up on it
+    /// by now, and perhaps given another.
+    pub fn too_late(&self, heard: Heard<'_>) {
+        let Heard { channel, path, payload, back, .. } = heard;
+        let reply = Reply { back, to: self.answers.clone(), heard: Instant::now() };
+        let answer = match parse::command(channel, path, payload) {
+            Ok(command) => {
+                let error =
+                    "the relay could not read it in time; it was not executed: send it again";
+                command.answer(Err(Failure::new(Sort::Late, 503, error)))
+            }
+            Err(answer) => *answer,
+        };
+        self.refuse(reply, answer);
     }
 
     fn judge(&self, command: &Command, retained: bool) -> Result<(), Failure> {

@@ -364,7 +364,16 @@ pub struct SinkConfig {
     /// is another when what it describes is.
     #[serde(default, skip)]
     #[schemars(skip)]
-    pub feeds: BTreeMap<String, Vec<String>>,
+    pub feeds: BTreeMap<String, Described>,
+}
+
+/// What a sink describes of a channel to its far side.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Described {
+    /// The channel's id, where one is configured.
+    pub room: Option<String>,
+    /// The topics that it subscribes to.
+    pub topics: Vec<String>,
 }
 
 impl SinkConfig {

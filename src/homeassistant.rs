@@ -8,7 +8,8 @@
 //! understands; the device-based form came with 2024.12 and says nothing more.
 //!
 //! The one thing to know: an entity's `unique_id` is what the user's dashboards and automations hang
-//! on. It is made of the channel's label and the name of what is shown, and stays as it is for ever.
+//! on. It is made of the channel's id (the room), its label and the name of what is shown; so two relays
+//! whose channels have one label stay apart, and neither the sink's name nor its `client_id` is part of it.
 
 mod element;
 mod happening;
@@ -20,7 +21,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     board::RELAY as OWNER,
     command::parse,
-    config::{Action, Channel, Commands, SinkConfig},
+    config::{Action, Channel, Commands, Described, SinkConfig},
     event::Event,
     template::Template,
 };
@@ -58,8 +59,19 @@ pub struct Home {
 pub struct Feed {
     /// What the topics of its state and of what happens there begin with.
     pub base: String,
+    /// Its id, where one is configured.
+    pub room: Option<String>,
     /// The topics that it subscribes to.
     pub topics: Vec<String>,
+}
+
+/// Whose a configuration is that another client has announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// It is of an entity of ours.
+    Ours,
+    /// A relay announced it; of which, it does not say.
+    SomeRelays,
 }
 
 /// A retained configuration of one entity.
@@ -78,18 +90,22 @@ pub fn wanted(config: &SinkConfig) -> Option<bool> {
 
 /// Tells a sink that serves Home Assistant what it needs to know of the channels.
 pub fn prepare(config: &mut SinkConfig, channels: &BTreeMap<String, Channel>) {
-    if wanted(config) != Some(true) {
-        return;
+    match wanted(config) {
+        // Its entities show what is kept.
+        Some(true) => config.state = true,
+        // What is to be taken back is known by its channels.
+        Some(false) => {}
+        None => return,
     }
-    // Its entities show what is kept.
-    config.state = true;
     let selected = config.channels.clone();
     let selects =
         |label: &String| selected.as_ref().is_none_or(|selected| selected.contains(label));
     config.feeds = channels
         .iter()
         .filter(|(label, _)| selects(label))
-        .map(|(label, channel)| (label.clone(), channel.topics.clone()))
+        .map(|(label, Channel { room, topics, .. })| {
+            (label.clone(), Described { room: room.clone(), topics: topics.clone() })
+        })
         .collect();
 }
 
@@ -105,8 +121,9 @@ fn feeds(
         let base = template.render(&view).map_err(|error| error.to_string())?;
         Ok::<_, String>(escape(&base).into_owned())
     };
-    let feeds = config.feeds.iter().map(|(label, topics)| {
-        Ok((label.clone(), Feed { base: base(label)?, topics: topics.clone() }))
+    let feeds = config.feeds.iter().map(|(label, Described { room, topics })| {
+        let feed = Feed { base: base(label)?, room: room.clone(), topics: topics.clone() };
+        Ok((label.clone(), feed))
     });
     Ok((base(OWNER)?, feeds.collect::<Result<_, String>>()?))
 }
@@ -231,6 +248,77 @@ impl Home {
         let rest = topic.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('/'));
         let parts: Vec<&str> = rest.unwrap_or_default().split('/').collect();
         matches!(parts.as_slice(), [_, node, _, "config"] if *node == id(&[&self.node]))
+    }
+
+    /// The filter that matches every configuration of everybody.
+    pub fn every_filter(&self) -> String {
+        format!("{}/+/+/+/config", self.prefix)
+    }
+
+    /// Whether it is known what is ours beside our own client id.
+    pub fn has_identity(&self) -> bool {
+        !self.channels.is_empty()
+    }
+
+    /// What the ids of a channel's entities begin with.
+    fn of_room(&self, channel: &str) -> String {
+        match self.channels.get(channel).and_then(|feed| feed.room.as_deref()) {
+            Some(room) => format!("{RELAY}-{room}"),
+            None => RELAY.to_owned(),
+        }
+    }
+
+    /// What the ids of the relay's own entities begin with: of all rooms the first.
+    fn own_identity(&self) -> String {
+        match self.channels.values().filter_map(|feed| feed.room.as_deref()).min() {
+            Some(room) => format!("{RELAY}-{room}"),
+            None => RELAY.to_owned(),
+        }
+    }
+
+    /// Whether a configuration that we have announced before has the `unique_id` that it would have today.
+    pub fn is_of_today(&self, topic: &str, payload: &[u8]) -> bool {
+        let place = topic.rsplit('/').nth(1).unwrap_or_default();
+        let channel = self.channels.keys().find(|channel| {
+            place.strip_prefix(&id(&[channel])).is_some_and(|rest| rest.starts_with("__"))
+        });
+        let begin = channel.map_or_else(|| self.own_identity(), |channel| self.of_room(channel));
+        let known = serde_json::from_slice::<Value>(payload).ok();
+        let unique = known.as_ref().and_then(|known| known.get("unique_id")?.as_str());
+        unique == Some(&*format!("{}__{place}", id(&[&begin])))
+    }
+
+    /// Whether a configuration that another client has announced is a relay's, and whether ours: we had
+    /// another client id then. Answers that client's part of the topic too.
+    pub fn whose(&self, topic: &str, payload: &[u8]) -> Option<(String, Whose)> {
+        let rest = topic.strip_prefix(&self.prefix)?.strip_prefix('/')?;
+        let mut parts = rest.split('/');
+        let (_, node, _, last) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        if last != "config" || parts.next().is_some() {
+            return None;
+        }
+        // Most are of other programs.
+        if !payload.windows(RELAY.len()).any(|part| part == RELAY.as_bytes()) {
+            return None;
+        }
+        let config: Value = serde_json::from_slice(payload).ok()?;
+        if config.pointer("/origin/name").and_then(Value::as_str) != Some(RELAY) {
+            return None;
+        }
+        let unique = config.get("unique_id").and_then(Value::as_str)?;
+        let begins = |words: &[&str]| {
+            unique.strip_prefix(&*id(words)).is_some_and(|rest| rest.starts_with("__"))
+        };
+        let own = self.own_identity();
+        let mut ours = own != RELAY && begins(&[&own]);
+        for (channel, feed) in &self.channels {
+            let identity = self.of_room(channel);
+            ours |= identity != RELAY && begins(&[&identity, channel]);
+            // Of a version that knew no rooms, or of a channel that names none: it is ours if it is kept
+            // where ours is.
+            ours |= begins(&[RELAY, channel]) && shows(&config, &feed.base);
+        }
+        Some((node.to_owned(), if ours { Whose::Ours } else { Whose::SomeRelays }))
     }
 
     /// Where Home Assistant says that it has started.
@@ -388,14 +476,16 @@ impl Home {
         let object: &str = object;
         let mut config = own.clone();
         let (unique, place) = match channel {
-            Some((channel, _)) => (id(&[RELAY, channel, object]), id(&[channel, object])),
-            None => (id(&[RELAY, object]), id(&[object])),
+            Some((channel, _)) => {
+                (id(&[&self.of_room(channel), channel, object]), id(&[channel, object]))
+            }
+            None => (id(&[&self.own_identity(), object]), id(&[object])),
         };
         for (key, value) in [
             ("name", (&**name).into()),
             ("unique_id", unique.into()),
             ("icon", (*icon).into()),
-            ("device", device(channel.map(|(channel, _)| channel))),
+            ("device", self.device(channel.map(|(channel, _)| channel))),
             ("origin", origin()),
             ("qos", 1.into()),
         ] {
@@ -418,6 +508,27 @@ impl Home {
         }
         Announcement { topic: self.topic(component, &place), payload: config.to_string() }
     }
+
+    /// The device that an entity belongs to.
+    fn device(&self, channel: Option<&str>) -> Value {
+        let relay = id(&[&self.own_identity()]);
+        match channel {
+            Some(channel) => json!({
+                "identifiers": [id(&[&self.of_room(channel), channel])],
+                "name": format!("StreamElements {channel}"),
+                "manufacturer": "StreamElements",
+                "model": "Channel",
+                "via_device": relay,
+            }),
+            None => json!({
+                "identifiers": [relay],
+                "name": "Astro relay",
+                "manufacturer": "astro-relay",
+                "model": "Relay",
+                "sw_version": env!("CARGO_PKG_VERSION"),
+            }),
+        }
+    }
 }
 
 fn counter_object(counter: &str) -> String {
@@ -436,24 +547,14 @@ fn set(config: &mut Value, key: &str, value: Value) {
     }
 }
 
-/// The device that an entity belongs to.
-fn device(channel: Option<&str>) -> Value {
-    match channel {
-        Some(channel) => json!({
-            "identifiers": [id(&[RELAY, channel])],
-            "name": format!("StreamElements {channel}"),
-            "manufacturer": "StreamElements",
-            "model": "Channel",
-            "via_device": RELAY,
-        }),
-        None => json!({
-            "identifiers": [RELAY],
-            "name": "Astro relay",
-            "manufacturer": "astro-relay",
-            "model": "Relay",
-            "sw_version": env!("CARGO_PKG_VERSION"),
-        }),
-    }
+/// Whether an entity shows what is kept below `base`.
+fn shows(config: &Value, base: &str) -> bool {
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    let availability = config.get("availability").and_then(Value::as_array);
+    let mut topics: Vec<String> =
+        availability.into_iter().flatten().filter_map(|one| text(one.get("topic"))).collect();
+    topics.extend(text(config.get("state_topic")));
+    topics.iter().any(|topic| topic.strip_prefix(base).is_some_and(|rest| rest.starts_with('/')))
 }
 
 /// Who says all this.

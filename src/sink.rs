@@ -218,6 +218,12 @@ pub trait Sink: Send {
         Err(Failure::down("this kind of sink keeps no state"))
     }
 
+    /// Whether the sink itself notices when somebody else writes over what the far side keeps, and puts it
+    /// right. Where it does not, all of the state is said again every now and then.
+    fn watches_state(&self) -> bool {
+        false
+    }
+
     /// Keeps the link while there is nothing to deliver; runs until it is dropped, and returns only
     /// when the link is lost. Must be safe to drop at any await. A sink whose client looks after
     /// itself keeps the default.

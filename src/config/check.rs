@@ -90,6 +90,7 @@ pub(super) fn check(
         }
     }
     found.homes(config);
+    found.client_ids(config);
     found.same_state(config);
     found.secrets(config, places, sources);
     found
@@ -98,6 +99,18 @@ pub(super) fn check(
 /// The names in a table of the file, whether or not what stands under them is well shaped.
 fn named<'v>(value: &'v Value, table: &str) -> impl Iterator<Item = &'v str> {
     value.get(table).and_then(Value::as_object).into_iter().flatten().map(|(key, _)| key.as_str())
+}
+
+/// A broker's URL as host and port, in one spelling.
+fn broker(url: &str) -> String {
+    let Ok(url) = Url::parse(url) else { return url.to_owned() };
+    let port = url.port().unwrap_or(match url.scheme() {
+        "mqtts" | "ssl" | "tls" => 8883,
+        "ws" => 80,
+        "wss" => 443,
+        _ => 1883,
+    });
+    format!("{}:{port}", url.host_str().unwrap_or_default().to_ascii_lowercase())
 }
 
 impl Findings {
@@ -436,6 +449,22 @@ impl Findings {
         }
     }
 
+    /// Two sinks with one client id at one broker: each connection would end the other.
+    fn client_ids(&mut self, config: &Config) {
+        let mut seen: BTreeMap<(String, String), &str> = BTreeMap::new();
+        for (name, sink) in config.sinks.iter().filter(|(_, sink)| sink.kind == "mqtt") {
+            let text = |key: &str| sink.settings.get(key).and_then(Value::as_str);
+            let id = text("client_id").map_or_else(|| format!("astro-relay-{name}"), str::to_owned);
+            let broker = broker(text("url").unwrap_or_default());
+            if let Some(first) = seen.insert((broker, id.clone()), name) {
+                let message = format!(
+                    "sinks.{first} has the client id {id} at the same broker: each of the two would                      end the other's connection"
+                );
+                self.error(&["sinks", name, "client_id"], message);
+            }
+        }
+    }
+
     /// Two sinks that announce the same entities to one broker.
     fn homes(&mut self, config: &Config) {
         let mut seen: BTreeMap<String, &str> = BTreeMap::new();
@@ -444,7 +473,8 @@ impl Findings {
                 continue;
             }
             let text = |key: &str| sink.settings.get(key).map(Value::to_string).unwrap_or_default();
-            let home = ["url", "discovery_prefix", "state_topic"].map(text).join(" ");
+            // Wherever the state is kept: the ids of the entities are the same.
+            let home = ["url", "discovery_prefix"].map(text).join(" ");
             if let Some(first) = seen.insert(home, name) {
                 let message =
                     format!("sinks.{first} announces the same entities to the same broker");

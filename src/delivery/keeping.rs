@@ -38,6 +38,9 @@ const PACE: Duration = Duration::from_millis(50);
 /// that a state that it never takes (an access list forbids it) does not hinder them.
 const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
 
+/// How often all of it is said again where nobody notices that somebody else has written over it.
+const AGAIN: Duration = Duration::from_mins(5);
+
 /// What is said at once.
 #[derive(Debug)]
 pub(super) struct Piece {
@@ -64,6 +67,8 @@ pub(super) struct Keeping {
     not_before: Instant,
     /// When the far side hears from us, with or without news.
     refresh: Instant,
+    /// When all of it was begun to be said last.
+    begun: Instant,
     backoff: Backoff,
     /// Whether it was complained since the connect that a part is refused.
     pub(super) complained: bool,
@@ -96,6 +101,7 @@ impl Keeping {
             through: 0,
             not_before: now,
             refresh: now,
+            begun: now,
             backoff: Backoff::new(WAIT.0, WAIT.1),
             complained: false,
         }
@@ -103,10 +109,23 @@ impl Keeping {
 
     /// There is a new connection: what the far side has is not known.
     pub(super) fn begin(&mut self) {
-        self.said.values_mut().for_each(|version| *version = 0);
-        self.through = 0;
+        self.say_all();
         self.refresh = Instant::now();
         self.complained = false;
+    }
+
+    /// Whether the far side still has what was said is not known.
+    fn say_all(&mut self) {
+        self.said.values_mut().for_each(|version| *version = 0);
+        self.through = 0;
+        self.begun = Instant::now();
+    }
+
+    /// All is said again, if that was long ago: somebody else may have written over it, and no one noticed.
+    pub(super) fn doubt(&mut self) {
+        if self.begun.elapsed() >= AGAIN {
+            self.say_all();
+        }
     }
 
     /// Whether there is something to say now.
@@ -351,6 +370,22 @@ mod tests {
             prop_assert_eq!(world.far, board);
             prop_assert_eq!(world.memory, remembered);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_watches_is_said_again_every_now_and_then() {
+        let mut world = World::new();
+        world.board.put([(path("main", 0), Some((&json!(1)).into()))]);
+        assert_eq!(world.say(usize::MAX, usize::MAX), 1);
+        let begun = Instant::now();
+        let mut said = 0;
+        while begun.elapsed() < 4 * AGAIN {
+            world.keeping.due().await;
+            world.far.insert(path("main", 0), "2".into());
+            world.keeping.doubt();
+            said += world.say(usize::MAX, usize::MAX);
+        }
+        assert!((3..=4).contains(&said), "{said}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -55,7 +55,7 @@ pub const KINDS: &[Kind] = &[
         name: "cheer",
         label: "Cheer",
         icon: "mdi:diamond-stone",
-        types: &["cheer", "stars", "elixir"],
+        types: &["cheer", "stars", "elixir", "kicks", "jewels"],
         topic: "",
     },
     Kind {
@@ -123,6 +123,8 @@ fn of_activity(word: &str, gifted: bool) -> (&'static str, &'static str) {
         "cheer" | "cheerPurchase" => ("cheer", "cheer"),
         "stars" => ("cheer", "stars"),
         "elixir" => ("cheer", "elixir"),
+        "kicks" => ("cheer", "kicks"),
+        "jewels" => ("cheer", "jewels"),
         "superchat" => ("superchat", "superchat"),
         "raid" => ("raid", "raid"),
         "host" => ("raid", "host"),
@@ -176,10 +178,22 @@ pub struct Happening {
     age: f64,
     id: String,
     backfilled: bool,
-    /// Made by `send-test`.
+    /// What belongs together, as the gifts of one gift bomb do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
+    /// The vendor has held it for suspicious.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    flagged: bool,
+    /// Nobody did it: made by `send-test`, or emulated or played again on the vendor's pages.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     test: bool,
+    /// Handed on again because somebody asked for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    replayed: bool,
 }
+
+/// The vendor's words for what nobody did.
+const MOCK: [&str; 6] = ["isMock", "mock", "isTest", "isEmulated", "isReplay", "isReplayed"];
 
 impl Happening {
     /// What an event tells, from its data as the sink may see it; `None`: it is no happening, or one
@@ -210,7 +224,10 @@ impl Happening {
                 .or_else(|| text("_id"))
                 .unwrap_or_else(|| event.key().to_owned()),
             backfilled: event.origin == Origin::Backfilled,
-            test: event.origin == Origin::Test,
+            group: text("activityGroup"),
+            flagged: data.get("flagged").is_some_and(is_true),
+            test: event.origin == Origin::Test || is_mock(&data),
+            replayed: event.origin == Origin::Replayed,
             ..happening
         })
     }
@@ -229,6 +246,7 @@ fn activity(data: &Value) -> Option<Happening> {
     let get = |key: &str| text(about.get(key));
     let sender = get("sender");
     let gifted = sender.is_some() || about.get("gifted").is_some_and(is_true);
+    let count = ["quantity", "count", "bulkCount"].iter().find_map(|key| number(about.get(*key)));
     let (kind, event_type) = of_activity(word, gifted);
     let amount = number(about.get("amount"));
     let mut happening = Happening {
@@ -241,17 +259,21 @@ fn activity(data: &Value) -> Option<Happening> {
         sender,
         item: get("redemption"),
         level: number(about.get("level")),
+        quantity: count,
         activity: (kind == "other").then(|| word.to_owned()),
         ..Happening::default()
     };
     // The vendor's `amount` is whatever there is to count.
     match (kind, event_type) {
-        ("subscription", "community_gift") => happening.quantity = amount,
+        ("subscription", "community_gift") => {
+            happening.quantity = amount.or_else(|| happening.quantity.take());
+        }
         ("subscription", _) => happening.months = amount,
         ("merch", _) => {
             happening.amount = amount;
-            happening.quantity =
-                about.get("items").and_then(Value::as_array).map(|items| quantity(items));
+            if let Some(items) = about.get("items").and_then(Value::as_array) {
+                happening.quantity = Some(quantity(items));
+            }
         }
         _ => happening.amount = amount,
     }
@@ -303,7 +325,7 @@ fn redemption(data: &Value) -> Happening {
 
 /// How many things were bought.
 fn quantity(items: &[Value]) -> Value {
-    let each = |item: &Value| item.get("quantity").and_then(Value::as_u64).unwrap_or(1);
+    let each = |item: &Value| number(item.get("quantity")).and_then(|n| n.as_u64()).unwrap_or(1);
     items.iter().map(each).fold(0_u64, u64::saturating_add).into()
 }
 
@@ -316,13 +338,59 @@ fn text(value: Option<&Value>) -> Option<String> {
 fn number(value: Option<&Value>) -> Option<Value> {
     match value? {
         number @ Value::Number(_) => Some(number.clone()),
-        Value::String(text) => serde_json::from_str(text.trim()).ok().filter(Value::is_number),
+        Value::String(text) => written(text),
         _ => None,
     }
 }
 
+/// A number as people write it: `5.50`, `5,50`, `1,234.50`, `$5`, `5 EUR`.
+fn written(text: &str) -> Option<Value> {
+    let text = text.trim();
+    let parsed = |text: &str| serde_json::from_str(text).ok().filter(Value::is_number);
+    if let Some(number) = parsed(text) {
+        return Some(number);
+    }
+    let sign = |c: char| matches!(c, '-' | '+');
+    // What stands around it is a currency.
+    let around = |c: char| !c.is_ascii_digit() && !sign(c) && !matches!(c, '.' | ',');
+    let text = text.trim_matches(around).trim_start_matches('+');
+    if text.contains(around) {
+        // A blank between thousands is part of it, anything else is not.
+        let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
+        return if compact.contains(around) { None } else { written(&compact) };
+    }
+    let (dot, comma) = (text.rfind('.'), text.rfind(','));
+    let (thousands, decimal) = match (dot, comma) {
+        (Some(dot), Some(comma)) if comma > dot => ('.', ','),
+        // Three digits behind the only comma are thousands: nobody tips a tenth of a cent.
+        (None, Some(comma)) if text.len() - comma != 4 && text.matches(',').count() == 1 => {
+            ('.', ',')
+        }
+        _ => (',', '.'),
+    };
+    let plain: String = text.chars().filter(|c| *c != thousands).collect();
+    let plain = plain.replace(decimal, ".");
+    let plain = plain.trim_end_matches('.');
+    let plain = if plain.starts_with('.') { format!("0{plain}") } else { plain.to_owned() };
+    let zeros = plain.trim_start_matches('0');
+    let plain = if zeros.starts_with(|c: char| c.is_ascii_digit()) { zeros } else { &*plain };
+    parsed(plain)
+}
+
+/// True, in any spelling.
 fn is_true(value: &Value) -> bool {
-    *value == Value::Bool(true)
+    match value {
+        Value::Bool(truth) => *truth,
+        Value::String(text) => text.eq_ignore_ascii_case("true") || text == "1",
+        Value::Number(number) => number.as_f64().is_some_and(|number| number != 0.0),
+        _ => false,
+    }
+}
+
+/// Whether the vendor says that nobody did it.
+fn is_mock(data: &Value) -> bool {
+    let says = |data: &Value| MOCK.iter().any(|key| data.get(key).is_some_and(is_true));
+    says(data) || data.get("data").is_some_and(says) || data.get("donation").is_some_and(says)
 }
 
 #[cfg(test)]
@@ -566,6 +634,85 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_did_is_a_test() {
+        let tip = json!({"username": "ann", "amount": 500});
+        for (key, value, test) in [
+            ("isMock", json!(true), true),
+            ("isMock", json!("true"), true),
+            ("isMock", json!(1), true),
+            ("isTest", json!(true), true),
+            ("isMock", json!(false), false),
+            ("isMock", json!("false"), false),
+            ("isMock", json!(null), false),
+        ] {
+            let mut outside = activity("tip", &tip);
+            outside[key] = value.clone();
+            let mut inside = tip.clone();
+            inside[key] = value.clone();
+            for data in [outside, activity("tip", &inside)] {
+                let (_, told_of) = told(ACTIVITIES, &data, true).unwrap();
+                assert_eq!(told_of.get("test").is_some(), test, "{key} {value}");
+            }
+        }
+        let tip = json!({"donation": {"amount": 5}, "isMock": true});
+        let (_, told_of) = told("channel.tips", &tip, false).unwrap();
+        assert_eq!(told_of["test"], true);
+    }
+
+    #[test]
+    fn the_gifts_of_one_bomb_belong_together() {
+        let mut bomb = activity("communityGiftPurchase", &json!({"amount": "20"}));
+        let mut gift = activity("subscriber", &json!({"gifted": true, "sender": "B", "count": 20}));
+        for data in [&mut bomb, &mut gift] {
+            data["activityGroup"] = "g1".into();
+            data["flagged"] = true.into();
+            let (_, told_of) = told(ACTIVITIES, data, true).unwrap();
+            assert_eq!(told_of["group"], "g1");
+            assert_eq!((&told_of["quantity"], &told_of["flagged"]), (&json!(20), &json!(true)));
+        }
+        let (_, told_of) = told(ACTIVITIES, &activity("tip", &json!({})), true).unwrap();
+        assert!(told_of.get("group").is_none() && told_of.get("flagged").is_none(), "{told_of}");
+    }
+
+    #[test]
+    fn an_amount_that_is_text_is_a_number() {
+        for (text, expected) in [
+            ("5", json!(5)),
+            (" 5.50 ", json!(5.5)),
+            ("5,50", json!(5.5)),
+            ("1,234.50", json!(1234.5)),
+            ("1.234,50", json!(1234.5)),
+            ("1,000", json!(1000)),
+            ("1,000,000", json!(1_000_000)),
+            ("1 000", json!(1000)),
+            ("$5.00", json!(5.0)),
+            ("5.00 EUR", json!(5.0)),
+            ("€ 5", json!(5)),
+            ("+7", json!(7)),
+            ("-7", json!(-7)),
+            ("007", json!(7)),
+            (".5", json!(0.5)),
+            ("5.", json!(5)),
+            ("1e3", json!(1000.0)),
+        ] {
+            assert_eq!(number(Some(&text.into())), Some(expected), "{text}");
+        }
+        for text in ["", "much", "5 or 6", "1-2", "--5", "0x10", "1.2.3", "NaN", "∞", ",", "."] {
+            assert_eq!(number(Some(&text.into())), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_paid_activity_that_is_new_is_told_with_its_amount() {
+        let data = activity("megakicks", &json!({"username": "ann", "amount": "50"}));
+        let (kind, told_of) = told(ACTIVITIES, &data, true).unwrap();
+        assert_eq!((kind, &told_of["activity"]), ("other", &json!("megakicks")));
+        assert_eq!((&told_of["amount"], &told_of["name"]), (&json!(50), &json!("ann")));
+        let (kind, told_of) = told(ACTIVITIES, &activity("kicks", &json!({})), true).unwrap();
+        assert_eq!((kind, &told_of["event_type"]), ("cheer", &json!("kicks")));
+    }
+
+    #[test]
     fn what_makes_no_sense_is_no_happening() {
         for data in [json!(null), json!([]), json!({}), json!({"type": 5}), json!("tip")] {
             assert_eq!(told(ACTIVITIES, &data, true), None, "{data}");
@@ -579,12 +726,14 @@ mod tests {
     #[test]
     fn the_history_and_a_test_are_marked() {
         let data = activity("tip", &json!({"username": "ann", "amount": 5, "tier": "3000"}));
-        for (origin, backfilled, test) in
-            [(Origin::Backfilled, true, false), (Origin::Test, false, true)]
-        {
+        for (origin, backfilled, test, replayed) in [
+            (Origin::Backfilled, true, false, false),
+            (Origin::Test, false, true, false),
+            (Origin::Replayed, false, false, true),
+        ] {
             let event = Event { origin, ..heard(ACTIVITIES, &data) };
             let told = Happening::of(&event, event.data(), true, 0).unwrap();
-            assert_eq!((told.backfilled, told.test), (backfilled, test));
+            assert_eq!((told.backfilled, told.test, told.replayed), (backfilled, test, replayed));
             assert_eq!((&*told.name, told.tier), ("ann", None));
         }
     }

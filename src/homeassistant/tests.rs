@@ -3,9 +3,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 
 fn home(commands: &[Action]) -> Home {
-    let feed = |label: &str, topics: &[&str]| {
+    let feed = |label: &str, room: Option<&str>, topics: &[&str]| {
         let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
-        (label.to_owned(), Feed { base: format!("astro/{label}"), topics })
+        let room = room.map(str::to_owned);
+        (label.to_owned(), Feed { base: format!("astro/{label}"), room, topics })
     };
     Home {
         on: true,
@@ -13,8 +14,8 @@ fn home(commands: &[Action]) -> Home {
         prefix: "homeassistant".into(),
         node: "astro-relay-home".into(),
         channels: BTreeMap::from([
-            feed("main", &["channel.activities", "channel.stream.status"]),
-            feed("a_b", &["channel.tips"]),
+            feed("main", Some("5f0a"), &["channel.activities", "channel.stream.status"]),
+            feed("a_b", None, &["channel.tips"]),
         ]),
         commands: Commands::Only(commands.to_vec()),
     }
@@ -48,7 +49,7 @@ fn topics_are_those_where_the_state_is_kept() {
         assert_eq!(home.prefix, prefix);
         assert_eq!(home.relay, format!("{base}relay"));
         let topics = vec![ACTIVITIES.to_owned()];
-        let feed = Feed { base: format!("{base}main"), topics };
+        let feed = Feed { base: format!("{base}main"), room: None, topics };
         assert_eq!(home.channels, BTreeMap::from([("main".to_owned(), feed)]));
         let happenings = Topics::of(&config, |text| Cow::Borrowed(text)).unwrap().unwrap();
         let tip = json!({"type": "tip", "data": {"username": "ann"}});
@@ -126,13 +127,13 @@ fn ids_stay_as_they_are() {
     for (topic, id, device) in [
         (
             "homeassistant/sensor/astro-relay-home/main__follower-session/config",
-            "astro-relay__main__follower-session",
-            "astro-relay__main",
+            "astro-relay-5f0a__main__follower-session",
+            "astro-relay-5f0a__main",
         ),
         (
             "homeassistant/event/astro-relay-home/main__event_2ftip/config",
-            "astro-relay__main__event_2ftip",
-            "astro-relay__main",
+            "astro-relay-5f0a__main__event_2ftip",
+            "astro-relay-5f0a__main",
         ),
         (
             "homeassistant/event/astro-relay-home/a_5fb__event_2ftip/config",
@@ -141,19 +142,64 @@ fn ids_stay_as_they_are() {
         ),
         (
             "homeassistant/number/astro-relay-home/main__tip-goal_2fset/config",
-            "astro-relay__main__tip-goal_2fset",
-            "astro-relay__main",
+            "astro-relay-5f0a__main__tip-goal_2fset",
+            "astro-relay-5f0a__main",
         ),
         (
             "homeassistant/binary_sensor/astro-relay-home/main__live/config",
-            "astro-relay__main__live",
-            "astro-relay__main",
+            "astro-relay-5f0a__main__live",
+            "astro-relay-5f0a__main",
         ),
-        ("homeassistant/sensor/astro-relay-home/gaps/config", "astro-relay__gaps", "astro-relay"),
+        (
+            "homeassistant/sensor/astro-relay-home/gaps/config",
+            "astro-relay-5f0a__gaps",
+            "astro-relay-5f0a",
+        ),
     ] {
         let config = &all[topic];
         assert_eq!(config["unique_id"], id);
         assert_eq!(config["device"]["identifiers"], json!([device]));
+    }
+}
+
+#[test]
+fn what_another_client_id_announced_is_ours_if_it_is_of_our_channels() {
+    let home = home(ALL);
+    let other = Home { node: "astro-relay-mqtt".into(), ..home.clone() };
+    let all: Vec<_> = everything(&other);
+    for (topic, config) in &all {
+        assert!(!home.owns(topic));
+        let (node, whose) = home.whose(topic, config.to_string().as_bytes()).unwrap();
+        assert_eq!((&*node, whose), ("astro-relay-mqtt", Whose::Ours), "{topic}");
+        assert!(other.is_of_today(topic, config.to_string().as_bytes()), "{topic}");
+    }
+    // Of a version whose ids knew no rooms.
+    let earlier = |room: Option<&str>| {
+        let mut earlier = other.clone();
+        earlier.channels.values_mut().for_each(|feed| feed.room = room.map(str::to_owned));
+        earlier
+    };
+    for (topic, config) in everything(&earlier(None)) {
+        let whose = home.whose(&topic, config.to_string().as_bytes()).unwrap().1;
+        let of_channel = topic.contains("/main__") || topic.contains("/a_5fb__");
+        assert_eq!(whose == Whose::Ours, of_channel, "{topic}");
+    }
+    // Of another streamer, whose channel has the same label.
+    for (topic, config) in everything(&earlier(Some("77"))) {
+        let whose = home.whose(&topic, config.to_string().as_bytes()).unwrap().1;
+        assert_eq!(whose, Whose::SomeRelays, "{topic}");
+        let ids: BTreeSet<_> = all.iter().map(|(_, ours)| &ours["unique_id"]).collect();
+        assert!(!ids.contains(&config["unique_id"]));
+    }
+    let elsewhere = Home { relay: "x/relay".into(), ..earlier(None) };
+    let mut elsewhere = elsewhere;
+    elsewhere.channels.values_mut().for_each(|feed| feed.base = "x/y".into());
+    for one in elsewhere.fixed() {
+        let whose = home.whose(&one.topic, one.payload.as_bytes()).unwrap().1;
+        assert_eq!(whose, Whose::SomeRelays, "{}", one.topic);
+    }
+    for payload in ["", "{}", "astro-relay", r#"{"origin":{"name":"astro-relay"}}"#, "[1"] {
+        assert_eq!(home.whose("homeassistant/sensor/x/y/config", payload.as_bytes()), None);
     }
 }
 

@@ -3,11 +3,11 @@
 //! The sink drives the client's connection itself: `deliver` keeps up to `inflight` events unanswered
 //! and polls until the broker has answered for all of the batch; `idle` polls for the keep-alive. An
 //! event of QoS 1 or 2 counts as accepted when its PUBACK or PUBCOMP has come; QoS 0 has no answer,
-//! there the batch is confirmed by one round trip behind it. Nothing is subscribed
-//! but commands, where they are configured.
+//! there the batch is confirmed by one round trip behind it.
 //!
 //! With `state`, the live state is kept as retained messages, one topic each. The last will is then the
-//! relay's own status among them, in place of the availability topic: a connection has one will.
+//! relay's own status among them, in place of the availability topic: a connection has one will. What is
+//! retained of ours is subscribed, so that it is put right when somebody else writes over it.
 //!
 //! The one thing to know: the journal is what sends again, never the client. On any error the client
 //! is dropped with all that it holds, and the next connection begins with a clean session.
@@ -18,25 +18,36 @@
 mod command;
 mod flight;
 mod home;
+mod inbox;
 mod link;
+mod lost;
+mod patience;
+mod suspicion;
 mod target;
+mod topic;
 mod v4;
 mod v5;
+mod watch;
 
-use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use schemars::{JsonSchema, schema_for};
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use self::{
     command::Taker,
     flight::{Flight, Signal, Verdict},
     home::Discovery,
-    link::{Dial, Link, Lost, Terms, Unsent, Will},
+    link::{Dial, Link, Terms, Unsent, Will},
+    lost::{Lost, Why},
+    patience::Patience,
+    suspicion::Suspicion,
     target::Target,
+    topic::escape,
+    watch::Watch,
 };
 use super::{
     Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
@@ -44,6 +55,7 @@ use super::{
 };
 use crate::{
     board::{self, Path, Section},
+    clock::Moment,
     command::Desk,
     config::{Commands, ConfigError, Period, SecretRef},
     event::Seq,
@@ -70,10 +82,11 @@ const ONLINE: &[u8] = b"online";
 /// What it says otherwise; the words are those that Home Assistant expects.
 const OFFLINE: &[u8] = b"offline";
 
-/// A code that says neither "not now" nor "never" counts as "not now" so many times. With the
-/// delivery's backoff that is about half a minute: a broker in trouble is well again by then, and an
-/// event that it will never take holds up the others no longer.
-const DOUBTS: u32 = 5;
+/// The client has ended.
+const CLOSED: &str = "the client takes nothing more";
+
+/// What we have the broker keep, as a remark names it.
+const RETAINED: &str = "whether others write over what it keeps of ours";
 
 /// Settings of an `mqtt` sink.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -196,6 +209,20 @@ impl Settings {
         )
     }
 
+    /// Whether something of ours may be published below the topics of the state.
+    fn state_topics(&self) -> Result<(), String> {
+        let prefix = self.prefix()?;
+        for owner in ["main", board::RELAY] {
+            for section in [Section::Session, Section::Status] {
+                let path = Path { channel: owner.into(), section, name: "x".into() };
+                if let Some(reason) = topic::refusal(&topic::of_state(&prefix, &path)?) {
+                    return Err(reason);
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self) -> Result<(), (&'static str, String)> {
         let target = Target::parse(&self.url).map_err(|error| ("url", error))?;
         if self.qos > 2 {
@@ -223,12 +250,21 @@ impl Settings {
                 ),
             ));
         }
-        if self.availability_topic.as_deref().is_some_and(|topic| topic.contains(['+', '#', '\0']))
+        if let Some(topic) =
+            self.topic.as_deref().filter(|topic| topic.trim_start().starts_with('$'))
         {
-            return Err(("availability_topic", "+ and # are wildcards".into()));
+            let first = topic.trim_start().split('/').next().unwrap_or_default();
+            return Err(("topic", format!("{first}: topics with $ in front are the broker's own")));
         }
-        self.prefix().map_err(|error| ("state_topic", error))?;
-        if self.discovery_prefix.as_deref().is_some_and(|prefix| escape(prefix) != prefix) {
+        if let Some(topic) = self.availability_topic.as_deref().filter(|topic| !topic.is_empty())
+            && let Some(reason) = topic::refusal(topic)
+        {
+            return Err(("availability_topic", reason));
+        }
+        self.state_topics().map_err(|error| ("state_topic", error))?;
+        if self.discovery_prefix.as_deref().is_some_and(|prefix| {
+            escape(prefix) != prefix || topic::refusal(&format!("{prefix}/x/x/x/config")).is_some()
+        }) {
             return Err(("discovery_prefix", "the beginning of a topic was expected".into()));
         }
         if self.discovery_prefix.is_some() && self.homeassistant.is_none() {
@@ -260,16 +296,6 @@ enum Keep {
     When(Condition),
 }
 
-/// The topic of a part of the state. A name is one level, whatever stands in it.
-fn state_topic(prefix: &Prefix, path: &Path) -> Result<String, String> {
-    let mut topic = format!("{}/{}", escape(&prefix.of(path)?), path.section.as_str());
-    if !path.name.is_empty() {
-        topic.push('/');
-        topic.push_str(&escape(&path.name).replace('/', "%2F"));
-    }
-    Ok(topic)
-}
-
 struct Mqtt {
     settings: Settings,
     timeout: Duration,
@@ -286,13 +312,18 @@ struct Mqtt {
     flight: Flight,
     /// What was accepted behind an event that was refused.
     ahead: Ahead,
-    /// The event of which the broker said neither "not now" nor "never", and how often.
-    doubted: (Seq, u32),
+    suspicion: Suspicion,
+    patience: Patience,
+    watch: Watch,
     /// The last event that was handed to this connection; 0 before the first.
     last_handed: Seq,
     /// Up to this event one is sent at a time: the connection was lost with these in flight, and one
     /// of them may be why.
     careful_until: Seq,
+    /// In QoS 0: events of the batch that a round trip has confirmed, and whether more are on their way.
+    confirmed: (usize, bool),
+    /// What the broker does not let us hear, as far as it was told.
+    deaf: Vec<&'static str>,
     /// Events for which the expression of `retain` could not be evaluated.
     retain_errors: u64,
     /// Nothing where no commands are taken.
@@ -349,34 +380,21 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         prefix,
         keep,
         link: None,
-        terms: Terms { max_qos: 2, retain: true, receive_max: 1 },
+        terms: Terms { max_qos: 2, retain: true, wildcards: true, receive_max: 1 },
         flight: Flight::default(),
         ahead: Ahead::default(),
-        doubted: (0, 0),
+        suspicion: Suspicion::default(),
+        patience: Patience::default(),
+        watch: Watch::default(),
         last_handed: 0,
         careful_until: 0,
+        confirmed: (0, false),
+        deaf: Vec::new(),
         retain_errors: 0,
         commands: None,
         discovery,
         settings,
     }))
-}
-
-/// Makes a rendered topic legal, section 4.7: no wildcard, no control character, no empty level, and
-/// no `$` in front, for such topics are the broker's own.
-fn escape(topic: &str) -> Cow<'_, str> {
-    let escaped = address::escape(topic, '/', |c| matches!(c, '+' | '#') || unfit(c));
-    match escaped.strip_prefix('$') {
-        Some(rest) => Cow::Owned(format!("%24{rest}")),
-        None => escaped,
-    }
-}
-
-/// Characters for which a broker may close the connection, section 1.5.4: control characters and
-/// noncharacters.
-fn unfit(c: char) -> bool {
-    let code = u32::from(c);
-    c.is_control() || code & 0xFFFE == 0xFFFE || (0xFDD0..=0xFDEF).contains(&code)
 }
 
 #[async_trait]
@@ -386,19 +404,32 @@ impl Sink for Mqtt {
         self.ahead.clear();
         self.flight = Flight::default();
         self.last_handed = 0;
-        let (link, terms) = self.dial().await.map_err(Failure::down)?;
-        self.terms = terms;
-        self.link = Some(link);
-        Ok(())
+        let now = Moment::now();
+        if let (Some(wait), Some(reason)) =
+            (self.patience.wait(now), self.patience.remark(&self.client_id, now))
+        {
+            return Err(Failure::after(0, Cause::Busy { wait: Some(wait), reason }));
+        }
+        match self.dial().await {
+            Ok((link, terms)) => {
+                self.terms = terms;
+                self.link = Some(link);
+                Ok(())
+            }
+            Err(lost) => {
+                self.patience.ended(lost.why, Moment::now());
+                Err(lost.failure())
+            }
+        }
     }
 
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
         let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
-        if let Err(error) = self.carry(&mut link, batch).await {
-            // Of QoS 0 nothing is confirmed before the whole batch is.
-            let accepted = if self.qos() == 0 { 0 } else { self.flight.accepted() };
-            self.suspect(batch.get(accepted));
-            return Err(Failure::after(accepted, Cause::Down(error)));
+        if let Err(lost) = self.carry(&mut link, batch).await {
+            let accepted = if self.qos() == 0 { self.confirmed.0 } else { self.flight.accepted() };
+            self.ended(&lost, batch.get(accepted));
+            self.ahead.reported(batch.get(..accepted).unwrap_or_default());
+            return Err(Failure::after(accepted, broken(lost)));
         }
         self.link = Some(link);
         self.outcome(batch)
@@ -410,55 +441,56 @@ impl Sink for Mqtt {
             return Ok(());
         }
         let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
-        if let Err(error) = self.retain(&mut link, parts).await {
+        let mut sent = self.retain(&mut link, parts).await;
+        if sent.is_ok() {
+            sent = self.kept(&mut link, parts);
+        }
+        if let Err(lost) = sent {
             let accepted = if self.qos() == 0 { 0 } else { self.flight.accepted() };
-            return Err(Failure::after(accepted, Cause::Down(error)));
+            self.ended(&lost, None);
+            return Err(Failure::after(accepted, broken(lost)));
         }
         self.link = Some(link);
-        if let (Some(discovery), Some(prefix)) = (&mut self.discovery, &self.prefix) {
-            for (_, part) in
-                parts.iter().enumerate().filter(|(place, _)| self.flight.has_accepted(*place))
-            {
-                // It has just been published there.
-                if let Ok(topic) = state_topic(prefix, &part.path) {
-                    discovery.keep(part, &topic);
-                }
-            }
-        }
         let accepted = self.flight.accepted();
         if accepted >= parts.len() {
             return Ok(());
         }
         let cause = match self.flight.verdict(accepted) {
             Verdict::Busy(reason) => Cause::Busy { wait: None, reason },
-            Verdict::Refused(reason) | Verdict::Doubtful(reason) => Cause::Rejected { reason },
+            Verdict::Refused(reason) => Cause::Rejected { reason },
             Verdict::Pending | Verdict::Accepted => Cause::Down("an answer is missing".into()),
         };
         Err(Failure::after(accepted, cause))
     }
 
     async fn idle(&mut self) -> Failure {
-        // Safe to drop: a poll that is given up leaves what it has read and written in the client.
+        // Safe to drop: a poll that is given up goes on with the next, and all else waits for nothing.
         let qos = self.qos().min(1);
-        while let Some(link) = &mut self.link {
-            if let Err(error) = home::say(&mut self.discovery, link, &mut self.flight, qos) {
-                self.link = None;
-                return Failure::down(error);
+        while let Some(mut link) = self.link.take() {
+            if let Err(lost) = self.say(&mut link) {
+                self.ended(&lost, None);
+                return Failure::after(0, broken(lost));
             }
+            let link = self.link.insert(link);
             let room = self.flight.answers() < command::ANSWERS;
             let done = tokio::select! {
                 signal = link.poll() => signal.map(|signal| self.flight.note(signal)),
                 answer = Taker::next(&mut self.commands), if room => {
                     command::send(link, &mut self.flight, &answer, qos)
                 }
-                () = home::due(self.discovery.as_ref()), if room => Ok(()),
+                () = home::due(self.discovery.as_ref(), self.watch.due()), if room => Ok(()),
             };
-            if let Err(error) = done {
+            if let Err(lost) = done {
                 self.link = None;
-                return Failure::down(error);
+                self.ended(&lost, None);
+                return Failure::after(0, broken(lost));
             }
         }
         Failure::down("not connected")
+    }
+
+    fn watches_state(&self) -> bool {
+        !self.flight.is_deaf() && !self.deaf.contains(&RETAINED)
     }
 
     async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
@@ -469,7 +501,7 @@ impl Sink for Mqtt {
             return Ok(Permission::Untold("QoS 0 has no answer"));
         }
         let canary = format!("{address}/{}", address::CANARY);
-        let mut lost: Lost = "not connected".into();
+        let mut lost = Lost::from("not connected");
         // mosquitto 2.0.11 now and then ends the connection at a denied message instead of answering
         // it. Asked again, alone on a new one, this cannot be for any other reason.
         for again in [false, true] {
@@ -509,6 +541,9 @@ impl Sink for Mqtt {
     fn remarks(&self) -> Vec<String> {
         let Settings { version, qos, inflight, .. } = &self.settings;
         let mut remarks = Vec::new();
+        remarks.extend(self.patience.remark(&self.client_id, Moment::now()));
+        remarks.extend(self.watch.remark(Instant::now()));
+        remarks.extend(self.deaf.iter().map(|what| format!("the broker lets us not hear {what}")));
         if *qos == 0 {
             remarks
                 .push("qos 0: the broker confirms a batch by a round trip, no single event".into());
@@ -548,20 +583,20 @@ impl Mqtt {
 
     async fn dial(&mut self) -> Result<(Link, Terms), Lost> {
         let ear = self.commands.as_mut().map(Taker::ear);
-        let filters = self.discovery.as_mut().map(|discovery| discovery.begin().to_vec());
         let settings = &self.settings;
         let tls = if Target::parse(&settings.url)?.is_tls() {
             let config = client_config(
                 settings.ca_file.as_deref(),
                 settings.client_cert_file.as_deref(),
                 settings.client_key_file.as_deref(),
-            )?;
+            )
+            .map_err(|error| error.to_string())?;
             Some(Arc::new(config))
         } else {
             None
         };
         let password = match &settings.password {
-            Some(password) => Some(password.read().await?),
+            Some(password) => Some(password.read().await.map_err(|error| error.to_string())?),
             None => None,
         };
         let dial = Dial {
@@ -571,30 +606,143 @@ impl Mqtt {
             password,
             tls,
             ear,
-            discovery: self.discovery.is_some(),
+            listens: self.discovery.is_some()
+                || self.prefix.is_some()
+                || !self.availability.is_empty(),
         };
         let (mut link, terms) = Link::connect(&dial).await?;
+        self.patience.connected(Moment::now());
         // At least once is what is promised, so 1 does for 2; but 0 is less than was asked for.
         if terms.max_qos == 0 && settings.qos > 0 {
-            return Err("the broker takes no QoS above 0: set qos = 0".into());
+            return Err(Lost::new(Why::Denied, "the broker takes no QoS above 0: set qos = 0"));
         }
         if !terms.retain && self.prefix.is_some() {
-            return Err("the broker keeps no retained messages: set state = false".into());
+            return Err(no_retained("state"));
         }
         if !terms.retain && settings.retain == Retain::Always(true) {
-            return Err("the broker keeps no retained messages: set retain = false".into());
+            return Err(no_retained("retain"));
         }
-        if let Some(ear) = &dial.ear {
-            listen(&mut link, command::filters(ear).collect(), "commands").await?;
+        self.watch.begin(link.echoes());
+        let qos = settings.qos.min(1).min(terms.max_qos);
+        let mut deaf = Vec::new();
+        if let Some(ear) = &dial.ear
+            && !listen(&mut link, command::filters(ear).collect(), 1).await?
+        {
+            deaf.push("commands");
         }
-        if let Some(filters) = filters {
-            listen(&mut link, filters, "what was announced to Home Assistant").await?;
+        if let Some(discovery) = self.discovery.as_mut().filter(|_| terms.retain)
+            && !home::look(discovery, &mut link).await?
+        {
+            deaf.push("what was announced to Home Assistant");
         }
         if !self.availability.is_empty() && terms.retain {
-            let qos = settings.qos.min(1).min(terms.max_qos);
             announce(&mut link, &self.availability, ONLINE, qos).await?;
+            self.watch.said(&self.availability, &Bytes::from_static(ONLINE));
+            // From version 3.1.1 it comes back as it stands, which is no harm.
+            if !listen(&mut link, vec![self.availability.clone()], qos).await? {
+                deaf.push(RETAINED);
+            }
         }
+        if self.prefix.is_some() && !terms.wildcards {
+            deaf.push(RETAINED);
+        }
+        if !deaf.is_empty() && deaf != self.deaf {
+            tracing::warn!(?deaf, "the broker does not let us hear this; all else goes on");
+        }
+        self.deaf = deaf;
         Ok((link, terms))
+    }
+
+    /// The parts of the state that the broker has taken are watched from now on, and their entities are
+    /// announced.
+    fn kept(&mut self, link: &mut Link, parts: &[Part]) -> Result<(), Lost> {
+        let Some(prefix) = &self.prefix else { return Ok(()) };
+        let topics = parts.iter().map(|part| topic::of_state(prefix, &part.path));
+        let topics = topics.collect::<Result<Vec<_>, _>>()?;
+        for message in link.inbox().take() {
+            // What was heard there until now was written over by what has just been said.
+            if !topics.contains(&message.topic) {
+                self.hear(&message);
+            }
+        }
+        let mut filters = Vec::new();
+        for (place, (part, topic)) in parts.iter().zip(&topics).enumerate() {
+            if !self.flight.has_accepted(place) {
+                continue;
+            }
+            self.watch.said(topic, part.payload.as_ref().unwrap_or(&Bytes::new()));
+            let filter = match topic.rsplit_once('/') {
+                Some((above, _)) if !part.path.name.is_empty() => format!("{above}/+"),
+                _ => topic.clone(),
+            };
+            if self.terms.wildcards && self.watch.is_new(&filter) {
+                filters.push(filter);
+            }
+            if let Some(discovery) = &mut self.discovery {
+                discovery.keep(part, topic);
+            }
+        }
+        if !filters.is_empty() {
+            let qos = self.settings.qos.min(1).min(self.terms.max_qos);
+            link.subscribe(filters, qos).map_err(|_| CLOSED)?;
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, message: &inbox::Message) {
+        if let Some(discovery) = &mut self.discovery {
+            discovery.hear(&message.topic, &message.payload, Instant::now());
+        }
+        self.watch.hear(message);
+    }
+
+    /// Hands to the client what is to be published now beside events and state, as far as it has room,
+    /// after looking at what came.
+    fn say(&mut self, link: &mut Link) -> Result<(), Lost> {
+        for message in link.inbox().take() {
+            self.hear(&message);
+        }
+        let (now, qos) = (Instant::now(), self.qos().min(1));
+        while self.terms.retain && self.flight.answers() < command::ANSWERS {
+            let announced = self.discovery.as_mut().and_then(|discovery| discovery.next(now));
+            let is_new = announced.is_some();
+            let Some((topic, payload)) = announced.or_else(|| self.watch.next(now)) else { break };
+            match link.announce(&topic, payload.clone(), qos) {
+                Ok(()) => {
+                    self.flight.hand_answer();
+                    if is_new {
+                        self.watch.said(&topic, &payload);
+                    }
+                    self.watch.handed(&topic, &payload);
+                }
+                Err(Unsent::Refused(reason)) => {
+                    tracing::warn!(topic, reason, "this cannot be announced");
+                }
+                Err(Unsent::Closed) => return Err(CLOSED.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The connection was lost before the broker had answered for `first`. Some brokers end it at an
+    /// event that they do not like, and what they had answered for before is lost with it: so what was
+    /// in flight is sent one at a time from now on, and what ends it alone is suspected.
+    fn ended(&mut self, lost: &Lost, first: Option<&Outgoing>) {
+        let now = Moment::now();
+        let in_flight = self.flight.outstanding() > 0 || self.confirmed.1;
+        let mut suspected = false;
+        if let Some(first) = first.filter(|_| in_flight) {
+            let seq = first.record.seq;
+            if self.last_handed == seq && self.flight.is_alone() {
+                self.suspicion.ended(seq, lost.why, &lost.to_string(), now);
+                suspected = self.suspicion.ends(seq) > 1;
+            }
+            self.careful_until = self.careful_until.max(self.last_handed);
+        }
+        // An event at which it ended before is reason enough; a rival would not wait for it.
+        if !suspected || lost.why == Why::TakenOver {
+            self.patience.ended(lost.why, now);
+        }
     }
 
     /// What the broker says for us when the connection breaks off.
@@ -602,7 +750,7 @@ impl Mqtt {
         if let Some(prefix) = &self.prefix {
             let path = Path::relay(Section::Status);
             let payload = path.payload(&board::offline("connection lost"));
-            return Ok(Some(Will { topic: state_topic(prefix, &path)?, payload }));
+            return Ok(Some(Will { topic: topic::of_state(prefix, &path)?, payload }));
         }
         let availability = Some(&self.availability).filter(|topic| !topic.is_empty());
         Ok(availability
@@ -622,7 +770,7 @@ impl Mqtt {
             let qos = self.qos().min(1);
             announce(link, &self.availability, OFFLINE, qos).await?;
         }
-        link.disconnect().map_err(|_| "the client takes nothing")?;
+        link.disconnect().map_err(|_| CLOSED)?;
         while link.poll().await? != Signal::Disconnected {}
         Ok(())
     }
@@ -632,35 +780,51 @@ impl Mqtt {
     async fn carry(&mut self, link: &mut Link, batch: &[Outgoing]) -> Result<(), Lost> {
         self.flight.begin(batch.len());
         self.ahead.begin(batch);
+        self.confirmed = (0, false);
         let qos = self.qos();
-        while self.flight.answers() < command::ANSWERS
-            && let Some(answer) = Taker::ready(&mut self.commands)
-        {
-            command::send(link, &mut self.flight, &answer, qos.min(1))?;
+        // An event that may end the connection goes alone, or something else would share the blame.
+        if batch.first().is_none_or(|first| first.record.seq > self.careful_until) {
+            while self.flight.answers() < command::ANSWERS
+                && let Some(answer) = Taker::ready(&mut self.commands)
+            {
+                command::send(link, &mut self.flight, &answer, qos.min(1))?;
+            }
+            self.say(link)?;
         }
-        home::say(&mut self.discovery, link, &mut self.flight, qos.min(1))?;
         let window = usize::from(self.settings.inflight).min(self.terms.receive_max);
         let mut waiting = batch.iter().enumerate();
         loop {
             while self.flight.outstanding() < window
                 && !self.flight.hindered()
-                && (self.flight.outstanding() == 0 || self.last_handed > self.careful_until)
+                && (!self.is_in_flight() || self.last_handed > self.careful_until)
                 && let Some((place, outgoing)) = waiting.next()
             {
                 self.hand(link, place, outgoing, qos)?;
+                self.confirmed.1 = qos == 0;
             }
-            if self.flight.outstanding() == 0 {
+            if !self.is_in_flight() {
                 break;
             }
-            self.answered(link).await?;
+            if self.flight.outstanding() > 0 {
+                self.answered(link).await?;
+            } else {
+                self.confirmed(link, qos).await?;
+                self.confirmed = (batch.len() - waiting.len(), false);
+            }
         }
-        self.confirmed(link, qos).await
+        Ok(())
+    }
+
+    /// Whether anything of the batch is on its way and neither answered nor confirmed.
+    fn is_in_flight(&self) -> bool {
+        self.flight.outstanding() > 0 || self.confirmed.1
     }
 
     /// Publishes parts of the state as retained messages; an empty one clears. What cannot be sent is
     /// refused and hinders no other: they need no order among them.
     async fn retain(&mut self, link: &mut Link, parts: &[Part]) -> Result<(), Lost> {
         self.flight.begin(parts.len());
+        self.confirmed = (0, false);
         let qos = self.settings.qos.min(1).min(self.terms.max_qos);
         let window = usize::from(self.settings.inflight).min(self.terms.receive_max);
         let mut waiting = parts.iter().enumerate();
@@ -670,12 +834,16 @@ impl Mqtt {
             {
                 let prefix = self.prefix.as_ref().ok_or("no state is kept here")?;
                 let payload = part.payload.clone().unwrap_or_default();
-                match link.announce(&state_topic(prefix, &part.path)?, payload, qos) {
-                    Ok(()) => self.flight.hand(place),
+                let topic = topic::of_state(prefix, &part.path)?;
+                match link.announce(&topic, payload.clone(), qos) {
+                    Ok(()) => {
+                        self.flight.hand(place);
+                        self.watch.handed(&topic, &payload);
+                    }
                     Err(Unsent::Refused(reason)) => {
                         self.flight.settle(place, Verdict::Refused(reason));
                     }
-                    Err(Unsent::Closed) => return Err("the client takes nothing more".into()),
+                    Err(Unsent::Closed) => return Err(CLOSED.into()),
                 }
             }
             if self.flight.outstanding() == 0 {
@@ -724,8 +892,7 @@ impl Mqtt {
             self.flight.settle(place, Verdict::Refused(reason));
             return Ok(());
         }
-        if self.doubted == (outgoing.record.seq, DOUBTS) {
-            let reason = format!("the broker ended the connection {DOUBTS} times at this event");
+        if let Some(reason) = self.suspicion.against(outgoing.record.seq) {
             self.flight.settle(place, Verdict::Refused(reason));
             return Ok(());
         }
@@ -755,7 +922,7 @@ impl Mqtt {
                 self.last_handed = outgoing.record.seq;
             }
             Err(Unsent::Refused(reason)) => self.flight.settle(place, Verdict::Refused(reason)),
-            Err(Unsent::Closed) => return Err("the client takes nothing more".into()),
+            Err(Unsent::Closed) => return Err(CLOSED.into()),
         }
         Ok(())
     }
@@ -772,38 +939,20 @@ impl Mqtt {
         }
     }
 
-    /// The connection was lost before the broker had answered for `first`. Some brokers end it at an
-    /// event that they do not like, and what they had answered for before is lost with it: so what was
-    /// in flight is sent one at a time, and an event that ends it alone again and again is refused.
-    fn suspect(&mut self, first: Option<&Outgoing>) {
-        let Some(first) = first.filter(|_| self.flight.outstanding() > 0) else { return };
-        let seq = first.record.seq;
-        if self.last_handed == seq {
-            self.doubt(seq);
-        }
-        self.careful_until = self.careful_until.max(self.last_handed);
-    }
-
-    /// Counts a doubt about an event; says how many there are.
-    fn doubt(&mut self, seq: Seq) -> u32 {
-        let before = if self.doubted.0 == seq { self.doubted.1 } else { 0 };
-        self.doubted = (seq, before + 1);
-        before + 1
-    }
-
     /// What the answers mean for the batch.
     fn outcome(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
         let accepted = self.flight.accepted();
         self.ahead.reported(batch.get(..accepted).unwrap_or_default());
+        if accepted > 0 {
+            self.suspicion.accepted();
+        }
         let Some(outgoing) = batch.get(accepted) else { return Ok(()) };
-        let seq = outgoing.record.seq;
         let reason = match self.flight.verdict(accepted) {
-            Verdict::Refused(reason) => reason,
-            Verdict::Doubtful(reason) => {
-                if self.doubt(seq) < DOUBTS {
-                    return Err(Failure::after(accepted, Cause::Busy { wait: None, reason }));
+            Verdict::Refused(reason) => {
+                if self.suspicion.against(outgoing.record.seq).is_some() {
+                    self.suspicion.blame();
                 }
-                reason
+                addressed(&reason, outgoing)
             }
             Verdict::Busy(reason) => {
                 // What is behind it is sent again, with it: order before economy.
@@ -838,7 +987,7 @@ async fn answered(flight: &mut Flight, link: &mut Link) -> Result<(), Lost> {
 /// Waits until the broker has read all that was sent: a connection is read in order, so the answer to
 /// a question behind it tells.
 async fn confirm(flight: &mut Flight, link: &mut Link) -> Result<(), Lost> {
-    link.barrier("astro-relay/nothing").map_err(|_| "the client takes nothing more")?;
+    link.barrier("astro-relay/nothing").map_err(|_| CLOSED)?;
     loop {
         match link.poll().await? {
             Signal::Barrier => return Ok(()),
@@ -847,26 +996,53 @@ async fn confirm(flight: &mut Flight, link: &mut Link) -> Result<(), Lost> {
     }
 }
 
-/// Subscribes and waits until the broker has answered. Without what is subscribed the sink does the
-/// rest of its work all the same.
-async fn listen(link: &mut Link, filters: Vec<String>, what: &str) -> Result<(), Lost> {
+/// Subscribes and waits until the broker has answered; says whether it lets us hear all of it. Without
+/// what is subscribed the sink does the rest of its work all the same.
+async fn listen(link: &mut Link, filters: Vec<String>, qos: u8) -> Result<bool, Lost> {
     if filters.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
-    link.subscribe(filters.clone()).map_err(|_| "the client takes nothing more")?;
+    link.subscribe(filters, qos).map_err(|_| CLOSED)?;
     loop {
         if let Signal::Subscribed(refused) = link.poll().await? {
-            if refused > 0 {
-                tracing::error!(refused, what, topics = ?filters, "the broker lets us not hear this");
-            }
-            return Ok(());
+            return Ok(refused == 0);
         }
     }
 }
 
+/// The cause of a failure where a connection stood: whatever the broker wants, it has to be made anew.
+fn broken(lost: Lost) -> Cause {
+    match lost.why {
+        Why::Denied => lost.cause(),
+        _ => Cause::Down(lost.into()),
+    }
+}
+
+/// A reason with the address that it is about.
+fn addressed(reason: &str, outgoing: &Outgoing) -> String {
+    const SHOWN: usize = 200;
+    let short = |topic: &str| match topic.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", topic.get(..end).unwrap_or_default()),
+        None => topic.to_owned(),
+    };
+    match &outgoing.beside {
+        None => format!("{reason}; topic {}", short(&outgoing.address)),
+        Some(beside) => format!(
+            "{reason}; topic {} or, for Home Assistant, {}",
+            short(&outgoing.address),
+            short(&beside.address)
+        ),
+    }
+}
+
+fn no_retained(key: &str) -> Lost {
+    let text = format!("the broker keeps no retained messages: set {key} = false");
+    Lost::new(Why::Denied, text)
+}
+
 /// Publishes nothing at `topic`, for nobody to keep, and waits for what the broker says to it.
 async fn ask(link: &mut Link, topic: &str) -> Result<Permission, Lost> {
-    link.nothing(topic).map_err(|_| "the client takes nothing more")?;
+    link.nothing(topic).map_err(|_| CLOSED)?;
     loop {
         match link.poll().await? {
             Signal::Answered(_, Verdict::Accepted) => return Ok(Permission::Granted),
@@ -881,8 +1057,7 @@ async fn ask(link: &mut Link, topic: &str) -> Result<Permission, Lost> {
 
 /// Says `text` on the availability topic and waits until the broker has it.
 async fn announce(link: &mut Link, topic: &str, text: &'static [u8], qos: u8) -> Result<(), Lost> {
-    link.announce(topic, Bytes::from_static(text), qos)
-        .map_err(|_| "the client takes nothing more")?;
+    link.announce(topic, Bytes::from_static(text), qos).map_err(|_| CLOSED)?;
     loop {
         match link.poll().await? {
             Signal::Sent(0) => return Ok(()),
@@ -899,45 +1074,12 @@ async fn announce(link: &mut Link, topic: &str, text: &'static [u8], qos: u8) ->
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
 
     fn check(settings: serde_json::Value) -> Result<(), (&'static str, String)> {
         serde_json::from_value::<Settings>(settings).unwrap().check()
-    }
-
-    #[test]
-    fn topics_are_made_legal() {
-        for (topic, expected) in [
-            ("astro/main/channel/tips", "astro/main/channel/tips"),
-            ("astro/a+b/#", "astro/a%2Bb/%23"),
-            ("astro//tips/", "astro/_/tips/_"),
-            ("$SYS/x", "%24SYS/x"),
-            ("a/$b", "a/$b"),
-            ("100%", "100%25"),
-            ("a\0b\nc\u{FFFE}", "a%00b%0Ac%EF%BF%BE"),
-            ("Zoë/日本", "Zoë/日本"),
-            ("", "_"),
-        ] {
-            assert_eq!(escape(topic), expected, "{topic}");
-        }
-    }
-
-    #[test]
-    fn each_part_of_the_state_has_a_topic_of_its_own() {
-        let prefix = Prefix::new("home/{{ channel }}", &[]).unwrap();
-        let part =
-            |section, name: &str| Path { channel: "main".into(), section, name: name.into() };
-        for (path, expected) in [
-            (part(Section::Session, "tip-latest"), "home/main/session/tip-latest"),
-            (part(Section::Counters, "a/b#%"), "home/main/counters/a%2Fb%23%25"),
-            (part(Section::Stream, ""), "home/main/stream"),
-            (Path::relay(Section::Status), "home/relay/status"),
-        ] {
-            assert_eq!(state_topic(&prefix, &path).unwrap(), expected);
-        }
     }
 
     #[test]
@@ -950,6 +1092,16 @@ mod tests {
             (json!({"url": "mqtt://host", "keep_alive": "100ms"}), "keep_alive"),
             (json!({"url": "mqtt://host", "topic": "astro/{{ topic }}/#"}), "topic"),
             (json!({"url": "mqtt://host", "availability_topic": "a/+"}), "availability_topic"),
+            (json!({"url": "mqtt://host", "availability_topic": "$SYS/a"}), "availability_topic"),
+            (
+                json!({"url": "mqtt://host", "availability_topic": "astro/main/command/x"}),
+                "availability_topic",
+            ),
+            (json!({"url": "mqtt://host", "topic": "$SYS/{{ topic }}"}), "topic"),
+            (
+                json!({"url": "mqtt://host", "state_topic": "astro/{{ channel }}/command"}),
+                "state_topic",
+            ),
             (json!({"url": "mqtt://host", "state_topic": "a/b"}), "state_topic"),
             (json!({"url": "mqtt://host", "state_topic": "+/{{ channel }}"}), "state_topic"),
             (
@@ -969,16 +1121,5 @@ mod tests {
             check(json!({"url": "mqtt://host", "topic": "a/{{ topic | replace('.', '+') }}"})),
             Ok(())
         );
-    }
-
-    proptest! {
-        #[test]
-        fn every_topic_becomes_a_topic_name(text in any::<String>()) {
-            let topic = escape(&text);
-            prop_assert!(rumqttc_v5::valid_topic(&topic));
-            let legal = !topic.contains(unfit) && !topic.starts_with('$') && !topic.is_empty();
-            prop_assert!(legal);
-            prop_assert!(topic.split('/').all(|level| !level.is_empty()));
-        }
     }
 }

@@ -11,7 +11,9 @@ use bytes::Bytes;
 
 use super::{
     flight::Flight,
-    link::{Link, Lost, Unsent},
+    link::{Link, Unsent},
+    lost::Lost,
+    topic,
 };
 use crate::{
     command::{Answers, Back, Desk, Ear, Heard, Outbound, parse},
@@ -89,6 +91,8 @@ pub(super) struct Read<'a> {
     pub(super) again: bool,
     pub(super) response_topic: Option<&'a str>,
     pub(super) correlation: Option<&'a Bytes>,
+    /// It may have been waiting to be read for long.
+    pub(super) late: bool,
 }
 
 /// Hands a message in, if it is a command; answers whether it is.
@@ -100,14 +104,19 @@ pub(super) fn hear(ear: Option<&Ear>, read: &Read<'_>) -> bool {
         None => format!("{}/{channel}/response", parse::ROOT),
     };
     let correlation = read.correlation.filter(|data| data.len() <= LONGEST_CORRELATION).cloned();
-    ear.hear(Heard {
+    let heard = Heard {
         channel,
         path: &path,
         payload: read.payload,
         retained: read.retained,
         again: read.again,
         back: Some(Back { address: back, correlation }),
-    });
+    };
+    if read.late {
+        ear.too_late(heard)
+    } else {
+        ear.hear(heard)
+    }
     true
 }
 
@@ -117,7 +126,7 @@ fn is_answerable(topic: &str) -> bool {
     let words: Vec<&str> = topic.split('/').collect();
     (1..=LONGEST_BACK).contains(&topic.len())
         && !topic.starts_with('$')
-        && !topic.contains(|c: char| matches!(c, '+' | '#') || super::unfit(c))
+        && !topic.contains(|c: char| matches!(c, '+' | '#') || topic::unfit(c))
         && !words.contains(&parse::COMMAND)
 }
 

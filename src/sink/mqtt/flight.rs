@@ -36,8 +36,6 @@ pub(super) enum Verdict {
     Accepted,
     /// Not now.
     Busy(String),
-    /// Not now or never: the reason code does not say.
-    Doubtful(String),
     /// Never.
     Refused(String),
 }
@@ -58,7 +56,14 @@ pub(super) struct Flight {
     outstanding: usize,
     /// Whether one of them was not accepted.
     hindered: bool,
+    /// What belongs to no batch, has left, and is not answered for.
+    others: usize,
+    /// Whether the broker has refused a subscription.
+    deaf: bool,
 }
+
+/// In [`Flight::by_id`]: what belongs to no batch.
+const OTHER: usize = usize::MAX - 1;
 
 impl Flight {
     /// Begins with a batch of that length.
@@ -76,6 +81,16 @@ impl Flight {
     /// Events handed out and not answered.
     pub(super) fn outstanding(&self) -> usize {
         self.outstanding
+    }
+
+    /// Whether nothing but events of the batch is on its way.
+    pub(super) fn is_alone(&self) -> bool {
+        self.others == 0 && self.answers() == 0
+    }
+
+    /// Whether the broker has refused a subscription.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf
     }
 
     /// Whether an event was not accepted: what has not been handed out yet should wait, or it
@@ -130,23 +145,27 @@ impl Flight {
                     (self.by_id.get_mut(id), self.handed.pop_front())
                 {
                     // Nobody waits for what becomes of an answer.
-                    *slot = handed.unwrap_or(usize::MAX);
+                    self.others += usize::from(handed.is_none());
+                    *slot = handed.unwrap_or(OTHER);
                 }
             }
             Signal::Answered(id, verdict) => {
                 let Some(slot) = self.by_id.get_mut(usize::from(id)) else { return };
                 let place = std::mem::replace(slot, usize::MAX);
-                if place != usize::MAX {
-                    self.answer(place, verdict);
+                match place {
+                    usize::MAX => {}
+                    OTHER => self.others = self.others.saturating_sub(1),
+                    place => self.answer(place, verdict),
                 }
             }
-            Signal::Barrier | Signal::Subscribed(_) | Signal::Disconnected | Signal::Other => {}
+            Signal::Subscribed(refused) => self.deaf |= refused > 0,
+            Signal::Barrier | Signal::Disconnected | Signal::Other => {}
         }
     }
 
     /// One packet of the event at `place` is answered; what is worse than acceptance holds for all.
     fn answer(&mut self, place: usize, verdict: Verdict) {
-        self.outstanding -= 1;
+        self.outstanding = self.outstanding.saturating_sub(1);
         let Some(owed) = self.owed.get_mut(place) else { return };
         *owed = owed.saturating_sub(1);
         let last = *owed == 0;

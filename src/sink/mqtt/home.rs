@@ -16,14 +16,10 @@ use std::{
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{
-    command::ANSWERS,
-    flight::Flight,
-    link::{Link, Lost, Unsent},
-};
+use super::{CLOSED, flight::Signal, link::Link, listen, lost::Lost};
 use crate::{
     board::Section,
-    homeassistant::{Announcement, Home},
+    homeassistant::{Announcement, Home, Whose},
     sink::Part,
 };
 
@@ -34,67 +30,35 @@ const JITTER: Duration = Duration::from_secs(3);
 /// Configurations that are remembered at most: a hundred channels have so many.
 const MOST: usize = 20_000;
 
-/// Messages that were read and not yet looked at: what a broker has retained of ours comes all at once.
-const INBOX: usize = 4096;
-
-/// What a link has read that is no command.
-#[derive(Debug, Default)]
-pub(super) struct Inbox {
-    on: bool,
-    messages: Vec<(String, Bytes)>,
-}
-
-impl Inbox {
-    /// One that takes messages in, or leaves them where nothing is subscribed.
-    pub(super) fn new(on: bool) -> Self {
-        Self { on, messages: Vec::new() }
+/// Looks at what the broker keeps of entities, ours and those of others, before anything is announced:
+/// what is of earlier days is cleared first. Says whether the broker lets us hear it.
+pub(super) async fn look(discovery: &mut Discovery, link: &mut Link) -> Result<bool, Lost> {
+    discovery.begin();
+    let birth = listen(link, vec![discovery.home.birth_topic()], 1).await?;
+    // In QoS 0: what is kept is sent at once, and stands before the answer to the unsubscription.
+    let own = listen(link, vec![discovery.home.own_filter()], 0).await?;
+    let all = discovery.home.every_filter();
+    if discovery.home.has_identity() {
+        link.subscribe(vec![all.clone()], 0).map_err(|_| CLOSED)?;
     }
-
-    /// Takes a message in.
-    pub(super) fn put(&mut self, topic: &[u8], payload: &Bytes) {
-        match std::str::from_utf8(topic) {
-            Ok(topic) if self.on && self.messages.len() < INBOX => {
-                self.messages.push((topic.to_owned(), payload.clone()));
-            }
-            _ => tracing::debug!("a message came that nobody waits for"),
+    link.barrier(&all).map_err(|_| CLOSED)?;
+    loop {
+        let signal = link.poll().await?;
+        for message in link.inbox().take() {
+            discovery.find(&message.topic, &message.payload);
+        }
+        if signal == Signal::Barrier {
+            break;
         }
     }
-
-    /// Takes them all out.
-    pub(super) fn take(&mut self) -> Vec<(String, Bytes)> {
-        std::mem::take(&mut self.messages)
-    }
-}
-
-/// Hands to the client what is to be published now, as far as it has room, after looking at what came.
-pub(super) fn say(
-    discovery: &mut Option<Discovery>,
-    link: &mut Link,
-    flight: &mut Flight,
-    qos: u8,
-) -> Result<(), Lost> {
-    let Some(discovery) = discovery else { return Ok(()) };
-    let now = Instant::now();
-    for (topic, payload) in link.inbox().take() {
-        discovery.hear(&topic, &payload, now);
-    }
-    while flight.answers() < ANSWERS
-        && let Some((topic, payload)) = discovery.next(now)
-    {
-        match link.announce(&topic, payload, qos) {
-            Ok(()) => flight.hand_answer(),
-            Err(Unsent::Refused(reason)) => {
-                tracing::warn!(topic, reason, "an entity cannot be announced");
-            }
-            Err(Unsent::Closed) => return Err("the client takes nothing more".into()),
-        }
-    }
-    Ok(())
+    discovery.found();
+    Ok(birth && own)
 }
 
 /// Waits until something is to be said again; for ever, where nothing is. Safe to drop.
-pub(super) async fn due(discovery: Option<&Discovery>) {
-    match discovery.and_then(|discovery| discovery.again) {
+pub(super) async fn due(discovery: Option<&Discovery>, other: Option<Instant>) {
+    let again = discovery.and_then(|discovery| discovery.again);
+    match again.into_iter().chain(other).min() {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
@@ -108,6 +72,11 @@ pub(super) struct Discovery {
     announced: BTreeMap<String, Bytes>,
     /// Topics that are to be published: as announced, or cleared.
     waiting: BTreeSet<String>,
+    /// Topics that are to be cleared before anything is announced.
+    stale: BTreeSet<String>,
+    /// By the name of a client that is not ours: what it seems to have announced of our relay, and whether
+    /// some of that is surely ours.
+    others: BTreeMap<String, (Vec<String>, bool)>,
     /// When all is to be said again.
     again: Option<Instant>,
 }
@@ -115,21 +84,63 @@ pub(super) struct Discovery {
 impl Discovery {
     pub(super) fn new(home: Home) -> Self {
         let (announced, waiting) = (BTreeMap::new(), BTreeSet::new());
-        Self { home, announced, waiting, again: None }
+        let (stale, others) = (BTreeSet::new(), BTreeMap::new());
+        Self { home, announced, waiting, stale, others, again: None }
     }
 
-    /// There is a new connection; answers what is to be subscribed.
-    pub(super) fn begin(&mut self) -> [String; 2] {
+    /// There is a new connection.
+    pub(super) fn begin(&mut self) {
         self.announced.clear();
         self.waiting.clear();
+        self.stale.clear();
+        self.others.clear();
         self.again = None;
         let fixed = self.home.fixed();
         self.announce(fixed);
-        [self.home.own_filter(), self.home.birth_topic()]
+    }
+
+    /// The broker keeps this. An entity whose id is another today is cleared too: Home Assistant would take
+    /// the new one for a change of the old.
+    pub(super) fn find(&mut self, topic: &str, payload: &[u8]) {
+        if payload.is_empty() || self.stale.len() >= MOST {
+            return;
+        }
+        if self.home.owns(topic) {
+            let stale = self.home.is_stale(topic, |topic| self.announced.contains_key(topic));
+            if stale || !self.home.is_of_today(topic, payload) {
+                self.stale.insert(topic.to_owned());
+            }
+        } else if let Some((node, whose)) = self.home.whose(topic, payload)
+            && self.others.len() < MOST
+        {
+            let (topics, ours) = self.others.entry(node).or_default();
+            *ours |= whose == Whose::Ours;
+            if topics.len() < MOST {
+                topics.push(topic.to_owned());
+            }
+        }
+    }
+
+    /// All that the broker keeps was found. A client that has announced what is ours was ourselves, under
+    /// another name.
+    pub(super) fn found(&mut self) {
+        for (node, (topics, ours)) in std::mem::take(&mut self.others) {
+            if ours {
+                tracing::info!(
+                    node,
+                    count = topics.len(),
+                    "entities are taken over from an earlier client id"
+                );
+                self.stale.extend(topics);
+            }
+        }
     }
 
     /// A part of the state is kept under `topic`, or is no more.
     pub(super) fn keep(&mut self, part: &Part, topic: &str) {
+        if !self.home.on {
+            return;
+        }
         let (channel, name) = (&*part.path.channel, &*part.path.name);
         let value = part.payload.as_ref().and_then(|text| serde_json::from_slice(text).ok());
         match (part.path.section, value) {
@@ -168,6 +179,9 @@ impl Discovery {
         if self.again.is_some_and(|at| at <= now) {
             self.again = None;
             self.waiting.extend(self.announced.keys().cloned());
+        }
+        if let Some(topic) = self.stale.pop_first() {
+            return Some((topic, Bytes::new()));
         }
         let topic = self.waiting.pop_first()?;
         let payload = self.announced.get(&topic).cloned().unwrap_or_default();

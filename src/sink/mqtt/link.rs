@@ -7,12 +7,14 @@
 //! client's channel until the next poll, and what the client has read stands in its own queue, which
 //! [`Link::ready`] empties without another poll.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::sleep;
 
-use super::{Settings, Version, command, flight::Signal, home::Inbox, v4, v5};
+use super::{Settings, Version, command, flight::Signal, inbox::Inbox, lost::Lost, v4, v5};
 use crate::{
+    clock::Moment,
     command::{Ear, Outbound},
     config::Secret,
     sink::Outgoing,
@@ -23,10 +25,17 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Requests beside the window that may stand in the client's channel: the subscriptions, the birth and the
 /// farewell, answers to commands, and the second packet of an event.
-pub(super) const SPARE_REQUESTS: usize = 5 + command::ANSWERS;
+pub(super) const SPARE_REQUESTS: usize = 6 + command::ANSWERS;
 
-/// Why a link is lost, or was never made.
-pub(super) type Lost = Box<dyn std::error::Error + Send + Sync>;
+/// While somebody waits for the connection, so often it is noted that he does.
+const ATTENTION: Duration = Duration::from_secs(1);
+
+/// Nobody has waited for the connection for so long (the process or the machine stood still, or something
+/// else kept the sink): what is read then may have come long ago.
+const ABSENCE: Duration = Duration::from_secs(3);
+
+/// After an absence it takes no longer than this to read what came meanwhile.
+const CATCHING_UP: Duration = Duration::from_secs(1);
 
 /// With what a link is made.
 #[derive(Debug)]
@@ -38,14 +47,70 @@ pub(super) struct Dial<'a> {
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
     /// Who hears commands; nobody: they are not subscribed.
     pub(super) ear: Option<Ear>,
-    /// Whether discovery is subscribed.
-    pub(super) discovery: bool,
+    /// Whether what others publish is heard: discovery, and what is retained of ours.
+    pub(super) listens: bool,
 }
 
 impl Dial<'_> {
     /// Whether anything is subscribed.
     pub(super) fn hears(&self) -> bool {
-        self.discovery || self.ear.is_some()
+        self.listens || self.ear.is_some()
+    }
+}
+
+/// A client's event loop `L`. A poll that is given up is not dropped, but goes on with the next: dropped
+/// while it writes, it would lose a packet that the client takes for sent.
+pub(super) struct Driven<L, T> {
+    resting: Option<Box<L>>,
+    polling: Option<Polling<L, T>>,
+    /// When somebody last waited for it.
+    attended: Moment,
+    /// What is read until so long after this moment may be old.
+    absent: Option<Moment>,
+}
+
+type Polling<L, T> = Pin<Box<dyn Future<Output = (Box<L>, T)> + Send>>;
+
+impl<L, T> Driven<L, T> {
+    pub(super) fn new(events: L) -> Self {
+        let attended = Moment::now();
+        Self { resting: Some(Box::new(events)), polling: None, attended, absent: None }
+    }
+
+    /// Waits for what happens next; `poll` begins a poll where none is under way. Safe to drop.
+    pub(super) async fn poll<F>(&mut self, poll: impl FnOnce(Box<L>) -> F) -> Option<T>
+    where
+        F: Future<Output = (Box<L>, T)> + Send + 'static,
+    {
+        if let Some(events) = self.resting.take() {
+            self.polling = Some(Box::pin(poll(events)));
+        }
+        let polling = self.polling.as_mut()?;
+        let (events, happened) = loop {
+            tokio::select! {
+                biased;
+                done = &mut *polling => break done,
+                () = sleep(ATTENTION) => self.attended = Moment::now(),
+            }
+        };
+        self.polling = None;
+        self.resting = Some(events);
+        let now = Moment::now();
+        if now.since(self.attended) > ABSENCE {
+            self.absent = Some(now);
+        }
+        self.attended = now;
+        Some(happened)
+    }
+
+    /// The event loop, while no poll is under way.
+    pub(super) fn resting(&mut self) -> Option<&mut L> {
+        self.resting.as_deref_mut()
+    }
+
+    /// Whether what is read now may have come long ago.
+    pub(super) fn is_late(&self) -> bool {
+        self.absent.is_some_and(|since| since.elapsed() < CATCHING_UP)
     }
 }
 
@@ -63,6 +128,8 @@ pub(super) struct Terms {
     pub(super) max_qos: u8,
     /// Whether it keeps retained messages.
     pub(super) retain: bool,
+    /// Whether it takes subscriptions with wildcards.
+    pub(super) wildcards: bool,
     /// How many events it takes unanswered.
     pub(super) receive_max: usize,
 }
@@ -137,11 +204,16 @@ impl Link {
     }
 
     /// Subscribes, and asks for [`Signal::Subscribed`].
-    pub(super) fn subscribe(&self, filters: Vec<String>) -> Result<(), Unsent> {
+    pub(super) fn subscribe(&self, filters: Vec<String>, qos: u8) -> Result<(), Unsent> {
         match self {
-            Self::V5(link) => link.subscribe(filters),
-            Self::V4(link) => link.subscribe(filters),
+            Self::V5(link) => link.subscribe(filters, qos),
+            Self::V4(link) => link.subscribe(filters, qos),
         }
+    }
+
+    /// Whether what we publish ourselves comes back where we have subscribed.
+    pub(super) fn echoes(&self) -> bool {
+        matches!(self, Self::V4(_))
     }
 
     /// Asks for [`Signal::Barrier`] behind all that was handed over so far: the answer to an

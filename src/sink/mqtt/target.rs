@@ -1,8 +1,11 @@
 //! Where a broker is, from its URL.
 //!
 //! Credentials do not belong in a URL: a URL is shown in logs, and a secret never is.
+//!
+//! The one thing to know: the address of IPv6 stands in brackets in a URL and nowhere else. A certificate is
+//! compared with what stands in [`Target::host`].
 
-use url::Url;
+use url::{Host, Url};
 
 /// How a broker is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub(super) struct Target {
     pub(super) wire: Wire,
     pub(super) host: String,
     pub(super) port: u16,
+    /// The whole, for WebSockets.
+    pub(super) url: String,
 }
 
 impl Target {
@@ -33,8 +38,8 @@ impl Target {
         let url = Url::parse(text).map_err(|error| format!("{EXPECTED}: {error}"))?;
         // Ports as registered with IANA for mqtt, secure-mqtt, http and https.
         let (wire, port) = match url.scheme() {
-            "mqtt" => (Wire::Tcp, 1883),
-            "mqtts" => (Wire::Tls, 8883),
+            "mqtt" | "tcp" => (Wire::Tcp, 1883),
+            "mqtts" | "ssl" | "tls" => (Wire::Tls, 8883),
             "ws" => (Wire::WebSocket, 80),
             "wss" => (Wire::WebSocketTls, 443),
             _ => return Err(EXPECTED.into()),
@@ -42,8 +47,21 @@ impl Target {
         if !url.username().is_empty() || url.password().is_some() {
             return Err("credentials belong into user and password, not into the URL".into());
         }
-        let host = url.host_str().filter(|host| !host.is_empty()).ok_or(EXPECTED)?;
-        Ok(Self { wire, host: host.to_owned(), port: url.port().unwrap_or(port) })
+        let host = match url.host().ok_or(EXPECTED)? {
+            Host::Ipv6(address) => address.to_string(),
+            Host::Ipv4(address) => address.to_string(),
+            Host::Domain("") => return Err(EXPECTED.into()),
+            // As it is asked for: in a URL of this scheme it may stand in any alphabet.
+            Host::Domain(name) => match Host::parse(name) {
+                Ok(Host::Domain(name)) => name,
+                _ => name.to_owned(),
+            },
+        };
+        let port = url.port().unwrap_or(port);
+        if port == 0 {
+            return Err("there is no port 0".into());
+        }
+        Ok(Self { wire, host, port, url: url.into() })
     }
 
     /// Whether certificates are needed.
@@ -60,14 +78,29 @@ mod tests {
     fn a_url_says_how_and_where() {
         for (text, wire, host, port) in [
             ("mqtt://localhost", Wire::Tcp, "localhost", 1883),
+            ("MQTT://localhost/", Wire::Tcp, "localhost", 1883),
+            ("tcp://my_broker:1883", Wire::Tcp, "my_broker", 1883),
             ("mqtt://10.0.0.7:1884", Wire::Tcp, "10.0.0.7", 1884),
+            ("mqtt://host:80", Wire::Tcp, "host", 80),
             ("mqtts://broker.example", Wire::Tls, "broker.example", 8883),
-            ("mqtt://[::1]:1883", Wire::Tcp, "[::1]", 1883),
+            ("mqtts://broker.example.", Wire::Tls, "broker.example.", 8883),
+            ("mqtts://bücher.example", Wire::Tls, "xn--bcher-kva.example", 8883),
+            ("ssl://broker.example:443", Wire::Tls, "broker.example", 443),
+            ("mqtt://[::1]:1883", Wire::Tcp, "::1", 1883),
+            ("mqtts://[2001:DB8::0:7]", Wire::Tls, "2001:db8::7", 8883),
             ("ws://broker.example/mqtt", Wire::WebSocket, "broker.example", 80),
-            ("wss://broker.example:8084/mqtt", Wire::WebSocketTls, "broker.example", 8084),
+            ("ws://[::1]:9001", Wire::WebSocket, "::1", 9001),
+            ("WSS://broker.example:8084/mqtt?a=b", Wire::WebSocketTls, "broker.example", 8084),
         ] {
-            let target = Target { wire, host: host.into(), port };
-            assert_eq!(Target::parse(text), Ok(target), "{text}");
+            let target = Target::parse(text).unwrap();
+            let found = (target.wire, target.host.as_str(), target.port);
+            assert_eq!(found, (wire, host, port), "{text}");
+        }
+        let target = Target::parse("WSS://Broker.example:443/a/b?c=d").unwrap();
+        assert_eq!(target.url, "wss://broker.example/a/b?c=d");
+        for text in ["mqtt://", "mqtt:host", "host", "host:1883", "mqtt://host:0", "mqtt://host:x"]
+        {
+            assert!(Target::parse(text).is_err(), "{text}");
         }
     }
 

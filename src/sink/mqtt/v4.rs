@@ -8,17 +8,20 @@
 
 use bytes::Bytes;
 use rumqttc_v4::{
-    AsyncClient, Broker, ClientError, ConnectReturnCode, ConnectionError, Event, EventLoop,
-    Incoming, LastWill, MqttOptions, NetworkOptions, Outgoing as Left, PublishOptions, QoS,
+    AsyncClient, Broker, ClientError, ConnectionError, Event, EventLoop, Incoming, LastWill,
+    MqttOptions, NetworkOptions, Outgoing as Left, PublishOptions, QoS, StateError,
     SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+    mqttbytes::Error as MqttError,
 };
 
 use super::{
     command::{self, Read},
     flight::{Signal, Verdict},
-    home::Inbox,
-    link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
+    inbox::Inbox,
+    link::{CONNECT_TIMEOUT, Dial, Driven, SPARE_REQUESTS, Terms, Unsent},
+    lost::{self, Lost, Why},
     target::{Target, Wire},
+    topic,
 };
 use crate::{
     command::{Ear, Outbound},
@@ -31,17 +34,17 @@ const MAX_INCOMING: usize = 10 * 1024;
 /// The longest packet that can be written: four bytes of seven bits each.
 const MAX_OUTGOING: usize = 268_435_455;
 
-/// The longest topic: its length has two bytes.
-const MAX_TOPIC: usize = 65_535;
-
 /// Events of QoS 2 without an answer. The broker of this version cannot say how many it takes, and
 /// mosquitto ends the connection at one more than its `max_inflight_messages`, which is 20.
 const MAX_QOS2: usize = 20;
 
+/// What a poll brings.
+type Polled = Result<Event, ConnectionError>;
+
 /// A connection in MQTT 3.1.1.
 pub(super) struct Link {
     client: AsyncClient,
-    events: EventLoop,
+    events: Driven<EventLoop, Polled>,
     ear: Option<Ear>,
     inbox: Inbox,
 }
@@ -53,14 +56,18 @@ impl Link {
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
         events.set_network_options(network());
-        let mut link =
-            Self { client, events, ear: dial.ear.clone(), inbox: Inbox::new(dial.discovery) };
+        let mut link = Self {
+            client,
+            events: Driven::new(events),
+            ear: dial.ear.clone(),
+            inbox: Inbox::new(dial.listens),
+        };
         loop {
-            let event = link.events.poll().await.map_err(lost)?;
+            let event = link.event().await.map_err(|error| unconnected(&error, dial.client_id))?;
             if let Event::Incoming(Incoming::ConnAck(_)) = event {
                 let receive_max =
                     if dial.settings.qos == 2 { MAX_QOS2 } else { usize::from(inflight) };
-                let terms = Terms { max_qos: 2, retain: true, receive_max };
+                let terms = Terms { max_qos: 2, retain: true, wildcards: true, receive_max };
                 return Ok((link, terms));
             }
         }
@@ -75,8 +82,8 @@ impl Link {
     }
 
     fn send(&self, topic: &str, payload: Bytes, qos: u8, retain: bool) -> Result<(), Unsent> {
-        if topic.len() > MAX_TOPIC {
-            return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
+        if let Some(reason) = topic::refusal(topic) {
+            return Err(Unsent::Refused(reason));
         }
         // 4 bytes: the lengths of topic and packet id.
         if topic.len() + payload.len() + 4 > MAX_OUTGOING {
@@ -95,8 +102,8 @@ impl Link {
         self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
-    pub(super) fn subscribe(&self, filters: Vec<String>) -> Result<(), Unsent> {
-        let filter = |filter| SubscribeFilter::new(filter, QoS::AtLeastOnce);
+    pub(super) fn subscribe(&self, filters: Vec<String>, qos: u8) -> Result<(), Unsent> {
+        let filter = |filter| SubscribeFilter::new(filter, level(qos));
         let filters = filters.into_iter().map(filter);
         self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
     }
@@ -114,12 +121,21 @@ impl Link {
     }
 
     pub(super) async fn poll(&mut self) -> Result<Signal, Lost> {
-        let event = self.events.poll().await.map_err(lost)?;
+        let event = self.event().await.map_err(|error| lost(&error))?;
         Ok(self.note(&event))
     }
 
+    async fn event(&mut self) -> Polled {
+        let polled = self.events.poll(|mut events| async move {
+            let polled = events.poll().await;
+            (events, polled)
+        });
+        // A poll panicked, and the event loop is gone with it.
+        polled.await.unwrap_or(Err(ConnectionError::RequestsDone))
+    }
+
     pub(super) fn ready(&mut self) -> Option<Signal> {
-        let event = self.events.state.events.pop_front()?;
+        let event = self.events.resting()?.state.events.pop_front()?;
         Some(self.note(&event))
     }
 
@@ -134,9 +150,10 @@ impl Link {
             again: publish.dup,
             response_topic: None,
             correlation: None,
+            late: self.events.is_late(),
         };
         if !command::hear(self.ear.as_ref(), &read) {
-            self.inbox.put(&publish.topic, &publish.payload);
+            self.inbox.put(&publish.topic, &publish.payload, publish.retain);
         }
         Signal::Other
     }
@@ -144,7 +161,7 @@ impl Link {
 
 fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
     let settings = dial.settings;
-    let Target { wire, host, port } = Target::parse(&settings.url)?;
+    let Target { wire, host, port, url } = Target::parse(&settings.url)?;
     let tls = || dial.tls.clone().map(TlsConfiguration::Rustls).ok_or("no TLS configuration");
     let mut options = match wire {
         Wire::Tcp => MqttOptions::new(dial.client_id, Broker::tcp(host, port)),
@@ -153,10 +170,12 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
             options.set_transport(Transport::tls_with_config(tls()?));
             options
         }
-        Wire::WebSocket => MqttOptions::new(dial.client_id, Broker::websocket(&settings.url)?),
-        Wire::WebSocketTls => {
-            MqttOptions::websocket_with_tls_config(dial.client_id, &settings.url, tls()?)?
-        }
+        Wire::WebSocket => MqttOptions::new(
+            dial.client_id,
+            Broker::websocket(url).map_err(|error| error.to_string())?,
+        ),
+        Wire::WebSocketTls => MqttOptions::websocket_with_tls_config(dial.client_id, url, tls()?)
+            .map_err(|error| error.to_string())?,
     };
     let incoming = if dial.hears() { command::MAX_PACKET_V4 } else { MAX_INCOMING };
     options
@@ -222,14 +241,36 @@ fn signal(event: &Event) -> Signal {
     }
 }
 
-fn lost(error: ConnectionError) -> Lost {
-    match &error {
-        ConnectionError::ConnectionRefused(ConnectReturnCode::RefusedProtocolVersion) => {
-            "the broker does not speak MQTT 3.1.1: set version = \"5\"".into()
+/// Why there is no connection.
+fn unconnected(error: &ConnectionError, client_id: &str) -> Lost {
+    match error {
+        ConnectionError::ConnectionRefused(code) => lost::of_connack_v4(*code, client_id),
+        ConnectionError::MqttState(StateError::Deserialization(_))
+        | ConnectionError::NotConnAck(_) => lost::no_mqtt(false),
+        ConnectionError::MqttState(_) => {
+            let lost = lost(error);
+            if lost.why == Why::Closed { lost::closed_at_connect(false) } else { lost }
         }
-        ConnectionError::ConnectionRefused(code) => {
-            format!("the broker refused the connection: {code:?}").into()
+        ConnectionError::NetworkTimeout => lost::silent_at_connect(),
+        ConnectionError::Io(error) => lost::unreachable(error),
+        ConnectionError::Tls(error) => lost::no_tls(error),
+        ConnectionError::Websocket(error) => lost::no_websocket(error),
+        error => Lost::from(error.to_string()),
+    }
+}
+
+/// Why a connection that stood is lost. A broker of this version names no reason.
+fn lost(error: &ConnectionError) -> Lost {
+    match error {
+        ConnectionError::MqttState(StateError::ConnectionAborted) => lost::closed(),
+        ConnectionError::MqttState(StateError::AwaitPingResp) => lost::no_ping(),
+        ConnectionError::MqttState(StateError::Io(error)) | ConnectionError::Io(error) => {
+            lost::of_io(error)
         }
-        _ => Box::new(error),
+        ConnectionError::MqttState(StateError::Deserialization(MqttError::Io(error))) => {
+            lost::of_io(error)
+        }
+        ConnectionError::MqttState(StateError::Deserialization(error)) => lost::garbage(error),
+        error => Lost::from(error.to_string()),
     }
 }

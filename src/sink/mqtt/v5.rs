@@ -10,18 +10,20 @@ use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 use rumqttc_v5::{
-    AsyncClient, Broker, ClientError, ConnAck, ConnectReturnCode, ConnectionError,
-    DisconnectReasonCode, Event, EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions,
-    Outgoing as Left, PubAckReason, PubRecReason, PublishOptions, PublishProperties, QoS,
-    StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+    AsyncClient, Broker, ClientError, ConnAck, ConnectReturnCode, ConnectionError, Event,
+    EventLoop, Incoming, LastWill, MqttOptions, NetworkOptions, Outgoing as Left, PublishOptions,
+    PublishProperties, QoS, StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration,
+    Transport, mqttbytes::Error as MqttError,
 };
 
 use super::{
     command::{self, Read},
     flight::{Signal, Verdict},
-    home::Inbox,
-    link::{CONNECT_TIMEOUT, Dial, Lost, SPARE_REQUESTS, Terms, Unsent},
+    inbox::Inbox,
+    link::{CONNECT_TIMEOUT, Dial, Driven, SPARE_REQUESTS, Terms, Unsent},
+    lost::{self, Lost, Why},
     target::{Target, Wire},
+    topic,
 };
 use crate::{
     command::{Ear, Outbound},
@@ -34,10 +36,14 @@ const MAX_REMAINING: usize = 268_435_455;
 /// The longest text or topic, section 1.5.4: its length has two bytes.
 const MAX_TEXT: usize = 65_535;
 
+/// What a poll brings.
+type Polled = Result<Event, ConnectionError>;
+
 /// A connection in MQTT 5.
 pub(super) struct Link {
     client: AsyncClient,
-    events: EventLoop,
+    events: Driven<EventLoop, Polled>,
+    client_id: Box<str>,
     /// The longest packet that the broker takes.
     max_packet: usize,
     ear: Option<Ear>,
@@ -50,16 +56,16 @@ impl Link {
         let (client, events) = AsyncClient::builder(options(dial)?)
             .capacity(usize::from(inflight) + SPARE_REQUESTS)
             .build();
-        let ear = dial.ear.clone();
         let mut link = Self {
             client,
-            events,
+            events: Driven::new(events),
+            client_id: dial.client_id.into(),
             max_packet: MAX_REMAINING,
-            ear,
-            inbox: Inbox::new(dial.discovery),
+            ear: dial.ear.clone(),
+            inbox: Inbox::new(dial.listens),
         };
         loop {
-            let event = link.events.poll().await.map_err(lost)?;
+            let event = link.event().await.map_err(|error| unconnected(&error, dial.client_id))?;
             if let Event::Incoming(Incoming::ConnAck(connack)) = event {
                 let terms = link.agree(&connack);
                 return Ok((link, terms));
@@ -69,7 +75,7 @@ impl Link {
 
     fn agree(&mut self, connack: &ConnAck) -> Terms {
         let Some(properties) = &connack.properties else {
-            return Terms { max_qos: 2, retain: true, receive_max: MAX_TEXT };
+            return Terms { max_qos: 2, retain: true, wildcards: true, receive_max: MAX_TEXT };
         };
         if let Some(max) = properties.max_packet_size {
             self.max_packet = usize::try_from(max).unwrap_or(MAX_REMAINING);
@@ -77,6 +83,7 @@ impl Link {
         Terms {
             max_qos: properties.max_qos.unwrap_or(2),
             retain: properties.retain_available != Some(0),
+            wildcards: properties.wildcard_subscription_available != Some(0),
             receive_max: properties.receive_max.map_or(MAX_TEXT, usize::from),
         }
     }
@@ -98,8 +105,8 @@ impl Link {
         retain: bool,
         properties: PublishProperties,
     ) -> Result<(), Unsent> {
-        if topic.len() > MAX_TEXT {
-            return Err(Unsent::Refused(format!("a topic of {} bytes is too long", topic.len())));
+        if let Some(reason) = topic::refusal(topic) {
+            return Err(Unsent::Refused(reason));
         }
         let size = packet_size(topic, qos, &properties, payload.len());
         if size > self.max_packet {
@@ -134,12 +141,12 @@ impl Link {
         self.client.try_publish(topic, payload, options).map_err(|error| unsent(&error))
     }
 
-    pub(super) fn subscribe(&self, filters: Vec<String>) -> Result<(), Unsent> {
+    pub(super) fn subscribe(&self, filters: Vec<String>, qos: u8) -> Result<(), Unsent> {
         // What we publish ourselves is no command, and what was published to be retained shows it.
         let filter = |filter| SubscribeFilter {
             nolocal: true,
             preserve_retain: true,
-            ..SubscribeFilter::new(filter, QoS::AtLeastOnce)
+            ..SubscribeFilter::new(filter, level(qos))
         };
         let filters = filters.into_iter().map(filter);
         self.client.try_subscribe_many(filters).map_err(|error| unsent(&error))
@@ -158,12 +165,21 @@ impl Link {
     }
 
     pub(super) async fn poll(&mut self) -> Result<Signal, Lost> {
-        let event = self.events.poll().await.map_err(lost)?;
+        let event = self.event().await.map_err(|error| lost(&error, &self.client_id))?;
         Ok(self.note(event))
     }
 
+    async fn event(&mut self) -> Polled {
+        let polled = self.events.poll(|mut events| async move {
+            let polled = events.poll().await;
+            (events, polled)
+        });
+        // A poll panicked, and the event loop is gone with it.
+        polled.await.unwrap_or(Err(ConnectionError::RequestsDone))
+    }
+
     pub(super) fn ready(&mut self) -> Option<Signal> {
-        let event = self.events.state.events.pop_front()?;
+        let event = self.events.resting()?.state.events.pop_front()?;
         Some(self.note(event))
     }
 
@@ -177,9 +193,10 @@ impl Link {
             again: publish.dup,
             response_topic: properties.and_then(|all| all.response_topic.as_deref()),
             correlation: properties.and_then(|all| all.correlation_data.as_ref()),
+            late: self.events.is_late(),
         };
         if !command::hear(self.ear.as_ref(), &read) {
-            self.inbox.put(&publish.topic, &publish.payload);
+            self.inbox.put(&publish.topic, &publish.payload, publish.retain);
         }
         Signal::Other
     }
@@ -187,7 +204,7 @@ impl Link {
 
 fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
     let settings = dial.settings;
-    let Target { wire, host, port } = Target::parse(&settings.url)?;
+    let Target { wire, host, port, url } = Target::parse(&settings.url)?;
     let tls = || dial.tls.clone().map(TlsConfiguration::Rustls).ok_or("no TLS configuration");
     let mut options = match wire {
         Wire::Tcp => MqttOptions::new(dial.client_id, Broker::tcp(host, port)),
@@ -196,10 +213,12 @@ fn options(dial: &Dial<'_>) -> Result<MqttOptions, Lost> {
             options.set_transport(Transport::tls_with_config(tls()?));
             options
         }
-        Wire::WebSocket => MqttOptions::new(dial.client_id, Broker::websocket(&settings.url)?),
-        Wire::WebSocketTls => {
-            MqttOptions::websocket_with_tls_config(dial.client_id, &settings.url, tls()?)?
-        }
+        Wire::WebSocket => MqttOptions::new(
+            dial.client_id,
+            Broker::websocket(url).map_err(|error| error.to_string())?,
+        ),
+        Wire::WebSocketTls => MqttOptions::websocket_with_tls_config(dial.client_id, url, tls()?)
+            .map_err(|error| error.to_string())?,
     };
     let mut network = NetworkOptions::new();
     // Events leave when they are flushed; Nagle would hold the last of a batch for the answer.
@@ -267,11 +286,11 @@ fn expiry(left: Duration) -> u32 {
 /// A text as a user property may hold it: brokers close the connection at a control character or a
 /// noncharacter (section 1.5.4 lets them), and its length has two bytes.
 fn presentable(text: &str) -> Cow<'_, str> {
-    if text.len() <= MAX_TEXT && !text.contains(super::unfit) {
+    if text.len() <= MAX_TEXT && !text.contains(topic::unfit) {
         return Cow::Borrowed(text);
     }
     let mut fit: String =
-        text.chars().map(|c| if super::unfit(c) { '\u{FFFD}' } else { c }).collect();
+        text.chars().map(|c| if topic::unfit(c) { '\u{FFFD}' } else { c }).collect();
     fit.truncate(fit.floor_char_boundary(MAX_TEXT));
     Cow::Owned(fit)
 }
@@ -319,11 +338,11 @@ fn signal(event: Event) -> Signal {
         Event::Outgoing(Left::Disconnect) => Signal::Disconnected,
         Event::Incoming(Incoming::PubAck(ack)) => {
             let said = ack.properties.and_then(|properties| properties.reason_string);
-            Signal::Answered(ack.pkid, of_puback(ack.reason, said))
+            Signal::Answered(ack.pkid, lost::of_puback(ack.reason, said.as_deref()))
         }
         Event::Incoming(Incoming::PubRec(rec)) => {
             let said = rec.properties.and_then(|properties| properties.reason_string);
-            match of_pubrec(rec.reason, said) {
+            match lost::of_pubrec(rec.reason, said.as_deref()) {
                 // The broker owns it now; PUBCOMP will say that it knows that we know.
                 Verdict::Accepted => Signal::Other,
                 verdict => Signal::Answered(rec.pkid, verdict),
@@ -340,64 +359,43 @@ fn signal(event: Event) -> Signal {
     }
 }
 
-/// Section 3.4.2.1. `said` is the broker's own text.
-fn of_puback(reason: PubAckReason, said: Option<String>) -> Verdict {
-    let text = |code: &str| said.map_or_else(|| code.to_owned(), |said| format!("{code}: {said}"));
-    match reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => Verdict::Accepted,
-        PubAckReason::QuotaExceeded => Verdict::Busy(text("quota exceeded (0x97)")),
-        PubAckReason::UnspecifiedError => Verdict::Doubtful(text("unspecified error (0x80)")),
-        PubAckReason::ImplementationSpecificError => {
-            Verdict::Doubtful(text("implementation specific error (0x83)"))
+/// Why there is no connection.
+fn unconnected(error: &ConnectionError, client_id: &str) -> Lost {
+    match error {
+        ConnectionError::ConnectionRefused(code) => lost::of_connack(*code, client_id),
+        ConnectionError::MqttState(StateError::Deserialization(
+            MqttError::InvalidConnectReturnCode(1),
+        )) => lost::of_connack(ConnectReturnCode::RefusedProtocolVersion, client_id),
+        ConnectionError::MqttState(StateError::Deserialization(_))
+        | ConnectionError::NotConnAck(_) => lost::no_mqtt(true),
+        ConnectionError::MqttState(_) => {
+            let lost = lost(error, client_id);
+            if lost.why == Why::Closed { lost::closed_at_connect(true) } else { lost }
         }
-        // The broker takes this packet id for one that is in use: its session is not ours.
-        PubAckReason::PacketIdentifierInUse => {
-            Verdict::Busy(text("packet identifier in use (0x91)"))
-        }
-        PubAckReason::NotAuthorized => Verdict::Refused(text("not authorized (0x87)")),
-        PubAckReason::TopicNameInvalid => Verdict::Refused(text("topic name invalid (0x90)")),
-        PubAckReason::PayloadFormatInvalid => {
-            Verdict::Refused(text("payload format invalid (0x99)"))
-        }
+        ConnectionError::Timeout(_) => lost::silent_at_connect(),
+        ConnectionError::Io(error) => lost::unreachable(error),
+        ConnectionError::Tls(error) => lost::no_tls(error),
+        ConnectionError::Websocket(error) => lost::no_websocket(error),
+        error => Lost::from(error.to_string()),
     }
 }
 
-/// Section 3.5.2.1: the same reasons, in a type of their own.
-fn of_pubrec(reason: PubRecReason, said: Option<String>) -> Verdict {
-    let same = match reason {
-        PubRecReason::Success => PubAckReason::Success,
-        PubRecReason::NoMatchingSubscribers => PubAckReason::NoMatchingSubscribers,
-        PubRecReason::UnspecifiedError => PubAckReason::UnspecifiedError,
-        PubRecReason::ImplementationSpecificError => PubAckReason::ImplementationSpecificError,
-        PubRecReason::NotAuthorized => PubAckReason::NotAuthorized,
-        PubRecReason::TopicNameInvalid => PubAckReason::TopicNameInvalid,
-        PubRecReason::PacketIdentifierInUse => PubAckReason::PacketIdentifierInUse,
-        PubRecReason::QuotaExceeded => PubAckReason::QuotaExceeded,
-        PubRecReason::PayloadFormatInvalid => PubAckReason::PayloadFormatInvalid,
-    };
-    of_puback(same, said)
-}
-
-fn lost(error: ConnectionError) -> Lost {
-    match &error {
-        ConnectionError::ConnectionRefused(code) => match code {
-            ConnectReturnCode::RetainNotSupported | ConnectReturnCode::QoSNotSupported => {
-                "the broker does not take the last will: set availability_topic = \"\" and state = false"
-                    .into()
-            }
-            code => format!("the broker refused the connection: {code:?}").into(),
-        },
+/// Why a connection that stood is lost.
+fn lost(error: &ConnectionError, client_id: &str) -> Lost {
+    match error {
         ConnectionError::MqttState(StateError::ServerDisconnect { reason_code, reason_string }) => {
-            let hint = match reason_code {
-                DisconnectReasonCode::SessionTakenOver => ", another client has the same client_id",
-                _ => "",
-            };
-            let said = reason_string.as_deref().unwrap_or_default();
-            format!("the broker ended the connection: {reason_code:?}{hint} {said}")
-                .trim_end()
-                .into()
+            lost::of_disconnect(*reason_code, reason_string.as_deref(), client_id)
         }
-        _ => Box::new(error),
+        ConnectionError::MqttState(StateError::ConnectionAborted) => lost::closed(),
+        ConnectionError::MqttState(StateError::AwaitPingResp) => lost::no_ping(),
+        ConnectionError::MqttState(StateError::Io(error)) | ConnectionError::Io(error) => {
+            lost::of_io(error)
+        }
+        ConnectionError::MqttState(StateError::Deserialization(MqttError::Io(error))) => {
+            lost::of_io(error)
+        }
+        ConnectionError::MqttState(StateError::Deserialization(error)) => lost::garbage(error),
+        error => Lost::from(error.to_string()),
     }
 }
 
@@ -437,19 +435,6 @@ mod tests {
         assert_eq!(presentable("a\0b\u{FFFF}c\u{85}"), "a\u{FFFD}b\u{FFFD}c\u{FFFD}");
         let long = "ü".repeat(40_000);
         assert_eq!(presentable(&long).len(), 65_534);
-    }
-
-    #[test]
-    fn a_second_client_with_our_name_is_told() {
-        let error = lost(ConnectionError::MqttState(StateError::ServerDisconnect {
-            reason_code: DisconnectReasonCode::SessionTakenOver,
-            reason_string: Some("bye".into()),
-        }));
-        assert_eq!(
-            error.to_string(),
-            "the broker ended the connection: SessionTakenOver, another client has the same \
-             client_id bye"
-        );
     }
 
     #[test]
