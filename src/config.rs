@@ -374,6 +374,8 @@ pub struct Described {
     pub room: Option<String>,
     /// The topics that it subscribes to.
     pub topics: Vec<String>,
+    /// The client ids of other sinks that describe it to their far sides.
+    pub elsewhere: Vec<String>,
 }
 
 impl SinkConfig {

@@ -90,6 +90,8 @@ pub struct Delivery {
     /// What was sent and whose cursor is not yet saved: the cursor, and how many events.
     unsaved: VecDeque<(Seq, u64)>,
     complained: Option<(Instant, &'static str)>,
+    /// What the sink said last of its far side.
+    remarks: Vec<String>,
     requests: watch::Receiver<u64>,
     /// Whether something is asked for that is not done.
     asked: bool,
@@ -165,6 +167,7 @@ impl Delivery {
             troubled: false,
             unsaved: VecDeque::new(),
             complained: None,
+            remarks: Vec::new(),
             keeping: None,
         })
     }
@@ -296,6 +299,9 @@ impl Delivery {
         if !self.connected {
             return Ok(());
         }
+        if !self.sink.watches_state() {
+            keeping.doubt();
+        }
         let piece = keeping.piece(&self.route);
         let mut done = 0;
         loop {
@@ -326,6 +332,7 @@ impl Delivery {
         if let Some(keeping) = &mut self.keeping {
             keeping.said(&piece, piece.parts.len());
         }
+        self.remark();
         if !piece.parts.is_empty() {
             self.worked();
         }
@@ -534,14 +541,10 @@ impl Delivery {
                         keeping.begin();
                     }
                     self.metrics.up(true);
-                    let remarks = self.sink.remarks();
-                    for remark in &remarks {
-                        info!(sink = %self.name, remark, "about the far side");
-                    }
+                    self.remark();
                     self.status.sink(&self.name, |page| {
                         page.state = "up";
                         page.since = clock::now();
-                        page.remarks = remarks;
                     });
                     info!(sink = %self.name, "connected");
                 }
@@ -553,6 +556,19 @@ impl Delivery {
             }
         }
         Ok(())
+    }
+
+    /// Takes note of what the sink says of its far side; the log tells only what is new.
+    fn remark(&mut self) {
+        let remarks = self.sink.remarks();
+        if remarks == self.remarks {
+            return;
+        }
+        for remark in remarks.iter().filter(|remark| !self.remarks.contains(remark)) {
+            info!(sink = %self.name, remark, "about the far side");
+        }
+        self.status.sink(&self.name, |page| page.remarks.clone_from(&remarks));
+        self.remarks = remarks;
     }
 
     fn worked(&mut self) {

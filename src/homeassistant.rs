@@ -46,6 +46,8 @@ pub struct Home {
     pub prefix: String,
     /// Our part of the discovery topics: who we are to the broker.
     pub node: String,
+    /// The same of other sinks that announce these channels.
+    pub others: Vec<String>,
     /// What the topics of the relay's own state begin with.
     pub relay: String,
     /// The channels that the sink selects, by label.
@@ -104,9 +106,33 @@ pub fn prepare(config: &mut SinkConfig, channels: &BTreeMap<String, Channel>) {
         .iter()
         .filter(|(label, _)| selects(label))
         .map(|(label, Channel { room, topics, .. })| {
-            (label.clone(), Described { room: room.clone(), topics: topics.clone() })
+            let (room, topics) = (room.clone(), topics.clone());
+            (label.clone(), Described { room, topics, elsewhere: Vec::new() })
         })
         .collect();
+}
+
+/// Tells the sinks that serve Home Assistant of each other, so that none takes for its own of earlier days
+/// what another announces.
+pub fn introduce(sinks: &mut BTreeMap<String, SinkConfig>) {
+    let all: Vec<(String, String)> = sinks
+        .iter()
+        .filter(|(_, sink)| wanted(sink) == Some(true))
+        .map(|(name, sink)| (name.clone(), client_id(name, &sink.settings)))
+        .collect();
+    for (name, sink) in sinks.iter_mut() {
+        let others = all.iter().filter(|(other, _)| other != name);
+        let others: Vec<String> = others.map(|(_, client_id)| client_id.clone()).collect();
+        for described in sink.feeds.values_mut() {
+            described.elsewhere.clone_from(&others);
+        }
+    }
+}
+
+/// Who an MQTT sink is to its broker.
+pub fn client_id(name: &str, settings: &Value) -> String {
+    let configured = settings.get("client_id").and_then(Value::as_str);
+    configured.map_or_else(|| format!("{RELAY}-{name}"), str::to_owned)
 }
 
 /// What each channel's topics begin with, as the sink is configured. `escape` makes them legal.
@@ -121,7 +147,7 @@ fn feeds(
         let base = template.render(&view).map_err(|error| error.to_string())?;
         Ok::<_, String>(escape(&base).into_owned())
     };
-    let feeds = config.feeds.iter().map(|(label, Described { room, topics })| {
+    let feeds = config.feeds.iter().map(|(label, Described { room, topics, .. })| {
         let feed = Feed { base: base(label)?, room: room.clone(), topics: topics.clone() };
         Ok((label.clone(), feed))
     });
@@ -232,6 +258,12 @@ impl Home {
             on: wanted(config) == Some(true),
             prefix: prefix.unwrap_or(DEFAULT_PREFIX).to_owned(),
             node: node.to_owned(),
+            others: config
+                .feeds
+                .values()
+                .next()
+                .map(|described| described.elsewhere.iter().map(|other| id(&[other])).collect())
+                .unwrap_or_default(),
             relay,
             channels,
             commands: commands.clone(),
@@ -294,7 +326,7 @@ impl Home {
         let rest = topic.strip_prefix(&self.prefix)?.strip_prefix('/')?;
         let mut parts = rest.split('/');
         let (_, node, _, last) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        if last != "config" || parts.next().is_some() {
+        if last != "config" || parts.next().is_some() || self.others.iter().any(|o| o == node) {
             return None;
         }
         // Most are of other programs.

@@ -454,7 +454,7 @@ impl Findings {
         let mut seen: BTreeMap<(String, String), &str> = BTreeMap::new();
         for (name, sink) in config.sinks.iter().filter(|(_, sink)| sink.kind == "mqtt") {
             let text = |key: &str| sink.settings.get(key).and_then(Value::as_str);
-            let id = text("client_id").map_or_else(|| format!("astro-relay-{name}"), str::to_owned);
+            let id = homeassistant::client_id(name, &sink.settings);
             let broker = broker(text("url").unwrap_or_default());
             if let Some(first) = seen.insert((broker, id.clone()), name) {
                 let message = format!(

@@ -246,6 +246,7 @@ fn typed(shape: &Shape, errors: &mut Vec<Problem>) -> Config {
             (name, sink)
         }));
     }
+    homeassistant::introduce(&mut config.sinks);
     let mut take = |name: &str| sections.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
     config.astro = section(&["astro"], take("astro"), shape, errors).unwrap_or_default();
     config.journal = section(&["journal"], take("journal"), shape, errors).unwrap_or_default();

@@ -142,6 +142,7 @@ fn of_activity(word: &str, gifted: bool) -> (&'static str, &'static str) {
 
 /// A happening: its kind, and what an automation sees of it as attributes.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "they are attributes, each of its own")]
 pub struct Happening {
     #[serde(skip)]
     kind: &'static str,

@@ -344,7 +344,10 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         }
     };
     let name = opening.name;
-    let mut client_id = settings.client_id.clone().unwrap_or_else(|| format!("astro-relay-{name}"));
+    let mut client_id = match &settings.client_id {
+        Some(client_id) => client_id.clone(),
+        None => homeassistant::client_id(name, &opening.settings),
+    };
     let mut prefix = None;
     if opening.config.state {
         if settings.availability_topic.as_deref().is_some_and(|topic| !topic.is_empty()) {

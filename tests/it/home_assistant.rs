@@ -242,3 +242,188 @@ async fn what_happens_is_an_event_once_and_is_not_kept() {
     assert!(late.heard().iter().all(|heard| !heard.topic.starts_with(b"astro/main/event")));
     relay.stop().await;
 }
+
+fn by_id(known: &BTreeMap<String, Value>) -> BTreeMap<String, Vec<String>> {
+    let mut ids: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (topic, config) in known {
+        ids.entry(config["unique_id"].as_str().unwrap().to_owned())
+            .or_default()
+            .push(topic.clone());
+    }
+    ids
+}
+
+async fn named(sim: &Sim, dir: &Path, broker: &Mosquitto, name: &str, more: &str) -> Running {
+    let sink = format!("[sinks.{name}]\ntype = \"mqtt\"\nurl = {:?}\n{more}\n", broker.url());
+    Running::start(configure(sim, dir, TOPICS, &sink)).await
+}
+
+#[tokio::test]
+async fn a_sink_that_gets_another_name_takes_its_entities_with_it() {
+    for version in ["5", "3.1.1"] {
+        let (broker, sim) =
+            (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
+        let dir = tempfile::tempdir().unwrap();
+        let more = format!("homeassistant = true\nversion = {version:?}");
+        let first = named(&sim, dir.path(), &broker, "mqtt", &more).await;
+        let before = standing(&broker, "it is announced", |known| {
+            has(known, "sensor/astro-relay-mqtt/main__follower-session")
+        })
+        .await;
+        first.stop().await;
+        let second = named(&sim, dir.path(), &broker, "home", &more).await;
+        let old = |known: &BTreeMap<String, Value>| {
+            known.keys().filter(|topic| topic.contains("/astro-relay-mqtt/")).count()
+        };
+        let after = standing(&broker, "it has moved", |known| {
+            old(known) == 0 && known.len() == before.len() && has(known, FOLLOWERS)
+        })
+        .await;
+        let (before, after) = (by_id(&before), by_id(&after));
+        assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+        assert!(after.values().all(|topics| topics.len() == 1), "{after:?}");
+        second.stop().await;
+        // Under another name again, and with a new journal: it takes all of it back.
+        let dir = tempfile::tempdir().unwrap();
+        let more = format!("homeassistant = false\nversion = {version:?}");
+        let third = named(&sim, dir.path(), &broker, "loft", &more).await;
+        standing(&broker, "all of it is taken back", BTreeMap::is_empty).await;
+        third.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn entities_of_an_earlier_version_are_cleared_before_those_of_today_are_announced() {
+    let (broker, sim) = (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
+    let dir = tempfile::tempdir().unwrap();
+    let listener = Listener::start(broker.port, "homeassistant/#").await;
+    let config = |object: &str, topic: &str| {
+        json!({"unique_id": format!("astro-relay__{object}"), "state_topic": topic,
+               "origin": {"name": "astro-relay"}})
+    };
+    // Under the name of today, and under an earlier one.
+    let topics = ["home", "mqtt"].map(|name| {
+        format!("homeassistant/sensor/astro-relay-{name}/main__follower-session/config")
+    });
+    for topic in &topics {
+        let config = config("main__follower-session", "astro/main/session/follower-session");
+        say(&listener, topic, config.to_string().as_bytes(), true).await;
+    }
+    let theirs = "homeassistant/sensor/astro-relay-mqtt-of-others/main__x/config";
+    let config = config("main__x", "theirs/main/session/x");
+    say(&listener, theirs, config.to_string().as_bytes(), true).await;
+    let relay = relay(&sim, dir.path(), &broker, "homeassistant = true").await;
+    let id = format!("astro-relay-{ROOM}__main__follower-session");
+    let known = standing(&broker, "those of today", |known| {
+        known.get(&topics[0]).is_some_and(|config| config["unique_id"] == *id)
+            && !known.contains_key(&topics[1])
+    })
+    .await;
+    assert!(known.contains_key(theirs), "somebody else's stay");
+    let came: Vec<bool> = until("all of it was heard", SOON, async || {
+        let heard = listener.heard();
+        let of_topic = heard.iter().filter(|heard| heard.topic == topics[0]);
+        let came: Vec<bool> = of_topic.map(|heard| heard.payload.is_empty()).collect();
+        (came.len() >= 3).then_some(came)
+    })
+    .await;
+    assert_eq!(came[..3], [false, true, false], "the old one, cleared, the new one");
+    relay.stop().await;
+}
+
+/// Two streamers whose channels have the label of every first configuration.
+#[tokio::test]
+async fn two_relays_with_one_label_have_entities_of_their_own() {
+    const OTHER: &str = "0f0e0d0c0b0a090807060999";
+    let broker = Mosquitto::start(mosquitto::Options::default()).await;
+    let mut relays = Vec::new();
+    let mut dirs = Vec::new();
+    for (name, room) in [("ann", ROOM), ("bob", OTHER)] {
+        let options = Options { tokens: vec![Token::owner(TOKEN, room)], ..Options::default() };
+        let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let sink = format!(
+            "[sinks.{name}]\ntype = \"mqtt\"\nurl = {:?}\nhomeassistant = true\n\
+             state_topic = \"{name}/{{{{ channel }}}}\"\n",
+            broker.url()
+        );
+        let mut config = configure(&sim, dir.path(), TOPICS, &sink);
+        config.channels.get_mut("main").unwrap().room = Some(room.to_owned());
+        let sink = config.sinks.get_mut(name).unwrap();
+        sink.feeds.get_mut("main").unwrap().room = Some(room.to_owned());
+        relays.push((Running::start(config).await, sim));
+        dirs.push(dir);
+    }
+    let has_both = |known: &BTreeMap<String, Value>| {
+        ["ann", "bob"]
+            .iter()
+            .all(|name| has(known, &format!("sensor/astro-relay-{name}/main__follower-session")))
+    };
+    let known = standing(&broker, "both announce", has_both).await;
+    let ids = by_id(&known);
+    assert!(ids.values().all(|topics| topics.len() == 1), "{ids:?}");
+    let devices: BTreeSet<String> =
+        known.values().map(|config| config["device"]["identifiers"][0].to_string()).collect();
+    assert_eq!(devices.len(), 4, "{devices:?}");
+    for (relay, _) in relays {
+        relay.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_entity_that_another_client_clears_or_writes_over_is_announced_again() {
+    for version in ["5", "3.1.1"] {
+        let (broker, sim) =
+            (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
+        let dir = tempfile::tempdir().unwrap();
+        let more = format!("homeassistant = true\nversion = {version:?}");
+        let relay = relay(&sim, dir.path(), &broker, &more).await;
+        let known = standing(&broker, "it is announced", |known| has(known, FOLLOWERS)).await;
+        let topic = format!("homeassistant/{FOLLOWERS}/config");
+        let listener = Listener::start(broker.port, &topic).await;
+        listener.wait_for(1).await;
+        for (round, payload) in [(1, ""), (2, "{\"name\":\"mine\"}")] {
+            say(&listener, &topic, payload.as_bytes(), true).await;
+            let heard = listener.wait_for(1 + 2 * round).await;
+            let last: Value = serde_json::from_slice(&heard.last().unwrap().payload).unwrap();
+            assert_eq!(last, known[&topic], "version {version}");
+        }
+        relay.stop().await;
+    }
+}
+
+/// A broker without persistence forgets what it keeps when it is restarted.
+#[tokio::test]
+async fn a_broker_that_has_forgotten_everything_is_told_of_all_entities_again() {
+    let (mut broker, sim) =
+        (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
+    let dir = tempfile::tempdir().unwrap();
+    let more = "homeassistant = true\nbackoff_max = \"200ms\"";
+    let relay = relay(&sim, dir.path(), &broker, more).await;
+    let known = standing(&broker, "it is announced", |known| has(known, FOLLOWERS)).await;
+    broker.server.restart().await;
+    standing(&broker, "all of it again", |again| *again == known).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn what_nobody_did_is_a_test_for_home_assistant() {
+    let (broker, sim) = (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
+    let dir = tempfile::tempdir().unwrap();
+    let listener = Listener::start(broker.port, "astro/main/event/#").await;
+    let relay = relay(&sim, dir.path(), &broker, "homeassistant = true").await;
+    relay.wait_subscribed().await;
+    let tip = json!({"username": "ann", "amount": "500.00", "currency": "EUR"});
+    for more in [json!({}), json!({"isMock": true, "activityGroup": "g", "flagged": true})] {
+        let mut activity = json!({"type": "tip", "provider": "twitch", "data": tip});
+        activity.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
+        sim.activity(ROOM, activity);
+    }
+    let heard = listener.wait_for(2).await;
+    let told: Vec<Value> =
+        heard.iter().map(|heard| serde_json::from_slice(&heard.payload).unwrap()).collect();
+    assert_eq!((&told[0]["amount"], told[0].get("test")), (&json!(500.0), None));
+    assert_eq!((&told[1]["test"], &told[1]["flagged"]), (&json!(true), &json!(true)));
+    assert_eq!(told[1]["group"], "g");
+    relay.stop().await;
+}

@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use astro_relay::sink::Cause;
-use rumqttc_v5::{ConnAckProperties, PubAckReason};
+use rumqttc_v5::{ConnAckProperties, ConnectReturnCode, DisconnectReasonCode, PubAckReason};
 use serde_json::json;
 
 use crate::support::{
-    carry::{PATIENCE, carry_all, connect, deliver, first_arrivals, within},
+    carry::{PATIENCE, carry_over, connect, deliver, first_arrivals, pass, within},
     mosquitto::{Listener, Mosquitto, Options},
-    scripted_broker::{Play, ScriptedBroker, silent, well},
-    sinks::{batch, certificate, id, open, outgoing_with},
+    process::free_port,
+    scripted_broker::{Greeting, Play, ScriptedBroker, silent, well},
+    sinks::{batch, certificate, id, open, open_with, outgoing_with},
     wait::until,
     websocket_bridge,
 };
@@ -112,7 +113,7 @@ async fn an_event_that_the_broker_refuses_is_refused_alone_and_no_other_comes_tw
             let failure = deliver(&mut sink, &events[place..]).await.unwrap_err();
             assert_eq!(failure.accepted, accepted, "{failure:?}");
             let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
-            assert!(reason.contains("0x87"), "{reason}");
+            assert!(reason.contains("0x87") && reason.contains("topic astro/x"), "{reason}");
         }
         deliver(&mut sink, &events[7..]).await.unwrap();
         // Number 7 was on its way when number 3 was refused, and its refusal is not remembered.
@@ -136,7 +137,7 @@ async fn an_event_at_which_the_broker_hangs_up_is_refused_at_last_and_the_others
         for place in [2, 6] {
             events[place].address = "closed/x".into();
         }
-        let (refused, failures) = carry_all(&mut sink, &events).await;
+        let (refused, failures) = carry_over(&mut sink, &events, Duration::from_secs(20)).await;
         if version == "5" {
             assert_eq!(refused, [3, 7], "{failures:?}");
         }
@@ -150,54 +151,244 @@ async fn an_event_at_which_the_broker_hangs_up_is_refused_at_last_and_the_others
 }
 
 #[tokio::test]
-async fn an_event_that_ends_the_connection_again_and_again_is_refused() {
-    let script = |number, before| if number == 4 { Play::HangUp } else { well(number, before) };
-    let broker = ScriptedBroker::start(silent(), script).await;
-    let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
-    connect(&mut sink).await.unwrap();
-    let (refused, failures) = carry_all(&mut sink, &batch(1..=10, "astro/x")).await;
-    assert_eq!(refused, [4]);
-    assert!(failures.len() <= 6, "{failures:?}");
-    assert_eq!(first_arrivals(&broker.came()), (1..=10).collect::<Vec<_>>());
+async fn an_event_that_ends_the_connection_again_and_again_for_a_minute_is_refused() {
+    for qos in [0, 1] {
+        let script = |number, before| if number == 4 { Play::HangUp } else { well(number, before) };
+        let broker = ScriptedBroker::start(silent(), script).await;
+        let mut sink = open("mqtt", json!({"url": broker.url(), "qos": qos})).unwrap();
+        connect(&mut sink).await.unwrap();
+        let (refused, failures) =
+            carry_over(&mut sink, &batch(1..=10, "astro/x"), Duration::from_secs(16)).await;
+        assert_eq!(refused, [4], "QoS {qos}");
+        assert!((5..=8).contains(&failures.len()), "{failures:?}");
+        assert_eq!(first_arrivals(&broker.came()), (1..=10).collect::<Vec<_>>());
+    }
+}
+
+/// A broker that is being restarted, that answers nothing, that answers half or what is no answer: however
+/// often it comes, no event is to blame for it.
+#[tokio::test]
+async fn no_event_is_refused_for_a_broker_in_trouble() {
+    for (play, wait, words) in [
+        // Twenty times within forty seconds.
+        (Play::HangUp, Duration::from_secs(2), "the broker ended the connection"),
+        (Play::Ignore, Duration::from_secs(20), "has not answered within 300ms"),
+        (Play::Half, Duration::from_secs(20), "has not answered within 300ms"),
+        (Play::Garbage, Duration::from_secs(20), "cannot be understood"),
+        (
+            Play::Disconnect(DisconnectReasonCode::ServerShuttingDown),
+            Duration::from_secs(20),
+            "shutting down (0x8B)",
+        ),
+        (
+            Play::Disconnect(DisconnectReasonCode::QuotaExceeded),
+            Duration::from_secs(20),
+            "quota exceeded (0x97)",
+        ),
+        (
+            Play::Disconnect(DisconnectReasonCode::MessageRateTooHigh),
+            Duration::from_secs(20),
+            "message rate too high (0x96)",
+        ),
+    ] {
+        let broker = ScriptedBroker::start(silent(), move |_, before| {
+            if before < 20 { play } else { Play::Answer(PubAckReason::Success) }
+        })
+        .await;
+        let settings = json!({"url": broker.url()});
+        let mut sink = open_with("mqtt", settings, Duration::from_millis(300)).unwrap();
+        connect(&mut sink).await.unwrap();
+        let events = batch(1..=1, "astro/x");
+        let (refused, failures) = carry_over(&mut sink, &events, wait).await;
+        assert!(refused.is_empty(), "{play:?}: {failures:?}");
+        assert_eq!(failures.len(), 20, "{play:?}: {failures:?}");
+        assert!(failures[3].contains(words), "{failures:?}");
+    }
 }
 
 #[tokio::test]
-async fn a_quota_makes_wait_and_what_the_code_leaves_open_makes_wait_five_times() {
+async fn what_the_broker_says_of_an_event_itself_refuses_that_event_alone() {
+    for (code, words) in [
+        (DisconnectReasonCode::PacketTooLarge, "packet too large (0x95)"),
+        (DisconnectReasonCode::TopicNameInvalid, "topic name invalid (0x90)"),
+        (DisconnectReasonCode::PayloadFormatInvalid, "payload format invalid (0x99)"),
+    ] {
+        let script = move |number, before| {
+            if number == 4 { Play::Disconnect(code) } else { well(number, before) }
+        };
+        let broker = ScriptedBroker::start(silent(), script).await;
+        let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+        connect(&mut sink).await.unwrap();
+        let mut done = 0;
+        let events = batch(1..=6, "astro/x");
+        let mut reasons = Vec::new();
+        while done < events.len() {
+            let Err(failure) = deliver(&mut sink, &events[done..]).await else { break };
+            done += failure.accepted;
+            match failure.cause {
+                Cause::Rejected { reason } => {
+                    done += 1;
+                    reasons.push((done, reason));
+                }
+                _ => connect(&mut sink).await.unwrap(),
+            }
+        }
+        let [(4, reason)] = &reasons[..] else { panic!("{reasons:?}") };
+        assert!(reason.contains(words) && reason.contains("topic astro/x"), "{reason}");
+        assert_eq!(first_arrivals(&broker.came()), [1, 2, 3, 4, 5, 6]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_code_leaves_open_makes_wait_and_never_refuses() {
     let script = |number, before| {
         Play::Answer(match (number, before) {
-            (3, 0) => PubAckReason::QuotaExceeded,
-            (5, _) => PubAckReason::ImplementationSpecificError,
-            (6, 0..=2) => PubAckReason::UnspecifiedError,
+            (3, 0..=30) => PubAckReason::QuotaExceeded,
+            (5, 0..=30) => PubAckReason::ImplementationSpecificError,
+            (6, 0..=30) => PubAckReason::UnspecifiedError,
             _ => PubAckReason::Success,
         })
     };
     let broker = ScriptedBroker::start(silent(), script).await;
     let mut sink = open("mqtt", json!({"url": broker.url(), "inflight": 1})).unwrap();
     connect(&mut sink).await.unwrap();
-    let events = batch(1..=7, "astro/x");
-    let mut done = 0;
-    let mut causes = Vec::new();
-    while done < events.len() {
-        match deliver(&mut sink, &events[done..]).await {
-            Ok(()) => done = events.len(),
-            Err(failure) => {
-                done += failure.accepted;
-                causes.push(match failure.cause {
-                    Cause::Busy { reason, .. } => format!("busy {}: {reason}", done + 1),
-                    Cause::Rejected { reason } => {
-                        done += 1;
-                        format!("refused {done}: {reason}")
-                    }
-                    other => panic!("{other:?}"),
-                });
+    let (refused, failures) =
+        carry_over(&mut sink, &batch(1..=7, "astro/x"), Duration::from_mins(1)).await;
+    assert!(refused.is_empty(), "{refused:?}");
+    let of = |words: &str| failures.iter().filter(|failure| failure.contains(words)).count();
+    for words in ["3: busy: quota exceeded (0x97)", "(0x83)", "6: busy: unspecified error (0x80)"] {
+        assert_eq!(of(words), 31, "{words}: {failures:?}");
+    }
+    assert_eq!(first_arrivals(&broker.came()), [1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_held_or_waited_for() {
+    use ConnectReturnCode as Code;
+    for (code, kind, words) in [
+        (Code::NotAuthorized, "denied", "0x87"),
+        (Code::BadUserNamePassword, "denied", "password"),
+        (Code::Banned, "denied", "0x8A"),
+        (Code::ClientIdentifierNotValid, "denied", "astro-relay-test"),
+        (Code::UnsupportedProtocolVersion, "denied", "version = \"3.1.1\""),
+        (Code::ServerBusy, "busy", "0x89"),
+        (Code::ServerUnavailable, "busy", "0x88"),
+        (Code::QuotaExceeded, "busy", "0x97"),
+        (Code::ConnectionRateExceeded, "busy", "0x9F"),
+        (Code::UnspecifiedError, "down", "0x80"),
+        (Code::UseAnotherServer, "down", "0x9C"),
+    ] {
+        let broker = ScriptedBroker::greeting(Greeting::Refuse(code), well).await;
+        let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+        let text = connect(&mut sink).await.unwrap_err().cause.to_string();
+        assert!(text.starts_with(kind) && text.contains(words), "{text}");
+    }
+}
+
+/// Brokers of 3.1.1 answer a CONNECT of version 5 in three ways.
+#[tokio::test]
+async fn a_broker_that_speaks_3_1_1_only_is_recognised() {
+    for greeting in [
+        Greeting::Say(vec![0x20, 2, 0, 1]),
+        Greeting::Refuse(ConnectReturnCode::UnsupportedProtocolVersion),
+        Greeting::Say(Vec::new()),
+    ] {
+        let broker = ScriptedBroker::greeting(greeting.clone(), well).await;
+        let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+        let text = connect(&mut sink).await.unwrap_err().cause.to_string();
+        let times = |words: &str| text.matches(words).count();
+        assert_eq!(times("set version = \"3.1.1\""), 1, "{greeting:?}: {text}");
+        assert_eq!(times("the broker"), 1, "{greeting:?}: {text}");
+    }
+    // And the other way round.
+    let broker = ScriptedBroker::start(silent(), well).await;
+    let mut sink = open("mqtt", json!({"url": broker.url(), "version": "3.1.1"})).unwrap();
+    let text = connect(&mut sink).await.unwrap_err().cause.to_string();
+    assert!(text.contains("set version = \"5\""), "{text}");
+}
+
+/// Two clients with one id: each connection ends the other.
+#[tokio::test]
+async fn two_sinks_with_one_client_id_take_turns_rarely_and_name_it() {
+    let broker = Mosquitto::start(Options::default()).await;
+    for version in ["5", "3.1.1"] {
+        let settings = json!({"url": broker.url(), "version": version, "client_id": "twin"});
+        let mut twins = [settings.clone(), settings].map(|one| open("mqtt", one).unwrap());
+        let (mut connections, mut waited, mut named) = (0, Duration::ZERO, String::new());
+        connect(&mut twins[0]).await.unwrap();
+        // Ten minutes of it.
+        'all: loop {
+            for (this, other) in [(1, 0), (0, 1)] {
+                while let Err(failure) = connect(&mut twins[this]).await {
+                    let Cause::Busy { wait: Some(wait), reason } = failure.cause else {
+                        panic!("{failure:?}")
+                    };
+                    (named, waited) = (reason, waited + wait);
+                    pass(wait).await;
+                }
+                connections += 1;
+                let ended = within("the other ends", twins[other].idle()).await;
+                assert!(matches!(ended.cause, Cause::Down(_)), "{ended:?}");
+                if waited > Duration::from_mins(10) {
+                    break 'all;
+                }
             }
         }
+        assert!(connections < 80, "version {version}: {connections}");
+        assert!(named.contains("another client uses the client id twin"), "{named}");
+        let remarks = twins[0].remarks().join("\n");
+        assert!(remarks.contains("another client uses the client id twin"), "{remarks}");
     }
-    let mut expected = vec!["busy 3: quota exceeded (0x97)".to_owned()];
-    expected.extend(vec!["busy 5: implementation specific error (0x83)".to_owned(); 4]);
-    expected.push("refused 5: implementation specific error (0x83)".to_owned());
-    expected.extend(vec!["busy 6: unspecified error (0x80)".to_owned(); 3]);
-    assert_eq!(causes, expected);
+}
+
+#[tokio::test]
+async fn a_broker_that_names_the_rival_is_understood_at_once() {
+    let script = |_, _| Play::Disconnect(DisconnectReasonCode::SessionTakenOver);
+    let broker = ScriptedBroker::start(silent(), script).await;
+    let mut sink = open("mqtt", json!({"url": broker.url()})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let text = deliver(&mut sink, &batch(1..=1, "astro/x")).await.unwrap_err().cause.to_string();
+    assert!(text.contains("0x8E"), "{text}");
+    let id = "another client uses the client id astro-relay-test";
+    assert_eq!(text.matches(id).count(), 1, "{text}");
+    let failure = connect(&mut sink).await.unwrap_err();
+    let Cause::Busy { wait: Some(wait), reason } = failure.cause else { panic!("{failure:?}") };
+    assert!(wait > Duration::from_secs(3) && reason.contains(id), "{wait:?} {reason}");
+    assert_eq!(broker.connections(), 1);
+}
+
+/// What a viewer types may stand in a topic.
+#[tokio::test]
+async fn nothing_is_published_at_the_address_of_a_command_or_where_no_topic_is() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let listener = Listener::start(broker.port, "#").await;
+    for version in ["5", "3.1.1"] {
+        let settings = json!({"url": broker.url(), "version": version, "commands": true});
+        let mut sink = open("mqtt", settings).unwrap();
+        connect(&mut sink).await.unwrap();
+        let mut events = batch(1..=9, "fine/x");
+        let long = "x".repeat(65_536);
+        let bad = [
+            "astro/main/command/session/reset",
+            "astro/main/command",
+            "$SYS/broker/x",
+            "a//b",
+            "a/+",
+            "a\0b",
+            &long,
+        ];
+        for (place, topic) in bad.into_iter().enumerate() {
+            events[place + 1].address = topic.into();
+        }
+        let (refused, failures) = carry_over(&mut sink, &events, Duration::ZERO).await;
+        assert_eq!((refused, failures), ((2..=8).collect(), vec![]), "version {version}");
+        deliver(&mut sink, &batch(10..=10, "fine/x")).await.unwrap();
+    }
+    until("the last arrives", PATIENCE, async || {
+        (listener.numbers().iter().filter(|number| **number == 10).count() == 2).then_some(())
+    })
+    .await;
+    assert_eq!(first_arrivals(&listener.numbers()), [1, 9, 10]);
 }
 
 /// Silent loss on a session that the broker forgot is this client's worst trap.
@@ -350,9 +541,10 @@ async fn a_password_stays_unsaid() {
     let settings = json!({"url": broker.url(), "user": "me", "password": {"value": "hunter2"}});
     let mut sink = open("mqtt", settings).unwrap();
     let failure = connect(&mut sink).await.unwrap_err();
-    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    assert!(matches!(failure.cause, Cause::Denied { .. }), "{failure:?}");
     let said = format!("{failure:?} {}", failure.cause);
     assert!(!said.contains("hunter2") && said.contains("refused the connection"), "{said}");
+    // Every event would meet it: nothing is to be tried again and again.
 }
 
 #[tokio::test]
@@ -397,4 +589,39 @@ async fn a_broker_is_reached_through_websockets() {
         listener.wait_for(300 * round).await;
         within("close", sink.close()).await;
     }
+}
+
+/// In a URL the address stands in brackets, in a certificate it does not.
+#[tokio::test]
+async fn a_broker_with_an_address_of_ipv6_is_reached_in_every_way() {
+    let (tls, plain) = (free_port(), free_port());
+    let extra = format!(
+        "listener {plain} ::1\nlistener {tls} ::1\ncertfile {}\nkeyfile {}\n",
+        certificate("server-ipv6.pem"),
+        certificate("server-ipv6.key")
+    );
+    let broker = Mosquitto::start(Options { extra: &extra, ..Options::default() }).await;
+    for version in ["5", "3.1.1"] {
+        for (url, secure) in [
+            (format!("mqtt://[::1]:{plain}"), false),
+            (format!("mqtts://[::1]:{tls}"), true),
+            (format!("mqtts://[0:0::1]:{tls}/"), true),
+        ] {
+            let mut settings = json!({"url": url, "version": version});
+            if secure {
+                settings["ca_file"] = json!(certificate("ca-ipv6.pem"));
+            }
+            let mut sink = open("mqtt", settings).unwrap();
+            connect(&mut sink).await.unwrap_or_else(|failure| panic!("{url}: {}", failure.cause));
+            deliver(&mut sink, &batch(1..=3, "astro/x")).await.unwrap();
+            within("close", sink.close()).await;
+        }
+        // TLS to a port without, and the other way round: both say what to look at.
+        for url in [format!("mqtts://[::1]:{plain}"), format!("mqtt://[::1]:{tls}")] {
+            let mut sink = open("mqtt", json!({"url": url, "version": version})).unwrap();
+            let text = connect(&mut sink).await.unwrap_err().cause.to_string();
+            assert!(text.contains("look at url"), "{text}");
+        }
+    }
+    drop(broker);
 }

@@ -113,9 +113,9 @@ pub(super) fn hear(ear: Option<&Ear>, read: &Read<'_>) -> bool {
         back: Some(Back { address: back, correlation }),
     };
     if read.late {
-        ear.too_late(heard)
+        ear.too_late(heard);
     } else {
-        ear.hear(heard)
+        ear.hear(heard);
     }
     true
 }

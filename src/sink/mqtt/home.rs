@@ -216,16 +216,16 @@ mod tests {
     use super::*;
     use crate::{
         board::Path,
-        config::{Commands, SinkConfig},
+        config::{Commands, Described, SinkConfig},
     };
 
     fn discovery(on: bool) -> Discovery {
         let mut config: SinkConfig = serde_json::from_value(json!({"type": "mqtt"})).unwrap();
         config.settings = json!({"homeassistant": on});
-        if on {
-            let topics = vec!["channel.activities".to_owned()];
-            config.feeds = BTreeMap::from([("main".into(), topics)]);
-        }
+        let topics = vec!["channel.activities".to_owned()];
+        let described =
+            Described { room: Some("5f0a".into()), topics, elsewhere: vec!["loft".into()] };
+        config.feeds = BTreeMap::from([("main".into(), described)]);
         let home =
             Home::of(&config, "node", |text| Cow::Borrowed(text), &Commands::default()).unwrap();
         Discovery::new(home)
@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn what_is_known_is_announced_once_and_again_when_it_changes() {
         let (mut discovery, now) = (discovery(true), Instant::now());
-        assert_eq!(discovery.begin(), ["homeassistant/+/node/+/config", "homeassistant/status"]);
+        discovery.begin();
         let fixed = published(&mut discovery, now);
         assert!(fixed.contains(&("event main__event_2ftip".into(), false)), "{fixed:?}");
         let element = |value| part(Section::Session, "tip-count", value);
@@ -295,25 +295,66 @@ mod tests {
     #[test]
     fn what_is_stale_is_cleared_once() {
         let (mut there, now) = (discovery(true), Instant::now());
-        there.begin();
-        published(&mut there, now);
-        for (topic, payload) in [
-            ("homeassistant/event/node/main__event_2fold/config", "{}"),
-            ("homeassistant/event/node/main__event_2ftip/config", "{}"),
-            ("homeassistant/sensor/node/main__tip-count/config", "{}"),
-            // Our own clearing comes back to us.
-            ("homeassistant/sensor/node/gone__x/config", ""),
-            ("homeassistant/sensor/other/gone__x/config", "{}"),
-        ] {
-            there.hear(topic, payload.as_bytes(), now);
-        }
+        let today = r#"{"unique_id":"astro-relay-5f0a__main__event_2ftip"}"#;
+        let found = |there: &mut Discovery| {
+            there.begin();
+            for (topic, payload) in [
+                ("homeassistant/event/node/main__event_2fold/config", "{}"),
+                ("homeassistant/event/node/main__event_2ftip/config", today),
+                ("homeassistant/event/node/main__event_2fraid/config", "{}"),
+                ("homeassistant/sensor/node/gone__x/config", ""),
+                ("homeassistant/sensor/other/gone__x/config", "{}"),
+            ] {
+                there.find(topic, payload.as_bytes());
+            }
+            there.found();
+        };
+        found(&mut there);
+        let all = published(&mut there, now);
+        // One that is no more, and one whose id is another today, which is announced anew afterwards.
+        let cleared: Vec<_> = all.iter().filter(|(_, cleared)| *cleared).collect();
+        assert_eq!(cleared.len(), 2, "{cleared:?}");
+        let place = |one: &(String, bool)| all.iter().position(|other| other == one).unwrap();
+        let raid = |cleared| ("event main__event_2fraid".to_owned(), cleared);
+        assert!(place(&raid(true)) < place(&raid(false)), "{all:?}");
+        // What comes later, from ourselves of yesterday, too.
+        there.hear("homeassistant/event/node/main__event_2fold/config", b"{}", now);
         assert_eq!(published(&mut there, now), one("event main__event_2fold", true));
 
         let mut off = discovery(false);
-        off.begin();
-        assert_eq!(published(&mut off, now), []);
-        off.hear("homeassistant/sensor/node/main__tip-count/config", b"{}", now);
+        found(&mut off);
+        let all = published(&mut off, now);
+        assert_eq!(all.len(), 3, "{all:?}");
+        assert!(all.iter().all(|(_, cleared)| *cleared), "{all:?}");
         off.hear("homeassistant/status", b"online", now);
-        assert_eq!(published(&mut off, now + JITTER), one("sensor main__tip-count", true));
+        assert_eq!(published(&mut off, now + JITTER), []);
+    }
+
+    #[test]
+    fn what_an_earlier_client_id_announced_is_cleared_and_what_is_of_others_is_left() {
+        let now = Instant::now();
+        let config =
+            |id: &str| format!(r#"{{"origin":{{"name":"astro-relay"}},"unique_id":"{id}"}}"#);
+        for on in [true, false] {
+            let mut there = discovery(on);
+            there.begin();
+            published(&mut there, now);
+            for (topic, payload) in [
+                ("homeassistant/sensor/old/main__x/config", config("astro-relay-5f0a__main__x")),
+                ("homeassistant/sensor/old/lag/config", config("astro-relay__lag")),
+                ("homeassistant/sensor/their/main__x/config", config("astro-relay-77__main__x")),
+                ("homeassistant/sensor/their/lag/config", config("astro-relay-77__lag")),
+                ("homeassistant/sensor/loft/main__x/config", config("astro-relay-5f0a__main__x")),
+                ("homeassistant/sensor/zigbee/x/config", "{}".to_owned()),
+            ] {
+                there.find(topic, payload.as_bytes());
+            }
+            there.found();
+            let cleared: Vec<_> =
+                std::iter::from_fn(|| there.next(now)).map(|(topic, _)| topic).collect();
+            let expected =
+                ["homeassistant/sensor/old/lag/config", "homeassistant/sensor/old/main__x/config"];
+            assert_eq!(cleared, expected);
+        }
     }
 }

@@ -250,3 +250,57 @@ impl Link {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, Eq)]
+    struct Notes(Vec<u8>);
+
+    /// A poll that takes three steps; notes each.
+    async fn steps(mut notes: Box<Notes>) -> (Box<Notes>, usize) {
+        for step in 0..3 {
+            notes.0.push(step);
+            sleep(Duration::from_millis(100)).await;
+        }
+        let count = notes.0.len();
+        (notes, count)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_poll_that_is_given_up_goes_on_with_the_next() {
+        let mut driven = Driven::new(Notes::default());
+        let mut given_up = 0;
+        let count = loop {
+            match timeout(Duration::from_millis(30), driven.poll(steps)).await {
+                Ok(count) => break count,
+                Err(_) => given_up += 1,
+            }
+            assert!(driven.resting().is_none());
+        };
+        assert!(given_up >= 9, "{given_up}");
+        assert_eq!(count, Some(3));
+        assert_eq!(driven.resting(), Some(&mut Notes(vec![0, 1, 2])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_after_an_absence_is_late_and_after_a_long_wait_is_not() {
+        let mut driven = Driven::new(Notes::default());
+        driven
+            .poll(|notes| async move {
+                sleep(Duration::from_mins(1)).await;
+                (notes, 0)
+            })
+            .await;
+        assert!(!driven.is_late(), "somebody waited all the time");
+        tokio::time::advance(ABSENCE * 2).await;
+        driven.poll(|notes| async move { (notes, 0) }).await;
+        assert!(driven.is_late(), "nobody did");
+        tokio::time::advance(CATCHING_UP).await;
+        driven.poll(|notes| async move { (notes, 0) }).await;
+        assert!(!driven.is_late());
+    }
+}

@@ -11,7 +11,10 @@ use std::io;
 use rumqttc_v5::{ConnectReturnCode, DisconnectReasonCode, PubAckReason, PubRecReason};
 
 use super::flight::Verdict;
-use crate::sink::{Cause, Failure};
+use crate::{
+    sink::{Cause, Failure},
+    text::{EXCERPT, excerpt},
+};
 
 /// Why a link is lost, or was never made.
 #[derive(Debug, thiserror::Error)]
@@ -199,11 +202,8 @@ pub(super) fn taken_over(client_id: &str) -> String {
     format!("another client uses the client id {client_id}: give one of the two another client_id")
 }
 
-/// A text of the broker's has no limit of its own.
-const LONGEST_SAID: usize = 256;
-
 fn short(said: &str) -> String {
-    said.chars().take(LONGEST_SAID).collect()
+    excerpt(said, EXCERPT)
 }
 
 /// An error of the socket.
@@ -245,7 +245,7 @@ pub(super) fn no_mqtt(version5: bool) -> Lost {
         Why::Down,
         format!(
             "what answered cannot be understood: if the broker speaks only MQTT {speaks}, {remedy}; or \
-             this is the port of something else"
+             this is the port of something else: look at url"
         ),
     )
 }

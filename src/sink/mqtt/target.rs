@@ -26,7 +26,7 @@ pub(super) struct Target {
     pub(super) wire: Wire,
     pub(super) host: String,
     pub(super) port: u16,
-    /// The whole, for WebSockets.
+    /// The whole, for a `WebSocket`.
     pub(super) url: String,
 }
 

@@ -388,12 +388,10 @@ fn lost(error: &ConnectionError, client_id: &str) -> Lost {
         }
         ConnectionError::MqttState(StateError::ConnectionAborted) => lost::closed(),
         ConnectionError::MqttState(StateError::AwaitPingResp) => lost::no_ping(),
-        ConnectionError::MqttState(StateError::Io(error)) | ConnectionError::Io(error) => {
-            lost::of_io(error)
-        }
-        ConnectionError::MqttState(StateError::Deserialization(MqttError::Io(error))) => {
-            lost::of_io(error)
-        }
+        ConnectionError::MqttState(
+            StateError::Io(error) | StateError::Deserialization(MqttError::Io(error)),
+        )
+        | ConnectionError::Io(error) => lost::of_io(error),
         ConnectionError::MqttState(StateError::Deserialization(error)) => lost::garbage(error),
         error => Lost::from(error.to_string()),
     }

@@ -1,6 +1,8 @@
 //! Commands over MQTT, with mosquitto.
 
-use astro_relay::sim::RestFault;
+use std::time::Duration;
+
+use astro_relay::sim::{self, RestFault, Sim, Token};
 use rumqttc_v5::{PublishOptions, PublishProperties, QoS};
 use serde_json::{Value, json};
 
@@ -8,7 +10,10 @@ use super::{done, element, fetched_at, id, session_channel, start};
 use crate::{
     operator::{PATIENCE, ROOM, Running, channel},
     support::{
+        carry::within,
+        daemon,
         mosquitto::{Listener, Mosquitto, Options},
+        relay::TOKEN,
         wait::until,
     },
 };
@@ -299,4 +304,49 @@ async fn commands_and_events_do_not_disturb_each_other() {
         let page = relay.status().await["pages"]["sinks"]["home"].clone();
         assert_eq!((&page["state"], &page["last_error"]), (&json!("up"), &Value::Null));
     }
+}
+
+/// Whoever gave it has given up on it, and perhaps given another.
+#[tokio::test]
+async fn a_command_that_comes_while_the_relay_stands_still_is_not_executed_afterwards() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let options = sim::Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..Default::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let mut relay = daemon::Relay::new(
+        &sim.url(),
+        &sim.api_url(),
+        "channel.session.update",
+        ROOM,
+        &sink(&broker, "commands = true"),
+    );
+    let config = std::fs::read_to_string(relay.config()).unwrap();
+    std::fs::write(relay.config(), config.replace("secret-canary", TOKEN)).unwrap();
+    relay.start();
+    relay.ready().await;
+    let commander = Commander::new(&broker).await;
+    let first = commander.ask("session/reset", r#"{"transaction":"before"}"#).await;
+    assert_eq!(first, done("session/reset", "before"));
+    let before = id(&sim);
+    let signal = async |name: &str| {
+        let pid = relay.pid().unwrap().to_string();
+        let kill = tokio::process::Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(kill.await.unwrap().success());
+    };
+    signal("STOP").await;
+    commander.send("session/reset", r#"{"transaction":"late"}"#).await;
+    // It is this standing still that is tried.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    signal("CONT").await;
+    let late = commander.answer(1).await;
+    assert_eq!((&late["ok"], &late["status"]), (&json!(false), &json!(503)), "{late}");
+    assert_eq!(late["transaction"], "late");
+    assert_eq!(id(&sim), before, "it was not executed");
+    let again = until("it takes commands again", PATIENCE, async || {
+        let answer = commander.ask("session/reset", r#"{"transaction":"again"}"#).await;
+        (answer["ok"] == true).then_some(answer)
+    })
+    .await;
+    assert_eq!(again, done("session/reset", "again"));
+    assert_ne!(id(&sim), before);
+    within("stop", relay.stop()).await;
 }

@@ -12,6 +12,7 @@ use crate::support::{
     relay::{ROOM, Running, TOKEN, configure},
     wait::until,
 };
+use rumqttc_v5::{PublishOptions, QoS};
 
 /// What a client knows that came with `listener`.
 fn known(listener: &Listener) -> Kept {
@@ -180,4 +181,101 @@ async fn a_relay_that_is_killed_is_offline_by_its_will_and_online_again_when_it_
     wait(&listener, "online again", |kept| is_whole(kept, &sim)).await;
     late(&broker, "online again", |kept| is_whole(kept, &sim)).await;
     within("stop", relay.stop()).await;
+}
+
+async fn write(client: &Listener, topic: &str, payload: &str) {
+    let options = PublishOptions::new(QoS::AtLeastOnce).retain(true);
+    client.publish(topic, payload.as_bytes(), options).await;
+}
+
+#[tokio::test]
+async fn what_another_client_writes_over_or_clears_is_put_right() {
+    for version in ["5", "3.1.1"] {
+        let broker = Mosquitto::start(Options::default()).await;
+        let sim = simulated().await;
+        let dir = tempfile::tempdir().unwrap();
+        let more = sink(&broker, &format!("version = {version:?}"));
+        let relay = Running::start(configure(&sim, dir.path(), TOPICS, &more)).await;
+        relay.wait_subscribed().await;
+        tell_facts(&sim);
+        let listener = Listener::start(broker.port, "astro/#").await;
+        let kept = wait(&listener, "all", |kept| is_whole(kept, &sim) && has_facts(kept)).await;
+        for path in
+            ["main/session/tip-latest", "main/stream", "main/counters/deaths", "main/status"]
+        {
+            for wrong in ["\"mine\"", ""] {
+                let count = |listener: &Listener| {
+                    let topic = format!("astro/{path}");
+                    listener.heard().iter().filter(|heard| heard.topic == topic).count()
+                };
+                let before = count(&listener);
+                write(&listener, &format!("astro/{path}"), wrong).await;
+                // Ours comes behind theirs.
+                until("it is put right", SOON, async || {
+                    let right = known(&listener).get(path) == kept.get(path);
+                    (right && count(&listener) >= before + 2).then_some(())
+                })
+                .await;
+            }
+        }
+        late(&broker, "who comes late", |late| is_whole(late, &sim) && has_facts(late)).await;
+        // What changes afterwards changes there.
+        set(&sim, "tip-goal", json!({"amount": 99}));
+        wait(&listener, "the change", |kept| is_whole(kept, &sim)).await;
+        relay.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_availability_topic_is_put_right_too() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let sim = simulated().await;
+    let dir = tempfile::tempdir().unwrap();
+    let more = format!("[sinks.home]\ntype = \"mqtt\"\nurl = {:?}\n", broker.url());
+    let relay = Running::start(configure(&sim, dir.path(), TOPICS, &more)).await;
+    let listener = Listener::start(broker.port, "astro/relay/home/availability").await;
+    wait(&listener, "online", |kept| kept.get("relay/home/availability") == Some(&json!("online")))
+        .await;
+    let before = listener.count();
+    write(&listener, "astro/relay/home/availability", "offline").await;
+    until("online again", SOON, async || {
+        let last = listener.heard().last().map(|heard| heard.payload.clone());
+        (listener.count() >= before + 2 && last.as_deref() == Some(b"online")).then_some(())
+    })
+    .await;
+    relay.stop().await;
+}
+
+/// Another relay that means the same topic corrects as we do.
+#[tokio::test]
+async fn two_that_write_one_topic_do_not_fight_for_ever_and_it_is_told() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let sim = simulated().await;
+    let dir = tempfile::tempdir().unwrap();
+    let relay = Running::start(configure(&sim, dir.path(), TOPICS, &sink(&broker, ""))).await;
+    let listener = Listener::start(broker.port, "astro/#").await;
+    wait(&listener, "all", |kept| is_whole(kept, &sim)).await;
+    let (path, topic) = ("main/session/tip-goal", "astro/main/session/tip-goal");
+    let ours = known(&listener)[path].clone();
+    let mut corrected = 0;
+    let told = || {
+        relay.status.look(|pages| {
+            let remarks = &pages.sinks["home"].remarks;
+            remarks.iter().any(|remark| remark.contains(topic))
+        })
+    };
+    let count = || listener.heard().iter().filter(|heard| heard.topic == topic).count();
+    // The other one writes whenever ours stands there.
+    until("it is told", SOON, async || {
+        if known(&listener).get(path) == Some(&ours) {
+            corrected += 1;
+            let before = count();
+            write(&listener, topic, "\"mine\"").await;
+            until("theirs is heard", SOON, async || (count() > before).then_some(())).await;
+        }
+        told().then_some(())
+    })
+    .await;
+    assert!(corrected <= 7, "{corrected}");
+    relay.stop().await;
 }

@@ -41,9 +41,27 @@ pub fn first_arrivals(received: &[Seq]) -> Vec<Seq> {
     received.iter().copied().filter(|number| seen.insert(*number)).collect()
 }
 
+/// Lets the clock of the timers, and of [`astro_relay::clock::Moment`], jump.
+pub async fn pass(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+}
+
 /// Delivers all of `events` as the delivery does, but without its waits; says what was refused and
 /// what else went wrong on the way. Gives up after a hundred failures.
 pub async fn carry_all(sink: &mut Box<dyn Sink>, events: &[Outgoing]) -> (Vec<Seq>, Vec<String>) {
+    carry_over(sink, events, Duration::ZERO).await
+}
+
+/// The same, with so much time between a failure and the next attempt.
+pub async fn carry_over(
+    sink: &mut Box<dyn Sink>,
+    events: &[Outgoing],
+    wait: Duration,
+) -> (Vec<Seq>, Vec<String>) {
     let (mut refused, mut failures) = (Vec::new(), Vec::new());
     let mut rest = events;
     while !rest.is_empty() {
@@ -57,6 +75,7 @@ pub async fn carry_all(sink: &mut Box<dyn Sink>, events: &[Outgoing]) -> (Vec<Se
             cause => {
                 failures.push(format!("{}: {cause}", rest[0].record.seq));
                 assert!(failures.len() < 100, "no end: {failures:#?}");
+                pass(wait).await;
                 if matches!(cause, Cause::Down(_)) {
                     until("the sink connects", PATIENCE, async || sink.connect().await.ok()).await;
                 }

@@ -1,15 +1,20 @@
-//! A broker of MQTT 5 that answers as a test says, for what a real one answers only in distress.
+//! A broker of MQTT 5 that answers as a test says, for what a real one answers only in distress: odd answers,
+//! half answers, none, other versions of the protocol.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use astro_relay::event::Seq;
 use bytes::BytesMut;
 use rumqttc_v5::{
-    ConnAck, ConnAckProperties, ConnectReturnCode, Packet, PubAck, PubAckReason, PubComp, PubRec,
-    PubRecReason, QoS, UnsubAck, mqttbytes::Error,
+    ConnAck, ConnAckProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet,
+    PubAck, PubAckReason, PubComp, PubRec, PubRecReason, QoS, SubAck, Subscribe,
+    SubscribeReasonCode, UnsubAck, mqttbytes::Error,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -29,12 +34,30 @@ pub enum Play {
     Ignore,
     /// It ends the connection.
     HangUp,
+    /// It says why, and ends the connection.
+    Disconnect(DisconnectReasonCode),
+    /// It sends the first half of an answer, and no more.
+    Half,
+    /// It sends what is no packet.
+    Garbage,
+}
+
+/// What the broker does with a connection.
+#[derive(Debug, Clone)]
+pub enum Greeting {
+    /// It accepts it on these terms.
+    Welcome(ConnAckProperties),
+    /// It refuses it.
+    Refuse(ConnectReturnCode),
+    /// It sends these bytes instead of a CONNACK, and ends it.
+    Say(Vec<u8>),
 }
 
 /// A broker that plays by a script.
 pub struct ScriptedBroker {
     pub port: u16,
     came: Arc<Mutex<Vec<Seq>>>,
+    connections: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -64,23 +87,34 @@ pub fn silent() -> ConnAckProperties {
 impl ScriptedBroker {
     /// Starts it; `script` is asked with the number of each event that comes and how often it came
     /// before.
-    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
     pub async fn start(
         terms: ConnAckProperties,
+        script: impl Fn(Seq, usize) -> Play + Send + Sync + 'static,
+    ) -> Self {
+        Self::greeting(Greeting::Welcome(terms), script).await
+    }
+
+    /// The same, with another greeting.
+    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
+    pub async fn greeting(
+        greeting: Greeting,
         script: impl Fn(Seq, usize) -> Play + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let came = Arc::new(Mutex::new(Vec::new()));
         let notes = Arc::clone(&came);
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&connections);
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::Relaxed);
                 // A connection that breaks off is part of the play.
-                drop(play(stream, &terms, &script, &notes).await);
+                drop(play(stream, &greeting, &script, &notes).await);
             }
         });
-        Self { port, came, task }
+        Self { port, came, connections, task }
     }
 
     pub fn url(&self) -> String {
@@ -90,6 +124,11 @@ impl ScriptedBroker {
     /// The numbers of the events that came, in order.
     pub fn came(&self) -> Vec<Seq> {
         self.came.lock().unwrap().clone()
+    }
+
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// Forgets what came.
@@ -104,9 +143,52 @@ impl Drop for ScriptedBroker {
     }
 }
 
+fn greet(greeting: &Greeting) -> Result<Packet, &[u8]> {
+    let (code, properties) = match greeting {
+        Greeting::Welcome(terms) => (ConnectReturnCode::Success, Some(terms.clone())),
+        Greeting::Refuse(code) => (*code, None),
+        Greeting::Say(bytes) => return Err(bytes),
+    };
+    Ok(Packet::ConnAck(ConnAck { session_present: false, code, properties }))
+}
+
+fn grant(subscribe: &Subscribe) -> Packet {
+    let granted = subscribe.filters.iter().map(|filter| SubscribeReasonCode::Success(filter.qos));
+    let return_codes = granted.collect();
+    Packet::SubAck(SubAck { pkid: subscribe.pkid, return_codes, properties: None })
+}
+
+/// Answers whether the connection goes on.
+async fn misbehave(stream: &mut TcpStream, play: Play) -> Result<bool, Error> {
+    let bytes = match play {
+        Play::HangUp => return Ok(false),
+        Play::Disconnect(reason) => {
+            let mut write = BytesMut::new();
+            Packet::Disconnect(Disconnect::new(reason)).write(&mut write, None)?;
+            stream.write_all(&write).await?;
+            return Ok(false);
+        }
+        Play::Half => &[0x40][..],
+        Play::Garbage => &[0xFF; 64],
+        Play::Answer(_) | Play::Late(_) | Play::Ignore => &[],
+    };
+    stream.write_all(bytes).await?;
+    Ok(true)
+}
+
+fn of_qos2(reason: PubAckReason) -> PubRecReason {
+    match reason {
+        PubAckReason::NotAuthorized => PubRecReason::NotAuthorized,
+        PubAckReason::QuotaExceeded => PubRecReason::QuotaExceeded,
+        PubAckReason::UnspecifiedError => PubRecReason::UnspecifiedError,
+        PubAckReason::TopicNameInvalid => PubRecReason::TopicNameInvalid,
+        _ => PubRecReason::Success,
+    }
+}
+
 async fn play(
     mut stream: TcpStream,
-    terms: &ConnAckProperties,
+    greeting: &Greeting,
     script: &impl Fn(Seq, usize) -> Play,
     came: &Mutex<Vec<Seq>>,
 ) -> Result<(), Error> {
@@ -123,11 +205,14 @@ async fn play(
             Err(error) => return Err(error),
         };
         let answer = match packet {
-            Packet::Connect(..) => Packet::ConnAck(ConnAck {
-                session_present: false,
-                code: ConnectReturnCode::Success,
-                properties: Some(terms.clone()),
-            }),
+            Packet::Connect(..) => match greet(greeting) {
+                Ok(packet) => packet,
+                Err(bytes) => {
+                    stream.write_all(bytes).await?;
+                    return Ok(());
+                }
+            },
+            Packet::Subscribe(subscribe) => grant(&subscribe),
             Packet::Publish(publish) => {
                 let mut ack = PubAck::new(publish.pkid, None);
                 if let Some(number) = number(&publish.payload) {
@@ -140,7 +225,12 @@ async fn play(
                         Play::Answer(reason) => ack.reason = reason,
                         Play::Late(wait) => tokio::time::sleep(wait).await,
                         Play::Ignore => continue,
-                        Play::HangUp => return Ok(()),
+                        play => {
+                            if misbehave(&mut stream, play).await? {
+                                continue;
+                            }
+                            return Ok(());
+                        }
                     }
                 }
                 match publish.qos {
@@ -148,9 +238,7 @@ async fn play(
                     QoS::AtLeastOnce => Packet::PubAck(ack),
                     QoS::ExactlyOnce => {
                         let mut rec = PubRec::new(publish.pkid, None);
-                        if ack.reason == PubAckReason::NotAuthorized {
-                            rec.reason = PubRecReason::NotAuthorized;
-                        }
+                        rec.reason = of_qos2(ack.reason);
                         Packet::PubRec(rec)
                     }
                 }
