@@ -1,27 +1,92 @@
 //! The journal: one log of events, one cursor a sink.
 //!
-//! An event is appended once and gets a number. The newest events stand in a bounded ring in memory,
-//! from which sinks that keep up read; all are written to [`store`] by a thread of their own, from
-//! which sinks that lag read. Astro cannot be acknowledged, so nothing waits for the disk: an event
-//! may be delivered before it is written (but not with `sync = "always"`), and nothing is lost by that.
-//!
 //! ```text
 //!  gateway ──append──▶ ring ──▶ writer thread ──▶ journal.db-wal ──▶ journal.db
 //!                       │            syncer thread: fdatasync, checkpoints
 //!                       └──next──▶ delivery ◀──next (behind the ring)── journal.db
 //! ```
 //!
-//! Where the disk fails or is full, the ring alone carries on within its bound, [`Health`] says so,
-//! and the writer tries again until it works. Where the ring drops an event that a sink had not got,
-//! or retention removes one, the sink's next [`Batch`] says how many: loss is counted, never silent.
+//! An event is appended once and gets a number. The newest events stand in a bounded ring in memory. The
+//! writer, a thread of its own, writes them to [`store`], many in one transaction when many come. Sinks
+//! that keep up read from the ring, sinks that lag read from the file. Whoever appends waits for the disk
+//! only while too much is unwritten, and for a bounded time ([`Journal::room`]).
+//!
+//! # What may be read
+//!
+//! A sink reads only what is *written*: committed to the write-ahead log, which survives the end of the
+//! process. With `sync = "always"` it reads only what is *synced*, which survives a loss of power. So no
+//! sink ever has an event that another sink can never get. While the disk fails there is nothing written
+//! to wait for: then sinks read from memory, and [`Health`] says so.
+//!
+//! # Numbers and runs
+//!
+//! Numbers only grow, and no number is given twice, not even after a crash: the file says up to which
+//! number some may have been given (`reserved`), and the next run begins behind that. So there are holes
+//! between runs. Each run writes down its first number, and when it has ended its last; a number inside a
+//! run was an event, a number between two runs never was. That makes loss countable: a reader that finds
+//! no event for a number inside a run knows that one is gone ([`Batch::lost`]). Runs are kept as long as
+//! anything is kept, or any sink stands, before their end. Where retention has removed all there was,
+//! `removed` says how far the run had come.
+//!
+//! # The mark
+//!
+//! A database can come up shorter than it was: its log was deleted, a page is broken, another file was
+//! put in its place. `journal.mark` is a small file beside it that is written over in place with each
+//! commit. It holds the last number and how many events there were, so that what is missing is counted
+//! and told at the next start. It also holds when the relay last ran, on every clock. An idle relay
+//! writes nothing but the mark.
+//!
+//! # Sync, and doubt
+//!
+//! A commit is not synced by itself. The syncer, a second thread, syncs the log within `journal.sync` of
+//! any commit: events, cursors, dead letters and state alike. A sync that failed is never simply tried
+//! again, for the system may have dropped the pages and call them clean. From then on nothing counts as
+//! synced until the file was opened anew by everybody, its log was read with its sums and moved into the
+//! database as a whole, and what was dropped was written once more from memory.
+//!
+//! # What counts as lost
+//!
+//! Lost is what was accepted here and a sink will never get: removed by retention before the sink had it,
+//! pushed out of memory while the disk failed, or gone with a broken file. Each is counted for each sink,
+//! logged as an error, and told by an event `relay.gap`. A reading that failed is no loss: it is an error,
+//! and is tried again. Nothing is deleted because a sink is misconfigured, or because of another sink.
+//!
+//! # Ages
+//!
+//! How old an event is means how long it has waited, by a clock that does not step ([`age`]). The wall
+//! clock is written down for people and decides nothing, except how long a machine was switched off.
+//!
+//! # Budgets
+//!
+//! | what | limit | beyond it |
+//! |---|---|---|
+//! | events on disk | `max_size`, `max_age`; `keep_delivered` for what every sink has | the oldest go, and are told as lost to whom they were still to be given |
+//! | events in memory | `memory` | the oldest that are written go from the ring; while the disk fails, the oldest |
+//! | dead letters of one sink | `max_dead_letters` | the sink is held; nothing goes ([`SetAside::Full`]) |
+//! | dead letters not yet written | a number, and `memory` | who sets one aside waits ([`SetAside::Wait`]) |
+//! | state of one channel | `budget` | the rest is not written; it is fetched again |
+//!
+//! # Without a disk
+//!
+//! A disk that is full, read-only, gone or broken, at the start or later, ends nothing. The ring alone
+//! carries on within its bound and the writer tries the disk once a second. A relay that *started* without
+//! its files gives numbers that no run before can have reached, and finds what is in the files only later;
+//! sinks have gone on meanwhile, so what they had still to get of the old is handed to them as a replay:
+//! all of it, but behind the new. Files that are removed or replaced while they are open are noticed by
+//! their inodes and made anew. Only another relay that has the journal, or one of a newer version, keeps
+//! this one from starting.
+//!
+//! # A crash
+//!
+//! A sink's cursor is saved right after it moves, and [`Journal::saved`] tells how far. Delivery keeps what
+//! is sent but not saved within its window, so that a crash repeats no more than that; a loss of power
+//! repeats what `journal.sync` had not covered besides.
 //!
 //! What must not wait for a disk takes [`State`]'s lock only, and nothing touches the disk under it.
-//!
-//! The one thing to know: a sink's cursor is saved right after it moves, and [`Journal::saved`] tells how
-//! far; delivery keeps what is sent but not saved within its window, so that a crash repeats no more.
 
 mod age;
 mod batch;
+mod budget;
 mod file;
 mod follow;
 mod reader;
@@ -30,7 +95,7 @@ pub mod store;
 mod writer;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -58,6 +123,9 @@ use crate::{
 /// Dead letters that wait in memory for the disk, at most: several sinks' windows full of them.
 const DEAD_IN_MEMORY: usize = 4096;
 
+/// Cursors of the relay's own parts begin like this.
+const OWN: &str = "relay.";
+
 /// Runs that are kept for the sake of sinks that are no longer configured.
 const MANY_RUNS: usize = 256;
 
@@ -83,7 +151,11 @@ struct Shared {
     progress: watch::Sender<u64>,
     /// Grows when somebody made a request.
     requests: watch::Sender<u64>,
-    /// Reads what is no longer in the ring; `None` without a directory.
+    /// How it is, for whoever shows it.
+    health: watch::Sender<Health>,
+    /// A thread of the journal has panicked.
+    failed: watch::Sender<bool>,
+    /// `None` without a directory.
     reader: Option<Reader>,
     sync: Sync,
     limits: Limits,
@@ -132,6 +204,7 @@ struct State {
     replays: HashMap<i64, Option<Seq>>,
     /// Elements of channels' states that are not yet written.
     kept: HashMap<(Box<str>, Box<str>), Kept>,
+    budget: budget::StateBudget,
     health: Health,
     size: u64,
     demand: Demand,
@@ -352,7 +425,7 @@ impl Journal {
         let Some(age) = clock::now().checked_sub(since).map(Duration::from_millis) else {
             return Ok(None);
         };
-        if let Some(reader) = &self.0.reader {
+        if let Some(reader) = self.0.reader() {
             let found = reader.read(|store| store.first_since(since))?;
             if found.is_some() {
                 return Ok(found);
@@ -411,10 +484,10 @@ impl Journal {
         let before_ring = {
             let state = shared.lock();
             match state.ring.front() {
-                Some(first) if first.seq <= after + 1 || shared.reader.is_none() => {
+                Some(first) if first.seq <= after + 1 || shared.reader().is_none() => {
                     return Ok(state.in_ring(after, through, limit, max_bytes));
                 }
-                None if shared.reader.is_none() => {
+                None if shared.reader().is_none() => {
                     return Ok(state.in_ring(after, through, limit, max_bytes));
                 }
                 Some(first) => first.seq - 1,
@@ -423,7 +496,7 @@ impl Journal {
         };
         let journal = self.clone();
         let read = tokio::task::spawn_blocking(move || {
-            let reader = journal.0.reader.as_ref().ok_or(StoreError::Reopening)?;
+            let reader = journal.0.reader().ok_or(StoreError::Reopening)?;
             reader.read(|store| store.read(after, limit, max_bytes))
         });
         // What was not read is not known to be gone.
@@ -527,7 +600,7 @@ impl Journal {
     /// What is asked for of `sink`: dead letters to try again (some of them; there may be more), and
     /// replays. Blocks on the disk.
     pub fn asked(&self, sink: &str) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
-        let Some(reader) = &self.0.reader else { return Ok((Vec::new(), Vec::new())) };
+        let Some(reader) = self.0.reader() else { return Ok((Vec::new(), Vec::new())) };
         // What is done and not yet written down counts as done. It is looked at before the disk: what
         // is written down in between is seen there.
         let (settled, positions) = {
@@ -566,7 +639,7 @@ impl Journal {
         self.0.hurry(state);
     }
 
-    /// Writes elements of channels' states down, over what was there. Without a directory nothing
+    /// Writes elements of channels' states down, over what was there, as far as each channel has room. Without a directory nothing
     /// outlives the process, and nothing is kept.
     pub fn keep(&self, elements: impl IntoIterator<Item = Kept>) {
         if self.0.limits.dir.is_none() {
@@ -574,6 +647,7 @@ impl Journal {
         }
         let mut state = self.0.lock();
         for kept in elements {
+            let kept = state.budget.admit(kept);
             state.kept.insert((kept.channel.clone(), kept.element.clone()), kept);
         }
         self.0.hurry(state);
@@ -581,8 +655,8 @@ impl Journal {
 
     /// All elements of channels' states. Blocks on the disk.
     pub fn kept(&self) -> Result<Vec<Kept>, StoreError> {
-        let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
-        let mut found = reader.read(Store::state)?;
+        let mut found =
+            self.0.reader().map_or(Ok(Vec::new()), |reader| reader.read(Store::state))?;
         // Most of the time everything is written.
         let newer = self.0.lock().kept.clone();
         if !newer.is_empty() {
@@ -595,7 +669,7 @@ impl Journal {
 
     /// The newest events, at most `limit`: what the relay heard last before it was started.
     pub fn newest(&self, limit: usize) -> Result<Vec<Arc<Record>>, StoreError> {
-        let Some(reader) = &self.0.reader else { return Ok(Vec::new()) };
+        let Some(reader) = self.0.reader() else { return Ok(Vec::new()) };
         reader.read(|store| {
             let after = store.before_newest(limit)?;
             Ok(store.read(after, limit, usize::MAX)?.records)
@@ -640,6 +714,20 @@ impl Journal {
         state.letters.iter().map(|(sink, letters)| (sink.clone(), letters.count)).collect()
     }
 
+    /// How it is, now and when that changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.0.health.subscribe()
+    }
+
+    /// Waits until a thread of the journal has panicked: without it nothing is written any more, and the
+    /// process is to end.
+    pub async fn thread_failed(&self) {
+        let mut failed = self.0.failed.subscribe();
+        if failed.wait_for(|failed| *failed).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Writes what is left, closes the file in order and ends the threads. Blocks.
     pub fn close(&self) {
         let mut state = self.0.lock();
@@ -652,7 +740,7 @@ impl Journal {
 }
 
 impl Shared {
-    fn new(state: State, reader: Option<Store>, sync: Sync, limits: Limits) -> Self {
+    fn new(state: State, reader: Option<Reader>, sync: Sync, limits: Limits) -> Self {
         let shared = Self {
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -661,12 +749,19 @@ impl Shared {
             concern: watch::channel(0).0,
             progress: watch::channel(0).0,
             requests: watch::channel(0).0,
-            reader: reader.map(Reader::new),
+            health: watch::channel(Health::Sound).0,
+            failed: watch::channel(false).0,
+            reader,
             sync,
             limits,
         };
         shared.publish(&shared.lock());
         shared
+    }
+
+    /// What is no longer in the ring is read with it; `None` while there is no file.
+    fn reader(&self) -> Option<&Reader> {
+        self.reader.as_ref().filter(|reader| reader.was_opened())
     }
 
     /// A panic elsewhere while the lock was held left nothing half done: every change under it is
@@ -691,6 +786,13 @@ impl Shared {
             (_, Health::MemoryOnly | Health::Degraded(_)) => state.last,
         };
         self.readable.send_if_modified(|seq| std::mem::replace(seq, readable) != readable);
+        self.health.send_if_modified(|health| {
+            let changed = *health != state.health;
+            if changed {
+                health.clone_from(&state.health);
+            }
+            changed
+        });
     }
 
     /// Keeps the ring within its bound. What is not on disk stays as long as the disk works; a disk
@@ -711,7 +813,7 @@ impl Shared {
             state.ring_bytes -= weight;
             state.ring.pop_front();
         }
-        if self.reader.is_none() {
+        if self.reader().is_none() {
             state.oldest = state.ring.front().map_or(state.last + 1, |first| first.seq);
         }
     }
@@ -722,6 +824,7 @@ impl Shared {
             let mut state = self.lock();
             if state.health == Health::Sound {
                 state.health = Health::Degraded(writer::CORRUPT.into());
+                self.publish(&state);
             }
             drop(state);
             self.work.notify_one();
@@ -753,6 +856,7 @@ impl State {
             settled: Vec::new(),
             replays: HashMap::new(),
             kept: HashMap::new(),
+            budget: budget::StateBudget::default(),
             health,
             size: 0,
             demand: Demand::Nothing,
@@ -855,6 +959,54 @@ impl State {
             settled: self.settled.clone(),
             state: self.kept.values().cloned().collect(),
         }
+    }
+
+    /// Takes up what was found in files that could be opened only now; `before` is the last number in
+    /// them. Answers what the sinks have still to get of it.
+    fn take_up(&mut self, found: Self, before: Seq) -> Vec<Replay> {
+        self.runs = found.runs;
+        self.oldest = found.oldest;
+        self.size = found.size;
+        let mut letters = found.letters;
+        for letter in &self.dead {
+            let sink = letters.entry(letter.sink.clone()).or_default();
+            sink.count += 1;
+            sink.bytes += letter.bytes();
+        }
+        self.letters = letters;
+        let (mut backlogs, mut known) = (Vec::new(), HashSet::new());
+        for (sink, mut cursor) in found.cursors {
+            known.insert(Arc::clone(&sink));
+            if let Some(live) = self.cursors.get_mut(&sink) {
+                live.saved = None;
+                // The relay's own parts follow what is new.
+                if !sink.starts_with(OWN) && given(&self.runs, cursor.at, before) > 0 {
+                    let (number, topic) = (0, None);
+                    let (sink, position) = (sink.to_string(), cursor.at);
+                    backlogs.push(Replay { number, sink, position, until: before, topic });
+                }
+            } else {
+                // No configured sink uses it.
+                cursor.active = false;
+                self.cursors.insert(sink, cursor);
+            }
+        }
+        // Positions were lost, and it is not known whose: then everybody gets what there is.
+        let unknown = self.cursors.iter().filter(|(sink, cursor)| {
+            found.sinks_unknown && cursor.active && !known.contains(*sink) && !sink.starts_with(OWN)
+        });
+        let position = self.oldest.saturating_sub(1);
+        if given(&self.runs, position, before) > 0 {
+            backlogs.extend(unknown.map(|(sink, _)| {
+                let (number, sink, topic) = (0, sink.to_string(), None);
+                Replay { number, sink, position, until: before, topic }
+            }));
+        }
+        backlogs
+    }
+
+    fn nothing_unwritten(&self) -> bool {
+        self.written == self.last && self.dead.is_empty()
     }
 
     fn letters_full(&self, sink: &str, most: u64) -> bool {

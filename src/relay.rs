@@ -26,7 +26,7 @@ use crate::{
     config::{Config, ConfigError, Loaded, SinkConfig, Sources},
     delivery::Delivery,
     http,
-    journal::{Journal, StoreError},
+    journal::{Health, Journal, StoreError},
     metrics,
     presence::Presence,
     reload::{self, Levers, Reload, Reloads},
@@ -152,6 +152,7 @@ impl Relay {
         add_gateway(&mut supervisor, &config, &parts, &activities, wanted.clone(), away)?;
         add_rest(&mut supervisor, &config, &parts, &activities, wanted.clone(), inbox)?;
         add_presence(&mut supervisor, &parts, wanted);
+        add_journal_health(&mut supervisor, &parts);
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             open_sink(name, sink, Purpose::Relay)?;
@@ -195,8 +196,19 @@ impl Relay {
 
     /// Runs until `stop`, and closes the journal.
     pub async fn run(self, stop: CancellationToken, turning: impl FnMut()) -> Outcome {
-        let outcome = self.supervisor.run(stop, STOP, turning).await;
         let journal = self.journal;
+        let outcome = {
+            let running = self.supervisor.run(stop.clone(), STOP, turning);
+            let mut running = std::pin::pin!(running);
+            tokio::select! {
+                outcome = &mut running => outcome,
+                () = journal.thread_failed() => {
+                    stop.cancel();
+                    running.await;
+                    Outcome::GaveUp("the journal".to_owned())
+                }
+            }
+        };
         if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
             warn!("the journal was not closed in order");
         }
@@ -296,6 +308,28 @@ fn add_presence(supervisor: &mut Supervisor, parts: &Parts, targets: watch::Rece
     let make = move || Ok::<_, std::convert::Infallible>(make());
     let factory = made_ahead(first, make, |presence, stop| Box::pin(presence.run(stop)));
     supervisor.add("presence", Stage::Intake, factory);
+}
+
+/// Says why the journal does not hold what it should.
+fn add_journal_health(supervisor: &mut Supervisor, parts: &Parts) {
+    let Parts { journal, status, .. } = parts.clone();
+    let factory: Factory = Box::new(move |stop| {
+        let (mut health, status) = (journal.health(), Arc::clone(&status));
+        Ok(Box::pin(async move {
+            loop {
+                let why = match &*health.borrow_and_update() {
+                    Health::Sound | Health::MemoryOnly => None,
+                    Health::Degraded(why) => Some(format!("events are kept in memory only: {why}")),
+                };
+                status.task("journal", why.as_deref());
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    Ok(()) = health.changed() => {}
+                }
+            }
+        }))
+    });
+    supervisor.add("journal health", Stage::Display, factory);
 }
 
 /// A factory whose first piece is made already: its errors are found at the start, and its place in the
@@ -428,7 +462,7 @@ pub(crate) fn gauges(status: &Status, journal: &Journal) {
     let figures = journal.figures();
     let real = |number: u64| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     gauge!(metrics::JOURNAL_BYTES).set(real(figures.size));
-    let sound = matches!(figures.health, crate::journal::Health::Sound);
+    let sound = matches!(figures.health, Health::Sound);
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
     let sinks: Vec<String> = status.look(|pages| pages.sinks.keys().cloned().collect());
     for sink in &sinks {

@@ -18,7 +18,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -29,6 +29,8 @@ use tracing::{error, info, warn};
 use super::{
     Cursor, Health, Journal, Limits, Shared, State,
     age::{Ages, Anchor},
+    budget::StateBudget,
+    reader::Reader,
     store::{self, LEFT_OUT, Run, Store, StoreError, Write, given},
     writer,
 };
@@ -56,6 +58,9 @@ const STEPS: Seq = 4096;
 
 /// Broken files that are kept to be looked at; each may be as large as the journal.
 const SET_ASIDE: usize = 3;
+
+/// The lock's file.
+const LOCK: &str = "journal.lock";
 
 /// The high-water mark's file.
 const MARK: &str = "journal.mark";
@@ -111,16 +116,77 @@ pub(super) struct Marked {
     pub(super) events: u64,
 }
 
+/// Opens the journal, or begins without it where the disk does not let it be opened: the writer tries
+/// again until it does.
 pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreError> {
-    let dir = config.dir.as_path();
+    match open_files(config) {
+        Err(error) if !error.forbids_start() => Ok(begin_in_memory(config, &error)),
+        opened => opened,
+    }
+}
+
+fn limits(config: &config::Journal) -> Limits {
+    Limits {
+        dir: Some(config.dir.clone()),
+        max_size: config.max_size.0,
+        max_age: config.max_age.0,
+        keep_delivered: config.keep_delivered.0,
+        min_free: config.min_free.0,
+        memory: config.memory.bytes().max(64 * 1024),
+        max_dead_letters: config.max_dead_letters.0,
+    }
+}
+
+/// Numbers are given that no earlier run can have reached: microseconds since 1970.
+fn begin_in_memory(config: &config::Journal, error: &StoreError) -> (Journal, Opened) {
+    let reason = writer::describe(error);
+    error!(
+        reason,
+        dir = %config.dir.display(),
+        "the journal cannot be opened; events are kept in memory until it can"
+    );
+    // Often it can still be read.
+    let (marked, anchor) = read_mark(&config.dir);
+    let first = clock::now_micros().max(marked.last.saturating_add(1));
+    let opened = Opened {
+        alive: anchor.as_ref().map(|anchor| anchor.wall),
+        away: anchor.as_ref().map(Anchor::ago),
+        ..Opened::default()
+    };
+    let state = State::new(first, vec![(first, None)], first, Health::Degraded(reason));
+    let reader = Some(Reader::new(None));
+    let journal = Journal(Arc::new(Shared::new(state, reader, config.sync, limits(config))));
+    writer::start(&journal, None);
+    (journal, opened)
+}
+
+/// The files of an open journal.
+pub(super) struct Files {
+    pub(super) store: Store,
+    pub(super) mark: Mark,
+    pub(super) lock: Lock,
+    pub(super) ages: Ages,
+    /// Which files they are.
+    pub(super) known: Vec<Inode>,
+    /// Which journal it is.
+    pub(super) identity: u64,
+}
+
+/// Opens the files and begins a run in them that gives no number below `at_least`.
+pub(super) fn open_run(
+    dir: &Path,
+    always: bool,
+    at_least: Seq,
+) -> Result<(Files, State, Opened), StoreError> {
     make_dir(dir)?;
     let lock = lock(dir)?;
+    restrict(dir);
     let (mut mark, marked, anchor) = Mark::open(dir)?;
-    let always = config.sync == Sync::Always;
-    let (begun, opened) = match begin(dir, always, marked, anchor.as_ref(), false) {
+    let from = Before { always, marked, anchor: anchor.as_ref(), at_least };
+    let (begun, opened) = match begin(dir, from, false) {
         Err(error) if error.is_corrupt() => {
             let recovered = recover(dir, marked, None)?;
-            let (begun, mut opened) = begin(dir, always, marked, anchor.as_ref(), true)?;
+            let (begun, mut opened) = begin(dir, from, true)?;
             opened.lost += recovered.lost;
             opened.set_aside = recovered.set_aside;
             opened.cursors_unknown = recovered.cursors_unknown;
@@ -132,33 +198,90 @@ pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreE
     if opened.lost > 0 {
         error!(lost = opened.lost, "events that were in the journal are gone");
     }
-    let mut reader = Store::open_reader(dir)?;
-    reader.set_ages(ages.clone());
-    let limits = Limits {
-        dir: Some(dir.to_owned()),
-        max_size: config.max_size.0,
-        max_age: config.max_age.0,
-        keep_delivered: config.keep_delivered.0,
-        min_free: config.min_free.0,
-        memory: config.memory.bytes().max(64 * 1024),
-        max_dead_letters: config.max_dead_letters.0,
-    };
     let state = State { sinks_unknown: opened.cursors_unknown, ..state };
     mark.set(Marked { last: state.last, events: opened.events }, &ages)?;
-    let journal = Journal(Arc::new(Shared::new(state, Some(reader), config.sync, limits)));
-    writer::start(&journal, store, mark, lock, ages);
+    let (known, identity) = (inodes(dir), store.identity()?);
+    restrict(dir);
+    Ok((Files { store, mark, lock, ages, known, identity }, state, opened))
+}
+
+fn open_files(config: &config::Journal) -> Result<(Journal, Opened), StoreError> {
+    let dir = config.dir.as_path();
+    let (files, state, opened) = open_run(dir, config.sync == Sync::Always, 1)?;
+    let mut reader = Store::open_reader(dir)?;
+    reader.set_ages(files.ages.clone());
+    let shared = Shared::new(state, Some(Reader::new(Some(reader))), config.sync, limits(config));
+    let journal = Journal(Arc::new(shared));
+    writer::start(&journal, Some(files));
     Ok((journal, opened))
+}
+
+/// A file on some file system: removed and made anew, it is another.
+pub(super) type Inode = Option<(u64, u64)>;
+
+/// Which files stand in the directory under the journal's names now.
+pub(super) fn inodes(dir: &Path) -> Vec<Inode> {
+    use std::os::unix::fs::MetadataExt;
+    let paths = [store::file(dir), dir.join(MARK), dir.join(LOCK)];
+    let inode = |path: &PathBuf| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    paths.iter().map(inode).collect()
+}
+
+/// Events hold personal data: the journal's files are for their owner alone, whoever made them.
+fn restrict(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        let ours = entry.file_name().to_string_lossy().starts_with("journal.");
+        let Some(meta) = entry.metadata().ok().filter(|meta| ours && meta.is_file()) else {
+            continue;
+        };
+        if meta.permissions().mode() & 0o077 != 0
+            && let Err(error) = fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o600))
+        {
+            warn!(path = %entry.path().display(), %error, "others may read the journal's file");
+        }
+    }
+}
+
+/// A log without its database belongs to one that is gone.
+pub(super) fn remove_orphans(dir: &Path) -> Result<(), StoreError> {
+    if store::file(dir).exists() {
+        return Ok(());
+    }
+    for suffix in COMPANIONS {
+        remove(&companion(dir, "", suffix))?;
+    }
+    Ok(())
+}
+
+/// Moves away what stands where the journal's database was: it is another journal's.
+pub(super) fn set_foreign_aside(dir: &Path) -> Result<(), StoreError> {
+    let suffix = format!(".other-{}", clock::now());
+    for companion_suffix in COMPANIONS {
+        let from = companion(dir, "", companion_suffix);
+        if from.exists() {
+            rename(&from, &companion(dir, &suffix, companion_suffix))?;
+        }
+    }
+    let path = companion(dir, &suffix, "");
+    error!(set_aside = %path.display(), "another journal stood in the directory; it was set aside");
+    Ok(())
+}
+
+/// What is known when a run begins.
+#[derive(Debug, Clone, Copy)]
+struct Before<'a> {
+    always: bool,
+    marked: Marked,
+    anchor: Option<&'a Anchor>,
+    at_least: Seq,
 }
 
 /// Opens the database and begins a run. Reads all the rows that every start reads: a database of a
 /// newer format is left untouched, and what is broken further inside is found when it is read.
-fn begin(
-    dir: &Path,
-    always: bool,
-    marked: Marked,
-    anchor: Option<&Anchor>,
-    recovered: bool,
-) -> Result<(Begun, Opened), StoreError> {
+fn begin(dir: &Path, from: Before<'_>, recovered: bool) -> Result<(Begun, Opened), StoreError> {
+    let Before { always, marked, anchor, at_least } = from;
     finish_exchange(dir)?;
     let mut store = Store::open(dir, always)?;
     let ages = take_up_time(&mut store, anchor)?;
@@ -181,7 +304,7 @@ fn begin(
         // What is missing stands at the end; in front of it only retention removes.
         opened.lost = opened.lost.min(known.saturating_sub(last));
     }
-    let next = store.begin_run(known, opened.lost)?;
+    let next = store.begin_run_from(known, opened.lost, at_least)?;
     let runs = store.runs()?;
     opened.alive = anchor.map(|anchor| anchor.wall).or(store.alive()?);
     opened.away = match (anchor, opened.alive) {
@@ -208,6 +331,7 @@ fn begin(
     }
     store.replays()?;
     state.letters = store.letters_of_sinks()?.into_iter().collect();
+    state.budget = StateBudget::of(store.state_sizes()?);
     state.size = store.size()?;
     Ok((Begun { store, state, ages }, opened))
 }
@@ -480,7 +604,7 @@ fn sync_dir(dir: &Path) -> Result<(), StoreError> {
         .map_err(|source| StoreError::Io { path: dir.to_owned(), source })
 }
 
-fn make_dir(dir: &Path) -> Result<(), StoreError> {
+pub(super) fn make_dir(dir: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::DirBuilderExt;
     // Events hold personal data: nobody else's business.
     fs::DirBuilder::new()
@@ -491,13 +615,14 @@ fn make_dir(dir: &Path) -> Result<(), StoreError> {
 }
 
 pub(super) fn lock(dir: &Path) -> Result<Lock, StoreError> {
-    let path = dir.join("journal.lock");
+    let path = dir.join(LOCK);
     let failed = |source| StoreError::Io { path: path.clone(), source };
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(&path)
         .map_err(failed)?;
     match file.try_lock() {
@@ -543,6 +668,7 @@ impl Mark {
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path)
             .map_err(failed)?;
         let (marked, anchor) = parse_mark(&mut file).map_err(failed)?;

@@ -5,16 +5,29 @@
 //! its sums; who reads meanwhile gets an error and comes again. It is given up too when the journal is
 //! closed, by the writer.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use super::store::{Store, StoreError};
 
 #[derive(Debug)]
-pub(super) struct Reader(Mutex<Option<Store>>);
+pub(super) struct Reader {
+    store: Mutex<Option<Store>>,
+    /// Whether there ever was one: a relay may have started without its disk.
+    opened: AtomicBool,
+}
 
 impl Reader {
-    pub(super) fn new(store: Store) -> Self {
-        Self(Mutex::new(Some(store)))
+    /// `None`: the file could not be opened yet.
+    pub(super) fn new(store: Option<Store>) -> Self {
+        Self { opened: AtomicBool::new(store.is_some()), store: Mutex::new(store) }
+    }
+
+    /// Whether there is a file to read in, or was one.
+    pub(super) fn was_opened(&self) -> bool {
+        self.opened.load(Ordering::Acquire)
     }
 
     /// Reads with it. Blocks on the disk, and on whoever reads already.
@@ -27,6 +40,7 @@ impl Reader {
 
     pub(super) fn replace(&self, store: Store) {
         *self.lock() = Some(store);
+        self.opened.store(true, Ordering::Release);
     }
 
     /// Closes it, and leaves the write-ahead log as it is.
@@ -36,6 +50,6 @@ impl Reader {
 
     /// Reading changes nothing in it: a panic left it as it was.
     fn lock(&self) -> MutexGuard<'_, Option<Store>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

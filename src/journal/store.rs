@@ -101,6 +101,9 @@ CREATE TABLE IF NOT EXISTS state(
   crc INTEGER NOT NULL, PRIMARY KEY(channel, element)) WITHOUT ROWID;
 ";
 
+/// Tables of what are no events, and may grow.
+const OTHERS: [&str; 3] = ["dead_letters", "state", "replays"];
+
 /// Tables that got the journal's time later.
 const TIMED: [&str; 2] = ["batches", "dead_letters"];
 
@@ -139,6 +142,9 @@ pub enum StoreError {
         /// Who has it.
         holder: String,
     },
+    /// It gave numbers already that this run would give again.
+    #[error("the journal's numbers are beyond the clock's; restart the relay to take it up")]
+    Numbers,
     /// Whoever read ended before it was done.
     #[error("reading the journal was interrupted")]
     Unread,
@@ -179,9 +185,16 @@ impl StoreError {
             Self::Io { .. }
             | Self::Newer { .. }
             | Self::Locked { .. }
+            | Self::Numbers
             | Self::Unread
             | Self::Reopening => false,
         }
+    }
+
+    /// Whether a relay must not start for it: another one runs, or a newer one has been here. With
+    /// anything else it runs from memory until the disk works.
+    pub fn forbids_start(&self) -> bool {
+        matches!(self, Self::Newer { .. } | Self::Locked { .. })
     }
 
     /// Whether the disk itself failed, a sync among its failures.
@@ -296,6 +309,14 @@ pub struct Kept {
     pub at: UnixMillis,
 }
 
+/// How large the value of an element is.
+#[derive(Debug)]
+pub(super) struct StateSize {
+    pub(super) channel: Box<str>,
+    pub(super) element: Box<str>,
+    pub(super) value: usize,
+}
+
 /// What is written in one transaction.
 #[derive(Debug, Default)]
 pub struct Write {
@@ -363,6 +384,8 @@ pub struct Store {
     reserved: Seq,
     encoder: Encoder,
     ages: Ages,
+    /// Whether it has a write-ahead log. Without one each commit is synced.
+    logs: bool,
 }
 
 /// Its file in the journal's directory.
@@ -383,14 +406,18 @@ impl Store {
 
     fn open_file(path: PathBuf, always_sync: bool) -> Result<Self, StoreError> {
         let fresh = !path.exists();
+        if fresh {
+            make_private(&path)?;
+        }
         let db = Connection::open(&path)?;
         db.busy_timeout(BUSY)?;
         if !fresh {
             known_format(&db, path)?;
         }
-        let synchronous = if always_sync { "FULL" } else { "NORMAL" };
+        let logs = begin_log(&db)?;
+        let synchronous = if always_sync || !logs { "FULL" } else { "NORMAL" };
         db.execute_batch(&format!(
-            "PRAGMA journal_mode=WAL; PRAGMA synchronous={synchronous};
+            "PRAGMA synchronous={synchronous};
              PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-{WRITER_CACHE_KIB};
              PRAGMA temp_store=MEMORY; PRAGMA foreign_keys=OFF; PRAGMA cell_size_check=ON;"
         ))?;
@@ -407,7 +434,7 @@ impl Store {
             add_time(&db, table)?;
         }
         let reserved = meta(&db, "reserved")?.unwrap_or(0);
-        Ok(Self { db, reserved, encoder: Encoder::default(), ages: Ages::default() })
+        Ok(Self { db, reserved, encoder: Encoder::default(), ages: Ages::default(), logs })
     }
 
     /// Makes a new file to copy into. It is complete only after [`Store::finish`].
@@ -436,7 +463,7 @@ impl Store {
             "PRAGMA query_only=ON; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA cell_size_check=ON;"
         ))?;
         let ages = Ages::default();
-        let mut store = Self { db, reserved: 0, encoder: Encoder::default(), ages };
+        let mut store = Self { db, reserved: 0, encoder: Encoder::default(), ages, logs: true };
         store.ages = Ages::from_here(mark::read_mark(dir).1.as_ref(), store.offs()?);
         Ok(store)
     }
@@ -453,7 +480,7 @@ impl Store {
             }
         }
         db.execute_batch("PRAGMA query_only=ON; PRAGMA cell_size_check=ON;")?;
-        Ok(Self { db, reserved: 0, encoder: Encoder::default(), ages: Ages::to_copy() })
+        Ok(Self { db, reserved: 0, encoder: Encoder::default(), ages: Ages::to_copy(), logs: true })
     }
 
     /// Opens the file to move its write-ahead log, without disturbing the writer.
@@ -463,7 +490,7 @@ impl Store {
         db.execute_batch(&format!(
             "PRAGMA synchronous=NORMAL; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA wal_autocheckpoint=0;"
         ))?;
-        Ok(Self { db, reserved: 0, encoder: Encoder::default(), ages: Ages::default() })
+        Ok(Self { db, reserved: 0, encoder: Encoder::default(), ages: Ages::default(), logs: true })
     }
 
     /// A number that is surely not smaller than the last one given; for a file whose order is broken.
@@ -496,12 +523,23 @@ impl Store {
     /// before it are not there, and are written down as a run of their own, so that each sink can be
     /// told.
     pub fn begin_run(&mut self, known: Seq, lost: u64) -> Result<Seq, StoreError> {
+        self.begin_run_from(known, lost, 1)
+    }
+
+    /// The same, for a run that has given numbers from `at_least` on before it had a file.
+    pub(super) fn begin_run_from(
+        &mut self,
+        known: Seq,
+        lost: u64,
+        at_least: Seq,
+    ) -> Result<Seq, StoreError> {
         let last = self.bounds()?.map_or(0, |(_, last)| last).max(self.removed()?);
         let ended: Option<i64> =
             self.db.query_row("SELECT max(last) FROM runs", [], |row| row.get(0))?;
         let clean = meta(&self.db, "clean")?.unwrap_or(0) == 1;
         let reserved = if clean { 0 } else { self.reserved };
         let first = last.max(known).max(ended.map_or(0, unsigned)).max(reserved) + 1;
+        let first = first.max(at_least);
         self.reserved = first + RESERVE;
         let transaction = begin(&self.db)?;
         transaction.execute(
@@ -671,6 +709,12 @@ impl Store {
         let (Some(first), Some(last)) = (row("ASC")?, row("DESC")?) else { return Ok(None) };
         let last = last?.last().ok_or_else(|| corrupt("a row of no possible size"))?;
         Ok(Some((first?.first, last)))
+    }
+
+    /// The last number before that one which was kept, or was removed by retention.
+    pub(super) fn last_before(&self, first: Seq) -> Result<Seq, StoreError> {
+        let last = self.bounds()?.map_or(0, |(_, last)| last).max(self.removed()?);
+        Ok(last.min(first.saturating_sub(1)))
     }
 
     /// The runs: the first number of each, and the last where it has ended.
@@ -892,6 +936,50 @@ impl Store {
         Ok(Log { bytes: bytes(pages), unmoved: bytes(pages - moved) })
     }
 
+    /// Whether it has a write-ahead log.
+    pub(super) fn has_log(&self) -> bool {
+        self.logs
+    }
+
+    /// A number that tells this journal from every other; made at its first opening.
+    pub(super) fn identity(&self) -> Result<u64, StoreError> {
+        if let Some(identity) = meta(&self.db, "identity")? {
+            return Ok(identity);
+        }
+        let identity = u64::from(fastrand::u32(1..));
+        set_meta(&self.db, "identity", identity)?;
+        Ok(identity)
+    }
+
+    /// It goes on for a journal whose file is gone.
+    pub(super) fn set_identity(&self, identity: u64) -> Result<(), StoreError> {
+        set_meta(&self.db, "identity", identity)
+    }
+
+    /// Bytes of everything but events: they have budgets of their own.
+    pub(super) fn other_bytes(&self) -> Result<u64, StoreError> {
+        let mut statement = self.db.prepare_cached(
+            "SELECT coalesce(sum(pgsize), 0) FROM dbstat WHERE name = ?1 AND aggregate = TRUE",
+        )?;
+        let mut bytes = 0;
+        for table in OTHERS {
+            bytes += unsigned(statement.query_row([table], |row| row.get(0))?);
+        }
+        Ok(bytes)
+    }
+
+    /// What each element of the channels' states takes.
+    pub(super) fn state_sizes(&self) -> Result<Vec<StateSize>, StoreError> {
+        let mut statement =
+            self.db.prepare("SELECT channel, element, octet_length(value) FROM state")?;
+        let rows = statement.query_map([], |row| {
+            let (channel, element): (String, String) = (row.get(0)?, row.get(1)?);
+            let value = length(row.get(2)?).unwrap_or(0);
+            Ok(StateSize { channel: channel.into(), element: element.into(), value })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
     /// Whether it takes a write is seen by writing.
     pub(super) fn probe(&self) -> Result<(), StoreError> {
         set_meta(&self.db, "alive", clock::now())
@@ -1049,6 +1137,29 @@ impl Store {
     pub fn allow_requests(&self) -> Result<(), StoreError> {
         Ok(self.db.execute_batch("PRAGMA query_only=OFF")?)
     }
+}
+
+/// Turns the write-ahead log on. SQLite answers in which mode it is, and where the file system does not
+/// let several processes share memory that is another one.
+fn begin_log(db: &Connection) -> Result<bool, StoreError> {
+    let mode: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
+    let logs = mode == "wal";
+    if !logs {
+        tracing::warn!(
+            mode,
+            "this file system has no write-ahead log for the journal; each commit is synced instead"
+        );
+    }
+    Ok(logs)
+}
+
+/// Makes a file that only its owner may read: events hold personal data. SQLite gives the files beside
+/// it the same mode.
+fn make_private(path: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file =
+        std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    file.map(drop).map_err(|source| StoreError::Io { path: path.to_owned(), source })
 }
 
 /// A transaction that writes. One that began by reading could find at its first write that another

@@ -1,12 +1,15 @@
 //! The journal's sums, which everything that is told as lost depends on. The journal as a whole is
 //! tested from outside, in `tests/it/journal`.
 
+use std::sync::Arc;
+
 use rusqlite::ffi;
 
 use super::{
-    Health, State,
+    Demand, Health, Journal, State,
     file::{Marked, border},
     store::{StoreError, given},
+    writer,
 };
 
 #[test]
@@ -42,6 +45,24 @@ fn the_first_number_that_can_be_read_is_found_by_halving() {
 fn a_new_journal_has_nothing_to_count() {
     let state = State::new(1, vec![(1, None)], 1, Health::Sound);
     assert_eq!((state.given(0, 100), state.marked()), (0, Marked::default()));
+}
+
+#[tokio::test]
+async fn a_panicked_thread_is_noticed() {
+    let journal = Journal::in_memory(1 << 20);
+    journal.0.lock().threads = 1;
+    writer::spawn("test", Arc::clone(&journal.0), || panic!("as the test says"));
+    journal.thread_failed().await;
+    let health = journal.figures().health;
+    assert!(matches!(health, Health::Degraded(_)), "{health:?}");
+    assert_eq!(*journal.health().borrow(), health);
+    // A thread that ends in order is none.
+    let journal = Journal::in_memory(1 << 20);
+    journal.0.lock().threads = 1;
+    journal.0.lock().demand = Demand::End;
+    writer::spawn("test", Arc::clone(&journal.0), || ());
+    journal.close();
+    assert!(!*journal.0.failed.borrow());
 }
 
 #[test]

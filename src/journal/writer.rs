@@ -26,7 +26,7 @@ use tracing::{error, info, warn};
 use super::{
     Demand, Health, Journal, Shared, State,
     age::Ages,
-    file::{self, Lock, Mark, Marked},
+    file::{self, Files, Inode, Lock, Mark, Marked},
     reader::Reader,
     store::{self, Store, StoreError, Write},
 };
@@ -45,6 +45,9 @@ const TRANSACTION_BYTES: usize = 1024 * 1024;
 /// How long events gather after a transaction, where nobody waits for them to be on disk. A transaction
 /// has its price, and so has waking this thread: under a flood both are paid half as often.
 const GATHER: Duration = Duration::from_millis(1);
+
+/// Fewer events in a transaction are no flood: the next is written, and read, at once.
+const GATHER_FROM: usize = 16;
 
 /// How often limits are kept and other processes' requests are looked for.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -73,25 +76,31 @@ const CHECKPOINT_NONE: u64 = 512 * 1024;
 /// How often the log's fill is looked at, in bytes.
 const LOOK: u64 = 1024 * 1024;
 
+/// A page of the database.
+const PAGE: u64 = 4096;
+
 /// What a transaction adds to the log beside its events, about: the pages of cursors and of the tree.
 const COMMIT: u64 = 16 * 1024;
 
 /// Part of `max_size` that is removed at once when it is exceeded.
 const REMOVE_SHARE: u64 = 20;
 
-/// Starts the threads.
-pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock, ages: Ages) {
+/// Starts the threads. Without files they are to be opened yet.
+pub(super) fn start(journal: &Journal, files: Option<Files>) {
     let shared = Arc::clone(&journal.0);
     let syncing = Arc::new(Syncing::default());
     shared.lock().threads = 2;
-    let writer = Writer {
+    let mut writer = Writer {
         shared: Arc::clone(&shared),
-        store: Some(store),
-        mark,
-        ages,
+        store: None,
+        mark: None,
+        ages: Ages::default(),
         syncing: Arc::clone(&syncing),
         in_doubt: false,
-        lock: Some(lock),
+        lock: None,
+        known: Vec::new(),
+        identity: None,
+        others: None,
         upkeep_at: Instant::now(),
         retry_at: Instant::now(),
         data_version: 0,
@@ -100,11 +109,14 @@ pub(super) fn start(journal: &Journal, store: Store, mark: Mark, lock: Lock, age
         recount: true,
         low: false,
     };
+    if let Some(files) = files {
+        writer.take(files);
+    }
     spawn("journal-writer", Arc::clone(&shared), move || writer.run());
     spawn("journal-syncer", Arc::clone(&shared), move || sync_loop(&shared, &syncing));
 }
 
-fn spawn(name: &str, shared: Arc<Shared>, run: impl FnOnce() + Send + 'static) {
+pub(super) fn spawn(name: &str, shared: Arc<Shared>, run: impl FnOnce() + Send + 'static) {
     let ended = Ended(shared);
     let thread = thread::Builder::new().name(name.into()).spawn(move || {
         let _ended = ended;
@@ -122,11 +134,17 @@ impl Drop for Ended {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.threads -= 1;
-        if state.demand < Demand::End {
-            // It ended by a panic: say so, and let events live in memory.
+        let early = state.demand < Demand::End;
+        if early {
+            // It ended by a panic: until the process ends, events live in memory.
             state.health = Health::Degraded("a thread of the journal has ended".into());
+            self.0.publish(&state);
         }
         drop(state);
+        if early {
+            error!("a thread of the journal has panicked; nothing is written any more");
+            self.0.failed.send_replace(true);
+        }
         self.0.ended.notify_all();
         self.0.progress.send_modify(|count| *count += 1);
     }
@@ -136,13 +154,20 @@ struct Writer {
     shared: Arc<Shared>,
     /// `None` while the disk fails.
     store: Option<Store>,
-    mark: Mark,
+    /// `None` until the files were opened once.
+    mark: Option<Mark>,
     ages: Ages,
     syncing: Arc<Syncing>,
     /// A sync has failed, and the file was not reopened since.
     in_doubt: bool,
-    /// `None` only while it is taken anew.
+    /// `None` until the files were opened once, and while it is taken anew.
     lock: Option<Lock>,
+    /// The files that are open.
+    known: Vec<Inode>,
+    /// Which journal it is; `None` until the files were opened once.
+    identity: Option<u64>,
+    /// Bytes in the file that are no events; `None`: they are to be counted.
+    others: Option<u64>,
     upkeep_at: Instant,
     retry_at: Instant,
     data_version: i64,
@@ -169,6 +194,26 @@ impl Drop for Writer {
 }
 
 impl Writer {
+    fn take(&mut self, files: Files) {
+        let Files { store, mark, lock, ages, known, identity } = files;
+        self.store = Some(store);
+        self.mark = Some(mark);
+        self.lock = Some(lock);
+        self.ages = ages;
+        self.known = known;
+        self.identity = Some(identity);
+    }
+
+    fn set_mark(&mut self, marked: Marked) -> Result<(), StoreError> {
+        self.mark.as_mut().map_or(Ok(()), |mark| mark.set(marked, &self.ages))
+    }
+
+    /// Whether each commit is synced when it returns.
+    fn syncs_each(&self) -> bool {
+        self.shared.sync == Sync::Always
+            || self.store.as_ref().is_some_and(|store| !store.has_log())
+    }
+
     fn run(mut self) {
         loop {
             let (write, stop) = self.wait();
@@ -184,7 +229,8 @@ impl Writer {
                 }
             }
             self.keep_up();
-            if !stop && self.shared.sync != Sync::Always && write.records.len() < TRANSACTION {
+            let flood = GATHER_FROM..TRANSACTION;
+            if !stop && self.shared.sync != Sync::Always && flood.contains(&write.records.len()) {
                 gather();
             }
             if stop
@@ -234,7 +280,8 @@ impl Writer {
         // The mark comes first: what is told as written is marked as written.
         let last = write.records.last().map(|record| record.seq);
         let marked = last.map(|last| self.shared.lock().marked_through(last));
-        let marking = marked.map_or(Ok(()), |marked| self.mark.set(marked, &self.ages));
+        let marking = marked.map_or(Ok(()), |marked| self.set_mark(marked));
+        let synced = self.syncs_each();
         let mut state = self.shared.lock();
         if let Some(last) = write.records.last() {
             state.written = last.seq;
@@ -243,7 +290,7 @@ impl Writer {
             let here = write.records.iter().filter(|record| record.seq >= first);
             let bytes: usize = here.map(|record| record.event.weight()).sum();
             state.unwritten_bytes = state.unwritten_bytes.saturating_sub(bytes);
-            if self.shared.sync == Sync::Always {
+            if synced {
                 state.synced = last.seq;
             }
             let all = write.records.iter().map(|record| record.event.weight());
@@ -251,7 +298,13 @@ impl Writer {
             self.written_since += all;
             self.logged += all;
         }
-        self.logged += COMMIT;
+        // Each of these may stand on a page of its own.
+        let rows = write.dead.len() + write.refused.len() + write.settled.len() + write.state.len();
+        let dead: u64 = write.dead.iter().map(store::DeadLetter::bytes).sum();
+        self.logged += COMMIT + PAGE * u64::try_from(rows).unwrap_or(0) + dead;
+        if rows > 0 {
+            self.others = None;
+        }
         for (sink, seq) in &write.cursors {
             if let Some(cursor) = state.cursors.get_mut(sink) {
                 cursor.saved = Some(*seq);
@@ -279,7 +332,7 @@ impl Writer {
             state.late = false;
         }
         self.shared.publish(&state);
-        state.durable = self.shared.sync == Sync::Always;
+        state.durable = synced;
         drop(state);
         self.shared.progress.send_modify(|count| *count += 1);
         if let Err(failure) = marking.and_then(|()| self.move_log()) {
@@ -328,29 +381,75 @@ impl Writer {
         self.retry_at = Instant::now() + RETRY;
     }
 
+    /// Says why it is degraded now.
+    fn say(&self, reason: String) {
+        let mut state = self.shared.lock();
+        state.health = Health::Degraded(reason);
+        self.shared.publish(&state);
+    }
+
     /// Opens the file anew. What a failed sync left in doubt is written again by the checkpoint.
     fn reopen(&mut self) {
         let Some(dir) = self.shared.limits.dir.clone() else { return };
         let broken = self.shared.lock().health == Health::Degraded(CORRUPT.into());
         self.retry_at = Instant::now() + if broken { RETRY_RECOVERY } else { RETRY };
-        match self.try_reopen(&dir, broken) {
+        let reopened = if self.identity.is_none() {
+            self.open_late(&dir)
+        } else {
+            self.try_reopen(&dir, broken)
+        };
+        match reopened {
             Ok(()) => {
                 info!("the journal works again");
                 self.shared.progress.send_modify(|count| *count += 1);
             }
             Err(failure) if failure.is_corrupt() && !broken => {
-                self.shared.lock().health = Health::Degraded(CORRUPT.into());
+                self.say(CORRUPT.into());
                 self.retry_at = Instant::now();
             }
             // What was broken stays so until it was recovered, whatever hinders that now.
             Err(failure) if broken => {
                 error!(error = describe(&failure), "the broken journal cannot be recovered now");
             }
-            Err(failure) => self.shared.lock().health = Health::Degraded(describe(&failure)),
+            Err(failure) => self.say(describe(&failure)),
         }
     }
 
+    /// Opens the files for the first time, after events were taken in: what stands in them is from
+    /// before. Sinks have gone on with what is new, so that what they had still to get of the old is
+    /// handed to them as a replay.
+    fn open_late(&mut self, dir: &Path) -> Result<(), StoreError> {
+        let first = self.shared.lock().runs.first().map_or(1, |(first, _)| *first);
+        let (files, found, opened) = file::open_run(dir, self.shared.sync == Sync::Always, first)?;
+        if found.last + 1 != first {
+            return Err(StoreError::Numbers);
+        }
+        let mut reader = Store::open_reader(dir)?;
+        reader.set_ages(files.ages.clone());
+        let before = files.store.last_before(first)?;
+        let backlogs = self.shared.lock().take_up(found, before);
+        for replay in &backlogs {
+            files.store.request_replay(replay, clock::now())?;
+        }
+        if opened.lost > 0 {
+            error!(lost = opened.lost, "events that were in the journal are gone");
+        }
+        self.take(files);
+        if let Some(old) = &self.shared.reader {
+            old.replace(reader);
+        }
+        let mut state = self.shared.lock();
+        state.health = Health::Sound;
+        self.shared.publish(&state);
+        drop(state);
+        self.upkeep_at = Instant::now();
+        self.recount = true;
+        self.shared.requests.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
     fn try_reopen(&mut self, dir: &Path, broken: bool) -> Result<(), StoreError> {
+        file::make_dir(dir)?;
         // A little more than where it was given up, so that it is not given up again at once.
         if free(dir).is_some_and(|free| free < self.shared.limits.min_free / 4 * 3) {
             return Err(StoreError::Io {
@@ -362,7 +461,7 @@ impl Writer {
         self.lock = None;
         self.lock = Some(file::lock(dir)?);
         let (mark, _, _) = Mark::open(dir)?;
-        self.mark = mark;
+        self.mark = Some(mark);
         let (last, marked, runs) = {
             let state = self.shared.lock();
             (state.last, state.marked(), state.runs.clone())
@@ -373,15 +472,29 @@ impl Writer {
         }
         if self.in_doubt {
             // The file is given up only for a disk that takes something again.
-            self.mark.set(marked, &self.ages)?;
-            self.mark.sync()?;
+            self.set_mark(marked)?;
+            self.mark.as_ref().map_or(Ok(()), Mark::sync)?;
             self.shared.reader.as_ref().map_or(Ok(()), Reader::close)?;
         }
+        if file::inodes(dir).first() != self.known.first() {
+            // Nothing of the file that is gone may be read or written on, nor its log beside a new one.
+            self.shared.reader.as_ref().map_or(Ok(()), Reader::close)?;
+            file::remove_orphans(dir)?;
+        }
         let mut store = file::reopen(dir, self.shared.sync == Sync::Always)?;
+        if self.identity != Some(store.identity()?) && store.bounds()?.is_some() {
+            store.abandon()?;
+            file::set_foreign_aside(dir)?;
+            store = file::reopen(dir, self.shared.sync == Sync::Always)?;
+        }
         store.set_ages(self.ages.clone());
-        if self.in_doubt {
+        if let Some(identity) = self.identity {
+            store.set_identity(identity)?;
+        }
+        if self.in_doubt || store.runs()? != runs {
             store.set_books(&runs, last)?;
         }
+        let letters: u64 = store.letters_of_sinks()?.iter().map(|(_, letters)| letters.count).sum();
         store.checkpoint(true)?;
         store.probe()?;
         let mut reader = Store::open_reader(dir)?;
@@ -393,8 +506,14 @@ impl Writer {
         if let Some(old) = &self.shared.reader {
             old.replace(reader);
         }
+        self.known = file::inodes(dir);
         let last = bounds.map_or(0, |(_, last)| last);
         let mut state = self.shared.lock();
+        let known: u64 = state.letters.values().map(|letters| letters.count).sum();
+        let known = known.saturating_sub(u64::try_from(state.dead.len()).unwrap_or(0));
+        if letters < known {
+            error!(lost = known - letters, "dead letters that were in the journal are gone");
+        }
         // What is there is there; what is not, and is still in memory, is written next.
         state.written = last.min(state.last);
         let written = state.written;
@@ -438,9 +557,32 @@ impl Writer {
             return;
         }
         self.upkeep_at = now + UPKEEP;
+        if self.was_replaced() {
+            return;
+        }
         if let Err(failure) = self.upkeep() {
             self.failed(&failure);
         }
+    }
+
+    /// Sees whether somebody has removed or replaced the files, which stay open here and would be written
+    /// on without a trace.
+    fn was_replaced(&mut self) -> bool {
+        let Some(dir) = self.shared.limits.dir.clone() else { return false };
+        let now = file::inodes(&dir);
+        if now == self.known {
+            return false;
+        }
+        // Where the database is still the one that is open, nothing of it may be lost with its log.
+        if now.first() == self.known.first()
+            && let Some(store) = &self.store
+            && let Err(error) = store.checkpoint(true)
+        {
+            warn!(error = describe(&error), "the journal's log was not moved");
+        }
+        self.degrade("its files were removed or replaced".into());
+        self.retry_at = Instant::now();
+        true
     }
 
     /// A burst may fill the file between two upkeeps.
@@ -476,8 +618,13 @@ impl Writer {
         // Too old for any sink; and delivered, and too old for history.
         remove_older(store, limits.max_age, Seq::MAX)?;
         remove_older(store, limits.keep_delivered, delivered)?;
+        let others = match self.others.filter(|_| !self.recount) {
+            Some(others) => others,
+            None => store.other_bytes()?,
+        };
+        self.others = Some(others);
         let mut size = store.size()?;
-        while size > limits.max_size && store.bounds()?.is_some() {
+        while size.saturating_sub(others) > limits.max_size && store.bounds()?.is_some() {
             store.remove_oldest((held / REMOVE_SHARE).max(1))?;
             size = store.size()?;
         }
@@ -543,7 +690,7 @@ impl Writer {
         if asked {
             self.shared.requests.send_modify(|count| *count += 1);
         }
-        self.mark.refresh(marked, &self.ages)
+        self.mark.as_mut().map_or(Ok(()), |mark| mark.refresh(marked, &self.ages))
     }
 
     /// Lets history go on a full disk; answers whether there was any.
@@ -576,7 +723,7 @@ impl Writer {
             let state = self.shared.lock();
             (state.last, Marked { last: state.last, ..state.marked() })
         };
-        if let Err(error) = self.mark.set(marked, &self.ages) {
+        if let Err(error) = self.set_mark(marked) {
             warn!(%error, "the journal's mark was not written");
         }
         // Before the writer's own: who closes the file last removes its log, by name. Whoever still
@@ -589,6 +736,7 @@ impl Writer {
             Some(Err(error)) => {
                 error!(error = describe(&error), "the journal was not closed in order");
             }
+            None if self.shared.lock().nothing_unwritten() => {}
             None => error!("the journal was not written to the end: the disk fails"),
         }
     }
@@ -615,7 +763,7 @@ fn free(dir: &Path) -> Option<u64> {
 }
 
 /// An error with its causes, in one line.
-fn describe(error: &StoreError) -> String {
+pub(super) fn describe(error: &StoreError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

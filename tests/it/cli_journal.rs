@@ -43,7 +43,7 @@ async fn some(dir: &Path) -> Journal {
     let (journal, _) = open(&config(dir));
     journal.register("home", Start::Earliest).unwrap();
     let age = |n| Duration::from_millis((9 - n) * MINUTE);
-    append_aged(&journal, (0..10).map(|n| (event(n), age(n))));
+    append_aged(&journal, (0..10).map(|n| (event(n), age(n)))).await;
     for seq in [1, 3] {
         let record = Arc::new(Record::new(seq, event(seq - 1)));
         journal.dead_letter("home", &record, "no such room");

@@ -8,6 +8,7 @@ mod model;
 mod opening;
 mod power_cut;
 mod requests;
+mod start;
 
 use std::time::Duration;
 
@@ -133,7 +134,7 @@ async fn a_report_is_written_like_any_other_event() {
 async fn a_new_sink_begins_where_it_is_told_to() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    append_aged(&journal, (0..300).map(|n| (event(n), Duration::from_mins(600 - n))));
+    append_aged(&journal, (0..300).map(|n| (event(n), Duration::from_mins(600 - n)))).await;
     settled(&journal, &[]).await;
     assert_eq!(journal.register("end", Start::End).unwrap(), 300);
     assert_eq!(journal.register("earliest", Start::Earliest).unwrap(), 0);

@@ -183,8 +183,11 @@ async fn damage_that_shows_while_it_runs_is_mended_while_it_runs() {
         let mut bytes = fs::read(&file).unwrap();
         let mut random = Rng::with_seed(round);
         let pages = bytes.len() / 4096;
-        for _ in 0..5 {
-            let page = random.usize(pages / 4..pages - 10);
+        // How the page of a table's leaf begins.
+        let leaf = |page: &usize| bytes[page * 4096] == 13;
+        let mut leaves: Vec<_> = (pages / 4..pages - 10).filter(leaf).collect();
+        random.shuffle(&mut leaves);
+        for page in leaves.into_iter().take(5) {
             bytes[page * 4096..page * 4096 + 200].fill_with(|| random.u8(..));
         }
         fs::write(&file, bytes).unwrap();

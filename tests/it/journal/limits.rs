@@ -6,7 +6,7 @@ use astro_relay::{
     clock,
     config::{self, Period, Size, Start},
     event::Event,
-    journal::Journal,
+    journal::{Journal, Kept, SetAside},
 };
 
 use crate::support::{
@@ -53,8 +53,8 @@ async fn what_is_too_old_goes_and_is_counted() {
     let config = config::Journal { max_age: Period(HOUR), ..config(dir.path()) };
     let (journal, _) = open(&config);
     journal.register("slow", Start::Earliest).unwrap();
-    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR)));
-    append_aged(&journal, (300..900).map(|n| (event(n), HOUR / 2)));
+    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR))).await;
+    append_aged(&journal, (300..900).map(|n| (event(n), HOUR / 2))).await;
     until("the old ones are gone", PATIENCE, async || {
         (journal.figures().oldest == 301).then_some(())
     })
@@ -74,7 +74,7 @@ async fn history_goes_and_what_somebody_waits_for_stays() {
         journal.register(sink, Start::Earliest).unwrap();
     }
     journal.sinks(["quick", "slow"]);
-    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR)));
+    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR))).await;
     journal.advance("quick", 300);
     journal.advance("slow", 100);
     // What goes, goes in whole batches.
@@ -146,7 +146,7 @@ async fn what_retention_removed_is_told_after_any_end() {
     let old = config::Journal { max_age: Period(HOUR), ..config(dir.path()) };
     let (journal, _) = open(&old);
     journal.register("slow", Start::Earliest).unwrap();
-    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR)));
+    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR))).await;
     until("all of it is gone", PATIENCE, async || (journal.figures().oldest > 300).then_some(()))
         .await;
     settled(&journal, &["slow"]).await;
@@ -183,6 +183,56 @@ async fn what_had_no_room_is_told_after_a_crash() {
     assert_eq!(opened.lost, 0);
     assert_eq!(journal.lag("slow").0, 500);
     close(journal).await;
+}
+
+/// Dead letters, and the state of channels, take no room from the events that wait for others.
+#[tokio::test]
+async fn events_are_not_deleted_for_what_are_no_events() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config::Journal {
+        max_size: Size(1 << 20),
+        max_dead_letters: Size(3 << 20),
+        ..config(dir.path())
+    };
+    let (journal, _) = open(&config);
+    journal.register("waiting", Start::Earliest).unwrap();
+    append(&journal, events(0..100)).await;
+    let mut progress = journal.progress();
+    loop {
+        progress.mark_unchanged();
+        let record = std::sync::Arc::new(astro_relay::event::Record::new(1, event(1)));
+        match journal.dead_letter("refusing", &record, "no") {
+            SetAside::Full => break,
+            SetAside::Wait => progress.changed().await.unwrap(),
+            SetAside::Kept => {}
+            SetAside::Lost => panic!("this journal has a directory"),
+        }
+    }
+    let element = |n: u32| Kept {
+        channel: "main".into(),
+        element: format!("element-{n}").into(),
+        value: Some("x".repeat(1000).into()),
+        at: 1,
+    };
+    for n in 0..3000 {
+        journal.keep([element(n)]);
+    }
+    settled(&journal, &[]).await;
+    until("the limits were looked at", PATIENCE, async || {
+        (journal.figures().size > 3 << 20).then_some(())
+    })
+    .await;
+    append(&journal, events(100..101)).await;
+    settled(&journal, &[]).await;
+    let got = read_all(&journal, position(&journal, "waiting")).await;
+    assert_eq!((got.lost, got.numbers.len()), (0, 101));
+    // The state of a channel has a bound of its own.
+    let kept: usize = journal.kept().unwrap().iter().map(|kept| kept.element.len() + 1000).sum();
+    assert!(kept > 400 << 10 && kept <= 512 << 10, "{kept} bytes of state");
+    close(journal).await;
+    let files: u64 =
+        std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().metadata().unwrap().len()).sum();
+    assert!(files < 8 << 20, "{files} bytes of files");
 }
 
 #[tokio::test]

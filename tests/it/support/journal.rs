@@ -90,11 +90,12 @@ pub async fn append(journal: &Journal, events: Vec<Event>) {
 }
 
 /// Appends them as if each had been heard so long ago.
-pub fn append_aged(journal: &Journal, events: impl IntoIterator<Item = (Event, Duration)>) {
+pub async fn append_aged(journal: &Journal, events: impl IntoIterator<Item = (Event, Duration)>) {
     for (event, age) in events {
         let since = clock::now() - u64::try_from(age.as_millis()).unwrap();
         let event = Event { received: since, ..event };
         journal.append_heard(&mut vec![event], Waited::already(age));
+        journal.room().await;
     }
 }
 

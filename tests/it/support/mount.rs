@@ -42,6 +42,12 @@ impl Small {
         self.dir.path()
     }
 
+    /// Nothing can be written any more; or again.
+    pub fn read_only(&self, yes: bool) {
+        let mode = if yes { "remount,ro" } else { "remount,rw" };
+        run("mount", &["-o", mode, self.dir.path().to_str().unwrap()]);
+    }
+
     pub fn resize(&self, kibibytes: u32) {
         let size = format!("remount,size={kibibytes}k");
         run("mount", &["-o", &size, self.dir.path().to_str().unwrap()]);

@@ -1,0 +1,265 @@
+//! A journal that cannot be opened when the relay starts, or whose files are taken away while it runs: the
+//! relay goes on from memory, says so, and takes the disk up when it works.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use astro_relay::{
+    config::{Journal as Config, Size, Start},
+    journal::{Health, Journal, store::Store},
+    sim::{Load, Options, Sim},
+};
+
+use crate::support::{
+    daemon::Relay,
+    journal::{PATIENCE, append, close, config, events, open, position, read_all, settled, synced},
+    mount::{Small, may_mount},
+    receiver::Receiver,
+    wait::until,
+};
+
+/// Why it is degraded.
+fn trouble(journal: &Journal) -> String {
+    match journal.figures().health {
+        Health::Degraded(why) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn sound(journal: &Journal) {
+    until("the journal works", PATIENCE, async || {
+        (journal.figures().health == Health::Sound).then_some(())
+    })
+    .await;
+}
+
+/// Takes in what comes, gives it out, and has it on disk once that works.
+async fn works_from_memory(journal: &Journal, repair: impl FnOnce()) {
+    let at = journal.register("new", Start::End).unwrap();
+    append(journal, events(1000..1050)).await;
+    let batch = journal.next(at, 100, 1 << 20).await.unwrap();
+    assert_eq!((batch.records.len(), batch.lost), (50, 0), "events are given out");
+    journal.advance("new", batch.through);
+    assert_eq!(journal.saved("new"), batch.through, "nobody waits for the disk");
+    assert_eq!(journal.kept().unwrap(), []);
+    assert!(journal.asked("new").unwrap().1.is_empty());
+    repair();
+    sound(journal).await;
+    settled(journal, &["new"]).await;
+    append(journal, events(1050..1060)).await;
+    settled(journal, &[]).await;
+    synced(journal).await;
+}
+
+/// After a restart all of it is there.
+async fn holds(config: &Config, old: u64) {
+    let (journal, opened) = open(config);
+    assert_eq!((opened.lost, opened.events), (0, old + 60));
+    let expected: Vec<_> = (0..old).chain(1000..1060).collect();
+    assert_eq!(read_all(&journal, 0).await.numbers, expected);
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_at_the_start_is_lived_through() {
+    if !may_mount() {
+        return;
+    }
+    let disk = Small::new(4 << 10);
+    let filler = disk.path().join("filler");
+    // The last write of it fails: then it is full.
+    assert!(fs::write(&filler, vec![1; 8 << 20]).is_err());
+    let config = config(&disk.path().join("journal"));
+    let (journal, _) = open(&config);
+    let why = trouble(&journal);
+    assert!(why.contains("space") || why.contains("full"), "{why}");
+    works_from_memory(&journal, || fs::remove_file(&filler).unwrap()).await;
+    close(journal).await;
+    holds(&config, 0).await;
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_made_is_lived_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let blocker = dir.path().join("no directory");
+    fs::write(&blocker, "").unwrap();
+    let config = config(&blocker.join("journal"));
+    let (journal, _) = open(&config);
+    trouble(&journal);
+    works_from_memory(&journal, || fs::remove_file(&blocker).unwrap()).await;
+    close(journal).await;
+    holds(&config, 0).await;
+}
+
+/// What the sinks had still to get of the old is handed on when it can be read.
+#[tokio::test]
+async fn a_disk_that_is_read_only_at_the_start_gives_its_backlog_later() {
+    if !may_mount() {
+        return;
+    }
+    let disk = Small::new(16 << 10);
+    let config = config(&disk.path().join("journal"));
+    let (journal, _) = open(&config);
+    journal.register("new", Start::Earliest).unwrap();
+    append(&journal, events(0..300)).await;
+    journal.advance("new", 100);
+    settled(&journal, &["new"]).await;
+    close(journal).await;
+    disk.read_only(true);
+    for _ in 0..2 {
+        let (journal, opened) = open(&config);
+        trouble(&journal);
+        assert!(opened.alive.is_some() && opened.away.is_some(), "the gap can be told");
+        close(journal).await;
+    }
+    let (journal, _) = open(&config);
+    works_from_memory(&journal, || disk.read_only(false)).await;
+    let (_, replays) = journal.asked("new").unwrap();
+    assert_eq!(replays.len(), 1, "{replays:?}");
+    assert_eq!((replays[0].position, replays[0].until), (100, 300));
+    let batch = journal.read(100, 300, 1000, 1 << 20).await.unwrap();
+    assert_eq!((batch.lost, batch.records.len()), (0, 200));
+    close(journal).await;
+    holds(&config, 300).await;
+}
+
+#[tokio::test]
+async fn files_that_are_removed_while_it_runs_are_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let config = Config { memory: Size(1 << 20), ..config(&path) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, events(0..300)).await;
+    settled(&journal, &["sink"]).await;
+    let there = || Store::open_reader(&path).ok()?.bounds().ok()?;
+    for (n, removed) in ["", "journal.lock", "journal.mark", "journal.db"].iter().enumerate() {
+        if removed.is_empty() {
+            fs::remove_dir_all(&path).unwrap();
+        } else {
+            fs::remove_file(path.join(removed)).unwrap();
+        }
+        let n = u64::try_from(n).unwrap();
+        append(&journal, events([300 + n])).await;
+        // All of it was still in memory.
+        until("it is on the new disk", PATIENCE, async || {
+            (there() == Some((1, 301 + n)) && path.join(removed).exists()).then_some(())
+        })
+        .await;
+        sound(&journal).await;
+    }
+    close(journal).await;
+    let (journal, opened) = open(&config);
+    assert_eq!((opened.lost, opened.events), (0, 304));
+    assert_eq!(position(&journal, "sink"), 0);
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn another_journal_in_its_place_is_set_aside() {
+    let (mine, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (foreign, _) = open(&config(other.path()));
+    append(&foreign, events(500..900)).await;
+    settled(&foreign, &[]).await;
+    close(foreign).await;
+    let config = Config { memory: Size(1 << 20), ..config(&mine.path().join("journal")) };
+    let (journal, _) = open(&config);
+    append(&journal, events(0..100)).await;
+    settled(&journal, &[]).await;
+    fs::remove_dir_all(&config.dir).unwrap();
+    fs::rename(other.path(), &config.dir).unwrap();
+    let aside = || {
+        let names = fs::read_dir(&config.dir).ok()?;
+        let mut names = names.flatten().map(|entry| entry.file_name().into_string().unwrap());
+        names.find(|name| name.starts_with("journal.db.other-"))
+    };
+    until("it is set aside", PATIENCE, async || aside()).await;
+    sound(&journal).await;
+    settled(&journal, &[]).await;
+    assert_eq!(read_all(&journal, 0).await.numbers, (0..100).collect::<Vec<_>>());
+    close(journal).await;
+}
+
+fn modes(dir: &Path) -> Vec<(String, u32)> {
+    let entry = |entry: fs::DirEntry| {
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        (entry.file_name().into_string().unwrap(), mode)
+    };
+    fs::read_dir(dir).unwrap().map(|found| entry(found.unwrap())).collect()
+}
+
+#[tokio::test]
+async fn nobody_else_may_read_the_journal_whoever_made_its_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    append(&journal, events(0..100)).await;
+    settled(&journal, &[]).await;
+    let all = modes(dir.path());
+    assert!(all.len() >= 5 && all.iter().all(|(_, mode)| *mode == 0o600), "{all:?}");
+    close(journal).await;
+    // Files that a former version has left, a broken one among them.
+    fs::write(dir.path().join("journal.db.broken-1"), "old").unwrap();
+    for (name, _) in modes(dir.path()) {
+        fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    fs::write(dir.path().join("journal.db"), "trash".repeat(5000)).unwrap();
+    let (journal, opened) = open(&config(dir.path()));
+    assert!(opened.set_aside.is_some());
+    append(&journal, events(0..100)).await;
+    settled(&journal, &[]).await;
+    let all = modes(dir.path());
+    assert!(all.len() >= 7 && all.iter().all(|(_, mode)| *mode == 0o600), "{all:?}");
+    close(journal).await;
+    // One that it makes itself is closed to others.
+    let own = dir.path().join("own");
+    close(open(&config(&own)).0).await;
+    assert_eq!(fs::metadata(&own).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+/// The whole relay: it runs, says what is wrong, gives out what comes, and takes the disk up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_starts_without_its_journal_and_takes_it_up() {
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    let receiver = Receiver::start();
+    let sink = format!(
+        "[sinks.far]\ntype = \"webhook\"\nurl = {:?}\nallow_addresses = [\"127.0.0.1\"]\n\
+         payload = \"data\"\n",
+        receiver.url()
+    );
+    let (topic, room) = ("channel.activities", "5b2e2007760aeb7729487dab");
+    let mut relay = Relay::new(&sim.url(), &sim.api_url(), topic, room, &sink);
+    fs::write(relay.journal(), "no directory").unwrap();
+    relay.start();
+    until("it is not ready, and says why", PATIENCE, async || {
+        let answer = relay.get("/readyz").await?;
+        let why = answer.contains("journal: events are kept in memory only");
+        (why && !answer.contains("Astro") && !answer.contains("sink far")).then_some(())
+    })
+    .await;
+    let load = |first| Load {
+        messages: 10,
+        first,
+        topic: topic.into(),
+        rooms: vec![room.into()],
+        ..Load::default()
+    };
+    let arrived = async |count: usize| {
+        until("they arrive", PATIENCE, async || (receiver.accepted().len() >= count).then_some(()))
+            .await;
+    };
+    sim.load(&load(0)).await;
+    arrived(10).await;
+    assert!(relay.log().contains("the journal cannot be opened"));
+    fs::remove_file(relay.journal()).unwrap();
+    relay.ready().await;
+    sim.load(&load(10)).await;
+    arrived(20).await;
+    relay.kill().await;
+    let held = Store::open_reader(&relay.journal()).unwrap().read(0, 1000, 1 << 20).unwrap();
+    let number = |record: &std::sync::Arc<astro_relay::event::Record>| {
+        crate::support::carry::number(record.event.data())
+    };
+    let numbers: Vec<_> = held.records.iter().filter_map(number).collect();
+    assert_eq!(numbers, (0..20).collect::<Vec<_>>());
+    assert_eq!(receiver.accepted(), (0..20).collect::<Vec<_>>());
+}
