@@ -8,7 +8,7 @@
 //!                                   all of them on one World (world.rs)
 //! ```
 //!
-//! It speaks both revisions of the protocol ([`Options`]), produces every error and fault that the
+//! It speaks all revisions of the protocol ([`Options`]), produces every error and fault that the
 //! relay must survive ([`Faults`], [`RestFault`]), and keeps records of what it sent to whom, so that
 //! a test can compare them with what came out. It does not speak TLS, and it is no model of Astro's
 //! inside: it knows what the public documentation says, and where that is silent, a comment in the
@@ -99,7 +99,10 @@ pub use self::{
     faults::{End, Faults, Malformed, Reception, Refusal},
     line::{CommandRecord, ConnectionId, ConnectionRecord, Ended},
     load::{Load, Loaded},
-    options::{Canonical, Options, ResponseType, SessionKeys, SessionReset, Success, Token},
+    options::{
+        Canonical, OAuthClient, Options, ResetAnswer, ResponseType, SessionDocument, SessionKeys,
+        SessionReset, SessionUpdate, Success, Token,
+    },
     rest::RestFault,
     traffic::{Said, Step, Traffic},
     world::{Attempt, Stats, World},

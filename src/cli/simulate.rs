@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, net::SocketAddr, time::Duration};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{Done, listen, on_runtime, out, told_to_stop};
 use crate::{
@@ -20,8 +20,14 @@ pub(super) struct Simulate {
     #[arg(long, default_value = "127.0.0.1:9900", value_parser = listen)]
     listen: SocketAddr,
     /// Speaks the first revision of the protocol: no welcome, no rooms, RESPONSE in capitals.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "revision")]
     first_revision: bool,
+    /// The revision of the protocol.
+    #[arg(long, value_enum, default_value_t)]
+    revision: Revision,
+    /// Gives every connection an id of its own for the same message.
+    #[arg(long)]
+    ids_per_connection: bool,
     /// A token that is accepted, with the room that it owns: TOKEN=ROOM. Without any, every token is.
     #[arg(long = "token", value_name = "TOKEN=ROOM", value_parser = token)]
     tokens: Vec<Token>,
@@ -45,6 +51,17 @@ pub(super) struct Simulate {
     drain_every: Option<Duration>,
 }
 
+/// A revision of the protocol, by the month of its documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum Revision {
+    First,
+    #[value(name = "2026-03")]
+    March2026,
+    #[default]
+    #[value(name = "2026-09")]
+    September2026,
+}
+
 fn token(text: &str) -> Result<Token, String> {
     text.split_once('=')
         .map(|(token, room)| Token::owner(token, room))
@@ -60,13 +77,18 @@ fn refusal(text: &str) -> Result<Refusal, String> {
 pub(super) fn simulate(args: Simulate) -> Done {
     on_runtime(2, &Log::default(), async move {
         let told = told_to_stop()?;
-        let first =
-            if args.first_revision { Options::first_revision() } else { Options::default() };
+        let revision = match args.revision {
+            _ if args.first_revision => Options::first_revision(),
+            Revision::First => Options::first_revision(),
+            Revision::March2026 => Options::march_2026(),
+            Revision::September2026 => Options::default(),
+        };
         let options = Options {
             tokens: args.tokens,
             seed: args.seed,
             subscriptions_per_connection: args.subscriptions_per_connection,
-            ..first
+            ids_per_connection: args.ids_per_connection,
+            ..revision
         };
         let sim = Sim::start(args.listen, options).await?;
         sim.faults(|faults| faults.refusals.extend(args.refusals));

@@ -5,9 +5,12 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::config::Secret;
 
-/// What is simulated. The default is the vendor's revision of March 2026.
+/// What is simulated. The default is the vendor's revision of September 2026; [`Options::march_2026`] and
+/// [`Options::first_revision`] are the older ones.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Whether a connection is welcomed: the later revision does it, the first does not mention it.
@@ -20,14 +23,30 @@ pub struct Options {
     pub message_room: bool,
     /// How element names are spelled in `channel.session.update`.
     pub session_keys: SessionKeys,
+    /// What `channel.session.update` carries beside the value.
+    pub session_update: SessionUpdate,
     /// What `channel.session.reset` carries.
     pub session_reset: SessionReset,
+    /// What a session is made of, and what a reset leaves of it.
+    pub session_document: SessionDocument,
+    /// How the REST API answers a reset.
+    pub reset_answer: ResetAnswer,
+    /// Whether the REST API knows `/sessions/:channel/reload`, which stands in the first page of the API
+    /// and in no later document. Otherwise it answers 404.
+    pub reload: bool,
+    /// Whether `reconnect` has a `message` beside its token.
+    pub reconnect_message: bool,
+    /// Whether every connection gets an id of its own for the same message. The documents do not say
+    /// that ids are the same on all connections; here they are, unless this is set.
+    pub ids_per_connection: bool,
     /// How often a connection is pinged.
     pub ping_every: Duration,
     /// A connection that has sent no PONG for so long is closed.
     pub pong_within: Duration,
     /// The tokens that are accepted. None at all: every token may do everything.
     pub tokens: Vec<Token>,
+    /// OAuth2 clients, whose access tokens can be refreshed at `/oauth2/token`.
+    pub clients: Vec<OAuthClient>,
     /// The canonical room of a room that somebody asked for.
     pub canonical: Canonical,
     /// Commands that one connection may send in any 10 seconds.
@@ -52,13 +71,20 @@ impl Default for Options {
             success: Success::WithRoom,
             message_room: true,
             session_keys: SessionKeys::Rest,
+            session_update: SessionUpdate::Whole,
             session_reset: SessionReset::Elements,
-            // "The server sends a PING every 30 seconds" and closes after 70 (revision 2026).
+            session_document: SessionDocument::September2026,
+            reset_answer: ResetAnswer::Session,
+            reload: true,
+            reconnect_message: true,
+            ids_per_connection: false,
+            // "The server sends a PING every 30 seconds" and closes after 70 (revisions of 2026).
             ping_every: Duration::from_secs(30),
             pong_within: Duration::from_secs(70),
             tokens: Vec::new(),
+            clients: Vec::new(),
             canonical: Canonical::AsAsked,
-            // "One per 100 ms, burst 100 per 10 s" (revision 2026). Taken strictly: never more than
+            // "One per 100 ms, burst 100 per 10 s" (revisions of 2026). Taken strictly: never more than
             // 100 in any ten seconds.
             commands_per_window: 100,
             subscriptions_per_connection: None,
@@ -74,6 +100,17 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The protocol as it was documented in March 2026: session updates without `activityId`, `name`,
+    /// `provider` and `channel`, a reset that leaves nothing, `reconnect` without a message.
+    pub fn march_2026() -> Self {
+        Self {
+            session_update: SessionUpdate::Value,
+            session_document: SessionDocument::March2026,
+            reconnect_message: false,
+            ..Self::default()
+        }
+    }
+
     /// The protocol as its first public page has it: no welcome, `RESPONSE` in capitals, no rooms
     /// in responses and messages, element names like `latest_follower`.
     pub fn first_revision() -> Self {
@@ -83,7 +120,7 @@ impl Options {
             success: Success::WithoutRoom,
             message_room: false,
             session_keys: SessionKeys::Older,
-            ..Self::default()
+            ..Self::march_2026()
         }
     }
 }
@@ -130,6 +167,38 @@ pub enum SessionKeys {
     Older,
 }
 
+/// What `channel.session.update` carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SessionUpdate {
+    /// `key` and `name`, `provider`, `channel`, and in `data` the value with the `activityId` of the
+    /// activity that caused the change.
+    #[default]
+    Whole,
+    /// `key` and the value.
+    Value,
+}
+
+/// What a session is made of, and what a reset leaves of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SessionDocument {
+    /// With `__v`, and `resetOnStart` in the settings. A reset starts the figures of the session again
+    /// and keeps goals, totals and the latest.
+    #[default]
+    September2026,
+    /// Without them. A reset leaves nothing.
+    March2026,
+}
+
+/// How the REST API answers a reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ResetAnswer {
+    /// With the new session.
+    #[default]
+    Session,
+    /// With the text `ok`, as a public client has seen it.
+    Ok,
+}
+
 /// What `channel.session.reset` carries: the documentation's example and its table differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SessionReset {
@@ -174,6 +243,27 @@ pub struct Token {
     pub rooms: Vec<String>,
     /// Its scopes; `*` is the owner's.
     pub scopes: Vec<String>,
+    /// When it can no longer be used.
+    pub expires: Option<Instant>,
+}
+
+/// A client of the OAuth2 server, with the refresh token that it holds.
+#[derive(Debug, Clone)]
+pub struct OAuthClient {
+    /// Its `client_id`.
+    pub id: String,
+    /// Its `client_secret`.
+    pub secret: Secret,
+    /// The refresh token that is accepted next. Each refresh replaces it.
+    pub refresh_token: Secret,
+    /// The rooms that its access tokens may see.
+    pub rooms: Vec<String>,
+    /// The scopes of its access tokens.
+    pub scopes: Vec<String>,
+    /// How long an access token can be used. The documents say 7 days.
+    pub lifetime: Duration,
+    /// Whether a refresh token can be used again after it was replaced. The documents do not say.
+    pub reusable: bool,
 }
 
 impl Token {
@@ -184,7 +274,18 @@ impl Token {
             token_type: None,
             rooms: vec![room.to_owned()],
             scopes: vec!["*".to_owned()],
+            expires: None,
         }
+    }
+
+    /// Whether it is an access token of OAuth2, which the REST API takes with the scheme `OAuth` only.
+    pub(super) fn is_oauth(&self) -> bool {
+        matches!(self.token_type.as_deref(), Some("oauth" | "oauth2"))
+    }
+
+    /// Whether it has this scope.
+    pub(super) fn has(&self, needed: &str) -> bool {
+        self.scopes.iter().any(|scope| scope == "*" || scope == needed)
     }
 
     /// Whether it may see this room.
@@ -194,12 +295,11 @@ impl Token {
 
     /// Whether it may hear this topic.
     pub(super) fn hears(&self, topic: &str) -> bool {
-        scope(topic)
-            .is_none_or(|needed| self.scopes.iter().any(|scope| scope == "*" || scope == needed))
+        scope(topic).is_none_or(|needed| self.has(needed))
     }
 }
 
-/// The scope that a topic needs (revision 2026); a topic that is not listed needs none.
+/// The scope that a topic needs (revisions of 2026); a topic that is not listed needs none.
 fn scope(topic: &str) -> Option<&'static str> {
     Some(match topic {
         "channel.activities" => "activities:read",
@@ -216,6 +316,7 @@ fn scope(topic: &str) -> Option<&'static str> {
         "channel.kvstore.update" => "kvstore:read",
         "channel.loyalty.redemptions" | "channel.loyalty.items" => "store:read",
         "channel.chatbot.status"
+        | "channel.chatbot.audiencequeue"
         | "channel.chatbot.commands"
         | "channel.chatbot.timers"
         | "channel.chatbot.filters" => "bot:read",

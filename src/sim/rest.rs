@@ -1,4 +1,5 @@
-//! The Sessions and activities REST API, `/kappa/v2/…`, and its faults.
+//! The REST API, `/kappa/v2/…` (sessions, activities, tips, redemptions), the refresh of OAuth2 tokens,
+//! `/oauth2/token`, and their faults.
 //!
 //! Where the documentation shows no answer (updates, `top`), the answer here is a guess: a client
 //! should look at nothing but the status there.
@@ -10,10 +11,10 @@ use std::{str::FromStr, sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::{ConnectInfo, Path, Query, RawQuery, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, put},
+    routing::{get, post, put},
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -22,8 +23,8 @@ use url::form_urlencoded;
 use super::{
     http::Peer,
     lock,
-    options::Token,
-    session::Session,
+    options::ResetAnswer,
+    session::{LISTED, Session},
     world::{World, count},
 };
 use crate::{clock, event::UnixMillis};
@@ -66,14 +67,21 @@ pub(super) fn routes(world: &Arc<World>) -> Router {
     let sessions = Router::new()
         .route("/sessions/{channel}", get(session).put(update))
         .route("/sessions/{channel}/reset", put(reset))
-        .route("/sessions/{channel}/reload", put(session))
+        .route("/sessions/{channel}/reload", put(reload))
         .route("/sessions/{channel}/settings", get(settings).put(set_settings))
         .route("/sessions/{channel}/top", get(top))
         .route("/activities/{channel}", get(activities))
+        .route("/tips/{channel}", get(listed))
+        .route("/tips/{channel}/moderation", get(listed))
+        .route("/store/{channel}/redemptions", get(listed))
         .layer(middleware::from_fn_with_state(Arc::clone(world), authorise))
         .layer(middleware::from_fn_with_state(Arc::clone(world), fail))
         .with_state(Arc::clone(world));
-    Router::new().nest("/kappa/v2", sessions)
+    let tokens = Router::new()
+        .route("/oauth2/token", post(refresh))
+        .layer(middleware::from_fn_with_state(Arc::clone(world), fail))
+        .with_state(Arc::clone(world));
+    Router::new().nest("/kappa/v2", sessions).merge(tokens)
 }
 
 /// An error as the API writes it.
@@ -123,7 +131,7 @@ async fn fail(
     }
 }
 
-/// Checks the bearer token against the channel in the path.
+/// Checks the token against the channel in the path, and its scheme against its kind.
 async fn authorise(
     State(world): State<Arc<World>>,
     Path(channel): Path<Vec<(String, String)>>,
@@ -131,30 +139,127 @@ async fn authorise(
     next: Next,
 ) -> Response {
     let channel = channel.first().map_or("", |(_, channel)| channel);
-    let given = bearer(request.headers());
-    if given.is_empty() {
+    let Some((scheme, given)) = authorization(request.headers()) else {
         // The one body that the documentation shows without its opening brace.
         return error(StatusCode::UNAUTHORIZED, "No authorization token was found", true);
+    };
+    let Ok(token) = world.token(given) else {
+        return error(StatusCode::UNAUTHORIZED, "invalid token", false);
+    };
+    if let Some(token) = &token {
+        let oauth = scheme.eq_ignore_ascii_case("OAuth");
+        if token.token_type.is_some() && oauth != token.is_oauth() {
+            return error(StatusCode::UNAUTHORIZED, "invalid authorization scheme", false);
+        }
+        if !token.sees(channel) {
+            return error(StatusCode::FORBIDDEN, "no permission for this channel", false);
+        }
+        let scope = scope(request.uri().path());
+        if !token.has(scope) {
+            return error(StatusCode::FORBIDDEN, &format!("missing scope {scope}"), false);
+        }
     }
-    match world.token(given) {
-        Err(()) => error(StatusCode::UNAUTHORIZED, "invalid token", false),
-        Ok(token) if token.as_ref().is_some_and(|token| !Token::sees(token, channel)) => {
-            error(StatusCode::FORBIDDEN, "no permission for this channel", false)
-        }
-        Ok(_) if channel.len() != 24 || !channel.bytes().all(|b| b.is_ascii_hexdigit()) => {
-            error(StatusCode::BAD_REQUEST, "channel must be 24 hex digits", false)
-        }
-        Ok(_) => next.run(request).await,
+    if channel.len() != 24 || !channel.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return error(StatusCode::BAD_REQUEST, "channel must be 24 hex digits", false);
+    }
+    next.run(request).await
+}
+
+/// The scope that a path needs. No scope for changing a session is documented: who may read it may.
+fn scope(path: &str) -> &'static str {
+    let path = path.trim_start_matches("/kappa/v2");
+    match path.split('/').nth(1).unwrap_or_default() {
+        "activities" => "activities:read",
+        "tips" if path.ends_with("/moderation") => "tips:moderation",
+        "tips" => "tips:read",
+        "store" => "store:read",
+        _ => "session:read",
     }
 }
 
-fn bearer(headers: &HeaderMap) -> &str {
-    let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    value.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default().trim()
+/// The scheme and the token of a request: `Bearer` or `OAuth`.
+fn authorization(headers: &HeaderMap) -> Option<(&str, &str)> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let known = ["Bearer", "OAuth"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    Some((scheme, token.trim())).filter(|(_, token)| known && !token.is_empty())
+}
+
+#[derive(Deserialize)]
+struct RefreshRequest {
+    #[serde(default)]
+    grant_type: String,
+    #[serde(default)]
+    client_id: String,
+    #[serde(default)]
+    client_secret: String,
+    #[serde(default)]
+    refresh_token: String,
+}
+
+/// The form of RFC 6749, section 6.
+async fn refresh(State(world): State<Arc<World>>, body: String) -> Response {
+    let fields: Map<String, Value> = form_urlencoded::parse(body.as_bytes())
+        .map(|(key, value)| (key.into_owned(), Value::from(value)))
+        .collect();
+    let refused = |status, code: &str| (status, Json(json!({ "error": code }))).into_response();
+    let Ok(request) = serde_json::from_value::<RefreshRequest>(Value::Object(fields)) else {
+        return refused(StatusCode::BAD_REQUEST, "invalid_request");
+    };
+    if request.grant_type != "refresh_token" {
+        return refused(StatusCode::BAD_REQUEST, "unsupported_grant_type");
+    }
+    match world.refresh(&request.client_id, &request.client_secret, &request.refresh_token) {
+        Ok(refreshed) => Json(refreshed).into_response(),
+        Err(code @ "invalid_client") => refused(StatusCode::UNAUTHORIZED, code),
+        Err(code) => refused(StatusCode::BAD_REQUEST, code),
+    }
+}
+
+/// Works the sums of a session out again; here they are always right.
+async fn reload(State(world): State<Arc<World>>, Path(channel): Path<String>) -> Response {
+    if world.options.reload {
+        document(&world.session(&channel))
+    } else {
+        error(StatusCode::NOT_FOUND, "Not Found", false)
+    }
+}
+
+/// JSON with the content type that the API sends.
+fn document(value: &Value) -> Response {
+    let body = value.to_string();
+    ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
+}
+
+/// Tips, tips that were moderated, or redemptions, a page of them.
+async fn listed(
+    State(world): State<Arc<World>>,
+    Path(channel): Path<String>,
+    uri: Uri,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let wanted = match Wanted::parse(&query.unwrap_or_default()) {
+        Ok(wanted) => wanted,
+        Err(message) => return error(StatusCode::BAD_REQUEST, &message, false),
+    };
+    let path = uri.path();
+    let which = LISTED.iter().position(|(_, last)| path.ends_with(last));
+    let which = which.unwrap_or_default();
+    let mut items: Vec<Value> = with_session(&world, &channel, |session| {
+        let items = session.lists.get(which).into_iter().flatten();
+        items.filter(|item| wanted.fits(item)).cloned().collect()
+    });
+    if wanted.oldest_first {
+        items.reverse();
+    }
+    let total = items.len();
+    let limit = wanted.limit.unwrap_or(DEFAULT_LIMIT);
+    let docs: Vec<Value> = items.into_iter().skip(wanted.offset).take(limit).collect();
+    document(&json!({ "docs": docs, "total": total, "limit": limit, "offset": wanted.offset }))
 }
 
 async fn session(State(world): State<Arc<World>>, Path(channel): Path<String>) -> Response {
-    Json(world.session(&channel)).into_response()
+    document(&world.session(&channel))
 }
 
 async fn update(
@@ -166,12 +271,15 @@ async fn update(
         return error(StatusCode::BAD_REQUEST, "the body must be an object", false);
     };
     world.update_session(&channel, elements);
-    Json(world.session(&channel)).into_response()
+    document(&world.session(&channel))
 }
 
 async fn reset(State(world): State<Arc<World>>, Path(channel): Path<String>) -> Response {
     world.reset_session(&channel);
-    Json(world.session(&channel)).into_response()
+    match world.options.reset_answer {
+        ResetAnswer::Session => document(&world.session(&channel)),
+        ResetAnswer::Ok => "ok".into_response(),
+    }
 }
 
 async fn settings(State(world): State<Arc<World>>, Path(channel): Path<String>) -> Response {
@@ -246,6 +354,8 @@ struct Wanted {
     least: Vec<(&'static str, f64)>,
     origin: Option<String>,
     types: Vec<String>,
+    offset: usize,
+    oldest_first: bool,
 }
 
 impl Wanted {
@@ -260,6 +370,14 @@ impl Wanted {
                 "limit" => {
                     let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
                     wanted.limit = Some(limit.ok_or_else(bad)?);
+                }
+                "offset" => wanted.offset = parsed(&value).ok_or_else(bad)?,
+                "sort" => {
+                    wanted.oldest_first = match &*value {
+                        "createdAt" => true,
+                        "-createdAt" => false,
+                        _ => return Err(bad()),
+                    }
                 }
                 "mincheer" => wanted.least.push(("cheer", parsed(&value).ok_or_else(bad)?)),
                 "minhost" => wanted.least.push(("host", parsed(&value).ok_or_else(bad)?)),
@@ -308,7 +426,7 @@ async fn activities(
         let fitting = session.activities.iter().filter(|activity| wanted.fits(activity));
         fitting.take(wanted.limit.unwrap_or(DEFAULT_LIMIT)).cloned().collect()
     });
-    Json(page).into_response()
+    document(&Value::Array(page))
 }
 
 #[cfg(test)]

@@ -11,13 +11,13 @@ use serde_json::{Map, Value, json};
 
 use super::{
     lock,
-    options::{SessionKeys, SessionReset},
+    options::{SessionDocument, SessionKeys, SessionReset, SessionUpdate},
     world::World,
 };
 use crate::{clock, event::UnixMillis};
 
-/// Activities kept for each room: ten pages of the largest size.
-const KEEP_ACTIVITIES: usize = 1000;
+/// Activities, and items of each other history, kept for each room: ten pages of the largest size.
+const KEEP: usize = 1000;
 /// Entries of a `…-recent` list, as in the documentation's example.
 const RECENT: usize = 25;
 /// Rooms that can have a session: more than any test has.
@@ -27,6 +27,13 @@ const MAX_ROOMS: usize = 10_000;
 const COUNTED: &[&str] = &["follower", "subscriber"];
 /// Elements of a fresh session that add up amounts.
 const SUMMED: &[&str] = &["cheer", "tip"];
+
+/// Topics whose messages the REST API lists too, and the last part of the path where it does.
+pub(super) const LISTED: [(&str, &str); 3] = [
+    ("channel.tips", "tips"),
+    ("channel.tips.moderation", "moderation"),
+    ("channel.loyalty.redemptions", "redemptions"),
+];
 
 /// The sessions of all rooms.
 #[derive(Debug)]
@@ -47,6 +54,8 @@ pub(crate) struct Session {
     pub(super) settings: Value,
     /// Newest first.
     pub(super) activities: VecDeque<Value>,
+    /// What was published on each of the [`LISTED`] topics, newest first.
+    pub(super) lists: [VecDeque<Value>; LISTED.len()],
 }
 
 impl Sessions {
@@ -89,12 +98,13 @@ impl Session {
             elements: fresh(),
             settings: json!({ "autoReset": true, "calendar": false }),
             activities: VecDeque::new(),
+            lists: Default::default(),
         }
     }
 
     /// As the REST API shows it.
-    pub(super) fn to_json(&self) -> Value {
-        json!({
+    pub(super) fn to_json(&self, document: SessionDocument) -> Value {
+        let mut session = json!({
             "_id": self.id,
             "provider": "twitch",
             "channel": self.room,
@@ -103,14 +113,35 @@ impl Session {
             "updatedAt": clock::rfc3339(self.updated),
             "data": self.elements,
             "settings": self.settings,
-        })
+        });
+        if document == SessionDocument::September2026 {
+            session["__v"] = 0.into();
+            if session["settings"].get("resetOnStart").is_none() {
+                session["settings"]["resetOnStart"] = false.into();
+            }
+        }
+        session
     }
 
-    pub(crate) fn reset(&mut self, id: String) {
+    /// Begins a new session. In the current revision it has the goals, totals and latest of the one
+    /// before.
+    pub(crate) fn reset(&mut self, id: String, document: SessionDocument) {
         self.id = id;
         self.last_reset = clock::now();
         self.updated = self.last_reset;
-        self.elements = fresh();
+        let before = std::mem::replace(&mut self.elements, fresh());
+        if document == SessionDocument::September2026 {
+            let kept = before.into_iter().filter(|(key, _)| !key.contains("session"));
+            self.elements.extend(kept);
+        }
+    }
+
+    /// Lists a message that the REST API shows too.
+    pub(super) fn list(&mut self, which: usize, item: Value) {
+        if let Some(list) = self.lists.get_mut(which) {
+            list.truncate(KEEP - 1);
+            list.push_front(item);
+        }
     }
 
     /// Sets an element; returns it.
@@ -122,7 +153,7 @@ impl Session {
 
     /// Notes an activity; returns the elements that it changed.
     pub(crate) fn apply(&mut self, activity: &Value) -> Vec<(String, Value)> {
-        self.activities.truncate(KEEP_ACTIVITIES - 1);
+        self.activities.truncate(KEEP - 1);
         self.activities.push_front(history_item(activity));
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let data = &activity["data"];
@@ -136,7 +167,7 @@ impl Session {
             "follow" => "follower",
             "subscriber" | "sponsor" => "subscriber",
             "superchat" => "tip",
-            family @ ("tip" | "cheer" | "raid" | "host" | "merch") => family,
+            family @ ("tip" | "cheer" | "kicks" | "raid" | "host" | "merch") => family,
             _ => return Vec::new(),
         };
         let gift = json!({ "name": name, "amount": amount, "message": message });
@@ -149,10 +180,18 @@ impl Session {
             "raid" | "host" => json!({ "name": name, "amount": amount }),
             _ => gift.clone(),
         };
+        if family == "kicks" {
+            // A channel that never got any has no such elements.
+            for span in ["session", "week", "month", "total", "goal", "count"] {
+                let none = json!({ if span == "count" { "count" } else { "amount" }: 0 });
+                self.elements.entry(format!("kicks-{span}")).or_insert(none);
+            }
+            self.elements.entry("kicks-recent").or_insert_with(|| json!([]));
+        }
         let mut changed = vec![self.set(format!("{family}-latest"), latest)];
         if COUNTED.contains(&family) {
             changed.extend(self.add(family, "count", 1.0));
-        } else if SUMMED.contains(&family) {
+        } else if SUMMED.contains(&family) || family == "kicks" {
             changed.extend(self.add(family, "amount", amount));
             changed.extend(self.bump(format!("{family}-count"), "count", 1.0));
             changed.extend(self.greatest(family, &gift));
@@ -231,13 +270,15 @@ impl World {
         }
         let changed = sessions.of(room).map(|session| session.apply(&activity)).unwrap_or_default();
         self.publish("channel.activities", room, &activity);
-        self.publish_changes(room, changed);
+        let provider = activity["provider"].as_str().unwrap_or("twitch");
+        self.publish_changes(room, provider, Some(&id), changed);
         id
     }
 
     /// The session of a room as the REST API shows it.
     pub fn session(&self, room: &str) -> Value {
-        lock(&self.sessions).of(room).map_or(Value::Null, |session| session.to_json())
+        let document = self.options.session_document;
+        lock(&self.sessions).of(room).map_or(Value::Null, |session| session.to_json(document))
     }
 
     /// Sets elements of a session and publishes each change.
@@ -245,7 +286,18 @@ impl World {
         let mut sessions = lock(&self.sessions);
         let Some(session) = sessions.of(room) else { return };
         let changed = elements.into_iter().map(|(key, value)| session.set(key, value)).collect();
-        self.publish_changes(room, changed);
+        self.publish_changes(room, "twitch", None, changed);
+    }
+
+    /// Lists a message of one of the [`LISTED`] topics, where it can be read.
+    pub(super) fn list(&self, topic: &str, room: &str, data: &str) {
+        let which = LISTED.iter().position(|(listed, _)| *listed == topic);
+        let item = serde_json::from_str::<Value>(data).ok().filter(Value::is_object);
+        if let (Some(which), Some(item)) = (which, item)
+            && let Some(session) = lock(&self.sessions).of(room)
+        {
+            session.list(which, item);
+        }
     }
 
     /// Begins a new session and publishes it.
@@ -253,21 +305,39 @@ impl World {
         let mut sessions = lock(&self.sessions);
         let id = sessions.hex_id();
         let Some(session) = sessions.of(room) else { return };
-        session.reset(id);
+        session.reset(id, self.options.session_document);
         let data = match self.options.session_reset {
             SessionReset::Elements => Value::Object(session.elements.clone()),
-            SessionReset::Session => json!({ "session": session.to_json() }),
+            SessionReset::Session => {
+                json!({ "session": session.to_json(self.options.session_document) })
+            }
         };
         self.publish("channel.session.reset", room, data);
     }
 
-    fn publish_changes(&self, room: &str, changed: Vec<(String, Value)>) {
-        for (key, value) in changed {
+    fn publish_changes(
+        &self,
+        room: &str,
+        provider: &str,
+        activity: Option<&str>,
+        changed: Vec<(String, Value)>,
+    ) {
+        for (key, mut value) in changed {
             let key = match self.options.session_keys {
                 SessionKeys::Rest => key,
                 SessionKeys::Older => older(&key),
             };
-            self.publish("channel.session.update", room, json!({ "key": key, "data": value }));
+            let update = match self.options.session_update {
+                SessionUpdate::Value => json!({ "key": key, "data": value }),
+                SessionUpdate::Whole => {
+                    if let (Value::Object(fields), Some(id)) = (&mut value, activity) {
+                        fields.insert("activityId".into(), id.into());
+                    }
+                    json!({ "key": key, "name": key, "data": value, "provider": provider,
+                            "channel": room })
+                }
+            };
+            self.publish("channel.session.update", room, update);
         }
     }
 }
@@ -278,13 +348,18 @@ pub(crate) fn older(key: &str) -> String {
     turned.as_deref().unwrap_or(key).replace('-', "_")
 }
 
-/// An activity as the history has it: without what only the live message carries.
+/// An activity as the history has it: without what only the live message carries, and with what every
+/// item of the documented history has.
 fn history_item(activity: &Value) -> Value {
     let mut item = activity.clone();
     if let Value::Object(fields) = &mut item {
         for key in ["activityId", "sessionEventsCount", "updatedAt"] {
             fields.remove(key);
         }
+    }
+    if let Some(Value::Object(data)) = item.get_mut("data") {
+        data.entry("tier").or_insert_with(|| "1000".into());
+        data.entry("avatar").or_insert_with(|| "https://sim.invalid/avatars/lantern.png".into());
     }
     item
 }

@@ -390,8 +390,14 @@ impl Scene<'_> {
         let (item, text) = (self.one(ITEMS), self.one(CHAT));
         let (price, gifts) = (self.random.u32(3..40), self.random.u32(1..50));
         let mut data = json!({ "username": username, "displayName": display, "amount": price });
-        let (kind, provider) = match self.random.u32(..4) {
+        let (kind, provider) = match self.random.u32(..6) {
             0 => ("merch", "represent"),
+            4 | 5 => {
+                data["amount"] = (gifts * 10).into();
+                data["message"] = text.into();
+                // The words for these two are not documented; they are what the vendor calls them.
+                if gifts % 2 == 0 { ("kicks", "kick") } else { ("jewels", "youtube") }
+            }
             1 => {
                 data["currency"] = "EUR".into();
                 data["message"] = text.into();
@@ -573,6 +579,7 @@ impl Scene<'_> {
         let (message, user, emote) = (self.uuid(), self.number(), self.one(EMOTES));
         let size = self.random.u32(3..8);
         if self.random.bool() {
+            // Sent when a combo is broken; it names who broke it.
             Message(
                 "channel.chatbot.modules.emotecombo",
                 json!({ "msg_id": message, "user_id": user, "user_name": display,
@@ -587,14 +594,41 @@ impl Scene<'_> {
         }
     }
 
+    /// The bot's own rights (exactly one of two fields), or its queue of viewers.
     fn chatbot(&mut self) -> Said {
-        let (_, display) = self.person();
-        let (message, user) = (self.uuid(), self.number());
-        let seconds = self.random.choice([60, 300, 600]).unwrap_or(60);
-        Message(
-            "channel.chatbot.status",
-            json!({ "msg_id": message, "user_id": user, "user_name": display, "duration": seconds }),
-        )
+        let status = match self.random.u32(..4) {
+            0 => json!({ "banned": false }),
+            1 => json!({ "mod": true }),
+            _ => return self.audience_queue(),
+        };
+        Message("channel.chatbot.status", status)
+    }
+
+    fn audience_queue(&mut self) -> Said {
+        let at = clock::rfc3339(self.now);
+        let (username, display) = self.person();
+        let (id, position) = (self.number(), self.random.u32(1..25));
+        let (event, payload) = match self.random.u32(..4) {
+            0 => (
+                "created",
+                json!({
+                    "isSuspended": false, "title": "Viewer games",
+                    "audienceMemberGroups": ["subscriber", "vip"], "maxQueueSize": 25,
+                    "createdAt": at, "updatedAt": at,
+                    "statusChangeLog": [{ "timeStamp": at, "status": "opened" }],
+                }),
+            ),
+            1 => ("deleted", Value::Null),
+            _ => (
+                "member-enqueued",
+                json!({
+                    "id": id, "username": username, "displayName": display, "watchTime": 340,
+                    "audienceGroups": ["subscriber"], "position": position,
+                }),
+            ),
+        };
+        let event = format!("audience-queue:{event}");
+        Message("channel.chatbot.audiencequeue", json!({ "event": event, "payload": payload }))
     }
 
     /// Chat from a provider other than Twitch, each with a form of its own.
@@ -704,8 +738,8 @@ mod tests {
                 }
             }
         }
-        assert_eq!(topics.len(), 16, "{topics:?}");
-        assert_eq!(kinds.len(), 14, "{kinds:?}");
+        assert_eq!(topics.len(), 17, "{topics:?}");
+        assert_eq!(kinds.len(), 16, "{kinds:?}");
     }
 
     #[test]

@@ -28,11 +28,11 @@ use super::{
     ids::Ids,
     line::{ConnectionId, ConnectionRecord, Handed, Line},
     lock,
-    options::{Options, Token},
+    options::{OAuthClient, Options, Token},
     rest::RestFault,
-    session::Sessions,
+    session::{LISTED, Sessions},
 };
-use crate::{clock, event::UnixMillis};
+use crate::{clock, config::Secret, event::UnixMillis};
 
 /// The topic whose messages reach everybody, subscribed or not.
 pub(super) const NOTIFICATIONS: &str = "astro";
@@ -68,6 +68,7 @@ impl fmt::Debug for World {
 struct State {
     ids: Ids,
     tokens: Vec<Token>,
+    clients: Vec<OAuthClient>,
     lines: BTreeMap<ConnectionId, Arc<Line>>,
     past: VecDeque<Arc<Line>>,
     last_connection: ConnectionId,
@@ -104,6 +105,15 @@ pub struct Attempt {
     pub with_token: bool,
 }
 
+/// The answer to a refresh.
+#[derive(Debug, Serialize)]
+pub(super) struct Refreshed {
+    access_token: String,
+    refresh_token: String,
+    expires_in: u64,
+    scope: String,
+}
+
 /// What has happened so far, in numbers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
@@ -133,6 +143,8 @@ pub struct Stats {
     pub tokens_refused: u64,
     /// Requests to the REST API.
     pub rest_requests: u64,
+    /// Access tokens that were given for a refresh token.
+    pub refreshes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -149,6 +161,7 @@ pub(super) struct Counters {
     pub(super) tokens_used: AtomicU64,
     pub(super) tokens_refused: AtomicU64,
     pub(super) rest_requests: AtomicU64,
+    pub(super) refreshes: AtomicU64,
 }
 
 /// Counts one more.
@@ -179,6 +192,7 @@ impl World {
             state: Mutex::new(State {
                 ids: Ids::new(options.seed),
                 tokens: options.tokens.clone(),
+                clients: options.clients.clone(),
                 lines: BTreeMap::new(),
                 past: VecDeque::new(),
                 last_connection: 0,
@@ -196,6 +210,9 @@ impl World {
     ///
     /// Without a room it goes to whoever hears the topic in any room; on topic `astro` to everybody.
     pub fn publish(&self, topic: &str, room: &str, data: impl Display) -> String {
+        if LISTED.iter().any(|(listed, _)| *listed == topic) {
+            self.list(topic, room, &data.to_string());
+        }
         self.send(topic, room, |text| put_display(text, &data)).0.to_string()
     }
 
@@ -262,8 +279,15 @@ impl World {
             state.tickets.insert(token.clone(), Ticket { subscriptions, expires });
             count(&self.counters.tokens_issued);
             told += 1;
+            let message = if self.options.reconnect_message {
+                r#""message":"the server is going away","#
+            } else {
+                ""
+            };
             // The documentation shows this one without `id` and `ts`.
-            let text = format!(r#"{{"type":"reconnect","data":{{"reconnect_token":"{token}"}}}}"#);
+            let text = format!(
+                r#"{{"type":"reconnect","data":{{{message}"reconnect_token":"{token}"}}}}"#
+            );
             line.say(|buffer| frame::put(buffer, frame::TEXT, text.as_bytes()));
             line.start_draining();
         }
@@ -304,6 +328,7 @@ impl World {
             tokens_used: read(&counters.tokens_used),
             tokens_refused: read(&counters.tokens_refused),
             rest_requests: read(&counters.rest_requests),
+            refreshes: read(&counters.refreshes),
         }
     }
 
@@ -381,7 +406,10 @@ impl World {
         copies: usize,
     ) -> Sent {
         let mut sent = Sent::default();
+        let own_ids = self.options.ids_per_connection && id.is_some();
         state.each_hearer(topic, room, |line| {
+            let own = own_ids.then(|| with_id(text, Ulid::new()));
+            let (id, text) = own.as_ref().map_or((id, text), |(id, text)| (Some(*id), text));
             if let Handed::Waiting(waiting) = line.message(id, text, copies) {
                 sent.connections += 1;
                 sent.waiting = sent.waiting.max(waiting);
@@ -480,7 +508,51 @@ impl World {
             return if token.is_empty() { Err(()) } else { Ok(None) };
         }
         let known = state.tokens.iter().find(|known| known.token.expose() == token);
+        let known = known.filter(|known| known.expires.is_none_or(|at| at > Instant::now()));
         known.cloned().map(Some).ok_or(())
+    }
+
+    /// Exchanges a refresh token for a new access token and the next refresh token. An error is the code
+    /// that OAuth2 has for it.
+    pub(super) fn refresh(
+        &self,
+        client: &str,
+        secret: &str,
+        refresh_token: &str,
+    ) -> Result<Refreshed, &'static str> {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        let mut own = state
+            .clients
+            .iter_mut()
+            .filter(|one| one.id == client && one.secret.expose() == secret);
+        let first = own.next().ok_or("invalid_client")?;
+        let client = std::iter::once(first)
+            .chain(own)
+            .find(|one| one.refresh_token.expose() == refresh_token)
+            .ok_or("invalid_grant")?;
+        let refreshed = Refreshed {
+            access_token: format!("at-{:032x}", fastrand::u128(..)),
+            refresh_token: format!("ft-{:032x}", fastrand::u128(..)),
+            expires_in: client.lifetime.as_secs(),
+            scope: client.scopes.join(" "),
+        };
+        state.tokens.push(Token {
+            token: Secret::new(&refreshed.access_token),
+            token_type: Some("oauth2".to_owned()),
+            rooms: client.rooms.clone(),
+            scopes: client.scopes.clone(),
+            expires: Some(Instant::now() + client.lifetime),
+        });
+        let next =
+            OAuthClient { refresh_token: Secret::new(&refreshed.refresh_token), ..client.clone() };
+        if client.reusable {
+            state.clients.push(next);
+        } else {
+            *client = next;
+        }
+        count(&self.counters.refreshes);
+        Ok(refreshed)
     }
 
     /// Looks at the faults, and uses up what is meant for one occasion.
@@ -569,10 +641,26 @@ impl State {
     }
 }
 
+/// The same message under another id.
+fn with_id(text: &[u8], id: Ulid) -> (Ulid, Vec<u8>) {
+    let mut text = text.to_vec();
+    let range = ID_BEFORE.len()..ID_BEFORE.len() + ulid::ULID_LEN;
+    if text.starts_with(ID_BEFORE)
+        && let Some(old) = text.get_mut(range)
+    {
+        let mut buffer = [0; ulid::ULID_LEN];
+        old.copy_from_slice(id.array_to_str(&mut buffer).as_bytes());
+    }
+    (id, text)
+}
+
+/// What stands before the id in a message.
+const ID_BEFORE: &[u8] = br#"{"id":""#;
+
 /// `{"id":…,"ts":…,"type":…`, without the closing brace.
 fn put_envelope(text: &mut Vec<u8>, id: Ulid, ts: &str, kind: &str) {
     let mut buffer = [0; ulid::ULID_LEN];
-    text.extend_from_slice(br#"{"id":""#);
+    text.extend_from_slice(ID_BEFORE);
     text.extend_from_slice(id.array_to_str(&mut buffer).as_bytes());
     text.extend_from_slice(br#"","ts":""#);
     text.extend_from_slice(ts.as_bytes());

@@ -11,7 +11,7 @@ use crate::{
     board::{Board, Item, Section},
     event::{Event, own},
     json::Json,
-    sim::{SessionModel as Model, older},
+    sim::{SessionDocument, SessionModel as Model, older},
 };
 
 fn event(topic: &str, data: &Value) -> Event {
@@ -332,7 +332,7 @@ impl World {
                 self.say_changes(vec![change]);
             }
             Step::Reset(nested) => {
-                self.server.reset("1".repeat(24));
+                self.server.reset("1".repeat(24), SessionDocument::March2026);
                 let elements = Value::Object(self.server.elements.clone());
                 let data = if nested { json!({"session": {"data": elements}}) } else { elements };
                 self.say("channel.session.reset", &data);
