@@ -84,6 +84,10 @@ pub struct Change {
     pub after: Option<Json>,
     /// How it is known.
     pub source: Source,
+    /// The id of the activity that caused it, where the gateway named one.
+    pub activity: Option<Box<str>>,
+    /// The provider that it came from (`twitch`, `youtube`, …), where the gateway named one.
+    pub provider: Option<Box<str>>,
 }
 
 /// The state of one channel.
@@ -125,7 +129,7 @@ impl Session {
     pub fn restore(&mut self, name: Arc<str>, value: Json) {
         // No element of the vendor's has a dot in its name; every fact has.
         let map = if name.contains('.') { &mut self.facts } else { &mut self.elements };
-        map.insert(name, Element { value, heard: 0 });
+        map.insert(name, Element { value: value_only(value), heard: 0 });
     }
 
     /// An event of this channel was heard. What is no state, or makes no sense, changes nothing.
@@ -135,9 +139,12 @@ impl Session {
         match &*event.place.topic {
             "channel.session.update" => {
                 let Some(key) = data.get("key").and_then(Value::as_str) else { return Vec::new() };
-                let value = Json::from(data.get("data").unwrap_or(&Value::Null));
+                let mut value = data.get("data").cloned().unwrap_or_default();
+                let activity = take_activity(&mut value);
+                let provider = data.get("provider").and_then(Value::as_str).map(Into::into);
                 let name = name(key, |name| self.elements.contains_key(name));
-                set(&mut self.elements, &name, value, heard).into_iter().collect()
+                let change = set(&mut self.elements, &name, Json::from(&value), heard);
+                change.map(|change| Change { activity, provider, ..change }).into_iter().collect()
             }
             "channel.session.reset" => self.reset(data, heard),
             "channel.stream.status" | "channel.chatbot.status" => {
@@ -188,7 +195,8 @@ impl Session {
         let elements: BTreeMap<String, Value> =
             elements.into_iter().map(|(key, value)| (name(&key, known), value)).collect();
         let mut changes = self.remove(|name, _| elements.contains_key(name), heard);
-        for (name, value) in elements {
+        for (name, mut value) in elements {
+            take_activity(&mut value);
             changes.extend(set(&mut self.elements, &name, Json::from(&value), heard));
         }
         changes
@@ -218,11 +226,12 @@ impl Session {
             match self.elements.get(&**name) {
                 Some(known) if known.heard > since || known.value.text() == value.get() => {}
                 Some(_) => {
-                    changes.extend(set(&mut self.elements, name, (&**value).into(), fetched));
+                    let value = value_only((&**value).into());
+                    changes.extend(set(&mut self.elements, name, value, fetched));
                 }
                 None => {
-                    let name = names.shared(name);
-                    changes.extend(add(&mut self.elements, name, (&**value).into(), fetched));
+                    let (name, value) = (names.shared(name), value_only((&**value).into()));
+                    changes.extend(add(&mut self.elements, name, value, fetched));
                 }
             }
         }
@@ -241,6 +250,8 @@ impl Session {
             before: Some(before.value),
             after: None,
             source: heard.source,
+            activity: None,
+            provider: None,
         };
         gone.into_iter().map(change).collect()
     }
@@ -308,6 +319,28 @@ fn fact(
     known
 }
 
+/// The key under which the gateway adds to a value the activity that caused it (documents of September
+/// 2026). It is no part of the value: the REST API does not have it.
+const ACTIVITY: &str = "activityId";
+
+/// Takes the activity out of a value.
+fn take_activity(value: &mut Value) -> Option<Box<str>> {
+    match value.as_object_mut()?.remove(ACTIVITY)? {
+        Value::String(id) => Some(id.into()),
+        other => Some(other.to_string().into()),
+    }
+}
+
+/// A value without the activity.
+fn value_only(value: Json) -> Json {
+    if !value.text().contains(ACTIVITY) {
+        return value;
+    }
+    let Some(mut read) = value.read() else { return value };
+    take_activity(&mut read);
+    Json::from(&read)
+}
+
 /// Where a value comes from.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
@@ -328,7 +361,14 @@ fn set(
     }
     let before = std::mem::replace(&mut known.value, value.clone());
     let element = map.get_key_value(name).map(|(name, _)| Arc::clone(name))?;
-    Some(Change { element, before: Some(before), after: Some(value), source: heard.source })
+    Some(Change {
+        element,
+        before: Some(before),
+        after: Some(value),
+        source: heard.source,
+        activity: None,
+        provider: None,
+    })
 }
 
 /// Takes in what was not there.
@@ -343,7 +383,14 @@ fn add(
         return None;
     }
     map.insert(Arc::clone(&name), Element { value: value.clone(), heard: heard.seq });
-    Some(Change { element: name, before: None, after: Some(value), source: heard.source })
+    Some(Change {
+        element: name,
+        before: None,
+        after: Some(value),
+        source: heard.source,
+        activity: None,
+        provider: None,
+    })
 }
 
 /// Whether two texts say the same.

@@ -506,7 +506,14 @@ fn told(label: &str, change: &Change) -> String {
     let before = said("before", change.before.as_ref());
     let (label, element) = (Value::from(label), Value::from(&*change.element));
     let source = change.source.as_str();
-    format!(r#"{{{after}{before}"channel":{label},"element":{element},"source":"{source}"}}"#)
+    let beside = |name: &str, text: Option<&str>| {
+        text.map_or_else(String::new, |text| format!(",\"{name}\":{}", Value::from(text)))
+    };
+    let activity = beside("activity", change.activity.as_deref());
+    let provider = beside("provider", change.provider.as_deref());
+    format!(
+        r#"{{{after}{before}"channel":{label},"element":{element},"source":"{source}"{activity}{provider}}}"#
+    )
 }
 
 impl Channel {

@@ -62,6 +62,8 @@ fn both_spellings_are_the_same_element() {
         before: Some(json(&json!({"name": ""}))),
         after: Some(json(&json!({"name": "Styler"}))),
         source: Source::Live,
+        activity: None,
+        provider: None,
     };
     assert_eq!(changes, [expected]);
     merge(&mut session, &json!({"latest-thing": 1}), 1);
@@ -75,6 +77,26 @@ fn what_is_the_same_is_no_change() {
     assert_eq!(update(&mut session, "tip_session", &json!({"amount": 5.0})), []);
     assert_eq!(update(&mut session, "tip-session", &json!({"amount": 5.5})).len(), 1);
     assert_eq!(update(&mut session, "tip-session", &json!({"amount": 5.5, "x": 1})).len(), 1);
+}
+
+#[test]
+fn the_activity_behind_a_change_is_no_part_of_the_value() {
+    let mut session = Session::default();
+    merge(&mut session, &json!({"follower-latest": {"name": "Ada"}}), 0);
+    let data = |name: &str, activity: &str| {
+        json!({ "key": "follower-latest", "name": "follower-latest", "provider": "twitch",
+                "channel": "c", "data": { "name": name, "activityId": activity } })
+    };
+    let mut hear = |data: &Value| session.hear(&event("channel.session.update", data), 1);
+    assert_eq!(hear(&data("Ada", "a1")), [], "the value is the same");
+    let [change] = hear(&data("Styler", "a2")).try_into().unwrap();
+    assert_eq!(change.after, Some(json(&json!({"name": "Styler"}))));
+    assert_eq!(change.activity.as_deref(), Some("a2"));
+    assert_eq!(change.provider.as_deref(), Some("twitch"));
+    assert_eq!(merge(&mut session, &json!({"follower-latest": {"name": "Styler"}}), 1), []);
+    // A journal of an earlier version has it in the value.
+    session.restore("follower-latest".into(), json(&json!({"name": "Styler", "activityId": "a2"})));
+    assert_eq!(merge(&mut session, &json!({"follower-latest": {"name": "Styler"}}), 2), []);
 }
 
 #[test]
@@ -209,6 +231,9 @@ struct World {
     server: Model,
     /// Whether the server spells elements as the older documents do.
     older: bool,
+    /// Whether an update names its activity, and a reset keeps goals, totals and latest.
+    current: bool,
+    activities: u32,
     on_the_way: VecDeque<Event>,
     connected: bool,
     /// Events that are heard and not yet folded, with their numbers.
@@ -227,10 +252,12 @@ struct World {
 }
 
 impl World {
-    fn new(older: bool) -> Self {
+    fn new(older: bool, current: bool) -> Self {
         Self {
             server: Model::new("0".repeat(24), "r"),
             older,
+            current,
+            activities: 0,
             on_the_way: VecDeque::new(),
             connected: false,
             journal: VecDeque::new(),
@@ -252,9 +279,16 @@ impl World {
     }
 
     fn say_changes(&mut self, changes: Vec<(String, Value)>) {
-        for (key, value) in changes {
+        for (key, mut value) in changes {
             let key = if self.older { older(&key) } else { key };
-            self.say("channel.session.update", &json!({ "key": key, "data": value }));
+            let mut data = json!({ "key": key });
+            if let (true, Value::Object(fields)) = (self.current, &mut value) {
+                self.activities += 1;
+                fields.insert("activityId".into(), format!("a{}", self.activities).into());
+                data = json!({ "key": key, "name": key, "provider": "twitch", "channel": "c" });
+            }
+            data["data"] = value;
+            self.say("channel.session.update", &data);
         }
     }
 
@@ -266,6 +300,10 @@ impl World {
                 None => self.kept.remove(&element),
             };
             assert_eq!(known, before);
+            if let (Some(before), Some(after)) = (before, &after) {
+                let (before, after) = (before.read().unwrap(), after.read().unwrap());
+                assert!(!same(&before, &after), "no change of {element}: {after}");
+            }
             self.board.put([(place(&"main".into(), &element), after)]);
         }
     }
@@ -332,7 +370,12 @@ impl World {
                 self.say_changes(vec![change]);
             }
             Step::Reset(nested) => {
-                self.server.reset("1".repeat(24), SessionDocument::March2026);
+                let document = if self.current {
+                    SessionDocument::September2026
+                } else {
+                    SessionDocument::March2026
+                };
+                self.server.reset("1".repeat(24), document);
                 let elements = Value::Object(self.server.elements.clone());
                 let data = if nested { json!({"session": {"data": elements}}) } else { elements };
                 self.say("channel.session.reset", &data);
@@ -427,9 +470,11 @@ proptest! {
 
     #[test]
     fn in_every_order_it_ends_as_the_server_has_it(
-        steps in proptest::collection::vec(step(), 0..60), older in any::<bool>()
+        steps in proptest::collection::vec(step(), 0..60),
+        older in any::<bool>(),
+        current in any::<bool>(),
     ) {
-        let mut world = World::new(older);
+        let mut world = World::new(older, current);
         for step in steps {
             world.go(&step);
         }

@@ -137,12 +137,28 @@ pub(super) async fn request_as(
     path: &str,
     body: &str,
 ) -> Option<Answer> {
+    let authorization = token.map(|token| format!("Bearer {token}"));
+    send(sim, authorization.as_deref(), method, path, body).await
+}
+
+/// A GET with this value of `Authorization`.
+pub(super) async fn request_with(sim: &Sim, authorization: &str, path: &str) -> Answer {
+    send(sim, Some(authorization), "GET", path, "").await.unwrap()
+}
+
+async fn send(
+    sim: &Sim,
+    authorization: Option<&str>,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> Option<Answer> {
     let mut stream = TcpStream::connect(sim.address()).await.unwrap();
-    let bearer =
-        token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let authorization =
+        authorization.map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: sim\r\nConnection: close\r\n{bearer}Content-Length: {length}\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: sim\r\nConnection: close\r\n{authorization}Content-Length: {length}\r\n\r\n"
     );
     stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     let mut text = String::new();

@@ -1,11 +1,19 @@
 //! The REST API and the control side.
 
-use astro_relay::sim::{Options, RestFault, SessionKeys, SessionReset, Token};
-use serde_json::json;
+use std::time::Duration;
+
+use astro_relay::{
+    config::Secret,
+    sim::{
+        OAuthClient, Options, ResetAnswer, RestFault, SessionDocument, SessionKeys, SessionReset,
+        SessionUpdate, Token,
+    },
+};
+use serde_json::{Value, json};
 
 use super::{
     OTHER, ROOM,
-    client::{Client, request, request_as},
+    client::{Client, request, request_as, request_with},
     start,
 };
 
@@ -28,7 +36,9 @@ async fn a_session_is_read_changed_and_reset() {
     assert_eq!(request(&sim, "PUT", &path, body).await.unwrap().status, 200);
     let update = client.json().await;
     assert_eq!(update["topic"], "channel.session.update");
-    assert_eq!(update["data"], json!({ "key": "follower-latest", "data": { "name": "mossy" } }));
+    let expected = json!({ "key": "follower-latest", "name": "follower-latest",
+        "data": { "name": "mossy" }, "provider": "twitch", "channel": ROOM });
+    assert_eq!(update["data"], expected);
     let answer = request(&sim, "PUT", &format!("{path}/reload"), "").await.unwrap();
     assert_eq!(answer.json()["data"]["follower-latest"]["name"], "mossy");
 
@@ -36,7 +46,7 @@ async fn a_session_is_read_changed_and_reset() {
     assert_ne!(fresh["_id"], session["_id"]);
     let reset = client.json().await;
     assert_eq!(reset["topic"], "channel.session.reset");
-    assert_eq!(reset["data"]["follower-latest"]["name"], "");
+    assert_eq!(reset["data"]["follower-latest"]["name"], "mossy", "a reset keeps the latest");
 
     let settings = format!("{path}/settings");
     let changed = request(&sim, "PUT", &settings, r#"{"calendar":true}"#).await.unwrap().json();
@@ -68,6 +78,150 @@ async fn session_messages_have_the_older_form_too() {
             break;
         }
     }
+}
+
+#[tokio::test]
+async fn the_older_session_documents_are_spoken_too() {
+    let options = Options { reload: false, reset_answer: ResetAnswer::Ok, ..Options::march_2026() };
+    assert_eq!(options.session_update, SessionUpdate::Value);
+    assert_eq!(options.session_document, SessionDocument::March2026);
+    let sim = start(options).await;
+    let mut client = Client::welcomed(&sim).await;
+    client.subscribe("channel.session.update", ROOM).await;
+    let path = format!("{SESSIONS}/{ROOM}");
+    let body = r#"{"follower-latest":{"name":"mossy"}}"#;
+    let session = request(&sim, "PUT", &path, body).await.unwrap().json();
+    assert_eq!(session.get("__v"), None);
+    let update = client.json().await;
+    assert_eq!(update["data"], json!({ "key": "follower-latest", "data": { "name": "mossy" } }));
+    let reload = request(&sim, "PUT", &format!("{path}/reload"), "").await.unwrap();
+    assert_eq!(reload.status, 404);
+    let reset = request(&sim, "PUT", &format!("{path}/reset"), "").await.unwrap();
+    assert_eq!((reset.status, reset.body.as_str()), (200, "ok"));
+    let session = request(&sim, "GET", &path, "").await.unwrap().json();
+    assert_eq!(session["data"]["follower-latest"]["name"], "");
+}
+
+#[tokio::test]
+async fn an_update_names_the_activity_that_caused_it() {
+    let sim = start(Options::default()).await;
+    let mut client = Client::welcomed(&sim).await;
+    client.subscribe("channel.session.update", ROOM).await;
+    let follow = json!({ "type": "follow", "provider": "kick", "data": { "username": "mossy" } });
+    let id = sim.activity(ROOM, follow);
+    let update = client.json().await;
+    assert_eq!(update["data"]["data"], json!({ "name": "mossy", "activityId": id }));
+    assert_eq!(update["data"]["provider"], "kick");
+    let session = sim.session(ROOM);
+    assert_eq!(session["data"]["follower-latest"], json!({ "name": "mossy" }));
+    assert_eq!((&session["__v"], &session["settings"]["resetOnStart"]), (&json!(0), &json!(false)));
+}
+
+#[tokio::test]
+async fn tips_and_redemptions_are_listed_a_page_at_a_time() {
+    let sim = start(Options::default()).await;
+    for n in 0..3 {
+        let tip = json!({ "_id": n.to_string(), "createdAt": format!("2026-01-01T00:00:0{n}Z") });
+        sim.publish("channel.tips", ROOM, &tip);
+    }
+    sim.publish("channel.tips.moderation", ROOM, json!({ "_id": "m" }));
+    sim.publish("channel.loyalty.redemptions", ROOM, json!({ "_id": "r" }));
+    let list = async |path: &str| -> (Vec<Value>, Value) {
+        let page = request(&sim, "GET", &format!("/kappa/v2/{path}"), "").await.unwrap().json();
+        let ids = page["docs"].as_array().unwrap().iter().map(|doc| doc["_id"].clone());
+        (ids.collect(), page["total"].clone())
+    };
+    let ids = |all: &[&str]| all.iter().map(|&id| Value::from(id)).collect::<Vec<_>>();
+    let tips = format!("tips/{ROOM}");
+    assert_eq!(list(&tips).await, (ids(&["2", "1", "0"]), json!(3)));
+    let oldest = list(&format!("{tips}?sort=createdAt&limit=2")).await;
+    assert_eq!(oldest, (ids(&["0", "1"]), json!(3)));
+    assert_eq!(list(&format!("{tips}?limit=2&offset=2")).await, (ids(&["0"]), json!(3)));
+    let span = "after=2026-01-01T00:00:01Z&before=2026-01-01T00:00:01Z";
+    assert_eq!(list(&format!("{tips}?{span}")).await, (ids(&["1"]), json!(1)));
+    assert_eq!(list(&format!("{tips}/moderation")).await, (ids(&["m"]), json!(1)));
+    assert_eq!(list(&format!("store/{ROOM}/redemptions")).await, (ids(&["r"]), json!(1)));
+    for bad in ["sort=amount", "offset=-1", "limit=101"] {
+        let answer = request(&sim, "GET", &format!("/kappa/v2/{tips}?{bad}"), "").await.unwrap();
+        assert_eq!(answer.status, 400, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn each_kind_of_token_has_its_scheme_and_its_scopes() {
+    let typed = |token: &str, kind: &str, scope: &str| Token {
+        token_type: Some(kind.to_owned()),
+        scopes: vec![scope.to_owned()],
+        ..Token::owner(token, ROOM)
+    };
+    let tokens = vec![
+        typed("jwt", "jwt", "*"),
+        typed("oauth", "oauth2", "session:read"),
+        typed("key", "apikey", "tips:read"),
+    ];
+    let sim = start(Options { tokens, ..Options::default() }).await;
+    for (authorization, path, status) in [
+        ("Bearer jwt", "sessions", 200),
+        ("OAuth jwt", "sessions", 401),
+        ("OAuth oauth", "sessions", 200),
+        ("oAuth oauth", "sessions", 200),
+        ("Bearer oauth", "sessions", 401),
+        ("OAuth oauth", "tips", 403),
+        ("Bearer key", "tips", 200),
+        ("Bearer key", "activities", 403),
+        ("Basic jwt", "sessions", 401),
+    ] {
+        let answer = request_with(&sim, authorization, &format!("/kappa/v2/{path}/{ROOM}")).await;
+        assert_eq!(answer.status, status, "{authorization} {path}");
+    }
+}
+
+#[tokio::test]
+async fn an_access_token_is_refreshed_and_the_refresh_token_replaced() {
+    let client = OAuthClient {
+        id: "app".to_owned(),
+        secret: Secret::new("app-secret"),
+        refresh_token: Secret::new("first"),
+        rooms: vec![ROOM.to_owned()],
+        scopes: vec!["session:read".to_owned()],
+        lifetime: Duration::from_secs(604_800),
+        reusable: false,
+    };
+    let tokens = vec![Token::owner("mine", ROOM)];
+    let sim = start(Options { tokens, clients: vec![client], ..Options::default() }).await;
+    let refresh = async |grant: &str, secret: &str, token: &str| {
+        let body = format!(
+            "grant_type={grant}&client_id=app&client_secret={secret}&refresh_token={token}"
+        );
+        request(&sim, "POST", "/oauth2/token", &body).await.unwrap()
+    };
+    let first = refresh("refresh_token", "app-secret", "first").await.json();
+    assert_eq!((&first["expires_in"], &first["scope"]), (&json!(604_800), &json!("session:read")));
+    let authorization = format!("OAuth {}", first["access_token"].as_str().unwrap());
+    let path = format!("{SESSIONS}/{ROOM}");
+    assert_eq!(request_with(&sim, &authorization, &path).await.status, 200);
+    let next = first["refresh_token"].as_str().unwrap();
+    assert_eq!(refresh("refresh_token", "app-secret", next).await.status, 200);
+    for (grant, secret, token, status, error) in [
+        ("refresh_token", "app-secret", "first", 400, "invalid_grant"),
+        ("refresh_token", "other", "first", 401, "invalid_client"),
+        ("password", "app-secret", "first", 400, "unsupported_grant_type"),
+    ] {
+        let answer = refresh(grant, secret, token).await;
+        assert_eq!((answer.status, &answer.json()["error"]), (status, &json!(error)), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn ids_may_differ_by_connection() {
+    let sim = start(Options { ids_per_connection: true, ..Options::default() }).await;
+    let (mut one, mut other) = (Client::welcomed(&sim).await, Client::welcomed(&sim).await);
+    one.subscribe("channel.tips", ROOM).await;
+    other.subscribe("channel.tips", ROOM).await;
+    sim.publish("channel.tips", ROOM, json!({ "_id": "1" }));
+    let (one, other) = (one.json().await, other.json().await);
+    assert_ne!(one["id"], other["id"]);
+    assert_eq!(one["data"], other["data"]);
 }
 
 #[tokio::test]
