@@ -16,17 +16,35 @@ pub struct Topic {
     pub scope: Option<&'static str>,
     /// What it tells.
     pub meaning: &'static str,
+    /// Whether anything is published on it. Some topics are documented, can be subscribed, and bring
+    /// nothing (documents of September 2026).
+    pub published: bool,
 }
 
+impl Topic {
+    /// What it tells, and whether it does.
+    pub fn description(&self) -> String {
+        let note = if self.published { "" } else { NOT_PUBLISHED };
+        format!("{}{note}", self.meaning)
+    }
+}
+
+/// What is said of a topic on which nothing is published.
+const NOT_PUBLISHED: &str = " (can be subscribed; Astro publishes nothing on it yet)";
+
 const fn topic(name: &'static str, scope: &'static str, meaning: &'static str) -> Topic {
-    Topic { name, scope: Some(scope), meaning }
+    Topic { name, scope: Some(scope), meaning, published: true }
 }
 
 const fn open(name: &'static str, meaning: &'static str) -> Topic {
-    Topic { name, scope: None, meaning }
+    Topic { name, scope: None, meaning, published: true }
 }
 
-/// The topics of Astro's documentation (revision of March 2026), and `channel.follow` of the older one.
+const fn unpublished(name: &'static str, scope: &'static str, meaning: &'static str) -> Topic {
+    Topic { name, scope: Some(scope), meaning, published: false }
+}
+
+/// The topics of Astro's documentation (revision of September 2026), and `channel.follow` of the first.
 pub const CATALOGUE: &[Topic] = &[
     topic(
         "channel.activities",
@@ -40,15 +58,33 @@ pub const CATALOGUE: &[Topic] = &[
     topic("channel.chat.message", "overlays:read", "what is written in the chat"),
     topic("channel.session.update", "session:read", "one figure of the session changed"),
     topic("channel.session.reset", "session:read", "the session began anew"),
-    topic("channel.chatbot.status", "bot:read", "the bot joined or left the chat"),
+    topic(
+        "channel.chatbot.status",
+        "bot:read",
+        "the bot became or is no longer moderator, or is banned (Twitch only)",
+    ),
     topic("channel.chatbot.modules.pyramid", "bot:read", "pyramids of emotes in the chat"),
-    topic("channel.chatbot.modules.emotecombo", "bot:read", "runs of one emote in the chat"),
-    topic("channel.chatbot.modules", "bot:read", "a module of the bot was changed"),
-    topic("channel.chatbot.commands", "bot:read", "a command of the bot was changed"),
-    topic("channel.chatbot.timers", "bot:read", "a timer of the bot was changed"),
-    topic("channel.chatbot.filters", "bot:read", "a filter of the bot was changed"),
+    topic(
+        "channel.chatbot.modules.emotecombo",
+        "bot:read",
+        "somebody broke a run of one emote in the chat",
+    ),
+    unpublished("channel.chatbot.modules", "bot:read", "a module of the bot was changed"),
+    unpublished("channel.chatbot.commands", "bot:read", "a command of the bot was changed"),
+    unpublished("channel.chatbot.timers", "bot:read", "a timer of the bot was changed"),
+    unpublished("channel.chatbot.filters", "bot:read", "a filter of the bot was changed"),
+    unpublished("channel.chatbot.timeout", "bot:read", "the bot timed a viewer out"),
+    topic(
+        "channel.chatbot.audiencequeue",
+        "bot:read",
+        "the queue of viewers who want to take part moved",
+    ),
     open("channel.chatbot.counters", "a counter of the bot changed"),
-    topic("channel.stream.status", "stream-live:read", "the stream went live or ended"),
+    topic(
+        "channel.stream.status",
+        "stream-live:read",
+        "the stream went live on the first platform, or ended on the last",
+    ),
     topic("channel.overlay.action", "overlays:read", "something was done to an overlay"),
     topic(
         "channel.overlay.broadcast",
@@ -64,6 +100,11 @@ pub const CATALOGUE: &[Topic] = &[
     topic("channel.loyalty.items", "store:read", "an item of the store was changed"),
     open("channel.follow", "somebody follows the channel"),
 ];
+
+/// Whether `name` is a documented topic on which nothing is published.
+pub fn is_unpublished(name: &str) -> bool {
+    CATALOGUE.iter().any(|topic| topic.name == name && !topic.published)
+}
 
 /// The catalogued topic that was probably meant by `name`; `None` where it is catalogued itself, or
 /// like nothing that is.
@@ -90,6 +131,19 @@ mod tests {
             ("astro", None),
         ] {
             assert_eq!(meant_by(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_topic_that_brings_nothing_says_so() {
+        assert!(
+            is_unpublished("channel.chatbot.timers") && is_unpublished("channel.chatbot.timeout")
+        );
+        assert!(
+            !is_unpublished("channel.chatbot.audiencequeue") && !is_unpublished("channel.polls")
+        );
+        for topic in CATALOGUE {
+            assert_eq!(topic.description().contains("publishes nothing"), !topic.published);
         }
     }
 

@@ -20,7 +20,7 @@ pub(super) fn topics() -> Done {
     let mut out = out::text();
     for topic in CATALOGUE {
         let scope = topic.scope.unwrap_or("-");
-        writeln!(out, "{:<width$}  {scope:<18}  {}", topic.name, topic.meaning)?;
+        writeln!(out, "{:<width$}  {scope:<18}  {}", topic.name, topic.description())?;
     }
     Ok(())
 }

@@ -267,6 +267,9 @@ impl Findings {
                 );
             } else if channel.topics.iter().take(index).any(|earlier| earlier == topic) {
                 self.error(&key, "stands twice in this list");
+            } else if topics::is_unpublished(topic) {
+                let text = "can be subscribed, but Astro publishes nothing on it yet";
+                self.warnings.push(Problem::new(key, text));
             } else if let Some(meant) = topics::meant_by(topic) {
                 let problem = Problem::new(key, "is not in the catalogue of topics");
                 self.warnings.push(problem.suggest(Some(meant)));
