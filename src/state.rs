@@ -336,7 +336,7 @@ fn value_only(value: Json) -> Json {
     if !value.text().contains(ACTIVITY) {
         return value;
     }
-    let Some(mut read) = value.read() else { return value };
+    let mut read = value.read();
     take_activity(&mut read);
     Json::from(&read)
 }

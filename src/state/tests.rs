@@ -301,7 +301,7 @@ impl World {
             };
             assert_eq!(known, before);
             if let (Some(before), Some(after)) = (before, &after) {
-                let (before, after) = (before.read().unwrap(), after.read().unwrap());
+                let (before, after) = (before.read(), after.read());
                 assert!(!same(&before, &after), "no change of {element}: {after}");
             }
             self.board.put([(place(&"main".into(), &element), after)]);

@@ -90,7 +90,7 @@ async fn a_change_is_told_and_survives_a_restart() {
     let [.., goal, live] = told.as_slice() else { panic!("{told:?}") };
     assert_eq!(
         goal,
-        &json!({"channel": "main", "element": "tip-goal", "source": "live",
+        &json!({"channel": "main", "element": "tip-goal", "source": "live", "provider": "twitch",
                 "before": {"amount": 7}, "after": {"amount": 8}})
     );
     let since = live["after"]["since"].clone();

@@ -237,7 +237,7 @@ async fn the_history_has_what_was_said_live() {
     }
     let path = format!("/kappa/v2/activities/{ROOM}");
     let all = request(&sim, "GET", &path, "").await.unwrap().json();
-    let amounts = |page: &serde_json::Value| {
+    let amounts = |page: &Value| {
         let page = page.as_array().unwrap().iter();
         page.map(|item| item["data"]["amount"].as_u64().unwrap()).collect::<Vec<_>>()
     };
@@ -264,7 +264,7 @@ async fn the_api_wants_a_bearer_token_for_the_channel() {
     let missing = status(None, ROOM).await;
     assert_eq!(missing.status, 401);
     assert!(missing.body.starts_with(r#""error":"#) || !missing.body.starts_with('{'));
-    assert!(serde_json::from_str::<serde_json::Value>(&missing.body).is_err());
+    assert!(serde_json::from_str::<Value>(&missing.body).is_err());
     let error = status(Some("other"), ROOM).await.json();
     assert_eq!(
         error,
@@ -283,7 +283,7 @@ async fn the_api_fails_as_told() {
         RestFault::status(503),
         RestFault::Pass,
         RestFault::DropAfter,
-        RestFault::Delay(std::time::Duration::from_millis(20)),
+        RestFault::Delay(Duration::from_millis(20)),
     ]);
     let answer = request(&sim, "GET", &path, "").await.unwrap();
     assert_eq!(answer.status, 429);
