@@ -100,8 +100,8 @@ pub use self::{
     line::{CommandRecord, ConnectionId, ConnectionRecord, Ended},
     load::{Load, Loaded},
     options::{
-        Canonical, OAuthClient, Options, ResetAnswer, ResponseType, SessionDocument, SessionKeys,
-        SessionReset, SessionUpdate, Success, Token,
+        Canonical, Documents, MessageIds, OAuthClient, Options, ResetAnswer, ResponseType,
+        SessionKeys, SessionReset, SessionUpdate, Success, Token,
     },
     rest::RestFault,
     traffic::{Said, Step, Traffic},

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use super::{Done, listen, on_runtime, out, told_to_stop};
 use crate::{
     config::Log,
-    sim::{Options, Refusal, Sim, Token, Traffic},
+    sim::{MessageIds, Options, Refusal, Sim, Token, Traffic},
 };
 
 /// The room of the simulated channel, where none is named.
@@ -87,7 +87,11 @@ pub(super) fn simulate(args: Simulate) -> Done {
             tokens: args.tokens,
             seed: args.seed,
             subscriptions_per_connection: args.subscriptions_per_connection,
-            ids_per_connection: args.ids_per_connection,
+            message_ids: if args.ids_per_connection {
+                MessageIds::PerConnection
+            } else {
+                MessageIds::Shared
+            },
             ..revision
         };
         let sim = Sim::start(args.listen, options).await?;

@@ -27,18 +27,15 @@ pub struct Options {
     pub session_update: SessionUpdate,
     /// What `channel.session.reset` carries.
     pub session_reset: SessionReset,
-    /// What a session is made of, and what a reset leaves of it.
-    pub session_document: SessionDocument,
+    /// Which documents the session, its reset and `reconnect` follow.
+    pub documents: Documents,
     /// How the REST API answers a reset.
     pub reset_answer: ResetAnswer,
     /// Whether the REST API knows `/sessions/:channel/reload`, which stands in the first page of the API
     /// and in no later document. Otherwise it answers 404.
     pub reload: bool,
-    /// Whether `reconnect` has a `message` beside its token.
-    pub reconnect_message: bool,
-    /// Whether every connection gets an id of its own for the same message. The documents do not say
-    /// that ids are the same on all connections; here they are, unless this is set.
-    pub ids_per_connection: bool,
+    /// Whether a message has the same id on every connection.
+    pub message_ids: MessageIds,
     /// How often a connection is pinged.
     pub ping_every: Duration,
     /// A connection that has sent no PONG for so long is closed.
@@ -73,11 +70,10 @@ impl Default for Options {
             session_keys: SessionKeys::Rest,
             session_update: SessionUpdate::Whole,
             session_reset: SessionReset::Elements,
-            session_document: SessionDocument::September2026,
+            documents: Documents::September2026,
             reset_answer: ResetAnswer::Session,
             reload: true,
-            reconnect_message: true,
-            ids_per_connection: false,
+            message_ids: MessageIds::Shared,
             // "The server sends a PING every 30 seconds" and closes after 70 (revisions of 2026).
             ping_every: Duration::from_secs(30),
             pong_within: Duration::from_secs(70),
@@ -105,8 +101,7 @@ impl Options {
     pub fn march_2026() -> Self {
         Self {
             session_update: SessionUpdate::Value,
-            session_document: SessionDocument::March2026,
-            reconnect_message: false,
+            documents: Documents::March2026,
             ..Self::default()
         }
     }
@@ -178,15 +173,25 @@ pub enum SessionUpdate {
     Value,
 }
 
-/// What a session is made of, and what a reset leaves of it.
+/// Where the documents of two revisions differ in what is no choice of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SessionDocument {
-    /// With `__v`, and `resetOnStart` in the settings. A reset starts the figures of the session again
-    /// and keeps goals, totals and the latest.
+pub enum Documents {
+    /// A session has `__v`, and `resetOnStart` in its settings. A reset starts the figures of the session
+    /// again and keeps goals, totals and the latest. `reconnect` has a message beside its token.
     #[default]
     September2026,
-    /// Without them. A reset leaves nothing.
+    /// Without these. A reset leaves nothing.
     March2026,
+}
+
+/// Whether a message has the same id on every connection. The documents do not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MessageIds {
+    /// It has.
+    #[default]
+    Shared,
+    /// Every connection gets an id of its own.
+    PerConnection,
 }
 
 /// How the REST API answers a reset.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     lock,
-    options::{SessionDocument, SessionKeys, SessionReset, SessionUpdate},
+    options::{Documents, SessionKeys, SessionReset, SessionUpdate},
     world::World,
 };
 use crate::{clock, event::UnixMillis};
@@ -103,7 +103,7 @@ impl Session {
     }
 
     /// As the REST API shows it.
-    pub(super) fn to_json(&self, document: SessionDocument) -> Value {
+    pub(super) fn to_json(&self, document: Documents) -> Value {
         let mut session = json!({
             "_id": self.id,
             "provider": "twitch",
@@ -114,7 +114,7 @@ impl Session {
             "data": self.elements,
             "settings": self.settings,
         });
-        if document == SessionDocument::September2026 {
+        if document == Documents::September2026 {
             session["__v"] = 0.into();
             if session["settings"].get("resetOnStart").is_none() {
                 session["settings"]["resetOnStart"] = false.into();
@@ -125,12 +125,12 @@ impl Session {
 
     /// Begins a new session. In the current revision it has the goals, totals and latest of the one
     /// before.
-    pub(crate) fn reset(&mut self, id: String, document: SessionDocument) {
+    pub(crate) fn reset(&mut self, id: String, document: Documents) {
         self.id = id;
         self.last_reset = clock::now();
         self.updated = self.last_reset;
         let before = std::mem::replace(&mut self.elements, fresh());
-        if document == SessionDocument::September2026 {
+        if document == Documents::September2026 {
             let kept = before.into_iter().filter(|(key, _)| !key.contains("session"));
             self.elements.extend(kept);
         }
@@ -277,7 +277,7 @@ impl World {
 
     /// The session of a room as the REST API shows it.
     pub fn session(&self, room: &str) -> Value {
-        let document = self.options.session_document;
+        let document = self.options.documents;
         lock(&self.sessions).of(room).map_or(Value::Null, |session| session.to_json(document))
     }
 
@@ -305,11 +305,11 @@ impl World {
         let mut sessions = lock(&self.sessions);
         let id = sessions.hex_id();
         let Some(session) = sessions.of(room) else { return };
-        session.reset(id, self.options.session_document);
+        session.reset(id, self.options.documents);
         let data = match self.options.session_reset {
             SessionReset::Elements => Value::Object(session.elements.clone()),
             SessionReset::Session => {
-                json!({ "session": session.to_json(self.options.session_document) })
+                json!({ "session": session.to_json(self.options.documents) })
             }
         };
         self.publish("channel.session.reset", room, data);

@@ -28,7 +28,7 @@ use super::{
     ids::Ids,
     line::{ConnectionId, ConnectionRecord, Handed, Line},
     lock,
-    options::{OAuthClient, Options, Token},
+    options::{Documents, MessageIds, OAuthClient, Options, Token},
     rest::RestFault,
     session::{LISTED, Sessions},
 };
@@ -279,7 +279,7 @@ impl World {
             state.tickets.insert(token.clone(), Ticket { subscriptions, expires });
             count(&self.counters.tokens_issued);
             told += 1;
-            let message = if self.options.reconnect_message {
+            let message = if self.options.documents == Documents::September2026 {
                 r#""message":"the server is going away","#
             } else {
                 ""
@@ -406,7 +406,7 @@ impl World {
         copies: usize,
     ) -> Sent {
         let mut sent = Sent::default();
-        let own_ids = self.options.ids_per_connection && id.is_some();
+        let own_ids = self.options.message_ids == MessageIds::PerConnection && id.is_some();
         state.each_hearer(topic, room, |line| {
             let own = own_ids.then(|| with_id(text, Ulid::new()));
             let (id, text) = own.as_ref().map_or((id, text), |(id, text)| (Some(*id), text));

@@ -11,7 +11,7 @@ use crate::{
     board::{Board, Item, Section},
     event::{Event, own},
     json::Json,
-    sim::{SessionDocument, SessionModel as Model, older},
+    sim::{Documents, SessionModel as Model, older},
 };
 
 fn event(topic: &str, data: &Value) -> Event {
@@ -231,8 +231,8 @@ struct World {
     server: Model,
     /// Whether the server spells elements as the older documents do.
     older: bool,
-    /// Whether an update names its activity, and a reset keeps goals, totals and latest.
-    current: bool,
+    /// Which documents it follows: whether an update names its activity, and what a reset keeps.
+    documents: Documents,
     activities: u32,
     on_the_way: VecDeque<Event>,
     connected: bool,
@@ -252,11 +252,11 @@ struct World {
 }
 
 impl World {
-    fn new(older: bool, current: bool) -> Self {
+    fn new(older: bool, documents: Documents) -> Self {
         Self {
             server: Model::new("0".repeat(24), "r"),
             older,
-            current,
+            documents,
             activities: 0,
             on_the_way: VecDeque::new(),
             connected: false,
@@ -282,7 +282,8 @@ impl World {
         for (key, mut value) in changes {
             let key = if self.older { older(&key) } else { key };
             let mut data = json!({ "key": key });
-            if let (true, Value::Object(fields)) = (self.current, &mut value) {
+            if let (Documents::September2026, Value::Object(fields)) = (self.documents, &mut value)
+            {
                 self.activities += 1;
                 fields.insert("activityId".into(), format!("a{}", self.activities).into());
                 data = json!({ "key": key, "name": key, "provider": "twitch", "channel": "c" });
@@ -370,12 +371,7 @@ impl World {
                 self.say_changes(vec![change]);
             }
             Step::Reset(nested) => {
-                let document = if self.current {
-                    SessionDocument::September2026
-                } else {
-                    SessionDocument::March2026
-                };
-                self.server.reset("1".repeat(24), document);
+                self.server.reset("1".repeat(24), self.documents);
                 let elements = Value::Object(self.server.elements.clone());
                 let data = if nested { json!({"session": {"data": elements}}) } else { elements };
                 self.say("channel.session.reset", &data);
@@ -474,7 +470,8 @@ proptest! {
         older in any::<bool>(),
         current in any::<bool>(),
     ) {
-        let mut world = World::new(older, current);
+        let documents = if current { Documents::September2026 } else { Documents::March2026 };
+        let mut world = World::new(older, documents);
         for step in steps {
             world.go(&step);
         }

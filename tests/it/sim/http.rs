@@ -5,8 +5,8 @@ use std::time::Duration;
 use astro_relay::{
     config::Secret,
     sim::{
-        OAuthClient, Options, ResetAnswer, RestFault, SessionDocument, SessionKeys, SessionReset,
-        SessionUpdate, Token,
+        Documents, MessageIds, OAuthClient, Options, ResetAnswer, RestFault, SessionKeys,
+        SessionReset, SessionUpdate, Token,
     },
 };
 use serde_json::{Value, json};
@@ -81,10 +81,10 @@ async fn session_messages_have_the_older_form_too() {
 }
 
 #[tokio::test]
-async fn the_older_session_documents_are_spoken_too() {
+async fn the_older_documentss_are_spoken_too() {
     let options = Options { reload: false, reset_answer: ResetAnswer::Ok, ..Options::march_2026() };
     assert_eq!(options.session_update, SessionUpdate::Value);
-    assert_eq!(options.session_document, SessionDocument::March2026);
+    assert_eq!(options.documents, Documents::March2026);
     let sim = start(options).await;
     let mut client = Client::welcomed(&sim).await;
     client.subscribe("channel.session.update", ROOM).await;
@@ -184,7 +184,7 @@ async fn an_access_token_is_refreshed_and_the_refresh_token_replaced() {
         refresh_token: Secret::new("first"),
         rooms: vec![ROOM.to_owned()],
         scopes: vec!["session:read".to_owned()],
-        lifetime: Duration::from_secs(604_800),
+        lifetime: Duration::from_hours(7 * 24),
         reusable: false,
     };
     let tokens = vec![Token::owner("mine", ROOM)];
@@ -214,7 +214,7 @@ async fn an_access_token_is_refreshed_and_the_refresh_token_replaced() {
 
 #[tokio::test]
 async fn ids_may_differ_by_connection() {
-    let sim = start(Options { ids_per_connection: true, ..Options::default() }).await;
+    let sim = start(Options { message_ids: MessageIds::PerConnection, ..Options::default() }).await;
     let (mut one, mut other) = (Client::welcomed(&sim).await, Client::welcomed(&sim).await);
     one.subscribe("channel.tips", ROOM).await;
     other.subscribe("channel.tips", ROOM).await;

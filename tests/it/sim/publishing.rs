@@ -90,7 +90,9 @@ async fn demo_traffic_agrees_with_session_and_history() {
             let mut value = data["data"].clone();
             // The activity that caused it is named in the update alone.
             if let Some(fields) = value.as_object_mut() {
-                assert!(activities.contains(fields.remove("activityId").unwrap().as_str().unwrap()));
+                assert!(
+                    activities.contains(fields.remove("activityId").unwrap().as_str().unwrap())
+                );
             }
             elements.insert(data["key"].as_str().unwrap().to_owned(), value);
         }
