@@ -10,47 +10,57 @@
 //!
 //! With `state`, the live state is kept in a key-value bucket, see [`bucket`].
 //!
+//! A subject to which the server does not let us publish, or which no stream takes, concerns its own
+//! events alone: they are rejected, with the subject in the reason. Where all events have one subject, or
+//! the user lacks a right without which nothing works, the sink is denied before anything is published.
+//!
 //! The one thing to know: on any failure the client is dropped with all that it holds. It sends
 //! nothing of it later, see [`link`].
 
 mod bucket;
 mod command;
+mod core;
+mod jetstream;
 mod link;
+mod refusal;
 mod stream;
+mod subject;
 
 use std::{
     borrow::Cow,
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use async_nats::{
-    ConnectOptions, HeaderMap, HeaderName, Message, ServerAddr, StatusCode, Subject,
-    jetstream::{self, ErrorCode},
-};
+use async_nats::{ConnectOptions, HeaderMap, HeaderName, ServerAddr, StatusCode, Subject};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
-use tokio::{task::unconstrained, time::timeout};
+use tokio::{
+    task::unconstrained,
+    time::{Instant, timeout},
+};
 
 use self::{
     command::Commands,
-    link::{Link, Note, Said, Unsent},
-    stream::{Create, Wanted},
+    jetstream::{Answer, Chain},
+    link::{Link, MAX_UNPROVEN, Note, Said, Unsent},
+    refusal::Refusal,
+    stream::{Create, Known, Wanted},
 };
 use super::{
     Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
-    pulse::Pulse, settings,
+    ahead::Ahead, pulse::Pulse, race, settings,
 };
 use crate::{
     board::{Path, Section},
     command::Desk,
     config::{self, ConfigError, Period, SecretRef},
-    event::Origin,
+    event::{Origin, Seq},
     tls::client_config,
 };
 
@@ -70,6 +80,13 @@ const DEFAULT_SUBJECT: &str = "astro.{{ channel }}.{{ topic }}";
 /// Subjects that are remembered as permitted. Events have some thirty topics for each channel; more
 /// than this come from a template over the data, and are forgotten and asked about again.
 const MAX_SUBJECTS: usize = 4096;
+
+/// Subjects that are remembered as refused; more come from a template over the data.
+const MAX_REFUSED: usize = 1024;
+
+/// How long a subject that was refused is not tried again: rights and streams are changed while a
+/// connection stands.
+const REFUSED_FOR: Duration = Duration::from_secs(30);
 
 /// A stream that there is not: a message that expects it is kept by none.
 const NO_STREAM: &str = "astro-relay-check";
@@ -130,6 +147,9 @@ struct Settings {
     /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
     #[serde(default)]
     commands: config::Commands,
+    /// What the subjects begin with at which the server's answers come. Default: `_INBOX`.
+    #[serde(default)]
+    inbox_prefix: Option<String>,
     /// The key-value bucket of the state; made where it is missing.
     #[serde(default = "default_state_bucket")]
     state_bucket: String,
@@ -177,6 +197,23 @@ impl Settings {
                     .into(),
             ));
         }
+        if subject.starts_with('$') {
+            return Err(("subject", "subjects that begin with $ are the server's own".into()));
+        }
+        if !self.varies()
+            && let Some(why) = subject::reserved(subject, self.inbox())
+        {
+            return Err(("subject", format!("nothing can be published there: {why}")));
+        }
+        let is_word = |word: &str| {
+            !word.is_empty() && !word.contains(|c: char| "*>$".contains(c) || c.is_whitespace())
+        };
+        if !self.inbox().split('.').all(is_word) {
+            return Err((
+                "inbox_prefix",
+                "words with dots between, without * > $, were expected".into(),
+            ));
+        }
         let ways = [
             self.user.is_some(),
             self.token.is_some(),
@@ -220,6 +257,16 @@ impl Settings {
         Ok(())
     }
 
+    /// Whether the subject is rendered for each event.
+    fn varies(&self) -> bool {
+        let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
+        subject.contains("{{") || subject.contains("{%")
+    }
+
+    fn inbox(&self) -> &str {
+        self.inbox_prefix.as_deref().unwrap_or("_INBOX")
+    }
+
     /// Where events go, as a pattern: the template up to its first bracket.
     fn pattern(&self) -> String {
         let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
@@ -253,16 +300,29 @@ enum Verdict {
     Pending,
     Accepted,
     Busy(String),
-    Refused(String),
+    Rejected(String),
+    Denied(String),
+    /// The stream keeps no more of its subject.
+    Full(String),
+    /// No stream took it.
+    Untaken,
+    /// The stream did not store it, because the event before it is not its last.
+    Unlinked,
 }
 
 struct Nats {
     name: String,
     /// Whether the state is kept.
     keeps: bool,
+    /// The newest place of the relay's own status in its bucket, on this connection.
+    newest_status: u64,
     pulse: Pulse,
     settings: Settings,
+    /// A visit makes nothing at the server.
+    visit: bool,
     servers: Vec<ServerAddr>,
+    /// The server that answered last.
+    server: usize,
     timeout: Duration,
     /// How often the server is asked for a sign of life.
     ping: Duration,
@@ -285,10 +345,25 @@ struct Nats {
     last_subject: Option<(Arc<str>, Subject)>,
     /// Subjects to which the server has let us publish, on this connection.
     permitted: HashSet<Arc<str>, foldhash::fast::RandomState>,
-    /// Those to which it has not, with its words.
-    forbidden: Vec<(Arc<str>, String)>,
-    /// Nobody answered for a subject: the stream has to be looked at again.
-    stream_in_doubt: bool,
+    /// Those to which it has not or which no stream takes, why, and until when that is believed.
+    refused: HashMap<Arc<str>, (Verdict, Instant), foldhash::fast::RandomState>,
+    /// A message was refused, and what the server said of it fits none that was on its way.
+    unplaced: Option<String>,
+    /// So many events go out one by one, so that a refusal can only be of the one.
+    careful: usize,
+    /// The longest first line of a message that the server takes.
+    max_line: usize,
+    /// The last that the server said which was no refusal: why it ends the connection, mostly.
+    last_words: Option<String>,
+    /// When the events were handed over that are waited for.
+    begun: Instant,
+    /// Accepted, but behind an event that was refused.
+    ahead: Ahead,
+    stream: Known,
+    /// Whether a stream has stored an event on this connection.
+    stores: bool,
+    chain: Chain,
+    replays: Replays,
     duplicates: u64,
     remarks: Vec<String>,
     /// Nothing where no commands are taken.
@@ -305,7 +380,10 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     let beside = Beside::of(&settings, &opening.config.payload);
     Ok(Box::new(Nats {
         beside,
-        keeps: opening.config.state && opening.purpose == Purpose::Relay,
+        keeps: opening.config.state,
+        newest_status: 0,
+        visit: opening.purpose == Purpose::Visit,
+        server: 0,
         pulse: Pulse::new(|path| *path == Path::relay(Section::Status)),
         name: opening.name.to_owned(),
         settings,
@@ -324,8 +402,17 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         answered: 0,
         last_subject: None,
         permitted: HashSet::default(),
-        forbidden: Vec::new(),
-        stream_in_doubt: false,
+        refused: HashMap::default(),
+        unplaced: None,
+        careful: 0,
+        max_line: subject::MAX_LINE,
+        last_words: None,
+        begun: Instant::now(),
+        ahead: Ahead::default(),
+        stream: Known::default(),
+        stores: false,
+        chain: Chain::default(),
+        replays: Replays::default(),
         duplicates: 0,
         remarks: Vec::new(),
         desk: None,
@@ -342,23 +429,14 @@ impl Sink for Nats {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.link = None;
         self.permitted.clear();
-        self.forbidden.clear();
-        self.stream_in_doubt = false;
+        self.refused.clear();
+        self.unplaced = None;
+        self.last_words = None;
+        self.newest_status = 0;
+        self.stores = false;
+        self.questions.clear();
         self.pulse.clear();
-        let mut link = self.dial().await.map_err(Failure::down)?;
-        if self.keeps {
-            let bucket = &self.settings.state_bucket;
-            bucket::settle(link.client().clone(), bucket).await.map_err(Failure::down)?;
-        }
-        self.remarks = if self.settings.jetstream {
-            self.settle_stream(&link).await.map_err(Failure::down)?
-        } else {
-            vec!["core NATS: who does not listen at that moment never hears an event".into()]
-        };
-        if let Some(desk) = &self.desk {
-            let commands = Commands::subscribe(link.client(), desk, &self.settings.commands).await;
-            link.take_commands(commands.map_err(Failure::down)?);
-        }
+        let link = self.connected().await.map_err(|cause| Failure::after(0, cause))?;
         self.link = Some(link);
         Ok(())
     }
@@ -383,26 +461,36 @@ impl Sink for Nats {
         if before == 0 {
             self.questions.clear();
             self.verdicts.clear();
+            self.ahead.begin(flight);
+            self.replays.begin(flight);
         }
         self.verdicts.resize(flight.len(), Verdict::Pending);
         self.answered = 0;
-        let carried = match (self.settings.jetstream, fresh) {
-            (true, _) => self.store(&mut link, flight).await,
-            (false, 0) => {
-                self.hear(&mut link, flight, self.questions.len().saturating_sub(1)).await
-            }
-            (false, _) => self.publish(&mut link, flight, before).await,
+        let carried = if self.settings.jetstream {
+            self.store(&mut link, flight).await
+        } else {
+            self.publish_core(&mut link, flight, before).await
         };
         let accepted = self.accepted();
-        if let Err(lost) = carried {
-            return Err(Failure::after(accepted, Cause::Down(lost)));
+        self.ahead.reported(flight.get(..accepted).unwrap_or_default());
+        self.replays.reported(flight.get(..accepted).unwrap_or_default());
+        let head = self.verdicts.get(accepted).cloned().unwrap_or_default();
+        match (carried, head) {
+            (Ok(()), Verdict::Pending | Verdict::Accepted) => {
+                self.link = Some(link);
+                self.verdicts.drain(..accepted);
+                Ok(accepted)
+            }
+            // What is known of the event at the head is told, whatever has happened to the connection.
+            (Ok(()), head) => {
+                self.link = Some(link);
+                Err(Failure::after(accepted, hindrance(head)))
+            }
+            (Err(_), head @ (Verdict::Rejected(_) | Verdict::Denied(_))) => {
+                Err(Failure::after(accepted, hindrance(head)))
+            }
+            (Err(cause), _) => Err(Failure::after(accepted, cause)),
         }
-        self.link = Some(link);
-        if accepted < self.answered || accepted < flight.len() && self.questions.is_empty() {
-            return Err(self.hindrance(accepted));
-        }
-        self.verdicts.drain(..accepted);
-        Ok(accepted)
     }
 
     async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
@@ -413,12 +501,16 @@ impl Sink for Nats {
         self.verdicts.resize(said.len(), Verdict::Pending);
         let put = self.put(&mut link, &said).await;
         let accepted = self.accepted();
-        if let Err(lost) = put {
-            return Err(Failure::after(accepted.min(parts.len()), Cause::Down(lost)));
+        if let Err(cause) = put {
+            return Err(Failure::after(accepted.min(parts.len()), cause));
         }
         self.link = Some(link);
         // What was only said again is said once more before long.
-        if accepted >= parts.len() { Ok(()) } else { Err(self.hindrance(accepted)) }
+        if accepted >= parts.len() {
+            return Ok(());
+        }
+        let head = self.verdicts.get_mut(accepted).map(std::mem::take).unwrap_or_default();
+        Err(Failure::after(accepted, hindrance(head)))
     }
 
     async fn idle(&mut self) -> Failure {
@@ -428,20 +520,33 @@ impl Sink for Nats {
             match link.answer().await {
                 Ok(_) => {}
                 Err(Note::Refused(reason)) => {
-                    tracing::error!(sink = self.name, reason, "the server refused something");
+                    // An event's refusals come twice or more, one for each.
+                    tracing::debug!(sink = self.name, reason, "the server refused something");
+                    self.last_words = Some(reason);
                 }
                 Err(Note::Lost(reason)) => {
                     self.link = None;
-                    return Failure::down(reason);
+                    return Failure::down(with_words(reason, self.last_words.take()));
                 }
             }
         }
     }
 
     async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
+        if let Some(why) = subject::reserved(address, self.settings.inbox()) {
+            return Ok(Permission::Denied(why.into()));
+        }
+        if self.stream.takes(address) == Some(false) {
+            return Ok(Permission::Denied(format!(
+                "the stream {} takes only {}: such events are set aside as dead letters",
+                self.settings.stream,
+                self.stream.list()
+            )));
+        }
         let mut link = self.link.take().ok_or_else(|| Failure::down("not connected"))?;
         let canary = format!("{address}.{}", address::CANARY);
-        let permission = self.ask(&mut link, &canary).await.map_err(Failure::down)?;
+        let permission =
+            self.ask(&mut link, &canary).await.map_err(|cause| Failure::after(0, cause))?;
         self.link = Some(link);
         Ok(permission)
     }
@@ -468,22 +573,82 @@ impl Sink for Nats {
     }
 }
 
-/// Why a connection is of no use any more.
-type Lost = async_nats::Error;
+/// Why a connection is lost, with the last that the server said.
+fn with_words(reason: &str, words: Option<String>) -> String {
+    match words {
+        Some(words) => format!("{reason}; the server said: {words}"),
+        None => reason.to_owned(),
+    }
+}
+
+/// What a verdict means for the event and those behind it.
+fn hindrance(verdict: Verdict) -> Cause {
+    match verdict {
+        Verdict::Rejected(reason) => Cause::Rejected { reason },
+        Verdict::Denied(reason) => Cause::Denied { reason },
+        Verdict::Busy(reason) | Verdict::Full(reason) => Cause::Busy { wait: None, reason },
+        Verdict::Pending | Verdict::Accepted | Verdict::Untaken | Verdict::Unlinked => {
+            Cause::Down("an answer is missing".into())
+        }
+    }
+}
 
 impl Nats {
-    async fn dial(&self) -> Result<Link, Lost> {
-        let mut last: Lost = "no server is configured".into();
-        for server in &self.servers {
-            match Link::connect(self.options().await?, server.clone(), self.ping).await {
-                Ok(link) => return Ok(link),
-                Err(error) => last = error,
-            }
+    async fn connected(&mut self) -> Result<Link, Cause> {
+        let mut link = self.dial().await?;
+        if !self.settings.jetstream && !link.asks() {
+            return Err(Cause::Denied {
+                reason: format!(
+                    "the user may not publish to {}: core NATS acknowledges nothing, so the relay asks \
+                     itself there whether the server has processed a batch; let it, or set inbox_prefix",
+                    link.wanted()
+                ),
+            });
         }
-        Err(last)
+        self.remarks = if self.settings.jetstream {
+            self.look_at_stream(&mut link).await?;
+            std::mem::take(&mut self.stream.remarks)
+        } else {
+            vec!["core NATS: who does not listen at that moment never hears an event".into()]
+        };
+        if self.settings.jetstream {
+            self.chain = Chain::of(&link.client().server_info(), self.stream.replicas);
+            self.remarks.extend(self.chain.remark());
+        }
+        if self.keeps {
+            let bucket = &self.settings.state_bucket;
+            let remark = bucket::ensure(&mut link, bucket, self.visit, self.timeout).await?;
+            self.remarks.extend(remark);
+        }
+        if let Some(desk) = &self.desk {
+            let commands = Commands::subscribe(link.client(), desk, &self.settings.commands).await;
+            link.take_commands(commands.map_err(Cause::Down)?);
+        }
+        Ok(link)
     }
 
-    async fn options(&self) -> Result<ConnectOptions, Lost> {
+    /// Connects to the first server that answers, beginning with the one that did last.
+    async fn dial(&mut self) -> Result<Link, Cause> {
+        let options = self.options().await.map_err(Cause::Down)?;
+        let (ping, patience) = (self.ping, self.timeout);
+        let dial = async |server: usize| {
+            let server = self.servers.get(server).cloned();
+            let server = server.ok_or_else(|| Cause::Down("no server is configured".into()))?;
+            Link::connect(options.clone(), server, ping, patience).await
+        };
+        match race::first(self.servers.len(), self.server, self.timeout, dial).await {
+            Ok((server, link)) => {
+                self.server = server;
+                Ok(link)
+            }
+            Err(cause) => {
+                self.server += 1;
+                Err(cause)
+            }
+        }
+    }
+
+    async fn options(&self) -> Result<ConnectOptions, async_nats::Error> {
         let settings = &self.settings;
         let tls = client_config(
             settings.ca_file.as_deref(),
@@ -494,6 +659,7 @@ impl Nats {
             settings.tls || settings.ca_file.is_some() || settings.client_cert_file.is_some();
         let mut options = ConnectOptions::new()
             .name(format!("astro-relay {}", self.name))
+            .custom_inbox_prefix(settings.inbox())
             .tls_client_config(tls)
             .require_tls(required);
         if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
@@ -515,14 +681,18 @@ impl Nats {
         Ok(options)
     }
 
-    async fn settle_stream(&self, link: &Link) -> Result<Vec<String>, Lost> {
+    /// Looks at the stream; makes it, where that is wanted and this is no visit.
+    async fn look_at_stream(&mut self, link: &mut Link) -> Result<(), Cause> {
         let wanted = Wanted {
             name: &self.settings.stream,
             subjects: &self.settings.pattern(),
             create: &self.settings.create_stream,
+            only_look: self.visit,
             window: self.window,
+            patience: self.timeout,
         };
-        stream::settle(link.client().clone(), &wanted).await
+        self.stream = stream::ensure(link, &wanted).await?;
+        Ok(())
     }
 
     /// The subject as the client wants it. Neighbours mostly have the same.
@@ -537,180 +707,244 @@ impl Nats {
         }
     }
 
-    /// Hands the flight to the client, from the place `from` up to the first event that cannot be sent;
-    /// answers how far that is.
-    async fn hand(&mut self, link: &Link, flight: &[Outgoing], from: usize) -> Result<usize, Lost> {
-        for (place, outgoing) in flight.iter().enumerate().skip(from) {
-            let forbidden = self.forbidden.iter().find(|(subject, _)| *subject == outgoing.address);
-            let unsent = if let Some((_, reason)) = forbidden {
-                Unsent::Refused(reason.clone())
-            } else {
-                let mark = self.settings.jetstream.then_some((self.batch, place));
-                let payload = outgoing.payload.clone();
-                let subject = self.subject(&outgoing.address);
-                let publish = link.publish(subject, self.beside.headers(outgoing), payload, mark);
-                // The client takes more as soon as the server reads; mostly at once. Tokio would have this
-                // task give way behind every 128th, with a look at all sockets: the client's own bound
-                // and that of a batch are enough.
-                let mut publish = std::pin::pin!(unconstrained(publish));
-                let handed = match publish.as_mut().now_or_never() {
-                    Some(handed) => handed,
-                    None => timeout(self.timeout, publish).await.map_err(|_| self.silence())?,
-                };
-                match handed {
-                    Ok(()) => continue,
-                    Err(unsent) => unsent,
-                }
-            };
-            match unsent {
-                Unsent::Refused(reason) => self.settle(place, Verdict::Refused(reason)),
-                Unsent::Lost(reason) => return Err(reason.into()),
-            }
-            return Ok(place);
-        }
-        Ok(flight.len())
-    }
-
-    /// Publishes the flight from the place `from`, and waits until the server has processed what was on
-    /// its way before.
-    async fn publish(
+    /// Hands the events at the places `from..to` to the client, up to the first that cannot be sent, and no
+    /// more than [`MAX_UNPROVEN`] to subjects that may be refused; answers how far that is.
+    async fn hand(
         &mut self,
-        link: &mut Link,
+        link: &Link,
         flight: &[Outgoing],
         from: usize,
-    ) -> Result<(), Lost> {
-        let end = self.hand(link, flight, from).await?;
-        let sent = flight.get(from..end).unwrap_or_default();
-        // What cannot be sent is told when all before it is settled.
-        let mut open = usize::from(end == flight.len());
-        // A refusal reaches us by another way than the answer behind it. It has certainly come when
-        // a second question is answered; that is asked where a subject was not used before.
-        if sent.iter().any(|outgoing| !self.permitted.contains(&outgoing.address)) {
-            self.question(link, 0).await?;
-            self.hear(link, flight, 0).await?;
-            open = 0;
-            if self.permitted.len() > MAX_SUBJECTS {
-                self.permitted.clear();
+        to: usize,
+    ) -> Result<usize, Cause> {
+        self.begun = Instant::now();
+        let (mut unproven, mut last) = (0, None);
+        for (place, outgoing) in flight.iter().enumerate().take(to).skip(from) {
+            if self.verdicts.get(place) == Some(&Verdict::Accepted) {
+                continue;
             }
-            for outgoing in sent {
-                if !self.permitted.contains(&outgoing.address) {
-                    self.permitted.insert(Arc::clone(&outgoing.address));
+            if let Some(verdict) = self.unsendable(link, outgoing) {
+                self.settle(place, verdict);
+                return Ok(place);
+            }
+            if !self.permitted.contains(&outgoing.address) {
+                if unproven == MAX_UNPROVEN {
+                    return Ok(place);
+                }
+                unproven += 1;
+            }
+            let mark = self.settings.jetstream.then_some((self.batch, place));
+            let payload = outgoing.payload.clone();
+            let subject = self.subject(&outgoing.address);
+            let id = self.replays.id(outgoing);
+            let mut headers = self.beside.headers(outgoing, &id);
+            if self.settings.jetstream {
+                self.chain.link(&mut headers, last.replace(id).as_deref());
+            }
+            let publish = link.publish(subject, headers, payload, mark);
+            // The client takes more as soon as the server reads; mostly at once. Tokio would have this
+            // task give way behind every 128th, with a look at all sockets: the client's own bound
+            // and that of a batch are enough.
+            let mut publish = std::pin::pin!(unconstrained(publish));
+            let handed = match publish.as_mut().now_or_never() {
+                Some(handed) => handed,
+                None => timeout(self.timeout, publish).await.map_err(|_| self.silence())?,
+            };
+            match handed {
+                Ok(()) => {}
+                Err(Unsent::Refused(reason)) => {
+                    self.settle(place, Verdict::Rejected(reason));
+                    return Ok(place);
+                }
+                Err(Unsent::Lost(reason)) => return Err(Cause::Down(reason.into())),
+            }
+        }
+        Ok(to.min(flight.len()))
+    }
+
+    /// Why an event is not sent at all.
+    fn unsendable(&mut self, link: &Link, outgoing: &Outgoing) -> Option<Verdict> {
+        let address = &*outgoing.address;
+        match self.refused.get(address) {
+            Some((verdict, until)) if Instant::now() < *until => return Some(verdict.clone()),
+            Some(_) => drop(self.refused.remove(address)),
+            None => {}
+        }
+        if let Some(why) = subject::reserved(address, self.settings.inbox()) {
+            let reason = format!("nothing is published to {address:?}: {why}");
+            return Some(Verdict::Rejected(reason));
+        }
+        let line = subject::line(address, link.inbox().len());
+        (line > self.max_line).then(|| {
+            Verdict::Rejected(format!(
+                "a subject of {} bytes is too long for the server (max_control_line)",
+                address.len()
+            ))
+        })
+    }
+
+    /// The next thing that the server says.
+    async fn answer(&self, link: &mut Link) -> Result<Said, Cause> {
+        timeout(self.timeout, link.answer()).await.map_err(|_| self.silence())
+    }
+
+    fn silence(&self) -> Cause {
+        Cause::Down(format!("the server has not answered within {}", Period(self.timeout)).into())
+    }
+
+    /// Why the connection is lost. A peer that closes it does so while it is well; one that has fallen
+    /// silent is given up by the client, which takes some questions without an answer.
+    fn lost(&mut self, link: &mut Link, reason: &'static str, sent: &[Outgoing]) -> Cause {
+        while let Some(note) = link.noted() {
+            match note {
+                Note::Refused(text) => drop(self.on_server_error(link, &text, sent)),
+                Note::Lost(_) => break,
+            }
+        }
+        let reason = with_words(reason, self.last_words.take());
+        if !sent.is_empty() && self.begun.elapsed() < self.ping {
+            Cause::closed(reason)
+        } else {
+            Cause::Down(reason.into())
+        }
+    }
+
+    /// Takes note of what was said beside answers while `sent` was under way; says how many events
+    /// it settled.
+    fn on_server_error(&mut self, link: &Link, text: &str, sent: &[Outgoing]) -> usize {
+        match refusal::read(text) {
+            Refusal::Publish(subject) => {
+                if self.refused.contains_key(&*subject) {
+                    // One more of the same.
+                    return 0;
+                }
+                let first = sent.iter().find(|outgoing| *outgoing.address == *subject);
+                if let Some(first) = first {
+                    let verdict = self.of_subject(text.to_owned());
+                    return self.refuse(&Arc::clone(&first.address), verdict, sent);
+                }
+                if !subject.starts_with('$') && !link.has_answered(&subject) {
+                    self.unplaced = Some(text.to_owned());
                 }
             }
-        }
-        self.question(link, sent.len()).await?;
-        self.hear(link, flight, open).await
-    }
-
-    /// Asks whether the server has processed the last `events`.
-    async fn question(&mut self, link: &Link, events: usize) -> Result<(), Lost> {
-        self.batch += 1;
-        let asked = timeout(self.timeout, link.question((self.batch, 0))).await;
-        match asked.map_err(|_| self.silence())? {
-            Ok(()) => self.questions.push_back((self.batch, events)),
-            Err(Unsent::Lost(reason) | Unsent::Refused(reason)) => return Err(reason.into()),
-        }
-        Ok(())
-    }
-
-    /// Takes note of an answer. One to a question that was given up finds none here.
-    fn answered_by(&mut self, mark: Option<(u64, usize)>) {
-        let answered = self
-            .questions
-            .pop_front_if(|(asked, _)| mark.is_some_and(|(number, _)| number == *asked));
-        self.answered += answered.map_or(0, |(_, events)| events);
-    }
-
-    /// Waits until no more than `open` questions are without an answer.
-    async fn hear(
-        &mut self,
-        link: &mut Link,
-        flight: &[Outgoing],
-        open: usize,
-    ) -> Result<(), Lost> {
-        while self.questions.len() > open {
-            match self.answer(link).await? {
-                Ok((mark, _)) => self.answered_by(mark),
-                Err(note) => drop(self.heed(note, flight)?),
+            Refusal::Other if refusal::is_publish(text) => self.unplaced = Some(text.to_owned()),
+            Refusal::Other => {
+                if text.to_ascii_lowercase().contains("control line") {
+                    let reply = link.inbox().len();
+                    let lines = sent.iter().map(|one| subject::line(&one.address, reply));
+                    self.max_line = lines.max().unwrap_or(self.max_line).saturating_sub(1);
+                }
+                self.last_words = Some(text.to_owned());
+            }
+            Refusal::Subscription(_) => {
+                tracing::error!(
+                    sink = self.name,
+                    text,
+                    "the server does not let the sink subscribe"
+                );
             }
         }
-        while let Some(note) = link.noted() {
-            self.heed(note, flight)?;
-        }
-        for verdict in self.verdicts.iter_mut().take(self.answered) {
-            if *verdict == Verdict::Pending {
-                *verdict = Verdict::Accepted;
+        0
+    }
+
+    /// What is wrong with a subject is one event's trouble where others have another.
+    fn of_subject(&self, reason: String) -> Verdict {
+        if self.settings.varies() { Verdict::Rejected(reason) } else { Verdict::Denied(reason) }
+    }
+
+    /// Settles all events of a subject that is refused, and remembers it; answers how many they are.
+    fn refuse(&mut self, subject: &Arc<str>, verdict: Verdict, sent: &[Outgoing]) -> usize {
+        let mut settled = 0;
+        for (slot, outgoing) in self.verdicts.iter_mut().zip(sent) {
+            if outgoing.address == *subject && *slot == Verdict::Pending {
+                *slot = verdict.clone();
+                settled += 1;
             }
         }
-        Ok(())
+        self.permitted.remove(subject);
+        if self.refused.len() >= MAX_REFUSED {
+            let now = Instant::now();
+            self.refused.retain(|_, (_, until)| now < *until);
+        }
+        if self.refused.len() < MAX_REFUSED {
+            let until = Instant::now() + REFUSED_FOR;
+            self.refused.insert(Arc::clone(subject), (verdict, until));
+        }
+        settled
+    }
+
+    /// The server has let us publish there.
+    fn permit(&mut self, subject: &Arc<str>) {
+        if self.permitted.contains(subject) || self.refused.contains_key(subject) {
+            return;
+        }
+        if self.permitted.len() >= MAX_SUBJECTS {
+            self.permitted.clear();
+        }
+        self.permitted.insert(Arc::clone(subject));
     }
 
     /// Publishes nothing at `subject`, which no stream keeps, and waits until the server has said all
     /// that it has to say to it.
-    async fn ask(&mut self, link: &mut Link, subject: &str) -> Result<Permission, Lost> {
+    async fn ask(&mut self, link: &mut Link, subject: &str) -> Result<Permission, Cause> {
         let mut headers = HeaderMap::new();
         headers.insert(async_nats::header::NATS_EXPECTED_STREAM, NO_STREAM);
         self.questions.clear();
+        self.batch += 1;
+        let mark = (self.batch, 0);
+        let asked = self.settings.jetstream.then_some(mark);
         let published =
-            timeout(self.timeout, link.publish(subject.into(), headers, Bytes::new(), None));
+            timeout(self.timeout, link.publish(subject.into(), headers, Bytes::new(), asked));
         match published.await.map_err(|_| self.silence())? {
             Ok(()) => {}
             Err(Unsent::Refused(reason)) => return Ok(Permission::Denied(reason)),
-            Err(Unsent::Lost(reason)) => return Err(reason.into()),
+            Err(Unsent::Lost(reason)) => return Err(Cause::Down(reason.into())),
         }
         let mut denied = None;
-        let mut heed = |note| match note {
-            Note::Lost(reason) => Err(Lost::from(reason)),
-            Note::Refused(reason) => {
-                if reason.contains(subject) {
-                    denied = Some(reason);
-                }
-                Ok(())
-            }
-        };
-        // Two, for the reason that is told in `publish`.
+        // Two questions, for the reason that is told at `publish_core`. A stream answers, or nobody does
+        // and the server says so.
         for _ in 0..2 {
-            self.question(link, 0).await?;
-            while !self.questions.is_empty() {
+            if link.asks() {
+                self.question(link, 0).await?;
+            }
+            let mut open = true;
+            while open {
                 match self.answer(link).await? {
-                    Ok((mark, _)) => self.answered_by(mark),
-                    Err(note) => heed(note)?,
+                    Ok((found, _)) => {
+                        self.answered_by(found);
+                        open = if link.asks() {
+                            !self.questions.is_empty()
+                        } else {
+                            found != Some(mark)
+                        };
+                    }
+                    Err(Note::Lost(reason)) => return Err(Cause::Down(reason.into())),
+                    Err(Note::Refused(text)) => {
+                        if refusal::read(&text) == Refusal::Publish(subject.to_owned()) {
+                            open &= link.asks();
+                            denied = Some(text);
+                        }
+                    }
                 }
+            }
+            if !link.asks() {
+                break;
             }
         }
         while let Some(note) = link.noted() {
-            heed(note)?;
+            match note {
+                Note::Lost(reason) => return Err(Cause::Down(reason.into())),
+                Note::Refused(text) => {
+                    if refusal::read(&text) == Refusal::Publish(subject.to_owned()) {
+                        denied = Some(text);
+                    }
+                }
+            }
         }
         Ok(denied.map_or(Permission::Granted, |reason| address::denied(&reason, subject)))
     }
 
-    /// Publishes the flight and waits until the stream has answered for every event of it.
-    async fn store(&mut self, link: &mut Link, flight: &[Outgoing]) -> Result<(), Lost> {
-        if self.stream_in_doubt {
-            self.remarks = self.settle_stream(link).await?;
-            self.stream_in_doubt = false;
-        }
-        self.batch += 1;
-        let end = self.hand(link, flight, 0).await?;
-        let sent = flight.get(..end).unwrap_or_default();
-        let mut left = sent.len();
-        while left > 0 {
-            match self.answer(link).await? {
-                Ok((Some((number, place)), message)) if number == self.batch => {
-                    let verdict = self.read(&message);
-                    self.settle(place, verdict);
-                    left -= 1;
-                }
-                Ok(_) => {}
-                // An event that is not permitted gets no answer.
-                Err(note) => left = left.saturating_sub(self.heed(note, sent)?),
-            }
-        }
-        Ok(())
-    }
-
     /// Puts parts of the state into the bucket, and waits until it has answered for all of them.
-    async fn put(&mut self, link: &mut Link, parts: &[Part]) -> Result<(), Lost> {
+    async fn put(&mut self, link: &mut Link, parts: &[Part]) -> Result<(), Cause> {
         let subject = |part: &Part| bucket::subject(&self.settings.state_bucket, &part.path);
         let subjects: Vec<String> = parts.iter().map(subject).collect();
         let mut left = 0;
@@ -725,30 +959,48 @@ impl Nats {
             );
             match timeout(self.timeout, publish).await.map_err(|_| self.silence())? {
                 Ok(()) => left += 1,
-                Err(Unsent::Refused(reason)) => self.settle(place, Verdict::Refused(reason)),
-                Err(Unsent::Lost(reason)) => return Err(reason.into()),
+                Err(Unsent::Refused(reason)) => self.settle(place, Verdict::Rejected(reason)),
+                Err(Unsent::Lost(reason)) => return Err(Cause::Down(reason.into())),
             }
         }
+        let status = parts.iter().position(|part| part.path == Path::relay(Section::Status));
         while left > 0 {
             let (place, verdict) = match self.answer(link).await? {
                 Ok((Some((number, place)), message)) if number == self.batch => {
                     if message.status == Some(StatusCode::NO_RESPONDERS) {
                         // The next connection makes another.
-                        return Err("the key-value bucket is gone".into());
+                        return Err(Cause::Down("the key-value bucket is gone".into()));
                     }
-                    (place, self.read(&message))
+                    match Answer::read(&message) {
+                        Answer::Stored { sequence, .. } => {
+                            if status == Some(place) {
+                                self.is_same_bucket(sequence)?;
+                            }
+                            (place, Verdict::Accepted)
+                        }
+                        Answer::Failed(verdict) => (place, verdict),
+                    }
                 }
                 Ok(_) => continue,
-                Err(Note::Lost(reason)) => return Err(reason.into()),
-                Err(Note::Refused(reason)) => {
-                    let forbidden = quoted(&reason);
-                    let Some(place) = subjects.iter().position(|subject| subject == forbidden)
-                    else {
-                        tracing::error!(sink = self.name, reason, "the server refused something");
+                Err(Note::Lost(reason)) => return Err(self.lost(link, reason, &[])),
+                Err(Note::Refused(text)) => {
+                    let place = match refusal::read(&text) {
+                        Refusal::Publish(refused) => {
+                            subjects.iter().position(|subject| *subject == refused)
+                        }
+                        _ => None,
+                    };
+                    let Some(place) = place else {
+                        tracing::debug!(sink = self.name, text, "the server refused something");
                         continue;
                     };
-                    (place, Verdict::Refused(reason))
+                    (place, Verdict::Rejected(text))
                 }
+            };
+            // State that the bucket does not take is no reason to hold back events.
+            let verdict = match verdict {
+                Verdict::Denied(reason) => Verdict::Rejected(reason),
+                verdict => verdict,
             };
             self.settle(place, verdict);
             left -= 1;
@@ -756,62 +1008,14 @@ impl Nats {
         Ok(())
     }
 
-    /// The next thing that the server says.
-    async fn answer(&self, link: &mut Link) -> Result<Said, Lost> {
-        timeout(self.timeout, link.answer()).await.map_err(|_| self.silence())
-    }
-
-    fn silence(&self) -> Lost {
-        format!("the server has not answered within {}", Period(self.timeout)).into()
-    }
-
-    /// What a stream's answer means.
-    fn read(&mut self, message: &Message) -> Verdict {
-        if message.status == Some(StatusCode::NO_RESPONDERS) {
-            self.stream_in_doubt = true;
-            return Verdict::Busy("no stream takes this subject".into());
+    /// A bucket in which the newest entry has no greater number than the one before is another, made anew
+    /// under the same name.
+    fn is_same_bucket(&mut self, sequence: u64) -> Result<(), Cause> {
+        if sequence <= self.newest_status {
+            return Err(Cause::Down("the bucket was made anew: the state is written again".into()));
         }
-        match serde_json::from_slice(&message.payload) {
-            Ok(Answer { error: Some(error), .. }) => match error.error_code() {
-                ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM
-                | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => Verdict::Refused(error.to_string()),
-                // Full, without a leader, sealed: a human or time helps, and nothing is lost by
-                // waiting.
-                _ => Verdict::Busy(error.to_string()),
-            },
-            Ok(Answer { seq: Some(_), duplicate, .. }) => {
-                self.duplicates += u64::from(duplicate);
-                Verdict::Accepted
-            }
-            _ => Verdict::Busy("the stream's answer cannot be read".into()),
-        }
-    }
-
-    /// Takes note of what was said beside answers while `sent` was under way; says how many events
-    /// it settled.
-    fn heed(&mut self, note: Note, sent: &[Outgoing]) -> Result<usize, Lost> {
-        let reason = match note {
-            Note::Lost(reason) => return Err(reason.into()),
-            Note::Refused(reason) => reason,
-        };
-        let subject = quoted(&reason);
-        let Some(first) = sent.iter().find(|outgoing| *outgoing.address == *subject) else {
-            tracing::error!(sink = self.name, reason, "the server refused something");
-            return Ok(0);
-        };
-        if self.forbidden.len() < MAX_SUBJECTS
-            && !self.forbidden.iter().any(|(known, _)| *known == first.address)
-        {
-            self.forbidden.push((Arc::clone(&first.address), reason.clone()));
-        }
-        let mut settled = 0;
-        for (verdict, outgoing) in self.verdicts.iter_mut().zip(sent) {
-            if outgoing.address == first.address && *verdict == Verdict::Pending {
-                *verdict = Verdict::Refused(reason.clone());
-                settled += 1;
-            }
-        }
-        Ok(settled)
+        self.newest_status = sequence;
+        Ok(())
     }
 
     fn settle(&mut self, place: usize, verdict: Verdict) {
@@ -823,34 +1027,47 @@ impl Nats {
     fn accepted(&self) -> usize {
         self.verdicts.iter().take_while(|verdict| **verdict == Verdict::Accepted).count()
     }
+}
 
-    /// What hindered the event at the place `accepted`.
-    fn hindrance(&mut self, accepted: usize) -> Failure {
-        let cause = match self.verdicts.get_mut(accepted).map(std::mem::take) {
-            Some(Verdict::Refused(reason)) => Cause::Rejected { reason },
-            Some(Verdict::Busy(reason)) => Cause::Busy { wait: None, reason },
-            None | Some(Verdict::Pending | Verdict::Accepted) => {
-                Cause::Down("an answer is missing".into())
-            }
-        };
-        Failure::after(accepted, cause)
+/// Events that are handed over once more because somebody asked for it. A stream would take them for
+/// repeats, so each replay has ids of its own; one that is sent again keeps its id.
+#[derive(Default)]
+struct Replays {
+    /// What tells the ids of this replay from those of others.
+    name: String,
+    /// It is stored through here.
+    through: Seq,
+}
+
+impl Replays {
+    /// A replay goes through the journal in order: what comes again is of another.
+    fn begin(&mut self, flight: &[Outgoing]) {
+        let first = flight.iter().find(|outgoing| is_replayed(outgoing));
+        if first.is_some_and(|first| self.name.is_empty() || first.record.seq <= self.through) {
+            self.name = ulid::Ulid::new().to_string();
+            self.through = 0;
+        }
+    }
+
+    fn reported(&mut self, accepted: &[Outgoing]) {
+        if let Some(last) = accepted.iter().rev().find(|outgoing| is_replayed(outgoing)) {
+            self.through = last.record.seq;
+        }
+    }
+
+    /// By what a stream recognises an event that comes again.
+    fn id<'o>(&self, outgoing: &'o Outgoing) -> Cow<'o, str> {
+        let key = outgoing.record.event.key();
+        if is_replayed(outgoing) {
+            Cow::Owned(format!("{key}.{}", self.name))
+        } else {
+            Cow::Borrowed(key)
+        }
     }
 }
 
-/// The subject that a refusal speaks of: `Permissions Violation for Publish to "astro.main.x"`.
-fn quoted(reason: &str) -> &str {
-    reason.split('"').nth(1).unwrap_or_default()
-}
-
-/// A stream's answer to an event.
-#[derive(Deserialize)]
-struct Answer {
-    #[serde(default)]
-    error: Option<jetstream::Error>,
-    #[serde(default)]
-    seq: Option<u64>,
-    #[serde(default)]
-    duplicate: bool,
+fn is_replayed(outgoing: &Outgoing) -> bool {
+    outgoing.record.event.origin == Origin::Replayed
 }
 
 /// What the headers have to say.
@@ -880,7 +1097,7 @@ impl Beside {
         }
     }
 
-    fn headers(self, outgoing: &Outgoing) -> HeaderMap {
+    fn headers(self, outgoing: &Outgoing, id: &str) -> HeaderMap {
         const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
         const ID: HeaderName = HeaderName::from_static("Astro-Id");
         const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
@@ -898,7 +1115,7 @@ impl Beside {
         };
         // A namesake's key stands nowhere else.
         if self.id || event.distinct_key.is_some() {
-            say(MESSAGE_ID, event.key());
+            say(MESSAGE_ID, id);
         }
         if self.envelope {
             say(ID, &event.id);
@@ -949,6 +1166,12 @@ mod tests {
             (json!({"urls": ["nats://a", "nats://me:hunter2@b"]}), "urls"),
             (json!({"url": "nats://host", "subject": "astro.>"}), "subject"),
             (json!({"url": "nats://host", "subject": "astro {{ topic }}"}), "subject"),
+            (json!({"url": "nats://host", "subject": "$JS.API.{{ topic }}"}), "subject"),
+            (json!({"url": "nats://host", "subject": "$SYS.x"}), "subject"),
+            (json!({"url": "nats://host", "subject": "astro.main.command.x"}), "subject"),
+            (json!({"url": "nats://host", "inbox_prefix": ""}), "inbox_prefix"),
+            (json!({"url": "nats://host", "inbox_prefix": "a..b"}), "inbox_prefix"),
+            (json!({"url": "nats://host", "inbox_prefix": "a.>"}), "inbox_prefix"),
             (json!({"url": "nats://host", "user": "me"}), "password"),
             (json!({"url": "nats://host", "create_stream": true}), "create_stream"),
             (json!({"url": "nats://host", "stream": "a.b"}), "stream"),
@@ -1004,7 +1227,8 @@ mod tests {
                 beside: None,
             };
             let settings: Settings = serde_json::from_value(settings).unwrap();
-            let headers = Beside::of(&settings, "message").headers(&outgoing);
+            let headers =
+                Beside::of(&settings, "message").headers(&outgoing, outgoing.record.event.key());
             headers.get("Nats-Msg-Id").map(ToString::to_string)
         };
         let core = json!({"url": "nats://host"});
@@ -1013,6 +1237,38 @@ mod tests {
         let stream = json!({"url": "nats://host", "jetstream": true});
         assert!(said(stream.clone(), None).is_some());
         assert_eq!(said(stream, Some("01J-f")).as_deref(), Some("01J-f"));
+    }
+
+    #[test]
+    fn a_replay_keeps_its_ids_until_another_begins() {
+        let event = |seq| {
+            let mut event = crate::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
+            event.origin = Origin::Replayed;
+            let message = event.message.clone();
+            Outgoing {
+                record: Arc::new(crate::event::Record { seq, event }),
+                address: "astro.tips".into(),
+                payload: message,
+                content_type: "application/json",
+                expires_in: None,
+                beside: None,
+            }
+        };
+        let flight: Vec<Outgoing> = (1..=4).map(event).collect();
+        let mut replays = Replays::default();
+        let mut ids = |flight: &[Outgoing], accepted: usize| {
+            replays.begin(flight);
+            let ids: Vec<_> =
+                flight.iter().map(|outgoing| replays.id(outgoing).into_owned()).collect();
+            replays.reported(&flight[..accepted]);
+            ids
+        };
+        let first = ids(&flight[..2], 0);
+        // Given up, and sent again; then the next of the same replay.
+        assert_eq!(ids(&flight[..2], 2), first);
+        let second = ids(&flight[2..], 1);
+        assert_eq!(ids(&flight[3..], 1), second[1..]);
+        assert_ne!(ids(&flight[..2], 0), first, "somebody asks once more");
     }
 
     #[test]

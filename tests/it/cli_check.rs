@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::{
-    carry::within,
+    carry::{PATIENCE, within},
     mosquitto::{self, Mosquitto},
     nats_server::NatsServer,
     process::free_port,
     receiver::Receiver,
     redis_server::{Durability, RedisServer},
+    wait::until,
 };
 
 async fn check(sim: &Sim, sinks: Value) -> Output {
@@ -116,18 +117,32 @@ async fn a_nats_server_tells_and_its_streams_keep_nothing() {
         sink.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
         sink
     };
-    let kept = json!({ "jetstream": true, "stream": "KEPT", "subject": "kept.{{ topic }}",
-        "create_stream": { "duplicate_window": "1s" } });
+    let config = async_nats::jetstream::stream::Config {
+        name: "KEPT".into(),
+        subjects: vec!["kept.>".into()],
+        duplicate_window: std::time::Duration::from_secs(1),
+        ..Default::default()
+    };
+    until("the stream is made", PATIENCE, async || context.create_stream(&config).await.ok()).await;
+    let kept = json!({ "jetstream": true, "stream": "KEPT", "subject": "kept.{{ topic }}" });
+    let missing = json!({ "jetstream": true, "stream": "MISSING", "subject": "missing.{{ topic }}",
+        "create_stream": true, "state": true });
     let output = check(
         &sim,
         json!({
             "core": login(json!({ "topics": ["channel.tips"] })),
             "secret": login(json!({ "subject": "secret.{{ topic }}" })),
             "kept": login(kept),
+            "missing": login(missing),
         }),
     )
     .await;
     let lines = lines(&output);
+    said(&lines, "the stream \"MISSING\" does not exist yet");
+    said(&lines, "the key-value bucket \"astro_state\" (state = true) does not exist yet");
+    for name in ["MISSING", "KV_astro_state"] {
+        assert!(context.get_stream(name).await.is_err(), "{name} was made");
+    }
     said(&lines, "may publish to astro.main.channel.tips");
     said(&lines, "may publish to kept.channel.follow, kept.channel.tips, kept.relay.gap");
     said(&lines, "may not publish to secret.channel.tips: Permissions Violation");

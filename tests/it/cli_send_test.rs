@@ -52,7 +52,13 @@ impl Place {
     async fn new() -> Self {
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
         let nats = NatsServer::start("").await;
-        nats.streams().await;
+        // A test event makes no stream.
+        let kept = async_nats::jetstream::stream::Config {
+            name: "KEPT".into(),
+            subjects: vec!["kept.>".into()],
+            ..Default::default()
+        };
+        nats.streams().await.create_stream(kept).await.unwrap();
         Self {
             sim,
             mosquitto: Mosquitto::start(mosquitto::Options::default()).await,
@@ -76,7 +82,7 @@ impl Place {
                     "topic": "old/{{ topic }}" },
                 "core": { "type": "nats", "url": nats },
                 "stream": { "type": "nats", "url": nats, "jetstream": true, "stream": "KEPT",
-                    "create_stream": true, "subject": "kept.{{ topic }}" },
+                    "subject": "kept.{{ topic }}" },
                 "pubsub": { "type": "redis", "url": redis },
                 "entries": { "type": "redis", "url": redis, "mode": "stream" },
                 "hook": { "type": "webhook", "url": self.receiver.url(),

@@ -14,7 +14,6 @@ use astro_relay::{
     sink::{self, Cause, Failure, Opening, Outgoing, Purpose, Sink},
     status::Status,
 };
-use async_nats::jetstream::stream::Config;
 use async_trait::async_trait;
 use serde_json::json;
 use tokio::time::Instant;
@@ -22,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     carry::{PATIENCE, connect, deliver},
-    nats_server::NatsServer,
     receiver::{Answer, Receiver},
     scripted_broker::{Play, ScriptedBroker, silent},
+    scripted_nats::{self, ScriptedNats},
     sinks::{batch, config, install_tls, open_with},
     wait::until,
 };
@@ -205,14 +204,7 @@ async fn mqtt_lets_a_broker_take_its_time_for_each_event() {
 /// A stream that acknowledges nothing, on a server that is well.
 #[tokio::test]
 async fn nats_gives_up_a_stream_that_does_not_answer() {
-    let server = NatsServer::start("").await;
-    let config = Config {
-        name: "ASTRO".into(),
-        subjects: vec!["astro.>".into()],
-        no_ack: true,
-        ..Config::default()
-    };
-    server.streams().await.create_stream(config).await.unwrap();
+    let server = ScriptedNats::start(|_: &str| scripted_nats::Play::Ignore).await;
     let settings = json!({ "url": server.url(), "jetstream": true });
     let mut sink = open_with("nats", settings, Duration::from_secs(1)).unwrap();
     connect(&mut sink).await.unwrap();

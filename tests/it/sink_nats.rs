@@ -1,13 +1,22 @@
 //! The NATS sink against nats-server.
 
-use astro_relay::sink::Cause;
+use astro_relay::{
+    board::{Path, Section},
+    sink::{Cause, Part, Permission},
+};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+use futures_util::FutureExt;
 use serde_json::json;
 
 use crate::support::{
-    carry::{PATIENCE, connect, deliver, first_arrivals, within},
+    carry::{PATIENCE, carry_all, connect, deliver, first_arrivals, within},
     nats_server::{Listener, NatsServer},
-    sinks::{batch, certificate, id, open, open_with, outgoing_with},
+    scripted_nats::{Play, ScriptedNats},
+    sinks::{
+        batch, certificate, id, open, open_keeping, open_visit, open_with, outgoing, outgoing_with,
+        replayed,
+    },
+    unreachable::{Hanging, Mute, refused},
     wait::until,
 };
 
@@ -87,7 +96,7 @@ async fn a_stream_that_is_missing_or_takes_other_subjects_is_told_by_name() {
     let mut sink = open("nats", settings).unwrap();
     let told = async |sink: &mut Box<dyn astro_relay::sink::Sink>| {
         let failure = connect(sink).await.unwrap_err();
-        assert!(matches!(failure.cause, Cause::Down(_)));
+        assert!(matches!(failure.cause, Cause::Denied { .. }));
         failure.cause.to_string()
     };
     let text = told(&mut sink).await;
@@ -216,12 +225,12 @@ async fn a_subject_that_is_not_permitted_is_refused_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_down_and_the_password_stays_unsaid() {
+async fn wrong_credentials_are_denied_and_the_password_stays_unsaid() {
     let server = NatsServer::start("authorization { user: relay, password: right }").await;
     let settings = json!({"url": server.url(), "user": "relay", "password": {"value": "hunter2"}});
     let mut sink = open("nats", settings).unwrap();
     let failure = connect(&mut sink).await.unwrap_err();
-    assert!(matches!(failure.cause, Cause::Down(_)));
+    assert!(matches!(failure.cause, Cause::Denied { .. }), "{failure:?}");
     assert!(!format!("{failure:?} {}", failure.cause).contains("hunter2"));
     assert!(failure.cause.to_string().contains("authorization"), "{}", failure.cause);
 }
@@ -312,4 +321,496 @@ async fn a_server_is_reached_through_tls_with_every_kind_of_credential() {
         assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
         assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
     }
+}
+
+/// Users that may do less than everything, and what they lack; `listener` may do everything.
+fn permissions(relay: &str) -> String {
+    format!(
+        "authorization {{ users = [ {{ user: relay, password: x, permissions: {{ {relay} }} }}, \
+         {{ user: listener, password: x }} ] }}\nno_auth_user: listener"
+    )
+}
+
+fn as_relay(server: &NatsServer, more: serde_json::Value) -> serde_json::Value {
+    let mut settings = json!({"url": server.url(), "user": "relay", "password": {"value": "x"}});
+    settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    settings
+}
+
+fn stream_config(subjects: &[&str]) -> Config {
+    Config {
+        name: "ASTRO".into(),
+        subjects: subjects.iter().map(|&subject| subject.to_owned()).collect(),
+        ..Config::default()
+    }
+}
+
+#[tokio::test]
+async fn a_user_without_an_inbox_is_denied_before_anything_is_published() {
+    for (rights, settings, missing) in [
+        (r#"publish: "astro.>", subscribe: { deny: ">" }"#, json!({}), "subscribe to _INBOX.>"),
+        (r#"publish: "astro.>", subscribe: "_INBOX.>""#, json!({}), "publish to _INBOX.>"),
+        (
+            r#"publish: ["astro.>", "$JS.API.>"], subscribe: { deny: ">" }"#,
+            json!({"jetstream": true, "create_stream": true}),
+            "subscribe to _INBOX.>",
+        ),
+        (
+            r#"publish: "astro.>", subscribe: "_INBOX.>""#,
+            json!({"inbox_prefix": "relay.inbox"}),
+            "subscribe to relay.inbox.>",
+        ),
+    ] {
+        let server = NatsServer::start(&permissions(rights)).await;
+        server.streams().await;
+        let listener = Listener::start(&server, "astro.>").await;
+        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        let failure = connect(&mut sink).await.unwrap_err();
+        let Cause::Denied { reason } = failure.cause else { panic!("{rights}: {failure:?}") };
+        assert!(reason.contains(missing) && reason.contains("inbox_prefix"), "{rights}: {reason}");
+        assert!(listener.heard().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_least_rights_are_enough() {
+    let stream = r#""_INBOX.>""#;
+    for (rights, settings) in [
+        (r#"publish: ["astro.>", "_INBOX.>"], subscribe: "_INBOX.>""#.to_owned(), json!({})),
+        (
+            r#"publish: ["astro.>", "relay.inbox.>"], subscribe: "relay.inbox.>""#.into(),
+            json!({"inbox_prefix": "relay.inbox"}),
+        ),
+        (format!(r#"publish: "astro.>", subscribe: {stream}"#), json!({"jetstream": true})),
+        (
+            format!(
+                r#"publish: ["astro.>", "$JS.API.STREAM.INFO.ASTRO", "$JS.API.STREAM.CREATE.ASTRO"],
+                   subscribe: {stream}"#
+            ),
+            json!({"jetstream": true, "create_stream": true}),
+        ),
+    ] {
+        let server = NatsServer::start(&permissions(&rights)).await;
+        let context = server.streams().await;
+        let listener = Listener::start(&server, "astro.>").await;
+        if settings["create_stream"].is_null() {
+            context.create_stream(stream_config(&["astro.>"])).await.unwrap();
+        }
+        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        connect(&mut sink).await.unwrap_or_else(|failure| panic!("{rights}: {failure:?}"));
+        deliver(&mut sink, &batch(1..=200, SUBJECT)).await.unwrap();
+        listener.wait_for(200).await;
+        assert_eq!(listener.numbers(), (1..=200).collect::<Vec<_>>(), "{rights}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_may_not_be_made_is_denied_with_the_right_that_is_missing() {
+    let rights = r#"publish: ["astro.>", "$JS.API.STREAM.INFO.>"], subscribe: "_INBOX.>""#;
+    let server = NatsServer::start(&permissions(rights)).await;
+    server.streams().await;
+    let settings = json!({"jetstream": true, "create_stream": true});
+    let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+    let failure = connect(&mut sink).await.unwrap_err();
+    let Cause::Denied { reason } = failure.cause else { panic!("{failure:?}") };
+    assert!(reason.contains("$JS.API.STREAM.CREATE.ASTRO"), "{reason}");
+}
+
+/// The server quotes a subject as Go does; it is the subject of one event all the same.
+#[tokio::test]
+async fn subjects_that_the_server_escapes_are_refused_alone_and_nothing_is_repeated() {
+    let rights = r#"publish: { deny: "astro.main.secret.*" }"#;
+    for jetstream in [false, true] {
+        let server = NatsServer::start(&permissions(rights)).await;
+        server.streams().await;
+        let listener = Listener::start(&server, "astro.>").await;
+        let settings = json!({"jetstream": jetstream, "create_stream": jetstream});
+        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        connect(&mut sink).await.unwrap();
+        let mut events = batch(1..=40, SUBJECT);
+        let odd = ["say-\"hi\"", "a\\b", "👨\u{200d}👩", "Zoë", "\u{7f}", "\u{feff}x", "plain"];
+        for (place, name) in odd.iter().enumerate() {
+            let seq = 3 + 4 * place as u64;
+            let address = format!("astro.main.secret.{name}");
+            events[3 + 4 * place - 1] = outgoing(seq, &address, "room");
+        }
+        let (refused, failures) = carry_all(&mut sink, &events).await;
+        assert_eq!(failures, [""; 0], "jetstream {jetstream}");
+        let expected: Vec<u64> = (0..odd.len() as u64).map(|place| 3 + 4 * place).collect();
+        assert_eq!(refused, expected, "jetstream {jetstream}");
+        let others: Vec<u64> = (1..=40).filter(|n| !expected.contains(n)).collect();
+        if jetstream {
+            assert_eq!(server.stored("ASTRO").await, others);
+        } else {
+            listener.wait_for(others.len()).await;
+            assert_eq!(listener.numbers(), others);
+        }
+    }
+}
+
+/// The client library keeps 128 of what a server says, and drops the rest without a word.
+#[tokio::test]
+async fn more_refusals_than_are_kept_hide_none() {
+    let rights = r#"publish: { deny: ["astro.a.>", "astro.b.>"] }"#;
+    for jetstream in [false, true] {
+        let server = NatsServer::start(&permissions(rights)).await;
+        server.streams().await;
+        let listener = Listener::start(&server, "astro.>").await;
+        let settings = json!({"jetstream": jetstream, "create_stream": jetstream});
+        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        connect(&mut sink).await.unwrap();
+        let mut events = batch(1..=300, "astro.a.x");
+        events.extend(batch(301..=400, "astro.b.x"));
+        events.extend((401..=600).map(|n| outgoing(n, &format!("astro.b.x{n}"), "room")));
+        events.extend(batch(601..=640, SUBJECT));
+        let (refused, failures) = carry_all(&mut sink, &events).await;
+        assert_eq!(failures, [""; 0], "jetstream {jetstream}");
+        assert_eq!(refused, (1..=600).collect::<Vec<_>>(), "jetstream {jetstream}");
+        let others: Vec<u64> = (601..=640).collect();
+        if jetstream {
+            assert_eq!(server.stored("ASTRO").await, others);
+        } else {
+            listener.wait_for(others.len()).await;
+            assert_eq!(listener.numbers(), others);
+        }
+    }
+}
+
+/// Whatever the server's words are: an event that it refuses is found, and the others get through.
+#[tokio::test]
+async fn a_refusal_in_unknown_words_leaves_no_batch_waiting() {
+    for jetstream in [false, true] {
+        let server = ScriptedNats::start(|subject: &str| {
+            if subject.contains("bad") {
+                Play::Refuse("Permissions Violation for Publish to <something>".into())
+            } else {
+                Play::Well
+            }
+        })
+        .await;
+        let settings = json!({"url": server.url(), "jetstream": jetstream});
+        let timeout = std::time::Duration::from_secs(2);
+        let mut sink = open_with("nats", settings, timeout).unwrap();
+        connect(&mut sink).await.unwrap();
+        let mut events = batch(1..=8, SUBJECT);
+        events[3] = outgoing(4, "astro.main.bad", "room");
+        let (refused, _) = carry_all(&mut sink, &events).await;
+        assert_eq!(refused, [4], "jetstream {jetstream}");
+        assert!(server.came().len() >= 7);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_ends_the_connection_is_told_from_one_that_is_silent() {
+    for (play, closed) in [(Play::HangUp, true), (Play::Ignore, false)] {
+        let server = ScriptedNats::start(move |_: &str| play.clone()).await;
+        let settings = json!({"url": server.url(), "jetstream": true});
+        let timeout = std::time::Duration::from_secs(1);
+        let mut sink = open_with("nats", settings, timeout).unwrap();
+        connect(&mut sink).await.unwrap();
+        let failure = deliver(&mut sink, &batch(1..=3, SUBJECT)).await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::Down(_)) && failure.accepted == 0, "{failure:?}");
+        assert_eq!(failure.cause.is_closed_by_peer(), closed, "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_constant_subject_that_is_not_permitted_holds_the_sink() {
+    let server = NatsServer::start(&permissions(r#"publish: { deny: "events" }"#)).await;
+    server.streams().await;
+    for jetstream in [false, true] {
+        let settings =
+            json!({"subject": "events", "jetstream": jetstream, "create_stream": jetstream});
+        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        connect(&mut sink).await.unwrap();
+        let failure = deliver(&mut sink, &batch(1..=3, "events")).await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::Denied { .. }), "{failure:?}");
+    }
+}
+
+/// A large event does not fit any more, and the small ones behind it would.
+#[tokio::test]
+async fn nothing_is_stored_behind_an_event_that_is_not() {
+    let server = NatsServer::start("").await;
+    let context = server.streams().await;
+    let config = |max_bytes| Config {
+        max_bytes,
+        discard: DiscardPolicy::New,
+        ..stream_config(&["astro.>"])
+    };
+    context.create_stream(config(20_000)).await.unwrap();
+    let mut sink = open("nats", json!({"url": server.url(), "jetstream": true})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let mut events = batch(1..=9, SUBJECT);
+    let large = format!(r#"{{"n":4,"x":"{}"}}"#, "x".repeat(30_000));
+    events[3] = outgoing_with(4, SUBJECT, "room", &large);
+    for _ in 0..2 {
+        let failure = deliver(&mut sink, &events).await.unwrap_err();
+        assert_eq!(failure.accepted, 3);
+        let Cause::Busy { reason, .. } = failure.cause else { panic!("{failure:?}") };
+        assert!(reason.contains("maximum bytes"), "{reason}");
+        assert_eq!(server.stored("ASTRO").await, [1, 2, 3]);
+    }
+    context.update_stream(config(1_000_000)).await.unwrap();
+    deliver(&mut sink, &events[3..]).await.unwrap();
+    assert_eq!(server.stored("ASTRO").await, (1..=9).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn another_writer_to_the_stream_disturbs_neither_order_nor_progress() {
+    let server = NatsServer::start("").await;
+    let context = server.streams().await;
+    let settings = json!({"url": server.url(), "jetstream": true, "create_stream": true});
+    let mut sink = open("nats", settings).unwrap();
+    connect(&mut sink).await.unwrap();
+    let events = batch(1..=600, SUBJECT);
+    let other = async {
+        for _ in 0..300 {
+            context.publish("astro.else", "else".into()).await.unwrap().await.unwrap();
+        }
+    };
+    let ours = async {
+        for events in events.chunks(50) {
+            deliver(&mut sink, events).await.unwrap();
+        }
+    };
+    tokio::join!(other, ours);
+    assert_eq!(server.stored("ASTRO").await, (1..=600).collect::<Vec<_>>());
+    assert_eq!(sink.tally(), [("duplicates", 0)]);
+}
+
+#[tokio::test]
+async fn a_subject_that_the_stream_does_not_take_is_refused_alone_and_known_before() {
+    let server = NatsServer::start("").await;
+    let context = server.streams().await;
+    context.create_stream(stream_config(&["astro.*.channel.tips"])).await.unwrap();
+    let mut sink = open("nats", json!({"url": server.url(), "jetstream": true})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let remarks = sink.remarks();
+    assert!(remarks.iter().any(|remark| remark.contains("astro.*.channel.tips")), "{remarks:?}");
+    let gap = "astro.main.relay.gap";
+    let Permission::Denied(reason) = sink.may_publish(gap).await.unwrap() else { panic!() };
+    assert!(reason.contains("astro.*.channel.tips"), "{reason}");
+    assert_eq!(sink.may_publish(SUBJECT).await.unwrap(), Permission::Granted);
+    let mut events = batch(1..=30, SUBJECT);
+    for seq in [1, 7, 8] {
+        events[seq as usize - 1] = outgoing(seq, gap, "room");
+    }
+    let failure = deliver(&mut sink, &events).await.unwrap_err();
+    let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
+    assert!(reason.contains(gap) && reason.contains("astro.*.channel.tips"), "{reason}");
+    assert_eq!(carry_all(&mut sink, &events).await, (vec![1, 7, 8], vec![]));
+    let expected: Vec<u64> = (1..=30).filter(|n| ![1, 7, 8].contains(n)).collect();
+    assert_eq!(server.stored("ASTRO").await, expected);
+}
+
+#[tokio::test]
+async fn a_subject_of_which_the_stream_keeps_no_more_is_refused_alone() {
+    let server = NatsServer::start("").await;
+    let context = server.streams().await;
+    let config = Config {
+        max_messages_per_subject: 2,
+        discard: DiscardPolicy::New,
+        discard_new_per_subject: true,
+        ..stream_config(&["astro.>"])
+    };
+    context.create_stream(config).await.unwrap();
+    let mut sink = open("nats", json!({"url": server.url(), "jetstream": true})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let events: Vec<_> = (1..=6)
+        .map(|seq| outgoing(seq, if seq % 2 == 0 { "astro.even" } else { "astro.odd" }, "room"))
+        .chain(batch(7..=8, SUBJECT))
+        .collect();
+    assert_eq!(carry_all(&mut sink, &events).await, (vec![5, 6], vec![]));
+    assert_eq!(server.stored("ASTRO").await, [1, 2, 3, 4, 7, 8]);
+}
+
+#[tokio::test]
+async fn a_stream_that_can_take_nothing_holds_the_sink() {
+    let server = NatsServer::start("").await;
+    let context = server.streams().await;
+    let settings = json!({"url": server.url(), "jetstream": true});
+    let denied = async |cause: Cause, words: &str| {
+        let Cause::Denied { reason } = cause else { panic!("{words}: {cause:?}") };
+        assert!(reason.contains(words), "{words}: {reason}");
+    };
+
+    let origin = Config { name: "ORIGIN".into(), ..stream_config(&["origin.>"]) };
+    context.create_stream(origin).await.unwrap();
+    let mirror =
+        async_nats::jetstream::stream::Source { name: "ORIGIN".into(), ..Default::default() };
+    context.create_stream(Config { mirror: Some(mirror), ..stream_config(&[]) }).await.unwrap();
+    let mut sink = open("nats", settings.clone()).unwrap();
+    denied(connect(&mut sink).await.unwrap_err().cause, "mirror").await;
+
+    context.delete_stream("ASTRO").await.unwrap();
+    context.create_stream(Config { no_ack: true, ..stream_config(&["astro.>"]) }).await.unwrap();
+    denied(connect(&mut sink).await.unwrap_err().cause, "no_ack").await;
+
+    // Replaced while the connection stands, by one that takes something else.
+    context.delete_stream("ASTRO").await.unwrap();
+    context.create_stream(stream_config(&["astro.>"])).await.unwrap();
+    connect(&mut sink).await.unwrap();
+    deliver(&mut sink, &batch(1..=3, SUBJECT)).await.unwrap();
+    context.delete_stream("ASTRO").await.unwrap();
+    context.create_stream(stream_config(&["orders.>"])).await.unwrap();
+    denied(deliver(&mut sink, &batch(4..=6, SUBJECT)).await.unwrap_err().cause, "orders.>").await;
+
+    // Deleted, and nobody makes it.
+    context.delete_stream("ASTRO").await.unwrap();
+    context.create_stream(stream_config(&["astro.>"])).await.unwrap();
+    connect(&mut sink).await.unwrap();
+    context.delete_stream("ASTRO").await.unwrap();
+    denied(deliver(&mut sink, &batch(4..=6, SUBJECT)).await.unwrap_err().cause, "no stream").await;
+
+    // Sealed.
+    context.create_stream(stream_config(&["astro.>"])).await.unwrap();
+    connect(&mut sink).await.unwrap();
+    context.update_stream(Config { sealed: true, ..stream_config(&["astro.>"]) }).await.unwrap();
+    denied(deliver(&mut sink, &batch(4..=6, SUBJECT)).await.unwrap_err().cause, "sealed").await;
+}
+
+/// The server would end the connection at it, again and again.
+#[tokio::test]
+async fn a_subject_that_is_longer_than_the_server_takes_is_refused_alone() {
+    for (limit, lengths) in [("", [4100, 5000]), ("max_control_line: 512", [600, 900])] {
+        for jetstream in [false, true] {
+            let server = NatsServer::start(limit).await;
+            server.streams().await;
+            let listener = Listener::start(&server, "astro.>").await;
+            let settings =
+                json!({"url": server.url(), "jetstream": jetstream, "create_stream": jetstream});
+            let mut sink = open("nats", settings).unwrap();
+            connect(&mut sink).await.unwrap();
+            let mut events = batch(1..=12, SUBJECT);
+            for (seq, length) in [4, 9].into_iter().zip(lengths) {
+                let address = format!("astro.{}", "x".repeat(length));
+                events[seq as usize - 1] = outgoing(seq, &address, "room");
+            }
+            let (refused, failures) = carry_all(&mut sink, &events).await;
+            assert_eq!(refused, [4, 9], "{limit} jetstream {jetstream}: {failures:?}");
+            // Once for each, where the limit is not the usual one.
+            assert!(failures.len() <= if limit.is_empty() { 0 } else { 2 }, "{failures:?}");
+            let expected: Vec<u64> = (1..=12).filter(|n| ![4, 9].contains(n)).collect();
+            until("the others arrive", PATIENCE, async || {
+                (first_arrivals(&listener.numbers()) == expected).then_some(())
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_published_where_commands_are_taken_or_the_server_listens() {
+    let server = NatsServer::start("").await;
+    let context = server.streams().await;
+    context
+        .create_stream(Config { name: "KEEP".into(), ..stream_config(&["keep"]) })
+        .await
+        .unwrap();
+    context.publish("keep", "x".into()).await.unwrap().await.unwrap();
+    let listener = Listener::start(&server, ">").await;
+    let mut sink = open("nats", json!({"url": server.url(), "subject": "{{ data.x }}"})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let mut events = batch(1..=4, SUBJECT);
+    events[0].address = "$JS.API.STREAM.PURGE.KEEP".into();
+    events[1].address = "astro.main.command.session.reset".into();
+    events[2].address = "_INBOX.somebody".into();
+    assert_eq!(carry_all(&mut sink, &events).await, (vec![1, 2, 3], vec![]));
+    until("the sound one arrives", PATIENCE, async || (listener.numbers() == [4]).then_some(()))
+        .await;
+    assert_eq!(context.get_stream("KEEP").await.unwrap().cached_info().state.messages, 1);
+}
+
+#[tokio::test]
+async fn servers_that_are_off_or_hang_cost_a_moment_each() {
+    let server = NatsServer::start("").await;
+    let (hanging, mute) = (Hanging::new().await, Mute::new().await);
+    let dead = [hanging.address, mute.address, refused()].map(|dead| format!("nats://{dead}"));
+    let urls: Vec<_> = dead.into_iter().chain([server.url()]).collect();
+    for timeout in [4, 10, 60].map(std::time::Duration::from_secs) {
+        let mut sink = open_with("nats", json!({"urls": urls}), timeout).unwrap();
+        for _ in 0..2 {
+            let limit = timeout.min(std::time::Duration::from_secs(8));
+            let connecting = tokio::time::timeout(limit, sink.connect());
+            connecting.await.expect("within seconds, whatever the timeout").unwrap();
+            deliver(&mut sink, &batch(1..=3, SUBJECT)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_visit_makes_neither_stream_nor_bucket() {
+    let server = NatsServer::start("").await;
+    let context = server.streams().await;
+    let settings = json!({"url": server.url(), "jetstream": true, "create_stream": true});
+    let mut sink = open_visit("nats", settings).unwrap();
+    connect(&mut sink).await.unwrap();
+    let remarks = sink.remarks();
+    let told = remarks.iter().filter(|remark| remark.contains("does not exist yet")).count();
+    assert_eq!(told, 2, "{remarks:?}");
+    assert_eq!(sink.may_publish(SUBJECT).await.unwrap(), Permission::Granted);
+    let failure = deliver(&mut sink, &batch(1..=1, SUBJECT)).await.unwrap_err();
+    assert!(failure.cause.to_string().contains("makes the stream when it starts"), "{failure:?}");
+    for name in ["ASTRO", "KV_astro_state"] {
+        assert!(context.get_stream(name).await.is_err(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_replay_is_stored_once_more_and_only_once() {
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let settings = json!({"url": server.url(), "jetstream": true, "create_stream": true});
+    let mut sink = open("nats", settings).unwrap();
+    connect(&mut sink).await.unwrap();
+    deliver(&mut sink, &batch(1..=4, SUBJECT)).await.unwrap();
+    // Given up when it is on its way, and sent again: it is the same replay.
+    let first = replayed(batch(2..=3, SUBJECT));
+    drop(sink.deliver(&first).now_or_never());
+    connect(&mut sink).await.unwrap();
+    deliver(&mut sink, &first).await.unwrap();
+    // Somebody asks once more.
+    deliver(&mut sink, &replayed(batch(2..=3, SUBJECT))).await.unwrap();
+    assert_eq!(server.stored("ASTRO").await, [1, 2, 3, 4, 2, 3, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_bucket_that_was_made_anew_is_noticed() {
+    let server = NatsServer::start("").await;
+    let context = server.streams().await;
+    let mut sink = open_keeping("nats", json!({"url": server.url()})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let status = Part { path: Path::relay(Section::Status), payload: Some("{}".into()) };
+    let status = std::slice::from_ref(&status);
+    for _ in 0..3 {
+        sink.keep(status).await.unwrap();
+    }
+    context.delete_stream("KV_astro_state").await.unwrap();
+    let failure = sink.keep(status).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+    connect(&mut sink).await.unwrap();
+    sink.keep(status).await.unwrap();
+    sink.keep(status).await.unwrap();
+    let mut config =
+        context.get_stream("KV_astro_state").await.unwrap().cached_info().config.clone();
+    context.delete_stream("KV_astro_state").await.unwrap();
+    config.max_messages_per_subject = 1;
+    context.create_stream(config).await.unwrap();
+    let failure = sink.keep(status).await.unwrap_err();
+    assert!(failure.cause.to_string().contains("made anew"), "{failure:?}");
+}
+
+#[tokio::test]
+async fn credentials_are_read_anew_for_each_connection() {
+    let server = NatsServer::start("authorization { user: relay, password: right }").await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("password");
+    std::fs::write(&path, "wrong").unwrap();
+    let settings = json!({"url": server.url(), "user": "relay", "password": {"file": path}});
+    let mut sink = open("nats", settings).unwrap();
+    let failure = connect(&mut sink).await.unwrap_err();
+    assert!(matches!(failure.cause, Cause::Denied { .. }), "{failure:?}");
+    std::fs::write(&path, "right").unwrap();
+    connect(&mut sink).await.unwrap();
 }

@@ -7,43 +7,48 @@
 //!
 //! The one thing to know: a deleted key is a message too, with a header that says so.
 
+use std::time::Duration;
+
 use async_nats::{
     HeaderMap, HeaderName, HeaderValue,
-    jetstream::{
-        self, ErrorCode,
-        context::GetStreamErrorKind,
-        stream::{Config, DiscardPolicy},
-    },
+    jetstream::stream::{Config, DiscardPolicy},
 };
 
-use super::stream::API_TIMEOUT;
+use super::{
+    link::Link,
+    stream::{self, Looked},
+};
 use crate::{
     board::{Path, Section},
-    sink::address::hex,
+    sink::{Cause, address::hex},
 };
 
-/// Finds the bucket, or makes it.
-pub(super) async fn settle(
-    client: async_nats::Client,
+/// Finds the bucket, or makes it unless it is only looked at; a remark is for the operator.
+pub(super) async fn ensure(
+    link: &mut Link,
     name: &str,
-) -> Result<(), async_nats::Error> {
-    let mut context = jetstream::new(client);
-    context.set_timeout(API_TIMEOUT);
-    match context.get_stream(format!("KV_{name}")).await {
-        Ok(stream) if stream.cached_info().config.max_messages_per_subject > 0 => Ok(()),
-        Ok(_) => Err(format!("the stream KV_{name} is no key-value bucket").into()),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(answer)
-                if answer.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-            {
-                context.create_stream(config(name)).await?;
+    only_look: bool,
+    patience: Duration,
+) -> Result<Option<String>, Cause> {
+    let denied = |reason| Err(Cause::Denied { reason });
+    let what = format!("the key-value bucket {name:?} (state = true)");
+    match stream::look(link, &format!("KV_{name}"), &what, patience).await? {
+        Looked::Found(config) if config.max_messages_per_subject > 0 => Ok(None),
+        Looked::Found(_) => denied(format!("the stream KV_{name} is no key-value bucket")),
+        Looked::Hidden(text) => Ok(Some(format!("{what} cannot be looked at: {text}"))),
+        Looked::Missing if only_look => {
+            Ok(Some(format!("{what} does not exist yet: the relay makes it when it starts")))
+        }
+        Looked::Missing => match stream::make(link, &config(name), patience).await? {
+            Ok(Looked::Hidden(text)) => denied(format!(
+                "{what} does not exist, and the user may not make it: make it, or let the user publish to \
+                 $JS.API.STREAM.CREATE.KV_{name} ({text})"
+            )),
+            Ok(_) => {
                 tracing::info!(bucket = name, "a key-value bucket was made");
-                Ok(())
+                Ok(None)
             }
-            _ => Err(format!(
-                "state = true needs JetStream, and the bucket {name:?} cannot be looked at: {error}"
-            )
-            .into()),
+            Err(error) => Err(Cause::Down(format!("{what} cannot be made: {error}").into())),
         },
     }
 }

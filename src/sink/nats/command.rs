@@ -8,14 +8,17 @@
 //! The one thing to know: [`Commands::turn`] does one thing, and can be dropped at any await without
 //! losing an answer: what is to be sent stands in `sending` until the client has it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use async_nats::{Client, HeaderMap, HeaderValue, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::SelectAll};
 use serde_json::{Value, json};
 
-use super::presentable;
+use super::{presentable, subject};
 use crate::{
     clock,
     command::{Answers, Back, Desk, Ear, Heard, Outbound, parse},
@@ -35,6 +38,12 @@ const DISCOVERY: &str = "$SRV";
 const ERROR: &str = "Nats-Service-Error";
 const ERROR_CODE: &str = "Nats-Service-Error-Code";
 
+/// Answers go to the inboxes of those who ask; none is ours.
+const NO_INBOX: &str = "_INBOX";
+
+/// Addresses of answers that are remembered, so that a refusal of one is not taken for one of an event.
+const MAX_ANSWERED: usize = 64;
+
 /// Commands and answers of one connection.
 pub(super) struct Commands {
     ear: Ear,
@@ -44,6 +53,7 @@ pub(super) struct Commands {
     started: String,
     endpoints: BTreeMap<String, Endpoint>,
     sending: Option<Sending>,
+    answered: VecDeque<String>,
 }
 
 /// What a channel has answered on this connection.
@@ -73,7 +83,7 @@ impl Commands {
         let id = ulid::Ulid::new().to_string();
         let mut heard = SelectAll::new();
         for channel in ear.channels() {
-            heard.push(client.queue_subscribe(subject(channel), QUEUE.to_owned()).await?);
+            heard.push(client.queue_subscribe(commands(channel), QUEUE.to_owned()).await?);
         }
         for of in [
             format!("{DISCOVERY}.*"),
@@ -85,7 +95,16 @@ impl Commands {
         let endpoint = |channel: &String| (channel.clone(), Endpoint::default());
         let endpoints = ear.channels().iter().map(endpoint).collect();
         let started = clock::rfc3339(clock::now());
-        Ok(Self { ear, answers, heard, id, started, endpoints, sending: None })
+        Ok(Self {
+            ear,
+            answers,
+            heard,
+            id,
+            started,
+            endpoints,
+            sending: None,
+            answered: VecDeque::new(),
+        })
     }
 
     /// Takes one message, or hands one answer to the client.
@@ -105,11 +124,26 @@ impl Commands {
     async fn send(&mut self, client: &Client) {
         let Some(sending) = self.sending.clone() else { return };
         let Sending { subject, headers, payload } = sending;
+        // Whoever asks says where the answer goes, and it goes there with our rights.
+        if subject::reserved(&subject, NO_INBOX).is_some() && !subject.starts_with("_INBOX.") {
+            tracing::warn!(subject, "an answer that is wanted at a reserved subject is not sent");
+            self.sending = None;
+            return;
+        }
+        if self.answered.len() == MAX_ANSWERED {
+            self.answered.pop_front();
+        }
+        self.answered.push_back(subject.clone());
         let sent = client.publish_with_headers(subject, headers, payload).await;
         self.sending = None;
         if let Err(error) = sent {
             tracing::warn!(%error, "the answer to a command cannot be sent");
         }
+    }
+
+    /// Whether an answer went there lately.
+    pub(super) fn has_answered(&self, subject: &str) -> bool {
+        self.answered.iter().any(|answered| answered == subject)
     }
 
     /// Sends the answers that there are, and waits until they have left.
@@ -174,14 +208,14 @@ impl Commands {
             "INFO" => json!({
                 "description": "commands to the sessions of StreamElements",
                 "endpoints": told.map(|(channel, _)| json!({
-                    "name": channel, "subject": subject(channel), "queue_group": QUEUE,
+                    "name": channel, "subject": commands(channel), "queue_group": QUEUE,
                     "metadata": {},
                 })).collect::<Value>(),
             }),
             "STATS" => json!({
                 "started": self.started,
                 "endpoints": told.map(|(channel, endpoint)| json!({
-                    "name": channel, "subject": subject(channel), "queue_group": QUEUE,
+                    "name": channel, "subject": commands(channel), "queue_group": QUEUE,
                     "num_requests": endpoint.requests, "num_errors": endpoint.errors,
                     "last_error": endpoint.last_error,
                     "processing_time": nanos(endpoint.took),
@@ -210,7 +244,7 @@ pub(super) async fn turn(commands: &mut Option<Commands>, client: &Client) {
     }
 }
 
-fn subject(channel: &str) -> String {
+fn commands(channel: &str) -> String {
     format!("{}.{channel}.{}.>", parse::ROOT, parse::COMMAND)
 }
 

@@ -8,27 +8,39 @@
 //! was said. A subject under that inbox says what the answer belongs to.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, Message, ReconnectToServer, ServerAddr, ServerError,
-    Subject, Subscriber,
+    Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, ReconnectToServer,
+    ServerAddr, ServerError, Subject, Subscriber,
     client::{PublishError, PublishErrorKind},
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 
-use super::command::{self, Commands};
+use super::{
+    command::{self, Commands},
+    refusal::{self, Refusal},
+};
+use crate::sink::{Cause, race};
 
-/// Name, TCP, TLS and the server's INFO together. A server that takes longer is not well.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the server says beside answers that is kept until somebody looks. The client library keeps as
+/// many and drops what is more without a word, so no more than half as many messages go out whose subjects
+/// may be refused ([`MAX_UNPROVEN`]). More than fit all the same (rights were taken away meanwhile) end the
+/// connection: then the next finds out subject by subject.
+const MAX_NOTES: usize = 128;
 
-/// What the server says beside answers that is kept until somebody looks. More than that at once is
-/// the same thing again, for other events of one batch.
-const MAX_NOTES: usize = 64;
+/// Messages on their way to subjects to which the server has not yet let us publish.
+pub(super) const MAX_UNPROVEN: usize = MAX_NOTES / 2;
+
+/// The mark of the first question.
+const GREETING: (u64, usize) = (0, 0);
 
 /// What the server says: an answer with its mark, or something beside answers.
 pub(super) type Said = Result<(Option<(u64, usize)>, Message), Note>;
@@ -51,10 +63,26 @@ pub(super) enum Unsent {
     Lost(String),
 }
 
+/// What a request came to that was not answered.
+#[derive(Debug)]
+pub(super) enum Unanswered {
+    /// The user may not ask.
+    Denied(String),
+    /// No answer in time.
+    Silent,
+    /// The connection is gone.
+    Lost(String),
+}
+
 /// A connection.
 pub(super) struct Link {
     client: Client,
     inbox: Subscriber,
+    /// More was said beside answers than could be kept.
+    too_much: Arc<AtomicBool>,
+    /// Whether a message to ourselves comes back.
+    asks: bool,
+    requests: usize,
     /// The inbox's subject without its wildcard: `_INBOX.….`.
     prefix: String,
     notes: mpsc::Receiver<Note>,
@@ -69,19 +97,49 @@ fn nowhere() -> Result<ServerAddr, std::io::Error> {
 }
 
 impl Link {
-    /// Connects to that server. `ping` is how often it is asked for a sign of life; the third
-    /// question without an answer to the first ends the connection.
+    /// Connects to that server, and sees whether it answers us. `ping` is how often it is asked for a sign
+    /// of life; the third question without an answer to the first ends the connection.
     pub(super) async fn connect(
         options: ConnectOptions,
         server: ServerAddr,
         ping: Duration,
-    ) -> Result<Self, async_nats::Error> {
+        patience: Duration,
+    ) -> Result<Self, Cause> {
         let (events, notes) = mpsc::channel(MAX_NOTES);
-        let nowhere = nowhere()?;
+        let too_much = Arc::new(AtomicBool::new(false));
+        let connecting = Self::dial(options, server, ping, patience, events, Arc::clone(&too_much));
+        let client = connecting.await?;
+        let prefix = format!("{}.", client.new_inbox());
+        let inbox = client.subscribe(format!("{prefix}>")).await.map_err(down)?;
+        let mut link = Self {
+            client,
+            inbox,
+            too_much,
+            asks: false,
+            requests: 0,
+            prefix,
+            notes,
+            commands: None,
+        };
+        timeout(patience, link.greet()).await.map_err(|_| {
+            Cause::Down("the server accepts connections and does not answer".into())
+        })??;
+        Ok(link)
+    }
+
+    async fn dial(
+        options: ConnectOptions,
+        server: ServerAddr,
+        ping: Duration,
+        patience: Duration,
+        events: mpsc::Sender<Note>,
+        too_much: Arc<AtomicBool>,
+    ) -> Result<Client, Cause> {
+        let nowhere = nowhere().map_err(down)?;
         let pool = [server.clone(), nowhere.clone()];
         let used = AtomicBool::new(false);
-        let client = options
-            .connection_timeout(CONNECT_TIMEOUT)
+        options
+            .connection_timeout(race::dial_limit(patience))
             .ping_interval(ping)
             .ignore_discovered_servers()
             .max_reconnects(1)
@@ -92,18 +150,107 @@ impl Link {
                 std::future::ready(Some(target))
             })
             .event_callback(move |event| {
-                if let Some(note) = note(event) {
-                    // No room: what is there already says enough, and a lost connection ends the
-                    // inbox too.
-                    drop(events.try_send(note));
+                if let Some(note) = note(event)
+                    && events.try_send(note).is_err()
+                {
+                    too_much.store(true, Ordering::Release);
                 }
                 std::future::ready(())
             })
             .connect(&pool[..])
-            .await?;
-        let prefix = format!("{}.", client.new_inbox());
-        let inbox = client.subscribe(format!("{prefix}>")).await?;
-        Ok(Self { client, inbox, prefix, notes, commands: None })
+            .await
+            .map_err(|error| match error.kind() {
+                ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                    Cause::Denied { reason: format!("the server does not let us in: {error}") }
+                }
+                _ => down(error),
+            })
+    }
+
+    /// Asks ourselves something: whether answers can reach us at all is known before anything else is sent.
+    async fn greet(&mut self) -> Result<(), Cause> {
+        let inbox = format!("{}>", self.prefix);
+        let question = self.subject(GREETING);
+        if let Err(Unsent::Refused(reason) | Unsent::Lost(reason)) = self.question(GREETING).await {
+            return Err(Cause::Down(reason.into()));
+        }
+        loop {
+            match self.answer().await {
+                Ok((Some(GREETING), _)) => {
+                    self.asks = true;
+                    return Ok(());
+                }
+                Ok(_) => {}
+                Err(Note::Lost(reason)) => return Err(Cause::Down(reason.into())),
+                Err(Note::Refused(text)) => match refusal::read(&text) {
+                    Refusal::Subscription(subject) if subject == inbox => {
+                        return Err(Cause::Denied {
+                            reason: format!(
+                                "the user may not subscribe to {inbox}, where the server's answers \
+                                 come: let it subscribe to {0}, or set inbox_prefix ({text})",
+                                self.wanted()
+                            ),
+                        });
+                    }
+                    // It stands behind the subscription: that is permitted.
+                    Refusal::Publish(subject) if subject == question => return Ok(()),
+                    _ => tracing::debug!(text, "the server refused something"),
+                },
+            }
+        }
+    }
+
+    /// The subjects of all our inboxes, as a pattern for a permission.
+    pub(super) fn wanted(&self) -> String {
+        let inbox = self.prefix.trim_end_matches('.');
+        inbox.rsplit_once('.').map_or_else(|| inbox.into(), |(prefix, _)| format!("{prefix}.>"))
+    }
+
+    /// Whether a message to ourselves comes back.
+    pub(super) fn asks(&self) -> bool {
+        self.asks
+    }
+
+    /// The first words of all our inboxes.
+    pub(super) fn inbox(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Whether an answer to a command went there lately.
+    pub(super) fn has_answered(&self, subject: &str) -> bool {
+        self.commands.as_ref().is_some_and(|commands| commands.has_answered(subject))
+    }
+
+    /// Sends a request and waits for the answer to it. Nothing else may be on its way.
+    pub(super) async fn request(
+        &mut self,
+        subject: &str,
+        payload: Bytes,
+        patience: Duration,
+    ) -> Result<Message, Unanswered> {
+        self.requests += 1;
+        // No batch has this number.
+        let mark = (u64::MAX, self.requests);
+        let sent = self.publish(subject.into(), HeaderMap::new(), payload, Some(mark)).await;
+        if let Err(Unsent::Refused(reason) | Unsent::Lost(reason)) = sent {
+            return Err(Unanswered::Lost(reason));
+        }
+        let answered = async {
+            loop {
+                match self.answer().await {
+                    Ok((found, message)) if found == Some(mark) => return Ok(message),
+                    Ok(_) => {}
+                    Err(Note::Lost(reason)) => return Err(Unanswered::Lost(reason.into())),
+                    Err(Note::Refused(text)) => {
+                        if refusal::read(&text) == Refusal::Publish(subject.to_owned()) {
+                            return Err(Unanswered::Denied(text));
+                        }
+                        tracing::debug!(text, "the server refused something");
+                    }
+                }
+            }
+        };
+        timeout(patience, answered).await.unwrap_or(Err(Unanswered::Silent))
     }
 
     /// Takes commands from here on; they are heard and answered whenever somebody waits for
@@ -127,8 +274,8 @@ impl Link {
     ) -> Result<(), Unsent> {
         let sent = match mark {
             None => self.client.publish_with_headers(subject, headers, payload).await,
-            Some((batch, place)) => {
-                let reply = format!("{}{batch}.{place}", self.prefix);
+            Some(mark) => {
+                let reply = self.subject(mark);
                 self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await
             }
         };
@@ -138,15 +285,17 @@ impl Link {
     /// Sends a message to ourselves. When it comes back, bearing `mark`, the server has processed all
     /// that was sent before: it reads a connection in order. (The client's own flush only says that
     /// the socket took it.)
-    pub(super) async fn question(&self, (batch, place): (u64, usize)) -> Result<(), Unsent> {
-        let subject = format!("{}{batch}.{place}", self.prefix);
-        self.client.publish(subject, Bytes::new()).await.map_err(|error| unsent(&error))
+    pub(super) async fn question(&self, mark: (u64, usize)) -> Result<(), Unsent> {
+        self.client.publish(self.subject(mark), Bytes::new()).await.map_err(|error| unsent(&error))
     }
 
     /// The next answer with its mark, or what was said beside it. Answers come first, so that what
     /// the server did before it went away counts.
     pub(super) async fn answer(&mut self) -> Said {
         loop {
+            if self.too_much.load(Ordering::Acquire) {
+                return Err(Note::Lost("the server refused more than can be told apart"));
+            }
             tokio::select! {
                 biased;
                 message = self.inbox.next() => {
@@ -157,6 +306,10 @@ impl Link {
                 () = command::turn(&mut self.commands, &self.client) => {}
             }
         }
+    }
+
+    fn subject(&self, (batch, place): (u64, usize)) -> String {
+        format!("{}{batch}.{place}", self.prefix)
     }
 
     fn mark(&self, message: &Message) -> Option<(u64, usize)> {
@@ -174,8 +327,15 @@ impl Link {
 
     /// What has been said beside answers and not looked at.
     pub(super) fn noted(&mut self) -> Option<Note> {
+        if self.too_much.load(Ordering::Acquire) {
+            return Some(Note::Lost("the server refused more than can be told apart"));
+        }
         self.notes.try_recv().ok()
     }
+}
+
+fn down(error: impl Into<async_nats::Error>) -> Cause {
+    Cause::Down(error.into())
 }
 
 fn unsent(error: &PublishError) -> Unsent {

@@ -1,7 +1,8 @@
 //! The stream that keeps events: found or made when a connection begins.
 //!
 //! What is wrong with it is told in words that name the key to change. A stream that exists is never
-//! changed here.
+//! changed here. A user who may not look at streams is no hindrance: what the stream takes is then known
+//! from its answers alone.
 //!
 //! The one thing to know: `JetStream` recognises a repeat by its message id only within the stream's
 //! duplicate window. A link that is away for longer may store what was in flight a second time.
@@ -10,16 +11,100 @@ use std::time::Duration;
 
 use async_nats::jetstream::{
     self, ErrorCode,
-    context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind},
-    stream::{Config, DiscardPolicy, StorageType},
+    response::Response,
+    stream::{Config, DiscardPolicy, Info, StorageType},
 };
+use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::{Period, Size};
+use super::link::{Link, Unanswered};
+use crate::{
+    config::{Period, Size},
+    sink::Cause,
+};
 
-/// How long the server may take for a question about streams.
-pub(super) const API_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the server may take for a question about streams, at most.
+const API_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the server says to a question about a stream.
+#[derive(Debug)]
+pub(super) enum Looked {
+    /// It is there.
+    Found(Box<Config>),
+    /// It is not.
+    Missing,
+    /// We may not ask, or may not make it, for this reason.
+    Hidden(String),
+}
+
+/// Looks at a stream. `what` is what it is for us, in the words of the configuration.
+pub(super) async fn look(
+    link: &mut Link,
+    name: &str,
+    what: &str,
+    patience: Duration,
+) -> Result<Looked, Cause> {
+    let answer = ask(link, &format!("$JS.API.STREAM.INFO.{name}"), Bytes::new(), patience).await?;
+    match answer {
+        Asked::Denied(text) => Ok(Looked::Hidden(text)),
+        Asked::Answer(Ok(config)) => Ok(Looked::Found(config)),
+        Asked::Answer(Err(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            Ok(Looked::Missing)
+        }
+        Asked::Answer(Err(error)) => {
+            Err(Cause::Down(format!("{what} cannot be looked at: {error}").into()))
+        }
+    }
+}
+
+/// Makes a stream; [`Looked::Missing`]: it cannot be made, for the reason that is told as an error.
+pub(super) async fn make(
+    link: &mut Link,
+    config: &Config,
+    patience: Duration,
+) -> Result<Result<Looked, jetstream::Error>, Cause> {
+    let payload = serde_json::to_vec(config).map_err(|error| Cause::Down(error.into()))?;
+    let subject = format!("$JS.API.STREAM.CREATE.{}", config.name);
+    match ask(link, &subject, payload.into(), patience).await? {
+        Asked::Denied(text) => Ok(Ok(Looked::Hidden(text))),
+        Asked::Answer(Ok(config)) => Ok(Ok(Looked::Found(config))),
+        Asked::Answer(Err(error)) => Ok(Err(error)),
+    }
+}
+
+enum Asked {
+    Denied(String),
+    Answer(Result<Box<Config>, jetstream::Error>),
+}
+
+async fn ask(
+    link: &mut Link,
+    subject: &str,
+    payload: Bytes,
+    patience: Duration,
+) -> Result<Asked, Cause> {
+    let silent = || {
+        Cause::Down(
+            "nobody answers for JetStream: is it enabled on this server and for this account?"
+                .into(),
+        )
+    };
+    let message = match link.request(subject, payload, patience.min(API_TIMEOUT)).await {
+        Ok(message) if message.status.is_some() => return Err(silent()),
+        Ok(message) => message,
+        Err(Unanswered::Denied(text)) => return Ok(Asked::Denied(text)),
+        Err(Unanswered::Silent) => return Err(silent()),
+        Err(Unanswered::Lost(reason)) => return Err(Cause::Down(reason.into())),
+    };
+    match serde_json::from_slice(&message.payload) {
+        Ok(Response::<Info>::Ok(info)) => Ok(Asked::Answer(Ok(Box::new(info.config)))),
+        Ok(Response::Err { error }) => Ok(Asked::Answer(Err(error))),
+        Err(error) => {
+            Err(Cause::Down(format!("the answer about a stream cannot be read: {error}").into()))
+        }
+    }
+}
 
 /// Whether a missing stream is made: `true`, or a table with its limits.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -100,59 +185,110 @@ pub(super) struct Wanted<'a> {
     pub(super) subjects: &'a str,
     /// Whether it is made where it is missing.
     pub(super) create: &'a Create,
+    /// Whether it is only looked at, whatever `create` says.
+    pub(super) only_look: bool,
     /// How long a repeat must be recognised at the least.
     pub(super) window: Duration,
+    /// How long the server may take for an answer.
+    pub(super) patience: Duration,
 }
 
-/// Finds the stream, or makes it; the remarks are for the operator.
-pub(super) async fn settle(
-    client: async_nats::Client,
-    wanted: &Wanted<'_>,
-) -> Result<Vec<String>, async_nats::Error> {
-    let mut context = jetstream::new(client);
-    context.set_timeout(API_TIMEOUT);
-    let Wanted { name, subjects, create, window } = wanted;
-    let config = match context.get_stream(*name).await {
-        Ok(stream) => stream.cached_info().config.clone(),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(answer)
-                if answer.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-            {
-                let Some(limits) = create.limits() else {
-                    return Err(format!(
+/// What is known of the stream.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The subjects that it takes; `None`: that is not known.
+    pub(super) subjects: Option<Vec<String>>,
+    /// How many servers keep it, where that is known.
+    pub(super) replicas: Option<usize>,
+    /// It is not there yet, and the relay makes it when it starts.
+    pub(super) missing: bool,
+    /// For the operator.
+    pub(super) remarks: Vec<String>,
+}
+
+impl Known {
+    /// Whether the stream takes what goes to `subject`, as far as that is known.
+    pub(super) fn takes(&self, subject: &str) -> Option<bool> {
+        let subjects = self.subjects.as_ref()?;
+        Some(subjects.iter().any(|pattern| covers(pattern, subject)))
+    }
+
+    /// The subjects that it takes, for messages.
+    pub(super) fn list(&self) -> String {
+        self.subjects.as_ref().map_or_else(|| "something else".into(), |all| all.join(", "))
+    }
+}
+
+/// Finds the stream, or makes it.
+pub(super) async fn ensure(link: &mut Link, wanted: &Wanted<'_>) -> Result<Known, Cause> {
+    let Wanted { name, subjects, create, .. } = wanted;
+    let what = format!("the stream {name:?}");
+    let config = match look(link, name, &what, wanted.patience).await? {
+        Looked::Found(config) => config,
+        Looked::Hidden(text) => return Ok(hidden(&what, &text)),
+        Looked::Missing => match create.limits() {
+            None => {
+                return Err(Cause::Denied {
+                    reason: format!(
                         "there is no stream {name:?} on this server: make it, name another with \
                          stream, or set create_stream = true"
-                    )
-                    .into());
-                };
-                let made = context
-                    .create_stream(limits.config(name, subjects))
-                    .await
-                    .map_err(|error| limits.not_made(name, &error))?;
-                tracing::info!(stream = name, subjects, "a stream was made");
-                made.cached_info().config.clone()
+                    ),
+                });
             }
-            _ => return Err(format!("the stream {name:?} cannot be looked at: {error}").into()),
+            Some(_) if wanted.only_look => {
+                let remark =
+                    format!("{what} does not exist yet: the relay makes it when it starts");
+                return Ok(Known { missing: true, remarks: vec![remark], ..Known::default() });
+            }
+            Some(limits) => {
+                match make(link, &limits.config(name, subjects), wanted.patience).await? {
+                    Ok(Looked::Found(config)) => {
+                        tracing::info!(stream = name, subjects, "a stream was made");
+                        config
+                    }
+                    Ok(Looked::Hidden(text)) => {
+                        let reason = format!(
+                            "{what} does not exist, and the user may not make it: make it, or let the \
+                             user publish to $JS.API.STREAM.CREATE.{name} ({text})"
+                        );
+                        return Err(Cause::Denied { reason });
+                    }
+                    Ok(Looked::Missing) => {
+                        return Err(Cause::Down(format!("{what} was not made").into()));
+                    }
+                    Err(error) => return Err(Cause::Down(limits.not_made(name, &error).into())),
+                }
+            }
         },
     };
-    let mut remarks = covered(name, &config.subjects, subjects)?;
-    remarks.extend(remarks_on(&config, *window));
-    if config.duplicate_window < *window {
+    let mut remarks = suits(name, &config, subjects)?;
+    remarks.extend(remarks_on(&config, wanted.window));
+    if config.duplicate_window < wanted.window {
         tracing::warn!(
             stream = name,
             duplicate_window = %Period(config.duplicate_window),
             "a repeat after an outage longer than the stream's duplicate window is stored twice"
         );
     }
-    Ok(remarks)
+    let replicas = Some(config.num_replicas);
+    Ok(Known { subjects: Some(config.subjects), replicas, missing: false, remarks })
+}
+
+fn hidden(what: &str, text: &str) -> Known {
+    let remark = format!(
+        "{what} cannot be looked at, so whether it takes everything, and for how long it recognises a \
+         repeat, is not known: {text}"
+    );
+    Known { remarks: vec![remark], ..Known::default() }
 }
 
 impl Limits {
     /// Says what to do where the server has not the space: it sets all of a stream's `max_bytes` aside.
-    fn not_made(&self, name: &str, error: &CreateStreamError) -> String {
-        let no_space = matches!(error.kind(), CreateStreamErrorKind::JetStream(answer)
-            if matches!(answer.error_code(), ErrorCode::STORAGE_RESOURCES_EXCEEDED
-                | ErrorCode::MEMORY_RESOURCES_EXCEEDED));
+    fn not_made(&self, name: &str, error: &jetstream::Error) -> String {
+        let no_space = matches!(
+            error.error_code(),
+            ErrorCode::STORAGE_RESOURCES_EXCEEDED | ErrorCode::MEMORY_RESOURCES_EXCEEDED
+        );
         let advice = if no_space {
             format!(
                 "; the stream may grow to {} and the server has less to give: set \
@@ -212,22 +348,50 @@ fn remarks_on(config: &Config, window: Duration) -> Vec<String> {
     if config.discard == DiscardPolicy::New {
         remarks.push("the stream takes nothing more when it is full (discard: new)".into());
     }
-    if config.no_ack {
-        remarks.push("the stream acknowledges nothing (no_ack): nothing will be accepted".into());
+    if config.discard == DiscardPolicy::New
+        && config.discard_new_per_subject
+        && config.max_messages_per_subject > 0
+    {
+        remarks.push(format!(
+            "the stream takes no more than {} events for each subject: what is more is set aside as a \
+             dead letter",
+            config.max_messages_per_subject
+        ));
+    }
+    if config.max_message_size > 0 {
+        remarks.push(format!(
+            "the stream takes no event of more than {} bytes: a larger one is set aside as a dead letter",
+            config.max_message_size
+        ));
     }
     remarks
 }
 
-/// Whether the stream takes what goes to `subjects`.
-fn covered(name: &str, stream: &[String], subjects: &str) -> Result<Vec<String>, String> {
+/// Whether the stream can be the one: where it can take nothing at all, that is an error, and where it
+/// cannot take everything, a remark.
+fn suits(name: &str, config: &Config, subjects: &str) -> Result<Vec<String>, Cause> {
+    let denied = |why: String| Err(Cause::Denied { reason: format!("the stream {name:?} {why}") });
+    if let Some(mirror) = &config.mirror {
+        return denied(format!("is a mirror of {:?}, which takes no events itself", mirror.name));
+    }
+    if config.sealed {
+        return denied("is sealed: it takes nothing more".into());
+    }
+    if config.no_ack {
+        return denied("acknowledges nothing (no_ack), so nothing would ever be accepted".into());
+    }
+    let stream = &config.subjects;
     if stream.iter().any(|pattern| covers(pattern, subjects)) {
         return Ok(Vec::new());
     }
-    let takes = stream.join(", ");
+    let takes = if stream.is_empty() { "no subject".into() } else { stream.join(", ") };
     if stream.iter().any(|pattern| meets(pattern, subjects)) {
-        return Ok(vec![format!("of {subjects} the stream {name} takes only {takes}")]);
+        return Ok(vec![format!(
+            "of {subjects} the stream {name} takes only {takes}: an event for another subject is set aside \
+             as a dead letter, so add the subject to the stream, or leave such events out with `topics`"
+        )]);
     }
-    Err(format!("the stream {name:?} takes {takes}, but events go to {subjects}"))
+    denied(format!("takes {takes}, but events go to {subjects}"))
 }
 
 /// Whether every subject that `inner` matches is matched by `outer` too.
@@ -278,10 +442,26 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_takes_none_of_it_is_an_error_that_names_both() {
-        let error = covered("ORDERS", &["orders.>".into()], "astro.>").unwrap_err();
-        assert!(error.contains("orders.>") && error.contains("astro.>"), "{error}");
-        let takes_some = covered("A", &["astro.main.>".into()], "astro.>").unwrap();
+    fn a_stream_that_cannot_take_events_is_denied_with_the_reason() {
+        let config = |subjects: &[&str]| Config {
+            subjects: subjects.iter().map(|&subject| subject.to_owned()).collect(),
+            ..Config::default()
+        };
+        let takes_some = suits("A", &config(&["astro.main.>"]), "astro.>").unwrap();
         assert_eq!(takes_some.len(), 1);
+        assert!(suits("A", &config(&["astro.>"]), "astro.>").unwrap().is_empty());
+        let mirror = jetstream::stream::Source { name: "ORIGIN".into(), ..Default::default() };
+        for (config, words) in [
+            (config(&["orders.>"]), &["orders.>", "astro.>"][..]),
+            (config(&[]), &["no subject"]),
+            (Config { mirror: Some(mirror), ..config(&[]) }, &["mirror", "ORIGIN"]),
+            (Config { sealed: true, ..config(&["astro.>"]) }, &["sealed"]),
+            (Config { no_ack: true, ..config(&["astro.>"]) }, &["no_ack"]),
+        ] {
+            let Err(Cause::Denied { reason }) = suits("A", &config, "astro.>") else {
+                panic!("{config:?}")
+            };
+            assert!(words.iter().all(|word| reason.contains(word)), "{reason}");
+        }
     }
 }

@@ -56,6 +56,13 @@ pub fn open_keeping(kind: &str, settings: Value) -> Result<Box<dyn Sink>, Config
     (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
 }
 
+/// Opens a sink for a short visit, as `check --connect` and `send-test` do.
+pub fn open_visit(kind: &str, settings: Value) -> Result<Box<dyn Sink>, ConfigError> {
+    let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
+    let kind = sink::kind(kind).expect("a kind of that name");
+    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Visit })
+}
+
 /// The same events as a replay hands them over.
 pub fn replayed(events: Vec<Outgoing>) -> Vec<Outgoing> {
     let again = |mut outgoing: Outgoing| {

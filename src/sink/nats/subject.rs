@@ -1,0 +1,53 @@
+//! Subjects to which nothing is published, whatever an event's data says.
+
+use crate::command::parse;
+
+/// The longest first line of a message that a server takes unless it is configured otherwise
+/// (`max_control_line`): subject, where the answer goes, and two lengths.
+pub(super) const MAX_LINE: usize = 4096;
+
+/// The most that the two lengths and the blanks between take.
+const LENGTHS: usize = 20;
+
+/// Why nothing is published to `subject`.
+pub(super) fn reserved(subject: &str, inbox: &str) -> Option<&'static str> {
+    let first = subject.split('.').next().unwrap_or_default();
+    if first.starts_with('$') {
+        return Some("subjects that begin with $ are the server's own");
+    }
+    let below_inbox = subject.strip_prefix(inbox).is_some_and(|rest| rest.starts_with('.'));
+    if first == "_INBOX" || below_inbox {
+        return Some("answers are waited for there");
+    }
+    parse::address(subject.as_bytes(), '.').map(|_| "commands are taken there")
+}
+
+/// How long a message's first line is.
+pub(super) fn line(subject: &str, reply: usize) -> usize {
+    subject.len() + reply + LENGTHS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_others_is_reserved() {
+        for (subject, is_reserved) in [
+            ("astro.main.channel.tips", false),
+            ("astro.main.commands", false),
+            ("events.main.command.session.reset", false),
+            ("astro.$main.x", false),
+            ("astro.main.command", true),
+            ("astro.main.command.session.reset", true),
+            ("$JS.API.STREAM.PURGE.X", true),
+            ("$SYS.x", true),
+            ("$x", true),
+            ("_INBOX.a.b", true),
+            ("relay.inbox.a", true),
+            ("relay.inboxes.a", false),
+        ] {
+            assert_eq!(reserved(subject, "relay.inbox").is_some(), is_reserved, "{subject}");
+        }
+    }
+}
