@@ -738,7 +738,7 @@ impl Nats {
             let id = self.replays.id(outgoing);
             let mut headers = self.beside.headers(outgoing, &id);
             if self.settings.jetstream {
-                self.chain.link(&mut headers, last.replace(id).as_deref());
+                jetstream::link(&mut headers, last.replace(id).as_deref());
             }
             let publish = link.publish(subject, headers, payload, mark);
             // The client takes more as soon as the server reads; mostly at once. Tokio would have this
@@ -1246,7 +1246,7 @@ mod tests {
             event.origin = Origin::Replayed;
             let message = event.message.clone();
             Outgoing {
-                record: Arc::new(crate::event::Record { seq, event }),
+                record: Arc::new(crate::event::Record::new(seq, event)),
                 address: "astro.tips".into(),
                 payload: message,
                 content_type: "application/json",

@@ -331,7 +331,7 @@ fn permissions(relay: &str) -> String {
     )
 }
 
-fn as_relay(server: &NatsServer, more: serde_json::Value) -> serde_json::Value {
+fn as_relay(server: &NatsServer, more: &serde_json::Value) -> serde_json::Value {
     let mut settings = json!({"url": server.url(), "user": "relay", "password": {"value": "x"}});
     settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     settings
@@ -364,7 +364,7 @@ async fn a_user_without_an_inbox_is_denied_before_anything_is_published() {
         let server = NatsServer::start(&permissions(rights)).await;
         server.streams().await;
         let listener = Listener::start(&server, "astro.>").await;
-        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        let mut sink = open("nats", as_relay(&server, &settings)).unwrap();
         let failure = connect(&mut sink).await.unwrap_err();
         let Cause::Denied { reason } = failure.cause else { panic!("{rights}: {failure:?}") };
         assert!(reason.contains(missing) && reason.contains("inbox_prefix"), "{rights}: {reason}");
@@ -396,7 +396,7 @@ async fn the_least_rights_are_enough() {
         if settings["create_stream"].is_null() {
             context.create_stream(stream_config(&["astro.>"])).await.unwrap();
         }
-        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        let mut sink = open("nats", as_relay(&server, &settings)).unwrap();
         connect(&mut sink).await.unwrap_or_else(|failure| panic!("{rights}: {failure:?}"));
         deliver(&mut sink, &batch(1..=200, SUBJECT)).await.unwrap();
         listener.wait_for(200).await;
@@ -410,7 +410,7 @@ async fn a_stream_that_may_not_be_made_is_denied_with_the_right_that_is_missing(
     let server = NatsServer::start(&permissions(rights)).await;
     server.streams().await;
     let settings = json!({"jetstream": true, "create_stream": true});
-    let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+    let mut sink = open("nats", as_relay(&server, &settings)).unwrap();
     let failure = connect(&mut sink).await.unwrap_err();
     let Cause::Denied { reason } = failure.cause else { panic!("{failure:?}") };
     assert!(reason.contains("$JS.API.STREAM.CREATE.ASTRO"), "{reason}");
@@ -425,7 +425,7 @@ async fn subjects_that_the_server_escapes_are_refused_alone_and_nothing_is_repea
         server.streams().await;
         let listener = Listener::start(&server, "astro.>").await;
         let settings = json!({"jetstream": jetstream, "create_stream": jetstream});
-        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        let mut sink = open("nats", as_relay(&server, &settings)).unwrap();
         connect(&mut sink).await.unwrap();
         let mut events = batch(1..=40, SUBJECT);
         let odd = ["say-\"hi\"", "a\\b", "👨\u{200d}👩", "Zoë", "\u{7f}", "\u{feff}x", "plain"];
@@ -457,7 +457,7 @@ async fn more_refusals_than_are_kept_hide_none() {
         server.streams().await;
         let listener = Listener::start(&server, "astro.>").await;
         let settings = json!({"jetstream": jetstream, "create_stream": jetstream});
-        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        let mut sink = open("nats", as_relay(&server, &settings)).unwrap();
         connect(&mut sink).await.unwrap();
         let mut events = batch(1..=300, "astro.a.x");
         events.extend(batch(301..=400, "astro.b.x"));
@@ -521,7 +521,7 @@ async fn a_constant_subject_that_is_not_permitted_holds_the_sink() {
     for jetstream in [false, true] {
         let settings =
             json!({"subject": "events", "jetstream": jetstream, "create_stream": jetstream});
-        let mut sink = open("nats", as_relay(&server, settings)).unwrap();
+        let mut sink = open("nats", as_relay(&server, &settings)).unwrap();
         connect(&mut sink).await.unwrap();
         let failure = deliver(&mut sink, &batch(1..=3, "events")).await.unwrap_err();
         assert!(matches!(failure.cause, Cause::Denied { .. }), "{failure:?}");
@@ -593,8 +593,8 @@ async fn a_subject_that_the_stream_does_not_take_is_refused_alone_and_known_befo
     assert!(reason.contains("astro.*.channel.tips"), "{reason}");
     assert_eq!(sink.may_publish(SUBJECT).await.unwrap(), Permission::Granted);
     let mut events = batch(1..=30, SUBJECT);
-    for seq in [1, 7, 8] {
-        events[seq as usize - 1] = outgoing(seq, gap, "room");
+    for place in [0, 6, 7] {
+        events[place] = outgoing(events[place].record.seq, gap, "room");
     }
     let failure = deliver(&mut sink, &events).await.unwrap_err();
     let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
@@ -683,9 +683,9 @@ async fn a_subject_that_is_longer_than_the_server_takes_is_refused_alone() {
             let mut sink = open("nats", settings).unwrap();
             connect(&mut sink).await.unwrap();
             let mut events = batch(1..=12, SUBJECT);
-            for (seq, length) in [4, 9].into_iter().zip(lengths) {
+            for (place, length) in [3, 8].into_iter().zip(lengths) {
                 let address = format!("astro.{}", "x".repeat(length));
-                events[seq as usize - 1] = outgoing(seq, &address, "room");
+                events[place] = outgoing(events[place].record.seq, &address, "room");
             }
             let (refused, failures) = carry_all(&mut sink, &events).await;
             assert_eq!(refused, [4, 9], "{limit} jetstream {jetstream}: {failures:?}");

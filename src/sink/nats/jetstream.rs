@@ -47,14 +47,6 @@ impl Chain {
         (!self.linked).then(|| remark.into())
     }
 
-    /// Has the stream store a message only behind the one with the id `last`.
-    pub(super) fn link(&self, headers: &mut HeaderMap, last: Option<&str>) {
-        if let Some(last) = last {
-            let last = HeaderValue::from(&*super::presentable(last));
-            headers.insert(async_nats::header::NATS_EXPECTED_LAST_MESSAGE_ID, last);
-        }
-    }
-
     /// Somebody else's message came behind so many of ours.
     fn broke(&mut self, behind: usize) {
         self.length = behind.max(1);
@@ -65,6 +57,14 @@ impl Chain {
         if self.linked {
             self.length = self.length.saturating_mul(2);
         }
+    }
+}
+
+/// Has the stream store a message only behind the one with the id `last`.
+pub(super) fn link(headers: &mut HeaderMap, last: Option<&str>) {
+    if let Some(last) = last {
+        let last = HeaderValue::from(&*super::presentable(last));
+        headers.insert(async_nats::header::NATS_EXPECTED_LAST_MESSAGE_ID, last);
     }
 }
 
@@ -150,9 +150,11 @@ impl Nats {
                 }
                 Some(Verdict::Full(reason)) => {
                     // Where all go to one subject, the stream as a whole is full for us.
-                    let verdict = match self.settings.varies() {
-                        true => Verdict::Rejected(reason.clone()),
-                        false => Verdict::Busy(reason.clone()),
+                    let reason = reason.clone();
+                    let verdict = if self.settings.varies() {
+                        Verdict::Rejected(reason)
+                    } else {
+                        Verdict::Busy(reason)
                     };
                     self.settle(accepted, verdict);
                     return Ok(());
