@@ -56,7 +56,7 @@ use super::{
 use crate::{
     board::{self, Path, Section},
     clock::Moment,
-    command::Desk,
+    command::{Desk, parse},
     config::{Commands, ConfigError, Period, SecretRef},
     event::Seq,
     homeassistant::{self, Home},
@@ -255,6 +255,13 @@ impl Settings {
         {
             let first = topic.trim_start().split('/').next().unwrap_or_default();
             return Err(("topic", format!("{first}: topics with $ in front are the broker's own")));
+        }
+        if let Some(topic) = self.topic.as_deref()
+            && parse::address(address::literals(topic).as_bytes(), '/').is_some()
+        {
+            let message =
+                "astro/<channel>/command is where commands are heard: no event goes there";
+            return Err(("topic", message.into()));
         }
         if let Some(topic) = self.availability_topic.as_deref().filter(|topic| !topic.is_empty())
             && let Some(reason) = topic::refusal(topic)
@@ -1101,6 +1108,8 @@ mod tests {
                 "availability_topic",
             ),
             (json!({"url": "mqtt://host", "topic": "$SYS/{{ topic }}"}), "topic"),
+            (json!({"url": "mqtt://host", "topic": "astro/{{ channel }}/command/x"}), "topic"),
+            (json!({"url": "mqtt://host", "topic": "astro/main/command/{{ topic }}"}), "topic"),
             (
                 json!({"url": "mqtt://host", "state_topic": "astro/{{ channel }}/command"}),
                 "state_topic",

@@ -555,6 +555,36 @@ fn piece() -> impl Strategy<Value = String> {
 }
 
 #[test]
+fn two_sinks_with_one_client_id_at_one_broker_are_an_error() {
+    let sink = |name: &str, url: &str, more: &str| {
+        format!("[sinks.{name}]\ntype = \"mqtt\"\nurl = \"{url}\"\n{more}\n")
+    };
+    let id = "client_id = \"me\"";
+    for (second, wrong) in [
+        (sink("b", "mqtt://broker", id), true),
+        (sink("b", "mqtt://Broker:1883/", id), true),
+        (sink("b", "tcp://broker", "client_id = \"astro-relay-c\""), false),
+        (sink("me", "mqtt://broker", ""), false),
+        (sink("b", "mqtt://broker:1884", id), false),
+        (sink("b", "mqtt://elsewhere", id), false),
+        (sink("b", "mqtt://broker", ""), false),
+    ] {
+        let found = problems(&format!("{LEAST}\n{}{second}", sink("a", "mqtt://broker", id)));
+        let found = found.join("\n");
+        assert_eq!(
+            found.contains("the client id me at the same broker"),
+            wrong,
+            "{second}: {found}"
+        );
+        assert_eq!(found.is_empty(), !wrong, "{second}: {found}");
+    }
+    // The names that they have by themselves.
+    let named = sink("b", "mqtt://broker", "client_id = \"astro-relay-a\"");
+    let found = problems(&format!("{LEAST}\n{}{named}", sink("a", "mqtt://broker", ""))).join("\n");
+    assert!(found.contains("astro-relay-a at the same broker"), "{found}");
+}
+
+#[test]
 fn home_assistant_is_served_by_one_sink_a_broker() {
     let sink = |name: &str, url: &str, more: &str| {
         format!("[sinks.{name}]\ntype = \"mqtt\"\nurl = \"mqtt://{url}\"\n{more}\n")
