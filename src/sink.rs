@@ -202,6 +202,12 @@ pub trait Sink: Send {
         vec![false; flight.len()]
     }
 
+    /// Whether the destination is there, asked without an event: the connection has ended at one event again
+    /// and again. Where there is a connection, its standing is the answer.
+    async fn answers(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
     /// Whether there is a connection that can prove itself by lasting. Where there is none (each event has
     /// its own exchange), an accepted event is proof enough.
     fn has_session(&self) -> bool {

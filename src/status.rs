@@ -74,6 +74,8 @@ pub struct Status {
     connections: watch::Sender<u64>,
     /// Grows when a sink has another state.
     sinks: watch::Sender<u64>,
+    /// Each grows when somebody asks for that sink to be tried now.
+    retries: Mutex<BTreeMap<String, watch::Sender<u64>>>,
 }
 
 /// The pages as they are now.
@@ -221,7 +223,9 @@ pub struct Session {
 pub struct Sink {
     /// Its kind.
     pub kind: String,
-    /// `connecting`, `up`, `down`, `busy`, `gone`.
+    /// `connecting`, `up`, `down` (no connection), `busy` (asks for patience), `held` (denies us, or its
+    /// dead letters are full), `rejecting` (no event is accepted any more), `gone` (wants nothing more),
+    /// `failed` (its task did).
     pub state: &'static str,
     /// Since when.
     pub since: UnixMillis,
@@ -229,6 +233,8 @@ pub struct Sink {
     pub delivered: u64,
     /// Events set aside since the start.
     pub dead_letters: u64,
+    /// Events that its destination has rejected since it accepted one.
+    pub rejected_in_a_row: u64,
     /// Events lost since the start.
     pub lost: u64,
     /// Events that wait.
@@ -260,7 +266,7 @@ impl Status {
     /// The pages of a relay that starts now.
     pub fn new(now: UnixMillis) -> Self {
         let pages = Mutex::new(Pages { started: now, ..Pages::default() });
-        Self { pages, connections: watch::Sender::default(), sinks: watch::Sender::default() }
+        Self { pages, ..Self::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Pages> {
@@ -346,6 +352,34 @@ impl Status {
     /// Changes when a sink has another state, comes or goes.
     pub fn sinks(&self) -> watch::Receiver<u64> {
         self.sinks.subscribe()
+    }
+
+    /// Changes when somebody asks for the sink of that name to be tried now.
+    pub fn retries(&self, name: &str) -> watch::Receiver<u64> {
+        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        retries.entry(name.to_owned()).or_default().subscribe()
+    }
+
+    /// Has a sink that waits (down, busy, held, gone) tried now, whatever it waits for. An answer: there is
+    /// such a sink.
+    pub fn retry_sink(&self, name: &str) -> bool {
+        let there = self.look(|pages| pages.sinks.contains_key(name));
+        let retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(retries) = retries.get(name).filter(|_| there) {
+            retries.send_modify(|count| *count += 1);
+        }
+        there
+    }
+
+    /// The same for all sinks that are not up.
+    pub fn retry_sinks(&self) {
+        let waiting: Vec<String> = self.look(|pages| {
+            let waiting = pages.sinks.iter().filter(|(_, sink)| sink.state != "up");
+            waiting.map(|(name, _)| name.clone()).collect()
+        });
+        for name in waiting {
+            self.retry_sink(&name);
+        }
     }
 
     /// A sink is no longer configured.

@@ -1,9 +1,10 @@
 //! Events to an HTTP endpoint, one request each, signed by the Standard Webhooks specification.
 //!
-//! Events of one room go one after another; several rooms go at once, up to `concurrency`. After a
-//! failure that would meet every event (no connection, 5xx, 429) nothing new is begun; what is on its
-//! way is waited for. A refused event holds back its own room only, until it has gone to the dead
-//! letters. What was accepted beyond the prefix is remembered and not sent again.
+//! Events of one room go one after another; several rooms go at once, up to `concurrency`. Each answer
+//! counts when it comes: the delivery may stop, or ask for something else, between any two events. After a
+//! failure that would meet every event (no connection, 5xx, 429, 404) nothing new is begun; what is on its
+//! way is waited for. A rejected event holds back its own room only, until it is the oldest and goes to the
+//! dead letters. What was accepted beyond the prefix is remembered and not sent again.
 //!
 //! The one thing to know: `webhook-id` is the event's key and stays the same in every attempt; it is
 //! what the receiver recognises a repeat by.
@@ -14,7 +15,7 @@ mod guard;
 mod sign;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet},
     error::Error,
     fmt::Write,
     path::PathBuf,
@@ -24,12 +25,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hyper::{
-    Method, Request,
+    Method, Request, StatusCode,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
-use rustls::ClientConfig;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
@@ -44,6 +44,7 @@ use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ah
 use crate::{
     clock,
     config::{ConfigError, Secret, SecretRef},
+    event::Seq,
     files::SHORT_PATIENCE,
     tls::client_config,
 };
@@ -75,6 +76,10 @@ const RESERVED: &[&str] =
 /// The most requests at once that can be configured: each is a connection to somebody else's server.
 const MOST_AT_ONCE: usize = 256;
 
+/// Events in the sink's hands, for each request that may be on its way: the next of a room is there when the
+/// one before is answered, and no more than that waits where nobody can stop it.
+const HANDED: usize = 4;
+
 /// How old the secrets may be before they are read again: a receiver that changes its secret has two
 /// for much longer, and reading a file is nothing beside that.
 const READ_AGAIN: Duration = Duration::from_secs(5);
@@ -103,8 +108,8 @@ struct Settings {
     /// Requests at once, at most; events of one room go one after another all the same.
     #[serde(default = "default_concurrency")]
     concurrency: usize,
-    /// Addresses and networks that may be reached although they are this machine's own, link-local,
-    /// or otherwise out of bounds.
+    /// Addresses and networks that may be reached although they are link-local, a cloud's metadata
+    /// service, or otherwise no host to send events to.
     #[serde(default)]
     allow_addresses: Vec<String>,
     /// A PEM file of certificate authorities to trust beside the system's.
@@ -156,10 +161,14 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         timeout: opening.config.timeout.0,
         guard: Arc::new(guard),
         headers,
-        tls: None,
         endpoint: None,
         reading: None,
         ahead: Ahead::default(),
+        requests: FuturesUnordered::new(),
+        begun: BTreeSet::new(),
+        rejected: BTreeMap::new(),
+        hindrance: None,
+        ending: false,
     }))
 }
 
@@ -210,17 +219,25 @@ struct Webhook {
     timeout: Duration,
     guard: Arc<Guard>,
     headers: HeaderMap,
-    /// Certificate authorities, once they were loaded.
-    tls: Option<ClientConfig>,
-    endpoint: Option<Endpoint>,
+    endpoint: Option<Arc<Endpoint>>,
     /// The secrets, while they are being read again.
     reading: Option<Reading>,
     ahead: Ahead,
+    /// Requests on their way.
+    requests: FuturesUnordered<BoxFuture<'static, Answered>>,
+    /// The events that they carry.
+    begun: BTreeSet<Seq>,
+    /// Events that were rejected and are not the oldest yet.
+    rejected: BTreeMap<Seq, String>,
+    /// What would meet every event: nothing new is begun.
+    hindrance: Option<Cause>,
+    /// The end is near: nothing new is begun.
+    ending: bool,
 }
 
-/// The far side, with all that is the same in each request.
+/// The destination, with all that is the same in each request.
 struct Endpoint {
-    client: Client,
+    client: Arc<Client>,
     method: Method,
     headers: HeaderMap,
     signer: Signer,
@@ -228,22 +245,22 @@ struct Endpoint {
     read: Instant,
 }
 
-/// Events of one room, in order, by their place in the batch.
-type Lane = VecDeque<usize>;
+/// An event, and what came of its request.
+type Answered = (Outgoing, Result<(), Cause>);
 
 #[async_trait]
 impl Sink for Webhook {
     /// Makes a new client with no connection in it; the first request will dial.
     async fn connect(&mut self) -> Result<(), Failure> {
         self.endpoint = None;
+        self.requests.clear();
+        self.begun.clear();
+        self.rejected.clear();
+        self.hindrance = None;
         let url = self.settings.url.read_token().await.map_err(Failure::down)?;
         let url = check_url(url.expose(), &self.guard).map_err(Failure::down)?;
-        let tls = match self.tls.take() {
-            Some(tls) => tls,
-            None => client_config(self.settings.ca_file.as_deref(), None, None)
-                .map_err(Failure::down)?,
-        };
-        self.tls = Some(tls.clone());
+        let tls =
+            client_config(self.settings.ca_file.as_deref(), None, None).map_err(Failure::down)?;
         let guard = Arc::clone(&self.guard);
         let client = Client::new(&url, tls, guard, self.timeout).map_err(Failure::down)?;
         let secrets = Secrets::read(self.settings.clone(), self.headers.clone()).await;
@@ -253,67 +270,87 @@ impl Sink for Webhook {
             Verb::Put => Method::PUT,
             Verb::Patch => Method::PATCH,
         };
-        let read = Instant::now();
+        let (client, read) = (Arc::new(client), Instant::now());
         self.reading = None;
-        self.endpoint = Some(Endpoint { client, method, headers, signer, read });
+        self.endpoint = Some(Arc::new(Endpoint { client, method, headers, signer, read }));
         Ok(())
     }
 
     /// Nothing is connected before there is something to send, so this is what finds out whether the
-    /// far side is there at all: by OPTIONS, which changes nothing (RFC 9110, section 9.2.1), with none
-    /// of our secrets. Whatever it answers, it is there.
+    /// destination is there at all. Whatever it answers, it is there; but what it redirects now, it would
+    /// redirect then.
     async fn may_publish(&mut self, _address: &str) -> Result<Permission, Failure> {
-        let Some(Endpoint { client, .. }) = &self.endpoint else {
-            return Err(Failure::down("there is no connection"));
-        };
-        let mut question = Request::new(Whole::default());
-        *question.method_mut() = Method::OPTIONS;
-        client.ask(question).await.map_err(|error| Failure::down(words(&error)))?;
+        let status = self.question().await?;
+        if status.is_redirection() {
+            return Ok(Permission::Denied(format!(
+                "HTTP {status}: redirects are not followed; `url` must be the final address"
+            )));
+        }
         Ok(Permission::Untold("a webhook says nothing before it gets one"))
     }
 
     async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+        let (mut done, mut fresh) = (0, batch.len());
+        while let Some(rest) = batch.get(done..).filter(|rest| !rest.is_empty()) {
+            match self.deliver_ahead(rest, fresh).await {
+                Ok(accepted) => done += accepted,
+                Err(failure) => return Err(Failure::after(done + failure.accepted, failure.cause)),
+            }
+            fresh = 0;
+        }
+        Ok(())
+    }
+
+    /// What is on its way is known by its number, so a call may be given up at any time, and what is
+    /// fresh need not be told apart.
+    async fn deliver_ahead(&mut self, flight: &[Outgoing], fresh: usize) -> Result<usize, Failure> {
         self.read_secrets_again().await;
-        let Some(endpoint) = &self.endpoint else {
-            return Err(Failure::down("there is no connection"));
-        };
-        self.ahead.begin(batch);
-        let mut waiting = lanes(batch, &self.ahead);
-        let mut on_the_way = FuturesUnordered::new();
-        let mut refused: BTreeMap<usize, Cause> = BTreeMap::new();
-        let mut stopped: Option<Cause> = None;
+        self.begin_flight(flight);
         loop {
-            while stopped.is_none() && on_the_way.len() < self.settings.concurrency {
-                let Some(mut lane) = waiting.pop_front() else { break };
-                let Some((index, outgoing)) =
-                    lane.pop_front().and_then(|index| Some((index, batch.get(index)?)))
-                else {
-                    continue;
-                };
-                on_the_way.push(async move {
-                    let answer = endpoint.send(outgoing).await;
-                    (index, outgoing, lane, answer)
-                });
+            self.begin_requests(flight)?;
+            // What is answered by now makes room for more.
+            let mut answered = false;
+            while let Some(Some(answer)) = self.requests.next().now_or_never() {
+                self.answered(answer);
+                answered = true;
             }
-            let Some((index, outgoing, lane, answer)) = on_the_way.next().await else { break };
-            match answer {
-                Ok(()) => {
-                    // At once, not at the end: whoever drops this future loses nothing by it.
-                    self.ahead.accepted(outgoing);
-                    waiting.push_front(lane);
-                }
-                Err(cause @ Cause::Rejected { .. }) => drop(refused.insert(index, cause)),
-                Err(cause) => stopped = Some(stopped.unwrap_or(cause)),
+            let accepted = flight.iter().take_while(|event| self.ahead.has(event)).count();
+            if accepted > 0 {
+                self.ahead.reported(flight.get(..accepted).unwrap_or_default());
+                return Ok(accepted);
+            }
+            if answered {
+                continue;
+            }
+            if fresh > 0 && !self.is_hindered(flight) {
+                return Ok(0);
+            }
+            match self.requests.next().await {
+                Some(answer) => self.answered(answer),
+                None => return Err(self.failure(flight)),
             }
         }
-        let accepted = batch.iter().take_while(|outgoing| self.ahead.has(outgoing)).count();
-        self.ahead.reported(batch.get(..accepted).unwrap_or_default());
-        if accepted == batch.len() {
-            return Ok(());
-        }
-        let cause = refused.remove(&accepted).or(stopped);
-        let cause = cause.unwrap_or_else(|| Cause::Down("the event was not sent".into()));
-        Err(Failure::after(accepted, cause))
+    }
+
+    fn room(&self, flight: &[Outgoing]) -> Option<usize> {
+        let open = flight.iter().filter(|event| !self.ahead.has(event)).count();
+        Some((HANDED * self.settings.concurrency).saturating_sub(open))
+    }
+
+    fn begin_nothing_more(&mut self) {
+        self.ending = true;
+    }
+
+    fn acknowledged(&self, flight: &[Outgoing]) -> Vec<bool> {
+        flight.iter().map(|event| self.ahead.has(event)).collect()
+    }
+
+    async fn answers(&mut self) -> Result<(), Failure> {
+        self.question().await.map(drop)
+    }
+
+    fn has_session(&self) -> bool {
+        false
     }
 
     async fn idle(&mut self) -> Failure {
@@ -325,6 +362,7 @@ impl Sink for Webhook {
 
     async fn close(&mut self) {
         self.endpoint = None;
+        self.requests.clear();
         self.ahead.clear();
     }
 
@@ -366,6 +404,79 @@ impl Secrets {
 }
 
 impl Webhook {
+    /// Forgets what is no longer in flight.
+    fn begin_flight(&mut self, flight: &[Outgoing]) {
+        self.ahead.begin(flight);
+        if let Some(first) = flight.first().map(|first| first.record.seq) {
+            self.rejected.retain(|seq, _| *seq >= first);
+        }
+    }
+
+    /// Begins what may be begun: the oldest event of each room that has none on its way.
+    fn begin_requests(&mut self, flight: &[Outgoing]) -> Result<(), Failure> {
+        let Some(endpoint) = &self.endpoint else {
+            return Err(Failure::down("there is no connection"));
+        };
+        if self.is_hindered(flight) {
+            return Ok(());
+        }
+        let mut rooms: HashSet<&str, foldhash::fast::RandomState> = HashSet::default();
+        for outgoing in flight.iter().filter(|event| !self.ahead.has(event)) {
+            if self.requests.len() >= self.settings.concurrency {
+                break;
+            }
+            let (seq, room) = (outgoing.record.seq, &*outgoing.record.event.place.room);
+            let first = rooms.insert(room);
+            if first && !self.rejected.contains_key(&seq) && self.begun.insert(seq) {
+                let (endpoint, outgoing) = (Arc::clone(endpoint), outgoing.clone());
+                let request = async move {
+                    let answer = endpoint.send(&outgoing).await;
+                    (outgoing, answer)
+                };
+                self.requests.push(request.boxed());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing new is to be begun.
+    fn is_hindered(&self, flight: &[Outgoing]) -> bool {
+        let first = flight.first().map(|first| first.record.seq);
+        let rejected = first.is_some_and(|seq| self.rejected.contains_key(&seq));
+        self.ending || rejected || self.hindrance.is_some()
+    }
+
+    fn answered(&mut self, (outgoing, answer): Answered) {
+        self.begun.remove(&outgoing.record.seq);
+        match answer {
+            Ok(()) => self.ahead.accepted(&outgoing),
+            Err(Cause::Rejected { reason }) => {
+                self.rejected.insert(outgoing.record.seq, reason);
+            }
+            Err(cause) => drop(self.hindrance.get_or_insert(cause)),
+        }
+    }
+
+    /// Nothing is on its way, and nothing more is accepted: why.
+    fn failure(&mut self, flight: &[Outgoing]) -> Failure {
+        let first = flight.first().map(|first| first.record.seq).unwrap_or_default();
+        let rejected = self.rejected.remove(&first).map(|reason| Cause::Rejected { reason });
+        let cause = rejected.or_else(|| self.hindrance.take());
+        Failure::after(0, cause.unwrap_or_else(|| Cause::Down("the event was not sent".into())))
+    }
+
+    /// Asks the destination something that changes nothing there (OPTIONS, RFC 9110, section 9.2.1), with
+    /// none of our secrets.
+    async fn question(&mut self) -> Result<StatusCode, Failure> {
+        let Some(endpoint) = &self.endpoint else {
+            return Err(Failure::down("there is no connection"));
+        };
+        let mut question = Request::new(Whole::default());
+        *question.method_mut() = Method::OPTIONS;
+        let answer = endpoint.client.ask(question).await;
+        answer.map(|head| head.status).map_err(|error| Failure::down(words(&error)))
+    }
+
     /// A webhook has no connection whose making would be the moment to read them. A file that does not
     /// answer is waited for shortly, and once: requests go on with what was read before.
     async fn read_secrets_again(&mut self) {
@@ -381,31 +492,15 @@ impl Webhook {
         };
         let Some(read) = read else { return };
         self.reading = None;
-        endpoint.read = Instant::now();
-        match read {
-            Ok(Secrets { headers, signer }) => {
-                (endpoint.headers, endpoint.signer) = (headers, signer);
-            }
+        let (client, method) = (Arc::clone(&endpoint.client), endpoint.method.clone());
+        let Secrets { headers, signer } = read.unwrap_or_else(|error| {
             // Somebody is just replacing the file.
-            Err(error) => tracing::warn!(%error, "secrets stay as they were"),
-        }
-    }
-}
-
-/// The events of a batch by room, in order; without those that were accepted already.
-fn lanes(batch: &[Outgoing], ahead: &Ahead) -> VecDeque<Lane> {
-    let mut lanes: VecDeque<Lane> = VecDeque::new();
-    let mut of_room: HashMap<&str, usize, foldhash::fast::RandomState> = HashMap::default();
-    for (index, outgoing) in batch.iter().enumerate().filter(|(_, event)| !ahead.has(event)) {
-        let lane = *of_room.entry(&outgoing.record.event.place.room).or_insert_with(|| {
-            lanes.push_back(Lane::new());
-            lanes.len() - 1
+            tracing::warn!(%error, "secrets stay as they were");
+            Secrets { headers: endpoint.headers.clone(), signer: endpoint.signer.clone() }
         });
-        if let Some(lane) = lanes.get_mut(lane) {
-            lane.push_back(index);
-        }
+        let read = Instant::now();
+        *endpoint = Arc::new(Endpoint { client, method, headers, signer, read });
     }
-    lanes
 }
 
 impl Endpoint {
@@ -414,6 +509,7 @@ impl Endpoint {
         let now = clock::now();
         match self.client.ask(self.request(outgoing, now / 1000)).await {
             Ok(head) => answer::judge(head.status, &head.headers, now),
+            Err(error) if error.is_close() => Err(Cause::closed(words(&error))),
             Err(error) => Err(Cause::Down(words(&error).into())),
         }
     }

@@ -4,6 +4,8 @@ mod backlog;
 mod kept;
 mod requests;
 mod scripted;
+mod trouble;
+mod webhook;
 
 use std::{sync::Arc, time::Duration};
 
@@ -139,15 +141,20 @@ async fn patience_is_had_for_as_long_as_it_is_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_wants_nothing_more_is_left_alone() {
+async fn who_wants_nothing_more_is_asked_again_once_an_hour() {
     let (journal, far) = (memory(), Far::new());
     far.script([Answer::After(2, Cause::Gone { reason: "410".into() })]);
     journal.append(&mut events(0..10));
     let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
-    tokio::time::sleep(HOUR).await;
+    tokio::time::sleep(Duration::from_mins(59)).await;
     assert_eq!((far.accepted(), far.delivered_at().len()), (vec![0, 1], 1));
     assert_eq!(running.status.pages().sinks["far"].state, "gone");
     assert_eq!(journal.lag("far").0, 8, "what is left waits for a human");
+    until("it is asked again", 2 * Duration::from_mins(1), async || {
+        (far.accepted() == (0..10).collect::<Vec<_>>()).then_some(())
+    })
+    .await;
+    assert_eq!(running.status.pages().sinks["far"].state, "up");
     running.stop().await;
 }
 

@@ -12,6 +12,7 @@ pub mod receiver;
 pub mod redis_server;
 pub mod relay;
 pub mod scripted_broker;
+pub mod scripted_http;
 pub mod scripted_nats;
 pub mod scripted_redis;
 pub mod sinks;

@@ -49,6 +49,9 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// not matter.
 const DRAIN_BYTES: usize = 64 * 1024;
 
+/// Headers of an answer, at most: some proxies add many, and none of them matters but one.
+const MAX_HEADERS: usize = 1000;
+
 /// How long that may take: a new connection is cheaper than waiting.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -76,6 +79,26 @@ pub(super) enum ClientError {
     /// It took too long.
     #[error("no {0} within {1:?}")]
     Slow(&'static str, Duration),
+}
+
+impl ClientError {
+    /// Whether the peer ended the connection in place of an answer.
+    pub(super) fn is_close(&self) -> bool {
+        let Self::Http(error) = self else { return false };
+        let mut source = std::error::Error::source(error);
+        let mut reset = false;
+        while let Some(inner) = source {
+            reset |= inner.downcast_ref::<io::Error>().is_some_and(|inner| {
+                use io::ErrorKind::{
+                    BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof,
+                };
+                let kind = inner.kind();
+                matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+            });
+            source = inner.source();
+        }
+        reset || error.is_incomplete_message() || error.is_closed()
+    }
 }
 
 /// A client of one far side.
@@ -210,7 +233,15 @@ impl Client {
         let io = timeout(limit, self.connect()).await;
         let io = io.map_err(|_| ClientError::Slow("connection", limit))??;
         let (sender, driver) =
-            http1::handshake(TokioIo::new(io)).await.map_err(ClientError::Http)?;
+            // What matters is the status: an answer is not sent back for a header that is odd.
+            http1::Builder::new()
+                .max_headers(MAX_HEADERS)
+                .allow_obsolete_multiline_headers_in_responses(true)
+                .allow_spaces_after_header_name_in_responses(true)
+                .ignore_invalid_headers_in_responses(true)
+                .handshake(TokioIo::new(io))
+                .await
+                .map_err(ClientError::Http)?;
         Ok(Connection { sender, driver: Some(driver), since: Instant::now() })
     }
 

@@ -1,9 +1,12 @@
-//! Where a webhook may go: not to this machine, not to a cloud's metadata service, not to everybody.
+//! Where a webhook may go: not to a cloud's metadata service, not to what is no host, not to everybody.
 //!
-//! A URL that somebody else chose, or whose name somebody else resolves, must not reach services that
-//! trust whoever can connect to them. The local network is a legitimate target of this program and is
-//! allowed; what is forbidden can be allowed by naming it in `allow_addresses`. Addresses that carry an
-//! IPv4 address inside (mapped, NAT64, 6to4, Teredo, ISATAP) are judged by what they carry, too.
+//! The address of a webhook is written by the operator, and by nobody else: no part of it comes out of an
+//! event. So what stands in `url` is meant, be it this machine (`localhost`, 127.0.0.1) or the local
+//! network. What nobody means by it is refused all the same, for a name may be resolved by somebody else:
+//! link-local addresses, where clouds hand out credentials of the machine to whoever asks; other metadata
+//! services; and addresses that are no host (multicast, unspecified, reserved). What is forbidden can be
+//! allowed by naming it in `allow_addresses`. Addresses that carry an IPv4 address inside (mapped, NAT64,
+//! 6to4, Teredo, ISATAP) are judged by what they carry, too.
 //!
 //! The one thing to know: the judgement is made by [`Guard::filter`], on the very addresses that are
 //! dialled next. A name that is checked first and resolved again afterwards can change in between. A URL
@@ -27,6 +30,16 @@ const METADATA: &[IpAddr] = &[
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
 ];
+
+/// Names under which clouds have their metadata service, and where it is.
+const METADATA_NAMES: &[&str] = &[
+    "metadata",
+    "metadata.google.internal",
+    "metadata.goog",
+    "instance-data",
+    "instance-data.ec2.internal",
+];
+const METADATA_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
 
 /// What is allowed although it is forbidden by default.
 #[derive(Debug, Clone, Default)]
@@ -82,7 +95,11 @@ impl Guard {
         match *host {
             Host::Ipv4(address) => self.check(address.into()),
             Host::Ipv6(address) => self.check(address.into()),
-            Host::Domain(_) => Ok(()),
+            Host::Domain(name) => {
+                let name = name.trim_end_matches('.').to_ascii_lowercase();
+                let metadata = METADATA_NAMES.contains(&&*name);
+                if metadata { self.check(METADATA_V4) } else { Ok(()) }
+            }
         }
     }
 
@@ -123,7 +140,6 @@ fn forbidden_v4(address: Ipv4Addr) -> Option<&'static str> {
     match address.octets() {
         // Linux takes 0.0.0.0 for itself; the rest of the network is "this network" (RFC 1122).
         [0, ..] => Some("unspecified"),
-        [127, ..] => Some("loopback"),
         [169, 254, ..] => Some("link-local, where clouds keep their metadata service"),
         [224..=239, ..] => Some("multicast"),
         [240..=255, ..] => Some("reserved or broadcast"),
@@ -135,9 +151,6 @@ fn forbidden_v6(address: Ipv6Addr) -> Option<&'static str> {
     let segments = address.segments();
     if address.is_unspecified() {
         return Some("unspecified");
-    }
-    if address.is_loopback() {
-        return Some("loopback");
     }
     let [first, ..] = segments;
     match first {
@@ -196,13 +209,10 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_and_what_is_not_a_host_are_forbidden() {
+    fn metadata_services_and_what_is_not_a_host_are_forbidden() {
         for address in [
             "0.0.0.0",
             "0.1.2.3",
-            "127.0.0.1",
-            "127.0.0.53",
-            "127.255.255.255",
             "169.254.0.1",
             "169.254.169.254",
             "169.254.170.2",
@@ -214,7 +224,6 @@ mod tests {
             "168.63.129.16",
             "192.0.0.192",
             "::",
-            "::1",
             "fe80::1",
             "febf::1",
             "fec0::1",
@@ -223,23 +232,18 @@ mod tests {
             "fd00:ec2::254",
             "fd20:ce::254",
             // Carried inside.
-            "::ffff:127.0.0.1",
             "::ffff:169.254.169.254",
             "::ffff:0.0.0.0",
-            "::127.0.0.1",
-            "::ffff:0:127.0.0.1",
-            "64:ff9b::127.0.0.1",
+            "::169.254.169.254",
+            "::ffff:0:169.254.169.254",
             "64:ff9b::169.254.169.254",
             "64:ff9b::100.100.100.200",
-            "64:ff9b:1::127.0.0.1",
-            "64:ff9b:1:7f00:0:100::",
-            "2002:7f00:1::",
-            "2002:7f00:1::5efe:808:808",
+            "64:ff9b:1::169.254.169.254",
+            "64:ff9b:1:a9fe:a9:fe00::",
             "2002:a9fe:a9fe::1",
-            "2001:0:7f00:1::",
-            "2001:0:0808:0808:0:0:80ff:fffe",
-            "fe80::5efe:127.0.0.1",
-            "2001:db8::5efe:127.0.0.1",
+            "2002:a9fe:a9fe::5efe:808:808",
+            "2001:0:a9fe:a9fe::",
+            "2001:0:0808:0808:0:0:5601:5601",
             "2001:db8::200:5efe:169.254.169.254",
         ] {
             assert!(guard(&[]).check(address.parse().unwrap()).is_err(), "{address}");
@@ -247,8 +251,12 @@ mod tests {
     }
 
     #[test]
-    fn the_local_network_and_the_internet_are_allowed() {
+    fn this_machine_the_local_network_and_the_internet_are_allowed() {
         for address in [
+            "127.0.0.1",
+            "127.0.1.1",
+            "::1",
+            "::ffff:127.0.0.1",
             "1.1.1.1",
             "10.0.0.1",
             "172.16.0.1",
@@ -268,11 +276,11 @@ mod tests {
 
     #[test]
     fn what_is_named_is_allowed_and_nothing_beside_it() {
-        let guard = guard(&["127.0.0.1", "169.254.0.0/24", "::1"]);
-        for address in ["127.0.0.1", "::ffff:127.0.0.1", "169.254.0.9", "::1"] {
+        let guard = guard(&["169.254.1.1", "169.254.0.0/24", "fe80::1"]);
+        for address in ["169.254.1.1", "::ffff:169.254.1.1", "169.254.0.9", "fe80::1"] {
             assert_eq!(guard.check(address.parse().unwrap()), Ok(()), "{address}");
         }
-        for address in ["127.0.0.2", "169.254.169.254", "64:ff9b::127.0.0.1", "::"] {
+        for address in ["169.254.1.2", "169.254.169.254", "64:ff9b::169.254.1.1", "fe80::2"] {
             assert!(guard.check(address.parse().unwrap()).is_err(), "{address}");
         }
         for text in ["localhost", "127.0.0.1/33", "", "127.0.0.1:80"] {
@@ -284,42 +292,37 @@ mod tests {
     fn every_address_of_a_name_is_judged() {
         let left = |texts: &[&str]| guard(&[]).filter(addresses(texts).into_iter());
         assert_eq!(
-            left(&["1.1.1.1", "127.0.0.1", "::1", "192.168.0.9"]),
+            left(&["1.1.1.1", "169.254.169.254", "fe80::1", "192.168.0.9"]),
             Ok(addresses(&["1.1.1.1", "192.168.0.9"]))
         );
-        assert!(left(&["127.0.0.1"]).is_err());
-        assert!(left(&["169.254.169.254", "::ffff:127.0.0.1"]).is_err());
+        assert!(left(&["169.254.169.254"]).is_err());
+        assert!(left(&["169.254.169.254", "::ffff:0.0.0.0"]).is_err());
         assert_eq!(left(&[]), Ok(vec![]));
     }
 
     #[test]
     fn odd_spellings_of_an_address_are_the_address() {
         for text in [
-            "http://127.0.0.1/",
-            "http://127.1/",
-            "http://127.0.1/",
-            "http://0x7f000001/",
-            "http://0x7f.0.0.1/",
-            "http://0177.0.0.1/",
-            "http://017700000001/",
-            "http://2130706433/",
-            "http://%31%32%37.0.0.1/",
-            "http://127.0.0.1./",
-            "http://①②⑦.0.0.1/",
-            "http://127。0。0。1/",
-            "http://0/",
-            "http://0.0.0.0/",
-            "http://[::1]/",
-            "http://[::ffff:127.0.0.1]/",
-            "http://[::ffff:7f00:1]/",
-            "http://[0:0:0:0:0:ffff:7f00:1]/",
-            "http://[64:ff9b::7f00:1]/",
-            "http://[2002:7f00:1::]/",
+            "http://169.254.169.254/",
             "http://2852039166/",
             "http://0xa9fea9fe/",
             "http://169.254.43518/",
-            "http://user@127.0.0.1/",
-            "http://8.8.8.8@127.0.0.1/",
+            "http://0251.0376.0251.0376/",
+            "http://169.254.169.254./",
+            "http://169。254。169。254/",
+            "http://①⑥⑨.254.169.254/",
+            "http://0/",
+            "http://0.0.0.0/",
+            "http://[::]/",
+            "http://[::ffff:169.254.169.254]/",
+            "http://[::ffff:a9fe:a9fe]/",
+            "http://[64:ff9b::a9fe:a9fe]/",
+            "http://[2002:a9fe:a9fe::]/",
+            "http://user@169.254.169.254/",
+            "http://8.8.8.8@169.254.169.254/",
+            "http://metadata.google.internal/",
+            "http://METADATA.google.internal./",
+            "http://instance-data/",
         ] {
             let url = url::Url::parse(text).unwrap();
             assert!(guard(&[]).check_host(&url.host().unwrap()).is_err(), "{text}");

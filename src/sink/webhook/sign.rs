@@ -28,6 +28,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// Signs with all configured secrets at once.
+#[derive(Clone)]
 pub(super) struct Signer(Vec<Hmac<Sha256>>);
 
 /// A secret that is none. Says what is wrong with it, never what it is.

@@ -1,8 +1,8 @@
 //! A far side that answers as it is told, and the delivery to it.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard},
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use astro_relay::{
 };
 use async_trait::async_trait;
 use fastrand::Rng;
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{journal::number, sinks};
@@ -43,11 +43,12 @@ enum Later {
 }
 
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a line of the script")]
 struct State {
     answers: VecDeque<Answer>,
     connects: VecDeque<Option<Cause>>,
     hang_connecting: bool,
-    poison: Option<Box<dyn Fn(u64) -> bool + Send>>,
+    poison: Option<Which>,
     accepted: Vec<(Seq, Origin, u64)>,
     gaps: Vec<serde_json::Value>,
     batches: Vec<Vec<u64>>,
@@ -60,7 +61,20 @@ struct State {
     overlaps: usize,
     waits: usize,
     closed: bool,
+    lost: Arc<Notify>,
+    hangs_up: Option<Which>,
+    hangs_up_when_idle: bool,
+    panics: Option<Which>,
+    /// How many it takes at once, each by itself.
+    several: Option<usize>,
+    withholds: Option<Which>,
+    has: BTreeSet<Seq>,
+    ending: bool,
+    stuck: usize,
 }
+
+/// Chooses events by their number.
+type Which = Box<dyn Fn(u64) -> bool + Send>;
 
 /// The far side; clones are the same one.
 #[derive(Clone, Default)]
@@ -84,7 +98,8 @@ impl Far {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        // A panic is part of the script.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What it says to the next batches; afterwards it accepts.
@@ -105,6 +120,46 @@ impl Far {
     /// What it refuses.
     pub fn poison(&self, poison: impl Fn(u64) -> bool + Send + 'static) {
         self.lock().poison = Some(Box::new(poison));
+    }
+
+    /// At what it ends the connection.
+    pub fn hangs_up_at(&self, at: impl Fn(u64) -> bool + Send + 'static) {
+        self.lock().hangs_up = Some(Box::new(at));
+    }
+
+    /// Whether it ends every connection after a second without anything.
+    pub fn hangs_up_when_idle(&self, it_does: bool) {
+        self.lock().hangs_up_when_idle = it_does;
+    }
+
+    /// At what the sink panics.
+    pub fn panics_at(&self, at: impl Fn(u64) -> bool + Send + 'static) {
+        self.lock().panics = Some(Box::new(at));
+    }
+
+    /// The connection is lost while nothing goes over it.
+    pub fn lose(&self) {
+        self.lock().lost.notify_one();
+    }
+
+    /// It takes so many at once, each by itself.
+    pub fn takes_several(&self, most: usize) {
+        self.lock().several = Some(most);
+    }
+
+    /// For what it does not answer, where it takes several.
+    pub fn withholds(&self, what: impl Fn(u64) -> bool + Send + 'static) {
+        self.lock().withholds = Some(Box::new(what));
+    }
+
+    /// Whether all that is on its way is withheld.
+    pub fn is_stuck(&self) -> bool {
+        self.lock().stuck > 3
+    }
+
+    /// How much of what it was given it has not answered for.
+    pub fn on_its_way(&self) -> usize {
+        self.lock().on_its_way.len()
     }
 
     /// Notes how much was sent and not saved, with every batch.
@@ -185,6 +240,10 @@ impl State {
             let mut record = (*outgoing.record).clone();
             record.event.origin = Origin::Live;
             let n = number(&record);
+            assert!(!self.panics.as_ref().is_some_and(|panics| panics(n)), "as the test says");
+            if self.hangs_up.as_ref().is_some_and(|hangs_up| hangs_up(n)) {
+                return Err(Failure::after(index, Cause::closed("the test ends the connection")));
+            }
             if self.poison.as_ref().is_some_and(|poison| poison(n)) {
                 return Err(Failure::after(index, refused()));
             }
@@ -259,7 +318,38 @@ impl Sink for Far {
         }
     }
 
+    async fn idle(&mut self) -> Failure {
+        let (lost, hangs_up) = {
+            let state = self.lock();
+            (Arc::clone(&state.lost), state.hangs_up_when_idle)
+        };
+        if hangs_up {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        } else {
+            lost.notified().await;
+        }
+        Failure::after(0, Cause::closed("the test ends the connection"))
+    }
+
+    fn room(&self, flight: &[Outgoing]) -> Option<usize> {
+        let state = self.lock();
+        let open = flight.iter().filter(|event| !state.has.contains(&event.record.seq)).count();
+        state.several.map(|most| most.saturating_sub(open))
+    }
+
+    fn begin_nothing_more(&mut self) {
+        self.lock().ending = true;
+    }
+
+    fn acknowledged(&self, flight: &[Outgoing]) -> Vec<bool> {
+        let state = self.lock();
+        flight.iter().map(|event| state.has.contains(&event.record.seq)).collect()
+    }
+
     async fn deliver_ahead(&mut self, flight: &[Outgoing], fresh: usize) -> Result<usize, Failure> {
+        if self.lock().several.is_some() {
+            return self.several(flight, fresh).await;
+        }
         let answered = {
             let mut state = self.lock();
             state.measure(flight);
@@ -274,8 +364,45 @@ impl Sink for Far {
     }
 
     async fn close(&mut self) {
-        assert!(self.lock().on_its_way.is_empty(), "what is on its way is finished first");
-        self.lock().closed = true;
+        let mut state = self.lock();
+        if state.several.is_none() {
+            assert!(state.on_its_way.is_empty(), "what is on its way is finished first");
+        }
+        // The next process has another sink.
+        state.has.clear();
+        state.on_its_way.clear();
+        (state.closed, state.ending, state.stuck) = (true, false, 0);
+    }
+}
+
+impl Far {
+    /// Takes each event by itself.
+    async fn several(&self, flight: &[Outgoing], fresh: usize) -> Result<usize, Failure> {
+        loop {
+            {
+                let mut state = self.lock();
+                for outgoing in flight {
+                    let seq = outgoing.record.seq;
+                    let n = number(&outgoing.record);
+                    let held = state.withholds.as_ref().is_some_and(|withholds| withholds(n));
+                    if !held && !state.ending && state.has.insert(seq) {
+                        state.accepted.push((seq, outgoing.record.event.origin, n));
+                    }
+                }
+                let has = |event: &&Outgoing| state.has.contains(&event.record.seq);
+                let first = flight.iter().take_while(has).count();
+                state.on_its_way = flight.iter().map(|event| event.record.seq).collect();
+                if first > 0 || fresh > 0 {
+                    state.stuck = 0;
+                    return Ok(first);
+                }
+                if state.ending {
+                    return Err(Failure::down("nothing more begins"));
+                }
+                state.stuck += 1;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
@@ -287,8 +414,19 @@ pub struct Running {
 }
 
 impl Running {
-    #[expect(clippy::disallowed_methods, reason = "the test is the supervisor")]
     pub fn start(
+        name: &str,
+        journal: &Journal,
+        far: &Far,
+        choose: impl FnOnce(&mut SinkConfig),
+    ) -> Self {
+        Self::start_with(super::status(), name, journal, far, choose)
+    }
+
+    /// The same with the pages of a task before it.
+    #[expect(clippy::disallowed_methods, reason = "the test is the supervisor")]
+    pub fn start_with(
+        status: Arc<Status>,
         name: &str,
         journal: &Journal,
         far: &Far,
@@ -298,7 +436,6 @@ impl Running {
         config.backoff_max.0 = Duration::from_mins(1);
         choose(&mut config);
         let route = Route::new(name, &config, sink::kind("stdout").unwrap()).unwrap();
-        let status = super::status();
         let sink = Box::new(far.clone());
         let delivery =
             Delivery::new(name, &config, sink, route, journal.clone(), Arc::clone(&status))
@@ -306,6 +443,17 @@ impl Running {
         let stop = CancellationToken::new();
         let task = tokio::spawn(delivery.run(stop.clone()));
         Self { status, stop, task }
+    }
+
+    /// The page of the sink `far`.
+    pub fn page(&self) -> astro_relay::status::Sink {
+        self.status.look(|pages| pages.sinks["far"].clone())
+    }
+
+    /// Waits until the task has failed, and hands the pages on.
+    pub async fn fails(self) -> Arc<Status> {
+        assert!(self.task.await.unwrap_err().is_panic());
+        self.status
     }
 
     pub async fn stop(self) {

@@ -1,0 +1,272 @@
+//! What is wrong with a sink at the moment, how long it waits for that, and who is told.
+//!
+//! Two waits, because two things may be impossible: to connect, and to have events accepted. While a
+//! destination that is connected takes no events, its connection is kept, its state goes on and its
+//! commands are heard.
+//!
+//! | cause | waits | told |
+//! |---|---|---|
+//! | down | backoff up to `backoff_max`; from the fifth failure on 5 s at least | WARN, once a minute |
+//! | busy | the same, or as long as the destination asks, up to [`LONGEST_ASKED`] | WARN, once a minute |
+//! | denied | 5 s, 10 s, … up to [`HOLD`] | ERROR, when it begins and with each new reason |
+//! | gone | [`GONE`] | ERROR, once |
+//!
+//! All of them end by themselves when the destination is back, and at once when somebody asks for it
+//! ([`crate::status::Status::retry_sink`]).
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, error, warn};
+
+use crate::{backoff::Backoff, sink::Cause};
+
+/// The first wait after a failure is at most this.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+/// So many failures in a row open the breaker.
+const BREAK_AFTER: u32 = 5;
+
+/// With the breaker open, the destination is tried no more often than this.
+const BREAK: Duration = Duration::from_secs(5);
+
+/// A connection that has stood for so long has worked. One that ends sooner has not, though it may have
+/// carried something: two clients with one id throw each other out again and again.
+const PROVEN: Duration = Duration::from_secs(10);
+
+/// The longest wait that a destination may ask for: beyond that it is a mistake of its own (a date in
+/// the wrong century), and an operator who mends it should not have to restart the relay.
+const LONGEST_ASKED: Duration = Duration::from_hours(1);
+
+/// The first wait after a destination has denied us: a redeploy is over soon.
+const FIRST_HOLD: Duration = Duration::from_secs(5);
+
+/// The longest: a human has to change something, and nobody is pestered meanwhile. A longer
+/// `backoff_max` counts.
+const HOLD: Duration = Duration::from_mins(1);
+
+/// When a destination that wants nothing more is tried again: it may have been a mistake of its own.
+const GONE: Duration = Duration::from_hours(1);
+
+/// How often the same complaint is repeated in the log.
+const COMPLAIN: Duration = Duration::from_mins(1);
+
+/// What is wrong, for the page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// The sink's state meanwhile.
+    pub(super) state: &'static str,
+    /// Why.
+    pub(super) text: String,
+    /// Whether it is about the events: then a new connection proves nothing.
+    pub(super) of_events: bool,
+}
+
+/// What one sink waits for.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    backoff: Backoff,
+    hold: Duration,
+    failures: u32,
+    denials: u32,
+    /// No attempt to connect before.
+    reconnect_at: Option<Instant>,
+    /// No event goes out before.
+    resume_at: Option<Instant>,
+    /// Whether there is to be a new connection then: what was changed may concern it.
+    renew: bool,
+    /// Since when the connection stands, or stood at last.
+    connected_at: Option<Instant>,
+    pub(super) trouble: Option<Trouble>,
+    complained: Option<(Instant, &'static str)>,
+    /// What stands in the log as an ERROR and has not ended since.
+    reported: Option<String>,
+}
+
+impl Waiting {
+    pub(super) fn new(backoff_max: Duration) -> Self {
+        Self {
+            backoff: Backoff::new(FIRST_WAIT, backoff_max),
+            hold: HOLD.max(backoff_max),
+            failures: 0,
+            denials: 0,
+            reconnect_at: None,
+            resume_at: None,
+            renew: false,
+            connected_at: None,
+            trouble: None,
+            complained: None,
+            reported: None,
+        }
+    }
+
+    /// Until when nothing is to be connected to.
+    pub(super) fn reconnect_at(&self) -> Option<Instant> {
+        self.reconnect_at.filter(|at| *at > Instant::now())
+    }
+
+    /// Until when no event goes out.
+    pub(super) fn resume_at(&self) -> Option<Instant> {
+        self.resume_at.filter(|at| *at > Instant::now())
+    }
+
+    /// A wait for events is over, if there was one. An answer: there is to be a new connection.
+    pub(super) fn resume(&mut self) -> bool {
+        if self.resume_at.is_some() && self.resume_at().is_none() {
+            self.resume_at = None;
+            return std::mem::take(&mut self.renew);
+        }
+        false
+    }
+
+    /// Whatever is waited for, it is tried now. An answer: there is to be a new connection.
+    pub(super) fn try_now(&mut self) -> bool {
+        self.reconnect_at = None;
+        self.resume_at = None;
+        std::mem::take(&mut self.renew)
+    }
+
+    /// No event goes out for that long.
+    pub(super) fn pause(&mut self, wait: Duration) {
+        self.resume_at = Some(Instant::now() + wait);
+    }
+
+    /// A connection stands. What is wrong with the events is so still.
+    pub(super) fn connected(&mut self) {
+        self.connected_at = Some(Instant::now());
+        self.reconnect_at = None;
+        self.trouble = self.trouble.take().filter(|trouble| trouble.of_events);
+        let waiting = self.resume_at().is_some();
+        self.trouble = self.trouble.take().filter(|trouble| trouble.state != "busy" || waiting);
+    }
+
+    /// Events are accepted. `session`: whether a connection is proved by lasting only. An answer:
+    /// something was wrong until now.
+    pub(super) fn worked(&mut self, session: bool) -> bool {
+        self.denials = 0;
+        self.reported = None;
+        if !session || self.is_proven() {
+            self.complained = None;
+            if self.failures > 0 {
+                self.failures = 0;
+                self.backoff.reset();
+            }
+        }
+        self.trouble.take().is_some()
+    }
+
+    fn is_proven(&self) -> bool {
+        self.connected_at.is_some_and(|at| at.elapsed() >= PROVEN)
+    }
+
+    /// Something failed; says so in the log. `connecting`: there was no connection yet.
+    pub(super) fn failed(&mut self, sink: &str, cause: &Cause, connecting: bool, text: &str) {
+        if !connecting && self.is_proven() {
+            self.failures = 0;
+            self.backoff.reset();
+        }
+        self.failures = self.failures.saturating_add(1);
+        let mut wait = self.backoff.wait();
+        if self.failures >= BREAK_AFTER {
+            wait = wait.max(BREAK);
+        }
+        let (state, of_events) = state(cause, connecting);
+        match cause {
+            Cause::Busy { wait: Some(asked), .. } => wait = wait.max((*asked).min(LONGEST_ASKED)),
+            Cause::Denied { .. } => {
+                wait = FIRST_HOLD.saturating_mul(1 << self.denials.min(16)).min(self.hold);
+                self.denials = self.denials.saturating_add(1);
+            }
+            Cause::Gone { .. } => wait = GONE,
+            Cause::Down(_) | Cause::Busy { .. } | Cause::Rejected { .. } => {}
+        }
+        let at = Instant::now() + wait;
+        if of_events {
+            self.resume_at = Some(at);
+            self.renew = matches!(cause, Cause::Denied { .. });
+        } else {
+            self.reconnect_at = Some(at);
+            self.connected_at = None;
+        }
+        // A connection that is lost meanwhile does not end what is wrong with the events.
+        if of_events || self.trouble.as_ref().is_none_or(|trouble| !trouble.of_events) {
+            self.trouble = Some(Trouble { state, text: text.to_owned(), of_events });
+        }
+        match cause {
+            Cause::Denied { .. } => {
+                self.report(
+                    sink,
+                    text,
+                    "the destination denies us: the sink is held, nothing is lost",
+                );
+            }
+            Cause::Gone { .. } => {
+                self.report(
+                    sink,
+                    text,
+                    "the destination wants nothing more: the sink is held, nothing is lost",
+                );
+            }
+            _ => self.complain(sink, word(cause), text, wait),
+        }
+    }
+
+    /// An event could not be set aside, or every event is refused: a human is needed.
+    pub(super) fn held(&mut self, sink: &str, state: &'static str, text: String, what: &str) {
+        self.report(sink, &text, what);
+        self.trouble = Some(Trouble { state, text, of_events: true });
+    }
+
+    /// The task before this one has failed.
+    pub(super) fn failed_before(&mut self, text: String) {
+        self.trouble = Some(Trouble { state: super::FAILED, text, of_events: true });
+    }
+
+    /// The connection ends at one event: that a new one stands proves nothing.
+    pub(super) fn suspected(&mut self, text: String) {
+        self.trouble = Some(Trouble { state: "down", text, of_events: true });
+    }
+
+    /// An ERROR, once for each reason.
+    fn report(&mut self, sink: &str, text: &str, what: &str) {
+        if self.reported.as_deref() == Some(text) {
+            debug!(sink, error = text, "still so: {what}");
+        } else {
+            error!(sink, error = text, "{what}");
+            self.reported = Some(text.to_owned());
+        }
+    }
+
+    /// The same trouble is told once a minute, not with every attempt.
+    pub(super) fn complain(&mut self, sink: &str, word: &'static str, text: &str, wait: Duration) {
+        let now = Instant::now();
+        let lately = |(at, last): (Instant, &str)| last == word && now < at + COMPLAIN;
+        if self.complained.is_some_and(lately) {
+            debug!(sink, error = text, ?wait, "still failing");
+        } else {
+            warn!(sink, error = text, ?wait, "delivery failed; it is tried again");
+            self.complained = Some((now, word));
+        }
+    }
+}
+
+/// A cause's name, for the metrics.
+pub(super) fn word(cause: &Cause) -> &'static str {
+    match cause {
+        Cause::Down(_) => "down",
+        Cause::Busy { .. } => "busy",
+        Cause::Rejected { .. } => "rejected",
+        Cause::Denied { .. } => "denied",
+        Cause::Gone { .. } => "gone",
+    }
+}
+
+/// The state of a sink that met this, and whether its connection is kept meanwhile.
+pub(super) fn state(cause: &Cause, connecting: bool) -> (&'static str, bool) {
+    match cause {
+        Cause::Down(_) | Cause::Rejected { .. } => ("down", false),
+        Cause::Busy { .. } => ("busy", !connecting),
+        Cause::Denied { .. } => ("held", !connecting),
+        Cause::Gone { .. } => ("gone", false),
+    }
+}
