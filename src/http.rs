@@ -14,6 +14,7 @@ mod connections;
 mod dead_letters;
 mod events;
 mod guard;
+mod guesses;
 mod page;
 mod reading;
 
@@ -37,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{command::Intake, config, journal::Journal, reload::Reloads, status::Status, text};
 
-pub use self::guard::Trouble;
+pub use self::{guard::Trouble, guesses::Guesses};
 
 /// The largest body: a list of some thousand dead letters' numbers.
 const BODY: usize = 64 * 1024;
@@ -69,6 +70,8 @@ pub struct State {
     pub followers: Arc<Semaphore>,
     /// Ends what would go on for ever.
     pub stop: CancellationToken,
+    /// Wrong tokens that were shown.
+    pub guesses: Arc<Guesses>,
 }
 
 impl State {

@@ -448,6 +448,7 @@ async fn add_http(
         address,
         followers: Arc::new(Semaphore::new(http::State::FOLLOWERS)),
         stop: CancellationToken::new(),
+        guesses: Arc::default(),
     };
     let factory: Factory =
         Box::new(move |stop| Ok(Box::pin(http::serve(Arc::clone(&listener), state.clone(), stop))));

@@ -1,66 +1,207 @@
-//! Connections: so many at once, each with time for its headers, all within one task.
+//! Connections: so many at once, each with time for what it asks and for taking what it is told, all
+//! within one task.
+//!
+//! - A new connection is always let in, for it may be a probe: where all places are taken, the least
+//!   useful one is closed. That is one that does not take its answer; then one that has not asked yet,
+//!   or not again; and last one that is being answered; of several the one that has been so for longest.
+//! - An address has a share of the places, but for those of this machine, which all look alike.
+//! - Who does not take an answer in time is cut off, and so is who does not finish his request.
 //!
 //! The one thing to know: nothing is spawned. The connections are futures of the endpoint's own task,
 //! so that they end with it, and the supervisor knows them all.
 
-use std::{panic::AssertUnwindSafe, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::IpAddr,
+    panic::AssertUnwindSafe,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use axum::Router;
+use axum::{
+    Router,
+    body::{Body, Bytes, HttpBody},
+    extract::Request,
+    middleware::{Next, from_fn},
+    response::Response,
+};
 use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
-use hyper::server::conn::http1;
+use hyper::{
+    body::{Frame, SizeHint},
+    server::conn::http1,
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    time::sleep,
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpListener,
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-/// Connections at once: an operator's browser takes six, a scraper one. Others wait to be accepted.
+use super::guesses::network;
+use crate::metrics::{HTTP_CLOSED, add_for};
+
+/// Connections at once: an operator's browser takes six, a scraper one.
 const CONNECTIONS: usize = 128;
+
+/// Of them those of one address that is not this machine's.
+const PER_ADDRESS: usize = 32;
+
+/// Connections that were told to go and may not have gone yet.
+const LEAVING: usize = 32;
 
 /// How long a request's headers may take, and how long a connection may stand idle.
 const HEADERS: Duration = Duration::from_secs(20);
 
-/// Accepts and serves until it is told to stop; what is being answered is finished.
+/// How long a client may take to read what it was sent, before it is cut off.
+const TAKE: Duration = Duration::from_secs(10);
+
+/// How long clients may take for the rest of their answers when the relay stops.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// Where a request came from; every request carries it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Peer(pub(super) IpAddr);
+
+/// Accepts and serves until it is told to stop; what is being answered then is finished.
 pub(super) async fn serve(listener: &TcpListener, app: Router, stop: &CancellationToken) {
+    /// Out of descriptors, most likely: they come back.
+    const WAIT: Duration = Duration::from_millis(100);
     let mut open = FuturesUnordered::new();
+    let mut places = Places::default();
+    let mut pause = Instant::now();
     loop {
+        let accepting = async {
+            sleep_until(pause).await;
+            listener.accept().await
+        };
         tokio::select! {
             () = stop.cancelled() => break,
             Some(()) = open.next(), if !open.is_empty() => {}
-            stream = accept(listener), if open.len() < CONNECTIONS => {
-                open.push(connection(stream, app.clone(), stop.clone()));
-            }
+            accepted = accepting, if open.len() < CONNECTIONS + LEAVING => match accepted {
+                Ok((stream, peer)) => {
+                    let place = places.take(peer.ip());
+                    open.push(connection(stream, app.clone(), place, stop.clone()));
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    places.free_one(|_| true);
+                    pause = Instant::now() + WAIT;
+                }
+            },
         }
     }
-    // Bounded by the supervisor's deadline.
-    while open.next().await.is_some() {}
+    let answered = async { while open.next().await.is_some() {} };
+    if timeout(GOODBYE, answered).await.is_err() {
+        debug!("connections to the endpoint were closed before they had taken their answers");
+    }
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
-    /// Out of descriptors, most likely: they come back.
-    const WAIT: Duration = Duration::from_millis(100);
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            Err(error) => {
-                warn!(%error, "cannot accept a connection");
-                sleep(WAIT).await;
-            }
+/// The connections that there are.
+#[derive(Debug, Default)]
+struct Places(Vec<Arc<Place>>);
+
+impl Places {
+    /// A place for a new connection; another loses its own where there is none.
+    fn take(&mut self, peer: IpAddr) -> Arc<Place> {
+        let address = network(peer);
+        // The connection itself holds the other one.
+        self.0.retain(|place| Arc::strong_count(place) > 1);
+        let same = |place: &Place| place.address == address;
+        let share = self.0.iter().filter(|place| same(place)).count();
+        if !peer.to_canonical().is_loopback() && share >= PER_ADDRESS {
+            self.free_one(same);
+        } else if self.0.len() >= CONNECTIONS {
+            self.free_one(|_| true);
         }
+        let place = Arc::new(Place {
+            peer,
+            address,
+            gone: CancellationToken::new(),
+            state: Mutex::new(State {
+                doing: Doing::Waiting,
+                since: Instant::now(),
+                stalled: None,
+            }),
+        });
+        self.0.push(Arc::clone(&place));
+        place
+    }
+
+    /// Closes the least useful connection of these.
+    fn free_one(&mut self, which: impl Fn(&Place) -> bool) {
+        let of_these = self.0.iter().enumerate().filter(|(_, place)| which(place));
+        let least = of_these.min_by_key(|(_, place)| {
+            let state = place.lock();
+            match state.stalled {
+                Some(since) => (Doing::Stalled, since),
+                None => (state.doing, state.since),
+            }
+        });
+        if let Some((index, _)) = least {
+            self.0.swap_remove(index).gone.cancel();
+            add_for(HTTP_CLOSED, "reason", "crowded", 1);
+        }
+    }
+}
+
+/// What a connection does; the least useful first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Doing {
+    /// It does not take what it is sent.
+    Stalled,
+    /// It has not asked yet, or not again.
+    Waiting,
+    /// It is being answered.
+    Answering,
+}
+
+#[derive(Debug)]
+struct State {
+    doing: Doing,
+    since: Instant,
+    /// Since when it has not taken what it is sent.
+    stalled: Option<Instant>,
+}
+
+/// A connection as others see it.
+#[derive(Debug)]
+struct Place {
+    peer: IpAddr,
+    /// What counts as one address.
+    address: IpAddr,
+    /// It is to be closed now.
+    gone: CancellationToken,
+    state: Mutex<State>,
+}
+
+impl Place {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn does(&self, doing: Doing) {
+        let mut state = self.lock();
+        (state.doing, state.since) = (doing, Instant::now());
     }
 }
 
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     app: Router,
+    place: Arc<Place>,
     stop: CancellationToken,
 ) {
+    let marked = Arc::clone(&place);
+    let app = app.layer(from_fn(move |request, next| mark(Arc::clone(&marked), request, next)));
+    let stream = Watched { stream, place: Arc::clone(&place), stalled: None };
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS)
@@ -69,6 +210,7 @@ async fn connection(
         let mut serving = pin!(serving);
         tokio::select! {
             ended = serving.as_mut() => return ended,
+            () = place.gone.cancelled() => return Ok(()),
             () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
         }
         serving.await
@@ -76,8 +218,130 @@ async fn connection(
     match AssertUnwindSafe(until_told).catch_unwind().await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "a connection to the endpoint ended early"),
-        // The panic's own text went to standard error; a request must not end the relay.
+        // The panic's own text is in the log; a request must not end the relay.
         Err(_) => error!("a request made the endpoint panic; its connection was closed"),
+    }
+}
+
+/// Says where a request came from, and that it is being answered until the answer's body has ended.
+async fn mark(place: Arc<Place>, mut request: Request, next: Next) -> Result<Response, Infallible> {
+    request.extensions_mut().insert(Peer(place.peer));
+    place.does(Doing::Answering);
+    let answering = Answering(place);
+    let response = next.run(request).await;
+    Ok(response.map(|body| Body::new(Answer { body, _answering: answering })))
+}
+
+/// A request that is being answered, until this is dropped.
+struct Answering(Arc<Place>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.does(Doing::Waiting);
+    }
+}
+
+/// The body of an answer.
+struct Answer {
+    body: Body,
+    _answering: Answering,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        HttpBody::size_hint(&self.body)
+    }
+}
+
+/// A stream whose other side has [`TAKE`] for taking what is sent.
+struct Watched<S> {
+    stream: S,
+    place: Arc<Place>,
+    /// Ends when the time is over; there while something is not taken.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Watched<S> {
+    fn written(
+        &mut self,
+        outcome: Poll<io::Result<usize>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if outcome.is_ready() {
+            // Some of it was taken; the time goes on until all is.
+            return outcome;
+        }
+        self.place.lock().stalled.get_or_insert_with(Instant::now);
+        let late = self.stalled.get_or_insert_with(|| Box::pin(sleep(TAKE)));
+        if late.as_mut().poll(context).is_pending() {
+            return Poll::Pending;
+        }
+        add_for(HTTP_CLOSED, "reason", "not_reading", 1);
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the answer was not taken in time",
+        )))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.written(outcome, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.written(outcome, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// Comes when all that there was has been written.
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = Pin::new(&mut self.stream).poll_flush(context);
+        if outcome.is_ready() && self.stalled.take().is_some() {
+            self.place.lock().stalled = None;
+        }
+        outcome
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -85,7 +349,7 @@ async fn connection(
 mod tests {
     use axum::routing::get;
     use tokio::{
-        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
         time::Instant,
     };
 
@@ -94,7 +358,12 @@ mod tests {
     fn app() -> Router {
         Router::new()
             .route("/", get(async || "here"))
+            .route("/long", get(async || "x".repeat(100_000)))
             .route("/panic", get(async || -> &'static str { panic!("on purpose") }))
+    }
+
+    fn place() -> Arc<Place> {
+        Places::default().take([127, 0, 0, 1].into())
     }
 
     /// What comes back for these bytes until the connection is closed.
@@ -106,7 +375,7 @@ mod tests {
             near.read_to_string(&mut answer).await.unwrap();
             answer
         };
-        tokio::join!(connection(far, app(), stop), talk).1
+        tokio::join!(connection(far, app(), place(), stop), talk).1
     }
 
     #[tokio::test(start_paused = true)]
@@ -119,6 +388,83 @@ mod tests {
             assert_eq!(answer.ends_with("here"), request.ends_with("\r\n\r\n"), "{answer}");
             assert_eq!(before.elapsed().as_secs(), HEADERS.as_secs(), "{request:?}");
         }
+    }
+
+    /// Asks for more than fits on the way, and hands both ends out.
+    async fn asking() -> (DuplexStream, DuplexStream) {
+        let (mut near, far) = tokio::io::duplex(4096);
+        near.write_all(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        (near, far)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_take_the_answer_is_cut_off() {
+        let (_near, far) = asking().await;
+        let (place, before) = (place(), Instant::now());
+        let watch = async {
+            sleep(TAKE / 2).await;
+            place.lock().stalled.is_some()
+        };
+        let serving = connection(far, app(), Arc::clone(&place), CancellationToken::new());
+        let ((), stalled) = tokio::join!(serving, watch);
+        assert_eq!((stalled, before.elapsed()), (true, TAKE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_now_and_then_is_not_taking_it() {
+        let (mut near, far) = asking().await;
+        let before = Instant::now();
+        let trickle = async {
+            while let Ok(1..) = near.read(&mut [0]).await {
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let serving = async {
+            connection(far, app(), place(), CancellationToken::new()).await;
+            before.elapsed()
+        };
+        tokio::select! {
+            took = serving => assert_eq!(took, TAKE),
+            () = trickle => panic!("it was not cut off"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_least_useful_connection_makes_room() {
+        let mut places = Places::default();
+        let mut open: Vec<_> = Vec::new();
+        for n in 0..CONNECTIONS {
+            let place = places.take([127, 0, 0, 1].into());
+            place.does(if [3, 9].contains(&n) { Doing::Waiting } else { Doing::Answering });
+            place.lock().stalled = (n == 7).then(Instant::now);
+            open.push(place);
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        for gone in [7, 3, 9] {
+            assert!(!open[gone].gone.is_cancelled());
+            let new = places.take([192, 0, 2, 1].into());
+            new.does(Doing::Answering);
+            open.push(new);
+            assert!(open[gone].gone.is_cancelled(), "{gone}");
+        }
+        open.push(places.take([192, 0, 2, 1].into()));
+        assert!(open[0].gone.is_cancelled(), "the oldest of those that are answered");
+        assert_eq!(places.0.len(), CONNECTIONS);
+        // Who has gone leaves room by himself.
+        open.truncate(10);
+        open.push(places.take([192, 0, 2, 1].into()));
+        assert!(places.0.len() <= 11);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_has_its_share_and_this_machine_all() {
+        let mut places = Places::default();
+        let open: Vec<_> =
+            (0..PER_ADDRESS * 2).map(|_| places.take([192, 0, 2, 1].into())).collect();
+        assert_eq!(open.iter().filter(|place| !place.gone.is_cancelled()).count(), PER_ADDRESS);
+        let ours: Vec<_> =
+            (0..PER_ADDRESS * 2).map(|_| places.take([127, 0, 0, 1].into())).collect();
+        assert!(ours.iter().all(|place| !place.gone.is_cancelled()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,32 +6,33 @@
 //! - **Who changes something.** Whatever is not GET or HEAD needs `Authorization: Bearer` with
 //!   `http.admin_token`. Where none is configured nothing can be changed: 403. A page of somebody
 //!   else's cannot send that header: there are no CORS headers here, on purpose.
+//! - **Who guesses.** Ten wrong tokens a minute from an address, a hundred from all: [`super::guesses`].
 //! - **Who reads.** On loopback, everybody on this machine. Beyond it the token again, but for the
 //!   probes and the empty page, unless `http.insecure` says that all may read.
 //!
 //! The one thing to know: [`judge`] is a function of the request and the configuration; the rest is
 //! carrying it out.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use axum::{
     extract::{Request, State as Extract},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, uri::Authority},
+    http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, Uri, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
 use sha2::{Digest as _, Sha256};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::warn;
 
-use super::{State, refused};
+use super::{State, connections::Peer, guesses::Guesses, refused};
 use crate::config::Http;
 
 /// How long a request may take, its body included. Events that go on for ever are answered at once.
 const REQUEST: Duration = Duration::from_secs(30);
-
-/// Whoever shows a wrong token waits this long: a guesser gets through a hundred in a minute.
-const WRONG: Duration = Duration::from_millis(500);
 
 /// What may be asked without a token from everywhere: what a probe needs, and the page, which is
 /// empty until its script has read the rest.
@@ -59,16 +60,17 @@ pub(super) async fn guard(
     next: Next,
 ) -> Response {
     let access = state.access.borrow().clone();
+    let asker = Asker { peer: peer(request.extensions()), guesses: &state.guesses };
     let (method, uri) = (request.method(), request.uri());
-    let verdict = judge(&access, state.address, method, uri, request.headers()).await;
+    let verdict = judge(&access, asker, state.address, method, uri, request.headers()).await;
     let mut response = match verdict {
         Ok(()) => timeout(REQUEST, next.run(request))
             .await
             .unwrap_or_else(|_| refused(StatusCode::REQUEST_TIMEOUT, "the request took too long")),
         Err(refusal) => {
             if refusal == Refusal::WrongToken {
-                warn!(path = request.uri().path(), "a request came with a wrong admin token");
-                sleep(WRONG).await;
+                let (from, path) = (asker.peer, request.uri().path());
+                warn!(%from, path, "a request came with a wrong admin token");
             }
             refusal.answer()
         }
@@ -98,6 +100,8 @@ enum Refusal {
     NoToken,
     /// It shows another.
     WrongToken,
+    /// Too many wrong ones were shown: none is looked at for so many seconds.
+    TooMany(u64),
     /// The token cannot be read.
     Unreadable,
 }
@@ -116,9 +120,15 @@ impl Refusal {
                 (StatusCode::UNAUTHORIZED, "Authorization: Bearer with http.admin_token is needed")
             }
             Self::WrongToken => (StatusCode::UNAUTHORIZED, "this is not the admin token"),
+            Self::TooMany(_) => {
+                (StatusCode::TOO_MANY_REQUESTS, "too many wrong admin tokens: try again later")
+            }
             Self::Unreadable => (StatusCode::FORBIDDEN, "http.admin_token cannot be read"),
         };
         let mut response = refused(status, why).into_response();
+        if let Self::TooMany(seconds) = self {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
         if status == StatusCode::UNAUTHORIZED {
             let bearer = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, bearer);
@@ -127,8 +137,22 @@ impl Refusal {
     }
 }
 
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+struct Asker<'a> {
+    peer: IpAddr,
+    guesses: &'a Guesses,
+}
+
+/// Where a request came from.
+fn peer(extensions: &Extensions) -> IpAddr {
+    // Without a connection of ours (in tests) all come from nowhere.
+    extensions.get().map_or(IpAddr::from([0, 0, 0, 0]), |Peer(peer)| *peer)
+}
+
 async fn judge(
     access: &Http,
+    asker: Asker<'_>,
     address: SocketAddr,
     method: &Method,
     uri: &Uri,
@@ -146,28 +170,41 @@ async fn judge(
     if reads && open {
         return Ok(());
     }
-    shows_token(access, headers).await
+    shows_token(access, asker, headers).await
 }
 
 /// Whether the request shows the admin token.
-async fn shows_token(access: &Http, headers: &HeaderMap) -> Result<(), Refusal> {
+async fn shows_token(access: &Http, asker: Asker<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
     let wanted = access.admin_token.as_ref().ok_or(Refusal::NoAdmin)?;
     let shown = headers.get(header::AUTHORIZATION).ok_or(Refusal::NoToken)?;
+    let Asker { peer, guesses } = asker;
+    guesses.attempt(peer).map_err(|wait| Refusal::TooMany(wait.as_secs() + 1))?;
     let shown = shown.to_str().ok().and_then(bearer).ok_or(Refusal::WrongToken)?;
     let wanted = wanted.read_token().await.map_err(|error| {
+        guesses.give_back(peer, false);
         warn!(%error, "the admin token cannot be read");
         Refusal::Unreadable
     })?;
-    if same(shown, wanted.expose()) { Ok(()) } else { Err(Refusal::WrongToken) }
+    if !same(shown, wanted.expose()) {
+        return Err(Refusal::WrongToken);
+    }
+    guesses.give_back(peer, true);
+    Ok(())
 }
 
 /// Whether whoever may only read openly may see this too: without the token the probe's answer is
 /// short where others can reach it.
-pub(super) async fn may_see_reasons(state: &State, headers: &HeaderMap) -> bool {
+pub(super) async fn may_see_reasons(
+    state: &State,
+    extensions: &Extensions,
+    headers: &HeaderMap,
+) -> bool {
     let access = state.access.borrow().clone();
+    // A wrong token gets the short answer, and counts all the same: else it could be guessed here.
+    let asker = Asker { peer: peer(extensions), guesses: &state.guesses };
     state.address.ip().is_loopback()
         || access.insecure
-        || shows_token(&access, headers).await.is_ok()
+        || shows_token(&access, asker, headers).await.is_ok()
 }
 
 /// The token behind `Bearer`, whose case does not matter (RFC 9110, section 11.1).
@@ -193,7 +230,7 @@ fn ours(host: &str, access: &Http) -> bool {
     let name = authority.host();
     // An address cannot be rebound.
     let bare = name.trim_start_matches('[').trim_end_matches(']');
-    if bare.parse::<std::net::IpAddr>().is_ok() {
+    if bare.parse::<IpAddr>().is_ok() {
         return true;
     }
     let name = name.strip_suffix('.').unwrap_or(name);
@@ -208,6 +245,19 @@ fn ours(host: &str, access: &Http) -> bool {
 mod tests {
     use super::*;
     use crate::config::SecretRef;
+
+    /// Somebody who has not guessed before.
+    async fn by_stranger(
+        access: &Http,
+        address: SocketAddr,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<(), Refusal> {
+        let guesses = Guesses::default();
+        let asker = Asker { peer: IpAddr::from([192, 0, 2, 1]), guesses: &guesses };
+        judge(access, asker, address, method, uri, headers).await
+    }
 
     fn headers(host: &str, token: Option<&str>) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -255,7 +305,7 @@ mod tests {
         let here = "127.0.0.1:9464".parse().unwrap();
         let access = Http::default();
         let judged = async |uri: &'static str, headers: &HeaderMap| {
-            judge(&access, here, &Method::GET, &Uri::from_static(uri), headers).await
+            by_stranger(&access, here, &Method::GET, &Uri::from_static(uri), headers).await
         };
         let mut twice = headers("localhost", None);
         twice.append(header::HOST, "evil.example".parse().unwrap());
@@ -301,9 +351,35 @@ mod tests {
         ] {
             let headers = headers("localhost", token);
             let (address, uri) = (address.parse().unwrap(), Uri::from_static(path));
-            let judged = judge(access, address, &method, &uri, &headers).await;
+            let judged = by_stranger(access, address, &method, &uri, &headers).await;
             assert_eq!(judged, expected, "{method} {path} at {address} with {token:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guesser_is_answered_no_more_and_others_are() {
+        let access =
+            Http { admin_token: Some(SecretRef::Value("s3cret".into())), ..Http::default() };
+        let guesses = Guesses::default();
+        let post = async |peer: [u8; 4], token: &str| {
+            let asker = Asker { peer: peer.into(), guesses: &guesses };
+            let (here, uri) = ("127.0.0.1:1".parse().unwrap(), Uri::from_static("/reload"));
+            let headers = headers("localhost", Some(token));
+            judge(&access, asker, here, &Method::POST, &uri, &headers).await
+        };
+        let (guesser, owner) = ([127, 0, 0, 1], [127, 0, 0, 2]);
+        let mut wrong = 0;
+        for n in 0..200 {
+            wrong += usize::from(
+                post(guesser, &format!("Bearer {n}")).await == Err(Refusal::WrongToken),
+            );
+        }
+        assert_eq!(wrong, super::super::guesses::PER_ADDRESS);
+        // The right one tells nothing either, until the minute is over.
+        assert!(matches!(post(guesser, "Bearer s3cret").await, Err(Refusal::TooMany(1..=61))));
+        assert_eq!(post(owner, "Bearer s3cret").await, Ok(()));
+        tokio::time::advance(super::super::guesses::WINDOW).await;
+        assert_eq!(post(guesser, "Bearer s3cret").await, Ok(()));
     }
 
     #[test]

@@ -2,19 +2,23 @@
 
 use axum::{
     extract::State as Extract,
-    http::{HeaderMap, StatusCode, header},
+    http::{Extensions, HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
 use super::{State, guard::may_see_reasons, json, refused};
 use crate::{journal::Health, relay::gauges, status::Pages};
 
-pub(super) async fn readyz(Extract(state): Extract<State>, headers: HeaderMap) -> Response {
+pub(super) async fn readyz(
+    Extract(state): Extract<State>,
+    extensions: Extensions,
+    headers: HeaderMap,
+) -> Response {
     let reasons = state.status.look(Pages::reasons);
     if reasons.is_empty() {
         return "ready\n".into_response();
     }
-    let shown = may_see_reasons(&state, &headers).await;
+    let shown = may_see_reasons(&state, &extensions, &headers).await;
     let reasons = if shown { format!("\n{}", reasons.join("\n")) } else { String::new() };
     refused(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready{reasons}"))
 }

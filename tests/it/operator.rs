@@ -1,6 +1,7 @@
 //! The operator's side: a whole relay on the simulated Astro, asked and changed while it runs.
 
 mod canary;
+mod crowd;
 mod endpoint;
 mod log;
 mod page;
@@ -44,12 +45,18 @@ pub struct Running {
 
 impl Running {
     /// Starts a relay with these channels and sinks.
-    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
     pub async fn start(rest: &str) -> Self {
+        Self::start_at("127.0.0.1:0", rest).await
+    }
+
+    /// The same, with its endpoint there.
+    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
+    pub async fn start_at(listen: &str, rest: &str) -> Self {
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("astro-relay.toml");
-        std::fs::write(&file, whole(&sim, &dir, rest)).unwrap();
+        let text = whole(&sim, &dir, rest).replace("127.0.0.1:0", listen);
+        std::fs::write(&file, text).unwrap();
         let sources = Sources { file: Some(file), ..Sources::default() };
         let loaded = load(&sources).unwrap_or_else(|error| panic!("{error}"));
         let relay = Relay::reloadable(loaded, sources, None).await.unwrap();
@@ -69,7 +76,12 @@ impl Running {
 
     /// Writes the file with other channels and sinks.
     pub fn rewrite(&self, rest: &str) {
-        std::fs::write(self.file(), whole(&self.sim, &self.dir, rest)).unwrap();
+        std::fs::write(self.file(), self.whole(rest)).unwrap();
+    }
+
+    /// The whole file with these channels and sinks.
+    pub fn whole(&self, rest: &str) -> String {
+        whole(&self.sim, &self.dir, rest)
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -259,7 +259,7 @@ async fn no_secret_is_in_a_log_a_metric_a_page_or_the_journal() {
     let nats = NatsServer::start("").await;
     let redis = RedisServer::start_with(Durability::Memory, &["--requirepass", "another"]).await;
     let receiver = Receiver::start();
-    receiver.script((0..6).map(|n| Answer::Status([500, 401, 422][n % 3])));
+    receiver.script((0..6).map(|n| Answer::Status([422, 500, 401][n % 3])));
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
     sim.faults(|faults| {
         faults.refusals.push(Refusal::of("err_unauthorized").topic("channel.follow"));

@@ -61,6 +61,11 @@ impl Relay {
         self.dir.path().join("relay.toml")
     }
 
+    /// Where its endpoint listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn journal(&self) -> PathBuf {
         self.dir.path().join("journal")
     }
