@@ -128,6 +128,7 @@ impl Relay {
         crate::tls::install_provider();
         let config = loaded.config.clone();
         let status = Arc::new(Status::new(clock::now()));
+        status.configured(config.channels.len(), config.sinks.len());
         let (journal, opened) = Journal::open(&config.journal)?;
         info!(events = opened.events, lost = opened.lost, "journal opened");
         journal.sinks(config.sinks.keys().map(String::as_str));

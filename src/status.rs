@@ -16,10 +16,16 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{event::UnixMillis, reload::Report};
+use crate::{event::UnixMillis, reload::Report, text::excerpt};
 
 /// Gaps that are remembered for the page.
 const GAPS: usize = 100;
+
+/// Bytes of a text on a page that others may have written: an error, a remark, a cause.
+const TEXT: usize = 1000;
+
+/// Problems of a configuration that are on the page.
+const LINES: usize = 100;
 
 /// When something that costs the more the more subscriptions there are is done again: soon after there is
 /// a reason, but never for more than a small share of the time. With ten thousand subscriptions a look at
@@ -101,6 +107,9 @@ pub struct Pages {
     pub sessions: BTreeMap<String, Session>,
     /// What became of the latest request to load the configuration anew.
     pub reload: Option<Report>,
+    /// What is missing from the configuration, so that nothing can be relayed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unconfigured: Vec<&'static str>,
     /// Tasks of the relay that do not work, and why.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tasks: BTreeMap<String, String>,
@@ -262,6 +271,13 @@ pub struct Gap {
     pub cause: String,
 }
 
+/// A server's own words may be of any length.
+fn shorten(text: &mut String) {
+    if text.len() > TEXT {
+        *text = excerpt(text, TEXT);
+    }
+}
+
 impl Status {
     /// The pages of a relay that starts now.
     pub fn new(now: UnixMillis) -> Self {
@@ -291,6 +307,10 @@ impl Status {
             subscriptions: Vec::new(),
         });
         change(page);
+        page.last_error.iter_mut().for_each(shorten);
+        for subscription in &mut page.subscriptions {
+            subscription.code.iter_mut().chain(&mut subscription.text).for_each(shorten);
+        }
         drop(pages);
         self.connections.send_modify(|count| *count += 1);
     }
@@ -317,7 +337,8 @@ impl Status {
     }
 
     /// Writes the page of a channel's state.
-    pub fn session(&self, channel: &str, page: Session) {
+    pub fn session(&self, channel: &str, mut page: Session) {
+        page.error.iter_mut().for_each(shorten);
         self.lock().sessions.insert(channel.to_owned(), page);
     }
 
@@ -342,6 +363,7 @@ impl Status {
         };
         let Some(page) = page else { return };
         change(page);
+        page.last_error.iter_mut().chain(&mut page.remarks).for_each(shorten);
         let changed = before != Some(page.state);
         drop(pages);
         if changed {
@@ -388,11 +410,19 @@ impl Status {
         self.sinks.send_modify(|count| *count += 1);
     }
 
+    /// So many channels and sinks are configured.
+    pub fn configured(&self, channels: usize, sinks: usize) {
+        let missing = [(channels, "no channel is configured"), (sinks, "no sink is configured")];
+        let missing = missing.into_iter().filter(|(count, _)| *count == 0);
+        self.lock().unconfigured = missing.map(|(_, reason)| reason).collect();
+        self.sinks.send_modify(|count| *count += 1);
+    }
+
     /// A task of the relay does not work, or (`None`) works again.
     pub fn task(&self, name: &str, reason: Option<&str>) {
         let mut pages = self.lock();
         match reason {
-            Some(reason) => pages.tasks.insert(name.to_owned(), reason.to_owned()),
+            Some(reason) => pages.tasks.insert(name.to_owned(), excerpt(reason, TEXT)),
             None => pages.tasks.remove(name),
         };
         drop(pages);
@@ -400,7 +430,11 @@ impl Status {
     }
 
     /// The configuration was loaded anew, or could not be.
-    pub fn reloaded(&self, report: Report) {
+    pub fn reloaded(&self, mut report: Report) {
+        for lines in [&mut report.problems, &mut report.warnings] {
+            lines.truncate(LINES);
+            lines.iter_mut().for_each(shorten);
+        }
         self.lock().reload = Some(report);
     }
 
@@ -410,7 +444,8 @@ impl Status {
     }
 
     /// There was a gap.
-    pub fn gap(&self, gap: Gap) {
+    pub fn gap(&self, mut gap: Gap) {
+        shorten(&mut gap.cause);
         let mut pages = self.lock();
         pages.gaps_told += 1;
         if pages.gaps.len() >= GAPS {
@@ -436,6 +471,8 @@ pub enum Reason<'a> {
     Sink(&'a str, &'a Sink),
     /// A task of the relay does not work.
     Task(&'a str, &'a str),
+    /// Something is not configured.
+    Unconfigured(&'static str),
 }
 
 impl fmt::Display for Reason<'_> {
@@ -462,6 +499,7 @@ impl fmt::Display for Reason<'_> {
                 write!(f, "sink {name} is {state}: {why}")
             }
             Self::Task(name, why) => write!(f, "{name}: {why}"),
+            Self::Unconfigured(what) => f.write_str(what),
         }
     }
 }
@@ -497,6 +535,7 @@ impl Pages {
             .chain(not_asked.then_some(Reason::NotAsked(unasked)))
             .chain(sinks.map(|(name, sink)| Reason::Sink(name, sink)))
             .chain(tasks)
+            .chain(self.unconfigured.iter().copied().map(Reason::Unconfigured))
     }
 }
 

@@ -8,6 +8,7 @@ mod page;
 mod reload;
 mod terminal;
 mod top;
+mod watching;
 
 use std::{path::PathBuf, time::Duration};
 
