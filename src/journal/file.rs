@@ -147,7 +147,7 @@ fn begin_in_memory(config: &config::Journal, error: &StoreError) -> (Journal, Op
     );
     // Often it can still be read.
     let (marked, anchor) = read_mark(&config.dir);
-    let first = clock::now_micros().max(marked.last.saturating_add(1));
+    let first = clock::now_micros().max(marked.last.saturating_add(2 * store::RESERVE));
     let opened = Opened {
         alive: anchor.as_ref().map(|anchor| anchor.wall),
         away: anchor.as_ref().map(Anchor::ago),
@@ -228,7 +228,7 @@ pub(super) fn inodes(dir: &Path) -> Vec<Inode> {
 }
 
 /// Events hold personal data: the journal's files are for their owner alone, whoever made them.
-fn restrict(dir: &Path) {
+pub(super) fn restrict(dir: &Path) {
     use std::os::unix::fs::PermissionsExt;
     let Ok(entries) = fs::read_dir(dir) else { return };
     for entry in entries.flatten() {

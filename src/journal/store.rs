@@ -55,7 +55,7 @@ const APPLICATION_ID: i64 = 0x4152_454c;
 
 /// How many numbers are set aside at once. After a crash the numbering goes on behind them, so that a
 /// number that was given but not kept is never given again. A million is a minute at 16,000 a second.
-const RESERVE: Seq = 1_000_000;
+pub(super) const RESERVE: Seq = 1_000_000;
 
 /// After a crash at least so many numbers are left out: what is set aside is renewed at its half.
 pub(super) const LEFT_OUT: Seq = RESERVE / 2;
@@ -751,6 +751,11 @@ impl Store {
         self.first_where(|row| row.age_to_delete <= age)
     }
 
+    /// How old the first row is, for deleting it.
+    pub(super) fn oldest_age(&self) -> Result<Option<Duration>, StoreError> {
+        Ok(self.row_from(0)?.map(|row| row.age_to_delete))
+    }
+
     /// The first event of the first row of which that holds, as it holds for all behind it: ages only
     /// fall as numbers grow, so a search by halves needs no index.
     fn first_where(&self, young: impl Fn(&RowAge) -> bool) -> Result<Option<Seq>, StoreError> {
@@ -1141,7 +1146,7 @@ impl Store {
 
 /// Turns the write-ahead log on. SQLite answers in which mode it is, and where the file system does not
 /// let several processes share memory that is another one.
-fn begin_log(db: &Connection) -> Result<bool, StoreError> {
+pub(super) fn begin_log(db: &Connection) -> Result<bool, StoreError> {
     let mode: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
     let logs = mode == "wal";
     if !logs {

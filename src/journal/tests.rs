@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use rusqlite::ffi;
+use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::{
     Demand, Health, Journal, State,
     file::{Marked, border},
-    store::{StoreError, given},
+    store::{StoreError, begin_log, given},
     writer,
 };
 
@@ -63,6 +63,19 @@ async fn a_panicked_thread_is_noticed() {
     writer::spawn("test", Arc::clone(&journal.0), || ());
     journal.close();
     assert!(!*journal.0.failed.borrow());
+}
+
+/// SQLite turns nothing on there, and says so only to who looks.
+#[test]
+fn a_file_system_without_shared_memory_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let flags = OpenFlags::default();
+    let path = dir.path().join("with");
+    let with = Connection::open_with_flags(path, flags).unwrap();
+    assert!(begin_log(&with).unwrap());
+    let path = dir.path().join("without");
+    let without = Connection::open_with_flags_and_vfs(path, flags, c"unix-dotfile").unwrap();
+    assert!(!begin_log(&without).unwrap());
 }
 
 #[test]

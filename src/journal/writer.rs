@@ -482,7 +482,8 @@ impl Writer {
             file::remove_orphans(dir)?;
         }
         let mut store = file::reopen(dir, self.shared.sync == Sync::Always)?;
-        if self.identity != Some(store.identity()?) && store.bounds()?.is_some() {
+        // One that was recovered just now is ours.
+        if !broken && self.identity != Some(store.identity()?) && store.bounds()?.is_some() {
             store.abandon()?;
             file::set_foreign_aside(dir)?;
             store = file::reopen(dir, self.shared.sync == Sync::Always)?;
@@ -506,7 +507,15 @@ impl Writer {
         if let Some(old) = &self.shared.reader {
             old.replace(reader);
         }
+        file::restrict(dir);
         self.known = file::inodes(dir);
+        self.store = Some(store);
+        self.go_on(bounds, letters);
+        Ok(())
+    }
+
+    /// The files are open again, and hold these events and so many dead letters.
+    fn go_on(&mut self, bounds: Option<(Seq, Seq)>, letters: u64) {
         let last = bounds.map_or(0, |(_, last)| last);
         let mut state = self.shared.lock();
         let known: u64 = state.letters.values().map(|letters| letters.count).sum();
@@ -533,8 +542,6 @@ impl Writer {
         self.syncing.begin_anew(written);
         self.upkeep_at = Instant::now();
         self.recount = true;
-        self.store = Some(store);
-        Ok(())
     }
 
     /// Keeps the limits, once in a while.
@@ -719,9 +726,10 @@ impl Writer {
         self.syncing.stop();
         // Numbers count as given even where their events never came to the disk: what is missing
         // of them can be told at the next start, and none is given twice.
-        let (last, marked) = {
+        let (last, marked, unwritten) = {
             let state = self.shared.lock();
-            (state.last, Marked { last: state.last, ..state.marked() })
+            let unwritten = state.given(state.written, state.last);
+            (state.last, state.marked_through(state.last), unwritten)
         };
         if let Err(error) = self.set_mark(marked) {
             warn!(%error, "the journal's mark was not written");
@@ -737,7 +745,9 @@ impl Writer {
                 error!(error = describe(&error), "the journal was not closed in order");
             }
             None if self.shared.lock().nothing_unwritten() => {}
-            None => error!("the journal was not written to the end: the disk fails"),
+            None => {
+                error!(unwritten, "the journal was not written to the end: the disk fails");
+            }
         }
     }
 }
@@ -748,11 +758,11 @@ fn wal_size(dir: &Path) -> u64 {
 
 /// Removes events older than that, no further than through `at_most`.
 fn remove_older(store: &mut Store, age: Duration, at_most: Seq) -> Result<(), StoreError> {
-    let Some((first, last)) = store.bounds()? else { return Ok(()) };
-    let keep = store.first_to_keep(age)?.unwrap_or(last + 1);
-    if keep <= first {
+    let Some((_, last)) = store.bounds()? else { return Ok(()) };
+    if store.oldest_age()?.is_none_or(|oldest| oldest <= age) {
         return Ok(());
     }
+    let keep = store.first_to_keep(age)?.unwrap_or(last + 1);
     store.remove_through((keep - 1).min(at_most)).map(|_| ())
 }
 

@@ -3,7 +3,10 @@ use std::borrow::Cow;
 use serde_json::json;
 
 use super::*;
-use crate::sink::{Kind, Opening, Sink};
+use crate::{
+    event::Waited,
+    sink::{Kind, Opening, Sink},
+};
 
 fn no_sink(_: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     Err(ConfigError::at(&[], "only a route is tested"))
@@ -112,33 +115,41 @@ fn a_condition_that_fails_is_no_match() {
     assert_eq!(skipped(&mut bigger, &record("channel.tips", "main", TIP)), Skip::Condition);
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_is_too_old_is_skipped_and_the_rest_expires() {
-    let record = record("channel.tips", "main", "{}");
-    tokio::time::advance(Duration::from_secs(1)).await;
-    let outgoing = wanted(&mut route(json!({"max_age": "3s"})), &record);
-    assert_eq!(outgoing.expires_in, Some(Duration::from_secs(2)));
-    assert_eq!(skipped(&mut route(json!({"max_age": "500ms"})), &record), Skip::Age);
+/// The record, if it was heard that long ago.
+fn waited(record: &Record, age: Duration) -> Arc<Record> {
+    Arc::new(Record { waited: Waited::already(age), ..record.clone() })
+}
+
+fn expires_within(outgoing: &Outgoing, seconds: u64) -> bool {
+    let left = outgoing.expires_in.expect("it expires");
+    left <= Duration::from_secs(seconds) && left > Duration::from_secs(seconds - 1)
+}
+
+#[test]
+fn what_is_too_old_is_skipped_and_the_rest_expires() {
+    let record = waited(&record("channel.tips", "main", "{}"), Duration::from_secs(10));
+    let outgoing = wanted(&mut route(json!({"max_age": "30s"})), &record);
+    assert!(expires_within(&outgoing, 20), "{outgoing:?}");
+    assert_eq!(skipped(&mut route(json!({"max_age": "9s"})), &record), Skip::Age);
     // What was fetched was a minute old already when it came.
     let mut fetched = Record::clone(&record);
     fetched.event.origin = Origin::Backfilled;
     fetched.event.received += 60_000;
     let fetched = Arc::new(fetched);
-    assert_eq!(skipped(&mut route(json!({"max_age": "60s"})), &fetched), Skip::Age);
-    let outgoing = wanted(&mut route(json!({"max_age": "63s"})), &fetched);
-    assert_eq!(outgoing.expires_in, Some(Duration::from_secs(2)));
+    assert_eq!(skipped(&mut route(json!({"max_age": "69s"})), &fetched), Skip::Age);
+    let outgoing = wanted(&mut route(json!({"max_age": "90s"})), &fetched);
+    assert!(expires_within(&outgoing, 20), "{outgoing:?}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_wall_clock_makes_nothing_old_and_nothing_young() {
+#[test]
+fn the_wall_clock_makes_nothing_old_and_nothing_young() {
     for wrong in [0, clock::now() - 30 * 86_400_000, clock::now() + 30 * 86_400_000, u64::MAX] {
         let mut record = Record::clone(&record("channel.tips", "main", "{}"));
         record.event.received = wrong;
-        let record = Arc::new(record);
         let mut young = route(json!({"max_age": "30s"}));
-        wanted(&mut young, &record);
-        tokio::time::advance(Duration::from_secs(31)).await;
-        assert_eq!(skipped(&mut young, &record), Skip::Age, "received at {wrong}");
+        wanted(&mut young, &waited(&record, Duration::ZERO));
+        let old = waited(&record, Duration::from_secs(31));
+        assert_eq!(skipped(&mut young, &old), Skip::Age, "received at {wrong}");
     }
 }
 

@@ -15,8 +15,9 @@ use std::time::Duration;
 use astro_relay::{
     config::{Size, Start, Sync},
     event::Seq,
-    journal::{Health, Journal, store::Store},
+    journal::{Health, Journal, StoreError, store::Store},
 };
+use futures_util::FutureExt;
 
 use crate::support::{
     journal::{
@@ -216,6 +217,25 @@ async fn nothing_is_read_that_is_not_written() {
         assert!(journal.ready(through, 64, 1 << 20).is_none_or(|batch| batch.through <= appended));
     }
     close(journal).await;
+}
+
+/// The one who was to read was never started, as when the runtime ends.
+#[test]
+fn a_reading_that_was_not_made_is_no_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let journal = runtime.block_on(async {
+        let (journal, _) = open(&config(dir.path()));
+        append(&journal, events(0..3000)).await;
+        settled(&journal, &[]).await;
+        journal
+    });
+    let handle = runtime.handle().clone();
+    runtime.shutdown_background();
+    let _entered = handle.enter();
+    let read = journal.read(0, 3000, 10, 1 << 20).now_or_never().expect("an answer at once");
+    assert!(matches!(read, Err(StoreError::Unread)), "{read:?}");
+    journal.close();
 }
 
 /// The pages of an idle journal stay as they are; only the mark says that the relay runs.

@@ -91,6 +91,32 @@ async fn a_full_disk_is_lived_through() {
     close(journal).await;
 }
 
+/// What is in memory alone when the relay is stopped is gone, and not without a word.
+#[tokio::test]
+async fn what_a_stop_on_a_full_disk_loses_is_told_at_the_next_start() {
+    if !may_mount() {
+        return;
+    }
+    for more in [100, 5000] {
+        let disk = Small::new(3 << 10);
+        let config = Config { memory: Size(256 << 10), ..config(disk.path()) };
+        let (journal, _) = open(&config);
+        journal.register("sink", Start::Earliest).unwrap();
+        let next = fill_up(&journal, 0).await;
+        degraded(&journal).await;
+        append(&journal, events(next..next + more)).await;
+        let total = next + more;
+        close(journal).await;
+        disk.resize(64 << 10);
+        let (journal, opened) = open(&config);
+        assert!(opened.lost >= more, "{opened:?}");
+        let got = read_all(&journal, position(&journal, "sink")).await;
+        let found = u64::try_from(got.numbers.len()).unwrap();
+        assert_eq!(found + got.lost, total, "{opened:?}");
+        close(journal).await;
+    }
+}
+
 /// History is let go before the disk counts as full: appends until that is of no more use.
 async fn fill_up(journal: &Journal, mut next: u64) -> u64 {
     loop {
