@@ -467,6 +467,15 @@ async fn sentinels_name_the_master() {
     sink.deliver(&batch(1..=3, KEY)).await.unwrap();
     assert_eq!(event_ids(&mut server.connection().await, KEY).await, ids(1..=3));
 
+    // Sentinels that are off or hang cost a moment, whatever the timeout.
+    let (hanging, mute) = (Hanging::new().await, Mute::new().await);
+    let dead = [hanging.address, mute.address, refused()].map(|dead| format!("redis://{dead}"));
+    let urls: Vec<_> = dead.into_iter().chain([url.clone()]).collect();
+    let settings = json!({ "urls": urls, "sentinel_master": "home", "mode": "stream" });
+    let timeout = Duration::from_secs(2);
+    let mut sink = open_with("redis", settings, timeout).unwrap();
+    tokio::time::timeout(timeout, sink.connect()).await.expect("within the timeout").unwrap();
+
     let settings = json!({ "urls": [url], "sentinel_master": "elsewhere", "mode": "stream" });
     let failure = open("redis", settings).unwrap().connect().await.unwrap_err();
     assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");

@@ -263,13 +263,6 @@ pub(super) async fn ensure(link: &mut Link, wanted: &Wanted<'_>) -> Result<Known
     };
     let mut remarks = suits(name, &config, subjects)?;
     remarks.extend(remarks_on(&config, wanted.window));
-    if config.duplicate_window < wanted.window {
-        tracing::warn!(
-            stream = name,
-            duplicate_window = %Period(config.duplicate_window),
-            "a repeat after an outage longer than the stream's duplicate window is stored twice"
-        );
-    }
     let replicas = Some(config.num_replicas);
     Ok(Known { subjects: Some(config.subjects), replicas, missing: false, remarks })
 }

@@ -49,13 +49,12 @@ impl Link {
             if settings.cluster {
                 return access.cluster(settings, node, timeout).await;
             }
+            if let Some(master) = &settings.sentinel_master {
+                let link = access.sentinel(settings, master, node, &limits).await;
+                return link.map_err(of_server)?.greeted().await;
+            }
             access.one(settings, node, &limits).await
         };
-        if let Some(master) = &settings.sentinel_master {
-            // The library asks all sentinels at once.
-            let link = access.sentinel(settings, master, &limits).await;
-            return Ok((0, link.map_err(of_server)?.greeted().await?));
-        }
         race::first(access.nodes.len(), begin, timeout, dial).await
     }
 
@@ -176,11 +175,12 @@ impl Access {
         &self,
         settings: &Settings,
         master: &str,
+        sentinel: ConnectionInfo,
         limits: &AsyncConnectionConfig,
     ) -> RedisResult<Link> {
         let tls = self.nodes.iter().any(|node| is_tls(node.addr()));
         let db = self.nodes.first().map_or(0, |node| node.redis_settings().db());
-        let sentinels = self.nodes.iter().map(|node| node.addr().clone());
+        let sentinels = [sentinel.addr().clone()];
         let mut builder =
             SentinelClientBuilder::new(sentinels, master, SentinelServerType::Master)?
                 .set_client_to_redis_db(db);

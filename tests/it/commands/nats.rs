@@ -87,6 +87,35 @@ async fn a_failure_is_told_in_headers_and_in_the_body() {
     assert_eq!(nobody.unwrap_err().kind(), RequestErrorKind::NoResponders);
 }
 
+/// Whoever asks says where the answer goes; it is published with the relay's rights.
+#[tokio::test]
+async fn no_answer_goes_where_commands_are_taken_or_the_server_listens() {
+    let place = Place::new("commands = true").await;
+    let context = place.server.streams().await;
+    let keep = async_nats::jetstream::stream::Config {
+        name: "KEEP".into(),
+        subjects: vec!["keep".into()],
+        ..Default::default()
+    };
+    context.create_stream(keep).await.unwrap();
+    context.publish("keep", "x".into()).await.unwrap().await.unwrap();
+    let listener = Listener::start(&place.server, ">").await;
+    let before = id(&place.relay.sim);
+    for reply in ["$JS.API.STREAM.PURGE.KEEP", "astro.main.command.session.reset"] {
+        let set = "astro.main.command.session.set.tip-goal";
+        place.client.publish_with_reply(set, reply, "7".into()).await.unwrap();
+    }
+    // Commands are done one after another, and so are their answers.
+    let (_, answer) = place.ask("relay.refresh", "").await;
+    assert_eq!(answer["ok"], true, "{answer}");
+    assert_eq!(element(&place.relay.sim, "tip-goal"), json!({"amount": 7}));
+    assert_eq!(id(&place.relay.sim), before, "the answer was no command");
+    assert_eq!(context.get_stream("KEEP").await.unwrap().cached_info().state.messages, 1);
+    let heard = listener.heard();
+    let reset = heard.iter().find(|message| message.subject.ends_with("session.reset"));
+    assert!(reset.is_none(), "{reset:?}");
+}
+
 #[tokio::test]
 async fn without_commands_nobody_answers() {
     let place = Place::new("").await;
