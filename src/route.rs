@@ -68,6 +68,7 @@ struct Decision {
 #[derive(Debug)]
 struct Addressing {
     template: Template,
+    separator: char,
     escape: fn(&str) -> std::borrow::Cow<'_, str>,
     constant: bool,
 }
@@ -290,9 +291,8 @@ impl Route {
             Payload::Data => (data(), JSON),
             Payload::CloudEvent => (cloud_event(event, &data()), CLOUD_EVENT),
             Payload::Template(template) => {
-                let text = template.render(&view())?;
-                let json = text.trim_start().starts_with(['{', '[']);
-                (Bytes::from(text), if json { JSON } else { TEXT })
+                let made = template.payload(&view())?;
+                (Bytes::from(made.text), if made.json { JSON } else { TEXT })
             }
         };
         Ok((address, payload, content_type))
@@ -360,13 +360,13 @@ fn addressing(
     let template =
         Template::compile(text).map_err(|error| ConfigError::at(&["sinks", name, key], error))?;
     let constant = template.uses_only(&["channel", "topic", "room"]);
-    Ok(Addressing { template, escape: address.escape, constant })
+    let Address { separator, escape, .. } = *address;
+    Ok(Addressing { template, separator, escape, constant })
 }
 
 impl Addressing {
     fn render(&self, view: &Value) -> Result<Arc<str>, minijinja::Error> {
-        let text = self.template.render(view)?;
-        Ok((self.escape)(&text).as_ref().into())
+        Ok(self.template.address(view, self.separator, self.escape)?.into())
     }
 }
 

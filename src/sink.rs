@@ -317,6 +317,8 @@ pub struct Address {
     /// The key of `settings` that holds its template. It may depend on the settings: Redis has one
     /// for channels and one for streams.
     pub key: fn(&serde_json::Value) -> &'static str,
+    /// What stands between the words of an address.
+    pub separator: char,
     /// The template where none is configured; it may depend on the settings too.
     pub default: fn(&serde_json::Value) -> &'static str,
     /// Makes a rendered address legal for the transport; `Cow::Borrowed` where it is already.

@@ -397,6 +397,7 @@ impl Findings {
             self.error(&at("when"), format!("is no condition: {message}"));
         }
         self.payload(name, &sink.payload);
+        self.address(name, sink);
         if sink.state && sink::kind(&sink.kind).is_some_and(|kind| !kind.keeps) {
             let able: Vec<_> = sink::KINDS.iter().filter(|kind| kind.keeps).collect();
             let able: Vec<_> = able.into_iter().map(|kind| kind.name).collect();
@@ -447,8 +448,30 @@ impl Findings {
                 self.errors.push(Problem::new(key, message).suggest(Some(word)));
             }
         }
-        if let Err(message) = Template::compile(payload) {
-            self.error(&key, format!("is no template: {message}"));
+        match Template::compile(payload).map(|template| template.makes_no_json()) {
+            Err(message) => self.error(&key, format!("is no template: {message}")),
+            Ok(Some(why)) => {
+                let message = format!(
+                    "begins like JSON, and makes none of an event without the fields it uses, so \
+                     probably of no event: {why}"
+                );
+                self.warn(&key, message);
+            }
+            Ok(None) => {}
+        }
+    }
+
+    /// What anybody may type in an address is told: it is escaped, and hardly ever meant.
+    fn address(&mut self, name: &str, sink: &SinkConfig) {
+        let Some(address) = sink::kind(&sink.kind).and_then(|kind| kind.address) else { return };
+        let key = (address.key)(&sink.settings);
+        let text = sink.settings.get(key).and_then(Value::as_str).unwrap_or_default();
+        // One that cannot be compiled is told where the sink is made.
+        if Template::compile(text).is_ok_and(|template| template.uses_data()) {
+            let message = "data in an address: what viewers type decides where an event goes. Each \
+                           value is escaped as one word; use the filter levels where it is to be \
+                           several";
+            self.warn(&["sinks", name, key], message.to_owned());
         }
     }
 

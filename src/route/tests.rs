@@ -17,6 +17,7 @@ const KIND: Kind = Kind {
     summary: "",
     address: Some(Address {
         key: |_| "topic",
+        separator: '/',
         default: |_| "astro/{{ channel }}/{{ topic | replace('.', '/') }}",
         escape: |text| Cow::Owned(text.replace('#', "%23")),
     }),
@@ -185,7 +186,14 @@ fn an_address_made_of_data_is_escaped_and_not_remembered() {
 
 #[test]
 fn a_template_that_cannot_be_rendered_fails_that_event() {
-    let mut route = route(json!({"payload": "{{ data.a.b.c }}"}));
-    let outcome = route.render(&record("channel.tips", "main", "{}"));
-    assert!(matches!(outcome, Rendered::Failed(_)), "{outcome:?}");
+    for template in
+        ["{{ data.a.b.c | batch(0) }}", r#"{"a":{{ data.a | default("b", true) | safe }}c}"#]
+    {
+        let mut route = route(json!({ "payload": template }));
+        let outcome = route.render(&record("channel.tips", "main", "{}"));
+        assert!(matches!(outcome, Rendered::Failed(_)), "{outcome:?}");
+    }
+    // What an event does not have is no failure: a condition has the same rule.
+    let mut route = route(json!({"payload": "{{ data.a.b.c }}."}));
+    assert_eq!(wanted(&mut route, &record("channel.tips", "main", "{}")).payload, ".");
 }

@@ -68,7 +68,7 @@ use crate::{
 pub(super) const KIND: Kind = Kind {
     name: "mqtt",
     summary: "an MQTT broker, version 5 or 3.1.1",
-    address: Some(Address { key: |_| "topic", default: |_| DEFAULT_TOPIC, escape }),
+    address: Some(Address { key: |_| "topic", separator: '/', default: |_| DEFAULT_TOPIC, escape }),
     secrets: &["password"],
     schema: || schema_for!(Settings),
     keeps: true,

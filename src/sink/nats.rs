@@ -68,7 +68,12 @@ use crate::{
 pub(super) const KIND: Kind = Kind {
     name: "nats",
     summary: "NATS: published, or kept by JetStream",
-    address: Some(Address { key: |_| "subject", default: |_| DEFAULT_SUBJECT, escape }),
+    address: Some(Address {
+        key: |_| "subject",
+        separator: '.',
+        default: |_| DEFAULT_SUBJECT,
+        escape,
+    }),
     secrets: &["password", "token", "nkey_seed", "credentials"],
     schema: || schema_for!(Settings),
     keeps: true,

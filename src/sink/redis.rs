@@ -36,6 +36,7 @@ pub(super) const KIND: Kind = Kind {
     summary: "Redis: published to a channel, or appended to a stream",
     address: Some(Address {
         key: |settings| if is_stream(settings) { "key" } else { "channel" },
+        separator: ':',
         default: |settings| {
             if is_stream(settings) { "astro:events" } else { "astro:{{ channel }}:{{ topic }}" }
         },
