@@ -273,7 +273,7 @@ impl Template {
     pub fn makes_no_json(&self) -> Option<String> {
         let nowhere: Arc<str> = "main".into();
         let event = event::own_text("channel.tips", &nowhere, &nowhere, "{}", 0);
-        let error = self.payload(&View::of(Arc::new(Record { seq: 1, event }))).err()?;
+        let error = self.payload(&View::of(Arc::new(Record::new(1, event)))).err()?;
         (error.kind() == ErrorKind::BadSerialization).then(|| error.to_string())
     }
 

@@ -1,13 +1,16 @@
 //! Taking fields out of a message, and leaving every other byte as it came.
 //!
-//! Numbers keep their digits and objects their order: only the objects on the way to a field are
-//! written anew, all else is copied as it stands.
+//! A path is followed from the message's own members. A donor's personal fields
+//! ([`PERSONAL_FIELDS`](crate::config::PERSONAL_FIELDS)) go wherever a member of that name stands, in
+//! whatever case and however it is escaped: the vendor does not say which other messages hold them.
+//!
+//! It fails closed: a message that is no JSON, or no text, is an error and goes nowhere. How deep it is
+//! makes no difference: it is walked once, with a stack of its own.
 
-use std::{borrow::Cow, fmt, ops::Range};
+use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
-use memchr::memmem::Finder;
-use serde::{Deserialize, Deserializer, de};
+use memchr::{memchr_iter, memmem};
 use serde_json::{Value, value::RawValue};
 
 use crate::{config::PERSONAL_FIELDS, event::Event, template::Redacted};
@@ -15,12 +18,26 @@ use crate::{config::PERSONAL_FIELDS, event::Event, template::Redacted};
 /// The fields to take out.
 #[derive(Debug)]
 pub(crate) struct Redactor {
+    /// Paths as they are configured, by words; the first is `data`.
     paths: Vec<Vec<String>>,
-    /// A message that holds none of these holds none of the fields: the last word of each path as JSON
-    /// text, and an escape, behind which a name may hide. `None`: any message may.
-    marks: Option<Vec<Finder<'static>>>,
-    /// Whether all of the fields are personal: then [`Event::impersonal`] may say that none is there.
-    personal: bool,
+    /// Which of them are not personal: they are followed.
+    followed: Vec<usize>,
+    /// The last words of those that are personal: they are taken out wherever they stand.
+    names: Vec<String>,
+}
+
+/// A message that cannot be looked through.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RedactError {
+    /// It is no UTF-8.
+    #[error("it is no text")]
+    Text(#[from] std::str::Utf8Error),
+    /// It is no JSON.
+    #[error("it is no JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A part that was found to be JSON is none.
+    #[error("it cannot be walked through")]
+    Walk,
 }
 
 impl Redactor {
@@ -41,16 +58,10 @@ impl Redactor {
     }
 
     fn of(paths: Vec<Vec<String>>) -> Self {
-        let mark = |words: &Vec<String>| match words.last()?.as_str() {
-            "*" => None,
-            last => Some(Finder::new(&format!("\"{last}\"")).into_owned()),
-        };
-        let mut marks: Option<Vec<_>> = paths.iter().map(mark).collect();
-        if let Some(marks) = marks.as_mut().filter(|marks| !marks.is_empty()) {
-            marks.push(Finder::new("\\u"));
-        }
-        let personal = paths.iter().all(|path| is_personal(path));
-        Self { paths, marks, personal }
+        let (personal, followed): (Vec<usize>, Vec<usize>) =
+            (0..paths.len()).partition(|at| paths.get(*at).is_some_and(|path| is_personal(path)));
+        let names = personal.iter().filter_map(|at| paths.get(*at)?.last().cloned()).collect();
+        Self { paths, followed, names }
     }
 
     /// What is taken out for those who only look: a donor's personal fields.
@@ -69,20 +80,36 @@ impl Redactor {
     }
 
     /// The message without the fields; `None` where it has none of them.
-    pub(super) fn apply(&self, event: &Event) -> Result<Option<Redacted>, serde_json::Error> {
-        if !self.may_concern(event) {
+    pub(super) fn apply(&self, event: &Event) -> Result<Option<Redacted>, RedactError> {
+        if self.paths.is_empty() || (self.followed.is_empty() && event.impersonal) {
             return Ok(None);
         }
-        let Ok(data) = std::str::from_utf8(event.data()) else { return Ok(None) };
-        let data: &RawValue = serde_json::from_str(data)?;
-        let paths: Vec<&[String]> = self.paths.iter().filter_map(|path| path.get(1..)).collect();
-        let Some(data) = without(data, &paths)? else { return Ok(None) };
-        let Range { start, end } = event.data.clone();
-        let around = |range: Option<&[u8]>| range.unwrap_or_default().to_vec();
-        let mut message = around(event.message.get(..start));
-        message.extend_from_slice(data.as_bytes());
-        message.extend_from_slice(&around(event.message.get(end..)));
-        Ok(Some(Redacted { message: message.into(), data: Bytes::from(data) }))
+        let text = std::str::from_utf8(&event.message)?;
+        let _: &RawValue = serde_json::from_str(text)?;
+        if !self.may_concern(text) {
+            return Ok(None);
+        }
+        let cuts = self.cuts(text).ok_or(RedactError::Walk)?;
+        if cuts.is_empty() {
+            return Ok(None);
+        }
+        let mut message = String::with_capacity(text.len());
+        let mut at = 0;
+        for cut in &cuts {
+            message.push_str(text.get(at..cut.start).ok_or(RedactError::Walk)?);
+            at = cut.end;
+        }
+        message.push_str(text.get(at..).ok_or(RedactError::Walk)?);
+        let moved = |place: usize| {
+            let before = |cut: &Range<usize>| cut.end.min(place) - cut.start.min(place);
+            place - cuts.iter().map(before).sum::<usize>()
+        };
+        let message = Bytes::from(message);
+        let data = match event.data.is_empty() {
+            true => Bytes::from_static(b"null"),
+            false => message.slice(moved(event.data.start)..moved(event.data.end)),
+        };
+        Ok(Some(Redacted { message, data }))
     }
 
     /// Takes the fields out of an element of the session. A path is followed as it lies in the event
@@ -102,61 +129,213 @@ impl Redactor {
         }
     }
 
-    /// A cheap look: most messages hold none of the fields.
-    fn may_concern(&self, event: &Event) -> bool {
-        let found =
-            |marks: &Vec<Finder<'_>>| marks.iter().any(|mark| mark.find(event.data()).is_some());
-        !(self.personal && event.impersonal) && self.marks.as_ref().is_none_or(found)
+    /// A cheap look: most messages hold none of the fields. Names are looked for as they stand between
+    /// quotes, and any escape may hide one.
+    fn may_concern(&self, text: &str) -> bool {
+        if text.contains("\\u") || text.contains("\\/") {
+            return true;
+        }
+        let bytes = text.as_bytes();
+        let followed = self.followed.iter().filter_map(|at| self.paths.get(*at)?.last());
+        for last in followed {
+            let hidden =
+                last == "*" || last.contains(|c: char| c.is_control() || "\"\\".contains(c));
+            if hidden || memmem::find(bytes, format!("\"{last}\"").as_bytes()).is_some() {
+                return true;
+            }
+        }
+        let quoted = |at: usize, name: &str| {
+            let found = bytes.get(at + 1..at + 1 + name.len());
+            found.is_some_and(|found| found.eq_ignore_ascii_case(name.as_bytes()))
+                && bytes.get(at + 1 + name.len()) == Some(&b'"')
+        };
+        !self.names.is_empty()
+            && memchr_iter(b'"', bytes).any(|at| self.names.iter().any(|name| quoted(at, name)))
+    }
+
+    /// What is to be left out of a JSON text, in order. `None`: it is none.
+    fn cuts(&self, text: &str) -> Option<Vec<Range<usize>>> {
+        let mut walk = Walk { text, at: 0 };
+        let mut cuts: Vec<Range<usize>> = Vec::new();
+        let mut open: Vec<Level> = Vec::new();
+        let mut paths: Vec<(usize, usize)> = self.followed.iter().map(|path| (*path, 0)).collect();
+        // Each turn is one value, and what ends behind it.
+        loop {
+            let bracket = walk.peek()?;
+            if matches!(bracket, b'{' | b'[') {
+                walk.at += 1;
+                let (object, start) = (bracket == b'{', walk.at);
+                let level = Level { object, paths, start, out: false, kept: None, lead: None };
+                if !matches!(walk.peek()?, b'}' | b']') {
+                    open.push(level);
+                    paths = self.member(&mut walk, &mut open, &mut cuts)?;
+                    continue;
+                }
+                walk.at += 1;
+            } else {
+                walk.scalar()?;
+            }
+            // A value has ended, and perhaps with it what it stands in.
+            loop {
+                let Some(level) = open.last_mut() else {
+                    return walk.peek().is_none().then_some(cuts);
+                };
+                level.ended(walk.at, &mut cuts);
+                if walk.peek()? == b',' {
+                    walk.at += 1;
+                    paths = self.member(&mut walk, &mut open, &mut cuts)?;
+                    break;
+                }
+                walk.at += 1;
+                open.pop();
+            }
+        }
+    }
+
+    /// Goes to the next member's or element's value, and answers the paths that go on in it.
+    fn member(
+        &self,
+        walk: &mut Walk<'_>,
+        open: &mut [Level],
+        cuts: &mut Vec<Range<usize>>,
+    ) -> Option<Vec<(usize, usize)>> {
+        let level = open.last_mut()?;
+        walk.peek()?;
+        level.begins(walk.at, cuts);
+        let name = if level.object {
+            let name = walk.name()?;
+            (walk.peek()? == b':').then(|| walk.at += 1)?;
+            Some(name)
+        } else {
+            None
+        };
+        let mut below = Vec::new();
+        let mut out = name.as_ref().is_some_and(|name| {
+            self.names.iter().any(|personal| personal.eq_ignore_ascii_case(name))
+        });
+        for (path, depth) in &level.paths {
+            let words = self.paths.get(*path)?;
+            let word = words.get(*depth)?;
+            if word == "*" || name.as_ref().is_some_and(|name| name == word) {
+                if depth + 1 == words.len() {
+                    out = true;
+                } else {
+                    below.push((*path, depth + 1));
+                }
+            }
+        }
+        if out {
+            level.leave_out();
+            // Nothing in it is looked for: it goes as a whole.
+            below.clear();
+        }
+        Some(below)
+    }
+}
+
+/// An object or a list around the place.
+struct Level {
+    object: bool,
+    /// The paths that lead here, each with how many of its words are behind.
+    paths: Vec<(usize, usize)>,
+    /// Where the present member begins, and whether it is left out.
+    start: usize,
+    out: bool,
+    /// Where the last member ended that stays. What is left out behind it goes with the comma in front.
+    kept: Option<usize>,
+    /// Where those begin that are left out before any stays. They go with the comma behind them.
+    lead: Option<usize>,
+}
+
+impl Level {
+    fn begins(&mut self, at: usize, cuts: &mut Vec<Range<usize>>) {
+        if let (Some(lead), None) = (self.lead, self.kept) {
+            push(cuts, lead..at);
+        }
+        (self.start, self.out) = (at, false);
+    }
+
+    fn leave_out(&mut self) {
+        self.out = true;
+        self.lead.get_or_insert(self.start);
+    }
+
+    fn ended(&mut self, at: usize, cuts: &mut Vec<Range<usize>>) {
+        if self.out {
+            push(cuts, self.kept.or(self.lead).unwrap_or(self.start)..at);
+        } else {
+            self.kept = Some(at);
+        }
+    }
+}
+
+/// Adds a cut; what it covers of earlier ones is gone anyway.
+fn push(cuts: &mut Vec<Range<usize>>, cut: Range<usize>) {
+    while cuts.last().is_some_and(|last| last.start >= cut.start) {
+        cuts.pop();
+    }
+    match cuts.last_mut() {
+        Some(last) if last.end >= cut.start => last.end = last.end.max(cut.end),
+        _ => cuts.push(cut),
+    }
+}
+
+/// A place in a text that is JSON.
+struct Walk<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// The next byte that is no white space; stays before it.
+    fn peek(&mut self) -> Option<u8> {
+        loop {
+            match self.text.as_bytes().get(self.at)? {
+                b' ' | b'\n' | b'\r' | b'\t' => self.at += 1,
+                byte => return Some(*byte),
+            }
+        }
+    }
+
+    /// Goes behind the string here; what it is with its quotes.
+    fn string(&mut self) -> Option<&'a str> {
+        let from = self.at;
+        let mut at = from + 1;
+        loop {
+            match self.text.as_bytes().get(at)? {
+                b'"' => break,
+                b'\\' => at += 2,
+                _ => at += 1,
+            }
+        }
+        self.at = at + 1;
+        self.text.get(from..self.at)
+    }
+
+    fn name(&mut self) -> Option<Cow<'a, str>> {
+        (self.peek()? == b'"').then_some(())?;
+        let quoted = self.string()?;
+        if quoted.contains('\\') {
+            return crate::json::read::<String>(quoted.as_bytes()).ok().map(Cow::Owned);
+        }
+        quoted.get(1..quoted.len() - 1).map(Cow::Borrowed)
+    }
+
+    /// Goes behind a string, a number or a word.
+    fn scalar(&mut self) -> Option<()> {
+        if self.peek()? == b'"' {
+            return self.string().map(drop);
+        }
+        let from = self.at;
+        while self.text.as_bytes().get(self.at).is_some_and(|byte| !b",]} \n\r\t".contains(byte)) {
+            self.at += 1;
+        }
+        (self.at > from).then_some(())
     }
 }
 
 fn is_personal(path: &[String]) -> bool {
     PERSONAL_FIELDS.iter().any(|field| field.split('.').eq(path))
-}
-
-/// `value` without what lies at `paths`; `None` if nothing does.
-fn without(value: &RawValue, paths: &[&[String]]) -> Result<Option<String>, serde_json::Error> {
-    let text = value.get();
-    let (open, close) = match text.as_bytes().first() {
-        Some(b'{') => ('{', '}'),
-        Some(b'[') => ('[', ']'),
-        _ => return Ok(None),
-    };
-    let members: Members<'_> = serde_json::from_str(text)?;
-    let mut changed = false;
-    let mut out = String::with_capacity(text.len());
-    out.push(open);
-    for (name, member) in &members.0 {
-        let below: Vec<&[String]> = paths
-            .iter()
-            .filter_map(|path| path.split_first())
-            .filter(|(first, _)| {
-                first.as_str() == "*" || name.as_ref().is_some_and(|name| *name == first.as_str())
-            })
-            .map(|(_, rest)| rest)
-            .collect();
-        if below.iter().any(|rest| rest.is_empty()) {
-            changed = true;
-            continue;
-        }
-        let inner = if below.is_empty() { None } else { without(member, &below)? };
-        if out.len() > 1 {
-            out.push(',');
-        }
-        if let Some(name) = name {
-            out.push_str(&serde_json::to_string(name)?);
-            out.push(':');
-        }
-        match inner {
-            Some(inner) => {
-                changed = true;
-                out.push_str(&inner);
-            }
-            None => out.push_str(member.get()),
-        }
-    }
-    out.push(close);
-    Ok(changed.then_some(out))
 }
 
 /// Takes out what lies at `path`.
@@ -175,45 +354,15 @@ fn take(value: &mut Value, path: &[String]) {
     }
 }
 
-/// Takes out every member of that name.
+/// Takes out every member of that name, in whatever case.
 fn take_everywhere(value: &mut Value, name: &str) {
     match value {
         Value::Object(members) => {
-            members.remove(name);
+            members.retain(|member, _| !member.eq_ignore_ascii_case(name));
             members.values_mut().for_each(|member| take_everywhere(member, name));
         }
         Value::Array(list) => list.iter_mut().for_each(|part| take_everywhere(part, name)),
         _ => {}
-    }
-}
-
-/// The members of an object (with names) or of a list (without), in order, their values untouched.
-struct Members<'a>(Vec<(Option<Cow<'a, str>>, &'a RawValue)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Members<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object or a list")
-            }
-            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
-                    members.push((Some(Cow::Owned(name)), value));
-                }
-                Ok(Members(members))
-            }
-            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::new();
-                while let Some(value) = seq.next_element::<&'de RawValue>()? {
-                    members.push((None, value));
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
     }
 }
 
@@ -242,6 +391,7 @@ mod tests {
         let redacted = Redactor::new(&paths).unwrap().apply(&event(data)).unwrap()?;
         let text = String::from_utf8(redacted.data.to_vec()).unwrap();
         assert_eq!(redacted.message, format!(r#"{{"id":"1", "data":{text} }}"#).as_bytes());
+        serde_json::from_str::<&RawValue>(&text).unwrap();
         Some(text)
     }
 
@@ -258,11 +408,81 @@ mod tests {
             (r#"{"user":{"\u0065mail":"hidden"}}"#, Some(r#"{"user":{}}"#)),
             (r#"{"user":{"email":1,"email":2,"k":3}}"#, Some(r#"{"user":{"k":3}}"#)),
             (r#"{"user":["email"]}"#, None),
+            (
+                r#"{"user":{"n":1,"email":2,"email":3,"k":[{}]},"user":{"email":1}}"#,
+                Some(r#"{"user":{"n":1,"k":[{}]},"user":{}}"#),
+            ),
             ("[]", None),
             ("\"email\"", None),
         ];
         for (data, expected) in cases {
             assert_eq!(redacted(&["data.user.email"], data).as_deref(), expected, "{data}");
+        }
+    }
+
+    #[test]
+    fn personal_fields_go_wherever_they_stand() {
+        for (data, expected) in [
+            (r#"{"email":"x"}"#, Some("{}")),
+            (
+                r#"{"a":[{"b":{"geo":{"deep":[1]},"k":1}},{"Email":2}]}"#,
+                Some(r#"{"a":[{"b":{"k":1}},{}]}"#),
+            ),
+            (
+                r#"{ "em\u0061il" : 1 , "k" : 2 , "EMAIL":3, "GEO" : [ ] , "z":4 }"#,
+                Some(r#"{ "k" : 2 , "z":4 }"#),
+            ),
+            (
+                r#"{"email":1,"email":2,"donation":{"paymentmethod":1,"paymentMethod":{}}}"#,
+                Some(r#"{"donation":{}}"#),
+            ),
+            (r#"{"transactionId":1,"transactionId":2}"#, Some("{}")),
+            (r#"{"k":"email","l":["geo"],"emails":1}"#, None),
+            (r#"{"k":"\"email\":1"}"#, None),
+        ] {
+            assert_eq!(redacted(PERSONAL_FIELDS, data).as_deref(), expected, "{data}");
+        }
+        let deep = |inner: &str| format!("{}{inner}{}", "[".repeat(50_000), "]".repeat(50_000));
+        let (with, without) = (deep(r#"{"email":1,"k":2}"#), deep(r#"{"k":2}"#));
+        assert_eq!(redacted(PERSONAL_FIELDS, &with), Some(without));
+        // Beside `data` too.
+        let beside = Event {
+            message: r#"{"email":1,"data":{"k":1,"geo":2},"geo":3}"#.into(),
+            data: 18..33,
+            ..event("")
+        };
+        let left = Redactor::personal().apply(&beside).unwrap().unwrap();
+        assert_eq!(
+            (&*left.message, &*left.data),
+            (&br#"{"data":{"k":1}}"#[..], &br#"{"k":1}"#[..])
+        );
+        assert!(Redactor::new(&[]).unwrap().apply(&beside).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_read_goes_nowhere() {
+        let text = |bytes: &[u8]| {
+            let message = [&b"{\"data\":"[..], bytes, b"}"].concat();
+            Event { data: 8..8 + bytes.len(), message: message.into(), ..event("") }
+        };
+        let all: Vec<_> = PERSONAL_FIELDS.iter().map(|&path| path.to_owned()).collect();
+        let some = ["data.user.*.name".to_owned()];
+        for bytes in [
+            &b"\"\xff\""[..],
+            b"{\"email\":\"x\"",
+            b"email=x",
+            b"{\"a\":\"\xc3\x28\"}",
+            b"{'email':1}",
+            b"",
+        ] {
+            for redactor in [Redactor::new(&all).unwrap(), Redactor::new(&some).unwrap()] {
+                assert!(
+                    redactor.apply(&text(bytes)).is_err(),
+                    "{}",
+                    String::from_utf8_lossy(bytes)
+                );
+                assert_eq!(redactor.message(&text(bytes)), "null");
+            }
         }
     }
 

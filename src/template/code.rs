@@ -63,7 +63,9 @@ impl Code {
     /// Compiles a template.
     pub(super) fn template(text: &str) -> Result<Self, String> {
         let text = kept(text)?;
-        let whole = LANGUAGE.template_from_str(text).map_err(|error| error.to_string())?;
+        let whole = LANGUAGE
+            .template_from_named_str("template", text)
+            .map_err(|error| error.to_string())?;
         let uses = whole.undeclared_variables(false);
         let parsed = machinery::parse(text, "template", Default::default());
         let mut generator = CodeGenerator::new("template", text);

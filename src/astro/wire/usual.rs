@@ -77,11 +77,17 @@ struct Scan<'a> {
     impersonal: bool,
 }
 
-/// Whether a personal field is called so: the last words of [`PERSONAL_FIELDS`].
+/// Whether a personal field is called so, in whatever case: the last words of [`PERSONAL_FIELDS`].
 ///
 /// [`PERSONAL_FIELDS`]: crate::config::PERSONAL_FIELDS
 fn is_personal(name: &str) -> bool {
-    matches!(name, "email" | "geo" | "paymentMethod" | "transactionId")
+    let is = |field: &str| name.eq_ignore_ascii_case(field);
+    match name.len() {
+        3 => is("geo"),
+        5 => is("email"),
+        13 => is("paymentMethod") || is("transactionId"),
+        _ => false,
+    }
 }
 
 impl<'a> Scan<'a> {
