@@ -43,6 +43,7 @@ use crate::{
     journal::{Batch, Follower, Journal, StoreError},
     json,
     metrics::{self, BACKFILLED},
+    text,
 };
 
 /// The topic of the report.
@@ -264,7 +265,7 @@ impl Tools {
             if failure.is_unauthorised() || Instant::now() + wait > end {
                 break Err(failure.describe());
             }
-            let error = failure.describe();
+            let error = text::excerpt(&failure.describe(), text::EXCERPT);
             warn!(%channel, error, ?wait, "the history cannot be fetched; it is tried again");
             sleep(wait).await;
         };
@@ -276,7 +277,7 @@ impl Tools {
         let channel = &gap.channel;
         let (found, error) = match outcome {
             Ok(found) => (found, None),
-            Err(why) => (Found::default(), Some(why)),
+            Err(why) => (Found::default(), Some(text::excerpt(&why, text::EXCERPT))),
         };
         let Found { activities, recovered, complete } = found;
         if let Some(error) = &error {

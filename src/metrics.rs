@@ -53,6 +53,8 @@ pub const GAPS: &str = "astro_relay_gaps_total";
 pub const GAP_SECONDS: &str = "astro_relay_gap_seconds_total";
 /// Activities recovered out of the history.
 pub const BACKFILLED: &str = "astro_relay_backfilled_total";
+/// Values that were too many or too large for a channel's state, by channel.
+pub const STATE_LEFT_OUT: &str = "astro_relay_state_left_out_total";
 /// Events accepted by the far side of a sink.
 pub const DELIVERED: &str = "astro_relay_delivered_total";
 /// Events that a sink did not want, by reason.
@@ -112,6 +114,10 @@ fn describe() {
     describe_counter!(GAPS, "Times without a connection, by channel");
     describe_counter!(GAP_SECONDS, Unit::Seconds, "Time without a connection, by channel");
     describe_counter!(BACKFILLED, "Activities recovered out of the history, by channel");
+    describe_counter!(
+        STATE_LEFT_OUT,
+        "Values that were too many or too large for a channel's state, by channel"
+    );
     describe_counter!(DELIVERED, "Events accepted by the far side of a sink");
     describe_counter!(FILTERED, "Events that a sink did not want, by reason");
     describe_counter!(RETRIES, "Attempts that failed and are repeated, by sink and cause");

@@ -34,8 +34,18 @@ pub const TOPIC: &str = "relay.session";
 /// Topics that a session's elements are folded from.
 pub const SESSION_TOPICS: [&str; 2] = ["channel.session.update", "channel.session.reset"];
 
-/// Elements of one channel, at most: the documented session has 62, and a counter has one each.
-const MOST: usize = 4096;
+/// Elements and facts of one channel, at most: the documented session has 62, and a counter has one each.
+pub const MOST: usize = 1024;
+
+/// Bytes that one value may have: a list of the latest hundred with their messages has less.
+pub const LARGEST: usize = 64 * 1024;
+
+/// Bytes that a name may have.
+pub const LONGEST: usize = 200;
+
+/// Bytes that the names and values of one channel may have: each change tells the value before and after,
+/// and is written down, kept and published.
+pub const BYTES: usize = 1024 * 1024;
 
 /// Names that are shared: the documented sixty, and some counters. Others stand where they are used.
 const SHARED: usize = 1024;
@@ -102,6 +112,44 @@ pub struct Session {
     reset: Seq,
     /// When a snapshot was last taken in.
     fetched: Option<UnixMillis>,
+    size: Size,
+}
+
+/// How much of its limits a channel's state uses.
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    count: usize,
+    bytes: usize,
+    /// Values that were left out.
+    left_out: u64,
+}
+
+impl Size {
+    /// Whether a value fits in place of one of `before` bytes (with its name; 0: it is new). What does not
+    /// is counted.
+    fn fits(&mut self, name: &str, value: &Json, before: usize) -> bool {
+        let (bytes, fresh) = (weight(name, value), usize::from(before == 0));
+        let fits = name.len() <= LONGEST
+            && value.text().len() <= LARGEST
+            && self.count + fresh <= MOST
+            && self.bytes - before + bytes <= BYTES;
+        if fits {
+            self.count += fresh;
+            self.bytes = self.bytes - before + bytes;
+        } else {
+            self.left_out += 1;
+        }
+        fits
+    }
+
+    fn removed(&mut self, name: &str, value: &Json) {
+        self.count -= 1;
+        self.bytes -= weight(name, value);
+    }
+}
+
+fn weight(name: &str, value: &Json) -> usize {
+    name.len() + value.text().len()
 }
 
 impl Session {
@@ -125,11 +173,21 @@ impl Session {
         self.fetched
     }
 
-    /// Takes up what an earlier run had written down.
-    pub fn restore(&mut self, name: Arc<str>, value: Json) {
+    /// How many values were left out, because they were too many or too large.
+    pub fn left_out(&self) -> u64 {
+        self.size.left_out
+    }
+
+    /// Takes up what an earlier run had written down; whether it did.
+    pub fn restore(&mut self, name: Arc<str>, value: Json) -> bool {
         // No element of the vendor's has a dot in its name; every fact has.
         let map = if name.contains('.') { &mut self.facts } else { &mut self.elements };
-        map.insert(name, Element { value: value_only(value), heard: 0 });
+        let value = value_only(value);
+        let fits = !map.contains_key(&name) && self.size.fits(&name, &value, 0);
+        if fits {
+            map.insert(name, Element { value, heard: 0 });
+        }
+        fits
     }
 
     /// An event of this channel was heard. What is no state, or makes no sense, changes nothing.
@@ -138,12 +196,15 @@ impl Session {
         let heard = Heard { seq, source: Source::Live };
         match &*event.place.topic {
             "channel.session.update" => {
-                let Some(key) = data.get("key").and_then(Value::as_str) else { return Vec::new() };
+                // Newer servers say it twice.
+                let key = ["key", "name"].iter().find_map(|key| text(data.get(key)));
+                let Some(key) = key else { return Vec::new() };
                 let mut value = data.get("data").cloned().unwrap_or_default();
                 let activity = take_activity(&mut value);
                 let provider = data.get("provider").and_then(Value::as_str).map(Into::into);
-                let name = name(key, |name| self.elements.contains_key(name));
-                let change = set(&mut self.elements, &name, Json::from(&value), heard);
+                let name = name(&key, |name| self.elements.contains_key(name));
+                let value = Json::from(&value);
+                let change = set(&mut self.elements, &mut self.size, &name, value, heard);
                 change.map(|change| Change { activity, provider, ..change }).into_iter().collect()
             }
             "channel.session.reset" => self.reset(data, heard),
@@ -159,15 +220,13 @@ impl Session {
                     _ => Map::new(),
                 };
                 let fact = Json::from(&Value::Object(fact(known, fields, event.received)));
-                set(&mut self.facts, name, fact, heard).into_iter().collect()
+                set(&mut self.facts, &mut self.size, name, fact, heard).into_iter().collect()
             }
             "channel.chatbot.counters" => {
-                let Some(counter) = data.get("counter").and_then(Value::as_str) else {
-                    return Vec::new();
-                };
+                let Some(counter) = text(data.get("counter")) else { return Vec::new() };
                 let name = format!("chatbot.counters.{counter}");
                 let value = Json::from(data.get("value").unwrap_or(&Value::Null));
-                set(&mut self.facts, &name, value, heard).into_iter().collect()
+                set(&mut self.facts, &mut self.size, &name, value, heard).into_iter().collect()
             }
             _ => Vec::new(),
         }
@@ -197,7 +256,8 @@ impl Session {
         let mut changes = self.remove(|name, _| elements.contains_key(name), heard);
         for (name, mut value) in elements {
             take_activity(&mut value);
-            changes.extend(set(&mut self.elements, &name, Json::from(&value), heard));
+            let value = Json::from(&value);
+            changes.extend(set(&mut self.elements, &mut self.size, &name, value, heard));
         }
         changes
     }
@@ -227,11 +287,11 @@ impl Session {
                 Some(known) if known.heard > since || known.value.text() == value.get() => {}
                 Some(_) => {
                     let value = value_only((&**value).into());
-                    changes.extend(set(&mut self.elements, name, value, fetched));
+                    changes.extend(set(&mut self.elements, &mut self.size, name, value, fetched));
                 }
                 None => {
                     let (name, value) = (names.shared(name), value_only((&**value).into()));
-                    changes.extend(add(&mut self.elements, name, value, fetched));
+                    changes.extend(add(&mut self.elements, &mut self.size, name, value, fetched));
                 }
             }
         }
@@ -245,6 +305,9 @@ impl Session {
     fn remove(&mut self, kept: impl Fn(&str, &Element) -> bool, heard: Heard) -> Vec<Change> {
         let gone: Vec<_> =
             self.elements.extract_if(.., |name, element| !kept(name, element)).collect();
+        for (name, element) in &gone {
+            self.size.removed(name, &element.value);
+        }
         let change = |(element, before): (Arc<str>, Element)| Change {
             element,
             before: Some(before.value),
@@ -350,36 +413,46 @@ struct Heard {
 
 fn set(
     map: &mut BTreeMap<Arc<str>, Element>,
+    size: &mut Size,
     name: &str,
     value: Json,
     heard: Heard,
 ) -> Option<Change> {
-    let Some(known) = map.get_mut(name) else { return add(map, name.into(), value, heard) };
+    let Some(known) = map.get_mut(name) else { return add(map, size, name.into(), value, heard) };
     known.heard = known.heard.max(heard.seq);
     if known.value == value || alike(&known.value, &value) {
         return None;
     }
+    let source = heard.source;
+    if !size.fits(name, &value, weight(name, &known.value)) {
+        // No value is better than one that is no longer so.
+        let (element, gone) = map.remove_entry(name)?;
+        size.removed(name, &gone.value);
+        let before = Some(gone.value);
+        return Some(Change {
+            element,
+            before,
+            after: None,
+            source,
+            activity: None,
+            provider: None,
+        });
+    }
     let before = std::mem::replace(&mut known.value, value.clone());
     let element = map.get_key_value(name).map(|(name, _)| Arc::clone(name))?;
-    Some(Change {
-        element,
-        before: Some(before),
-        after: Some(value),
-        source: heard.source,
-        activity: None,
-        provider: None,
-    })
+    let (before, after) = (Some(before), Some(value));
+    Some(Change { element, before, after, source, activity: None, provider: None })
 }
 
 /// Takes in what was not there.
 fn add(
     map: &mut BTreeMap<Arc<str>, Element>,
+    size: &mut Size,
     name: Arc<str>,
     value: Json,
     heard: Heard,
 ) -> Option<Change> {
-    if map.len() >= MOST {
-        tracing::warn!(element = &*name, most = MOST, "too many elements; one is left out");
+    if !size.fits(&name, &value, 0) {
         return None;
     }
     map.insert(Arc::clone(&name), Element { value: value.clone(), heard: heard.seq });
@@ -391,6 +464,15 @@ fn add(
         activity: None,
         provider: None,
     })
+}
+
+/// A word that may have been sent as a number.
+fn text(value: Option<&Value>) -> Option<String> {
+    match value? {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
 }
 
 /// Whether two texts say the same.

@@ -225,6 +225,14 @@ pub struct Session {
     pub fetched_at: Option<UnixMillis>,
     /// Why it could not be fetched the last time.
     pub error: Option<String>,
+    /// How many values were left out of it: too many or too large ones.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub left_out: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// One sink.

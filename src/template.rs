@@ -615,7 +615,7 @@ mod tests {
         let view = view(&format!(
             r#"{{"n":{huge},"text":"{text}","lines":"{lines}","list":[1,2,3],"format":"%1000000000d"}}"#
         ));
-        let began = std::time::Instant::now();
+        let began = tokio::time::Instant::now();
         for text in [
             "{{ data.text | indent(data.n) }}",
             "{{ data.lines | indent(width=9999) }}",

@@ -105,9 +105,10 @@ impl Redactor {
             place - cuts.iter().map(before).sum::<usize>()
         };
         let message = Bytes::from(message);
-        let data = match event.data.is_empty() {
-            true => Bytes::from_static(b"null"),
-            false => message.slice(moved(event.data.start)..moved(event.data.end)),
+        let data = if event.data.is_empty() {
+            Bytes::from_static(b"null")
+        } else {
+            message.slice(moved(event.data.start)..moved(event.data.end))
         };
         Ok(Some(Redacted { message, data }))
     }

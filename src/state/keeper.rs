@@ -39,7 +39,9 @@ use crate::{
     event::{self, Event, Seq, UnixMillis},
     journal::{Batch, Follower, Journal, Kept, StoreError},
     json::Json,
+    metrics::{self, STATE_LEFT_OUT},
     status::{self, Looks, Status},
+    text,
 };
 
 /// Its cursor. No sink can have this name: theirs have no dot.
@@ -167,6 +169,8 @@ struct Channel {
     again: bool,
     backoff: Backoff,
     error: Option<String>,
+    /// Values that were left out and are told.
+    left_out: u64,
     /// Who waits for the next fetch to begin.
     waiting: Vec<oneshot::Sender<Result<(), String>>>,
 }
@@ -212,11 +216,15 @@ impl Keeper {
         // Names with a dot are of others, who keep something else.
         for kept in kept.into_iter().filter(|kept| !kept.channel.contains('.')) {
             let value = kept.value.as_deref().and_then(Json::from_text);
-            match (keeper.channels.get_mut(&*kept.channel), value) {
+            let channel = keeper.channels.get_mut(&*kept.channel);
+            let restored = match (channel, value) {
                 (Some(channel), Some(value)) => {
-                    channel.session.restore(keeper.names.shared(&kept.element), value);
+                    channel.session.restore(keeper.names.shared(&kept.element), value)
                 }
-                (_, _) => forgotten.push(Kept { value: None, ..kept }),
+                (_, _) => false,
+            };
+            if !restored {
+                forgotten.push(Kept { value: None, ..kept });
             }
         }
         keeper.journal.keep(forgotten);
@@ -254,6 +262,7 @@ impl Keeper {
                     *channel = gone;
                 } else {
                     channel.session = std::mem::take(&mut gone.session);
+                    channel.left_out = gone.left_out;
                 }
             } else {
                 let forgotten = gone.session.iter().map(|(element, _)| Kept {
@@ -392,6 +401,7 @@ impl Keeper {
             }
             if let Some(channel) = self.channels.get_mut(&event.place.channel) {
                 let changes = channel.session.hear(event, record.seq);
+                channel.note_left_out(&event.place.channel, &self.status);
                 self.write_down(&event.place.channel, &changes);
             }
         }
@@ -414,6 +424,7 @@ impl Keeper {
                         info!(channel = %label, "the session was fetched again");
                     }
                     channel.show(&label, &self.status);
+                    channel.note_left_out(&label, &self.status);
                     self.write_down(&label, &changes);
                     tell(&mut waiting, &Ok(()));
                 } else {
@@ -435,7 +446,7 @@ impl Keeper {
                     error => error.to_string(),
                 };
                 tell(&mut waiting, &Err(told));
-                channel.failed(&label, error.describe(), &self.status);
+                channel.failed(&label, &error.describe(), &self.status);
             }
         }
         if let Some(channel) = self.channels.get_mut(&label)
@@ -530,6 +541,7 @@ impl Channel {
             again: false,
             backoff: Backoff::new(WAIT.0, WAIT.1),
             error: None,
+            left_out: 0,
             waiting: Vec::new(),
         }
     }
@@ -585,8 +597,30 @@ impl Channel {
         }
     }
 
+    /// What was left out is counted, and told once.
+    fn note_left_out(&mut self, label: &str, status: &Status) {
+        let left_out = self.session.left_out();
+        let more = left_out - self.left_out;
+        if more == 0 {
+            return;
+        }
+        metrics::add_for(STATE_LEFT_OUT, "channel", label, more);
+        if self.left_out == 0 {
+            warn!(
+                channel = label,
+                elements = self.session.len(),
+                most = super::MOST,
+                bytes = super::BYTES,
+                "the channel's state is full, or a value is too large: some are left out of it"
+            );
+        }
+        self.left_out = left_out;
+        self.show(label, status);
+    }
+
     /// The same trouble is told once.
-    fn failed(&mut self, label: &str, why: String, status: &Status) {
+    fn failed(&mut self, label: &str, why: &str, status: &Status) {
+        let why = text::excerpt(why, text::EXCERPT);
         if self.error.as_ref() != Some(&why) {
             warn!(
                 channel = label,
@@ -603,6 +637,7 @@ impl Channel {
             elements: self.session.len(),
             fetched_at: self.session.fetched(),
             error: self.error.clone(),
+            left_out: self.session.left_out(),
         };
         status.session(label, page);
     }

@@ -6,7 +6,9 @@ use std::{
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{Change, Elements, Names, Session, Source, name, place, same};
+use super::{
+    BYTES, Change, Elements, LARGEST, LONGEST, MOST, Names, Session, Source, name, place, same,
+};
 use crate::{
     board::{Board, Item, Section},
     event::{Event, own},
@@ -37,6 +39,84 @@ fn elements(session: &Session) -> BTreeMap<String, Value> {
 
 fn json(value: &Value) -> Json {
     value.into()
+}
+
+#[test]
+fn what_a_channel_keeps_is_bounded_in_number_and_in_bytes() {
+    let mut session = Session::default();
+    let counter = |session: &mut Session, name: &str, value: &Value| {
+        let data = json!({"counter": name, "value": value});
+        session.hear(&event("channel.chatbot.counters", &data), 1)
+    };
+    for number in 0..3 * MOST {
+        update(&mut session, &format!("element-{number}"), &json!({"n": number}));
+        counter(&mut session, &format!("counter {number}"), &json!(number));
+    }
+    assert_eq!(session.len(), MOST);
+    assert_eq!(session.left_out(), 5 * MOST as u64);
+    // What is known goes on changing, and what goes makes room.
+    assert_eq!(update(&mut session, "element-0", &json!({"n": -1})).len(), 1);
+    let all: Map<_, _> = (0..2 * MOST).map(|n| (format!("fetched-{n}"), json!({"n": n}))).collect();
+    let reset = session.hear(&event("channel.session.reset", &Value::from(all)), 2);
+    assert!(!reset.is_empty() && session.len() == MOST);
+
+    let mut session = Session::default();
+    let large = json!("x".repeat(LARGEST - 2));
+    for number in 0..100 {
+        update(&mut session, &format!("large-{number}"), &large);
+    }
+    let bytes: usize = session.iter().map(|(name, value)| name.len() + value.text().len()).sum();
+    assert!(bytes <= BYTES && bytes > BYTES / 2, "{bytes}");
+    // A value that no longer fits is not shown as it was.
+    let gone = update(&mut session, "large-0", &json!("y".repeat(LARGEST)));
+    assert_eq!((gone.len(), gone[0].after.as_ref()), (1, None));
+    assert_eq!(update(&mut session, "large-0", &large).len(), 1, "and it may come again");
+    assert!(update(&mut session, &"n".repeat(LONGEST + 1), &json!(1)).is_empty());
+    let mut restored = Session::default();
+    let taken =
+        (0..3 * MOST).filter(|n| restored.restore(format!("e-{n}").into(), json(&json!(n))));
+    assert_eq!(taken.count(), MOST);
+}
+
+#[test]
+fn odd_updates_are_taken_in_all_the_same() {
+    let mut session = Session::default();
+    let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
+    for (topic, data, name, value) in [
+        (
+            "channel.session.update",
+            r#"{"key":"tip-latest","data":{"name":"great \ud83d","amount":1e400}}"#.to_owned(),
+            "tip-latest",
+            json!({"name": "great \u{fffd}", "amount": "1e400"}),
+        ),
+        (
+            "channel.session.update",
+            format!(r#"{{"key":"deep","data":{deep}}}"#),
+            "deep",
+            serde_json::from_str(&deep).unwrap_or_default(),
+        ),
+        (
+            "channel.session.update",
+            r#"{"name":"cheer_latest","data":1}"#.to_owned(),
+            "cheer-latest",
+            json!(1),
+        ),
+        (
+            "channel.chatbot.counters",
+            r#"{"counter":7,"value":"\udc00"}"#.to_owned(),
+            "chatbot.counters.7",
+            json!("\u{fffd}"),
+        ),
+    ] {
+        let event = crate::event::own_text(topic, &"main".into(), &"r".into(), &data, 1);
+        assert_eq!(session.hear(&event, 1).len(), 1, "{data}");
+        let found = elements(&session);
+        if name == "deep" {
+            assert_eq!(found[name].to_string(), deep);
+        } else {
+            assert_eq!(found[name], value, "{data}");
+        }
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub const TEXT: usize = 4 * 1024 * 1024;
 
 /// The largest integer that a filter takes as a width, a count or a precision, and the most elements of a
 /// `range`.
-pub const COUNT: u64 = 10_000;
+pub const COUNT: u32 = 10_000;
 
 /// How deep lists and maps may be that a template makes. The data of an event is read less deep.
 pub const DEPTH: usize = 2 * crate::json::NESTING;
@@ -149,10 +149,10 @@ pub(super) fn text(length: usize) -> Result<(), Error> {
     spend(length)
 }
 
-/// A number as a width, a count or a precision.
+/// A number as a width, a count or a precision. What is no number is none of these.
 pub(super) fn count(value: &Value) -> Result<(), Error> {
-    let fits = !value.is_number()
-        || value.is_number() && f64::try_from(value.clone()).is_ok_and(|n| n.abs() <= COUNT as f64);
+    let within = |number: f64| number.abs() <= f64::from(COUNT);
+    let fits = !value.is_number() || f64::try_from(value.clone()).is_ok_and(within);
     if fits { Ok(()) } else { Err(too_much(format_args!("a number beyond {COUNT}"))) }
 }
 
@@ -180,9 +180,12 @@ pub(super) fn json(value: &Value, indent: Option<usize>) -> Result<String, Error
             serde::Serialize::serialize(value, &mut serializer)
         }
     };
-    written.map_err(|error| match error.is_io() {
-        true => too_much(format_args!("a text of more than {TEXT} bytes")),
-        false => Error::new(ErrorKind::BadSerialization, error.to_string()),
+    written.map_err(|error| {
+        if error.is_io() {
+            too_much(format_args!("a text of more than {TEXT} bytes"))
+        } else {
+            Error::new(ErrorKind::InvalidOperation, error.to_string())
+        }
     })?;
     spend(bounded.text.len())?;
     Ok(bounded.text)

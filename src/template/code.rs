@@ -67,7 +67,7 @@ impl Code {
             .template_from_named_str("template", text)
             .map_err(|error| error.to_string())?;
         let uses = whole.undeclared_variables(false);
-        let parsed = machinery::parse(text, "template", Default::default());
+        let parsed = machinery::parse(text, "template", minijinja::syntax::SyntaxConfig::default());
         let mut generator = CodeGenerator::new("template", text);
         generator.compile_stmt(&parsed.map_err(|error| error.to_string())?);
         let (main, blocks) = generator.finish();

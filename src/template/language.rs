@@ -208,8 +208,8 @@ fn string(value: Value) -> Result<Value, Error> {
 }
 
 /// For HTML.
-fn escape(value: Value) -> Result<String, Error> {
-    let mut text = budget::display(&value)?;
+fn escape(value: &Value) -> Result<String, Error> {
+    let mut text = budget::display(value)?;
     budget::text(text.len().saturating_mul(6))?;
     // The ampersand first: it stands in what the others become.
     for (c, escaped) in
@@ -222,6 +222,7 @@ fn escape(value: Value) -> Result<String, Error> {
 
 /// A value as JSON. In a template that makes JSON it stands as it is outside of a string, and is a part
 /// of the string within one.
+#[expect(clippy::needless_pass_by_value, reason = "the engine wants it so")]
 fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let named: Option<Value> = kwargs.get("indent")?;
     kwargs.assert_all_used()?;
@@ -263,16 +264,18 @@ fn range(first: i64, second: Option<i64>, step: Option<i64>) -> Result<Value, Er
         _ if (step > 0) == (to > from) => from.abs_diff(to).div_ceil(step.unsigned_abs()),
         _ => 0,
     };
-    if size > budget::COUNT {
+    if size > u64::from(budget::COUNT) {
         return Err(budget::too_much(format_args!("a range of more than {}", budget::COUNT)));
     }
     let count = usize::try_from(size).unwrap_or(0);
     budget::spend(count * 32)?;
     let numbers = std::iter::successors(Some(from), |n| n.checked_add(step)).take(count);
-    Ok(Value::from_iter(numbers))
+    Ok(numbers.collect())
 }
 
 fn operators(environment: &mut Environment<'static>) {
+    comparisons(environment);
+    values(environment);
     for (name, text) in [("+", "a + b"), ("*", "a * b"), ("is in", "a in b")] {
         let expression = PLAIN.compile_expression(text);
         let plain = move |a: Value, b: Value| match &expression {
@@ -301,7 +304,12 @@ fn operators(environment: &mut Environment<'static>) {
         text.push_str(&b);
         Ok(Value::from(text))
     });
-    type Test = fn(&Value, &Value) -> bool;
+}
+
+/// A comparison of two values.
+type Test = fn(&Value, &Value) -> bool;
+
+fn comparisons(environment: &mut Environment<'static>) {
     let tests: [(&str, Test); 6] = [
         ("==", |a, b| a == b),
         ("!=", |a, b| a != b),
@@ -318,6 +326,10 @@ fn operators(environment: &mut Environment<'static>) {
             Ok::<_, Error>(Value::from(vec![Value::from(compare(&a, &b, test)?), b]))
         });
     }
+}
+
+/// What makes or changes lists, maps, parts and namespaces.
+fn values(environment: &mut Environment<'static>) {
     environment.add_function("[]", |parts: Rest<Value>| -> Result<Value, Error> {
         let list = Value::from(parts.0);
         budget::charge(&list, 1)?;
@@ -354,7 +366,7 @@ fn operators(environment: &mut Environment<'static>) {
     environment.add_function("set in", |value: Value, space: Value, name: String| match space
         .downcast_object_ref::<Namespace>(
     ) {
-        Some(space) => space.set(name, value),
+        Some(space) => space.set(&name, value),
         None => Err(Error::new(
             ErrorKind::InvalidOperation,
             format!("can only assign to namespaces, not {}", space.kind()),
@@ -395,16 +407,14 @@ fn times(a: &Value, b: &Value) -> Result<(), Error> {
         return Ok(());
     }
     let number = number.as_usize().unwrap_or(0);
-    match value.as_str() {
-        Some(text) => budget::text(text.len().saturating_mul(number)),
-        None => {
-            let length = value.len().unwrap_or(0).saturating_mul(number);
-            if length > usize::try_from(budget::COUNT).unwrap_or(usize::MAX) {
-                return Err(budget::too_much("a list that is repeated too often"));
-            }
-            budget::charge(value, number)
-        }
+    if let Some(text) = value.as_str() {
+        return budget::text(text.len().saturating_mul(number));
     }
+    let length = value.len().unwrap_or(0).saturating_mul(number);
+    if length > usize::try_from(budget::COUNT).unwrap_or(0) {
+        return Err(budget::too_much("a list that is repeated too often"));
+    }
+    budget::charge(value, number)
 }
 
 /// What a loop can change. It holds texts, numbers, and lists and maps of a bounded size, and no
@@ -413,16 +423,17 @@ fn times(a: &Value, b: &Value) -> Result<(), Error> {
 struct Namespace(Mutex<BTreeMap<Arc<str>, Value>>);
 
 impl Namespace {
+    #[expect(clippy::needless_pass_by_value, reason = "the engine wants it so")]
     fn make(kwargs: Kwargs) -> Result<Value, Error> {
         let space = Self::default();
         for name in kwargs.args() {
-            space.set(name.to_owned(), kwargs.get(name)?)?;
+            space.set(name, kwargs.get(name)?)?;
         }
         kwargs.assert_all_used()?;
         Ok(Value::from_object(space))
     }
 
-    fn set(&self, name: String, value: Value) -> Result<Value, Error> {
+    fn set(&self, name: &str, value: Value) -> Result<Value, Error> {
         if holds_namespace(&value, budget::DEPTH) {
             return Err(budget::too_much("a namespace in a namespace"));
         }

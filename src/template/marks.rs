@@ -224,8 +224,11 @@ fn push_word(value: &str, separator: char, escape: fn(&str) -> Cow<'_, str>, add
             || if c == '$' { at == 0 } else { escape(text) != *text }
         {
             for byte in text.bytes() {
+                let digits =
+                    [byte >> 4, byte & 15].map(|digit| char::from_digit(u32::from(digit), 16));
                 address.push(PERCENT);
-                address.push_str(&format!("{byte:02X}"));
+                address
+                    .extend(digits.into_iter().flatten().map(|digit| digit.to_ascii_uppercase()));
             }
         } else {
             address.push(c);
