@@ -21,8 +21,9 @@ use toml::{
 };
 
 use super::{
-    Channel, Config, SinkConfig,
+    Channel, Config, SinkConfig, TokenType,
     check::{Findings, check},
+    jwt,
     layers::{self, plain},
     places::{self, File, Places},
     problem::{ConfigError, Place, Problem},
@@ -37,6 +38,9 @@ pub const DEFAULT_FILES: [&str; 2] = ["astro-relay.toml", "/etc/astro-relay/astr
 /// The largest file that is read: a thousand channels need a tenth of it, and a wrong path
 /// (a journal, a device) must not fill the memory.
 const LARGEST_FILE: u64 = 4 * 1024 * 1024;
+
+/// The digits of a channel's id.
+const ROOM: usize = 24;
 
 /// Syntax errors that are told: after the first few, the parser mostly stumbles over the first.
 const MOST_SYNTAX_ERRORS: usize = 5;
@@ -105,7 +109,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     });
     let shape = walk(schema(), &places, merged);
     errors.extend(shape.problems.iter().cloned());
-    let config = typed(&shape, &mut errors);
+    let config = typed(&shape, sources.resolve_secrets, &mut errors);
     let Findings { errors: more, mut warnings, silent } = check(&config, &shape, &places, sources);
     errors.extend(more);
     let sections: Vec<&str> = keys(schema()).collect();
@@ -230,7 +234,7 @@ fn too_large(table: &DeTable<'_>, found: &mut impl FnMut(usize)) {
 }
 
 /// The typed configuration of what is well shaped. What lacks something that it needs is left out.
-fn typed(shape: &Shape, errors: &mut Vec<Problem>) -> Config {
+fn typed(shape: &Shape, resolve: bool, errors: &mut Vec<Problem>) -> Config {
     let mut config = Config::default();
     let mut sections = shape.value.as_object().cloned().unwrap_or_default();
     for (label, table) in tables(sections.remove("channels")) {
@@ -243,6 +247,9 @@ fn typed(shape: &Shape, errors: &mut Vec<Problem>) -> Config {
         config.sinks.extend(sink.map(|sink| {
             let mut sink = SinkConfig { settings, ..sink };
             homeassistant::prepare(&mut sink, &config.channels);
+            if resolve {
+                describe_rooms(&mut sink, &config.channels);
+            }
             (name, sink)
         }));
     }
@@ -256,6 +263,21 @@ fn typed(shape: &Shape, errors: &mut Vec<Problem>) -> Config {
     config.log = section(&["log"], take("log"), shape, errors).unwrap_or_default();
     config.reload = section(&["reload"], take("reload"), shape, errors).unwrap_or_default();
     config
+}
+
+/// What a sink describes is known by the channel's room; where none is configured, the token names it.
+fn describe_rooms(sink: &mut SinkConfig, channels: &BTreeMap<String, Channel>) {
+    for (label, described) in sink.feeds.iter_mut().filter(|(_, one)| one.room.is_none()) {
+        let Some(channel) = channels.get(label).filter(|one| one.token_type == TokenType::Jwt)
+        else {
+            continue;
+        };
+        // What is wrong with a token is told elsewhere.
+        let token = channel.token.read_token_blocking().ok();
+        described.room = token
+            .and_then(|token| jwt::channel(token.expose()))
+            .filter(|room| room.len() == ROOM && room.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
 }
 
 /// One section as its type. If it does not fit although the schema found nothing, the schema is

@@ -584,6 +584,33 @@ fn two_sinks_with_one_client_id_at_one_broker_are_an_error() {
     assert!(found.contains("astro-relay-a at the same broker"), "{found}");
 }
 
+/// Two relays with the first configuration of everybody have nothing else that tells them apart.
+#[test]
+fn what_is_described_to_home_assistant_is_known_by_the_room_of_the_token() {
+    let sink = "[sinks.home]\ntype = \"mqtt\"\nurl = \"mqtt://a\"\nhomeassistant = true\n";
+    let token = |claims: &str| {
+        use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
+        format!("{}.{}.sum", BASE64.encode("{\"alg\":\"x\"}"), BASE64.encode(claims))
+    };
+    let own = "5b2e2007760aeb7729487dab";
+    let claims = token(&format!("{{\"channel\":\"{own}\"}}"));
+    for (more, token, room) in [
+        ("", claims.clone(), Some(own)),
+        ("room = \"0f0e0d0c0b0a090807060504\"", claims.clone(), Some("0f0e0d0c0b0a090807060504")),
+        ("token_type = \"apikey\"", claims.clone(), None),
+        ("", token("{\"channel\":\"main\"}"), None),
+        ("", "no-jwt".to_owned(), None),
+    ] {
+        let channel =
+            format!("[channels.main]\ntoken = {token:?}\ntopics = [\"channel.tips\"]\n{more}\n");
+        let mut sources = sources(&format!("{channel}{sink}"));
+        sources.resolve_secrets = true;
+        let config = load(&sources).unwrap().config;
+        let found = config.sinks["home"].feeds["main"].room.as_deref();
+        assert_eq!(found, room, "{more} {token}");
+    }
+}
+
 #[test]
 fn home_assistant_is_served_by_one_sink_a_broker() {
     let sink = |name: &str, url: &str, more: &str| {

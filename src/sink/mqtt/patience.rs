@@ -25,7 +25,7 @@ const GUESS_AFTER: u32 = 3;
 const FIRST: Duration = Duration::from_secs(5);
 
 /// The longest where the broker names the rival, and where it is a guess.
-const LONGEST: (Duration, Duration) = (Duration::from_mins(1), Duration::from_secs(15));
+const LONGEST: (Duration, Duration) = (Duration::from_mins(1), Duration::from_secs(30));
 
 /// What is known of a rival.
 #[derive(Debug, Default)]
@@ -122,7 +122,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn two_with_one_name_take_turns_rarely() {
         assert!(an_hour(Why::TakenOver, Duration::from_millis(10)).await <= 90);
-        assert!(an_hour(Why::Closed, Duration::from_millis(10)).await <= 350);
+        assert!(an_hour(Why::Closed, Duration::from_millis(10)).await <= 180);
         // No rival ends it like this.
         let lives = Duration::from_secs(1);
         assert!(an_hour(Why::Down, lives).await > 2900);
