@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use astro_relay::sim::{self, RestFault, Sim, Token};
-use rumqttc_v5::{PublishOptions, PublishProperties, QoS};
+use rumqttc_v5::{PubAckReason, PublishOptions, PublishProperties, QoS};
 use serde_json::{Value, json};
 
 use super::{done, element, fetched_at, id, session_channel, start};
@@ -14,6 +14,7 @@ use crate::{
         daemon,
         mosquitto::{Listener, Mosquitto, Options},
         relay::TOKEN,
+        scripted_broker::Gate,
         wait::until,
     },
 };
@@ -349,4 +350,34 @@ async fn a_command_that_comes_while_the_relay_stands_still_is_not_executed_after
     assert_eq!(again, done("session/reset", "again"));
     assert_ne!(id(&sim), before);
     within("stop", relay.stop()).await;
+}
+
+/// The broker takes no events: commands are answered in time all the same.
+#[tokio::test]
+async fn while_events_are_refused_commands_are_answered() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let gate = Gate::start(broker.port, "astro/main/channel/", PubAckReason::QuotaExceeded).await;
+    let more = format!(
+        "[sinks.home]\ntype = \"mqtt\"\nurl = {:?}\ncommands = true\nkeep_alive = \"3s\"\n\
+         backoff_max = \"30s\"\n",
+        gate.url()
+    );
+    let relay = start("", &more).await;
+    let commander = Commander::new(&broker).await;
+    relay.sim.publish("channel.session.update", ROOM, json!({"key": "x", "data": 1}));
+    relay.sink_is("home", "busy").await;
+    let wills = Listener::start(broker.port, "astro/relay/home/availability").await;
+    for n in 0..6 {
+        let refused = gate.refused();
+        let begun = tokio::time::Instant::now();
+        let answer = commander.ask("session/reload", &json!({"transaction": n}).to_string()).await;
+        assert_eq!(answer["ok"], true, "{answer}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        until("another attempt", PATIENCE, async || {
+            (gate.refused() > refused || n > 2).then_some(())
+        })
+        .await;
+    }
+    let said = wills.heard();
+    assert!(said.iter().all(|said| said.payload == "online"), "the connection was kept: {said:?}");
 }

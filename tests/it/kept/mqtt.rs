@@ -10,9 +10,10 @@ use crate::support::{
     daemon,
     mosquitto::{Listener, Mosquitto, Options},
     relay::{ROOM, Running, TOKEN, configure},
+    scripted_broker::Gate,
     wait::until,
 };
-use rumqttc_v5::{PublishOptions, QoS};
+use rumqttc_v5::{PubAckReason, PublishOptions, QoS};
 
 /// What a client knows that came with `listener`.
 fn known(listener: &Listener) -> Kept {
@@ -277,5 +278,41 @@ async fn two_that_write_one_topic_do_not_fight_for_ever_and_it_is_told() {
     })
     .await;
     assert!(corrected <= 7, "{corrected}");
+    relay.stop().await;
+}
+
+/// The broker takes no events: what belongs to the state goes on, and the connection stays.
+#[tokio::test]
+async fn while_events_are_refused_the_state_goes_on() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let gate = Gate::start(broker.port, "astro/main/channel/", PubAckReason::QuotaExceeded).await;
+    let sim = simulated().await;
+    let dir = tempfile::tempdir().unwrap();
+    let more = format!(
+        "[sinks.home]\ntype = \"mqtt\"\nurl = {:?}\nstate = true\nkeep_alive = \"3s\"\n\
+         backoff_max = \"30s\"\n",
+        gate.url()
+    );
+    let relay = Running::start(configure(&sim, dir.path(), TOPICS, &more)).await;
+    let listener = Listener::start(broker.port, "astro/#").await;
+    wait(&listener, "all", |kept| session(kept) == on_the_server(&sim)).await;
+    for n in 0..8 {
+        // Each of them is an event too, which waits from now on.
+        set(&sim, "tip-goal", json!({"amount": n}));
+        wait(&listener, "the change", |kept| session(kept) == on_the_server(&sim)).await;
+        let refused = gate.refused();
+        // Soon the waits are longer than a broker waits for a sign of life.
+        until("another attempt", SOON, async || (gate.refused() > refused).then_some(())).await;
+    }
+    let will = json!({"status": "offline", "reason": "connection lost"});
+    let wills = listener.heard().iter().filter(|heard| value(&heard.payload) == will).count();
+    assert_eq!(wills, 0, "the connection was kept alive");
+    gate.open();
+    until("the events arrive", SOON, async || {
+        let heard = listener.heard();
+        let events = heard.iter().filter(|heard| heard.topic.starts_with(b"astro/main/channel/"));
+        (events.count() >= 5).then_some(())
+    })
+    .await;
     relay.stop().await;
 }

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -261,4 +261,110 @@ async fn play(
 /// A script in which all is well.
 pub fn well(_: Seq, _: usize) -> Play {
     Play::Answer(PubAckReason::Success)
+}
+
+/// What stands between a client and a real broker of MQTT 5, and answers what is published at `topic` and
+/// below with a reason of its own, while `refuses` says so. All else passes both ways.
+pub struct Gate {
+    pub port: u16,
+    refuses: Arc<AtomicBool>,
+    refused: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Gate {
+    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
+    pub async fn start(broker: u16, topic: &'static str, reason: PubAckReason) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (refuses, refused) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let (wish, count) = (Arc::clone(&refuses), Arc::clone(&refused));
+        let task = tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let server = TcpStream::connect(("127.0.0.1", broker)).await.unwrap();
+                let (wish, count) = (Arc::clone(&wish), Arc::clone(&count));
+                tokio::spawn(async move {
+                    let refusal = |at: &[u8]| {
+                        (wish.load(Ordering::Relaxed) && at.starts_with(topic.as_bytes())).then(
+                            || {
+                                count.fetch_add(1, Ordering::Relaxed);
+                                reason
+                            },
+                        )
+                    };
+                    drop(pass(client, server, refusal).await);
+                });
+            }
+        });
+        Self { port, refuses, refused, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("mqtt://127.0.0.1:{}", self.port)
+    }
+
+    /// How many it has refused.
+    pub fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// From now on all passes.
+    pub fn open(&self) {
+        self.refuses.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn pass(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    refusal: impl Fn(&[u8]) -> Option<PubAckReason>,
+) -> Result<(), Error> {
+    let (mut from_client, mut from_server) = (BytesMut::new(), BytesMut::new());
+    loop {
+        tokio::select! {
+            read = client.read_buf(&mut from_client) => {
+                if read? == 0 {
+                    return Ok(());
+                }
+            }
+            read = server.read_buf(&mut from_server) => {
+                if read? == 0 {
+                    return Ok(());
+                }
+                client.write_all(&from_server.split()).await?;
+            }
+        }
+        loop {
+            let before = from_client.clone();
+            let packet = match Packet::read(&mut from_client, None) {
+                Ok(packet) => packet,
+                Err(Error::InsufficientBytes(_)) => break,
+                Err(error) => return Err(error),
+            };
+            let bytes = &before[..before.len() - from_client.len()];
+            let refused = match &packet {
+                Packet::Publish(publish) => {
+                    refusal(&publish.topic).map(|reason| (publish.pkid, reason))
+                }
+                _ => None,
+            };
+            match refused {
+                Some((pkid, reason)) => {
+                    let mut ack = PubAck::new(pkid, None);
+                    ack.reason = reason;
+                    let mut write = BytesMut::new();
+                    Packet::PubAck(ack).write(&mut write, None)?;
+                    client.write_all(&write).await?;
+                }
+                None => server.write_all(bytes).await?,
+            }
+        }
+    }
 }
