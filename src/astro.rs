@@ -4,6 +4,7 @@
 
 pub mod activities;
 pub mod dial;
+pub mod gaps;
 pub mod gateway;
 pub mod link;
 pub mod rest;

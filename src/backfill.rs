@@ -123,6 +123,19 @@ struct Gap {
     room: Arc<str>,
     from: UnixMillis,
     to: UnixMillis,
+    clock: Clock,
+}
+
+/// By which clock a gap is told, see [`crate::astro::gaps`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Clock {
+    #[default]
+    Ours,
+    Gateway,
+    /// When it ended is not known.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What the history had.
@@ -188,7 +201,9 @@ impl Backfill {
         for record in &batch.records {
             let Some(gap) = Gap::told(&record.event, record.seq) else { continue };
             // Several at once for one channel are one longer gap.
-            match self.waiting.iter_mut().find(|waiting| waiting.channel == gap.channel) {
+            let same =
+                |waiting: &&mut Gap| waiting.channel == gap.channel && waiting.clock == gap.clock;
+            match self.waiting.iter_mut().find(same) {
                 Some(waiting) => {
                     (waiting.from, waiting.to) =
                         (waiting.from.min(gap.from), waiting.to.max(gap.to));
@@ -219,6 +234,8 @@ impl Gap {
             from: String,
             to: String,
             subscriptions: Vec<Missed>,
+            #[serde(default)]
+            clock: Clock,
         }
         #[derive(Deserialize)]
         struct Missed {
@@ -242,6 +259,7 @@ impl Gap {
             room: missed.room.into(),
             from: clock::parse_rfc3339(&told.from)?,
             to: clock::parse_rfc3339(&told.to)?,
+            clock: told.clock,
         })
     }
 }
@@ -267,7 +285,7 @@ impl Tools {
             }
             let error = text::excerpt(&failure.describe(), text::EXCERPT);
             warn!(%channel, error, ?wait, "the history cannot be fetched; it is tried again");
-            sleep(wait).await;
+            clock::sleep(wait).await;
         };
         self.tell(&gap, outcome);
     }
@@ -307,9 +325,11 @@ impl Tools {
         let fetch = self.activities.fetch();
         // How far the server's clock is behind ours, or (negative) ahead of it.
         let behind = self.recall(gap, &fetch).await;
+        let behind = if gap.clock == Clock::Ours { behind } else { 0 };
         let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(0);
         let after = gap.from.saturating_add_signed(-behind - overlap);
         let before = gap.to.saturating_add_signed(-behind + overlap);
+        let before = (gap.clock != Clock::Unknown).then_some(before);
         let target = Target { channel: id, token };
         let (mut activities, complete) = self.history(target, after, before).await?;
         // The pages come newest first, also within one millisecond.
@@ -329,13 +349,13 @@ impl Tools {
         &self,
         target: Target<'_>,
         after: UnixMillis,
-        before: UnixMillis,
+        before: Option<UnixMillis>,
     ) -> Result<(Vec<Activity>, bool), RestError> {
         let mut seen = HashSet::new();
         let mut activities = Vec::new();
         let mut before = before;
         for _ in 0..PAGES {
-            let span = Span { after: Some(after), before: Some(before), types: &[] };
+            let span = Span { after: Some(after), before, types: &[] };
             let page = self.rest.activities(target, &span).await?;
             let oldest = page.activities.last().map(|activity| activity.at);
             let fresh = page.activities.into_iter().filter(|one| seen.insert(one.id.clone()));
@@ -346,7 +366,8 @@ impl Tools {
             };
             // Whether a bound belongs to the span no document says: one millisecond more does no
             // harm, unless a whole page lies in it.
-            before = if activities.len() > known { oldest + 1 } else { oldest.saturating_sub(1) };
+            let next = if activities.len() > known { oldest + 1 } else { oldest.saturating_sub(1) };
+            before = Some(next);
         }
         Ok((activities, false))
     }
@@ -496,7 +517,7 @@ mod tests {
 
     fn gap() -> Gap {
         let (from, to) = (1_708_008_762_000, 1_708_008_763_000);
-        Gap { seq: 1, channel: "main".into(), room: "r".into(), from, to }
+        Gap { seq: 1, channel: "main".into(), room: "r".into(), from, to, clock: Clock::Ours }
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub struct Astro {
     pub api_url: String,
     /// A PEM file of certificate authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// The largest message that is accepted; a larger one ends the connection.
+    /// The largest message that is relayed; a larger one is left out, counted and told.
     pub max_message_size: Size,
     /// Subscriptions on one connection before another is opened. The gateway takes ten commands a
     /// second, so 450 stand within 45 s.
@@ -101,7 +101,7 @@ impl Default for Astro {
             url: "wss://astro.streamelements.com".into(),
             api_url: "https://api.streamelements.com/kappa/v2".into(),
             ca_file: None,
-            max_message_size: Size(1024 * 1024),
+            max_message_size: Size(8 * 1024 * 1024),
             max_subscriptions_per_connection: 450,
             max_connections: 64,
             connect_timeout: Period(Duration::from_secs(10)),

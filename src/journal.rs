@@ -103,16 +103,16 @@ use std::{
 
 use tokio::sync::watch;
 
-use self::{
-    file::Marked,
-    follow::Following,
-    reader::Reader,
-    store::{RefusedAgain, Run, Store, Write, given},
-};
 pub use self::{
     file::Opened,
     follow::Follower,
     store::{DeadLetter, Kept, Letters, Replay, StoreError},
+};
+use self::{
+    file::{Marked, Missing},
+    follow::Following,
+    reader::Reader,
+    store::{RefusedAgain, Run, Store, Write, given},
 };
 use crate::{
     clock,
@@ -159,6 +159,7 @@ struct Shared {
     reader: Option<Reader>,
     sync: Sync,
     limits: Limits,
+    missing: Missing,
 }
 
 /// The journal's limits; see [`config::Journal`].
@@ -512,6 +513,12 @@ impl Journal {
         Ok(shared.lock().batch(after, read.records, end))
     }
 
+    /// Something has been missing for so long and is not yet told: a relay that ends now has been away
+    /// since then, see [`Opened::away`]. `None`: nothing is.
+    pub fn missing_for(&self, time: Option<Duration>) {
+        self.0.missing.set(time);
+    }
+
     /// The far side of `sink` has accepted everything through `seq`.
     pub fn advance(&self, sink: &str, seq: Seq) {
         let mut state = self.0.lock();
@@ -754,6 +761,7 @@ impl Shared {
             reader,
             sync,
             limits,
+            missing: Missing::default(),
         };
         shared.publish(&shared.lock());
         shared

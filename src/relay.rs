@@ -13,7 +13,8 @@ use tracing::{info, warn};
 use crate::{
     astro::{
         activities::Activities,
-        gateway::{Gateway, Targets},
+        gaps::Gaps,
+        gateway::{Away, Gateway, Targets},
         rest::{Rest, RestError},
     },
     backfill::Backfill,
@@ -42,9 +43,6 @@ pub(crate) const SINK: &str = "sink ";
 
 /// How long each stage may take to stop. Three of them fit the service manager's 30 seconds.
 pub const STOP: Duration = Duration::from_secs(8);
-
-/// A pause of the relay shorter than this is told as a gap all the same, but nobody is alarmed.
-const RESTART_GRACE: Duration = Duration::from_millis(0);
 
 /// The relay cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -146,9 +144,11 @@ impl Relay {
             sinks: configured,
             commands,
         };
-        let away = opened.alive.filter(|from| {
-            Duration::from_millis(clock::now().saturating_sub(*from)) > RESTART_GRACE
-        });
+        // Until the gateway says so itself.
+        journal.missing_for(opened.away);
+        let away = opened
+            .alive
+            .map(|at| Away { at, time: opened.away.filter(|_| opened.away_is_certain) });
         let activities = Arc::default();
         add_gateway(&mut supervisor, &config, &parts, &activities, wanted.clone(), away)?;
         add_rest(&mut supervisor, &config, &parts, &activities, wanted.clone(), inbox)?;
@@ -240,17 +240,18 @@ fn add_gateway(
     parts: &Parts,
     activities: &Arc<Activities>,
     targets: watch::Receiver<Targets>,
-    away: Option<u64>,
+    away: Option<Away>,
 ) -> Result<(), RelayError> {
     let (astro, activities) = (config.astro.clone(), Arc::clone(activities));
     let Parts { journal, status, .. } = parts.clone();
+    let gaps: Arc<Gaps> = Arc::default();
     let make = move || {
-        let (status, activities) = (Arc::clone(&status), Arc::clone(&activities));
-        Gateway::new(&astro, journal.clone(), status, activities, targets.clone())
+        let shared = (Arc::clone(&activities), Arc::clone(&gaps));
+        Gateway::new(&astro, journal.clone(), Arc::clone(&status), shared, targets.clone())
     };
     let first = make()?;
-    if let Some(from) = away {
-        first.was_away(from);
+    if let Some(away) = away {
+        first.was_away(away);
     }
     let factory = made_ahead(first, make, |gateway, stop| Box::pin(gateway.run(stop)));
     supervisor.add_essential("gateway", Stage::Intake, factory);

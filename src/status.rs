@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::{event::UnixMillis, reload::Report, text::excerpt};
+use crate::{clock::Moment, event::UnixMillis, reload::Report, text::excerpt};
 
 /// Gaps that are remembered for the page.
 const GAPS: usize = 100;
@@ -128,6 +128,12 @@ pub struct Connection {
     pub last_error: Option<String>,
     /// When the last frame came.
     pub heard: Option<UnixMillis>,
+    /// The same for whoever measures: no step of the clock changes it.
+    #[serde(skip)]
+    pub heard_at: Option<Moment>,
+    /// Why some of what comes cannot be relayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
     /// What is wanted on it, and what of it stands.
     pub subscriptions: Vec<Subscription>,
 }
@@ -144,6 +150,13 @@ pub enum Phase {
     Open,
     /// Open, and its successor is being opened.
     Moving,
+}
+
+impl Connection {
+    /// Whether it is there for this subscription.
+    pub fn shows(&self, channel: &str, topic: &str) -> bool {
+        self.subscriptions.iter().any(|one| &*one.channel == channel && &*one.topic == topic)
+    }
 }
 
 impl Phase {
@@ -312,6 +325,8 @@ impl Status {
             attempts: 0,
             last_error: None,
             heard: None,
+            heard_at: None,
+            unreadable: None,
             subscriptions: Vec::new(),
         });
         change(page);
@@ -469,6 +484,8 @@ impl Status {
 pub enum Reason<'a> {
     /// A connection is not open.
     Connection(u64, &'a Connection),
+    /// Some of what comes on a connection cannot be relayed.
+    Unreadable(u64, &'a str),
     /// A subscription does not stand.
     Subscription(&'a Subscription),
     /// No connection has room for it.
@@ -491,6 +508,7 @@ impl fmt::Display for Reason<'_> {
                 let why = last_error.as_deref().unwrap_or(NOT_YET);
                 write!(f, "connection {number} to Astro: {why}")
             }
+            Self::Unreadable(number, why) => write!(f, "connection {number} to Astro: {why}"),
             Self::Subscription(Subscription { channel, topic, state, code, text, .. }) => {
                 if *state != Standing::Refused {
                     return write!(f, "subscription {channel}/{topic} is {}", state.as_str());
@@ -529,7 +547,11 @@ impl Pages {
             let closed = (!page.state.is_open()).then_some(Reason::Connection(*number, page));
             let subscriptions = if closed.is_some() { &[] } else { page.subscriptions.as_slice() };
             let missing = subscriptions.iter().filter(|one| one.state != Standing::Confirmed);
-            closed.into_iter().chain(missing.map(Reason::Subscription))
+            let unreadable = page.unreadable.as_deref().filter(|_| page.state.is_open());
+            closed
+                .into_iter()
+                .chain(unreadable.map(|why| Reason::Unreadable(*number, why)))
+                .chain(missing.map(Reason::Subscription))
         });
         let left_out = self.left_out.iter().map(|subscription| Reason::LeftOut(subscription));
         let mut gateway = connections.chain(left_out).peekable();

@@ -84,6 +84,9 @@ impl DialError {
     }
 }
 
+/// What a message may have in any case before it costs the connection.
+const CEILING: usize = 64 * 1024 * 1024;
+
 /// Opens connections to one gateway.
 #[derive(Debug)]
 pub struct Dialer {
@@ -107,7 +110,8 @@ impl Dialer {
         } else {
             None
         };
-        let size = astro.max_message_size.bytes();
+        // A message above `max_message_size` is read, counted and left out: it must not cost the link.
+        let size = astro.max_message_size.bytes().max(CEILING);
         let websocket = WebSocketConfig::default()
             .max_message_size(Some(size))
             .max_frame_size(Some(size))

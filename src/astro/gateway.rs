@@ -27,14 +27,15 @@ use tracing::{debug, error, info, warn};
 use super::{
     activities::Activities,
     dial::Dialer,
+    gaps::{Gaps, Outage, Over, Since},
     link::Link,
     seen::Seen,
     session::{Limits, Session, Standing, Subscription, Wanted},
 };
 use crate::{
-    clock,
+    clock::{self, Moment},
     config::{Astro, Config, Secret, SecretRef, TokenType},
-    event::{self, Event, UnixMillis},
+    event::{self, Event, Origin, UnixMillis},
     journal::Journal,
     metrics::{self, GAP_SECONDS, GAPS, TWINS},
     status::{self, Status},
@@ -54,6 +55,15 @@ const REMEMBERED_RUN: usize = 4096;
 
 /// What is wanted of one link.
 pub(super) type Wants = Arc<[Arc<Subscription>]>;
+
+/// That the relay did not run.
+#[derive(Debug, Clone, Copy)]
+pub struct Away {
+    /// Since when, by the wall clock as it was then.
+    pub at: UnixMillis,
+    /// For how long until now, where that is known and not only said by the wall clock.
+    pub time: Option<Duration>,
+}
 
 /// What the configuration wants of the gateway.
 #[derive(Debug, Clone, Default)]
@@ -108,38 +118,10 @@ pub(super) struct Hub {
     activities: Arc<Activities>,
     seen: Mutex<Seen>,
     channels: Mutex<HashMap<Arc<str>, Account>>,
-    outages: Mutex<HashMap<Arc<str>, Outage>>,
+    pub(super) gaps: Arc<Gaps>,
     overflow: Mutex<Vec<(u64, Vec<Arc<Subscription>>)>>,
     overflowed: Notify,
     connections: AtomicU64,
-}
-
-/// A channel's time without a connection.
-#[derive(Debug)]
-struct Outage {
-    from: UnixMillis,
-    cause: String,
-    room: Arc<str>,
-    /// What stood before, and what has become of it since.
-    fates: HashMap<Arc<Subscription>, Fate>,
-}
-
-impl Outage {
-    /// Whether nothing is missing any more.
-    fn is_over(&self) -> bool {
-        self.fates.values().all(|fate| *fate != Fate::Missing)
-    }
-}
-
-/// What has become of a subscription after an outage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// Not yet answered again.
-    Missing,
-    /// It stands again.
-    Restored,
-    /// It was refused, left out, or is no longer wanted.
-    Gone,
 }
 
 /// The gateway.
@@ -150,12 +132,12 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway that keeps what `targets` says, now and later.
+    /// A gateway that keeps what `targets` says, now and later. `gaps` outlives it.
     pub fn new(
         config: &Astro,
         journal: Journal,
         status: Arc<Status>,
-        activities: Arc<Activities>,
+        (activities, gaps): (Arc<Activities>, Arc<Gaps>),
         targets: watch::Receiver<Targets>,
     ) -> Result<Self, super::dial::DialerError> {
         let mut seen = Seen::default();
@@ -164,6 +146,12 @@ impl Gateway {
                 for record in &records {
                     seen.remember(&record.event);
                 }
+                let live = |event: &Event| {
+                    event.origin == Origin::Live && !event.place.topic.starts_with("relay.")
+                };
+                let mut heard =
+                    records.iter().rev().map(|record| &record.event).filter(|e| live(e));
+                gaps.heard_before(heard.find_map(|event| clock::parse_rfc3339(&event.ts)));
             }
             // Twins over the restart are then told apart by the far side only.
             Err(error) => warn!(%error, "what was heard before the start cannot be read"),
@@ -178,7 +166,7 @@ impl Gateway {
             activities,
             seen: Mutex::new(seen),
             channels: Mutex::new(channels),
-            outages: Mutex::default(),
+            gaps,
             overflow: Mutex::default(),
             overflowed: Notify::new(),
             connections: AtomicU64::new(0),
@@ -189,27 +177,46 @@ impl Gateway {
         Ok(gateway)
     }
 
-    /// Where the pages still show connections, a gateway before this one has failed. What it heard
-    /// last is where the gap begins.
+    /// Where the pages still show connections, a gateway before this one has failed. What each of them
+    /// heard last is where the gap of its subscriptions begins.
     fn take_over(&self) {
         let status = &self.hub.status;
         let pages = status.pages().connections;
-        if let Some(heard) = pages.values().filter_map(|page| page.heard).max() {
-            self.missing_all(heard, "the gateway failed and was started anew");
-        }
-        for number in pages.keys() {
+        let wanted = self.targets.borrow().subscriptions.clone();
+        let mut shown = HashSet::new();
+        let missing = |page: &status::Connection, on_it: &[&Arc<Subscription>]| {
+            if let Some(heard) = page.heard_at {
+                let all = on_it.iter().map(|subscription| (*subscription, None));
+                let cause = "the gateway failed and was started anew";
+                self.hub.gaps.missing(all, Since::Moment(heard, Duration::ZERO), cause);
+            }
+        };
+        for (number, page) in &pages {
+            let on_it: Vec<_> =
+                wanted.iter().filter(|wanted| page.shows(&wanted.channel, &wanted.topic)).collect();
+            missing(page, &on_it);
+            shown.extend(on_it.into_iter().cloned());
             status.no_connection(*number);
         }
+        // What was on no page yet, or on its way from one to another.
+        let first = pages.values().filter(|page| page.heard_at.is_some());
+        if let Some(page) = first.max_by_key(|page| page.heard_at.map(Moment::elapsed)) {
+            let rest: Vec<_> = wanted.iter().filter(|wanted| !shown.contains(*wanted)).collect();
+            missing(page, &rest);
+        }
+        self.hub.remember_gaps();
     }
 
-    /// The relay did not run since `from`: that is a gap for all that is wanted.
-    pub fn was_away(&self, from: UnixMillis) {
-        self.missing_all(from, "the relay did not run");
-    }
-
-    fn missing_all(&self, from: UnixMillis, cause: &str) {
+    /// The relay did not run: that is a gap for all that is wanted.
+    pub fn was_away(&self, away: Away) {
         let subscriptions = self.targets.borrow().subscriptions.clone();
-        self.hub.missing(subscriptions.iter().map(|s| (s, None)), from, cause);
+        let all = subscriptions.iter().map(|subscription| (subscription, None));
+        let since = match away.time {
+            Some(time) => Since::Moment(Moment::now(), time),
+            None => Since::Before(away.at),
+        };
+        self.hub.gaps.missing(all, since, "the relay did not run");
+        self.hub.remember_gaps();
     }
 
     /// Keeps the connections until it is told to stop.
@@ -232,11 +239,16 @@ impl Gateway {
                     links.spread();
                 }
                 Some(number) = links.running.next() => links.ended(number),
-                // An essential task is to show that it lives.
-                _ = alive.tick() => {}
+                // An essential task is to show that it lives. And the wall clock may have stepped.
+                _ = alive.tick() => self.hub.remember_gaps(),
             }
         }
+        // What comes from here on may not be heard any more, however long the relay takes to end.
+        let stopped = Moment::now();
+        let missing = || self.hub.gaps.longest().unwrap_or_default().max(stopped.elapsed());
+        self.hub.journal.missing_for(Some(missing()));
         while links.running.next().await.is_some() {}
+        self.hub.journal.missing_for(Some(missing()));
     }
 }
 
@@ -454,109 +466,64 @@ impl Hub {
     }
 
     /// A connection was lost, and not restored: what stood on it is missing from its last frame on.
-    pub(super) fn outage(&self, session: &Session, cause: &str) {
-        let silent = Instant::now().saturating_duration_since(session.heard_at()).as_millis();
-        let from = clock::now().saturating_sub(u64::try_from(silent).unwrap_or(0));
+    pub(super) fn outage(&self, session: &Session, heard: Moment, cause: &str) {
         let stood = session.standings().filter_map(|(subscription, standing)| match standing {
             Standing::Confirmed(room) => Some((subscription, room.clone())),
             Standing::Waiting | Standing::Pending | Standing::Refused(_) => None,
         });
-        self.missing(stood, from, cause);
+        self.gaps.missing(stood, Since::Moment(heard, Duration::ZERO), cause);
+        self.remember_gaps();
     }
 
-    fn missing<'a>(
-        &self,
-        subscriptions: impl Iterator<Item = (&'a Arc<Subscription>, Option<Arc<str>>)>,
-        from: UnixMillis,
-        cause: &str,
-    ) {
-        let mut outages = lock(&self.outages);
-        for (subscription, room) in subscriptions {
-            let room = room.or_else(|| subscription.room.clone()).unwrap_or_else(|| "".into());
-            let outage = outages.entry(Arc::clone(&subscription.channel)).or_insert_with(|| {
-                Outage { from, cause: cause.to_owned(), room, fates: HashMap::new() }
-            });
-            outage.from = outage.from.min(from);
-            outage.fates.insert(Arc::clone(subscription), Fate::Missing);
+    /// The gateway no longer sends these, for a moment.
+    pub(super) fn interrupted(&self, subscriptions: &[Arc<Subscription>]) {
+        if !subscriptions.is_empty() {
+            let all = subscriptions.iter().map(|subscription| (subscription, None));
+            self.gaps.missing(
+                all,
+                Since::Moment(Moment::now(), Duration::ZERO),
+                "all rooms of the topic were left",
+            );
+            self.remember_gaps();
         }
     }
 
-    /// These were answered, and stand or do not: outages of which nothing is missing any more are
-    /// told.
+    /// These were answered, and stand or do not: gaps of which nothing is missing any more are told.
     pub(super) fn settle<'a>(&self, answered: impl Iterator<Item = (&'a Arc<Subscription>, bool)>) {
-        let mut outages = lock(&self.outages);
-        if outages.is_empty() {
+        self.tell_all(&self.gaps.answered(answered));
+    }
+
+    /// Nobody asks for these any more: no gap waits for them.
+    fn no_longer_missing(&self, which: impl Fn(&Arc<Subscription>) -> bool) {
+        self.tell_all(&self.gaps.gone(which));
+    }
+
+    /// Lets the journal remember since when something is missing: a relay that ends before that is
+    /// told has been away since then.
+    fn remember_gaps(&self) {
+        self.journal.missing_for(self.gaps.longest());
+    }
+
+    fn tell_all(&self, over: &[Over]) {
+        if over.is_empty() {
             return;
         }
-        let mut over = Vec::new();
-        for (subscription, stands) in answered {
-            let Some(outage) = outages.get_mut(&subscription.channel) else { continue };
-            if let Some(known) = outage.fates.get_mut(subscription) {
-                *known = if stands { Fate::Restored } else { Fate::Gone };
-            }
-            if outage.is_over() {
-                over.extend(outages.remove_entry(&subscription.channel));
-            }
-        }
-        drop(outages);
-        self.tell_all(&over);
-    }
-
-    /// Nobody asks for these any more: no outage waits for them.
-    fn no_longer_missing(&self, which: impl Fn(&Arc<Subscription>) -> bool) {
-        let mut outages = lock(&self.outages);
-        for outage in outages.values_mut() {
-            for (subscription, fate) in &mut outage.fates {
-                if which(subscription) {
-                    *fate = Fate::Gone;
-                }
-            }
-        }
-        let over: Vec<_> = outages.extract_if(|_, outage| outage.is_over()).collect();
-        drop(outages);
-        self.tell_all(&over);
-    }
-
-    fn tell_all(&self, over: &[(Arc<str>, Outage)]) {
-        let now = clock::now();
         let mut events: Vec<_> =
-            over.iter().map(|(channel, outage)| self.tell(channel, outage, now)).collect();
+            over.iter().map(|(channel, outage)| self.tell(channel, outage)).collect();
         self.journal.append(&mut events);
+        self.remember_gaps();
     }
 
-    fn tell(&self, channel: &Arc<str>, outage: &Outage, now: UnixMillis) -> Event {
-        let seconds = Duration::from_millis(now.saturating_sub(outage.from)).as_secs_f64();
-        warn!(%channel, seconds, cause = outage.cause, "events may have been missed");
+    fn tell(&self, channel: &Arc<str>, outage: &Outage) -> Event {
+        let bounds = self.gaps.bounds(outage);
+        let (seconds, cause) = (bounds.seconds(), outage.cause.clone());
+        warn!(%channel, seconds, cause, "events may have been missed");
         metrics::add_for(GAPS, "channel", channel, 1);
         metrics::add_for(GAP_SECONDS, "channel", channel, whole(seconds));
-        let cause = outage.cause.clone();
-        self.status.gap(status::Gap {
-            channel: channel.to_string(),
-            from: outage.from,
-            to: now,
-            cause,
-        });
-        let mut concerned: Vec<_> = outage.fates.iter().collect();
-        concerned.sort_by_key(|(subscription, _)| &subscription.topic);
-        let subscriptions: Vec<_> = concerned
-            .into_iter()
-            .map(|(subscription, fate)| {
-                serde_json::json!({
-                    "topic": &*subscription.topic,
-                    "room": subscription.room.as_deref().unwrap_or(&outage.room),
-                    "restored": *fate == Fate::Restored,
-                })
-            })
-            .collect();
-        let data = serde_json::json!({
-            "from": clock::rfc3339(outage.from),
-            "to": clock::rfc3339(now),
-            "seconds": seconds,
-            "cause": outage.cause,
-            "channel": &**channel,
-            "subscriptions": subscriptions,
-        });
-        event::own("relay.gap", channel, &outage.room, &data, now)
+        let (channel_name, from, to) = (channel.to_string(), bounds.from, bounds.to);
+        self.status.gap(status::Gap { channel: channel_name, from, to, cause });
+        let data = outage.report(channel, &bounds);
+        event::own("relay.gap", channel, &outage.room, &data, clock::now())
     }
 }
 

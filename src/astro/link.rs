@@ -4,8 +4,11 @@
 //! has ended. When the server says `reconnect`, the successor is opened while the old connection goes
 //! on being read; both feed the same intake, which takes twins out.
 //!
-//! The one thing to know: nothing here waits for a sink. What is read is appended to the journal and
-//! the next frame is read.
+//! Nothing here waits for a sink. What is read is appended to the journal and the next frame is read,
+//! see [`crate::journal::Journal::room`] for the one thing that is waited for: a disk that is behind.
+//!
+//! Timers stand still while the machine is suspended. When it wakes, a connection that has been silent
+//! for too long by a clock that went on is dead.
 
 mod connection;
 mod successor;
@@ -16,7 +19,7 @@ use std::{collections::HashSet, pin::Pin, sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
@@ -33,7 +36,7 @@ use super::{
 use crate::{
     clock,
     config::Secret,
-    event::UnixMillis,
+    event::{Event, UnixMillis},
     metrics::{self, CONNECTS},
     status::{self, Looks, Phase},
 };
@@ -69,6 +72,9 @@ struct Held {
     /// The current connection ended while it moved.
     lost: Option<Lost>,
     tokens: Tokens,
+    /// What successors heard that were given up. It waits for what the current connection has still to
+    /// say, for a moment.
+    left_behind: Vec<Event>,
 }
 
 /// Tokens that are being read, while the connection goes on.
@@ -89,8 +95,22 @@ enum Read {
 
 struct Lost {
     cause: String,
-    /// The successor's connection stood already: by token, it has heard what the old one could not.
+    /// The successor had been welcomed already: by token, it has heard what the old one could not.
     covered: bool,
+}
+
+impl Held {
+    /// The successor is given up; what it heard is not.
+    fn give_up_successor(&mut self) {
+        if let Some(mut successor) = self.successor.take() {
+            self.left_behind.append(&mut successor.take_heard());
+        }
+    }
+
+    /// Nothing comes any more that would have to be read before.
+    fn hand_on_left_behind(&mut self, hub: &Hub) {
+        hub.intake(&mut self.left_behind);
+    }
 }
 
 /// What comes after a connection.
@@ -168,7 +188,7 @@ impl Link {
     async fn waiting(&mut self, wait: Duration) -> Option<()> {
         tokio::select! {
             () = self.unwanted() => None,
-            () = sleep(wait) => Some(()),
+            () = clock::sleep(wait) => Some(()),
         }
     }
 
@@ -191,8 +211,16 @@ impl Link {
         let hub = Arc::clone(&self.hub);
         let now = Instant::now();
         let shows = Looks::new(SHOW);
-        let tokens = Tokens::default();
-        let mut held = Held { current, opened: now, shows, successor: None, lost: None, tokens };
+        let mut held = Held {
+            current,
+            opened: now,
+            shows,
+            successor: None,
+            lost: None,
+            tokens: Tokens::default(),
+            left_behind: Vec::new(),
+        };
+        let mut sleeps = clock::sleeps();
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
@@ -217,29 +245,30 @@ impl Link {
                     None
                 }
                 _ = look.tick() => {
+                    held.hand_on_left_behind(&hub);
                     self.look(&mut held);
                     None
                 }
+                Ok(()) = sleeps.changed() => self.on_sleep(&mut held),
             };
-            match after {
-                None => {}
-                Some(After::Lost) => return After::Lost,
-                Some(after) => {
-                    if held.lost.is_none() {
-                        held.current.leave(&hub).await;
-                    }
-                    return after;
+            let Some(after) = after else { continue };
+            match (&after, &held.lost) {
+                (After::Lost, _) => {}
+                (_, None) => held.current.leave(&hub).await,
+                // Whether its successor would have been restored will not be known.
+                (_, Some(lost)) => {
+                    hub.outage(&held.current.session, held.current.heard, &lost.cause);
                 }
             }
+            held.give_up_successor();
+            held.hand_on_left_behind(&hub);
+            return after;
         }
     }
 
     fn on_step(&mut self, step: Step, held: &mut Held) -> Option<After> {
         self.hub.overflow(self.number, step.overflow);
         if step.changed {
-            // A gap that is over is told before anything that comes after it.
-            self.hub
-                .settle(step.answered.iter().map(|(subscription, stands)| (subscription, *stands)));
             held.shows.wish();
             if step.ended.is_some() {
                 self.show(held);
@@ -270,11 +299,26 @@ impl Link {
                 Some(successor) => {
                     // It may yet be restored: whether there is a gap is known then.
                     debug!(cause, "the old connection ended while moving");
-                    held.lost = Some(Lost { cause, covered: successor.is_open() });
+                    held.lost = Some(Lost { cause, covered: successor.is_welcomed() });
+                    held.hand_on_left_behind(&self.hub);
                     None
                 }
             },
         }
+    }
+
+    /// The machine has slept. For a connection that was silent for longer than the gateway would have
+    /// waited for us, that was the end.
+    fn on_sleep(&mut self, held: &mut Held) -> Option<After> {
+        let silent = held.current.heard.elapsed();
+        if silent < held.current.session.patience_with_silence() {
+            return None;
+        }
+        held.give_up_successor();
+        Some(match held.lost.take() {
+            Some(lost) => self.lost(held, &lost.cause),
+            None => self.lost(held, "the machine was suspended"),
+        })
     }
 
     async fn on_outcome(&mut self, outcome: Outcome, held: &mut Held) -> Option<After> {
@@ -291,7 +335,7 @@ impl Link {
             Outcome::NotYet { token, why, asked } => (why, asked, Some(token)),
             Outcome::Failed { why, asked } => (why, asked, None),
         };
-        held.successor = None;
+        held.give_up_successor();
         if let Some(lost) = held.lost.take() {
             return Some(self.lost(held, &lost.cause));
         }
@@ -318,10 +362,13 @@ impl Link {
             None => held.current.leave(&self.hub).await,
             Some(lost) if restored && lost.covered => {}
             Some(lost) => {
-                self.hub.outage(&held.current.session, &lost.cause);
+                self.hub.outage(&held.current.session, held.current.heard, &lost.cause);
                 next.session.missed(clock::now());
             }
         }
+        held.hand_on_left_behind(&self.hub);
+        // A gap is told before what came after it.
+        self.hub.settle(next.session.answers());
         next.release(&self.hub);
         info!(restored, "moved to another connection");
         held.current = next;
@@ -331,7 +378,6 @@ impl Link {
         self.phase(Phase::Open, None);
         self.reconcile(held);
         self.show(held);
-        self.hub.settle(held.current.session.answers());
     }
 
     /// Brings what is wanted on a connection in line with what is wanted now. Where something is new,
@@ -386,9 +432,12 @@ impl Link {
     /// A refused subscription is asked for at once when its token has changed.
     fn look(&self, held: &mut Held) {
         let current = &held.current;
-        let silent = u64::try_from(current.session.heard_at().elapsed().as_millis()).unwrap_or(0);
-        let heard = clock::now().saturating_sub(silent);
-        self.hub.status.connection(self.number, |page| page.heard = Some(heard));
+        let (heard, unreadable) = (current.heard, current.session.unreadable(Instant::now()));
+        self.hub.status.connection(self.number, |page| {
+            page.heard = Some(clock::ago(heard.elapsed()));
+            page.heard_at = Some(heard);
+            page.unreadable = unreadable;
+        });
         let refused: HashSet<Arc<str>> = current
             .session
             .standings()
@@ -412,7 +461,7 @@ impl Link {
         let now = Instant::now();
         let session = &held.current.session;
         warn!(cause, "the connection to the gateway was lost");
-        self.hub.outage(session, cause);
+        self.hub.outage(session, held.current.heard, cause);
         self.tempo.ended(session.proven(now), now - held.opened);
         self.phase(Phase::Waiting, Some(cause.to_owned()));
         After::Lost
@@ -433,7 +482,8 @@ impl Link {
                 shown += 1;
             }
             page.subscriptions.truncate(shown);
-            page.heard = Some(clock::now());
+            page.heard = Some(clock::ago(held.current.heard.elapsed()));
+            page.heard_at = Some(held.current.heard);
         });
         held.shows.looked(now);
     }

@@ -19,10 +19,7 @@ use reqwest::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
-use tokio::{
-    sync::OnceCell,
-    time::{sleep, timeout},
-};
+use tokio::{sync::OnceCell, time::timeout};
 
 use super::dial::retry_after;
 use crate::{
@@ -452,7 +449,7 @@ impl Call<'_> {
                 return Err(error);
             }
             tracing::debug!(error = error.describe(), ?wait, "a REST call is tried again");
-            sleep(wait).await;
+            clock::sleep(wait).await;
         }
     }
 

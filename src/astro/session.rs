@@ -9,6 +9,7 @@
 
 mod pace;
 mod rooms;
+mod unreadable;
 
 use std::{collections::HashSet, num::NonZeroU64, sync::Arc, time::Duration};
 
@@ -16,9 +17,10 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tracing::{debug, error, info, warn};
 
-use self::{pace::Pace, rooms::Rooms};
-use super::wire::{self, Response, ServerFrame, Verb};
+use self::{pace::Pace, rooms::Rooms, unreadable::Unreadable};
+use super::wire::{self, Response, ServerFrame, Verb, WireError};
 use crate::{
+    clock,
     config::{Astro, Secret, TokenType},
     event::{Event, Origin, UnixMillis},
 };
@@ -32,6 +34,10 @@ const PROOF: Duration = Duration::from_mins(1);
 /// Silence that is too long when the relay sends no pings of its own: the gateway's period of 30 s
 /// and half of it as a margin.
 const SERVER_SILENCE: Duration = Duration::from_secs(45);
+
+/// A `unsubscribe` is sent so often, where it is not answered. Then it is given up: what the gateway
+/// still sends belongs to nobody.
+const UNSUBSCRIBES: u32 = 3;
 
 /// First wait before a failed `subscribe` is sent again; doubles up to [`Limits::retry_refused`].
 const RETRY_FIRST: Duration = Duration::from_secs(2);
@@ -104,6 +110,8 @@ pub struct Limits {
     pub ping_timeout: Duration,
     /// Time before a refused subscription is asked for again.
     pub retry_refused: Duration,
+    /// A larger message is not relayed.
+    pub max_message_size: usize,
 }
 
 impl Limits {
@@ -123,6 +131,7 @@ impl From<&Astro> for Limits {
             ping_after: astro.ping_after.0,
             ping_timeout: astro.ping_timeout.0,
             retry_refused: astro.retry_refused.0,
+            max_message_size: astro.max_message_size.bytes(),
         }
     }
 }
@@ -140,6 +149,10 @@ pub struct Effects {
     pub changed: bool,
     /// What was answered, and whether it stands.
     pub answered: Vec<(Arc<Subscription>, bool)>,
+    /// These stood, and may miss something until they are answered again.
+    pub interrupted: Vec<Arc<Subscription>>,
+    /// What time it is by the gateway's clock.
+    pub server_time: Option<UnixMillis>,
     /// The gateway will not take these on this connection: they need another.
     pub overflow: Vec<Arc<Subscription>>,
     /// The connection has ended, or is to be ended.
@@ -162,6 +175,8 @@ pub struct Counts {
     pub messages: u64,
     /// Frames that were not readable, or made no sense.
     pub invalid: u64,
+    /// Messages larger than the configuration allows.
+    pub oversized: u64,
     /// Binary frames, which the gateway never sends.
     pub binary: u64,
     /// Frames of a type that no document names.
@@ -226,6 +241,15 @@ struct Leaving {
     token: Secret,
     /// Of the `unsubscribe`, once it is sent.
     nonce: Option<Nonce>,
+    asked_at: Option<Instant>,
+    attempts: u32,
+}
+
+impl Leaving {
+    fn new(subscription: &Arc<Subscription>, room: Option<Arc<str>>, token: &Secret) -> Self {
+        let (subscription, token) = (Arc::clone(subscription), token.clone());
+        Self { subscription, room, token, nonce: None, asked_at: None, attempts: 0 }
+    }
 }
 
 /// A command's number on its connection, from 1. The gateway sees the connection's number before it.
@@ -249,6 +273,7 @@ pub struct Session {
     heard_at: Instant,
     ping_at: Option<Instant>,
     unknown_types: HashSet<String>,
+    unreadable: Unreadable,
     counts: Counts,
     /// When time demands something next; `None`: look now. May be too early, never too late.
     due: Option<Instant>,
@@ -271,6 +296,7 @@ impl Session {
             heard_at: now,
             ping_at: None,
             unknown_types: HashSet::new(),
+            unreadable: Unreadable::default(),
             counts: Counts::default(),
             due: None,
         }
@@ -292,12 +318,7 @@ impl Session {
         session.leaving = before
             .leaving
             .iter()
-            .map(|leaving| Leaving {
-                subscription: Arc::clone(&leaving.subscription),
-                room: leaving.room.clone(),
-                token: leaving.token.clone(),
-                nonce: None,
-            })
+            .map(|left| Leaving::new(&left.subscription, left.room.clone(), &left.token))
             .collect();
         session.rooms = None;
         session
@@ -319,8 +340,41 @@ impl Session {
         effects: &mut Effects,
     ) {
         self.heard(now);
-        match wire::read(&text) {
-            Ok(ServerFrame::Message(envelope)) => {
+        if text.len() > self.limits.max_message_size {
+            self.counts.oversized += 1;
+            self.unreadable.note("a message exceeds astro.max_message_size", &text, now);
+            return;
+        }
+        let whole = text.clone();
+        let Err(error) = self.take(text, received, now, effects) else { return };
+        // Several in one frame, or one in an odd wrapping.
+        let parts = wire::parts(&whole);
+        if parts.is_empty() {
+            self.skip(&error, &whole, now);
+        }
+        for part in parts {
+            if let Err(error) = self.take(part.into(), received, now, effects) {
+                self.skip(&error, part, now);
+            }
+        }
+    }
+
+    /// A frame of which nothing can be made.
+    fn skip(&mut self, error: &WireError, text: &str, now: Instant) {
+        self.counts.invalid += 1;
+        self.unreadable.note(error.in_words(), text, now);
+        self.due = None;
+    }
+
+    fn take(
+        &mut self,
+        text: Utf8Bytes,
+        received: UnixMillis,
+        now: Instant,
+        effects: &mut Effects,
+    ) -> Result<(), WireError> {
+        match wire::read(&text)? {
+            ServerFrame::Message(envelope) => {
                 self.counts.messages += 1;
                 let rooms = self.rooms.get_or_insert_with(|| place_rooms(&self.entries));
                 let place = rooms.place(&envelope.topic, &envelope.room);
@@ -338,25 +392,25 @@ impl Session {
                     data,
                     impersonal,
                 });
-                return;
+                return Ok(());
             }
-            Ok(ServerFrame::Response(response)) => {
+            ServerFrame::Response(response) => {
+                if let Some(said) = clock::parse_rfc3339(&response.ts) {
+                    effects.server_time = Some(said);
+                }
                 self.on_response(&response, received, now, effects);
                 // What was due before it may be due no more, and nothing is due earlier.
                 if response.error.is_none() {
-                    return;
+                    return Ok(());
                 }
             }
-            Ok(ServerFrame::Welcome) => self.welcome(effects),
-            Ok(ServerFrame::Reconnect { token }) => effects.ended = Some(Ended::Moved(token)),
-            Ok(ServerFrame::Unknown(kind)) => self.on_unknown(&kind),
-            Err(error) => {
-                self.counts.invalid += 1;
-                debug!(%error, bytes = text.len(), "frame skipped");
-            }
+            ServerFrame::Welcome => self.welcome(effects),
+            ServerFrame::Reconnect { token } => effects.ended = Some(Ended::Moved(token)),
+            ServerFrame::Unknown(kind) => self.on_unknown(&kind),
         }
         self.due = None;
         self.tick(now, effects);
+        Ok(())
     }
 
     /// Any other frame: a ping, a pong. Life, and no more.
@@ -387,6 +441,7 @@ impl Session {
         }
         if self.welcomed {
             self.give_up_unanswered(now, effects);
+            self.repeat_unsubscribes(now);
             self.retry_refused(now, effects);
             while self.pace.ready_at(now) <= now && self.say_next(now, effects) {}
         }
@@ -411,8 +466,11 @@ impl Session {
         if !self.welcomed {
             return due.min(self.opened_at + self.limits.welcome_grace);
         }
-        if self.leaving.iter().any(|leaving| leaving.nonce.is_none()) {
-            due = due.min(self.pace.ready_at(now));
+        for leaving in &self.leaving {
+            due = due.min(match (leaving.nonce, leaving.asked_at) {
+                (Some(_), Some(asked)) => asked + self.limits.patience(leaving.attempts),
+                _ => self.pace.ready_at(now),
+            });
         }
         for entry in &self.entries {
             match (&entry.standing, entry.asked_at) {
@@ -486,10 +544,13 @@ impl Session {
                 for other in kept.iter_mut().filter(|other| {
                     other.wanted.subscription.topic == subscription.topic && other.may_stand()
                 }) {
+                    if matches!(other.standing, Standing::Confirmed(_)) {
+                        effects.interrupted.push(Arc::clone(&other.wanted.subscription));
+                    }
                     other.standing = Standing::Waiting;
                 }
             }
-            self.leaving.push(Leaving { subscription, room, token: token.clone(), nonce: None });
+            self.leaving.push(Leaving::new(&subscription, room, token));
         }
         self.entries = kept;
         self.rooms = None;
@@ -548,9 +609,18 @@ impl Session {
             .all(|entry| matches!(entry.standing, Standing::Confirmed(_) | Standing::Refused(_)))
     }
 
-    /// When the last frame of any kind came.
-    pub fn heard_at(&self) -> Instant {
-        self.heard_at
+    /// How long the gateway may be silent before it is taken to be gone.
+    pub fn patience_with_silence(&self) -> Duration {
+        if self.limits.ping_after.is_zero() {
+            SERVER_SILENCE
+        } else {
+            self.limits.ping_after + self.limits.ping_timeout
+        }
+    }
+
+    /// Why some of what comes is not relayed, where that happens again and again.
+    pub fn unreadable(&self, now: Instant) -> Option<String> {
+        self.unreadable.repeated(now)
     }
 
     /// What was counted since the last call.
@@ -615,6 +685,8 @@ impl Session {
                 subscription.token_type,
             ));
             leaving.nonce = Some(nonce);
+            leaving.asked_at = Some(now);
+            leaving.attempts += 1;
         } else {
             let waiting = |entry: &&mut Entry| entry.standing == Standing::Waiting;
             let next = self.entries.iter_mut().filter(waiting).min_by_key(|entry| entry.asked_at);
@@ -771,6 +843,23 @@ impl Session {
         }
     }
 
+    /// What is given up and was not answered is given up again, a few times.
+    fn repeat_unsubscribes(&mut self, now: Instant) {
+        let limits = &self.limits;
+        self.leaving.retain_mut(|leaving| {
+            let patience = limits.patience(leaving.attempts);
+            if leaving.nonce.is_none() || leaving.asked_at.is_none_or(|at| now < at + patience) {
+                return true;
+            }
+            leaving.nonce = None;
+            if leaving.attempts >= UNSUBSCRIBES {
+                let Subscription { channel, topic, .. } = &*leaving.subscription;
+                warn!(%channel, %topic, "an unsubscribe was never answered; it is given up");
+            }
+            leaving.attempts < UNSUBSCRIBES
+        });
+    }
+
     fn retry_refused(&mut self, now: Instant, effects: &mut Effects) {
         for entry in &mut self.entries {
             if let Standing::Refused(Refusal { retry_at: Some(at), .. }) = &entry.standing
@@ -785,13 +874,18 @@ impl Session {
 
 /// To which channel messages belong, from what is confirmed.
 fn place_rooms(entries: &[Entry]) -> Rooms {
-    Rooms::new(entries.iter().filter_map(|entry| {
+    let confirmed = entries.iter().filter_map(|entry| {
         let subscription = &entry.wanted.subscription;
         match &entry.standing {
             Standing::Confirmed(canonical) => Some((subscription, canonical.clone())),
             Standing::Waiting | Standing::Pending | Standing::Refused(_) => None,
         }
-    }))
+    });
+    let mut confirmed: Vec<_> = confirmed.collect();
+    // Where two labels have the same room, the first label has its messages: not whichever was
+    // confirmed first.
+    confirmed.sort_by(|(a, _), (b, _)| a.channel.cmp(&b.channel));
+    Rooms::new(confirmed.into_iter())
 }
 
 /// Whether the gateway says that it would take this, were there not too much already.

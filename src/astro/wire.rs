@@ -3,19 +3,25 @@
 //! The envelope is parsed, the payload is not: `data` stays where it lies in the frame. Both
 //! revisions of the protocol are read; what neither knows is handed on as unknown, never as an error.
 //!
-//! The one thing to know: every field of the envelope is optional on the wire, and may be `null`.
+//! Every field of the envelope is optional on the wire and may have another type than the documents
+//! say. A message is relayed where its topic can be made out.
 
 mod usual;
 
-use std::{borrow::Cow, fmt, ops::Range};
+use std::{borrow::Cow, collections::BTreeMap, fmt, ops::Range, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, de};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use crate::{
+    clock,
     config::{Secret, TokenType},
-    event::key,
+    event::{UnixMillis, key},
+    json,
 };
+
+/// Frames in one text, at most.
+const PARTS: usize = 10_000;
 
 /// A frame from the gateway.
 #[derive(Debug, PartialEq, Eq)]
@@ -74,6 +80,8 @@ pub struct Response<'a> {
     pub text: String,
     /// The canonical room (newer revision only).
     pub room: Option<String>,
+    /// RFC 3339, or empty.
+    pub ts: Cow<'a, str>,
 }
 
 /// A frame that cannot be read.
@@ -90,8 +98,18 @@ pub enum WireError {
     NoToken,
 }
 
-/// A string of the envelope that costs no copy where it has no escapes. `null` reads as empty.
-#[derive(Default)]
+impl WireError {
+    /// The same, for people who do not know the format.
+    pub fn in_words(&self) -> &'static str {
+        match self {
+            Self::Json(_) => "a frame that is not an object of JSON",
+            Self::NoTopic => "a message without a topic",
+            Self::NoToken => "a request to reconnect without a token",
+        }
+    }
+}
+
+/// A string that costs no copy where it has no escapes.
 struct Text<'a>(Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
@@ -100,7 +118,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
         impl<'de> de::Visitor<'de> for Visitor {
             type Value = Text<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string or null")
+                f.write_str("a string")
             }
             fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
                 Ok(Text(Cow::Borrowed(text)))
@@ -108,51 +126,87 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
             fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
                 Ok(Text(Cow::Owned(text.to_owned())))
             }
-            fn visit_unit<E>(self) -> Result<Text<'de>, E> {
-                Ok(Text::default())
-            }
         }
-        deserializer.deserialize_any(Visitor)
+        deserializer.deserialize_str(Visitor)
     }
 }
 
-#[derive(Deserialize)]
-struct Raw<'a> {
-    #[serde(borrow, default)]
-    id: Text<'a>,
-    #[serde(borrow, default)]
-    ts: Text<'a>,
-    #[serde(borrow, default, rename = "type")]
-    kind: Text<'a>,
-    #[serde(borrow, default)]
-    topic: Text<'a>,
-    #[serde(borrow, default)]
-    room: Text<'a>,
-    #[serde(borrow, default)]
-    nonce: Text<'a>,
-    #[serde(borrow, default)]
-    error: Text<'a>,
-    #[serde(borrow, default)]
-    data: Option<&'a RawValue>,
+/// The fields of an object as they stand in it, nothing judged yet. Of a field that stands twice the
+/// last counts, as for most readers of JSON.
+#[derive(Default, Deserialize)]
+#[serde(transparent)]
+struct Fields<'a>(#[serde(borrow)] BTreeMap<String, &'a RawValue>);
+
+impl<'a> Fields<'a> {
+    fn get(&self, name: &str) -> Option<&'a RawValue> {
+        let odd = || self.0.iter().find(|(other, _)| other.eq_ignore_ascii_case(name));
+        self.0.get(name).or_else(|| odd().map(|(_, value)| value)).copied()
+    }
+
+    fn text(&self, name: &str) -> Cow<'a, str> {
+        text(self.get(name))
+    }
 }
 
-/// `data` of a response: an object in both revisions, a bare string in some older servers.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ResponseData {
-    Object {
-        #[serde(default)]
-        message: Option<String>,
-        #[serde(default)]
-        room: Option<String>,
-    },
-    Bare(String),
-    Other(de::IgnoredAny),
+/// What a field says, as text: a string as it is, a number or `true` as it is written. What says
+/// nothing (`null`, `false`) and what is no single value is empty.
+fn text(value: Option<&RawValue>) -> Cow<'_, str> {
+    let value = value.map_or("", RawValue::get);
+    match value.as_bytes().first() {
+        Some(b'"') => match serde_json::from_str(value) {
+            Ok(Text(text)) => text,
+            // Half a surrogate pair.
+            Err(_) => match json::value(value.as_bytes()) {
+                Some(Value::String(text)) => text.into(),
+                _ => Cow::default(),
+            },
+        },
+        Some(b'0'..=b'9' | b'-' | b't') => Cow::Borrowed(value),
+        Some(_) | None => Cow::default(),
+    }
 }
 
-#[derive(Deserialize)]
-struct ReconnectData {
-    reconnect_token: String,
+/// A time: text as it is; a number is taken for the seconds or milliseconds since 1970.
+fn time(value: Option<&RawValue>) -> Cow<'_, str> {
+    /// Seconds reach this in the year 5138, milliseconds reached it in 1973.
+    const MILLISECONDS: f64 = 1e11;
+    let said = text(value);
+    let is_text = value.is_some_and(|value| value.get().starts_with('"'));
+    match said.parse::<f64>() {
+        Ok(number) if !is_text => {
+            let seconds = if number < MILLISECONDS { number } else { number / 1000.0 };
+            let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+            let millis = UnixMillis::try_from(time.as_millis()).unwrap_or_default();
+            clock::rfc3339(millis).into()
+        }
+        Ok(_) | Err(_) => said,
+    }
+}
+
+/// The code of an error; `None`: there is none. Nothing, `false`, 0 and the empty text are none.
+fn error(value: Option<&RawValue>) -> Option<Cow<'_, str>> {
+    let said = value.map_or("", RawValue::get);
+    if said.starts_with('{') {
+        let fields: Fields<'_> = serde_json::from_str(said).unwrap_or_default();
+        let code = ["code", "error", "message"].map(|name| fields.text(name));
+        let code = code.into_iter().find(|code| !code.is_empty());
+        return Some(code.unwrap_or("error".into()));
+    }
+    let said = text(value);
+    let none = said.is_empty() || said.parse() == Ok(0.0_f64);
+    (!none).then_some(said)
+}
+
+/// What a response says for people, and the canonical room. `data` is an object in both revisions, a
+/// bare string in some older servers.
+fn response_data(data: Option<&RawValue>) -> (String, Option<String>) {
+    let said = data.map_or("", RawValue::get);
+    if !said.starts_with('{') {
+        return (text(data).into_owned(), None);
+    }
+    let fields: Fields<'_> = serde_json::from_str(said).unwrap_or_default();
+    let room = fields.text("room");
+    (fields.text("message").into_owned(), (!room.is_empty()).then(|| room.into_owned()))
 }
 
 /// Reads one text frame.
@@ -160,44 +214,87 @@ pub fn read(text: &str) -> Result<ServerFrame<'_>, WireError> {
     usual::message(text).map_or_else(|| read_any(text), |usual| Ok(ServerFrame::Message(usual)))
 }
 
-/// Reads whatever frame, the usual as well as the odd.
-fn read_any(text: &str) -> Result<ServerFrame<'_>, WireError> {
-    let raw: Raw<'_> = serde_json::from_str(text)?;
-    let kind = raw.kind.0;
-    // The older document's table says `RESPONSE`, its examples say `response`.
-    if kind.eq_ignore_ascii_case("message") {
-        if raw.topic.0.is_empty() {
-            return Err(WireError::NoTopic);
+/// Frames in one text that are to be read one by one: the elements of a list, documents one behind the
+/// other, or one behind a byte order mark. Empty where the text is none of these.
+pub fn parts(whole: &str) -> Vec<&str> {
+    let text = whole.trim_start_matches('\u{feff}');
+    let mut parts = Vec::new();
+    for value in serde_json::Deserializer::from_str(text).into_iter::<&RawValue>() {
+        let Ok(value) = value else { return Vec::new() };
+        match serde_json::from_str::<Vec<&RawValue>>(value.get()) {
+            Ok(list) => parts.extend(list.into_iter().map(RawValue::get)),
+            Err(_) => parts.push(value.get()),
         }
-        let data = raw.data.map_or(0..0, |data| place(text, data.get()));
-        Ok(ServerFrame::Message(Envelope {
-            id: raw.id.0,
-            ts: raw.ts.0,
-            topic: raw.topic.0,
-            room: raw.room.0,
-            data,
-            impersonal: false,
-        }))
-    } else if kind.eq_ignore_ascii_case("response") {
-        let (text, room) = match raw.data.map(|data| serde_json::from_str(data.get())) {
-            Some(Ok(ResponseData::Object { message, room })) => (message.unwrap_or_default(), room),
-            Some(Ok(ResponseData::Bare(text))) => (text, None),
-            Some(Ok(ResponseData::Other(_)) | Err(_)) | None => (String::new(), None),
-        };
-        let error = (!raw.error.0.is_empty()).then_some(raw.error.0);
-        let room = room.filter(|room| !room.is_empty());
-        Ok(ServerFrame::Response(Response { nonce: raw.nonce.0, error, text, room }))
-    } else if kind.eq_ignore_ascii_case("welcome") {
-        Ok(ServerFrame::Welcome)
-    } else if kind.eq_ignore_ascii_case("reconnect") {
-        let data: ReconnectData = raw
-            .data
-            .and_then(|data| serde_json::from_str(data.get()).ok())
-            .ok_or(WireError::NoToken)?;
-        Ok(ServerFrame::Reconnect { token: Secret::new(data.reconnect_token) })
-    } else {
-        Ok(ServerFrame::Unknown(kind))
+        if parts.len() > PARTS {
+            return Vec::new();
+        }
     }
+    // What could not be read as it is cannot be read once more.
+    if parts == [whole] { Vec::new() } else { parts }
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Message,
+    Response,
+    Welcome,
+    Reconnect,
+    Unknown,
+}
+
+impl Kind {
+    /// The older document's table says `RESPONSE`, its examples say `response`. A frame that does not
+    /// say what it is is known by its fields.
+    fn of(said: &str, topic: &str, nonce: &str) -> Self {
+        let known = [
+            ("message", Self::Message),
+            ("response", Self::Response),
+            ("welcome", Self::Welcome),
+            ("reconnect", Self::Reconnect),
+        ];
+        match known.into_iter().find(|(word, _)| said.eq_ignore_ascii_case(word)) {
+            Some((_, kind)) => kind,
+            None if !said.is_empty() => Self::Unknown,
+            None if !topic.is_empty() => Self::Message,
+            None if !nonce.is_empty() => Self::Response,
+            None => Self::Unknown,
+        }
+    }
+}
+
+/// Reads whatever frame, the usual as well as the odd.
+fn read_any(frame: &str) -> Result<ServerFrame<'_>, WireError> {
+    let fields: Fields<'_> = serde_json::from_str(frame)?;
+    let [kind, topic, nonce] = ["type", "topic", "nonce"].map(|name| fields.text(name));
+    let data = fields.get("data").filter(|data| data.get() != "null");
+    let said = kind.trim();
+    Ok(match Kind::of(said, &topic, &nonce) {
+        Kind::Message if topic.is_empty() => return Err(WireError::NoTopic),
+        Kind::Message => ServerFrame::Message(Envelope {
+            id: fields.text("id"),
+            ts: time(fields.get("ts")),
+            topic,
+            room: fields.text("room"),
+            data: data.map_or(0..0, |data| place(frame, data.get())),
+            impersonal: false,
+        }),
+        Kind::Response => {
+            let (text, room) = response_data(data);
+            let (error, ts) = (error(fields.get("error")), time(fields.get("ts")));
+            ServerFrame::Response(Response { nonce, error, text, room, ts })
+        }
+        Kind::Welcome => ServerFrame::Welcome,
+        Kind::Reconnect => {
+            let data = data.and_then(|data| serde_json::from_str::<Fields<'_>>(data.get()).ok());
+            let token = data.unwrap_or_default().text("reconnect_token");
+            if token.is_empty() {
+                return Err(WireError::NoToken);
+            }
+            ServerFrame::Reconnect { token: Secret::new(token) }
+        }
+        Kind::Unknown => ServerFrame::Unknown(said.to_owned().into()),
+    })
 }
 
 /// Where `part`, a slice of `whole`, lies in it.
@@ -329,9 +426,101 @@ mod tests {
         for nobodys in [r#"{"type":"message"}"#, r#"{"type":"message","topic":null,"data":{}}"#] {
             assert!(matches!(read(nobodys), Err(WireError::NoTopic)), "{nobodys}");
         }
-        for garbage in ["", "3", "{", r#"{"type":{}}"#, r#"{"type":"message","id":7}"#] {
+        for garbage in ["", "3", "{", "[]", "\u{feff}{}"] {
             assert!(matches!(read(garbage), Err(WireError::Json(_))), "{garbage}");
         }
+    }
+
+    #[test]
+    fn a_message_is_relayed_where_its_topic_can_be_made_out() {
+        // The frame; what comes out: id, time, topic, room, data.
+        let cases: &[(&str, [&str; 5])] = &[
+            (r#"{"type":"message","topic":"t","id":7}"#, ["7", "", "t", "", ""]),
+            (r#"{"type":"message","topic":7,"room":12.5,"data":[]}"#, ["", "", "7", "12.5", "[]"]),
+            (r#"{"type":"message","topic":"t","room":["r"],"id":{}}"#, ["", "", "t", "", ""]),
+            (r#"{"type":"message","topic":"t","room":false,"id":true}"#, ["true", "", "t", "", ""]),
+            (
+                r#"{"type":"message","topic":"t","ts":1708008762500}"#,
+                ["", "2024-02-15T14:52:42.5Z", "t", "", ""],
+            ),
+            (
+                r#"{"type":"message","topic":"t","ts":1708008762.5}"#,
+                ["", "2024-02-15T14:52:42.5Z", "t", "", ""],
+            ),
+            (
+                r#"{"type":"message","topic":"t","ts":1e400}"#,
+                ["", "1970-01-01T00:00:00Z", "t", "", ""],
+            ),
+            (r#"{"type":"message","topic":"t","ts":"7"}"#, ["", "7", "t", "", ""]),
+            (
+                r#"{"type":"message","topic":"a","topic":"t","data":1,"data":2}"#,
+                ["", "", "t", "", "2"],
+            ),
+            (r#"{"type":"message","topic":"t","error":false,"nonce":0}"#, ["", "", "t", "", ""]),
+            (r#"{"TYPE":" Message ","Topic":"t","DATA":3}"#, ["", "", "t", "", "3"]),
+            (r#"{"topic":"t","data":{}}"#, ["", "", "t", "", "{}"]),
+            (r#"{"type":null,"topic":"t"}"#, ["", "", "t", "", ""]),
+            (r#"{"type":[],"topic":"t","data":"\ud83d"}"#, ["", "", "t", "", r#""\ud83d""#]),
+            (r#"{"type":"message","topic":"t","id":"\ud83d"}"#, ["\u{fffd}", "", "t", "", ""]),
+        ];
+        for (text, [id, ts, topic, room, data]) in cases {
+            let Ok(ServerFrame::Message(found)) = read(text) else { panic!("{text}") };
+            assert_eq!((&*found.id, &*found.ts), (*id, *ts), "{text}");
+            assert_eq!((&*found.topic, &*found.room), (*topic, *room), "{text}");
+            assert_eq!(&text[found.data], *data, "{text}");
+        }
+        for text in [r#"{"type":"message","topic":{}}"#, r#"{"type":"message","topic":""}"#] {
+            assert!(matches!(read(text), Err(WireError::NoTopic)), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_error_that_says_nothing_is_none() {
+        let cases = [
+            ("false", None),
+            ("0", None),
+            ("0.0", None),
+            ("null", None),
+            (r#""""#, None),
+            ("[]", None),
+            ("true", Some("true")),
+            ("7", Some("7")),
+            (r#"{"code":"err_unauthorized","message":"no"}"#, Some("err_unauthorized")),
+            (r#"{"message":"no"}"#, Some("no")),
+            ("{}", Some("error")),
+        ];
+        for (error, code) in cases {
+            let text = format!(
+                r#"{{"type":"response","nonce":7,"error":{error},"data":{{"message":1,"room":2}}}}"#
+            );
+            let Ok(ServerFrame::Response(response)) = read(&text) else { panic!("{text}") };
+            assert_eq!(response.error.as_deref(), code, "{text}");
+            assert_eq!((&*response.nonce, &*response.text), ("7", "1"), "{text}");
+            assert_eq!(response.room.as_deref(), Some("2"), "{text}");
+        }
+        let unnamed = read(r#"{"nonce":"n","data":{"room":"r"}}"#);
+        assert!(matches!(unnamed, Ok(ServerFrame::Response(_))), "{unnamed:?}");
+    }
+
+    #[test]
+    fn several_frames_in_one_text_are_found() {
+        let cases: &[(&str, &[&str])] = &[
+            ("\u{feff}{}", &["{}"]),
+            ("[{}, {\"a\":[1]}]", &["{}", "{\"a\":[1]}"]),
+            ("\u{feff}[{}]", &["{}"]),
+            ("{}\n{}{}", &["{}", "{}", "{}"]),
+            ("[]", &[]),
+            ("{}", &[]),
+            ("3", &[]),
+            ("[{},]", &[]),
+            ("[{}", &[]),
+            ("{} x", &[]),
+            ("", &[]),
+        ];
+        for (text, found) in cases {
+            assert_eq!(parts(text), *found, "{text}");
+        }
+        assert!(parts(&"1 ".repeat(PARTS + 2)).is_empty());
     }
 
     #[test]

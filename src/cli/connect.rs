@@ -93,8 +93,9 @@ async fn gateway(config: &Config) -> Result<usize, Failed> {
     let status = Arc::new(Status::new(clock::now()));
     let (_targets, wanted) = watch::channel(Targets::of(config));
     let journal = Journal::in_memory(MEMORY);
-    let gateway = Gateway::new(&config.astro, journal, Arc::clone(&status), Arc::default(), wanted)
-        .map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let gateway =
+        Gateway::new(&config.astro, journal, Arc::clone(&status), Default::default(), wanted)
+            .map_err(|error| Failed::of(Failed::CONFIG, &error))?;
     let count: usize = config.channels.values().map(|channel| channel.topics.len()).sum();
     let (stop, limit) = (CancellationToken::new(), patience(config, count));
     let asking = async {

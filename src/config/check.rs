@@ -277,21 +277,26 @@ impl Findings {
         }
     }
 
-    /// The same subscription under two labels: the gateway would send each event once, and only
-    /// one of the two would get it.
+    /// The same subscription under two labels: each message would belong to one of the two only, with
+    /// whatever token it was asked for.
     fn repeated(&mut self, config: &Config) {
         let mut seen: BTreeMap<(&str, Option<&str>, String), &str> = BTreeMap::new();
         for (label, channel) in &config.channels {
             for (index, topic) in channel.topics.iter().enumerate() {
-                // Never the secret itself: it only serves to be compared.
-                let token = serde_json::to_string(&channel.token).unwrap_or_default();
+                // Without a room it is the token's. Never the secret itself: it only serves to be
+                // compared.
+                let token = match &channel.room {
+                    Some(_) => String::new(),
+                    None => serde_json::to_string(&channel.token).unwrap_or_default(),
+                };
                 let subscription = (topic.as_str(), channel.room.as_deref(), token);
                 match seen.get(&subscription) {
                     Some(first) if first == label => {}
                     Some(first) => {
                         let element = format!("[{index}]");
                         let message = format!(
-                            "the same subscription (topic, room and token) stands in channels.{first}"
+                            "the same subscription (topic and room) stands in channels.{first}: a \
+                             message belongs to one channel"
                         );
                         self.error(&["channels", label, "topics", &element], message);
                     }

@@ -172,6 +172,11 @@ impl Ages {
 }
 
 impl Anchor {
+    /// Whether the machine was not booted since.
+    pub(super) fn is_of_this_boot(&self) -> bool {
+        self.passed(&clock::boot_id(), millis(clock::since_boot())).is_some()
+    }
+
     /// How long the relay did not run, as far as that is known: exactly within one boot, by the wall
     /// clock otherwise.
     pub(super) fn ago(&self) -> Duration {

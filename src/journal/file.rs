@@ -20,7 +20,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use tokio::time::{Duration, Instant};
@@ -35,7 +35,7 @@ use super::{
     writer,
 };
 use crate::{
-    clock,
+    clock::{self, Moment},
     config::{self, Sync},
     event::{Seq, UnixMillis},
 };
@@ -84,6 +84,8 @@ pub struct Opened {
     pub alive: Option<UnixMillis>,
     /// How long it did not run. Within one boot of the machine no step of the wall clock touches this.
     pub away: Option<Duration>,
+    /// Whether that is known, and not only what the wall clock says.
+    pub away_is_certain: bool,
     /// Events that are there.
     pub events: u64,
     /// Sinks whose position was broken: they begin with the earliest event.
@@ -103,8 +105,37 @@ pub(super) struct Lock {
 #[derive(Debug)]
 pub(super) struct Mark {
     file: File,
+    pub(super) missing: Missing,
     /// What stands in it, and since when.
     written: Option<(Marked, Instant)>,
+}
+
+/// For how long something has been missing that is not yet told: the next start shall take the relay
+/// to have been away since then.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Missing(Arc<Mutex<Option<(Moment, Duration)>>>);
+
+impl Missing {
+    pub(super) fn set(&self, time: Option<Duration>) {
+        let since = time.map(|time| (Moment::now(), time));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    }
+
+    fn time(&self) -> Duration {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.map_or(Duration::ZERO, |(at, before)| before + at.elapsed())
+    }
+
+    fn line(&self) -> String {
+        let text = format!("{:020}", super::millis(self.time()));
+        format!("{text} {:08x}\n", crc32fast::hash(text.as_bytes()))
+    }
+
+    fn parse(line: &str) -> Option<Duration> {
+        let (text, sum) = line.trim_end().rsplit_once(' ')?;
+        let whole = u32::from_str_radix(sum, 16).ok()? == crc32fast::hash(text.as_bytes());
+        whole.then(|| text.parse().ok().map(Duration::from_millis)).flatten()
+    }
 }
 
 /// What the mark says.
@@ -181,7 +212,7 @@ pub(super) fn open_run(
     make_dir(dir)?;
     let lock = lock(dir)?;
     restrict(dir);
-    let (mut mark, marked, anchor) = Mark::open(dir)?;
+    let (mut mark, marked, anchor, missing) = Mark::open(dir)?;
     let from = Before { always, marked, anchor: anchor.as_ref(), at_least };
     let (begun, opened) = match begin(dir, from, false) {
         Err(error) if error.is_corrupt() => {
@@ -194,6 +225,9 @@ pub(super) fn open_run(
         }
         begun => begun?,
     };
+    let mut opened = opened;
+    opened.alive = opened.alive.map(|alive| alive.saturating_sub(super::millis(missing)));
+    opened.away = opened.away.map(|away| away + missing);
     let Begun { store, state, ages } = begun;
     if opened.lost > 0 {
         error!(lost = opened.lost, "events that were in the journal are gone");
@@ -307,6 +341,7 @@ fn begin(dir: &Path, from: Before<'_>, recovered: bool) -> Result<(Begun, Opened
     let next = store.begin_run_from(known, opened.lost, at_least)?;
     let runs = store.runs()?;
     opened.alive = anchor.map(|anchor| anchor.wall).or(store.alive()?);
+    opened.away_is_certain = anchor.is_some_and(Anchor::is_of_this_boot);
     opened.away = match (anchor, opened.alive) {
         (Some(anchor), _) => Some(anchor.ago()),
         (None, Some(alive)) => clock::now().checked_sub(alive).map(Duration::from_millis),
@@ -646,21 +681,24 @@ pub(super) fn lock(dir: &Path) -> Result<Lock, StoreError> {
 
 /// What the mark says, for who only reads: the numbers, and when the relay last ran.
 pub(super) fn read_mark(dir: &Path) -> (Marked, Option<Anchor>) {
-    File::open(dir.join(MARK)).and_then(|mut file| parse_mark(&mut file)).unwrap_or_default()
+    let read = File::open(dir.join(MARK)).and_then(|mut file| parse_mark(&mut file));
+    read.map(|(marked, anchor, _)| (marked, anchor)).unwrap_or_default()
 }
 
-fn parse_mark(file: &mut File) -> io::Result<(Marked, Option<Anchor>)> {
+fn parse_mark(file: &mut File) -> io::Result<(Marked, Option<Anchor>, Duration)> {
     let mut bytes = Vec::new();
     io::Read::by_ref(file).take(512).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let mut lines = text.lines();
     let marked = lines.next().and_then(Marked::parse).unwrap_or_default();
-    Ok((marked, lines.next().and_then(Anchor::parse)))
+    let anchor = lines.next().and_then(Anchor::parse);
+    Ok((marked, anchor, lines.next().and_then(Missing::parse).unwrap_or_default()))
 }
 
 impl Mark {
-    /// Opens it, and answers what it says; nothing where it is new or broken.
-    pub(super) fn open(dir: &Path) -> Result<(Self, Marked, Option<Anchor>), StoreError> {
+    /// Opens it, and answers what it says, with how long something had been missing then; nothing where
+    /// it is new or broken.
+    pub(super) fn open(dir: &Path) -> Result<(Self, Marked, Option<Anchor>, Duration), StoreError> {
         let path = dir.join(MARK);
         let failed = |source| StoreError::Io { path: path.clone(), source };
         let mut file = OpenOptions::new()
@@ -671,13 +709,14 @@ impl Mark {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        let (marked, anchor) = parse_mark(&mut file).map_err(failed)?;
-        Ok((Self { file, written: None }, marked, anchor))
+        let (marked, anchor, missing) = parse_mark(&mut file).map_err(failed)?;
+        let mark = Self { file, missing: Missing::default(), written: None };
+        Ok((mark, marked, anchor, missing))
     }
 
     /// Writes it down, without waiting for the disk.
     pub(super) fn set(&mut self, marked: Marked, ages: &Ages) -> Result<(), StoreError> {
-        let lines = marked.line() + &ages.anchor().line();
+        let lines = marked.line() + &ages.anchor().line() + &self.missing.line();
         self.file.write_all_at(lines.as_bytes(), 0).map_err(Self::failed)?;
         self.written = Some((marked, Instant::now()));
         Ok(())

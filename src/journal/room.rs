@@ -33,3 +33,31 @@ impl Journal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{config::Start, event::own};
+
+    const MEMORY: usize = 64 * 1024;
+
+    #[tokio::test(start_paused = true)]
+    async fn intake_never_waits_for_a_sink() {
+        let journal = Journal::in_memory(MEMORY);
+        journal.register("stuck", Start::End).unwrap();
+        journal.register("slow", Start::End).unwrap();
+        let nobody = "".into();
+        let began = Instant::now();
+        // Far more than the ring holds, while one sink moves a little and the other not at all.
+        while journal.figures().oldest <= 1000 {
+            let event = own("channel.tips", &nobody, &nobody, &json!({}), 1);
+            journal.append(&mut vec![event]);
+            journal.room().await;
+            journal.advance("slow", journal.figures().last / 2);
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+}

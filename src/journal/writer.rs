@@ -197,11 +197,16 @@ impl Writer {
     fn take(&mut self, files: Files) {
         let Files { store, mark, lock, ages, known, identity } = files;
         self.store = Some(store);
-        self.mark = Some(mark);
+        self.take_mark(mark);
         self.lock = Some(lock);
         self.ages = ages;
         self.known = known;
         self.identity = Some(identity);
+    }
+
+    fn take_mark(&mut self, mut mark: Mark) {
+        mark.missing = self.shared.missing.clone();
+        self.mark = Some(mark);
     }
 
     fn set_mark(&mut self, marked: Marked) -> Result<(), StoreError> {
@@ -460,8 +465,8 @@ impl Writer {
         // The directory may be another one than before: mounted anew, or restored.
         self.lock = None;
         self.lock = Some(file::lock(dir)?);
-        let (mark, _, _) = Mark::open(dir)?;
-        self.mark = Some(mark);
+        let (mark, ..) = Mark::open(dir)?;
+        self.take_mark(mark);
         let (last, marked, runs) = {
             let state = self.shared.lock();
             (state.last, state.marked(), state.runs.clone())

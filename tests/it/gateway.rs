@@ -6,6 +6,7 @@
 )]
 
 mod bench;
+mod clocks;
 mod gaps;
 mod garbage;
 mod handover;

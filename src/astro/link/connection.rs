@@ -25,7 +25,7 @@ use super::super::{
     session::{Effects, Ended, Session, Subscription},
 };
 use crate::{
-    clock,
+    clock::{self, Moment},
     event::{Event, UnixMillis},
     metrics::{self, MESSAGES, RATE_LIMITED, REFUSALS, SKIPPED},
 };
@@ -49,6 +49,8 @@ type Frame = Result<Message, tungstenite::Error>;
 pub(super) struct Connection {
     socket: Socket,
     pub(super) session: Session,
+    /// When the last frame came.
+    pub(super) heard: Moment,
     outbox: VecDeque<Message>,
     /// Since when the outbox waits for the peer.
     sending: Option<Instant>,
@@ -69,7 +71,6 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Step {
     pub(super) changed: bool,
-    pub(super) answered: Vec<(Arc<Subscription>, bool)>,
     pub(super) overflow: Vec<Arc<Subscription>>,
     pub(super) ended: Option<Ended>,
 }
@@ -79,6 +80,7 @@ impl Connection {
         Self {
             socket,
             session,
+            heard: Moment::now(),
             outbox: VecDeque::new(),
             sending: None,
             events: Vec::new(),
@@ -130,6 +132,15 @@ impl Connection {
 
     /// Carries out what needs no waiting, and keeps the rest.
     pub(super) fn take(&mut self, mut effects: Effects, hub: &Hub) {
+        if let Some(said) = effects.server_time {
+            hub.gaps.note_time(said);
+        }
+        hub.interrupted(&effects.interrupted);
+        // A gap that is over is told before whatever came after it. While events are held back, so is
+        // the gap: the caller tells it when it releases them.
+        if self.held.is_none() {
+            hub.settle(effects.answered.iter().map(|(one, stands)| (one, *stands)));
+        }
         self.hand_on(&mut effects.events, hub);
         self.events = effects.events;
         self.outbox.extend(effects.send.into_iter().map(Message::text));
@@ -137,7 +148,6 @@ impl Connection {
             self.outbox.push_back(Message::Ping(Bytes::new()));
         }
         self.step.changed |= effects.changed;
-        self.step.answered.append(&mut effects.answered);
         self.step.overflow.append(&mut effects.overflow);
         if effects.ended.is_some() {
             self.step.ended = effects.ended;
@@ -145,6 +155,7 @@ impl Connection {
         let counts = self.session.take_counts();
         metrics::add(MESSAGES, counts.messages);
         metrics::add_for(SKIPPED, "reason", "invalid", counts.invalid);
+        metrics::add_for(SKIPPED, "reason", "oversized", counts.oversized);
         metrics::add_for(SKIPPED, "reason", "binary", counts.binary);
         metrics::add_for(SKIPPED, "reason", "unknown", counts.unknown);
         metrics::add(RATE_LIMITED, counts.rate_limited);
@@ -170,6 +181,11 @@ impl Connection {
         if let Some(mut held) = self.held.take() {
             hub.intake(&mut held.events);
         }
+    }
+
+    /// Takes out what was held back, of a connection that is given up.
+    pub(super) fn take_held(&mut self) -> Vec<Event> {
+        self.held.take().map(|held| held.events).unwrap_or_default()
     }
 
     /// Says goodbye, and reads what the gateway had still to say until it says goodbye too.
@@ -198,6 +214,9 @@ impl Connection {
     /// Takes `first` and what is ready behind it.
     fn frames(&mut self, first: Option<Frame>, effects: &mut Effects) {
         let (now, received) = (Instant::now(), clock::now());
+        if matches!(first, Some(Ok(_))) {
+            self.heard = Moment::now();
+        }
         self.frame(first, received, now, effects);
         for _ in 1..BATCH {
             if effects.ended.is_some() {
@@ -269,7 +288,7 @@ fn violation(error: &tungstenite::Error) -> Option<CloseCode> {
 
 fn describe(error: &tungstenite::Error) -> String {
     match error {
-        tungstenite::Error::Capacity(_) => "a message exceeds max_message_size".into(),
+        tungstenite::Error::Capacity(_) => "a message is far larger than max_message_size".into(),
         tungstenite::Error::Utf8(_) => "text that is not UTF-8".into(),
         other => other.to_string(),
     }

@@ -8,7 +8,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::{
     super::{
@@ -19,7 +19,9 @@ use super::{
     connection::Connection,
 };
 use crate::{
+    clock,
     config::Secret,
+    event::Event,
     metrics::{self, HANDOVERS},
 };
 
@@ -30,6 +32,8 @@ pub(super) struct Successor {
     link: u64,
     token: Option<Secret>,
     stage: Stage,
+    /// What a connection heard that was given up before it was ready.
+    heard: Vec<Event>,
 }
 
 enum Stage {
@@ -72,27 +76,45 @@ impl Successor {
         let session = Session::restored(hub.next_connection(), before, Instant::now());
         let (hub, shown) = (Arc::clone(hub), token.clone());
         let dialing = async move {
-            sleep(wait).await;
+            clock::sleep(wait).await;
             hub.dialer.dial(Some(&shown)).await.map(|socket| (socket, session))
         };
-        Self { link, token: Some(token), stage: Stage::Dialing(Box::pin(dialing)) }
+        Self {
+            link,
+            token: Some(token),
+            stage: Stage::Dialing(Box::pin(dialing)),
+            heard: Vec::new(),
+        }
     }
 
     /// Without a token, after a wait: everything is subscribed again.
     pub(super) fn plain(link: u64, hub: &Arc<Hub>, wants: Wants, wait: Duration) -> Self {
         let hub = Arc::clone(hub);
         let dialing = async move {
-            sleep(wait).await;
+            clock::sleep(wait).await;
             let (socket, wanted) = tokio::join!(hub.dialer.dial(None), hub.credentials(&wants));
             let (number, limits) = (hub.next_connection(), hub.limits.clone());
             Ok((socket?, Session::new(number, wanted, limits, Instant::now())))
         };
-        Self { link, token: None, stage: Stage::Dialing(Box::pin(dialing)) }
+        Self { link, token: None, stage: Stage::Dialing(Box::pin(dialing)), heard: Vec::new() }
     }
 
-    /// Whether its connection is open: the server hears and says on it.
-    pub(super) fn is_open(&self) -> bool {
-        matches!(self.stage, Stage::Greeting(_))
+    /// Whether the server has welcomed it: only then is it certain that what stood before is sent on
+    /// it.
+    pub(super) fn is_welcomed(&self) -> bool {
+        matches!(&self.stage, Stage::Greeting(connection) if connection.session.welcomed())
+    }
+
+    /// What was heard on it and not handed on, of a successor that is given up.
+    pub(super) fn take_heard(&mut self) -> Vec<Event> {
+        self.give_up();
+        std::mem::take(&mut self.heard)
+    }
+
+    fn give_up(&mut self) {
+        if let Stage::Greeting(mut connection) = std::mem::replace(&mut self.stage, Stage::Done) {
+            self.heard.append(&mut connection.take_held());
+        }
     }
 
     /// Goes one step further. May be dropped at any await.
@@ -143,7 +165,7 @@ impl Successor {
         if self.token.is_none() {
             return self.failed(why, None);
         }
-        self.stage = Stage::Done;
+        self.give_up();
         Outcome::NotYet { token, why, asked: None }
     }
 
@@ -162,7 +184,7 @@ impl Successor {
     }
 
     fn failed(&mut self, why: String, asked: Option<Duration>) -> Outcome {
-        self.stage = Stage::Done;
+        self.give_up();
         metrics::add_for(HANDOVERS, "outcome", "failed", 1);
         if self.token.is_some() { Outcome::TokenSpent(why) } else { Outcome::Failed { why, asked } }
     }

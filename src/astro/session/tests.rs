@@ -405,3 +405,38 @@ proptest::proptest! {
         });
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn unanswered_unsubscribes_are_repeated_a_few_times_and_forgotten() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", Some("x"))]);
+    answer(&mut session, &nonces[0], r#","data":{"message":"ok","room":"x"}"#, now);
+    session.retain(|_| false, &mut Effects::default());
+    let mut sent = 0;
+    let mut at = now;
+    for _ in 0..100 {
+        let mut effects = Effects::default();
+        session.tick(at, &mut effects);
+        sent += effects.send.len();
+        // The server lives.
+        session.on_other(at);
+        at += Duration::from_secs(5);
+    }
+    assert_eq!((sent, session.leaving.len()), (3, 0));
+    // Nor are they said again after the rate was exceeded.
+    let effects = text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, at);
+    assert!(effects.send.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_labels_with_one_room_the_first_has_its_messages() {
+    for order in [[0, 1], [1, 0]] {
+        let both = vec![wanted("b", "t", Some("r")), wanted("a", "t", None)];
+        let (mut session, nonces, now) = welcomed(both);
+        for index in order {
+            answer(&mut session, &nonces[index], r#","data":{"message":"ok","room":"r"}"#, now);
+        }
+        let effects =
+            text(&mut session, r#"{"type":"message","topic":"t","room":"r","data":1}"#, now);
+        assert_eq!(&*effects.events[0].place.channel, "a", "{order:?}");
+    }
+}

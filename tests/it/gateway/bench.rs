@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use astro_relay::{
     astro::{
+        gaps::Gaps,
         gateway::{Account, Gateway, Targets},
         session::Subscription,
     },
@@ -34,6 +35,7 @@ pub struct Bench {
     pub status: Arc<Status>,
     pub targets: watch::Sender<Targets>,
     astro: Astro,
+    gaps: Arc<Gaps>,
     stop: CancellationToken,
     running: AbortOnDropHandle<()>,
 }
@@ -87,12 +89,13 @@ impl Bench {
         let journal = Journal::in_memory(MEMORY);
         let status = Arc::new(Status::new(clock::now()));
         let (targets, inbox) = watch::channel(targets);
+        let gaps: Arc<Gaps> = Arc::default();
+        let shared = (Arc::default(), Arc::clone(&gaps));
         let gateway =
-            Gateway::new(&astro, journal.clone(), Arc::clone(&status), Arc::default(), inbox)
-                .unwrap();
+            Gateway::new(&astro, journal.clone(), Arc::clone(&status), shared, inbox).unwrap();
         let stop = CancellationToken::new();
         let running = spawn(gateway.run(stop.clone()));
-        Self { sim, journal, status, targets, astro, stop, running }
+        Self { sim, journal, status, targets, astro, gaps, stop, running }
     }
 
     /// Lets the gateway fail, without a last word, and starts another as the supervisor would.
@@ -100,9 +103,9 @@ impl Bench {
         self.running.abort();
         until("it has ended", SOON, async || self.running.is_finished().then_some(())).await;
         let (journal, status) = (self.journal.clone(), Arc::clone(&self.status));
+        let shared = (Arc::default(), Arc::clone(&self.gaps));
         let gateway =
-            Gateway::new(&self.astro, journal, status, Arc::default(), self.targets.subscribe())
-                .unwrap();
+            Gateway::new(&self.astro, journal, status, shared, self.targets.subscribe()).unwrap();
         self.running = spawn(gateway.run(self.stop.clone()));
     }
 

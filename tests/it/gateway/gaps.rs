@@ -5,7 +5,7 @@ use astro_relay::{
     config::{Channel, Config, SecretRef, TokenType},
     event::UnixMillis,
     relay::Relay,
-    sim::{End, Options, Refusal, Sim},
+    sim::{End, Load, Options, Refusal, Sim, Success},
     status::Standing,
 };
 use serde_json::Value;
@@ -137,6 +137,89 @@ async fn a_gateway_that_failed_leaves_a_gap_and_no_stale_page() {
     bench.stop().await;
 }
 
+#[tokio::test]
+async fn a_gateway_that_fails_while_something_is_missing_does_not_shorten_the_gap() {
+    let mut bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(3).await;
+    bench.sim.listen(false);
+    let lost = clock::now();
+    bench.sim.end(None, End::Reset);
+    bench.confirmed(0).await;
+    until("some time has passed", SOON, async || (clock::now() > lost + 3_000).then_some(())).await;
+    bench.fail().await;
+    bench.sim.listen(true);
+    bench.confirmed(3).await;
+    until("both are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    for gap in bench.gaps().await {
+        assert!(time(&gap, "from").abs_diff(lost) < 1_000, "{gap}, lost {lost}");
+    }
+}
+
+#[tokio::test]
+async fn a_gap_is_told_before_whatever_came_after_it() {
+    let bench = Bench::start(Options::default(), &WANTS[..1]).await;
+    bench.confirmed(1).await;
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let traffic = async {
+        let mut first = 0;
+        while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            let load = Load {
+                messages: 1000,
+                rate: Some(5000),
+                topic: "channel.tips".into(),
+                rooms: vec![ROOM.into()],
+                first,
+                ..Load::default()
+            };
+            bench.sim.load(&load).await;
+            first += load.messages;
+        }
+    };
+    let losses = async {
+        for told in 1..=10 {
+            let before = bench.journal.figures().last;
+            until("messages flow", SOON, async || {
+                (bench.journal.figures().last > before + 100).then_some(())
+            })
+            .await;
+            bench.sim.end(None, End::Reset);
+            until("it is told", SOON, async || (bench.pages().gaps.len() == told).then_some(()))
+                .await;
+        }
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+    };
+    tokio::join!(traffic, losses);
+    let (mut next, mut gap_before, mut jumps) = (0, false, 0);
+    for event in bench.events().await {
+        if &*event.place.topic == "relay.gap" {
+            gap_before = true;
+            continue;
+        }
+        let data: Value = serde_json::from_slice(event.data()).unwrap();
+        let n = data["n"].as_u64().unwrap();
+        assert!(n == next || gap_before, "{next} to {n} is missing, and not yet told");
+        jumps += usize::from(n != next);
+        (next, gap_before) = (n + 1, false);
+    }
+    assert!(jumps > 0, "something was missed");
+}
+
+#[tokio::test]
+async fn leaving_all_rooms_of_a_topic_tells_what_that_may_cost_the_others() {
+    let options = Options { success: Success::WithoutRoom, ..Options::first_revision() };
+    let wants = [("a", "channel.tips", Some(ROOM)), ("b", "channel.tips", None)];
+    let bench = Bench::start(options, &wants).await;
+    bench.confirmed(2).await;
+    bench.targets.send_replace(targets(&wants[..1]));
+    until("it is told", SOON, async || (bench.gaps().await.len() == 1).then_some(())).await;
+    let gaps = bench.gaps().await;
+    assert_eq!(
+        (&gaps[0]["channel"], restored(&gaps[0])),
+        (&"a".into(), vec![("channel.tips", true)])
+    );
+    bench.confirmed(1).await;
+}
+
 fn config(sim: &Sim, dir: &std::path::Path) -> Config {
     let mut config = Config::default();
     config.astro.url = sim.url();
@@ -190,4 +273,33 @@ async fn the_time_in_which_the_relay_did_not_run_is_a_gap() {
     assert!(time(&gaps[0], "from").abs_diff(stopped) < 1000, "{gaps:?}, stopped {stopped}");
     assert!(time(&gaps[0], "to") >= stopped + 1_200);
     assert_eq!(restored(&gaps[0]), [("channel.tips", true)]);
+}
+
+#[tokio::test]
+async fn a_restart_while_something_is_missing_does_not_shorten_the_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    let config = config(&sim, dir.path());
+    let relay = Relay::new(config.clone(), None).await.unwrap();
+    let (status, stop) = (relay.status(), CancellationToken::new());
+    let standing = || {
+        let pages = status.pages();
+        pages.subscriptions().any(|one| one.state == Standing::Confirmed)
+    };
+    let losing = async {
+        until("it stands", SOON, async || standing().then_some(())).await;
+        sim.listen(false);
+        let lost = clock::now();
+        sim.end(None, End::Reset);
+        until("it is lost", SOON, async || (!standing()).then_some(())).await;
+        until("some time has passed", SOON, async || (clock::now() > lost + 3_000).then_some(()))
+            .await;
+        stop.cancel();
+        lost
+    };
+    let (_, lost) = tokio::join!(relay.run(stop.clone(), || {}), losing);
+    sim.listen(true);
+    let gaps = run(&config).await;
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert!(time(&gaps[0], "from").abs_diff(lost) < 1_000, "{gaps:?}, lost {lost}");
 }

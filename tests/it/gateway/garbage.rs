@@ -58,22 +58,104 @@ async fn a_message_in_pieces_is_one_message() {
 }
 
 #[tokio::test]
-async fn what_breaks_the_protocol_breaks_the_link() {
-    let limit = 64 * 1024;
-    let broken = [
-        (Malformed::InvalidUtf8, "not UTF-8"),
-        (Malformed::Oversized(limit + 100), "max_message_size"),
-        (Malformed::Oversized(8 << 20), "max_message_size"),
-        (Malformed::ReservedOpcode, "opcode"),
+async fn odd_envelopes_are_relayed_where_the_topic_can_be_made_out() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(1).await;
+    let odd = [
+        r#"{"type":"message","topic":"channel.tips","room":ROOM,"id":7,"ts":1708008762500,"data":1}"#,
+        r#"{"type":"message","topic":"channel.tips","room":ROOM,"room":ROOM,"data":0,"data":1}"#,
+        r#"{"type":"message","topic":"channel.tips","room":ROOM,"error":false,"nonce":0,"data":1}"#,
+        r#"{"type":"MESSAGE","Topic":"channel.tips","room":ROOM,"id":[],"ts":{},"data":1}"#,
+        r#"{"topic":"channel.tips","room":ROOM,"data":1}"#,
+        r#"{"type":null,"topic":"channel.tips","data":1}"#,
+        r#"{"type":"message","topic":"channel.tips","room":false,"data":1}"#,
+        "\u{feff}{\"type\":\"message\",\"topic\":\"channel.tips\",\"room\":ROOM,\"data\":1}",
+        r#"[{"type":"message","topic":"channel.tips","room":ROOM,"data":1}]"#,
+        "{\"type\":\"message\",\"topic\":\"channel.tips\",\"room\":ROOM,\"data\":1}\r\n",
     ];
+    for (turn, message) in (0..).zip(odd) {
+        // Each has something of its own: the same twice would be a duplicate.
+        let message = message.replace("ROOM", &format!("{ROOM:?}"));
+        let message = message.replace("\"data\":1", &format!("\"data\":[{turn}]"));
+        bench.sim.send_fragmented(None, &message, 1);
+        let events = bench.received(turn + 1).await;
+        let event = events.last().unwrap();
+        assert_eq!(event.data(), format!("[{turn}]").as_bytes(), "{message}");
+        assert_eq!(
+            (&*event.place.topic, &*event.place.channel),
+            ("channel.tips", "a"),
+            "{message}"
+        );
+        let _: serde_json::Value = serde_json::from_slice(&event.message).unwrap();
+    }
+    let list: Vec<_> = (100..103)
+        .map(|n| {
+            format!(r#"{{"type":"message","topic":"channel.tips","room":{ROOM:?},"data":{n}}}"#)
+        })
+        .collect();
+    bench.sim.send_fragmented(None, &format!("[{}]", list.join(",")), 1);
+    bench.sim.send_fragmented(None, &list.join("\n").replace(":10", ":20"), 1);
+    let events = bench.received(odd.len() + 6).await;
+    let data: Vec<_> = events[odd.len()..].iter().map(astro_relay::event::Event::data).collect();
+    assert_eq!(data, [b"100", b"101", b"102", b"200", b"201", b"202"]);
+    assert_eq!(bench.sim.stats().opened, 1);
+    assert_eq!(bench.pages().reasons(), [""; 0]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_relayed_is_a_matter_of_health_when_it_repeats() {
+    let limit = 64 * 1024;
+    for (malformed, words) in [
+        (Malformed::NoTopic, "a message without a topic"),
+        (Malformed::InvalidJson, "not an object of JSON"),
+        (Malformed::Oversized(limit + 100), "max_message_size"),
+    ] {
+        let bench = Bench::with(Options::default(), targets(&WANTS), |astro| {
+            astro.max_message_size = astro_relay::config::Size(limit as u64);
+        })
+        .await;
+        bench.confirmed(1).await;
+        bench.sim.garble(None, malformed);
+        bench.carries("channel.tips", ROOM, 1).await;
+        assert_eq!(bench.pages().reasons(), [""; 0], "once is no matter");
+        for _ in 0..5 {
+            bench.sim.garble(None, malformed);
+        }
+        until("the health says so", SOON, async || {
+            let reasons = bench.pages().reasons();
+            reasons.first().is_some_and(|reason| reason.contains(words)).then_some(())
+        })
+        .await;
+        bench.carries("channel.tips", ROOM, 2).await;
+        assert_eq!(bench.sim.stats().opened, 1, "{malformed:?}: the link is kept");
+    }
+}
+
+#[tokio::test]
+async fn one_oversized_message_does_not_cost_the_link() {
+    let limit = 64 * 1024;
     let bench = Bench::with(Options::default(), targets(&WANTS), |astro| {
         astro.max_message_size = astro_relay::config::Size(limit as u64);
     })
     .await;
     bench.confirmed(1).await;
-    bench.sim.garble(None, Malformed::Oversized(limit - 100));
-    bench.carries("channel.tips", ROOM, 0).await;
-    assert_eq!(bench.sim.stats().opened, 1, "one that is not too large is taken");
+    for (n, size) in (0..).zip([limit - 100, limit + 100, 8 << 20]) {
+        bench.sim.garble(None, Malformed::Oversized(size));
+        bench.carries("channel.tips", ROOM, n).await;
+    }
+    assert_eq!(bench.sim.stats().opened, 1);
+    assert!(bench.gaps().await.is_empty());
+}
+
+#[tokio::test]
+async fn what_breaks_the_protocol_breaks_the_link() {
+    let broken = [
+        (Malformed::InvalidUtf8, "not UTF-8"),
+        (Malformed::Oversized(65 << 20), "max_message_size"),
+        (Malformed::ReservedOpcode, "opcode"),
+    ];
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(1).await;
     for (turn, (malformed, words)) in (2..).zip(broken) {
         bench.sim.garble(None, malformed);
         until(&format!("{malformed:?}: another connection"), SOON, async || {
@@ -82,7 +164,7 @@ async fn what_breaks_the_protocol_breaks_the_link() {
         .await;
         let error = bench.pages().connections[&1].last_error.clone().unwrap();
         assert!(error.contains(words), "{malformed:?}: {error}");
-        // What the server had still to write of eight megabytes may have come in the way.
+        // What the server had still to write of so much may have come in the way.
         let ended = bench.connection(turn - 1).unwrap().ended;
         assert!(matches!(ended, Some(Ended::ByClient | Ended::Gone)), "{malformed:?}: {ended:?}");
         bench.carries("channel.tips", ROOM, turn).await;

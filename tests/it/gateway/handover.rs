@@ -6,6 +6,7 @@ use std::{
 };
 
 use astro_relay::{
+    journal::Journal,
     sim::{End, Ended, Load, Options, Reception},
     status::Phase,
 };
@@ -159,19 +160,81 @@ async fn a_token_that_nobody_saw_may_be_shown_again() {
 }
 
 #[tokio::test]
-async fn the_old_link_may_die_once_the_new_one_is_open() {
+async fn an_old_link_that_ends_before_the_new_one_is_welcomed_may_leave_a_gap() {
+    let bench = new_link_before_its_welcome().await;
+    bench.carries(TOPIC, ROOM, 1).await;
+    // Whether the server sends anything on the new one before it has welcomed it is not known.
+    let events = bench.received(4).await;
+    let topics: Vec<_> = events.iter().map(|event| &*event.place.topic).collect();
+    assert_eq!(topics, ["relay.gap", "relay.gap", TOPIC, TOPIC], "told before what came after");
+    assert_eq!((events[2].data(), events[3].data()), (&b"0"[..], &b"1"[..]));
+    assert!(bench.connection(2).unwrap().commands.is_empty());
+}
+
+/// The old link has ended, the new one is open and not yet welcomed; on that, message 0 has come.
+async fn new_link_before_its_welcome() -> Bench {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(2).await;
-    bench.sim.faults(|faults| faults.welcome_delay = Duration::from_millis(200));
+    bench.sim.faults(|faults| faults.welcome_delay = Duration::from_secs(1));
     bench.sim.drain(None);
     until("the new one is open", SOON, async || (bench.sim.stats().open == 2).then_some(())).await;
     bench.sim.end(Some(1), End::Fin);
-    bench.sim.publish(TOPIC, ROOM, 0);
     until("the old one has ended", SOON, async || (bench.sim.stats().open == 1).then_some(()))
         .await;
-    bench.carries(TOPIC, ROOM, 1).await;
-    assert_eq!(bench.received(2).await[0].data(), b"0");
-    assert!(bench.connection(2).unwrap().commands.is_empty());
+    bench.sim.publish(TOPIC, ROOM, 0);
+    bench
+}
+
+async fn has_0(journal: &Journal) {
+    until("what was read is in the journal", SOON, async || {
+        let last = journal.figures().last;
+        let batch = journal.read(0, last, usize::MAX, usize::MAX).await.unwrap();
+        batch.records.iter().any(|record| record.event.data() == b"0").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_new_link_heard_before_it_failed_is_handed_on() {
+    let bench = new_link_before_its_welcome().await;
+    bench.sim.end(Some(2), End::Fin);
+    has_0(&bench.journal).await;
+    bench.confirmed(2).await;
+    until("both gaps are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_a_new_link_heard_before_it_was_told_to_move_is_handed_on() {
+    let bench = new_link_before_its_welcome().await;
+    bench.sim.drain(Some(2));
+    has_0(&bench.journal).await;
+}
+
+#[tokio::test]
+async fn what_a_new_link_heard_is_handed_on_at_a_stop() {
+    let bench = new_link_before_its_welcome().await;
+    let journal = bench.journal.clone();
+    // What the relay has read cannot be seen from outside: give it the time.
+    until("the message has left", SOON, async || {
+        (bench.connection(2)?.sent.len() == 1).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    bench.stop().await;
+    has_0(&journal).await;
+}
+
+#[tokio::test]
+async fn what_a_new_link_heard_is_handed_on_while_the_old_one_lives() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| faults.welcome_delay = Duration::from_secs(1));
+    bench.sim.drain(None);
+    until("the new one is open", SOON, async || (bench.sim.stats().open == 2).then_some(())).await;
+    let message = format!(r#"{{"type":"message","topic":"{TOPIC}","room":"{ROOM}","data":0}}"#);
+    bench.sim.send_fragmented(Some(2), &message, 1);
+    bench.sim.end(Some(2), End::Fin);
+    has_0(&bench.journal).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,106 @@
+//! Frames that are not relayed: what the log is told of them, and when that is a matter of health.
+//!
+//! A frame may hold a credential or what a donor wrote. So an excerpt ends where the payload begins, or
+//! where a token may stand.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+use tracing::warn;
+
+/// The log is told no more often than this.
+const COMPLAIN: Duration = Duration::from_mins(1);
+
+/// So many within [`LATELY`] are no accident.
+const REPEATED: usize = 3;
+
+/// See [`REPEATED`].
+const LATELY: Duration = Duration::from_mins(10);
+
+/// Characters of an excerpt.
+const EXCERPT: usize = 120;
+
+/// What was not relayed lately.
+#[derive(Debug, Default)]
+pub(super) struct Unreadable {
+    lately: VecDeque<Instant>,
+    told_at: Option<Instant>,
+    /// Since the log was told.
+    untold: u64,
+    why: &'static str,
+}
+
+impl Unreadable {
+    /// This frame is not relayed, and why.
+    pub(super) fn note(&mut self, why: &'static str, text: &str, now: Instant) {
+        self.why = why;
+        self.lately.push_back(now);
+        if self.lately.len() > REPEATED {
+            self.lately.pop_front();
+        }
+        self.untold += 1;
+        if self.told_at.is_some_and(|at| now < at + COMPLAIN) {
+            return;
+        }
+        self.told_at = Some(now);
+        let frames = std::mem::take(&mut self.untold);
+        let (bytes, excerpt) = (text.len(), excerpt(text));
+        warn!(frames, bytes, excerpt, "{why}: not relayed");
+    }
+
+    /// What is wrong, where it was so several times of late.
+    pub(super) fn repeated(&self, now: Instant) -> Option<String> {
+        let first = self.lately.front().filter(|_| self.lately.len() >= REPEATED)?;
+        (now < *first + LATELY).then(|| format!("messages cannot be relayed: {}", self.why))
+    }
+}
+
+/// The beginning of a frame, without what may be secret, personal or harmful.
+fn excerpt(text: &str) -> String {
+    let shown = ["\"data\"", "token"]
+        .iter()
+        .fold(text, |shown, end| shown.find(end).and_then(|at| shown.get(..at)).unwrap_or(shown));
+    let harmless = |c: char| if c.is_ascii_graphic() || c == ' ' { c } else { '\u{fffd}' };
+    let mut excerpt: String = shown.chars().take(EXCERPT).map(harmless).collect();
+    if excerpt.len() < text.len() {
+        excerpt.push_str("...");
+    }
+    excerpt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_tells_no_secret_and_does_no_harm() {
+        let cases = [
+            ("", ""),
+            ("{\"type\":7}", "{\"type\":7}"),
+            (
+                r#"{"type":"reconnect","data":{"reconnect_token":"s3cret"}"#,
+                r#"{"type":"reconnect",..."#,
+            ),
+            (r#"{"reconnect_token":"s3cret"#, r#"{"reconnect_..."#),
+            ("{\u{1b}[2J\u{202e}\n", "{\u{fffd}[2J\u{fffd}\u{fffd}"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(excerpt(text), expected);
+        }
+        assert!(excerpt(&"x".repeat(1 << 20)).len() <= EXCERPT + 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_repeats_is_a_matter_of_health() {
+        let mut unreadable = Unreadable::default();
+        for n in 0..REPEATED {
+            assert_eq!(unreadable.repeated(Instant::now()), None, "{n}");
+            unreadable.note("no JSON", "x", Instant::now());
+        }
+        assert!(unreadable.repeated(Instant::now()).unwrap().contains("no JSON"));
+        tokio::time::advance(LATELY).await;
+        assert_eq!(unreadable.repeated(Instant::now()), None);
+        unreadable.note("no JSON", "x", Instant::now());
+        assert_eq!(unreadable.repeated(Instant::now()), None, "one more is one again");
+    }
+}
