@@ -72,7 +72,7 @@ fn shown(letter: &DeadLetter, redactor: &Redactor) -> serde_json::Value {
         "retry": letter.retry,
         "topic": &*event.place.topic,
         // Broken JSON is shown as the text that it is.
-        "event": serde_json::from_str(&line).unwrap_or(serde_json::Value::String(line)),
+        "event": crate::json::value(line.as_bytes()).unwrap_or(serde_json::Value::String(line)),
     })
 }
 

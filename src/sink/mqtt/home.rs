@@ -142,7 +142,7 @@ impl Discovery {
             return;
         }
         let (channel, name) = (&*part.path.channel, &*part.path.name);
-        let value = part.payload.as_ref().and_then(|text| serde_json::from_slice(text).ok());
+        let value = part.payload.as_ref().and_then(|text| crate::json::value(text));
         match (part.path.section, value) {
             (Section::Session, Some(value)) => {
                 let announcements = self.home.element(channel, name, topic, &value);
