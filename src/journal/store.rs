@@ -968,7 +968,8 @@ impl Store {
         )?;
         let mut bytes = 0;
         for table in OTHERS {
-            bytes += unsigned(statement.query_row([table], |row| row.get(0))?);
+            // Without rows each has a page, which is no room that anything takes from the events.
+            bytes += unsigned(statement.query_row([table], |row| row.get(0))?).saturating_sub(PAGE);
         }
         Ok(bytes)
     }
