@@ -53,6 +53,8 @@ enum Command {
     Top(top::Top),
     /// Shows events as a relay that runs gets them.
     Tail(daemon::Tail),
+    /// Has a sink that waits (down, busy, held, gone) tried now.
+    Retry(daemon::Retry),
     /// Writes a first configuration, asking for what it needs.
     Init(Init),
     /// Lists the topics that are known, with the scope that a token needs for each.
@@ -237,6 +239,7 @@ fn execute(command: Command) -> Done {
         Command::Status(status) => daemon::status(&status),
         Command::Top(top) => top::top(&top),
         Command::Tail(tail) => daemon::tail(&tail),
+        Command::Retry(retry) => daemon::retry(&retry),
         Command::Topics => tell::topics(),
         Command::Completions(args) => tell::completions(&args),
         Command::Man => tell::man(),

@@ -17,6 +17,7 @@ mod guard;
 mod guesses;
 mod page;
 mod reading;
+mod sinks;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -101,6 +102,7 @@ fn routes(state: State) -> Router {
         .route("/events", get(events::events))
         .route("/api/dead-letters", get(dead_letters::list))
         .route("/api/dead-letters/retry", post(dead_letters::retry))
+        .route("/api/sinks/{name}/retry", post(sinks::retry))
         .route("/api/dead-letters/drop", post(dead_letters::let_go))
         .route("/channels/{channel}/{*command}", post(commands::command))
         .route("/reload", post(reload))

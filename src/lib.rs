@@ -1,9 +1,10 @@
 //! astro-relay stays connected to StreamElements' Astro gateway and hands each event to MQTT, NATS,
-//! Redis and webhooks: at least once, in order, and with a word about what was missed.
+//! Redis and webhooks: at least once from the moment it is written to the journal, in order per sink (a
+//! webhook: per room), and with a report of what was missed.
 //!
 //! ```text
 //!             astro::gateway                                delivery (one a sink)
-//!   Astro ──▶ astro::link ──▶ astro::session ──▶ journal ──▶ route ──▶ sink ──▶ far side
+//!   Astro ──▶ astro::link ──▶ astro::session ──▶ journal ──▶ route ──▶ sink ──▶ destination
 //!             dial, socket    decisions, pure      │         wants it?  mqtt nats redis
 //!                             which channel?       │         address,   webhook stdout
 //!                                                  │         payload
@@ -13,13 +14,15 @@
 //!                                    │
 //!                presence ─────▶ board (how things are now) ──▶ delivery ──▶ sinks with `state`
 //!
-//!   far side ──▶ sink, http ──▶ command (may it? once!) ──▶ astro::rest, state
+//!   destination ──▶ sink, http ──▶ command (may it? once!) ──▶ astro::rest, state
 //! ```
 //!
 //! # Invariants
 //!
 //! 1. The gateway knows no sink. It appends to the journal and reads the next frame.
-//! 2. A sink knows no journal, no retry and no metrics. It carries a batch and says what came of it.
+//! 2. A sink knows no journal, no retry and no metrics. It carries events and says what came of each: a
+//!    failure has a kind ([`sink::Cause`]), and what is done about it is decided in [`delivery`]. Nothing
+//!    leaves the journal because a destination is misconfigured.
 //! 3. [`delivery`] is the only place where the journal meets a sink.
 //! 4. [`astro::session`], [`astro::wire`], [`backoff`], [`event`] and [`route`] do no I/O and start
 //!    nothing: frames and times go in, effects come out.

@@ -125,7 +125,7 @@ fn describe() {
     describe_counter!(LOST, "Events that a sink will never get: retention or the disk was faster");
     describe_gauge!(LAG_EVENTS, "Events waiting for a sink");
     describe_gauge!(LAG_SECONDS, Unit::Seconds, "Age of the oldest event waiting for a sink");
-    describe_gauge!(SINK_UP, "Whether the link of a sink stands");
+    describe_gauge!(SINK_UP, "Whether the link of a sink stands, and its destination takes events");
     describe_histogram!(
         DELIVERY_SECONDS,
         Unit::Seconds,

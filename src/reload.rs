@@ -315,6 +315,8 @@ impl Reload {
                 report.difference = self.apply(loaded.config).await;
                 let blinded = alone && watched && !self.running.reload.watch;
                 self.blinded = blinded.then(Moment::now);
+                // What stands elsewhere (a secret's file, a receiver's own settings) may have changed too.
+                self.levers.parts.status.retry_sinks();
             }
             Err(problems) => {
                 for problem in &problems {

@@ -1,6 +1,7 @@
 //! `astro-relay status` and `tail`: asking a relay that runs, over its HTTP endpoint.
 //!
-//! They read what everybody can read there, and change nothing.
+//! They read what everybody can read there, and change nothing; but `retry`, which has a sink tried now and
+//! needs the admin token.
 //!
 //! The one thing to know: what comes from there may hold words that viewers and servers chose. Before
 //! it reaches a terminal it is rid of what would steer it.
@@ -8,7 +9,7 @@
 use std::{io::Write as _, sync::Arc, time::Duration};
 
 use clap::Args;
-use reqwest::{Client, Response, StatusCode, header::CONTENT_TYPE};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header::CONTENT_TYPE};
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
@@ -75,6 +76,15 @@ pub(super) struct Tail {
     /// As JSON lines, on a terminal too.
     #[arg(long)]
     json: bool,
+}
+
+/// `retry`
+#[derive(Debug, Args)]
+pub(super) struct Retry {
+    #[command(flatten)]
+    which: Which,
+    /// The sink's name in the configuration.
+    sink: String,
 }
 
 /// A relay that can be asked.
@@ -147,7 +157,10 @@ impl Daemon {
     }
 
     async fn get(&self, path: &str) -> Result<Response, Failed> {
-        let mut request = self.client.get(format!("{}{path}", self.base));
+        self.ask(self.client.get(format!("{}{path}", self.base))).await
+    }
+
+    async fn ask(&self, mut request: RequestBuilder) -> Result<Response, Failed> {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());
         }
@@ -194,6 +207,20 @@ async fn read(answer: &mut Response, limit: usize) -> (String, bool) {
     };
     let whole = matches!(tokio::time::timeout(DEADLINE, reading).await, Ok(Some(())));
     (String::from_utf8_lossy(&body).into_owned(), whole)
+}
+
+pub(super) fn retry(args: &Retry) -> Done {
+    let daemon = args.which.daemon()?;
+    on_runtime(1, &quiet(), async {
+        let mut url = reqwest::Url::parse(&daemon.base)
+            .map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+        // A name is one segment, whatever is in it.
+        url.path_segments_mut()
+            .map_err(|()| daemon.failed("has no address that can be asked"))?
+            .pop_if_empty()
+            .extend(["api", "sinks", &args.sink, "retry"]);
+        daemon.ask(daemon.client.post(url)).await.map(drop)
+    })
 }
 
 pub(super) fn status(args: &Status) -> Done {

@@ -41,7 +41,7 @@ async fn changing_needs_the_token_and_a_name_of_ours() {
         assert!(answer.headers().get(header::ACCESS_CONTROL_ALLOW_ORIGIN).is_none());
         assert_eq!(answer.headers()[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
     }
-    for path in ["/reload", "/api/dead-letters/retry", "/api/dead-letters/drop"] {
+    for path in ["/reload", "/api/dead-letters/retry", "/api/sinks/shop/retry"] {
         for token in [None, Some("wrong"), Some("")] {
             let mut request = client.post(relay.url(path)).body("{\"sink\":\"shop\"}");
             if let Some(token) = token {
@@ -101,6 +101,33 @@ async fn dead_letters_are_listed_tried_again_and_dropped() {
     })
     .await;
     assert_eq!(receiver.numbers(), [1, 2, 3, 1, 2]);
+}
+
+/// A destination that is well again: whoever knows it has the sink tried at once.
+#[tokio::test]
+async fn a_sink_that_waits_is_tried_when_somebody_asks_or_the_configuration_is_loaded_anew() {
+    let receiver = Receiver::start();
+    let relay =
+        Running::start(&format!("{}{}", channel(&["channel.tips"]), hook(&receiver.url()))).await;
+    relay.subscribed(1).await;
+    relay.sink_is("shop", "up").await;
+    for (round, by_reload) in [(1, false), (2, true)] {
+        receiver.script([Answer::Status(410)]);
+        relay.sim.publish("channel.tips", ROOM, json!({ "n": round }));
+        relay.sink_is("shop", "gone").await;
+        let ready = relay.get("/readyz").await;
+        assert_eq!(ready.status(), 503);
+        assert!(ready.text().await.unwrap().contains("sink shop is gone: gone: HTTP 410"));
+        if by_reload {
+            // Nothing has changed in it; elsewhere something may have.
+            assert_eq!(relay.reload().await.0, 200);
+        } else {
+            assert_eq!(relay.post("/api/sinks/nobody/retry", "").await.status(), 404);
+            assert_eq!(relay.post("/api/sinks/shop/retry", "").await.status(), 200);
+        }
+        relay.sink_is("shop", "up").await;
+    }
+    assert_eq!(receiver.accepted(), [1, 2]);
 }
 
 #[tokio::test]

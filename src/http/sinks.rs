@@ -1,0 +1,20 @@
+//! `/api/sinks/<name>/retry`: a sink that waits is tried now.
+//!
+//! Whatever it waits for: a destination that was away, asked for patience, denied us or wanted nothing
+//! more may be well again, and whoever has mended it need not wait for the next attempt.
+
+use axum::{
+    Json,
+    extract::{Path, State as Extract},
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+
+use super::{State, refused};
+
+pub(super) async fn retry(Extract(state): Extract<State>, Path(name): Path<String>) -> Response {
+    if state.status.retry_sink(&name) {
+        return Json(serde_json::json!({ "sink": name })).into_response();
+    }
+    refused(StatusCode::NOT_FOUND, "there is no sink of that name")
+}
