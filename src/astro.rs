@@ -11,4 +11,5 @@ pub mod rest;
 pub mod seen;
 pub mod session;
 pub mod topics;
+mod way;
 pub mod wire;

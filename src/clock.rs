@@ -150,6 +150,25 @@ pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
     UnixMillis::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
 
+/// The longest wait that somebody else may ask for: whoever asks for more means "not today".
+const LONGEST_ASKED: Duration = Duration::from_hours(24);
+
+/// `Retry-After`: seconds, with a fraction or without, or a date, of which the past means now (RFC 9110,
+/// section 10.2.3). `None` for what is neither.
+pub fn retry_after(text: &str, now: UnixMillis) -> Option<Duration> {
+    // A proxy may have put two of them into one line; a date has a comma too.
+    let text = text.trim();
+    let first = text.split(',').next().unwrap_or_default().trim();
+    let wait = if first.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+        let seconds: f64 = first.parse().ok()?;
+        Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_ASKED)
+    } else {
+        let date = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
+        date.saturating_sub(Duration::from_millis(now))
+    };
+    Some(wait.min(LONGEST_ASKED))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +200,35 @@ mod tests {
         }
         for text in ["", "yesterday", "2024-02-15", "1969-12-31T23:59:59Z"] {
             assert_eq!(parse_rfc3339(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_read_in_every_form() {
+        let now = 1_708_008_762_000;
+        let day = 24.0 * 3600.0;
+        for (text, seconds) in [
+            ("2", Some(2.0)),
+            (" 17 ", Some(17.0)),
+            ("0", Some(0.0)),
+            ("1.5", Some(1.5)),
+            ("120, 120", Some(120.0)),
+            ("Thu, 15 Feb 2024 14:53:42 GMT", Some(60.0)),
+            ("Thursday, 15-Feb-24 14:53:42 GMT", Some(60.0)),
+            ("Thu Feb 15 14:53:42 2024", Some(60.0)),
+            ("Thu, 15 Feb 2024 14:51:42 GMT", Some(0.0)),
+            ("Thu, 15 Feb 9024 14:51:42 GMT", Some(day)),
+            ("99999999999999999999999999", Some(day)),
+            ("1e300", Some(day)),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+            ("2 seconds", None),
+            ("NaN", None),
+            ("inf", None),
+        ] {
+            let expected = seconds.map(Duration::from_secs_f64);
+            assert_eq!(retry_after(text, now), expected, "{text:?}");
         }
     }
 }

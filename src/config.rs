@@ -72,6 +72,11 @@ pub struct Astro {
     pub api_url: String,
     /// A PEM file of certificate authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// An HTTP proxy through which the gateway and the REST API are reached, by `CONNECT`:
+    /// `http://user:password@host:3128`; `none` to take none from the environment (`HTTPS_PROXY`,
+    /// `ALL_PROXY`, `NO_PROXY`) either. Also `proxy_file`, `proxy_env`, `proxy_credential`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<SecretRef>,
     /// The largest message that is relayed; a larger one is left out, counted and told.
     pub max_message_size: Size,
     /// Subscriptions on one connection before another is opened. The gateway takes ten commands a
@@ -101,6 +106,7 @@ impl Default for Astro {
             url: "wss://astro.streamelements.com".into(),
             api_url: "https://api.streamelements.com/kappa/v2".into(),
             ca_file: None,
+            proxy: None,
             max_message_size: Size(8 * 1024 * 1024),
             max_subscriptions_per_connection: 450,
             max_connections: 64,

@@ -896,11 +896,5 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 
 /// A cause with what lies behind it, in one line.
 pub(crate) fn describe(cause: &Cause) -> String {
-    let mut text = cause.to_string();
-    let mut source = std::error::Error::source(cause).and_then(std::error::Error::source);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
+    crate::fault::explain(cause)
 }

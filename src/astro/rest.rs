@@ -10,24 +10,31 @@
 //! The one thing to know: an error body is never trusted to be JSON. The vendor's own page shows one
 //! without its opening brace.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use reqwest::{
     Client, Method, RequestBuilder, StatusCode,
-    header::{AUTHORIZATION, HeaderValue},
+    header::{AUTHORIZATION, HeaderValue, RETRY_AFTER},
     redirect,
 };
+use rustls::ClientConfig;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
-use tokio::{sync::OnceCell, time::timeout};
+use tokio::time::timeout;
+use url::Url;
 
-use super::dial::retry_after;
+use super::way::Way;
 use crate::{
     backoff::Backoff,
     clock,
     config::{Astro, Secret, SecretRef, TokenType, jwt},
     event::UnixMillis,
-    json, text, tls,
+    fault, json, text, tls,
 };
 
 /// How long one request may take, answer included: `reload` adds up a channel's history.
@@ -103,13 +110,7 @@ impl RestError {
 
     /// With what lies behind it, in one line.
     pub fn describe(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
+        fault::explain(self)
     }
 }
 
@@ -173,17 +174,26 @@ pub struct Top {
 /// The REST API.
 #[derive(Clone)]
 pub struct Rest {
-    /// Made at the first call: nothing that starts waits until the system's authorities were read.
-    client: Arc<OnceCell<Client>>,
+    /// The client of the last call.
+    client: Arc<Mutex<Option<Made>>>,
     astro: Astro,
+    way: Way,
     base: String,
     deadline: Duration,
 }
 
+/// Without its address, which may hold a secret.
 impl fmt::Debug for Rest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Rest({})", self.base)
+        f.write_str("Rest")
     }
+}
+
+/// A client, and what it was made of: while that is the same, so is the client, with its connections.
+struct Made {
+    tls: Arc<ClientConfig>,
+    proxy: Option<Url>,
+    client: Client,
 }
 
 /// Whom a call concerns, and who asks. Borrowed: the token is read anew for every call.
@@ -198,25 +208,35 @@ pub struct Target<'a> {
 impl Rest {
     /// A client of the configured API.
     pub fn new(config: &Astro) -> Result<Self, RestError> {
-        // A file of the user's own may be wrong, and that is told at once.
-        if config.ca_file.is_some() {
-            trust(config)?;
-        }
         Ok(Self {
             client: Arc::default(),
             astro: config.clone(),
+            way: Way::new(config),
             base: config.api_url.trim_end_matches('/').to_owned(),
             deadline: REQUEST,
         })
     }
 
-    async fn client(&self) -> Result<&Client, RestError> {
-        let make = || async {
-            let astro = self.astro.clone();
-            let made = tokio::task::spawn_blocking(move || make_client(&astro)).await;
-            made.map_err(|error| RestError::Client(error.into()))?
-        };
-        self.client.get_or_try_init(make).await
+    /// A client with the certificates and the proxy as they are now.
+    async fn client(&self) -> Result<Client, RestError> {
+        let base = Url::parse(&self.base).map_err(|error| RestError::Client(error.into()))?;
+        let ca_file = self.astro.ca_file.as_deref();
+        if base.scheme() == "https" {
+            tls::prepare(ca_file).await;
+        }
+        let tls = tls::client_config(ca_file, None, None).await;
+        let tls = tls.map_err(|error| RestError::Client(error.into()))?;
+        let proxy = self.way.proxy(&base).await.map_err(|text| RestError::Client(text.into()))?;
+        let proxy = proxy.map(|proxy| proxy.url().clone());
+        let mut made = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let known =
+            made.as_ref().filter(|made| Arc::ptr_eq(&made.tls, &tls) && made.proxy == proxy);
+        if let Some(known) = known {
+            return Ok(known.client.clone());
+        }
+        let client = make_client(&self.astro, &tls, proxy.as_ref())?;
+        *made = Some(Made { tls, proxy, client: client.clone() });
+        Ok(client)
     }
 
     /// With another deadline for each request.
@@ -308,8 +328,7 @@ impl Rest {
         query: &[(&str, String)],
     ) -> Result<T, RestError> {
         let address = self.address(target.channel, area, tail)?;
-        let mut address =
-            url::Url::parse(&address).map_err(|error| RestError::Client(error.into()))?;
+        let mut address = Url::parse(&address).map_err(|error| RestError::Client(error.into()))?;
         if !query.is_empty() {
             address.query_pairs_mut().extend_pairs(query);
         }
@@ -346,22 +365,27 @@ impl Rest {
     }
 }
 
-fn trust(config: &Astro) -> Result<rustls::ClientConfig, RestError> {
-    tls::client_config(config.ca_file.as_deref(), None, None)
-        .map_err(|error| RestError::Client(error.into()))
-}
-
-/// Blocks on the disk.
-fn make_client(config: &Astro) -> Result<Client, RestError> {
-    Client::builder()
-        .tls_backend_preconfigured(trust(config)?)
+/// The library would look at the environment by itself, by other rules than the gateway's connections
+/// are made by.
+fn make_client(
+    config: &Astro,
+    tls: &ClientConfig,
+    proxy: Option<&Url>,
+) -> Result<Client, RestError> {
+    let failed = |error: reqwest::Error| RestError::Client(error.without_url().into());
+    let mut builder = Client::builder().no_proxy();
+    if let Some(proxy) = proxy {
+        builder = builder.proxy(reqwest::Proxy::https(proxy.clone()).map_err(failed)?);
+    }
+    builder
+        .tls_backend_preconfigured(tls.clone())
         .redirect(redirect::Policy::none())
         .retry(reqwest::retry::never())
         .referer(false)
         .user_agent(concat!("astro-relay/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(config.connect_timeout.0)
         .build()
-        .map_err(|error| RestError::Client(error.into()))
+        .map_err(failed)
 }
 
 /// A page of the history.
@@ -477,7 +501,8 @@ impl Call<'_> {
         };
         let mut response = request.send().await.map_err(lost)?;
         let status = response.status();
-        let retry_after = retry_after(response.headers(), clock::now());
+        let said = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
+        let retry_after = said.and_then(|text| clock::retry_after(text, clock::now()));
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
             if body.len() + chunk.len() > LARGEST {

@@ -61,7 +61,7 @@ use crate::{
     event::Seq,
     homeassistant::{self, Home},
     template::{Condition, View},
-    tls::client_config,
+    tls::{client_config, prepare},
 };
 
 /// The row of this kind.
@@ -595,13 +595,13 @@ impl Mqtt {
         let ear = self.commands.as_mut().map(Taker::ear);
         let settings = &self.settings;
         let tls = if Target::parse(&settings.url)?.is_tls() {
+            prepare(settings.ca_file.as_deref()).await;
             let config = client_config(
                 settings.ca_file.as_deref(),
                 settings.client_cert_file.as_deref(),
                 settings.client_key_file.as_deref(),
-            )
-            .map_err(|error| error.to_string())?;
-            Some(Arc::new(config))
+            );
+            Some(config.await.map_err(|error| error.to_string())?)
         } else {
             None
         };

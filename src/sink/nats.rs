@@ -659,13 +659,14 @@ impl Nats {
             settings.ca_file.as_deref(),
             settings.client_cert_file.as_deref(),
             settings.client_key_file.as_deref(),
-        )?;
+        )
+        .await?;
         let required =
             settings.tls || settings.ca_file.is_some() || settings.client_cert_file.is_some();
         let mut options = ConnectOptions::new()
             .name(format!("astro-relay {}", self.name))
             .custom_inbox_prefix(settings.inbox())
-            .tls_client_config(tls)
+            .tls_client_config((*tls).clone())
             .require_tls(required);
         if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
             options =

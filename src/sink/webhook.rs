@@ -45,8 +45,9 @@ use crate::{
     clock,
     config::{ConfigError, Secret, SecretRef},
     event::Seq,
+    fault,
     files::SHORT_PATIENCE,
-    tls::client_config,
+    tls::{client_config, prepare},
 };
 
 /// The row of this kind.
@@ -259,8 +260,11 @@ impl Sink for Webhook {
         self.hindrance = None;
         let url = self.settings.url.read_token().await.map_err(Failure::down)?;
         let url = check_url(url.expose(), &self.guard).map_err(Failure::down)?;
-        let tls =
-            client_config(self.settings.ca_file.as_deref(), None, None).map_err(Failure::down)?;
+        if url.scheme() == "https" {
+            prepare(self.settings.ca_file.as_deref()).await;
+        }
+        let tls = client_config(self.settings.ca_file.as_deref(), None, None).await;
+        let tls = (*tls.map_err(Failure::down)?).clone();
         let guard = Arc::clone(&self.guard);
         let client = Client::new(&url, tls, guard, self.timeout).map_err(Failure::down)?;
         let secrets = Secrets::read(self.settings.clone(), self.headers.clone()).await;
@@ -562,12 +566,5 @@ fn header_text(text: &str) -> std::borrow::Cow<'_, str> {
 
 /// An error with all that lies beneath it. None of them names the URL.
 fn words(error: &ClientError) -> String {
-    let mut words = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        // Writing to a string does not fail.
-        write!(words, ": {error}").unwrap_or_default();
-        source = error.source();
-    }
-    words
+    fault::explain(error)
 }

@@ -153,6 +153,8 @@ async fn check_says_what_is_wrong_with_what_was_pasted() {
         let said = said(&check(&one_channel(dir.path(), &token), &[]).await);
         let clean = !said.contains("this token") && !said.contains("error:");
         assert!(if word.is_empty() { clean } else { said.contains(word) }, "{content:?}: {said}");
-        assert!(!said.contains(content.trim()) && !said.contains(&jwt), "{said}");
+        let pasted = content.trim();
+        let shown = pasted.len() > 8 && said.contains(pasted) || said.contains(&jwt);
+        assert!(!shown, "{said}");
     }
 }

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     config::{Secret, SecretRef},
     sink::{Cause, race},
+    tls,
 };
 
 /// A connection that stands.
@@ -256,18 +257,14 @@ async fn read(secret: Option<&SecretRef>) -> Result<Option<Secret>, Cause> {
 }
 
 async fn certificates(settings: &Settings) -> Result<Option<TlsCertificates>, Cause> {
-    let read = async |path: Option<&std::path::PathBuf>| match path {
-        Some(path) => match tokio::fs::read(path).await {
-            Ok(content) => Ok(Some(content)),
-            Err(error) => {
-                Err(Cause::Down(format!("cannot read {}: {error}", path.display()).into()))
-            }
-        },
-        None => Ok(None),
-    };
-    let root_cert = read(settings.ca_file.as_ref()).await?;
-    let cert = read(settings.client_cert_file.as_ref()).await?;
-    let key = read(settings.client_key_file.as_ref()).await?;
+    let [root_cert, cert, key] = tls::pem_files(
+        settings.ca_file.as_deref(),
+        settings.client_cert_file.as_deref(),
+        settings.client_key_file.as_deref(),
+    )
+    .await
+    .map_err(|error| Cause::Down(error.into()))?
+    .map(|content| content.map(|content| content.to_vec()));
     let client_tls =
         cert.zip(key).map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
     Ok((root_cert.is_some() || client_tls.is_some())
