@@ -28,7 +28,9 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    config::{Config, Loaded, Log, Secret, Sources, TokenType, environment, load},
+    config::{
+        Config, Loaded, Log, Secret, Sources, TokenType, environment, load, pasted::looks_secret,
+    },
     log,
     relay::RelayError,
 };
@@ -207,7 +209,8 @@ const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            without_secrets(&mut error);
             let wrong = error.use_stderr();
             // A closed pipe is no reason to complain about a help text.
             drop(error.print());
@@ -364,10 +367,29 @@ pub(crate) fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
+/// Without an equals sign it is told by whoever loads: the library would repeat it, and it may be a
+/// secret.
+#[expect(clippy::unnecessary_wraps, reason = "the signature is clap's")]
 fn pair(text: &str) -> Result<(String, String), String> {
-    text.split_once('=')
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .ok_or_else(|| "KEY=VALUE was expected".to_owned())
+    let pair = text.split_once('=').unwrap_or_default();
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
+}
+
+/// Takes out of an error what looks like a secret that was put into the wrong place.
+fn without_secrets(error: &mut clap::Error) {
+    use clap::error::ContextValue;
+    let secret: Vec<_> = error
+        .context()
+        .filter(|(_, value)| match value {
+            ContextValue::String(text) => looks_secret(text),
+            ContextValue::Strings(texts) => texts.iter().any(|text| looks_secret(text)),
+            _ => false,
+        })
+        .map(|(kind, _)| kind)
+        .collect();
+    for kind in secret {
+        error.insert(kind, ContextValue::String("…".to_owned()));
+    }
 }
 
 fn token_type(text: &str) -> Result<TokenType, String> {

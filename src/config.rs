@@ -63,7 +63,7 @@ pub struct Config {
 }
 
 /// The gateway and the REST API, with every limit of the connection.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Astro {
     /// The gateway: `wss://…`, or `ws://…` for tests and the simulator.
@@ -98,6 +98,17 @@ pub struct Astro {
     pub backoff_max: Period,
     /// How often a subscription that was refused for its credentials is tried again.
     pub retry_refused: Period,
+}
+
+/// Shows the addresses without what may be secret in them, and none of the limits.
+impl fmt::Debug for Astro {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Astro")
+            .field("url", &pasted::shown_address(&self.url))
+            .field("api_url", &pasted::shown_address(&self.api_url))
+            .field("proxy", &self.proxy)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Astro {

@@ -59,11 +59,6 @@ pub fn explain(error: &(dyn Error + 'static)) -> String {
     }
 }
 
-/// The same of an error behind a pointer, as libraries hand it on.
-pub fn explain_boxed(error: &(dyn Error + Send + Sync + 'static)) -> String {
-    explain(error)
-}
-
 /// Puts a part behind the others, and takes out of these what it says again.
 fn add(parts: &mut Vec<String>, text: String, error: &(dyn Error + 'static)) {
     let raw = plain(&error.to_string());
@@ -112,6 +107,10 @@ fn words(error: &(dyn Error + 'static)) -> Option<String> {
         return http(error).map(str::to_owned);
     }
     let error = error.downcast_ref::<io::Error>()?;
+    // The standard library has no kind of its own for a name that is not resolved.
+    if let Some(why) = error.to_string().strip_prefix("failed to lookup address information") {
+        return Some(name(why));
+    }
     if let Some(inner) = error.get_ref() {
         // What it wraps says more; only the end of a stream in a handshake says less.
         let early = error.kind() == io::ErrorKind::UnexpectedEof;
@@ -149,19 +148,12 @@ fn system(error: &io::Error) -> String {
             "this machine does not let the relay connect there (a firewall, or a sandbox of the service)"
                 .into()
         }
-        _ => {
-            let text = plain(&error.to_string());
-            // The standard library has no kind of its own for a name that is not resolved.
-            match text.strip_prefix("failed to lookup address information") {
-                Some(why) => name(why.trim_start_matches(':').trim()),
-                None => text,
-            }
-        }
+        _ => plain(&error.to_string()),
     }
 }
 
 /// What the resolver says of a name.
-pub fn name(why: &str) -> String {
+fn name(why: &str) -> String {
     let what = if why.to_lowercase().contains("temporary") {
         "the name server does not answer: is the network up?"
     } else {
@@ -273,8 +265,10 @@ fn certificate(error: &CertificateError) -> String {
 
 /// A name from a certificate, without the library's notation around it.
 fn bare(name: &str) -> String {
-    let inside = name.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"'));
-    inside.map_or_else(|| name.to_owned(), |(name, _)| name.to_owned())
+    let inside = |open, close| {
+        name.split_once(open).and_then(|(_, rest)| rest.rsplit_once(close)).map(|(name, _)| name)
+    };
+    inside('"', '"').or_else(|| inside('(', ')')).unwrap_or(name).to_owned()
 }
 
 fn at(time: UnixTime) -> String {

@@ -27,6 +27,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use crate::text;
+
 /// How long a file may take to be read: a network file system that works answers within a second, a
 /// disk that has to start turning within a few.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -89,6 +91,16 @@ impl From<io::Error> for FileError {
 impl From<io::ErrorKind> for FileError {
     fn from(kind: io::ErrorKind) -> Self {
         Self::from(io::Error::from(kind))
+    }
+}
+
+/// A file's name for a message; not where it looks like what belongs into the file.
+pub fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if text.contains(['\n', '\r']) || text::looks_secret(&text) {
+        "(a file whose name is not shown, for it could be a secret)".to_owned()
+    } else {
+        text.into_owned()
     }
 }
 

@@ -101,6 +101,22 @@ pub fn push(c: char, shown: &mut String) {
     }
 }
 
+/// A longer text without a dot or a slash is no name of a file.
+const LONGEST_NAME: usize = 48;
+
+/// Whether a text could be a secret that stands where a name belongs.
+pub fn looks_secret(text: &str) -> bool {
+    let part = |part: &str| {
+        let mixed = part.bytes().any(|b| b.is_ascii_digit())
+            && part.bytes().any(|b| b.is_ascii_alphabetic());
+        part.starts_with("eyJ")
+            || part.starts_with("whsec_")
+            || part.len() > LONGEST_NAME
+            || part.len() >= 24 && mixed && !part.contains(['-', '_'])
+    };
+    text.split(['/', '.', ' ', ':', '=', '&', '?', '[', ']', '"']).any(part)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -87,7 +87,7 @@ struct Kept {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("cannot read {}: {why}", path.display())]
+    #[error("cannot read {}: {why}", files::shown(path))]
     File {
         /// The file.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum TlsError {
         why: FileError,
     },
     /// A file is not what it should be.
-    #[error("{} is not readable as PEM: {why}", path.display())]
+    #[error("{} is not readable as PEM: {why}", files::shown(path))]
     Pem {
         /// The file.
         path: PathBuf,
@@ -103,13 +103,16 @@ pub enum TlsError {
         why: &'static str,
     },
     /// A file holds no certificate.
-    #[error("{} holds no certificate that can be used: -----BEGIN CERTIFICATE----- was expected", path.display())]
+    #[error(
+        "{} holds no certificate that can be used: -----BEGIN CERTIFICATE----- was expected",
+        files::shown(path)
+    )]
     Empty {
         /// The file.
         path: PathBuf,
     },
     /// A file holds no key.
-    #[error("{}: {why}", path.display())]
+    #[error("{}: {why}", files::shown(path))]
     NoKey {
         /// The file.
         path: PathBuf,

@@ -92,7 +92,7 @@ const CEILING: usize = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Dialer {
     url: Url,
-    /// As it is looked up, without brackets.
+    /// As it is looked up: without brackets, and without the dot of a whole name.
     host: String,
     port: u16,
     secure: bool,
@@ -107,7 +107,7 @@ impl Dialer {
     pub fn new(astro: &Astro) -> Result<Self, DialerError> {
         let url = Url::parse(&astro.url).map_err(|_| DialerError::Url)?;
         let host = url.host_str().ok_or(DialerError::Url)?;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = host.trim_start_matches('[').trim_end_matches([']', '.']).to_owned();
         let secure = url.scheme() == "wss";
         let port = url.port().unwrap_or(if secure { 443 } else { 80 });
         // A message above `max_message_size` is read, counted and left out: it must not cost the link.
@@ -163,8 +163,7 @@ impl Dialer {
                 tunnel.map_err(|error| failed(PROXY, &error))?
             }
         };
-        let name = self.host.strip_suffix('.').unwrap_or(&self.host).to_owned();
-        let name = ServerName::try_from(name).map_err(|error| failed("TLS", &error))?;
+        let name = ServerName::try_from(self.host.clone()).map_err(|error| failed("TLS", &error))?;
         let connector = tokio_rustls::TlsConnector::from(config);
         let connected = self.within("TLS", connector.connect(name, stream)).await?;
         Ok(Box::new(connected.map_err(|error| failed("TLS", &error))?))

@@ -17,7 +17,7 @@ use super::{Failed, out};
 use crate::{
     astro::gateway::{Gateway, Targets},
     clock,
-    config::{Config, TokenType, jwt},
+    config::{Config, TokenType, jwt, pasted::shown_address},
     event,
     journal::Journal,
     relay::open_sink,
@@ -139,10 +139,10 @@ fn told(config: &Config, pages: &Pages) -> Result<usize, Failed> {
     let open = pages.connections.values().any(|connection| connection.state.is_open());
     if !open {
         let why = error.map_or("no answer in time", String::as_str);
-        say(&format!("gateway {}: failed: {why}", config.astro.url))?;
+        say(&format!("gateway {}: failed: {why}", shown_address(&config.astro.url)))?;
         return Ok(1);
     }
-    say(&format!("gateway {}: connected", config.astro.url))?;
+    say(&format!("gateway {}: connected", shown_address(&config.astro.url)))?;
     for subscription in pages.subscriptions() {
         let Subscription { channel, topic, room, state, code, text, .. } = subscription;
         let what = match (*state, room) {

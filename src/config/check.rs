@@ -11,7 +11,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -37,6 +37,7 @@ use crate::{
     route::{Pattern, PatternError, Route},
     sink::{self, Opening},
     template::{Condition, Template},
+    tls,
 };
 
 /// The gateway itself closes a link that has been silent for this long (protocol: heartbeat).
@@ -92,6 +93,10 @@ pub(super) fn check(
     found.homes(config);
     found.client_ids(config);
     found.same_state(config);
+    found.same_client(config);
+    if sources.resolve_secrets {
+        found.certificates(config);
+    }
     found.secrets(config, places, sources);
     found
 }
@@ -178,6 +183,11 @@ impl Findings {
         let Ok(url) = Url::parse(text) else { return self.error(key, expected) };
         if url.scheme() != secure && url.scheme() != plain || url.host().is_none() {
             return self.error(key, expected);
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            let message = "a user and a password have no meaning in this address: the token is what \
+                           counts";
+            return self.error(key, message);
         }
         if url.scheme() == plain && !url.host().is_some_and(|host| local(&host)) {
             self.warn(key, format!("tokens travel unencrypted: use {secure}://"));
@@ -441,6 +451,68 @@ impl Findings {
         }
     }
 
+    /// Two sinks with one client id at one broker: it takes each for the other, and ends it.
+    fn same_client(&mut self, config: &Config) {
+        let mut seen: BTreeMap<(String, &str), &str> = BTreeMap::new();
+        for (name, sink) in config.sinks.iter().filter(|(_, sink)| sink.kind == "mqtt") {
+            let text = |key: &str| sink.settings.get(key).and_then(Value::as_str);
+            let (Some(url), Some(id)) = (text("url"), text("client_id")) else { continue };
+            // As far as two ways of writing one address can be told to be the same.
+            let broker = Url::parse(url).map_or_else(
+                |_| url.to_owned(),
+                |url| {
+                    let port = url.port().or(match url.scheme() {
+                        "mqtt" => Some(1883),
+                        "mqtts" => Some(8883),
+                        _ => url.port_or_known_default(),
+                    });
+                    let host = url.host_str().unwrap_or_default().to_lowercase();
+                    format!("{} {port:?}", host.trim_end_matches('.'))
+                },
+            );
+            if let Some(first) = seen.insert((broker, id), name) {
+                let message = format!(
+                    "sinks.{first} has the same client_id at the same broker: each would end the \
+                     other's connection, over and over"
+                );
+                self.error(&["sinks", name, "client_id"], message);
+            }
+        }
+    }
+
+    /// Certificates and keys that cannot be used as they are now. A sink waits for its own; the gateway
+    /// is what everything is for.
+    fn certificates(&mut self, config: &Config) {
+        let path = |sink: &SinkConfig, key: &str| {
+            sink.settings.get(key).and_then(Value::as_str).map(PathBuf::from)
+        };
+        let mut wanted: Vec<(Option<&str>, [Option<PathBuf>; 3])> = Vec::new();
+        wanted.push((None, [config.astro.ca_file.clone(), None, None]));
+        for (name, sink) in &config.sinks {
+            let keys = ["ca_file", "client_cert_file", "client_key_file"];
+            wanted.push((Some(name), keys.map(|key| path(sink, key))));
+        }
+        wanted.retain(|(_, files)| files.iter().any(Option::is_some));
+        if wanted.is_empty() {
+            return;
+        }
+        let reads = wanted.iter().map(|(_, [ca, cert, key])| {
+            tls::client_config(ca.as_deref(), cert.as_deref(), key.as_deref())
+        });
+        // Without a thread to read with, connecting tells.
+        let Ok(outcomes) = files::blocking(join_all(reads)) else { return };
+        for ((sink, files), outcome) in wanted.iter().zip(outcomes) {
+            let Err(error) = outcome else { continue };
+            let [ca, ..] = files;
+            let key = if ca.is_some() { "ca_file" } else { "client_cert_file" };
+            match sink {
+                None if !error.is_silent() => self.error(&["astro", key], error.to_string()),
+                None => self.warn(&["astro", key], error.to_string()),
+                Some(name) => self.warn(&["sinks", name, key], error.to_string()),
+            }
+        }
+    }
+
     fn payload(&mut self, name: &str, payload: &str) {
         let key = ["sinks", name, "payload"];
         if PAYLOAD_WORDS.contains(&payload) {
@@ -549,6 +621,10 @@ impl Findings {
             let kept = Kept { key, token: Some(channel.token_type), exact: false };
             secrets.push((kept, channel.token.clone()));
         }
+        if let Some(proxy) = &config.astro.proxy {
+            let kept = Kept { key: vec!["astro", "proxy"], token: None, exact: false };
+            secrets.push((kept, proxy.clone()));
+        }
         if let Some(token) = &config.http.admin_token {
             let kept = Kept { key: vec!["http", "admin_token"], token: None, exact: false };
             secrets.push((kept, token.clone()));
@@ -589,7 +665,12 @@ impl Findings {
         match places.layer(&path) {
             Layer::File if places.file.as_ref().is_some_and(|file| open_to_others(file.path)) => {
                 // An address can be a secret, and mostly is none.
-                if let Some(last) = key.last().filter(|last| **last != "url") {
+                let harmless = match key.last() {
+                    Some(&"url") => true,
+                    Some(&"proxy") => matches!(secret, SecretRef::Value(text) if !text.contains('@')),
+                    _ => false,
+                };
+                if let Some(last) = key.last().filter(|_| !harmless) {
                     let message =
                         format!("a secret in a file that every user can read: use {last}_file");
                     self.warn(key, message);

@@ -70,6 +70,7 @@ fn layer<'a>(
         let around = |other: &Vec<String>| other.starts_with(&key) || key.starts_with(other);
         let clash = layer.keys.iter().find(|(other, _)| around(other));
         let message = match clash {
+            _ if name.is_empty() => "KEY=VALUE was expected".to_owned(),
             _ if !key.iter().all(|part| plain(part)) => "is not the name of a key".to_owned(),
             Some((_, other)) => format!("sets the same key as {other}, or a part of it"),
             None => {

@@ -5,7 +5,10 @@
 //!
 //! The one thing to know: no answer here repeats any of the text.
 
+use url::Url;
+
 use super::{TokenType, jwt};
+pub use crate::text::looks_secret;
 
 /// Pairs that text is quoted with.
 const QUOTES: [(char, char); 8] = [
@@ -21,9 +24,6 @@ const QUOTES: [(char, char); 8] = [
 
 /// Words that stand before a token in a header.
 const SCHEMES: [&str; 4] = ["authorization:", "bearer", "oauth", "apikey"];
-
-/// A longer text without a dot or a slash is no name of a file.
-const LONGEST_NAME: usize = 48;
 
 /// The token in what was pasted: without blanks and quotes around it, without the words of a header
 /// before it, and without characters that nobody sees.
@@ -104,17 +104,15 @@ pub(super) fn has_blank_edge(text: &str) -> bool {
     text.starts_with(odd) || text.ends_with(odd)
 }
 
-/// Whether a text could be a secret that stands where a name belongs.
-pub fn looks_secret(text: &str) -> bool {
-    let part = |part: &str| {
-        let mixed = part.bytes().any(|b| b.is_ascii_digit())
-            && part.bytes().any(|b| b.is_ascii_alphabetic());
-        part.starts_with("eyJ")
-            || part.starts_with("whsec_")
-            || part.len() > LONGEST_NAME
-            || part.len() >= 24 && mixed && !part.contains(['-', '_'])
-    };
-    text.split(['/', '.', ' ', ':', '=', '&', '?']).any(part)
+/// An address without what may be secret in it: user, password, path and query.
+pub fn shown_address(text: &str) -> String {
+    match Url::parse(text) {
+        Ok(url) if url.has_host() => {
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{}://{}{port}", url.scheme(), url.host_str().unwrap_or_default())
+        }
+        _ => "…".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -186,6 +184,22 @@ mod tests {
                 (said, expected) => said.is_none() && expected.is_none(),
             };
             assert!(fits, "{token}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_shown_without_what_may_be_secret() {
+        for (text, shown) in [
+            ("wss://astro.example.org", "wss://astro.example.org"),
+            (
+                "wss://me:hunter2@astro.example.org:444/hunter2?t=hunter2#x",
+                "wss://astro.example.org:444",
+            ),
+            ("wss://[::1]:444/", "wss://[::1]:444"),
+            ("hunter2", "…"),
+            ("hunter2:hunter2", "…"),
+        ] {
+            assert_eq!(shown_address(text), shown);
         }
     }
 

@@ -11,6 +11,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
     layers::Keys,
+    pasted::looks_secret,
     problem::{Excerpt, Place, Problem},
     secret::FORMS,
 };
@@ -166,7 +167,10 @@ fn excerpt(text: &str, key: &Range<usize>) -> Option<Excerpt> {
     let before = line.get(..key.start.checked_sub(start)?)?;
     let name = line.get(before.len()..key.end.checked_sub(start)?)?;
     // In an inline table, another key's value may stand before it.
-    if !before.chars().all(|c| c.is_ascii_alphanumeric() || " \t_-.[".contains(c)) {
+    if looks_secret(name)
+        || looks_secret(before.trim())
+        || !before.chars().all(|c| c.is_ascii_alphanumeric() || " \t_-.[".contains(c))
+    {
         return None;
     }
     let end = if before.trim_start().starts_with('[') {
@@ -203,11 +207,11 @@ pub(super) fn syntax(path: &Path, text: &str, at: usize) -> (Place, Option<Excer
     let plain =
         |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric() || " \t_-.[]".contains(c));
     let excerpt = match line.split_once('=') {
-        Some((key, _)) if plain(key) => {
+        Some((key, _)) if plain(key) && !looks_secret(key.trim()) => {
             let skip = key.chars().take_while(|c| c.is_whitespace()).count();
             cut(&format!("{key}= …"), skip, key.trim().chars().count())
         }
-        None if line.trim_start().starts_with('[') && plain(line) => {
+        None if line.trim_start().starts_with('[') && plain(line) && !looks_secret(line) => {
             let before = text.get(start..at).unwrap_or_default().chars().count();
             cut(line, before, 1)
         }

@@ -8,6 +8,8 @@
 
 use std::{fmt, fmt::Write as _, path::PathBuf};
 
+use super::pasted::looks_secret;
+
 /// One thing wrong in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -123,13 +125,20 @@ pub fn dotted(key: &[String]) -> String {
         !part.is_empty()
             && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
     };
+    // A name that may be one of a channel or a sink is shown everywhere.
+    let name = |part: &str| {
+        let small = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-');
+        part.len() <= 64 && part.contains(['_', '-']) && part.bytes().all(small)
+    };
     let mut text = String::new();
     for part in key {
         let element = part.starts_with('[') && part.ends_with(']');
         if !text.is_empty() && !element {
             text.push('.');
         }
-        if element || plain(part) {
+        if looks_secret(part) && !name(part) {
+            text.push('…');
+        } else if element || plain(part) {
             text.push_str(part);
         } else {
             write!(text, "{part:?}").ok();
@@ -146,7 +155,10 @@ impl fmt::Display for Place {
             }
             Self::File { path, position: None } => path.display().fmt(f),
             Self::Variable(name) => write!(f, "${name}"),
-            Self::Argument(key) => write!(f, "--set {key}"),
+            Self::Argument(key) => {
+                let key: Vec<String> = key.split('.').map(str::to_owned).collect();
+                write!(f, "--set {}", dotted(&key))
+            }
         }
     }
 }
@@ -183,6 +195,11 @@ mod tests {
             (&["sinks", "a b"], "sinks.\"a b\""),
             (&["sinks", ""], "sinks.\"\""),
             (&["a\n"], "\"a\\n\""),
+            (&["channels", "eyJhbGciOiJIUzI1NiJ9"], "channels.…"),
+            (
+                &["sinks", "a_label_of_the_kind_that_some_people_like_to_write_down"],
+                "sinks.a_label_of_the_kind_that_some_people_like_to_write_down",
+            ),
         ] {
             let key: Vec<String> = key.iter().map(|&part| part.to_owned()).collect();
             assert_eq!(dotted(&key), expected);

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     nearest::nearest,
+    pasted,
     places::{Layer, Places},
     problem::Problem,
     schema::{NAME_PATTERN, is_secret, keys, needs_secret, resolved},
@@ -292,7 +293,8 @@ impl<'a> Walk<'a> {
                 .map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' })
                 .take(LONGEST_NAME)
                 .collect();
-            let simpler = Some(simpler.as_str()).filter(|name| !name.is_empty());
+            let simpler = Some(simpler.as_str())
+                .filter(|simpler| !simpler.is_empty() && !pasted::looks_secret(name));
             self.problems.push(Problem::new(path, message).suggest(simpler));
         }
     }

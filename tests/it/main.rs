@@ -38,3 +38,4 @@ mod sink_webhook;
 mod state;
 mod support;
 mod tidy;
+mod way;
