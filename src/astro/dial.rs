@@ -163,7 +163,8 @@ impl Dialer {
                 tunnel.map_err(|error| failed(PROXY, &error))?
             }
         };
-        let name = ServerName::try_from(self.host.clone()).map_err(|error| failed("TLS", &error))?;
+        let name =
+            ServerName::try_from(self.host.clone()).map_err(|error| failed("TLS", &error))?;
         let connector = tokio_rustls::TlsConnector::from(config);
         let connected = self.within("TLS", connector.connect(name, stream)).await?;
         Ok(Box::new(connected.map_err(|error| failed("TLS", &error))?))

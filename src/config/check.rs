@@ -667,7 +667,9 @@ impl Findings {
                 // An address can be a secret, and mostly is none.
                 let harmless = match key.last() {
                     Some(&"url") => true,
-                    Some(&"proxy") => matches!(secret, SecretRef::Value(text) if !text.contains('@')),
+                    Some(&"proxy") => {
+                        matches!(secret, SecretRef::Value(text) if !text.contains('@'))
+                    }
                     _ => false,
                 };
                 if let Some(last) = key.last().filter(|_| !harmless) {

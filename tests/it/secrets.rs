@@ -158,3 +158,60 @@ async fn check_says_what_is_wrong_with_what_was_pasted() {
         assert!(!shown, "{said}");
     }
 }
+
+#[tokio::test]
+async fn a_secret_in_a_wrong_place_is_never_repeated() {
+    const CANARY: &str = "eyJhbGciOiJIUzI1NiJ9.eyJjYW5hcnkiOjF9.Y2FuYXJ5";
+    let dir = tempfile::tempdir().unwrap();
+    let rest = "topics = [\"channel.tips\"]";
+    for text in [
+        format!("[channels.main]\ntoken_file = {CANARY:?}\n{rest}"),
+        format!("[channels.main]\ntoken_env = {CANARY:?}\n{rest}"),
+        format!("[channels.main]\ntoken_credential = {CANARY:?}\n{rest}"),
+        format!("[channels.main]\ntoken_type = {CANARY:?}\ntoken_env = \"T\"\n{rest}"),
+        format!("[channels.main]\ntoken = \"k\"\nroom = {CANARY:?}\n{rest}"),
+        format!("[channels.main]\ntoken = \"k\"\ntopics = [{CANARY:?}]"),
+        format!("[channels.main]\ntoken = {CANARY}\n{rest}"),
+        format!("[channels.main]\ntoken {CANARY}\n{rest}"),
+        format!("[channels.{CANARY}]\ntoken = \"k\"\n{rest}"),
+        format!("[channels.main]\n{CANARY:?} = 1\n{rest}"),
+        format!("[{CANARY:?}]\ntoken = 1"),
+        format!("[astro]\nurl = {CANARY:?}"),
+        format!("[astro]\nurl = \"wss://me:{CANARY}@127.0.0.1:9\""),
+        format!("[astro]\napi_url = \"https://127.0.0.1/{CANARY}\"\nca_file = {CANARY:?}"),
+        format!("[astro]\nca_file = \"/etc/{CANARY}\""),
+        format!("[astro]\nproxy = \"socks5://{CANARY}@127.0.0.1\"\nproxy_file = \"x\""),
+        format!("[astro]\nconnect_timeout = {CANARY:?}"),
+        format!("[http]\nlisten = {CANARY:?}\nadmin_token_env = {CANARY:?}"),
+        format!("[log]\nlevel = {CANARY:?}"),
+        format!("[sinks.home]\ntype = {CANARY:?}"),
+        format!("[sinks.home]\ntype = \"mqtt\"\nurl = \"mqtt://me:{CANARY}@127.0.0.1\""),
+        format!("[sinks.home]\ntype = \"mqtt\"\nurl = {CANARY:?}"),
+        format!("[sinks.home]\ntype = \"mqtt\"\nurl = \"mqtt://127.0.0.1\"\nversion = {CANARY:?}"),
+        format!("[sinks.home]\ntype = \"nats\"\nurl = \"nats://{CANARY}@127.0.0.1\""),
+        format!(
+            "[sinks.home]\ntype = \"nats\"\nurl = \"nats://127.0.0.1\"\nnkey_seed_env = {CANARY:?}"
+        ),
+        format!("[sinks.home]\ntype = \"redis\"\nurl = \"redis://:{CANARY}@127.0.0.1\""),
+        format!("[sinks.home]\ntype = \"redis\"\nurl = {CANARY:?}"),
+        format!(
+            "[sinks.home]\ntype = \"webhook\"\nurl = \"https://{CANARY}\"\nsecret = {CANARY:?}"
+        ),
+        format!("[sinks.home]\ntype = \"webhook\"\nurl_file = {CANARY:?}\nmethod = {CANARY:?}"),
+        format!("[sinks.home]\ntype = \"stdout\"\nchannels = [{CANARY:?}]\nmax_age = {CANARY:?}"),
+    ] {
+        let file = dir.path().join("astro-relay.toml");
+        fs::write(&file, &text).unwrap();
+        let said = said(&check(&file, &[]).await);
+        assert!(!said.contains(CANARY), "{text}\n{said}");
+        assert!(!said.contains("eyJjYW5hcnkiOjF9"), "{text}\n{said}");
+    }
+    let file = one_channel(dir.path(), "token = \"k\"");
+    for argument in [CANARY.to_owned(), format!("{CANARY}=x"), format!("channels.main.{CANARY}=x")]
+    {
+        let said = said(&check(&file, &["--set", &argument]).await);
+        assert!(!said.contains("eyJjYW5hcnkiOjF9"), "{argument}\n{said}");
+    }
+    let said = said(&check(&file, &[CANARY]).await);
+    assert!(!said.contains("eyJjYW5hcnkiOjF9"), "{said}");
+}

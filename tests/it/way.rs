@@ -44,7 +44,7 @@ async fn openssl(dir: &Path, name: &str, more: &[&str]) -> (PathBuf, PathBuf) {
     (cert, key)
 }
 
-/// An authority, and a certificate that it has signed for 127.0.0.1, ::1 and localhost.
+/// An authority, and a certificate that it has signed for `127.0.0.1`, `::1` and localhost.
 async fn signed(dir: &Path, name: &str) -> (PathBuf, PathBuf, PathBuf) {
     let (ca, ca_key) = openssl(dir, &format!("{name}-ca"), &["-days", "30"]).await;
     let (ca_text, key_text) = (ca.to_str().unwrap(), ca_key.to_str().unwrap());
