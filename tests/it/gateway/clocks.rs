@@ -32,7 +32,8 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
-        let relay = Relay::new(&sim.url(), &sim.api_url(), TOPIC, ROOM, "");
+        let sink = "[sinks.out]\ntype = \"stdout\"\n";
+        let relay = Relay::new(&sim.url(), &sim.api_url(), TOPIC, ROOM, sink);
         Self { sim, clock: Clock::new(), relay, tips: 0 }
     }
 
