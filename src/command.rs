@@ -30,11 +30,14 @@ use tracing::{debug, info, warn};
 
 use crate::{
     config::{Action, Commands},
-    metrics,
+    metrics, text,
 };
 
 /// Commands that may wait for the executor: more than anybody gives by hand, and less than a megabyte.
 const QUEUE: usize = 64;
+
+/// Bytes of an error in an answer: a server may say one of any length.
+const ERROR: usize = 1000;
 
 /// Answers that may wait for one ear: what the queue holds, so that each of them finds room.
 const ANSWERS: usize = QUEUE;
@@ -180,7 +183,7 @@ impl Answer {
         let mut put = |name: &str, value: Value| drop(object.insert(name.to_owned(), value));
         put("ok", self.outcome.is_ok().into());
         if let Err(failure) = &self.outcome {
-            put("error", failure.error.as_str().into());
+            put("error", text::excerpt(&failure.error, ERROR).into());
             put("status", failure.status.into());
         }
         put("channel", self.channel.as_str().into());

@@ -118,10 +118,14 @@ use crate::{
     clock,
     config::{self, Start, Sync},
     event::{Event, Record, Seq, UnixMillis, Waited},
+    text,
 };
 
 /// Dead letters that wait in memory for the disk, at most: several sinks' windows full of them.
 const DEAD_IN_MEMORY: usize = 4096;
+
+/// Bytes of the reason of a dead letter: a server may give one of any length.
+const REASON: usize = 1000;
 
 /// Cursors of the relay's own parts begin like this.
 const OWN: &str = "relay.";
@@ -561,7 +565,7 @@ impl Journal {
             number: 0,
             sink: sink.to_owned(),
             at: clock::now(),
-            reason: reason.to_owned(),
+            reason: text::excerpt(reason, REASON),
             retry: false,
             record: Arc::clone(record),
         };
@@ -594,7 +598,7 @@ impl Journal {
     /// longer asked for.
     pub fn refused_again(&self, number: i64, reason: &str) {
         let mut state = self.0.lock();
-        let reason = reason.to_owned();
+        let reason = text::excerpt(reason, REASON);
         state.refused.push(RefusedAgain { number, at: clock::now(), reason });
         self.0.hurry(state);
     }

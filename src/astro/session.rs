@@ -23,6 +23,7 @@ use crate::{
     clock,
     config::{Astro, Secret, TokenType},
     event::{Event, Origin, UnixMillis},
+    text::{EXCERPT, excerpt},
 };
 
 /// After `rate_limit_exceeded` the gateway wants quiet for this long (newer documents, FAQ).
@@ -781,8 +782,8 @@ impl Session {
             _ => None,
         };
         let refusal = Refusal {
-            code: code.into(),
-            text: response.text.as_str().into(),
+            code: excerpt(code, EXCERPT).into(),
+            text: excerpt(&response.text, EXCERPT).into(),
             retry_at: again.map(|wait| now + wait),
         };
         report(&entry.wanted.subscription, &refusal);
