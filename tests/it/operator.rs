@@ -51,9 +51,18 @@ impl Running {
     }
 
     /// The same, with its endpoint there.
-    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
     pub async fn start_at(listen: &str, rest: &str) -> Self {
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+        Self::start_with(sim, listen, rest).await
+    }
+
+    /// The same, connected to this Astro.
+    pub async fn start_on(sim: Sim, rest: &str) -> Self {
+        Self::start_with(sim, "127.0.0.1:0", rest).await
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
+    async fn start_with(sim: Sim, listen: &str, rest: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("astro-relay.toml");
         let text = whole(&sim, &dir, rest).replace("127.0.0.1:0", listen);

@@ -2,7 +2,7 @@
 
 use astro_relay::{
     relay::Relay,
-    sim::{Options, Sim},
+    sim::{Load, Options, Refusal, Sim},
 };
 use reqwest::{Client, header};
 use serde_json::{Value, json};
@@ -179,4 +179,59 @@ async fn nobody_is_ready_before_it_has_begun() {
     assert_eq!(reasons.len(), 2, "{reasons:?}");
     assert_eq!(reasons[0], "2 subscriptions are not yet asked for");
     assert!(reasons[1].starts_with("sink shop is connecting"), "{reasons:?}");
+}
+
+/// A server that refuses with an error text of almost a mebibyte.
+#[tokio::test]
+async fn an_error_of_any_length_is_told_in_a_few_words() {
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    let long = "err_".to_owned() + &"y".repeat(900_000);
+    sim.faults(|faults| faults.refusals.push(Refusal::of(&long).topic("channel.follow")));
+    let relay = Running::start_on(sim, &channel(&["channel.tips", "channel.follow"])).await;
+    let status = relay
+        .until("it is refused", |status| {
+            status["pages"]["connections"].to_string().contains("\"refused\"")
+        })
+        .await;
+    assert!(status.to_string().len() < 20_000, "{}", status.to_string().len());
+    let text = relay.get("/readyz").await.text().await.unwrap();
+    assert!(text.contains("err_yyy") && text.len() < 3000, "{}", text.len());
+}
+
+/// A follower that reads on after what it has not read was removed.
+#[tokio::test]
+async fn a_follower_is_told_what_it_can_no_longer_get() {
+    let keep = "journal.keep_delivered = \"0s\"\njournal.memory = \"64KiB\"\n";
+    let sink = "[sinks.out]\ntype = \"stdout\"\nformat = \"json\"\ntopics = [\"none\"]\n";
+    let relay = Running::start(&format!("{keep}{}{sink}", channel(&["channel.tips"]))).await;
+    relay.subscribed(1).await;
+    let mut stream = relay.get("/events?topic=channel.tips").await;
+    let load = Load {
+        messages: 300,
+        topic: "channel.tips".into(),
+        rooms: vec![ROOM.into()],
+        size: 50_000,
+        ..Load::default()
+    };
+    relay.sim.load(&load).await;
+    relay
+        .until("all is in and removed", |status| {
+            let journal = &status["journal"];
+            journal["oldest"].as_u64().unwrap() > 250 && journal["last"].as_u64().unwrap() >= 300
+        })
+        .await;
+    let (mut lost, mut text) = (0, String::new());
+    until("it is told", PATIENCE, async || {
+        let chunk = stream.chunk().await.unwrap()?;
+        text.push_str(&String::from_utf8_lossy(&chunk));
+        while let Some(end) = text.find("\n\n") {
+            let event: String = text.drain(..end + 2).collect();
+            if let Some(data) = event.strip_prefix("event: lost\ndata: ") {
+                let told: Value = serde_json::from_str(data.trim()).unwrap();
+                lost += told["lost"].as_u64().unwrap();
+            }
+        }
+        (lost > 0).then_some(())
+    })
+    .await;
 }
