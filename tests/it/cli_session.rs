@@ -82,8 +82,14 @@ async fn a_session_is_shown_and_changed_from_the_command_line() {
     place.sim.activity(ROOM, json!({"type": "tip", "data": data}));
     assert_eq!(place.said(&["top"]).await, "mossy  5.0\n");
     place.said(&["reload"]).await;
+    place.said(&["set", "follower-session", r#"{"count":7}"#, "--yes"]).await;
     place.said(&["reset", "--yes", "--channel", "main"]).await;
-    assert_eq!(place.element("follower-latest"), json!({"name": ""}));
+    assert_eq!(place.element("follower-session"), json!({"count": 0}));
+    assert_eq!(
+        place.element("follower-latest"),
+        json!({"name": "mossy"}),
+        "no figure of the session"
+    );
 }
 
 #[tokio::test]
