@@ -93,7 +93,6 @@ pub(super) fn check(
     found.homes(config);
     found.client_ids(config);
     found.same_state(config);
-    found.same_client(config);
     if sources.resolve_secrets {
         found.certificates(config);
     }
@@ -115,7 +114,7 @@ fn broker(url: &str) -> String {
         "wss" => 443,
         _ => 1883,
     });
-    format!("{}:{port}", url.host_str().unwrap_or_default().to_ascii_lowercase())
+    format!("{}:{port}", url.host_str().unwrap_or_default().trim_end_matches('.').to_lowercase())
 }
 
 impl Findings {
@@ -451,35 +450,6 @@ impl Findings {
         }
     }
 
-    /// Two sinks with one client id at one broker: it takes each for the other, and ends it.
-    fn same_client(&mut self, config: &Config) {
-        let mut seen: BTreeMap<(String, &str), &str> = BTreeMap::new();
-        for (name, sink) in config.sinks.iter().filter(|(_, sink)| sink.kind == "mqtt") {
-            let text = |key: &str| sink.settings.get(key).and_then(Value::as_str);
-            let (Some(url), Some(id)) = (text("url"), text("client_id")) else { continue };
-            // As far as two ways of writing one address can be told to be the same.
-            let broker = Url::parse(url).map_or_else(
-                |_| url.to_owned(),
-                |url| {
-                    let port = url.port().or(match url.scheme() {
-                        "mqtt" => Some(1883),
-                        "mqtts" => Some(8883),
-                        _ => url.port_or_known_default(),
-                    });
-                    let host = url.host_str().unwrap_or_default().to_lowercase();
-                    format!("{} {port:?}", host.trim_end_matches('.'))
-                },
-            );
-            if let Some(first) = seen.insert((broker, id), name) {
-                let message = format!(
-                    "sinks.{first} has the same client_id at the same broker: each would end the \
-                     other's connection, over and over"
-                );
-                self.error(&["sinks", name, "client_id"], message);
-            }
-        }
-    }
-
     /// Certificates and keys that cannot be used as they are now. A sink waits for its own; the gateway
     /// is what everything is for.
     fn certificates(&mut self, config: &Config) {
@@ -561,7 +531,8 @@ impl Findings {
             let broker = broker(text("url").unwrap_or_default());
             if let Some(first) = seen.insert((broker, id.clone()), name) {
                 let message = format!(
-                    "sinks.{first} has the client id {id} at the same broker: each of the two would                      end the other's connection"
+                    "sinks.{first} has the same client_id at the same broker, {id}: each would end the \
+                     other's connection, over and over"
                 );
                 self.error(&["sinks", name, "client_id"], message);
             }

@@ -572,7 +572,7 @@ fn two_sinks_with_one_client_id_at_one_broker_are_an_error() {
         let found = problems(&format!("{LEAST}\n{}{second}", sink("a", "mqtt://broker", id)));
         let found = found.join("\n");
         assert_eq!(
-            found.contains("the client id me at the same broker"),
+            found.contains("the same client_id at the same broker, me"),
             wrong,
             "{second}: {found}"
         );
@@ -581,7 +581,7 @@ fn two_sinks_with_one_client_id_at_one_broker_are_an_error() {
     // The names that they have by themselves.
     let named = sink("b", "mqtt://broker", "client_id = \"astro-relay-a\"");
     let found = problems(&format!("{LEAST}\n{}{named}", sink("a", "mqtt://broker", ""))).join("\n");
-    assert!(found.contains("astro-relay-a at the same broker"), "{found}");
+    assert!(found.contains("at the same broker, astro-relay-a"), "{found}");
 }
 
 /// Two relays with the first configuration of everybody have nothing else that tells them apart.
