@@ -113,7 +113,9 @@ async fn an_authority_of_the_system_is_trusted() {
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
     let (address, _listener) = tls("127.0.0.1", sim.address()).await;
     let url = format!("wss://localhost:{}", address.port());
-    let mut relay = Relay::new(&url, &sim.api_url(), "channel.tips", ROOM, "");
+    // A relay without a sink is not ready.
+    let sink = "[sinks.out]\ntype = \"stdout\"\n";
+    let mut relay = Relay::new(&url, &sim.api_url(), "channel.tips", ROOM, sink);
     // This is how a system is given other authorities; a process of its own has none of ours.
     relay.start_in(&[("SSL_CERT_FILE", &certificate("ca.pem"))]);
     relay.ready().await;
