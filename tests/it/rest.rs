@@ -43,11 +43,14 @@ async fn a_session_is_read_and_changed() {
 
     rest.update(target, &elements(&json!({"tip-goal": {"amount": 40}}))).await.unwrap();
     assert_eq!(sim.session(ROOM)["data"]["tip-goal"]["amount"], 40);
+    rest.update(target, &elements(&json!({"follower-session": {"count": 7}}))).await.unwrap();
     rest.reload(target).await.unwrap();
     rest.reset(target).await.unwrap();
     let fresh = rest.session(target).await.unwrap();
     assert_ne!(fresh.id, before.id);
-    assert_eq!(fresh.data["tip-goal"]["amount"], 0);
+    // Only the figures of the session begin anew.
+    assert_eq!(fresh.data["follower-session"]["count"], 0);
+    assert_eq!(fresh.data["tip-goal"]["amount"], 40);
 
     rest.set_settings(target, &elements(&json!({"calendar": true}))).await.unwrap();
     assert_eq!(rest.settings(target).await.unwrap()["calendar"], true);
