@@ -367,17 +367,19 @@ pub(crate) fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Without an equals sign it is told by whoever loads: the library would repeat it, and it may be a
-/// secret.
-#[expect(clippy::unnecessary_wraps, reason = "the signature is clap's")]
 fn pair(text: &str) -> Result<(String, String), String> {
-    let pair = text.split_once('=').unwrap_or_default();
+    let pair = text.split_once('=').ok_or("KEY=VALUE was expected")?;
     Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
-/// Takes out of an error what looks like a secret that was put into the wrong place.
+/// Takes out of an error what looks like a secret that was put into the wrong place, and what `--set`
+/// was given, which may be one.
 fn without_secrets(error: &mut clap::Error) {
-    use clap::error::ContextValue;
+    use clap::error::{ContextKind, ContextValue};
+    let argument = error.get(ContextKind::InvalidArg);
+    if matches!(argument, Some(ContextValue::String(name)) if name.starts_with("--set")) {
+        error.insert(ContextKind::InvalidValue, ContextValue::String("…".to_owned()));
+    }
     let secret: Vec<_> = error
         .context()
         .filter(|(_, value)| match value {

@@ -156,8 +156,12 @@ impl fmt::Display for Place {
             Self::File { path, position: None } => path.display().fmt(f),
             Self::Variable(name) => write!(f, "${name}"),
             Self::Argument(key) => {
-                let key: Vec<String> = key.split('.').map(str::to_owned).collect();
-                write!(f, "--set {}", dotted(&key))
+                let part = |part: &str| match part {
+                    "" => String::new(),
+                    part => dotted(&[part.to_owned()]),
+                };
+                let parts: Vec<String> = key.split('.').map(part).collect();
+                write!(f, "--set {}", parts.join("."))
             }
         }
     }

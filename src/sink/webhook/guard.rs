@@ -152,6 +152,10 @@ fn forbidden_v6(address: Ipv6Addr) -> Option<&'static str> {
     if address.is_unspecified() {
         return Some("unspecified");
     }
+    // It looks like an address that carries 0.0.0.1.
+    if address.is_loopback() {
+        return None;
+    }
     let [first, ..] = segments;
     match first {
         0xfe80..=0xfebf => return Some("link-local"),
