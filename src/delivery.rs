@@ -66,6 +66,10 @@ use crate::{
 /// slower.
 const BATCH_BYTES: usize = 1024 * 1024;
 
+/// Why a wait is over before its time.
+const ASKED: &str = "somebody asked for it";
+const SLEPT: &str = "the machine slept meanwhile";
+
 /// How long to wait for a journal that cannot be read at the moment.
 const JOURNAL_RETRY: Duration = Duration::from_millis(200);
 
@@ -468,10 +472,11 @@ impl Delivery {
         let new = limit > 0 && self.journal.figures().last > self.read;
         let asked = idle && self.asked && !new;
         let next = self.journal.next(self.read, limit, BATCH_BYTES);
+        let mut sleeps = clock::sleeps();
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            Ok(()) = self.retries.changed() => self.try_now(),
+            Ok(()) = self.retries.changed() => self.try_now(ASKED),
             batch = next, if limit > 0 => match batch {
                 Ok(batch) => self.take(&batch),
                 Err(failure) => self.unreadable(&failure).await,
@@ -481,6 +486,7 @@ impl Delivery {
             () = std::future::ready(()), if asked => {}
             () = due(&mut self.keeping) => {}
             () = wait_until(paused), if paused.is_some() => {}
+            Ok(()) = sleeps.changed(), if paused.is_some() => self.try_now(SLEPT),
             failure = self.sink.idle() => {
                 self.suspicion.excused();
                 self.failed(&failure.cause, false);
@@ -493,13 +499,13 @@ impl Delivery {
         self.asked = true;
         let waits = self.waiting.resume_at().is_some() || self.waiting.reconnect_at().is_some();
         if waits && self.load_errands().await {
-            self.try_now();
+            self.try_now(ASKED);
         }
     }
 
     /// Whatever is waited for, it is tried now.
-    fn try_now(&mut self) {
-        info!(sink = %self.name, "tried at once, as somebody asked");
+    fn try_now(&mut self, why: &'static str) {
+        info!(sink = %self.name, why, "tried at once");
         if self.waiting.try_now() {
             self.disconnect();
         }
@@ -733,10 +739,12 @@ impl Delivery {
     /// Connects, or waits until it is time to.
     async fn connect(&mut self, progress: &mut watch::Receiver<u64>, stop: &CancellationToken) {
         if let Some(at) = self.waiting.reconnect_at() {
+            let mut sleeps = clock::sleeps();
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = sleep_until(at) => {}
-                Ok(()) = self.retries.changed() => self.try_now(),
+                Ok(()) = sleeps.changed() => self.try_now(SLEPT),
+                Ok(()) = self.retries.changed() => self.try_now(ASKED),
                 Ok(()) = self.requests.changed() => self.asked_meanwhile().await,
                 // What is to be set aside may find room.
                 Ok(()) = progress.changed(), if !self.flight.asides.is_empty() => {}
