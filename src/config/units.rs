@@ -1,4 +1,4 @@
-//! Durations and sizes as people write them: `100ms`, `30s`, `7d`; `256MiB`, `8MB`, `65536`.
+//! Durations and sizes as people write them: `100ms`, `1.5s`, `2 min`, `7d`; `256MiB`, `1.5 GiB`, `65536`.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
@@ -29,35 +29,46 @@ const SIZE_UNITS: &[(&str, u64)] = &[
 ];
 
 impl Period {
-    /// Reads `90s`, `1h 30m`, `100ms`.
+    /// Reads `90s`, `1h 30m`, `500 ms`, `1.5s`. Capitals make a difference only where both are units: `1m`
+    /// is a minute, `1M` a month.
     pub fn parse(text: &str) -> Result<Self, String> {
-        humantime::parse_duration(text.trim())
+        let text = text.trim();
+        humantime::parse_duration(text)
+            .or_else(|_| humantime::parse_duration(&text.to_lowercase()))
             .map(Self)
             .map_err(|_| Format::Period.expected().to_owned())
     }
 }
 
 impl Size {
-    /// Reads `256MiB`, `8 MB`, `65536`.
+    /// Reads `256MiB`, `8 MB`, `1.5GiB`, `65536`. What is less than a byte is left out.
     pub fn parse(text: &str) -> Result<Self, String> {
         let lower = text.trim().to_ascii_lowercase();
         let (digits, factor) = SIZE_UNITS
             .iter()
             .find_map(|(unit, factor)| lower.strip_suffix(unit).map(|rest| (rest, *factor)))
             .unwrap_or((&lower, 1));
-        digits
-            .trim()
-            .parse::<u64>()
-            .ok()
-            .and_then(|number| number.checked_mul(factor))
-            .map(Self)
-            .ok_or_else(|| Format::Size.expected().to_owned())
+        times(digits.trim(), factor).map(Self).ok_or_else(|| Format::Size.expected().to_owned())
     }
 
     /// As a length in memory; a size beyond the address space is its end.
     pub fn bytes(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)
     }
+}
+
+/// A decimal number, with a fraction or without, times a unit. Bytes have no fraction.
+fn times(number: &str, factor: u64) -> Option<u64> {
+    let plain = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    let Some((whole, fraction)) = number.split_once('.') else {
+        return number.parse::<u64>().ok().filter(|_| plain(number))?.checked_mul(factor);
+    };
+    if !plain(whole) || !plain(fraction) || factor == 1 {
+        return None;
+    }
+    let tens = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let rest = fraction.parse::<u128>().ok()?.checked_mul(factor.into())? / tens;
+    whole.parse::<u64>().ok()?.checked_mul(factor)?.checked_add(u64::try_from(rest).ok()?)
 }
 
 impl fmt::Display for Period {
@@ -243,11 +254,66 @@ mod tests {
             ("8 MB", 8_000_000),
             ("1kib", 1024),
             ("7B", 7),
+            ("1.5GiB", 1_610_612_736),
+            (" 1.5 gib ", 1_610_612_736),
+            ("0.5 MiB", 524_288),
+            ("2.50MB", 2_500_000),
+            ("0.1KiB", 102),
+            ("16777215.9 TiB", 18_446_743_963_758_388_838),
         ] {
             assert_eq!(Size::parse(text), Ok(Size(bytes)), "{text}");
         }
-        for text in ["", "MiB", "-1", "1.5GiB", "99999999999TiB", "8 XB"] {
+        let long = format!("1.{}GiB", "1".repeat(400));
+        for text in [
+            "",
+            "MiB",
+            "-1",
+            "+1",
+            "1.5",
+            "1.5B",
+            "1.GiB",
+            ".5GiB",
+            "1,5GiB",
+            "1.5.5GiB",
+            "1e3MiB",
+            "1 5MiB",
+            "99999999999TiB",
+            "16777216TiB",
+            "8 XB",
+            &long,
+        ] {
             assert!(Size::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn durations_are_read_with_fractions_and_blanks() {
+        for (text, millis) in [
+            ("1.5s", 1_500),
+            ("1.5 s", 1_500),
+            ("0.25s", 250),
+            ("500 ms", 500),
+            (" 500ms ", 500),
+            ("1 min", 60_000),
+            ("1min", 60_000),
+            ("2 minutes", 120_000),
+            ("1.5h", 5_400_000),
+            ("1h 30m", 5_400_000),
+            ("1h30m", 5_400_000),
+            ("1.5 days", 129_600_000),
+            ("30S", 30_000),
+            ("2 Hours", 7_200_000),
+            ("0", 0),
+            ("0s", 0),
+        ] {
+            let period = Period(Duration::from_millis(millis));
+            assert_eq!(Period::parse(text), Ok(period), "{text}");
+            assert!(Format::Period.accepts(text), "{text}");
+            assert_eq!(parse_start(text), Ok(Start::Age(period.0)), "{text}");
+        }
+        for text in ["", "s", "30", "1.5", "-1s", "1,5s", "1.s", "1.5.5s", "1e3s", "half a minute"]
+        {
+            assert!(Period::parse(text).is_err(), "{text}");
         }
     }
 
