@@ -14,6 +14,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use hyper::header::{DATE, HeaderMap, RETRY_AFTER};
 use rustix::time::{ClockId, clock_gettime};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::watch;
@@ -153,24 +154,40 @@ pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
 /// The longest wait that somebody else may ask for: whoever asks for more means "not today".
 const LONGEST_ASKED: Duration = Duration::from_hours(24);
 
-/// `Retry-After`: seconds, with a fraction or without, or a date, of which the past means now (RFC 9110,
-/// section 10.2.3). `None` for what is neither.
-pub fn retry_after(text: &str, now: UnixMillis) -> Option<Duration> {
-    // A proxy may have put two of them into one line; a date has a comma too.
+/// The wait that an answer asks for with `Retry-After`: seconds, or a date, of which the past means now
+/// (RFC 9110, section 10.2.3). Fractions are taken too, and of several values the first that can be read.
+/// A date is compared with the far side's own, where it says: one of the two clocks may be wrong. `None`
+/// where it asks for no wait.
+pub fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
+    let wait = headers.get_all(RETRY_AFTER).iter().find_map(|value| {
+        let text = value.to_str().ok()?.trim();
+        let Some(until) = date(text) else { return text.split(',').find_map(seconds) };
+        let said = headers.get(DATE).and_then(|value| date(value.to_str().ok()?.trim()));
+        let now = said.unwrap_or(UNIX_EPOCH + Duration::from_millis(now));
+        Some(until.duration_since(now).unwrap_or(Duration::ZERO))
+    });
+    wait.map(|wait| wait.min(LONGEST_ASKED))
+}
+
+/// A date of any form that HTTP has had, or of RFC 3339.
+fn date(text: &str) -> Option<SystemTime> {
+    httpdate::parse_http_date(text)
+        .ok()
+        .or_else(|| Some(UNIX_EPOCH + Duration::from_millis(parse_rfc3339(text)?)))
+}
+
+fn seconds(text: &str) -> Option<Duration> {
     let text = text.trim();
-    let first = text.split(',').next().unwrap_or_default().trim();
-    let wait = if first.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
-        let seconds: f64 = first.parse().ok()?;
-        Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_ASKED)
-    } else {
-        let date = httpdate::parse_http_date(text).ok()?.duration_since(UNIX_EPOCH).ok()?;
-        date.saturating_sub(Duration::from_millis(now))
-    };
-    Some(wait.min(LONGEST_ASKED))
+    // No sign, no exponent, no "inf".
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let seconds: f64 = text.parse().ok().filter(|_| plain)?;
+    Some(Duration::try_from_secs_f64(seconds).unwrap_or(LONGEST_ASKED))
 }
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderValue;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -213,13 +230,17 @@ mod tests {
             ("0", Some(0.0)),
             ("1.5", Some(1.5)),
             ("120, 120", Some(120.0)),
+            ("soon, 5", Some(5.0)),
+            ("2024-02-15T14:53:42Z", Some(60.0)),
             ("Thu, 15 Feb 2024 14:53:42 GMT", Some(60.0)),
             ("Thursday, 15-Feb-24 14:53:42 GMT", Some(60.0)),
             ("Thu Feb 15 14:53:42 2024", Some(60.0)),
             ("Thu, 15 Feb 2024 14:51:42 GMT", Some(0.0)),
             ("Fri, 31 Dec 9999 23:59:59 GMT", Some(day)),
             ("99999999999999999999999999", Some(day)),
-            ("1e300", Some(day)),
+            (&"9".repeat(400), Some(day)),
+            ("1e3", None),
+            (".", None),
             ("soon", None),
             ("-1", None),
             ("", None),
@@ -228,7 +249,26 @@ mod tests {
             ("inf", None),
         ] {
             let expected = seconds.map(Duration::from_secs_f64);
-            assert_eq!(retry_after(text, now), expected, "{text:?}");
+            let headers =
+                HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(text).unwrap())]);
+            assert_eq!(retry_after(&headers, now), expected, "{text:?}");
         }
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
+    }
+
+    #[test]
+    fn a_date_is_compared_with_the_far_sides_own_and_the_first_legible_value_counts() {
+        let header = |name, text| (name, HeaderValue::from_static(text));
+        let far = [
+            header(RETRY_AFTER, "Wed, 15 Nov 2023 08:00:30 GMT"),
+            header(DATE, "Wed, 15 Nov 2023 08:00:00 GMT"),
+        ];
+        let now = 1_700_000_000_000;
+        let wait = retry_after(&HeaderMap::from_iter(far), now);
+        assert_eq!(wait, Some(Duration::from_secs(30)));
+        let mut two = HeaderMap::new();
+        two.append(RETRY_AFTER, HeaderValue::from_static("later"));
+        two.append(RETRY_AFTER, HeaderValue::from_static("7"));
+        assert_eq!(retry_after(&two, now), Some(Duration::from_secs(7)));
     }
 }

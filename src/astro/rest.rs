@@ -19,7 +19,7 @@ use std::{
 
 use reqwest::{
     Client, Method, RequestBuilder, StatusCode,
-    header::{AUTHORIZATION, HeaderValue, RETRY_AFTER},
+    header::{AUTHORIZATION, HeaderValue},
     redirect,
 };
 use rustls::ClientConfig;
@@ -501,8 +501,7 @@ impl Call<'_> {
         };
         let mut response = request.send().await.map_err(lost)?;
         let status = response.status();
-        let said = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
-        let retry_after = said.and_then(|text| clock::retry_after(text, clock::now()));
+        let retry_after = clock::retry_after(response.headers(), clock::now());
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(lost)? {
             if body.len() + chunk.len() > LARGEST {

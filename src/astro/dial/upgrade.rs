@@ -10,8 +10,8 @@ use hyper::{
     Request, StatusCode,
     client::conn::http1,
     header::{
-        CONNECTION, HOST, HeaderMap, HeaderName, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT,
-        SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT,
+        CONNECTION, HOST, HeaderMap, HeaderName, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+        SEC_WEBSOCKET_VERSION, UPGRADE, USER_AGENT,
     },
 };
 use hyper_util::rt::TokioIo;
@@ -53,8 +53,7 @@ pub(super) async fn upgrade(
     let response = response.map_err(|error| broken(&error))?;
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
-        let said = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok());
-        let retry_after = said.and_then(|text| clock::retry_after(text, clock::now()));
+        let retry_after = clock::retry_after(response.headers(), clock::now());
         return Err(DialError::Refused { status: status.as_u16(), retry_after });
     }
     if let Some(what) = missing(response.headers(), &key) {
