@@ -21,7 +21,7 @@ use self::{pace::Pace, rooms::Rooms, unreadable::Unreadable};
 use super::wire::{self, Response, ServerFrame, Verb, WireError};
 use crate::{
     clock,
-    config::{Astro, Secret, TokenType},
+    config::{Astro, Secret, TokenType, pasted},
     event::{Event, Origin, UnixMillis},
     text::{EXCERPT, excerpt},
 };
@@ -92,7 +92,7 @@ pub enum Standing {
 pub struct Refusal {
     /// The gateway's error code, or a word of the relay's own.
     pub code: Box<str>,
-    /// The gateway's text.
+    /// The gateway's text, and what is odd about a token that it does not know.
     pub text: Box<str>,
     /// When it is asked for again; `None`: when its configuration changes.
     pub retry_at: Option<Instant>,
@@ -781,9 +781,14 @@ impl Session {
             "err_bad_request" if speaks_of_limit(&response.text) => Some(self.limits.retry_refused),
             _ => None,
         };
+        let text = excerpt(&response.text, EXCERPT);
         let refusal = Refusal {
             code: excerpt(code, EXCERPT).into(),
-            text: excerpt(&response.text, EXCERPT).into(),
+            text: match doubt(code, &entry.wanted) {
+                Some(doubt) if text.is_empty() => format!("the token {doubt}").into(),
+                Some(doubt) => format!("{text} (the token {doubt})").into(),
+                None => text.into(),
+            },
             retry_at: again.map(|wait| now + wait),
         };
         report(&entry.wanted.subscription, &refusal);
@@ -892,6 +897,12 @@ fn place_rooms(entries: &[Entry]) -> Rooms {
 /// Whether the gateway says that it would take this, were there not too much already.
 fn speaks_of_limit(text: &str) -> bool {
     text.to_ascii_lowercase().contains("limit")
+}
+
+/// What may be wrong with a token that the gateway does not know.
+fn doubt(code: &str, wanted: &Wanted) -> Option<&'static str> {
+    let token = wanted.token.as_ref().ok().filter(|_| code == "err_unauthorized")?;
+    pasted::doubt(token.expose(), wanted.subscription.token_type)
 }
 
 /// Says loudly that a subscription is not ours: a human is needed where it is not tried again soon.

@@ -4,6 +4,9 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// `{"alg":"HS256"}` and `{"sub":"x"}`, and no signature of anybody.
+const JWT: &str = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl";
+
 fn wanted(channel: &str, topic: &str, room: Option<&str>) -> Wanted {
     Wanted {
         subscription: Arc::new(Subscription {
@@ -12,7 +15,7 @@ fn wanted(channel: &str, topic: &str, room: Option<&str>) -> Wanted {
             room: room.map(Into::into),
             token_type: TokenType::Jwt,
         }),
-        token: Ok(Secret::new("token")),
+        token: Ok(Secret::new(JWT)),
     }
 }
 
@@ -118,13 +121,34 @@ async fn each_error_has_its_consequence() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_says_what_is_odd_about_the_token() {
+    for (token, code, human, expected) in [
+        ("k3y", "err_unauthorized", "invalid token", "invalid token (the token is no JWT"),
+        ("k3y", "err_unauthorized", "", "the token is no JWT"),
+        ("SE_TOKEN=k3y", "err_unauthorized", "", "the token looks like a line NAME=token"),
+        ("k3y", "err_bad_request", "unknown topic", "unknown topic"),
+        (JWT, "err_unauthorized", "invalid token", "invalid token"),
+    ] {
+        let mut odd = wanted("a", "t", None);
+        odd.token = Ok(Secret::new(token));
+        let (mut session, nonces, now) = welcomed(vec![odd]);
+        let rest = format!(r#","error":"{code}","data":{{"message":"{human}"}}"#);
+        answer(&mut session, &nonces[0], &rest, now);
+        let Standing::Refused(refusal) = standing(&session, 0) else { panic!("{token}") };
+        assert!(refusal.text.starts_with(expected), "{token}: {}", refusal.text);
+        assert!(!refusal.text.contains("k3y"), "{}", refusal.text);
+        assert_eq!(refusal.text.contains("(the token"), expected.contains("(the token"), "{token}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_subscription_is_asked_for_at_once_with_a_new_token() {
     let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None), wanted("b", "t", None)]);
     for nonce in &nonces {
         answer(&mut session, nonce, r#","error":"err_unauthorized""#, now);
     }
     let mut effects = Effects::default();
-    session.renew("a", &Secret::new("token"), &mut effects);
+    session.renew("a", &Secret::new(JWT), &mut effects);
     session.tick(now, &mut effects);
     assert!(effects.send.is_empty(), "the same token is no news");
     session.renew("a", &Secret::new("fresh"), &mut effects);
