@@ -68,6 +68,13 @@ pub(super) fn hex(digit: u8) -> char {
     char::from_digit(u32::from(digit), 16).map_or('0', |c| c.to_ascii_uppercase())
 }
 
+/// The URLs in a text that has several with commas between, as other clients of a server take them. A path
+/// may have commas in it, so a URL with one is alone.
+pub(super) fn each_url(text: &str) -> impl Iterator<Item = &str> {
+    let is_path = text.contains("unix:");
+    text.split(move |c| c == ',' && !is_path).map(str::trim)
+}
+
 /// What of a template stands outside of Jinja's brackets: the part that reaches every address.
 pub(super) fn literals(template: &str) -> String {
     let mut literals = String::new();
@@ -104,6 +111,18 @@ mod tests {
             ("", ""),
         ] {
             assert_eq!(literals(template), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn urls_are_parted_at_commas() {
+        for (text, urls) in [
+            ("nats://a", &["nats://a"][..]),
+            ("nats://a, tls://[::1]:1 ,b", &["nats://a", "tls://[::1]:1", "b"]),
+            ("nats://a,", &["nats://a", ""]),
+            ("redis+unix:///run/a,b", &["redis+unix:///run/a,b"]),
+        ] {
+            assert_eq!(each_url(text).collect::<Vec<_>>(), urls, "{text}");
         }
     }
 

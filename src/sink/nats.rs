@@ -100,7 +100,7 @@ const NO_STREAM: &str = "astro-relay-check";
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Settings {
-    /// The server: `nats://host:4222`, `tls://host:4222`.
+    /// The server: `nats://host:4222`, `tls://host:4222`; several with commas between.
     #[serde(default)]
     url: Option<String>,
     /// Several servers of one cluster: the first that answers is taken.
@@ -139,6 +139,9 @@ struct Settings {
     /// Whether TLS is required even where the URL does not say so.
     #[serde(default)]
     tls: bool,
+    /// Whether the server speaks TLS from the first byte: its `handshake_first`.
+    #[serde(default)]
+    tls_first: bool,
     /// A PEM file of certificate authorities to trust instead of the system's.
     #[serde(default)]
     ca_file: Option<PathBuf>,
@@ -188,7 +191,8 @@ impl Settings {
             (None, urls @ [_, ..]) => ("urls", urls),
             _ => return Err(("url", "url or urls was expected, one of the two".into())),
         };
-        urls.iter().map(|url| server(url).map_err(|error| (key, error))).collect()
+        let several = urls.iter().flat_map(|url| address::each_url(url));
+        several.map(|url| server(url).map_err(|error| (key, error))).collect()
     }
 
     fn check(&self) -> Result<(), (&'static str, String)> {
@@ -635,11 +639,11 @@ impl Nats {
     /// Connects to the first server that answers, beginning with the one that did last.
     async fn dial(&mut self) -> Result<Link, Cause> {
         let options = self.options().await.map_err(Cause::Down)?;
-        let (ping, patience) = (self.ping, self.timeout);
+        let (first, ping, patience) = (self.settings.tls_first, self.ping, self.timeout);
         let dial = async |server: usize| {
             let server = self.servers.get(server).cloned();
             let server = server.ok_or_else(|| Cause::Down("no server is configured".into()))?;
-            Link::connect(options.clone(), server, ping, patience).await
+            Link::connect(options.clone(), server, first, ping, patience).await
         };
         match race::first(self.servers.len(), self.server, self.timeout, dial).await {
             Ok((server, link)) => {
@@ -1165,10 +1169,14 @@ mod tests {
     fn a_contradiction_is_told_with_its_key() {
         assert_eq!(check(json!({"url": "nats://host"})), Ok(()));
         assert_eq!(check(json!({"urls": ["nats://a", "tls://b:4333"]})), Ok(()));
+        assert_eq!(check(json!({"url": "nats://a:4222, tls://[::1]:4333,c:4222"})), Ok(()));
         for (settings, key) in [
             (json!({}), "url"),
             (json!({"url": "nats://a", "urls": ["nats://b"]}), "url"),
             (json!({"url": "http://host"}), "url"),
+            (json!({"url": "nats://a,"}), "url"),
+            (json!({"url": "nats://a,http://b"}), "url"),
+            (json!({"url": "nats://a,nats://me:hunter2@b"}), "url"),
             (json!({"urls": ["nats://a", "nats://me:hunter2@b"]}), "urls"),
             (json!({"url": "nats://host", "subject": "astro.>"}), "subject"),
             (json!({"url": "nats://host", "subject": "astro {{ topic }}"}), "subject"),

@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 use self::{answer::About, link::Link, stream::Run};
 use super::{
-    Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink,
+    Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
     ahead::Ahead, prefix::Prefix, pulse::Pulse, settings,
 };
 use crate::{
@@ -57,7 +57,8 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Settings {
-    /// The server: `redis://host:6379/0`, `rediss://…` with TLS, `redis+unix:///path`.
+    /// The server: `redis://host:6379/0`, `rediss://…` with TLS, `redis+unix:///path`; several with
+    /// commas between, as in `urls`.
     #[serde(default)]
     url: Option<String>,
     /// Several: the sentinels, or some servers of a cluster.
@@ -134,7 +135,7 @@ fn is_stream(settings: &serde_json::Value) -> bool {
 impl Settings {
     /// All servers that are configured.
     fn nodes(&self) -> impl Iterator<Item = &str> {
-        self.url.iter().chain(&self.urls).map(String::as_str)
+        self.url.iter().chain(&self.urls).flat_map(|url| address::each_url(url))
     }
 
     fn prefix(&self) -> Result<Prefix, String> {

@@ -11,14 +11,16 @@ use serde_json::json;
 use crate::support::{
     carry::{PATIENCE, carry_all, connect, deliver, first_arrivals, within},
     nats_server::{Listener, NatsServer},
+    process::free_port,
     scripted_nats::{Play, ScriptedNats},
     sinks::{
-        batch, certificate, id, open, open_keeping, open_visit, open_with, outgoing, outgoing_with,
-        replayed,
+        batch, certificate, id, install_tls, open, open_keeping, open_visit, open_with, outgoing,
+        outgoing_with, replayed,
     },
     unreachable::{Hanging, Mute, refused},
     wait::until,
 };
+use crate::way::{Front, acceptor};
 
 const SUBJECT: &str = "astro.main.channel.tips";
 
@@ -321,6 +323,55 @@ async fn a_server_is_reached_through_tls_with_every_kind_of_credential() {
         assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
         assert!(!format!("{failure:?}").contains("hunter2"), "{failure:?}");
     }
+}
+
+/// In a URL the address stands in brackets, in a certificate it does not. Several servers stand in one
+/// text, as other clients take them.
+#[tokio::test]
+async fn a_server_with_an_address_of_ipv6_is_reached_through_tls() {
+    let tls = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?} }}\n",
+        certificate("server-ipv6.pem"),
+        certificate("server-ipv6.key")
+    );
+    let server = NatsServer::everywhere(&tls).await;
+    let port = server.port;
+    for url in [
+        format!("tls://[::1]:{port}"),
+        format!("nats://[0:0::1]:{port}"),
+        format!("tls://[::1]:{}, tls://[::1]:{port}", free_port()),
+    ] {
+        let settings = json!({"url": url, "ca_file": certificate("ca-ipv6.pem")});
+        let mut sink = open("nats", settings).unwrap();
+        connect(&mut sink).await.unwrap_or_else(|failure| panic!("{url}: {failure:?}"));
+        deliver(&mut sink, &batch(1..=3, SUBJECT)).await.unwrap();
+        within("close", sink.close()).await;
+    }
+}
+
+/// It says nothing before the handshake; and one that does not do so is not understood.
+#[tokio::test]
+async fn a_server_that_wants_tls_first_is_reached() {
+    install_tls();
+    let server = NatsServer::start("").await;
+    let (cert, key) = (certificate("server-ipv6.pem"), certificate("server-ipv6.key"));
+    let tls = acceptor(cert.as_ref(), key.as_ref(), rustls::ALL_VERSIONS);
+    let front = Front::new("::1", server.port, tls).await;
+    let settings = |port: u16, first: bool| {
+        let ca = certificate("ca-ipv6.pem");
+        json!({"url": format!("tls://[::1]:{port}"), "ca_file": ca, "tls_first": first})
+    };
+    let mut sink = open("nats", settings(front.port, true)).unwrap();
+    connect(&mut sink).await.unwrap();
+    let listener = Listener::start(&server, "astro.>").await;
+    deliver(&mut sink, &batch(1..=3, SUBJECT)).await.unwrap();
+    listener.wait_for(3).await;
+    within("close", sink.close()).await;
+
+    let mut sink =
+        open_with("nats", settings(front.port, false), std::time::Duration::from_secs(1)).unwrap();
+    let failure = connect(&mut sink).await.unwrap_err();
+    assert!(failure.cause.to_string().contains("tls_first"), "{failure:?}");
 }
 
 /// Users that may do less than everything, and what they lack; `listener` may do everything.

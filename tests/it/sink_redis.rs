@@ -491,6 +491,8 @@ fn settings_that_contradict_each_other_name_the_key() {
         (json!({ "url": "redis://127.0.0.1/x" }), "url"),
         (json!({ "url": "rediss://127.0.0.1/#insecure" }), "url"),
         (json!({ "urls": [url, url] }), "urls"),
+        (json!({ "url": format!("{url},{url}") }), "urls"),
+        (json!({ "url": format!("{url},"), "cluster": true }), "url"),
         (json!({ "url": url, "key": "a" }), "key"),
         (json!({ "url": url, "mode": "stream", "channel": "a" }), "channel"),
         (json!({ "url": url, "user": "a" }), "user"),
@@ -542,6 +544,28 @@ async fn talks_tls_and_shows_a_certificate_and_trusts_only_whom_it_was_told_to()
     let settings = json!({ "url": url, "ca_file": "/nowhere/ca.pem" });
     let failure = open("redis", settings).unwrap().connect().await.unwrap_err();
     assert!(failure.cause.to_string().contains("/nowhere/ca.pem"), "{failure:?}");
+}
+
+/// In a URL the address stands in brackets, in a certificate it does not.
+#[tokio::test]
+async fn a_server_with_an_address_of_ipv6_is_reached_through_tls() {
+    install_tls();
+    let port = free_port().to_string();
+    let (cert, key) = (certificate("server-ipv6.pem"), certificate("server-ipv6.key"));
+    let tls = ["--tls-port", &port, "--tls-cert-file", &cert, "--tls-key-file", &key];
+    let more = ["--tls-auth-clients", "no", "--tls-ca-cert-file", &certificate("ca-ipv6.pem")];
+    let args = [&tls[..], &more, &["--bind", "127.0.0.1", "::1"]].concat();
+    let server = RedisServer::start_with(Memory, &args).await;
+    for (round, address) in ["[::1]", "[0:0::1]"].into_iter().enumerate() {
+        let key = format!("{KEY}:{round}");
+        let mut sink = connected(json!({
+            "url": format!("rediss://{address}:{port}"), "mode": "stream", "key": key,
+            "ca_file": certificate("ca-ipv6.pem"),
+        }))
+        .await;
+        sink.deliver(&batch(1..=3, &key)).await.unwrap();
+        assert_eq!(event_ids(&mut server.connection().await, &key).await, ids(1..=3));
+    }
 }
 
 /// The words are of other vendors' servers, of proxies, and of nobody yet.

@@ -56,12 +56,12 @@ async fn signed(dir: &Path, name: &str) -> (PathBuf, PathBuf, PathBuf) {
 }
 
 /// A TLS server before another server, with a certificate that can be replaced.
-struct Front {
-    port: u16,
+pub struct Front {
+    pub port: u16,
     acceptor: Arc<Mutex<TlsAcceptor>>,
 }
 
-fn acceptor(
+pub fn acceptor(
     cert: &Path,
     key: &Path,
     versions: &[&'static rustls::SupportedProtocolVersion],
@@ -80,7 +80,7 @@ fn acceptor(
 
 impl Front {
     #[expect(clippy::disallowed_methods, reason = "a test's own task")]
-    async fn new(listen: &str, behind: u16, first: TlsAcceptor) -> Self {
+    pub async fn new(listen: &str, behind: u16, first: TlsAcceptor) -> Self {
         let listener = TcpListener::bind((listen, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let acceptor = Arc::new(Mutex::new(first));

@@ -16,8 +16,8 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message, ReconnectToServer,
-    ServerAddr, ServerError, Subject, Subscriber,
+    Client, ConnectError, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message,
+    ReconnectToServer, ServerAddr, ServerError, Subject, Subscriber,
     client::{PublishError, PublishErrorKind},
 };
 use bytes::Bytes;
@@ -102,13 +102,25 @@ impl Link {
     pub(super) async fn connect(
         options: ConnectOptions,
         server: ServerAddr,
+        tls_first: bool,
         ping: Duration,
         patience: Duration,
     ) -> Result<Self, Cause> {
         let (events, notes) = mpsc::channel(MAX_NOTES);
         let too_much = Arc::new(AtomicBool::new(false));
+        let options = if tls_first { options.tls_first() } else { options };
+        let speaks_late = !tls_first && server.tls_required();
         let connecting = Self::dial(options, server, ping, patience, events, Arc::clone(&too_much));
-        let client = connecting.await?;
+        let client = connecting.await.map_err(|error| match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                Cause::Denied { reason: format!("the server does not let us in: {error}") }
+            }
+            ConnectErrorKind::TimedOut if speaks_late => Cause::Down(
+                "no answer in time; a server that waits for TLS (handshake_first) needs tls_first = true"
+                    .into(),
+            ),
+            _ => down(error),
+        })?;
         let prefix = format!("{}.", client.new_inbox());
         let inbox = client.subscribe(format!("{prefix}>")).await.map_err(down)?;
         let mut link = Self {
@@ -134,8 +146,8 @@ impl Link {
         patience: Duration,
         events: mpsc::Sender<Note>,
         too_much: Arc<AtomicBool>,
-    ) -> Result<Client, Cause> {
-        let nowhere = nowhere().map_err(down)?;
+    ) -> Result<Client, ConnectError> {
+        let nowhere = nowhere()?;
         let pool = [server.clone(), nowhere.clone()];
         let used = AtomicBool::new(false);
         options
@@ -159,12 +171,6 @@ impl Link {
             })
             .connect(&pool[..])
             .await
-            .map_err(|error| match error.kind() {
-                ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                    Cause::Denied { reason: format!("the server does not let us in: {error}") }
-                }
-                _ => down(error),
-            })
     }
 
     /// Asks ourselves something: whether answers can reach us at all is known before anything else is sent.

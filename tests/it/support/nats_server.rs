@@ -37,12 +37,21 @@ impl NatsServer {
 
     /// One that gives its streams no more than this in all.
     pub async fn with_storage(max_file_store: &str, extra: &str) -> Self {
+        Self::listening("127.0.0.1", max_file_store, extra).await
+    }
+
+    /// One that listens at addresses of both versions of IP.
+    pub async fn everywhere(extra: &str) -> Self {
+        Self::listening("[::]", "1TB", extra).await
+    }
+
+    async fn listening(host: &str, max_file_store: &str, extra: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let config = dir.path().join("nats.conf");
         let store = dir.path().join("store");
         let text = format!(
-            "listen: \"127.0.0.1:{port}\"\n\
+            "listen: \"{host}:{port}\"\n\
              jetstream {{ store_dir: \"{}\", max_file_store: {max_file_store} }}\n{extra}\n",
             store.display()
         );
