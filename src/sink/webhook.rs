@@ -186,6 +186,9 @@ fn check_url(text: &str, guard: &Guard) -> Result<Url, String> {
         );
     }
     let host = url.host().ok_or("the host is missing")?;
+    if matches!(host, url::Host::Domain(name) if name.contains(',')) {
+        return Err("a sink has one receiver: give the second one a sink of its own".to_owned());
+    }
     guard.check_host(&host).map_err(|forbidden| forbidden.to_string())?;
     Ok(url)
 }

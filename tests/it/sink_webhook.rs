@@ -594,6 +594,7 @@ fn settings_that_cannot_work_name_the_key() {
     let url = "https://example.org/hook";
     for (settings, key) in [
         (json!({ "url": { "value": "example.org" } }), "url"),
+        (json!({ "url": { "value": "https://a.example,https://b.example" } }), "url"),
         (json!({ "url": { "value": url }, "concurrency": 0 }), "concurrency"),
         (json!({ "url": { "value": url }, "concurrency": 1000 }), "concurrency"),
         (json!({ "url": { "value": url }, "secret": { "value": "hunter2" } }), "secret"),

@@ -51,6 +51,9 @@ impl Target {
             Host::Ipv6(address) => address.to_string(),
             Host::Ipv4(address) => address.to_string(),
             Host::Domain("") => return Err(EXPECTED.into()),
+            Host::Domain(name) if name.contains(',') => {
+                return Err("a sink has one broker: give the second one a sink of its own".into());
+            }
             // As it is asked for: in a URL of this scheme it may stand in any alphabet.
             Host::Domain(name) => match Host::parse(name) {
                 Ok(Host::Domain(name)) => name,
@@ -101,6 +104,14 @@ mod tests {
         for text in ["mqtt://", "mqtt:host", "host", "host:1883", "mqtt://host:0", "mqtt://host:x"]
         {
             assert!(Target::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn several_brokers_in_one_text_are_refused_in_words() {
+        for text in ["mqtt://a,mqtt://b", "mqtt://a,b", "wss://a,wss://b"] {
+            let error = Target::parse(text).unwrap_err();
+            assert!(error.contains("one broker"), "{text}: {error}");
         }
     }
 
