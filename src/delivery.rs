@@ -774,8 +774,10 @@ impl Delivery {
             keeping.begin();
         }
         self.remark();
-        self.waiting.connected();
-        info!(sink = %self.name, "connected");
+        self.waiting.connected(self.sink.has_session());
+        if self.waiting.trouble.is_none() {
+            info!(sink = %self.name, "connected");
+        }
         let head = self.flight.events.first().map(|head| head.record.seq);
         if self.sink.has_session() && head.is_some_and(|seq| self.suspicion.isolates(seq)) {
             self.waiting.pause(QUIET);

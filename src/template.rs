@@ -164,7 +164,7 @@ impl Condition {
         if budget::met_undefined() {
             return Err(Error::new(
                 ErrorKind::UndefinedError,
-                "something that this event does not have was compared",
+                "something was compared that this event does not have, or that has no order",
             ));
         }
         Ok(value.is_true())
@@ -608,6 +608,57 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_of_the_engine_fails_that_event_only() {
+        let view = view(r#"{"s":"abc","step":-9223372036854775808}"#);
+        let template = Template::compile("{{ data.s[::data.step] }}").unwrap();
+        // Whatever the build checks, it comes back.
+        let _ = template.render(&view);
+        let _ = Condition::compile("data.s[::data.step]").unwrap().holds(&view);
+        let _ = Template::compile("{{ 'abc'[::-9223372036854775808] }}");
+        assert_eq!(Template::compile("{{ data.s }}").unwrap().render(&view).unwrap(), "abc");
+    }
+
+    #[test]
+    fn a_long_chain_overflows_no_stack() {
+        for (begin, part, end) in [
+            ("{{ data", ".a", " }}"),
+            ("{{ 1", "+1", " }}"),
+            ("{{ 1", "~1", " }}"),
+            ("{{ 1", "|int", " }}"),
+            ("{{ 1", " or 1", " }}"),
+            ("{{ 2", "**1", " }}"),
+            ("{{ ", "-", "1 }}"),
+            ("{% if 0 %}", "{% elif 0 %}", "{% endif %}"),
+        ] {
+            for length in [1000, super::code::LONGEST, 1_000_000] {
+                let count = (length - begin.len() - end.len()) / part.len();
+                let _ = Template::compile(&format!("{begin}{}{end}", part.repeat(count)));
+            }
+        }
+    }
+
+    #[test]
+    fn an_amount_that_is_text_is_compared_as_the_number() {
+        for (amount, holds) in [
+            ("7", Some(true)),
+            ("\"7\"", Some(true)),
+            ("\"7.50\"", Some(true)),
+            ("3", Some(false)),
+            ("\"3\"", Some(false)),
+            ("\"-1e999\"", Some(false)),
+            ("\"x\"", None),
+            ("[9]", None),
+            ("{}", None),
+            ("true", None),
+            ("null", None),
+        ] {
+            let view = view(&format!(r#"{{"amount":{amount}}}"#));
+            let outcome = Condition::compile("data.amount >= 5").unwrap().holds(&view);
+            assert_eq!(outcome.ok(), holds, "{amount}");
+        }
+    }
+
+    #[test]
     fn a_template_can_fail_and_never_more() {
         let text = "x".repeat(100_000);
         let lines = "\\n".repeat(10_000);
@@ -674,7 +725,7 @@ mod tests {
         }
         let literal = format!(
             "{{% set x %}}{{% for i in range(9000) %}}{}{{% endfor %}}{{% endset %}}",
-            "y".repeat(60_000)
+            "y".repeat(15_000)
         );
         assert!(Template::compile(&literal).unwrap().render(&view).is_err());
         assert!(Condition::compile("('x' * data.n) == ''").unwrap().holds(&view).is_err());

@@ -10,6 +10,7 @@
 use std::{
     collections::BTreeMap,
     io::Read,
+    os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
 };
 
@@ -30,7 +31,7 @@ use super::{
     schema::{common_keys, keys, schema},
     shape::{Shape, walk},
 };
-use crate::homeassistant;
+use crate::{files, homeassistant};
 
 /// Where a configuration is looked for when none is named.
 pub const DEFAULT_FILES: [&str; 2] = ["astro-relay.toml", "/etc/astro-relay/astro-relay.toml"];
@@ -151,9 +152,17 @@ fn read(sources: &Sources, alone: bool) -> Result<(Option<PathBuf>, String), Con
         ConfigError { problems: vec![problem] }
     };
     let mut text = Vec::new();
-    std::fs::File::open(&path)
-        .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut text))
-        .map_err(|error| failed(format!("cannot be read: {error}")))?;
+    if std::fs::metadata(&path).is_ok_and(|about| about.file_type().is_fifo()) {
+        // Nobody may ever write into it.
+        let content = files::blocking(files::read(&path))
+            .map_err(|error| failed(format!("cannot be read: {error}")))?
+            .map_err(|error| failed(format!("cannot be read: {error}")))?;
+        text.extend_from_slice(&content.bytes);
+    } else {
+        std::fs::File::open(&path)
+            .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut text))
+            .map_err(|error| failed(format!("cannot be read: {error}")))?;
+    }
     if text.len() as u64 > LARGEST_FILE {
         return Err(failed("is larger than 4 MiB: this is no configuration".into()));
     }

@@ -131,10 +131,14 @@ impl Waiting {
         self.resume_at = Some(Instant::now() + wait);
     }
 
-    /// A connection stands. What is wrong with the events is so still.
-    pub(super) fn connected(&mut self) {
+    /// A connection stands. What is wrong with the events is so still, and where a connection is none
+    /// (`session`), all that was wrong: only an accepted event proves anything then.
+    pub(super) fn connected(&mut self, session: bool) {
         self.connected_at = Some(Instant::now());
         self.reconnect_at = None;
+        if !session {
+            return;
+        }
         self.trouble = self.trouble.take().filter(|trouble| trouble.of_events);
         let waiting = self.resume_at().is_some();
         self.trouble = self.trouble.take().filter(|trouble| trouble.state != "busy" || waiting);
@@ -161,7 +165,9 @@ impl Waiting {
 
     /// Something failed; says so in the log. `connecting`: there was no connection yet.
     pub(super) fn failed(&mut self, sink: &str, cause: &Cause, connecting: bool, text: &str) {
-        if !connecting && self.is_proven() {
+        let (state, of_events) = state(cause, connecting);
+        // A connection that stood while events waited proves nothing about the events.
+        if !connecting && !of_events && self.is_proven() {
             self.failures = 0;
             self.backoff.reset();
         }
@@ -170,7 +176,6 @@ impl Waiting {
         if self.failures >= BREAK_AFTER {
             wait = wait.max(BREAK);
         }
-        let (state, of_events) = state(cause, connecting);
         match cause {
             Cause::Busy { wait: Some(asked), .. } => wait = wait.max((*asked).min(LONGEST_ASKED)),
             Cause::Denied { .. } => {

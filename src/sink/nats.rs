@@ -91,7 +91,7 @@ const MAX_REFUSED: usize = 1024;
 
 /// How long a subject that was refused is not tried again: rights and streams are changed while a
 /// connection stands.
-const REFUSED_FOR: Duration = Duration::from_secs(30);
+const REFUSED_FOR: Duration = Duration::from_secs(2);
 
 /// A stream that there is not: a message that expects it is kept by none.
 const NO_STREAM: &str = "astro-relay-check";

@@ -9,7 +9,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Mutex, PoisonError},
+    thread,
 };
 
 use minijinja::{
@@ -23,8 +25,13 @@ use super::{
     marks,
 };
 
-/// The longest template. What it writes is bounded by [`budget`], this bounds what is kept of it.
-const LONGEST: usize = 64 * 1024;
+/// The longest template. What it writes is bounded by [`budget`], this bounds what is kept of it, and how
+/// deep it can be nested.
+pub(super) const LONGEST: usize = 16 * 1024;
+
+/// The stack on which a template is compiled. The engine calls itself for each operator of a chain: the
+/// deepest template of [`LONGEST`] takes a quarter of this. What is not used is not taken.
+const STACK: usize = 64 * 1024 * 1024;
 
 /// Compiled code.
 pub(super) struct Code {
@@ -63,6 +70,10 @@ impl Code {
     /// Compiles a template.
     pub(super) fn template(text: &str) -> Result<Self, String> {
         let text = kept(text)?;
+        on_a_large_stack(|| Self::compile_template(text))
+    }
+
+    fn compile_template(text: &'static str) -> Result<Self, String> {
         let whole = LANGUAGE
             .template_from_named_str("template", text)
             .map_err(|error| error.to_string())?;
@@ -78,6 +89,10 @@ impl Code {
     /// Compiles an expression.
     pub(super) fn expression(text: &str) -> Result<Self, String> {
         let text = kept(text)?;
+        on_a_large_stack(|| Self::compile_expression(text))
+    }
+
+    fn compile_expression(text: &'static str) -> Result<Self, String> {
         let whole = LANGUAGE.compile_expression(text).map_err(|error| error.to_string())?;
         let uses = whole.undeclared_variables(false);
         let parsed = machinery::parse_expr(text).map_err(|error| error.to_string())?;
@@ -106,9 +121,24 @@ impl Code {
         // With an escaping of its own, what is captured counts as the template's, with its marks.
         let escape = AutoEscape::Custom("marks".into());
         let (main, blocks) = (&self.main, &self.blocks);
-        let run = machinery::eval(&LANGUAGE, main, view.clone(), blocks, &mut output, escape)?;
-        Ok(run.0)
+        // Whatever an event holds, a template can fail and never more.
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            machinery::eval(&LANGUAGE, main, view.clone(), blocks, &mut output, escape)
+        }));
+        let run = run.unwrap_or_else(|_| {
+            Err(Error::new(ErrorKind::InvalidOperation, "the template engine has failed at it"))
+        });
+        Ok(run?.0)
     }
+}
+
+/// Does `work` where it may call itself as often as [`LONGEST`] allows. A panic is an error.
+fn on_a_large_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    thread::scope(|scope| {
+        let builder = thread::Builder::new().name("compile".into()).stack_size(STACK);
+        let thread = builder.spawn_scoped(scope, work).map_err(|error| error.to_string())?;
+        thread.join().unwrap_or_else(|_| Err("the template engine has failed at it".into()))
+    })
 }
 
 /// What stands in place of an instruction. The last one that is pushed takes its jump target.

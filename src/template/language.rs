@@ -310,15 +310,14 @@ fn operators(environment: &mut Environment<'static>) {
 type Test = fn(&Value, &Value) -> bool;
 
 fn comparisons(environment: &mut Environment<'static>) {
-    let tests: [(&str, Test); 6] = [
-        ("==", |a, b| a == b),
-        ("!=", |a, b| a != b),
-        ("<", |a, b| a < b),
-        ("<=", |a, b| a <= b),
-        (">", |a, b| a > b),
-        (">=", |a, b| a >= b),
+    let equal: [(&str, Test); 2] = [("==", |a, b| a == b), ("!=", |a, b| a != b)];
+    let ordered: [(&str, Test); 4] = [
+        ("<", |a, b| in_order(a, b, |a, b| a < b)),
+        ("<=", |a, b| in_order(a, b, |a, b| a <= b)),
+        (">", |a, b| in_order(a, b, |a, b| a > b)),
+        (">=", |a, b| in_order(a, b, |a, b| a >= b)),
     ];
-    for (name, test) in tests {
+    for (name, test) in equal.into_iter().chain(ordered) {
         environment.add_function(name, move |a: Value, b: Value| compare(&a, &b, test));
         // The right side is kept for the comparison that follows.
         let chained = format!("{name} and");
@@ -384,6 +383,29 @@ fn compare(a: &Value, b: &Value, test: fn(&Value, &Value) -> bool) -> Result<boo
         budget::charge(a, 1)?;
     }
     Ok(test(a, b))
+}
+
+/// Compares what has an order. A number that comes as text counts as the number, for amounts come as
+/// both; two values of different kinds have no order, and the comparison counts as one with something
+/// undefined.
+fn in_order(a: &Value, b: &Value, test: fn(&Value, &Value) -> bool) -> bool {
+    let number = |value: &Value| value.as_str()?.trim().parse::<f64>().ok().map(Value::from);
+    match (a.kind(), b.kind()) {
+        (a_kind, b_kind) if a_kind == b_kind => return test(a, b),
+        (ValueKind::Number, ValueKind::String) => {
+            if let Some(b) = number(b) {
+                return test(a, &b);
+            }
+        }
+        (ValueKind::String, ValueKind::Number) => {
+            if let Some(a) = number(a) {
+                return test(&a, b);
+            }
+        }
+        _ => {}
+    }
+    budget::note_undefined();
+    false
 }
 
 fn contained(a: &Value, b: &Value) -> Result<(), Error> {

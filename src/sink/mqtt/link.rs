@@ -90,16 +90,12 @@ impl<L, T> Driven<L, T> {
             tokio::select! {
                 biased;
                 done = &mut *polling => break done,
-                () = sleep(ATTENTION) => self.attended = Moment::now(),
+                () = sleep(ATTENTION) => attend(&mut self.attended, &mut self.absent),
             }
         };
         self.polling = None;
         self.resting = Some(events);
-        let now = Moment::now();
-        if now.since(self.attended) > ABSENCE {
-            self.absent = Some(now);
-        }
-        self.attended = now;
+        attend(&mut self.attended, &mut self.absent);
         Some(happened)
     }
 
@@ -112,6 +108,16 @@ impl<L, T> Driven<L, T> {
     pub(super) fn is_late(&self) -> bool {
         self.absent.is_some_and(|since| since.elapsed() < CATCHING_UP)
     }
+}
+
+/// Somebody waits for the loop, perhaps after an absence: a process that was stopped notices its timers
+/// before it reads what has come meanwhile.
+fn attend(attended: &mut Moment, absent: &mut Option<Moment>) {
+    let now = Moment::now();
+    if now.since(*attended) > ABSENCE {
+        *absent = Some(now);
+    }
+    *attended = now;
 }
 
 /// What the broker says for us, retained, when the connection breaks off.
