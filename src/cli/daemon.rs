@@ -19,6 +19,7 @@ use crate::{
     clock,
     config::{Config, Log, Secret, Sources, load},
     event::{Event, Origin, Place, Record},
+    fault::explain,
     route::Pattern,
     template::{Condition, View},
     text::{EXCERPT, excerpt, harmless},
@@ -167,13 +168,13 @@ impl Daemon {
         let answered = tokio::time::timeout(DEADLINE, request.send()).await;
         let mut answer = answered
             .map_err(|_| self.failed("does not answer"))?
-            .map_err(|error| Failed::of(Failed::UNAVAILABLE, &error.without_url()))
-            .map_err(|failed| self.failed(&format!("cannot be asked: {}", failed.text)))?;
+            .map_err(|error| explain(&error.without_url()))
+            .map_err(|why| self.failed(&format!("cannot be reached: {why}; is it running?")))?;
         match answer.status() {
             StatusCode::OK => Ok(answer),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                Err(self.failed("wants the admin token, which cannot be read from here"))
-            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.failed(
+                "wants the admin token: http.admin_token is not set, or cannot be read from here",
+            )),
             // The relay's own answers are lines of text.
             status if content_type(&answer) == "text/plain" => {
                 let (why, _) = read(&mut answer, EXCERPT).await;

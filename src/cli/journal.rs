@@ -18,6 +18,7 @@ use crate::{
     },
     route::Pattern,
     template::{Condition, View},
+    text::{EXCERPT, excerpt},
 };
 
 /// Events read at once.
@@ -294,7 +295,7 @@ fn list(store: &Store, chosen: &Chosen) -> Done {
             letter.number,
             clock::rfc3339(letter.at),
             letter.sink,
-            event.place.topic,
+            excerpt(&event.place.topic, EXCERPT),
             letter.reason,
             if letter.retry { "  (to be tried again)" } else { "" },
         )?;

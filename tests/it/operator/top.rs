@@ -101,7 +101,7 @@ async fn the_page_is_drawn_anew_until_a_key_leaves_it() {
 async fn a_relay_that_is_away_is_a_page_too_and_a_small_window_is_not_overrun() {
     let url = format!("http://127.0.0.1:{}", free_port());
     let terminal = Terminal::with(&["top", "--url", &url], 3);
-    terminal.sees("cannot be asked", 2).await;
+    terminal.sees("cannot be reached", 2).await;
     assert!(terminal.seen.lock().unwrap().split("\x1b[H").all(|page| page.lines().count() <= 3));
     terminal.leave(b"Q").await;
 }
