@@ -660,13 +660,16 @@ async fn a_limit_of_a_request_splits_what_is_sent_and_refuses_what_is_too_large_
 }
 
 #[tokio::test]
-async fn a_text_that_is_longer_than_the_server_takes_is_refused_alone() {
+async fn a_text_that_is_longer_than_the_server_takes_is_blamed_on_its_event() {
     let server = RedisServer::start_with(Memory, &["--proto-max-bulk-len", "1mb"]).await;
     for mode in ["pubsub", "stream"] {
         let mut sink = connected(json!({ "url": server.url(), "mode": mode })).await;
         let large = [outgoing_with(1, KEY, "room", &"x".repeat(1_500_000))];
         let failure = sink.deliver(&large).await.unwrap_err();
-        assert!(matches!(failure.cause, Cause::Rejected { .. }), "{mode}: {failure:?}");
+        // The server answers and closes without reading on. Where it closes while the text is still being
+        // written, the answer is lost with the connection, and the close is what the event is blamed for.
+        let blamed = matches!(failure.cause, Cause::Rejected { .. });
+        assert!(blamed || failure.cause.is_closed_by_peer(), "{mode}: {failure:?}");
     }
 }
 
