@@ -156,7 +156,7 @@ const LONGEST_ASKED: Duration = Duration::from_hours(24);
 
 /// The wait that an answer asks for with `Retry-After`: seconds, or a date, of which the past means now
 /// (RFC 9110, section 10.2.3). Fractions are taken too, and of several values the first that can be read.
-/// A date is compared with the far side's own, where it says: one of the two clocks may be wrong. `None`
+/// A date is compared with the server's own, where it says: one of the two clocks may be wrong. `None`
 /// where it asks for no wait.
 pub fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
     let wait = headers.get_all(RETRY_AFTER).iter().find_map(|value| {

@@ -264,7 +264,7 @@ impl Proxy {
         Some(BASE64_STANDARD.encode(whole))
     }
 
-    /// The head of its answer. What comes behind it would be the far side's: nothing, before we speak.
+    /// The head of its answer. What comes behind it would be the server's: nothing, before we speak.
     async fn head(&self, stream: &mut Box<dyn Transport>) -> Result<Vec<u8>, ProxyError> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") && !head.ends_with(b"\n\n") {

@@ -224,7 +224,7 @@ pub trait Sink: Send {
         Err(Failure::down("this kind of sink keeps no state"))
     }
 
-    /// Whether the sink itself notices when somebody else writes over what the far side keeps, and puts it
+    /// Whether the sink itself notices when somebody else writes over what the destination keeps, and puts it
     /// right. Where it does not, all of the state is said again every now and then.
     fn watches_state(&self) -> bool {
         false

@@ -114,7 +114,7 @@ impl Keeping {
         self.complained = false;
     }
 
-    /// Whether the far side still has what was said is not known.
+    /// Whether the destination still has what was published is not known.
     fn say_all(&mut self) {
         self.said.values_mut().for_each(|version| *version = 0);
         self.through = 0;
