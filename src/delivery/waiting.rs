@@ -275,3 +275,34 @@ pub(super) fn state(cause: &Cause, connecting: bool) -> (&'static str, bool) {
         Cause::Gone { .. } => ("gone", false),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_stands_does_not_shorten_the_waits_of_a_busy_destination() {
+        let mut waiting = Waiting::new(Duration::from_mins(1));
+        waiting.connected(true);
+        for attempt in 1..=20 {
+            let busy = Cause::Busy { wait: None, reason: "HTTP 429".to_owned() };
+            waiting.failed("out", &busy, false, "HTTP 429");
+            let wait = waiting.resume_at().map_or(Duration::ZERO, |at| at - Instant::now());
+            assert!(attempt < BREAK_AFTER || wait >= BREAK, "attempt {attempt}: {wait:?}");
+            tokio::time::sleep(wait + PROVEN).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_session_only_an_accepted_event_ends_a_trouble() {
+        for (session, ended) in [(true, true), (false, false)] {
+            let mut waiting = Waiting::new(Duration::from_mins(1));
+            waiting.connected(session);
+            waiting.failed("out", &Cause::Down("no answer".into()), false, "no answer");
+            waiting.connected(session);
+            assert_eq!(waiting.trouble.is_none(), ended, "session: {session}");
+            waiting.worked(session);
+            assert_eq!(waiting.trouble, None);
+        }
+    }
+}
