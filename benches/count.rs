@@ -24,17 +24,15 @@ use std::{process::Command, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, bail, ensure};
 use astro_relay::{
-    astro::{
-        seen::Seen,
-        session::{Effects, Session, Subscription, Wanted},
-    },
+    astro::session::{Effects, Session, Subscription, Wanted},
+    base::event::{Event, Record},
     config::{Secret, TokenType},
-    event::{Event, Record},
+    delivery::route::Rendered,
+    gateway::seen::Seen,
     journal::{
         Journal,
         store::{Store, Write},
     },
-    route::Rendered,
 };
 use futures_util::FutureExt;
 use serde_json::{Value, json};

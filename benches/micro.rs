@@ -11,11 +11,7 @@ mod steps;
 
 use std::hint::black_box;
 
-use astro_relay::{
-    astro::{seen::Seen, wire},
-    event::Event,
-    journal::Journal,
-};
+use astro_relay::{astro::wire, base::event::Event, gateway::seen::Seen, journal::Journal};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 
 use steps::{BATCH, configured, happening, record, route};

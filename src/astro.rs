@@ -2,13 +2,8 @@
 //! the actor that holds the connections. Sources of its rules: the vendor's documents of the Astro
 //! gateway, in their older and their newer (March 2026) revision; where they differ, both work.
 
-pub mod activities;
 pub mod dial;
-pub mod gaps;
-pub mod gateway;
-pub mod link;
 pub mod rest;
-pub mod seen;
 pub mod session;
 pub mod topics;
 mod way;

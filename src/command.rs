@@ -29,8 +29,8 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use crate::{
+    base::{metrics, text},
     config::{Action, Commands},
-    metrics, text,
 };
 
 /// Commands that may wait for the executor: more than anybody gives by hand, and less than a megabyte.

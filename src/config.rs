@@ -1,6 +1,6 @@
 //! The configuration: its typed model.
 //!
-//! [`load()`] brings file, environment and command line together, says every problem at once, and
+//! [`load`](crate::loading::load()) brings file, environment and command line together, says every problem at once, and
 //! hands out a [`Config`]; [`secret`] reads secrets from where the configuration says they are. The
 //! model itself does nothing. Names here are the public interface, see `config/astro-relay.toml`;
 //! the comments on the fields are what the JSON Schema shows in an editor.
@@ -8,19 +8,12 @@
 //! The one thing to know: a sink's table is split in two. What all sinks share is [`SinkConfig`];
 //! the rest stays JSON in [`SinkConfig::settings`] until the sink's own kind reads it.
 
-mod check;
 pub mod commands;
 pub mod difference;
 pub mod jwt;
-mod layers;
-pub mod load;
-pub mod nearest;
 pub mod pasted;
-mod places;
 pub mod problem;
-pub mod schema;
 pub mod secret;
-mod shape;
 pub mod units;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
@@ -30,13 +23,11 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     commands::{Action, Commands},
-    layers::{environment, under_journal},
-    load::{Loaded, Sources, load},
     problem::{ConfigError, Place, Problem},
-    schema::schema,
     secret::{Secret, SecretRef},
     units::{Period, Size},
 };
+pub use crate::base::log::LogFormat;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Default)]
@@ -313,21 +304,6 @@ impl Default for Log {
 pub struct Reload {
     /// Whether the file is looked at, and loaded anew when it has changed.
     pub watch: bool,
-}
-
-/// How log lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// Text on a terminal; the journal under systemd; JSON otherwise.
-    #[default]
-    Auto,
-    /// Readable text.
-    Text,
-    /// One JSON object a line.
-    Json,
-    /// systemd's journal.
-    Journald,
 }
 
 /// What all sinks share.

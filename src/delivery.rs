@@ -5,7 +5,7 @@
 //! every kind of sink. A sink that can have more than one batch on its way gets the next before the one
 //! before is answered for: what is on its way is the flight.
 //!
-//! A sink with `state = true` also has its destination keep the live state ([`keeping`]): between two
+//! A sink with `state = true` also has its destination keep the live state ([`crate::publish::keeping`]): between two
 //! batches what has changed is said, and never through the journal.
 //!
 //! One turn of the loop does one thing and waits in one place. While events wait ([`waiting`]: the
@@ -18,8 +18,8 @@
 //! is in the window, too, until it is written down; nothing behind it goes out before.
 
 mod answered;
-mod keeping;
 mod requests;
+pub mod route;
 mod set_aside;
 mod suspicion;
 mod waiting;
@@ -43,22 +43,24 @@ use tracing::{error, info, warn};
 
 use self::{
     answered::Answered,
-    keeping::Keeping,
     requests::{Begun, Errand},
     set_aside::{Accused, Aside},
     suspicion::{QUIET, Suspicion},
     waiting::Waiting,
 };
 use crate::{
-    board::Board,
-    clock,
+    base::{
+        clock,
+        event::{self, Record, Seq},
+        metrics::SinkMetrics,
+    },
+    channel::board::Board,
     config::SinkConfig,
-    event::{self, Record, Seq},
+    delivery::route::{Rendered, Route},
+    gateway::status::Status,
     journal::{Batch, Journal, StoreError},
-    metrics::SinkMetrics,
-    route::{Rendered, Route},
+    publish::keeping::Keeping,
     sink::{Cause, Failure, Outgoing, Sink},
-    status::Status,
 };
 
 /// Bytes of events in one batch, about: half a window of small ones. Most sinks wait for the destination's
@@ -680,7 +682,7 @@ impl Delivery {
                 }
             }
         }
-        for (skip, count) in crate::route::SKIPS.iter().zip(skipped) {
+        for (skip, count) in route::SKIPS.iter().zip(skipped) {
             self.metrics.filtered(skip.as_str(), count);
         }
         outgoing
@@ -906,5 +908,5 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 
 /// A cause with what lies behind it, in one line.
 pub(crate) fn describe(cause: &Cause) -> String {
-    crate::fault::explain(cause)
+    crate::base::fault::explain(cause)
 }

@@ -17,6 +17,7 @@ mod guard;
 mod guesses;
 mod page;
 mod reading;
+mod reloads;
 mod sinks;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
@@ -37,9 +38,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{command::Intake, config, journal::Journal, reload::Reloads, status::Status, text};
+use crate::{base::text, command::Intake, config, gateway::status::Status, journal::Journal};
 
-pub use self::{guard::Trouble, guesses::Guesses};
+pub use self::{
+    guard::Trouble,
+    guesses::Guesses,
+    reloads::{Reloads, Request},
+};
 
 /// The largest body: a list of some thousand dead letters' numbers.
 const BODY: usize = 64 * 1024;

@@ -115,10 +115,12 @@ use self::{
     store::{RefusedAgain, Run, Store, Write, given},
 };
 use crate::{
-    clock,
+    base::{
+        clock::{self, UnixMillis},
+        event::{Event, Record, Seq, Waited},
+        text,
+    },
     config::{self, Start, Sync},
-    event::{Event, Record, Seq, UnixMillis, Waited},
-    text,
 };
 
 /// Dead letters that wait in memory for the disk, at most: several sinks' windows full of them.

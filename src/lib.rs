@@ -3,8 +3,8 @@
 //! webhook: per room), and with a report of what was missed.
 //!
 //! ```text
-//!             astro::gateway                                delivery (one a sink)
-//!   Astro ──▶ astro::link ──▶ astro::session ──▶ journal ──▶ route ──▶ sink ──▶ destination
+//!             gateway                                       delivery (one a sink)
+//!   Astro ──▶ gateway::link ──▶ astro::session ──▶ journal ──▶ route ──▶ sink ──▶ destination
 //!             dial, socket    decisions, pure      │         wants it?  mqtt nats redis
 //!                             which channel?       │         address,   webhook stdout
 //!                                                  │         payload
@@ -24,15 +24,15 @@
 //!    failure has a kind ([`sink::Cause`]), and what is done about it is decided in [`delivery`]. Nothing
 //!    leaves the journal because a destination is misconfigured.
 //! 3. [`delivery`] is the only place where the journal meets a sink.
-//! 4. [`astro::session`], [`astro::wire`], [`backoff`], [`event`] and [`route`] do no I/O and start
+//! 4. [`astro::session`], [`astro::wire`], [`base::backoff`], [`base::event`] and [`delivery::route`] do no I/O and start
 //!    nothing: frames and times go in, effects come out.
-//! 5. Only [`supervisor`] spawns; a task that ends without being told to has failed. (The journal's
-//!    two threads, those of [`files`] and the simulator are the exceptions, each marked where it stands.)
+//! 5. Only [`base::supervisor`] spawns; a task that ends without being told to has failed. (The journal's
+//!    two threads, those of [`base::files`] and the simulator are the exceptions, each marked where it stands.)
 //! 6. Only [`config`] reads the environment; only [`http`] opens a listening port.
 //! 7. Every queue, batch, wait and file has a limit, and the limit has a name.
 //! 8. A command from outside goes through [`command`]: allowed by the configuration, executed at most
 //!    once, logged and counted. Who hears it knows nothing of what executes it.
-//! 9. Events are edges and go through the journal; state is a level, stands on the [`board`], and is
+//! 9. Events are edges and go through the journal; state is a level, stands on the [`channel::board`], and is
 //!    never queued.
 //! 10. A secret is a [`config::Secret`]: it cannot be printed.
 //!
@@ -40,48 +40,29 @@
 //!
 //! # A tour of five minutes
 //!
-//! [`event`] (what travels), [`sink`] with `sink/stdout.rs` (the contract, and the smallest sink),
+//! [`base::event`] (what travels), [`sink`] with `sink/stdout.rs` (the contract, and the smallest sink),
 //! [`delivery`] (the one loop), [`astro::session`] (what a connection decides), [`journal`] (one log,
-//! many cursors). After these the rest is detail: [`relay`] puts the parts together, [`sim`] is the
+//! many cursors). After these the rest is detail: [`app::relay`] puts the parts together, [`sim`] is the
 //! simulated Astro behind the demo and the tests.
 //!
 //! # Where the next line goes
 //!
 //! A new kind of sink: one file under `sink/` and one row in [`sink::KINDS`]. A new rule of the
 //! protocol: [`astro::session`], with its case in the table of its tests. A new key of the
-//! configuration: [`config`], and `config/astro-relay.toml`. A new command: one file under [`cli`].
+//! configuration: [`config`], and `config/astro-relay.toml`. A new command: one file under [`app::cli`].
 //! A part of the relay that waits for certain events: [`journal::Journal::follow`].
 
+pub mod app;
 pub mod astro;
-pub mod backfill;
-pub mod backoff;
-pub mod board;
-pub mod cli;
-pub mod clock;
+pub mod base;
+pub mod channel;
 pub mod command;
 pub mod config;
 pub mod delivery;
-pub mod event;
-pub mod fault;
-pub mod files;
-pub mod homeassistant;
+pub mod gateway;
 pub mod http;
 pub mod journal;
-pub mod json;
-pub mod log;
-pub mod metrics;
-pub mod presence;
-pub mod proxy;
-pub mod relay;
-pub mod reload;
-pub mod route;
+pub mod loading;
+pub mod publish;
 pub mod sim;
 pub mod sink;
-pub mod state;
-pub mod status;
-pub mod supervisor;
-pub mod systemd;
-pub mod tcp;
-pub mod template;
-pub mod text;
-pub mod tls;

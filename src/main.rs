@@ -12,5 +12,5 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    astro_relay::cli::main()
+    astro_relay::app::cli::main()
 }

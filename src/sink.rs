@@ -25,7 +25,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{board::Path, command::Desk, config::ConfigError, event::Record};
+use crate::{base::event::Record, channel::board::Path, command::Desk, config::ConfigError};
 
 /// An event rendered for one sink.
 #[derive(Debug, Clone)]

@@ -35,7 +35,7 @@ mod support {
 use cases::Plan;
 
 fn main() {
-    astro_relay::tls::install_provider();
+    astro_relay::base::tls::install_provider();
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     if let Some(at) = arguments.iter().position(|a| a == "--floor") {
         return floor::run(&arguments[at + 1..]);

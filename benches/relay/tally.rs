@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::clock;
+use astro_relay::base::clock;
 use tokio::time::Instant;
 
 /// What has arrived so far; clones share it.

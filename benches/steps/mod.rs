@@ -7,9 +7,13 @@ use std::sync::{Arc, LazyLock};
 
 use astro_relay::{
     astro::wire::{self, ServerFrame},
-    config::{self, Config, Sources},
-    event::{Event, Origin, Place, Record, UnixMillis},
-    route::Route,
+    base::{
+        clock::UnixMillis,
+        event::{Event, Origin, Place, Record},
+    },
+    config::Config,
+    delivery::route::Route,
+    loading::Sources,
     sink,
 };
 
@@ -53,7 +57,7 @@ pub(super) fn happening(number: u64) -> Event {
 
 pub(super) fn configured(text: &str) -> Config {
     let sources = Sources { text: Some(text.into()), ..Sources::default() };
-    config::load(&sources).unwrap_or_else(|error| panic!("{error}")).config
+    astro_relay::loading::load(&sources).unwrap_or_else(|error| panic!("{error}")).config
 }
 
 /// The route of a NATS sink that is configured with `more`.

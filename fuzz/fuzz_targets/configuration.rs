@@ -3,7 +3,7 @@
 //! Beyond not panicking: what was loaded differs in nothing from itself, and every problem can be told.
 #![no_main]
 
-use astro_relay::config::{self, Sources, difference::difference};
+use astro_relay::{config::{self, difference::difference}, loading::Sources};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {
@@ -17,7 +17,7 @@ fuzz_target!(|input: &[u8]| {
         resolve_secrets: false,
         ..Sources::default()
     };
-    match config::load(&sources) {
+    match astro_relay::loading::load(&sources) {
         Ok(loaded) => {
             let (difference, _) = difference(&loaded.config, &loaded.config);
             assert!(difference.is_empty());

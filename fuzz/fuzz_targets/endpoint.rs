@@ -11,12 +11,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::{
-    config::{self, Config, Sources},
-    http,
-    journal::Journal,
-    status::Status,
-};
+use astro_relay::{config::{self, Config}, loading::Sources, http, journal::Journal, gateway::status::Status};
 use libfuzzer_sys::fuzz_target;
 use tokio::{
     net::TcpListener,
@@ -35,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 fn access() -> config::Http {
     let text = format!("[http]\nadmin_token = {TOKEN:?}\n");
     let sources = Sources { text: Some(text), ..Sources::default() };
-    let Config { http, .. } = config::load(&sources).unwrap().config;
+    let Config { http, .. } = astro_relay::loading::load(&sources).unwrap().config;
     http
 }
 

@@ -7,13 +7,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use astro_relay::{
-    astro::session::{Effects, Limits, Session, Subscription, Wanted},
-    config::{Astro, Secret, SinkConfig, TokenType},
-    event::Record,
-    route::{Rendered, Route},
-    sink, state,
-};
+use astro_relay::{astro::session::{Effects, Limits, Session, Subscription, Wanted}, config::{Astro, Secret, SinkConfig, TokenType}, base::event::Record, delivery::route::{Rendered, Route}, sink, channel::state};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, value::RawValue};
 use tokio::time::{Duration, Instant};

@@ -11,11 +11,7 @@ use std::{
     thread,
 };
 
-use astro_relay::{
-    astro::rest::{Rest, Span, Target, Top},
-    config::{Astro, Secret},
-    state, tls,
-};
+use astro_relay::{astro::rest::{Rest, Span, Target, Top}, config::{Astro, Secret}, channel::state, base::tls};
 use libfuzzer_sys::fuzz_target;
 use tokio::{
     runtime::Runtime,

@@ -6,11 +6,7 @@
 
 use std::sync::Arc;
 
-use astro_relay::{
-    event::{self, Record},
-    route::Pattern,
-    template::{Condition, Template, View},
-};
+use astro_relay::{base::{event::{self, Record}, template::{Condition, Template, View}}, delivery::route::Pattern};
 use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
 

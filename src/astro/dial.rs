@@ -20,10 +20,12 @@ use url::Url;
 use self::spared::Spared;
 use super::way::Way;
 use crate::{
+    base::{
+        fault,
+        tcp::{self, Transport},
+        tls,
+    },
     config::{Astro, Secret},
-    fault,
-    tcp::{self, Transport},
-    tls,
 };
 
 /// Read at once from the socket: about fifty small messages. Held by each connection, and filled with

@@ -1,7 +1,7 @@
 //! The Sessions and activities REST API: sessions read and changed, and the history of activities.
 //!
 //! It knows where each call goes and what an answer must look like, and no more: what a session
-//! means is for [`crate::state`]. It follows no redirect, for that would carry the token elsewhere.
+//! means is for [`crate::channel::state`]. It follows no redirect, for that would carry the token elsewhere.
 //!
 //! Reading is tried again a few times where the server or the network is at fault. Changing is not:
 //! a change whose answer was lost may have been made, and [`RestError::Unknown`] says so instead of
@@ -30,11 +30,12 @@ use url::Url;
 
 use super::way::Way;
 use crate::{
-    backoff::Backoff,
-    clock,
+    base::{
+        backoff::Backoff,
+        clock::{self, UnixMillis},
+        fault, json, text, tls,
+    },
     config::{Astro, Secret, SecretRef, TokenType, jwt},
-    event::UnixMillis,
-    fault, json, text, tls,
 };
 
 /// How long one request may take, answer included: `reload` adds up a channel's history.

@@ -20,10 +20,12 @@ use tracing::{debug, error, info, warn};
 use self::{pace::Pace, rooms::Rooms, unreadable::Unreadable};
 use super::wire::{self, Response, ServerFrame, Verb, WireError};
 use crate::{
-    clock,
+    base::{
+        clock::{self, UnixMillis},
+        event::{Event, Origin},
+        text::{EXCERPT, excerpt},
+    },
     config::{Astro, Secret, TokenType, pasted},
-    event::{Event, Origin, UnixMillis},
-    text::{EXCERPT, excerpt},
 };
 
 /// After `rate_limit_exceeded` the gateway wants quiet for this long (newer documents, FAQ).

@@ -4,7 +4,7 @@
 //! never forbids. Astro's topics are open-ended, and a topic that is not here is subscribed all the
 //! same.
 
-use crate::config::nearest::nearest;
+use crate::base::nearest::nearest;
 
 /// A topic that Astro's documents name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

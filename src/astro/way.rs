@@ -5,8 +5,11 @@
 use url::Url;
 
 use crate::{
-    config::{Astro, SecretRef, environment},
-    proxy::{Environment, Proxy},
+    base::{
+        environment::environment,
+        proxy::{Environment, Proxy},
+    },
+    config::{Astro, SecretRef},
 };
 
 /// The word for no proxy, whatever the environment says.

@@ -14,10 +14,12 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    clock,
+    base::{
+        clock::{self, UnixMillis},
+        event::key,
+        json,
+    },
     config::{Secret, TokenType},
-    event::{UnixMillis, key},
-    json,
 };
 
 /// Frames in one text, at most.

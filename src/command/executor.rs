@@ -31,15 +31,14 @@ use super::{
     tell,
 };
 use crate::{
-    astro::{
-        gateway::Targets,
-        rest::{Rest, RestError, Target, credentials},
-    },
+    astro::rest::{Rest, RestError, Target, credentials},
+    base::{metrics, supervisor::Factory},
+    channel::{keeper::Refreshes, state},
     config::Secret,
-    metrics,
-    state::{self, keeper::Refreshes},
-    status::{Standing, Status},
-    supervisor::Factory,
+    gateway::{
+        Targets,
+        status::{Standing, Status},
+    },
 };
 
 /// Commands of one channel within [`RATE_TIME`]. A slider that is drawn sends some of them at once; the
@@ -378,10 +377,10 @@ mod tests {
 
     use super::*;
     use crate::{
+        base::tls,
+        channel::keeper::{Wish, Wishes, refreshes},
         command::{Answers, Back, Ear, Heard, intake},
         config::{Astro, Commands},
-        state::keeper::{Wish, Wishes, refreshes},
-        tls,
     };
 
     /// An executor whose only tool that works is the keeper, played by the test.

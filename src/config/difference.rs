@@ -1,7 +1,7 @@
 //! What is different between the configuration that runs and one that was loaded anew, and what of
 //! the new one can run without a restart.
 //!
-//! It changes nothing and knows no task: [`crate::reload`] carries it out.
+//! It changes nothing and knows no task: [`crate::app::reload`] carries it out.
 //!
 //! The one thing to know: what needs a restart is compared with what *runs*, not with what was loaded
 //! last. So it is told again at every reload until the relay was restarted or the file agrees again.
@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{Config, Http, Log};
+use crate::base::clock::UnixMillis;
 
 /// What is different.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -46,6 +47,22 @@ impl Difference {
             .into_iter()
             .any(|labels| !labels.is_empty())
     }
+}
+
+/// What became of a request to load the configuration anew.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// When.
+    pub at: UnixMillis,
+    /// Who asked: `signal`, `http` or `file`.
+    pub by: &'static str,
+    /// What is wrong with the configuration; if anything is, nothing was changed.
+    pub problems: Vec<String>,
+    /// What is hardly meant.
+    pub warnings: Vec<String>,
+    /// What was changed.
+    #[serde(flatten)]
+    pub difference: Difference,
 }
 
 /// Compares; answers the difference, and what runs when it is carried out.
@@ -118,7 +135,7 @@ fn keys(old: &Config, new: &Config) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Sources, load};
+    use crate::loading::{Sources, load};
 
     const BASE: &str = r#"
         [channels.main]

@@ -7,8 +7,8 @@
 
 use url::Url;
 
-use super::{TokenType, jwt};
-pub use crate::text::looks_secret;
+pub use crate::base::text::looks_secret;
+use crate::config::{TokenType, jwt};
 
 /// Pairs that text is quoted with.
 const QUOTES: [(char, char); 8] = [
@@ -27,7 +27,7 @@ const SCHEMES: [&str; 4] = ["authorization:", "bearer", "oauth", "apikey"];
 
 /// The token in what was pasted: without blanks and quotes around it, without the words of a header
 /// before it, and without characters that nobody sees.
-pub(super) fn token(text: &str) -> String {
+pub(crate) fn token(text: &str) -> String {
     let visible: String = text.chars().filter(|c| !is_invisible(*c)).collect();
     let mut token = visible.as_str();
     loop {
@@ -99,7 +99,7 @@ pub fn doubt(token: &str, kind: TokenType) -> Option<&'static str> {
 }
 
 /// Whether a password begins or ends with what its owner hardly meant.
-pub(super) fn has_blank_edge(text: &str) -> bool {
+pub(crate) fn has_blank_edge(text: &str) -> bool {
     let odd = |c: char| c.is_whitespace() || c.is_control() || is_invisible(c);
     text.starts_with(odd) || text.ends_with(odd)
 }

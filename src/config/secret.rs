@@ -20,7 +20,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::pasted;
-use crate::files::{self, FileError, PATIENCE, SHORT_PATIENCE};
+use crate::base::files::{self, FileError, PATIENCE, SHORT_PATIENCE};
 
 /// A secret's value, once in memory for all who hold it. Neither `Debug` nor `Display` shows it.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -45,10 +45,10 @@ impl fmt::Debug for Secret {
 }
 
 /// The `format` by which the JSON Schema marks a secret.
-pub(super) const FORMAT: &str = "secret";
+pub(crate) const FORMAT: &str = "secret";
 
 /// The forms of a secret's key, as suffixes, with the name of the [`SecretRef`] that each becomes.
-pub(super) const FORMS: [(&str, &str); 4] =
+pub(crate) const FORMS: [(&str, &str); 4] =
     [("", "value"), ("_file", "file"), ("_env", "env"), ("_credential", "credential")];
 
 /// Where a secret is kept.
@@ -134,7 +134,7 @@ impl SecretRef {
     }
 
     /// Reads the secret as it is now, with the environment that `env` looks into.
-    pub(super) async fn text(
+    pub(crate) async fn text(
         &self,
         env: impl Fn(&str) -> Option<String>,
         patience: Duration,
@@ -175,10 +175,10 @@ impl SecretRef {
 
 /// A secret, and what is known of it.
 #[derive(Debug)]
-pub(super) struct Text {
-    pub(super) secret: Secret,
+pub(crate) struct Text {
+    pub(crate) secret: Secret,
     /// Every user of this machine can read its file.
-    pub(super) open_to_others: bool,
+    pub(crate) open_to_others: bool,
 }
 
 async fn read_file(

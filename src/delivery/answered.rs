@@ -11,8 +11,7 @@ use std::collections::BTreeSet;
 use tracing::warn;
 
 use crate::{
-    clock,
-    event::Seq,
+    base::{clock, event::Seq},
     journal::{Journal, Kept},
 };
 

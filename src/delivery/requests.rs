@@ -10,9 +10,9 @@ use tracing::{info, warn};
 
 use super::{BATCH_BYTES, Delivery};
 use crate::{
-    event::{Origin, Record, Seq},
+    base::event::{Origin, Record, Seq},
+    delivery::route::{Pattern, Rendered},
     journal::{DeadLetter, Replay},
-    route::{Pattern, Rendered},
 };
 
 /// Events of a replay that are handed over between two batches of new ones.

@@ -16,7 +16,7 @@ use tracing::{error, warn};
 
 use super::{Delivery, describe, requests::Begun};
 use crate::{
-    event::{Record, Seq},
+    base::event::{Record, Seq},
     journal::SetAside,
     sink::Cause,
 };

@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use crate::{clock::Moment, event::Seq};
+use crate::base::{clock::Moment, event::Seq};
 
 /// So many ends in a row with the same event at the head, and it is sent alone.
 const ISOLATE_AFTER: u32 = 2;

@@ -12,14 +12,14 @@
 //! | gone | [`GONE`] | ERROR, once |
 //!
 //! All of them end by themselves when the destination is back, and at once when somebody asks for it
-//! ([`crate::status::Status::retry_sink`]).
+//! ([`crate::gateway::status::Status::retry_sink`]).
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-use crate::{backoff::Backoff, sink::Cause};
+use crate::{base::backoff::Backoff, sink::Cause};
 
 /// The first wait after a failure is at most this.
 const FIRST_WAIT: Duration = Duration::from_millis(500);

@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::guesses::network;
-use crate::metrics::{HTTP_CLOSED, add_for};
+use crate::base::metrics::{HTTP_CLOSED, add_for};
 
 /// Connections at once: an operator's browser takes six, a scraper one.
 const CONNECTIONS: usize = 128;

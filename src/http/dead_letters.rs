@@ -15,12 +15,12 @@ use serde::Deserialize;
 
 use super::{State, json, refused};
 use crate::{
-    clock,
+    base::clock,
+    delivery::route::Redactor,
     journal::{
         DeadLetter,
         store::{Store, StoreError},
     },
-    route::Redactor,
 };
 
 /// Dead letters in one answer: what a page can show. The counts are in `/status`.
@@ -72,7 +72,7 @@ fn shown(letter: &DeadLetter, redactor: &Redactor) -> serde_json::Value {
         "retry": letter.retry,
         "topic": &*event.place.topic,
         // Broken JSON is shown as the text that it is.
-        "event": crate::json::value(line.as_bytes()).unwrap_or(serde_json::Value::String(line)),
+        "event": crate::base::json::value(line.as_bytes()).unwrap_or(serde_json::Value::String(line)),
     })
 }
 

@@ -22,10 +22,12 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{State, refused};
 use crate::{
-    event::{Record, Seq},
+    base::{
+        event::{Record, Seq},
+        text::{harmless, harmless_json},
+    },
+    delivery::route::{Pattern, Redactor},
     journal::StoreError,
-    route::{Pattern, Redactor},
-    text::{harmless, harmless_json},
 };
 
 /// The event that tells of events that cannot be shown: a follower was too slow, or the disk has lost

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use crate::clock::Moment;
+use crate::base::clock::Moment;
 
 /// Wrong tokens from one address within [`WINDOW`].
 pub(super) const PER_ADDRESS: usize = 10;

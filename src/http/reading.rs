@@ -7,7 +7,13 @@ use axum::{
 };
 
 use super::{State, guard::may_see_reasons, json, refused};
-use crate::{journal::Health, relay::gauges, status::Pages};
+use crate::{
+    base::metrics,
+    gateway::status::Pages,
+    gateway::status::{Standing, Status},
+    journal::Health,
+    journal::Journal,
+};
 
 pub(super) async fn readyz(
     Extract(state): Extract<State>,
@@ -58,4 +64,34 @@ pub(super) async fn metrics(Extract(state): Extract<State>) -> Response {
     gauges(&state.status, &state.journal);
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     (content_type, metrics.render()).into_response()
+}
+
+/// Metrics of the journal and the sinks that are read off, not counted.
+fn gauges(status: &Status, journal: &Journal) {
+    use ::metrics::gauge;
+    let figures = journal.figures();
+    let real = |number: u64| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+    gauge!(metrics::JOURNAL_BYTES).set(real(figures.size));
+    let sound = matches!(figures.health, Health::Sound);
+    gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
+    let sinks: Vec<String> = status.look(|pages| pages.sinks.keys().cloned().collect());
+    for sink in &sinks {
+        let (events, waits) = journal.lag(sink);
+        let seconds = waits.as_secs_f64();
+        gauge!(metrics::LAG_EVENTS, "sink" => sink.clone()).set(real(events));
+        gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(seconds);
+        status.sink(sink, |page| {
+            page.lag_events = events;
+            page.lag_seconds = seconds;
+        });
+    }
+    let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+    status.look(|pages| {
+        let open = pages.connections.values().filter(|connection| connection.state.is_open());
+        gauge!(metrics::CONNECTIONS).set(count(open.count()));
+        for state in Standing::ALL {
+            let number = pages.subscriptions().filter(|one| one.state == state).count();
+            gauge!(metrics::SUBSCRIPTIONS, "state" => state.as_str()).set(count(number));
+        }
+    });
 }

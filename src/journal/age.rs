@@ -17,9 +17,9 @@
 use std::time::Duration;
 
 use super::millis;
-use crate::{
-    clock::{self, Moment},
-    event::{UnixMillis, Waited},
+use crate::base::{
+    clock::{self, Moment, UnixMillis},
+    event::Waited,
 };
 
 /// Journal time in milliseconds.

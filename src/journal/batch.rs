@@ -20,7 +20,10 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use bytes::Bytes;
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 
-use crate::event::{Event, Origin, Place, Record, Seq, UnixMillis};
+use crate::base::{
+    clock::UnixMillis,
+    event::{Event, Origin, Place, Record, Seq},
+};
 
 /// Events in a batch, at most: what one broken row can take with it.
 pub(super) const EVENTS: usize = 64;
@@ -307,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_batch_ends_at_a_hole_and_when_it_is_full() {
-        let event = crate::event::own("t", &"".into(), &"".into(), &serde_json::json!({}), 1);
+        let event = crate::base::event::own("t", &"".into(), &"".into(), &serde_json::json!({}), 1);
         let numbered = |seqs: &[Seq]| -> Vec<_> {
             seqs.iter().map(|seq| Arc::new(Record::new(*seq, event.clone()))).collect()
         };

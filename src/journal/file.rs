@@ -35,9 +35,11 @@ use super::{
     writer,
 };
 use crate::{
-    clock::{self, Moment},
+    base::{
+        clock::{self, Moment, UnixMillis},
+        event::Seq,
+    },
     config::{self, Sync},
-    event::{Seq, UnixMillis},
 };
 
 /// How long recovery goes on without finding a single event, before what is left is given up.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::{Batch, Cursor, Journal, StoreError};
 use crate::{
+    base::event::{Event, Seq},
     config::Start,
-    event::{Event, Seq},
 };
 
 /// Whether an event concerns a follower. Asked under the journal's lock: it must be quick.
@@ -144,7 +144,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::event::own;
+    use crate::base::event::own;
 
     fn journal() -> Journal {
         Journal::in_memory(1 << 20)

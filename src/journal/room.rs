@@ -40,7 +40,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::{config::Start, event::own};
+    use crate::{base::event::own, config::Start};
 
     const MEMORY: usize = 64 * 1024;
 

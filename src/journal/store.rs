@@ -42,9 +42,9 @@ use super::{
     batch::{self, Encoder, Places},
     file as mark,
 };
-use crate::{
-    clock,
-    event::{Event, Origin, Record, Seq, UnixMillis, Waited},
+use crate::base::{
+    clock::{self, UnixMillis},
+    event::{Event, Origin, Record, Seq, Waited},
 };
 
 /// The format that this version writes.

@@ -30,7 +30,10 @@ use super::{
     reader::Reader,
     store::{self, Store, StoreError, Write},
 };
-use crate::{clock, config::Sync, event::Seq};
+use crate::{
+    base::{clock, event::Seq},
+    config::Sync,
+};
 
 /// Why a journal is degraded whose content is broken.
 pub(super) const CORRUPT: &str = "the file is broken";

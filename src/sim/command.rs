@@ -15,7 +15,7 @@ use super::{
     options::Success,
     world::{NOTIFICATIONS, World, count, put_display, put_string},
 };
-use crate::{clock, config::Secret};
+use crate::{base::clock, config::Secret};
 
 /// The code that is sent without a nonce.
 const RATE_LIMITED: &str = "rate_limit_exceeded";

@@ -2,7 +2,7 @@
 
 use ulid::Ulid;
 
-use crate::{clock, event::UnixMillis};
+use crate::base::clock::{self, UnixMillis};
 
 /// Makes ids, and remembers the text of the current second.
 #[derive(Debug)]

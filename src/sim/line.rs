@@ -24,7 +24,10 @@ use super::{
     faults::{End, Malformed},
     frame, lock,
 };
-use crate::{clock, config::Secret, event::UnixMillis};
+use crate::{
+    base::clock::{self, UnixMillis},
+    config::Secret,
+};
 
 /// Number of a connection, counted from 1.
 pub type ConnectionId = u64;

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::world::{World, put_string};
-use crate::clock;
+use crate::base::clock;
 
 /// Bytes that may wait on a line before the generator pauses: two of them keep a writer busy.
 const FULL: usize = 256 << 10;

@@ -27,7 +27,7 @@ use super::{
     session::{LISTED, Session},
     world::{World, count},
 };
-use crate::{clock, event::UnixMillis};
+use crate::base::clock::{self, UnixMillis};
 
 /// The largest page of activities, and the one that is given where none is asked for.
 const MAX_LIMIT: usize = 100;

@@ -14,7 +14,7 @@ use super::{
     options::{Documents, SessionKeys, SessionReset, SessionUpdate},
     world::World,
 };
-use crate::{clock, event::UnixMillis};
+use crate::base::clock::{self, UnixMillis};
 
 /// Activities, and items of each other history, kept for each room: ten pages of the largest size.
 const KEEP: usize = 1000;

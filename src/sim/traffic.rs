@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{session::hex_id, world::World};
-use crate::{clock, event::UnixMillis};
+use crate::base::clock::{self, UnixMillis};
 
 /// The pause between two happenings at normal speed, at most.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1600);

@@ -32,7 +32,10 @@ use super::{
     rest::RestFault,
     session::{LISTED, Sessions},
 };
-use crate::{clock, config::Secret, event::UnixMillis};
+use crate::{
+    base::clock::{self, UnixMillis},
+    config::Secret,
+};
 
 /// The topic whose messages reach everybody, subscribed or not.
 pub(super) const NOTIFICATIONS: &str = "astro";

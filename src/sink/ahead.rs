@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 
 use super::Outgoing;
-use crate::event::Seq;
+use crate::base::event::Seq;
 
 /// Numbers that are kept at most, in batches: the one that is being delivered, and what an earlier one
 /// left behind its end (a batch may be shorter when it comes again).

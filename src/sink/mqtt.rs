@@ -54,14 +54,16 @@ use super::{
     ahead::Ahead, prefix::Prefix, settings,
 };
 use crate::{
-    board::{self, Path, Section},
-    clock::Moment,
+    base::{
+        clock::Moment,
+        event::Seq,
+        template::{Condition, View},
+        tls::{client_config, prepare},
+    },
+    channel::board::{self, Path, Section},
     command::{Desk, parse},
     config::{Commands, ConfigError, Period, SecretRef},
-    event::Seq,
-    homeassistant::{self, Home},
-    template::{Condition, View},
-    tls::{client_config, prepare},
+    publish::homeassistant::{self, Home},
 };
 
 /// The row of this kind.

@@ -57,11 +57,13 @@ use super::{
     ahead::Ahead, pulse::Pulse, race, settings,
 };
 use crate::{
-    board::{Path, Section},
+    base::{
+        event::{Origin, Seq},
+        tls::client_config,
+    },
+    channel::board::{Path, Section},
     command::Desk,
     config::{self, ConfigError, Period, SecretRef},
-    event::{Origin, Seq},
-    tls::client_config,
 };
 
 /// The row of this kind.
@@ -1229,11 +1231,12 @@ mod tests {
     #[test]
     fn a_namesake_is_told_apart_where_the_payload_does_not() {
         let said = |settings: serde_json::Value, distinct_key: Option<&str>| {
-            let mut event = crate::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
+            let mut event =
+                crate::base::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
             event.distinct_key = distinct_key.map(Into::into);
             let message = event.message.clone();
             let outgoing = Outgoing {
-                record: Arc::new(crate::event::Record::new(1, event)),
+                record: Arc::new(crate::base::event::Record::new(1, event)),
                 address: "astro.tips".into(),
                 payload: message,
                 content_type: "application/json",
@@ -1256,11 +1259,12 @@ mod tests {
     #[test]
     fn a_replay_keeps_its_ids_until_another_begins() {
         let event = |seq| {
-            let mut event = crate::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
+            let mut event =
+                crate::base::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
             event.origin = Origin::Replayed;
             let message = event.message.clone();
             Outgoing {
-                record: Arc::new(crate::event::Record::new(seq, event)),
+                record: Arc::new(crate::base::event::Record::new(seq, event)),
                 address: "astro.tips".into(),
                 payload: message,
                 content_type: "application/json",

@@ -5,7 +5,7 @@
 //! no channel may have that label beside a sink that keeps state.
 
 use super::address;
-use crate::{board::Path, template::Template};
+use crate::{base::template::Template, channel::board::Path};
 
 /// A template over `channel`.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::board::Section;
+    use crate::channel::board::Section;
 
     #[test]
     fn each_channel_has_a_place_of_its_own_and_the_relay_too() {

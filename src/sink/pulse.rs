@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{KEEP_REFRESH, Part};
-use crate::board::Path;
+use crate::channel::board::Path;
 
 /// What is said again, and when.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::board::Section;
+    use crate::channel::board::Section;
 
     fn part(channel: &str, section: Section, payload: Option<&'static str>) -> Part {
         Part { path: Path::of(channel, section), payload: payload.map(Bytes::from) }

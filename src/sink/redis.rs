@@ -26,7 +26,7 @@ use super::{
     ahead::Ahead, prefix::Prefix, pulse::Pulse, settings,
 };
 use crate::{
-    board::{Path, Section},
+    channel::board::{Path, Section},
     config::{ConfigError, SecretRef},
 };
 

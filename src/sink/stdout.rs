@@ -20,8 +20,8 @@ use tokio::{task::JoinHandle, time::timeout};
 
 use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings};
 use crate::{
+    base::text::{harmless, harmless_json},
     config::ConfigError,
-    text::{harmless, harmless_json},
 };
 
 /// The row of this kind.
@@ -211,7 +211,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::{
+    use crate::base::{
         event::{Event, Origin, Place, Record},
         text::is_harmful,
     };

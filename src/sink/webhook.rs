@@ -42,12 +42,14 @@ use self::{
 };
 use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings};
 use crate::{
-    clock,
+    base::{
+        clock,
+        event::Seq,
+        fault,
+        files::SHORT_PATIENCE,
+        tls::{client_config, prepare},
+    },
     config::{ConfigError, Secret, SecretRef},
-    event::Seq,
-    fault,
-    files::SHORT_PATIENCE,
-    tls::{client_config, prepare},
 };
 
 /// The row of this kind.

@@ -3,8 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use astro_relay::{
-    clock,
-    event::UnixMillis,
+    base::clock::{self, UnixMillis},
     journal::store::Store,
     sim::{End, Options, RestFault, Sim, Token},
 };

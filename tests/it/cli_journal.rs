@@ -3,9 +3,11 @@
 use std::{path::Path, process::Output, sync::Arc, time::Duration};
 
 use astro_relay::{
-    clock,
+    base::{
+        clock,
+        event::{Event, Origin, Place, Record},
+    },
     config::Start,
-    event::{Event, Origin, Place, Record},
     journal::Journal,
 };
 use bytes::Bytes;

@@ -81,7 +81,7 @@ async fn what_is_under_way_at_the_end_is_answered() {
         let config = configure(&sim, dir.path(), &["channel.tips"], &sinks);
         let relay = relay::Running::start(config).await;
         until("the sinks are up", PATIENCE, async || {
-            let up = |page: &astro_relay::status::Pages| {
+            let up = |page: &astro_relay::gateway::status::Pages| {
                 page.sinks.len() == 2 && page.sinks.values().all(|sink| sink.state == "up")
             };
             relay.status.look(up).then_some(())

@@ -16,7 +16,7 @@ mod webhook;
 use std::{collections::BTreeSet, time::Duration};
 
 use astro_relay::{
-    event::Seq,
+    base::event::Seq,
     sink::{Cause, Failure, KINDS, Outgoing, Sink},
 };
 use futures_util::FutureExt;

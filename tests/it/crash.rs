@@ -10,7 +10,7 @@ mod soak;
 use std::{collections::HashSet, path::Path, time::Duration};
 
 use astro_relay::{
-    event::{Event, Record},
+    base::event::{Event, Record},
     journal::store::Store,
     sim::{Load, Options, Sim},
 };

@@ -6,13 +6,12 @@ use std::{
 };
 
 use astro_relay::{
+    base::event::{self, Event},
     config::{SinkConfig, Start},
-    delivery::Delivery,
-    event::{self, Event},
+    delivery::{Delivery, route::Route},
+    gateway::status::Status,
     journal::Journal,
-    route::Route,
     sink::{self, Cause, Failure, Opening, Outgoing, Purpose, Sink},
-    status::Status,
 };
 use async_trait::async_trait;
 use serde_json::json;

@@ -11,9 +11,9 @@ use std::{sync::Arc, time::Duration};
 
 use astro_relay::{
     config::{self, Period, Size, Start},
+    gateway::status::Status,
     journal::Journal,
     sink::Cause,
-    status::Status,
 };
 use fastrand::Rng;
 use tokio::time::Instant;

@@ -3,8 +3,9 @@
 use std::{collections::HashMap, path::Path, time::Duration};
 
 use astro_relay::{
-    config::{Config, Sources, load},
-    relay::Relay,
+    app::relay::Relay,
+    config::Config,
+    loading::{Sources, load},
     sim::{Load, Options, Sim},
 };
 use serde_json::{Value, json};

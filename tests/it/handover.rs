@@ -62,7 +62,7 @@ async fn a_connection_that_ends_before_its_successor_is_open_leaves_a_gap() {
             .pages()
             .connections
             .values()
-            .any(|connection| connection.state == astro_relay::status::Phase::Moving);
+            .any(|connection| connection.state == astro_relay::gateway::status::Phase::Moving);
         moving.then_some(())
     })
     .await;

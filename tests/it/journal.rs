@@ -13,8 +13,8 @@ mod start;
 use std::time::Duration;
 
 use astro_relay::{
+    base::event::Seq,
     config::{Size, Start, Sync},
-    event::Seq,
     journal::{Health, Journal, StoreError, store::Store},
 };
 use futures_util::FutureExt;

@@ -13,8 +13,8 @@ mod watching;
 use std::{path::PathBuf, time::Duration};
 
 use astro_relay::{
-    config::{Sources, load},
-    relay::Relay,
+    app::relay::Relay,
+    loading::{Sources, load},
     sim::{Options, Sim},
 };
 use reqwest::{Client, Method, Response};

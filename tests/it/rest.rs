@@ -69,7 +69,7 @@ async fn the_history_is_read_in_pages() {
     let target = of(&token);
     let start = 1_741_370_400_000_u64;
     for n in 0..150 {
-        let at = astro_relay::clock::rfc3339(start + n * 1000);
+        let at = astro_relay::base::clock::rfc3339(start + n * 1000);
         let kind = if n % 2 == 0 { "tip" } else { "follow" };
         sim.activity(ROOM, json!({"type": kind, "createdAt": at, "data": {"amount": n}}));
     }

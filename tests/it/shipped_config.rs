@@ -6,7 +6,8 @@ use std::{
 };
 
 use astro_relay::{
-    config::{self, Loaded, Period, Size, Sources},
+    config::{Period, Size},
+    loading::{Loaded, Sources},
     sink::KINDS,
 };
 use serde_json::Value;
@@ -16,7 +17,7 @@ const REFERENCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/astro-relay
 fn load(file: &Path, text: Option<String>) -> Loaded {
     let file = Some(file.to_owned());
     let sources = Sources { file, text, resolve_secrets: false, ..Sources::default() };
-    config::load(&sources).unwrap_or_else(|error| panic!("{error}"))
+    astro_relay::loading::load(&sources).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn reference() -> String {
@@ -51,7 +52,7 @@ fn tables() -> Value {
 
 /// What the schema says of a section's keys, by the pointer to its definition.
 fn properties(pointer: &str) -> BTreeMap<String, Value> {
-    let schema = config::schema();
+    let schema = astro_relay::loading::schema();
     let found = schema.pointer(pointer).and_then(Value::as_object);
     let found = found.unwrap_or_else(|| panic!("the schema has no {pointer}"));
     found.iter().map(|(key, value)| (key.clone(), value.clone())).collect()

@@ -1,7 +1,7 @@
 //! The NATS sink against nats-server.
 
 use astro_relay::{
-    board::{Path, Section},
+    channel::board::{Path, Section},
     sink::{Cause, Part, Permission},
 };
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};

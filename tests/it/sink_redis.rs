@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use astro_relay::{
-    board::{Path, Section},
-    event::Seq,
+    base::event::Seq,
+    channel::board::{Path, Section},
     sink::{Cause, Failure, Part, Sink},
 };
 use futures_util::StreamExt;

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use astro_relay::{
-    event::Seq,
+    base::event::Seq,
     sim::{Load, Options, Sim},
     sink::Cause,
 };

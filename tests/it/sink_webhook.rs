@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use astro_relay::{
-    event::Seq,
+    base::event::Seq,
     sink::{Cause, Failure, Outgoing, Sink},
 };
 use axum::http::header::{LOCATION, RETRY_AFTER};

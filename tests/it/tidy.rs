@@ -41,118 +41,21 @@ fn code(text: &str) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Files of a room: `journal` is `journal.rs` and what lies in `journal/`.
-fn in_room(file: &str, room: &str) -> bool {
-    file == format!("{room}.rs") || file.starts_with(&format!("{room}/"))
-}
-
-/// Words that must not stand in the code of a room, and why.
-const FORBIDDEN: &[(&str, &[&str], &str)] = &[
-    (
-        "sink",
-        &["journal", "delivery", "metrics", "supervisor", "backoff", "astro", "relay"],
-        "a sink carries, and no more",
-    ),
-    (
-        "astro",
-        &["sink", "delivery", "route", "http", "supervisor", "relay", "cli"],
-        "the gateway knows no sink",
-    ),
-    (
-        "journal",
-        &["astro", "sink", "delivery", "route", "http", "relay", "cli", "supervisor"],
-        "the journal stands below all",
-    ),
-    (
-        "command",
-        &["sink", "journal", "delivery", "route", "http", "relay", "cli"],
-        "a command knows nothing of where it came from",
-    ),
-    (
-        "route",
-        &["astro", "journal", "delivery", "http", "relay", "cli", "supervisor", "metrics"],
-        "a route only decides and renders",
-    ),
-    (
-        "event",
-        &["astro", "journal", "sink", "delivery", "route", "http", "relay", "cli", "config"],
-        "an event knows nobody",
-    ),
-    (
-        "board",
-        &[
-            "astro", "journal", "sink", "delivery", "route", "http", "relay", "cli", "config",
-            "state", "status", "presence",
-        ],
-        "the board knows neither who writes nor who reads",
-    ),
-    (
-        "backoff",
-        &["astro", "journal", "sink", "delivery", "route", "http", "relay", "cli", "config"],
-        "waits are pure",
-    ),
-];
-
-#[test]
-fn arrows_go_down_only() {
-    let mut wrong = Vec::new();
-    for (file, text) in sources() {
-        let code = code(&text);
-        for (room, forbidden, why) in FORBIDDEN {
-            for other in forbidden.iter().filter(|_| in_room(&file, room)) {
-                if uses(&code, other) {
-                    wrong.push(format!("src/{file} uses {other}: {why}"));
-                }
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-/// Whether the code names that top-level module of ours.
-fn uses(code: &str, module: &str) -> bool {
-    let path = format!("crate::{module}");
-    let named = code.match_indices(&path).any(|(at, _)| {
-        code[at + path.len()..]
-            .chars()
-            .next()
-            .is_none_or(|next| !next.is_alphanumeric() && next != '_')
-    });
-    // `use crate::{a, b::{…}, c};`
-    let grouped = code.split("use crate::{").skip(1).any(|rest| {
-        let mut depth = 1_i32;
-        let mut group = String::new();
-        for character in rest.chars() {
-            match character {
-                '{' => depth += 1,
-                '}' => depth -= 1,
-                other if depth == 1 => group.push(other),
-                _ => {}
-            }
-            if depth == 0 {
-                break;
-            }
-        }
-        group.split(',').any(|item| item.trim().split("::").next() == Some(module))
-    });
-    named || grouped
-}
-
 #[test]
 fn what_decides_does_no_input_or_output() {
     let pure = [
         "astro/session.rs",
         "astro/wire.rs",
-        "astro/seen.rs",
-        "backoff.rs",
-        "event.rs",
-        "route.rs",
+        "gateway/seen.rs",
+        "base/backoff.rs",
+        "base/event.rs",
+        "delivery/route.rs",
         "command/parse.rs",
         "command/memory.rs",
     ];
     for (file, text) in sources() {
         let inside = pure.contains(&&*file)
-            || ["astro/session/", "route/"].iter().any(|dir| file.starts_with(dir));
+            || ["astro/session/", "delivery/route/"].iter().any(|dir| file.starts_with(dir));
         if inside {
             for word in
                 ["tokio::net", "tokio::fs", "std::fs", "std::net", "spawn(", "reqwest", ".await"]
@@ -167,7 +70,7 @@ fn what_decides_does_no_input_or_output() {
 /// one way to standard output and one to standard error for each of those.
 #[test]
 fn only_three_files_write_to_a_terminal() {
-    let ways = ["cli/out.rs", "log/output.rs", "sink/stdout.rs"];
+    let ways = ["app/cli/out.rs", "base/log/output.rs", "sink/stdout.rs"];
     let mut wrong = Vec::new();
     for (file, text) in sources() {
         if ways.contains(&&*file) {

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::handshake::{client::generate_key, derive_acc
 use url::{Position, Url};
 
 use super::{DialError, failed};
-use crate::{clock, tcp::Transport};
+use crate::base::{clock, tcp::Transport};
 
 /// The longest head of an answer that is read.
 const LONGEST_HEAD: usize = 256 * 1024;

@@ -16,7 +16,7 @@ use std::{collections::HashMap, sync::Arc};
 use foldhash::fast::FixedState;
 
 use super::Subscription;
-use crate::event::Place;
+use crate::base::event::Place;
 
 /// Rooms remembered for one topic beside those that are subscribed: a wildcard owner may hear many.
 const REMEMBERED: usize = 4096;

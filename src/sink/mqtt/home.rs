@@ -18,8 +18,8 @@ use tokio::time::Instant;
 
 use super::{CLOSED, flight::Signal, link::Link, listen, lost::Lost};
 use crate::{
-    board::Section,
-    homeassistant::{Announcement, Home, Whose},
+    channel::board::Section,
+    publish::homeassistant::{Announcement, Home, Whose},
     sink::Part,
 };
 
@@ -142,7 +142,7 @@ impl Discovery {
             return;
         }
         let (channel, name) = (&*part.path.channel, &*part.path.name);
-        let value = part.payload.as_ref().and_then(|text| crate::json::value(text));
+        let value = part.payload.as_ref().and_then(|text| crate::base::json::value(text));
         match (part.path.section, value) {
             (Section::Session, Some(value)) => {
                 let announcements = self.home.element(channel, name, topic, &value);
@@ -215,7 +215,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        board::Path,
+        channel::board::Path,
         config::{Commands, Described, SinkConfig},
     };
 

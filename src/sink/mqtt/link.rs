@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::{Settings, Version, command, flight::Signal, inbox::Inbox, lost::Lost, v4, v5};
 use crate::{
-    clock::Moment,
+    base::clock::Moment,
     command::{Ear, Outbound},
     config::Secret,
     sink::Outgoing,

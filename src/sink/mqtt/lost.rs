@@ -12,8 +12,8 @@ use rumqttc_v5::{ConnectReturnCode, DisconnectReasonCode, PubAckReason, PubRecRe
 
 use super::flight::Verdict;
 use crate::{
+    base::text::{EXCERPT, excerpt},
     sink::{Cause, Failure},
-    text::{EXCERPT, excerpt},
 };
 
 /// Why a link is lost, or was never made.

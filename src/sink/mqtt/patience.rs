@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use super::lost::{Why, taken_over};
-use crate::clock::Moment;
+use crate::base::clock::Moment;
 
 /// A connection that lives so long has no rival.
 const PROVEN: Duration = Duration::from_mins(5);

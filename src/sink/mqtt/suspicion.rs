@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use super::lost::Why;
-use crate::{clock::Moment, event::Seq};
+use crate::base::{clock::Moment, event::Seq};
 
 /// Ends of the connection at one event before it is to blame.
 const ENDS: u32 = 5;

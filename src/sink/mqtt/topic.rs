@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 
 use crate::{
-    board::Path,
+    channel::board::Path,
     command::parse,
     sink::{address, prefix::Prefix},
 };
@@ -74,7 +74,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::board::Section;
+    use crate::channel::board::Section;
 
     #[test]
     fn topics_are_made_legal() {

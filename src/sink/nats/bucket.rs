@@ -19,7 +19,7 @@ use super::{
     stream::{self, Looked},
 };
 use crate::{
-    board::{Path, Section},
+    channel::board::{Path, Section},
     sink::{Cause, address::hex},
 };
 

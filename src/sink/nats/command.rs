@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::{presentable, subject};
 use crate::{
-    clock,
+    base::clock,
     command::{Answers, Back, Desk, Ear, Heard, Outbound, parse},
     config,
 };

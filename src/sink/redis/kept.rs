@@ -11,7 +11,7 @@ use std::time::Duration;
 use redis::{Cmd, cmd};
 
 use super::super::{KEEP_REFRESH, Part, prefix::Prefix};
-use crate::board::{Path, Section};
+use crate::channel::board::{Path, Section};
 
 /// How long a status outlives the relay: some refreshes may come late, behind a batch that takes its
 /// time.

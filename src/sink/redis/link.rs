@@ -22,9 +22,9 @@ use super::{
     answer::{self, About},
 };
 use crate::{
+    base::tls,
     config::{Secret, SecretRef},
     sink::{Cause, race},
-    tls,
 };
 
 /// A connection that stands.

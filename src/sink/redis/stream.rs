@@ -24,7 +24,7 @@ use super::{
     link::Link,
 };
 use crate::{
-    event::Origin,
+    base::event::Origin,
     sink::{Cause, Outgoing},
 };
 

@@ -21,7 +21,10 @@
 
 use hyper::{StatusCode, header::HeaderMap};
 
-use crate::{clock, event::UnixMillis, sink::Cause};
+use crate::{
+    base::clock::{self, UnixMillis},
+    sink::Cause,
+};
 
 /// Whether the event was accepted; `now` is for a `Retry-After` that is a date.
 pub(super) fn judge(status: StatusCode, headers: &HeaderMap, now: UnixMillis) -> Result<(), Cause> {

@@ -35,7 +35,7 @@ use tokio_rustls::TlsConnector;
 use url::{Host, Position, Url};
 
 use super::guard::{Forbidden, Guard};
-use crate::tcp::{self, Transport};
+use crate::base::tcp::{self, Transport};
 
 /// How long an idle connection is kept: Node's servers close one after 5 s, and a request that meets
 /// the closing has an unknown outcome.

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use astro_relay::{event::Seq, sink::Outgoing};
+use astro_relay::{base::event::Seq, sink::Outgoing};
 use serde_json::{Value, json};
 
 use super::{Choosy, Crowded, FarSide, Mortal};

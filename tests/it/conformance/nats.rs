@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use astro_relay::{event::Seq, sink::Outgoing};
+use astro_relay::{base::event::Seq, sink::Outgoing};
 use async_nats::jetstream::stream::DiscardPolicy;
 use serde_json::{Value, json};
 

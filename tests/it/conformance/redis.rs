@@ -1,6 +1,6 @@
 //! The rows for Redis: published, and appended to a stream.
 
-use astro_relay::{event::Seq, sink::Outgoing};
+use astro_relay::{base::event::Seq, sink::Outgoing};
 use redis::{AsyncCommands, RedisResult, cmd, streams::StreamRangeReply};
 use serde_json::{Value, json};
 

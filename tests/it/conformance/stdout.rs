@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 
 use astro_relay::{
-    event::Seq,
+    base::event::Seq,
     sink::{Outgoing, Sink},
 };
 use serde_json::{Value, json};

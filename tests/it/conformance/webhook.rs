@@ -1,6 +1,6 @@
 //! The row for webhooks: a receiver on this machine.
 
-use astro_relay::{event::Seq, sink::Outgoing};
+use astro_relay::{base::event::Seq, sink::Outgoing};
 use axum::http::header::RETRY_AFTER;
 use serde_json::{Value, json};
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use astro_relay::{clock, sim::Load};
+use astro_relay::{base::clock, sim::Load};
 use redis::streams::{StreamReadOptions, StreamReadReply};
 use serde::Deserialize;
 use tokio::task::JoinHandle;

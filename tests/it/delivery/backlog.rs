@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use astro_relay::{
-    clock,
+    base::clock,
     config::{Journal as Config, Size, Start},
     journal::Journal,
 };

@@ -7,12 +7,11 @@ use std::{
 };
 
 use astro_relay::{
-    board::{Board, Path, Section},
-    delivery::Delivery,
+    channel::board::{Board, Path, Section},
+    delivery::{Delivery, route::Route},
+    gateway::status::Status,
     journal::Journal,
-    route::Route,
     sink::{self, Failure, Outgoing, Part, Sink},
-    status::Status,
 };
 use async_trait::async_trait;
 use bytes::Bytes;

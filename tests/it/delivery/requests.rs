@@ -3,9 +3,8 @@
 use std::{path::Path, time::Duration};
 
 use astro_relay::{
-    clock,
+    base::{clock, event::Seq},
     config::{self, Size, Start},
-    event::Seq,
     journal::{Replay, store::Store},
 };
 use fastrand::Rng;

@@ -7,13 +7,12 @@ use std::{
 };
 
 use astro_relay::{
+    base::event::{Origin, Seq},
     config::SinkConfig,
-    delivery::Delivery,
-    event::{Origin, Seq},
+    delivery::{Delivery, route::Route},
+    gateway::status::Status,
     journal::Journal,
-    route::Route,
     sink::{self, Cause, Failure, Outgoing, Sink},
-    status::Status,
 };
 use async_trait::async_trait;
 use fastrand::Rng;
@@ -446,7 +445,7 @@ impl Running {
     }
 
     /// The page of the sink `far`.
-    pub fn page(&self) -> astro_relay::status::Sink {
+    pub fn page(&self) -> astro_relay::gateway::status::Sink {
         self.status.look(|pages| pages.sinks["far"].clone())
     }
 

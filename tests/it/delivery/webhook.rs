@@ -4,13 +4,12 @@
 use std::{sync::Arc, time::Duration};
 
 use astro_relay::{
+    base::event::{Event, Place},
     config::{Period, SinkConfig, Start},
-    delivery::Delivery,
-    event::{Event, Place},
+    delivery::{Delivery, route::Route},
+    gateway::status::{self, Status},
     journal::Journal,
-    route::Route,
     sink,
-    status::{self, Status},
 };
 use axum::http::header::LOCATION;
 use serde_json::{Value, json};

@@ -3,17 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use astro_relay::{
-    astro::{
-        gaps::Gaps,
-        gateway::{Account, Gateway, Targets},
-        session::Subscription,
-    },
-    clock,
+    astro::session::Subscription,
+    base::{clock, event::Event},
     config::{Astro, Period, SecretRef, TokenType},
-    event::Event,
+    gateway::{
+        Account, Gateway, Targets,
+        gaps::Gaps,
+        status::{self, Pages, Standing, Status},
+    },
     journal::Journal,
     sim::{ConnectionRecord, Options, Sim},
-    status::{self, Pages, Standing, Status},
 };
 use serde_json::Value;
 use tokio::sync::watch;
@@ -83,7 +82,7 @@ impl Bench {
 
     /// A gateway for a simulation that runs.
     pub fn at(sim: Sim, targets: Targets, change: impl FnOnce(&mut Astro)) -> Self {
-        astro_relay::tls::install_provider();
+        astro_relay::base::tls::install_provider();
         let mut astro = Astro { url: sim.url(), welcome_grace: millis(300), ..Astro::default() };
         change(&mut astro);
         let journal = Journal::in_memory(MEMORY);

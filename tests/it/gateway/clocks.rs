@@ -4,9 +4,11 @@
 use std::time::Duration;
 
 use astro_relay::{
-    clock::{self, rfc3339},
+    base::{
+        clock::{self, UnixMillis, rfc3339},
+        event::Event,
+    },
     config::{Journal as Settings, Size},
-    event::{Event, UnixMillis},
     journal::Journal,
     sim::{Options, Sim},
 };

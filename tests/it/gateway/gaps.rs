@@ -1,12 +1,11 @@
 //! Times without a connection, and what is told of them.
 
 use astro_relay::{
-    clock,
+    app::relay::Relay,
+    base::clock::{self, UnixMillis},
     config::{Channel, Config, SecretRef, TokenType},
-    event::UnixMillis,
-    relay::Relay,
+    gateway::status::Standing,
     sim::{End, Load, Options, Refusal, Sim, Success},
-    status::Standing,
 };
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;

@@ -96,7 +96,8 @@ async fn odd_envelopes_are_relayed_where_the_topic_can_be_made_out() {
     bench.sim.send_fragmented(None, &format!("[{}]", list.join(",")), 1);
     bench.sim.send_fragmented(None, &list.join("\n").replace(":10", ":20"), 1);
     let events = bench.received(odd.len() + 6).await;
-    let data: Vec<_> = events[odd.len()..].iter().map(astro_relay::event::Event::data).collect();
+    let data: Vec<_> =
+        events[odd.len()..].iter().map(astro_relay::base::event::Event::data).collect();
     assert_eq!(data, [b"100", b"101", b"102", b"200", b"201", b"202"]);
     assert_eq!(bench.sim.stats().opened, 1);
     assert_eq!(bench.pages().reasons(), [""; 0]);

@@ -6,9 +6,9 @@ use std::{
 };
 
 use astro_relay::{
+    gateway::status::Phase,
     journal::Journal,
     sim::{End, Ended, Load, Options, Reception},
-    status::Phase,
 };
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use astro_relay::{sim::Options, status::Standing};
+use astro_relay::{gateway::status::Standing, sim::Options};
 
 use super::{
     ROOM, SOON,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use astro_relay::{
     config::SecretRef,
+    gateway::status::Standing,
     sim::{Options, Refusal, Sim, Token},
-    status::Standing,
 };
 
 use super::{

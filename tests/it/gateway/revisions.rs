@@ -27,7 +27,7 @@ async fn heard(bench: &Bench) -> Vec<(String, String, String)> {
     let events = bench.received(4).await;
     assert!(events.iter().all(|event| event.data() == br#"{"amount": 5.50}"#), "untouched");
     let words = |text: &str| text.to_owned();
-    let place = |event: &astro_relay::event::Event| {
+    let place = |event: &astro_relay::base::event::Event| {
         (words(&event.place.channel), words(&event.place.topic), words(&event.place.room))
     };
     events.iter().map(place).collect()

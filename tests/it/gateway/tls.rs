@@ -25,7 +25,7 @@ const WANTS: [Want<'_>; 1] = [("a", "channel.tips", Some(ROOM))];
 
 /// Speaks TLS at `listen` and hands on what is said to `behind`.
 async fn tls(listen: &str, behind: SocketAddr) -> (SocketAddr, AbortOnDropHandle<()>) {
-    astro_relay::tls::install_provider();
+    astro_relay::base::tls::install_provider();
     let chain = CertificateDer::pem_file_iter(certificate("server.pem")).unwrap();
     let key = PrivateKeyDer::from_pem_file(certificate("server.key")).unwrap();
     let config = ServerConfig::builder()

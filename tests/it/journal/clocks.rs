@@ -79,7 +79,7 @@ impl Bench {
     fn held(&self) -> Vec<u64> {
         let Ok(store) = Store::open_reader(&self.relay.journal()) else { return Vec::new() };
         let read = store.read(0, 10_000, 1 << 24).unwrap_or_default();
-        let number = |record: &astro_relay::event::Record| {
+        let number = |record: &astro_relay::base::event::Record| {
             crate::support::carry::number(record.event.data())
         };
         read.records.iter().filter_map(|record| number(record)).collect()

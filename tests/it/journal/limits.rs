@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use astro_relay::{
-    clock,
+    base::{clock, event::Event},
     config::{self, Period, Size, Start},
-    event::Event,
     journal::{Journal, Kept, SetAside},
 };
 
@@ -200,7 +199,7 @@ async fn events_are_not_deleted_for_what_are_no_events() {
     let mut progress = journal.progress();
     loop {
         progress.mark_unchanged();
-        let record = std::sync::Arc::new(astro_relay::event::Record::new(1, event(1)));
+        let record = std::sync::Arc::new(astro_relay::base::event::Record::new(1, event(1)));
         match journal.dead_letter("refusing", &record, "no") {
             SetAside::Full => break,
             SetAside::Wait => progress.changed().await.unwrap(),

@@ -1,6 +1,6 @@
 //! Whatever is done to it, the journal does what a plain list would do.
 
-use astro_relay::{config::Start, event::Seq, journal::Journal};
+use astro_relay::{base::event::Seq, config::Start, journal::Journal};
 use proptest::prelude::*;
 use tempfile::TempDir;
 

@@ -10,8 +10,8 @@ use std::{
 };
 
 use astro_relay::{
+    base::event::{Record, Seq},
     config::{Journal as Config, Start, Sync},
-    event::{Record, Seq},
     journal::Journal,
 };
 use fastrand::Rng;

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use astro_relay::{
-    clock,
+    base::{clock, event::Record},
     config::{Journal as Config, Size, Start},
-    event::Record,
     journal::{Journal, Replay, SetAside, store::Store},
 };
 

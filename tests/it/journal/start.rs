@@ -262,7 +262,7 @@ async fn a_relay_starts_without_its_journal_and_takes_it_up() {
     arrived(20).await;
     relay.kill().await;
     let held = Store::open_reader(&relay.journal()).unwrap().read(0, 1000, 1 << 20).unwrap();
-    let number = |record: &std::sync::Arc<astro_relay::event::Record>| {
+    let number = |record: &std::sync::Arc<astro_relay::base::event::Record>| {
         crate::support::carry::number(record.event.data())
     };
     let numbers: Vec<_> = held.records.iter().filter_map(number).collect();

@@ -141,7 +141,7 @@ impl Daemon {
         let out = std::fs::File::create(&log).unwrap();
         let mut command = relay(&config, &["run"]);
         let child = command.stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
-        astro_relay::tls::install_provider();
+        astro_relay::base::tls::install_provider();
         Self { child, client: Client::builder().no_proxy().build().unwrap(), listen, config, log }
     }
 

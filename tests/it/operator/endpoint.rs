@@ -1,7 +1,7 @@
 //! The endpoint: who may ask for what, and what is answered.
 
 use astro_relay::{
-    relay::Relay,
+    app::relay::Relay,
     sim::{Load, Options, Refusal, Sim},
 };
 use reqwest::{Client, header};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use astro_relay::{
-    config::{Sources, load},
-    relay::Relay,
+    app::relay::Relay,
+    loading::{Sources, load},
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, time::Instant};

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use astro_relay::{clock, sim::Options};
+use astro_relay::{base::clock, sim::Options};
 use serde_json::Value;
 
 use super::{ROOM, client::Client, start};

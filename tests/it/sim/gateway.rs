@@ -3,7 +3,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use astro_relay::{
-    clock,
+    base::clock,
     sim::{Canonical, Ended, Options, Reception, Refusal, Success, Token},
 };
 use serde_json::json;

@@ -3,7 +3,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use astro_relay::{
-    event::Seq,
+    base::event::Seq,
     sink::{Cause, Failure, Outgoing, Sink},
 };
 
@@ -41,7 +41,7 @@ pub fn first_arrivals(received: &[Seq]) -> Vec<Seq> {
     received.iter().copied().filter(|number| seen.insert(*number)).collect()
 }
 
-/// Lets the clock of the timers, and of [`astro_relay::clock::Moment`], jump.
+/// Lets the clock of the timers, and of [`astro_relay::base::clock::Moment`], jump.
 pub async fn pass(time: Duration) {
     if !time.is_zero() {
         tokio::time::pause();

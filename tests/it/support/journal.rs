@@ -8,9 +8,11 @@ use std::{
 };
 
 use astro_relay::{
-    clock,
+    base::{
+        clock,
+        event::{Event, Origin, Place, Record, Seq, Waited},
+    },
     config::{self, Period, Size, Sync},
-    event::{Event, Origin, Place, Record, Seq, Waited},
     journal::{Health, Journal, Opened, StoreError},
 };
 

@@ -15,7 +15,7 @@ use rumqttc_v5::{
 };
 use tempfile::TempDir;
 
-use astro_relay::{clock, event::Seq};
+use astro_relay::base::{clock, event::Seq};
 use bytes::Bytes;
 
 use super::{

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use astro_relay::{clock, event::Seq};
+use astro_relay::base::{clock, event::Seq};
 use async_nats::{
     Client, ConnectOptions, Message,
     jetstream::{

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::event::Seq;
+use astro_relay::base::event::Seq;
 use futures_util::StreamExt;
 use redis::{AsyncConnectionConfig, Client, Msg, RedisResult, aio::MultiplexedConnection, cmd};
 use tempfile::TempDir;

@@ -3,12 +3,13 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use astro_relay::{
-    config::{self, Config, Sources},
-    event::Record,
+    app::relay::Relay,
+    base::event::Record,
+    config::Config,
+    gateway::status::{Standing, Status},
     journal::Journal,
-    relay::Relay,
+    loading::Sources,
     sim::Sim,
-    status::{Standing, Status},
 };
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -41,7 +42,7 @@ pub fn configure(sim: &Sim, dir: &Path, topics: &[&str], more: &str) -> Config {
         dir.display(),
     );
     let sources = Sources { text: Some(text), ..Sources::default() };
-    config::load(&sources).unwrap_or_else(|error| panic!("{error}")).config
+    astro_relay::loading::load(&sources).unwrap_or_else(|error| panic!("{error}")).config
 }
 
 impl Running {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::event::Seq;
+use astro_relay::base::event::Seq;
 use bytes::BytesMut;
 use rumqttc_v5::{
     ConnAck, ConnAckProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet,

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use astro_relay::{
+    base::event::{Event, Origin, Place, Record, Seq},
     config::{ConfigError, Period, SinkConfig, Start},
-    event::{Event, Origin, Place, Record, Seq},
     sink::{self, Opening, Outgoing, Purpose, Sink},
 };
 use bytes::Bytes;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use astro_relay::{
-    event::Seq,
+    base::event::Seq,
     sink::{Cause, Failure, Outgoing, Sink},
 };
 use async_trait::async_trait;

@@ -1,0 +1,6 @@
+//! The relay put together, its health, the reload, and the command line.
+
+pub mod cli;
+pub mod presence;
+pub mod relay;
+pub mod reload;

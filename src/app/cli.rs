@@ -1,0 +1,414 @@
+//! The command line: what can be said, and which command it is. The commands are one file each.
+//!
+//! Exit codes are those of sysexits(3): 64 for a wrong command line, 69 when what is
+//! asked cannot be reached, 70 when the relay gave up, 74 for
+//! trouble with files, 75 when another process has the journal, 78 for a wrong configuration.
+
+pub mod check;
+mod connect;
+mod daemon;
+pub mod demo;
+pub mod init;
+mod journal;
+mod out;
+mod run;
+mod send_test;
+mod session;
+mod simulate;
+mod tell;
+mod top;
+
+use std::{
+    io::{self, IsTerminal, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    app::relay::RelayError,
+    base::{environment::environment, log},
+    config::pasted::looks_secret,
+    config::{Config, Log, Secret, TokenType},
+    loading::{Loaded, Sources, load},
+};
+
+/// Relays StreamElements Astro events to MQTT, NATS, Redis and webhooks.
+#[derive(Debug, Parser)]
+#[command(name = "astro-relay", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the relay.
+    Run(Source),
+    /// Tells everything that is wrong with a configuration.
+    Check(Check),
+    /// Shows how a relay that runs is doing.
+    Status(daemon::Status),
+    /// The same as a page that is drawn anew every second.
+    Top(top::Top),
+    /// Shows events as a relay that runs gets them.
+    Tail(daemon::Tail),
+    /// Has a sink that waits (down, busy, held, gone) tried now.
+    Retry(daemon::Retry),
+    /// Writes a first configuration, asking for what it needs.
+    Init(Init),
+    /// Lists the topics that are known, with the scope that a token needs for each.
+    Topics,
+    /// Prints the JSON Schema of the configuration.
+    Schema,
+    /// Shows the relay at work, with a simulated Astro: nothing needs to be installed or configured.
+    Demo(demo::Demo),
+    /// Runs a simulated Astro and Sessions API, with faults at will.
+    Sim(simulate::Simulate),
+    /// Sends one clearly marked synthetic event through the configured sinks.
+    SendTest(send_test::SendTest),
+    /// Reads and changes a channel's session over the REST API.
+    #[command(subcommand)]
+    Session(session::SessionCommand),
+    /// Looks into the journal.
+    #[command(subcommand)]
+    Journal(journal::JournalCommand),
+    /// Looks at events that a far side refused, and deals with them.
+    #[command(subcommand)]
+    DeadLetters(journal::DeadLetterCommand),
+    /// Hands events of the journal to a sink again.
+    Replay(journal::ReplayArgs),
+    /// Prints a completion script for a shell.
+    Completions(tell::Completions),
+    /// Prints the manual page.
+    Man,
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone, Args)]
+pub struct Source {
+    /// The configuration file [default: ./astro-relay.toml, /etc/astro-relay/astro-relay.toml]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sets one key, over file and environment: sinks.home.url=mqtt://broker
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    source: Source,
+    /// Does not look for secrets: for a configuration that is meant for another machine.
+    #[arg(long)]
+    no_secrets: bool,
+    /// Also subscribes at the gateway and leaves again, connects to every sink, and asks whether it may
+    /// publish there.
+    #[arg(long, conflicts_with = "no_secrets")]
+    connect: bool,
+}
+
+#[derive(Debug, Args)]
+struct Init {
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE", default_value = "astro-relay.toml")]
+    config: PathBuf,
+    /// Overwrites what is there.
+    #[arg(long)]
+    force: bool,
+    /// A label for the channel [default: main]
+    #[arg(long)]
+    channel: Option<String>,
+    /// The channel's id: 24 hexadecimal digits [default: the token's own channel]
+    #[arg(long)]
+    room: Option<String>,
+    /// A file that holds the token.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// What kind of token it is: jwt, apikey, oauth2, oauth
+    #[arg(long, default_value = "jwt", value_parser = token_type)]
+    token_type: TokenType,
+    /// A topic to subscribe; may be given several times.
+    #[arg(long = "topic", value_name = "TOPIC")]
+    topics: Vec<String>,
+    /// Where events go: mqtt, mqtt=mqtt://broker:1883, nats, redis, webhook=https://…, stdout
+    #[arg(long = "sink", value_name = "KIND[=URL]", value_parser = new_sink)]
+    sinks: Vec<init::NewSink>,
+}
+
+/// A command failed: what to say, and with which code to end.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    text: String,
+    code: u8,
+}
+
+impl Failed {
+    /// sysexits(3).
+    pub(crate) const USAGE: u8 = 64;
+    pub(crate) const UNAVAILABLE: u8 = 69;
+    pub(crate) const SOFTWARE: u8 = 70;
+    pub(crate) const IO: u8 = 74;
+    pub(crate) const TEMPORARY: u8 = 75;
+    pub(crate) const CONFIG: u8 = 78;
+
+    pub(crate) fn new(code: u8, text: impl Into<String>) -> Self {
+        Self { text: text.into(), code }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// With the causes behind it.
+    pub(crate) fn of(code: u8, error: &dyn std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        Self { text, code }
+    }
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        // Whoever read has seen enough (`| head`).
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::new(0, "");
+        }
+        Self::of(Self::IO, &error)
+    }
+}
+
+impl From<RelayError> for Failed {
+    fn from(error: RelayError) -> Self {
+        use crate::journal::StoreError;
+        let code = match &error {
+            RelayError::Config(_)
+            | RelayError::Gateway(_)
+            | RelayError::Rest(_)
+            | RelayError::Exposed(_)
+            | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
+            RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,
+            RelayError::Journal(_) | RelayError::Listen { .. } => Self::IO,
+        };
+        Self::of(code, &error)
+    }
+}
+
+pub(crate) type Done = Result<(), Failed>;
+
+/// How long blocking work may take to end when the command has.
+const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(mut error) => {
+            without_secrets(&mut error);
+            let wrong = error.use_stderr();
+            // A closed pipe is no reason to complain about a help text.
+            drop(error.print());
+            return if wrong { ExitCode::from(Failed::USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    let done = execute(cli.command);
+    log::flush(GOODBYE);
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed { text, code: 0 }) if text.is_empty() => ExitCode::SUCCESS,
+        Err(failed) => {
+            out::last_words(format!("astro-relay: {}", failed.text));
+            ExitCode::from(failed.code)
+        }
+    }
+}
+
+fn execute(command: Command) -> Done {
+    match command {
+        Command::Run(source) => run::run(&source),
+        Command::Check(check) => check_config(&check),
+        Command::Init(init) => initialise(init),
+        Command::Schema => {
+            let schema = serde_json::to_string_pretty(&crate::loading::schema());
+            let schema = schema.map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
+            Ok(writeln!(out::json(), "{schema}")?)
+        }
+        Command::Status(status) => daemon::status(&status),
+        Command::Top(top) => top::top(&top),
+        Command::Tail(tail) => daemon::tail(&tail),
+        Command::Retry(retry) => daemon::retry(&retry),
+        Command::Topics => tell::topics(),
+        Command::Completions(args) => tell::completions(&args),
+        Command::Man => tell::man(),
+        Command::Demo(demo) => demo::demo(demo),
+        Command::Sim(simulate) => simulate::simulate(simulate),
+        Command::SendTest(send) => send_test::send_test(&send),
+        Command::Session(command) => session::session(command),
+        Command::Journal(command) => journal::journal(command),
+        Command::DeadLetters(command) => journal::dead_letters(&command),
+        Command::Replay(args) => journal::replay(&args),
+    }
+}
+
+fn check_config(check: &Check) -> Done {
+    let sources = Sources { resolve_secrets: !check.no_secrets, ..check.source.sources() };
+    let fine = check::run(&sources, &mut out::text())?;
+    if !fine {
+        return Err(Failed::new(Failed::CONFIG, "the configuration cannot be used"));
+    }
+    if !check.connect {
+        return Ok(());
+    }
+    let loaded = load(&sources).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
+    // What goes wrong is told by the command itself.
+    let log = Log { level: "off".into(), ..loaded.config.log.clone() };
+    match on_runtime(1, &log, connect::connect(&loaded.config))? {
+        0 => Ok(()),
+        count => {
+            let text = format!("{count} of the subscriptions and sinks cannot be used now");
+            Err(Failed::new(Failed::UNAVAILABLE, text))
+        }
+    }
+}
+
+fn initialise(init: Init) -> Done {
+    let Init { config, force, channel, room, token_file, token_type, topics, sinks } = init;
+    let token = environment().get("ASTRO_RELAY_TOKEN").map(Secret::new);
+    let args = init::Args {
+        file: config,
+        force,
+        channel,
+        room,
+        token,
+        token_file,
+        token_type,
+        topics,
+        sinks,
+    };
+    let (mut input, mut output) = (io::stdin().lock(), out::conversation());
+    let terminal = io::stdin()
+        .is_terminal()
+        .then_some(init::Terminal { input: &mut input, output: &mut output });
+    let written = init::run(args, terminal).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let mut out = out::text();
+    writeln!(out, "wrote {}", written.file.display())?;
+    if let Some(secret) = written.secret {
+        writeln!(out, "wrote {}, readable by you alone", secret.display())?;
+    }
+    writeln!(out, "now: astro-relay run --config {}", written.file.display())?;
+    Ok(())
+}
+
+impl Source {
+    fn sources(&self) -> Sources {
+        Sources {
+            file: self.config.clone(),
+            env: environment(),
+            set: self.set.clone(),
+            ..Sources::default()
+        }
+    }
+
+    /// Loads the configuration, with the file that it came from.
+    pub(crate) fn load_with_file(&self) -> Result<Loaded, Failed> {
+        load(&self.sources()).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))
+    }
+
+    /// Loads the configuration, and says what is to be said of it.
+    pub(crate) fn load(&self) -> Result<Config, Failed> {
+        let loaded = self.load_with_file()?;
+        for warning in &loaded.warnings {
+            out::aside(&format!("warning: {warning}"));
+        }
+        Ok(loaded.config)
+    }
+}
+
+/// Threads for what blocks (files, standard output), at most. With the others they stay below the
+/// service's TasksMax=128.
+const BLOCKING: usize = 64;
+
+/// Starts logging, and a runtime with `threads` workers, and runs `work` on it.
+pub(crate) fn on_runtime<T>(
+    threads: usize,
+    config: &Log,
+    work: impl Future<Output = Result<T, Failed>>,
+) -> Result<T, Failed> {
+    log::install(&config.level, config.format)
+        .map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    crate::base::tls::install_provider();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(BLOCKING)
+        .enable_all()
+        .build()
+        .map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
+    let outcome = runtime.block_on(work);
+    // A reader of standard output that has stalled must not hold up the end.
+    runtime.shutdown_timeout(GOODBYE);
+    outcome
+}
+
+/// Listens from now on for being told to stop; what it answers completes when that happens.
+pub(crate) fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or("KEY=VALUE was expected")?;
+    Ok((pair.0.to_owned(), pair.1.to_owned()))
+}
+
+/// Takes out of an error what looks like a secret that was put into the wrong place, and what `--set`
+/// was given, which may be one.
+fn without_secrets(error: &mut clap::Error) {
+    use clap::error::{ContextKind, ContextValue};
+    let argument = error.get(ContextKind::InvalidArg);
+    if matches!(argument, Some(ContextValue::String(name)) if name.starts_with("--set")) {
+        error.insert(ContextKind::InvalidValue, ContextValue::String("…".to_owned()));
+    }
+    let secret: Vec<_> = error
+        .context()
+        .filter(|(_, value)| match value {
+            ContextValue::String(text) => looks_secret(text),
+            ContextValue::Strings(texts) => texts.iter().any(|text| looks_secret(text)),
+            _ => false,
+        })
+        .map(|(kind, _)| kind)
+        .collect();
+    for kind in secret {
+        error.insert(kind, ContextValue::String("…".to_owned()));
+    }
+}
+
+fn token_type(text: &str) -> Result<TokenType, String> {
+    serde_json::from_value(text.into())
+        .map_err(|_| "jwt, apikey, oauth2 or oauth was expected".into())
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "the signature is clap's")]
+fn new_sink(text: &str) -> Result<init::NewSink, String> {
+    Ok(init::NewSink::parse(text))
+}
+
+/// An address to listen on; a port alone is one of the loopback.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(port) = text.parse::<u16>() {
+        return Ok(([127, 0, 0, 1], port).into());
+    }
+    text.parse().map_err(|_| "an address such as 127.0.0.1:9900, or a port, was expected".into())
+}

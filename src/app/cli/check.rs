@@ -1,0 +1,88 @@
+//! `astro-relay check`: tells everything that is wrong with a configuration, and connects to nothing.
+//!
+//! The one thing to know: warnings do not make it fail.
+
+use std::io::{self, Write};
+
+use crate::{
+    config::Config,
+    loading::{Sources, load},
+};
+
+/// Loads the configuration and writes what is to be said of it; whether it can be used.
+pub fn run(sources: &Sources, out: &mut impl Write) -> io::Result<bool> {
+    match load(sources) {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                writeln!(out, "{}\n", warning.render("warning"))?;
+            }
+            let file = loaded.file.map(|file| format!("{}: ", file.display())).unwrap_or_default();
+            writeln!(out, "{file}{}", summary(&loaded.config))?;
+            if loaded.silent > 0 {
+                writeln!(out, "{} could not be read", counted(loaded.silent, "secret"))?;
+            }
+            Ok(loaded.silent == 0)
+        }
+        Err(error) => {
+            for problem in &error.problems {
+                writeln!(out, "{}\n", problem.render("error"))?;
+            }
+            writeln!(out, "{}", counted(error.problems.len(), "error"))?;
+            Ok(false)
+        }
+    }
+}
+
+/// `2 channels, 7 subscriptions, 1 sink: home (mqtt)`.
+fn summary(config: &Config) -> String {
+    let subscriptions = config.channels.values().map(|channel| channel.topics.len()).sum();
+    let sinks: Vec<String> =
+        config.sinks.iter().map(|(name, sink)| format!("{name} ({})", sink.kind)).collect();
+    let mut text = format!(
+        "{}, {}, {}",
+        counted(config.channels.len(), "channel"),
+        counted(subscriptions, "subscription"),
+        counted(sinks.len(), "sink")
+    );
+    if !sinks.is_empty() {
+        text.push_str(": ");
+        text.push_str(&sinks.join(", "));
+    }
+    text
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(text: &str) -> (bool, String) {
+        let sources =
+            Sources { text: Some(text.into()), resolve_secrets: false, ..Sources::default() };
+        let mut out = Vec::new();
+        let fine = run(&sources, &mut out).unwrap();
+        (fine, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn a_good_configuration_is_summed_up() {
+        let (fine, text) = said(
+            "[channels.main]\ntoken_env = \"T\"\ntopics = [\"channel.tips\", \"channel.tip\"]\n\
+             [sinks.out]\ntype = \"stdout\"\n",
+        );
+        assert!(fine);
+        assert!(text.starts_with("warning: channels.main.topics[1]"), "{text}");
+        let summary = "astro-relay.toml: 1 channel, 2 subscriptions, 1 sink: out (stdout)\n";
+        assert!(text.ends_with(summary), "{text}");
+    }
+
+    #[test]
+    fn a_bad_configuration_is_told_and_fails() {
+        let (fine, text) = said("[log]\nlevle = \"info\"\nformat = 1\n");
+        assert!(!fine);
+        assert!(text.contains("did you mean \"level\"?") && text.ends_with("2 errors\n"), "{text}");
+    }
+}

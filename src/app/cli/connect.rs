@@ -1,0 +1,260 @@
+//! `astro-relay check --connect`: the configuration against what it names.
+//!
+//! Every subscription is asked for at the real gateway and left again; every sink is connected to, as
+//! a visitor, and asked whether it would take events where they would go. No event is sent to it; an
+//! MQTT 5 or a NATS server is asked by an empty message below the address (`…/$check`), which nobody
+//! keeps; a webhook by OPTIONS. What tokens say of their end is told.
+//!
+//! The one thing to know: it is the relay's own gateway that subscribes, so that what works here works
+//! there. Events that come meanwhile are dropped.
+
+use std::{collections::BTreeSet, io::Write as _, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{Failed, out};
+use crate::{
+    app::relay::open_sink,
+    base::{clock, event, text::harmless},
+    config::pasted::shown_address,
+    config::{Config, TokenType, jwt},
+    delivery::route::{Destination, Route},
+    gateway::{
+        Gateway, Targets,
+        status::{Pages, Phase, Standing, Status, Subscription},
+    },
+    journal::Journal,
+    sink::{self, Permission, Purpose, Sink},
+};
+
+/// How often the answers are looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Memory for events that nobody will read.
+const MEMORY: usize = 256 * 1024;
+
+/// Addresses of one sink that are asked about: each is a question to the far side. A house has some
+/// thirty topics.
+const ASKED: usize = 64;
+
+/// Connects to everything; answers how much of it failed.
+pub(super) async fn connect(config: &Config) -> Result<usize, Failed> {
+    let mut failed = 0;
+    tokens(config).await?;
+    if !config.channels.is_empty() {
+        failed += gateway(config).await?;
+    }
+    for (name, sink) in &config.sinks {
+        let visited = visit(name, config)
+            .await
+            .unwrap_or_else(|why| Visited { said: vec![format!("failed: {why}")], fit: false });
+        failed += usize::from(!visited.fit);
+        for (index, line) in visited.said.iter().enumerate() {
+            let margin =
+                if index == 0 { format!("sink {name} ({}): ", sink.kind) } else { "  ".into() };
+            say(&format!("{margin}{line}"))?;
+        }
+    }
+    Ok(failed)
+}
+
+/// Prints a line in which others may have chosen words.
+fn say(line: &str) -> std::io::Result<()> {
+    writeln!(out::text(), "{}", harmless(line))
+}
+
+/// When the tokens end, by their own account.
+async fn tokens(config: &Config) -> Result<(), Failed> {
+    for (label, channel) in &config.channels {
+        // The other kinds are no text that one could read.
+        let expiry = match channel.token_type {
+            TokenType::Jwt => channel.token.read_token().await.ok(),
+            _ => None,
+        };
+        let expiry = expiry.and_then(|token| jwt::expiry(token.expose()));
+        let when = match expiry {
+            None => "does not say when it expires".to_owned(),
+            Some(at) => {
+                let millis = at.saturating_mul(1000);
+                let left = Duration::from_secs(at.saturating_sub(clock::now() / 1000));
+                let when = clock::rfc3339(millis);
+                match left.as_secs() / (24 * 3600) {
+                    _ if left.is_zero() => format!("expired at {when}"),
+                    days => format!("expires at {when}, in {days} days"),
+                }
+            }
+        };
+        say(&format!("token of {label}: {when}"))?;
+    }
+    Ok(())
+}
+
+async fn gateway(config: &Config) -> Result<usize, Failed> {
+    let status = Arc::new(Status::new(clock::now()));
+    let (_targets, wanted) = watch::channel(Targets::of(config));
+    let journal = Journal::in_memory(MEMORY);
+    let gateway =
+        Gateway::new(&config.astro, journal, Arc::clone(&status), Default::default(), wanted)
+            .map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let count: usize = config.channels.values().map(|channel| channel.topics.len()).sum();
+    let (stop, limit) = (CancellationToken::new(), patience(config, count));
+    let asking = async {
+        // Whether all are answered, or the time is over: what stands then is what is told.
+        drop(timeout(limit, answered(&status, count)).await);
+        let pages = status.pages();
+        stop.cancel();
+        pages
+    };
+    let ((), pages) = tokio::join!(gateway.run(stop.clone()), asking);
+    told(config, &pages)
+}
+
+/// The stages of connecting, the welcome, the answers; and ten commands a second.
+fn patience(config: &Config, subscriptions: usize) -> Duration {
+    let astro = &config.astro;
+    let stages = astro.connect_timeout.0.saturating_mul(4);
+    let commands = Duration::from_millis(100) * u32::try_from(subscriptions).unwrap_or(u32::MAX);
+    let waits = astro.welcome_grace.0.saturating_add(astro.response_timeout.0);
+    stages.saturating_add(waits).saturating_add(commands)
+}
+
+/// Waits until every subscription is answered, or the gateway cannot be reached.
+async fn answered(status: &Status, count: usize) {
+    loop {
+        let pages = status.pages();
+        let done = pages.subscriptions().filter(|one| one.state.is_answered()).count();
+        let refused = |connection: &crate::gateway::status::Connection| {
+            connection.state == Phase::Waiting && connection.last_error.is_some()
+        };
+        if done >= count || pages.connections.values().any(refused) {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn told(config: &Config, pages: &Pages) -> Result<usize, Failed> {
+    let mut failed = 0;
+    let error = pages.connections.values().find_map(|connection| connection.last_error.as_ref());
+    let open = pages.connections.values().any(|connection| connection.state.is_open());
+    if !open {
+        let why = error.map_or("no answer in time", String::as_str);
+        say(&format!("gateway {}: failed: {why}", shown_address(&config.astro.url)))?;
+        return Ok(1);
+    }
+    say(&format!("gateway {}: connected", shown_address(&config.astro.url)))?;
+    for subscription in pages.subscriptions() {
+        let Subscription { channel, topic, room, state, code, text, .. } = subscription;
+        let what = match (*state, room) {
+            (Standing::Confirmed, Some(room)) => format!("confirmed, room {room}"),
+            (Standing::Confirmed, None) => "confirmed".to_owned(),
+            (state, _) => {
+                failed += 1;
+                let why: Vec<&str> =
+                    [code, text].into_iter().flatten().map(String::as_str).collect();
+                format!("{} {}", state.as_str(), why.join(": "))
+            }
+        };
+        say(&format!("  {channel} {topic}: {what}"))?;
+    }
+    Ok(failed)
+}
+
+/// What came of a visit to a sink.
+struct Visited {
+    said: Vec<String>,
+    fit: bool,
+}
+
+/// Connects to a sink, asks what it would take, and leaves it.
+async fn visit(name: &str, config: &Config) -> Result<Visited, String> {
+    let Some(sink) = config.sinks.get(name) else {
+        return Ok(Visited { said: Vec::new(), fit: true });
+    };
+    let (mut opened, mut route) =
+        open_sink(name, sink, Purpose::Visit).map_err(|error| error.to_string())?;
+    let limit = sink.timeout.0;
+    timeout(limit, opened.connect())
+        .await
+        .map_err(|_| "no connection within its timeout".to_owned())?
+        .map_err(|failure| crate::delivery::describe(&failure.cause))?;
+    let mut said = vec!["reachable".to_owned()];
+    said.extend(opened.remarks());
+    let (mut addresses, by_data) = addresses(config, &mut route);
+    if addresses.is_empty() && !by_data && !config.channels.is_empty() {
+        said.push("nothing that is subscribed goes to this sink".to_owned());
+    }
+    if by_data {
+        said.push(format!(
+            "where some events go depends on their data; whether it may publish there is not known: \
+             astro-relay send-test --sink {name}"
+        ));
+    }
+    if sink::kind(&sink.kind).is_some_and(|kind| kind.address.is_none()) {
+        // It is asked once, whatever is subscribed: a webhook connects to nothing before.
+        addresses.insert("".into());
+    }
+    let fit = permissions(name, opened.as_mut(), addresses, limit, &mut said).await?;
+    // Whether the goodbye is heard changes nothing.
+    drop(timeout(limit, opened.close()).await);
+    Ok(Visited { said, fit })
+}
+
+/// Where events of what is subscribed would go, and those that tell of a gap; and whether some go where
+/// their data says.
+fn addresses(config: &Config, route: &mut Route) -> (BTreeSet<Arc<str>>, bool) {
+    let (mut addresses, mut by_data) = (BTreeSet::new(), false);
+    for (label, channel) in &config.channels {
+        let (label, room) =
+            (Arc::from(&**label), Arc::from(channel.room.as_deref().unwrap_or_default()));
+        let own = ["relay.gap".to_owned()];
+        for topic in channel.topics.iter().chain(&own) {
+            let event = event::test(topic, &label, &room, serde_json::Map::new(), clock::now());
+            match route.destination(&event) {
+                Destination::Nowhere => {}
+                Destination::At(address) => {
+                    addresses.insert(address);
+                }
+                Destination::ByData => by_data = true,
+            }
+        }
+    }
+    (addresses, by_data)
+}
+
+/// Asks for the right to publish at each address; whether none was denied.
+async fn permissions(
+    name: &str,
+    sink: &mut dyn Sink,
+    addresses: BTreeSet<Arc<str>>,
+    limit: Duration,
+    said: &mut Vec<String>,
+) -> Result<bool, String> {
+    let (mut granted, mut denied) = (Vec::new(), 0);
+    for address in addresses.into_iter().take(ASKED) {
+        let permission = timeout(limit, sink.may_publish(&address))
+            .await
+            .map_err(|_| format!("no answer within its timeout to whether {address} is allowed"))?
+            .map_err(|failure| crate::delivery::describe(&failure.cause))?;
+        match permission {
+            // A far side without addresses takes what it takes.
+            Permission::Granted if address.is_empty() => {}
+            Permission::Granted => granted.push(address),
+            Permission::Denied(reason) => {
+                denied += 1;
+                said.push(format!("may not publish to {address}: {reason}"));
+            }
+            Permission::Untold(why) => {
+                said.push(format!(
+                    "whether it may publish is not known, {why}: astro-relay send-test --sink {name}"
+                ));
+                break;
+            }
+        }
+    }
+    if !granted.is_empty() {
+        said.push(format!("may publish to {}", granted.join(", ")));
+    }
+    Ok(denied == 0)
+}

@@ -1,0 +1,196 @@
+//! The one way to a terminal for every command.
+//!
+//! What is printed may hold words that viewers, servers and errors chose. So all of it goes through
+//! [`Harmless`], which lets no character through that does something to a terminal, whoever wrote it;
+//! in JSON such a character becomes its escape, and the value stays the same. A test sees to it that
+//! nothing else in `cli` writes to standard output or standard error.
+//!
+//! The one thing to know: it looks at what is written, not at where it goes. A pipe mostly ends at a
+//! terminal too.
+
+use std::{
+    io::{self, IsTerminal, Stderr, StdoutLock, Write},
+    sync::mpsc,
+    time::Duration,
+};
+
+use rustix::termios::tcgetwinsize;
+
+use crate::base::text;
+
+/// How long whoever reads standard error is waited for when the program has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Standard output, for lines of text.
+pub(super) fn text() -> Harmless<StdoutLock<'static>> {
+    Harmless::new(io::stdout().lock(), Form::Text)
+}
+
+/// Standard output, for JSON.
+pub(super) fn json() -> Harmless<StdoutLock<'static>> {
+    Harmless::new(io::stdout().lock(), Form::Json)
+}
+
+/// Standard error, for what is said beside the output. That nobody reads it is no reason to fail.
+pub(super) fn aside(text: &str) {
+    let mut aside = Harmless::new(io::stderr(), Form::Text);
+    drop(writeln!(aside, "{text}"));
+}
+
+/// Standard error, for a conversation.
+pub(super) fn conversation() -> Harmless<Stderr> {
+    Harmless::new(io::stderr(), Form::Text)
+}
+
+/// Says why the program ends, and does not wait for long where nobody reads it.
+pub(super) fn last_words(text: String) {
+    let (done, said) = mpsc::sync_channel(1);
+    let saying = std::thread::Builder::new().spawn(move || {
+        aside(&text);
+        // Nobody may be waiting any more.
+        done.send(()).ok();
+    });
+    if saying.is_ok() {
+        // Said, or not: the program ends.
+        said.recv_timeout(LAST_WORDS).ok();
+    }
+}
+
+/// Whether standard output is a terminal.
+pub(super) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// How many rows and columns the terminal at standard output has, where it is known.
+pub(super) fn size() -> Option<(usize, usize)> {
+    let size = tcgetwinsize(io::stdout()).ok()?;
+    let (rows, columns) = (usize::from(size.ws_row), usize::from(size.ws_col));
+    (rows > 0 && columns > 0).then_some((rows, columns))
+}
+
+/// How text is made harmless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Text,
+    Json,
+}
+
+/// Writes on what does nothing.
+#[derive(Debug)]
+pub(super) struct Harmless<W: Write> {
+    out: W,
+    form: Form,
+    /// The beginning of a character whose rest is still to come.
+    begun: Vec<u8>,
+}
+
+impl<W: Write> Harmless<W> {
+    /// Text for that writer.
+    #[cfg(test)]
+    pub(super) fn text_on(out: W) -> Self {
+        Self::new(out, Form::Text)
+    }
+
+    fn new(out: W, form: Form) -> Self {
+        Self { out, form, begun: Vec::new() }
+    }
+
+    /// Writes a sequence of ours that does something.
+    pub(super) fn control(&mut self, sequence: &'static str) -> io::Result<()> {
+        self.out.write_all(sequence.as_bytes())
+    }
+
+    fn push(&self, part: &str, shown: &mut String) {
+        for c in part.chars() {
+            match self.form {
+                // Whoever prints lines ends them; and completion scripts are indented by tabs.
+                Form::Text if matches!(c, '\n' | '\t') => shown.push(c),
+                Form::Text => text::push(c, shown),
+                Form::Json => text::push_json(c, shown),
+            }
+        }
+    }
+}
+
+impl<W: Write> Write for Harmless<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut waiting = std::mem::take(&mut self.begun);
+        waiting.extend_from_slice(bytes);
+        let mut shown = String::with_capacity(waiting.len());
+        let mut rest = &*waiting;
+        loop {
+            match std::str::from_utf8(rest) {
+                Ok(part) => {
+                    self.push(part, &mut shown);
+                    break;
+                }
+                Err(error) => {
+                    let (part, broken) = rest.split_at(error.valid_up_to());
+                    self.push(&String::from_utf8_lossy(part), &mut shown);
+                    let Some(length) = error.error_len() else {
+                        self.begun = broken.to_vec();
+                        break;
+                    };
+                    shown.push(char::REPLACEMENT_CHARACTER);
+                    rest = broken.get(length..).unwrap_or_default();
+                }
+            }
+        }
+        self.out.write_all(shown.as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base::text::is_harmful;
+
+    fn written(form: Form, parts: &[&[u8]]) -> String {
+        let mut out = Harmless::new(Vec::new(), form);
+        for part in parts {
+            out.write_all(part).unwrap();
+        }
+        String::from_utf8(out.out).unwrap()
+    }
+
+    #[test]
+    fn text_is_shown_and_does_nothing() {
+        let text = "a\u{1b}[2J\u{9b}1m\u{202e}\u{7f}\r\n\tü🎉";
+        let shown = "a\\u{1b}[2J\\u{9b}1m\\u{202e}\\u{7f} \n\tü🎉";
+        assert_eq!(written(Form::Text, &[text.as_bytes()]), shown);
+        // Whatever the pieces are that it comes in.
+        let pieces: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+        assert_eq!(written(Form::Text, &pieces), shown);
+        assert_eq!(written(Form::Text, &[b"a\xff\xc3", b"b"]), "a\u{fffd}\u{fffd}b");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_is_printed_does_anything(
+            text in any::<Vec<char>>(), cuts in prop::collection::vec(1..5_usize, 0..20),
+        ) {
+            let text: String = text.into_iter().collect();
+            let mut pieces = Vec::new();
+            let mut rest = text.as_bytes();
+            for cut in cuts {
+                let (piece, more) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = more;
+            }
+            pieces.push(rest);
+            let shown = written(Form::Text, &pieces);
+            prop_assert!(!shown.chars().any(|c| is_harmful(c) && c != '\n' && c != '\t'));
+            let json = serde_json::to_string(&text).unwrap();
+            let shown = written(Form::Json, &[json.as_bytes()]);
+            prop_assert!(!shown.chars().any(is_harmful), "{shown:?}");
+            prop_assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
+        }
+    }
+}

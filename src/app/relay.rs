@@ -1,0 +1,460 @@
+//! The relay put together: journal, gateway, deliveries and the HTTP endpoint under one supervisor.
+
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    app::{
+        presence::Presence,
+        reload::{self, Levers, Reload},
+    },
+    astro::rest::{Rest, RestError},
+    base::{
+        clock, metrics,
+        supervisor::{Factory, Outcome, Stage, Supervisor, Work},
+    },
+    channel::{
+        backfill::Backfill,
+        board::Board,
+        keeper::{self, Keeper, Times},
+    },
+    command::{
+        self, Intake,
+        executor::{Executor, Tools},
+    },
+    config::{Config, ConfigError, SinkConfig},
+    delivery::{Delivery, route::Route},
+    gateway::{Away, Gateway, Targets, activities::Activities, gaps::Gaps, status::Status},
+    http::{self, Reloads},
+    journal::{Health, Journal, StoreError},
+    loading::{Loaded, Sources},
+    sink::{self, Opening, Purpose, Sink},
+};
+
+/// What the name of a sink's task begins with.
+pub(crate) const SINK: &str = "sink ";
+
+/// How long each stage may take to stop. Three of them fit the service manager's 30 seconds.
+pub const STOP: Duration = Duration::from_secs(8);
+
+/// The relay cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The configuration is wrong.
+    #[error("the configuration cannot be used:\n{0}")]
+    Config(#[from] ConfigError),
+    /// The journal cannot be opened.
+    #[error("the journal cannot be opened")]
+    Journal(#[from] StoreError),
+    /// The gateway cannot be prepared.
+    #[error("the gateway cannot be prepared")]
+    Gateway(#[from] crate::astro::dial::DialerError),
+    /// The REST API's client cannot be prepared.
+    #[error("the REST API cannot be prepared")]
+    Rest(#[from] RestError),
+    /// The endpoint must not listen there.
+    #[error(transparent)]
+    Exposed(#[from] http::Trouble),
+    /// The endpoint cannot listen.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// A relay that is ready to run.
+#[derive(Debug)]
+pub struct Relay {
+    supervisor: Supervisor,
+    journal: Journal,
+    status: Arc<Status>,
+    listening: Option<SocketAddr>,
+    reloads: Option<Reloads>,
+    /// Who could change something, where nobody does: what is wanted stays wanted.
+    _levers: Option<Levers>,
+}
+
+/// What a sink's task is made of, beside its configuration.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The journal.
+    pub journal: Journal,
+    /// What every part says of itself.
+    pub status: Arc<Status>,
+    /// The live state.
+    pub board: Arc<Board>,
+    /// The configured sinks, now.
+    pub sinks: watch::Receiver<BTreeSet<String>>,
+    /// Where commands from outside go.
+    pub commands: Intake,
+}
+
+impl Relay {
+    /// Opens the journal and prepares every task; nothing runs yet but the journal.
+    pub async fn new(
+        config: Config,
+        metrics: Option<PrometheusHandle>,
+    ) -> Result<Self, RelayError> {
+        let loaded = Loaded { config, warnings: Vec::new(), silent: 0, file: None };
+        Self::build(loaded, None, metrics).await
+    }
+
+    /// The same, for a configuration that can be loaded anew from where it came.
+    pub async fn reloadable(
+        loaded: Loaded,
+        sources: Sources,
+        metrics: Option<PrometheusHandle>,
+    ) -> Result<Self, RelayError> {
+        Self::build(loaded, Some(sources), metrics).await
+    }
+
+    async fn build(
+        loaded: Loaded,
+        sources: Option<Sources>,
+        metrics: Option<PrometheusHandle>,
+    ) -> Result<Self, RelayError> {
+        crate::base::tls::install_provider();
+        let config = loaded.config.clone();
+        let status = Arc::new(Status::new(clock::now()));
+        status.configured(config.channels.len(), config.sinks.len());
+        let (journal, opened) = Journal::open(&config.journal)?;
+        info!(events = opened.events, lost = opened.lost, "journal opened");
+        journal.sinks(config.sinks.keys().map(String::as_str));
+        let mut supervisor = Supervisor::new();
+        report_tasks(&mut supervisor, &status);
+        let (targets, wanted) = watch::channel(Targets::of(&config));
+        let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
+        let (access, asked) = watch::channel(config.http.clone());
+        let (channels, labels) = watch::channel(config.channels.keys().cloned().collect());
+        let (commands, inbox) = command::intake(labels);
+        let parts = Parts {
+            journal: journal.clone(),
+            status: Arc::clone(&status),
+            board: Arc::default(),
+            sinks: configured,
+            commands,
+        };
+        // Until the gateway says so itself.
+        journal.missing_for(opened.away);
+        let away = opened
+            .alive
+            .map(|at| Away { at, time: opened.away.filter(|_| opened.away_is_certain) });
+        let activities = Arc::default();
+        add_gateway(&mut supervisor, &config, &parts, &activities, wanted.clone(), away)?;
+        add_rest(&mut supervisor, &config, &parts, &activities, wanted.clone(), inbox)?;
+        add_presence(&mut supervisor, &parts, wanted);
+        add_journal_health(&mut supervisor, &parts);
+        for (name, sink) in &config.sinks {
+            // What is wrong with it is found out before anything runs.
+            open_sink(name, sink, Purpose::Relay)?;
+            let factory = sink_factory(&parts, name, sink);
+            supervisor.add(&format!("{SINK}{name}"), Stage::Delivery, factory);
+        }
+        let orders = supervisor.orders();
+        let levers = Levers { parts: parts.clone(), targets, channels, sinks, access, orders };
+        let (reloads, levers) = match sources {
+            Some(sources) => {
+                let (reload, reloads) = Reload::new(sources, loaded, levers);
+                supervisor.add("reload", Stage::Display, reload::factory(reload));
+                (Some(reloads), None)
+            }
+            None => (None, Some(levers)),
+        };
+        let show = Show { metrics, access: asked, reloads: reloads.clone() };
+        let listening = add_http(&mut supervisor, &config, &parts, show).await?;
+        Ok(Self { supervisor, journal, status, listening, reloads, _levers: levers })
+    }
+
+    /// Whom to ask for loading the configuration anew.
+    pub fn reloads(&self) -> Option<Reloads> {
+        self.reloads.clone()
+    }
+
+    /// Where the HTTP endpoint listens.
+    pub fn listening(&self) -> Option<SocketAddr> {
+        self.listening
+    }
+
+    /// What every part says of itself.
+    pub fn status(&self) -> Arc<Status> {
+        Arc::clone(&self.status)
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> Journal {
+        self.journal.clone()
+    }
+
+    /// Runs until `stop`, and closes the journal.
+    pub async fn run(self, stop: CancellationToken, turning: impl FnMut()) -> Outcome {
+        let journal = self.journal;
+        let outcome = {
+            let running = self.supervisor.run(stop.clone(), STOP, turning);
+            let mut running = std::pin::pin!(running);
+            tokio::select! {
+                outcome = &mut running => outcome,
+                () = journal.thread_failed() => {
+                    stop.cancel();
+                    running.await;
+                    Outcome::GaveUp("the journal".to_owned())
+                }
+            }
+        };
+        if tokio::task::spawn_blocking(move || journal.close()).await.is_err() {
+            warn!("the journal was not closed in order");
+        }
+        outcome
+    }
+}
+
+/// Lets the pages say which tasks do not work: that of a sink on the page of the sink.
+fn report_tasks(supervisor: &mut Supervisor, status: &Arc<Status>) {
+    let status = Arc::clone(status);
+    supervisor.report_to(Box::new(move |task, reason| {
+        match (task.strip_prefix(SINK), reason) {
+            (None, _) => status.task(task, reason),
+            // It says itself that it is up again.
+            (Some(_), None) => {}
+            (Some(sink), Some(reason)) => status.sink(sink, |page| {
+                page.state = "down";
+                (page.since, page.last_error_at) = (clock::now(), Some(clock::now()));
+                page.last_error = Some(reason.to_owned());
+            }),
+        }
+    }));
+}
+
+fn add_gateway(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    parts: &Parts,
+    activities: &Arc<Activities>,
+    targets: watch::Receiver<Targets>,
+    away: Option<Away>,
+) -> Result<(), RelayError> {
+    let (astro, activities) = (config.astro.clone(), Arc::clone(activities));
+    let Parts { journal, status, .. } = parts.clone();
+    let gaps: Arc<Gaps> = Arc::default();
+    let make = move || {
+        let shared = (Arc::clone(&activities), Arc::clone(&gaps));
+        Gateway::new(&astro, journal.clone(), Arc::clone(&status), shared, targets.clone())
+    };
+    let first = make()?;
+    if let Some(away) = away {
+        first.was_away(away);
+    }
+    let factory = made_ahead(first, make, |gateway, stop| Box::pin(gateway.run(stop)));
+    supervisor.add_essential("gateway", Stage::Intake, factory);
+    Ok(())
+}
+
+/// What learns over the REST API what the gateway does not say, and what changes something there.
+fn add_rest(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    parts: &Parts,
+    activities: &Arc<Activities>,
+    targets: watch::Receiver<Targets>,
+    commands: command::Inbox,
+) -> Result<(), RelayError> {
+    let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
+    if config.backfill.enabled {
+        let (rest, journal) = (rest.clone(), parts.journal.clone());
+        let (activities, targets) = (Arc::clone(activities), targets.clone());
+        let make = move || {
+            let activities = Arc::clone(&activities);
+            Backfill::new(rest.clone(), journal.clone(), activities, targets.clone())
+        };
+        let factory = made_ahead(make()?, make, |backfill, stop| Box::pin(backfill.run(stop)));
+        supervisor.add("backfill", Stage::Intake, factory);
+    }
+    let Parts { journal, status, board, .. } = parts.clone();
+    let (refreshes, wishes) = keeper::refreshes();
+    let tools = Tools {
+        rest: rest.clone(),
+        targets: targets.clone(),
+        status: Arc::clone(&status),
+        refreshes,
+    };
+    let executor = Executor::new(commands, tools);
+    supervisor.add("commands", Stage::Intake, command::executor::factory(executor));
+    let make = move || {
+        let (rest, journal, status) = (rest.clone(), journal.clone(), Arc::clone(&status));
+        let sources = (targets.clone(), Arc::clone(&wishes));
+        Keeper::new(times, rest, journal, status, Arc::clone(&board), sources)
+    };
+    let factory = made_ahead(make()?, make, |keeper, stop| Box::pin(keeper.run(stop)));
+    supervisor.add("sessions", Stage::Intake, factory);
+    Ok(())
+}
+
+/// What tells whether the relay works.
+fn add_presence(supervisor: &mut Supervisor, parts: &Parts, targets: watch::Receiver<Targets>) {
+    let Parts { journal, status, board, .. } = parts.clone();
+    let make = move || {
+        let (status, board) = (Arc::clone(&status), Arc::clone(&board));
+        Presence::new(status, journal.clone(), board, targets.clone())
+    };
+    // What it knows at once must be there before a sink looks.
+    let first = make();
+    let make = move || Ok::<_, std::convert::Infallible>(make());
+    let factory = made_ahead(first, make, |presence, stop| Box::pin(presence.run(stop)));
+    supervisor.add("presence", Stage::Intake, factory);
+}
+
+/// Says why the journal does not hold what it should.
+fn add_journal_health(supervisor: &mut Supervisor, parts: &Parts) {
+    let Parts { journal, status, .. } = parts.clone();
+    let factory: Factory = Box::new(move |stop| {
+        let (mut health, status) = (journal.health(), Arc::clone(&status));
+        Ok(Box::pin(async move {
+            loop {
+                let why = match &*health.borrow_and_update() {
+                    Health::Sound | Health::MemoryOnly => None,
+                    Health::Degraded(why) => Some(format!("events are kept in memory only: {why}")),
+                };
+                status.task("journal", why.as_deref());
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    Ok(()) = health.changed() => {}
+                }
+            }
+        }))
+    });
+    supervisor.add("journal health", Stage::Display, factory);
+}
+
+/// A factory whose first piece is made already: its errors are found at the start, and its place in the
+/// journal is taken before anything is heard.
+fn made_ahead<T: Send + 'static, E: std::error::Error>(
+    first: T,
+    make: impl Fn() -> Result<T, E> + Send + 'static,
+    run: impl Fn(T, CancellationToken) -> Work + Send + 'static,
+) -> Factory {
+    let first = std::sync::Mutex::new(Some(first));
+    Box::new(move |stop| {
+        let prepared = first.lock().ok().and_then(|mut first| first.take());
+        let task = match prepared {
+            Some(task) => task,
+            None => make().map_err(|error| error.to_string())?,
+        };
+        Ok(run(task, stop))
+    })
+}
+
+/// Makes a sink and its route; connects to nothing.
+pub fn open_sink(
+    name: &str,
+    config: &SinkConfig,
+    purpose: Purpose,
+) -> Result<(Box<dyn Sink>, Route), ConfigError> {
+    let kind = sink::kind(&config.kind).ok_or_else(|| {
+        let known: Vec<_> = sink::KINDS.iter().map(|kind| kind.name).collect();
+        let message = format!("there is no kind {:?}; known: {}", config.kind, known.join(", "));
+        ConfigError::at(&["sinks", name, "type"], message)
+    })?;
+    let route = Route::new(name, config, kind)?;
+    let opening = Opening { name, settings: config.settings.clone(), config, purpose };
+    Ok(((kind.open)(opening)?, route))
+}
+
+/// Makes a sink's task, over and over.
+pub(crate) fn sink_factory(parts: &Parts, name: &str, config: &SinkConfig) -> Factory {
+    // Nobody is ready before it has begun.
+    parts.status.sink(name, |page| {
+        if page.state.is_empty() {
+            page.kind.clone_from(&config.kind);
+            page.state = "connecting";
+            page.since = clock::now();
+        }
+    });
+    let leaving = Leaving { parts: parts.clone(), name: name.to_owned() };
+    let config = config.clone();
+    Box::new(move |stop| {
+        let Leaving { parts, name } = &leaving;
+        let (mut sink, route) =
+            open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
+        sink.take_commands(&parts.commands.desk(name, config.channels.as_deref()));
+        let (journal, status) = (parts.journal.clone(), Arc::clone(&parts.status));
+        let made = Delivery::new(name, &config, sink, route, journal, status);
+        let board = config.state.then(|| Arc::clone(&parts.board));
+        let delivery = match board {
+            Some(board) => made.and_then(|delivery| delivery.keeping(board)),
+            None => made,
+        }
+        .map_err(|error| error.to_string())?;
+        Ok(Box::pin(delivery.run(stop)))
+    })
+}
+
+/// Tidies up behind a sink's task: it goes when the supervisor forgets the task, however that ended.
+struct Leaving {
+    parts: Parts,
+    name: String,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let Self { parts: Parts { journal, status, sinks, .. }, name } = self;
+        if sinks.borrow().contains(name) {
+            return;
+        }
+        // It is no longer configured: its page goes, and its cursor holds nothing back any more. The
+        // cursor itself stays, for a sink of this name that comes back.
+        status.no_sink(name);
+        journal.unregister(name);
+        metrics::no_sink(name);
+    }
+}
+
+/// What only the endpoint needs.
+struct Show {
+    metrics: Option<PrometheusHandle>,
+    access: watch::Receiver<crate::config::Http>,
+    reloads: Option<Reloads>,
+}
+
+async fn add_http(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    parts: &Parts,
+    show: Show,
+) -> Result<Option<SocketAddr>, RelayError> {
+    if config.http.listen.is_empty() {
+        return Ok(None);
+    }
+    let failed = |source| RelayError::Listen { address: config.http.listen.clone(), source };
+    let listener = TcpListener::bind(&config.http.listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    http::Trouble::of(address, &config.http)?;
+    let listener = Arc::new(listener);
+    let dir = &config.journal.dir;
+    let state = http::State {
+        status: Arc::clone(&parts.status),
+        journal: parts.journal.clone(),
+        dir: (!dir.as_os_str().is_empty()).then(|| dir.clone()),
+        metrics: show.metrics,
+        access: show.access,
+        reloads: show.reloads,
+        commands: parts.commands.clone(),
+        address,
+        followers: Arc::new(Semaphore::new(http::State::FOLLOWERS)),
+        stop: CancellationToken::new(),
+        guesses: Arc::default(),
+    };
+    let factory: Factory =
+        Box::new(move |stop| Ok(Box::pin(http::serve(Arc::clone(&listener), state.clone(), stop))));
+    supervisor.add("http", Stage::Display, factory);
+    info!(%address, "listening");
+    Ok(Some(address))
+}

@@ -1,0 +1,20 @@
+//! What every part stands on: time, events as data, text, files, connections, logs, tasks. It knows
+//! neither Astro nor sinks, and reads no configuration.
+
+pub mod backoff;
+pub mod clock;
+pub mod environment;
+pub mod event;
+pub mod fault;
+pub mod files;
+pub mod json;
+pub mod log;
+pub mod metrics;
+pub mod nearest;
+pub mod proxy;
+pub mod supervisor;
+pub mod systemd;
+pub mod tcp;
+pub mod template;
+pub mod text;
+pub mod tls;

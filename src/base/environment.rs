@@ -1,0 +1,16 @@
+//! The environment of this process: the one place that reads it.
+
+use std::collections::BTreeMap;
+
+/// All variables. What is not text cannot be of ours and is left out.
+#[expect(clippy::disallowed_methods, reason = "only this reads the environment")]
+pub fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// Whether systemd has connected standard error to its journal (`$JOURNAL_STREAM`, systemd.exec(5)).
+pub fn under_journal() -> bool {
+    environment().contains_key("JOURNAL_STREAM")
+}

@@ -1,0 +1,774 @@
+//! Starts tasks, starts them again after a failure, and stops them in order. Nothing else spawns.
+//!
+//! A task is made by a factory, so that it can be made anew after it has failed. A task that ends
+//! without being told to has failed, whatever it says: there is no way to spell success for it. A
+//! factory that fails, or panics, is a failure of its task.
+//!
+//! | a task | fails again and again | does not respond |
+//! |---|---|---|
+//! | essential: the relay is of no use without it | ends the process: the service manager starts it anew | is ended and started again; one that never returns from a poll ends the process |
+//! | any other | stays down for [`LONGEST`] at a time; the others go on | is reported; nobody can end what never returns |
+//!
+//! Every poll of a task is its heartbeat. An essential task has to be polled at least every few
+//! seconds, so it needs a timer of its own; others may rest for as long as they like.
+//!
+//! Stages stop one after another, each with a deadline: what takes in first, then what gives out, then
+//! what shows.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{AbortHandle, JoinError, JoinSet, spawn_blocking},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::base::clock;
+
+/// Failures of one task, each soon after the one before, that are taken in stride.
+const BUDGET: u32 = 5;
+
+/// What ran for this long before it failed begins a new count.
+const LIVED: Duration = Duration::from_mins(2);
+
+/// What has run for this long after a failure is well again.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// The wait before a failed task is started again. For one that is not essential it doubles.
+const RESTART: Duration = Duration::from_secs(1);
+
+/// How long a task stays down that has failed more often than [`BUDGET`].
+const LONGEST: Duration = Duration::from_mins(5);
+
+/// The supervisor looks after everything this often.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Turns without a heartbeat after which a task does not respond. They are counted, not measured: a
+/// process that was stopped and goes on has not turned meanwhile.
+const HUNG: u32 = 30;
+
+/// How long the next stage waits for the tasks of the one before to be made.
+const MAKING: Duration = Duration::from_secs(8);
+
+/// Orders to the supervisor that may wait.
+const ORDERS: usize = 64;
+
+/// When a task is stopped: in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Takes events in.
+    Intake,
+    /// Gives events out.
+    Delivery,
+    /// Shows what happens.
+    Display,
+}
+
+/// A task as the supervisor runs it.
+pub type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Makes a task, on a thread where it may block; an error is a failure like any other.
+pub type Factory = Box<dyn Fn(CancellationToken) -> Result<Work, String> + Send>;
+
+/// Is told why a task does not work, and (`None`) that it works again.
+pub type Report = Box<dyn Fn(&str, Option<&str>) + Send>;
+
+/// How it all ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it was told.
+    Stopped,
+    /// An essential task failed too often, or hangs.
+    GaveUp(String),
+}
+
+/// Adds and removes tasks while the supervisor runs.
+#[derive(Debug, Clone)]
+pub struct Orders(mpsc::Sender<Order>);
+
+enum Order {
+    Add(String, Stage, Factory),
+    Remove(String),
+}
+
+impl std::fmt::Debug for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Add(name, ..) => write!(f, "Add({name})"),
+            Self::Remove(name) => write!(f, "Remove({name})"),
+        }
+    }
+}
+
+/// The supervisor.
+pub struct Supervisor {
+    tasks: BTreeMap<String, Task>,
+    running: JoinSet<String>,
+    names: BTreeMap<tokio::task::Id, String>,
+    orders: mpsc::Receiver<Order>,
+    sender: mpsc::Sender<Order>,
+    report: Report,
+    /// Whether [`Supervisor::run`] has begun.
+    begun: bool,
+}
+
+struct Task {
+    stage: Stage,
+    essential: bool,
+    factory: Arc<Mutex<Factory>>,
+    stop: CancellationToken,
+    abort: Option<AbortHandle>,
+    heartbeat: Heartbeat,
+    started: Instant,
+    /// Failures without a long life in between.
+    failures: u32,
+    /// Whether it was reported not to work.
+    reported: bool,
+    /// Told to stop; it is forgotten when it has.
+    leaving: bool,
+    /// When a task that leaves alone is ended, whatever it does. [`Supervisor::stop_stage`] has a
+    /// deadline of its own.
+    leave_by: Option<Instant>,
+    restart_at: Option<Instant>,
+    /// Takes the name over when this one has left.
+    successor: Option<(Stage, Factory)>,
+}
+
+/// Shows that a task is polled.
+#[derive(Debug, Default)]
+struct Heartbeat {
+    /// Grows when a poll begins and when it ends: it is odd in a poll, and while the task is made.
+    count: Arc<AtomicU64>,
+    seen: u64,
+    /// For so many turns it has been what it was.
+    still: u32,
+}
+
+impl Heartbeat {
+    fn in_poll(&self) -> bool {
+        !self.seen.is_multiple_of(2)
+    }
+
+    /// Looks once in a turn. `true`: it does not beat, in a poll or in none, from this turn on.
+    fn stopped(&mut self, may_rest: bool) -> bool {
+        let now = self.count.load(Ordering::Relaxed);
+        if now != self.seen || (may_rest && now.is_multiple_of(2)) {
+            self.seen = now;
+            self.still = 0;
+            return false;
+        }
+        self.still = self.still.saturating_add(1);
+        self.still == HUNG
+    }
+
+    fn beats(&self) -> bool {
+        self.still < HUNG
+    }
+}
+
+/// A task whose polls are its heartbeat.
+struct Watched {
+    work: Work,
+    heartbeat: Arc<AtomicU64>,
+}
+
+impl Future for Watched {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.heartbeat.fetch_add(1, Ordering::Relaxed);
+        let outcome = self.work.as_mut().poll(context);
+        self.heartbeat.fetch_add(1, Ordering::Relaxed);
+        outcome
+    }
+}
+
+impl std::fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.tasks.keys()).finish()
+    }
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Orders {
+    /// Starts a task. If one of that name is still leaving, it is started when that has left.
+    pub async fn add(&self, name: &str, stage: Stage, factory: Factory) {
+        // The supervisor is gone only when everything is: then there is nothing to add to.
+        drop(self.0.send(Order::Add(name.to_owned(), stage, factory)).await);
+    }
+
+    /// Stops a task for good.
+    pub async fn remove(&self, name: &str) {
+        drop(self.0.send(Order::Remove(name.to_owned())).await);
+    }
+}
+
+impl Supervisor {
+    /// One without tasks.
+    pub fn new() -> Self {
+        let (sender, orders) = mpsc::channel(ORDERS);
+        Self {
+            tasks: BTreeMap::new(),
+            running: JoinSet::new(),
+            names: BTreeMap::new(),
+            orders,
+            sender,
+            report: Box::new(|_, _| {}),
+            begun: false,
+        }
+    }
+
+    /// Tells `report` which tasks do not work.
+    pub fn report_to(&mut self, report: Report) {
+        self.report = report;
+    }
+
+    /// A handle to add and remove tasks with.
+    pub fn orders(&self) -> Orders {
+        Orders(self.sender.clone())
+    }
+
+    /// Starts a task; before [`Supervisor::run`], it is only put down to be started by that. When it
+    /// fails, the others go on.
+    pub fn add(&mut self, name: &str, stage: Stage, factory: Factory) {
+        self.put(name, stage, factory, false);
+    }
+
+    /// The same for a task without which the relay is of no use.
+    pub fn add_essential(&mut self, name: &str, stage: Stage, factory: Factory) {
+        self.put(name, stage, factory, true);
+    }
+
+    fn put(&mut self, name: &str, stage: Stage, factory: Factory, essential: bool) {
+        let task = Task {
+            stage,
+            essential,
+            factory: Arc::new(Mutex::new(factory)),
+            stop: CancellationToken::new(),
+            abort: None,
+            heartbeat: Heartbeat::default(),
+            started: Instant::now(),
+            failures: 0,
+            reported: false,
+            leaving: false,
+            leave_by: None,
+            restart_at: None,
+            successor: None,
+        };
+        self.tasks.insert(name.to_owned(), task);
+        if self.begun {
+            drop(self.start(name));
+        }
+    }
+
+    /// Runs until `stop`, or until an essential task has failed too often; then stops all, each stage
+    /// within `deadline`. `turning` is called at every turn of the loop, at least once a second: it
+    /// feeds the service manager's watchdog.
+    pub async fn run(
+        mut self,
+        stop: CancellationToken,
+        deadline: Duration,
+        mut turning: impl FnMut(),
+    ) -> Outcome {
+        self.begun = true;
+        // What takes in starts last: nothing comes before there is somebody to have it.
+        for stage in [Stage::Display, Stage::Delivery, Stage::Intake] {
+            let at = |(name, task): (&String, &Task)| (task.stage == stage).then(|| name.clone());
+            let names: Vec<_> = self.tasks.iter().filter_map(at).collect();
+            let made: Vec<_> = names.iter().filter_map(|name| self.start(name)).collect();
+            turning();
+            if timeout(MAKING, join_all(made)).await.is_err() {
+                warn!(?stage, "not everything is made yet; the rest is started without it");
+            }
+        }
+        let mut turn = interval(TURN);
+        turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let outcome = loop {
+            turning();
+            let due = |task: &Task| task.restart_at.into_iter().chain(task.leave_by).min();
+            let due = self.tasks.values().filter_map(due).min();
+            let due = due.map(|at| at.saturating_duration_since(Instant::now()));
+            tokio::select! {
+                () = stop.cancelled() => break Outcome::Stopped,
+                () = sleep(due.unwrap_or(TURN).min(TURN)) => {
+                    self.restart();
+                    self.end_late();
+                }
+                _ = turn.tick() => {
+                    clock::notice_sleep();
+                    if let Some(outcome) = self.look_after() {
+                        break outcome;
+                    }
+                }
+                Some(ended) = self.running.join_next_with_id() => {
+                    if let Some(outcome) = self.ended(ended) {
+                        break outcome;
+                    }
+                }
+                Some(order) = self.orders.recv() => self.obey(order, deadline),
+            }
+        };
+        for stage in [Stage::Intake, Stage::Delivery, Stage::Display] {
+            self.stop_stage(stage, deadline).await;
+        }
+        outcome
+    }
+
+    /// Starts a task; what it answers ends when the task has been made, or could not be.
+    #[expect(clippy::disallowed_methods, reason = "this is the supervisor")]
+    fn start(&mut self, name: &str) -> Option<oneshot::Receiver<()>> {
+        let task = self.tasks.get_mut(name)?;
+        task.restart_at = None;
+        task.started = Instant::now();
+        // It is being made: as in a poll.
+        let heartbeat = Arc::new(AtomicU64::new(1));
+        task.heartbeat = Heartbeat { count: Arc::clone(&heartbeat), seen: 1, still: 0 };
+        let (stop, factory) = (task.stop.clone(), Arc::clone(&task.factory));
+        let (made, is_made) = oneshot::channel();
+        let handle = self.running.spawn(async move {
+            let making = spawn_blocking(move || {
+                // It is called by one task at a time; one that panicked may be called again.
+                (factory.lock().unwrap_or_else(PoisonError::into_inner))(stop)
+            });
+            let work = match making.await {
+                Ok(Ok(work)) => work,
+                Ok(Err(error)) => return format!("it cannot be started: {error}"),
+                Err(error) => return format!("it cannot be started: {error}"),
+            };
+            heartbeat.fetch_add(1, Ordering::Relaxed);
+            drop(made);
+            Watched { work, heartbeat }.await;
+            "it ended by itself".to_owned()
+        });
+        self.names.insert(handle.id(), name.to_owned());
+        task.abort = Some(handle);
+        Some(is_made)
+    }
+
+    fn restart(&mut self) {
+        let now = Instant::now();
+        let due = |task: &Task| task.restart_at.is_some_and(|at| at <= now);
+        let names: Vec<_> =
+            self.tasks.iter().filter(|(_, task)| due(task)).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            drop(self.start(&name));
+        }
+    }
+
+    /// Finds tasks that do not respond, and those that are well again.
+    fn look_after(&mut self) -> Option<Outcome> {
+        for (name, task) in &mut self.tasks {
+            if task.restart_at.is_some() || task.abort.is_none() {
+                continue;
+            }
+            let stopped = task.heartbeat.stopped(!task.essential || task.leaving);
+            if stopped {
+                let in_poll = task.heartbeat.in_poll();
+                error!(task = name, in_poll, "a task does not respond");
+                task.reported = true;
+                (self.report)(name, Some("it does not respond; restart the relay"));
+                if task.essential && in_poll {
+                    return Some(Outcome::GaveUp(name.clone()));
+                }
+                if let Some(abort) = &task.abort
+                    && !in_poll
+                {
+                    abort.abort();
+                }
+            } else if task.reported && task.heartbeat.beats() && task.started.elapsed() >= STEADY {
+                task.reported = false;
+                (self.report)(name, None);
+            }
+        }
+        None
+    }
+
+    /// Ends tasks that were told to stop and take too long: their successors wait.
+    fn end_late(&mut self) {
+        let now = Instant::now();
+        for (name, task) in &mut self.tasks {
+            if task.leave_by.is_some_and(|at| at <= now) {
+                task.leave_by = None;
+                warn!(task = name, "did not stop within the deadline");
+                if let Some(abort) = &task.abort {
+                    abort.abort();
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Result<(tokio::task::Id, String), JoinError>) -> Option<Outcome> {
+        let (id, error) = match ended {
+            Ok((id, why)) => (id, why),
+            Err(error) if error.is_cancelled() => (error.id(), "it was ended".to_owned()),
+            Err(error) => (error.id(), error.to_string()),
+        };
+        let name = self.names.remove(&id)?;
+        let task = self.tasks.get_mut(&name)?;
+        task.abort = None;
+        if task.leaving {
+            let successor = task.successor.take();
+            self.forget(&name);
+            info!(task = name, "stopped");
+            if let Some((stage, factory)) = successor {
+                self.add(&name, stage, factory);
+            }
+            return None;
+        }
+        let now = Instant::now();
+        task.failures = if now >= task.started + LIVED { 1 } else { task.failures + 1 };
+        let spent = task.failures > BUDGET;
+        let wait = match (task.essential, spent) {
+            (true, _) => RESTART,
+            (false, true) => LONGEST,
+            (false, false) => RESTART * (1 << (task.failures - 1)),
+        };
+        error!(task = name, error, failures = task.failures, ?wait, "a task has failed");
+        task.reported = true;
+        (self.report)(&name, Some(&format!("its task has failed: {error}")));
+        if spent && task.essential {
+            return Some(Outcome::GaveUp(name));
+        }
+        task.restart_at = Some(now + wait);
+        None
+    }
+
+    /// Nothing is to be said of a task any more.
+    fn forget(&mut self, name: &str) {
+        if self.tasks.remove(name).is_some_and(|task| task.reported) {
+            (self.report)(name, None);
+        }
+    }
+
+    fn obey(&mut self, order: Order, deadline: Duration) {
+        match order {
+            Order::Add(name, stage, factory) => match self.tasks.get_mut(&name) {
+                Some(task) if task.leaving => task.successor = Some((stage, factory)),
+                Some(_) => warn!(task = name, "a task of this name runs already"),
+                None => self.add(&name, stage, factory),
+            },
+            Order::Remove(name) => {
+                let Some(task) = self.tasks.get_mut(&name) else { return };
+                task.leaving = true;
+                task.leave_by = Some(Instant::now() + deadline);
+                task.successor = None;
+                task.stop.cancel();
+                if task.restart_at.is_some() {
+                    self.forget(&name);
+                }
+            }
+        }
+    }
+
+    async fn stop_stage(&mut self, stage: Stage, deadline: Duration) {
+        for task in self.tasks.values_mut().filter(|task| task.stage == stage) {
+            task.leaving = true;
+            task.restart_at = None;
+            task.successor = None;
+            task.stop.cancel();
+        }
+        let end = Instant::now() + deadline;
+        while self.names.values().any(|name| self.is_at(name, stage)) {
+            let Ok(Some(ended)) = timeout_at(end, self.running.join_next_with_id()).await else {
+                break;
+            };
+            // Told to stop: how it ended is of no matter any more.
+            drop(self.ended(ended));
+        }
+        let late: Vec<_> = self.names.values().filter(|name| self.is_at(name, stage)).collect();
+        for name in late {
+            warn!(task = name, "did not stop within the deadline");
+            if let Some(abort) = self.tasks.get(name).and_then(|task| task.abort.as_ref()) {
+                abort.abort();
+            }
+        }
+        self.names.retain(|_, name| self.tasks.get(name).is_none_or(|task| task.stage != stage));
+    }
+
+    fn is_at(&self, name: &str, stage: Stage) -> bool {
+        self.tasks.get(name).is_some_and(|task| task.stage == stage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    fn counting(starts: &Arc<AtomicUsize>, run: fn(CancellationToken) -> Work) -> Factory {
+        let starts = Arc::clone(starts);
+        Box::new(move |stop| {
+            starts.fetch_add(1, Ordering::SeqCst);
+            Ok(run(stop))
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_panics_is_started_again_until_the_budget_is_spent() {
+        let starts = Arc::new(AtomicUsize::new(0));
+        let mut supervisor = Supervisor::new();
+        let panics: fn(CancellationToken) -> Work = |_| Box::pin(async { panic!("no") });
+        supervisor.add_essential("bad", Stage::Intake, counting(&starts, panics));
+        let outcome = supervisor.run(CancellationToken::new(), RESTART, || {}).await;
+        assert_eq!(outcome, Outcome::GaveUp("bad".into()));
+        assert_eq!(starts.load(Ordering::SeqCst), 1 + BUDGET as usize);
+    }
+
+    /// What was reported of a task, in order.
+    type Reported = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
+    fn reports(supervisor: &mut Supervisor) -> Reported {
+        let reported = Reported::default();
+        let report = Arc::clone(&reported);
+        supervisor.report_to(Box::new(move |name, reason| {
+            report.lock().unwrap().push((name.to_owned(), reason.map(str::to_owned)));
+        }));
+        reported
+    }
+
+    async fn run_for(supervisor: Supervisor, time: Duration) -> Outcome {
+        let stop = CancellationToken::new();
+        let ends = async {
+            sleep(time).await;
+            stop.cancel();
+        };
+        tokio::join!(supervisor.run(stop.clone(), RESTART, || {}), ends).0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_fails_again_and_again_stays_down_and_the_others_go_on() {
+        let panics: fn(CancellationToken) -> Work = |_| Box::pin(async { panic!("no") });
+        let cannot = |starts: &Arc<AtomicUsize>| -> Factory {
+            let starts = Arc::clone(starts);
+            Box::new(move |_| {
+                starts.fetch_add(1, Ordering::SeqCst);
+                Err("no such file".to_owned())
+            })
+        };
+        let breaks = |starts: &Arc<AtomicUsize>| -> Factory {
+            let starts = Arc::clone(starts);
+            Box::new(move |_| {
+                starts.fetch_add(1, Ordering::SeqCst);
+                panic!("while it is made")
+            })
+        };
+        let starts: [Arc<AtomicUsize>; 3] = Default::default();
+        let turns = Arc::new(AtomicUsize::new(0));
+        let good = Arc::clone(&turns);
+        let mut supervisor = Supervisor::new();
+        let reported = reports(&mut supervisor);
+        supervisor.add("panics", Stage::Delivery, counting(&starts[0], panics));
+        supervisor.add("cannot", Stage::Delivery, cannot(&starts[1]));
+        supervisor.add("breaks", Stage::Delivery, breaks(&starts[2]));
+        let works: Factory = Box::new(move |stop| {
+            let good = Arc::clone(&good);
+            Ok(Box::pin(async move {
+                while timeout(TURN, stop.cancelled()).await.is_err() {
+                    good.fetch_add(1, Ordering::SeqCst);
+                }
+            }))
+        });
+        supervisor.add_essential("works", Stage::Intake, works);
+        assert_eq!(run_for(supervisor, Duration::from_hours(1)).await, Outcome::Stopped);
+        for (starts, name) in starts.iter().zip(["panics", "cannot", "breaks"]) {
+            let starts = starts.load(Ordering::SeqCst);
+            assert!((15..=20).contains(&starts), "{name} was started {starts} times in an hour");
+        }
+        assert!(turns.load(Ordering::SeqCst) > 3500, "the others go on");
+        let reported = reported.lock().unwrap();
+        for (name, why) in [("panics", "no"), ("cannot", "no such file"), ("breaks", "panic")] {
+            let last = reported.iter().rfind(|(task, _)| task == name).unwrap();
+            assert!(last.1.as_ref().unwrap().contains(why), "{last:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_is_well_again_is_not_reported_any_more() {
+        let starts = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&starts);
+        let mut supervisor = Supervisor::new();
+        let reported = reports(&mut supervisor);
+        let once: Factory = Box::new(move |stop| {
+            let first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+            Ok(Box::pin(async move {
+                assert!(!first, "the first one fails");
+                stop.cancelled().await;
+            }))
+        });
+        supervisor.add("once", Stage::Delivery, once);
+        assert_eq!(run_for(supervisor, Duration::from_secs(30)).await, Outcome::Stopped);
+        let reported: Vec<_> = reported.lock().unwrap().iter().map(|one| one.1.is_some()).collect();
+        assert_eq!((reported, starts.load(Ordering::SeqCst)), (vec![true, false], 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_essential_task_that_waits_for_ever_is_started_again() {
+        let starts = Arc::new(AtomicUsize::new(0));
+        let mut supervisor = Supervisor::new();
+        let reported = reports(&mut supervisor);
+        let counted = Arc::clone(&starts);
+        let deaf: Factory = Box::new(move |stop| {
+            let first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+            Ok(Box::pin(async move {
+                if first {
+                    std::future::pending::<()>().await;
+                }
+                while timeout(TURN, stop.cancelled()).await.is_err() {}
+            }))
+        });
+        supervisor.add_essential("deaf", Stage::Intake, deaf);
+        // What is not essential may rest.
+        supervisor.add(
+            "idle",
+            Stage::Display,
+            Box::new(|stop| Ok(Box::pin(async move { stop.cancelled().await }))),
+        );
+        assert_eq!(run_for(supervisor, Duration::from_mins(5)).await, Outcome::Stopped);
+        assert_eq!(starts.load(Ordering::SeqCst), 2);
+        assert!(reported.lock().unwrap().iter().all(|(name, _)| name == "deaf"));
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the task hangs, as the test says")]
+    fn hangs(until: &Arc<AtomicUsize>) -> Factory {
+        let until = Arc::clone(until);
+        Box::new(move |_| {
+            let until = Arc::clone(&until);
+            Ok(Box::pin(async move {
+                while until.load(Ordering::SeqCst) == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }))
+        })
+    }
+
+    /// A poll that never returns can only be seen from outside, by the turns that pass.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn a_poll_that_never_returns_is_noticed() {
+        for essential in [true, false] {
+            let over = Arc::new(AtomicUsize::new(0));
+            let mut supervisor = Supervisor::new();
+            let reported = reports(&mut supervisor);
+            supervisor.begun = true;
+            supervisor.put("hangs", Stage::Delivery, hangs(&over), essential);
+            let made = |supervisor: &Supervisor| {
+                supervisor.tasks["hangs"].heartbeat.count.load(Ordering::Relaxed) == 3
+            };
+            while !made(&supervisor) {
+                tokio::task::yield_now().await;
+            }
+            let outcomes: Vec<_> = (0..=HUNG).filter_map(|_| supervisor.look_after()).collect();
+            over.store(1, Ordering::SeqCst);
+            let reported = reported.lock().unwrap();
+            assert_eq!(reported.len(), 1, "{reported:?}");
+            assert!(reported[0].1.as_ref().unwrap().contains("does not respond"));
+            let expected = if essential { vec![Outcome::GaveUp("hangs".into())] } else { vec![] };
+            assert_eq!(outcomes, expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_ends_by_itself_has_failed() {
+        let starts = Arc::new(AtomicUsize::new(0));
+        let mut supervisor = Supervisor::new();
+        let ends: fn(CancellationToken) -> Work = |_| Box::pin(async {});
+        supervisor.add_essential("idle", Stage::Intake, counting(&starts, ends));
+        let outcome = supervisor.run(CancellationToken::new(), RESTART, || {}).await;
+        assert_eq!(outcome, Outcome::GaveUp("idle".into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stages_stop_in_order_and_within_the_deadline() {
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let mut supervisor = Supervisor::new();
+        for (name, stage) in [("z", Stage::Intake), ("a", Stage::Delivery), ("m", Stage::Display)] {
+            let order = Arc::clone(&order);
+            let factory: Factory = Box::new(move |stop| {
+                let order = Arc::clone(&order);
+                Ok(Box::pin(async move {
+                    stop.cancelled().await;
+                    order.lock().unwrap().push(name);
+                }))
+            });
+            supervisor.add(name, stage, factory);
+        }
+        supervisor.add("deaf", Stage::Delivery, Box::new(|_| Ok(Box::pin(std::future::pending()))));
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let before = Instant::now();
+        assert_eq!(supervisor.run(stop, Duration::from_secs(3), || {}).await, Outcome::Stopped);
+        assert_eq!(before.elapsed(), Duration::from_secs(3));
+        assert_eq!(*order.lock().unwrap(), ["z", "a", "m"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tasks_come_and_go_while_it_runs() {
+        let starts = Arc::new(AtomicUsize::new(0));
+        let supervisor = Supervisor::new();
+        let orders = supervisor.orders();
+        let wait: fn(CancellationToken) -> Work =
+            |stop| Box::pin(async move { stop.cancelled().await });
+        let (stop, counted) = (CancellationToken::new(), Arc::clone(&starts));
+        let script = async {
+            orders.add("sink", Stage::Delivery, counting(&counted, wait)).await;
+            orders.remove("sink").await;
+            orders.add("sink", Stage::Delivery, counting(&counted, wait)).await;
+            sleep(Duration::from_secs(5)).await;
+            stop.cancel();
+        };
+        let (outcome, ()) = tokio::join!(supervisor.run(stop.clone(), RESTART, || {}), script);
+        assert_eq!((outcome, starts.load(Ordering::SeqCst)), (Outcome::Stopped, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_does_not_leave_is_ended_and_its_successor_started() {
+        let started = Arc::new(Mutex::new(Vec::new()));
+        let supervisor = Supervisor::new();
+        let orders = supervisor.orders();
+        let stubborn = |name: &'static str| -> Factory {
+            let started = Arc::clone(&started);
+            Box::new(move |_| {
+                started.lock().unwrap().push((name, Instant::now()));
+                Ok(Box::pin(std::future::pending()))
+            })
+        };
+        let (stop, before) = (CancellationToken::new(), Instant::now());
+        let script = async {
+            orders.add("sink", Stage::Delivery, stubborn("old")).await;
+            orders.remove("sink").await;
+            orders.add("sink", Stage::Delivery, stubborn("new")).await;
+            sleep(Duration::from_secs(9)).await;
+            stop.cancel();
+        };
+        let deadline = Duration::from_secs(4);
+        let (outcome, ()) = tokio::join!(supervisor.run(stop.clone(), deadline, || {}), script);
+        assert_eq!(outcome, Outcome::Stopped);
+        let started: Vec<_> = started
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(name, at)| (*name, at.duration_since(before).as_secs()))
+            .collect();
+        assert_eq!(started, [("old", 0), ("new", 4)]);
+    }
+}

@@ -1,0 +1,87 @@
+//! What the service manager is told: ready, stopping, alive, and a line of status.
+//!
+//! Ready means that the journal is open and the gateway has answered; if the gateway does not answer
+//! within a grace time the service is ready all the same, degraded, and the status line says so: a
+//! gateway that is down must not make the service manager end the relay.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::time::Instant;
+
+/// How long the gateway may take before the service counts as ready without it.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// Tells the service manager; does nothing where there is none.
+#[derive(Debug)]
+pub struct Manager {
+    started: Instant,
+    ready: bool,
+    said: String,
+    /// Half of the watchdog's period, and when it was fed last.
+    watchdog: Option<(Duration, Instant)>,
+}
+
+impl Default for Manager {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Manager {
+    /// A relay that starts now.
+    pub fn new() -> Self {
+        let watchdog = sd_notify::watchdog_enabled().map(|period| (period / 2, Instant::now()));
+        Self { started: Instant::now(), ready: false, said: String::new(), watchdog }
+    }
+
+    /// Called at each turn of the supervisor: feeds the watchdog, and reports what has changed. `answered`:
+    /// the gateway has answered. `line`: the status in one line.
+    pub fn on_tick(&mut self, answered: bool, line: &str) {
+        let now = Instant::now();
+        if let Some((half, fed)) = &mut self.watchdog
+            && now >= *fed + *half / 2
+        {
+            *fed = now;
+            tell(&[NotifyState::Watchdog]);
+        }
+        if !self.ready && (answered || now >= self.started + GRACE) {
+            self.ready = true;
+            tell(&[NotifyState::Ready]);
+        }
+        if self.ready && line != self.said {
+            tell(&[NotifyState::Status(line)]);
+            line.clone_into(&mut self.said);
+        }
+    }
+}
+
+/// The relay stops.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+/// The configuration is being loaded anew.
+pub fn reloading() {
+    // The service manager orders these by time; without one, the old form does.
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+/// It was, or nothing came of it: either way the relay goes on.
+pub fn reloaded() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// Whether standard error goes to systemd's journal.
+pub fn is_journal() -> bool {
+    sd_notify::booted().unwrap_or(false) && crate::base::environment::under_journal()
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager cannot be told");
+    }
+}

@@ -1,0 +1,562 @@
+//! Taking fields out of a message, and leaving every other byte as it came.
+//!
+//! A path is followed from the message's own members. A donor's personal fields
+//! ([`PERSONAL_FIELDS`](crate::config::PERSONAL_FIELDS)) go wherever a member of that name stands, in
+//! whatever case and however it is escaped: the vendor does not say which other messages hold them.
+//!
+//! It fails closed: a message that is no JSON, or no text, is an error and goes nowhere. How deep it is
+//! makes no difference: it is walked once, with a stack of its own.
+
+use std::{borrow::Cow, ops::Range};
+
+use bytes::Bytes;
+use memchr::{memchr_iter, memmem};
+use serde_json::{Value, value::RawValue};
+
+use crate::{
+    base::{event::Event, template::Redacted},
+    config::PERSONAL_FIELDS,
+};
+
+/// The fields to take out.
+#[derive(Debug)]
+pub(crate) struct Redactor {
+    /// Paths as they are configured, by words; the first is `data`.
+    paths: Vec<Vec<String>>,
+    /// Which of them are not personal: they are followed.
+    followed: Vec<usize>,
+    /// The last words of those that are personal: they are taken out wherever they stand.
+    names: Vec<String>,
+}
+
+/// A message that cannot be looked through.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RedactError {
+    /// It is no UTF-8.
+    #[error("it is no text")]
+    Text(#[from] std::str::Utf8Error),
+    /// It is no JSON.
+    #[error("it is no JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A part that was found to be JSON is none.
+    #[error("it cannot be walked through")]
+    Walk,
+}
+
+impl Redactor {
+    /// From paths such as `data.donation.user.email`. `*` stands for every element of a list or object.
+    pub(super) fn new(paths: &[String]) -> Result<Self, String> {
+        let mut parsed = Vec::new();
+        for path in paths {
+            let words: Vec<_> = path.split('.').map(str::to_owned).collect();
+            if words.iter().any(String::is_empty) {
+                return Err(format!("{path:?} has an empty word"));
+            }
+            if words.first().is_some_and(|first| first != "data") || words.len() < 2 {
+                return Err(format!("{path:?} does not lie in data"));
+            }
+            parsed.push(words);
+        }
+        Ok(Self::of(parsed))
+    }
+
+    fn of(paths: Vec<Vec<String>>) -> Self {
+        let (personal, followed): (Vec<usize>, Vec<usize>) =
+            (0..paths.len()).partition(|at| paths.get(*at).is_some_and(|path| is_personal(path)));
+        let names = personal.iter().filter_map(|at| paths.get(*at)?.last().cloned()).collect();
+        Self { paths, followed, names }
+    }
+
+    /// What is taken out for those who only look: a donor's personal fields.
+    pub(crate) fn personal() -> Self {
+        let words = |path: &&str| path.split('.').map(str::to_owned).collect();
+        Self::of(PERSONAL_FIELDS.iter().map(words).collect())
+    }
+
+    /// The message without the fields. One that cannot be read is not shown at all.
+    pub(crate) fn message(&self, event: &Event) -> Bytes {
+        match self.apply(event) {
+            Ok(None) => event.message.clone(),
+            Ok(Some(redacted)) => redacted.message,
+            Err(_) => Bytes::from_static(b"null"),
+        }
+    }
+
+    /// The message without the fields; `None` where it has none of them.
+    pub(super) fn apply(&self, event: &Event) -> Result<Option<Redacted>, RedactError> {
+        if self.paths.is_empty() || (self.followed.is_empty() && event.impersonal) {
+            return Ok(None);
+        }
+        let text = std::str::from_utf8(&event.message)?;
+        let _: &RawValue = serde_json::from_str(text)?;
+        if !self.may_concern(text) {
+            return Ok(None);
+        }
+        let cuts = self.cuts(text).ok_or(RedactError::Walk)?;
+        if cuts.is_empty() {
+            return Ok(None);
+        }
+        let mut message = String::with_capacity(text.len());
+        let mut at = 0;
+        for cut in &cuts {
+            message.push_str(text.get(at..cut.start).ok_or(RedactError::Walk)?);
+            at = cut.end;
+        }
+        message.push_str(text.get(at..).ok_or(RedactError::Walk)?);
+        let moved = |place: usize| {
+            let before = |cut: &Range<usize>| cut.end.min(place) - cut.start.min(place);
+            place - cuts.iter().map(before).sum::<usize>()
+        };
+        let message = Bytes::from(message);
+        let data = if event.data.is_empty() {
+            Bytes::from_static(b"null")
+        } else {
+            message.slice(moved(event.data.start)..moved(event.data.end))
+        };
+        Ok(Some(Redacted { message, data }))
+    }
+
+    /// Takes the fields out of an element of the session. A path is followed as it lies in the event
+    /// that updates the element, which has it under `data.data`. A donor's personal fields, where they
+    /// are among the paths, go wherever they stand: the vendor does not say what an element may hold.
+    pub(super) fn element(&self, element: &mut Value) {
+        for path in &self.paths {
+            if let [data, inner, rest @ ..] = path.as_slice()
+                && (data, inner.as_str()) == (&"data".to_owned(), "data")
+                && !rest.is_empty()
+            {
+                take(element, rest);
+            }
+            if let (true, Some(name)) = (is_personal(path), path.last()) {
+                take_everywhere(element, name);
+            }
+        }
+    }
+
+    /// A cheap look: most messages hold none of the fields. Names are looked for as they stand between
+    /// quotes, and any escape may hide one.
+    fn may_concern(&self, text: &str) -> bool {
+        if text.contains("\\u") || text.contains("\\/") {
+            return true;
+        }
+        let bytes = text.as_bytes();
+        let followed = self.followed.iter().filter_map(|at| self.paths.get(*at)?.last());
+        for last in followed {
+            let hidden =
+                last == "*" || last.contains(|c: char| c.is_control() || "\"\\".contains(c));
+            if hidden || memmem::find(bytes, format!("\"{last}\"").as_bytes()).is_some() {
+                return true;
+            }
+        }
+        let quoted = |at: usize, name: &str| {
+            let found = bytes.get(at + 1..at + 1 + name.len());
+            found.is_some_and(|found| found.eq_ignore_ascii_case(name.as_bytes()))
+                && bytes.get(at + 1 + name.len()) == Some(&b'"')
+        };
+        !self.names.is_empty()
+            && memchr_iter(b'"', bytes).any(|at| self.names.iter().any(|name| quoted(at, name)))
+    }
+
+    /// What is to be left out of a JSON text, in order. `None`: it is none.
+    fn cuts(&self, text: &str) -> Option<Vec<Range<usize>>> {
+        let mut walk = Walk { text, at: 0 };
+        let mut cuts: Vec<Range<usize>> = Vec::new();
+        let mut open: Vec<Level> = Vec::new();
+        let mut paths: Vec<(usize, usize)> = self.followed.iter().map(|path| (*path, 0)).collect();
+        // Each turn is one value, and what ends behind it.
+        loop {
+            let bracket = walk.peek()?;
+            if matches!(bracket, b'{' | b'[') {
+                walk.at += 1;
+                let (object, start) = (bracket == b'{', walk.at);
+                let level = Level { object, paths, start, out: false, kept: None, lead: None };
+                if !matches!(walk.peek()?, b'}' | b']') {
+                    open.push(level);
+                    paths = self.member(&mut walk, &mut open, &mut cuts)?;
+                    continue;
+                }
+                walk.at += 1;
+            } else {
+                walk.scalar()?;
+            }
+            // A value has ended, and perhaps with it what it stands in.
+            loop {
+                let Some(level) = open.last_mut() else {
+                    return walk.peek().is_none().then_some(cuts);
+                };
+                level.ended(walk.at, &mut cuts);
+                if walk.peek()? == b',' {
+                    walk.at += 1;
+                    paths = self.member(&mut walk, &mut open, &mut cuts)?;
+                    break;
+                }
+                walk.at += 1;
+                open.pop();
+            }
+        }
+    }
+
+    /// Goes to the next member's or element's value, and answers the paths that go on in it.
+    fn member(
+        &self,
+        walk: &mut Walk<'_>,
+        open: &mut [Level],
+        cuts: &mut Vec<Range<usize>>,
+    ) -> Option<Vec<(usize, usize)>> {
+        let level = open.last_mut()?;
+        walk.peek()?;
+        level.begins(walk.at, cuts);
+        let name = if level.object {
+            let name = walk.name()?;
+            (walk.peek()? == b':').then(|| walk.at += 1)?;
+            Some(name)
+        } else {
+            None
+        };
+        let mut below = Vec::new();
+        let mut out = name.as_ref().is_some_and(|name| {
+            self.names.iter().any(|personal| personal.eq_ignore_ascii_case(name))
+        });
+        for (path, depth) in &level.paths {
+            let words = self.paths.get(*path)?;
+            let word = words.get(*depth)?;
+            if word == "*" || name.as_ref().is_some_and(|name| name == word) {
+                if depth + 1 == words.len() {
+                    out = true;
+                } else {
+                    below.push((*path, depth + 1));
+                }
+            }
+        }
+        if out {
+            level.leave_out();
+            // Nothing in it is looked for: it goes as a whole.
+            below.clear();
+        }
+        Some(below)
+    }
+}
+
+/// An object or a list around the place.
+struct Level {
+    object: bool,
+    /// The paths that lead here, each with how many of its words are behind.
+    paths: Vec<(usize, usize)>,
+    /// Where the present member begins, and whether it is left out.
+    start: usize,
+    out: bool,
+    /// Where the last member ended that stays. What is left out behind it goes with the comma in front.
+    kept: Option<usize>,
+    /// Where those begin that are left out before any stays. They go with the comma behind them.
+    lead: Option<usize>,
+}
+
+impl Level {
+    fn begins(&mut self, at: usize, cuts: &mut Vec<Range<usize>>) {
+        if let (Some(lead), None) = (self.lead, self.kept) {
+            push(cuts, lead..at);
+        }
+        (self.start, self.out) = (at, false);
+    }
+
+    fn leave_out(&mut self) {
+        self.out = true;
+        self.lead.get_or_insert(self.start);
+    }
+
+    fn ended(&mut self, at: usize, cuts: &mut Vec<Range<usize>>) {
+        if self.out {
+            push(cuts, self.kept.or(self.lead).unwrap_or(self.start)..at);
+        } else {
+            self.kept = Some(at);
+        }
+    }
+}
+
+/// Adds a cut; what it covers of earlier ones is gone anyway.
+fn push(cuts: &mut Vec<Range<usize>>, cut: Range<usize>) {
+    while cuts.last().is_some_and(|last| last.start >= cut.start) {
+        cuts.pop();
+    }
+    match cuts.last_mut() {
+        Some(last) if last.end >= cut.start => last.end = last.end.max(cut.end),
+        _ => cuts.push(cut),
+    }
+}
+
+/// A place in a text that is JSON.
+struct Walk<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl<'a> Walk<'a> {
+    /// The next byte that is no white space; stays before it.
+    fn peek(&mut self) -> Option<u8> {
+        loop {
+            match self.text.as_bytes().get(self.at)? {
+                b' ' | b'\n' | b'\r' | b'\t' => self.at += 1,
+                byte => return Some(*byte),
+            }
+        }
+    }
+
+    /// Goes behind the string here; what it is with its quotes.
+    fn string(&mut self) -> Option<&'a str> {
+        let from = self.at;
+        let mut at = from + 1;
+        loop {
+            match self.text.as_bytes().get(at)? {
+                b'"' => break,
+                b'\\' => at += 2,
+                _ => at += 1,
+            }
+        }
+        self.at = at + 1;
+        self.text.get(from..self.at)
+    }
+
+    fn name(&mut self) -> Option<Cow<'a, str>> {
+        (self.peek()? == b'"').then_some(())?;
+        let quoted = self.string()?;
+        if quoted.contains('\\') {
+            return crate::base::json::read::<String>(quoted.as_bytes()).ok().map(Cow::Owned);
+        }
+        quoted.get(1..quoted.len() - 1).map(Cow::Borrowed)
+    }
+
+    /// Goes behind a string, a number or a word.
+    fn scalar(&mut self) -> Option<()> {
+        if self.peek()? == b'"' {
+            return self.string().map(drop);
+        }
+        let from = self.at;
+        while self.text.as_bytes().get(self.at).is_some_and(|byte| !b",]} \n\r\t".contains(byte)) {
+            self.at += 1;
+        }
+        (self.at > from).then_some(())
+    }
+}
+
+fn is_personal(path: &[String]) -> bool {
+    PERSONAL_FIELDS.iter().any(|field| field.split('.').eq(path))
+}
+
+/// Takes out what lies at `path`.
+fn take(value: &mut Value, path: &[String]) {
+    let Some((first, rest)) = path.split_first() else { return };
+    let here = |name: &str| first == "*" || first == name;
+    match value {
+        Value::Object(members) if rest.is_empty() => members.retain(|name, _| !here(name)),
+        Value::Object(members) => {
+            let below = members.iter_mut().filter(|(name, _)| here(name));
+            below.for_each(|(_, member)| take(member, rest));
+        }
+        Value::Array(list) if first == "*" && rest.is_empty() => list.clear(),
+        Value::Array(list) if first == "*" => list.iter_mut().for_each(|part| take(part, rest)),
+        _ => {}
+    }
+}
+
+/// Takes out every member of that name, in whatever case.
+fn take_everywhere(value: &mut Value, name: &str) {
+    match value {
+        Value::Object(members) => {
+            members.retain(|member, _| !member.eq_ignore_ascii_case(name));
+            members.values_mut().for_each(|member| take_everywhere(member, name));
+        }
+        Value::Array(list) => list.iter_mut().for_each(|part| take_everywhere(part, name)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::event::{Origin, Place};
+
+    fn event(data: &str) -> Event {
+        let before = r#"{"id":"1", "data":"#;
+        Event {
+            id: "1".into(),
+            distinct_key: None,
+            place: Place::of("t", "", ""),
+            impersonal: false,
+            ts: "".into(),
+            received: 0,
+            origin: Origin::Live,
+            message: format!("{before}{data} }}").into(),
+            data: before.len()..before.len() + data.len(),
+        }
+    }
+
+    fn redacted(paths: &[&str], data: &str) -> Option<String> {
+        let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+        let redacted = Redactor::new(&paths).unwrap().apply(&event(data)).unwrap()?;
+        let text = String::from_utf8(redacted.data.to_vec()).unwrap();
+        assert_eq!(redacted.message, format!(r#"{{"id":"1", "data":{text} }}"#).as_bytes());
+        serde_json::from_str::<&RawValue>(&text).unwrap();
+        Some(text)
+    }
+
+    #[test]
+    fn fields_are_taken_out_and_all_else_stays() {
+        let cases = [
+            (
+                r#"{"a":12.50,"user":{"email":"x@y","n":1e3},"z":[1]}"#,
+                Some(r#"{"a":12.50,"user":{"n":1e3},"z":[1]}"#),
+            ),
+            (r#"{"user":{"email":"x@y"}}"#, Some(r#"{"user":{}}"#)),
+            (r#"{"user":{"name":"email"}}"#, None),
+            (r#"{"email":"not on the path"}"#, None),
+            (r#"{"user":{"\u0065mail":"hidden"}}"#, Some(r#"{"user":{}}"#)),
+            (r#"{"user":{"email":1,"email":2,"k":3}}"#, Some(r#"{"user":{"k":3}}"#)),
+            (r#"{"user":["email"]}"#, None),
+            (
+                r#"{"user":{"n":1,"email":2,"email":3,"k":[{}]},"user":{"email":1}}"#,
+                Some(r#"{"user":{"n":1,"k":[{}]},"user":{}}"#),
+            ),
+            ("[]", None),
+            ("\"email\"", None),
+        ];
+        for (data, expected) in cases {
+            assert_eq!(redacted(&["data.user.email"], data).as_deref(), expected, "{data}");
+        }
+    }
+
+    #[test]
+    fn personal_fields_go_wherever_they_stand() {
+        for (data, expected) in [
+            (r#"{"email":"x"}"#, Some("{}")),
+            (
+                r#"{"a":[{"b":{"geo":{"deep":[1]},"k":1}},{"Email":2}]}"#,
+                Some(r#"{"a":[{"b":{"k":1}},{}]}"#),
+            ),
+            (
+                r#"{ "em\u0061il" : 1 , "k" : 2 , "EMAIL":3, "GEO" : [ ] , "z":4 }"#,
+                Some(r#"{ "k" : 2 , "z":4 }"#),
+            ),
+            (
+                r#"{"email":1,"email":2,"donation":{"paymentmethod":1,"paymentMethod":{}}}"#,
+                Some(r#"{"donation":{}}"#),
+            ),
+            (r#"{"transactionId":1,"transactionId":2}"#, Some("{}")),
+            (r#"{"k":"email","l":["geo"],"emails":1}"#, None),
+            (r#"{"k":"\"email\":1"}"#, None),
+        ] {
+            assert_eq!(redacted(PERSONAL_FIELDS, data).as_deref(), expected, "{data}");
+        }
+        let deep = |inner: &str| format!("{}{inner}{}", "[".repeat(50_000), "]".repeat(50_000));
+        let (with, without) = (deep(r#"{"email":1,"k":2}"#), deep(r#"{"k":2}"#));
+        assert_eq!(redacted(PERSONAL_FIELDS, &with), Some(without));
+        // Beside `data` too.
+        let beside = Event {
+            message: r#"{"email":1,"data":{"k":1,"geo":2},"geo":3}"#.into(),
+            data: 18..33,
+            ..event("")
+        };
+        let left = Redactor::personal().apply(&beside).unwrap().unwrap();
+        assert_eq!(
+            (&*left.message, &*left.data),
+            (&br#"{"data":{"k":1}}"#[..], &br#"{"k":1}"#[..])
+        );
+        assert!(Redactor::new(&[]).unwrap().apply(&beside).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_read_goes_nowhere() {
+        let text = |bytes: &[u8]| {
+            let message = [&b"{\"data\":"[..], bytes, b"}"].concat();
+            Event { data: 8..8 + bytes.len(), message: message.into(), ..event("") }
+        };
+        let all: Vec<_> = PERSONAL_FIELDS.iter().map(|&path| path.to_owned()).collect();
+        let some = ["data.user.*.name".to_owned()];
+        for bytes in [
+            &b"\"\xff\""[..],
+            b"{\"email\":\"x\"",
+            b"email=x",
+            b"{\"a\":\"\xc3\x28\"}",
+            b"{'email':1}",
+            b"",
+        ] {
+            for redactor in [Redactor::new(&all).unwrap(), Redactor::new(&some).unwrap()] {
+                assert!(
+                    redactor.apply(&text(bytes)).is_err(),
+                    "{}",
+                    String::from_utf8_lossy(bytes)
+                );
+                assert_eq!(redactor.message(&text(bytes)), "null");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_known_to_be_impersonal_is_not_looked_through_for_personal_fields_alone() {
+        // It says something that is not so: what it holds would be found.
+        let event = Event { impersonal: true, ..event(r#"{"transactionId":"T","name":"N"}"#) };
+        let changed = |paths: &[&str]| {
+            let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+            Redactor::new(&paths).unwrap().apply(&event).unwrap().is_some()
+        };
+        assert!(!changed(PERSONAL_FIELDS));
+        assert!(!changed(&["data.transactionId"]));
+        assert!(changed(&["data.transactionId", "data.name"]));
+        assert!(changed(&["data.name"]));
+        assert!(Redactor::personal().apply(&event).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_star_is_every_element() {
+        let data = r#"{"tips":[{"email":"a","n":1},{"email":"b"}]}"#;
+        let expected = r#"{"tips":[{"n":1},{}]}"#;
+        assert_eq!(redacted(&["data.tips.*.email"], data).as_deref(), Some(expected));
+    }
+
+    #[test]
+    fn an_element_of_the_session_loses_what_its_update_would_and_a_donors_data_everywhere() {
+        let element = serde_json::json!({
+            "name": "Ann", "email": "a@b", "message": "hi",
+            "list": [{"geo": "DE", "n": 1, "user": {"email": "a@b"}}],
+        });
+        for (paths, expected) in [
+            (
+                &["data.donation.user.email", "data.donation.user.geo"][..],
+                serde_json::json!({
+                    "name": "Ann", "message": "hi", "list": [{"n": 1, "user": {}}],
+                }),
+            ),
+            (
+                &["data.data.message", "data.data.list.*.user", "data.data"],
+                serde_json::json!({
+                    "name": "Ann", "email": "a@b", "list": [{"geo": "DE", "n": 1}],
+                }),
+            ),
+            (&["data.message", "data.name"], element.clone()),
+        ] {
+            let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+            let mut value = element.clone();
+            Redactor::new(&paths).unwrap().element(&mut value);
+            assert_eq!(value, expected, "{paths:?}");
+        }
+    }
+
+    #[test]
+    fn paths_outside_of_data_are_no_paths() {
+        for path in ["", "data", "id", "data..a", "room.x"] {
+            assert!(Redactor::new(&[path.to_owned()]).is_err(), "{path}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_is_in_it_the_field_is_gone(name in "[a-z]{1,5}", value in "\\PC{0,20}", other in "\\PC{0,20}") {
+            let data = serde_json::json!({"user": {"email": value, "name": other}, &*name: 1.5}).to_string();
+            let text = redacted(&["data.user.email"], &data);
+            if name != "user" {
+                let parsed: Value = serde_json::from_str(&text.unwrap()).unwrap();
+                proptest::prop_assert!(parsed["user"].get("email").is_none());
+                proptest::prop_assert_eq!(&parsed["user"]["name"], &Value::from(other));
+            }
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! A connection: a socket and the session that decides for it.
+//!
+//! [`Connection::step`] waits for the next frames or for the next thing that time demands, and carries
+//! out what the session says. It may be dropped at any await: what is not yet sent stays queued.
+//!
+//! The one thing to know: what the successor of another connection hears is held back until that one
+//! has said its last word. Otherwise a message that both carry would overtake one that still waits to
+//! be read from the old one.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_tungstenite::tungstenite::{
+    self, Message,
+    error::ProtocolError,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
+use tracing::debug;
+
+use crate::{
+    astro::{
+        dial::Socket,
+        session::{Effects, Ended, Session, Subscription},
+    },
+    base::{
+        clock::{self, Moment, UnixMillis},
+        event::Event,
+        metrics::{self, MESSAGES, RATE_LIMITED, REFUSALS, SKIPPED},
+    },
+    gateway::Hub,
+};
+
+/// Frames taken from the socket before they are handed on: what is ready, never waited for.
+const BATCH: usize = 256;
+
+/// A peer that does not take a few hundred bytes in this time is not there.
+const SEND: Duration = Duration::from_secs(10);
+
+/// A peer that is told goodbye answers within a round trip, behind what it had still to send. One
+/// that does not holds nothing up for longer.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// What may be held back, by weight: as much as the journal keeps in memory. What comes then is no
+/// longer held.
+const HELD: usize = 4 * 1024 * 1024;
+
+type Frame = Result<Message, tungstenite::Error>;
+
+pub(super) struct Connection {
+    socket: Socket,
+    pub(super) session: Session,
+    /// When the last frame came.
+    pub(super) heard: Moment,
+    outbox: VecDeque<Message>,
+    /// Since when the outbox waits for the peer.
+    sending: Option<Instant>,
+    /// Kept for its memory.
+    events: Vec<Event>,
+    held: Option<Held>,
+    step: Step,
+}
+
+/// What waits for another connection's last word.
+#[derive(Debug, Default)]
+struct Held {
+    events: Vec<Event>,
+    weight: usize,
+}
+
+/// What came of a step.
+#[derive(Debug, Default)]
+pub(super) struct Step {
+    pub(super) changed: bool,
+    pub(super) overflow: Vec<Arc<Subscription>>,
+    pub(super) ended: Option<Ended>,
+}
+
+impl Connection {
+    pub(super) fn new(socket: Socket, session: Session) -> Self {
+        Self {
+            socket,
+            session,
+            heard: Moment::now(),
+            outbox: VecDeque::new(),
+            sending: None,
+            events: Vec::new(),
+            held: None,
+            step: Step::default(),
+        }
+    }
+
+    /// One whose events are held back until [`Connection::release`].
+    pub(super) fn held(socket: Socket, session: Session) -> Self {
+        Self { held: Some(Held::default()), ..Self::new(socket, session) }
+    }
+
+    /// Waits for something to happen, and deals with it.
+    pub(super) async fn step(&mut self, hub: &Hub) -> Step {
+        if self.outbox.is_empty() && self.step.ended.is_none() {
+            let mut effects =
+                Effects { events: std::mem::take(&mut self.events), ..Effects::default() };
+            let due = self.session.due(Instant::now());
+            tokio::select! {
+                frame = self.socket.next() => self.frames(frame, &mut effects),
+                () = sleep_until(due) => {}
+            }
+            self.session.tick(Instant::now(), &mut effects);
+            self.take(effects, hub);
+            hub.journal.room().await;
+        }
+        if !self.outbox.is_empty() {
+            // Kept over steps that are dropped half way: the peer's time runs all the same.
+            let since = *self.sending.get_or_insert_with(Instant::now);
+            let lost = match timeout_at(since + SEND, self.send()).await {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(describe(&error)),
+                Err(_) => Some("the gateway takes nothing".to_owned()),
+            };
+            self.sending = None;
+            if let Some(why) = lost {
+                self.outbox.clear();
+                self.step.ended.get_or_insert(Ended::Lost(why));
+            }
+        }
+        std::mem::take(&mut self.step)
+    }
+
+    /// Puts an end back that came too early for the caller: the next step finds it.
+    pub(super) fn ends_later(&mut self, ended: Ended) {
+        self.step.ended = Some(ended);
+    }
+
+    /// Carries out what needs no waiting, and keeps the rest.
+    pub(super) fn take(&mut self, mut effects: Effects, hub: &Hub) {
+        if let Some(said) = effects.server_time {
+            hub.gaps.note_time(said);
+        }
+        hub.interrupted(&effects.interrupted);
+        // A gap that is over is told before whatever came after it. While events are held back, so is
+        // the gap: the caller tells it when it releases them.
+        if self.held.is_none() {
+            hub.settle(effects.answered.iter().map(|(one, stands)| (one, *stands)));
+        }
+        self.hand_on(&mut effects.events, hub);
+        self.events = effects.events;
+        self.outbox.extend(effects.send.into_iter().map(Message::text));
+        if effects.ping {
+            self.outbox.push_back(Message::Ping(Bytes::new()));
+        }
+        self.step.changed |= effects.changed;
+        self.step.overflow.append(&mut effects.overflow);
+        if effects.ended.is_some() {
+            self.step.ended = effects.ended;
+        }
+        let counts = self.session.take_counts();
+        metrics::add(MESSAGES, counts.messages);
+        metrics::add_for(SKIPPED, "reason", "invalid", counts.invalid);
+        metrics::add_for(SKIPPED, "reason", "oversized", counts.oversized);
+        metrics::add_for(SKIPPED, "reason", "binary", counts.binary);
+        metrics::add_for(SKIPPED, "reason", "unknown", counts.unknown);
+        metrics::add(RATE_LIMITED, counts.rate_limited);
+        metrics::add(REFUSALS, counts.refused);
+    }
+
+    /// Hands events to the intake, or holds them back.
+    fn hand_on(&mut self, events: &mut Vec<Event>, hub: &Hub) {
+        let Some(held) = &mut self.held else {
+            hub.intake(events);
+            return;
+        };
+        held.weight += events.iter().map(Event::weight).sum::<usize>();
+        held.events.append(events);
+        if held.weight > HELD {
+            debug!("too much to hold back; order may suffer");
+            self.release(hub);
+        }
+    }
+
+    /// Hands on what was held back, and holds nothing back from now on.
+    pub(super) fn release(&mut self, hub: &Hub) {
+        if let Some(mut held) = self.held.take() {
+            hub.intake(&mut held.events);
+        }
+    }
+
+    /// Takes out what was held back, of a connection that is given up.
+    pub(super) fn take_held(&mut self) -> Vec<Event> {
+        self.held.take().map(|held| held.events).unwrap_or_default()
+    }
+
+    /// Says goodbye, and reads what the gateway had still to say until it says goodbye too.
+    pub(super) async fn leave(&mut self, hub: &Hub) {
+        let farewell = async {
+            let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+            if let Err(error) = self.socket.close(Some(frame)).await {
+                debug!(%error, "no goodbye");
+            }
+            loop {
+                let mut effects = Effects::default();
+                let frame = self.socket.next().await;
+                self.frames(frame, &mut effects);
+                self.hand_on(&mut effects.events, hub);
+                if matches!(effects.ended, Some(Ended::Lost(_))) {
+                    return;
+                }
+                hub.journal.room().await;
+            }
+        };
+        if timeout(FAREWELL, farewell).await.is_err() {
+            debug!("the gateway did not answer the goodbye");
+        }
+    }
+
+    /// Takes `first` and what is ready behind it.
+    fn frames(&mut self, first: Option<Frame>, effects: &mut Effects) {
+        let (now, received) = (Instant::now(), clock::now());
+        if matches!(first, Some(Ok(_))) {
+            self.heard = Moment::now();
+        }
+        self.frame(first, received, now, effects);
+        for _ in 1..BATCH {
+            if effects.ended.is_some() {
+                break;
+            }
+            let Some(frame) = self.socket.next().now_or_never() else { break };
+            self.frame(frame, received, now, effects);
+        }
+    }
+
+    fn frame(
+        &mut self,
+        frame: Option<Frame>,
+        received: UnixMillis,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        match frame {
+            Some(Ok(Message::Text(text))) => {
+                self.session.on_text(text, received, now, effects);
+            }
+            Some(Ok(Message::Binary(_))) => self.session.on_binary(now),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {
+                self.session.on_other(now);
+            }
+            Some(Ok(Message::Close(frame))) => {
+                let why = frame.map_or_else(
+                    || "closed by the gateway".to_owned(),
+                    |frame| format!("closed by the gateway: {} {}", frame.code, frame.reason),
+                );
+                effects.ended.get_or_insert(Ended::Lost(why));
+            }
+            Some(Err(error)) => {
+                if let Some(code) = violation(&error) {
+                    self.session.on_invalid(now);
+                    let reason = "".into();
+                    self.outbox.push_back(Message::Close(Some(CloseFrame { code, reason })));
+                }
+                effects.ended.get_or_insert(Ended::Lost(describe(&error)));
+            }
+            None => {
+                effects.ended.get_or_insert(Ended::Lost("closed".into()));
+            }
+        }
+    }
+
+    async fn send(&mut self) -> Result<(), tungstenite::Error> {
+        while !self.outbox.is_empty() {
+            std::future::poll_fn(|context| self.socket.poll_ready_unpin(context)).await?;
+            if let Some(message) = self.outbox.pop_front() {
+                self.socket.start_send_unpin(message)?;
+            }
+        }
+        self.socket.flush().await
+    }
+}
+
+/// With which code a connection is closed on which such a thing came (RFC 6455, section 7.4.1);
+/// `None`: nothing came that was wrong, the connection itself is.
+fn violation(error: &tungstenite::Error) -> Option<CloseCode> {
+    match error {
+        tungstenite::Error::Capacity(_) => Some(CloseCode::Size),
+        tungstenite::Error::Utf8(_) => Some(CloseCode::Invalid),
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        tungstenite::Error::Protocol(_) => Some(CloseCode::Protocol),
+        _ => None,
+    }
+}
+
+fn describe(error: &tungstenite::Error) -> String {
+    match error {
+        tungstenite::Error::Capacity(_) => "a message is far larger than max_message_size".into(),
+        tungstenite::Error::Utf8(_) => "text that is not UTF-8".into(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,191 @@
+//! The successor of a connection that is about to go.
+//!
+//! With a token it is ready as soon as it is welcomed: the server has restored what stood. Without
+//! one it is ready when every subscription has been answered; until then the old connection is read.
+//!
+//! The one thing to know: a token is presented once. Where the attempt failed before anybody can have
+//! looked at it, it may be presented again.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::connection::Connection;
+use crate::{
+    astro::{
+        dial::{DialError, Socket},
+        session::{Ended, Session},
+    },
+    base::{
+        clock,
+        event::Event,
+        metrics::{self, HANDOVERS},
+    },
+    config::Secret,
+    gateway::{Hub, Wants},
+};
+
+type Dialing = Pin<Box<dyn Future<Output = Result<(Socket, Session), DialError>> + Send>>;
+
+pub(super) struct Successor {
+    /// The link's number.
+    link: u64,
+    token: Option<Secret>,
+    stage: Stage,
+    /// What a connection heard that was given up before it was ready.
+    heard: Vec<Event>,
+}
+
+enum Stage {
+    Dialing(Dialing),
+    Greeting(Box<Connection>),
+    Done,
+}
+
+/// How far the successor is.
+pub(super) enum Outcome {
+    Going,
+    Ready {
+        connection: Box<Connection>,
+        restored: bool,
+    },
+    /// This token was not used yet.
+    NotYet {
+        token: Secret,
+        why: String,
+        asked: Option<Duration>,
+    },
+    /// The token was refused; it is not used again.
+    TokenSpent(String),
+    /// It could not be opened, or ended before it was ready.
+    Failed {
+        why: String,
+        asked: Option<Duration>,
+    },
+}
+
+impl Successor {
+    /// By token, after a wait: what stood in `before` is restored by the server.
+    pub(super) fn restored(
+        link: u64,
+        hub: &Arc<Hub>,
+        token: Secret,
+        before: &Session,
+        wait: Duration,
+    ) -> Self {
+        let session = Session::restored(hub.next_connection(), before, Instant::now());
+        let (hub, shown) = (Arc::clone(hub), token.clone());
+        let dialing = async move {
+            clock::sleep(wait).await;
+            hub.dialer.dial(Some(&shown)).await.map(|socket| (socket, session))
+        };
+        Self {
+            link,
+            token: Some(token),
+            stage: Stage::Dialing(Box::pin(dialing)),
+            heard: Vec::new(),
+        }
+    }
+
+    /// Without a token, after a wait: everything is subscribed again.
+    pub(super) fn plain(link: u64, hub: &Arc<Hub>, wants: Wants, wait: Duration) -> Self {
+        let hub = Arc::clone(hub);
+        let dialing = async move {
+            clock::sleep(wait).await;
+            let (socket, wanted) = tokio::join!(hub.dialer.dial(None), hub.credentials(&wants));
+            let (number, limits) = (hub.next_connection(), hub.limits.clone());
+            Ok((socket?, Session::new(number, wanted, limits, Instant::now())))
+        };
+        Self { link, token: None, stage: Stage::Dialing(Box::pin(dialing)), heard: Vec::new() }
+    }
+
+    /// Whether the server has welcomed it: only then is it certain that what stood before is sent on
+    /// it.
+    pub(super) fn is_welcomed(&self) -> bool {
+        matches!(&self.stage, Stage::Greeting(connection) if connection.session.welcomed())
+    }
+
+    /// What was heard on it and not handed on, of a successor that is given up.
+    pub(super) fn take_heard(&mut self) -> Vec<Event> {
+        self.give_up();
+        std::mem::take(&mut self.heard)
+    }
+
+    fn give_up(&mut self) {
+        if let Stage::Greeting(mut connection) = std::mem::replace(&mut self.stage, Stage::Done) {
+            self.heard.append(&mut connection.take_held());
+        }
+    }
+
+    /// Goes one step further. May be dropped at any await.
+    pub(super) async fn advance(&mut self, hub: &Hub) -> Outcome {
+        match &mut self.stage {
+            Stage::Dialing(dialing) => match dialing.await {
+                Ok((socket, mut session)) => {
+                    session.opened(Instant::now());
+                    self.stage = Stage::Greeting(Box::new(Connection::held(socket, session)));
+                    Outcome::Going
+                }
+                Err(error) => self.not_opened(&error),
+            },
+            Stage::Greeting(connection) => {
+                let step = connection.step(hub).await;
+                hub.overflow(self.link, step.overflow);
+                let restored = self.token.is_some();
+                let session = &connection.session;
+                let ready = session.welcomed() && (restored || session.settled());
+                match step.ended {
+                    // A server that goes as soon as it has welcomed us: we are moved once more.
+                    Some(Ended::Moved(token)) if ready => {
+                        connection.ends_later(Ended::Moved(token));
+                        self.ready()
+                    }
+                    Some(Ended::Moved(token)) => self.moved_on(token),
+                    Some(Ended::Lost(why)) => self.failed(why, None),
+                    None if ready => self.ready(),
+                    None => Outcome::Going,
+                }
+            }
+            Stage::Done => std::future::pending().await,
+        }
+    }
+
+    fn ready(&mut self) -> Outcome {
+        let restored = self.token.is_some();
+        metrics::add_for(HANDOVERS, "outcome", if restored { "restored" } else { "anew" }, 1);
+        match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Greeting(connection) => Outcome::Ready { connection, restored },
+            Stage::Dialing(_) | Stage::Done => Outcome::Going,
+        }
+    }
+
+    /// The server sends us on before it has welcomed us: what it restored, the next one restores.
+    fn moved_on(&mut self, token: Secret) -> Outcome {
+        let why = "it was told to move before it stood".to_owned();
+        if self.token.is_none() {
+            return self.failed(why, None);
+        }
+        self.give_up();
+        Outcome::NotYet { token, why, asked: None }
+    }
+
+    fn not_opened(&mut self, error: &DialError) -> Outcome {
+        let asked = error.retry_after();
+        match self.token.take() {
+            Some(token) if !error.token_was_seen() => {
+                self.stage = Stage::Done;
+                Outcome::NotYet { token, why: error.to_string(), asked }
+            }
+            token => {
+                self.token = token;
+                self.failed(error.to_string(), asked)
+            }
+        }
+    }
+
+    fn failed(&mut self, why: String, asked: Option<Duration>) -> Outcome {
+        self.give_up();
+        metrics::add_for(HANDOVERS, "outcome", "failed", 1);
+        if self.token.is_some() { Outcome::TokenSpent(why) } else { Outcome::Failed { why, asked } }
+    }
+}

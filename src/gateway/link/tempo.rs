@@ -1,0 +1,171 @@
+//! When the next connection may be tried. Decides, and waits for nothing.
+//!
+//! Three rules, the longest wait wins: exponential backoff with full jitter, which starts afresh only
+//! after a connection has proved itself; a budget of attempts in the long run, whatever the server
+//! does; and what the server asks for in `Retry-After`, plus the jitter, so that those who were sent
+//! away together do not come back together.
+//!
+//! The one thing to know: every attempt takes from the budget, also one that succeeds. A connection
+//! that lived long gives its attempt back.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::base::backoff::Backoff;
+
+/// The ceiling of the first wait: a link that was lost is back within two seconds.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+
+/// Attempts in quick succession before the hourly budget counts: enough for a bad evening, little
+/// enough to harm nobody.
+const WARM_UP: u32 = 30;
+
+/// One attempt in this time, in the long run: less than sixty an hour, whatever the server does.
+const BUDGET: Duration = Duration::from_secs(61);
+
+/// A connection that lived this long does not count against the budget.
+const LIVED: Duration = Duration::from_mins(1);
+
+/// A server may ask for a long wait, but not for ever.
+const LONGEST: Duration = Duration::from_hours(1);
+
+/// When the next connection may be tried.
+#[derive(Debug)]
+pub(super) struct Tempo {
+    backoff: Backoff,
+    /// When the budget would be whole again.
+    whole_at: Option<Instant>,
+}
+
+impl Tempo {
+    /// With `longest` as the ceiling of the backoff.
+    pub(super) fn new(longest: Duration) -> Self {
+        Self { backoff: Backoff::new(FIRST_WAIT, longest), whole_at: None }
+    }
+
+    /// A connection is tried now.
+    pub(super) fn tried(&mut self, now: Instant) {
+        self.whole_at = Some(self.whole_at.map_or(now, |at| at.max(now)) + BUDGET);
+    }
+
+    /// A connection has ended that had proved itself, or not, and lived for so long.
+    pub(super) fn ended(&mut self, proven: bool, lived: Duration) {
+        if proven {
+            self.backoff.reset();
+        }
+        if lived >= LIVED {
+            self.whole_at = self.whole_at.and_then(|at| at.checked_sub(BUDGET));
+        }
+    }
+
+    /// A connection has taken over from another: all is well.
+    pub(super) fn moved(&mut self) {
+        self.backoff.reset();
+    }
+
+    /// How long to wait before the next attempt. `asked` is what the server asked for.
+    pub(super) fn wait(&mut self, now: Instant, asked: Option<Duration>) -> Duration {
+        let backoff = self.backoff.wait();
+        let asked = asked.map_or(Duration::ZERO, |asked| asked.min(LONGEST) + backoff);
+        backoff.max(asked).max(self.over_budget(now))
+    }
+
+    /// How long the budget alone demands to wait.
+    pub(super) fn over_budget(&self, now: Instant) -> Duration {
+        let until_whole =
+            self.whole_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        until_whole.saturating_sub(BUDGET * (WARM_UP - 1))
+    }
+
+    /// Waits since a connection last worked.
+    pub(super) fn attempts(&self) -> u32 {
+        self.backoff.attempts()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_mins(1);
+    const HOUR: Duration = Duration::from_hours(1);
+
+    /// Lets connections live for `lived` and then be lost, for a day; counts the attempts of each hour.
+    fn attempts(proven: bool, lived: Duration, asked: Option<Duration>) -> [u32; 24] {
+        let start = Instant::now();
+        let mut tempo = Tempo::new(MINUTE);
+        let mut now = start;
+        let mut hours = [0; 24];
+        loop {
+            let hour = (now - start).as_secs() / HOUR.as_secs();
+            let Some(count) = hours.get_mut(usize::try_from(hour).unwrap()) else { return hours };
+            *count += 1;
+            tempo.tried(now);
+            now += lived;
+            tempo.ended(proven, lived);
+            let wait = tempo.wait(now, asked);
+            assert!(wait <= 2 * MINUTE, "it never gives up");
+            now += wait;
+        }
+    }
+
+    #[test]
+    fn no_server_sees_more_than_sixty_connections_an_hour() {
+        let second = Duration::from_secs(1);
+        for proven in [true, false] {
+            for lived in [Duration::ZERO, second, 10 * second, 50 * second] {
+                let hours = attempts(proven, lived, None);
+                let after_warm_up = hours.iter().sum::<u32>().saturating_sub(WARM_UP);
+                assert!(after_warm_up <= 24 * 60, "{hours:?}: {proven} {lived:?}");
+                assert!(hours[23] <= 60, "{hours:?}: {proven} {lived:?}");
+                assert!(hours[23] >= 25, "{hours:?}: it goes on trying");
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_that_lived_does_not_count() {
+        let hours = attempts(true, LIVED, None);
+        assert!(hours.iter().all(|count| *count >= 58), "back within a second: {hours:?}");
+    }
+
+    #[test]
+    fn a_lost_link_is_back_at_once_and_one_that_never_worked_is_not() {
+        let now = Instant::now();
+        let mut tempo = Tempo::new(MINUTE);
+        let mut longest = Duration::ZERO;
+        for _ in 0..WARM_UP {
+            tempo.tried(now);
+            tempo.ended(true, Duration::from_secs(5));
+            assert!(tempo.backoff.attempts() == 0);
+            let over = tempo.over_budget(now);
+            let wait = tempo.wait(now, None);
+            assert!(wait <= FIRST_WAIT.max(over));
+            longest = longest.max(over);
+        }
+        assert!(
+            longest > Duration::ZERO && longest <= BUDGET,
+            "the budget is used up: {longest:?}"
+        );
+        tempo.ended(false, Duration::ZERO);
+        assert_eq!(tempo.attempts(), 1);
+    }
+
+    #[test]
+    fn a_server_is_given_the_time_that_it_asks_for() {
+        let asked = Duration::from_secs(2);
+        let now = Instant::now();
+        let mut waits = Vec::new();
+        for _ in 0..200 {
+            let mut tempo = Tempo::new(MINUTE);
+            tempo.tried(now);
+            waits.push(tempo.wait(now, Some(asked)));
+        }
+        assert!(waits.iter().all(|wait| *wait >= asked && *wait <= asked + FIRST_WAIT));
+        let early = waits.iter().filter(|wait| **wait < asked + FIRST_WAIT / 2).count();
+        assert!((50..150).contains(&early), "they are spread: {early}");
+        let mut tempo = Tempo::new(MINUTE);
+        assert!(tempo.wait(now, Some(Duration::MAX)) <= LONGEST + FIRST_WAIT);
+    }
+}

@@ -1,0 +1,14 @@
+//! From files, environment and arguments to a [`Config`](crate::config::Config), or to every problem at
+//! once.
+
+mod check;
+mod layers;
+pub mod load;
+mod places;
+pub mod schema;
+mod shape;
+
+pub use self::{
+    load::{Loaded, Sources, load},
+    schema::schema,
+};

@@ -1,0 +1,327 @@
+//! Loading: file, environment and command line become one [`Config`], or a list of every problem.
+//!
+//! The steps, each a file of its own: read the file with its places ([`crate::loading::places`]), lay the
+//! layers over one another ([`crate::loading::layers`]), hold them against the schema ([`crate::loading::shape`]), look
+//! for contradictions ([`crate::loading::check`]).
+//!
+//! The one thing to know: what is wrong is left out and told, and the rest is checked on, so that one
+//! run tells everything. Only a file that is not TOML ends it early.
+
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use crate::{
+    base::files,
+    config::{
+        Channel, Config, SinkConfig, TokenType, jwt,
+        problem::{ConfigError, Place, Problem},
+    },
+    loading::{
+        check::{Findings, check},
+        layers::{self, plain},
+        places::{self, File, Places},
+        schema::{common_keys, keys, schema},
+        shape::{Shape, walk},
+    },
+    publish::homeassistant,
+};
+
+/// Where a configuration is looked for when none is named.
+pub const DEFAULT_FILES: [&str; 2] = ["astro-relay.toml", "/etc/astro-relay/astro-relay.toml"];
+
+/// The largest file that is read: a thousand channels need a tenth of it, and a wrong path
+/// (a journal, a device) must not fill the memory.
+const LARGEST_FILE: u64 = 4 * 1024 * 1024;
+
+/// The digits of a channel's id.
+const ROOM: usize = 24;
+
+/// Syntax errors that are told: after the first few, the parser mostly stumbles over the first.
+const MOST_SYNTAX_ERRORS: usize = 5;
+
+/// What a configuration is made of.
+#[derive(Clone)]
+#[expect(missing_debug_implementations, reason = "the environment holds secrets")]
+pub struct Sources {
+    /// The file; without it, the first of [`DEFAULT_FILES`] that exists.
+    pub file: Option<PathBuf>,
+    /// Stands for the content of the file, which is then not read.
+    pub text: Option<String>,
+    /// The environment, see [`crate::base::environment::environment`].
+    pub env: BTreeMap<String, String>,
+    /// `--set` of the command line: a key with dots, and its value.
+    pub set: Vec<(String, String)>,
+    /// Whether secrets are looked for where the configuration says they are. Not when a
+    /// configuration is checked on a machine that it is not for.
+    pub resolve_secrets: bool,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self {
+            file: None,
+            text: None,
+            env: BTreeMap::new(),
+            set: Vec::new(),
+            resolve_secrets: true,
+        }
+    }
+}
+
+/// A configuration that can be used.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What is hardly meant.
+    pub warnings: Vec<Problem>,
+    /// How many of the warnings say that a secret's file does not answer now.
+    pub silent: usize,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+}
+
+/// Loads and checks a configuration.
+pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+    let (env, env_problems) = layers::variables(&sources.env);
+    let (set, set_problems) = layers::arguments(&sources.set);
+    let alone = env.keys.is_empty() && set.keys.is_empty();
+    let (file, text) = read(sources, alone)?;
+    let path = file.as_deref().unwrap_or(Path::new("astro-relay.toml"));
+    let tables = parse(path, &text)?;
+    let merged = layers::merge(&text, &env, &set);
+    let places = Places {
+        file: file.is_some().then_some(File { path, text: &text, tables }),
+        variables: env.keys,
+        arguments: set.keys,
+    };
+    let mut errors = env_problems;
+    errors.extend(set_problems);
+    let merged = merged.unwrap_or_else(|problem| {
+        errors.push(*problem);
+        Value::Object(Map::new())
+    });
+    let shape = walk(schema(), &places, merged);
+    errors.extend(shape.problems.iter().cloned());
+    let config = typed(&shape, sources.resolve_secrets, &mut errors);
+    let Findings { errors: more, mut warnings, silent } = check(&config, &shape, &places, sources);
+    errors.extend(more);
+    let sections: Vec<&str> = keys(schema()).collect();
+    warnings.extend(layers::misspelt(&sources.env, &sections));
+    for problem in errors.iter_mut().chain(&mut warnings) {
+        places.locate(problem);
+    }
+    errors.sort_by(|a, b| a.place.cmp(&b.place));
+    warnings.sort_by(|a, b| a.place.cmp(&b.place));
+    if errors.is_empty() {
+        Ok(Loaded { config, warnings, silent, file })
+    } else {
+        Err(ConfigError { problems: errors })
+    }
+}
+
+/// The file, and its text; neither where there is none and none is needed.
+fn read(sources: &Sources, alone: bool) -> Result<(Option<PathBuf>, String), ConfigError> {
+    let found = || DEFAULT_FILES.iter().map(PathBuf::from).find(|path| path.exists());
+    if let Some(text) = &sources.text {
+        let path = sources.file.clone().unwrap_or_else(|| "astro-relay.toml".into());
+        return Ok((Some(path), text.clone()));
+    }
+    let Some(path) = sources.file.clone().or_else(found) else {
+        if alone {
+            let message = format!(
+                "there is no configuration: neither {} exists; `astro-relay init` writes one",
+                DEFAULT_FILES.join(" nor ")
+            );
+            return Err(ConfigError {
+                problems: vec![Problem::new(Vec::<String>::new(), message)],
+            });
+        }
+        return Ok((None, String::new()));
+    };
+    let failed = |message: String| {
+        let mut problem = Problem::new(Vec::<String>::new(), message);
+        problem.place = Some(Place::File { path: path.clone(), position: None });
+        ConfigError { problems: vec![problem] }
+    };
+    let mut text = Vec::new();
+    if std::fs::metadata(&path).is_ok_and(|about| about.file_type().is_fifo()) {
+        // Nobody may ever write into it.
+        let content = files::blocking(files::read(&path))
+            .map_err(|error| failed(format!("cannot be read: {error}")))?
+            .map_err(|error| failed(format!("cannot be read: {error}")))?;
+        text.extend_from_slice(&content.bytes);
+    } else {
+        std::fs::File::open(&path)
+            .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut text))
+            .map_err(|error| failed(format!("cannot be read: {error}")))?;
+    }
+    if text.len() as u64 > LARGEST_FILE {
+        return Err(failed("is larger than 4 MiB: this is no configuration".into()));
+    }
+    let text = String::from_utf8(text).map_err(|_| failed("is not text in UTF-8".into()))?;
+    Ok((Some(path), text))
+}
+
+/// Reads the text with the place of every key.
+fn parse<'t>(path: &Path, text: &'t str) -> Result<DeTable<'t>, ConfigError> {
+    let (tables, errors) = DeTable::parse_recoverable(text);
+    let tables = tables.into_inner();
+    let mut problems: Vec<Problem> = errors
+        .iter()
+        .take(MOST_SYNTAX_ERRORS)
+        .map(|error| {
+            let at = error.span().map_or(text.len(), |span| span.start);
+            let mut problem = Problem::new(Vec::<String>::new(), syntax_message(error, text, at));
+            let (place, excerpt) = places::syntax(path, text, at);
+            problem.place = Some(place);
+            problem.excerpt = excerpt;
+            problem
+        })
+        .collect();
+    if problems.is_empty() {
+        // The `config` crate would read such a key as a path of several.
+        let odd = tables.keys().filter(|key| !plain(key.get_ref()));
+        for key in odd {
+            let mut problem = Problem::new([key.get_ref().as_ref()], "unknown section");
+            problem.place = Some(places::syntax(path, text, key.span().start).0);
+            problems.push(problem);
+        }
+        too_large(&tables, &mut |at| {
+            let mut problem = Problem::new(Vec::<String>::new(), "this number is too large");
+            let (place, excerpt) = places::syntax(path, text, at);
+            problem.place = Some(place);
+            problem.excerpt = excerpt;
+            problems.push(problem);
+        });
+    }
+    problems.sort_by(|a, b| a.place.cmp(&b.place));
+    if problems.is_empty() { Ok(tables) } else { Err(ConfigError { problems }) }
+}
+
+fn syntax_message(error: &toml::de::Error, text: &str, at: usize) -> String {
+    let word = text.get(at..).and_then(|rest| rest.chars().next()).is_some_and(char::is_alphabetic);
+    // The parser takes a bare word for the number `inf`.
+    match error.message() {
+        message if word && message.starts_with("invalid float") => {
+            "is not TOML: text stands in quotes".into()
+        }
+        message => format!("is not TOML: {message}"),
+    }
+}
+
+/// Finds numbers of more than 64 bits, which TOML's grammar allows and nothing can hold.
+fn too_large(table: &DeTable<'_>, found: &mut impl FnMut(usize)) {
+    fn inside(value: &Spanned<DeValue<'_>>, found: &mut impl FnMut(usize)) {
+        match value.get_ref() {
+            DeValue::Integer(number) => {
+                if i64::from_str_radix(number.as_str(), number.radix()).is_err() {
+                    found(value.span().start);
+                }
+            }
+            DeValue::Float(number) => {
+                let infinite = number.as_str().parse::<f64>().is_ok_and(f64::is_infinite);
+                if infinite && !number.as_str().contains("inf") {
+                    found(value.span().start);
+                }
+            }
+            DeValue::Array(list) => list.iter().for_each(|value| inside(value, found)),
+            DeValue::Table(table) => too_large(table, found),
+            DeValue::String(_) | DeValue::Boolean(_) | DeValue::Datetime(_) => {}
+        }
+    }
+    for (_, value) in table {
+        inside(value, found);
+    }
+}
+
+/// The typed configuration of what is well shaped. What lacks something that it needs is left out.
+fn typed(shape: &Shape, resolve: bool, errors: &mut Vec<Problem>) -> Config {
+    let mut config = Config::default();
+    let mut sections = shape.value.as_object().cloned().unwrap_or_default();
+    for (label, table) in tables(sections.remove("channels")) {
+        let channel: Option<Channel> = section(&["channels", &label], table, shape, errors);
+        config.channels.extend(channel.map(|channel| (label, channel)));
+    }
+    for (name, table) in tables(sections.remove("sinks")) {
+        let (common, settings) = split(table);
+        let sink: Option<SinkConfig> = section(&["sinks", &name], common, shape, errors);
+        config.sinks.extend(sink.map(|sink| {
+            let mut sink = SinkConfig { settings, ..sink };
+            homeassistant::prepare(&mut sink, &config.channels);
+            if resolve {
+                describe_rooms(&mut sink, &config.channels);
+            }
+            (name, sink)
+        }));
+    }
+    homeassistant::introduce(&mut config.sinks);
+    let mut take = |name: &str| sections.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
+    config.astro = section(&["astro"], take("astro"), shape, errors).unwrap_or_default();
+    config.journal = section(&["journal"], take("journal"), shape, errors).unwrap_or_default();
+    config.session = section(&["session"], take("session"), shape, errors).unwrap_or_default();
+    config.backfill = section(&["backfill"], take("backfill"), shape, errors).unwrap_or_default();
+    config.http = section(&["http"], take("http"), shape, errors).unwrap_or_default();
+    config.log = section(&["log"], take("log"), shape, errors).unwrap_or_default();
+    config.reload = section(&["reload"], take("reload"), shape, errors).unwrap_or_default();
+    config
+}
+
+/// What a sink describes is known by the channel's room; where none is configured, the token names it.
+fn describe_rooms(sink: &mut SinkConfig, channels: &BTreeMap<String, Channel>) {
+    for (label, described) in sink.feeds.iter_mut().filter(|(_, one)| one.room.is_none()) {
+        let Some(channel) = channels.get(label).filter(|one| one.token_type == TokenType::Jwt)
+        else {
+            continue;
+        };
+        // What is wrong with a token is told elsewhere.
+        let token = channel.token.read_token_blocking().ok();
+        described.room = token
+            .and_then(|token| jwt::channel(token.expose()))
+            .filter(|room| room.len() == ROOM && room.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
+}
+
+/// One section as its type. If it does not fit although the schema found nothing, the schema is
+/// wrong; that is told without serde's words, which show values.
+fn section<T: DeserializeOwned>(
+    key: &[&str],
+    table: Value,
+    shape: &Shape,
+    errors: &mut Vec<Problem>,
+) -> Option<T> {
+    let section = serde_json::from_value(table).ok();
+    if section.is_none() && shape.whole(key) {
+        errors.push(Problem::new(key.iter().copied(), "does not fit what is expected here"));
+    }
+    section
+}
+
+fn tables(section: Option<Value>) -> Map<String, Value> {
+    match section {
+        Some(Value::Object(tables)) => tables,
+        _ => Map::new(),
+    }
+}
+
+/// A sink's table, parted into what all sinks share and what is its kind's own.
+fn split(table: Value) -> (Value, Value) {
+    let (common, own) = tables(Some(table))
+        .into_iter()
+        .partition(|(key, _)| common_keys().any(|common| common == key));
+    (Value::Object(common), Value::Object(own))
+}
+
+#[cfg(test)]
+mod tests;
