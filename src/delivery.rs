@@ -22,6 +22,7 @@ mod requests;
 pub mod route;
 mod set_aside;
 mod suspicion;
+pub mod task;
 mod waiting;
 
 use std::{

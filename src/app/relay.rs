@@ -1,6 +1,6 @@
 //! The relay put together: journal, gateway, deliveries and the HTTP endpoint under one supervisor.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
@@ -13,33 +13,29 @@ use tracing::{info, warn};
 use crate::{
     app::{
         presence::Presence,
-        reload::{self, Levers, Reload},
+        reload::{self, Reload, ReloadHandles},
     },
     astro::rest::{Rest, RestError},
     base::{
-        clock, metrics,
+        clock,
         supervisor::{Factory, Outcome, Stage, Supervisor, Work},
     },
     channel::{
         backfill::Backfill,
-        board::Board,
         keeper::{self, Keeper, Times},
     },
     command::{
-        self, Intake,
+        self,
         executor::{Executor, Tools},
     },
-    config::{Config, ConfigError, SinkConfig},
-    delivery::{Delivery, route::Route},
+    config::{Config, ConfigError},
+    delivery::task::{self, Services},
     gateway::{Away, Gateway, Targets, activities::Activities, gaps::Gaps, status::Status},
     http::{self, Reloads},
     journal::{Health, Journal, StoreError},
     loading::{Loaded, Sources},
-    sink::{self, Opening, Purpose, Sink},
+    sink::Purpose,
 };
-
-/// What the name of a sink's task begins with.
-pub(crate) const SINK: &str = "sink ";
 
 /// How long each stage may take to stop. Three of them fit the service manager's 30 seconds.
 pub const STOP: Duration = Duration::from_secs(8);
@@ -81,22 +77,7 @@ pub struct Relay {
     listening: Option<SocketAddr>,
     reloads: Option<Reloads>,
     /// Who could change something, where nobody does: what is wanted stays wanted.
-    _levers: Option<Levers>,
-}
-
-/// What a sink's task is made of, beside its configuration.
-#[derive(Debug, Clone)]
-pub struct Parts {
-    /// The journal.
-    pub journal: Journal,
-    /// What every part says of itself.
-    pub status: Arc<Status>,
-    /// The live state.
-    pub board: Arc<Board>,
-    /// The configured sinks, now.
-    pub sinks: watch::Receiver<BTreeSet<String>>,
-    /// Where commands from outside go.
-    pub commands: Intake,
+    _reload_handles: Option<ReloadHandles>,
 }
 
 impl Relay {
@@ -137,7 +118,7 @@ impl Relay {
         let (access, asked) = watch::channel(config.http.clone());
         let (channels, labels) = watch::channel(config.channels.keys().cloned().collect());
         let (commands, inbox) = command::intake(labels);
-        let parts = Parts {
+        let services = Services {
             journal: journal.clone(),
             status: Arc::clone(&status),
             board: Arc::default(),
@@ -150,29 +131,43 @@ impl Relay {
             .alive
             .map(|at| Away { at, time: opened.away.filter(|_| opened.away_is_certain) });
         let activities = Arc::default();
-        add_gateway(&mut supervisor, &config, &parts, &activities, wanted.clone(), away)?;
-        add_rest(&mut supervisor, &config, &parts, &activities, wanted.clone(), inbox)?;
-        add_presence(&mut supervisor, &parts, wanted);
-        add_journal_health(&mut supervisor, &parts);
+        add_gateway(&mut supervisor, &config, &services, &activities, wanted.clone(), away)?;
+        add_rest(&mut supervisor, &config, &services, &activities, wanted.clone(), inbox)?;
+        add_presence(&mut supervisor, &services, wanted);
+        add_journal_health(&mut supervisor, &services);
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
-            open_sink(name, sink, Purpose::Relay)?;
-            let factory = sink_factory(&parts, name, sink);
-            supervisor.add(&format!("{SINK}{name}"), Stage::Delivery, factory);
+            task::open_sink(name, sink, Purpose::Relay)?;
+            let factory = task::factory(&services, name, sink);
+            supervisor.add(&task::name(name), Stage::Delivery, factory);
         }
-        let orders = supervisor.orders();
-        let levers = Levers { parts: parts.clone(), targets, channels, sinks, access, orders };
-        let (reloads, levers) = match sources {
+        let requests = supervisor.requests();
+        let reload_handles = ReloadHandles {
+            services: services.clone(),
+            targets,
+            channels,
+            sinks,
+            access,
+            requests,
+        };
+        let (reloads, reload_handles) = match sources {
             Some(sources) => {
-                let (reload, reloads) = Reload::new(sources, loaded, levers);
+                let (reload, reloads) = Reload::new(sources, loaded, reload_handles);
                 supervisor.add("reload", Stage::Display, reload::factory(reload));
                 (Some(reloads), None)
             }
-            None => (None, Some(levers)),
+            None => (None, Some(reload_handles)),
         };
         let show = Show { metrics, access: asked, reloads: reloads.clone() };
-        let listening = add_http(&mut supervisor, &config, &parts, show).await?;
-        Ok(Self { supervisor, journal, status, listening, reloads, _levers: levers })
+        let listening = add_http(&mut supervisor, &config, &services, show).await?;
+        Ok(Self {
+            supervisor,
+            journal,
+            status,
+            listening,
+            reloads,
+            _reload_handles: reload_handles,
+        })
     }
 
     /// Whom to ask for loading the configuration anew.
@@ -196,10 +191,10 @@ impl Relay {
     }
 
     /// Runs until `stop`, and closes the journal.
-    pub async fn run(self, stop: CancellationToken, turning: impl FnMut()) -> Outcome {
+    pub async fn run(self, stop: CancellationToken, on_tick: impl FnMut()) -> Outcome {
         let journal = self.journal;
         let outcome = {
-            let running = self.supervisor.run(stop.clone(), STOP, turning);
+            let running = self.supervisor.run(stop.clone(), STOP, on_tick);
             let mut running = std::pin::pin!(running);
             tokio::select! {
                 outcome = &mut running => outcome,
@@ -221,7 +216,7 @@ impl Relay {
 fn report_tasks(supervisor: &mut Supervisor, status: &Arc<Status>) {
     let status = Arc::clone(status);
     supervisor.report_to(Box::new(move |task, reason| {
-        match (task.strip_prefix(SINK), reason) {
+        match (task.strip_prefix(task::PREFIX), reason) {
             (None, _) => status.task(task, reason),
             // It says itself that it is up again.
             (Some(_), None) => {}
@@ -237,13 +232,13 @@ fn report_tasks(supervisor: &mut Supervisor, status: &Arc<Status>) {
 fn add_gateway(
     supervisor: &mut Supervisor,
     config: &Config,
-    parts: &Parts,
+    services: &Services,
     activities: &Arc<Activities>,
     targets: watch::Receiver<Targets>,
     away: Option<Away>,
 ) -> Result<(), RelayError> {
     let (astro, activities) = (config.astro.clone(), Arc::clone(activities));
-    let Parts { journal, status, .. } = parts.clone();
+    let Services { journal, status, .. } = services.clone();
     let gaps: Arc<Gaps> = Arc::default();
     let make = move || {
         let shared = (Arc::clone(&activities), Arc::clone(&gaps));
@@ -262,14 +257,14 @@ fn add_gateway(
 fn add_rest(
     supervisor: &mut Supervisor,
     config: &Config,
-    parts: &Parts,
+    services: &Services,
     activities: &Arc<Activities>,
     targets: watch::Receiver<Targets>,
     commands: command::Inbox,
 ) -> Result<(), RelayError> {
     let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
     if config.backfill.enabled {
-        let (rest, journal) = (rest.clone(), parts.journal.clone());
+        let (rest, journal) = (rest.clone(), services.journal.clone());
         let (activities, targets) = (Arc::clone(activities), targets.clone());
         let make = move || {
             let activities = Arc::clone(&activities);
@@ -278,7 +273,7 @@ fn add_rest(
         let factory = made_ahead(make()?, make, |backfill, stop| Box::pin(backfill.run(stop)));
         supervisor.add("backfill", Stage::Intake, factory);
     }
-    let Parts { journal, status, board, .. } = parts.clone();
+    let Services { journal, status, board, .. } = services.clone();
     let (refreshes, wishes) = keeper::refreshes();
     let tools = Tools {
         rest: rest.clone(),
@@ -299,8 +294,12 @@ fn add_rest(
 }
 
 /// What tells whether the relay works.
-fn add_presence(supervisor: &mut Supervisor, parts: &Parts, targets: watch::Receiver<Targets>) {
-    let Parts { journal, status, board, .. } = parts.clone();
+fn add_presence(
+    supervisor: &mut Supervisor,
+    services: &Services,
+    targets: watch::Receiver<Targets>,
+) {
+    let Services { journal, status, board, .. } = services.clone();
     let make = move || {
         let (status, board) = (Arc::clone(&status), Arc::clone(&board));
         Presence::new(status, journal.clone(), board, targets.clone())
@@ -313,8 +312,8 @@ fn add_presence(supervisor: &mut Supervisor, parts: &Parts, targets: watch::Rece
 }
 
 /// Says why the journal does not hold what it should.
-fn add_journal_health(supervisor: &mut Supervisor, parts: &Parts) {
-    let Parts { journal, status, .. } = parts.clone();
+fn add_journal_health(supervisor: &mut Supervisor, services: &Services) {
+    let Services { journal, status, .. } = services.clone();
     let factory: Factory = Box::new(move |stop| {
         let (mut health, status) = (journal.health(), Arc::clone(&status));
         Ok(Box::pin(async move {
@@ -352,71 +351,6 @@ fn made_ahead<T: Send + 'static, E: std::error::Error>(
     })
 }
 
-/// Makes a sink and its route; connects to nothing.
-pub fn open_sink(
-    name: &str,
-    config: &SinkConfig,
-    purpose: Purpose,
-) -> Result<(Box<dyn Sink>, Route), ConfigError> {
-    let kind = sink::kind(&config.kind).ok_or_else(|| {
-        let known: Vec<_> = sink::KINDS.iter().map(|kind| kind.name).collect();
-        let message = format!("there is no kind {:?}; known: {}", config.kind, known.join(", "));
-        ConfigError::at(&["sinks", name, "type"], message)
-    })?;
-    let route = Route::new(name, config, kind)?;
-    let opening = Opening { name, settings: config.settings.clone(), config, purpose };
-    Ok(((kind.open)(opening)?, route))
-}
-
-/// Makes a sink's task, over and over.
-pub(crate) fn sink_factory(parts: &Parts, name: &str, config: &SinkConfig) -> Factory {
-    // Nobody is ready before it has begun.
-    parts.status.sink(name, |page| {
-        if page.state.is_empty() {
-            page.kind.clone_from(&config.kind);
-            page.state = "connecting";
-            page.since = clock::now();
-        }
-    });
-    let leaving = Leaving { parts: parts.clone(), name: name.to_owned() };
-    let config = config.clone();
-    Box::new(move |stop| {
-        let Leaving { parts, name } = &leaving;
-        let (mut sink, route) =
-            open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
-        sink.take_commands(&parts.commands.desk(name, config.channels.as_deref()));
-        let (journal, status) = (parts.journal.clone(), Arc::clone(&parts.status));
-        let made = Delivery::new(name, &config, sink, route, journal, status);
-        let board = config.state.then(|| Arc::clone(&parts.board));
-        let delivery = match board {
-            Some(board) => made.and_then(|delivery| delivery.keeping(board)),
-            None => made,
-        }
-        .map_err(|error| error.to_string())?;
-        Ok(Box::pin(delivery.run(stop)))
-    })
-}
-
-/// Tidies up behind a sink's task: it goes when the supervisor forgets the task, however that ended.
-struct Leaving {
-    parts: Parts,
-    name: String,
-}
-
-impl Drop for Leaving {
-    fn drop(&mut self) {
-        let Self { parts: Parts { journal, status, sinks, .. }, name } = self;
-        if sinks.borrow().contains(name) {
-            return;
-        }
-        // It is no longer configured: its page goes, and its cursor holds nothing back any more. The
-        // cursor itself stays, for a sink of this name that comes back.
-        status.no_sink(name);
-        journal.unregister(name);
-        metrics::no_sink(name);
-    }
-}
-
 /// What only the endpoint needs.
 struct Show {
     metrics: Option<PrometheusHandle>,
@@ -427,7 +361,7 @@ struct Show {
 async fn add_http(
     supervisor: &mut Supervisor,
     config: &Config,
-    parts: &Parts,
+    services: &Services,
     show: Show,
 ) -> Result<Option<SocketAddr>, RelayError> {
     if config.http.listen.is_empty() {
@@ -440,13 +374,13 @@ async fn add_http(
     let listener = Arc::new(listener);
     let dir = &config.journal.dir;
     let state = http::State {
-        status: Arc::clone(&parts.status),
-        journal: parts.journal.clone(),
+        status: Arc::clone(&services.status),
+        journal: services.journal.clone(),
         dir: (!dir.as_os_str().is_empty()).then(|| dir.clone()),
         metrics: show.metrics,
         access: show.access,
         reloads: show.reloads,
-        commands: parts.commands.clone(),
+        commands: services.commands.clone(),
         address,
         followers: Arc::new(Semaphore::new(http::State::FOLLOWERS)),
         stop: CancellationToken::new(),

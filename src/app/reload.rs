@@ -28,11 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    app::relay::{Parts, SINK, sink_factory},
     base::{
         clock::{self, Moment},
         log,
-        supervisor::{Orders, Stage},
+        supervisor::{Requests, Stage},
         systemd,
     },
     config::difference::Report,
@@ -40,6 +39,7 @@ use crate::{
         Config, ConfigError, Http,
         difference::{Difference, difference},
     },
+    delivery::task::{self, Services},
     gateway::Targets,
     http::{Reloads, Request},
     loading::{Loaded, Sources, load},
@@ -73,9 +73,9 @@ const BY_FILE: &str = "file";
 
 /// What a reload changes.
 #[derive(Debug)]
-pub struct Levers {
+pub struct ReloadHandles {
     /// What the sinks are made of.
-    pub parts: Parts,
+    pub services: Services,
     /// What is wanted of the gateway.
     pub targets: watch::Sender<Targets>,
     /// The configured channels.
@@ -84,8 +84,8 @@ pub struct Levers {
     pub sinks: watch::Sender<BTreeSet<String>>,
     /// Who may ask over HTTP.
     pub access: watch::Sender<Http>,
-    /// The supervisor's ear.
-    pub orders: Orders,
+    /// Where tasks are added and removed.
+    pub requests: Requests,
 }
 
 /// The task.
@@ -93,7 +93,7 @@ pub struct Reload {
     sources: Sources,
     file: Option<PathBuf>,
     running: Config,
-    levers: Levers,
+    handles: ReloadHandles,
     requests: mpsc::Receiver<Request>,
     /// How the file looked when it was loaded, and when it was looked at last.
     loaded: Look,
@@ -119,7 +119,7 @@ type Look = Option<(u64, u64, i64, i64, u64)>;
 
 impl Reload {
     /// The task that loads from `sources`, and a handle to ask it with.
-    pub fn new(sources: Sources, loaded: Loaded, levers: Levers) -> (Self, Reloads) {
+    pub fn new(sources: Sources, loaded: Loaded, handles: ReloadHandles) -> (Self, Reloads) {
         let (sender, requests) = mpsc::channel(REQUESTS);
         let Loaded { config, file, .. } = loaded;
         let file = file.filter(|_| sources.text.is_none());
@@ -128,7 +128,7 @@ impl Reload {
             sources,
             file,
             running: config,
-            levers,
+            handles,
             requests,
             loaded: look,
             last: look,
@@ -158,7 +158,7 @@ impl Reload {
                 }
             };
             let report = tokio::select! {
-                // The supervisor that stops takes no orders any more.
+                // The supervisor that stops takes no requests any more.
                 () = stop.cancelled() => return,
                 report = done => report,
             };
@@ -283,7 +283,7 @@ impl Reload {
                 let blinded = alone && watched && !self.running.reload.watch;
                 self.blinded = blinded.then(Moment::now);
                 // What stands elsewhere (a secret's file, a receiver's own settings) may have changed too.
-                self.levers.parts.status.retry_sinks();
+                self.handles.services.status.retry_sinks();
             }
             Err(problems) => {
                 for problem in &problems {
@@ -296,7 +296,7 @@ impl Reload {
                 report.problems = problems;
             }
         }
-        self.levers.parts.status.reloaded(report.clone());
+        self.handles.services.status.reloaded(report.clone());
         systemd::reloaded();
         Some(report)
     }
@@ -304,7 +304,7 @@ impl Reload {
     async fn apply(&mut self, loaded: Config) -> Difference {
         let (found, next) = difference(&self.running, &loaded);
         self.running = next;
-        let Levers { parts, targets, channels, sinks, access, orders } = &self.levers;
+        let ReloadHandles { services, targets, channels, sinks, access, requests } = &self.handles;
         if !found.needs_restart.is_empty() {
             let keys = found.needs_restart.join(", ");
             warn!(keys, "these changes of the configuration take effect at the next start");
@@ -313,7 +313,7 @@ impl Reload {
             info!("the configuration was loaded anew: nothing is to be changed");
             return found;
         }
-        parts.status.configured(self.running.channels.len(), self.running.sinks.len());
+        services.status.configured(self.running.channels.len(), self.running.sinks.len());
         sinks.send_replace(self.running.sinks.keys().cloned().collect());
         channels.send_replace(self.running.channels.keys().cloned().collect());
         // They listen for the commands of the channels that there were when they connected.
@@ -332,16 +332,16 @@ impl Reload {
             .collect();
         let anew: Vec<&String> = found.sinks_changed.iter().chain(listening).collect();
         for name in found.sinks_removed.iter().chain(anew.iter().copied()) {
-            orders.remove(&format!("{SINK}{name}")).await;
+            requests.remove(&task::name(name)).await;
         }
         for name in found.sinks_added.iter().chain(anew) {
             let Some(sink) = self.running.sinks.get(name) else { continue };
             // A new sink's place is taken now: what a new subscription brings stands behind it.
-            if let Err(error) = parts.journal.register(name, sink.start) {
+            if let Err(error) = services.journal.register(name, sink.start) {
                 warn!(sink = name, %error, "the sink's place in the journal cannot be had now");
             }
-            let factory = sink_factory(parts, name, sink);
-            orders.add(&format!("{SINK}{name}"), Stage::Delivery, factory).await;
+            let factory = task::factory(services, name, sink);
+            requests.add(&task::name(name), Stage::Delivery, factory).await;
         }
         if found.concerns_gateway() {
             targets.send_replace(Targets::of(&self.running));

@@ -62,8 +62,8 @@ const HUNG: u32 = 30;
 /// How long the next stage waits for the tasks of the one before to be made.
 const MAKING: Duration = Duration::from_secs(8);
 
-/// Orders to the supervisor that may wait.
-const ORDERS: usize = 64;
+/// Requests to the supervisor that may wait.
+const REQUESTS: usize = 64;
 
 /// When a task is stopped: in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -96,14 +96,14 @@ pub enum Outcome {
 
 /// Adds and removes tasks while the supervisor runs.
 #[derive(Debug, Clone)]
-pub struct Orders(mpsc::Sender<Order>);
+pub struct Requests(mpsc::Sender<Request>);
 
-enum Order {
+enum Request {
     Add(String, Stage, Factory),
     Remove(String),
 }
 
-impl std::fmt::Debug for Order {
+impl std::fmt::Debug for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Add(name, ..) => write!(f, "Add({name})"),
@@ -117,8 +117,8 @@ pub struct Supervisor {
     tasks: BTreeMap<String, Task>,
     running: JoinSet<String>,
     names: BTreeMap<tokio::task::Id, String>,
-    orders: mpsc::Receiver<Order>,
-    sender: mpsc::Sender<Order>,
+    requests: mpsc::Receiver<Request>,
+    sender: mpsc::Sender<Request>,
     report: Report,
     /// Whether [`Supervisor::run`] has begun.
     begun: bool,
@@ -207,28 +207,28 @@ impl Default for Supervisor {
     }
 }
 
-impl Orders {
+impl Requests {
     /// Starts a task. If one of that name is still leaving, it is started when that has left.
     pub async fn add(&self, name: &str, stage: Stage, factory: Factory) {
         // The supervisor is gone only when everything is: then there is nothing to add to.
-        drop(self.0.send(Order::Add(name.to_owned(), stage, factory)).await);
+        drop(self.0.send(Request::Add(name.to_owned(), stage, factory)).await);
     }
 
     /// Stops a task for good.
     pub async fn remove(&self, name: &str) {
-        drop(self.0.send(Order::Remove(name.to_owned())).await);
+        drop(self.0.send(Request::Remove(name.to_owned())).await);
     }
 }
 
 impl Supervisor {
     /// One without tasks.
     pub fn new() -> Self {
-        let (sender, orders) = mpsc::channel(ORDERS);
+        let (sender, requests) = mpsc::channel(REQUESTS);
         Self {
             tasks: BTreeMap::new(),
             running: JoinSet::new(),
             names: BTreeMap::new(),
-            orders,
+            requests,
             sender,
             report: Box::new(|_, _| {}),
             begun: false,
@@ -241,8 +241,8 @@ impl Supervisor {
     }
 
     /// A handle to add and remove tasks with.
-    pub fn orders(&self) -> Orders {
-        Orders(self.sender.clone())
+    pub fn requests(&self) -> Requests {
+        Requests(self.sender.clone())
     }
 
     /// Starts a task; before [`Supervisor::run`], it is only put down to be started by that. When it
@@ -279,13 +279,13 @@ impl Supervisor {
     }
 
     /// Runs until `stop`, or until an essential task has failed too often; then stops all, each stage
-    /// within `deadline`. `turning` is called at every turn of the loop, at least once a second: it
+    /// within `deadline`. `on_tick` is called at every turn of the loop, at least once a second: it
     /// feeds the service manager's watchdog.
     pub async fn run(
         mut self,
         stop: CancellationToken,
         deadline: Duration,
-        mut turning: impl FnMut(),
+        mut on_tick: impl FnMut(),
     ) -> Outcome {
         self.begun = true;
         // What takes in starts last: nothing comes before there is somebody to have it.
@@ -293,7 +293,7 @@ impl Supervisor {
             let at = |(name, task): (&String, &Task)| (task.stage == stage).then(|| name.clone());
             let names: Vec<_> = self.tasks.iter().filter_map(at).collect();
             let made: Vec<_> = names.iter().filter_map(|name| self.start(name)).collect();
-            turning();
+            on_tick();
             if timeout(MAKING, join_all(made)).await.is_err() {
                 warn!(?stage, "not everything is made yet; the rest is started without it");
             }
@@ -301,7 +301,7 @@ impl Supervisor {
         let mut turn = interval(TURN);
         turn.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let outcome = loop {
-            turning();
+            on_tick();
             let due = |task: &Task| task.restart_at.into_iter().chain(task.leave_by).min();
             let due = self.tasks.values().filter_map(due).min();
             let due = due.map(|at| at.saturating_duration_since(Instant::now()));
@@ -322,7 +322,7 @@ impl Supervisor {
                         break outcome;
                     }
                 }
-                Some(order) = self.orders.recv() => self.obey(order, deadline),
+                Some(request) = self.requests.recv() => self.handle(request, deadline),
             }
         };
         for stage in [Stage::Intake, Stage::Delivery, Stage::Display] {
@@ -457,14 +457,14 @@ impl Supervisor {
         }
     }
 
-    fn obey(&mut self, order: Order, deadline: Duration) {
-        match order {
-            Order::Add(name, stage, factory) => match self.tasks.get_mut(&name) {
+    fn handle(&mut self, request: Request, deadline: Duration) {
+        match request {
+            Request::Add(name, stage, factory) => match self.tasks.get_mut(&name) {
                 Some(task) if task.leaving => task.successor = Some((stage, factory)),
                 Some(_) => warn!(task = name, "a task of this name runs already"),
                 None => self.add(&name, stage, factory),
             },
-            Order::Remove(name) => {
+            Request::Remove(name) => {
                 let Some(task) = self.tasks.get_mut(&name) else { return };
                 task.leaving = true;
                 task.leave_by = Some(Instant::now() + deadline);
@@ -725,14 +725,14 @@ mod tests {
     async fn tasks_come_and_go_while_it_runs() {
         let starts = Arc::new(AtomicUsize::new(0));
         let supervisor = Supervisor::new();
-        let orders = supervisor.orders();
+        let requests = supervisor.requests();
         let wait: fn(CancellationToken) -> Work =
             |stop| Box::pin(async move { stop.cancelled().await });
         let (stop, counted) = (CancellationToken::new(), Arc::clone(&starts));
         let script = async {
-            orders.add("sink", Stage::Delivery, counting(&counted, wait)).await;
-            orders.remove("sink").await;
-            orders.add("sink", Stage::Delivery, counting(&counted, wait)).await;
+            requests.add("sink", Stage::Delivery, counting(&counted, wait)).await;
+            requests.remove("sink").await;
+            requests.add("sink", Stage::Delivery, counting(&counted, wait)).await;
             sleep(Duration::from_secs(5)).await;
             stop.cancel();
         };
@@ -744,7 +744,7 @@ mod tests {
     async fn a_task_that_does_not_leave_is_ended_and_its_successor_started() {
         let started = Arc::new(Mutex::new(Vec::new()));
         let supervisor = Supervisor::new();
-        let orders = supervisor.orders();
+        let requests = supervisor.requests();
         let stubborn = |name: &'static str| -> Factory {
             let started = Arc::clone(&started);
             Box::new(move |_| {
@@ -754,9 +754,9 @@ mod tests {
         };
         let (stop, before) = (CancellationToken::new(), Instant::now());
         let script = async {
-            orders.add("sink", Stage::Delivery, stubborn("old")).await;
-            orders.remove("sink").await;
-            orders.add("sink", Stage::Delivery, stubborn("new")).await;
+            requests.add("sink", Stage::Delivery, stubborn("old")).await;
+            requests.remove("sink").await;
+            requests.add("sink", Stage::Delivery, stubborn("new")).await;
             sleep(Duration::from_secs(9)).await;
             stop.cancel();
         };

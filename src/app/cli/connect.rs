@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failed, out};
 use crate::{
-    app::relay::open_sink,
     base::{clock, event, text::harmless},
     config::pasted::shown_address,
     config::{Config, TokenType, jwt},
-    delivery::route::{Destination, Route},
+    delivery::{
+        route::{Destination, Route},
+        task::open_sink,
+    },
     gateway::{
         Gateway, Targets,
         status::{Pages, Phase, Standing, Status, Subscription},

@@ -10,14 +10,13 @@ use tokio::time::timeout;
 
 use super::{Done, Failed, Source, on_runtime, out};
 use crate::{
-    app::relay::open_sink,
     base::{
         clock,
         event::{self, Event, Record},
         text::harmless,
     },
     config::{Config, Log, SinkConfig},
-    delivery::route::Rendered,
+    delivery::{route::Rendered, task::open_sink},
     sink::Purpose,
 };
 

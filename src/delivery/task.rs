@@ -1,0 +1,104 @@
+//! Makes the task of one sink, over and over, for a supervisor.
+//!
+//! Whoever adds and removes sinks ([`crate::app`]) gives a name and a configuration and gets a factory.
+//! When a sink that is no longer configured has ended, what was kept for it is taken away here.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::{Delivery, route::Route};
+use crate::{
+    base::{clock, metrics, supervisor::Factory},
+    channel::board::Board,
+    command::Intake,
+    config::{ConfigError, SinkConfig},
+    gateway::status::Status,
+    journal::Journal,
+    sink::{self, Opening, Purpose, Sink},
+};
+
+/// What the name of a sink's task begins with.
+pub(crate) const PREFIX: &str = "sink ";
+
+/// The name of a sink's task.
+pub(crate) fn name(sink: &str) -> String {
+    format!("{PREFIX}{sink}")
+}
+
+/// What a sink's task is made of, beside its configuration.
+#[derive(Debug, Clone)]
+pub struct Services {
+    pub journal: Journal,
+    pub status: Arc<Status>,
+    pub board: Arc<Board>,
+    /// The configured sinks, now.
+    pub sinks: watch::Receiver<BTreeSet<String>>,
+    /// Where commands from outside go.
+    pub commands: Intake,
+}
+
+/// Makes a sink and its route; connects to nothing.
+pub fn open_sink(
+    name: &str,
+    config: &SinkConfig,
+    purpose: Purpose,
+) -> Result<(Box<dyn Sink>, Route), ConfigError> {
+    let kind = sink::kind(&config.kind).ok_or_else(|| {
+        let known: Vec<_> = sink::KINDS.iter().map(|kind| kind.name).collect();
+        let message = format!("there is no kind {:?}; known: {}", config.kind, known.join(", "));
+        ConfigError::at(&["sinks", name, "type"], message)
+    })?;
+    let route = Route::new(name, config, kind)?;
+    let opening = Opening { name, settings: config.settings.clone(), config, purpose };
+    Ok(((kind.open)(opening)?, route))
+}
+
+/// Makes a sink's task, over and over.
+pub(crate) fn factory(services: &Services, name: &str, config: &SinkConfig) -> Factory {
+    // Nobody is ready before it has begun.
+    services.status.sink(name, |page| {
+        if page.state.is_empty() {
+            page.kind.clone_from(&config.kind);
+            page.state = "connecting";
+            page.since = clock::now();
+        }
+    });
+    let guard = DrainGuard { services: services.clone(), name: name.to_owned() };
+    let config = config.clone();
+    Box::new(move |stop| {
+        let DrainGuard { services, name } = &guard;
+        let (mut sink, route) =
+            open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
+        sink.take_commands(&services.commands.desk(name, config.channels.as_deref()));
+        let (journal, status) = (services.journal.clone(), Arc::clone(&services.status));
+        let made = Delivery::new(name, &config, sink, route, journal, status);
+        let board = config.state.then(|| Arc::clone(&services.board));
+        let delivery = match board {
+            Some(board) => made.and_then(|delivery| delivery.keeping(board)),
+            None => made,
+        }
+        .map_err(|error| error.to_string())?;
+        Ok(Box::pin(delivery.run(stop)))
+    })
+}
+
+/// Removes what was kept for a sink when the supervisor drops its task, however that ended.
+struct DrainGuard {
+    services: Services,
+    name: String,
+}
+
+impl Drop for DrainGuard {
+    fn drop(&mut self) {
+        let Self { services: Services { journal, status, sinks, .. }, name } = self;
+        if sinks.borrow().contains(name) {
+            return;
+        }
+        // It is no longer configured: its page goes, and its cursor holds nothing back any more. The
+        // cursor itself stays, for a sink of this name that comes back.
+        status.no_sink(name);
+        journal.unregister(name);
+        metrics::no_sink(name);
+    }
+}
