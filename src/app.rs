@@ -4,3 +4,4 @@ pub mod cli;
 pub mod presence;
 pub mod relay;
 pub mod reload;
+mod sink_tasks;

@@ -9,6 +9,7 @@
 
 pub mod activities;
 pub mod gaps;
+pub mod health;
 mod link;
 pub mod seen;
 pub mod status;

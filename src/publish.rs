@@ -1,4 +1,79 @@
-//! State for those who keep it at the destination, and what Home Assistant needs to know.
+//! State at a destination: what holds now, published where it is looked up (a retained message, a key).
+//!
+//! Each sink with something of the kind has one task of its own ([`Publishing`]) on a connection of its
+//! own, beside that of its events. State is a level: the newest value counts, so nothing goes through the
+//! journal, and a destination that refuses events still gets its state, and the other way round.
+//!
+//! A kind of sink whose destination can hold state is one file here and one row in [`KINDS`].
 
 pub mod homeassistant;
 pub mod keeping;
+mod task;
+
+use async_trait::async_trait;
+
+pub use self::task::Publishing;
+use crate::{
+    config::{ConfigError, SinkConfig},
+    sink::{Failure, Opening, Part},
+};
+
+/// How often a destination hears from the relay, with or without news.
+pub use crate::sink::KEEP_REFRESH as REFRESH;
+
+/// Publishes state at one destination. Its methods are called from one task, never at once.
+#[async_trait]
+pub trait StatePublisher: Send {
+    /// Connects, or connects again: whatever stood before is dropped first. Afterwards all of the state is
+    /// published anew.
+    async fn connect(&mut self) -> Result<(), Failure>;
+
+    /// Publishes `parts`, each under an address of its own, over what was there. A path stands in `parts`
+    /// once at most. `Ok`: the destination has all of them. [`Failure::accepted`] of them are done before
+    /// the one that met [`Failure::cause`]; one that is `Rejected` is left out, and the rest comes again.
+    ///
+    /// It is called at least every [`REFRESH`], with nothing if nothing has changed: a
+    /// destination that does not notice the end of a connection by itself learns that the relay is there.
+    async fn publish(&mut self, parts: &[Part]) -> Result<(), Failure>;
+
+    /// Keeps the link while there is nothing to publish; returns only when the link is lost. What another
+    /// client has written over, it puts right itself where it can see that. Must be safe to drop at any
+    /// await. A client that looks after itself keeps the default.
+    async fn idle(&mut self) -> Failure {
+        std::future::pending().await
+    }
+
+    /// Whether it sees now what another client writes over. Where it does not, all of the state is
+    /// published again every now and then.
+    fn sees_overwrites(&self) -> bool {
+        false
+    }
+
+    /// Ends the connection. Called once, after the last `publish` (which said that the relay goes); has a
+    /// deadline of its caller.
+    async fn close(&mut self);
+
+    /// What an operator should know of the destination, as it is now.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// A kind of sink whose destination can hold state: one row.
+#[derive(Debug)]
+pub struct Kind {
+    /// The kind's name, as in `type = "…"`.
+    pub name: &'static str,
+    /// Whether a sink that is configured like this publishes anything.
+    pub publishes: fn(&SinkConfig) -> bool,
+    /// Makes the publisher from the settings, which the sink has checked; connects to nothing.
+    pub open: fn(Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError>,
+}
+
+/// All of them.
+pub const KINDS: &[Kind] = &[];
+
+/// The row of a kind of sink.
+pub fn kind(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.name == name)
+}

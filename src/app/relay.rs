@@ -14,6 +14,7 @@ use crate::{
     app::{
         presence::Presence,
         reload::{self, Reload, ReloadHandles},
+        sink_tasks,
     },
     astro::rest::{Rest, RestError},
     base::{
@@ -138,8 +139,9 @@ impl Relay {
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             task::open_sink(name, sink, Purpose::Relay)?;
-            let factory = task::factory(&services, name, sink);
-            supervisor.add(&task::name(name), Stage::Delivery, factory);
+            for (task, factory) in sink_tasks::factories(&services, name, sink) {
+                supervisor.add(&task, Stage::Delivery, factory);
+            }
         }
         let requests = supervisor.requests();
         let reload_handles = ReloadHandles {
@@ -217,8 +219,9 @@ fn report_tasks(supervisor: &mut Supervisor, status: &Arc<Status>) {
     let status = Arc::clone(status);
     supervisor.report_to(Box::new(move |task, reason| {
         match (task.strip_prefix(task::PREFIX), reason) {
+            // They report themselves that they work again.
+            (_, None) if sink_tasks::reports_itself(task) => {}
             (None, _) => status.task(task, reason),
-            // It says itself that it is up again.
             (Some(_), None) => {}
             (Some(sink), Some(reason)) => status.sink(sink, |page| {
                 page.state = "down";

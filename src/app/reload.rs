@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    app::sink_tasks::{self, Services},
     base::{
         clock::{self, Moment},
         log,
@@ -39,7 +40,6 @@ use crate::{
         Config, ConfigError, Http,
         difference::{Difference, difference},
     },
-    delivery::task::{self, Services},
     gateway::Targets,
     http::{Reloads, Request},
     loading::{Loaded, Sources, load},
@@ -332,7 +332,9 @@ impl Reload {
             .collect();
         let anew: Vec<&String> = found.sinks_changed.iter().chain(listening).collect();
         for name in found.sinks_removed.iter().chain(anew.iter().copied()) {
-            requests.remove(&task::name(name)).await;
+            for task in sink_tasks::names(name) {
+                requests.remove(&task).await;
+            }
         }
         for name in found.sinks_added.iter().chain(anew) {
             let Some(sink) = self.running.sinks.get(name) else { continue };
@@ -340,8 +342,9 @@ impl Reload {
             if let Err(error) = services.journal.register(name, sink.start) {
                 warn!(sink = name, %error, "the sink's place in the journal cannot be had now");
             }
-            let factory = task::factory(services, name, sink);
-            requests.add(&task::name(name), Stage::Delivery, factory).await;
+            for (task, factory) in sink_tasks::factories(services, name, sink) {
+                requests.add(&task, Stage::Delivery, factory).await;
+            }
         }
         if found.concerns_gateway() {
             targets.send_replace(Targets::of(&self.running));

@@ -15,6 +15,7 @@ use crate::{
     config::{ConfigError, SinkConfig},
     gateway::status::Status,
     journal::Journal,
+    publish,
     sink::{self, Opening, Purpose, Sink},
 };
 
@@ -73,7 +74,8 @@ pub(crate) fn factory(services: &Services, name: &str, config: &SinkConfig) -> F
         sink.take_commands(&services.commands.desk(name, config.channels.as_deref()));
         let (journal, status) = (services.journal.clone(), Arc::clone(&services.status));
         let made = Delivery::new(name, &config, sink, route, journal, status);
-        let board = config.state.then(|| Arc::clone(&services.board));
+        let here = config.state && publish::kind(&config.kind).is_none();
+        let board = here.then(|| Arc::clone(&services.board));
         let delivery = match board {
             Some(board) => made.and_then(|delivery| delivery.keeping(board)),
             None => made,

@@ -202,10 +202,11 @@ impl Keeping {
     }
 
     /// The far side failed at the state.
-    pub(crate) fn failed(&mut self) {
+    pub(crate) fn failed(&mut self) -> Duration {
         let wait = self.backoff.wait();
         debug!(?wait, "the state is said later");
         self.not_before = Instant::now() + wait;
+        wait
     }
 
     /// What is said at an orderly end: the relay is there no more.

@@ -1,0 +1,254 @@
+//! The task that publishes the state of one sink: connects, publishes what differs, and says goodbye.
+//!
+//! What is to be published is [`keeping`](super::keeping)'s business, and how the publisher's. This is the
+//! loop between them, with its waits: after a lost connection, and while the destination refuses. A
+//! publisher that does not work is shown with its reason; the sink's events know nothing of it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{StatePublisher, keeping::Keeping};
+use crate::{
+    base::{backoff::Backoff, clock, fault::explain},
+    channel::board::Board,
+    config::SinkConfig,
+    delivery::route::Route,
+    gateway::{health::TaskHealth, status::Status},
+    journal::{Journal, StoreError},
+    sink::{Cause, Failure},
+};
+
+/// The first wait after a lost connection is at most this.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+/// How long a destination is left alone that has denied us: a human has to change something.
+const HOLD: Duration = Duration::from_mins(1);
+
+/// A connection that has stood for so long has worked.
+const PROVEN: Duration = Duration::from_secs(10);
+
+/// At a stop, the goodbye may take so long.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// How often the same complaint is repeated in the log.
+const COMPLAIN: Duration = Duration::from_mins(1);
+
+/// Publishes the state of one sink.
+pub struct Publishing {
+    name: Arc<str>,
+    publisher: Box<dyn StatePublisher>,
+    state: Keeping,
+    route: Route,
+    health: Arc<TaskHealth>,
+    /// The limit of one connect, and of each part.
+    deadline: Duration,
+    backoff: Backoff,
+    /// Somebody asks for this sink to be tried now.
+    retries: watch::Receiver<u64>,
+    remarks: Vec<String>,
+    complained: Option<(Instant, String)>,
+    /// What the destination refuses of this connection's state: the first part, why, and how many.
+    refused: Option<(String, usize)>,
+}
+
+impl std::fmt::Debug for Publishing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Publishing({})", self.name)
+    }
+}
+
+impl Publishing {
+    /// Publishes what stands on `board` and the sink may have. Blocks on the disk.
+    pub fn new(
+        (name, config): (&str, &SinkConfig),
+        publisher: Box<dyn StatePublisher>,
+        route: Route,
+        (board, journal): (Arc<Board>, Journal),
+        (status, health): (&Status, Arc<TaskHealth>),
+    ) -> Result<Self, StoreError> {
+        Ok(Self {
+            name: name.into(),
+            publisher,
+            state: Keeping::new(name, board, journal)?,
+            route,
+            health,
+            deadline: config.timeout.0,
+            backoff: Backoff::new(FIRST_WAIT, config.backoff_max.0),
+            retries: status.retries(name),
+            remarks: Vec::new(),
+            complained: None,
+            refused: None,
+        })
+    }
+
+    /// Publishes until it is told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        self.health.report(Some("not yet connected"));
+        let work = async {
+            loop {
+                let wait = self.connection().await;
+                self.rest(wait).await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+        let end = Instant::now() + self.deadline.min(GOODBYE);
+        self.say_goodbye(end).await;
+        if timeout_at(end, self.publisher.close()).await.is_err() {
+            debug!(sink = %self.name, "the connection of the state was not closed in time");
+        }
+    }
+
+    /// Has a connection for as long as it lasts; answers how long to wait for the next.
+    async fn connection(&mut self) -> Duration {
+        let connected = timeout(self.deadline, self.publisher.connect()).await;
+        let failure = match connected {
+            Ok(Ok(())) => {
+                let since = Instant::now();
+                self.state.begin();
+                self.refused = None;
+                let failure = self.publish().await;
+                if since.elapsed() >= PROVEN {
+                    self.backoff.reset();
+                }
+                failure
+            }
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::down("no connection within the sink's timeout"),
+        };
+        let wait = self.backoff.wait();
+        let wait = match &failure.cause {
+            Cause::Busy { wait: Some(asked), .. } => wait.max((*asked).min(HOLD)),
+            Cause::Denied { .. } | Cause::Gone { .. } => wait.max(HOLD),
+            Cause::Down(_) | Cause::Busy { .. } | Cause::Rejected { .. } => wait,
+        };
+        self.failed(&failure.cause, wait);
+        wait
+    }
+
+    /// Publishes over a connection until it is lost.
+    async fn publish(&mut self) -> Failure {
+        loop {
+            if let Err(failure) = self.publish_what_differs().await {
+                return failure;
+            }
+            tokio::select! {
+                failure = self.publisher.idle() => return failure,
+                () = self.state.due() => {}
+            }
+        }
+    }
+
+    /// Publishes the next of what is to be published. A destination that takes nothing at the moment gets it
+    /// later over the same connection.
+    async fn publish_what_differs(&mut self) -> Result<(), Failure> {
+        if !self.publisher.sees_overwrites() {
+            self.state.doubt();
+        }
+        let piece = self.state.piece(&self.route);
+        let mut done = 0;
+        loop {
+            let rest = piece.parts.get(done..).unwrap_or_default();
+            let limit =
+                self.deadline.saturating_mul(u32::try_from(rest.len() + 1).unwrap_or(u32::MAX));
+            let failure = match timeout(limit, self.publisher.publish(rest)).await {
+                Ok(Ok(())) => break,
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::down("the destination has not answered in time"),
+            };
+            done += failure.accepted.min(rest.len());
+            match (failure.cause, piece.parts.get(done)) {
+                (Cause::Rejected { reason }, Some(part)) => {
+                    self.refused(&part.path.text(), &reason);
+                    done += 1;
+                }
+                (cause @ (Cause::Down(_) | Cause::Gone { .. }), _) => {
+                    self.state.said(&piece, done);
+                    return Err(Failure::after(0, cause));
+                }
+                (cause, _) => {
+                    self.state.said(&piece, done);
+                    let wait = self.state.failed();
+                    self.failed(&cause, wait);
+                    return Ok(());
+                }
+            }
+        }
+        self.state.said(&piece, piece.parts.len());
+        self.works();
+        Ok(())
+    }
+
+    /// The destination will never take this part as it is. The others go on.
+    fn refused(&mut self, path: &str, reason: &str) {
+        let text = format!("{path} is refused: {reason}");
+        if let Some((_, count)) = &mut self.refused {
+            debug!(sink = %self.name, error = text, "the destination refuses this, too");
+            *count += 1;
+        } else {
+            warn!(sink = %self.name, error = text, "the destination refuses a part of the state");
+            self.refused = Some((text, 1));
+        }
+    }
+
+    /// All that can be published is.
+    fn works(&mut self) {
+        let reason = self.refused.as_ref().map(|(first, count)| match count {
+            1 => first.clone(),
+            count => format!("{first}; and {} more", count - 1),
+        });
+        self.health.report(reason.as_deref());
+        self.complained = None;
+        let remarks = self.publisher.remarks();
+        for remark in remarks.iter().filter(|remark| !self.remarks.contains(remark)) {
+            info!(sink = %self.name, remark, "about the destination of the state");
+        }
+        self.remarks = remarks;
+    }
+
+    /// It is tried again after `wait`. The same is told once a minute, not with every attempt.
+    fn failed(&mut self, cause: &Cause, wait: Duration) {
+        let text = explain(cause);
+        self.health.report(Some(&text));
+        let now = Instant::now();
+        if self.complained.as_ref().is_some_and(|(at, last)| *last == text && now < *at + COMPLAIN)
+        {
+            debug!(sink = %self.name, error = text, ?wait, "the state is still not published");
+        } else {
+            warn!(sink = %self.name, error = text, ?wait, "the state is not published; it is tried again");
+            self.complained = Some((now, text));
+        }
+    }
+
+    /// Waits for the next attempt, or until there is reason to think that it is worth one.
+    async fn rest(&mut self, wait: Duration) {
+        let mut sleeps = clock::sleeps();
+        tokio::select! {
+            () = sleep_until(Instant::now() + wait) => {}
+            Ok(()) = sleeps.changed() => {}
+            Ok(()) = self.retries.changed() => {}
+        }
+    }
+
+    /// Publishes that the relay goes.
+    async fn say_goodbye(&mut self, end: Instant) {
+        let parts = self.state.farewell();
+        if parts.is_empty() {
+            return;
+        }
+        let error = match timeout_at(end, self.publisher.publish(&parts)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) => explain(&failure.cause),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        warn!(sink = %self.name, error, "the destination does not know that the relay goes");
+    }
+}
