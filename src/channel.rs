@@ -2,6 +2,13 @@
 //! what a gap missed, fetched from the history.
 
 pub mod backfill;
-pub mod board;
 pub mod keeper;
 pub mod state;
+pub mod store;
+
+/// The former names, until every publisher uses those of [`store`].
+pub mod board {
+    pub use super::store::{
+        Entry as Item, RELAY, Section, StateKey as Path, StateStore as Board, offline, word,
+    };
+}

@@ -1,7 +1,7 @@
 //! Whether the relay does what it is there for, told to those who rely on it.
 //!
 //! From the status pages it works out the relay's status (`online`, `degraded`, `offline`, and why), that
-//! of each channel, and some figures. All stand on the [`Board`], from which sinks have them kept; a
+//! of each channel, and some figures. All stand on the [`StateStore`], from which sinks have them kept; a
 //! change of the relay's status is also an event on [`TOPIC`]. It does not decide what is ready: that is
 //! [`Pages::reasons`].
 //!
@@ -28,7 +28,7 @@ use crate::{
         clock::{self, UnixMillis},
         event,
     },
-    channel::board::{Board, Path, Section, word},
+    channel::store::{Section, StateKey, StateStore, word},
     gateway::{
         Targets,
         status::{Looks, Pages, Standing, Status},
@@ -104,7 +104,7 @@ type StandingTopics<'a> = HashMap<&'a str, Vec<&'a str>, FixedState>;
 pub struct Presence {
     status: Arc<Status>,
     journal: Journal,
-    board: Arc<Board>,
+    store: Arc<StateStore>,
     targets: watch::Receiver<Targets>,
     /// What each channel is to have, from `targets`.
     wanted: Wanted,
@@ -116,11 +116,11 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// One for what `targets` says, now and later. What it knows at once stands on the board at once.
+    /// One for what `targets` says, now and later. What it knows at once stands on the store at once.
     pub fn new(
         status: Arc<Status>,
         journal: Journal,
-        board: Arc<Board>,
+        store: Arc<StateStore>,
         mut targets: watch::Receiver<Targets>,
     ) -> Self {
         let wanted = wanted(&targets.borrow_and_update());
@@ -128,10 +128,10 @@ impl Presence {
         let told =
             Told { verdict: Verdict { health: Health::Offline, reason }, since: clock::now() };
         let mut presence =
-            Self { status, journal, board, targets, wanted, told, event: None, degraded: None };
+            Self { status, journal, store, targets, wanted, told, event: None, degraded: None };
         presence.post();
-        let Self { status, board, wanted, .. } = &mut presence;
-        status.look(|pages| channels(board, wanted, &standing(pages)));
+        let Self { status, store, wanted, .. } = &mut presence;
+        status.look(|pages| channels(store, wanted, &standing(pages)));
         presence.figures();
         presence
     }
@@ -168,10 +168,10 @@ impl Presence {
 
     /// Looks at the pages, and tells what is new.
     fn look(&mut self) {
-        let Self { status, board, wanted, .. } = self;
+        let Self { status, store, wanted, .. } = self;
         let verdict = status.look(|pages| {
             let standing = standing(pages);
-            channels(board, wanted, &standing);
+            channels(store, wanted, &standing);
             judge(pages, wanted, &standing)
         });
         if verdict.health == Health::Degraded && self.told.verdict.health != Health::Degraded {
@@ -207,14 +207,15 @@ impl Presence {
     }
 
     fn post(&self) {
-        self.board.put([(Path::relay(Section::Status), Some((&self.told.to_json()).into()))]);
+        self.store
+            .insert([(StateKey::relay(Section::Status), Some((&self.told.to_json()).into()))]);
     }
 
     /// Takes up the channels as they are wanted now; the status of those that are not goes.
     fn adopt(&mut self) {
         self.wanted = wanted(&self.targets.borrow_and_update());
-        let of = |path: &Path| path.section == Section::Status && !path.channel.is_empty();
-        self.board.take_away(|path| of(path) && !self.wanted.contains_key(&*path.channel));
+        let of = |key: &StateKey| key.section == Section::Status && !key.channel.is_empty();
+        self.store.remove(|key| of(key) && !self.wanted.contains_key(&*key.channel));
     }
 
     fn figures(&self) {
@@ -232,7 +233,7 @@ impl Presence {
             "version": env!("CARGO_PKG_VERSION"),
             "astro": astro,
         });
-        self.board.put([(Path::relay(Section::Diagnostics), Some((&figures).into()))]);
+        self.store.insert([(StateKey::relay(Section::Diagnostics), Some((&figures).into()))]);
     }
 }
 
@@ -273,13 +274,13 @@ fn standing(pages: &Pages) -> StandingTopics<'_> {
 }
 
 /// A channel is online when all of its subscriptions stand. What was said already is not said again.
-fn channels(board: &Board, wanted: &mut Wanted, standing: &StandingTopics<'_>) {
-    board.put(wanted.iter_mut().filter_map(|(label, channel)| {
+fn channels(store: &StateStore, wanted: &mut Wanted, standing: &StandingTopics<'_>) {
+    store.insert(wanted.iter_mut().filter_map(|(label, channel)| {
         let online = Some(stands(standing, label) >= channel.count);
         if std::mem::replace(&mut channel.online, online) == online {
             return None;
         }
-        Some((Path::of(label, Section::Status), online.map(word)))
+        Some((StateKey::of(label, Section::Status), online.map(word)))
     }));
 }
 
@@ -399,7 +400,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_over_before_it_is_settled_is_not_told() {
-        let (status, board) = (Arc::new(Status::new(0)), Arc::new(Board::default()));
+        let (status, store) = (Arc::new(Status::new(0)), Arc::new(StateStore::default()));
         let journal = Journal::in_memory(1 << 20);
         let wanted = crate::astro::session::Subscription {
             channel: "main".into(),
@@ -410,11 +411,13 @@ mod tests {
         let targets = Targets { subscriptions: vec![Arc::new(wanted)], ..Targets::default() };
         let (_targets, targets) = watch::channel(targets);
         let presence =
-            Presence::new(Arc::clone(&status), journal.clone(), Arc::clone(&board), targets);
+            Presence::new(Arc::clone(&status), journal.clone(), Arc::clone(&store), targets);
         let stop = CancellationToken::new();
-        let is = |path: Path| board.look(|items, _| items.get(&path).map(|item| item.value.read()));
-        let relay = || is(Path::relay(Section::Status)).unwrap()["status"].clone();
-        let channel = || is(Path::of("main", Section::Status)).unwrap();
+        let is = |key: StateKey| {
+            store.snapshot(|entries, _| entries.get(&key).map(|entry| entry.value.read()))
+        };
+        let relay = || is(StateKey::relay(Section::Status)).unwrap()["status"].clone();
+        let channel = || is(StateKey::of("main", Section::Status)).unwrap();
         let sink = |state: &'static str| status.sink("home", |page| page.state = state);
         let script = async {
             assert_eq!((relay(), channel()), (json!("offline"), json!("offline")));

@@ -383,7 +383,7 @@ impl Session {
                 let place = rooms.place(&envelope.topic, &envelope.room);
                 let key = envelope.key(&text);
                 let (id, ts) = (envelope.id.into(), envelope.ts.into());
-                let (data, impersonal) = (envelope.data, envelope.impersonal);
+                let data = envelope.data;
                 effects.events.push(Event {
                     id,
                     distinct_key: Some(key),
@@ -393,7 +393,7 @@ impl Session {
                     origin: Origin::Live,
                     message: text.into(),
                     data,
-                    impersonal,
+                    impersonal: false,
                 });
                 return Ok(());
             }

@@ -6,7 +6,7 @@
 //! Every field of the envelope is optional on the wire and may have another type than the documents
 //! say. A message is relayed where its topic can be made out.
 
-mod usual;
+mod fast_path;
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, ops::Range, time::Duration};
 
@@ -56,11 +56,6 @@ pub struct Envelope<'a> {
     pub room: Cow<'a, str>,
     /// Where `data` lies in the frame; empty where there is none.
     pub data: Range<usize>,
-    /// Whether it was seen that no name of a personal field ([`PERSONAL_FIELDS`]) stands in `data`: the
-    /// reader passes each of its names anyway. `false`: one may.
-    ///
-    /// [`PERSONAL_FIELDS`]: crate::config::PERSONAL_FIELDS
-    pub impersonal: bool,
 }
 
 impl Envelope<'_> {
@@ -213,7 +208,8 @@ fn response_data(data: Option<&RawValue>) -> (String, Option<String>) {
 
 /// Reads one text frame.
 pub fn read(text: &str) -> Result<ServerFrame<'_>, WireError> {
-    usual::message(text).map_or_else(|| read_any(text), |usual| Ok(ServerFrame::Message(usual)))
+    fast_path::message(text)
+        .map_or_else(|| read_any(text), |envelope| Ok(ServerFrame::Message(envelope)))
 }
 
 /// Frames in one text that are to be read one by one: the elements of a list, documents one behind the
@@ -265,7 +261,7 @@ impl Kind {
     }
 }
 
-/// Reads whatever frame, the usual as well as the odd.
+/// The general reader.
 fn read_any(frame: &str) -> Result<ServerFrame<'_>, WireError> {
     let fields: Fields<'_> = serde_json::from_str(frame)?;
     let [kind, topic, nonce] = ["type", "topic", "nonce"].map(|name| fields.text(name));
@@ -278,8 +274,7 @@ fn read_any(frame: &str) -> Result<ServerFrame<'_>, WireError> {
             ts: time(fields.get("ts")),
             topic,
             room: fields.text("room"),
-            data: data.map_or(0..0, |data| place(frame, data.get())),
-            impersonal: false,
+            data: data.map_or(0..0, |data| range_of(frame, data.get())),
         }),
         Kind::Response => {
             let (text, room) = response_data(data);
@@ -299,8 +294,8 @@ fn read_any(frame: &str) -> Result<ServerFrame<'_>, WireError> {
     })
 }
 
-/// Where `part`, a slice of `whole`, lies in it.
-fn place(whole: &str, part: &str) -> Range<usize> {
+/// The range of `part`, a slice of `whole`.
+fn range_of(whole: &str, part: &str) -> Range<usize> {
     let start = part.as_ptr().addr().saturating_sub(whole.as_ptr().addr());
     start..start + part.len()
 }

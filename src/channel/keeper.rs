@@ -37,8 +37,8 @@ use crate::{
         text,
     },
     channel::{
-        board::{Board, Path, Section},
         state::{Change, Elements, Names, SESSION_TOPICS, Session, TOPIC, place},
+        store::{Section, StateKey, StateStore},
     },
     config::{Config, SecretRef, Start, TokenType},
     gateway::{
@@ -143,7 +143,7 @@ pub struct Keeper {
     rest: Rest,
     journal: Journal,
     status: Arc<Status>,
-    board: Arc<Board>,
+    store: Arc<StateStore>,
     targets: watch::Receiver<Targets>,
     wishes: Wishes,
     times: Times,
@@ -197,7 +197,7 @@ impl Keeper {
         rest: Rest,
         journal: Journal,
         status: Arc<Status>,
-        board: Arc<Board>,
+        store: Arc<StateStore>,
         (targets, wishes): (watch::Receiver<Targets>, Wishes),
     ) -> Result<Self, StoreError> {
         let follower = journal.follow(CURSOR, Start::End, concerns)?;
@@ -206,7 +206,7 @@ impl Keeper {
             rest,
             journal,
             status,
-            board,
+            store,
             targets,
             wishes,
             times,
@@ -239,15 +239,15 @@ impl Keeper {
         Ok(keeper)
     }
 
-    /// Puts all that is known on the board, and takes away what a keeper before this one knew.
+    /// Puts all that is known on the store, and takes away what a keeper before this one knew.
     fn post(&self) {
-        let mut known: BTreeMap<Path, Option<Json>> = BTreeMap::new();
+        let mut known: BTreeMap<StateKey, Option<Json>> = BTreeMap::new();
         for (label, channel) in &self.channels {
             let elements = channel.session.iter();
             known.extend(elements.map(|(name, value)| (place(label, name), Some(value.clone()))));
         }
-        self.board.take_away(|path| is_ours(path) && !known.contains_key(path));
-        self.board.put(known);
+        self.store.remove(|key| is_ours(key) && !known.contains_key(key));
+        self.store.insert(known);
     }
 
     /// Takes up the channels as they are configured now; what is no longer configured is forgotten.
@@ -277,7 +277,7 @@ impl Keeper {
                 });
                 self.journal.keep(forgotten);
                 self.status.no_session(&label);
-                self.board.take_away(|path| is_ours(path) && path.channel == label);
+                self.store.remove(|key| is_ours(key) && key.channel == label);
             }
         }
         self.channels = wanted;
@@ -482,14 +482,14 @@ impl Keeper {
         self.journal.append(&mut events);
         self.journal.keep(kept);
         let posted = |change: &Change| (place(label, &change.element), change.after.clone());
-        self.board.put(changes.iter().map(posted));
+        self.store.insert(changes.iter().map(posted));
         channel.show(label, &self.status);
     }
 }
 
-/// Whether a part of the board is written here.
-fn is_ours(path: &Path) -> bool {
-    !matches!(path.section, Section::Status | Section::Diagnostics)
+/// Whether a part of the store is written here.
+fn is_ours(key: &StateKey) -> bool {
+    !matches!(key.section, Section::Status | Section::Diagnostics)
 }
 
 /// Tells those who wait; they may have left.

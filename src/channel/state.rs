@@ -25,7 +25,7 @@ use crate::{
         event::{Event, Seq},
         json::{self, Json},
     },
-    channel::board::{Path, Section},
+    channel::store::{Section, StateKey},
 };
 
 /// The topic of a change.
@@ -350,8 +350,8 @@ pub fn name(key: &str, known: impl Fn(&str) -> bool) -> String {
     }
 }
 
-/// Where an element or a fact stands on the board.
-pub fn place(channel: &Arc<str>, name: &Arc<str>) -> Path {
+/// Where an element or a fact stands on the store.
+pub fn place(channel: &Arc<str>, name: &Arc<str>) -> StateKey {
     let (section, name) = match &**name {
         "stream.status" => (Section::Stream, "".into()),
         "chatbot.status" => (Section::Bot, "".into()),
@@ -360,7 +360,7 @@ pub fn place(channel: &Arc<str>, name: &Arc<str>) -> Path {
             None => (Section::Session, Arc::clone(name)),
         },
     };
-    Path { channel: Arc::clone(channel), section, name }
+    StateKey { channel: Arc::clone(channel), section, name }
 }
 
 /// What is known of the stream or the bot, with what was just said of it: Astro's own fields, `since`

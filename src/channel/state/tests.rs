@@ -14,7 +14,7 @@ use crate::{
         event::{Event, own},
         json::Json,
     },
-    channel::board::{Board, Item, Section},
+    channel::store::{Entry, Section, StateStore},
     sim::{Documents, SessionModel as Model, older},
 };
 
@@ -327,7 +327,7 @@ struct World {
     /// Asked at that position, and the answer once it is given.
     fetch: Option<(u64, Option<Map<String, Value>>)>,
     again: bool,
-    board: Board,
+    store: StateStore,
     names: Names,
     /// What was heard last of what is only heard.
     facts: BTreeMap<String, Value>,
@@ -348,7 +348,7 @@ impl World {
             kept: BTreeMap::new(),
             fetch: None,
             again: false,
-            board: Board::default(),
+            store: StateStore::default(),
             names: Names::default(),
             facts: BTreeMap::new(),
         }
@@ -375,7 +375,7 @@ impl World {
         }
     }
 
-    /// What becomes of changes: they are written down and put on the board.
+    /// What becomes of changes: they are written down and put on the store.
     fn follow(&mut self, changes: Vec<Change>) {
         for Change { element, before, after, .. } in changes {
             let known = match &after {
@@ -387,7 +387,7 @@ impl World {
                 let (before, after) = (before.read(), after.read());
                 assert!(!same(&before, &after), "no change of {element}: {after}");
             }
-            self.board.put([(place(&"main".into(), &element), after)]);
+            self.store.insert([(place(&"main".into(), &element), after)]);
         }
     }
 
@@ -431,9 +431,9 @@ impl World {
     fn restart(&mut self) {
         self.go(&Step::Disconnect);
         (self.fetch, self.again) = (None, false);
-        (self.session, self.board) = (Session::default(), Board::default());
+        (self.session, self.store) = (Session::default(), StateStore::default());
         for (name, value) in self.kept.clone() {
-            self.board.put([(place(&"main".into(), &name), Some(value.clone()))]);
+            self.store.insert([(place(&"main".into(), &name), Some(value.clone()))]);
             self.session.restore(name, value);
         }
     }
@@ -523,18 +523,18 @@ impl World {
         }
     }
 
-    /// What stands on the board: the session's elements, and what is only heard.
+    /// What stands on the store: the session's elements, and what is only heard.
     fn posted(&self) -> (Value, BTreeMap<String, Value>) {
         let (mut elements, mut facts) = (Map::new(), BTreeMap::new());
-        self.board.look(|items, _| {
-            for (path, Item { value, .. }) in items {
+        self.store.snapshot(|entries, _| {
+            for (key, Entry { value, .. }) in entries {
                 let value = value.read();
-                match path.section {
-                    Section::Session => drop(elements.insert(path.name.to_string(), value.clone())),
+                match key.section {
+                    Section::Session => drop(elements.insert(key.name.to_string(), value.clone())),
                     Section::Stream => drop(facts.insert("stream".into(), value["isLive"].clone())),
                     Section::Bot => drop(facts.insert("bot".into(), value["mod"].clone())),
-                    Section::Counters => drop(facts.insert(path.name.to_string(), value.clone())),
-                    Section::Diagnostics | Section::Status => panic!("{path:?}"),
+                    Section::Counters => drop(facts.insert(key.name.to_string(), value.clone())),
+                    Section::Diagnostics | Section::Status => panic!("{key:?}"),
                 }
             }
         });

@@ -1,15 +1,11 @@
-//! The board: the live state as it is now, for sinks that have their far side keep it.
+//! The live state as it is now, for the publishers that keep it at a destination.
 //!
-//! An event is an edge, and every edge goes through the journal. State is a level: only what holds now
-//! is of use, so it stands here once, in memory, and whoever wants to keep it elsewhere compares what
-//! he has said with what stands. What changed a thousand times since he looked he says once.
+//! An event is an edge, and every edge goes through the journal. State is a level: only what holds now is
+//! of use, so it is held once, in memory, and a publisher compares what it has published with what is
+//! here. What changed a thousand times since is published once, as it is then.
 //!
-//! The board knows neither who writes (the keeper of the sessions, and [`crate::app::presence`]) nor who
-//! reads ([`crate::delivery`]).
-//!
-//! The one thing to know: an [`Item`]'s version is the board's at its last change. What has the version
-//! that was said last need not be said again, and what was said and stands here no more is to be
-//! cleared.
+//! An [`Entry`]'s version is the store's at its last change. What has the version that was published need
+//! not be published again; what was published and is here no more is to be cleared.
 
 use std::{
     collections::BTreeMap,
@@ -39,22 +35,15 @@ pub enum Section {
     Counters,
     /// Figures of the relay.
     Diagnostics,
-    /// Whether the relay works, or a channel of it. Behind the others in order: who waits for
-    /// `online` finds them.
+    /// Whether the relay works, or a channel of it. Last in order, so that whoever waits for `online`
+    /// finds the others.
     Status,
 }
 
-/// Every section.
-const SECTIONS: [Section; 6] = [
-    Section::Session,
-    Section::Stream,
-    Section::Bot,
-    Section::Counters,
-    Section::Diagnostics,
-    Section::Status,
-];
-
 impl Section {
+    const ALL: [Self; 6] =
+        [Self::Session, Self::Stream, Self::Bot, Self::Counters, Self::Diagnostics, Self::Status];
+
     /// The word in addresses.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -70,7 +59,7 @@ impl Section {
 
 /// Where a part of the state stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Path {
+pub struct StateKey {
     /// The channel's label; empty: the relay itself.
     pub channel: Arc<str>,
     /// What of it.
@@ -79,7 +68,7 @@ pub struct Path {
     pub name: Arc<str>,
 }
 
-impl Path {
+impl StateKey {
     /// A section of a channel that is one value.
     pub fn of(channel: &str, section: Section) -> Self {
         Self { channel: channel.into(), section, name: "".into() }
@@ -100,16 +89,16 @@ impl Path {
         format!("{}/{}/{}", self.channel, self.section.as_str(), self.name)
     }
 
-    /// The other direction of [`Path::text`].
+    /// The other direction of [`StateKey::text`].
     pub fn from_text(text: &str) -> Option<Self> {
         // No label has a slash; a name may have some.
         let mut words = text.splitn(3, '/');
         let (channel, section, name) = (words.next()?, words.next()?, words.next()?);
-        let section = SECTIONS.into_iter().find(|known| known.as_str() == section)?;
+        let section = Section::ALL.into_iter().find(|known| known.as_str() == section)?;
         Some(Self { channel: channel.into(), section, name: name.into() })
     }
 
-    /// The value as a far side keeps it: JSON, but a channel's status is a plain word.
+    /// The value as it is published: JSON, but a channel's status is a plain word.
     pub fn payload(&self, value: &Json) -> Bytes {
         let word = (self.section == Section::Status).then(|| value.read());
         match word {
@@ -119,60 +108,57 @@ impl Path {
     }
 }
 
-/// A part of the state.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Item {
-    /// Its value.
+pub struct Entry {
     pub value: Json,
-    /// The board's version when it became that; never 0.
+    /// The store's version when it became that; never 0.
     pub version: u64,
 }
 
-/// The board.
 #[derive(Debug, Default)]
-pub struct Board {
-    items: Mutex<BTreeMap<Path, Item>>,
+pub struct StateStore {
+    entries: Mutex<BTreeMap<StateKey, Entry>>,
     /// Grows with every change.
     version: watch::Sender<u64>,
 }
 
-impl Board {
-    /// Writes values over what stood there; `None` takes away. Who writes has a limit of his own.
-    pub fn put(&self, changes: impl IntoIterator<Item = (Path, Option<Json>)>) {
-        let mut items = self.lock();
+impl StateStore {
+    /// Sets values; `None` removes one. The writers limit how many there are.
+    pub fn insert(&self, changes: impl IntoIterator<Item = (StateKey, Option<Json>)>) {
+        let mut entries = self.lock();
         let version = *self.version.borrow() + 1;
         let mut changed = false;
-        for (path, value) in changes {
+        for (key, value) in changes {
             changed |= match value {
-                None => items.remove(&path).is_some(),
-                Some(value) if items.get(&path).is_some_and(|item| item.value == value) => false,
+                None => entries.remove(&key).is_some(),
+                Some(value) if entries.get(&key).is_some_and(|entry| entry.value == value) => false,
                 Some(value) => {
-                    items.insert(path, Item { value, version });
+                    entries.insert(key, Entry { value, version });
                     true
                 }
             };
         }
         if changed {
-            // Under the lock, so that who sees the version sees its items.
+            // Under the lock, so that a reader of the version sees its entries.
             self.version.send_replace(version);
         }
     }
 
-    /// Takes away what `goes` says.
-    pub fn take_away(&self, mut goes: impl FnMut(&Path) -> bool) {
-        let mut items = self.lock();
-        let before = items.len();
-        items.retain(|path, _| !goes(path));
-        if items.len() < before {
+    /// Removes the entries for which `goes` answers true.
+    pub fn remove(&self, mut goes: impl FnMut(&StateKey) -> bool) {
+        let mut entries = self.lock();
+        let before = entries.len();
+        entries.retain(|key, _| !goes(key));
+        if entries.len() < before {
             self.version.send_modify(|version| *version += 1);
         }
     }
 
-    /// Looks at all of it at one version.
-    pub fn look<T>(&self, look: impl FnOnce(&BTreeMap<Path, Item>, u64) -> T) -> T {
-        let items = self.lock();
+    /// Reads all of it at one version.
+    pub fn snapshot<T>(&self, read: impl FnOnce(&BTreeMap<StateKey, Entry>, u64) -> T) -> T {
+        let entries = self.lock();
         let version = *self.version.borrow();
-        look(&items, version)
+        read(&entries, version)
     }
 
     /// Changes when anything does.
@@ -180,9 +166,24 @@ impl Board {
         self.version.subscribe()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Path, Item>> {
-        // An item is replaced whole; a panic in between leaves a board that is merely older.
-        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Until every publisher uses the names above.
+    pub fn put(&self, changes: impl IntoIterator<Item = (StateKey, Option<Json>)>) {
+        self.insert(changes);
+    }
+
+    /// Until every publisher uses the names above.
+    pub fn take_away(&self, goes: impl FnMut(&StateKey) -> bool) {
+        self.remove(goes);
+    }
+
+    /// Until every publisher uses the names above.
+    pub fn look<T>(&self, read: impl FnOnce(&BTreeMap<StateKey, Entry>, u64) -> T) -> T {
+        self.snapshot(read)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<StateKey, Entry>> {
+        // An entry is replaced whole; a panic in between leaves a store that is merely older.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -208,50 +209,50 @@ mod tests {
         Json::from_text("2")
     }
 
-    fn element(name: &str) -> Path {
-        Path { channel: "main".into(), section: Section::Session, name: name.into() }
+    fn element(name: &str) -> StateKey {
+        StateKey { channel: "main".into(), section: Section::Session, name: name.into() }
     }
 
     #[test]
     fn only_what_changes_gets_a_new_version() {
-        let board = Board::default();
-        board.put([(element("a"), one()), (element("b"), one())]);
-        board.put([(element("a"), one()), (element("b"), two())]);
-        let versions = |items: &BTreeMap<Path, Item>, now| {
-            (items.values().map(|item| item.version).collect::<Vec<_>>(), now)
+        let store = StateStore::default();
+        store.insert([(element("a"), one()), (element("b"), one())]);
+        store.insert([(element("a"), one()), (element("b"), two())]);
+        let versions = |entries: &BTreeMap<StateKey, Entry>, now| {
+            (entries.values().map(|entry| entry.version).collect::<Vec<_>>(), now)
         };
-        assert_eq!(board.look(versions), (vec![1, 2], 2));
-        let changes = board.changes();
-        board.put([(element("a"), one()), (element("c"), None)]);
-        board.take_away(|path| &*path.channel == "other");
+        assert_eq!(store.snapshot(versions), (vec![1, 2], 2));
+        let changes = store.changes();
+        store.insert([(element("a"), one()), (element("c"), None)]);
+        store.remove(|key| &*key.channel == "other");
         assert!(!changes.has_changed().unwrap(), "nothing is other than it was");
-        board.put([(element("a"), None)]);
+        store.insert([(element("a"), None)]);
         assert!(changes.has_changed().unwrap());
-        board.take_away(|path| &*path.channel == "main");
-        assert_eq!(board.look(versions), (vec![], 4));
+        store.remove(|key| &*key.channel == "main");
+        assert_eq!(store.snapshot(versions), (vec![], 4));
     }
 
     #[test]
-    fn a_path_is_read_as_it_is_written() {
-        for path in [
+    fn a_key_is_read_as_it_is_written() {
+        for key in [
             element("tip-latest"),
             element("a/b c"),
             element(""),
-            Path::relay(Section::Diagnostics),
-            Path::of("main", Section::Status),
+            StateKey::relay(Section::Diagnostics),
+            StateKey::of("main", Section::Status),
         ] {
-            assert_eq!(Path::from_text(&path.text()), Some(path));
+            assert_eq!(StateKey::from_text(&key.text()), Some(key));
         }
         for text in ["", "main", "main/session", "main/other/x"] {
-            assert_eq!(Path::from_text(text), None, "{text}");
+            assert_eq!(StateKey::from_text(text), None, "{text}");
         }
     }
 
     #[test]
     fn a_status_is_a_word_and_all_else_is_json() {
-        assert_eq!(Path::of("main", Section::Status).payload(&word(true)), "online");
+        assert_eq!(StateKey::of("main", Section::Status).payload(&word(true)), "online");
         assert_eq!(element("a").payload(&word(true)), "\"online\"");
-        let will = Path::relay(Section::Status).payload(&offline("connection lost"));
+        let will = StateKey::relay(Section::Status).payload(&offline("connection lost"));
         assert_eq!(will, r#"{"reason":"connection lost","status":"offline"}"#);
     }
 }
