@@ -20,26 +20,26 @@
 mod bucket;
 mod command;
 mod core;
+mod headers;
 mod jetstream;
 mod link;
 mod refusal;
+mod replays;
+mod settings;
 mod stream;
 mod subject;
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet, VecDeque},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use async_nats::{ConnectOptions, HeaderMap, HeaderName, ServerAddr, StatusCode, Subject};
+use async_nats::{ConnectOptions, HeaderMap, ServerAddr, StatusCode, Subject};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use schemars::{JsonSchema, schema_for};
-use serde::Deserialize;
+use schemars::schema_for;
 use tokio::{
     task::unconstrained,
     time::{Instant, timeout},
@@ -47,23 +47,24 @@ use tokio::{
 
 use self::{
     command::Commands,
+    headers::Beside,
     jetstream::{Answer, Chain},
     link::{Link, MAX_UNPROVEN, Note, Said, Unsent},
     refusal::Refusal,
-    stream::{Create, Known, Wanted},
+    replays::Replays,
+    settings::{DEFAULT_SUBJECT, Settings},
+    stream::{Known, Wanted},
+    subject::escape,
 };
 use super::{
     Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
     ahead::Ahead, pulse::Pulse, race, settings,
 };
 use crate::{
-    base::{
-        event::{Origin, Seq},
-        tls::client_config,
-    },
+    base::tls::client_config,
     channel::board::{Path, Section},
     command::Desk,
-    config::{self, ConfigError, Period, SecretRef},
+    config::{ConfigError, Period},
 };
 
 /// The row of this kind.
@@ -82,8 +83,6 @@ pub(super) const KIND: Kind = Kind {
     open,
 };
 
-const DEFAULT_SUBJECT: &str = "astro.{{ channel }}.{{ topic }}";
-
 /// Subjects that are remembered as permitted. Events have some thirty topics for each channel; more
 /// than this come from a template over the data, and are forgotten and asked about again.
 const MAX_SUBJECTS: usize = 4096;
@@ -97,212 +96,6 @@ const REFUSED_FOR: Duration = Duration::from_secs(2);
 
 /// A stream that there is not: a message that expects it is kept by none.
 const NO_STREAM: &str = "astro-relay-check";
-
-/// Settings of a `nats` sink.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct Settings {
-    /// The server: `nats://host:4222`, `tls://host:4222`; several with commas between.
-    #[serde(default)]
-    url: Option<String>,
-    /// Several servers of one cluster: the first that answers is taken.
-    #[serde(default)]
-    urls: Vec<String>,
-    /// Where events go, a template. Default: `astro.<channel>.<topic>`.
-    #[serde(default)]
-    subject: Option<String>,
-    /// Which headers an event has.
-    #[serde(default)]
-    headers: Headers,
-    /// Whether a stream keeps the events and acknowledges each.
-    #[serde(default)]
-    jetstream: bool,
-    /// The stream's name.
-    #[serde(default = "default_stream")]
-    stream: String,
-    /// Whether a missing stream is made: true, or a table with its limits.
-    #[serde(default)]
-    create_stream: Create,
-    /// The user.
-    #[serde(default)]
-    user: Option<String>,
-    /// The user's password; also `password_file`, `password_env`, `password_credential`.
-    #[serde(default)]
-    password: Option<SecretRef>,
-    /// A token; also `token_file`, …
-    #[serde(default)]
-    token: Option<SecretRef>,
-    /// The seed of an nkey; also `nkey_seed_file`, …
-    #[serde(default)]
-    nkey_seed: Option<SecretRef>,
-    /// The text of a `.creds` file; mostly as `credentials_file`.
-    #[serde(default)]
-    credentials: Option<SecretRef>,
-    /// Whether TLS is required even where the URL does not say so.
-    #[serde(default)]
-    tls: bool,
-    /// Whether the server speaks TLS from the first byte: its `handshake_first`.
-    #[serde(default)]
-    tls_first: bool,
-    /// A PEM file of certificate authorities to trust instead of the system's.
-    #[serde(default)]
-    ca_file: Option<PathBuf>,
-    /// A PEM file with our certificate.
-    #[serde(default)]
-    client_cert_file: Option<PathBuf>,
-    /// A PEM file with its key.
-    #[serde(default)]
-    client_key_file: Option<PathBuf>,
-    /// Commands that may come over `astro.<channel>.command.…`: true for all, false for none, or a list
-    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
-    #[serde(default)]
-    commands: config::Commands,
-    /// What the subjects begin with at which the server's answers come. Default: `_INBOX`.
-    #[serde(default)]
-    inbox_prefix: Option<String>,
-    /// The key-value bucket of the state; made where it is missing.
-    #[serde(default = "default_state_bucket")]
-    state_bucket: String,
-}
-
-fn default_state_bucket() -> String {
-    "astro_state".into()
-}
-
-/// Which headers an event has. They cost much: the library keeps them in a map of its own, and eight of
-/// them were measured at half of the relay's time for an event; a single one at as much again in the
-/// server and in whoever listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum Headers {
-    /// What neither the subject nor the payload says, and for a stream the message id.
-    #[default]
-    Needed,
-    /// All that is known of it.
-    All,
-}
-
-fn default_stream() -> String {
-    "ASTRO".into()
-}
-
-impl Settings {
-    fn servers(&self) -> Result<Vec<ServerAddr>, (&'static str, String)> {
-        let (key, urls) = match (&self.url, &*self.urls) {
-            (Some(url), []) => ("url", std::slice::from_ref(url)),
-            (None, urls @ [_, ..]) => ("urls", urls),
-            _ => return Err(("url", "url or urls was expected, one of the two".into())),
-        };
-        let several = urls.iter().flat_map(|url| address::each_url(url));
-        several.map(|url| server(url).map_err(|error| (key, error))).collect()
-    }
-
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
-        let literals = address::literals(subject);
-        if literals.contains(|c: char| matches!(c, '*' | '>') || c.is_whitespace()) {
-            return Err((
-                "subject",
-                "* and > are wildcards and a space ends a subject: an event \
-                goes to one"
-                    .into(),
-            ));
-        }
-        if subject.starts_with('$') {
-            return Err(("subject", "subjects that begin with $ are the server's own".into()));
-        }
-        if !self.varies()
-            && let Some(why) = subject::reserved(subject, self.inbox())
-        {
-            return Err(("subject", format!("nothing can be published there: {why}")));
-        }
-        let is_word = |word: &str| {
-            !word.is_empty() && !word.contains(|c: char| "*>$".contains(c) || c.is_whitespace())
-        };
-        if !self.inbox().split('.').all(is_word) {
-            return Err((
-                "inbox_prefix",
-                "words with dots between, without * > $, were expected".into(),
-            ));
-        }
-        let ways = [
-            self.user.is_some(),
-            self.token.is_some(),
-            self.nkey_seed.is_some(),
-            self.credentials.is_some(),
-        ];
-        if ways.into_iter().filter(|way| *way).count() > 1 {
-            return Err((
-                "user",
-                "one of user, token, nkey_seed and credentials was expected".into(),
-            ));
-        }
-        if self.user.is_some() != self.password.is_some() {
-            return Err(("password", "user and password belong together".into()));
-        }
-        if self.client_cert_file.is_some() != self.client_key_file.is_some() {
-            return Err((
-                "client_cert_file",
-                "client_cert_file and client_key_file belong \
-                together"
-                    .into(),
-            ));
-        }
-        if !self.jetstream && !matches!(self.create_stream, Create::Plain(false)) {
-            return Err(("create_stream", "a stream needs jetstream = true".into()));
-        }
-        if self.jetstream && !self.commands.are_off() && command::is_taken_by(&self.pattern()) {
-            return Err((
-                "commands",
-                "the stream would take the commands too, and answer them in the relay's place: give \
-                 `subject` another first word than astro, or take commands at a sink without jetstream"
-                    .into(),
-            ));
-        }
-        if !bucket::is_name(&self.state_bucket) {
-            return Err(("state_bucket", "a name of a-z A-Z 0-9 _ - was expected".into()));
-        }
-        if self.stream.is_empty() || self.stream.contains(['.', '*', '>', ' ', '\t']) {
-            return Err(("stream", "a name without . * > and spaces was expected".into()));
-        }
-        Ok(())
-    }
-
-    /// Whether the subject is rendered for each event.
-    fn varies(&self) -> bool {
-        let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
-        subject.contains("{{") || subject.contains("{%")
-    }
-
-    fn inbox(&self) -> &str {
-        self.inbox_prefix.as_deref().unwrap_or("_INBOX")
-    }
-
-    /// Where events go, as a pattern: the template up to its first bracket.
-    fn pattern(&self) -> String {
-        let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
-        match subject.find(['{']) {
-            None => escape(subject).into_owned(),
-            Some(bracket) => {
-                let fixed = subject.get(..bracket).and_then(|text| text.rsplit_once('.'));
-                fixed.map_or_else(|| ">".into(), |(words, _)| format!("{}.>", escape(words)))
-            }
-        }
-    }
-}
-
-/// Reads a URL. The text is not repeated in errors: it may hold a password.
-fn server(url: &str) -> Result<ServerAddr, String> {
-    const EXPECTED: &str = "a URL such as nats://host:4222 or tls://host:4222 was expected";
-    let server: ServerAddr = url.parse().map_err(|_| EXPECTED.to_owned())?;
-    if !matches!(server.scheme(), "nats" | "tls") || server.host().is_empty() {
-        return Err(EXPECTED.into());
-    }
-    if server.has_user_pass() || server.password().is_some() {
-        return Err("credentials belong into user and password, not into the URL".into());
-    }
-    Ok(server)
-}
 
 /// What became of an event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -428,11 +221,6 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         remarks: Vec::new(),
         desk: None,
     }))
-}
-
-/// Makes a rendered subject legal: no wildcard, no white space, no empty word.
-fn escape(subject: &str) -> Cow<'_, str> {
-    address::escape(subject, '.', |c| matches!(c, '*' | '>') || c.is_whitespace() || c.is_control())
 }
 
 #[async_trait]
@@ -1038,270 +826,5 @@ impl Nats {
 
     fn accepted(&self) -> usize {
         self.verdicts.iter().take_while(|verdict| **verdict == Verdict::Accepted).count()
-    }
-}
-
-/// Events that are handed over once more because somebody asked for it. A stream would take them for
-/// repeats, so each replay has ids of its own; one that is sent again keeps its id.
-#[derive(Default)]
-struct Replays {
-    /// What tells the ids of this replay from those of others.
-    name: String,
-    /// It is stored through here.
-    through: Seq,
-}
-
-impl Replays {
-    /// A replay goes through the journal in order: what comes again is of another.
-    fn begin(&mut self, flight: &[Outgoing]) {
-        let first = flight.iter().find(|outgoing| is_replayed(outgoing));
-        if first.is_some_and(|first| self.name.is_empty() || first.record.seq <= self.through) {
-            self.name = ulid::Ulid::new().to_string();
-            self.through = 0;
-        }
-    }
-
-    fn reported(&mut self, accepted: &[Outgoing]) {
-        if let Some(last) = accepted.iter().rev().find(|outgoing| is_replayed(outgoing)) {
-            self.through = last.record.seq;
-        }
-    }
-
-    /// By what a stream recognises an event that comes again.
-    fn id<'o>(&self, outgoing: &'o Outgoing) -> Cow<'o, str> {
-        let key = outgoing.record.event.key();
-        if is_replayed(outgoing) {
-            Cow::Owned(format!("{key}.{}", self.name))
-        } else {
-            Cow::Borrowed(key)
-        }
-    }
-}
-
-fn is_replayed(outgoing: &Outgoing) -> bool {
-    outgoing.record.event.origin == Origin::Replayed
-}
-
-/// What the headers have to say.
-#[derive(Debug, Clone, Copy)]
-#[expect(clippy::struct_excessive_bools, reason = "each stands for a header or a group of them")]
-struct Beside {
-    /// The message id, where a stream looks for it or the payload does not hold it.
-    id: bool,
-    /// Astro's envelope, where the payload is not the whole message.
-    envelope: bool,
-    /// The channel, where the subject does not name it.
-    channel: bool,
-    /// Even what everybody assumes: that it came live.
-    all: bool,
-}
-
-impl Beside {
-    fn of(settings: &Settings, payload: &str) -> Self {
-        let subject = settings.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
-        let all = settings.headers == Headers::All;
-        let envelope = all || payload != "message";
-        Self {
-            id: settings.jetstream || envelope,
-            envelope,
-            channel: all || !subject.contains("channel }}"),
-            all,
-        }
-    }
-
-    fn headers(self, outgoing: &Outgoing, id: &str) -> HeaderMap {
-        const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
-        const ID: HeaderName = HeaderName::from_static("Astro-Id");
-        const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
-        const ROOM: HeaderName = HeaderName::from_static("Astro-Room");
-        const CHANNEL: HeaderName = HeaderName::from_static("Astro-Channel");
-        const TS: HeaderName = HeaderName::from_static("Astro-Ts");
-        const ORIGIN: HeaderName = HeaderName::from_static("Astro-Origin");
-        const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
-        let event = &outgoing.record.event;
-        let mut headers = HeaderMap::new();
-        let mut say = |name: HeaderName, value: &str| {
-            if !value.is_empty() {
-                headers.insert(name, &*presentable(value));
-            }
-        };
-        // A namesake's key stands nowhere else.
-        if self.id || event.distinct_key.is_some() {
-            say(MESSAGE_ID, id);
-        }
-        if self.envelope {
-            say(ID, &event.id);
-            say(TOPIC, &event.place.topic);
-            say(ROOM, &event.place.room);
-            say(TS, &event.ts);
-            say(CONTENT_TYPE, outgoing.content_type);
-        }
-        if self.channel {
-            say(CHANNEL, &event.place.channel);
-        }
-        if self.all || event.origin != Origin::Live {
-            say(ORIGIN, event.origin.as_str());
-        }
-        headers
-    }
-}
-
-/// A text as a header may hold it: a line end would begin the next header.
-fn presentable(text: &str) -> Cow<'_, str> {
-    if text.bytes().any(|byte| byte < b' ') {
-        Cow::Owned(text.replace(|c: char| c < ' ', "\u{FFFD}"))
-    } else {
-        Cow::Borrowed(text)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::*;
-
-    fn check(settings: serde_json::Value) -> Result<(), &'static str> {
-        let settings: Settings = serde_json::from_value(settings).unwrap();
-        settings.check().and_then(|()| settings.servers().map(drop)).map_err(|(key, _)| key)
-    }
-
-    #[test]
-    fn a_contradiction_is_told_with_its_key() {
-        assert_eq!(check(json!({"url": "nats://host"})), Ok(()));
-        assert_eq!(check(json!({"urls": ["nats://a", "tls://b:4333"]})), Ok(()));
-        assert_eq!(check(json!({"url": "nats://a:4222, tls://[::1]:4333,c:4222"})), Ok(()));
-        for (settings, key) in [
-            (json!({}), "url"),
-            (json!({"url": "nats://a", "urls": ["nats://b"]}), "url"),
-            (json!({"url": "http://host"}), "url"),
-            (json!({"url": "nats://a,"}), "url"),
-            (json!({"url": "nats://a,http://b"}), "url"),
-            (json!({"url": "nats://a,nats://me:hunter2@b"}), "url"),
-            (json!({"urls": ["nats://a", "nats://me:hunter2@b"]}), "urls"),
-            (json!({"url": "nats://host", "subject": "astro.>"}), "subject"),
-            (json!({"url": "nats://host", "subject": "astro {{ topic }}"}), "subject"),
-            (json!({"url": "nats://host", "subject": "$JS.API.{{ topic }}"}), "subject"),
-            (json!({"url": "nats://host", "subject": "$SYS.x"}), "subject"),
-            (json!({"url": "nats://host", "subject": "astro.main.command.x"}), "subject"),
-            (json!({"url": "nats://host", "inbox_prefix": ""}), "inbox_prefix"),
-            (json!({"url": "nats://host", "inbox_prefix": "a..b"}), "inbox_prefix"),
-            (json!({"url": "nats://host", "inbox_prefix": "a.>"}), "inbox_prefix"),
-            (json!({"url": "nats://host", "user": "me"}), "password"),
-            (json!({"url": "nats://host", "create_stream": true}), "create_stream"),
-            (json!({"url": "nats://host", "stream": "a.b"}), "stream"),
-            (
-                json!({"url": "nats://host", "token": {"value": "x"}, "nkey_seed": {"value": "x"}}),
-                "user",
-            ),
-        ] {
-            assert_eq!(check(settings.clone()), Err(key), "{settings}");
-        }
-    }
-
-    #[test]
-    fn the_pattern_is_what_all_subjects_have_in_common() {
-        for (subject, pattern) in [
-            (None, "astro.>"),
-            (Some("events"), "events"),
-            (Some("a.b.{{ topic }}"), "a.b.>"),
-            (Some("a.x-{{ topic }}"), "a.>"),
-            (Some("{{ topic }}"), ">"),
-        ] {
-            let settings = json!({"url": "nats://host", "subject": subject});
-            let settings: Settings = serde_json::from_value(settings).unwrap();
-            assert_eq!(settings.pattern(), pattern, "{subject:?}");
-        }
-    }
-
-    #[test]
-    fn subjects_are_made_legal() {
-        for (subject, expected) in [
-            ("astro.main.channel.tips", "astro.main.channel.tips"),
-            ("astro..tips.", "astro._.tips._"),
-            ("a b.*.>", "a%20b.%2A.%3E"),
-            ("100%", "100%25"),
-            ("", "_"),
-        ] {
-            assert_eq!(escape(subject), expected, "{subject}");
-        }
-    }
-
-    #[test]
-    fn a_namesake_is_told_apart_where_the_payload_does_not() {
-        let said = |settings: serde_json::Value, distinct_key: Option<&str>| {
-            let mut event =
-                crate::base::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
-            event.distinct_key = distinct_key.map(Into::into);
-            let message = event.message.clone();
-            let outgoing = Outgoing {
-                record: Arc::new(crate::base::event::Record::new(1, event)),
-                address: "astro.tips".into(),
-                payload: message,
-                content_type: "application/json",
-                expires_in: None,
-                beside: None,
-            };
-            let settings: Settings = serde_json::from_value(settings).unwrap();
-            let headers =
-                Beside::of(&settings, "message").headers(&outgoing, outgoing.record.event.key());
-            headers.get("Nats-Msg-Id").map(ToString::to_string)
-        };
-        let core = json!({"url": "nats://host"});
-        assert_eq!(said(core.clone(), None), None, "the payload says it");
-        assert_eq!(said(core, Some("01J-f")).as_deref(), Some("01J-f"));
-        let stream = json!({"url": "nats://host", "jetstream": true});
-        assert!(said(stream.clone(), None).is_some());
-        assert_eq!(said(stream, Some("01J-f")).as_deref(), Some("01J-f"));
-    }
-
-    #[test]
-    fn a_replay_keeps_its_ids_until_another_begins() {
-        let event = |seq| {
-            let mut event =
-                crate::base::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
-            event.origin = Origin::Replayed;
-            let message = event.message.clone();
-            Outgoing {
-                record: Arc::new(crate::base::event::Record::new(seq, event)),
-                address: "astro.tips".into(),
-                payload: message,
-                content_type: "application/json",
-                expires_in: None,
-                beside: None,
-            }
-        };
-        let flight: Vec<Outgoing> = (1..=4).map(event).collect();
-        let mut replays = Replays::default();
-        let mut ids = |flight: &[Outgoing], accepted: usize| {
-            replays.begin(flight);
-            let ids: Vec<_> =
-                flight.iter().map(|outgoing| replays.id(outgoing).into_owned()).collect();
-            replays.reported(&flight[..accepted]);
-            ids
-        };
-        let first = ids(&flight[..2], 0);
-        // Given up, and sent again; then the next of the same replay.
-        assert_eq!(ids(&flight[..2], 2), first);
-        let second = ids(&flight[2..], 1);
-        assert_eq!(ids(&flight[3..], 1), second[1..]);
-        assert_ne!(ids(&flight[..2], 0), first, "somebody asks once more");
-    }
-
-    #[test]
-    fn a_line_end_begins_no_header() {
-        assert_eq!(presentable("a\r\nX-Evil: 1"), "a\u{FFFD}\u{FFFD}X-Evil: 1");
-        assert!(matches!(presentable("Zoë"), Cow::Borrowed("Zoë")));
-    }
-
-    proptest! {
-        #[test]
-        fn every_subject_becomes_a_subject(text in any::<String>()) {
-            let subject = escape(&text);
-            prop_assert!(Subject::from(subject.clone().into_owned()).is_valid());
-            let legal = !subject.contains(|c: char| matches!(c, '*' | '>') || c.is_whitespace());
-            prop_assert!(legal);
-        }
     }
 }

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::SelectAll};
 use serde_json::{Value, json};
 
-use super::{presentable, subject};
+use super::{headers::presentable, subject};
 use crate::{
     base::clock,
     command::{Answers, Back, Desk, Ear, Heard, Outbound, parse},

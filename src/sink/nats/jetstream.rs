@@ -63,7 +63,7 @@ impl Chain {
 /// Has the stream store a message only behind the one with the id `last`.
 pub(super) fn link(headers: &mut HeaderMap, last: Option<&str>) {
     if let Some(last) = last {
-        let last = HeaderValue::from(&*super::presentable(last));
+        let last = HeaderValue::from(&*super::headers::presentable(last));
         headers.insert(async_nats::header::NATS_EXPECTED_LAST_MESSAGE_ID, last);
     }
 }

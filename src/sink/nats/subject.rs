@@ -1,6 +1,8 @@
 //! Subjects to which nothing is published, whatever an event's data says.
 
-use crate::command::parse;
+use std::borrow::Cow;
+
+use crate::{command::parse, sink::address};
 
 /// The longest first line of a message that a server takes unless it is configured otherwise
 /// (`max_control_line`): subject, where the answer goes, and two lengths.
@@ -8,6 +10,11 @@ pub(super) const MAX_LINE: usize = 4096;
 
 /// The most that the two lengths and the blanks between take.
 const LENGTHS: usize = 20;
+
+/// Makes a rendered subject legal: no wildcard, no white space, no empty word.
+pub(super) fn escape(subject: &str) -> Cow<'_, str> {
+    address::escape(subject, '.', |c| matches!(c, '*' | '>') || c.is_whitespace() || c.is_control())
+}
 
 /// Why nothing is published to `subject`.
 pub(super) fn reserved(subject: &str, inbox: &str) -> Option<&'static str> {
@@ -29,7 +36,33 @@ pub(super) fn line(subject: &str, reply: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use async_nats::Subject;
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn subjects_are_made_legal() {
+        for (subject, expected) in [
+            ("astro.main.channel.tips", "astro.main.channel.tips"),
+            ("astro..tips.", "astro._.tips._"),
+            ("a b.*.>", "a%20b.%2A.%3E"),
+            ("100%", "100%25"),
+            ("", "_"),
+        ] {
+            assert_eq!(escape(subject), expected, "{subject}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_subject_becomes_a_subject(text in any::<String>()) {
+            let subject = escape(&text);
+            prop_assert!(Subject::from(subject.clone().into_owned()).is_valid());
+            let legal = !subject.contains(|c: char| matches!(c, '*' | '>') || c.is_whitespace());
+            prop_assert!(legal);
+        }
+    }
 
     #[test]
     fn what_is_others_is_reserved() {

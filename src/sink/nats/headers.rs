@@ -1,0 +1,124 @@
+//! What goes with an event beside its payload.
+
+use std::borrow::Cow;
+
+use async_nats::{HeaderMap, HeaderName};
+
+use super::settings::{DEFAULT_SUBJECT, Headers, Settings};
+use crate::{base::event::Origin, sink::Outgoing};
+
+/// What the headers have to say.
+#[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each stands for a header or a group of them")]
+pub(super) struct Beside {
+    /// The message id, where a stream looks for it or the payload does not hold it.
+    id: bool,
+    /// Astro's envelope, where the payload is not the whole message.
+    envelope: bool,
+    /// The channel, where the subject does not name it.
+    channel: bool,
+    /// Even what everybody assumes: that it came live.
+    all: bool,
+}
+
+impl Beside {
+    pub(super) fn of(settings: &Settings, payload: &str) -> Self {
+        let subject = settings.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
+        let all = settings.headers == Headers::All;
+        let envelope = all || payload != "message";
+        Self {
+            id: settings.jetstream || envelope,
+            envelope,
+            channel: all || !subject.contains("channel }}"),
+            all,
+        }
+    }
+
+    pub(super) fn headers(self, outgoing: &Outgoing, id: &str) -> HeaderMap {
+        const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+        const ID: HeaderName = HeaderName::from_static("Astro-Id");
+        const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
+        const ROOM: HeaderName = HeaderName::from_static("Astro-Room");
+        const CHANNEL: HeaderName = HeaderName::from_static("Astro-Channel");
+        const TS: HeaderName = HeaderName::from_static("Astro-Ts");
+        const ORIGIN: HeaderName = HeaderName::from_static("Astro-Origin");
+        const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
+        let event = &outgoing.record.event;
+        let mut headers = HeaderMap::new();
+        let mut say = |name: HeaderName, value: &str| {
+            if !value.is_empty() {
+                headers.insert(name, &*presentable(value));
+            }
+        };
+        // A namesake's key stands nowhere else.
+        if self.id || event.distinct_key.is_some() {
+            say(MESSAGE_ID, id);
+        }
+        if self.envelope {
+            say(ID, &event.id);
+            say(TOPIC, &event.place.topic);
+            say(ROOM, &event.place.room);
+            say(TS, &event.ts);
+            say(CONTENT_TYPE, outgoing.content_type);
+        }
+        if self.channel {
+            say(CHANNEL, &event.place.channel);
+        }
+        if self.all || event.origin != Origin::Live {
+            say(ORIGIN, event.origin.as_str());
+        }
+        headers
+    }
+}
+
+/// A text as a header may hold it: a line end would begin the next header.
+pub(super) fn presentable(text: &str) -> Cow<'_, str> {
+    if text.bytes().any(|byte| byte < b' ') {
+        Cow::Owned(text.replace(|c: char| c < ' ', "\u{FFFD}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_namesake_is_told_apart_where_the_payload_does_not() {
+        let said = |settings: serde_json::Value, distinct_key: Option<&str>| {
+            let mut event =
+                crate::base::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
+            event.distinct_key = distinct_key.map(Into::into);
+            let message = event.message.clone();
+            let outgoing = Outgoing {
+                record: Arc::new(crate::base::event::Record::new(1, event)),
+                address: "astro.tips".into(),
+                payload: message,
+                content_type: "application/json",
+                expires_in: None,
+                beside: None,
+            };
+            let settings: Settings = serde_json::from_value(settings).unwrap();
+            let headers =
+                Beside::of(&settings, "message").headers(&outgoing, outgoing.record.event.key());
+            headers.get("Nats-Msg-Id").map(ToString::to_string)
+        };
+        let core = json!({"url": "nats://host"});
+        assert_eq!(said(core.clone(), None), None, "the payload says it");
+        assert_eq!(said(core, Some("01J-f")).as_deref(), Some("01J-f"));
+        let stream = json!({"url": "nats://host", "jetstream": true});
+        assert!(said(stream.clone(), None).is_some());
+        assert_eq!(said(stream, Some("01J-f")).as_deref(), Some("01J-f"));
+    }
+
+    #[test]
+    fn a_line_end_begins_no_header() {
+        assert_eq!(presentable("a\r\nX-Evil: 1"), "a\u{FFFD}\u{FFFD}X-Evil: 1");
+        assert!(matches!(presentable("Zoë"), Cow::Borrowed("Zoë")));
+    }
+}
