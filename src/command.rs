@@ -11,8 +11,11 @@
 //! repeats another is refused or gets the first answer again; nothing here tries anything twice.
 
 pub mod executor;
+pub mod listener;
 mod memory;
 pub mod parse;
+
+pub use self::listener::LISTENERS;
 
 use std::{
     collections::BTreeSet,

@@ -372,11 +372,15 @@ pub struct Described {
 }
 
 impl SinkConfig {
-    /// Whether commands are taken from its far side.
-    pub fn takes_commands(&self) -> bool {
+    /// The commands that its destination may give; none where its kind has no such key.
+    pub fn commands(&self) -> Commands {
         let commands = self.settings.get("commands").cloned();
-        let read = commands.map(serde_json::from_value::<Commands>);
-        read.is_some_and(|read| read.is_ok_and(|commands| !commands.are_off()))
+        commands.and_then(|commands| serde_json::from_value(commands).ok()).unwrap_or_default()
+    }
+
+    /// Whether its destination may give any.
+    pub fn takes_commands(&self) -> bool {
+        !self.commands().are_off()
     }
 }
 

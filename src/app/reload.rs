@@ -316,34 +316,36 @@ impl Reload {
         services.status.configured(self.running.channels.len(), self.running.sinks.len());
         sinks.send_replace(self.running.sinks.keys().cloned().collect());
         channels.send_replace(self.running.channels.keys().cloned().collect());
-        // They listen for the commands of the channels that there were when they connected.
-        let labels = !found.channels_added.is_empty() || !found.channels_removed.is_empty();
-        let listening: Vec<&String> = self
-            .running
-            .sinks
-            .iter()
-            .filter(|(name, sink)| {
-                labels
-                    && sink.takes_commands()
-                    && !found.sinks_added.contains(name)
-                    && !found.sinks_changed.contains(name)
-            })
-            .map(|(name, _)| name)
-            .collect();
-        let anew: Vec<&String> = found.sinks_changed.iter().chain(listening).collect();
-        for name in found.sinks_removed.iter().chain(anew.iter().copied()) {
+        let changed =
+            |name: &String| found.sinks_added.contains(name) || found.sinks_changed.contains(name);
+        let configured = &self.running.sinks;
+        for name in found.sinks_removed.iter().chain(&found.sinks_changed) {
             for task in sink_tasks::names(name) {
                 requests.remove(&task).await;
             }
         }
-        for name in found.sinks_added.iter().chain(anew) {
-            let Some(sink) = self.running.sinks.get(name) else { continue };
+        for (name, sink) in configured.iter().filter(|(name, _)| changed(name)) {
             // A new sink's place is taken now: what a new subscription brings stands behind it.
             if let Err(error) = services.journal.register(name, sink.start) {
                 warn!(sink = name, %error, "the sink's place in the journal cannot be had now");
             }
             for (task, factory) in sink_tasks::factories(services, name, sink) {
                 requests.add(&task, Stage::Delivery, factory).await;
+            }
+        }
+        if !found.channels_added.is_empty() || !found.channels_removed.is_empty() {
+            // They listen for the commands of the channels that there were when they began.
+            for (name, sink) in configured.iter().filter(|(name, _)| !changed(name)) {
+                let listening = match sink_tasks::commands(services, name, sink) {
+                    Some(task) => vec![task],
+                    // Of a kind whose sink listens itself.
+                    None if sink.takes_commands() => sink_tasks::factories(services, name, sink),
+                    None => Vec::new(),
+                };
+                for (task, factory) in listening {
+                    requests.remove(&task).await;
+                    requests.add(&task, Stage::Delivery, factory).await;
+                }
             }
         }
         if found.concerns_gateway() {

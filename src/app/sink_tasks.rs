@@ -1,9 +1,11 @@
-//! The tasks of one sink: its events, and, each on a connection of its own, its state.
+//! The tasks of one sink: its events, and, each on a connection of its own, its state and its
+//! commands.
 
 use std::sync::Arc;
 
 use crate::{
     base::supervisor::Factory,
+    command::listener,
     config::SinkConfig,
     delivery::{route::Route, task},
     gateway::health::TaskHealth,
@@ -14,15 +16,16 @@ use crate::{
 pub(crate) use crate::delivery::task::Services;
 
 const STATE: &str = "state of sink ";
+const COMMANDS: &str = "commands of sink ";
 
 /// The names that a sink's tasks may have.
-pub(crate) fn names(sink: &str) -> [String; 2] {
-    [task::name(sink), format!("{STATE}{sink}")]
+pub(crate) fn names(sink: &str) -> [String; 3] {
+    [task::PREFIX, STATE, COMMANDS].map(|of| format!("{of}{sink}"))
 }
 
 /// Whether a task reports itself whether it works.
 pub(crate) fn reports_itself(task: &str) -> bool {
-    task.starts_with(task::PREFIX) || task.starts_with(STATE)
+    [task::PREFIX, STATE, COMMANDS].iter().any(|of| task.starts_with(of))
 }
 
 /// What makes them, over and over, by name.
@@ -35,7 +38,20 @@ pub(crate) fn factories(
     if let Some(kind) = publish::kind(&config.kind).filter(|kind| (kind.publishes)(config)) {
         tasks.push((format!("{STATE}{name}"), state(kind, services, name, config)));
     }
+    tasks.extend(commands(services, name, config));
     tasks
+}
+
+/// The task that listens for a sink's commands, where it has one.
+pub(crate) fn commands(
+    services: &Services,
+    name: &str,
+    config: &SinkConfig,
+) -> Option<(String, Factory)> {
+    let kind = listener::kind(&config.kind).filter(|_| config.takes_commands())?;
+    let task = format!("{COMMANDS}{name}");
+    let health = TaskHealth::new(Arc::clone(&services.status), task.clone());
+    Some((task, kind.factory(&services.commands, health, name, config)))
 }
 
 fn state(

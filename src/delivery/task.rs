@@ -11,7 +11,7 @@ use super::{Delivery, route::Route};
 use crate::{
     base::{clock, metrics, supervisor::Factory},
     channel::board::Board,
-    command::Intake,
+    command::{self, Intake},
     config::{ConfigError, SinkConfig},
     gateway::status::Status,
     journal::Journal,
@@ -71,7 +71,9 @@ pub(crate) fn factory(services: &Services, name: &str, config: &SinkConfig) -> F
         let DrainGuard { services, name } = &guard;
         let (mut sink, route) =
             open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
-        sink.take_commands(&services.commands.desk(name, config.channels.as_deref()));
+        if command::listener::kind(&config.kind).is_none() {
+            sink.take_commands(&services.commands.desk(name, config.channels.as_deref()));
+        }
         let (journal, status) = (services.journal.clone(), Arc::clone(&services.status));
         let made = Delivery::new(name, &config, sink, route, journal, status);
         let here = config.state && publish::kind(&config.kind).is_none();

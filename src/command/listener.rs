@@ -1,0 +1,77 @@
+//! What listens for commands at the destination of a sink: the contract, and the registry of kinds.
+//!
+//! Each sink with `commands` has one task for it, on a connection of its own beside that of its events: a
+//! destination that refuses events still gives commands, and the other way round. The connection is the
+//! client library's to restore. Nothing is queued there that could be executed late: what cannot be
+//! submitted at once is refused.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use super::{Answers, Ear, Intake};
+use crate::{
+    base::supervisor::Factory,
+    config::{ConfigError, SinkConfig},
+    gateway::health::TaskHealth,
+    sink::{Opening, Purpose},
+};
+
+/// Listens for commands at one destination.
+#[async_trait]
+pub trait CommandListener: Send {
+    /// Submits what comes and sends the answers, over connections that it makes again and again, until
+    /// `stop`; then sends the answers that there are, and closes. It reports whether it works.
+    async fn run(
+        &mut self,
+        ear: Ear,
+        answers: Answers,
+        health: &TaskHealth,
+        stop: &CancellationToken,
+    );
+}
+
+/// A kind of sink whose destination can give commands: one row.
+#[derive(Debug)]
+pub struct Kind {
+    /// The kind's name, as in `type = "…"`.
+    pub name: &'static str,
+    /// Makes the listener from the settings, which the sink has checked; connects to nothing.
+    pub open: fn(Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError>,
+}
+
+impl Kind {
+    /// Makes the task that listens for the commands of a sink, over and over.
+    pub fn factory(
+        &'static self,
+        queue: &Intake,
+        health: TaskHealth,
+        name: &str,
+        config: &SinkConfig,
+    ) -> Factory {
+        let (queue, health) = (queue.clone(), Arc::new(health));
+        let (name, config) = (name.to_owned(), config.clone());
+        Box::new(move |stop| {
+            let settings = config.settings.clone();
+            let opening =
+                Opening { name: &name, settings, config: &config, purpose: Purpose::Relay };
+            let mut listener = (self.open)(opening).map_err(|error| error.to_string())?;
+            let desk = queue.desk(&name, config.channels.as_deref());
+            let (ear, answers) = desk.ear(&config.commands());
+            let health = Arc::clone(&health);
+            Ok(Box::pin(async move {
+                health.report(Some("not yet connected"));
+                listener.run(ear, answers, &health, &stop).await;
+            }))
+        })
+    }
+}
+
+/// All of them.
+pub const LISTENERS: &[Kind] = &[];
+
+/// The row of a kind of sink.
+pub fn kind(name: &str) -> Option<&'static Kind> {
+    LISTENERS.iter().find(|kind| kind.name == name)
+}
