@@ -9,7 +9,7 @@
 use std::{io::Read, net::TcpStream, thread, time::Duration};
 
 use anyhow::{Context, ensure};
-use astro_relay::sim::{End, Load, Options, Sim};
+use astro_sim::{End, Load, Options, Sim};
 use tokio::{runtime::Runtime, time::Instant};
 use tokio_tungstenite::tungstenite::{Error, Message, WebSocket, client, error::ProtocolError};
 

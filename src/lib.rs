@@ -42,7 +42,7 @@
 //!
 //! [`base::event`] (what travels), [`sink`] with `sink/stdout.rs` (the contract, and the smallest sink),
 //! [`delivery`] (the one loop), [`astro::session`] (what a connection decides), [`journal`] (one log,
-//! many cursors). After these the rest is detail: [`app::relay`] puts the parts together, [`sim`] is the
+//! many cursors). After these the rest is detail: [`app::relay`] puts the parts together, [`astro_sim`] is the
 //! simulated Astro behind the demo and the tests.
 //!
 //! # Where the next line goes
@@ -64,5 +64,4 @@ pub mod http;
 pub mod journal;
 pub mod loading;
 pub mod publish;
-pub mod sim;
 pub mod sink;

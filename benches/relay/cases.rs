@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
-use astro_relay::sim::{End, Load, Options, Sim};
+use astro_sim::{End, Load, Options, Sim};
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep};
 

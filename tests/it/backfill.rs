@@ -5,8 +5,8 @@ use std::{collections::HashMap, time::Duration};
 use astro_relay::{
     base::clock::{self, UnixMillis},
     journal::store::Store,
-    sim::{End, Options, RestFault, Sim, Token},
 };
+use astro_sim::{End, Options, RestFault, Sim, Token};
 use serde_json::{Value, json};
 
 use crate::support::{

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::sim::{Options, Sim};
+use astro_sim::{Options, Sim};
 use serde_json::json;
 use tokio::process::{Child, Command};
 

@@ -3,7 +3,7 @@
 
 use std::process::{Output, Stdio};
 
-use astro_relay::sim::{Options, Sim};
+use astro_sim::{Options, Sim};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};

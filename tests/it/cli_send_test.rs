@@ -5,10 +5,8 @@ use std::{
     process::{Output, Stdio},
 };
 
-use astro_relay::{
-    sim::{Options, Sim},
-    sink::KINDS,
-};
+use astro_relay::sink::KINDS;
+use astro_sim::{Options, Sim};
 use serde_json::{Value, json};
 use tokio::process::Command;
 

@@ -2,7 +2,7 @@
 
 use std::process::{Output, Stdio};
 
-use astro_relay::sim::{Options, RestFault, Sim, Token};
+use astro_sim::{Options, RestFault, Sim, Token};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;

@@ -6,7 +6,7 @@ mod nats;
 
 use std::time::Duration;
 
-use astro_relay::sim::{Options, RestFault, Sim};
+use astro_sim::{Options, RestFault, Sim};
 use async_nats::ConnectOptions;
 use futures_util::StreamExt;
 use rumqttc_v5::{PublishOptions, QoS};

@@ -12,8 +12,8 @@ use std::{collections::HashSet, path::Path, time::Duration};
 use astro_relay::{
     base::event::{Event, Record},
     journal::store::Store,
-    sim::{Load, Options, Sim},
 };
+use astro_sim::{Load, Options, Sim};
 use fastrand::Rng;
 use tokio::time::Instant;
 

@@ -6,8 +6,8 @@ use astro_relay::{
     app::relay::Relay,
     config::Config,
     loading::{Sources, load},
-    sim::{Load, Options, Sim},
 };
+use astro_sim::{Load, Options, Sim};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 

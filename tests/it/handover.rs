@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use astro_relay::sim::{End, Options, Sim, Token};
+use astro_sim::{End, Options, Sim, Token};
 use serde_json::json;
 
 use crate::support::{

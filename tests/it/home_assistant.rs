@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::sim::{Options, Sim, Token};
+use astro_sim::{Options, Sim, Token};
 use rumqttc_v5::{PublishOptions, QoS};
 use serde_json::{Value, json};
 

@@ -6,7 +6,7 @@ mod redis;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use astro_relay::sim::{Options, Sim, Token};
+use astro_sim::{Options, Sim, Token};
 use serde_json::{Map, Value, json};
 
 use crate::support::relay::{ROOM, TOKEN};

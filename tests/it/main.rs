@@ -29,7 +29,6 @@ mod operator;
 mod rest;
 mod secrets;
 mod shipped_config;
-mod sim;
 mod sink_mqtt;
 mod sink_nats;
 mod sink_redis;

@@ -15,8 +15,8 @@ use std::{path::PathBuf, time::Duration};
 use astro_relay::{
     app::relay::Relay,
     loading::{Sources, load},
-    sim::{Options, Sim},
 };
+use astro_sim::{Options, Sim};
 use reqwest::{Client, Method, Response};
 use serde_json::Value;
 use tempfile::TempDir;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use astro_relay::{
     astro::rest::{Rest, RestError, Span, Target, Top},
     config::{Astro, Secret},
-    sim::{Options, RestFault, Sim, Token},
 };
+use astro_sim::{Options, RestFault, Sim, Token};
 use serde_json::{Map, Value, json};
 
 use crate::support::{carry::within, sinks::install_tls};

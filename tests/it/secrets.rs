@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::sim::{End, Options, Sim, Token};
+use astro_sim::{End, Options, Sim, Token};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::{process::Command, time::Instant};
 

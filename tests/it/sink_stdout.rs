@@ -2,11 +2,8 @@
 
 use std::process::Stdio;
 
-use astro_relay::{
-    base::event::Seq,
-    sim::{Load, Options, Sim},
-    sink::Cause,
-};
+use astro_relay::{base::event::Seq, sink::Cause};
+use astro_sim::{Load, Options, Sim};
 use serde_json::{Value, json};
 use tokio::{io::AsyncReadExt, process::Command};
 

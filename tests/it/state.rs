@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use astro_relay::sim::{End, Options, RestFault, SessionKeys, SessionReset, Sim, Token};
+use astro_sim::{End, Options, RestFault, SessionKeys, SessionReset, Sim, Token};
 use serde_json::{Map, Value, json};
 
 use crate::support::{

@@ -13,8 +13,8 @@ use astro_relay::{
         rest::{Rest, Target},
     },
     config::{Astro, Period, Secret, SecretRef},
-    sim::{Options, Sim, Token},
 };
+use astro_sim::{Options, Sim, Token};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},

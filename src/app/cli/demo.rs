@@ -18,8 +18,8 @@ use crate::{
     base::{metrics, supervisor::Outcome},
     config::{Config, ConfigError, Log},
     loading::{Sources, load},
-    sim::{Options, Sim, Token, Traffic},
 };
+use astro_sim::{Options, Sim, Token, Traffic};
 
 /// What `demo` takes.
 #[derive(Debug, Args)]

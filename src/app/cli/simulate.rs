@@ -5,10 +5,8 @@ use std::{io::Write as _, net::SocketAddr, time::Duration};
 use clap::{Args, ValueEnum};
 
 use super::{Done, listen, on_runtime, out, told_to_stop};
-use crate::{
-    config::Log,
-    sim::{MessageIds, Options, Refusal, Sim, Token, Traffic},
-};
+use crate::config::Log;
+use astro_sim::{MessageIds, Options, Refusal, Sim, Token, Traffic};
 
 /// The room of the simulated channel, where none is named.
 pub(super) const ROOM: &str = "5b2e2007760aeb7729487dab";

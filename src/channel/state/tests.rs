@@ -3,6 +3,7 @@ use std::{
     sync::Arc,
 };
 
+use astro_sim::{Documents, SessionModel as Model, older};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -15,7 +16,6 @@ use crate::{
         json::Json,
     },
     channel::store::{Entry, Section, StateStore},
-    sim::{Documents, SessionModel as Model, older},
 };
 
 fn event(topic: &str, data: &Value) -> Event {

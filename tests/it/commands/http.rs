@@ -1,6 +1,6 @@
 //! Commands over HTTP, with the admin token.
 
-use astro_relay::sim::RestFault;
+use astro_sim::RestFault;
 use serde_json::{Value, json};
 
 use super::{done, element, fetched_at, id, start};

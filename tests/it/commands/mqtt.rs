@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use astro_relay::sim::{self, RestFault, Sim, Token};
+use astro_sim::{RestFault, Sim, Token};
 use rumqttc_v5::{PubAckReason, PublishOptions, PublishProperties, QoS};
 use serde_json::{Value, json};
 
@@ -311,7 +311,8 @@ async fn commands_and_events_do_not_disturb_each_other() {
 #[tokio::test]
 async fn a_command_that_comes_while_the_relay_stands_still_is_not_executed_afterwards() {
     let broker = Mosquitto::start(Options::default()).await;
-    let options = sim::Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..Default::default() };
+    let options =
+        astro_sim::Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..Default::default() };
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
     let mut relay = daemon::Relay::new(
         &sim.url(),

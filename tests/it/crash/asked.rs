@@ -2,10 +2,8 @@
 
 use std::process::Stdio;
 
-use astro_relay::{
-    journal::store::Store,
-    sim::{Options, Sim},
-};
+use astro_relay::journal::store::Store;
+use astro_sim::{Options, Sim};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},

@@ -6,7 +6,8 @@
 
 use std::time::Duration;
 
-use astro_relay::{base::clock, sim::Load};
+use astro_relay::base::clock;
+use astro_sim::Load;
 use redis::streams::{StreamReadOptions, StreamReadReply};
 use serde::Deserialize;
 use tokio::task::JoinHandle;

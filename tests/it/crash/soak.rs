@@ -5,10 +5,8 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use astro_relay::{
-    journal::store::Store,
-    sim::{End, Ended, Faults, Load, Malformed, Reception, RestFault, Sim, Traffic},
-};
+use astro_relay::journal::store::Store;
+use astro_sim::{End, Ended, Faults, Load, Malformed, Reception, RestFault, Sim, Traffic};
 use axum::http::header::RETRY_AFTER;
 use fastrand::Rng;
 use tokio_util::sync::CancellationToken;

@@ -12,8 +12,8 @@ use astro_relay::{
         status::{self, Pages, Standing, Status},
     },
     journal::Journal,
-    sim::{ConnectionRecord, Options, Sim},
 };
+use astro_sim::{ConnectionRecord, Options, Sim};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};

@@ -10,8 +10,8 @@ use astro_relay::{
     },
     config::{Journal as Settings, Size},
     journal::Journal,
-    sim::{Options, Sim},
 };
+use astro_sim::{Options, Sim};
 use serde_json::{Value, json};
 
 use super::{ROOM, SOON};
@@ -189,7 +189,7 @@ async fn a_lost_link_is_measured_right_while_the_clock_steps() {
         let mut scene = Scene::new().await;
         scene.start().await;
         scene.sim.listen(false);
-        scene.sim.end(None, astro_relay::sim::End::Reset);
+        scene.sim.end(None, astro_sim::End::Reset);
         until("it is lost", SOON, async || {
             scene.relay.get("/readyz").await?.starts_with("HTTP/1.1 503").then_some(())
         })

@@ -5,8 +5,8 @@ use astro_relay::{
     base::clock::{self, UnixMillis},
     config::{Channel, Config, SecretRef, TokenType},
     gateway::status::Standing,
-    sim::{End, Load, Options, Refusal, Sim, Success},
 };
+use astro_sim::{End, Load, Options, Refusal, Sim, Success};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 

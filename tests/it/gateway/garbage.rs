@@ -1,6 +1,6 @@
 //! Frames that are not what they should be: skipped where the protocol allows it.
 
-use astro_relay::sim::{Ended, Malformed, Options};
+use astro_sim::{Ended, Malformed, Options};
 
 use super::{
     ROOM, SOON,

@@ -5,11 +5,8 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::{
-    gateway::status::Phase,
-    journal::Journal,
-    sim::{End, Ended, Load, Options, Reception},
-};
+use astro_relay::{gateway::status::Phase, journal::Journal};
+use astro_sim::{End, Ended, Load, Options, Reception};
 
 use super::{
     OTHER, ROOM, SOON,

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use astro_relay::{gateway::status::Standing, sim::Options};
+use astro_relay::gateway::status::Standing;
+use astro_sim::Options;
 
 use super::{
     ROOM, SOON,

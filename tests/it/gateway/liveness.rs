@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use astro_relay::sim::{End, Options};
+use astro_sim::{End, Options};
 use tokio::time::Instant;
 
 use super::{

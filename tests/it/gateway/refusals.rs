@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-use astro_relay::{
-    config::SecretRef,
-    gateway::status::Standing,
-    sim::{Options, Refusal, Sim, Token},
-};
+use astro_relay::{config::SecretRef, gateway::status::Standing};
+use astro_sim::{Options, Refusal, Sim, Token};
 
 use super::{
     OTHER, ROOM, SOON,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use astro_relay::sim::{Ended, Options};
+use astro_sim::{Ended, Options};
 
 use super::{
     OTHER, ROOM, SOON,
@@ -58,7 +58,7 @@ async fn what_changes_while_there_is_no_connection_counts_when_there_is_one() {
     let bench = Bench::start(Options::default(), &[("a", "channel.tips", Some(ROOM))]).await;
     bench.confirmed(1).await;
     bench.sim.listen(false);
-    bench.sim.end(None, astro_relay::sim::End::Reset);
+    bench.sim.end(None, astro_sim::End::Reset);
     bench.confirmed(0).await;
     bench.targets.send_replace(targets(&[("a", "channel.follow", Some(ROOM))]));
     bench.sim.listen(true);

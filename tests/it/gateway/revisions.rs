@@ -1,9 +1,7 @@
 //! Both revisions of the protocol, and what the first leaves open.
 
-use astro_relay::{
-    config::TokenType,
-    sim::{Canonical, Options, Success},
-};
+use astro_relay::config::TokenType;
+use astro_sim::{Canonical, Options, Success};
 
 use super::{
     OTHER, ROOM,

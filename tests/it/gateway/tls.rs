@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use astro_relay::sim::{Options, Sim};
+use astro_sim::{Options, Sim};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use rustls::{
     ServerConfig,

@@ -1,6 +1,6 @@
 //! Messages that come twice, and messages that only look like it.
 
-use astro_relay::sim::Options;
+use astro_sim::Options;
 
 use super::{ROOM, bench::Bench};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use astro_relay::sim::{End, Options, Reception, Sim};
+use astro_sim::{End, Options, Reception, Sim};
 
 use super::{
     ROOM, SOON,

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use astro_relay::{
-    journal::store::Store,
-    sim::{Load, Options, Sim},
-};
+use astro_relay::journal::store::Store;
+use astro_sim::{Load, Options, Sim};
 
 use crate::support::{
     clock::Clock, daemon::Relay, journal::PATIENCE, receiver::Receiver, wait::until,

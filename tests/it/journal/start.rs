@@ -6,8 +6,8 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 use astro_relay::{
     config::{Journal as Config, Size, Start},
     journal::{Health, Journal, store::Store},
-    sim::{Load, Options, Sim},
 };
+use astro_sim::{Load, Options, Sim};
 
 use crate::support::{
     daemon::Relay,

@@ -6,7 +6,7 @@ use std::{
     process::Stdio,
 };
 
-use astro_relay::sim::{Options, Refusal, Sim};
+use astro_sim::{Options, Refusal, Sim};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use reqwest::Client;
 use serde_json::json;

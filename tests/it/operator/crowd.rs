@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use astro_relay::sim::{Load, Options, Sim};
+use astro_sim::{Load, Options, Sim};
 use futures_util::future::join_all;
 use serde_json::json;
 use tokio::{

@@ -1,9 +1,7 @@
 //! The endpoint: who may ask for what, and what is answered.
 
-use astro_relay::{
-    app::relay::Relay,
-    sim::{Load, Options, Refusal, Sim},
-};
+use astro_relay::app::relay::Relay;
+use astro_sim::{Load, Options, Refusal, Sim};
 use reqwest::{Client, header};
 use serde_json::{Value, json};
 

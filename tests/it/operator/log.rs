@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::sim::{Options, Refusal, Sim};
+use astro_sim::{Options, Refusal, Sim};
 use reqwest::Client;
 use serde_json::json;
 use tempfile::TempDir;

@@ -9,8 +9,8 @@ use astro_relay::{
     gateway::status::{Standing, Status},
     journal::Journal,
     loading::Sources,
-    sim::Sim,
 };
+use astro_sim::Sim;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

@@ -16,7 +16,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 
-use super::{
+use crate::{
     faults::{End, Malformed, Reception, Refusal},
     http::Peer,
     line::ConnectionId,
@@ -29,7 +29,7 @@ use super::{
 const MAX_TIMES: u32 = 10_000;
 
 /// The routes.
-pub(super) fn routes(world: &Arc<World>) -> Router {
+pub(crate) fn routes(world: &Arc<World>) -> Router {
     let calls = Router::new()
         .route("/publish", post(publish))
         .route("/raw", post(raw))

@@ -20,13 +20,11 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use ulid::Ulid;
 
-use super::{
+use crate::{
+    clock::{self, UnixMillis},
     faults::{End, Malformed},
     frame, lock,
-};
-use crate::{
-    base::clock::{self, UnixMillis},
-    config::Secret,
+    secret::Secret,
 };
 
 /// Number of a connection, counted from 1.
@@ -103,17 +101,17 @@ pub enum Ended {
 
 /// The server's side of one connection.
 #[derive(Debug)]
-pub(super) struct Line {
-    pub(super) id: ConnectionId,
+pub(crate) struct Line {
+    pub(crate) id: ConnectionId,
     opened: UnixMillis,
     restored: bool,
     keep_sent: usize,
     /// There is something to write, or the line is ending.
-    pub(super) wake: Notify,
+    pub(crate) wake: Notify,
     /// It shall be reset, at once.
-    pub(super) cut: Notify,
+    pub(crate) cut: Notify,
     /// The client was told to move.
-    pub(super) draining: Notify,
+    pub(crate) draining: Notify,
     silent: AtomicBool,
     out: Mutex<Out>,
 }
@@ -131,7 +129,7 @@ struct Out {
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Handed {
+pub(crate) enum Handed {
     /// It waits to be written, behind so many bytes.
     Waiting(usize),
     /// It was not taken.
@@ -139,7 +137,7 @@ pub(super) enum Handed {
 }
 
 impl Line {
-    pub(super) fn new(id: ConnectionId, restored: bool, keep_sent: usize) -> Self {
+    pub(crate) fn new(id: ConnectionId, restored: bool, keep_sent: usize) -> Self {
         Self {
             id,
             opened: clock::now(),
@@ -154,7 +152,7 @@ impl Line {
     }
 
     /// Sends something that is not a message: a welcome, a response, a ping, nonsense.
-    pub(super) fn say(&self, put: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn say(&self, put: impl FnOnce(&mut Vec<u8>)) {
         let mut out = lock(&self.out);
         if out.ended.is_none() && !self.is_silent() {
             put(&mut out.buffer);
@@ -163,7 +161,7 @@ impl Line {
     }
 
     /// Sends a message, once or twice.
-    pub(super) fn message(&self, id: Option<Ulid>, text: &[u8], copies: usize) -> Handed {
+    pub(crate) fn message(&self, id: Option<Ulid>, text: &[u8], copies: usize) -> Handed {
         let mut out = lock(&self.out);
         if out.ended.is_some() {
             return Handed::Not;
@@ -191,17 +189,17 @@ impl Line {
     }
 
     /// The client was told to move: the grace begins.
-    pub(super) fn start_draining(&self) {
+    pub(crate) fn start_draining(&self) {
         self.draining.notify_one();
     }
 
     /// Sends something malformed.
-    pub(super) fn garble(&self, malformed: Malformed) {
+    pub(crate) fn garble(&self, malformed: Malformed) {
         self.say(|buffer| malformed.put(buffer));
     }
 
     /// Ends it as the server does.
-    pub(super) fn end(&self, end: End) {
+    pub(crate) fn end(&self, end: End) {
         match end {
             End::Fin => self.finish(Ended::Closed(None), |_| {}),
             End::Close(code) => self.finish(Ended::Closed(Some(code)), |buffer| {
@@ -215,7 +213,7 @@ impl Line {
     }
 
     /// Notes how it ended, and says a last word. Only the first end counts.
-    pub(super) fn finish(&self, ended: Ended, last: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn finish(&self, ended: Ended, last: impl FnOnce(&mut Vec<u8>)) {
         let mut out = lock(&self.out);
         if out.ended.is_none() {
             out.ended = Some(ended);
@@ -227,22 +225,22 @@ impl Line {
     }
 
     /// How it ended, if it did.
-    pub(super) fn ended(&self) -> Option<Ended> {
+    pub(crate) fn ended(&self) -> Option<Ended> {
         lock(&self.out).ended
     }
 
     /// From now on it says nothing and hears nothing, or does so again. What it said before was noted as
     /// sent, and still goes out.
-    pub(super) fn silence(&self, silent: bool) {
+    pub(crate) fn silence(&self, silent: bool) {
         self.silent.store(silent, Ordering::SeqCst);
     }
 
-    pub(super) fn is_silent(&self) -> bool {
+    pub(crate) fn is_silent(&self) -> bool {
         self.silent.load(Ordering::SeqCst)
     }
 
     /// Takes what waits into `batch`, whose old content is forgotten; says whether there was any.
-    pub(super) fn take(&self, batch: &mut Vec<u8>) -> bool {
+    pub(crate) fn take(&self, batch: &mut Vec<u8>) -> bool {
         batch.clear();
         let mut out = lock(&self.out);
         std::mem::swap(batch, &mut out.buffer);
@@ -250,11 +248,11 @@ impl Line {
     }
 
     /// Bytes that wait.
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         lock(&self.out).buffer.len()
     }
 
-    pub(super) fn note(&self, command: CommandRecord) {
+    pub(crate) fn note(&self, command: CommandRecord) {
         let mut out = lock(&self.out);
         if out.commands.len() < KEEP_COMMANDS {
             out.commands.push(command);
@@ -263,14 +261,14 @@ impl Line {
 
     /// Its subscriptions, to be looked at or changed. The registry of topics follows them: change
     /// both under the registry's lock.
-    pub(super) fn subscriptions<T>(
+    pub(crate) fn subscriptions<T>(
         &self,
         look: impl FnOnce(&mut BTreeSet<(String, String)>) -> T,
     ) -> T {
         look(&mut self.out().subscriptions)
     }
 
-    pub(super) fn record(&self) -> ConnectionRecord {
+    pub(crate) fn record(&self) -> ConnectionRecord {
         let out = self.out();
         ConnectionRecord {
             id: self.id,

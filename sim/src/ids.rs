@@ -2,11 +2,11 @@
 
 use ulid::Ulid;
 
-use crate::base::clock::{self, UnixMillis};
+use crate::clock::{self, UnixMillis};
 
 /// Makes ids, and remembers the text of the current second.
 #[derive(Debug)]
-pub(super) struct Ids {
+pub(crate) struct Ids {
     previous: Ulid,
     random: fastrand::Rng,
     second: UnixMillis,
@@ -14,7 +14,7 @@ pub(super) struct Ids {
 }
 
 impl Ids {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             previous: Ulid::nil(),
             random: fastrand::Rng::with_seed(seed),
@@ -24,7 +24,7 @@ impl Ids {
     }
 
     /// The next id: greater than every one before, whatever the clock does.
-    pub(super) fn next(&mut self, now: UnixMillis) -> Ulid {
+    pub(crate) fn next(&mut self, now: UnixMillis) -> Ulid {
         // Half of the random range is left for counting on within one millisecond.
         let fresh = Ulid::from_parts(now, self.random.u128(..) >> 49);
         self.previous = if now > self.previous.timestamp_ms() {
@@ -36,7 +36,7 @@ impl Ids {
     }
 
     /// The time as Astro writes it: its examples have whole seconds.
-    pub(super) fn ts(&mut self, now: UnixMillis) -> &str {
+    pub(crate) fn ts(&mut self, now: UnixMillis) -> &str {
         let second = now / 1000;
         if second != self.second {
             self.second = second;

@@ -8,8 +8,8 @@ use std::{io::Write, time::Duration};
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::world::{World, put_string};
-use crate::base::clock;
+use crate::clock;
+use crate::world::{World, put_string};
 
 /// Bytes that may wait on a line before the generator pauses: two of them keep a writer busy.
 const FULL: usize = 256 << 10;
@@ -99,7 +99,7 @@ impl World {
         Loaded { messages: done, sent, took: start.elapsed() }
     }
 
-    fn load_one(&self, load: &Load, n: u64, padding: &str) -> super::world::Sent {
+    fn load_one(&self, load: &Load, n: u64, padding: &str) -> crate::world::Sent {
         let turn = usize::try_from(n).unwrap_or(0) % load.rooms.len().max(1);
         let room = load.rooms.get(turn).map_or("", String::as_str);
         let sent = clock::now_micros();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use astro_relay::sim::Sim;
+use astro_sim::Sim;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio::{
@@ -16,37 +16,37 @@ use tokio_tungstenite::{
 };
 
 /// How long anything may take.
-pub(super) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A client of the gateway.
 #[derive(Debug)]
-pub(super) struct Client {
-    pub(super) ws: WebSocketStream<TcpStream>,
+pub(crate) struct Client {
+    pub(crate) ws: WebSocketStream<TcpStream>,
     nonce: u32,
 }
 
 impl Client {
     /// Connects, and reads the welcome where there is one.
-    pub(super) async fn welcomed(sim: &Sim) -> Self {
+    pub(crate) async fn welcomed(sim: &Sim) -> Self {
         let mut client = Self::connect(sim, "").await.unwrap();
         assert_eq!(client.json().await["type"], "welcome");
         client
     }
 
     /// Connects and reads nothing.
-    pub(super) async fn connect(sim: &Sim, query: &str) -> Result<Self, Error> {
+    pub(crate) async fn connect(sim: &Sim, query: &str) -> Result<Self, Error> {
         let stream = TcpStream::connect(sim.address()).await?;
         let url = format!("{}/{query}", sim.url());
         let (ws, _) = timeout(SOON, client_async(url, stream)).await.unwrap()?;
         Ok(Self { ws, nonce: 0 })
     }
 
-    pub(super) async fn send(&mut self, text: impl ToString) {
+    pub(crate) async fn send(&mut self, text: impl ToString) {
         self.ws.send(Message::text(text.to_string())).await.unwrap();
     }
 
     /// Subscribes and returns the response.
-    pub(super) async fn subscribe(&mut self, topic: &str, room: &str) -> Value {
+    pub(crate) async fn subscribe(&mut self, topic: &str, room: &str) -> Value {
         self.command(
             "subscribe",
             json!({ "topic": topic, "room": room, "token": "t", "token_type": "jwt" }),
@@ -55,7 +55,7 @@ impl Client {
     }
 
     /// Sends a command and returns the response, which must bear its nonce.
-    pub(super) async fn command(&mut self, kind: &str, data: Value) -> Value {
+    pub(crate) async fn command(&mut self, kind: &str, data: Value) -> Value {
         self.nonce += 1;
         let nonce = self.nonce.to_string();
         self.send(json!({ "type": kind, "nonce": nonce, "data": data })).await;
@@ -65,12 +65,12 @@ impl Client {
     }
 
     /// What comes next, whatever it is; `None` at the end.
-    pub(super) async fn frame(&mut self) -> Option<Result<Message, Error>> {
+    pub(crate) async fn frame(&mut self) -> Option<Result<Message, Error>> {
         timeout(SOON, self.ws.next()).await.expect("nothing came")
     }
 
     /// The next text, as it came.
-    pub(super) async fn text(&mut self) -> String {
+    pub(crate) async fn text(&mut self) -> String {
         loop {
             match self.frame().await.expect("the connection ended").unwrap() {
                 Message::Text(text) => return text.to_string(),
@@ -81,12 +81,12 @@ impl Client {
     }
 
     /// The next text, parsed.
-    pub(super) async fn json(&mut self) -> Value {
+    pub(crate) async fn json(&mut self) -> Value {
         serde_json::from_str(&self.text().await).unwrap()
     }
 
     /// Reads to the end; says how it came: the code of a close frame, or the error.
-    pub(super) async fn end(&mut self) -> Result<Option<u16>, Error> {
+    pub(crate) async fn end(&mut self) -> Result<Option<u16>, Error> {
         let mut code = None;
         while let Some(frame) = self.frame().await {
             if let Message::Close(close) = frame? {
@@ -97,7 +97,7 @@ impl Client {
     }
 
     /// Sends a ping; says whether a pong comes before the deadline.
-    pub(super) async fn answers_ping(&mut self, deadline: Duration) -> bool {
+    pub(crate) async fn answers_ping(&mut self, deadline: Duration) -> bool {
         self.ws.send(Message::Ping("?".into())).await.unwrap();
         let pong = async {
             while let Some(Ok(frame)) = self.ws.next().await {
@@ -113,24 +113,24 @@ impl Client {
 
 /// An HTTP answer.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) head: String,
-    pub(super) body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub(super) fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
 }
 
 /// One HTTP request on a connection of its own; `None` where the connection ends without an answer.
-pub(super) async fn request(sim: &Sim, method: &str, path: &str, body: &str) -> Option<Answer> {
+pub(crate) async fn request(sim: &Sim, method: &str, path: &str, body: &str) -> Option<Answer> {
     request_as(sim, Some("t"), method, path, body).await
 }
 
-pub(super) async fn request_as(
+pub(crate) async fn request_as(
     sim: &Sim,
     token: Option<&str>,
     method: &str,
@@ -142,7 +142,7 @@ pub(super) async fn request_as(
 }
 
 /// A GET with this value of `Authorization`.
-pub(super) async fn request_with(sim: &Sim, authorization: &str, path: &str) -> Answer {
+pub(crate) async fn request_with(sim: &Sim, authorization: &str, path: &str) -> Answer {
     send(sim, Some(authorization), "GET", path, "").await.unwrap()
 }
 

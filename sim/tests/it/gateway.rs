@@ -2,20 +2,17 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use astro_relay::{
-    base::clock,
-    sim::{Canonical, Ended, Options, Reception, Refusal, Success, Token},
-};
+use astro_sim::{Canonical, Ended, Options, Reception, Refusal, Success, Token};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 use ulid::Ulid;
 
-use super::{
+use crate::{
     OTHER, ROOM,
     client::{Client, SOON},
-    start,
+    is_rfc3339, start,
+    wait::until,
 };
-use crate::support::wait::until;
 
 #[tokio::test]
 async fn the_later_revision_welcomes_and_names_rooms() {
@@ -36,7 +33,7 @@ async fn the_later_revision_welcomes_and_names_rooms() {
     let message: serde_json::Value = serde_json::from_str(&message).unwrap();
     assert_eq!((&message["id"], &message["room"]), (&json!(id), &json!(ROOM)));
     assert!(Ulid::from_string(&id).is_ok());
-    assert!(clock::parse_rfc3339(message["ts"].as_str().unwrap()).is_some());
+    assert!(is_rfc3339(&message["ts"]));
 }
 
 #[tokio::test]

@@ -2,10 +2,10 @@
 
 use std::{fs, path::Path};
 
-use astro_relay::{base::clock, sim::Options};
+use astro_sim::Options;
 use serde_json::Value;
 
-use super::{ROOM, client::Client, start};
+use crate::{ROOM, client::Client, is_rfc3339, start};
 
 /// Sends every message of a folder to a subscriber of its topic; returns how many there were.
 async fn relay_all(folder: &Path) -> usize {
@@ -19,7 +19,7 @@ async fn relay_all(folder: &Path) -> usize {
         let message: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(message["type"], "message", "{}", file.display());
         assert!(message["id"].is_string(), "{}", file.display());
-        assert!(clock::parse_rfc3339(message["ts"].as_str().unwrap()).is_some());
+        assert!(is_rfc3339(&message["ts"]));
         let topic = message["topic"].as_str().unwrap();
         client.subscribe(topic, message["room"].as_str().unwrap_or(ROOM)).await;
         assert_eq!(sim.publish_raw(&text).unwrap(), 1, "{}", file.display());
@@ -30,14 +30,14 @@ async fn relay_all(folder: &Path) -> usize {
 
 #[tokio::test]
 async fn our_own_examples() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/messages");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/messages");
     assert!(relay_all(&folder).await >= 20);
 }
 
 #[tokio::test]
 #[expect(clippy::print_stderr, reason = "a test that tested nothing should say so")]
 async fn the_documentations_examples() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures/messages");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures/messages");
     if folder.is_dir() {
         assert!(relay_all(&folder).await >= 40);
     } else {

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{session::hex_id, world::World};
-use crate::base::clock::{self, UnixMillis};
+use crate::clock::{self, UnixMillis};
+use crate::{session::hex_id, world::World};
 
 /// The pause between two happenings at normal speed, at most.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1600);

@@ -22,7 +22,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-use super::{
+use crate::{
+    clock::{self, UnixMillis},
     faults::{End, Faults, Malformed},
     frame,
     ids::Ids,
@@ -30,15 +31,12 @@ use super::{
     lock,
     options::{Documents, MessageIds, OAuthClient, Options, Token},
     rest::RestFault,
+    secret::Secret,
     session::{LISTED, Sessions},
-};
-use crate::{
-    base::clock::{self, UnixMillis},
-    config::Secret,
 };
 
 /// The topic whose messages reach everybody, subscribed or not.
-pub(super) const NOTIFICATIONS: &str = "astro";
+pub(crate) const NOTIFICATIONS: &str = "astro";
 
 /// Closed connections that are remembered.
 const KEEP_CONNECTIONS: usize = 256;
@@ -49,13 +47,13 @@ const KEEP_RECONNECT_TOKENS: usize = 10_000;
 
 /// The state of the simulation.
 pub struct World {
-    pub(super) options: Options,
-    pub(super) stop: CancellationToken,
+    pub(crate) options: Options,
+    pub(crate) stop: CancellationToken,
     /// A writer has taken what waited on its line.
-    pub(super) space: Notify,
-    pub(super) counters: Counters,
-    pub(super) sessions: Mutex<Sessions>,
-    pub(super) rest_faults: Mutex<VecDeque<RestFault>>,
+    pub(crate) space: Notify,
+    pub(crate) counters: Counters,
+    pub(crate) sessions: Mutex<Sessions>,
+    pub(crate) rest_faults: Mutex<VecDeque<RestFault>>,
     faults: Mutex<Faults>,
     state: Mutex<State>,
     open: watch::Sender<bool>,
@@ -110,7 +108,7 @@ pub struct Attempt {
 
 /// The answer to a refresh.
 #[derive(Debug, Serialize)]
-pub(super) struct Refreshed {
+pub(crate) struct Refreshed {
     access_token: String,
     refresh_token: String,
     expires_in: u64,
@@ -151,24 +149,24 @@ pub struct Stats {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) opened: AtomicU64,
-    pub(super) refused: AtomicU64,
-    pub(super) commands: AtomicU64,
-    pub(super) rate_limited: AtomicU64,
-    pub(super) published: AtomicU64,
-    pub(super) sent: AtomicU64,
-    pub(super) pings: AtomicU64,
-    pub(super) pongs: AtomicU64,
-    pub(super) tokens_issued: AtomicU64,
-    pub(super) tokens_used: AtomicU64,
-    pub(super) tokens_refused: AtomicU64,
-    pub(super) rest_requests: AtomicU64,
-    pub(super) refreshes: AtomicU64,
+pub(crate) struct Counters {
+    pub(crate) opened: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) commands: AtomicU64,
+    pub(crate) rate_limited: AtomicU64,
+    pub(crate) published: AtomicU64,
+    pub(crate) sent: AtomicU64,
+    pub(crate) pings: AtomicU64,
+    pub(crate) pongs: AtomicU64,
+    pub(crate) tokens_issued: AtomicU64,
+    pub(crate) tokens_used: AtomicU64,
+    pub(crate) tokens_refused: AtomicU64,
+    pub(crate) rest_requests: AtomicU64,
+    pub(crate) refreshes: AtomicU64,
 }
 
 /// Counts one more.
-pub(super) fn count(counter: &AtomicU64) {
+pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
@@ -184,7 +182,7 @@ struct Address<'a> {
 }
 
 impl World {
-    pub(super) fn new(options: Options) -> Self {
+    pub(crate) fn new(options: Options) -> Self {
         Self {
             stop: CancellationToken::new(),
             space: Notify::new(),
@@ -356,17 +354,17 @@ impl World {
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Sent {
+pub(crate) struct Sent {
     /// Connections that it was handed to.
-    pub(super) connections: usize,
+    pub(crate) connections: usize,
     /// The most bytes that wait on one of them.
-    pub(super) waiting: usize,
+    pub(crate) waiting: usize,
 }
 
 /// For the connections, the load generator and the HTTP side.
 impl World {
     /// Publishes a message whose data is written by `put`.
-    pub(super) fn send(
+    pub(crate) fn send(
         &self,
         topic: &str,
         room: &str,
@@ -423,7 +421,7 @@ impl World {
     }
 
     /// Something that is not a message: its envelope, and what `put` appends to it.
-    pub(super) fn envelope(&self, kind: &str, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    pub(crate) fn envelope(&self, kind: &str, put: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
         let mut state = lock(&self.state);
         let now = clock::now();
         let id = state.ids.next(now);
@@ -435,7 +433,7 @@ impl World {
     }
 
     /// Notes an attempt to connect.
-    pub(super) fn attempted(&self, refused: Option<u16>, with_token: bool) {
+    pub(crate) fn attempted(&self, refused: Option<u16>, with_token: bool) {
         if refused.is_some() {
             count(&self.counters.refused);
         }
@@ -448,7 +446,7 @@ impl World {
 
     /// Opens a line; with a reconnect token its subscriptions are restored. `None`: the token is not
     /// valid, has expired or was used before.
-    pub(super) fn open_line(&self, token: Option<&str>) -> Option<Arc<Line>> {
+    pub(crate) fn open_line(&self, token: Option<&str>) -> Option<Arc<Line>> {
         let refused = lock(&self.faults).refuse_reconnect;
         let mut state = lock(&self.state);
         let mut restored = Vec::new();
@@ -474,7 +472,7 @@ impl World {
     }
 
     /// Forgets a line that has ended, except for its record.
-    pub(super) fn close_line(&self, line: &Arc<Line>) {
+    pub(crate) fn close_line(&self, line: &Arc<Line>) {
         let mut state = lock(&self.state);
         let subscriptions = line.subscriptions(|all| all.clone());
         for (topic, room) in &subscriptions {
@@ -489,12 +487,12 @@ impl World {
         self.space.notify_waiters();
     }
 
-    pub(super) fn subscribe(&self, line: &Arc<Line>, topic: &str, room: &str) {
+    pub(crate) fn subscribe(&self, line: &Arc<Line>, topic: &str, room: &str) {
         lock(&self.state).subscribe(line, topic.to_owned(), room.to_owned());
     }
 
     /// Ends the subscription to one room, or to all rooms of the topic.
-    pub(super) fn unsubscribe(&self, line: &Arc<Line>, topic: &str, room: Option<&str>) {
+    pub(crate) fn unsubscribe(&self, line: &Arc<Line>, topic: &str, room: Option<&str>) {
         let mut state = lock(&self.state);
         let gone: Vec<(String, String)> = line.subscriptions(|all| {
             all.extract_if(.., |(t, r)| t == topic && room.is_none_or(|room| r == room)).collect()
@@ -505,7 +503,7 @@ impl World {
     }
 
     /// What a look at the token says; no tokens at all means that every one is accepted.
-    pub(super) fn token(&self, token: &str) -> Result<Option<Token>, ()> {
+    pub(crate) fn token(&self, token: &str) -> Result<Option<Token>, ()> {
         let state = lock(&self.state);
         if state.tokens.is_empty() {
             return if token.is_empty() { Err(()) } else { Ok(None) };
@@ -517,7 +515,7 @@ impl World {
 
     /// Exchanges a refresh token for a new access token and the next refresh token. An error is the code
     /// that OAuth2 has for it.
-    pub(super) fn refresh(
+    pub(crate) fn refresh(
         &self,
         client: &str,
         secret: &str,
@@ -559,17 +557,17 @@ impl World {
     }
 
     /// Looks at the faults, and uses up what is meant for one occasion.
-    pub(super) fn with_faults<T>(&self, look: impl FnOnce(&mut Faults) -> T) -> T {
+    pub(crate) fn with_faults<T>(&self, look: impl FnOnce(&mut Faults) -> T) -> T {
         look(&mut lock(&self.faults))
     }
 
     /// Whether connections are accepted, and its changes.
-    pub(super) fn listening(&self) -> watch::Receiver<bool> {
+    pub(crate) fn listening(&self) -> watch::Receiver<bool> {
         self.open.subscribe()
     }
 
     /// Waits until no line has more than so many bytes waiting.
-    pub(super) async fn wait_for_space(&self, limit: usize) {
+    pub(crate) async fn wait_for_space(&self, limit: usize) {
         loop {
             let mut space = std::pin::pin!(self.space.notified());
             space.as_mut().enable();
@@ -673,7 +671,7 @@ fn put_envelope(text: &mut Vec<u8>, id: Ulid, ts: &str, kind: &str) {
 }
 
 /// A JSON string.
-pub(super) fn put_string(text: &mut Vec<u8>, string: &str) {
+pub(crate) fn put_string(text: &mut Vec<u8>, string: &str) {
     if string.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
         text.push(b'"');
         text.extend_from_slice(string.as_bytes());
@@ -684,7 +682,7 @@ pub(super) fn put_string(text: &mut Vec<u8>, string: &str) {
 }
 
 /// Appends the text of a value.
-pub(super) fn put_display(text: &mut Vec<u8>, value: impl Display) {
+pub(crate) fn put_display(text: &mut Vec<u8>, value: impl Display) {
     // Writing to a vector cannot fail; a `Display` that does fail leaves its text cut short.
     write!(text, "{value}").ok();
 }

@@ -9,12 +9,12 @@ use std::collections::{HashMap, VecDeque};
 
 use serde_json::{Map, Value, json};
 
-use super::{
+use crate::clock::{self, UnixMillis};
+use crate::{
     lock,
     options::{Documents, SessionKeys, SessionReset, SessionUpdate},
     world::World,
 };
-use crate::base::clock::{self, UnixMillis};
 
 /// Activities, and items of each other history, kept for each room: ten pages of the largest size.
 const KEEP: usize = 1000;
@@ -29,7 +29,7 @@ const COUNTED: &[&str] = &["follower", "subscriber"];
 const SUMMED: &[&str] = &["cheer", "tip"];
 
 /// Topics whose messages the REST API lists too, and the last part of the path where it does.
-pub(super) const LISTED: [(&str, &str); 3] = [
+pub(crate) const LISTED: [(&str, &str); 3] = [
     ("channel.tips", "tips"),
     ("channel.tips.moderation", "moderation"),
     ("channel.loyalty.redemptions", "redemptions"),
@@ -37,34 +37,36 @@ pub(super) const LISTED: [(&str, &str); 3] = [
 
 /// The sessions of all rooms.
 #[derive(Debug)]
-pub(super) struct Sessions {
+pub(crate) struct Sessions {
     rooms: HashMap<String, Session>,
     random: fastrand::Rng,
 }
 
-/// The session of one room.
+/// The session of one room, as a pure model: a client that folds updates into a session of its own can
+/// be compared with it.
 #[derive(Debug)]
-pub(crate) struct Session {
+pub struct Session {
     id: String,
     room: String,
     last_reset: UnixMillis,
     created: UnixMillis,
     updated: UnixMillis,
-    pub(crate) elements: Map<String, Value>,
-    pub(super) settings: Value,
+    /// The elements, by name.
+    pub elements: Map<String, Value>,
+    pub(crate) settings: Value,
     /// Newest first.
-    pub(super) activities: VecDeque<Value>,
+    pub(crate) activities: VecDeque<Value>,
     /// What was published on each of the [`LISTED`] topics, newest first.
-    pub(super) lists: [VecDeque<Value>; LISTED.len()],
+    pub(crate) lists: [VecDeque<Value>; LISTED.len()],
 }
 
 impl Sessions {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { rooms: HashMap::new(), random: fastrand::Rng::with_seed(seed) }
     }
 
     /// The session of a room, a fresh one where there was none. `None`: there are too many rooms.
-    pub(super) fn of(&mut self, room: &str) -> Option<&mut Session> {
+    pub(crate) fn of(&mut self, room: &str) -> Option<&mut Session> {
         if !self.rooms.contains_key(room) {
             if self.rooms.len() >= MAX_ROOMS {
                 return None;
@@ -76,18 +78,18 @@ impl Sessions {
     }
 
     /// An id such as activities and sessions have: 24 hex digits.
-    pub(super) fn hex_id(&mut self) -> String {
+    pub(crate) fn hex_id(&mut self) -> String {
         hex_id(&mut self.random)
     }
 }
 
 /// 24 hex digits, as every id of the REST API has.
-pub(super) fn hex_id(random: &mut fastrand::Rng) -> String {
+pub(crate) fn hex_id(random: &mut fastrand::Rng) -> String {
     format!("{:024x}", random.u128(..) >> 32)
 }
 
 impl Session {
-    pub(crate) fn new(id: String, room: &str) -> Self {
+    pub fn new(id: String, room: &str) -> Self {
         let now = clock::now();
         Self {
             id,
@@ -103,7 +105,7 @@ impl Session {
     }
 
     /// As the REST API shows it.
-    pub(super) fn to_json(&self, document: Documents) -> Value {
+    pub fn to_json(&self, document: Documents) -> Value {
         let mut session = json!({
             "_id": self.id,
             "provider": "twitch",
@@ -125,7 +127,7 @@ impl Session {
 
     /// Begins a new session. In the current revision it has the goals, totals and latest of the one
     /// before.
-    pub(crate) fn reset(&mut self, id: String, document: Documents) {
+    pub fn reset(&mut self, id: String, document: Documents) {
         self.id = id;
         self.last_reset = clock::now();
         self.updated = self.last_reset;
@@ -137,7 +139,7 @@ impl Session {
     }
 
     /// Lists a message that the REST API shows too.
-    pub(super) fn list(&mut self, which: usize, item: Value) {
+    pub(crate) fn list(&mut self, which: usize, item: Value) {
         if let Some(list) = self.lists.get_mut(which) {
             list.truncate(KEEP - 1);
             list.push_front(item);
@@ -145,14 +147,14 @@ impl Session {
     }
 
     /// Sets an element; returns it.
-    pub(crate) fn set(&mut self, key: String, value: Value) -> (String, Value) {
+    pub fn set(&mut self, key: String, value: Value) -> (String, Value) {
         self.updated = clock::now();
         self.elements.insert(key.clone(), value.clone());
         (key, value)
     }
 
     /// Notes an activity; returns the elements that it changed.
-    pub(crate) fn apply(&mut self, activity: &Value) -> Vec<(String, Value)> {
+    pub fn apply(&mut self, activity: &Value) -> Vec<(String, Value)> {
         self.activities.truncate(KEEP - 1);
         self.activities.push_front(history_item(activity));
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -290,7 +292,7 @@ impl World {
     }
 
     /// Lists a message of one of the [`LISTED`] topics, where it can be read.
-    pub(super) fn list(&self, topic: &str, room: &str, data: &str) {
+    pub(crate) fn list(&self, topic: &str, room: &str, data: &str) {
         let which = LISTED.iter().position(|(listed, _)| *listed == topic);
         let item = serde_json::from_str::<Value>(data).ok().filter(Value::is_object);
         if let (Some(which), Some(item)) = (which, item)
@@ -343,7 +345,7 @@ impl World {
 }
 
 /// `latest_follower` for `follower-latest`, as the page of the topic has it.
-pub(crate) fn older(key: &str) -> String {
+pub fn older(key: &str) -> String {
     let turned = key.strip_suffix("-latest").map(|family| format!("latest-{family}"));
     turned.as_deref().unwrap_or(key).replace('-', "_")
 }

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use astro_relay::sim::{Load, Options, Traffic};
+use astro_sim::{Load, Options, Traffic};
 
-use super::{OTHER, ROOM, client::Client, start};
+use crate::{OTHER, ROOM, client::Client, start};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_arrives_whole_in_order_and_as_recorded() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use astro_relay::sim::{End, Ended, Malformed, Options, Reception, Sim};
+use astro_sim::{End, Ended, Malformed, Options, Reception, Sim};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -10,12 +10,12 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::{Error, Message, error::ProtocolError};
 
-use super::{
+use crate::wait::until;
+use crate::{
     ROOM,
     client::{Client, SOON},
     start,
 };
-use crate::support::wait::until;
 
 /// Long enough for an answer on this machine, were there one.
 const SILENCE: Duration = Duration::from_millis(200);

@@ -9,13 +9,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{
+use crate::{clock, secret::Secret};
+use crate::{
     frame,
     line::{CommandRecord, Line},
     options::Success,
     world::{NOTIFICATIONS, World, count, put_display, put_string},
 };
-use crate::{base::clock, config::Secret};
 
 /// The code that is sent without a nonce.
 const RATE_LIMITED: &str = "rate_limit_exceeded";
@@ -25,18 +25,18 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// The commands of one connection in the last ten seconds.
 #[derive(Debug)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     limit: usize,
     recent: VecDeque<Instant>,
 }
 
 impl Rate {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self { limit, recent: VecDeque::new() }
     }
 
     /// Whether a command may come now. One that may not does not count.
-    pub(super) fn allows(&mut self, now: Instant) -> bool {
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
         while self.recent.front().is_some_and(|&first| now.duration_since(first) >= WINDOW) {
             self.recent.pop_front();
         }
@@ -70,7 +70,7 @@ struct Request {
 type Refused = (String, String);
 
 /// Takes a command, acts on it, and sends the response.
-pub(super) fn answer(world: &World, line: &Arc<Line>, text: &str, in_time: bool) {
+pub(crate) fn answer(world: &World, line: &Arc<Line>, text: &str, in_time: bool) {
     count(&world.counters.commands);
     let Ok(command) = serde_json::from_str::<Command>(text) else {
         let refused = refusal("invalid_message", "the message could not be processed");

@@ -5,15 +5,15 @@
 //! rules are strict, is left to the library.
 
 /// Opcode of a text frame.
-pub(super) const TEXT: u8 = 0x1;
+pub(crate) const TEXT: u8 = 0x1;
 /// Opcode of a binary frame.
-pub(super) const BINARY: u8 = 0x2;
+pub(crate) const BINARY: u8 = 0x2;
 /// Opcode of a close frame.
-pub(super) const CLOSE: u8 = 0x8;
+pub(crate) const CLOSE: u8 = 0x8;
 /// Opcode of a ping.
-pub(super) const PING: u8 = 0x9;
+pub(crate) const PING: u8 = 0x9;
 /// Opcode of a pong.
-pub(super) const PONG: u8 = 0xA;
+pub(crate) const PONG: u8 = 0xA;
 
 /// The bit that marks the last frame of a message.
 const FIN: u8 = 0x80;
@@ -21,13 +21,13 @@ const FIN: u8 = 0x80;
 const SHORT: usize = 125;
 
 /// Appends one frame that is a whole message.
-pub(super) fn put(buffer: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
+pub(crate) fn put(buffer: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     put_part(buffer, FIN | opcode, payload);
 }
 
 /// Appends a text message cut into `parts` frames (at least one), with a ping between the first two:
 /// control frames may stand inside a fragmented message.
-pub(super) fn put_fragmented(buffer: &mut Vec<u8>, payload: &[u8], parts: usize) {
+pub(crate) fn put_fragmented(buffer: &mut Vec<u8>, payload: &[u8], parts: usize) {
     /// Opcode of every frame of a message but the first.
     const CONTINUATION: u8 = 0x0;
     let size = payload.len().div_ceil(parts.max(1)).max(1);
@@ -44,7 +44,7 @@ pub(super) fn put_fragmented(buffer: &mut Vec<u8>, payload: &[u8], parts: usize)
 }
 
 /// Appends a close frame. Any code is written, also those that must not stand on the wire.
-pub(super) fn put_close(buffer: &mut Vec<u8>, code: u16, reason: &str) {
+pub(crate) fn put_close(buffer: &mut Vec<u8>, code: u16, reason: &str) {
     let mut payload = code.to_be_bytes().to_vec();
     // A control frame's payload is 125 bytes at most, two of which are the code.
     payload.extend(reason.bytes().take(SHORT - 2));

@@ -24,10 +24,10 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{control, rest, world::World};
+use crate::{control, rest, world::World};
 
 /// Serves the connections that come through the channel, until the simulation stops.
-pub(super) async fn serve(
+pub(crate) async fn serve(
     world: Arc<World>,
     address: SocketAddr,
     connections: mpsc::Receiver<TcpStream>,
@@ -42,15 +42,15 @@ pub(super) async fn serve(
 
 /// Who is at the other end of an HTTP connection.
 #[derive(Debug, Clone)]
-pub(super) struct Peer {
+pub(crate) struct Peer {
     /// Its address, where it still has one.
-    pub(super) address: Option<SocketAddr>,
+    pub(crate) address: Option<SocketAddr>,
     cut: Arc<AtomicBool>,
 }
 
 impl Peer {
     /// Ends the connection: what is written from now on fails.
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.cut.store(true, Ordering::SeqCst);
     }
 }

@@ -21,7 +21,7 @@
 //!
 //! ```no_run
 //! # async fn example() -> std::io::Result<()> {
-//! use astro_relay::sim::{End, Options, Reception, Sim};
+//! use astro_sim::{End, Options, Reception, Sim};
 //!
 //! let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await?;
 //! println!("{} {}", sim.url(), sim.api_url());
@@ -62,6 +62,7 @@
 //! | `shut` | ms | connections are refused for so long; answers at the end |
 //! | `rest_status`, `rest_delay`, `rest_hang`, `rest_drop_after` | \[times, status, retry_after, broken, ms\] | what the next REST requests meet |
 
+mod clock;
 mod command;
 mod control;
 mod faults;
@@ -73,6 +74,7 @@ mod line;
 mod load;
 mod options;
 mod rest;
+mod secret;
 mod session;
 mod traffic;
 mod world;
@@ -93,9 +95,8 @@ use tokio::{
 };
 use tokio_util::sync::DropGuard;
 
-#[cfg(test)]
-pub(crate) use self::session::{Session as SessionModel, older};
 pub use self::{
+    clock::UnixMillis,
     faults::{End, Faults, Malformed, Reception, Refusal},
     line::{CommandRecord, ConnectionId, ConnectionRecord, Ended},
     load::{Load, Loaded},
@@ -104,6 +105,8 @@ pub use self::{
         SessionKeys, SessionReset, SessionUpdate, Success, Token,
     },
     rest::RestFault,
+    secret::Secret,
+    session::{Session as SessionModel, older},
     traffic::{Said, Step, Traffic},
     world::{Attempt, Stats, World},
 };

@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use astro_relay::{
-    config::Secret,
-    sim::{
-        Documents, MessageIds, OAuthClient, Options, ResetAnswer, RestFault, SessionKeys,
-        SessionReset, SessionUpdate, Token,
-    },
+use astro_sim::{
+    Documents, MessageIds, OAuthClient, Options, ResetAnswer, RestFault, Secret, SessionKeys,
+    SessionReset, SessionUpdate, Token,
 };
 use serde_json::{Value, json};
 
-use super::{
+use crate::{
     OTHER, ROOM,
     client::{Client, request, request_as, request_with},
     start,
@@ -306,14 +303,14 @@ async fn a_request_that_hangs_ends_with_the_simulation() {
         format!("GET {SESSIONS}/{ROOM} HTTP/1.1\r\nHost: s\r\nAuthorization: Bearer t\r\n\r\n");
     let (mut read, mut write) = stream.into_split();
     tokio::io::AsyncWriteExt::write_all(&mut write, get.as_bytes()).await.unwrap();
-    crate::support::wait::until("it hangs", super::client::SOON, async || {
+    crate::wait::until("it hangs", crate::client::SOON, async || {
         (sim.stats().rest_requests == 1).then_some(())
     })
     .await;
     sim.stop().await;
     let mut rest = Vec::new();
     let reading = tokio::io::AsyncReadExt::read_to_end(&mut read, &mut rest);
-    tokio::time::timeout(super::client::SOON, reading).await.expect("it ends").unwrap();
+    tokio::time::timeout(crate::client::SOON, reading).await.expect("it ends").unwrap();
 }
 
 #[tokio::test]
@@ -378,7 +375,7 @@ async fn every_fault_can_be_caused_from_outside() {
     ] {
         // The port opens again within moments after it was shut.
         assert_eq!(fault(query).await, 204, "{query}");
-        crate::support::wait::until("the port is open", super::client::SOON, async || {
+        crate::wait::until("the port is open", crate::client::SOON, async || {
             tokio::net::TcpStream::connect(sim.address()).await.ok()
         })
         .await;

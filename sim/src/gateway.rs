@@ -27,7 +27,7 @@ use tokio_tungstenite::{
 };
 use url::form_urlencoded;
 
-use super::{
+use crate::{
     command::{self, Rate},
     faults::{End, Reception},
     frame,
@@ -50,7 +50,7 @@ const GOING_AWAY: u16 = 1001;
 type Reader = WebSocketStream<Join<OwnedReadHalf, Sink>>;
 
 /// Serves a connection from its first byte to its last.
-pub(super) async fn serve(mut stream: TcpStream, world: &World) {
+pub(crate) async fn serve(mut stream: TcpStream, world: &World) {
     let (reception, delay) = world.with_faults(|faults| (faults.reception(), faults.upgrade_delay));
     if reception == Reception::Deaf {
         read_away(&mut stream).await;

@@ -1,13 +1,13 @@
 //! What kind of Astro is simulated: the revision of the protocol, the tokens, the limits.
 //!
 //! Fixed for the life of one simulation, except for the tokens; what goes wrong is in
-//! [`Faults`](super::Faults) and can be changed at any time.
+//! [`Faults`](crate::Faults) and can be changed at any time.
 
 use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::config::Secret;
+use crate::secret::Secret;
 
 /// What is simulated. The default is the vendor's revision of September 2026; [`Options::march_2026`] and
 /// [`Options::first_revision`] are the older ones.
@@ -132,7 +132,7 @@ pub enum ResponseType {
 
 impl ResponseType {
     /// As it stands on the wire.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Lower => "response",
             Self::Upper => "RESPONSE",
@@ -228,7 +228,7 @@ pub enum Canonical {
 
 impl Canonical {
     /// The room under which messages come.
-    pub(super) fn of(&self, room: &str) -> String {
+    pub(crate) fn of(&self, room: &str) -> String {
         match self {
             Self::AsAsked => room.to_owned(),
             Self::Table(table) => table.get(room).map_or(room, String::as_str).to_owned(),
@@ -284,22 +284,22 @@ impl Token {
     }
 
     /// Whether it is an access token of OAuth2, which the REST API takes with the scheme `OAuth` only.
-    pub(super) fn is_oauth(&self) -> bool {
+    pub(crate) fn is_oauth(&self) -> bool {
         matches!(self.token_type.as_deref(), Some("oauth" | "oauth2"))
     }
 
     /// Whether it has this scope.
-    pub(super) fn has(&self, needed: &str) -> bool {
+    pub(crate) fn has(&self, needed: &str) -> bool {
         self.scopes.iter().any(|scope| scope == "*" || scope == needed)
     }
 
     /// Whether it may see this room.
-    pub(super) fn sees(&self, room: &str) -> bool {
+    pub(crate) fn sees(&self, room: &str) -> bool {
         self.rooms.is_empty() || room.is_empty() || self.rooms.iter().any(|own| own == room)
     }
 
     /// Whether it may hear this topic.
-    pub(super) fn hears(&self, topic: &str) -> bool {
+    pub(crate) fn hears(&self, topic: &str) -> bool {
         scope(topic).is_none_or(|needed| self.has(needed))
     }
 }

@@ -20,14 +20,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use url::form_urlencoded;
 
-use super::{
+use crate::clock::{self, UnixMillis};
+use crate::{
     http::Peer,
     lock,
     options::ResetAnswer,
     session::{LISTED, Session},
     world::{World, count},
 };
-use crate::base::clock::{self, UnixMillis};
 
 /// The largest page of activities, and the one that is given where none is asked for.
 const MAX_LIMIT: usize = 100;
@@ -63,7 +63,7 @@ impl RestFault {
 }
 
 /// The routes.
-pub(super) fn routes(world: &Arc<World>) -> Router {
+pub(crate) fn routes(world: &Arc<World>) -> Router {
     let sessions = Router::new()
         .route("/sessions/{channel}", get(session).put(update))
         .route("/sessions/{channel}/reset", put(reset))

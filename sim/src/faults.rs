@@ -1,11 +1,11 @@
 //! What goes wrong, and when: everything here can be switched while the simulation runs.
 //!
 //! Faults of one connection (ending it, silencing it, garbling what it says) are methods of
-//! [`World`](super::World); this file has their names, and the faults that meet whoever comes next.
+//! [`World`](crate::World); this file has their names, and the faults that meet whoever comes next.
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::frame;
+use crate::frame;
 
 /// Faults that meet every connection, or the next ones.
 #[derive(Debug, Clone, Default)]
@@ -145,12 +145,12 @@ impl Refusal {
 
 impl Faults {
     /// What the connection that opens now meets.
-    pub(super) fn reception(&mut self) -> Reception {
+    pub(crate) fn reception(&mut self) -> Reception {
         self.next.pop_front().unwrap_or_else(|| self.every.clone())
     }
 
     /// The error with which a command is answered, if it is: its code and text.
-    pub(super) fn refusal(&mut self, topic: &str, room: &str) -> Option<(String, String)> {
+    pub(crate) fn refusal(&mut self, topic: &str, room: &str) -> Option<(String, String)> {
         let refusal = self.refusals.iter_mut().find_map(|r| r.takes(topic, room).then_some(r))?;
         Some((refusal.error.clone(), refusal.message.clone()))
     }
@@ -181,7 +181,7 @@ pub enum Malformed {
 
 impl Malformed {
     /// Appends its frame.
-    pub(super) fn put(self, buffer: &mut Vec<u8>) {
+    pub(crate) fn put(self, buffer: &mut Vec<u8>) {
         /// An opcode that RFC 6455 reserves.
         const RESERVED: u8 = 0x3;
         match self {
