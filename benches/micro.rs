@@ -70,7 +70,7 @@ fn journal(bench: &mut Criterion) {
     group.bench_function("append 256", |bench| {
         let append = |events: &mut Vec<Event>| {
             journal.append(events);
-            runtime.block_on(journal.room());
+            runtime.block_on(journal.ready());
         };
         bench.iter_batched_ref(happenings, append, BatchSize::SmallInput);
     });

@@ -422,7 +422,7 @@ impl Delivery {
             return;
         }
         if limit > 0 && self.reading.is_none() {
-            let ready = self.journal.ready(self.read, limit, BATCH_BYTES);
+            let ready = self.journal.try_next(self.read, limit, BATCH_BYTES);
             if let Some(batch) = ready.filter(|batch| batch.lost == 0) {
                 return self.take(&batch);
             }

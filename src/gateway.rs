@@ -257,9 +257,9 @@ impl Gateway {
         // What comes from here on may not be heard any more, however long the relay takes to end.
         let stopped = Moment::now();
         let missing = || self.hub.gaps.longest().unwrap_or_default().max(stopped.elapsed());
-        self.hub.journal.missing_for(Some(missing()));
+        self.hub.journal.set_unreported_gap(Some(missing()));
         while links.running.next().await.is_some() {}
-        self.hub.journal.missing_for(Some(missing()));
+        self.hub.journal.set_unreported_gap(Some(missing()));
     }
 }
 
@@ -512,7 +512,7 @@ impl Hub {
     /// Lets the journal remember since when something is missing: a relay that ends before that is
     /// told has been away since then.
     fn remember_gaps(&self) {
-        self.journal.missing_for(self.gaps.longest());
+        self.journal.set_unreported_gap(self.gaps.longest());
     }
 
     fn tell_all(&self, over: &[Over]) {

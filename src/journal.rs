@@ -9,7 +9,7 @@
 //! An event is appended once and gets a number. The newest events stand in a bounded ring in memory. The
 //! writer, a thread of its own, writes them to [`store`], many in one transaction when many come. Sinks
 //! that keep up read from the ring, sinks that lag read from the file. Whoever appends waits for the disk
-//! only while too much is unwritten, and for a bounded time ([`Journal::room`]).
+//! only while too much is unwritten, and for a bounded time ([`Journal::ready`]).
 //!
 //! # What may be read
 //!
@@ -85,12 +85,12 @@
 //! What must not wait for a disk takes [`State`]'s lock only, and nothing touches the disk under it.
 
 mod age;
+mod backpressure;
 mod batch;
-mod budget;
+mod channel_state;
 mod file;
 mod follow;
 mod reader;
-mod room;
 pub mod store;
 mod writer;
 
@@ -106,13 +106,12 @@ use tokio::sync::watch;
 pub use self::{
     file::Opened,
     follow::Follower,
-    store::{DeadLetter, Kept, Letters, Replay, StoreError},
+    store::{DeadLetter, Letters, Replay, StateElement, StoreError},
 };
 use self::{
     file::{Marked, Missing},
-    follow::Following,
     reader::Reader,
-    store::{RefusedAgain, Run, Store, Write, given},
+    store::{RejectedAgain, Run, Store, Write, given},
 };
 use crate::{
     base::{
@@ -151,8 +150,6 @@ struct Shared {
     ended: Condvar,
     /// The last event that may be read.
     readable: watch::Sender<Seq>,
-    /// Grows when something was appended that concerns a follower.
-    concern: watch::Sender<u64>,
     /// Grows when cursors were saved or room was made.
     progress: watch::Sender<u64>,
     /// Grows when somebody made a request.
@@ -206,12 +203,12 @@ struct State {
     /// Each sink's dead letters, those that are not yet written among them.
     letters: HashMap<String, Letters>,
     /// Dead letters that were tried again in vain, with the new reason.
-    refused: Vec<RefusedAgain>,
+    refused: Vec<RejectedAgain>,
     settled: Vec<i64>,
     replays: HashMap<i64, Option<Seq>>,
     /// Elements of channels' states that are not yet written.
-    kept: HashMap<(Box<str>, Box<str>), Kept>,
-    budget: budget::StateBudget,
+    kept: HashMap<(Box<str>, Box<str>), StateElement>,
+    budget: channel_state::StateBudget,
     health: Health,
     size: u64,
     demand: Demand,
@@ -238,13 +235,11 @@ struct Cursor {
     active: bool,
     /// How long the event after it waits, where only the disk still has that.
     waits: Option<Waited>,
-    /// How far it has looked, where it is the cursor of a follower.
-    following: Option<Following>,
 }
 
 impl Cursor {
     fn new(at: Seq, saved: Option<Seq>) -> Self {
-        Self { at, saved, active: true, waits: None, following: None }
+        Self { at, saved, active: true, waits: None }
     }
 }
 
@@ -264,7 +259,7 @@ pub enum Health {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SetAside {
     /// It is a dead letter.
-    Kept,
+    Stored,
     /// Too many letters wait in memory for the disk, and it is not among them: it is to be set aside
     /// again when [`Journal::progress`] changes.
     Wait,
@@ -332,27 +327,21 @@ impl Journal {
         Self(Arc::new(Shared::new(state, None, Sync::Never, limits)))
     }
 
-    /// Appends `events` in order and leaves the vector empty. Never waits: see [`Journal::room`].
+    /// Appends `events` in order and leaves the vector empty. Never waits: see [`Journal::ready`].
     pub fn append(&self, events: &mut Vec<Event>) {
-        self.append_heard(events, Waited::now());
+        self.append_waited(events, Waited::now());
     }
 
     /// The same for events that were heard some time ago.
-    pub fn append_heard(&self, events: &mut Vec<Event>, waited: Waited) {
+    pub fn append_waited(&self, events: &mut Vec<Event>, waited: Waited) {
         if !events.is_empty() {
             self.add(events.drain(..), waited);
         }
     }
 
-    /// Appends a report of the relay's own.
-    pub fn report(&self, event: Event) {
-        self.add(std::iter::once(event), Waited::now());
-    }
-
     fn add(&self, events: impl Iterator<Item = Event>, waited: Waited) {
         let shared = &*self.0;
         let mut state = shared.lock();
-        let mut concerns = false;
         for mut event in events {
             event.received = age::received(event.received, state.last_received);
             state.last_received = event.received;
@@ -361,13 +350,8 @@ impl Journal {
             state.ring_bytes += weight;
             state.unwritten_bytes += weight;
             let seq = state.last;
-            for cursor in state.cursors.values_mut() {
-                concerns |= cursor.offer(seq, &event);
-            }
             state.ring.push_back(Arc::new(Record { seq, event, waited }));
         }
-        let last = state.last;
-        state.cursors.values_mut().for_each(|cursor| cursor.go_along(last));
         shared.evict(&mut state);
         if shared.limits.dir.is_none() {
             state.written = state.last;
@@ -375,9 +359,6 @@ impl Journal {
         }
         shared.publish(&state);
         shared.hurry(state);
-        if concerns {
-            shared.concern.send_modify(|count| *count += 1);
-        }
     }
 
     /// Which sinks there are: the positions of all others hold nothing back any more.
@@ -469,7 +450,7 @@ impl Journal {
     }
 
     /// What is there after `after` and need not be waited for: it still stands in memory.
-    pub fn ready(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch> {
+    pub fn try_next(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch> {
         let through = *self.0.readable.borrow();
         let state = self.0.lock();
         let in_memory = state.ring.front().is_some_and(|first| first.seq <= after + 1);
@@ -520,26 +501,29 @@ impl Journal {
     }
 
     /// Something has been missing for so long and is not yet told: a relay that ends now has been away
-    /// since then, see [`Opened::away`]. `None`: nothing is.
-    pub fn missing_for(&self, time: Option<Duration>) {
+    /// since then, see [`Opened::downtime`]. `None`: nothing is.
+    pub fn set_unreported_gap(&self, time: Option<Duration>) {
         self.0.missing.set(time);
     }
 
-    /// The far side of `sink` has accepted everything through `seq`.
+    /// The destination of `sink` has accepted everything through `seq`.
     pub fn advance(&self, sink: &str, seq: Seq) {
-        let mut state = self.0.lock();
+        self.advance_lazily(sink, seq);
+        if self.0.limits.dir.is_none() {
+            self.0.progress.send_modify(|count| *count += 1);
+        } else {
+            self.0.hurry(self.0.lock());
+        }
+    }
+
+    /// The same, saved with what is written next, at the latest within a second.
+    fn advance_lazily(&self, sink: &str, seq: Seq) {
         let memory_only = self.0.limits.dir.is_none();
-        if let Some(cursor) = state.cursors.get_mut(sink) {
+        if let Some(cursor) = self.0.lock().cursors.get_mut(sink) {
             cursor.at = cursor.at.max(seq);
             if memory_only {
                 cursor.saved = Some(cursor.at);
             }
-        }
-        if memory_only {
-            drop(state);
-            self.0.progress.send_modify(|count| *count += 1);
-        } else {
-            self.0.hurry(state);
         }
     }
 
@@ -588,7 +572,7 @@ impl Journal {
         state.dead_bytes += record.event.weight();
         state.dead.push(letter);
         self.0.hurry(state);
-        SetAside::Kept
+        SetAside::Stored
     }
 
     /// Whether the dead letters of `sink` take all of their budget: then the sink is to be held.
@@ -598,10 +582,10 @@ impl Journal {
 
     /// A dead letter was tried again and rejected again: it stays, with the new reason, and is no
     /// longer asked for.
-    pub fn refused_again(&self, number: i64, reason: &str) {
+    pub fn rejected_again(&self, number: i64, reason: &str) {
         let mut state = self.0.lock();
         let reason = text::excerpt(reason, REASON);
-        state.refused.push(RefusedAgain { number, at: clock::now(), reason });
+        state.refused.push(RejectedAgain { number, at: clock::now(), reason });
         self.0.hurry(state);
     }
 
@@ -612,7 +596,10 @@ impl Journal {
 
     /// What is asked for of `sink`: dead letters to try again (some of them; there may be more), and
     /// replays. Blocks on the disk.
-    pub fn asked(&self, sink: &str) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
+    pub fn pending_requests(
+        &self,
+        sink: &str,
+    ) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
         let Some(reader) = self.0.reader() else { return Ok((Vec::new(), Vec::new())) };
         // What is done and not yet written down counts as done. It is looked at before the disk: what
         // is written down in between is seen there.
@@ -639,14 +626,14 @@ impl Journal {
     }
 
     /// A dead letter is dealt with.
-    pub fn settle(&self, number: i64) {
+    pub fn remove_dead_letter(&self, number: i64) {
         let mut state = self.0.lock();
         state.settled.push(number);
         self.0.hurry(state);
     }
 
     /// A replay has come to `position`; `None`: it is done.
-    pub fn replayed(&self, number: i64, position: Option<Seq>) {
+    pub fn replay_progress(&self, number: i64, position: Option<Seq>) {
         let mut state = self.0.lock();
         state.replays.insert(number, position);
         self.0.hurry(state);
@@ -654,7 +641,7 @@ impl Journal {
 
     /// Writes elements of channels' states down, over what was there, as far as each channel has room. Without a directory nothing
     /// outlives the process, and nothing is kept.
-    pub fn keep(&self, elements: impl IntoIterator<Item = Kept>) {
+    pub fn store_state(&self, elements: impl IntoIterator<Item = StateElement>) {
         if self.0.limits.dir.is_none() {
             return;
         }
@@ -667,13 +654,13 @@ impl Journal {
     }
 
     /// All elements of channels' states. Blocks on the disk.
-    pub fn kept(&self) -> Result<Vec<Kept>, StoreError> {
+    pub fn stored_state(&self) -> Result<Vec<StateElement>, StoreError> {
         let mut found =
             self.0.reader().map_or(Ok(Vec::new()), |reader| reader.read(Store::state))?;
         // Most of the time everything is written.
         let newer = self.0.lock().kept.clone();
         if !newer.is_empty() {
-            let key = |kept: &Kept| (kept.channel.clone(), kept.element.clone());
+            let key = |kept: &StateElement| (kept.channel.clone(), kept.element.clone());
             found.retain(|kept| !newer.contains_key(&key(kept)));
             found.extend(newer.into_values().filter(|kept| kept.value.is_some()));
         }
@@ -759,7 +746,6 @@ impl Shared {
             work: Condvar::new(),
             ended: Condvar::new(),
             readable: watch::channel(0).0,
-            concern: watch::channel(0).0,
             progress: watch::channel(0).0,
             requests: watch::channel(0).0,
             health: watch::channel(Health::Sound).0,
@@ -870,7 +856,7 @@ impl State {
             settled: Vec::new(),
             replays: HashMap::new(),
             kept: HashMap::new(),
-            budget: budget::StateBudget::default(),
+            budget: channel_state::StateBudget::default(),
             health,
             size: 0,
             demand: Demand::Nothing,

@@ -127,10 +127,10 @@ impl Relay {
             commands,
         };
         // Until the gateway says so itself.
-        journal.missing_for(opened.away);
+        journal.set_unreported_gap(opened.downtime);
         let away = opened
-            .alive
-            .map(|at| Away { at, time: opened.away.filter(|_| opened.away_is_certain) });
+            .heartbeat
+            .map(|at| Away { at, time: opened.downtime.filter(|_| opened.downtime_is_certain) });
         let activities = Arc::default();
         add_gateway(&mut supervisor, &config, &services, &activities, wanted.clone(), away)?;
         add_rest(&mut supervisor, &config, &services, &activities, wanted.clone(), inbox)?;

@@ -217,7 +217,7 @@ impl Backfill {
     }
 
     /// The cursor stays before the first gap that is not done.
-    fn advance(&self) {
+    fn advance(&mut self) {
         let open = self.waiting.iter().map(|gap| gap.seq).chain(self.begun.iter().copied()).min();
         self.follower.done(open);
     }
@@ -319,7 +319,7 @@ impl Tools {
             data.insert("error".into(), error.into());
         }
         // Lost on its way to the disk it is made again: the cursor is still before the gap there.
-        self.journal.report(event::own(TOPIC, channel, &gap.room, &data, clock::now()));
+        self.journal.append(&mut vec![event::own(TOPIC, channel, &gap.room, &data, clock::now())]);
     }
 
     /// Fetches, and hands on what was not heard.
@@ -339,7 +339,7 @@ impl Tools {
         activities.sort_by_key(|activity| activity.at);
         let mut found = Found { activities: activities.len(), recovered: 0, complete };
         for some in activities.chunks(crate::astro::rest::PAGE) {
-            self.journal.room().await;
+            self.journal.ready().await;
             let events = some.iter().map(|activity| message(gap, activity));
             found.recovered += fetch.append(events, &self.journal);
         }
@@ -589,7 +589,7 @@ mod tests {
         let after = |from| Gap { from, to: now, ..gap() };
         for (id, ago) in [("long ago", 60), ("before", 1)] {
             let waited = Waited::already(Duration::from_mins(ago));
-            journal.append_heard(&mut vec![activity(id, now - ago * minute)], waited);
+            journal.append_waited(&mut vec![activity(id, now - ago * minute)], waited);
         }
         let first = Activities::default();
         let first = first.fetch();

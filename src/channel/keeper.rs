@@ -45,7 +45,7 @@ use crate::{
         Account, Targets,
         status::{self, Looks, Status},
     },
-    journal::{Batch, Follower, Journal, Kept, StoreError},
+    journal::{Batch, Follower, Journal, StateElement, StoreError},
 };
 
 /// Its cursor. No sink can have this name: theirs have no dot.
@@ -201,7 +201,7 @@ impl Keeper {
         (targets, wishes): (watch::Receiver<Targets>, Wishes),
     ) -> Result<Self, StoreError> {
         let follower = journal.follow(CURSOR, Start::End, concerns)?;
-        let kept = journal.kept()?;
+        let kept = journal.stored_state()?;
         let mut keeper = Self {
             rest,
             journal,
@@ -228,10 +228,10 @@ impl Keeper {
                 (_, _) => false,
             };
             if !restored {
-                forgotten.push(Kept { value: None, ..kept });
+                forgotten.push(StateElement { value: None, ..kept });
             }
         }
-        keeper.journal.keep(forgotten);
+        keeper.journal.store_state(forgotten);
         for (label, channel) in &keeper.channels {
             channel.show(label, &keeper.status);
         }
@@ -269,13 +269,13 @@ impl Keeper {
                     channel.left_out = gone.left_out;
                 }
             } else {
-                let forgotten = gone.session.iter().map(|(element, _)| Kept {
+                let forgotten = gone.session.iter().map(|(element, _)| StateElement {
                     channel: (&*label).into(),
                     element: (&**element).into(),
                     value: None,
                     at: 0,
                 });
-                self.journal.keep(forgotten);
+                self.journal.store_state(forgotten);
                 self.status.no_session(&label);
                 self.store.remove(|key| is_ours(key) && key.channel == label);
             }
@@ -472,7 +472,7 @@ impl Keeper {
         let room = channel.room.clone().unwrap_or_else(|| "".into());
         let tell = |change| event::own_text(TOPIC, label, &room, &told(label, change), now);
         let mut events: Vec<Event> = changes.iter().map(tell).collect();
-        let kept = changes.iter().map(|change| Kept {
+        let kept = changes.iter().map(|change| StateElement {
             channel: (&**label).into(),
             element: (&*change.element).into(),
             value: change.after.as_ref().map(|value| value.text().into()),
@@ -480,7 +480,7 @@ impl Keeper {
         });
         // In this order: a crash in between tells a change twice, and never not at all.
         self.journal.append(&mut events);
-        self.journal.keep(kept);
+        self.journal.store_state(kept);
         let posted = |change: &Change| (place(label, &change.element), change.after.clone());
         self.store.insert(changes.iter().map(posted));
         channel.show(label, &self.status);

@@ -12,7 +12,7 @@ use tracing::warn;
 
 use crate::{
     base::{clock, event::Seq},
-    journal::{Journal, Kept},
+    journal::{Journal, StateElement},
 };
 
 /// The only element under the sink's name.
@@ -40,7 +40,7 @@ impl Answered {
     /// Reads what the task before has written down.
     pub(super) async fn load(&mut self) {
         let journal = self.journal.clone();
-        let kept = match tokio::task::spawn_blocking(move || journal.kept()).await {
+        let kept = match tokio::task::spawn_blocking(move || journal.stored_state()).await {
             Ok(Ok(kept)) => kept,
             Ok(Err(error)) => {
                 warn!(%error, "what was accepted before the last end cannot be read: it may be repeated");
@@ -81,7 +81,7 @@ impl Answered {
     }
 
     fn write(&self, value: Option<String>) {
-        self.journal.keep([Kept {
+        self.journal.store_state([StateElement {
             channel: self.memory.clone(),
             element: ELEMENT.into(),
             value: value.map(Into::into),

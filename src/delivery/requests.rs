@@ -50,7 +50,7 @@ impl Delivery {
     /// Reads what is asked for; whether there is anything.
     pub(super) async fn load_errands(&mut self) -> bool {
         let (journal, name) = (self.journal.clone(), Arc::clone(&self.name));
-        let asked = tokio::task::spawn_blocking(move || journal.asked(&name)).await;
+        let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&name)).await;
         let (letters, replays) = match asked {
             Ok(Ok(asked)) => asked,
             Ok(Err(error)) => {
@@ -83,10 +83,10 @@ impl Delivery {
     /// All of what was begun is dealt with.
     pub(super) fn done(&self, begun: &Begun) {
         match *begun {
-            Begun::Letter { number, refused: false } => self.journal.settle(number),
+            Begun::Letter { number, refused: false } => self.journal.remove_dead_letter(number),
             Begun::Letter { refused: true, .. } => {}
             Begun::Replay { number, position } => {
-                self.journal.replayed(number, position);
+                self.journal.replay_progress(number, position);
                 if position.is_none() {
                     info!(sink = %self.name, number, "replay done");
                 }
@@ -108,7 +108,7 @@ impl Delivery {
             Rendered::Failed(reason) => reason,
         };
         warn!(sink = %self.name, number, reason = refused, "a dead letter cannot be tried again");
-        self.journal.refused_again(number, &refused);
+        self.journal.rejected_again(number, &refused);
     }
 
     /// Takes up the next piece of a replay.

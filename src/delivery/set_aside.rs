@@ -52,7 +52,7 @@ impl Delivery {
                     sink = %self.name, number, reason,
                     "a dead letter was tried again and is refused again"
                 );
-                self.journal.refused_again(*number, &reason);
+                self.journal.rejected_again(*number, &reason);
                 *refused = true;
             }
             Some(Begun::Replay { .. }) | None => {
@@ -71,7 +71,7 @@ impl Delivery {
             }
             let event = &record.event;
             match self.journal.dead_letter(&self.name, record, reason) {
-                SetAside::Kept => error!(
+                SetAside::Stored => error!(
                     sink = %self.name, id = %event.id, topic = %event.place.topic, reason,
                     "an event was refused and set aside"
                 ),

@@ -5,7 +5,7 @@
 //! on being read; both feed the same intake, which takes twins out.
 //!
 //! Nothing here waits for a sink. What is read is appended to the journal and the next frame is read,
-//! see [`crate::journal::Journal::room`] for the one thing that is waited for: a disk that is behind.
+//! see [`crate::journal::Journal::ready`] for the one thing that is waited for: a disk that is behind.
 //!
 //! Timers stand still while the machine is suspended. When it wakes, a connection that has been silent
 //! for too long by a clock that went on is dead.

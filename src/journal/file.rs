@@ -29,7 +29,7 @@ use tracing::{error, info, warn};
 use super::{
     Cursor, Health, Journal, Limits, Shared, State,
     age::{Ages, Anchor},
-    budget::StateBudget,
+    channel_state::StateBudget,
     reader::Reader,
     store::{self, LEFT_OUT, Run, Store, StoreError, Write, given},
     writer,
@@ -83,11 +83,11 @@ pub struct Opened {
     /// Where a broken file was set aside.
     pub set_aside: Option<PathBuf>,
     /// When the relay last ran with this journal, by the wall clock as it was then.
-    pub alive: Option<UnixMillis>,
+    pub heartbeat: Option<UnixMillis>,
     /// How long it did not run. Within one boot of the machine no step of the wall clock touches this.
-    pub away: Option<Duration>,
+    pub downtime: Option<Duration>,
     /// Whether that is known, and not only what the wall clock says.
-    pub away_is_certain: bool,
+    pub downtime_is_certain: bool,
     /// Events that are there.
     pub events: u64,
     /// Sinks whose position was broken: they begin with the earliest event.
@@ -182,8 +182,8 @@ fn begin_in_memory(config: &config::Journal, error: &StoreError) -> (Journal, Op
     let (marked, anchor) = read_mark(&config.dir);
     let first = clock::now_micros().max(marked.last.saturating_add(2 * store::RESERVE));
     let opened = Opened {
-        alive: anchor.as_ref().map(|anchor| anchor.wall),
-        away: anchor.as_ref().map(Anchor::ago),
+        heartbeat: anchor.as_ref().map(|anchor| anchor.wall),
+        downtime: anchor.as_ref().map(Anchor::ago),
         ..Opened::default()
     };
     let state = State::new(first, vec![(first, None)], first, Health::Degraded(reason));
@@ -228,8 +228,8 @@ pub(super) fn open_run(
         begun => begun?,
     };
     let mut opened = opened;
-    opened.alive = opened.alive.map(|alive| alive.saturating_sub(super::millis(missing)));
-    opened.away = opened.away.map(|away| away + missing);
+    opened.heartbeat = opened.heartbeat.map(|alive| alive.saturating_sub(super::millis(missing)));
+    opened.downtime = opened.downtime.map(|away| away + missing);
     let Begun { store, state, ages } = begun;
     if opened.lost > 0 {
         error!(lost = opened.lost, "events that were in the journal are gone");
@@ -342,9 +342,9 @@ fn begin(dir: &Path, from: Before<'_>, recovered: bool) -> Result<(Begun, Opened
     }
     let next = store.begin_run_from(known, opened.lost, at_least)?;
     let runs = store.runs()?;
-    opened.alive = anchor.map(|anchor| anchor.wall).or(store.alive()?);
-    opened.away_is_certain = anchor.is_some_and(Anchor::is_of_this_boot);
-    opened.away = match (anchor, opened.alive) {
+    opened.heartbeat = anchor.map(|anchor| anchor.wall).or(store.alive()?);
+    opened.downtime_is_certain = anchor.is_some_and(Anchor::is_of_this_boot);
+    opened.downtime = match (anchor, opened.heartbeat) {
         (Some(anchor), _) => Some(anchor.ago()),
         (None, Some(alive)) => clock::now().checked_sub(alive).map(Duration::from_millis),
         (None, None) => None,

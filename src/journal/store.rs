@@ -251,7 +251,7 @@ pub struct Letters {
 
 /// A dead letter that was tried again and rejected again.
 #[derive(Debug, Clone)]
-pub struct RefusedAgain {
+pub struct RejectedAgain {
     /// Its number.
     pub number: i64,
     /// When it was rejected.
@@ -298,7 +298,7 @@ pub struct KeptCursor {
 
 /// An element of a channel's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct StateElement {
     /// The channel's label.
     pub channel: Box<str>,
     /// The element's name.
@@ -327,13 +327,13 @@ pub struct Write {
     /// Events that were refused.
     pub dead: Vec<DeadLetter>,
     /// Dead letters that were tried again in vain.
-    pub refused: Vec<RefusedAgain>,
+    pub refused: Vec<RejectedAgain>,
     /// Progress of replays: number and position; `None` where it is done.
     pub replays: Vec<(i64, Option<Seq>)>,
     /// Dead letters that are dealt with.
     pub settled: Vec<i64>,
     /// Elements of channels' states.
-    pub state: Vec<Kept>,
+    pub state: Vec<StateElement>,
 }
 
 impl Write {
@@ -662,13 +662,13 @@ impl Store {
     }
 
     /// All elements of all channels' states whose sum is right.
-    pub fn state(&self) -> Result<Vec<Kept>, StoreError> {
+    pub fn state(&self) -> Result<Vec<StateElement>, StoreError> {
         let mut statement =
             self.db.prepare("SELECT channel, element, value, at, crc FROM state")?;
         let mut rows = statement.query([])?;
         let mut state = Vec::new();
         while let Some(row) = rows.next()? {
-            let kept = Kept {
+            let kept = StateElement {
                 channel: row.get::<_, String>(0)?.into(),
                 element: row.get::<_, String>(1)?.into(),
                 value: Some(row.get::<_, String>(2)?.into()),
@@ -1338,7 +1338,7 @@ fn cursor_checksum(sink: &str, seq: Seq) -> u32 {
     crc.finalize()
 }
 
-fn write_state(db: &Connection, state: &[Kept]) -> Result<(), StoreError> {
+fn write_state(db: &Connection, state: &[StateElement]) -> Result<(), StoreError> {
     for kept in state {
         match &kept.value {
             Some(value) => db
@@ -1361,7 +1361,7 @@ fn write_state(db: &Connection, state: &[Kept]) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn state_checksum(kept: &Kept) -> u32 {
+fn state_checksum(kept: &StateElement) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     for part in [&*kept.channel, &kept.element, kept.value.as_deref().unwrap_or_default()] {
         crc.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());

@@ -22,7 +22,7 @@ use crate::{
     base::{backoff::Backoff, clock},
     channel::board::{Board, Path, Section, offline, word},
     delivery::route::Route,
-    journal::{Journal, Kept, StoreError},
+    journal::{Journal, StateElement, StoreError},
     sink::{KEEP_REFRESH, Part},
 };
 
@@ -78,7 +78,7 @@ impl Keeping {
     pub(crate) fn new(name: &str, board: Arc<Board>, journal: Journal) -> Result<Self, StoreError> {
         // No channel can have this name: their labels have no dot.
         let memory: Box<str> = format!("relay.kept.{name}").into();
-        let kept = journal.kept()?.into_iter().filter(|kept| kept.channel == memory);
+        let kept = journal.stored_state()?.into_iter().filter(|kept| kept.channel == memory);
         let paths = kept.filter_map(|kept| Path::from_text(&kept.element)).collect::<Vec<_>>();
         Ok(Self::of(memory, board, journal, paths))
     }
@@ -171,7 +171,7 @@ impl Keeping {
             piece.through = due.next().is_none().then_some(version);
         });
         let fresh = piece.parts.iter().filter(|part| !said.contains_key(&part.path));
-        self.journal.keep(fresh.map(|part| self.note(&part.path, true)));
+        self.journal.store_state(fresh.map(|part| self.note(&part.path, true)));
         // From here on the far side may have it, whatever becomes of the piece.
         for part in piece.parts.iter().filter(|part| part.payload.is_some()) {
             self.said.entry(part.path.clone()).or_insert(0);
@@ -189,7 +189,7 @@ impl Keeping {
             }
         }
         let gone = piece.parts.iter().take(done).filter(|part| part.payload.is_none());
-        self.journal.keep(gone.map(|part| self.note(&part.path, false)));
+        self.journal.store_state(gone.map(|part| self.note(&part.path, false)));
         if done >= piece.parts.len() {
             let now = Instant::now();
             self.backoff.reset();
@@ -219,8 +219,8 @@ impl Keeping {
         statuses.map(part).collect()
     }
 
-    fn note(&self, path: &Path, there: bool) -> Kept {
-        Kept {
+    fn note(&self, path: &Path, there: bool) -> StateElement {
+        StateElement {
             channel: self.memory.clone(),
             element: path.text().into(),
             // What it is does not matter; that it is there does.

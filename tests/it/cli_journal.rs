@@ -79,12 +79,12 @@ async fn beside_a_relay_that_runs() {
     let output = run(&["dead-letters", "retry", "--sink", "home", "2"], dir.path()).await;
     assert_eq!(lines(&output), ["1 dead letters to be tried again"]);
     tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
-    assert_eq!(journal.asked("home").unwrap().0[0].number, 2);
+    assert_eq!(journal.pending_requests("home").unwrap().0[0].number, 2);
     let output = run(&["replay", "--sink", "home", "--from", "5m"], dir.path()).await;
     let said = lines(&output);
     assert!(said[0].starts_with("events 6 to 10 will be handed to home again"), "{said:?}");
     tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
-    let replays = journal.asked("home").unwrap().1;
+    let replays = journal.pending_requests("home").unwrap().1;
     assert_eq!((replays[0].position, replays[0].until), (5, 10));
     let output = run(&["dead-letters", "drop", "1"], dir.path()).await;
     assert_eq!(lines(&output), ["1 dead letters let go"]);
@@ -107,7 +107,7 @@ async fn without_a_relay() {
     // The next relay finds what was asked for.
     let (journal, opened) = open(&config(dir.path()));
     assert_eq!((opened.events, opened.lost), (10, 0));
-    let (letters, replays) = journal.asked("home").unwrap();
+    let (letters, replays) = journal.pending_requests("home").unwrap();
     assert_eq!((letters.len(), replays.len()), (2, 1));
     assert_eq!(replays[0].topic.as_deref(), Some("channel.tips"));
     close(journal).await;

@@ -34,7 +34,7 @@ async fn events_come_back_in_order_from_memory_and_from_disk_alike() {
     assert_eq!((opened.events, opened.lost), (0, 0));
     for chunk in (0..3000).collect::<Vec<_>>().chunks(37) {
         append(&journal, events(chunk.iter().copied())).await;
-        journal.room().await;
+        journal.ready().await;
     }
     settled(&journal, &[]).await;
     let got = read_all(&journal, 0).await;
@@ -114,19 +114,19 @@ async fn positions_survive_a_clean_end_and_a_crash() {
 }
 
 #[tokio::test]
-async fn a_report_is_written_like_any_other_event() {
+async fn single_events_are_written_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    journal.report(event(0));
+    journal.append(&mut vec![event(0)]);
     assert_eq!(journal.next(0, 10, 1 << 20).await.unwrap().records.len(), 1);
     append(&journal, events([1])).await;
     settled(&journal, &[]).await;
     let on_disk = || Store::open_reader(dir.path()).unwrap().bounds().unwrap();
     assert_eq!(on_disk(), Some((1, 2)));
-    journal.report(event(2));
+    journal.append(&mut vec![event(2)]);
     settled(&journal, &[]).await;
     assert_eq!(on_disk(), Some((1, 3)));
-    journal.report(event(3));
+    journal.append(&mut vec![event(3)]);
     close(journal).await;
     assert_eq!(on_disk(), Some((1, 4)));
 }
@@ -214,7 +214,9 @@ async fn nothing_is_read_that_is_not_written() {
         let (_, written) = disk.bounds().unwrap().expect("events on disk");
         assert!(written >= batch.through, "{} was read, {written} is written", batch.through);
         through = batch.through;
-        assert!(journal.ready(through, 64, 1 << 20).is_none_or(|batch| batch.through <= appended));
+        assert!(
+            journal.try_next(through, 64, 1 << 20).is_none_or(|batch| batch.through <= appended)
+        );
     }
     close(journal).await;
 }
@@ -272,7 +274,7 @@ async fn a_hundred_thousand_events_that_nobody_reads_stay_within_their_bounds() 
     let start = tokio::time::Instant::now();
     for first in (0..total).step_by(100) {
         append(&journal, events(first..first + 100)).await;
-        journal.room().await;
+        journal.ready().await;
         let figures = journal.figures();
         assert!(figures.memory <= 128 * 1024, "{figures:?}");
     }

@@ -108,7 +108,7 @@ async fn a_change_is_told_and_survives_a_restart() {
     let told = relay.said("relay.session").await;
     assert_eq!(told.len(), 65, "what had been kept is not told again");
     assert_eq!(told[64]["before"], json!({"amount": 8}));
-    let live = relay.journal.kept().unwrap();
+    let live = relay.journal.stored_state().unwrap();
     let live = live.iter().find(|kept| &*kept.element == "stream.status").unwrap();
     let live: Value = serde_json::from_str(live.value.as_deref().unwrap()).unwrap();
     assert_eq!(live, json!({"isLive": true, "status": "online", "since": since}), "its age too");

@@ -108,7 +108,7 @@ impl Connection {
             }
             self.session.tick(Instant::now(), &mut effects);
             self.take(effects, hub);
-            hub.journal.room().await;
+            hub.journal.ready().await;
         }
         if !self.outbox.is_empty() {
             // Kept over steps that are dropped half way: the peer's time runs all the same.
@@ -205,7 +205,7 @@ impl Connection {
                 if matches!(effects.ended, Some(Ended::Lost(_))) {
                     return;
                 }
-                hub.journal.room().await;
+                hub.journal.ready().await;
             }
         };
         if timeout(FAREWELL, farewell).await.is_err() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use astro_relay::{
     base::{clock, event::Event},
     config::{self, Period, Size, Start},
-    journal::{Journal, Kept, SetAside},
+    journal::{Journal, SetAside, StateElement},
 };
 
 use crate::support::{
@@ -123,7 +123,7 @@ async fn size_removes_a_share_of_the_events_and_not_of_the_numbers() {
     let (journal, _) = open(&config);
     for first in (3000..5000).step_by(50) {
         append(&journal, events(first..first + 50)).await;
-        journal.room().await;
+        journal.ready().await;
     }
     settled(&journal, &[]).await;
     until("the size is kept", PATIENCE, async || {
@@ -203,18 +203,18 @@ async fn events_are_not_deleted_for_what_are_no_events() {
         match journal.dead_letter("refusing", &record, "no") {
             SetAside::Full => break,
             SetAside::Wait => progress.changed().await.unwrap(),
-            SetAside::Kept => {}
+            SetAside::Stored => {}
             SetAside::Lost => panic!("this journal has a directory"),
         }
     }
-    let element = |n: u32| Kept {
+    let element = |n: u32| StateElement {
         channel: "main".into(),
         element: format!("element-{n}").into(),
         value: Some("x".repeat(1000).into()),
         at: 1,
     };
     for n in 0..3000 {
-        journal.keep([element(n)]);
+        journal.store_state([element(n)]);
     }
     settled(&journal, &[]).await;
     until("the limits were looked at", PATIENCE, async || {
@@ -226,7 +226,8 @@ async fn events_are_not_deleted_for_what_are_no_events() {
     let got = read_all(&journal, position(&journal, "waiting")).await;
     assert_eq!((got.lost, got.numbers.len()), (0, 101));
     // The state of a channel has a bound of its own.
-    let kept: usize = journal.kept().unwrap().iter().map(|kept| kept.element.len() + 1000).sum();
+    let kept: usize =
+        journal.stored_state().unwrap().iter().map(|kept| kept.element.len() + 1000).sum();
     assert!(kept > 400 << 10 && kept <= 512 << 10, "{kept} bytes of state");
     close(journal).await;
     let files: u64 =

@@ -53,7 +53,7 @@ impl Real {
             Act::Append(count) => {
                 append(&self.journal, events(model.appended..model.appended + count)).await;
                 model.appended += count;
-                self.journal.room().await;
+                self.journal.ready().await;
                 self
             }
             Act::Read(sink, limit, share) => {

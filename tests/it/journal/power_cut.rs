@@ -104,7 +104,7 @@ fn work(
         while !over.load(Ordering::Relaxed) {
             journal.append(&mut events(n..n + chunk));
             n += chunk;
-            handle.block_on(journal.room());
+            handle.block_on(journal.ready());
             journal.advance("sink", at + (n - first) / 2);
         }
     })

@@ -44,14 +44,14 @@ async fn dead_letters_are_kept_listed_retried_and_dropped() {
     let (journal, _) = open(&config(dir.path()));
     for seq in 1..=4 {
         let sink = if seq == 4 { "other" } else { "sink" };
-        assert_eq!(journal.dead_letter(sink, &record(seq), "no such topic"), SetAside::Kept);
+        assert_eq!(journal.dead_letter(sink, &record(seq), "no such topic"), SetAside::Stored);
     }
     counted(&journal, "sink", 3).await;
     let store = Store::open_reader(dir.path()).unwrap();
     let letters = kept(&store, None, 4).await;
     assert_eq!(letters[0], (1, 1, "no such topic".into(), false));
     assert_eq!(kept(&store, Some("other"), 1).await[0].1, 4);
-    assert!(journal.asked("sink").unwrap().0.is_empty());
+    assert!(journal.pending_requests("sink").unwrap().0.is_empty());
 
     // Another connection asks; whoever waits for requests is told.
     let mut requests = journal.requests();
@@ -59,14 +59,14 @@ async fn dead_letters_are_kept_listed_retried_and_dropped() {
     store.allow_requests().unwrap();
     assert_eq!(store.retry_dead_letters(Some(&[1, 2, 4]), Some("sink")).unwrap(), 2);
     tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
-    let (asked, _) = journal.asked("sink").unwrap();
+    let (asked, _) = journal.pending_requests("sink").unwrap();
     assert_eq!(asked.iter().map(|letter| letter.number).collect::<Vec<_>>(), [1, 2]);
     // What is dealt with is not handed out again, written down or not.
-    journal.settle(1);
-    let (asked, _) = journal.asked("sink").unwrap();
+    journal.remove_dead_letter(1);
+    let (asked, _) = journal.pending_requests("sink").unwrap();
     assert_eq!(asked.iter().map(|letter| letter.number).collect::<Vec<_>>(), [2]);
     assert_eq!(kept(&store, None, 3).await[0].0, 2);
-    let (asked, _) = journal.asked("sink").unwrap();
+    let (asked, _) = journal.pending_requests("sink").unwrap();
     assert_eq!(asked.iter().map(|letter| letter.number).collect::<Vec<_>>(), [2]);
 
     assert_eq!(store.drop_dead_letters(None, Some("sink")).unwrap(), 2);
@@ -87,7 +87,7 @@ async fn fill(journal: &Journal, sink: &str) -> u64 {
     loop {
         progress.mark_unchanged();
         match journal.dead_letter(sink, &record(kept), "no") {
-            SetAside::Kept => kept += 1,
+            SetAside::Stored => kept += 1,
             SetAside::Full => return kept,
             SetAside::Wait => {
                 let told = tokio::time::timeout(PATIENCE, progress.changed()).await;
@@ -108,7 +108,7 @@ async fn the_dead_letters_of_a_sink_have_a_budget_of_their_own_and_none_is_delet
     assert!(journal.dead_letters_full("refusing"));
     // Another sink has room of its own.
     assert!(!journal.dead_letters_full("healthy"));
-    assert_eq!(journal.dead_letter("healthy", &record(1), "no"), SetAside::Kept);
+    assert_eq!(journal.dead_letter("healthy", &record(1), "no"), SetAside::Stored);
     let store = Store::open_reader(dir.path()).unwrap();
     let letters = self::kept(&store, Some("refusing"), usize::try_from(kept).unwrap()).await;
     assert_eq!(letters.first().map(|letter| letter.0), Some(1), "the oldest is there");
@@ -123,7 +123,7 @@ async fn the_dead_letters_of_a_sink_have_a_budget_of_their_own_and_none_is_delet
         (!journal.dead_letters_full("refusing")).then_some(())
     })
     .await;
-    assert_eq!(journal.dead_letter("refusing", &record(1), "no"), SetAside::Kept);
+    assert_eq!(journal.dead_letter("refusing", &record(1), "no"), SetAside::Stored);
     close(journal).await;
 }
 
@@ -137,9 +137,9 @@ async fn a_letter_that_is_refused_again_needs_no_room() {
     self::kept(&store, None, kept).await;
     store.allow_requests().unwrap();
     store.retry_dead_letters(Some(&[2]), None).unwrap();
-    assert_eq!(journal.asked("sink").unwrap().0.len(), 1);
-    journal.refused_again(2, "still no");
-    assert!(journal.asked("sink").unwrap().0.is_empty(), "it was tried");
+    assert_eq!(journal.pending_requests("sink").unwrap().0.len(), 1);
+    journal.rejected_again(2, "still no");
+    assert!(journal.pending_requests("sink").unwrap().0.is_empty(), "it was tried");
     until("the new reason is on disk", PATIENCE, async || {
         let letters = self::kept(&store, None, kept).await;
         (letters[1].2 == "still no" && !letters[1].3).then_some(())
@@ -163,17 +163,17 @@ async fn a_replay_is_taken_up_goes_on_after_a_crash_and_ends() {
     let replay = Replay { number: 0, sink: "sink".into(), position: 10, until: 90, topic };
     store.request_replay(&replay, clock::now()).unwrap();
     tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
-    let asked = |journal: &Journal| journal.asked("sink").unwrap().1;
+    let asked = |journal: &Journal| journal.pending_requests("sink").unwrap().1;
     assert_eq!(asked(&journal), [Replay { number: 1, ..replay.clone() }]);
-    assert!(journal.asked("other").unwrap().1.is_empty());
-    journal.replayed(1, Some(42));
+    assert!(journal.pending_requests("other").unwrap().1.is_empty());
+    journal.replay_progress(1, Some(42));
     assert_eq!(asked(&journal)[0].position, 42);
     until("its progress is on disk", PATIENCE, async || {
         (store.replays().unwrap()[0].position == 42).then_some(())
     })
     .await;
     let copy = crashed(dir.path());
-    journal.replayed(1, None);
+    journal.replay_progress(1, None);
     assert!(asked(&journal).is_empty());
     close(journal).await;
     assert!(store.replays().unwrap().is_empty());

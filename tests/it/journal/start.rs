@@ -40,8 +40,8 @@ async fn works_from_memory(journal: &Journal, repair: impl FnOnce()) {
     assert_eq!((batch.records.len(), batch.lost), (50, 0), "events are given out");
     journal.advance("new", batch.through);
     assert_eq!(journal.saved("new"), batch.through, "nobody waits for the disk");
-    assert_eq!(journal.kept().unwrap(), []);
-    assert!(journal.asked("new").unwrap().1.is_empty());
+    assert_eq!(journal.stored_state().unwrap(), []);
+    assert!(journal.pending_requests("new").unwrap().1.is_empty());
     repair();
     sound(journal).await;
     settled(journal, &["new"]).await;
@@ -108,12 +108,12 @@ async fn a_disk_that_is_read_only_at_the_start_gives_its_backlog_later() {
     for _ in 0..2 {
         let (journal, opened) = open(&config);
         trouble(&journal);
-        assert!(opened.alive.is_some() && opened.away.is_some(), "the gap can be told");
+        assert!(opened.heartbeat.is_some() && opened.downtime.is_some(), "the gap can be told");
         close(journal).await;
     }
     let (journal, _) = open(&config);
     works_from_memory(&journal, || disk.read_only(false)).await;
-    let (_, replays) = journal.asked("new").unwrap();
+    let (_, replays) = journal.pending_requests("new").unwrap();
     assert_eq!(replays.len(), 1, "{replays:?}");
     assert_eq!((replays[0].position, replays[0].until), (100, 300));
     let batch = journal.read(100, 300, 1000, 1 << 20).await.unwrap();

@@ -87,7 +87,7 @@ pub async fn append(journal: &Journal, events: Vec<Event>) {
             break;
         }
         journal.append(&mut some);
-        journal.room().await;
+        journal.ready().await;
     }
 }
 
@@ -96,8 +96,8 @@ pub async fn append_aged(journal: &Journal, events: impl IntoIterator<Item = (Ev
     for (event, age) in events {
         let since = clock::now() - u64::try_from(age.as_millis()).unwrap();
         let event = Event { received: since, ..event };
-        journal.append_heard(&mut vec![event], Waited::already(age));
-        journal.room().await;
+        journal.append_waited(&mut vec![event], Waited::already(age));
+        journal.ready().await;
     }
 }
 

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Journal {
     /// Waits until what is not yet on disk fits its bound. A disk that does not keep up for [`PATIENCE`]
     /// makes nobody wait again until it has caught up: then the oldest events in memory go.
-    pub async fn room(&self) {
+    pub async fn ready(&self) {
         let enough = || {
             let state = self.0.lock();
             state.unwritten_bytes <= self.0.limits.memory / 2
@@ -55,7 +55,7 @@ mod tests {
         while journal.figures().oldest <= 1000 {
             let event = own("channel.tips", &nobody, &nobody, &json!({}), 1);
             journal.append(&mut vec![event]);
-            journal.room().await;
+            journal.ready().await;
             journal.advance("slow", journal.figures().last / 2);
         }
         assert_eq!(began.elapsed(), Duration::ZERO);

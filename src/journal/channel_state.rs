@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use tracing::warn;
 
-use super::store::{Kept, StateSize};
+use super::store::{StateElement, StateSize};
 
 /// Bytes of one channel's state: a session has some hundred elements, of some hundred bytes each.
 const CHANNEL: usize = 512 * 1024;
@@ -43,7 +43,7 @@ impl StateBudget {
     }
 
     /// The element as it may be written: without its value where there is no room for that.
-    pub(super) fn admit(&mut self, kept: Kept) -> Kept {
+    pub(super) fn admit(&mut self, kept: StateElement) -> StateElement {
         let channel = self.channels.entry(kept.channel.clone()).or_default();
         let Some(value) = &kept.value else {
             channel.set(&kept.element, 0);
@@ -64,7 +64,7 @@ impl StateBudget {
             );
         }
         channel.set(&kept.element, 0);
-        Kept { value: None, ..kept }
+        StateElement { value: None, ..kept }
     }
 }
 
@@ -83,9 +83,9 @@ impl Channel {
 mod tests {
     use super::*;
 
-    fn kept(channel: &str, element: &str, bytes: usize) -> Kept {
+    fn kept(channel: &str, element: &str, bytes: usize) -> StateElement {
         let value = (bytes > 0).then(|| "x".repeat(bytes).into());
-        Kept { channel: channel.into(), element: element.into(), value, at: 1 }
+        StateElement { channel: channel.into(), element: element.into(), value, at: 1 }
     }
 
     #[test]
