@@ -11,7 +11,7 @@
 
 mod address;
 mod ahead;
-mod mqtt;
+pub(crate) mod mqtt;
 mod nats;
 mod prefix;
 mod pulse;

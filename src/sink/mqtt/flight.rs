@@ -9,6 +9,8 @@
 
 use std::collections::VecDeque;
 
+pub(super) use super::connection::Verdict;
+
 /// What the link saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Signal {
@@ -24,20 +26,6 @@ pub(super) enum Signal {
     Disconnected,
     /// Nothing that matters here.
     Other,
-}
-
-/// What the broker thinks of an event.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) enum Verdict {
-    /// No answer yet.
-    #[default]
-    Pending,
-    /// It has it.
-    Accepted,
-    /// Not now.
-    Busy(String),
-    /// Never.
-    Refused(String),
 }
 
 /// A batch in flight. Kept from batch to batch for its memory.

@@ -12,7 +12,14 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::sleep;
 
-use super::{Settings, Version, command, flight::Signal, inbox::Inbox, lost::Lost, v4, v5};
+use super::{
+    command,
+    flight::Signal,
+    inbox::Inbox,
+    lost::Lost,
+    settings::{Settings, Version},
+    v4, v5,
+};
 use crate::{
     base::clock::Moment,
     command::{Ear, Outbound},

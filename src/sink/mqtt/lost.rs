@@ -10,7 +10,7 @@ use std::io;
 
 use rumqttc_v5::{ConnectReturnCode, DisconnectReasonCode, PubAckReason, PubRecReason};
 
-use super::flight::Verdict;
+use super::connection::Verdict;
 use crate::{
     base::text::{EXCERPT, excerpt},
     sink::{Cause, Failure},
@@ -19,14 +19,14 @@ use crate::{
 /// Why a link is lost, or was never made.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub(super) struct Lost {
-    pub(super) why: Why,
+pub(crate) struct Lost {
+    pub(crate) why: Why,
     text: String,
 }
 
 /// What follows from the end of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Why {
+pub(crate) enum Why {
     /// The broker ended the connection and named no reason, or one that may be the event's fault.
     Closed,
     /// Another client came with our client id.
@@ -42,12 +42,12 @@ pub(super) enum Why {
 }
 
 impl Lost {
-    pub(super) fn new(why: Why, text: impl Into<String>) -> Self {
+    pub(crate) fn new(why: Why, text: impl Into<String>) -> Self {
         Self { why, text: text.into() }
     }
 
     /// As the cause of a failure.
-    pub(super) fn cause(self) -> Cause {
+    pub(crate) fn cause(self) -> Cause {
         match self.why {
             Why::Busy => Cause::Busy { wait: None, reason: self.text },
             Why::Denied => Cause::Denied { reason: self.text },
@@ -273,6 +273,11 @@ pub(super) fn no_tls(error: &dyn std::error::Error) -> Lost {
 /// The WebSocket does not come to stand.
 pub(super) fn no_websocket(error: &dyn std::error::Error) -> Lost {
     format!("no WebSocket with the broker: {}; look at the path of url", deepest(error)).into()
+}
+
+/// The client library takes nothing more.
+pub(super) fn client_ended() -> Lost {
+    "the connection to the broker is over".into()
 }
 
 /// A ping was not answered.

@@ -18,7 +18,7 @@ const LONGEST: usize = 65_535;
 
 /// Makes a rendered topic legal, section 4.7: no wildcard, no control character, no empty level, and
 /// no `$` in front, for such topics are the broker's own.
-pub(super) fn escape(topic: &str) -> Cow<'_, str> {
+pub(crate) fn escape(topic: &str) -> Cow<'_, str> {
     let escaped = address::escape(topic, '/', |c| matches!(c, '+' | '#') || unfit(c));
     match escaped.strip_prefix('$') {
         Some(rest) => Cow::Owned(format!("%24{rest}")),
@@ -28,14 +28,14 @@ pub(super) fn escape(topic: &str) -> Cow<'_, str> {
 
 /// Characters for which a broker may close the connection, section 1.5.4: control characters and
 /// noncharacters.
-pub(super) fn unfit(c: char) -> bool {
+pub(crate) fn unfit(c: char) -> bool {
     let code = u32::from(c);
     c.is_control() || code & 0xFFFE == 0xFFFE || (0xFDD0..=0xFDEF).contains(&code)
 }
 
 /// Why nothing of ours may be published at a topic, if so. It is quick for the usual topic, which is asked
 /// of with every event.
-pub(super) fn refusal(topic: &str) -> Option<String> {
+pub(crate) fn refusal(topic: &str) -> Option<String> {
     if topic.is_empty() {
         return Some("the topic is empty".into());
     }
