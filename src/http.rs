@@ -9,16 +9,16 @@
 //! may do what; a route that is added is closed to changes until it says a token. Requests are served
 //! within the one task that the supervisor started: a panic in one ends that connection, not the task.
 
+mod attempts;
 mod commands;
 mod connections;
 mod dead_letters;
 mod events;
 mod guard;
-mod guesses;
 mod page;
-mod reading;
 mod reloads;
 mod sinks;
+mod status;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -41,8 +41,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{base::text, command::Intake, config, gateway::status::Status, journal::Journal};
 
 pub use self::{
-    guard::Trouble,
-    guesses::Guesses,
+    attempts::Attempts,
+    guard::ExposedWithoutToken,
     reloads::{Reloads, Request},
 };
 
@@ -76,8 +76,8 @@ pub struct State {
     pub followers: Arc<Semaphore>,
     /// Ends what would go on for ever.
     pub stop: CancellationToken,
-    /// Wrong tokens that were shown.
-    pub guesses: Arc<Guesses>,
+    /// Wrong tokens that were presented.
+    pub attempts: Arc<Attempts>,
 }
 
 impl State {
@@ -101,14 +101,14 @@ fn routes(state: State) -> Router {
     Router::new()
         .route("/", get(page::page))
         .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(reading::readyz))
-        .route("/status", get(reading::status))
-        .route("/metrics", get(reading::metrics))
+        .route("/readyz", get(status::readyz))
+        .route("/status", get(status::status))
+        .route("/metrics", get(status::metrics))
         .route("/events", get(events::events))
         .route("/api/dead-letters", get(dead_letters::list))
         .route("/api/dead-letters/retry", post(dead_letters::retry))
         .route("/api/sinks/{name}/retry", post(sinks::retry))
-        .route("/api/dead-letters/drop", post(dead_letters::let_go))
+        .route("/api/dead-letters/drop", post(dead_letters::drop))
         .route("/channels/{channel}/{*command}", post(commands::command))
         .route("/reload", post(reload))
         .layer(DefaultBodyLimit::max(BODY))
@@ -118,9 +118,9 @@ fn routes(state: State) -> Router {
 
 async fn reload(Extract(state): Extract<State>) -> Response {
     let Some(reloads) = state.reloads else {
-        return refused(StatusCode::CONFLICT, "there is no configuration to load anew");
+        return refused(StatusCode::CONFLICT, "there is no configuration to reload");
     };
-    match reloads.ask("http").await {
+    match reloads.request("http").await {
         None => refused(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping"),
         Some(report) if report.problems.is_empty() => json(StatusCode::OK, &report),
         Some(report) => json(StatusCode::UNPROCESSABLE_ENTITY, &report),

@@ -5,9 +5,10 @@
 //! trouble with files, 75 when another process has the journal, 78 for a wrong configuration.
 
 pub mod check;
+mod client;
 mod connect;
-mod daemon;
 pub mod demo;
+mod info;
 pub mod init;
 mod journal;
 mod out;
@@ -15,7 +16,8 @@ mod run;
 mod send_test;
 mod session;
 mod simulate;
-mod tell;
+mod status;
+mod tail;
 mod top;
 
 use std::{
@@ -50,13 +52,13 @@ enum Command {
     /// Tells everything that is wrong with a configuration.
     Check(Check),
     /// Shows how a relay that runs is doing.
-    Status(daemon::Status),
+    Status(status::Status),
     /// The same as a page that is drawn anew every second.
     Top(top::Top),
     /// Shows events as a relay that runs gets them.
-    Tail(daemon::Tail),
+    Tail(tail::Tail),
     /// Has a sink that waits (down, busy, held, gone) tried now.
-    Retry(daemon::Retry),
+    Retry(client::Retry),
     /// Writes a first configuration, asking for what it needs.
     Init(Init),
     /// Lists the topics that are known, with the scope that a token needs for each.
@@ -81,7 +83,7 @@ enum Command {
     /// Hands events of the journal to a sink again.
     Replay(journal::ReplayArgs),
     /// Prints a completion script for a shell.
-    Completions(tell::Completions),
+    Completions(info::Completions),
     /// Prints the manual page.
     Man,
 }
@@ -239,13 +241,13 @@ fn execute(command: Command) -> Done {
             let schema = schema.map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
             Ok(writeln!(out::json(), "{schema}")?)
         }
-        Command::Status(status) => daemon::status(&status),
+        Command::Status(status) => status::status(&status),
         Command::Top(top) => top::top(&top),
-        Command::Tail(tail) => daemon::tail(&tail),
-        Command::Retry(retry) => daemon::retry(&retry),
-        Command::Topics => tell::topics(),
-        Command::Completions(args) => tell::completions(&args),
-        Command::Man => tell::man(),
+        Command::Tail(tail) => tail::tail(&tail),
+        Command::Retry(retry) => client::retry(&retry),
+        Command::Topics => info::topics(),
+        Command::Completions(args) => info::completions(&args),
+        Command::Man => info::man(),
         Command::Demo(demo) => demo::demo(demo),
         Command::Sim(simulate) => simulate::simulate(simulate),
         Command::SendTest(send) => send_test::send_test(&send),

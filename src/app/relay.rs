@@ -58,7 +58,7 @@ pub enum RelayError {
     Rest(#[from] RestError),
     /// The endpoint must not listen there.
     #[error(transparent)]
-    Exposed(#[from] http::Trouble),
+    Exposed(#[from] http::ExposedWithoutToken),
     /// The endpoint cannot listen.
     #[error("cannot listen on {address}")]
     Listen {
@@ -373,7 +373,7 @@ async fn add_http(
     let failed = |source| RelayError::Listen { address: config.http.listen.clone(), source };
     let listener = TcpListener::bind(&config.http.listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    http::Trouble::of(address, &config.http)?;
+    http::ExposedWithoutToken::of(address, &config.http)?;
     let listener = Arc::new(listener);
     let dir = &config.journal.dir;
     let state = http::State {
@@ -387,7 +387,7 @@ async fn add_http(
         address,
         followers: Arc::new(Semaphore::new(http::State::FOLLOWERS)),
         stop: CancellationToken::new(),
-        guesses: Arc::default(),
+        attempts: Arc::default(),
     };
     let factory: Factory =
         Box::new(move |stop| Ok(Box::pin(http::serve(Arc::clone(&listener), state.clone(), stop))));

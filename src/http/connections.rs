@@ -4,7 +4,7 @@
 //! - A new connection is always let in, for it may be a probe: where all places are taken, the least
 //!   useful one is closed. That is one that does not take its answer; then one that has not asked yet,
 //!   or not again; and last one that is being answered; of several the one that has been so for longest.
-//! - An address has a share of the places, but for those of this machine, which all look alike.
+//! - An address has a share of the slots, but for those of this machine, which all look alike.
 //! - Who does not take an answer in time is cut off, and so is who does not finish his request.
 //!
 //! The one thing to know: nothing is spawned. The connections are futures of the endpoint's own task,
@@ -45,7 +45,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::guesses::network;
+use super::attempts::network;
 use crate::base::metrics::{HTTP_CLOSED, add_for};
 
 /// Connections at once: an operator's browser takes six, a scraper one.
@@ -54,17 +54,17 @@ const CONNECTIONS: usize = 128;
 /// Of them those of one address that is not this machine's.
 const PER_ADDRESS: usize = 32;
 
-/// Connections that were told to go and may not have gone yet.
-const LEAVING: usize = 32;
+/// Connections that were told to go and may not have closed yet.
+const CLOSING: usize = 32;
 
 /// How long a request's headers may take, and how long a connection may stand idle.
-const HEADERS: Duration = Duration::from_secs(20);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a client may take to read what it was sent, before it is cut off.
-const TAKE: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long clients may take for the rest of their answers when the relay stops.
-const GOODBYE: Duration = Duration::from_secs(3);
+const DRAIN: Duration = Duration::from_secs(3);
 
 /// Where a request came from; every request carries it.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +75,7 @@ pub(super) async fn serve(listener: &TcpListener, app: Router, stop: &Cancellati
     /// Out of descriptors, most likely: they come back.
     const WAIT: Duration = Duration::from_millis(100);
     let mut open = FuturesUnordered::new();
-    let mut places = Places::default();
+    let mut slots = Slots::default();
     let mut pause = Instant::now();
     loop {
         let accepting = async {
@@ -85,68 +85,68 @@ pub(super) async fn serve(listener: &TcpListener, app: Router, stop: &Cancellati
         tokio::select! {
             () = stop.cancelled() => break,
             Some(()) = open.next(), if !open.is_empty() => {}
-            accepted = accepting, if open.len() < CONNECTIONS + LEAVING => match accepted {
+            accepted = accepting, if open.len() < CONNECTIONS + CLOSING => match accepted {
                 Ok((stream, peer)) => {
-                    let place = places.take(peer.ip());
-                    open.push(connection(stream, app.clone(), place, stop.clone()));
+                    let slot = slots.take(peer.ip());
+                    open.push(connection(stream, app.clone(), slot, stop.clone()));
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
-                    places.free_one(|_| true);
+                    slots.free_one(|_| true);
                     pause = Instant::now() + WAIT;
                 }
             },
         }
     }
     let answered = async { while open.next().await.is_some() {} };
-    if timeout(GOODBYE, answered).await.is_err() {
+    if timeout(DRAIN, answered).await.is_err() {
         debug!("connections to the endpoint were closed before they had taken their answers");
     }
 }
 
 /// The connections that there are.
 #[derive(Debug, Default)]
-struct Places(Vec<Arc<Place>>);
+struct Slots(Vec<Arc<Slot>>);
 
-impl Places {
-    /// A place for a new connection; another loses its own where there is none.
-    fn take(&mut self, peer: IpAddr) -> Arc<Place> {
+impl Slots {
+    /// A slot for a new connection; another loses its own where there is none.
+    fn take(&mut self, peer: IpAddr) -> Arc<Slot> {
         let address = network(peer);
         // The connection itself holds the other one.
-        self.0.retain(|place| Arc::strong_count(place) > 1);
-        let same = |place: &Place| place.address == address;
-        let share = self.0.iter().filter(|place| same(place)).count();
+        self.0.retain(|slot| Arc::strong_count(slot) > 1);
+        let same = |slot: &Slot| slot.address == address;
+        let share = self.0.iter().filter(|slot| same(slot)).count();
         if !peer.to_canonical().is_loopback() && share >= PER_ADDRESS {
             self.free_one(same);
         } else if self.0.len() >= CONNECTIONS {
             self.free_one(|_| true);
         }
-        let place = Arc::new(Place {
+        let slot = Arc::new(Slot {
             peer,
             address,
-            gone: CancellationToken::new(),
+            close: CancellationToken::new(),
             state: Mutex::new(State {
-                doing: Doing::Waiting,
+                activity: Activity::Waiting,
                 since: Instant::now(),
                 stalled: None,
             }),
         });
-        self.0.push(Arc::clone(&place));
-        place
+        self.0.push(Arc::clone(&slot));
+        slot
     }
 
     /// Closes the least useful connection of these.
-    fn free_one(&mut self, which: impl Fn(&Place) -> bool) {
-        let of_these = self.0.iter().enumerate().filter(|(_, place)| which(place));
-        let least = of_these.min_by_key(|(_, place)| {
-            let state = place.lock();
+    fn free_one(&mut self, which: impl Fn(&Slot) -> bool) {
+        let of_these = self.0.iter().enumerate().filter(|(_, slot)| which(slot));
+        let least = of_these.min_by_key(|(_, slot)| {
+            let state = slot.lock();
             match state.stalled {
-                Some(since) => (Doing::Stalled, since),
-                None => (state.doing, state.since),
+                Some(since) => (Activity::Stalled, since),
+                None => (state.activity, state.since),
             }
         });
         if let Some((index, _)) = least {
-            self.0.swap_remove(index).gone.cancel();
+            self.0.swap_remove(index).close.cancel();
             add_for(HTTP_CLOSED, "reason", "crowded", 1);
         }
     }
@@ -154,7 +154,7 @@ impl Places {
 
 /// What a connection does; the least useful first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Doing {
+enum Activity {
     /// It does not take what it is sent.
     Stalled,
     /// It has not asked yet, or not again.
@@ -165,7 +165,7 @@ enum Doing {
 
 #[derive(Debug)]
 struct State {
-    doing: Doing,
+    activity: Activity,
     since: Instant,
     /// Since when it has not taken what it is sent.
     stalled: Option<Instant>,
@@ -173,44 +173,44 @@ struct State {
 
 /// A connection as others see it.
 #[derive(Debug)]
-struct Place {
+struct Slot {
     peer: IpAddr,
     /// What counts as one address.
     address: IpAddr,
     /// It is to be closed now.
-    gone: CancellationToken,
+    close: CancellationToken,
     state: Mutex<State>,
 }
 
-impl Place {
+impl Slot {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn does(&self, doing: Doing) {
+    fn set_activity(&self, activity: Activity) {
         let mut state = self.lock();
-        (state.doing, state.since) = (doing, Instant::now());
+        (state.activity, state.since) = (activity, Instant::now());
     }
 }
 
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     app: Router,
-    place: Arc<Place>,
+    slot: Arc<Slot>,
     stop: CancellationToken,
 ) {
-    let marked = Arc::clone(&place);
+    let marked = Arc::clone(&slot);
     let app = app.layer(from_fn(move |request, next| mark(Arc::clone(&marked), request, next)));
-    let stream = Watched { stream, place: Arc::clone(&place), stalled: None };
+    let stream = Watched { stream, slot: Arc::clone(&slot), stalled: None };
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS)
+        .header_read_timeout(IDLE_TIMEOUT)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
     let until_told = async {
         let mut serving = pin!(serving);
         tokio::select! {
             ended = serving.as_mut() => return ended,
-            () = place.gone.cancelled() => return Ok(()),
+            () = slot.close.cancelled() => return Ok(()),
             () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
         }
         serving.await
@@ -224,20 +224,20 @@ async fn connection(
 }
 
 /// Says where a request came from, and that it is being answered until the answer's body has ended.
-async fn mark(place: Arc<Place>, mut request: Request, next: Next) -> Result<Response, Infallible> {
-    request.extensions_mut().insert(Peer(place.peer));
-    place.does(Doing::Answering);
-    let answering = Answering(place);
+async fn mark(slot: Arc<Slot>, mut request: Request, next: Next) -> Result<Response, Infallible> {
+    request.extensions_mut().insert(Peer(slot.peer));
+    slot.set_activity(Activity::Answering);
+    let answering = Answering(slot);
     let response = next.run(request).await;
     Ok(response.map(|body| Body::new(Answer { body, _answering: answering })))
 }
 
 /// A request that is being answered, until this is dropped.
-struct Answering(Arc<Place>);
+struct Answering(Arc<Slot>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.does(Doing::Waiting);
+        self.0.set_activity(Activity::Waiting);
     }
 }
 
@@ -267,10 +267,10 @@ impl HttpBody for Answer {
     }
 }
 
-/// A stream whose other side has [`TAKE`] for taking what is sent.
+/// A stream whose other side has [`WRITE_TIMEOUT`] for taking what is sent.
 struct Watched<S> {
     stream: S,
-    place: Arc<Place>,
+    slot: Arc<Slot>,
     /// Ends when the time is over; there while something is not taken.
     stalled: Option<Pin<Box<Sleep>>>,
 }
@@ -285,8 +285,8 @@ impl<S> Watched<S> {
             // Some of it was taken; the time goes on until all is.
             return outcome;
         }
-        self.place.lock().stalled.get_or_insert_with(Instant::now);
-        let late = self.stalled.get_or_insert_with(|| Box::pin(sleep(TAKE)));
+        self.slot.lock().stalled.get_or_insert_with(Instant::now);
+        let late = self.stalled.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
         if late.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }
@@ -335,7 +335,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.stream).poll_flush(context);
         if outcome.is_ready() && self.stalled.take().is_some() {
-            self.place.lock().stalled = None;
+            self.slot.lock().stalled = None;
         }
         outcome
     }
@@ -362,8 +362,8 @@ mod tests {
             .route("/panic", get(async || -> &'static str { panic!("on purpose") }))
     }
 
-    fn place() -> Arc<Place> {
-        Places::default().take([127, 0, 0, 1].into())
+    fn slot() -> Arc<Slot> {
+        Slots::default().take([127, 0, 0, 1].into())
     }
 
     /// What comes back for these bytes until the connection is closed.
@@ -375,7 +375,7 @@ mod tests {
             near.read_to_string(&mut answer).await.unwrap();
             answer
         };
-        tokio::join!(connection(far, app(), place(), stop), talk).1
+        tokio::join!(connection(far, app(), slot(), stop), talk).1
     }
 
     #[tokio::test(start_paused = true)]
@@ -386,7 +386,7 @@ mod tests {
             let before = Instant::now();
             let answer = answer(request, CancellationToken::new()).await;
             assert_eq!(answer.ends_with("here"), request.ends_with("\r\n\r\n"), "{answer}");
-            assert_eq!(before.elapsed().as_secs(), HEADERS.as_secs(), "{request:?}");
+            assert_eq!(before.elapsed().as_secs(), IDLE_TIMEOUT.as_secs(), "{request:?}");
         }
     }
 
@@ -400,14 +400,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_does_not_take_the_answer_is_cut_off() {
         let (_near, far) = asking().await;
-        let (place, before) = (place(), Instant::now());
+        let (slot, before) = (slot(), Instant::now());
         let watch = async {
-            sleep(TAKE / 2).await;
-            place.lock().stalled.is_some()
+            sleep(WRITE_TIMEOUT / 2).await;
+            slot.lock().stalled.is_some()
         };
-        let serving = connection(far, app(), Arc::clone(&place), CancellationToken::new());
+        let serving = connection(far, app(), Arc::clone(&slot), CancellationToken::new());
         let ((), stalled) = tokio::join!(serving, watch);
-        assert_eq!((stalled, before.elapsed()), (true, TAKE));
+        assert_eq!((stalled, before.elapsed()), (true, WRITE_TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
@@ -420,51 +420,55 @@ mod tests {
             }
         };
         let serving = async {
-            connection(far, app(), place(), CancellationToken::new()).await;
+            connection(far, app(), slot(), CancellationToken::new()).await;
             before.elapsed()
         };
         tokio::select! {
-            took = serving => assert_eq!(took, TAKE),
+            took = serving => assert_eq!(took, WRITE_TIMEOUT),
             () = trickle => panic!("it was not cut off"),
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_least_useful_connection_makes_room() {
-        let mut places = Places::default();
+        let mut slots = Slots::default();
         let mut open: Vec<_> = Vec::new();
         for n in 0..CONNECTIONS {
-            let place = places.take([127, 0, 0, 1].into());
-            place.does(if [3, 9].contains(&n) { Doing::Waiting } else { Doing::Answering });
-            place.lock().stalled = (n == 7).then(Instant::now);
-            open.push(place);
+            let slot = slots.take([127, 0, 0, 1].into());
+            slot.set_activity(if [3, 9].contains(&n) {
+                Activity::Waiting
+            } else {
+                Activity::Answering
+            });
+            slot.lock().stalled = (n == 7).then(Instant::now);
+            open.push(slot);
             tokio::time::advance(Duration::from_millis(1)).await;
         }
-        for gone in [7, 3, 9] {
-            assert!(!open[gone].gone.is_cancelled());
-            let new = places.take([192, 0, 2, 1].into());
-            new.does(Doing::Answering);
+        for close in [7, 3, 9] {
+            assert!(!open[close].close.is_cancelled());
+            let new = slots.take([192, 0, 2, 1].into());
+            new.set_activity(Activity::Answering);
             open.push(new);
-            assert!(open[gone].gone.is_cancelled(), "{gone}");
+            assert!(open[close].close.is_cancelled(), "{close}");
         }
-        open.push(places.take([192, 0, 2, 1].into()));
-        assert!(open[0].gone.is_cancelled(), "the oldest of those that are answered");
-        assert_eq!(places.0.len(), CONNECTIONS);
-        // Who has gone leaves room by himself.
+        open.push(slots.take([192, 0, 2, 1].into()));
+        assert!(open[0].close.is_cancelled(), "the oldest of those that are answered");
+        assert_eq!(slots.0.len(), CONNECTIONS);
+        // A connection that has ended leaves its slot.
         open.truncate(10);
-        open.push(places.take([192, 0, 2, 1].into()));
-        assert!(places.0.len() <= 11);
+        open.push(slots.take([192, 0, 2, 1].into()));
+        assert!(slots.0.len() <= 11);
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_address_has_its_share_and_this_machine_all() {
-        let mut places = Places::default();
+        let mut slots = Slots::default();
         let open: Vec<_> =
-            (0..PER_ADDRESS * 2).map(|_| places.take([192, 0, 2, 1].into())).collect();
-        assert_eq!(open.iter().filter(|place| !place.gone.is_cancelled()).count(), PER_ADDRESS);
+            (0..PER_ADDRESS * 2).map(|_| slots.take([192, 0, 2, 1].into())).collect();
+        assert_eq!(open.iter().filter(|slot| !slot.close.is_cancelled()).count(), PER_ADDRESS);
         let ours: Vec<_> =
-            (0..PER_ADDRESS * 2).map(|_| places.take([127, 0, 0, 1].into())).collect();
-        assert!(ours.iter().all(|place| !place.gone.is_cancelled()));
+            (0..PER_ADDRESS * 2).map(|_| slots.take([127, 0, 0, 1].into())).collect();
+        assert!(ours.iter().all(|slot| !slot.close.is_cancelled()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,24 +28,27 @@ const MOST: usize = 200;
 
 /// Which are listed.
 #[derive(Debug, Deserialize)]
-pub(super) struct Chosen {
+pub(super) struct ListQuery {
     /// Only those of this sink.
     sink: Option<String>,
 }
 
-/// Which are meant. At least one of the two is given: "all" must not come from a misspelling.
+/// Which are selection. At least one of the two is given: "all" must not come from a misspelling.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Meant {
+struct Selection {
     /// All of this sink, or of these numbers those of this sink.
     sink: Option<String>,
     /// Their numbers.
     numbers: Option<Vec<i64>>,
 }
 
-pub(super) async fn list(Extract(state): Extract<State>, Query(chosen): Query<Chosen>) -> Response {
+pub(super) async fn list(
+    Extract(state): Extract<State>,
+    Query(query): Query<ListQuery>,
+) -> Response {
     let read = move |store: &Store| {
-        let mut letters = store.dead_letters(chosen.sink.as_deref())?;
+        let mut letters = store.dead_letters(query.sink.as_deref())?;
         // The newest are those that somebody looks for.
         letters.drain(..letters.len().saturating_sub(MOST));
         letters.reverse();
@@ -80,24 +83,24 @@ pub(super) async fn retry(Extract(state): Extract<State>, body: Bytes) -> Respon
     act(state, &body, Store::retry_dead_letters).await
 }
 
-pub(super) async fn let_go(Extract(state): Extract<State>, body: Bytes) -> Response {
+pub(super) async fn drop(Extract(state): Extract<State>, body: Bytes) -> Response {
     act(state, &body, Store::drop_dead_letters).await
 }
 
 type Act = fn(&Store, Option<&[i64]>, Option<&str>) -> Result<usize, StoreError>;
 
 async fn act(state: State, body: &[u8], act: Act) -> Response {
-    let meant: Meant = match serde_json::from_slice(body) {
-        Ok(meant) => meant,
+    let selection: Selection = match serde_json::from_slice(body) {
+        Ok(selection) => selection,
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
     };
-    if meant.sink.is_none() && meant.numbers.is_none() {
+    if selection.sink.is_none() && selection.numbers.is_none() {
         let why = "say which: {\"numbers\": [1, 2]}, {\"sink\": \"name\"}, or both";
         return refused(StatusCode::BAD_REQUEST, why);
     }
     let done = with_store(state.dir, move |store| {
         store.allow_requests()?;
-        act(store, meant.numbers.as_deref(), meant.sink.as_deref())
+        act(store, selection.numbers.as_deref(), selection.sink.as_deref())
     });
     match done.await {
         Ok(count) => json(StatusCode::OK, &serde_json::json!({ "count": count })),

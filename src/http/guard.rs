@@ -6,7 +6,7 @@
 //! - **Who changes something.** Whatever is not GET or HEAD needs `Authorization: Bearer` with
 //!   `http.admin_token`. Where none is configured nothing can be changed: 403. A page of somebody
 //!   else's cannot send that header: there are no CORS headers here, on purpose.
-//! - **Who guesses.** Ten wrong tokens a minute from an address, a hundred from all: [`super::guesses`].
+//! - **Who attempts.** Ten wrong tokens a minute from an address, a hundred from all: [`super::attempts`].
 //! - **Who reads.** On loopback, everybody on this machine. Beyond it the token again, but for the
 //!   probes and the empty page, unless `http.insecure` says that all may read.
 //!
@@ -28,7 +28,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{State, connections::Peer, guesses::Guesses, refused};
+use super::{State, attempts::Attempts, connections::Peer, refused};
 use crate::config::Http;
 
 /// How long a request may take, its body included. Events that go on for ever are answered at once.
@@ -43,9 +43,9 @@ const OPEN: &[&str] = &["/", "/livez", "/readyz"];
 #[error(
     "http.listen can be reached from other machines: http.admin_token is needed, or http.insecure = true"
 )]
-pub struct Trouble;
+pub struct ExposedWithoutToken;
 
-impl Trouble {
+impl ExposedWithoutToken {
     /// Looks at the address that is really listened on: a name may lead anywhere.
     pub fn of(address: SocketAddr, http: &Http) -> Result<(), Self> {
         let fine = address.ip().is_loopback() || http.admin_token.is_some() || http.insecure;
@@ -60,16 +60,16 @@ pub(super) async fn guard(
     next: Next,
 ) -> Response {
     let access = state.access.borrow().clone();
-    let asker = Asker { peer: peer(request.extensions()), guesses: &state.guesses };
+    let caller = Caller { peer: peer(request.extensions()), attempts: &state.attempts };
     let (method, uri) = (request.method(), request.uri());
-    let verdict = judge(&access, asker, state.address, method, uri, request.headers()).await;
+    let verdict = judge(&access, caller, state.address, method, uri, request.headers()).await;
     let mut response = match verdict {
         Ok(()) => timeout(REQUEST, next.run(request))
             .await
             .unwrap_or_else(|_| refused(StatusCode::REQUEST_TIMEOUT, "the request took too long")),
         Err(refusal) => {
             if refusal == Refusal::WrongToken {
-                let (from, path) = (asker.peer, request.uri().path());
+                let (from, path) = (caller.peer, request.uri().path());
                 warn!(%from, path, "a request came with a wrong admin token");
             }
             refusal.answer()
@@ -139,9 +139,9 @@ impl Refusal {
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
-struct Asker<'a> {
+struct Caller<'a> {
     peer: IpAddr,
-    guesses: &'a Guesses,
+    attempts: &'a Attempts,
 }
 
 /// Where a request came from.
@@ -152,7 +152,7 @@ fn peer(extensions: &Extensions) -> IpAddr {
 
 async fn judge(
     access: &Http,
-    asker: Asker<'_>,
+    caller: Caller<'_>,
     address: SocketAddr,
     method: &Method,
     uri: &Uri,
@@ -161,8 +161,8 @@ async fn judge(
     // RFC 9112, section 3.2: exactly one Host; a target with a name of its own stands over it.
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let named = uri.authority().is_none_or(|authority| ours(authority.as_str(), access));
-    if hosts.next().is_some() || !named || !ours(host, access) {
+    let named = uri.authority().is_none_or(|authority| host_allowed(authority.as_str(), access));
+    if hosts.next().is_some() || !named || !host_allowed(host, access) {
         return Err(Refusal::Host);
     }
     let reads = method == Method::GET || method == Method::HEAD;
@@ -170,25 +170,25 @@ async fn judge(
     if reads && open {
         return Ok(());
     }
-    shows_token(access, asker, headers).await
+    has_token(access, caller, headers).await
 }
 
 /// Whether the request shows the admin token.
-async fn shows_token(access: &Http, asker: Asker<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
+async fn has_token(access: &Http, caller: Caller<'_>, headers: &HeaderMap) -> Result<(), Refusal> {
     let wanted = access.admin_token.as_ref().ok_or(Refusal::NoAdmin)?;
     let shown = headers.get(header::AUTHORIZATION).ok_or(Refusal::NoToken)?;
-    let Asker { peer, guesses } = asker;
-    guesses.attempt(peer).map_err(|wait| Refusal::TooMany(wait.as_secs() + 1))?;
+    let Caller { peer, attempts } = caller;
+    attempts.attempt(peer).map_err(|wait| Refusal::TooMany(wait.as_secs() + 1))?;
     let shown = shown.to_str().ok().and_then(bearer).ok_or(Refusal::WrongToken)?;
     let wanted = wanted.read_token().await.map_err(|error| {
-        guesses.give_back(peer, false);
+        attempts.give_back(peer, false);
         warn!(%error, "the admin token cannot be read");
         Refusal::Unreadable
     })?;
-    if !same(shown, wanted.expose()) {
+    if !constant_time_eq(shown, wanted.expose()) {
         return Err(Refusal::WrongToken);
     }
-    guesses.give_back(peer, true);
+    attempts.give_back(peer, true);
     Ok(())
 }
 
@@ -201,10 +201,10 @@ pub(super) async fn may_see_reasons(
 ) -> bool {
     let access = state.access.borrow().clone();
     // A wrong token gets the short answer, and counts all the same: else it could be guessed here.
-    let asker = Asker { peer: peer(extensions), guesses: &state.guesses };
+    let caller = Caller { peer: peer(extensions), attempts: &state.attempts };
     state.address.ip().is_loopback()
         || access.insecure
-        || shows_token(&access, asker, headers).await.is_ok()
+        || has_token(&access, caller, headers).await.is_ok()
 }
 
 /// The token behind `Bearer`, whose case does not matter (RFC 9110, section 11.1).
@@ -214,7 +214,7 @@ fn bearer(text: &str) -> Option<&str> {
 }
 
 /// Compares in a time that tells nothing: neither where two texts differ, nor how long they are.
-fn same(a: &str, b: &str) -> bool {
+fn constant_time_eq(a: &str, b: &str) -> bool {
     let (a, b) = (Sha256::digest(a), Sha256::digest(b));
     let differing =
         a.iter().zip(b.iter()).fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
@@ -222,7 +222,7 @@ fn same(a: &str, b: &str) -> bool {
 }
 
 /// Whether a name in a request can only have been meant for this endpoint.
-fn ours(host: &str, access: &Http) -> bool {
+fn host_allowed(host: &str, access: &Http) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     if host.contains('@') {
         return false;
@@ -254,9 +254,9 @@ mod tests {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> Result<(), Refusal> {
-        let guesses = Guesses::default();
-        let asker = Asker { peer: IpAddr::from([192, 0, 2, 1]), guesses: &guesses };
-        judge(access, asker, address, method, uri, headers).await
+        let attempts = Attempts::default();
+        let caller = Caller { peer: IpAddr::from([192, 0, 2, 1]), attempts: &attempts };
+        judge(access, caller, address, method, uri, headers).await
     }
 
     fn headers(host: &str, token: Option<&str>) -> HeaderMap {
@@ -295,9 +295,9 @@ mod tests {
             ("", false),
             ("a b", false),
         ] {
-            assert_eq!(ours(host, &access), fine, "{host}");
+            assert_eq!(host_allowed(host, &access), fine, "{host}");
         }
-        assert!(!ours("", &Http::default()) && !ours(":9464", &Http::default()));
+        assert!(!host_allowed("", &Http::default()) && !host_allowed(":9464", &Http::default()));
     }
 
     #[tokio::test]
@@ -360,12 +360,12 @@ mod tests {
     async fn a_guesser_is_answered_no_more_and_others_are() {
         let access =
             Http { admin_token: Some(SecretRef::Value("s3cret".into())), ..Http::default() };
-        let guesses = Guesses::default();
+        let attempts = Attempts::default();
         let post = async |peer: [u8; 4], token: &str| {
-            let asker = Asker { peer: peer.into(), guesses: &guesses };
+            let caller = Caller { peer: peer.into(), attempts: &attempts };
             let (here, uri) = ("127.0.0.1:1".parse().unwrap(), Uri::from_static("/reload"));
             let headers = headers("localhost", Some(token));
-            judge(&access, asker, here, &Method::POST, &uri, &headers).await
+            judge(&access, caller, here, &Method::POST, &uri, &headers).await
         };
         let (guesser, owner) = ([127, 0, 0, 1], [127, 0, 0, 2]);
         let mut wrong = 0;
@@ -374,11 +374,11 @@ mod tests {
                 post(guesser, &format!("Bearer {n}")).await == Err(Refusal::WrongToken),
             );
         }
-        assert_eq!(wrong, super::super::guesses::PER_ADDRESS);
+        assert_eq!(wrong, super::super::attempts::PER_ADDRESS);
         // The right one tells nothing either, until the minute is over.
         assert!(matches!(post(guesser, "Bearer s3cret").await, Err(Refusal::TooMany(1..=61))));
         assert_eq!(post(owner, "Bearer s3cret").await, Ok(()));
-        tokio::time::advance(super::super::guesses::WINDOW).await;
+        tokio::time::advance(super::super::attempts::WINDOW).await;
         assert_eq!(post(guesser, "Bearer s3cret").await, Ok(()));
     }
 
@@ -394,7 +394,11 @@ mod tests {
             ("192.168.0.2:1", &admin, true),
             ("192.168.0.2:1", &insecure, true),
         ] {
-            assert_eq!(Trouble::of(address.parse().unwrap(), access).is_ok(), fine, "{address}");
+            assert_eq!(
+                ExposedWithoutToken::of(address.parse().unwrap(), access).is_ok(),
+                fine,
+                "{address}"
+            );
         }
     }
 }

@@ -19,7 +19,7 @@ pub struct Request {
 
 impl Reloads {
     /// Asks, and waits for what became of it; `None`: the relay is stopping.
-    pub async fn ask(&self, by: &'static str) -> Option<Report> {
+    pub async fn request(&self, by: &'static str) -> Option<Report> {
         let (answer, answered) = oneshot::channel();
         self.0.send(Request { by, answer }).await.ok()?;
         answered.await.ok()

@@ -90,7 +90,7 @@ async fn reload_on(mut hangups: Signal, reloads: Option<Reloads>) -> std::conver
     while hangups.recv().await.is_some() {
         if let Some(reloads) = &reloads {
             // What became of it is in the log; `None` is a relay that is stopping.
-            drop(reloads.ask("signal").await);
+            drop(reloads.request("signal").await);
         }
     }
     std::future::pending().await

@@ -21,9 +21,10 @@ use serde_json::Value;
 
 use super::{
     Done, Failed,
-    daemon::{Daemon, Which, page, quiet, table},
+    client::{Client, Which, quiet},
     on_runtime,
     out::{self, Harmless},
+    status::{page, table},
     told_to_stop,
 };
 use crate::base::{clock, text::harmless};
@@ -64,7 +65,7 @@ pub(super) fn top(args: &Top) -> Done {
             "top needs a terminal: `status` prints the page once",
         ));
     }
-    let daemon = args.which.daemon()?;
+    let client = args.which.client()?;
     on_runtime(1, &quiet(), async move {
         let told = told_to_stop()?;
         tokio::pin!(told);
@@ -73,7 +74,7 @@ pub(super) fn top(args: &Top) -> Done {
         loop {
             let (text, status) = tokio::select! {
                 () = &mut told => return Ok(()),
-                drawn = look(&daemon, &before) => drawn,
+                drawn = look(&client, &before) => drawn,
             };
             before = status;
             // A terminal may have been stopped (Ctrl-S), and then drawing takes for ever.
@@ -96,8 +97,8 @@ pub(super) fn top(args: &Top) -> Done {
 }
 
 /// The page as it is now, and the status behind it: nothing where the relay cannot be asked.
-async fn look(daemon: &Daemon, before: &Value) -> (String, Value) {
-    match daemon.status().await {
+async fn look(client: &Client, before: &Value) -> (String, Value) {
+    match client.status().await {
         Ok(status) => {
             let now = clock::now();
             let text = format!(

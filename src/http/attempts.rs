@@ -33,7 +33,7 @@ const KNOWN: usize = 16;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Guesses(Mutex<Table>);
+pub struct Attempts(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
@@ -45,7 +45,7 @@ struct Table {
     known: VecDeque<IpAddr>,
 }
 
-impl Guesses {
+impl Attempts {
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -70,7 +70,7 @@ impl Guesses {
         {
             return Err(wait(times));
         }
-        if !has_its_own(known, address) {
+        if !is_trusted(known, address) {
             if together.len() >= TOGETHER {
                 return Err(wait(together));
             }
@@ -87,7 +87,7 @@ impl Guesses {
         if let Some(times) = table.by.get_mut(&address) {
             times.pop_back();
         }
-        if !has_its_own(&table.known, address) {
+        if !is_trusted(&table.known, address) {
             table.together.pop_back();
         }
         if right {
@@ -101,7 +101,7 @@ impl Guesses {
 }
 
 /// Whether an address takes no attempt from the others.
-fn has_its_own(known: &VecDeque<IpAddr>, address: IpAddr) -> bool {
+fn is_trusted(known: &VecDeque<IpAddr>, address: IpAddr) -> bool {
     // Not all of 127.0.0.0/8: whoever is on this machine has all those addresses.
     address == Ipv4Addr::LOCALHOST
         || address == network(Ipv6Addr::LOCALHOST.into())
@@ -126,53 +126,53 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_has_ten_attempts_a_minute_and_the_others_theirs() {
-        let guesses = Guesses::default();
+        let attempts = Attempts::default();
         let (bad, good) = (address("192.0.2.1"), address("192.0.2.2"));
         for _ in 0..PER_ADDRESS {
-            assert_eq!(guesses.attempt(bad), Ok(()));
+            assert_eq!(attempts.attempt(bad), Ok(()));
             tokio::time::advance(Duration::from_secs(1)).await;
         }
-        assert_eq!(guesses.attempt(bad), Err(Duration::from_secs(50)));
+        assert_eq!(attempts.attempt(bad), Err(Duration::from_secs(50)));
         // The same machine, otherwise written.
-        assert!(guesses.attempt(address("::ffff:192.0.2.1")).is_err());
-        assert_eq!(guesses.attempt(good), Ok(()));
+        assert!(attempts.attempt(address("::ffff:192.0.2.1")).is_err());
+        assert_eq!(attempts.attempt(good), Ok(()));
         tokio::time::advance(Duration::from_secs(50)).await;
-        assert_eq!(guesses.attempt(bad), Ok(()));
-        assert_eq!(guesses.attempt(bad), Err(Duration::from_secs(1)));
+        assert_eq!(attempts.attempt(bad), Ok(()));
+        assert_eq!(attempts.attempt(bad), Err(Duration::from_secs(1)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn many_addresses_have_a_hundred_and_lock_out_no_owner() {
-        let guesses = Guesses::default();
+        let attempts = Attempts::default();
         let owner = address("192.0.2.7");
-        assert_eq!(guesses.attempt(owner), Ok(()));
-        guesses.give_back(owner, true);
+        assert_eq!(attempts.attempt(owner), Ok(()));
+        attempts.give_back(owner, true);
         let mut allowed = 0;
         for n in 0..5000_u16 {
             // A network each, and each a hundred machines of it.
-            let guesser = IpAddr::from([0x2001, 0xdb8, 0, n / 100, 0, 0, 0, n]);
-            allowed += usize::from(guesses.attempt(guesser).is_ok());
+            let stranger = IpAddr::from([0x2001, 0xdb8, 0, n / 100, 0, 0, 0, n]);
+            allowed += usize::from(attempts.attempt(stranger).is_ok());
         }
         assert_eq!(allowed, TOGETHER);
         for address in [owner, address("127.0.0.1"), address("::1")] {
-            assert_eq!(guesses.attempt(address), Ok(()), "{address}");
-            guesses.give_back(address, true);
+            assert_eq!(attempts.attempt(address), Ok(()), "{address}");
+            attempts.give_back(address, true);
         }
-        assert!(guesses.lock().by.len() <= TOGETHER + 3);
+        assert!(attempts.lock().by.len() <= TOGETHER + 3);
         tokio::time::advance(WINDOW).await;
-        assert_eq!(guesses.attempt(address("192.0.2.9")), Ok(()));
-        assert_eq!(guesses.lock().by.len(), 1);
+        assert_eq!(attempts.attempt(address("192.0.2.9")), Ok(()));
+        assert_eq!(attempts.lock().by.len(), 1);
     }
 
     #[test]
     fn a_right_token_costs_nothing_however_often() {
-        let guesses = Guesses::default();
+        let attempts = Attempts::default();
         for n in 0..1000_u16 {
             let address = IpAddr::from([192, 0, 2, u8::try_from(n % 200).unwrap()]);
-            assert_eq!(guesses.attempt(address), Ok(()));
-            guesses.give_back(address, true);
+            assert_eq!(attempts.attempt(address), Ok(()));
+            attempts.give_back(address, true);
         }
-        let table = guesses.lock();
+        let table = attempts.lock();
         assert!(table.known.len() <= KNOWN && table.together.is_empty());
     }
 }
