@@ -18,6 +18,7 @@
 //! is in the window, too, until it is written down; nothing behind it goes out before.
 
 mod answered;
+pub mod ha_event;
 mod requests;
 pub mod route;
 mod set_aside;

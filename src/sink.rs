@@ -11,6 +11,7 @@
 
 mod address;
 mod ahead;
+pub mod command_address;
 pub(crate) mod mqtt;
 mod nats;
 mod prefix;

@@ -9,12 +9,7 @@ use serde_json::{Map, Number, Value};
 
 use super::{Answer, Command, Failure, Order};
 use crate::config::Action;
-
-/// The first word of every address.
-pub const ROOT: &str = "astro";
-
-/// The word between the channel and the command.
-pub const COMMAND: &str = "command";
+pub use crate::sink::command_address::{COMMAND, ROOT, parse as address};
 
 /// The longest payload. The largest element of a session, a list of the latest, has some three
 /// kilobytes.
@@ -31,14 +26,6 @@ const PRESS: &str = "PRESS";
 
 /// Numbers up to this are the same as integers and as floats.
 const EXACT: f64 = 9_007_199_254_740_992.0;
-
-/// The channel and the parts behind `command` of `astro/<channel>/command/…`; `None`: it is no address
-/// of a command.
-pub fn address(text: &[u8], separator: char) -> Option<(&str, Vec<&str>)> {
-    let mut parts = std::str::from_utf8(text).ok()?.split(separator);
-    let (root, channel, word) = (parts.next()?, parts.next()?, parts.next()?);
-    (root == ROOT && word == COMMAND).then(|| (channel, parts.collect()))
-}
 
 /// The command, or the answer that says why it is none.
 pub fn command(channel: &str, path: &[&str], payload: &[u8]) -> Result<Command, Box<Answer>> {
@@ -193,29 +180,6 @@ mod tests {
 
     fn read(path: &str, payload: impl AsRef<[u8]>) -> Result<Command, Box<Answer>> {
         command("main", &path.split('/').collect::<Vec<_>>(), payload.as_ref())
-    }
-
-    #[test]
-    fn an_address_names_the_channel_and_the_command() {
-        let parts = |text: &str, separator| {
-            address(text.as_bytes(), separator)
-                .map(|(channel, path)| (channel.to_owned(), path.join("|")))
-        };
-        let found = |channel: &str, path: &str| Some((channel.to_owned(), path.to_owned()));
-        for (text, separator, expected) in [
-            ("astro/main/command/session/set", '/', found("main", "session|set")),
-            ("astro/main/command/session/set/tip-goal", '/', found("main", "session|set|tip-goal")),
-            ("astro.main.command.relay.refresh", '.', found("main", "relay|refresh")),
-            ("astro/main/command", '/', found("main", "")),
-            ("astro//command/x", '/', found("", "x")),
-            ("astro/main/channel/tips", '/', None),
-            ("other/main/command/session/set", '/', None),
-            ("astro.main.command.session.set", '/', None),
-            ("", '/', None),
-        ] {
-            assert_eq!(parts(text, separator), expected, "{text}");
-        }
-        assert_eq!(address(b"astro/m\xFFn/command/session/set", '/'), None);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::{
     },
     channel::board::{Path, Section},
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
-    publish::homeassistant,
+    delivery::ha_event::{ACTIVITIES, HaEvents},
     sink::{Address, Beside, Kind, Outgoing},
 };
 
@@ -53,7 +53,7 @@ pub struct Route {
     payload: Payload,
     address: Option<Addressing>,
     /// For Home Assistant: what it is told beside the event.
-    happenings: Option<homeassistant::Topics>,
+    ha_events: Option<HaEvents>,
     places: HashMap<Arc<Place>, Decision, FixedState>,
     /// The decision on the last event: mostly it is that on the next.
     last: Option<(Arc<Place>, Decision)>,
@@ -166,11 +166,10 @@ impl Route {
                 Template::compile(template).map_err(|e| at("payload", e))?,
             )),
         };
-        let happenings = kind
-            .address
-            .and_then(|address| homeassistant::Topics::of(config, address.escape).transpose());
+        let ha_events =
+            kind.address.and_then(|address| HaEvents::of(config, address.escape).transpose());
         Ok(Self {
-            happenings: happenings.transpose().map_err(|error| at("state_topic", error))?,
+            ha_events: ha_events.transpose().map_err(|error| at("state_topic", error))?,
             topics,
             channels: config.channels.as_ref().map(|names| names.iter().cloned().collect()),
             when: when.map_err(|error| at("when", error))?,
@@ -237,12 +236,12 @@ impl Route {
     /// What goes out beside an event: what happened, flat, for Home Assistant.
     fn beside(&self, record: &Record, redacted: Option<&Redacted>) -> Option<Arc<Beside>> {
         let event = &record.event;
-        let happenings = self.happenings.as_ref()?;
+        let ha_events = self.ha_events.as_ref()?;
         let data = redacted.map_or(event.data(), |redacted| &redacted.data);
         // The topic of its own counts where the activity does not reach this sink.
-        let activities = || self.wants(homeassistant::ACTIVITIES, &event.place.channel);
+        let activities = || self.wants(ACTIVITIES, &event.place.channel);
         let age = u64::try_from(age(record).as_millis()).unwrap_or(u64::MAX);
-        let (address, payload) = happenings.told(event, data, activities, age)?;
+        let (address, payload) = ha_events.render(event, data, activities, age)?;
         Some(Arc::new(Beside { address: address.into(), payload: payload.into() }))
     }
 

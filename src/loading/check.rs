@@ -35,7 +35,10 @@ use crate::{
         secret::{SecretError, Text},
         units::{Period, Size},
     },
-    delivery::route::{Pattern, PatternError, Route},
+    delivery::{
+        ha_event::is_wanted,
+        route::{Pattern, PatternError, Route},
+    },
     loading::{
         Sources,
         places::{Layer, Places},
@@ -548,7 +551,7 @@ impl Findings {
     fn homes(&mut self, config: &Config) {
         let mut seen: BTreeMap<String, &str> = BTreeMap::new();
         for (name, sink) in &config.sinks {
-            if homeassistant::wanted(sink) != Some(true) {
+            if is_wanted(sink) != Some(true) {
                 continue;
             }
             let text = |key: &str| sink.settings.get(key).map(Value::to_string).unwrap_or_default();

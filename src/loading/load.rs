@@ -258,15 +258,14 @@ fn typed(shape: &Shape, resolve: bool, errors: &mut Vec<Problem>) -> Config {
         let (common, settings) = split(table);
         let sink: Option<SinkConfig> = section(&["sinks", &name], common, shape, errors);
         config.sinks.extend(sink.map(|sink| {
-            let mut sink = SinkConfig { settings, ..sink };
-            homeassistant::prepare(&mut sink, &config.channels);
-            if resolve {
-                describe_rooms(&mut sink, &config.channels);
-            }
+            let sink = SinkConfig { settings, ..sink };
             (name, sink)
         }));
     }
-    homeassistant::introduce(&mut config.sinks);
+    homeassistant::expand(&mut config.sinks, &config.channels);
+    if resolve {
+        config.sinks.values_mut().for_each(|sink| describe_rooms(sink, &config.channels));
+    }
     let mut take = |name: &str| sections.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
     config.astro = section(&["astro"], take("astro"), shape, errors).unwrap_or_default();
     config.journal = section(&["journal"], take("journal"), shape, errors).unwrap_or_default();

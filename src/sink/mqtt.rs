@@ -65,7 +65,7 @@ use crate::{
     channel::board::{self, Path, Section},
     command::Desk,
     config::{ConfigError, Period},
-    publish::homeassistant::{self, Home},
+    publish::homeassistant::{self, HaDiscovery},
 };
 
 /// The row of this kind.
@@ -164,7 +164,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     }
     let mut discovery = None;
     if settings.homeassistant.is_some() {
-        let home = Home::of(opening.config, &client_id, escape, &settings.commands);
+        let home = HaDiscovery::of(opening.config, &client_id, escape, &settings.commands);
         discovery = Some(Discovery::new(home.map_err(|error| at("state_topic", error))?));
     }
     let mut availability = match (&prefix, &settings.availability_topic) {

@@ -170,7 +170,7 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
         Value::Number(_) => (measured("{{ value }}", element, ""), false),
         Value::Object(_) if has("count", Value::is_number) => {
             let unit = family.map_or("", |(family, _)| family.count);
-            (measured(&super::field("count"), element, unit), false)
+            (measured(&super::entities::field("count"), element, unit), false)
         }
         Value::Object(_) if has("name", Value::is_string) => {
             // The states that Home Assistant takes end at 255 characters; an empty one is unknown.
@@ -179,7 +179,7 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
         }
         Value::Object(_) if has("amount", Value::is_number) => {
             let unit = family.filter(|(_, rest)| *rest != "points").map_or("", |(f, _)| f.amount);
-            (measured(&super::field("amount"), element, unit), false)
+            (measured(&super::entities::field("amount"), element, unit), false)
         }
         _ => return None,
     };
@@ -207,7 +207,7 @@ fn measured(template: &str, element: &str, unit: &str) -> Value {
     };
     let mut own = json!({ "value_template": template, "state_class": class });
     if !unit.is_empty() {
-        super::set(&mut own, "unit_of_measurement", unit.into());
+        super::entities::set(&mut own, "unit_of_measurement", unit.into());
     }
     own
 }

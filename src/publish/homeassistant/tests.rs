@@ -1,14 +1,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::*;
+use serde_json::json;
 
-fn home(commands: &[Action]) -> Home {
+use super::*;
+use crate::{
+    base::event::{self, Event},
+    config::Action,
+    delivery::ha_event::{ACTIVITIES, HaEvents, KINDS},
+};
+
+fn home(commands: &[Action]) -> HaDiscovery {
     let feed = |label: &str, room: Option<&str>, topics: &[&str]| {
         let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
         let room = room.map(str::to_owned);
-        (label.to_owned(), Feed { base: format!("astro/{label}"), room, topics })
+        (label.to_owned(), ChannelTopics { base: format!("astro/{label}"), room, topics })
     };
-    Home {
+    HaDiscovery {
         on: true,
         relay: "astro/relay".into(),
         prefix: "homeassistant".into(),
@@ -23,18 +30,24 @@ fn home(commands: &[Action]) -> Home {
 }
 
 #[test]
-fn topics_are_those_where_the_state_is_kept() {
+fn discovery_points_at_the_topics_of_the_state() {
     let mut config: SinkConfig = serde_json::from_value(json!({"type": "mqtt"})).unwrap();
     let channel = json!({"token": {"value": "x"}, "topics": ["channel.activities"]});
     let channels: BTreeMap<String, Channel> = ["main", "other"]
         .map(|label| (label.to_owned(), serde_json::from_value(channel.clone()).unwrap()))
         .into();
     config.channels = Some(vec!["main".into()]);
-    let of = |config: &SinkConfig| {
-        Home::of(config, "node", |text| Cow::Borrowed(text), &Commands::default()).unwrap()
+    let expanded = |settings: Value| {
+        let sink = SinkConfig { settings, ..config.clone() };
+        let mut sinks = BTreeMap::from([("home".to_owned(), sink)]);
+        expand(&mut sinks, &channels);
+        sinks.remove("home").unwrap()
     };
-    prepare(&mut config, &channels);
-    assert!(!config.state && of(&config).fixed().is_empty());
+    let of = |config: &SinkConfig| {
+        HaDiscovery::of(config, "node", |text| Cow::Borrowed(text), &Commands::default()).unwrap()
+    };
+    let without = expanded(json!({}));
+    assert!(!without.state && of(&without).fixed().is_empty());
     for (settings, base, prefix) in [
         (json!({"homeassistant": true}), "astro/", "homeassistant"),
         (
@@ -43,23 +56,20 @@ fn topics_are_those_where_the_state_is_kept() {
             "ha",
         ),
     ] {
-        config.settings = settings;
-        prepare(&mut config, &channels);
-        assert!(config.state, "its entities show what is kept");
+        let config = expanded(settings);
+        assert!(config.state, "its entities show the state");
         let home = of(&config);
         assert_eq!(home.prefix, prefix);
         assert_eq!(home.relay, format!("{base}relay"));
         let topics = vec![ACTIVITIES.to_owned()];
-        let feed = Feed { base: format!("{base}main"), room: None, topics };
-        assert_eq!(home.channels, BTreeMap::from([("main".to_owned(), feed)]));
-        let happenings = Topics::of(&config, |text| Cow::Borrowed(text)).unwrap().unwrap();
+        let main = ChannelTopics { base: format!("{base}main"), room: None, topics };
+        assert_eq!(home.channels, BTreeMap::from([("main".to_owned(), main)]));
+        let events = HaEvents::of(&config, |text| Cow::Borrowed(text)).unwrap().unwrap();
         let tip = json!({"type": "tip", "data": {"username": "ann"}});
-        let heard = |channel: &str| {
-            crate::base::event::own(ACTIVITIES, &channel.into(), &"".into(), &tip, 1)
-        };
-        let told = |event: &Event| happenings.told(event, event.data(), || true, 0);
-        assert_eq!(told(&heard("main")).unwrap().0, format!("{base}main/event/tip"));
-        assert_eq!(told(&heard("other")), None);
+        let received = |channel: &str| event::own(ACTIVITIES, &channel.into(), &"".into(), &tip, 1);
+        let rendered = |event: &Event| events.render(event, event.data(), || true, 0);
+        assert_eq!(rendered(&received("main")).unwrap().0, format!("{base}main/event/tip"));
+        assert_eq!(rendered(&received("other")), None);
     }
 }
 
@@ -70,7 +80,7 @@ fn session() -> Vec<(String, Value)> {
     session["data"].as_object().unwrap().clone().into_iter().collect()
 }
 
-fn everything(home: &Home) -> Vec<(String, Value)> {
+fn everything(home: &HaDiscovery) -> Vec<(String, Value)> {
     let mut all = home.fixed();
     for (element, value) in session() {
         let topic = format!("astro/main/session/{element}");
@@ -165,9 +175,9 @@ fn ids_stay_as_they_are() {
 }
 
 #[test]
-fn what_another_client_id_announced_is_ours_if_it_is_of_our_channels() {
+fn entities_of_another_client_id_are_ours_if_they_are_of_our_channels() {
     let home = home(ALL);
-    let other = Home { node: "astro-relay-mqtt".into(), ..home.clone() };
+    let other = HaDiscovery { node: "astro-relay-mqtt".into(), ..home.clone() };
     let all: Vec<_> = everything(&other);
     for (topic, config) in &all {
         assert!(!home.owns(topic));
@@ -192,7 +202,7 @@ fn what_another_client_id_announced_is_ours_if_it_is_of_our_channels() {
         assert_eq!(whose, Whose::SomeRelays, "{topic}");
         assert!(all.iter().all(|(_, ours)| ours["unique_id"] != config["unique_id"]), "{topic}");
     }
-    let elsewhere = Home { relay: "x/relay".into(), ..earlier(None) };
+    let elsewhere = HaDiscovery { relay: "x/relay".into(), ..earlier(None) };
     let mut elsewhere = elsewhere;
     elsewhere.channels.values_mut().for_each(|feed| feed.base = "x/y".into());
     for one in elsewhere.fixed() {
@@ -219,7 +229,7 @@ fn different_words_never_have_the_same_id() {
 }
 
 #[test]
-fn what_can_be_pressed_and_set_is_what_is_allowed() {
+fn only_allowed_commands_have_an_entity() {
     let commanding = |commands: &[Action]| -> BTreeSet<String> {
         let all = everything(&home(commands)).into_iter();
         all.filter_map(|(_, config)| config["command_topic"].as_str().map(str::to_owned)).collect()
@@ -233,7 +243,7 @@ fn what_can_be_pressed_and_set_is_what_is_allowed() {
 }
 
 #[test]
-fn events_come_from_what_is_subscribed() {
+fn event_entities_follow_the_subscriptions() {
     let all = home(&[]).fixed();
     let events = |channel: &str| -> Vec<String> {
         let topics = all.iter().filter_map(|one| {
@@ -247,7 +257,7 @@ fn events_come_from_what_is_subscribed() {
 }
 
 #[test]
-fn availability_is_of_those_on_whom_it_depends() {
+fn availability_topics_are_those_of_the_relay_and_the_channel() {
     let all: BTreeMap<_, _> = everything(&home(ALL)).into_iter().collect();
     let of = |entity: &str| -> Vec<&str> {
         let config = &all[&format!("homeassistant/{entity}/config")];
@@ -265,7 +275,7 @@ fn availability_is_of_those_on_whom_it_depends() {
 }
 
 #[test]
-fn our_configurations_are_told_from_those_of_others() {
+fn configurations_of_others_are_not_ours() {
     let home = home(&[]);
     assert_eq!(home.own_filter(), "homeassistant/+/astro-relay-home/+/config");
     for topic in [
@@ -281,13 +291,14 @@ fn our_configurations_are_told_from_those_of_others() {
 }
 
 #[test]
-fn what_was_announced_in_earlier_days_is_cleared_and_what_may_come_is_left() {
-    let stale = |home: &Home, entity: &str| {
+fn stale_configurations_are_cleared_and_awaited_ones_left() {
+    let stale = |home: &HaDiscovery, entity: &str| {
         let fixed: BTreeSet<_> = home.fixed().into_iter().map(|one| one.topic).collect();
         home.is_stale(&format!("homeassistant/{entity}/config"), |topic| fixed.contains(topic))
     };
     let node = "astro-relay-home";
-    let (all, none) = (home(ALL), Home { on: false, channels: BTreeMap::new(), ..home(&[]) });
+    let (all, none) =
+        (home(ALL), HaDiscovery { on: false, channels: BTreeMap::new(), ..home(&[]) });
     for (entity, without, commanded) in [
         // A session's element is not known before it is fetched.
         (format!("sensor/{node}/main__tip-latest"), false, false),

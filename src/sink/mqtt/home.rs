@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::{CLOSED, flight::Signal, link::Link, listen, lost::Lost};
 use crate::{
     channel::board::Section,
-    publish::homeassistant::{Announcement, Home, Whose},
+    publish::homeassistant::{Announcement, HaDiscovery, Whose},
     sink::Part,
 };
 
@@ -67,7 +67,7 @@ pub(super) async fn due(discovery: Option<&Discovery>, other: Option<Instant>) {
 /// Discovery as one connection has it.
 #[derive(Debug)]
 pub(super) struct Discovery {
-    home: Home,
+    home: HaDiscovery,
     /// What is to stand, by topic.
     announced: BTreeMap<String, Bytes>,
     /// Topics that are to be published: as announced, or cleared.
@@ -82,7 +82,7 @@ pub(super) struct Discovery {
 }
 
 impl Discovery {
-    pub(super) fn new(home: Home) -> Self {
+    pub(super) fn new(home: HaDiscovery) -> Self {
         let (announced, waiting) = (BTreeMap::new(), BTreeSet::new());
         let (stale, others) = (BTreeSet::new(), BTreeMap::new());
         Self { home, announced, waiting, stale, others, again: None }
@@ -227,7 +227,8 @@ mod tests {
             Described { room: Some("5f0a".into()), topics, elsewhere: vec!["loft".into()] };
         config.feeds = BTreeMap::from([("main".into(), described)]);
         let home =
-            Home::of(&config, "node", |text| Cow::Borrowed(text), &Commands::default()).unwrap();
+            HaDiscovery::of(&config, "node", |text| Cow::Borrowed(text), &Commands::default())
+                .unwrap();
         Discovery::new(home)
     }
 

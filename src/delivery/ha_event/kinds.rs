@@ -1,0 +1,123 @@
+//! The kinds of event entity that Home Assistant has of a channel, and which activity is of which kind.
+
+/// The topic of activities.
+pub const ACTIVITIES: &str = "channel.activities";
+
+/// A kind of event: one event entity of each channel.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// The last part of its topic, and of its entity's id.
+    pub name: &'static str,
+    pub label: &'static str,
+    pub icon: &'static str,
+    /// Its event types: what an automation can tell apart.
+    pub types: &'static [&'static str],
+    /// The topic that says it where activities are not subscribed; empty: none does.
+    pub topic: &'static str,
+}
+
+/// All kinds. Names are part of what users write into automations: they stay.
+pub const KINDS: &[Kind] = &[
+    Kind {
+        name: "follow",
+        label: "Follow",
+        icon: "mdi:account-heart",
+        types: &["follow"],
+        topic: "channel.follow",
+    },
+    Kind {
+        name: "subscription",
+        label: "Subscription",
+        icon: "mdi:star",
+        types: &["subscription", "gift", "community_gift", "membership", "supporter"],
+        topic: "",
+    },
+    Kind { name: "tip", label: "Tip", icon: "mdi:cash", types: &["tip"], topic: "channel.tips" },
+    Kind {
+        name: "cheer",
+        label: "Cheer",
+        icon: "mdi:diamond-stone",
+        types: &["cheer", "stars", "elixir", "kicks", "jewels"],
+        topic: "",
+    },
+    Kind {
+        name: "superchat",
+        label: "Super Chat",
+        icon: "mdi:chat-plus",
+        types: &["superchat"],
+        topic: "",
+    },
+    Kind {
+        name: "raid",
+        label: "Raid",
+        icon: "mdi:account-group",
+        types: &["raid", "host"],
+        topic: "",
+    },
+    Kind {
+        name: "redemption",
+        label: "Redemption",
+        icon: "mdi:gift",
+        types: &["channel_points", "store"],
+        topic: "channel.loyalty.redemptions",
+    },
+    Kind {
+        name: "merch",
+        label: "Merch",
+        icon: "mdi:tshirt-crew",
+        types: &["merch", "purchase"],
+        topic: "",
+    },
+    Kind {
+        name: "charity",
+        label: "Charity donation",
+        icon: "mdi:hand-heart",
+        types: &["charity"],
+        topic: "",
+    },
+    Kind {
+        name: "hype_train",
+        label: "Hype train",
+        icon: "mdi:train",
+        types: &["start", "progress", "end"],
+        topic: "",
+    },
+    Kind {
+        name: "other",
+        label: "Other activity",
+        icon: "mdi:bell",
+        types: &["activity"],
+        topic: "",
+    },
+];
+
+/// The kind and the event type of an activity. The words are those of the protocol, see
+/// `channel.activities`; one that is new is an activity of the kind `other`.
+pub(super) fn of_activity(word: &str, gifted: bool) -> (&'static str, &'static str) {
+    match word {
+        "follow" | "follower" => ("follow", "follow"),
+        "subscriber" if gifted => ("subscription", "gift"),
+        "subscriber" => ("subscription", "subscription"),
+        "communityGiftPurchase" => ("subscription", "community_gift"),
+        "sponsor" => ("subscription", "membership"),
+        "fan" | "supporter" => ("subscription", "supporter"),
+        "tip" => ("tip", "tip"),
+        "cheer" | "cheerPurchase" => ("cheer", "cheer"),
+        "stars" => ("cheer", "stars"),
+        "elixir" => ("cheer", "elixir"),
+        "kicks" => ("cheer", "kicks"),
+        "jewels" => ("cheer", "jewels"),
+        "superchat" => ("superchat", "superchat"),
+        "raid" => ("raid", "raid"),
+        "host" => ("raid", "host"),
+        "channelPointsRedemption" => ("redemption", "channel_points"),
+        "redemption" => ("redemption", "store"),
+        "merch" => ("merch", "merch"),
+        "purchase" => ("merch", "purchase"),
+        "charityCampaignDonation" => ("charity", "charity"),
+        "hypetrainStart" => ("hype_train", "start"),
+        "hypetrainProgress" => ("hype_train", "progress"),
+        "hypetrainEnd" => ("hype_train", "end"),
+        _ => ("other", "activity"),
+    }
+}

@@ -1,0 +1,367 @@
+//! The entities that Home Assistant gets, each as a retained configuration.
+
+use std::borrow::Cow;
+
+use serde_json::{Map, Value, json};
+
+use super::{Announcement, ChannelTopics, HaDiscovery, RELAY, element, identity::id};
+use crate::{
+    config::Action,
+    delivery::ha_event::{self, ACTIVITIES, KINDS},
+    sink::command_address,
+};
+
+/// Where a command for a channel goes.
+fn command_topic(channel: &str, command: &str) -> String {
+    format!("{}/{channel}/{}/{command}", command_address::ROOT, command_address::COMMAND)
+}
+
+/// An entity that is being described.
+struct Entity<'a> {
+    component: &'static str,
+    /// Its channel, and what that one's topics begin with; `None`: it is the relay's own.
+    channel: Option<(&'a str, &'a str)>,
+    /// What is shown, a word of ours or the vendor's.
+    object: Cow<'a, str>,
+    name: String,
+    icon: &'a str,
+    availability: Availability,
+    /// What its component wants beside that.
+    own: Value,
+}
+
+/// When an entity can be believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Availability {
+    /// Always: it says itself how things stand.
+    Always,
+    /// While the relay runs.
+    Relay,
+    /// While the relay runs and hears the channel.
+    Channel,
+}
+
+impl HaDiscovery {
+    /// The entities that are there whatever the state is.
+    pub fn fixed(&self) -> Vec<Announcement> {
+        if !self.on {
+            return Vec::new();
+        }
+        let mut entities = relay(&self.relay);
+        for (channel, feed) in &self.channels {
+            let of = (&**channel, &*feed.base);
+            entities.push(connection(of));
+            if feed.topics.iter().any(|topic| topic == "channel.stream.status") {
+                entities.push(live(of));
+            }
+            entities.extend(events(of, feed));
+            entities.extend(self.buttons(of));
+        }
+        entities.iter().map(|entity| self.announce(entity)).collect()
+    }
+
+    /// The entities of a session's element, by its present value: none where nothing of it fits into
+    /// a state (a list of recent followers). `topic` is where it is kept.
+    pub fn element(
+        &self,
+        channel: &str,
+        element: &str,
+        topic: &str,
+        value: &Value,
+    ) -> Vec<Announcement> {
+        let (Some(shown), Some(of)) = (element::shown(element, value), self.of_channel(channel))
+        else {
+            return Vec::new();
+        };
+        let entity = |component, object: &str, name: &str, own| {
+            let (object, name) = (object.to_owned().into(), name.to_owned());
+            let (channel, availability) = (Some(of), Availability::Channel);
+            let icon = shown.icon;
+            self.announce(&Entity { component, channel, object, name, icon, availability, own })
+        };
+        let mut own = shown.own.clone();
+        set(&mut own, "state_topic", topic.into());
+        if shown.attributes {
+            set(&mut own, "json_attributes_topic", topic.into());
+            let template = "{{ value_json | default({}) | tojson }}";
+            set(&mut own, "json_attributes_template", template.into());
+        }
+        let mut all = vec![entity("sensor", element, &shown.name, own)];
+        // A name that has to be written in another way in a topic is no goal of the vendor's.
+        let plain = id(&[element]) == element;
+        if shown.is_goal && plain && self.commands.allow(Action::Set) {
+            let own = json!({
+                "state_topic": topic,
+                "value_template": field("amount"),
+                "command_topic": command_topic(channel, &format!("session/set/{element}")),
+                "min": 0, "max": element::MOST, "step": 0.01, "mode": "box",
+                "entity_category": "config",
+            });
+            let object = format!("{element}/set");
+            all.push(entity("number", &object, &format!("Set {}", shown.name), own));
+        }
+        all
+    }
+
+    /// The topics under which an element's entities would be announced: what is to be cleared when it
+    /// is no more.
+    pub fn element_topics(&self, channel: &str, element: &str) -> [String; 2] {
+        let number = format!("{element}/set");
+        [("sensor", element), ("number", &number)]
+            .map(|(component, object)| self.topic(component, &id(&[channel, object])))
+    }
+
+    /// The entity of a counter of the bot's, kept under `topic`.
+    pub fn counter(&self, channel: &str, counter: &str, topic: &str) -> Option<Announcement> {
+        let of = self.of_channel(channel)?;
+        Some(self.announce(&Entity {
+            component: "sensor",
+            channel: Some(of),
+            object: counter_object(counter).into(),
+            name: format!("Counter {counter}"),
+            icon: "mdi:counter",
+            availability: Availability::Channel,
+            own: json!({ "state_topic": topic, "state_class": "measurement" }),
+        }))
+    }
+
+    /// The topic under which a counter is announced.
+    pub fn counter_topic(&self, channel: &str, counter: &str) -> String {
+        self.topic("sensor", &id(&[channel, &counter_object(counter)]))
+    }
+
+    /// A channel that the sink selects, with its base.
+    fn of_channel<'a>(&'a self, channel: &'a str) -> Option<(&'a str, &'a str)> {
+        let feed = self.channels.get(channel)?;
+        Some((channel, &feed.base))
+    }
+
+    fn topic(&self, component: &str, place: &str) -> String {
+        format!("{}/{component}/{}/{place}/config", self.prefix, id(&[&self.node]))
+    }
+
+    fn buttons<'a>(&self, of: (&'a str, &'a str)) -> Vec<Entity<'a>> {
+        [
+            (Action::Reset, "reset", "Reset session", "mdi:restart-alert"),
+            (Action::Reload, "reload", "Reload session", "mdi:reload"),
+        ]
+        .into_iter()
+        .filter(|(action, ..)| self.commands.allow(*action))
+        .map(|(action, object, name, icon)| Entity {
+            component: "button",
+            channel: Some(of),
+            object: object.into(),
+            name: name.into(),
+            icon,
+            availability: Availability::Channel,
+            own: json!({
+                "command_topic": command_topic(of.0, action.as_str()),
+                "payload_press": "PRESS",
+                "entity_category": "config",
+            }),
+        })
+        .collect()
+    }
+
+    fn announce(&self, entity: &Entity<'_>) -> Announcement {
+        let Entity { component, channel, object, name, icon, availability, own } = entity;
+        let object: &str = object;
+        let mut config = own.clone();
+        let (unique, place) = match channel {
+            Some((channel, _)) => {
+                (id(&[&self.of_room(channel), channel, object]), id(&[channel, object]))
+            }
+            None => (id(&[&self.own_identity(), object]), id(&[object])),
+        };
+        for (key, value) in [
+            ("name", (&**name).into()),
+            ("unique_id", unique.into()),
+            ("icon", (*icon).into()),
+            ("device", self.device(channel.map(|(channel, _)| channel))),
+            ("origin", origin()),
+            ("qos", 1.into()),
+        ] {
+            set(&mut config, key, value);
+        }
+        let relay = json!({
+            "topic": format!("{}/status", self.relay),
+            "value_template": "{{ 'offline' if value_json.status == 'offline' else 'online' }}",
+        });
+        let list = match (availability, channel) {
+            (Availability::Always, _) => Vec::new(),
+            (Availability::Channel, Some((_, base))) => {
+                vec![relay, json!({ "topic": format!("{base}/status") })]
+            }
+            (Availability::Relay | Availability::Channel, _) => vec![relay],
+        };
+        if !list.is_empty() {
+            set(&mut config, "availability", list.into());
+            set(&mut config, "availability_mode", "all".into());
+        }
+        Announcement { topic: self.topic(component, &place), payload: config.to_string() }
+    }
+
+    /// The device that an entity belongs to.
+    fn device(&self, channel: Option<&str>) -> Value {
+        let relay = id(&[&self.own_identity()]);
+        match channel {
+            Some(channel) => json!({
+                "identifiers": [id(&[&self.of_room(channel), channel])],
+                "name": format!("StreamElements {channel}"),
+                "manufacturer": "StreamElements",
+                "model": "Channel",
+                "via_device": relay,
+            }),
+            None => json!({
+                "identifiers": [relay],
+                "name": "Astro relay",
+                "manufacturer": "astro-relay",
+                "model": "Relay",
+                "sw_version": env!("CARGO_PKG_VERSION"),
+            }),
+        }
+    }
+}
+
+fn counter_object(counter: &str) -> String {
+    format!("counter/{counter}")
+}
+
+/// A template for one field of a state: unknown where it is not there. A state that is no more is an
+/// empty message, which is no JSON, and which Home Assistant may hear before the entity is withdrawn.
+pub(super) fn field(name: &str) -> String {
+    format!("{{{{ (value_json | default({{}})).{name} | default(none) }}}}")
+}
+
+pub(super) fn set(config: &mut Value, key: &str, value: Value) {
+    if let Value::Object(config) = config {
+        config.insert(key.to_owned(), value);
+    }
+}
+
+/// Who says all this.
+fn origin() -> Value {
+    let mut origin = Map::new();
+    origin.insert("name".into(), RELAY.into());
+    origin.insert("sw_version".into(), env!("CARGO_PKG_VERSION").into());
+    // Empty while the package names no home page.
+    let url = env!("CARGO_PKG_HOMEPAGE");
+    if !url.is_empty() {
+        origin.insert("support_url".into(), url.into());
+    }
+    origin.into()
+}
+
+/// The relay's own entities.
+fn relay(base: &str) -> Vec<Entity<'static>> {
+    let (status, diagnostics) = (format!("{base}/status"), format!("{base}/diagnostics"));
+    let mut entities = vec![
+        of_relay(
+            "sensor",
+            ("status", "Status", "mdi:lan-connect"),
+            Availability::Always,
+            json!({
+                "state_topic": status,
+                "value_template": "{{ value_json.status }}",
+                "json_attributes_topic": status,
+                "device_class": "enum",
+                "options": ["online", "degraded", "offline"],
+            }),
+        ),
+        of_relay(
+            "binary_sensor",
+            ("astro", "Astro", "mdi:cloud-check"),
+            Availability::Relay,
+            json!({
+                "state_topic": diagnostics,
+                "value_template": "{{ 'ON' if value_json.astro == 'connected' else 'OFF' }}",
+                "device_class": "connectivity",
+            }),
+        ),
+    ];
+    let measured = |class: &str| json!({ "state_class": class });
+    let figures = [
+        ("lag", ("lag", "Events waiting", "mdi:tray-full"), measured("measurement")),
+        (
+            "last_event",
+            ("last-event", "Last event", "mdi:clock-outline"),
+            json!({ "device_class": "timestamp" }),
+        ),
+        ("gaps", ("gaps", "Gaps", "mdi:content-cut"), measured("total_increasing")),
+        (
+            "dead_letters",
+            ("dead-letters", "Dead letters", "mdi:email-off"),
+            measured("measurement"),
+        ),
+    ];
+    entities.extend(figures.map(|(key, what, mut own)| {
+        set(&mut own, "state_topic", (&*diagnostics).into());
+        set(&mut own, "value_template", field(key).into());
+        of_relay("sensor", what, Availability::Relay, own)
+    }));
+    entities
+}
+
+/// An entity of the relay's own: its object, name and icon.
+fn of_relay(
+    component: &'static str,
+    (object, name, icon): (&'static str, &str, &'static str),
+    availability: Availability,
+    mut own: Value,
+) -> Entity<'static> {
+    set(&mut own, "entity_category", "diagnostic".into());
+    let (object, name) = (object.into(), name.into());
+    Entity { component, channel: None, object, name, icon, availability, own }
+}
+
+/// Whether Astro is heard for the channel. It must not be unavailable just when it has to say no.
+fn connection<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
+    Entity {
+        component: "binary_sensor",
+        channel: Some(of),
+        object: "connection".into(),
+        name: "Connection".into(),
+        icon: "mdi:cloud-check",
+        availability: Availability::Relay,
+        own: json!({
+            "state_topic": format!("{}/status", of.1),
+            "payload_on": "online",
+            "payload_off": "offline",
+            "device_class": "connectivity",
+            "entity_category": "diagnostic",
+        }),
+    }
+}
+
+fn live<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
+    Entity {
+        component: "binary_sensor",
+        channel: Some(of),
+        object: "live".into(),
+        name: "Live".into(),
+        icon: "mdi:broadcast",
+        availability: Availability::Channel,
+        own: json!({
+            "state_topic": format!("{}/stream", of.1),
+            "value_template": "{{ iif((value_json | default({})).isLive | default(none), 'ON', 'OFF', 'None') }}",
+        }),
+    }
+}
+
+/// An event entity for each kind that can come.
+fn events<'a>(of: (&'a str, &'a str), feed: &ChannelTopics) -> impl Iterator<Item = Entity<'a>> {
+    let subscribed = |topic: &str| feed.topics.iter().any(|subscribed| subscribed == topic);
+    let all = subscribed(ACTIVITIES);
+    KINDS.iter().filter(move |kind| all || subscribed(kind.topic)).map(move |kind| Entity {
+        component: "event",
+        channel: Some(of),
+        object: format!("event/{}", kind.name).into(),
+        name: kind.label.into(),
+        icon: kind.icon,
+        availability: Availability::Channel,
+        own: json!({
+            "state_topic": ha_event::topic(of.1, kind.name),
+            "event_types": kind.types,
+        }),
+    })
+}
