@@ -1,17 +1,23 @@
 //! The contract of a sink, and the registry of kinds.
 //!
-//! A sink carries rendered events to one far side and says what became of them. It does not retry,
-//! does not wait, keeps no journal and counts no metrics: [`crate::delivery`] does that, the same way
-//! for all. A new kind is one file under `sink/` and one row in [`KINDS`].
+//! A sink carries rendered events to one destination and reports what has been accepted. It does not
+//! retry, does not wait between attempts, keeps no journal and counts no metrics: [`crate::delivery`] does
+//! that, the same way for all. A new kind is one file under `sink/` and one row in [`KINDS`]; start with
+//! `stdout.rs`.
 //!
-//! The one thing to know: a batch is in flight all at once and is answered as a whole or as a prefix.
-//! `Ok` means that the far side has accepted every event of it, in the sense in which that transport
-//! can accept (an acknowledgement where there is one). A sink that loses time while it waits for the
-//! answer may take the next batch meanwhile: [`Sink::deliver_ahead`].
+//! Sending and acknowledging are separate, so that a sink can always have a window of events in flight.
+//! What is in flight is a queue: [`Sink::send`] adds to its end, [`Sink::acknowledged`] takes from its
+//! front. [`InFlight`](in_flight::InFlight) is that queue for kinds whose destination answers each event
+//! by itself.
+//!
+//! Until all kinds have this form, [`Batched`](batched::Batched) runs those that still implement
+//! [`BatchSink`](batched::BatchSink).
 
 mod address;
 mod ahead;
+mod batched;
 pub mod command_address;
+mod in_flight;
 pub(crate) mod mqtt;
 mod nats;
 mod prefix;
@@ -25,21 +31,30 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
-use crate::{base::event::Record, channel::board::Path, command::Desk, config::ConfigError};
+use crate::{
+    base::event::Record,
+    channel::board::Path,
+    command::Desk,
+    config::{ConfigError, Problem, SinkConfig},
+};
 
 /// An event rendered for one sink.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
-    /// The event and its place in the journal.
+    /// The event and its number in the journal.
     pub record: Arc<Record>,
-    /// Where it goes: an MQTT topic, a NATS subject, a Redis channel or key. Legal for the transport.
+    /// Which message of the record this is: 0 is the event itself, 1 what Home Assistant gets of it. They
+    /// stand behind one another in that order.
+    pub part: u8,
+    /// An MQTT topic, a NATS subject, a Redis channel or key. Legal for the transport.
     pub address: Arc<str>,
-    /// What goes there.
     pub payload: Bytes,
     /// The media type of `payload`.
     pub content_type: &'static str,
-    /// How long from now on the far side may keep it, from the sink's `max_age`.
+    /// How long from now on the destination may keep it, from the sink's `max_age`.
     pub expires_in: Option<Duration>,
     /// What goes out with it, for those who want it in another form. The event is accepted when both
     /// are. Only a kind that was asked for it finds something here.
@@ -55,58 +70,49 @@ pub struct Beside {
     pub payload: Bytes,
 }
 
-/// A part of the live state, for the far side to keep until it is told otherwise.
+/// A part of the live state, for the destination to keep until it is told otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// What it is.
     pub path: Path,
-    /// Its value, as JSON, or as a plain word; `None`: it is no more, and the far side forgets it.
+    /// Its value, as JSON, or as a plain word; `None`: it is no more, and the destination forgets it.
     pub payload: Option<Bytes>,
 }
 
-/// Why a batch was not accepted as a whole.
+/// Why not all that is in flight was accepted.
+///
+/// After [`Cause::Rejected`] the event that it concerns is taken out, and what is behind it stays in flight.
+/// After any other cause nothing is in flight any more: the delivery sends again from the first event that
+/// was not accepted. What the destination had accepted behind that one, it must not get twice: see
+/// [`OutOfOrderAcks`](ahead::OutOfOrderAcks).
 #[derive(Debug)]
 pub struct Failure {
-    /// The first `accepted` events of the batch are done, the others are not.
+    /// So many more of the oldest in flight are accepted.
     pub accepted: usize,
-    /// What hindered the event after them.
+    /// What hindered the one after them.
     pub cause: Cause,
 }
 
 /// What hindered an event. A sink says which, never how long to wait for it.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
-    /// The far side cannot be reached, or the outcome is unknown: connect again, same batch.
+    /// The destination cannot be reached, or the outcome is unknown: connect again, send again.
     #[error("down: {0}")]
     Down(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The far side asks for patience; `wait` is what it said, if it said.
+    /// The destination asks for patience, for as long as `wait` if it said so. The connection stays.
     #[error("busy: {reason}")]
-    Busy {
-        /// How long the far side asked us to wait.
-        wait: Option<Duration>,
-        /// Its words.
-        reason: String,
-    },
+    Busy { wait: Option<Duration>, reason: String },
     /// This one event will never be accepted (malformed, too large, an address that is not allowed):
     /// it goes to the dead letters, the next goes on.
     #[error("rejected: {reason}")]
-    Rejected {
-        /// The destination's words.
-        reason: String,
-    },
+    Rejected { reason: String },
     /// A permission or configuration fault that would meet every event alike. The sink is held: it is
     /// tried again rarely, and nothing leaves the journal.
     #[error("denied: {reason}")]
-    Denied {
-        /// The destination's words.
-        reason: String,
-    },
-    /// The far side wants nothing more, ever (a webhook's 410): a human is needed.
+    Denied { reason: String },
+    /// The destination wants nothing more, ever (a webhook's 410): a human is needed.
     #[error("gone: {reason}")]
-    Gone {
-        /// The far side's words.
-        reason: String,
-    },
+    Gone { reason: String },
 }
 
 /// The peer ended the connection while events were on their way: no timeout, no refused connection, no
@@ -128,18 +134,18 @@ impl Cause {
 }
 
 impl Failure {
-    /// Nothing of the batch was accepted and the link is down.
+    /// Nothing more was accepted, and the link is down.
     pub fn down(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::after(0, Cause::Down(error.into()))
     }
 
-    /// The first `accepted` events are done; the one after them met `cause`.
+    /// `accepted` more are done; the one after them met `cause`.
     pub fn after(accepted: usize, cause: Cause) -> Self {
         Self { accepted, cause }
     }
 }
 
-/// Whether a far side lets us publish at an address.
+/// Whether a destination lets us publish at an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Permission {
     /// It does.
@@ -147,125 +153,77 @@ pub enum Permission {
     /// It does not, in its words.
     Denied(String),
     /// It does not say, for this reason: only an event tells.
-    Untold(&'static str),
+    Unknown(&'static str),
 }
 
-/// One far side. Its methods are called from one task, never at once.
+/// A connection to one destination. Its methods are called from one task, never at once.
+///
+/// Each wait inside (an answer, a round trip) has the configured `timeout` as its limit, which the sink
+/// keeps itself. The caller's own limit is longer and meets only a sink that breaks this rule.
 #[async_trait]
 pub trait Sink: Send {
-    /// Connects, or connects again: whatever stood before is dropped first, with all that it had
-    /// queued, so that nothing old overtakes what is delivered next. Called before the first batch
-    /// and after every [`Cause::Down`].
+    /// Connects, or connects again: whatever was in flight is dropped first, with all that was queued for
+    /// it, so that nothing old overtakes what is sent next. Called before the first event, after every
+    /// [`Cause::Down`] and [`Cause::Gone`], and when a call of [`send`](Self::send) was given up.
     async fn connect(&mut self) -> Result<(), Failure>;
 
-    /// Hands over `batch` (never empty), in order. `Ok`: the far side has accepted all of it.
+    /// Hands the first n of `events` to the connection, in order, behind what is in flight, and answers n.
+    /// From then on these are in flight. 0: there is no room before something is acknowledged; never with
+    /// nothing in flight. Does not wait for acknowledgements.
     ///
-    /// A batch takes as long as its events do. What has a limit is each thing that the sink waits for
-    /// (an answer, a round trip, a reader): it keeps the configured `timeout` itself for every one of
-    /// them, and says what hindered the event when it passes. The caller's own limit is `timeout` for
-    /// each event of the batch and once more; it meets only a sink that breaks this rule.
+    /// An event that cannot be sent because of what it is (too large) is in flight like the others, and
+    /// `acknowledged` reports it as [`Cause::Rejected`] when it is the oldest. A failure of `send` itself is
+    /// of another cause, or concerns the first of `events` with nothing in flight; in both cases nothing is
+    /// in flight afterwards.
+    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure>;
+
+    /// Waits until something becomes of the oldest in flight. `Ok(n)`, n > 0: n more of them are accepted,
+    /// in the sense in which that transport can accept (an acknowledgement where there is one). For what a
+    /// failure leaves in flight see [`Failure`].
     ///
-    /// Must be safe to drop at any await: what is on its way then has an unknown outcome.
-    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure>;
+    /// With nothing in flight it keeps the link alive and returns only when the link is lost. Safe to drop
+    /// at any await without losing anything, and dropped often: the caller waits for other things besides.
+    async fn acknowledged(&mut self) -> Result<usize, Failure>;
 
-    /// Hands over the last `fresh` events of `flight` (never empty). Those before them are on their way
-    /// from earlier calls, in this order, and not yet accepted. `Ok(n)`: the far side has accepted the
-    /// first `n` of `flight`; the others are on their way, and at the head of the next call's flight.
-    ///
-    /// With `fresh` at none, waits until one is accepted at least. After a failure and after `connect`
-    /// nothing is on its way any more: what is to go out again comes as fresh. Between two calls with
-    /// nothing on its way the others may be called. Limits, failures and being dropped are as for
-    /// [`deliver`](Self::deliver), which this does where a sink does not have it: then nothing is ever
-    /// left on its way.
-    async fn deliver_ahead(
-        &mut self,
-        flight: &[Outgoing],
-        _fresh: usize,
-    ) -> Result<usize, Failure> {
-        self.deliver(flight).await.map(|()| flight.len())
+    /// The end, called once. Begins nothing more, waits until `until` for what has begun, and answers for
+    /// each in flight, oldest first, whether it was accepted: also behind one that was not, so that the
+    /// next process does not repeat them. Then takes its leave.
+    async fn close(&mut self, until: Instant) -> Vec<bool>;
+
+    /// What was learned since the last call. Called after each connect and when events are accepted.
+    fn report(&mut self) -> Report {
+        Report::default()
     }
 
-    /// How many more events it takes now behind `flight`, where it has many on their way at once. For such
-    /// a sink, a [`deliver_ahead`](Self::deliver_ahead) that only waits (nothing fresh) may be dropped and
-    /// called again without losing anything: what is on its way stays there. `None`: it takes a batch, and
-    /// a call that is dropped leaves the outcome unknown.
-    fn room(&self, _flight: &[Outgoing]) -> Option<usize> {
-        None
-    }
+    // The rest goes when state is published by `publish` and commands are taken by `command`.
 
-    /// The delivery is about to end: nothing that has not begun is to begin. `deliver_ahead` then waits for
-    /// what has begun only, and fails when there is no more of it.
-    fn begin_nothing_more(&mut self) {}
-
-    /// Which events of `flight` the destination has accepted, as far as it is known, whether or not they
-    /// could be reported as a prefix. Asked at the end, so that the next process does not repeat them.
-    fn acknowledged(&self, flight: &[Outgoing]) -> Vec<bool> {
-        vec![false; flight.len()]
-    }
-
-    /// Whether the destination is there, asked without an event: the connection has ended at one event again
-    /// and again. Where there is a connection, its standing is the answer.
-    async fn answers(&mut self) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    /// Whether there is a connection that can prove itself by lasting. Where there is none (each event has
-    /// its own exchange), an accepted event is proof enough.
-    fn has_session(&self) -> bool {
-        true
-    }
-
-    /// Has the far side keep these parts of the state, each under an address of its own, over what was
-    /// there. A path stands in `parts` once at most. Called only with `state = true`, and between
-    /// batches; `Ok` and [`Failure::accepted`] mean what they mean for a batch.
-    ///
-    /// It is called at least every [`KEEP_REFRESH`], with nothing if nothing has changed: a far side
-    /// that does not notice the end of a connection by itself is told that the relay is still there.
+    /// Has the destination keep these parts of the state.
     async fn keep(&mut self, _parts: &[Part]) -> Result<(), Failure> {
         Err(Failure::down("this kind of sink keeps no state"))
     }
 
-    /// Whether the sink itself notices when somebody else writes over what the destination keeps, and puts it
-    /// right. Where it does not, all of the state is said again every now and then.
+    /// Whether the sink notices when somebody else overwrites the state.
     fn watches_state(&self) -> bool {
         false
     }
 
-    /// Keeps the link while there is nothing to deliver; runs until it is dropped, and returns only
-    /// when the link is lost. Must be safe to drop at any await. A sink whose client looks after
-    /// itself keeps the default.
-    async fn idle(&mut self) -> Failure {
-        std::future::pending().await
+    /// Becomes [`Kind::probe`].
+    async fn may_publish(&mut self, _address: &str) -> Result<Permission, Failure> {
+        Ok(Permission::Unknown("this kind of destination does not tell"))
     }
 
-    /// Asks whether we may publish at `address`, without sending an event there. Called on a visit,
-    /// after `connect`, and by nobody else. What a far side needs for that, its `address` does not
-    /// show: where only a message can ask, it is empty and goes below `address`, see
-    /// [`CANARY`](address::CANARY).
-    async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
-        let _ = address;
-        Ok(Permission::Untold("this kind of far side does not tell"))
-    }
+    /// A way to hand in commands.
+    fn take_commands(&mut self, _desk: &Desk) {}
+}
 
-    /// Gives the sink a way to hand in commands that come from its far side; called before the first
-    /// connection, if at all. A sink that takes none, or is not configured to, keeps nothing of it.
-    fn take_commands(&mut self, desk: &Desk) {
-        let _ = desk;
-    }
-
-    /// Says goodbye. Called once, at the end; has a deadline of its caller.
-    async fn close(&mut self);
-
-    /// What is worth counting since the last call, by name (`receivers`, `duplicates`, …).
-    fn tally(&mut self) -> Vec<(&'static str, u64)> {
-        Vec::new()
-    }
-
-    /// Things that an operator should know of the far side, found while connecting: "an
-    /// acknowledgement does not survive a crash of this server", "the duplicate window is 2m".
-    fn remarks(&self) -> Vec<String> {
-        Vec::new()
-    }
+/// What a sink has learned.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// What is worth counting, by name (`receivers`, `duplicates`, …), since the last report.
+    pub counts: Vec<(&'static str, u64)>,
+    /// What an operator should know of this server, as it was found: "the duplicate window is 2m". All of
+    /// it; `None`: nothing has changed.
+    pub facts: Option<Vec<String>>,
 }
 
 /// What a sink is opened with. Not printable: `settings` holds secrets.
@@ -277,7 +235,7 @@ pub struct Opening<'a> {
     /// Secrets stand in it as [`crate::config::SecretRef`] under their plain name.
     pub settings: serde_json::Value,
     /// The whole configuration of this sink, for what is shared.
-    pub config: &'a crate::config::SinkConfig,
+    pub config: &'a SinkConfig,
     /// What it is opened for.
     pub purpose: Purpose,
 }
@@ -288,29 +246,47 @@ pub enum Purpose {
     /// To deliver, as long as the relay runs.
     #[default]
     Relay,
-    /// A short visit, perhaps beside a relay that runs: it takes no name that the relay has at the far
-    /// side, and announces nothing.
-    Visit,
+    /// To ask something, perhaps while a relay runs: it takes no name that the relay has at the
+    /// destination, and announces nothing.
+    Probe,
 }
 
 /// A kind of sink: one row.
 #[derive(Debug)]
 pub struct Kind {
-    /// Its name, as in `type = "…"`.
+    /// As in `type = "…"`.
     pub name: &'static str,
     /// One line for `--help`.
     pub summary: &'static str,
-    /// Whether what was accepted survives in the far side until somebody fetches it.
+    /// How events are addressed; `None`: there is one place for all.
     pub address: Option<Address>,
+    /// Its `url` in a new configuration: where its server usually listens on the same machine. `None`: it
+    /// has no `url`; empty: nobody can guess it.
+    pub usual_url: Option<&'static str>,
+    /// Whether there is a connection that proves itself by lasting. Where each event has its own exchange
+    /// there is none, and only an accepted event proves anything.
+    pub session: bool,
     /// Keys of `settings` that hold a secret; each also has a `_file`, `_env` and `_credential` form.
     pub secrets: &'static [&'static str],
     /// The JSON Schema of `settings`.
     pub schema: fn() -> schemars::Schema,
-    /// Whether its far side can keep the live state: [`Sink::keep`].
+    /// Whether its destination can keep the live state: [`Sink::keep`].
     pub keeps: bool,
     /// Checks the settings and makes the sink; connects to nothing.
     pub open: fn(Opening<'_>) -> Result<Box<dyn Sink>, ConfigError>,
+    /// What is wrong with several sinks of this kind together, each of which would be valid alone (one
+    /// client id twice at one broker). Keys are those of the whole configuration.
+    pub validate: Option<fn(&[(&str, &SinkConfig)]) -> Vec<Problem>>,
+    /// Asks for the right to publish, for `check --connect`.
+    pub probe: Option<Probe>,
 }
+
+/// Whether we may publish at each of these addresses, in their order; the answer may end early, after an
+/// [`Permission::Unknown`]. It has a connection of its own, and sends nothing that a subscriber would take
+/// for an event. Where a kind has no addresses the only one is empty. The delivery asks it too, where there
+/// is no session, to know whether the destination is there at all.
+pub type Probe =
+    fn(Opening<'_>, Vec<Arc<str>>) -> BoxFuture<'static, Result<Vec<Permission>, Failure>>;
 
 /// How a kind addresses events.
 #[derive(Debug, Clone, Copy)]

@@ -1,14 +1,15 @@
 //! What people ask of a sink while it runs: dead letters to try again, and events to hand on again.
 //!
-//! Requests stand in the journal's file, put there by the command line or the admin page. They are
-//! dealt with between batches, a batch at a time, so that what is new does not wait for what is old. Each
+//! Requests stand in the journal's file, written by the command line or the admin page. They are
+//! dealt with between batches, a batch at a time, so that new events do not wait for old ones. Each
 //! is a flight of its own: its events go the same way as new ones, but the cursor stays.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
+use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::{BATCH_BYTES, Delivery};
+use super::{ASKED, Delivery, reader::BATCH_BYTES};
 use crate::{
     base::event::{Origin, Record, Seq},
     delivery::route::{Pattern, Rendered},
@@ -20,7 +21,7 @@ const REPLAY_BATCH: usize = 128;
 
 /// Something that is asked for.
 #[derive(Debug)]
-pub(super) enum Errand {
+pub(super) enum Request {
     /// A dead letter is to be tried again.
     Letter(DeadLetter),
     /// A piece of a replay is to be handed on.
@@ -35,7 +36,7 @@ pub(super) enum Begun {
         /// Its number.
         number: i64,
         /// Whether it was refused again: then that is put down already.
-        refused: bool,
+        rejected: bool,
     },
     /// A piece of a replay.
     Replay {
@@ -46,10 +47,49 @@ pub(super) enum Begun {
     },
 }
 
+/// What is asked for, and whose turn it is.
+#[derive(Debug)]
+pub(super) struct Requests {
+    /// Fires when something is asked for of any sink.
+    pub(super) changed: watch::Receiver<u64>,
+    /// Fires when this sink is to be tried at once.
+    pub(super) retries: watch::Receiver<u64>,
+    /// There may be something in the journal that is not in `queue`.
+    pending: bool,
+    queue: VecDeque<Request>,
+    /// The next batch of new events comes first.
+    pub(super) yielded: bool,
+}
+
+impl Requests {
+    pub(super) fn new(changed: watch::Receiver<u64>, retries: watch::Receiver<u64>) -> Self {
+        Self { changed, retries, pending: true, queue: VecDeque::new(), yielded: false }
+    }
+
+    /// Sees whether something was asked for. Where the next batch is always there, nothing is ever waited
+    /// for.
+    pub(super) fn look(&mut self) {
+        if self.changed.has_changed().unwrap_or(false) {
+            self.changed.mark_unchanged();
+            self.pending = true;
+        }
+    }
+
+    /// Whether new events wait for what is asked for.
+    pub(super) fn have_precedence(&self) -> bool {
+        !self.queue.is_empty() || (self.pending && !self.yielded)
+    }
+
+    /// Whether one may be begun with nothing in flight; `new`: there are new events.
+    pub(super) fn are_due(&self, new: bool) -> bool {
+        self.have_precedence() || (self.pending && !new)
+    }
+}
+
 impl Delivery {
     /// Reads what is asked for; whether there is anything.
-    pub(super) async fn load_errands(&mut self) -> bool {
-        let (journal, name) = (self.journal.clone(), Arc::clone(&self.name));
+    async fn load_requests(&mut self) -> bool {
+        let (journal, name) = (self.reader.journal.clone(), Arc::clone(&self.name));
         let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&name)).await;
         let (letters, replays) = match asked {
             Ok(Ok(asked)) => asked,
@@ -60,33 +100,44 @@ impl Delivery {
             // The runtime ends.
             Err(_) => return false,
         };
-        self.errands = letters.into_iter().map(Errand::Letter).collect();
-        self.errands.extend(replays.into_iter().map(Errand::Replay));
+        self.requests.queue = letters.into_iter().map(Request::Letter).collect();
+        self.requests.queue.extend(replays.into_iter().map(Request::Replay));
         // There may be more behind them.
-        self.asked = !self.errands.is_empty();
-        self.asked
+        self.requests.pending = !self.requests.queue.is_empty();
+        self.requests.pending
     }
 
-    /// Takes up the next thing that is asked for, if it is its turn.
-    pub(super) async fn next_errand(&mut self) {
-        if self.errands.is_empty() && self.asked && !self.after_errands {
-            self.load_errands().await;
+    /// Something is asked for of some sink. If it is this one, a wait is over: whoever asks knows why.
+    pub(super) async fn requested_meanwhile(&mut self) {
+        self.requests.pending = true;
+        let waits = self.waiting.resume_at().is_some() || self.waiting.reconnect_at().is_some();
+        if waits && self.load_requests().await {
+            self.try_now(ASKED);
         }
-        let Some(errand) = self.errands.pop_front() else { return };
-        self.after_errands = self.errands.is_empty();
-        match errand {
-            Errand::Letter(letter) => self.try_again(&letter),
-            Errand::Replay(replay) => self.replay(&replay).await,
+    }
+
+    /// Takes up the next thing that is asked for.
+    pub(super) async fn begin_request(&mut self) {
+        if self.requests.queue.is_empty() {
+            self.load_requests().await;
+        }
+        let Some(request) = self.requests.queue.pop_front() else { return };
+        self.requests.yielded = self.requests.queue.is_empty();
+        match request {
+            Request::Letter(letter) => self.try_again(&letter),
+            Request::Replay(replay) => self.replay(&replay).await,
         }
     }
 
     /// All of what was begun is dealt with.
-    pub(super) fn done(&self, begun: &Begun) {
+    pub(super) fn request_is_done(&self, begun: &Begun) {
         match *begun {
-            Begun::Letter { number, refused: false } => self.journal.remove_dead_letter(number),
-            Begun::Letter { refused: true, .. } => {}
+            Begun::Letter { number, rejected: false } => {
+                self.reader.journal.remove_dead_letter(number)
+            }
+            Begun::Letter { rejected: true, .. } => {}
             Begun::Replay { number, position } => {
-                self.journal.replay_progress(number, position);
+                self.reader.journal.replay_progress(number, position);
                 if position.is_none() {
                     info!(sink = %self.name, number, "replay done");
                 }
@@ -97,18 +148,18 @@ impl Delivery {
     fn try_again(&mut self, letter: &DeadLetter) {
         let number = letter.number;
         info!(sink = %self.name, number, "trying a dead letter again");
-        let refused = match self.route.render(&letter.record) {
+        let reason = match self.route.render(&letter.record) {
             Rendered::Wanted(outgoing) => {
-                self.flight.events.push(outgoing);
-                self.flight.errand = Some(Begun::Letter { number, refused: false });
+                self.flight.events.push_back(outgoing);
+                self.flight.request = Some(Begun::Letter { number, rejected: false });
                 return;
             }
-            // Somebody asked for it: it must not go without a word.
+            // Somebody asked for it: it must not end unreported.
             Rendered::Skipped(skip) => format!("no longer wanted by the sink: {}", skip.as_str()),
             Rendered::Failed(reason) => reason,
         };
-        warn!(sink = %self.name, number, reason = refused, "a dead letter cannot be tried again");
-        self.journal.rejected_again(number, &refused);
+        warn!(sink = %self.name, number, reason, "a dead letter cannot be tried again");
+        self.reader.journal.rejected_again(number, &reason);
     }
 
     /// Takes up the next piece of a replay.
@@ -118,10 +169,11 @@ impl Delivery {
                 warn!(%error, "a replay's pattern is none; all topics are handed on");
                 None
             });
-        let limit = REPLAY_BATCH.min(usize::try_from(self.window).unwrap_or(REPLAY_BATCH));
+        let limit = REPLAY_BATCH.min(self.config.window.max(1));
         // What the sink has not yet had comes anyway.
-        let until = replay.until.min(self.position);
-        let batch = match self.journal.read(replay.position, until, limit, BATCH_BYTES).await {
+        let until = replay.until.min(self.reader.cursor);
+        let batch = match self.reader.journal.read(replay.position, until, limit, BATCH_BYTES).await
+        {
             Ok(batch) => batch,
             Err(error) => return self.unreadable(&error).await,
         };
@@ -132,10 +184,10 @@ impl Delivery {
             pattern.as_ref().is_none_or(|pattern| pattern.matches(&record.event.place.topic))
         };
         let marked: Vec<_> = batch.records.iter().filter(wanted).map(replayed).collect();
-        self.flight.events = self.render(&marked);
+        self.render(&marked);
         let done = batch.through >= until || batch.through <= replay.position;
         let position = (!done).then_some(batch.through);
-        self.flight.errand = Some(Begun::Replay { number: replay.number, position });
+        self.flight.request = Some(Begun::Replay { number: replay.number, position });
     }
 }
 

@@ -213,6 +213,7 @@ impl Route {
         match self.compose(record, redacted.as_ref(), address) {
             Ok((address, payload, content_type)) => Rendered::Wanted(Outgoing {
                 record: Arc::clone(record),
+                part: 0,
                 address,
                 payload,
                 content_type,

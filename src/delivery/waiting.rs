@@ -53,7 +53,7 @@ const COMPLAIN: Duration = Duration::from_mins(1);
 
 /// What is wrong, for the page.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Trouble {
+pub(super) struct Fault {
     /// The sink's state meanwhile.
     pub(super) state: &'static str,
     /// Why.
@@ -67,6 +67,8 @@ pub(super) struct Trouble {
 pub(super) struct Waiting {
     backoff: Backoff,
     hold: Duration,
+    /// Whether a connection proves itself by lasting ([`crate::sink::Kind::session`]).
+    pub(super) session: bool,
     failures: u32,
     denials: u32,
     /// No attempt to connect before.
@@ -77,24 +79,25 @@ pub(super) struct Waiting {
     renew: bool,
     /// Since when the connection stands, or stood at last.
     connected_at: Option<Instant>,
-    pub(super) trouble: Option<Trouble>,
+    pub(super) fault: Option<Fault>,
     complained: Option<(Instant, &'static str)>,
     /// What stands in the log as an ERROR and has not ended since.
     reported: Option<String>,
 }
 
 impl Waiting {
-    pub(super) fn new(backoff_max: Duration) -> Self {
+    pub(super) fn new(backoff_max: Duration, session: bool) -> Self {
         Self {
             backoff: Backoff::new(FIRST_WAIT, backoff_max),
             hold: HOLD.max(backoff_max),
+            session,
             failures: 0,
             denials: 0,
             reconnect_at: None,
             resume_at: None,
             renew: false,
             connected_at: None,
-            trouble: None,
+            fault: None,
             complained: None,
             reported: None,
         }
@@ -131,32 +134,31 @@ impl Waiting {
         self.resume_at = Some(Instant::now() + wait);
     }
 
-    /// A connection stands. What is wrong with the events is so still, and where a connection is none
-    /// (`session`), all that was wrong: only an accepted event proves anything then.
-    pub(super) fn connected(&mut self, session: bool) {
+    /// There is a connection. What is wrong with the events is so still, and without a session all that
+    /// was wrong.
+    pub(super) fn connected(&mut self) {
         self.connected_at = Some(Instant::now());
         self.reconnect_at = None;
-        if !session {
+        if !self.session {
             return;
         }
-        self.trouble = self.trouble.take().filter(|trouble| trouble.of_events);
+        self.fault = self.fault.take().filter(|fault| fault.of_events);
         let waiting = self.resume_at().is_some();
-        self.trouble = self.trouble.take().filter(|trouble| trouble.state != "busy" || waiting);
+        self.fault = self.fault.take().filter(|fault| fault.state != "busy" || waiting);
     }
 
-    /// Events are accepted. `session`: whether a connection is proved by lasting only. An answer:
-    /// something was wrong until now.
-    pub(super) fn worked(&mut self, session: bool) -> bool {
+    /// Events are accepted. An answer: something was wrong until now.
+    pub(super) fn worked(&mut self) -> bool {
         self.denials = 0;
         self.reported = None;
-        if !session || self.is_proven() {
+        if !self.session || self.is_proven() {
             self.complained = None;
             if self.failures > 0 {
                 self.failures = 0;
                 self.backoff.reset();
             }
         }
-        self.trouble.take().is_some()
+        self.fault.take().is_some()
     }
 
     fn is_proven(&self) -> bool {
@@ -194,8 +196,8 @@ impl Waiting {
             self.connected_at = None;
         }
         // A connection that is lost meanwhile does not end what is wrong with the events.
-        if of_events || self.trouble.as_ref().is_none_or(|trouble| !trouble.of_events) {
-            self.trouble = Some(Trouble { state, text: text.to_owned(), of_events });
+        if of_events || self.fault.as_ref().is_none_or(|fault| !fault.of_events) {
+            self.fault = Some(Fault { state, text: text.to_owned(), of_events });
         }
         match cause {
             Cause::Denied { .. } => {
@@ -219,17 +221,17 @@ impl Waiting {
     /// An event could not be set aside, or every event is refused: a human is needed.
     pub(super) fn held(&mut self, sink: &str, state: &'static str, text: String, what: &str) {
         self.report(sink, &text, what);
-        self.trouble = Some(Trouble { state, text, of_events: true });
+        self.fault = Some(Fault { state, text, of_events: true });
     }
 
     /// The task before this one has failed.
     pub(super) fn failed_before(&mut self, text: String) {
-        self.trouble = Some(Trouble { state: super::FAILED, text, of_events: true });
+        self.fault = Some(Fault { state: super::FAILED, text, of_events: true });
     }
 
     /// The connection ends at one event: that a new one stands proves nothing.
     pub(super) fn suspected(&mut self, text: String) {
-        self.trouble = Some(Trouble { state: "down", text, of_events: true });
+        self.fault = Some(Fault { state: "down", text, of_events: true });
     }
 
     /// An ERROR, once for each reason.
@@ -242,7 +244,7 @@ impl Waiting {
         }
     }
 
-    /// The same trouble is told once a minute, not with every attempt.
+    /// The same fault is told once a minute, not with every attempt.
     pub(super) fn complain(&mut self, sink: &str, word: &'static str, text: &str, wait: Duration) {
         let now = Instant::now();
         let lately = |(at, last): (Instant, &str)| last == word && now < at + COMPLAIN;
@@ -282,8 +284,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_stands_does_not_shorten_the_waits_of_a_busy_destination() {
-        let mut waiting = Waiting::new(Duration::from_mins(1));
-        waiting.connected(true);
+        let mut waiting = Waiting::new(Duration::from_mins(1), true);
+        waiting.connected();
         for attempt in 1..=20 {
             let busy = Cause::Busy { wait: None, reason: "HTTP 429".to_owned() };
             waiting.failed("out", &busy, false, "HTTP 429");
@@ -294,15 +296,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_session_only_an_accepted_event_ends_a_trouble() {
+    async fn without_a_session_only_an_accepted_event_ends_a_fault() {
         for (session, ended) in [(true, true), (false, false)] {
-            let mut waiting = Waiting::new(Duration::from_mins(1));
-            waiting.connected(session);
+            let mut waiting = Waiting::new(Duration::from_mins(1), session);
+            waiting.connected();
             waiting.failed("out", &Cause::Down("no answer".into()), false, "no answer");
-            waiting.connected(session);
-            assert_eq!(waiting.trouble.is_none(), ended, "session: {session}");
-            waiting.worked(session);
-            assert_eq!(waiting.trouble, None);
+            waiting.connected();
+            assert_eq!(waiting.fault.is_none(), ended, "session: {session}");
+            waiting.worked();
+            assert_eq!(waiting.fault, None);
         }
     }
 }

@@ -1,67 +1,70 @@
-//! What a far side has accepted of a batch beyond the prefix that could be reported.
+//! What a destination has accepted behind an event that it has not.
 //!
-//! A batch is answered with a prefix, yet some far sides take events singly: the third of five may
-//! fail while the fourth and fifth arrived. They stand here until the prefix has passed them, so that
-//! the next delivery of the same events does not send them twice.
+//! Delivery goes on from the first event that was not accepted, yet some destinations answer each event by
+//! itself: the third of five may fail while the fourth and fifth arrived. They are remembered here until
+//! everything before them is accepted, so that they are not sent twice.
 //!
-//! The one thing to know: it is a memory, not a record. It has a limit and ends with the process; what
-//! is forgotten is sent again, which every sink may do.
+//! The memory is bounded and ends with the process. What is forgotten is sent again, which every sink may
+//! do.
 
 use std::collections::BTreeSet;
 
 use super::Outgoing;
 use crate::base::event::Seq;
 
-/// Numbers that are kept at most, in batches: the one that is being delivered, and what an earlier one
-/// left behind its end (a batch may be shorter when it comes again).
-const BATCHES: usize = 2;
+/// Events that are remembered at most, in windows: the one in flight, and what an earlier one left behind
+/// its end (it may be shorter when it comes again).
+const WINDOWS: usize = 2;
 
-/// Numbers of accepted events that the prefix has not reached yet.
+/// Accepted events before which some are not.
 #[derive(Debug, Default)]
-pub(super) struct Ahead {
-    seqs: BTreeSet<Seq>,
+pub(super) struct OutOfOrderAcks {
+    events: BTreeSet<(Seq, u8)>,
     limit: usize,
 }
 
-impl Ahead {
-    /// Forgets what lies before `batch`: the prefix has passed it.
-    pub(super) fn begin(&mut self, batch: &[Outgoing]) {
-        self.limit = self.limit.max(BATCHES * batch.len());
-        match batch.first() {
-            Some(first) if !self.seqs.is_empty() => {
-                self.seqs = self.seqs.split_off(&first.record.seq);
+impl OutOfOrderAcks {
+    /// Forgets what lies before `events`: all before them is accepted.
+    pub(super) fn begin(&mut self, events: &[Outgoing]) {
+        self.limit = self.limit.max(WINDOWS * events.len());
+        match events.first() {
+            Some(first) if !self.events.is_empty() => {
+                self.events = self.events.split_off(&(first.record.seq, 0));
             }
             _ => {}
         }
     }
 
-    /// Remembers that the far side has accepted `outgoing`.
-    pub(super) fn accepted(&mut self, outgoing: &Outgoing) {
-        self.seqs.insert(outgoing.record.seq);
-        if self.seqs.len() > self.limit {
-            // The oldest are asked for first.
-            self.seqs.pop_last();
+    pub(super) fn accepted(&mut self, event: &Outgoing) {
+        self.insert((event.record.seq, event.part), self.limit);
+    }
+
+    pub(super) fn insert(&mut self, event: (Seq, u8), limit: usize) {
+        self.events.insert(event);
+        if self.events.len() > limit {
+            // The oldest are needed first.
+            self.events.pop_last();
         }
     }
 
-    /// The prefix that is being reported has passed these. Whoever hands over one of them again (a
-    /// replay) wants it sent again.
-    pub(super) fn reported(&mut self, prefix: &[Outgoing]) {
-        if self.seqs.is_empty() {
-            return;
-        }
-        for outgoing in prefix {
-            self.seqs.remove(&outgoing.record.seq);
+    /// They are reported as accepted. Whoever sends one of them again (a replay) wants it sent again.
+    pub(super) fn reported(&mut self, events: &[Outgoing]) {
+        for event in events {
+            self.remove((event.record.seq, event.part));
         }
     }
 
-    /// Whether the far side has accepted it already.
-    pub(super) fn has(&self, outgoing: &Outgoing) -> bool {
-        !self.seqs.is_empty() && self.seqs.contains(&outgoing.record.seq)
+    pub(super) fn remove(&mut self, event: (Seq, u8)) {
+        if !self.events.is_empty() {
+            self.events.remove(&event);
+        }
     }
 
-    /// Forgets everything.
+    pub(super) fn has(&self, event: &Outgoing) -> bool {
+        !self.events.is_empty() && self.events.contains(&(event.record.seq, event.part))
+    }
+
     pub(super) fn clear(&mut self) {
-        self.seqs.clear();
+        self.events.clear();
     }
 }

@@ -53,7 +53,10 @@ use self::{
 };
 use super::{
     Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
-    ahead::Ahead, prefix::Prefix, settings,
+    ahead::OutOfOrderAcks,
+    batched::{BatchSink, Batched},
+    prefix::Prefix,
+    settings,
 };
 use crate::{
     base::{
@@ -73,10 +76,14 @@ pub(super) const KIND: Kind = Kind {
     name: "mqtt",
     summary: "an MQTT broker, version 5 or 3.1.1",
     address: Some(Address { key: |_| "topic", separator: '/', default: |_| DEFAULT_TOPIC, escape }),
+    usual_url: Some("mqtt://127.0.0.1:1883"),
+    session: true,
     secrets: &["password"],
     schema: || schema_for!(Settings),
     keeps: true,
     open,
+    validate: None,
+    probe: None,
 };
 
 const DEFAULT_TOPIC: &str = "astro/{{ channel }}/{{ topic | replace('.', '/') }}";
@@ -114,7 +121,7 @@ struct Mqtt {
     terms: Terms,
     flight: Flight,
     /// What was accepted behind an event that was refused.
-    ahead: Ahead,
+    ahead: OutOfOrderAcks,
     suspicion: Suspicion,
     patience: Patience,
     watch: Watch,
@@ -172,14 +179,14 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         (None, Some(topic)) => topic.clone(),
         (None, None) => format!("astro/relay/{name}/availability"),
     };
-    if opening.purpose == Purpose::Visit {
+    if opening.purpose == Purpose::Probe {
         // A second client of the same id would throw the relay off the broker.
         client_id.push_str("-visit");
         availability.clear();
         prefix = None;
         discovery = None;
     }
-    Ok(Box::new(Mqtt {
+    Ok(Batched::boxed(Mqtt {
         timeout: opening.config.timeout.0,
         client_id,
         availability,
@@ -188,7 +195,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         link: None,
         terms: Terms { max_qos: 2, retain: true, wildcards: true, receive_max: 1 },
         flight: Flight::default(),
-        ahead: Ahead::default(),
+        ahead: OutOfOrderAcks::default(),
         suspicion: Suspicion::default(),
         patience: Patience::default(),
         watch: Watch::default(),
@@ -204,7 +211,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
 }
 
 #[async_trait]
-impl Sink for Mqtt {
+impl BatchSink for Mqtt {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.link = None;
         self.ahead.clear();
@@ -301,10 +308,10 @@ impl Sink for Mqtt {
 
     async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
         if self.settings.version == Version::V3 {
-            return Ok(Permission::Untold("MQTT 3.1.1 has no word for a refusal"));
+            return Ok(Permission::Unknown("MQTT 3.1.1 has no word for a refusal"));
         }
         if self.qos() == 0 {
-            return Ok(Permission::Untold("QoS 0 has no answer"));
+            return Ok(Permission::Unknown("QoS 0 has no answer"));
         }
         let canary = format!("{address}/{}", address::CANARY);
         let mut lost = Lost::from("not connected");
@@ -855,7 +862,7 @@ async fn ask(link: &mut Link, topic: &str) -> Result<Permission, Lost> {
             Signal::Answered(_, Verdict::Refused(reason)) => {
                 return Ok(address::denied(&reason, topic));
             }
-            Signal::Answered(..) => return Ok(Permission::Untold("the broker says: not now")),
+            Signal::Answered(..) => return Ok(Permission::Unknown("the broker says: not now")),
             _ => {}
         }
     }

@@ -58,7 +58,10 @@ use self::{
 };
 use super::{
     Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
-    ahead::Ahead, pulse::Pulse, race, settings,
+    ahead::OutOfOrderAcks,
+    batched::{BatchSink, Batched},
+    pulse::Pulse,
+    race, settings,
 };
 use crate::{
     base::tls::client_config,
@@ -77,10 +80,14 @@ pub(super) const KIND: Kind = Kind {
         default: |_| DEFAULT_SUBJECT,
         escape,
     }),
+    usual_url: Some("nats://127.0.0.1:4222"),
+    session: true,
     secrets: &["password", "token", "nkey_seed", "credentials"],
     schema: || schema_for!(Settings),
     keeps: true,
     open,
+    validate: None,
+    probe: None,
 };
 
 /// Subjects that are remembered as permitted. Events have some thirty topics for each channel; more
@@ -162,7 +169,7 @@ struct Nats {
     /// When the events were handed over that are waited for.
     begun: Instant,
     /// Accepted, but behind an event that was refused.
-    ahead: Ahead,
+    ahead: OutOfOrderAcks,
     stream: Known,
     /// Whether a stream has stored an event on this connection.
     stores: bool,
@@ -182,11 +189,11 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     let servers = settings.servers().map_err(at)?;
     let timeout = opening.config.timeout.0;
     let beside = Beside::of(&settings, &opening.config.payload);
-    Ok(Box::new(Nats {
+    Ok(Batched::boxed(Nats {
         beside,
         keeps: opening.config.state,
         newest_status: 0,
-        visit: opening.purpose == Purpose::Visit,
+        visit: opening.purpose == Purpose::Probe,
         server: 0,
         pulse: Pulse::new(|path| *path == Path::relay(Section::Status)),
         name: opening.name.to_owned(),
@@ -212,7 +219,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         max_line: subject::MAX_LINE,
         last_words: None,
         begun: Instant::now(),
-        ahead: Ahead::default(),
+        ahead: OutOfOrderAcks::default(),
         stream: Known::default(),
         stores: false,
         chain: Chain::default(),
@@ -224,7 +231,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
 }
 
 #[async_trait]
-impl Sink for Nats {
+impl BatchSink for Nats {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.link = None;
         self.permitted.clear();

@@ -23,7 +23,11 @@ use serde::Deserialize;
 use self::{answer::About, link::Link, stream::Run};
 use super::{
     Address, Cause, Failure, Kind, Opening, Outgoing, Part, Permission, Purpose, Sink, address,
-    ahead::Ahead, prefix::Prefix, pulse::Pulse, settings,
+    ahead::OutOfOrderAcks,
+    batched::{BatchSink, Batched},
+    prefix::Prefix,
+    pulse::Pulse,
+    settings,
 };
 use crate::{
     channel::board::{Path, Section},
@@ -43,10 +47,14 @@ pub(super) const KIND: Kind = Kind {
         // Redis takes any bytes.
         escape: |address| Cow::Borrowed(address),
     }),
+    usual_url: Some("redis://127.0.0.1:6379"),
+    session: true,
     secrets: &["password", "sentinel_password"],
     schema: || schema_for!(Settings),
     keeps: true,
     open,
+    validate: None,
+    probe: None,
 };
 
 /// How often an idle connection is asked for a sign of life: more often than firewalls forget a
@@ -223,7 +231,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     }
     let kept = opening.config.state && opening.purpose == Purpose::Relay;
     let prefix = kept.then(|| settings.prefix().map_err(at)).transpose()?;
-    Ok(Box::new(Redis {
+    Ok(Batched::boxed(Redis {
         prefix,
         pulse: Pulse::new(kept::expires),
         settings,
@@ -233,7 +241,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         server: 0,
         run: Run::default(),
         lives: false,
-        ahead: Ahead::default(),
+        ahead: OutOfOrderAcks::default(),
         perhaps_repeats: 0,
         receivers: 0,
         unheard: 0,
@@ -257,7 +265,7 @@ struct Redis {
     /// Whether the relay's own status was written on this connection: it is there until it expires.
     lives: bool,
     /// Published, but behind an event that was refused.
-    ahead: Ahead,
+    ahead: OutOfOrderAcks,
     /// So many events from here on may stand in the stream already: what was in flight when the last
     /// connection, or the last process, ended.
     perhaps_repeats: usize,
@@ -268,7 +276,7 @@ struct Redis {
 }
 
 #[async_trait]
-impl Sink for Redis {
+impl BatchSink for Redis {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.link = None;
         self.pulse.clear();
@@ -495,12 +503,12 @@ fn words(words: &[&str]) -> Cmd {
 /// that needs no administrator's rights.
 async fn rehearse(link: &mut Link, commands: &[Cmd]) -> Result<Permission, Cause> {
     if !matches!(link, Link::One(_)) {
-        return Ok(Permission::Untold("a cluster has no transaction across its servers"));
+        return Ok(Permission::Unknown("a cluster has no transaction across its servers"));
     }
     // Outside of one, the commands would run.
     match said(link, &redis::cmd("MULTI")).await? {
         Ok(_) => {}
-        Err(_) => return Ok(Permission::Untold("the user may not begin a transaction (MULTI)")),
+        Err(_) => return Ok(Permission::Unknown("the user may not begin a transaction (MULTI)")),
     }
     let mut denied = None;
     for command in commands {

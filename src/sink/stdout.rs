@@ -3,10 +3,9 @@
 //! The smallest sink; read this first when you write one. The payload is written as it was rendered,
 //! with a line end behind it, so that `astro-relay run | jq` works.
 //!
-//! The one thing to know: whoever reads may stop reading (`| less`), and then a write takes for ever.
-//! It is done on a thread of its own, so that nothing but this sink waits for it, and it cannot be
-//! taken back. A delivery that is given up meanwhile leaves it behind; the next one waits for it, and
-//! does not write the same events again.
+//! Whoever reads may stop reading (`| less`), and then a write takes for ever. It is done on a thread of
+//! its own, so that nothing but this sink waits for it, and it cannot be taken back: what was begun before
+//! a timeout or a new connection is waited for, and its events are not written again.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -16,9 +15,12 @@ use std::{
 use async_trait::async_trait;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 
-use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings};
+use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::OutOfOrderAcks, settings};
 use crate::{
     base::text::{harmless, harmless_json},
     config::ConfigError,
@@ -29,10 +31,14 @@ pub(super) const KIND: Kind = Kind {
     name: "stdout",
     summary: "JSON lines on standard output, or readable lines on a terminal",
     address: None,
+    usual_url: None,
+    session: true,
     secrets: &[],
     schema: || schema_for!(Settings),
     keeps: false,
     open,
+    validate: None,
+    probe: None,
 };
 
 /// Settings of a `stdout` sink.
@@ -63,15 +69,18 @@ struct Stdout {
     terminal: bool,
     timeout: Duration,
     buffer: Vec<u8>,
+    in_flight: Vec<Outgoing>,
+    /// When they are given up.
+    deadline: Instant,
     writing: Option<Writing>,
-    /// Written, after the delivery that began it was given up.
-    ahead: Ahead,
+    /// Written after they were given up.
+    acks: OutOfOrderAcks,
 }
 
-/// A write that is under way.
+/// A write that is under way, perhaps of events that are no longer in flight.
 struct Writing {
     events: Vec<Outgoing>,
-    /// Hands the buffer back.
+    /// Returns the buffer.
     task: JoinHandle<(Vec<u8>, io::Result<()>)>,
 }
 
@@ -89,8 +98,10 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         terminal,
         timeout: opening.config.timeout.0,
         buffer: Vec::new(),
+        in_flight: Vec::new(),
+        deadline: Instant::now(),
         writing: None,
-        ahead: Ahead::default(),
+        acks: OutOfOrderAcks::default(),
     }))
 }
 
@@ -100,34 +111,60 @@ const KEEP_BYTES: usize = 256 * 1024;
 #[async_trait]
 impl Sink for Stdout {
     async fn connect(&mut self) -> Result<(), Failure> {
+        self.in_flight.clear();
         Ok(())
     }
 
-    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
-        self.ahead.begin(batch);
-        self.written().await?;
-        let rest: Vec<_> = batch.iter().filter(|event| !self.ahead.has(event)).cloned().collect();
-        if !rest.is_empty() {
-            self.write(rest);
-            self.written().await?;
+    /// One batch at a time.
+    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
+        if !self.in_flight.is_empty() {
+            return Ok(0);
         }
-        self.ahead.reported(batch);
-        Ok(())
+        self.in_flight = events.to_vec();
+        self.acks.begin(events);
+        self.deadline = Instant::now() + self.timeout;
+        if self.writing.is_none() {
+            self.write();
+        }
+        Ok(events.len())
     }
 
-    async fn may_publish(&mut self, _address: &str) -> Result<Permission, Failure> {
-        Ok(Permission::Granted)
+    async fn acknowledged(&mut self) -> Result<usize, Failure> {
+        loop {
+            if self.in_flight.is_empty() {
+                return std::future::pending().await;
+            }
+            if let Err(failure) = self.written().await {
+                self.in_flight.clear();
+                return Err(failure);
+            }
+            if self.in_flight.iter().all(|event| self.acks.has(event)) {
+                let written = std::mem::take(&mut self.in_flight);
+                self.acks.reported(&written);
+                return Ok(written.len());
+            }
+            // That was a write of before.
+            self.deadline = Instant::now() + self.timeout;
+            self.write();
+        }
     }
 
-    /// A write that is under way is left alone: whether its reader comes back, nobody knows.
-    async fn close(&mut self) {}
+    /// A write of events that were given up is left alone: whether its reader comes back, nobody knows.
+    async fn close(&mut self, until: Instant) -> Vec<bool> {
+        let count = self.in_flight.len();
+        let done = count == 0 || matches!(timeout_at(until, self.acknowledged()).await, Ok(Ok(_)));
+        vec![done; count]
+    }
 }
 
 impl Stdout {
-    fn write(&mut self, events: Vec<Outgoing>) {
+    /// Begins to write what is in flight and not yet written.
+    fn write(&mut self) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        for outgoing in &events {
-            line(outgoing, self.readable, self.terminal, &mut buffer);
+        let events: Vec<_> =
+            self.in_flight.iter().filter(|event| !self.acks.has(event)).cloned().collect();
+        for event in &events {
+            line(event, self.readable, self.terminal, &mut buffer);
         }
         let task = tokio::task::spawn_blocking(move || {
             let mut out = io::stdout().lock();
@@ -142,7 +179,7 @@ impl Stdout {
     /// Waits for the write that is under way, if there is one.
     async fn written(&mut self) -> Result<(), Failure> {
         let Some(writing) = &mut self.writing else { return Ok(()) };
-        let Ok(ended) = timeout(self.timeout, &mut writing.task).await else {
+        let Ok(ended) = timeout_at(self.deadline, &mut writing.task).await else {
             let reason = "whoever reads standard output does not keep up".into();
             return Err(Failure::after(0, Cause::Busy { wait: None, reason }));
         };
@@ -150,8 +187,8 @@ impl Stdout {
         let (buffer, outcome) = ended.map_err(Failure::down)?;
         self.buffer = buffer;
         outcome.map_err(failure)?;
-        for outgoing in &events {
-            self.ahead.accepted(outgoing);
+        for event in &events {
+            self.acks.accepted(event);
         }
         Ok(())
     }
@@ -234,6 +271,7 @@ mod tests {
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             content_type: "application/json",
             expires_in: None,
+            part: 0,
             beside: None,
         }
     }

@@ -1,13 +1,12 @@
 //! Events to an HTTP endpoint, one request each, signed by the Standard Webhooks specification.
 //!
-//! Events of one room go one after another; several rooms go at once, up to `concurrency`. Each answer
-//! counts when it comes: the delivery may stop, or ask for something else, between any two events. After a
-//! failure that would meet every event (no connection, 5xx, 429, 404) nothing new is begun; what is on its
-//! way is waited for. A rejected event holds back its own room only, until it is the oldest and goes to the
-//! dead letters. What was accepted beyond the prefix is remembered and not sent again.
+//! Events of one room go one after another; several rooms go at once, up to `concurrency`. After a
+//! failure that would meet every event (no connection, 5xx, 429, 404) nothing new is begun; requests that
+//! are under way are waited for. A rejected event holds back its own room only, until it is the oldest and
+//! becomes a dead letter.
 //!
-//! The one thing to know: `webhook-id` is the event's key and stays the same in every attempt; it is
-//! what the receiver recognises a repeat by.
+//! `webhook-id` is the event's key and stays the same in every attempt: by it the receiver recognises a
+//! repeat.
 
 mod answer;
 mod client;
@@ -15,7 +14,7 @@ mod guard;
 mod sign;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     error::Error,
     fmt::Write,
     path::PathBuf,
@@ -32,7 +31,7 @@ use hyper::{
 };
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use self::{
@@ -40,12 +39,13 @@ use self::{
     guard::Guard,
     sign::Signer,
 };
-use super::{Cause, Failure, Kind, Opening, Outgoing, Permission, Sink, ahead::Ahead, settings};
+use super::{
+    Cause, Failure, Kind, Opening, Outgoing, Permission, Report, Sink, in_flight::InFlight,
+    settings,
+};
 use crate::{
     base::{
-        clock,
-        event::Seq,
-        fault,
+        clock, fault,
         files::SHORT_PATIENCE,
         tls::{client_config, prepare},
     },
@@ -57,10 +57,14 @@ pub(super) const KIND: Kind = Kind {
     name: "webhook",
     summary: "an HTTP endpoint, one signed request for each event",
     address: None,
+    usual_url: Some(""),
+    session: false,
     secrets: &["url", "secret", "previous_secret", "bearer_token"],
     schema: || schema_for!(Settings),
     keeps: false,
     open,
+    validate: None,
+    probe: Some(probe),
 };
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -79,9 +83,9 @@ const RESERVED: &[&str] =
 /// The most requests at once that can be configured: each is a connection to somebody else's server.
 const MOST_AT_ONCE: usize = 256;
 
-/// Events in the sink's hands, for each request that may be on its way: the next of a room is there when the
-/// one before is answered, and no more than that waits where nobody can stop it.
-const HANDED: usize = 4;
+/// Events in flight, for each request that may be under way: the next of a room is there when the one
+/// before is answered, and an event of another room behind some of this one.
+const IN_FLIGHT: usize = 4;
 
 /// How old the secrets may be before they are read again: a receiver that changes its secret has two
 /// for much longer, and reading a file is nothing beside that.
@@ -140,7 +144,34 @@ fn default_concurrency() -> usize {
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    let settings: Settings = settings(&opening)?;
+    webhook(&opening).map(|webhook| Box::new(webhook) as Box<dyn Sink>)
+}
+
+/// Asks whether the destination is there at all: nothing is connected before there is something to send.
+/// Whatever it answers, it is there; but what it redirects now, it would redirect then.
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
+fn probe(
+    opening: Opening<'_>,
+    _: Vec<Arc<str>>,
+) -> BoxFuture<'static, Result<Vec<Permission>, Failure>> {
+    let webhook = webhook(&opening);
+    async move {
+        let mut webhook = webhook.map_err(Failure::down)?;
+        webhook.connect().await?;
+        let status = webhook.question().await?;
+        Ok(vec![if status.is_redirection() {
+            Permission::Denied(format!(
+                "HTTP {status}: redirects are not followed; `url` must be the final address"
+            ))
+        } else {
+            Permission::Unknown("a webhook says nothing before it gets one")
+        }])
+    }
+    .boxed()
+}
+
+fn webhook(opening: &Opening<'_>) -> Result<Webhook, ConfigError> {
+    let settings: Settings = settings(opening)?;
     let at = |key: &str, what: String| ConfigError::at(&["sinks", opening.name, key], what);
     let guard =
         Guard::new(&settings.allow_addresses).map_err(|what| at("allow_addresses", what))?;
@@ -159,20 +190,23 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         return Err(at("concurrency", format!("a number from 1 to {MOST_AT_ONCE} was expected")));
     }
     let headers = fixed_headers(&settings.headers).map_err(|what| at("headers", what))?;
-    Ok(Box::new(Webhook {
+    let mut report = Report::default();
+    if settings.secret.is_none() {
+        report.facts = Some(vec!["requests are not signed: no `secret` is configured".to_owned()]);
+    }
+    Ok(Webhook {
         settings,
         timeout: opening.config.timeout.0,
         guard: Arc::new(guard),
         headers,
         endpoint: None,
         reading: None,
-        ahead: Ahead::default(),
+        in_flight: InFlight::default(),
+        pending: VecDeque::new(),
         requests: FuturesUnordered::new(),
-        begun: BTreeSet::new(),
-        rejected: BTreeMap::new(),
         hindrance: None,
-        ending: false,
-    }))
+        report,
+    })
 }
 
 /// Whether requests can go there; what is wrong does not repeat the URL, which may be a secret.
@@ -228,17 +262,21 @@ struct Webhook {
     endpoint: Option<Arc<Endpoint>>,
     /// The secrets, while they are being read again.
     reading: Option<Reading>,
-    ahead: Ahead,
-    /// Requests on their way.
+    in_flight: InFlight,
+    /// What is in flight and not accepted, oldest first.
+    pending: VecDeque<Pending>,
     requests: FuturesUnordered<BoxFuture<'static, Answered>>,
-    /// The events that they carry.
-    begun: BTreeSet<Seq>,
-    /// Events that were rejected and are not the oldest yet.
-    rejected: BTreeMap<Seq, String>,
     /// What would meet every event: nothing new is begun.
     hindrance: Option<Cause>,
-    /// The end is near: nothing new is begun.
-    ending: bool,
+    report: Report,
+}
+
+/// An event that is not accepted yet.
+struct Pending {
+    number: u64,
+    event: Outgoing,
+    /// It has a request, or was rejected.
+    begun: bool,
 }
 
 /// The destination, with all that is the same in each request.
@@ -251,18 +289,16 @@ struct Endpoint {
     read: Instant,
 }
 
-/// An event, and what came of its request.
-type Answered = (Outgoing, Result<(), Cause>);
+/// The number of an event in flight, and what came of its request.
+type Answered = (u64, Result<(), Cause>);
 
 #[async_trait]
 impl Sink for Webhook {
     /// Makes a new client with no connection in it; the first request will dial.
     async fn connect(&mut self) -> Result<(), Failure> {
         self.endpoint = None;
-        self.requests.clear();
-        self.begun.clear();
-        self.rejected.clear();
-        self.hindrance = None;
+        self.in_flight.clear();
+        self.reset();
         let url = self.settings.url.read_token().await.map_err(Failure::down)?;
         let url = check_url(url.expose(), &self.guard).map_err(Failure::down)?;
         if url.scheme() == "https" {
@@ -285,102 +321,63 @@ impl Sink for Webhook {
         Ok(())
     }
 
-    /// Nothing is connected before there is something to send, so this is what finds out whether the
-    /// destination is there at all. Whatever it answers, it is there; but what it redirects now, it would
-    /// redirect then.
-    async fn may_publish(&mut self, _address: &str) -> Result<Permission, Failure> {
-        let status = self.question().await?;
-        if status.is_redirection() {
-            return Ok(Permission::Denied(format!(
-                "HTTP {status}: redirects are not followed; `url` must be the final address"
-            )));
-        }
-        Ok(Permission::Untold("a webhook says nothing before it gets one"))
-    }
-
-    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
-        let (mut done, mut fresh) = (0, batch.len());
-        while let Some(rest) = batch.get(done..).filter(|rest| !rest.is_empty()) {
-            match self.deliver_ahead(rest, fresh).await {
-                Ok(accepted) => done += accepted,
-                Err(failure) => return Err(Failure::after(done + failure.accepted, failure.cause)),
-            }
-            fresh = 0;
-        }
-        Ok(())
-    }
-
-    /// What is on its way is known by its number, so a call may be given up at any time, and what is
-    /// fresh need not be told apart.
-    async fn deliver_ahead(&mut self, flight: &[Outgoing], fresh: usize) -> Result<usize, Failure> {
+    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
         self.read_secrets_again().await;
-        self.begin_flight(flight);
+        let mut sent = 0;
+        for event in events {
+            if self.pending.len() >= IN_FLIGHT * self.settings.concurrency {
+                break;
+            }
+            if let Some(number) = self.in_flight.push(event) {
+                self.pending.push_back(Pending { number, event: event.clone(), begun: false });
+            }
+            sent += 1;
+        }
+        self.begin_requests();
+        Ok(sent)
+    }
+
+    async fn acknowledged(&mut self) -> Result<usize, Failure> {
         loop {
-            self.begin_requests(flight)?;
-            // What is answered by now makes room for more.
-            let mut answered = false;
-            while let Some(Some(answer)) = self.requests.next().now_or_never() {
-                self.answered(answer);
-                answered = true;
+            if let Some(report) = self.in_flight.report() {
+                if report.is_err() {
+                    // The rejected event was the oldest.
+                    self.pending.pop_front();
+                }
+                return report;
             }
-            let accepted = flight.iter().take_while(|event| self.ahead.has(event)).count();
-            if accepted > 0 {
-                self.ahead.reported(flight.get(..accepted).unwrap_or_default());
-                return Ok(accepted);
-            }
-            if answered {
-                continue;
-            }
-            if fresh > 0 && !self.is_hindered(flight) {
-                return Ok(0);
-            }
-            match self.requests.next().await {
-                Some(answer) => self.answered(answer),
-                None => return Err(self.failure(flight)),
+            self.begin_requests();
+            if let Some((number, answer)) = self.requests.next().await {
+                self.answered(number, answer);
+                // What else has been answered by now.
+                while let Some(Some((number, answer))) = self.requests.next().now_or_never() {
+                    self.answered(number, answer);
+                }
+            } else if self.in_flight.is_empty() {
+                if let Some(endpoint) = &self.endpoint {
+                    endpoint.client.close_idle().await;
+                }
+                return std::future::pending().await;
+            } else {
+                let cause = self.hindrance.take();
+                self.reset();
+                let cause = cause.unwrap_or_else(|| Cause::Down("there is no connection".into()));
+                return Err(self.in_flight.fail(cause));
             }
         }
     }
 
-    fn room(&self, flight: &[Outgoing]) -> Option<usize> {
-        let open = flight.iter().filter(|event| !self.ahead.has(event)).count();
-        Some((HANDED * self.settings.concurrency).saturating_sub(open))
-    }
-
-    fn begin_nothing_more(&mut self) {
-        self.ending = true;
-    }
-
-    fn acknowledged(&self, flight: &[Outgoing]) -> Vec<bool> {
-        flight.iter().map(|event| self.ahead.has(event)).collect()
-    }
-
-    async fn answers(&mut self) -> Result<(), Failure> {
-        self.question().await.map(drop)
-    }
-
-    fn has_session(&self) -> bool {
-        false
-    }
-
-    async fn idle(&mut self) -> Failure {
-        if let Some(endpoint) = &self.endpoint {
-            endpoint.client.close_idle().await;
+    async fn close(&mut self, until: Instant) -> Vec<bool> {
+        while let Ok(Some((number, answer))) = timeout_at(until, self.requests.next()).await {
+            self.answered(number, answer);
         }
-        std::future::pending().await
-    }
-
-    async fn close(&mut self) {
         self.endpoint = None;
-        self.requests.clear();
-        self.ahead.clear();
+        self.reset();
+        self.in_flight.accepted()
     }
 
-    fn remarks(&self) -> Vec<String> {
-        let mut remarks = Vec::new();
-        if self.settings.secret.is_none() {
-            remarks.push("requests are not signed: no `secret` is configured".to_owned());
-        }
-        remarks
+    fn report(&mut self) -> Report {
+        std::mem::take(&mut self.report)
     }
 }
 
@@ -413,65 +410,42 @@ impl Secrets {
 }
 
 impl Webhook {
-    /// Forgets what is no longer in flight.
-    fn begin_flight(&mut self, flight: &[Outgoing]) {
-        self.ahead.begin(flight);
-        if let Some(first) = flight.first().map(|first| first.record.seq) {
-            self.rejected.retain(|seq, _| *seq >= first);
-        }
+    /// No request is under way any more.
+    fn reset(&mut self) {
+        self.requests.clear();
+        self.pending.clear();
+        self.hindrance = None;
     }
 
-    /// Begins what may be begun: the oldest event of each room that has none on its way.
-    fn begin_requests(&mut self, flight: &[Outgoing]) -> Result<(), Failure> {
-        let Some(endpoint) = &self.endpoint else {
-            return Err(Failure::down("there is no connection"));
-        };
-        if self.is_hindered(flight) {
-            return Ok(());
+    /// Begins what may be begun: the oldest event of each room that has no request.
+    fn begin_requests(&mut self) {
+        let Some(endpoint) = &self.endpoint else { return };
+        if self.hindrance.is_some() {
+            return;
         }
         let mut rooms: HashSet<&str, foldhash::fast::RandomState> = HashSet::default();
-        for outgoing in flight.iter().filter(|event| !self.ahead.has(event)) {
+        for Pending { number, event, begun } in &mut self.pending {
             if self.requests.len() >= self.settings.concurrency {
                 break;
             }
-            let (seq, room) = (outgoing.record.seq, &*outgoing.record.event.place.room);
-            let first = rooms.insert(room);
-            if first && !self.rejected.contains_key(&seq) && self.begun.insert(seq) {
-                let (endpoint, outgoing) = (Arc::clone(endpoint), outgoing.clone());
-                let request = async move {
-                    let answer = endpoint.send(&outgoing).await;
-                    (outgoing, answer)
-                };
+            if rooms.insert(&event.record.event.place.room) && !std::mem::replace(begun, true) {
+                let (endpoint, event, number) = (Arc::clone(endpoint), event.clone(), *number);
+                let request = async move { (number, endpoint.send(&event).await) };
                 self.requests.push(request.boxed());
             }
         }
-        Ok(())
     }
 
-    /// Whether nothing new is to be begun.
-    fn is_hindered(&self, flight: &[Outgoing]) -> bool {
-        let first = flight.first().map(|first| first.record.seq);
-        let rejected = first.is_some_and(|seq| self.rejected.contains_key(&seq));
-        self.ending || rejected || self.hindrance.is_some()
-    }
-
-    fn answered(&mut self, (outgoing, answer): Answered) {
-        self.begun.remove(&outgoing.record.seq);
+    fn answered(&mut self, number: u64, answer: Result<(), Cause>) {
         match answer {
-            Ok(()) => self.ahead.accepted(&outgoing),
-            Err(Cause::Rejected { reason }) => {
-                self.rejected.insert(outgoing.record.seq, reason);
+            Ok(()) => self.pending.retain(|pending| pending.number != number),
+            Err(Cause::Rejected { .. }) => {}
+            Err(cause) => {
+                self.hindrance.get_or_insert(cause);
+                return;
             }
-            Err(cause) => drop(self.hindrance.get_or_insert(cause)),
         }
-    }
-
-    /// Nothing is on its way, and nothing more is accepted: why.
-    fn failure(&mut self, flight: &[Outgoing]) -> Failure {
-        let first = flight.first().map(|first| first.record.seq).unwrap_or_default();
-        let rejected = self.rejected.remove(&first).map(|reason| Cause::Rejected { reason });
-        let cause = rejected.or_else(|| self.hindrance.take());
-        Failure::after(0, cause.unwrap_or_else(|| Cause::Down("the event was not sent".into())))
+        self.in_flight.answered(number, answer);
     }
 
     /// Asks the destination something that changes nothing there (OPTIONS, RFC 9110, section 9.2.1), with

@@ -17,13 +17,14 @@ use std::{collections::BTreeSet, time::Duration};
 
 use astro_relay::{
     base::event::Seq,
-    sink::{Cause, Failure, KINDS, Outgoing, Sink},
+    sink::{Cause, Failure, KINDS, Outgoing},
 };
 use futures_util::FutureExt;
 use serde_json::Value;
 
 use crate::support::{
     carry::{PATIENCE, connect, deliver, first_arrivals, within},
+    driven::Driven,
     sinks::{batch, open},
     wait::until,
 };
@@ -50,7 +51,7 @@ pub trait FarSide: Sized {
     /// The numbers of the events that have arrived so far, in their order.
     async fn received(&self) -> Vec<Seq>;
     /// Opens a sink that carries to it.
-    fn open(&self) -> Box<dyn Sink> {
+    fn open(&self) -> Driven {
         open(Self::KIND, self.settings()).unwrap()
     }
     /// Events for it.
@@ -87,14 +88,14 @@ pub trait Finished: FarSide {
     fn finish(&mut self);
 }
 
-async fn sink_of<F: FarSide>(far: &F) -> Box<dyn Sink> {
+async fn sink_of<F: FarSide>(far: &F) -> Driven {
     let mut sink = far.open();
     connect_again(&mut sink).await;
     sink
 }
 
 /// Connects as the delivery does: a server that accepts connections may not be ready yet.
-async fn connect_again(sink: &mut Box<dyn Sink>) {
+async fn connect_again(sink: &mut Driven) {
     until("the sink connects", PATIENCE, async || connect(sink).await.ok()).await;
 }
 

@@ -102,9 +102,10 @@ async fn a_webhook_may_take_its_time_for_each_event_of_a_batch() {
     assert_eq!(numbers, (1..=EVENTS).collect::<Vec<_>>(), "each once, in order");
 }
 
-/// A far side that does what a script says, and notes when it was asked.
+/// A destination that does what a script says, and notes when it was sent something.
 struct Scripted {
     script: Vec<Reply>,
+    in_flight: usize,
     asked: Arc<Mutex<Vec<(Instant, usize)>>>,
 }
 
@@ -116,28 +117,47 @@ enum Reply {
 #[async_trait]
 impl Sink for Scripted {
     async fn connect(&mut self) -> Result<(), Failure> {
+        // One that never answers is another one after a new connection.
+        if std::mem::take(&mut self.in_flight) > 0 {
+            self.script.pop();
+        }
         Ok(())
     }
 
-    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
-        self.asked.lock().unwrap().push((Instant::now(), batch.len()));
-        match self.script.pop() {
-            None => Ok(()),
+    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
+        if self.in_flight > 0 {
+            return Ok(0);
+        }
+        self.asked.lock().unwrap().push((Instant::now(), events.len()));
+        self.in_flight = events.len();
+        Ok(events.len())
+    }
+
+    async fn acknowledged(&mut self) -> Result<usize, Failure> {
+        if self.in_flight == 0 {
+            return std::future::pending().await;
+        }
+        match self.script.last() {
+            None => Ok(std::mem::take(&mut self.in_flight)),
             Some(Reply::Never) => std::future::pending().await,
             Some(Reply::Busy(wait)) => {
-                let cause = Cause::Busy { wait: Some(wait), reason: "later".into() };
+                let cause = Cause::Busy { wait: Some(*wait), reason: "later".into() };
+                self.script.pop();
+                self.in_flight = 0;
                 Err(Failure::after(0, cause))
             }
         }
     }
 
-    async fn close(&mut self) {}
+    async fn close(&mut self, _until: Instant) -> Vec<bool> {
+        Vec::new()
+    }
 }
 
 /// How long the delivery waited between its first two attempts, and how many events it had in hand.
 async fn between_attempts(script: Vec<Reply>) -> (Duration, usize) {
     let asked = Arc::new(Mutex::new(Vec::new()));
-    let sink = Box::new(Scripted { script, asked: Arc::clone(&asked) });
+    let sink = Box::new(Scripted { script, in_flight: 0, asked: Arc::clone(&asked) });
     let (delivery, _, _journal) = delivery(&config("stdout", Duration::from_secs(2)), sink, 9);
     run(delivery, async {
         until("it is tried again", Duration::from_hours(48), async || {

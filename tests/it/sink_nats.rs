@@ -96,7 +96,7 @@ async fn a_stream_that_is_missing_or_takes_other_subjects_is_told_by_name() {
     let context = server.streams().await;
     let settings = json!({"url": server.url(), "jetstream": true, "stream": "EVENTS"});
     let mut sink = open("nats", settings).unwrap();
-    let told = async |sink: &mut Box<dyn astro_relay::sink::Sink>| {
+    let told = async |sink: &mut crate::support::driven::Driven| {
         let failure = connect(sink).await.unwrap_err();
         assert!(matches!(failure.cause, Cause::Denied { .. }));
         failure.cause.to_string()

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use astro_relay::{
     base::event::Seq,
     channel::board::{Path, Section},
-    sink::{Cause, Failure, Part, Sink},
+    sink::{Cause, Failure, Part},
 };
 use futures_util::StreamExt;
 use redis::{AsyncCommands, aio::MultiplexedConnection, streams::StreamRangeReply};
@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::support::{
     carry::carry_all,
+    driven::Driven,
     process::{Server, free_port},
     redis_server::{
         Durability::{AofAlways, Memory},
@@ -35,15 +36,15 @@ const KEY: &str = "astro:events";
 /// No event was refused.
 const NONE: [Seq; 0] = [];
 
-async fn stream(server: &RedisServer) -> Box<dyn Sink> {
+async fn stream(server: &RedisServer) -> Driven {
     connected(json!({ "url": server.url(), "mode": "stream" })).await
 }
 
-async fn pubsub(server: &RedisServer) -> Box<dyn Sink> {
+async fn pubsub(server: &RedisServer) -> Driven {
     connected(json!({ "url": server.url() })).await
 }
 
-async fn connected(settings: serde_json::Value) -> Box<dyn Sink> {
+async fn connected(settings: serde_json::Value) -> Driven {
     let mut sink = open("redis", settings).unwrap();
     sink.connect().await.unwrap();
     sink
@@ -63,7 +64,7 @@ fn ids(seqs: impl IntoIterator<Item = Seq>) -> Vec<String> {
     seqs.into_iter().map(id).collect()
 }
 
-fn counted(sink: &mut Box<dyn Sink>, name: &str) -> u64 {
+fn counted(sink: &mut Driven, name: &str) -> u64 {
     sink.tally().into_iter().find(|(found, _)| *found == name).map_or(0, |(_, count)| count)
 }
 

@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use astro_relay::{
     base::event::Seq,
-    sink::{Cause, Failure, Outgoing, Sink},
+    sink::{Cause, Failure, Outgoing},
 };
 use axum::http::header::{LOCATION, RETRY_AFTER};
 use serde_json::{Value, json};
@@ -15,9 +15,10 @@ use tokio::{
 
 use crate::support::{
     carry::carry_all,
+    driven::Driven,
     receiver::{Answer, Received, Receiver},
     scripted_http::{ScriptedHttp, Step},
-    sinks::{batch, certificate, id, install_tls, open, open_with, outgoing},
+    sinks::{batch, certificate, id, install_tls, open, open_with, outgoing, probe},
     wait::until,
 };
 
@@ -31,14 +32,14 @@ fn settings(receiver: &Receiver) -> Value {
     json!({ "url": { "value": receiver.url() }, "allow_addresses": ["127.0.0.1"] })
 }
 
-async fn connected(settings: Value) -> Box<dyn Sink> {
+async fn connected(settings: Value) -> Driven {
     install_tls();
     let mut sink = open("webhook", settings).unwrap();
     sink.connect().await.unwrap();
     sink
 }
 
-async fn connected_to(receiver: &Receiver) -> Box<dyn Sink> {
+async fn connected_to(receiver: &Receiver) -> Driven {
     connected(settings(receiver)).await
 }
 
@@ -620,7 +621,8 @@ fn settings_that_cannot_work_name_the_key() {
 #[tokio::test]
 async fn a_destination_that_closes_at_one_event_is_told_from_one_that_is_away() {
     let peer = ScriptedHttp::start([]).await;
-    let mut sink = connected(json!({ "url": { "value": peer.url() } })).await;
+    let settings = json!({ "url": { "value": peer.url() } });
+    let mut sink = connected(settings.clone()).await;
     for end in [
         Step::SayAndClose(vec![]),
         Step::SayAndReset(vec![]),
@@ -629,14 +631,14 @@ async fn a_destination_that_closes_at_one_event_is_told_from_one_that_is_away() 
         peer.at("\"n\":2}", Some(end));
         let failure = sink.deliver(&batch([2], "")).await.unwrap_err();
         assert!(failure.cause.is_closed_by_peer(), "{failure:?}");
-        sink.answers().await.unwrap();
+        probe("webhook", settings.clone()).await.unwrap();
     }
     assert_eq!(peer.methods().iter().filter(|method| *method == "OPTIONS").count(), 3);
     // One that closes at everything.
     peer.at("", Some(Step::SayAndClose(vec![])));
     let failure = sink.deliver(&batch([2], "")).await.unwrap_err();
     assert!(failure.cause.is_closed_by_peer(), "{failure:?}");
-    assert!(sink.answers().await.is_err());
+    assert!(probe("webhook", settings).await.is_err());
     // One that is not there.
     drop(peer);
     sink.connect().await.unwrap();

@@ -3,6 +3,7 @@
 pub mod carry;
 pub mod clock;
 pub mod daemon;
+pub mod driven;
 pub mod journal;
 pub mod mosquitto;
 pub mod mount;

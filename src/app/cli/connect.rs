@@ -10,14 +10,17 @@
 
 use std::{collections::BTreeSet, io::Write as _, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Failed, out};
 use crate::{
     base::{clock, event, text::harmless},
     config::pasted::shown_address,
-    config::{Config, TokenType, jwt},
+    config::{Config, SinkConfig, TokenType, jwt},
     delivery::{
         route::{Destination, Route},
         task::open_sink,
@@ -27,7 +30,7 @@ use crate::{
         status::{Pages, Phase, Standing, Status, Subscription},
     },
     journal::Journal,
-    sink::{self, Permission, Purpose, Sink},
+    sink::{self, Failure, Opening, Permission, Purpose, Sink},
 };
 
 /// How often the answers are looked at.
@@ -175,14 +178,14 @@ async fn visit(name: &str, config: &Config) -> Result<Visited, String> {
         return Ok(Visited { said: Vec::new(), fit: true });
     };
     let (mut opened, mut route) =
-        open_sink(name, sink, Purpose::Visit).map_err(|error| error.to_string())?;
+        open_sink(name, sink, Purpose::Probe).map_err(|error| error.to_string())?;
     let limit = sink.timeout.0;
     timeout(limit, opened.connect())
         .await
         .map_err(|_| "no connection within its timeout".to_owned())?
         .map_err(|failure| crate::delivery::describe(&failure.cause))?;
     let mut said = vec!["reachable".to_owned()];
-    said.extend(opened.remarks());
+    said.extend(opened.report().facts.unwrap_or_default());
     let (mut addresses, by_data) = addresses(config, &mut route);
     if addresses.is_empty() && !by_data && !config.channels.is_empty() {
         said.push("nothing that is subscribed goes to this sink".to_owned());
@@ -197,9 +200,9 @@ async fn visit(name: &str, config: &Config) -> Result<Visited, String> {
         // It is asked once, whatever is subscribed: a webhook connects to nothing before.
         addresses.insert("".into());
     }
-    let fit = permissions(name, opened.as_mut(), addresses, limit, &mut said).await?;
+    let fit = permissions(name, sink, opened.as_mut(), addresses, limit, &mut said).await?;
     // Whether the goodbye is heard changes nothing.
-    drop(timeout(limit, opened.close()).await);
+    drop(timeout(limit, opened.close(Instant::now())).await);
     Ok(Visited { said, fit })
 }
 
@@ -228,17 +231,32 @@ fn addresses(config: &Config, route: &mut Route) -> (BTreeSet<Arc<str>>, bool) {
 /// Asks for the right to publish at each address; whether none was denied.
 async fn permissions(
     name: &str,
-    sink: &mut dyn Sink,
+    config: &SinkConfig,
+    opened: &mut dyn Sink,
     addresses: BTreeSet<Arc<str>>,
     limit: Duration,
     said: &mut Vec<String>,
 ) -> Result<bool, String> {
     let (mut granted, mut denied) = (Vec::new(), 0);
-    for address in addresses.into_iter().take(ASKED) {
-        let permission = timeout(limit, sink.may_publish(&address))
-            .await
-            .map_err(|_| format!("no answer within its timeout to whether {address} is allowed"))?
-            .map_err(|failure| crate::delivery::describe(&failure.cause))?;
+    let addresses: Vec<_> = addresses.into_iter().take(ASKED).collect();
+    let late = |_| "no answer within its timeout to whether it may publish".to_owned();
+    let failed = |failure: Failure| crate::delivery::describe(&failure.cause);
+    let mut answers = Vec::new();
+    if let Some(probe) = sink::kind(&config.kind).and_then(|kind| kind.probe) {
+        let (settings, purpose) = (config.settings.clone(), Purpose::Probe);
+        let opening = Opening { name, settings, config, purpose };
+        let probed = probe(opening, addresses.clone());
+        answers = timeout(limit, probed).await.map_err(late)?.map_err(failed)?;
+    } else {
+        for address in &addresses {
+            let asked = timeout(limit, opened.may_publish(address)).await;
+            answers.push(asked.map_err(late)?.map_err(failed)?);
+            if let Some(Permission::Unknown(_)) = answers.last() {
+                break;
+            }
+        }
+    }
+    for (address, permission) in addresses.into_iter().zip(answers) {
         match permission {
             // A far side without addresses takes what it takes.
             Permission::Granted if address.is_empty() => {}
@@ -247,7 +265,7 @@ async fn permissions(
                 denied += 1;
                 said.push(format!("may not publish to {address}: {reason}"));
             }
-            Permission::Untold(why) => {
+            Permission::Unknown(why) => {
                 said.push(format!(
                     "whether it may publish is not known, {why}: astro-relay send-test --sink {name}"
                 ));

@@ -18,7 +18,7 @@ use crate::{
     astro::topics,
     config::{ConfigError, Secret, TokenType},
     loading::{Sources, load},
-    sink::KINDS,
+    sink::{self, KINDS},
 };
 
 /// Topics of a first configuration: what the channel's viewers do, and the figures on the stream.
@@ -104,14 +104,9 @@ impl NewSink {
     }
 }
 
-/// Where the far side of a kind usually listens, on the same machine.
+/// Where the server of a kind usually listens, on the same machine.
 fn usual_url(kind: &str) -> Option<&'static str> {
-    match kind {
-        "mqtt" => Some("mqtt://127.0.0.1:1883"),
-        "nats" => Some("nats://127.0.0.1:4222"),
-        "redis" => Some("redis://127.0.0.1:6379"),
-        _ => None,
-    }
+    sink::kind(kind)?.usual_url.filter(|url| !url.is_empty())
 }
 
 /// A terminal to ask on.

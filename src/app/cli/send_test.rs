@@ -6,7 +6,7 @@
 use std::{io::Write as _, sync::Arc, time::Duration};
 
 use clap::Args;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Done, Failed, Source, on_runtime, out};
 use crate::{
@@ -87,7 +87,7 @@ fn synthetic(args: &SendTest, config: &Config) -> Result<Event, Failed> {
 
 async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<String, String> {
     let (mut sink, mut route) =
-        open_sink(name, config, Purpose::Visit).map_err(|error| error.to_string())?;
+        open_sink(name, config, Purpose::Probe).map_err(|error| error.to_string())?;
     let outgoing = match route.render(record) {
         Rendered::Wanted(outgoing) => outgoing,
         Rendered::Skipped(skip) => return Ok(format!("not wanted ({})", skip.as_str())),
@@ -97,9 +97,13 @@ async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<S
     let failed = |failure: crate::sink::Failure| failure.cause.to_string();
     timeout(DEADLINE, sink.connect()).await.map_err(late)?.map_err(failed)?;
     let batch = [outgoing];
-    timeout(DEADLINE, sink.deliver(&batch)).await.map_err(late)?.map_err(failed)?;
+    let sent = async {
+        sink.send(&batch).await?;
+        sink.acknowledged().await
+    };
+    timeout(DEADLINE, sent).await.map_err(late)?.map_err(failed)?;
     // Whether the goodbye is heard changes nothing about the event.
-    drop(timeout(DEADLINE, sink.close()).await);
+    drop(timeout(DEADLINE, sink.close(Instant::now())).await);
     let address = &batch[0].address;
     Ok(if address.is_empty() { "accepted".into() } else { format!("accepted at {address}") })
 }

@@ -21,10 +21,14 @@ const KIND: Kind = Kind {
         default: |_| "astro/{{ channel }}/{{ topic | replace('.', '/') }}",
         escape: |text| Cow::Owned(text.replace('#', "%23")),
     }),
+    usual_url: None,
+    session: true,
     secrets: &[],
     schema: || schemars::schema_for!(()),
     keeps: true,
     open: no_sink,
+    validate: None,
+    probe: None,
 };
 
 fn route(mut config: serde_json::Value) -> Route {

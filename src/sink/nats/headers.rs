@@ -101,6 +101,7 @@ mod tests {
                 payload: message,
                 content_type: "application/json",
                 expires_in: None,
+                part: 0,
                 beside: None,
             };
             let settings: Settings = serde_json::from_value(settings).unwrap();

@@ -69,6 +69,7 @@ mod tests {
                 payload: message,
                 content_type: "application/json",
                 expires_in: None,
+                part: 0,
                 beside: None,
             }
         };

@@ -5,14 +5,12 @@
 
 use std::sync::Mutex;
 
-use astro_relay::{
-    base::event::Seq,
-    sink::{Outgoing, Sink},
-};
+use astro_relay::{base::event::Seq, sink::Outgoing};
 use serde_json::{Value, json};
 
 use super::{Choosy, Crowded, FarSide, Finished};
 use crate::support::{
+    driven::Driven,
     sinks::outgoing_with,
     stdout_child::{self, Pipe},
 };
@@ -23,7 +21,7 @@ const PADDING: usize = 6 * 1024;
 /// Who reads.
 pub struct Reader {
     pipe: Pipe,
-    sink: Mutex<Option<Box<dyn Sink>>>,
+    sink: Mutex<Option<Driven>>,
 }
 
 impl FarSide for Reader {
@@ -43,7 +41,7 @@ impl FarSide for Reader {
         self.pipe.numbers()
     }
 
-    fn open(&self) -> Box<dyn Sink> {
+    fn open(&self) -> Driven {
         self.sink.lock().unwrap().take().expect("it is opened once")
     }
 

@@ -37,6 +37,7 @@ struct State {
     /// Every call with parts: how many, and when.
     calls: Vec<(usize, Instant)>,
     delivered: usize,
+    in_flight: usize,
     /// Which element it does not take, and whether it hangs up at it.
     bad: Option<(Path, bool)>,
 }
@@ -51,9 +52,19 @@ impl Sink for Keeper {
         Ok(())
     }
 
-    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
-        self.0.lock().unwrap().delivered += batch.len();
-        Ok(())
+    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
+        let mut state = self.0.lock().unwrap();
+        state.delivered += events.len();
+        state.in_flight += events.len();
+        Ok(events.len())
+    }
+
+    async fn acknowledged(&mut self) -> Result<usize, Failure> {
+        let in_flight = std::mem::take(&mut self.0.lock().unwrap().in_flight);
+        if in_flight == 0 {
+            return std::future::pending().await;
+        }
+        Ok(in_flight)
     }
 
     async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
@@ -75,7 +86,9 @@ impl Sink for Keeper {
         Ok(())
     }
 
-    async fn close(&mut self) {}
+    async fn close(&mut self, _until: Instant) -> Vec<bool> {
+        Vec::new()
+    }
 }
 
 impl Keeper {

@@ -33,7 +33,14 @@ pub enum Answer {
     Hang,
 }
 
-/// When it answers for what is on its way.
+/// What it is about to answer.
+struct Current {
+    count: usize,
+    answer: Answer,
+    at: Instant,
+}
+
+/// When it answers for what is in flight.
 enum Later {
     /// For as much of it at a time as it likes.
     AtWill(Rng),
@@ -54,9 +61,13 @@ struct State {
     connected_at: Vec<Instant>,
     delivered_at: Vec<Instant>,
     window: Option<(Journal, String)>,
-    in_flight: usize,
+    most_in_flight: usize,
     later: Option<Later>,
-    on_its_way: Vec<Seq>,
+    in_flight: VecDeque<Outgoing>,
+    /// So many of them were in flight before the last was sent.
+    before: usize,
+    /// What it does with the first of them.
+    current: Option<Current>,
     overlaps: usize,
     waits: usize,
     closed: bool,
@@ -158,7 +169,7 @@ impl Far {
 
     /// How much of what it was given it has not answered for.
     pub fn on_its_way(&self) -> usize {
-        self.lock().on_its_way.len()
+        self.lock().in_flight.len()
     }
 
     /// Notes how much was sent and not saved, with every batch.
@@ -220,7 +231,7 @@ impl Far {
     }
 
     pub fn most_in_flight(&self) -> usize {
-        self.lock().in_flight
+        self.lock().most_in_flight
     }
 
     pub fn closed(&self) -> bool {
@@ -251,28 +262,63 @@ impl State {
         Ok(())
     }
 
-    /// How many of a flight it answers for now. Nothing else may be on its way than what it knows of.
-    fn answers_for(&mut self, flight: &[Outgoing], fresh: usize) -> Option<usize> {
-        let later = self.later.as_mut()?;
-        let (before, new) = flight.split_at(flight.len() - fresh);
-        let on_its_way = std::mem::take(&mut self.on_its_way);
-        assert!(before.iter().map(|outgoing| outgoing.record.seq).eq(on_its_way), "as it was left");
-        self.overlaps += usize::from(!before.is_empty() && !new.is_empty());
-        self.waits += usize::from(new.is_empty());
-        Some(match later {
-            Later::AtWill(random) => random.usize(usize::from(new.is_empty())..=flight.len()),
-            Later::Behind if new.is_empty() => flight.len(),
-            Later::Behind => before.len(),
-        })
+    /// Chooses what it answers for next, and how.
+    fn begin(&mut self) {
+        let all = self.in_flight.len();
+        let count = match &mut self.later {
+            Some(Later::AtWill(random)) => random.usize(1..=all),
+            Some(Later::Behind) if self.before > 0 => self.before,
+            Some(Later::Behind) | None => all,
+        };
+        self.delivered_at.push(Instant::now());
+        self.batches
+            .push(self.in_flight.iter().take(count).map(|one| one.record.seq - 1).collect());
+        let answer = self.answers.pop_front().unwrap_or(Answer::Accept);
+        let wait = match answer {
+            Answer::Slow(time) => time,
+            _ => Duration::ZERO,
+        };
+        self.current = Some(Current { count, answer, at: Instant::now() + wait });
     }
 
-    /// Sent and not saved: this batch, and what was taken of those before.
-    fn measure(&mut self, batch: &[Outgoing]) {
+    /// Sent and not saved: what is in flight, and what was taken of what was before.
+    fn measure(&mut self) {
         let Some((journal, sink)) = &self.window else { return };
         let saved = journal.saved(sink);
         let out = self.accepted.iter().rev().take_while(|(seq, ..)| *seq > saved).count();
-        self.in_flight = self.in_flight.max(out + batch.len());
+        self.most_in_flight = self.most_in_flight.max(out + self.in_flight.len());
     }
+
+    /// Answers as it has chosen.
+    fn answer(&mut self, Current { count, answer, .. }: Current) -> Result<usize, Failure> {
+        let (most, cause) = match answer {
+            Answer::After(most, cause) => (most, Some(cause)),
+            _ => (usize::MAX, None),
+        };
+        let events: Vec<_> = self.in_flight.iter().take(count).cloned().collect();
+        let outcome = self.take(&events, most);
+        let outcome = match cause {
+            Some(cause) if outcome.is_ok() => Err(Failure::after(most.min(count), cause)),
+            _ => outcome.map(|()| count),
+        };
+        let gone = match &outcome {
+            Ok(count) => *count,
+            Err(Failure { accepted, cause: Cause::Rejected { .. } }) => accepted + 1,
+            Err(_) => self.in_flight.len(),
+        };
+        self.in_flight.drain(..gone);
+        self.before = self.before.saturating_sub(gone);
+        outcome
+    }
+}
+
+/// What is to be waited for before it answers.
+enum Wait {
+    Idle(Arc<Notify>, bool),
+    Until(Instant),
+    /// For something to be sent behind, or for half a second.
+    Behind,
+    ForEver,
 }
 
 #[async_trait]
@@ -281,7 +327,8 @@ impl Sink for Far {
         let (answer, hang) = {
             let mut state = self.lock();
             state.connected_at.push(Instant::now());
-            state.on_its_way.clear();
+            state.in_flight.clear();
+            (state.before, state.current) = (0, None);
             (state.connects.pop_front().flatten(), state.hang_connecting)
         };
         if hang {
@@ -290,97 +337,127 @@ impl Sink for Far {
         answer.map_or(Ok(()), |cause| Err(Failure::after(0, cause)))
     }
 
-    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
-        assert!(!batch.is_empty());
-        let answer = {
-            let mut state = self.lock();
-            state.delivered_at.push(Instant::now());
-            state.measure(batch);
-            let numbers = batch.iter().map(|outgoing| outgoing.record.seq - 1).collect();
-            state.batches.push(numbers);
-            state.answers.pop_front().unwrap_or(Answer::Accept)
-        };
-        let (most, cause) = match answer {
-            Answer::Accept => (usize::MAX, None),
-            Answer::Slow(time) => {
-                tokio::time::sleep(time).await;
-                (usize::MAX, None)
+    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
+        assert!(!events.is_empty());
+        let mut state = self.lock();
+        let in_flight = state.in_flight.len();
+        let room = match state.several {
+            Some(most) => {
+                let open =
+                    state.in_flight.iter().filter(|event| !state.has.contains(&event.record.seq));
+                most.saturating_sub(open.count())
             }
-            Answer::After(most, cause) => (most, Some(cause)),
-            Answer::Hang => std::future::pending().await,
+            None if state.later.is_some() || in_flight == 0 => usize::MAX,
+            None => 0,
         };
-        let mut state = self.lock();
-        state.take(batch, most)?;
-        match cause {
-            Some(cause) => Err(Failure::after(most.min(batch.len()), cause)),
-            None => Ok(()),
+        let count = room.min(events.len());
+        state.in_flight.extend(events.iter().take(count).cloned());
+        state.overlaps += usize::from(in_flight > 0 && count > 0);
+        if count > 0 {
+            state.before = in_flight;
         }
-    }
-
-    async fn idle(&mut self) -> Failure {
-        let (lost, hangs_up) = {
-            let state = self.lock();
-            (Arc::clone(&state.lost), state.hangs_up_when_idle)
-        };
-        if hangs_up {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        } else {
-            lost.notified().await;
+        state.measure();
+        if state.later.is_none() && state.several.is_none() && count > 0 {
+            state.begin();
         }
-        Failure::after(0, Cause::closed("the test ends the connection"))
+        Ok(count)
     }
 
-    fn room(&self, flight: &[Outgoing]) -> Option<usize> {
-        let state = self.lock();
-        let open = flight.iter().filter(|event| !state.has.contains(&event.record.seq)).count();
-        state.several.map(|most| most.saturating_sub(open))
-    }
-
-    fn begin_nothing_more(&mut self) {
-        self.lock().ending = true;
-    }
-
-    fn acknowledged(&self, flight: &[Outgoing]) -> Vec<bool> {
-        let state = self.lock();
-        flight.iter().map(|event| state.has.contains(&event.record.seq)).collect()
-    }
-
-    async fn deliver_ahead(&mut self, flight: &[Outgoing], fresh: usize) -> Result<usize, Failure> {
+    async fn acknowledged(&mut self) -> Result<usize, Failure> {
         if self.lock().several.is_some() {
-            return self.several(flight, fresh).await;
+            return self.several().await;
         }
-        let answered = {
-            let mut state = self.lock();
-            state.measure(flight);
-            state.answers_for(flight, fresh).unwrap_or(flight.len())
-        };
-        let (now, later) = flight.split_at(answered);
-        if !now.is_empty() {
-            self.deliver(now).await?;
+        loop {
+            let wait = {
+                let mut state = self.lock();
+                if state.in_flight.is_empty() {
+                    Wait::Idle(Arc::clone(&state.lost), state.hangs_up_when_idle)
+                } else if state.current.is_none()
+                    && state.before == 0
+                    && matches!(state.later, Some(Later::Behind))
+                {
+                    Wait::Behind
+                } else {
+                    if state.current.is_none() {
+                        state.begin();
+                    }
+                    match state.current.take().unwrap() {
+                        current @ Current { answer: Answer::Hang, .. } => {
+                            state.current = Some(current);
+                            Wait::ForEver
+                        }
+                        current if current.at > Instant::now() => {
+                            let at = current.at;
+                            state.current = Some(current);
+                            Wait::Until(at)
+                        }
+                        current => {
+                            let outcome = state.answer(current);
+                            if state.later.is_none() && !state.in_flight.is_empty() {
+                                state.begin();
+                            }
+                            return outcome;
+                        }
+                    }
+                }
+            };
+            match wait {
+                Wait::Idle(_, true) => {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    return Err(Failure::after(0, Cause::closed("the test ends the connection")));
+                }
+                Wait::Idle(lost, false) => {
+                    lost.notified().await;
+                    return Err(Failure::after(0, Cause::closed("the test ends the connection")));
+                }
+                Wait::Until(at) => tokio::time::sleep_until(at).await,
+                Wait::Behind => {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    let mut state = self.lock();
+                    state.waits += 1;
+                    state.begin();
+                }
+                Wait::ForEver => std::future::pending().await,
+            }
         }
-        self.lock().on_its_way = later.iter().map(|outgoing| outgoing.record.seq).collect();
-        Ok(answered)
     }
 
-    async fn close(&mut self) {
-        let mut state = self.lock();
-        if state.several.is_none() {
-            assert!(state.on_its_way.is_empty(), "what is on its way is finished first");
+    async fn close(&mut self, until: Instant) -> Vec<bool> {
+        let mut accepted = Vec::new();
+        self.lock().ending = true;
+        if self.lock().several.is_none() {
+            while !self.lock().in_flight.is_empty() {
+                match tokio::time::timeout_at(until, self.acknowledged()).await {
+                    Ok(Ok(count)) => accepted.extend(vec![true; count]),
+                    Ok(Err(failure)) => {
+                        accepted.extend(vec![true; failure.accepted]);
+                        break;
+                    }
+                    Err(_) => break,
+                }
+            }
         }
+        let mut state = self.lock();
+        let has = |event: &Outgoing| state.has.contains(&event.record.seq);
+        accepted.extend(state.in_flight.iter().map(has));
         // The next process has another sink.
         state.has.clear();
-        state.on_its_way.clear();
+        state.in_flight.clear();
         (state.closed, state.ending, state.stuck) = (true, false, 0);
+        accepted
     }
 }
 
 impl Far {
     /// Takes each event by itself.
-    async fn several(&self, flight: &[Outgoing], fresh: usize) -> Result<usize, Failure> {
+    async fn several(&self) -> Result<usize, Failure> {
         loop {
+            if self.lock().in_flight.is_empty() {
+                std::future::pending::<()>().await;
+            }
             {
                 let mut state = self.lock();
-                for outgoing in flight {
+                for outgoing in state.in_flight.clone() {
                     let seq = outgoing.record.seq;
                     let n = number(&outgoing.record);
                     let held = state.withholds.as_ref().is_some_and(|withholds| withholds(n));
@@ -389,14 +466,11 @@ impl Far {
                     }
                 }
                 let has = |event: &&Outgoing| state.has.contains(&event.record.seq);
-                let first = flight.iter().take_while(has).count();
-                state.on_its_way = flight.iter().map(|event| event.record.seq).collect();
-                if first > 0 || fresh > 0 {
+                let first = state.in_flight.iter().take_while(has).count();
+                if first > 0 {
+                    state.in_flight.drain(..first);
                     state.stuck = 0;
                     return Ok(first);
-                }
-                if state.ending {
-                    return Err(Failure::down("nothing more begins"));
                 }
                 state.stuck += 1;
             }

@@ -40,7 +40,7 @@ impl Running {
         let mut config = sinks::config("webhook", Duration::from_secs(2));
         config.start = Start::Earliest;
         choose(&mut config);
-        let sink = sinks::open_with("webhook", settings, config.timeout.0).unwrap();
+        let sink = sinks::open_with("webhook", settings, config.timeout.0).unwrap().into_inner();
         let route = Route::new("hook", &config, sink::kind("webhook").unwrap()).unwrap();
         let status = super::status();
         let of_task = Arc::clone(&status);

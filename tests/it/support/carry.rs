@@ -4,21 +4,21 @@ use std::{collections::HashSet, time::Duration};
 
 use astro_relay::{
     base::event::Seq,
-    sink::{Cause, Failure, Outgoing, Sink},
+    sink::{Cause, Failure, Outgoing},
 };
 
-use super::wait::until;
+use super::{driven::Driven, wait::until};
 
 /// How long a server may take for what the tests ask of it. The machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Connects within [`PATIENCE`].
-pub async fn connect(sink: &mut Box<dyn Sink>) -> Result<(), Failure> {
+pub async fn connect(sink: &mut Driven) -> Result<(), Failure> {
     within("connect", sink.connect()).await
 }
 
 /// Delivers within [`PATIENCE`].
-pub async fn deliver(sink: &mut Box<dyn Sink>, batch: &[Outgoing]) -> Result<(), Failure> {
+pub async fn deliver(sink: &mut Driven, batch: &[Outgoing]) -> Result<(), Failure> {
     within("deliver", sink.deliver(batch)).await
 }
 
@@ -52,13 +52,13 @@ pub async fn pass(time: Duration) {
 
 /// Delivers all of `events` as the delivery does, but without its waits; says what was refused and
 /// what else went wrong on the way. Gives up after a hundred failures.
-pub async fn carry_all(sink: &mut Box<dyn Sink>, events: &[Outgoing]) -> (Vec<Seq>, Vec<String>) {
+pub async fn carry_all(sink: &mut Driven, events: &[Outgoing]) -> (Vec<Seq>, Vec<String>) {
     carry_over(sink, events, Duration::ZERO).await
 }
 
 /// The same, with so much time between a failure and the next attempt.
 pub async fn carry_over(
-    sink: &mut Box<dyn Sink>,
+    sink: &mut Driven,
     events: &[Outgoing],
     wait: Duration,
 ) -> (Vec<Seq>, Vec<String>) {

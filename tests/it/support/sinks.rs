@@ -5,10 +5,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use astro_relay::{
     base::event::{Event, Origin, Place, Record, Seq},
     config::{ConfigError, Period, SinkConfig, Start},
-    sink::{self, Opening, Outgoing, Purpose, Sink},
+    sink::{self, Failure, Opening, Outgoing, Permission, Purpose},
 };
 use bytes::Bytes;
 use serde_json::Value;
+
+use super::driven::Driven;
 
 /// When the first event of a test was heard; event `n` comes `n` milliseconds later.
 pub const EPOCH: u64 = 1_700_000_000_000;
@@ -34,33 +36,40 @@ pub fn config(kind: &str, timeout: Duration) -> SinkConfig {
 }
 
 /// Opens a sink with these settings and a timeout of ten seconds.
-pub fn open(kind: &str, settings: Value) -> Result<Box<dyn Sink>, ConfigError> {
+pub fn open(kind: &str, settings: Value) -> Result<Driven, ConfigError> {
     open_with(kind, settings, Duration::from_secs(10))
 }
 
 /// Opens a sink with these settings and this timeout.
-pub fn open_with(
-    kind: &str,
-    settings: Value,
-    timeout: Duration,
-) -> Result<Box<dyn Sink>, ConfigError> {
+pub fn open_with(kind: &str, settings: Value, timeout: Duration) -> Result<Driven, ConfigError> {
     let config = config(kind, timeout);
     let kind = sink::kind(kind).expect("a kind of that name");
     (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
+        .map(Driven::new)
 }
 
 /// Opens a sink that keeps the live state too.
-pub fn open_keeping(kind: &str, settings: Value) -> Result<Box<dyn Sink>, ConfigError> {
+pub fn open_keeping(kind: &str, settings: Value) -> Result<Driven, ConfigError> {
     let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
     let kind = sink::kind(kind).expect("a kind of that name");
     (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
+        .map(Driven::new)
 }
 
 /// Opens a sink for a short visit, as `check --connect` and `send-test` do.
-pub fn open_visit(kind: &str, settings: Value) -> Result<Box<dyn Sink>, ConfigError> {
+pub fn open_visit(kind: &str, settings: Value) -> Result<Driven, ConfigError> {
     let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
     let kind = sink::kind(kind).expect("a kind of that name");
-    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Visit })
+    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Probe })
+        .map(Driven::new)
+}
+
+/// What a kind's probe finds out.
+pub async fn probe(kind: &str, settings: Value) -> Result<Vec<Permission>, Failure> {
+    let config = config(kind, Duration::from_secs(10));
+    let probe = sink::kind(kind).and_then(|kind| kind.probe).expect("a kind with a probe");
+    let opening = Opening { name: "test", settings, config: &config, purpose: Purpose::Probe };
+    probe(opening, vec!["".into()]).await
 }
 
 /// The same events as a replay hands them over.
@@ -98,6 +107,7 @@ pub fn outgoing_with(seq: Seq, address: &str, room: &str, payload: &str) -> Outg
         payload: Bytes::copy_from_slice(payload.as_bytes()),
         content_type: "application/json",
         expires_in: None,
+        part: 0,
         beside: None,
     }
 }

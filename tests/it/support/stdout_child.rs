@@ -22,10 +22,12 @@ use tokio::{
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
     sync::{mpsc, watch},
     task::JoinHandle,
+    time::Instant,
 };
 
 use super::{
     carry::number,
+    driven::Driven,
     sinks::{open_with, outgoing_with},
 };
 
@@ -72,7 +74,7 @@ impl Drop for Pipe {
 
 /// Starts a child with a sink in it, and somebody who reads what it writes.
 #[expect(clippy::disallowed_methods, reason = "a test's own tasks")]
-pub fn start() -> (Box<dyn Sink>, Pipe) {
+pub fn start() -> (Driven, Pipe) {
     let name = concat!(module_path!(), "::the_child");
     let name = name.split_once("::").unwrap().1;
     let mut child = Command::new(std::env::current_exe().unwrap())
@@ -91,7 +93,8 @@ pub fn start() -> (Box<dyn Sink>, Pipe) {
     let heard: Arc<Mutex<Vec<Seq>>> = Arc::default();
     let (reading, gate) = watch::channel(true);
     let reader = tokio::spawn(read(child.stdout.take().unwrap(), gate, Arc::clone(&heard)));
-    (Box::new(Far { commands, answers, number: 0, _child: child }), Pipe { heard, reading, reader })
+    let far = Far { commands, answers, number: 0, in_flight: Vec::new(), _child: child };
+    (Driven::new(Box::new(far)), Pipe { heard, reading, reader })
 }
 
 async fn write(mut stdin: ChildStdin, mut commands: mpsc::Receiver<Value>) {
@@ -126,6 +129,7 @@ struct Far {
     commands: mpsc::Sender<Value>,
     answers: mpsc::Receiver<Value>,
     number: u64,
+    in_flight: Vec<Value>,
     _child: Child,
 }
 
@@ -168,19 +172,34 @@ impl Far {
 #[async_trait]
 impl Sink for Far {
     async fn connect(&mut self) -> Result<(), Failure> {
+        self.in_flight.clear();
         self.ask(json!({ "do": "connect" })).await
     }
 
-    async fn deliver(&mut self, batch: &[Outgoing]) -> Result<(), Failure> {
+    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
+        if !self.in_flight.is_empty() {
+            return Ok(0);
+        }
         let event = |outgoing: &Outgoing| {
             json!([outgoing.record.seq, std::str::from_utf8(&outgoing.payload).unwrap()])
         };
-        let events: Vec<Value> = batch.iter().map(event).collect();
-        self.ask(json!({ "do": "deliver", "events": events })).await
+        self.in_flight = events.iter().map(event).collect();
+        Ok(events.len())
     }
 
-    async fn close(&mut self) {
+    async fn acknowledged(&mut self) -> Result<usize, Failure> {
+        if self.in_flight.is_empty() {
+            return std::future::pending().await;
+        }
+        let events = std::mem::take(&mut self.in_flight);
+        let count = events.len();
+        self.ask(json!({ "do": "deliver", "events": events })).await?;
+        Ok(count)
+    }
+
+    async fn close(&mut self, _until: Instant) -> Vec<bool> {
         self.ask(json!({ "do": "close" })).await.unwrap();
+        Vec::new()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Events that this sink's destination will never accept: they become dead letters, and the rest goes on.
 //!
-//! An event is set aside because the destination rejected it, because it cannot be rendered, or because the
+//! An event becomes one because the destination rejected it, because it cannot be rendered, or because the
 //! connection ends at it again and again ([`super::suspicion`]). Nothing is deleted for a dead letter: when
 //! a sink's letters take all of their budget, the event stays where it is, and the sink is held until
 //! somebody has looked at the letters.
@@ -14,11 +14,11 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tracing::{error, warn};
 
-use super::{Delivery, describe, requests::Begun};
+use super::{Delivery, describe, flight::Undeliverable, requests::Begun};
 use crate::{
     base::event::{Record, Seq},
     journal::SetAside,
-    sink::Cause,
+    sink::{self, Cause, Opening, Purpose},
 };
 
 /// So many rejected in a row, and somebody is told.
@@ -28,13 +28,6 @@ const IN_A_ROW: u64 = 20;
 const FULL: &str =
     "the dead letters of this sink take all of journal.max_dead_letters: retry or drop them";
 
-/// An event that is to be set aside.
-#[derive(Debug)]
-pub(super) struct Aside {
-    pub(super) record: Arc<Record>,
-    pub(super) reason: String,
-}
-
 /// An event at which the connection has ended often enough.
 #[derive(Debug)]
 pub(super) struct Accused {
@@ -43,34 +36,33 @@ pub(super) struct Accused {
 }
 
 impl Delivery {
-    /// The event is the first of the flight, and will not be accepted.
-    pub(super) fn set_aside(&mut self, record: Arc<Record>, reason: String) {
-        match &mut self.flight.errand {
-            Some(Begun::Letter { number, refused }) => {
+    /// The event was the first of the flight, and will not be accepted.
+    pub(super) fn reject(&mut self, record: Arc<Record>, reason: String) {
+        match &mut self.flight.request {
+            Some(Begun::Letter { number, rejected }) => {
                 // It stays the letter that it is, with the new reason.
                 warn!(
                     sink = %self.name, number, reason,
                     "a dead letter was tried again and is refused again"
                 );
-                self.journal.rejected_again(*number, &reason);
-                *refused = true;
+                self.reader.journal.rejected_again(*number, &reason);
+                *rejected = true;
             }
             Some(Begun::Replay { .. }) | None => {
-                self.flight.asides.push_front(Aside { record, reason });
+                self.flight.undeliverable.push_front(Undeliverable { record, reason });
             }
         }
-        self.set_asides();
+        self.write_dead_letters();
     }
 
-    /// Sets aside what is to be, as far as all before it is done and there is room.
-    pub(super) fn set_asides(&mut self) {
-        while let Some(Aside { record, reason }) = self.flight.asides.front() {
-            let first = self.flight.events.first().map(|event| event.record.seq);
-            if first.is_some_and(|first| first < record.seq) {
+    /// Makes dead letters of what is undeliverable, as far as all before it is done and there is room.
+    pub(super) fn write_dead_letters(&mut self) {
+        while let Some(Undeliverable { record, reason }) = self.flight.undeliverable.front() {
+            if self.flight.head().is_some_and(|head| head < record.seq) {
                 return;
             }
             let event = &record.event;
-            match self.journal.dead_letter(&self.name, record, reason) {
+            match self.reader.journal.dead_letter(&self.name, record, reason) {
                 SetAside::Stored => error!(
                     sink = %self.name, id = %event.id, topic = %event.place.topic, reason,
                     "an event was refused and set aside"
@@ -86,20 +78,33 @@ impl Delivery {
             self.metrics.dead();
             self.status.sink(&self.name, |page| page.dead_letters += 1);
             let seq = record.seq;
-            self.flight.asides.pop_front();
+            self.flight.undeliverable.pop_front();
             self.suspicion.passed(seq);
-            if self.flight.errand.is_none() {
+            if self.flight.request.is_none() {
                 // In the window too: the letter is not yet on disk.
-                self.moved(seq, 1);
+                self.reader.advance(seq, 1);
+                self.pass_accepted();
             }
-            if self.waiting.trouble.as_ref().is_some_and(|trouble| trouble.text == FULL) {
+            if self.waiting.fault.as_ref().is_some_and(|fault| fault.text == FULL) {
                 self.worked();
             }
         }
     }
 
+    /// The cursor moves over what was accepted behind an event that is a dead letter now.
+    fn pass_accepted(&mut self) {
+        let next = self.flight.undeliverable.front().map(|next| next.record.seq);
+        while let Some(seq) = self.flight.behind.front().copied() {
+            if next.is_some_and(|next| next < seq) || self.flight.head() == Some(seq) {
+                return;
+            }
+            self.flight.behind.pop_front();
+            self.reader.advance(seq, 1);
+        }
+    }
+
     fn letters_are_full(&mut self) {
-        if self.waiting.trouble.as_ref().is_none_or(|trouble| trouble.text != FULL) {
+        if self.waiting.fault.as_ref().is_none_or(|fault| fault.text != FULL) {
             self.waiting.held(
                 &self.name,
                 "held",
@@ -111,19 +116,19 @@ impl Delivery {
     }
 
     /// A destination that rejects an event is there; one that rejects every event is not well.
-    pub(super) fn refused(&mut self, reason: &str) {
+    pub(super) fn rejected(&mut self, reason: &str) {
         let mut row = 0;
         self.status.sink(&self.name, |page| {
             page.rejected_in_a_row += 1;
             row = page.rejected_in_a_row;
         });
-        if self.waiting.trouble.as_ref().is_some_and(|trouble| trouble.text == FULL) {
+        if self.waiting.fault.as_ref().is_some_and(|fault| fault.text == FULL) {
             return;
         }
         if row < IN_A_ROW {
             return self.worked();
         }
-        if self.waiting.trouble.as_ref().is_none_or(|trouble| trouble.state != "rejecting") {
+        if self.waiting.fault.as_ref().is_none_or(|fault| fault.state != "rejecting") {
             let text = format!("the last {IN_A_ROW} events were all rejected: {reason}");
             self.waiting.held(&self.name, "rejecting", text, "no event is accepted any more");
             self.show();
@@ -151,25 +156,38 @@ impl Delivery {
     /// to blame.
     pub(super) async fn judge(&mut self) {
         let Some(Accused { seq, reason }) = self.accused.take() else { return };
-        match timeout(self.deadline.saturating_add(Duration::from_secs(1)), self.sink.answers())
-            .await
-        {
-            Ok(Ok(())) => {
-                let first = self.flight.events.first().is_some_and(|first| first.record.seq == seq);
-                if first {
-                    let event = self.flight.events.remove(0);
+        match self.is_there().await {
+            Ok(()) => {
+                if self.flight.head() == Some(seq)
+                    && let Some(event) = self.flight.events.pop_front()
+                {
                     self.suspicion.blamed();
-                    self.set_aside(event.record, reason);
+                    self.reject(event.record, reason);
                     self.worked();
                 }
             }
-            Ok(Err(failure)) => {
+            Err(cause) => {
                 self.suspicion.excused();
-                self.failed(&failure.cause, false);
+                self.failed(&cause, false);
             }
-            Err(_) => {
-                self.suspicion.excused();
-                self.failed(&super::no_timeout().cause, false);
+        }
+    }
+
+    /// Whether the destination is there, asked without an event. A connection that has lasted is the
+    /// answer; where there is none, the probe of the kind.
+    fn is_there(&self) -> impl Future<Output = Result<(), Cause>> + Send + 'static {
+        let probe = sink::kind(&self.config.kind).and_then(|kind| kind.probe);
+        let answer = probe.filter(|_| !self.waiting.session).map(|probe| {
+            let settings = self.config.settings.clone();
+            let (name, config) = (&*self.name, &self.config);
+            probe(Opening { name, settings, config, purpose: Purpose::Probe }, vec!["".into()])
+        });
+        let limit = self.config.timeout.0.saturating_add(Duration::from_secs(1));
+        async move {
+            let Some(answer) = answer else { return Ok(()) };
+            match timeout(limit, answer).await {
+                Ok(answer) => answer.map(drop).map_err(|failure| failure.cause),
+                Err(_) => Err(super::no_timeout().cause),
             }
         }
     }

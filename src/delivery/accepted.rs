@@ -2,9 +2,9 @@
 //!
 //! A cursor says how far all is done. A destination that takes several events at once (a webhook with
 //! several rooms) may have accepted some behind one that it has not. While the task runs the sink knows
-//! them; at its end they are written down here, so that the next task does not send them again.
+//! them; at its end they are saved here, so that the next task does not send them again.
 //!
-//! A crash writes nothing down: then they are sent again, within the sink's window.
+//! A crash saves nothing: then they are sent again, within the sink's window.
 
 use std::collections::BTreeSet;
 
@@ -15,29 +15,28 @@ use crate::{
     journal::{Journal, StateElement},
 };
 
-/// The only element under the sink's name.
 const ELEMENT: &str = "events";
 
 /// Numbers of events behind the cursor that the destination has accepted.
 #[derive(Debug)]
-pub(super) struct Answered {
-    /// Under which name they are written down.
-    memory: Box<str>,
+pub(super) struct AcceptedBehind {
+    /// Under which name they are saved.
+    key: Box<str>,
     journal: Journal,
     seqs: BTreeSet<Seq>,
-    /// Whether there is something written down.
-    written: bool,
+    /// Whether some are saved.
+    saved: bool,
 }
 
-impl Answered {
+impl AcceptedBehind {
     /// Those of the sink `name`; nothing is read yet.
     pub(super) fn new(name: &str, journal: Journal) -> Self {
         // No channel can have this name: their labels have no dot.
-        let memory = format!("relay.answered.{name}").into();
-        Self { memory, journal, seqs: BTreeSet::new(), written: false }
+        let key = format!("relay.answered.{name}").into();
+        Self { key, journal, seqs: BTreeSet::new(), saved: false }
     }
 
-    /// Reads what the task before has written down.
+    /// Reads what the task before has saved.
     pub(super) async fn load(&mut self) {
         let journal = self.journal.clone();
         let kept = match tokio::task::spawn_blocking(move || journal.stored_state()).await {
@@ -49,11 +48,11 @@ impl Answered {
             // The runtime ends.
             Err(_) => return,
         };
-        let mine = kept.into_iter().find(|kept| kept.channel == self.memory);
+        let mine = kept.into_iter().find(|kept| kept.channel == self.key);
         let text = mine.and_then(|kept| kept.value).unwrap_or_default();
         self.seqs =
             serde_json::from_str::<Vec<Seq>>(&text).unwrap_or_default().into_iter().collect();
-        self.written = !self.seqs.is_empty();
+        self.saved = !self.seqs.is_empty();
     }
 
     /// Whether the destination has this one already.
@@ -66,7 +65,7 @@ impl Answered {
         if self.seqs.first().is_some_and(|first| *first <= through) {
             self.seqs = self.seqs.split_off(&(through + 1));
         }
-        if self.seqs.is_empty() && std::mem::take(&mut self.written) {
+        if self.seqs.is_empty() && std::mem::take(&mut self.saved) {
             self.write(None);
         }
     }
@@ -82,7 +81,7 @@ impl Answered {
 
     fn write(&self, value: Option<String>) {
         self.journal.store_state([StateElement {
-            channel: self.memory.clone(),
+            channel: self.key.clone(),
             element: ELEMENT.into(),
             value: value.map(Into::into),
             at: clock::now(),
@@ -95,14 +94,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_was_written_down_is_forgotten_when_the_cursor_has_passed_it() {
-        let mut answered = Answered::new("far", Journal::in_memory(1 << 20));
-        answered.load().await;
-        answered.remember([5, 9, 7]);
-        assert!(answered.has(7) && !answered.has(6));
-        answered.passed(7);
-        assert!(!answered.has(7) && answered.has(9));
-        answered.passed(9);
-        assert!(!answered.has(9));
+    async fn saved_events_are_forgotten_when_the_cursor_has_passed_them() {
+        let mut accepted = AcceptedBehind::new("far", Journal::in_memory(1 << 20));
+        accepted.load().await;
+        accepted.remember([5, 9, 7]);
+        assert!(accepted.has(7) && !accepted.has(6));
+        accepted.passed(7);
+        assert!(!accepted.has(7) && accepted.has(9));
+        accepted.passed(9);
+        assert!(!accepted.has(9));
     }
 }

@@ -1,0 +1,66 @@
+//! What is on its way to the destination, in order, and what waits to become a dead letter between.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::requests::Begun;
+use crate::{
+    base::event::{Record, Seq},
+    sink::Outgoing,
+};
+
+/// An event that the destination will not get.
+#[derive(Debug)]
+pub(super) struct Undeliverable {
+    pub(super) record: Arc<Record>,
+    pub(super) reason: String,
+}
+
+/// What goes out, in order.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    /// The first `handed` of them are in flight with the sink.
+    pub(super) events: VecDeque<Outgoing>,
+    pub(super) handed: usize,
+    /// The sink has no room before something is acknowledged.
+    pub(super) full: bool,
+    /// What is to become a dead letter, in order, from before and between the events.
+    pub(super) undeliverable: VecDeque<Undeliverable>,
+    /// Accepted, but the cursor cannot pass an undeliverable event before them.
+    pub(super) behind: VecDeque<Seq>,
+    /// Time has passed since the events were rendered.
+    pub(super) stale: bool,
+    /// What was asked for, where these are no new events.
+    pub(super) request: Option<Begun>,
+}
+
+impl Flight {
+    pub(super) fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.undeliverable.is_empty()
+    }
+
+    /// How many events count in the window.
+    pub(super) fn len(&self) -> usize {
+        self.events.len() + self.undeliverable.len() + self.behind.len()
+    }
+
+    /// The number of the oldest event.
+    pub(super) fn head(&self) -> Option<Seq> {
+        self.events.front().map(|event| event.record.seq)
+    }
+
+    /// How many more may go out: an undeliverable event must be a dead letter before those behind it go.
+    pub(super) fn sendable(&self) -> usize {
+        let rest = self.events.range(self.handed..);
+        match self.undeliverable.front() {
+            None => rest.len(),
+            Some(first) => rest.take_while(|event| event.record.seq < first.record.seq).count(),
+        }
+    }
+
+    /// Nothing is in flight with the sink any more.
+    pub(super) fn recall(&mut self) {
+        self.handed = 0;
+        self.full = false;
+        self.stale = true;
+    }
+}

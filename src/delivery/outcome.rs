@@ -1,0 +1,168 @@
+//! What becomes of events: accepted, rejected, failed; and who is told.
+
+use std::time::Duration;
+
+use tracing::info;
+
+use super::{Cause, Delivery, Failure, Instant, clock, describe, waiting};
+
+impl Delivery {
+    /// What the sink reports of what is in flight.
+    pub(super) fn outcome(&mut self, outcome: Result<usize, Failure>) {
+        match outcome {
+            Ok(0) => self.failure(Failure::down("the sink reported nothing")),
+            Ok(count) => {
+                self.accepted(count);
+                self.worked();
+            }
+            Err(failure) => self.failure(failure),
+        }
+    }
+
+    pub(super) fn failure(&mut self, failure: Failure) {
+        let idle = self.flight.handed == 0;
+        let alone = self.flight.handed == 1 && failure.accepted == 0;
+        self.accepted(failure.accepted);
+        if failure.accepted > 0 {
+            self.worked();
+        }
+        let head = self.flight.head();
+        match (&failure.cause, head) {
+            (Cause::Rejected { reason }, Some(_)) if self.flight.handed > 0 => {
+                self.flight.handed -= 1;
+                self.flight.full = false;
+                if let Some(event) = self.flight.events.pop_front() {
+                    self.reject(event.record, reason.clone());
+                }
+                // A destination that rejects is there.
+                self.rejected(reason);
+            }
+            // It has taken all there was: there is nothing to reject or to wait for.
+            (Cause::Rejected { .. } | Cause::Busy { .. }, None) => self.worked(),
+            (cause, head) => {
+                let closed = cause.is_closed_by_peer() && !idle;
+                if idle {
+                    self.suspicion.excused();
+                }
+                self.flight.recall();
+                self.failed(cause, false);
+                if let (true, Some(head)) = (closed, head) {
+                    self.suspect(head, alone, cause);
+                }
+            }
+        }
+    }
+
+    /// The destination has accepted `count` more of the oldest in flight: they are done.
+    pub(super) fn accepted(&mut self, count: usize) {
+        let count = count.min(self.flight.events.len());
+        if count == 0 {
+            return;
+        }
+        self.flight.handed = self.flight.handed.saturating_sub(count);
+        self.flight.full = false;
+        self.silent_since = Instant::now();
+        let mut amount = 0;
+        let mut last = None;
+        // Events of one reading were received in the same millisecond: one sample for all of them.
+        let (mut since, mut same) = (None, 0);
+        for event in self.flight.events.drain(..count) {
+            last = Some(event.record.seq);
+            if self.flight.request.is_none() && !self.flight.undeliverable.is_empty() {
+                self.flight.behind.push_back(event.record.seq);
+            }
+            if event.part > 0 {
+                continue;
+            }
+            amount += 1;
+            let age = event.record.age().as_millis();
+            match since.replace(age) {
+                Some(before) if before != age => {
+                    self.metrics.delivered(same, millis(before));
+                    same = 1;
+                }
+                _ => same += 1,
+            }
+        }
+        self.metrics.delivered(same, millis(since.unwrap_or(0)));
+        self.report();
+        self.status.sink(&self.name, |page| {
+            page.delivered += amount;
+            page.rejected_in_a_row = 0;
+        });
+        if let Some(last) = last {
+            self.suspicion.accepted(last);
+            if self.flight.request.is_none() && self.flight.undeliverable.is_empty() {
+                // Another message of the same event may still be in flight.
+                let through = if self.flight.head() == Some(last) { last - 1 } else { last };
+                self.reader.advance(through, amount);
+            }
+        }
+        if self.flight.is_empty() {
+            self.flight_is_done();
+        }
+    }
+
+    /// Passes on what the sink has learned; the log shows only what is new.
+    pub(super) fn report(&mut self) {
+        let report = self.sink.report();
+        for (name, amount) in report.counts {
+            self.metrics.note(name, amount);
+        }
+        let Some(facts) = report.facts else { return };
+        self.status.sink(&self.name, |page| {
+            for fact in facts.iter().filter(|fact| !page.remarks.contains(fact)) {
+                info!(sink = %self.name, fact, "note from sink");
+            }
+            page.remarks = facts;
+        });
+    }
+
+    /// Events are accepted.
+    pub(super) fn worked(&mut self) {
+        if self.waiting.worked() {
+            self.show();
+        }
+    }
+
+    /// Shows what is wrong, or that nothing is.
+    pub(super) fn show(&self) {
+        let (state, text) = match &self.waiting.fault {
+            Some(fault) => (fault.state, Some(fault.text.clone())),
+            None => ("up", None),
+        };
+        self.metrics.up(matches!(state, "up" | "busy"));
+        self.status.sink(&self.name, |page| {
+            if page.state != state {
+                page.state = state;
+                page.since = clock::now();
+            }
+            page.last_error = text.or_else(|| page.last_error.take());
+        });
+    }
+
+    /// Something failed: logs it, and notes how long to wait.
+    pub(super) fn failed(&mut self, cause: &Cause, connecting: bool) {
+        self.metrics.retry(waiting::word(cause));
+        let text = describe(cause);
+        self.waiting.failed(&self.name, cause, connecting, &text);
+        let (state, connected) = waiting::state(cause, connecting);
+        if !connected {
+            self.disconnect();
+        }
+        self.flight.stale = true;
+        self.metrics.up(state == "busy");
+        self.status.sink(&self.name, |page| {
+            if page.state != state {
+                page.state = state;
+                page.since = clock::now();
+            }
+            page.last_error = Some(text);
+            page.last_error_at = Some(clock::now());
+        });
+    }
+}
+
+fn millis(count: u128) -> Duration {
+    Duration::from_millis(u64::try_from(count).unwrap_or(u64::MAX))
+}
