@@ -215,7 +215,7 @@ fn redacted(events: u64) {
         let text = std::str::from_utf8(&plain.message).unwrap();
         let message = text.replace("\"provider\"", "\"transactionId\":\"t\",\"provider\"");
         let data = plain.data.start..plain.data.end + (message.len() - text.len());
-        Event { data, message: message.into(), impersonal: false, ..plain.clone() }
+        Event { data, message: message.into(), ..plain.clone() }
     };
     render("", personal, events);
 }

@@ -46,7 +46,6 @@ pub(super) fn happening(number: u64) -> Event {
         id: envelope.id.into(),
         distinct_key: None,
         place: Arc::clone(&PLACE),
-        impersonal: false,
         ts: envelope.ts.into(),
         received: RECEIVED,
         origin: Origin::Live,

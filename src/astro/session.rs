@@ -393,7 +393,6 @@ impl Session {
                     origin: Origin::Live,
                     message: text.into(),
                     data,
-                    impersonal: false,
                 });
                 return Ok(());
             }

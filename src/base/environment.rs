@@ -9,8 +9,3 @@ pub fn environment() -> BTreeMap<String, String> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect()
 }
-
-/// Whether systemd has connected standard error to its journal (`$JOURNAL_STREAM`, systemd.exec(5)).
-pub fn under_journal() -> bool {
-    environment().contains_key("JOURNAL_STREAM")
-}

@@ -40,11 +40,6 @@ pub struct Event {
     pub message: Bytes,
     /// Where the value of `data` lies in `message`; empty where there is none.
     pub data: Range<usize>,
-    /// Whether it was seen that no name of a personal field ([`PERSONAL_FIELDS`]) stands in `data`.
-    /// `false`: one may.
-    ///
-    /// [`PERSONAL_FIELDS`]: crate::config::PERSONAL_FIELDS
-    pub impersonal: bool,
 }
 
 /// Where an event belongs. The events of one place share it: to hand an event on touches one count then,
@@ -269,7 +264,6 @@ fn made(
         origin: Origin::Live,
         message: message.into(),
         data: start..end,
-        impersonal: false,
     }
 }
 

@@ -1,16 +1,16 @@
-//! Logging: text on a terminal, systemd's journal under systemd, JSON lines otherwise.
+//! Logging to standard error: text on a terminal, text with a priority for systemd's journal under
+//! systemd, JSON lines otherwise.
 //!
 //! - [`line`] makes a line out of an event: bounded, and without characters that do something to a
 //!   terminal or a reader's eye.
 //! - [`queue`] holds lines until a thread has written them, and drops them where that thread does not
 //!   get on: nobody who logs ever waits for whoever reads the log.
-//! - [`output`] and [`journald`] write.
+//! - [`output`] writes.
 //!
 //! Two promises hold whatever filter is configured: of a library nothing finer than INFO is logged, for
 //! many write requests, frames and commands there, with the tokens in them; and a log that cannot be
 //! written stops nothing.
 
-mod journald;
 mod line;
 mod output;
 mod queue;
@@ -19,7 +19,6 @@ use std::{
     backtrace::{Backtrace, BacktraceStatus},
     io::IsTerminal,
     panic::PanicHookInfo,
-    path::Path,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -36,9 +35,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use crate::base::environment::environment;
+
 use self::{
-    line::{Fields, Line},
-    output::{Format, Output},
+    line::{Fields, Format, Line},
     queue::Queue,
 };
 
@@ -46,14 +46,14 @@ use self::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Text on a terminal; the journal under systemd; JSON otherwise.
+    /// Text on a terminal; for the journal under systemd; JSON otherwise.
     #[default]
     Auto,
     /// Readable text.
     Text,
     /// One JSON object a line.
     Json,
-    /// systemd's journal.
+    /// Text for systemd's journal: each line begins with its priority, as in `<4>`.
     Journald,
 }
 
@@ -101,28 +101,32 @@ pub fn set_level(level: &str) -> Result<(), LogError> {
 pub fn install(level: &str, format: LogFormat) -> Result<(), LogError> {
     let (filter, handle) = reload::Layer::new(filter(level)?);
     let terminal = std::io::stderr().is_terminal();
-    let text = Format::Text { colour: terminal };
-    let output = match format {
-        LogFormat::Auto if terminal => Output::new(text),
-        LogFormat::Auto if crate::base::systemd::is_journal() => journal(text),
-        LogFormat::Auto | LogFormat::Json => Output::new(Format::Json),
-        LogFormat::Text => Output::new(text),
-        LogFormat::Journald => journal(text),
+    let format = match format {
+        LogFormat::Text => Format::Text { colour: terminal },
+        LogFormat::Auto if terminal => Format::Text { colour: true },
+        LogFormat::Journald => Format::Journal,
+        LogFormat::Auto if is_journal() => Format::Journal,
+        LogFormat::Auto | LogFormat::Json => Format::Json,
     };
     let queue = Arc::new(Queue::default());
     let layer = Lines(Arc::clone(&queue));
     let layer = layer.with_filter(filter.and(filter_fn(may_be_logged)));
     // Only a second call in one process fails, and then the first one serves.
     if tracing_subscriber::registry().with(layer).try_init().is_ok() {
-        queue::start(&queue, output);
+        queue::start(&queue, format);
         drop(INSTALLED.set(Installed { filter: handle, queue }));
         std::panic::set_hook(Box::new(tell_panic));
     }
     Ok(())
 }
 
-fn journal(otherwise: Format) -> Output {
-    Output::journald(Path::new(journald::SOCKET), otherwise)
+/// Whether standard error is systemd's journal: the variable names the device and inode of the stream
+/// that systemd has made (systemd.exec(5)), and outlives a redirection.
+fn is_journal() -> bool {
+    environment().get("JOURNAL_STREAM").is_some_and(|stream| {
+        rustix::fs::fstat(std::io::stderr())
+            .is_ok_and(|stderr| *stream == format!("{}:{}", stderr.st_dev, stderr.st_ino))
+    })
 }
 
 /// Waits until all lines are written, but not longer than that: whoever reads the log may have stopped.
@@ -216,7 +220,7 @@ mod tests {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
         let mut lines = Vec::new();
         while let Some(line) = queue.take() {
-            lines.push(line.text(false));
+            lines.push(line.format(Format::Text { colour: false }));
         }
         lines
     }

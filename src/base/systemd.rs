@@ -75,11 +75,6 @@ pub fn reloaded() {
     tell(&[NotifyState::Ready]);
 }
 
-/// Whether standard error goes to systemd's journal.
-pub fn is_journal() -> bool {
-    sd_notify::booted().unwrap_or(false) && crate::base::environment::under_journal()
-}
-
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "the service manager cannot be told");

@@ -314,7 +314,6 @@ mod tests {
                 id: "1".into(),
                 distinct_key: None,
                 place: Place::of("channel.tips", "", "main"),
-                impersonal: false,
                 ts: "2024-02-15T14:52:42Z".into(),
                 received: 0,
                 origin: Origin::Live,

@@ -488,7 +488,6 @@ fn message(gap: &Gap, activity: &Activity) -> Event {
         id: id.into(),
         distinct_key: Some(key),
         place: Place::of(activities::TOPIC, Arc::clone(&gap.room), Arc::clone(&gap.channel)),
-        impersonal: false,
         ts: ts.into(),
         received: clock::now(),
         origin: Origin::Backfilled,

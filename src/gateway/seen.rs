@@ -85,7 +85,6 @@ mod tests {
             id: id.into(),
             distinct_key: Some(key::of(id, "", topic, "r", data.as_bytes())),
             place: Place::of(topic, "r", "main"),
-            impersonal: false,
             ts: "".into(),
             received: 0,
             origin: Origin::Live,

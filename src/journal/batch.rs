@@ -200,7 +200,6 @@ fn decode_event(plain: &Bytes, range: Range<usize>, places: &mut Places) -> Opti
         id: id.into(),
         distinct_key: (*bytes.get(9)? == 1).then(|| key.into()),
         place: places.of(topic, room, channel),
-        impersonal: false,
         ts: ts.into(),
         // Not copied: it holds the batch in memory for as long as it is on its way.
         message: plain.slice(end - (bytes.len() - at)..end),
@@ -253,7 +252,6 @@ mod tests {
                 id: id.into(),
                 distinct_key: key.map(Into::into),
                 place: Place::of(topic, room, channel),
-                impersonal: false,
                 ts: ts.into(),
                 received,
                 origin,

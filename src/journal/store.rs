@@ -1252,7 +1252,6 @@ fn record(row: &Row<'_>, from: usize, ages: &Ages, places: &mut Places) -> Optio
         id: text(3)?.into(),
         distinct_key: row.get_ref(from + 4).ok()?.as_str_or_null().ok()?.map(Into::into),
         place: places.of(topic, room, channel),
-        impersonal: false,
         ts: text(8)?.into(),
         data: length(row.get(from + 9).ok()?)?..length(row.get(from + 10).ok()?)?,
         message: Bytes::copy_from_slice(message.as_bytes()),

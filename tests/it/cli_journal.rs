@@ -31,7 +31,6 @@ fn event(n: u64) -> Event {
         id: format!("id-{n}").into(),
         distinct_key: None,
         place: Place::of(topic, "room", "main"),
-        impersonal: false,
         ts: "".into(),
         received: clock::now() - (9 - n) * MINUTE,
         origin: Origin::Live,

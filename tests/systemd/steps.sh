@@ -107,7 +107,7 @@ check "the token came as a credential, and the simulated gateway took it" page_h
 check "the journal is in the state directory" test -e /var/lib/private/astro-relay
 check "the log is in systemd's journal" bash -c "journalctl -u $UNIT -o cat | grep -q 'journal opened'"
 until_ok 10 "and says which sink is connected" bash -c "journalctl -u $UNIT -o cat | grep -q 'connected.* sink=home'"
-check "a line can be found by its field" bash -c "journalctl -u $UNIT F_SINK=home -o cat | grep -q connected"
+check "the journal knows the priority of a line" bash -c "journalctl -u $UNIT -p notice -g sink=home -o cat | grep -q connected"
 check "no secret is in the log" bash -c "! journalctl -u $UNIT -o verbose | grep -qF $TOKEN"
 
 load 100 0

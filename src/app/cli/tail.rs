@@ -140,7 +140,6 @@ fn shown(data: &str, when: Option<&Condition>, readable: bool) -> Option<String>
         id: envelope.id.into(),
         distinct_key: None,
         place: Place::of(envelope.topic, line.room, line.channel),
-        impersonal: false,
         ts: envelope.ts.into(),
         received: clock::parse_rfc3339(&line.received).unwrap_or(0),
         origin: Origin::from_word(&line.origin).unwrap_or_default(),

@@ -1,7 +1,7 @@
-//! A line of the log: when, how grave, what, and with which values; as text, as JSON, and the pieces for
-//! systemd's journal.
+//! A line of the log: when, how grave, what, and with which values; as text, for systemd's journal, and
+//! as JSON.
 //!
-//! The one thing to know: a value may come from a viewer, a server or an error, of any length and of any
+//! A value may come from a viewer, a server or an error, of any length and of any
 //! characters. It is cut and made harmless here, where a line is made, so that nothing behind this has
 //! to think of it. (JSON is the same text, escaped as JSON.)
 
@@ -23,6 +23,17 @@ pub(super) const VALUE: usize = 2048;
 
 /// Bytes of all values of a line; what comes behind them is left out.
 pub(super) const LINE: usize = 16 * 1024;
+
+/// How lines look on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Readable text, on a terminal with colours.
+    Text { colour: bool },
+    /// For systemd's journal.
+    Journal,
+    /// JSON objects.
+    Json,
+}
 
 /// A value, and how it looks in a text.
 #[derive(Debug, Clone)]
@@ -165,17 +176,27 @@ impl Line {
         self.bytes + OVERHEAD
     }
 
-    pub(super) fn level(&self) -> Level {
-        self.level
+    /// The line, without its end.
+    pub(super) fn format(&self, format: Format) -> String {
+        match format {
+            Format::Text { colour } => self.text(colour),
+            Format::Journal => self.journal(),
+            Format::Json => self.json(),
+        }
     }
 
-    pub(super) fn target(&self) -> &str {
-        &self.target
-    }
-
-    /// The message, and behind it all values: `the sink is down sink="home" error=broken pipe`.
-    pub(super) fn message(&self) -> String {
-        let mut text = self.fields.message.clone();
+    /// The priority as systemd reads it from standard error (sd-daemon(3)), the message, and behind it all
+    /// values: `<4>the sink is down sink="home" error=broken pipe`. The journal knows the time.
+    fn journal(&self) -> String {
+        // INFO is what an administrator should see, so it is a notice above mere information.
+        let priority = match self.level {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 5,
+            Level::DEBUG => 6,
+            Level::TRACE => 7,
+        };
+        let mut text = format!("<{priority}>{}", self.fields.message);
         let spans = self.spans.iter().map(|(_, fields)| fields);
         for one in std::iter::once(&self.fields).chain(spans).flat_map(|fields| &fields.named) {
             text.push(' ');
@@ -184,15 +205,7 @@ impl Line {
         text
     }
 
-    /// Each value under its name, as text.
-    pub(super) fn values(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let spans = self.spans.iter().map(|(_, fields)| fields);
-        let all = std::iter::once(&self.fields).chain(spans).flat_map(|fields| &fields.named);
-        all.map(|one| (one.name, plain(&one.value)))
-    }
-
-    /// As a line of text, without its end.
-    pub(super) fn text(&self, colour: bool) -> String {
+    fn text(&self, colour: bool) -> String {
         let (dim, paint, plain) = match self.level {
             _ if !colour => ("", "", ""),
             Level::ERROR => ("\x1b[2m", "\x1b[31m", "\x1b[0m"),
@@ -215,8 +228,8 @@ impl Line {
         text
     }
 
-    /// As a JSON object, in one line.
-    pub(super) fn json(&self) -> String {
+    /// A JSON object.
+    fn json(&self) -> String {
         let named = |fields: &Fields| fields.named.iter().map(Named::pair).collect::<Vec<_>>();
         let mut pairs = vec![
             ("timestamp", clock::rfc3339(self.at).into()),
@@ -291,6 +304,13 @@ mod tests {
         assert_eq!(json["spans"][0]["number"], 7);
         assert_eq!(json["span"]["name"], "link");
         assert!(line.text(true).contains("\x1b[33m WARN\x1b[0m"));
+        let expected = "<4>it is down error=broken pipe number=7 name=\"a \\\"b\\\"\"";
+        assert_eq!(line.journal(), expected);
+    }
+
+    #[test]
+    fn a_line_end_begins_no_line_in_the_journal() {
+        assert!(line("bad", "a\n<0>b").journal().starts_with("<4>bad error=a <0>b number=7"));
     }
 
     #[test]
@@ -309,7 +329,7 @@ mod tests {
             fields.add("error", "ü".repeat(500_000));
         }
         let line = Line::new(Level::WARN, "x", fields);
-        for text in [line.text(false), line.json(), line.message()] {
+        for text in [line.text(false), line.json(), line.journal()] {
             assert!(text.len() < LINE + 1024 && text.contains('…'), "{}", text.len());
         }
     }
@@ -318,8 +338,7 @@ mod tests {
         #[test]
         fn nothing_in_a_line_does_anything(message in "\\PC*|.*|[\\x00-\\x{a0}]*", value in ".*") {
             let line = line(&message, &value);
-            let shown = [line.text(false), line.json(), line.message()];
-            for text in shown.into_iter().chain(line.values().map(|(_, value)| value)) {
+            for text in [line.text(false), line.json(), line.journal()] {
                 proptest::prop_assert!(!text.chars().any(is_harmful), "{text:?}");
             }
         }

@@ -8,6 +8,7 @@
 
 use std::{
     collections::VecDeque,
+    io,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -15,8 +16,8 @@ use std::{
 use tracing::Level;
 
 use super::{
-    line::{Fields, Line},
-    output::Output,
+    line::{Fields, Format, Line},
+    output::write_all,
 };
 use crate::base::metrics;
 
@@ -78,7 +79,7 @@ impl Queue {
     }
 
     /// Writes for ever.
-    fn write(&self, output: &mut Output) {
+    fn write(&self, format: Format) {
         loop {
             let mut state = self.lock();
             state.writing = false;
@@ -90,13 +91,13 @@ impl Queue {
             state.bytes -= line.bytes();
             state.writing = true;
             drop(state);
-            let written = output.write(&line).is_ok();
-            self.written(written, output);
+            let written = write(&line, format).is_ok();
+            self.written(written, format);
         }
     }
 
     /// A line was written, or could not be; and how many were dropped is told when there is room again.
-    fn written(&self, written: bool, output: &mut Output) {
+    fn written(&self, written: bool, format: Format) {
         if !written {
             self.lock().dropped += 1;
             metrics::add(metrics::LOG_LINES_DROPPED, 1);
@@ -106,10 +107,16 @@ impl Queue {
         // While others wait it has not been read up to now, and more may be dropped.
         let dropped = if state.lines.is_empty() { std::mem::take(&mut state.dropped) } else { 0 };
         drop(state);
-        if dropped > 0 && output.write(&told(dropped)).is_err() {
+        if dropped > 0 && write(&told(dropped), format).is_err() {
             self.lock().dropped += dropped;
         }
     }
+}
+
+fn write(line: &Line, format: Format) -> io::Result<()> {
+    let mut text = line.format(format);
+    text.push('\n');
+    write_all(text.as_bytes())
 }
 
 fn told(dropped: u64) -> Line {
@@ -122,10 +129,9 @@ fn told(dropped: u64) -> Line {
 }
 
 /// Starts the thread. Where there can be none, the queue fills, and lines are counted as dropped.
-pub(super) fn start(queue: &Arc<Queue>, mut output: Output) {
+pub(super) fn start(queue: &Arc<Queue>, format: Format) {
     let queue = Arc::clone(queue);
-    let started =
-        std::thread::Builder::new().name("log".into()).spawn(move || queue.write(&mut output));
+    let started = std::thread::Builder::new().name("log".into()).spawn(move || queue.write(format));
     // There is nowhere to tell it.
     drop(started);
 }

@@ -84,7 +84,7 @@ impl Redactor {
 
     /// The message without the fields; `None` where it has none of them.
     pub(super) fn apply(&self, event: &Event) -> Result<Option<Redacted>, RedactError> {
-        if self.paths.is_empty() || (self.followed.is_empty() && event.impersonal) {
+        if self.paths.is_empty() {
             return Ok(None);
         }
         let text = std::str::from_utf8(&event.message)?;
@@ -381,7 +381,6 @@ mod tests {
             id: "1".into(),
             distinct_key: None,
             place: Place::of("t", "", ""),
-            impersonal: false,
             ts: "".into(),
             received: 0,
             origin: Origin::Live,
@@ -488,21 +487,6 @@ mod tests {
                 assert_eq!(redactor.message(&text(bytes)), "null");
             }
         }
-    }
-
-    #[test]
-    fn what_is_known_to_be_impersonal_is_not_looked_through_for_personal_fields_alone() {
-        // It says something that is not so: what it holds would be found.
-        let event = Event { impersonal: true, ..event(r#"{"transactionId":"T","name":"N"}"#) };
-        let changed = |paths: &[&str]| {
-            let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
-            Redactor::new(&paths).unwrap().apply(&event).unwrap().is_some()
-        };
-        assert!(!changed(PERSONAL_FIELDS));
-        assert!(!changed(&["data.transactionId"]));
-        assert!(changed(&["data.transactionId", "data.name"]));
-        assert!(changed(&["data.name"]));
-        assert!(Redactor::personal().apply(&event).unwrap().is_none());
     }
 
     #[test]

@@ -50,7 +50,6 @@ fn record(topic: &str, channel: &str, data: &str) -> Arc<Record> {
             id: "01H".into(),
             distinct_key: None,
             place: Place::of(topic, "r1", channel),
-            impersonal: false,
             ts: "2024-02-15T14:52:42Z".into(),
             received: 1_708_008_762_000,
             origin: Origin::Live,

@@ -3,8 +3,10 @@
 use std::{
     fs::{File, OpenOptions},
     io::{Read as _, Write as _},
-    os::unix::{fs::OpenOptionsExt as _, net::UnixDatagram},
-    path::{Path, PathBuf},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::OpenOptionsExt as _, net::UnixStream},
+    },
     process::Stdio,
     sync::{Arc, Mutex},
     time::Duration,
@@ -247,91 +249,61 @@ async fn a_disk_that_is_full_at_the_start_and_has_room_again_gets_the_log() {
     relay.works_and_ends().await;
 }
 
-/// A journal of the test's own where systemd's would be; only this relay sees it.
+/// Standard error as systemd connects it to its journal: a stream socket.
 struct Journal {
-    dir: TempDir,
+    ours: UnixStream,
+    text: String,
 }
 
 impl Journal {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+    fn new() -> (Self, OwnedFd) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        (Self { ours, text: String::new() }, theirs.into())
     }
 
-    fn socket(&self) -> PathBuf {
-        self.dir.path().join("socket")
+    /// Reads what has come, and returns the first line that contains `text`.
+    fn line(&mut self, text: &str) -> Option<String> {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = self.ours.read(&mut bytes) {
+            self.text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+        self.text.lines().find(|line| line.contains(text)).map(str::to_owned)
     }
-
-    async fn relay(&self) -> Logging {
-        let script = format!(
-            "mount -t tmpfs none /run && mkdir -p /run/systemd/journal && \
-             mount --bind {} /run/systemd/journal && exec \"$@\"",
-            self.dir.path().display()
-        );
-        let log = File::create(self.dir.path().join("stderr")).unwrap();
-        Logging::start(log, "journald", &["unshare", "-m", "sh", "-c", &script, "sh"]).await
-    }
-}
-
-fn read(journal: &UnixDatagram) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut datagram = vec![0; 256 * 1024];
-    journal.set_nonblocking(true).unwrap();
-    while let Ok(length) = journal.recv(&mut datagram) {
-        let text = String::from_utf8_lossy(&datagram[..length]);
-        lines.extend(text.lines().next().map(str::to_owned));
-    }
-    lines
 }
 
 #[tokio::test]
-async fn a_journal_that_hangs_stops_nothing_and_is_found_again() {
-    if !may_mount() {
-        return;
-    }
-    let place = Journal::new();
-    let journal = UnixDatagram::bind(place.socket()).unwrap();
-    let relay = place.relay().await;
+async fn a_journal_that_hangs_stops_nothing_and_gets_the_log_again() {
+    let (mut journal, theirs) = Journal::new();
+    let relay = Logging::start(theirs, "journald", &[]).await;
     relay.lives().await;
-    until("it logs there", PATIENCE, async || {
-        read(&journal).iter().any(|line| line.contains("astro-relay runs")).then_some(())
-    })
-    .await;
-    // It takes nothing any more: its queue is ten datagrams or so.
+    let line = until("it logs there", PATIENCE, async || journal.line("astro-relay runs")).await;
+    assert!(line.starts_with("<5>astro-relay runs"), "{line}");
+    // It takes nothing any more.
     relay.flood().await;
     relay.lives().await;
-    // It is killed and started again: another socket of the same name.
-    drop(journal);
-    std::fs::remove_file(place.socket()).unwrap();
-    let journal = UnixDatagram::bind(place.socket()).unwrap();
-    until("it is told there", PATIENCE, async || {
+    let line = until("it is told there", PATIENCE, async || {
         relay.send(b"NONSENSE\r\n\r\n").await;
-        read(&journal).iter().any(|line| line.contains("dropped")).then_some(())
+        journal.line("dropped")
     })
     .await;
+    assert!(line.starts_with("<4>"), "{line}");
     relay.works_and_ends().await;
 }
 
+/// The variable is inherited by whatever a service starts, wherever its output goes.
 #[tokio::test]
-async fn without_a_journal_the_log_goes_to_standard_error() {
-    if !may_mount() {
-        return;
+async fn the_journal_is_recognised_by_the_stream_itself() {
+    for redirected in [false, true] {
+        let (mut journal, theirs) = Journal::new();
+        let stat = rustix::fs::fstat(&theirs).unwrap();
+        let inode = stat.st_ino + u64::from(redirected);
+        let variable = format!("JOURNAL_STREAM={}:{inode}", stat.st_dev);
+        let relay = Logging::start(theirs, "auto", &["env", &variable]).await;
+        let line =
+            until("it logs there", PATIENCE, async || journal.line("astro-relay runs")).await;
+        let expected = if redirected { "{\"timestamp\":" } else { "<5>astro-relay runs" };
+        assert!(line.starts_with(expected), "{line}");
+        relay.works_and_ends().await;
     }
-    let place = Journal::new();
-    let relay = place.relay().await;
-    relay.lives().await;
-    let log = place.dir.path().join("stderr");
-    until("it logs there", PATIENCE, async || contains(&log, "astro-relay runs").then_some(()))
-        .await;
-    // It comes later.
-    let journal = UnixDatagram::bind(place.socket()).unwrap();
-    until("it logs there", PATIENCE, async || {
-        relay.send(b"NONSENSE\r\n\r\n").await;
-        (!read(&journal).is_empty()).then_some(())
-    })
-    .await;
-    relay.works_and_ends().await;
-}
-
-fn contains(file: &Path, text: &str) -> bool {
-    std::fs::read_to_string(file).is_ok_and(|log| log.contains(text))
 }

@@ -64,7 +64,6 @@ pub fn event_of(n: u64, padding: usize) -> Event {
         id: format!("01J{n:023}").into(),
         distinct_key: n.is_multiple_of(5).then(|| format!("key-{n}").into()),
         place: Place::of(format!("channel.{}", n % 3), "room", "main"),
-        impersonal: false,
         ts: "2026-01-02T03:04:05Z".into(),
         received: clock::now(),
         origin: Origin::Live,

@@ -94,7 +94,6 @@ pub fn outgoing_with(seq: Seq, address: &str, room: &str, payload: &str) -> Outg
         id: format!("01HQ{seq:022}").into(),
         distinct_key: None,
         place: Place::of("channel.tips", room, "main"),
-        impersonal: false,
         ts: "2024-02-15T14:52:42Z".into(),
         received: EPOCH + seq,
         origin: Origin::Live,
