@@ -17,10 +17,7 @@ use super::{State, json, refused};
 use crate::{
     base::clock,
     delivery::route::Redactor,
-    journal::{
-        DeadLetter,
-        store::{Store, StoreError},
-    },
+    journal::{DeadLetter, StoreError, store::Store},
 };
 
 /// Dead letters in one answer: what a page can show. The counts are in `/status`.

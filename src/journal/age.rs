@@ -10,17 +10,20 @@
 //!
 //! What joins two runs is the [`Anchor`], which stands in `journal.mark`.
 //!
-//! The one thing to know: what the wall clock alone says is bounded. It never makes an event younger
+//! What the wall clock alone says is bounded. It never makes an event younger
 //! than it is known to be, and never older by more than [`LONGEST_OFF`]; and nothing is deleted for it
 //! before the clock had [`SETTLING`] to be set.
 
 use std::time::Duration;
 
-use super::millis;
 use crate::base::{
     clock::{self, Moment, UnixMillis},
     event::Waited,
 };
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// Journal time in milliseconds.
 pub(super) type Time = u64;
@@ -60,7 +63,7 @@ pub(super) struct Off {
     pub(super) wall: UnixMillis,
 }
 
-/// What is needed to tell ages.
+/// What ages are worked out from.
 #[derive(Debug, Clone)]
 pub(super) struct Ages {
     /// The journal's time at `at`.
@@ -100,11 +103,6 @@ impl Ages {
             ages.last_off = Some(Off { time: anchor.time, wall: anchor.wall });
         }
         ages
-    }
-
-    /// For rows that are copied from one file to another with the times that they have.
-    pub(super) fn to_copy() -> Self {
-        Self { base: 1 << 47, ..Self::default() }
     }
 
     /// The journal's time.

@@ -1,7 +1,4 @@
-//! How intake gives way to a disk that is behind.
-//!
-//! The one thing to know: it waits for the disk alone, never for a sink, and no longer than
-//! [`PATIENCE`].
+//! How intake waits: for a disk that is behind, no longer than [`PATIENCE`], and never for a sink.
 
 use std::time::Duration;
 
@@ -17,18 +14,18 @@ impl Journal {
     /// makes nobody wait again until it has caught up: then the oldest events in memory go.
     pub async fn ready(&self) {
         let enough = || {
-            let state = self.0.lock();
-            state.unwritten_bytes <= self.0.limits.memory / 2
-                || state.late
-                || state.health != Health::Sound
+            let memory = self.0.lock();
+            memory.ring.unwritten_bytes <= self.0.limits.memory / 2
+                || memory.disk.behind
+                || memory.disk.health != Health::Sound
         };
         if enough() {
             return;
         }
-        let mut progress = self.0.progress.subscribe();
+        let mut progress = self.progress();
         let wait = async { while !enough() && progress.changed().await.is_ok() {} };
         if timeout(PATIENCE, wait).await.is_err() {
-            self.0.lock().late = true;
+            self.0.lock().disk.behind = true;
             tracing::warn!("the journal's disk does not keep up");
         }
     }

@@ -1,15 +1,18 @@
-//! How much of a channel's state the journal holds, at most.
+//! The state of channels in the journal, element by element, so that a restart need not begin without it.
 //!
-//! State is a level that is fetched again, so what has no room is left out, and nothing else goes for it.
-//!
-//! The one thing to know: an element that has grown beyond the room is removed, so that no older value of
-//! it comes back at the next start.
+//! State is a level that is fetched again: what exceeds a channel's budget is left out, and nothing else
+//! goes for it. An element that has grown beyond it is removed, so that no older value of it comes back at
+//! the next start.
 
 use std::collections::HashMap;
 
 use tracing::warn;
 
-use super::store::{StateElement, StateSize};
+use super::{
+    Journal,
+    error::StoreError,
+    store::{ElementSize, StateElement, Store},
+};
 
 /// Bytes of one channel's state: a session has some hundred elements, of some hundred bytes each.
 const CHANNEL: usize = 512 * 1024;
@@ -17,25 +20,58 @@ const CHANNEL: usize = 512 * 1024;
 /// What an element costs beside its name and its value.
 const ELEMENT: usize = 64;
 
+impl Journal {
+    /// Writes elements of channels' states over what was there, as far as each channel has room. Without a
+    /// directory nothing outlives the process, and nothing is stored.
+    pub fn store_state(&self, elements: impl IntoIterator<Item = StateElement>) {
+        if self.0.limits.dir.is_none() {
+            return;
+        }
+        let mut memory = self.0.lock();
+        for element in elements {
+            let element = memory.budget.admit(element);
+            memory.pending.new.set_state(element);
+        }
+        self.0.notify_writer(memory);
+    }
+
+    /// All elements of channels' states. Blocks on the disk.
+    pub fn stored_state(&self) -> Result<Vec<StateElement>, StoreError> {
+        // Before the disk: what is written in between is found there too.
+        let mut newer = HashMap::new();
+        for changes in self.0.lock().pending.unwritten() {
+            newer.extend(changes.state.clone());
+        }
+        let mut found =
+            self.0.reader().map_or(Ok(Vec::new()), |reader| reader.read(Store::state))?;
+        // Most of the time everything is written.
+        if !newer.is_empty() {
+            let key = |one: &StateElement| (one.channel.clone(), one.element.clone());
+            found.retain(|one| !newer.contains_key(&key(one)));
+            found.extend(newer.into_values().filter(|one| one.value.is_some()));
+        }
+        Ok(found)
+    }
+}
+
 /// What each channel takes.
 #[derive(Debug, Default)]
 pub(super) struct StateBudget {
-    channels: HashMap<Box<str>, Channel>,
+    channels: HashMap<Box<str>, Usage>,
 }
 
 #[derive(Debug, Default)]
-struct Channel {
+struct Usage {
     bytes: usize,
     elements: HashMap<Box<str>, usize>,
-    /// Whether it was said that it has no room.
-    said: bool,
+    warned: bool,
 }
 
 impl StateBudget {
-    /// What stands in the file already.
-    pub(super) fn of(elements: Vec<StateSize>) -> Self {
+    /// Of what is in the file already.
+    pub(super) fn of(elements: Vec<ElementSize>) -> Self {
         let mut budget = Self::default();
-        for StateSize { channel, element, value } in elements {
+        for ElementSize { channel, element, value } in elements {
             let bytes = ELEMENT + element.len() + value;
             budget.channels.entry(channel).or_default().set(&element, bytes);
         }
@@ -43,32 +79,32 @@ impl StateBudget {
     }
 
     /// The element as it may be written: without its value where there is no room for that.
-    pub(super) fn admit(&mut self, kept: StateElement) -> StateElement {
-        let channel = self.channels.entry(kept.channel.clone()).or_default();
-        let Some(value) = &kept.value else {
-            channel.set(&kept.element, 0);
-            return kept;
+    fn admit(&mut self, one: StateElement) -> StateElement {
+        let channel = self.channels.entry(one.channel.clone()).or_default();
+        let Some(value) = &one.value else {
+            channel.set(&one.element, 0);
+            return one;
         };
-        let bytes = ELEMENT + kept.element.len() + value.len();
-        let before = channel.elements.get(&kept.element).copied().unwrap_or(0);
+        let bytes = ELEMENT + one.element.len() + value.len();
+        let before = channel.elements.get(&one.element).copied().unwrap_or(0);
         if channel.bytes - before + bytes <= CHANNEL {
-            channel.set(&kept.element, bytes);
-            return kept;
+            channel.set(&one.element, bytes);
+            return one;
         }
-        if !std::mem::replace(&mut channel.said, true) {
+        if !std::mem::replace(&mut channel.warned, true) {
             warn!(
-                channel = &*kept.channel,
+                channel = &*one.channel,
                 most = CHANNEL,
-                "the channel's state is too large to be written down whole; the rest of it is fetched \
-                 again after a restart"
+                "the channel's state is too large to be stored whole; the rest of it is fetched again \
+                 after a restart"
             );
         }
-        channel.set(&kept.element, 0);
-        StateElement { value: None, ..kept }
+        channel.set(&one.element, 0);
+        StateElement { value: None, ..one }
     }
 }
 
-impl Channel {
+impl Usage {
     /// That element takes so much; 0: it is gone.
     fn set(&mut self, element: &str, bytes: usize) {
         let before = match bytes {
@@ -83,27 +119,28 @@ impl Channel {
 mod tests {
     use super::*;
 
-    fn kept(channel: &str, element: &str, bytes: usize) -> StateElement {
+    fn element(channel: &str, name: &str, bytes: usize) -> StateElement {
         let value = (bytes > 0).then(|| "x".repeat(bytes).into());
-        StateElement { channel: channel.into(), element: element.into(), value, at: 1 }
+        StateElement { channel: channel.into(), element: name.into(), value, at: 1 }
     }
 
     #[test]
-    fn a_channel_takes_no_more_than_its_room() {
+    fn a_channel_s_state_keeps_to_its_budget() {
         let mut budget = StateBudget::default();
         let admitted = |budget: &mut StateBudget, one| budget.admit(one).value.is_some();
-        let many = (0..10_000).filter(|n| admitted(&mut budget, kept("a", &n.to_string(), 1000)));
+        let many =
+            (0..10_000).filter(|n| admitted(&mut budget, element("a", &n.to_string(), 1000)));
         assert!((400..525).contains(&many.count()));
         assert!(budget.channels["a"].bytes <= CHANNEL);
-        assert!(admitted(&mut budget, kept("b", "x", 1000)), "another channel has its own");
+        assert!(admitted(&mut budget, element("b", "x", 1000)), "another channel has its own");
         // What grows beyond the room goes, and what it took is free again.
-        assert!(!admitted(&mut budget, kept("a", "0", CHANNEL)));
-        assert!(admitted(&mut budget, kept("a", "new", 900)));
+        assert!(!admitted(&mut budget, element("a", "0", CHANNEL)));
+        assert!(admitted(&mut budget, element("a", "new", 900)));
         for n in 0..10_000 {
-            budget.admit(kept("a", &n.to_string(), 0));
+            budget.admit(element("a", &n.to_string(), 0));
         }
-        budget.admit(kept("a", "new", 0));
+        budget.admit(element("a", "new", 0));
         assert_eq!(budget.channels["a"].bytes, 0);
-        assert!(!admitted(&mut budget, kept("a", "huge", 10 * CHANNEL)));
+        assert!(!admitted(&mut budget, element("a", "huge", 10 * CHANNEL)));
     }
 }

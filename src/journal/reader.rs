@@ -1,6 +1,6 @@
 //! The connection that reads the journal beside its writer.
 //!
-//! The one thing to know: it is given up while the file is opened anew after a failed sync. SQLite
+//! It is given up while the file is reopened after a failed sync. SQLite
 //! then trusts nothing that a connection remembers of the write-ahead log, and reads it once more with
 //! its sums; who reads meanwhile gets an error and comes again. It is given up too when the journal is
 //! closed, by the writer.
@@ -10,7 +10,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use super::store::{Store, StoreError};
+use super::{error::StoreError, store::Store};
 
 #[derive(Debug)]
 pub(super) struct Reader {

@@ -86,7 +86,7 @@ async fn beside_a_relay_that_runs() {
     let replays = journal.pending_requests("home").unwrap().1;
     assert_eq!((replays[0].position, replays[0].until), (5, 10));
     let output = run(&["dead-letters", "drop", "1"], dir.path()).await;
-    assert_eq!(lines(&output), ["1 dead letters let go"]);
+    assert_eq!(lines(&output), ["1 dead letters deleted"]);
     until("the relay counts again", PATIENCE, async || {
         (journal.dead_letter_counts().get("home") == Some(&1)).then_some(())
     })

@@ -1,0 +1,324 @@
+//! What the journal knows in memory: the newest events, how far they are written, how far each sink has
+//! come, and what the disk has still to get. All of it is behind one lock, under which nothing touches
+//! the disk.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use super::{
+    Batch, Health, age,
+    channel_state::StateBudget,
+    mark::Marked,
+    pending::Pending,
+    ring::Ring,
+    runs::{Run, assigned_between},
+    store::{Letters, Replay, Write},
+};
+use crate::base::{
+    clock::UnixMillis,
+    event::{Event, Record, Seq, Waited},
+};
+
+/// Cursors of the relay's own parts begin like this.
+const OWN: &str = "relay.";
+
+/// Runs that are kept for the sake of sinks that are no longer configured.
+const MANY_RUNS: usize = 256;
+
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) ring: Ring,
+    pub(super) numbers: Numbers,
+    pub(super) cursors: Cursors,
+    pub(super) pending: Pending,
+    /// Each sink's dead letters, those that are not yet written among them.
+    pub(super) letters: HashMap<String, Letters>,
+    pub(super) budget: StateBudget,
+    pub(super) disk: Disk,
+    pub(super) demand: Demand,
+    /// Threads that run.
+    pub(super) threads: usize,
+}
+
+/// Which numbers were assigned, and what became of their events.
+#[derive(Debug)]
+pub(super) struct Numbers {
+    pub(super) last: Seq,
+    pub(super) written: Seq,
+    pub(super) synced: Seq,
+    /// The first event that is still kept, on disk or in memory.
+    pub(super) oldest: Seq,
+    pub(super) runs: Vec<Run>,
+    last_received: UnixMillis,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Cursors {
+    pub(super) by_sink: HashMap<Arc<str>, Cursor>,
+    /// Positions were lost, and it is not known whose.
+    pub(super) unknown: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cursor {
+    pub(super) at: Seq,
+    /// How far it is on disk; `None`: not at all, or not known.
+    pub(super) saved: Option<Seq>,
+    /// Whether a configured sink uses it.
+    pub(super) active: bool,
+    /// How long the event after it waits, where only the disk still has that.
+    pub(super) waits: Option<Waited>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    pub(super) health: Health,
+    /// The file's content is broken.
+    pub(super) corrupt: bool,
+    /// Intake has waited for it in vain, and waits no more until it has caught up.
+    pub(super) behind: bool,
+    /// All that was committed is synced: cursors and dead letters too.
+    pub(super) durable: bool,
+    /// Bytes in use.
+    pub(super) size: u64,
+}
+
+/// What the writer is to do, the more of it the further down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Demand {
+    /// Nothing before it is time for maintenance.
+    Nothing,
+    Write,
+    /// To write what there is, and to end.
+    End,
+}
+
+impl Cursor {
+    pub(super) fn new(at: Seq, saved: Option<Seq>) -> Self {
+        Self { at, saved, active: true, waits: None }
+    }
+}
+
+impl Memory {
+    /// Of a journal that goes on with the number `next`.
+    pub(super) fn new(next: Seq, runs: Vec<Run>, oldest: Seq, health: Health) -> Self {
+        let last = next - 1;
+        Self {
+            ring: Ring::default(),
+            numbers: Numbers { last, written: last, synced: last, oldest, runs, last_received: 0 },
+            cursors: Cursors::default(),
+            pending: Pending::default(),
+            letters: HashMap::new(),
+            budget: StateBudget::default(),
+            disk: Disk { health, durable: true, ..Disk::default() },
+            demand: Demand::Nothing,
+            threads: 0,
+        }
+    }
+
+    /// The wall clock's time of the last event before.
+    pub(super) fn received_before(&mut self, received: UnixMillis) {
+        self.numbers.last_received = received;
+    }
+
+    pub(super) fn append(&mut self, mut event: Event, waited: Waited) {
+        let numbers = &mut self.numbers;
+        event.received = age::received(event.received, numbers.last_received);
+        numbers.last_received = event.received;
+        numbers.last += 1;
+        self.ring.push(Record { seq: numbers.last, event, waited });
+    }
+
+    /// Keeps the ring within `limit`. What is not on disk stays as long as the disk works; a disk that is
+    /// twice as far behind as it may be does not.
+    pub(super) fn evict(&mut self, limit: usize) {
+        while self.ring.bytes > limit
+            && let Some(first) = self.ring.first()
+        {
+            let written = first <= self.numbers.written;
+            if !written && self.disk.health == Health::Sound && self.ring.bytes < 2 * limit {
+                break;
+            }
+            self.ring.pop(written);
+        }
+    }
+
+    /// How many numbers after `after`, through `through`, were assigned to events.
+    pub(super) fn assigned(&self, after: Seq, through: Seq) -> u64 {
+        assigned_between(&self.numbers.runs, after, through.min(self.numbers.last))
+    }
+
+    /// What the mark is to say when everything through `last` is written.
+    pub(super) fn marked(&self, last: Seq) -> Marked {
+        Marked { last, events: self.assigned(self.numbers.oldest.saturating_sub(1), last) }
+    }
+
+    /// Forgets runs that ended before everything that is kept and before every cursor. Answers where
+    /// that is, if there were any.
+    pub(super) fn prune_runs(&mut self) -> Option<Seq> {
+        let runs = &mut self.numbers.runs;
+        // A cursor that no sink uses any more counts as long as that costs little.
+        let all = runs.len() < MANY_RUNS;
+        let cursors = self.cursors.by_sink.values().filter(|cursor| all || cursor.active);
+        let before = cursors.map(|cursor| cursor.at + 1).fold(self.numbers.oldest, Seq::min);
+        let count = runs.len();
+        runs.retain(|(_, last)| last.is_none_or(|last| last >= before));
+        (runs.len() < count).then_some(before)
+    }
+
+    /// Makes a batch of what was found after `after`, through `end`: it ends before the first hole in
+    /// it, and a hole before it is counted.
+    pub(super) fn batch(&self, after: Seq, mut records: Vec<Arc<Record>>, mut end: Seq) -> Batch {
+        let hole = records.windows(2).position(|pair| match pair {
+            [one, next] => next.seq != one.seq + 1 && self.assigned(one.seq, next.seq - 1) > 0,
+            _ => false,
+        });
+        if let Some(index) = hole {
+            records.truncate(index + 1);
+        }
+        // Rows behind the last may be gone as well: they stand before the next batch.
+        if let Some(last) = records.last() {
+            end = last.seq;
+        }
+        let before = records.first().map_or(end, |first| first.seq - 1);
+        Batch { lost: self.assigned(after, before), records, through: end }
+    }
+
+    pub(super) fn from_ring(
+        &self,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Batch {
+        self.batch(after, self.ring.slice(after, through, limit, max_bytes), through)
+    }
+
+    /// What is to be written now.
+    pub(super) fn begin_write(&mut self, limit: usize, max_bytes: usize) -> Write {
+        let written = self.numbers.written;
+        Write {
+            records: self.ring.slice(written, Seq::MAX, limit, max_bytes),
+            cursors: self.unsaved().map(|(sink, cursor)| (Arc::clone(sink), cursor.at)).collect(),
+            changes: self.pending.begin(),
+        }
+    }
+
+    /// All of that is committed, and `synced` or not.
+    pub(super) fn written(&mut self, write: &Write, synced: bool) {
+        if let Some(last) = write.records.last() {
+            self.ring.written(&write.records);
+            self.numbers.written = last.seq;
+            if synced {
+                self.numbers.synced = last.seq;
+            }
+        }
+        for (sink, seq) in &write.cursors {
+            if let Some(cursor) = self.cursors.by_sink.get_mut(sink) {
+                cursor.saved = Some(*seq);
+            }
+        }
+        self.pending.written();
+        self.disk.durable = synced;
+    }
+
+    pub(super) fn is_written(&self) -> bool {
+        self.numbers.written == self.numbers.last
+            && self.unsaved().next().is_none()
+            && self.pending.unwritten().iter().all(|changes| changes.is_empty())
+    }
+
+    fn unsaved(&self) -> impl Iterator<Item = (&Arc<str>, &Cursor)> {
+        self.cursors.by_sink.iter().filter(|(_, cursor)| cursor.saved != Some(cursor.at))
+    }
+
+    /// Sinks whose next event the ring no longer has, and where they stand.
+    pub(super) fn behind_ring(&self) -> Vec<(Arc<str>, Seq)> {
+        let Some(first) = self.ring.first() else { return Vec::new() };
+        let behind = self.cursors.by_sink.iter().filter(|(_, cursor)| cursor.at + 1 < first);
+        behind.map(|(sink, cursor)| (Arc::clone(sink), cursor.at)).collect()
+    }
+
+    /// Through which event every sink has got everything.
+    pub(super) fn delivered(&self) -> Seq {
+        let active = self.cursors.by_sink.values().filter(|cursor| cursor.active);
+        active.map(|cursor| cursor.at).min().unwrap_or(self.numbers.last)
+    }
+
+    /// These dead letters are on disk, and those that wait come on top.
+    pub(super) fn count_letters(&mut self, on_disk: impl IntoIterator<Item = (String, Letters)>) {
+        self.letters = on_disk.into_iter().collect();
+        for letter in self.pending.dead_letters() {
+            self.letters.entry(letter.sink.clone()).or_default().add(letter);
+        }
+    }
+
+    pub(super) fn letters_full(&self, sink: &str, most: u64) -> bool {
+        self.letters.get(sink).is_some_and(|letters| letters.bytes >= most)
+    }
+
+    /// The files were reopened, and hold this; what they do not, and is still in memory, is written next.
+    pub(super) fn reopened(&mut self, bounds: Option<(Seq, Seq)>) {
+        let written = bounds.map_or(0, |(_, last)| last).min(self.numbers.last);
+        self.numbers.written = written;
+        self.numbers.synced = written;
+        self.numbers.oldest = bounds.map_or(written + 1, |(first, _)| first);
+        self.ring.written_through(written);
+        self.cursors.by_sink.values_mut().for_each(|cursor| cursor.saved = None);
+        self.disk = Disk { durable: true, size: self.disk.size, ..Disk::default() };
+    }
+
+    /// Takes over what was found in files that could be opened only now; `before` is the last number in
+    /// them. Answers what the sinks have still to get of it.
+    pub(super) fn adopt(&mut self, found: Self, before: Seq) -> Vec<Replay> {
+        self.numbers.runs = found.numbers.runs;
+        self.numbers.oldest = found.numbers.oldest;
+        self.disk.size = found.disk.size;
+        self.count_letters(found.letters);
+        let mut positions = Vec::new();
+        let mut known = HashSet::new();
+        for (sink, mut cursor) in found.cursors.by_sink {
+            known.insert(Arc::clone(&sink));
+            if let Some(live) = self.cursors.by_sink.get_mut(&sink) {
+                live.saved = None;
+                positions.push((sink, cursor.at));
+            } else {
+                // No configured sink uses it.
+                cursor.active = false;
+                self.cursors.by_sink.insert(sink, cursor);
+            }
+        }
+        if found.cursors.unknown {
+            // Positions were lost, and it is not known whose: then everybody gets what there is.
+            let earliest = self.numbers.oldest.saturating_sub(1);
+            let active = self.cursors.by_sink.iter().filter(|(_, cursor)| cursor.active);
+            let unknown = active.filter(|(sink, _)| !known.contains(*sink));
+            positions.extend(unknown.map(|(sink, _)| (Arc::clone(sink), earliest)));
+        }
+        // The relay's own parts follow what is new.
+        let behind = positions.into_iter().filter(|(sink, position)| {
+            !sink.starts_with(OWN) && assigned_between(&self.numbers.runs, *position, before) > 0
+        });
+        let replay = |(sink, position): (Arc<str>, Seq)| Replay {
+            number: 0,
+            sink: sink.to_string(),
+            position,
+            until: before,
+            topic: None,
+        };
+        behind.map(replay).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_journal_has_nothing_to_count() {
+        let memory = Memory::new(1, vec![(1, None)], 1, Health::Sound);
+        assert_eq!((memory.assigned(0, 100), memory.marked(0)), (0, Marked::default()));
+    }
+}

@@ -1,0 +1,252 @@
+//! Opening the journal: the lock, the mark, the database, and where the numbers go on.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio::time::Duration;
+use tracing::{error, warn};
+
+use super::{
+    Health, Journal,
+    age::{Ages, Anchor, millis},
+    channel_state::StateBudget,
+    directory::{self, Inode, Lock},
+    error::StoreError,
+    mark::{self, Mark, MarkContent, Marked},
+    memory::{Cursor, Memory},
+    reader::Reader,
+    recovery,
+    runs::{LEFT_OUT, assigned_between},
+    shared::{Limits, Shared},
+    store::Store,
+    writer,
+};
+use crate::{
+    base::{
+        clock::{self, UnixMillis},
+        event::Seq,
+    },
+    config::{self, Sync},
+};
+
+/// What was found when the journal was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Events that had been written and are gone.
+    pub lost: u64,
+    /// Where a broken file was set aside.
+    pub set_aside: Option<PathBuf>,
+    /// When the relay last ran with this journal, by the wall clock as it was then.
+    pub heartbeat: Option<UnixMillis>,
+    /// How long it did not run. Within one boot of the machine no step of the wall clock touches this.
+    pub downtime: Option<Duration>,
+    /// Whether that is known, and not only what the wall clock says.
+    pub downtime_is_certain: bool,
+    /// Events that are there.
+    pub events: u64,
+    /// Sinks whose position was broken: they begin with the earliest event.
+    pub cursors_lost: Vec<String>,
+    /// Positions were lost with the names of their sinks: whichever sink has none begins with the
+    /// earliest event.
+    pub cursors_unknown: bool,
+}
+
+/// The files of an open journal.
+pub(super) struct Files {
+    pub(super) store: Store,
+    pub(super) mark: Mark,
+    pub(super) lock: Lock,
+    pub(super) ages: Ages,
+    /// Which files they are.
+    pub(super) inodes: Vec<Inode>,
+    /// Which journal it is.
+    pub(super) identity: u64,
+}
+
+/// Opens the journal, or begins without it where the disk does not let it be opened: the writer tries
+/// again until it does.
+pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreError> {
+    match open_files(&config.dir, config.sync == Sync::Always, 1) {
+        Ok((files, memory, opened)) => {
+            let mut reader = Store::open_reader(&config.dir)?;
+            reader.set_ages(files.ages.clone());
+            Ok((start(config, memory, Some(reader), Some(files)), opened))
+        }
+        Err(error) if error.forbids_start() => Err(error),
+        Err(error) => Ok(begin_in_memory(config, &error)),
+    }
+}
+
+fn start(
+    config: &config::Journal,
+    memory: Memory,
+    reader: Option<Store>,
+    files: Option<Files>,
+) -> Journal {
+    let reader = Some(Reader::new(reader));
+    let shared = Shared::new(memory, reader, config.sync, Limits::of(config));
+    let journal = Journal(Arc::new(shared));
+    writer::start(&journal.0, files);
+    journal
+}
+
+/// Numbers are assigned that no earlier run can have reached: microseconds since 1970.
+fn begin_in_memory(config: &config::Journal, error: &StoreError) -> (Journal, Opened) {
+    let reason = error.describe();
+    error!(
+        reason,
+        dir = %config.dir.display(),
+        "the journal cannot be opened; events are kept in memory until it can"
+    );
+    // Often it can still be read.
+    let MarkContent { marked, anchor, .. } = mark::read(&config.dir);
+    let first = clock::now_micros().max(marked.last.saturating_add(2 * LEFT_OUT));
+    let opened = Opened {
+        heartbeat: anchor.as_ref().map(|anchor| anchor.wall),
+        downtime: anchor.as_ref().map(Anchor::ago),
+        ..Opened::default()
+    };
+    let memory = Memory::new(first, vec![(first, None)], first, Health::Degraded(reason));
+    (start(config, memory, None, None), opened)
+}
+
+/// Opens the files and begins a run in them that assigns no number below `at_least`.
+pub(super) fn open_files(
+    dir: &Path,
+    always_sync: bool,
+    at_least: Seq,
+) -> Result<(Files, Memory, Opened), StoreError> {
+    directory::make(dir)?;
+    let lock = directory::lock(dir)?;
+    directory::restrict(dir);
+    let (mut mark, content) = Mark::open(dir)?;
+    let begin = |recovered| {
+        directory::put_recovered_in_place(dir)?;
+        begin_run(Store::open(dir, always_sync)?, &content, at_least, recovered)
+    };
+    let (run, mut opened) = match begin(false) {
+        Err(error) if error.is_corrupt() => {
+            let recovered = recovery::recover(dir, content.marked, None)?;
+            let (run, mut opened) = begin(true)?;
+            opened.lost += recovered.lost;
+            opened.set_aside = recovered.set_aside;
+            opened.cursors_unknown = recovered.cursors_unknown;
+            (run, opened)
+        }
+        begun => begun?,
+    };
+    opened.heartbeat = opened.heartbeat.map(|at| at.saturating_sub(millis(content.unreported)));
+    opened.downtime = opened.downtime.map(|time| time + content.unreported);
+    let BegunRun { store, mut memory, ages } = run;
+    if opened.lost > 0 {
+        error!(lost = opened.lost, "events that were in the journal are gone");
+    }
+    memory.cursors.unknown = opened.cursors_unknown;
+    mark.set(Marked { last: memory.numbers.last, events: opened.events }, &ages)?;
+    let (inodes, identity) = (directory::inodes(dir), store.identity()?);
+    directory::restrict(dir);
+    Ok((Files { store, mark, lock, ages, inodes, identity }, memory, opened))
+}
+
+/// A run that has begun.
+struct BegunRun {
+    store: Store,
+    memory: Memory,
+    ages: Ages,
+}
+
+/// Begins a run in the database. Reads all the rows that every start reads: a database of a
+/// newer format is left untouched, and what is broken further inside is found when it is read.
+fn begin_run(
+    mut store: Store,
+    content: &MarkContent,
+    at_least: Seq,
+    recovered: bool,
+) -> Result<(BegunRun, Opened), StoreError> {
+    let ages = go_on_with_time(&mut store, content.anchor.as_ref())?;
+    let mut opened = Opened::default();
+    let first = store.bounds()?.map_or(0, |(first, _)| first);
+    // What retention has removed was there.
+    let last = store.last_kept()?;
+    let cursors = store.cursors()?;
+    let accepted = cursors.iter().filter_map(|cursor| cursor.seq).max().unwrap_or(0);
+    // What a sink has accepted had a number, and what was marked as written had one.
+    let known = content.marked.last.max(accepted);
+    opened.lost = lost_at_start(&store, first, last, accepted, content.marked, recovered)?;
+    let next = store.begin_run(known, opened.lost, at_least)?;
+    let runs = store.runs()?;
+    set_downtime(&mut opened, content.anchor.as_ref(), store.heartbeat()?);
+    let oldest = store.bounds()?.map_or(next, |(first, _)| first);
+    opened.events = assigned_between(&runs, oldest.saturating_sub(1), last);
+    let mut memory = Memory::new(next, runs, oldest, Health::Sound);
+    memory.received_before(store.from(last)?.map_or(0, |record| record.event.received));
+    for saved in cursors {
+        let at = saved.seq.filter(|seq| *seq < next).unwrap_or_else(|| {
+            warn!(
+                sink = saved.sink,
+                "the sink's position was broken; beginning with the earliest event"
+            );
+            opened.cursors_lost.push(saved.sink.clone());
+            oldest.saturating_sub(1)
+        });
+        // It holds back retention until it is known which sinks there are: see [`Journal::sinks`].
+        memory.cursors.by_sink.insert(saved.sink.into(), Cursor::new(at, Some(at)));
+    }
+    store.replays()?;
+    memory.count_letters(store.letters_of_sinks()?);
+    memory.budget = StateBudget::of(store.state_sizes()?);
+    memory.disk.size = store.size()?;
+    Ok((BegunRun { store, memory, ages }, opened))
+}
+
+/// How many events are missing at the end.
+fn lost_at_start(
+    store: &Store,
+    first: Seq,
+    last: Seq,
+    accepted: Seq,
+    marked: Marked,
+    recovered: bool,
+) -> Result<u64, StoreError> {
+    let runs = store.runs()?;
+    let lost = if marked.last > last || recovered {
+        // The write-ahead log was lost or cut, or the whole database; perhaps the runs with it.
+        marked.events.saturating_sub(assigned_between(&runs, first.saturating_sub(1), last))
+    } else {
+        assigned_between(&runs, last, accepted)
+    };
+    // In front of the end only retention removes, or what a recovery has not found.
+    let most = if recovered { u64::MAX } else { marked.last.max(accepted).saturating_sub(last) };
+    Ok(lost.min(most))
+}
+
+fn set_downtime(opened: &mut Opened, anchor: Option<&Anchor>, heartbeat: Option<UnixMillis>) {
+    opened.heartbeat = anchor.map(|anchor| anchor.wall).or(heartbeat);
+    opened.downtime_is_certain = anchor.is_some_and(Anchor::is_of_this_boot);
+    opened.downtime = match (anchor, opened.heartbeat) {
+        (Some(anchor), _) => Some(anchor.ago()),
+        (None, Some(at)) => clock::now().checked_sub(at).map(Duration::from_millis),
+        (None, None) => None,
+    };
+}
+
+/// Carries the journal's time on from where it stood, and never back.
+fn go_on_with_time(store: &mut Store, anchor: Option<&Anchor>) -> Result<Ages, StoreError> {
+    let anchor = match (anchor, store.last_time()?) {
+        (Some(anchor), Some((time, _))) => {
+            Some(Anchor { time: anchor.time.max(time), ..anchor.clone() })
+        }
+        (Some(anchor), None) => Some(anchor.clone()),
+        // The mark is lost: the last event is the last word.
+        (None, Some((time, wall))) => {
+            Some(Anchor { time, wall, since_boot: 0, boot: String::new(), off: None })
+        }
+        (None, None) => None,
+    };
+    let ages = Ages::from_here(anchor.as_ref(), store.offs()?);
+    store.set_offs(ages.offs())?;
+    store.set_ages(ages.clone());
+    Ok(ages)
+}

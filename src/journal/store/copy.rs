@@ -1,0 +1,138 @@
+//! Copies what can be read of a broken database into a new one.
+//!
+//! Events are read from the front to the first row that cannot be read, and from the back to the last:
+//! the newest are those that somebody still waits for. What lies between two broken places is lost, and
+//! counted. Of the other tables all is taken, or what stands before the first error.
+
+use rusqlite::{Connection, params};
+use tracing::error;
+
+use super::{Store, begin, events, numbers, schema, signed, state};
+use crate::{
+    base::{clock, event::Seq},
+    journal::{
+        batch,
+        error::StoreError,
+        runs::{self, Run},
+    },
+};
+
+#[derive(Debug, Default)]
+pub(in crate::journal) struct Copied {
+    /// How many events.
+    pub(in crate::journal) events: u64,
+    /// The runs as they were written down, or as they show in the events themselves.
+    pub(in crate::journal) runs: Vec<Run>,
+    /// Positions were lost, and it is not known whose.
+    pub(in crate::journal) cursors_unknown: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Forward,
+    Backward,
+}
+
+impl Store {
+    /// Copies all that can be read of this database into `new`.
+    pub(in crate::journal) fn copy_into(&self, new: &Self) -> Result<Copied, StoreError> {
+        let transaction = begin(&new.db)?;
+        let timed = |table| schema::has_time(&self.db, table).unwrap_or(true);
+        let rows = |direction, border| {
+            copy_rows(&self.db, &transaction, timed("batches"), direction, border)
+        };
+        let (through, front) = rows(Direction::Forward, 0)?;
+        let (_, back) = rows(Direction::Backward, through)?;
+        let events = front + back;
+        let cursors_unknown = self.copy_cursors(&transaction)?;
+        // What was written of them stays, whatever stands behind it.
+        if let Err(error) = self.copy_letters(&transaction, timed("dead_letters")) {
+            error!(%error, "dead letters are lost");
+        }
+        // A file from before the table has none, and what is lost of it is fetched again.
+        for element in self.state().unwrap_or_default() {
+            state::write(&transaction, &element)?;
+        }
+        transaction.commit()?;
+        for replay in self.replays().unwrap_or_default() {
+            new.request_replay(&replay, clock::now())?;
+        }
+        // Without them, ages are counted from the last time the machine was off.
+        new.set_offs(&self.offs().unwrap_or_default())?;
+        new.set_removed(self.removed().unwrap_or(0))?;
+        let known = self.runs().ok().filter(|runs| !runs.is_empty());
+        let runs = known
+            .map_or_else(|| Ok(runs::from_rows(new.rows()?.into_iter())), Ok::<_, StoreError>)?;
+        Ok(Copied { events, runs, cursors_unknown })
+    }
+
+    /// Answers whether some are lost.
+    fn copy_cursors(&self, new: &Connection) -> Result<bool, StoreError> {
+        let cursors = match self.cursors() {
+            Ok(cursors) => cursors,
+            Err(error) => {
+                error!(%error, "the positions of the sinks are lost; they begin with the earliest event");
+                return Ok(true);
+            }
+        };
+        let mut lost = false;
+        for cursor in cursors {
+            match cursor.seq {
+                Some(seq) => numbers::set_cursor(new, &cursor.sink, seq)?,
+                None => lost = true,
+            }
+        }
+        Ok(lost)
+    }
+}
+
+/// Copies sound rows of events from one end, until a row cannot be read or the numbers come to `border`.
+/// Answers the number that it came to, and how many events.
+fn copy_rows(
+    old: &Connection,
+    new: &Connection,
+    timed: bool,
+    direction: Direction,
+    border: Seq,
+) -> Result<(Seq, u64), StoreError> {
+    let (order, forward) = match direction {
+        Direction::Forward => ("ASC", true),
+        Direction::Backward => ("DESC", false),
+    };
+    let time = if timed { "time" } else { "NULL" };
+    let sql = format!(
+        "SELECT first, count, received, crc, body, {time} FROM batches ORDER BY first {order}"
+    );
+    let mut insert = new.prepare(
+        "INSERT INTO batches(first, count, received, crc, body, time) VALUES(?1,?2,?3,?4,?5,?6)",
+    )?;
+    let mut at = if forward { 0 } else { Seq::MAX };
+    let mut copied = 0;
+    let Ok(mut statement) = old.prepare(&sql) else { return Ok((at, copied)) };
+    let Ok(mut rows) = statement.query([]) else { return Ok((at, copied)) };
+    while let Ok(Some(row)) = rows.next() {
+        let read = || {
+            let batch = events::row(row).ok()?;
+            let body = row.get_ref(4).ok()?.as_blob().ok()?;
+            let (sum, time) = (row.get::<_, u32>(3).ok()?, row.get::<_, Option<i64>>(5).ok()?);
+            (batch::sum(batch, body) == sum).then_some((batch, batch.last()?, sum, body, time))
+        };
+        let Some((batch, last, sum, body, time)) = read() else { continue };
+        // A page that leads the wrong way would be read for ever.
+        let goes_on = if forward { batch.first > at } else { last < at && batch.first > border };
+        if !goes_on {
+            break;
+        }
+        insert.execute(params![
+            signed(batch.first),
+            signed(batch.count),
+            signed(batch.received),
+            sum,
+            body,
+            time
+        ])?;
+        copied += batch.count;
+        at = if forward { last } else { batch.first };
+    }
+    Ok((at, copied))
+}

@@ -1,0 +1,88 @@
+//! What is known of each channel's session, element by element.
+
+use rusqlite::{Connection, params};
+
+use super::{Store, signed, sum_texts, to_usize, unsigned};
+use crate::{base::clock::UnixMillis, journal::error::StoreError};
+
+/// An element of a channel's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateElement {
+    /// The channel's label.
+    pub channel: Box<str>,
+    /// The element's name.
+    pub element: Box<str>,
+    /// Its value as JSON; `None`: it is gone.
+    pub value: Option<Box<str>>,
+    /// When it became that, or was gone.
+    pub at: UnixMillis,
+}
+
+/// How large the value of an element is.
+#[derive(Debug)]
+pub(in crate::journal) struct ElementSize {
+    pub(in crate::journal) channel: Box<str>,
+    pub(in crate::journal) element: Box<str>,
+    pub(in crate::journal) value: usize,
+}
+
+impl Store {
+    /// All elements of all channels' states whose sum is right.
+    pub(in crate::journal) fn state(&self) -> Result<Vec<StateElement>, StoreError> {
+        let mut statement =
+            self.db.prepare("SELECT channel, element, value, at, crc FROM state")?;
+        let mut rows = statement.query([])?;
+        let mut state = Vec::new();
+        while let Some(row) = rows.next()? {
+            let element = StateElement {
+                channel: row.get::<_, String>(0)?.into(),
+                element: row.get::<_, String>(1)?.into(),
+                value: Some(row.get::<_, String>(2)?.into()),
+                at: unsigned(row.get(3)?),
+            };
+            if row.get::<_, u32>(4)? == sum(&element) {
+                state.push(element);
+            }
+        }
+        Ok(state)
+    }
+
+    pub(in crate::journal) fn state_sizes(&self) -> Result<Vec<ElementSize>, StoreError> {
+        let mut statement =
+            self.db.prepare("SELECT channel, element, octet_length(value) FROM state")?;
+        let rows = statement.query_map([], |row| {
+            let (channel, element): (String, String) = (row.get(0)?, row.get(1)?);
+            let value = to_usize(row.get(2)?).unwrap_or(0);
+            Ok(ElementSize { channel: channel.into(), element: element.into(), value })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+/// Writes it over what was there.
+pub(super) fn write(db: &Connection, element: &StateElement) -> Result<(), StoreError> {
+    let (channel, name) = (&element.channel, &element.element);
+    match &element.value {
+        Some(value) => db
+            .prepare_cached(
+                "INSERT OR REPLACE INTO state(channel, element, value, at, crc)
+                 VALUES(?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![channel, name, value, signed(element.at), sum(element)])?,
+        None => db
+            .prepare_cached("DELETE FROM state WHERE channel = ?1 AND element = ?2")?
+            .execute([channel, name])?,
+    };
+    Ok(())
+}
+
+fn sum(element: &StateElement) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    let value = element.value.as_deref().unwrap_or_default();
+    sum_texts(
+        &mut crc,
+        &[element.channel.as_bytes(), element.element.as_bytes(), value.as_bytes()],
+    );
+    crc.update(&element.at.to_le_bytes());
+    crc.finalize()
+}

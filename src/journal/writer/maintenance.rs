@@ -1,0 +1,200 @@
+//! The limits: size, age, free space, and the length of the write-ahead log; and what other processes have
+//! asked for.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::Writer;
+use crate::{
+    base::event::Seq,
+    journal::{directory, error::StoreError},
+};
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Part of `max_size` that is removed at once when it is exceeded.
+const REMOVE_SHARE: u64 = 20;
+
+/// So much of the write-ahead log is moved into the database at once, by the syncer.
+const CHECKPOINT: u64 = 4 * 1024 * 1024;
+
+/// A write-ahead log of this size (somebody was reading in it for long) is moved as a whole and cut; so is
+/// one of a quarter of `max_size`, for it takes its space beside the database.
+const LONGEST_LOG: u64 = 64 * 1024 * 1024;
+
+/// A shorter one is not cut: each time costs two syncs.
+const SHORTEST_LOG: u64 = 512 * 1024;
+
+impl Writer {
+    /// Looks after the limits once in a while, and at what has failed.
+    pub(super) fn maintain_when_due(&mut self) {
+        if self.store.is_none() {
+            return;
+        }
+        if self.syncing.has_failed() {
+            self.in_doubt = true;
+            self.degrade("a sync failed".into());
+            return;
+        }
+        if self.shared.lock().disk.corrupt {
+            self.degrade_corrupt();
+            return;
+        }
+        let now = Instant::now();
+        if now < self.maintenance_at && !self.much_was_written() {
+            return;
+        }
+        self.maintenance_at = now + INTERVAL;
+        if self.was_replaced() {
+            return;
+        }
+        if let Err(failure) = self.maintain() {
+            self.failed(&failure);
+        }
+    }
+
+    /// A burst may fill the disk between two times.
+    fn much_was_written(&self) -> bool {
+        let limits = &self.shared.limits;
+        let Some(dir) = &limits.dir else { return false };
+        // A quarter of the free space may be gone before it is looked at again.
+        let due = (limits.max_size / REMOVE_SHARE).min(match limits.min_free {
+            0 => u64::MAX,
+            free => free / 4,
+        });
+        self.written_since > due || directory::wal_size(dir) > self.longest_log()
+    }
+
+    fn longest_log(&self) -> u64 {
+        (self.shared.limits.max_size / 4).clamp(SHORTEST_LOG, LONGEST_LOG)
+    }
+
+    fn maintain(&mut self) -> Result<(), StoreError> {
+        let Some(dir) = self.shared.limits.dir.clone() else { return Ok(()) };
+        self.written_since = 0;
+        let (delivered, held) = {
+            let memory = self.shared.lock();
+            (memory.delivered(), memory.marked(memory.numbers.written).events)
+        };
+        let longest_log = self.longest_log();
+        let Some(store) = &mut self.store else { return Ok(()) };
+        if directory::wal_size(&dir) > longest_log {
+            store.checkpoint(true)?;
+        } else if store.unmoved_log()? > CHECKPOINT {
+            self.syncing.move_log();
+        }
+        let limits = &self.shared.limits;
+        // Too old for any sink; and delivered, and too old for history.
+        store.remove_older(limits.max_age, Seq::MAX)?;
+        store.remove_older(limits.keep_delivered, delivered)?;
+        let mut size = store.size()?;
+        if size > limits.max_size {
+            // What are no events has budgets of its own.
+            let others = store.other_bytes()?;
+            while size.saturating_sub(others) > limits.max_size && store.bounds()?.is_some() {
+                store.remove_oldest((held / REMOVE_SHARE).max(1))?;
+                size = store.size()?;
+            }
+        }
+        let free = directory::free_space(&dir).unwrap_or(u64::MAX);
+        if free < limits.min_free {
+            // What every sink has goes; the freed pages are used again.
+            store.remove_through(delivered)?;
+            if !std::mem::replace(&mut self.low, true) {
+                warn!("the disk is nearly full; the journal's history is deleted");
+            }
+        } else {
+            self.low = false;
+        }
+        let full = free < limits.min_free / 2;
+        self.refresh_figures(size)?;
+        if full {
+            self.degrade("the disk is full".into());
+        }
+        Ok(())
+    }
+
+    /// Brings the figures up to date, and looks for what other processes have asked for.
+    fn refresh_figures(&mut self, size: u64) -> Result<(), StoreError> {
+        let Some(store) = &mut self.store else { return Ok(()) };
+        let bounds = store.bounds()?;
+        let version = store.data_version()?;
+        let asked = std::mem::replace(&mut self.data_version, version) != version;
+        let letters = (asked || std::mem::take(&mut self.recount))
+            .then(|| store.letters_of_sinks())
+            .transpose()?;
+        let mut waiting = Vec::new();
+        for (sink, at) in self.shared.lock().behind_ring() {
+            waiting.push((sink, store.waited_since(at + 1)?));
+        }
+        let mut memory = self.shared.lock();
+        memory.numbers.oldest = bounds.map_or(memory.numbers.written + 1, |(first, _)| first);
+        memory.disk.size = size;
+        let recounted = letters.is_some();
+        if let Some(letters) = letters {
+            memory.count_letters(letters);
+        }
+        for (sink, waits) in waiting {
+            if let Some(cursor) = memory.cursors.by_sink.get_mut(&sink) {
+                cursor.waits = waits;
+            }
+        }
+        let pruned = memory.prune_runs();
+        let marked = memory.marked(memory.numbers.written);
+        drop(memory);
+        if let Some(before) = pruned {
+            store.prune_runs(before)?;
+        }
+        if recounted {
+            // A sink that was held because its letters had no room may go on.
+            self.shared.made_progress();
+        }
+        if asked {
+            self.shared.signals.requests.send_modify(|count| *count += 1);
+        }
+        self.files.as_mut().map_or(Ok(()), |files| files.mark.refresh(marked, &files.ages))
+    }
+
+    /// Deletes history on a full disk; answers whether there was any.
+    pub(super) fn make_room(&mut self) -> bool {
+        let delivered = self.shared.lock().delivered();
+        let Some(store) = &mut self.store else { return false };
+        // A full disk leaves no room for the removal itself but in a log that was emptied.
+        let removed = store
+            .remove_through(delivered)
+            .or_else(|_| store.checkpoint(true).and_then(|()| store.remove_through(delivered)));
+        // Where this fails too, the caller finds the disk as full as it was.
+        let removed = removed.unwrap_or(0);
+        if removed == 0 {
+            return false;
+        }
+        warn!(removed, "the disk is full; the journal's history was deleted");
+        if let Ok(bounds) = store.bounds() {
+            let mut memory = self.shared.lock();
+            memory.numbers.oldest = bounds.map_or(memory.numbers.written + 1, |(first, _)| first);
+        }
+        store.checkpoint(true).is_ok()
+    }
+
+    /// Sees whether somebody has removed or replaced the files, which stay open here and would be written
+    /// on without a trace.
+    fn was_replaced(&mut self) -> bool {
+        let (Some(dir), Some(files)) = (&self.shared.limits.dir, &self.files) else { return false };
+        let now = directory::inodes(dir);
+        if now == files.inodes {
+            return false;
+        }
+        // Where the database is still the one that is open, nothing of it may be lost with its log.
+        if now.first() == files.inodes.first()
+            && let Some(store) = &self.store
+            && let Err(error) = store.checkpoint(true)
+        {
+            warn!(error = error.describe(), "the journal's log was not moved");
+        }
+        self.degrade("its files were removed or replaced".into());
+        self.retry_at = Instant::now();
+        true
+    }
+}

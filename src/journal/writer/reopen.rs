@@ -1,0 +1,214 @@
+//! Degraded, and back: after a failure events live in memory, and the files are tried again until they can
+//! be used.
+
+use std::{path::Path, time::Duration};
+
+use tokio::time::Instant;
+use tracing::{error, info};
+
+use super::{Known, Writer};
+use crate::{
+    base::clock,
+    config::Sync,
+    journal::{
+        Health, directory, error::StoreError, mark::Mark, open, reader::Reader, recovery,
+        store::Store,
+    },
+};
+
+/// How long a failing disk is left alone before it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The same after a recovery that failed: it reads the whole file each time.
+const RETRY_RECOVERY: Duration = Duration::from_secs(30);
+
+/// Why a journal is degraded whose content is broken.
+const CORRUPT: &str = "the file is broken";
+
+impl Writer {
+    pub(super) fn degrade(&mut self, reason: String) {
+        let mut memory = self.shared.lock();
+        if !matches!(memory.disk.health, Health::Degraded(_)) {
+            error!(reason, "the journal cannot be written; events are kept in memory");
+        }
+        memory.disk.health = Health::Degraded(reason);
+        self.shared.evict(&mut memory);
+        self.shared.publish(&memory);
+        drop(memory);
+        self.shared.made_progress();
+        self.store = None;
+        self.retry_at = Instant::now() + RETRY;
+    }
+
+    /// The file is to be recovered at once.
+    pub(super) fn degrade_corrupt(&mut self) {
+        self.shared.lock().disk.corrupt = true;
+        self.degrade(CORRUPT.into());
+        self.retry_at = Instant::now();
+    }
+
+    /// Tries the files again.
+    pub(super) fn reopen(&mut self) {
+        let Some(dir) = self.shared.limits.dir.clone() else { return };
+        let corrupt = self.shared.lock().disk.corrupt;
+        self.retry_at = Instant::now() + if corrupt { RETRY_RECOVERY } else { RETRY };
+        let reopened = match self.files.take() {
+            None => self.open_late(&dir),
+            Some(mut files) => {
+                let reopened = self.try_reopen(&dir, &mut files, corrupt);
+                self.files = Some(files);
+                reopened
+            }
+        };
+        match reopened {
+            Ok(()) => {
+                info!("the journal works again");
+                self.maintenance_at = Instant::now();
+                self.recount = true;
+                self.shared.made_progress();
+            }
+            Err(failure) if failure.is_corrupt() && !corrupt => self.degrade_corrupt(),
+            // What was broken stays so until it was recovered, whatever hinders that now.
+            Err(failure) if corrupt => {
+                error!(error = failure.describe(), "the broken journal cannot be recovered now");
+            }
+            Err(failure) => {
+                let mut memory = self.shared.lock();
+                memory.disk.health = Health::Degraded(failure.describe());
+                self.shared.publish(&memory);
+            }
+        }
+    }
+
+    /// Opens the files for the first time, after events were taken in: what stands in them is from
+    /// before. Sinks have gone on with what is new, so that what they had still to get of the old is
+    /// handed to them as a replay.
+    fn open_late(&mut self, dir: &Path) -> Result<(), StoreError> {
+        let first = self.shared.lock().numbers.runs.first().map_or(1, |(first, _)| *first);
+        let always_sync = self.shared.sync == Sync::Always;
+        let (files, found, _) = open::open_files(dir, always_sync, first)?;
+        if found.numbers.last + 1 != first {
+            return Err(StoreError::Numbers);
+        }
+        let mut reader = Store::open_reader(dir)?;
+        reader.set_ages(files.ages.clone());
+        let before = files.store.last_kept()?.min(first.saturating_sub(1));
+        let backlogs = self.shared.lock().adopt(found, before);
+        for replay in &backlogs {
+            files.store.request_replay(replay, clock::now())?;
+        }
+        self.adopt(files);
+        if let Some(old) = &self.shared.reader {
+            old.replace(reader);
+        }
+        let mut memory = self.shared.lock();
+        memory.disk.health = Health::Sound;
+        memory.disk.corrupt = false;
+        self.shared.publish(&memory);
+        drop(memory);
+        self.shared.signals.requests.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Opens the files again. What a failed sync left in doubt is written again by the checkpoint.
+    fn try_reopen(
+        &mut self,
+        dir: &Path,
+        files: &mut Known,
+        corrupt: bool,
+    ) -> Result<(), StoreError> {
+        directory::make(dir)?;
+        // A little more than where it was given up, so that it is not given up again at once.
+        let least = self.shared.limits.min_free / 4 * 3;
+        if directory::free_space(dir).is_some_and(|free| free < least) {
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(StoreError::Io { path: dir.to_owned(), source });
+        }
+        // The directory may be another one than before: mounted anew, or restored.
+        files.lock = None;
+        files.lock = Some(directory::lock(dir)?);
+        files.mark = Mark::open(dir)?.0.with(self.shared.unreported.clone());
+        let (marked, runs) = {
+            let memory = self.shared.lock();
+            (memory.marked(memory.numbers.written), memory.numbers.runs.clone())
+        };
+        if corrupt {
+            let lost = recovery::recover(dir, marked, Some(&runs))?.lost;
+            if lost > 0 {
+                error!(lost, "events that were in the journal are gone");
+            }
+        }
+        let replaced = directory::inodes(dir).first() != files.inodes.first();
+        if self.in_doubt {
+            // The file is given up only for a disk that takes something again.
+            files.mark.set(marked, &files.ages)?;
+            files.mark.sync()?;
+        }
+        if self.in_doubt || replaced {
+            // Nothing that is remembered of the file may be read any more.
+            self.shared.reader.as_ref().map_or(Ok(()), Reader::close)?;
+        }
+        if replaced {
+            // Nor may the log of a file that is gone stand beside a new one.
+            directory::remove_orphans(dir)?;
+        }
+        let store = self.open_ours(dir, files, corrupt)?;
+        store.set_runs(&runs)?;
+        let letters: u64 = store.letters_of_sinks()?.iter().map(|(_, letters)| letters.count).sum();
+        store.checkpoint(true)?;
+        store.probe()?;
+        let mut reader = Store::open_reader(dir)?;
+        reader.set_ages(files.ages.clone());
+        let bounds = store.bounds()?;
+        if let Some(old) = &self.shared.reader {
+            old.replace(reader);
+        }
+        directory::restrict(dir);
+        files.inodes = directory::inodes(dir);
+        self.store = Some(store);
+        self.go_on(bounds, letters);
+        Ok(())
+    }
+
+    /// Opens the database, and reads what every opening reads; another journal's is set aside.
+    fn open_ours(&self, dir: &Path, files: &Known, recovered: bool) -> Result<Store, StoreError> {
+        let open = || {
+            directory::put_recovered_in_place(dir)?;
+            let store = Store::open(dir, self.shared.sync == Sync::Always)?;
+            store.bounds()?;
+            store.runs()?;
+            store.cursors()?;
+            store.replays()?;
+            store.letters_of_sinks()?;
+            store.size()?;
+            Ok::<_, StoreError>(store)
+        };
+        let mut store = open()?;
+        // One that was recovered just now is ours.
+        if !recovered && store.identity()? != files.identity && store.bounds()?.is_some() {
+            store.abandon()?;
+            directory::set_foreign_aside(dir)?;
+            store = open()?;
+        }
+        store.set_ages(files.ages.clone());
+        store.set_identity(files.identity)?;
+        Ok(store)
+    }
+
+    /// The files are open again, and hold these events and so many dead letters.
+    fn go_on(&mut self, bounds: Option<(u64, u64)>, letters: u64) {
+        let mut memory = self.shared.lock();
+        let known: u64 = memory.letters.values().map(|letters| letters.count).sum();
+        let waiting = memory.pending.dead_letters().count();
+        let known = known.saturating_sub(u64::try_from(waiting).unwrap_or(0));
+        if letters < known {
+            error!(lost = known - letters, "dead letters that were in the journal are gone");
+        }
+        memory.reopened(bounds);
+        self.shared.publish(&memory);
+        let written = memory.numbers.written;
+        drop(memory);
+        self.in_doubt = false;
+        self.syncing.reset(written);
+    }
+}
