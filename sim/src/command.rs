@@ -11,10 +11,11 @@ use tokio::time::Instant;
 
 use crate::{clock, secret::Secret};
 use crate::{
+    connection::{CommandRecord, ServerConnection},
     frame,
-    line::{CommandRecord, Line},
     options::Success,
-    world::{NOTIFICATIONS, World, count, put_display, put_string},
+    text::{put_display, put_string},
+    world::{NOTIFICATIONS, World},
 };
 
 /// The code that is sent without a nonce.
@@ -70,43 +71,47 @@ struct Request {
 type Refused = (String, String);
 
 /// Takes a command, acts on it, and sends the response.
-pub(crate) fn answer(world: &World, line: &Arc<Line>, text: &str, in_time: bool) {
-    count(&world.counters.commands);
+pub(crate) fn answer(world: &World, connection: &Arc<ServerConnection>, text: &str, in_time: bool) {
+    world.count(|stats| stats.commands += 1);
     let Ok(command) = serde_json::from_str::<Command>(text) else {
         let refused = refusal("invalid_message", "the message could not be processed");
-        note(
-            line,
+        record_refused(
+            connection,
             Command { kind: String::new(), nonce: None, data: Request::default() },
             &refused,
         );
-        respond_error(world, line, None, &refused);
+        respond_error(world, connection, None, &refused);
         return;
     };
     let outcome = if in_time {
-        obey(world, line, &command)
+        execute(world, connection, &command)
     } else {
-        count(&world.counters.rate_limited);
+        world.count(|stats| stats.rate_limited += 1);
         Err(refusal(RATE_LIMITED, "rate limit exceeded"))
     };
     match outcome {
         Ok(data) => {
             let nonce = command.nonce.clone();
-            record(line, command, None);
-            respond(world, line, nonce.as_deref(), |text| {
+            record(connection, command, None);
+            respond(world, connection, nonce.as_deref(), |text| {
                 text.extend_from_slice(br#","data":"#);
                 put_display(text, data);
             });
         }
         Err(refused) => {
             let nonce = command.nonce.clone().filter(|_| refused.0 != RATE_LIMITED);
-            note(line, command, &refused);
-            respond_error(world, line, nonce.as_deref(), &refused);
+            record_refused(connection, command, &refused);
+            respond_error(world, connection, nonce.as_deref(), &refused);
         }
     }
 }
 
 /// Does what the command says; returns the data of the response.
-fn obey(world: &World, line: &Arc<Line>, command: &Command) -> Result<Value, Refused> {
+fn execute(
+    world: &World,
+    connection: &Arc<ServerConnection>,
+    command: &Command,
+) -> Result<Value, Refused> {
     let Command { kind, data, .. } = command;
     let (topic, asked) = (data.topic.as_str(), data.room.as_deref());
     if !matches!(kind.as_str(), "subscribe" | "unsubscribe") {
@@ -122,12 +127,12 @@ fn obey(world: &World, line: &Arc<Line>, command: &Command) -> Result<Value, Ref
     }
     if kind == "unsubscribe" {
         let room = asked.filter(|room| !room.is_empty()).map(|r| world.options.canonical.of(r));
-        world.unsubscribe(line, topic, room.as_deref());
+        world.unsubscribe(connection, topic, room.as_deref());
         let text = "successfully unsubscribed from topic";
         return Ok(success(world, text, topic, room.as_deref().unwrap_or_default()));
     }
     let room = authorise(world, data)?;
-    let full = line.subscriptions(|all| {
+    let full = connection.subscriptions(|all| {
         let more = !all.contains(&(topic.to_owned(), room.clone()));
         world.options.subscriptions_per_connection.filter(|&limit| more && all.len() >= limit)
     });
@@ -136,7 +141,7 @@ fn obey(world: &World, line: &Arc<Line>, command: &Command) -> Result<Value, Ref
         return Err(refusal("err_bad_request", &text));
     }
     if topic != NOTIFICATIONS {
-        world.subscribe(line, topic, &room);
+        world.subscribe(connection, topic, &room);
     }
     Ok(success(world, "successfully subscribed to topic", topic, &room))
 }
@@ -159,7 +164,7 @@ fn authorise(world: &World, data: &Request) -> Result<String, Refused> {
         if !kind_fits {
             return Err(unauthorised("invalid token type"));
         }
-        if !token.sees(&room) || !token.hears(&data.topic) {
+        if !token.may_access(&room) || !token.may_subscribe(&data.topic) {
             return Err(unauthorised("the token has no permission for this topic and room"));
         }
     }
@@ -178,8 +183,13 @@ fn refusal(code: &str, text: &str) -> Refused {
     (code.to_owned(), text.to_owned())
 }
 
-fn respond_error(world: &World, line: &Line, nonce: Option<&str>, (code, message): &Refused) {
-    respond(world, line, nonce, |text| {
+fn respond_error(
+    world: &World,
+    connection: &ServerConnection,
+    nonce: Option<&str>,
+    (code, message): &Refused,
+) {
+    respond(world, connection, nonce, |text| {
         text.extend_from_slice(br#","error":"#);
         put_string(text, code);
         text.extend_from_slice(br#","data":{"message":"#);
@@ -188,7 +198,12 @@ fn respond_error(world: &World, line: &Line, nonce: Option<&str>, (code, message
     });
 }
 
-fn respond(world: &World, line: &Line, nonce: Option<&str>, put: impl FnOnce(&mut Vec<u8>)) {
+fn respond(
+    world: &World,
+    connection: &ServerConnection,
+    nonce: Option<&str>,
+    put: impl FnOnce(&mut Vec<u8>),
+) {
     let text = world.envelope(world.options.response_type.as_str(), |text| {
         if let Some(nonce) = nonce {
             text.extend_from_slice(br#","nonce":"#);
@@ -196,16 +211,16 @@ fn respond(world: &World, line: &Line, nonce: Option<&str>, put: impl FnOnce(&mu
         }
         put(text);
     });
-    line.say(|buffer| frame::put(buffer, frame::TEXT, &text));
+    connection.send(|buffer| frame::put(buffer, frame::TEXT, &text));
 }
 
-fn note(line: &Line, command: Command, refused: &Refused) {
-    record(line, command, Some(refused.0.clone()));
+fn record_refused(connection: &ServerConnection, command: Command, refused: &Refused) {
+    record(connection, command, Some(refused.0.clone()));
 }
 
-fn record(line: &Line, command: Command, error: Option<String>) {
+fn record(connection: &ServerConnection, command: Command, error: Option<String>) {
     let Command { kind, nonce, data } = command;
-    line.note(CommandRecord {
+    connection.record_command(CommandRecord {
         at: clock::now(),
         kind,
         nonce,

@@ -17,11 +17,10 @@ use serde::Deserialize;
 use serde_json::{Value, json, value::RawValue};
 
 use crate::{
-    faults::{End, Malformed, Reception, Refusal},
-    http::Peer,
-    line::ConnectionId,
+    connection::ConnectionId,
+    faults::{End, Malformed, Reception, Refusal, RestFault},
     load::Load,
-    rest::RestFault,
+    peer::Peer,
     world::World,
 };
 
@@ -198,7 +197,7 @@ impl FaultQuery {
                 Reception::Close { after: self.span(), end: self.code.map_or(End::Fin, End::Close) }
             }
             "accept_silent" => Reception::Silent,
-            "deaf" => Reception::Deaf,
+            "never_upgrades" | "deaf" => Reception::NeverUpgrades,
             _ => return None,
         })
     }
@@ -288,7 +287,7 @@ fn apply_setting(world: &World, query: &FaultQuery) -> bool {
     match query.kind.as_str() {
         "silent" => world.silence(query.connection, on),
         "malformed" => match query.malformed() {
-            Some(malformed) => world.garble(query.connection, malformed),
+            Some(malformed) => world.send_malformed(query.connection, malformed),
             None => return false,
         },
         "error" => world.faults(|faults| {

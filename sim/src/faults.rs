@@ -53,7 +53,7 @@ pub enum Reception {
     /// Accepted, and then not a word: half open.
     Silent,
     /// The TCP connection stands, and the upgrade is never answered.
-    Deaf,
+    NeverUpgrades,
 }
 
 /// How a connection is ended by the server.
@@ -153,6 +153,35 @@ impl Faults {
     pub(crate) fn refusal(&mut self, topic: &str, room: &str) -> Option<(String, String)> {
         let refusal = self.refusals.iter_mut().find_map(|r| r.takes(topic, room).then_some(r))?;
         Some((refusal.error.clone(), refusal.message.clone()))
+    }
+}
+
+/// What happens to one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RestFault {
+    /// It is answered with this status; nothing is done.
+    Status {
+        /// The status.
+        status: u16,
+        /// `Retry-After`, in seconds or as a date.
+        retry_after: Option<String>,
+        /// Whether the error body lacks its opening brace, as the documentation shows it once.
+        broken_body: bool,
+    },
+    /// It is answered late.
+    Delay(Duration),
+    /// It is never answered.
+    Hang,
+    /// It is done, and the connection ends before the answer.
+    DropAfter,
+    /// Nothing happens to it: for a pattern such as "every second".
+    Pass,
+}
+
+impl RestFault {
+    /// Answered with this status.
+    pub fn status(status: u16) -> Self {
+        Self::Status { status, retry_after: None, broken_body: false }
     }
 }
 

@@ -2,7 +2,7 @@
 //! fault says so, dying, side by side in one task.
 //!
 //! Reading goes through the WebSocket library, whose writing half leads nowhere: what is answered is
-//! decided here, so that a silenced line does not even answer a ping.
+//! decided here, so that a silenced connection does not even answer a ping.
 
 use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
@@ -29,10 +29,11 @@ use url::form_urlencoded;
 
 use crate::{
     command::{self, Rate},
+    connection::{Ended, ServerConnection},
     faults::{End, Reception},
     frame,
-    line::{Ended, Line},
-    world::{World, count, put_string},
+    text::put_string,
+    world::World,
 };
 
 /// How long a closed connection waits for the client to close too. Closing a socket on which
@@ -52,29 +53,29 @@ type Reader = WebSocketStream<Join<OwnedReadHalf, Sink>>;
 /// Serves a connection from its first byte to its last.
 pub(crate) async fn serve(mut stream: TcpStream, world: &World) {
     let (reception, delay) = world.with_faults(|faults| (faults.reception(), faults.upgrade_delay));
-    if reception == Reception::Deaf {
-        read_away(&mut stream).await;
+    if reception == Reception::NeverUpgrades {
+        read_to_end(&mut stream).await;
         return;
     }
     pause(delay).await;
     let Some((stream, token)) = upgrade(stream, world, &reception).await else { return };
     let (read, mut write) = stream.into_split();
-    let Some(line) = world.open_line(token.as_deref()) else {
+    let Some(connection) = world.open_connection(token.as_deref()) else {
         let mut last = Vec::new();
         frame::put_close(&mut last, BAD_TOKEN, "invalid reconnect token");
         // A client that is gone already has no need of it.
         write.write_all(&last).await.ok();
-        part(read, write).await;
+        close_gracefully(read, write).await;
         return;
     };
-    line.silence(reception == Reception::Silent);
+    connection.silence(reception == Reception::Silent);
     let reader = WebSocketStream::from_raw_socket(
         tokio::io::join(read, tokio::io::sink()),
         Role::Server,
         None,
     )
     .await;
-    converse(world, &line, &reception, reader, write).await;
+    converse(world, &connection, &reception, reader, write).await;
 }
 
 /// Answers the upgrade. Gives the bare stream, and the reconnect token that came with the request.
@@ -103,50 +104,50 @@ async fn upgrade(
     let config = Some(WebSocketConfig::default());
     let accepted = tokio_tungstenite::accept_hdr_async_with_config(stream, look, config).await;
     if refused.is_some() || accepted.is_ok() {
-        world.attempted(refused, token.is_some());
+        world.record_attempt(refused, token.is_some());
     }
     Some((accepted.ok()?.into_inner(), token))
 }
 
-/// All that goes on while the line stands, and its end.
+/// All that goes on while the connection stands, and its end.
 async fn converse(
     world: &World,
-    line: &Arc<Line>,
+    connection: &Arc<ServerConnection>,
     reception: &Reception,
     mut reader: Reader,
     mut writer: OwnedWriteHalf,
 ) {
-    let (heard, pongs) = watch::channel(Instant::now());
+    let (pong_at, pongs) = watch::channel(Instant::now());
     let reset = tokio::select! {
         // In this order: the welcome comes before the answer to a client in a hurry, and a load at
         // full speed does not keep commands and pings from being read.
         biased;
-        () = line.cut.notified() => true,
-        never = live(world, line, reception, pongs) => match never {},
-        never = die(world, line, reception) => match never {},
+        () = connection.cut.notified() => true,
+        never = heartbeat(world, connection, reception, pongs) => match never {},
+        never = end_on_fault(world, connection, reception) => match never {},
         () = async {
-            read(world, line, &heard, &mut reader).await;
-            line.finish(Ended::Gone, |_| {});
+            read(world, connection, &pong_at, &mut reader).await;
+            connection.finish(Ended::Gone, |_| {});
             // Writing ends by itself now: its last word, the close frame, may still wait.
             sleep(LINGER).await;
         } => false,
-        result = write(world, line, &mut writer) => {
+        result = write(world, connection, &mut writer) => {
             if result.is_err() {
-                line.finish(Ended::Gone, |_| {});
+                connection.finish(Ended::Gone, |_| {});
             }
             false
         }
     };
-    world.close_line(line);
+    world.close_connection(connection);
     let (read, _) = reader.into_inner().into_inner();
     if reset {
         // No lingering: with the read half gone too, the kernel answers with RST.
         writer.as_ref().set_zero_linger().ok();
         writer.forget();
-    } else if line.is_silent() {
+    } else if connection.is_silent() {
         drop((read, writer));
     } else {
-        part(read, writer).await;
+        close_gracefully(read, writer).await;
     }
 }
 
@@ -158,48 +159,52 @@ async fn pause(time: Duration) {
 }
 
 /// Sends FIN, and waits until the client has closed too.
-async fn part(mut read: OwnedReadHalf, mut write: OwnedWriteHalf) {
+async fn close_gracefully(mut read: OwnedReadHalf, mut write: OwnedWriteHalf) {
     let farewell = async {
         if write.shutdown().await.is_ok() {
-            read_away(&mut read).await;
+            read_to_end(&mut read).await;
         }
     };
     timeout(LINGER, farewell).await.ok();
 }
 
 /// Reads until the end of the stream, and forgets it.
-async fn read_away(stream: &mut (impl AsyncReadExt + Unpin)) {
+async fn read_to_end(stream: &mut (impl AsyncReadExt + Unpin)) {
     let mut buffer = [0; 1024];
     while matches!(stream.read(&mut buffer).await, Ok(1..)) {}
 }
 
-/// Writes what waits, until the line ends.
-async fn write(world: &World, line: &Line, writer: &mut OwnedWriteHalf) -> io::Result<()> {
+/// Writes what waits, until the connection ends.
+async fn write(
+    world: &World,
+    connection: &ServerConnection,
+    writer: &mut OwnedWriteHalf,
+) -> io::Result<()> {
     let mut batch = Vec::new();
     loop {
-        if line.take(&mut batch) {
+        if connection.take(&mut batch) {
             world.space.notify_waiters();
             match world.with_faults(|faults| faults.trickle) {
                 None => writer.write_all(&batch).await?,
-                Some(pause) => trickle(line, &batch, pause, writer).await?,
+                Some(pause) => trickle(connection, &batch, pause, writer).await?,
             }
-        } else if line.ended().is_some() {
+        } else if connection.ended().is_some() {
             return Ok(());
         } else {
-            line.wake.notified().await;
+            connection.wake.notified().await;
         }
     }
 }
 
 /// Writes one byte at a time.
 async fn trickle(
-    line: &Line,
+    connection: &ServerConnection,
     batch: &[u8],
     pause: Duration,
     writer: &mut OwnedWriteHalf,
 ) -> io::Result<()> {
     for byte in batch {
-        if line.is_silent() {
+        if connection.is_silent() {
             break;
         }
         writer.write_all(std::slice::from_ref(byte)).await?;
@@ -211,8 +216,8 @@ async fn trickle(
 /// Reads commands and answers them, until the end of the stream.
 async fn read(
     world: &World,
-    line: &Arc<Line>,
-    heard: &watch::Sender<Instant>,
+    connection: &Arc<ServerConnection>,
+    pong_at: &watch::Sender<Instant>,
     reader: &mut Reader,
 ) {
     let mut rate = Rate::new(world.options.commands_per_window);
@@ -223,14 +228,14 @@ async fn read(
             biased;
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 if let Some((_, text, in_time)) = waiting.pop_front() {
-                    command::answer(world, line, &text, in_time);
+                    command::answer(world, connection, &text, in_time);
                 }
                 continue;
             }
             message = reader.next(), if waiting.len() < WAITING_COMMANDS => message,
         };
         let Some(Ok(message)) = message else { return };
-        if line.is_silent() {
+        if connection.is_silent() {
             continue;
         }
         match message {
@@ -239,21 +244,21 @@ async fn read(
                 let delay = world.with_faults(|faults| faults.response_delay);
                 // A response never overtakes an earlier one.
                 if delay.is_zero() && waiting.is_empty() {
-                    command::answer(world, line, &text, in_time);
+                    command::answer(world, connection, &text, in_time);
                 } else {
                     waiting.push_back((Instant::now() + delay, text, in_time));
                 }
             }
             Message::Ping(payload) => {
-                line.say(|buffer| frame::put(buffer, frame::PONG, &payload));
+                connection.send(|buffer| frame::put(buffer, frame::PONG, &payload));
             }
             Message::Pong(_) => {
-                count(&world.counters.pongs);
-                heard.send_replace(Instant::now());
+                world.count(|stats| stats.pongs += 1);
+                pong_at.send_replace(Instant::now());
             }
             Message::Close(close) => {
                 let code = close.map_or(1000, |close| close.code.into());
-                line.finish(Ended::ByClient, |buffer| frame::put_close(buffer, code, ""));
+                connection.finish(Ended::ByClient, |buffer| frame::put_close(buffer, code, ""));
             }
             // "A server ignores binary frames" (revision 2026).
             Message::Binary(_) | Message::Frame(_) => {}
@@ -264,10 +269,10 @@ async fn read(
 /// A future that does not end.
 enum Never {}
 
-/// Welcomes, then pings, and ends the line when no PONG comes.
-async fn live(
+/// Welcomes, then pings, and ends the connection when no PONG comes.
+async fn heartbeat(
     world: &World,
-    line: &Line,
+    connection: &ServerConnection,
     reception: &Reception,
     pongs: watch::Receiver<Instant>,
 ) -> Never {
@@ -277,10 +282,10 @@ async fn live(
         pause(world.with_faults(|faults| faults.welcome_delay)).await;
         let text = world.envelope("welcome", |text| {
             text.extend_from_slice(br#","data":{"client_id":"#);
-            put_string(text, &format!("sim-{:06}", line.id));
+            put_string(text, &format!("sim-{:06}", connection.id));
             text.extend_from_slice(br#","message":"welcome to the simulated Astro"}"#);
         });
-        line.say(|buffer| frame::put(buffer, frame::TEXT, &text));
+        connection.send(|buffer| frame::put(buffer, frame::TEXT, &text));
     }
     let mut ping_at = Instant::now() + options.ping_every;
     loop {
@@ -288,31 +293,35 @@ async fn live(
         let give_up_at = last_pong + options.pong_within;
         sleep_until(ping_at.min(give_up_at)).await;
         if Instant::now() >= ping_at {
-            count(&world.counters.pings);
-            line.say(|buffer| frame::put(buffer, frame::PING, b"astro"));
+            world.count(|stats| stats.pings += 1);
+            connection.send(|buffer| frame::put(buffer, frame::PING, b"astro"));
             ping_at = Instant::now() + options.ping_every;
         }
         let last_pong = *pongs.borrow();
         if Instant::now() >= last_pong + options.pong_within {
-            // A silenced line keeps its TCP connection: that is what half open means.
-            if !line.is_silent() {
-                line.finish(Ended::NoPong, |b| frame::put_close(b, GOING_AWAY, "no pong"));
+            // A silenced connection keeps its TCP connection: that is what half open means.
+            if !connection.is_silent() {
+                connection.finish(Ended::NoPong, |b| frame::put_close(b, GOING_AWAY, "no pong"));
             }
             return std::future::pending().await;
         }
     }
 }
 
-/// Ends the line when its time has come: as it was received, or after it was told to move.
-async fn die(world: &World, line: &Line, reception: &Reception) -> Never {
+/// Ends the connection when its time has come: as it was received, or after it was told to move.
+async fn end_on_fault(
+    world: &World,
+    connection: &ServerConnection,
+    reception: &Reception,
+) -> Never {
     if let Reception::Close { after, end } = reception {
         sleep(*after).await;
-        line.end(*end);
+        connection.end(*end);
     }
-    line.draining.notified().await;
+    connection.draining.notified().await;
     if let Some(grace) = world.options.drain_grace {
         sleep(grace).await;
-        line.end(End::Close(GOING_AWAY));
+        connection.end(End::Close(GOING_AWAY));
     }
     std::future::pending().await
 }

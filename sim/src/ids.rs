@@ -46,6 +46,11 @@ impl Ids {
     }
 }
 
+/// 24 hex digits, as every id of the REST API has.
+pub(crate) fn hex_id(random: &mut fastrand::Rng) -> String {
+    format!("{:024x}", random.u128(..) >> 32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

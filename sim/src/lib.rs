@@ -1,5 +1,5 @@
-//! A simulated Astro gateway and Sessions API, in one process and on one port: for the commands
-//! `demo` and `sim`, for every test of the relay, and as the source of its benchmarks.
+//! A simulated Astro gateway and Sessions API, in one process and on one port, for tests of any client
+//! of Astro.
 //!
 //! ```text
 //!                    +-- ws://…/[?reconnect_token=…]   gateway.rs (one task a connection)
@@ -8,14 +8,14 @@
 //!                                   all of them on one World (world.rs)
 //! ```
 //!
-//! It speaks all revisions of the protocol ([`Options`]), produces every error and fault that the
-//! relay must survive ([`Faults`], [`RestFault`]), and keeps records of what it sent to whom, so that
+//! It speaks all revisions of the protocol ([`Options`]), produces every error and fault that a
+//! client must survive ([`Faults`], [`RestFault`]), and keeps records of what it sent to whom, so that
 //! a test can compare them with what came out. It does not speak TLS, and it is no model of Astro's
 //! inside: it knows what the public documentation says, and where that is silent, a comment in the
 //! code says that we guessed.
 //!
-//! The one thing to know: what is recorded as sent was accepted for a live, subscribed, unsilenced
-//! connection. See [`ConnectionRecord`], and `line.rs` for what that promises at a connection's end.
+//! What is recorded as sent was accepted for a live, subscribed, unsilenced
+//! connection. See [`ConnectionRecord`], and `connection.rs` for what that promises at a connection's end.
 //!
 //! # In a test
 //!
@@ -35,57 +35,34 @@
 //!
 //! # From outside
 //!
-//! Only from the machine itself. Parameters stand in the query; those in brackets are optional.
-//!
-//! | call | what |
-//! |---|---|
-//! | `POST /control/publish?topic=…[&room=…]` | publishes the body as `data`; topic `astro` goes to everybody |
-//! | `POST /control/raw` | publishes the body, a whole message, byte for byte |
-//! | `POST /control/activity?room=…` | lets an activity happen: message, history and session |
-//! | `POST /control/load?n=…[&rate=…&topic=…&rooms=a,b&size=…&first=…]` | numbered messages; answers at the end |
-//! | `POST /control/drain[?connection=…]` | tells connections to move, each with a token |
-//! | `GET /control/stats` | numbers |
-//! | `GET /control/connections` | what is known of each connection |
-//! | `POST /control/fault?kind=…` | a fault, see below |
-//!
-//! | kind | parameters | what |
-//! |---|---|---|
-//! | `fin`, `reset`, `close` | \[connection, code\] | ends a connection, or all |
-//! | `silent` | \[connection, on\] | half open: no word, no pong |
-//! | `malformed` | what, \[connection, size\] | `invalid_json` `invalid_utf8` `binary` `oversized` `deep` `unknown_type` `no_object` `no_topic` `reserved_opcode` |
-//! | `accept`, `refuse`, `accept_then_close`, `accept_silent`, `deaf` | \[times, status, retry_after, ms, code\] | what the next connections meet; without `times` every one |
-//! | `error` | error, \[topic, room, message, skip, every, times\] | answers commands with this error |
-//! | `no_errors` | | takes the errors back |
-//! | `refuse_reconnect`, `duplicate` | \[on\] | reconnect tokens are refused; every message comes twice |
-//! | `upgrade_delay`, `welcome_delay`, `response_delay` | ms | how long these take |
-//! | `trickle` | ms | one byte at a time; 0 ends it |
-//! | `shut` | ms | connections are refused for so long; answers at the end |
-//! | `rest_status`, `rest_delay`, `rest_hang`, `rest_drop_after` | \[times, status, retry_after, broken, ms\] | what the next REST requests meet |
+//! The calls and faults of `/control/…` are listed in the crate's `README.md`. They are for the machine
+//! itself only.
 
+mod activity;
 mod clock;
 mod command;
+mod connection;
 mod control;
 mod faults;
 mod frame;
 mod gateway;
 mod http;
 mod ids;
-mod line;
 mod load;
 mod options;
+mod peer;
 mod rest;
 mod secret;
 mod session;
+mod stats;
+mod subscribers;
+mod sync;
+mod text;
+mod tokens;
 mod traffic;
 mod world;
 
-use std::{
-    io,
-    net::SocketAddr,
-    ops::Deref,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, ops::Deref, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -97,18 +74,18 @@ use tokio_util::sync::DropGuard;
 
 pub use self::{
     clock::UnixMillis,
-    faults::{End, Faults, Malformed, Reception, Refusal},
-    line::{CommandRecord, ConnectionId, ConnectionRecord, Ended},
+    connection::{CommandRecord, ConnectionId, ConnectionRecord, Ended},
+    faults::{End, Faults, Malformed, Reception, Refusal, RestFault},
     load::{Load, Loaded},
     options::{
         Canonical, Documents, MessageIds, OAuthClient, Options, ResetAnswer, ResponseType,
         SessionKeys, SessionReset, SessionUpdate, Success, Token,
     },
-    rest::RestFault,
     secret::Secret,
     session::{Session as SessionModel, older},
-    traffic::{Said, Step, Traffic},
-    world::{Attempt, Stats, World},
+    stats::Stats,
+    traffic::{Publication, Step, Traffic},
+    world::{Attempt, World},
 };
 
 /// How long a connection may take to say its first bytes.
@@ -268,10 +245,6 @@ fn for_http(first: &[u8]) -> Option<bool> {
 )]
 fn start(tasks: &mut JoinSet<()>, task: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(task);
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

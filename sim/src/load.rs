@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::clock;
 use crate::world::{World, put_string};
 
-/// Bytes that may wait on a line before the generator pauses: two of them keep a writer busy.
+/// Bytes that may wait on a connection before the generator pauses: two of them keep a writer busy.
 const FULL: usize = 256 << 10;
 
 /// How often a paced generator looks at the clock.
@@ -99,7 +99,7 @@ impl World {
         Loaded { messages: done, sent, took: start.elapsed() }
     }
 
-    fn load_one(&self, load: &Load, n: u64, padding: &str) -> crate::world::Sent {
+    fn load_one(&self, load: &Load, n: u64, padding: &str) -> Sent {
         let turn = usize::try_from(n).unwrap_or(0) % load.rooms.len().max(1);
         let room = load.rooms.get(turn).map_or("", String::as_str);
         let sent = clock::now_micros();

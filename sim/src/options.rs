@@ -294,12 +294,12 @@ impl Token {
     }
 
     /// Whether it may see this room.
-    pub(crate) fn sees(&self, room: &str) -> bool {
+    pub(crate) fn may_access(&self, room: &str) -> bool {
         self.rooms.is_empty() || room.is_empty() || self.rooms.iter().any(|own| own == room)
     }
 
     /// Whether it may hear this topic.
-    pub(crate) fn hears(&self, topic: &str) -> bool {
+    pub(crate) fn may_subscribe(&self, topic: &str) -> bool {
         scope(topic).is_none_or(|needed| self.has(needed))
     }
 }
@@ -338,10 +338,13 @@ mod tests {
     fn a_scope_covers_its_topics_and_the_owner_all() {
         let owner = Token::owner("secret-canary", "a");
         let reader = Token { scopes: vec!["tips:read".into()], ..owner.clone() };
-        assert!(owner.hears("channel.tips") && owner.hears("channel.chatbot.modules.pyramid"));
-        assert!(reader.hears("channel.tips") && reader.hears("channel.follow"));
-        assert!(!reader.hears("channel.tips.moderation"));
-        assert!(owner.sees("a") && !owner.sees("b"));
+        assert!(
+            owner.may_subscribe("channel.tips")
+                && owner.may_subscribe("channel.chatbot.modules.pyramid")
+        );
+        assert!(reader.may_subscribe("channel.tips") && reader.may_subscribe("channel.follow"));
+        assert!(!reader.may_subscribe("channel.tips.moderation"));
+        assert!(owner.may_access("a") && !owner.may_access("b"));
         assert!(!format!("{owner:?}").contains("canary"));
     }
 }

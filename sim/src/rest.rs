@@ -22,45 +22,17 @@ use url::form_urlencoded;
 
 use crate::clock::{self, UnixMillis};
 use crate::{
-    http::Peer,
-    lock,
+    faults::RestFault,
     options::ResetAnswer,
+    peer::Peer,
     session::{LISTED, Session},
-    world::{World, count},
+    sync::lock,
+    world::World,
 };
 
 /// The largest page of activities, and the one that is given where none is asked for.
 const MAX_LIMIT: usize = 100;
 const DEFAULT_LIMIT: usize = 25;
-
-/// What happens to one request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum RestFault {
-    /// It is answered with this status; nothing is done.
-    Status {
-        /// The status.
-        status: u16,
-        /// `Retry-After`, in seconds or as a date.
-        retry_after: Option<String>,
-        /// Whether the error body lacks its opening brace, as the documentation shows it once.
-        broken_body: bool,
-    },
-    /// It is answered late.
-    Delay(Duration),
-    /// It is never answered.
-    Hang,
-    /// It is done, and the connection ends before the answer.
-    DropAfter,
-    /// Nothing happens to it: for a pattern such as "every second".
-    Pass,
-}
-
-impl RestFault {
-    /// Answered with this status.
-    pub fn status(status: u16) -> Self {
-        Self::Status { status, retry_after: None, broken_body: false }
-    }
-}
 
 /// The routes.
 pub(crate) fn routes(world: &Arc<World>) -> Router {
@@ -103,7 +75,7 @@ async fn fail(
     request: Request,
     next: Next,
 ) -> Response {
-    count(&world.counters.rest_requests);
+    world.count(|stats| stats.rest_requests += 1);
     let fault = lock(&world.rest_faults).pop_front();
     match fault {
         None | Some(RestFault::Pass) => next.run(request).await,
@@ -151,7 +123,7 @@ async fn authorise(
         if token.token_type.is_some() && oauth != token.is_oauth() {
             return error(StatusCode::UNAUTHORIZED, "invalid authorization scheme", false);
         }
-        if !token.sees(channel) {
+        if !token.may_access(channel) {
             return error(StatusCode::FORBIDDEN, "no permission for this channel", false);
         }
         let scope = scope(request.uri().path());

@@ -1,25 +1,114 @@
-//! Demo traffic: what happens on a few lively channels, in the shapes of the documentation's examples.
+//! Demo traffic: the example messages of `messages/`, in the shapes of Astro's documentation, with
+//! people, texts, amounts, ids and times drawn by lot. The same seed and times give the same traffic.
 //!
-//! People, texts and numbers are made up. The same seed and the same times give the same traffic.
-//!
-//! The one thing to know: a step is one happening and everything that Astro says about it. A tip, for
-//! example, is an activity, a message on `channel.tips` and one on `channel.tips.moderation`; what it
-//! changes in the session follows from the activity, see `session.rs`.
+//! A step is one happening and everything that Astro publishes about it. A tip, for example, is an
+//! activity, a message on `channel.tips` and one on `channel.tips.moderation`; what it changes in the
+//! session follows from the activity, see `session.rs`.
 
-#![expect(clippy::indexing_slicing, reason = "the values indexed here are objects made here")]
+use std::{collections::HashMap, time::Duration};
 
-use std::time::Duration;
+use serde_json::Value;
 
-use serde_json::{Value, json};
-
-use crate::clock::{self, UnixMillis};
-use crate::{session::hex_id, world::World};
+use crate::{
+    clock::{self, UnixMillis},
+    ids::hex_id,
+    world::World,
+};
 
 /// The pause between two happenings at normal speed, at most.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1600);
 
-/// An entry of a giveaway costs so many loyalty points at most.
-const MOST_TICKETS: u64 = 10;
+macro_rules! example {
+    ($name:literal) => {
+        include_str!(concat!("../messages/channel-", $name, ".json"))
+    };
+}
+
+/// The room of the examples.
+const EXAMPLE_ROOM: &str = "0f0e0d0c0b0a090807060504";
+
+/// How the messages of a happening belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// They come at once.
+    Together,
+    /// One comes each time, and they keep their ids to the last: a giveaway is the same to its end.
+    InTurn,
+}
+
+use Order::{InTurn, Together};
+
+/// A stream that begins.
+const BEGINS: &[&str] = &[example!("stream-status"), example!("chatbot-status-mod")];
+
+/// What happens while a stream is live, and how often: mostly chat, as on a real channel.
+const HAPPENINGS: &[(u32, Order, &[&str])] = &[
+    (420, Together, &[example!("chat-message-twitch")]),
+    (100, Together, &[example!("activities-follow")]),
+    (50, Together, &[example!("tips"), example!("tips-moderation"), example!("activities-tip")]),
+    (70, Together, &[example!("activities-cheer")]),
+    (45, Together, &[example!("activities-subscriber")]),
+    (15, Together, &[example!("activities-sponsor")]),
+    (15, Together, &[example!("activities-raid")]),
+    (50, Together, &[example!("activities-channelPointsRedemption")]),
+    (20, Together, &[example!("loyalty-redemptions"), example!("activities-redemption")]),
+    (10, Together, &[example!("activities-merch")]),
+    (10, Together, &[example!("activities-superchat")]),
+    (10, Together, &[example!("activities-communityGiftPurchase")]),
+    (
+        20,
+        InTurn,
+        &[
+            example!("activities-hypetrainStart"),
+            example!("activities-hypetrainProgress"),
+            example!("activities-hypetrainEnd"),
+        ],
+    ),
+    (30, Together, &[example!("chatbot-counters")]),
+    (
+        50,
+        InTurn,
+        &[example!("giveaways-start"), example!("giveaways-enter"), example!("giveaways-winner")],
+    ),
+    (
+        40,
+        InTurn,
+        &[
+            example!("songrequest-queue-add"),
+            example!("songrequest-song-next"),
+            example!("songrequest-song-voteskip"),
+            example!("songrequest-volume"),
+        ],
+    ),
+    (
+        25,
+        InTurn,
+        &[example!("contests-state"), example!("contests-update"), example!("contests-winner")],
+    ),
+    (5, Together, &[example!("overlay-action")]),
+    (5, Together, &[example!("overlay-broadcast")]),
+    (5, Together, &[example!("overlay-update")]),
+    (5, Together, &[example!("kvstore-update")]),
+    (10, Together, &[example!("chatbot-modules-emotecombo")]),
+    (10, Together, &[example!("chatbot-modules-pyramid")]),
+    (5, Together, &[example!("chat-message-youtube")]),
+    (5, Together, &[example!("chat-message-kick")]),
+    (5, Together, &[example!("chat-message-trovo")]),
+    (7, InTurn, &[QUEUE_CREATED, QUEUE_ENTERED, QUEUE_DELETED]),
+];
+
+/// A stream ends so often, in the same measure.
+const ENDS: u32 = 3;
+
+const QUEUE_CREATED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
+    "event":"audience-queue:created","payload":{"isSuspended":false,"title":"Viewer games",
+    "audienceMemberGroups":["subscriber","vip"],"maxQueueSize":25,"createdAt":"","updatedAt":"",
+    "statusChangeLog":[{"timeStamp":"2025-03-07T18:00:00Z","status":"opened"}]}}}"#;
+const QUEUE_ENTERED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
+    "event":"audience-queue:member-enqueued","payload":{"id":"280492848","username":"",
+    "displayName":"","watchTime":340,"audienceGroups":["subscriber"],"position":1}}}"#;
+const QUEUE_DELETED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
+    "event":"audience-queue:deleted","payload":null}}"#;
 
 const PEOPLE: &[&str] = &[
     "MossyLantern",
@@ -59,26 +148,10 @@ const CHAT: &[&str] = &[
     "this song is stuck in my head now",
     "wait, you can climb that?",
     "one more run, please",
-];
-const TIP_TEXTS: &[&str] = &[
-    "for the new microphone",
-    "thanks for keeping me company on the night shift",
-    "buy the cat a fish",
-    "",
-    "that boss deserved it",
     "happy birthday! 🎂",
     "\"quotes\" & <tags>",
 ];
 const EMOTES: &[&str] = &["lanternHi", "moonWave", "plumLove", "foxNod"];
-const COUNTERS: &[&str] = &["deaths", "puns", "wrong-turns"];
-const REWARDS: &[&str] = &["Hydrate!", "Pick the next level", "Wear the silly hat", "Ten push-ups"];
-const ITEMS: &[&str] = &["Sticker sheet", "Name a villager", "Sound: foghorn", "VIP for a week"];
-const SONGS: &[(&str, &str, u32)] = &[
-    ("hbr0urLight", "Harbour Lights (Lo-Fi)", 184),
-    ("n1ghtFerry0", "Night Ferry", 241),
-    ("m0ssAndSton", "Moss and Stone", 203),
-    ("cometSeason", "Comet Season (Live)", 318),
-];
 
 /// Generates traffic.
 #[derive(Debug)]
@@ -91,21 +164,13 @@ pub struct Traffic {
 struct Room {
     id: String,
     live: bool,
-    counters: Vec<u64>,
-    giveaway: Option<Giveaway>,
-    contest: Option<String>,
-    hype: Option<(u64, u64)>,
-    songs_waiting: u32,
-    volume: u32,
-    events: u64,
+    steps: u64,
+    /// Of each happening [`InTurn`] the message that comes next, and its ids.
+    turns: HashMap<usize, (usize, Ids)>,
 }
 
-#[derive(Debug)]
-struct Giveaway {
-    id: String,
-    users: u64,
-    tickets: u64,
-}
+/// Ids of an example, and those that take their place.
+type Ids = HashMap<String, String>;
 
 /// One happening.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,35 +179,26 @@ pub struct Step {
     pub after: Duration,
     /// Where it happens.
     pub room: String,
-    /// What Astro says about it, in order.
-    pub said: Vec<Said>,
+    /// What Astro publishes about it, in order.
+    pub publications: Vec<Publication>,
 }
 
 /// One message of a step.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Said {
+pub enum Publication {
     /// An activity: it goes through the session and the history.
     Activity(Value),
     /// A message on any other topic.
-    Message(&'static str, Value),
+    Message(String, Value),
 }
 
-use Said::{Activity, Message};
+use Publication::{Activity, Message};
 
 impl Traffic {
     /// Traffic of these rooms.
     pub fn new(seed: u64, rooms: &[String]) -> Self {
-        let room = |id: &String| Room {
-            id: id.clone(),
-            live: false,
-            counters: vec![0; COUNTERS.len()],
-            giveaway: None,
-            contest: None,
-            hype: None,
-            songs_waiting: 0,
-            volume: 60,
-            events: 0,
-        };
+        let room =
+            |id: &String| Room { id: id.clone(), live: false, steps: 0, turns: HashMap::new() };
         Self { random: fastrand::Rng::with_seed(seed), rooms: rooms.iter().map(room).collect() }
     }
 
@@ -153,9 +209,9 @@ impl Traffic {
         let millis = u64::try_from(LONGEST_PAUSE.as_millis()).unwrap_or(u64::MAX);
         // The product of two evenly drawn numbers: mostly short pauses, sometimes a lull.
         let after = Duration::from_millis(random.u64(..=millis) * random.u64(..=100) / 100);
-        let mut scene = Scene { random, room, now };
-        let said = scene.play();
-        Some(Step { after, room: scene.room.id.clone(), said })
+        room.steps += 1;
+        let publications = play(random, room, now);
+        Some(Step { after, room: room.id.clone(), publications })
     }
 }
 
@@ -169,10 +225,10 @@ impl World {
         }
     }
 
-    /// Publishes what is said in one step.
+    /// Publishes the messages of one step.
     pub fn perform(&self, step: Step) {
-        for said in step.said {
-            match said {
+        for publication in step.publications {
+            match publication {
                 Activity(activity) => {
                     self.activity(&step.room, activity);
                 }
@@ -184,523 +240,160 @@ impl World {
     }
 }
 
-/// One room at one moment.
-struct Scene<'a> {
-    random: &'a mut fastrand::Rng,
-    room: &'a mut Room,
-    now: UnixMillis,
+fn play(random: &mut fastrand::Rng, room: &mut Room, now: UnixMillis) -> Vec<Publication> {
+    if !room.live {
+        room.live = true;
+        return publish(random, room, now, BEGINS, &mut Ids::new());
+    }
+    let all: u32 = HAPPENINGS.iter().map(|(often, ..)| often).sum();
+    let mut drawn = random.u32(..all + ENDS);
+    for (index, (often, order, messages)) in HAPPENINGS.iter().enumerate() {
+        if drawn >= *often {
+            drawn -= often;
+        } else if *order == Together {
+            return publish(random, room, now, messages, &mut Ids::new());
+        } else {
+            let (turn, mut ids) = room.turns.remove(&index).unwrap_or_default();
+            let message = messages.get(turn..=turn).unwrap_or_default();
+            let publications = publish(random, room, now, message, &mut ids);
+            if turn + 1 < messages.len() {
+                room.turns.insert(index, (turn + 1, ids));
+            }
+            return publications;
+        }
+    }
+    room.live = false;
+    publish(random, room, now, BEGINS.get(..1).unwrap_or_default(), &mut Ids::new())
 }
 
-impl Scene<'_> {
-    fn play(&mut self) -> Vec<Said> {
-        if !self.room.live {
-            self.room.live = true;
-            return vec![
-                Message("channel.stream.status", json!({ "isLive": true })),
-                Message("channel.chatbot.status", json!({ "mod": true })),
-            ];
+fn publish(
+    random: &mut fastrand::Rng,
+    room: &Room,
+    now: UnixMillis,
+    examples: &[&str],
+    ids: &mut Ids,
+) -> Vec<Publication> {
+    let mut one = |list: &[&'static str]| random.choice(list).copied().unwrap_or_default();
+    let (person, text, emote) = (one(PEOPLE), one(CHAT), one(EMOTES));
+    let at = clock::rfc3339(now);
+    let cents = random.u32(100..5000);
+    let mut variation = Variation { random, room, person, text, emote, at, cents, ids };
+    examples.iter().filter_map(|example| variation.publication(example)).collect()
+}
+
+/// What takes the place of an example's values, the same in all messages of one step.
+struct Variation<'a> {
+    random: &'a mut fastrand::Rng,
+    room: &'a Room,
+    person: &'static str,
+    text: &'static str,
+    emote: &'static str,
+    at: String,
+    cents: u32,
+    ids: &'a mut Ids,
+}
+
+impl Variation<'_> {
+    /// `None` cannot be: every example is a message.
+    fn publication(&mut self, example: &str) -> Option<Publication> {
+        let mut message: Value = serde_json::from_str(example).ok()?;
+        let mut data = message.get_mut("data")?.take();
+        self.vary("data", &mut data);
+        let topic = message.get("topic")?.as_str()?;
+        if topic != "channel.activities" {
+            return Some(Message(topic.to_owned(), data));
         }
-        // Out of 1000: mostly chat, as on a real channel.
-        match self.random.u32(..1000) {
-            0..420 => vec![self.chat()],
-            420..520 => vec![self.follow()],
-            520..570 => self.tip(),
-            570..640 => self.cheer(),
-            640..690 => vec![self.subscriber()],
-            690..705 => vec![self.raid()],
-            705..755 => vec![self.reward()],
-            755..790 => self.purchase(),
-            790..820 => vec![self.counter()],
-            820..870 => vec![self.giveaway()],
-            870..910 => vec![self.song()],
-            910..935 => vec![self.contest()],
-            935..955 => vec![self.overlay()],
-            955..975 => vec![self.module()],
-            975..990 => vec![self.elsewhere()],
-            990..997 => vec![self.chatbot()],
-            _ => {
-                self.room.live = false;
-                vec![Message("channel.stream.status", json!({ "isLive": false }))]
+        if data.get("type")? == "cheer" {
+            // The words for these two are not documented; they are what the vendor calls them.
+            let other = match self.random.u32(..10) {
+                0 => Some(("kicks", "kick")),
+                1 => Some(("jewels", "youtube")),
+                _ => None,
+            };
+            if let Some((kind, provider)) = other {
+                *data.get_mut("type")? = kind.into();
+                *data.get_mut("provider")? = provider.into();
+                *data.pointer_mut("/data/message")? = self.text.into();
             }
         }
+        Some(Activity(data))
     }
 
-    fn one<'t>(&mut self, list: &[&'t str]) -> &'t str {
-        self.random.choice(list).copied().unwrap_or_default()
-    }
-
-    fn person(&mut self) -> (String, String) {
-        let name = self.one(PEOPLE);
-        (name.to_lowercase(), name.to_owned())
-    }
-
-    fn id(&mut self) -> String {
-        hex_id(self.random)
-    }
-
-    /// Digits, as providers number their people.
-    fn number(&mut self) -> String {
-        self.random.u64(10_000_000..900_000_000).to_string()
-    }
-
-    /// A UUID in form.
-    fn uuid(&mut self) -> String {
-        let mut hex = format!("{:032x}", self.random.u128(..));
-        // From the back, so that earlier places stay where they are.
-        for place in [20, 16, 12, 8] {
-            hex.insert(place, '-');
-        }
-        hex
-    }
-
-    fn activity(&mut self, kind: &str, provider: &str, mut data: Value) -> Said {
-        let id = self.id();
-        let at = clock::rfc3339(self.now);
-        self.room.events += 1;
-        let number = self.number();
-        if let Value::Object(fields) = &mut data {
-            fields.entry("providerId").or_insert(Value::from(number));
-            let avatar = "https://sim.invalid/avatars/lantern.png";
-            fields.entry("avatar").or_insert(Value::from(avatar));
-        }
-        Activity(json!({
-            "type": kind, "provider": provider, "channel": self.room.id, "data": data,
-            "_id": id, "createdAt": at, "updatedAt": at, "activityId": id,
-            "sessionEventsCount": self.room.events,
-        }))
-    }
-
-    fn follow(&mut self) -> Said {
-        let (username, display) = self.person();
-        self.activity("follow", "twitch", json!({ "username": username, "displayName": display }))
-    }
-
-    fn tip(&mut self) -> Vec<Said> {
-        let (username, display) = self.person();
-        let cents = self.random.u32(100..5000);
-        let amount = f64::from(cents) / 100.0;
-        let text = self.one(TIP_TEXTS);
-        let currency = self.one(&["EUR", "USD", "GBP"]);
-        let transaction = format!("SIM{:014X}", self.random.u64(..1 << 52));
-        let id = self.id();
-        let at = clock::rfc3339(self.now);
-        let tip = json!({
-            "donation": {
-                "user": {
-                    "username": display, "geo": "ZZ", "channel": self.room.id,
-                    "email": format!("{}@sim.invalid", username.replace(' ', ".")),
-                },
-                "message": text, "amount": amount, "currency": currency, "paymentMethod": "scheme",
+    fn vary(&mut self, key: &str, value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.iter_mut().for_each(|(key, value)| self.vary(key, value));
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| self.vary(key, item)),
+            Value::Bool(live) if key == "isLive" => *live = self.room.live,
+            Value::Number(number) => match (key, number.as_u64()) {
+                ("amount", None) => *value = (f64::from(self.cents) / 100.0).into(),
+                ("amount", Some(amount)) => *value = self.random.u64(1..=amount.max(1) * 2).into(),
+                ("value" | "sessionEventsCount", _) => *value = self.room.steps.into(),
+                _ => {}
             },
-            "_id": id, "channel": self.room.id, "provider": "paypal", "approved": "allowed",
-            "status": "success", "createdAt": at, "updatedAt": at, "transactionId": transaction,
-        });
-        let mut moderated = tip.clone();
-        if let Value::Object(fields) = &mut moderated {
-            fields.insert("approvedBy".into(), "mod_marzipan".into());
-        }
-        let data = json!({
-            "username": username, "displayName": display, "amount": amount, "currency": currency,
-            "message": text,
-        });
-        vec![
-            Message("channel.tips", tip),
-            Message("channel.tips.moderation", moderated),
-            self.activity("tip", "twitch", data),
-        ]
-    }
-
-    fn cheer(&mut self) -> Vec<Said> {
-        let (username, display) = self.person();
-        let amount = self.random.choice([1_u64, 10, 50, 100, 100, 250, 500, 1000]).unwrap_or(1);
-        let text = self.one(CHAT);
-        let data = json!({
-            "username": username, "displayName": display, "amount": amount,
-            "message": format!("Cheer{amount} {text}"),
-        });
-        let mut said = vec![self.activity("cheer", "twitch", data)];
-        said.extend(self.hype(amount));
-        said
-    }
-
-    /// Big cheers set a hype train going and drive it on.
-    fn hype(&mut self, amount: u64) -> Option<Said> {
-        /// What a level costs.
-        const LEVEL: u64 = 1000;
-        let (kind, level, total) = match self.room.hype.take() {
-            None if amount < 500 => return None,
-            None => ("hypetrainStart", 1, amount),
-            Some((level, total)) if total + amount >= LEVEL * level && level == 3 => {
-                ("hypetrainEnd", level, total + amount)
-            }
-            Some((level, total)) => {
-                let total = total + amount;
-                ("hypetrainProgress", (total / LEVEL + 1).max(level).min(3), total)
-            }
-        };
-        if kind != "hypetrainEnd" {
-            self.room.hype = Some((level, total));
-        }
-        let data = json!({ "level": level, "amount": total, "goal": LEVEL * level });
-        Some(self.activity(kind, "twitch", data))
-    }
-
-    fn subscriber(&mut self) -> Said {
-        let (username, display) = self.person();
-        let months = self.random.u32(1..60);
-        let tier = self.one(&["1000", "1000", "prime", "2000", "3000"]);
-        let text = self.one(CHAT);
-        let (kind, provider) = match self.random.u32(..10) {
-            0 => ("sponsor", "youtube"),
-            1 => ("subscriber", "kick"),
-            _ => ("subscriber", "twitch"),
-        };
-        let mut data = json!({
-            "username": username, "displayName": display, "amount": months, "tier": tier,
-            "message": text,
-        });
-        if self.random.u32(..5) == 0 {
-            let (_, sender) = self.person();
-            data["sender"] = sender.into();
-            data["gifted"] = true.into();
-        }
-        self.activity(kind, provider, data)
-    }
-
-    fn raid(&mut self) -> Said {
-        let (username, display) = self.person();
-        let viewers = self.random.u32(3..900);
-        let data = json!({ "username": username, "displayName": display, "amount": viewers });
-        self.activity("raid", "twitch", data)
-    }
-
-    fn reward(&mut self) -> Said {
-        let (username, display) = self.person();
-        let reward = self.one(REWARDS);
-        let cost = self.random.u32(1..40) * 50;
-        let data = json!({
-            "username": username, "displayName": display, "amount": cost, "redemption": reward,
-            "status": "unfulfilled",
-        });
-        self.activity("channelPointsRedemption", "twitch", data)
-    }
-
-    fn purchase(&mut self) -> Vec<Said> {
-        let (username, display) = self.person();
-        let (item, text) = (self.one(ITEMS), self.one(CHAT));
-        let (price, gifts) = (self.random.u32(3..40), self.random.u32(1..50));
-        let mut data = json!({ "username": username, "displayName": display, "amount": price });
-        let (kind, provider) = match self.random.u32(..6) {
-            0 => ("merch", "represent"),
-            4 | 5 => {
-                data["amount"] = (gifts * 10).into();
-                data["message"] = text.into();
-                // The words for these two are not documented; they are what the vendor calls them.
-                if gifts % 2 == 0 { ("kicks", "kick") } else { ("jewels", "youtube") }
-            }
-            1 => {
-                data["currency"] = "EUR".into();
-                data["message"] = text.into();
-                ("superchat", "youtube")
-            }
-            2 => {
-                data["amount"] = gifts.into();
-                data["tier"] = "1000".into();
-                ("communityGiftPurchase", "twitch")
-            }
-            _ => {
-                data["redemption"] = item.into();
-                let redeemed = self.redemption(&display, item, price * 100);
-                return vec![redeemed, self.activity("redemption", "StreamElements", data)];
-            }
-        };
-        vec![self.activity(kind, provider, data)]
-    }
-
-    fn redemption(&mut self, redeemer: &str, item: &str, points: u32) -> Said {
-        let (id, item_id) = (self.id(), self.id());
-        let at = clock::rfc3339(self.now);
-        Message(
-            "channel.loyalty.redemptions",
-            json!({
-                "_id": id, "channel": self.room.id, "redeemer": { "username": redeemer },
-                "item": { "_id": item_id, "name": item, "cost": points },
-                "completed": false, "createdAt": at, "updatedAt": at,
-            }),
-        )
-    }
-
-    fn counter(&mut self) -> Said {
-        let which = self.random.usize(..COUNTERS.len());
-        let value = self.room.counters.get_mut(which).map_or(0, |counter| {
-            *counter += 1;
-            *counter
-        });
-        let name = COUNTERS.get(which).copied().unwrap_or_default();
-        Message("channel.chatbot.counters", json!({ "counter": name, "value": value }))
-    }
-
-    fn giveaway(&mut self) -> Said {
-        let (username, _) = self.person();
-        let provider_id = format!("twitch:{}", self.number());
-        let tickets = self.random.u64(1..=MOST_TICKETS);
-        let Some(mut giveaway) = self.room.giveaway.take() else {
-            let giveaway = Giveaway { id: self.id(), users: 0, tickets: 0 };
-            let said = self.giveaway_event(&giveaway.id, "start", "running", &Value::Null);
-            self.room.giveaway = Some(giveaway);
-            return said;
-        };
-        let so_far = |g: &Giveaway| json!({ "totalUsers": g.users, "totalTickets": g.tickets });
-        let player = json!({
-            "providerId": provider_id, "username": username,
-            "subscriber": self.random.bool(), "tickets": tickets,
-        });
-        // A giveaway of five entries or more is drawn some time.
-        if giveaway.users >= 5 && self.random.u32(..4) == 0 {
-            let mut data = so_far(&giveaway);
-            data["winner"] = player;
-            return self.giveaway_event(&giveaway.id, "winner", "running", &data);
-        }
-        giveaway.users += 1;
-        giveaway.tickets += tickets;
-        let mut data = so_far(&giveaway);
-        data["entry"] = player;
-        data["entry"]["new"] = true.into();
-        let said = self.giveaway_event(&giveaway.id, "enter", "running", &data);
-        self.room.giveaway = Some(giveaway);
-        said
-    }
-
-    fn giveaway_event(&self, id: &str, event: &str, state: &str, data: &Value) -> Said {
-        let channel = &self.room.id;
-        Message(
-            "channel.giveaways",
-            json!({
-                "channelId": channel, "giveawayId": id, "event": event, "state": state, "data": data,
-            }),
-        )
-    }
-
-    fn song(&mut self) -> Said {
-        let (username, _) = self.person();
-        let &(video, title, seconds) = self.random.choice(SONGS).unwrap_or(&("", "", 0));
-        let (id, provider_id) = (self.id(), self.number());
-        let (event, payload) = match self.random.u32(..6) {
-            0..3 => {
-                self.room.songs_waiting += 1;
-                let song = json!({
-                    "_id": id, "videoId": video, "title": title, "duration": seconds, "start": 0,
-                    "end": seconds, "channel": self.room.id, "amount": 0, "message": "",
-                    "user": { "providerId": provider_id, "username": username, "subscriber": false },
-                    "promoted": false, "skipped": false, "type": "video", "source": "bot",
-                    "url": format!("https://sim.invalid/watch?v={video}"), "approvedBy": "",
-                    "provider": "youtube", "voteskips": [], "tags": ["music"], "categoryId": 10,
-                });
-                let position = self.room.songs_waiting;
-                ("queue.add", json!({ "song": song, "position": position, "queue": "queue" }))
-            }
-            3 => {
-                self.room.songs_waiting = self.room.songs_waiting.saturating_sub(1);
-                let song = json!({
-                    "_id": id, "videoId": video, "title": title, "duration": seconds,
-                });
-                ("song.next", json!({ "nextSong": song }))
-            }
-            4 => {
-                self.room.volume = self.random.u32(20..=100);
-                ("volume", json!({ "volume": self.room.volume }))
-            }
-            _ => {
-                let votes = self.random.u32(1..5);
-                let skipped =
-                    json!({ "totalVotes": votes, "votesRequired": 5, "completed": false });
-                ("song.voteskip", skipped)
-            }
-        };
-        Message("channel.songrequest", json!({ "event": event, "payload": payload }))
-    }
-
-    fn contest(&mut self) -> Said {
-        let (option, user) = (self.id(), self.number());
-        let (event, payload) = match self.room.contest.take() {
-            None => {
-                let id = self.id();
-                self.room.contest = Some(id.clone());
-                ("state", json!({ "state": "running", "contestId": id }))
-            }
-            Some(_) if self.random.u32(..5) == 0 => ("winner", json!({ "winnerId": option })),
-            Some(id) => {
-                self.room.contest = Some(id);
-                let amount = self.random.u32(1..20) * 10;
-                ("update", json!({ "optionId": option, "amount": amount, "userId": user }))
-            }
-        };
-        Message("channel.contests", json!({ "event": event, "payload": payload }))
-    }
-
-    fn overlay(&mut self) -> Said {
-        let id = self.id();
-        match self.random.u32(..4) {
-            0 => Message(
-                "channel.overlay.action",
-                json!({ "action": self.one(&["pause", "unpause", "skip", "mute"]) }),
-            ),
-            1 => Message(
-                "channel.overlay.broadcast",
-                json!({ "target": "global", "event": "lantern-lit",
-                        "data": { "brightness": self.random.u32(..=100) } }),
-            ),
-            2 => Message(
-                "channel.kvstore.update",
-                json!({ "data": { "key": "customWidget.lanterns",
-                                  "value": self.random.u32(..500).to_string() } }),
-            ),
-            _ => Message(
-                "channel.overlay.update",
-                json!({
-                    "_id": id, "channel": self.room.id, "type": "regular", "name": "harbour scene",
-                    "settings": { "width": 1920, "height": 1080, "name": "1080p" },
-                    "preview": "https://sim.invalid/overlays/harbour.jpg",
-                    "widgets": [{
-                        "id": 1, "group": null, "type": "text", "name": null, "visible": true,
-                        "locked": false, "css": { "z-index": 3, "width": "auto", "opacity": 1 },
-                        "text": { "type": "text", "value": "be kind to the ferryman" },
-                        "provider": "twitch",
-                    }],
-                    "mobile": false, "campaign": false, "favorite": false,
-                    "createdAt": "2025-03-01T18:00:00.000Z", "updatedAt": clock::rfc3339(self.now),
-                }),
-            ),
+            Value::String(old) => *old = self.string(key, old),
+            Value::Null | Value::Bool(_) => {}
         }
     }
 
-    fn module(&mut self) -> Said {
-        let (_, display) = self.person();
-        let (message, user, emote) = (self.uuid(), self.number(), self.one(EMOTES));
-        let size = self.random.u32(3..8);
-        if self.random.bool() {
-            // Sent when a combo is broken; it names who broke it.
-            Message(
-                "channel.chatbot.modules.emotecombo",
-                json!({ "msg_id": message, "user_id": user, "user_name": display,
-                        "emote": emote, "count": size }),
-            )
+    fn string(&mut self, key: &str, old: &str) -> String {
+        match key {
+            "createdAt" | "updatedAt" | "created_at" | "publishedAt" | "timeStamp" => {
+                self.at.clone()
+            }
+            "username" | "chatter_user_login" | "channel_slug" => self.person.to_lowercase(),
+            "displayName" | "chatter_user_name" | "user_name" | "display_name" => {
+                self.person.to_owned()
+            }
+            "email" => format!("{}@sim.invalid", self.person.to_lowercase()),
+            "transactionId" => self.id(old, |random| format!("SIM{:014X}", random.u64(..1 << 52))),
+            "emote" | "word" => self.emote.to_owned(),
+            "message" | "text" | "content" | "displayMessage" | "messageText" => self.words(old),
+            _ if old == EXAMPLE_ROOM => self.room.id.clone(),
+            _ => self.identifier(old),
+        }
+    }
+
+    /// What somebody writes, with the emote and the spaces that the example has.
+    fn words(&self, old: &str) -> String {
+        let emote = EMOTES.iter().find(|emote| old.ends_with(**emote));
+        match emote {
+            Some(emote) if old == *emote => self.emote.to_owned(),
+            Some(_) => format!("{} {}", self.text, self.emote),
+            None if old.is_empty() => String::new(),
+            None if old.ends_with(' ') => format!("{} ", self.text),
+            None => self.text.to_owned(),
+        }
+    }
+
+    /// Another id of the same shape, if it is one.
+    fn identifier(&mut self, old: &str) -> String {
+        let all = |fits: fn(&u8) -> bool| old.as_bytes().iter().all(fits);
+        if old.len() == 24 && all(u8::is_ascii_hexdigit) {
+            self.id(old, hex_id)
+        } else if old.len() == 36 && all(|byte| byte.is_ascii_hexdigit() || *byte == b'-') {
+            self.id(old, uuid)
+        } else if old.len() >= 8 && all(u8::is_ascii_digit) {
+            self.id(old, |random| random.u64(10_000_000..900_000_000).to_string())
         } else {
-            Message(
-                "channel.chatbot.modules.pyramid",
-                json!({ "msg_id": message, "user_id": user, "user_name": display,
-                        "word": emote, "width": size }),
-            )
+            old.to_owned()
         }
     }
 
-    /// The bot's own rights (exactly one of two fields), or its queue of viewers.
-    fn chatbot(&mut self) -> Said {
-        let status = match self.random.u32(..4) {
-            0 => json!({ "banned": false }),
-            1 => json!({ "mod": true }),
-            _ => return self.audience_queue(),
-        };
-        Message("channel.chatbot.status", status)
+    fn id(&mut self, old: &str, new: fn(&mut fastrand::Rng) -> String) -> String {
+        self.ids.entry(old.to_owned()).or_insert_with(|| new(self.random)).clone()
     }
+}
 
-    fn audience_queue(&mut self) -> Said {
-        let at = clock::rfc3339(self.now);
-        let (username, display) = self.person();
-        let (id, position) = (self.number(), self.random.u32(1..25));
-        let (event, payload) = match self.random.u32(..4) {
-            0 => (
-                "created",
-                json!({
-                    "isSuspended": false, "title": "Viewer games",
-                    "audienceMemberGroups": ["subscriber", "vip"], "maxQueueSize": 25,
-                    "createdAt": at, "updatedAt": at,
-                    "statusChangeLog": [{ "timeStamp": at, "status": "opened" }],
-                }),
-            ),
-            1 => ("deleted", Value::Null),
-            _ => (
-                "member-enqueued",
-                json!({
-                    "id": id, "username": username, "displayName": display, "watchTime": 340,
-                    "audienceGroups": ["subscriber"], "position": position,
-                }),
-            ),
-        };
-        let event = format!("audience-queue:{event}");
-        Message("channel.chatbot.audiencequeue", json!({ "event": event, "payload": payload }))
+/// A UUID in form.
+fn uuid(random: &mut fastrand::Rng) -> String {
+    let mut hex = format!("{:032x}", random.u128(..));
+    // From the back, so that earlier places stay where they are.
+    for place in [20, 16, 12, 8] {
+        hex.insert(place, '-');
     }
-
-    /// Chat from a provider other than Twitch, each with a form of its own.
-    fn elsewhere(&mut self) -> Said {
-        let (username, display) = self.person();
-        let (text, number, uuid) = (self.one(CHAT), self.random.u32(10_000_000..), self.uuid());
-        let at = clock::rfc3339(self.now);
-        let message = match self.random.u32(..3) {
-            0 => json!({
-                "id": format!("LCC.{uuid}"), "etag": uuid, "kind": "youtube#liveChatMessage",
-                "authorDetails": {
-                    "channelId": format!("UC{number}"), "displayName": display,
-                    "channelUrl": "https://sim.invalid/channel", "isChatModerator": false,
-                    "isVerified": false, "isChatOwner": false, "isChatSponsor": true,
-                    "profileImageUrl": "https://sim.invalid/avatars/fox.png",
-                },
-                "snippet": {
-                    "authorChannelId": format!("UC{number}"), "displayMessage": text,
-                    "hasDisplayContent": true, "liveChatId": format!("live{number}"),
-                    "publishedAt": at, "textMessageDetails": { "messageText": text },
-                    "type": "textMessageEvent",
-                },
-            }),
-            1 => {
-                let person = json!({
-                    "user_id": number, "username": username, "is_verified": false,
-                    "profile_picture": "", "channel_id": 0, "channel_slug": username,
-                });
-                json!({ "message_id": uuid, "broadcaster": person, "sender": person,
-                        "content": text, "emotes": null })
-            }
-            _ => json!({
-                "id": uuid, "channel_id": number.to_string(), "type": 0, "created_at": at,
-                "data": {
-                    "avatar": "https://sim.invalid/avatars/yeti.png", "roles": ["follower"],
-                    "emotes": [], "display_name": display, "username": username,
-                    "sender_id": number.to_string(), "text": text,
-                },
-            }),
-        };
-        Message("channel.chat.message", message)
-    }
-
-    fn chat(&mut self) -> Said {
-        let (username, display) = self.person();
-        let (text, emote) = (self.one(CHAT), self.one(EMOTES));
-        let (chatter, emote_id, message) = (self.number(), self.number(), self.uuid());
-        let color = format!("#{:06X}", self.random.u32(..1 << 24));
-        let months = self.random.u32(1..60).to_string();
-        let emotion = json!({
-            "type": "emote", "text": emote, "cheermote": null, "mention": null,
-            "emote": { "id": emote_id, "emote_set_id": "0", "owner_id": "twitch",
-                       "format": ["static"] },
-        });
-        let words = json!({
-            "type": "text", "text": format!("{text} "), "cheermote": null, "emote": null,
-            "mention": null,
-        });
-        Message(
-            "channel.chat.message",
-            json!({
-                "broadcaster_user_id": "40000001", "broadcaster_user_login": "harbourlights",
-                "broadcaster_user_name": "HarbourLights", "source_broadcaster_user_id": "",
-                "chatter_user_id": chatter, "chatter_user_login": username,
-                "chatter_user_name": display, "message_id": message, "color": color,
-                "message": { "text": format!("{text} {emote}"), "fragments": [words, emotion] },
-                "cheer": null,
-                "badges": [{ "set_id": "subscriber", "id": months, "info": months }],
-                "message_type": "text", "reply": null, "channel_points_custom_reward_id": null,
-            }),
-        )
-    }
+    hex
 }
 
 #[cfg(test)]
@@ -728,8 +421,8 @@ mod tests {
         let mut traffic = Traffic::new(3, &rooms());
         let (mut topics, mut kinds) = (BTreeSet::new(), BTreeSet::new());
         for n in 0..20_000 {
-            for said in traffic.next(1_700_000_000_000 + n).unwrap().said {
-                match said {
+            for publication in traffic.next(1_700_000_000_000 + n).unwrap().publications {
+                match publication {
                     Message(topic, _) => drop(topics.insert(topic)),
                     Activity(activity) => {
                         kinds.insert(activity["type"].as_str().unwrap().to_owned());

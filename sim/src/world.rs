@@ -1,20 +1,17 @@
 //! The state of the simulation and all that can be done to it: who is connected and subscribed,
 //! publishing, faults, records.
 //!
-//! The one thing to know: locks are taken in the order sessions, state, line. An id is drawn and its
-//! message handed to every line under one lock, so that ids on a connection only grow.
+//! The one thing to know: locks are taken in the order sessions, state, connection. An id is drawn and its
+//! message handed to every connection under one lock, so that ids on a connection only grow.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     fmt::{self, Display},
-    io::Write,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -24,15 +21,17 @@ use ulid::Ulid;
 
 use crate::{
     clock::{self, UnixMillis},
-    faults::{End, Faults, Malformed},
+    connection::{Accepted, ConnectionId, ConnectionRecord, ServerConnection},
+    faults::{End, Faults, Malformed, RestFault},
     frame,
     ids::Ids,
-    line::{ConnectionId, ConnectionRecord, Handed, Line},
-    lock,
-    options::{Documents, MessageIds, OAuthClient, Options, Token},
-    rest::RestFault,
-    secret::Secret,
+    options::{Documents, MessageIds, Options, Token},
     session::{LISTED, Sessions},
+    stats::Stats,
+    subscribers::Subscribers,
+    sync::lock,
+    text::{put_display, put_envelope, put_string, with_id},
+    tokens::{Refreshed, Tokens},
 };
 
 /// The topic whose messages reach everybody, subscribed or not.
@@ -49,13 +48,14 @@ const KEEP_RECONNECT_TOKENS: usize = 10_000;
 pub struct World {
     pub(crate) options: Options,
     pub(crate) stop: CancellationToken,
-    /// A writer has taken what waited on its line.
+    /// A writer has taken what waited on its connection.
     pub(crate) space: Notify,
-    pub(crate) counters: Counters,
+    stats: Mutex<Stats>,
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) rest_faults: Mutex<VecDeque<RestFault>>,
     faults: Mutex<Faults>,
     state: Mutex<State>,
+    tokens: Mutex<Tokens>,
     open: watch::Sender<bool>,
 }
 
@@ -68,29 +68,18 @@ impl fmt::Debug for World {
 
 struct State {
     ids: Ids,
-    tokens: Vec<Token>,
-    clients: Vec<OAuthClient>,
-    lines: BTreeMap<ConnectionId, Arc<Line>>,
-    past: VecDeque<Arc<Line>>,
+    connections: BTreeMap<ConnectionId, Arc<ServerConnection>>,
+    past: VecDeque<Arc<ServerConnection>>,
     last_connection: ConnectionId,
-    topics: HashMap<String, Hearers>,
-    tickets: HashMap<String, Ticket>,
+    subscribers: Subscribers,
+    tickets: HashMap<String, ReconnectTicket>,
     attempts: VecDeque<Attempt>,
     /// The message being built: kept for its memory.
     text: Vec<u8>,
 }
 
-/// Who hears a topic.
-#[derive(Default)]
-struct Hearers {
-    /// By canonical room.
-    rooms: HashMap<String, Vec<Arc<Line>>>,
-    /// In every room.
-    everywhere: Vec<Arc<Line>>,
-}
-
 /// What a reconnect token restores.
-struct Ticket {
+struct ReconnectTicket {
     subscriptions: Vec<(String, String)>,
     expires: Instant,
 }
@@ -104,70 +93,6 @@ pub struct Attempt {
     pub refused: Option<u16>,
     /// Whether it brought a reconnect token.
     pub with_token: bool,
-}
-
-/// The answer to a refresh.
-#[derive(Debug, Serialize)]
-pub(crate) struct Refreshed {
-    access_token: String,
-    refresh_token: String,
-    expires_in: u64,
-    scope: String,
-}
-
-/// What has happened so far, in numbers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Stats {
-    /// Connections that are open.
-    pub open: u64,
-    /// Connections that were opened.
-    pub opened: u64,
-    /// Upgrades that were refused.
-    pub refused: u64,
-    /// Commands that came.
-    pub commands: u64,
-    /// Commands that came too fast.
-    pub rate_limited: u64,
-    /// Messages that were published.
-    pub published: u64,
-    /// Messages that were handed to connections; one message to two connections counts twice.
-    pub sent: u64,
-    /// Pings that were sent.
-    pub pings: u64,
-    /// Pongs that came.
-    pub pongs: u64,
-    /// Reconnect tokens that were given out.
-    pub tokens_issued: u64,
-    /// Reconnect tokens that were accepted.
-    pub tokens_used: u64,
-    /// Reconnect tokens that were refused.
-    pub tokens_refused: u64,
-    /// Requests to the REST API.
-    pub rest_requests: u64,
-    /// Access tokens that were given for a refresh token.
-    pub refreshes: u64,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) opened: AtomicU64,
-    pub(crate) refused: AtomicU64,
-    pub(crate) commands: AtomicU64,
-    pub(crate) rate_limited: AtomicU64,
-    pub(crate) published: AtomicU64,
-    pub(crate) sent: AtomicU64,
-    pub(crate) pings: AtomicU64,
-    pub(crate) pongs: AtomicU64,
-    pub(crate) tokens_issued: AtomicU64,
-    pub(crate) tokens_used: AtomicU64,
-    pub(crate) tokens_refused: AtomicU64,
-    pub(crate) rest_requests: AtomicU64,
-    pub(crate) refreshes: AtomicU64,
-}
-
-/// Counts one more.
-pub(crate) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 /// The parts of a message that say whom it is for.
@@ -186,22 +111,21 @@ impl World {
         Self {
             stop: CancellationToken::new(),
             space: Notify::new(),
-            counters: Counters::default(),
+            stats: Mutex::default(),
             sessions: Mutex::new(Sessions::new(options.seed)),
             rest_faults: Mutex::default(),
             faults: Mutex::default(),
             state: Mutex::new(State {
                 ids: Ids::new(options.seed),
-                tokens: options.tokens.clone(),
-                clients: options.clients.clone(),
-                lines: BTreeMap::new(),
+                connections: BTreeMap::new(),
                 past: VecDeque::new(),
                 last_connection: 0,
-                topics: HashMap::new(),
+                subscribers: Subscribers::default(),
                 tickets: HashMap::new(),
                 attempts: VecDeque::new(),
                 text: Vec::new(),
             }),
+            tokens: Mutex::new(Tokens::new(&options)),
             open: watch::Sender::new(true),
             options,
         }
@@ -222,8 +146,8 @@ impl World {
     pub fn publish_raw(&self, message: &str) -> Result<usize, serde_json::Error> {
         let address: Address<'_> = serde_json::from_str(message)?;
         let state = lock(&self.state);
-        count(&self.counters.published);
-        let sent = self.hand(
+        self.count(|stats| stats.published += 1);
+        let sent = self.deliver(
             &state,
             &address.topic,
             &address.room,
@@ -241,45 +165,45 @@ impl World {
 
     /// Ends a connection, or all of them.
     pub fn end(&self, connection: Option<ConnectionId>, end: End) {
-        self.each(connection, |line| line.end(end));
+        self.each(connection, |connection| connection.end(end));
     }
 
     /// From now on a connection (or each one that is open) says nothing and hears nothing, not even
     /// pings, while its TCP connection stands; what it said before still goes out. With `false` it comes
     /// back to life.
     pub fn silence(&self, connection: Option<ConnectionId>, silent: bool) {
-        self.each(connection, |line| line.silence(silent));
+        self.each(connection, |connection| connection.silence(silent));
     }
 
     /// Sends something malformed.
-    pub fn garble(&self, connection: Option<ConnectionId>, malformed: Malformed) {
-        self.each(connection, |line| line.garble(malformed));
+    pub fn send_malformed(&self, connection: Option<ConnectionId>, malformed: Malformed) {
+        self.each(connection, |connection| connection.send_malformed(malformed));
     }
 
     /// Sends a good message in several frames, with a ping between them: WebSocket allows both.
     pub fn send_fragmented(&self, connection: Option<ConnectionId>, message: &str, parts: usize) {
-        self.each(connection, |line| {
-            line.say(|buffer| frame::put_fragmented(buffer, message.as_bytes(), parts));
+        self.each(connection, |connection| {
+            connection.send(|buffer| frame::put_fragmented(buffer, message.as_bytes(), parts));
         });
     }
 
     /// Tells a connection, or all of them, to move: each gets `reconnect` with a token of its own,
-    /// and goes on getting messages until it closes or the grace ends. Says how many were told.
+    /// and goes on getting messages until it closes or the grace ends. Says how many were moved.
     pub fn drain(&self, connection: Option<ConnectionId>) -> usize {
-        let mut told = 0;
+        let mut moved = 0;
         let mut state = lock(&self.state);
-        let lines: Vec<_> = state.chosen(connection).cloned().collect();
+        let connections: Vec<_> = state.chosen(connection).cloned().collect();
         let expires = Instant::now() + self.options.reconnect_token_life;
         state.tickets.retain(|_, ticket| ticket.expires > Instant::now());
-        for line in lines {
+        for connection in connections {
             if state.tickets.len() >= KEEP_RECONNECT_TOKENS {
                 break;
             }
             let token = format!("rt-{:032x}", fastrand::u128(..));
-            let subscriptions = line.subscriptions(|all| all.iter().cloned().collect());
-            state.tickets.insert(token.clone(), Ticket { subscriptions, expires });
-            count(&self.counters.tokens_issued);
-            told += 1;
+            let subscriptions = connection.subscriptions(|all| all.iter().cloned().collect());
+            state.tickets.insert(token.clone(), ReconnectTicket { subscriptions, expires });
+            self.count(|stats| stats.tokens_issued += 1);
+            moved += 1;
             let message = if self.options.documents == Documents::September2026 {
                 r#""message":"the server is going away","#
             } else {
@@ -289,10 +213,10 @@ impl World {
             let text = format!(
                 r#"{{"type":"reconnect","data":{{{message}"reconnect_token":"{token}"}}}}"#
             );
-            line.say(|buffer| frame::put(buffer, frame::TEXT, text.as_bytes()));
-            line.start_draining();
+            connection.send(|buffer| frame::put(buffer, frame::TEXT, text.as_bytes()));
+            connection.start_draining();
         }
-        told
+        moved
     }
 
     /// Closes the listening socket, so that connections are refused, or opens it again at the same
@@ -303,7 +227,7 @@ impl World {
 
     /// Replaces the tokens that are accepted. Subscriptions that stand are left alone.
     pub fn set_tokens(&self, tokens: Vec<Token>) {
-        lock(&self.state).tokens = tokens;
+        lock(&self.tokens).accepted = tokens;
     }
 
     /// Lets the next requests to the REST API fail, one each, in this order.
@@ -313,31 +237,19 @@ impl World {
 
     /// What has happened so far, in numbers.
     pub fn stats(&self) -> Stats {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
-        Stats {
-            open: lock(&self.state).lines.len() as u64,
-            opened: read(&counters.opened),
-            refused: read(&counters.refused),
-            commands: read(&counters.commands),
-            rate_limited: read(&counters.rate_limited),
-            published: read(&counters.published),
-            sent: read(&counters.sent),
-            pings: read(&counters.pings),
-            pongs: read(&counters.pongs),
-            tokens_issued: read(&counters.tokens_issued),
-            tokens_used: read(&counters.tokens_used),
-            tokens_refused: read(&counters.tokens_refused),
-            rest_requests: read(&counters.rest_requests),
-            refreshes: read(&counters.refreshes),
-        }
+        let open = lock(&self.state).connections.len() as u64;
+        Stats { open, ..lock(&self.stats).clone() }
     }
 
     /// The connections, oldest first: those that ended (the newest 256) and those that are open.
     pub fn connections(&self) -> Vec<ConnectionRecord> {
         let state = lock(&self.state);
-        let mut records: Vec<_> =
-            state.past.iter().chain(state.lines.values()).map(|line| line.record()).collect();
+        let mut records: Vec<_> = state
+            .past
+            .iter()
+            .chain(state.connections.values())
+            .map(|connection| connection.record())
+            .collect();
         records.sort_by_key(|record| record.id);
         records
     }
@@ -347,8 +259,8 @@ impl World {
         lock(&self.state).attempts.iter().cloned().collect()
     }
 
-    fn each(&self, connection: Option<ConnectionId>, act: impl Fn(&Line)) {
-        lock(&self.state).chosen(connection).for_each(|line| act(line));
+    fn each(&self, connection: Option<ConnectionId>, act: impl Fn(&ServerConnection)) {
+        lock(&self.state).chosen(connection).for_each(|connection| act(connection));
     }
 }
 
@@ -387,8 +299,8 @@ impl World {
         text.extend_from_slice(br#","data":"#);
         put(&mut text);
         text.push(b'}');
-        count(&self.counters.published);
-        let sent = self.hand(state, topic, room, Some(id), &text, copies);
+        self.count(|stats| stats.published += 1);
+        let sent = self.deliver(state, topic, room, Some(id), &text, copies);
         state.text = text;
         (id, sent)
     }
@@ -397,7 +309,7 @@ impl World {
         if lock(&self.faults).duplicate { 2 } else { 1 }
     }
 
-    fn hand(
+    fn deliver(
         &self,
         state: &State,
         topic: &str,
@@ -408,15 +320,20 @@ impl World {
     ) -> Sent {
         let mut sent = Sent::default();
         let own_ids = self.options.message_ids == MessageIds::PerConnection && id.is_some();
-        state.each_hearer(topic, room, |line| {
+        let mut deliver = |connection: &ServerConnection| {
             let own = own_ids.then(|| with_id(text, Ulid::new()));
             let (id, text) = own.as_ref().map_or((id, text), |(id, text)| (Some(*id), text));
-            if let Handed::Waiting(waiting) = line.message(id, text, copies) {
+            if let Accepted::Waiting(waiting) = connection.send_message(id, text, copies) {
                 sent.connections += 1;
                 sent.waiting = sent.waiting.max(waiting);
             }
-        });
-        self.counters.sent.fetch_add(sent.connections as u64, Ordering::Relaxed);
+        };
+        if topic == NOTIFICATIONS {
+            state.connections.values().for_each(|one| deliver(one));
+        } else {
+            state.subscribers.each(topic, room, deliver);
+        }
+        self.count(|stats| stats.sent += sent.connections as u64);
         sent
     }
 
@@ -433,9 +350,9 @@ impl World {
     }
 
     /// Notes an attempt to connect.
-    pub(crate) fn attempted(&self, refused: Option<u16>, with_token: bool) {
+    pub(crate) fn record_attempt(&self, refused: Option<u16>, with_token: bool) {
         if refused.is_some() {
-            count(&self.counters.refused);
+            self.count(|stats| stats.refused += 1);
         }
         let mut state = lock(&self.state);
         if state.attempts.len() == KEEP_ATTEMPTS {
@@ -444,9 +361,9 @@ impl World {
         state.attempts.push_back(Attempt { at: clock::now(), refused, with_token });
     }
 
-    /// Opens a line; with a reconnect token its subscriptions are restored. `None`: the token is not
+    /// Opens a connection; with a reconnect token its subscriptions are restored. `None`: the token is not
     /// valid, has expired or was used before.
-    pub(crate) fn open_line(&self, token: Option<&str>) -> Option<Arc<Line>> {
+    pub(crate) fn open_connection(&self, token: Option<&str>) -> Option<Arc<ServerConnection>> {
         let refused = lock(&self.faults).refuse_reconnect;
         let mut state = lock(&self.state);
         let mut restored = Vec::new();
@@ -454,105 +371,87 @@ impl World {
             let ticket = state.tickets.remove(token);
             let valid = ticket.filter(|ticket| !refused && ticket.expires > Instant::now());
             let Some(ticket) = valid else {
-                count(&self.counters.tokens_refused);
+                self.count(|stats| stats.tokens_refused += 1);
                 return None;
             };
             restored = ticket.subscriptions;
-            count(&self.counters.tokens_used);
+            self.count(|stats| stats.tokens_used += 1);
         }
-        count(&self.counters.opened);
+        self.count(|stats| stats.opened += 1);
         state.last_connection += 1;
         let id = state.last_connection;
-        let line = Arc::new(Line::new(id, token.is_some(), self.options.keep_sent));
-        state.lines.insert(id, Arc::clone(&line));
+        let connection =
+            Arc::new(ServerConnection::new(id, token.is_some(), self.options.keep_sent));
+        state.connections.insert(id, Arc::clone(&connection));
         for (topic, room) in restored {
-            state.subscribe(&line, topic, room);
+            state.subscribers.add(&connection, topic, room);
         }
-        Some(line)
+        Some(connection)
     }
 
-    /// Forgets a line that has ended, except for its record.
-    pub(crate) fn close_line(&self, line: &Arc<Line>) {
+    /// Forgets a connection that has ended, except for its record.
+    pub(crate) fn close_connection(&self, connection: &Arc<ServerConnection>) {
         let mut state = lock(&self.state);
-        let subscriptions = line.subscriptions(|all| all.clone());
+        let subscriptions = connection.subscriptions(|all| all.clone());
         for (topic, room) in &subscriptions {
-            state.unhear(line, topic, room);
+            state.subscribers.remove(connection, topic, room);
         }
-        state.lines.remove(&line.id);
+        state.connections.remove(&connection.id);
         if state.past.len() == KEEP_CONNECTIONS {
             state.past.pop_front();
         }
-        state.past.push_back(Arc::clone(line));
-        // Whoever waits for this line to have room need not wait any more.
+        state.past.push_back(Arc::clone(connection));
+        // Whoever waits for this connection to have room need not wait any more.
         self.space.notify_waiters();
     }
 
-    pub(crate) fn subscribe(&self, line: &Arc<Line>, topic: &str, room: &str) {
-        lock(&self.state).subscribe(line, topic.to_owned(), room.to_owned());
+    pub(crate) fn subscribe(&self, connection: &Arc<ServerConnection>, topic: &str, room: &str) {
+        lock(&self.state).subscribers.add(connection, topic.to_owned(), room.to_owned());
     }
 
     /// Ends the subscription to one room, or to all rooms of the topic.
-    pub(crate) fn unsubscribe(&self, line: &Arc<Line>, topic: &str, room: Option<&str>) {
+    pub(crate) fn unsubscribe(
+        &self,
+        connection: &Arc<ServerConnection>,
+        topic: &str,
+        room: Option<&str>,
+    ) {
         let mut state = lock(&self.state);
-        let gone: Vec<(String, String)> = line.subscriptions(|all| {
+        let gone: Vec<(String, String)> = connection.subscriptions(|all| {
             all.extract_if(.., |(t, r)| t == topic && room.is_none_or(|room| r == room)).collect()
         });
         for (topic, room) in gone {
-            state.unhear(line, &topic, &room);
+            state.subscribers.remove(connection, &topic, &room);
         }
     }
 
-    /// What a look at the token says; no tokens at all means that every one is accepted.
+    /// Lists a message of one of the [`LISTED`] topics, where it can be read.
+    fn list(&self, topic: &str, room: &str, data: &str) {
+        let which = LISTED.iter().position(|(listed, _)| *listed == topic);
+        let item = serde_json::from_str::<Value>(data).ok().filter(Value::is_object);
+        if let (Some(which), Some(item)) = (which, item)
+            && let Some(session) = lock(&self.sessions).of(room)
+        {
+            session.list(which, item);
+        }
+    }
+
+    pub(crate) fn count(&self, change: impl FnOnce(&mut Stats)) {
+        change(&mut lock(&self.stats));
+    }
+
     pub(crate) fn token(&self, token: &str) -> Result<Option<Token>, ()> {
-        let state = lock(&self.state);
-        if state.tokens.is_empty() {
-            return if token.is_empty() { Err(()) } else { Ok(None) };
-        }
-        let known = state.tokens.iter().find(|known| known.token.expose() == token);
-        let known = known.filter(|known| known.expires.is_none_or(|at| at > Instant::now()));
-        known.cloned().map(Some).ok_or(())
+        lock(&self.tokens).find(token)
     }
 
-    /// Exchanges a refresh token for a new access token and the next refresh token. An error is the code
-    /// that OAuth2 has for it.
     pub(crate) fn refresh(
         &self,
         client: &str,
         secret: &str,
         refresh_token: &str,
     ) -> Result<Refreshed, &'static str> {
-        let mut guard = lock(&self.state);
-        let state = &mut *guard;
-        let mut own = state
-            .clients
-            .iter_mut()
-            .filter(|one| one.id == client && one.secret.expose() == secret);
-        let first = own.next().ok_or("invalid_client")?;
-        let client = std::iter::once(first)
-            .chain(own)
-            .find(|one| one.refresh_token.expose() == refresh_token)
-            .ok_or("invalid_grant")?;
-        let refreshed = Refreshed {
-            access_token: format!("at-{:032x}", fastrand::u128(..)),
-            refresh_token: format!("ft-{:032x}", fastrand::u128(..)),
-            expires_in: client.lifetime.as_secs(),
-            scope: client.scopes.join(" "),
-        };
-        state.tokens.push(Token {
-            token: Secret::new(&refreshed.access_token),
-            token_type: Some("oauth2".to_owned()),
-            rooms: client.rooms.clone(),
-            scopes: client.scopes.clone(),
-            expires: Some(Instant::now() + client.lifetime),
-        });
-        let next =
-            OAuthClient { refresh_token: Secret::new(&refreshed.refresh_token), ..client.clone() };
-        if client.reusable {
-            state.clients.push(next);
-        } else {
-            *client = next;
-        }
-        count(&self.counters.refreshes);
+        let refreshed = lock(&self.tokens).refresh(client, secret, refresh_token)?;
+        self.count(|stats| stats.refreshes += 1);
         Ok(refreshed)
     }
 
@@ -566,12 +465,15 @@ impl World {
         self.open.subscribe()
     }
 
-    /// Waits until no line has more than so many bytes waiting.
+    /// Waits until no connection has more than so many bytes waiting.
     pub(crate) async fn wait_for_space(&self, limit: usize) {
         loop {
             let mut space = std::pin::pin!(self.space.notified());
             space.as_mut().enable();
-            let full = lock(&self.state).lines.values().any(|line| line.waiting() > limit);
+            let full = lock(&self.state)
+                .connections
+                .values()
+                .any(|connection| connection.waiting() > limit);
             if !full {
                 return;
             }
@@ -581,108 +483,10 @@ impl World {
 }
 
 impl State {
-    fn chosen(&self, connection: Option<ConnectionId>) -> impl Iterator<Item = &Arc<Line>> {
-        self.lines.values().filter(move |line| connection.is_none_or(|id| id == line.id))
+    fn chosen(
+        &self,
+        connection: Option<ConnectionId>,
+    ) -> impl Iterator<Item = &Arc<ServerConnection>> {
+        self.connections.values().filter(move |one| connection.is_none_or(|id| id == one.id))
     }
-
-    fn subscribe(&mut self, line: &Arc<Line>, topic: String, room: String) {
-        if line.subscriptions(|all| all.insert((topic.clone(), room.clone()))) {
-            let hearers = self.topics.entry(topic).or_default();
-            let list = if room.is_empty() {
-                &mut hearers.everywhere
-            } else {
-                hearers.rooms.entry(room).or_default()
-            };
-            list.push(Arc::clone(line));
-        }
-    }
-
-    fn unhear(&mut self, line: &Arc<Line>, topic: &str, room: &str) {
-        let Some(hearers) = self.topics.get_mut(topic) else { return };
-        let others = |other: &Arc<Line>| other.id != line.id;
-        if room.is_empty() {
-            hearers.everywhere.retain(others);
-        } else if let Some(list) = hearers.rooms.get_mut(room) {
-            list.retain(others);
-            if list.is_empty() {
-                hearers.rooms.remove(room);
-            }
-        }
-        if hearers.rooms.is_empty() && hearers.everywhere.is_empty() {
-            self.topics.remove(topic);
-        }
-    }
-
-    /// Calls `tell` once for each line that hears this topic in this room.
-    fn each_hearer(&self, topic: &str, room: &str, mut tell: impl FnMut(&Line)) {
-        if topic == NOTIFICATIONS {
-            for line in self.lines.values() {
-                tell(line);
-            }
-            return;
-        }
-        let Some(hearers) = self.topics.get(topic) else { return };
-        if room.is_empty() {
-            let all = hearers.rooms.values().flatten().chain(&hearers.everywhere);
-            let once: BTreeMap<_, _> = all.map(|line| (line.id, line)).collect();
-            for line in once.values() {
-                tell(line);
-            }
-            return;
-        }
-        let here = hearers.rooms.get(room).map_or(&[][..], Vec::as_slice);
-        for line in here {
-            tell(line);
-        }
-        for line in &hearers.everywhere {
-            if here.iter().all(|own| own.id != line.id) {
-                tell(line);
-            }
-        }
-    }
-}
-
-/// The same message under another id.
-fn with_id(text: &[u8], id: Ulid) -> (Ulid, Vec<u8>) {
-    let mut text = text.to_vec();
-    let range = ID_BEFORE.len()..ID_BEFORE.len() + ulid::ULID_LEN;
-    if text.starts_with(ID_BEFORE)
-        && let Some(old) = text.get_mut(range)
-    {
-        let mut buffer = [0; ulid::ULID_LEN];
-        old.copy_from_slice(id.array_to_str(&mut buffer).as_bytes());
-    }
-    (id, text)
-}
-
-/// What stands before the id in a message.
-const ID_BEFORE: &[u8] = br#"{"id":""#;
-
-/// `{"id":…,"ts":…,"type":…`, without the closing brace.
-fn put_envelope(text: &mut Vec<u8>, id: Ulid, ts: &str, kind: &str) {
-    let mut buffer = [0; ulid::ULID_LEN];
-    text.extend_from_slice(ID_BEFORE);
-    text.extend_from_slice(id.array_to_str(&mut buffer).as_bytes());
-    text.extend_from_slice(br#"","ts":""#);
-    text.extend_from_slice(ts.as_bytes());
-    text.extend_from_slice(br#"","type":""#);
-    text.extend_from_slice(kind.as_bytes());
-    text.push(b'"');
-}
-
-/// A JSON string.
-pub(crate) fn put_string(text: &mut Vec<u8>, string: &str) {
-    if string.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
-        text.push(b'"');
-        text.extend_from_slice(string.as_bytes());
-        text.push(b'"');
-    } else {
-        put_display(text, serde_json::Value::from(string));
-    }
-}
-
-/// Appends the text of a value.
-pub(crate) fn put_display(text: &mut Vec<u8>, value: impl Display) {
-    // Writing to a vector cannot fail; a `Display` that does fail leaves its text cut short.
-    write!(text, "{value}").ok();
 }

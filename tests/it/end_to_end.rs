@@ -229,8 +229,7 @@ async fn passes_byte_for_byte(folder: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_fixtures_pass_to_every_sink_byte_for_byte() {
-    passes_byte_for_byte(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/messages"))
-        .await;
+    passes_byte_for_byte(&Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/messages")).await;
 }
 
 /// The vendor's examples, which are reference data beside this repository. Several of them share an

@@ -130,7 +130,7 @@ async fn a_connection_can_be_closed_as_soon_as_it_stands() {
 #[tokio::test]
 async fn a_server_can_be_deaf_or_mute_from_the_start() {
     let sim = start(Options::default()).await;
-    sim.faults(|faults| faults.next.extend([Reception::Deaf, Reception::Silent]));
+    sim.faults(|faults| faults.next.extend([Reception::NeverUpgrades, Reception::Silent]));
     let mut stream = TcpStream::connect(sim.address()).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: sim\r\n\r\n").await.unwrap();
     assert!(timeout(SILENCE, stream.read_u8()).await.is_err(), "the upgrade is not answered");
@@ -177,7 +177,7 @@ async fn malformed_frames_are_as_malformed_as_asked_for() {
         Malformed::NoObject,
         Malformed::NoTopic,
     ] {
-        sim.garble(None, malformed);
+        sim.send_malformed(None, malformed);
         let frame = client.frame().await.unwrap().unwrap();
         let parsed = serde_json::from_slice::<serde_json::Value>(&frame.clone().into_data());
         match malformed {
@@ -189,10 +189,10 @@ async fn malformed_frames_are_as_malformed_as_asked_for() {
             _ => assert!(parsed.unwrap().get("topic").is_none()),
         }
     }
-    sim.garble(None, Malformed::InvalidUtf8);
+    sim.send_malformed(None, Malformed::InvalidUtf8);
     assert!(matches!(client.frame().await, Some(Err(Error::Utf8(_)))));
     let mut client = Client::welcomed(&sim).await;
-    sim.garble(Some(2), Malformed::ReservedOpcode);
+    sim.send_malformed(Some(2), Malformed::ReservedOpcode);
     let Some(Err(Error::Protocol(error))) = client.frame().await else { panic!() };
     assert_eq!(error, ProtocolError::InvalidOpcode(3));
 }

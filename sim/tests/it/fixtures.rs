@@ -30,7 +30,7 @@ async fn relay_all(folder: &Path) -> usize {
 
 #[tokio::test]
 async fn our_own_examples() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/messages");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("messages");
     assert!(relay_all(&folder).await >= 20);
 }
 

@@ -159,7 +159,7 @@ impl Victims<'_> {
             13 => {
                 let reception = match random.u8(..10) {
                     // These two take half a minute to be found out.
-                    0 => Reception::Deaf,
+                    0 => Reception::NeverUpgrades,
                     1 => Reception::Silent,
                     2..5 => Reception::Refuse { status: 502, retry_after: None },
                     5..8 => Reception::Refuse { status: 429, retry_after: Some("1".into()) },
@@ -174,7 +174,7 @@ impl Victims<'_> {
                     [Malformed::InvalidJson, Malformed::Deep(5_000), Malformed::UnknownType];
                 let twice = random.bool();
                 sim.faults(|faults| faults.duplicate = twice);
-                sim.garble(None, kinds[random.usize(..kinds.len())]);
+                sim.send_malformed(None, kinds[random.usize(..kinds.len())]);
             }
         }
     }

@@ -23,7 +23,7 @@ async fn nonsense_is_skipped_and_the_link_is_kept() {
     ];
     for (n, malformed) in (0..).zip(nonsense) {
         for _ in 0..500 {
-            bench.sim.garble(None, malformed);
+            bench.sim.send_malformed(None, malformed);
         }
         bench.carries("channel.tips", ROOM, n).await;
     }
@@ -35,7 +35,7 @@ async fn nonsense_is_skipped_and_the_link_is_kept() {
 async fn a_payload_is_not_looked_into_however_deep_it_is() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(1).await;
-    bench.sim.garble(None, Malformed::Deep(100_000));
+    bench.sim.send_malformed(None, Malformed::Deep(100_000));
     bench.carries("channel.tips", ROOM, 1).await;
     let events = bench.received(2).await;
     assert_eq!(events[0].data().len(), 200_000);
@@ -116,11 +116,11 @@ async fn what_cannot_be_relayed_is_a_matter_of_health_when_it_repeats() {
         })
         .await;
         bench.confirmed(1).await;
-        bench.sim.garble(None, malformed);
+        bench.sim.send_malformed(None, malformed);
         bench.carries("channel.tips", ROOM, 1).await;
         assert_eq!(bench.pages().reasons(), [""; 0], "once is no matter");
         for _ in 0..5 {
-            bench.sim.garble(None, malformed);
+            bench.sim.send_malformed(None, malformed);
         }
         until("the health says so", SOON, async || {
             let reasons = bench.pages().reasons();
@@ -141,7 +141,7 @@ async fn one_oversized_message_does_not_cost_the_link() {
     .await;
     bench.confirmed(1).await;
     for (n, size) in (0..).zip([limit - 100, limit + 100, 8 << 20]) {
-        bench.sim.garble(None, Malformed::Oversized(size));
+        bench.sim.send_malformed(None, Malformed::Oversized(size));
         bench.carries("channel.tips", ROOM, n).await;
     }
     assert_eq!(bench.sim.stats().opened, 1);
@@ -158,7 +158,7 @@ async fn what_breaks_the_protocol_breaks_the_link() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(1).await;
     for (turn, (malformed, words)) in (2..).zip(broken) {
-        bench.sim.garble(None, malformed);
+        bench.sim.send_malformed(None, malformed);
         until(&format!("{malformed:?}: another connection"), SOON, async || {
             bench.connection(turn).filter(|record| record.subscriptions.len() == 1)
         })

@@ -281,7 +281,7 @@ async fn a_connection_that_is_told_to_move_at_once_is_moved_again() {
 async fn a_stop_while_moving_is_a_stop() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(2).await;
-    bench.sim.faults(|faults| faults.every = Reception::Deaf);
+    bench.sim.faults(|faults| faults.every = Reception::NeverUpgrades);
     bench.sim.drain(None);
     moving(&bench).await;
     bench.stop().await;

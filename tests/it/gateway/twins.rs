@@ -21,7 +21,7 @@ async fn a_twin_is_taken_once() {
 async fn namesakes_are_both_kept_under_keys_of_their_own() {
     let read = |name: &str| {
         let root = env!("CARGO_MANIFEST_DIR");
-        let text = std::fs::read_to_string(format!("{root}/tests/fixtures/messages/{name}.json"));
+        let text = std::fs::read_to_string(format!("{root}/sim/messages/{name}.json"));
         serde_json::from_str::<serde_json::Value>(&text.unwrap()).unwrap().to_string()
     };
     let (tip, moderation) = (read("channel-tips"), read("channel-tips-moderation"));

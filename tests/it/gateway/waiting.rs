@@ -72,7 +72,7 @@ async fn a_name_that_is_nowhere_is_told() {
 
 #[tokio::test]
 async fn every_stage_has_its_deadline() {
-    let sim = meeting([Reception::Deaf]).await;
+    let sim = meeting([Reception::NeverUpgrades]).await;
     let bench = Bench::at(sim, targets(&WANTS), |astro| astro.connect_timeout = millis(200));
     says(&bench, "no upgrade within the deadline").await;
     bench.confirmed(1).await;

@@ -4,7 +4,7 @@
 //! the connection's task takes as a whole and writes. That is what makes the simulator fast, and it
 //! puts "was sent" and "stands in the records" under one lock.
 //!
-//! The one thing to know: once a line is ending nothing more is accepted or recorded. On a line that
+//! The one thing to know: once a connection is ending nothing more is accepted or recorded. On a connection that
 //! ended by FIN or a close frame, what came out at the client must be the whole record; after a reset
 //! it may lack a tail.
 
@@ -23,8 +23,9 @@ use ulid::Ulid;
 use crate::{
     clock::{self, UnixMillis},
     faults::{End, Malformed},
-    frame, lock,
+    frame,
     secret::Secret,
+    sync::lock,
 };
 
 /// Number of a connection, counted from 1.
@@ -101,12 +102,12 @@ pub enum Ended {
 
 /// The server's side of one connection.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct ServerConnection {
     pub(crate) id: ConnectionId,
     opened: UnixMillis,
     restored: bool,
     keep_sent: usize,
-    /// There is something to write, or the line is ending.
+    /// There is something to write, or the connection is ending.
     pub(crate) wake: Notify,
     /// It shall be reset, at once.
     pub(crate) cut: Notify,
@@ -129,14 +130,14 @@ struct Out {
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Handed {
+pub(crate) enum Accepted {
     /// It waits to be written, behind so many bytes.
     Waiting(usize),
     /// It was not taken.
     Not,
 }
 
-impl Line {
+impl ServerConnection {
     pub(crate) fn new(id: ConnectionId, restored: bool, keep_sent: usize) -> Self {
         Self {
             id,
@@ -152,7 +153,7 @@ impl Line {
     }
 
     /// Sends something that is not a message: a welcome, a response, a ping, nonsense.
-    pub(crate) fn say(&self, put: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn send(&self, put: impl FnOnce(&mut Vec<u8>)) {
         let mut out = lock(&self.out);
         if out.ended.is_none() && !self.is_silent() {
             put(&mut out.buffer);
@@ -161,14 +162,14 @@ impl Line {
     }
 
     /// Sends a message, once or twice.
-    pub(crate) fn message(&self, id: Option<Ulid>, text: &[u8], copies: usize) -> Handed {
+    pub(crate) fn send_message(&self, id: Option<Ulid>, text: &[u8], copies: usize) -> Accepted {
         let mut out = lock(&self.out);
         if out.ended.is_some() {
-            return Handed::Not;
+            return Accepted::Not;
         }
         if self.is_silent() {
             out.withheld += 1;
-            return Handed::Not;
+            return Accepted::Not;
         }
         let was_empty = out.buffer.is_empty();
         for _ in 0..copies {
@@ -185,7 +186,7 @@ impl Line {
         if was_empty {
             self.wake.notify_one();
         }
-        Handed::Waiting(out.buffer.len())
+        Accepted::Waiting(out.buffer.len())
     }
 
     /// The client was told to move: the grace begins.
@@ -194,8 +195,8 @@ impl Line {
     }
 
     /// Sends something malformed.
-    pub(crate) fn garble(&self, malformed: Malformed) {
-        self.say(|buffer| malformed.put(buffer));
+    pub(crate) fn send_malformed(&self, malformed: Malformed) {
+        self.send(|buffer| malformed.put(buffer));
     }
 
     /// Ends it as the server does.
@@ -252,7 +253,7 @@ impl Line {
         lock(&self.out).buffer.len()
     }
 
-    pub(crate) fn note(&self, command: CommandRecord) {
+    pub(crate) fn record_command(&self, command: CommandRecord) {
         let mut out = lock(&self.out);
         if out.commands.len() < KEEP_COMMANDS {
             out.commands.push(command);
@@ -294,16 +295,16 @@ mod tests {
 
     #[test]
     fn what_is_not_sent_is_not_recorded_as_sent() {
-        let line = Line::new(1, false, 2);
+        let connection = ServerConnection::new(1, false, 2);
         for n in 0..3 {
-            line.message(Some(Ulid(n)), b"x", 2);
+            connection.send_message(Some(Ulid(n)), b"x", 2);
         }
-        line.silence(true);
-        line.message(Some(Ulid(3)), b"x", 1);
-        line.silence(false);
-        line.end(End::Close(1000));
-        line.message(Some(Ulid(4)), b"x", 1);
-        let record = line.record();
+        connection.silence(true);
+        connection.send_message(Some(Ulid(3)), b"x", 1);
+        connection.silence(false);
+        connection.end(End::Close(1000));
+        connection.send_message(Some(Ulid(4)), b"x", 1);
+        let record = connection.record();
         assert_eq!(record.sent, [Ulid(0).to_string(), Ulid(1).to_string()]);
         assert_eq!((record.sent_unremembered, record.withheld), (1, 1));
         assert_eq!(record.ended, Some(Ended::Closed(Some(1000))));
@@ -311,25 +312,25 @@ mod tests {
 
     #[test]
     fn what_was_said_before_a_silence_goes_out() {
-        let line = Line::new(1, false, 10);
+        let connection = ServerConnection::new(1, false, 10);
         let mut batch = Vec::new();
-        line.message(Some(Ulid(0)), b"{}", 1);
-        line.silence(true);
-        line.message(Some(Ulid(1)), b"{}", 1);
-        assert!(line.take(&mut batch), "it is noted as sent");
-        assert!(!line.take(&mut batch));
-        let record = line.record();
+        connection.send_message(Some(Ulid(0)), b"{}", 1);
+        connection.silence(true);
+        connection.send_message(Some(Ulid(1)), b"{}", 1);
+        assert!(connection.take(&mut batch), "it is noted as sent");
+        assert!(!connection.take(&mut batch));
+        let record = connection.record();
         assert_eq!((record.sent, record.withheld), (vec![Ulid(0).to_string()], 1));
     }
 
     #[test]
     fn a_client_that_never_reads_is_thrown_out() {
-        let line = Line::new(1, false, 0);
+        let connection = ServerConnection::new(1, false, 0);
         let big = vec![b'x'; 32 << 20];
         for _ in 0..3 {
-            line.message(None, &big, 1);
+            connection.send_message(None, &big, 1);
         }
-        assert_eq!(line.ended(), Some(Ended::TooSlow));
-        assert!(line.waiting() <= 3 * (big.len() + 10));
+        assert_eq!(connection.ended(), Some(Ended::TooSlow));
+        assert!(connection.waiting() <= 3 * (big.len() + 10));
     }
 }
