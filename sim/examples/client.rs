@@ -2,7 +2,11 @@
 //!
 //! `cargo run -p astro-sim --example client`
 
-#![expect(clippy::print_stdout, reason = "an example shows what happens")]
+#![expect(
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "an example shows what happens; a JSON value indexed by name is null"
+)]
 
 use astro_sim::{End, Options, Reception, Sim, Token};
 use futures_util::{SinkExt, StreamExt};
@@ -46,10 +50,9 @@ impl Client {
 
     async fn next(&mut self) -> Anyhow<Value> {
         loop {
-            match self.0.next().await.ok_or("the connection ended")?? {
-                Message::Text(text) => return Ok(serde_json::from_str(&text)?),
-                // The library answers pings.
-                _ => {}
+            // The library answers pings.
+            if let Message::Text(text) = self.0.next().await.ok_or("the connection ended")?? {
+                return Ok(serde_json::from_str(&text)?);
             }
         }
     }

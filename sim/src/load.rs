@@ -8,8 +8,11 @@ use std::{io::Write, time::Duration};
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::clock;
-use crate::world::{World, put_string};
+use crate::{
+    clock,
+    text::put_string,
+    world::{Sent, World},
+};
 
 /// Bytes that may wait on a connection before the generator pauses: two of them keep a writer busy.
 const FULL: usize = 256 << 10;

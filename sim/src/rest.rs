@@ -6,7 +6,7 @@
 
 #![expect(clippy::indexing_slicing, reason = "reading a JSON value by name yields null, no panic")]
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{str::FromStr, sync::Arc};
 
 use axum::{
     Json, Router,

@@ -9,11 +9,10 @@ use std::collections::{HashMap, VecDeque};
 
 use serde_json::{Map, Value, json};
 
-use crate::clock::{self, UnixMillis};
 use crate::{
-    lock,
-    options::{Documents, SessionKeys, SessionReset, SessionUpdate},
-    world::World,
+    clock::{self, UnixMillis},
+    ids::hex_id,
+    options::Documents,
 };
 
 /// Activities, and items of each other history, kept for each room: ten pages of the largest size.

@@ -54,11 +54,15 @@ impl Subscribers {
         if room.is_empty() {
             let all = of_topic.rooms.values().flatten().chain(&of_topic.everywhere);
             let once: BTreeMap<_, _> = all.map(|one| (one.id, one)).collect();
-            once.values().for_each(|one| deliver(one));
+            for one in once.values() {
+                deliver(one);
+            }
             return;
         }
         let here = of_topic.rooms.get(room).map_or(&[][..], Vec::as_slice);
-        here.iter().for_each(|one| deliver(one));
+        for one in here {
+            deliver(one);
+        }
         for one in &of_topic.everywhere {
             if here.iter().all(|own| own.id != one.id) {
                 deliver(one);

@@ -233,7 +233,7 @@ impl World {
                     self.activity(&step.room, activity);
                 }
                 Message(topic, data) => {
-                    self.publish(topic, &step.room, data);
+                    self.publish(&topic, &step.room, data);
                 }
             }
         }
