@@ -139,7 +139,7 @@ fn each_activity_has_its_kind_and_its_attributes() {
 /// Every activity that the simulation makes, in the documentation's shape, is of some kind.
 #[test]
 fn the_documented_shapes_are_rendered() {
-    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/messages");
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/messages");
     let mut kinds = BTreeSet::new();
     for entry in std::fs::read_dir(dir).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
