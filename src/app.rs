@@ -1,7 +1,7 @@
 //! The relay put together, its health, the reload, and the command line.
 
 pub mod cli;
-pub mod presence;
+pub mod health;
 pub mod relay;
 pub mod reload;
 mod sink_tasks;

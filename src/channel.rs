@@ -3,6 +3,8 @@
 
 pub mod backfill;
 pub mod keeper;
+pub mod refresh;
+pub mod sessions;
 pub mod state;
 pub mod store;
 

@@ -141,7 +141,20 @@ pub struct Channel {
 
 /// Kinds of token. Astro's documents say `oauth` in one revision and `oauth2` in another: the word
 /// that is configured is the word that is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, Default)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    Default,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenType {
     /// A JSON web token, from the channel's settings page.

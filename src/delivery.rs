@@ -17,11 +17,13 @@ mod accepted;
 mod dead_letters;
 mod flight;
 pub mod ha_event;
+pub mod health;
 mod outcome;
 mod reader;
 mod requests;
 pub mod route;
 mod state;
+pub mod status;
 mod suspicion;
 pub mod task;
 mod waiting;
@@ -55,8 +57,10 @@ use crate::{
     },
     channel::board::Board,
     config::SinkConfig,
-    delivery::route::{Rendered, Route},
-    gateway::status::Status,
+    delivery::{
+        route::{Rendered, Route},
+        status::Status,
+    },
     journal::{Batch, Journal, StoreError},
     publish::keeping::Keeping,
     sink::{Cause, Failure, Outgoing, Sink},

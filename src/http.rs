@@ -16,6 +16,7 @@ mod dead_letters;
 mod events;
 mod guard;
 mod page;
+pub mod relay_status;
 mod reloads;
 mod sinks;
 mod status;
@@ -38,7 +39,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{base::text, command::Intake, config, gateway::status::Status, journal::Journal};
+use crate::{base::text, command::Intake, config, journal::Journal};
 
 pub use self::{
     attempts::Attempts,
@@ -57,7 +58,7 @@ const LINES: usize = 1000;
 #[derive(Clone)]
 pub struct State {
     /// What every part says of itself.
-    pub status: Arc<Status>,
+    pub status: Arc<relay_status::RelayStatus>,
     /// The journal.
     pub journal: Journal,
     /// Its directory, for requests about dead letters; `None` where it lives in memory.

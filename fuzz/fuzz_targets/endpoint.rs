@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::{config::{self, Config}, loading::Sources, http, journal::Journal, gateway::status::Status};
+use astro_relay::{config::{self, Config}, loading::Sources, http::{self, relay_status::RelayStatus}, journal::Journal};
 use libfuzzer_sys::fuzz_target;
 use tokio::{
     net::TcpListener,
@@ -46,7 +46,7 @@ static PLACE: LazyLock<(Runtime, SocketAddr)> = LazyLock::new(|| {
     let address = listener.local_addr().unwrap();
     let (sender, access) = watch::channel(access());
     let state = http::State {
-        status: Arc::new(Status::new(0)),
+        status: Arc::new(RelayStatus::new(0)),
         journal: Journal::in_memory(1 << 20),
         dir: None,
         metrics: None,

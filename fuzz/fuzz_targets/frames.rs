@@ -64,7 +64,7 @@ fuzz_target!(|input: &[u8]| {
             seq += 1;
             assert_eq!(event.message, frame.as_bytes(), "byte for byte");
             serde_json::from_slice::<&RawValue>(event.data()).expect("data is JSON");
-            state.hear(&event, seq);
+            state.fold(&event, seq);
             let record = Arc::new(Record::new(seq, event));
             for route in &mut routes {
                 if let Rendered::Wanted(outgoing) = route.render(&record) {
@@ -78,6 +78,6 @@ fuzz_target!(|input: &[u8]| {
     }
     // What it has counted and what stands can always be told.
     session.take_counts();
-    assert_eq!(session.standings().count(), 3);
+    assert_eq!(session.subscriptions().count(), 3);
     assert!(session.due(now) <= now + Duration::from_secs(3600));
 });

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use crate::{
     app::{
-        presence::Presence,
+        health::HealthReporter,
         reload::{self, Reload, ReloadHandles},
         sink_tasks,
     },
@@ -23,16 +23,20 @@ use crate::{
     },
     channel::{
         backfill::Backfill,
-        keeper::{self, Keeper, Times},
+        keeper::{SessionKeeper, Stores, Times},
+        refresh::refreshes,
     },
     command::{
         self,
         executor::{Executor, Tools},
     },
     config::{Config, ConfigError},
-    delivery::task::{self, Services},
-    gateway::{Away, Gateway, Targets, activities::Activities, gaps::Gaps, status::Status},
-    http::{self, Reloads},
+    delivery::{
+        status::Status,
+        task::{self, Services},
+    },
+    gateway::{Away, Gateway, Targets, intake::Intake},
+    http::{self, Reloads, relay_status::RelayStatus},
     journal::{Health, Journal, StoreError},
     loading::{Loaded, Sources},
     sink::Purpose,
@@ -74,7 +78,7 @@ pub enum RelayError {
 pub struct Relay {
     supervisor: Supervisor,
     journal: Journal,
-    status: Arc<Status>,
+    status: Arc<RelayStatus>,
     listening: Option<SocketAddr>,
     reloads: Option<Reloads>,
     /// Who could change something, where nobody does: what is wanted stays wanted.
@@ -107,13 +111,13 @@ impl Relay {
     ) -> Result<Self, RelayError> {
         crate::base::tls::install_provider();
         let config = loaded.config.clone();
-        let status = Arc::new(Status::new(clock::now()));
+        let status = Arc::new(RelayStatus::new(clock::now()));
         status.configured(config.channels.len(), config.sinks.len());
         let (journal, opened) = Journal::open(&config.journal)?;
         info!(events = opened.events, lost = opened.lost, "journal opened");
         journal.sinks(config.sinks.keys().map(String::as_str));
         let mut supervisor = Supervisor::new();
-        report_tasks(&mut supervisor, &status);
+        report_tasks(&mut supervisor, &status.sinks);
         let (targets, wanted) = watch::channel(Targets::of(&config));
         let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
         let (access, asked) = watch::channel(config.http.clone());
@@ -121,7 +125,7 @@ impl Relay {
         let (commands, inbox) = command::intake(labels);
         let services = Services {
             journal: journal.clone(),
-            status: Arc::clone(&status),
+            status: Arc::clone(&status.sinks),
             board: Arc::default(),
             sinks: configured,
             commands,
@@ -131,10 +135,11 @@ impl Relay {
         let away = opened
             .heartbeat
             .map(|at| Away { at, time: opened.downtime.filter(|_| opened.downtime_is_certain) });
-        let activities = Arc::default();
-        add_gateway(&mut supervisor, &config, &services, &activities, wanted.clone(), away)?;
-        add_rest(&mut supervisor, &config, &services, &activities, wanted.clone(), inbox)?;
-        add_presence(&mut supervisor, &services, wanted);
+        let intake = Arc::new(Intake::new(journal.clone()));
+        add_gateway(&mut supervisor, &config, &status, &intake, wanted.clone(), away)?;
+        add_backfill(&mut supervisor, &config, &intake, wanted.clone())?;
+        add_sessions(&mut supervisor, &config, &services, &status, wanted, inbox)?;
+        add_health(&mut supervisor, &services, &status);
         add_journal_health(&mut supervisor, &services);
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
@@ -146,6 +151,7 @@ impl Relay {
         let requests = supervisor.requests();
         let reload_handles = ReloadHandles {
             services: services.clone(),
+            status: Arc::clone(&status),
             targets,
             channels,
             sinks,
@@ -160,7 +166,8 @@ impl Relay {
             }
             None => (None, Some(reload_handles)),
         };
-        let show = Show { metrics, access: asked, reloads: reloads.clone() };
+        let show =
+            Show { status: Arc::clone(&status), metrics, access: asked, reloads: reloads.clone() };
         let listening = add_http(&mut supervisor, &config, &services, show).await?;
         Ok(Self {
             supervisor,
@@ -183,7 +190,7 @@ impl Relay {
     }
 
     /// What every part says of itself.
-    pub fn status(&self) -> Arc<Status> {
+    pub fn status(&self) -> Arc<RelayStatus> {
         Arc::clone(&self.status)
     }
 
@@ -235,18 +242,15 @@ fn report_tasks(supervisor: &mut Supervisor, status: &Arc<Status>) {
 fn add_gateway(
     supervisor: &mut Supervisor,
     config: &Config,
-    services: &Services,
-    activities: &Arc<Activities>,
+    status: &RelayStatus,
+    intake: &Arc<Intake>,
     targets: watch::Receiver<Targets>,
     away: Option<Away>,
 ) -> Result<(), RelayError> {
-    let (astro, activities) = (config.astro.clone(), Arc::clone(activities));
-    let Services { journal, status, .. } = services.clone();
-    let gaps: Arc<Gaps> = Arc::default();
-    let make = move || {
-        let shared = (Arc::clone(&activities), Arc::clone(&gaps));
-        Gateway::new(&astro, journal.clone(), Arc::clone(&status), shared, targets.clone())
-    };
+    let (astro, intake) = (config.astro.clone(), Arc::clone(intake));
+    let table = Arc::clone(&status.gateway);
+    let make =
+        move || Gateway::new(&astro, Arc::clone(&table), Arc::clone(&intake), targets.clone());
     let first = make()?;
     if let Some(away) = away {
         first.was_away(away);
@@ -256,62 +260,62 @@ fn add_gateway(
     Ok(())
 }
 
-/// What learns over the REST API what the gateway does not say, and what changes something there.
-fn add_rest(
+fn add_backfill(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    intake: &Arc<Intake>,
+    targets: watch::Receiver<Targets>,
+) -> Result<(), RelayError> {
+    if !config.backfill.enabled {
+        return Ok(());
+    }
+    let (rest, intake) = (Rest::new(&config.astro)?, Arc::clone(intake));
+    let make = move || Backfill::new(rest.clone(), Arc::clone(&intake), targets.clone());
+    let factory = made_ahead(make()?, make, |backfill, stop| Box::pin(backfill.run(stop)));
+    supervisor.add("backfill", Stage::Intake, factory);
+    Ok(())
+}
+
+/// What reads the sessions over the REST API, and what changes them there.
+fn add_sessions(
     supervisor: &mut Supervisor,
     config: &Config,
     services: &Services,
-    activities: &Arc<Activities>,
+    status: &RelayStatus,
     targets: watch::Receiver<Targets>,
     commands: command::Inbox,
 ) -> Result<(), RelayError> {
     let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
-    if config.backfill.enabled {
-        let (rest, journal) = (rest.clone(), services.journal.clone());
-        let (activities, targets) = (Arc::clone(activities), targets.clone());
-        let make = move || {
-            let activities = Arc::clone(&activities);
-            Backfill::new(rest.clone(), journal.clone(), activities, targets.clone())
-        };
-        let factory = made_ahead(make()?, make, |backfill, stop| Box::pin(backfill.run(stop)));
-        supervisor.add("backfill", Stage::Intake, factory);
-    }
-    let Services { journal, status, board, .. } = services.clone();
-    let (refreshes, wishes) = keeper::refreshes();
-    let tools = Tools {
-        rest: rest.clone(),
-        targets: targets.clone(),
-        status: Arc::clone(&status),
-        refreshes,
-    };
+    let (refreshes, requests) = refreshes();
+    let table = Arc::clone(&status.gateway);
+    let tools = Tools { rest: rest.clone(), targets: targets.clone(), table, refreshes };
     let executor = Executor::new(commands, tools);
     supervisor.add("commands", Stage::Intake, command::executor::factory(executor));
+    let stores = Stores {
+        journal: services.journal.clone(),
+        table: Arc::clone(&status.gateway),
+        store: Arc::clone(&services.board),
+        sessions: Arc::clone(&status.sessions),
+    };
     let make = move || {
-        let (rest, journal, status) = (rest.clone(), journal.clone(), Arc::clone(&status));
-        let sources = (targets.clone(), Arc::clone(&wishes));
-        Keeper::new(times, rest, journal, status, Arc::clone(&board), sources)
+        let (targets, requests) = (targets.clone(), Arc::clone(&requests));
+        SessionKeeper::new(times, rest.clone(), stores.clone(), targets, requests)
     };
     let factory = made_ahead(make()?, make, |keeper, stop| Box::pin(keeper.run(stop)));
     supervisor.add("sessions", Stage::Intake, factory);
     Ok(())
 }
 
-/// What tells whether the relay works.
-fn add_presence(
-    supervisor: &mut Supervisor,
-    services: &Services,
-    targets: watch::Receiver<Targets>,
-) {
-    let Services { journal, status, board, .. } = services.clone();
-    let make = move || {
-        let (status, board) = (Arc::clone(&status), Arc::clone(&board));
-        Presence::new(status, journal.clone(), board, targets.clone())
-    };
-    // What it knows at once must be there before a sink looks.
+fn add_health(supervisor: &mut Supervisor, services: &Services, status: &Arc<RelayStatus>) {
+    let Services { journal, board, .. } = services.clone();
+    let status = Arc::clone(status);
+    let make =
+        move || HealthReporter::new(Arc::clone(&status), journal.clone(), Arc::clone(&board));
+    // What it knows at once must be in the store before a publisher reads it.
     let first = make();
     let make = move || Ok::<_, std::convert::Infallible>(make());
-    let factory = made_ahead(first, make, |presence, stop| Box::pin(presence.run(stop)));
-    supervisor.add("presence", Stage::Intake, factory);
+    let factory = made_ahead(first, make, |health, stop| Box::pin(health.run(stop)));
+    supervisor.add("health", Stage::Intake, factory);
 }
 
 /// Says why the journal does not hold what it should.
@@ -356,6 +360,7 @@ fn made_ahead<T: Send + 'static, E: std::error::Error>(
 
 /// What only the endpoint needs.
 struct Show {
+    status: Arc<RelayStatus>,
     metrics: Option<PrometheusHandle>,
     access: watch::Receiver<crate::config::Http>,
     reloads: Option<Reloads>,
@@ -377,7 +382,7 @@ async fn add_http(
     let listener = Arc::new(listener);
     let dir = &config.journal.dir;
     let state = http::State {
-        status: Arc::clone(&services.status),
+        status: show.status,
         journal: services.journal.clone(),
         dir: (!dir.as_os_str().is_empty()).then(|| dir.clone()),
         metrics: show.metrics,

@@ -41,7 +41,7 @@ use crate::{
         difference::{Difference, difference},
     },
     gateway::Targets,
-    http::{Reloads, Request},
+    http::{Reloads, Request, relay_status::RelayStatus},
     loading::{Loaded, Sources, load},
 };
 
@@ -76,6 +76,7 @@ const BY_FILE: &str = "file";
 pub struct ReloadHandles {
     /// What the sinks are made of.
     pub services: Services,
+    pub status: Arc<RelayStatus>,
     /// What is wanted of the gateway.
     pub targets: watch::Sender<Targets>,
     /// The configured channels.
@@ -296,7 +297,7 @@ impl Reload {
                 report.problems = problems;
             }
         }
-        self.handles.services.status.reloaded(report.clone());
+        self.handles.status.reloaded(report.clone());
         systemd::reloaded();
         Some(report)
     }
@@ -304,7 +305,8 @@ impl Reload {
     async fn apply(&mut self, loaded: Config) -> Difference {
         let (found, next) = difference(&self.running, &loaded);
         self.running = next;
-        let ReloadHandles { services, targets, channels, sinks, access, requests } = &self.handles;
+        let ReloadHandles { services, status, targets, channels, sinks, access, requests } =
+            &self.handles;
         if !found.needs_restart.is_empty() {
             let keys = found.needs_restart.join(", ");
             warn!(keys, "these changes of the configuration take effect at the next start");
@@ -313,7 +315,7 @@ impl Reload {
             info!("the configuration was loaded anew: nothing is to be changed");
             return found;
         }
-        services.status.configured(self.running.channels.len(), self.running.sinks.len());
+        status.configured(self.running.channels.len(), self.running.sinks.len());
         sinks.send_replace(self.running.sinks.keys().cloned().collect());
         channels.send_replace(self.running.channels.keys().cloned().collect());
         let changed =

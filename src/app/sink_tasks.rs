@@ -7,8 +7,8 @@ use crate::{
     base::supervisor::Factory,
     command::listener,
     config::SinkConfig,
+    delivery::health::TaskHealth,
     delivery::{route::Route, task},
-    gateway::health::TaskHealth,
     publish::{self, Publishing},
     sink::{self, Opening, Purpose},
 };

@@ -7,29 +7,33 @@
 //! The one thing to know: the caller gives every frame to `on_…`, calls [`Session::tick`] when
 //! [`Session::due`] has come, and carries out what it finds in [`Effects`] after each call.
 
+mod commands;
 mod pace;
 mod rooms;
+mod subscription;
 mod unreadable;
 
-use std::{collections::HashSet, num::NonZeroU64, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
-use self::{pace::Pace, rooms::Rooms, unreadable::Unreadable};
-use super::wire::{self, Response, ServerFrame, Verb, WireError};
+pub use self::subscription::{Refusal, Subscription, SubscriptionState, Update, Wanted};
+use self::{
+    pace::Pace,
+    rooms::Rooms,
+    subscription::{Entry, Leaving, Nonce},
+    unreadable::Unreadable,
+};
+use super::wire::{self, ServerFrame, WireError};
 use crate::{
     base::{
         clock::{self, UnixMillis},
         event::{Event, Origin},
-        text::{EXCERPT, excerpt},
     },
-    config::{Astro, Secret, TokenType, pasted},
+    config::{Astro, Secret},
 };
-
-/// After `rate_limit_exceeded` the gateway wants quiet for this long (newer documents, FAQ).
-const RATE_LIMIT_QUIET: Duration = Duration::from_secs(5);
 
 /// A connection that lived this long has proved itself even if nothing was subscribed.
 const PROOF: Duration = Duration::from_mins(1);
@@ -38,67 +42,8 @@ const PROOF: Duration = Duration::from_mins(1);
 /// and half of it as a margin.
 const SERVER_SILENCE: Duration = Duration::from_secs(45);
 
-/// A `unsubscribe` is sent so often, where it is not answered. Then it is given up: what the gateway
-/// still sends belongs to nobody.
-const UNSUBSCRIBES: u32 = 3;
-
-/// First wait before a failed `subscribe` is sent again; doubles up to [`Limits::retry_refused`].
-const RETRY_FIRST: Duration = Duration::from_secs(2);
-
 /// Different unknown frame types that are remembered (and logged) on one connection.
 const UNKNOWN_TYPES: usize = 16;
-
-/// What a user wants of one channel and topic.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub struct Subscription {
-    /// The channel's label.
-    pub channel: Arc<str>,
-    /// The topic.
-    pub topic: Arc<str>,
-    /// The room to ask for, if one is configured.
-    pub room: Option<Arc<str>>,
-    /// What kind of token the channel has.
-    pub token_type: TokenType,
-}
-
-impl std::fmt::Display for Subscription {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.channel, self.topic)
-    }
-}
-
-/// A subscription with the credential to ask for it.
-#[derive(Debug, Clone)]
-pub struct Wanted {
-    /// What is wanted.
-    pub subscription: Arc<Subscription>,
-    /// The token as it is now, or why there is none.
-    pub token: Result<Secret, String>,
-}
-
-/// What stands of a subscription.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
-    /// To be asked for.
-    Waiting,
-    /// Asked for, not answered.
-    Pending,
-    /// Ours. The canonical room, where the gateway said it.
-    Confirmed(Option<Arc<str>>),
-    /// Not ours.
-    Refused(Refusal),
-}
-
-/// Why a subscription is not ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// The gateway's error code, or a word of the relay's own.
-    pub code: Box<str>,
-    /// The gateway's text, and what is odd about a token that it does not know.
-    pub text: Box<str>,
-    /// When it is asked for again; `None`: when its configuration changes.
-    pub retry_at: Option<Instant>,
-}
 
 /// The limits of a session; see [`Astro`] for their reasons.
 #[derive(Debug, Clone)]
@@ -148,12 +93,8 @@ pub struct Effects {
     pub send: Vec<String>,
     /// A ping is to be sent.
     pub ping: bool,
-    /// Something in what stands has changed.
-    pub changed: bool,
-    /// What was answered, and whether it stands.
-    pub answered: Vec<(Arc<Subscription>, bool)>,
-    /// These stood, and may miss something until they are answered again.
-    pub interrupted: Vec<Arc<Subscription>>,
+    /// Subscriptions that have another state.
+    pub updates: Vec<Update>,
     /// What time it is by the gateway's clock.
     pub server_time: Option<UnixMillis>,
     /// The gateway will not take these on this connection: they need another.
@@ -165,8 +106,8 @@ pub struct Effects {
 /// How a connection ended, and so what comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
-    /// The server goes and gave a token for its successor.
-    Moved(Secret),
+    /// The server goes and gave a token for the next connection.
+    Handover(Secret),
     /// It is dead, or the server closed it.
     Lost(String),
 }
@@ -189,74 +130,6 @@ pub struct Counts {
     /// Refused subscriptions.
     pub refused: u64,
 }
-
-#[derive(Debug)]
-struct Entry {
-    wanted: Wanted,
-    standing: Standing,
-    asked_at: Option<Instant>,
-    /// Of the last time that it was asked for, and of the time before: a late answer is an answer.
-    nonces: [Option<Nonce>; 2],
-    failures: u32,
-    /// When the gateway confirmed it; a restored connection keeps the time.
-    confirmed_at: Option<UnixMillis>,
-}
-
-impl Entry {
-    fn new(wanted: Wanted) -> Self {
-        let standing = Standing::Waiting;
-        Self {
-            wanted,
-            standing,
-            asked_at: None,
-            nonces: [None, None],
-            failures: 0,
-            confirmed_at: None,
-        }
-    }
-
-    /// The room that it has, or was asked for.
-    fn room(&self) -> Option<&Arc<str>> {
-        match &self.standing {
-            Standing::Confirmed(Some(canonical)) => Some(canonical),
-            Standing::Confirmed(None)
-            | Standing::Waiting
-            | Standing::Pending
-            | Standing::Refused(_) => self.wanted.subscription.room.as_ref(),
-        }
-    }
-
-    /// Whether the gateway may hold it for ours.
-    fn may_stand(&self) -> bool {
-        match self.standing {
-            Standing::Confirmed(_) | Standing::Pending => true,
-            Standing::Waiting => self.asked_at.is_some(),
-            Standing::Refused(_) => false,
-        }
-    }
-}
-
-/// A subscription that is to be given up.
-#[derive(Debug)]
-struct Leaving {
-    subscription: Arc<Subscription>,
-    room: Option<Arc<str>>,
-    token: Secret,
-    /// Of the `unsubscribe`, once it is sent.
-    nonce: Option<Nonce>,
-    asked_at: Option<Instant>,
-    attempts: u32,
-}
-
-impl Leaving {
-    fn new(subscription: &Arc<Subscription>, room: Option<Arc<str>>, token: &Secret) -> Self {
-        let (subscription, token) = (Arc::clone(subscription), token.clone());
-        Self { subscription, room, token, nonce: None, asked_at: None, attempts: 0 }
-    }
-}
-
-/// A command's number on its connection, from 1. The gateway sees the connection's number before it.
-type Nonce = NonZeroU64;
 
 /// One connection's decisions.
 #[derive(Debug)]
@@ -312,8 +185,8 @@ impl Session {
         let mut session = Self::new(number, wanted, before.limits.clone(), now);
         session.restored = true;
         for (entry, old) in session.entries.iter_mut().zip(&before.entries) {
-            if matches!(old.standing, Standing::Confirmed(_) | Standing::Refused(_)) {
-                entry.standing = old.standing.clone();
+            if old.state.is_answered() {
+                entry.state = old.state.clone();
                 entry.confirmed_at = old.confirmed_at;
             }
         }
@@ -342,7 +215,7 @@ impl Session {
         now: Instant,
         effects: &mut Effects,
     ) {
-        self.heard(now);
+        self.received(now);
         if text.len() > self.limits.max_message_size {
             self.counts.oversized += 1;
             self.unreadable.note("a message exceeds astro.max_message_size", &text, now);
@@ -379,8 +252,8 @@ impl Session {
         match wire::read(&text)? {
             ServerFrame::Message(envelope) => {
                 self.counts.messages += 1;
-                let rooms = self.rooms.get_or_insert_with(|| place_rooms(&self.entries));
-                let place = rooms.place(&envelope.topic, &envelope.room);
+                let rooms = self.rooms.get_or_insert_with(|| rooms_of(&self.entries));
+                let place = rooms.source(&envelope.topic, &envelope.room);
                 let key = envelope.key(&text);
                 let (id, ts) = (envelope.id.into(), envelope.ts.into());
                 let data = envelope.data;
@@ -406,8 +279,8 @@ impl Session {
                     return Ok(());
                 }
             }
-            ServerFrame::Welcome => self.welcome(effects),
-            ServerFrame::Reconnect { token } => effects.ended = Some(Ended::Moved(token)),
+            ServerFrame::Welcome => self.welcome(),
+            ServerFrame::Reconnect { token } => effects.ended = Some(Ended::Handover(token)),
             ServerFrame::Unknown(kind) => self.on_unknown(&kind),
         }
         self.due = None;
@@ -417,18 +290,18 @@ impl Session {
 
     /// Any other frame: a ping, a pong. Life, and no more.
     pub fn on_other(&mut self, now: Instant) {
-        self.heard(now);
+        self.received(now);
     }
 
     /// A binary frame. The gateway's protocol has none.
     pub fn on_binary(&mut self, now: Instant) {
-        self.heard(now);
+        self.received(now);
         self.counts.binary += 1;
     }
 
     /// A frame that the transport could not make text of.
     pub fn on_invalid(&mut self, now: Instant) {
-        self.heard(now);
+        self.received(now);
         self.counts.invalid += 1;
     }
 
@@ -439,13 +312,13 @@ impl Session {
         }
         if !self.welcomed && now >= self.opened_at + self.limits.welcome_grace {
             info!("no welcome within the grace time; subscribing without one");
-            self.welcome(effects);
+            self.welcome();
         }
         if self.welcomed {
             self.give_up_unanswered(now, effects);
             self.repeat_unsubscribes(now);
             self.retry_refused(now, effects);
-            while self.pace.ready_at(now) <= now && self.say_next(now, effects) {}
+            while self.pace.ready_at(now) <= now && self.send_next(now, effects) {}
         }
         self.watch(now, effects);
         self.due = Some(self.next_due(now));
@@ -475,12 +348,14 @@ impl Session {
             });
         }
         for entry in &self.entries {
-            match (&entry.standing, entry.asked_at) {
-                (Standing::Waiting, _) => due = due.min(self.pace.ready_at(now)),
-                (Standing::Pending, Some(asked)) => {
+            match (&entry.state, entry.asked_at) {
+                (SubscriptionState::Waiting, _) => due = due.min(self.pace.ready_at(now)),
+                (SubscriptionState::Pending, Some(asked)) => {
                     due = due.min(asked + self.limits.patience(entry.failures));
                 }
-                (Standing::Refused(Refusal { retry_at: Some(at), .. }), _) => due = due.min(*at),
+                (SubscriptionState::Refused(Refusal { retry_at: Some(at), .. }), _) => {
+                    due = due.min(*at)
+                }
                 _ => {}
             }
         }
@@ -496,17 +371,16 @@ impl Session {
                 continue;
             }
             entry.wanted.token = Ok(token.clone());
-            if matches!(entry.standing, Standing::Refused(_)) {
-                entry.standing = Standing::Waiting;
+            if matches!(entry.state, SubscriptionState::Refused(_)) {
                 entry.failures = 0;
+                entry.set(SubscriptionState::Waiting, &mut effects.updates);
                 self.due = None;
-                effects.changed = true;
             }
         }
     }
 
     /// Takes further subscriptions onto this connection.
-    pub fn add(&mut self, wanted: Vec<Wanted>, effects: &mut Effects) {
+    pub fn add(&mut self, wanted: Vec<Wanted>) {
         for wanted in wanted {
             let same = |leaving: &Leaving| {
                 let (left, fresh) = (&leaving.subscription, &wanted.subscription);
@@ -516,7 +390,6 @@ impl Session {
             self.leaving.retain(|leaving| !same(leaving));
             self.entries.push(Entry::new(wanted));
             self.due = None;
-            effects.changed = true;
         }
     }
 
@@ -525,7 +398,6 @@ impl Session {
         let (mut kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
             .into_iter()
             .partition(|entry| keep(&entry.wanted.subscription));
-        effects.changed |= !dropped.is_empty();
         for entry in dropped {
             let room = entry.room().cloned();
             let same = |other: &Entry| {
@@ -535,7 +407,7 @@ impl Session {
             };
             // Another label may want the same: then the gateway is to go on sending it.
             let (true, Ok(token), false) =
-                (entry.may_stand(), &entry.wanted.token, kept.iter().any(same))
+                (entry.may_be_subscribed(), &entry.wanted.token, kept.iter().any(same))
             else {
                 continue;
             };
@@ -544,12 +416,10 @@ impl Session {
                 // "Without a room: all rooms of the topic are left" (newer documents): what is to
                 // stay has to be asked for again.
                 for other in kept.iter_mut().filter(|other| {
-                    other.wanted.subscription.topic == subscription.topic && other.may_stand()
+                    other.wanted.subscription.topic == subscription.topic
+                        && other.may_be_subscribed()
                 }) {
-                    if matches!(other.standing, Standing::Confirmed(_)) {
-                        effects.interrupted.push(Arc::clone(&other.wanted.subscription));
-                    }
-                    other.standing = Standing::Waiting;
+                    other.set(SubscriptionState::Waiting, &mut effects.updates);
                 }
             }
             self.leaving.push(Leaving::new(&subscription, room, token));
@@ -564,27 +434,16 @@ impl Session {
         self.entries.is_empty()
     }
 
-    /// What is wanted, and what of it stands.
-    pub fn standings(&self) -> impl Iterator<Item = (&Arc<Subscription>, &Standing)> {
-        self.entries.iter().map(|entry| (&entry.wanted.subscription, &entry.standing))
+    pub fn subscriptions(&self) -> impl Iterator<Item = (&Arc<Subscription>, &SubscriptionState)> {
+        self.entries.iter().map(|entry| (&entry.wanted.subscription, &entry.state))
     }
 
-    /// What has been answered, and whether it stands.
-    pub fn answers(&self) -> impl Iterator<Item = (&Arc<Subscription>, bool)> {
-        self.standings().filter_map(|(subscription, standing)| match standing {
-            Standing::Confirmed(_) => Some((subscription, true)),
-            Standing::Refused(_) => Some((subscription, false)),
-            Standing::Waiting | Standing::Pending => None,
-        })
+    /// The state of every subscription, as if each had changed.
+    pub fn updates(&self) -> Vec<Update> {
+        self.entries.iter().map(Entry::update).collect()
     }
 
-    /// When each of [`Session::standings`] was confirmed, in the same order. It changes exactly where
-    /// something may have been missed before: not when a connection is restored.
-    pub fn confirmed_at(&self) -> impl Iterator<Item = Option<UnixMillis>> {
-        self.entries.iter().map(|entry| entry.confirmed_at)
-    }
-
-    /// Something was missed although the server has restored what stood.
+    /// Something was missed although the server has restored the subscriptions.
     pub fn missed(&mut self, received: UnixMillis) {
         for entry in &mut self.entries {
             entry.confirmed_at = entry.confirmed_at.map(|_| received);
@@ -594,8 +453,7 @@ impl Session {
     /// Whether the connection has proved that it is worth something: it said welcome (or its grace
     /// passed) and confirmed a subscription, or it has lived for a minute.
     pub fn proven(&self, now: Instant) -> bool {
-        let confirmed =
-            || self.entries.iter().any(|entry| matches!(entry.standing, Standing::Confirmed(_)));
+        let confirmed = || self.entries.iter().any(|entry| entry.state.is_confirmed());
         (self.welcomed && confirmed()) || now >= self.opened_at + PROOF
     }
 
@@ -605,10 +463,8 @@ impl Session {
     }
 
     /// Whether every subscription has been answered, one way or the other.
-    pub fn settled(&self) -> bool {
-        self.entries
-            .iter()
-            .all(|entry| matches!(entry.standing, Standing::Confirmed(_) | Standing::Refused(_)))
+    pub fn all_answered(&self) -> bool {
+        self.entries.iter().all(|entry| entry.state.is_answered())
     }
 
     /// How long the gateway may be silent before it is taken to be gone.
@@ -630,15 +486,14 @@ impl Session {
         std::mem::take(&mut self.counts)
     }
 
-    fn heard(&mut self, now: Instant) {
+    fn received(&mut self, now: Instant) {
         self.heard_at = now;
         self.ping_at = None;
     }
 
-    fn welcome(&mut self, effects: &mut Effects) {
+    fn welcome(&mut self) {
         if !self.welcomed {
             self.welcomed = true;
-            effects.changed = true;
             debug!(restored = self.restored, "welcome");
         }
     }
@@ -670,251 +525,19 @@ impl Session {
             Some(_) | None => {}
         }
     }
-
-    /// Sends one command, if there is one to send: first what is given up, then what is wanted,
-    /// beginning with what waits longest.
-    fn say_next(&mut self, now: Instant, effects: &mut Effects) -> bool {
-        let nonce = self.next_nonce;
-        let told = format!("{}-{nonce}", self.number);
-        if let Some(leaving) = self.leaving.iter_mut().find(|leaving| leaving.nonce.is_none()) {
-            let subscription = &leaving.subscription;
-            effects.send.push(wire::command(
-                Verb::Unsubscribe,
-                &told,
-                &subscription.topic,
-                leaving.room.as_deref(),
-                &leaving.token,
-                subscription.token_type,
-            ));
-            leaving.nonce = Some(nonce);
-            leaving.asked_at = Some(now);
-            leaving.attempts += 1;
-        } else {
-            let waiting = |entry: &&mut Entry| entry.standing == Standing::Waiting;
-            let next = self.entries.iter_mut().filter(waiting).min_by_key(|entry| entry.asked_at);
-            let Some(entry) = next else { return false };
-            effects.changed = true;
-            let token = match &entry.wanted.token {
-                Ok(token) => token,
-                Err(why) => {
-                    let retry_at = Some(now + self.limits.retry_refused);
-                    let text = why.as_str().into();
-                    let refusal = Refusal { code: "no_token".into(), text, retry_at };
-                    report(&entry.wanted.subscription, &refusal);
-                    entry.standing = Standing::Refused(refusal);
-                    effects.answered.push((Arc::clone(&entry.wanted.subscription), false));
-                    return true;
-                }
-            };
-            let subscription = &entry.wanted.subscription;
-            effects.send.push(wire::command(
-                Verb::Subscribe,
-                &told,
-                &subscription.topic,
-                subscription.room.as_deref(),
-                token,
-                subscription.token_type,
-            ));
-            entry.nonces = [Some(nonce), entry.nonces[0]];
-            entry.standing = Standing::Pending;
-            entry.asked_at = Some(now);
-        }
-        self.next_nonce = self.next_nonce.saturating_add(1);
-        self.pace.sent(now);
-        true
-    }
-
-    fn on_response(
-        &mut self,
-        response: &Response<'_>,
-        received: UnixMillis,
-        now: Instant,
-        effects: &mut Effects,
-    ) {
-        let code = response.error.as_deref();
-        if code == Some("rate_limit_exceeded") {
-            self.on_rate_limit(now, effects);
-            return;
-        }
-        let nonce = self.nonce(&response.nonce);
-        let named = |own: &Option<Nonce>| own.is_some() && *own == nonce;
-        self.leaving.retain(|leaving| !named(&leaving.nonce));
-        // Otherwise it answers an `unsubscribe`, or something that is no longer wanted.
-        let Some(index) = self.entries.iter().position(|entry| entry.nonces.iter().any(named))
-        else {
-            if let Some(code) = code {
-                debug!(code, text = response.text, "an error that belongs to no subscription");
-            }
-            return;
-        };
-        let others_stand =
-            self.entries.iter().any(|entry| matches!(entry.standing, Standing::Confirmed(_)));
-        let Some(entry) = self.entries.get_mut(index) else { return };
-        entry.nonces = [None, None];
-        effects.changed = true;
-        let Some(code) = code else {
-            entry.standing = Standing::Confirmed(response.room.as_deref().map(Into::into));
-            entry.failures = 0;
-            entry.confirmed_at = Some(received);
-            effects.answered.push((Arc::clone(&entry.wanted.subscription), true));
-            self.rooms = None;
-            return;
-        };
-        self.counts.refused += 1;
-        entry.failures = entry.failures.saturating_add(1);
-        let again = match code {
-            "err_internal_error" | "err_deadline_exceeded" => {
-                let doubled = RETRY_FIRST.saturating_mul(1 << (entry.failures - 1).min(10));
-                Some(doubled.min(self.limits.retry_refused))
-            }
-            "err_unauthorized" => Some(self.limits.retry_refused),
-            // The documents speak of a limit on subscriptions a connection under this code. Where
-            // nothing else stands on the connection, another would not help.
-            "err_bad_request" if speaks_of_limit(&response.text) && others_stand => {
-                info!(
-                    subscriptions = self.entries.len(),
-                    text = response.text,
-                    "the gateway takes no more subscriptions on this connection"
-                );
-                self.overflow(index, effects);
-                return;
-            }
-            "err_bad_request" if speaks_of_limit(&response.text) => Some(self.limits.retry_refused),
-            _ => None,
-        };
-        let text = excerpt(&response.text, EXCERPT);
-        let refusal = Refusal {
-            code: excerpt(code, EXCERPT).into(),
-            text: match doubt(code, &entry.wanted) {
-                Some(doubt) if text.is_empty() => format!("the token {doubt}").into(),
-                Some(doubt) => format!("{text} (the token {doubt})").into(),
-                None => text.into(),
-            },
-            retry_at: again.map(|wait| now + wait),
-        };
-        report(&entry.wanted.subscription, &refusal);
-        entry.standing = Standing::Refused(refusal);
-        effects.answered.push((Arc::clone(&entry.wanted.subscription), false));
-    }
-
-    /// The command's number in a nonce; `None`: it is of another connection, or nobody's.
-    fn nonce(&self, text: &str) -> Option<Nonce> {
-        let (connection, nonce) = text.split_once('-')?;
-        (connection.parse() == Ok(self.number)).then(|| nonce.parse().ok()).flatten()
-    }
-
-    /// The gateway counts commands and has had too many. It does not say which it dropped: all that
-    /// is unanswered is asked for again, later and slower.
-    fn on_rate_limit(&mut self, now: Instant, effects: &mut Effects) {
-        self.counts.rate_limited += 1;
-        warn!("the gateway's command rate was exceeded; waiting");
-        self.pace.pause(now + RATE_LIMIT_QUIET);
-        for entry in &mut self.entries {
-            if entry.standing == Standing::Pending {
-                entry.standing = Standing::Waiting;
-                effects.changed = true;
-            }
-        }
-        for leaving in &mut self.leaving {
-            leaving.nonce = None;
-        }
-    }
-
-    /// Moves one subscription, and all that wait behind it, to another connection.
-    fn overflow(&mut self, index: usize, effects: &mut Effects) {
-        for (place, entry) in std::mem::take(&mut self.entries).into_iter().enumerate() {
-            if place == index || entry.standing == Standing::Waiting {
-                effects.overflow.push(entry.wanted.subscription);
-            } else {
-                self.entries.push(entry);
-            }
-        }
-        self.rooms = None;
-    }
-
-    fn give_up_unanswered(&mut self, now: Instant, effects: &mut Effects) {
-        for entry in &mut self.entries {
-            let patience = self.limits.patience(entry.failures);
-            let late = |asked: Instant| now >= asked + patience;
-            if entry.standing == Standing::Pending && entry.asked_at.is_some_and(late) {
-                entry.failures = entry.failures.saturating_add(1);
-                entry.standing = Standing::Waiting;
-                effects.changed = true;
-                let subscription = &entry.wanted.subscription;
-                warn!(
-                    channel = %subscription.channel,
-                    topic = %subscription.topic,
-                    "a subscription was not answered; asking again"
-                );
-            }
-        }
-    }
-
-    /// What is given up and was not answered is given up again, a few times.
-    fn repeat_unsubscribes(&mut self, now: Instant) {
-        let limits = &self.limits;
-        self.leaving.retain_mut(|leaving| {
-            let patience = limits.patience(leaving.attempts);
-            if leaving.nonce.is_none() || leaving.asked_at.is_none_or(|at| now < at + patience) {
-                return true;
-            }
-            leaving.nonce = None;
-            if leaving.attempts >= UNSUBSCRIBES {
-                let Subscription { channel, topic, .. } = &*leaving.subscription;
-                warn!(%channel, %topic, "an unsubscribe was never answered; it is given up");
-            }
-            leaving.attempts < UNSUBSCRIBES
-        });
-    }
-
-    fn retry_refused(&mut self, now: Instant, effects: &mut Effects) {
-        for entry in &mut self.entries {
-            if let Standing::Refused(Refusal { retry_at: Some(at), .. }) = &entry.standing
-                && now >= *at
-            {
-                entry.standing = Standing::Waiting;
-                effects.changed = true;
-            }
-        }
-    }
 }
 
 /// To which channel messages belong, from what is confirmed.
-fn place_rooms(entries: &[Entry]) -> Rooms {
+fn rooms_of(entries: &[Entry]) -> Rooms {
     let confirmed = entries.iter().filter_map(|entry| {
-        let subscription = &entry.wanted.subscription;
-        match &entry.standing {
-            Standing::Confirmed(canonical) => Some((subscription, canonical.clone())),
-            Standing::Waiting | Standing::Pending | Standing::Refused(_) => None,
-        }
+        let SubscriptionState::Confirmed(canonical) = &entry.state else { return None };
+        Some((&entry.wanted.subscription, canonical.clone()))
     });
     let mut confirmed: Vec<_> = confirmed.collect();
     // Where two labels have the same room, the first label has its messages: not whichever was
     // confirmed first.
     confirmed.sort_by(|(a, _), (b, _)| a.channel.cmp(&b.channel));
     Rooms::new(confirmed.into_iter())
-}
-
-/// Whether the gateway says that it would take this, were there not too much already.
-fn speaks_of_limit(text: &str) -> bool {
-    text.to_ascii_lowercase().contains("limit")
-}
-
-/// What may be wrong with a token that the gateway does not know.
-fn doubt(code: &str, wanted: &Wanted) -> Option<&'static str> {
-    let token = wanted.token.as_ref().ok().filter(|_| code == "err_unauthorized")?;
-    pasted::doubt(token.expose(), wanted.subscription.token_type)
-}
-
-/// Says loudly that a subscription is not ours: a human is needed where it is not tried again soon.
-fn report(subscription: &Subscription, refusal: &Refusal) {
-    let Subscription { channel, topic, .. } = subscription;
-    let Refusal { code, text, .. } = refusal;
-    if matches!(&**code, "err_internal_error" | "err_deadline_exceeded") {
-        warn!(%channel, %topic, %code, %text, "subscription failed; it is tried again");
-    } else {
-        error!(%channel, %topic, %code, %text, "subscription refused; the others go on");
-    }
 }
 
 #[cfg(test)]

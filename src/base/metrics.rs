@@ -32,7 +32,7 @@ static SAMPLED: AtomicU64 = AtomicU64::new(0);
 /// Metrics of the gateway.
 pub const MESSAGES: &str = "astro_relay_messages_total";
 /// Twins taken out.
-pub const TWINS: &str = "astro_relay_twins_total";
+pub const DUPLICATES: &str = "astro_relay_duplicates_total";
 /// Frames that were skipped, by reason.
 pub const SKIPPED: &str = "astro_relay_frames_skipped_total";
 /// Connections opened, and attempts that failed, by outcome.
@@ -103,7 +103,7 @@ pub fn install() -> Option<PrometheusHandle> {
 
 fn describe() {
     describe_counter!(MESSAGES, "Messages read from the gateway");
-    describe_counter!(TWINS, "Messages heard twice and taken once");
+    describe_counter!(DUPLICATES, "Messages received twice and taken once");
     describe_counter!(SKIPPED, "Frames skipped, by reason");
     describe_counter!(CONNECTS, "Attempts to connect to the gateway, by outcome");
     describe_counter!(HANDOVERS, "Connections handed over by a reconnect token, by outcome");

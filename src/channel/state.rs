@@ -1,16 +1,14 @@
-//! The live session of each channel: what its overlays show, folded from what is heard and fetched.
+//! The live session of each channel: what its overlays show, folded from events and snapshots.
 //!
-//! [`Session`] is pure: events, snapshots and times go in, [`Change`]s come out. [`keeper`](super::keeper) is the
-//! task around it: it follows the journal, fetches, and writes changes down as events of the topic
-//! [`TOPIC`]. What a sink makes of them is not decided here.
+//! [`Session`] is pure: events, snapshots and times go in, [`Change`]s come out. [`keeper`](super::keeper)
+//! is the task around it. What a sink makes of the changes is not decided here.
 //!
-//! A snapshot takes time to fetch, and events go on meanwhile. What was heard after the fetch began
-//! is at least as new as the snapshot, or is followed by an event that is, so it stays. Where a reset
-//! was heard meanwhile, nothing of the snapshot can be trusted and it is fetched again.
+//! A snapshot takes time to fetch, and events go on meanwhile. What came after the fetch began is at least
+//! as new as the snapshot, or is followed by an event that is, so it stays. Where a reset came meanwhile,
+//! nothing of the snapshot can be trusted and it is fetched again.
 //!
-//! The one thing to know: the vendor's pages spell the same element in two ways (`latest_follower`,
-//! `follower-latest`). [`name`] brings them together, and drops no name that it does not
-//! know.
+//! The vendor's pages spell the same element in two ways (`latest_follower`, `follower-latest`). [`name`]
+//! brings them together, and drops no name that it does not know.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -56,11 +54,8 @@ pub type Elements = BTreeMap<Box<str>, Box<RawValue>>;
 /// How a change is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// An event said so.
     Live,
-    /// The REST API said so.
     Fetched,
-    /// A reset said so.
     Reset,
 }
 
@@ -80,7 +75,7 @@ impl Source {
 struct Element {
     value: Json,
     /// The event that said so last, or 0.
-    heard: Seq,
+    seq: Seq,
 }
 
 /// An element has another value.
@@ -106,7 +101,7 @@ pub struct Session {
     /// The elements of the session, by their name in the REST API.
     elements: BTreeMap<Arc<str>, Element>,
     /// What is no part of the session and is a state all the same: whether the stream is live, what
-    /// the bot is, counters. By topic without `channel.`; only ever heard.
+    /// the bot is, counters. By topic without `channel.`; only ever from events.
     facts: BTreeMap<Arc<str>, Element>,
     /// The last reset.
     reset: Seq,
@@ -152,6 +147,12 @@ fn weight(name: &str, value: &Json) -> usize {
     name.len() + value.text().len()
 }
 
+impl Change {
+    fn new(element: Arc<str>, before: Option<Json>, after: Option<Json>, source: Source) -> Self {
+        Self { element, before, after, source, activity: None, provider: None }
+    }
+}
+
 impl Session {
     /// Elements and facts, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Json)> {
@@ -178,22 +179,22 @@ impl Session {
         self.size.left_out
     }
 
-    /// Takes up what an earlier run had written down; whether it did.
+    /// Restores what an earlier run had written down; whether it did.
     pub fn restore(&mut self, name: Arc<str>, value: Json) -> bool {
         // No element of the vendor's has a dot in its name; every fact has.
         let map = if name.contains('.') { &mut self.facts } else { &mut self.elements };
         let value = value_only(value);
         let fits = !map.contains_key(&name) && self.size.fits(&name, &value, 0);
         if fits {
-            map.insert(name, Element { value, heard: 0 });
+            map.insert(name, Element { value, seq: 0 });
         }
         fits
     }
 
-    /// An event of this channel was heard. What is no state, or makes no sense, changes nothing.
-    pub fn hear(&mut self, event: &Event, seq: Seq) -> Vec<Change> {
+    /// An event of this channel. What is no state, or makes no sense, changes nothing.
+    pub fn fold(&mut self, event: &Event, seq: Seq) -> Vec<Change> {
         let Some(data) = json::value(event.data()) else { return Vec::new() };
-        let heard = Heard { seq, source: Source::Live };
+        let from = Provenance { seq, source: Source::Live };
         match &*event.place.topic {
             "channel.session.update" => {
                 // Newer servers say it twice.
@@ -204,10 +205,10 @@ impl Session {
                 let provider = data.get("provider").and_then(Value::as_str).map(Into::into);
                 let name = name(&key, |name| self.elements.contains_key(name));
                 let value = Json::from(&value);
-                let change = set(&mut self.elements, &mut self.size, &name, value, heard);
+                let change = set(&mut self.elements, &mut self.size, &name, value, from);
                 change.map(|change| Change { activity, provider, ..change }).into_iter().collect()
             }
-            "channel.session.reset" => self.reset(data, heard),
+            "channel.session.reset" => self.reset(data, from),
             "channel.stream.status" | "channel.chatbot.status" => {
                 let Value::Object(fields) = data else { return Vec::new() };
                 // A time-out of a viewer comes on the bot's topic too, and is no state of anything.
@@ -220,20 +221,20 @@ impl Session {
                     _ => Map::new(),
                 };
                 let fact = Json::from(&Value::Object(fact(known, fields, event.received)));
-                set(&mut self.facts, &mut self.size, name, fact, heard).into_iter().collect()
+                set(&mut self.facts, &mut self.size, name, fact, from).into_iter().collect()
             }
             "channel.chatbot.counters" => {
                 let Some(counter) = text(data.get("counter")) else { return Vec::new() };
                 let name = format!("chatbot.counters.{counter}");
                 let value = Json::from(data.get("value").unwrap_or(&Value::Null));
-                set(&mut self.facts, &mut self.size, &name, value, heard).into_iter().collect()
+                set(&mut self.facts, &mut self.size, &name, value, from).into_iter().collect()
             }
             _ => Vec::new(),
         }
     }
 
     /// The documentation's example has the elements themselves, its table has them in a session.
-    fn reset(&mut self, data: Value, heard: Heard) -> Vec<Change> {
+    fn reset(&mut self, data: Value, from: Provenance) -> Vec<Change> {
         let elements = match data {
             Value::Object(mut data) => match data.remove("session") {
                 Some(Value::Object(mut session)) => match session.remove("data") {
@@ -248,16 +249,16 @@ impl Session {
             },
             _ => return Vec::new(),
         };
-        self.reset = heard.seq;
-        let heard = Heard { source: Source::Reset, ..heard };
+        self.reset = from.seq;
+        let from = Provenance { source: Source::Reset, ..from };
         let known = |name: &str| self.elements.contains_key(name);
         let elements: BTreeMap<String, Value> =
             elements.into_iter().map(|(key, value)| (name(&key, known), value)).collect();
-        let mut changes = self.remove(|name, _| elements.contains_key(name), heard);
+        let mut changes = self.remove(|name, _| elements.contains_key(name), from);
         for (name, mut value) in elements {
             take_activity(&mut value);
             let value = Json::from(&value);
-            changes.extend(set(&mut self.elements, &mut self.size, &name, value, heard));
+            changes.extend(set(&mut self.elements, &mut self.size, &name, value, from));
         }
         changes
     }
@@ -277,14 +278,14 @@ impl Session {
             return None;
         }
         self.fetched = Some(now);
-        let fetched = Heard { seq: 0, source: Source::Fetched };
+        let fetched = Provenance { seq: 0, source: Source::Fetched };
         let kept =
-            |name: &str, element: &Element| element.heard > since || snapshot.contains_key(name);
+            |name: &str, element: &Element| element.seq > since || snapshot.contains_key(name);
         let mut changes = self.remove(kept, fetched);
         let first = self.elements.is_empty();
         for (name, value) in snapshot {
             match self.elements.get(&**name) {
-                Some(known) if known.heard > since || known.value.text() == value.get() => {}
+                Some(known) if known.seq > since || known.value.text() == value.get() => {}
                 Some(_) => {
                     let value = value_only((&**value).into());
                     changes.extend(set(&mut self.elements, &mut self.size, name, value, fetched));
@@ -296,25 +297,20 @@ impl Session {
             }
         }
         if first {
-            // Made anew from what stands in order, a tree has no empty places.
+            // Built from sorted entries, the map is compact.
             self.elements = std::mem::take(&mut self.elements).into_iter().collect();
         }
         Some(changes)
     }
 
-    fn remove(&mut self, kept: impl Fn(&str, &Element) -> bool, heard: Heard) -> Vec<Change> {
+    fn remove(&mut self, kept: impl Fn(&str, &Element) -> bool, from: Provenance) -> Vec<Change> {
         let gone: Vec<_> =
             self.elements.extract_if(.., |name, element| !kept(name, element)).collect();
         for (name, element) in &gone {
             self.size.removed(name, &element.value);
         }
-        let change = |(element, before): (Arc<str>, Element)| Change {
-            element,
-            before: Some(before.value),
-            after: None,
-            source: heard.source,
-            activity: None,
-            provider: None,
+        let change = |(name, gone): (Arc<str>, Element)| {
+            Change::new(name, Some(gone.value), None, from.source)
         };
         gone.into_iter().map(change).collect()
     }
@@ -350,8 +346,8 @@ pub fn name(key: &str, known: impl Fn(&str) -> bool) -> String {
     }
 }
 
-/// Where an element or a fact stands on the store.
-pub fn place(channel: &Arc<str>, name: &Arc<str>) -> StateKey {
+/// The key of an element or a fact in the store.
+pub fn key_of(channel: &Arc<str>, name: &Arc<str>) -> StateKey {
     let (section, name) = match &**name {
         "stream.status" => (Section::Stream, "".into()),
         "chatbot.status" => (Section::Bot, "".into()),
@@ -406,7 +402,7 @@ fn value_only(value: Json) -> Json {
 
 /// Where a value comes from.
 #[derive(Debug, Clone, Copy)]
-struct Heard {
+struct Provenance {
     seq: Seq,
     source: Source,
 }
@@ -416,32 +412,23 @@ fn set(
     size: &mut Size,
     name: &str,
     value: Json,
-    heard: Heard,
+    from: Provenance,
 ) -> Option<Change> {
-    let Some(known) = map.get_mut(name) else { return add(map, size, name.into(), value, heard) };
-    known.heard = known.heard.max(heard.seq);
+    let Some(known) = map.get_mut(name) else { return add(map, size, name.into(), value, from) };
+    known.seq = known.seq.max(from.seq);
     if known.value == value || alike(&known.value, &value) {
         return None;
     }
-    let source = heard.source;
+    let source = from.source;
     if !size.fits(name, &value, weight(name, &known.value)) {
         // No value is better than one that is no longer so.
         let (element, gone) = map.remove_entry(name)?;
         size.removed(name, &gone.value);
-        let before = Some(gone.value);
-        return Some(Change {
-            element,
-            before,
-            after: None,
-            source,
-            activity: None,
-            provider: None,
-        });
+        return Some(Change::new(element, Some(gone.value), None, source));
     }
     let before = std::mem::replace(&mut known.value, value.clone());
     let element = map.get_key_value(name).map(|(name, _)| Arc::clone(name))?;
-    let (before, after) = (Some(before), Some(value));
-    Some(Change { element, before, after, source, activity: None, provider: None })
+    Some(Change::new(element, Some(before), Some(value), source))
 }
 
 /// Takes in what was not there.
@@ -450,20 +437,13 @@ fn add(
     size: &mut Size,
     name: Arc<str>,
     value: Json,
-    heard: Heard,
+    from: Provenance,
 ) -> Option<Change> {
     if !size.fits(&name, &value, 0) {
         return None;
     }
-    map.insert(Arc::clone(&name), Element { value: value.clone(), heard: heard.seq });
-    Some(Change {
-        element: name,
-        before: None,
-        after: Some(value),
-        source: heard.source,
-        activity: None,
-        provider: None,
-    })
+    map.insert(Arc::clone(&name), Element { value: value.clone(), seq: from.seq });
+    Some(Change::new(name, None, Some(value), from.source))
 }
 
 /// A word that may have been sent as a number.

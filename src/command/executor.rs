@@ -33,12 +33,9 @@ use super::{
 use crate::{
     astro::rest::{Rest, RestError, Target, credentials},
     base::{metrics, supervisor::Factory},
-    channel::{keeper::Refreshes, state},
+    channel::{refresh::Refreshes, state},
     config::Secret,
-    gateway::{
-        Targets,
-        status::{Standing, Status},
-    },
+    gateway::{Targets, table::Table},
 };
 
 /// Commands of one channel within [`RATE_TIME`]. A slider that is drawn sends some of them at once; the
@@ -78,8 +75,8 @@ pub struct Tools {
     pub rest: Rest,
     /// The channels and their credentials, now.
     pub targets: watch::Receiver<Targets>,
-    /// Where the rooms of the channels stand.
-    pub status: Arc<Status>,
+    /// Where the rooms of the channels are.
+    pub table: Arc<Table>,
     /// Who fetches sessions.
     pub refreshes: Refreshes,
 }
@@ -209,7 +206,7 @@ impl Executor {
                 };
                 if outcome.as_ref().is_err_and(|failure| failure.sort == Sort::Unknown) {
                     // Whoever asks may see what has become of it; nobody waits for that here.
-                    tools.refreshes.wish(&command.channel);
+                    tools.refreshes.request_later(&command.channel);
                 }
                 Done { ticket, origin, answer: command.answer(outcome) }
             }));
@@ -263,7 +260,7 @@ impl Rate {
 impl Tools {
     async fn execute(&self, command: &Command) -> Result<(), Failure> {
         if command.order == Order::Refresh {
-            let done = self.refreshes.ask(&command.channel).await;
+            let done = self.refreshes.request(&command.channel).await;
             return done.map_err(|error| Failure::new(Sort::Failed, 502, error));
         }
         let (id, token) = self.whom(&command.channel).await?;
@@ -292,11 +289,12 @@ impl Tools {
     async fn whom(&self, channel: &str) -> Result<(String, Secret), Failure> {
         let account = self.targets.borrow().channels.get(channel).cloned();
         let account = account.ok_or_else(|| Failure::bad(404, "there is no such channel"))?;
-        let told: Vec<Arc<str>> = self.status.look(|pages| {
-            let ours = pages
-                .subscriptions()
-                .filter(|one| &*one.channel == channel && one.state == Standing::Confirmed);
-            ours.filter_map(|one| one.room.clone()).collect()
+        let told: Vec<Arc<str>> = self.table.read(|state| {
+            let confirmed = state
+                .subscriptions
+                .iter()
+                .filter(|(one, row)| &*one.channel == channel && row.state.is_confirmed());
+            confirmed.filter_map(|(one, row)| row.room(one).cloned()).collect()
         });
         let rooms = account.room.iter().map(|room| &**room);
         let rooms = rooms.chain(told.iter().map(|room| &**room));
@@ -378,25 +376,25 @@ mod tests {
     use super::*;
     use crate::{
         base::tls,
-        channel::keeper::{Wish, Wishes, refreshes},
+        channel::refresh::{RefreshRequest, RefreshRequests, refreshes},
         command::{Answers, Back, Ear, Heard, intake},
         config::{Astro, Commands},
     };
 
     /// An executor whose only tool that works is the keeper, played by the test.
-    fn executor() -> (Executor, Ear, Answers, Wishes) {
+    fn executor() -> (Executor, Ear, Answers, RefreshRequests) {
         tls::install_provider();
         let labels = ["a", "b"].map(str::to_owned).into();
         let (intake, inbox) = intake(watch::channel(labels).1);
         let (ear, answers) = intake.desk("home", None).ear(&Commands::All(true));
-        let (refreshes, wishes) = refreshes();
+        let (refreshes, requests) = refreshes();
         let tools = Tools {
             rest: Rest::new(&Astro::default()).unwrap(),
             targets: watch::channel(Targets::default()).1,
-            status: Arc::new(Status::new(0)),
+            table: Arc::default(),
             refreshes,
         };
-        (Executor::new(inbox, tools), ear, answers, wishes)
+        (Executor::new(inbox, tools), ear, answers, requests)
     }
 
     fn refresh(ear: &Ear, channel: &str, transaction: &str) {
@@ -417,8 +415,8 @@ mod tests {
         (transaction.to_owned(), answer.outcome.clone().err().map(|failure| failure.status))
     }
 
-    async fn wish(wishes: &mut mpsc::Receiver<Wish>) -> Wish {
-        wishes.recv().await.unwrap()
+    async fn next(requests: &mut mpsc::Receiver<RefreshRequest>) -> RefreshRequest {
+        requests.recv().await.unwrap()
     }
 
     fn ok(transaction: &str) -> (String, Option<u16>) {
@@ -427,29 +425,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_channel_executes_one_at_a_time_and_holds_up_no_other() {
-        let (mut executor, ear, mut answers, wishes) = executor();
-        let mut wishes = wishes.lock().await;
+        let (mut executor, ear, mut answers, requests) = executor();
+        let mut requests = requests.lock().await;
         let stop = CancellationToken::new();
         let outside = async {
             for (channel, transaction) in [("a", "1"), ("a", "2"), ("b", "3"), ("a", "1")] {
                 refresh(&ear, channel, transaction);
             }
-            let first = wish(&mut wishes).await;
-            let other = wish(&mut wishes).await;
-            assert_eq!((first.channel(), other.channel()), ("a", "b"));
-            other.grant(Ok(()));
+            let first = next(&mut requests).await;
+            let other = next(&mut requests).await;
+            assert_eq!((&*first.channel, &*other.channel), ("a", "b"));
+            other.answer(Ok(()));
             assert_eq!(said(&mut answers).await, ok("3"));
-            assert!(wishes.try_recv().is_err(), "the second waits for the first");
-            first.grant(Err("no".into()));
+            assert!(requests.try_recv().is_err(), "the second waits for the first");
+            first.answer(Err("no".into()));
             // The one that came again gets the same answer.
             let refused = ("1".to_owned(), Some(502));
             assert_eq!(said(&mut answers).await, refused);
             assert_eq!(said(&mut answers).await, refused);
-            wish(&mut wishes).await.grant(Ok(()));
+            next(&mut requests).await.answer(Ok(()));
             assert_eq!(said(&mut answers).await, ok("2"));
             refresh(&ear, "a", "1");
             assert_eq!(said(&mut answers).await, refused);
-            assert!(wishes.try_recv().is_err());
+            assert!(requests.try_recv().is_err());
             stop.cancel();
         };
         tokio::join!(executor.run(stop.clone()), outside);
@@ -457,24 +455,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_takes_too_long_is_given_up_and_what_waited_for_it_is_not_executed() {
-        let (mut executor, ear, mut answers, wishes) = executor();
-        let mut wishes = wishes.lock().await;
+        let (mut executor, ear, mut answers, requests) = executor();
+        let mut requests = requests.lock().await;
         let stop = CancellationToken::new();
         let outside = async {
             let begun = Instant::now();
             refresh(&ear, "a", "1");
             refresh(&ear, "a", "2");
-            let kept = wish(&mut wishes).await;
+            let kept = next(&mut requests).await;
             assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
             assert_eq!(begun.elapsed(), EXECUTION);
             assert_eq!(said(&mut answers).await, ("2".to_owned(), Some(503)));
             drop(kept);
             // Of the first nobody knows: the keeper is asked to look, and nobody waits for it.
-            wish(&mut wishes).await.grant(Ok(()));
-            assert!(wishes.try_recv().is_err());
+            next(&mut requests).await.answer(Ok(()));
+            assert!(requests.try_recv().is_err());
             // The second was never tried, so that it may come again.
             refresh(&ear, "a", "2");
-            wish(&mut wishes).await.grant(Ok(()));
+            next(&mut requests).await.answer(Ok(()));
             assert_eq!(said(&mut answers).await, ok("2"));
             stop.cancel();
         };
@@ -483,16 +481,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn being_told_to_stop_finishes_what_is_under_way() {
-        let (mut executor, ear, mut answers, wishes) = executor();
-        let mut wishes = wishes.lock().await;
+        let (mut executor, ear, mut answers, requests) = executor();
+        let mut requests = requests.lock().await;
         let stop = CancellationToken::new();
         let outside = async {
             refresh(&ear, "a", "1");
             refresh(&ear, "a", "2");
-            let first = wish(&mut wishes).await;
+            let first = next(&mut requests).await;
             stop.cancel();
             assert_eq!(said(&mut answers).await, ("2".to_owned(), Some(503)));
-            first.grant(Ok(()));
+            first.answer(Ok(()));
             assert_eq!(said(&mut answers).await, ok("1"));
         };
         tokio::join!(executor.run(stop.clone()), outside);
@@ -500,23 +498,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_under_way_when_it_failed_is_answered_and_not_executed_again() {
-        let (mut executor, ear, mut answers, wishes) = executor();
-        let mut wishes = wishes.lock().await;
+        let (mut executor, ear, mut answers, requests) = executor();
+        let mut requests = requests.lock().await;
         let stop = CancellationToken::new();
         refresh(&ear, "a", "1");
         refresh(&ear, "a", "2");
         tokio::select! {
             () = executor.run(stop.clone()) => panic!("nobody stops it"),
-            _ = wish(&mut wishes) => {}
+            _ = next(&mut requests) => {}
         }
         // Its future is gone, as after a panic; the supervisor begins anew.
         let outside = async {
             assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
-            wish(&mut wishes).await.grant(Ok(()));
+            next(&mut requests).await.answer(Ok(()));
             assert_eq!(said(&mut answers).await, ok("2"));
             refresh(&ear, "a", "1");
             assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
-            assert!(wishes.try_recv().is_err());
+            assert!(requests.try_recv().is_err());
             stop.cancel();
         };
         tokio::join!(executor.run(stop.clone()), outside);

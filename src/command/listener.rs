@@ -14,7 +14,7 @@ use super::{Answers, Ear, Intake};
 use crate::{
     base::supervisor::Factory,
     config::{ConfigError, SinkConfig},
-    gateway::health::TaskHealth,
+    delivery::health::TaskHealth,
     sink::{Opening, Purpose},
 };
 

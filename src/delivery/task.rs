@@ -13,7 +13,7 @@ use crate::{
     channel::board::Board,
     command::{self, Intake},
     config::{ConfigError, SinkConfig},
-    gateway::status::Status,
+    delivery::status::Status,
     journal::Journal,
     publish,
     sink::{self, Opening, Purpose, Sink},

@@ -12,7 +12,7 @@
 //! | gone | [`GONE`] | ERROR, once |
 //!
 //! All of them end by themselves when the destination is back, and at once when somebody asks for it
-//! ([`crate::gateway::status::Status::retry_sink`]).
+//! ([`crate::delivery::status::Status::retry_sink`]).
 
 use std::time::Duration;
 

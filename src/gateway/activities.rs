@@ -1,32 +1,25 @@
-//! Which activities have been handed on, so that one that is both heard and found in the history is
-//! handed on once.
+//! Which activities have been appended, so that one that comes both live and from the history is appended
+//! once.
 //!
 //! A live message and the history's item have different ids of their own; what they share is the
-//! activity's. Something may be heard before it is fetched, or fetched before it is heard: whichever
-//! comes first goes on. Two live messages about one activity are two messages (its state may have
+//! activity's. Something may be received before it is fetched, or fetched before it is received: whichever
+//! comes first is appended. Two live messages about one activity are two messages (its state may have
 //! changed), so only what came from the history is ever a reason to drop something: an item of it, where
 //! the activity is known, and a live message that says the same as an item (their keys are equal).
 //!
-//! What was heard is in the journal. So nothing is remembered until a history is asked for: then what
-//! the journal holds is noted ([`Fetch::recall`]), and what is heard from that moment on.
-//!
-//! The one thing to know: looking up and appending happen under one lock, so that between the two
-//! nothing slips in from the other side.
+//! Live events are in the journal. So nothing is remembered until a history is asked for: then what the
+//! journal holds is recalled, and what is received from that moment on.
 
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, Hasher},
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use foldhash::fast::FixedState;
 use tokio::time::Instant;
 
-use crate::{
-    base::event::{Event, Origin, key},
-    journal::Journal,
-};
+use crate::base::event::{Event, Origin, key};
 
 /// The topic of activities.
 pub const TOPIC: &str = "channel.activities";
@@ -38,12 +31,8 @@ const REMEMBERED: usize = 65_536;
 /// meanwhile comes within seconds.
 pub const LATE: Duration = Duration::from_mins(10);
 
-/// The activities that were handed on lately.
 #[derive(Debug, Default)]
-pub struct Activities(Mutex<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
+pub(super) struct Activities {
     /// Histories that are being fetched.
     fetches: usize,
     /// When the last of them was.
@@ -54,75 +43,17 @@ struct Known {
 }
 
 impl Activities {
-    /// Appends live events, but for those that the history had first; leaves the vector empty.
-    /// Answers how many these were.
-    pub fn hear(&self, events: &mut Vec<Event>, journal: &Journal) -> usize {
-        let mut known = self.lock();
-        let before = events.len();
-        if known.is_watching() {
-            events.retain(|event| known.hear(event));
-        }
-        let dropped = before - events.len();
-        journal.append(events);
-        dropped
+    pub(super) fn begin_fetch(&mut self) {
+        self.fetches += 1;
     }
 
-    /// Begins to fetch a history: what is heard from now on is remembered.
-    pub fn fetch(&self) -> Fetch<'_> {
-        self.lock().fetches += 1;
-        Fetch(self)
+    pub(super) fn end_fetch(&mut self) {
+        self.fetches -= 1;
+        self.fetched_at = Some(Instant::now());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Each change is one entry: a panic elsewhere leaves it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A history that is being fetched, until it is dropped.
-#[derive(Debug)]
-pub struct Fetch<'a>(&'a Activities);
-
-impl Fetch<'_> {
-    /// Remembers what an event of the journal says.
-    pub fn recall(&self, event: &Event) {
-        if let Some(activity) = activity_of(event) {
-            let fetched = (event.origin == Origin::Backfilled).then(|| digest(event.key(), ""));
-            self.0.lock().note(activity, fetched);
-        }
-    }
-
-    /// Appends what is not known yet of `events`, which came from the history; answers how many.
-    pub fn append(&self, events: impl IntoIterator<Item = Event>, journal: &Journal) -> usize {
-        let mut known = self.0.lock();
-        let mut fresh: Vec<_> = events
-            .into_iter()
-            .filter(|event| {
-                let Some(activity) = activity_of(event) else { return false };
-                if known.fetched.contains_key(&activity) {
-                    return false;
-                }
-                known.note(activity, Some(digest(event.key(), "")));
-                true
-            })
-            .collect();
-        let count = fresh.len();
-        journal.append(&mut fresh);
-        count
-    }
-}
-
-impl Drop for Fetch<'_> {
-    fn drop(&mut self) {
-        let mut known = self.0.lock();
-        known.fetches -= 1;
-        known.fetched_at = Some(Instant::now());
-    }
-}
-
-impl Known {
-    /// Whether anything is remembered. What nobody can need any more is forgotten.
-    fn is_watching(&mut self) -> bool {
+    /// Whether anything is remembered. What cannot be needed any more is forgotten.
+    pub(super) fn is_watching(&mut self) -> bool {
         if self.fetches > 0 {
             return true;
         }
@@ -134,13 +65,31 @@ impl Known {
         true
     }
 
-    /// Whether a live event is to go on: not if the history had it first.
-    fn hear(&mut self, event: &Event) -> bool {
+    /// Remembers what an event of the journal says.
+    pub(super) fn recall(&mut self, event: &Event) {
+        if let Some(activity) = activity_of(event) {
+            let fetched = (event.origin == Origin::Backfilled).then(|| digest(event.key(), ""));
+            self.note(activity, fetched);
+        }
+    }
+
+    /// Whether a live event is new: not if the history had it first.
+    pub(super) fn admit(&mut self, event: &Event) -> bool {
         let Some(activity) = activity_of(event) else { return true };
         let fetched = self.fetched.get(&activity).copied().flatten();
         // What comes after its duplicate is something new about the same activity.
         self.note(activity, None);
         fetched != Some(digest(event.key(), ""))
+    }
+
+    /// Whether an activity of the history is new.
+    pub(super) fn admit_fetched(&mut self, event: &Event) -> bool {
+        let Some(activity) = activity_of(event) else { return false };
+        let is_new = !self.fetched.contains_key(&activity);
+        if is_new {
+            self.note(activity, Some(digest(event.key(), "")));
+        }
+        is_new
     }
 
     fn note(&mut self, activity: u64, fetched: Option<u64>) {
@@ -152,6 +101,11 @@ impl Known {
         {
             self.fetched.remove(&oldest);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.fetched.is_empty()
     }
 }
 
@@ -177,92 +131,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::base::event::{Place, own};
-
-    fn event(id: &str, origin: Origin) -> Event {
-        state(id, origin, false)
-    }
-
-    fn state(id: &str, origin: Origin, flagged: bool) -> Event {
-        let data = json!({"_id": id, "activityId": id, "type": "tip", "flagged": flagged});
-        let key = key::of("01J", "", TOPIC, "r", data.to_string().as_bytes());
-        let event = own(TOPIC, &"main".into(), &"r".into(), &data, 1);
-        Event { origin, distinct_key: Some(key), ..event }
-    }
-
-    fn append(fetch: &Fetch<'_>, journal: &Journal, ids: &[&str]) -> usize {
-        fetch.append(ids.iter().map(|id| event(id, Origin::Backfilled)), journal)
-    }
-
-    /// Whether it went on.
-    fn hear(known: &Activities, journal: &Journal, event: Event) -> bool {
-        known.hear(&mut vec![event], journal) == 0
-    }
+    use crate::base::event::own;
 
     #[test]
-    fn whichever_comes_first_goes_on() {
-        let (known, journal) = (Activities::default(), Journal::in_memory(1 << 20));
-        let fetch = known.fetch();
-        assert!(hear(&known, &journal, event("a", Origin::Live)));
-        assert!(hear(&known, &journal, event("a", Origin::Live)), "news of the same activity");
-        assert_eq!(append(&fetch, &journal, &["a", "b", "b", "c"]), 2);
-        assert_eq!(journal.figures().last, 4);
-        assert!(!hear(&known, &journal, event("b", Origin::Live)), "the history had it");
-        assert!(hear(&known, &journal, event("b", Origin::Live)), "and this is news");
-        assert_eq!(append(&fetch, &journal, &["b", "c"]), 0);
-        let elsewhere = Event { place: Place::of(TOPIC, "r", "other"), ..event("c", Origin::Live) };
-        assert!(hear(&known, &journal, elsewhere));
-        let tip = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "c"}), 1);
-        assert!(hear(&known, &journal, tip), "no activity");
-    }
-
-    #[test]
-    fn a_state_that_the_history_did_not_have_goes_on() {
-        let (known, journal) = (Activities::default(), Journal::in_memory(1 << 20));
-        let fetch = known.fetch();
-        assert_eq!(append(&fetch, &journal, &["a"]), 1);
-        assert!(hear(&known, &journal, state("a", Origin::Live, true)));
-        let data = json!({"_id": "b \u{fffd}"}).to_string().replace('\u{fffd}', "\\ud83d");
-        let odd = || crate::base::event::own_text(TOPIC, &"main".into(), &"r".into(), &data, 1);
-        assert_eq!(fetch.append([odd(), odd()], &journal), 1, "an id that is no text is an id");
-    }
-
-    #[test]
-    fn what_the_journal_holds_is_known() {
-        let (known, journal) = (Activities::default(), Journal::in_memory(1 << 20));
-        let fetch = known.fetch();
-        fetch.recall(&event("a", Origin::Live));
-        fetch.recall(&event("b", Origin::Backfilled));
-        assert_eq!(append(&fetch, &journal, &["a", "b"]), 0);
-        assert!(hear(&known, &journal, event("a", Origin::Live)));
-        assert!(!hear(&known, &journal, event("b", Origin::Live)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn it_is_remembered_for_a_while_after_the_fetch_and_not_before() {
-        let (known, journal) = (Activities::default(), Journal::in_memory(1 << 20));
-        assert!(hear(&known, &journal, event("a", Origin::Live)));
-        assert!(known.lock().fetched.is_empty(), "the journal has it");
-        let (one, other) = (known.fetch(), known.fetch());
-        append(&one, &journal, &["b", "c"]);
-        drop(one);
-        tokio::time::advance(2 * LATE).await;
-        assert!(!hear(&known, &journal, event("b", Origin::Live)), "the other fetch goes on");
-        drop(other);
-        assert!(!hear(&known, &journal, event("c", Origin::Live)));
-        tokio::time::advance(2 * LATE).await;
-        assert!(hear(&known, &journal, event("d", Origin::Live)));
-        assert!(known.lock().fetched.is_empty());
-    }
-
-    #[test]
-    fn what_is_remembered_is_bounded() {
-        let known = Activities::default();
-        let fetch = known.fetch();
+    fn remembered_activities_are_bounded() {
+        let mut known = Activities::default();
         for number in 0..REMEMBERED + 100 {
-            fetch.recall(&event(&number.to_string(), Origin::Live));
+            let data = json!({"_id": number.to_string()});
+            known.recall(&own(TOPIC, &"main".into(), &"r".into(), &data, 1));
         }
-        let known = known.lock();
         assert_eq!((known.order.len(), known.fetched.len()), (REMEMBERED, REMEMBERED));
     }
 }

@@ -1,46 +1,61 @@
-//! What is missing, since when, and what is told of it when it is over.
+//! What is missing, since when, and the report when it is over.
 //!
 //! A gap is measured by a [`Moment`]: a step of the wall clock makes none and hides none, and the time
 //! that the machine slept counts. Only the time in which the relay did not run has nothing but the wall
 //! clock's word for its beginning, and that clock may have been wrong then or be wrong now: so its end
-//! is checked against the time that the gateway says, and its report says by which clock it is told.
+//! is checked against the time that the gateway says, and its report says by which clock it was measured.
 //!
 //! What is missing outlives a gateway that fails; over a restart the journal remembers its beginning.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
+use tracing::warn;
 
+use super::table::Gap;
 use crate::{
     astro::session::Subscription,
-    base::clock::{self, Moment, UnixMillis},
+    base::{
+        clock::{self, Moment, UnixMillis},
+        event::{self, Event},
+        metrics::{self, GAP_SECONDS, GAPS},
+    },
 };
 
 /// Our clock is wrong where it differs by more from the gateway's.
 const CLOCK_IS_WRONG: Duration = Duration::from_mins(1);
 
-/// The channels of which something is missing.
-#[derive(Debug, Default)]
-pub struct Gaps {
-    state: Mutex<State>,
+/// That the relay did not run.
+#[derive(Debug, Clone, Copy)]
+pub struct Away {
+    /// Since when, by the wall clock as it was then.
+    pub at: UnixMillis,
+    /// For how long until now, where that is known and not only said by the wall clock.
+    pub time: Option<Duration>,
 }
 
+impl Away {
+    pub(super) fn since(self) -> Since {
+        match self.time {
+            Some(time) => Since::Moment(Moment::now(), time),
+            None => Since::Before(self.at),
+        }
+    }
+}
+
+/// The channels of which something is missing.
 #[derive(Debug, Default)]
-struct State {
+pub(super) struct Gaps {
     open: HashMap<Arc<str>, Outage>,
     /// What the gateway's clock said, and when.
     server: Option<(UnixMillis, Moment)>,
     /// What the gateway's clock said last before the relay was started.
-    heard_before: Option<UnixMillis>,
+    server_before: Option<UnixMillis>,
 }
 
 /// Since when something is missing.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Since {
+pub(super) enum Since {
     /// So long before a moment of this process.
     Moment(Moment, Duration),
     /// Before it began: what the wall clock said then.
@@ -48,7 +63,15 @@ pub(crate) enum Since {
 }
 
 impl Since {
-    /// How long that is, as far as the wall clock tells.
+    pub(super) fn moment(at: Moment) -> Self {
+        Self::Moment(at, Duration::ZERO)
+    }
+
+    pub(super) fn now() -> Self {
+        Self::moment(Moment::now())
+    }
+
+    /// How long ago that is, as far as the wall clock tells.
     fn time(self) -> Duration {
         match self {
             Self::Moment(moment, before) => moment.elapsed() + before,
@@ -69,64 +92,42 @@ impl Since {
 
 /// A channel's time without a connection.
 #[derive(Debug)]
-pub(crate) struct Outage {
+struct Outage {
     since: Since,
-    pub(crate) cause: String,
-    pub(crate) room: Arc<str>,
-    /// What stood before, and what has become of it since.
-    fates: HashMap<Arc<Subscription>, Fate>,
+    cause: String,
+    room: Arc<str>,
+    subscriptions: HashMap<Arc<Subscription>, RecoveryState>,
 }
 
 /// What has become of a subscription after an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum RecoveryState {
     /// Not yet answered again.
     Missing,
-    /// It stands again.
     Restored,
     /// It was refused, left out, or is no longer wanted.
     Gone,
 }
 
-/// From when to when something was missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Bounds {
-    pub(crate) from: UnixMillis,
-    /// Never before `from`.
-    pub(crate) to: UnixMillis,
-    clock: Clock,
-}
-
-/// By which clock a gap is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Clock {
-    Ours,
-    /// Ours is wrong, or was.
-    Gateway,
-    /// Ours is behind the beginning, and the gateway says no time: when it ended is not known.
-    Unknown,
-}
-
 /// A channel's gap that is over.
-pub(crate) type Over = (Arc<str>, Outage);
+#[derive(Debug)]
+pub(super) struct Over(Arc<str>, Outage);
 
 impl Outage {
-    /// Whether nothing is missing any more.
     fn is_over(&self) -> bool {
-        self.fates.values().all(|fate| *fate != Fate::Missing)
+        self.subscriptions.values().all(|state| *state != RecoveryState::Missing)
     }
 
-    /// What is told of it.
-    pub(crate) fn report(&self, channel: &str, bounds: &Bounds) -> Value {
-        let mut concerned: Vec<_> = self.fates.iter().collect();
+    fn report(&self, channel: &str, bounds: &Bounds) -> Value {
+        let mut concerned: Vec<_> = self.subscriptions.iter().collect();
         concerned.sort_by_key(|(subscription, _)| &subscription.topic);
         let subscriptions: Vec<_> = concerned
             .into_iter()
-            .map(|(subscription, fate)| {
+            .map(|(subscription, state)| {
                 json!({
                     "topic": &*subscription.topic,
                     "room": subscription.room.as_deref().unwrap_or(&self.room),
-                    "restored": *fate == Fate::Restored,
+                    "restored": *state == RecoveryState::Restored,
                 })
             })
             .collect();
@@ -139,102 +140,111 @@ impl Outage {
             "subscriptions": subscriptions,
         });
         let clock = match bounds.clock {
-            Clock::Ours => None,
-            Clock::Gateway => Some("gateway"),
-            Clock::Unknown => Some("unknown"),
+            Clock::Ours => return report,
+            Clock::Gateway => "gateway",
+            Clock::Unknown => "unknown",
         };
-        if let (Some(report), Some(clock)) = (report.as_object_mut(), clock) {
-            report.insert("clock".into(), clock.into());
-        }
+        report["clock"] = clock.into();
         report
     }
 }
 
-impl Bounds {
-    pub(crate) fn seconds(&self) -> f64 {
-        Duration::from_millis(self.to.saturating_sub(self.from)).as_secs_f64()
-    }
-}
-
 impl Gaps {
-    /// What is locked here is changed in small whole steps: a panic elsewhere leaves it usable.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn server_time(&mut self, said: UnixMillis) {
+        self.server = Some((said, Moment::now()));
     }
 
-    /// The gateway says what time it is.
-    pub(crate) fn note_time(&self, said: UnixMillis) {
-        self.lock().server = Some((said, Moment::now()));
+    pub(super) fn server_time_before(&mut self, said: Option<UnixMillis>) {
+        self.server_before = said;
     }
 
-    /// What it said last to a relay before this one.
-    pub(crate) fn heard_before(&self, said: Option<UnixMillis>) {
-        self.lock().heard_before = said;
-    }
-
-    /// These are missing, with the room of each where it is known.
-    pub(crate) fn missing<'a>(
-        &self,
-        subscriptions: impl Iterator<Item = (&'a Arc<Subscription>, Option<Arc<str>>)>,
+    /// This is missing, with its room where that is known.
+    pub(super) fn add(
+        &mut self,
+        subscription: &Arc<Subscription>,
+        room: Option<Arc<str>>,
         since: Since,
         cause: &str,
     ) {
-        let mut state = self.lock();
-        for (subscription, room) in subscriptions {
-            let room = room.or_else(|| subscription.room.clone()).unwrap_or_else(|| "".into());
-            let outage = state.open.entry(Arc::clone(&subscription.channel)).or_insert_with(|| {
-                Outage { since, cause: cause.to_owned(), room, fates: HashMap::new() }
-            });
-            outage.since = outage.since.earlier(since);
-            outage.fates.insert(Arc::clone(subscription), Fate::Missing);
-        }
+        let outage = self.open.entry(Arc::clone(&subscription.channel)).or_insert_with(|| Outage {
+            since,
+            cause: cause.to_owned(),
+            room: room.or_else(|| subscription.room.clone()).unwrap_or_else(|| "".into()),
+            subscriptions: HashMap::new(),
+        });
+        outage.since = outage.since.earlier(since);
+        outage.subscriptions.insert(Arc::clone(subscription), RecoveryState::Missing);
     }
 
-    /// These were answered, and stand or do not. Answers the gaps that are over.
-    pub(crate) fn answered<'a>(
-        &self,
-        answered: impl Iterator<Item = (&'a Arc<Subscription>, bool)>,
-    ) -> Vec<Over> {
-        let mut state = self.lock();
-        let mut over = Vec::new();
-        if state.open.is_empty() {
-            return over;
+    /// This was answered. Answers the gap that is over by that.
+    pub(super) fn answered(
+        &mut self,
+        subscription: &Arc<Subscription>,
+        confirmed: bool,
+    ) -> Option<Over> {
+        let outage = self.open.get_mut(&subscription.channel)?;
+        if let Some(state) = outage.subscriptions.get_mut(subscription) {
+            *state = if confirmed { RecoveryState::Restored } else { RecoveryState::Gone };
         }
-        for (subscription, stands) in answered {
-            let Some(outage) = state.open.get_mut(&subscription.channel) else { continue };
-            if let Some(known) = outage.fates.get_mut(subscription) {
-                *known = if stands { Fate::Restored } else { Fate::Gone };
-            }
-            if outage.is_over() {
-                over.extend(state.open.remove_entry(&subscription.channel));
-            }
-        }
-        over
+        let is_over = outage.is_over();
+        let over = is_over.then(|| self.open.remove_entry(&subscription.channel)).flatten();
+        over.map(|(channel, outage)| Over(channel, outage))
     }
 
-    /// Nobody asks for these any more: no gap waits for them. Answers the gaps that are over.
-    pub(crate) fn gone(&self, which: impl Fn(&Arc<Subscription>) -> bool) -> Vec<Over> {
-        let mut state = self.lock();
-        for outage in state.open.values_mut() {
-            for (subscription, fate) in &mut outage.fates {
-                if which(subscription) {
-                    *fate = Fate::Gone;
-                }
-            }
+    /// No gap waits for these any more. Answers the gaps that are over by that.
+    pub(super) fn gone(&mut self, which: impl Fn(&Arc<Subscription>) -> bool) -> Vec<Over> {
+        for outage in self.open.values_mut() {
+            let gone =
+                outage.subscriptions.iter_mut().filter(|(subscription, _)| which(subscription));
+            gone.for_each(|(_, state)| *state = RecoveryState::Gone);
         }
-        state.open.extract_if(|_, outage| outage.is_over()).collect()
+        let over = self.open.extract_if(|_, outage| outage.is_over());
+        over.map(|(channel, outage)| Over(channel, outage)).collect()
     }
 
     /// For how long what is missing longest has been missing.
-    pub(crate) fn longest(&self) -> Option<Duration> {
-        self.lock().open.values().map(|outage| outage.since.time()).max()
+    pub(super) fn longest(&self) -> Option<Duration> {
+        self.open.values().map(|outage| outage.since.time()).max()
     }
 
-    /// From when to when it was, if it is over now.
-    pub(crate) fn bounds(&self, outage: &Outage) -> Bounds {
-        let state = self.lock();
-        let server = state.server.map(|(said, at)| later(said, at.elapsed()));
-        bounds(outage.since, clock::now(), server, state.heard_before)
+    /// Measures a gap that is over now: what the status page shows of it, and its event.
+    pub(super) fn close(&self, Over(channel, outage): &Over) -> (Gap, Event) {
+        let server = self.server.map(|(said, at)| later(said, at.elapsed()));
+        let bounds = bounds(outage.since, clock::now(), server, self.server_before);
+        let (seconds, cause) = (bounds.seconds(), outage.cause.clone());
+        warn!(%channel, seconds, cause, "events may have been missed");
+        metrics::add_for(GAPS, "channel", channel, 1);
+        // A gap that was there counts, however short.
+        let whole = Duration::try_from_secs_f64(seconds.ceil()).unwrap_or_default().as_secs();
+        metrics::add_for(GAP_SECONDS, "channel", channel, whole);
+        let data = outage.report(channel, &bounds);
+        let gap = Gap { channel: channel.to_string(), from: bounds.from, to: bounds.to, cause };
+        (gap, event::own("relay.gap", channel, &outage.room, &data, clock::now()))
+    }
+}
+
+/// From when to when something was missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bounds {
+    from: UnixMillis,
+    /// Never before `from`.
+    to: UnixMillis,
+    clock: Clock,
+}
+
+/// By which clock a gap is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    Ours,
+    /// Ours is wrong, or was.
+    Gateway,
+    /// Ours is behind the beginning, and the gateway says no time: when it ended is not known.
+    Unknown,
+}
+
+impl Bounds {
+    fn seconds(&self) -> f64 {
+        Duration::from_millis(self.to.saturating_sub(self.from)).as_secs_f64()
     }
 }
 
@@ -242,7 +252,7 @@ fn bounds(
     since: Since,
     now: UnixMillis,
     server: Option<UnixMillis>,
-    heard_before: Option<UnixMillis>,
+    server_before: Option<UnixMillis>,
 ) -> Bounds {
     let wrong = |server: &UnixMillis| u128::from(server.abs_diff(now)) > CLOCK_IS_WRONG.as_millis();
     let from = match since {
@@ -257,9 +267,9 @@ fn bounds(
     };
     match server {
         Some(server) if wrong(&server) || from > server => {
-            // Where the clock was ahead when the relay last ran, its word is worth nothing: what was
-            // heard last is.
-            let from = if from <= server { from } else { heard_before.unwrap_or(server) };
+            // Where the clock was ahead when the relay last ran, its time is worth nothing: that of
+            // the last message is.
+            let from = if from <= server { from } else { server_before.unwrap_or(server) };
             Bounds { from: from.min(server), to: server, clock: Clock::Gateway }
         }
         None if from > now => Bounds { from, to: from, clock: Clock::Unknown },
@@ -283,7 +293,7 @@ mod tests {
     const NOON: UnixMillis = 1_800_000_000_000;
 
     #[test]
-    fn the_time_without_a_relay_is_told_whatever_the_clock_said() {
+    fn the_time_without_a_relay_is_reported_whatever_the_clock_said() {
         // What the clock said at the end and says now, what the gateway says, what it said last.
         let cases: &[(&str, UnixMillis, UnixMillis, Option<UnixMillis>, _)] = &[
             ("right", NOON - HOUR, NOON, Some(NOON + 200), (NOON - HOUR, NOON, Clock::Ours)),
@@ -335,7 +345,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_measured_here_is_measured_by_a_clock_that_does_not_step() {
+    async fn an_outage_is_measured_by_a_clock_that_does_not_step() {
         let since = Since::Moment(Moment::now(), Duration::from_mins(1));
         tokio::time::advance(Duration::from_hours(3)).await;
         let now = NOON + 5 * HOUR;

@@ -3,7 +3,7 @@
 //! While a connection hands over to its successor both carry the same messages. A duplicate has the same
 //! id and the same deduplication key ([`crate::base::event::key`]). The same id with another key is another
 //! message (Astro's documents show a tip and its moderation under one id), and so is another id with the
-//! same key: what a destination makes of that is its own affair.
+//! same key: what a destination does with that is not decided here.
 //!
 //! What is remembered here is only ever a reason to drop something: no message's key depends on it.
 //!
@@ -21,9 +21,8 @@ use crate::base::event::Event;
 
 /// Messages remembered, at least. A handover lasts seconds; at a thousand messages a second this is
 /// half a minute. It is what a table of 2^15 slots takes before it grows.
-pub const REMEMBERED: usize = 28_672;
+const REMEMBERED: usize = 28_672;
 
-/// The messages seen lately.
 #[derive(Debug)]
 pub struct Seen {
     new: HashSet<u64, FixedState>,
@@ -41,11 +40,6 @@ impl Seen {
     /// Remembers the last `limit` messages at least, and at most twice as many.
     pub fn new(limit: usize) -> Self {
         Self { new: HashSet::default(), old: HashSet::default(), limit: limit.max(1) }
-    }
-
-    /// Remembers a message of an earlier run.
-    pub fn remember(&mut self, event: &Event) {
-        self.admit(event);
     }
 
     /// Looks a message up and remembers it; whether it is new. One without an id always is.

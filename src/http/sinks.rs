@@ -13,7 +13,7 @@ use axum::{
 use super::{State, refused};
 
 pub(super) async fn retry(Extract(state): Extract<State>, Path(name): Path<String>) -> Response {
-    if state.status.retry_sink(&name) {
+    if state.status.sinks.retry_sink(&name) {
         return Json(serde_json::json!({ "sink": name })).into_response();
     }
     refused(StatusCode::NOT_FOUND, "there is no sink of that name")

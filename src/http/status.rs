@@ -6,13 +6,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{State, guard::may_see_reasons, json, refused};
+use super::{State, guard::may_see_reasons, json, refused, relay_status::Snapshot};
 use crate::{
+    astro::session::SubscriptionState,
     base::metrics,
-    gateway::status::Pages,
-    gateway::status::{Standing, Status},
-    journal::Health,
-    journal::Journal,
+    journal::{Health, Journal},
 };
 
 pub(super) async fn readyz(
@@ -20,7 +18,7 @@ pub(super) async fn readyz(
     extensions: Extensions,
     headers: HeaderMap,
 ) -> Response {
-    let reasons = state.status.look(Pages::reasons);
+    let reasons = state.status.snapshot().reasons();
     if reasons.is_empty() {
         return "ready\n".into_response();
     }
@@ -30,9 +28,9 @@ pub(super) async fn readyz(
 }
 
 pub(super) async fn status(Extract(state): Extract<State>) -> Response {
-    gauges(&state.status, &state.journal);
-    let pages = state.status.pages();
-    let reasons = pages.reasons();
+    let snapshot = state.status.snapshot();
+    gauges(&snapshot, &state.journal);
+    let reasons = snapshot.reasons();
     let figures = state.journal.figures();
     let health = match &figures.health {
         Health::Sound => "sound".to_owned(),
@@ -52,7 +50,7 @@ pub(super) async fn status(Extract(state): Extract<State>) -> Response {
         "dead_letters": state.journal.dead_letter_counts(),
         // Whether anything can be changed here at all.
         "admin": access.admin_token.is_some(),
-        "pages": pages,
+        "pages": snapshot.to_json(|sink| state.journal.lag(sink)),
     });
     json(StatusCode::OK, &status)
 }
@@ -61,37 +59,29 @@ pub(super) async fn metrics(Extract(state): Extract<State>) -> Response {
     let Some(metrics) = &state.metrics else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    gauges(&state.status, &state.journal);
+    gauges(&state.status.snapshot(), &state.journal);
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     (content_type, metrics.render()).into_response()
 }
 
 /// Metrics of the journal and the sinks that are read off, not counted.
-fn gauges(status: &Status, journal: &Journal) {
+fn gauges(snapshot: &Snapshot, journal: &Journal) {
     use ::metrics::gauge;
     let figures = journal.figures();
     let real = |number: u64| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     gauge!(metrics::JOURNAL_BYTES).set(real(figures.size));
     let sound = matches!(figures.health, Health::Sound);
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
-    let sinks: Vec<String> = status.look(|pages| pages.sinks.keys().cloned().collect());
-    for sink in &sinks {
+    for sink in snapshot.sinks.sinks.keys() {
         let (events, waits) = journal.lag(sink);
-        let seconds = waits.as_secs_f64();
         gauge!(metrics::LAG_EVENTS, "sink" => sink.clone()).set(real(events));
-        gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(seconds);
-        status.sink(sink, |page| {
-            page.lag_events = events;
-            page.lag_seconds = seconds;
-        });
+        gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(waits.as_secs_f64());
     }
     let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
-    status.look(|pages| {
-        let open = pages.connections.values().filter(|connection| connection.state.is_open());
-        gauge!(metrics::CONNECTIONS).set(count(open.count()));
-        for state in Standing::ALL {
-            let number = pages.subscriptions().filter(|one| one.state == state).count();
-            gauge!(metrics::SUBSCRIPTIONS, "state" => state.as_str()).set(count(number));
-        }
-    });
+    let state = &snapshot.gateway;
+    gauge!(metrics::CONNECTIONS).set(count(state.open_connections()));
+    for word in SubscriptionState::WORDS {
+        let number = state.assigned().filter(|(_, row)| row.state.as_str() == word).count();
+        gauge!(metrics::SUBSCRIPTIONS, "state" => word).set(count(number));
+    }
 }

@@ -18,8 +18,7 @@ use crate::{
     base::{backoff::Backoff, clock, fault::explain},
     channel::board::Board,
     config::SinkConfig,
-    delivery::route::Route,
-    gateway::{health::TaskHealth, status::Status},
+    delivery::{health::TaskHealth, route::Route, status::Status},
     journal::{Journal, StoreError},
     sink::{Cause, Failure},
 };

@@ -81,10 +81,10 @@ async fn what_is_under_way_at_the_end_is_answered() {
         let config = configure(&sim, dir.path(), &["channel.tips"], &sinks);
         let relay = relay::Running::start(config).await;
         until("the sinks are up", PATIENCE, async || {
-            let up = |page: &astro_relay::gateway::status::Pages| {
+            let up = |page: &astro_relay::delivery::status::Pages| {
                 page.sinks.len() == 2 && page.sinks.values().all(|sink| sink.state == "up")
             };
-            relay.status.look(up).then_some(())
+            relay.status.sinks.look(up).then_some(())
         })
         .await;
         // Long enough that the relay is told to stop before the answer is there.

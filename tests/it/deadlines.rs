@@ -8,8 +8,7 @@ use std::{
 use astro_relay::{
     base::event::{self, Event},
     config::{SinkConfig, Start},
-    delivery::{Delivery, route::Route},
-    gateway::status::Status,
+    delivery::{Delivery, route::Route, status::Status},
     journal::Journal,
     sink::{self, Cause, Failure, Opening, Outgoing, Purpose, Sink},
 };
@@ -48,7 +47,7 @@ fn delivery(
     let config = SinkConfig { start: Start::Earliest, ..config.clone() };
     let journal = Journal::in_memory(MEMORY);
     journal.append(&mut events(count));
-    let status = Arc::new(Status::new(0));
+    let status = Arc::new(Status::default());
     let route = Route::new(NAME, &config, sink::kind(&config.kind).unwrap()).unwrap();
     let parts = (journal.clone(), Arc::clone(&status));
     let delivery = Delivery::new(NAME, &config, sink, route, parts.0, parts.1).unwrap();

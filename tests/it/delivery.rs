@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 
 use astro_relay::{
     config::{self, Period, Size, Start},
-    gateway::status::Status,
+    delivery::status::Status,
     journal::Journal,
     sink::Cause,
 };
@@ -355,5 +355,5 @@ async fn a_sink_goes_on_where_it_was_after_a_restart() {
 
 /// What every part says of itself, for one test.
 fn status() -> Arc<Status> {
-    Arc::new(Status::new(0))
+    Arc::new(Status::default())
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use astro_sim::{End, Options, Sim, Token};
 use serde_json::json;
 
+use astro_relay::gateway::table::Phase;
+
 use crate::support::{
     relay::{ROOM, Running, TOKEN, configure},
     wait::until,
@@ -57,13 +59,8 @@ async fn a_connection_that_ends_before_its_successor_is_open_leaves_a_gap() {
     sim.faults(|faults| faults.upgrade_delay = Duration::from_millis(300));
     sim.drain(None);
     until("it is moving", SOON, async || {
-        let moving = relay
-            .status
-            .pages()
-            .connections
-            .values()
-            .any(|connection| connection.state == astro_relay::gateway::status::Phase::Moving);
-        moving.then_some(())
+        let state = relay.status.gateway.snapshot();
+        state.connections.values().any(|row| row.phase == Phase::Moving).then_some(())
     })
     .await;
     sim.end(None, End::Reset);

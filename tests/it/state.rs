@@ -97,7 +97,7 @@ async fn a_change_is_told_and_survives_a_restart() {
     assert_eq!(live["after"], json!({"isLive": true, "status": "online", "since": since}));
     assert_eq!(told[0]["source"], "fetched");
     assert_eq!(told.len(), 64, "each element once, and two changes");
-    let page = relay.status.pages().sessions["main"].clone();
+    let page = relay.status.snapshot().sessions["main"].clone();
     assert_eq!((page.elements, page.error), (63, None));
     relay.stop().await;
 
@@ -125,12 +125,13 @@ async fn an_api_that_fails_is_told_and_asked_again() {
     config.astro.retry_refused = astro_relay::config::Period(Duration::from_millis(50));
     let relay = Running::start(config).await;
     until("the page tells", SOON, async || {
-        let error = relay.status.look(|pages| pages.sessions.get("main")?.error.clone());
+        let error =
+            relay.status.sessions.snapshot().get("main").and_then(|status| status.error.clone());
         error.map(|error| assert_eq!(error, "HTTP 401: simulated"))
     })
     .await;
     wait_alike(&relay, &sim).await;
-    assert_eq!(relay.status.pages().sessions["main"].error, None);
+    assert_eq!(relay.status.snapshot().sessions["main"].error, None);
     // The gateway does not say this one: only the interval finds it.
     sim.set_tokens(vec![]);
     let asked = sim.stats().rest_requests;

@@ -18,23 +18,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failed, out};
 use crate::{
+    astro::session::SubscriptionState,
     base::{clock, event, text::harmless},
-    config::pasted::shown_address,
-    config::{Config, SinkConfig, TokenType, jwt},
+    config::{Config, SinkConfig, TokenType, jwt, pasted::shown_address},
     delivery::{
         route::{Destination, Route},
         task::open_sink,
     },
     gateway::{
         Gateway, Targets,
-        status::{Pages, Phase, Standing, Status, Subscription},
+        intake::Intake,
+        table::{Phase, State, Table},
     },
     journal::Journal,
     sink::{self, Failure, Opening, Permission, Purpose, Sink},
 };
-
-/// How often the answers are looked at.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Memory for events that nobody will read.
 const MEMORY: usize = 256 * 1024;
@@ -96,23 +94,22 @@ async fn tokens(config: &Config) -> Result<(), Failed> {
 }
 
 async fn gateway(config: &Config) -> Result<usize, Failed> {
-    let status = Arc::new(Status::new(clock::now()));
     let (_targets, wanted) = watch::channel(Targets::of(config));
-    let journal = Journal::in_memory(MEMORY);
-    let gateway =
-        Gateway::new(&config.astro, journal, Arc::clone(&status), Default::default(), wanted)
-            .map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let table: Arc<Table> = Arc::default();
+    let intake = Arc::new(Intake::new(Journal::in_memory(MEMORY)));
+    let gateway = Gateway::new(&config.astro, Arc::clone(&table), intake, wanted)
+        .map_err(|error| Failed::of(Failed::CONFIG, &error))?;
     let count: usize = config.channels.values().map(|channel| channel.topics.len()).sum();
     let (stop, limit) = (CancellationToken::new(), patience(config, count));
     let asking = async {
         // Whether all are answered, or the time is over: what stands then is what is told.
-        drop(timeout(limit, answered(&status, count)).await);
-        let pages = status.pages();
+        drop(timeout(limit, answered(&table)).await);
+        let state = table.snapshot();
         stop.cancel();
-        pages
+        state
     };
-    let ((), pages) = tokio::join!(gateway.run(stop.clone()), asking);
-    told(config, &pages)
+    let ((), state) = tokio::join!(gateway.run(stop.clone()), asking);
+    told(config, &state)
 }
 
 /// The stages of connecting, the welcome, the answers; and ten commands a second.
@@ -125,43 +122,38 @@ fn patience(config: &Config, subscriptions: usize) -> Duration {
 }
 
 /// Waits until every subscription is answered, or the gateway cannot be reached.
-async fn answered(status: &Status, count: usize) {
-    loop {
-        let pages = status.pages();
-        let done = pages.subscriptions().filter(|one| one.state.is_answered()).count();
-        let refused = |connection: &crate::gateway::status::Connection| {
-            connection.state == Phase::Waiting && connection.last_error.is_some()
-        };
-        if done >= count || pages.connections.values().any(refused) {
-            return;
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+async fn answered(table: &Table) {
+    let mut changes = table.changes();
+    let is_done = |state: &State| {
+        let refused = state
+            .connections
+            .values()
+            .any(|row| row.phase == Phase::Waiting && row.last_error.is_some());
+        refused || state.subscriptions.values().all(|row| row.state.is_answered())
+    };
+    while !table.read(is_done) && changes.changed().await.is_ok() {}
 }
 
-fn told(config: &Config, pages: &Pages) -> Result<usize, Failed> {
+fn told(config: &Config, state: &State) -> Result<usize, Failed> {
     let mut failed = 0;
-    let error = pages.connections.values().find_map(|connection| connection.last_error.as_ref());
-    let open = pages.connections.values().any(|connection| connection.state.is_open());
-    if !open {
-        let why = error.map_or("no answer in time", String::as_str);
-        say(&format!("gateway {}: failed: {why}", shown_address(&config.astro.url)))?;
+    let address = shown_address(&config.astro.url);
+    if state.open_connections() == 0 {
+        let error = state.connections.values().find_map(|row| row.last_error.as_deref());
+        say(&format!("gateway {address}: failed: {}", error.unwrap_or("no answer in time")))?;
         return Ok(1);
     }
-    say(&format!("gateway {}: connected", shown_address(&config.astro.url)))?;
-    for subscription in pages.subscriptions() {
-        let Subscription { channel, topic, room, state, code, text, .. } = subscription;
-        let what = match (*state, room) {
-            (Standing::Confirmed, Some(room)) => format!("confirmed, room {room}"),
-            (Standing::Confirmed, None) => "confirmed".to_owned(),
-            (state, _) => {
-                failed += 1;
-                let why: Vec<&str> =
-                    [code, text].into_iter().flatten().map(String::as_str).collect();
-                format!("{} {}", state.as_str(), why.join(": "))
+    say(&format!("gateway {address}: connected"))?;
+    for (subscription, row) in state.assigned() {
+        let what = match (&row.state, row.room(subscription)) {
+            (SubscriptionState::Confirmed(_), Some(room)) => format!("confirmed, room {room}"),
+            (SubscriptionState::Confirmed(_), None) => "confirmed".to_owned(),
+            (SubscriptionState::Refused(refusal), _) => {
+                format!("refused {}: {}", refusal.code, refusal.text)
             }
+            (state, _) => format!("{} ", state.as_str()),
         };
-        say(&format!("  {channel} {topic}: {what}"))?;
+        failed += usize::from(!row.state.is_confirmed());
+        say(&format!("  {} {}: {what}", subscription.channel, subscription.topic))?;
     }
     Ok(failed)
 }

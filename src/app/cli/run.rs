@@ -12,8 +12,7 @@ use crate::{
         supervisor::Outcome,
         systemd::{self, Manager},
     },
-    gateway::status::{Pages, Standing},
-    http::Reloads,
+    http::{Reloads, relay_status::Snapshot},
 };
 
 /// Worker threads: one for the gateway's socket and one for the sinks is what a small box has.
@@ -42,8 +41,8 @@ pub(super) fn run(source: &Source) -> Done {
             stop.cancel();
         };
         let running = relay.run(stop.clone(), || {
-            let (answered, line) = status.look(|pages| (has_answered(pages), line(pages)));
-            manager.on_tick(answered, &line);
+            let snapshot = status.snapshot();
+            manager.on_tick(has_answered(&snapshot), &line(&snapshot));
         });
         tokio::pin!(running, waiting);
         let outcome = tokio::select! {
@@ -63,23 +62,23 @@ pub(super) fn run(source: &Source) -> Done {
 }
 
 /// Whether the gateway has answered, or there is none to ask.
-fn has_answered(pages: &Pages) -> bool {
-    pages.connections.is_empty() || pages.connections.values().any(|page| page.state.is_open())
+fn has_answered(snapshot: &Snapshot) -> bool {
+    let gateway = &snapshot.gateway;
+    gateway.connections.is_empty() || gateway.open_connections() > 0
 }
 
 /// `3 of 3 subscriptions, 2 of 2 sinks up`, and the first thing that is wrong.
-fn line(pages: &Pages) -> String {
-    let confirmed = pages
-        .subscriptions()
-        .filter(|subscription| subscription.state == Standing::Confirmed)
-        .count();
-    let up = pages.sinks.values().filter(|sink| sink.state == "up").count();
+fn line(snapshot: &Snapshot) -> String {
+    let subscriptions = &snapshot.gateway.subscriptions;
+    let confirmed = subscriptions.values().filter(|row| row.state.is_confirmed()).count();
+    let sinks = &snapshot.sinks.sinks;
+    let up = sinks.values().filter(|sink| sink.state == "up").count();
     let mut line = format!(
         "{confirmed} of {} subscriptions, {up} of {} sinks up",
-        pages.subscriptions().count(),
-        pages.sinks.len()
+        subscriptions.len(),
+        sinks.len()
     );
-    if let Some(reason) = pages.why().next() {
+    if let Some(reason) = snapshot.why().next() {
         line = format!("{line}; {reason}");
     }
     line.replace('\n', " ")

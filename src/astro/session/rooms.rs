@@ -5,10 +5,10 @@
 //! 1. the subscription to this topic whose canonical (or requested) room it names;
 //! 2. without a room: the only subscription to this topic, if there is exactly one;
 //! 3. a subscription to this topic that was asked for without a room and whose response named none
-//!    owns what no other claims, whatever room it carries;
-//! 4. nobody's: the channel stays empty, and so does a room that is not named.
+//!    gets what no other claims, whatever room it carries;
+//! 4. no channel's: the channel stays empty, and so does a room that is not named.
 //!
-//! The one thing to know: answers are remembered, so that the usual message costs one look-up and no
+//! Answers are remembered, so that the usual message costs one look-up and no
 //! allocation.
 
 use std::{collections::HashMap, sync::Arc};
@@ -18,13 +18,13 @@ use foldhash::fast::FixedState;
 use super::Subscription;
 use crate::base::event::Place;
 
-/// Rooms remembered for one topic beside those that are subscribed: a wildcard owner may hear many.
+/// Rooms remembered for one topic beside those that are subscribed: a catch-all may get many.
 const REMEMBERED: usize = 4096;
 
 /// Topics remembered that nobody subscribed: the gateway's own notifications, and nonsense.
-const STRANGERS: usize = 64;
+const UNSUBSCRIBED_TOPICS: usize = 64;
 
-/// What stands on a connection, by topic and room.
+/// The confirmed subscriptions of a connection, by topic and room.
 #[derive(Debug, Default)]
 pub(super) struct Rooms {
     topics: HashMap<Box<str>, Topic, FixedState>,
@@ -36,14 +36,14 @@ struct Topic {
     subscribed: usize,
     /// The channel and room of the only subscription, or of the first.
     first: Option<(Arc<str>, Arc<str>)>,
-    /// The channel that owns what no other claims.
-    owner: Option<Arc<str>>,
+    /// The channel that gets what no other claims.
+    catch_all: Option<Arc<str>>,
     rooms: HashMap<Box<str>, Arc<Place>, FixedState>,
 }
 
 impl Topic {
     fn new(name: Arc<str>) -> Self {
-        Self { name, subscribed: 0, first: None, owner: None, rooms: HashMap::default() }
+        Self { name, subscribed: 0, first: None, catch_all: None, rooms: HashMap::default() }
     }
 }
 
@@ -64,7 +64,7 @@ impl Rooms {
             let room = known.clone().unwrap_or_else(|| "".into());
             topic.first.get_or_insert((Arc::clone(&channel), Arc::clone(&room)));
             if known.is_none() {
-                topic.owner.get_or_insert(Arc::clone(&channel));
+                topic.catch_all.get_or_insert(Arc::clone(&channel));
             }
             for alias in [canonical, subscription.room.clone()].into_iter().flatten() {
                 let name = Arc::clone(&topic.name);
@@ -76,7 +76,7 @@ impl Rooms {
     }
 
     /// Where a message of this topic and room belongs.
-    pub(super) fn place(&mut self, topic: &str, room: &str) -> Arc<Place> {
+    pub(super) fn source(&mut self, topic: &str, room: &str) -> Arc<Place> {
         if let Some(place) = self.topics.get(topic).and_then(|known| known.rooms.get(room)) {
             return Arc::clone(place);
         }
@@ -85,7 +85,7 @@ impl Rooms {
             if known.rooms.len() < REMEMBERED {
                 known.rooms.insert(room.into(), Arc::clone(&place));
             }
-        } else if self.topics.len() < STRANGERS {
+        } else if self.topics.len() < UNSUBSCRIBED_TOPICS {
             let mut known = Topic::new(Arc::clone(&place.topic));
             known.rooms.insert(room.into(), Arc::clone(&place));
             self.topics.insert(topic.into(), known);
@@ -94,15 +94,15 @@ impl Rooms {
     }
 
     fn decide(&self, topic: &str, room: &str) -> Arc<Place> {
-        let nobody = || Place::of(topic, room, "");
-        let Some(known) = self.topics.get(topic) else { return nobody() };
+        let no_channel = || Place::of(topic, room, "");
+        let Some(known) = self.topics.get(topic) else { return no_channel() };
         let name = Arc::clone(&known.name);
-        match (&known.first, &known.owner) {
-            (Some((channel, own)), _) if room.is_empty() && known.subscribed == 1 => {
-                Place::of(name, Arc::clone(own), Arc::clone(channel))
+        match (&known.first, &known.catch_all) {
+            (Some((channel, room_of_it)), _) if room.is_empty() && known.subscribed == 1 => {
+                Place::of(name, Arc::clone(room_of_it), Arc::clone(channel))
             }
-            (_, Some(owner)) => Place::of(name, room, Arc::clone(owner)),
-            _ => nobody(),
+            (_, Some(channel)) => Place::of(name, room, Arc::clone(channel)),
+            _ => no_channel(),
         }
     }
 }
@@ -154,7 +154,7 @@ mod tests {
         for (confirmed, topic, room, channel, placed) in cases {
             let mut rooms = rooms(confirmed);
             for _ in 0..2 {
-                let place = rooms.place(topic, room);
+                let place = rooms.source(topic, room);
                 assert_eq!((&*place.channel, &*place.room), (*channel, *placed), "{topic} {room}");
                 assert_eq!(&*place.topic, *topic);
             }
@@ -162,13 +162,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
+    fn remembered_rooms_are_bounded() {
         let mut rooms = rooms(&[("a", "t", None, None)]);
         for number in 0..10_000 {
-            assert_eq!(&*rooms.place("t", &number.to_string()).channel, "a");
-            assert_eq!(&*rooms.place(&number.to_string(), "").channel, "");
+            assert_eq!(&*rooms.source("t", &number.to_string()).channel, "a");
+            assert_eq!(&*rooms.source(&number.to_string(), "").channel, "");
         }
-        assert!(rooms.topics.len() <= STRANGERS + 1);
+        assert!(rooms.topics.len() <= UNSUBSCRIBED_TOPICS + 1);
         assert!(rooms.topics["t"].rooms.len() <= REMEMBERED);
     }
 }

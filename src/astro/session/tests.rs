@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::config::TokenType;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -52,18 +53,18 @@ fn welcomed(wanted: Vec<Wanted>) -> (Session, Vec<String>, Instant) {
     (session, nonces, now)
 }
 
-fn standing(session: &Session, index: usize) -> Standing {
-    session.standings().nth(index).unwrap().1.clone()
+fn state(session: &Session, index: usize) -> SubscriptionState {
+    session.subscriptions().nth(index).unwrap().1.clone()
 }
 
 #[tokio::test(start_paused = true)]
 async fn subscribes_on_welcome_and_takes_the_canonical_room() {
     let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", Some("asked"))]);
-    assert_eq!(standing(&session, 0), Standing::Pending);
+    assert_eq!(state(&session, 0), SubscriptionState::Pending);
     assert!(!session.proven(now));
     answer(&mut session, &nonces[0], r#","data":{"message":"ok","topic":"t","room":"canon"}"#, now);
-    assert_eq!(standing(&session, 0), Standing::Confirmed(Some("canon".into())));
-    assert!(session.proven(now) && session.settled());
+    assert_eq!(state(&session, 0), SubscriptionState::Confirmed(Some("canon".into())));
+    assert!(session.proven(now) && session.all_answered());
     let effects = text(
         &mut session,
         r#"{"id":"1","ts":"x","type":"message","topic":"t","room":"canon","data":{"n":1}}"#,
@@ -107,10 +108,14 @@ async fn each_error_has_its_consequence() {
         let rest = format!(r#","error":"{code}","data":{{"message":"{human}"}}"#);
         answer(&mut session, &nonces[0], &rest, now);
         answer(&mut session, &nonces[1], "", now);
-        let Standing::Refused(refusal) = standing(&session, 0) else { panic!("{code}") };
+        let SubscriptionState::Refused(refusal) = state(&session, 0) else { panic!("{code}") };
         assert_eq!((&*refusal.code, &*refusal.text), (code, human));
         assert_eq!(refusal.retry_at, again.map(|seconds: u32| now + seconds * SECOND), "{code}");
-        assert_eq!(standing(&session, 1), Standing::Confirmed(None), "{code}: the others go on");
+        assert_eq!(
+            state(&session, 1),
+            SubscriptionState::Confirmed(None),
+            "{code}: the others go on"
+        );
         if let Some(at) = refusal.retry_at {
             session.on_other(at);
             let mut effects = Effects::default();
@@ -134,7 +139,7 @@ async fn a_refusal_says_what_is_odd_about_the_token() {
         let (mut session, nonces, now) = welcomed(vec![odd]);
         let rest = format!(r#","error":"{code}","data":{{"message":"{human}"}}"#);
         answer(&mut session, &nonces[0], &rest, now);
-        let Standing::Refused(refusal) = standing(&session, 0) else { panic!("{token}") };
+        let SubscriptionState::Refused(refusal) = state(&session, 0) else { panic!("{token}") };
         assert!(refusal.text.starts_with(expected), "{token}: {}", refusal.text);
         assert!(!refusal.text.contains("k3y"), "{}", refusal.text);
         assert_eq!(refusal.text.contains("(the token"), expected.contains("(the token"), "{token}");
@@ -185,8 +190,8 @@ async fn a_limit_on_the_connection_moves_what_is_left_to_another() {
     let effects = answer(&mut session, &nonces[9], limit, now);
     let moved: Vec<_> = effects.overflow.iter().map(|s| s.topic.to_string()).collect();
     assert_eq!(moved, ["t9", "t10", "t11"]);
-    assert_eq!(session.standings().count(), 9);
-    assert!(session.settled());
+    assert_eq!(session.subscriptions().count(), 9);
+    assert!(session.all_answered());
 }
 
 #[tokio::test(start_paused = true)]
@@ -198,11 +203,11 @@ async fn a_late_answer_is_an_answer() {
     session.tick(later, &mut effects);
     assert_eq!(effects.send.len(), 1, "asked again");
     answer(&mut session, &nonces[0], "", later);
-    assert_eq!(standing(&session, 0), Standing::Confirmed(None));
+    assert_eq!(state(&session, 0), SubscriptionState::Confirmed(None));
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_is_pinged_and_then_it_is_death() {
+async fn silence_is_pinged_and_then_ends_the_connection() {
     let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None)]);
     answer(&mut session, &nonces[0], "", now);
     assert_eq!(session.due(now), now + 15 * SECOND);
@@ -249,24 +254,24 @@ async fn without_own_pings_the_servers_period_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restored_session_asks_for_nothing_that_stood() {
+async fn a_restored_session_asks_for_nothing_that_was_confirmed() {
     let (mut before, nonces, now) =
         welcomed(vec![wanted("a", "t", Some("x")), wanted("a", "u", None)]);
     answer(&mut before, &nonces[0], r#","data":{"room":"canon"}"#, now);
     let effects = text(&mut before, r#"{"type":"reconnect","data":{"reconnect_token":"rt"}}"#, now);
-    assert_eq!(effects.ended, Some(Ended::Moved(Secret::new("rt"))));
+    assert_eq!(effects.ended, Some(Ended::Handover(Secret::new("rt"))));
     let mut after = Session::restored(2, &before, now);
     let effects = text(&mut after, WELCOME, now);
     assert_eq!(effects.send.len(), 1, "only what was never answered");
     assert!(effects.send[0].contains(r#""topic":"u""#));
-    assert_eq!(standing(&after, 0), Standing::Confirmed(Some("canon".into())));
+    assert_eq!(state(&after, 0), SubscriptionState::Confirmed(Some("canon".into())));
     let effects =
         text(&mut after, r#"{"id":"1","type":"message","topic":"t","room":"canon"}"#, now);
     assert_eq!(&*effects.events[0].place.channel, "a");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_no_longer_wanted_is_left() {
+async fn an_unwanted_subscription_is_left() {
     let (mut session, nonces, now) =
         welcomed(vec![wanted("a", "t", Some("x")), wanted("a", "u", None)]);
     for nonce in &nonces {
@@ -278,8 +283,8 @@ async fn what_is_no_longer_wanted_is_left() {
     assert_eq!(effects.send.len(), 1);
     assert!(effects.send[0].contains(r#""type":"unsubscribe""#));
     assert!(effects.send[0].contains(r#""room":"canon""#));
-    assert_eq!(session.standings().count(), 1);
-    session.add(vec![wanted("b", "v", None)], &mut effects);
+    assert_eq!(session.subscriptions().count(), 1);
+    session.add(vec![wanted("b", "v", None)]);
     let mut effects = Effects::default();
     session.tick(now, &mut effects);
     assert!(effects.send[0].contains(r#""topic":"v""#));
@@ -300,17 +305,17 @@ fn said(session: &mut Session, now: Instant) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_pending_is_left_too_and_the_rest_is_not_asked_for_again() {
+async fn a_pending_subscription_is_left_too_and_the_rest_is_not_asked_for_again() {
     let (mut session, nonces, now) =
         welcomed(vec![wanted("a", "t", Some("x")), wanted("a", "u", Some("x"))]);
     session.retain(|subscription| &*subscription.topic == "u", &mut Effects::default());
     assert_eq!(said(&mut session, now), ["unsubscribe t x"]);
     answer(&mut session, &nonces[1], "", now);
-    assert_eq!(standing(&session, 0), Standing::Confirmed(None), "its nonce is still known");
+    assert_eq!(state(&session, 0), SubscriptionState::Confirmed(None), "its nonce is still known");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_another_label_wants_too_is_not_left() {
+async fn a_subscription_that_another_label_wants_too_is_not_left() {
     let (mut session, nonces, now) = welcomed(vec![
         wanted("a", "t", Some("x")),
         wanted("b", "t", Some("y")),
@@ -367,18 +372,18 @@ async fn leaving_keeps_the_pace_and_survives_a_rate_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unsubscribe_that_is_said_again_does_not_hit_what_is_wanted_anew() {
+async fn a_repeated_unsubscribe_does_not_hit_a_new_subscription() {
     let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", Some("x"))]);
     answer(&mut session, &nonces[0], "", now);
     session.retain(|_| false, &mut Effects::default());
     assert_eq!(said(&mut session, now), ["unsubscribe t x"]);
-    session.add(vec![wanted("b", "t", Some("x"))], &mut Effects::default());
+    session.add(vec![wanted("b", "t", Some("x"))]);
     text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, now);
     assert_eq!(said(&mut session, now + 5 * SECOND), ["subscribe t x"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_remembered_of_questions_without_an_answer_is_bounded() {
+async fn unanswered_nonces_are_bounded() {
     let (mut session, _, mut now) = welcomed(vec![wanted("a", "t", None)]);
     let mut last = Vec::new();
     for failures in 0..100 {
@@ -390,9 +395,9 @@ async fn what_is_remembered_of_questions_without_an_answer_is_bounded() {
     }
     assert_eq!(last.len(), 100);
     answer(&mut session, &last[90], "", now);
-    assert_eq!(standing(&session, 0), Standing::Pending, "forgotten");
+    assert_eq!(state(&session, 0), SubscriptionState::Pending, "forgotten");
     answer(&mut session, &last[98], "", now);
-    assert_eq!(standing(&session, 0), Standing::Confirmed(None));
+    assert_eq!(state(&session, 0), SubscriptionState::Confirmed(None));
 }
 
 proptest::proptest! {
@@ -423,7 +428,7 @@ proptest::proptest! {
                 };
                 session.tick(now, &mut effects);
                 moved += effects.overflow.len();
-                assert_eq!(session.standings().count() + moved, 5);
+                assert_eq!(session.subscriptions().count() + moved, 5);
                 assert!(session.due(now) > now || effects.ended.is_some() || session.due(now) <= now + 60 * SECOND);
             }
         });

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{
-    BYTES, Change, Elements, LARGEST, LONGEST, MOST, Names, Session, Source, name, place, same,
+    BYTES, Change, Elements, LARGEST, LONGEST, MOST, Names, Session, Source, key_of, name, same,
 };
 use crate::{
     base::{
@@ -23,7 +23,7 @@ fn event(topic: &str, data: &Value) -> Event {
 }
 
 fn update(session: &mut Session, key: &str, value: &Value) -> Vec<Change> {
-    session.hear(&event("channel.session.update", &json!({ "key": key, "data": value })), 1)
+    session.fold(&event("channel.session.update", &json!({ "key": key, "data": value })), 1)
 }
 
 /// A snapshot as the server writes it.
@@ -48,7 +48,7 @@ fn what_a_channel_keeps_is_bounded_in_number_and_in_bytes() {
     let mut session = Session::default();
     let counter = |session: &mut Session, name: &str, value: &Value| {
         let data = json!({"counter": name, "value": value});
-        session.hear(&event("channel.chatbot.counters", &data), 1)
+        session.fold(&event("channel.chatbot.counters", &data), 1)
     };
     for number in 0..3 * MOST {
         update(&mut session, &format!("element-{number}"), &json!({"n": number}));
@@ -59,7 +59,7 @@ fn what_a_channel_keeps_is_bounded_in_number_and_in_bytes() {
     // What is known goes on changing, and what goes makes room.
     assert_eq!(update(&mut session, "element-0", &json!({"n": -1})).len(), 1);
     let all: Map<_, _> = (0..2 * MOST).map(|n| (format!("fetched-{n}"), json!({"n": n}))).collect();
-    let reset = session.hear(&event("channel.session.reset", &Value::from(all)), 2);
+    let reset = session.fold(&event("channel.session.reset", &Value::from(all)), 2);
     assert!(!reset.is_empty() && session.len() == MOST);
 
     let mut session = Session::default();
@@ -111,7 +111,7 @@ fn odd_updates_are_taken_in_all_the_same() {
         ),
     ] {
         let event = crate::base::event::own_text(topic, &"main".into(), &"r".into(), &data, 1);
-        assert_eq!(session.hear(&event, 1).len(), 1, "{data}");
+        assert_eq!(session.fold(&event, 1).len(), 1, "{data}");
         let found = elements(&session);
         if name == "deep" {
             assert_eq!(found[name].to_string(), deep);
@@ -169,9 +169,9 @@ fn the_activity_behind_a_change_is_no_part_of_the_value() {
         json!({ "key": "follower-latest", "name": "follower-latest", "provider": "twitch",
                 "channel": "c", "data": { "name": name, "activityId": activity } })
     };
-    let mut hear = |data: &Value| session.hear(&event("channel.session.update", data), 1);
-    assert_eq!(hear(&data("Ada", "a1")), [], "the value is the same");
-    let [change] = hear(&data("Styler", "a2")).try_into().unwrap();
+    let mut fold = |data: &Value| session.fold(&event("channel.session.update", data), 1);
+    assert_eq!(fold(&data("Ada", "a1")), [], "the value is the same");
+    let [change] = fold(&data("Styler", "a2")).try_into().unwrap();
     assert_eq!(change.after, Some(json(&json!({"name": "Styler"}))));
     assert_eq!(change.activity.as_deref(), Some("a2"));
     assert_eq!(change.provider.as_deref(), Some("twitch"));
@@ -191,8 +191,8 @@ fn a_reset_replaces_all_in_either_form() {
         let mut session = Session::default();
         update(&mut session, "tip-session", &json!({"amount": 5}));
         update(&mut session, "odd", &json!(1));
-        session.hear(&event("channel.stream.status", &json!({"isLive": true})), 2);
-        let changes = session.hear(&event("channel.session.reset", &data), 3);
+        session.fold(&event("channel.stream.status", &json!({"isLive": true})), 2);
+        let changes = session.fold(&event("channel.session.reset", &data), 3);
         assert!(changes.iter().all(|change| change.source == Source::Reset));
         assert_eq!(changes.len(), 2, "{changes:?}");
         let left = elements(&session);
@@ -218,7 +218,7 @@ fn stream_bot_and_counters_are_state_and_a_time_out_is_not() {
         ("channel.session.reset", json!([]), 0),
         ("channel.tips", json!({"key": "x", "data": 1}), 0),
     ] {
-        assert_eq!(session.hear(&event(topic, &data), 1).len(), changed, "{topic} {data}");
+        assert_eq!(session.fold(&event(topic, &data), 1).len(), changed, "{topic} {data}");
     }
     assert_eq!(
         serde_json::to_value(elements(&session)).unwrap(),
@@ -277,7 +277,7 @@ enum Step {
     Arrive,
     /// The next event of the journal is folded.
     Fold,
-    /// The connection is lost, with all that was on its way, and nothing is heard until it is back.
+    /// The connection is lost, with all that was on its way, and nothing comes until it is back.
     Disconnect,
     /// It is back: a snapshot is asked for, as after every such connect.
     Connect,
@@ -318,7 +318,7 @@ struct World {
     activities: u32,
     on_the_way: VecDeque<Event>,
     connected: bool,
-    /// Events that are heard and not yet folded, with their numbers.
+    /// Events that are in the journal and not yet folded, with their numbers.
     journal: VecDeque<(u64, Event)>,
     last: u64,
     session: Session,
@@ -329,7 +329,7 @@ struct World {
     again: bool,
     store: StateStore,
     names: Names,
-    /// What was heard last of what is only heard.
+    /// The last value of each fact.
     facts: BTreeMap<String, Value>,
 }
 
@@ -387,13 +387,13 @@ impl World {
                 let (before, after) = (before.read(), after.read());
                 assert!(!same(&before, &after), "no change of {element}: {after}");
             }
-            self.store.insert([(place(&"main".into(), &element), after)]);
+            self.store.insert([(key_of(&"main".into(), &element), after)]);
         }
     }
 
     fn fold(&mut self) {
         if let Some((seq, event)) = self.journal.pop_front() {
-            let changes = self.session.hear(&event, seq);
+            let changes = self.session.fold(&event, seq);
             self.follow(changes);
         }
     }
@@ -411,7 +411,7 @@ impl World {
         else {
             return;
         };
-        // A snapshot belongs behind what was heard before it.
+        // A snapshot belongs behind what was received before it.
         while !self.journal.is_empty() {
             self.fold();
         }
@@ -433,7 +433,7 @@ impl World {
         (self.fetch, self.again) = (None, false);
         (self.session, self.store) = (Session::default(), StateStore::default());
         for (name, value) in self.kept.clone() {
-            self.store.insert([(place(&"main".into(), &name), Some(value.clone()))]);
+            self.store.insert([(key_of(&"main".into(), &name), Some(value.clone()))]);
             self.session.restore(name, value);
         }
     }
@@ -523,7 +523,7 @@ impl World {
         }
     }
 
-    /// What stands on the store: the session's elements, and what is only heard.
+    /// What is in the store: elements of the session, and facts.
     fn posted(&self) -> (Value, BTreeMap<String, Value>) {
         let (mut elements, mut facts) = (Map::new(), BTreeMap::new());
         self.store.snapshot(|entries, _| {

@@ -3,9 +3,9 @@
 //! [`Connection::step`] waits for the next frames or for the next thing that time demands, and carries
 //! out what the session says. It may be dropped at any await: what is not yet sent stays queued.
 //!
-//! The one thing to know: what the successor of another connection hears is held back until that one
-//! has said its last word. Otherwise a message that both carry would overtake one that still waits to
-//! be read from the old one.
+//! During a handover the events of the next connection are held back until the old one has said its last
+//! word. Otherwise a message that both carry would overtake one that still waits to be read from the old
+//! one.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -19,6 +19,7 @@ use tokio_tungstenite::tungstenite::{
 };
 use tracing::debug;
 
+use super::Hub;
 use crate::{
     astro::{
         dial::Socket,
@@ -29,18 +30,17 @@ use crate::{
         event::Event,
         metrics::{self, MESSAGES, RATE_LIMITED, REFUSALS, SKIPPED},
     },
-    gateway::Hub,
 };
 
-/// Frames taken from the socket before they are handed on: what is ready, never waited for.
+/// Frames taken from the socket at once: what is ready, never waited for.
 const BATCH: usize = 256;
 
 /// A peer that does not take a few hundred bytes in this time is not there.
 const SEND: Duration = Duration::from_secs(10);
 
-/// A peer that is told goodbye answers within a round trip, behind what it had still to send. One
-/// that does not holds nothing up for longer.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// A peer answers a close frame within a round trip, behind what it had still to send. One that does
+/// not holds nothing up for longer.
+const CLOSE: Duration = Duration::from_secs(2);
 
 /// What may be held back, by weight: as much as the journal keeps in memory. What comes then is no
 /// longer held.
@@ -49,6 +49,7 @@ const HELD: usize = 4 * 1024 * 1024;
 type Frame = Result<Message, tungstenite::Error>;
 
 pub(super) struct Connection {
+    link: u64,
     socket: Socket,
     pub(super) session: Session,
     /// When the last frame came.
@@ -56,7 +57,7 @@ pub(super) struct Connection {
     outbox: VecDeque<Message>,
     /// Since when the outbox waits for the peer.
     sending: Option<Instant>,
-    /// Kept for its memory.
+    /// StateElement for its memory.
     events: Vec<Event>,
     held: Option<Held>,
     step: Step,
@@ -72,14 +73,14 @@ struct Held {
 /// What came of a step.
 #[derive(Debug, Default)]
 pub(super) struct Step {
-    pub(super) changed: bool,
     pub(super) overflow: Vec<Arc<Subscription>>,
     pub(super) ended: Option<Ended>,
 }
 
 impl Connection {
-    pub(super) fn new(socket: Socket, session: Session) -> Self {
+    pub(super) fn new(link: u64, socket: Socket, session: Session) -> Self {
         Self {
+            link,
             socket,
             session,
             heard: Moment::now(),
@@ -92,8 +93,8 @@ impl Connection {
     }
 
     /// One whose events are held back until [`Connection::release`].
-    pub(super) fn held(socket: Socket, session: Session) -> Self {
-        Self { held: Some(Held::default()), ..Self::new(socket, session) }
+    pub(super) fn held(link: u64, socket: Socket, session: Session) -> Self {
+        Self { held: Some(Held::default()), ..Self::new(link, socket, session) }
     }
 
     /// Waits for something to happen, and deals with it.
@@ -108,10 +109,10 @@ impl Connection {
             }
             self.session.tick(Instant::now(), &mut effects);
             self.take(effects, hub);
-            hub.journal.ready().await;
+            hub.intake.journal().ready().await;
         }
         if !self.outbox.is_empty() {
-            // Kept over steps that are dropped half way: the peer's time runs all the same.
+            // StateElement over steps that are dropped half way: the peer's time runs all the same.
             let since = *self.sending.get_or_insert_with(Instant::now);
             let lost = match timeout_at(since + SEND, self.send()).await {
                 Ok(Ok(())) => None,
@@ -135,21 +136,20 @@ impl Connection {
     /// Carries out what needs no waiting, and keeps the rest.
     pub(super) fn take(&mut self, mut effects: Effects, hub: &Hub) {
         if let Some(said) = effects.server_time {
-            hub.gaps.note_time(said);
+            hub.table.server_time(said);
         }
-        hub.interrupted(&effects.interrupted);
-        // A gap that is over is told before whatever came after it. While events are held back, so is
-        // the gap: the caller tells it when it releases them.
+        // A gap that is over is reported before whatever came after it. While events are held back, so is
+        // the report: the caller makes it when it releases them.
         if self.held.is_none() {
-            hub.settle(effects.answered.iter().map(|(one, stands)| (one, *stands)));
+            hub.table.heard(self.link, self.heard);
+            hub.update(self.link, &effects.updates);
         }
-        self.hand_on(&mut effects.events, hub);
+        self.enqueue(&mut effects.events, hub);
         self.events = effects.events;
         self.outbox.extend(effects.send.into_iter().map(Message::text));
         if effects.ping {
             self.outbox.push_back(Message::Ping(Bytes::new()));
         }
-        self.step.changed |= effects.changed;
         self.step.overflow.append(&mut effects.overflow);
         if effects.ended.is_some() {
             self.step.ended = effects.ended;
@@ -164,10 +164,10 @@ impl Connection {
         metrics::add(REFUSALS, counts.refused);
     }
 
-    /// Hands events to the intake, or holds them back.
-    fn hand_on(&mut self, events: &mut Vec<Event>, hub: &Hub) {
+    /// Appends events, or holds them back.
+    fn enqueue(&mut self, events: &mut Vec<Event>, hub: &Hub) {
         let Some(held) = &mut self.held else {
-            hub.intake(events);
+            hub.append(events);
             return;
         };
         held.weight += events.iter().map(Event::weight).sum::<usize>();
@@ -178,10 +178,10 @@ impl Connection {
         }
     }
 
-    /// Hands on what was held back, and holds nothing back from now on.
+    /// Appends what was held back, and holds nothing back from now on.
     pub(super) fn release(&mut self, hub: &Hub) {
         if let Some(mut held) = self.held.take() {
-            hub.intake(&mut held.events);
+            hub.append(&mut held.events);
         }
     }
 
@@ -190,26 +190,26 @@ impl Connection {
         self.held.take().map(|held| held.events).unwrap_or_default()
     }
 
-    /// Says goodbye, and reads what the gateway had still to say until it says goodbye too.
+    /// Closes the connection, and reads what the gateway had still to say until it closes it too.
     pub(super) async fn leave(&mut self, hub: &Hub) {
-        let farewell = async {
+        let close = async {
             let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
             if let Err(error) = self.socket.close(Some(frame)).await {
-                debug!(%error, "no goodbye");
+                debug!(%error, "no close frame was sent");
             }
             loop {
                 let mut effects = Effects::default();
                 let frame = self.socket.next().await;
                 self.frames(frame, &mut effects);
-                self.hand_on(&mut effects.events, hub);
+                self.enqueue(&mut effects.events, hub);
                 if matches!(effects.ended, Some(Ended::Lost(_))) {
                     return;
                 }
-                hub.journal.ready().await;
+                hub.intake.journal().ready().await;
             }
         };
-        if timeout(FAREWELL, farewell).await.is_err() {
-            debug!("the gateway did not answer the goodbye");
+        if timeout(CLOSE, close).await.is_err() {
+            debug!("the gateway did not answer the close frame");
         }
     }
 

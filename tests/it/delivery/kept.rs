@@ -8,8 +8,7 @@ use std::{
 
 use astro_relay::{
     channel::board::{Board, Path, Section},
-    delivery::{Delivery, route::Route},
-    gateway::status::Status,
+    delivery::{Delivery, route::Route, status::Status},
     journal::Journal,
     sink::{self, Failure, Outgoing, Part, Sink},
 };
@@ -101,7 +100,7 @@ impl Keeper {
     fn start(&self, journal: &Journal, board: &Arc<Board>) -> (CancellationToken, JoinHandle<()>) {
         let config = sinks::config("mqtt", Duration::from_secs(30));
         let route = Route::new("far", &config, sink::kind("mqtt").unwrap()).unwrap();
-        let status = Arc::new(Status::new(0));
+        let status = Arc::new(Status::default());
         let sink = Box::new(self.clone());
         let made = Delivery::new("far", &config, sink, route, journal.clone(), status).unwrap();
         let delivery = made.keeping(Arc::clone(board)).unwrap();

@@ -9,8 +9,7 @@ use std::{
 use astro_relay::{
     base::event::{Origin, Seq},
     config::SinkConfig,
-    delivery::{Delivery, route::Route},
-    gateway::status::Status,
+    delivery::{Delivery, route::Route, status::Status},
     journal::Journal,
     sink::{self, Cause, Failure, Outgoing, Sink},
 };
@@ -519,7 +518,7 @@ impl Running {
     }
 
     /// The page of the sink `far`.
-    pub fn page(&self) -> astro_relay::gateway::status::Sink {
+    pub fn page(&self) -> astro_relay::delivery::status::Sink {
         self.status.look(|pages| pages.sinks["far"].clone())
     }
 

@@ -6,8 +6,11 @@ use std::{sync::Arc, time::Duration};
 use astro_relay::{
     base::event::{Event, Place},
     config::{Period, SinkConfig, Start},
-    delivery::{Delivery, route::Route},
-    gateway::status::{self, Status},
+    delivery::{
+        Delivery,
+        route::Route,
+        status::{self, Status},
+    },
     journal::Journal,
     sink,
 };

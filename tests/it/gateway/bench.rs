@@ -3,14 +3,18 @@
 use std::{sync::Arc, time::Duration};
 
 use astro_relay::{
-    astro::session::Subscription,
-    base::{clock, event::Event},
+    astro::session::{Refusal, Subscription, SubscriptionState},
+    base::{
+        clock::{self, UnixMillis},
+        event::Event,
+    },
     config::{Astro, Period, SecretRef, TokenType},
     gateway::{
         Account, Gateway, Targets,
-        gaps::Gaps,
-        status::{self, Pages, Standing, Status},
+        intake::Intake,
+        table::{State, SubscriptionRow, Table},
     },
+    http::relay_status::Snapshot,
     journal::Journal,
 };
 use astro_sim::{ConnectionRecord, Options, Sim};
@@ -31,10 +35,10 @@ pub type Want<'a> = (&'a str, &'a str, Option<&'a str>);
 pub struct Bench {
     pub sim: Sim,
     pub journal: Journal,
-    pub status: Arc<Status>,
+    pub table: Arc<Table>,
     pub targets: watch::Sender<Targets>,
     astro: Astro,
-    gaps: Arc<Gaps>,
+    intake: Arc<Intake>,
     stop: CancellationToken,
     running: AbortOnDropHandle<()>,
 }
@@ -86,25 +90,21 @@ impl Bench {
         let mut astro = Astro { url: sim.url(), welcome_grace: millis(300), ..Astro::default() };
         change(&mut astro);
         let journal = Journal::in_memory(MEMORY);
-        let status = Arc::new(Status::new(clock::now()));
+        let table: Arc<Table> = Arc::default();
         let (targets, inbox) = watch::channel(targets);
-        let gaps: Arc<Gaps> = Arc::default();
-        let shared = (Arc::default(), Arc::clone(&gaps));
-        let gateway =
-            Gateway::new(&astro, journal.clone(), Arc::clone(&status), shared, inbox).unwrap();
+        let intake = Arc::new(Intake::new(journal.clone()));
+        let gateway = Gateway::new(&astro, Arc::clone(&table), Arc::clone(&intake), inbox).unwrap();
         let stop = CancellationToken::new();
         let running = spawn(gateway.run(stop.clone()));
-        Self { sim, journal, status, targets, astro, gaps, stop, running }
+        Self { sim, journal, table, targets, astro, intake, stop, running }
     }
 
     /// Lets the gateway fail, without a last word, and starts another as the supervisor would.
     pub async fn fail(&mut self) {
         self.running.abort();
         until("it has ended", SOON, async || self.running.is_finished().then_some(())).await;
-        let (journal, status) = (self.journal.clone(), Arc::clone(&self.status));
-        let shared = (Arc::default(), Arc::clone(&self.gaps));
-        let gateway =
-            Gateway::new(&self.astro, journal, status, shared, self.targets.subscribe()).unwrap();
+        let (table, intake) = (Arc::clone(&self.table), Arc::clone(&self.intake));
+        let gateway = Gateway::new(&self.astro, table, intake, self.targets.subscribe()).unwrap();
         self.running = spawn(gateway.run(self.stop.clone()));
     }
 
@@ -114,21 +114,41 @@ impl Bench {
         tokio::time::timeout(SOON, self.running).await.expect("it stops").unwrap();
     }
 
-    pub fn pages(&self) -> Pages {
-        self.status.pages()
+    pub fn state(&self) -> State {
+        self.table.snapshot()
     }
 
-    /// What the pages say of a subscription.
-    pub fn page(&self, topic: &str) -> Option<status::Subscription> {
-        let pages = self.pages();
-        let mut all = pages.connections.into_values().flat_map(|page| page.subscriptions);
-        all.find(|subscription| &*subscription.topic == topic)
+    /// Why the relay is not ready.
+    pub fn reasons(&self) -> Vec<String> {
+        let mut snapshot = Snapshot::default();
+        snapshot.gateway = self.state();
+        snapshot.reasons()
     }
 
-    /// How many subscriptions are in this state.
-    pub fn count(&self, state: Standing) -> usize {
-        let pages = self.pages();
-        pages.subscriptions().filter(|subscription| subscription.state == state).count()
+    /// The row of a subscription that has a connection.
+    pub fn row(&self, topic: &str) -> Option<SubscriptionRow> {
+        let state = self.state();
+        let mut rows = state.assigned().filter(|(subscription, _)| &*subscription.topic == topic);
+        rows.next().map(|(_, row)| row.clone())
+    }
+
+    /// Why the gateway refused a subscription.
+    pub fn refusal(&self, topic: &str) -> Option<Refusal> {
+        match self.row(topic)?.state {
+            SubscriptionState::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// When the last frame came on a connection.
+    pub fn heard(&self, connection: u64) -> Option<UnixMillis> {
+        let heard = self.state().connections[&connection].heard?;
+        Some(clock::ago(heard.elapsed()))
+    }
+
+    /// How many subscriptions are in the state of that name.
+    pub fn count(&self, state: &str) -> usize {
+        self.state().assigned().filter(|(_, row)| row.state.as_str() == state).count()
     }
 
     /// Waits until exactly so many subscriptions are confirmed.
@@ -138,7 +158,7 @@ impl Bench {
 
     pub async fn confirmed_within(&self, number: usize, deadline: Duration) {
         until(&format!("{number} subscriptions stand"), deadline, async || {
-            (self.count(Standing::Confirmed) == number).then_some(())
+            (self.count("confirmed") == number).then_some(())
         })
         .await;
     }

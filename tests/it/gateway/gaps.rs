@@ -4,7 +4,6 @@ use astro_relay::{
     app::relay::Relay,
     base::clock::{self, UnixMillis},
     config::{Channel, Config, SecretRef, TokenType},
-    gateway::status::Standing,
 };
 use astro_sim::{End, Load, Options, Refusal, Sim, Success};
 use serde_json::Value;
@@ -56,7 +55,7 @@ async fn a_lost_link_is_one_gap_a_channel_with_its_true_bounds() {
     }
     assert_eq!(restored(&gaps[0]), [("channel.follow", true), ("channel.tips", true)]);
     assert_eq!(restored(&gaps[1]), [("channel.tips", true)]);
-    assert_eq!(bench.pages().gaps.len(), 2);
+    assert_eq!(bench.state().gaps.len(), 2);
     bench.carries("channel.tips", OTHER, 2).await;
     assert_eq!(bench.gaps().await.len(), 2, "each is told once");
 }
@@ -131,7 +130,7 @@ async fn a_gateway_that_failed_leaves_a_gap_and_no_stale_page() {
         assert_eq!(gap["cause"], "the gateway failed and was started anew");
         assert!(time(&gap, "from") <= failed && failed - time(&gap, "from") < 3_000, "{gap}");
     }
-    assert_eq!(bench.pages().connections.len(), 1);
+    assert_eq!(bench.state().connections.len(), 1);
     bench.carries("channel.tips", ROOM, 2).await;
     bench.stop().await;
 }
@@ -182,7 +181,7 @@ async fn a_gap_is_told_before_whatever_came_after_it() {
             })
             .await;
             bench.sim.end(None, End::Reset);
-            until("it is told", SOON, async || (bench.pages().gaps.len() == told).then_some(()))
+            until("it is told", SOON, async || (bench.state().gaps.len() == told).then_some(()))
                 .await;
         }
         done.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -242,8 +241,8 @@ async fn run(config: &Config) -> Vec<Value> {
     let stop = CancellationToken::new();
     let watching = async {
         until("it stands", SOON, async || {
-            let pages = status.pages();
-            pages.subscriptions().any(|one| one.state == Standing::Confirmed).then_some(())
+            let state = status.snapshot().gateway;
+            state.subscriptions.values().any(|row| row.state.is_confirmed()).then_some(())
         })
         .await;
         let last = journal.figures().last;
@@ -282,8 +281,8 @@ async fn a_restart_while_something_is_missing_does_not_shorten_the_gap() {
     let relay = Relay::new(config.clone(), None).await.unwrap();
     let (status, stop) = (relay.status(), CancellationToken::new());
     let standing = || {
-        let pages = status.pages();
-        pages.subscriptions().any(|one| one.state == Standing::Confirmed)
+        let state = status.snapshot().gateway;
+        state.subscriptions.values().any(|row| row.state.is_confirmed())
     };
     let losing = async {
         until("it stands", SOON, async || standing().then_some(())).await;

@@ -100,7 +100,7 @@ async fn odd_envelopes_are_relayed_where_the_topic_can_be_made_out() {
         events[odd.len()..].iter().map(astro_relay::base::event::Event::data).collect();
     assert_eq!(data, [b"100", b"101", b"102", b"200", b"201", b"202"]);
     assert_eq!(bench.sim.stats().opened, 1);
-    assert_eq!(bench.pages().reasons(), [""; 0]);
+    assert_eq!(bench.reasons(), [""; 0]);
 }
 
 #[tokio::test]
@@ -118,12 +118,12 @@ async fn what_cannot_be_relayed_is_a_matter_of_health_when_it_repeats() {
         bench.confirmed(1).await;
         bench.sim.send_malformed(None, malformed);
         bench.carries("channel.tips", ROOM, 1).await;
-        assert_eq!(bench.pages().reasons(), [""; 0], "once is no matter");
+        assert_eq!(bench.reasons(), [""; 0], "once is no matter");
         for _ in 0..5 {
             bench.sim.send_malformed(None, malformed);
         }
         until("the health says so", SOON, async || {
-            let reasons = bench.pages().reasons();
+            let reasons = bench.reasons();
             reasons.first().is_some_and(|reason| reason.contains(words)).then_some(())
         })
         .await;
@@ -163,7 +163,7 @@ async fn what_breaks_the_protocol_breaks_the_link() {
             bench.connection(turn).filter(|record| record.subscriptions.len() == 1)
         })
         .await;
-        let error = bench.pages().connections[&1].last_error.clone().unwrap();
+        let error = bench.state().connections[&1].last_error.clone().unwrap();
         assert!(error.contains(words), "{malformed:?}: {error}");
         // What the server had still to write of so much may have come in the way.
         let ended = bench.connection(turn - 1).unwrap().ended;

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::{gateway::status::Phase, journal::Journal};
+use astro_relay::{gateway::table::Phase, journal::Journal};
 use astro_sim::{End, Ended, Load, Options, Reception};
 
 use super::{
@@ -73,8 +73,8 @@ async fn move_often(bench: &Bench, rounds: u64) {
 
 async fn moving(bench: &Bench) {
     until("it moves", SOON, async || {
-        let pages = bench.pages();
-        pages.connections.values().any(|page| page.state == Phase::Moving).then_some(())
+        let state = bench.state();
+        state.connections.values().any(|row| row.phase == Phase::Moving).then_some(())
     })
     .await;
 }
@@ -113,7 +113,7 @@ async fn nothing_is_lost_or_heard_twice_over_many_handovers() {
     for record in records.iter().filter(|record| record.id != last) {
         assert_eq!(record.ended, Some(Ended::ByClient), "the old one is closed by us");
     }
-    assert!(bench.pages().gaps.is_empty());
+    assert!(bench.state().gaps.is_empty());
 }
 
 #[tokio::test]

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use astro_relay::gateway::status::Standing;
 use astro_sim::Options;
 
 use super::{
@@ -16,6 +15,11 @@ use crate::support::wait::until;
 fn spread(bench: &Bench) -> Vec<usize> {
     let open = bench.sim.connections().into_iter().filter(|record| record.ended.is_none());
     open.map(|record| record.subscriptions.len()).collect()
+}
+
+/// What no connection has room for.
+fn left_out(bench: &Bench) -> Vec<String> {
+    bench.state().left_out().iter().map(ToString::to_string).collect()
 }
 
 #[tokio::test]
@@ -54,7 +58,7 @@ async fn what_the_gateway_takes_no_more_on_a_connection_moves_to_another() {
     let mut spread = spread(&bench);
     spread.sort_unstable();
     assert_eq!(spread, [4, 8, 8]);
-    assert_eq!(bench.count(Standing::Refused), 0);
+    assert_eq!(bench.count("refused"), 0);
     for n in 0..20 {
         bench.carries(&format!("topic.number{n}"), ROOM, n).await;
     }
@@ -74,11 +78,10 @@ async fn what_the_gateway_takes_no_more_on_a_connection_moves_to_another() {
 async fn a_limit_that_no_connection_can_mend_is_a_refusal() {
     let options = Options { subscriptions_per_connection: Some(0), ..Options::default() };
     let bench = Bench::with(options, topics(3), |_| {}).await;
-    until("all are refused", SOON, async || (bench.count(Standing::Refused) == 3).then_some(()))
-        .await;
+    until("all are refused", SOON, async || (bench.count("refused") == 3).then_some(())).await;
     assert_eq!(bench.sim.stats().opened, 1, "no connection after another");
-    let page = bench.page("topic.number0").unwrap();
-    assert!(page.text.unwrap().contains("limit") && page.retry_at.is_some());
+    let refusal = bench.refusal("topic.number0").unwrap();
+    assert!(refusal.text.contains("limit") && refusal.retry_at.is_some());
 }
 
 #[tokio::test]
@@ -90,18 +93,18 @@ async fn there_are_no_more_connections_than_there_may_be_and_it_is_told() {
     .await;
     bench.confirmed(10).await;
     assert_eq!(spread(&bench), [5, 5]);
-    assert_eq!(bench.pages().left_out, ["main/topic.number10", "main/topic.number11"]);
-    let reasons = bench.pages().reasons();
+    assert_eq!(left_out(&bench), ["main/topic.number10", "main/topic.number11"]);
+    let reasons = bench.reasons();
     assert!(reasons[0].contains("topic.number10") && reasons[0].contains("max_connections"));
     // When there is room, they come in.
     let mut fewer = topics(12);
     drop(fewer.subscriptions.drain(..2));
     bench.targets.send_replace(fewer);
-    until("all have a place", SOON, async || bench.pages().left_out.is_empty().then_some(())).await;
+    until("all have a place", SOON, async || left_out(&bench).is_empty().then_some(())).await;
     // Ten of those before are still confirmed: these two are what is waited for.
     for topic in ["topic.number10", "topic.number11"] {
         until("it has its place", SOON, async || {
-            bench.page(topic).filter(|page| page.state == Standing::Confirmed)
+            bench.row(topic).filter(|row| row.state.is_confirmed())
         })
         .await;
     }

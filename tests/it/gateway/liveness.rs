@@ -54,9 +54,9 @@ async fn a_quiet_link_that_answers_pings_is_left_alone() {
     .await;
     bench.confirmed(3).await;
     // The relay's pings are answered by the simulation's WebSocket; each counts as heard.
-    let heard = bench.pages().connections[&1].heard;
+    let heard = bench.heard(1);
     until("pings went to and fro", SOON, async || {
-        (bench.pages().connections[&1].heard > heard.map(|at| at + 1_000)).then_some(())
+        (bench.heard(1) > heard.map(|at| at + 1_000)).then_some(())
     })
     .await;
     assert_eq!(bench.sim.stats().opened, 1);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use astro_relay::{config::SecretRef, gateway::status::Standing};
+use astro_relay::config::SecretRef;
 use astro_sim::{Options, Refusal, Sim, Token};
 
 use super::{
@@ -32,17 +32,14 @@ async fn every_error_is_shown_and_stops_nobody_else() {
         wants.push(("b", "channel.tips", Some(OTHER)));
         let bench = Bench::at(sim, targets(&wants), |_| {});
         bench.confirmed(1).await;
-        until("all are answered", SOON, async || {
-            (bench.count(Standing::Refused) == 7).then_some(())
-        })
-        .await;
+        until("all are answered", SOON, async || (bench.count("refused") == 7).then_some(())).await;
         bench.carries("channel.tips", OTHER, 1).await;
         for (code, again) in codes {
-            let page = bench.page(code).unwrap();
-            assert_eq!(page.code.as_deref(), Some(code));
-            assert!(page.text.is_some_and(|text| !text.is_empty()), "{code}");
-            assert_eq!(page.retry_at.is_some(), again, "{code}");
-            let reasons = bench.pages().reasons();
+            let refusal = bench.refusal(code).unwrap();
+            assert_eq!(&*refusal.code, code);
+            assert!(!refusal.text.is_empty(), "{code}");
+            assert_eq!(refusal.retry_at.is_some(), again, "{code}");
+            let reasons = bench.reasons();
             assert!(reasons.iter().any(|reason| reason.contains(code)), "{reasons:?}");
         }
         bench.sim.faults(|faults| faults.refusals.clear());
@@ -82,9 +79,8 @@ async fn a_refused_token_is_tried_again_when_its_file_changes() {
     wanted.channels.get_mut("renewed").unwrap().token = SecretRef::File(path.clone());
     let bench = Bench::with(options, wanted, |_| {}).await;
     bench.confirmed(1).await;
-    until("it is refused", SOON, async || (bench.count(Standing::Refused) == 2).then_some(()))
-        .await;
-    assert_eq!(bench.page("channel.follow").unwrap().code.as_deref(), Some("err_unauthorized"));
+    until("it is refused", SOON, async || (bench.count("refused") == 2).then_some(())).await;
+    assert_eq!(&*bench.refusal("channel.follow").unwrap().code, "err_unauthorized");
     bench.carries("channel.tips", OTHER, 1).await;
 
     std::fs::write(&path, "fresh\n").unwrap();
@@ -103,11 +99,8 @@ async fn a_token_that_cannot_be_read_is_a_refusal_until_it_can() {
     let mut wanted = targets(&[("a", "channel.tips", Some(ROOM))]);
     wanted.channels.get_mut("a").unwrap().token = SecretRef::File(path.clone());
     let bench = Bench::with(Options::default(), wanted, |_| {}).await;
-    let page = until("it is refused", SOON, async || {
-        bench.page("channel.tips").filter(|page| page.state == Standing::Refused)
-    })
-    .await;
-    assert_eq!(page.code.as_deref(), Some("no_token"));
+    let page = until("it is refused", SOON, async || bench.refusal("channel.tips")).await;
+    assert_eq!(&*page.code, "no_token");
     assert_eq!(bench.sim.stats().commands, 0);
     std::fs::write(&path, "t").unwrap();
     bench.confirmed(1).await;

@@ -45,7 +45,7 @@ async fn nothing_wanted_is_no_connection() {
     bench.targets.send_replace(targets(&[]));
     until("it has left", SOON, async || bench.connection(1).unwrap().ended).await;
     assert_eq!(bench.connection(1).unwrap().ended, Some(Ended::ByClient));
-    until("its page is gone", SOON, async || bench.pages().connections.is_empty().then_some(()))
+    until("its page is gone", SOON, async || bench.state().connections.is_empty().then_some(()))
         .await;
     bench.targets.send_replace(targets(&[("b", "channel.follow", None)]));
     bench.confirmed(1).await;

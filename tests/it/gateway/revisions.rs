@@ -1,6 +1,6 @@
 //! Both revisions of the protocol, and what the first leaves open.
 
-use astro_relay::config::TokenType;
+use astro_relay::{astro::session::SubscriptionState, config::TokenType};
 use astro_sim::{Canonical, Options, Success};
 
 use super::{
@@ -79,7 +79,10 @@ async fn messages_of_the_canonical_room_belong_to_who_asked_for_another() {
     bench.sim.publish("channel.tips", &format!("canon-{OTHER}"), 1);
     let event = &bench.received(1).await[0];
     assert_eq!((&*event.place.channel, &*event.place.room), ("b", &*format!("canon-{OTHER}")));
-    assert_eq!(bench.page("channel.follow").unwrap().room, Some(format!("canon-{ROOM}").into()));
+    assert_eq!(
+        bench.row("channel.follow").unwrap().state,
+        SubscriptionState::Confirmed(Some(format!("canon-{ROOM}").into()))
+    );
 }
 
 #[tokio::test]

@@ -70,7 +70,7 @@ async fn bench(host: &str, listen: &str, ca: Option<&str>) -> (Bench, AbortOnDro
 /// Why it could not be connected.
 async fn refusal(bench: &Bench) -> String {
     until("it is told", SOON, async || {
-        bench.pages().connections.values().next()?.last_error.clone()
+        bench.state().connections.values().next()?.last_error.clone()
     })
     .await
 }

@@ -21,8 +21,8 @@ async fn meeting(receptions: impl IntoIterator<Item = Reception>) -> Sim {
 /// Waits until the page of the connection says this of its last failure.
 async fn says(bench: &Bench, words: &str) {
     until(&format!("the page says {words:?}"), SOON, async || {
-        let pages = bench.pages();
-        let error = pages.connections.values().next()?.last_error.clone()?;
+        let state = bench.state();
+        let error = state.connections.values().next()?.last_error.clone()?;
         error.contains(words).then_some(())
     })
     .await;
@@ -45,7 +45,7 @@ async fn a_server_that_drains_is_asked_again() {
     let refuse = || Reception::Refuse { status: 502, retry_after: None };
     let bench = Bench::at(meeting([refuse(), refuse()]).await, targets(&WANTS), |_| {});
     says(&bench, "the gateway answered 502").await;
-    assert!(bench.pages().reasons()[0].contains("502"));
+    assert!(bench.reasons()[0].contains("502"));
     bench.confirmed(1).await;
     assert_eq!(bench.sim.stats().refused, 2);
 }
@@ -92,11 +92,8 @@ async fn every_stage_has_its_deadline() {
     bench.confirmed(1).await;
     let record = bench.connection(1).unwrap();
     assert!(record.commands[0].at < record.opened + 450, "before the welcome");
-    let heard = bench.pages().connections[&1].heard;
-    until("the welcome has come", SOON, async || {
-        (bench.pages().connections[&1].heard > heard).then_some(())
-    })
-    .await;
+    let heard = bench.heard(1);
+    until("the welcome has come", SOON, async || (bench.heard(1) > heard).then_some(())).await;
     bench.carries("channel.tips", ROOM, 1).await;
     assert_eq!(bench.connection(1).unwrap().commands.len(), 1);
 }
@@ -121,7 +118,7 @@ async fn a_server_that_accepts_and_closes_is_not_stormed() {
     let bench = Bench::at(sim, targets(&WANTS), |_| {});
     until("it was tried again", SOON, async || (bench.sim.stats().opened == 3).then_some(())).await;
     says(&bench, "1011").await;
-    let attempts = bench.pages().connections[&1].attempts;
+    let attempts = bench.state().connections[&1].attempts;
     assert!(attempts >= 2, "being accepted proves nothing: {attempts}");
     bench.sim.faults(|faults| faults.every = Reception::Accept);
     bench.confirmed(1).await;

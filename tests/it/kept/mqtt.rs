@@ -260,7 +260,7 @@ async fn two_that_write_one_topic_do_not_fight_for_ever_and_it_is_told() {
     let ours = known(&listener)[path].clone();
     let mut corrected = 0;
     let told = || {
-        relay.status.look(|pages| {
+        relay.status.sinks.look(|pages| {
             let remarks = &pages.sinks["home"].remarks;
             remarks.iter().any(|remark| remark.contains(topic))
         })

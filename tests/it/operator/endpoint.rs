@@ -173,7 +173,7 @@ async fn nobody_is_ready_before_it_has_begun() {
     let config = configure(&sim, dir.path(), &["channel.tips", "channel.follow"], &more);
     // Its tasks are there, and none of them has run.
     let relay = Relay::new(config, None).await.unwrap();
-    let reasons = relay.status().pages().reasons();
+    let reasons = relay.status().snapshot().reasons();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
     assert_eq!(reasons[0], "2 subscriptions are not yet asked for");
     assert!(reasons[1].starts_with("sink shop is connecting"), "{reasons:?}");

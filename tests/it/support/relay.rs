@@ -3,12 +3,8 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use astro_relay::{
-    app::relay::Relay,
-    base::event::Record,
-    config::Config,
-    gateway::status::{Standing, Status},
-    journal::Journal,
-    loading::Sources,
+    app::relay::Relay, base::event::Record, config::Config, http::relay_status::RelayStatus,
+    journal::Journal, loading::Sources,
 };
 use astro_sim::Sim;
 use serde_json::Value;
@@ -26,7 +22,7 @@ pub const TOKEN: &str = "tok-canary";
 /// A relay that runs.
 pub struct Running {
     pub journal: Journal,
-    pub status: Arc<Status>,
+    pub status: Arc<RelayStatus>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -87,9 +83,9 @@ impl Running {
 
     /// Whether every subscription stands.
     pub fn subscribed(&self) -> bool {
-        self.status.look(|pages| {
-            let mut all = pages.subscriptions().peekable();
-            all.peek().is_some() && all.all(|one| one.state == Standing::Confirmed)
+        self.status.gateway.read(|state| {
+            let mut all = state.assigned().peekable();
+            all.peek().is_some() && all.all(|(_, row)| row.state.is_confirmed())
         })
     }
 

@@ -2,11 +2,11 @@
 //!
 //! Three rules, the longest wait wins: exponential backoff with full jitter, which starts afresh only
 //! after a connection has proved itself; a budget of attempts in the long run, whatever the server
-//! does; and what the server asks for in `Retry-After`, plus the jitter, so that those who were sent
-//! away together do not come back together.
+//! does; and what the server asks for in `Retry-After`, plus the jitter, so that clients that were
+//! disconnected together do not come back together.
 //!
-//! The one thing to know: every attempt takes from the budget, also one that succeeds. A connection
-//! that lived long gives its attempt back.
+//! Every attempt takes from the budget, also one that succeeds. A connection that lived long gives its
+//! attempt back.
 
 use std::time::Duration;
 
@@ -24,29 +24,29 @@ const WARM_UP: u32 = 30;
 /// One attempt in this time, in the long run: less than sixty an hour, whatever the server does.
 const BUDGET: Duration = Duration::from_secs(61);
 
-/// A connection that lived this long does not count against the budget.
-const LIVED: Duration = Duration::from_mins(1);
+/// A connection that lived this long gives its attempt back.
+const MIN_LIFETIME: Duration = Duration::from_mins(1);
 
 /// A server may ask for a long wait, but not for ever.
 const LONGEST: Duration = Duration::from_hours(1);
 
-/// When the next connection may be tried.
 #[derive(Debug)]
-pub(super) struct Tempo {
+pub(super) struct ReconnectPolicy {
     backoff: Backoff,
-    /// When the budget would be whole again.
-    whole_at: Option<Instant>,
+    /// When the budget would be full again.
+    budget_refilled_at: Option<Instant>,
 }
 
-impl Tempo {
+impl ReconnectPolicy {
     /// With `longest` as the ceiling of the backoff.
     pub(super) fn new(longest: Duration) -> Self {
-        Self { backoff: Backoff::new(FIRST_WAIT, longest), whole_at: None }
+        Self { backoff: Backoff::new(FIRST_WAIT, longest), budget_refilled_at: None }
     }
 
-    /// A connection is tried now.
-    pub(super) fn tried(&mut self, now: Instant) {
-        self.whole_at = Some(self.whole_at.map_or(now, |at| at.max(now)) + BUDGET);
+    /// A connection is attempted now.
+    pub(super) fn attempted(&mut self, now: Instant) {
+        self.budget_refilled_at =
+            Some(self.budget_refilled_at.map_or(now, |at| at.max(now)) + BUDGET);
     }
 
     /// A connection has ended that had proved itself, or not, and lived for so long.
@@ -54,13 +54,13 @@ impl Tempo {
         if proven {
             self.backoff.reset();
         }
-        if lived >= LIVED {
-            self.whole_at = self.whole_at.and_then(|at| at.checked_sub(BUDGET));
+        if lived >= MIN_LIFETIME {
+            self.budget_refilled_at = self.budget_refilled_at.and_then(|at| at.checked_sub(BUDGET));
         }
     }
 
-    /// A connection has taken over from another: all is well.
-    pub(super) fn moved(&mut self) {
+    /// A handover is complete.
+    pub(super) fn handed_over(&mut self) {
         self.backoff.reset();
     }
 
@@ -73,9 +73,9 @@ impl Tempo {
 
     /// How long the budget alone demands to wait.
     pub(super) fn over_budget(&self, now: Instant) -> Duration {
-        let until_whole =
-            self.whole_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
-        until_whole.saturating_sub(BUDGET * (WARM_UP - 1))
+        let until_refilled =
+            self.budget_refilled_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now));
+        until_refilled.saturating_sub(BUDGET * (WARM_UP - 1))
     }
 
     /// Waits since a connection last worked.
@@ -94,17 +94,17 @@ mod tests {
     /// Lets connections live for `lived` and then be lost, for a day; counts the attempts of each hour.
     fn attempts(proven: bool, lived: Duration, asked: Option<Duration>) -> [u32; 24] {
         let start = Instant::now();
-        let mut tempo = Tempo::new(MINUTE);
+        let mut policy = ReconnectPolicy::new(MINUTE);
         let mut now = start;
         let mut hours = [0; 24];
         loop {
             let hour = (now - start).as_secs() / HOUR.as_secs();
             let Some(count) = hours.get_mut(usize::try_from(hour).unwrap()) else { return hours };
             *count += 1;
-            tempo.tried(now);
+            policy.attempted(now);
             now += lived;
-            tempo.ended(proven, lived);
-            let wait = tempo.wait(now, asked);
+            policy.ended(proven, lived);
+            let wait = policy.wait(now, asked);
             assert!(wait <= 2 * MINUTE, "it never gives up");
             now += wait;
         }
@@ -126,21 +126,21 @@ mod tests {
 
     #[test]
     fn a_connection_that_lived_does_not_count() {
-        let hours = attempts(true, LIVED, None);
+        let hours = attempts(true, MIN_LIFETIME, None);
         assert!(hours.iter().all(|count| *count >= 58), "back within a second: {hours:?}");
     }
 
     #[test]
     fn a_lost_link_is_back_at_once_and_one_that_never_worked_is_not() {
         let now = Instant::now();
-        let mut tempo = Tempo::new(MINUTE);
+        let mut policy = ReconnectPolicy::new(MINUTE);
         let mut longest = Duration::ZERO;
         for _ in 0..WARM_UP {
-            tempo.tried(now);
-            tempo.ended(true, Duration::from_secs(5));
-            assert!(tempo.backoff.attempts() == 0);
-            let over = tempo.over_budget(now);
-            let wait = tempo.wait(now, None);
+            policy.attempted(now);
+            policy.ended(true, Duration::from_secs(5));
+            assert!(policy.backoff.attempts() == 0);
+            let over = policy.over_budget(now);
+            let wait = policy.wait(now, None);
             assert!(wait <= FIRST_WAIT.max(over));
             longest = longest.max(over);
         }
@@ -148,8 +148,8 @@ mod tests {
             longest > Duration::ZERO && longest <= BUDGET,
             "the budget is used up: {longest:?}"
         );
-        tempo.ended(false, Duration::ZERO);
-        assert_eq!(tempo.attempts(), 1);
+        policy.ended(false, Duration::ZERO);
+        assert_eq!(policy.attempts(), 1);
     }
 
     #[test]
@@ -158,14 +158,14 @@ mod tests {
         let now = Instant::now();
         let mut waits = Vec::new();
         for _ in 0..200 {
-            let mut tempo = Tempo::new(MINUTE);
-            tempo.tried(now);
-            waits.push(tempo.wait(now, Some(asked)));
+            let mut policy = ReconnectPolicy::new(MINUTE);
+            policy.attempted(now);
+            waits.push(policy.wait(now, Some(asked)));
         }
         assert!(waits.iter().all(|wait| *wait >= asked && *wait <= asked + FIRST_WAIT));
         let early = waits.iter().filter(|wait| **wait < asked + FIRST_WAIT / 2).count();
         assert!((50..150).contains(&early), "they are spread: {early}");
-        let mut tempo = Tempo::new(MINUTE);
-        assert!(tempo.wait(now, Some(Duration::MAX)) <= LONGEST + FIRST_WAIT);
+        let mut policy = ReconnectPolicy::new(MINUTE);
+        assert!(policy.wait(now, Some(Duration::MAX)) <= LONGEST + FIRST_WAIT);
     }
 }

@@ -1,16 +1,17 @@
-//! The successor of a connection that is about to go.
+//! The handover from a connection that is about to go to the next one.
 //!
-//! With a token it is ready as soon as it is welcomed: the server has restored what stood. Without
-//! one it is ready when every subscription has been answered; until then the old connection is read.
+//! With a token the next connection is ready as soon as it is welcomed: the server has restored the
+//! subscriptions. Without one it is ready when every subscription has been answered; until then the old
+//! connection is read.
 //!
-//! The one thing to know: a token is presented once. Where the attempt failed before anybody can have
-//! looked at it, it may be presented again.
+//! A token is presented once. Where the attempt failed before anybody can have looked at it, it may be
+//! presented again.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::connection::Connection;
+use super::{Hub, Wants, connection::Connection};
 use crate::{
     astro::{
         dial::{DialError, Socket},
@@ -22,27 +23,26 @@ use crate::{
         metrics::{self, HANDOVERS},
     },
     config::Secret,
-    gateway::{Hub, Wants},
 };
 
 type Dialing = Pin<Box<dyn Future<Output = Result<(Socket, Session), DialError>> + Send>>;
 
-pub(super) struct Successor {
+pub(super) struct Handover {
     /// The link's number.
     link: u64,
     token: Option<Secret>,
     stage: Stage,
-    /// What a connection heard that was given up before it was ready.
-    heard: Vec<Event>,
+    /// The events of a connection that was given up before it was ready.
+    events: Vec<Event>,
 }
 
 enum Stage {
     Dialing(Dialing),
-    Greeting(Box<Connection>),
+    AwaitingWelcome(Box<Connection>),
     Done,
 }
 
-/// How far the successor is.
+/// How far the handover is.
 pub(super) enum Outcome {
     Going,
     Ready {
@@ -64,8 +64,8 @@ pub(super) enum Outcome {
     },
 }
 
-impl Successor {
-    /// By token, after a wait: what stood in `before` is restored by the server.
+impl Handover {
+    /// By token, after a wait: the server restores the subscriptions of `before`.
     pub(super) fn restored(
         link: u64,
         hub: &Arc<Hub>,
@@ -83,7 +83,7 @@ impl Successor {
             link,
             token: Some(token),
             stage: Stage::Dialing(Box::pin(dialing)),
-            heard: Vec::new(),
+            events: Vec::new(),
         }
     }
 
@@ -96,24 +96,25 @@ impl Successor {
             let (number, limits) = (hub.next_connection(), hub.limits.clone());
             Ok((socket?, Session::new(number, wanted, limits, Instant::now())))
         };
-        Self { link, token: None, stage: Stage::Dialing(Box::pin(dialing)), heard: Vec::new() }
+        Self { link, token: None, stage: Stage::Dialing(Box::pin(dialing)), events: Vec::new() }
     }
 
-    /// Whether the server has welcomed it: only then is it certain that what stood before is sent on
-    /// it.
+    /// Whether the server has welcomed it: only then is it certain that messages come on it.
     pub(super) fn is_welcomed(&self) -> bool {
-        matches!(&self.stage, Stage::Greeting(connection) if connection.session.welcomed())
+        matches!(&self.stage, Stage::AwaitingWelcome(connection) if connection.session.welcomed())
     }
 
-    /// What was heard on it and not handed on, of a successor that is given up.
-    pub(super) fn take_heard(&mut self) -> Vec<Event> {
+    /// The events that were held back, of a handover that is given up.
+    pub(super) fn take_events(&mut self) -> Vec<Event> {
         self.give_up();
-        std::mem::take(&mut self.heard)
+        std::mem::take(&mut self.events)
     }
 
     fn give_up(&mut self) {
-        if let Stage::Greeting(mut connection) = std::mem::replace(&mut self.stage, Stage::Done) {
-            self.heard.append(&mut connection.take_held());
+        if let Stage::AwaitingWelcome(mut connection) =
+            std::mem::replace(&mut self.stage, Stage::Done)
+        {
+            self.events.append(&mut connection.take_held());
         }
     }
 
@@ -123,24 +124,26 @@ impl Successor {
             Stage::Dialing(dialing) => match dialing.await {
                 Ok((socket, mut session)) => {
                     session.opened(Instant::now());
-                    self.stage = Stage::Greeting(Box::new(Connection::held(socket, session)));
+                    self.stage = Stage::AwaitingWelcome(Box::new(Connection::held(
+                        self.link, socket, session,
+                    )));
                     Outcome::Going
                 }
                 Err(error) => self.not_opened(&error),
             },
-            Stage::Greeting(connection) => {
+            Stage::AwaitingWelcome(connection) => {
                 let step = connection.step(hub).await;
-                hub.overflow(self.link, step.overflow);
+                hub.overflow(self.link, &step.overflow);
                 let restored = self.token.is_some();
                 let session = &connection.session;
-                let ready = session.welcomed() && (restored || session.settled());
+                let ready = session.welcomed() && (restored || session.all_answered());
                 match step.ended {
-                    // A server that goes as soon as it has welcomed us: we are moved once more.
-                    Some(Ended::Moved(token)) if ready => {
-                        connection.ends_later(Ended::Moved(token));
+                    // A server that goes as soon as it has welcomed us.
+                    Some(Ended::Handover(token)) if ready => {
+                        connection.ends_later(Ended::Handover(token));
                         self.ready()
                     }
-                    Some(Ended::Moved(token)) => self.moved_on(token),
+                    Some(Ended::Handover(token)) => self.moved_on(token),
                     Some(Ended::Lost(why)) => self.failed(why, None),
                     None if ready => self.ready(),
                     None => Outcome::Going,
@@ -154,14 +157,14 @@ impl Successor {
         let restored = self.token.is_some();
         metrics::add_for(HANDOVERS, "outcome", if restored { "restored" } else { "anew" }, 1);
         match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::Greeting(connection) => Outcome::Ready { connection, restored },
+            Stage::AwaitingWelcome(connection) => Outcome::Ready { connection, restored },
             Stage::Dialing(_) | Stage::Done => Outcome::Going,
         }
     }
 
     /// The server sends us on before it has welcomed us: what it restored, the next one restores.
     fn moved_on(&mut self, token: Secret) -> Outcome {
-        let why = "it was told to move before it stood".to_owned();
+        let why = "it was told to move before it was ready".to_owned();
         if self.token.is_none() {
             return self.failed(why, None);
         }

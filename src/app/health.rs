@@ -1,0 +1,375 @@
+//! Whether the relay does what it is there for, reported to those who rely on it.
+//!
+//! From the status it works out the health of the relay (`online`, `degraded`, `offline`, and why), that of
+//! each channel, and some figures. All are in the [`StateStore`], from which publishers take them; a change
+//! of the relay's health is also an event on [`TOPIC`]. What is a reason is not decided here, see
+//! [`Snapshot::why`].
+//!
+//! `online` and `offline` are reported at once, `degraded` when it has lasted for [`DEBOUNCE`]: between the
+//! end of a connection and the last subscription on the next it is always so.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{
+    base::{
+        clock::{self, UnixMillis},
+        event,
+    },
+    channel::store::{Section, StateKey, StateStore, word},
+    gateway::table::State,
+    http::relay_status::{RelayStatus, Snapshot},
+    journal::Journal,
+};
+
+/// The topic of a change of the relay's health.
+pub const TOPIC: &str = "relay.status";
+
+/// How long it must be degraded before that is reported.
+const DEBOUNCE: Duration = Duration::from_secs(1);
+
+/// Between two looks at the status there is at least this: with thousands of subscriptions each takes a
+/// millisecond, and as many confirmations come one by one.
+const PACE: Duration = Duration::from_millis(50);
+
+/// Figures are published no more often than this: somebody reads them, nothing depends on them.
+const FIGURES: Duration = Duration::from_secs(10);
+
+/// While the health stays what it is, another reason for it is an event no more often than this: the
+/// errors of a destination that is down may differ with every attempt.
+const REASON: Duration = Duration::from_mins(1);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    /// All that is wanted works.
+    Online,
+    /// Some of it does not.
+    Degraded,
+    /// Nothing can be received.
+    Offline,
+}
+
+impl Health {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Degraded => "degraded",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Verdict {
+    health: Health,
+    reason: Option<String>,
+}
+
+impl Verdict {
+    fn offline(reason: &str) -> Self {
+        Self { health: Health::Offline, reason: Some(reason.to_owned()) }
+    }
+
+    fn of(snapshot: &Snapshot) -> Self {
+        let mut reasons = snapshot.why();
+        let reason = match (reasons.next(), reasons.count()) {
+            (None, _) => None,
+            (Some(only), 0) => Some(only.to_string()),
+            (Some(first), others) => Some(format!("{first}; and {others} more")),
+        };
+        let gateway = &snapshot.gateway;
+        let health = match &reason {
+            _ if !gateway.subscriptions.is_empty() && gateway.open_connections() == 0 => {
+                Health::Offline
+            }
+            Some(_) => Health::Degraded,
+            None => Health::Online,
+        };
+        Self { health, reason }
+    }
+}
+
+/// The task.
+#[derive(Debug)]
+pub struct HealthReporter {
+    status: Arc<RelayStatus>,
+    journal: Journal,
+    store: Arc<StateStore>,
+    /// Whether each channel was published as online.
+    channels: HashMap<Arc<str>, bool>,
+    /// What was reported, and since when the health is that.
+    reported: (Verdict, UnixMillis),
+    /// The last event, and when that was.
+    event: Option<(Verdict, Instant)>,
+    /// Since when it has been degraded, where that is not reported yet.
+    degraded: Option<Instant>,
+}
+
+impl HealthReporter {
+    /// What is known at once is in the store at once.
+    pub fn new(status: Arc<RelayStatus>, journal: Journal, store: Arc<StateStore>) -> Self {
+        let reported = (Verdict::offline("the relay has just been started"), clock::now());
+        let channels = HashMap::new();
+        let mut health =
+            Self { status, journal, store, channels, reported, event: None, degraded: None };
+        health.publish();
+        let snapshot = health.status.snapshot();
+        health.publish_channels(&snapshot.gateway);
+        health.publish_figures(&snapshot);
+        health
+    }
+
+    /// Reports until it is stopped, and then that.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut gateway = self.status.gateway.changes();
+        let mut sinks = self.status.sinks.changes();
+        let mut configuration = self.status.changes();
+        let mut figures = interval(FIGURES);
+        figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let work = async {
+            loop {
+                self.look();
+                let due = self.degraded.map(|since| since + DEBOUNCE);
+                tokio::select! {
+                    Ok(()) = gateway.changed() => {}
+                    Ok(()) = sinks.changed() => {}
+                    Ok(()) = configuration.changed() => {}
+                    _ = figures.tick() => self.publish_figures(&self.status.snapshot()),
+                    () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                }
+                sleep(PACE).await;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = work => {}
+        }
+        self.report(Verdict::offline("the relay was stopped"));
+    }
+
+    /// Reads the status, and reports what is new.
+    fn look(&mut self) {
+        let snapshot = self.status.snapshot();
+        self.publish_channels(&snapshot.gateway);
+        let verdict = Verdict::of(&snapshot);
+        if verdict.health == Health::Degraded && self.reported.0.health != Health::Degraded {
+            let since = *self.degraded.get_or_insert_with(Instant::now);
+            if since.elapsed() < DEBOUNCE {
+                return;
+            }
+        }
+        self.degraded = None;
+        self.report(verdict);
+    }
+
+    fn report(&mut self, verdict: Verdict) {
+        if verdict.health != self.reported.0.health {
+            let reason = verdict.reason.as_deref().unwrap_or_default();
+            info!(status = verdict.health.as_str(), reason, "the relay's status has changed");
+            self.reported.1 = clock::now();
+        }
+        self.reported.0 = verdict.clone();
+        self.publish();
+        let now = Instant::now();
+        let is_new = self.event.as_ref().is_none_or(|(last, at)| {
+            last.health != verdict.health || (*last != verdict && *at + REASON <= now)
+        });
+        if is_new {
+            self.event = Some((verdict, now));
+            let none: Arc<str> = "".into();
+            let data = self.to_json();
+            self.journal.append(&mut vec![event::own(TOPIC, &none, &none, &data, clock::now())]);
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let (Verdict { health, reason }, since) = &self.reported;
+        json!({
+            "status": health.as_str(),
+            "reason": reason,
+            "since": clock::rfc3339(*since),
+            "version": env!("CARGO_PKG_VERSION"),
+        })
+    }
+
+    fn publish(&self) {
+        let status = (&self.to_json()).into();
+        self.store.insert([(StateKey::relay(Section::Status), Some(status))]);
+    }
+
+    /// A channel is online when all of its subscriptions are confirmed.
+    fn publish_channels(&mut self, gateway: &State) {
+        let mut online: BTreeMap<&Arc<str>, bool> = BTreeMap::new();
+        for (subscription, row) in &gateway.subscriptions {
+            *online.entry(&subscription.channel).or_insert(true) &= row.state.is_confirmed();
+        }
+        self.channels.retain(|label, _| {
+            let is_wanted = online.contains_key(label);
+            if !is_wanted {
+                self.store.insert([(StateKey::of(label, Section::Status), None)]);
+            }
+            is_wanted
+        });
+        for (label, online) in online {
+            if self.channels.get(label) != Some(&online) {
+                self.channels.insert(Arc::clone(label), online);
+                let key = StateKey::of(label, Section::Status);
+                self.store.insert([(key, Some(word(online)))]);
+            }
+        }
+    }
+
+    fn publish_figures(&self, snapshot: &Snapshot) {
+        let gateway = &snapshot.gateway;
+        let lag = snapshot.sinks.sinks.keys().map(|name| self.journal.lag(name).0).max();
+        let dead: u64 = self.journal.dead_letter_counts().values().sum();
+        let astro = match gateway.open_connections() {
+            0 => "disconnected",
+            all if all == gateway.connections.len() => "connected",
+            _ => "partly connected",
+        };
+        let figures = json!({
+            "lag": lag.unwrap_or(0),
+            "last_event": gateway.last_event.map(clock::rfc3339),
+            "gaps": gateway.gap_count,
+            "dead_letters": dead,
+            "version": env!("CARGO_PKG_VERSION"),
+            "astro": astro,
+        });
+        self.store.insert([(StateKey::relay(Section::Diagnostics), Some((&figures).into()))]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        astro::session::{Refusal, Subscription, SubscriptionState},
+        config::TokenType,
+        delivery::status::Sink,
+        gateway::table::{ConnectionRow, Phase, Slot, SubscriptionRow},
+    };
+
+    fn refused() -> SubscriptionState {
+        let (code, text) = ("err_bad_request".into(), "".into());
+        SubscriptionState::Refused(Refusal { code, text, retry_at: None })
+    }
+
+    /// One connection with the topics a, b, … of one channel.
+    fn gateway(phase: Phase, states: &[SubscriptionState]) -> State {
+        let mut state = State::default();
+        state.connections.insert(0, ConnectionRow { phase, ..ConnectionRow::default() });
+        for (topic, subscription_state) in ["a", "b"].iter().zip(states) {
+            let subscription = Subscription {
+                channel: "main".into(),
+                topic: (*topic).into(),
+                room: None,
+                token_type: TokenType::Jwt,
+            };
+            let mut row = SubscriptionRow::new(0);
+            (row.slot, row.state) = (Slot::On(0), subscription_state.clone());
+            state.subscriptions.insert(Arc::new(subscription), row);
+        }
+        state
+    }
+
+    #[test]
+    fn all_must_work_for_online_and_a_connection_be_open_for_not_being_offline() {
+        let confirmed = || SubscriptionState::Confirmed(None);
+        let (pending, waiting) = (SubscriptionState::Pending, SubscriptionState::Waiting);
+        for (phase, states, sink, health, reason) in [
+            (Phase::Open, [confirmed(), confirmed()], "up", "online", None),
+            (Phase::Moving, [confirmed(), confirmed()], "up", "online", None),
+            (
+                Phase::Open,
+                [confirmed(), confirmed()],
+                "down",
+                "degraded",
+                Some("sink home is down"),
+            ),
+            (Phase::Open, [confirmed(), refused()], "up", "degraded", Some("main/b refused")),
+            (Phase::Open, [confirmed(), pending], "up", "degraded", Some("main/b is pending")),
+            (
+                Phase::Waiting,
+                [waiting.clone(), waiting.clone()],
+                "up",
+                "offline",
+                Some("connection 0"),
+            ),
+            (Phase::Dialing, [waiting.clone(), waiting], "down", "offline", Some("; and 1 more")),
+        ] {
+            let mut snapshot = Snapshot::default();
+            snapshot.gateway = gateway(phase, &states);
+            let sink = Sink { state: sink, ..Sink::default() };
+            snapshot.sinks.sinks.insert("home".into(), sink);
+            let verdict = Verdict::of(&snapshot);
+            assert_eq!(verdict.health.as_str(), health, "{snapshot:?}");
+            match (reason, &verdict.reason) {
+                (None, None) => {}
+                (Some(part), Some(reason)) => assert!(reason.contains(part), "{reason}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        // A relay that wants nothing of Astro lacks nothing.
+        let verdict = Verdict::of(&Snapshot::default());
+        assert_eq!(verdict, Verdict { health: Health::Online, reason: None });
+        // What has no connection yet is not online.
+        let mut unassigned = Snapshot::default();
+        unassigned.gateway = gateway(Phase::Open, &[SubscriptionState::Waiting]);
+        unassigned.gateway.subscriptions.values_mut().for_each(|row| row.slot = Slot::Unassigned);
+        let verdict = Verdict::of(&unassigned);
+        assert_eq!(verdict.health, Health::Degraded);
+        assert_eq!(verdict.reason.unwrap(), "1 subscriptions are not yet asked for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_degradation_is_not_reported() {
+        let (status, store) = (Arc::new(RelayStatus::new(0)), Arc::new(StateStore::default()));
+        let journal = Journal::in_memory(1 << 20);
+        status.gateway.replace(gateway(Phase::Waiting, &[SubscriptionState::Waiting]));
+        let health = HealthReporter::new(Arc::clone(&status), journal.clone(), Arc::clone(&store));
+        let stop = CancellationToken::new();
+        let value = |key: StateKey| {
+            store.snapshot(|entries, _| entries.get(&key).map(|entry| entry.value.read()))
+        };
+        let relay = || value(StateKey::relay(Section::Status)).unwrap()["status"].clone();
+        let channel = || value(StateKey::of("main", Section::Status)).unwrap();
+        let sink = |state: &'static str| status.sinks.sink("home", |page| page.state = state);
+        let script = async {
+            assert_eq!((relay(), channel()), (json!("offline"), json!("offline")));
+            sink("up");
+            let confirmed = SubscriptionState::Confirmed(None);
+            status.gateway.replace(gateway(Phase::Open, &[confirmed]));
+            sleep(2 * PACE).await;
+            assert_eq!((relay(), channel()), (json!("online"), json!("online")));
+            // A blip, and then an outage.
+            sink("down");
+            sleep(DEBOUNCE * 9 / 10).await;
+            sink("up");
+            sleep(2 * DEBOUNCE).await;
+            sink("down");
+            sleep(DEBOUNCE * 9 / 10).await;
+            assert_eq!(relay(), "online", "not yet");
+            sleep(DEBOUNCE / 5 + 2 * PACE).await;
+            assert_eq!((relay(), channel()), (json!("degraded"), json!("online")));
+            status.gateway.replace(State::default());
+            sleep(2 * PACE).await;
+            assert_eq!(value(StateKey::of("main", Section::Status)), None, "no longer wanted");
+            stop.cancel();
+        };
+        tokio::join!(health.run(stop.clone()), script);
+        let events = journal.read(0, journal.figures().last, 100, usize::MAX).await.unwrap();
+        let word = |data: &[u8]| serde_json::from_slice::<Value>(data).unwrap()["status"].clone();
+        let reported: Vec<_> =
+            events.records.iter().map(|record| word(record.event.data())).collect();
+        assert_eq!(reported, ["offline", "online", "degraded", "offline"]);
+    }
+}

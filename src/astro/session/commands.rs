@@ -1,0 +1,224 @@
+//! The commands of a session: which is sent next, what an answer means, and what is asked again.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{
+    Effects, Refusal, Session, Subscription, SubscriptionState,
+    subscription::{Entry, Nonce},
+    wire::{self, Response, Verb},
+};
+use crate::base::{
+    clock::UnixMillis,
+    text::{EXCERPT, excerpt},
+};
+
+/// After `rate_limit_exceeded` the gateway wants quiet for this long (newer documents, FAQ).
+const RATE_LIMIT_QUIET: Duration = Duration::from_secs(5);
+
+/// A `unsubscribe` is sent so often, where it is not answered. Then it is given up: what the gateway
+/// still sends belongs to nobody.
+const UNSUBSCRIBES: u32 = 3;
+
+/// First wait before a failed `subscribe` is sent again; doubles up to [`Limits::retry_refused`].
+const RETRY_FIRST: Duration = Duration::from_secs(2);
+
+impl Session {
+    /// Sends one command, if there is one to send: first what is given up, then what is wanted,
+    /// beginning with what waits longest.
+    pub(super) fn send_next(&mut self, now: Instant, effects: &mut Effects) -> bool {
+        let nonce = self.next_nonce;
+        let nonce_text = format!("{}-{nonce}", self.number);
+        if let Some(leaving) = self.leaving.iter_mut().find(|leaving| leaving.nonce.is_none()) {
+            let subscription = &leaving.subscription;
+            effects.send.push(wire::command(
+                Verb::Unsubscribe,
+                &nonce_text,
+                &subscription.topic,
+                leaving.room.as_deref(),
+                &leaving.token,
+                subscription.token_type,
+            ));
+            leaving.nonce = Some(nonce);
+            leaving.asked_at = Some(now);
+            leaving.attempts += 1;
+        } else {
+            let waiting = |entry: &&mut Entry| entry.state == SubscriptionState::Waiting;
+            let next = self.entries.iter_mut().filter(waiting).min_by_key(|entry| entry.asked_at);
+            let Some(entry) = next else { return false };
+            let token = match &entry.wanted.token {
+                Ok(token) => token,
+                Err(why) => {
+                    let retry_at = Some(now + self.limits.retry_refused);
+                    let text = excerpt(why, EXCERPT).into();
+                    let refusal = Refusal { code: "no_token".into(), text, retry_at };
+                    refusal.log(&entry.wanted.subscription);
+                    entry.set(SubscriptionState::Refused(refusal), &mut effects.updates);
+                    return true;
+                }
+            };
+            let subscription = &entry.wanted.subscription;
+            effects.send.push(wire::command(
+                Verb::Subscribe,
+                &nonce_text,
+                &subscription.topic,
+                subscription.room.as_deref(),
+                token,
+                subscription.token_type,
+            ));
+            entry.nonces = [Some(nonce), entry.nonces[0]];
+            entry.asked_at = Some(now);
+            entry.set(SubscriptionState::Pending, &mut effects.updates);
+        }
+        self.next_nonce = self.next_nonce.saturating_add(1);
+        self.pace.sent(now);
+        true
+    }
+
+    pub(super) fn on_response(
+        &mut self,
+        response: &Response<'_>,
+        received: UnixMillis,
+        now: Instant,
+        effects: &mut Effects,
+    ) {
+        let code = response.error.as_deref();
+        if code == Some("rate_limit_exceeded") {
+            self.on_rate_limit(now, effects);
+            return;
+        }
+        let nonce = self.nonce(&response.nonce);
+        let named = |own: &Option<Nonce>| own.is_some() && *own == nonce;
+        self.leaving.retain(|leaving| !named(&leaving.nonce));
+        // Otherwise it answers an `unsubscribe`, or something that is no longer wanted.
+        let Some(index) = self.entries.iter().position(|entry| entry.nonces.iter().any(named))
+        else {
+            if let Some(code) = code {
+                debug!(code, text = response.text, "an error that belongs to no subscription");
+            }
+            return;
+        };
+        let others_confirmed = self.entries.iter().any(|entry| entry.state.is_confirmed());
+        let Some(entry) = self.entries.get_mut(index) else { return };
+        entry.nonces = [None, None];
+        let Some(code) = code else {
+            entry.failures = 0;
+            entry.confirmed_at = Some(received);
+            let room = response.room.as_deref().map(Into::into);
+            entry.set(SubscriptionState::Confirmed(room), &mut effects.updates);
+            self.rooms = None;
+            return;
+        };
+        self.counts.refused += 1;
+        entry.failures = entry.failures.saturating_add(1);
+        let again = match code {
+            "err_internal_error" | "err_deadline_exceeded" => {
+                let doubled = RETRY_FIRST.saturating_mul(1 << (entry.failures - 1).min(10));
+                Some(doubled.min(self.limits.retry_refused))
+            }
+            "err_unauthorized" => Some(self.limits.retry_refused),
+            // The documents speak of a limit on subscriptions a connection under this code. Where
+            // nothing else stands on the connection, another would not help.
+            "err_bad_request" if speaks_of_limit(&response.text) && others_confirmed => {
+                info!(
+                    subscriptions = self.entries.len(),
+                    text = response.text,
+                    "the gateway takes no more subscriptions on this connection"
+                );
+                self.overflow(index, effects);
+                return;
+            }
+            "err_bad_request" if speaks_of_limit(&response.text) => Some(self.limits.retry_refused),
+            _ => None,
+        };
+        let retry_at = again.map(|wait| now + wait);
+        let refusal = Refusal::by_gateway(code, &response.text, &entry.wanted, retry_at);
+        refusal.log(&entry.wanted.subscription);
+        entry.set(SubscriptionState::Refused(refusal), &mut effects.updates);
+    }
+
+    /// The command's number in a nonce; `None`: it is of another connection, or unknown.
+    fn nonce(&self, text: &str) -> Option<Nonce> {
+        let (connection, nonce) = text.split_once('-')?;
+        (connection.parse() == Ok(self.number)).then(|| nonce.parse().ok()).flatten()
+    }
+
+    /// The gateway counts commands and has had too many. It does not say which it dropped: all that
+    /// is unanswered is asked for again, later and slower.
+    fn on_rate_limit(&mut self, now: Instant, effects: &mut Effects) {
+        self.counts.rate_limited += 1;
+        warn!("the gateway's command rate was exceeded; waiting");
+        self.pace.pause(now + RATE_LIMIT_QUIET);
+        for entry in &mut self.entries {
+            if entry.state == SubscriptionState::Pending {
+                entry.set(SubscriptionState::Waiting, &mut effects.updates);
+            }
+        }
+        for leaving in &mut self.leaving {
+            leaving.nonce = None;
+        }
+    }
+
+    /// Moves one subscription, and all that wait behind it, to another connection.
+    fn overflow(&mut self, index: usize, effects: &mut Effects) {
+        for (at, entry) in std::mem::take(&mut self.entries).into_iter().enumerate() {
+            if at == index || entry.state == SubscriptionState::Waiting {
+                effects.overflow.push(entry.wanted.subscription);
+            } else {
+                self.entries.push(entry);
+            }
+        }
+        self.rooms = None;
+    }
+
+    pub(super) fn give_up_unanswered(&mut self, now: Instant, effects: &mut Effects) {
+        for entry in &mut self.entries {
+            let patience = self.limits.patience(entry.failures);
+            let late = |asked: Instant| now >= asked + patience;
+            if entry.state == SubscriptionState::Pending && entry.asked_at.is_some_and(late) {
+                entry.failures = entry.failures.saturating_add(1);
+                entry.set(SubscriptionState::Waiting, &mut effects.updates);
+                let subscription = &entry.wanted.subscription;
+                warn!(
+                    channel = %subscription.channel,
+                    topic = %subscription.topic,
+                    "a subscription was not answered; asking again"
+                );
+            }
+        }
+    }
+
+    /// What is given up and was not answered is given up again, a few times.
+    pub(super) fn repeat_unsubscribes(&mut self, now: Instant) {
+        let limits = &self.limits;
+        self.leaving.retain_mut(|leaving| {
+            let patience = limits.patience(leaving.attempts);
+            if leaving.nonce.is_none() || leaving.asked_at.is_none_or(|at| now < at + patience) {
+                return true;
+            }
+            leaving.nonce = None;
+            if leaving.attempts >= UNSUBSCRIBES {
+                let Subscription { channel, topic, .. } = &*leaving.subscription;
+                warn!(%channel, %topic, "an unsubscribe was never answered; it is given up");
+            }
+            leaving.attempts < UNSUBSCRIBES
+        });
+    }
+
+    pub(super) fn retry_refused(&mut self, now: Instant, effects: &mut Effects) {
+        for entry in &mut self.entries {
+            if let SubscriptionState::Refused(Refusal { retry_at: Some(at), .. }) = &entry.state
+                && now >= *at
+            {
+                entry.set(SubscriptionState::Waiting, &mut effects.updates);
+            }
+        }
+    }
+}
+
+/// Whether the gateway says that it would take this, were there not too much already.
+fn speaks_of_limit(text: &str) -> bool {
+    text.to_ascii_lowercase().contains("limit")
+}

@@ -1,0 +1,206 @@
+//! What is wanted on a connection, and what has become of each of it.
+
+use std::{fmt, num::NonZeroU64, sync::Arc};
+
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use crate::{
+    base::{
+        clock::UnixMillis,
+        text::{EXCERPT, excerpt},
+    },
+    config::{Secret, TokenType, pasted},
+};
+
+/// What a user wants of one channel and topic.
+#[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Subscription {
+    /// The channel's label.
+    pub channel: Arc<str>,
+    pub topic: Arc<str>,
+    /// The room to ask for, if one is configured.
+    pub room: Option<Arc<str>>,
+    pub token_type: TokenType,
+}
+
+impl fmt::Display for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.channel, self.topic)
+    }
+}
+
+/// A subscription with the credential to ask for it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub subscription: Arc<Subscription>,
+    /// The token as it is now, or why there is none.
+    pub token: Result<Secret, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SubscriptionState {
+    /// To be asked for.
+    Waiting,
+    /// Asked for, not answered.
+    Pending,
+    /// With the canonical room, where the gateway named it.
+    Confirmed(Option<Arc<str>>),
+    Refused(Refusal),
+}
+
+impl SubscriptionState {
+    /// The words of all states, for the metrics.
+    pub const WORDS: [&'static str; 4] = ["waiting", "pending", "confirmed", "refused"];
+
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Pending => "pending",
+            Self::Confirmed(_) => "confirmed",
+            Self::Refused(_) => "refused",
+        }
+    }
+
+    pub fn is_confirmed(&self) -> bool {
+        matches!(self, Self::Confirmed(_))
+    }
+
+    /// Whether the gateway has answered.
+    pub fn is_answered(&self) -> bool {
+        matches!(self, Self::Confirmed(_) | Self::Refused(_))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// The gateway's error code, or a word of the relay's own.
+    pub code: Box<str>,
+    /// The gateway's text, and what is odd about a token that it does not know.
+    pub text: Box<str>,
+    /// When it is asked for again; `None`: when its configuration changes.
+    pub retry_at: Option<Instant>,
+}
+
+impl Refusal {
+    /// What the gateway says, with a hint on a token that it does not know.
+    pub(super) fn by_gateway(
+        code: &str,
+        text: &str,
+        wanted: &Wanted,
+        retry_at: Option<Instant>,
+    ) -> Self {
+        let text = excerpt(text, EXCERPT);
+        let token = wanted.token.as_ref().ok().filter(|_| code == "err_unauthorized");
+        let hint =
+            token.and_then(|token| pasted::doubt(token.expose(), wanted.subscription.token_type));
+        let text = match hint {
+            Some(hint) if text.is_empty() => format!("the token {hint}"),
+            Some(hint) => format!("{text} (the token {hint})"),
+            None => text,
+        };
+        Self { code: excerpt(code, EXCERPT).into(), text: text.into(), retry_at }
+    }
+
+    /// An ERROR, for a human is needed, unless it is tried again soon.
+    pub(super) fn log(&self, subscription: &Subscription) {
+        let Subscription { channel, topic, .. } = subscription;
+        let Self { code, text, .. } = self;
+        if matches!(&**code, "err_internal_error" | "err_deadline_exceeded") {
+            warn!(%channel, %topic, %code, %text, "subscription failed; it is tried again");
+        } else {
+            error!(%channel, %topic, %code, %text, "subscription refused; the others go on");
+        }
+    }
+}
+
+/// A subscription has another state.
+#[derive(Debug, Clone)]
+pub struct Update {
+    pub subscription: Arc<Subscription>,
+    pub state: SubscriptionState,
+    /// When the gateway confirmed it. It changes exactly where something may have been missed before:
+    /// not when a connection is restored.
+    pub confirmed_at: Option<UnixMillis>,
+}
+
+/// A command's number on its connection, from 1. The gateway sees the connection's number before it.
+pub(super) type Nonce = NonZeroU64;
+
+/// A subscription on this connection.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) wanted: Wanted,
+    pub(super) state: SubscriptionState,
+    pub(super) asked_at: Option<Instant>,
+    /// Of the last time that it was asked for, and of the time before: a late answer is an answer.
+    pub(super) nonces: [Option<Nonce>; 2],
+    pub(super) failures: u32,
+    pub(super) confirmed_at: Option<UnixMillis>,
+}
+
+impl Entry {
+    pub(super) fn new(wanted: Wanted) -> Self {
+        Self {
+            wanted,
+            state: SubscriptionState::Waiting,
+            asked_at: None,
+            nonces: [None, None],
+            failures: 0,
+            confirmed_at: None,
+        }
+    }
+
+    pub(super) fn set(&mut self, state: SubscriptionState, updates: &mut Vec<Update>) {
+        self.state = state;
+        updates.push(self.update());
+    }
+
+    pub(super) fn update(&self) -> Update {
+        Update {
+            subscription: Arc::clone(&self.wanted.subscription),
+            state: self.state.clone(),
+            confirmed_at: self.confirmed_at,
+        }
+    }
+
+    /// The room that it has, or was asked for.
+    pub(super) fn room(&self) -> Option<&Arc<str>> {
+        match &self.state {
+            SubscriptionState::Confirmed(Some(canonical)) => Some(canonical),
+            _ => self.wanted.subscription.room.as_ref(),
+        }
+    }
+
+    /// Whether the gateway may have it subscribed.
+    pub(super) fn may_be_subscribed(&self) -> bool {
+        match self.state {
+            SubscriptionState::Confirmed(_) | SubscriptionState::Pending => true,
+            SubscriptionState::Waiting => self.asked_at.is_some(),
+            SubscriptionState::Refused(_) => false,
+        }
+    }
+}
+
+/// A subscription that is to be given up.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) subscription: Arc<Subscription>,
+    pub(super) room: Option<Arc<str>>,
+    pub(super) token: Secret,
+    /// Of the `unsubscribe`, once it is sent.
+    pub(super) nonce: Option<Nonce>,
+    pub(super) asked_at: Option<Instant>,
+    pub(super) attempts: u32,
+}
+
+impl Leaving {
+    pub(super) fn new(
+        subscription: &Arc<Subscription>,
+        room: Option<Arc<str>>,
+        token: &Secret,
+    ) -> Self {
+        let (subscription, token) = (Arc::clone(subscription), token.clone());
+        Self { subscription, room, token, nonce: None, asked_at: None, attempts: 0 }
+    }
+}

@@ -1,0 +1,171 @@
+//! One channel of the keeper: its session, and when that is to be fetched.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::oneshot, time::Instant};
+use tracing::warn;
+
+use crate::{
+    astro::session::Subscription,
+    base::{
+        backoff::Backoff,
+        clock::UnixMillis,
+        metrics::{self, STATE_LEFT_OUT},
+        text,
+    },
+    channel::{
+        refresh::Outcome,
+        sessions::SessionStatus,
+        state::{self, SESSION_TOPICS, Session},
+    },
+    gateway::{Account, table::SubscriptionRow},
+};
+
+/// Without a confirmation the first snapshot is fetched after this: better an old state than none.
+pub(super) const GRACE: Duration = Duration::from_secs(10);
+
+/// The ceilings of the waits between two failed fetches.
+const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(5));
+
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) session: Session,
+    /// Which of the topics that are folded it subscribes to.
+    topics: Vec<String>,
+    pub(super) account: Account,
+    /// The room that is known: the canonical one as soon as the gateway has named it.
+    pub(super) room: Option<Arc<str>>,
+    /// When its session topics were confirmed: another time means that something was missed.
+    confirmed: Vec<(Arc<str>, UnixMillis)>,
+    /// When it is to be fetched; `None`: it is being fetched, or never can be.
+    pub(super) due: Option<Instant>,
+    /// It is to be fetched again when the fetch under way has ended.
+    again: bool,
+    pub(super) backoff: Backoff,
+    pub(super) error: Option<String>,
+    /// Values that were left out and are counted.
+    left_out: u64,
+    /// Who waits for the next fetch to begin.
+    pub(super) waiting: Vec<oneshot::Sender<Outcome>>,
+}
+
+impl Channel {
+    pub(super) fn new(account: &Account) -> Self {
+        Self {
+            session: Session::default(),
+            topics: Vec::new(),
+            room: account.room.clone(),
+            account: account.clone(),
+            confirmed: Vec::new(),
+            due: None,
+            again: false,
+            backoff: Backoff::new(WAIT.0, WAIT.1),
+            error: None,
+            left_out: 0,
+            waiting: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, topic: &str) {
+        if SESSION_TOPICS.contains(&topic) {
+            self.due.get_or_insert_with(|| Instant::now() + GRACE);
+        }
+        self.topics.push(topic.to_owned());
+    }
+
+    fn session_topics(&self) -> usize {
+        self.topics.iter().filter(|topic| SESSION_TOPICS.contains(&topic.as_str())).count()
+    }
+
+    /// Whether it is fetched at all.
+    pub(super) fn has_session(&self) -> bool {
+        self.session_topics() > 0
+    }
+
+    /// This channel as it was configured before: as it was, or with its session alone.
+    pub(super) fn replaces(&mut self, mut before: Self) {
+        if (&self.topics, &self.account) == (&before.topics, &before.account) {
+            *self = before;
+        } else {
+            self.session = std::mem::take(&mut before.session);
+            self.left_out = before.left_out;
+        }
+    }
+
+    /// Compares when the session's subscriptions were confirmed with what is known of that. While one of
+    /// them is still to be answered, there is more to come.
+    pub(super) fn compare(&mut self, rows: &[(&Arc<Subscription>, &SubscriptionRow)]) {
+        if rows.iter().filter(|(_, row)| row.state.is_answered()).count() < self.session_topics() {
+            return;
+        }
+        let mut times = Vec::new();
+        for (subscription, row) in rows.iter().filter(|(_, row)| row.state.is_confirmed()) {
+            if let Some(room) = row.room(subscription).filter(|room| !room.is_empty()) {
+                self.room = Some(Arc::clone(room));
+            }
+            times.extend(row.confirmed_at.map(|at| (Arc::clone(&subscription.topic), at)));
+        }
+        if times.iter().any(|time| !self.confirmed.contains(time)) {
+            self.fetch_now();
+        }
+        self.confirmed = times;
+    }
+
+    /// It is to be fetched now, and once more if it is being fetched.
+    pub(super) fn fetch_now(&mut self) {
+        match &mut self.due {
+            Some(due) => *due = Instant::now(),
+            None => self.again = true,
+        }
+    }
+
+    /// A fetch has ended.
+    pub(super) fn fetched(&mut self, next: Instant) {
+        self.due = Some(next);
+        if std::mem::take(&mut self.again) {
+            self.fetch_now();
+        }
+    }
+
+    /// Counts what was left out; the log has it once.
+    pub(super) fn count_left_out(&mut self, label: &str) {
+        let left_out = self.session.left_out();
+        let more = left_out - self.left_out;
+        if more == 0 {
+            return;
+        }
+        metrics::add_for(STATE_LEFT_OUT, "channel", label, more);
+        if self.left_out == 0 {
+            warn!(
+                channel = label,
+                elements = self.session.len(),
+                most = state::MOST,
+                bytes = state::BYTES,
+                "the channel's state is full, or a value is too large: some are left out of it"
+            );
+        }
+        self.left_out = left_out;
+    }
+
+    /// The log has the same failure once.
+    pub(super) fn failed(&mut self, label: &str, why: &str) {
+        let why = text::excerpt(why, text::EXCERPT);
+        if self.error.as_ref() != Some(&why) {
+            warn!(
+                channel = label,
+                error = why,
+                "the session cannot be fetched; what is received counts"
+            );
+            self.error = Some(why);
+        }
+    }
+
+    pub(super) fn status(&self) -> SessionStatus {
+        SessionStatus {
+            elements: self.session.len(),
+            fetched_at: self.session.fetched(),
+            error: self.error.clone(),
+            left_out: self.session.left_out(),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! How the session of each channel is, for the status page.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde::Serialize;
+
+use crate::base::clock::UnixMillis;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct SessionStatus {
+    /// How many elements are known.
+    pub elements: usize,
+    pub fetched_at: Option<UnixMillis>,
+    /// Why it could not be fetched the last time.
+    pub error: Option<String>,
+    /// How many values were left out of it: too many or too large ones.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub left_out: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// By label.
+#[derive(Debug, Default)]
+pub struct Sessions(Mutex<BTreeMap<Arc<str>, SessionStatus>>);
+
+impl Sessions {
+    pub(super) fn set(&self, label: &Arc<str>, status: Option<SessionStatus>) {
+        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match status {
+            Some(status) => sessions.insert(Arc::clone(label), status),
+            None => sessions.remove(label),
+        };
+    }
+
+    pub fn snapshot(&self) -> BTreeMap<String, SessionStatus> {
+        let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.iter().map(|(label, status)| (label.to_string(), status.clone())).collect()
+    }
+}

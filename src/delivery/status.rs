@@ -1,0 +1,187 @@
+//! The table of sinks, and of the tasks that do not work.
+//!
+//! Deliveries write the rows of their sinks; every other task is here only while it does not work. Status
+//! page, health and metrics read it. A sink that waits may be asked here to try now.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::base::{clock::UnixMillis, text::excerpt};
+
+/// Bytes of a text that a server may have written.
+const TEXT: usize = 1000;
+
+#[derive(Debug, Default)]
+pub struct Status {
+    pages: Mutex<Pages>,
+    /// Grows when a sink or a task has another state.
+    changes: watch::Sender<u64>,
+    /// Each grows when somebody asks for that sink to be tried now.
+    retries: Mutex<BTreeMap<String, watch::Sender<u64>>>,
+}
+
+/// The rows as they are now.
+#[derive(Debug, Clone, Default)]
+pub struct Pages {
+    /// Sinks by name.
+    pub sinks: BTreeMap<String, Sink>,
+    /// Tasks of the relay that do not work, and why.
+    pub tasks: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Sink {
+    pub kind: String,
+    /// `connecting`, `up`, `down` (no connection), `busy` (asks for patience), `held` (denies us, or its
+    /// dead letters are full), `rejecting` (no event is accepted any more), `gone` (wants nothing more),
+    /// `failed` (its task did).
+    pub state: &'static str,
+    pub since: UnixMillis,
+    /// Events that its destination has accepted since the start.
+    pub delivered: u64,
+    /// Events set aside since the start.
+    pub dead_letters: u64,
+    /// Events that its destination has rejected since it accepted one.
+    pub rejected_in_a_row: u64,
+    /// Events lost since the start.
+    pub lost: u64,
+    /// What went wrong last.
+    pub last_error: Option<String>,
+    /// When that was.
+    pub last_error_at: Option<UnixMillis>,
+    /// What an operator should know of its destination.
+    pub remarks: Vec<String>,
+}
+
+/// Why the relay is not ready, as far as it is known here.
+#[derive(Debug, Clone, Copy)]
+pub enum Reason<'a> {
+    Sink(&'a str, &'a Sink),
+    Task(&'a str, &'a str),
+}
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sink(name, Sink { state, last_error, .. }) => {
+                let why = last_error.as_deref().unwrap_or("not yet connected");
+                write!(f, "sink {name} is {state}: {why}")
+            }
+            Self::Task(name, why) => write!(f, "{name}: {why}"),
+        }
+    }
+}
+
+impl Pages {
+    pub fn why(&self) -> impl Iterator<Item = Reason<'_>> {
+        let sinks = self.sinks.iter().filter(|(_, sink)| sink.state != "up");
+        let tasks = self.tasks.iter().map(|(name, why)| Reason::Task(name, why));
+        sinks.map(|(name, sink)| Reason::Sink(name, sink)).chain(tasks)
+    }
+
+    /// Why the relay is not ready; empty: it is.
+    pub fn reasons(&self) -> Vec<String> {
+        self.why().map(|reason| reason.to_string()).collect()
+    }
+}
+
+/// A server's own words may be of any length.
+fn shorten(text: &mut String) {
+    if text.len() > TEXT {
+        *text = excerpt(text, TEXT);
+    }
+}
+
+impl Status {
+    fn lock(&self) -> MutexGuard<'_, Pages> {
+        // A row is changed field by field; a panic in between leaves it readable.
+        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    pub fn look<T>(&self, read: impl FnOnce(&Pages) -> T) -> T {
+        read(&self.lock())
+    }
+
+    pub fn pages(&self) -> Pages {
+        self.lock().clone()
+    }
+
+    /// Changes when a sink or a task has another state, comes or goes.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Changes the row of a sink.
+    pub fn sink(&self, name: &str, change: impl FnOnce(&mut Sink)) {
+        let mut pages = self.lock();
+        let before = pages.sinks.get(name).map(|page| page.state);
+        let page = match before {
+            // Most changes are to a row that is there.
+            Some(_) => pages.sinks.get_mut(name),
+            None => Some(pages.sinks.entry(name.to_owned()).or_default()),
+        };
+        let Some(page) = page else { return };
+        change(page);
+        page.last_error.iter_mut().chain(&mut page.remarks).for_each(shorten);
+        let changed = before != Some(page.state);
+        drop(pages);
+        if changed {
+            self.changed();
+        }
+    }
+
+    /// A sink is no longer configured.
+    pub fn no_sink(&self, name: &str) {
+        self.lock().sinks.remove(name);
+        self.changed();
+    }
+
+    /// Changes when somebody asks for the sink of that name to be tried now.
+    pub fn retries(&self, name: &str) -> watch::Receiver<u64> {
+        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        retries.entry(name.to_owned()).or_default().subscribe()
+    }
+
+    /// Has a sink that waits (down, busy, held, gone) tried now, whatever it waits for. An answer: there is
+    /// such a sink.
+    pub fn retry_sink(&self, name: &str) -> bool {
+        let there = self.look(|pages| pages.sinks.contains_key(name));
+        let retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(retries) = retries.get(name).filter(|_| there) {
+            retries.send_modify(|count| *count += 1);
+        }
+        there
+    }
+
+    /// The same for all sinks that are not up.
+    pub fn retry_sinks(&self) {
+        let waiting: Vec<String> = self.look(|pages| {
+            let waiting = pages.sinks.iter().filter(|(_, sink)| sink.state != "up");
+            waiting.map(|(name, _)| name.clone()).collect()
+        });
+        for name in waiting {
+            self.retry_sink(&name);
+        }
+    }
+
+    /// A task of the relay does not work, or (`None`) works again.
+    pub fn task(&self, name: &str, reason: Option<&str>) {
+        let mut pages = self.lock();
+        match reason {
+            Some(reason) => pages.tasks.insert(name.to_owned(), excerpt(reason, TEXT)),
+            None => pages.tasks.remove(name),
+        };
+        drop(pages);
+        self.changed();
+    }
+}

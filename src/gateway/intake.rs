@@ -1,0 +1,184 @@
+//! The way into the journal for everything that StreamElements says: duplicates out, then the append.
+//!
+//! Live events come from the gateway's connections, backfilled ones from the history. Both pass one lock:
+//! between looking up and appending, nothing slips in from the other side.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::{activities::Activities, seen::Seen};
+use crate::{
+    base::{
+        event::Event,
+        metrics::{self, DUPLICATES},
+    },
+    journal::Journal,
+};
+
+#[derive(Debug)]
+pub struct Intake {
+    journal: Journal,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    seen: Seen,
+    activities: Activities,
+}
+
+impl Intake {
+    pub fn new(journal: Journal) -> Self {
+        Self { journal, known: Mutex::default() }
+    }
+
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Each change is one entry: a panic in between leaves it whole.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers an event of an earlier run, so that a duplicate over a restart is recognised.
+    pub(super) fn remember(&self, event: &Event) {
+        self.lock().seen.admit(event);
+    }
+
+    /// Appends live events to the journal, but for duplicates. Leaves the vector empty.
+    pub(super) fn live(&self, events: &mut Vec<Event>) {
+        let before = events.len();
+        let Known { seen, activities } = &mut *self.lock();
+        let is_watching = activities.is_watching();
+        events.retain(|event| seen.admit(event) && (!is_watching || activities.admit(event)));
+        let duplicates = before - events.len();
+        self.journal.append(events);
+        metrics::add(DUPLICATES, u64::try_from(duplicates).unwrap_or(0));
+    }
+
+    /// Begins to fetch a history: what is received from now on is remembered.
+    pub fn fetch(&self) -> Fetch<'_> {
+        self.lock().activities.begin_fetch();
+        Fetch(self)
+    }
+}
+
+/// A history that is being fetched, until it is dropped.
+#[derive(Debug)]
+pub struct Fetch<'a>(&'a Intake);
+
+impl Fetch<'_> {
+    /// Remembers what an event of the journal says.
+    pub fn recall(&self, event: &Event) {
+        self.0.lock().activities.recall(event);
+    }
+
+    /// Appends what is not known yet of `events`, which came from the history; answers how many.
+    pub fn append(&self, events: impl IntoIterator<Item = Event>) -> usize {
+        let mut known = self.0.lock();
+        let admitted = events.into_iter().filter(|event| known.activities.admit_fetched(event));
+        let mut fresh: Vec<_> = admitted.collect();
+        let count = fresh.len();
+        self.0.journal.append(&mut fresh);
+        count
+    }
+}
+
+impl Drop for Fetch<'_> {
+    fn drop(&mut self) {
+        self.0.lock().activities.end_fetch();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{
+        super::activities::{LATE, TOPIC},
+        *,
+    };
+    use crate::base::event::{Origin, Place, key, own};
+
+    fn intake() -> Intake {
+        Intake::new(Journal::in_memory(1 << 20))
+    }
+
+    fn event(id: &str, origin: Origin) -> Event {
+        state(id, origin, false)
+    }
+
+    fn state(id: &str, origin: Origin, flagged: bool) -> Event {
+        let data = json!({"_id": id, "activityId": id, "type": "tip", "flagged": flagged});
+        let key = key::of("01J", "", TOPIC, "r", data.to_string().as_bytes());
+        let event = own(TOPIC, &"main".into(), &"r".into(), &data, 1);
+        Event { origin, distinct_key: Some(key), ..event }
+    }
+
+    fn append(fetch: &Fetch<'_>, ids: &[&str]) -> usize {
+        fetch.append(ids.iter().map(|id| event(id, Origin::Backfilled)))
+    }
+
+    /// Whether a live event was appended.
+    fn live(intake: &Intake, event: Event) -> bool {
+        let before = intake.journal.figures().last;
+        intake.live(&mut vec![event]);
+        intake.journal.figures().last > before
+    }
+
+    #[test]
+    fn whichever_comes_first_is_appended() {
+        let intake = intake();
+        let fetch = intake.fetch();
+        assert!(live(&intake, event("a", Origin::Live)));
+        assert!(live(&intake, event("a", Origin::Live)), "news of the same activity");
+        assert_eq!(append(&fetch, &["a", "b", "b", "c"]), 2);
+        assert_eq!(intake.journal.figures().last, 4);
+        assert!(!live(&intake, event("b", Origin::Live)), "the history had it");
+        assert!(live(&intake, event("b", Origin::Live)), "and this is news");
+        assert_eq!(append(&fetch, &["b", "c"]), 0);
+        let elsewhere = Event { place: Place::of(TOPIC, "r", "other"), ..event("c", Origin::Live) };
+        assert!(live(&intake, elsewhere));
+        let tip = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "c"}), 1);
+        assert!(live(&intake, tip), "no activity");
+    }
+
+    #[test]
+    fn a_state_that_the_history_did_not_have_is_appended() {
+        let intake = intake();
+        let fetch = intake.fetch();
+        assert_eq!(append(&fetch, &["a"]), 1);
+        assert!(live(&intake, state("a", Origin::Live, true)));
+        let data = json!({"_id": "b \u{fffd}"}).to_string().replace('\u{fffd}', "\\ud83d");
+        let odd = || crate::base::event::own_text(TOPIC, &"main".into(), &"r".into(), &data, 1);
+        assert_eq!(fetch.append([odd(), odd()]), 1, "an id that is no text is an id");
+    }
+
+    #[test]
+    fn an_activity_of_the_journal_is_known() {
+        let intake = intake();
+        let fetch = intake.fetch();
+        fetch.recall(&event("a", Origin::Live));
+        fetch.recall(&event("b", Origin::Backfilled));
+        assert_eq!(append(&fetch, &["a", "b"]), 0);
+        assert!(live(&intake, event("a", Origin::Live)));
+        assert!(!live(&intake, event("b", Origin::Live)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn activities_are_remembered_for_a_while_after_the_fetch_and_not_before() {
+        let intake = intake();
+        assert!(live(&intake, event("a", Origin::Live)));
+        assert!(intake.lock().activities.is_empty(), "the journal has it");
+        let (one, other) = (intake.fetch(), intake.fetch());
+        append(&one, &["b", "c"]);
+        drop(one);
+        tokio::time::advance(2 * LATE).await;
+        assert!(!live(&intake, event("b", Origin::Live)), "the other fetch goes on");
+        drop(other);
+        assert!(!live(&intake, event("c", Origin::Live)));
+        tokio::time::advance(2 * LATE).await;
+        assert!(live(&intake, event("d", Origin::Live)));
+        assert!(intake.lock().activities.is_empty());
+    }
+}

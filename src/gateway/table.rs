@@ -1,0 +1,413 @@
+//! The one table of what is wanted of the gateway, and of what has become of it.
+//!
+//! Per subscription: since when it is wanted, its connection, its state with the reason of a refusal and
+//! the next attempt, and when it was confirmed. Per connection: its phase, the attempts since it last
+//! worked, its last frame. What is missing, and since when, is measured beside it, by [`Gaps`].
+//!
+//! Pool and links write it. Status page, health, the keeper of sessions, commands and metrics read it, and
+//! may wait for a change. It decides nothing.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::gaps::{Away, Gaps, Over, Since};
+use crate::{
+    astro::session::{Subscription, SubscriptionState, Update},
+    base::{
+        clock::{self, Moment, UnixMillis},
+        event::Event,
+        text::excerpt,
+    },
+};
+
+/// Gaps that are remembered for the status page.
+const GAPS: usize = 100;
+
+/// Bytes of a text that a server may have written.
+const TEXT: usize = 1000;
+
+#[derive(Debug, Default)]
+pub struct Table {
+    inner: Mutex<Inner>,
+    /// Grows with every change but that of a time at which something came.
+    version: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: State,
+    missing: Gaps,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub connections: BTreeMap<u64, ConnectionRow>,
+    pub subscriptions: BTreeMap<Arc<Subscription>, SubscriptionRow>,
+    /// The latest gaps, oldest first.
+    pub gaps: VecDeque<Gap>,
+    pub gap_count: u64,
+    pub last_event: Option<UnixMillis>,
+}
+
+/// A connection, or the attempt to have one.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionRow {
+    pub phase: Phase,
+    pub since: UnixMillis,
+    /// Attempts since it last worked.
+    pub attempts: u32,
+    /// Why it ended, or could not be opened, the last time.
+    pub last_error: Option<String>,
+    /// When the last frame came.
+    pub heard: Option<Moment>,
+    /// Why some of what comes cannot be relayed.
+    pub unreadable: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    #[default]
+    Dialing,
+    /// Waiting to be opened again.
+    Waiting,
+    Open,
+    /// Open, and the connection that takes over is being opened.
+    Moving,
+}
+
+impl Phase {
+    /// Whether messages come.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Open | Self::Moving)
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct SubscriptionRow {
+    pub wanted_since: UnixMillis,
+    pub slot: Slot,
+    pub state: SubscriptionState,
+    pub confirmed_at: Option<UnixMillis>,
+    /// Its position in the configuration.
+    order: usize,
+}
+
+/// Where a subscription is placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slot {
+    Unassigned,
+    On(u64),
+    /// On a connection that would not take it: it needs another.
+    Overflow(u64),
+    /// No connection has room for it.
+    LeftOut,
+}
+
+impl Slot {
+    pub fn connection(self) -> Option<u64> {
+        match self {
+            Self::On(number) | Self::Overflow(number) => Some(number),
+            Self::Unassigned | Self::LeftOut => None,
+        }
+    }
+}
+
+/// A time without a connection that is over.
+#[derive(Debug, Clone, Serialize)]
+pub struct Gap {
+    pub channel: String,
+    pub from: UnixMillis,
+    pub to: UnixMillis,
+    pub cause: String,
+}
+
+impl SubscriptionRow {
+    pub fn new(order: usize) -> Self {
+        Self {
+            wanted_since: clock::now(),
+            slot: Slot::Unassigned,
+            state: SubscriptionState::Waiting,
+            confirmed_at: None,
+            order,
+        }
+    }
+
+    /// Its room: the canonical one where the gateway has named it.
+    pub fn room<'a>(&'a self, subscription: &'a Subscription) -> Option<&'a Arc<str>> {
+        match &self.state {
+            SubscriptionState::Confirmed(Some(canonical)) => Some(canonical),
+            _ => subscription.room.as_ref(),
+        }
+    }
+}
+
+impl State {
+    /// The subscriptions that have a connection.
+    pub fn assigned(&self) -> impl Iterator<Item = (&Arc<Subscription>, &SubscriptionRow)> {
+        self.subscriptions.iter().filter(|(_, row)| row.slot.connection().is_some())
+    }
+
+    pub fn left_out(&self) -> Vec<&Arc<Subscription>> {
+        self.ordered(|slot| slot == Slot::LeftOut)
+    }
+
+    pub fn open_connections(&self) -> usize {
+        self.connections.values().filter(|row| row.phase.is_open()).count()
+    }
+
+    /// As in the configuration.
+    fn ordered(&self, which: impl Fn(Slot) -> bool) -> Vec<&Arc<Subscription>> {
+        let mut found: Vec<_> =
+            self.subscriptions.iter().filter(|(_, row)| which(row.slot)).collect();
+        found.sort_by_key(|(_, row)| row.order);
+        found.into_iter().map(|(subscription, _)| subscription).collect()
+    }
+
+    fn release(&mut self, number: u64) {
+        for row in self.subscriptions.values_mut() {
+            if row.slot.connection() == Some(number) {
+                (row.slot, row.state) = (Slot::Unassigned, SubscriptionState::Waiting);
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Closes gaps: remembers them, and answers their reports.
+    fn close(&mut self, over: Vec<Over>) -> Vec<Event> {
+        let mut reports = Vec::new();
+        for over in over {
+            let (mut gap, report) = self.missing.close(&over);
+            gap.cause = excerpt(&gap.cause, TEXT);
+            self.state.gap_count += 1;
+            if self.state.gaps.len() >= GAPS {
+                self.state.gaps.pop_front();
+            }
+            self.state.gaps.push_back(gap);
+            reports.push(report);
+        }
+        reports
+    }
+}
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Each change is to one row; a panic in between leaves rows that can be read.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
+        let answer = change(&mut self.lock());
+        self.version.send_modify(|version| *version += 1);
+        answer
+    }
+
+    pub fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
+        read(&self.lock().state)
+    }
+
+    pub fn snapshot(&self) -> State {
+        self.read(Clone::clone)
+    }
+
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn replace(&self, state: State) {
+        self.change(|inner| inner.state = state);
+    }
+
+    /// These are wanted and nothing else. Answers the reports of gaps that are over by that.
+    pub(super) fn want(&self, all: &[Arc<Subscription>]) -> Vec<Event> {
+        let wanted: HashSet<_> = all.iter().collect();
+        self.change(|inner| {
+            let rows = &mut inner.state.subscriptions;
+            rows.retain(|subscription, _| wanted.contains(subscription));
+            for (order, subscription) in all.iter().enumerate() {
+                let row = rows.entry(Arc::clone(subscription));
+                row.or_insert_with(|| SubscriptionRow::new(order)).order = order;
+            }
+            let over = inner.missing.gone(|subscription| !wanted.contains(subscription));
+            inner.close(over)
+        })
+    }
+
+    /// What needs a connection.
+    pub(super) fn unassigned(&self) -> Vec<Arc<Subscription>> {
+        let is_free = |slot| matches!(slot, Slot::Unassigned | Slot::LeftOut);
+        self.read(|state| state.ordered(is_free).into_iter().cloned().collect())
+    }
+
+    pub(super) fn assign<'a>(
+        &self,
+        subscriptions: impl IntoIterator<Item = &'a Arc<Subscription>>,
+        slot: Slot,
+    ) {
+        self.change(|inner| {
+            for subscription in subscriptions {
+                if let Some(row) = inner.state.subscriptions.get_mut(subscription) {
+                    row.slot = slot;
+                }
+            }
+        });
+    }
+
+    /// No connection has room for these. Answers the reports of gaps that are over by that.
+    pub(super) fn leave_out(&self, subscriptions: &[Arc<Subscription>]) -> Vec<Event> {
+        self.assign(subscriptions, Slot::LeftOut);
+        let mut inner = self.lock();
+        let over = inner.missing.gone(|subscription| subscriptions.contains(subscription));
+        inner.close(over)
+    }
+
+    /// Takes what connections would not take off them.
+    pub(super) fn take_overflow(&self) -> HashMap<u64, HashSet<Arc<Subscription>>> {
+        self.change(|inner| {
+            let mut overflow: HashMap<u64, HashSet<_>> = HashMap::new();
+            for (subscription, row) in &mut inner.state.subscriptions {
+                if let Slot::Overflow(number) = row.slot {
+                    (row.slot, row.state) = (Slot::Unassigned, SubscriptionState::Waiting);
+                    overflow.entry(number).or_default().insert(Arc::clone(subscription));
+                }
+            }
+            overflow
+        })
+    }
+
+    pub(super) fn phase(&self, number: u64, phase: Phase, attempts: u32, error: Option<&str>) {
+        self.change(|inner| {
+            let row = inner.state.connections.entry(number).or_default();
+            (row.phase, row.since, row.attempts) = (phase, clock::now(), attempts);
+            if let Some(error) = error {
+                row.last_error = Some(excerpt(error, TEXT));
+            }
+            if !phase.is_open() {
+                let rows = inner.state.subscriptions.values_mut();
+                rows.filter(|row| row.slot.connection() == Some(number))
+                    .for_each(|row| row.state = SubscriptionState::Waiting);
+            }
+        });
+    }
+
+    pub(super) fn unreadable(&self, number: u64, why: Option<String>) {
+        if self
+            .read(|state| state.connections.get(&number).is_some_and(|row| row.unreadable != why))
+        {
+            self.change(|inner| {
+                inner.state.connections.entry(number).or_default().unreadable = why;
+            });
+        }
+    }
+
+    pub(super) fn remove_connection(&self, number: u64) {
+        self.change(|inner| {
+            inner.state.connections.remove(&number);
+            inner.state.release(number);
+        });
+    }
+
+    /// A frame has come on a connection.
+    pub(super) fn heard(&self, number: u64, at: Moment) {
+        if let Some(row) = self.lock().state.connections.get_mut(&number) {
+            row.heard = Some(at);
+        }
+    }
+
+    pub(super) fn last_event(&self, at: UnixMillis) {
+        self.lock().state.last_event = Some(at);
+    }
+
+    /// What a connection's session says of its subscriptions. Answers the reports of gaps that are over.
+    pub(super) fn update(&self, number: u64, updates: &[Update]) -> Vec<Event> {
+        if updates.is_empty() {
+            return Vec::new();
+        }
+        self.change(|inner| {
+            let mut over = Vec::new();
+            for Update { subscription, state, confirmed_at } in updates {
+                let Some(row) = inner.state.subscriptions.get_mut(subscription) else { continue };
+                if row.slot != Slot::On(number) {
+                    continue;
+                }
+                if row.state.is_confirmed() && !state.is_answered() {
+                    // The connection is open, so it was the session that had to ask again.
+                    let room = row.room(subscription).cloned();
+                    let cause = "all rooms of the topic were left";
+                    inner.missing.add(subscription, room, Since::now(), cause);
+                }
+                row.state = state.clone();
+                row.confirmed_at = *confirmed_at;
+                if state.is_answered() {
+                    over.extend(inner.missing.answered(subscription, state.is_confirmed()));
+                }
+            }
+            inner.close(over)
+        })
+    }
+
+    /// A connection was lost: what was confirmed on it is missing since its last frame.
+    pub(super) fn lost(&self, number: u64, cause: &str) {
+        self.change(|inner| {
+            let heard = inner.state.connections.get(&number).and_then(|row| row.heard);
+            let since = heard.map_or_else(Since::now, Since::moment);
+            for (subscription, row) in &inner.state.subscriptions {
+                if row.slot == Slot::On(number) && row.state.is_confirmed() {
+                    let room = row.room(subscription).cloned();
+                    inner.missing.add(subscription, room, since, cause);
+                }
+            }
+        });
+    }
+
+    /// The relay did not run: everything is missing.
+    pub(super) fn away(&self, away: Away) {
+        self.change(|inner| {
+            for subscription in inner.state.subscriptions.keys() {
+                inner.missing.add(subscription, None, away.since(), "the relay did not run");
+            }
+        });
+    }
+
+    /// Where there are connections, a gateway before this one has failed. What was on one of them is
+    /// missing since its last frame; what was on none, since the last frame of any.
+    pub(super) fn restart(&self) {
+        self.change(|inner| {
+            let connections = std::mem::take(&mut inner.state.connections);
+            let heard = |number| connections.get(&number).and_then(|row| row.heard);
+            let last =
+                connections.values().filter_map(|row| row.heard).min_by_key(|at| at.elapsed());
+            for (subscription, row) in &mut inner.state.subscriptions {
+                let on = row.slot.connection().filter(|number| connections.contains_key(number));
+                if let Some(at) = on.map_or(last, heard) {
+                    let cause = "the gateway failed and was started anew";
+                    inner.missing.add(subscription, None, Since::moment(at), cause);
+                }
+                (row.slot, row.state) = (Slot::Unassigned, SubscriptionState::Waiting);
+            }
+        });
+    }
+
+    /// The gateway says what time it is.
+    pub(super) fn server_time(&self, said: UnixMillis) {
+        self.lock().missing.server_time(said);
+    }
+
+    /// What time it said last to a relay before this one.
+    pub(super) fn server_time_before(&self, said: Option<UnixMillis>) {
+        self.lock().missing.server_time_before(said);
+    }
+
+    /// For how long what is missing longest has been missing.
+    pub(super) fn longest_gap(&self) -> Option<Duration> {
+        self.lock().missing.longest()
+    }
+}
