@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{
     Journal,
     error::StoreError,
-    store::{ElementSize, StateElement, Store},
+    store::{StateElement, Store},
 };
 
 /// Bytes of one channel's state: a session has some hundred elements, of some hundred bytes each.
@@ -69,11 +69,11 @@ struct Usage {
 
 impl StateBudget {
     /// Of what is in the file already.
-    pub(super) fn of(elements: Vec<ElementSize>) -> Self {
+    pub(super) fn of(elements: Vec<(String, String, usize)>) -> Self {
         let mut budget = Self::default();
-        for ElementSize { channel, element, value } in elements {
+        for (channel, element, value) in elements {
             let bytes = ELEMENT + element.len() + value;
-            budget.channels.entry(channel).or_default().set(&element, bytes);
+            budget.channels.entry(channel.into()).or_default().set(&element, bytes);
         }
         budget
     }

@@ -12,10 +12,12 @@ use std::{
 
 use tracing::{error, warn};
 
-use super::{error::StoreError, mark::MARK};
+use super::error::StoreError;
 use crate::base::clock;
 
 const LOCK: &str = "journal.lock";
+
+const MARK: &str = "journal.mark";
 
 /// Broken databases that are kept to be looked at; each may be as large as the journal.
 const SET_ASIDE: usize = 3;
@@ -51,9 +53,7 @@ pub(super) struct Lock {
 pub(super) fn lock(dir: &Path) -> Result<Lock, StoreError> {
     let path = dir.join(LOCK);
     let failed = |source| StoreError::Io { path: path.clone(), source };
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    let mut file = options.open(&path).map_err(failed)?;
+    let mut file = open_private(&path)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(fs::TryLockError::WouldBlock) => {
@@ -81,6 +81,13 @@ pub(super) fn make(dir: &Path) -> Result<(), StoreError> {
         .map_err(|source| StoreError::Io { path: dir.to_owned(), source })
 }
 
+/// Opens a file that only its owner may read, or makes it. SQLite gives those beside it the same mode.
+pub(super) fn open_private(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })
+}
+
 /// The journal's files are for their owner alone, whoever made them.
 pub(super) fn restrict(dir: &Path) {
     let Ok(entries) = fs::read_dir(dir) else { return };
@@ -102,9 +109,13 @@ pub(super) type Inode = Option<(u64, u64)>;
 
 /// Which files stand in the directory under the journal's names now; the database first.
 pub(super) fn inodes(dir: &Path) -> Vec<Inode> {
-    let paths = [database(dir), dir.join(MARK), dir.join(LOCK)];
+    let paths = [database(dir), mark(dir), dir.join(LOCK)];
     let inode = |path: &PathBuf| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     paths.iter().map(inode).collect()
+}
+
+pub(super) fn mark(dir: &Path) -> PathBuf {
+    dir.join(MARK)
 }
 
 pub(super) fn wal_size(dir: &Path) -> u64 {

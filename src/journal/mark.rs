@@ -3,9 +3,9 @@
 //! after a crash both what is missing and the gap can be told. An idle relay writes nothing else.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read as _},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -14,11 +14,10 @@ use tokio::time::{Duration, Instant};
 
 use super::{
     age::{Ages, Anchor, millis},
+    directory,
     error::StoreError,
 };
 use crate::base::{clock::Moment, event::Seq};
-
-pub(super) const MARK: &str = "journal.mark";
 
 /// How often an idle relay writes down that it runs. Each time costs the disk some blocks, however
 /// little is written; after a crash of an idle relay the gap that is reported begins as much too early.
@@ -80,7 +79,7 @@ impl UnreportedGap {
 
 /// What the mark says, for who only reads.
 pub(super) fn read(dir: &Path) -> MarkContent {
-    File::open(dir.join(MARK)).and_then(|file| parse(&file)).unwrap_or_default()
+    File::open(directory::mark(dir)).and_then(|file| parse(&file)).unwrap_or_default()
 }
 
 fn parse(file: &File) -> io::Result<MarkContent> {
@@ -98,15 +97,9 @@ fn parse(file: &File) -> io::Result<MarkContent> {
 impl Mark {
     /// Opens it or makes it, and answers what it says.
     pub(super) fn open(dir: &Path) -> Result<(Self, MarkContent), StoreError> {
-        let path = dir.join(MARK);
-        let open = || {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(0o600);
-            let file = options.open(&path)?;
-            let content = parse(&file)?;
-            Ok((Self { file, unreported: UnreportedGap::default(), written: None }, content))
-        };
-        open().map_err(|source| StoreError::Io { path: path.clone(), source })
+        let file = directory::open_private(&directory::mark(dir))?;
+        let content = parse(&file).map_err(failed)?;
+        Ok((Self { file, unreported: UnreportedGap::default(), written: None }, content))
     }
 
     /// The same mark, which writes down from now on what is not yet reported.
@@ -135,7 +128,7 @@ impl Mark {
 }
 
 fn failed(source: io::Error) -> StoreError {
-    StoreError::Io { path: MARK.into(), source }
+    StoreError::Io { path: "journal.mark".into(), source }
 }
 
 impl Marked {

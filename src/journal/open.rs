@@ -53,11 +53,11 @@ pub struct Opened {
     pub cursors_unknown: bool,
 }
 
-/// The files of an open journal.
+/// The files of an open journal, beside its database.
 pub(super) struct Files {
-    pub(super) store: Store,
     pub(super) mark: Mark,
-    pub(super) lock: Lock,
+    /// `None` while it is taken again.
+    pub(super) lock: Option<Lock>,
     pub(super) ages: Ages,
     /// Which files they are.
     pub(super) inodes: Vec<Inode>,
@@ -69,10 +69,10 @@ pub(super) struct Files {
 /// again until it does.
 pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreError> {
     match open_files(&config.dir, config.sync == Sync::Always, 1) {
-        Ok((files, memory, opened)) => {
+        Ok((store, files, memory, opened)) => {
             let mut reader = Store::open_reader(&config.dir)?;
             reader.set_ages(files.ages.clone());
-            Ok((start(config, memory, Some(reader), Some(files)), opened))
+            Ok((start(config, memory, Some(reader), Some((store, files))), opened))
         }
         Err(error) if error.forbids_start() => Err(error),
         Err(error) => Ok(begin_in_memory(config, &error)),
@@ -83,7 +83,7 @@ fn start(
     config: &config::Journal,
     memory: Memory,
     reader: Option<Store>,
-    files: Option<Files>,
+    files: Option<(Store, Files)>,
 ) -> Journal {
     let reader = Some(Reader::new(reader));
     let shared = Shared::new(memory, reader, config.sync, Limits::of(config));
@@ -117,55 +117,50 @@ pub(super) fn open_files(
     dir: &Path,
     always_sync: bool,
     at_least: Seq,
-) -> Result<(Files, Memory, Opened), StoreError> {
+) -> Result<(Store, Files, Memory, Opened), StoreError> {
     directory::make(dir)?;
-    let lock = directory::lock(dir)?;
+    let lock = Some(directory::lock(dir)?);
     directory::restrict(dir);
     let (mut mark, content) = Mark::open(dir)?;
     let begin = |recovered| {
         directory::put_recovered_in_place(dir)?;
-        begin_run(Store::open(dir, always_sync)?, &content, at_least, recovered)
+        let mut store = Store::open(dir, always_sync)?;
+        let (memory, opened) = begin_run(&mut store, &content, at_least, recovered)?;
+        Ok::<_, StoreError>((store, memory, opened))
     };
-    let (run, mut opened) = match begin(false) {
+    let (store, mut memory, mut opened) = match begin(false) {
         Err(error) if error.is_corrupt() => {
             let recovered = recovery::recover(dir, content.marked, None)?;
-            let (run, mut opened) = begin(true)?;
+            let (store, memory, mut opened) = begin(true)?;
             opened.lost += recovered.lost;
             opened.set_aside = recovered.set_aside;
             opened.cursors_unknown = recovered.cursors_unknown;
-            (run, opened)
+            (store, memory, opened)
         }
         begun => begun?,
     };
     opened.heartbeat = opened.heartbeat.map(|at| at.saturating_sub(millis(content.unreported)));
     opened.downtime = opened.downtime.map(|time| time + content.unreported);
-    let BegunRun { store, mut memory, ages } = run;
     if opened.lost > 0 {
         error!(lost = opened.lost, "events that were in the journal are gone");
     }
     memory.cursors.unknown = opened.cursors_unknown;
+    let ages = store.ages().clone();
     mark.set(Marked { last: memory.numbers.last, events: opened.events }, &ages)?;
     let (inodes, identity) = (directory::inodes(dir), store.identity()?);
     directory::restrict(dir);
-    Ok((Files { store, mark, lock, ages, inodes, identity }, memory, opened))
-}
-
-/// A run that has begun.
-struct BegunRun {
-    store: Store,
-    memory: Memory,
-    ages: Ages,
+    Ok((store, Files { mark, lock, ages, inodes, identity }, memory, opened))
 }
 
 /// Begins a run in the database. Reads all the rows that every start reads: a database of a
 /// newer format is left untouched, and what is broken further inside is found when it is read.
 fn begin_run(
-    mut store: Store,
+    store: &mut Store,
     content: &MarkContent,
     at_least: Seq,
     recovered: bool,
-) -> Result<(BegunRun, Opened), StoreError> {
-    let ages = go_on_with_time(&mut store, content.anchor.as_ref())?;
+) -> Result<(Memory, Opened), StoreError> {
+    go_on_with_time(store, content.anchor.as_ref())?;
     let mut opened = Opened::default();
     let first = store.bounds()?.map_or(0, |(first, _)| first);
     // What retention has removed was there.
@@ -174,7 +169,7 @@ fn begin_run(
     let accepted = cursors.iter().filter_map(|cursor| cursor.seq).max().unwrap_or(0);
     // What a sink has accepted had a number, and what was marked as written had one.
     let known = content.marked.last.max(accepted);
-    opened.lost = lost_at_start(&store, first, last, accepted, content.marked, recovered)?;
+    opened.lost = lost_at_start(store, first, last, accepted, content.marked, recovered)?;
     let next = store.begin_run(known, opened.lost, at_least)?;
     let runs = store.runs()?;
     set_downtime(&mut opened, content.anchor.as_ref(), store.heartbeat()?);
@@ -198,7 +193,7 @@ fn begin_run(
     memory.count_letters(store.letters_of_sinks()?);
     memory.budget = StateBudget::of(store.state_sizes()?);
     memory.disk.size = store.size()?;
-    Ok((BegunRun { store, memory, ages }, opened))
+    Ok((memory, opened))
 }
 
 /// How many events are missing at the end.
@@ -233,7 +228,7 @@ fn set_downtime(opened: &mut Opened, anchor: Option<&Anchor>, heartbeat: Option<
 }
 
 /// Carries the journal's time on from where it stood, and never back.
-fn go_on_with_time(store: &mut Store, anchor: Option<&Anchor>) -> Result<Ages, StoreError> {
+fn go_on_with_time(store: &mut Store, anchor: Option<&Anchor>) -> Result<(), StoreError> {
     let anchor = match (anchor, store.last_time()?) {
         (Some(anchor), Some((time, _))) => {
             Some(Anchor { time: anchor.time.max(time), ..anchor.clone() })
@@ -247,6 +242,6 @@ fn go_on_with_time(store: &mut Store, anchor: Option<&Anchor>) -> Result<Ages, S
     };
     let ages = Ages::from_here(anchor.as_ref(), store.offs()?);
     store.set_offs(ages.offs())?;
-    store.set_ages(ages.clone());
-    Ok(ages)
+    store.set_ages(ages);
+    Ok(())
 }

@@ -79,15 +79,7 @@ impl Limits {
     }
 
     pub(super) fn in_memory(memory: usize) -> Self {
-        Self {
-            dir: None,
-            max_size: u64::MAX,
-            max_age: Duration::MAX,
-            keep_delivered: Duration::ZERO,
-            min_free: 0,
-            memory,
-            max_dead_letters: u64::MAX,
-        }
+        Self { dir: None, memory, ..Self::of(&config::Journal::default()) }
     }
 }
 

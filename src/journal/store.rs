@@ -25,7 +25,6 @@ use rusqlite::{
 pub(super) use self::{
     copy::Copied,
     requests::{Letters, RejectedAgain},
-    state::ElementSize,
 };
 pub use self::{
     requests::{DeadLetter, Replay},
@@ -85,7 +84,7 @@ impl Store {
         let path = directory::database(dir);
         let fresh = !path.exists();
         if fresh {
-            make_private(&path)?;
+            directory::open_private(&path)?;
         }
         let db = Connection::open(&path)?;
         db.busy_timeout(BUSY)?;
@@ -110,7 +109,7 @@ impl Store {
 
     /// Makes a new file to copy into: it is complete, and on disk, after [`Store::finish`].
     pub(super) fn create(path: &Path) -> Result<Self, StoreError> {
-        make_private(path)?;
+        directory::open_private(path)?;
         let db = Connection::open(path)?;
         db.execute_batch("PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF")?;
         schema::make(&db)?;
@@ -153,6 +152,10 @@ impl Store {
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.execute_batch("PRAGMA query_only=ON; PRAGMA cell_size_check=ON;")?;
         Ok(Self::of(db))
+    }
+
+    pub(super) fn ages(&self) -> &Ages {
+        &self.ages
     }
 
     /// How ages are told. Every connection of one process is told the same.
@@ -274,15 +277,6 @@ impl Store {
 
 fn existing() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX
-}
-
-/// Makes a file that only its owner may read: events hold personal data. SQLite gives the files beside
-/// it the same mode.
-fn make_private(path: &Path) -> Result<(), StoreError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let file =
-        std::fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-    file.map(drop).map_err(|source| StoreError::Io { path: path.to_owned(), source })
 }
 
 /// A transaction that writes. One that began by reading could find at its first write that another

@@ -22,7 +22,7 @@ pub(super) struct Syncing {
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 struct SyncProgress {
     written: Seq,
     /// Commits that were made, of events or of anything else.
@@ -33,15 +33,6 @@ struct SyncProgress {
     move_log: bool,
     failed: bool,
     stop: bool,
-}
-
-/// What is to be done.
-struct SyncWork {
-    written: Seq,
-    commits: u64,
-    /// Something was committed since the last sync.
-    sync: bool,
-    move_log: bool,
 }
 
 impl Syncing {
@@ -77,29 +68,27 @@ impl Syncing {
         self.changed.notify_all();
     }
 
-    /// Waits out the interval; answers what to do, or `None` at the end. After a failure there is nothing
-    /// to sync until the file was reopened.
-    fn next(&self, interval: Duration) -> Option<SyncWork> {
+    /// Waits out the interval, and answers how things are; `None` at the end.
+    fn next(&self, interval: Duration) -> Option<SyncProgress> {
         let (mut progress, _) = self
             .changed
             .wait_timeout_while(self.lock(), interval, |progress| !progress.stop)
             .unwrap_or_else(PoisonError::into_inner);
-        let move_log = std::mem::take(&mut progress.move_log) && !progress.failed;
-        let sync = progress.commits > progress.synced && !progress.failed;
-        let SyncProgress { written, commits, stop, .. } = *progress;
-        (!stop).then_some(SyncWork { written, commits, sync, move_log })
+        let now = *progress;
+        progress.move_log = false;
+        (!now.stop).then_some(now)
     }
 
     /// A sync has covered what was committed then.
-    fn synced(&self, work: &SyncWork, shared: &Shared) {
+    fn synced(&self, then: SyncProgress, shared: &Shared) {
         // Nothing is committed while this is held.
         let mut progress = self.lock();
         // The file may have been reopened meanwhile.
-        progress.synced = progress.synced.max(work.commits);
+        progress.synced = progress.synced.max(then.commits);
         let mut memory = shared.lock();
         let numbers = &mut memory.numbers;
-        numbers.synced = numbers.synced.max(work.written.min(numbers.written));
-        memory.disk.durable = progress.commits == work.commits;
+        numbers.synced = numbers.synced.max(then.written.min(numbers.written));
+        memory.disk.durable = progress.commits == then.commits;
     }
 
     fn fail(&self, shared: &Shared) {
@@ -115,12 +104,16 @@ pub(super) fn run(shared: &Shared, syncing: &Syncing) {
         Sync::Every(interval) => interval,
         Sync::Always | Sync::Never => INTERVAL,
     };
-    while let Some(work) = syncing.next(interval) {
-        if matches!(shared.sync, Sync::Every(_)) && work.sync {
+    while let Some(now) = syncing.next(interval) {
+        // There is nothing to sync until the file was reopened.
+        if now.failed {
+            continue;
+        }
+        if matches!(shared.sync, Sync::Every(_)) && now.commits > now.synced {
             // SQLite's locks are on the database and the shared memory, never on the log: opening
             // and closing the log disturbs none of them.
             match File::open(directory::wal(&dir)).and_then(|wal| wal.sync_data()) {
-                Ok(()) => syncing.synced(&work, shared),
+                Ok(()) => syncing.synced(now, shared),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
                     error!(%error, "a sync of the journal failed");
@@ -130,7 +123,7 @@ pub(super) fn run(shared: &Shared, syncing: &Syncing) {
                 }
             }
         }
-        if work.move_log {
+        if now.move_log {
             match Store::open_checkpointer(&dir).and_then(|store| store.checkpoint(false)) {
                 Ok(()) => {}
                 // It syncs the log before it moves anything. The system tells a failure once, to

@@ -12,10 +12,8 @@ use tracing::{error, warn};
 
 use super::{
     Health,
-    age::Ages,
-    directory::{Inode, Lock},
     error::StoreError,
-    mark::{Mark, Marked},
+    mark::Marked,
     memory::Demand,
     open::Files,
     reader::Reader,
@@ -33,7 +31,7 @@ const TRANSACTION: usize = 1024;
 const TRANSACTION_BYTES: usize = 1024 * 1024;
 
 /// Starts the threads. Without files they are to be opened yet.
-pub(super) fn start(shared: &Arc<Shared>, files: Option<Files>) {
+pub(super) fn start(shared: &Arc<Shared>, files: Option<(Store, Files)>) {
     let syncing = Arc::new(Syncing::default());
     shared.lock().threads = 2;
     let mut writer = Writer {
@@ -49,8 +47,8 @@ pub(super) fn start(shared: &Arc<Shared>, files: Option<Files>) {
         recount: true,
         low: false,
     };
-    if let Some(files) = files {
-        writer.adopt(files);
+    if let Some((store, files)) = files {
+        writer.adopt(store, files);
     }
     spawn("journal-writer", Arc::clone(shared), move || writer.run());
     let shared = Arc::clone(shared);
@@ -96,7 +94,7 @@ struct Writer {
     /// `None` while the disk fails.
     store: Option<Store>,
     /// `None` until the files were opened once.
-    files: Option<Known>,
+    files: Option<Files>,
     syncing: Arc<Syncing>,
     /// A sync has failed, and the file was not reopened since.
     in_doubt: bool,
@@ -111,17 +109,6 @@ struct Writer {
     low: bool,
 }
 
-/// The files that were opened.
-struct Known {
-    mark: Mark,
-    /// `None` while it is taken again.
-    lock: Option<Lock>,
-    ages: Ages,
-    inodes: Vec<Inode>,
-    /// Which journal it is.
-    identity: u64,
-}
-
 /// However the writer ends, the syncer ends too.
 impl Drop for Writer {
     fn drop(&mut self) {
@@ -130,11 +117,10 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    fn adopt(&mut self, files: Files) {
-        let Files { store, mark, lock, ages, inodes, identity } = files;
+    fn adopt(&mut self, store: Store, files: Files) {
         self.store = Some(store);
-        let mark = mark.with(self.shared.unreported.clone());
-        self.files = Some(Known { mark, lock: Some(lock), ages, inodes, identity });
+        let mark = files.mark.with(self.shared.unreported.clone());
+        self.files = Some(Files { mark, ..files });
     }
 
     fn set_mark(&mut self, marked: Marked) -> Result<(), StoreError> {

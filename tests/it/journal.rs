@@ -63,7 +63,7 @@ async fn a_batch_keeps_to_its_limits() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_an_event_is_woken_by_each_of_several_appenders() {
+async fn several_appenders_wake_a_waiting_reader() {
     let journal = Journal::in_memory(64 << 20);
     let appending = (0..4).map(|writer| {
         let journal = journal.clone();
@@ -132,7 +132,7 @@ async fn single_events_are_written_at_once() {
 }
 
 #[tokio::test]
-async fn a_new_sink_begins_where_it_is_told_to() {
+async fn a_new_sink_begins_at_its_configured_start() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     append_aged(&journal, (0..300).map(|n| (event(n), Duration::from_mins(600 - n)))).await;
@@ -151,7 +151,7 @@ async fn a_new_sink_begins_where_it_is_told_to() {
 }
 
 #[tokio::test]
-async fn a_number_is_never_given_twice() {
+async fn a_number_is_never_assigned_twice() {
     let dir = tempfile::tempdir().unwrap();
     let mut copies = vec![];
     let (journal, _) = open(&config(dir.path()));
@@ -178,7 +178,7 @@ async fn a_number_is_never_given_twice() {
 }
 
 #[tokio::test]
-async fn with_sync_always_nothing_is_read_that_is_not_on_disk() {
+async fn with_sync_always_only_synced_events_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let config = astro_relay::config::Journal { sync: Sync::Always, ..config(dir.path()) };
     let (journal, _) = open(&config);
@@ -200,7 +200,7 @@ async fn with_sync_always_nothing_is_read_that_is_not_on_disk() {
 /// What no other sink can lose any more, if the relay is killed now: each has it or finds it in the
 /// journal.
 #[tokio::test]
-async fn nothing_is_read_that_is_not_written() {
+async fn only_written_events_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     let disk = Store::open_reader(dir.path()).unwrap();
@@ -223,7 +223,7 @@ async fn nothing_is_read_that_is_not_written() {
 
 /// The one who was to read was never started, as when the runtime ends.
 #[test]
-fn a_reading_that_was_not_made_is_no_loss() {
+fn an_interrupted_read_counts_no_loss() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let journal = runtime.block_on(async {
@@ -264,7 +264,7 @@ async fn an_idle_journal_writes_nothing_but_its_mark() {
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_events_that_nobody_reads_stay_within_their_bounds() {
+async fn a_journal_that_nobody_reads_keeps_its_limits() {
     /// A fraction of what they need, small as they are.
     const SIZE: u64 = 512 * 1024;
     let dir = tempfile::tempdir().unwrap();

@@ -27,22 +27,14 @@ pub(in crate::journal) struct Copied {
     pub(in crate::journal) cursors_unknown: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
-    Forward,
-    Backward,
-}
-
 impl Store {
     /// Copies all that can be read of this database into `new`.
     pub(in crate::journal) fn copy_into(&self, new: &Self) -> Result<Copied, StoreError> {
         let transaction = begin(&new.db)?;
         let timed = |table| schema::has_time(&self.db, table).unwrap_or(true);
-        let rows = |direction, border| {
-            copy_rows(&self.db, &transaction, timed("batches"), direction, border)
-        };
-        let (through, front) = rows(Direction::Forward, 0)?;
-        let (_, back) = rows(Direction::Backward, through)?;
+        let time = if timed("batches") { "time" } else { "NULL" };
+        let (through, front) = copy_rows(&self.db, &transaction, time, true, 0)?;
+        let (_, back) = copy_rows(&self.db, &transaction, time, false, through)?;
         let events = front + back;
         let cursors_unknown = self.copy_cursors(&transaction)?;
         // What was written of them stays, whatever stands behind it.
@@ -91,15 +83,11 @@ impl Store {
 fn copy_rows(
     old: &Connection,
     new: &Connection,
-    timed: bool,
-    direction: Direction,
+    time: &str,
+    forward: bool,
     border: Seq,
 ) -> Result<(Seq, u64), StoreError> {
-    let (order, forward) = match direction {
-        Direction::Forward => ("ASC", true),
-        Direction::Backward => ("DESC", false),
-    };
-    let time = if timed { "time" } else { "NULL" };
+    let order = if forward { "ASC" } else { "DESC" };
     let sql = format!(
         "SELECT first, count, received, crc, body, {time} FROM batches ORDER BY first {order}"
     );

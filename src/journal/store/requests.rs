@@ -51,7 +51,7 @@ impl DeadLetter {
 
 /// The dead letters of a sink.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Letters {
+pub(crate) struct Letters {
     pub count: u64,
     /// Bytes that they take, about.
     pub bytes: u64,
@@ -66,7 +66,7 @@ impl Letters {
 
 /// A dead letter that was tried again and rejected again.
 #[derive(Debug, Clone)]
-pub struct RejectedAgain {
+pub(crate) struct RejectedAgain {
     pub number: i64,
     pub at: UnixMillis,
     pub reason: String,
@@ -232,16 +232,12 @@ impl Store {
         numbers: Option<&[i64]>,
         sink: Option<&str>,
     ) -> Result<usize, StoreError> {
-        let Some(numbers) = numbers else {
-            let sql = format!("{what} WHERE ?1 IS NULL OR sink = ?1");
-            return Ok(self.db.execute(&sql, [sink])?);
-        };
-        let sql = format!("{what} WHERE number = ?2 AND (?1 IS NULL OR sink = ?1)");
-        let mut done = 0;
-        for number in numbers {
-            done += self.db.execute(&sql, params![sink, number])?;
-        }
-        Ok(done)
+        let sql = format!(
+            "{what} WHERE (?1 IS NULL OR sink = ?1)
+             AND (?2 IS NULL OR number IN (SELECT value FROM json_each(?2)))"
+        );
+        let numbers = numbers.map(|numbers| serde_json::json!(numbers).to_string());
+        Ok(self.db.execute(&sql, params![sink, numbers])?)
     }
 
     /// Asks for events to be handed on again.

@@ -18,14 +18,6 @@ pub struct StateElement {
     pub at: UnixMillis,
 }
 
-/// How large the value of an element is.
-#[derive(Debug)]
-pub(in crate::journal) struct ElementSize {
-    pub(in crate::journal) channel: Box<str>,
-    pub(in crate::journal) element: Box<str>,
-    pub(in crate::journal) value: usize,
-}
-
 impl Store {
     /// All elements of all channels' states whose sum is right.
     pub(in crate::journal) fn state(&self) -> Result<Vec<StateElement>, StoreError> {
@@ -47,13 +39,14 @@ impl Store {
         Ok(state)
     }
 
-    pub(in crate::journal) fn state_sizes(&self) -> Result<Vec<ElementSize>, StoreError> {
+    /// Channel, element and bytes of its value.
+    pub(in crate::journal) fn state_sizes(
+        &self,
+    ) -> Result<Vec<(String, String, usize)>, StoreError> {
         let mut statement =
             self.db.prepare("SELECT channel, element, octet_length(value) FROM state")?;
         let rows = statement.query_map([], |row| {
-            let (channel, element): (String, String) = (row.get(0)?, row.get(1)?);
-            let value = to_usize(row.get(2)?).unwrap_or(0);
-            Ok(ElementSize { channel: channel.into(), element: element.into(), value })
+            Ok((row.get(0)?, row.get(1)?, to_usize(row.get(2)?).unwrap_or(0)))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }

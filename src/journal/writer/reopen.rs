@@ -6,12 +6,17 @@ use std::{path::Path, time::Duration};
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use super::{Known, Writer};
+use super::Writer;
 use crate::{
     base::clock,
     config::Sync,
     journal::{
-        Health, directory, error::StoreError, mark::Mark, open, reader::Reader, recovery,
+        Health, directory,
+        error::StoreError,
+        mark::Mark,
+        open::{self, Files},
+        reader::Reader,
+        recovery,
         store::Store,
     },
 };
@@ -86,18 +91,18 @@ impl Writer {
     fn open_late(&mut self, dir: &Path) -> Result<(), StoreError> {
         let first = self.shared.lock().numbers.runs.first().map_or(1, |(first, _)| *first);
         let always_sync = self.shared.sync == Sync::Always;
-        let (files, found, _) = open::open_files(dir, always_sync, first)?;
+        let (store, files, found, _) = open::open_files(dir, always_sync, first)?;
         if found.numbers.last + 1 != first {
             return Err(StoreError::Numbers);
         }
         let mut reader = Store::open_reader(dir)?;
         reader.set_ages(files.ages.clone());
-        let before = files.store.last_kept()?.min(first.saturating_sub(1));
+        let before = store.last_kept()?.min(first.saturating_sub(1));
         let backlogs = self.shared.lock().adopt(found, before);
         for replay in &backlogs {
-            files.store.request_replay(replay, clock::now())?;
+            store.request_replay(replay, clock::now())?;
         }
-        self.adopt(files);
+        self.adopt(store, files);
         if let Some(old) = &self.shared.reader {
             old.replace(reader);
         }
@@ -114,7 +119,7 @@ impl Writer {
     fn try_reopen(
         &mut self,
         dir: &Path,
-        files: &mut Known,
+        files: &mut Files,
         corrupt: bool,
     ) -> Result<(), StoreError> {
         directory::make(dir)?;
@@ -171,7 +176,7 @@ impl Writer {
     }
 
     /// Opens the database, and reads what every opening reads; another journal's is set aside.
-    fn open_ours(&self, dir: &Path, files: &Known, recovered: bool) -> Result<Store, StoreError> {
+    fn open_ours(&self, dir: &Path, files: &Files, recovered: bool) -> Result<Store, StoreError> {
         let open = || {
             directory::put_recovered_in_place(dir)?;
             let store = Store::open(dir, self.shared.sync == Sync::Always)?;

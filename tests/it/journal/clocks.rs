@@ -104,7 +104,7 @@ impl Bench {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_of_the_clock_makes_nothing_too_old() {
+async fn a_clock_step_ages_no_event() {
     let mut bench = Bench::new("max_age = \"10m\"", "max_age = \"5m\"").await;
     bench.receiver.kill();
     bench.start().await;
@@ -129,7 +129,7 @@ async fn a_step_of_the_clock_makes_nothing_too_old() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_clock_that_was_ahead_for_a_moment_leaves_nothing_behind() {
+async fn a_clock_that_was_ahead_has_no_lasting_effect() {
     let mut bench = Bench::new("max_age = \"1h\"", "max_age = \"4s\"").await;
     bench.clock.step_forward(73 * 365 * DAY);
     bench.receiver.kill();

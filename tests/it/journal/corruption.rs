@@ -101,7 +101,7 @@ fn damage(dir: &Path, damage: Damage, old_wal: &[u8], random: &mut Rng) -> Strin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_opens_whatever_was_done_to_its_files() {
+async fn damaged_files_are_opened_and_the_loss_is_counted() {
     let (victim, old_wal) = victim().await;
     let files = contents(victim.path());
     let rounds = if long() { 2000 } else { 64 };
@@ -170,7 +170,7 @@ async fn check(dir: &Path, damage: Damage, what: &str) -> (bool, bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn damage_that_shows_while_it_runs_is_mended_while_it_runs() {
+async fn damage_found_while_it_runs_is_recovered_while_it_runs() {
     let rounds = if long() { 100 } else { 5 };
     for round in 0..rounds {
         let dir = tempfile::tempdir().unwrap();

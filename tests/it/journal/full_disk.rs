@@ -45,7 +45,7 @@ async fn fill(journal: &Journal, mut next: u64) -> u64 {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_lived_through() {
+async fn intake_goes_on_while_the_disk_is_full() {
     if !may_mount() {
         return;
     }
@@ -93,7 +93,7 @@ async fn a_full_disk_is_lived_through() {
 
 /// What is in memory alone when the relay is stopped is gone, and not without a word.
 #[tokio::test]
-async fn what_a_stop_on_a_full_disk_loses_is_told_at_the_next_start() {
+async fn events_lost_by_a_stop_on_a_full_disk_are_reported_at_the_next_start() {
     if !may_mount() {
         return;
     }
@@ -132,7 +132,7 @@ async fn fill_up(journal: &Journal, mut next: u64) -> u64 {
 }
 
 #[tokio::test]
-async fn free_space_is_left_to_others() {
+async fn min_free_is_left_free() {
     if !may_mount() {
         return;
     }
@@ -169,7 +169,7 @@ async fn five_hundred_on_disk() -> (Disk, Config, Journal) {
 }
 
 #[tokio::test]
-async fn a_disk_that_dies_and_comes_back_is_taken_up_again() {
+async fn a_disk_that_dies_and_comes_back_is_used_again() {
     if !may_mount() {
         return;
     }
@@ -198,7 +198,7 @@ async fn a_disk_that_dies_and_comes_back_is_taken_up_again() {
 }
 
 #[tokio::test]
-async fn a_disk_that_turns_read_only_is_lived_through() {
+async fn intake_goes_on_while_the_disk_is_read_only() {
     if !may_mount() {
         return;
     }
@@ -253,7 +253,7 @@ fn forget_what_is_cached(dir: &Path) {
 /// A sync fails, and from then on the system calls the pages clean that never came to the disk: the
 /// next sync of the same file would succeed, and they would still not be there.
 #[tokio::test]
-async fn what_a_failed_sync_has_dropped_is_written_again() {
+async fn pages_dropped_by_a_failed_sync_are_written_again() {
     if !may_mount() {
         return;
     }

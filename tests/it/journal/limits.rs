@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn what_the_memory_drops_is_counted_for_who_had_not_got_it() {
+async fn events_dropped_from_memory_are_counted_as_lost() {
     let journal = Journal::in_memory(20_000);
     journal.register("late", Start::End).unwrap();
     append(&journal, events(0..500)).await;
@@ -47,7 +47,7 @@ async fn an_event_larger_than_the_memory_is_lost_alone() {
 const HOUR: Duration = Duration::from_hours(1);
 
 #[tokio::test]
-async fn what_is_too_old_goes_and_is_counted() {
+async fn events_older_than_max_age_are_removed_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let config = config::Journal { max_age: Period(HOUR), ..config(dir.path()) };
     let (journal, _) = open(&config);
@@ -65,7 +65,7 @@ async fn what_is_too_old_goes_and_is_counted() {
 }
 
 #[tokio::test]
-async fn history_goes_and_what_somebody_waits_for_stays() {
+async fn delivered_events_are_removed_and_undelivered_ones_stay() {
     let dir = tempfile::tempdir().unwrap();
     let config = config::Journal { keep_delivered: Period(HOUR), ..config(dir.path()) };
     let (journal, _) = open(&config);
@@ -140,7 +140,7 @@ async fn size_removes_a_share_of_the_events_and_not_of_the_numbers() {
 /// Everything that was in the journal was too old, or too much, and nothing came behind it. Whoever had
 /// not got it is told, whatever comes then.
 #[tokio::test]
-async fn what_retention_removed_is_told_after_any_end() {
+async fn removed_events_are_reported_after_a_stop_and_a_kill() {
     let dir = tempfile::tempdir().unwrap();
     let old = config::Journal { max_age: Period(HOUR), ..config(dir.path()) };
     let (journal, _) = open(&old);
@@ -168,7 +168,7 @@ async fn what_retention_removed_is_told_after_any_end() {
 }
 
 #[tokio::test]
-async fn what_had_no_room_is_told_after_a_crash() {
+async fn events_over_max_size_are_reported_after_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let config = config::Journal { max_size: Size(1), ..config(dir.path()) };
     let (journal, _) = open(&config);
@@ -186,7 +186,7 @@ async fn what_had_no_room_is_told_after_a_crash() {
 
 /// Dead letters, and the state of channels, take no room from the events that wait for others.
 #[tokio::test]
-async fn events_are_not_deleted_for_what_are_no_events() {
+async fn dead_letters_and_state_take_no_room_from_events() {
     let dir = tempfile::tempdir().unwrap();
     let config = config::Journal {
         max_size: Size(1 << 20),
@@ -236,7 +236,7 @@ async fn events_are_not_deleted_for_what_are_no_events() {
 }
 
 #[tokio::test]
-async fn old_runs_are_forgotten_when_they_tell_nobody_anything() {
+async fn old_runs_are_pruned() {
     let dir = tempfile::tempdir().unwrap();
     let config = config::Journal { keep_delivered: Period(Duration::ZERO), ..config(dir.path()) };
     for n in 0..20 {

@@ -109,7 +109,7 @@ impl Real {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
     #[test]
-    fn it_is_a_list_with_cursors(acts in acts()) {
+    fn the_journal_behaves_like_a_list_with_cursors(acts in acts()) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut real = Real::open(tempfile::tempdir().unwrap());

@@ -1,8 +1,11 @@
 //! Who may open the journal, and what is done with a file that is newer, or broken.
 
-use std::{fs, path::Path, process::Output};
+use std::{fs, path::Path, process::Output, sync::Arc};
 
-use astro_relay::journal::{Journal, StoreError};
+use astro_relay::{
+    base::event::Record,
+    journal::{Journal, SetAside, StoreError, store::Store},
+};
 use rusqlite::Connection;
 use tokio::process::Command;
 
@@ -50,7 +53,7 @@ async fn a_journal_belongs_to_one_process() {
 
 /// Who closes the database last removes its log by name, and by then it may be another.
 #[tokio::test]
-async fn nothing_is_open_in_a_closed_journal_whoever_still_holds_it() {
+async fn a_closed_journal_has_no_open_files() {
     let dir = tempfile::tempdir().unwrap();
     let journal = some(dir.path()).await;
     let held = journal.clone();
@@ -108,7 +111,7 @@ async fn a_broken_header_is_no_newer_format() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_database_is_set_aside_and_the_loss_told() {
+async fn a_file_that_is_no_database_is_set_aside_and_the_loss_reported() {
     let dir = tempfile::tempdir().unwrap();
     let journal = some(dir.path()).await;
     close(journal).await;
@@ -180,6 +183,50 @@ async fn a_recovery_that_was_interrupted_is_finished() {
     let aside: Vec<_> = names.filter(|name| name.starts_with("journal.db.broken-")).collect();
     assert_eq!(aside.len(), 2, "the database and its log: {aside:?}");
     assert!(aside.iter().any(|name| name.ends_with("-wal")), "{aside:?}");
+}
+
+/// Without the tables and columns that were added since, and with what is no longer used.
+fn make_it_a_former_version_s(dir: &Path) {
+    let db = Connection::open(dir.join("journal.db")).unwrap();
+    db.execute_batch(
+        "ALTER TABLE batches DROP COLUMN time; ALTER TABLE dead_letters DROP COLUMN time;
+         DROP TABLE state; DELETE FROM meta WHERE key = 'identity';
+         INSERT OR REPLACE INTO meta VALUES('reserved', 1000001), ('alive', 1700000000000)",
+    )
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_file_of_a_former_version_is_opened_and_recovered() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = some(dir.path()).await;
+    journal.register("sink", astro_relay::config::Start::Earliest).unwrap();
+    journal.advance("sink", 400);
+    for seq in 1..=3 {
+        let record = Arc::new(Record::new(seq, event(seq)));
+        assert_eq!(journal.dead_letter("sink", &record, "no"), SetAside::Stored);
+    }
+    settled(&journal, &["sink"]).await;
+    close(journal).await;
+    make_it_a_former_version_s(dir.path());
+    let broken = crashed(dir.path());
+    // Its header names a format that it does not have.
+    let file = broken.path().join("journal.db");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[60..64].copy_from_slice(&[0, 0, 0, 3]);
+    fs::write(&file, bytes).unwrap();
+    for dir in [&dir, &broken] {
+        let (journal, opened) = open(&config(dir.path()));
+        assert_eq!((opened.events, opened.lost), (1000, 0));
+        assert!(journal.figures().last >= 1000, "no number is assigned twice");
+        assert_eq!(position(&journal, "sink"), 400);
+        assert_eq!(journal.dead_letter_counts()["sink"], 3);
+        assert_eq!(read_all(&journal, 0).await.numbers, (0..1000).collect::<Vec<_>>());
+        let letters = Store::open_reader(dir.path()).unwrap().dead_letters(None).unwrap();
+        let numbers: Vec<_> = letters.iter().map(|letter| letter.number).collect();
+        assert_eq!(numbers, [1, 2, 3]);
+        close(journal).await;
+    }
 }
 
 #[tokio::test]

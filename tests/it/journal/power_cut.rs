@@ -26,12 +26,12 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_what_is_younger_than_the_interval_is_lost() {
+async fn a_power_cut_loses_only_what_is_not_yet_synced() {
     cut(Sync::Every(Duration::from_millis(30))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_sync_always_nothing_is_lost_that_was_handed_out() {
+async fn with_sync_always_a_power_cut_loses_nothing_that_was_read() {
     cut(Sync::Always).await;
 }
 
@@ -113,7 +113,7 @@ fn work(
 /// A backlog is drained while nothing new comes: what counts as saved survives, and the sink gets no
 /// more again than what it was sent and not told to be saved.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drained_backlog_does_not_come_again() {
+async fn a_drained_backlog_is_not_repeated_after_a_power_cut() {
     if !may_mount() {
         return;
     }

@@ -99,7 +99,7 @@ async fn fill(journal: &Journal, sink: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn the_dead_letters_of_a_sink_have_a_budget_of_their_own_and_none_is_deleted() {
+async fn each_sink_has_a_budget_of_dead_letters_and_none_is_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { max_dead_letters: Size(1 << 20), ..config(dir.path()) };
     let (journal, _) = open(&config);
@@ -128,7 +128,7 @@ async fn the_dead_letters_of_a_sink_have_a_budget_of_their_own_and_none_is_delet
 }
 
 #[tokio::test]
-async fn a_letter_that_is_refused_again_needs_no_room() {
+async fn a_dead_letter_rejected_again_needs_no_room() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { max_dead_letters: Size(64 << 10), ..config(dir.path()) };
     let (journal, _) = open(&config);
@@ -149,7 +149,7 @@ async fn a_letter_that_is_refused_again_needs_no_room() {
 }
 
 #[tokio::test]
-async fn a_replay_is_taken_up_goes_on_after_a_crash_and_ends() {
+async fn a_replay_survives_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     journal.register("sink", Start::Earliest).unwrap();

@@ -60,7 +60,7 @@ async fn holds(config: &Config, old: u64) {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_at_the_start_is_lived_through() {
+async fn a_relay_starts_on_a_full_disk() {
     if !may_mount() {
         return;
     }
@@ -78,7 +78,7 @@ async fn a_disk_that_is_full_at_the_start_is_lived_through() {
 }
 
 #[tokio::test]
-async fn a_directory_that_cannot_be_made_is_lived_through() {
+async fn a_relay_starts_without_its_directory() {
     let dir = tempfile::tempdir().unwrap();
     let blocker = dir.path().join("no directory");
     fs::write(&blocker, "").unwrap();
@@ -92,7 +92,7 @@ async fn a_directory_that_cannot_be_made_is_lived_through() {
 
 /// What the sinks had still to get of the old is handed on when it can be read.
 #[tokio::test]
-async fn a_disk_that_is_read_only_at_the_start_gives_its_backlog_later() {
+async fn the_backlog_of_a_disk_that_was_read_only_at_the_start_is_replayed() {
     if !may_mount() {
         return;
     }
@@ -123,7 +123,7 @@ async fn a_disk_that_is_read_only_at_the_start_gives_its_backlog_later() {
 }
 
 #[tokio::test]
-async fn files_that_are_removed_while_it_runs_are_made_anew() {
+async fn files_removed_while_it_runs_are_made_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("journal");
     let config = Config { memory: Size(1 << 20), ..config(&path) };
@@ -188,7 +188,7 @@ fn modes(dir: &Path) -> Vec<(String, u32)> {
 }
 
 #[tokio::test]
-async fn nobody_else_may_read_the_journal_whoever_made_its_directory() {
+async fn the_journal_s_files_are_private() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let (journal, _) = open(&config(dir.path()));
@@ -218,7 +218,7 @@ async fn nobody_else_may_read_the_journal_whoever_made_its_directory() {
 
 /// The whole relay: it runs, says what is wrong, gives out what comes, and takes the disk up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_relay_starts_without_its_journal_and_takes_it_up() {
+async fn a_relay_starts_without_its_journal_and_opens_it_later() {
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
     let receiver = Receiver::start();
     let sink = format!(
