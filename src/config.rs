@@ -1,12 +1,10 @@
-//! The configuration: its typed model.
+//! The configuration: its typed model, values, secrets, and the difference between two of them.
 //!
-//! [`load`](crate::loading::load()) brings file, environment and command line together, says every problem at once, and
-//! hands out a [`Config`]; [`secret`] reads secrets from where the configuration says they are. The
-//! model itself does nothing. Names here are the public interface, see `config/astro-relay.toml`;
-//! the comments on the fields are what the JSON Schema shows in an editor.
+//! It is pure: files and checks are [`crate::loading`]'s. Names here are the public interface, see
+//! `config/astro-relay.toml`; the comments on the fields are what the JSON Schema shows in an editor.
 //!
-//! The one thing to know: a sink's table is split in two. What all sinks share is [`SinkConfig`];
-//! the rest stays JSON in [`SinkConfig::settings`] until the sink's own kind reads it.
+//! A sink's table is split in two. What all sinks share is [`SinkConfig`]; the rest stays JSON in
+//! [`SinkConfig::settings`] until the sink's own kind reads it.
 
 pub mod commands;
 pub mod difference;
@@ -23,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     commands::{Action, Commands},
-    problem::{ConfigError, Place, Problem},
+    problem::{ConfigError, Findings, Place, Problem},
     secret::{Secret, SecretRef},
     units::{Period, Size},
 };
@@ -47,7 +45,7 @@ pub struct Config {
     pub http: Http,
     /// What is logged, and how.
     pub log: Log,
-    /// When the configuration is loaded anew.
+    /// When the configuration is reloaded.
     pub reload: Reload,
     /// Where events go, by a name of the user's own (`[a-z0-9_-]`).
     pub sinks: BTreeMap<String, SinkConfig>,
@@ -68,10 +66,10 @@ pub struct Astro {
     /// `ALL_PROXY`, `NO_PROXY`) either. Also `proxy_file`, `proxy_env`, `proxy_credential`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<SecretRef>,
-    /// The largest message that is relayed; a larger one is left out, counted and told.
+    /// The largest message that is relayed; a larger one is left out, counted and logged.
     pub max_message_size: Size,
     /// Subscriptions on one connection before another is opened. The gateway takes ten commands a
-    /// second, so 450 stand within 45 s.
+    /// second, so 450 are established within 45 s.
     pub max_subscriptions_per_connection: usize,
     /// Connections at once, at most.
     pub max_connections: usize,
@@ -83,7 +81,7 @@ pub struct Astro {
     pub response_timeout: Period,
     /// Silence after which the relay sends a ping of its own.
     pub ping_after: Period,
-    /// How long after that ping a silent link counts as dead.
+    /// How long after that ping a silent connection counts as dead.
     pub ping_timeout: Period,
     /// The longest wait between two attempts to connect.
     pub backoff_max: Period,
@@ -224,7 +222,7 @@ impl Default for Journal {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Session {
-    /// How often it is fetched anew, beside after every connect.
+    /// How often it is fetched, beside after every connect.
     pub refresh: Period,
 }
 
@@ -238,7 +236,7 @@ impl Default for Session {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Backfill {
-    /// Whether the history is asked at all.
+    /// Whether the history is fetched at all.
     pub enabled: bool,
 }
 
@@ -271,12 +269,12 @@ impl Default for Sync {
 pub struct Http {
     /// Where it listens; `""` turns it off.
     pub listen: String,
-    /// What a caller must show to change something; also `_file`, `_env`, `_credential`.
+    /// What a client must present to change something; also `_file`, `_env`, `_credential`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_token: Option<SecretRef>,
     /// Allows a `listen` that is not loopback without an `admin_token`.
     pub insecure: bool,
-    /// Host names under which it may be asked, beside addresses and `localhost`.
+    /// Host names under which it answers, beside addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
     /// Commands that may be given here with the `admin_token`: true for all, false for none, or a list
     /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
@@ -311,11 +309,11 @@ impl Default for Log {
     }
 }
 
-/// When the configuration is loaded anew, beside when it is asked for (SIGHUP, POST /reload).
+/// When the configuration is reloaded, beside on request (SIGHUP, POST /reload).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Reload {
-    /// Whether the file is looked at, and loaded anew when it has changed.
+    /// Whether the file is watched, and reloaded when it has changed.
     pub watch: bool,
 }
 
@@ -351,13 +349,13 @@ pub struct SinkConfig {
     /// repeat.
     #[serde(default = "default_window")]
     pub window: usize,
-    /// How long the far side may take for an answer, or for reading on, before it counts as a failure.
+    /// How long the destination may take for an answer, or for reading on, before it counts as a failure.
     #[serde(default = "default_timeout")]
     pub timeout: Period,
     /// The longest wait between two attempts.
     #[serde(default = "default_backoff_max")]
     pub backoff_max: Period,
-    /// Whether the far side keeps the live state beside the events: what the session, the stream, the
+    /// Whether the current state is published there beside the events: what the session, the stream, the
     /// bot and the relay are now.
     #[serde(default)]
     pub state: bool,
@@ -366,21 +364,21 @@ pub struct SinkConfig {
     #[schemars(skip)]
     pub settings: serde_json::Value,
     /// The channels that it selects, by label, with the topics that they subscribe to: for a sink that
-    /// describes them to its far side, and empty for all others. Filled by the loader, so that a sink
-    /// is another when what it describes is.
+    /// describes them to its destination, and empty for all others. Filled by the loader, so that a sink
+    /// has changed when what it describes has.
     #[serde(default, skip)]
     #[schemars(skip)]
     pub feeds: BTreeMap<String, Described>,
 }
 
-/// What a sink describes of a channel to its far side.
+/// What a sink describes of a channel to its destination.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Described {
     /// The channel's id, where one is configured.
     pub room: Option<String>,
     /// The topics that it subscribes to.
     pub topics: Vec<String>,
-    /// The client ids of other sinks that describe it to their far sides.
+    /// The client ids of other sinks that describe it to their destinations.
     pub elsewhere: Vec<String>,
 }
 

@@ -1,13 +1,12 @@
 //! The local HTTP endpoint: probes, status, metrics, live events, dead letters, reload, and a page
 //! that shows them.
 //!
-//! It reads what the other parts say of themselves. What it changes it asks others for: dead letters
-//! in the journal's file, a reload and a command of the tasks that do it. It renders nothing but its
-//! one page, and keeps nothing.
+//! It reads what the other parts report, and keeps nothing. It changes nothing itself: dead letters are
+//! requests in the journal's file, a reload and a command are requests to the tasks that execute them.
 //!
-//! The one thing to know: [`guard`] stands before every route and decides by the request alone who
-//! may do what; a route that is added is closed to changes until it says a token. Requests are served
-//! within the one task that the supervisor started: a panic in one ends that connection, not the task.
+//! [`guard`] stands before every route and decides by the request alone who may do what: on a new route,
+//! too, a change needs the token. Requests are served within the one task that the supervisor started: a
+//! panic in one ends that connection, not the task.
 
 mod attempts;
 mod commands;
@@ -54,7 +53,7 @@ const BODY: usize = 64 * 1024;
 const LINE: usize = 1000;
 const LINES: usize = 1000;
 
-/// What the endpoint shows, and whom it asks.
+/// What the handlers share.
 #[derive(Clone)]
 pub struct State {
     /// What every part says of itself.
@@ -65,9 +64,9 @@ pub struct State {
     pub dir: Option<PathBuf>,
     /// The metrics; `None` in a process that has none.
     pub metrics: Option<PrometheusHandle>,
-    /// Who may ask; changes when the configuration is loaded anew.
+    /// Who may do what; changes with a reload.
     pub access: watch::Receiver<config::Http>,
-    /// Who loads the configuration anew; `None` where it did not come from anywhere.
+    /// Reloads the configuration; `None` where it came from no file.
     pub reloads: Option<Reloads>,
     /// Where commands go.
     pub commands: Intake,
@@ -92,7 +91,7 @@ impl std::fmt::Debug for State {
     }
 }
 
-/// Serves until it is told to stop.
+/// Serves until `stop`.
 pub async fn serve(listener: Arc<TcpListener>, mut state: State, stop: CancellationToken) {
     state.stop = stop.clone();
     connections::serve(&listener, routes(state), &stop).await;

@@ -25,6 +25,7 @@ mod pulse;
 mod race;
 mod redis;
 mod stdout;
+mod together;
 mod webhook;
 
 use std::{sync::Arc, time::Duration};
@@ -38,7 +39,7 @@ use crate::{
     base::event::Record,
     channel::board::Path,
     command::Desk,
-    config::{ConfigError, Problem, SinkConfig},
+    config::{ConfigError, SinkConfig, problem::Findings},
 };
 
 /// An event rendered for one sink.
@@ -263,6 +264,8 @@ pub struct Kind {
     /// Its `url` in a new configuration: where its server usually listens on the same machine. `None`: it
     /// has no `url`; empty: nobody can guess it.
     pub usual_url: Option<&'static str>,
+    /// How `demo` uses it; `None`: not at all.
+    pub demo: Option<Demo>,
     /// Whether there is a connection that proves itself by lasting. Where each event has its own exchange
     /// there is none, and only an accepted event proves anything.
     pub session: bool,
@@ -276,7 +279,7 @@ pub struct Kind {
     pub open: fn(Opening<'_>) -> Result<Box<dyn Sink>, ConfigError>,
     /// What is wrong with several sinks of this kind together, each of which would be valid alone (one
     /// client id twice at one broker). Keys are those of the whole configuration.
-    pub validate: Option<fn(&[(&str, &SinkConfig)]) -> Vec<Problem>>,
+    pub validate: Option<fn(&[(&str, &SinkConfig)]) -> Findings>,
     /// Asks for the right to publish, for `check --connect`.
     pub probe: Option<Probe>,
 }
@@ -287,6 +290,15 @@ pub struct Kind {
 /// is no session, to know whether the destination is there at all.
 pub type Probe =
     fn(Opening<'_>, Vec<Arc<str>>) -> BoxFuture<'static, Result<Vec<Permission>, Failure>>;
+
+/// What `demo` has to know of a kind.
+#[derive(Debug, Clone, Copy)]
+pub struct Demo {
+    /// Settings beside the `url`, as JSON.
+    pub settings: &'static str,
+    /// How to watch the events there.
+    pub watch: &'static str,
+}
 
 /// How a kind addresses events.
 #[derive(Debug, Clone, Copy)]

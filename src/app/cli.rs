@@ -1,8 +1,9 @@
-//! The command line: what can be said, and which command it is. The commands are one file each.
+//! The command line: the commands and their shared arguments, exit codes, and the runtime. The commands are
+//! one file each.
 //!
-//! Exit codes are those of sysexits(3): 64 for a wrong command line, 69 when what is
-//! asked cannot be reached, 70 when the relay gave up, 74 for
-//! trouble with files, 75 when another process has the journal, 78 for a wrong configuration.
+//! Exit codes are those of sysexits(3): 64 for a wrong command line, 69 when the relay or a destination
+//! cannot be reached, 70 when the relay gave up, 74 for trouble with files, 75 when another process has the
+//! journal, 78 for a wrong configuration.
 
 pub mod check;
 mod client;
@@ -49,38 +50,38 @@ pub struct Cli {
 enum Command {
     /// Runs the relay.
     Run(Source),
-    /// Tells everything that is wrong with a configuration.
+    /// Validates the configuration: every problem, with line and column.
     Check(Check),
-    /// Shows how a relay that runs is doing.
+    /// Shows the status of the running relay.
     Status(status::Status),
-    /// The same as a page that is drawn anew every second.
+    /// Live status, refreshed every second.
     Top(top::Top),
-    /// Shows events as a relay that runs gets them.
+    /// Streams events from the running relay.
     Tail(tail::Tail),
-    /// Has a sink that waits (down, busy, held, gone) tried now.
+    /// Retries a waiting sink (down, busy, held, gone) now.
     Retry(client::Retry),
     /// Writes a first configuration, asking for what it needs.
     Init(Init),
-    /// Lists the topics that are known, with the scope that a token needs for each.
+    /// Lists the known topics, with the scope that a token needs for each.
     Topics,
     /// Prints the JSON Schema of the configuration.
     Schema,
-    /// Shows the relay at work, with a simulated Astro: nothing needs to be installed or configured.
+    /// Runs the relay with a simulated Astro: nothing needs to be installed or configured.
     Demo(demo::Demo),
-    /// Runs a simulated Astro and Sessions API, with faults at will.
+    /// Runs a simulated Astro and Sessions API, with injectable faults.
     Sim(simulate::Simulate),
-    /// Sends one clearly marked synthetic event through the configured sinks.
+    /// Sends one marked synthetic event through the configured sinks.
     SendTest(send_test::SendTest),
     /// Reads and changes a channel's session over the REST API.
     #[command(subcommand)]
     Session(session::SessionCommand),
-    /// Looks into the journal.
+    /// Inspects the journal.
     #[command(subcommand)]
     Journal(journal::JournalCommand),
-    /// Looks at events that a far side refused, and deals with them.
+    /// Lists, retries and deletes the events that a destination rejected.
     #[command(subcommand)]
     DeadLetters(journal::DeadLetterCommand),
-    /// Hands events of the journal to a sink again.
+    /// Delivers events of the journal to a sink again.
     Replay(journal::ReplayArgs),
     /// Prints a completion script for a shell.
     Completions(info::Completions),
@@ -103,11 +104,11 @@ pub struct Source {
 struct Check {
     #[command(flatten)]
     source: Source,
-    /// Does not look for secrets: for a configuration that is meant for another machine.
+    /// Does not read secrets: for a configuration of another machine.
     #[arg(long)]
     no_secrets: bool,
-    /// Also subscribes at the gateway and leaves again, connects to every sink, and asks whether it may
-    /// publish there.
+    /// Also opens and closes test subscriptions, connects to every sink, and asks for the right to publish
+    /// there.
     #[arg(long, conflicts_with = "no_secrets")]
     connect: bool,
 }
@@ -117,7 +118,7 @@ struct Init {
     /// The file to write.
     #[arg(short, long, value_name = "FILE", default_value = "astro-relay.toml")]
     config: PathBuf,
-    /// Overwrites what is there.
+    /// Overwrites an existing file.
     #[arg(long)]
     force: bool,
     /// A label for the channel [default: main]
@@ -132,7 +133,7 @@ struct Init {
     /// What kind of token it is: jwt, apikey, oauth2, oauth
     #[arg(long, default_value = "jwt", value_parser = token_type)]
     token_type: TokenType,
-    /// A topic to subscribe; may be given several times.
+    /// A topic to subscribe; can be repeated.
     #[arg(long = "topic", value_name = "TOPIC")]
     topics: Vec<String>,
     /// Where events go: mqtt, mqtt=mqtt://broker:1883, nats, redis, webhook=https://…, stdout
@@ -207,7 +208,7 @@ pub(crate) type Done = Result<(), Failed>;
 /// How long blocking work may take to end when the command has.
 const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Reads the command line and does what it says.
+/// Runs the command that the command line names.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -268,12 +269,12 @@ fn check_config(check: &Check) -> Done {
         return Ok(());
     }
     let loaded = load(&sources).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
-    // What goes wrong is told by the command itself.
+    // The command itself reports what goes wrong.
     let log = Log { level: "off".into(), ..loaded.config.log.clone() };
     match on_runtime(1, &log, connect::connect(&loaded.config))? {
         0 => Ok(()),
         count => {
-            let text = format!("{count} of the subscriptions and sinks cannot be used now");
+            let text = format!("{count} of the subscriptions and sinks do not work");
             Err(Failed::new(Failed::UNAVAILABLE, text))
         }
     }
@@ -322,7 +323,7 @@ impl Source {
         load(&self.sources()).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))
     }
 
-    /// Loads the configuration, and says what is to be said of it.
+    /// Loads the configuration, and prints its warnings.
     pub(crate) fn load(&self) -> Result<Config, Failed> {
         let loaded = self.load_with_file()?;
         for warning in &loaded.warnings {
@@ -357,8 +358,8 @@ pub(crate) fn on_runtime<T>(
     outcome
 }
 
-/// Listens from now on for being told to stop; what it answers completes when that happens.
-pub(crate) fn told_to_stop() -> io::Result<impl Future<Output = ()>> {
+/// Catches the signals that end the process from now on; the future completes with the first of them.
+pub(crate) fn termination() -> io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -81,7 +81,7 @@ pub struct Relay {
     status: Arc<RelayStatus>,
     listening: Option<SocketAddr>,
     reloads: Option<Reloads>,
-    /// Who could change something, where nobody does: what is wanted stays wanted.
+    /// Kept where nobody reloads: without its senders the receivers would end.
     _reload_handles: Option<ReloadHandles>,
 }
 
@@ -95,7 +95,7 @@ impl Relay {
         Self::build(loaded, None, metrics).await
     }
 
-    /// The same, for a configuration that can be loaded anew from where it came.
+    /// The same, for a configuration that can be reloaded from its sources.
     pub async fn reloadable(
         loaded: Loaded,
         sources: Sources,
@@ -166,9 +166,9 @@ impl Relay {
             }
             None => (None, Some(reload_handles)),
         };
-        let show =
-            Show { status: Arc::clone(&status), metrics, access: asked, reloads: reloads.clone() };
-        let listening = add_http(&mut supervisor, &config, &services, show).await?;
+        let own =
+            EndpointParts { status: Arc::clone(&status), metrics, access: asked, reloads: reloads.clone() };
+        let listening = add_http(&mut supervisor, &config, &services, own).await?;
         Ok(Self {
             supervisor,
             journal,
@@ -179,22 +179,19 @@ impl Relay {
         })
     }
 
-    /// Whom to ask for loading the configuration anew.
+    /// The handle that requests a reload.
     pub fn reloads(&self) -> Option<Reloads> {
         self.reloads.clone()
     }
 
-    /// Where the HTTP endpoint listens.
     pub fn listening(&self) -> Option<SocketAddr> {
         self.listening
     }
 
-    /// What every part says of itself.
     pub fn status(&self) -> Arc<RelayStatus> {
         Arc::clone(&self.status)
     }
 
-    /// The journal.
     pub fn journal(&self) -> Journal {
         self.journal.clone()
     }
@@ -221,7 +218,7 @@ impl Relay {
     }
 }
 
-/// Lets the pages say which tasks do not work: that of a sink on the page of the sink.
+/// Reports tasks that do not work: that of a sink with the sink.
 fn report_tasks(supervisor: &mut Supervisor, status: &Arc<Status>) {
     let status = Arc::clone(status);
     supervisor.report_to(Box::new(move |task, reason| {
@@ -318,7 +315,7 @@ fn add_health(supervisor: &mut Supervisor, services: &Services, status: &Arc<Rel
     supervisor.add("health", Stage::Intake, factory);
 }
 
-/// Says why the journal does not hold what it should.
+/// Reports a journal that does not work.
 fn add_journal_health(supervisor: &mut Supervisor, services: &Services) {
     let Services { journal, status, .. } = services.clone();
     let factory: Factory = Box::new(move |stop| {
@@ -340,8 +337,8 @@ fn add_journal_health(supervisor: &mut Supervisor, services: &Services) {
     supervisor.add("journal health", Stage::Display, factory);
 }
 
-/// A factory whose first piece is made already: its errors are found at the start, and its place in the
-/// journal is taken before anything is heard.
+/// A factory whose first task is made already: its errors are found at the start, and its position in the
+/// journal is taken before any event comes.
 fn made_ahead<T: Send + 'static, E: std::error::Error>(
     first: T,
     make: impl Fn() -> Result<T, E> + Send + 'static,
@@ -359,7 +356,7 @@ fn made_ahead<T: Send + 'static, E: std::error::Error>(
 }
 
 /// What only the endpoint needs.
-struct Show {
+struct EndpointParts {
     status: Arc<RelayStatus>,
     metrics: Option<PrometheusHandle>,
     access: watch::Receiver<crate::config::Http>,
@@ -370,7 +367,7 @@ async fn add_http(
     supervisor: &mut Supervisor,
     config: &Config,
     services: &Services,
-    show: Show,
+    own: EndpointParts,
 ) -> Result<Option<SocketAddr>, RelayError> {
     if config.http.listen.is_empty() {
         return Ok(None);
@@ -382,12 +379,12 @@ async fn add_http(
     let listener = Arc::new(listener);
     let dir = &config.journal.dir;
     let state = http::State {
-        status: show.status,
+        status: own.status,
         journal: services.journal.clone(),
         dir: (!dir.as_os_str().is_empty()).then(|| dir.clone()),
-        metrics: show.metrics,
-        access: show.access,
-        reloads: show.reloads,
+        metrics: own.metrics,
+        access: own.access,
+        reloads: own.reloads,
         commands: services.commands.clone(),
         address,
         followers: Arc::new(Semaphore::new(http::State::FOLLOWERS)),

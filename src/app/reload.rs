@@ -1,16 +1,15 @@
-//! Loading the configuration anew while the relay runs.
+//! Reloads the configuration while the relay runs: on SIGHUP, over HTTP, or when the file has changed.
 //!
-//! Asked for by SIGHUP, over HTTP, or by a change of the file. It loads everything as at the start;
-//! only if all of it can be used is the difference carried out: sinks are started, stopped or made
-//! anew by the supervisor, each keeping its cursor; what is wanted of the gateway goes to it through
-//! its watch. What is wrong in the new configuration is told, and nothing changes.
+//! Everything is loaded as at the start; only if it is valid is the difference applied: the supervisor
+//! starts, stops and restarts sinks, each keeping its cursor; the gateway gets its targets through a watch.
+//! An invalid configuration is reported, and nothing changes.
 //!
 //! A file that is watched may be seen at any moment of its being written. It is loaded when it has been
 //! still for a moment; one that would leave no channel or no sink where there were some is refused; and
 //! half a file that no longer says that it is watched is watched on for a while.
 //!
-//! The one thing to know: nothing here waits for a sink. A sink that is to go is told so and has its
-//! deadline with the supervisor; its successor waits for it there, and nobody else does.
+//! Nothing here waits for a sink. One that is removed has its deadline with the supervisor; its successor
+//! waits for it there, and nothing else does.
 
 use std::{
     collections::BTreeSet,
@@ -45,45 +44,42 @@ use crate::{
     loading::{Loaded, Sources, load},
 };
 
-/// Requests that may wait: a finger on a key, not a queue.
+/// Requests that may wait: somebody types them.
 const REQUESTS: usize = 8;
 
-/// How often the file is looked at. It is loaded when it looks the same twice, so that half a file is
-/// not taken for a whole one.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often the file is checked. It is loaded when it is the same twice, so that half a file is not taken
+/// for a whole one.
+const CHECK: Duration = Duration::from_secs(2);
 
-/// How long the file system may take to answer a look.
-const ANSWER: Duration = Duration::from_secs(1);
+/// How long the file system may take to answer.
+const STAT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long everything that is configured may take to be read.
-const LOAD: Duration = Duration::from_secs(25);
+const LOAD_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How often a file is read again that was written meanwhile, when somebody waits for it.
 const READS: usize = 3;
 
 /// A file that could not be used is tried again after this, though it is the same: a secret that it names
 /// may be there again.
-const AGAIN: Duration = Duration::from_secs(30);
+const RETRY_INVALID: Duration = Duration::from_secs(30);
 
 /// How long a file is watched that has turned the watching off: it may have been half of one.
 const STILL_WATCHED: Duration = Duration::from_mins(2);
 
-/// Who asks where nobody does: the file has changed.
+/// The cause where nobody asked: the file has changed.
 const BY_FILE: &str = "file";
 
-/// What a reload changes.
+/// The senders by which a reload takes effect.
 #[derive(Debug)]
 pub struct ReloadHandles {
-    /// What the sinks are made of.
     pub services: Services,
     pub status: Arc<RelayStatus>,
     /// What is wanted of the gateway.
     pub targets: watch::Sender<Targets>,
-    /// The configured channels.
     pub channels: watch::Sender<BTreeSet<String>>,
-    /// The configured sinks.
     pub sinks: watch::Sender<BTreeSet<String>>,
-    /// Who may ask over HTTP.
+    /// Access over HTTP.
     pub access: watch::Sender<Http>,
     /// Where tasks are added and removed.
     pub requests: Requests,
@@ -96,15 +92,15 @@ pub struct Reload {
     running: Config,
     handles: ReloadHandles,
     requests: mpsc::Receiver<Request>,
-    /// How the file looked when it was loaded, and when it was looked at last.
-    loaded: Look,
-    last: Look,
+    /// The file when it was loaded, and when it was checked last.
+    loaded: Fingerprint,
+    last: Fingerprint,
     /// What was wrong the last time, and when that was.
     failed: Option<(Vec<String>, Moment)>,
     /// When a file that was loaded by itself turned the watching off.
-    blinded: Option<Moment>,
+    unwatched: Option<Moment>,
     /// Work on files that has not come back: a disk that hangs.
-    looking: Option<JoinHandle<Look>>,
+    checking: Option<JoinHandle<Fingerprint>>,
     loading: Option<JoinHandle<Result<Loaded, ConfigError>>>,
 }
 
@@ -114,42 +110,42 @@ impl std::fmt::Debug for Reload {
     }
 }
 
-/// Enough of a file's state to see that it is another: its device and number, when it was changed, and
+/// Enough of a file's metadata to see that it has changed: its device and number, when it was changed, and
 /// its size. The time of change comes from the kernel; the one of modification can be set back.
-type Look = Option<(u64, u64, i64, i64, u64)>;
+type Fingerprint = Option<(u64, u64, i64, i64, u64)>;
 
 impl Reload {
-    /// The task that loads from `sources`, and a handle to ask it with.
+    /// The task that loads from `sources`, and the handle to request it.
     pub fn new(sources: Sources, loaded: Loaded, handles: ReloadHandles) -> (Self, Reloads) {
         let (sender, requests) = mpsc::channel(REQUESTS);
         let Loaded { config, file, .. } = loaded;
         let file = file.filter(|_| sources.text.is_none());
-        let look = file.as_deref().and_then(look);
+        let found = file.as_deref().and_then(fingerprint);
         let task = Self {
             sources,
             file,
             running: config,
             handles,
             requests,
-            loaded: look,
-            last: look,
+            loaded: found,
+            last: found,
             failed: None,
-            blinded: None,
-            looking: None,
+            unwatched: None,
+            checking: None,
             loading: None,
         };
         (task, Reloads(sender))
     }
 
-    /// Loads anew whenever it is asked to, until it is told to stop.
+    /// Reloads on request and on a change of the file, until `stop`.
     pub async fn run(&mut self, stop: CancellationToken) {
-        let mut looking = interval(LOOK);
-        looking.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut checks = interval(CHECK);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let request = tokio::select! {
                 () = stop.cancelled() => return,
                 Some(request) = self.requests.recv() => Some(request),
-                _ = looking.tick(), if self.watches() => None,
+                _ = checks.tick(), if self.watches() => None,
             };
             let done = async {
                 match &request {
@@ -164,46 +160,47 @@ impl Reload {
                 report = done => report,
             };
             if let (Some(Request { answer, .. }), Some(report)) = (request, report) {
-                // Whoever asked may have left.
+                // The client may have left.
                 drop(answer.send(report));
             }
         }
     }
 
-    /// Whether the file is looked at. One that has turned that off may be the half of a file.
+    /// Whether the file is checked. One that has turned that off may be the half of a file.
     fn watches(&self) -> bool {
-        let blinded = self.blinded.is_some_and(|at| at.elapsed() < STILL_WATCHED);
-        self.running.reload.watch || blinded
+        let unwatched = self.unwatched.is_some_and(|at| at.elapsed() < STILL_WATCHED);
+        self.running.reload.watch || unwatched
     }
 
     /// Whether the file is to be loaded: it is another than the one that was loaded and no longer being
     /// written, or it could not be used then and what it names may have changed.
     async fn is_due(&mut self) -> bool {
-        let Some(now) = self.look().await else { return false };
+        let Some(now) = self.fingerprint().await else { return false };
         let still = now == self.last;
         self.last = now;
-        let again = self.failed.as_ref().is_some_and(|(_, at)| at.elapsed() >= AGAIN);
+        let again = self.failed.as_ref().is_some_and(|(_, at)| at.elapsed() >= RETRY_INVALID);
         // A file that is away is being replaced, or somebody's mistake: what runs goes on.
         now.is_some() && still && (now != self.loaded || again)
     }
 
-    /// How the file looks; `None`: its disk does not answer.
-    async fn look(&mut self) -> Option<Look> {
+    /// The file now; `None`: its disk does not answer.
+    async fn fingerprint(&mut self) -> Option<Fingerprint> {
         let Some(file) = self.file.clone() else { return Some(None) };
-        let looking =
-            self.looking.get_or_insert_with(|| tokio::task::spawn_blocking(move || look(&file)));
-        let look = timeout(ANSWER, looking).await.ok()?;
-        self.looking = None;
-        Some(look.ok().flatten())
+        let checking = self
+            .checking
+            .get_or_insert_with(|| tokio::task::spawn_blocking(move || fingerprint(&file)));
+        let found = timeout(STAT_TIMEOUT, checking).await.ok()?;
+        self.checking = None;
+        Some(found.ok().flatten())
     }
 
-    /// Loads, off the runtime, and says what is wrong.
+    /// Loads, off the runtime; an error is every problem.
     async fn load(&mut self) -> Result<Loaded, Vec<String>> {
         let sources = self.sources.clone();
         let loading =
             self.loading.get_or_insert_with(|| tokio::task::spawn_blocking(move || load(&sources)));
-        let Ok(loaded) = timeout(LOAD, loading).await else {
-            let seconds = LOAD.as_secs();
+        let Ok(loaded) = timeout(LOAD_TIMEOUT, loading).await else {
+            let seconds = LOAD_TIMEOUT.as_secs();
             return Err(vec![format!("the configuration could not be read within {seconds} s")]);
         };
         self.loading = None;
@@ -211,8 +208,8 @@ impl Reload {
         loaded.map_err(|error| error.problems.iter().map(ToString::to_string).collect())
     }
 
-    /// What a reload must not do, though each of it may be configured at the start: most often it is a
-    /// file that is empty for a moment, or half of one.
+    /// Problems that only a reload has: no channel or no sink is left. Most often that is a file that is
+    /// empty for a moment, or half of one.
     fn emptied(&self, loaded: &Config) -> Vec<String> {
         let of = |what, before: bool, now: bool| {
             (before && !now).then(|| {
@@ -225,12 +222,12 @@ impl Reload {
         channels.into_iter().chain(sinks).collect()
     }
 
-    /// Loads, and carries out what has changed. `None`: there is nothing to be said of it.
+    /// Loads, and applies what has changed. `None`: there is nothing to report.
     async fn reload(&mut self, by: &'static str) -> Option<Report> {
         let alone = by == BY_FILE;
-        let mut before = self.look().await.flatten();
+        let mut before = self.fingerprint().await.flatten();
         let mut loaded = self.load().await;
-        let mut after = self.look().await.flatten();
+        let mut after = self.fingerprint().await.flatten();
         if alone && after != before {
             // It was written while it was read: it is another again, and will be seen to be.
             return None;
@@ -241,7 +238,7 @@ impl Reload {
             }
             before = after;
             loaded = self.load().await;
-            after = self.look().await.flatten();
+            after = self.fingerprint().await.flatten();
         }
         // Where the file had turned the watching off, only one that turns it on again is that file whole.
         if let Ok(loaded) = &loaded
@@ -281,17 +278,14 @@ impl Reload {
                 }
                 let watched = self.running.reload.watch;
                 report.difference = self.apply(loaded.config).await;
-                let blinded = alone && watched && !self.running.reload.watch;
-                self.blinded = blinded.then(Moment::now);
+                let unwatched = alone && watched && !self.running.reload.watch;
+                self.unwatched = unwatched.then(Moment::now);
                 // What stands elsewhere (a secret's file, a receiver's own settings) may have changed too.
                 self.handles.services.status.retry_sinks();
             }
             Err(problems) => {
                 for problem in &problems {
-                    error!(
-                        by,
-                        problem, "the new configuration cannot be used; nothing was changed"
-                    );
+                    error!(by, problem, "the new configuration was rejected; nothing was changed");
                 }
                 self.failed = Some((problems.clone(), Moment::now()));
                 report.problems = problems;
@@ -312,7 +306,7 @@ impl Reload {
             warn!(keys, "these changes of the configuration take effect at the next start");
         }
         if found.is_empty() {
-            info!("the configuration was loaded anew: nothing is to be changed");
+            info!("the configuration was reloaded: nothing has changed");
             return found;
         }
         status.configured(self.running.channels.len(), self.running.sinks.len());
@@ -363,13 +357,13 @@ impl Reload {
             channels_added = ?found.channels_added, channels_removed = ?found.channels_removed,
             channels_changed = ?found.channels_changed, sinks_added = ?found.sinks_added,
             sinks_removed = ?found.sinks_removed, sinks_changed = ?found.sinks_changed,
-            keys = ?found.applied, "the configuration was loaded anew"
+            keys = ?found.applied, "the configuration was reloaded"
         );
         found
     }
 }
 
-/// The task made over and over from the same state, for a supervisor.
+/// Makes the task over and over from the same state.
 pub(crate) fn factory(reload: Reload) -> crate::base::supervisor::Factory {
     let reload = Arc::new(tokio::sync::Mutex::new(reload));
     Box::new(move |stop| {
@@ -378,7 +372,7 @@ pub(crate) fn factory(reload: Reload) -> crate::base::supervisor::Factory {
     })
 }
 
-fn look(file: &Path) -> Look {
+fn fingerprint(file: &Path) -> Fingerprint {
     use std::os::unix::fs::MetadataExt as _;
     // A link is followed: that is how a mounted configuration is exchanged.
     let found = std::fs::metadata(file).ok()?;

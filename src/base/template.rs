@@ -18,6 +18,7 @@
 pub mod budget;
 mod code;
 mod language;
+mod literals;
 mod marks;
 
 use std::{
@@ -31,6 +32,7 @@ use minijinja::{
     value::{Enumerator, Object},
 };
 
+pub use self::literals::literals;
 use self::{budget::Mode, code::Code};
 use crate::base::{
     event::{self, Record},

@@ -1,25 +1,24 @@
-//! What may be ordered from outside: over a sink's far side, or over HTTP.
+//! Which commands are allowed, over a sink's destination or over HTTP.
 //!
-//! The words are those of the configuration and of the addresses. Nothing is done here.
-//!
-//! The one thing to know: nothing is allowed that is not configured. [`Commands::default`] allows none.
+//! The words are those of the configuration and of the addresses. Nothing is allowed that is not
+//! configured: [`Commands::default`] allows none.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What can be ordered.
+/// A command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Action {
-    /// Gives an element of the session another value.
+    /// Sets an element of the session to another value.
     #[serde(rename = "session/set")]
     Set,
-    /// Begins a new session: what the old one had counted is gone.
+    /// Resets the session: what it has counted is deleted.
     #[serde(rename = "session/reset")]
     Reset,
-    /// Lets the server work the session's sums out anew.
+    /// Lets the server recalculate the session's sums.
     #[serde(rename = "session/reload")]
     Reload,
-    /// Lets the relay fetch the session anew.
+    /// Lets the relay fetch the session again.
     #[serde(rename = "relay/refresh")]
     Refresh,
 }
@@ -36,7 +35,7 @@ impl Action {
     }
 }
 
-/// What of it is allowed.
+/// Which are allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Commands {
@@ -53,7 +52,7 @@ impl Default for Commands {
 }
 
 impl Commands {
-    /// Whether that may be ordered.
+    /// Whether this one is allowed.
     pub fn allow(&self, action: Action) -> bool {
         match self {
             Self::All(all) => *all,
@@ -61,7 +60,7 @@ impl Commands {
         }
     }
 
-    /// Whether nothing may be ordered at all.
+    /// Whether none is allowed.
     pub fn are_off(&self) -> bool {
         match self {
             Self::All(all) => !all,

@@ -1,10 +1,7 @@
 //! What a JSON web token says of itself: when it expires, and whose it is.
 //!
-//! Nothing is verified: only the gateway can say whether a token is good. What is read here serves a
-//! warning ahead of time.
-//!
-//! The one thing to know: a token is never judged by this alone. The local clock may be wrong, and
-//! the gateway's answer is what counts.
+//! Nothing is verified, and no token is refused for it: the local clock may be wrong, and the gateway's
+//! answer is what counts. It serves a warning ahead of time.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 

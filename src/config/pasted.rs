@@ -1,9 +1,7 @@
 //! What comes along when a secret is pasted: blanks, quotes, `Bearer `, marks that nobody sees.
 //!
-//! What can be no part of a token is taken off; what hardly can be right is named, so that a human looks
-//! at it before the server says only that it does not know us.
-//!
-//! The one thing to know: no answer here repeats any of the text.
+//! What can be no part of a token is removed; what is probably wrong is named, before the server says only
+//! that it does not know the token. No answer here repeats any of the text.
 
 use url::Url;
 

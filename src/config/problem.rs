@@ -1,10 +1,10 @@
-//! What is wrong in a configuration, and how it is told.
+//! A problem of the configuration, and how it is shown.
 //!
 //! A [`Problem`] names a key, what was expected, and where the key stands; [`Problem::render`] adds
 //! the line of the file with a mark under it.
 //!
-//! The one thing to know: a value is not shown, neither in a message nor in an excerpt of the file. A
-//! token pasted behind the wrong key must not end in a log. Names in a template are the exception.
+//! A value is never shown, neither in a message nor in an excerpt of the file: a token pasted behind the
+//! wrong key must not end in a log. Names in a template are the exception.
 
 use std::{fmt, fmt::Write as _, path::PathBuf};
 
@@ -57,6 +57,25 @@ pub struct Excerpt {
 pub struct ConfigError {
     /// At least one.
     pub problems: Vec<Problem>,
+}
+
+/// What is found while a configuration is checked.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What cannot work.
+    pub errors: Vec<Problem>,
+    /// What works, but hardly as it is meant.
+    pub warnings: Vec<Problem>,
+}
+
+impl Findings {
+    pub fn error(&mut self, key: &[&str], message: impl Into<String>) {
+        self.errors.push(Problem::new(key.iter().copied(), message));
+    }
+
+    pub fn warn(&mut self, key: &[&str], message: impl Into<String>) {
+        self.warnings.push(Problem::new(key.iter().copied(), message));
+    }
 }
 
 impl ConfigError {

@@ -4,9 +4,8 @@
 //! (systemd's `LoadCredential=`), `…_env`, or in the clear. A secret is read again whenever it is
 //! used to connect, so that a changed file takes effect without a restart.
 //!
-//! The one thing to know: people put the secret itself where the name of its file, its variable or its
-//! credential belongs. So a name under which nothing was found is not repeated, unless it can hardly be
-//! a secret.
+//! People put the secret itself where the name of its file, its variable or its credential belongs. So a
+//! name under which nothing was found is not repeated, unless it can hardly be a secret.
 
 use std::{
     borrow::Cow,

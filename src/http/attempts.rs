@@ -1,4 +1,4 @@
-//! How often a wrong admin token may be shown.
+//! How often a wrong admin token may be presented.
 //!
 //! Each address has a few attempts a minute, and all that are not known have a hundred together. Beyond
 //! that a token is not even looked at: the answer is 429, whatever it is.
@@ -8,7 +8,7 @@
 //! - An attempt is counted before the token is compared and given back where it was right, so that a
 //!   thousand requests at once are no more than ten.
 //!
-//! The one thing to know: an IPv6 network of 64 bits is one address, for it is what one machine gets.
+//! An IPv6 network of 64 bits is one address, for it is what one machine gets.
 
 use std::{
     collections::{BTreeMap, VecDeque},

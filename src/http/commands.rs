@@ -1,10 +1,10 @@
 //! `/channels/<channel>/session/{set,reset,reload}` and `/channels/<channel>/refresh`: commands.
 //!
-//! The guard has seen the admin token already. What of it is allowed is `http.commands`: who may load the
-//! configuration anew need not be who may throw a session's sums away.
+//! The guard has seen the admin token already. What of it is allowed is `http.commands`: who may reload the
+//! configuration need not be who may reset a session.
 //!
-//! The one thing to know: the status of a command that the REST API refused is 502, whatever that said;
-//! its own status is in the answer. Otherwise its 401 would look like ours.
+//! The status of a command that the REST API refused is 502, whatever that answered; its own status is in
+//! the answer. Otherwise its 401 would look like ours.
 
 use axum::{
     body::Bytes,

@@ -1,13 +1,13 @@
-//! Connections: so many at once, each with time for what it asks and for taking what it is told, all
-//! within one task.
+//! Connections: a limited number, each with a limit for its request and for reading the answer, all within
+//! one task.
 //!
 //! - A new connection is always let in, for it may be a probe: where all places are taken, the least
 //!   useful one is closed. That is one that does not take its answer; then one that has not asked yet,
 //!   or not again; and last one that is being answered; of several the one that has been so for longest.
 //! - An address has a share of the slots, but for those of this machine, which all look alike.
-//! - Who does not take an answer in time is cut off, and so is who does not finish his request.
+//! - A client that does not read its answer in time, or does not finish its request, is cut off.
 //!
-//! The one thing to know: nothing is spawned. The connections are futures of the endpoint's own task,
+//! Nothing is spawned. The connections are futures of the endpoint's own task,
 //! so that they end with it, and the supervisor knows them all.
 
 use std::{
@@ -54,7 +54,7 @@ const CONNECTIONS: usize = 128;
 /// Of them those of one address that is not this machine's.
 const PER_ADDRESS: usize = 32;
 
-/// Connections that were told to go and may not have closed yet.
+/// Connections that are to close and may not have closed yet.
 const CLOSING: usize = 32;
 
 /// How long a request's headers may take, and how long a connection may stand idle.
@@ -70,7 +70,7 @@ const DRAIN: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer(pub(super) IpAddr);
 
-/// Accepts and serves until it is told to stop; what is being answered then is finished.
+/// Accepts and serves until `stop`; what is being answered then is finished.
 pub(super) async fn serve(listener: &TcpListener, app: Router, stop: &CancellationToken) {
     /// Out of descriptors, most likely: they come back.
     const WAIT: Duration = Duration::from_millis(100);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn headers_that_never_end_and_idle_connections_are_closed() {
+    async fn endless_headers_and_idle_connections_are_closed() {
         for request in
             ["GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ", "GET / HTTP/1.1\r\nHost: a\r\n\r\n"]
         {
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_does_not_take_the_answer_is_cut_off() {
+    async fn a_client_that_does_not_read_is_cut_off() {
         let (_near, far) = asking().await;
         let (slot, before) = (slot(), Instant::now());
         let watch = async {
@@ -411,7 +411,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_byte_now_and_then_is_not_taking_it() {
+    async fn a_byte_now_and_then_is_not_reading() {
         let (mut near, far) = asking().await;
         let before = Instant::now();
         let trickle = async {
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_least_useful_connection_makes_room() {
+    async fn the_least_useful_connection_is_closed_for_a_new_one() {
         let mut slots = Slots::default();
         let mut open: Vec<_> = Vec::new();
         for n in 0..CONNECTIONS {
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_has_its_share_and_this_machine_all() {
+    async fn slots_per_address_are_limited_except_on_loopback() {
         let mut slots = Slots::default();
         let open: Vec<_> =
             (0..PER_ADDRESS * 2).map(|_| slots.take([192, 0, 2, 1].into())).collect();
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn being_told_to_stop_ends_an_idle_connection_at_once() {
+    async fn a_stop_ends_an_idle_connection_at_once() {
         let stop = CancellationToken::new();
         stop.cancel();
         let before = Instant::now();

@@ -1,4 +1,4 @@
-//! `/api/dead-letters`: what a far side refused, and what is to become of it.
+//! `/api/dead-letters`: lists, retries and deletes the events that a destination rejected.
 //!
 //! As on the command line, a request is written into the journal's file and the delivery takes it up
 //! within a second. The donor's personal data is not shown here.

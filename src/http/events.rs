@@ -1,10 +1,10 @@
-//! `/events`: events as they go by, as server-sent events.
+//! `/events`: events as they are written to the journal, as server-sent events.
 //!
-//! Whoever only looks sees no donor's personal data, whatever the sinks are configured to send. There
+//! A follower gets no donor's personal data, whatever the sinks are configured to send. There
 //! is no filter but the topic: a condition of a caller's own would be work that anybody could give us.
 //!
-//! The one thing to know: a follower reads the journal for itself. One that reads slowly holds nothing
-//! up, and nothing is kept for it.
+//! A follower reads the journal for itself. One that reads slowly delays nothing, and nothing is kept for
+//! it.
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc};
 
@@ -51,7 +51,7 @@ const SEARCHED: u64 = 10_000;
 pub(super) struct Follow {
     /// Only topics of this pattern.
     topic: Option<String>,
-    /// So many of the newest events (of that topic) first.
+    /// Starts with the last N events (of that topic).
     #[serde(default)]
     last: u64,
     /// Each with what the relay knows of it, as in `journal export`; else Astro's message alone.
@@ -68,7 +68,7 @@ pub(super) async fn events(
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
     };
     let Ok(permit) = Arc::clone(&state.followers).try_acquire_owned() else {
-        return refused(StatusCode::SERVICE_UNAVAILABLE, "too many follow the events already");
+        return refused(StatusCode::SERVICE_UNAVAILABLE, "too many followers of the events");
     };
     let now = state.journal.figures().last;
     let past = usize::try_from(follow.last.min(MOST_PAST)).unwrap_or(0);

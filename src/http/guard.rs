@@ -1,16 +1,16 @@
-//! Who may ask for what.
+//! Who may do what.
 //!
-//! - **Which name is asked for.** A web page can make its own name lead to this machine (DNS
+//! - **Host names.** A web page can make its own name lead to this machine (DNS
 //!   rebinding) and would then count as the endpoint's own page. So a request must name an address,
 //!   `localhost`, the name that is listened on, or one of `allowed_hosts`; another is answered 421.
-//! - **Who changes something.** Whatever is not GET or HEAD needs `Authorization: Bearer` with
+//! - **Changes.** Whatever is not GET or HEAD needs `Authorization: Bearer` with
 //!   `http.admin_token`. Where none is configured nothing can be changed: 403. A page of somebody
 //!   else's cannot send that header: there are no CORS headers here, on purpose.
-//! - **Who attempts.** Ten wrong tokens a minute from an address, a hundred from all: [`super::attempts`].
-//! - **Who reads.** On loopback, everybody on this machine. Beyond it the token again, but for the
+//! - **Guesses.** Ten wrong tokens a minute from an address, a hundred from all: [`super::attempts`].
+//! - **Reading.** On loopback, everybody on this machine. Beyond it the token again, but for the
 //!   probes and the empty page, unless `http.insecure` says that all may read.
 //!
-//! The one thing to know: [`judge`] is a function of the request and the configuration; the rest is
+//! [`judge`] is a function of the request and the configuration; the rest is
 //! carrying it out.
 
 use std::{
@@ -111,7 +111,7 @@ impl Refusal {
         let (status, why) = match self {
             Self::Host => (
                 StatusCode::MISDIRECTED_REQUEST,
-                "this name is not the endpoint's: ask by address, or add it to http.allowed_hosts",
+                "this host name is not allowed: use an address, or add it to http.allowed_hosts",
             ),
             Self::NoAdmin => {
                 (StatusCode::FORBIDDEN, "nothing can be changed: no http.admin_token is configured")
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_ours_are_answered() {
+    fn only_allowed_hosts_are_answered() {
         let access = Http {
             listen: "relay.lan:9464".into(),
             allowed_hosts: vec!["Relay.example.org".into()],

@@ -1,6 +1,6 @@
 //! `/`: the page. One file without anything from elsewhere.
 //!
-//! The one thing to know: its policy names the digests of the one script and the one style that stand
+//! Its policy names the digests of the one script and the one style that stand
 //! in it. Nothing else runs, wherever it may come from: what viewers write is on this page.
 
 use std::sync::LazyLock;

@@ -1,7 +1,4 @@
-//! `/api/sinks/<name>/retry`: a sink that waits is tried now.
-//!
-//! Whatever it waits for: a destination that was away, asked for patience, denied us or wanted nothing
-//! more may be well again, and whoever has mended it need not wait for the next attempt.
+//! `/api/sinks/<name>/retry`: a waiting sink is retried now, whatever it waits for.
 
 use axum::{
     Json,

@@ -1,17 +1,17 @@
 //! The layers of a configuration: file, over it the environment, over that the command line.
 //!
-//! The `config` crate merges them. Four things it is not asked to do, because it does them badly:
+//! The `config` crate merges them. Four things are done here, because it does them badly:
 //!
 //! - **Guess types.** Its `try_parsing` makes the number 123 of the secret `0123`. What comes from
 //!   the environment or the command line stays text until [`crate::loading::shape`] reads it by the schema.
 //! - **Say where.** It drops lines and columns; [`crate::loading::places`] keeps them.
 //! - **Choose between two of one layer.** It keeps its sources in a hash map, so that of two variables
 //!   for one key (`…__HOME` and `…__home`, or a table and a key inside it) any one may win. They are
-//!   told as problems here, before it sees them.
+//!   problems here, before it sees them.
 //! - **Report.** Its errors show the source line, and with it the secret on that line.
 //!
-//! The one thing to know: the names of variables fold to lower case, their values do not. `__` parts
-//! the key, so the name of a channel or sink that is to be set from the environment has no `__`.
+//! The names of variables fold to lower case, their values do not. `__` separates
+//! the parts of the key, so the name of a channel or sink that is to be set from the environment has no `__`.
 
 use std::collections::BTreeMap;
 
@@ -94,7 +94,8 @@ pub(crate) fn misspelt<'e>(
             after(name, PREFIX).is_none() && !service && rest.is_some_and(ours)
         })
         .map(|name| {
-            let message = "is not read: two underscores part a key, as in ASTRO_RELAY__LOG__LEVEL";
+            let message =
+                "ignored: use two underscores between key parts, as in ASTRO_RELAY__LOG__LEVEL";
             let mut problem = Problem::new(Vec::<String>::new(), message);
             problem.place = Some(Place::Variable(name.clone()));
             problem
@@ -113,7 +114,7 @@ pub(crate) fn plain(part: &str) -> bool {
 }
 
 /// Lays the layers over one another. `text` has been parsed before without an error; whatever the
-/// `config` crate still does not like is told without its words, which quote the file.
+/// `config` crate still does not like is reported without its words, which quote the file.
 pub(crate) fn merge(text: &str, env: &Layer, set: &Layer) -> Result<Value, Box<Problem>> {
     let variables = env
         .values

@@ -4,8 +4,8 @@
 //! layers over one another ([`crate::loading::layers`]), hold them against the schema ([`crate::loading::shape`]), look
 //! for contradictions ([`crate::loading::check`]).
 //!
-//! The one thing to know: what is wrong is left out and told, and the rest is checked on, so that one
-//! run tells everything. Only a file that is not TOML ends it early.
+//! What is wrong is reported and left out, and the rest is checked further, so that one run reports
+//! everything. Only a file that is not TOML ends it early.
 
 use std::{
     collections::BTreeMap,
@@ -25,10 +25,10 @@ use crate::{
     base::files,
     config::{
         Channel, Config, SinkConfig, TokenType, jwt,
-        problem::{ConfigError, Place, Problem},
+        problem::{ConfigError, Findings, Place, Problem},
     },
     loading::{
-        check::{Findings, check},
+        check::check,
         layers::{self, plain},
         places::{self, File, Places},
         schema::{common_keys, keys, schema},
@@ -47,7 +47,7 @@ const LARGEST_FILE: u64 = 4 * 1024 * 1024;
 /// The digits of a channel's id.
 const ROOM: usize = 24;
 
-/// Syntax errors that are told: after the first few, the parser mostly stumbles over the first.
+/// Syntax errors that are reported: after the first few, the parser mostly stumbles over the first.
 const MOST_SYNTAX_ERRORS: usize = 5;
 
 /// What a configuration is made of.
@@ -115,7 +115,8 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let shape = walk(schema(), &places, merged);
     errors.extend(shape.problems.iter().cloned());
     let config = typed(&shape, sources.resolve_secrets, &mut errors);
-    let Findings { errors: more, mut warnings, silent } = check(&config, &shape, &places, sources);
+    let (Findings { errors: more, mut warnings }, silent) =
+        check(&config, &shape, &places, sources);
     errors.extend(more);
     let sections: Vec<&str> = keys(schema()).collect();
     warnings.extend(layers::misspelt(&sources.env, &sections));
@@ -284,7 +285,7 @@ fn describe_rooms(sink: &mut SinkConfig, channels: &BTreeMap<String, Channel>) {
         else {
             continue;
         };
-        // What is wrong with a token is told elsewhere.
+        // What is wrong with a token is reported elsewhere.
         let token = channel.token.read_token_blocking().ok();
         described.room = token
             .and_then(|token| jwt::channel(token.expose()))
@@ -293,7 +294,7 @@ fn describe_rooms(sink: &mut SinkConfig, channels: &BTreeMap<String, Channel>) {
 }
 
 /// One section as its type. If it does not fit although the schema found nothing, the schema is
-/// wrong; that is told without serde's words, which show values.
+/// wrong; that is reported without serde's words, which show values.
 fn section<T: DeserializeOwned>(
     key: &[&str],
     table: Value,
@@ -314,7 +315,7 @@ fn tables(section: Option<Value>) -> Map<String, Value> {
     }
 }
 
-/// A sink's table, parted into what all sinks share and what is its kind's own.
+/// A sink's table, split into what all sinks share and what is its kind's own.
 fn split(table: Value) -> (Value, Value) {
     let (common, own) = tables(Some(table))
         .into_iter()
@@ -322,5 +323,7 @@ fn split(table: Value) -> (Value, Value) {
     (Value::Object(common), Value::Object(own))
 }
 
+#[cfg(test)]
+mod difference_tests;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! Where a key stands: the line and column in the file, the variable, or the argument; and how much
 //! of that line may be shown.
 //!
-//! The one thing to know: an excerpt shows a line up to its key and never what stands behind it. Which
+//! An excerpt shows a line up to its key and never what stands behind it. Which
 //! values are secret cannot be known where something is wrong: a token may have been pasted behind any
 //! key.
 
@@ -55,7 +55,7 @@ pub(crate) enum Layer {
 /// A key found in the file.
 struct Found {
     key: Range<usize>,
-    /// Parts of the path that were found: fewer than asked for where the key is missing.
+    /// Parts of the path that were found: fewer than there are where the key is missing.
     depth: usize,
 }
 
@@ -76,7 +76,7 @@ impl Places<'_> {
         if problem.place.is_some() {
             return;
         }
-        let paths = twins(&problem.key);
+        let paths = forms(&problem.key);
         for path in &paths {
             if let Some((key, _)) = over(&self.arguments, path) {
                 problem.place = Some(Place::Argument(key.join(".")));
@@ -120,14 +120,14 @@ fn over<'k>(keys: &'k Keys, path: &[String]) -> Option<(&'k Vec<String>, &'k Str
 }
 
 /// The path, and those of the other forms of a secret's key.
-fn twins(path: &[String]) -> Vec<Vec<String>> {
+fn forms(path: &[String]) -> Vec<Vec<String>> {
     let Some((last, table)) = path.split_last() else { return Vec::new() };
     FORMS
         .iter()
         .map(|(suffix, _)| {
-            let mut twin = table.to_vec();
-            twin.push(format!("{last}{suffix}"));
-            twin
+            let mut form = table.to_vec();
+            form.push(format!("{last}{suffix}"));
+            form
         })
         .collect()
 }

@@ -4,7 +4,7 @@
 //! three things are put right: TOML has no `null`, a secret's key has four forms of which one is
 //! given, and a sink's table is that of its `type`.
 //!
-//! The one thing to know: a sink is a `oneOf` over the kinds, told apart by the constant in `type`.
+//! A sink is a `oneOf` over the kinds, distinguished by the constant in `type`.
 
 use std::sync::LazyLock;
 

@@ -2,11 +2,11 @@
 //!
 //! The merged tables are walked along the JSON Schema. What comes from the environment or the command
 //! line is text and becomes what the schema wants there; the forms of a secret's key are folded into
-//! one. What is wrong is told and left out, so that the rest can still be checked.
+//! one. What is wrong is reported and left out, so that the rest can still be checked.
 //!
 //! It does not know what the keys mean: contradictions are for [`crate::loading::check`].
 //!
-//! The one thing to know: a message says what was expected and of which type the value is, never the
+//! A message says what was expected and of which type the value is, never the
 //! value.
 
 use std::collections::BTreeSet;
@@ -66,7 +66,7 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// The value as the schema wants it; `None` where it is wrong, and that is told.
+    /// The value as the schema wants it; `None` where it is wrong, and that is reported.
     fn value(&mut self, schema: &'a Value, found: Value) -> Option<Value> {
         let schema = resolved(self.root, schema);
         if let Some(words) = words(schema) {

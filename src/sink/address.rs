@@ -77,21 +77,7 @@ pub(super) fn each_url(text: &str) -> impl Iterator<Item = &str> {
 
 /// What of a template stands outside of Jinja's brackets: the part that reaches every address.
 pub(super) fn literals(template: &str) -> String {
-    let mut literals = String::new();
-    let mut rest = template;
-    while let Some(start) =
-        rest.find("{{").into_iter().chain(rest.find("{%")).chain(rest.find("{#")).min()
-    {
-        let (before, block) = rest.split_at(start);
-        literals.push_str(before);
-        let end = match block.as_bytes().get(1) {
-            Some(b'%') => "%}",
-            Some(b'#') => "#}",
-            _ => "}}",
-        };
-        rest = block.split_once(end).map_or("", |(_, rest)| rest);
-    }
-    literals + rest
+    crate::base::template::literals(template, "")
 }
 
 #[cfg(test)]
@@ -99,20 +85,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn literals_are_what_stands_outside_of_brackets() {
-        for (template, expected) in [
-            ("astro/main", "astro/main"),
-            ("astro/{{ channel }}/{{ topic | replace('.', '+') }}/x", "astro///x"),
-            ("{% if room %}a{% else %}#{% endif %}", "a#"),
-            ("{# a comment + #}b", "b"),
-            ("{{ never closed", ""),
-            ("", ""),
-        ] {
-            assert_eq!(literals(template), expected, "{template}");
-        }
-    }
 
     #[test]
     fn urls_are_parted_at_commas() {

@@ -26,6 +26,7 @@ mod patience;
 pub(crate) mod settings;
 mod suspicion;
 mod target;
+mod together;
 pub(crate) mod topic;
 mod v4;
 mod v5;
@@ -77,12 +78,13 @@ pub(super) const KIND: Kind = Kind {
     summary: "an MQTT broker, version 5 or 3.1.1",
     address: Some(Address { key: |_| "topic", separator: '/', default: |_| DEFAULT_TOPIC, escape }),
     usual_url: Some("mqtt://127.0.0.1:1883"),
+    demo: Some(super::Demo { settings: "{}", watch: "mosquitto_sub -v -t 'astro/#'" }),
     session: true,
     secrets: &["password"],
     schema: || schema_for!(Settings),
     keeps: true,
     open,
-    validate: None,
+    validate: Some(together::validate),
     probe: None,
 };
 

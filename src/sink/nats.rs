@@ -81,12 +81,13 @@ pub(super) const KIND: Kind = Kind {
         escape,
     }),
     usual_url: Some("nats://127.0.0.1:4222"),
+    demo: Some(super::Demo { settings: "{}", watch: "nats sub 'astro.>'" }),
     session: true,
     secrets: &["password", "token", "nkey_seed", "credentials"],
     schema: || schema_for!(Settings),
     keeps: true,
     open,
-    validate: None,
+    validate: Some(|sinks| super::together::same_state(sinks, &["url", "urls", "state_bucket"])),
     probe: None,
 };
 

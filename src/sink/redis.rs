@@ -48,12 +48,13 @@ pub(super) const KIND: Kind = Kind {
         escape: |address| Cow::Borrowed(address),
     }),
     usual_url: Some("redis://127.0.0.1:6379"),
+    demo: Some(super::Demo { settings: "{}", watch: "redis-cli psubscribe 'astro:*'" }),
     session: true,
     secrets: &["password", "sentinel_password"],
     schema: || schema_for!(Settings),
     keeps: true,
     open,
-    validate: None,
+    validate: Some(|sinks| super::together::same_state(sinks, &["url", "urls", "state_key"])),
     probe: None,
 };
 

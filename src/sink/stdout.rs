@@ -32,6 +32,7 @@ pub(super) const KIND: Kind = Kind {
     summary: "JSON lines on standard output, or readable lines on a terminal",
     address: None,
     usual_url: None,
+    demo: None,
     session: true,
     secrets: &[],
     schema: || schema_for!(Settings),

@@ -58,6 +58,12 @@ pub(super) const KIND: Kind = Kind {
     summary: "an HTTP endpoint, one signed request for each event",
     address: None,
     usual_url: Some(""),
+    // The secret is none: everybody can read it here.
+    demo: Some(super::Demo {
+        settings: r#"{"secret": "whsec_YXN0cm8tcmVsYXktZGVtby1zZWNyZXQtMTIzNA==",
+            "allow_addresses": ["127.0.0.0/8", "::1"]}"#,
+        watch: "signed with whsec_YXN0cm8tcmVsYXktZGVtby1zZWNyZXQtMTIzNA==",
+    }),
     session: false,
     secrets: &["url", "secret", "previous_secret", "bearer_token"],
     schema: || schema_for!(Settings),

@@ -1,6 +1,5 @@
-//! `astro-relay check`: tells everything that is wrong with a configuration, and connects to nothing.
-//!
-//! The one thing to know: warnings do not make it fail.
+//! `astro-relay check`: prints every problem of the configuration, and connects to nothing. Warnings do not
+//! make it fail.
 
 use std::io::{self, Write};
 
@@ -9,7 +8,7 @@ use crate::{
     loading::{Sources, load},
 };
 
-/// Loads the configuration and writes what is to be said of it; whether it can be used.
+/// Loads the configuration and prints its problems and a summary; whether it can be used.
 pub fn run(sources: &Sources, out: &mut impl Write) -> io::Result<bool> {
     match load(sources) {
         Ok(loaded) => {

@@ -1,4 +1,4 @@
-//! A client of the running relay's HTTP endpoint, for the commands that ask it: `status`, `top`, `tail`,
+//! A client of the running relay's HTTP endpoint, for the commands that use it: `status`, `top`, `tail`,
 //! `retry`.
 //!
 //! It sends the admin token where it can read one, and limits how long and how much it reads. It prints
@@ -45,7 +45,7 @@ pub(super) struct Retry {
     sink: String,
 }
 
-/// A relay that can be asked.
+/// A connection to a relay's endpoint.
 pub(super) struct Client {
     http: Http,
     pub(super) base: String,
@@ -55,15 +55,15 @@ pub(super) struct Client {
 impl Which {
     pub(super) fn client(&self) -> Result<Client, Failed> {
         let failed = |text: String| Failed::new(Failed::CONFIG, text);
-        // Whoever looks need not be able to read the relay's secrets.
+        // The user need not be able to read the relay's secrets.
         let sources = Sources { resolve_secrets: false, ..self.source.sources() };
         let config = match (load(&sources), &self.url) {
             (Ok(loaded), _) => loaded.config,
             (Err(_), Some(_)) => Config::default(),
-            // A relay that runs has kept the configuration before this one: it must be possible to ask
-            // it, and the address is seldom another.
+            // A running relay has kept the configuration before this one, and the address is seldom
+            // another.
             (Err(error), None) => {
-                out::aside(&format!("warning: {error}\nasking at the default address"));
+                out::aside(&format!("warning: {error}\ntrying the default address"));
                 Config::default()
             }
         };
@@ -83,7 +83,7 @@ impl Which {
     }
 }
 
-/// What is listened on everywhere is asked here.
+/// An address that can be connected to, for one that is listened on.
 fn reachable(listen: &str) -> String {
     match listen.rsplit_once(':') {
         Some(("0.0.0.0", port)) => format!("127.0.0.1:{port}"),
@@ -115,10 +115,10 @@ impl Client {
     }
 
     async fn get(&self, path: &str) -> Result<Response, Failed> {
-        self.ask(self.http.get(format!("{}{path}", self.base))).await
+        self.request(self.http.get(format!("{}{path}", self.base))).await
     }
 
-    async fn ask(&self, mut request: RequestBuilder) -> Result<Response, Failed> {
+    async fn request(&self, mut request: RequestBuilder) -> Result<Response, Failed> {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());
         }
@@ -174,14 +174,14 @@ pub(super) fn retry(args: &Retry) -> Done {
             .map_err(|error| Failed::of(Failed::CONFIG, &error))?;
         // A name is one segment, whatever is in it.
         url.path_segments_mut()
-            .map_err(|()| client.failed("has no address that can be asked"))?
+            .map_err(|()| client.failed("has no address that can be reached"))?
             .pop_if_empty()
             .extend(["api", "sinks", &args.sink, "retry"]);
-        client.ask(client.http.post(url)).await.map(drop)
+        client.request(client.http.post(url)).await.map(drop)
     })
 }
 
-/// A log that leaves the terminal to what was asked for.
+/// A log that leaves the terminal to the command's output.
 pub(super) fn quiet() -> Log {
     Log { level: "warn".into(), ..Log::default() }
 }
@@ -191,14 +191,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_listens_everywhere_is_asked_here() {
-        for (listen, asked) in [
+    fn a_wildcard_address_is_reached_on_loopback() {
+        for (listen, expected) in [
             ("127.0.0.1:9464", "127.0.0.1:9464"),
             ("0.0.0.0:1", "127.0.0.1:1"),
             ("[::]:1", "[::1]:1"),
             ("relay.lan:1", "relay.lan:1"),
         ] {
-            assert_eq!(reachable(listen), asked);
+            assert_eq!(reachable(listen), expected);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `astro-relay demo`: the relay at work on parts that it carries with it.
+//! `astro-relay demo`: the relay on a simulated Astro that comes with it.
 //!
 //! A simulated Astro with lively traffic, the real relay, events on the terminal and on a feed over
 //! HTTP; and, if addresses of real servers are given, through the real sinks into those.
@@ -9,46 +9,70 @@ use std::{
 };
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{Done, Failed, listen, on_runtime, out, simulate::ROOM, told_to_stop};
+use super::{Done, Failed, listen, on_runtime, out, simulate::ROOM, termination};
 use crate::{
     app::relay::Relay,
     base::{metrics, supervisor::Outcome},
     config::{Config, ConfigError, Log},
     loading::{Sources, load},
+    sink::{self, KINDS, Kind},
 };
 use astro_sim::{Options, Sim, Token, Traffic};
 
 /// What `demo` takes.
 #[derive(Debug, Args)]
 pub(super) struct Demo {
-    /// An MQTT broker to publish to as well, as in `mqtt://127.0.0.1:1883`
-    #[arg(long, value_name = "URL")]
-    mqtt: Option<String>,
-    /// A NATS server to publish to as well, as in `nats://127.0.0.1:4222`
-    #[arg(long, value_name = "URL")]
-    nats: Option<String>,
-    /// A Redis server to publish to as well, as in `redis://127.0.0.1:6379`
-    #[arg(long, value_name = "URL")]
-    redis: Option<String>,
-    /// A webhook to post to as well; local addresses are allowed.
-    #[arg(long, value_name = "URL")]
-    webhook: Option<String>,
+    #[command(flatten)]
+    sinks: DemoSinks,
     /// Where the feed listens: an address, or a port of the loopback; 0 takes any that is free.
     #[arg(long, default_value = "127.0.0.1:9464", value_parser = listen)]
     listen: SocketAddr,
-    /// How lively the traffic is: 1 is a busy channel.
+    /// How much traffic: 1 is a busy channel.
     #[arg(long, default_value_t = 3.0)]
     speed: f64,
-    /// Ends by itself after so many seconds.
+    /// Stops after this many seconds.
     #[arg(long)]
     seconds: Option<u64>,
 }
 
-/// A signing secret for the demo's webhook: not one, for everybody can read it here.
-const SECRET: &str = "whsec_YXN0cm8tcmVsYXktZGVtby1zZWNyZXQtMTIzNA==";
+/// The servers to send to: an option for each kind of sink that has a [`Kind::demo`].
+#[derive(Debug)]
+struct DemoSinks(Vec<(&'static Kind, String)>);
+
+/// The kinds that can be chosen.
+fn kinds() -> impl Iterator<Item = (&'static Kind, sink::Demo)> {
+    KINDS.iter().filter_map(|kind| Some((kind, kind.demo?)))
+}
+
+impl clap::Args for DemoSinks {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        kinds().fold(command, |command, (kind, _)| {
+            let example = kind.usual_url.filter(|url| !url.is_empty());
+            let example = example.map(|url| format!(", as in {url}")).unwrap_or_default();
+            let help = format!("Also sends to {}{example}", kind.summary);
+            command.arg(clap::Arg::new(kind.name).long(kind.name).value_name("URL").help(help))
+        })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for DemoSinks {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let url = |kind: &'static Kind| Some((kind, matches.get_one::<String>(kind.name)?.clone()));
+        Ok(Self(kinds().filter_map(|(kind, _)| url(kind)).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
 
 /// The demo's token: the simulated Astro takes no other.
 const TOKEN: &str = "demo-token";
@@ -56,15 +80,14 @@ const TOKEN: &str = "demo-token";
 pub(super) fn demo(args: Demo) -> Done {
     let log = Log { level: "warn".into(), ..Log::default() };
     on_runtime(2, &log, async move {
-        let told = told_to_stop()?;
+        let ended = termination()?;
         let options = Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..Options::default() };
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await?;
         let config = configure(&args, &sim)
             .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
-        let sinks: Vec<String> = config.sinks.keys().cloned().collect();
         let relay = Relay::new(config, metrics::install()).await?;
         // Nobody need read it.
-        drop(greet(&args, &sim, relay.listening(), &sinks));
+        drop(greet(&args, &sim, relay.listening()));
         let stop = CancellationToken::new();
         let rooms = [ROOM.to_owned()];
         let mut traffic = Traffic::new(fastrand::u64(..), &rooms);
@@ -78,7 +101,7 @@ pub(super) fn demo(args: Demo) -> Done {
         tokio::pin!(running);
         let early = tokio::select! {
             outcome = &mut running => Some(outcome),
-            () = told => None,
+            () = ended => None,
             () = ending => None,
             () = sim.play(&mut traffic, args.speed) => None,
         };
@@ -96,27 +119,15 @@ pub(super) fn demo(args: Demo) -> Done {
 }
 
 fn configure(args: &Demo, sim: &Sim) -> Result<Config, ConfigError> {
-    let mut sinks = json!({ "terminal": { "type": "stdout" } });
-    let mut add = |name: &str, sink: Value| {
-        if let Some(sinks) = sinks.as_object_mut() {
-            sinks.insert(name.to_owned(), sink);
-        }
-    };
-    if let Some(url) = &args.mqtt {
-        add("mqtt", json!({ "type": "mqtt", "url": url }));
-    }
-    if let Some(url) = &args.nats {
-        add("nats", json!({ "type": "nats", "url": url }));
-    }
-    if let Some(url) = &args.redis {
-        add("redis", json!({ "type": "redis", "url": url }));
-    }
-    if let Some(url) = &args.webhook {
-        let local = ["127.0.0.0/8", "::1"];
-        add(
-            "webhook",
-            json!({ "type": "webhook", "url": url, "secret": SECRET, "allow_addresses": local }),
-        );
+    let mut sinks = Map::new();
+    sinks.insert("terminal".to_owned(), json!({ "type": "stdout" }));
+    for (kind, url) in &args.sinks.0 {
+        let settings = kind.demo.map_or("{}", |demo| demo.settings);
+        let mut sink: Map<String, Value> = serde_json::from_str(settings)
+            .map_err(|error| ConfigError::at(&["sinks", kind.name], error.to_string()))?;
+        sink.insert("type".to_owned(), kind.name.into());
+        sink.insert("url".to_owned(), url.as_str().into());
+        sinks.insert(kind.name.to_owned(), sink.into());
     }
     let config = json!({
         "astro": { "url": sim.url(), "api_url": sim.api_url() },
@@ -134,12 +145,7 @@ fn topics() -> Vec<&'static str> {
     crate::astro::topics::CATALOGUE.iter().map(|topic| topic.name).collect()
 }
 
-fn greet(
-    args: &Demo,
-    sim: &Sim,
-    listening: Option<SocketAddr>,
-    sinks: &[String],
-) -> std::io::Result<()> {
+fn greet(args: &Demo, sim: &Sim, listening: Option<SocketAddr>) -> std::io::Result<()> {
     // The events go to standard output; what is said about them goes beside it.
     let mut out = out::conversation();
     let bold = std::io::stderr().is_terminal();
@@ -153,26 +159,21 @@ fn greet(
     writeln!(out)?;
     if let Some(address) = listening {
         writeln!(out, "  live feed     curl -N http://{address}/events")?;
-        writeln!(out, "  how it is     curl http://{address}/status")?;
+        writeln!(out, "  status        curl http://{address}/status")?;
         writeln!(out, "  metrics       curl http://{address}/metrics")?;
     }
     let control = format!("http://{}/control", sim.address());
     writeln!(out, "  pull the plug curl -X POST '{control}/fault?kind=reset'  (watch relay.gap)")?;
-    writeln!(out, "  move it       curl -X POST {control}/drain")?;
-    if args.mqtt.is_some() {
-        writeln!(out, "  MQTT          mosquitto_sub -v -t 'astro/#'")?;
+    writeln!(out, "  drain         curl -X POST {control}/drain")?;
+    for (kind, _) in &args.sinks.0 {
+        if let Some(demo) = kind.demo {
+            writeln!(out, "  {:<13} {}", kind.name, demo.watch)?;
+        }
     }
-    if args.nats.is_some() {
-        writeln!(out, "  NATS          nats sub 'astro.>'")?;
-    }
-    if args.redis.is_some() {
-        writeln!(out, "  Redis         redis-cli psubscribe 'astro:*'")?;
-    }
-    if args.webhook.is_some() {
-        writeln!(out, "  webhook       signed with {SECRET}")?;
-    }
-    if sinks.len() == 1 {
-        writeln!(out, "  more          --mqtt URL, --nats URL, --redis URL, --webhook URL")?;
+    if args.sinks.0.is_empty() {
+        let options: Vec<String> =
+            kinds().map(|(kind, _)| format!("--{} URL", kind.name)).collect();
+        writeln!(out, "  more          {}", options.join(", "))?;
     }
     writeln!(out, "  next          astro-relay init    (Ctrl-C ends this)")?;
     writeln!(out)

@@ -1,4 +1,4 @@
-//! What the program tells of itself: the catalogue of topics, completions for shells, the manual.
+//! What the program knows about itself: the catalogue of topics, shell completions, the manual page.
 
 use std::io::Write as _;
 

@@ -1,11 +1,11 @@
-//! `astro-relay init`: a few questions, and a configuration that works.
+//! `astro-relay init`: a few questions, and a valid configuration.
 //!
 //! What the command line does not answer is asked for on the terminal, if there is one. The token goes
 //! into a file of its own that only its owner can read; the configuration names that file. Nothing is
 //! connected to, and the token is not tried.
 //!
-//! The one thing to know: what would be written is loaded first, and if it cannot be used, or a file
-//! is already there, nothing is written at all.
+//! The configuration is loaded before it is written. If it is invalid, or a file is already there, nothing
+//! is written at all.
 
 use std::{
     fmt::Write as _,
@@ -53,7 +53,7 @@ pub struct Args {
 pub struct NewSink {
     /// Its kind.
     pub kind: String,
-    /// The far side, where the kind has one.
+    /// The address of its server, where the kind has one.
     pub url: Option<String>,
 }
 
@@ -69,14 +69,14 @@ pub struct Written {
 /// Nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
-    /// There is something in the way.
+    /// A file is already there.
     #[error("{} is already there; --force overwrites it", .0.display())]
     Exists(PathBuf),
     /// An answer is missing, and nobody is there to be asked.
     #[error("{0} is needed, or a terminal to ask on")]
     Missing(&'static str),
     /// The input ended in the middle of the questions.
-    #[error("the input ended before all was answered")]
+    #[error("the input ended before all questions were answered")]
     Ended,
     /// A file cannot be written.
     #[error("cannot write {}", path.display())]
@@ -90,7 +90,7 @@ pub enum InitError {
     #[error("cannot ask on the terminal")]
     Terminal(#[from] io::Error),
     /// The answers make no configuration.
-    #[error("these answers make no configuration that works")]
+    #[error("these answers do not make a valid configuration")]
     Unusable(#[source] ConfigError),
 }
 
@@ -189,7 +189,7 @@ fn write(path: &Path, content: &[u8], force: bool, mode: u32) -> Result<(), Init
     let outcome = options
         .open(&draft)
         .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
-        .and_then(|()| if force { fs::rename(&draft, path) } else { settle(&draft, path) });
+        .and_then(|()| if force { fs::rename(&draft, path) } else { publish(&draft, path) });
     // After a rename there is nothing left to remove.
     fs::remove_file(&draft).ok();
     outcome.map_err(|error| match error.kind() {
@@ -201,7 +201,7 @@ fn write(path: &Path, content: &[u8], force: bool, mode: u32) -> Result<(), Init
 
 /// Gives a draft its name, unless the name is taken. Not every file system has links, which alone
 /// can do that in one step.
-fn settle(draft: &Path, path: &Path) -> io::Result<()> {
+fn publish(draft: &Path, path: &Path) -> io::Result<()> {
     fs::hard_link(draft, path).or_else(|error| {
         if path.symlink_metadata().is_ok() { Err(error) } else { fs::rename(draft, path) }
     })
@@ -229,7 +229,7 @@ fn ask(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), InitError> {
         }
     }
     while args.topics.is_empty() {
-        let question = "Topics, parted by commas; ? lists them";
+        let question = "Topics, comma-separated (? for a list)";
         let answer = terminal.ask(question, &FIRST_TOPICS.join(","))?;
         if answer == "?" {
             for topic in topics::CATALOGUE {
@@ -273,7 +273,7 @@ impl Terminal<'_> {
 fn rendered(args: &Args, channel: &str, token_file: &Path) -> String {
     let mut text = String::from(
         "# The configuration of astro-relay. Every key, with its default, stands in the reference,\n\
-         # config/astro-relay.toml. `astro-relay check` tells what is wrong with this file.\n\n",
+         # config/astro-relay.toml. `astro-relay check` validates this file.\n\n",
     );
     let mut line = |args: std::fmt::Arguments<'_>| {
         // Writing to a string cannot fail.
@@ -315,7 +315,7 @@ fn rendered(args: &Args, channel: &str, token_file: &Path) -> String {
         if let Some(url) = &sink.url {
             line(format_args!("url = {}", quoted(url)));
         }
-        line(format_args!("# topics = [\"channel.*\"]   # without it, all\n"));
+        line(format_args!("# topics = [\"channel.**\"]   # default: all\n"));
     }
     text.trim_end().to_owned() + "\n"
 }
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_can_be_loaded_and_the_secret_is_apart() {
+    fn the_written_file_is_valid_and_the_secret_is_in_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("astro-relay.toml");
         let written = run(answers(&file), None).unwrap();
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_given_is_asked_for() {
+    fn missing_arguments_are_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("astro-relay.toml");
         let input =
@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_make_no_configuration_write_nothing() {
+    fn invalid_answers_write_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("astro-relay.toml");
         for args in [

@@ -1,12 +1,9 @@
-//! The one way to a terminal for every command.
+//! Output of every command.
 //!
 //! What is printed may hold words that viewers, servers and errors chose. So all of it goes through
-//! [`Harmless`], which lets no character through that does something to a terminal, whoever wrote it;
-//! in JSON such a character becomes its escape, and the value stays the same. A test sees to it that
-//! nothing else in `cli` writes to standard output or standard error.
-//!
-//! The one thing to know: it looks at what is written, not at where it goes. A pipe mostly ends at a
-//! terminal too.
+//! [`Harmless`], which escapes control characters, whoever wrote them and wherever they go: a pipe mostly
+//! ends at a terminal too. In JSON the value stays the same. A test ensures that nothing else in `cli`
+//! writes to standard output or standard error.
 
 use std::{
     io::{self, IsTerminal, Stderr, StdoutLock, Write},

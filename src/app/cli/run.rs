@@ -4,7 +4,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Done, Failed, Source, on_runtime, told_to_stop};
+use super::{Done, Failed, Source, on_runtime, termination};
 use crate::{
     app::relay::Relay,
     base::{
@@ -23,7 +23,7 @@ pub(super) fn run(source: &Source) -> Done {
     let (log, sources) = (loaded.config.log.clone(), source.sources());
     on_runtime(THREADS, &log, async move {
         // Before anything else: by default these signals end the process.
-        let (hangups, told) = (signal(SignalKind::hangup())?, told_to_stop()?);
+        let (hangups, ended) = (signal(SignalKind::hangup())?, termination()?);
         for warning in &loaded.warnings {
             warn!(%warning, "about the configuration");
         }
@@ -31,10 +31,10 @@ pub(super) fn run(source: &Source) -> Done {
         let (status, reloads) = (relay.status(), relay.reloads());
         let stop = CancellationToken::new();
         let mut manager = Manager::new();
-        info!(version = env!("CARGO_PKG_VERSION"), "astro-relay runs");
+        info!(version = env!("CARGO_PKG_VERSION"), "astro-relay started");
         let waiting = async {
             tokio::select! {
-                () = told => {}
+                () = ended => {}
                 never = reload_on(hangups, reloads) => match never {},
             }
             info!("stopping");
@@ -84,7 +84,7 @@ fn line(snapshot: &Snapshot) -> String {
     line.replace('\n', " ")
 }
 
-/// Loads the configuration anew at every SIGHUP. Signals that come meanwhile count as one.
+/// Reloads the configuration at every SIGHUP. Signals that come meanwhile count as one.
 async fn reload_on(mut hangups: Signal, reloads: Option<Reloads>) -> std::convert::Infallible {
     while hangups.recv().await.is_some() {
         if let Some(reloads) = &reloads {

@@ -1,6 +1,6 @@
 //! `astro-relay send-test`: one synthetic event through the configured sinks.
 //!
-//! It goes to the far sides directly, beside a relay that may be running, and not through the journal.
+//! It goes to the destinations directly, beside a relay that may be running, and not through the journal.
 //! It is marked: its origin is `test`, its id begins with `test-`, and `data.test` is true.
 
 use std::{io::Write as _, sync::Arc, time::Duration};
@@ -16,11 +16,14 @@ use crate::{
         text::harmless,
     },
     config::{Config, Log, SinkConfig},
-    delivery::{route::Rendered, task::open_sink},
+    delivery::{
+        route::{Rendered, Skip},
+        task::open_sink,
+    },
     sink::Purpose,
 };
 
-/// How long a far side may take for one event.
+/// How long a destination may take for one event.
 const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What `send-test` takes.
@@ -90,7 +93,7 @@ async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<S
         open_sink(name, config, Purpose::Probe).map_err(|error| error.to_string())?;
     let outgoing = match route.render(record) {
         Rendered::Wanted(outgoing) => outgoing,
-        Rendered::Skipped(skip) => return Ok(format!("not wanted ({})", skip.as_str())),
+        Rendered::Skipped(skip) => return Ok(format!("skipped: {}", why(skip))),
         Rendered::Failed(reason) => return Err(reason),
     };
     let late = |_| "no answer in time".to_owned();
@@ -106,4 +109,13 @@ async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<S
     drop(timeout(DEADLINE, sink.close(Instant::now())).await);
     let address = &batch[0].address;
     Ok(if address.is_empty() { "accepted".into() } else { format!("accepted at {address}") })
+}
+
+fn why(skip: Skip) -> &'static str {
+    match skip {
+        Skip::Place => "topic or channel not selected",
+        Skip::Age => "older than max_age",
+        Skip::Condition => "the condition is false",
+        Skip::ConditionError => "the condition failed",
+    }
 }

@@ -1,10 +1,8 @@
 //! `astro-relay session`: a channel's session, read and changed over the REST API.
 //!
-//! It asks the vendor's server, not a relay that may be running; that one hears of a change from the
-//! gateway, as everybody does.
-//!
-//! The one thing to know: what throws something away asks first, and where nobody can be asked it
-//! wants `--yes`.
+//! It uses the vendor's server, not a relay that may be running; that one learns of a change from the
+//! gateway, as everybody does. What deletes something asks for confirmation first; without a terminal it
+//! needs `--yes`.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -34,32 +32,32 @@ pub(super) enum SessionCommand {
         /// Its name: follower-latest, or `latest_follower`
         element: String,
     },
-    /// Gives an element another value.
+    /// Sets an element to another value.
     Set {
         #[command(flatten)]
         whose: Whose,
         #[command(flatten)]
-        sure: Sure,
+        confirm: Confirm,
         /// Its name.
         element: String,
         /// Its value, as JSON: '{"amount": 40}'
         #[arg(value_parser = json)]
         value: Value,
     },
-    /// Begins a new session: what the old one had counted is gone.
+    /// Resets the session: what it has counted is deleted.
     Reset {
         #[command(flatten)]
         whose: Whose,
         #[command(flatten)]
-        sure: Sure,
+        confirm: Confirm,
     },
-    /// Lets the server work the sums out anew.
+    /// Lets the server recalculate the sums.
     Reload(Whose),
     /// Shows the settings, or changes them.
     Settings {
         #[command(flatten)]
         whose: Whose,
-        /// Whether the session begins anew with every stream.
+        /// Whether every stream starts a new session.
         #[arg(long)]
         auto_reset: Option<bool>,
         /// Whether weeks and months are those of the calendar.
@@ -93,21 +91,21 @@ pub(super) struct Whose {
     /// The channel's label [default: the only one]
     #[arg(long, value_name = "LABEL")]
     channel: Option<String>,
-    /// As JSON.
+    /// Prints JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// Whether somebody is sure.
+/// Asks before something is deleted.
 #[derive(Debug, Args)]
-pub(super) struct Sure {
-    /// Does not ask.
+pub(super) struct Confirm {
+    /// Does not ask for confirmation.
     #[arg(long)]
     yes: bool,
 }
 
 /// A channel as the REST API knows it.
-struct Chosen {
+struct SelectedChannel {
     id: String,
     token: Secret,
     rest: Rest,
@@ -130,33 +128,34 @@ pub(super) fn session(command: SessionCommand) -> Done {
             // One value is JSON either way.
             Ok(writeln!(out::json(), "{value}")?)
         }
-        SessionCommand::Set { whose, sure, element, value } => {
-            let chosen = choose(&whose)?;
-            let elements = chosen.ask(|rest, target| async move { rest.session(target).await })?;
+        SessionCommand::Set { whose, confirm, element, value } => {
+            let selected = select(&whose)?;
+            let elements =
+                selected.request(|rest, target| async move { rest.session(target).await })?;
             let name = state::name(&element, |name| elements.data.contains_key(name));
             let before = elements.data.get(&name).unwrap_or(&Value::Null);
-            sure.ask(&format!("{name} is {before}; make it {value}?"))?;
+            confirm.ask(&format!("{name} is {before}; make it {value}?"))?;
             let change = Map::from_iter([(name, value)]);
             let change = &change;
-            chosen.ask(|rest, target| async move { rest.update(target, change).await })
+            selected.request(|rest, target| async move { rest.update(target, change).await })
         }
-        SessionCommand::Reset { whose, sure } => {
-            let chosen = choose(&whose)?;
-            sure.ask("begin a new session, and lose what this one has counted?")?;
-            chosen.ask(|rest, target| async move { rest.reset(target).await })
+        SessionCommand::Reset { whose, confirm } => {
+            let selected = select(&whose)?;
+            confirm.ask("reset the session, and delete what it has counted?")?;
+            selected.request(|rest, target| async move { rest.reset(target).await })
         }
         SessionCommand::Reload(whose) => {
-            choose(&whose)?.ask(|rest, target| async move { rest.reload(target).await })
+            select(&whose)?.request(|rest, target| async move { rest.reload(target).await })
         }
         SessionCommand::Settings { whose, auto_reset, calendar } => {
-            let chosen = choose(&whose)?;
+            let selected = select(&whose)?;
             let wanted = [("autoReset", auto_reset), ("calendar", calendar)];
             let change: Map<String, Value> = wanted
                 .into_iter()
                 .filter_map(|(name, value)| Some((name.to_owned(), value?.into())))
                 .collect();
             let change = &change;
-            let settings = chosen.ask(|rest, target| async move {
+            let settings = selected.request(|rest, target| async move {
                 if !change.is_empty() {
                     rest.set_settings(target, change).await?;
                 }
@@ -172,19 +171,22 @@ pub(super) fn session(command: SessionCommand) -> Done {
                 offset: Some(offset),
             };
             let top = &top;
-            let chosen = choose(&whose)?;
-            let top = chosen.ask(|rest, target| async move { rest.top(target, top).await })?;
+            let selected = select(&whose)?;
+            let top =
+                selected.request(|rest, target| async move { rest.top(target, top).await })?;
             show_top(&top, whose.json)
         }
     }
 }
 
 fn snapshot(whose: &Whose) -> Result<Map<String, Value>, Failed> {
-    let chosen = choose(whose)?;
-    chosen.ask(|rest, target| async move { rest.session(target).await }).map(|session| session.data)
+    let selected = select(whose)?;
+    selected
+        .request(|rest, target| async move { rest.session(target).await })
+        .map(|session| session.data)
 }
 
-fn choose(whose: &Whose) -> Result<Chosen, Failed> {
+fn select(whose: &Whose) -> Result<SelectedChannel, Failed> {
     let config = whose.source.load()?;
     let (label, channel) = pick(&config, whose.channel.as_deref())?;
     let asking = credentials(channel.room.as_deref(), &channel.token, channel.token_type);
@@ -193,7 +195,7 @@ fn choose(whose: &Whose) -> Result<Chosen, Failed> {
     crate::base::tls::install_provider();
     let rest = Rest::new(&config.astro).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
     let log = Log { level: "warn".into(), ..config.log };
-    Ok(Chosen { id, token, rest, log })
+    Ok(SelectedChannel { id, token, rest, log })
 }
 
 fn pick<'c>(config: &'c Config, label: Option<&str>) -> Result<(&'c str, &'c Channel), Failed> {
@@ -209,8 +211,11 @@ fn pick<'c>(config: &'c Config, label: Option<&str>) -> Result<(&'c str, &'c Cha
     })
 }
 
-impl Chosen {
-    fn ask<'a, T, F>(&'a self, call: impl FnOnce(&'a Rest, Target<'a>) -> F) -> Result<T, Failed>
+impl SelectedChannel {
+    fn request<'a, T, F>(
+        &'a self,
+        call: impl FnOnce(&'a Rest, Target<'a>) -> F,
+    ) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, RestError>>,
     {
@@ -228,25 +233,28 @@ impl Chosen {
     }
 }
 
-impl Sure {
+impl Confirm {
     fn ask(&self, question: &str) -> Done {
         if self.yes {
             return Ok(());
         }
         if !io::stdin().is_terminal() {
-            return Err(Failed::new(Failed::USAGE, "nobody can be asked here: --yes is needed"));
+            return Err(Failed::new(
+                Failed::USAGE,
+                "standard input is not a terminal: --yes is needed",
+            ));
         }
-        Self::hear(question, &mut io::stdin().lock(), &mut out::conversation())
+        Self::read(question, &mut io::stdin().lock(), &mut out::conversation())
     }
 
-    fn hear(question: &str, input: &mut impl BufRead, output: &mut impl Write) -> Done {
+    fn read(question: &str, input: &mut impl BufRead, output: &mut impl Write) -> Done {
         write!(output, "{question} [y/N] ")?;
         output.flush()?;
         let mut answer = String::new();
         input.read_line(&mut answer)?;
         match answer.trim().to_ascii_lowercase().as_str() {
             "y" | "yes" => Ok(()),
-            _ => Err(Failed::new(Failed::USAGE, "left as it is")),
+            _ => Err(Failed::new(Failed::USAGE, "nothing changed")),
         }
     }
 }
@@ -326,8 +334,8 @@ mod tests {
     fn nothing_is_done_without_a_yes() {
         for (answer, done) in [("y\n", true), ("YES\n", true), ("\n", false), ("no\n", false)] {
             let mut out = Vec::new();
-            let heard = Sure::hear("really?", &mut answer.as_bytes(), &mut out);
-            assert_eq!(heard.is_ok(), done, "{answer}");
+            let read = Confirm::read("really?", &mut answer.as_bytes(), &mut out);
+            assert_eq!(read.is_ok(), done, "{answer}");
             assert_eq!(out, b"really? [y/N] ");
         }
     }

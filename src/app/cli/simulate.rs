@@ -4,7 +4,7 @@ use std::{io::Write as _, net::SocketAddr, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use super::{Done, listen, on_runtime, out, told_to_stop};
+use super::{Done, listen, on_runtime, out, termination};
 use crate::config::Log;
 use astro_sim::{MessageIds, Options, Refusal, Sim, Token, Traffic};
 
@@ -74,7 +74,7 @@ fn refusal(text: &str) -> Result<Refusal, String> {
 
 pub(super) fn simulate(args: Simulate) -> Done {
     on_runtime(2, &Log::default(), async move {
-        let told = told_to_stop()?;
+        let ended = termination()?;
         let revision = match args.revision {
             _ if args.first_revision => Options::first_revision(),
             Revision::First => Options::first_revision(),
@@ -117,7 +117,7 @@ pub(super) fn simulate(args: Simulate) -> Done {
             }
         };
         tokio::select! {
-            () = told => {}
+            () = ended => {}
             () = playing => {}
             () = draining => {}
         }

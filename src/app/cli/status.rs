@@ -19,7 +19,7 @@ use crate::base::{clock, text::harmless};
 pub(super) struct Status {
     #[command(flatten)]
     which: Which,
-    /// As JSON, as it came.
+    /// Prints raw JSON.
     #[arg(long)]
     json: bool,
 }
@@ -80,7 +80,7 @@ pub(super) fn page(status: &Value, now: u64) -> String {
         lines.push(format!("  {name} ({kind}): {state} for {}", ago(&sink["since"], now)));
         let dead = status["dead_letters"].get(&name).and_then(Value::as_u64).unwrap_or(0);
         lines.push(format!(
-            "    {} delivered, {} wait, {dead} dead letters, {} lost",
+            "    {} delivered, {} queued, {dead} dead letters, {} lost",
             sink["delivered"], sink["lag_events"], sink["lost"]
         ));
         error_of(sink, &mut lines);
@@ -91,7 +91,7 @@ pub(super) fn page(status: &Value, now: u64) -> String {
     for gap in list(&pages["gaps"]) {
         let (from, to) = (gap["from"].as_u64().unwrap_or(0), gap["to"].as_u64().unwrap_or(0));
         lines.push(format!(
-            "gap of {} s on {} from {}: {}",
+            "missed {} s on {} from {}: {}",
             to.saturating_sub(from).div_ceil(1000),
             text(&gap["channel"]),
             clock::rfc3339(from),
@@ -100,7 +100,7 @@ pub(super) fn page(status: &Value, now: u64) -> String {
     }
     let reload = &pages["reload"];
     for problem in list(&reload["problems"]) {
-        lines.push(format!("the new configuration cannot be used: {}", text(problem)));
+        lines.push(format!("the new configuration was rejected: {}", text(problem)));
     }
     for key in list(&reload["needs_restart"]) {
         lines.push(format!("{} takes effect at the next start", text(key)));
@@ -115,7 +115,11 @@ fn journal_line(journal: &Value) -> String {
     // An empty one says which number comes next.
     let events =
         if oldest > last { "no events".into() } else { format!("events {oldest} to {last}") };
-    format!("journal {}: {events}, {} KiB", text(&journal["health"]), number("bytes") >> 10)
+    let health = match text(&journal["health"]) {
+        health if health == "sound" => "OK".to_owned(),
+        health => health,
+    };
+    format!("journal {health}: {events}, {} KiB", number("bytes") >> 10)
 }
 
 fn error_of(part: &Value, lines: &mut Vec<String>) {
@@ -158,12 +162,12 @@ mod tests {
                 &json!({ "health": health, "oldest": oldest, "last": last, "bytes": bytes }),
             )
         };
-        assert_eq!(line(1, 0), "journal sound: no events, 44 KiB");
-        assert_eq!(line(3, 9), "journal sound: events 3 to 9, 44 KiB");
+        assert_eq!(line(1, 0), "journal OK: no events, 44 KiB");
+        assert_eq!(line(3, 9), "journal OK: events 3 to 9, 44 KiB");
     }
 
     #[test]
-    fn a_page_says_what_is_wrong_first() {
+    fn reasons_stand_first_on_the_page() {
         let status = json!({
             "version": "1", "ready": false, "reasons": ["sink a is \u{1b}[31mdown"],
             "dead_letters": { "a": 2 },
@@ -185,10 +189,10 @@ mod tests {
             "astro-relay 1, up for 1m 1s: not ready\n  ! sink a is \\u{1b}[31mdown\n",
             "  connection 1: open for 1m\n    main         channel.tips",
             "refused   err_unauthorized: no\n",
-            "  a (mqtt): down for 1m 1s\n    3 delivered, 4 wait, 2 dead letters, 0 lost\n",
+            "  a (mqtt): down for 1m 1s\n    3 delivered, 4 queued, 2 dead letters, 0 lost\n",
             "    last error at 1970-01-01T00:00:01Z: gone\n    slow\n",
-            "gap of 2 s on main from 1970-01-01T00:00:00Z: away\n",
-            "the new configuration cannot be used: x\n",
+            "missed 2 s on main from 1970-01-01T00:00:00Z: away\n",
+            "the new configuration was rejected: x\n",
         ] {
             assert!(page.contains(part), "{part:?} in\n{page}");
         }

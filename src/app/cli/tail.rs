@@ -46,10 +46,10 @@ pub(super) struct Tail {
     /// Only events for which this Jinja expression is true: data.donation.amount >= 5
     #[arg(long)]
     when: Option<String>,
-    /// So many of the newest events first, at most 1000.
+    /// Starts with the last N events, at most 1000.
     #[arg(short = 'n', long, default_value_t = 10)]
     lines: u64,
-    /// As JSON lines, on a terminal too.
+    /// Prints JSON lines, on a terminal too.
     #[arg(long)]
     json: bool,
 }
@@ -169,7 +169,7 @@ mod tests {
     use crate::base::text::is_harmful;
 
     #[test]
-    fn a_tail_shows_what_is_wanted_and_steers_no_terminal() {
+    fn a_tail_filters_and_escapes_control_characters() {
         let line = json!({
             "seq": 7, "received": "2026-01-02T03:04:05.000Z", "origin": "live", "channel": "main",
             "room": "r", "message": { "id": "1", "type": "message", "topic": "channel.tips",

@@ -1,11 +1,10 @@
-//! `astro-relay top`: the page of `status`, drawn anew every second, until `q`.
+//! `astro-relay top`: the page of `status`, refreshed every second, until `q`.
 //!
-//! It asks the running relay as `status` does and changes nothing. What it adds is the pace: how many
-//! events each sink has delivered since the page before. While the relay does not answer, that is the
-//! page.
+//! It adds how many events each sink has delivered since the page before. While the relay cannot be
+//! reached, the page says so.
 //!
-//! The one thing to know: the terminal is put back as it was when [`Screen`] goes, however that comes
-//! about. Waiting for a key is also the clock: the terminal is told to give up after a second.
+//! The terminal is restored when [`Screen`] is dropped, however that comes about. Waiting for a key is also
+//! the clock: a read of the terminal gives up after a second.
 
 use std::{
     io::{self, IsTerminal, Write as _},
@@ -25,7 +24,7 @@ use super::{
     on_runtime,
     out::{self, Harmless},
     status::{page, table},
-    told_to_stop,
+    termination,
 };
 use crate::base::{clock, text::harmless};
 
@@ -48,8 +47,8 @@ const NEXT_LINE: &str = "\r\n";
 const END_OF_LINE: &str = "\x1b[K";
 const END_OF_SCREEN: &str = "\x1b[J";
 
-/// Keys that leave, beside `q`: escape, and control-C, which is no signal while the page stands.
-const LEAVING: &[u8] = b"qQ\x1b\x03";
+/// Keys that quit: `q`, escape, and control-C, which is no signal while the page is shown.
+const QUIT_KEYS: &[u8] = b"qQ\x1b\x03";
 
 /// `top`
 #[derive(Debug, Args)]
@@ -67,57 +66,57 @@ pub(super) fn top(args: &Top) -> Done {
     }
     let client = args.which.client()?;
     on_runtime(1, &quiet(), async move {
-        let told = told_to_stop()?;
-        tokio::pin!(told);
+        let ended = termination()?;
+        tokio::pin!(ended);
         let mut screen = Screen::enter()?;
         let mut before = Value::Null;
         loop {
             let (text, status) = tokio::select! {
-                () = &mut told => return Ok(()),
-                drawn = look(&client, &before) => drawn,
+                () = &mut ended => return Ok(()),
+                drawn = refresh(&client, &before) => drawn,
             };
             before = status;
             // A terminal may have been stopped (Ctrl-S), and then drawing takes for ever.
             tokio::select! {
-                () = &mut told => {
+                () = &mut ended => {
                     screen.is_stopped = true;
                     return Ok(());
                 }
                 drawn = Screen::draw(text) => drawn?,
             }
-            let leaves = tokio::select! {
-                () = &mut told => true,
-                leaves = screen.key() => leaves?,
+            let quits = tokio::select! {
+                () = &mut ended => true,
+                quits = screen.key() => quits?,
             };
-            if leaves {
+            if quits {
                 return Ok(());
             }
         }
     })
 }
 
-/// The page as it is now, and the status behind it: nothing where the relay cannot be asked.
-async fn look(client: &Client, before: &Value) -> (String, Value) {
+/// The page as it is now, and the status behind it: null where the relay cannot be reached.
+async fn refresh(client: &Client, before: &Value) -> (String, Value) {
     match client.status().await {
         Ok(status) => {
             let now = clock::now();
             let text = format!(
-                "{}   q leaves\n{}\n\n{}",
+                "{}   q quits\n{}\n\n{}",
                 clock::rfc3339(now),
-                pace(before, &status),
+                rates(before, &status),
                 page(&status, now)
             );
             (text, status)
         }
         Err(failed) => {
             let now = clock::rfc3339(clock::now());
-            (format!("{now}   q leaves\n\n{}", harmless(failed.text())), Value::Null)
+            (format!("{now}   q quits\n\n{}", harmless(failed.text())), Value::Null)
         }
     }
 }
 
-/// What each sink has delivered between two looks.
-fn pace(before: &Value, now: &Value) -> String {
+/// What each sink has delivered between two pages.
+fn rates(before: &Value, now: &Value) -> String {
     let sinks = |status: &Value| status.pointer("/pages/sinks").cloned().unwrap_or_default();
     let (before, now) = (sinks(before), sinks(now));
     let delivered = |sinks: &Value, name: &str| sinks.get(name)?.get("delivered")?.as_u64();
@@ -131,7 +130,7 @@ fn pace(before: &Value, now: &Value) -> String {
     if parts.is_empty() {
         String::new()
     } else {
-        format!("delivered just now: {}", parts.join(", "))
+        format!("delivered since the last refresh: {}", parts.join(", "))
     }
 }
 
@@ -175,7 +174,7 @@ impl Screen {
         draw_on(&mut out::text(), text, rows, columns)
     }
 
-    /// Waits for a key, but not for long; whether it is one that leaves.
+    /// Waits for a key, but not for long; whether it is one that quits.
     async fn key(&self) -> Result<bool, Failed> {
         if self.keys.is_none() {
             tokio::time::sleep(EVERY).await;
@@ -188,7 +187,7 @@ impl Screen {
                 Err(Errno::INTR) => 0,
                 count => count?,
             };
-            io::Result::Ok(keys.iter().take(count).any(|key| LEAVING.contains(key)))
+            io::Result::Ok(keys.iter().take(count).any(|key| QUIT_KEYS.contains(key)))
         });
         let read = read.await.map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
         Ok(read?)
@@ -207,7 +206,7 @@ impl Drop for Screen {
         if let Some(before) = &self.keys
             && let Err(error) = tcsetattr(io::stdin(), when, before)
         {
-            tracing::warn!(%error, "the terminal cannot be put back as it was");
+            tracing::warn!(%error, "the terminal cannot be restored");
         }
     }
 }
@@ -255,7 +254,10 @@ mod tests {
     #[test]
     fn the_pace_is_what_came_since_the_look_before() {
         let at = |home: u64, hook: u64| json!({"pages": {"sinks": {"home": {"delivered": home}, "hook": {"delivered": hook}}}});
-        assert_eq!(pace(&at(10, 50), &at(13, 7)), "delivered just now: home 3, hook 7");
-        assert_eq!(pace(&Value::Null, &at(13, 7)), "");
+        assert_eq!(
+            rates(&at(10, 50), &at(13, 7)),
+            "delivered since the last refresh: home 3, hook 7"
+        );
+        assert_eq!(rates(&Value::Null, &at(13, 7)), "");
     }
 }

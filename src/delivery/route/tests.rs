@@ -22,6 +22,7 @@ const KIND: Kind = Kind {
         escape: |text| Cow::Owned(text.replace('#', "%23")),
     }),
     usual_url: None,
+    demo: None,
     session: true,
     secrets: &[],
     schema: || schemars::schema_for!(()),

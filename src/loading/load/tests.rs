@@ -316,7 +316,7 @@ fn a_state_is_kept_where_it_can_be_and_once() {
     );
     let label = LEAST.replace("channels.main", "channels.relay");
     for (text, expected) in [
-        (none, "sinks.b.state: stdout has nothing that keeps a state"),
+        (none, "sinks.b.state: stdout cannot hold state"),
         (topic, "sinks.a.availability_topic: with state = true"),
         (idle, "sinks.b.state_topic: is of use only with state = true"),
         (format!("{label}{mqtt}"), "channels.relay: a sink with state = true"),
@@ -326,9 +326,9 @@ fn a_state_is_kept_where_it_can_be_and_once() {
     }
     let twice = format!("{LEAST}{mqtt}{}", mqtt.replace("sinks.a", "sinks.b"));
     let told = warnings(&twice);
-    assert!(told.iter().any(|told| told.contains("sinks.a keeps the state")), "{told:?}");
+    assert!(told.iter().any(|told| told.contains("sinks.a publishes its state")), "{told:?}");
     let apart = twice.replacen("mqtt://h", "mqtt://other", 1);
-    assert!(!warnings(&apart).iter().any(|told| told.contains("keeps the state")));
+    assert!(!warnings(&apart).iter().any(|told| told.contains("publishes its state")));
 }
 
 #[test]
@@ -344,7 +344,7 @@ fn a_variable_with_one_underscore_is_warned_of() {
     let warnings: Vec<String> =
         load(&sources).unwrap().warnings.iter().map(ToString::to_string).collect();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings[0].starts_with("$ASTRO_RELAY_LOG_LEVEL: is not read"), "{warnings:?}");
+    assert!(warnings[0].starts_with("$ASTRO_RELAY_LOG_LEVEL: ignored"), "{warnings:?}");
 }
 
 #[test]

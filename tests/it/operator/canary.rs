@@ -283,7 +283,7 @@ async fn no_secret_is_in_a_log_a_metric_a_page_or_the_journal() {
         "err_unauthorized",
         "the reconnect token was refused",
         "a request came with a wrong admin token",
-        "the new configuration cannot be used",
+        "the new configuration was rejected",
         "HTTP 422",
     ] {
         let found = find(part, &said);

@@ -277,8 +277,8 @@ async fn a_journal_that_hangs_stops_nothing_and_gets_the_log_again() {
     let (mut journal, theirs) = Journal::new();
     let relay = Logging::start(theirs, "journald", &[]).await;
     relay.lives().await;
-    let line = until("it logs there", PATIENCE, async || journal.line("astro-relay runs")).await;
-    assert!(line.starts_with("<5>astro-relay runs"), "{line}");
+    let line = until("it logs there", PATIENCE, async || journal.line("astro-relay started")).await;
+    assert!(line.starts_with("<5>astro-relay started"), "{line}");
     // It takes nothing any more.
     relay.flood().await;
     relay.lives().await;
@@ -301,8 +301,8 @@ async fn the_journal_is_recognised_by_the_stream_itself() {
         let variable = format!("JOURNAL_STREAM={}:{inode}", stat.st_dev);
         let relay = Logging::start(theirs, "auto", &["env", &variable]).await;
         let line =
-            until("it logs there", PATIENCE, async || journal.line("astro-relay runs")).await;
-        let expected = if redirected { "{\"timestamp\":" } else { "<5>astro-relay runs" };
+            until("it logs there", PATIENCE, async || journal.line("astro-relay started")).await;
+        let expected = if redirected { "{\"timestamp\":" } else { "<5>astro-relay started" };
         assert!(line.starts_with(expected), "{line}");
         relay.works_and_ends().await;
     }

@@ -92,7 +92,7 @@ async fn the_page_is_drawn_anew_until_a_key_leaves_it() {
         terminal.sees("channel.tips", 1).await;
         terminal.sees("out (redis)", 1).await;
         relay.sim.publish("channel.tips", ROOM, "{}");
-        terminal.sees("delivered just now: out 0", 2).await;
+        terminal.sees("delivered since the last refresh: out 0", 2).await;
         terminal.leave(key).await;
     }
 }

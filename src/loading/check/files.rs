@@ -1,0 +1,193 @@
+//! Files that the configuration names: secrets, and certificates.
+//!
+//! They are read all at once, each within the patience of [`files`], and only if that is asked for.
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
+
+use futures_util::future::join_all;
+use serde_json::Value;
+
+use crate::{
+    base::{clock, files, tls},
+    config::{
+        Config, SecretRef, SinkConfig, TokenType, jwt, pasted,
+        problem::Findings,
+        secret::{SecretError, Text},
+    },
+    loading::{
+        Sources,
+        places::{Layer, Places},
+    },
+    sink,
+};
+
+/// How long before its end a token is warned of: a week leaves a weekend for getting another.
+const EXPIRY_NOTICE_SECS: u64 = 7 * 24 * 3600;
+
+/// Answers how many secrets could not be read because their files do not answer.
+pub(super) fn check(
+    config: &Config,
+    places: &Places<'_>,
+    sources: &Sources,
+    found: &mut Findings,
+) -> usize {
+    let secrets = secrets(config);
+    for secret in &secrets {
+        exposed(found, secret, places);
+    }
+    if !sources.resolve_secrets {
+        return 0;
+    }
+    certificates(found, config);
+    let mut silent = 0;
+    for (secret, text) in secrets.iter().zip(read(&secrets, sources)) {
+        match text {
+            Ok(text) => readable(found, secret, &text),
+            // It may be there soon, and nothing else is to wait for it.
+            Err(error) if error.is_silent() => {
+                silent += 1;
+                found.warn(&secret.key, error.to_string());
+            }
+            Err(error) => found.error(&secret.key, error.to_string()),
+        }
+    }
+    silent
+}
+
+/// A secret of the configuration, its key, and of which kind it is where it is a channel's token.
+struct Configured<'c> {
+    key: Vec<&'c str>,
+    secret: SecretRef,
+    token: Option<TokenType>,
+}
+
+/// All that are configured.
+fn secrets(config: &Config) -> Vec<Configured<'_>> {
+    let channels = config.channels.iter().map(|(label, channel)| {
+        let key = vec!["channels", label, "token"];
+        Configured { key, secret: channel.token.clone(), token: Some(channel.token_type) }
+    });
+    let own = [
+        ("astro", "proxy", &config.astro.proxy),
+        ("http", "admin_token", &config.http.admin_token),
+    ];
+    let own = own.into_iter().filter_map(|(section, key, secret)| {
+        Some(Configured { key: vec![section, key], secret: secret.clone()?, token: None })
+    });
+    let sinks = config.sinks.iter().flat_map(|(name, sink)| {
+        let keys = sink::kind(&sink.kind).map(|kind| kind.secrets).unwrap_or_default();
+        keys.iter().filter_map(move |key| {
+            let secret = serde_json::from_value(sink.settings.get(key)?.clone()).ok()?;
+            Some(Configured { key: vec!["sinks", name, key], secret, token: None })
+        })
+    });
+    channels.chain(own).chain(sinks).collect()
+}
+
+/// A secret that others on this machine can read.
+fn exposed(
+    found: &mut Findings,
+    Configured { key, secret, .. }: &Configured<'_>,
+    places: &Places<'_>,
+) {
+    let (SecretRef::Value(text), Some(&last)) = (secret, key.last()) else { return };
+    let path: Vec<String> = key.iter().map(|&part| part.to_owned()).collect();
+    // An address can be a secret, and mostly is none.
+    let harmless = last == "url" || last == "proxy" && !text.contains('@');
+    match places.layer(&path) {
+        Layer::File
+            if !harmless && places.file.as_ref().is_some_and(|file| open_to_others(file.path)) =>
+        {
+            let message = format!("a secret in a file that every user can read: use {last}_file");
+            found.warn(key, message);
+        }
+        Layer::CommandLine => {
+            found.warn(key, "a secret on the command line can be seen by every user");
+        }
+        Layer::File | Layer::Environment => {}
+    }
+}
+
+/// A secret that was read: whether it can be one, and will last.
+fn readable(found: &mut Findings, of: &Configured<'_>, text: &Text) {
+    if text.open_to_others {
+        found.warn(&of.key, "the secret's file can be read by every user: chmod 600");
+    }
+    let Some(kind) = of.token else {
+        // A password is sent as it stands.
+        if of.key.last().is_some_and(|key| key.ends_with("password"))
+            && pasted::has_blank_edge(text.secret.expose())
+        {
+            found.warn(&of.key, "begins or ends with a blank, which is sent as a part of it");
+        }
+        return;
+    };
+    let token = pasted::token(text.secret.expose());
+    if token.is_empty() {
+        return found.error(&of.key, "the secret is empty");
+    }
+    if let Some(doubt) = pasted::doubt(&token, kind) {
+        return found.warn(&of.key, format!("this token {doubt}"));
+    }
+    let expiry = if kind == TokenType::Jwt { jwt::expiry(&token) } else { None };
+    let Some(expiry) = expiry else { return };
+    let now = clock::now() / 1000;
+    if expiry < now.saturating_add(EXPIRY_NOTICE_SECS) {
+        let when = clock::rfc3339(expiry.saturating_mul(1000));
+        let word = if expiry < now { "expired" } else { "expires" };
+        found.warn(&of.key, format!("this token {word} at {when}"));
+    }
+}
+
+/// Reads all secrets at once: those that do not answer are waited for together.
+fn read(secrets: &[Configured<'_>], sources: &Sources) -> Vec<Result<Text, SecretError>> {
+    let env = |name: &str| sources.env.get(name).cloned();
+    let texts = secrets.iter().map(|one| one.secret.text(env, files::PATIENCE));
+    files::blocking(join_all(texts)).unwrap_or_else(|error| {
+        let why = || SecretError::File { place: "files".into(), why: error.kind().into() };
+        secrets.iter().map(|_| Err(why())).collect()
+    })
+}
+
+/// Whether users other than the owner and the group may read a file.
+fn open_to_others(path: &Path) -> bool {
+    /// The bit of a file's mode that lets everybody read it.
+    const OTHERS_READ: u32 = 0o004;
+    std::fs::metadata(path).is_ok_and(|file| file.mode() & OTHERS_READ != 0)
+}
+
+/// Certificates and keys that cannot be used as they are now. A sink waits for its own; the gateway
+/// is what everything is for.
+fn certificates(found: &mut Findings, config: &Config) {
+    let path = |sink: &SinkConfig, key: &str| {
+        sink.settings.get(key).and_then(Value::as_str).map(PathBuf::from)
+    };
+    let mut wanted: Vec<(Option<&str>, [Option<PathBuf>; 3])> = Vec::new();
+    wanted.push((None, [config.astro.ca_file.clone(), None, None]));
+    for (name, sink) in &config.sinks {
+        let keys = ["ca_file", "client_cert_file", "client_key_file"];
+        wanted.push((Some(name), keys.map(|key| path(sink, key))));
+    }
+    wanted.retain(|(_, files)| files.iter().any(Option::is_some));
+    if wanted.is_empty() {
+        return;
+    }
+    let reads = wanted.iter().map(|(_, [ca, cert, key])| {
+        tls::client_config(ca.as_deref(), cert.as_deref(), key.as_deref())
+    });
+    // Without a thread to read with, connecting tells.
+    let Ok(outcomes) = files::blocking(join_all(reads)) else { return };
+    for ((sink, files), outcome) in wanted.iter().zip(outcomes) {
+        let Err(error) = outcome else { continue };
+        let [ca, ..] = files;
+        let key = if ca.is_some() { "ca_file" } else { "client_cert_file" };
+        match sink {
+            None if !error.is_silent() => found.error(&["astro", key], error.to_string()),
+            None => found.warn(&["astro", key], error.to_string()),
+            Some(name) => found.warn(&["sinks", name, key], error.to_string()),
+        }
+    }
+}

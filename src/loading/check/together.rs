@@ -1,0 +1,57 @@
+//! Sinks against each other and against the channels, each of them valid alone.
+
+use crate::{
+    base::nearest::nearest,
+    config::{
+        Config,
+        problem::{Findings, Problem},
+    },
+    sink::KINDS,
+};
+
+pub(super) fn check(config: &Config, complete: bool, found: &mut Findings) {
+    // Where something was left out, what is missing is reported already.
+    if complete {
+        empty(found, config);
+        unsubscribed(found, config);
+    }
+    for kind in KINDS {
+        let Some(validate) = kind.validate else { continue };
+        let sinks: Vec<_> = config
+            .sinks
+            .iter()
+            .filter(|(_, sink)| sink.kind == kind.name)
+            .map(|(name, sink)| (name.as_str(), sink))
+            .collect();
+        let Findings { errors, warnings } = validate(&sinks);
+        found.errors.extend(errors);
+        found.warnings.extend(warnings);
+    }
+}
+
+fn empty(found: &mut Findings, config: &Config) {
+    if config.channels.is_empty() {
+        found.warn(&["channels"], "there is none: nothing will be subscribed");
+    }
+    if config.sinks.is_empty() {
+        found.warn(&["sinks"], "there is none: events will go nowhere");
+    }
+}
+
+/// A topic that a sink waits for in vain. Patterns are left alone: a wildcard is often meant for
+/// what will be subscribed one day.
+fn unsubscribed(found: &mut Findings, config: &Config) {
+    let subscribed = || config.channels.values().flat_map(|channel| &channel.topics);
+    for (name, sink) in &config.sinks {
+        for (index, topic) in sink.topics.iter().flatten().enumerate() {
+            // What the gateway and the relay send of themselves needs no subscription.
+            let unasked = topic == "astro" || topic.starts_with("relay.");
+            if !unasked && !topic.contains('*') && !subscribed().any(|other| other == topic) {
+                let key = ["sinks", name, "topics", &format!("[{index}]")];
+                let problem = Problem::new(key, "no channel subscribes to this topic");
+                let meant = nearest(topic, subscribed().map(String::as_str));
+                found.warnings.push(problem.suggest(meant));
+            }
+        }
+    }
+}
