@@ -117,12 +117,12 @@ async fn looks(dir: &Path) {
     let status = lines(&run(&["journal", "status"], dir).await);
     assert!(status[0].starts_with("events 1 to 10, "), "{status:?}");
     assert!(
-        status[1].starts_with("sink home: at 4 of 10; 6 events wait, the oldest 5m"),
+        status[1].starts_with("sink home: at 4 of 10; 6 events queued, the oldest 5m"),
         "{status:?}"
     );
     assert!(status[1].ends_with("2 dead letters"), "{status:?}");
 
-    assert_eq!(numbers(&run(&["journal", "tail", "-n", "3"], dir).await), [7, 8, 9]);
+    assert_eq!(numbers(&run(&["journal", "export", "-n", "3"], dir).await), [7, 8, 9]);
     let export = async |args: &[&str]| {
         let args: Vec<_> = ["journal", "export"].iter().chain(args).copied().collect();
         numbers(&run(&args, dir).await)
@@ -158,8 +158,8 @@ async fn a_tail_crosses_the_numbers_that_a_crash_has_left_out() {
     journal.append(&mut vec![event(9)]);
     settled(&journal, &[]).await;
     assert!(journal.figures().last > 1000);
-    assert_eq!(numbers(&run(&["journal", "tail", "-n", "3"], copy.path()).await), [8, 9, 9]);
+    assert_eq!(numbers(&run(&["journal", "export", "-n", "3"], copy.path()).await), [8, 9, 9]);
     let status = lines(&run(&["journal", "status"], copy.path()).await);
-    assert!(status[1].contains("; 7 events wait"), "{status:?}");
+    assert!(status[1].contains("; 7 events queued"), "{status:?}");
     close(journal).await;
 }

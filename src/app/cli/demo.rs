@@ -47,7 +47,7 @@ fn kinds() -> impl Iterator<Item = (&'static Kind, sink::Demo)> {
     KINDS.iter().filter_map(|kind| Some((kind, kind.demo?)))
 }
 
-impl clap::Args for DemoSinks {
+impl Args for DemoSinks {
     fn augment_args(command: clap::Command) -> clap::Command {
         kinds().fold(command, |command, (kind, _)| {
             let example = kind.usual_url.filter(|url| !url.is_empty());

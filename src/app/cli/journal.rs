@@ -30,8 +30,6 @@ use crate::{
 pub(super) enum JournalCommand {
     /// Its size and range, and where each sink stands.
     Status(Where),
-    /// Its newest events.
-    Tail(events::Tail),
     /// Its events as JSON lines.
     Export(events::Export),
 }
@@ -74,7 +72,6 @@ fn failed(error: StoreError) -> Failed {
 pub(super) fn journal(command: JournalCommand) -> Done {
     match command {
         JournalCommand::Status(journal) => status(&journal),
-        JournalCommand::Tail(tail) => events::tail(&tail),
         JournalCommand::Export(export) => events::export(&export),
     }
 }
@@ -107,9 +104,9 @@ fn status(journal: &Where) -> Done {
         };
         let waiting = assigned_between(&runs, at, last);
         let lag = if waiting > 0 {
-            format!("{waiting} events wait, the oldest {} ago", age(at + 1)?)
+            format!("{waiting} events queued, the oldest {} ago", age(at + 1)?)
         } else {
-            "nothing waits".to_owned()
+            "nothing queued".to_owned()
         };
         let letters = dead.iter().find(|(sink, _)| *sink == cursor.sink).map_or(0, |(_, n)| *n);
         writeln!(out, "sink {}: at {at} of {last}; {lag}; {letters} dead letters", cursor.sink)?;

@@ -68,7 +68,7 @@ impl Place {
         until("the position is saved", PATIENCE, async || {
             let status = self.says(&["journal", "status"]).await;
             let saved =
-                |line: &String| line.starts_with("sink hook") && line.contains("; nothing waits");
+                |line: &String| line.starts_with("sink hook") && line.contains("; nothing queued");
             status.iter().any(saved).then_some(status)
         })
         .await
@@ -151,7 +151,16 @@ async fn the_journal_is_looked_into_while_it_grows() {
     place.publish(0..3);
     place.received(3).await;
     let mut follower = Command::new(PROGRAM)
-        .args(["journal", "tail", "--follow", "--when", "data.n in [2, 4]", "--dir"])
+        .args([
+            "journal",
+            "export",
+            "--last",
+            "20",
+            "--follow",
+            "--when",
+            "data.n in [2, 4]",
+            "--dir",
+        ])
         .arg(place.relay.journal())
         .stdout(Stdio::piped())
         .kill_on_drop(true)

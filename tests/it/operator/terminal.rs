@@ -61,7 +61,7 @@ async fn names_and_answers_do_nothing_to_a_terminal() {
     let dir = relay.dir.path().join("journal").display().to_string();
     let mut shown = Vec::new();
     for args in [
-        &["journal", "tail", "--dir", &dir][..],
+        &["journal", "export", "-n", "20", "--dir", &dir][..],
         &["journal", "export", "--dir", &dir],
         &["dead-letters", "show", "--dir", &dir],
     ] {

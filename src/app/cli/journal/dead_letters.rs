@@ -18,11 +18,11 @@ use crate::{
 /// `dead-letters …`
 #[derive(Debug, Subcommand)]
 pub(in crate::app::cli) enum DeadLetterCommand {
-    /// One line each.
+    /// Lists them, one line each.
     List(Selection),
-    /// Whole, as JSON lines.
+    /// Prints them in full, as JSON lines.
     Show(Selection),
-    /// Hands them to their sink again.
+    /// Delivers them to their sink again.
     Retry(Selection),
     /// Deletes them.
     Drop(Selection),

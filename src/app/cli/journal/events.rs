@@ -1,6 +1,6 @@
-//! `journal tail` and `journal export`: events as JSON lines.
+//! `journal export`: events of the journal's file as JSON lines. Those of a running relay are `tail`'s.
 
-use std::{io::Write as _, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{io::Write as _, sync::Arc, time::Duration};
 
 use clap::Args;
 
@@ -25,53 +25,42 @@ const READ_BYTES: usize = 1024 * 1024;
 /// How often `--follow` looks for more.
 const FOLLOW: Duration = Duration::from_millis(300);
 
-/// Which events.
+/// `journal export`
 #[derive(Debug, Args)]
-struct Wanted {
+pub(in crate::app::cli) struct Export {
+    #[command(flatten)]
+    journal: Where,
     /// Only topics of this pattern: channel.tips, channel.**
     #[arg(long, value_parser = pattern)]
     topic: Option<Pattern>,
     /// Only events for which this Jinja expression is true.
     #[arg(long)]
     when: Option<String>,
-}
-
-/// `journal tail`
-#[derive(Debug, Args)]
-pub(in crate::app::cli) struct Tail {
-    #[command(flatten)]
-    journal: Where,
-    #[command(flatten)]
-    wanted: Wanted,
-    /// How many.
-    #[arg(short = 'n', long, default_value_t = 20)]
-    lines: usize,
-    /// Goes on with what comes.
-    #[arg(short, long)]
-    follow: bool,
-}
-
-/// `journal export`
-#[derive(Debug, Args)]
-pub(in crate::app::cli) struct Export {
-    #[command(flatten)]
-    journal: Where,
-    #[command(flatten)]
-    wanted: Wanted,
     /// From: a time (RFC 3339), or an age such as 2h [default: the oldest]
     #[arg(long, value_parser = moment)]
     from: Option<UnixMillis>,
     /// Until: a time or an age [default: the newest]
     #[arg(long, value_parser = moment)]
     until: Option<UnixMillis>,
+    /// Only the last N events.
+    #[arg(short = 'n', long, value_name = "N")]
+    last: Option<usize>,
+    /// Waits for more events and prints them, whether a relay runs or not.
+    #[arg(short, long, conflicts_with = "until")]
+    follow: bool,
 }
 
-pub(super) fn tail(tail: &Tail) -> Done {
-    let store = tail.journal.open()?;
-    let mut after = store.before_newest(tail.lines).map_err(failed)?;
+pub(super) fn export(export: &Export) -> Done {
+    let when = export.when.as_deref().map(Condition::compile).transpose();
+    let when = when.map_err(|error| Failed::new(Failed::USAGE, format!("--when: {error}")))?;
+    let store = export.journal.open()?;
+    let mut after = match export.last {
+        Some(last) => store.before_newest(last).map_err(failed)?,
+        None => 0,
+    };
     loop {
-        after = print(&store, &tail.wanted, after, &(0..=UnixMillis::MAX))?;
-        if !tail.follow {
+        after = print(&store, export, when.as_ref(), after)?;
+        if !export.follow {
             return Ok(());
         }
         pause();
@@ -83,21 +72,15 @@ fn pause() {
     std::thread::sleep(FOLLOW);
 }
 
-pub(super) fn export(export: &Export) -> Done {
-    let times = export.from.unwrap_or(0)..=export.until.unwrap_or(UnixMillis::MAX);
-    print(&export.journal.open()?, &export.wanted, 0, &times).map(|_| ())
-}
-
-/// Prints events after `after` that were received within `times`, as the clock was then; answers how far
+/// Prints events after `after` that were received within the times, as the clock was then; answers how far
 /// it came. A clock may have stepped, so each event is looked at.
 fn print(
     store: &Store,
-    wanted: &Wanted,
+    export: &Export,
+    when: Option<&Condition>,
     mut after: Seq,
-    times: &RangeInclusive<UnixMillis>,
 ) -> Result<Seq, Failed> {
-    let when = wanted.when.as_deref().map(Condition::compile).transpose();
-    let when = when.map_err(|error| Failed::new(Failed::USAGE, format!("--when: {error}")))?;
+    let times = export.from.unwrap_or(0)..=export.until.unwrap_or(UnixMillis::MAX);
     let mut out = out::json();
     loop {
         let read = store.read(after, READ, READ_BYTES).map_err(failed)?;
@@ -108,12 +91,12 @@ fn print(
         }
         for record in read.records {
             let event = &record.event;
-            let topic = wanted.topic.as_ref();
+            let topic = export.topic.as_ref();
             let holds =
                 |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
             if times.contains(&event.received)
                 && topic.is_none_or(|pattern| pattern.matches(&event.place.topic))
-                && when.as_ref().is_none_or(holds)
+                && when.is_none_or(holds)
             {
                 writeln!(out, "{}", record.line(&event.message))?;
             }
