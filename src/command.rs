@@ -13,6 +13,7 @@
 pub mod executor;
 pub mod listener;
 mod memory;
+mod mqtt;
 pub mod parse;
 
 pub use self::listener::LISTENERS;

@@ -8,6 +8,7 @@
 
 pub mod homeassistant;
 pub mod keeping;
+mod mqtt;
 mod task;
 
 use async_trait::async_trait;
@@ -71,7 +72,7 @@ pub struct Kind {
 }
 
 /// All of them.
-pub const KINDS: &[Kind] = &[];
+pub const KINDS: &[Kind] = &[mqtt::KIND];
 
 /// The row of a kind of sink.
 pub fn kind(name: &str) -> Option<&'static Kind> {

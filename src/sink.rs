@@ -20,7 +20,7 @@ pub mod command_address;
 mod in_flight;
 pub(crate) mod mqtt;
 mod nats;
-mod prefix;
+pub(crate) mod prefix;
 mod pulse;
 mod race;
 mod redis;

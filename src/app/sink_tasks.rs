@@ -70,7 +70,7 @@ fn state(
         let kind = sink::kind(&config.kind).ok_or("there is no such kind of sink")?;
         let route = Route::new(&name, &config, kind).map_err(|error| error.to_string())?;
         let state = (Arc::clone(&board), journal.clone());
-        let reports = (&*status, Arc::clone(&health));
+        let reports = (Arc::clone(&status), Arc::clone(&health));
         let publishing = Publishing::new((&name, &config), publisher, route, state, reports);
         Ok(Box::pin(publishing.map_err(|error| error.to_string())?.run(stop)))
     })

@@ -57,6 +57,9 @@ pub struct Sink {
     pub last_error_at: Option<UnixMillis>,
     /// What an operator should know of its destination.
     pub remarks: Vec<String>,
+    /// The same of the connection that publishes its state.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub state_remarks: Vec<String>,
 }
 
 /// Why the relay is not ready, as far as it is known here.
@@ -132,7 +135,8 @@ impl Status {
         };
         let Some(page) = page else { return };
         change(page);
-        page.last_error.iter_mut().chain(&mut page.remarks).for_each(shorten);
+        let remarks = page.remarks.iter_mut().chain(&mut page.state_remarks);
+        page.last_error.iter_mut().chain(remarks).for_each(shorten);
         let changed = before != Some(page.state);
         drop(pages);
         if changed {

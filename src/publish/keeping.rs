@@ -83,6 +83,11 @@ impl Keeping {
         Ok(Self::of(memory, board, journal, paths))
     }
 
+    /// Nothing is published, and what was published before is left as it is.
+    pub(crate) fn of_nothing(name: &str, journal: Journal) -> Self {
+        Self::of(name.into(), Arc::default(), journal, [])
+    }
+
     /// One whose far side has something under these paths.
     fn of(
         memory: Box<str>,

@@ -44,6 +44,7 @@ pub struct Publishing {
     publisher: Box<dyn StatePublisher>,
     state: Keeping,
     route: Route,
+    status: Arc<Status>,
     health: Arc<TaskHealth>,
     /// The limit of one connect, and of each part.
     deadline: Duration,
@@ -69,17 +70,22 @@ impl Publishing {
         publisher: Box<dyn StatePublisher>,
         route: Route,
         (board, journal): (Arc<Board>, Journal),
-        (status, health): (&Status, Arc<TaskHealth>),
+        (status, health): (Arc<Status>, Arc<TaskHealth>),
     ) -> Result<Self, StoreError> {
         Ok(Self {
             name: name.into(),
             publisher,
-            state: Keeping::new(name, board, journal)?,
+            state: if config.state {
+                Keeping::new(name, board, journal)?
+            } else {
+                Keeping::of_nothing(name, journal)
+            },
             route,
             health,
             deadline: config.timeout.0,
             backoff: Backoff::new(FIRST_WAIT, config.backoff_max.0),
             retries: status.retries(name),
+            status,
             remarks: Vec::new(),
             complained: None,
             refused: None,
@@ -210,7 +216,10 @@ impl Publishing {
         for remark in remarks.iter().filter(|remark| !self.remarks.contains(remark)) {
             info!(sink = %self.name, remark, "about the destination of the state");
         }
-        self.remarks = remarks;
+        if remarks != self.remarks {
+            self.status.sink(&self.name, |page| page.state_remarks.clone_from(&remarks));
+            self.remarks = remarks;
+        }
     }
 
     /// It is tried again after `wait`. The same is told once a minute, not with every attempt.

@@ -181,12 +181,12 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         (None, Some(topic)) => topic.clone(),
         (None, None) => format!("astro/relay/{name}/availability"),
     };
+    // That is published over a connection of its own.
+    (prefix, discovery) = (None, None);
     if opening.purpose == Purpose::Probe {
         // A second client of the same id would throw the relay off the broker.
         client_id.push_str("-visit");
         availability.clear();
-        prefix = None;
-        discovery = None;
     }
     Ok(Batched::boxed(Mqtt {
         timeout: opening.config.timeout.0,

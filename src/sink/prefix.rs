@@ -9,11 +9,11 @@ use crate::{base::template::Template, channel::board::Path};
 
 /// A template over `channel`.
 #[derive(Debug)]
-pub(super) struct Prefix(Template);
+pub(crate) struct Prefix(Template);
 
 impl Prefix {
     /// Compiles it; the error says what is wrong. `forbidden` must not stand in it.
-    pub(super) fn new(text: &str, forbidden: &[char]) -> Result<Self, String> {
+    pub(crate) fn new(text: &str, forbidden: &[char]) -> Result<Self, String> {
         let prefix = Self(Template::compile(text)?);
         if !prefix.0.uses_only(&["channel"]) {
             return Err("only {{ channel }} is known here: a state belongs to no event".into());
@@ -28,7 +28,7 @@ impl Prefix {
     }
 
     /// For a part of the state.
-    pub(super) fn of(&self, path: &Path) -> Result<String, String> {
+    pub(crate) fn of(&self, path: &Path) -> Result<String, String> {
         self.render(path.owner())
     }
 

@@ -84,7 +84,8 @@ pub(super) fn page(status: &Value, now: u64) -> String {
             sink["delivered"], sink["lag_events"], sink["lost"]
         ));
         error_of(sink, &mut lines);
-        lines.extend(list(&sink["remarks"]).map(|remark| format!("    {}", text(remark))));
+        let remarks = list(&sink["remarks"]).chain(list(&sink["state_remarks"]));
+        lines.extend(remarks.map(|remark| format!("    {}", text(remark))));
     }
     lines.push(String::new());
     lines.push(journal_line(&status["journal"]));

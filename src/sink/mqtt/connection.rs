@@ -20,8 +20,6 @@
 //! connection: it never connects again by itself, for then the client library would send again what it
 //! still holds; whoever uses it drops it and opens another. It decides nothing and waits for nobody else.
 
-#![expect(dead_code, unused_imports, reason = "its users are about to land")]
-
 mod event_loop;
 mod packets;
 mod terms;

@@ -134,7 +134,7 @@ impl Settings {
         u16::try_from(self.keep_alive.0.as_secs()).unwrap_or(u16::MAX)
     }
 
-    pub(super) fn prefix(&self) -> Result<Prefix, String> {
+    pub(crate) fn prefix(&self) -> Result<Prefix, String> {
         Prefix::new(
             self.state_topic.as_deref().unwrap_or(homeassistant::DEFAULT_BASE),
             &['+', '#', '\0'],

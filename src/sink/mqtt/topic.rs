@@ -60,7 +60,7 @@ pub(crate) fn refusal(topic: &str) -> Option<String> {
 }
 
 /// The topic of a part of the state. A name is one level, whatever stands in it.
-pub(super) fn of_state(prefix: &Prefix, path: &Path) -> Result<String, String> {
+pub(crate) fn of_state(prefix: &Prefix, path: &Path) -> Result<String, String> {
     let mut topic = format!("{}/{}", escape(&prefix.of(path)?), path.section.as_str());
     if !path.name.is_empty() {
         topic.push('/');

@@ -261,7 +261,7 @@ async fn two_that_write_one_topic_do_not_fight_for_ever_and_it_is_told() {
     let mut corrected = 0;
     let told = || {
         relay.status.sinks.look(|pages| {
-            let remarks = &pages.sinks["home"].remarks;
+            let remarks = &pages.sinks["home"].state_remarks;
             remarks.iter().any(|remark| remark.contains(topic))
         })
     };

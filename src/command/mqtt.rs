@@ -1,0 +1,318 @@
+//! Commands over MQTT, on a connection of its own.
+//!
+//! Each channel has `astro/<channel>/command/#`, and `astro/<channel>/response` for the answers. A client
+//! of MQTT 5 may name another topic for the answer, and gets its correlation data back. The client id is
+//! that of the sink with `-commands` behind it.
+//!
+//! Sessions are clean, so a broker queues nothing for us while we are away. What was read after the process
+//! or the machine stood still may have come long ago: it is answered, and not executed.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::{
+    select,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::{
+    Answers, Back, Ear, Heard, Outbound,
+    listener::{CommandListener, Kind},
+};
+use crate::{
+    base::{backoff::Backoff, clock::Moment},
+    config::ConfigError,
+    delivery::health::TaskHealth,
+    publish::homeassistant::client_id,
+    sink::{
+        Opening, command_address,
+        mqtt::{
+            connection::{Connection, ConnectionOptions, Event, Message, Publication, Unsent},
+            lost::{Lost, Why},
+            settings::Settings,
+            topic,
+        },
+        settings,
+    },
+};
+
+/// The row of this kind.
+pub(super) const KIND: Kind = Kind { name: "mqtt", open };
+
+/// The first wait after a lost connection is at most this.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+
+/// How long a broker is left alone that has denied us: a human has to change something.
+const HOLD: Duration = Duration::from_mins(1);
+
+/// A connection that has stood for so long has worked.
+const PROVEN: Duration = Duration::from_secs(10);
+
+/// At a stop, the last answers may take so long.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How often it is noted that somebody reads.
+const ATTENTION: Duration = Duration::from_secs(1);
+
+/// Nobody has read for so long: the process or the machine stood still.
+const ABSENCE: Duration = Duration::from_secs(3);
+
+/// After an absence it takes no longer than this to read what came meanwhile.
+const CATCHING_UP: Duration = Duration::from_secs(1);
+
+/// The longest topic that is answered to.
+const LONGEST_RESPONSE_TOPIC: usize = 256;
+
+/// The longest correlation data that are repeated.
+const LONGEST_CORRELATION: usize = 1024;
+
+struct MqttListener {
+    settings: Settings,
+    client_id: String,
+    backoff: Backoff,
+    connection: Option<Connection>,
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
+fn open(opening: Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError> {
+    Ok(Box::new(MqttListener {
+        settings: settings(&opening)?,
+        client_id: format!("{}-commands", client_id(opening.name, &opening.settings)),
+        backoff: Backoff::new(FIRST_WAIT, opening.config.backoff_max.0),
+        connection: None,
+    }))
+}
+
+#[async_trait]
+impl CommandListener for MqttListener {
+    async fn run(
+        &mut self,
+        ear: Ear,
+        mut answers: Answers,
+        health: &TaskHealth,
+        stop: &CancellationToken,
+    ) {
+        select! {
+            () = stop.cancelled() => {}
+            () = self.listen(&ear, &mut answers, health) => {}
+        }
+        if timeout(FAREWELL, self.take_leave(&mut answers)).await.is_err() {
+            warn!("the last answers to commands could not be sent in time");
+        }
+    }
+}
+
+impl MqttListener {
+    /// Listens over one connection after another.
+    async fn listen(&mut self, ear: &Ear, answers: &mut Answers, health: &TaskHealth) {
+        loop {
+            let begun = Instant::now();
+            let Err(lost) = self.serve(ear, answers, health).await;
+            self.connection = None;
+            if begun.elapsed() >= PROVEN {
+                self.backoff.reset();
+            }
+            let wait = self.backoff.wait();
+            let wait = if lost.why == Why::Denied { wait.max(HOLD) } else { wait };
+            let error = lost.to_string();
+            warn!(
+                client_id = self.client_id,
+                error,
+                ?wait,
+                "no commands are received at the moment"
+            );
+            health.report(Some(&error));
+            sleep(wait).await;
+        }
+    }
+
+    /// Connects, submits what comes and sends the answers, until the connection is lost.
+    async fn serve(
+        &mut self,
+        ear: &Ear,
+        answers: &mut Answers,
+        health: &TaskHealth,
+    ) -> Result<std::convert::Infallible, Lost> {
+        let options = ConnectionOptions {
+            settings: &self.settings,
+            client_id: &self.client_id,
+            will: None,
+            receives: true,
+        };
+        let connection = self.connection.insert(Connection::open(&options).await?);
+        let qos = connection.qos(1);
+        connection.subscribe(filters(ear), qos)?;
+        let mut reader = Attention::new();
+        loop {
+            let room = connection.has_room();
+            select! {
+                biased;
+                event = connection.next() => {
+                    reader.attend();
+                    match event? {
+                        Event::Subscribed { refused: 0 } => health.report(None),
+                        Event::Subscribed { .. } => {
+                            let error = "the broker does not let us subscribe to commands";
+                            warn!(client_id = self.client_id, error, "some are not received");
+                            health.report(Some(error));
+                        }
+                        Event::Received(message) => submit(ear, &message, reader.is_late()),
+                        _ => {}
+                    }
+                }
+                Some(answer) = answers.recv(), if room => send(connection, &answer, qos)?,
+                () = sleep(ATTENTION) => reader.attend(),
+            }
+        }
+    }
+
+    /// Sends the answers that there are, and disconnects.
+    async fn take_leave(&mut self, answers: &mut Answers) {
+        let Some(connection) = &mut self.connection else { return };
+        let qos = connection.qos(1);
+        loop {
+            while connection.has_room()
+                && let Ok(answer) = answers.try_recv()
+            {
+                if send(connection, &answer, qos).is_err() {
+                    return;
+                }
+            }
+            if connection.outstanding() == 0 {
+                break;
+            }
+            if connection.next().await.is_err() {
+                return;
+            }
+        }
+        if connection.disconnect().is_ok() {
+            while connection.next().await.is_ok_and(|event| event != Event::Disconnected) {}
+        }
+    }
+}
+
+fn filters(ear: &Ear) -> Vec<String> {
+    let filter = |label: &String| {
+        format!("{}/{label}/{}/#", command_address::ROOT, command_address::COMMAND)
+    };
+    ear.channels().iter().map(filter).collect()
+}
+
+fn submit(ear: &Ear, message: &Message, late: bool) {
+    let Some((channel, path)) = command_address::parse(message.topic.as_bytes(), '/') else {
+        return;
+    };
+    let address = match message.response_topic.as_deref().filter(|topic| is_answerable(topic)) {
+        Some(topic) => topic.to_owned(),
+        None => format!("{}/{channel}/response", command_address::ROOT),
+    };
+    let correlation =
+        message.correlation.as_ref().filter(|data| data.len() <= LONGEST_CORRELATION).cloned();
+    let heard = Heard {
+        channel,
+        path: &path,
+        payload: &message.payload,
+        retained: message.retain,
+        again: message.duplicate,
+        back: Some(Back { address, correlation }),
+    };
+    if late {
+        ear.too_late(heard);
+    } else {
+        ear.hear(heard);
+    }
+}
+
+/// Whether an answer may go to a topic that a stranger has chosen: to no command, so that nobody lets
+/// one relay command another, and to none of the broker's own.
+fn is_answerable(topic: &str) -> bool {
+    (1..=LONGEST_RESPONSE_TOPIC).contains(&topic.len())
+        && !topic.starts_with('$')
+        && !topic.contains(|c: char| matches!(c, '+' | '#') || topic::unfit(c))
+        && !topic.split('/').any(|level| level == command_address::COMMAND)
+}
+
+fn send(connection: &mut Connection, answer: &Outbound, qos: u8) -> Result<(), Lost> {
+    let publication = Publication {
+        topic: &answer.back.address,
+        payload: answer.answer.json(),
+        qos,
+        content_type: Some("application/json"),
+        correlation: answer.back.correlation.clone(),
+        ..Publication::default()
+    };
+    match connection.publish(publication, 0) {
+        Ok(()) => Ok(()),
+        Err(Unsent::Refused(reason)) => {
+            warn!(reason, "the answer to a command cannot be sent");
+            Ok(())
+        }
+        Err(Unsent::Lost(lost)) => Err(lost),
+    }
+}
+
+/// Notices that nobody has read for a while: a process that was stopped gets what came meanwhile at once.
+struct Attention {
+    attended: Moment,
+    /// What is read until so long after this moment may be old.
+    absent: Option<Moment>,
+}
+
+impl Attention {
+    fn new() -> Self {
+        Self { attended: Moment::now(), absent: None }
+    }
+
+    fn attend(&mut self) {
+        let now = Moment::now();
+        if now.since(self.attended) > ABSENCE {
+            self.absent = Some(now);
+        }
+        self.attended = now;
+    }
+
+    fn is_late(&self) -> bool {
+        self.absent.is_some_and(|since| since.elapsed() < CATCHING_UP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_go_to_no_command_and_to_no_topic_of_the_broker() {
+        for (topic, fine) in [
+            ("my/answers", true),
+            ("homeassistant/x", true),
+            ("", false),
+            ("$SYS/x", false),
+            ("a/+", false),
+            ("a/#", false),
+            ("a\0", false),
+            ("astro/main/command/session/reset", false),
+            ("home/light/command", false),
+        ] {
+            assert_eq!(is_answerable(topic), fine, "{topic}");
+        }
+        assert!(!is_answerable(&"x".repeat(LONGEST_RESPONSE_TOPIC + 1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_is_read_after_an_absence_is_late() {
+        let mut reader = Attention::new();
+        for _ in 0..60 {
+            tokio::time::advance(ATTENTION).await;
+            reader.attend();
+        }
+        assert!(!reader.is_late(), "somebody read all the time");
+        tokio::time::advance(ABSENCE * 2).await;
+        reader.attend();
+        assert!(reader.is_late(), "nobody did");
+        tokio::time::advance(CATCHING_UP).await;
+        reader.attend();
+        assert!(!reader.is_late());
+    }
+}
