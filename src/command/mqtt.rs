@@ -142,7 +142,7 @@ impl MqttListener {
             receives: true,
         };
         let connection = self.connection.insert(Connection::open(&options).await?);
-        let qos = connection.qos(1);
+        let (qos, echoes) = (connection.qos(1), connection.terms().echoes);
         connection.subscribe(filters(ear), qos)?;
         let mut reader = Attention::new();
         loop {
@@ -158,7 +158,11 @@ impl MqttListener {
                             warn!(client_id = self.client_id, error, "some are not received");
                             health.report(Some(error));
                         }
-                        Event::Received(message) => submit(ear, &message, reader.is_late()),
+                        Event::Received(mut message) => {
+                            // MQTT 3.1.1 does not show whether it clears what was retained.
+                            message.retain |= echoes && message.payload.is_empty();
+                            submit(ear, &message, reader.is_late());
+                        }
                         _ => {}
                     }
                 }
