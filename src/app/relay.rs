@@ -166,8 +166,12 @@ impl Relay {
             }
             None => (None, Some(reload_handles)),
         };
-        let own =
-            EndpointParts { status: Arc::clone(&status), metrics, access: asked, reloads: reloads.clone() };
+        let own = EndpointParts {
+            status: Arc::clone(&status),
+            metrics,
+            access: asked,
+            reloads: reloads.clone(),
+        };
         let listening = add_http(&mut supervisor, &config, &services, own).await?;
         Ok(Self {
             supervisor,

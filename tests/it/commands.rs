@@ -64,7 +64,7 @@ fn done(command: &str, transaction: &str) -> Value {
 }
 
 #[tokio::test]
-async fn what_is_under_way_at_the_end_is_answered() {
+async fn a_command_under_way_at_a_stop_is_answered() {
     let (broker, server) =
         tokio::join!(Mosquitto::start(mosquitto::Options::default()), NatsServer::start(""));
     let sinks = format!(

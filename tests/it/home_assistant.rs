@@ -88,7 +88,7 @@ fn has(known: &BTreeMap<String, Value>, entity: &str) -> bool {
 const FOLLOWERS: &str = "sensor/astro-relay-home/main__follower-session";
 
 #[tokio::test]
-async fn every_figure_is_announced_and_its_topics_are_those_of_the_state() {
+async fn every_entity_points_at_topics_of_the_state() {
     for version in ["5", "3.1.1"] {
         let (broker, sim) =
             (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
@@ -142,7 +142,7 @@ async fn every_figure_is_announced_and_its_topics_are_those_of_the_state() {
 }
 
 #[tokio::test]
-async fn all_is_announced_again_when_home_assistant_has_started() {
+async fn everything_is_announced_again_at_the_birth_message() {
     let (broker, sim) = (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
     let dir = tempfile::tempdir().unwrap();
     let relay = relay(&sim, dir.path(), &broker, "homeassistant = true").await;
@@ -159,7 +159,7 @@ async fn all_is_announced_again_when_home_assistant_has_started() {
 }
 
 #[tokio::test]
-async fn what_is_no_longer_configured_is_cleared() {
+async fn entities_that_are_no_longer_configured_are_cleared() {
     let (broker, sim) = (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
     let dir = tempfile::tempdir().unwrap();
     // Of an earlier day, of an earlier version, and of somebody else.
@@ -195,7 +195,7 @@ async fn what_is_no_longer_configured_is_cleared() {
 }
 
 #[tokio::test]
-async fn what_happens_is_an_event_once_and_is_not_kept() {
+async fn an_event_is_published_once_and_not_retained() {
     let (broker, sim) = (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
     let dir = tempfile::tempdir().unwrap();
     let listener = Listener::start(broker.port, "astro/main/event/#").await;
@@ -259,7 +259,7 @@ async fn named(sim: &Sim, dir: &Path, broker: &Mosquitto, name: &str, more: &str
 }
 
 #[tokio::test]
-async fn a_sink_that_gets_another_name_takes_its_entities_with_it() {
+async fn a_renamed_sink_takes_its_entities_with_it() {
     for version in ["5", "3.1.1"] {
         let (broker, sim) =
             (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
@@ -373,7 +373,7 @@ async fn two_relays_with_one_label_have_entities_of_their_own() {
 }
 
 #[tokio::test]
-async fn an_entity_that_another_client_clears_or_writes_over_is_announced_again() {
+async fn an_overwritten_or_cleared_configuration_is_announced_again() {
     for version in ["5", "3.1.1"] {
         let (broker, sim) =
             (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
@@ -396,7 +396,7 @@ async fn an_entity_that_another_client_clears_or_writes_over_is_announced_again(
 
 /// A broker without persistence forgets what it keeps when it is restarted.
 #[tokio::test]
-async fn a_broker_that_has_forgotten_everything_is_told_of_all_entities_again() {
+async fn a_broker_that_lost_everything_gets_all_entities_again() {
     let (mut broker, sim) =
         (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
     let dir = tempfile::tempdir().unwrap();
@@ -413,7 +413,7 @@ async fn a_broker_that_has_forgotten_everything_is_told_of_all_entities_again() 
 }
 
 #[tokio::test]
-async fn what_nobody_did_is_a_test_for_home_assistant() {
+async fn a_mock_is_a_test_for_home_assistant() {
     let (broker, sim) = (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
     let dir = tempfile::tempdir().unwrap();
     let listener = Listener::start(broker.port, "astro/main/event/#").await;

@@ -13,7 +13,7 @@ async fn post(relay: &Running, path: &str, body: &str) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn each_command_is_done_and_answered() {
+async fn each_command_is_executed_and_answered() {
     let relay = start("http.commands = true\n", "").await;
     let body = r#"{"element":"tip_goal","value":{"amount":41},"transaction":"s"}"#;
     let (status, answer) = post(&relay, "/channels/main/session/set", body).await;
@@ -42,7 +42,7 @@ async fn each_command_is_done_and_answered() {
 }
 
 #[tokio::test]
-async fn nothing_is_done_without_the_token_and_the_permission() {
+async fn nothing_is_executed_without_the_token_and_the_permission() {
     let relay = start("http.commands = [\"session/reload\"]\n", "").await;
     let before = (id(&relay.sim), relay.sim.stats().rest_requests);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -77,7 +77,7 @@ async fn nothing_is_done_without_the_token_and_the_permission() {
 }
 
 #[tokio::test]
-async fn what_the_api_says_is_told_and_no_change_is_made_twice() {
+async fn an_error_of_the_api_is_reported_and_no_change_is_made_twice() {
     let relay = start("http.commands = true\n", "").await;
     let set = |value: u32, transaction: &str| {
         json!({"element": "tip-goal", "value": value, "transaction": transaction}).to_string()
@@ -114,7 +114,7 @@ async fn what_the_api_says_is_told_and_no_change_is_made_twice() {
 }
 
 #[tokio::test]
-async fn a_channel_without_a_session_is_told_and_a_new_one_takes_commands() {
+async fn a_channel_without_a_session_is_an_error_and_a_new_channel_takes_commands() {
     let rest = format!("http.commands = true\n{}", channel(&["channel.tips"]));
     let relay = Running::start(&rest).await;
     let (status, answer) = post(&relay, "/channels/main/refresh", "").await;

@@ -69,7 +69,7 @@ async fn up(broker: &Mosquitto, more: &str) -> Running {
 }
 
 #[tokio::test]
-async fn each_command_is_done_and_answered() {
+async fn each_command_is_executed_and_answered() {
     let broker = Mosquitto::start(Options::default()).await;
     for version in VERSIONS {
         let relay = up(&broker, &format!("version = {version:?}\ncommands = true")).await;
@@ -124,7 +124,7 @@ async fn a_number_is_set_as_home_assistant_writes_it() {
 }
 
 #[tokio::test]
-async fn who_names_a_topic_gets_the_answer_there() {
+async fn the_answer_goes_to_the_response_topic() {
     let broker = Mosquitto::start(Options::default()).await;
     let _relay = up(&broker, "commands = true").await;
     let commander = Commander::new(&broker).await;
@@ -153,7 +153,7 @@ async fn who_names_a_topic_gets_the_answer_there() {
 }
 
 #[tokio::test]
-async fn what_is_retained_is_not_executed() {
+async fn a_retained_command_is_not_executed() {
     let retained = || PublishOptions::new(QoS::AtLeastOnce).retained();
     for version in VERSIONS {
         let broker = Mosquitto::start(Options::default()).await;
@@ -181,7 +181,7 @@ async fn what_is_retained_is_not_executed() {
 }
 
 #[tokio::test]
-async fn what_is_not_allowed_or_broken_is_refused() {
+async fn a_forbidden_or_malformed_command_is_refused() {
     let broker = Mosquitto::start(Options::default()).await;
     for version in VERSIONS {
         let more =
@@ -215,7 +215,7 @@ async fn what_is_not_allowed_or_broken_is_refused() {
 }
 
 #[tokio::test]
-async fn only_what_is_configured_is_subscribed() {
+async fn only_configured_channels_are_subscribed() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let extra = format!("log_dest file {}\nlog_type subscribe", log.display());
@@ -262,7 +262,7 @@ async fn only_what_is_configured_is_subscribed() {
 }
 
 #[tokio::test]
-async fn a_broker_that_forbids_it_still_gets_the_events() {
+async fn a_broker_that_forbids_commands_still_gets_the_events() {
     let acl = "topic readwrite astro/main/channel/#\ntopic write astro/relay/#\n";
     let broker = Mosquitto::start(Options { acl, ..Options::default() }).await;
     let listener = Listener::start(broker.port, "astro/main/channel/#").await;

@@ -1,4 +1,4 @@
-//! The live state where the far sides keep it: whoever comes, whenever he comes, finds all of it.
+//! The live state at a destination: a late reader finds all of it.
 
 mod mqtt;
 mod nats;
@@ -20,10 +20,10 @@ const TOPICS: &[&str] = &[
     "channel.chatbot.counters",
 ];
 
-/// How long the far side may take to have what the relay knows, on a machine that is busy.
+/// How long the destination may take to have what the relay knows, on a machine that is busy.
 const SOON: Duration = Duration::from_mins(1);
 
-/// What a far side keeps, by the path within the state: `main/session/tip-latest`, `relay/status`.
+/// What a destination holds, by the path within the state: `main/session/tip-latest`, `relay/status`.
 type Kept = BTreeMap<String, Value>;
 
 async fn simulated() -> Sim {

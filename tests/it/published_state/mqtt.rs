@@ -51,7 +51,7 @@ fn sink(broker: &Mosquitto, more: &str) -> String {
 }
 
 #[tokio::test]
-async fn who_comes_late_reads_the_whole_state_and_what_vanished_is_cleared() {
+async fn a_late_subscriber_reads_the_whole_state_and_vanished_parts_are_cleared() {
     for (version, qos) in [("5", 1), ("3.1.1", 0)] {
         let broker = Mosquitto::start(Options::default()).await;
         let sim = simulated().await;
@@ -119,7 +119,7 @@ async fn a_channel_is_online_as_long_as_the_gateway_is_there() {
 }
 
 #[tokio::test]
-async fn a_broker_that_has_lost_everything_is_told_everything() {
+async fn a_broker_that_lost_everything_gets_the_whole_state_again() {
     let mut broker = Mosquitto::start(Options::default()).await;
     let sim = simulated().await;
     let dir = tempfile::tempdir().unwrap();
@@ -134,7 +134,7 @@ async fn a_broker_that_has_lost_everything_is_told_everything() {
 }
 
 #[tokio::test]
-async fn what_a_sink_is_not_to_know_is_not_kept_for_it() {
+async fn state_outside_of_channels_and_redact_is_not_published() {
     let broker = Mosquitto::start(Options::default()).await;
     let sim = simulated().await;
     let dir = tempfile::tempdir().unwrap();
@@ -158,7 +158,7 @@ async fn what_a_sink_is_not_to_know_is_not_kept_for_it() {
 }
 
 #[tokio::test]
-async fn a_relay_that_is_killed_is_offline_by_its_will_and_online_again_when_it_is_back() {
+async fn a_killed_relay_is_offline_by_its_last_will_and_online_again_after_a_restart() {
     let broker = Mosquitto::start(Options::default()).await;
     let sim = simulated().await;
     let mut relay = daemon::Relay::new(
@@ -190,7 +190,7 @@ async fn write(client: &Listener, topic: &str, payload: &str) {
 }
 
 #[tokio::test]
-async fn what_another_client_writes_over_or_clears_is_put_right() {
+async fn an_overwritten_or_cleared_topic_is_corrected() {
     for version in ["5", "3.1.1"] {
         let broker = Mosquitto::start(Options::default()).await;
         let sim = simulated().await;
@@ -228,7 +228,7 @@ async fn what_another_client_writes_over_or_clears_is_put_right() {
 }
 
 #[tokio::test]
-async fn the_availability_topic_is_put_right_too() {
+async fn an_overwritten_availability_topic_is_corrected() {
     let broker = Mosquitto::start(Options::default()).await;
     let sim = simulated().await;
     let dir = tempfile::tempdir().unwrap();
@@ -249,7 +249,7 @@ async fn the_availability_topic_is_put_right_too() {
 
 /// Another relay that means the same topic corrects as we do.
 #[tokio::test]
-async fn two_that_write_one_topic_do_not_fight_for_ever_and_it_is_told() {
+async fn corrections_of_a_contested_topic_become_rare_and_are_reported() {
     let broker = Mosquitto::start(Options::default()).await;
     let sim = simulated().await;
     let dir = tempfile::tempdir().unwrap();
