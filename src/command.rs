@@ -14,6 +14,7 @@ pub mod executor;
 pub mod listener;
 mod memory;
 mod mqtt;
+mod nats;
 pub mod parse;
 
 pub use self::listener::LISTENERS;

@@ -6,12 +6,16 @@
 //!
 //! A kind of sink whose destination can hold state is one file here and one row in [`KINDS`].
 
+mod heartbeat;
 pub mod homeassistant;
 pub mod keeping;
 mod mqtt;
+mod nats;
+mod redis;
 mod task;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 pub use self::task::Publishing;
 use crate::{
@@ -69,10 +73,16 @@ pub struct Kind {
     pub publishes: fn(&SinkConfig) -> bool,
     /// Makes the publisher from the settings, which the sink has checked; connects to nothing.
     pub open: fn(Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError>,
+    /// What an operator should know of the destination before the relay starts, for `check --connect`. It
+    /// makes nothing there.
+    pub probe: Option<Probe>,
 }
 
+/// See [`Kind::probe`].
+pub type Probe = fn(Opening<'_>) -> BoxFuture<'static, Result<Vec<String>, Failure>>;
+
 /// All of them.
-pub const KINDS: &[Kind] = &[mqtt::KIND];
+pub const KINDS: &[Kind] = &[mqtt::KIND, nats::KIND, redis::KIND];
 
 /// The row of a kind of sink.
 pub fn kind(name: &str) -> Option<&'static Kind> {

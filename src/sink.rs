@@ -13,17 +13,16 @@
 //! Until all kinds have this form, [`Batched`](batched::Batched) runs those that still implement
 //! [`BatchSink`](batched::BatchSink).
 
-mod address;
+pub(crate) mod address;
 mod ahead;
 mod batched;
 pub mod command_address;
 mod in_flight;
 pub(crate) mod mqtt;
-mod nats;
+pub(crate) mod nats;
 pub(crate) mod prefix;
-mod pulse;
 mod race;
-mod redis;
+pub(crate) mod redis;
 mod stdout;
 mod together;
 mod webhook;

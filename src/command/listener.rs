@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answers, Ear, Intake, mqtt};
+use super::{Answers, Ear, Intake, mqtt, nats};
 use crate::{
     base::supervisor::Factory,
     config::{ConfigError, SinkConfig},
@@ -69,7 +69,7 @@ impl Kind {
 }
 
 /// All of them.
-pub const LISTENERS: &[Kind] = &[mqtt::KIND];
+pub const LISTENERS: &[Kind] = &[mqtt::KIND, nats::KIND];
 
 /// The row of a kind of sink.
 pub fn kind(name: &str) -> Option<&'static Kind> {

@@ -44,6 +44,7 @@ pub(super) const KIND: Kind = Kind {
     name: "mqtt",
     publishes: |config| config.state || ha_event::is_wanted(config).is_some(),
     open,
+    probe: None,
 };
 
 /// The tag of what is published beside the parts: discovery, and corrections.

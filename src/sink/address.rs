@@ -64,7 +64,7 @@ fn encode(c: char, into: &mut String) {
 }
 
 /// A hexadecimal digit.
-pub(super) fn hex(digit: u8) -> char {
+pub(crate) fn hex(digit: u8) -> char {
     char::from_digit(u32::from(digit), 16).map_or('0', |c| c.to_ascii_uppercase())
 }
 

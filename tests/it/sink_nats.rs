@@ -14,8 +14,8 @@ use crate::support::{
     process::free_port,
     scripted_nats::{Play, ScriptedNats},
     sinks::{
-        batch, certificate, id, install_tls, open, open_keeping, open_visit, open_with, outgoing,
-        outgoing_with, replayed,
+        batch, certificate, id, install_tls, open, open_probe, open_publisher, open_with, outgoing,
+        outgoing_with, probe, probe_state, replayed,
     },
     unreachable::{Hanging, Mute, refused},
     wait::until,
@@ -51,7 +51,7 @@ async fn metadata_travels_in_headers() {
 }
 
 #[tokio::test]
-async fn headers_say_what_nothing_else_does() {
+async fn default_headers_hold_what_subject_and_payload_do_not() {
     let server = NatsServer::start("").await;
     let listener = Listener::start(&server, "astro.>").await;
     for (heard, settings, expected) in [
@@ -91,7 +91,7 @@ async fn a_stream_recognises_a_repeat() {
 }
 
 #[tokio::test]
-async fn a_stream_that_is_missing_or_takes_other_subjects_is_told_by_name() {
+async fn a_missing_or_unfit_stream_is_named_in_the_error() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     let settings = json!({"url": server.url(), "jetstream": true, "stream": "EVENTS"});
@@ -122,7 +122,7 @@ async fn a_stream_that_is_missing_or_takes_other_subjects_is_told_by_name() {
 }
 
 #[tokio::test]
-async fn a_server_with_too_little_space_is_told_with_the_key_to_change() {
+async fn too_little_space_for_a_stream_names_the_key_to_change() {
     let server = NatsServer::with_storage("100MB", "").await;
     let _ = server.streams().await;
     let with = |create: serde_json::Value| {
@@ -137,7 +137,7 @@ async fn a_server_with_too_little_space_is_told_with_the_key_to_change() {
 }
 
 #[tokio::test]
-async fn a_subject_that_no_stream_takes_is_waited_for_and_holds_its_place() {
+async fn a_deleted_stream_is_made_again_and_order_is_kept() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     let settings = json!({"url": server.url(), "jetstream": true, "create_stream": true});
@@ -155,7 +155,7 @@ async fn a_subject_that_no_stream_takes_is_waited_for_and_holds_its_place() {
 }
 
 #[tokio::test]
-async fn a_full_stream_makes_wait() {
+async fn a_full_stream_is_busy() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     let config = Config {
@@ -177,7 +177,7 @@ async fn a_full_stream_makes_wait() {
 }
 
 #[tokio::test]
-async fn an_event_larger_than_the_server_takes_is_refused_alone() {
+async fn an_oversized_event_is_rejected_alone() {
     let server = NatsServer::start("max_payload: 2048").await;
     server.streams().await;
     for settings in [
@@ -197,7 +197,7 @@ async fn an_event_larger_than_the_server_takes_is_refused_alone() {
 }
 
 #[tokio::test]
-async fn a_subject_that_is_not_permitted_is_refused_and_the_others_go_on() {
+async fn a_forbidden_subject_is_rejected_and_the_others_go_on() {
     let users = r#"authorization { users = [
         { user: relay, password: hunter2, permissions: { publish: { deny: "astro.*.secret" } } }
         { user: listener, password: x } ] }
@@ -219,15 +219,15 @@ async fn a_subject_that_is_not_permitted_is_refused_and_the_others_go_on() {
             assert_eq!(failure.accepted, 1, "jetstream {jetstream}");
             let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
             assert!(reason.contains("astro.main.secret"), "{reason}");
+            deliver(&mut sink, &events[2..]).await.unwrap();
         }
-        deliver(&mut sink, &events[2..]).await.unwrap();
     }
     assert_eq!(server.stored("ASTRO").await, [1, 3]);
     assert_eq!(first_arrivals(&listener.numbers()), [1, 3]);
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_denied_and_the_password_stays_unsaid() {
+async fn wrong_credentials_are_denied_without_showing_the_password() {
     let server = NatsServer::start("authorization { user: relay, password: right }").await;
     let settings = json!({"url": server.url(), "user": "relay", "password": {"value": "hunter2"}});
     let mut sink = open("nats", settings).unwrap();
@@ -248,7 +248,7 @@ async fn the_first_server_that_answers_is_taken() {
 
 /// What a dropped client still holds must never arrive: it would stand behind what was sent again.
 #[tokio::test]
-async fn nothing_old_arrives_after_a_server_was_asleep() {
+async fn events_of_a_dropped_connection_never_arrive_later() {
     let server = NatsServer::start("").await;
     let listener = Listener::start(&server, "astro.>").await;
     let timeout = std::time::Duration::from_secs(4);
@@ -277,7 +277,7 @@ async fn nothing_old_arrives_after_a_server_was_asleep() {
 }
 
 #[tokio::test]
-async fn a_lost_link_is_noticed_while_idle() {
+async fn a_lost_connection_is_noticed_while_idle() {
     let mut server = NatsServer::start("").await;
     let mut sink = open("nats", json!({"url": server.url()})).unwrap();
     connect(&mut sink).await.unwrap();
@@ -351,7 +351,7 @@ async fn a_server_with_an_address_of_ipv6_is_reached_through_tls() {
 
 /// It says nothing before the handshake; and one that does not do so is not understood.
 #[tokio::test]
-async fn a_server_that_wants_tls_first_is_reached() {
+async fn tls_first_reaches_a_server_with_handshake_first() {
     install_tls();
     let server = NatsServer::start("").await;
     let (cert, key) = (certificate("server-ipv6.pem"), certificate("server-ipv6.key"));
@@ -456,7 +456,7 @@ async fn the_least_rights_are_enough() {
 }
 
 #[tokio::test]
-async fn a_stream_that_may_not_be_made_is_denied_with_the_right_that_is_missing() {
+async fn a_stream_that_may_not_be_made_names_the_missing_right() {
     let rights = r#"publish: ["astro.>", "$JS.API.STREAM.INFO.>"], subscribe: "_INBOX.>""#;
     let server = NatsServer::start(&permissions(rights)).await;
     server.streams().await;
@@ -469,7 +469,7 @@ async fn a_stream_that_may_not_be_made_is_denied_with_the_right_that_is_missing(
 
 /// The server quotes a subject as Go does; it is the subject of one event all the same.
 #[tokio::test]
-async fn subjects_that_the_server_escapes_are_refused_alone_and_nothing_is_repeated() {
+async fn forbidden_subjects_that_the_server_quotes_are_rejected_alone() {
     let rights = r#"publish: { deny: "astro.main.secret.*" }"#;
     for jetstream in [false, true] {
         let server = NatsServer::start(&permissions(rights)).await;
@@ -501,7 +501,7 @@ async fn subjects_that_the_server_escapes_are_refused_alone_and_nothing_is_repea
 
 /// The client library keeps 128 of what a server says, and drops the rest without a word.
 #[tokio::test]
-async fn more_refusals_than_are_kept_hide_none() {
+async fn more_refusals_than_the_client_keeps_are_all_found() {
     let rights = r#"publish: { deny: ["astro.a.>", "astro.b.>"] }"#;
     for jetstream in [false, true] {
         let server = NatsServer::start(&permissions(rights)).await;
@@ -529,7 +529,7 @@ async fn more_refusals_than_are_kept_hide_none() {
 
 /// Whatever the server's words are: an event that it refuses is found, and the others get through.
 #[tokio::test]
-async fn a_refusal_in_unknown_words_leaves_no_batch_waiting() {
+async fn a_refusal_in_unknown_words_rejects_the_right_event() {
     for jetstream in [false, true] {
         let server = ScriptedNats::start(|subject: &str| {
             if subject.contains("bad") {
@@ -552,7 +552,7 @@ async fn a_refusal_in_unknown_words_leaves_no_batch_waiting() {
 }
 
 #[tokio::test]
-async fn a_server_that_ends_the_connection_is_told_from_one_that_is_silent() {
+async fn a_closed_connection_differs_from_a_silent_server() {
     for (play, closed) in [(Play::HangUp, true), (Play::Ignore, false)] {
         let server = ScriptedNats::start(move |_: &str| play.clone()).await;
         let settings = json!({"url": server.url(), "jetstream": true});
@@ -566,7 +566,7 @@ async fn a_server_that_ends_the_connection_is_told_from_one_that_is_silent() {
 }
 
 #[tokio::test]
-async fn a_constant_subject_that_is_not_permitted_holds_the_sink() {
+async fn a_forbidden_constant_subject_denies_the_sink() {
     let server = NatsServer::start(&permissions(r#"publish: { deny: "events" }"#)).await;
     server.streams().await;
     for jetstream in [false, true] {
@@ -581,7 +581,7 @@ async fn a_constant_subject_that_is_not_permitted_holds_the_sink() {
 
 /// A large event does not fit any more, and the small ones behind it would.
 #[tokio::test]
-async fn nothing_is_stored_behind_an_event_that_is_not() {
+async fn nothing_is_stored_behind_an_event_that_is_not_stored() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     let config = |max_bytes| Config {
@@ -608,7 +608,7 @@ async fn nothing_is_stored_behind_an_event_that_is_not() {
 }
 
 #[tokio::test]
-async fn another_writer_to_the_stream_disturbs_neither_order_nor_progress() {
+async fn another_writer_to_the_stream_breaks_neither_order_nor_progress() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     let settings = json!({"url": server.url(), "jetstream": true, "create_stream": true});
@@ -631,7 +631,7 @@ async fn another_writer_to_the_stream_disturbs_neither_order_nor_progress() {
 }
 
 #[tokio::test]
-async fn a_subject_that_the_stream_does_not_take_is_refused_alone_and_known_before() {
+async fn a_subject_outside_the_stream_is_rejected_alone_and_found_by_the_probe() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     context.create_stream(stream_config(&["astro.*.channel.tips"])).await.unwrap();
@@ -640,9 +640,12 @@ async fn a_subject_that_the_stream_does_not_take_is_refused_alone_and_known_befo
     let remarks = sink.remarks();
     assert!(remarks.iter().any(|remark| remark.contains("astro.*.channel.tips")), "{remarks:?}");
     let gap = "astro.main.relay.gap";
-    let Permission::Denied(reason) = sink.may_publish(gap).await.unwrap() else { panic!() };
+    let settings = json!({"url": server.url(), "jetstream": true});
+    let probed = probe("nats", settings, &[gap, SUBJECT]).await.unwrap();
+    let [Permission::Denied(reason), Permission::Granted] = &probed[..] else {
+        panic!("{probed:?}")
+    };
     assert!(reason.contains("astro.*.channel.tips"), "{reason}");
-    assert_eq!(sink.may_publish(SUBJECT).await.unwrap(), Permission::Granted);
     let mut events = batch(1..=30, SUBJECT);
     for place in [0, 6, 7] {
         events[place] = outgoing(events[place].record.seq, gap, "room");
@@ -650,13 +653,13 @@ async fn a_subject_that_the_stream_does_not_take_is_refused_alone_and_known_befo
     let failure = deliver(&mut sink, &events).await.unwrap_err();
     let Cause::Rejected { reason } = failure.cause else { panic!("{failure:?}") };
     assert!(reason.contains(gap) && reason.contains("astro.*.channel.tips"), "{reason}");
-    assert_eq!(carry_all(&mut sink, &events).await, (vec![1, 7, 8], vec![]));
+    assert_eq!(carry_all(&mut sink, &events[1..]).await, (vec![7, 8], vec![]));
     let expected: Vec<u64> = (1..=30).filter(|n| ![1, 7, 8].contains(n)).collect();
     assert_eq!(server.stored("ASTRO").await, expected);
 }
 
 #[tokio::test]
-async fn a_subject_of_which_the_stream_keeps_no_more_is_refused_alone() {
+async fn a_full_subject_is_rejected_alone() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     let config = Config {
@@ -677,7 +680,7 @@ async fn a_subject_of_which_the_stream_keeps_no_more_is_refused_alone() {
 }
 
 #[tokio::test]
-async fn a_stream_that_can_take_nothing_holds_the_sink() {
+async fn a_stream_that_can_take_nothing_denies_the_sink() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     let settings = json!({"url": server.url(), "jetstream": true});
@@ -723,7 +726,7 @@ async fn a_stream_that_can_take_nothing_holds_the_sink() {
 
 /// The server would end the connection at it, again and again.
 #[tokio::test]
-async fn a_subject_that_is_longer_than_the_server_takes_is_refused_alone() {
+async fn an_overlong_subject_is_rejected_alone() {
     for (limit, lengths) in [("", [4100, 5000]), ("max_control_line: 512", [600, 900])] {
         for jetstream in [false, true] {
             let server = NatsServer::start(limit).await;
@@ -752,7 +755,7 @@ async fn a_subject_that_is_longer_than_the_server_takes_is_refused_alone() {
 }
 
 #[tokio::test]
-async fn nothing_is_published_where_commands_are_taken_or_the_server_listens() {
+async fn nothing_is_published_to_reserved_subjects() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     context
@@ -774,7 +777,7 @@ async fn nothing_is_published_where_commands_are_taken_or_the_server_listens() {
 }
 
 #[tokio::test]
-async fn servers_that_are_off_or_hang_cost_a_moment_each() {
+async fn unreachable_servers_delay_the_connect_by_moments() {
     let server = NatsServer::start("").await;
     let (hanging, mute) = (Hanging::new().await, Mute::new().await);
     let dead = [hanging.address, mute.address, refused()].map(|dead| format!("nats://{dead}"));
@@ -791,16 +794,17 @@ async fn servers_that_are_off_or_hang_cost_a_moment_each() {
 }
 
 #[tokio::test]
-async fn a_visit_makes_neither_stream_nor_bucket() {
+async fn a_probe_makes_neither_stream_nor_bucket() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
     let settings = json!({"url": server.url(), "jetstream": true, "create_stream": true});
-    let mut sink = open_visit("nats", settings).unwrap();
+    let mut sink = open_probe("nats", settings.clone()).unwrap();
     connect(&mut sink).await.unwrap();
-    let remarks = sink.remarks();
-    let told = remarks.iter().filter(|remark| remark.contains("does not exist yet")).count();
-    assert_eq!(told, 2, "{remarks:?}");
-    assert_eq!(sink.may_publish(SUBJECT).await.unwrap(), Permission::Granted);
+    let facts = sink.remarks();
+    assert!(facts.iter().any(|fact| fact.contains("does not exist yet")), "{facts:?}");
+    let facts = probe_state("nats", settings.clone()).await.unwrap();
+    assert!(facts.iter().any(|fact| fact.contains("does not exist yet")), "{facts:?}");
+    assert_eq!(probe("nats", settings, &[SUBJECT]).await.unwrap(), [Permission::Granted]);
     let failure = deliver(&mut sink, &batch(1..=1, SUBJECT)).await.unwrap_err();
     assert!(failure.cause.to_string().contains("makes the stream when it starts"), "{failure:?}");
     for name in ["ASTRO", "KV_astro_state"] {
@@ -830,25 +834,25 @@ async fn a_replay_is_stored_once_more_and_only_once() {
 async fn a_bucket_that_was_made_anew_is_noticed() {
     let server = NatsServer::start("").await;
     let context = server.streams().await;
-    let mut sink = open_keeping("nats", json!({"url": server.url()})).unwrap();
-    connect(&mut sink).await.unwrap();
+    let mut publisher = open_publisher("nats", json!({"url": server.url()})).unwrap();
+    publisher.connect().await.unwrap();
     let status = Part { path: Path::relay(Section::Status), payload: Some("{}".into()) };
     let status = std::slice::from_ref(&status);
     for _ in 0..3 {
-        sink.keep(status).await.unwrap();
+        publisher.publish(status).await.unwrap();
     }
     context.delete_stream("KV_astro_state").await.unwrap();
-    let failure = sink.keep(status).await.unwrap_err();
+    let failure = publisher.publish(status).await.unwrap_err();
     assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
-    connect(&mut sink).await.unwrap();
-    sink.keep(status).await.unwrap();
-    sink.keep(status).await.unwrap();
+    publisher.connect().await.unwrap();
+    publisher.publish(status).await.unwrap();
+    publisher.publish(status).await.unwrap();
     let mut config =
         context.get_stream("KV_astro_state").await.unwrap().cached_info().config.clone();
     context.delete_stream("KV_astro_state").await.unwrap();
     config.max_messages_per_subject = 1;
     context.create_stream(config).await.unwrap();
-    let failure = sink.keep(status).await.unwrap_err();
+    let failure = publisher.publish(status).await.unwrap_err();
     assert!(failure.cause.to_string().contains("made anew"), "{failure:?}");
 }
 

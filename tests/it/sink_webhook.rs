@@ -631,14 +631,14 @@ async fn a_destination_that_closes_at_one_event_is_told_from_one_that_is_away() 
         peer.at("\"n\":2}", Some(end));
         let failure = sink.deliver(&batch([2], "")).await.unwrap_err();
         assert!(failure.cause.is_closed_by_peer(), "{failure:?}");
-        probe("webhook", settings.clone()).await.unwrap();
+        probe("webhook", settings.clone(), &[""]).await.unwrap();
     }
     assert_eq!(peer.methods().iter().filter(|method| *method == "OPTIONS").count(), 3);
     // One that closes at everything.
     peer.at("", Some(Step::SayAndClose(vec![])));
     let failure = sink.deliver(&batch([2], "")).await.unwrap_err();
     assert!(failure.cause.is_closed_by_peer(), "{failure:?}");
-    assert!(probe("webhook", settings).await.is_err());
+    assert!(probe("webhook", settings, &[""]).await.is_err());
     // One that is not there.
     drop(peer);
     sink.connect().await.unwrap();

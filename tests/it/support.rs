@@ -15,6 +15,7 @@ pub mod relay;
 pub mod scripted_broker;
 pub mod scripted_http;
 pub mod scripted_nats;
+pub mod scripted_peer;
 pub mod scripted_redis;
 pub mod sinks;
 pub mod stdout_child;

@@ -31,6 +31,7 @@ use crate::{
         table::{Phase, State, Table},
     },
     journal::Journal,
+    publish,
     sink::{self, Failure, Opening, Permission, Purpose, Sink},
 };
 
@@ -178,6 +179,13 @@ async fn visit(name: &str, config: &Config) -> Result<Visited, String> {
         .map_err(|failure| crate::delivery::describe(&failure.cause))?;
     let mut said = vec!["reachable".to_owned()];
     said.extend(opened.report().facts.unwrap_or_default());
+    let publisher = publish::kind(&sink.kind).filter(|kind| (kind.publishes)(sink));
+    if let Some(probe) = publisher.and_then(|kind| kind.probe) {
+        let (settings, purpose) = (sink.settings.clone(), Purpose::Probe);
+        let facts = probe(Opening { name, settings, config: sink, purpose });
+        let facts = timeout(limit, facts).await.map_err(|_| "no answer about its state in time")?;
+        said.extend(facts.map_err(|failure| crate::delivery::describe(&failure.cause))?);
+    }
     let (mut addresses, by_data) = addresses(config, &mut route);
     if addresses.is_empty() && !by_data && !config.channels.is_empty() {
         said.push("nothing that is subscribed goes to this sink".to_owned());

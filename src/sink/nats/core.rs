@@ -1,163 +1,98 @@
 //! Core NATS: nobody acknowledges an event, so the relay asks itself whether the server has processed it.
 //!
-//! A question is a message to ourselves: the server reads a connection in order, so when it comes back, all
-//! that was sent before it has been processed. The next batch goes out meanwhile.
+//! A ping is a message to ourselves: the server reads a connection in order, so when it comes back, all
+//! that was sent before it has been processed. The next events go out meanwhile.
 //!
-//! The one thing to know: what stands behind an event that was refused has been heard already. It is
-//! remembered and not published again.
+//! A refusal reaches us by another way than the ping behind it. It has certainly come when a second ping is
+//! back that was sent after the first had come; so the first events to a subject wait for that one.
 
-use super::{Cause, Instant, Link, Nats, Note, Outgoing, Unsent, Verdict, timeout};
+use std::collections::VecDeque;
 
-impl Nats {
-    /// Publishes the flight from the place `from` on, and waits until the server has processed what was on
-    /// its way before; with nothing new, until it has processed some of it.
-    pub(super) async fn publish_core(
-        &mut self,
-        link: &mut Link,
-        flight: &[Outgoing],
-        from: usize,
-    ) -> Result<(), Cause> {
-        for (verdict, outgoing) in self.verdicts.iter_mut().zip(flight).skip(from) {
-            if self.ahead.has(outgoing) {
-                *verdict = Verdict::Accepted;
-            }
-        }
-        let end = if from < flight.len() {
-            self.publish_from(link, flight, from).await?
-        } else {
-            let open = self.questions.len().saturating_sub(1);
-            self.hear(link, flight, open, None).await?;
-            flight.len()
+/// Pings on their way at once: while one batch is processed, the next is already there.
+const MAX_PINGS: usize = 2;
+
+/// How far the server has come.
+#[derive(Debug, Default)]
+pub(super) struct Barrier {
+    pings: VecDeque<Ping>,
+    number: u64,
+    /// It has processed the events before this number,
+    pub(super) processed: u64,
+    /// and what it has refused of those before this one is known.
+    pub(super) confirmed: u64,
+}
+
+#[derive(Debug)]
+struct Ping {
+    number: u64,
+    /// The events before this number were sent before it.
+    through: u64,
+    confirms: u64,
+}
+
+impl Barrier {
+    /// The number of the ping that is to be sent now, when events of these numbers are out.
+    pub(super) fn due(&self, out: &std::ops::Range<u64>) -> Option<u64> {
+        let is_due = match self.pings.back() {
+            None => !out.is_empty(),
+            Some(last) => self.pings.len() < MAX_PINGS && last.through < out.end,
         };
-        if end < flight.len() || self.head_failed() {
-            // What becomes of all that went out is known before the failure is told.
-            self.hear(link, flight.get(..end).unwrap_or_default(), 0, None).await?;
-            let accepted = self.accepted();
-            for (outgoing, verdict) in flight.iter().zip(&self.verdicts).skip(accepted) {
-                if *verdict == Verdict::Accepted {
-                    self.ahead.accepted(outgoing);
-                }
-            }
-        }
-        Ok(())
+        is_due.then_some(self.number + 1)
     }
 
-    /// Whether it is known that the first that is not accepted never will be.
-    fn head_failed(&self) -> bool {
-        let head = self.verdicts.get(self.accepted());
-        head.is_some_and(|verdict| *verdict != Verdict::Pending)
+    /// It is sent, behind the events before `through`.
+    pub(super) fn sent(&mut self, through: u64) {
+        self.number += 1;
+        self.pings.push_back(Ping { number: self.number, through, confirms: self.processed });
     }
 
-    /// Answers how far it came: to the end, or to an event that cannot be sent or was refused.
-    async fn publish_from(
-        &mut self,
-        link: &mut Link,
-        flight: &[Outgoing],
-        mut from: usize,
-    ) -> Result<usize, Cause> {
-        loop {
-            let careful = self.careful > 0;
-            let to = if careful { from + 1 } else { flight.len() };
-            let end = self.hand(link, flight, from, to).await?;
-            let sent = flight.get(from..end).unwrap_or_default();
-            let all_sent = flight.get(..end).unwrap_or_default();
-            let alone = careful.then_some(from);
-            let stuck = self.verdicts.get(end).is_some_and(|next| *next != Verdict::Pending);
-            // A refusal reaches us by another way than the answer behind it. It has certainly come when
-            // a second question is answered; that is asked where a subject was not used before.
-            let news = sent.iter().any(|outgoing| !self.permitted.contains(&outgoing.address));
-            if careful || news {
-                self.question(link, 0).await?;
-                self.hear(link, all_sent, 0, None).await?;
-            }
-            if !sent.is_empty() {
-                self.question(link, sent.len()).await?;
-            }
-            // One batch stays on its way while the next is prepared.
-            let open = usize::from(end == flight.len() && !careful);
-            self.hear(link, all_sent, open, alone).await?;
-            for outgoing in sent {
-                self.permit(&outgoing.address);
-            }
-            if careful {
-                self.careful -= 1;
-            }
-            if stuck || end >= flight.len() {
-                return Ok(end);
-            }
-            self.hear(link, all_sent, 0, alone).await?;
-            if self.head_failed() {
-                return Ok(end);
-            }
-            from = end;
+    /// It is back. One that was given up is not known here.
+    pub(super) fn returned(&mut self, number: u64) {
+        if let Some(ping) = self.pings.pop_front_if(|ping| ping.number == number) {
+            self.processed = ping.through;
+            self.confirmed = self.confirmed.max(ping.confirms);
         }
     }
 
-    /// Asks whether the server has processed the last `events`.
-    pub(super) async fn question(&mut self, link: &Link, events: usize) -> Result<(), Cause> {
-        self.batch += 1;
-        let asked = timeout(self.timeout, link.question((self.batch, 0))).await;
-        match asked.map_err(|_| self.silence())? {
-            Ok(()) => self.questions.push_back((self.batch, events)),
-            Err(Unsent::Lost(reason) | Unsent::Refused(reason)) => {
-                return Err(Cause::Down(reason.into()));
-            }
-        }
-        Ok(())
+    /// The events that are out are given up.
+    pub(super) fn clear(&mut self) {
+        self.pings.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_confirmed_by_a_ping_that_was_sent_after_they_were_processed() {
+        let mut barrier = Barrier::default();
+        assert_eq!(barrier.due(&(0..0)), None);
+        assert_eq!(barrier.due(&(0..10)), Some(1));
+        barrier.sent(10);
+        assert_eq!(barrier.due(&(0..10)), None);
+        assert_eq!(barrier.due(&(0..20)), Some(2));
+        barrier.sent(20);
+        assert_eq!(barrier.due(&(0..30)), None, "two are out");
+        barrier.returned(1);
+        assert_eq!((barrier.processed, barrier.confirmed), (10, 0));
+        barrier.sent(30);
+        barrier.returned(2);
+        assert_eq!((barrier.processed, barrier.confirmed), (20, 0));
+        barrier.returned(3);
+        assert_eq!((barrier.processed, barrier.confirmed), (30, 10));
+        assert_eq!(barrier.due(&(10..30)), Some(4), "the rest is not confirmed");
     }
 
-    /// Takes note of an answer. One to a question that was given up finds none here.
-    pub(super) fn answered_by(&mut self, mark: Option<(u64, usize)>) {
-        let answered = self
-            .questions
-            .pop_front_if(|(asked, _)| mark.is_some_and(|(number, _)| number == *asked));
-        self.answered += answered.map_or(0, |(_, events)| events);
-    }
-
-    /// Waits until no more than `open` questions are without an answer. `sent` is what went out of the
-    /// flight, from its beginning; `alone` is the event that went out by itself, if one did.
-    async fn hear(
-        &mut self,
-        link: &mut Link,
-        sent: &[Outgoing],
-        open: usize,
-        alone: Option<usize>,
-    ) -> Result<(), Cause> {
-        while self.questions.len() > open {
-            match self.answer(link).await? {
-                Ok((mark, _)) => self.answered_by(mark),
-                Err(Note::Lost(reason)) => return Err(self.lost(link, reason, sent)),
-                Err(Note::Refused(text)) => drop(self.on_server_error(link, &text, sent)),
-            }
-        }
-        while let Some(note) = link.noted() {
-            match note {
-                Note::Lost(reason) => return Err(self.lost(link, reason, sent)),
-                Note::Refused(text) => drop(self.on_server_error(link, &text, sent)),
-            }
-        }
-        match (self.unplaced.take(), alone) {
-            (None, _) => {}
-            (Some(text), Some(place)) => {
-                let verdict = self.of_subject(text);
-                self.settle(place, verdict);
-            }
-            // One of those on their way was refused, and nobody knows which: they go out one by one.
-            (Some(text), None) if self.careful == 0 => {
-                self.careful = sent.len();
-                let reason =
-                    format!("the server refused something that cannot be made out: {text}");
-                return Err(Cause::Down(reason.into()));
-            }
-            // The second answer tells.
-            (Some(text), None) => self.unplaced = Some(text),
-        }
-        for verdict in self.verdicts.iter_mut().take(self.answered) {
-            if *verdict == Verdict::Pending {
-                *verdict = Verdict::Accepted;
-            }
-        }
-        self.begun = Instant::now();
-        Ok(())
+    #[test]
+    fn a_ping_that_was_given_up_says_nothing() {
+        let mut barrier = Barrier::default();
+        barrier.sent(10);
+        barrier.clear();
+        barrier.sent(20);
+        barrier.returned(1);
+        assert_eq!(barrier.processed, 0);
+        barrier.returned(2);
+        assert_eq!(barrier.processed, 20);
     }
 }

@@ -2,15 +2,15 @@
 
 use std::borrow::Cow;
 
-use async_nats::{HeaderMap, HeaderName};
+use async_nats::{HeaderMap, HeaderName, header};
 
 use super::settings::{DEFAULT_SUBJECT, Headers, Settings};
 use crate::{base::event::Origin, sink::Outgoing};
 
-/// What the headers have to say.
+/// Which headers an event has.
 #[derive(Debug, Clone, Copy)]
 #[expect(clippy::struct_excessive_bools, reason = "each stands for a header or a group of them")]
-pub(super) struct Beside {
+pub(super) struct HeaderPolicy {
     /// The message id, where a stream looks for it or the payload does not hold it.
     id: bool,
     /// Astro's envelope, where the payload is not the whole message.
@@ -21,7 +21,7 @@ pub(super) struct Beside {
     all: bool,
 }
 
-impl Beside {
+impl HeaderPolicy {
     pub(super) fn of(settings: &Settings, payload: &str) -> Self {
         let subject = settings.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
         let all = settings.headers == Headers::All;
@@ -34,7 +34,8 @@ impl Beside {
         }
     }
 
-    pub(super) fn headers(self, outgoing: &Outgoing, id: &str) -> HeaderMap {
+    /// The headers of an event with this message id. A stream stores it only behind the message `behind`.
+    pub(super) fn headers(self, outgoing: &Outgoing, id: &str, behind: Option<&str>) -> HeaderMap {
         const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
         const ID: HeaderName = HeaderName::from_static("Astro-Id");
         const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
@@ -45,34 +46,37 @@ impl Beside {
         const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
         let event = &outgoing.record.event;
         let mut headers = HeaderMap::new();
-        let mut say = |name: HeaderName, value: &str| {
+        let mut insert = |name: HeaderName, value: &str| {
             if !value.is_empty() {
                 headers.insert(name, &*presentable(value));
             }
         };
-        // A namesake's key stands nowhere else.
+        // The key of a message that shares its id with another stands nowhere else.
         if self.id || event.distinct_key.is_some() {
-            say(MESSAGE_ID, id);
+            insert(MESSAGE_ID, id);
         }
         if self.envelope {
-            say(ID, &event.id);
-            say(TOPIC, &event.place.topic);
-            say(ROOM, &event.place.room);
-            say(TS, &event.ts);
-            say(CONTENT_TYPE, outgoing.content_type);
+            insert(ID, &event.id);
+            insert(TOPIC, &event.place.topic);
+            insert(ROOM, &event.place.room);
+            insert(TS, &event.ts);
+            insert(CONTENT_TYPE, outgoing.content_type);
         }
         if self.channel {
-            say(CHANNEL, &event.place.channel);
+            insert(CHANNEL, &event.place.channel);
         }
         if self.all || event.origin != Origin::Live {
-            say(ORIGIN, event.origin.as_str());
+            insert(ORIGIN, event.origin.as_str());
+        }
+        if let Some(behind) = behind {
+            insert(header::NATS_EXPECTED_LAST_MESSAGE_ID, behind);
         }
         headers
     }
 }
 
 /// A text as a header may hold it: a line end would begin the next header.
-pub(super) fn presentable(text: &str) -> Cow<'_, str> {
+pub(crate) fn presentable(text: &str) -> Cow<'_, str> {
     if text.bytes().any(|byte| byte < b' ') {
         Cow::Owned(text.replace(|c: char| c < ' ', "\u{FFFD}"))
     } else {
@@ -89,8 +93,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_namesake_is_told_apart_where_the_payload_does_not() {
-        let said = |settings: serde_json::Value, distinct_key: Option<&str>| {
+    fn a_message_that_shares_its_id_has_a_key_in_its_headers() {
+        let message_id = |settings: serde_json::Value, distinct_key: Option<&str>| {
             let mut event =
                 crate::base::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
             event.distinct_key = distinct_key.map(Into::into);
@@ -105,20 +109,23 @@ mod tests {
                 beside: None,
             };
             let settings: Settings = serde_json::from_value(settings).unwrap();
-            let headers =
-                Beside::of(&settings, "message").headers(&outgoing, outgoing.record.event.key());
+            let headers = HeaderPolicy::of(&settings, "message").headers(
+                &outgoing,
+                outgoing.record.event.key(),
+                None,
+            );
             headers.get("Nats-Msg-Id").map(ToString::to_string)
         };
         let core = json!({"url": "nats://host"});
-        assert_eq!(said(core.clone(), None), None, "the payload says it");
-        assert_eq!(said(core, Some("01J-f")).as_deref(), Some("01J-f"));
+        assert_eq!(message_id(core.clone(), None), None, "the payload says it");
+        assert_eq!(message_id(core, Some("01J-f")).as_deref(), Some("01J-f"));
         let stream = json!({"url": "nats://host", "jetstream": true});
-        assert!(said(stream.clone(), None).is_some());
-        assert_eq!(said(stream, Some("01J-f")).as_deref(), Some("01J-f"));
+        assert!(message_id(stream.clone(), None).is_some());
+        assert_eq!(message_id(stream, Some("01J-f")).as_deref(), Some("01J-f"));
     }
 
     #[test]
-    fn a_line_end_begins_no_header() {
+    fn line_ends_in_a_header_are_replaced() {
         assert_eq!(presentable("a\r\nX-Evil: 1"), "a\u{FFFD}\u{FFFD}X-Evil: 1");
         assert!(matches!(presentable("Zoë"), Cow::Borrowed("Zoë")));
     }

@@ -1,33 +1,70 @@
 //! `JetStream`: a stream keeps the events and acknowledges each.
 //!
-//! A batch goes out at once, and each event says which is to be the last in the stream before it
+//! Events go out one after another, and each says which is to be the last in the stream before it
 //! (`Nats-Expected-Last-Msg-Id`). So when one is not stored, whatever the reason, none behind it is: no
-//! event overtakes another. Where somebody else writes to the stream too, a batch is stored up to that
-//! message, and goes on from there; the more often that happens, the shorter the batches.
+//! event overtakes another. Where somebody else writes to the stream too, events are stored up to that
+//! message, and go on from there; the more often that happens, the fewer are on their way at once.
 //!
-//! The one thing to know: a replicated stream of a server before 2.11 remembers the id of a message that it
-//! did not store, and would take its repeat for a duplicate. There events go out one by one.
+//! A replicated stream of a server before 2.11 remembers the id of a message that it did not store, and
+//! would take its repeat for a duplicate. There events go out one by one.
 
-use async_nats::{HeaderMap, HeaderValue, Message, ServerInfo, StatusCode, jetstream::ErrorCode};
+use async_nats::{Message, ServerInfo, StatusCode, jetstream::ErrorCode};
 use serde::Deserialize;
 
-use super::{Cause, Link, Nats, Note, Outgoing, Verdict};
+use super::{
+    flight::{Fault, Outcome},
+    replays::Replays,
+    stream::Known,
+};
 
 /// The first version whose replicated streams forget the id of a message that they did not store.
 const FORGETS: (u32, u32) = (2, 11);
+
+/// What is known of the stream, and what was stored on this connection.
+#[derive(Default)]
+pub(super) struct Stream {
+    pub(super) known: Known,
+    pub(super) chain: Chain,
+    pub(super) replays: Replays,
+    /// Whether it has stored an event on this connection.
+    pub(super) has_stored: bool,
+    pub(super) duplicates: u64,
+}
+
+impl Stream {
+    /// Takes note of the stream's answer to an event.
+    pub(super) fn answered(&mut self, message: &Message, subjects_vary: bool) -> Outcome {
+        match Answer::read(message) {
+            Answer::Stored { duplicate } => {
+                self.duplicates += u64::from(duplicate);
+                self.has_stored = true;
+                self.chain.stored();
+                Outcome::Accepted
+            }
+            // Where all go to one subject, the stream as a whole is full for us.
+            Answer::SubjectFull(reason) if subjects_vary => {
+                Outcome::Failed(Fault::Rejected(reason))
+            }
+            Answer::SubjectFull(reason) => Outcome::Failed(Fault::Busy(reason)),
+            Answer::Other(outcome) => outcome,
+        }
+    }
+}
 
 /// How the order is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Chain {
     /// Whether an event may go out before the one before it is stored.
     linked: bool,
-    /// How many go out at once at most.
-    length: usize,
+    /// How many are on their way at once at most.
+    limit: usize,
+    /// So many were stored since the limit changed.
+    run: usize,
 }
 
 impl Default for Chain {
     fn default() -> Self {
-        Self { linked: true, length: usize::MAX }
+        Self { linked: true, limit: usize::MAX, run: 0 }
     }
 }
 
@@ -38,7 +75,7 @@ impl Chain {
         let version = (version.next().unwrap_or(0), version.next().unwrap_or(0));
         let single = replicas.map_or(server.cluster.is_none(), |replicas| replicas <= 1);
         let linked = version >= FORGETS || single;
-        Self { linked, length: if linked { usize::MAX } else { 1 } }
+        Self { linked, limit: if linked { usize::MAX } else { 1 }, run: 0 }
     }
 
     pub(super) fn remark(&self) -> Option<String> {
@@ -47,36 +84,40 @@ impl Chain {
         (!self.linked).then(|| remark.into())
     }
 
-    /// Somebody else's message came behind so many of ours.
-    fn broke(&mut self, behind: usize) {
-        self.length = behind.max(1);
+    pub(super) fn limit(&self) -> usize {
+        self.limit
     }
 
-    /// A whole batch was stored.
-    fn held(&mut self) {
-        if self.linked {
-            self.length = self.length.saturating_mul(2);
+    fn stored(&mut self) {
+        self.run = self.run.saturating_add(1);
+        if self.linked && self.run >= self.limit {
+            self.limit = self.limit.saturating_mul(2);
+            self.run = 0;
         }
     }
-}
 
-/// Has the stream store a message only behind the one with the id `last`.
-pub(super) fn link(headers: &mut HeaderMap, last: Option<&str>) {
-    if let Some(last) = last {
-        let last = HeaderValue::from(&*super::headers::presentable(last));
-        headers.insert(async_nats::header::NATS_EXPECTED_LAST_MESSAGE_ID, last);
+    /// Somebody else's message came between ours.
+    pub(super) fn broke(&mut self) {
+        if self.linked {
+            self.limit = self.run.max(1);
+        }
+        self.run = 0;
     }
 }
 
 /// A stream's answer to a message.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
-    Stored { sequence: u64, duplicate: bool },
-    Failed(Verdict),
+enum Answer {
+    Stored {
+        duplicate: bool,
+    },
+    /// It keeps no more of this subject.
+    SubjectFull(String),
+    Other(Outcome),
 }
 
 #[derive(Deserialize)]
-struct Words {
+struct Ack {
     #[serde(default)]
     error: Option<async_nats::jetstream::Error>,
     #[serde(default)]
@@ -86,160 +127,38 @@ struct Words {
 }
 
 impl Answer {
-    pub(super) fn read(message: &Message) -> Self {
+    fn read(message: &Message) -> Self {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
-            return Self::Failed(Verdict::Untaken);
+            return Self::Other(Outcome::NoStream);
         }
         Self::of(&message.payload)
     }
 
     fn of(payload: &[u8]) -> Self {
-        Self::Failed(match serde_json::from_slice(payload) {
-            Ok(Words { error: Some(error), .. }) => match error.error_code() {
-                ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM
-                | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => Verdict::Rejected(error.to_string()),
-                // One subject is full, and the others are not.
-                ErrorCode::STREAM_STORE_FAILED if error.to_string().contains("per subject") => {
-                    Verdict::Full(error.to_string())
+        let failed = |fault| Self::Other(Outcome::Failed(fault));
+        match serde_json::from_slice(payload) {
+            Ok(Ack { error: Some(error), .. }) => {
+                let text = error.to_string();
+                match error.error_code() {
+                    ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM
+                    | ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM => failed(Fault::Rejected(text)),
+                    ErrorCode::STREAM_STORE_FAILED if text.contains("per subject") => {
+                        Self::SubjectFull(text)
+                    }
+                    ErrorCode::STREAM_SEALED => failed(Fault::Denied(text)),
+                    ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID => Self::Other(Outcome::Unlinked),
+                    // Full, without a leader, short of memory: a human or time helps, and nothing is lost
+                    // by waiting.
+                    _ => failed(Fault::Busy(text)),
                 }
-                ErrorCode::STREAM_SEALED => Verdict::Denied(error.to_string()),
-                ErrorCode::STREAM_WRONG_LAST_MESSAGE_ID => Verdict::Unlinked,
-                // Full, without a leader, short of memory: a human or time helps, and nothing is lost by
-                // waiting.
-                _ => Verdict::Busy(error.to_string()),
-            },
+            }
             // The first entry of a stream is its number 1. An older replicated stream says 0 of one that
             // it knows and has not stored yet.
-            Ok(Words { seq: Some(sequence @ 1..), duplicate, .. }) => {
-                return Self::Stored { sequence, duplicate };
+            Ok(Ack { seq: Some(1..), duplicate, .. }) => Self::Stored { duplicate },
+            Ok(Ack { seq: Some(0), .. }) => {
+                failed(Fault::Busy("the stream has not stored an earlier copy of it yet".into()))
             }
-            Ok(Words { seq: Some(0), .. }) => {
-                Verdict::Busy("the stream has not stored an earlier copy of it yet".into())
-            }
-            _ => Verdict::Busy("the stream's answer cannot be read".into()),
-        })
-    }
-}
-
-impl Nats {
-    /// Has the stream store the flight, up to the first event that it does not store.
-    pub(super) async fn store(
-        &mut self,
-        link: &mut Link,
-        flight: &[Outgoing],
-    ) -> Result<(), Cause> {
-        let mut from = 0;
-        while from < flight.len() {
-            self.batch += 1;
-            self.verdicts.iter_mut().skip(from).for_each(|verdict| *verdict = Verdict::Pending);
-            let length = if self.careful > 0 { 1 } else { self.chain.length };
-            let to = from.saturating_add(length).min(flight.len());
-            let end = self.hand(link, flight, from, to).await?;
-            self.acknowledgements(link, flight, from, end).await?;
-            let accepted = self.accepted();
-            self.careful = self.careful.saturating_sub((accepted - from).max(1));
-            match self.verdicts.get(accepted) {
-                None | Some(Verdict::Pending) => self.chain.held(),
-                Some(Verdict::Unlinked) if accepted > from => self.chain.broke(accepted - from),
-                Some(Verdict::Untaken) => {
-                    if let Some(outgoing) = flight.get(accepted) {
-                        let verdict = self.untaken(link, outgoing).await?;
-                        self.settle(accepted, verdict);
-                    }
-                    return Ok(());
-                }
-                Some(Verdict::Full(reason)) => {
-                    // Where all go to one subject, the stream as a whole is full for us.
-                    let reason = reason.clone();
-                    let verdict = if self.settings.varies() {
-                        Verdict::Rejected(reason)
-                    } else {
-                        Verdict::Busy(reason)
-                    };
-                    self.settle(accepted, verdict);
-                    return Ok(());
-                }
-                Some(_) => return Ok(()),
-            }
-            from = accepted;
-        }
-        Ok(())
-    }
-
-    /// Waits until it is known what became of the events at `from..end`.
-    async fn acknowledgements(
-        &mut self,
-        link: &mut Link,
-        flight: &[Outgoing],
-        from: usize,
-        end: usize,
-    ) -> Result<(), Cause> {
-        let sent = flight.get(..end).unwrap_or_default();
-        let mut left = end - from;
-        while left > 0 {
-            match self.answer(link).await {
-                Ok(Ok((Some((number, place)), message))) if number == self.batch => {
-                    let verdict = match Answer::read(&message) {
-                        Answer::Stored { duplicate, .. } => {
-                            self.duplicates += u64::from(duplicate);
-                            self.stores = true;
-                            Verdict::Accepted
-                        }
-                        Answer::Failed(verdict) => verdict,
-                    };
-                    if let Some(outgoing) = sent.get(place) {
-                        // Whatever the answer: it got through.
-                        self.permit(&outgoing.address);
-                    }
-                    self.settle(place, verdict);
-                    left -= 1;
-                }
-                Ok(Ok(_)) => {}
-                // An event that is not permitted gets no answer.
-                Ok(Err(Note::Refused(text))) => {
-                    left = left.saturating_sub(self.on_server_error(link, &text, sent));
-                }
-                Ok(Err(Note::Lost(reason))) => return Err(self.lost(link, reason, sent)),
-                Err(silence) => {
-                    let Some(text) = self.unplaced.take() else { return Err(silence) };
-                    if left > 1 {
-                        // One by one, it can only be the one.
-                        self.careful = flight.len();
-                        return Err(silence);
-                    }
-                    let verdict = self.of_subject(text);
-                    let mut verdicts = self.verdicts.iter_mut().take(end);
-                    if let Some(pending) = verdicts.find(|found| **found == Verdict::Pending) {
-                        *pending = verdict;
-                    }
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// What it means that nobody answered for an event: the stream is looked at again.
-    async fn untaken(&mut self, link: &mut Link, outgoing: &Outgoing) -> Result<Verdict, Cause> {
-        let address = &outgoing.address;
-        let nobody = format!("no stream takes {address:?}");
-        self.look_at_stream(link).await?;
-        let busy = |why: &str| Ok(Verdict::Busy(format!("{nobody}: {why}")));
-        match self.stream.takes(address) {
-            Some(true) => busy("the stream has no leader at the moment, or was made just now"),
-            None if self.stream.missing => busy("the relay makes the stream when it starts"),
-            None if !self.stores => busy("whether there is a stream at all, the user may not look"),
-            takes => {
-                let only = match takes {
-                    Some(_) => {
-                        format!(": {} takes only {}", self.settings.stream, self.stream.list())
-                    }
-                    None => String::new(),
-                };
-                let verdict = self.of_subject(format!("{nobody}{only}"));
-                self.refuse(address, verdict.clone(), &[]);
-                Ok(verdict)
-            }
+            _ => failed(Fault::Busy("the stream's answer cannot be read".into())),
         }
     }
 }
@@ -256,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_linked_where_the_stream_forgets_what_it_did_not_store() {
+    fn events_are_linked_unless_a_replicated_stream_is_too_old() {
         for (version, replicas, linked) in [
             ("2.9.10", Some(1), true),
             ("2.9.10", Some(3), false),
@@ -274,21 +193,25 @@ mod tests {
     }
 
     #[test]
-    fn batches_get_shorter_where_others_write_and_longer_again() {
+    fn fewer_events_are_on_their_way_where_others_write() {
         let mut chain = Chain::default();
-        chain.broke(5);
-        assert_eq!(chain.length, 5);
-        chain.held();
-        assert_eq!(chain.length, 10);
-        chain.broke(0);
-        assert_eq!(chain.length, 1);
+        let stored = |chain: &mut Chain, count| (0..count).for_each(|_| chain.stored());
+        stored(&mut chain, 5);
+        chain.broke();
+        assert_eq!(chain.limit, 5);
+        stored(&mut chain, 5);
+        assert_eq!(chain.limit, 10);
+        chain.broke();
+        assert_eq!(chain.limit, 1);
         let mut single = Chain::of(&server("2.9.10"), Some(3));
-        single.held();
-        assert_eq!(single.length, 1);
+        stored(&mut single, 5);
+        assert_eq!(single.limit, 1);
+        single.broke();
+        assert_eq!(single.limit, 1);
     }
 
     #[test]
-    fn every_answer_has_its_meaning() {
+    fn answers_of_a_stream_are_classified() {
         let error = |code: u32, description: &str| {
             let error = json!({"code": 400, "err_code": code, "description": description});
             json!({"stream": "S", "error": error}).to_string()
@@ -307,11 +230,11 @@ mod tests {
         ] {
             let found = match Answer::of(payload.as_bytes()) {
                 Answer::Stored { .. } => "stored",
-                Answer::Failed(Verdict::Rejected(_)) => "rejected",
-                Answer::Failed(Verdict::Full(_)) => "full",
-                Answer::Failed(Verdict::Denied(_)) => "denied",
-                Answer::Failed(Verdict::Unlinked) => "unlinked",
-                Answer::Failed(_) => "busy",
+                Answer::SubjectFull(_) => "full",
+                Answer::Other(Outcome::Failed(Fault::Rejected(_))) => "rejected",
+                Answer::Other(Outcome::Failed(Fault::Denied(_))) => "denied",
+                Answer::Other(Outcome::Unlinked) => "unlinked",
+                Answer::Other(_) => "busy",
             };
             assert_eq!(found, expected, "{payload}");
         }

@@ -1,11 +1,11 @@
 //! One connection to one NATS server, from its beginning to its first failure.
 //!
-//! The client library would connect again by itself and then send what it still holds, behind what
-//! the delivery sends a second time. So it is kept from that (see [`nowhere`]), and what it has to say
-//! beside messages (the connection is gone, a publish was not permitted) is caught as a [`Note`].
+//! The client library would connect again by itself and then send what it still holds, behind what is
+//! sent a second time. So it is kept from that (see [`nowhere`]), and what the server says beside messages
+//! (the connection is gone, a publish was not permitted) is caught as a [`ServerNotice`].
 //!
-//! The one thing to know: whatever the server answers arrives in one inbox, in the order in which it
-//! was said. A subject under that inbox says what the answer belongs to.
+//! Replies arrive in one inbox, in the order in which the server sent them. The last word of a reply's
+//! subject, its [`Mark`], says what it belongs to.
 
 use std::{
     sync::{
@@ -24,30 +24,53 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::{sync::mpsc, time::timeout};
 
-use super::{
-    command::{self, Commands},
-    refusal::{self, Refusal},
-};
-use crate::sink::{Cause, race};
+use super::refusal::{self, Refusal};
+use crate::sink::Cause;
 
-/// What the server says beside answers that is kept until somebody looks. The client library keeps as
-/// many and drops what is more without a word, so no more than half as many messages go out whose subjects
-/// may be refused ([`MAX_UNPROVEN`]). More than fit all the same (rights were taken away meanwhile) end the
-/// connection: then the next finds out subject by subject.
-const MAX_NOTES: usize = 128;
+/// Notices that are kept until somebody looks. The client library keeps as many and drops the rest without
+/// a word, so no more than half as many messages go out whose subjects may be refused ([`MAX_UNPROVEN`]).
+/// More than fit all the same (rights were taken away meanwhile) end the connection: then the next finds
+/// out subject by subject.
+const MAX_NOTICES: usize = 128;
 
 /// Messages on their way to subjects to which the server has not yet let us publish.
-pub(super) const MAX_UNPROVEN: usize = MAX_NOTES / 2;
+pub(crate) const MAX_UNPROVEN: usize = MAX_NOTICES / 2;
 
-/// The mark of the first question.
-const GREETING: (u64, usize) = (0, 0);
+/// What a reply belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mark {
+    Event(u64),
+    /// A message to ourselves.
+    Ping(u64),
+    Request(u64),
+}
 
-/// What the server says: an answer with its mark, or something beside answers.
-pub(super) type Said = Result<(Option<(u64, usize)>, Message), Note>;
+impl Mark {
+    fn subject(self, inbox: &str) -> String {
+        match self {
+            Self::Event(number) => format!("{inbox}e{number}"),
+            Self::Ping(number) => format!("{inbox}p{number}"),
+            Self::Request(number) => format!("{inbox}r{number}"),
+        }
+    }
 
-/// What is said beside answers.
+    fn read(word: &str) -> Option<Self> {
+        let (kind, number) = (word.get(..1)?, word.get(1..)?.parse().ok()?);
+        match kind {
+            "e" => Some(Self::Event(number)),
+            "p" => Some(Self::Ping(number)),
+            "r" => Some(Self::Request(number)),
+            _ => None,
+        }
+    }
+}
+
+/// The mark of the first message to ourselves.
+const GREETING: Mark = Mark::Ping(0);
+
+/// What the server says beside messages.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Note {
+pub(crate) enum ServerNotice {
     /// The connection is gone, or the server asked us to go.
     Lost(&'static str),
     /// The server would not do something, in its words.
@@ -58,7 +81,7 @@ pub(super) enum Note {
 #[derive(Debug)]
 pub(super) enum Unsent {
     /// It can never be sent.
-    Refused(String),
+    Invalid(String),
     /// The connection is gone.
     Lost(String),
 }
@@ -66,7 +89,7 @@ pub(super) enum Unsent {
 /// What a request came to that was not answered.
 #[derive(Debug)]
 pub(super) enum Unanswered {
-    /// The user may not ask.
+    /// The user may not send it.
     Denied(String),
     /// No answer in time.
     Silent,
@@ -75,18 +98,17 @@ pub(super) enum Unanswered {
 }
 
 /// A connection.
-pub(super) struct Link {
+pub(crate) struct Link {
     client: Client,
     inbox: Subscriber,
-    /// More was said beside answers than could be kept.
-    too_much: Arc<AtomicBool>,
+    notices: mpsc::Receiver<ServerNotice>,
+    /// There were more notices than could be kept.
+    overflow: Arc<AtomicBool>,
     /// Whether a message to ourselves comes back.
-    asks: bool,
-    requests: usize,
+    loopback: bool,
+    requests: u64,
     /// The inbox's subject without its wildcard: `_INBOX.….`.
     prefix: String,
-    notes: mpsc::Receiver<Note>,
-    commands: Option<Commands>,
 }
 
 /// A server that cannot exist: nothing listens on port 0. The client must be given a server to
@@ -97,20 +119,17 @@ fn nowhere() -> Result<ServerAddr, std::io::Error> {
 }
 
 impl Link {
-    /// Connects to that server, and sees whether it answers us. `ping` is how often it is asked for a sign
-    /// of life; the third question without an answer to the first ends the connection.
+    /// Connects to that server, and sees whether it answers us.
     pub(super) async fn connect(
         options: ConnectOptions,
         server: ServerAddr,
         tls_first: bool,
-        ping: Duration,
         patience: Duration,
     ) -> Result<Self, Cause> {
-        let (events, notes) = mpsc::channel(MAX_NOTES);
-        let too_much = Arc::new(AtomicBool::new(false));
-        let options = if tls_first { options.tls_first() } else { options };
+        let (events, notices) = mpsc::channel(MAX_NOTICES);
+        let overflow = Arc::new(AtomicBool::new(false));
         let speaks_late = !tls_first && server.tls_required();
-        let connecting = Self::dial(options, server, ping, patience, events, Arc::clone(&too_much));
+        let connecting = Self::dial(options, server, events, Arc::clone(&overflow));
         let client = connecting.await.map_err(|error| match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
                 Cause::Denied { reason: format!("the server does not let us in: {error}") }
@@ -123,16 +142,8 @@ impl Link {
         })?;
         let prefix = format!("{}.", client.new_inbox());
         let inbox = client.subscribe(format!("{prefix}>")).await.map_err(down)?;
-        let mut link = Self {
-            client,
-            inbox,
-            too_much,
-            asks: false,
-            requests: 0,
-            prefix,
-            notes,
-            commands: None,
-        };
+        let mut link =
+            Self { client, inbox, notices, overflow, loopback: false, requests: 0, prefix };
         timeout(patience, link.greet()).await.map_err(|_| {
             Cause::Down("the server accepts connections and does not answer".into())
         })??;
@@ -142,17 +153,13 @@ impl Link {
     async fn dial(
         options: ConnectOptions,
         server: ServerAddr,
-        ping: Duration,
-        patience: Duration,
-        events: mpsc::Sender<Note>,
-        too_much: Arc<AtomicBool>,
+        events: mpsc::Sender<ServerNotice>,
+        overflow: Arc<AtomicBool>,
     ) -> Result<Client, ConnectError> {
         let nowhere = nowhere()?;
         let pool = [server.clone(), nowhere.clone()];
         let used = AtomicBool::new(false);
         options
-            .connection_timeout(race::dial_limit(patience))
-            .ping_interval(ping)
             .ignore_discovered_servers()
             .max_reconnects(1)
             .reconnect_to_server_callback(move |_, _| {
@@ -162,10 +169,10 @@ impl Link {
                 std::future::ready(Some(target))
             })
             .event_callback(move |event| {
-                if let Some(note) = note(event)
-                    && events.try_send(note).is_err()
+                if let Some(notice) = notice(event)
+                    && events.try_send(notice).is_err()
                 {
-                    too_much.store(true, Ordering::Release);
+                    overflow.store(true, Ordering::Release);
                 }
                 std::future::ready(())
             })
@@ -173,33 +180,33 @@ impl Link {
             .await
     }
 
-    /// Asks ourselves something: whether answers can reach us at all is known before anything else is sent.
+    /// Sends ourselves a message: whether replies can reach us at all is known before anything else is sent.
     async fn greet(&mut self) -> Result<(), Cause> {
         let inbox = format!("{}>", self.prefix);
-        let question = self.subject(GREETING);
-        if let Err(Unsent::Refused(reason) | Unsent::Lost(reason)) = self.question(GREETING).await {
+        let greeting = GREETING.subject(&self.prefix);
+        if let Err(Unsent::Invalid(reason) | Unsent::Lost(reason)) = self.ping(GREETING).await {
             return Err(Cause::Down(reason.into()));
         }
         loop {
-            match self.answer().await {
-                Ok((Some(GREETING), _)) => {
-                    self.asks = true;
+            match self.next().await {
+                Ok((GREETING, _)) => {
+                    self.loopback = true;
                     return Ok(());
                 }
                 Ok(_) => {}
-                Err(Note::Lost(reason)) => return Err(Cause::Down(reason.into())),
-                Err(Note::Refused(text)) => match refusal::read(&text) {
+                Err(ServerNotice::Lost(reason)) => return Err(Cause::Down(reason.into())),
+                Err(ServerNotice::Refused(text)) => match refusal::read(&text) {
                     Refusal::Subscription(subject) if subject == inbox => {
                         return Err(Cause::Denied {
                             reason: format!(
                                 "the user may not subscribe to {inbox}, where the server's answers \
                                  come: let it subscribe to {0}, or set inbox_prefix ({text})",
-                                self.wanted()
+                                self.inboxes()
                             ),
                         });
                     }
                     // It stands behind the subscription: that is permitted.
-                    Refusal::Publish(subject) if subject == question => return Ok(()),
+                    Refusal::Publish(subject) if subject == greeting => return Ok(()),
                     _ => tracing::debug!(text, "the server refused something"),
                 },
             }
@@ -207,27 +214,26 @@ impl Link {
     }
 
     /// The subjects of all our inboxes, as a pattern for a permission.
-    pub(super) fn wanted(&self) -> String {
+    pub(super) fn inboxes(&self) -> String {
         let inbox = self.prefix.trim_end_matches('.');
         inbox.rsplit_once('.').map_or_else(|| inbox.into(), |(prefix, _)| format!("{prefix}.>"))
     }
 
     /// Whether a message to ourselves comes back.
-    pub(super) fn asks(&self) -> bool {
-        self.asks
+    pub(super) fn has_loopback(&self) -> bool {
+        self.loopback
     }
 
-    /// The first words of all our inboxes.
+    /// What our inbox's subjects begin with.
     pub(super) fn inbox(&self) -> &str {
         &self.prefix
     }
 
-    /// Whether an answer to a command went there lately.
-    pub(super) fn has_answered(&self, subject: &str) -> bool {
-        self.commands.as_ref().is_some_and(|commands| commands.has_answered(subject))
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
     }
 
-    /// Sends a request and waits for the answer to it. Nothing else may be on its way.
+    /// Sends a request and waits for the answer to it. Replies to anything else are dropped meanwhile.
     pub(super) async fn request(
         &mut self,
         subject: &str,
@@ -235,19 +241,18 @@ impl Link {
         patience: Duration,
     ) -> Result<Message, Unanswered> {
         self.requests += 1;
-        // No batch has this number.
-        let mark = (u64::MAX, self.requests);
+        let mark = Mark::Request(self.requests);
         let sent = self.publish(subject.into(), HeaderMap::new(), payload, Some(mark)).await;
-        if let Err(Unsent::Refused(reason) | Unsent::Lost(reason)) = sent {
+        if let Err(Unsent::Invalid(reason) | Unsent::Lost(reason)) = sent {
             return Err(Unanswered::Lost(reason));
         }
         let answered = async {
             loop {
-                match self.answer().await {
-                    Ok((found, message)) if found == Some(mark) => return Ok(message),
+                match self.next().await {
+                    Ok((found, message)) if found == mark => return Ok(message),
                     Ok(_) => {}
-                    Err(Note::Lost(reason)) => return Err(Unanswered::Lost(reason.into())),
-                    Err(Note::Refused(text)) => {
+                    Err(ServerNotice::Lost(reason)) => return Err(Unanswered::Lost(reason.into())),
+                    Err(ServerNotice::Refused(text)) => {
                         if refusal::read(&text) == Refusal::Publish(subject.to_owned()) {
                             return Err(Unanswered::Denied(text));
                         }
@@ -259,29 +264,18 @@ impl Link {
         timeout(patience, answered).await.unwrap_or(Err(Unanswered::Silent))
     }
 
-    /// Takes commands from here on; they are heard and answered whenever somebody waits for
-    /// [`Link::answer`].
-    pub(super) fn take_commands(&mut self, commands: Commands) {
-        self.commands = Some(commands);
-    }
-
-    /// The client, for what needs no speed.
-    pub(super) fn client(&self) -> &Client {
-        &self.client
-    }
-
-    /// Hands a message to the client. The answer to it, if there is to be one, will bear `mark`.
+    /// Hands a message to the client. The reply to it, if there is to be one, will bear `mark`.
     pub(super) async fn publish(
         &self,
         subject: Subject,
         headers: HeaderMap,
         payload: Bytes,
-        mark: Option<(u64, usize)>,
+        mark: Option<Mark>,
     ) -> Result<(), Unsent> {
         let sent = match mark {
             None => self.client.publish_with_headers(subject, headers, payload).await,
             Some(mark) => {
-                let reply = self.subject(mark);
+                let reply = mark.subject(&self.prefix);
                 self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await
             }
         };
@@ -291,52 +285,47 @@ impl Link {
     /// Sends a message to ourselves. When it comes back, bearing `mark`, the server has processed all
     /// that was sent before: it reads a connection in order. (The client's own flush only says that
     /// the socket took it.)
-    pub(super) async fn question(&self, mark: (u64, usize)) -> Result<(), Unsent> {
-        self.client.publish(self.subject(mark), Bytes::new()).await.map_err(|error| unsent(&error))
+    pub(super) async fn ping(&self, mark: Mark) -> Result<(), Unsent> {
+        let subject = mark.subject(&self.prefix);
+        self.client.publish(subject, Bytes::new()).await.map_err(|error| unsent(&error))
     }
 
-    /// The next answer with its mark, or what was said beside it. Answers come first, so that what
-    /// the server did before it went away counts.
-    pub(super) async fn answer(&mut self) -> Said {
+    /// The next reply, or a notice. Replies come first, so that what the server did before it went away
+    /// counts. Safe to drop.
+    pub(super) async fn next(&mut self) -> Result<(Mark, Message), ServerNotice> {
         loop {
-            if self.too_much.load(Ordering::Acquire) {
-                return Err(Note::Lost("the server refused more than can be told apart"));
+            if self.overflow.load(Ordering::Acquire) {
+                return Err(ServerNotice::Lost("the server refused more than can be told apart"));
             }
             tokio::select! {
                 biased;
                 message = self.inbox.next() => {
-                    let message = message.ok_or(Note::Lost("the connection has ended"))?;
-                    return Ok((self.mark(&message), message));
+                    let message = message.ok_or(ServerNotice::Lost("the connection has ended"))?;
+                    let word = message.subject.strip_prefix(&*self.prefix);
+                    if let Some(mark) = word.and_then(Mark::read) {
+                        return Ok((mark, message));
+                    }
                 }
-                Some(note) = self.notes.recv() => return Err(note),
-                () = command::turn(&mut self.commands, &self.client) => {}
+                Some(notice) = self.notices.recv() => return Err(notice),
             }
         }
     }
 
-    fn subject(&self, (batch, place): (u64, usize)) -> String {
-        format!("{}{batch}.{place}", self.prefix)
-    }
-
-    fn mark(&self, message: &Message) -> Option<(u64, usize)> {
-        let (batch, place) = message.subject.strip_prefix(&*self.prefix)?.split_once('.')?;
-        Some((batch.parse().ok()?, place.parse().ok()?))
-    }
-
-    /// Gives the last answers to commands, and goes.
-    pub(super) async fn close(mut self) -> Result<(), async_nats::Error> {
-        if let Some(commands) = &mut self.commands {
-            commands.finish(&self.client).await?;
+    /// The next notice; replies are dropped.
+    pub(crate) async fn next_notice(&mut self) -> ServerNotice {
+        loop {
+            if let Err(notice) = self.next().await {
+                return notice;
+            }
         }
-        Ok(())
     }
 
-    /// What has been said beside answers and not looked at.
-    pub(super) fn noted(&mut self) -> Option<Note> {
-        if self.too_much.load(Ordering::Acquire) {
-            return Some(Note::Lost("the server refused more than can be told apart"));
+    /// A notice that has come already.
+    pub(super) fn take_notice(&mut self) -> Option<ServerNotice> {
+        if self.overflow.load(Ordering::Acquire) {
+            return Some(ServerNotice::Lost("the server refused more than can be told apart"));
         }
-        self.notes.try_recv().ok()
+        self.notices.try_recv().ok()
     }
 }
 
@@ -347,19 +336,19 @@ fn down(error: impl Into<async_nats::Error>) -> Cause {
 fn unsent(error: &PublishError) -> Unsent {
     match error.kind() {
         PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
-            Unsent::Refused(error.to_string())
+            Unsent::Invalid(error.to_string())
         }
         PublishErrorKind::Send => Unsent::Lost(error.to_string()),
     }
 }
 
-fn note(event: Event) -> Option<Note> {
+fn notice(event: Event) -> Option<ServerNotice> {
     match event {
-        Event::Disconnected | Event::Closed => Some(Note::Lost("the connection is lost")),
-        Event::LameDuckMode => Some(Note::Lost("the server is about to stop")),
-        Event::ServerError(ServerError::Other(text)) => Some(Note::Refused(text)),
+        Event::Disconnected | Event::Closed => Some(ServerNotice::Lost("the connection is lost")),
+        Event::LameDuckMode => Some(ServerNotice::Lost("the server is about to stop")),
+        Event::ServerError(ServerError::Other(text)) => Some(ServerNotice::Refused(text)),
         Event::ServerError(ServerError::AuthorizationViolation) => {
-            Some(Note::Refused("authorization violation".into()))
+            Some(ServerNotice::Refused("authorization violation".into()))
         }
         _ => None,
     }

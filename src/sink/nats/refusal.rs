@@ -5,7 +5,7 @@
 
 /// What the server did not permit.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// A message to this subject.
     Publish(String),
     /// A subscription to this subject.
@@ -15,7 +15,7 @@ pub(super) enum Refusal {
 }
 
 /// Reads `Permissions Violation for Publish to "astro.main.x"`.
-pub(super) fn read(text: &str) -> Refusal {
+pub(crate) fn read(text: &str) -> Refusal {
     let Some((before, quoted)) = text.split_once('"') else { return Refusal::Other };
     let before = before.to_ascii_lowercase();
     match unquoted(quoted) {
@@ -26,7 +26,7 @@ pub(super) fn read(text: &str) -> Refusal {
 }
 
 /// Whether a message was refused, to whatever subject.
-pub(super) fn is_publish(text: &str) -> bool {
+pub(crate) fn is_publish(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     text.contains("permissions violation") && !text.contains("subscription")
 }

@@ -1,4 +1,4 @@
-//! By which id a stream knows an event that is handed over once more.
+//! By which id a stream recognises an event that is handed over once more.
 
 use std::borrow::Cow;
 
@@ -13,23 +13,23 @@ use crate::{
 pub(super) struct Replays {
     /// What tells the ids of this replay from those of others.
     name: String,
-    /// It is stored through here.
+    /// The number of the last of it that is accepted.
     through: Seq,
 }
 
 impl Replays {
-    /// A replay goes through the journal in order: what comes again is of another.
-    pub(super) fn begin(&mut self, flight: &[Outgoing]) {
-        let first = flight.iter().find(|outgoing| is_replayed(outgoing));
-        if first.is_some_and(|first| self.name.is_empty() || first.record.seq <= self.through) {
+    /// `outgoing` is handed over. A replay goes through the journal in order: what comes again is of another.
+    pub(super) fn begin(&mut self, outgoing: &Outgoing) {
+        let is_new = self.name.is_empty() || outgoing.record.seq <= self.through;
+        if is_new && is_replayed(outgoing) {
             self.name = ulid::Ulid::new().to_string();
             self.through = 0;
         }
     }
 
-    pub(super) fn reported(&mut self, accepted: &[Outgoing]) {
-        if let Some(last) = accepted.iter().rev().find(|outgoing| is_replayed(outgoing)) {
-            self.through = last.record.seq;
+    pub(super) fn accepted(&mut self, outgoing: &Outgoing) {
+        if is_replayed(outgoing) {
+            self.through = outgoing.record.seq;
         }
     }
 
@@ -44,7 +44,7 @@ impl Replays {
     }
 }
 
-pub(super) fn is_replayed(outgoing: &Outgoing) -> bool {
+fn is_replayed(outgoing: &Outgoing) -> bool {
     outgoing.record.event.origin == Origin::Replayed
 }
 
@@ -76,10 +76,10 @@ mod tests {
         let flight: Vec<Outgoing> = (1..=4).map(event).collect();
         let mut replays = Replays::default();
         let mut ids = |flight: &[Outgoing], accepted: usize| {
-            replays.begin(flight);
+            flight.iter().for_each(|outgoing| replays.begin(outgoing));
             let ids: Vec<_> =
                 flight.iter().map(|outgoing| replays.id(outgoing).into_owned()).collect();
-            replays.reported(&flight[..accepted]);
+            flight[..accepted].iter().for_each(|outgoing| replays.accepted(outgoing));
             ids
         };
         let first = ids(&flight[..2], 0);

@@ -7,13 +7,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    bucket, command,
     stream::Create,
     subject::{self, escape},
 };
 use crate::{
     config::{self, SecretRef},
-    sink::address,
+    sink::{address, command_address},
 };
 
 pub(super) const DEFAULT_SUBJECT: &str = "astro.{{ channel }}.{{ topic }}";
@@ -21,68 +20,68 @@ pub(super) const DEFAULT_SUBJECT: &str = "astro.{{ channel }}.{{ topic }}";
 /// Settings of a `nats` sink.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     /// The server: `nats://host:4222`, `tls://host:4222`; several with commas between.
     #[serde(default)]
-    pub(super) url: Option<String>,
+    pub(crate) url: Option<String>,
     /// Several servers of one cluster: the first that answers is taken.
     #[serde(default)]
-    pub(super) urls: Vec<String>,
+    pub(crate) urls: Vec<String>,
     /// Where events go, a template. Default: `astro.<channel>.<topic>`.
     #[serde(default)]
-    pub(super) subject: Option<String>,
+    pub(crate) subject: Option<String>,
     /// Which headers an event has.
     #[serde(default)]
-    pub(super) headers: Headers,
+    pub(crate) headers: Headers,
     /// Whether a stream keeps the events and acknowledges each.
     #[serde(default)]
-    pub(super) jetstream: bool,
+    pub(crate) jetstream: bool,
     /// The stream's name.
     #[serde(default = "default_stream")]
-    pub(super) stream: String,
+    pub(crate) stream: String,
     /// Whether a missing stream is made: true, or a table with its limits.
     #[serde(default)]
-    pub(super) create_stream: Create,
+    pub(crate) create_stream: Create,
     /// The user.
     #[serde(default)]
-    pub(super) user: Option<String>,
+    pub(crate) user: Option<String>,
     /// The user's password; also `password_file`, `password_env`, `password_credential`.
     #[serde(default)]
-    pub(super) password: Option<SecretRef>,
+    pub(crate) password: Option<SecretRef>,
     /// A token; also `token_file`, …
     #[serde(default)]
-    pub(super) token: Option<SecretRef>,
+    pub(crate) token: Option<SecretRef>,
     /// The seed of an nkey; also `nkey_seed_file`, …
     #[serde(default)]
-    pub(super) nkey_seed: Option<SecretRef>,
+    pub(crate) nkey_seed: Option<SecretRef>,
     /// The text of a `.creds` file; mostly as `credentials_file`.
     #[serde(default)]
-    pub(super) credentials: Option<SecretRef>,
+    pub(crate) credentials: Option<SecretRef>,
     /// Whether TLS is required even where the URL does not say so.
     #[serde(default)]
-    pub(super) tls: bool,
+    pub(crate) tls: bool,
     /// Whether the server speaks TLS from the first byte: its `handshake_first`.
     #[serde(default)]
-    pub(super) tls_first: bool,
+    pub(crate) tls_first: bool,
     /// A PEM file of certificate authorities to trust instead of the system's.
     #[serde(default)]
-    pub(super) ca_file: Option<PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
     /// A PEM file with our certificate.
     #[serde(default)]
-    pub(super) client_cert_file: Option<PathBuf>,
+    pub(crate) client_cert_file: Option<PathBuf>,
     /// A PEM file with its key.
     #[serde(default)]
-    pub(super) client_key_file: Option<PathBuf>,
+    pub(crate) client_key_file: Option<PathBuf>,
     /// Commands that may come over `astro.<channel>.command.…`: true for all, false for none, or a list
     /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
     #[serde(default)]
-    pub(super) commands: config::Commands,
+    pub(crate) commands: config::Commands,
     /// What the subjects begin with at which the server's answers come. Default: `_INBOX`.
     #[serde(default)]
-    pub(super) inbox_prefix: Option<String>,
+    pub(crate) inbox_prefix: Option<String>,
     /// The key-value bucket of the state; made where it is missing.
     #[serde(default = "default_state_bucket")]
-    pub(super) state_bucket: String,
+    pub(crate) state_bucket: String,
 }
 
 fn default_state_bucket() -> String {
@@ -94,7 +93,7 @@ fn default_state_bucket() -> String {
 /// server and in whoever listens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Headers {
+pub(crate) enum Headers {
     /// What neither the subject nor the payload says, and for a stream the message id.
     #[default]
     Needed,
@@ -107,7 +106,7 @@ fn default_stream() -> String {
 }
 
 impl Settings {
-    pub(super) fn servers(&self) -> Result<Vec<ServerAddr>, (&'static str, String)> {
+    pub(crate) fn servers(&self) -> Result<Vec<ServerAddr>, (&'static str, String)> {
         let (key, urls) = match (&self.url, &*self.urls) {
             (Some(url), []) => ("url", std::slice::from_ref(url)),
             (None, urls @ [_, ..]) => ("urls", urls),
@@ -117,7 +116,7 @@ impl Settings {
         several.map(|url| server(url).map_err(|error| (key, error))).collect()
     }
 
-    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String)> {
         let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
         let literals = address::literals(subject);
         if literals.contains(|c: char| matches!(c, '*' | '>') || c.is_whitespace()) {
@@ -171,7 +170,7 @@ impl Settings {
         if !self.jetstream && !matches!(self.create_stream, Create::Plain(false)) {
             return Err(("create_stream", "a stream needs jetstream = true".into()));
         }
-        if self.jetstream && !self.commands.are_off() && command::is_taken_by(&self.pattern()) {
+        if self.jetstream && !self.commands.are_off() && takes_commands(&self.pattern()) {
             return Err((
                 "commands",
                 "the stream would take the commands too, and answer them in the relay's place: give \
@@ -179,7 +178,7 @@ impl Settings {
                     .into(),
             ));
         }
-        if !bucket::is_name(&self.state_bucket) {
+        if !is_bucket(&self.state_bucket) {
             return Err(("state_bucket", "a name of a-z A-Z 0-9 _ - was expected".into()));
         }
         if self.stream.is_empty() || self.stream.contains(['.', '*', '>', ' ', '\t']) {
@@ -189,17 +188,17 @@ impl Settings {
     }
 
     /// Whether the subject is rendered for each event.
-    pub(super) fn varies(&self) -> bool {
+    pub(crate) fn varies(&self) -> bool {
         let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
         subject.contains("{{") || subject.contains("{%")
     }
 
-    pub(super) fn inbox(&self) -> &str {
+    pub(crate) fn inbox(&self) -> &str {
         self.inbox_prefix.as_deref().unwrap_or("_INBOX")
     }
 
     /// Where events go, as a pattern: the template up to its first bracket.
-    pub(super) fn pattern(&self) -> String {
+    pub(crate) fn pattern(&self) -> String {
         let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
         match subject.find(['{']) {
             None => escape(subject).into_owned(),
@@ -224,6 +223,28 @@ fn server(url: &str) -> Result<ServerAddr, String> {
     Ok(server)
 }
 
+/// Whether it can be the name of a key-value bucket.
+fn is_bucket(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+}
+
+/// Whether a stream of these subjects would take commands, and answer them in the relay's place.
+fn takes_commands(pattern: &str) -> bool {
+    let command = [command_address::ROOT, "*", command_address::COMMAND];
+    let mut wanted = command.iter();
+    for word in pattern.split('.') {
+        match (word, wanted.next()) {
+            (">", _) | (_, None) => return true,
+            (word, Some(known)) => {
+                if word != *known && word != "*" && *known != "*" {
+                    return false;
+                }
+            }
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -236,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_contradiction_is_told_with_its_key() {
+    fn contradictions_name_the_key() {
         assert_eq!(check(json!({"url": "nats://host"})), Ok(()));
         assert_eq!(check(json!({"urls": ["nats://a", "tls://b:4333"]})), Ok(()));
         assert_eq!(check(json!({"url": "nats://a:4222, tls://[::1]:4333,c:4222"})), Ok(()));
@@ -269,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pattern_is_what_all_subjects_have_in_common() {
+    fn the_pattern_covers_all_subjects() {
         for (subject, pattern) in [
             (None, "astro.>"),
             (Some("events"), "events"),
@@ -281,5 +302,31 @@ mod tests {
             let settings: Settings = serde_json::from_value(settings).unwrap();
             assert_eq!(settings.pattern(), pattern, "{subject:?}");
         }
+    }
+
+    #[test]
+    fn a_stream_that_would_take_commands_is_known() {
+        for (pattern, taken) in [
+            ("astro.>", true),
+            (">", true),
+            ("*.>", true),
+            ("astro.main.>", true),
+            ("astro.*.command.>", true),
+            ("astro.main.command.x", true),
+            ("astro.*.channel.>", false),
+            ("astro.main.relay.>", false),
+            ("events.>", false),
+            ("astro", false),
+            ("astro.main", false),
+        ] {
+            assert_eq!(takes_commands(pattern), taken, "{pattern}");
+        }
+    }
+
+    #[test]
+    fn names_of_buckets_have_letters_digits_and_two_signs() {
+        assert!(
+            is_bucket("astro_state-2") && !is_bucket("") && !is_bucket("a.b") && !is_bucket("ü")
+        );
     }
 }

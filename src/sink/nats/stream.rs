@@ -1,10 +1,10 @@
 //! The stream that keeps events: found or made when a connection begins.
 //!
-//! What is wrong with it is told in words that name the key to change. A stream that exists is never
-//! changed here. A user who may not look at streams is no hindrance: what the stream takes is then known
-//! from its answers alone.
+//! What is wrong with it is reported with the key to change. A stream that exists is never changed here. A
+//! user who may not look at streams is no hindrance: what the stream takes is then known from its answers
+//! alone.
 //!
-//! The one thing to know: `JetStream` recognises a repeat by its message id only within the stream's
+//! `JetStream` recognises a repeat by its message id only within the stream's
 //! duplicate window. A link that is away for longer may store what was in flight a second time.
 
 use std::time::Duration;
@@ -24,66 +24,25 @@ use crate::{
     sink::Cause,
 };
 
-/// How long the server may take for a question about streams, at most.
+/// How long the server may take for a request about streams, at most.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the server says to a question about a stream.
-#[derive(Debug)]
-pub(super) enum Looked {
-    /// It is there.
-    Found(Box<Config>),
-    /// It is not.
-    Missing,
-    /// We may not ask, or may not make it, for this reason.
-    Hidden(String),
-}
-
-/// Looks at a stream. `what` is what it is for us, in the words of the configuration.
-pub(super) async fn look(
-    link: &mut Link,
-    name: &str,
-    what: &str,
-    patience: Duration,
-) -> Result<Looked, Cause> {
-    let answer = ask(link, &format!("$JS.API.STREAM.INFO.{name}"), Bytes::new(), patience).await?;
-    match answer {
-        Asked::Denied(text) => Ok(Looked::Hidden(text)),
-        Asked::Answer(Ok(config)) => Ok(Looked::Found(config)),
-        Asked::Answer(Err(error)) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-            Ok(Looked::Missing)
-        }
-        Asked::Answer(Err(error)) => {
-            Err(Cause::Down(format!("{what} cannot be looked at: {error}").into()))
-        }
-    }
-}
-
-/// Makes a stream; [`Looked::Missing`]: it cannot be made, for the reason that is told as an error.
-pub(super) async fn make(
-    link: &mut Link,
-    config: &Config,
-    patience: Duration,
-) -> Result<Result<Looked, jetstream::Error>, Cause> {
-    let payload = serde_json::to_vec(config).map_err(|error| Cause::Down(error.into()))?;
-    let subject = format!("$JS.API.STREAM.CREATE.{}", config.name);
-    match ask(link, &subject, payload.into(), patience).await? {
-        Asked::Denied(text) => Ok(Ok(Looked::Hidden(text))),
-        Asked::Answer(Ok(config)) => Ok(Ok(Looked::Found(config))),
-        Asked::Answer(Err(error)) => Ok(Err(error)),
-    }
-}
-
-enum Asked {
+/// What came of a request about a stream.
+enum Answer {
+    Config(Box<Config>),
+    Error(jetstream::Error),
+    /// The user may not ask.
     Denied(String),
-    Answer(Result<Box<Config>, jetstream::Error>),
 }
 
-async fn ask(
+/// Sends a request about a stream. The client library has a way of its own, which does not see that a
+/// request was denied, and waits.
+async fn request(
     link: &mut Link,
     subject: &str,
     payload: Bytes,
     patience: Duration,
-) -> Result<Asked, Cause> {
+) -> Result<Answer, Cause> {
     let silent = || {
         Cause::Down(
             "nobody answers for JetStream: is it enabled on this server and for this account?"
@@ -93,13 +52,13 @@ async fn ask(
     let message = match link.request(subject, payload, patience.min(API_TIMEOUT)).await {
         Ok(message) if message.status.is_some() => return Err(silent()),
         Ok(message) => message,
-        Err(Unanswered::Denied(text)) => return Ok(Asked::Denied(text)),
+        Err(Unanswered::Denied(text)) => return Ok(Answer::Denied(text)),
         Err(Unanswered::Silent) => return Err(silent()),
         Err(Unanswered::Lost(reason)) => return Err(Cause::Down(reason.into())),
     };
     match serde_json::from_slice(&message.payload) {
-        Ok(Response::<Info>::Ok(info)) => Ok(Asked::Answer(Ok(Box::new(info.config)))),
-        Ok(Response::Err { error }) => Ok(Asked::Answer(Err(error))),
+        Ok(Response::<Info>::Ok(info)) => Ok(Answer::Config(Box::new(info.config))),
+        Ok(Response::Err { error }) => Ok(Answer::Error(error)),
         Err(error) => {
             Err(Cause::Down(format!("the answer about a stream cannot be read: {error}").into()))
         }
@@ -109,7 +68,7 @@ async fn ask(
 /// Whether a missing stream is made: `true`, or a table with its limits.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub(super) enum Create {
+pub(crate) enum Create {
     /// With the limits below, or not at all.
     Plain(bool),
     /// With these limits.
@@ -135,7 +94,7 @@ impl Create {
 /// The limits of a stream that is made here.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// The most space; the oldest events go first.
     max_bytes: Size,
     /// The longest time that an event is kept.
@@ -179,16 +138,15 @@ enum Storage {
 /// What is wanted of a stream.
 #[derive(Debug)]
 pub(super) struct Wanted<'a> {
-    /// Its name.
     pub(super) name: &'a str,
     /// Where events go: a subject, or one that ends in `>`.
-    pub(super) subjects: &'a str,
+    pub(super) subjects: String,
     /// Whether it is made where it is missing.
     pub(super) create: &'a Create,
     /// Whether it is only looked at, whatever `create` says.
     pub(super) only_look: bool,
     /// How long a repeat must be recognised at the least.
-    pub(super) window: Duration,
+    pub(super) repeats_within: Duration,
     /// How long the server may take for an answer.
     pub(super) patience: Duration,
 }
@@ -197,13 +155,13 @@ pub(super) struct Wanted<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     /// The subjects that it takes; `None`: that is not known.
-    pub(super) subjects: Option<Vec<String>>,
+    subjects: Option<Vec<String>>,
     /// How many servers keep it, where that is known.
     pub(super) replicas: Option<usize>,
     /// It is not there yet, and the relay makes it when it starts.
     pub(super) missing: bool,
     /// For the operator.
-    pub(super) remarks: Vec<String>,
+    pub(super) facts: Vec<String>,
 }
 
 impl Known {
@@ -221,58 +179,65 @@ impl Known {
 
 /// Finds the stream, or makes it.
 pub(super) async fn ensure(link: &mut Link, wanted: &Wanted<'_>) -> Result<Known, Cause> {
-    let Wanted { name, subjects, create, .. } = wanted;
-    let what = format!("the stream {name:?}");
-    let config = match look(link, name, &what, wanted.patience).await? {
-        Looked::Found(config) => config,
-        Looked::Hidden(text) => return Ok(hidden(&what, &text)),
-        Looked::Missing => match create.limits() {
-            None => {
-                return Err(Cause::Denied {
-                    reason: format!(
-                        "there is no stream {name:?} on this server: make it, name another with \
-                         stream, or set create_stream = true"
-                    ),
-                });
-            }
-            Some(_) if wanted.only_look => {
-                let remark =
-                    format!("{what} does not exist yet: the relay makes it when it starts");
-                return Ok(Known { missing: true, remarks: vec![remark], ..Known::default() });
-            }
-            Some(limits) => {
-                match make(link, &limits.config(name, subjects), wanted.patience).await? {
-                    Ok(Looked::Found(config)) => {
-                        tracing::info!(stream = name, subjects, "a stream was made");
-                        config
-                    }
-                    Ok(Looked::Hidden(text)) => {
-                        let reason = format!(
-                            "{what} does not exist, and the user may not make it: make it, or let the \
-                             user publish to $JS.API.STREAM.CREATE.{name} ({text})"
-                        );
-                        return Err(Cause::Denied { reason });
-                    }
-                    Ok(Looked::Missing) => {
-                        return Err(Cause::Down(format!("{what} was not made").into()));
-                    }
-                    Err(error) => return Err(Cause::Down(limits.not_made(name, &error).into())),
+    let Wanted { name, subjects, create, patience, .. } = wanted;
+    let info = format!("$JS.API.STREAM.INFO.{name}");
+    let config = match request(link, &info, Bytes::new(), *patience).await? {
+        Answer::Config(config) => config,
+        Answer::Denied(text) => {
+            let fact = format!(
+                "the stream {name:?} cannot be looked at, so whether it takes everything, and for how \
+                 long it recognises a repeat, is not known: {text}"
+            );
+            return Ok(Known { facts: vec![fact], ..Known::default() });
+        }
+        Answer::Error(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+            match create.limits() {
+                None => {
+                    return Err(Cause::Denied {
+                        reason: format!(
+                            "there is no stream {name:?} on this server: make it, name another with \
+                             stream, or set create_stream = true"
+                        ),
+                    });
                 }
+                Some(_) if wanted.only_look => {
+                    let fact = format!(
+                        "the stream {name:?} does not exist yet: the relay makes it when it starts"
+                    );
+                    return Ok(Known { missing: true, facts: vec![fact], ..Known::default() });
+                }
+                Some(limits) => make(link, wanted, &limits).await?,
             }
-        },
+        }
+        Answer::Error(error) => {
+            let reason = format!("the stream {name:?} cannot be looked at: {error}");
+            return Err(Cause::Down(reason.into()));
+        }
     };
-    let mut remarks = suits(name, &config, subjects)?;
-    remarks.extend(remarks_on(&config, wanted.window));
+    let mut facts = suits(name, &config, subjects)?;
+    facts.extend(facts_of(&config, wanted.repeats_within));
     let replicas = Some(config.num_replicas);
-    Ok(Known { subjects: Some(config.subjects), replicas, missing: false, remarks })
+    Ok(Known { subjects: Some(config.subjects), replicas, missing: false, facts })
 }
 
-fn hidden(what: &str, text: &str) -> Known {
-    let remark = format!(
-        "{what} cannot be looked at, so whether it takes everything, and for how long it recognises a \
-         repeat, is not known: {text}"
-    );
-    Known { remarks: vec![remark], ..Known::default() }
+async fn make(link: &mut Link, wanted: &Wanted<'_>, limits: &Limits) -> Result<Box<Config>, Cause> {
+    let Wanted { name, subjects, patience, .. } = wanted;
+    let payload = serde_json::to_vec(&limits.config(name, subjects));
+    let payload = payload.map_err(|error| Cause::Down(error.into()))?;
+    let create = format!("$JS.API.STREAM.CREATE.{name}");
+    match request(link, &create, payload.into(), *patience).await? {
+        Answer::Config(config) => {
+            tracing::info!(stream = name, subjects, "a stream was made");
+            Ok(config)
+        }
+        Answer::Denied(text) => Err(Cause::Denied {
+            reason: format!(
+                "the stream {name:?} does not exist, and the user may not make it: make it, or let the \
+                 user publish to {create} ({text})"
+            ),
+        }),
+        Answer::Error(error) => Err(Cause::Down(limits.not_made(name, &error).into())),
+    }
 }
 
 impl Limits {
@@ -318,46 +283,41 @@ impl Limits {
     }
 }
 
-fn remarks_on(config: &Config, window: Duration) -> Vec<String> {
+fn facts_of(config: &Config, repeats_within: Duration) -> Vec<String> {
     let recognised = Period(config.duplicate_window);
-    let mut remarks = vec![format!("the stream recognises a repeat for {recognised}")];
-    if config.duplicate_window < window {
-        remarks.push(format!(
+    let mut facts = vec![format!("the stream recognises a repeat for {recognised}")];
+    if config.duplicate_window < repeats_within {
+        facts.push(format!(
             "the relay may send a batch again after {} (timeout and backoff_max): it would be stored \
              twice, so give the stream a longer duplicate_window",
-            Period(window)
+            Period(repeats_within)
         ));
     }
-    match config.storage {
-        StorageType::Memory => remarks.push(
+    if let StorageType::Memory = config.storage {
+        facts.push(
             "the stream is kept in memory: what it has acknowledged ends with the server".into(),
-        ),
-        StorageType::File => remarks.push(
-            "the server writes its streams to disk every sync_interval (2 minutes unless it is \
-             configured): what it has acknowledged survives its own end, not that of the machine"
-                .into(),
-        ),
+        );
     }
     if config.discard == DiscardPolicy::New {
-        remarks.push("the stream takes nothing more when it is full (discard: new)".into());
+        facts.push("the stream takes nothing more when it is full (discard: new)".into());
     }
     if config.discard == DiscardPolicy::New
         && config.discard_new_per_subject
         && config.max_messages_per_subject > 0
     {
-        remarks.push(format!(
+        facts.push(format!(
             "the stream takes no more than {} events for each subject: what is more is set aside as a \
              dead letter",
             config.max_messages_per_subject
         ));
     }
     if config.max_message_size > 0 {
-        remarks.push(format!(
+        facts.push(format!(
             "the stream takes no event of more than {} bytes: a larger one is set aside as a dead letter",
             config.max_message_size
         ));
     }
-    remarks
+    facts
 }
 
 /// Whether the stream can be the one: where it can take nothing at all, that is an error, and where it

@@ -2,22 +2,22 @@
 
 use std::borrow::Cow;
 
-use crate::{command::parse, sink::address};
+use crate::sink::{address, command_address};
 
 /// The longest first line of a message that a server takes unless it is configured otherwise
 /// (`max_control_line`): subject, where the answer goes, and two lengths.
-pub(super) const MAX_LINE: usize = 4096;
+pub(crate) const MAX_LINE: usize = 4096;
 
 /// The most that the two lengths and the blanks between take.
 const LENGTHS: usize = 20;
 
 /// Makes a rendered subject legal: no wildcard, no white space, no empty word.
-pub(super) fn escape(subject: &str) -> Cow<'_, str> {
+pub(crate) fn escape(subject: &str) -> Cow<'_, str> {
     address::escape(subject, '.', |c| matches!(c, '*' | '>') || c.is_whitespace() || c.is_control())
 }
 
 /// Why nothing is published to `subject`.
-pub(super) fn reserved(subject: &str, inbox: &str) -> Option<&'static str> {
+pub(crate) fn reserved(subject: &str, inbox: &str) -> Option<&'static str> {
     let first = subject.split('.').next().unwrap_or_default();
     if first.starts_with('$') {
         return Some("subjects that begin with $ are the server's own");
@@ -26,11 +26,11 @@ pub(super) fn reserved(subject: &str, inbox: &str) -> Option<&'static str> {
     if first == "_INBOX" || below_inbox {
         return Some("answers are waited for there");
     }
-    parse::address(subject.as_bytes(), '.').map(|_| "commands are taken there")
+    command_address::parse(subject.as_bytes(), '.').map(|_| "commands are taken there")
 }
 
 /// How long a message's first line is.
-pub(super) fn line(subject: &str, reply: usize) -> usize {
+pub(crate) fn line(subject: &str, reply: usize) -> usize {
     subject.len() + reply + LENGTHS
 }
 

@@ -11,7 +11,7 @@ use crate::sink::Cause;
 
 /// What the command was about that the server answered with an error.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum About<'a> {
+pub(crate) enum About<'a> {
     /// The connection, or the server as a whole.
     Server,
     /// The one channel or key to which all events go.
@@ -21,7 +21,7 @@ pub(super) enum About<'a> {
 }
 
 /// What an error of the library hindered: with the server's own words where it has answered.
-pub(super) fn cause(error: &RedisError, about: About<'_>) -> Cause {
+pub(crate) fn cause(error: &RedisError, about: About<'_>) -> Cause {
     match error.code() {
         Some(code) => {
             cause_of_words(&format!("{code} {}", error.detail().unwrap_or_default()), about)
@@ -42,7 +42,7 @@ fn was_closed(error: &RedisError) -> bool {
 }
 
 /// What an answer such as `OOM command not allowed …` means.
-pub(super) fn cause_of_words(words: &str, about: About<'_>) -> Cause {
+pub(crate) fn cause_of_words(words: &str, about: About<'_>) -> Cause {
     let words = words.trim_start_matches('-').trim();
     let wait = || Cause::Busy { wait: None, reason: words.to_owned() };
     let down = |what: &str| Cause::Down(format!("{what}: {words}").into());
@@ -88,7 +88,7 @@ pub(super) fn cause_of_words(words: &str, about: About<'_>) -> Cause {
 }
 
 /// Whether the server says that what was sent is too large for it.
-pub(super) fn is_size(words: &str) -> bool {
+pub(crate) fn is_size(words: &str) -> bool {
     const SIZES: [&str; 4] = [
         "string exceeds maximum allowed size",
         "invalid bulk length",

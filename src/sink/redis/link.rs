@@ -18,8 +18,8 @@ use redis::{
 };
 
 use super::{
-    Settings,
     answer::{self, About},
+    settings::Settings,
 };
 use crate::{
     base::tls,
@@ -27,8 +27,13 @@ use crate::{
     sink::{Cause, race},
 };
 
+/// How often an idle connection is asked for a sign of life: more often than firewalls forget a
+/// connection (a minute, at the strictest) and servers close one (`timeout`, seldom under a minute).
+const PING_EVERY: Duration = Duration::from_secs(20);
+
 /// A connection that stands.
-pub(super) enum Link {
+#[derive(Clone)]
+pub(crate) enum Link {
     /// To one server.
     One(MultiplexedConnection),
     /// To all servers of a cluster.
@@ -36,13 +41,13 @@ pub(super) enum Link {
 }
 
 impl Link {
-    /// Connects and makes sure that the server talks to us. Of several servers, the one at `begin` is the
-    /// first to be dialled; answers which one answered.
-    pub(super) async fn open(
+    /// Connects and makes sure that the server talks to us. Of several servers, the one at `server` is the
+    /// first to be dialled; it is then the one that answered, or the next where none did.
+    pub(crate) async fn open(
         settings: &Settings,
         timeout: Duration,
-        begin: usize,
-    ) -> Result<(usize, Self), Cause> {
+        server: &mut usize,
+    ) -> Result<Self, Cause> {
         let access = Access::read(settings).await?;
         let limits = config(timeout);
         let dial = async |node: usize| {
@@ -56,7 +61,28 @@ impl Link {
             }
             access.one(settings, node, &limits).await
         };
-        race::first(access.nodes.len(), begin, timeout, dial).await
+        match race::first(access.nodes.len(), *server, timeout, dial).await {
+            Ok((answered, link)) => {
+                *server = answered;
+                Ok(link)
+            }
+            Err(cause) => {
+                *server += 1;
+                Err(cause)
+            }
+        }
+    }
+
+    /// Asks an idle connection for a sign of life every now and then; returns when there is none.
+    pub(crate) async fn keep_alive(&mut self) -> Cause {
+        loop {
+            tokio::time::sleep(PING_EVERY).await;
+            match self.ping().await {
+                // Busy, it lives.
+                Ok(()) | Err(Cause::Busy { .. }) => {}
+                Err(cause) => return cause,
+            }
+        }
     }
 
     /// Without a password the library connects to a server that wants one, and says nothing.
@@ -66,7 +92,7 @@ impl Link {
     }
 
     /// Whatever it is, it takes commands.
-    pub(super) fn connection(&mut self) -> &mut (dyn ConnectionLike + Send) {
+    pub(crate) fn connection(&mut self) -> &mut (dyn ConnectionLike + Send) {
         match self {
             Self::One(connection) => connection,
             Self::Cluster(connection) => connection,
@@ -74,19 +100,19 @@ impl Link {
     }
 
     /// Asks for a sign of life.
-    pub(super) async fn ping(&mut self) -> Result<(), Cause> {
+    pub(crate) async fn ping(&mut self) -> Result<(), Cause> {
         self.ask(&redis::cmd("PING")).await.map(drop)
     }
 
     /// Sends a command and hands back its answer.
-    pub(super) async fn ask(&mut self, command: &Cmd) -> Result<Value, Cause> {
+    pub(crate) async fn ask(&mut self, command: &Cmd) -> Result<Value, Cause> {
         let answer = self.connection().req_packed_command(command).await;
         answer.and_then(Value::extract_error).map_err(of_server)
     }
 
     /// Sends commands and hands back the answer to each. The servers of a cluster take theirs one by
     /// one, for a pipeline goes to one server.
-    pub(super) async fn ask_all<'c>(
+    pub(crate) async fn ask_all<'c>(
         &mut self,
         commands: impl IntoIterator<Item = &'c Cmd>,
     ) -> Result<Vec<Answered>, Cause> {

@@ -1,160 +1,165 @@
-//! Appending to a stream: one script appends a run of events and stops at the first that fails.
+//! Appending to streams: one script after another, see [`script`].
 //!
-//! The entry id is `<received>-<seq>`, when the relay heard the event and its number in the journal.
-//! Both only grow within one journal, so a stream with one writer is in order, and an event that is
-//! sent again because nobody knows what became of it meets "equal or smaller": then the script looks
-//! whether it stands there, and counts it as a duplicate. Where it does not (another writer is ahead,
-//! or a clock was set back) it goes behind the stream's top under an id of the server's.
-//!
-//! What is promised: an event that was accepted is not stored twice, as long as its entry is still in
-//! the stream; and where the stream has other writers, as long as it is among the newest [`search`]
-//! entries when it comes again after a lost connection. A consumer that deletes entries within that
-//! time can see one twice; the field `id` tells.
-//!
-//! An event of a replay is wanted once more: it is appended under an id of the server's.
-//!
-//! The one thing to know: a plain pipeline would go on after a failure in its middle (`OOM`, say), and
-//! the failed event could then only be stored behind its successors. A script can stop. It is sent
-//! whole each time: hashing it costs the server 2 µs, and there is no "no such script" to handle.
+//! Only one is on its way: what the next appends must stand behind what this one could not.
 
-use redis::{Cmd, Value};
+use std::collections::VecDeque;
+
+use async_trait::async_trait;
+use redis::Value;
+use tokio::time::{Instant, timeout_at};
 
 use super::{
-    answer::{self, About},
-    link::Link,
+    Answer, Connection, answer, begin, facts,
+    script::{self, Appended, Run},
+    too_long,
 };
-use crate::{
-    base::event::Origin,
-    sink::{Cause, Outgoing},
-};
+use crate::sink::{Cause, Failure, Outgoing, Report, Sink};
 
-/// What the server runs.
-const SCRIPT: &str = include_str!("stream.lua");
-
-/// The most of the newest entries that are searched for a repeat. Costs the server some milliseconds, and
-/// only after a lost connection.
-const MAX_SEARCH: usize = 16 * 1024;
-
-/// How many of the newest entries are searched for a repeat in a stream with other writers, where `window`
-/// events at most may stand there without our knowing: so that three times as many may have come from
-/// elsewhere meanwhile.
-pub(super) fn search(window: usize) -> usize {
-    window.saturating_mul(4).min(MAX_SEARCH)
+pub(super) struct Stream {
+    connection: Connection,
+    window: usize,
+    /// What was handed over and is not reported.
+    events: VecDeque<Outgoing>,
+    /// The script that appends the first of them: how many, and its answer.
+    running: Option<(usize, Answer<Value>)>,
+    /// What one script may append.
+    run: Run,
+    /// So many events from here on may stand in the stream already: what was in flight when the last
+    /// connection, or the last process, ended.
+    perhaps_repeats: usize,
+    duplicates: u64,
+    facts: Option<Vec<String>>,
 }
 
-/// Payload that one script appends at most: it keeps the server from its other clients for some
-/// milliseconds.
-const RUN_BYTES: usize = 1024 * 1024;
-
-/// Arguments of one event: stream, entry id, seven fields. As in the script.
-const ARGS: usize = 9;
-
-/// What became of a run.
-#[derive(Debug)]
-pub(super) struct Appended {
-    /// The first so many stand in the stream.
-    pub(super) accepted: usize,
-    /// So many of them stood there before.
-    pub(super) duplicates: u64,
-    /// What met the one after them.
-    pub(super) cause: Option<Cause>,
-}
-
-/// What one script may append.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Run {
-    /// Events of any streams.
-    #[default]
-    Any,
-    /// Of one stream: those of a cluster lie on different servers, and a user who may not use one of them
-    /// is denied the script as a whole.
-    OneStream,
-    /// One event: the server (or a proxy before it) says that more is too large.
-    OneEvent,
-}
-
-/// The part of `batch` that one script takes: never empty unless `batch` is.
-pub(super) fn run(batch: &[Outgoing], kind: Run) -> &[Outgoing] {
-    let Some(first) = batch.first() else { return batch };
-    let mut bytes = 0;
-    let len = batch
-        .iter()
-        .take_while(|outgoing| {
-            let fits =
-                bytes == 0 || kind != Run::OneEvent && bytes + outgoing.payload.len() <= RUN_BYTES;
-            bytes += outgoing.payload.len().max(1);
-            fits && (kind == Run::Any || outgoing.address == first.address)
-        })
-        .count();
-    batch.get(..len).unwrap_or(batch)
-}
-
-/// Appends a run, in order.
-pub(super) async fn append<'r>(
-    link: &mut Link,
-    run: &'r [Outgoing],
-    max_len: u64,
-    search: usize,
-    about: impl Fn(Option<&'r Outgoing>) -> About<'r>,
-) -> Appended {
-    let command = command(run, max_len, search);
-    let nothing = |cause| Appended { accepted: 0, duplicates: 0, cause: Some(cause) };
-    let answer = match link.connection().req_packed_command(&command).await {
-        Ok(Value::ServerError(error)) => {
-            return nothing(answer::cause(&error.into(), about(run.first())));
-        }
-        Ok(answer) => answer,
-        Err(error) => return nothing(answer::cause(&error, about(run.first()))),
-    };
-    match redis::from_redis_value::<(usize, u64, String)>(answer) {
-        Ok((accepted, duplicates, words)) => Appended {
-            accepted: accepted.min(run.len()),
-            duplicates,
-            cause: (!words.is_empty())
-                .then(|| answer::cause_of_words(&words, about(run.get(accepted)))),
-        },
-        Err(error) => nothing(Cause::Down(error.to_string().into())),
-    }
-}
-
-/// The id of an event's entry: `*` has the server choose one.
-fn entry(outgoing: &Outgoing) -> String {
-    match outgoing.record.event.origin {
-        Origin::Replayed => "*".to_owned(),
-        _ => format!("{}-{}", outgoing.record.event.received, outgoing.record.seq),
-    }
-}
-
-fn command(run: &[Outgoing], max_len: u64, search: usize) -> Cmd {
-    let mut keys: Vec<&str> = Vec::new();
-    for outgoing in run {
-        // Runs have one stream or few.
-        if !keys.contains(&&*outgoing.address) {
-            keys.push(&outgoing.address);
+impl Stream {
+    pub(super) fn new(connection: Connection, window: usize) -> Self {
+        Self {
+            connection,
+            window,
+            events: VecDeque::new(),
+            running: None,
+            run: Run::default(),
+            perhaps_repeats: 0,
+            duplicates: 0,
+            facts: None,
         }
     }
-    // 256 is what the other fields of an event take, roughly.
-    let bytes: usize = run.iter().map(|outgoing| 256 + outgoing.payload.len()).sum();
-    let mut command =
-        Cmd::with_capacity(5 + keys.len() + ARGS * run.len(), SCRIPT.len() + 64 + bytes);
-    command.arg("EVAL").arg(SCRIPT).arg(keys.len());
-    for key in &keys {
-        command.arg(*key);
+
+    fn give_up_flight(&mut self) {
+        self.events.clear();
+        self.running = None;
     }
-    command.arg(max_len).arg(search);
-    for outgoing in run {
-        let event = &outgoing.record.event;
-        let key = keys.iter().position(|key| **key == *outgoing.address).unwrap_or(0);
-        command
-            .arg(key + 1)
-            .arg(entry(outgoing))
-            .arg(event.key())
-            .arg(&*event.place.topic)
-            .arg(&*event.place.room)
-            .arg(&*event.place.channel)
-            .arg(&*event.ts)
-            .arg(event.origin.as_str())
-            .arg(&*outgoing.payload);
+
+    /// Has the server run the next script, if none is running.
+    fn run_next(&mut self) {
+        let Some(mut link) = self.connection.link.clone() else { return };
+        if self.running.is_some() {
+            return;
+        }
+        let events = self.events.make_contiguous();
+        let end = events.iter().position(|outgoing| too_long(outgoing).is_some());
+        let run =
+            script::run(events.get(..end.unwrap_or(events.len())).unwrap_or_default(), self.run);
+        if run.is_empty() {
+            return;
+        }
+        let search = if self.perhaps_repeats > 0 { script::search(self.window) } else { 0 };
+        let command = script::command(run, self.connection.settings.max_len, search);
+        let request = async move { link.connection().req_packed_command(&command).await };
+        self.running = Some((run.len(), begin(request)));
     }
-    command
+
+    /// Waits for the answer to the script that is running. Safe to drop.
+    async fn appended(&mut self) -> Appended {
+        let Some((count, answer)) = &mut self.running else { return Appended::default() };
+        let (count, answer) = (*count, answer.await);
+        self.running = None;
+        let run: Vec<&Outgoing> = self.events.iter().take(count).collect();
+        let appended = script::appended(answer, &run, &self.connection.settings);
+        self.duplicates += appended.duplicates;
+        self.perhaps_repeats = self.perhaps_repeats.saturating_sub(appended.accepted);
+        if let Some(Cause::Rejected { reason }) = &appended.cause
+            && appended.accepted == 0
+            && count > 1
+        {
+            // The script as a whole was refused: which event it is about, smaller ones tell.
+            self.run = match self.run {
+                Run::Any if !answer::is_size(reason) => Run::OneStream,
+                _ => Run::OneEvent,
+            };
+            return Appended::default();
+        }
+        appended
+    }
+}
+
+#[async_trait]
+impl Sink for Stream {
+    async fn connect(&mut self) -> Result<(), Failure> {
+        self.give_up_flight();
+        let link = self.connection.open().await?;
+        self.facts = Some(facts::durability(link).await);
+        self.perhaps_repeats = self.window;
+        self.run = if self.connection.settings.cluster { Run::OneStream } else { Run::default() };
+        Ok(())
+    }
+
+    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
+        self.connection.link()?;
+        self.events.extend(events.iter().cloned());
+        self.run_next();
+        Ok(events.len())
+    }
+
+    async fn acknowledged(&mut self) -> Result<usize, Failure> {
+        if self.events.is_empty() {
+            return Err(self.connection.idle().await);
+        }
+        loop {
+            self.run_next();
+            if self.running.is_none()
+                && let Some(cause) = self.events.front().and_then(too_long)
+            {
+                self.events.pop_front();
+                return Err(Failure::after(0, cause));
+            }
+            if self.running.is_none() {
+                return Err(super::not_connected());
+            }
+            let Appended { accepted, cause, .. } = self.appended().await;
+            self.events.drain(..accepted);
+            match cause {
+                Some(cause) => {
+                    if let Cause::Rejected { .. } = cause {
+                        self.events.pop_front();
+                    } else {
+                        self.give_up_flight();
+                    }
+                    if let Cause::Down(_) = cause {
+                        self.connection.link = None;
+                    }
+                    return Err(Failure::after(accepted, cause));
+                }
+                None if accepted > 0 => {
+                    self.run_next();
+                    return Ok(accepted);
+                }
+                None => {}
+            }
+        }
+    }
+
+    async fn close(&mut self, until: Instant) -> Vec<bool> {
+        let appended = timeout_at(until, self.appended()).await.unwrap_or_default();
+        let count = self.events.len();
+        self.give_up_flight();
+        self.connection.link = None;
+        (0..count).map(|index| index < appended.accepted).collect()
+    }
+
+    fn report(&mut self) -> Report {
+        let duplicates = std::mem::take(&mut self.duplicates);
+        let counts = (duplicates > 0).then_some(("duplicates", duplicates));
+        Report { counts: counts.into_iter().collect(), facts: self.facts.take() }
+    }
 }

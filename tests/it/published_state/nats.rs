@@ -11,6 +11,9 @@ use crate::support::{
     wait::until,
 };
 
+/// How long one look at the bucket may take.
+const READ: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// All that the bucket holds, as a client of the key-value store sees it; `None` while there is none.
 async fn kept(context: &jetstream::Context) -> Option<Kept> {
     let store = context.get_key_value("astro_state").await.ok()?;
@@ -32,7 +35,13 @@ fn read(value: &[u8]) -> Value {
 }
 
 async fn wait(context: &jetstream::Context, what: &str, is: impl Fn(&Kept) -> bool) -> Kept {
-    until(what, SOON, async || kept(context).await.filter(|kept| is(kept))).await
+    until(what, SOON, async || {
+        // The library's list of keys waits for an entry that was overwritten while it was read, until the
+        // next is written.
+        let kept = tokio::time::timeout(READ, kept(context)).await.ok()??;
+        is(&kept).then_some(kept)
+    })
+    .await
 }
 
 #[tokio::test]

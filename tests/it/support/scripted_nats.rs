@@ -7,8 +7,10 @@ use bytes::{Buf, BytesMut};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
+
+use super::scripted_peer::ScriptedPeer;
 
 /// What the server does with a message that is no question of the client to itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,48 +27,31 @@ pub enum Play {
 
 /// A server that plays by a script.
 pub struct ScriptedNats {
-    pub port: u16,
+    peer: ScriptedPeer,
     came: Arc<Mutex<Vec<String>>>,
-    task: tokio::task::JoinHandle<()>,
 }
 
 type Script = dyn Fn(&str) -> Play + Send + Sync;
 
 impl ScriptedNats {
     /// Starts it; `script` is asked with the subject of each message that is for others.
-    #[expect(clippy::disallowed_methods, reason = "a test's own tasks")]
     pub async fn start(script: impl Fn(&str) -> Play + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
         let came = Arc::new(Mutex::new(Vec::new()));
-        let notes = Arc::clone(&came);
-        let script: Arc<Script> = Arc::new(script);
-        let task = tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (script, notes) = (Arc::clone(&script), Arc::clone(&notes));
-                tokio::spawn(async move {
-                    // A connection that breaks off is part of the play.
-                    drop(play(stream, &*script, &notes).await);
-                });
-            }
-        });
-        Self { port, came, task }
+        let (script, seen): (Arc<Script>, _) = (Arc::new(script), Arc::clone(&came));
+        let serve = move |stream| {
+            let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
+            async move { play(stream, &*script, &seen).await }
+        };
+        Self { peer: ScriptedPeer::start(serve).await, came }
     }
 
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        format!("nats://127.0.0.1:{}", self.peer.port)
     }
 
     /// The subjects of the messages that it took, in order.
     pub fn came(&self) -> Vec<String> {
         self.came.lock().unwrap().clone()
-    }
-}
-
-impl Drop for ScriptedNats {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
+
+use super::scripted_peer::ScriptedPeer;
 
 /// What the server does with a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,49 +31,32 @@ pub fn error(words: &str) -> Play {
 
 /// A server that plays by a script.
 pub struct ScriptedRedis {
-    pub port: u16,
+    peer: ScriptedPeer,
     came: Arc<Mutex<Vec<Vec<String>>>>,
-    task: tokio::task::JoinHandle<()>,
 }
 
 type Script = dyn Fn(&[String]) -> Play + Send + Sync;
 
 impl ScriptedRedis {
     /// Starts it; `script` is asked with the words of each command.
-    #[expect(clippy::disallowed_methods, reason = "a test's own tasks")]
     pub async fn start(script: impl Fn(&[String]) -> Play + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
         let came = Arc::new(Mutex::new(Vec::new()));
-        let notes = Arc::clone(&came);
-        let script: Arc<Script> = Arc::new(script);
-        let task = tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                let (script, notes) = (Arc::clone(&script), Arc::clone(&notes));
-                tokio::spawn(async move {
-                    // A connection that breaks off is part of the play.
-                    drop(play(stream, &*script, &notes).await);
-                });
-            }
-        });
-        Self { port, came, task }
+        let (script, seen): (Arc<Script>, _) = (Arc::new(script), Arc::clone(&came));
+        let serve = move |stream| {
+            let (script, seen) = (Arc::clone(&script), Arc::clone(&seen));
+            async move { play(stream, &*script, &seen).await }
+        };
+        Self { peer: ScriptedPeer::start(serve).await, came }
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.peer.port)
     }
 
     /// The commands of this name that came, in order, each with its words.
     pub fn came(&self, name: &str) -> Vec<Vec<String>> {
         let came = self.came.lock().unwrap();
         came.iter().filter(|words| words[0] == name).cloned().collect()
-    }
-}
-
-impl Drop for ScriptedRedis {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use astro_relay::{
     base::event::{Event, Origin, Place, Record, Seq},
     config::{ConfigError, Period, SinkConfig, Start},
+    publish::{self, StatePublisher},
     sink::{self, Failure, Opening, Outgoing, Permission, Purpose},
 };
 use bytes::Bytes;
@@ -48,28 +49,38 @@ pub fn open_with(kind: &str, settings: Value, timeout: Duration) -> Result<Drive
         .map(Driven::new)
 }
 
-/// Opens a sink that keeps the live state too.
-pub fn open_keeping(kind: &str, settings: Value) -> Result<Driven, ConfigError> {
+/// Opens what publishes the state of a sink.
+pub fn open_publisher(kind: &str, settings: Value) -> Result<Box<dyn StatePublisher>, ConfigError> {
     let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
-    let kind = sink::kind(kind).expect("a kind of that name");
+    let kind = publish::kind(kind).expect("a kind that publishes state");
     (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
-        .map(Driven::new)
 }
 
-/// Opens a sink for a short visit, as `check --connect` and `send-test` do.
-pub fn open_visit(kind: &str, settings: Value) -> Result<Driven, ConfigError> {
+/// Opens a sink as `check --connect` does.
+pub fn open_probe(kind: &str, settings: Value) -> Result<Driven, ConfigError> {
     let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
     let kind = sink::kind(kind).expect("a kind of that name");
     (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Probe })
         .map(Driven::new)
 }
 
-/// What a kind's probe finds out.
-pub async fn probe(kind: &str, settings: Value) -> Result<Vec<Permission>, Failure> {
+/// What a kind's probe finds out about these addresses.
+pub async fn probe(
+    kind: &str,
+    settings: Value,
+    addresses: &[&str],
+) -> Result<Vec<Permission>, Failure> {
     let config = config(kind, Duration::from_secs(10));
     let probe = sink::kind(kind).and_then(|kind| kind.probe).expect("a kind with a probe");
     let opening = Opening { name: "test", settings, config: &config, purpose: Purpose::Probe };
-    probe(opening, vec!["".into()]).await
+    probe(opening, addresses.iter().map(|&address| address.into()).collect()).await
+}
+
+/// What the probe of a kind's state finds out.
+pub async fn probe_state(kind: &str, settings: Value) -> Result<Vec<String>, Failure> {
+    let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
+    let probe = publish::kind(kind).and_then(|kind| kind.probe).expect("a kind with a probe");
+    probe(Opening { name: "test", settings, config: &config, purpose: Purpose::Probe }).await
 }
 
 /// The same events as a replay hands them over.

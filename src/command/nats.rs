@@ -1,0 +1,294 @@
+//! Commands over NATS: a micro service (ADR-32 of NATS) that answers requests, and can be found.
+//!
+//! Requests come on `astro.<channel>.command.…`, each channel an endpoint, in the queue group of micro
+//! services, so that of two relays with the same channel one answers. The service, its discovery and the
+//! connection are the client library's. It gives up a connection after some attempts to restore it; then
+//! another begins, with the secrets as they are then.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_nats::{
+    Client, Event, HeaderMap, HeaderValue, ServerError,
+    service::{
+        NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, Service, ServiceExt,
+        endpoint::Endpoint,
+    },
+};
+use async_trait::async_trait;
+use futures_util::{FutureExt, StreamExt, stream::SelectAll};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Answers, Back, Ear, Heard, Outbound,
+    listener::{CommandListener, Kind},
+};
+use crate::{
+    base::backoff::Backoff,
+    config::ConfigError,
+    delivery::health::TaskHealth,
+    sink::{
+        Opening, command_address,
+        nats::{connector::Connector, headers::presentable, refusal, subject},
+    },
+};
+
+pub(super) const KIND: Kind = Kind { name: "nats", open };
+
+/// The service's name, by which several relays are one.
+const NAME: &str = "astro-relay";
+
+/// Answers go to the inboxes of those who ask; none is ours.
+const NO_INBOX: &str = "_INBOX";
+
+/// How often the client library tries to restore a connection before another begins.
+const MAX_RECONNECTS: usize = 10;
+
+/// The ceilings of the waits before another connection.
+const WAIT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Requests that wait for their answers: more than the queue of commands and that of answers hold.
+const MAX_PENDING: usize = 256;
+
+/// At a stop, what is under way has so long to be answered.
+const FINISH: Duration = Duration::from_secs(5);
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
+fn open(opening: Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError> {
+    let connector = Connector::new(&opening, "-commands")?;
+    Ok(Box::new(MicroService {
+        name: opening.name.to_owned(),
+        connector,
+        pending: Pending::default(),
+    }))
+}
+
+struct MicroService {
+    name: String,
+    connector: Connector,
+    pending: Pending,
+}
+
+/// Requests without an answer yet, by number.
+#[derive(Default)]
+struct Pending {
+    requests: BTreeMap<u64, Request>,
+    number: u64,
+}
+
+impl Pending {
+    /// Where the answer to a request goes.
+    fn add(&mut self, request: Request) -> Back {
+        if self.requests.len() >= MAX_PENDING {
+            self.requests.pop_first();
+        }
+        self.number += 1;
+        self.requests.insert(self.number, request);
+        Back { address: self.number.to_string(), correlation: None }
+    }
+
+    fn take(&mut self, back: &Back) -> Option<Request> {
+        self.requests.remove(&back.address.parse().ok()?)
+    }
+}
+
+/// A service on a connection. The library's task would go on without it.
+struct Running {
+    client: Client,
+    service: Option<Service>,
+    requests: SelectAll<Endpoint>,
+    /// Why it does not work, if it does not.
+    trouble: watch::Receiver<Option<String>>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(service) = self.service.take() {
+            // It waits for nothing.
+            drop(service.stop().now_or_never());
+        }
+    }
+}
+
+#[async_trait]
+impl CommandListener for MicroService {
+    async fn run(
+        &mut self,
+        ear: Ear,
+        mut answers: Answers,
+        health: &TaskHealth,
+        stop: &CancellationToken,
+    ) {
+        let mut backoff = Backoff::new(WAIT.0, WAIT.1);
+        loop {
+            let started = tokio::select! {
+                () = stop.cancelled() => return,
+                started = self.start(&ear) => started,
+            };
+            match started {
+                Ok(mut running) => {
+                    backoff.reset();
+                    health.report(None);
+                    tokio::select! {
+                        () = stop.cancelled() => {
+                            // Nothing more is heard; what was is answered.
+                            running.requests.clear();
+                            drop(ear);
+                            return self.finish(&running.client, &mut answers).await;
+                        }
+                        () = self.serve(&mut running, &ear, &mut answers, health) => {}
+                    }
+                    health.report(Some("the connection is lost"));
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    tracing::warn!(
+                        sink = self.name,
+                        error,
+                        "nobody listens for commands; it is tried again"
+                    );
+                    health.report(Some(&error));
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(backoff.wait()) => {}
+            }
+        }
+    }
+}
+
+impl MicroService {
+    async fn start(&self, ear: &Ear) -> Result<Running, async_nats::Error> {
+        let (report, trouble) = watch::channel(None);
+        let name = self.name.clone();
+        let client = self
+            .connector
+            .options()
+            .await?
+            .ping_interval(self.connector.ping_interval())
+            .ignore_discovered_servers()
+            .max_reconnects(MAX_RECONNECTS)
+            .event_callback(move |event| {
+                if let Some(trouble) = trouble_of(&name, event) {
+                    report.send_replace(trouble);
+                }
+                std::future::ready(())
+            })
+            .connect(self.connector.servers())
+            .await?;
+        let service = client
+            .service_builder()
+            .description("commands to the sessions of StreamElements")
+            .start(NAME, env!("CARGO_PKG_VERSION"))
+            .await?;
+        let mut running =
+            Running { client, service: Some(service), requests: SelectAll::new(), trouble };
+        for channel in ear.channels() {
+            let subject =
+                format!("{}.{channel}.{}.>", command_address::ROOT, command_address::COMMAND);
+            if let Some(service) = &running.service {
+                running.requests.push(service.endpoint_builder().name(channel).add(subject).await?);
+            }
+        }
+        Ok(running)
+    }
+
+    /// Submits requests and sends answers until the connection is given up.
+    async fn serve(
+        &mut self,
+        running: &mut Running,
+        ear: &Ear,
+        answers: &mut Answers,
+        health: &TaskHealth,
+    ) {
+        let has_channels = !running.requests.is_empty();
+        loop {
+            tokio::select! {
+                request = running.requests.next(), if has_channels => match request {
+                    Some(request) => self.submit(request, ear),
+                    None => return,
+                },
+                Some(outbound) = answers.recv() => self.respond(&outbound).await,
+                Ok(()) = running.trouble.changed() => {
+                    let trouble = running.trouble.borrow_and_update().clone();
+                    health.report(trouble.as_deref());
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, request: Request, ear: &Ear) {
+        let message = request.message.clone();
+        let Some((channel, path)) = command_address::parse(message.subject.as_bytes(), '.') else {
+            tracing::debug!("a message came that is no command");
+            return;
+        };
+        // Whoever asks says where the answer goes, and it goes there with our rights.
+        let is_reserved = |reply: &str| {
+            subject::reserved(reply, NO_INBOX).is_some() && !reply.starts_with("_INBOX.")
+        };
+        let back = match &message.reply {
+            Some(reply) if is_reserved(reply) => {
+                let subject = reply.as_str();
+                tracing::warn!(
+                    sink = self.name,
+                    subject,
+                    "an answer that is wanted at a reserved subject is not sent"
+                );
+                None
+            }
+            Some(_) => Some(self.pending.add(request)),
+            None => None,
+        };
+        let payload = &message.payload;
+        ear.hear(Heard { channel, path: &path, payload, retained: false, again: false, back });
+    }
+
+    /// Sends an answer. The library's own way to answer with an error leaves the body empty.
+    async fn respond(&mut self, outbound: &Outbound) {
+        let Some(request) = self.pending.take(&outbound.back) else { return };
+        let mut headers = HeaderMap::new();
+        if let Err(failure) = &outbound.answer.outcome {
+            headers.insert(NATS_SERVICE_ERROR, HeaderValue::from(&*presentable(&failure.error)));
+            headers.insert(NATS_SERVICE_ERROR_CODE, HeaderValue::from(failure.status));
+        }
+        if let Err(error) = request.respond_with_headers(Ok(outbound.answer.json()), headers).await
+        {
+            tracing::warn!(sink = self.name, %error, "the answer to a command cannot be sent");
+        }
+    }
+
+    /// Sends the answers to what is under way.
+    async fn finish(&mut self, client: &Client, answers: &mut Answers) {
+        let end = Instant::now() + FINISH;
+        while let Ok(Some(outbound)) = timeout_at(end, answers.recv()).await {
+            self.respond(&outbound).await;
+        }
+        if !matches!(timeout_at(end, client.flush()).await, Ok(Ok(()))) {
+            tracing::debug!(sink = self.name, "the server was gone before the last answer");
+        }
+    }
+}
+
+/// What an event of the client says of the service: that it works, why it does not, or nothing.
+fn trouble_of(sink: &str, event: Event) -> Option<Option<String>> {
+    match event {
+        Event::Connected => Some(None),
+        Event::Disconnected | Event::Closed => Some(Some("the connection is lost".into())),
+        Event::ServerError(ServerError::Other(text)) => match refusal::read(&text) {
+            refusal::Refusal::Subscription(_) => {
+                tracing::error!(sink, text, "the server does not let the sink listen for commands");
+                Some(Some(text))
+            }
+            _ => {
+                tracing::warn!(sink, text, "the server refused something of the commands");
+                None
+            }
+        },
+        _ => None,
+    }
+}
