@@ -9,7 +9,7 @@
 //! threads, the socket and TLS are not in it: [`Store::write`] is what the journal's thread does, called
 //! from here. The allocator is the C library's; the relay's own is `jemalloc`.
 //!
-//! The one thing to know: a limit is a count that was seen and a tenth. What made a step dearer on
+//! A limit is a count that was seen and a tenth. What made a step dearer on
 //! purpose raises its limit, in the same change, and says why.
 #![expect(
     clippy::print_stdout,
@@ -63,11 +63,11 @@ struct Step {
 /// 2 %. The tenth is for the compiler, which lays out anew what has not changed (3 % were seen).
 ///
 /// `read` makes the key by which a repeat is recognised, out of the fields of the data that tell two
-/// messages apart: that is three quarters of it, and in its place `twins` has little left to do.
+/// messages apart: that is three quarters of it, and in its place `duplicates` has little left to do.
 /// `redacted` looks for personal fields in the whole message and at any depth.
 const STEPS: &[Step] = &[
     Step { name: "read", what: "a frame to an event", limit: 20_400, run: read },
-    Step { name: "twins", what: "whether it was there before", limit: 290, run: twins },
+    Step { name: "duplicates", what: "whether it was there before", limit: 290, run: duplicates },
     Step { name: "append", what: "into the journal's memory, and out", limit: 1_460, run: append },
     Step { name: "write", what: "into the journal's file", limit: 2_490, run: write },
     Step { name: "message", what: "rendered for NATS, as it came", limit: 310, run: message },
@@ -162,7 +162,7 @@ fn subscribed(now: Instant) -> Session {
     session
 }
 
-fn twins(events: u64) {
+fn duplicates(events: u64) {
     // The table is as full as the relay's own is, at 1/32 of its size. It remembers at most twice as
     // many; the cycle is longer, so that each of its events is new again when its turn comes.
     let mut seen = Seen::new(896);
@@ -195,7 +195,7 @@ fn write(events: u64) {
     let records = (0..TRANSACTION).map(|number| record(first + number, happening(number)));
     let mut write = Write { records: records.collect(), ..Write::default() };
     for _ in 0..events / TRANSACTION {
-        write.cursors = vec![("far".into(), write.records.last().unwrap().seq)];
+        write.cursors = vec![("out".into(), write.records.last().unwrap().seq)];
         store.write(&write).unwrap();
         for record in &mut write.records {
             Arc::get_mut(record).unwrap().seq += TRANSACTION;

@@ -29,7 +29,7 @@ fn envelope(bench: &mut Criterion) {
     group.finish();
     let mut number = 0;
     let mut seen = Seen::default();
-    bench.bench_function("twins/new", |bench| {
+    bench.bench_function("duplicates/new", |bench| {
         let make = || {
             number += 1;
             happening(number)

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     child::Process,
-    far::{Far, Kind},
+    destination::{Destination, Kind},
     support::process::free_port,
     tally::{Sum, Tally},
 };
@@ -136,15 +136,15 @@ async fn compare(kind: Kind, messages: u64, rate: Option<u64>) {
 
 async fn one(kind: Kind, name: &str, messages: u64, rate: Option<u64>, floor: bool) -> Row {
     let tally = Tally::of(kind.rooms());
-    let far = Far::start(kind, &tally).await;
+    let destination = Destination::start(kind, &tally).await;
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), source()).await.unwrap();
     let rooms = rooms(kind.rooms());
     let dir = tempfile::tempdir().unwrap();
     let process = if floor {
-        let words = [kind.name(), &far.address.to_string(), &sim.url(), TOPIC, ROOM];
+        let words = [kind.name(), &destination.address.to_string(), &sim.url(), TOPIC, ROOM];
         Process::floor(&words.map(ToOwned::to_owned), &dir.path().join("floor"))
     } else {
-        let sinks = Map::from_iter([("far".to_owned(), kind.sink(far.address))]);
+        let sinks = Map::from_iter([("out".to_owned(), kind.sink(destination.address))]);
         Process::relay(&configuration(dir.path(), &sim, &rooms, &sinks))
     };
     let start = process.until(|| subscribed(&sim) == rooms.len()).await;
@@ -162,7 +162,7 @@ async fn one(kind: Kind, name: &str, messages: u64, rate: Option<u64>, floor: bo
     .await;
     print(&row);
     drop(process);
-    far.stop();
+    destination.stop();
     sim.stop().await;
     row
 }
@@ -280,13 +280,13 @@ async fn four(messages: u64) {
     let kinds = [Kind::Nats, Kind::MqttQos1, Kind::RedisPubsub, Kind::Webhook];
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), source()).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let mut fars = Vec::new();
+    let mut destinations = Vec::new();
     let mut sinks = Map::new();
     for kind in kinds {
         let tally = Tally::of(1);
-        let far = Far::start(kind, &tally).await;
-        sinks.insert(kind.name().to_owned(), kind.sink(far.address));
-        fars.push((far, tally));
+        let destination = Destination::start(kind, &tally).await;
+        sinks.insert(kind.name().to_owned(), kind.sink(destination.address));
+        destinations.push((destination, tally));
     }
     let process = Process::relay(&configuration(dir.path(), &sim, &rooms(1), &sinks));
     let start = process.until(|| subscribed(&sim) == 1).await;
@@ -295,17 +295,19 @@ async fn four(messages: u64) {
     let load = Load { messages, topic: TOPIC.into(), rooms: vec![ROOM.into()], ..Load::default() };
     let began = Instant::now();
     sim.load(&load).await;
-    while fars.iter().any(|(_, tally)| tally.count() < messages) && began.elapsed() < DEADLINE {
+    while destinations.iter().any(|(_, tally)| tally.count() < messages)
+        && began.elapsed() < DEADLINE
+    {
         sleep(Duration::from_millis(5)).await;
     }
     let cpu = process.cpu().saturating_sub(before);
     let (idle, peak) = process.memory();
-    for (far, tally) in fars {
+    for (destination, tally) in destinations {
         let sum = tally.sum();
         let took = sum.last_at.map_or(began.elapsed(), |last| last - began);
-        let case = format!("four: {}", far.kind.name());
+        let case = format!("four: {}", destination.kind.name());
         print(&Row { case, program: "relay", sent: messages, sum, took, cpu, idle, peak, start });
-        far.stop();
+        destination.stop();
     }
     sim.stop().await;
 }
@@ -390,8 +392,8 @@ async fn burst(messages: u64) {
     );
     for (kind, address) in kinds.into_iter().zip(addresses) {
         let tally = Tally::of(1);
-        let far = Far::start_at(kind, address, &tally).await;
-        // A far side that was down for so long is tried every few seconds.
+        let destination = Destination::start_at(kind, address, &tally).await;
+        // A destination that was down for so long is tried every few seconds.
         let up = Instant::now();
         while tally.count() == 0 && up.elapsed() < DEADLINE {
             sleep(Duration::from_millis(5)).await;
@@ -411,7 +413,7 @@ async fn burst(messages: u64) {
             sum.delivered as f64 / began.elapsed().as_secs_f64(),
             process.memory().1 as f64 / f64::from(1 << 20),
         );
-        far.stop();
+        destination.stop();
     }
     sim.stop().await;
 }

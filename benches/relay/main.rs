@@ -20,7 +20,7 @@
 
 mod cases;
 mod child;
-mod far;
+mod destination;
 mod floor;
 mod tally;
 

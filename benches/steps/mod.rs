@@ -1,6 +1,6 @@
 //! What the steps of an event's way are fed with, for the benchmarks that look at each alone.
 //!
-//! The one thing to know: the same number always makes the same event, to the byte. What depends on an
+//! The same number always makes the same event, to the byte. What depends on an
 //! event's content (digests, compression) then costs the same in every run.
 
 use std::sync::{Arc, LazyLock};
@@ -24,10 +24,10 @@ pub(super) const CHANNEL: &str = "main";
 pub(super) const TOPIC: &str = "channel.activities";
 pub(super) const ROOM: &str = "5b2e2007760aeb7729487dab";
 
-/// When everything was heard: no step may cost more because a clock went on.
+/// When everything was received: no step may cost more because a clock went on.
 pub(super) const RECEIVED: UnixMillis = 1_795_320_780_120;
 
-/// Of all events: the relay has one for each room and topic that it hears.
+/// Of all events: the relay has one for each room and topic that it is subscribed to.
 static PLACE: LazyLock<Arc<Place>> = LazyLock::new(|| Place::of(TOPIC, ROOM, CHANNEL));
 
 /// A frame of some 600 bytes.
@@ -63,10 +63,10 @@ pub(super) fn configured(text: &str) -> Config {
 pub(super) fn route(more: &str) -> Route {
     let text = format!(
         "[channels.main]\ntoken = \"t\"\ntopics = [\"channel.tips\"]\n\
-         [sinks.far]\ntype = \"nats\"\nurl = \"nats://127.0.0.1\"\n{more}"
+         [sinks.out]\ntype = \"nats\"\nurl = \"nats://127.0.0.1\"\n{more}"
     );
     let config = configured(&text);
-    Route::new("far", &config.sinks["far"], sink::kind("nats").unwrap()).unwrap()
+    Route::new("out", &config.sinks["out"], sink::kind("nats").unwrap()).unwrap()
 }
 
 pub(super) fn record(seq: u64, event: Event) -> Arc<Record> {

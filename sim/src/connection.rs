@@ -40,7 +40,6 @@ const KEEP_COMMANDS: usize = 10_000;
 /// What is known of one connection.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConnectionRecord {
-    /// Its number.
     pub id: ConnectionId,
     /// When it opened.
     pub opened: UnixMillis,
@@ -56,27 +55,22 @@ pub struct ConnectionRecord {
     pub sent_unremembered: u64,
     /// Messages that it would have got, had it not been silenced.
     pub withheld: u64,
-    /// How it ended, if it did.
     pub ended: Option<Ended>,
 }
 
 /// A command as it came.
 #[derive(Debug, Clone, Serialize)]
 pub struct CommandRecord {
-    /// When it came.
     pub at: UnixMillis,
     /// `subscribe`, `unsubscribe`, or whatever it said.
     pub kind: String,
-    /// Its nonce.
     pub nonce: Option<String>,
-    /// The topic.
     pub topic: String,
     /// The room as it was asked for.
     pub room: Option<String>,
     /// The token: for a test, never for a page.
     #[serde(skip)]
     pub token: Option<Secret>,
-    /// The kind of token.
     pub token_type: Option<String>,
     /// The error code that it was answered with; `None` is success.
     pub error: Option<String>,
@@ -225,7 +219,6 @@ impl ServerConnection {
         self.wake.notify_one();
     }
 
-    /// How it ended, if it did.
     pub(crate) fn ended(&self) -> Option<Ended> {
         lock(&self.out).ended
     }
@@ -248,7 +241,6 @@ impl ServerConnection {
         !batch.is_empty()
     }
 
-    /// Bytes that wait.
     pub(crate) fn waiting(&self) -> usize {
         lock(&self.out).buffer.len()
     }

@@ -27,7 +27,6 @@ use crate::{
 /// A fault for so many at most: a slip of the finger must not fill the memory.
 const MAX_TIMES: u32 = 10_000;
 
-/// The routes.
 pub(crate) fn routes(world: &Arc<World>) -> Router {
     let calls = Router::new()
         .route("/publish", post(publish))

@@ -38,18 +38,12 @@ pub enum Reception {
     Accept,
     /// The upgrade is refused: 502 while the server drains, 429 when connections come too fast.
     Refuse {
-        /// The status.
         status: u16,
         /// `Retry-After`, in seconds or as a date.
         retry_after: Option<String>,
     },
     /// Accepted, welcomed, and closed after a while (at once: without a welcome).
-    Close {
-        /// After how long.
-        after: Duration,
-        /// How.
-        end: End,
-    },
+    Close { after: Duration, end: End },
     /// Accepted, and then not a word: half open.
     Silent,
     /// The TCP connection stands, and the upgrade is never answered.
@@ -161,7 +155,6 @@ impl Faults {
 pub enum RestFault {
     /// It is answered with this status; nothing is done.
     Status {
-        /// The status.
         status: u16,
         /// `Retry-After`, in seconds or as a date.
         retry_after: Option<String>,

@@ -128,7 +128,6 @@ impl Sim {
         self.address
     }
 
-    /// The address of the gateway.
     pub fn url(&self) -> String {
         format!("ws://{}", self.address)
     }

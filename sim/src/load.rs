@@ -61,7 +61,6 @@ pub struct Loaded {
     pub messages: u64,
     /// How often one was handed to a connection.
     pub sent: u64,
-    /// How long it took.
     #[serde(serialize_with = "as_micros")]
     pub took: Duration,
 }

@@ -131,7 +131,6 @@ pub enum ResponseType {
 }
 
 impl ResponseType {
-    /// As it stands on the wire.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Lower => "response",
@@ -240,7 +239,6 @@ impl Canonical {
 /// A token that is accepted.
 #[derive(Debug, Clone)]
 pub struct Token {
-    /// The token itself.
     pub token: Secret,
     /// Its kind, where the request must name the right one.
     pub token_type: Option<String>,
@@ -255,9 +253,7 @@ pub struct Token {
 /// A client of the OAuth2 server, with the refresh token that it holds.
 #[derive(Debug, Clone)]
 pub struct OAuthClient {
-    /// Its `client_id`.
     pub id: String,
-    /// Its `client_secret`.
     pub secret: Secret,
     /// The refresh token that is accepted next. Each refresh replaces it.
     pub refresh_token: Secret,
@@ -288,17 +284,14 @@ impl Token {
         matches!(self.token_type.as_deref(), Some("oauth" | "oauth2"))
     }
 
-    /// Whether it has this scope.
     pub(crate) fn has(&self, needed: &str) -> bool {
         self.scopes.iter().any(|scope| scope == "*" || scope == needed)
     }
 
-    /// Whether it may see this room.
     pub(crate) fn may_access(&self, room: &str) -> bool {
         self.rooms.is_empty() || room.is_empty() || self.rooms.iter().any(|own| own == room)
     }
 
-    /// Whether it may hear this topic.
     pub(crate) fn may_subscribe(&self, topic: &str) -> bool {
         scope(topic).is_none_or(|needed| self.has(needed))
     }

@@ -34,7 +34,6 @@ use crate::{
 const MAX_LIMIT: usize = 100;
 const DEFAULT_LIMIT: usize = 25;
 
-/// The routes.
 pub(crate) fn routes(world: &Arc<World>) -> Router {
     let sessions = Router::new()
         .route("/sessions/{channel}", get(session).put(update))

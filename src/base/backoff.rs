@@ -41,7 +41,6 @@ impl Backoff {
         }
     }
 
-    /// The next wait.
     pub fn wait(&mut self) -> Duration {
         self.attempts = self.attempts.saturating_add(1);
         let ceiling = self.ceilings.next().unwrap_or(self.cap);

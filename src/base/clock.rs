@@ -52,7 +52,6 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Now.
     pub fn now() -> Self {
         Self { awake: tokio::time::Instant::now(), asleep: asleep() }
     }
@@ -163,8 +162,8 @@ pub fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
     let wait = headers.get_all(RETRY_AFTER).iter().find_map(|value| {
         let text = value.to_str().ok()?.trim();
         let Some(until) = date(text) else { return text.split(',').find_map(seconds) };
-        let said = headers.get(DATE).and_then(|value| date(value.to_str().ok()?.trim()));
-        let now = said.unwrap_or(UNIX_EPOCH + Duration::from_millis(now));
+        let server_date = headers.get(DATE).and_then(|value| date(value.to_str().ok()?.trim()));
+        let now = server_date.unwrap_or(UNIX_EPOCH + Duration::from_millis(now));
         Some(until.duration_since(now).unwrap_or(Duration::ZERO))
     });
     wait.map(|wait| wait.min(LONGEST_ASKED))

@@ -1,4 +1,4 @@
-//! An event: what Astro said, its bytes untouched, and when we heard it.
+//! An event: what Astro said, its bytes untouched, and when the relay read it.
 //!
 //! The relay parses the envelope once and keeps the message as it came from the socket; everything
 //! that a sink may need beside it (topic, room, channel, id) stands here. Events of the relay's own
@@ -27,14 +27,12 @@ pub struct Event {
     /// The deduplication key ([`key`]) of a message of Astro's. `None` in the relay's own events, whose ids
     /// are unique, and in those that an earlier version wrote to the journal: there it is `id`.
     pub distinct_key: Option<Box<str>>,
-    /// Where it belongs.
     pub place: Arc<Place>,
     /// When it happened, as the sender wrote it (RFC 3339), or empty where it did not say.
     pub ts: Box<str>,
-    /// When the relay heard it, by the wall clock: for people and other programs. How long ago that was
+    /// When the relay read it, by the wall clock: for people and other programs. How long ago that was
     /// tells [`Record::age`].
     pub received: UnixMillis,
-    /// How it came to us.
     pub origin: Origin,
     /// The whole message as JSON text, byte for byte as it came.
     pub message: Bytes,
@@ -55,7 +53,6 @@ pub struct Place {
 }
 
 impl Place {
-    /// A place of its own.
     pub fn of(
         topic: impl Into<Arc<str>>,
         room: impl Into<Arc<str>>,
@@ -105,9 +102,7 @@ impl Origin {
 pub struct Record {
     /// Its number. Numbers only grow; a number is never used for two events.
     pub seq: Seq,
-    /// The event.
     pub event: Event,
-    /// How long it has waited.
     pub waited: Waited,
 }
 
@@ -120,7 +115,7 @@ impl PartialEq for Record {
 
 impl Eq for Record {}
 
-/// How long an event has waited since the relay heard it: by a clock that does not step, over restarts
+/// How long an event has waited since the relay read it: by a clock that does not step, over restarts
 /// too.
 #[derive(Debug, Clone, Copy)]
 pub struct Waited {
@@ -129,7 +124,7 @@ pub struct Waited {
 }
 
 impl Waited {
-    /// It was heard now.
+    /// It was read now.
     pub fn now() -> Self {
         Self::already(Duration::ZERO)
     }
@@ -139,7 +134,7 @@ impl Waited {
         Self { at: Moment::now(), before }
     }
 
-    /// How much later it was heard than `first`.
+    /// How much later it was read than `first`.
     pub fn behind(self, first: Self) -> Duration {
         first.before.saturating_sub(self.before).saturating_add(self.at.since(first.at))
     }
@@ -173,12 +168,11 @@ impl Event {
 }
 
 impl Record {
-    /// An event that was heard now.
+    /// An event that was read now.
     pub fn new(seq: Seq, event: Event) -> Self {
         Self { seq, event, waited: Waited::now() }
     }
 
-    /// How long it has waited.
     pub fn age(&self) -> Duration {
         self.waited.so_far()
     }
@@ -223,7 +217,7 @@ pub fn own_text(
     made(ulid::Ulid::new().to_string(), topic, channel, room, data, now)
 }
 
-/// An event that did not happen, for trying a way out: marked in each way that reaches some far side,
+/// An event that did not happen, for trying a way out: marked in each way that reaches some destination,
 /// by its origin, by an id that begins with `test-`, and by `test` in its data.
 pub fn test(
     topic: &str,

@@ -60,7 +60,6 @@ pub enum FileError {
     /// All readers wait for other files.
     #[error("it was not read: too many other files do not answer")]
     Crowded,
-    /// It is a directory.
     #[error("it is a directory")]
     Directory,
     /// It is larger than any such file.
@@ -104,10 +103,8 @@ pub fn shown(path: &Path) -> String {
     }
 }
 
-/// What was read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Content {
-    /// The bytes.
     pub bytes: Arc<[u8]>,
     /// Whether users other than the owner and the group may read it.
     pub open_to_others: bool,
@@ -201,7 +198,6 @@ fn begin(
     Ok(receiver)
 }
 
-/// A read has ended.
 fn finish(path: &Path, outcome: &Outcome) {
     let mut readings = lock();
     match readings.get_mut(path) {

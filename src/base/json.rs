@@ -219,12 +219,10 @@ impl Reader<'_> {
 pub struct Json(Arc<RawValue>);
 
 impl Json {
-    /// The text.
     pub fn text(&self) -> &str {
         self.0.get()
     }
 
-    /// The value.
     pub fn read(&self) -> Value {
         // It is JSON, so it is read; were it not, nothing would be known of it.
         value(self.text().as_bytes()).unwrap_or_default()

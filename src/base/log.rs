@@ -97,7 +97,7 @@ pub fn set_level(level: &str) -> Result<(), LogError> {
     installed.filter.reload(filter).map_err(|error| failed(error.to_string()))
 }
 
-/// Installs the log of this process, and has panics told there. Doing it twice keeps the first.
+/// Installs the log of this process, and has panics logged there. Doing it twice keeps the first.
 pub fn install(level: &str, format: LogFormat) -> Result<(), LogError> {
     let (filter, handle) = reload::Layer::new(filter(level)?);
     let terminal = std::io::stderr().is_terminal();
@@ -115,7 +115,7 @@ pub fn install(level: &str, format: LogFormat) -> Result<(), LogError> {
     if tracing_subscriber::registry().with(layer).try_init().is_ok() {
         queue::start(&queue, format);
         drop(INSTALLED.set(Installed { filter: handle, queue }));
-        std::panic::set_hook(Box::new(tell_panic));
+        std::panic::set_hook(Box::new(log_panic));
     }
     Ok(())
 }
@@ -148,8 +148,8 @@ fn is_within(target: &str, module: &str) -> bool {
     target.strip_prefix(module).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// A panic is told like anything else: the default would write to standard error, and wait for it.
-fn tell_panic(panic: &PanicHookInfo<'_>) {
+/// A panic is logged like anything else: the default would write to standard error, and wait for it.
+fn log_panic(panic: &PanicHookInfo<'_>) {
     let Some(installed) = INSTALLED.get() else { return };
     let mut fields = Fields::default();
     if let Some(at) = panic.location() {

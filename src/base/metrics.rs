@@ -2,8 +2,8 @@
 //!
 //! Labels come from the configuration (sink, channel) or from short fixed lists, never from an event.
 //!
-//! The one thing to know: the recorder keeps every sample of a histogram until it is told to add them
-//! up; [`SinkMetrics::delivered`] tells it to, whether or not anybody ever asks for the metrics.
+//! The recorder keeps every sample of a histogram until it is asked to add them up;
+//! [`SinkMetrics::delivered`] asks it to, whether or not anybody ever reads the metrics.
 
 use std::{
     sync::{
@@ -29,64 +29,77 @@ const SAMPLES: u64 = 4096;
 static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
 static SAMPLED: AtomicU64 = AtomicU64::new(0);
 
-/// Metrics of the gateway.
-pub const MESSAGES: &str = "astro_relay_messages_total";
-/// Twins taken out.
-pub const DUPLICATES: &str = "astro_relay_duplicates_total";
-/// Frames that were skipped, by reason.
-pub const SKIPPED: &str = "astro_relay_frames_skipped_total";
-/// Connections opened, and attempts that failed, by outcome.
-pub const CONNECTS: &str = "astro_relay_connects_total";
-/// Handovers by token.
-pub const HANDOVERS: &str = "astro_relay_handovers_total";
-/// Connections that stand.
-pub const CONNECTIONS: &str = "astro_relay_connections";
-/// Subscriptions by state.
-pub const SUBSCRIPTIONS: &str = "astro_relay_subscriptions";
-/// Refusals of subscriptions.
-pub const REFUSALS: &str = "astro_relay_subscription_refusals_total";
-/// Rate limit answers.
-pub const RATE_LIMITED: &str = "astro_relay_rate_limited_total";
-/// Gaps told.
-pub const GAPS: &str = "astro_relay_gaps_total";
-/// Time without a connection.
-pub const GAP_SECONDS: &str = "astro_relay_gap_seconds_total";
-/// Activities recovered out of the history.
-pub const BACKFILLED: &str = "astro_relay_backfilled_total";
-/// Values that were too many or too large for a channel's state, by channel.
-pub const STATE_LEFT_OUT: &str = "astro_relay_state_left_out_total";
-/// Events accepted by the far side of a sink.
-pub const DELIVERED: &str = "astro_relay_delivered_total";
-/// Events that a sink did not want, by reason.
-pub const FILTERED: &str = "astro_relay_filtered_total";
-/// Attempts that failed and are repeated, by cause.
-pub const RETRIES: &str = "astro_relay_retries_total";
-/// Dead letters.
-pub const DEAD_LETTERS: &str = "astro_relay_dead_letters_total";
-/// Events that a sink will never get.
-pub const LOST: &str = "astro_relay_lost_total";
-/// Events waiting for a sink.
-pub const LAG_EVENTS: &str = "astro_relay_sink_lag_events";
-/// Age of the oldest event waiting for a sink.
-pub const LAG_SECONDS: &str = "astro_relay_sink_lag_seconds";
-/// Whether a sink's link stands.
-pub const SINK_UP: &str = "astro_relay_sink_up";
-/// From the socket to the far side's acceptance.
-pub const DELIVERY_SECONDS: &str = "astro_relay_delivery_seconds";
-/// What a sink counts of its own.
-pub const SINK_NOTES: &str = "astro_relay_sink_notes_total";
-/// Commands from outside, by origin, command and outcome.
-pub const COMMANDS: &str = "astro_relay_commands_total";
-/// The journal on disk.
-pub const JOURNAL_BYTES: &str = "astro_relay_journal_bytes";
-/// Whether events are written to disk.
-pub const JOURNAL_SOUND: &str = "astro_relay_journal_sound";
-/// Lines of the log that could not be written.
-pub const LOG_LINES_DROPPED: &str = "astro_relay_log_lines_dropped_total";
-/// Connections to the endpoint that were closed early, by reason.
-pub const HTTP_CLOSED: &str = "astro_relay_http_connections_closed_total";
-/// The version that runs.
-pub const BUILD_INFO: &str = "astro_relay_build_info";
+/// The metrics: kind, constant, name, help.
+macro_rules! define_metrics {
+    ($($kind:ident $constant:ident $name:literal $([$unit:ident])? $help:literal)*) => {
+        $(#[doc = $help] pub const $constant: &str = $name;)*
+
+        fn describe() {
+            $($kind!($constant, $(Unit::$unit,)? $help);)*
+        }
+    };
+}
+
+define_metrics! {
+    describe_counter MESSAGES "astro_relay_messages_total"
+        "Messages read from the gateway"
+    describe_counter DUPLICATES "astro_relay_duplicates_total"
+        "Messages received twice and taken once"
+    describe_counter SKIPPED "astro_relay_frames_skipped_total"
+        "Frames skipped, by reason"
+    describe_counter CONNECTS "astro_relay_connects_total"
+        "Attempts to connect to the gateway, by outcome"
+    describe_counter HANDOVERS "astro_relay_handovers_total"
+        "Connections handed over by a reconnect token, by outcome"
+    describe_gauge CONNECTIONS "astro_relay_connections"
+        "Open connections to the gateway"
+    describe_gauge SUBSCRIPTIONS "astro_relay_subscriptions"
+        "Subscriptions, by state"
+    describe_counter REFUSALS "astro_relay_subscription_refusals_total"
+        "Subscriptions refused by the gateway"
+    describe_counter RATE_LIMITED "astro_relay_rate_limited_total"
+        "Times that the gateway's command rate was exceeded"
+    describe_counter GAPS "astro_relay_gaps_total"
+        "Times without a connection, by channel"
+    describe_counter GAP_SECONDS "astro_relay_gap_seconds_total" [Seconds]
+        "Time without a connection, by channel"
+    describe_counter BACKFILLED "astro_relay_backfilled_total"
+        "Activities recovered out of the history, by channel"
+    describe_counter STATE_LEFT_OUT "astro_relay_state_left_out_total"
+        "Values that were too many or too large for a channel's state, by channel"
+    describe_counter DELIVERED "astro_relay_delivered_total"
+        "Events accepted by a sink's destination"
+    describe_counter FILTERED "astro_relay_filtered_total"
+        "Events that a sink did not want, by reason"
+    describe_counter RETRIES "astro_relay_retries_total"
+        "Attempts that failed and are repeated, by sink and cause"
+    describe_counter DEAD_LETTERS "astro_relay_dead_letters_total"
+        "Events refused by a sink's destination and set aside"
+    describe_counter LOST "astro_relay_lost_total"
+        "Events that a sink will never get: retention or the disk was faster"
+    describe_gauge LAG_EVENTS "astro_relay_sink_lag_events"
+        "Events waiting for a sink"
+    describe_gauge LAG_SECONDS "astro_relay_sink_lag_seconds" [Seconds]
+        "Age of the oldest event waiting for a sink"
+    describe_gauge SINK_UP "astro_relay_sink_up"
+        "Whether the link of a sink stands, and its destination takes events"
+    describe_histogram DELIVERY_SECONDS "astro_relay_delivery_seconds" [Seconds]
+        "From the socket to the destination's acceptance"
+    describe_counter SINK_NOTES "astro_relay_sink_notes_total"
+        "What a sink counts of its own: receivers, duplicates"
+    describe_counter COMMANDS "astro_relay_commands_total"
+        "Commands from outside, by origin, command and outcome"
+    describe_gauge JOURNAL_BYTES "astro_relay_journal_bytes" [Bytes]
+        "Size of the journal on disk"
+    describe_gauge JOURNAL_SOUND "astro_relay_journal_sound"
+        "Whether events are written to disk"
+    describe_counter LOG_LINES_DROPPED "astro_relay_log_lines_dropped_total"
+        "Lines of the log that could not be written"
+    describe_counter HTTP_CLOSED "astro_relay_http_connections_closed_total"
+        "Connections to the endpoint closed early, by reason"
+    describe_gauge BUILD_INFO "astro_relay_build_info"
+        "The version that runs"
+}
 
 /// Installs the recorder of this process. `None` where one is installed already.
 pub fn install() -> Option<PrometheusHandle> {
@@ -99,45 +112,6 @@ pub fn install() -> Option<PrometheusHandle> {
     describe();
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Some(handle)
-}
-
-fn describe() {
-    describe_counter!(MESSAGES, "Messages read from the gateway");
-    describe_counter!(DUPLICATES, "Messages received twice and taken once");
-    describe_counter!(SKIPPED, "Frames skipped, by reason");
-    describe_counter!(CONNECTS, "Attempts to connect to the gateway, by outcome");
-    describe_counter!(HANDOVERS, "Connections handed over by a reconnect token, by outcome");
-    describe_gauge!(CONNECTIONS, "Connections to the gateway that stand");
-    describe_gauge!(SUBSCRIPTIONS, "Subscriptions, by state");
-    describe_counter!(REFUSALS, "Subscriptions refused by the gateway");
-    describe_counter!(RATE_LIMITED, "Times that the gateway's command rate was exceeded");
-    describe_counter!(GAPS, "Times without a connection, by channel");
-    describe_counter!(GAP_SECONDS, Unit::Seconds, "Time without a connection, by channel");
-    describe_counter!(BACKFILLED, "Activities recovered out of the history, by channel");
-    describe_counter!(
-        STATE_LEFT_OUT,
-        "Values that were too many or too large for a channel's state, by channel"
-    );
-    describe_counter!(DELIVERED, "Events accepted by the far side of a sink");
-    describe_counter!(FILTERED, "Events that a sink did not want, by reason");
-    describe_counter!(RETRIES, "Attempts that failed and are repeated, by sink and cause");
-    describe_counter!(DEAD_LETTERS, "Events refused by the far side of a sink and set aside");
-    describe_counter!(LOST, "Events that a sink will never get: retention or the disk was faster");
-    describe_gauge!(LAG_EVENTS, "Events waiting for a sink");
-    describe_gauge!(LAG_SECONDS, Unit::Seconds, "Age of the oldest event waiting for a sink");
-    describe_gauge!(SINK_UP, "Whether the link of a sink stands, and its destination takes events");
-    describe_histogram!(
-        DELIVERY_SECONDS,
-        Unit::Seconds,
-        "From the socket to the far side's acceptance"
-    );
-    describe_counter!(SINK_NOTES, "What a sink counts of its own: receivers, duplicates");
-    describe_counter!(COMMANDS, "Commands from outside, by origin, command and outcome");
-    describe_gauge!(JOURNAL_BYTES, Unit::Bytes, "Size of the journal on disk");
-    describe_gauge!(JOURNAL_SOUND, "Whether events are written to disk");
-    describe_counter!(LOG_LINES_DROPPED, "Lines of the log that could not be written");
-    describe_counter!(HTTP_CLOSED, "Connections to the endpoint closed early, by reason");
-    describe_gauge!(BUILD_INFO, "The version that runs");
 }
 
 /// A sink is no longer configured: what it showed as now is not so any more. Its counters stay as

@@ -26,52 +26,25 @@ const LONGEST_HEAD: usize = 16 * 1024;
 /// Why there is no way through the proxy. Never shows its address.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    /// The address is none.
     #[error("the proxy's address ({from}) is none: http://host:port was expected")]
-    Address {
-        /// Where it stands.
-        from: &'static str,
-    },
+    Address { from: &'static str },
     /// It speaks something else.
     #[error(
         "the proxy ({from}) is no HTTP proxy, and no other is spoken: http://host:port was expected"
     )]
-    Scheme {
-        /// Where it stands.
-        from: &'static str,
-    },
-    /// It cannot be reached.
+    Scheme { from: &'static str },
     #[error("the proxy ({from}) cannot be reached: {why}")]
-    Unreachable {
-        /// Where its address stands.
-        from: &'static str,
-        /// Why not.
-        why: String,
-    },
+    Unreachable { from: &'static str, why: String },
     /// It wants to know who asks, or does not know us.
     #[error(
         "the proxy ({from}) wants a user and a password, or others (HTTP 407): http://user:password@host:port"
     )]
-    Denied {
-        /// Where its address stands.
-        from: &'static str,
-    },
-    /// It said no.
+    Denied { from: &'static str },
     #[error("the proxy ({from}) does not connect us: HTTP {status}")]
-    Refused {
-        /// Where its address stands.
-        from: &'static str,
-        /// Its status.
-        status: u16,
-    },
+    Refused { from: &'static str, status: u16 },
     /// What came is no answer.
     #[error("the proxy ({from}) {what}")]
-    Nonsense {
-        /// Where its address stands.
-        from: &'static str,
-        /// What came.
-        what: &'static str,
-    },
+    Nonsense { from: &'static str, what: &'static str },
 }
 
 /// What the environment says of proxies.
@@ -149,7 +122,6 @@ fn bare(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
-/// An HTTP proxy.
 #[derive(Clone)]
 pub struct Proxy {
     url: Url,

@@ -80,7 +80,6 @@ pub type Factory = Box<dyn Fn(CancellationToken) -> Result<Work, String> + Send>
 /// Is told why a task does not work, and (`None`) that it works again.
 pub type Report = Box<dyn Fn(&str, Option<&str>) + Send>;
 
-/// How it all ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// As it was told.
@@ -107,7 +106,6 @@ impl std::fmt::Debug for Request {
     }
 }
 
-/// The supervisor.
 pub struct Supervisor {
     tasks: BTreeMap<String, Task>,
     running: JoinSet<String>,
@@ -167,7 +165,6 @@ impl Requests {
 }
 
 impl Supervisor {
-    /// One without tasks.
     pub fn new() -> Self {
         let (sender, requests) = mpsc::channel(REQUESTS);
         Self {

@@ -1,4 +1,4 @@
-//! What the service manager is told: ready, stopping, alive, and a line of status.
+//! Notifies the service manager: ready, stopping, alive, and a line of status.
 //!
 //! Ready means that the journal is open and the gateway has answered; if the gateway does not answer
 //! within a grace time the service is ready all the same, degraded, and the status line says so: a
@@ -12,12 +12,12 @@ use tokio::time::Instant;
 /// How long the gateway may take before the service counts as ready without it.
 const GRACE: Duration = Duration::from_secs(15);
 
-/// Tells the service manager; does nothing where there is none.
+/// Notifies the service manager; does nothing where there is none.
 #[derive(Debug)]
 pub struct Manager {
     started: Instant,
     ready: bool,
-    said: String,
+    status: String,
     /// Half of the watchdog's period, and when it was fed last.
     watchdog: Option<(Duration, Instant)>,
 }
@@ -29,10 +29,9 @@ impl Default for Manager {
 }
 
 impl Manager {
-    /// A relay that starts now.
     pub fn new() -> Self {
         let watchdog = sd_notify::watchdog_enabled().map(|period| (period / 2, Instant::now()));
-        Self { started: Instant::now(), ready: false, said: String::new(), watchdog }
+        Self { started: Instant::now(), ready: false, status: String::new(), watchdog }
     }
 
     /// Called at each turn of the supervisor: feeds the watchdog, and reports what has changed. `answered`:
@@ -43,40 +42,39 @@ impl Manager {
             && now >= *fed + *half / 2
         {
             *fed = now;
-            tell(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
         }
         if !self.ready && (answered || now >= self.started + GRACE) {
             self.ready = true;
-            tell(&[NotifyState::Ready]);
+            notify(&[NotifyState::Ready]);
         }
-        if self.ready && line != self.said {
-            tell(&[NotifyState::Status(line)]);
-            line.clone_into(&mut self.said);
+        if self.ready && line != self.status {
+            notify(&[NotifyState::Status(line)]);
+            line.clone_into(&mut self.status);
         }
     }
 }
 
-/// The relay stops.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
-/// The configuration is being loaded anew.
+/// The configuration is being reloaded.
 pub fn reloading() {
     // The service manager orders these by time; without one, the old form does.
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(_) => tell(&[NotifyState::Reloading]),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(_) => notify(&[NotifyState::Reloading]),
     }
 }
 
-/// It was, or nothing came of it: either way the relay goes on.
+/// It was, or is rejected: either way the relay goes on.
 pub fn reloaded() {
-    tell(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager cannot be told");
+        tracing::debug!(%error, "the service manager cannot be notified");
     }
 }

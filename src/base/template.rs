@@ -76,12 +76,9 @@ enum Begins {
     Open,
 }
 
-/// A rendered payload.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Payload {
-    /// The text.
     pub text: String,
-    /// Whether it is JSON.
     pub json: bool,
 }
 
@@ -175,7 +172,7 @@ impl Template {
     }
 }
 
-/// A variable that no event has is a slip of the pen: better told now than never true.
+/// A variable that no event has is a slip of the pen: better reported now than never true.
 fn unknown(code: &Code) -> Result<(), String> {
     // Functions of the language count as variables too.
     let function = |name: &str| language::LANGUAGE.globals().any(|(known, _)| known == name);

@@ -67,7 +67,6 @@ struct Files {
     key: Option<PathBuf>,
 }
 
-/// What is in them.
 #[derive(Clone, PartialEq, Eq)]
 struct Contents {
     ca: Option<Arc<[u8]>>,
@@ -79,46 +78,25 @@ struct Contents {
 struct Kept {
     contents: Contents,
     config: Arc<ClientConfig>,
-    /// Why those after them cannot, as it was told.
-    told: Option<String>,
+    /// Why those after them cannot, as it was reported.
+    reported: Option<String>,
 }
 
 /// Why there is no TLS configuration. Names files, never what is in them.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read.
     #[error("cannot read {}: {why}", files::shown(path))]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        why: FileError,
-    },
+    File { path: PathBuf, why: FileError },
     /// A file is not what it should be.
     #[error("{} is not readable as PEM: {why}", files::shown(path))]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        why: &'static str,
-    },
-    /// A file holds no certificate.
+    Pem { path: PathBuf, why: &'static str },
     #[error(
         "{} holds no certificate that can be used: -----BEGIN CERTIFICATE----- was expected",
         files::shown(path)
     )]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A file holds no key.
+    Empty { path: PathBuf },
     #[error("{}: {why}", files::shown(path))]
-    NoKey {
-        /// The file.
-        path: PathBuf,
-        /// What it holds instead.
-        why: &'static str,
-    },
+    NoKey { path: PathBuf, why: &'static str },
     /// Only one of the two files of a client certificate is configured.
     #[error("client_cert_file and client_key_file belong together")]
     Half,
@@ -160,21 +138,21 @@ pub async fn client_config(
     });
     match (made, known) {
         (Ok((contents, config)), Some(known)) => {
-            *known = Kept { contents, config: Arc::clone(&config), told: None };
+            *known = Kept { contents, config: Arc::clone(&config), reported: None };
             Ok(config)
         }
         (Ok((contents, config)), None) => {
             if kept.len() >= REMEMBERED {
                 kept.clear();
             }
-            kept.insert(files, Kept { contents, config: Arc::clone(&config), told: None });
+            kept.insert(files, Kept { contents, config: Arc::clone(&config), reported: None });
             Ok(config)
         }
         (Err(error), Some(known)) => {
             let error = error.to_string();
-            if known.told.as_ref() != Some(&error) {
+            if known.reported.as_ref() != Some(&error) {
                 tracing::warn!(error, "certificates stay as they were");
-                known.told = Some(error);
+                known.reported = Some(error);
             }
             Ok(Arc::clone(&known.config))
         }
@@ -254,7 +232,6 @@ fn given(path: &Path, bytes: &[u8]) -> Result<Given, TlsError> {
     Ok(Given { roots: Arc::new(roots), themselves })
 }
 
-/// Who is trusted.
 #[derive(Debug)]
 enum Trust {
     System,

@@ -18,7 +18,7 @@ fn named(text: &str) -> BTreeSet<String> {
 
 /// The metrics that the program has, from the one file that names them.
 fn known() -> BTreeSet<String> {
-    let known = named(&read("src/metrics.rs"));
+    let known = named(&read("src/base/metrics.rs"));
     assert!(known.contains(metrics::LAG_SECONDS) && known.len() > 15, "{known:?}");
     known
 }

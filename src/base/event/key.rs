@@ -68,7 +68,6 @@ fn data_digest(topic: &str, room: &str, data: &[u8]) -> u64 {
     [topic.as_bytes(), room.as_bytes(), data].into_iter().fold(0, |seed, part| xxh3(part, seed))
 }
 
-/// An activity or a tip.
 struct Happened {
     id: String,
     state: u64,

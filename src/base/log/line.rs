@@ -28,10 +28,11 @@ pub(super) const LINE: usize = 16 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// Readable text, on a terminal with colours.
-    Text { colour: bool },
+    Text {
+        colour: bool,
+    },
     /// For systemd's journal.
     Journal,
-    /// JSON objects.
     Json,
 }
 
@@ -55,19 +56,16 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// Sets the message.
     pub(super) fn message(&mut self, text: &str) {
         self.message = excerpt(text, VALUE);
         self.bytes += self.message.len();
     }
 
-    /// Adds a text.
     pub(super) fn add(&mut self, name: &'static str, text: impl AsRef<str>) {
         let text = excerpt(text.as_ref(), VALUE);
         self.put(Named { name, value: text.into(), quoted: false });
     }
 
-    /// Adds those of another.
     pub(super) fn append(&mut self, others: &Self) {
         others.named.iter().for_each(|one| self.put(one.clone()));
     }
@@ -139,7 +137,6 @@ fn bounded(value: &dyn fmt::Debug) -> String {
     }
 }
 
-/// A line.
 #[derive(Debug)]
 pub(super) struct Line {
     at: UnixMillis,
@@ -152,7 +149,6 @@ pub(super) struct Line {
 }
 
 impl Line {
-    /// One of now.
     pub(super) fn new(level: Level, target: &str, mut fields: Fields) -> Self {
         let target = fields.target.take().unwrap_or_else(|| target.to_owned());
         let target = excerpt(&target, VALUE);
@@ -228,7 +224,6 @@ impl Line {
         text
     }
 
-    /// A JSON object.
     fn json(&self) -> String {
         let named = |fields: &Fields| fields.named.iter().map(Named::pair).collect::<Vec<_>>();
         let mut pairs = vec![

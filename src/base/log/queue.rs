@@ -4,7 +4,7 @@
 //! hangs): then the thread waits, the queue fills, and lines are dropped and counted. When it flows
 //! again, a line says how many.
 //!
-//! The one thing to know: nobody but the thread ever waits. A line that does not fit is dropped at once.
+//! Nobody but the thread ever waits. A line that does not fit is dropped at once.
 
 use std::{
     collections::VecDeque,
@@ -24,7 +24,6 @@ use crate::base::metrics;
 /// Bytes of lines that wait: a burst of some thousand.
 const WAITING: usize = 1024 * 1024;
 
-/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     state: Mutex<State>,
@@ -35,7 +34,7 @@ pub(super) struct Queue {
 struct State {
     lines: VecDeque<Line>,
     bytes: usize,
-    /// Lines that nobody has been told of that they were dropped.
+    /// Dropped lines that no line has reported yet.
     dropped: u64,
     /// Whether the thread has a line in its hands.
     writing: bool,
@@ -78,7 +77,6 @@ impl Queue {
         drop(self.changed.wait_timeout_while(self.lock(), limit, waits));
     }
 
-    /// Writes for ever.
     fn write(&self, format: Format) {
         loop {
             let mut state = self.lock();
@@ -96,7 +94,7 @@ impl Queue {
         }
     }
 
-    /// A line was written, or could not be; and how many were dropped is told when there is room again.
+    /// A line was written, or could not be; and how many were dropped is logged when there is room again.
     fn written(&self, written: bool, format: Format) {
         if !written {
             self.lock().dropped += 1;
@@ -107,7 +105,7 @@ impl Queue {
         // While others wait it has not been read up to now, and more may be dropped.
         let dropped = if state.lines.is_empty() { std::mem::take(&mut state.dropped) } else { 0 };
         drop(state);
-        if dropped > 0 && write(&told(dropped), format).is_err() {
+        if dropped > 0 && write(&dropped_line(dropped), format).is_err() {
             self.lock().dropped += dropped;
         }
     }
@@ -119,7 +117,7 @@ fn write(line: &Line, format: Format) -> io::Result<()> {
     write_all(text.as_bytes())
 }
 
-fn told(dropped: u64) -> Line {
+fn dropped_line(dropped: u64) -> Line {
     let mut fields = Fields::default();
     let lines = if dropped == 1 { "line was" } else { "lines were" };
     fields.message(&format!(
@@ -132,7 +130,7 @@ fn told(dropped: u64) -> Line {
 pub(super) fn start(queue: &Arc<Queue>, format: Format) {
     let queue = Arc::clone(queue);
     let started = std::thread::Builder::new().name("log".into()).spawn(move || queue.write(format));
-    // There is nowhere to tell it.
+    // There is nowhere to log it.
     drop(started);
 }
 

@@ -33,7 +33,6 @@ pub(super) const LONGEST: usize = 16 * 1024;
 /// deepest template of [`LONGEST`] takes a quarter of this. What is not used is not taken.
 const STACK: usize = 64 * 1024 * 1024;
 
-/// Compiled code.
 pub(super) struct Code {
     main: Instructions<'static>,
     blocks: BTreeMap<&'static str, Instructions<'static>>,
@@ -67,7 +66,6 @@ fn kept(text: &str) -> Result<&'static str, String> {
 }
 
 impl Code {
-    /// Compiles a template.
     pub(super) fn template(text: &str) -> Result<Self, String> {
         let text = kept(text)?;
         on_a_large_stack(|| Self::compile_template(text))
@@ -86,7 +84,6 @@ impl Code {
         Ok(Self { main: rewritten(&main)?, blocks: blocks.collect::<Result<_, String>>()?, uses })
     }
 
-    /// Compiles an expression.
     pub(super) fn expression(text: &str) -> Result<Self, String> {
         let text = kept(text)?;
         on_a_large_stack(|| Self::compile_expression(text))
@@ -109,7 +106,6 @@ impl Code {
         Ok(text)
     }
 
-    /// Runs an expression.
     pub(super) fn evaluate(&self, view: &Value) -> Result<Value, Error> {
         let value = self.run(view, Mode::Text, &mut String::new())?;
         value.ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "the expression has no value"))

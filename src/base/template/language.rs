@@ -34,7 +34,6 @@ const FUEL: u64 = 100_000;
 /// How deep calls of macros may be nested; the engine counts each as several. Each takes the stack.
 const CALLS: usize = 64;
 
-/// Templates and conditions.
 pub(super) static LANGUAGE: LazyLock<Environment<'static>> = LazyLock::new(language);
 
 /// The engine as it is, for what is done once it is known how much that will be.
@@ -44,7 +43,6 @@ static PLAIN: LazyLock<Environment<'static>> = LazyLock::new(|| {
     environment
 });
 
-/// The names of all filters.
 pub(super) static FILTERS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
     let mut names: Vec<_> = filters().into_iter().map(|(name, ..)| name).collect();
     names.extend(["safe", "escape", "e", "string", "pprint", "tojson", "levels"]);
@@ -306,7 +304,6 @@ fn operators(environment: &mut Environment<'static>) {
     });
 }
 
-/// A comparison of two values.
 type Test = fn(&Value, &Value) -> bool;
 
 fn comparisons(environment: &mut Environment<'static>) {

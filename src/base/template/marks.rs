@@ -87,7 +87,6 @@ pub(super) fn levels(text: &str, separator: char) -> String {
     levels.join(separator.encode_utf8(&mut [0; 4]))
 }
 
-/// A part of an output.
 enum Part<'a> {
     /// Of the template.
     Own(&'a str),

@@ -29,9 +29,7 @@ pub struct View {
 /// A message out of which something was taken.
 #[derive(Debug, Clone)]
 pub struct Redacted {
-    /// The whole message.
     pub message: bytes::Bytes,
-    /// Its `data`.
     pub data: bytes::Bytes,
 }
 

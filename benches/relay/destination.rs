@@ -1,4 +1,4 @@
-//! The far sides: a real broker each, and a consumer that counts.
+//! The destinations: a real broker each, and a consumer that counts.
 
 use std::{fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
 
@@ -17,8 +17,8 @@ use super::{
     tally::{Tally, after, number},
 };
 
-/// Where the far sides of a case are.
-pub struct Far {
+/// Where the destinations of a case are.
+pub struct Destination {
     pub kind: Kind,
     pub address: SocketAddr,
     _server: Option<Server>,
@@ -93,7 +93,7 @@ impl Kind {
     }
 }
 
-impl Far {
+impl Destination {
     /// Starts the server and a consumer that is subscribed when this returns.
     pub async fn start(kind: Kind, tally: &Tally) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
