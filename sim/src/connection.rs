@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_sent_is_not_recorded_as_sent() {
+    fn only_messages_that_are_sent_are_recorded_as_sent() {
         let connection = ServerConnection::new(1, false, 2);
         for n in 0..3 {
             connection.send_message(Some(Ulid(n)), b"x", 2);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_said_before_a_silence_goes_out() {
+    fn messages_from_before_a_silence_are_sent() {
         let connection = ServerConnection::new(1, false, 10);
         let mut batch = Vec::new();
         connection.send_message(Some(Ulid(0)), b"{}", 1);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_never_reads_is_thrown_out() {
+    fn a_client_that_never_reads_is_disconnected() {
         let connection = ServerConnection::new(1, false, 0);
         let big = vec![b'x'; 32 << 20];
         for _ in 0..3 {

@@ -251,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_is_told_apart_by_its_first_bytes() {
+    fn http_and_websocket_are_told_apart_by_their_first_bytes() {
         for (first, decided) in [
             ("", None),
             ("GET /", None),

@@ -25,7 +25,7 @@ impl Backoff {
     }
 
     /// The same with a seed: the same seed gives the same waits.
-    pub fn seeded(base: Duration, cap: Duration, seed: u64) -> Self {
+    pub(crate) fn seeded(base: Duration, cap: Duration, seed: u64) -> Self {
         let base = base.clamp(Duration::from_millis(1), cap.max(Duration::from_millis(1)));
         let builder = ExponentialBuilder::new()
             .with_min_delay(base)

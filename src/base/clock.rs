@@ -92,7 +92,7 @@ static SLEPT: LazyLock<watch::Sender<Duration>> = LazyLock::new(|| watch::Sender
 
 /// Looks whether the machine has slept, and wakes those who wait for that. The supervisor calls it
 /// every second.
-pub fn notice_sleep() {
+pub(crate) fn notice_sleep() {
     let slept = asleep();
     SLEPT.send_if_modified(|known| {
         let more = slept.saturating_sub(*known);
@@ -125,13 +125,13 @@ pub async fn sleep(wait: Duration) {
 
 /// How long ago the machine was booted, the time that it was suspended among it. Together with
 /// [`boot_id`] it joins what one process measures to what another has measured.
-pub fn since_boot() -> Duration {
+pub(crate) fn since_boot() -> Duration {
     let time = clock_gettime(ClockId::Boottime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Which boot of the machine this is; empty where the system does not say.
-pub fn boot_id() -> String {
+pub(crate) fn boot_id() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     id.unwrap_or_default().trim().to_owned()
 }
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_date_is_compared_with_the_far_sides_own_and_the_first_legible_value_counts() {
+    fn a_date_is_compared_with_the_servers_own_and_the_first_legible_value_counts() {
         let header = |name, text| (name, HeaderValue::from_static(text));
         let far = [
             header(RETRY_AFTER, "Wed, 15 Nov 2023 08:00:30 GMT"),

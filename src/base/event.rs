@@ -92,7 +92,7 @@ impl Origin {
     }
 
     /// The other direction of [`Origin::as_str`]; an unknown word is `None`.
-    pub fn from_word(word: &str) -> Option<Self> {
+    pub(crate) fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|origin| origin.as_str() == word)
     }
 }
@@ -140,7 +140,7 @@ impl Waited {
     }
 
     /// How long that is by now.
-    pub fn so_far(self) -> Duration {
+    pub(crate) fn so_far(self) -> Duration {
         self.before.saturating_add(self.at.elapsed())
     }
 }
@@ -160,7 +160,7 @@ impl Event {
     }
 
     /// Bytes that this event holds in memory, roughly: for limits, not for accounts.
-    pub fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         // 160 is the struct itself with its counters and the small boxes' headers.
         let key = self.distinct_key.as_ref().map_or(0, |key| key.len());
         160 + self.message.len() + self.id.len() + self.ts.len() + key
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_of_our_own_reads_like_one_of_astros() {
+    fn an_event_of_the_relays_own_reads_like_one_of_astros() {
         let data = serde_json::json!({"cause": "a \"quoted\" thing"});
         let event = own("relay.gap", &"main".into(), &"r1".into(), &data, 1_708_008_762_000);
         let text = std::str::from_utf8(&event.message).unwrap();

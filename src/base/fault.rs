@@ -36,7 +36,7 @@ const NOISE: &[&str] = &[
 ];
 
 /// Why it failed, in one line.
-pub fn explain(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn explain(error: &(dyn Error + 'static)) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = Some(error);
     for _ in 0..DEEPEST {
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_is_said_once_and_in_words() {
+    fn each_cause_is_named_once_and_in_words() {
         let refused = "connection refused: nothing listens at this address and port";
         let raw = || io::Error::from_raw_os_error(111);
         let custom = || io::Error::other("the moon is full");
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_is_not_there_is_told_as_one() {
+    async fn an_unknown_host_is_reported_as_such() {
         let error = tokio::net::lookup_host(("no-such-host.invalid", 1)).await.err().unwrap();
         let said = explain(&error);
         assert!(said.starts_with("the host's name cannot be resolved; "), "{said}");

@@ -34,7 +34,7 @@ use crate::base::text;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a caller waits who has something else to do meanwhile.
-pub const SHORT_PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const SHORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a pipe or a terminal may take to say anything. Shorter: it keeps its thread meanwhile, and
 /// nothing is lost if the thread comes back from it.
@@ -150,7 +150,7 @@ pub async fn read(path: &Path) -> Outcome {
 }
 
 /// Reads a file, within that time from now.
-pub async fn read_within(path: &Path, patience: Duration) -> Outcome {
+pub(crate) async fn read_within(path: &Path, patience: Duration) -> Outcome {
     match timeout(patience, reading(path)).await {
         Ok(outcome) => outcome,
         Err(_) if lock().contains_key(path) => Err(FileError::Silent),
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_small_file_is_told_to_be_none() {
+    async fn only_small_regular_files_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
         assert!(matches!(read(dir.path()).await, Err(FileError::Directory)));
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_path_is_read_once_for_all_who_ask_and_anew_for_who_asks_later() {
+    async fn concurrent_reads_of_a_path_share_one_read() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pipe");
         pipe(&path);

@@ -19,7 +19,7 @@ use serde_json::{Map, Number, Value, value::RawValue};
 
 /// How deep lists and objects are read. The deepest payload that is known has seven levels; what walks a
 /// value calls itself once a level, so this also bounds the stack.
-pub const NESTING: usize = 256;
+pub(crate) const NESTING: usize = 256;
 
 /// The value of a JSON text. `None`: it is none.
 pub fn value(text: &[u8]) -> Option<Value> {
@@ -229,7 +229,7 @@ impl Json {
     }
 
     /// From its text; `None`: it is no JSON.
-    pub fn from_text(text: &str) -> Option<Self> {
+    pub(crate) fn from_text(text: &str) -> Option<Self> {
         serde_json::from_str::<&RawValue>(text).ok().map(Self::from)
     }
 }
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_deep_is_read_as_far_as_the_limit_and_never_overflows_the_stack() {
+    fn deep_json_is_read_to_the_limit_and_never_overflows_the_stack() {
         let nested = |depth: usize| format!("{}7{}", "[".repeat(depth), "]".repeat(depth));
         let depth =
             |value: &Value| std::iter::successors(Some(value), |value| value.get(0)).count() - 1;

@@ -89,7 +89,7 @@ struct Installed {
 static INSTALLED: OnceLock<Installed> = OnceLock::new();
 
 /// Changes the level while the process runs.
-pub fn set_level(level: &str) -> Result<(), LogError> {
+pub(crate) fn set_level(level: &str) -> Result<(), LogError> {
     let filter = filter(level)?;
     // Without a subscriber of ours (in tests) there is nothing to change.
     let Some(installed) = INSTALLED.get() else { return Ok(()) };

@@ -116,7 +116,7 @@ pub fn install() -> Option<PrometheusHandle> {
 
 /// A sink is no longer configured: what it showed as now is not so any more. Its counters stay as
 /// they are, for a counter that goes away looks like a restart.
-pub fn no_sink(sink: &str) {
+pub(crate) fn no_sink(sink: &str) {
     for name in [LAG_EVENTS, LAG_SECONDS, SINK_UP] {
         gauge!(name, "sink" => sink.to_owned()).set(0.0);
     }
@@ -130,7 +130,7 @@ pub fn add(name: &'static str, amount: u64) {
 }
 
 /// Adds to a counter with one label, if there is anything to add.
-pub fn add_for(name: &'static str, label: &'static str, value: &str, amount: u64) {
+pub(crate) fn add_for(name: &'static str, label: &'static str, value: &str, amount: u64) {
     if amount > 0 {
         counter!(name, label => value.to_owned()).increment(amount);
     }
@@ -202,7 +202,7 @@ impl SinkMetrics {
     }
 
     /// Events were not wanted.
-    pub fn filtered(&self, reason: &'static str, events: u64) {
+    pub(crate) fn filtered(&self, reason: &'static str, events: u64) {
         if events > 0 {
             counter!(FILTERED, "sink" => self.sink.clone(), "reason" => reason).increment(events);
         }

@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_list_of_what_is_reached_directly_is_read_in_all_forms() {
+    fn no_proxy_is_read_in_all_forms() {
         for (list, host, direct) in [
             ("", "example.org", false),
             ("*", "example.org", true),

@@ -179,7 +179,7 @@ impl Supervisor {
     }
 
     /// Tells `report` which tasks do not work.
-    pub fn report_to(&mut self, report: Report) {
+    pub(crate) fn report_to(&mut self, report: Report) {
         self.report = report;
     }
 
@@ -195,7 +195,7 @@ impl Supervisor {
     }
 
     /// The same for a task without which the relay is of no use.
-    pub fn add_essential(&mut self, name: &str, stage: Stage, factory: Factory) {
+    pub(crate) fn add_essential(&mut self, name: &str, stage: Stage, factory: Factory) {
         self.put(name, stage, factory, true);
     }
 

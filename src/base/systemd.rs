@@ -36,7 +36,7 @@ impl Manager {
 
     /// Called at each turn of the supervisor: feeds the watchdog, and reports what has changed. `answered`:
     /// the gateway has answered. `line`: the status in one line.
-    pub fn on_tick(&mut self, answered: bool, line: &str) {
+    pub(crate) fn on_tick(&mut self, answered: bool, line: &str) {
         let now = Instant::now();
         if let Some((half, fed)) = &mut self.watchdog
             && now >= *fed + *half / 2
@@ -55,12 +55,12 @@ impl Manager {
     }
 }
 
-pub fn stopping() {
+pub(crate) fn stopping() {
     notify(&[NotifyState::Stopping]);
 }
 
 /// The configuration is being reloaded.
-pub fn reloading() {
+pub(crate) fn reloading() {
     // The service manager orders these by time; without one, the old form does.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
@@ -69,7 +69,7 @@ pub fn reloading() {
 }
 
 /// It was, or is rejected: either way the relay goes on.
-pub fn reloaded() {
+pub(crate) fn reloaded() {
     notify(&[NotifyState::Ready]);
 }
 

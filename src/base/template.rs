@@ -154,7 +154,7 @@ impl Template {
 
     /// Why it makes no JSON of an event that has none of the fields, where it is to make some: it hardly
     /// makes any of another.
-    pub fn makes_no_json(&self) -> Option<String> {
+    pub(crate) fn makes_no_json(&self) -> Option<String> {
         let nowhere: Arc<str> = "main".into();
         let event = event::own_text("channel.tips", &nowhere, &nowhere, "{}", 0);
         let error = self.payload(&View::of(Arc::new(Record::new(1, event)))).err()?;
@@ -162,7 +162,7 @@ impl Template {
     }
 
     /// Whether it looks at what anybody may have typed.
-    pub fn uses_data(&self) -> bool {
+    pub(crate) fn uses_data(&self) -> bool {
         ["data", "raw"].iter().any(|name| self.code.uses.contains(*name))
     }
 

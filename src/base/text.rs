@@ -7,11 +7,11 @@
 use std::{borrow::Cow, fmt::Write as _};
 
 /// Bytes of an excerpt of what a server or an error says: enough for its first sentences.
-pub const EXCERPT: usize = 300;
+pub(crate) const EXCERPT: usize = 300;
 
 /// At most `limit` bytes of `text`, harmless ([`harmless`]). Where something was left out, it ends with
 /// `…`, which is within the limit too.
-pub fn excerpt(text: &str, limit: usize) -> String {
+pub(crate) fn excerpt(text: &str, limit: usize) -> String {
     const CUT: &str = "…";
     let room = limit.saturating_sub(CUT.len());
     let mut shown = String::with_capacity(text.len().min(limit));
@@ -34,7 +34,7 @@ pub fn excerpt(text: &str, limit: usize) -> String {
 }
 
 /// The same of bytes, which may be no text: each part that is none becomes U+FFFD.
-pub fn excerpt_of_bytes(bytes: &[u8], limit: usize) -> String {
+pub(crate) fn excerpt_of_bytes(bytes: &[u8], limit: usize) -> String {
     // Nothing behind this can be within the limit.
     let part = bytes.get(..limit.saturating_add(4)).unwrap_or(bytes);
     excerpt(&String::from_utf8_lossy(part), limit)
@@ -54,7 +54,7 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
 
 /// JSON whose text is harmless: what does something stands there as an escape, which is the same value
 /// to whoever reads it. White space between values stays.
-pub fn harmless_json(json: &str) -> Cow<'_, str> {
+pub(crate) fn harmless_json(json: &str) -> Cow<'_, str> {
     let escaped = |c: char| is_harmful(c) && !is_json_space(c);
     if !json.chars().any(escaped) {
         return Cow::Borrowed(json);
@@ -65,7 +65,7 @@ pub fn harmless_json(json: &str) -> Cow<'_, str> {
 }
 
 /// Appends a character of a JSON text; see [`harmless_json`].
-pub fn push_json(c: char, shown: &mut String) {
+pub(crate) fn push_json(c: char, shown: &mut String) {
     if is_harmful(c) && !is_json_space(c) {
         let mut units = [0; 2];
         for unit in c.encode_utf16(&mut units) {
@@ -84,7 +84,7 @@ fn is_json_space(c: char) -> bool {
 
 /// Whether a character does something where it is shown. The joiners U+200C and U+200D do not: emoji and
 /// whole scripts need them.
-pub fn is_harmful(c: char) -> bool {
+pub(crate) fn is_harmful(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
@@ -105,7 +105,7 @@ pub fn push(c: char, shown: &mut String) {
 const LONGEST_NAME: usize = 48;
 
 /// Whether a text could be a secret that stands where a name belongs.
-pub fn looks_secret(text: &str) -> bool {
+pub(crate) fn looks_secret(text: &str) -> bool {
     let part = |part: &str| {
         let mixed = part.bytes().any(|b| b.is_ascii_digit())
             && part.bytes().any(|b| b.is_ascii_alphabetic());
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_something_is_shown_and_not_done() {
+    fn control_and_direction_characters_are_escaped() {
         for (text, shown) in [
             ("plain, ü, 🎉, 👨\u{200d}👩", "plain, ü, 🎉, 👨\u{200d}👩"),
             ("\u{1b}[2J\u{7}", "\\u{1b}[2J\\u{7}"),

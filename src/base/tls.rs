@@ -107,7 +107,7 @@ pub enum TlsError {
 
 impl TlsError {
     /// Whether nothing is known of a file, for it did not answer.
-    pub fn is_silent(&self) -> bool {
+    pub(crate) fn is_silent(&self) -> bool {
         matches!(self, Self::File { why: FileError::Silent | FileError::Crowded, .. })
     }
 }
@@ -121,7 +121,7 @@ pub fn install_provider() {
 
 /// The TLS configuration that these files make, as they are now. The same one as before while they are
 /// the same, and where they cannot be used.
-pub async fn client_config(
+pub(crate) async fn client_config(
     ca_file: Option<&Path>,
     client_cert_file: Option<&Path>,
     client_key_file: Option<&Path>,
@@ -162,7 +162,7 @@ pub async fn client_config(
 
 /// The same three files as they are now, for a library that reads PEM itself: the last of them that
 /// could be used.
-pub async fn pem_files(
+pub(crate) async fn pem_files(
     ca_file: Option<&Path>,
     client_cert_file: Option<&Path>,
     client_key_file: Option<&Path>,
@@ -363,7 +363,7 @@ fn compiled_in() -> RootCertStore {
 
 /// Reads the system's authorities, if they are to be read, beside the runtime's workers: for whoever is
 /// about to connect. Without it the first handshake does.
-pub async fn prepare(ca_file: Option<&Path>) {
+pub(crate) async fn prepare(ca_file: Option<&Path>) {
     if ca_file.is_none() {
         let read = tokio::task::spawn_blocking(|| drop(system(&SYSTEM, KEEP_SYSTEM)));
         // The relay is stopping.
@@ -418,7 +418,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn without_files_there_is_always_somebody_to_trust() {
+    async fn without_files_some_authorities_are_always_trusted() {
         assert!(!system(&System::default(), KEEP_SYSTEM).is_empty());
         assert!(client_config(None, None, None).await.is_ok());
     }

@@ -71,7 +71,7 @@ async fn the_end_of_a_client_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_silent_link_stands_and_says_nothing() {
+async fn a_silent_connection_stays_open_and_sends_nothing() {
     let options = Options {
         ping_every: Duration::from_millis(10),
         pong_within: Duration::from_millis(500),
@@ -113,7 +113,7 @@ async fn an_upgrade_can_be_refused() {
 }
 
 #[tokio::test]
-async fn a_connection_can_be_closed_as_soon_as_it_stands() {
+async fn a_connection_can_be_closed_as_soon_as_it_is_open() {
     let sim = start(Options::default()).await;
     let close = |after, end| Reception::Close { after, end };
     sim.faults(|faults| {
@@ -128,7 +128,7 @@ async fn a_connection_can_be_closed_as_soon_as_it_stands() {
 }
 
 #[tokio::test]
-async fn a_server_can_be_deaf_or_mute_from_the_start() {
+async fn a_server_can_be_silent_from_the_start() {
     let sim = start(Options::default()).await;
     sim.faults(|faults| faults.next.extend([Reception::NeverUpgrades, Reception::Silent]));
     let mut stream = TcpStream::connect(sim.address()).await.unwrap();

@@ -78,7 +78,7 @@ async fn session_messages_have_the_older_form_too() {
 }
 
 #[tokio::test]
-async fn the_older_documentss_are_spoken_too() {
+async fn the_older_documents_are_supported_too() {
     let options = Options { reload: false, reset_answer: ResetAnswer::Ok, ..Options::march_2026() };
     assert_eq!(options.session_update, SessionUpdate::Value);
     assert_eq!(options.documents, Documents::March2026);
@@ -222,7 +222,7 @@ async fn ids_may_differ_by_connection() {
 }
 
 #[tokio::test]
-async fn the_history_has_what_was_said_live() {
+async fn the_history_lists_what_was_published() {
     let sim = start(Options::default()).await;
     let mut client = Client::welcomed(&sim).await;
     client.subscribe("channel.activities", ROOM).await;

@@ -53,7 +53,7 @@ async fn a_load_keeps_its_rate_and_its_size() {
 }
 
 #[tokio::test]
-async fn what_is_published_without_a_subscriber_is_gone() {
+async fn a_message_without_a_subscriber_is_not_sent_later() {
     let sim = start(Options::default()).await;
     let mut client = Client::welcomed(&sim).await;
     sim.publish("channel.tips", ROOM, "1");

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_shares_an_id_and_differs_has_different_keys() {
+    fn messages_with_one_id_and_other_content_have_different_keys() {
         let mut keys = HashSet::new();
         for topic in ["channel.tips", "channel.tips.moderation"] {
             for approved in ["pending", "allowed", "denied"] {
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_played_again_happens_again() {
+    fn a_mock_alert_that_is_sent_again_has_another_key() {
         let mut mock = activity();
         mock["isMock"] = true.into();
         let of = |id: &str| key(id, "channel.activities", &mock);

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_dropped_and_counted() {
+    fn lines_beyond_the_limit_are_dropped_and_counted() {
         let queue = Queue::default();
         for _ in 0..10_000 {
             queue.put(line(&"x".repeat(1000)));

@@ -93,7 +93,7 @@ async fn a_task_that_fails_again_and_again_stays_down_and_the_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_is_well_again_is_not_reported_any_more() {
+async fn a_task_that_works_again_is_reported_to_work() {
     let starts = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&starts);
     let mut supervisor = Supervisor::new();

@@ -13,24 +13,24 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Bytes that a rendering may write, captures and macros included. The largest message that is known has
 /// somewhat more than 1 MiB.
-pub const OUTPUT: usize = 8 * 1024 * 1024;
+pub(crate) const OUTPUT: usize = 8 * 1024 * 1024;
 
 /// What the values that operators, filters and functions are given and make may weigh together: their
 /// bytes, and [`NODE`] for each value in a list or map.
-pub const WORK: usize = 64 * 1024 * 1024;
+pub(crate) const WORK: usize = 64 * 1024 * 1024;
 
 /// The largest text that one operator, filter or function may make.
-pub const TEXT: usize = 4 * 1024 * 1024;
+pub(crate) const TEXT: usize = 4 * 1024 * 1024;
 
 /// The largest integer that a filter takes as a width, a count or a precision, and the most elements of a
 /// `range`.
 pub const COUNT: u32 = 10_000;
 
 /// How deep lists and maps may be that a template makes. The data of an event is read less deep.
-pub const DEPTH: usize = 2 * crate::base::json::NESTING;
+pub(crate) const DEPTH: usize = 2 * crate::base::json::NESTING;
 
 /// Processor time: what is within all other limits takes far less.
-pub const TIME: Duration = Duration::from_millis(500);
+pub(crate) const TIME: Duration = Duration::from_millis(500);
 
 /// What a value in a list or map weighs beside its text: it is what it takes in memory.
 const NODE: usize = 32;

@@ -35,7 +35,7 @@ fn a_condition_looks_into_the_data() {
 }
 
 #[test]
-fn what_is_undefined_is_the_same_everywhere() {
+fn undefined_values_behave_the_same_everywhere() {
     let view = view(r#"{"donation":{"amount":5,"none":null}}"#);
     for text in [
         "data.nothing.amount >= 5",
@@ -142,7 +142,7 @@ fn the_language_is_jinja() {
 }
 
 #[test]
-fn a_line_is_told_where_a_template_fails() {
+fn an_error_names_the_line_of_the_template() {
     let template = Template::compile("a\n{{ data.list | batch(0) }}").unwrap();
     let error = template.render(&view("{}")).unwrap_err();
     assert_eq!(error.line(), Some(2), "{error}");
@@ -424,7 +424,7 @@ fn a_template_can_fail_and_never_more() {
 }
 
 #[test]
-fn what_no_strict_reader_takes_is_rendered_all_the_same() {
+fn json_that_a_strict_reader_refuses_is_rendered() {
     let deep = format!("{}1{}", "[".repeat(200), "]".repeat(200));
     let odd =
         format!(r#"{{"name":"great \ud83d","n":1e400,"deep":{deep},"a":1,"a":2,"amount":5}}"#);
@@ -453,7 +453,7 @@ fn data_of_any_depth_is_looked_into_and_no_crash() {
 }
 
 #[test]
-fn a_slip_of_the_pen_is_told_when_compiling() {
+fn an_unknown_variable_is_an_error_of_compilation() {
     for text in ["dta.amount > 5", "data.amount >", "chanel"] {
         assert!(Condition::compile(text).is_err(), "{text}");
     }
