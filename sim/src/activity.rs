@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl World {
-    /// Lets an activity happen: it is published, stands in the history, and changes the session,
+    /// Publishes an activity, adds it to the history, and changes the session,
     /// whose changes are published too. What it lacks of `_id`, `channel` and times is added; its
     /// `_id` is returned.
     pub fn activity(&self, room: &str, mut activity: Value) -> String {

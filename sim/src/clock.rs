@@ -1,4 +1,4 @@
-//! The wall clock, and the times that stand in Astro's messages.
+//! The wall clock, and the times in Astro's messages.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

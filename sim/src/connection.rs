@@ -4,7 +4,7 @@
 //! the connection's task takes as a whole and writes. That is what makes the simulator fast, and it
 //! puts "was sent" and "stands in the records" under one lock.
 //!
-//! The one thing to know: once a connection is ending nothing more is accepted or recorded. On a connection that
+//! Once a connection is ending nothing more is accepted or recorded. On a connection that
 //! ended by FIN or a close frame, what came out at the client must be the whole record; after a reset
 //! it may lack a tail.
 
@@ -31,7 +31,7 @@ use crate::{
 /// Number of a connection, counted from 1.
 pub type ConnectionId = u64;
 
-/// A client that reads so much slower than messages come is thrown out: no real server keeps more.
+/// A client that reads so much slower than messages come is disconnected: no real server buffers more.
 const MAX_WAITING: usize = 64 << 20;
 
 /// Commands remembered for each connection: more than any test sends, 200 bytes each.
@@ -49,7 +49,7 @@ pub struct ConnectionRecord {
     pub subscriptions: BTreeSet<(String, String)>,
     /// The commands that it sent.
     pub commands: Vec<CommandRecord>,
-    /// Ids of the messages that were sent to it, in order; a message sent twice stands here once.
+    /// Ids of the messages that were sent to it, in order; a message sent twice is listed once.
     pub sent: Vec<String>,
     /// Messages that were sent to it and are no longer remembered one by one.
     pub sent_unremembered: u64,
@@ -62,11 +62,11 @@ pub struct ConnectionRecord {
 #[derive(Debug, Clone, Serialize)]
 pub struct CommandRecord {
     pub at: UnixMillis,
-    /// `subscribe`, `unsubscribe`, or whatever it said.
+    /// `subscribe`, `unsubscribe`, or whatever it was.
     pub kind: String,
     pub nonce: Option<String>,
     pub topic: String,
-    /// The room as it was asked for.
+    /// The room as requested.
     pub room: Option<String>,
     /// The token: for a test, never for a page.
     #[serde(skip)]
@@ -105,7 +105,7 @@ pub(crate) struct ServerConnection {
     pub(crate) wake: Notify,
     /// It shall be reset, at once.
     pub(crate) cut: Notify,
-    /// The client was told to move.
+    /// The client was asked to reconnect.
     pub(crate) draining: Notify,
     silent: AtomicBool,
     out: Mutex<Out>,
@@ -183,7 +183,7 @@ impl ServerConnection {
         Accepted::Waiting(out.buffer.len())
     }
 
-    /// The client was told to move: the grace begins.
+    /// The client was asked to reconnect: the grace begins.
     pub(crate) fn start_draining(&self) {
         self.draining.notify_one();
     }
@@ -207,7 +207,7 @@ impl ServerConnection {
         }
     }
 
-    /// Notes how it ended, and says a last word. Only the first end counts.
+    /// Records how it ended, and sends a last frame. Only the first end counts.
     pub(crate) fn finish(&self, ended: Ended, last: impl FnOnce(&mut Vec<u8>)) {
         let mut out = lock(&self.out);
         if out.ended.is_none() {
@@ -223,7 +223,7 @@ impl ServerConnection {
         lock(&self.out).ended
     }
 
-    /// From now on it says nothing and hears nothing, or does so again. What it said before was noted as
+    /// From now on it sends and reads nothing, or does so again. What it sent before was recorded as
     /// sent, and still goes out.
     pub(crate) fn silence(&self, silent: bool) {
         self.silent.store(silent, Ordering::SeqCst);
@@ -233,7 +233,7 @@ impl ServerConnection {
         self.silent.load(Ordering::SeqCst)
     }
 
-    /// Takes what waits into `batch`, whose old content is forgotten; says whether there was any.
+    /// Takes what waits into `batch`, whose old content is dropped; returns whether there was any.
     pub(crate) fn take(&self, batch: &mut Vec<u8>) -> bool {
         batch.clear();
         let mut out = lock(&self.out);

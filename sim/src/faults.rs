@@ -1,6 +1,6 @@
 //! What goes wrong, and when: everything here can be switched while the simulation runs.
 //!
-//! Faults of one connection (ending it, silencing it, garbling what it says) are methods of
+//! Faults of one connection (ending it, silencing it, sending something malformed) are methods of
 //! [`World`](crate::World); this file has their names, and the faults that meet whoever comes next.
 
 use std::{collections::VecDeque, time::Duration};
@@ -46,7 +46,7 @@ pub enum Reception {
     Close { after: Duration, end: End },
     /// Accepted, and then not a word: half open.
     Silent,
-    /// The TCP connection stands, and the upgrade is never answered.
+    /// The TCP connection stays open, and the upgrade is never answered.
     NeverUpgrades,
 }
 
@@ -66,7 +66,7 @@ pub enum End {
 pub struct Refusal {
     /// Only for this topic.
     pub topic: Option<String>,
-    /// Only for this room, as it was asked for.
+    /// Only for this room, as requested.
     pub room: Option<String>,
     /// The code. `rate_limit_exceeded` is sent without a nonce, as Astro does.
     pub error: String,

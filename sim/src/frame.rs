@@ -26,7 +26,7 @@ pub(crate) fn put(buffer: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
 }
 
 /// Appends a text message cut into `parts` frames (at least one), with a ping between the first two:
-/// control frames may stand inside a fragmented message.
+/// control frames may come inside a fragmented message.
 pub(crate) fn put_fragmented(buffer: &mut Vec<u8>, payload: &[u8], parts: usize) {
     /// Opcode of every frame of a message but the first.
     const CONTINUATION: u8 = 0x0;
@@ -43,7 +43,7 @@ pub(crate) fn put_fragmented(buffer: &mut Vec<u8>, payload: &[u8], parts: usize)
     }
 }
 
-/// Appends a close frame. Any code is written, also those that must not stand on the wire.
+/// Appends a close frame. Any code is written, also those that must not be sent.
 pub(crate) fn put_close(buffer: &mut Vec<u8>, code: u16, reason: &str) {
     let mut payload = code.to_be_bytes().to_vec();
     // A control frame's payload is 125 bytes at most, two of which are the code.

@@ -1,5 +1,5 @@
 //! One connection of the simulated gateway: the upgrade, then reading, writing, pinging and, where a
-//! fault says so, dying, side by side in one task.
+//! fault demands it, ending, side by side in one task.
 //!
 //! Reading goes through the WebSocket library, whose writing half leads nowhere: what is answered is
 //! decided here, so that a silenced connection does not even answer a ping.
@@ -109,7 +109,7 @@ async fn upgrade(
     Some((accepted.ok()?.into_inner(), token))
 }
 
-/// All that goes on while the connection stands, and its end.
+/// Runs the connection to its end.
 async fn converse(
     world: &World,
     connection: &Arc<ServerConnection>,
@@ -308,7 +308,7 @@ async fn heartbeat(
     }
 }
 
-/// Ends the connection when its time has come: as it was received, or after it was told to move.
+/// Ends the connection when its time has come: by its reception, or after it was asked to reconnect.
 async fn end_on_fault(
     world: &World,
     connection: &ServerConnection,

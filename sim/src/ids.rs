@@ -1,4 +1,4 @@
-//! Ids and times of what the simulated Astro says: ULIDs that only grow, whole seconds of RFC 3339.
+//! Ids and times of the simulated Astro's messages: ULIDs that only grow, whole seconds of RFC 3339.
 
 use ulid::Ulid;
 

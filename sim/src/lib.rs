@@ -88,7 +88,7 @@ pub use self::{
     world::{Attempt, World},
 };
 
-/// How long a connection may take to say its first bytes.
+/// How long a connection may take to send its first bytes.
 const FIRST_BYTES: Duration = Duration::from_secs(10);
 
 /// Pause before another look at a connection that has sent too little to be told apart, and before

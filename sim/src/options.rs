@@ -44,7 +44,7 @@ pub struct Options {
     pub tokens: Vec<Token>,
     /// OAuth2 clients, whose access tokens can be refreshed at `/oauth2/token`.
     pub clients: Vec<OAuthClient>,
-    /// The canonical room of a room that somebody asked for.
+    /// The canonical room of a requested room.
     pub canonical: Canonical,
     /// Commands that one connection may send in any 10 seconds.
     pub commands_per_window: usize,
@@ -213,7 +213,7 @@ pub enum SessionReset {
     Session,
 }
 
-/// The canonical room of a room that somebody asked for.
+/// The canonical room of a requested room.
 #[derive(Debug, Clone, Default)]
 pub enum Canonical {
     /// The room itself.
@@ -221,7 +221,7 @@ pub enum Canonical {
     AsAsked,
     /// Another one where it is in the table, itself where it is not.
     Table(HashMap<String, String>),
-    /// What the function says.
+    /// What the function returns.
     Rule(fn(&str) -> String),
 }
 

@@ -316,7 +316,7 @@ async fn top(
     Json(json!({ "total": totals.len(), "users": rows })).into_response()
 }
 
-/// What is asked of the history.
+/// The query of a list.
 #[derive(Debug, Default)]
 struct Wanted {
     after: Option<UnixMillis>,

@@ -17,7 +17,7 @@ pub(crate) fn with_id(text: &[u8], id: Ulid) -> (Ulid, Vec<u8>) {
     (id, text)
 }
 
-/// What stands before the id in a message.
+/// The text before the id in a message.
 const ID_BEFORE: &[u8] = br#"{"id":""#;
 
 /// `{"id":…,"ts":…,"type":…`, without the closing brace.

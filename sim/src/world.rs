@@ -1,7 +1,7 @@
 //! The state of the simulation and all that can be done to it: who is connected and subscribed,
 //! publishing, faults, records.
 //!
-//! The one thing to know: locks are taken in the order sessions, state, connection. An id is drawn and its
+//! Locks are taken in the order sessions, state, connection. An id is drawn and its
 //! message handed to every connection under one lock, so that ids on a connection only grow.
 
 use std::{
@@ -133,7 +133,7 @@ impl World {
 
     /// Publishes a message and returns its id. `data` is written as it is: JSON text, or a value.
     ///
-    /// Without a room it goes to whoever hears the topic in any room; on topic `astro` to everybody.
+    /// Without a room it goes to the subscribers of the topic in any room; on topic `astro` to everybody.
     pub fn publish(&self, topic: &str, room: &str, data: impl Display) -> String {
         if LISTED.iter().any(|(listed, _)| *listed == topic) {
             self.list(topic, room, &data.to_string());
@@ -141,7 +141,7 @@ impl World {
         self.send(topic, room, |text| put_display(text, &data)).0.to_string()
     }
 
-    /// Publishes a message byte for byte to the subscribers of its topic and room; says how many
+    /// Publishes a message byte for byte to the subscribers of its topic and room; returns how many
     /// connections it went to. It is parsed only for its address.
     pub fn publish_raw(&self, message: &str) -> Result<usize, serde_json::Error> {
         let address: Address<'_> = serde_json::from_str(message)?;
@@ -168,8 +168,8 @@ impl World {
         self.each(connection, |connection| connection.end(end));
     }
 
-    /// From now on a connection (or each one that is open) says nothing and hears nothing, not even
-    /// pings, while its TCP connection stands; what it said before still goes out. With `false` it comes
+    /// From now on a connection (or each one that is open) sends nothing and answers nothing, not even
+    /// pings, while its TCP connection stays open; what it sent before still goes out. With `false` it comes
     /// back to life.
     pub fn silence(&self, connection: Option<ConnectionId>, silent: bool) {
         self.each(connection, |connection| connection.silence(silent));
@@ -187,8 +187,8 @@ impl World {
         });
     }
 
-    /// Tells a connection, or all of them, to move: each gets `reconnect` with a token of its own,
-    /// and goes on getting messages until it closes or the grace ends. Says how many were moved.
+    /// Asks a connection, or all of them, to reconnect: each gets `reconnect` with a token of its own,
+    /// and goes on getting messages until it closes or the grace ends. Returns how many were asked.
     pub fn drain(&self, connection: Option<ConnectionId>) -> usize {
         let mut moved = 0;
         let mut state = lock(&self.state);
@@ -220,12 +220,12 @@ impl World {
     }
 
     /// Closes the listening socket, so that connections are refused, or opens it again at the same
-    /// address. Connections that stand are left alone.
+    /// address. Open connections are left alone.
     pub fn listen(&self, open: bool) {
         self.open.send_replace(open);
     }
 
-    /// Replaces the tokens that are accepted. Subscriptions that stand are left alone.
+    /// Replaces the tokens that are accepted. Subscriptions are left alone.
     pub fn set_tokens(&self, tokens: Vec<Token>) {
         lock(&self.tokens).accepted = tokens;
     }
