@@ -105,7 +105,7 @@ pub fn push(c: char, shown: &mut String) {
 const LONGEST_NAME: usize = 48;
 
 /// Whether a text could be a secret that stands where a name belongs.
-pub(crate) fn looks_secret(text: &str) -> bool {
+pub fn looks_secret(text: &str) -> bool {
     let part = |part: &str| {
         let mixed = part.bytes().any(|b| b.is_ascii_digit())
             && part.bytes().any(|b| b.is_ascii_alphabetic());
