@@ -14,11 +14,17 @@ use super::{
     topic::{self, escape},
 };
 use crate::{
-    channel::board::{self, Path, Section},
+    channel::store::{self, Section, StateKey},
     command::parse,
-    config::{Commands, Period, SecretRef},
-    publish::homeassistant,
+    config::{Commands, ConfigError, Period, SecretRef},
+    sink::{self, Opening, Purpose},
 };
+
+/// Where events go by default.
+pub(super) const DEFAULT_TOPIC: &str = "astro/{{ channel }}/{{ topic | replace('.', '/') }}";
+
+/// What the topics of the state begin with by default.
+pub(crate) const DEFAULT_STATE_TOPIC: &str = "astro/{{ channel }}";
 
 /// Settings of an `mqtt` sink.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -129,6 +135,40 @@ fn default_inflight() -> u16 {
 }
 
 impl Settings {
+    /// Reads and checks them; an error names the sink and the key.
+    pub(crate) fn read(opening: &Opening<'_>) -> Result<Self, ConfigError> {
+        let settings: Self = sink::settings(opening)?;
+        settings
+            .check()
+            .and_then(|()| settings.check_state(opening.config.state))
+            .map_err(|(key, message)| ConfigError::at(&["sinks", opening.name, key], message))?;
+        Ok(settings)
+    }
+
+    /// The client id of the event sink. Every other connection adds a word to it.
+    pub(crate) fn client_id(&self, opening: &Opening<'_>) -> String {
+        let id = match &self.client_id {
+            Some(id) => id.clone(),
+            None => format!("astro-relay-{}", opening.name),
+        };
+        match opening.purpose {
+            Purpose::Relay => id,
+            // A second client with the id of the relay would end its connection.
+            Purpose::Probe => id + "-probe",
+        }
+    }
+
+    /// The topic that says whether the relay is there; none with state, which has a status instead.
+    pub(super) fn availability(&self, opening: &Opening<'_>) -> Option<String> {
+        if opening.config.state || opening.purpose == Purpose::Probe {
+            return None;
+        }
+        match &self.availability_topic {
+            Some(topic) => (!topic.is_empty()).then(|| topic.clone()),
+            None => Some(format!("astro/relay/{}/availability", opening.name)),
+        }
+    }
+
     /// The protocol's keep-alive has two bytes of seconds.
     pub(super) fn keep_alive_secs(&self) -> u16 {
         u16::try_from(self.keep_alive.0.as_secs()).unwrap_or(u16::MAX)
@@ -136,18 +176,87 @@ impl Settings {
 
     pub(crate) fn prefix(&self) -> Result<Prefix, String> {
         Prefix::new(
-            self.state_topic.as_deref().unwrap_or(homeassistant::DEFAULT_BASE),
+            self.state_topic.as_deref().unwrap_or(DEFAULT_STATE_TOPIC),
             &['+', '#', '\0'],
         )
     }
 
+    fn check(&self) -> Result<(), Invalid> {
+        self.check_connection()?;
+        self.check_event_topic()?;
+        if let Some(topic) = self.availability_topic.as_deref().filter(|topic| !topic.is_empty())
+            && let Some(reason) = topic::refusal(topic)
+        {
+            return Err(("availability_topic", reason));
+        }
+        self.check_state_topics().map_err(|error| ("state_topic", error))?;
+        if let Some(prefix) = self.discovery_prefix.as_deref() {
+            let example = format!("{prefix}/x/x/x/config");
+            if escape(prefix) != prefix || topic::refusal(&example).is_some() {
+                return invalid("discovery_prefix", "the beginning of a topic was expected");
+            }
+            if self.homeassistant.is_none() {
+                return invalid("discovery_prefix", "is of use only with homeassistant");
+            }
+        }
+        Ok(())
+    }
+
+    fn check_connection(&self) -> Result<(), Invalid> {
+        let target = Target::parse(&self.url).map_err(|error| ("url", error))?;
+        if self.qos > 2 {
+            return Err(("qos", format!("0, 1 or 2 was expected, not {}", self.qos)));
+        }
+        if self.inflight == 0 {
+            return invalid("inflight", "at least 1 was expected");
+        }
+        if self.keep_alive_secs() == 0 {
+            let message = "at least 1s was expected: without it a dead broker is noticed by nobody";
+            return invalid("keep_alive", message);
+        }
+        if self.version == Version::V3 && self.password.is_some() && self.user.is_none() {
+            return invalid("password", "MQTT 3.1.1 has no password without a user");
+        }
+        let files = [&self.ca_file, &self.client_cert_file, &self.client_key_file];
+        if !target.is_tls() && files.iter().any(|file| file.is_some()) {
+            return invalid("url", "certificates need mqtts:// or wss://");
+        }
+        if self.client_cert_file.is_some() != self.client_key_file.is_some() {
+            let message = "client_cert_file and client_key_file belong together";
+            return invalid("client_cert_file", message);
+        }
+        Ok(())
+    }
+
+    fn check_event_topic(&self) -> Result<(), Invalid> {
+        let Some(topic) = self.topic.as_deref() else { return Ok(()) };
+        let literals = address::literals(topic);
+        if let Some(wildcard) = literals.find(['+', '#']) {
+            let message = format!(
+                "+ and # are wildcards, an event goes to one topic (found at byte {wildcard} of the text \
+                 outside of the brackets)"
+            );
+            return Err(("topic", message));
+        }
+        if topic.trim_start().starts_with('$') {
+            let first = topic.trim_start().split('/').next().unwrap_or_default();
+            return Err(("topic", format!("{first}: topics with $ in front are the broker's own")));
+        }
+        if parse::address(literals.as_bytes(), '/').is_some() {
+            let message =
+                "astro/<channel>/command is where commands are received: no event goes there";
+            return invalid("topic", message);
+        }
+        Ok(())
+    }
+
     /// Whether something of ours may be published below the topics of the state.
-    fn state_topics(&self) -> Result<(), String> {
+    fn check_state_topics(&self) -> Result<(), String> {
         let prefix = self.prefix()?;
-        for owner in ["main", board::RELAY] {
+        for owner in ["main", store::RELAY] {
             for section in [Section::Session, Section::Status] {
-                let path = Path { channel: owner.into(), section, name: "x".into() };
-                if let Some(reason) = topic::refusal(&topic::of_state(&prefix, &path)?) {
+                let key = StateKey { channel: owner.into(), section, name: "x".into() };
+                if let Some(reason) = topic::refusal(&topic::of_state(&prefix, &key)?) {
                     return Err(reason);
                 }
             }
@@ -155,77 +264,23 @@ impl Settings {
         Ok(())
     }
 
-    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
-        let target = Target::parse(&self.url).map_err(|error| ("url", error))?;
-        if self.qos > 2 {
-            return Err(("qos", format!("0, 1 or 2 was expected, not {}", self.qos)));
+    fn check_state(&self, state: bool) -> Result<(), Invalid> {
+        if state && self.availability_topic.as_deref().is_some_and(|topic| !topic.is_empty()) {
+            let message = "with state = true the relay's status takes the place of this topic";
+            return invalid("availability_topic", message);
         }
-        if self.inflight == 0 {
-            return Err(("inflight", "at least 1 was expected".into()));
-        }
-        if self.keep_alive_secs() == 0 {
-            return Err((
-                "keep_alive",
-                "at least 1s was expected: without it a dead broker is \
-                noticed by nobody"
-                    .into(),
-            ));
-        }
-        if let Some(wildcard) =
-            self.topic.as_deref().and_then(|topic| address::literals(topic).find(['+', '#']))
-        {
-            return Err((
-                "topic",
-                format!(
-                    "+ and # are wildcards, an event goes to one topic \
-                (found at byte {wildcard} of the text outside of the brackets)"
-                ),
-            ));
-        }
-        if let Some(topic) =
-            self.topic.as_deref().filter(|topic| topic.trim_start().starts_with('$'))
-        {
-            let first = topic.trim_start().split('/').next().unwrap_or_default();
-            return Err(("topic", format!("{first}: topics with $ in front are the broker's own")));
-        }
-        if let Some(topic) = self.topic.as_deref()
-            && parse::address(address::literals(topic).as_bytes(), '/').is_some()
-        {
-            let message =
-                "astro/<channel>/command is where commands are heard: no event goes there";
-            return Err(("topic", message.into()));
-        }
-        if let Some(topic) = self.availability_topic.as_deref().filter(|topic| !topic.is_empty())
-            && let Some(reason) = topic::refusal(topic)
-        {
-            return Err(("availability_topic", reason));
-        }
-        self.state_topics().map_err(|error| ("state_topic", error))?;
-        if self.discovery_prefix.as_deref().is_some_and(|prefix| {
-            escape(prefix) != prefix || topic::refusal(&format!("{prefix}/x/x/x/config")).is_some()
-        }) {
-            return Err(("discovery_prefix", "the beginning of a topic was expected".into()));
-        }
-        if self.discovery_prefix.is_some() && self.homeassistant.is_none() {
-            return Err(("discovery_prefix", "is of use only with homeassistant".into()));
-        }
-        if self.version == Version::V3 && self.password.is_some() && self.user.is_none() {
-            return Err(("password", "MQTT 3.1.1 has no password without a user".into()));
-        }
-        let files = [&self.ca_file, &self.client_cert_file, &self.client_key_file];
-        if !target.is_tls() && files.iter().any(|file| file.is_some()) {
-            return Err(("url", "certificates need mqtts:// or wss://".into()));
-        }
-        if self.client_cert_file.is_some() != self.client_key_file.is_some() {
-            return Err((
-                "client_cert_file",
-                "client_cert_file and client_key_file belong \
-                together"
-                    .into(),
-            ));
+        if !state && self.state_topic.is_some() {
+            return invalid("state_topic", "is of use only with state = true");
         }
         Ok(())
     }
+}
+
+/// The key that is wrong, and why.
+type Invalid = (&'static str, String);
+
+fn invalid(key: &'static str, message: &str) -> Result<(), Invalid> {
+    Err((key, message.to_owned()))
 }
 
 #[cfg(test)]
@@ -234,12 +289,12 @@ mod tests {
 
     use super::*;
 
-    fn check(settings: serde_json::Value) -> Result<(), (&'static str, String)> {
+    fn check(settings: serde_json::Value) -> Result<(), Invalid> {
         serde_json::from_value::<Settings>(settings).unwrap().check()
     }
 
     #[test]
-    fn a_contradiction_is_told_with_its_key() {
+    fn an_invalid_setting_is_reported_with_its_key() {
         assert_eq!(check(json!({"url": "mqtt://host"})), Ok(()));
         for (settings, key) in [
             (json!({"url": "http://host"}), "url"),
