@@ -234,7 +234,7 @@ fn render(more: &str, make: impl Fn(u64) -> Event, events: u64) {
     let mut route = route(more);
     for _ in 0..events / BATCH {
         for record in &batch {
-            let Rendered::Wanted(outgoing) = route.render(record) else { panic!() };
+            let Rendered::Wanted(outgoing, _) = route.render(record) else { panic!() };
             assert_eq!(&*outgoing.address, "astro.main.channel.activities");
         }
     }

@@ -56,18 +56,6 @@ pub struct Outgoing {
     pub content_type: &'static str,
     /// How long from now on the destination may keep it, from the sink's `max_age`.
     pub expires_in: Option<Duration>,
-    /// What goes out with it, for those who want it in another form. The event is accepted when both
-    /// are. Only a kind that was asked for it finds something here.
-    pub beside: Option<Arc<Beside>>,
-}
-
-/// The same happening in another form, under an address of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beside {
-    /// Where it goes.
-    pub address: Arc<str>,
-    /// What goes there, as JSON.
-    pub payload: Bytes,
 }
 
 /// A part of the live state, for the destination to keep until it is told otherwise.

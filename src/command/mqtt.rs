@@ -25,13 +25,12 @@ use crate::{
     base::{backoff::Backoff, clock::Moment},
     config::ConfigError,
     delivery::health::TaskHealth,
-    publish::homeassistant::client_id,
     sink::{
         Opening, command_address,
         mqtt::{
             connection::{Connection, ConnectionOptions, Event, Message, Publication, Unsent},
             lost::{Lost, Why},
-            settings::Settings,
+            settings::{Settings, client_id},
             topic,
         },
         settings,

@@ -38,6 +38,12 @@ impl Flight {
         self.events.is_empty() && self.undeliverable.is_empty()
     }
 
+    /// Adds an event at the end, and what Home Assistant gets of it.
+    pub(super) fn push(&mut self, event: Outgoing, ha_event: Option<Box<Outgoing>>) {
+        self.events.push_back(event);
+        self.events.extend(ha_event.map(|event| *event));
+    }
+
     /// How many events count in the window.
     pub(super) fn len(&self) -> usize {
         self.events.len() + self.undeliverable.len() + self.behind.len()

@@ -149,8 +149,8 @@ impl Delivery {
         let number = letter.number;
         info!(sink = %self.name, number, "trying a dead letter again");
         let reason = match self.route.render(&letter.record) {
-            Rendered::Wanted(outgoing) => {
-                self.flight.events.push_back(outgoing);
+            Rendered::Wanted(event, ha_event) => {
+                self.flight.push(event, ha_event);
                 self.flight.request = Some(Begun::Letter { number, rejected: false });
                 return;
             }

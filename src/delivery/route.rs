@@ -31,7 +31,7 @@ use crate::{
     channel::board::{Path, Section},
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
     delivery::ha_event::{ACTIVITIES, HaEvents},
-    sink::{Address, Beside, Kind, Outgoing},
+    sink::{Address, Kind, Outgoing},
 };
 
 /// Places (channel, topic, room) whose decision and address are remembered.
@@ -52,7 +52,7 @@ pub struct Route {
     redactor: Redactor,
     payload: Payload,
     address: Option<Addressing>,
-    /// For Home Assistant: what it is told beside the event.
+    /// For Home Assistant: what it gets behind the event.
     ha_events: Option<HaEvents>,
     places: HashMap<Arc<Place>, Decision, FixedState>,
     /// The decision on the last event: mostly it is that on the next.
@@ -86,8 +86,8 @@ enum Payload {
 /// What became of an event.
 #[derive(Debug)]
 pub enum Rendered {
-    /// It goes out like this.
-    Wanted(Outgoing),
+    /// It goes out like this, and behind it what Home Assistant gets of it.
+    Wanted(Outgoing, Option<Box<Outgoing>>),
     /// It does not go out, for this reason.
     Skipped(Skip),
     /// It should go out, and cannot be rendered.
@@ -211,15 +211,13 @@ impl Route {
             Err(error) => return Rendered::Failed(format!("cannot be redacted: {error}")),
         };
         match self.compose(record, redacted.as_ref(), address) {
-            Ok((address, payload, content_type)) => Rendered::Wanted(Outgoing {
-                record: Arc::clone(record),
-                part: 0,
-                address,
-                payload,
-                content_type,
-                expires_in,
-                beside: self.beside(record, redacted.as_ref()),
-            }),
+            Ok((address, payload, content_type)) => {
+                let record = Arc::clone(record);
+                let event =
+                    Outgoing { record, part: 0, address, payload, content_type, expires_in };
+                let ha_event = self.ha_event(&event, redacted.as_ref());
+                Rendered::Wanted(event, ha_event)
+            }
             Err(error) => Rendered::Failed(format!("cannot be rendered: {error}")),
         }
     }
@@ -234,16 +232,17 @@ impl Route {
         }
     }
 
-    /// What goes out beside an event: what happened, flat, for Home Assistant.
-    fn beside(&self, record: &Record, redacted: Option<&Redacted>) -> Option<Arc<Beside>> {
-        let event = &record.event;
-        let ha_events = self.ha_events.as_ref()?;
+    /// What Home Assistant gets of an event: what happened, flat.
+    fn ha_event(&self, of: &Outgoing, redacted: Option<&Redacted>) -> Option<Box<Outgoing>> {
+        let (ha_events, event) = (self.ha_events.as_ref()?, &of.record.event);
         let data = redacted.map_or(event.data(), |redacted| &redacted.data);
         // The topic of its own counts where the activity does not reach this sink.
         let activities = || self.wants(ACTIVITIES, &event.place.channel);
-        let age = u64::try_from(age(record).as_millis()).unwrap_or(u64::MAX);
+        let age = u64::try_from(age(&of.record).as_millis()).unwrap_or(u64::MAX);
         let (address, payload) = ha_events.render(event, data, activities, age)?;
-        Some(Arc::new(Beside { address: address.into(), payload: payload.into() }))
+        let (address, payload) = (address.into(), payload.into());
+        let content_type = "application/json";
+        Some(Box::new(Outgoing { part: 1, address, payload, content_type, ..of.clone() }))
     }
 
     /// Whether the sink keeps this part of the state. Topics and conditions choose events; of the

@@ -24,15 +24,13 @@ use self::identity::id;
 use crate::{
     config::{Channel, Commands, Described, SinkConfig},
     delivery::ha_event::{bases, is_wanted},
+    sink::mqtt::settings::client_id,
 };
 
 /// The name of the relay's own device, and what the ids of all entities begin with.
 const RELAY: &str = "astro-relay";
 
 const DEFAULT_PREFIX: &str = "homeassistant";
-
-/// What the topics of the state begin with unless the sink says otherwise.
-pub const DEFAULT_BASE: &str = "astro/{{ channel }}";
 
 /// What one sink announces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,12 +94,6 @@ pub fn expand(sinks: &mut BTreeMap<String, SinkConfig>, channels: &BTreeMap<Stri
         });
         sink.feeds = described.collect();
     }
-}
-
-/// Who an MQTT sink is to its broker.
-pub fn client_id(name: &str, settings: &Value) -> String {
-    let configured = settings.get("client_id").and_then(Value::as_str);
-    configured.map_or_else(|| format!("{RELAY}-{name}"), str::to_owned)
 }
 
 impl HaDiscovery {

@@ -15,10 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::warn;
 
 use self::{discovery::Discovery, retained::RetainedTopics};
-use super::{
-    Kind, StatePublisher,
-    homeassistant::{HaDiscovery, client_id},
-};
+use super::{Kind, StatePublisher, homeassistant::HaDiscovery};
 use crate::{
     channel::store::{Section, StateKey, offline},
     config::{ConfigError, Period},
@@ -31,7 +28,7 @@ use crate::{
                 Will,
             },
             lost::{Lost, Why},
-            settings::Settings,
+            settings::{Settings, client_id},
             topic,
         },
         prefix::Prefix,

@@ -3,7 +3,7 @@
 //! Each event gets a number when it is sent, by which its answer is found. Answers may come in any order;
 //! what can be reported is always a prefix.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use super::{Cause, Failure, Outgoing, ahead::OutOfOrderAcks};
 use crate::base::event::Seq;
@@ -22,6 +22,7 @@ pub(super) struct InFlight {
 #[derive(Debug)]
 struct Entry {
     event: (Seq, u8),
+    address: Arc<str>,
     /// `None`: no answer yet.
     outcome: Option<Result<(), Cause>>,
 }
@@ -39,8 +40,8 @@ impl InFlight {
         }
         let known = self.acks.has(event);
         let number = self.first + u64::try_from(self.events.len()).unwrap_or(u64::MAX);
-        let event = (event.record.seq, event.part);
-        self.events.push_back(Entry { event, outcome: known.then_some(Ok(())) });
+        let (address, event) = (Arc::clone(&event.address), (event.record.seq, event.part));
+        self.events.push_back(Entry { event, address, outcome: known.then_some(Ok(())) });
         self.most = self.most.max(self.events.len());
         (!known).then_some(number)
     }
@@ -85,6 +86,20 @@ impl InFlight {
                 self.acks.insert(entry.event, limit);
             }
         }
+    }
+
+    /// Where the event of that number goes, while it is in flight.
+    pub(super) fn address(&self, number: u64) -> Option<&str> {
+        let index = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        Some(&*self.events.get(index)?.address)
+    }
+
+    /// The numbers of those without an answer, and which events they are; oldest first.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = (u64, Seq)> {
+        let unanswered = |(number, entry): (u64, &Entry)| {
+            entry.outcome.is_none().then_some((number, entry.event.0))
+        };
+        (self.first..).zip(&self.events).filter_map(unanswered)
     }
 
     /// For each, oldest first, whether it is accepted.

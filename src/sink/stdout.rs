@@ -272,7 +272,6 @@ mod tests {
             content_type: "application/json",
             expires_in: None,
             part: 0,
-            beside: None,
         }
     }
 

@@ -92,7 +92,7 @@ async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<S
     let (mut sink, mut route) =
         open_sink(name, config, Purpose::Probe).map_err(|error| error.to_string())?;
     let outgoing = match route.render(record) {
-        Rendered::Wanted(outgoing) => outgoing,
+        Rendered::Wanted(outgoing, _) => outgoing,
         Rendered::Skipped(skip) => return Ok(format!("skipped: {}", why(skip))),
         Rendered::Failed(reason) => return Err(reason),
     };

@@ -62,7 +62,7 @@ fn record(topic: &str, channel: &str, data: &str) -> Arc<Record> {
 
 fn wanted(route: &mut Route, record: &Arc<Record>) -> Outgoing {
     match route.render(record) {
-        Rendered::Wanted(outgoing) => outgoing,
+        Rendered::Wanted(outgoing, _) => outgoing,
         other => panic!("{other:?}"),
     }
 }

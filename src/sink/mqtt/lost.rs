@@ -16,7 +16,7 @@ use crate::{
     sink::{Cause, Failure},
 };
 
-/// Why a link is lost, or was never made.
+/// Why a connection ended, or was never made.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct Lost {
@@ -24,12 +24,12 @@ pub(crate) struct Lost {
     text: String,
 }
 
-/// What follows from the end of a link.
+/// What follows from that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Why {
     /// The broker ended the connection and named no reason, or one that may be the event's fault.
     Closed,
-    /// Another client came with our client id.
+    /// Another client connected with our client id.
     TakenOver,
     /// The broker ended the connection at what was sent last, which it will never take.
     Event,
@@ -55,7 +55,15 @@ impl Lost {
         }
     }
 
-    /// As the failure of a batch of which nothing is accepted.
+    /// The cause where there was a connection: whatever the broker wants, it has to be made anew.
+    pub(crate) fn cause_of_end(self) -> Cause {
+        match self.why {
+            Why::Denied => self.cause(),
+            _ => Cause::Down(self.into()),
+        }
+    }
+
+    /// As the failure of a connection that was never made.
     pub(super) fn failure(self) -> Failure {
         Failure::after(0, self.cause())
     }
@@ -74,7 +82,9 @@ impl From<String> for Lost {
 }
 
 /// What to do where a broker does not understand MQTT 5.
-pub(super) const SET_V4: &str = "set version = \"3.1.1\"";
+const SET_V4: &str = "set version = \"3.1.1\"";
+/// And where it understands nothing else.
+const SET_V5: &str = "set version = \"5\"";
 
 /// Section 3.2.2.2 of version 5. The sink's `client_id` is named where it matters.
 pub(super) fn of_connack(code: ConnectReturnCode, client_id: &str) -> Lost {
@@ -206,7 +216,6 @@ fn short(said: &str) -> String {
     excerpt(said, EXCERPT)
 }
 
-/// An error of the socket.
 pub(super) fn of_io(error: &io::Error) -> Lost {
     use io::ErrorKind as Kind;
     match error.kind() {
@@ -226,42 +235,39 @@ pub(super) fn closed() -> Lost {
 
 /// The broker ended the connection instead of answering our CONNECT.
 pub(super) fn closed_at_connect(version5: bool) -> Lost {
-    let remedy = if version5 { SET_V4 } else { "set version = \"5\"" };
-    let speaks = if version5 { "3.1.1" } else { "5" };
-    Lost::new(
-        Why::Down,
-        format!(
-            "the broker ended the connection instead of answering: if it speaks only MQTT {speaks}, \
-             {remedy}; if its port is for TLS or WebSockets, look at url"
-        ),
+    let (speaks, remedy) = other_version(version5);
+    format!(
+        "the broker ended the connection instead of answering: if it speaks only MQTT {speaks}, {remedy}; \
+         if its port is for TLS or WebSockets, look at url"
     )
+    .into()
 }
 
 /// What came instead of the answer to our CONNECT makes no sense.
 pub(super) fn no_mqtt(version5: bool) -> Lost {
-    let remedy = if version5 { SET_V4 } else { "set version = \"5\"" };
-    let speaks = if version5 { "3.1.1" } else { "5" };
-    Lost::new(
-        Why::Down,
-        format!(
-            "what answered cannot be understood: if the broker speaks only MQTT {speaks}, {remedy}; or \
-             this is the port of something else: look at url"
-        ),
+    let (speaks, remedy) = other_version(version5);
+    format!(
+        "what answered cannot be understood: if the broker speaks only MQTT {speaks}, {remedy}; or this is \
+         the port of something else: look at url"
     )
+    .into()
 }
 
-/// The broker took our connection and has not answered our CONNECT.
+/// The version that was not tried, and how it is tried.
+fn other_version(version5: bool) -> (&'static str, &'static str) {
+    if version5 { ("3.1.1", SET_V4) } else { ("5", SET_V5) }
+}
+
+/// The broker accepted our connection and has not answered our CONNECT.
 pub(super) fn silent_at_connect() -> Lost {
     "the broker has not answered in time; if it is well, look at url: is its port for TLS, or not?"
         .into()
 }
 
-/// There is nobody at the address.
 pub(super) fn unreachable(error: &io::Error) -> Lost {
     format!("the broker cannot be reached: {error}").into()
 }
 
-/// TLS does not come to stand.
 pub(super) fn no_tls(error: &dyn std::error::Error) -> Lost {
     format!(
         "no TLS with the broker: {}; look at url and ca_file, and whether its port is for TLS",
@@ -270,7 +276,6 @@ pub(super) fn no_tls(error: &dyn std::error::Error) -> Lost {
     .into()
 }
 
-/// The WebSocket does not come to stand.
 pub(super) fn no_websocket(error: &dyn std::error::Error) -> Lost {
     format!("no WebSocket with the broker: {}; look at the path of url", deepest(error)).into()
 }
@@ -280,12 +285,10 @@ pub(super) fn client_ended() -> Lost {
     "the connection to the broker is over".into()
 }
 
-/// A ping was not answered.
 pub(super) fn no_ping() -> Lost {
     "the broker has not answered a ping within the keep-alive".into()
 }
 
-/// The broker sent what cannot be understood.
 pub(super) fn garbage(error: &dyn std::error::Error) -> Lost {
     format!("what the broker sent cannot be understood: {}", deepest(error)).into()
 }
@@ -346,7 +349,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_code_at_the_connect_has_its_consequence() {
+    fn connack_codes_have_their_consequences() {
         use ConnectReturnCode as Code;
         for (code, number, why) in [
             (Code::UnspecifiedError, "0x80", Why::Down),
@@ -381,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_at_the_connect_of_version_3_1_1_has_its_consequence() {
+    fn connack_codes_of_version_3_1_1_have_their_consequences() {
         use rumqttc_v4::ConnectReturnCode as Code;
         for (code, why, word) in [
             (Code::RefusedProtocolVersion, Why::Denied, "version = \"5\""),
@@ -397,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_at_the_end_has_its_consequence() {
+    fn disconnect_codes_have_their_consequences() {
         for (number, why) in [
             (0x00, Why::Closed),
             (0x04, Why::Closed),
@@ -440,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_an_event_says_whose_fault_it_is() {
+    fn puback_codes_refuse_or_ask_for_patience() {
         use PubAckReason as Reason;
         for (reason, number, refused) in [
             (Reason::UnspecifiedError, "0x80", false),
@@ -464,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_broker_says_has_a_limit() {
+    fn reason_strings_are_bounded() {
         let said = "ü".repeat(100_000);
         let lost = of_disconnect(DisconnectReasonCode::ServerBusy, Some(&said), "me");
         assert!(lost.to_string().len() < 1000);

@@ -7,6 +7,7 @@ use std::{path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     super::{address, prefix::Prefix},
@@ -15,9 +16,8 @@ use super::{
 };
 use crate::{
     channel::store::{self, Section, StateKey},
-    command::parse,
     config::{Commands, ConfigError, Period, SecretRef},
-    sink::{self, Opening, Purpose},
+    sink::{self, Opening, Purpose, command_address},
 };
 
 /// Where events go by default.
@@ -41,11 +41,11 @@ pub(crate) struct Settings {
     /// 0, 1 or 2.
     #[serde(default = "default_qos")]
     pub(crate) qos: u8,
-    /// Whether the broker keeps the newest event of each topic: true, false, or a Jinja expression
+    /// Whether the broker retains the newest event of each topic: true, false, or a Jinja expression
     /// over the event.
     #[serde(default)]
     pub(crate) retain: Retain,
-    /// Who we are to the broker. Default: `astro-relay-<name of the sink>`.
+    /// The client id. Default: `astro-relay-<name of the sink>`.
     #[serde(default)]
     pub(crate) client_id: Option<String>,
     /// The user.
@@ -66,7 +66,7 @@ pub(crate) struct Settings {
     /// Silence after which the broker is asked whether it is there.
     #[serde(default = "default_keep_alive")]
     pub(crate) keep_alive: Period,
-    /// Events without an answer, at most; the broker may allow fewer.
+    /// Events in flight, at most; the broker may allow fewer.
     #[serde(default = "default_inflight")]
     pub(crate) inflight: u16,
     /// A retained topic that says `online` or `offline`. Default: `astro/relay/<name of the
@@ -81,12 +81,12 @@ pub(crate) struct Settings {
     /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
     #[serde(default)]
     pub(crate) commands: Commands,
-    /// Whether Home Assistant is told of all this by MQTT discovery: an entity for each figure of the
-    /// session, for each kind of happening, for the relay itself. Brings `state` with it. `false` takes
-    /// back what was announced before; left out, nothing is touched.
+    /// Home Assistant's MQTT discovery: an entity for each figure of the session, for each kind of event,
+    /// for the relay itself. Implies `state`. `false` removes what was announced before; left out, nothing
+    /// is changed.
     #[serde(default)]
     pub(crate) homeassistant: Option<bool>,
-    /// The prefix under which Home Assistant listens. Default: `homeassistant`.
+    /// Home Assistant's discovery prefix. Default: `homeassistant`.
     #[serde(default)]
     pub(crate) discovery_prefix: Option<String>,
 }
@@ -103,7 +103,7 @@ pub(crate) enum Version {
     V3,
 }
 
-/// Which events the broker keeps.
+/// Which events the broker retains.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum Retain {
@@ -146,11 +146,9 @@ impl Settings {
     }
 
     /// The client id of the event sink. Every other connection adds a word to it.
-    pub(crate) fn client_id(&self, opening: &Opening<'_>) -> String {
-        let id = match &self.client_id {
-            Some(id) => id.clone(),
-            None => format!("astro-relay-{}", opening.name),
-        };
+    pub(super) fn client_id(&self, opening: &Opening<'_>) -> String {
+        let id = self.client_id.clone();
+        let id = id.unwrap_or_else(|| client_id(opening.name, &Value::Null));
         match opening.purpose {
             Purpose::Relay => id,
             // A second client with the id of the relay would end its connection.
@@ -175,10 +173,7 @@ impl Settings {
     }
 
     pub(crate) fn prefix(&self) -> Result<Prefix, String> {
-        Prefix::new(
-            self.state_topic.as_deref().unwrap_or(DEFAULT_STATE_TOPIC),
-            &['+', '#', '\0'],
-        )
+        Prefix::new(self.state_topic.as_deref().unwrap_or(DEFAULT_STATE_TOPIC), &['+', '#', '\0'])
     }
 
     fn check(&self) -> Result<(), Invalid> {
@@ -242,7 +237,7 @@ impl Settings {
             let first = topic.trim_start().split('/').next().unwrap_or_default();
             return Err(("topic", format!("{first}: topics with $ in front are the broker's own")));
         }
-        if parse::address(literals.as_bytes(), '/').is_some() {
+        if command_address::parse(literals.as_bytes(), '/').is_some() {
             let message =
                 "astro/<channel>/command is where commands are received: no event goes there";
             return invalid("topic", message);
@@ -276,6 +271,12 @@ impl Settings {
     }
 }
 
+/// The client id of a sink of that name with these settings.
+pub(crate) fn client_id(name: &str, settings: &Value) -> String {
+    let configured = settings.get("client_id").and_then(Value::as_str);
+    configured.map_or_else(|| format!("astro-relay-{name}"), str::to_owned)
+}
+
 /// The key that is wrong, and why.
 type Invalid = (&'static str, String);
 
@@ -289,7 +290,7 @@ mod tests {
 
     use super::*;
 
-    fn check(settings: serde_json::Value) -> Result<(), Invalid> {
+    fn check(settings: Value) -> Result<(), Invalid> {
         serde_json::from_value::<Settings>(settings).unwrap().check()
     }
 

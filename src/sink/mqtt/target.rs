@@ -1,22 +1,16 @@
 //! Where a broker is, from its URL.
 //!
-//! Credentials do not belong in a URL: a URL is shown in logs, and a secret never is.
-//!
-//! The one thing to know: the address of IPv6 stands in brackets in a URL and nowhere else. A certificate is
-//! compared with what stands in [`Target::host`].
+//! Credentials do not belong in a URL: a URL is shown in logs, and a secret never is. An IPv6 address has
+//! brackets in a URL and nowhere else; a certificate is compared with [`Target::host`], which has none.
 
 use url::{Host, Url};
 
-/// How a broker is spoken to.
+/// The transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wire {
-    /// `mqtt://`
     Tcp,
-    /// `mqtts://`
     Tls,
-    /// `ws://`
     WebSocket,
-    /// `wss://`
     WebSocketTls,
 }
 
@@ -78,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_says_how_and_where() {
+    fn urls_are_parsed() {
         for (text, wire, host, port) in [
             ("mqtt://localhost", Wire::Tcp, "localhost", 1883),
             ("MQTT://localhost/", Wire::Tcp, "localhost", 1883),
@@ -108,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn several_brokers_in_one_text_are_refused_in_words() {
+    fn several_brokers_in_one_url_are_refused() {
         for text in ["mqtt://a,mqtt://b", "mqtt://a,b", "wss://a,wss://b"] {
             let error = Target::parse(text).unwrap_err();
             assert!(error.contains("one broker"), "{text}: {error}");

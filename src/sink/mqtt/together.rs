@@ -3,9 +3,9 @@
 use serde_json::Value;
 use url::Url;
 
+use super::settings::client_id;
 use crate::{
     config::{SinkConfig, problem::Findings},
-    publish::homeassistant,
     sink::together::{repeated, same_state},
 };
 
@@ -42,7 +42,7 @@ fn commands(sinks: &[(&str, &SinkConfig)], found: &mut Findings) {
 fn client_ids(sinks: &[(&str, &SinkConfig)], found: &mut Findings) {
     let id = |name: &str, sink: &SinkConfig| {
         let url = sink.settings.get("url").and_then(Value::as_str).unwrap_or_default();
-        Some((broker(url), homeassistant::client_id(name, &sink.settings)))
+        Some((broker(url), client_id(name, &sink.settings)))
     };
     repeated(sinks, id, |name, first, (_, id)| {
         let message = format!(

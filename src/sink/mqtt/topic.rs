@@ -1,16 +1,14 @@
 //! Topics: making them legal, and refusing those at which nothing of ours may ever be published.
 //!
-//! Section numbers are those of the OASIS standard "MQTT Version 5.0".
-//!
-//! The one thing to know: what stands in a topic may come from a viewer. So every topic is looked at once
-//! more, as it is rendered, before anything is handed to the client: [`refusal`].
+//! Section numbers are those of the OASIS standard "MQTT Version 5.0". What is in a topic may come from a
+//! viewer, so every topic is checked once more, as it is rendered, before anything is handed to the client:
+//! [`refusal`].
 
 use std::borrow::Cow;
 
 use crate::{
-    channel::board::Path,
-    command::parse,
-    sink::{address, prefix::Prefix},
+    channel::store::StateKey,
+    sink::{address, command_address, prefix::Prefix},
 };
 
 /// The longest topic, section 1.5.4: its length has two bytes.
@@ -51,7 +49,7 @@ pub(crate) fn refusal(topic: &str) -> Option<String> {
     if topic.split('/').any(str::is_empty) {
         return Some("a level of the topic is empty".into());
     }
-    if parse::address(topic.as_bytes(), '/').is_some() {
+    if command_address::parse(topic.as_bytes(), '/').is_some() {
         return Some(format!(
             "the topic {topic} is the address of a command: nothing is published there"
         ));
@@ -60,11 +58,11 @@ pub(crate) fn refusal(topic: &str) -> Option<String> {
 }
 
 /// The topic of a part of the state. A name is one level, whatever stands in it.
-pub(crate) fn of_state(prefix: &Prefix, path: &Path) -> Result<String, String> {
-    let mut topic = format!("{}/{}", escape(&prefix.of(path)?), path.section.as_str());
-    if !path.name.is_empty() {
+pub(crate) fn of_state(prefix: &Prefix, key: &StateKey) -> Result<String, String> {
+    let mut topic = format!("{}/{}", escape(&prefix.of(key)?), key.section.as_str());
+    if !key.name.is_empty() {
         topic.push('/');
-        topic.push_str(&escape(&path.name).replace('/', "%2F"));
+        topic.push_str(&escape(&key.name).replace('/', "%2F"));
     }
     Ok(topic)
 }
@@ -74,7 +72,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::channel::board::Section;
+    use crate::channel::store::Section;
 
     #[test]
     fn topics_are_made_legal() {
@@ -94,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_goes_where_a_command_the_broker_or_nobody_lives() {
+    fn topics_of_commands_of_the_broker_and_illegal_ones_are_refused() {
         for topic in [
             "",
             "$SYS/x",
@@ -129,14 +127,14 @@ mod tests {
     fn each_part_of_the_state_has_a_topic_of_its_own() {
         let prefix = Prefix::new("home/{{ channel }}", &[]).unwrap();
         let part =
-            |section, name: &str| Path { channel: "main".into(), section, name: name.into() };
-        for (path, expected) in [
+            |section, name: &str| StateKey { channel: "main".into(), section, name: name.into() };
+        for (key, expected) in [
             (part(Section::Session, "tip-latest"), "home/main/session/tip-latest"),
             (part(Section::Counters, "a/b#%"), "home/main/counters/a%2Fb%23%25"),
             (part(Section::Stream, ""), "home/main/stream"),
-            (Path::relay(Section::Status), "home/relay/status"),
+            (StateKey::relay(Section::Status), "home/relay/status"),
         ] {
-            assert_eq!(of_state(&prefix, &path).unwrap(), expected);
+            assert_eq!(of_state(&prefix, &key).unwrap(), expected);
         }
     }
 
@@ -145,7 +143,7 @@ mod tests {
         fn every_topic_becomes_a_topic_name(text in any::<String>()) {
             let topic = escape(&text);
             prop_assert!(rumqttc_v5::valid_topic(&topic));
-            let is_command = parse::address(topic.as_bytes(), '/').is_some();
+            let is_command = command_address::parse(topic.as_bytes(), '/').is_some();
             prop_assert_eq!(refusal(&topic).is_some(), is_command || topic.len() > LONGEST);
         }
     }

@@ -106,7 +106,6 @@ mod tests {
                 content_type: "application/json",
                 expires_in: None,
                 part: 0,
-                beside: None,
             };
             let settings: Settings = serde_json::from_value(settings).unwrap();
             let headers = HeaderPolicy::of(&settings, "message").headers(

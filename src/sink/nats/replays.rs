@@ -70,7 +70,6 @@ mod tests {
                 content_type: "application/json",
                 expires_in: None,
                 part: 0,
-                beside: None,
             }
         };
         let flight: Vec<Outgoing> = (1..=4).map(event).collect();

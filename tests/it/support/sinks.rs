@@ -118,7 +118,6 @@ pub fn outgoing_with(seq: Seq, address: &str, room: &str, payload: &str) -> Outg
         content_type: "application/json",
         expires_in: None,
         part: 0,
-        beside: None,
     }
 }
 

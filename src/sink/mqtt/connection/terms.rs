@@ -113,8 +113,8 @@ pub(crate) enum Event {
 pub(crate) struct Message {
     pub(crate) topic: String,
     pub(crate) payload: Bytes,
-    /// MQTT 5: it was published to be retained. MQTT 3.1.1: it was retained before we subscribed; of what
-    /// is published later nobody can see it.
+    /// MQTT 5: it was published to be retained. MQTT 3.1.1: it was retained before we subscribed, or is
+    /// empty and may clear what was; of all else nobody can see it.
     pub(crate) retain: bool,
     /// The broker sends it again.
     pub(crate) duplicate: bool,

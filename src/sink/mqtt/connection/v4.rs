@@ -197,8 +197,9 @@ fn received(incoming: Incoming) -> Event {
             let Ok(topic) = std::str::from_utf8(&publish.topic) else { return Event::Other };
             Event::Received(Message {
                 topic: topic.to_owned(),
+                // Whoever clears a retained message publishes an empty one, which looks like any other.
+                retain: publish.retain || publish.payload.is_empty(),
                 payload: publish.payload,
-                retain: publish.retain,
                 duplicate: publish.dup,
                 response_topic: None,
                 correlation: None,
