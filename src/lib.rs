@@ -10,9 +10,9 @@
 //!                                                  │         payload
 //!                              http, /events ◀─────┤
 //!                              cli (replay, tail) ◀┤
-//!                              state::keeper ◀─────┘
+//!                            channel::keeper ◀─────┘
 //!                                    │
-//!                presence ─────▶ board (how things are now) ──▶ delivery ──▶ sinks with `state`
+//!             app::health ─────▶ channel::store ──▶ publish ──▶ destination, for sinks with `state`
 //!
 //!   destination ──▶ sink, http ──▶ command (may it? once!) ──▶ astro::rest, state
 //! ```
@@ -28,11 +28,11 @@
 //!    nothing: frames and times go in, effects come out.
 //! 5. Only [`base::supervisor`] spawns; a task that ends without being told to has failed. (The journal's
 //!    two threads, those of [`base::files`] and the simulator are the exceptions, each marked where it stands.)
-//! 6. Only [`config`] reads the environment; only [`http`] opens a listening port.
+//! 6. Only [`base::environment`] reads the environment; only [`app::relay`] opens a listening port, for [`http`].
 //! 7. Every queue, batch, wait and file has a limit, and the limit has a name.
 //! 8. A command from outside goes through [`command`]: allowed by the configuration, executed at most
 //!    once, logged and counted. Who hears it knows nothing of what executes it.
-//! 9. Events are edges and go through the journal; state is a level, stands on the [`channel::board`], and is
+//! 9. Events are edges and go through the journal; state is a level, is in the [`channel::store`], and is
 //!    never queued.
 //! 10. A secret is a [`config::Secret`]: it cannot be printed.
 //!

@@ -4,7 +4,6 @@
 //! The one thing to know: a refused upgrade keeps its status and `Retry-After`; the reconnect token
 //! is put into the address at the last moment and into no error.
 
-mod spared;
 mod upgrade;
 
 use std::{error::Error, path::PathBuf, time::Duration};
@@ -17,7 +16,6 @@ use tokio_tungstenite::{
 };
 use url::Url;
 
-use self::spared::Spared;
 use super::way::Way;
 use crate::{
     base::{
@@ -78,7 +76,7 @@ impl DialError {
     }
 
     /// Whether a reconnect token in the request may have been looked at. A refusal for the rate (429)
-    /// or because the server drains (502 and its kin) comes from whoever stands before the gateway.
+    /// or because the server drains (502 and its kin) comes from a proxy before the gateway.
     pub fn token_was_seen(&self) -> bool {
         match self {
             Self::Refused { status, .. } => !matches!(status, 429 | 502..=504),
@@ -142,7 +140,6 @@ impl Dialer {
         let (stream, behind) = upgraded?;
         // The library's own upgrade would go on with its small buffer, and make each one after it as
         // small: then a few messages are read at once.
-        let stream: Box<dyn Transport> = Box::new(Spared::new(stream));
         let config = Some(self.websocket);
         Ok(WebSocketStream::from_partially_read(stream, behind, Role::Client, config).await)
     }

@@ -1,14 +1,10 @@
 //! The Sessions and activities REST API: sessions read and changed, and the history of activities.
 //!
-//! It knows where each call goes and what an answer must look like, and no more: what a session
-//! means is for [`crate::channel::state`]. It follows no redirect, for that would carry the token elsewhere.
-//!
-//! Reading is tried again a few times where the server or the network is at fault. Changing is not:
-//! a change whose answer was lost may have been made, and [`RestError::Unknown`] says so instead of
-//! making it twice. Only where it has certainly not been made (no connection, 429) is it tried again.
-//!
-//! The one thing to know: an error body is never trusted to be JSON. The vendor's own page shows one
-//! without its opening brace.
+//! It knows where each request goes and what an answer must look like, and no more: what a session
+//! means is for [`crate::channel::state`]. How a request is made and repeated is in [`call`]. It follows no
+//! redirect, for that would carry the token elsewhere.
+
+mod call;
 
 use std::{
     collections::BTreeMap,
@@ -17,21 +13,16 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{
-    Client, Method, RequestBuilder, StatusCode,
-    header::{AUTHORIZATION, HeaderValue},
-    redirect,
-};
+use reqwest::{Client, Method, redirect};
 use rustls::ClientConfig;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
-use tokio::time::timeout;
 use url::Url;
 
+use self::call::Call;
 use super::way::Way;
 use crate::{
     base::{
-        backoff::Backoff,
         clock::{self, UnixMillis},
         fault, json, text, tls,
     },
@@ -40,21 +31,6 @@ use crate::{
 
 /// How long one request may take, answer included: `reload` adds up a channel's history.
 const REQUEST: Duration = Duration::from_secs(30);
-
-/// Attempts at one call, at most: enough for a hiccup; what lasts is for the caller to sit out.
-const ATTEMPTS: u32 = 3;
-
-/// The ceiling of the first wait between two attempts, and of any.
-const WAIT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
-
-/// A server that asks for more patience than this is told to the caller instead of waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The largest answer that is read. A session has some ten kilobytes, a page of activities a hundred.
-const LARGEST: usize = 8 * 1024 * 1024;
-
-/// The longest text of an error that is handed on.
-const LONGEST_TEXT: usize = 300;
 
 /// The most activities of one page (vendor's `OpenAPI`: limit 1 to 100).
 pub const PAGE: usize = 100;
@@ -117,22 +93,12 @@ impl RestError {
 
 /// A session as the server has it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Snapshot {
     /// Its id: a reset makes a new one.
     #[serde(rename = "_id", default)]
     pub id: Option<String>,
-    /// When it began.
-    #[serde(default)]
-    pub last_reset: Option<String>,
-    /// When it last changed.
-    #[serde(default)]
-    pub updated_at: Option<String>,
     /// Its elements by name.
     pub data: Map<String, Value>,
-    /// Its settings, where the server sends them along.
-    #[serde(default)]
-    pub settings: Option<Value>,
 }
 
 /// One activity of the history.
@@ -197,7 +163,7 @@ struct Made {
     client: Client,
 }
 
-/// Whom a call concerns, and who asks. Borrowed: the token is read anew for every call.
+/// Whom a call concerns, and in whose name it is made. Borrowed: the token is read for every call.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     /// The channel's id.
@@ -278,7 +244,7 @@ impl Rest {
         self.put(target, "/reset", None).await
     }
 
-    /// Lets the server work the session's sums out anew.
+    /// Has the server compute the totals of the session again.
     pub async fn reload(&self, target: Target<'_>) -> Result<(), RestError> {
         self.put(target, "/reload", None).await
     }
@@ -310,7 +276,7 @@ impl Rest {
     }
 
     /// One page of the history, newest first: at most [`PAGE`] activities. An item without an id or a
-    /// time cannot be told from others, and is left out.
+    /// time cannot be distinguished from others, and is left out.
     pub async fn activities(&self, target: Target<'_>, span: &Span<'_>) -> Result<Page, RestError> {
         let mut query = vec![("limit", PAGE.to_string())];
         query.extend(span.after.map(|after| ("after", after.to_string())));
@@ -339,7 +305,7 @@ impl Rest {
         json::read(&body).map_err(|error| RestError::Unreadable(error.into()))
     }
 
-    /// Makes a change. What is answered beside the status no document says, so nobody looks.
+    /// Makes a change. No document says what is answered beside the status, so it is not read.
     async fn put(
         &self,
         target: Target<'_>,
@@ -449,136 +415,9 @@ fn made_at(id: &str) -> Option<UnixMillis> {
     u64::from_str_radix(seconds, 16).ok().map(|seconds| 1000 * seconds)
 }
 
-/// One call, with its attempts.
-struct Call<'a> {
-    target: Target<'a>,
-    /// Whether it changes something.
-    change: bool,
-    deadline: Duration,
-}
-
-impl Call<'_> {
-    async fn make(&self, request: impl Fn() -> RequestBuilder) -> Result<Vec<u8>, RestError> {
-        let bearer = format!("Bearer {}", self.target.token.expose());
-        let mut bearer = HeaderValue::from_str(&bearer).map_err(|_| RestError::Token)?;
-        bearer.set_sensitive(true);
-        let mut backoff = Backoff::new(WAIT.0, WAIT.1);
-        loop {
-            let request = request().header(AUTHORIZATION, bearer.clone());
-            let error = match self.attempt(request).await {
-                Ok(body) => return Ok(body),
-                Err(error) => error,
-            };
-            let wait = backoff.wait().max(error.retry_after().unwrap_or_default());
-            if backoff.attempts() >= ATTEMPTS || wait > PATIENCE || !self.may_repeat(&error) {
-                return Err(error);
-            }
-            tracing::debug!(error = error.describe(), ?wait, "a REST call is tried again");
-            clock::sleep(wait).await;
-        }
-    }
-
-    /// Whether making the call again can help, and can do no harm.
-    fn may_repeat(&self, error: &RestError) -> bool {
-        match error {
-            RestError::Unreachable(_) | RestError::Refused { status: 429, .. } => true,
-            RestError::Refused { status, .. } => !self.change && (*status == 408 || *status >= 500),
-            _ => false,
-        }
-    }
-
-    async fn attempt(&self, request: RequestBuilder) -> Result<Vec<u8>, RestError> {
-        match timeout(self.deadline, self.exchange(request)).await {
-            Ok(outcome) => outcome,
-            Err(late) => Err(self.unanswered(false, late.into())),
-        }
-    }
-
-    async fn exchange(&self, request: RequestBuilder) -> Result<Vec<u8>, RestError> {
-        // The address is left out of messages: a base address may be somebody's secret.
-        let lost = |error: reqwest::Error| {
-            let never_sent = error.is_connect() || error.is_builder();
-            self.unanswered(never_sent, error.without_url().into())
-        };
-        let mut response = request.send().await.map_err(lost)?;
-        let status = response.status();
-        let retry_after = clock::retry_after(response.headers(), clock::now());
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(lost)? {
-            if body.len() + chunk.len() > LARGEST {
-                return Err(RestError::Unreadable("it is larger than any answer should be".into()));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        if status.is_success() {
-            return Ok(body);
-        }
-        let text = words(&body, status, self.target.token);
-        // A gateway that has lost the server behind it does not know what that did.
-        if self.change && matches!(status.as_u16(), 502 | 504) {
-            return Err(RestError::Unknown(format!("HTTP {}: {text}", status.as_u16()).into()));
-        }
-        Err(RestError::Refused { status: status.as_u16(), text, retry_after })
-    }
-
-    fn unanswered(
-        &self,
-        never_sent: bool,
-        source: Box<dyn std::error::Error + Send + Sync>,
-    ) -> RestError {
-        if self.change && !never_sent {
-            RestError::Unknown(source)
-        } else {
-            RestError::Unreachable(source)
-        }
-    }
-}
-
-/// The server's words in an error body, whatever its shape: the `message` of an object, also where
-/// the opening brace is missing; else its text in one line. A token that it repeats is taken out.
-fn words(body: &[u8], status: StatusCode, token: &Secret) -> String {
-    let text = String::from_utf8_lossy(body);
-    let text = text.trim();
-    let object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).ok();
-    let message = object(text).or_else(|| object(&format!("{{{text}"))).and_then(|object| {
-        let word = |key| object.get(key).and_then(Value::as_str).map(str::to_owned);
-        word("message").or_else(|| word("error"))
-    });
-    // A page of HTML says less than its status.
-    let html = text.starts_with('<');
-    let said = match message {
-        Some(message) => message,
-        None if text.is_empty() || html => status.canonical_reason().unwrap_or("no reason").into(),
-        None => text.to_owned(),
-    };
-    let said = said.replace(token.expose(), "…");
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
-    said.chars().map(plain).take(LONGEST_TEXT).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_error_is_made_out_whatever_its_shape() {
-        let token = Secret::new("tok-canary");
-        let said = |body: &str| words(body.as_bytes(), StatusCode::UNAUTHORIZED, &token);
-        for (body, expected) in [
-            (r#"{"statusCode":401,"error":"Unauthorized","message":"no token"}"#, "no token"),
-            ("    \"statusCode\": 401,\n    \"message\": \"no token\"\n}", "no token"),
-            (r#"{"error":"Unauthorized"}"#, "Unauthorized"),
-            (r#"{"message":{"deep":1}}"#, r#"{"message":{"deep":1}}"#),
-            ("", "Unauthorized"),
-            ("<html><body>502</body></html>", "Unauthorized"),
-            ("upstream\nis gone", "upstream is gone"),
-            ("bad token tok-canary", "bad token …"),
-            (r#"{"message":"tok-canary is bad"}"#, "… is bad"),
-        ] {
-            assert_eq!(said(body), expected, "{body}");
-        }
-        assert_eq!(said(&"x".repeat(10_000)).len(), LONGEST_TEXT);
-    }
 
     #[test]
     fn a_channel_id_cannot_lead_elsewhere() {

@@ -1,6 +1,6 @@
 //! One connection's decisions: frames and times in, effects out. No socket, no clock, no task.
 //!
-//! A session knows what is wanted on its connection and what of it stands: waiting, pending,
+//! A session knows what is wanted on its connection and the state of each of it: waiting, pending,
 //! confirmed with its canonical room, or refused. It paces commands, matches responses, says to which
 //! channel a message belongs, watches for silence, and decides when the connection has ended.
 //!
@@ -140,7 +140,7 @@ pub struct Session {
     entries: Vec<Entry>,
     leaving: Vec<Leaving>,
     next_nonce: Nonce,
-    /// `None`: what stands has changed since; made when the next message comes.
+    /// `None`: the confirmed subscriptions have changed since; made when the next message comes.
     rooms: Option<Rooms>,
     pace: Pace,
     opened_at: Instant,
@@ -178,7 +178,7 @@ impl Session {
         }
     }
 
-    /// The session of the connection that a `reconnect` token restored: what stood still stands, and
+    /// The session of the connection that a `reconnect` token restored: what was confirmed still is, and
     /// is not asked for again.
     pub fn restored(number: u64, before: &Self, now: Instant) -> Self {
         let wanted = before.entries.iter().map(|entry| entry.wanted.clone()).collect();
@@ -190,7 +190,7 @@ impl Session {
                 entry.confirmed_at = old.confirmed_at;
             }
         }
-        // What was being given up is restored as well, as far as the gateway had not heard of it.
+        // What was being given up is restored as well, as far as the gateway had not got the command.
         session.leaving = before
             .leaving
             .iter()

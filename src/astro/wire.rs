@@ -43,7 +43,7 @@ pub enum ServerFrame<'a> {
     Unknown(Cow<'a, str>),
 }
 
-/// What stands around the payload of a message.
+/// What is around the payload of a message.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
     /// A ULID, or empty.
@@ -87,7 +87,7 @@ pub enum WireError {
     /// Not JSON, or not an object of the envelope's shape.
     #[error("not a frame of the gateway")]
     Json(#[from] serde_json::Error),
-    /// Nobody could have subscribed a message without a topic.
+    /// There is no subscription without a topic.
     #[error("a message without a topic")]
     NoTopic,
     /// A `reconnect` without its token is of no use.
@@ -128,7 +128,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// The fields of an object as they stand in it, nothing judged yet. Of a field that stands twice the
+/// The fields of an object as they are in it, not judged yet. Of a field that is there twice the
 /// last counts, as for most readers of JSON.
 #[derive(Default, Deserialize)]
 #[serde(transparent)]
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_message_lacks_is_empty() {
+    fn missing_fields_are_empty() {
         for text in [
             r#"{"type":"message","topic":"astro"}"#,
             r#"{"type":"message","topic":"astro","id":null,"room":null,"ts":null,"data":null}"#,

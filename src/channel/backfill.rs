@@ -108,7 +108,7 @@ struct Found {
 type Work = FuturesUnordered<Pin<Box<dyn Future<Output = Seq> + Send>>>;
 
 impl Backfill {
-    /// One that goes on where its cursor stands.
+    /// One that continues at its cursor.
     pub fn new(
         rest: Rest,
         intake: Arc<Intake>,
@@ -124,7 +124,7 @@ impl Backfill {
         })
     }
 
-    /// Fills gaps until it is told to stop.
+    /// Fills gaps until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut work = Work::new();
         loop {

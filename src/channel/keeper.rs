@@ -68,7 +68,7 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
-    /// A session is fetched anew this often.
+    /// A session is fetched again this often.
     pub refresh: Duration,
     /// Where the credential is at fault, it is tried again no sooner than this.
     pub retry_refused: Duration,
@@ -286,7 +286,7 @@ impl SessionKeeper {
         (fetches.len() < FETCHES).then_some(self.not_before)
     }
 
-    /// Where a session's subscriptions were confirmed anew, something may have been missed.
+    /// Where a session's subscriptions were confirmed again, something may have been missed.
     fn read_table(&mut self) {
         let channels = &mut self.channels;
         self.stores.table.read(|state| {

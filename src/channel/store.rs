@@ -18,8 +18,8 @@ use tokio::sync::watch;
 
 use crate::base::json::Json;
 
-/// The label that no channel may have beside a sink that keeps state: the relay's own state stands
-/// where a channel of this name would.
+/// The label that no channel may have beside a sink that keeps state: the relay's own state is
+/// where a channel of this name would be.
 pub const RELAY: &str = "relay";
 
 /// What of a channel, or of the relay, a part of the state belongs to.
@@ -57,7 +57,7 @@ impl Section {
     }
 }
 
-/// Where a part of the state stands.
+/// The address of a part of the state.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StateKey {
     /// The channel's label; empty: the relay itself.

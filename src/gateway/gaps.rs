@@ -308,7 +308,7 @@ mod tests {
             ),
             ("at 1970", NOON - HOUR, 0, Some(NOON), (NOON - HOUR, NOON, Clock::Gateway)),
             (
-                "behind, and nobody says so",
+                "behind, and no time from the gateway",
                 NOON - HOUR,
                 NOON - 5 * HOUR,
                 None,

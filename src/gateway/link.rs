@@ -46,7 +46,7 @@ pub(super) type Wants = Arc<[Arc<Subscription>]>;
 /// How often the token of a refused subscription is read, in case it has changed.
 const REREAD: Duration = Duration::from_secs(2);
 
-/// A connection that is told to move sooner than this is counted like one that was lost: a server
+/// A connection that is asked to move sooner than this is counted like one that was lost: a server
 /// that sends us round and round is not followed for ever.
 const HASTY: Duration = Duration::from_millis(250);
 
@@ -212,7 +212,7 @@ impl Link {
         let mut reread = interval(REREAD);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
-        hub.table.heard(self.number, open.current.heard);
+        hub.table.frame(self.number, open.current.last_frame);
         hub.update(self.number, &open.current.session.updates());
         loop {
             let after = tokio::select! {
@@ -287,7 +287,7 @@ impl Link {
     /// The machine has slept. For a connection that was silent for longer than the gateway would have
     /// waited for us, that was the end.
     fn on_sleep(&mut self, open: &mut Connected) -> Option<After> {
-        let silent = open.current.heard.elapsed();
+        let silent = open.current.last_frame.elapsed();
         if silent < open.current.session.patience_with_silence() {
             return None;
         }
@@ -304,7 +304,7 @@ impl Link {
                 return None;
             }
             Outcome::TokenSpent(why) => {
-                warn!(why, "the reconnect token was refused; connecting anew");
+                warn!(why, "the reconnect token was refused; connecting again without it");
                 (why, None, None)
             }
             Outcome::NotYet { token, why, asked } => (why, asked, Some(token)),
@@ -342,7 +342,7 @@ impl Link {
         }
         self.hub.append(&mut open.left_behind);
         // A gap is reported before what came after it.
-        self.hub.table.heard(self.number, next.heard);
+        self.hub.table.frame(self.number, next.last_frame);
         self.hub.update(self.number, &next.session.updates());
         next.release(&self.hub);
         info!(restored, "moved to another connection");

@@ -64,8 +64,7 @@ pub struct ConnectionRow {
     pub attempts: u32,
     /// Why it ended, or could not be opened, the last time.
     pub last_error: Option<String>,
-    /// When the last frame came.
-    pub heard: Option<Moment>,
+    pub last_frame: Option<Moment>,
     /// Why some of what comes cannot be relayed.
     pub unreadable: Option<String>,
 }
@@ -316,9 +315,9 @@ impl Table {
     }
 
     /// A frame has come on a connection.
-    pub(super) fn heard(&self, number: u64, at: Moment) {
+    pub(super) fn frame(&self, number: u64, at: Moment) {
         if let Some(row) = self.lock().state.connections.get_mut(&number) {
-            row.heard = Some(at);
+            row.last_frame = Some(at);
         }
     }
 
@@ -357,7 +356,7 @@ impl Table {
     /// A connection was lost: what was confirmed on it is missing since its last frame.
     pub(super) fn lost(&self, number: u64, cause: &str) {
         self.change(|inner| {
-            let heard = inner.state.connections.get(&number).and_then(|row| row.heard);
+            let heard = inner.state.connections.get(&number).and_then(|row| row.last_frame);
             let since = heard.map_or_else(Since::now, Since::moment);
             for (subscription, row) in &inner.state.subscriptions {
                 if row.slot == Slot::On(number) && row.state.is_confirmed() {
@@ -382,13 +381,13 @@ impl Table {
     pub(super) fn restart(&self) {
         self.change(|inner| {
             let connections = std::mem::take(&mut inner.state.connections);
-            let heard = |number| connections.get(&number).and_then(|row| row.heard);
+            let heard = |number| connections.get(&number).and_then(|row| row.last_frame);
             let last =
-                connections.values().filter_map(|row| row.heard).min_by_key(|at| at.elapsed());
+                connections.values().filter_map(|row| row.last_frame).min_by_key(|at| at.elapsed());
             for (subscription, row) in &mut inner.state.subscriptions {
                 let on = row.slot.connection().filter(|number| connections.contains_key(number));
                 if let Some(at) = on.map_or(last, heard) {
-                    let cause = "the gateway failed and was started anew";
+                    let cause = "the gateway failed and was started again";
                     inner.missing.add(subscription, None, Since::moment(at), cause);
                 }
                 (row.slot, row.state) = (Slot::Unassigned, SubscriptionState::Waiting);

@@ -220,7 +220,7 @@ impl Snapshot {
             "since": row.since,
             "attempts": row.attempts,
             "last_error": row.last_error,
-            "heard": row.heard.map(|heard| clock::ago(heard.elapsed())),
+            "heard": row.last_frame.map(|at| clock::ago(at.elapsed())),
             "subscriptions": on_it.map(|(one, row)| subscription(one, row)).collect::<Vec<_>>(),
         });
         if let Some(why) = &row.unreadable {

@@ -111,7 +111,7 @@ async fn ten_minutes_and_two_hundred_activities_later_each_is_there_once() {
 }
 
 #[tokio::test]
-async fn what_was_heard_before_the_gap_is_not_handed_on_again() {
+async fn activities_from_before_the_gap_are_not_repeated() {
     let sim = start().await;
     let dir = tempfile::tempdir().unwrap();
     let relay = Running::start(configure(&sim, dir.path(), TOPICS, "")).await;
@@ -145,7 +145,7 @@ async fn what_was_heard_before_the_gap_is_not_handed_on_again() {
 }
 
 #[tokio::test]
-async fn a_history_that_is_refused_is_told_and_one_that_is_not_wanted_is_not_asked() {
+async fn a_refused_history_is_reported_and_without_backfill_none_is_fetched() {
     let sim = start().await;
     let dir = tempfile::tempdir().unwrap();
     ran_before(dir.path(), 10 * MINUTE);

@@ -1,4 +1,4 @@
-//! The gateway against the simulated Astro: what Astro sent, and what stands in the journal.
+//! The gateway against the simulated Astro: what Astro sent, and what is in the journal.
 #![expect(
     clippy::indexing_slicing,
     clippy::print_stdout,
@@ -7,6 +7,7 @@
 
 mod bench;
 mod clocks;
+mod duplicates;
 mod gaps;
 mod garbage;
 mod handover;
@@ -16,12 +17,11 @@ mod refusals;
 mod reload;
 mod revisions;
 mod tls;
-mod twins;
 mod waiting;
 
 use std::time::Duration;
 
-/// A room that is nobody's.
+/// A room of nobody in particular.
 const ROOM: &str = "0f0e0d0c0b0a090807060504";
 /// Another one.
 const OTHER: &str = "1f1e1d1c1b1a191817161514";

@@ -29,7 +29,7 @@ async fn heard(relay: &Running) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn what_was_on_its_way_on_the_old_connection_is_heard_and_in_order() {
+async fn messages_under_way_on_the_old_connection_are_appended_in_order() {
     let (sim, _dir, relay) = start().await;
     let mut n = 0;
     for turn in 1..=5_u64 {

@@ -90,7 +90,7 @@ async fn the_history_is_read_in_pages() {
 }
 
 #[tokio::test]
-async fn reading_is_tried_again_and_waits_as_told() {
+async fn reading_is_tried_again_and_keeps_retry_after() {
     let (sim, rest) = start().await;
     let token = Secret::new("tok-canary");
     let target = of(&token);
@@ -149,7 +149,7 @@ async fn a_change_that_may_have_been_made_is_not_made_again() {
 }
 
 #[tokio::test]
-async fn nothing_is_said_of_the_token() {
+async fn no_error_shows_the_token() {
     let (sim, rest) = start().await;
     let wrong = Secret::new("wrong-canary");
     let error = rest.session(of(&wrong)).await.unwrap_err();

@@ -72,7 +72,7 @@ fn set(sim: &Sim, element: &str, value: Value) {
 }
 
 #[tokio::test]
-async fn a_change_is_told_and_survives_a_restart() {
+async fn a_change_is_reported_and_survives_a_restart() {
     let sim = start(Options::default()).await;
     let dir = tempfile::tempdir().unwrap();
     let config = configure(&sim, dir.path(), TOPICS, "");
@@ -116,7 +116,7 @@ async fn a_change_is_told_and_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn an_api_that_fails_is_told_and_asked_again() {
+async fn an_api_that_fails_is_shown_and_asked_again() {
     let sim = start(Options::default()).await;
     let dir = tempfile::tempdir().unwrap();
     sim.fail_rest([401, 404].map(RestFault::status));

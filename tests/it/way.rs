@@ -280,7 +280,7 @@ async fn certificates_of_every_legal_kind_are_taken_and_the_others_named() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_connection_is_said_once_and_in_words() {
+async fn the_cause_of_a_failed_connection_is_named_once() {
     let (sim, dir) = (sim().await, tempfile::tempdir().unwrap());
     let (ca, cert, key) = signed(dir.path(), "signed").await;
     let front =

@@ -19,7 +19,7 @@ use crate::base::{
 const RATE_LIMIT_QUIET: Duration = Duration::from_secs(5);
 
 /// A `unsubscribe` is sent so often, where it is not answered. Then it is given up: what the gateway
-/// still sends belongs to nobody.
+/// still sends belongs to no channel.
 const UNSUBSCRIBES: u32 = 3;
 
 /// First wait before a failed `subscribe` is sent again; doubles up to [`Limits::retry_refused`].
@@ -120,7 +120,7 @@ impl Session {
             }
             "err_unauthorized" => Some(self.limits.retry_refused),
             // The documents speak of a limit on subscriptions a connection under this code. Where
-            // nothing else stands on the connection, another would not help.
+            // nothing else is confirmed on the connection, another would not help.
             "err_bad_request" if speaks_of_limit(&response.text) && others_confirmed => {
                 info!(
                     subscriptions = self.entries.len(),

@@ -21,7 +21,7 @@ use crate::base::event::Place;
 /// Rooms remembered for one topic beside those that are subscribed: a catch-all may get many.
 const REMEMBERED: usize = 4096;
 
-/// Topics remembered that nobody subscribed: the gateway's own notifications, and nonsense.
+/// Topics remembered without a subscription: the gateway's own notifications, and nonsense.
 const UNSUBSCRIBED_TOPICS: usize = 64;
 
 /// The confirmed subscriptions of a connection, by topic and room.

@@ -1,4 +1,4 @@
-//! Frames that are not relayed: what the log is told of them, and when that is a matter of health.
+//! Frames that are not relayed: what is logged of them, and when that is a matter of health.
 //!
 //! A frame may hold a credential or what a donor wrote. So an excerpt ends where the payload begins, or
 //! where a token may stand.
@@ -8,8 +8,8 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 use tracing::warn;
 
-/// The log is told no more often than this.
-const COMPLAIN: Duration = Duration::from_mins(1);
+/// They are logged no more often than this.
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 /// So many within [`LATELY`] are no accident.
 const REPEATED: usize = 3;
@@ -24,9 +24,9 @@ const EXCERPT: usize = 120;
 #[derive(Debug, Default)]
 pub(super) struct Unreadable {
     lately: VecDeque<Instant>,
-    told_at: Option<Instant>,
-    /// Since the log was told.
-    untold: u64,
+    logged_at: Option<Instant>,
+    /// Since the last line in the log.
+    unlogged: u64,
     why: &'static str,
 }
 
@@ -38,12 +38,12 @@ impl Unreadable {
         if self.lately.len() > REPEATED {
             self.lately.pop_front();
         }
-        self.untold += 1;
-        if self.told_at.is_some_and(|at| now < at + COMPLAIN) {
+        self.unlogged += 1;
+        if self.logged_at.is_some_and(|at| now < at + LOG_INTERVAL) {
             return;
         }
-        self.told_at = Some(now);
-        let frames = std::mem::take(&mut self.untold);
+        self.logged_at = Some(now);
+        let frames = std::mem::take(&mut self.unlogged);
         let (bytes, excerpt) = (text.len(), excerpt(text));
         warn!(frames, bytes, excerpt, "{why}: not relayed");
     }
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_excerpt_tells_no_secret_and_does_no_harm() {
+    fn an_excerpt_has_no_secret_and_does_no_harm() {
         let cases = [
             ("", ""),
             ("{\"type\":7}", "{\"type\":7}"),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_what_repeats_is_a_matter_of_health() {
+    async fn only_repeated_failures_are_a_matter_of_health() {
         let mut unreadable = Unreadable::default();
         for n in 0..REPEATED {
             assert_eq!(unreadable.repeated(Instant::now()), None, "{n}");

@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_not_usual() {
+    fn invalid_json_is_left_to_the_general_reader() {
         for data in [
             "",
             "{",
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_odd_is_left_to_the_general_reader() {
+    fn an_odd_envelope_is_left_to_the_general_reader() {
         for text in [
             r#"{"type":"response","nonce":"n","data":{}}"#,
             r#"{"type":"message","topic":"t","nonce":""}"#,
@@ -386,7 +386,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(1000))]
 
         #[test]
-        fn whatever_data_there_is_it_is_found(data in value(), pretty in any::<bool>()) {
+        fn any_data_is_found(data in value(), pretty in any::<bool>()) {
             let data = if pretty { format!("{data:#}").replace('\n', " ") } else { data.to_string() };
             let expected = if data == "null" { "" } else { &*data };
             let text = with(&data);
@@ -394,7 +394,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_damaged_is_read_as_the_general_reader_reads_it(
+        fn damaged_text_is_read_as_by_the_general_reader(
             data in value(),
             damages in prop::collection::vec((any::<prop::sample::Index>(), "[\\PC\n]|[{}\\[\\],:\"\\\\0-9eun ]{0,2}"), 1..4),
         ) {

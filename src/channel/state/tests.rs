@@ -44,7 +44,7 @@ fn json(value: &Value) -> Json {
 }
 
 #[test]
-fn what_a_channel_keeps_is_bounded_in_number_and_in_bytes() {
+fn the_state_of_a_channel_is_bounded_in_number_and_in_bytes() {
     let mut session = Session::default();
     let counter = |session: &mut Session, name: &str, value: &Value| {
         let data = json!({"counter": name, "value": value});
@@ -153,7 +153,7 @@ fn both_spellings_are_the_same_element() {
 }
 
 #[test]
-fn what_is_the_same_is_no_change() {
+fn equal_values_are_no_change() {
     let mut session = Session::default();
     assert_eq!(update(&mut session, "tip-session", &json!({"amount": 5})).len(), 1);
     assert_eq!(update(&mut session, "tip_session", &json!({"amount": 5.0})), []);
@@ -233,7 +233,7 @@ fn stream_bot_and_counters_are_state_and_a_time_out_is_not() {
 }
 
 #[test]
-fn what_was_kept_is_known() {
+fn restored_elements_are_known() {
     let mut session = Session::default();
     session.restore("tip-session".into(), json(&json!({"amount": 5})));
     session.restore("stream.status".into(), json(&json!({"isLive": true})));
@@ -273,7 +273,7 @@ enum Step {
     Reset(bool),
     /// The stream, the bot or a counter: only ever said.
     Fact(u8, u8),
-    /// The next event arrives and stands in the journal.
+    /// The next event arrives in the journal.
     Arrive,
     /// The next event of the journal is folded.
     Fold,

@@ -53,7 +53,7 @@ pub(super) struct Connection {
     socket: Socket,
     pub(super) session: Session,
     /// When the last frame came.
-    pub(super) heard: Moment,
+    pub(super) last_frame: Moment,
     outbox: VecDeque<Message>,
     /// Since when the outbox waits for the peer.
     sending: Option<Instant>,
@@ -83,7 +83,7 @@ impl Connection {
             link,
             socket,
             session,
-            heard: Moment::now(),
+            last_frame: Moment::now(),
             outbox: VecDeque::new(),
             sending: None,
             events: Vec::new(),
@@ -141,7 +141,7 @@ impl Connection {
         // A gap that is over is reported before whatever came after it. While events are held back, so is
         // the report: the caller makes it when it releases them.
         if self.held.is_none() {
-            hub.table.heard(self.link, self.heard);
+            hub.table.frame(self.link, self.last_frame);
             hub.update(self.link, &effects.updates);
         }
         self.enqueue(&mut effects.events, hub);
@@ -217,7 +217,7 @@ impl Connection {
     fn frames(&mut self, first: Option<Frame>, effects: &mut Effects) {
         let (now, received) = (Instant::now(), clock::now());
         if matches!(first, Some(Ok(_))) {
-            self.heard = Moment::now();
+            self.last_frame = Moment::now();
         }
         self.frame(first, received, now, effects);
         for _ in 1..BATCH {

@@ -164,7 +164,7 @@ impl Handover {
 
     /// The server sends us on before it has welcomed us: what it restored, the next one restores.
     fn moved_on(&mut self, token: Secret) -> Outcome {
-        let why = "it was told to move before it was ready".to_owned();
+        let why = "it was asked to move before it was ready".to_owned();
         if self.token.is_none() {
             return self.failed(why, None);
         }

@@ -17,8 +17,8 @@ use crate::base::backoff::Backoff;
 /// The ceiling of the first wait: a link that was lost is back within two seconds.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// Attempts in quick succession before the hourly budget counts: enough for a bad evening, little
-/// enough to harm nobody.
+/// Attempts in quick succession before the hourly budget counts: enough for a bad evening, few
+/// enough to do no harm.
 const WARM_UP: u32 = 30;
 
 /// One attempt in this time, in the long run: less than sixty an hour, whatever the server does.

@@ -142,8 +142,8 @@ impl Bench {
 
     /// When the last frame came on a connection.
     pub fn heard(&self, connection: u64) -> Option<UnixMillis> {
-        let heard = self.state().connections[&connection].heard?;
-        Some(clock::ago(heard.elapsed()))
+        let at = self.state().connections[&connection].last_frame?;
+        Some(clock::ago(at.elapsed()))
     }
 
     /// How many subscriptions are in the state of that name.

@@ -104,7 +104,7 @@ fn time(gap: &Value, name: &str) -> UnixMillis {
 }
 
 #[tokio::test]
-async fn a_boot_tells_and_fetches_what_was_missed_whatever_the_clock_says() {
+async fn a_boot_reports_and_fetches_a_gap_whatever_the_clock_says() {
     type Step = fn(&Clock);
     let cases: [(&str, bool, Step, Step); 7] = [
         ("right", true, |_| {}, |_| {}),
@@ -205,7 +205,7 @@ async fn a_lost_link_is_measured_right_while_the_clock_steps() {
 }
 
 #[tokio::test]
-async fn eight_hours_of_sleep_are_told_and_fetched_at_once() {
+async fn eight_hours_of_sleep_are_reported_and_fetched_at_once() {
     let mut scene = Scene::new().await;
     scene.start().await;
     // While the machine sleeps nothing comes; its connection is still open, as far as it knows.

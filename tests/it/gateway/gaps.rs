@@ -61,7 +61,7 @@ async fn a_lost_link_is_one_gap_a_channel_with_its_true_bounds() {
 }
 
 #[tokio::test]
-async fn a_gap_says_what_did_not_come_back() {
+async fn a_gap_names_the_subscriptions_that_did_not_come_back() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(3).await;
     bench.sim.faults(|faults| {
@@ -75,7 +75,7 @@ async fn a_gap_says_what_did_not_come_back() {
 }
 
 #[tokio::test]
-async fn a_gap_ends_though_nobody_wants_all_of_it_any_more() {
+async fn a_gap_ends_when_its_subscriptions_are_no_longer_wanted() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(3).await;
     bench.sim.listen(false);
@@ -154,7 +154,7 @@ async fn a_gateway_that_fails_while_something_is_missing_does_not_shorten_the_ga
 }
 
 #[tokio::test]
-async fn a_gap_is_told_before_whatever_came_after_it() {
+async fn a_gap_is_reported_before_the_events_after_it() {
     let bench = Bench::start(Options::default(), &WANTS[..1]).await;
     bench.confirmed(1).await;
     let done = std::sync::atomic::AtomicBool::new(false);
@@ -203,7 +203,7 @@ async fn a_gap_is_told_before_whatever_came_after_it() {
 }
 
 #[tokio::test]
-async fn leaving_all_rooms_of_a_topic_tells_what_that_may_cost_the_others() {
+async fn leaving_all_rooms_of_a_topic_reports_a_gap_of_the_others() {
     let options = Options { success: Success::WithoutRoom, ..Options::first_revision() };
     let wants = [("a", "channel.tips", Some(ROOM)), ("b", "channel.tips", None)];
     let bench = Bench::start(options, &wants).await;

@@ -104,7 +104,7 @@ async fn odd_envelopes_are_relayed_where_the_topic_can_be_made_out() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_relayed_is_a_matter_of_health_when_it_repeats() {
+async fn repeated_unreadable_messages_are_a_matter_of_health() {
     let limit = 64 * 1024;
     for (malformed, words) in [
         (Malformed::NoTopic, "a message without a topic"),
@@ -149,7 +149,7 @@ async fn one_oversized_message_does_not_cost_the_link() {
 }
 
 #[tokio::test]
-async fn what_breaks_the_protocol_breaks_the_link() {
+async fn a_protocol_violation_ends_the_connection() {
     let broken = [
         (Malformed::InvalidUtf8, "not UTF-8"),
         (Malformed::Oversized(65 << 20), "max_message_size"),

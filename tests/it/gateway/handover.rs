@@ -80,7 +80,7 @@ async fn moving(bench: &Bench) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_or_heard_twice_over_many_handovers() {
+async fn nothing_is_lost_or_duplicated_over_many_handovers() {
     let rounds = if long() { 1000 } else { 40 };
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(2).await;
@@ -140,7 +140,7 @@ async fn a_refused_token_is_used_once_and_the_old_link_is_read_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_token_that_nobody_saw_may_be_shown_again() {
+async fn a_token_that_was_not_presented_may_be_used_again() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(2).await;
     let refuse = |status| Reception::Refuse { status, retry_after: None };
@@ -192,7 +192,7 @@ async fn has_0(journal: &Journal) {
 }
 
 #[tokio::test]
-async fn what_a_new_link_heard_before_it_failed_is_handed_on() {
+async fn events_of_a_new_link_that_fails_are_appended() {
     let bench = new_link_before_its_welcome().await;
     bench.sim.end(Some(2), End::Fin);
     has_0(&bench.journal).await;
@@ -201,14 +201,14 @@ async fn what_a_new_link_heard_before_it_failed_is_handed_on() {
 }
 
 #[tokio::test]
-async fn what_a_new_link_heard_before_it_was_told_to_move_is_handed_on() {
+async fn events_of_a_new_link_that_must_move_are_appended() {
     let bench = new_link_before_its_welcome().await;
     bench.sim.drain(Some(2));
     has_0(&bench.journal).await;
 }
 
 #[tokio::test]
-async fn what_a_new_link_heard_is_handed_on_at_a_stop() {
+async fn events_of_a_new_link_are_appended_at_a_stop() {
     let bench = new_link_before_its_welcome().await;
     let journal = bench.journal.clone();
     // What the relay has read cannot be seen from outside: give it the time.
@@ -222,7 +222,7 @@ async fn what_a_new_link_heard_is_handed_on_at_a_stop() {
 }
 
 #[tokio::test]
-async fn what_a_new_link_heard_is_handed_on_while_the_old_one_lives() {
+async fn events_of_a_new_link_that_fails_are_appended_while_the_old_one_lives() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(2).await;
     bench.sim.faults(|faults| faults.welcome_delay = Duration::from_secs(1));
@@ -235,7 +235,7 @@ async fn what_a_new_link_heard_is_handed_on_while_the_old_one_lives() {
 }
 
 #[tokio::test]
-async fn a_gap_between_the_old_link_and_the_new_one_is_told() {
+async fn a_gap_between_the_old_link_and_the_new_one_is_reported() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(2).await;
     bench.sim.faults(|faults| faults.upgrade_delay = Duration::from_millis(500));
@@ -259,7 +259,7 @@ async fn a_gap_between_the_old_link_and_the_new_one_is_told() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_told_to_move_at_once_is_moved_again() {
+async fn a_connection_that_must_move_at_once_is_moved_again() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(2).await;
     for round in 1..=5 {

@@ -23,7 +23,7 @@ fn left_out(bench: &Bench) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn many_subscriptions_stand_without_exceeding_the_command_rate() {
+async fn many_subscriptions_are_confirmed_within_the_command_rate() {
     // 500 take 50 s and no less; 35 are more than any burst of a second.
     let (number, deadline) = if long() { (500, 55) } else { (35, 10) };
     let bench = Bench::with(Options::default(), topics(number), |astro| {
@@ -51,7 +51,7 @@ async fn more_than_a_connection_may_carry_go_over_several() {
 }
 
 #[tokio::test]
-async fn what_the_gateway_takes_no_more_on_a_connection_moves_to_another() {
+async fn overflow_moves_to_another_connection() {
     let options = Options { subscriptions_per_connection: Some(8), ..Options::default() };
     let bench = Bench::with(options, topics(20), |_| {}).await;
     bench.confirmed(20).await;
@@ -85,7 +85,7 @@ async fn a_limit_that_no_connection_can_mend_is_a_refusal() {
 }
 
 #[tokio::test]
-async fn there_are_no_more_connections_than_there_may_be_and_it_is_told() {
+async fn subscriptions_beyond_max_connections_are_left_out_and_shown() {
     let bench = Bench::with(Options::default(), topics(12), |astro| {
         astro.max_subscriptions_per_connection = 5;
         astro.max_connections = 2;

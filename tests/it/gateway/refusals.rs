@@ -12,7 +12,7 @@ use super::{
 use crate::support::wait::until;
 
 #[tokio::test]
-async fn every_error_is_shown_and_stops_nobody_else() {
+async fn every_refusal_is_shown_and_the_others_go_on() {
     // The code, and whether it is tried again by itself.
     let codes = [
         ("err_internal_error", true),

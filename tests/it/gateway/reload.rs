@@ -11,7 +11,7 @@ use super::{
 use crate::support::wait::until;
 
 #[tokio::test]
-async fn subscriptions_come_and_go_on_the_standing_link() {
+async fn subscriptions_come_and_go_on_the_open_link() {
     let kept = ("a", "channel.tips", Some(ROOM));
     let dropped = ("a", "channel.follow", Some(ROOM));
     let added = [("b", "channel.tips", Some(OTHER)), ("b", "channel.contests", Some(OTHER))];
@@ -54,7 +54,7 @@ async fn nothing_wanted_is_no_connection() {
 }
 
 #[tokio::test]
-async fn what_changes_while_there_is_no_connection_counts_when_there_is_one() {
+async fn changes_without_a_connection_count_at_the_next_one() {
     let bench = Bench::start(Options::default(), &[("a", "channel.tips", Some(ROOM))]).await;
     bench.confirmed(1).await;
     bench.sim.listen(false);

@@ -72,7 +72,7 @@ async fn the_first_revision_has_no_welcome_and_no_rooms() {
 }
 
 #[tokio::test]
-async fn messages_of_the_canonical_room_belong_to_who_asked_for_another() {
+async fn messages_of_the_canonical_room_belong_to_the_requested_room() {
     let canonical = Canonical::Rule(|room| format!("canon-{room}"));
     let bench = Bench::start(Options { canonical, ..Options::default() }, &WANTS).await;
     bench.confirmed(3).await;

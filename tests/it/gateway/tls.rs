@@ -90,7 +90,7 @@ async fn a_certificate_of_a_trusted_authority_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_certificate_for_another_host_is_refused_and_told() {
+async fn a_certificate_for_another_host_is_refused_and_shown() {
     let (bench, _listener) = bench("127.0.0.2", "127.0.0.2", Some("ca.pem")).await;
     let why = refusal(&bench).await;
     assert!(why.contains("TLS failed") && why.contains("is not for 127.0.0.2"), "{why}");
@@ -98,7 +98,7 @@ async fn a_certificate_for_another_host_is_refused_and_told() {
 }
 
 #[tokio::test]
-async fn an_authority_that_is_not_trusted_is_refused_and_told() {
+async fn an_authority_that_is_not_trusted_is_refused_and_shown() {
     let (bench, _listener) = bench("localhost", "127.0.0.1", None).await;
     let why = refusal(&bench).await;
     assert!(

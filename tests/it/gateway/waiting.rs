@@ -51,7 +51,7 @@ async fn a_server_that_drains_is_asked_again() {
 }
 
 #[tokio::test]
-async fn a_port_that_nobody_listens_at_is_tried_again() {
+async fn a_closed_port_is_tried_again() {
     let sim = meeting([]).await;
     sim.listen(false);
     let bench = Bench::at(sim, targets(&WANTS), |astro| astro.backoff_max = millis(100));
@@ -61,7 +61,7 @@ async fn a_port_that_nobody_listens_at_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_nowhere_is_told() {
+async fn an_unknown_host_name_is_shown() {
     let bench = Bench::at(meeting([]).await, targets(&WANTS), |astro| {
         astro.url = "ws://nowhere.invalid:1".into();
         astro.connect_timeout = millis(1_000);
@@ -110,7 +110,7 @@ async fn a_connection_that_never_says_a_word_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_server_that_accepts_and_closes_is_not_stormed() {
+async fn a_server_that_accepts_and_closes_is_not_flooded_with_attempts() {
     let sim = meeting([]).await;
     sim.faults(|faults| {
         faults.every = Reception::Close { after: Duration::ZERO, end: End::Close(1011) };

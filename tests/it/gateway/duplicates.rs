@@ -5,7 +5,7 @@ use astro_sim::Options;
 use super::{ROOM, bench::Bench};
 
 #[tokio::test]
-async fn a_twin_is_taken_once() {
+async fn a_duplicate_is_appended_once() {
     let bench = Bench::start(Options::default(), &[("a", "channel.tips", Some(ROOM))]).await;
     bench.confirmed(1).await;
     bench.sim.faults(|faults| faults.duplicate = true);
@@ -18,7 +18,7 @@ async fn a_twin_is_taken_once() {
 }
 
 #[tokio::test]
-async fn namesakes_are_both_kept_under_keys_of_their_own() {
+async fn messages_that_share_an_id_keep_keys_of_their_own() {
     let read = |name: &str| {
         let root = env!("CARGO_MANIFEST_DIR");
         let text = std::fs::read_to_string(format!("{root}/sim/messages/{name}.json"));
