@@ -28,11 +28,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::channel::{Channel, GRACE};
+use self::channel::Channel;
 use super::{
     refresh::{Outcome, RefreshRequest, RefreshRequests},
     sessions::Sessions,
-    state::{Change, Elements, Names, SESSION_TOPICS, TOPIC, key_of},
+    state::{Change, Elements, SESSION_TOPICS, TOPIC, key_of},
     store::{Section, StateKey, StateStore},
 };
 use crate::{
@@ -98,9 +98,6 @@ pub struct SessionKeeper {
     times: Times,
     follower: Follower,
     channels: BTreeMap<Arc<str>, Channel>,
-    names: Names,
-    /// No fetch is due before this. May be too early, never too late.
-    not_before: Instant,
 }
 
 /// A snapshot, and when it was asked for.
@@ -125,17 +122,8 @@ impl SessionKeeper {
     ) -> Result<Self, StoreError> {
         let follower = stores.journal.follow(CURSOR, Start::End, concerns)?;
         let kept = stores.journal.stored_state()?;
-        let mut keeper = Self {
-            rest,
-            stores,
-            targets,
-            requests,
-            times,
-            follower,
-            channels: BTreeMap::new(),
-            names: Names::default(),
-            not_before: Instant::now(),
-        };
+        let mut keeper =
+            Self { rest, stores, targets, requests, times, follower, channels: BTreeMap::new() };
         keeper.adopt();
         let mut forgotten = Vec::new();
         // Names with a dot are of others, who keep something else.
@@ -143,7 +131,7 @@ impl SessionKeeper {
             let value = kept.value.as_deref().and_then(Json::from_text);
             let restored = match (keeper.channels.get_mut(&*kept.channel), value) {
                 (Some(channel), Some(value)) => {
-                    channel.session.restore(keeper.names.shared(&kept.element), value)
+                    channel.session.restore((&*kept.element).into(), value)
                 }
                 (_, _) => false,
             };
@@ -196,7 +184,6 @@ impl SessionKeeper {
             self.stores.store.remove(|key| is_ours(key) && key.channel == label);
         }
         self.channels = wanted;
-        self.not_before = Instant::now();
     }
 
     /// Keeps them until it is stopped.
@@ -246,26 +233,20 @@ impl SessionKeeper {
         channel.waiting.retain(|waiting| !waiting.is_closed());
         channel.waiting.push(request.done);
         channel.fetch_now();
-        self.not_before = Instant::now();
     }
 
     /// Starts what is due, and answers when the next fetch is to begin; `None` while there are enough.
-    /// Called at every turn, it goes through the channels only when something may be due.
     fn start(&mut self, fetches: &mut Fetches) -> Option<Instant> {
         let now = Instant::now();
-        if fetches.len() >= FETCHES || now < self.not_before {
-            return (fetches.len() < FETCHES).then_some(self.not_before);
-        }
-        self.not_before = now + GRACE;
+        let mut next = None;
         for (label, channel) in &mut self.channels {
             let Some(due) = channel.due else { continue };
-            if due > now {
-                self.not_before = self.not_before.min(due);
-                continue;
-            }
             if fetches.len() >= FETCHES {
-                self.not_before = now;
                 return None;
+            }
+            if due > now {
+                next = Some(next.map_or(due, |next: Instant| next.min(due)));
+                continue;
             }
             channel.due = None;
             let (room, account) = (channel.room.clone(), channel.account.clone());
@@ -283,7 +264,7 @@ impl SessionKeeper {
                 Fetched { channel: label, since, waiting, outcome }
             }));
         }
-        (fetches.len() < FETCHES).then_some(self.not_before)
+        next
     }
 
     /// Where a session's subscriptions were confirmed again, something may have been missed.
@@ -300,14 +281,12 @@ impl SessionKeeper {
                 channel.compare(rows.get(&**label).map_or(&[], Vec::as_slice));
             }
         });
-        self.not_before = Instant::now();
     }
 
     fn fold(&mut self, batch: &Batch) {
         if batch.lost > 0 {
             warn!(events = batch.lost, "events were lost before a session could take them in");
             self.channels.values_mut().for_each(Channel::fetch_now);
-            self.not_before = Instant::now();
         }
         for record in batch.records.iter().filter(|record| concerns(&record.event)) {
             let label = &record.event.place.channel;
@@ -329,7 +308,7 @@ impl SessionKeeper {
         let next = match outcome {
             Ok(snapshot) => {
                 channel.backoff.reset();
-                let merged = channel.session.merge(&snapshot, since, clock::now(), &mut self.names);
+                let merged = channel.session.merge(&snapshot, since, clock::now());
                 if let Some(merged) = merged {
                     if channel.error.take().is_some() {
                         info!(channel = %label, "the session was fetched again");
@@ -361,7 +340,6 @@ impl SessionKeeper {
             }
         };
         channel.fetched(next);
-        self.not_before = self.not_before.min(channel.due.unwrap_or(next));
         self.write_down(&label, &changes);
     }
 

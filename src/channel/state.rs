@@ -10,10 +10,7 @@
 //! The vendor's pages spell the same element in two ways (`latest_follower`, `follower-latest`). [`name`]
 //! brings them together, and drops no name that it does not know.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Map, Value, value::RawValue};
 
@@ -44,9 +41,6 @@ pub const LONGEST: usize = 200;
 /// Bytes that the names and values of one channel may have: each change tells the value before and after,
 /// and is written down, kept and published.
 pub const BYTES: usize = 1024 * 1024;
-
-/// Names that are shared: the documented sixty, and some counters. Others stand where they are used.
-const SHARED: usize = 1024;
 
 /// The elements of a snapshot by name, as the server wrote them.
 pub type Elements = BTreeMap<Box<str>, Box<RawValue>>;
@@ -272,7 +266,6 @@ impl Session {
         snapshot: &Elements,
         since: Seq,
         now: UnixMillis,
-        names: &mut Names,
     ) -> Option<Vec<Change>> {
         if self.reset > since {
             return None;
@@ -282,7 +275,6 @@ impl Session {
         let kept =
             |name: &str, element: &Element| element.seq > since || snapshot.contains_key(name);
         let mut changes = self.remove(kept, fetched);
-        let first = self.elements.is_empty();
         for (name, value) in snapshot {
             match self.elements.get(&**name) {
                 Some(known) if known.seq > since || known.value.text() == value.get() => {}
@@ -291,14 +283,10 @@ impl Session {
                     changes.extend(set(&mut self.elements, &mut self.size, name, value, fetched));
                 }
                 None => {
-                    let (name, value) = (names.shared(name), value_only((&**value).into()));
+                    let (name, value) = ((&**name).into(), value_only((&**value).into()));
                     changes.extend(add(&mut self.elements, &mut self.size, name, value, fetched));
                 }
             }
-        }
-        if first {
-            // Built from sorted entries, the map is compact.
-            self.elements = std::mem::take(&mut self.elements).into_iter().collect();
         }
         Some(changes)
     }
@@ -313,24 +301,6 @@ impl Session {
             Change::new(name, Some(gone.value), None, from.source)
         };
         gone.into_iter().map(change).collect()
-    }
-}
-
-/// Names of elements, each once in memory: thousands of channels have the same.
-#[derive(Debug, Default)]
-pub struct Names(HashSet<Arc<str>>);
-
-impl Names {
-    /// The name, shared where others have it too.
-    pub fn shared(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.0.get(name) {
-            return Arc::clone(known);
-        }
-        let fresh: Arc<str> = name.into();
-        if self.0.len() < SHARED {
-            self.0.insert(Arc::clone(&fresh));
-        }
-        fresh
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Without a confirmation the first snapshot is fetched after this: better an old state than none.
-pub(super) const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(10);
 
 /// The ceilings of the waits between two failed fetches.
 const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(5));

@@ -7,9 +7,7 @@ use astro_sim::{Documents, SessionModel as Model, older};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::{
-    BYTES, Change, Elements, LARGEST, LONGEST, MOST, Names, Session, Source, key_of, name, same,
-};
+use super::{BYTES, Change, Elements, LARGEST, LONGEST, MOST, Session, Source, key_of, name, same};
 use crate::{
     base::{
         event::{Event, own},
@@ -32,7 +30,7 @@ fn snapshot(value: &Value) -> Elements {
 }
 
 fn merge(session: &mut Session, value: &Value, since: u64) -> Vec<Change> {
-    session.merge(&snapshot(value), since, since + 1, &mut Names::default()).unwrap()
+    session.merge(&snapshot(value), since, since + 1).unwrap()
 }
 
 fn elements(session: &Session) -> BTreeMap<String, Value> {
@@ -257,7 +255,7 @@ fn a_snapshot_that_says_the_same_in_other_words_is_no_change() {
         (r#"{"tip-goal": "\ud801"}"#, 0),
     ] {
         let snapshot: Elements = serde_json::from_str(text).unwrap();
-        let found = session.merge(&snapshot, 0, 1, &mut Names::default()).unwrap();
+        let found = session.merge(&snapshot, 0, 1).unwrap();
         assert_eq!(found.len(), changes, "{text}");
     }
 }
@@ -328,7 +326,6 @@ struct World {
     fetch: Option<(u64, Option<Map<String, Value>>)>,
     again: bool,
     store: StateStore,
-    names: Names,
     /// The last value of each fact.
     facts: BTreeMap<String, Value>,
 }
@@ -349,7 +346,6 @@ impl World {
             fetch: None,
             again: false,
             store: StateStore::default(),
-            names: Names::default(),
             facts: BTreeMap::new(),
         }
     }
@@ -416,7 +412,7 @@ impl World {
             self.fold();
         }
         let snapshot = self::snapshot(&snapshot.into());
-        let stale = match self.session.merge(&snapshot, since, 1, &mut self.names) {
+        let stale = match self.session.merge(&snapshot, since, 1) {
             Some(changes) => {
                 self.follow(changes);
                 false
