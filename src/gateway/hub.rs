@@ -84,7 +84,9 @@ impl Hub {
     /// What a connection's session says of its subscriptions.
     pub(super) fn update(&self, link: u64, updates: &[Update]) {
         if !updates.is_empty() {
-            self.report_gaps(self.table.update(link, updates));
+            let journal = self.intake.journal();
+            self.table.update(link, updates, |mut reports| journal.append(&mut reports));
+            self.remember_gaps();
         }
     }
 

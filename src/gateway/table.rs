@@ -325,11 +325,10 @@ impl Table {
         self.lock().state.last_event = Some(at);
     }
 
-    /// What a connection's session says of its subscriptions. Answers the reports of gaps that are over.
-    pub(super) fn update(&self, number: u64, updates: &[Update]) -> Vec<Event> {
-        if updates.is_empty() {
-            return Vec::new();
-        }
+    /// What a connection's session says of its subscriptions. The reports of gaps that are over by that go
+    /// to `report` before the change can be seen: whoever sees a subscription confirmed finds its gap in
+    /// the journal.
+    pub(super) fn update(&self, number: u64, updates: &[Update], report: impl FnOnce(Vec<Event>)) {
         self.change(|inner| {
             let mut over = Vec::new();
             for Update { subscription, state, confirmed_at } in updates {
@@ -349,7 +348,7 @@ impl Table {
                     over.extend(inner.missing.answered(subscription, state.is_confirmed()));
                 }
             }
-            inner.close(over)
+            report(inner.close(over));
         })
     }
 
@@ -387,7 +386,7 @@ impl Table {
             for (subscription, row) in &mut inner.state.subscriptions {
                 let on = row.slot.connection().filter(|number| connections.contains_key(number));
                 if let Some(at) = on.map_or(last, heard) {
-                    let cause = "the gateway failed and was started again";
+                    let cause = "the gateway failed and was started anew";
                     inner.missing.add(subscription, None, Since::moment(at), cause);
                 }
                 (row.slot, row.state) = (Slot::Unassigned, SubscriptionState::Waiting);
