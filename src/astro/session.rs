@@ -354,7 +354,7 @@ impl Session {
                     due = due.min(asked + self.limits.patience(entry.failures));
                 }
                 (SubscriptionState::Refused(Refusal { retry_at: Some(at), .. }), _) => {
-                    due = due.min(*at)
+                    due = due.min(*at);
                 }
                 _ => {}
             }

@@ -229,8 +229,8 @@ impl Tools {
             "from": clock::rfc3339(gap.from), "to": clock::rfc3339(gap.to),
             "found": activities, "recovered": recovered, "complete": complete,
         });
-        if let Some(error) = error {
-            data["error"] = error.into();
+        if let (Some(data), Some(error)) = (data.as_object_mut(), error) {
+            data.insert("error".into(), error.into());
         }
         // Lost on its way to the disk it is made again: the cursor is still before the gap there.
         self.journal.append(&mut vec![event::own(TOPIC, channel, &gap.room, &data, clock::now())]);

@@ -144,7 +144,9 @@ impl Outage {
             Clock::Gateway => "gateway",
             Clock::Unknown => "unknown",
         };
-        report["clock"] = clock.into();
+        if let Some(report) = report.as_object_mut() {
+            report.insert("clock".into(), clock.into());
+        }
         report
     }
 }

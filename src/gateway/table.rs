@@ -349,7 +349,7 @@ impl Table {
                 }
             }
             report(inner.close(over));
-        })
+        });
     }
 
     /// A connection was lost: what was confirmed on it is missing since its last frame.

@@ -71,7 +71,9 @@ impl RelayStatus {
     pub fn reloaded(&self, mut report: Report) {
         for lines in [&mut report.problems, &mut report.warnings] {
             lines.truncate(LINES);
-            lines.iter_mut().for_each(|line| *line = excerpt(line, TEXT));
+            for line in lines {
+                *line = excerpt(line, TEXT);
+            }
         }
         self.configuration().reload = Some(report);
     }
@@ -187,8 +189,8 @@ impl Snapshot {
         let sinks = self.sinks.sinks.iter().map(|(name, sink)| {
             let (events, seconds) = lag(name);
             let mut sink = json!(sink);
-            sink["lag_events"] = events.into();
-            sink["lag_seconds"] = seconds.as_secs_f64().into();
+            insert(&mut sink, "lag_events", events.into());
+            insert(&mut sink, "lag_seconds", seconds.as_secs_f64().into());
             (name.as_str(), sink)
         });
         let mut json = json!({
@@ -204,10 +206,10 @@ impl Snapshot {
             "reload": self.configuration.reload,
         });
         if !self.configuration.lacks.is_empty() {
-            json["unconfigured"] = json!(self.configuration.lacks);
+            insert(&mut json, "unconfigured", json!(self.configuration.lacks));
         }
         if !self.sinks.tasks.is_empty() {
-            json["tasks"] = json!(self.sinks.tasks);
+            insert(&mut json, "tasks", json!(self.sinks.tasks));
         }
         json
     }
@@ -224,7 +226,7 @@ impl Snapshot {
             "subscriptions": on_it.map(|(one, row)| subscription(one, row)).collect::<Vec<_>>(),
         });
         if let Some(why) = &row.unreadable {
-            json["unreadable"] = json!(why);
+            insert(&mut json, "unreadable", json!(why));
         }
         json
     }
@@ -238,16 +240,28 @@ fn subscription(subscription: &Subscription, row: &SubscriptionRow) -> Value {
         "state": row.state.as_str(),
     });
     match &row.state {
-        SubscriptionState::Confirmed(_) => json["confirmed_at"] = json!(row.confirmed_at),
+        SubscriptionState::Confirmed(_) => {
+            insert(&mut json, "confirmed_at", json!(row.confirmed_at));
+        }
         SubscriptionState::Refused(refusal) => {
-            json["code"] = json!(refusal.code);
-            json["text"] = json!(refusal.text);
+            insert(&mut json, "code", json!(refusal.code));
+            insert(&mut json, "text", json!(refusal.text));
             if let Some(at) = refusal.retry_at {
                 let wait = at.saturating_duration_since(Instant::now()).as_millis();
-                json["retry_at"] = json!(clock::now() + u64::try_from(wait).unwrap_or(0));
+                insert(
+                    &mut json,
+                    "retry_at",
+                    json!(clock::now() + u64::try_from(wait).unwrap_or(0)),
+                );
             }
         }
         SubscriptionState::Waiting | SubscriptionState::Pending => {}
     }
     json
+}
+
+fn insert(object: &mut Value, name: &str, value: Value) {
+    if let Some(object) = object.as_object_mut() {
+        object.insert(name.to_owned(), value);
+    }
 }

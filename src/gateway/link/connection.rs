@@ -57,7 +57,7 @@ pub(super) struct Connection {
     outbox: VecDeque<Message>,
     /// Since when the outbox waits for the peer.
     sending: Option<Instant>,
-    /// StateElement for its memory.
+    /// Kept for its memory.
     events: Vec<Event>,
     held: Option<Held>,
     step: Step,
@@ -112,7 +112,7 @@ impl Connection {
             hub.intake.journal().ready().await;
         }
         if !self.outbox.is_empty() {
-            // StateElement over steps that are dropped half way: the peer's time runs all the same.
+            // Kept over steps that are dropped half way: the peer's time runs all the same.
             let since = *self.sending.get_or_insert_with(Instant::now);
             let lost = match timeout_at(since + SEND, self.send()).await {
                 Ok(Ok(())) => None,
