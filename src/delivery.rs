@@ -42,7 +42,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::{
-    dead_letters::Accused,
     flight::{Flight, Undeliverable},
     reader::Reader,
     requests::Requests,
@@ -80,36 +79,54 @@ const FINISH: Duration = Duration::from_secs(5);
 /// At a stop, the sink has so long beyond that to take its leave.
 const GOODBYE: Duration = Duration::from_secs(2);
 
+/// So many times its timeout a sink may take until something becomes of what is in flight. It keeps the
+/// timeout itself; this meets only one that hangs.
+const HUNG: u32 = 4;
+
 /// The state of a sink whose task has failed.
 const FAILED: &str = "failed";
 
 /// One sink's delivery.
 pub struct Delivery {
-    name: Arc<str>,
-    status: Arc<Status>,
-    metrics: SinkMetrics,
+    page: Page,
     config: SinkConfig,
-    sink: Box<dyn Sink>,
-    connected: bool,
-    /// Since when nothing has become of what is in flight.
-    silent_since: Instant,
+    link: Link,
     route: Route,
     reader: Reader,
     flight: Flight,
     requests: Requests,
     waiting: Waiting,
     suspicion: Suspicion,
-    /// An event at which the connection has ended often enough.
-    accused: Option<Accused>,
-    /// Since the stop: when what is in flight is given up.
-    give_up: Option<Instant>,
     /// The state that the destination keeps, where it does.
     keeping: Option<Keeping>,
 }
 
+/// Where it is shown how a sink is doing.
+struct Page {
+    name: Arc<str>,
+    status: Arc<Status>,
+    metrics: SinkMetrics,
+}
+
+impl Page {
+    fn show(&self, change: impl FnOnce(&mut status::Sink)) {
+        self.status.sink(&self.name, change);
+    }
+}
+
+/// The sink, and whether it is connected.
+struct Link {
+    sink: Box<dyn Sink>,
+    connected: bool,
+    /// Since when nothing has become of what is in flight.
+    silent_since: Instant,
+    /// Since the stop: when what is in flight is given up.
+    give_up: Option<Instant>,
+}
+
 impl std::fmt::Debug for Delivery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Delivery({} at {})", self.name, self.reader.cursor)
+        write!(f, "Delivery({} at {})", self.page.name, self.reader.cursor)
     }
 }
 
@@ -141,20 +158,14 @@ impl Delivery {
         let name = Arc::from(name);
         Ok(Self {
             reader: Reader::new(&name, journal, cursor, config.window),
-            name,
-            status,
-            metrics,
+            page: Page { name, status, metrics },
             config: config.clone(),
-            sink,
-            connected: false,
-            silent_since: Instant::now(),
+            link: Link { sink, connected: false, silent_since: Instant::now(), give_up: None },
             route,
             flight: Flight::default(),
             requests,
             waiting,
             suspicion: Suspicion::default(),
-            accused: None,
-            give_up: None,
             keeping: None,
         })
     }
@@ -162,7 +173,7 @@ impl Delivery {
     /// Delivers until it is stopped. What is in flight then is finished, within limits. A panic is shown on
     /// the page and goes on to the supervisor.
     pub async fn run(self, stop: CancellationToken) {
-        let (name, status) = (Arc::clone(&self.name), Arc::clone(&self.status));
+        let (name, status) = (Arc::clone(&self.page.name), Arc::clone(&self.page.status));
         if let Err(panic) = AssertUnwindSafe(self.work(stop)).catch_unwind().await {
             let text = format!("the sink's task has failed: {}", message(&*panic));
             error!(sink = %name, error = text, "the sink is down; the others go on");
@@ -183,7 +194,7 @@ impl Delivery {
             self.turn(&stop).await;
         }
         self.finish().await;
-        self.metrics.up(false);
+        self.page.metrics.up(false);
     }
 
     /// Does the next thing that can be done, or waits until there is one.
@@ -193,15 +204,15 @@ impl Delivery {
         if self.waiting.resume() {
             self.disconnect();
         }
-        if !self.connected {
+        if !self.link.connected {
             return self.connect(stop).await;
         }
         if self.flight.handed == 0 {
             self.publish_state().await;
-            if self.connected && self.waiting.resume_at().is_none() {
+            if self.link.connected && self.waiting.resume_at().is_none() {
                 self.prepare().await;
             }
-            if !self.connected {
+            if !self.link.connected {
                 return;
             }
         }
@@ -270,11 +281,11 @@ impl Delivery {
         };
         let rest = rest.unwrap_or_default();
         let events = rest.get(..count).unwrap_or(rest);
-        let limit = self.config.timeout.0.saturating_mul(factor(events.len()));
-        let give_up = &mut self.give_up;
+        let limit = self.config.timeout.0.saturating_mul(HUNG);
+        let give_up = &mut self.link.give_up;
         let outcome = tokio::select! {
             biased;
-            outcome = timeout(limit, self.sink.send(events)) => outcome,
+            outcome = timeout(limit, self.link.sink.send(events)) => outcome,
             () = async {
                 stop.cancelled().await;
                 sleep_until(*give_up.get_or_insert_with(|| Instant::now() + FINISH)).await;
@@ -282,7 +293,7 @@ impl Delivery {
         };
         let asked = events.len();
         if handed == 0 {
-            self.silent_since = Instant::now();
+            self.link.silent_since = Instant::now();
         }
         match outcome {
             Ok(Ok(0)) if handed == 0 => {
@@ -312,17 +323,15 @@ impl Delivery {
         let limit = if may_read { self.reader.room(self.flight.len()) } else { 0 };
         let saving = (may_read && limit == 0 && self.reader.is_unsaved())
             || !self.flight.undeliverable.is_empty();
-        let silent = (self.flight.handed > 0).then(|| {
-            let limit = self.config.timeout.0.saturating_mul(factor(self.flight.handed));
-            self.silent_since + limit
-        });
+        let silent = (self.flight.handed > 0)
+            .then(|| self.link.silent_since + self.config.timeout.0.saturating_mul(HUNG));
         let mut progress = self.reader.progress.clone();
         let mut sleeps = clock::sleeps();
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
             Ok(()) = self.requests.retries.changed() => self.try_now(ASKED),
-            outcome = self.sink.acknowledged() => self.outcome(outcome),
+            outcome = self.link.sink.acknowledged() => self.outcome(outcome),
             batch = self.reader.next(limit, alone), if limit > 0 => match batch {
                 Ok(batch) => self.take(&batch),
                 Err(failure) => self.unreadable(&failure).await,
@@ -341,7 +350,7 @@ impl Delivery {
 
     /// Whatever is waited for, it is tried now.
     fn try_now(&mut self, why: &'static str) {
-        info!(sink = %self.name, why, "tried at once");
+        info!(sink = %self.page.name, why, "tried at once");
         if self.waiting.try_now() {
             self.disconnect();
         }
@@ -350,12 +359,13 @@ impl Delivery {
     /// At a stop: what is in flight is waited for, as far as it goes, and what the destination has accepted
     /// is remembered, so that the next task does not repeat it.
     async fn finish(&mut self) {
-        let until = *self.give_up.get_or_insert_with(|| Instant::now() + FINISH);
+        let until = *self.link.give_up.get_or_insert_with(|| Instant::now() + FINISH);
         self.farewell().await;
         let closed =
-            timeout_at(until + GOODBYE.min(self.config.timeout.0), self.sink.close(until)).await;
+            timeout_at(until + GOODBYE.min(self.config.timeout.0), self.link.sink.close(until))
+                .await;
         let Ok(accepted) = closed else {
-            warn!(sink = %self.name, "the sink did not close in time");
+            warn!(sink = %self.page.name, "the sink did not close in time");
             return;
         };
         if self.flight.request.is_some() {
@@ -388,7 +398,7 @@ impl Delivery {
         }
         let connected = tokio::select! {
             () = stop.cancelled() => return,
-            connected = timeout(self.config.timeout.0, self.sink.connect()) => connected,
+            connected = timeout(self.config.timeout.0, self.link.sink.connect()) => connected,
         };
         match connected {
             Ok(Ok(())) => self.connected(),
@@ -401,7 +411,7 @@ impl Delivery {
     }
 
     fn connected(&mut self) {
-        self.connected = true;
+        self.link.connected = true;
         self.flight.stale = true;
         if let Some(keeping) = &mut self.keeping {
             keeping.begin();
@@ -409,7 +419,7 @@ impl Delivery {
         self.report();
         self.waiting.connected();
         if self.waiting.fault.is_none() {
-            info!(sink = %self.name, "connected");
+            info!(sink = %self.page.name, "connected");
         }
         let isolates = self.flight.head().is_some_and(|head| self.suspicion.isolates(head));
         if self.waiting.session && isolates {
@@ -420,7 +430,7 @@ impl Delivery {
 
     /// Nothing goes over this connection any more.
     fn disconnect(&mut self) {
-        self.connected = false;
+        self.link.connected = false;
         self.flight.recall();
     }
 
@@ -435,6 +445,7 @@ impl Delivery {
         self.render(&batch.records);
         self.reader.taken(batch.through);
         self.requests.yielded = false;
+        self.write_dead_letters();
         if self.flight.is_empty() {
             self.flight_is_done();
         }
@@ -458,7 +469,7 @@ impl Delivery {
             }
         }
         for (skip, count) in route::SKIPS.iter().zip(skipped) {
-            self.metrics.filtered(skip.as_str(), count);
+            self.page.metrics.filtered(skip.as_str(), count);
         }
     }
 
@@ -496,29 +507,24 @@ impl Delivery {
 
     /// The journal cannot be read at the moment.
     async fn unreadable(&mut self, failure: &StoreError) {
-        self.waiting.complain(&self.name, "journal", &failure.to_string(), JOURNAL_RETRY);
+        self.waiting.complain(&self.page.name, "journal", &failure.to_string(), JOURNAL_RETRY);
         sleep(JOURNAL_RETRY).await;
     }
 
     /// Events that this sink will never get.
     fn lost(&mut self, count: u64) {
-        error!(sink = %self.name, count, "events were lost before the sink could get them");
-        self.metrics.lost(count);
-        self.status.sink(&self.name, |page| page.lost += count);
+        error!(sink = %self.page.name, count, "events were lost before the sink could get them");
+        self.page.metrics.lost(count);
+        self.page.show(|page| page.lost += count);
         let data = json!({
             "cause": "the journal no longer holds them",
-            "sink": &*self.name,
+            "sink": &*self.page.name,
             "count": count,
         });
         let no_channel: Arc<str> = "".into();
         let gap = event::own("relay.gap", &no_channel, &no_channel, &data, clock::now());
         self.reader.journal.append(&mut vec![gap]);
     }
-}
-
-/// How many times its timeout a sink may take for so many events: it keeps the timeout for each itself.
-fn factor(count: usize) -> u32 {
-    u32::try_from(count + 1).unwrap_or(u32::MAX)
 }
 
 /// A sink that has not answered within the limit.

@@ -58,7 +58,7 @@ pub struct Outgoing {
     pub expires_in: Option<Duration>,
 }
 
-/// A part of the live state, for the destination to keep until it is told otherwise.
+/// A part of the live state, for the destination to keep until it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// What it is.
@@ -140,14 +140,14 @@ pub enum Permission {
     Granted,
     /// It does not, in its words.
     Denied(String),
-    /// It does not say, for this reason: only an event tells.
+    /// It does not say, for this reason: only an event shows it.
     Unknown(&'static str),
 }
 
 /// A connection to one destination. Its methods are called from one task, never at once.
 ///
 /// Each wait inside (an answer, a round trip) has the configured `timeout` as its limit, which the sink
-/// keeps itself. The caller's own limit is longer and meets only a sink that breaks this rule.
+/// keeps itself. The caller's own limit is four times that, and meets only a sink that hangs.
 #[async_trait]
 pub trait Sink: Send {
     /// Connects, or connects again: whatever was in flight is dropped first, with all that was queued for
@@ -165,9 +165,9 @@ pub trait Sink: Send {
     /// in flight afterwards.
     async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure>;
 
-    /// Waits until something becomes of the oldest in flight. `Ok(n)`, n > 0: n more of them are accepted,
-    /// in the sense in which that transport can accept (an acknowledgement where there is one). For what a
-    /// failure leaves in flight see [`Failure`].
+    /// Waits until something becomes of the oldest in flight. `Ok(n)`: n more of them are accepted, in the
+    /// sense in which that transport can accept (an acknowledgement where there is one). `Ok(0)`: none is,
+    /// but there is room again where `send` had none. For what a failure leaves in flight see [`Failure`].
     ///
     /// With nothing in flight it keeps the link alive and returns only when the link is lost. Safe to drop
     /// at any await without losing anything, and dropped often: the caller waits for other things besides.
@@ -293,7 +293,7 @@ pub struct Address {
     /// The key of `settings` that holds its template. It may depend on the settings: Redis has one
     /// for channels and one for streams.
     pub key: fn(&serde_json::Value) -> &'static str,
-    /// What stands between the words of an address.
+    /// Between the words of an address.
     pub separator: char,
     /// The template where none is configured; it may depend on the settings too.
     pub default: fn(&serde_json::Value) -> &'static str,

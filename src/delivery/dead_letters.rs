@@ -21,19 +21,12 @@ use crate::{
     sink::{self, Cause, Opening, Purpose},
 };
 
-/// So many rejected in a row, and somebody is told.
+/// So many rejected in a row, and an ERROR is logged.
 const IN_A_ROW: u64 = 20;
 
 /// What somebody has to do about a sink whose letters have no room.
 const FULL: &str =
     "the dead letters of this sink take all of journal.max_dead_letters: retry or drop them";
-
-/// An event at which the connection has ended often enough.
-#[derive(Debug)]
-pub(super) struct Accused {
-    seq: Seq,
-    reason: String,
-}
 
 impl Delivery {
     /// The event was the first of the flight, and will not be accepted.
@@ -42,8 +35,8 @@ impl Delivery {
             Some(Begun::Letter { number, rejected }) => {
                 // It stays the letter that it is, with the new reason.
                 warn!(
-                    sink = %self.name, number, reason,
-                    "a dead letter was tried again and is refused again"
+                    sink = %self.page.name, number, reason,
+                    "a dead letter was tried again and rejected again"
                 );
                 self.reader.journal.rejected_again(*number, &reason);
                 *rejected = true;
@@ -62,21 +55,21 @@ impl Delivery {
                 return;
             }
             let event = &record.event;
-            match self.reader.journal.dead_letter(&self.name, record, reason) {
+            match self.reader.journal.dead_letter(&self.page.name, record, reason) {
                 SetAside::Stored => error!(
-                    sink = %self.name, id = %event.id, topic = %event.place.topic, reason,
-                    "an event was refused and set aside"
+                    sink = %self.page.name, id = %event.id, topic = %event.place.topic, reason,
+                    "an event was rejected and is now a dead letter"
                 ),
                 SetAside::Lost => error!(
-                    sink = %self.name, id = %event.id, topic = %event.place.topic, reason,
-                    "an event was refused and is lost: without `journal.dir` there are no dead letters"
+                    sink = %self.page.name, id = %event.id, topic = %event.place.topic, reason,
+                    "an event was rejected and is lost: without `journal.dir` there are no dead letters"
                 ),
                 // The disk has so much to do; there is a sign when it is done.
                 SetAside::Wait => return,
                 SetAside::Full => return self.letters_are_full(),
             }
-            self.metrics.dead();
-            self.status.sink(&self.name, |page| page.dead_letters += 1);
+            self.page.metrics.dead();
+            self.page.show(|page| page.dead_letters += 1);
             let seq = record.seq;
             self.flight.undeliverable.pop_front();
             self.suspicion.passed(seq);
@@ -106,7 +99,7 @@ impl Delivery {
     fn letters_are_full(&mut self) {
         if self.waiting.fault.as_ref().is_none_or(|fault| fault.text != FULL) {
             self.waiting.held(
-                &self.name,
+                &self.page.name,
                 "held",
                 FULL.to_owned(),
                 "the sink is held, nothing is lost",
@@ -118,7 +111,7 @@ impl Delivery {
     /// A destination that rejects an event is there; one that rejects every event is not well.
     pub(super) fn rejected(&mut self, reason: &str) {
         let mut row = 0;
-        self.status.sink(&self.name, |page| {
+        self.page.show(|page| {
             page.rejected_in_a_row += 1;
             row = page.rejected_in_a_row;
         });
@@ -130,7 +123,7 @@ impl Delivery {
         }
         if self.waiting.fault.as_ref().is_none_or(|fault| fault.state != "rejecting") {
             let text = format!("the last {IN_A_ROW} events were all rejected: {reason}");
-            self.waiting.held(&self.name, "rejecting", text, "no event is accepted any more");
+            self.waiting.held(&self.page.name, "rejecting", text, "no event is accepted any more");
             self.show();
         }
     }
@@ -145,7 +138,7 @@ impl Delivery {
                 blame.over.as_secs(),
                 describe(cause)
             );
-            self.accused = Some(Accused { seq, reason });
+            self.suspicion.accused = Some((seq, reason));
         } else if self.suspicion.isolates(seq) {
             let text = format!("the connection ends at event {seq}: {}", describe(cause));
             self.waiting.suspected(text);
@@ -155,7 +148,7 @@ impl Delivery {
     /// With a new connection and nothing on its way: if the destination is there for all else, the event is
     /// to blame.
     pub(super) async fn judge(&mut self) {
-        let Some(Accused { seq, reason }) = self.accused.take() else { return };
+        let Some((seq, reason)) = self.suspicion.accused.take() else { return };
         match self.is_there().await {
             Ok(()) => {
                 if self.flight.head() == Some(seq)
@@ -179,7 +172,7 @@ impl Delivery {
         let probe = sink::kind(&self.config.kind).and_then(|kind| kind.probe);
         let answer = probe.filter(|_| !self.waiting.session).map(|probe| {
             let settings = self.config.settings.clone();
-            let (name, config) = (&*self.name, &self.config);
+            let (name, config) = (&*self.page.name, &self.config);
             probe(Opening { name, settings, config, purpose: Purpose::Probe }, vec!["".into()])
         });
         let limit = self.config.timeout.0.saturating_add(Duration::from_secs(1));

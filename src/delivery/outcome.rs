@@ -1,4 +1,4 @@
-//! What becomes of events: accepted, rejected, failed; and who is told.
+//! What becomes of events: accepted, rejected, failed; and where that is shown.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ impl Delivery {
     /// What the sink reports of what is in flight.
     pub(super) fn outcome(&mut self, outcome: Result<usize, Failure>) {
         match outcome {
+            Ok(0) if self.flight.full => self.flight.full = false,
             Ok(0) => self.failure(Failure::down("the sink reported nothing")),
             Ok(count) => {
                 self.accepted(count);
@@ -61,7 +62,7 @@ impl Delivery {
         }
         self.flight.handed = self.flight.handed.saturating_sub(count);
         self.flight.full = false;
-        self.silent_since = Instant::now();
+        self.link.silent_since = Instant::now();
         let mut amount = 0;
         let mut last = None;
         // Events of one reading were received in the same millisecond: one sample for all of them.
@@ -78,15 +79,15 @@ impl Delivery {
             let age = event.record.age().as_millis();
             match since.replace(age) {
                 Some(before) if before != age => {
-                    self.metrics.delivered(same, millis(before));
+                    self.page.metrics.delivered(same, millis(before));
                     same = 1;
                 }
                 _ => same += 1,
             }
         }
-        self.metrics.delivered(same, millis(since.unwrap_or(0)));
+        self.page.metrics.delivered(same, millis(since.unwrap_or(0)));
         self.report();
-        self.status.sink(&self.name, |page| {
+        self.page.show(|page| {
             page.delivered += amount;
             page.rejected_in_a_row = 0;
         });
@@ -105,14 +106,14 @@ impl Delivery {
 
     /// Passes on what the sink has learned; the log shows only what is new.
     pub(super) fn report(&mut self) {
-        let report = self.sink.report();
+        let report = self.link.sink.report();
         for (name, amount) in report.counts {
-            self.metrics.note(name, amount);
+            self.page.metrics.note(name, amount);
         }
         let Some(facts) = report.facts else { return };
-        self.status.sink(&self.name, |page| {
+        self.page.show(|page| {
             for fact in facts.iter().filter(|fact| !page.remarks.contains(fact)) {
-                info!(sink = %self.name, fact, "note from sink");
+                info!(sink = %self.page.name, fact, "note from sink");
             }
             page.remarks = facts;
         });
@@ -131,8 +132,8 @@ impl Delivery {
             Some(fault) => (fault.state, Some(fault.text.clone())),
             None => ("up", None),
         };
-        self.metrics.up(matches!(state, "up" | "busy"));
-        self.status.sink(&self.name, |page| {
+        self.page.metrics.up(matches!(state, "up" | "busy"));
+        self.page.show(|page| {
             if page.state != state {
                 page.state = state;
                 page.since = clock::now();
@@ -143,16 +144,16 @@ impl Delivery {
 
     /// Something failed: logs it, and notes how long to wait.
     pub(super) fn failed(&mut self, cause: &Cause, connecting: bool) {
-        self.metrics.retry(waiting::word(cause));
+        self.page.metrics.retry(waiting::word(cause));
         let text = describe(cause);
-        self.waiting.failed(&self.name, cause, connecting, &text);
+        self.waiting.failed(&self.page.name, cause, connecting, &text);
         let (state, connected) = waiting::state(cause, connecting);
         if !connected {
             self.disconnect();
         }
         self.flight.stale = true;
-        self.metrics.up(state == "busy");
-        self.status.sink(&self.name, |page| {
+        self.page.metrics.up(state == "busy");
+        self.page.show(|page| {
             if page.state != state {
                 page.state = state;
                 page.since = clock::now();

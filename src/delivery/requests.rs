@@ -16,7 +16,7 @@ use crate::{
     journal::{DeadLetter, Replay},
 };
 
-/// Events of a replay that are handed over between two batches of new ones.
+/// Events of a replay that are sent between two batches of new ones.
 const REPLAY_BATCH: usize = 128;
 
 /// Something that is asked for.
@@ -89,7 +89,7 @@ impl Requests {
 impl Delivery {
     /// Reads what is asked for; whether there is anything.
     async fn load_requests(&mut self) -> bool {
-        let (journal, name) = (self.reader.journal.clone(), Arc::clone(&self.name));
+        let (journal, name) = (self.reader.journal.clone(), Arc::clone(&self.page.name));
         let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&name)).await;
         let (letters, replays) = match asked {
             Ok(Ok(asked)) => asked,
@@ -139,7 +139,7 @@ impl Delivery {
             Begun::Replay { number, position } => {
                 self.reader.journal.replay_progress(number, position);
                 if position.is_none() {
-                    info!(sink = %self.name, number, "replay done");
+                    info!(sink = %self.page.name, number, "replay done");
                 }
             }
         }
@@ -147,7 +147,7 @@ impl Delivery {
 
     fn try_again(&mut self, letter: &DeadLetter) {
         let number = letter.number;
-        info!(sink = %self.name, number, "trying a dead letter again");
+        info!(sink = %self.page.name, number, "trying a dead letter again");
         let reason = match self.route.render(&letter.record) {
             Rendered::Wanted(event, ha_event) => {
                 self.flight.push(event, ha_event);
@@ -158,7 +158,7 @@ impl Delivery {
             Rendered::Skipped(skip) => format!("no longer wanted by the sink: {}", skip.as_str()),
             Rendered::Failed(reason) => reason,
         };
-        warn!(sink = %self.name, number, reason, "a dead letter cannot be tried again");
+        warn!(sink = %self.page.name, number, reason, "a dead letter cannot be tried again");
         self.reader.journal.rejected_again(number, &reason);
     }
 
@@ -166,7 +166,7 @@ impl Delivery {
     async fn replay(&mut self, replay: &Replay) {
         let pattern =
             replay.topic.as_deref().map(Pattern::parse).transpose().unwrap_or_else(|error| {
-                warn!(%error, "a replay's pattern is none; all topics are handed on");
+                warn!(%error, "a replay's pattern is invalid; all topics are sent");
                 None
             });
         let limit = REPLAY_BATCH.min(self.config.window.max(1));
@@ -178,7 +178,7 @@ impl Delivery {
             Err(error) => return self.unreadable(&error).await,
         };
         if batch.lost > 0 {
-            warn!(sink = %self.name, count = batch.lost, "the journal no longer holds all of a replay");
+            warn!(sink = %self.page.name, count = batch.lost, "the journal no longer holds all of a replay");
         }
         let wanted = |record: &&Arc<Record>| {
             pattern.as_ref().is_none_or(|pattern| pattern.matches(&record.event.place.topic))

@@ -3,8 +3,8 @@
 //! A [`Route`] is compiled once from a sink's configuration: topic patterns, channels, condition, age,
 //! redaction, address and payload. It does no I/O.
 //!
-//! The one thing to know: with `payload = "message"` and nothing to take out, the payload *is* the
-//! bytes that came from the gateway; nothing is copied, parsed or written anew.
+//! With `payload = "message"` and nothing to redact, the payload *is* the bytes that came from the
+//! gateway; nothing is copied, parsed or written again.
 
 mod pattern;
 mod redact;
@@ -99,7 +99,7 @@ pub enum Rendered {
 pub enum Destination {
     /// They are not wanted.
     Nowhere,
-    /// To this address; it is empty for a far side that has none.
+    /// To this address; it is empty where a kind has none.
     At(Arc<str>),
     /// It depends on each event's data.
     ByData,
@@ -252,7 +252,7 @@ impl Route {
             || self.channels.as_ref().is_none_or(|channels| channels.contains(&*path.channel))
     }
 
-    /// A part of the state as the far side may keep it.
+    /// A part of the state as the destination may keep it.
     pub fn kept(&self, path: &Path, value: &Json) -> Bytes {
         if path.section != Section::Session {
             return path.payload(value);
@@ -336,7 +336,7 @@ impl Route {
     fn wants(&self, topic: &str, channel: &str) -> bool {
         let topic_wanted = match &self.topics {
             Some(patterns) => patterns.iter().any(|pattern| pattern.matches(topic)),
-            // All of Astro's topics, and of the relay's own the one that tells of losses.
+            // All of Astro's topics, and of the relay's own the one that reports losses.
             None => topic == "relay.gap" || !topic.starts_with("relay."),
         };
         let channel_wanted = match &self.channels {

@@ -3,14 +3,12 @@
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::warn;
 
-use super::{
-    Arc, Board, Cause, Delivery, Duration, GOODBYE, Keeping, StoreError, describe, factor,
-};
+use super::{Arc, Board, Cause, Delivery, Duration, GOODBYE, Keeping, StoreError, describe};
 
 impl Delivery {
     /// The destination also keeps what stands on `board`. Blocks on the disk.
     pub fn keeping(mut self, board: Arc<Board>) -> Result<Self, StoreError> {
-        self.keeping = Some(Keeping::new(&self.name, board, self.reader.journal.clone())?);
+        self.keeping = Some(Keeping::new(&self.page.name, board, self.reader.journal.clone())?);
         Ok(self)
     }
 
@@ -19,15 +17,19 @@ impl Delivery {
         let Some(keeping) = self.keeping.as_mut().filter(|keeping| keeping.is_due()) else {
             return;
         };
-        if !self.sink.watches_state() {
+        if !self.link.sink.watches_state() {
             keeping.doubt();
         }
         let piece = keeping.piece(&self.route);
         let mut done = 0;
         loop {
             let rest = piece.parts.get(done..).unwrap_or_default();
-            let limit = self.config.timeout.0.saturating_mul(factor(rest.len()));
-            let failure = match timeout(limit, self.sink.keep(rest)).await {
+            let limit = self
+                .config
+                .timeout
+                .0
+                .saturating_mul(u32::try_from(rest.len() + 1).unwrap_or(u32::MAX));
+            let failure = match timeout(limit, self.link.sink.keep(rest)).await {
                 Ok(Ok(())) => break,
                 Ok(Err(failure)) => failure,
                 Err(_) => super::no_timeout(),
@@ -38,7 +40,7 @@ impl Delivery {
                 (Cause::Rejected { reason }, Some(part)) => {
                     let path = part.path.text();
                     if !std::mem::replace(&mut keeping.complained, true) {
-                        warn!(sink = %self.name, path, reason, "the destination does not keep this");
+                        warn!(sink = %self.page.name, path, reason, "the destination does not keep this");
                     }
                     done += 1;
                 }
@@ -60,7 +62,7 @@ impl Delivery {
             self.failed(cause, false);
         } else {
             let text = describe(cause);
-            self.waiting.complain(&self.name, "state", &text, Duration::ZERO);
+            self.waiting.complain(&self.page.name, "state", &text, Duration::ZERO);
         }
     }
 
@@ -68,26 +70,28 @@ impl Delivery {
     pub(super) async fn farewell(&mut self) {
         if self.keeping.is_some() {
             let until = Instant::now() + super::FINISH;
-            while self.connected && self.flight.handed > 0 {
-                match timeout_at(until, self.sink.acknowledged()).await {
+            while self.link.connected && self.flight.handed > 0 {
+                match timeout_at(until, self.link.sink.acknowledged()).await {
                     Ok(outcome) => self.outcome(outcome),
                     Err(_) => return,
                 }
             }
         }
-        let Some(keeping) = self.keeping.as_ref().filter(|_| self.connected) else { return };
+        let Some(keeping) = self.keeping.as_ref().filter(|_| self.link.connected) else { return };
         let parts = keeping.farewell();
         if parts.is_empty() {
             return;
         }
         let end = Instant::now() + GOODBYE;
-        match timeout_at(end, self.sink.keep(&parts)).await {
+        match timeout_at(end, self.link.sink.keep(&parts)).await {
             Ok(Ok(())) => {}
             Ok(Err(failure)) => {
                 let error = describe(&failure.cause);
-                warn!(sink = %self.name, error, "the destination does not know that the relay goes");
+                warn!(sink = %self.page.name, error, "the destination does not know that the relay goes");
             }
-            Err(_) => warn!(sink = %self.name, "the destination does not know that the relay goes"),
+            Err(_) => {
+                warn!(sink = %self.page.name, "the destination does not know that the relay goes")
+            }
         }
     }
 }

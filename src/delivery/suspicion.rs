@@ -34,8 +34,10 @@ pub(super) const QUIET: Duration = Duration::from_secs(3);
 #[derive(Debug, Default)]
 pub(super) struct Suspicion {
     at: Option<Suspect>,
-    /// How many were set aside since one was accepted.
+    /// How many became dead letters since one was accepted.
     blamed: u32,
+    /// An event that is to blame, and why, if the destination is there for all else.
+    pub(super) accused: Option<(Seq, String)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,7 +82,7 @@ impl Suspicion {
         self.at.is_some_and(|at| at.seq == seq && at.closes >= ISOLATE_AFTER)
     }
 
-    /// The event was set aside.
+    /// The event is a dead letter.
     pub(super) fn blamed(&mut self) {
         self.at = None;
         self.blamed = self.blamed.saturating_add(1);
@@ -114,7 +116,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_event_is_to_blame_after_five_ends_alone_over_a_minute() {
+    async fn an_event_is_blamed_after_five_closes_over_a_minute() {
         let mut suspicion = Suspicion::default();
         assert_eq!(suspicion.closed(7, false), None);
         assert!(!suspicion.isolates(7));
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn few_ends_over_a_long_time_are_not_enough() {
+    async fn few_closes_over_a_long_time_are_not_enough() {
         let mut suspicion = Suspicion::default();
         for times in 0..ISOLATE_AFTER + CLOSES - 1 {
             assert_eq!(suspicion.closed(7, true), None, "{times}");
@@ -140,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_by_itself_excuses_the_event_and_another_event_is_another_matter() {
+    async fn a_close_without_an_event_resets_the_count() {
         let mut suspicion = Suspicion::default();
         let ends = async |suspicion: &mut Suspicion, seq, count| {
             let mut last = None;
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_some_events_in_a_row_can_be_to_blame() {
+    async fn only_three_events_in_a_row_can_be_blamed() {
         let mut suspicion = Suspicion::default();
         for seq in 1..=10 {
             let mut found = None;

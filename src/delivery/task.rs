@@ -27,7 +27,7 @@ pub(crate) fn name(sink: &str) -> String {
     format!("{PREFIX}{sink}")
 }
 
-/// What a sink's task is made of, beside its configuration.
+/// What a sink's task needs besides its configuration.
 #[derive(Debug, Clone)]
 pub struct Services {
     pub journal: Journal,

@@ -1,10 +1,9 @@
-//! What is wrong with a sink at the moment, how long it waits for that, and who is told.
+//! What is wrong with a sink at the moment, how long it waits for that, and what is logged.
 //!
 //! Two waits, because two things may be impossible: to connect, and to have events accepted. While a
-//! destination that is connected takes no events, its connection is kept, its state goes on and its
-//! commands are heard.
+//! destination that is connected takes no events, its connection is kept alive.
 //!
-//! | cause | waits | told |
+//! | cause | waits | logged |
 //! |---|---|---|
 //! | down | backoff up to `backoff_max`; from the fifth failure on 5 s at least | WARN, once a minute |
 //! | busy | the same, or as long as the destination asks, up to [`LONGEST_ASKED`] | WARN, once a minute |
@@ -35,13 +34,13 @@ const BREAK: Duration = Duration::from_secs(5);
 const PROVEN: Duration = Duration::from_secs(10);
 
 /// The longest wait that a destination may ask for: beyond that it is a mistake of its own (a date in
-/// the wrong century), and an operator who mends it should not have to restart the relay.
+/// the wrong century), and an operator who fixes it should not have to restart the relay.
 const LONGEST_ASKED: Duration = Duration::from_hours(1);
 
 /// The first wait after a destination has denied us: a redeploy is over soon.
 const FIRST_HOLD: Duration = Duration::from_secs(5);
 
-/// The longest: a human has to change something, and nobody is pestered meanwhile. A longer
+/// The longest: a human has to change something. A longer
 /// `backoff_max` counts.
 const HOLD: Duration = Duration::from_mins(1);
 
@@ -77,11 +76,11 @@ pub(super) struct Waiting {
     resume_at: Option<Instant>,
     /// Whether there is to be a new connection then: what was changed may concern it.
     renew: bool,
-    /// Since when the connection stands, or stood at last.
+    /// When the last connection was made.
     connected_at: Option<Instant>,
     pub(super) fault: Option<Fault>,
     complained: Option<(Instant, &'static str)>,
-    /// What stands in the log as an ERROR and has not ended since.
+    /// What was logged as an ERROR and has not ended since.
     reported: Option<String>,
 }
 
@@ -218,7 +217,7 @@ impl Waiting {
         }
     }
 
-    /// An event could not be set aside, or every event is refused: a human is needed.
+    /// There is no room for a dead letter, or every event is rejected: a human is needed.
     pub(super) fn held(&mut self, sink: &str, state: &'static str, text: String, what: &str) {
         self.report(sink, &text, what);
         self.fault = Some(Fault { state, text, of_events: true });
@@ -229,7 +228,7 @@ impl Waiting {
         self.fault = Some(Fault { state: super::FAILED, text, of_events: true });
     }
 
-    /// The connection ends at one event: that a new one stands proves nothing.
+    /// The connection ends at one event: a new connection proves nothing.
     pub(super) fn suspected(&mut self, text: String) {
         self.fault = Some(Fault { state: "down", text, of_events: true });
     }
@@ -244,7 +243,7 @@ impl Waiting {
         }
     }
 
-    /// The same fault is told once a minute, not with every attempt.
+    /// Logs the same fault once a minute, not with every attempt.
     pub(super) fn complain(&mut self, sink: &str, word: &'static str, text: &str, wait: Duration) {
         let now = Instant::now();
         let lately = |(at, last): (Instant, &str)| last == word && now < at + COMPLAIN;
@@ -283,7 +282,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_stands_does_not_shorten_the_waits_of_a_busy_destination() {
+    async fn a_lasting_connection_does_not_shorten_the_waits_of_a_busy_destination() {
         let mut waiting = Waiting::new(Duration::from_mins(1), true);
         waiting.connected();
         for attempt in 1..=20 {

@@ -3,14 +3,14 @@
 //!
 //! It knows neither transport; each names its separator and its forbidden characters.
 //!
-//! The one thing to know: a forbidden character is percent-encoded, never dropped, and `%` itself is
+//! A forbidden character is percent-encoded, never dropped, and `%` itself is
 //! always forbidden. So two events that differ before this differ after it.
 
 use std::borrow::Cow;
 
 use super::Permission;
 
-/// The word below an address at which a visit asks with an empty message whether it may publish there.
+/// The word below an address at which a probe asks with an empty message whether it may publish there.
 /// Below, because nothing must happen at the address itself; a right is seldom given for less than a
 /// whole branch. Both transports allow `$` in any place but the first.
 pub(super) const CANARY: &str = "$check";
@@ -18,11 +18,11 @@ pub(super) const CANARY: &str = "$check";
 /// A refusal at a canary. Where the right is given for the address alone, it is refused below it.
 pub(super) fn denied(reason: &str, canary: &str) -> Permission {
     Permission::Denied(format!(
-        "{reason}, asked at {canary}; if the right is given for single addresses, send-test tells more"
+        "{reason}, asked at {canary}; if the right is given for single addresses, send-test shows more"
     ))
 }
 
-/// What stands where a word is empty: both transports give an empty word a meaning of its own.
+/// What is written for an empty word: both transports give an empty word a meaning of its own.
 const EMPTY: char = '_';
 
 /// Makes `text` legal; borrowed where it is already.
@@ -75,7 +75,7 @@ pub(super) fn each_url(text: &str) -> impl Iterator<Item = &str> {
     text.split(move |c| c == ',' && !is_path).map(str::trim)
 }
 
-/// What of a template stands outside of Jinja's brackets: the part that reaches every address.
+/// What of a template is outside of Jinja's brackets: the part that reaches every address.
 pub(super) fn literals(template: &str) -> String {
     crate::base::template::literals(template, "")
 }

@@ -1,7 +1,7 @@
 //! Connecting to the first of several servers that answers.
 //!
 //! A server that is off or hangs costs the others a moment, never a whole timeout: the next is dialled
-//! [`HEAD_START`] after the one before, beside it, and the first that is ready is taken.
+//! [`HEAD_START`] after the one before, in parallel, and the first that is ready is taken.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::Cause;
 
-/// How long a server may be dialled before the next is dialled beside it. A healthy one in another part
+/// How long a server may be dialled before the next is dialled too. A healthy one in another part
 /// of the world answers within it, TLS included.
 const HEAD_START: Duration = Duration::from_millis(750);
 
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn servers_that_hang_cost_a_moment_each() {
+    async fn hanging_servers_cost_a_moment_each() {
         for timeout in [1, 2, 10, 30, 300].map(Duration::from_secs) {
             let begun = Instant::now();
             let dial = async |server: usize| {
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_refuses_costs_nothing() {
+    async fn a_refusing_server_costs_nothing() {
         let begun = Instant::now();
         let dial = async |server: usize| if server == 2 { Ok(()) } else { Err(down()) };
         assert_eq!(first(3, 0, Duration::from_secs(10), dial).await.unwrap().0, 2);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_denied_only_where_all_deny() {
+    async fn denied_only_if_all_servers_deny() {
         let denied = || Cause::Denied { reason: "no password".into() };
         let all = first(2, 0, Duration::from_secs(1), async |_| Err::<(), _>(denied())).await;
         assert!(matches!(all, Err(Cause::Denied { .. })));

@@ -8,6 +8,7 @@
 //! a timeout or a new connection is waited for, and its events are not written again.
 
 use std::{
+    collections::HashSet,
     io::{self, IsTerminal, Write},
     time::Duration,
 };
@@ -20,9 +21,12 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, ahead::OutOfOrderAcks, settings};
+use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, settings};
 use crate::{
-    base::text::{harmless, harmless_json},
+    base::{
+        event::Seq,
+        text::{harmless, harmless_json},
+    },
     config::ConfigError,
 };
 
@@ -74,13 +78,11 @@ struct Stdout {
     /// When they are given up.
     deadline: Instant,
     writing: Option<Writing>,
-    /// Written after they were given up.
-    acks: OutOfOrderAcks,
 }
 
-/// A write that is under way, perhaps of events that are no longer in flight.
+/// A write that is under way, perhaps of events that were given up.
 struct Writing {
-    events: Vec<Outgoing>,
+    events: HashSet<Seq>,
     /// Returns the buffer.
     task: JoinHandle<(Vec<u8>, io::Result<()>)>,
 }
@@ -102,7 +104,6 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         in_flight: Vec::new(),
         deadline: Instant::now(),
         writing: None,
-        acks: OutOfOrderAcks::default(),
     }))
 }
 
@@ -122,10 +123,9 @@ impl Sink for Stdout {
             return Ok(0);
         }
         self.in_flight = events.to_vec();
-        self.acks.begin(events);
         self.deadline = Instant::now() + self.timeout;
         if self.writing.is_none() {
-            self.write();
+            self.writing = Some(self.write());
         }
         Ok(events.len())
     }
@@ -135,38 +135,43 @@ impl Sink for Stdout {
             if self.in_flight.is_empty() {
                 return std::future::pending().await;
             }
-            if let Err(failure) = self.written().await {
-                self.in_flight.clear();
-                return Err(failure);
+            match self.written().await {
+                Ok(written) => {
+                    let is_written = |event: &&Outgoing| written.contains(&event.record.seq);
+                    let count = self.in_flight.iter().take_while(is_written).count();
+                    self.in_flight.drain(..count);
+                    if count > 0 {
+                        return Ok(count);
+                    }
+                }
+                Err(failure) => {
+                    self.in_flight.clear();
+                    return Err(failure);
+                }
             }
-            if self.in_flight.iter().all(|event| self.acks.has(event)) {
-                let written = std::mem::take(&mut self.in_flight);
-                self.acks.reported(&written);
-                return Ok(written.len());
-            }
-            // That was a write of before.
-            self.deadline = Instant::now() + self.timeout;
-            self.write();
         }
     }
 
     /// A write of events that were given up is left alone: whether its reader comes back, nobody knows.
     async fn close(&mut self, until: Instant) -> Vec<bool> {
         let count = self.in_flight.len();
-        let done = count == 0 || matches!(timeout_at(until, self.acknowledged()).await, Ok(Ok(_)));
-        vec![done; count]
+        if count == 0 {
+            return Vec::new();
+        }
+        let ended = timeout_at(until, self.acknowledged()).await;
+        let written = ended.ok().and_then(Result::ok).unwrap_or(0);
+        (0..count).map(|index| index < written).collect()
     }
 }
 
 impl Stdout {
-    /// Begins to write what is in flight and not yet written.
-    fn write(&mut self) {
+    /// Begins to write what is in flight.
+    fn write(&mut self) -> Writing {
         let mut buffer = std::mem::take(&mut self.buffer);
-        let events: Vec<_> =
-            self.in_flight.iter().filter(|event| !self.acks.has(event)).cloned().collect();
-        for event in &events {
+        for event in &self.in_flight {
             line(event, self.readable, self.terminal, &mut buffer);
         }
+        self.deadline = Instant::now() + self.timeout;
         let task = tokio::task::spawn_blocking(move || {
             let mut out = io::stdout().lock();
             let written = out.write_all(&buffer).and_then(|()| out.flush());
@@ -174,24 +179,26 @@ impl Stdout {
             buffer.shrink_to(KEEP_BYTES);
             (buffer, written)
         });
-        self.writing = Some(Writing { events, task });
+        Writing { events: self.in_flight.iter().map(|event| event.record.seq).collect(), task }
     }
 
-    /// Waits for the write that is under way, if there is one.
-    async fn written(&mut self) -> Result<(), Failure> {
-        let Some(writing) = &mut self.writing else { return Ok(()) };
+    /// Waits for the write that is under way; answers what it has written.
+    async fn written(&mut self) -> Result<HashSet<Seq>, Failure> {
+        let writing = match self.writing.take() {
+            Some(writing) => writing,
+            None => self.write(),
+        };
+        let writing = self.writing.insert(writing);
         let Ok(ended) = timeout_at(self.deadline, &mut writing.task).await else {
             let reason = "whoever reads standard output does not keep up".into();
             return Err(Failure::after(0, Cause::Busy { wait: None, reason }));
         };
-        let events = self.writing.take().map(|writing| writing.events).unwrap_or_default();
+        let events = std::mem::take(&mut writing.events);
+        self.writing = None;
         let (buffer, outcome) = ended.map_err(Failure::down)?;
         self.buffer = buffer;
         outcome.map_err(failure)?;
-        for event in &events {
-            self.acks.accepted(event);
-        }
-        Ok(())
+        Ok(events)
     }
 }
 
@@ -229,7 +236,7 @@ fn line(outgoing: &Outgoing, readable: bool, terminal: bool, buffer: &mut Vec<u8
 
 /// `14:52:42  main  channel.tips  {"donation":…}`, cut to a terminal's width.
 fn readable_line(outgoing: &Outgoing) -> String {
-    /// What of the data fits beside the other columns on a wide terminal.
+    /// What of the data fits next to the other columns on a wide terminal.
     const DATA_CHARS: usize = 120;
     let event = &outgoing.record.event;
     let time = event.ts.get(11..19).unwrap_or("        ");
@@ -301,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_from_the_wire_steers_the_terminal() {
+    fn control_characters_in_an_event_are_escaped() {
         let event = outgoing("\u{1b}[2J\u{9b}1m", "\"\u{202e}\u{7f}\u{1b}]0;x\u{7}é\"", "");
         let text = lines(&[event], true);
         assert!(!text.trim_end_matches('\n').chars().any(is_harmful), "{text:?}");
@@ -309,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_steers_no_terminal() {
+    fn control_characters_in_a_payload_are_escaped() {
         let mut buffer = Vec::new();
         let payload = "{\"a\":\n\"\u{9b}1m\u{202e}\u{7f}é\"}";
         line(&outgoing("a", "{}", payload), false, true, &mut buffer);
@@ -321,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_has_left_is_gone_and_a_full_disk_is_not() {
+    fn a_closed_pipe_is_gone_and_a_full_disk_is_down() {
         let of = |kind: io::ErrorKind| failure(kind.into()).cause;
         assert!(matches!(of(io::ErrorKind::BrokenPipe), Cause::Gone { .. }));
         assert!(matches!(of(io::ErrorKind::StorageFull), Cause::Down(_)));

@@ -24,9 +24,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use hyper::{
-    Method, Request, StatusCode,
+    Method, StatusCode,
     header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 use schemars::{JsonSchema, schema_for};
@@ -34,18 +35,14 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
-use self::{
-    client::{Client, ClientError, Whole},
-    guard::Guard,
-    sign::Signer,
-};
+use self::{client::Client, guard::Guard, sign::Signer};
 use super::{
     Cause, Failure, Kind, Opening, Outgoing, Permission, Report, Sink, in_flight::InFlight,
     settings,
 };
 use crate::{
     base::{
-        clock, fault,
+        clock,
         files::SHORT_PATIENCE,
         tls::{client_config, prepare},
     },
@@ -94,7 +91,7 @@ const MOST_AT_ONCE: usize = 256;
 const IN_FLIGHT: usize = 4;
 
 /// How old the secrets may be before they are read again: a receiver that changes its secret has two
-/// for much longer, and reading a file is nothing beside that.
+/// for much longer, and reading a file costs nothing compared with that.
 const READ_AGAIN: Duration = Duration::from_secs(5);
 
 /// Settings of a `webhook` sink.
@@ -125,7 +122,7 @@ struct Settings {
     /// service, or otherwise no host to send events to.
     #[serde(default)]
     allow_addresses: Vec<String>,
-    /// A PEM file of certificate authorities to trust beside the system's.
+    /// A PEM file of certificate authorities to trust besides the system's.
     #[serde(default)]
     ca_file: Option<PathBuf>,
 }
@@ -137,13 +134,11 @@ enum Verb {
     /// What the specification says.
     #[default]
     Post,
-    /// For endpoints that want it.
     Put,
-    /// For endpoints that want it.
     Patch,
 }
 
-/// A small receiver has as many workers; a large one is not impressed.
+/// A small receiver has about as many workers.
 fn default_concurrency() -> usize {
     8
 }
@@ -209,6 +204,7 @@ fn webhook(opening: &Opening<'_>) -> Result<Webhook, ConfigError> {
         reading: None,
         in_flight: InFlight::default(),
         pending: VecDeque::new(),
+        full: false,
         requests: FuturesUnordered::new(),
         hindrance: None,
         report,
@@ -271,6 +267,8 @@ struct Webhook {
     in_flight: InFlight,
     /// What is in flight and not accepted, oldest first.
     pending: VecDeque<Pending>,
+    /// `send` had no room for more.
+    full: bool,
     requests: FuturesUnordered<BoxFuture<'static, Answered>>,
     /// What would meet every event: nothing new is begun.
     hindrance: Option<Cause>,
@@ -313,7 +311,8 @@ impl Sink for Webhook {
         let tls = client_config(self.settings.ca_file.as_deref(), None, None).await;
         let tls = (*tls.map_err(Failure::down)?).clone();
         let guard = Arc::clone(&self.guard);
-        let client = Client::new(&url, tls, guard, self.timeout).map_err(Failure::down)?;
+        let client =
+            Client::new(url, tls, guard, self.timeout).map_err(|cause| Failure::after(0, cause))?;
         let secrets = Secrets::read(self.settings.clone(), self.headers.clone()).await;
         let Secrets { headers, signer } = secrets.map_err(Failure::down)?;
         let method = match self.settings.method {
@@ -331,7 +330,8 @@ impl Sink for Webhook {
         self.read_secrets_again().await;
         let mut sent = 0;
         for event in events {
-            if self.pending.len() >= IN_FLIGHT * self.settings.concurrency {
+            self.full = !self.has_room();
+            if self.full {
                 break;
             }
             if let Some(number) = self.in_flight.push(event) {
@@ -346,11 +346,16 @@ impl Sink for Webhook {
     async fn acknowledged(&mut self) -> Result<usize, Failure> {
         loop {
             if let Some(report) = self.in_flight.report() {
+                self.full = false;
                 if report.is_err() {
                     // The rejected event was the oldest.
                     self.pending.pop_front();
                 }
                 return report;
+            }
+            if self.full && self.has_room() {
+                self.full = false;
+                return Ok(0);
             }
             self.begin_requests();
             if let Some((number, answer)) = self.requests.next().await {
@@ -360,9 +365,6 @@ impl Sink for Webhook {
                     self.answered(number, answer);
                 }
             } else if self.in_flight.is_empty() {
-                if let Some(endpoint) = &self.endpoint {
-                    endpoint.client.close_idle().await;
-                }
                 return std::future::pending().await;
             } else {
                 let cause = self.hindrance.take();
@@ -416,11 +418,16 @@ impl Secrets {
 }
 
 impl Webhook {
+    fn has_room(&self) -> bool {
+        self.pending.len() < IN_FLIGHT * self.settings.concurrency
+    }
+
     /// No request is under way any more.
     fn reset(&mut self) {
         self.requests.clear();
         self.pending.clear();
         self.hindrance = None;
+        self.full = false;
     }
 
     /// Begins what may be begun: the oldest event of each room that has no request.
@@ -460,10 +467,8 @@ impl Webhook {
         let Some(endpoint) = &self.endpoint else {
             return Err(Failure::down("there is no connection"));
         };
-        let mut question = Request::new(Whole::default());
-        *question.method_mut() = Method::OPTIONS;
-        let answer = endpoint.client.ask(question).await;
-        answer.map(|head| head.status).map_err(|error| Failure::down(words(&error)))
+        let answer = endpoint.client.ask(Method::OPTIONS, HeaderMap::new(), Bytes::new()).await;
+        answer.map(|answer| answer.status).map_err(|cause| Failure::after(0, cause))
     }
 
     /// A webhook has no connection whose making would be the moment to read them. A file that does not
@@ -494,24 +499,19 @@ impl Webhook {
 
 impl Endpoint {
     /// One request and its answer.
-    async fn send(&self, outgoing: &Outgoing) -> Result<(), Cause> {
+    async fn send(&self, event: &Outgoing) -> Result<(), Cause> {
         let now = clock::now();
-        match self.client.ask(self.request(outgoing, now / 1000)).await {
-            Ok(head) => answer::judge(head.status, &head.headers, now),
-            Err(error) if error.is_close() => Err(Cause::closed(words(&error))),
-            Err(error) => Err(Cause::Down(words(&error).into())),
-        }
+        let headers = self.headers(event, now / 1000);
+        let answer = self.client.ask(self.method.clone(), headers, event.payload.clone()).await?;
+        answer::judge(answer.status, &answer.headers, now)
     }
 
-    fn request(&self, outgoing: &Outgoing, seconds: u64) -> Request<Whole> {
+    fn headers(&self, outgoing: &Outgoing, seconds: u64) -> HeaderMap {
         let event = &outgoing.record.event;
-        let mut request = Request::new(Whole::from(outgoing.payload.clone()));
-        request.method_mut().clone_from(&self.method);
         let id = header_text(event.key());
         let timestamp = seconds.to_string();
         let signature = self.signer.sign(&id, &timestamp, &outgoing.payload);
-        let headers = request.headers_mut();
-        *headers = self.headers.clone();
+        let mut headers = self.headers.clone();
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static(outgoing.content_type));
         for (name, value) in [
             (WEBHOOK_ID, &*id),
@@ -527,7 +527,7 @@ impl Endpoint {
                 headers.insert(name, value);
             }
         }
-        request
+        headers
     }
 }
 
@@ -547,9 +547,4 @@ fn header_text(text: &str) -> std::borrow::Cow<'_, str> {
         }
     }
     encoded.into()
-}
-
-/// An error with all that lies beneath it. None of them names the URL.
-fn words(error: &ClientError) -> String {
-    fault::explain(error)
 }

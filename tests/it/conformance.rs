@@ -1,6 +1,6 @@
-//! What every sink must do, whatever it carries to: one suite, a row for each far side.
+//! What every sink must do, whatever it carries to: one suite, a row for each destination.
 //!
-//! A row is a [`FarSide`], with what else it can be (killed, crowded, choosy, finished), and a line
+//! A row is a [`Destination`], with what else it can be (killed, crowded, choosy, finished), and a line
 //! with the cases that it can fail. What only one transport does is tested in its own file.
 //!
 //! The one thing to know: no transport can do everything (core NATS never asks for patience, standard
@@ -29,8 +29,8 @@ use crate::support::{
     wait::until,
 };
 
-/// A far side as the suite sees it.
-pub trait FarSide: Sized {
+/// A destination as the suite sees it.
+pub trait Destination: Sized {
     /// The kind of sink that carries to it.
     const KIND: &'static str;
     /// Where events go.
@@ -61,7 +61,7 @@ pub trait FarSide: Sized {
 }
 
 /// One that can be killed.
-pub trait Mortal: FarSide {
+pub trait Killable: Destination {
     /// Ends it at once, with all its connections: `kill -9`, where it keeps what it has accepted.
     async fn kill(&mut self);
     /// Starts it again with what it has kept, and waits until arrivals are noted again.
@@ -69,7 +69,7 @@ pub trait Mortal: FarSide {
 }
 
 /// One that can ask for patience.
-pub trait Crowded: FarSide {
+pub trait CanBeBusy: Destination {
     /// From now on it asks for patience, at once or after some events.
     async fn make_busy(&mut self);
     /// It takes events again.
@@ -77,19 +77,19 @@ pub trait Crowded: FarSide {
 }
 
 /// One that does not like every event.
-pub trait Choosy: FarSide {
+pub trait Rejects: Destination {
     /// Makes `outgoing` one that it does not like.
     fn spoil(outgoing: &mut Outgoing);
 }
 
 /// One that can say that it wants nothing more.
-pub trait Finished: FarSide {
+pub trait CanBeGone: Destination {
     /// From now on it wants nothing.
     fn finish(&mut self);
 }
 
-async fn sink_of<F: FarSide>(far: &F) -> Driven {
-    let mut sink = far.open();
+async fn sink_of<F: Destination>(destination: &F) -> Driven {
+    let mut sink = destination.open();
     connect_again(&mut sink).await;
     sink
 }
@@ -100,9 +100,9 @@ async fn connect_again(sink: &mut Driven) {
 }
 
 /// Waits until the event number `last` has arrived; says what has arrived until then.
-async fn received_until<F: FarSide>(far: &F, last: Seq) -> Vec<Seq> {
+async fn received_until<F: Destination>(destination: &F, last: Seq) -> Vec<Seq> {
     until("the last event arrives", PATIENCE, async || {
-        let received = far.received().await;
+        let received = destination.received().await;
         received.contains(&last).then_some(received)
     })
     .await
@@ -116,19 +116,19 @@ fn all(numbers: impl IntoIterator<Item = Seq>) -> Vec<Seq> {
     numbers.into_iter().collect()
 }
 
-pub async fn accepts_in_order<F: FarSide>() {
-    let far = F::start().await;
-    let mut sink = sink_of(&far).await;
+pub async fn accepts_in_order<F: Destination>() {
+    let destination = F::start().await;
+    let mut sink = sink_of(&destination).await;
     deliver(&mut sink, &F::events(1..=1)).await.unwrap();
     deliver(&mut sink, &F::events(2..=257)).await.unwrap();
     deliver(&mut sink, &F::events(258..=300)).await.unwrap();
-    assert_eq!(received_until(&far, 300).await, all(1..=300));
+    assert_eq!(received_until(&destination, 300).await, all(1..=300));
 }
 
-pub async fn connects_when_the_server_comes_up<F: Mortal>() {
-    let mut far = F::start().await;
-    far.kill().await;
-    let mut sink = far.open();
+pub async fn connects_when_the_server_comes_up<F: Killable>() {
+    let mut destination = F::start().await;
+    destination.kill().await;
+    let mut sink = destination.open();
     for _ in 0..2 {
         match connect(&mut sink).await {
             Err(failure) => assert!(is_down(&failure), "{failure:?}"),
@@ -138,16 +138,16 @@ pub async fn connects_when_the_server_comes_up<F: Mortal>() {
         let failure = deliver(&mut sink, &F::events(1..=3)).await.unwrap_err();
         assert!(is_down(&failure) && failure.accepted == 0, "{failure:?}");
     }
-    far.restart().await;
+    destination.restart().await;
     connect_again(&mut sink).await;
     deliver(&mut sink, &F::events(1..=3)).await.unwrap();
-    assert_eq!(received_until(&far, 3).await, all(1..=3));
+    assert_eq!(received_until(&destination, 3).await, all(1..=3));
 }
 
-pub async fn loses_nothing_when_the_server_is_killed<F: Mortal>() {
+pub async fn loses_nothing_when_the_server_is_killed<F: Killable>() {
     const BATCH: u64 = 256;
-    let mut far = F::start().await;
-    let mut sink = sink_of(&far).await;
+    let mut destination = F::start().await;
+    let mut sink = sink_of(&destination).await;
     let mut next = 1;
     let mut deaths = Vec::new();
     for kills in 1..=3 {
@@ -162,20 +162,20 @@ pub async fn loses_nothing_when_the_server_is_killed<F: Mortal>() {
             }
         };
         let kill = async {
-            received_until(&far, killed_after).await;
-            far.kill().await;
+            received_until(&destination, killed_after).await;
+            destination.kill().await;
         };
         let (failure, ()) =
             within("the kill is noticed", async { tokio::join!(carry, kill) }).await;
         assert!(is_down(&failure), "{failure:?}");
         next += u64::try_from(failure.accepted).unwrap();
         deaths.push(next);
-        far.restart().await;
+        destination.restart().await;
         connect_again(&mut sink).await;
         // What had been accepted is not sent again; all else is.
         deliver(&mut sink, &F::events(next..next + BATCH)).await.unwrap();
         next += BATCH;
-        let received = received_until(&far, next - 1).await;
+        let received = received_until(&destination, next - 1).await;
         let first = first_arrivals(&received);
         assert!(first.is_sorted(), "an inversion: {first:?}");
         if F::DURABLE {
@@ -192,9 +192,9 @@ pub async fn loses_nothing_when_the_server_is_killed<F: Mortal>() {
     }
 }
 
-pub async fn a_delivery_that_is_given_up_leaves_nothing_behind<F: FarSide>() {
-    let far = F::start().await;
-    let mut sink = sink_of(&far).await;
+pub async fn a_reconnect_leaves_nothing_behind<F: Destination>() {
+    let destination = F::start().await;
+    let mut sink = sink_of(&destination).await;
     let events = F::events(1..=200);
     deliver(&mut sink, &events[..10]).await.unwrap();
     for _ in 0..5 {
@@ -205,14 +205,14 @@ pub async fn a_delivery_that_is_given_up_leaves_nothing_behind<F: FarSide>() {
         connect_again(&mut sink).await;
     }
     deliver(&mut sink, &events[10..]).await.unwrap();
-    let received = received_until(&far, 200).await;
+    let received = received_until(&destination, 200).await;
     assert_eq!(first_arrivals(&received), all(1..=200));
 }
 
-pub async fn waits_when_it_is_asked_to<F: Crowded>() {
-    let mut far = F::start().await;
-    let mut sink = sink_of(&far).await;
-    far.make_busy().await;
+pub async fn reports_busy_until_there_is_room<F: CanBeBusy>() {
+    let mut destination = F::start().await;
+    let mut sink = sink_of(&destination).await;
+    destination.make_busy().await;
     let mut done = 0;
     let events = F::events(1..=60);
     let failure = loop {
@@ -227,50 +227,50 @@ pub async fn waits_when_it_is_asked_to<F: Crowded>() {
     let again = deliver(&mut sink, &events[done..]).await.unwrap_err();
     assert!(matches!(again.cause, Cause::Busy { .. }), "{again:?}");
     done += again.accepted;
-    far.make_free().await;
+    destination.make_free().await;
     deliver(&mut sink, &events[done..]).await.unwrap();
-    assert_eq!(first_arrivals(&received_until(&far, 60).await), all(1..=60));
+    assert_eq!(first_arrivals(&received_until(&destination, 60).await), all(1..=60));
 }
 
-pub async fn one_that_is_refused_does_not_stop_the_others<F: Choosy>() {
-    let far = F::start().await;
-    let mut sink = sink_of(&far).await;
+pub async fn a_rejected_event_does_not_stop_the_others<F: Rejects>() {
+    let destination = F::start().await;
+    let mut sink = sink_of(&destination).await;
     let mut events = F::events(1..=21);
     F::spoil(&mut events[4]);
     let failure = deliver(&mut sink, &events[..20]).await.unwrap_err();
     assert!(matches!(failure.cause, Cause::Rejected { .. }), "{failure:?}");
     assert_eq!(failure.accepted, 4);
     deliver(&mut sink, &events[5..20]).await.unwrap();
-    assert_eq!(received_until(&far, 20).await, all((1..=4).chain(6..=20)));
+    assert_eq!(received_until(&destination, 20).await, all((1..=4).chain(6..=20)));
 
-    // Handed over once more, as by a replay, they go out once more; the far side may know better.
+    // Handed over once more, as by a replay, they go out once more; the destination may know better.
     deliver(&mut sink, &events[5..20]).await.unwrap();
     deliver(&mut sink, &events[20..]).await.unwrap();
     let again = if F::RECOGNISES { 0 } else { 15 };
     let expected = (1..=4).chain(6..=20).chain((6..=20).take(again)).chain([21]);
-    assert_eq!(received_until(&far, 21).await, all(expected));
+    assert_eq!(received_until(&destination, 21).await, all(expected));
 }
 
-/// Of a far side that refuses nothing: what is odd about one event is not the others' trouble.
-pub async fn one_that_is_odd_does_not_harm_the_others<F: Choosy>() {
-    let far = F::start().await;
-    let mut sink = sink_of(&far).await;
+/// Of a destination that refuses nothing: what is odd about one event is not the others' trouble.
+pub async fn an_unusual_event_does_not_harm_the_others<F: Rejects>() {
+    let destination = F::start().await;
+    let mut sink = sink_of(&destination).await;
     let mut events = F::events(1..=20);
     F::spoil(&mut events[4]);
     deliver(&mut sink, &events).await.unwrap();
     deliver(&mut sink, &F::events(21..=21)).await.unwrap();
-    assert_eq!(received_until(&far, 21).await, all(1..=21));
+    assert_eq!(received_until(&destination, 21).await, all(1..=21));
 }
 
-pub async fn ends_when_nothing_more_is_wanted<F: Finished>() {
+pub async fn reports_gone<F: CanBeGone>() {
     for before in [0, 10] {
-        let mut far = F::start().await;
-        let mut sink = sink_of(&far).await;
+        let mut destination = F::start().await;
+        let mut sink = sink_of(&destination).await;
         if before > 0 {
             deliver(&mut sink, &F::events(1..=before)).await.unwrap();
-            received_until(&far, before).await;
+            received_until(&destination, before).await;
         }
-        far.finish();
+        destination.finish();
         let mut next = before + 1;
         let failure = until("the end is told", PATIENCE, async || {
             let outcome = deliver(&mut sink, &F::events(next..next + 10)).await;
@@ -282,37 +282,37 @@ pub async fn ends_when_nothing_more_is_wanted<F: Finished>() {
     }
 }
 
-pub async fn says_goodbye<F: FarSide>() {
-    let far = F::start().await;
-    let mut sink = sink_of(&far).await;
+pub async fn closes_after_the_last_event<F: Destination>() {
+    let destination = F::start().await;
+    let mut sink = sink_of(&destination).await;
     deliver(&mut sink, &F::events(1..=10)).await.unwrap();
     within("close", sink.close()).await;
-    assert_eq!(received_until(&far, 10).await, all(1..=10));
+    assert_eq!(received_until(&destination, 10).await, all(1..=10));
 }
 
 /// The tests of all rows. The first three cases are everybody's.
 macro_rules! rows {
-    ($($row:ident: $far:ty, $($case:ident)+;)+) => {
+    ($($row:ident: $destination:ty, $($case:ident)+;)+) => {
         $(
             mod $row {
                 use super::*;
 
                 #[tokio::test]
                 async fn accepts_in_order() {
-                    super::accepts_in_order::<$far>().await;
+                    super::accepts_in_order::<$destination>().await;
                 }
                 #[tokio::test]
-                async fn a_delivery_that_is_given_up_leaves_nothing_behind() {
-                    super::a_delivery_that_is_given_up_leaves_nothing_behind::<$far>().await;
+                async fn a_reconnect_leaves_nothing_behind() {
+                    super::a_reconnect_leaves_nothing_behind::<$destination>().await;
                 }
                 #[tokio::test]
-                async fn says_goodbye() {
-                    super::says_goodbye::<$far>().await;
+                async fn closes_after_the_last_event() {
+                    super::closes_after_the_last_event::<$destination>().await;
                 }
                 $(
                     #[tokio::test]
                     async fn $case() {
-                        super::$case::<$far>().await;
+                        super::$case::<$destination>().await;
                     }
                 )+
             }
@@ -320,7 +320,7 @@ macro_rules! rows {
 
         /// Each row's kind, and its cases beside everybody's.
         const ROWS: &[(&str, &[&str])] =
-            &[$((<$far as FarSide>::KIND, &[$(stringify!($case)),+])),+];
+            &[$((<$destination as Destination>::KIND, &[$(stringify!($case)),+])),+];
     };
 }
 
@@ -328,53 +328,53 @@ rows! {
     mqtt_5: mqtt::Mqtt<5>,
         connects_when_the_server_comes_up
         loses_nothing_when_the_server_is_killed
-        one_that_is_refused_does_not_stop_the_others;
+        a_rejected_event_does_not_stop_the_others;
     mqtt_3: mqtt::Mqtt<3>,
         connects_when_the_server_comes_up
         loses_nothing_when_the_server_is_killed
-        one_that_is_refused_does_not_stop_the_others;
+        a_rejected_event_does_not_stop_the_others;
     mqtt_scripted: mqtt::ScriptedMqtt,
-        waits_when_it_is_asked_to
-        one_that_is_refused_does_not_stop_the_others;
+        reports_busy_until_there_is_room
+        a_rejected_event_does_not_stop_the_others;
     nats_core: nats::Nats,
         connects_when_the_server_comes_up
         loses_nothing_when_the_server_is_killed
-        one_that_is_refused_does_not_stop_the_others;
+        a_rejected_event_does_not_stop_the_others;
     nats_jetstream: nats::JetStream,
         connects_when_the_server_comes_up
         loses_nothing_when_the_server_is_killed
-        waits_when_it_is_asked_to
-        one_that_is_refused_does_not_stop_the_others;
+        reports_busy_until_there_is_room
+        a_rejected_event_does_not_stop_the_others;
     redis_pubsub: redis::Pubsub,
         connects_when_the_server_comes_up
         loses_nothing_when_the_server_is_killed
-        waits_when_it_is_asked_to
-        one_that_is_refused_does_not_stop_the_others;
+        reports_busy_until_there_is_room
+        a_rejected_event_does_not_stop_the_others;
     redis_stream: redis::Stream,
         connects_when_the_server_comes_up
         loses_nothing_when_the_server_is_killed
-        waits_when_it_is_asked_to
-        one_that_is_refused_does_not_stop_the_others;
+        reports_busy_until_there_is_room
+        a_rejected_event_does_not_stop_the_others;
     webhook_receiver: webhook::Webhook,
         connects_when_the_server_comes_up
         loses_nothing_when_the_server_is_killed
-        waits_when_it_is_asked_to
-        one_that_is_refused_does_not_stop_the_others
-        ends_when_nothing_more_is_wanted;
+        reports_busy_until_there_is_room
+        a_rejected_event_does_not_stop_the_others
+        reports_gone;
     stdout_reader: stdout::Reader,
-        waits_when_it_is_asked_to
-        one_that_is_odd_does_not_harm_the_others
-        ends_when_nothing_more_is_wanted;
+        reports_busy_until_there_is_room
+        an_unusual_event_does_not_harm_the_others
+        reports_gone;
 }
 
 /// What each kind must be tried with: one of each line.
 const NEEDED: &[&[&str]] = &[
     // A reader of standard output that has gone does not come back.
-    &["connects_when_the_server_comes_up", "ends_when_nothing_more_is_wanted"],
-    &["loses_nothing_when_the_server_is_killed", "ends_when_nothing_more_is_wanted"],
-    &["waits_when_it_is_asked_to"],
+    &["connects_when_the_server_comes_up", "reports_gone"],
+    &["loses_nothing_when_the_server_is_killed", "reports_gone"],
+    &["reports_busy_until_there_is_room"],
     // Standard output takes everything.
-    &["one_that_is_refused_does_not_stop_the_others", "one_that_is_odd_does_not_harm_the_others"],
+    &["a_rejected_event_does_not_stop_the_others", "an_unusual_event_does_not_harm_the_others"],
 ];
 
 #[test]

@@ -1,4 +1,4 @@
-//! Limits in time: what a slow far side may take, and what a hung one may not.
+//! Limits in time: what a slow destination may take, and what a hung one may not.
 
 use std::{
     sync::{Arc, Mutex},
@@ -65,7 +65,7 @@ async fn run(delivery: Delivery, done: impl Future<Output = ()>) {
 
 /// A batch takes longer than the sink's timeout, and each of its events less: that is no failure.
 #[tokio::test]
-async fn a_webhook_may_take_its_time_for_each_event_of_a_batch() {
+async fn a_webhook_may_take_its_timeout_for_each_event() {
     const EVENTS: u64 = 40;
     const TIMEOUT: Duration = Duration::from_secs(2);
     const EACH: Duration = Duration::from_millis(100);
@@ -170,16 +170,16 @@ async fn between_attempts(script: Vec<Reply>) -> (Duration, usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_sink_that_hangs_is_noticed_after_the_time_for_each_of_its_events() {
+async fn a_sink_that_hangs_is_noticed_after_four_times_its_timeout() {
     let (waited, events) = between_attempts(vec![Reply::Never]).await;
     assert_eq!(events, 9);
-    // Ten times two seconds, and the first wait of the backoff.
-    let expected = Duration::from_secs(20)..Duration::from_secs(21);
+    // Four times two seconds, and the first wait of the backoff.
+    let expected = Duration::from_secs(8)..Duration::from_secs(9);
     assert!(expected.contains(&waited), "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_far_side_may_ask_for_an_hour_at_most() {
+async fn a_destination_may_ask_for_an_hour_at_most() {
     let (waited, _) = between_attempts(vec![Reply::Busy(Duration::from_mins(10))]).await;
     let expected = Duration::from_mins(10)..Duration::from_mins(11);
     assert!(expected.contains(&waited), "{waited:?}");
@@ -190,7 +190,7 @@ async fn a_far_side_may_ask_for_an_hour_at_most() {
 
 /// The broker answers the keep-alive and nothing else. The sink says so by itself, in its own time.
 #[tokio::test]
-async fn mqtt_gives_up_a_broker_that_does_not_answer_for_an_event() {
+async fn mqtt_gives_up_a_broker_that_does_not_acknowledge() {
     let script = |number, before| match (number, before) {
         (3, 0) => Play::Ignore,
         _ => Play::Answer(rumqttc_v5::PubAckReason::Success),
@@ -207,7 +207,7 @@ async fn mqtt_gives_up_a_broker_that_does_not_answer_for_an_event() {
 }
 
 #[tokio::test]
-async fn mqtt_lets_a_broker_take_its_time_for_each_event() {
+async fn mqtt_waits_for_a_slow_broker() {
     let script = |_, _| Play::Late(Duration::from_millis(100));
     let broker = ScriptedBroker::start(silent(), script).await;
     let settings = json!({ "url": broker.url(), "availability_topic": "" });

@@ -25,7 +25,7 @@ const MANY: u64 = 200;
 
 /// A write cannot be taken back, so the delivery after it waits for it: nothing is written twice.
 #[tokio::test]
-async fn what_a_stalled_reader_left_unread_comes_once() {
+async fn events_a_stalled_reader_left_unread_come_once() {
     let (mut sink, pipe) = stdout_child::start();
     let padding = "x".repeat(1024);
     let payload = |n| format!(r#"{{"n":{n},"padding":"{padding}"}}"#);
@@ -48,7 +48,7 @@ async fn what_a_stalled_reader_left_unread_comes_once() {
 
 /// `astro-relay run | less`, and then an end from outside.
 #[tokio::test]
-async fn a_stalled_reader_does_not_hold_up_the_end_of_the_program() {
+async fn a_stalled_reader_does_not_delay_the_stop() {
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let listen = format!("127.0.0.1:{}", free_port());

@@ -99,7 +99,7 @@ async fn sends_each_event_in_a_signed_request() {
 }
 
 #[tokio::test]
-async fn says_when_nothing_is_signed() {
+async fn unsigned_requests_are_reported() {
     let receiver = Receiver::start();
     let mut sink = connected_to(&receiver).await;
     assert!(sink.remarks()[0].contains("not signed"));
@@ -173,7 +173,7 @@ async fn a_kill_in_the_middle_of_a_batch_loses_nothing() {
 }
 
 #[tokio::test]
-async fn asks_for_patience_are_handed_on_and_the_id_stays() {
+async fn retry_after_is_passed_on_and_the_id_stays() {
     let receiver = Receiver::start();
     let mut own = settings(&receiver);
     own["secret"] = json!({ "value": SECRET });
@@ -209,7 +209,7 @@ async fn asks_for_patience_are_handed_on_and_the_id_stays() {
 }
 
 #[tokio::test]
-async fn after_a_request_for_patience_nothing_new_is_begun() {
+async fn after_429_no_new_request_is_begun() {
     let receiver = Receiver::start();
     receiver.script([Answer::Status(200), Answer::Status(200), Answer::Status(503)]);
     let mut sink = connected_to(&receiver).await;
@@ -219,7 +219,7 @@ async fn after_a_request_for_patience_nothing_new_is_begun() {
 }
 
 #[tokio::test]
-async fn one_refused_event_holds_back_its_room_only_and_nothing_is_sent_twice() {
+async fn a_rejected_event_holds_back_its_room_only() {
     let receiver = Receiver::start();
     let mut sink = connected_to(&receiver).await;
     let all = rooms(1..=40, 4);
@@ -259,7 +259,7 @@ async fn a_hanging_room_does_not_hold_back_the_others() {
 }
 
 #[tokio::test]
-async fn what_was_accepted_before_a_delivery_was_given_up_is_not_sent_again() {
+async fn events_accepted_before_a_reconnect_are_not_sent_again() {
     let receiver = Receiver::start();
     receiver.room("room1", Some(Answer::Late(Duration::from_mins(1))));
     let mut sink = connected_to(&receiver).await;
@@ -278,7 +278,7 @@ async fn what_was_accepted_before_a_delivery_was_given_up_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_closed_meanwhile_hinders_nothing() {
+async fn a_connection_closed_while_idle_does_no_harm() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (close, closed) = (Notify::new(), Notify::new());
@@ -312,7 +312,7 @@ async fn a_connection_that_was_closed_meanwhile_hinders_nothing() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_idle_for_long_is_not_used_again() {
+async fn an_idle_connection_is_not_reused_after_its_timeout() {
     let receiver = Receiver::start();
     let mut sink = connected_to(&receiver).await;
     for (seq, wait, connections) in [(1, 0, 1), (2, 3, 1), (3, 5, 2), (4, 0, 2)] {
@@ -324,7 +324,7 @@ async fn a_connection_that_was_idle_for_long_is_not_used_again() {
 
 /// A replay hands over what was accepted just now: it is wanted again.
 #[tokio::test]
-async fn what_was_accepted_is_sent_again_when_it_is_handed_over_again() {
+async fn a_replay_is_sent_again() {
     let receiver = Receiver::start();
     let mut sink = connected_to(&receiver).await;
     sink.deliver(&batch(1..=10, "")).await.unwrap();
@@ -333,7 +333,7 @@ async fn what_was_accepted_is_sent_again_when_it_is_handed_over_again() {
 }
 
 #[tokio::test]
-async fn gone_is_told_after_one_answer() {
+async fn gone_is_reported_after_one_answer() {
     let receiver = Receiver::start();
     receiver.script([Answer::Status(200), Answer::Status(410)]);
     let mut sink = connected_to(&receiver).await;
@@ -358,7 +358,7 @@ async fn redirects_are_not_followed() {
 }
 
 #[tokio::test]
-async fn an_answer_that_never_ends_is_an_answer() {
+async fn an_endless_body_does_not_matter() {
     let receiver = Receiver::start();
     let mut sink = connected_to(&receiver).await;
     for answer in [Answer::Endless(10_000), Answer::Stuck] {
@@ -409,7 +409,7 @@ async fn later(by: Duration) {
 }
 
 #[tokio::test]
-async fn talks_tls_and_trusts_only_whom_it_was_told_to() {
+async fn tls_trusts_only_the_configured_authorities() {
     let receiver = Receiver::start_tls();
     let port = receiver.address.port();
     let own = |host: &str, ca: Option<&str>| {
@@ -513,7 +513,7 @@ async fn hostile_addresses_are_not_dialled() {
 
 /// What stands in `url` is meant: this machine, by any of its names and addresses, needs no permission.
 #[tokio::test]
-async fn what_the_operator_has_written_is_allowed() {
+async fn addresses_in_the_configured_url_are_allowed() {
     let receiver = Receiver::start();
     let port = receiver.address.port();
     for host in ["127.0.0.1", "127.1", "localhost", "LOCALHOST", "[::ffff:127.0.0.1]"] {
@@ -531,7 +531,7 @@ async fn what_the_operator_has_written_is_allowed() {
 }
 
 #[tokio::test]
-async fn an_address_that_comes_from_a_file_is_judged_as_well() {
+async fn a_url_from_a_file_is_checked_too() {
     install_tls();
     let receiver = Receiver::start();
     let dir = tempfile::tempdir().unwrap();
@@ -547,7 +547,7 @@ async fn an_address_that_comes_from_a_file_is_judged_as_well() {
 }
 
 #[tokio::test]
-async fn neither_the_address_nor_the_token_is_ever_shown() {
+async fn url_and_token_are_never_shown() {
     let mut receiver = Receiver::start();
     receiver.kill();
     let url = format!("http://{}/services/hunter2?token=hunter2", receiver.address);
@@ -573,7 +573,7 @@ async fn neither_the_address_nor_the_token_is_ever_shown() {
 }
 
 #[tokio::test]
-async fn what_is_no_header_text_is_encoded() {
+async fn text_that_is_not_legal_in_a_header_is_encoded() {
     let receiver = Receiver::start();
     let mut own = settings(&receiver);
     own["secret"] = json!({ "value": SECRET });
@@ -619,7 +619,7 @@ fn settings_that_cannot_work_name_the_key() {
 }
 
 #[tokio::test]
-async fn a_destination_that_closes_at_one_event_is_told_from_one_that_is_away() {
+async fn a_close_at_one_event_is_distinguished_from_an_unreachable_receiver() {
     let peer = ScriptedHttp::start([]).await;
     let settings = json!({ "url": { "value": peer.url() } });
     let mut sink = connected(settings.clone()).await;

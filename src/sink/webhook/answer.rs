@@ -16,7 +16,7 @@
 //! A receiver that names a time (`Retry-After`) asks for patience, whatever the status, except where it
 //! speaks of the event's content.
 //!
-//! The one thing to know: only [`Cause::Rejected`] takes an event out of the queue, so only a status that
+//! Only [`Cause::Rejected`] takes an event out of the queue, so only a status that
 //! can be about nothing but this event is rejected.
 
 use hyper::{StatusCode, header::HeaderMap};
@@ -76,7 +76,7 @@ mod tests {
     const NOW: UnixMillis = 1_700_000_000_000;
 
     #[test]
-    fn every_status_has_its_meaning() {
+    fn each_status_is_classified() {
         for (status, expected) in [
             (200, "accepted"),
             (202, "accepted"),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_is_read_in_every_form_that_the_relay_knows() {
+    fn every_form_of_retry_after_is_read() {
         for (text, expected) in [
             (" 120 ", Some(120)),
             ("5, 5", Some(5)),
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_names_a_time_asks_for_patience() {
+    fn retry_after_makes_it_busy() {
         let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static("9"))]);
         for (status, patience) in [
             (403, true),

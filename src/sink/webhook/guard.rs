@@ -1,16 +1,16 @@
 //! Where a webhook may go: not to a cloud's metadata service, not to what is no host, not to everybody.
 //!
 //! The address of a webhook is written by the operator, and by nobody else: no part of it comes out of an
-//! event. So what stands in `url` is meant, be it this machine (`localhost`, 127.0.0.1) or the local
+//! event. So what is written in `url` is meant, be it this machine (`localhost`, 127.0.0.1) or the local
 //! network. What nobody means by it is refused all the same, for a name may be resolved by somebody else:
 //! link-local addresses, where clouds hand out credentials of the machine to whoever asks; other metadata
 //! services; and addresses that are no host (multicast, unspecified, reserved). What is forbidden can be
 //! allowed by naming it in `allow_addresses`. Addresses that carry an IPv4 address inside (mapped, NAT64,
 //! 6to4, Teredo, ISATAP) are judged by what they carry, too.
 //!
-//! The one thing to know: the judgement is made by [`Guard::filter`], on the very addresses that are
+//! The check is made by [`Guard::filter`], on the very addresses that are
 //! dialled next. A name that is checked first and resolved again afterwards can change in between. A URL
-//! with an address in place of a name is judged earlier as well, by [`Guard::check_host`]: it cannot
+//! with an address in place of a name is checked earlier as well, by [`Guard::check_host`]: it cannot
 //! become better, so it is a mistake in the configuration.
 
 use std::{
@@ -78,7 +78,7 @@ impl Guard {
         Ok(Self { allowed: allowed.iter().map(net).collect::<Result<_, _>>()? })
     }
 
-    /// Judges an address.
+    /// Checks an address.
     pub(super) fn check(&self, address: IpAddr) -> Result<(), Forbidden> {
         let address = address.to_canonical();
         match forbidden(address) {
@@ -89,7 +89,7 @@ impl Guard {
         }
     }
 
-    /// Judges the host of a URL, where it is an address. The URL's parser has brought the odd spellings
+    /// Checks the host of a URL, where it is an address. The URL's parser has brought the odd spellings
     /// (`0x7f000001`, `127.1`) into one form by then.
     pub(super) fn check_host(&self, host: &Host<&str>) -> Result<(), Forbidden> {
         match *host {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_services_and_what_is_not_a_host_are_forbidden() {
+    fn metadata_services_and_non_hosts_are_forbidden() {
         for address in [
             "0.0.0.0",
             "0.1.2.3",
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_named_is_allowed_and_nothing_beside_it() {
+    fn only_the_named_addresses_are_allowed() {
         let guard = guard(&["169.254.1.1", "169.254.0.0/24", "fe80::1"]);
         for address in ["169.254.1.1", "::ffff:169.254.1.1", "169.254.0.9", "fe80::1"] {
             assert_eq!(guard.check(address.parse().unwrap()), Ok(()), "{address}");
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_of_a_name_is_judged() {
+    fn every_address_of_a_name_is_checked() {
         let left = |texts: &[&str]| guard(&[]).filter(addresses(texts).into_iter());
         assert_eq!(
             left(&["1.1.1.1", "169.254.169.254", "fe80::1", "192.168.0.9"]),
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_spellings_of_an_address_are_the_address() {
+    fn unusual_spellings_of_an_address_are_recognised() {
         for text in [
             "http://169.254.169.254/",
             "http://2852039166/",

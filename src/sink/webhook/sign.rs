@@ -3,7 +3,7 @@
 //! What is signed is `id.timestamp.body`; the header carries one `v1,<base64>` for each secret, so
 //! that a receiver may change its secret whenever it likes while two are configured.
 //!
-//! The one thing to know: the timestamp is that of the attempt, the id is that of the event. A repeat
+//! The timestamp is that of the attempt, the id is that of the event. A repeat
 //! has the same id and another signature.
 
 use base64::{

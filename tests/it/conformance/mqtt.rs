@@ -8,7 +8,7 @@ use std::sync::{
 use astro_relay::{base::event::Seq, sink::Outgoing};
 use serde_json::{Value, json};
 
-use super::{Choosy, Crowded, FarSide, Mortal};
+use super::{CanBeBusy, Destination, Killable, Rejects};
 use crate::support::{
     mosquitto::{self, Mosquitto},
     scripted_broker::{Play, ScriptedBroker, silent},
@@ -20,7 +20,7 @@ pub struct Mqtt<const VERSION: u8> {
     listener: mosquitto::Listener,
 }
 
-impl<const VERSION: u8> FarSide for Mqtt<VERSION> {
+impl<const VERSION: u8> Destination for Mqtt<VERSION> {
     const KIND: &'static str = "mqtt";
     const ADDRESS: &'static str = "astro/main/channel/tips";
     /// mosquitto writes at the end of a turn of its loop what it has acknowledged within it: no more
@@ -44,7 +44,7 @@ impl<const VERSION: u8> FarSide for Mqtt<VERSION> {
     }
 }
 
-impl<const VERSION: u8> Mortal for Mqtt<VERSION> {
+impl<const VERSION: u8> Killable for Mqtt<VERSION> {
     /// mosquitto acknowledges before it saves: `kill -9` can take with it what was acknowledged last,
     /// and then nobody can tell whether the sink claimed too much. Told to end, it saves all of that,
     /// and hangs up in the middle of a batch all the same.
@@ -58,7 +58,7 @@ impl<const VERSION: u8> Mortal for Mqtt<VERSION> {
     }
 }
 
-impl<const VERSION: u8> Choosy for Mqtt<VERSION> {
+impl<const VERSION: u8> Rejects for Mqtt<VERSION> {
     fn spoil(outgoing: &mut Outgoing) {
         outgoing.address = "x".repeat(70_000).into();
     }
@@ -71,7 +71,7 @@ pub struct ScriptedMqtt {
     accepted: Arc<Mutex<Vec<Seq>>>,
 }
 
-impl FarSide for ScriptedMqtt {
+impl Destination for ScriptedMqtt {
     const KIND: &'static str = "mqtt";
     const ADDRESS: &'static str = "astro/main/channel/tips";
 
@@ -103,7 +103,7 @@ impl FarSide for ScriptedMqtt {
     }
 }
 
-impl Crowded for ScriptedMqtt {
+impl CanBeBusy for ScriptedMqtt {
     async fn make_busy(&mut self) {
         self.full.store(true, Ordering::Relaxed);
     }
@@ -113,7 +113,7 @@ impl Crowded for ScriptedMqtt {
     }
 }
 
-impl Choosy for ScriptedMqtt {
+impl Rejects for ScriptedMqtt {
     fn spoil(outgoing: &mut Outgoing) {
         outgoing.payload = r#"{"n":5000}"#.into();
     }

@@ -6,7 +6,7 @@ use astro_relay::{base::event::Seq, sink::Outgoing};
 use async_nats::jetstream::stream::DiscardPolicy;
 use serde_json::{Value, json};
 
-use super::{Choosy, Crowded, FarSide, Mortal};
+use super::{CanBeBusy, Destination, Killable, Rejects};
 use crate::support::nats_server::{self, NatsServer};
 
 /// nats-server, without streams.
@@ -15,7 +15,7 @@ pub struct Nats {
     listener: nats_server::Listener,
 }
 
-impl FarSide for Nats {
+impl Destination for Nats {
     const KIND: &'static str = "nats";
     const ADDRESS: &'static str = "astro.main.channel.tips";
     /// What a listener has not read when the server dies is gone.
@@ -36,7 +36,7 @@ impl FarSide for Nats {
     }
 }
 
-impl Mortal for Nats {
+impl Killable for Nats {
     async fn kill(&mut self) {
         self.server.server.kill().await;
     }
@@ -47,7 +47,7 @@ impl Mortal for Nats {
     }
 }
 
-impl Choosy for Nats {
+impl Rejects for Nats {
     fn spoil(outgoing: &mut Outgoing) {
         outgoing.payload = vec![b'x'; 2 * 1024 * 1024].into();
     }
@@ -60,7 +60,7 @@ pub struct JetStream {
     read: Mutex<Vec<Seq>>,
 }
 
-impl FarSide for JetStream {
+impl Destination for JetStream {
     const KIND: &'static str = "nats";
     const ADDRESS: &'static str = "astro.main.channel.tips";
     const RECOGNISES: bool = true;
@@ -84,7 +84,7 @@ impl FarSide for JetStream {
     }
 }
 
-impl Mortal for JetStream {
+impl Killable for JetStream {
     async fn kill(&mut self) {
         self.server.server.kill().await;
     }
@@ -94,7 +94,7 @@ impl Mortal for JetStream {
     }
 }
 
-impl Crowded for JetStream {
+impl CanBeBusy for JetStream {
     async fn make_busy(&mut self) {
         let context = self.server.streams().await;
         let mut config = context.get_stream("ASTRO").await.unwrap().cached_info().config.clone();
@@ -111,7 +111,7 @@ impl Crowded for JetStream {
     }
 }
 
-impl Choosy for JetStream {
+impl Rejects for JetStream {
     fn spoil(outgoing: &mut Outgoing) {
         outgoing.payload = vec![b'x'; 2 * 1024 * 1024].into();
     }

@@ -4,7 +4,7 @@ use astro_relay::{base::event::Seq, sink::Outgoing};
 use redis::{AsyncCommands, RedisResult, cmd, streams::StreamRangeReply};
 use serde_json::{Value, json};
 
-use super::{Choosy, Crowded, FarSide, Mortal};
+use super::{CanBeBusy, Destination, Killable, Rejects};
 use crate::support::{
     carry::{PATIENCE, number},
     redis_server::{Durability, Listener, RedisServer},
@@ -19,7 +19,7 @@ pub struct Pubsub {
     hog: Option<tokio::task::JoinHandle<()>>,
 }
 
-impl FarSide for Pubsub {
+impl Destination for Pubsub {
     const KIND: &'static str = "redis";
     const ADDRESS: &'static str = "astro:main:channel.tips";
     /// What a listener has not read when the server dies is gone.
@@ -43,7 +43,7 @@ impl FarSide for Pubsub {
     }
 }
 
-impl Mortal for Pubsub {
+impl Killable for Pubsub {
     async fn kill(&mut self) {
         self.server.server.kill().await;
     }
@@ -56,7 +56,7 @@ impl Mortal for Pubsub {
 
 /// Publishing needs no memory, so that a full server does not matter; one that runs a long script
 /// does.
-impl Crowded for Pubsub {
+impl CanBeBusy for Pubsub {
     #[expect(clippy::disallowed_methods, reason = "a test's own task")]
     async fn make_busy(&mut self) {
         let mut connection = self.server.connection().await;
@@ -81,7 +81,7 @@ impl Crowded for Pubsub {
     }
 }
 
-impl Choosy for Pubsub {
+impl Rejects for Pubsub {
     fn spoil(outgoing: &mut Outgoing) {
         outgoing.address = "other:main:channel.tips".into();
     }
@@ -92,7 +92,7 @@ pub struct Stream {
     server: RedisServer,
 }
 
-impl FarSide for Stream {
+impl Destination for Stream {
     const KIND: &'static str = "redis";
     const ADDRESS: &'static str = "astro:events";
     const RECOGNISES: bool = true;
@@ -115,7 +115,7 @@ impl FarSide for Stream {
     }
 }
 
-impl Mortal for Stream {
+impl Killable for Stream {
     async fn kill(&mut self) {
         self.server.server.kill().await;
     }
@@ -134,7 +134,7 @@ impl Stream {
     }
 }
 
-impl Crowded for Stream {
+impl CanBeBusy for Stream {
     async fn make_busy(&mut self) {
         self.limit(1).await;
     }
@@ -144,7 +144,7 @@ impl Crowded for Stream {
     }
 }
 
-impl Choosy for Stream {
+impl Rejects for Stream {
     fn spoil(outgoing: &mut Outgoing) {
         outgoing.address = "no stream".into();
     }

@@ -1,6 +1,6 @@
 //! The row for standard output: a child process whose output the test reads.
 //!
-//! There is no server: whoever reads is the far side. It cannot be reached again once it has gone, it
+//! There is no server: whoever reads is the destination. It cannot be reached again once it has gone, it
 //! asks for patience by not reading, and it refuses nothing.
 
 use std::sync::Mutex;
@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use astro_relay::{base::event::Seq, sink::Outgoing};
 use serde_json::{Value, json};
 
-use super::{Choosy, Crowded, FarSide, Finished};
+use super::{CanBeBusy, CanBeGone, Destination, Rejects};
 use crate::support::{
     driven::Driven,
     sinks::outgoing_with,
@@ -24,7 +24,7 @@ pub struct Reader {
     sink: Mutex<Option<Driven>>,
 }
 
-impl FarSide for Reader {
+impl Destination for Reader {
     const KIND: &'static str = "stdout";
     const ADDRESS: &'static str = "";
 
@@ -52,7 +52,7 @@ impl FarSide for Reader {
     }
 }
 
-impl Crowded for Reader {
+impl CanBeBusy for Reader {
     async fn make_busy(&mut self) {
         self.pipe.stop_reading();
     }
@@ -62,7 +62,7 @@ impl Crowded for Reader {
     }
 }
 
-impl Choosy for Reader {
+impl Rejects for Reader {
     /// Its payload has several lines; on standard output it must be one.
     fn spoil(outgoing: &mut Outgoing) {
         let text = String::from_utf8(outgoing.payload.to_vec()).unwrap();
@@ -70,7 +70,7 @@ impl Choosy for Reader {
     }
 }
 
-impl Finished for Reader {
+impl CanBeGone for Reader {
     fn finish(&mut self) {
         self.pipe.close();
     }

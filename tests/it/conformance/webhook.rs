@@ -4,7 +4,7 @@ use astro_relay::{base::event::Seq, sink::Outgoing};
 use axum::http::header::RETRY_AFTER;
 use serde_json::{Value, json};
 
-use super::{Choosy, Crowded, FarSide, Finished, Mortal};
+use super::{CanBeBusy, CanBeGone, Destination, Killable, Rejects};
 use crate::support::{
     receiver::{Answer, Receiver},
     sinks::install_tls,
@@ -21,7 +21,7 @@ pub struct Webhook {
     receiver: Receiver,
 }
 
-impl FarSide for Webhook {
+impl Destination for Webhook {
     const KIND: &'static str = "webhook";
     const ADDRESS: &'static str = "";
     const DIALS: bool = false;
@@ -42,7 +42,7 @@ impl FarSide for Webhook {
     }
 }
 
-impl Mortal for Webhook {
+impl Killable for Webhook {
     async fn kill(&mut self) {
         self.receiver.kill();
     }
@@ -52,7 +52,7 @@ impl Mortal for Webhook {
     }
 }
 
-impl Crowded for Webhook {
+impl CanBeBusy for Webhook {
     async fn make_busy(&mut self) {
         self.receiver.room(ROOM, Some(Answer::With(429, RETRY_AFTER, "1".into())));
     }
@@ -62,13 +62,13 @@ impl Crowded for Webhook {
     }
 }
 
-impl Choosy for Webhook {
+impl Rejects for Webhook {
     fn spoil(outgoing: &mut Outgoing) {
         outgoing.payload = format!(r#"{{"n":{REFUSED}}}"#).into();
     }
 }
 
-impl Finished for Webhook {
+impl CanBeGone for Webhook {
     fn finish(&mut self) {
         self.receiver.room(ROOM, Some(Answer::Status(410)));
     }

@@ -1,4 +1,4 @@
-//! A far side that is away for an hour.
+//! A destination that is away for an hour.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use astro_relay::{
 
 use super::{
     HOUR,
-    scripted::{Far, Running, down},
+    scripted::{Running, Scripted, down},
 };
 use crate::support::{
     journal::{close, config, events, long, open, say},
@@ -31,13 +31,15 @@ async fn written(journal: &Journal) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_hour_away_costs_no_memory_and_no_event() {
+async fn an_outage_of_an_hour_costs_no_memory_and_no_event() {
     let dir = tempfile::tempdir().unwrap();
     let config = Config { memory: Size(1 << 20), ..config(dir.path()) };
     let (journal, _) = open(&config);
-    let far = Far::new();
-    far.connects(std::iter::repeat_with(|| Some(down())).take(100_000));
-    let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+    let destination = Scripted::new();
+    destination.connects(std::iter::repeat_with(|| Some(down())).take(100_000));
+    let running = Running::start("destination", &journal, &destination, |config| {
+        config.start = Start::Earliest
+    });
     let seconds = if long() { 3600 } else { 120 };
     let memory = || resources(std::process::id()).expect("it runs").0;
     let (mut most, mut early) = (0, 0);
@@ -55,12 +57,15 @@ async fn an_hour_away_costs_no_memory_and_no_event() {
     // In a short run other tests share the process.
     assert!(!long() || late <= early + (8 << 10), "{early} KiB became {late} KiB");
     let total = seconds * 200;
-    assert_eq!(journal.lag("far").0, total);
-    assert!(far.accepted().is_empty());
+    assert_eq!(journal.lag("destination").0, total);
+    assert!(destination.accepted().is_empty());
     let back = clock::now();
-    far.connects([]);
-    until("all of it has arrived", HOUR, async || (journal.lag("far").0 == 0).then_some(())).await;
-    let arrived = far.accepted();
+    destination.connects([]);
+    until("all of it has arrived", HOUR, async || {
+        (journal.lag("destination").0 == 0).then_some(())
+    })
+    .await;
+    let arrived = destination.accepted();
     assert!(arrived.iter().copied().eq(0..total), "{} arrived", arrived.len());
     assert!(journal.figures().memory <= 1 << 20);
     let took = Duration::from_millis(clock::now() - back);
@@ -68,7 +73,7 @@ async fn an_hour_away_costs_no_memory_and_no_event() {
     say(&format!(
         "{total} events while it was away; {most} bytes in memory, {} on disk; {} attempts",
         journal.figures().size,
-        far.connected_at().len()
+        destination.connected_at().len()
     ));
     running.stop().await;
     close(journal).await;

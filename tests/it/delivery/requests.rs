@@ -9,18 +9,18 @@ use astro_relay::{
 };
 use fastrand::Rng;
 
-use super::scripted::{Answer, Far, Running, down};
+use super::scripted::{Answer, Running, Scripted, down};
 use crate::support::{
     journal::{PATIENCE, append, close, config, events, open, settled},
     wait::until,
 };
 
-/// Asks for a replay to the sink `far` of what stands behind `position`.
+/// Asks for a replay to the sink `out` of what stands behind `position`.
 fn ask_for_replay(dir: &Path, position: Seq, until: Seq, topic: Option<&str>) -> Store {
     let store = Store::open_reader(dir).unwrap();
     store.allow_requests().unwrap();
     let topic = topic.map(str::to_owned);
-    let replay = Replay { number: 0, sink: "far".into(), position, until, topic };
+    let replay = Replay { number: 0, sink: "destination".into(), position, until, topic };
     store.request_replay(&replay, clock::now()).unwrap();
     store
 }
@@ -32,102 +32,107 @@ async fn replay_done(store: &Store) {
     .await;
 }
 
-async fn arrived(far: &Far, count: usize) {
-    until("the events arrive", PATIENCE, async || (far.accepted().len() >= count).then_some(()))
-        .await;
+async fn arrived(destination: &Scripted, count: usize) {
+    until("the events arrive", PATIENCE, async || {
+        (destination.accepted().len() >= count).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
-async fn a_replay_goes_between_what_is_new() {
-    replay_beside_what_is_new(&Far::new()).await;
+async fn a_replay_is_interleaved_with_new_events() {
+    replay_with_new_events(&Scripted::new()).await;
 }
 
 #[tokio::test]
-async fn a_replay_waits_for_what_is_on_its_way() {
-    let far = Far::new();
-    far.answers_later(Rng::with_seed(3));
-    replay_beside_what_is_new(&far).await;
-    assert!(far.overlaps() > 0);
+async fn a_replay_waits_for_what_is_in_flight() {
+    let destination = Scripted::new();
+    destination.answers_later(Rng::with_seed(3));
+    replay_with_new_events(&destination).await;
+    assert!(destination.overlaps() > 0);
 }
 
-async fn replay_beside_what_is_new(far: &Far) {
+async fn replay_with_new_events(destination: &Scripted) {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    let running = Running::start("far", &journal, far, |config| {
+    let running = Running::start("destination", &journal, destination, |config| {
         config.start = Start::Earliest;
         config.window = 16;
     });
     append(&journal, events(0..500)).await;
-    arrived(far, 500).await;
-    settled(&journal, &["far"]).await;
+    arrived(destination, 500).await;
+    settled(&journal, &["destination"]).await;
     let store = ask_for_replay(dir.path(), 100, 400, Some("channel.1"));
-    until("the replay begins", PATIENCE, async || (!far.replayed().is_empty()).then_some(())).await;
+    until("the replay begins", PATIENCE, async || {
+        (!destination.replayed().is_empty()).then_some(())
+    })
+    .await;
     append(&journal, events(500..1000)).await;
-    arrived(far, 1000).await;
+    arrived(destination, 1000).await;
     replay_done(&store).await;
-    assert_eq!(far.accepted(), (0..1000).collect::<Vec<_>>());
+    assert_eq!(destination.accepted(), (0..1000).collect::<Vec<_>>());
     let wanted: Vec<_> = (100..400).filter(|n| n % 3 == 1).collect();
-    assert_eq!(far.replayed(), wanted);
-    assert!(far.batches().iter().all(|batch| batch.len() <= 16));
+    assert_eq!(destination.replayed(), wanted);
+    assert!(destination.batches().iter().all(|batch| batch.len() <= 16));
     running.stop().await;
     close(journal).await;
 }
 
 #[tokio::test]
-async fn a_replay_is_not_starved_by_what_is_new() {
-    replay_under_load(&Far::new(), async || ()).await;
+async fn new_events_do_not_starve_a_replay() {
+    replay_under_load(&Scripted::new(), async || ()).await;
 }
 
 #[tokio::test]
-async fn after_a_replay_the_next_goes_ahead_again() {
-    let far = Far::new();
-    far.answers_behind();
-    replay_under_load(&far, async || {
-        let before = far.overlaps();
-        let ahead = async || (far.overlaps() > before + 10).then_some(());
+async fn after_a_replay_events_are_pipelined_again() {
+    let destination = Scripted::new();
+    destination.answers_behind();
+    replay_under_load(&destination, async || {
+        let before = destination.overlaps();
+        let ahead = async || (destination.overlaps() > before + 10).then_some(());
         until("the next goes ahead", PATIENCE, ahead).await;
     })
     .await;
 }
 
 /// Does a replay, and `then` something, while the next batch is always there.
-async fn replay_under_load(far: &Far, then: impl AsyncFnOnce()) {
+async fn replay_under_load(destination: &Scripted, then: impl AsyncFnOnce()) {
     const MANY: usize = 50_000;
     let dir = tempfile::tempdir().unwrap();
     let memory = Size(64 * 1024 * 1024);
     let (journal, _) = open(&config::Journal { memory, ..config(dir.path()) });
     append(&journal, events(0..MANY as u64)).await;
     settled(&journal, &[]).await;
-    far.script((0..MANY).map(|_| Answer::Slow(Duration::from_millis(100))));
-    let running = Running::start("far", &journal, far, |config| {
+    destination.script((0..MANY).map(|_| Answer::Slow(Duration::from_millis(100))));
+    let running = Running::start("destination", &journal, destination, |config| {
         config.start = Start::Earliest;
         config.window = 512;
     });
-    arrived(far, 100).await;
+    arrived(destination, 100).await;
     let store = ask_for_replay(dir.path(), 0, 50, None);
     replay_done(&store).await;
     then().await;
-    assert_eq!(far.replayed(), (0..50).collect::<Vec<_>>());
-    assert!(far.accepted().len() < MANY, "the load was gone by then");
+    assert_eq!(destination.replayed(), (0..50).collect::<Vec<_>>());
+    assert!(destination.accepted().len() < MANY, "the load was gone by then");
     running.stop().await;
     close(journal).await;
 }
 
 #[tokio::test]
-async fn a_replay_of_what_the_sink_has_not_yet_had_takes_nothing_away() {
+async fn a_replay_ends_at_the_cursor() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    let far = Far::new();
-    journal.register("far", Start::Earliest).unwrap();
+    let destination = Scripted::new();
+    journal.register("destination", Start::Earliest).unwrap();
     append(&journal, events(0..300)).await;
-    journal.advance("far", 50);
-    settled(&journal, &["far"]).await;
+    journal.advance("destination", 50);
+    settled(&journal, &["destination"]).await;
     let store = ask_for_replay(dir.path(), 0, 300, None);
-    let running = Running::start("far", &journal, &far, |_| ());
-    arrived(&far, 250).await;
+    let running = Running::start("destination", &journal, &destination, |_| ());
+    arrived(&destination, 250).await;
     replay_done(&store).await;
-    assert_eq!(far.accepted(), (50..300).collect::<Vec<_>>());
-    let replayed = far.replayed();
+    assert_eq!(destination.accepted(), (50..300).collect::<Vec<_>>());
+    let replayed = destination.replayed();
     assert!(replayed.len() >= 50, "{replayed:?}");
     assert!(replayed.iter().copied().eq(0..u64::try_from(replayed.len()).unwrap()));
     running.stop().await;
@@ -135,19 +140,21 @@ async fn a_replay_of_what_the_sink_has_not_yet_had_takes_nothing_away() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_is_tried_again_arrives_or_comes_back() {
+async fn a_retried_dead_letter_is_delivered_or_stays() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    let far = Far::new();
-    far.poison(|n| n.is_multiple_of(10));
-    let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+    let destination = Scripted::new();
+    destination.poison(|n| n.is_multiple_of(10));
+    let running = Running::start("destination", &journal, &destination, |config| {
+        config.start = Start::Earliest
+    });
     append(&journal, events(0..100)).await;
-    arrived(&far, 90).await;
+    arrived(&destination, 90).await;
     let store = Store::open_reader(dir.path()).unwrap();
     store.allow_requests().unwrap();
     let letters = async |count: usize| {
         until("the dead letters are on disk", PATIENCE, async || {
-            let letters = store.dead_letters(Some("far")).unwrap();
+            let letters = store.dead_letters(Some("destination")).unwrap();
             (letters.len() == count && letters.iter().all(|letter| !letter.retry))
                 .then_some(letters)
         })
@@ -156,15 +163,15 @@ async fn a_dead_letter_that_is_tried_again_arrives_or_comes_back() {
     let before = letters(10).await;
     assert!(before[0].reason.contains("as the test says"), "{}", before[0].reason);
     // From now on it takes all but one; and it fails once in between.
-    far.poison(|n| n == 50);
-    far.script([Answer::Accept, Answer::After(0, down())]);
-    store.retry_dead_letters(None, Some("far")).unwrap();
+    destination.poison(|n| n == 50);
+    destination.script([Answer::Accept, Answer::After(0, down())]);
+    store.retry_dead_letters(None, Some("destination")).unwrap();
     append(&journal, events(101..110)).await;
-    arrived(&far, 90 + 9 + 9).await;
+    arrived(&destination, 90 + 9 + 9).await;
     let after = letters(1).await;
     assert_eq!(after[0].record.seq, 51);
     assert!(before.iter().any(|letter| letter.number == after[0].number), "it is the same letter");
-    let mut all = far.accepted();
+    let mut all = destination.accepted();
     all.sort_unstable();
     assert_eq!(all, (0..110).filter(|n| *n != 50 && *n != 100).collect::<Vec<_>>());
     running.stop().await;
@@ -172,16 +179,18 @@ async fn a_dead_letter_that_is_tried_again_arrives_or_comes_back() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_that_the_sink_no_longer_wants_stays_one() {
+async fn a_retried_dead_letter_that_is_not_wanted_stays() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
-    let far = Far::new();
-    far.poison(|n| n == 3);
-    let running = Running::start("far", &journal, &far, |config| config.start = Start::Earliest);
+    let destination = Scripted::new();
+    destination.poison(|n| n == 3);
+    let running = Running::start("destination", &journal, &destination, |config| {
+        config.start = Start::Earliest
+    });
     append(&journal, events(0..10)).await;
-    arrived(&far, 9).await;
+    arrived(&destination, 9).await;
     running.stop().await;
-    let running = Running::start("far", &journal, &far, |config| {
+    let running = Running::start("destination", &journal, &destination, |config| {
         config.topics = Some(vec!["channel.tips".into()]);
     });
     let store = Store::open_reader(dir.path()).unwrap();

@@ -1,4 +1,4 @@
-//! A far side that answers as it is told, and the delivery to it.
+//! A destination that answers as it is told, and the delivery to it.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -85,9 +85,9 @@ struct State {
 /// Chooses events by their number.
 type Which = Box<dyn Fn(u64) -> bool + Send>;
 
-/// The far side; clones are the same one.
+/// The destination; clones are the same one.
 #[derive(Clone, Default)]
-pub struct Far(Arc<Mutex<State>>);
+pub struct Scripted(Arc<Mutex<State>>);
 
 pub fn down() -> Cause {
     Cause::Down("as the test says".into())
@@ -101,7 +101,7 @@ pub fn refused() -> Cause {
     Cause::Rejected { reason: "as the test says".into() }
 }
 
-impl Far {
+impl Scripted {
     pub fn new() -> Self {
         Self::default()
     }
@@ -321,7 +321,7 @@ enum Wait {
 }
 
 #[async_trait]
-impl Sink for Far {
+impl Sink for Scripted {
     async fn connect(&mut self) -> Result<(), Failure> {
         let (answer, hang) = {
             let mut state = self.lock();
@@ -447,7 +447,7 @@ impl Sink for Far {
     }
 }
 
-impl Far {
+impl Scripted {
     /// Takes each event by itself.
     async fn several(&self) -> Result<usize, Failure> {
         loop {
@@ -489,10 +489,10 @@ impl Running {
     pub fn start(
         name: &str,
         journal: &Journal,
-        far: &Far,
+        destination: &Scripted,
         choose: impl FnOnce(&mut SinkConfig),
     ) -> Self {
-        Self::start_with(super::status(), name, journal, far, choose)
+        Self::start_with(super::status(), name, journal, destination, choose)
     }
 
     /// The same with the pages of a task before it.
@@ -501,14 +501,14 @@ impl Running {
         status: Arc<Status>,
         name: &str,
         journal: &Journal,
-        far: &Far,
+        destination: &Scripted,
         choose: impl FnOnce(&mut SinkConfig),
     ) -> Self {
         let mut config = sinks::config("stdout", Duration::from_secs(30));
         config.backoff_max.0 = Duration::from_mins(1);
         choose(&mut config);
         let route = Route::new(name, &config, sink::kind("stdout").unwrap()).unwrap();
-        let sink = Box::new(far.clone());
+        let sink = Box::new(destination.clone());
         let delivery =
             Delivery::new(name, &config, sink, route, journal.clone(), Arc::clone(&status))
                 .unwrap();
@@ -517,9 +517,9 @@ impl Running {
         Self { status, stop, task }
     }
 
-    /// The page of the sink `far`.
+    /// The page of the sink `out`.
     pub fn page(&self) -> astro_relay::delivery::status::Sink {
-        self.status.look(|pages| pages.sinks["far"].clone())
+        self.status.look(|pages| pages.sinks["destination"].clone())
     }
 
     /// Waits until the task has failed, and hands the pages on.

@@ -92,7 +92,7 @@ fn number(body: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn answers_that_are_none_are_asked_for_again_and_never_blamed_on_the_event() {
+async fn malformed_answers_are_retried_and_not_blamed_on_the_event() {
     let many = "x: 1\r\n".repeat(2000);
     let long = format!("HTTP/1.1 200 OK\r\nx: {}\r\n\r\n", "x".repeat(2 << 20));
     let odd: Vec<Step> = vec![
@@ -151,7 +151,7 @@ async fn answers_that_are_none_are_asked_for_again_and_never_blamed_on_the_event
 
 /// Heads that are odd and say that the event was accepted: it must not go out again.
 #[tokio::test]
-async fn odd_heads_that_accept_are_accepted() {
+async fn unusual_response_heads_with_2xx_accept() {
     let headers = "x: 1\r\n".repeat(500);
     let accepts: Vec<Step> = vec![
         Step::Say(format!("HTTP/1.1 200 OK\r\n{headers}content-length: 0\r\n\r\n").into_bytes()),
@@ -179,7 +179,7 @@ async fn odd_heads_that_accept_are_accepted() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_was_misconfigured_for_a_while_loses_nothing_and_nothing_is_out_of_order() {
+async fn a_misconfigured_receiver_loses_nothing_and_order_stays() {
     let receiver = Receiver::start();
     for (start, answer) in (0..).step_by(100).zip([
         Answer::Status(401),
@@ -208,7 +208,7 @@ async fn a_receiver_that_was_misconfigured_for_a_while_loses_nothing_and_nothing
 }
 
 #[tokio::test]
-async fn gone_by_mistake_ends_when_somebody_asks() {
+async fn a_mistaken_410_ends_with_a_retry_request() {
     let receiver = Receiver::start();
     receiver.script([Answer::Status(200), Answer::Status(410)]);
     let journal = memory();
@@ -223,7 +223,7 @@ async fn gone_by_mistake_ends_when_somebody_asks() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_can_be_seen_and_a_stop_repeats_nothing() {
+async fn progress_is_shown_and_a_stop_repeats_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let receiver = Receiver::start();
     // Some rooms are slower than others, so that events are accepted behind those that are not.
@@ -265,7 +265,7 @@ async fn what_is_under_way_can_be_seen_and_a_stop_repeats_nothing() {
 }
 
 #[tokio::test]
-async fn a_room_that_hangs_does_not_keep_new_events_of_others_waiting() {
+async fn a_hanging_room_does_not_delay_new_events_of_others() {
     let receiver = Receiver::start();
     receiver.room("room0", Some(Answer::Late(Duration::from_secs(20))));
     let journal = memory();

@@ -93,7 +93,7 @@ pub fn start() -> (Driven, Pipe) {
     let heard: Arc<Mutex<Vec<Seq>>> = Arc::default();
     let (reading, gate) = watch::channel(true);
     let reader = tokio::spawn(read(child.stdout.take().unwrap(), gate, Arc::clone(&heard)));
-    let far = Far { commands, answers, number: 0, in_flight: Vec::new(), _child: child };
+    let far = Remote { commands, answers, number: 0, in_flight: Vec::new(), _child: child };
     (Driven::new(Box::new(far)), Pipe { heard, reading, reader })
 }
 
@@ -125,7 +125,7 @@ async fn read(stdout: ChildStdout, mut gate: watch::Receiver<bool>, heard: Arc<M
 }
 
 /// The sink as seen from here.
-struct Far {
+struct Remote {
     commands: mpsc::Sender<Value>,
     answers: mpsc::Receiver<Value>,
     number: u64,
@@ -142,7 +142,7 @@ impl Drop for GivenUp<'_> {
     }
 }
 
-impl Far {
+impl Remote {
     async fn ask(&mut self, mut command: Value) -> Result<(), Failure> {
         self.number += 1;
         command["number"] = self.number.into();
@@ -170,7 +170,7 @@ impl Far {
 }
 
 #[async_trait]
-impl Sink for Far {
+impl Sink for Remote {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.in_flight.clear();
         self.ask(json!({ "do": "connect" })).await

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     HOUR, memory,
-    scripted::{Answer, Far, Running, busy, down},
+    scripted::{Answer, Running, Scripted, busy, down},
 };
 use crate::support::{
     journal::{PATIENCE, close, config, events, open, settled},
@@ -22,8 +22,8 @@ fn denied(reason: &str) -> Cause {
     Cause::Denied { reason: reason.into() }
 }
 
-fn start(journal: &Journal, far: &Far) -> Running {
-    Running::start("far", journal, far, |config| config.start = Start::Earliest)
+fn start(journal: &Journal, destination: &Scripted) -> Running {
+    Running::start("destination", journal, destination, |config| config.start = Start::Earliest)
 }
 
 async fn is_state(running: &Running, state: &str) {
@@ -31,33 +31,40 @@ async fn is_state(running: &Running, state: &str) {
 }
 
 async fn all_arrive(journal: &Journal) {
-    until("all of it has arrived", HOUR, async || (journal.lag("far").0 == 0).then_some(())).await;
+    until("all of it has arrived", HOUR, async || {
+        (journal.lag("destination").0 == 0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_denial_holds_the_sink_and_nothing_is_lost_or_out_of_order() {
-    let (journal, far) = (memory(), Far::new());
-    far.script((0..20).map(|_| Answer::After(0, denied("HTTP 404 Not Found"))));
-    let running = start(&journal, &far);
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.script((0..20).map(|_| Answer::After(0, denied("HTTP 404 Not Found"))));
+    let running = start(&journal, &destination);
     journal.append(&mut events(0..500));
     is_state(&running, "held").await;
     let page = running.page();
     assert!(page.last_error.unwrap().contains("HTTP 404"), "the reason stands on the page");
     let reasons = running.status.pages().reasons();
-    assert!(reasons.iter().any(|reason| reason.contains("far is held")), "{reasons:?}");
+    assert!(reasons.iter().any(|reason| reason.contains("destination is held")), "{reasons:?}");
     // Tried soon at first, and then about once a minute.
     tokio::time::sleep(Duration::from_mins(10)).await;
-    assert!((9..=15).contains(&far.delivered_at().len()), "{:?}", far.delivered_at());
+    assert!(
+        (9..=15).contains(&destination.delivered_at().len()),
+        "{:?}",
+        destination.delivered_at()
+    );
     assert_eq!(running.page().state, "held", "a new connection proves nothing");
     all_arrive(&journal).await;
-    assert_eq!(far.accepted(), (0..500).collect::<Vec<_>>());
-    assert_eq!(journal.dead_letter_counts().get("far"), None);
+    assert_eq!(destination.accepted(), (0..500).collect::<Vec<_>>());
+    assert_eq!(journal.dead_letter_counts().get("destination"), None);
     assert_eq!(running.page().state, "up");
     running.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_asks_has_a_sink_tried_at_once_whatever_it_waits_for() {
+async fn a_retry_request_ends_every_wait() {
     let gone = || Cause::Gone { reason: "HTTP 410 Gone".into() };
     let patience = || busy(Some(Duration::from_mins(50)));
     for (state, cause) in [
@@ -66,20 +73,20 @@ async fn whoever_asks_has_a_sink_tried_at_once_whatever_it_waits_for() {
         ("held", Box::new(|| denied("HTTP 403 Forbidden"))),
         ("down", Box::new(down)),
     ] {
-        let (journal, far) = (memory(), Far::new());
-        far.script([Answer::After(3, cause())]);
-        far.connects([None, Some(cause()), Some(cause())]);
-        let running = start(&journal, &far);
+        let (journal, destination) = (memory(), Scripted::new());
+        destination.script([Answer::After(3, cause())]);
+        destination.connects([None, Some(cause()), Some(cause())]);
+        let running = start(&journal, &destination);
         journal.append(&mut events(0..10));
         is_state(&running, state).await;
         let asked = Instant::now();
         for _ in 0..4 {
-            assert!(running.status.retry_sink("far"));
+            assert!(running.status.retry_sink("destination"));
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         all_arrive(&journal).await;
         assert!(asked.elapsed() < Duration::from_secs(1), "{state}: {:?}", asked.elapsed());
-        assert_eq!(far.accepted(), (0..10).collect::<Vec<_>>(), "{state}");
+        assert_eq!(destination.accepted(), (0..10).collect::<Vec<_>>(), "{state}");
         is_state(&running, "up").await;
         assert!(!running.status.retry_sink("nobody"));
         running.stop().await;
@@ -87,25 +94,25 @@ async fn whoever_asks_has_a_sink_tried_at_once_whatever_it_waits_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_lost_while_events_wait_is_made_again_at_once() {
-    let (journal, far) = (memory(), Far::new());
-    far.script([Answer::After(0, busy(Some(Duration::from_mins(30))))]);
-    let running = start(&journal, &far);
+async fn a_connection_lost_while_events_wait_is_made_again_at_once() {
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.script([Answer::After(0, busy(Some(Duration::from_mins(30))))]);
+    let running = start(&journal, &destination);
     journal.append(&mut events(0..10));
     is_state(&running, "busy").await;
     let begin = Instant::now();
     for _ in 0..5 {
-        let before = far.connected_at().len();
-        far.lose();
+        let before = destination.connected_at().len();
+        destination.lose();
         until("it connects again", HOUR, async || {
-            (far.connected_at().len() > before).then_some(())
+            (destination.connected_at().len() > before).then_some(())
         })
         .await;
         is_state(&running, "busy").await;
         tokio::time::sleep(Duration::from_mins(1)).await;
     }
     assert!(begin.elapsed() < Duration::from_mins(6), "{:?}", begin.elapsed());
-    assert_eq!(far.delivered_at().len(), 1, "the wait is kept");
+    assert_eq!(destination.delivered_at().len(), 1, "the wait is kept");
     all_arrive(&journal).await;
     assert!(begin.elapsed() >= Duration::from_mins(29));
     running.stop().await;
@@ -113,70 +120,70 @@ async fn a_connection_that_is_lost_while_events_wait_is_made_again_at_once() {
 
 /// Two clients with one name throw each other out: each gets to work for a moment.
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_ends_at_once_every_time_is_no_reason_to_hurry() {
-    let (journal, far) = (memory(), Far::new());
-    far.script((0..10_000).map(|_| Answer::After(1, down())));
-    let running = start(&journal, &far);
+async fn connections_that_end_at_once_are_made_with_backoff() {
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.script((0..10_000).map(|_| Answer::After(1, down())));
+    let running = start(&journal, &destination);
     journal.append(&mut events(0..5000));
     tokio::time::sleep(HOUR).await;
-    let tries = far.connected_at().len();
+    let tries = destination.connected_at().len();
     assert!(tries < 250, "{tries} connections in an hour");
-    far.script([]);
+    destination.script([]);
     all_arrive(&journal).await;
     running.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_at_which_the_connection_ends_is_set_aside_after_a_while() {
-    let (journal, far) = (memory(), Far::new());
-    far.hangs_up_at(|n| n == 30);
-    let running = start(&journal, &far);
+async fn an_event_that_ends_the_connection_again_and_again_becomes_a_dead_letter() {
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.hangs_up_at(|n| n == 30);
+    let running = start(&journal, &destination);
     journal.append(&mut events(0..100));
     let begin = Instant::now();
     all_arrive(&journal).await;
     assert!(begin.elapsed() >= Duration::from_mins(1), "{:?}", begin.elapsed());
     assert!(begin.elapsed() <= Duration::from_mins(10), "{:?}", begin.elapsed());
-    assert_eq!(far.accepted(), (0..100).filter(|n| *n != 30).collect::<Vec<_>>());
-    assert_eq!(journal.dead_letter_counts()["far"], 1);
+    assert_eq!(destination.accepted(), (0..100).filter(|n| *n != 30).collect::<Vec<_>>());
+    assert_eq!(journal.dead_letter_counts()["destination"], 1);
     assert_eq!(running.page().state, "up");
     running.stop().await;
 }
 
 /// One that is restarted over and over, or in front of which something else ends connections.
 #[tokio::test(start_paused = true)]
-async fn a_destination_that_ends_every_connection_costs_no_event() {
-    let (journal, far) = (memory(), Far::new());
-    far.hangs_up_at(|_| true);
-    far.hangs_up_when_idle(true);
-    let running = start(&journal, &far);
+async fn a_destination_that_ends_every_connection_loses_no_event() {
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.hangs_up_at(|_| true);
+    destination.hangs_up_when_idle(true);
+    let running = start(&journal, &destination);
     journal.append(&mut events(0..100));
     tokio::time::sleep(5 * HOUR).await;
-    assert_eq!(journal.dead_letter_counts().get("far"), None);
+    assert_eq!(journal.dead_letter_counts().get("destination"), None);
     assert_eq!(running.page().state, "down");
     // One that stands still, but ends at every event, costs no more than a few.
-    far.hangs_up_when_idle(false);
+    destination.hangs_up_when_idle(false);
     tokio::time::sleep(5 * HOUR).await;
-    assert_eq!(journal.dead_letter_counts()["far"], 3);
-    far.hangs_up_at(|_| false);
+    assert_eq!(journal.dead_letter_counts()["destination"], 3);
+    destination.hangs_up_at(|_| false);
     all_arrive(&journal).await;
-    assert_eq!(far.accepted(), (3..100).collect::<Vec<_>>());
+    assert_eq!(destination.accepted(), (3..100).collect::<Vec<_>>());
     running.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silence_or_a_refused_connection_is_never_the_fault_of_an_event() {
-    let (journal, far) = (memory(), Far::new());
-    far.script((0..200).map(|_| Answer::After(0, down())));
-    let running = start(&journal, &far);
+async fn timeouts_and_refused_connections_are_not_blamed_on_an_event() {
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.script((0..200).map(|_| Answer::After(0, down())));
+    let running = start(&journal, &destination);
     journal.append(&mut events(0..10));
     tokio::time::sleep(HOUR).await;
     all_arrive(&journal).await;
-    assert_eq!(journal.dead_letter_counts().get("far"), None);
+    assert_eq!(journal.dead_letter_counts().get("destination"), None);
     running.stop().await;
 }
 
 #[test]
-fn an_end_by_the_peer_is_a_kind_of_down() {
+fn a_close_by_the_peer_is_down() {
     let cause = Cause::closed("reset");
     assert!(cause.is_closed_by_peer() && !down().is_closed_by_peer());
     let Cause::Down(error) = cause else { panic!("{cause}") };
@@ -185,10 +192,10 @@ fn an_end_by_the_peer_is_a_kind_of_down() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn many_rejections_in_a_row_are_a_reason_not_to_be_ready() {
-    let (journal, far) = (memory(), Far::new());
-    far.poison(|n| n < 50);
-    let running = start(&journal, &far);
+async fn many_rejections_in_a_row_make_the_sink_not_ready() {
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.poison(|n| n < 50);
+    let running = start(&journal, &destination);
     journal.append(&mut events(0..50));
     is_state(&running, "rejecting").await;
     all_arrive(&journal).await;
@@ -202,41 +209,41 @@ async fn many_rejections_in_a_row_are_a_reason_not_to_be_ready() {
 
 /// Thousands in a row: none may be lost between the template and the disk.
 #[tokio::test]
-async fn events_that_cannot_be_rendered_count_in_the_window_and_wait_for_the_disk() {
+async fn events_that_cannot_be_rendered_count_in_the_window() {
     let dir = tempfile::tempdir().unwrap();
     let (journal, _) = open(&config(dir.path()));
     crate::support::journal::append(&journal, events(0..10_000)).await;
-    let far = Far::new();
-    let running = Running::start("far", &journal, &far, |config| {
+    let destination = Scripted::new();
+    let running = Running::start("destination", &journal, &destination, |config| {
         config.start = Start::Earliest;
         config.window = 16;
         // A number has no items.
         config.payload = "{{ id if id[-3:] == '000' else 3 | items }}".into();
     });
     until("all is dealt with", 2 * PATIENCE, async || {
-        let dead = journal.dead_letter_counts().get("far").copied().unwrap_or(0);
-        assert!(dead <= 10_000 - journal.lag("far").0 + 16, "no more than a window ahead");
-        (journal.lag("far").0 == 0).then_some(())
+        let dead = journal.dead_letter_counts().get("destination").copied().unwrap_or(0);
+        assert!(dead <= 10_000 - journal.lag("destination").0 + 16, "no more than a window ahead");
+        (journal.lag("destination").0 == 0).then_some(())
     })
     .await;
-    settled(&journal, &["far"]).await;
-    assert_eq!(far.accepted().len(), 10);
+    settled(&journal, &["destination"]).await;
+    assert_eq!(destination.accepted().len(), 10);
     let store = astro_relay::journal::store::Store::open_reader(dir.path()).unwrap();
-    assert_eq!(store.dead_letters(Some("far")).unwrap().len(), 9_990);
+    assert_eq!(store.dead_letters(Some("destination")).unwrap().len(), 9_990);
     running.stop().await;
     close(journal).await;
 }
 
 #[tokio::test]
-async fn a_sink_whose_dead_letters_are_full_is_held_until_somebody_drops_some() {
+async fn a_sink_with_full_dead_letters_is_held_until_some_are_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     config.max_dead_letters.0 = 16 * 1024;
     let (journal, _) = open(&config);
     crate::support::journal::append(&journal, events(0..500)).await;
-    let far = Far::new();
-    far.poison(|n| n < 400);
-    let running = start(&journal, &far);
+    let destination = Scripted::new();
+    destination.poison(|n| n < 400);
+    let running = start(&journal, &destination);
     is_state(&running, "held").await;
     assert!(running.page().last_error.unwrap().contains("max_dead_letters"));
     let store = astro_relay::journal::store::Store::open_reader(dir.path()).unwrap();
@@ -244,66 +251,66 @@ async fn a_sink_whose_dead_letters_are_full_is_held_until_somebody_drops_some() 
     let mut dropped = 0;
     until("all is dealt with", 2 * PATIENCE, async || {
         assert_eq!(running.page().lost, 0);
-        dropped += store.drop_dead_letters(None, Some("far")).unwrap();
-        (journal.lag("far").0 == 0).then_some(())
+        dropped += store.drop_dead_letters(None, Some("destination")).unwrap();
+        (journal.lag("destination").0 == 0).then_some(())
     })
     .await;
-    settled(&journal, &["far"]).await;
-    dropped += store.drop_dead_letters(None, Some("far")).unwrap();
+    settled(&journal, &["destination"]).await;
+    dropped += store.drop_dead_letters(None, Some("destination")).unwrap();
     assert_eq!(dropped, 400, "each was set aside, none was deleted");
-    assert_eq!(far.accepted(), (400..500).collect::<Vec<_>>());
+    assert_eq!(destination.accepted(), (400..500).collect::<Vec<_>>());
     is_state(&running, "up").await;
     running.stop().await;
     close(journal).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_is_told_on_the_page_and_stays_there_until_an_event_is_accepted() {
-    let (journal, far) = (memory(), Far::new());
-    far.panics_at(|n| n == 0);
-    let running = start(&journal, &far);
+async fn a_panic_is_shown_until_an_event_is_accepted() {
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.panics_at(|n| n == 0);
+    let running = start(&journal, &destination);
     journal.append(&mut events(0..10));
     is_state(&running, "failed").await;
     let page = running.page();
     assert!(page.last_error.unwrap().contains("as the test says"), "with what it said");
     let status = running.fails().await;
     // The supervisor makes it anew: it is not well before it has worked.
-    let again = Running::start_with(status, "far", &journal, &far, |_| ());
+    let again = Running::start_with(status, "destination", &journal, &destination, |_| ());
     is_state(&again, "failed").await;
     let status = again.fails().await;
-    far.panics_at(|_| false);
-    let again = Running::start_with(status, "far", &journal, &far, |_| ());
+    destination.panics_at(|_| false);
+    let again = Running::start_with(status, "destination", &journal, &destination, |_| ());
     all_arrive(&journal).await;
     is_state(&again, "up").await;
-    assert_eq!(far.accepted(), (0..10).collect::<Vec<_>>());
+    assert_eq!(destination.accepted(), (0..10).collect::<Vec<_>>());
     again.stop().await;
 }
 
 /// One with several on their way at once, some of which are accepted behind one that is not.
 #[tokio::test]
-async fn what_was_accepted_behind_the_cursor_is_not_sent_again_after_a_stop() {
+async fn events_accepted_behind_the_cursor_are_not_sent_again_after_a_stop() {
     let dir = tempfile::tempdir().unwrap();
-    let far = Far::new();
-    far.takes_several(8);
-    far.withholds(|n| n % 5 == 2);
+    let destination = Scripted::new();
+    destination.takes_several(8);
+    destination.withholds(|n| n % 5 == 2);
     for round in 0..4 {
         let (journal, _) = open(&config(dir.path()));
         crate::support::journal::append(&journal, events(round * 20..(round + 1) * 20)).await;
-        let running = start(&journal, &far);
+        let running = start(&journal, &destination);
         until("all that is not withheld is accepted", PATIENCE, async || {
-            (far.on_its_way() > 0 && far.is_stuck()).then_some(())
+            (destination.on_its_way() > 0 && destination.is_stuck()).then_some(())
         })
         .await;
         running.stop().await;
         close(journal).await;
     }
-    far.withholds(|_| false);
+    destination.withholds(|_| false);
     let (journal, _) = open(&config(dir.path()));
-    let running = start(&journal, &far);
+    let running = start(&journal, &destination);
     all_arrive(&journal).await;
     running.stop().await;
     close(journal).await;
-    let mut accepted = far.accepted();
+    let mut accepted = destination.accepted();
     assert_eq!(accepted.len(), 80, "none twice: {accepted:?}");
     accepted.sort_unstable();
     assert_eq!(accepted, (0..80).collect::<Vec<_>>());
