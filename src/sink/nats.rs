@@ -94,12 +94,12 @@ enum Mode {
 
 /// How the connection is doing.
 struct Progress {
-    /// When something was heard last, or handed over with nothing on its way.
+    /// When something was received last, or handed over with nothing on its way.
     since: Instant,
     /// Why the connection is gone: reported behind what is known of the events.
     lost: Option<Cause>,
-    /// The last that the server said which was no refusal: why it ends the connection, mostly.
-    last_words: Option<String>,
+    /// The last error of the server that was no refusal: why it ends the connection, mostly.
+    last_error: Option<String>,
     /// So many events go out one by one, because the server refused something that nobody can make out:
     /// then it can only be the one.
     one_by_one: usize,
@@ -123,7 +123,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         link: None,
         flight: Flight::default(),
         permissions: Permissions::default(),
-        progress: Progress { since: Instant::now(), lost: None, last_words: None, one_by_one: 0 },
+        progress: Progress { since: Instant::now(), lost: None, last_error: None, one_by_one: 0 },
         facts: None,
     }))
 }
@@ -237,7 +237,7 @@ impl Nats {
             )
             .await?;
             let chain = Chain::of(&link.client().server_info(), known.replicas);
-            let facts = known.facts.iter().cloned().chain(chain.remark());
+            let facts = known.facts.iter().cloned().chain(chain.fact());
             self.facts = Some(facts.collect());
             if let Mode::Stream(stream) = &mut self.mode {
                 (stream.known, stream.chain) = (known, chain);
@@ -257,7 +257,7 @@ impl Nats {
     fn disconnect(&mut self) {
         self.link = None;
         self.progress.lost = None;
-        self.progress.last_words = None;
+        self.progress.last_error = None;
         if let Mode::Stream(stream) = &mut self.mode {
             stream.has_stored = false;
         }
@@ -385,7 +385,7 @@ impl Nats {
                 // Whatever the answer: it got through.
                 self.permissions.permit(&outgoing.address);
                 let outcome = stream.answered(message, self.connector.settings.varies());
-                self.flight.settle(number, outcome);
+                self.flight.resolve(number, outcome);
             }
             _ => {}
         }
@@ -410,7 +410,7 @@ impl Nats {
                         self.permissions.line_too_long(subject::line(longest, reply));
                     }
                 }
-                self.progress.last_words = Some(text.to_owned());
+                self.progress.last_error = Some(text.to_owned());
             }
             Refusal::Subscription(_) => {
                 tracing::error!(sink = self.name, text, "the server refuses a subscription");
@@ -424,7 +424,7 @@ impl Nats {
             0 => tracing::debug!(sink = self.name, text, "the server refused something"),
             1 => {
                 let fault = self.of_subject(text.to_owned());
-                self.flight.settle_only(fault);
+                self.flight.resolve_only(fault);
             }
             _ => {
                 self.progress.one_by_one = self.flight.len();
@@ -444,8 +444,8 @@ impl Nats {
                 ServerNotice::Lost(_) => break,
             }
         }
-        let reason = match self.progress.last_words.take() {
-            Some(words) => format!("{reason}; the server said: {words}"),
+        let reason = match self.progress.last_error.take() {
+            Some(error) => format!("{reason}; the server said: {error}"),
             None => reason.to_owned(),
         };
         let well = self.progress.since.elapsed() < self.connector.ping_interval();
@@ -525,7 +525,7 @@ impl Nats {
         Ok(fault)
     }
 
-    /// The oldest event is told to have failed. Behind one that is rejected the others stay; what a stream
+    /// The oldest event is reported as failed. Behind one that is rejected the others stay; what a stream
     /// was to store only behind it is sent again.
     fn report_fault(&mut self, fault: Fault) -> Failure {
         if let Fault::Rejected(_) = fault {

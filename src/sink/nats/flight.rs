@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::sink::{Cause, Outgoing};
 
-/// What hinders an event, in words that can be given again for the next one of its subject.
+/// What hinders an event, in a form that can be given again for the next event of its subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
     Busy(String),
@@ -141,13 +141,13 @@ impl Flight {
     }
 
     /// The outcome of a published event, if none is known yet.
-    pub(super) fn settle(&mut self, number: u64, outcome: Outcome) {
+    pub(super) fn resolve(&mut self, number: u64, outcome: Outcome) {
         if let Some(index) = self.index(number) {
-            self.settle_at(index, outcome);
+            self.resolve_at(index, outcome);
         }
     }
 
-    fn settle_at(&mut self, index: usize, outcome: Outcome) {
+    fn resolve_at(&mut self, index: usize, outcome: Outcome) {
         if let Some(entry) = self.entries.get_mut(index)
             && entry.published
             && entry.outcome == Outcome::Pending
@@ -159,10 +159,10 @@ impl Flight {
     }
 
     /// What the one published event that is pending failed with, where there is one only.
-    pub(super) fn settle_only(&mut self, fault: Fault) {
+    pub(super) fn resolve_only(&mut self, fault: Fault) {
         let is_it = |entry: &Entry| entry.published && entry.outcome == Outcome::Pending;
         if let Some(index) = self.entries.iter().position(is_it) {
-            self.settle_at(index, Outcome::Failed(fault));
+            self.resolve_at(index, Outcome::Failed(fault));
         }
     }
 
@@ -171,14 +171,14 @@ impl Flight {
         let before = self.waiting;
         for index in 0..self.handled {
             if self.entries.get(index).is_some_and(|entry| &*entry.outgoing.address == subject) {
-                self.settle_at(index, Outcome::Failed(fault.clone()));
+                self.resolve_at(index, Outcome::Failed(fault.clone()));
             }
         }
         before - self.waiting
     }
 
     /// Accepts published events from the oldest on: those before `confirmed`, and those before `processed`
-    /// whose subjects the server is known to take. Says which are accepted that were not known for that.
+    /// whose subjects the server is known to take. `proven` gets those whose subject was not known for that.
     pub(super) fn accept(
         &mut self,
         confirmed: u64,
@@ -195,7 +195,7 @@ impl Flight {
                 if entry.unproven {
                     proven(&entry.outgoing);
                 }
-                self.settle_at(index, Outcome::Accepted);
+                self.resolve_at(index, Outcome::Accepted);
             }
         }
     }
@@ -264,4 +264,62 @@ impl Flight {
 
 fn number(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::base::event::{Record, own};
+
+    fn flight(addresses: &[&str]) -> Flight {
+        let mut flight = Flight::default();
+        for (seq, address) in (1..).zip(addresses) {
+            let event = own("relay.test", &"".into(), &"".into(), &json!({}), 1);
+            let payload = event.message.clone();
+            flight.push(Outgoing {
+                record: Arc::new(Record::new(seq, event)),
+                part: 0,
+                address: (*address).into(),
+                payload,
+                content_type: "application/json",
+                expires_in: None,
+                beside: None,
+            });
+            flight.published(*address != "proven");
+        }
+        flight
+    }
+
+    #[test]
+    fn unproven_events_hold_back_those_behind_them() {
+        let mut flight = flight(&["proven", "new", "proven"]);
+        assert_eq!((flight.waiting(), flight.unproven()), (3, 1));
+        flight.accept(0, 3, |_| panic!("nothing is confirmed"));
+        assert_eq!(flight.accepted(), [true, false, false]);
+        let mut proven = Vec::new();
+        flight.accept(3, 3, |outgoing| proven.push(outgoing.address.to_string()));
+        assert_eq!((flight.take_accepted(|_| {}), &proven[..]), (3, &["new".to_owned()][..]));
+        assert!(flight.is_empty() && flight.waiting() == 0 && flight.unproven() == 0);
+    }
+
+    #[test]
+    fn answers_to_a_first_attempt_do_not_count_for_a_second() {
+        let mut flight = flight(&["proven", "forbidden", "proven"]);
+        let fault = Fault::Rejected("no".into());
+        assert_eq!(flight.refuse("forbidden", &fault), 1);
+        flight.resolve(0, Outcome::Accepted);
+        assert_eq!(flight.take_accepted(|_| {}), 1);
+        assert!(flight.take_head(), "the refused one was published");
+        flight.restart();
+        flight.resolve(2, Outcome::Accepted);
+        assert_eq!(flight.accepted(), [false]);
+        let (number, _) = flight.next().unwrap();
+        flight.published(false);
+        flight.resolve(number, Outcome::Accepted);
+        assert_eq!(flight.accepted(), [true]);
+    }
 }

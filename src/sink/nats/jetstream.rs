@@ -78,10 +78,10 @@ impl Chain {
         Self { linked, limit: if linked { usize::MAX } else { 1 }, run: 0 }
     }
 
-    pub(super) fn remark(&self) -> Option<String> {
-        let remark = "events are stored one by one, for the order's sake: a replicated stream of this \
+    pub(super) fn fact(&self) -> Option<String> {
+        let fact = "events are stored one by one, for the order's sake: a replicated stream of this \
                       server (before 2.11) does not forget a message that it did not store";
-        (!self.linked).then(|| remark.into())
+        (!self.linked).then(|| fact.into())
     }
 
     pub(super) fn limit(&self) -> usize {
@@ -188,7 +188,7 @@ mod tests {
         ] {
             let chain = Chain::of(&server(version), replicas);
             assert_eq!(chain.linked, linked, "{version} {replicas:?}");
-            assert_eq!(chain.remark().is_none(), linked);
+            assert_eq!(chain.fact().is_none(), linked);
         }
     }
 

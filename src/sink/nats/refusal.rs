@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_is_read_as_the_server_quotes_it() {
+    fn quoted_subjects_are_unquoted() {
         for (quoted, subject) in [
             (r#""astro.main.x""#, "astro.main.x"),
             (r#""astro.Zoë.x""#, "astro.Zoë.x"),
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_something_else() {
+    fn unreadable_refusals_are_other() {
         for text in [
             "",
             "Maximum Payload Violation",

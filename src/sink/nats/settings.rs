@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_would_take_commands_is_known() {
+    fn streams_that_would_take_commands_are_recognised() {
         for (pattern, taken) in [
             ("astro.>", true),
             (">", true),

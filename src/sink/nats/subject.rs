@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_others_is_reserved() {
+    fn reserved_subjects_are_recognised() {
         for (subject, is_reserved) in [
             ("astro.main.channel.tips", false),
             ("astro.main.commands", false),

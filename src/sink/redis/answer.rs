@@ -24,7 +24,7 @@ pub(crate) enum About<'a> {
 pub(crate) fn cause(error: &RedisError, about: About<'_>) -> Cause {
     match error.code() {
         Some(code) => {
-            cause_of_words(&format!("{code} {}", error.detail().unwrap_or_default()), about)
+            cause_of_text(&format!("{code} {}", error.detail().unwrap_or_default()), about)
         }
         None if error.kind() == ErrorKind::AuthenticationFailed => {
             Cause::Denied { reason: format!("the server does not accept the login: {error}") }
@@ -42,7 +42,7 @@ fn was_closed(error: &RedisError) -> bool {
 }
 
 /// What an answer such as `OOM command not allowed …` means.
-pub(crate) fn cause_of_words(words: &str, about: About<'_>) -> Cause {
+pub(crate) fn cause_of_text(words: &str, about: About<'_>) -> Cause {
     let words = words.trim_start_matches('-').trim();
     let wait = || Cause::Busy { wait: None, reason: words.to_owned() };
     let down = |what: &str| Cause::Down(format!("{what}: {words}").into());
@@ -54,7 +54,7 @@ pub(crate) fn cause_of_words(words: &str, about: About<'_>) -> Cause {
         About::OnlyAddress(address) => denied(&format!("{what} {address:?}")),
         About::Server => denied(what),
     };
-    let says = |text: &str| words.to_ascii_lowercase().contains(text);
+    let has = |text: &str| words.to_ascii_lowercase().contains(text);
     match code(words) {
         // Another server is to be asked, and a new connection finds out which.
         "READONLY" | "MASTERDOWN" | "ASK" | "REDIRECT" | "UNBLOCKED" => {
@@ -70,16 +70,16 @@ pub(crate) fn cause_of_words(words: &str, about: About<'_>) -> Cause {
         "NOPERM" if of_the_address(words) => of_address("the user may not use"),
         "NOPERM" => denied("the user may not run this command"),
         "ERR" if of_the_command(words) => denied("the user may not run this command"),
-        "ERR" if says("unknown command") => denied("the server lacks a command"),
-        "ERR" if says("max number of clients") => down("the server is full"),
-        "ERR" if says("invalid password") || says("called without any password configured") => {
+        "ERR" if has("unknown command") => denied("the server lacks a command"),
+        "ERR" if has("max number of clients") => down("the server is full"),
+        "ERR" if has("invalid password") || has("called without any password configured") => {
             denied("the server does not accept the user or password")
         }
-        "ERR" if says("operation not permitted") => denied("the server does not let us"),
-        "ERR" if says("db index") || says("select is not allowed") || says("invalid db") => {
+        "ERR" if has("operation not permitted") => denied("the server does not let us"),
+        "ERR" if has("db index") || has("select is not allowed") || has("invalid db") => {
             denied("there is no such database")
         }
-        "ERR" if says("cluster support disabled") => {
+        "ERR" if has("cluster support disabled") => {
             denied("this server is no cluster: set `cluster = false`")
         }
         "ERR" if is_size(words) => Cause::Rejected { reason: words.to_owned() },
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn every_error_has_its_meaning() {
+    fn errors_are_classified() {
         for (words, expected) in [
             // Redis and Valkey.
             ("LOADING Redis is loading the dataset in memory", "busy"),
@@ -208,13 +208,13 @@ mod tests {
             ("ERR Protocol error: invalid bulk length", "rejected"),
             ("ERR max request size exceeded. Limit: 1048576 bytes, Actual: 2097152", "rejected"),
         ] {
-            assert_eq!(kind(&cause_of_words(words, ONLY)), expected, "{words}");
-            assert_eq!(kind(&cause_of_words(&format!("-{words}"), ONLY)), expected, "{words}");
+            assert_eq!(kind(&cause_of_text(words, ONLY)), expected, "{words}");
+            assert_eq!(kind(&cause_of_text(&format!("-{words}"), ONLY)), expected, "{words}");
         }
     }
 
     #[test]
-    fn what_is_wrong_with_an_address_is_an_events_fault_only_where_others_have_another() {
+    fn address_errors_reject_only_where_addresses_vary() {
         for words in [
             "WRONGTYPE Operation against a key holding the wrong kind of value",
             "NOPERM this user has no permissions to access one of the channels used as arguments",
@@ -222,14 +222,14 @@ mod tests {
             "NOPERM No permissions to access a channel",
             "NOPERM this user has no permissions to access one of the keys used as arguments",
         ] {
-            let Cause::Rejected { reason } = cause_of_words(words, ONE) else { panic!("{words}") };
+            let Cause::Rejected { reason } = cause_of_text(words, ONE) else { panic!("{words}") };
             assert!(reason.contains("astro:zoe:events"), "{reason}");
-            let Cause::Denied { reason } = cause_of_words(words, ONLY) else { panic!("{words}") };
+            let Cause::Denied { reason } = cause_of_text(words, ONLY) else { panic!("{words}") };
             assert!(reason.contains("astro:events"), "{reason}");
-            assert_eq!(kind(&cause_of_words(words, About::Server)), "denied");
+            assert_eq!(kind(&cause_of_text(words, About::Server)), "denied");
         }
         // A command that may not be run may be run at no address.
         let words = "NOPERM this user has no permissions to run the 'publish' command";
-        assert_eq!(kind(&cause_of_words(words, ONE)), "denied");
+        assert_eq!(kind(&cause_of_text(words, ONE)), "denied");
     }
 }

@@ -104,7 +104,7 @@ pub(super) fn appended<'r>(
         Ok((accepted, duplicates, words)) => {
             let next = run.get(accepted);
             let cause = match next {
-                _ if !words.is_empty() => Some(answer::cause_of_words(&words, about(next))),
+                _ if !words.is_empty() => Some(answer::cause_of_text(&words, about(next))),
                 Some(_) => Some(Cause::Down("the script ended early".into())),
                 None => None,
             };
