@@ -70,6 +70,13 @@ pub(super) const KIND: Kind = Kind {
     probe: Some(probe::probe),
 };
 
+/// A stream answers each event by itself. So many answers are reported together, so that as many events go
+/// out together behind them, where they come within a [`MOMENT`].
+const GROUP: usize = 64;
+
+/// See [`GROUP`].
+const MOMENT: Duration = Duration::from_millis(1);
+
 struct Nats {
     name: String,
     connector: Connector,
@@ -357,13 +364,24 @@ impl Nats {
             Ok(received) => Some(received),
             Err(cause) => return self.progress.lost = Some(cause),
         };
+        let (moment, mut count) = (Instant::now() + MOMENT, 0);
         while let Some(message) = received {
             match message {
                 Ok((mark, message)) => self.on_reply(mark, &message),
                 Err(ServerNotice::Refused(text)) => self.on_refusal(&text),
-                Err(ServerNotice::Lost(reason)) => return self.on_loss(reason),
+                Err(ServerNotice::Lost(reason)) => {
+                    self.on_loss(reason);
+                    break;
+                }
             }
-            received = self.link.as_mut().and_then(|link| link.next().now_or_never());
+            count += 1;
+            let gathers = matches!(self.mode, Mode::Stream(_)) && count < GROUP;
+            let more = gathers && self.flight.waiting() > 0;
+            let Some(link) = &mut self.link else { break };
+            received = match link.next().now_or_never() {
+                None if more => timeout_at(moment, link.next()).await.ok(),
+                received => received,
+            };
         }
         if let (Mode::Core(barrier), permissions) = (&self.mode, &mut self.permissions) {
             let proven = |outgoing: &Outgoing| permissions.permit(&outgoing.address);
