@@ -102,6 +102,7 @@ mod requests;
 mod ring;
 pub mod runs;
 mod shared;
+mod start;
 pub mod store;
 mod syncer;
 mod writer;
@@ -123,7 +124,7 @@ pub use self::{
 };
 use self::{
     memory::{Cursor, Demand, Memory},
-    shared::{Limits, Shared},
+    shared::{JournalLimits, Shared},
 };
 use crate::{
     base::{
@@ -186,12 +187,12 @@ impl Journal {
         if config.dir.as_os_str().is_empty() {
             return Ok((Self::in_memory(config.memory.bytes()), Opened::default()));
         }
-        open::open(config)
+        start::open(config)
     }
 
     /// A journal that lives in memory only.
     pub fn in_memory(memory: usize) -> Self {
-        let limits = Limits::in_memory(memory);
+        let limits = JournalLimits::in_memory(memory);
         let memory = Memory::new(1, vec![(1, None)], 1, Health::MemoryOnly);
         Self(Arc::new(Shared::new(memory, None, Sync::Never, limits)))
     }
@@ -309,7 +310,7 @@ impl Journal {
         let through = *self.0.signals.readable.borrow();
         let memory = self.0.lock();
         let in_memory = memory.ring.first().is_some_and(|first| first <= after + 1);
-        (through > after && in_memory).then(|| memory.from_ring(after, through, limit, max_bytes))
+        (through > after && in_memory).then(|| memory.read_ring(after, through, limit, max_bytes))
     }
 
     /// Reads what is there after `after`, through `through`.
@@ -327,7 +328,7 @@ impl Journal {
             let memory = self.0.lock();
             let first = memory.ring.first();
             if first.is_some_and(|first| first <= after + 1) || self.0.reader().is_none() {
-                return Ok(memory.from_ring(after, through, limit, max_bytes));
+                return Ok(memory.read_ring(after, through, limit, max_bytes));
             }
             first.map_or(memory.numbers.last, |first| first - 1)
         };

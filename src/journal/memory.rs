@@ -11,7 +11,7 @@ use super::{
     Batch, Health, age,
     channel_state::StateBudget,
     mark::Marked,
-    pending::Pending,
+    pending::PendingChanges,
     ring::Ring,
     runs::{Run, assigned_between},
     store::{Letters, Replay, Write},
@@ -32,7 +32,7 @@ pub(super) struct Memory {
     pub(super) ring: Ring,
     pub(super) numbers: Numbers,
     pub(super) cursors: Cursors,
-    pub(super) pending: Pending,
+    pub(super) pending: PendingChanges,
     /// Each sink's dead letters, those that are not yet written among them.
     pub(super) letters: HashMap<String, Letters>,
     pub(super) budget: StateBudget,
@@ -109,7 +109,7 @@ impl Memory {
             ring: Ring::default(),
             numbers: Numbers { last, written: last, synced: last, oldest, runs, last_received: 0 },
             cursors: Cursors::default(),
-            pending: Pending::default(),
+            pending: PendingChanges::default(),
             letters: HashMap::new(),
             budget: StateBudget::default(),
             disk: Disk { health, durable: true, ..Disk::default() },
@@ -186,7 +186,7 @@ impl Memory {
         Batch { lost: self.assigned(after, before), records, through: end }
     }
 
-    pub(super) fn from_ring(
+    pub(super) fn read_ring(
         &self,
         after: Seq,
         through: Seq,

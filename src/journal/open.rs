@@ -1,34 +1,25 @@
 //! Opening the journal: the lock, the mark, the database, and where the numbers go on.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
 use tokio::time::Duration;
 use tracing::{error, warn};
 
 use super::{
-    Health, Journal,
+    Health,
     age::{Ages, Anchor, millis},
     channel_state::StateBudget,
     directory::{self, Inode, Lock},
     error::StoreError,
-    mark::{self, Mark, MarkContent, Marked},
+    mark::{Mark, MarkContent, Marked},
     memory::{Cursor, Memory},
-    reader::Reader,
     recovery,
-    runs::{LEFT_OUT, assigned_between},
-    shared::{Limits, Shared},
+    runs::assigned_between,
     store::Store,
-    writer,
 };
-use crate::{
-    base::{
-        clock::{self, UnixMillis},
-        event::Seq,
-    },
-    config::{self, Sync},
+use crate::base::{
+    clock::{self, UnixMillis},
+    event::Seq,
 };
 
 /// What was found when the journal was opened.
@@ -54,7 +45,7 @@ pub struct Opened {
 }
 
 /// The files of an open journal, beside its database.
-pub(super) struct Files {
+pub(super) struct JournalFiles {
     pub(super) mark: Mark,
     /// `None` while it is taken again.
     pub(super) lock: Option<Lock>,
@@ -65,59 +56,12 @@ pub(super) struct Files {
     pub(super) identity: u64,
 }
 
-/// Opens the journal, or begins without it where the disk does not let it be opened: the writer tries
-/// again until it does.
-pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreError> {
-    match open_files(&config.dir, config.sync == Sync::Always, 1) {
-        Ok((store, files, memory, opened)) => {
-            let mut reader = Store::open_reader(&config.dir)?;
-            reader.set_ages(files.ages.clone());
-            Ok((start(config, memory, Some(reader), Some((store, files))), opened))
-        }
-        Err(error) if error.forbids_start() => Err(error),
-        Err(error) => Ok(begin_in_memory(config, &error)),
-    }
-}
-
-fn start(
-    config: &config::Journal,
-    memory: Memory,
-    reader: Option<Store>,
-    files: Option<(Store, Files)>,
-) -> Journal {
-    let reader = Some(Reader::new(reader));
-    let shared = Shared::new(memory, reader, config.sync, Limits::of(config));
-    let journal = Journal(Arc::new(shared));
-    writer::start(&journal.0, files);
-    journal
-}
-
-/// Numbers are assigned that no earlier run can have reached: microseconds since 1970.
-fn begin_in_memory(config: &config::Journal, error: &StoreError) -> (Journal, Opened) {
-    let reason = error.describe();
-    error!(
-        reason,
-        dir = %config.dir.display(),
-        "the journal cannot be opened; events are kept in memory until it can"
-    );
-    // Often it can still be read.
-    let MarkContent { marked, anchor, .. } = mark::read(&config.dir);
-    let first = clock::now_micros().max(marked.last.saturating_add(2 * LEFT_OUT));
-    let opened = Opened {
-        heartbeat: anchor.as_ref().map(|anchor| anchor.wall),
-        downtime: anchor.as_ref().map(Anchor::ago),
-        ..Opened::default()
-    };
-    let memory = Memory::new(first, vec![(first, None)], first, Health::Degraded(reason));
-    (start(config, memory, None, None), opened)
-}
-
 /// Opens the files and begins a run in them that assigns no number below `at_least`.
 pub(super) fn open_files(
     dir: &Path,
     always_sync: bool,
     at_least: Seq,
-) -> Result<(Store, Files, Memory, Opened), StoreError> {
+) -> Result<(Store, JournalFiles, Memory, Opened), StoreError> {
     directory::make(dir)?;
     let lock = Some(directory::lock(dir)?);
     directory::restrict(dir);
@@ -149,7 +93,7 @@ pub(super) fn open_files(
     mark.set(Marked { last: memory.numbers.last, events: opened.events }, &ages)?;
     let (inodes, identity) = (directory::inodes(dir), store.identity()?);
     directory::restrict(dir);
-    Ok((store, Files { mark, lock, ages, inodes, identity }, memory, opened))
+    Ok((store, JournalFiles { mark, lock, ages, inodes, identity }, memory, opened))
 }
 
 /// Begins a run in the database. Reads all the rows that every start reads: a database of a
@@ -176,7 +120,7 @@ fn begin_run(
     let oldest = store.bounds()?.map_or(next, |(first, _)| first);
     opened.events = assigned_between(&runs, oldest.saturating_sub(1), last);
     let mut memory = Memory::new(next, runs, oldest, Health::Sound);
-    memory.received_before(store.from(last)?.map_or(0, |record| record.event.received));
+    memory.received_before(store.first_from(last)?.map_or(0, |record| record.event.received));
     for saved in cursors {
         let at = saved.seq.filter(|seq| *seq < next).unwrap_or_else(|| {
             warn!(
@@ -186,7 +130,7 @@ fn begin_run(
             opened.cursors_lost.push(saved.sink.clone());
             oldest.saturating_sub(1)
         });
-        // It holds back retention until it is known which sinks there are: see [`Journal::sinks`].
+        // It holds back retention until it is known which sinks there are: see `Journal::sinks`.
         memory.cursors.by_sink.insert(saved.sink.into(), Cursor::new(at, Some(at)));
     }
     store.replays()?;

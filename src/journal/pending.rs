@@ -1,61 +1,17 @@
 //! What the disk has still to get beside events and cursors.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use super::store::{DeadLetter, RejectedAgain, StateElement};
-use crate::base::event::Seq;
-
-/// Changes in the order in which they were made; of each replay and each element of state the last.
-#[derive(Debug, Clone, Default)]
-pub struct Changes {
-    pub(super) dead: Vec<DeadLetter>,
-    /// Bytes of the events in `dead`.
-    pub(super) dead_bytes: usize,
-    pub(super) rejected: Vec<RejectedAgain>,
-    /// Dead letters that are done with.
-    pub(super) removed: Vec<i64>,
-    /// Replays and how far they are; `None`: done.
-    pub(super) replays: HashMap<i64, Option<Seq>>,
-    /// By channel and element.
-    pub(super) state: HashMap<(Box<str>, Box<str>), StateElement>,
-}
-
-impl Changes {
-    pub(super) fn is_empty(&self) -> bool {
-        self.dead.is_empty()
-            && self.rejected.is_empty()
-            && self.removed.is_empty()
-            && self.replays.is_empty()
-            && self.state.is_empty()
-    }
-
-    pub(super) fn add_dead(&mut self, letter: DeadLetter) {
-        self.dead_bytes += letter.record.event.weight();
-        self.dead.push(letter);
-    }
-
-    pub(super) fn set_state(&mut self, element: StateElement) {
-        self.state.insert((element.channel.clone(), element.element.clone()), element);
-    }
-
-    fn add(&mut self, newer: Self) {
-        self.dead.extend(newer.dead);
-        self.dead_bytes += newer.dead_bytes;
-        self.rejected.extend(newer.rejected);
-        self.removed.extend(newer.removed);
-        self.replays.extend(newer.replays);
-        self.state.extend(newer.state);
-    }
-}
+use super::store::{Changes, DeadLetter};
 
 /// Changes that wait for the writer, and those that it writes now.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct PendingChanges {
     pub(super) new: Changes,
     writing: Arc<Changes>,
 }
 
-impl Pending {
+impl PendingChanges {
     /// What is to be written now.
     pub(super) fn begin(&mut self) -> Arc<Changes> {
         self.writing = Arc::new(std::mem::take(&mut self.new));
@@ -86,6 +42,7 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::store::StateElement;
 
     fn element(value: &str) -> StateElement {
         let value = Some(value.into());
@@ -94,7 +51,7 @@ mod tests {
 
     #[test]
     fn what_could_not_be_written_stands_before_what_is_newer() {
-        let mut pending = Pending::default();
+        let mut pending = PendingChanges::default();
         pending.new.removed.push(1);
         pending.new.replays.insert(7, Some(10));
         pending.new.set_state(element("old"));

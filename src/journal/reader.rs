@@ -13,13 +13,13 @@ use std::sync::{
 use super::{error::StoreError, store::Store};
 
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct SharedReader {
     store: Mutex<Option<Store>>,
     /// Whether there ever was one: a relay may have started without its disk.
     opened: AtomicBool,
 }
 
-impl Reader {
+impl SharedReader {
     /// `None`: the file could not be opened yet.
     pub(super) fn new(store: Option<Store>) -> Self {
         Self { opened: AtomicBool::new(store.is_some()), store: Mutex::new(store) }

@@ -13,7 +13,7 @@ use super::{
     error::StoreError,
     mark::UnreportedGap,
     memory::{Demand, Memory},
-    reader::Reader,
+    reader::SharedReader,
 };
 use crate::{
     base::event::Seq,
@@ -32,9 +32,9 @@ pub(super) struct Shared {
     pub(super) ended: Condvar,
     pub(super) signals: Signals,
     /// `None` without a directory.
-    pub(super) reader: Option<Reader>,
+    pub(super) reader: Option<SharedReader>,
     pub(super) sync: Sync,
-    pub(super) limits: Limits,
+    pub(super) limits: JournalLimits,
     pub(super) unreported: UnreportedGap,
 }
 
@@ -54,7 +54,7 @@ pub(super) struct Signals {
 
 /// The journal's limits; see [`config::Journal`].
 #[derive(Debug, Clone)]
-pub(super) struct Limits {
+pub(super) struct JournalLimits {
     pub(super) dir: Option<PathBuf>,
     pub(super) max_size: u64,
     pub(super) max_age: Duration,
@@ -65,7 +65,7 @@ pub(super) struct Limits {
     pub(super) max_dead_letters: u64,
 }
 
-impl Limits {
+impl JournalLimits {
     pub(super) fn of(config: &config::Journal) -> Self {
         Self {
             dir: Some(config.dir.clone()),
@@ -84,7 +84,12 @@ impl Limits {
 }
 
 impl Shared {
-    pub(super) fn new(memory: Memory, reader: Option<Reader>, sync: Sync, limits: Limits) -> Self {
+    pub(super) fn new(
+        memory: Memory,
+        reader: Option<SharedReader>,
+        sync: Sync,
+        limits: JournalLimits,
+    ) -> Self {
         let shared = Self {
             memory: Mutex::new(memory),
             work: Condvar::new(),
@@ -106,7 +111,7 @@ impl Shared {
     }
 
     /// What is no longer in memory is read with it; `None` while there is no file.
-    pub(super) fn reader(&self) -> Option<&Reader> {
+    pub(super) fn reader(&self) -> Option<&SharedReader> {
         self.reader.as_ref().filter(|reader| reader.was_opened())
     }
 

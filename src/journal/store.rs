@@ -8,6 +8,7 @@
 //!
 //! This file and those below it know SQL and nothing of tasks; every call blocks.
 
+mod changes;
 mod copy;
 mod events;
 mod numbers;
@@ -22,15 +23,16 @@ use rusqlite::{
     params,
 };
 
+pub use self::{
+    changes::Changes,
+    requests::{DeadLetter, Replay},
+    state::StateElement,
+};
 pub(super) use self::{
     copy::Copied,
     requests::{Letters, RejectedAgain},
 };
-pub use self::{
-    requests::{DeadLetter, Replay},
-    state::StateElement,
-};
-use super::{age::Ages, batch::Encoder, directory, error::StoreError, mark, pending::Changes};
+use super::{age::Ages, batch::Encoder, directory, error::StoreError, mark};
 use crate::base::{
     clock::{self, UnixMillis},
     event::{Record, Seq},

@@ -15,8 +15,8 @@ use super::{
     error::StoreError,
     mark::Marked,
     memory::Demand,
-    open::Files,
-    reader::Reader,
+    open::JournalFiles,
+    reader::SharedReader,
     shared::Shared,
     store::{Store, Write},
     syncer::{self, Syncing},
@@ -31,7 +31,7 @@ const TRANSACTION: usize = 1024;
 const TRANSACTION_BYTES: usize = 1024 * 1024;
 
 /// Starts the threads. Without files they are to be opened yet.
-pub(super) fn start(shared: &Arc<Shared>, files: Option<(Store, Files)>) {
+pub(super) fn start(shared: &Arc<Shared>, files: Option<(Store, JournalFiles)>) {
     let syncing = Arc::new(Syncing::default());
     shared.lock().threads = 2;
     let mut writer = Writer {
@@ -56,7 +56,7 @@ pub(super) fn start(shared: &Arc<Shared>, files: Option<(Store, Files)>) {
 }
 
 fn spawn(name: &str, shared: Arc<Shared>, run: impl FnOnce() + Send + 'static) {
-    let ended = Ended(shared);
+    let ended = ThreadGuard(shared);
     let thread = thread::Builder::new().name(name.into()).spawn(move || {
         let _ended = ended;
         run();
@@ -67,9 +67,9 @@ fn spawn(name: &str, shared: Arc<Shared>, run: impl FnOnce() + Send + 'static) {
 }
 
 /// Counts a thread out when it ends, however it ends.
-struct Ended(Arc<Shared>);
+struct ThreadGuard(Arc<Shared>);
 
-impl Drop for Ended {
+impl Drop for ThreadGuard {
     fn drop(&mut self) {
         let mut memory = self.0.lock();
         memory.threads -= 1;
@@ -94,7 +94,7 @@ struct Writer {
     /// `None` while the disk fails.
     store: Option<Store>,
     /// `None` until the files were opened once.
-    files: Option<Files>,
+    files: Option<JournalFiles>,
     syncing: Arc<Syncing>,
     /// A sync has failed, and the file was not reopened since.
     in_doubt: bool,
@@ -117,10 +117,10 @@ impl Drop for Writer {
 }
 
 impl Writer {
-    fn adopt(&mut self, store: Store, files: Files) {
+    fn adopt(&mut self, store: Store, files: JournalFiles) {
         self.store = Some(store);
         let mark = files.mark.with(self.shared.unreported.clone());
-        self.files = Some(Files { mark, ..files });
+        self.files = Some(JournalFiles { mark, ..files });
     }
 
     fn set_mark(&mut self, marked: Marked) -> Result<(), StoreError> {
@@ -242,7 +242,7 @@ impl Writer {
         }
         // Before the writer's own: who closes the file last removes its log, by name. Whoever still
         // holds the journal would do that later, when another log may stand there.
-        if let Some(Err(error)) = self.shared.reader.as_ref().map(Reader::close) {
+        if let Some(Err(error)) = self.shared.reader.as_ref().map(SharedReader::close) {
             warn!(error = error.describe(), "the journal's reader was not closed in order");
         }
         match self.store.take().map(|store| store.close(last, clock::now())) {

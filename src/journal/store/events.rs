@@ -20,7 +20,7 @@ use crate::{
 
 /// Events read from disk.
 #[derive(Debug, Default)]
-pub struct Read {
+pub struct ReadEvents {
     /// In order.
     pub records: Vec<Arc<Record>>,
     /// Events in between whose row has a wrong sum.
@@ -87,14 +87,19 @@ fn last_of(row: batch::Row) -> Result<Seq, StoreError> {
 impl Store {
     /// Events after `after`, in order: at most `limit`, and about `max_bytes`; where only the bytes
     /// limit it, to the end of a row.
-    pub fn read(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Read, StoreError> {
+    pub fn read(
+        &self,
+        after: Seq,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<ReadEvents, StoreError> {
         let mut statement = self.db.prepare_cached(
             "SELECT first, count, received, crc, body, time FROM batches WHERE first >= coalesce(
              (SELECT first FROM batches WHERE first <= ?1 ORDER BY first DESC LIMIT 1), 0)
              ORDER BY first",
         )?;
         let mut rows = statement.query([signed(after.saturating_add(1))])?;
-        let mut read = Read::default();
+        let mut read = ReadEvents::default();
         let (mut bytes, mut before) = (0, 0);
         let mut places = Places::default();
         while let Some(found) = rows.next()? {
@@ -234,11 +239,14 @@ impl Store {
 
     /// How long that event, or the next one that is there, has waited.
     pub fn waited_since(&self, seq: Seq) -> Result<Option<Waited>, StoreError> {
-        Ok(self.from(seq)?.map(|record| record.waited))
+        Ok(self.first_from(seq)?.map(|record| record.waited))
     }
 
     /// That event, or the next one that is there.
-    pub(in crate::journal) fn from(&self, seq: Seq) -> Result<Option<Arc<Record>>, StoreError> {
+    pub(in crate::journal) fn first_from(
+        &self,
+        seq: Seq,
+    ) -> Result<Option<Arc<Record>>, StoreError> {
         Ok(self.read(seq.saturating_sub(1), 1, 1)?.records.into_iter().next())
     }
 

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use rusqlite::{Connection, Params, Row, params};
 
-use super::{Store, from_usize, signed, sum_texts, to_usize, unsigned};
+use super::{Changes, Store, from_usize, signed, sum_texts, to_usize, unsigned};
 use crate::{
     base::{
         clock::UnixMillis,
@@ -15,7 +15,6 @@ use crate::{
         age::{self, Ages},
         batch::Places,
         error::StoreError,
-        pending::Changes,
     },
 };
 

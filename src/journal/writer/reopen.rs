@@ -14,8 +14,8 @@ use crate::{
         Health, directory,
         error::StoreError,
         mark::Mark,
-        open::{self, Files},
-        reader::Reader,
+        open::{self, JournalFiles},
+        reader::SharedReader,
         recovery,
         store::Store,
     },
@@ -119,7 +119,7 @@ impl Writer {
     fn try_reopen(
         &mut self,
         dir: &Path,
-        files: &mut Files,
+        files: &mut JournalFiles,
         corrupt: bool,
     ) -> Result<(), StoreError> {
         directory::make(dir)?;
@@ -151,7 +151,7 @@ impl Writer {
         }
         if self.in_doubt || replaced {
             // Nothing that is remembered of the file may be read any more.
-            self.shared.reader.as_ref().map_or(Ok(()), Reader::close)?;
+            self.shared.reader.as_ref().map_or(Ok(()), SharedReader::close)?;
         }
         if replaced {
             // Nor may the log of a file that is gone stand beside a new one.
@@ -176,7 +176,12 @@ impl Writer {
     }
 
     /// Opens the database, and reads what every opening reads; another journal's is set aside.
-    fn open_ours(&self, dir: &Path, files: &Files, recovered: bool) -> Result<Store, StoreError> {
+    fn open_ours(
+        &self,
+        dir: &Path,
+        files: &JournalFiles,
+        recovered: bool,
+    ) -> Result<Store, StoreError> {
         let open = || {
             directory::put_recovered_in_place(dir)?;
             let store = Store::open(dir, self.shared.sync == Sync::Always)?;
