@@ -406,20 +406,8 @@ impl fmt::Debug for SinkConfig {
             .unwrap_or_default();
         f.debug_struct("SinkConfig")
             .field("kind", &self.kind)
-            .field("topics", &self.topics)
-            .field("channels", &self.channels)
-            .field("when", &self.when)
-            .field("payload", &self.payload)
-            .field("max_age", &self.max_age)
-            .field("redact", &self.redact)
-            .field("start", &self.start)
-            .field("window", &self.window)
-            .field("timeout", &self.timeout)
-            .field("backoff_max", &self.backoff_max)
-            .field("state", &self.state)
             .field("settings", &settings)
-            .field("feeds", &self.feeds)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

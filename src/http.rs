@@ -58,7 +58,6 @@ const LINES: usize = 1000;
 pub struct State {
     /// What every part says of itself.
     pub status: Arc<relay_status::RelayStatus>,
-    /// The journal.
     pub journal: Journal,
     /// Its directory, for requests about dead letters; `None` where it lives in memory.
     pub dir: Option<PathBuf>,

@@ -1,38 +1,68 @@
-//! astro-relay stays connected to StreamElements' Astro gateway and hands each event to MQTT, NATS,
+//! astro-relay stays connected to StreamElements' Astro gateway and forwards each event to MQTT, NATS,
 //! Redis and webhooks: at least once from the moment it is written to the journal, in order per sink (a
 //! webhook: per room), and with a report of what was missed.
 //!
 //! ```text
-//!             gateway                                       delivery (one a sink)
-//!   Astro ──▶ gateway::link ──▶ astro::session ──▶ journal ──▶ route ──▶ sink ──▶ destination
-//!             dial, socket    decisions, pure      │         wants it?  mqtt nats redis
-//!                             which channel?       │         address,   webhook stdout
-//!                                                  │         payload
-//!                              http, /events ◀─────┤
-//!                              cli (replay, tail) ◀┤
-//!                            channel::keeper ◀─────┘
-//!                                    │
-//!             app::health ─────▶ channel::store ──▶ publish ──▶ destination, for sinks with `state`
+//!                gateway                                          delivery (one task a sink)
+//!   Astro ──▶ gateway::link ──▶ astro::session ──▶ journal ──▶ delivery::route ──▶ sink ──▶ destination
+//!             dials, reads      decides, pure      one log,    wanted? address,    mqtt nats redis
+//!                  │                               many        payload             webhook stdout
+//!                  ▼                               cursors
+//!             gateway::table                       │
+//!             what each subscription's state is    ├──▶ http (/events, page), cli (export, replay)
+//!                  │                               └──▶ channel::keeper (the session of each channel)
+//!                  ▼                                          │
+//!             app::health ──────▶ channel::store ◀────────────┘
+//!                                 what holds now
+//!                                        │    publish (one task a sink with `state`)
+//!                                        └──▶ publish::keeping ──▶ a connection of its own ──▶ destination
 //!
-//!   destination ──▶ sink, http ──▶ command (may it? once!) ──▶ astro::rest, state
+//!                                             command (one task a sink with `commands`)
+//!   astro::rest ◀── command::executor ◀────── command::listener ◀── a connection of its own ◀── destination
+//!                   once each                 http
 //! ```
+//!
+//! A relay does three things for a destination: events, state, commands. They fail differently, so each
+//! has a task and a connection of its own, and goes on while another is refused.
+//!
+//! # Rooms
+//!
+//! Lowest first. A room imports only rooms above it in this list; `tests/it/module_graph.rs` computes that.
+//!
+//! | room | what it is |
+//! |---|---|
+//! | [`base`] | clock, events as data, JSON, templates, TLS, logging, supervisor: knows neither Astro nor sinks |
+//! | [`config`] | the typed configuration, its values and secrets; pure |
+//! | [`astro`] | the protocol: frames, the decisions of one connection, REST, topics |
+//! | [`journal`] | the durable log, cursors, dead letters; the essay on how it survives stands at its head |
+//! | [`gateway`] | what is wanted, one table of what has become of it, the connections, gaps |
+//! | [`channel`] | what the relay adds per channel: the live session, backfill, the store of current state |
+//! | [`sink`] | the contract of a destination, and the kinds |
+//! | [`delivery`] | from the journal to one sink: route, window, retry, dead letters |
+//! | [`publish`] | current state at a destination; Home Assistant |
+//! | [`command`] | requests from outside: allowed, executed at most once, answered |
+//! | [`loading`] | files, environment and arguments become a [`config::Config`], or every problem at once |
+//! | [`http`] | the endpoint and the page |
+//! | [`app`] | assembly, reload, health, the command line |
 //!
 //! # Invariants
 //!
-//! 1. The gateway knows no sink. It appends to the journal and reads the next frame.
-//! 2. A sink knows no journal, no retry and no metrics. It carries events and says what came of each: a
-//!    failure has a kind ([`sink::Cause`]), and what is done about it is decided in [`delivery`]. Nothing
-//!    leaves the journal because a destination is misconfigured.
+//! 1. The gateway knows no sink. It appends to the journal and reads the next frame; it waits for nothing but
+//!    the disk, and for that within the bound of [`journal`]'s backpressure.
+//! 2. A sink knows no journal, no retry and no metrics. It sends events and reports what became of them: a
+//!    failure has a kind ([`sink::Cause`]), and [`delivery`] decides what follows. Nothing leaves the journal
+//!    because a destination is misconfigured.
 //! 3. [`delivery`] is the only place where the journal meets a sink.
-//! 4. [`astro::session`], [`astro::wire`], [`base::backoff`], [`base::event`] and [`delivery::route`] do no I/O and start
-//!    nothing: frames and times go in, effects come out.
-//! 5. Only [`base::supervisor`] spawns; a task that ends without being told to has failed. (The journal's
-//!    two threads, those of [`base::files`] and the simulator are the exceptions, each marked where it stands.)
-//! 6. Only [`base::environment`] reads the environment; only [`app::relay`] opens a listening port, for [`http`].
+//! 4. [`astro::session`], [`astro::wire`], [`base::backoff`], [`base::event`] and [`delivery::route`] do no
+//!    I/O and start nothing: frames and times go in, effects come out.
+//! 5. Only [`base::supervisor`] spawns tasks; one that ends before it is stopped has failed. Threads (the
+//!    journal's, those of [`base::files`], the log's) are marked where they start.
+//! 6. Only [`base::environment`] and [`config::secret`] read the environment. A
+//!    relay listens on one port at most: that of [`http`], bound in [`app::relay`].
 //! 7. Every queue, batch, wait and file has a limit, and the limit has a name.
-//! 8. A command from outside goes through [`command`]: allowed by the configuration, executed at most
-//!    once, logged and counted. Who hears it knows nothing of what executes it.
-//! 9. Events are edges and go through the journal; state is a level, is in the [`channel::store`], and is
+//! 8. A command from outside goes through [`command`]: allowed by the configuration, executed at most once,
+//!    logged and counted.
+//! 9. Events are edges and go through the journal; state is a level, is held in [`channel::store`], and is
 //!    never queued.
 //! 10. A secret is a [`config::Secret`]: it cannot be printed.
 //!
@@ -41,16 +71,27 @@
 //! # A tour of five minutes
 //!
 //! [`base::event`] (what travels), [`sink`] with `sink/stdout.rs` (the contract, and the smallest sink),
-//! [`delivery`] (the one loop), [`astro::session`] (what a connection decides), [`journal`] (one log,
-//! many cursors). After these the rest is detail: [`app::relay`] puts the parts together, [`astro_sim`] is the
-//! simulated Astro behind the demo and the tests.
+//! [`delivery`] (the one loop), [`astro::session`] (what a connection decides), [`journal`] (one log, many
+//! cursors). After these the rest is detail: [`app::relay`] puts the parts together. The simulated Astro
+//! behind the demo and the tests is a crate of its own, `sim/`.
 //!
 //! # Where the next line goes
 //!
-//! A new kind of sink: one file under `sink/` and one row in [`sink::KINDS`]. A new rule of the
-//! protocol: [`astro::session`], with its case in the table of its tests. A new key of the
-//! configuration: [`config`], and `config/astro-relay.toml`. A new command: one file under [`app::cli`].
-//! A part of the relay that waits for certain events: [`journal::Journal::follow`].
+//! | for | go to |
+//! |---|---|
+//! | an error code of Astro | `astro/session/commands.rs` (`on_response`); its case in the table of `astro/session/tests.rs` |
+//! | another rule of the protocol | [`astro::session`]; a field of a frame: [`astro::wire`]; a topic: [`astro::topics`] |
+//! | a new kind of sink | a file under `sink/` and its row in [`sink::KINDS`]; a row in `tests/it/conformance.rs` |
+//! | its state, its commands | a file under `publish/` and a row in [`publish::KINDS`]; one under `command/` and a row in [`command::LISTENERS`] |
+//! | when a cursor moves | `delivery/outcome.rs` decides, `delivery/reader.rs` (`advance`) moves it |
+//! | where a cursor is saved | `journal/writer.rs` takes it, `journal/store/numbers.rs` (`set_cursor`) writes it |
+//! | what a failure of a destination leads to | [`sink::Cause`], then `delivery/outcome.rs` and `delivery/waiting.rs` |
+//! | where the last will is set | `publish/mqtt.rs` says what it is, `sink/mqtt/connection/` tells it the broker |
+//! | a new command from outside | [`config::Action`], `command/parse.rs`, `command/executor.rs` |
+//! | a new command of the program | a file under `app/cli/` and its line in `app/cli.rs` |
+//! | a key of the configuration | [`config`] (a sink's own: its `Settings`), with a comment in `config/astro-relay.toml`; a rule about it: `loading/check/` |
+//! | a reason in `/readyz`, the page, `status` | `http/relay_status.rs`; a figure: [`base::metrics`] |
+//! | a part that waits for certain events | [`journal::Journal::follow`] |
 
 pub mod app;
 pub mod astro;

@@ -17,6 +17,8 @@ mod task;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
+/// Completes the settings of sinks: `homeassistant = true` brings `state`, and what it describes.
+pub use self::homeassistant::expand;
 pub use self::task::Publishing;
 use crate::{
     config::{ConfigError, SinkConfig},

@@ -65,12 +65,7 @@ pub enum RelayError {
     Exposed(#[from] http::ExposedWithoutToken),
     /// The endpoint cannot listen.
     #[error("cannot listen on {address}")]
-    Listen {
-        /// Where.
-        address: String,
-        /// Why not.
-        source: std::io::Error,
-    },
+    Listen { address: String, source: std::io::Error },
 }
 
 /// A relay that is ready to run.

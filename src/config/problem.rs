@@ -30,7 +30,6 @@ pub struct Problem {
 pub enum Place {
     /// In the file, at a line and a column (both from 1).
     File {
-        /// The file.
         path: PathBuf,
         /// Line and column; `None` where it concerns the file as a whole.
         position: Option<(usize, usize)>,
@@ -44,7 +43,6 @@ pub enum Place {
 /// A line of the file without its value, and which part of it is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Excerpt {
-    /// The line.
     pub text: String,
     /// Characters before the part that is meant.
     pub skip: usize,

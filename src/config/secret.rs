@@ -26,7 +26,6 @@ use crate::base::files::{self, FileError, PATIENCE, SHORT_PATIENCE};
 pub struct Secret(Arc<str>);
 
 impl Secret {
-    /// Wraps a value.
     pub fn new(value: impl Into<String>) -> Self {
         Self(value.into().into())
     }
@@ -72,7 +71,6 @@ pub enum SecretError {
     File {
         /// The file, as far as it may be named.
         place: String,
-        /// Why not.
         why: FileError,
     },
     /// It is not text.

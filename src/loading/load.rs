@@ -34,7 +34,7 @@ use crate::{
         schema::{common_keys, keys, schema},
         shape::{Shape, walk},
     },
-    publish::homeassistant,
+    publish,
 };
 
 /// Where a configuration is looked for when none is named.
@@ -82,13 +82,11 @@ impl Default for Sources {
 /// A configuration that can be used.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The configuration.
     pub config: Config,
     /// What is hardly meant.
     pub warnings: Vec<Problem>,
     /// How many of the warnings say that a secret's file does not answer now.
     pub silent: usize,
-    /// The file that was read.
     pub file: Option<PathBuf>,
 }
 
@@ -100,7 +98,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let (file, text) = read(sources, alone)?;
     let path = file.as_deref().unwrap_or(Path::new("astro-relay.toml"));
     let tables = parse(path, &text)?;
-    let merged = layers::merge(&text, &env, &set);
+    let merged = layers::merge(&tables, &env, &set);
     let places = Places {
         file: file.is_some().then_some(File { path, text: &text, tables }),
         variables: env.keys,
@@ -108,10 +106,6 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     };
     let mut errors = env_problems;
     errors.extend(set_problems);
-    let merged = merged.unwrap_or_else(|problem| {
-        errors.push(*problem);
-        Value::Object(Map::new())
-    });
     let shape = walk(schema(), &places, merged);
     errors.extend(shape.problems.iter().cloned());
     let config = typed(&shape, sources.resolve_secrets, &mut errors);
@@ -192,7 +186,6 @@ fn parse<'t>(path: &Path, text: &'t str) -> Result<DeTable<'t>, ConfigError> {
         })
         .collect();
     if problems.is_empty() {
-        // The `config` crate would read such a key as a path of several.
         let odd = tables.keys().filter(|key| !plain(key.get_ref()));
         for key in odd {
             let mut problem = Problem::new([key.get_ref().as_ref()], "unknown section");
@@ -263,7 +256,7 @@ fn typed(shape: &Shape, resolve: bool, errors: &mut Vec<Problem>) -> Config {
             (name, sink)
         }));
     }
-    homeassistant::expand(&mut config.sinks, &config.channels);
+    publish::expand(&mut config.sinks, &config.channels);
     if resolve {
         config.sinks.values_mut().for_each(|sink| describe_rooms(sink, &config.channels));
     }
@@ -323,7 +316,5 @@ fn split(table: Value) -> (Value, Value) {
     (Value::Object(common), Value::Object(own))
 }
 
-#[cfg(test)]
-mod difference_tests;
 #[cfg(test)]
 mod tests;

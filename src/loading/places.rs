@@ -33,9 +33,7 @@ pub(crate) struct Places<'t> {
 
 /// The file as it was read.
 pub(crate) struct File<'t> {
-    /// Its path.
     pub(crate) path: &'t Path,
-    /// Its text.
     pub(crate) text: &'t str,
     /// Its tables, with the place of each key.
     pub(crate) tables: DeTable<'t>,
@@ -44,11 +42,8 @@ pub(crate) struct File<'t> {
 /// Where a value comes from; the later overrides the earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Layer {
-    /// The file.
     File,
-    /// The environment.
     Environment,
-    /// The command line.
     CommandLine,
 }
 

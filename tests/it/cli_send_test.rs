@@ -36,7 +36,7 @@ const ACCEPTED: &[(&str, &str)] = &[
     ("terminal", "terminal (stdout): accepted"),
 ];
 
-/// The far sides, all of them real.
+/// The destinations, all of them real.
 struct Place {
     sim: Sim,
     mosquitto: Mosquitto,

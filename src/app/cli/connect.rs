@@ -1,12 +1,11 @@
 //! `astro-relay check --connect`: the configuration against what it names.
 //!
-//! Every subscription is asked for at the real gateway and left again; every sink is connected to, as
-//! a visitor, and asked whether it would take events where they would go. No event is sent to it; an
-//! MQTT 5 or a NATS server is asked by an empty message below the address (`…/$check`), which nobody
-//! keeps; a webhook by OPTIONS. What tokens say of their end is told.
+//! Subscribes and unsubscribes everything at the real gateway, connects to every sink beside a relay that
+//! may be running, and asks for the right to publish where events would go. No event is sent; what a kind's
+//! probe sends instead is in its row of [`sink::KINDS`]. The expiry of tokens is printed.
 //!
-//! The one thing to know: it is the relay's own gateway that subscribes, so that what works here works
-//! there. Events that come meanwhile are dropped.
+//! It is the relay's own gateway that subscribes, so that what works here works there. Events that come
+//! meanwhile are dropped.
 
 use std::{collections::BTreeSet, io::Write as _, sync::Arc, time::Duration};
 
@@ -32,13 +31,13 @@ use crate::{
     },
     journal::Journal,
     publish,
-    sink::{self, Failure, Opening, Permission, Purpose, Sink},
+    sink::{self, Failure, Opening, Permission, Purpose},
 };
 
 /// Memory for events that nobody will read.
 const MEMORY: usize = 256 * 1024;
 
-/// Addresses of one sink that are asked about: each is a question to the far side. A house has some
+/// Addresses of one sink that are asked about: each is a question to the destination. A house has some
 /// thirty topics.
 const ASKED: usize = 64;
 
@@ -50,21 +49,21 @@ pub(super) async fn connect(config: &Config) -> Result<usize, Failed> {
         failed += gateway(config).await?;
     }
     for (name, sink) in &config.sinks {
-        let visited = visit(name, config)
+        let checked = check_sink(name, config)
             .await
-            .unwrap_or_else(|why| Visited { said: vec![format!("failed: {why}")], fit: false });
-        failed += usize::from(!visited.fit);
-        for (index, line) in visited.said.iter().enumerate() {
+            .unwrap_or_else(|why| Checked { lines: vec![format!("failed: {why}")], fit: false });
+        failed += usize::from(!checked.fit);
+        for (index, line) in checked.lines.iter().enumerate() {
             let margin =
                 if index == 0 { format!("sink {name} ({}): ", sink.kind) } else { "  ".into() };
-            say(&format!("{margin}{line}"))?;
+            print_line(&format!("{margin}{line}"))?;
         }
     }
     Ok(failed)
 }
 
 /// Prints a line in which others may have chosen words.
-fn say(line: &str) -> std::io::Result<()> {
+fn print_line(line: &str) -> std::io::Result<()> {
     writeln!(out::text(), "{}", harmless(line))
 }
 
@@ -89,7 +88,7 @@ async fn tokens(config: &Config) -> Result<(), Failed> {
                 }
             }
         };
-        say(&format!("token of {label}: {when}"))?;
+        print_line(&format!("token of {label}: {when}"))?;
     }
     Ok(())
 }
@@ -110,7 +109,7 @@ async fn gateway(config: &Config) -> Result<usize, Failed> {
         state
     };
     let ((), state) = tokio::join!(gateway.run(stop.clone()), asking);
-    told(config, &state)
+    report(config, &state)
 }
 
 /// The stages of connecting, the welcome, the answers; and ten commands a second.
@@ -135,15 +134,18 @@ async fn answered(table: &Table) {
     while !table.read(is_done) && changes.changed().await.is_ok() {}
 }
 
-fn told(config: &Config, state: &State) -> Result<usize, Failed> {
+fn report(config: &Config, state: &State) -> Result<usize, Failed> {
     let mut failed = 0;
     let address = shown_address(&config.astro.url);
     if state.open_connections() == 0 {
         let error = state.connections.values().find_map(|row| row.last_error.as_deref());
-        say(&format!("gateway {address}: failed: {}", error.unwrap_or("no answer in time")))?;
+        print_line(&format!(
+            "gateway {address}: failed: {}",
+            error.unwrap_or("no answer in time")
+        ))?;
         return Ok(1);
     }
-    say(&format!("gateway {address}: connected"))?;
+    print_line(&format!("gateway {address}: connected"))?;
     for (subscription, row) in state.assigned() {
         let what = match (&row.state, row.room(subscription)) {
             (SubscriptionState::Confirmed(_), Some(room)) => format!("confirmed, room {room}"),
@@ -154,21 +156,20 @@ fn told(config: &Config, state: &State) -> Result<usize, Failed> {
             (state, _) => format!("{} ", state.as_str()),
         };
         failed += usize::from(!row.state.is_confirmed());
-        say(&format!("  {} {}: {what}", subscription.channel, subscription.topic))?;
+        print_line(&format!("  {} {}: {what}", subscription.channel, subscription.topic))?;
     }
     Ok(failed)
 }
 
-/// What came of a visit to a sink.
-struct Visited {
-    said: Vec<String>,
+struct Checked {
+    lines: Vec<String>,
     fit: bool,
 }
 
-/// Connects to a sink, asks what it would take, and leaves it.
-async fn visit(name: &str, config: &Config) -> Result<Visited, String> {
+/// Connects to a sink, asks for the right to publish, and disconnects.
+async fn check_sink(name: &str, config: &Config) -> Result<Checked, String> {
     let Some(sink) = config.sinks.get(name) else {
-        return Ok(Visited { said: Vec::new(), fit: true });
+        return Ok(Checked { lines: Vec::new(), fit: true });
     };
     let (mut opened, mut route) =
         open_sink(name, sink, Purpose::Probe).map_err(|error| error.to_string())?;
@@ -177,21 +178,21 @@ async fn visit(name: &str, config: &Config) -> Result<Visited, String> {
         .await
         .map_err(|_| "no connection within its timeout".to_owned())?
         .map_err(|failure| crate::delivery::describe(&failure.cause))?;
-    let mut said = vec!["reachable".to_owned()];
-    said.extend(opened.report().facts.unwrap_or_default());
+    let mut lines = vec!["reachable".to_owned()];
+    lines.extend(opened.report().facts.unwrap_or_default());
     let publisher = publish::kind(&sink.kind).filter(|kind| (kind.publishes)(sink));
     if let Some(probe) = publisher.and_then(|kind| kind.probe) {
         let (settings, purpose) = (sink.settings.clone(), Purpose::Probe);
         let facts = probe(Opening { name, settings, config: sink, purpose });
         let facts = timeout(limit, facts).await.map_err(|_| "no answer about its state in time")?;
-        said.extend(facts.map_err(|failure| crate::delivery::describe(&failure.cause))?);
+        lines.extend(facts.map_err(|failure| crate::delivery::describe(&failure.cause))?);
     }
     let (mut addresses, by_data) = addresses(config, &mut route);
     if addresses.is_empty() && !by_data && !config.channels.is_empty() {
-        said.push("nothing that is subscribed goes to this sink".to_owned());
+        lines.push("nothing that is subscribed goes to this sink".to_owned());
     }
     if by_data {
-        said.push(format!(
+        lines.push(format!(
             "where some events go depends on their data; whether it may publish there is not known: \
              astro-relay send-test --sink {name}"
         ));
@@ -200,10 +201,10 @@ async fn visit(name: &str, config: &Config) -> Result<Visited, String> {
         // It is asked once, whatever is subscribed: a webhook connects to nothing before.
         addresses.insert("".into());
     }
-    let fit = permissions(name, sink, opened.as_mut(), addresses, limit, &mut said).await?;
-    // Whether the goodbye is heard changes nothing.
+    let fit = permissions(name, sink, addresses, limit, &mut lines).await?;
+    // How the connection ends changes nothing.
     drop(timeout(limit, opened.close(Instant::now())).await);
-    Ok(Visited { said, fit })
+    Ok(Checked { lines, fit })
 }
 
 /// Where events of what is subscribed would go, and those that tell of a gap; and whether some go where
@@ -232,41 +233,31 @@ fn addresses(config: &Config, route: &mut Route) -> (BTreeSet<Arc<str>>, bool) {
 async fn permissions(
     name: &str,
     config: &SinkConfig,
-    opened: &mut dyn Sink,
     addresses: BTreeSet<Arc<str>>,
     limit: Duration,
-    said: &mut Vec<String>,
+    lines: &mut Vec<String>,
 ) -> Result<bool, String> {
     let (mut granted, mut denied) = (Vec::new(), 0);
     let addresses: Vec<_> = addresses.into_iter().take(ASKED).collect();
     let late = |_| "no answer within its timeout to whether it may publish".to_owned();
     let failed = |failure: Failure| crate::delivery::describe(&failure.cause);
-    let mut answers = Vec::new();
-    if let Some(probe) = sink::kind(&config.kind).and_then(|kind| kind.probe) {
-        let (settings, purpose) = (config.settings.clone(), Purpose::Probe);
-        let opening = Opening { name, settings, config, purpose };
-        let probed = probe(opening, addresses.clone());
-        answers = timeout(limit, probed).await.map_err(late)?.map_err(failed)?;
-    } else {
-        for address in &addresses {
-            let asked = timeout(limit, opened.may_publish(address)).await;
-            answers.push(asked.map_err(late)?.map_err(failed)?);
-            if let Some(Permission::Unknown(_)) = answers.last() {
-                break;
-            }
-        }
-    }
+    // Standard output has none: it takes whatever comes.
+    let Some(probe) = sink::kind(&config.kind).and_then(|kind| kind.probe) else { return Ok(true) };
+    let (settings, purpose) = (config.settings.clone(), Purpose::Probe);
+    let opening = Opening { name, settings, config, purpose };
+    let probed = probe(opening, addresses.clone());
+    let answers = timeout(limit, probed).await.map_err(late)?.map_err(failed)?;
     for (address, permission) in addresses.into_iter().zip(answers) {
         match permission {
-            // A far side without addresses takes what it takes.
+            // A destination without addresses takes what it takes.
             Permission::Granted if address.is_empty() => {}
             Permission::Granted => granted.push(address),
             Permission::Denied(reason) => {
                 denied += 1;
-                said.push(format!("may not publish to {address}: {reason}"));
+                lines.push(format!("may not publish to {address}: {reason}"));
             }
             Permission::Unknown(why) => {
-                said.push(format!(
+                lines.push(format!(
                     "whether it may publish is not known, {why}: astro-relay send-test --sink {name}"
                 ));
                 break;
@@ -274,7 +265,7 @@ async fn permissions(
         }
     }
     if !granted.is_empty() {
-        said.push(format!("may publish to {}", granted.join(", ")));
+        lines.push(format!("may publish to {}", granted.join(", ")));
     }
     Ok(denied == 0)
 }

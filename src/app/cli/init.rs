@@ -28,30 +28,22 @@ const FIRST_TOPICS: [&str; 3] =
 /// What the command line says. Everything else is asked for.
 #[derive(Debug, Default)]
 pub struct Args {
-    /// The file to write.
     pub file: PathBuf,
-    /// Overwrites what is there.
     pub force: bool,
-    /// A label for the channel.
     pub channel: Option<String>,
-    /// The channel's id.
     pub room: Option<String>,
     /// The token, to be written into a file of its own.
     pub token: Option<Secret>,
     /// A file that holds the token already.
     pub token_file: Option<PathBuf>,
-    /// What kind of token it is.
     pub token_type: TokenType,
-    /// The topics to subscribe.
     pub topics: Vec<String>,
-    /// Where events go.
     pub sinks: Vec<NewSink>,
 }
 
 /// A sink to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewSink {
-    /// Its kind.
     pub kind: String,
     /// The address of its server, where the kind has one.
     pub url: Option<String>,
@@ -60,7 +52,6 @@ pub struct NewSink {
 /// What was written.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Written {
-    /// The configuration.
     pub file: PathBuf,
     /// The file with the token, unless it was there before.
     pub secret: Option<PathBuf>,
@@ -80,12 +71,7 @@ pub enum InitError {
     Ended,
     /// A file cannot be written.
     #[error("cannot write {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Write { path: PathBuf, source: io::Error },
     /// The terminal failed.
     #[error("cannot ask on the terminal")]
     Terminal(#[from] io::Error),
@@ -109,15 +95,12 @@ fn usual_url(kind: &str) -> Option<&'static str> {
     sink::kind(kind)?.usual_url.filter(|url| !url.is_empty())
 }
 
-/// A terminal to ask on.
 #[expect(
     missing_debug_implementations,
     reason = "it borrows two streams that have nothing to show"
 )]
 pub struct Terminal<'t> {
-    /// Where answers come from.
     pub input: &'t mut dyn BufRead,
-    /// Where questions go.
     pub output: &'t mut dyn Write,
 }
 
@@ -243,7 +226,7 @@ fn ask(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), InitError> {
         let kinds: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
         let question = format!("Where events go: {}", kinds.join(", "));
         let mut sink = NewSink::parse(&terminal.ask(&question, "stdout")?);
-        if sink.kind != "stdout" {
+        if sink::kind(&sink.kind).is_none_or(|kind| kind.usual_url.is_some()) {
             let usual = sink.url.take().unwrap_or_default();
             sink.url = Some(terminal.ask("Its address", &usual)?);
         }

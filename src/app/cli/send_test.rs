@@ -105,7 +105,7 @@ async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<S
         sink.acknowledged().await
     };
     timeout(DEADLINE, sent).await.map_err(late)?.map_err(failed)?;
-    // Whether the goodbye is heard changes nothing about the event.
+    // How the connection ends changes nothing about the event.
     drop(timeout(DEADLINE, sink.close(Instant::now())).await);
     let address = &batch[0].address;
     Ok(if address.is_empty() { "accepted".into() } else { format!("accepted at {address}") })

@@ -1,5 +1,7 @@
 //! What a configuration becomes, and what is said of a bad one.
 
+mod difference;
+
 use std::fmt::Write as _;
 
 use proptest::prelude::*;

@@ -100,8 +100,8 @@ async fn filter_and_pause(browser: &Browser, relay: &Running) {
     browser.until("a pattern fits", &rows(2)).await;
     browser.run("document.getElementById('pause').click()").await;
     relay.sim.publish("channel.tips", ROOM, json!({ "n": 2 }));
-    let waits = "return document.getElementById('event-count').textContent.includes('1 wait')";
-    browser.until("it waits", waits).await;
+    let queued = "return document.getElementById('event-count').textContent.includes('1 queued')";
+    browser.until("it is queued", queued).await;
     assert_eq!(browser.run(&rows(2)).await, true);
     browser.run("document.getElementById('pause').click()").await;
     browser.until("it goes on", &rows(3)).await;
@@ -117,13 +117,13 @@ async fn act_with_the_token(browser: &Browser, relay: &Running) {
     browser.until("it is delivered and gone", none).await;
     relay.rewrite("nonsense = ");
     browser.run("document.getElementById('reload').click()").await;
-    let told = "return document.getElementById('notice').textContent.includes('cannot be used')";
+    let told = "return document.getElementById('notice').textContent.includes('was rejected')";
     browser.until("the problem is told", told).await;
 }
 
 #[tokio::test]
 #[ignore = "needs chromium and chromedriver"]
-async fn what_viewers_write_is_inert_and_the_operator_sees_and_acts() {
+async fn viewers_text_is_inert_and_the_operator_can_act() {
     let receiver = Receiver::start();
     receiver.script([Answer::Status(422)]);
     let hook = format!(
