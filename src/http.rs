@@ -38,7 +38,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{base::text, command::Intake, config, journal::Journal};
+use crate::{base::text, command::CommandQueue, config, journal::Journal};
 
 pub use self::{
     attempts::Attempts,
@@ -68,7 +68,7 @@ pub struct State {
     /// Reloads the configuration; `None` where it came from no file.
     pub reloads: Option<Reloads>,
     /// Where commands go.
-    pub commands: Intake,
+    pub commands: CommandQueue,
     /// Where it listens.
     pub address: SocketAddr,
     /// Followers of events that may still come.

@@ -117,7 +117,7 @@ impl Relay {
         let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
         let (access, asked) = watch::channel(config.http.clone());
         let (channels, labels) = watch::channel(config.channels.keys().cloned().collect());
-        let (commands, inbox) = command::intake(labels);
+        let (commands, queued) = command::command_queue(labels);
         let services = Services {
             journal: journal.clone(),
             status: Arc::clone(&status.sinks),
@@ -133,7 +133,7 @@ impl Relay {
         let intake = Arc::new(Intake::new(journal.clone()));
         add_gateway(&mut supervisor, &config, &status, &intake, wanted.clone(), away)?;
         add_backfill(&mut supervisor, &config, &intake, wanted.clone())?;
-        add_sessions(&mut supervisor, &config, &services, &status, wanted, inbox)?;
+        add_sessions(&mut supervisor, &config, &services, &status, wanted, queued)?;
         add_health(&mut supervisor, &services, &status);
         add_journal_health(&mut supervisor, &services);
         for (name, sink) in &config.sinks {
@@ -279,7 +279,7 @@ fn add_sessions(
     services: &Services,
     status: &RelayStatus,
     targets: watch::Receiver<Targets>,
-    commands: command::Inbox,
+    commands: command::QueuedCommands,
 ) -> Result<(), RelayError> {
     let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
     let (refreshes, requests) = refreshes();

@@ -4,10 +4,10 @@
 //! makes the call. Setting an element begins with reading the session: that tells its name in the
 //! server's spelling, and what sort of value it takes.
 //!
-//! It hears nothing itself and sends no answer: that is for whoever has the [`super::Ear`].
+//! It hears nothing itself and sends no answer: that is for whoever has the [`super::CommandSubmitter`].
 //!
 //! The one thing to know: a change that may have been made is never made again here. It is answered
-//! with [`Sort::Unknown`], and the session is fetched anew, so that at least the relay knows.
+//! with [`ErrorKind::Unknown`], and the session is fetched anew, so that at least the relay knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -26,9 +26,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    Answer, Command, Failure, Inbox, Order, Request, Sort,
+    Answer, Command, ErrorKind, Failure, Order, QueuedCommands, Request,
     memory::{Memory, Recalled, Ticket},
-    tell,
+    report,
 };
 use crate::{
     astro::rest::{Rest, RestError, Target, credentials},
@@ -61,7 +61,7 @@ const WAITING: usize = 64;
 #[derive(Debug)]
 pub struct Executor {
     tools: Tools,
-    inbox: Inbox,
+    inbox: QueuedCommands,
     memory: Memory,
     rate: Rate,
     waiting: VecDeque<Waiting>,
@@ -100,7 +100,7 @@ type Running = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>;
 
 impl Executor {
     /// One that takes its commands from `inbox`.
-    pub fn new(inbox: Inbox, tools: Tools) -> Self {
+    pub fn new(inbox: QueuedCommands, tools: Tools) -> Self {
         let tools = Tools { rest: tools.rest.within(CALL), ..tools };
         Self {
             tools,
@@ -161,20 +161,20 @@ impl Executor {
                     "a command came again and gets its first answer"
                 );
                 metrics::command(&origin, "repeat", "repeated");
-                reply.give(&origin, &answer);
+                reply.send(&origin, &answer);
             }
             Recalled::Other(reply, command) => {
                 let error = "this transaction was that of another command";
                 let answer = command.answer(Err(Failure::bad(409, error)));
-                tell(&origin, &answer, true);
-                reply.give(&origin, &Arc::new(answer));
+                report(&origin, &answer, true);
+                reply.send(&origin, &Arc::new(answer));
             }
             Recalled::New(ticket, command) => {
                 if self.rate.takes(&command.channel, now) {
                     self.waiting.push_back(Waiting { ticket, origin, command, since: now });
                 } else {
                     let error = format!("more than {RATE} commands within {RATE_TIME:?}");
-                    let answer = command.answer(Err(Failure::new(Sort::Limited, 429, error)));
+                    let answer = command.answer(Err(Failure::new(ErrorKind::Limited, 429, error)));
                     self.unexecuted(ticket, &origin, answer);
                 }
             }
@@ -204,7 +204,7 @@ impl Executor {
                     Ok(outcome) => outcome,
                     Err(_) => Err(unknown("it took too long, and may have been done")),
                 };
-                if outcome.as_ref().is_err_and(|failure| failure.sort == Sort::Unknown) {
+                if outcome.as_ref().is_err_and(|failure| failure.kind == ErrorKind::Unknown) {
                     // Whoever asks may see what has become of it; nobody waits for that here.
                     tools.refreshes.request_later(&command.channel);
                 }
@@ -216,24 +216,24 @@ impl Executor {
     fn finish(&mut self, done: Done) {
         let Done { ticket, origin, answer } = done;
         self.busy.remove(&answer.channel);
-        tell(&origin, &answer, true);
+        report(&origin, &answer, true);
         let answer = Arc::new(answer);
         for reply in self.memory.answered(ticket, &answer) {
-            reply.give(&origin, &answer);
+            reply.send(&origin, &answer);
         }
     }
 
     fn leave(&mut self, waiting: &Waiting, why: &str) {
         let error = format!("not executed: {why}");
-        let answer = waiting.command.answer(Err(Failure::new(Sort::Failed, 503, error)));
+        let answer = waiting.command.answer(Err(Failure::new(ErrorKind::Failed, 503, error)));
         self.unexecuted(waiting.ticket, &waiting.origin, answer);
     }
 
     fn unexecuted(&mut self, ticket: Ticket, origin: &str, answer: Answer) {
-        tell(origin, &answer, true);
+        report(origin, &answer, true);
         let answer = Arc::new(answer);
         for reply in self.memory.forget(ticket) {
-            reply.give(origin, &answer);
+            reply.send(origin, &answer);
         }
     }
 }
@@ -261,7 +261,7 @@ impl Tools {
     async fn execute(&self, command: &Command) -> Result<(), Failure> {
         if command.order == Order::Refresh {
             let done = self.refreshes.request(&command.channel).await;
-            return done.map_err(|error| Failure::new(Sort::Failed, 502, error));
+            return done.map_err(|error| Failure::new(ErrorKind::Failed, 502, error));
         }
         let (id, token) = self.whom(&command.channel).await?;
         let target = Target { channel: &id, token: &token };
@@ -301,7 +301,11 @@ impl Tools {
         credentials(rooms, &account.token, account.token_type).await.map_err(|why| {
             // It may name a place on this machine, which is nobody's business out there.
             error!(channel, error = why, "the REST API cannot be asked in the channel's name");
-            Failure::new(Sort::Failed, 500, "the relay has no usable credential for this channel")
+            Failure::new(
+                ErrorKind::Failed,
+                500,
+                "the relay has no usable credential for this channel",
+            )
         })
     }
 }
@@ -338,12 +342,12 @@ fn fitted(now: &Value, value: &Value) -> Result<Value, Failure> {
 }
 
 fn unknown(error: impl Into<String>) -> Failure {
-    Failure::new(Sort::Unknown, 504, error)
+    Failure::new(ErrorKind::Unknown, 504, error)
 }
 
 /// What a call's error means to whoever ordered it.
 fn failure(error: &RestError) -> Failure {
-    let failed = |status, text: String| Failure::new(Sort::Failed, status, text);
+    let failed = |status, text: String| Failure::new(ErrorKind::Failed, status, text);
     match error {
         RestError::Refused { status, text, .. } => failed(*status, text.clone()),
         RestError::Unknown(_) => unknown(error.to_string()),
@@ -377,16 +381,16 @@ mod tests {
     use crate::{
         base::tls,
         channel::refresh::{RefreshRequest, RefreshRequests, refreshes},
-        command::{Answers, Back, Ear, Heard, intake},
+        command::{CommandSubmitter, IncomingCommand, Replies, ReplyTo, command_queue},
         config::{Astro, Commands},
     };
 
     /// An executor whose only tool that works is the keeper, played by the test.
-    fn executor() -> (Executor, Ear, Answers, RefreshRequests) {
+    fn executor() -> (Executor, CommandSubmitter, Replies, RefreshRequests) {
         tls::install_provider();
         let labels = ["a", "b"].map(str::to_owned).into();
-        let (intake, inbox) = intake(watch::channel(labels).1);
-        let (ear, answers) = intake.desk("home", None).ear(&Commands::All(true));
+        let (queue, queued) = command_queue(watch::channel(labels).1);
+        let (submitter, answers) = queue.submitter("home", None, &Commands::All(true));
         let (refreshes, requests) = refreshes();
         let tools = Tools {
             rest: Rest::new(&Astro::default()).unwrap(),
@@ -394,22 +398,22 @@ mod tests {
             table: Arc::default(),
             refreshes,
         };
-        (Executor::new(inbox, tools), ear, answers, requests)
+        (Executor::new(queued, tools), submitter, answers, requests)
     }
 
-    fn refresh(ear: &Ear, channel: &str, transaction: &str) {
+    fn refresh(submitter: &CommandSubmitter, channel: &str, transaction: &str) {
         let payload = json!({ "transaction": transaction }).to_string();
-        ear.hear(Heard {
+        submitter.submit(IncomingCommand {
             channel,
             path: &["relay", "refresh"],
             payload: payload.as_bytes(),
             retained: false,
-            again: false,
-            back: Some(Back::default()),
+            redelivered: false,
+            reply_to: Some(ReplyTo::default()),
         });
     }
 
-    async fn said(answers: &mut Answers) -> (String, Option<u16>) {
+    async fn answered(answers: &mut Replies) -> (String, Option<u16>) {
         let answer = answers.recv().await.unwrap().answer;
         let transaction = answer.transaction.as_ref().and_then(Value::as_str).unwrap();
         (transaction.to_owned(), answer.outcome.clone().err().map(|failure| failure.status))
@@ -425,28 +429,28 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_channel_executes_one_at_a_time_and_holds_up_no_other() {
-        let (mut executor, ear, mut answers, requests) = executor();
+        let (mut executor, submitter, mut answers, requests) = executor();
         let mut requests = requests.lock().await;
         let stop = CancellationToken::new();
         let outside = async {
             for (channel, transaction) in [("a", "1"), ("a", "2"), ("b", "3"), ("a", "1")] {
-                refresh(&ear, channel, transaction);
+                refresh(&submitter, channel, transaction);
             }
             let first = next(&mut requests).await;
             let other = next(&mut requests).await;
             assert_eq!((&*first.channel, &*other.channel), ("a", "b"));
             other.answer(Ok(()));
-            assert_eq!(said(&mut answers).await, ok("3"));
+            assert_eq!(answered(&mut answers).await, ok("3"));
             assert!(requests.try_recv().is_err(), "the second waits for the first");
             first.answer(Err("no".into()));
             // The one that came again gets the same answer.
             let refused = ("1".to_owned(), Some(502));
-            assert_eq!(said(&mut answers).await, refused);
-            assert_eq!(said(&mut answers).await, refused);
+            assert_eq!(answered(&mut answers).await, refused);
+            assert_eq!(answered(&mut answers).await, refused);
             next(&mut requests).await.answer(Ok(()));
-            assert_eq!(said(&mut answers).await, ok("2"));
-            refresh(&ear, "a", "1");
-            assert_eq!(said(&mut answers).await, refused);
+            assert_eq!(answered(&mut answers).await, ok("2"));
+            refresh(&submitter, "a", "1");
+            assert_eq!(answered(&mut answers).await, refused);
             assert!(requests.try_recv().is_err());
             stop.cancel();
         };
@@ -455,25 +459,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_takes_too_long_is_given_up_and_what_waited_for_it_is_not_executed() {
-        let (mut executor, ear, mut answers, requests) = executor();
+        let (mut executor, submitter, mut answers, requests) = executor();
         let mut requests = requests.lock().await;
         let stop = CancellationToken::new();
         let outside = async {
             let begun = Instant::now();
-            refresh(&ear, "a", "1");
-            refresh(&ear, "a", "2");
+            refresh(&submitter, "a", "1");
+            refresh(&submitter, "a", "2");
             let kept = next(&mut requests).await;
-            assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
+            assert_eq!(answered(&mut answers).await, ("1".to_owned(), Some(504)));
             assert_eq!(begun.elapsed(), EXECUTION);
-            assert_eq!(said(&mut answers).await, ("2".to_owned(), Some(503)));
+            assert_eq!(answered(&mut answers).await, ("2".to_owned(), Some(503)));
             drop(kept);
             // Of the first nobody knows: the keeper is asked to look, and nobody waits for it.
             next(&mut requests).await.answer(Ok(()));
             assert!(requests.try_recv().is_err());
             // The second was never tried, so that it may come again.
-            refresh(&ear, "a", "2");
+            refresh(&submitter, "a", "2");
             next(&mut requests).await.answer(Ok(()));
-            assert_eq!(said(&mut answers).await, ok("2"));
+            assert_eq!(answered(&mut answers).await, ok("2"));
             stop.cancel();
         };
         tokio::join!(executor.run(stop.clone()), outside);
@@ -481,39 +485,39 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn being_told_to_stop_finishes_what_is_under_way() {
-        let (mut executor, ear, mut answers, requests) = executor();
+        let (mut executor, submitter, mut answers, requests) = executor();
         let mut requests = requests.lock().await;
         let stop = CancellationToken::new();
         let outside = async {
-            refresh(&ear, "a", "1");
-            refresh(&ear, "a", "2");
+            refresh(&submitter, "a", "1");
+            refresh(&submitter, "a", "2");
             let first = next(&mut requests).await;
             stop.cancel();
-            assert_eq!(said(&mut answers).await, ("2".to_owned(), Some(503)));
+            assert_eq!(answered(&mut answers).await, ("2".to_owned(), Some(503)));
             first.answer(Ok(()));
-            assert_eq!(said(&mut answers).await, ok("1"));
+            assert_eq!(answered(&mut answers).await, ok("1"));
         };
         tokio::join!(executor.run(stop.clone()), outside);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_was_under_way_when_it_failed_is_answered_and_not_executed_again() {
-        let (mut executor, ear, mut answers, requests) = executor();
+        let (mut executor, submitter, mut answers, requests) = executor();
         let mut requests = requests.lock().await;
         let stop = CancellationToken::new();
-        refresh(&ear, "a", "1");
-        refresh(&ear, "a", "2");
+        refresh(&submitter, "a", "1");
+        refresh(&submitter, "a", "2");
         tokio::select! {
             () = executor.run(stop.clone()) => panic!("nobody stops it"),
             _ = next(&mut requests) => {}
         }
         // Its future is gone, as after a panic; the supervisor begins anew.
         let outside = async {
-            assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
+            assert_eq!(answered(&mut answers).await, ("1".to_owned(), Some(504)));
             next(&mut requests).await.answer(Ok(()));
-            assert_eq!(said(&mut answers).await, ok("2"));
-            refresh(&ear, "a", "1");
-            assert_eq!(said(&mut answers).await, ("1".to_owned(), Some(504)));
+            assert_eq!(answered(&mut answers).await, ok("2"));
+            refresh(&submitter, "a", "1");
+            assert_eq!(answered(&mut answers).await, ("1".to_owned(), Some(504)));
             assert!(requests.try_recv().is_err());
             stop.cancel();
         };
@@ -560,16 +564,16 @@ mod tests {
     #[test]
     fn an_error_is_told_without_what_lies_behind_it() {
         let source = || Box::<dyn std::error::Error + Send + Sync>::from("at /etc/canary");
-        for (error, status, sort) in [
-            (RestError::Unreachable(source()), 503, Sort::Failed),
-            (RestError::Unknown(source()), 504, Sort::Unknown),
-            (RestError::Unreadable(source()), 502, Sort::Failed),
-            (RestError::Client(source()), 500, Sort::Failed),
-            (RestError::Channel("canary".into()), 500, Sort::Failed),
-            (RestError::Token, 500, Sort::Failed),
+        for (error, status, kind) in [
+            (RestError::Unreachable(source()), 503, ErrorKind::Failed),
+            (RestError::Unknown(source()), 504, ErrorKind::Unknown),
+            (RestError::Unreadable(source()), 502, ErrorKind::Failed),
+            (RestError::Client(source()), 500, ErrorKind::Failed),
+            (RestError::Channel("canary".into()), 500, ErrorKind::Failed),
+            (RestError::Token, 500, ErrorKind::Failed),
         ] {
             let failure = failure(&error);
-            assert_eq!((failure.status, failure.sort), (status, sort), "{error:?}");
+            assert_eq!((failure.status, failure.kind), (status, kind), "{error:?}");
             assert!(!failure.error.contains("canary"), "{failure:?}");
         }
     }

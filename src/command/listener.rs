@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::{Answers, Ear, Intake, mqtt, nats};
+use super::{CommandQueue, CommandSubmitter, Replies, mqtt, nats};
 use crate::{
     base::supervisor::Factory,
     config::{ConfigError, SinkConfig},
@@ -25,8 +25,8 @@ pub trait CommandListener: Send {
     /// `stop`; then sends the answers that there are, and closes. It reports whether it works.
     async fn run(
         &mut self,
-        ear: Ear,
-        answers: Answers,
+        submitter: CommandSubmitter,
+        replies: Replies,
         health: &TaskHealth,
         stop: &CancellationToken,
     );
@@ -45,7 +45,7 @@ impl Kind {
     /// Makes the task that listens for the commands of a sink, over and over.
     pub fn factory(
         &'static self,
-        queue: &Intake,
+        queue: &CommandQueue,
         health: TaskHealth,
         name: &str,
         config: &SinkConfig,
@@ -57,12 +57,12 @@ impl Kind {
             let opening =
                 Opening { name: &name, settings, config: &config, purpose: Purpose::Relay };
             let mut listener = (self.open)(opening).map_err(|error| error.to_string())?;
-            let desk = queue.desk(&name, config.channels.as_deref());
-            let (ear, answers) = desk.ear(&config.commands());
+            let (submitter, replies) =
+                queue.submitter(&name, config.channels.as_deref(), &config.commands());
             let health = Arc::clone(&health);
             Ok(Box::pin(async move {
                 health.report(Some("not yet connected"));
-                listener.run(ear, answers, &health, &stop).await;
+                listener.run(submitter, replies, &health, &stop).await;
             }))
         })
     }

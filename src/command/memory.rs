@@ -9,7 +9,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Answer, Command, Reply, Request};
+use super::{Answer, Command, PendingReply, Request};
 
 /// Commands that are remembered. With the executor's limits it is more than a minute of one channel's
 /// at full rate, and less than ten megabytes.
@@ -28,11 +28,11 @@ pub(super) enum Recalled {
     /// A new one; its answer is to be told to the memory.
     New(Ticket, Command),
     /// It was answered: here is the answer again.
-    Again(Reply, Arc<Answer>),
+    Again(PendingReply, Arc<Answer>),
     /// It is under way, and will get the same answer.
     Waits,
     /// Its transaction was that of another command.
-    Other(Reply, Command),
+    Other(PendingReply, Command),
 }
 
 /// The memory.
@@ -49,18 +49,18 @@ struct Entry {
     command: Command,
     at: Instant,
     /// Who waits for the answer.
-    replies: Vec<Reply>,
+    replies: Vec<PendingReply>,
     answer: Option<Arc<Answer>>,
 }
 
 impl Entry {
-    /// Whether it is the same one again: by its transaction, or, where it has none, by what it says, if
+    /// Whether it is the same one redelivered: by its transaction, or, where it has none, by what it says, if
     /// the transport holds that it may have been sent before.
     fn is_like(&self, request: &Request) -> bool {
         let (known, new) = (&self.command, &request.command);
         let alike = match (&known.transaction, &new.transaction) {
             (Some(known), Some(new)) => known == new,
-            (None, None) => request.again && known.order == new.order,
+            (None, None) => request.redelivered && known.order == new.order,
             _ => false,
         };
         alike && self.origin == request.origin && known.channel == new.channel
@@ -100,7 +100,7 @@ impl Memory {
     }
 
     /// A command was answered: tells who is to hear it.
-    pub(super) fn answered(&mut self, ticket: Ticket, answer: &Arc<Answer>) -> Vec<Reply> {
+    pub(super) fn answered(&mut self, ticket: Ticket, answer: &Arc<Answer>) -> Vec<PendingReply> {
         let entry = self.entries.iter_mut().find(|entry| entry.ticket == ticket);
         entry.map_or_else(Vec::new, |entry| {
             entry.answer = Some(Arc::clone(answer));
@@ -108,8 +108,8 @@ impl Memory {
         })
     }
 
-    /// A command was not even tried, so that it may come again: tells who is to hear it.
-    pub(super) fn forget(&mut self, ticket: Ticket) -> Vec<Reply> {
+    /// A command was not even tried, so that it may come redelivered: tells who is to hear it.
+    pub(super) fn forget(&mut self, ticket: Ticket) -> Vec<PendingReply> {
         let place = self.entries.iter().position(|entry| entry.ticket == ticket);
         let entry = place.and_then(|place| self.entries.remove(place));
         entry.map_or_else(Vec::new, |entry| entry.replies)
@@ -141,8 +141,13 @@ mod tests {
     use super::*;
     use crate::command::Order;
 
-    fn request(origin: &str, order: Order, transaction: Option<Value>, again: bool) -> Request {
-        let reply = Reply { back: None, to: mpsc::channel(1).0, heard: Instant::now() };
+    fn request(
+        origin: &str,
+        order: Order,
+        transaction: Option<Value>,
+        redelivered: bool,
+    ) -> Request {
+        let reply = PendingReply { back: None, to: mpsc::channel(1).0, heard: Instant::now() };
         let command = Command { channel: "main".into(), order, transaction };
         Request { command, origin: origin.into(), again, reply }
     }

@@ -1,6 +1,6 @@
 //! Commands over MQTT, on a connection of its own.
 //!
-//! Each channel has `astro/<channel>/command/#`, and `astro/<channel>/response` for the answers. A client
+//! Each channel has `astro/<channel>/command/#`, and `astro/<channel>/response` for the replies. A client
 //! of MQTT 5 may name another topic for the answer, and gets its correlation data back. The client id is
 //! that of the sink with `-commands` behind it.
 //!
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    Answers, Back, Ear, Heard, Outbound,
+    CommandSubmitter, IncomingCommand, Replies, Reply, ReplyTo,
     listener::{CommandListener, Kind},
 };
 use crate::{
@@ -88,16 +88,16 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError> {
 impl CommandListener for MqttListener {
     async fn run(
         &mut self,
-        ear: Ear,
-        mut answers: Answers,
+        submitter: CommandSubmitter,
+        mut replies: Replies,
         health: &TaskHealth,
         stop: &CancellationToken,
     ) {
         select! {
             () = stop.cancelled() => {}
-            () = self.listen(&ear, &mut answers, health) => {}
+            () = self.listen(&submitter, &mut replies, health) => {}
         }
-        if timeout(FAREWELL, self.take_leave(&mut answers)).await.is_err() {
+        if timeout(FAREWELL, self.take_leave(&mut replies)).await.is_err() {
             warn!("the last answers to commands could not be sent in time");
         }
     }
@@ -105,10 +105,15 @@ impl CommandListener for MqttListener {
 
 impl MqttListener {
     /// Listens over one connection after another.
-    async fn listen(&mut self, ear: &Ear, answers: &mut Answers, health: &TaskHealth) {
+    async fn listen(
+        &mut self,
+        submitter: &CommandSubmitter,
+        replies: &mut Replies,
+        health: &TaskHealth,
+    ) {
         loop {
             let begun = Instant::now();
-            let Err(lost) = self.serve(ear, answers, health).await;
+            let Err(lost) = self.serve(submitter, replies, health).await;
             self.connection = None;
             if begun.elapsed() >= PROVEN {
                 self.backoff.reset();
@@ -127,11 +132,11 @@ impl MqttListener {
         }
     }
 
-    /// Connects, submits what comes and sends the answers, until the connection is lost.
+    /// Connects, submits what comes and sends the replies, until the connection is lost.
     async fn serve(
         &mut self,
-        ear: &Ear,
-        answers: &mut Answers,
+        submitter: &CommandSubmitter,
+        replies: &mut Replies,
         health: &TaskHealth,
     ) -> Result<std::convert::Infallible, Lost> {
         let options = ConnectionOptions {
@@ -142,7 +147,7 @@ impl MqttListener {
         };
         let connection = self.connection.insert(Connection::open(&options).await?);
         let (qos, echoes) = (connection.qos(1), connection.terms().echoes);
-        connection.subscribe(filters(ear), qos)?;
+        connection.subscribe(filters(submitter), qos)?;
         let mut reader = Attention::new();
         loop {
             let room = connection.has_room();
@@ -160,24 +165,24 @@ impl MqttListener {
                         Event::Received(mut message) => {
                             // MQTT 3.1.1 does not show whether it clears what was retained.
                             message.retain |= echoes && message.payload.is_empty();
-                            submit(ear, &message, reader.is_late());
+                            submit(submitter, &message, reader.is_late());
                         }
                         _ => {}
                     }
                 }
-                Some(answer) = answers.recv(), if room => send(connection, &answer, qos)?,
+                Some(answer) = replies.recv(), if room => send(connection, &answer, qos)?,
                 () = sleep(ATTENTION) => reader.attend(),
             }
         }
     }
 
     /// Sends the answers that there are, and disconnects.
-    async fn take_leave(&mut self, answers: &mut Answers) {
+    async fn take_leave(&mut self, replies: &mut Replies) {
         let Some(connection) = &mut self.connection else { return };
         let qos = connection.qos(1);
         loop {
             while connection.has_room()
-                && let Ok(answer) = answers.try_recv()
+                && let Ok(answer) = replies.try_recv()
             {
                 if send(connection, &answer, qos).is_err() {
                     return;
@@ -196,14 +201,14 @@ impl MqttListener {
     }
 }
 
-fn filters(ear: &Ear) -> Vec<String> {
+fn filters(submitter: &CommandSubmitter) -> Vec<String> {
     let filter = |label: &String| {
         format!("{}/{label}/{}/#", command_address::ROOT, command_address::COMMAND)
     };
-    ear.channels().iter().map(filter).collect()
+    submitter.channels().iter().map(filter).collect()
 }
 
-fn submit(ear: &Ear, message: &Message, late: bool) {
+fn submit(submitter: &CommandSubmitter, message: &Message, late: bool) {
     let Some((channel, path)) = command_address::parse(message.topic.as_bytes(), '/') else {
         return;
     };
@@ -213,18 +218,18 @@ fn submit(ear: &Ear, message: &Message, late: bool) {
     };
     let correlation =
         message.correlation.as_ref().filter(|data| data.len() <= LONGEST_CORRELATION).cloned();
-    let heard = Heard {
+    let incoming = IncomingCommand {
         channel,
         path: &path,
         payload: &message.payload,
         retained: message.retain,
-        again: message.duplicate,
-        back: Some(Back { address, correlation }),
+        redelivered: message.duplicate,
+        reply_to: Some(ReplyTo { address, correlation }),
     };
     if late {
-        ear.too_late(heard);
+        submitter.refuse_late(incoming);
     } else {
-        ear.hear(heard);
+        submitter.submit(incoming);
     }
 }
 
@@ -237,13 +242,13 @@ fn is_answerable(topic: &str) -> bool {
         && !topic.split('/').any(|level| level == command_address::COMMAND)
 }
 
-fn send(connection: &mut Connection, answer: &Outbound, qos: u8) -> Result<(), Lost> {
+fn send(connection: &mut Connection, answer: &Reply, qos: u8) -> Result<(), Lost> {
     let publication = Publication {
-        topic: &answer.back.address,
+        topic: &answer.to.address,
         payload: answer.answer.json(),
         qos,
         content_type: Some("application/json"),
-        correlation: answer.back.correlation.clone(),
+        correlation: answer.to.correlation.clone(),
         ..Publication::default()
     };
     match connection.publish(publication, 0) {

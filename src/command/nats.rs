@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Answers, Back, Ear, Heard, Outbound,
+    Replies, ReplyTo, CommandSubmitter, IncomingCommand, Reply,
     listener::{CommandListener, Kind},
 };
 use crate::{
@@ -41,7 +41,7 @@ pub(super) const KIND: Kind = Kind { name: "nats", open };
 /// The service's name, by which several relays are one.
 const NAME: &str = "astro-relay";
 
-/// Answers go to the inboxes of those who ask; none is ours.
+/// Replies go to the inboxes of those who ask; none is ours.
 const NO_INBOX: &str = "_INBOX";
 
 /// How often the client library tries to restore a connection before another begins.
@@ -81,17 +81,17 @@ struct Pending {
 
 impl Pending {
     /// Where the answer to a request goes.
-    fn add(&mut self, request: Request) -> Back {
+    fn add(&mut self, request: Request) -> ReplyTo {
         if self.requests.len() >= MAX_PENDING {
             self.requests.pop_first();
         }
         self.number += 1;
         self.requests.insert(self.number, request);
-        Back { address: self.number.to_string(), correlation: None }
+        ReplyTo { address: self.number.to_string(), correlation: None }
     }
 
-    fn take(&mut self, back: &Back) -> Option<Request> {
-        self.requests.remove(&back.address.parse().ok()?)
+    fn take(&mut self, to: &ReplyTo) -> Option<Request> {
+        self.requests.remove(&to.address.parse().ok()?)
     }
 }
 
@@ -117,8 +117,8 @@ impl Drop for Running {
 impl CommandListener for MicroService {
     async fn run(
         &mut self,
-        ear: Ear,
-        mut answers: Answers,
+        submitter: CommandSubmitter,
+        mut replies: Replies,
         health: &TaskHealth,
         stop: &CancellationToken,
     ) {
@@ -126,7 +126,7 @@ impl CommandListener for MicroService {
         loop {
             let started = tokio::select! {
                 () = stop.cancelled() => return,
-                started = self.start(&ear) => started,
+                started = self.start(&submitter) => started,
             };
             match started {
                 Ok(mut running) => {
@@ -134,12 +134,12 @@ impl CommandListener for MicroService {
                     health.report(None);
                     tokio::select! {
                         () = stop.cancelled() => {
-                            // Nothing more is heard; what was is answered.
+                            // Nothing more is received; what was is answered.
                             running.requests.clear();
-                            drop(ear);
-                            return self.finish(&running.client, &mut answers).await;
+                            drop(submitter);
+                            return self.finish(&running.client, &mut replies).await;
                         }
-                        () = self.serve(&mut running, &ear, &mut answers, health) => {}
+                        () = self.serve(&mut running, &submitter, &mut replies, health) => {}
                     }
                     health.report(Some("the connection is lost"));
                 }
@@ -162,7 +162,7 @@ impl CommandListener for MicroService {
 }
 
 impl MicroService {
-    async fn start(&self, ear: &Ear) -> Result<Running, async_nats::Error> {
+    async fn start(&self, submitter: &CommandSubmitter) -> Result<Running, async_nats::Error> {
         let (report, trouble) = watch::channel(None);
         let name = self.name.clone();
         let client = self
@@ -187,7 +187,7 @@ impl MicroService {
             .await?;
         let mut running =
             Running { client, service: Some(service), requests: SelectAll::new(), trouble };
-        for channel in ear.channels() {
+        for channel in submitter.channels() {
             let subject =
                 format!("{}.{channel}.{}.>", command_address::ROOT, command_address::COMMAND);
             if let Some(service) = &running.service {
@@ -201,18 +201,18 @@ impl MicroService {
     async fn serve(
         &mut self,
         running: &mut Running,
-        ear: &Ear,
-        answers: &mut Answers,
+        submitter: &CommandSubmitter,
+        replies: &mut Replies,
         health: &TaskHealth,
     ) {
         let has_channels = !running.requests.is_empty();
         loop {
             tokio::select! {
                 request = running.requests.next(), if has_channels => match request {
-                    Some(request) => self.submit(request, ear),
+                    Some(request) => self.submit(request, submitter),
                     None => return,
                 },
-                Some(outbound) = answers.recv() => self.respond(&outbound).await,
+                Some(reply) = replies.recv() => self.respond(&reply).await,
                 Ok(()) = running.trouble.changed() => {
                     let trouble = running.trouble.borrow_and_update().clone();
                     health.report(trouble.as_deref());
@@ -221,7 +221,7 @@ impl MicroService {
         }
     }
 
-    fn submit(&mut self, request: Request, ear: &Ear) {
+    fn submit(&mut self, request: Request, submitter: &CommandSubmitter) {
         let message = request.message.clone();
         let Some((channel, path)) = command_address::parse(message.subject.as_bytes(), '.') else {
             tracing::debug!("a message came that is no command");
@@ -231,7 +231,7 @@ impl MicroService {
         let is_reserved = |reply: &str| {
             subject::reserved(reply, NO_INBOX).is_some() && !reply.starts_with("_INBOX.")
         };
-        let back = match &message.reply {
+        let reply_to = match &message.reply {
             Some(reply) if is_reserved(reply) => {
                 let subject = reply.as_str();
                 tracing::warn!(
@@ -245,28 +245,28 @@ impl MicroService {
             None => None,
         };
         let payload = &message.payload;
-        ear.hear(Heard { channel, path: &path, payload, retained: false, again: false, back });
+        submitter.submit(IncomingCommand { channel, path: &path, payload, retained: false, redelivered: false, reply_to });
     }
 
     /// Sends an answer. The library's own way to answer with an error leaves the body empty.
-    async fn respond(&mut self, outbound: &Outbound) {
-        let Some(request) = self.pending.take(&outbound.back) else { return };
+    async fn respond(&mut self, reply: &Reply) {
+        let Some(request) = self.pending.take(&reply.to) else { return };
         let mut headers = HeaderMap::new();
-        if let Err(failure) = &outbound.answer.outcome {
+        if let Err(failure) = &reply.answer.outcome {
             headers.insert(NATS_SERVICE_ERROR, HeaderValue::from(&*presentable(&failure.error)));
             headers.insert(NATS_SERVICE_ERROR_CODE, HeaderValue::from(failure.status));
         }
-        if let Err(error) = request.respond_with_headers(Ok(outbound.answer.json()), headers).await
+        if let Err(error) = request.respond_with_headers(Ok(reply.answer.json()), headers).await
         {
             tracing::warn!(sink = self.name, %error, "the answer to a command cannot be sent");
         }
     }
 
     /// Sends the answers to what is under way.
-    async fn finish(&mut self, client: &Client, answers: &mut Answers) {
+    async fn finish(&mut self, client: &Client, replies: &mut Replies) {
         let end = Instant::now() + FINISH;
-        while let Ok(Some(outbound)) = timeout_at(end, answers.recv()).await {
-            self.respond(&outbound).await;
+        while let Ok(Some(reply)) = timeout_at(end, replies.recv()).await {
+            self.respond(&reply).await;
         }
         if !matches!(timeout_at(end, client.flush()).await, Ok(Ok(()))) {
             tracing::debug!(sink = self.name, "the server was gone before the last answer");

@@ -14,7 +14,7 @@ use axum::{
 };
 
 use super::{State, refused};
-use crate::command::{Back, Heard, Sort};
+use crate::command::{ErrorKind, IncomingCommand, ReplyTo};
 
 /// Under which name commands from here are logged and counted.
 const ORIGIN: &str = "http";
@@ -25,28 +25,28 @@ pub(super) async fn command(
     body: Bytes,
 ) -> Response {
     let allowed = state.access.borrow().commands.clone();
-    let (ear, mut answers) = state.commands.desk(ORIGIN, None).ear(&allowed);
+    let (submitter, mut replies) = state.commands.submitter(ORIGIN, None, &allowed);
     let path: Vec<&str> = match command.as_str() {
         "refresh" => vec!["relay", "refresh"],
         other => other.split('/').collect(),
     };
-    ear.hear(Heard {
+    submitter.submit(IncomingCommand {
         channel: &channel,
         path: &path,
         payload: &body,
         retained: false,
-        again: false,
-        back: Some(Back::default()),
+        redelivered: false,
+        reply_to: Some(ReplyTo::default()),
     });
-    // With the ear goes the last sender but the command's own: if that is lost, so is the answer.
-    drop(ear);
-    let Some(outbound) = answers.recv().await else {
+    // With the submitter goes the last sender but the command's own: if that is lost, so is the answer.
+    drop(submitter);
+    let Some(reply) = replies.recv().await else {
         return refused(StatusCode::SERVICE_UNAVAILABLE, "the relay is stopping");
     };
-    let answer = outbound.answer;
+    let answer = reply.answer;
     let status = match &answer.outcome {
         Ok(()) => StatusCode::OK,
-        Err(failure) if failure.sort == Sort::Failed && failure.status < 500 => {
+        Err(failure) if failure.kind == ErrorKind::Failed && failure.status < 500 => {
             StatusCode::BAD_GATEWAY
         }
         Err(failure) => StatusCode::from_u16(failure.status).unwrap_or(StatusCode::BAD_GATEWAY),
