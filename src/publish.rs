@@ -8,10 +8,11 @@
 
 mod heartbeat;
 pub mod homeassistant;
-pub mod keeping;
 mod mqtt;
 mod nats;
+mod published_state;
 mod redis;
+pub(crate) mod scope;
 mod task;
 
 use async_trait::async_trait;

@@ -8,9 +8,9 @@ use crate::{
     command::listener,
     config::SinkConfig,
     delivery::health::TaskHealth,
-    delivery::{route::Route, task},
-    publish::{self, Publishing},
-    sink::{self, Opening, Purpose},
+    delivery::task,
+    publish::{self, Publishing, scope::Scope},
+    sink::{Opening, Purpose},
 };
 
 pub(crate) use crate::delivery::task::Services;
@@ -67,11 +67,10 @@ fn state(
         let settings = config.settings.clone();
         let opening = Opening { name: &name, settings, config: &config, purpose: Purpose::Relay };
         let publisher = (kind.open)(opening).map_err(|error| error.to_string())?;
-        let kind = sink::kind(&config.kind).ok_or("there is no such kind of sink")?;
-        let route = Route::new(&name, &config, kind).map_err(|error| error.to_string())?;
+        let scope = Scope::of(&name, &config).map_err(|error| error.to_string())?;
         let state = (Arc::clone(&board), journal.clone());
         let reports = (Arc::clone(&status), Arc::clone(&health));
-        let publishing = Publishing::new((&name, &config), publisher, route, state, reports);
+        let publishing = Publishing::new((&name, &config), publisher, scope, state, reports);
         Ok(Box::pin(publishing.map_err(|error| error.to_string())?.run(stop)))
     })
 }

@@ -1,6 +1,6 @@
 //! The task that publishes the state of one sink: connects, publishes what differs, and says goodbye.
 //!
-//! What is to be published is [`keeping`](super::keeping)'s business, and how the publisher's. This is the
+//! What is to be published is [`published_state`](super::published_state)'s business, and how the publisher's. This is the
 //! loop between them, with its waits: after a lost connection, and while the destination refuses. A
 //! publisher that does not work is shown with its reason; the sink's events know nothing of it.
 
@@ -13,10 +13,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{StatePublisher, keeping::Keeping};
+use super::{StatePublisher, published_state::PublishedState, scope::Scope};
 use crate::{
     base::{backoff::Backoff, clock, fault::explain},
-    channel::board::Board,
+    channel::store::StateStore,
     config::SinkConfig,
     delivery::{health::TaskHealth, route::Route, status::Status},
     journal::{Journal, StoreError},
@@ -42,8 +42,8 @@ const COMPLAIN: Duration = Duration::from_mins(1);
 pub struct Publishing {
     name: Arc<str>,
     publisher: Box<dyn StatePublisher>,
-    state: Keeping,
-    route: Route,
+    state: PublishedState,
+    scope: Scope,
     status: Arc<Status>,
     health: Arc<TaskHealth>,
     /// The limit of one connect, and of each part.
@@ -64,23 +64,23 @@ impl std::fmt::Debug for Publishing {
 }
 
 impl Publishing {
-    /// Publishes what stands on `board` and the sink may have. Blocks on the disk.
+    /// Publishes what stands in `store` and the sink may have. Blocks on the disk.
     pub fn new(
         (name, config): (&str, &SinkConfig),
         publisher: Box<dyn StatePublisher>,
-        route: Route,
-        (board, journal): (Arc<Board>, Journal),
+        scope: Scope,
+        (store, journal): (Arc<StateStore>, Journal),
         (status, health): (Arc<Status>, Arc<TaskHealth>),
     ) -> Result<Self, StoreError> {
         Ok(Self {
             name: name.into(),
             publisher,
             state: if config.state {
-                Keeping::new(name, board, journal)?
+                PublishedState::new(name, store, journal)?
             } else {
-                Keeping::of_nothing(name, journal)
+                PublishedState::of_nothing(name, journal)
             },
-            route,
+            scope,
             health,
             deadline: config.timeout.0,
             backoff: Backoff::new(FIRST_WAIT, config.backoff_max.0),
@@ -118,7 +118,7 @@ impl Publishing {
         let failure = match connected {
             Ok(Ok(())) => {
                 let since = Instant::now();
-                self.state.begin();
+                self.state.connected();
                 self.refused = None;
                 let failure = self.publish().await;
                 if since.elapsed() >= PROVEN {
@@ -156,12 +156,12 @@ impl Publishing {
     /// later over the same connection.
     async fn publish_what_differs(&mut self) -> Result<(), Failure> {
         if !self.publisher.sees_overwrites() {
-            self.state.doubt();
+            self.state.republish_if_old();
         }
-        let piece = self.state.piece(&self.route);
+        let changes = self.state.next_changes(&self.scope);
         let mut done = 0;
         loop {
-            let rest = piece.parts.get(done..).unwrap_or_default();
+            let rest = changes.parts.get(done..).unwrap_or_default();
             let limit =
                 self.deadline.saturating_mul(u32::try_from(rest.len() + 1).unwrap_or(u32::MAX));
             let failure = match timeout(limit, self.publisher.publish(rest)).await {
@@ -170,24 +170,24 @@ impl Publishing {
                 Err(_) => Failure::down("the destination has not answered in time"),
             };
             done += failure.accepted.min(rest.len());
-            match (failure.cause, piece.parts.get(done)) {
+            match (failure.cause, changes.parts.get(done)) {
                 (Cause::Rejected { reason }, Some(part)) => {
                     self.refused(&part.path.text(), &reason);
                     done += 1;
                 }
                 (cause @ (Cause::Down(_) | Cause::Gone { .. }), _) => {
-                    self.state.said(&piece, done);
+                    self.state.published(&changes, done);
                     return Err(Failure::after(0, cause));
                 }
                 (cause, _) => {
-                    self.state.said(&piece, done);
-                    let wait = self.state.failed();
+                    self.state.published(&changes, done);
+                    let wait = self.state.postpone();
                     self.failed(&cause, wait);
                     return Ok(());
                 }
             }
         }
-        self.state.said(&piece, piece.parts.len());
+        self.state.published(&changes, changes.parts.len());
         self.works();
         Ok(())
     }
@@ -248,7 +248,7 @@ impl Publishing {
 
     /// Publishes that the relay goes.
     async fn say_goodbye(&mut self, end: Instant) {
-        let parts = self.state.farewell();
+        let parts = self.state.offline_parts();
         if parts.is_empty() {
             return;
         }
