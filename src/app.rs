@@ -4,4 +4,4 @@ pub mod cli;
 pub mod health;
 pub mod relay;
 pub mod reload;
-mod sink_tasks;
+pub mod sink_tasks;

@@ -16,6 +16,7 @@ mod nats;
 pub mod parse;
 mod queue;
 
+use self::queue::{PendingReply, Request};
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use tracing::{debug, info, warn};

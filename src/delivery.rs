@@ -22,7 +22,6 @@ mod outcome;
 mod reader;
 mod requests;
 pub mod route;
-mod state;
 pub mod status;
 mod suspicion;
 pub mod task;
@@ -54,14 +53,12 @@ use crate::{
         event::{self, Record},
         metrics::SinkMetrics,
     },
-    channel::board::Board,
     config::SinkConfig,
     delivery::{
         route::{Rendered, Route},
         status::Status,
     },
     journal::{Batch, Journal, StoreError},
-    publish::keeping::Keeping,
     sink::{Cause, Failure, Outgoing, Sink},
 };
 
@@ -97,8 +94,6 @@ pub struct Delivery {
     requests: Requests,
     waiting: Waiting,
     suspicion: Suspicion,
-    /// The state that the destination keeps, where it does.
-    keeping: Option<Keeping>,
 }
 
 /// Where it is shown how a sink is doing.
@@ -166,7 +161,6 @@ impl Delivery {
             requests,
             waiting,
             suspicion: Suspicion::default(),
-            keeping: None,
         })
     }
 
@@ -207,11 +201,8 @@ impl Delivery {
         if !self.link.connected {
             return self.connect(stop).await;
         }
-        if self.flight.handed == 0 {
-            self.publish_state().await;
-            if self.link.connected && self.waiting.resume_at().is_none() {
-                self.prepare().await;
-            }
+        if self.flight.handed == 0 && self.waiting.resume_at().is_none() {
+            self.prepare().await;
             if !self.link.connected {
                 return;
             }
@@ -338,7 +329,6 @@ impl Delivery {
             },
             Ok(()) = progress.changed(), if saving => {}
             Ok(()) = self.requests.changed.changed() => self.requested_meanwhile().await,
-            () = state::due(&mut self.keeping), if self.flight.handed == 0 => {}
             () = wait_until(paused), if paused.is_some() => {}
             Ok(()) = sleeps.changed(), if paused.is_some() => self.try_now(SLEPT),
             () = wait_until(silent), if silent.is_some() => self.failure(no_timeout()),
@@ -360,7 +350,6 @@ impl Delivery {
     /// is remembered, so that the next task does not repeat it.
     async fn finish(&mut self) {
         let until = *self.link.give_up.get_or_insert_with(|| Instant::now() + FINISH);
-        self.farewell().await;
         let closed =
             timeout_at(until + GOODBYE.min(self.config.timeout.0), self.link.sink.close(until))
                 .await;
@@ -413,9 +402,6 @@ impl Delivery {
     fn connected(&mut self) {
         self.link.connected = true;
         self.flight.stale = true;
-        if let Some(keeping) = &mut self.keeping {
-            keeping.begin();
-        }
         self.report();
         self.waiting.connected();
         if self.waiting.fault.is_none() {

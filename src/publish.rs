@@ -12,8 +12,10 @@ mod mqtt;
 mod nats;
 mod published_state;
 mod redis;
-pub(crate) mod scope;
+pub mod scope;
 mod task;
+
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -27,7 +29,7 @@ use crate::{
 };
 
 /// How often a destination hears from the relay, with or without news.
-pub use crate::sink::KEEP_REFRESH as REFRESH;
+pub const REFRESH: Duration = Duration::from_secs(20);
 
 /// Publishes state at one destination. Its methods are called from one task, never at once.
 #[async_trait]

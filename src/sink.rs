@@ -9,13 +9,9 @@
 //! What is in flight is a queue: [`Sink::send`] adds to its end, [`Sink::acknowledged`] takes from its
 //! front. [`InFlight`](in_flight::InFlight) is that queue for kinds whose destination answers each event
 //! by itself.
-//!
-//! Until all kinds have this form, [`Batched`](batched::Batched) runs those that still implement
-//! [`BatchSink`](batched::BatchSink).
 
 pub(crate) mod address;
 mod ahead;
-mod batched;
 pub mod command_address;
 mod in_flight;
 pub(crate) mod mqtt;
@@ -37,7 +33,6 @@ use tokio::time::Instant;
 use crate::{
     base::event::Record,
     channel::board::Path,
-    command::Desk,
     config::{ConfigError, SinkConfig, problem::Findings},
 };
 
@@ -183,25 +178,10 @@ pub trait Sink: Send {
         Report::default()
     }
 
-    // The rest goes when state is published by `publish` and commands are taken by `command`.
-
-    /// Has the destination keep these parts of the state.
-    async fn keep(&mut self, _parts: &[Part]) -> Result<(), Failure> {
-        Err(Failure::down("this kind of sink keeps no state"))
-    }
-
-    /// Whether the sink notices when somebody else overwrites the state.
-    fn watches_state(&self) -> bool {
-        false
-    }
-
     /// Becomes [`Kind::probe`].
     async fn may_publish(&mut self, _address: &str) -> Result<Permission, Failure> {
         Ok(Permission::Unknown("this kind of destination does not tell"))
     }
-
-    /// A way to hand in commands.
-    fn take_commands(&mut self, _desk: &Desk) {}
 }
 
 /// What a sink has learned.
@@ -260,7 +240,7 @@ pub struct Kind {
     pub secrets: &'static [&'static str],
     /// The JSON Schema of `settings`.
     pub schema: fn() -> schemars::Schema,
-    /// Whether its destination can keep the live state: [`Sink::keep`].
+    /// Whether its destination can hold state: then it has a publisher, too.
     pub keeps: bool,
     /// Checks the settings and makes the sink; connects to nothing.
     pub open: fn(Opening<'_>) -> Result<Box<dyn Sink>, ConfigError>,
@@ -300,9 +280,6 @@ pub struct Address {
     /// Makes a rendered address legal for the transport; `Cow::Borrowed` where it is already.
     pub escape: fn(&str) -> std::borrow::Cow<'_, str>,
 }
-
-/// How often a sink that keeps state is told to say so, with nothing else to say.
-pub const KEEP_REFRESH: Duration = Duration::from_secs(20);
 
 /// All kinds of sink.
 pub const KINDS: &[Kind] = &[mqtt::KIND, nats::KIND, redis::KIND, webhook::KIND, stdout::KIND];

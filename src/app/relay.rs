@@ -14,7 +14,7 @@ use crate::{
     app::{
         health::HealthReporter,
         reload::{self, Reload, ReloadHandles},
-        sink_tasks,
+        sink_tasks::{self, Services},
     },
     astro::rest::{Rest, RestError},
     base::{
@@ -31,10 +31,7 @@ use crate::{
         executor::{Executor, Tools},
     },
     config::{Config, ConfigError},
-    delivery::{
-        status::Status,
-        task::{self, Services},
-    },
+    delivery::{status::Status, task},
     gateway::{Away, Gateway, Targets, intake::Intake},
     http::{self, Reloads, relay_status::RelayStatus},
     journal::{Health, Journal, StoreError},
@@ -121,7 +118,7 @@ impl Relay {
         let services = Services {
             journal: journal.clone(),
             status: Arc::clone(&status.sinks),
-            board: Arc::default(),
+            store: Arc::default(),
             sinks: configured,
             commands,
         };
@@ -290,7 +287,7 @@ fn add_sessions(
     let stores = Stores {
         journal: services.journal.clone(),
         table: Arc::clone(&status.gateway),
-        store: Arc::clone(&services.board),
+        store: Arc::clone(&services.store),
         sessions: Arc::clone(&status.sessions),
     };
     let make = move || {
@@ -303,7 +300,7 @@ fn add_sessions(
 }
 
 fn add_health(supervisor: &mut Supervisor, services: &Services, status: &Arc<RelayStatus>) {
-    let Services { journal, board, .. } = services.clone();
+    let Services { journal, store: board, .. } = services.clone();
     let status = Arc::clone(status);
     let make =
         move || HealthReporter::new(Arc::clone(&status), journal.clone(), Arc::clone(&board));

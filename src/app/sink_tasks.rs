@@ -1,19 +1,31 @@
 //! The tasks of one sink: its events, and, each on a connection of its own, its state and its
 //! commands.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
+
+use tokio::sync::watch;
 
 use crate::{
     base::supervisor::Factory,
-    command::listener,
+    channel::store::StateStore,
+    command::{CommandQueue, listener},
     config::SinkConfig,
-    delivery::health::TaskHealth,
-    delivery::task,
+    delivery::{health::TaskHealth, status::Status, task},
+    journal::Journal,
     publish::{self, Publishing, scope::Scope},
     sink::{Opening, Purpose},
 };
 
-pub(crate) use crate::delivery::task::Services;
+/// What the tasks of a sink need besides its configuration.
+#[derive(Debug, Clone)]
+pub struct Services {
+    pub journal: Journal,
+    pub status: Arc<Status>,
+    pub store: Arc<StateStore>,
+    /// The configured sinks, now.
+    pub sinks: watch::Receiver<BTreeSet<String>>,
+    pub commands: CommandQueue,
+}
 
 const STATE: &str = "state of sink ";
 const COMMANDS: &str = "commands of sink ";
@@ -34,7 +46,12 @@ pub(crate) fn factories(
     name: &str,
     config: &SinkConfig,
 ) -> Vec<(String, Factory)> {
-    let mut tasks = vec![(task::name(name), task::factory(services, name, config))];
+    let of_events = task::Services {
+        journal: services.journal.clone(),
+        status: Arc::clone(&services.status),
+        sinks: services.sinks.clone(),
+    };
+    let mut tasks = vec![(task::name(name), task::factory(&of_events, name, config))];
     if let Some(kind) = publish::kind(&config.kind).filter(|kind| (kind.publishes)(config)) {
         tasks.push((format!("{STATE}{name}"), state(kind, services, name, config)));
     }
@@ -60,7 +77,7 @@ fn state(
     name: &str,
     config: &SinkConfig,
 ) -> Factory {
-    let Services { journal, status, board, .. } = services.clone();
+    let Services { journal, status, store, .. } = services.clone();
     let health = Arc::new(TaskHealth::new(Arc::clone(&status), format!("{STATE}{name}")));
     let (name, config) = (name.to_owned(), config.clone());
     Box::new(move |stop| {
@@ -68,7 +85,7 @@ fn state(
         let opening = Opening { name: &name, settings, config: &config, purpose: Purpose::Relay };
         let publisher = (kind.open)(opening).map_err(|error| error.to_string())?;
         let scope = Scope::of(&name, &config).map_err(|error| error.to_string())?;
-        let state = (Arc::clone(&board), journal.clone());
+        let state = (Arc::clone(&store), journal.clone());
         let reports = (Arc::clone(&status), Arc::clone(&health));
         let publishing = Publishing::new((&name, &config), publisher, scope, state, reports);
         Ok(Box::pin(publishing.map_err(|error| error.to_string())?.run(stop)))

@@ -54,7 +54,7 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether it is the same one redelivered: by its transaction, or, where it has none, by what it says, if
+    /// Whether it is the same one again: by its transaction, or, where it has none, by what it says, if
     /// the transport holds that it may have been sent before.
     fn is_like(&self, request: &Request) -> bool {
         let (known, new) = (&self.command, &request.command);
@@ -108,7 +108,7 @@ impl Memory {
         })
     }
 
-    /// A command was not even tried, so that it may come redelivered: tells who is to hear it.
+    /// A command was not even tried, so that it may come again: tells who is to hear it.
     pub(super) fn forget(&mut self, ticket: Ticket) -> Vec<PendingReply> {
         let place = self.entries.iter().position(|entry| entry.ticket == ticket);
         let entry = place.and_then(|place| self.entries.remove(place));
@@ -147,9 +147,10 @@ mod tests {
         transaction: Option<Value>,
         redelivered: bool,
     ) -> Request {
-        let reply = PendingReply { back: None, to: mpsc::channel(1).0, heard: Instant::now() };
+        let reply =
+            PendingReply { reply_to: None, replies: mpsc::channel(1).0, received: Instant::now() };
         let command = Command { channel: "main".into(), order, transaction };
-        Request { command, origin: origin.into(), again, reply }
+        Request { command, origin: origin.into(), redelivered, reply }
     }
 
     fn new(memory: &mut Memory, request: Request) -> (Ticket, Arc<Answer>) {

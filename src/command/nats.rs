@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Replies, ReplyTo, CommandSubmitter, IncomingCommand, Reply,
+    CommandSubmitter, IncomingCommand, Replies, Reply, ReplyTo,
     listener::{CommandListener, Kind},
 };
 use crate::{
@@ -245,7 +245,14 @@ impl MicroService {
             None => None,
         };
         let payload = &message.payload;
-        submitter.submit(IncomingCommand { channel, path: &path, payload, retained: false, redelivered: false, reply_to });
+        submitter.submit(IncomingCommand {
+            channel,
+            path: &path,
+            payload,
+            retained: false,
+            redelivered: false,
+            reply_to,
+        });
     }
 
     /// Sends an answer. The library's own way to answer with an error leaves the body empty.
@@ -256,8 +263,7 @@ impl MicroService {
             headers.insert(NATS_SERVICE_ERROR, HeaderValue::from(&*presentable(&failure.error)));
             headers.insert(NATS_SERVICE_ERROR_CODE, HeaderValue::from(failure.status));
         }
-        if let Err(error) = request.respond_with_headers(Ok(reply.answer.json()), headers).await
-        {
+        if let Err(error) = request.respond_with_headers(Ok(reply.answer.json()), headers).await {
             tracing::warn!(sink = self.name, %error, "the answer to a command cannot be sent");
         }
     }

@@ -53,9 +53,9 @@ pub type Replies = mpsc::Receiver<Reply>;
 /// The way back of one command.
 #[derive(Debug)]
 pub(super) struct PendingReply {
-    reply_to: Option<ReplyTo>,
-    replies: mpsc::Sender<Reply>,
-    received: Instant,
+    pub(super) reply_to: Option<ReplyTo>,
+    pub(super) replies: mpsc::Sender<Reply>,
+    pub(super) received: Instant,
 }
 
 impl PendingReply {

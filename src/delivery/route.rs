@@ -25,10 +25,8 @@ use crate::{
     base::{
         clock,
         event::{Event, Origin, Place, Record},
-        json::Json,
         template::{Condition, Redacted, Template, View},
     },
-    channel::board::{Path, Section},
     config::{ConfigError, PERSONAL_FIELDS, SinkConfig},
     delivery::ha_event::{ACTIVITIES, HaEvents},
     sink::{Address, Kind, Outgoing},
@@ -243,23 +241,6 @@ impl Route {
         let (address, payload) = (address.into(), payload.into());
         let content_type = "application/json";
         Some(Box::new(Outgoing { part: 1, address, payload, content_type, ..of.clone() }))
-    }
-
-    /// Whether the sink keeps this part of the state. Topics and conditions choose events; of the
-    /// state a sink has all that belongs to its channels, and what the relay says of itself.
-    pub fn keeps(&self, path: &Path) -> bool {
-        path.channel.is_empty()
-            || self.channels.as_ref().is_none_or(|channels| channels.contains(&*path.channel))
-    }
-
-    /// A part of the state as the destination may keep it.
-    pub fn kept(&self, path: &Path, value: &Json) -> Bytes {
-        if path.section != Section::Session {
-            return path.payload(value);
-        }
-        let mut value = value.read();
-        self.redactor.element(&mut value);
-        path.payload(&Json::from(&value))
     }
 
     fn compose(

@@ -10,12 +10,9 @@ use tokio::sync::watch;
 use super::{Delivery, route::Route};
 use crate::{
     base::{clock, metrics, supervisor::Factory},
-    channel::board::Board,
-    command::{self, Intake},
     config::{ConfigError, SinkConfig},
     delivery::status::Status,
     journal::Journal,
-    publish,
     sink::{self, Opening, Purpose, Sink},
 };
 
@@ -27,16 +24,13 @@ pub(crate) fn name(sink: &str) -> String {
     format!("{PREFIX}{sink}")
 }
 
-/// What a sink's task needs besides its configuration.
+/// What the task of a sink's events needs besides its configuration.
 #[derive(Debug, Clone)]
 pub struct Services {
     pub journal: Journal,
     pub status: Arc<Status>,
-    pub board: Arc<Board>,
     /// The configured sinks, now.
     pub sinks: watch::Receiver<BTreeSet<String>>,
-    /// Where commands from outside go.
-    pub commands: Intake,
 }
 
 /// Makes a sink and its route; connects to nothing.
@@ -69,21 +63,11 @@ pub(crate) fn factory(services: &Services, name: &str, config: &SinkConfig) -> F
     let config = config.clone();
     Box::new(move |stop| {
         let DrainGuard { services, name } = &guard;
-        let (mut sink, route) =
+        let (sink, route) =
             open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
-        if command::listener::kind(&config.kind).is_none() {
-            sink.take_commands(&services.commands.desk(name, config.channels.as_deref()));
-        }
         let (journal, status) = (services.journal.clone(), Arc::clone(&services.status));
-        let made = Delivery::new(name, &config, sink, route, journal, status);
-        let here = config.state && publish::kind(&config.kind).is_none();
-        let board = here.then(|| Arc::clone(&services.board));
-        let delivery = match board {
-            Some(board) => made.and_then(|delivery| delivery.keeping(board)),
-            None => made,
-        }
-        .map_err(|error| error.to_string())?;
-        Ok(Box::pin(delivery.run(stop)))
+        let delivery = Delivery::new(name, &config, sink, route, journal, status);
+        Ok(Box::pin(delivery.map_err(|error| error.to_string())?.run(stop)))
     })
 }
 

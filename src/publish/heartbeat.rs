@@ -9,20 +9,20 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::REFRESH;
-use crate::{channel::board::Path, sink::Part};
+use crate::{channel::store::StateKey, sink::Part};
 
 /// What is published again, and when.
 #[derive(Debug)]
 pub(super) struct Heartbeat {
     /// Which parts are published again.
-    applies: fn(&Path) -> bool,
-    newest: BTreeMap<Path, Bytes>,
+    applies: fn(&StateKey) -> bool,
+    newest: BTreeMap<StateKey, Bytes>,
     due: Option<Instant>,
 }
 
 impl Heartbeat {
     /// One for the parts of these paths.
-    pub(super) fn new(applies: fn(&Path) -> bool) -> Self {
+    pub(super) fn new(applies: fn(&StateKey) -> bool) -> Self {
         Self { applies, newest: BTreeMap::new(), due: None }
     }
 
@@ -61,7 +61,7 @@ mod tests {
     use crate::channel::board::Section;
 
     fn part(channel: &str, section: Section, payload: Option<&'static str>) -> Part {
-        Part { path: Path::of(channel, section), payload: payload.map(Bytes::from) }
+        Part { path: StateKey::of(channel, section), payload: payload.map(Bytes::from) }
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,12 +18,12 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::scope::Scope;
+use super::{REFRESH, scope::Scope};
 use crate::{
     base::{backoff::Backoff, clock},
-    channel::store::{StateStore, StateKey, Section, offline, word},
+    channel::store::{Section, StateKey, StateStore, offline, word},
     journal::{Journal, StateElement, StoreError},
-    sink::{KEEP_REFRESH, Part},
+    sink::Part,
 };
 
 /// Parts that are published at once.
@@ -72,7 +72,11 @@ pub(crate) struct PublishedState {
 
 impl PublishedState {
     /// What the destination of the sink `name` is to hold of `store`. Blocks on the disk.
-    pub(crate) fn new(name: &str, store: Arc<StateStore>, journal: Journal) -> Result<Self, StoreError> {
+    pub(crate) fn new(
+        name: &str,
+        store: Arc<StateStore>,
+        journal: Journal,
+    ) -> Result<Self, StoreError> {
         // No channel can have this name: their labels have no dot.
         let memory: Box<str> = format!("relay.kept.{name}").into();
         let kept = journal.stored_state()?.into_iter().filter(|kept| kept.channel == memory);
@@ -160,7 +164,9 @@ impl PublishedState {
             let gone = gone.map(|path| (path, None, 0));
             let news = items
                 .iter()
-                .filter(|(path, item)| published.get(path) != Some(&item.version) && scope.covers(path))
+                .filter(|(path, item)| {
+                    published.get(path) != Some(&item.version) && scope.covers(path)
+                })
                 .map(|(path, item)| (path, Some(&item.value), item.version));
             let mut due = gone.chain(news);
             for (path, value, version) in due.by_ref().take(AT_ONCE) {
@@ -193,7 +199,7 @@ impl PublishedState {
         if done >= changes.parts.len() {
             let now = Instant::now();
             self.backoff.reset();
-            self.refresh = now + KEEP_REFRESH;
+            self.refresh = now + REFRESH;
             if let Some(version) = changes.through {
                 self.through = version;
                 self.not_before = now + PACE;
@@ -310,13 +316,17 @@ mod tests {
             }
             for part in changes.parts.iter().take(took) {
                 match &part.payload {
-                    Some(payload) => drop(self.destination.insert(part.path.clone(), payload.clone())),
+                    Some(payload) => {
+                        drop(self.destination.insert(part.path.clone(), payload.clone()))
+                    }
                     None => drop(self.destination.remove(&part.path)),
                 }
             }
             let acknowledged = acknowledged.min(took).min(changes.parts.len());
             self.published.published(&changes, acknowledged);
-            for part in changes.parts.iter().take(acknowledged).filter(|part| part.payload.is_none()) {
+            for part in
+                changes.parts.iter().take(acknowledged).filter(|part| part.payload.is_none())
+            {
                 self.memory.remove(&part.path);
             }
             changes.parts.len()
@@ -345,8 +355,16 @@ mod tests {
         }
     }
 
-    fn state_of(store: &Arc<StateStore>, memory: impl IntoIterator<Item = StateKey>) -> PublishedState {
-        PublishedState::of("relay.kept.s".into(), Arc::clone(store), Journal::in_memory(1 << 20), memory)
+    fn state_of(
+        store: &Arc<StateStore>,
+        memory: impl IntoIterator<Item = StateKey>,
+    ) -> PublishedState {
+        PublishedState::of(
+            "relay.kept.s".into(),
+            Arc::clone(store),
+            Journal::in_memory(1 << 20),
+            memory,
+        )
     }
 
     proptest! {
@@ -405,7 +423,7 @@ mod tests {
         }
         let before = Instant::now();
         world.published.due().await;
-        assert_eq!(before.elapsed(), KEEP_REFRESH, "without news the destination hears from us");
+        assert_eq!(before.elapsed(), REFRESH, "without news the destination hears from us");
         assert_eq!(world.publish(usize::MAX, usize::MAX), 0);
     }
 }

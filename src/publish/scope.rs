@@ -14,13 +14,13 @@ use crate::{
 /// Topics and conditions choose events; of the state a sink has all that belongs to its channels, and what
 /// the relay says of itself.
 #[derive(Debug)]
-pub(crate) struct Scope {
+pub struct Scope {
     channels: Option<HashSet<String>>,
     redactor: Redactor,
 }
 
 impl Scope {
-    pub(crate) fn of(name: &str, config: &SinkConfig) -> Result<Self, ConfigError> {
+    pub fn of(name: &str, config: &SinkConfig) -> Result<Self, ConfigError> {
         let personal = || PERSONAL_FIELDS.iter().map(|&path| path.to_owned()).collect();
         let redact = config.redact.clone().unwrap_or_else(personal);
         let redactor = Redactor::new(&redact)
@@ -29,13 +29,13 @@ impl Scope {
         Ok(Self { channels, redactor })
     }
 
-    pub(crate) fn covers(&self, key: &StateKey) -> bool {
+    pub fn covers(&self, key: &StateKey) -> bool {
         key.channel.is_empty()
             || self.channels.as_ref().is_none_or(|channels| channels.contains(&*key.channel))
     }
 
     /// A part as the destination may have it.
-    pub(crate) fn payload(&self, key: &StateKey, value: &Json) -> Bytes {
+    pub fn payload(&self, key: &StateKey, value: &Json) -> Bytes {
         if key.section != Section::Session {
             return key.payload(value);
         }

@@ -18,7 +18,7 @@ use crate::{
     base::{backoff::Backoff, clock, fault::explain},
     channel::store::StateStore,
     config::SinkConfig,
-    delivery::{health::TaskHealth, route::Route, status::Status},
+    delivery::{health::TaskHealth, status::Status},
     journal::{Journal, StoreError},
     sink::{Cause, Failure},
 };
@@ -142,12 +142,12 @@ impl Publishing {
     /// Publishes over a connection until it is lost.
     async fn publish(&mut self) -> Failure {
         loop {
-            if let Err(failure) = self.publish_what_differs().await {
-                return failure;
-            }
             tokio::select! {
                 failure = self.publisher.idle() => return failure,
                 () = self.state.due() => {}
+            }
+            if let Err(failure) = self.publish_what_differs().await {
+                return failure;
             }
         }
     }
@@ -177,6 +177,8 @@ impl Publishing {
                 }
                 (cause @ (Cause::Down(_) | Cause::Gone { .. }), _) => {
                     self.state.published(&changes, done);
+                    // It may have ended at the state: over the next connection that comes later.
+                    self.state.postpone();
                     return Err(Failure::after(0, cause));
                 }
                 (cause, _) => {

@@ -2,9 +2,9 @@
 
 mod backlog;
 mod failures;
-mod kept;
 mod requests;
 mod scripted;
+mod state;
 mod webhook;
 
 use std::{sync::Arc, time::Duration};

@@ -45,7 +45,7 @@ pub(crate) enum RedactError {
 
 impl Redactor {
     /// From paths such as `data.donation.user.email`. `*` stands for every element of a list or object.
-    pub(super) fn new(paths: &[String]) -> Result<Self, String> {
+    pub(crate) fn new(paths: &[String]) -> Result<Self, String> {
         let mut parsed = Vec::new();
         for path in paths {
             let words: Vec<_> = path.split('.').map(str::to_owned).collect();
@@ -119,7 +119,7 @@ impl Redactor {
     /// Takes the fields out of an element of the session. A path is followed as it lies in the event
     /// that updates the element, which has it under `data.data`. A donor's personal fields, where they
     /// are among the paths, go wherever they stand: the vendor does not say what an element may hold.
-    pub(super) fn element(&self, element: &mut Value) {
+    pub(crate) fn element(&self, element: &mut Value) {
         for path in &self.paths {
             if let [data, inner, rest @ ..] = path.as_slice()
                 && (data, inner.as_str()) == (&"data".to_owned(), "data")

@@ -101,12 +101,6 @@ impl Driven {
         self.sink.close(Instant::now() + PATIENCE).await;
     }
 
-    pub async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
-        let kept = self.sink.keep(parts).await;
-        self.learn();
-        kept
-    }
-
     pub async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
         self.sink.may_publish(address).await
     }

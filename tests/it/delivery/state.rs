@@ -1,4 +1,4 @@
-//! The state beside the events: neither hinders the other.
+//! The task that publishes the state, with a destination that refuses or hangs up.
 
 use std::{
     collections::BTreeMap,
@@ -7,10 +7,12 @@ use std::{
 };
 
 use astro_relay::{
-    channel::board::{Board, Path, Section},
-    delivery::{Delivery, route::Route, status::Status},
+    channel::store::{Section, StateKey as Path, StateStore as Board},
+    config::SinkConfig,
+    delivery::{health::TaskHealth, status::Status},
     journal::Journal,
-    sink::{self, Failure, Outgoing, Part, Sink},
+    publish::{Publishing, StatePublisher, scope::Scope},
+    sink::{Failure, Part},
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,7 +25,7 @@ use super::{
     scripted::{down, refused},
 };
 use crate::support::{
-    journal::{close, config, events, open},
+    journal::{close, config, open},
     sinks,
     wait::until,
 };
@@ -35,38 +37,21 @@ struct State {
     kept: BTreeMap<Path, Bytes>,
     /// Every call with parts: how many, and when.
     calls: Vec<(usize, Instant)>,
-    delivered: usize,
-    in_flight: usize,
     /// Which element it does not take, and whether it hangs up at it.
     bad: Option<(Path, bool)>,
 }
 
-/// A far side that keeps; clones are the same one.
+/// A destination; clones are the same one.
 #[derive(Clone, Default)]
-struct Keeper(Arc<Mutex<State>>);
+struct Destination(Arc<Mutex<State>>);
 
 #[async_trait]
-impl Sink for Keeper {
+impl StatePublisher for Destination {
     async fn connect(&mut self) -> Result<(), Failure> {
         Ok(())
     }
 
-    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
-        let mut state = self.0.lock().unwrap();
-        state.delivered += events.len();
-        state.in_flight += events.len();
-        Ok(events.len())
-    }
-
-    async fn acknowledged(&mut self) -> Result<usize, Failure> {
-        let in_flight = std::mem::take(&mut self.0.lock().unwrap().in_flight);
-        if in_flight == 0 {
-            return std::future::pending().await;
-        }
-        Ok(in_flight)
-    }
-
-    async fn keep(&mut self, parts: &[Part]) -> Result<(), Failure> {
+    async fn publish(&mut self, parts: &[Part]) -> Result<(), Failure> {
         let mut state = self.0.lock().unwrap();
         if !parts.is_empty() {
             state.calls.push((parts.len(), Instant::now()));
@@ -85,12 +70,10 @@ impl Sink for Keeper {
         Ok(())
     }
 
-    async fn close(&mut self, _until: Instant) -> Vec<bool> {
-        Vec::new()
-    }
+    async fn close(&mut self) {}
 }
 
-impl Keeper {
+impl Destination {
     fn kept(&self) -> BTreeMap<String, Bytes> {
         let state = self.0.lock().unwrap();
         state.kept.iter().map(|(path, payload)| (path.text(), payload.clone())).collect()
@@ -98,14 +81,16 @@ impl Keeper {
 
     #[expect(clippy::disallowed_methods, reason = "the test is the supervisor")]
     fn start(&self, journal: &Journal, board: &Arc<Board>) -> (CancellationToken, JoinHandle<()>) {
-        let config = sinks::config("mqtt", Duration::from_secs(30));
-        let route = Route::new("far", &config, sink::kind("mqtt").unwrap()).unwrap();
+        let config = SinkConfig { state: true, ..sinks::config("mqtt", Duration::from_secs(30)) };
+        let scope = Scope::of("far", &config).unwrap();
         let status = Arc::new(Status::default());
-        let sink = Box::new(self.clone());
-        let made = Delivery::new("far", &config, sink, route, journal.clone(), status).unwrap();
-        let delivery = made.keeping(Arc::clone(board)).unwrap();
+        let health = Arc::new(TaskHealth::new(Arc::clone(&status), "state of sink far".into()));
+        let state = (Arc::clone(board), journal.clone());
+        let publisher = Box::new(self.clone());
+        let publishing =
+            Publishing::new(("far", &config), publisher, scope, state, (status, health)).unwrap();
         let stop = CancellationToken::new();
-        (stop.clone(), tokio::spawn(delivery.run(stop)))
+        (stop.clone(), tokio::spawn(publishing.run(stop)))
     }
 }
 
@@ -114,12 +99,12 @@ fn element(name: &str) -> Path {
 }
 
 fn put(board: &Board, name: &str, value: u64) {
-    board.put([(element(name), Some((&json!(value)).into()))]);
+    board.insert([(element(name), Some((&json!(value)).into()))]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_part_that_is_refused_is_left_out_and_the_others_are_kept() {
-    let (journal, board, far) = (memory(), Arc::new(Board::default()), Keeper::default());
+async fn a_refused_part_is_left_out_and_the_others_are_published() {
+    let (journal, board, far) = (memory(), Arc::new(Board::default()), Destination::default());
     far.0.lock().unwrap().bad = Some((element("b"), false));
     for name in ["a", "b", "c"] {
         put(&board, name, 1);
@@ -137,19 +122,13 @@ async fn a_part_that_is_refused_is_left_out_and_the_others_are_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_state_at_which_the_far_side_hangs_up_does_not_hold_up_the_events() {
-    let (journal, board, far) = (memory(), Arc::new(Board::default()), Keeper::default());
+async fn state_at_which_the_destination_hangs_up_is_published_rarely() {
+    let (journal, board, far) = (memory(), Arc::new(Board::default()), Destination::default());
     far.0.lock().unwrap().bad = Some((element("a"), true));
     put(&board, "a", 1);
     let (stop, task) = far.start(&journal, &board);
     let begun = Instant::now();
-    for first in (0..1000).step_by(10) {
-        journal.append(&mut events(first..first + 10));
-        let all = usize::try_from(first).unwrap() + 10;
-        until("they arrive", HOUR, async || (far.0.lock().unwrap().delivered == all).then_some(()))
-            .await;
-        tokio::time::sleep(Duration::from_secs(30)).await;
-    }
+    tokio::time::sleep(Duration::from_mins(50)).await;
     // Every five minutes, about, once it has waited for so long.
     let tried = far.0.lock().unwrap().calls.len();
     assert!((5..60).contains(&tried), "{tried} times in {:?}", begun.elapsed());
@@ -160,10 +139,10 @@ async fn a_state_at_which_the_far_side_hangs_up_does_not_hold_up_the_events() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_is_said_in_few_words_and_at_an_end_the_status_is_taken_back() {
-    let (journal, board, far) = (memory(), Arc::new(Board::default()), Keeper::default());
+async fn a_burst_is_published_in_few_calls_and_a_stop_publishes_offline() {
+    let (journal, board, far) = (memory(), Arc::new(Board::default()), Destination::default());
     let status = Path::of("main", Section::Status);
-    board.put([(status.clone(), Some((&json!("online")).into()))]);
+    board.insert([(status.clone(), Some((&json!("online")).into()))]);
     let (stop, task) = far.start(&journal, &board);
     for value in 0..1000 {
         put(&board, "a", value);
@@ -183,9 +162,9 @@ async fn a_burst_is_said_in_few_words_and_at_an_end_the_status_is_taken_back() {
 }
 
 #[tokio::test]
-async fn what_vanished_while_the_far_side_was_away_is_cleared_by_the_next_process() {
+async fn what_vanished_between_two_processes_is_cleared() {
     let dir = tempfile::tempdir().unwrap();
-    let (board, far) = (Arc::new(Board::default()), Keeper::default());
+    let (board, far) = (Arc::new(Board::default()), Destination::default());
     put(&board, "a", 1);
     put(&board, "b", 1);
     let journal = open(&config(dir.path())).0;
