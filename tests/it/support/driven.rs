@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use astro_relay::{
     base::event::Seq,
-    sink::{Cause, Failure, Outgoing, Part, Permission, Report, Sink},
+    sink::{Cause, Failure, Outgoing, Permission, Report, Sink},
 };
 use tokio::time::Instant;
 
