@@ -287,7 +287,6 @@ mod tests {
                 payload,
                 content_type: "application/json",
                 expires_in: None,
-                beside: None,
             });
             flight.published(*address != "proven");
         }
