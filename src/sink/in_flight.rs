@@ -36,7 +36,7 @@ impl InFlight {
     /// not be sent again.
     pub(super) fn push(&mut self, event: &Outgoing) -> Option<u64> {
         if self.events.is_empty() {
-            self.acks.begin(std::slice::from_ref(event));
+            self.acks.begin(event);
         }
         let known = self.acks.has(event);
         let number = self.first + u64::try_from(self.events.len()).unwrap_or(u64::MAX);
