@@ -33,13 +33,6 @@ pub(crate) fn excerpt(text: &str, limit: usize) -> String {
     shown
 }
 
-/// The same of bytes, which may be no text: each part that is none becomes U+FFFD.
-pub(crate) fn excerpt_of_bytes(bytes: &[u8], limit: usize) -> String {
-    // Nothing behind this can be within the limit.
-    let part = bytes.get(..limit.saturating_add(4)).unwrap_or(bytes);
-    excerpt(&String::from_utf8_lossy(part), limit)
-}
-
 /// `text` without characters that do something: control characters (C0, C1 and DEL), those that change
 /// the direction of what follows, and those that nobody sees. A line end or a tab becomes a space, any
 /// other becomes `\u{…}`.
@@ -161,9 +154,6 @@ mod tests {
         assert_eq!(excerpt("éééé", 7), "éé…");
         assert_eq!(excerpt("abc", 2), "");
         assert_eq!(excerpt("", 0), "");
-        assert_eq!(excerpt_of_bytes(b"ab\xff\xfe", 20), "ab\u{fffd}\u{fffd}");
-        let long = vec![0xff; 1 << 20];
-        assert!(excerpt_of_bytes(&long, EXCERPT).len() <= EXCERPT);
     }
 
     proptest::proptest! {
