@@ -174,7 +174,7 @@ impl MicroService {
             .max_reconnects(MAX_RECONNECTS)
             .event_callback(move |event| {
                 if let Some(trouble) = trouble_of(&name, event) {
-                    report.send_replace(trouble);
+                    report.send_replace(trouble.err());
                 }
                 std::future::ready(())
             })
@@ -281,20 +281,18 @@ impl MicroService {
 }
 
 /// What an event of the client says of the service: that it works, why it does not, or nothing.
-fn trouble_of(sink: &str, event: Event) -> Option<Option<String>> {
+fn trouble_of(sink: &str, event: Event) -> Option<Result<(), String>> {
     match event {
-        Event::Connected => Some(None),
-        Event::Disconnected | Event::Closed => Some(Some("the connection is lost".into())),
-        Event::ServerError(ServerError::Other(text)) => match refusal::read(&text) {
-            refusal::Refusal::Subscription(_) => {
+        Event::Connected => Some(Ok(())),
+        Event::Disconnected | Event::Closed => Some(Err("the connection is lost".into())),
+        Event::ServerError(ServerError::Other(text)) => {
+            if let refusal::Refusal::Subscription(_) = refusal::read(&text) {
                 tracing::error!(sink, text, "the server does not let the sink listen for commands");
-                Some(Some(text))
+                return Some(Err(text));
             }
-            _ => {
-                tracing::warn!(sink, text, "the server refused something of the commands");
-                None
-            }
-        },
+            tracing::warn!(sink, text, "the server refused something of the commands");
+            None
+        }
         _ => None,
     }
 }

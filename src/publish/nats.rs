@@ -103,7 +103,7 @@ impl StatePublisher for Bucket {
             match link.next_notice().await {
                 ServerNotice::Lost(reason) => return Failure::down(reason),
                 ServerNotice::Refused(text) => {
-                    tracing::debug!(text, "the server refused something")
+                    tracing::debug!(text, "the server refused something");
                 }
             }
         }

@@ -119,9 +119,10 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     Ok(Box::new(Nats {
         name: opening.name.to_owned(),
         headers: HeaderPolicy::of(&connector.settings, &config.payload),
-        mode: match connector.settings.jetstream {
-            true => Mode::Stream(Box::default()),
-            false => Mode::Core(Barrier::default()),
+        mode: if connector.settings.jetstream {
+            Mode::Stream(Box::default())
+        } else {
+            Mode::Core(Barrier::default())
         },
         connector,
         purpose: opening.purpose,
@@ -477,9 +478,10 @@ impl Nats {
 
     /// What is wrong with a subject is one event's trouble where others have another.
     fn of_subject(&self, reason: String) -> Fault {
-        match self.connector.settings.varies() {
-            true => Fault::Rejected(reason),
-            false => Fault::Denied(reason),
+        if self.connector.settings.varies() {
+            Fault::Rejected(reason)
+        } else {
+            Fault::Denied(reason)
         }
     }
 

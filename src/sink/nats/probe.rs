@@ -79,9 +79,10 @@ async fn may_publish(
     }
     // A refusal has certainly come when a second ping is back, see `core`. Where no ping comes back, a
     // stream answers, or the server says that there is none.
-    let marks = match link.has_loopback() {
-        true => vec![Mark::Ping(2 * number + 1), Mark::Ping(2 * number + 2)],
-        false => vec![request],
+    let marks = if link.has_loopback() {
+        vec![Mark::Ping(2 * number + 1), Mark::Ping(2 * number + 2)]
+    } else {
+        vec![request]
     };
     for mark in marks {
         if let Mark::Ping(_) = mark
