@@ -177,11 +177,6 @@ pub trait Sink: Send {
     fn report(&mut self) -> Report {
         Report::default()
     }
-
-    /// Becomes [`Kind::probe`].
-    async fn may_publish(&mut self, _address: &str) -> Result<Permission, Failure> {
-        Ok(Permission::Unknown("this kind of destination does not tell"))
-    }
 }
 
 /// What a sink has learned.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use astro_relay::{
     base::event::Seq,
-    sink::{Cause, Failure, Outgoing, Permission, Report, Sink},
+    sink::{Cause, Failure, Outgoing, Report, Sink},
 };
 use tokio::time::Instant;
 
@@ -99,10 +99,6 @@ impl Driven {
 
     pub async fn close(&mut self) {
         self.sink.close(Instant::now() + PATIENCE).await;
-    }
-
-    pub async fn may_publish(&mut self, address: &str) -> Result<Permission, Failure> {
-        self.sink.may_publish(address).await
     }
 
     /// The counts since the last call.
