@@ -21,17 +21,22 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 use tracing::{debug, info, warn};
 
-pub use self::{
-    listener::LISTENERS,
-    queue::{
-        CommandQueue, CommandSubmitter, IncomingCommand, QueuedCommands, Replies, Reply, ReplyTo,
-        command_queue,
-    },
+pub use self::queue::{
+    CommandQueue, CommandSubmitter, IncomingCommand, QueuedCommands, Replies, Reply, ReplyTo,
+    command_queue,
 };
 use crate::{
     base::{metrics, text},
     config::Action,
 };
+
+/// The kinds of sink whose destination can give commands.
+pub const LISTENERS: &[listener::Kind] = &[mqtt::KIND, nats::KIND];
+
+/// The row of a kind of sink.
+pub fn listener(kind: &str) -> Option<&'static listener::Kind> {
+    LISTENERS.iter().find(|row| row.name == kind)
+}
 
 /// Bytes of an error in an answer: a server may say one of any length.
 const ERROR: usize = 1000;

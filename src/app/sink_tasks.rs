@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::{
     base::supervisor::Factory,
     channel::store::StateStore,
-    command::{CommandQueue, listener},
+    command::{self, CommandQueue},
     config::SinkConfig,
     delivery::{health::TaskHealth, status::Status, task},
     journal::Journal,
@@ -65,7 +65,7 @@ pub(crate) fn commands(
     name: &str,
     config: &SinkConfig,
 ) -> Option<(String, Factory)> {
-    let kind = listener::kind(&config.kind).filter(|_| config.takes_commands())?;
+    let kind = command::listener(&config.kind).filter(|_| config.takes_commands())?;
     let task = format!("{COMMANDS}{name}");
     let health = TaskHealth::new(Arc::clone(&services.status), task.clone());
     Some((task, kind.factory(&services.commands, health, name, config)))

@@ -1,4 +1,4 @@
-//! What listens for commands at the destination of a sink: the contract, and the registry of kinds.
+//! What listens for commands at the destination of a sink: the contract.
 //!
 //! Each sink with `commands` has one task for it, on a connection of its own beside that of its events: a
 //! destination that refuses events still gives commands, and the other way round. The connection is the
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
-use super::{CommandQueue, CommandSubmitter, Replies, mqtt, nats};
+use super::{CommandQueue, CommandSubmitter, Replies};
 use crate::{
     base::supervisor::Factory,
     config::{ConfigError, SinkConfig},
@@ -66,12 +66,4 @@ impl Kind {
             }))
         })
     }
-}
-
-/// All of them.
-pub const LISTENERS: &[Kind] = &[mqtt::KIND, nats::KIND];
-
-/// The row of a kind of sink.
-pub fn kind(name: &str) -> Option<&'static Kind> {
-    LISTENERS.iter().find(|kind| kind.name == name)
 }

@@ -9,10 +9,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use serde::Serialize;
 use serde_json::{Value, json};
 use tracing::warn;
 
-use super::table::Gap;
 use crate::{
     astro::session::Subscription,
     base::{
@@ -88,6 +88,15 @@ impl Since {
             _ => self,
         }
     }
+}
+
+/// A time without a connection that is over.
+#[derive(Debug, Clone, Serialize)]
+pub struct Gap {
+    pub channel: String,
+    pub from: UnixMillis,
+    pub to: UnixMillis,
+    pub cause: String,
 }
 
 /// A channel's time without a connection.

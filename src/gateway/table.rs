@@ -16,7 +16,7 @@ use std::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::gaps::{Away, Gaps, Over, Since};
+use super::gaps::{Away, Gap, Gaps, Over, Since};
 use crate::{
     astro::session::{Subscription, SubscriptionState, Update},
     base::{
@@ -116,15 +116,6 @@ impl Slot {
             Self::Unassigned | Self::LeftOut => None,
         }
     }
-}
-
-/// A time without a connection that is over.
-#[derive(Debug, Clone, Serialize)]
-pub struct Gap {
-    pub channel: String,
-    pub from: UnixMillis,
-    pub to: UnixMillis,
-    pub cause: String,
 }
 
 impl SubscriptionRow {

@@ -1,19 +1,22 @@
 //! The layers of a configuration: file, over it the environment, over that the command line.
 //!
-//! What comes from outside the file stays text until [`crate::loading::shape`] reads it by the schema. Two
-//! settings of one layer for one key (`…__HOME` and `…__home`, or a table and a key inside it) are a
-//! problem: neither wins.
+//! The `config` crate merges them. Four things are done here, because it does them badly:
 //!
-//! The names of variables fold to lower case, their values do not. `__` separates the parts of the key, so
-//! the name of a channel or sink that is to be set from the environment has no `__`.
+//! - **Guess types.** Its `try_parsing` makes the number 123 of the secret `0123`. What comes from
+//!   the environment or the command line stays text until [`crate::loading::shape`] reads it by the schema.
+//! - **Say where.** It drops lines and columns; [`crate::loading::places`] keeps them.
+//! - **Choose between two of one layer.** It keeps its sources in a hash map, so that of two variables
+//!   for one key (`…__HOME` and `…__home`, or a table and a key inside it) any one may win. They are
+//!   problems here, before it sees them.
+//! - **Report.** Its errors show the source line, and with it the secret on that line.
+//!
+//! The names of variables fold to lower case, their values do not. `__` separates
+//! the parts of the key, so the name of a channel or sink that is to be set from the environment has no `__`.
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value};
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
+use config::{FileFormat, Source as _, ValueKind};
+use serde_json::Value;
 
 use crate::config::problem::{Place, Problem};
 
@@ -105,53 +108,51 @@ fn after<'n>(name: &'n str, prefix: &str) -> Option<&'n str> {
     head.eq_ignore_ascii_case(prefix).then(|| name.get(prefix.len()..))?
 }
 
-/// A part of a key as it is written without quotes.
+/// Names that the `config` crate reads as one part of a path, and nothing else.
 pub(crate) fn plain(part: &str) -> bool {
     !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
 }
 
-/// Lays the layers over one another, the file lowest. What comes from outside the file is text.
-pub(crate) fn merge(file: &DeTable<'_>, env: &Layer, set: &Layer) -> Value {
-    let mut merged = table(file);
-    for (key, value) in env.values.iter().chain(&set.values) {
-        put(&mut merged, key, value);
+/// Lays the layers over one another. `text` has been parsed before without an error; whatever the
+/// `config` crate still does not like is reported without its words, which quote the file.
+pub(crate) fn merge(text: &str, env: &Layer, set: &Layer) -> Result<Value, Box<Problem>> {
+    let variables = env
+        .values
+        .iter()
+        .map(|(key, value)| (format!("{PREFIX}{}", key.join("__")), value.clone()))
+        .collect();
+    let mut builder = config::Config::builder()
+        .add_source(config::File::from_str(text, FileFormat::Toml))
+        .add_source(
+            config::Environment::with_prefix(PREFIX.trim_end_matches('_'))
+                .separator("__")
+                .source(Some(variables)),
+        );
+    for (key, value) in &set.values {
+        builder = builder
+            .set_override(key.join("."), value.clone())
+            .map_err(|_| Box::new(Problem::new(key.clone(), "is not the name of a key")))?;
     }
-    merged
+    let tables = builder.build().and_then(|merged| merged.collect()).map_err(|_| {
+        Box::new(Problem::new(Vec::<String>::new(), "a number in the file is too large"))
+    })?;
+    Ok(Value::Object(tables.into_iter().map(|(key, value)| (key, json(value.kind))).collect()))
 }
 
-fn put(at: &mut Value, key: &[String], value: &str) {
-    let Some((part, rest)) = key.split_first() else {
-        *at = value.into();
-        return;
-    };
-    // A table is put over what is none.
-    if !at.is_object() {
-        *at = Value::Object(Map::new());
-    }
-    if let Some(table) = at.as_object_mut() {
-        put(table.entry(part).or_insert(Value::Null), rest, value);
-    }
-}
-
-fn table(table: &DeTable<'_>) -> Value {
-    let entry = |(key, value): (&Spanned<_>, &Spanned<_>)| {
-        let key: &std::borrow::Cow<'_, str> = key.get_ref();
-        (key.to_string(), json(value.get_ref()))
-    };
-    Value::Object(table.iter().map(entry).collect())
-}
-
-fn json(value: &DeValue<'_>) -> Value {
-    match value {
-        DeValue::String(text) => text.as_ref().into(),
-        // What is too large was a problem before.
-        DeValue::Integer(number) => {
-            i64::from_str_radix(number.as_str(), number.radix()).map_or(Value::Null, Value::from)
+fn json(kind: ValueKind) -> Value {
+    match kind {
+        ValueKind::Nil => Value::Null,
+        ValueKind::Boolean(value) => value.into(),
+        ValueKind::I64(value) => value.into(),
+        ValueKind::U64(value) => value.into(),
+        // TOML's integers end at 64 bits: these two do not come from any of our sources.
+        ValueKind::I128(value) => i64::try_from(value).map_or(Value::Null, Value::from),
+        ValueKind::U128(value) => u64::try_from(value).map_or(Value::Null, Value::from),
+        ValueKind::Float(value) => value.into(),
+        ValueKind::String(value) => value.into(),
+        ValueKind::Table(table) => {
+            table.into_iter().map(|(key, value)| (key, json(value.kind))).collect()
         }
-        DeValue::Float(number) => number.as_str().parse::<f64>().map_or(Value::Null, Value::from),
-        DeValue::Boolean(value) => (*value).into(),
-        DeValue::Datetime(time) => time.to_string().into(),
-        DeValue::Array(list) => list.iter().map(|value| json(value.get_ref())).collect(),
-        DeValue::Table(inside) => table(inside),
+        ValueKind::Array(list) => list.into_iter().map(|value| json(value.kind)).collect(),
     }
 }

@@ -98,7 +98,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let (file, text) = read(sources, alone)?;
     let path = file.as_deref().unwrap_or(Path::new("astro-relay.toml"));
     let tables = parse(path, &text)?;
-    let merged = layers::merge(&tables, &env, &set);
+    let merged = layers::merge(&text, &env, &set);
     let places = Places {
         file: file.is_some().then_some(File { path, text: &text, tables }),
         variables: env.keys,
@@ -106,6 +106,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     };
     let mut errors = env_problems;
     errors.extend(set_problems);
+    let merged = merged.unwrap_or_else(|problem| {
+        errors.push(*problem);
+        Value::Object(Map::new())
+    });
     let shape = walk(schema(), &places, merged);
     errors.extend(shape.problems.iter().cloned());
     let config = typed(&shape, sources.resolve_secrets, &mut errors);
@@ -186,6 +190,7 @@ fn parse<'t>(path: &Path, text: &'t str) -> Result<DeTable<'t>, ConfigError> {
         })
         .collect();
     if problems.is_empty() {
+        // The `config` crate would read such a key as a path of several.
         let odd = tables.keys().filter(|key| !plain(key.get_ref()));
         for key in odd {
             let mut problem = Problem::new([key.get_ref().as_ref()], "unknown section");

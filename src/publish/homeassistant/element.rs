@@ -170,7 +170,7 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
         Value::Number(_) => (measured("{{ value }}", element, ""), false),
         Value::Object(_) if has("count", Value::is_number) => {
             let unit = family.map_or("", |(family, _)| family.count);
-            (measured(&super::entities::field("count"), element, unit), false)
+            (measured(&field("count"), element, unit), false)
         }
         Value::Object(_) if has("name", Value::is_string) => {
             // The states that Home Assistant takes end at 255 characters; an empty one is unknown.
@@ -179,7 +179,7 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
         }
         Value::Object(_) if has("amount", Value::is_number) => {
             let unit = family.filter(|(_, rest)| *rest != "points").map_or("", |(f, _)| f.amount);
-            (measured(&super::entities::field("amount"), element, unit), false)
+            (measured(&field("amount"), element, unit), false)
         }
         _ => return None,
     };
@@ -207,7 +207,7 @@ fn measured(template: &str, element: &str, unit: &str) -> Value {
     };
     let mut own = json!({ "value_template": template, "state_class": class });
     if !unit.is_empty() {
-        super::entities::set(&mut own, "unit_of_measurement", unit.into());
+        set(&mut own, "unit_of_measurement", unit.into());
     }
     own
 }
@@ -249,6 +249,18 @@ fn plainly(element: &str) -> String {
     let words = element.replace(['-', '_'], " ");
     let mut letters = words.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// A template for one field of a state: unknown where it is not there. A state that is no more is an
+/// empty message, which is no JSON, and which Home Assistant may hear before the entity is withdrawn.
+pub(super) fn field(name: &str) -> String {
+    format!("{{{{ (value_json | default({{}})).{name} | default(none) }}}}")
+}
+
+pub(super) fn set(config: &mut Value, key: &str, value: Value) {
+    if let Value::Object(config) = config {
+        config.insert(key.to_owned(), value);
+    }
 }
 
 #[cfg(test)]

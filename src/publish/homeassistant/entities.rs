@@ -4,7 +4,11 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value, json};
 
-use super::{Announcement, ChannelTopics, HaDiscovery, RELAY, element, identity::id};
+use super::{
+    Announcement, ChannelTopics, HaDiscovery, RELAY,
+    element::{self, field, set},
+    identity::id,
+};
 use crate::{
     config::Action,
     delivery::ha_event::{self, ACTIVITIES, KINDS},
@@ -225,18 +229,6 @@ impl HaDiscovery {
 
 fn counter_object(counter: &str) -> String {
     format!("counter/{counter}")
-}
-
-/// A template for one field of a state: unknown where it is not there. A state that is no more is an
-/// empty message, which is no JSON, and which Home Assistant may hear before the entity is withdrawn.
-pub(super) fn field(name: &str) -> String {
-    format!("{{{{ (value_json | default({{}})).{name} | default(none) }}}}")
-}
-
-pub(super) fn set(config: &mut Value, key: &str, value: Value) {
-    if let Value::Object(config) = config {
-        config.insert(key.to_owned(), value);
-    }
 }
 
 /// Who says all this.

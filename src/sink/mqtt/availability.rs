@@ -10,8 +10,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
-    connection::{Connection, Event, Message, Publication, Tag, Terms, Unsent, Verdict, Will},
-    lost::{Lost, Why},
+    connection::{Connection, Event, Message, Publication, Tag, Terms, Unsent, Will},
+    lost::{Lost, Verdict, Why},
 };
 
 /// The words are those that Home Assistant expects.

@@ -28,8 +28,9 @@ mod v5;
 
 use std::sync::Arc;
 
-pub(crate) use self::terms::{Event, Message, Publication, Tag, Terms, Unsent, Verdict, Will};
+pub(crate) use self::terms::{Event, Message, Publication, Tag, Terms, Unsent, Will};
 use self::{packets::InFlightPackets, terms::MAX_OUTSTANDING_BYTES};
+pub(crate) use super::lost::Verdict;
 use super::{
     lost::Lost,
     settings::{Settings, Version},

@@ -10,11 +10,23 @@ use std::io;
 
 use rumqttc_v5::{ConnectReturnCode, DisconnectReasonCode, PubAckReason, PubRecReason};
 
-use super::connection::Verdict;
 use crate::{
     base::text::{EXCERPT, excerpt},
     sink::{Cause, Failure},
 };
+
+/// What the broker thinks of a publication.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) enum Verdict {
+    /// No answer yet.
+    #[default]
+    Pending,
+    Accepted,
+    /// Not now.
+    Busy(String),
+    /// Never.
+    Refused(String),
+}
 
 /// Why a connection ended, or was never made.
 #[derive(Debug, thiserror::Error)]

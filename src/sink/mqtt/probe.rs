@@ -10,8 +10,8 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::time::timeout;
 
 use super::{
-    connection::{Connection, ConnectionOptions, Event, Publication, Tag, Unsent, Verdict},
-    lost::{Lost, Why},
+    connection::{Connection, ConnectionOptions, Event, Publication, Tag, Unsent},
+    lost::{Lost, Verdict, Why},
     settings::{Settings, Version},
 };
 use crate::sink::{Failure, Opening, Permission, address};

@@ -82,7 +82,8 @@ impl InFlightPackets {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::terms::Verdict, *};
+    use super::*;
+    use crate::sink::mqtt::lost::Verdict;
 
     #[test]
     fn an_answer_finds_its_publication_by_the_packet_id() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::lost::Lost;
+use super::super::lost::{Lost, Verdict};
 
 /// Name, TCP, TLS and the broker's CONNACK together.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,19 +74,6 @@ impl From<Lost> for Unsent {
     fn from(lost: Lost) -> Self {
         Self::Lost(lost)
     }
-}
-
-/// What the broker thinks of a publication.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) enum Verdict {
-    /// No answer yet.
-    #[default]
-    Pending,
-    Accepted,
-    /// Not now.
-    Busy(String),
-    /// Never.
-    Refused(String),
 }
 
 /// What happened on a connection.

@@ -13,14 +13,14 @@ use rumqttc_v4::{
 
 use super::{
     super::{
-        lost::{self, Lost, Why},
+        lost::{self, Lost, Verdict, Why},
         target::{Target, Wire},
     },
     Prepared,
     event_loop::EventLoop,
     terms::{
         CONNECT_TIMEOUT, Event, MAX_PACKET_V4, Message, Publication, SPARE_REQUESTS, Signal, Terms,
-        Unsent, Verdict,
+        Unsent,
     },
 };
 

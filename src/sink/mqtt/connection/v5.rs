@@ -16,7 +16,7 @@ use rumqttc_v5::{
 
 use super::{
     super::{
-        lost::{self, Lost, Why},
+        lost::{self, Lost, Verdict, Why},
         target::{Target, Wire},
         topic,
     },
@@ -24,7 +24,7 @@ use super::{
     event_loop::EventLoop,
     terms::{
         CONNECT_TIMEOUT, Event, MAX_PACKET, Message, Publication, SPARE_REQUESTS, Signal, Terms,
-        Unsent, Verdict,
+        Unsent,
     },
 };
 
