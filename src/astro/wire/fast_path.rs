@@ -21,6 +21,9 @@ struct Fields<'a> {
     data: Option<&'a str>,
 }
 
+/// The names of the envelope's fields.
+const FIELDS: [&str; 8] = ["id", "ts", "type", "topic", "room", "data", "nonce", "error"];
+
 /// A message as it usually comes. `None`: let the general reader look.
 pub(super) fn message(text: &str) -> Option<Envelope<'_>> {
     // Nobody breaks lines in a frame, and in a string a control character is no JSON.
@@ -43,6 +46,8 @@ pub(super) fn message(text: &str) -> Option<Envelope<'_>> {
             "data" => (&mut fields.data, scan.value()?),
             // These belong to another type.
             "nonce" | "error" => return None,
+            // The general reader takes these in any case of letters.
+            _ if FIELDS.iter().any(|field| key.eq_ignore_ascii_case(field)) => return None,
             _ => (&mut other, scan.value()?),
         };
         if field.replace(value).is_some() {
@@ -358,6 +363,7 @@ mod tests {
             r#"{"type":"message","topic":"t","data":1,"data":1}"#,
             r#"{"type":"message","topic":"t","id":7}"#,
             r#"{"type":"message","topic":"t",}"#,
+            r#"{"type":"message","topic":"t","Ts":"T"}"#,
         ] {
             assert!(message(text).is_none(), "{text}");
         }
