@@ -7,10 +7,3 @@ pub mod refresh;
 pub mod sessions;
 pub mod state;
 pub mod store;
-
-/// The former names, until every publisher uses those of [`store`].
-pub mod board {
-    pub use super::store::{
-        Entry as Item, RELAY, Section, StateKey as Path, StateStore as Board, offline, word,
-    };
-}

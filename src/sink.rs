@@ -32,7 +32,7 @@ use tokio::time::Instant;
 
 use crate::{
     base::event::Record,
-    channel::board::Path,
+    channel::store::StateKey,
     config::{ConfigError, SinkConfig, problem::Findings},
 };
 
@@ -57,7 +57,7 @@ pub struct Outgoing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// What it is.
-    pub path: Path,
+    pub path: StateKey,
     /// Its value, as JSON, or as a plain word; `None`: it is no more, and the destination forgets it.
     pub payload: Option<Bytes>,
 }

@@ -166,21 +166,6 @@ impl StateStore {
         self.version.subscribe()
     }
 
-    /// Until every publisher uses the names above.
-    pub fn put(&self, changes: impl IntoIterator<Item = (StateKey, Option<Json>)>) {
-        self.insert(changes);
-    }
-
-    /// Until every publisher uses the names above.
-    pub fn take_away(&self, goes: impl FnMut(&StateKey) -> bool) {
-        self.remove(goes);
-    }
-
-    /// Until every publisher uses the names above.
-    pub fn look<T>(&self, read: impl FnOnce(&BTreeMap<StateKey, Entry>, u64) -> T) -> T {
-        self.snapshot(read)
-    }
-
     fn lock(&self) -> MutexGuard<'_, BTreeMap<StateKey, Entry>> {
         // An entry is replaced whole; a panic in between leaves a store that is merely older.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)

@@ -58,7 +58,7 @@ impl Heartbeat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::board::Section;
+    use crate::channel::store::Section;
 
     fn part(channel: &str, section: Section, payload: Option<&'static str>) -> Part {
         Part { path: StateKey::of(channel, section), payload: payload.map(Bytes::from) }

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::{Kind, StatePublisher, heartbeat::Heartbeat};
 use crate::{
-    channel::board::{Path, Section},
+    channel::store::{Section, StateKey},
     config::ConfigError,
     sink::{
         Cause, Failure, Opening, Part,
@@ -40,7 +40,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
         connector: Connector::new(&opening, "-state")?,
         connection: None,
         newest_status: 0,
-        heartbeat: Heartbeat::new(|path| *path == Path::relay(Section::Status)),
+        heartbeat: Heartbeat::new(|path| *path == StateKey::relay(Section::Status)),
     }))
 }
 
@@ -73,7 +73,7 @@ impl StatePublisher for Bucket {
         let Some((link, store)) = &mut self.connection else { return Err(not_connected()) };
         let all = self.heartbeat.with_due(parts);
         let outcomes = write(link, store, &all).await?;
-        let status = all.iter().position(|part| part.path == Path::relay(Section::Status));
+        let status = all.iter().position(|part| part.path == StateKey::relay(Section::Status));
         for (index, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
                 // A bucket in which a newer entry has no greater number than the one before is another,
@@ -307,7 +307,7 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> Cause {
 }
 
 /// The key of a part of the state: `<channel>.session.<element>`.
-fn key(path: &Path) -> String {
+fn key(path: &StateKey) -> String {
     let mut key = format!("{}.{}", path.owner(), path.section.as_str());
     if matches!(path.section, Section::Session | Section::Counters) {
         key.push('.');
@@ -336,8 +336,8 @@ mod tests {
 
     use super::*;
 
-    fn part(section: Section, name: &str) -> Path {
-        Path { channel: "main".into(), section, name: name.into() }
+    fn part(section: Section, name: &str) -> StateKey {
+        StateKey { channel: "main".into(), section, name: name.into() }
     }
 
     #[test]
@@ -347,7 +347,7 @@ mod tests {
             (part(Section::Counters, "a.b c=ü"), "main.counters.a=2Eb=20c=3D=C3=BC"),
             (part(Section::Counters, ""), "main.counters.="),
             (part(Section::Stream, ""), "main.stream"),
-            (Path::relay(Section::Status), "relay.status"),
+            (StateKey::relay(Section::Status), "relay.status"),
         ] {
             assert_eq!(key(&path), expected);
         }

@@ -13,7 +13,7 @@ use redis::{Cmd, Value, cmd};
 
 use super::{Kind, REFRESH, StatePublisher, heartbeat::Heartbeat};
 use crate::{
-    channel::board::{Path, Section},
+    channel::store::{Section, StateKey},
     config::ConfigError,
     sink::{
         Cause, Failure, Opening, Part,
@@ -73,7 +73,7 @@ impl StatePublisher for RedisState {
         }
         let answers = link.ask_all(requests.iter().map(|(_, command)| command)).await;
         let answers = answers.map_err(|cause| Failure::after(0, cause))?;
-        let status = all.iter().position(|part| part.path == Path::relay(Section::Status));
+        let status = all.iter().position(|part| part.path == StateKey::relay(Section::Status));
         let mut last = None;
         for ((index, _), answer) in requests.iter().zip(answers) {
             let is_write = last.replace(*index) != Some(*index);
@@ -115,7 +115,7 @@ const EXPIRES: Duration = Duration::from_secs(90);
 const _: () = assert!(EXPIRES.as_secs() > 3 * REFRESH.as_secs(), "it must be kept alive");
 
 /// What expires: the statuses, and all that the relay says of itself, which is one hash.
-fn expires(path: &Path) -> bool {
+fn expires(path: &StateKey) -> bool {
     path.channel.is_empty() || path.section == Section::Status
 }
 
@@ -159,8 +159,8 @@ mod tests {
     fn a_part_is_written_with_its_command() {
         let prefix = Prefix::new("astro:{{ channel }}", &[]).unwrap();
         let named =
-            |section, name: &str| Path { channel: "main".into(), section, name: name.into() };
-        let words = |path: &Path, payload: Option<&'static str>| {
+            |section, name: &str| StateKey { channel: "main".into(), section, name: name.into() };
+        let words = |path: &StateKey, payload: Option<&'static str>| {
             let payload = payload.map(bytes::Bytes::from);
             let part = Part { path: path.clone(), payload };
             let commands = commands(&prefix, &part).unwrap();
@@ -183,7 +183,7 @@ mod tests {
                 vec!["SET astro:main:status online EX 90"],
             ),
             (
-                Path::relay(Section::Status),
+                StateKey::relay(Section::Status),
                 Some("{}"),
                 vec!["HSET astro:relay status {}", "EXPIRE astro:relay 90"],
             ),

@@ -5,7 +5,7 @@
 //! no channel may have that label beside a sink that keeps state.
 
 use super::address;
-use crate::{base::template::Template, channel::board::Path};
+use crate::{base::template::Template, channel::store::StateKey};
 
 /// A template over `channel`.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ impl Prefix {
     }
 
     /// For a part of the state.
-    pub(crate) fn of(&self, path: &Path) -> Result<String, String> {
+    pub(crate) fn of(&self, path: &StateKey) -> Result<String, String> {
         self.render(path.owner())
     }
 
@@ -41,13 +41,13 @@ impl Prefix {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::channel::board::Section;
+    use crate::channel::store::Section;
 
     #[test]
     fn each_channel_has_a_place_of_its_own_and_the_relay_too() {
         let prefix = Prefix::new("home/{{ channel }}", &['+']).unwrap();
-        assert_eq!(prefix.of(&Path::of("main", Section::Stream)).unwrap(), "home/main");
-        assert_eq!(prefix.of(&Path::relay(Section::Status)).unwrap(), "home/relay");
+        assert_eq!(prefix.of(&StateKey::of("main", Section::Stream)).unwrap(), "home/main");
+        assert_eq!(prefix.of(&StateKey::relay(Section::Status)).unwrap(), "home/relay");
         for text in ["home", "+/{{ channel }}", "{{ topic }}/{{ channel }}", "{{ channel"] {
             assert!(Prefix::new(text, &['+']).is_err(), "{text}");
         }

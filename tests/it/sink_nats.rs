@@ -1,7 +1,7 @@
 //! The NATS sink against nats-server.
 
 use astro_relay::{
-    channel::board::{Path, Section},
+    channel::store::{Section, StateKey},
     sink::{Cause, Part, Permission},
 };
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
@@ -836,7 +836,7 @@ async fn a_bucket_that_was_made_anew_is_noticed() {
     let context = server.streams().await;
     let mut publisher = open_publisher("nats", json!({"url": server.url()})).unwrap();
     publisher.connect().await.unwrap();
-    let status = Part { path: Path::relay(Section::Status), payload: Some("{}".into()) };
+    let status = Part { path: StateKey::relay(Section::Status), payload: Some("{}".into()) };
     let status = std::slice::from_ref(&status);
     for _ in 0..3 {
         publisher.publish(status).await.unwrap();

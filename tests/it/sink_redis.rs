@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use astro_relay::{
     base::event::Seq,
-    channel::board::{Path, Section},
+    channel::store::{Section, StateKey},
     sink::{Cause, Failure, Part},
 };
 use futures_util::StreamExt;
@@ -772,7 +772,7 @@ async fn state_that_the_server_has_lost_is_noticed() {
     let server = RedisServer::start(Memory).await;
     let mut publisher = open_publisher("redis", json!({ "url": server.url() })).unwrap();
     publisher.connect().await.unwrap();
-    let status = Part { path: Path::relay(Section::Status), payload: Some("{}".into()) };
+    let status = Part { path: StateKey::relay(Section::Status), payload: Some("{}".into()) };
     publisher.publish(std::slice::from_ref(&status)).await.unwrap();
     publisher.publish(std::slice::from_ref(&status)).await.unwrap();
     let mut connection = server.connection().await;
@@ -796,7 +796,7 @@ async fn state_that_may_not_be_written_holds_back_no_event() {
         json!({ "url": server.url(), "user": "relay", "password": { "value": "secret" } });
     let mut publisher = open_publisher("redis", settings.clone()).unwrap();
     publisher.connect().await.unwrap();
-    let status = Part { path: Path::relay(Section::Status), payload: Some("{}".into()) };
+    let status = Part { path: StateKey::relay(Section::Status), payload: Some("{}".into()) };
     let failure = publisher.publish(&[status]).await.unwrap_err();
     assert!(matches!(failure.cause, Cause::Rejected { .. }), "{failure:?}");
     let mut sink = connected(settings).await;

@@ -13,7 +13,7 @@ use crate::{
         nearest::nearest,
         template::{Condition, Template, literals},
     },
-    channel::board::RELAY,
+    channel::store::RELAY,
     config::{
         Config, ConfigError, SinkConfig,
         problem::{Findings, Problem},

@@ -7,7 +7,7 @@ use std::{
 };
 
 use astro_relay::{
-    channel::store::{Section, StateKey as Path, StateStore as Board},
+    channel::store::{Section, StateKey, StateStore},
     config::SinkConfig,
     delivery::{health::TaskHealth, status::Status},
     journal::Journal,
@@ -34,11 +34,11 @@ const HOUR: Duration = Duration::from_hours(1);
 
 #[derive(Default)]
 struct State {
-    kept: BTreeMap<Path, Bytes>,
+    kept: BTreeMap<StateKey, Bytes>,
     /// Every call with parts: how many, and when.
     calls: Vec<(usize, Instant)>,
     /// Which element it does not take, and whether it hangs up at it.
-    bad: Option<(Path, bool)>,
+    bad: Option<(StateKey, bool)>,
 }
 
 /// A destination; clones are the same one.
@@ -80,7 +80,11 @@ impl Destination {
     }
 
     #[expect(clippy::disallowed_methods, reason = "the test is the supervisor")]
-    fn start(&self, journal: &Journal, board: &Arc<Board>) -> (CancellationToken, JoinHandle<()>) {
+    fn start(
+        &self,
+        journal: &Journal,
+        board: &Arc<StateStore>,
+    ) -> (CancellationToken, JoinHandle<()>) {
         let config = SinkConfig { state: true, ..sinks::config("mqtt", Duration::from_secs(30)) };
         let scope = Scope::of("far", &config).unwrap();
         let status = Arc::new(Status::default());
@@ -94,17 +98,17 @@ impl Destination {
     }
 }
 
-fn element(name: &str) -> Path {
-    Path { channel: "main".into(), section: Section::Session, name: name.into() }
+fn element(name: &str) -> StateKey {
+    StateKey { channel: "main".into(), section: Section::Session, name: name.into() }
 }
 
-fn put(board: &Board, name: &str, value: u64) {
+fn put(board: &StateStore, name: &str, value: u64) {
     board.insert([(element(name), Some((&json!(value)).into()))]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_part_is_left_out_and_the_others_are_published() {
-    let (journal, board, far) = (memory(), Arc::new(Board::default()), Destination::default());
+    let (journal, board, far) = (memory(), Arc::new(StateStore::default()), Destination::default());
     far.0.lock().unwrap().bad = Some((element("b"), false));
     for name in ["a", "b", "c"] {
         put(&board, name, 1);
@@ -123,7 +127,7 @@ async fn a_refused_part_is_left_out_and_the_others_are_published() {
 
 #[tokio::test(start_paused = true)]
 async fn state_at_which_the_destination_hangs_up_is_published_rarely() {
-    let (journal, board, far) = (memory(), Arc::new(Board::default()), Destination::default());
+    let (journal, board, far) = (memory(), Arc::new(StateStore::default()), Destination::default());
     far.0.lock().unwrap().bad = Some((element("a"), true));
     put(&board, "a", 1);
     let (stop, task) = far.start(&journal, &board);
@@ -140,8 +144,8 @@ async fn state_at_which_the_destination_hangs_up_is_published_rarely() {
 
 #[tokio::test(start_paused = true)]
 async fn a_burst_is_published_in_few_calls_and_a_stop_publishes_offline() {
-    let (journal, board, far) = (memory(), Arc::new(Board::default()), Destination::default());
-    let status = Path::of("main", Section::Status);
+    let (journal, board, far) = (memory(), Arc::new(StateStore::default()), Destination::default());
+    let status = StateKey::of("main", Section::Status);
     board.insert([(status.clone(), Some((&json!("online")).into()))]);
     let (stop, task) = far.start(&journal, &board);
     for value in 0..1000 {
@@ -164,7 +168,7 @@ async fn a_burst_is_published_in_few_calls_and_a_stop_publishes_offline() {
 #[tokio::test]
 async fn what_vanished_between_two_processes_is_cleared() {
     let dir = tempfile::tempdir().unwrap();
-    let (board, far) = (Arc::new(Board::default()), Destination::default());
+    let (board, far) = (Arc::new(StateStore::default()), Destination::default());
     put(&board, "a", 1);
     put(&board, "b", 1);
     let journal = open(&config(dir.path())).0;
@@ -174,7 +178,7 @@ async fn what_vanished_between_two_processes_is_cleared() {
     task.await.unwrap();
     close(journal).await;
     // The next process knows nothing of `b`: only what was written down of it.
-    let board = Arc::new(Board::default());
+    let board = Arc::new(StateStore::default());
     put(&board, "a", 1);
     let journal = open(&config(dir.path())).0;
     let (stop, task) = far.start(&journal, &board);
