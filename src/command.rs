@@ -121,7 +121,7 @@ pub struct Failure {
     pub error: String,
 }
 
-/// ErrorKinds of failure, as a metric counts them.
+/// Kinds of failure, as a metric counts them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     /// It makes no sense.

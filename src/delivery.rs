@@ -217,8 +217,11 @@ impl Delivery {
             }
         }
         if self.sendable() > 0 {
-            self.send(stop).await;
-        } else if self.flight.request.is_none() || !self.flight.is_empty() {
+            return self.send(stop).await;
+        }
+        // With nothing in flight, a request is what comes next, and nothing else would end the wait.
+        let requested = self.flight.request.is_some() || self.requests.have_precedence();
+        if !(self.flight.is_empty() && requested) {
             self.wait(stop).await;
         }
     }
@@ -288,7 +291,7 @@ impl Delivery {
         }
         match outcome {
             Ok(Ok(0)) if handed == 0 => {
-                self.failure(Failure::down(
+                self.failure(&Failure::down(
                     "the sink took no event although nothing was in flight",
                 ));
             }
@@ -299,10 +302,10 @@ impl Delivery {
             Ok(Err(failure)) => {
                 // What it concerns counts as in flight.
                 self.flight.handed += 1;
-                self.failure(failure);
+                self.failure(&failure);
                 self.flight.recall();
             }
-            Err(_) => self.failure(no_timeout()),
+            Err(_) => self.failure(&no_timeout()),
         }
     }
 
@@ -331,7 +334,7 @@ impl Delivery {
             Ok(()) = self.requests.changed.changed() => self.requested_meanwhile().await,
             () = wait_until(paused), if paused.is_some() => {}
             Ok(()) = sleeps.changed(), if paused.is_some() => self.try_now(SLEPT),
-            () = wait_until(silent), if silent.is_some() => self.failure(no_timeout()),
+            () = wait_until(silent), if silent.is_some() => self.failure(&no_timeout()),
         }
         if saving {
             self.reader.progress = progress;

@@ -241,10 +241,13 @@ pub struct Kind {
     pub open: fn(Opening<'_>) -> Result<Box<dyn Sink>, ConfigError>,
     /// What is wrong with several sinks of this kind together, each of which would be valid alone (one
     /// client id twice at one broker). Keys are those of the whole configuration.
-    pub validate: Option<fn(&[(&str, &SinkConfig)]) -> Findings>,
+    pub validate: Option<Validate>,
     /// Asks for the right to publish, for `check --connect`.
     pub probe: Option<Probe>,
 }
+
+/// What is wrong with several sinks together, each with its name.
+pub type Validate = fn(&[(&str, &SinkConfig)]) -> Findings;
 
 /// Whether we may publish at each of these addresses, in their order; the answer may end early, after an
 /// [`Permission::Unknown`]. It has a connection of its own, and sends nothing that a subscriber would take

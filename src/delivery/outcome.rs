@@ -11,16 +11,16 @@ impl Delivery {
     pub(super) fn outcome(&mut self, outcome: Result<usize, Failure>) {
         match outcome {
             Ok(0) if self.flight.full => self.flight.full = false,
-            Ok(0) => self.failure(Failure::down("the sink reported nothing")),
+            Ok(0) => self.failure(&Failure::down("the sink reported nothing")),
             Ok(count) => {
                 self.accepted(count);
                 self.worked();
             }
-            Err(failure) => self.failure(failure),
+            Err(failure) => self.failure(&failure),
         }
     }
 
-    pub(super) fn failure(&mut self, failure: Failure) {
+    pub(super) fn failure(&mut self, failure: &Failure) {
         let idle = self.flight.handed == 0;
         let alone = self.flight.handed == 1 && failure.accepted == 0;
         self.accepted(failure.accepted);

@@ -133,7 +133,7 @@ impl Delivery {
     pub(super) fn request_is_done(&self, begun: &Begun) {
         match *begun {
             Begun::Letter { number, rejected: false } => {
-                self.reader.journal.remove_dead_letter(number)
+                self.reader.journal.remove_dead_letter(number);
             }
             Begun::Letter { rejected: true, .. } => {}
             Begun::Replay { number, position } => {

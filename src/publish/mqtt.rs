@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, error::Elapsed, sleep_until, timeout_at};
 use tracing::warn;
 
 use self::{discovery::Discovery, retained::RetainedTopics};
@@ -296,13 +296,7 @@ impl MqttPublisher {
             }
         }
         if qos == 0 {
-            connection.unsubscribe(NOTHING)?;
-            let mut confirmed = false;
-            while !confirmed {
-                let event = timeout_at(until, connection.next()).await.map_err(|_| silence())??;
-                confirmed = event == Event::Unsubscribed;
-                self.topics.note(event);
-            }
+            self.topics.round_trip(connection, until).await.map_err(|_| silence())??;
         }
         for message in received {
             // What was received from there until now was written over by what has just been published.
@@ -318,6 +312,28 @@ impl MqttPublisher {
 }
 
 impl Topics {
+    /// Waits until the broker has read all that was written: it answers in order.
+    async fn round_trip(
+        &mut self,
+        connection: &mut Connection,
+        until: Instant,
+    ) -> Result<Result<(), Lost>, Elapsed> {
+        if let Err(lost) = connection.unsubscribe(NOTHING) {
+            return Ok(Err(lost));
+        }
+        loop {
+            let event = match timeout_at(until, connection.next()).await? {
+                Ok(event) => event,
+                Err(lost) => return Ok(Err(lost)),
+            };
+            let confirmed = event == Event::Unsubscribed;
+            self.note(event);
+            if confirmed {
+                return Ok(Ok(()));
+            }
+        }
+    }
+
     /// The broker retains these parts: they are subscribed from now on, and their entities announced.
     fn taken<'a>(
         &mut self,

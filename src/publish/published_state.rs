@@ -317,7 +317,7 @@ mod tests {
             for part in changes.parts.iter().take(took) {
                 match &part.payload {
                     Some(payload) => {
-                        drop(self.destination.insert(part.path.clone(), payload.clone()))
+                        drop(self.destination.insert(part.path.clone(), payload.clone()));
                     }
                     None => drop(self.destination.remove(&part.path)),
                 }

@@ -95,7 +95,7 @@ async fn an_unreachable_destination_is_tried_with_backoff() {
     let (journal, destination) = (memory(), Scripted::new());
     destination.connects(std::iter::repeat_with(|| Some(down())).take(100_000));
     let running = Running::start("destination", &journal, &destination, |config| {
-        config.start = Start::Earliest
+        config.start = Start::Earliest;
     });
     journal.append(&mut events(0..10));
     tokio::time::sleep(HOUR).await;
@@ -147,7 +147,7 @@ async fn a_busy_destination_is_waited_for_as_long_as_it_asks() {
     destination.script([Answer::After(3, busy(Some(Duration::from_secs(700)))), Answer::Accept]);
     journal.append(&mut events(0..10));
     let running = Running::start("destination", &journal, &destination, |config| {
-        config.start = Start::Earliest
+        config.start = Start::Earliest;
     });
     until("the rest has arrived", HOUR, async || {
         (destination.accepted().len() == 10).then_some(())
@@ -165,7 +165,7 @@ async fn a_destination_that_is_gone_is_tried_again_after_an_hour() {
     destination.script([Answer::After(2, Cause::Gone { reason: "410".into() })]);
     journal.append(&mut events(0..10));
     let running = Running::start("destination", &journal, &destination, |config| {
-        config.start = Start::Earliest
+        config.start = Start::Earliest;
     });
     tokio::time::sleep(Duration::from_mins(59)).await;
     assert_eq!((destination.accepted(), destination.delivered_at().len()), (vec![0, 1], 1));
@@ -367,7 +367,7 @@ async fn a_sink_continues_at_its_cursor_after_a_restart() {
         let (journal, opened) = open(&config(dir.path()));
         assert_eq!(opened.lost, 0);
         let running = Running::start("destination", &journal, &destination, |config| {
-            config.start = Start::Earliest
+            config.start = Start::Earliest;
         });
         append(&journal, events(round * 500..(round + 1) * 500)).await;
         expected += 250;

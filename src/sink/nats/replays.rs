@@ -75,10 +75,14 @@ mod tests {
         let flight: Vec<Outgoing> = (1..=4).map(event).collect();
         let mut replays = Replays::default();
         let mut ids = |flight: &[Outgoing], accepted: usize| {
-            flight.iter().for_each(|outgoing| replays.begin(outgoing));
+            for outgoing in flight {
+                replays.begin(outgoing);
+            }
             let ids: Vec<_> =
                 flight.iter().map(|outgoing| replays.id(outgoing).into_owned()).collect();
-            flight[..accepted].iter().for_each(|outgoing| replays.accepted(outgoing));
+            for outgoing in &flight[..accepted] {
+                replays.accepted(outgoing);
+            }
             ids
         };
         let first = ids(&flight[..2], 0);

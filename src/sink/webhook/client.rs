@@ -110,9 +110,10 @@ impl Client {
     fn cause(&self, error: reqwest::Error) -> Cause {
         let error = error.without_url();
         if error.is_connect() {
-            return match error.is_timeout() {
-                true => slow("connection", self.connect),
-                false => Cause::Down(fault::explain(&error).into()),
+            return if error.is_timeout() {
+                slow("connection", self.connect)
+            } else {
+                Cause::Down(fault::explain(&error).into())
             };
         }
         let text = fault::explain(&error);

@@ -38,7 +38,7 @@ async fn an_outage_of_an_hour_costs_no_memory_and_no_event() {
     let destination = Scripted::new();
     destination.connects(std::iter::repeat_with(|| Some(down())).take(100_000));
     let running = Running::start("destination", &journal, &destination, |config| {
-        config.start = Start::Earliest
+        config.start = Start::Earliest;
     });
     let seconds = if long() { 3600 } else { 120 };
     let memory = || resources(std::process::id()).expect("it runs").0;

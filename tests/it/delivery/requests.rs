@@ -146,7 +146,7 @@ async fn a_retried_dead_letter_is_delivered_or_stays() {
     let destination = Scripted::new();
     destination.poison(|n| n.is_multiple_of(10));
     let running = Running::start("destination", &journal, &destination, |config| {
-        config.start = Start::Earliest
+        config.start = Start::Earliest;
     });
     append(&journal, events(0..100)).await;
     arrived(&destination, 90).await;
@@ -185,7 +185,7 @@ async fn a_retried_dead_letter_that_is_not_wanted_stays() {
     let destination = Scripted::new();
     destination.poison(|n| n == 3);
     let running = Running::start("destination", &journal, &destination, |config| {
-        config.start = Start::Earliest
+        config.start = Start::Earliest;
     });
     append(&journal, events(0..10)).await;
     arrived(&destination, 9).await;
