@@ -1,6 +1,6 @@
 //! Commands: what somebody outside may have done to a channel's session, and how it is requested.
 //!
-//! Where commands are allowed, a listener at the destination of a sink ([`listener`]) or the HTTP endpoint
+//! Where commands are allowed, a listener at the destination of a sink ([`mod@listener`]) or the HTTP endpoint
 //! submits what it receives through a [`CommandSubmitter`]. What can be read and is allowed goes through one
 //! bounded [`queue`] to the one [`executor`], and the answer comes back as a [`Reply`], which whoever
 //! submitted the command sends. What is not executed is answered all the same.

@@ -76,8 +76,8 @@ const FINISH: Duration = Duration::from_secs(5);
 /// At a stop, the sink has so long beyond that to take its leave.
 const GOODBYE: Duration = Duration::from_secs(2);
 
-/// So many times its timeout a sink may take until something becomes of what is in flight. It keeps the
-/// timeout itself; this meets only one that hangs.
+/// A sink enforces its own timeout. This limit around it, a multiple of that timeout, catches a sink that
+/// hangs.
 const HUNG: u32 = 4;
 
 /// The state of a sink whose task has failed.
@@ -113,7 +113,7 @@ impl Page {
 struct Link {
     sink: Box<dyn Sink>,
     connected: bool,
-    /// Since when nothing has become of what is in flight.
+    /// When something was last acknowledged, or sent with nothing in flight.
     silent_since: Instant,
     /// Since the stop: when what is in flight is given up.
     give_up: Option<Instant>,
@@ -226,8 +226,8 @@ impl Delivery {
         }
     }
 
-    /// With nothing in flight: judges what ended the connection, renders again what was rendered long ago
-    /// (it may have become too old), and takes up what is asked for.
+    /// With nothing in flight: decides whether one event has ended the connection again and again, renders
+    /// again what was rendered long ago (it may have become too old), and begins a request.
     async fn prepare(&mut self) {
         self.judge().await;
         if std::mem::take(&mut self.flight.stale) && self.flight.request.is_none() {
@@ -305,7 +305,7 @@ impl Delivery {
                 self.failure(&failure);
                 self.flight.recall();
             }
-            Err(_) => self.failure(&no_timeout()),
+            Err(_) => self.failure(&hung()),
         }
     }
 
@@ -334,7 +334,7 @@ impl Delivery {
             Ok(()) = self.requests.changed.changed() => self.requested_meanwhile().await,
             () = wait_until(paused), if paused.is_some() => {}
             Ok(()) = sleeps.changed(), if paused.is_some() => self.try_now(SLEPT),
-            () = wait_until(silent), if silent.is_some() => self.failure(&no_timeout()),
+            () = wait_until(silent), if silent.is_some() => self.failure(&hung()),
         }
         if saving {
             self.reader.progress = progress;
@@ -517,8 +517,8 @@ impl Delivery {
 }
 
 /// A sink that has not answered within the limit.
-fn no_timeout() -> Failure {
-    Failure::down("the sink kept no timeout of its own")
+fn hung() -> Failure {
+    Failure::down("the sink has not answered within four times its timeout")
 }
 
 async fn wait_until(at: Option<Instant>) {

@@ -1,4 +1,4 @@
-//! The gateway: everything that is wanted, spread over as few connections as its limits allow.
+//! The gateway: all wanted subscriptions, spread over as few connections as its limits allow.
 //!
 //! What is *wanted* comes in through a watch and may change at any time; what has become of it is in one
 //! [`table::Table`]; what comes in goes through one [`intake::Intake`] into the journal. Both outlive a
@@ -39,8 +39,9 @@ use crate::{
     config::Astro,
 };
 
-/// The gateway's task is polled at least this often.
-const ALIVE: Duration = Duration::from_secs(5);
+/// The gateway wakes at least this often: the supervisor sees that it is alive, and it sees that the wall
+/// clock has stepped.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// Messages of the run before that are remembered, so that a duplicate over a restart is recognised.
 const REMEMBERED_RUN: usize = 4096;
@@ -90,7 +91,7 @@ impl Gateway {
     pub async fn run(mut self, stop: CancellationToken) {
         let hub = Arc::clone(&self.hub);
         let mut pool = Pool::new(Arc::clone(&hub), stop.clone());
-        let mut alive = interval(ALIVE);
+        let mut alive = interval(HEARTBEAT);
         self.targets.mark_changed();
         loop {
             tokio::select! {
@@ -103,7 +104,6 @@ impl Gateway {
                 () = hub.overflowed.notified() => pool.collect(),
                 () = until(pool.collect_at), if pool.collect_at.is_some() => pool.move_overflow(),
                 Some(number) = pool.running.next() => pool.ended(number),
-                // An essential task is to show that it lives. And the wall clock may have stepped.
                 _ = alive.tick() => hub.remember_gaps(),
             }
         }

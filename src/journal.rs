@@ -27,22 +27,22 @@
 //! that finds no event for a number inside a run knows that one is gone ([`Batch::lost`]). Runs are kept
 //! as long as anything is kept, or any sink stands, before their end. Where retention has removed all
 //! there was, `removed` says how far the run had come. Numbers are small integers from 1, for people see
-//! them, and JavaScript and Redis take them: a run in their high bits would take that away.
+//! them, and JavaScript and Redis take them: with the run in their high bits they would be too large for that.
 //!
 //! # The mark
 //!
 //! A database can come up shorter than it was: its log was deleted, a page is broken, another file was
 //! put in its place. The [`mark`] beside it holds the last number and how many events there were, so that
-//! what is missing is counted and reported at the next start. It also holds when the relay last ran, on
-//! every clock. An idle relay writes nothing else.
+//! what is missing is counted and reported at the next start. It also holds when the relay last ran, by
+//! the wall clock and by the clock that counts suspended time. An idle relay writes nothing else.
 //!
-//! # Sync, and doubt
+//! # Sync, and a sync that failed
 //!
 //! A commit is not synced by itself. The [`syncer`], a second thread, syncs the log within `journal.sync`
 //! of any commit: events, cursors, dead letters and state alike. A sync that failed is never simply tried
 //! again, for the system may have dropped the pages and call them clean. From then on nothing counts as
-//! synced until the file was closed and reopened by everybody, its log was read with its sums and moved
-//! into the database as a whole, and what was dropped was written once more from memory.
+//! synced until every connection has reopened the file, the write-ahead log was verified by its checksums
+//! and moved into the database as a whole, and what was dropped was written again from memory.
 //!
 //! # What counts as lost
 //!

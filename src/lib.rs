@@ -79,18 +79,19 @@
 //!
 //! | for | go to |
 //! |---|---|
-//! | an error code of Astro | `astro/session/commands.rs` (`on_response`); its case in the table of `astro/session/tests.rs` |
+//! | an error code of Astro | `astro/session/commands.rs` (`on_response`); its case in `astro/session/tests.rs` (`each_error_has_its_consequence`); the simulated Astro sends it: `sim/src/faults.rs` |
 //! | another rule of the protocol | [`astro::session`]; a field of a frame: [`astro::wire`]; a topic: [`astro::topics`] |
-//! | a new kind of sink | a file under `sink/` and its row in [`sink::KINDS`]; a row in `tests/it/conformance.rs` |
-//! | its state, its commands | a file under `publish/` and a row in [`publish::KINDS`]; one under `command/` and a row in [`command::LISTENERS`] |
+//! | a new kind of sink | its file under `sink/`, its `mod` in `sink.rs` and its row in [`sink::KINDS`]. Tests and documents want it, too, and fail until they have it: `tests/it/conformance.rs` with a file under `conformance/`, `tests/it/cli_send_test.rs`, `config/astro-relay.toml`, the snapshots of `loading/load/` that list the kinds |
+//! | its state, its commands | a file under `publish/`, a row in [`publish::KINDS`] and `keeps: true` in its row of [`sink::KINDS`]; a file under `command/` and a row in [`command::LISTENERS`] |
 //! | when a cursor moves | `delivery/outcome.rs` decides, `delivery/reader.rs` (`advance`) moves it |
-//! | where a cursor is saved | `journal/writer.rs` takes it, `journal/store/numbers.rs` (`set_cursor`) writes it |
-//! | what a failure of a destination leads to | [`sink::Cause`], then `delivery/outcome.rs` and `delivery/waiting.rs` |
-//! | where the last will is set | `publish/mqtt.rs` says what it is, `sink/mqtt/connection/` tells it the broker |
+//! | where a cursor is saved | `journal/memory.rs` (`begin_write`) hands it to the thread of `journal/writer.rs`, `journal/store.rs` (`write`) and `journal/store/numbers.rs` (`set_cursor`) write it |
+//! | what a failure of a destination leads to | the kind makes it a [`sink::Cause`] (`sink/webhook/answer.rs`, `sink/mqtt/lost.rs`, `sink/redis/answer.rs`, `sink/nats/refusal.rs`), then `delivery/outcome.rs` and `delivery/waiting.rs` |
+//! | where the last will is set | `publish/mqtt.rs` (`will`), or for a sink without state `sink/mqtt/availability.rs`; `sink/mqtt/connection/v4.rs` and `v5.rs` pass it to the broker |
 //! | a new command from outside | [`config::Action`], `command/parse.rs`, `command/executor.rs` |
 //! | a new command of the program | a file under `app/cli/` and its line in `app/cli.rs` |
 //! | a key of the configuration | [`config`] (a sink's own: its `Settings`), with a comment in `config/astro-relay.toml`; a rule about it: `loading/check/` |
-//! | a reason in `/readyz`, the page, `status` | `http/relay_status.rs`; a figure: [`base::metrics`] |
+//! | why the relay is not ready (`/readyz`, page, `status`) | `http/relay_status.rs` collects; of a sink: `delivery/status.rs`; of any other task: `delivery/health.rs` (`TaskHealth`) |
+//! | a metric | [`base::metrics`] |
 //! | a part that waits for certain events | [`journal::Journal::follow`] |
 
 pub mod app;

@@ -28,17 +28,17 @@ use crate::{
     sink::{Failure, Opening, Part},
 };
 
-/// How often a destination hears from the relay, with or without news.
+/// The longest time between two calls of [`StatePublisher::publish`], even if nothing has changed.
 pub const REFRESH: Duration = Duration::from_secs(20);
 
 /// Publishes state at one destination. Its methods are called from one task, never at once.
 #[async_trait]
 pub trait StatePublisher: Send {
     /// Connects, or connects again: whatever stood before is dropped first. Afterwards all of the state is
-    /// published anew.
+    /// published again.
     async fn connect(&mut self) -> Result<(), Failure>;
 
-    /// Publishes `parts`, each under an address of its own, over what was there. A path stands in `parts`
+    /// Publishes `parts`, each under an address of its own, in place of the old value. A path stands in `parts`
     /// once at most. `Ok`: the destination has all of them. [`Failure::accepted`] of them are done before
     /// the one that met [`Failure::cause`]; one that is `Rejected` is left out, and the rest comes again.
     ///
@@ -53,8 +53,8 @@ pub trait StatePublisher: Send {
         std::future::pending().await
     }
 
-    /// Whether it sees now what another client writes over. Where it does not, all of the state is
-    /// published again every now and then.
+    /// Whether it sees at the moment when another client overwrites something. Where it does not, all of
+    /// the state is published again every now and then.
     fn sees_overwrites(&self) -> bool {
         false
     }

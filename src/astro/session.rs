@@ -131,6 +131,18 @@ pub struct Counts {
     pub refused: u64,
 }
 
+/// How the connection itself is.
+#[derive(Debug)]
+struct Liveness {
+    opened_at: Instant,
+    welcomed: bool,
+    /// A reconnect token has restored what was confirmed.
+    restored: bool,
+    heard_at: Instant,
+    /// A ping that is not answered yet.
+    ping_at: Option<Instant>,
+}
+
 /// One connection's decisions.
 #[derive(Debug)]
 pub struct Session {
@@ -143,11 +155,7 @@ pub struct Session {
     /// `None`: the confirmed subscriptions have changed since; made when the next message comes.
     rooms: Option<Rooms>,
     pace: Pace,
-    opened_at: Instant,
-    welcomed: bool,
-    restored: bool,
-    heard_at: Instant,
-    ping_at: Option<Instant>,
+    link: Liveness,
     unknown_types: HashSet<String>,
     unreadable: Unreadable,
     counts: Counts,
@@ -166,11 +174,13 @@ impl Session {
             next_nonce: Nonce::MIN,
             rooms: None,
             pace: Pace::default(),
-            opened_at: now,
-            welcomed: false,
-            restored: false,
-            heard_at: now,
-            ping_at: None,
+            link: Liveness {
+                opened_at: now,
+                welcomed: false,
+                restored: false,
+                heard_at: now,
+                ping_at: None,
+            },
             unknown_types: HashSet::new(),
             unreadable: Unreadable::default(),
             counts: Counts::default(),
@@ -183,7 +193,7 @@ impl Session {
     pub fn restored(number: u64, before: &Self, now: Instant) -> Self {
         let wanted = before.entries.iter().map(|entry| entry.wanted.clone()).collect();
         let mut session = Self::new(number, wanted, before.limits.clone(), now);
-        session.restored = true;
+        session.link.restored = true;
         for (entry, old) in session.entries.iter_mut().zip(&before.entries) {
             if old.state.is_answered() {
                 entry.state = old.state.clone();
@@ -202,8 +212,8 @@ impl Session {
 
     /// The connection is open only now: its times begin here.
     pub fn opened(&mut self, now: Instant) {
-        self.opened_at = now;
-        self.heard_at = now;
+        self.link.opened_at = now;
+        self.link.heard_at = now;
         self.due = None;
     }
 
@@ -310,11 +320,11 @@ impl Session {
         if now < self.due(now) {
             return;
         }
-        if !self.welcomed && now >= self.opened_at + self.limits.welcome_grace {
+        if !self.link.welcomed && now >= self.link.opened_at + self.limits.welcome_grace {
             info!("no welcome within the grace time; subscribing without one");
             self.welcome();
         }
-        if self.welcomed {
+        if self.link.welcomed {
             self.give_up_unanswered(now, effects);
             self.repeat_unsubscribes(now);
             self.retry_refused(now, effects);
@@ -331,15 +341,15 @@ impl Session {
 
     fn next_due(&self, now: Instant) -> Instant {
         let mut due = if self.limits.ping_after.is_zero() {
-            self.heard_at + SERVER_SILENCE
+            self.link.heard_at + SERVER_SILENCE
         } else {
-            match self.ping_at {
+            match self.link.ping_at {
                 Some(at) => at + self.limits.ping_timeout,
-                None => self.heard_at + self.limits.ping_after,
+                None => self.link.heard_at + self.limits.ping_after,
             }
         };
-        if !self.welcomed {
-            return due.min(self.opened_at + self.limits.welcome_grace);
+        if !self.link.welcomed {
+            return due.min(self.link.opened_at + self.limits.welcome_grace);
         }
         for leaving in &self.leaving {
             due = due.min(match (leaving.nonce, leaving.asked_at) {
@@ -454,12 +464,12 @@ impl Session {
     /// passed) and confirmed a subscription, or it has lived for a minute.
     pub fn proven(&self, now: Instant) -> bool {
         let confirmed = || self.entries.iter().any(|entry| entry.state.is_confirmed());
-        (self.welcomed && confirmed()) || now >= self.opened_at + PROOF
+        (self.link.welcomed && confirmed()) || now >= self.link.opened_at + PROOF
     }
 
     /// Whether the server has said welcome, or its grace time is over.
     pub fn welcomed(&self) -> bool {
-        self.welcomed
+        self.link.welcomed
     }
 
     /// Whether every subscription has been answered, one way or the other.
@@ -487,14 +497,14 @@ impl Session {
     }
 
     fn received(&mut self, now: Instant) {
-        self.heard_at = now;
-        self.ping_at = None;
+        self.link.heard_at = now;
+        self.link.ping_at = None;
     }
 
     fn welcome(&mut self) {
-        if !self.welcomed {
-            self.welcomed = true;
-            debug!(restored = self.restored, "welcome");
+        if !self.link.welcomed {
+            self.link.welcomed = true;
+            debug!(restored = self.link.restored, "welcome");
         }
     }
 
@@ -507,19 +517,19 @@ impl Session {
 
     /// Silence: first a ping of our own, then the end.
     fn watch(&mut self, now: Instant, effects: &mut Effects) {
-        let silent = |limit: Duration| now >= self.heard_at + limit;
+        let silent = |limit: Duration| now >= self.link.heard_at + limit;
         if self.limits.ping_after.is_zero() {
             if silent(SERVER_SILENCE) {
                 effects.ended = Some(Ended::Lost("silent".into()));
             }
             return;
         }
-        match self.ping_at {
+        match self.link.ping_at {
             Some(at) if now >= at + self.limits.ping_timeout => {
                 effects.ended = Some(Ended::Lost("silent: a ping was not answered".into()));
             }
             None if silent(self.limits.ping_after) => {
-                self.ping_at = Some(now);
+                self.link.ping_at = Some(now);
                 effects.ping = true;
             }
             Some(_) | None => {}

@@ -180,7 +180,7 @@ impl Delivery {
             let Some(answer) = answer else { return Ok(()) };
             match timeout(limit, answer).await {
                 Ok(answer) => answer.map(drop).map_err(|failure| failure.cause),
-                Err(_) => Err(super::no_timeout().cause),
+                Err(_) => Err(super::hung().cause),
             }
         }
     }

@@ -18,7 +18,7 @@ use crate::base::{
 /// After `rate_limit_exceeded` the gateway wants quiet for this long (newer documents, FAQ).
 const RATE_LIMIT_QUIET: Duration = Duration::from_secs(5);
 
-/// A `unsubscribe` is sent so often, where it is not answered. Then it is given up: what the gateway
+/// An `unsubscribe` is sent so often, where it is not answered. Then it is given up: what the gateway
 /// still sends belongs to no channel.
 const UNSUBSCRIBES: u32 = 3;
 

@@ -42,7 +42,7 @@ impl HaDiscovery {
         format!("{}/+/{}/+/config", self.prefix, id(&[&self.node]))
     }
 
-    /// Whether a topic is matched by [`Home::own_filter`].
+    /// Whether a topic is matched by [`HaDiscovery::own_filter`](super::HaDiscovery::own_filter).
     pub fn owns(&self, topic: &str) -> bool {
         let rest = topic.strip_prefix(&self.prefix).and_then(|rest| rest.strip_prefix('/'));
         let parts: Vec<&str> = rest.unwrap_or_default().split('/').collect();

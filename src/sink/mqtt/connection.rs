@@ -1,8 +1,8 @@
 //! One connection to a broker, in either version of the protocol.
 //!
 //! The layer that all three products over MQTT share: the event sink, the publisher of state, and the
-//! listener for commands. Each has a connection of its own, with a client id, a last will and
-//! subscriptions of its own, and uses it like this:
+//! listener for commands. Each has a connection of its own, with a client id and subscriptions of its own
+//! (and a last will, but for commands), and uses it like this:
 //!
 //! ```text
 //! let options = ConnectionOptions { settings: &settings, client_id: "home-state", will, receives: true };
