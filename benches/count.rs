@@ -64,17 +64,19 @@ struct Step {
 ///
 /// `read` makes the key by which a repeat is recognised, out of the fields of the data that tell two
 /// messages apart: that is three quarters of it, and in its place `duplicates` has little left to do.
-/// `message` and those after it look for the names of personal fields in each message, which is some 1,700
-/// of theirs; `redacted` finds one, and so goes through the whole message at any depth.
+/// `message` and those after it read each message as JSON before it goes out, and look for the names of
+/// personal fields in it: what cannot be read goes nowhere. That is 15,700 of theirs, and could be spared
+/// for what the gateway's reader has read as a whole. `redacted` finds a field, and goes through the whole
+/// message at any depth.
 const STEPS: &[Step] = &[
     Step { name: "read", what: "a frame to an event", limit: 20_400, run: read },
     Step { name: "duplicates", what: "whether it was there before", limit: 290, run: duplicates },
     Step { name: "append", what: "into the journal's memory, and out", limit: 1_460, run: append },
     Step { name: "write", what: "into the journal's file", limit: 2_490, run: write },
-    Step { name: "message", what: "rendered for NATS, as it came", limit: 2_200, run: message },
+    Step { name: "message", what: "rendered for NATS, as it came", limit: 17_800, run: message },
     Step { name: "redacted", what: "personal fields taken out", limit: 26_800, run: redacted },
-    Step { name: "condition", what: "a condition over its data", limit: 25_400, run: condition },
-    Step { name: "template", what: "a template over its data", limit: 26_600, run: template },
+    Step { name: "condition", what: "a condition over its data", limit: 41_000, run: condition },
+    Step { name: "template", what: "a template over its data", limit: 42_200, run: template },
 ];
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -159,7 +161,7 @@ fn subscribed(now: Instant) -> Session {
     let asked: Value = serde_json::from_str(&effects.send[0]).unwrap();
     let answer = json!({"type": "response", "nonce": asked["nonce"], "data": {"room": ROOM}});
     session.on_text(answer.to_string().into(), RECEIVED, now, &mut effects);
-    assert!(session.all_answered() && effects.updates[0].state.is_confirmed());
+    assert!(session.all_answered() && effects.updates.last().unwrap().state.is_confirmed());
     session
 }
 
