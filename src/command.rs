@@ -62,9 +62,9 @@ pub enum Order {
     },
     /// A new session begins.
     Reset,
-    /// The server works the sums out anew.
+    /// The server works the sums out again.
     Reload,
-    /// The relay fetches the session anew.
+    /// The relay fetches the session again.
     Refresh,
 }
 

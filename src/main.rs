@@ -1,7 +1,7 @@
 //! The program: arguments, the command that they name, and the allocator. See the library for
 //! everything else.
 //!
-//! The one thing to know: how the allocator is tuned stands in `.cargo/config.toml`, for only a build
+//! How the allocator is tuned stands in `.cargo/config.toml`, for only a build
 //! can say it without unsafe code.
 
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! Opening a connection to the gateway: name, TCP, TLS, upgrade, each with its deadline; or through a
 //! proxy in the place of the first two.
 //!
-//! The one thing to know: a refused upgrade keeps its status and `Retry-After`; the reconnect token
+//! A refused upgrade keeps its status and `Retry-After`; the reconnect token
 //! is put into the address at the last moment and into no error.
 
 mod upgrade;

@@ -4,7 +4,7 @@
 //! confirmed with its canonical room, or refused. It paces commands, matches responses, says to which
 //! channel a message belongs, watches for silence, and decides when the connection has ended.
 //!
-//! The one thing to know: the caller gives every frame to `on_…`, calls [`Session::tick`] when
+//! The caller gives every frame to `on_…`, calls [`Session::tick`] when
 //! [`Session::due`] has come, and carries out what it finds in [`Effects`] after each call.
 
 mod commands;

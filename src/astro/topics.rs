@@ -1,6 +1,6 @@
 //! The catalogue of topics: what can be subscribed, what it needs, and what it tells.
 //!
-//! It serves help, completion and a warning on a likely misspelling. The one thing to know: it
+//! It serves help, completion and a warning on a likely misspelling. It
 //! never forbids. Astro's topics are open-ended, and a topic that is not here is subscribed all the
 //! same.
 

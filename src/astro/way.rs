@@ -1,6 +1,6 @@
 //! Which way leads to Astro: directly, or through a proxy. The gateway and the REST API take the same.
 //!
-//! The one thing to know: what is configured holds over the environment, and `"none"` over both.
+//! What is configured holds over the environment, and `"none"` over both.
 
 use url::Url;
 

@@ -4,7 +4,7 @@
 //! the chain is walked: what is recognised by its type (TLS, the operating system's errors, deadlines)
 //! gets words of ours, what repeats is left out, and what is left stays as it is.
 //!
-//! The one thing to know: it never adds an address. A text of a library that holds one is for whoever
+//! It never adds an address. A text of a library that holds one is for whoever
 //! calls to leave out before.
 
 use std::{error::Error, io};

@@ -5,7 +5,7 @@
 //! threads, and whoever wants it waits for a limited time. Reads of the same path share one thread, so
 //! that a path that does not answer costs one thread, however often it is asked for.
 //!
-//! The one thing to know: a path whose reading has hung for longer than [`PATIENCE`] is told to be
+//! A path whose reading has hung for longer than [`PATIENCE`] is told to be
 //! silent at once, until the thread has come back from it and [`REST`] has passed. Otherwise the same
 //! paths would take all readers again and again, and the others would never have their turn.
 

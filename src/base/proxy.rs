@@ -4,7 +4,7 @@
 //! is not set, and `NO_PROXY` for what is reached directly; in capital or in small letters. What travels
 //! without TLS (`ws://`, `http://`) never goes through a proxy: it would see the tokens.
 //!
-//! The one thing to know: a proxy's address may hold a password. Nothing here shows it.
+//! A proxy's address may hold a password. Nothing here shows it.
 
 use std::{collections::BTreeMap, io, net::IpAddr, sync::Arc};
 

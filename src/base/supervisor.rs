@@ -1,12 +1,12 @@
 //! Starts tasks, starts them again after a failure, and stops them in order. Nothing else spawns.
 //!
-//! A task is made by a factory, so that it can be made anew after it has failed. A task that ends
+//! A task is made by a factory, so that it can be made again after it has failed. A task that ends
 //! without being told to has failed, whatever it says: there is no way to spell success for it. A
 //! factory that fails, or panics, is a failure of its task.
 //!
 //! | a task | fails again and again | does not respond |
 //! |---|---|---|
-//! | essential: the relay is of no use without it | ends the process: the service manager starts it anew | is ended and started again; one that never returns from a poll ends the process |
+//! | essential: the relay is of no use without it | ends the process: the service manager starts it again | is ended and started again; one that never returns from a poll ends the process |
 //! | any other | stays down for [`LONGEST`] at a time; the others go on | is reported; nobody can end what never returns |
 //!
 //! Every poll of a task is its heartbeat. An essential task has to be polled at least every few

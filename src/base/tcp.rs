@@ -4,7 +4,7 @@
 //! costs a quarter of a second and not the whole deadline. Resolves no name, and has no deadline of its
 //! own: both are the caller's.
 //!
-//! The one thing to know: only the addresses that are handed in are dialled, so whoever judges them
+//! Only the addresses that are handed in are dialled, so whoever judges them
 //! first can be sure of it.
 
 use std::{io, net::SocketAddr, time::Duration};

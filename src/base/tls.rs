@@ -6,7 +6,7 @@
 //! server has shown its certificate, once in a while after that, and when a server shows a certificate
 //! that none of them has signed; they are shared by all who trust them.
 //!
-//! The one thing to know: without a `ca_file` the system's authorities are trusted, and where the
+//! Without a `ca_file` the system's authorities are trusted, and where the
 //! system has none (a bare container) Mozilla's, which are compiled in.
 
 use std::{

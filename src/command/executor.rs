@@ -6,8 +6,8 @@
 //!
 //! It hears nothing itself and sends no answer: that is for whoever has the [`super::CommandSubmitter`].
 //!
-//! The one thing to know: a change that may have been made is never made again here. It is answered
-//! with [`ErrorKind::Unknown`], and the session is fetched anew, so that at least the relay knows.
+//! A change that may have been made is never made again here. It is answered
+//! with [`ErrorKind::Unknown`], and the session is fetched again, so that at least the relay knows.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -511,7 +511,7 @@ mod tests {
             () = executor.run(stop.clone()) => panic!("nobody stops it"),
             _ = next(&mut requests) => {}
         }
-        // Its future is gone, as after a panic; the supervisor begins anew.
+        // Its future is gone, as after a panic; the supervisor begins again.
         let outside = async {
             assert_eq!(answered(&mut answers).await, ("1".to_owned(), Some(504)));
             next(&mut requests).await.answer(Ok(()));

@@ -2,7 +2,7 @@
 //!
 //! It does no I/O: requests and times go in, and what is to be done with each comes out.
 //!
-//! The one thing to know: it is a memory, not a record. It has a limit, an age, and ends with the
+//! It is a memory, not a record. It has a limit, an age, and ends with the
 //! process; a command that comes again after that is a new one.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};

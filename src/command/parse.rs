@@ -3,13 +3,12 @@
 //! It does no I/O and knows no transport. What an element can take is not known here: that depends on
 //! the session, and is for [`super::executor`].
 //!
-//! The one thing to know: an error never repeats the payload, which may be large and may be anything.
+//! An error never repeats the payload, which may be large and may be anything.
 
 use serde_json::{Map, Number, Value};
 
 use super::{Answer, Command, Failure, Order};
 use crate::config::Action;
-pub use crate::sink::command_address::{COMMAND, ROOT, parse as address};
 
 /// The longest payload. The largest element of a session, a list of the latest, has some three
 /// kilobytes.

@@ -5,7 +5,7 @@
 //! the next within one boot of the machine it is carried on by the time since the boot; a step of the
 //! wall clock does not touch it. Only over a boot there is nothing but the wall clock. How long the
 //! machine was off is therefore not part of the journal's time: it is a sum beside it, which is worked
-//! out anew at each look as long as the machine stays on, because a machine without a battery clock
+//! out again at each look as long as the machine stays on, because a machine without a battery clock
 //! learns the time late.
 //!
 //! What joins two runs is the [`Anchor`], which stands in `journal.mark`.

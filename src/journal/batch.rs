@@ -12,7 +12,7 @@
 //! ```
 //! Numbers are little-endian. One sum covers the row's own columns and the body as it is stored.
 //!
-//! The one thing to know: numbers in a batch follow each other without a hole; where there is one, the
+//! Numbers in a batch follow each other without a hole; where there is one, the
 //! next batch begins.
 
 use std::{ops::Range, sync::Arc, time::Duration};

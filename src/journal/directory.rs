@@ -104,7 +104,7 @@ pub(super) fn restrict(dir: &Path) {
     }
 }
 
-/// A file on some file system: removed and made anew, it is another.
+/// A file on some file system: removed and made again, it is another.
 pub(super) type Inode = Option<(u64, u64)>;
 
 /// Which files stand in the directory under the journal's names now; the database first.

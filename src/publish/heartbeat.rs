@@ -1,7 +1,7 @@
 //! What is published again and again for destinations that do not notice the end of a connection.
 //!
 //! MQTT has a last will. Redis has values that expire, NATS has entries with a time: there the relay's
-//! status is written anew every [`REFRESH`], and what is older is of a relay that is gone.
+//! status is written again every [`REFRESH`], and what is older is of a relay that is gone.
 
 use std::collections::BTreeMap;
 

@@ -219,7 +219,7 @@ impl MqttPublisher {
         Ok(Some(Will { topic: topic::of_state(prefix, &key)?, payload }))
     }
 
-    /// The connection is over: whatever the broker wants, it has to be made anew.
+    /// The connection is over: whatever the broker wants, it has to be made again.
     fn lost(&mut self, lost: Lost) -> Failure {
         self.connection = None;
         let cause = match lost.why {

@@ -77,7 +77,7 @@ impl StatePublisher for Bucket {
         for (index, outcome) in outcomes.into_iter().enumerate() {
             match outcome {
                 // A bucket in which a newer entry has no greater number than the one before is another,
-                // made anew under the same name.
+                // made again under the same name.
                 Ok(Some(revision)) if status == Some(index) => {
                     if revision <= self.newest_status {
                         let reason = "the bucket was made anew: the state is written again";

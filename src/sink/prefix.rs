@@ -1,7 +1,7 @@
 //! What the addresses of the state begin with: a template over the channel, the same for each kind of
 //! sink that has one.
 //!
-//! The one thing to know: the relay's own state stands where that of a channel named `relay` would, so
+//! The relay's own state stands where that of a channel named `relay` would, so
 //! no channel may have that label beside a sink that keeps state.
 
 use super::address;

@@ -3,7 +3,7 @@
 //! Done with the HTTP library instead of the WebSocket library, which takes no head of more than 64 KiB
 //! or 124 lines: a gateway behind a few proxies with their cookies can send one.
 //!
-//! The one thing to know: a refused upgrade keeps its status and `Retry-After`, and nothing that came
+//! A refused upgrade keeps its status and `Retry-After`, and nothing that came
 //! behind the head of a granted one is lost.
 
 use hyper::{

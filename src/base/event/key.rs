@@ -15,7 +15,7 @@
 //! none, and their fields in another order, so of activities and tips only what both have counts: what
 //! happened ([`ABOUT`]) and how it stands ([`STATE`]). A tip and its moderation, and a tip that was
 //! pending and then allowed, have different keys. What the vendor marks as a mock (an alert that is
-//! played again) happens anew each time under one `_id`: it goes by the message's id.
+//! played again) happens each time under one and the same `_id`: it goes by the message's id.
 //!
 //! The digest is XXH3, whose values never change. It keeps apart messages that share an id, and an id
 //! is Astro's to give: nobody gains by making two of them meet.

@@ -129,7 +129,7 @@ impl Writer {
             let source = std::io::ErrorKind::StorageFull.into();
             return Err(StoreError::Io { path: dir.to_owned(), source });
         }
-        // The directory may be another one than before: mounted anew, or restored.
+        // The directory may be another one than before: mounted again, or restored.
         files.lock = None;
         files.lock = Some(directory::lock(dir)?);
         files.mark = Mark::open(dir)?.0.with(self.shared.unreported.clone());

@@ -3,7 +3,7 @@
 //! The vendor's names follow a pattern (`follower-session`, `tip-weekly-top-donator`); what follows it
 //! gets a name that reads well, and the rest is shown under its own.
 //!
-//! The one thing to know: what of a value is the state is read off the value (`count`, `name`,
+//! What of a value is the state is read off the value (`count`, `name`,
 //! `amount`), not off the element's name, because elements come that nobody has documented.
 
 use serde_json::{Value, json};
@@ -194,7 +194,7 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
     })
 }
 
-/// A sensor that measures. What is begun anew now and then (a session, a week) only grows in between;
+/// A sensor that measures. What is begun again now and then (a session, a week) only grows in between;
 /// a total may shrink (a follower leaves); a goal is set at will.
 fn measured(template: &str, element: &str, unit: &str) -> Value {
     let period = ["-session", "-week", "-month", "-count"];

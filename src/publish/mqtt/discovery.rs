@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(published(&mut discovery, now), one("sensor main__counter_2fdeaths", false));
         discovery.part_published(&part(Section::Status, "", Some("online")), "t");
         assert_eq!(published(&mut discovery, now), []);
-        // A new connection says all anew, as far as it is known.
+        // A new connection says all again, as far as it is known.
         discovery.begin();
         assert_eq!(published(&mut discovery, now), fixed);
     }
@@ -316,7 +316,7 @@ mod tests {
         };
         found(&mut there);
         let all = published(&mut there, now);
-        // One that is no more, and one whose id is another today, which is announced anew afterwards.
+        // One that is no more, and one whose id is another today, which is announced again afterwards.
         let cleared: Vec<_> = all.iter().filter(|(_, cleared)| *cleared).collect();
         assert_eq!(cleared.len(), 2, "{cleared:?}");
         let place = |one: &(String, bool)| all.iter().position(|other| other == one).unwrap();

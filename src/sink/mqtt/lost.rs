@@ -67,7 +67,7 @@ impl Lost {
         }
     }
 
-    /// The cause where there was a connection: whatever the broker wants, it has to be made anew.
+    /// The cause where there was a connection: whatever the broker wants, it has to be made again.
     pub(crate) fn cause_of_end(self) -> Cause {
         match self.why {
             Why::Denied => self.cause(),

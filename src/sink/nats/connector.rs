@@ -1,6 +1,6 @@
 //! How a NATS server is reached: who we are, by which certificates, and which of several servers answers.
 //!
-//! Secrets and certificates are read anew for each connection.
+//! Secrets and certificates are read again for each connection.
 
 use std::time::Duration;
 

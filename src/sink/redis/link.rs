@@ -3,7 +3,7 @@
 //! It is made once and never mends itself: a lost link is dropped with all that it had queued, and
 //! [`Link::open`] makes a new one, with the secrets and certificates as they are then.
 //!
-//! The one thing to know: the library's own retries are switched off where it has any (the cluster),
+//! The library's own retries are switched off where it has any (the cluster),
 //! because a retry behind our back could let a later event overtake.
 
 use std::time::Duration;
@@ -149,7 +149,7 @@ fn no_url() -> Cause {
 /// What became of one command among several.
 type Answered = Result<Value, Cause>;
 
-/// What is read anew for each connection.
+/// What is read again for each connection.
 struct Access {
     nodes: Vec<ConnectionInfo>,
     password: Option<Secret>,
