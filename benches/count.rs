@@ -64,10 +64,8 @@ struct Step {
 ///
 /// `read` makes the key by which a repeat is recognised, out of the fields of the data that tell two
 /// messages apart: that is three quarters of it, and in its place `duplicates` has little left to do.
-/// `message` and those after it read each message as JSON before it goes out, and look for the names of
-/// personal fields in it: what cannot be read goes nowhere. That is 15,700 of theirs, and could be spared
-/// for what the gateway's reader has read as a whole. `redacted` finds a field, and goes through the whole
-/// message at any depth.
+/// `message` and those after it look for the names of personal fields. `redacted` finds one, reads the
+/// message as JSON once more, and goes through all of it at any depth.
 const STEPS: &[Step] = &[
     Step { name: "read", what: "a frame to an event", limit: 20_400, run: read },
     Step { name: "duplicates", what: "whether it was there before", limit: 290, run: duplicates },

@@ -4,8 +4,10 @@
 //! ([`PERSONAL_FIELDS`](crate::config::PERSONAL_FIELDS)) go wherever a member of that name stands, in
 //! whatever case and however it is escaped: the vendor does not say which other messages hold them.
 //!
-//! It fails closed: a message that is no JSON, or no text, is an error and goes nowhere. How deep it is
-//! makes no difference: it is walked once, with a stack of its own.
+//! A message is JSON: the gateway's reader makes an event of nothing else (`what_is_no_json_is_no_event`).
+//! So one in which none of the names stands goes on as it is, after a look at its quotes. One that has to
+//! be cut is read as JSON once more before, and fails closed: what is none is an error and goes nowhere.
+//! How deep it is makes no difference: it is walked once, with a stack of its own.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -88,10 +90,10 @@ impl Redactor {
             return Ok(None);
         }
         let text = std::str::from_utf8(&event.message)?;
-        let _: &RawValue = serde_json::from_str(text)?;
         if !self.may_concern(text) {
             return Ok(None);
         }
+        let _: &RawValue = serde_json::from_str(text)?;
         let cuts = self.cuts(text).ok_or(RedactError::Walk)?;
         if cuts.is_empty() {
             return Ok(None);
@@ -373,7 +375,21 @@ fn take_everywhere(value: &mut Value, name: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::event::{Origin, Place};
+    use crate::{
+        astro::wire,
+        base::event::{Origin, Place},
+    };
+
+    /// Values that are no JSON, or no text.
+    const UNREADABLE: [&[u8]; 7] = [
+        b"\"\xff\"",
+        b"{\"email\":\"x\"",
+        b"email=x",
+        b"{\"a\":\"\xc3\x28\"}",
+        b"{'email':1}",
+        b"{\"a\":\"\x01\"}",
+        b"",
+    ];
 
     fn event(data: &str) -> Event {
         let before = r#"{"id":"1", "data":"#;
@@ -465,19 +481,17 @@ mod tests {
     #[test]
     fn what_cannot_be_read_goes_nowhere() {
         let text = |bytes: &[u8]| {
-            let message = [&b"{\"data\":"[..], bytes, b"}"].concat();
-            Event { data: 8..8 + bytes.len(), message: message.into(), ..event("") }
+            let before = &b"{\"email\":1,\"name\":2,\"data\":"[..];
+            let message = [before, bytes, b"}"].concat();
+            Event {
+                data: before.len()..before.len() + bytes.len(),
+                message: message.into(),
+                ..event("")
+            }
         };
         let all: Vec<_> = PERSONAL_FIELDS.iter().map(|&path| path.to_owned()).collect();
         let some = ["data.user.*.name".to_owned()];
-        for bytes in [
-            &b"\"\xff\""[..],
-            b"{\"email\":\"x\"",
-            b"email=x",
-            b"{\"a\":\"\xc3\x28\"}",
-            b"{'email':1}",
-            b"",
-        ] {
+        for bytes in UNREADABLE {
             for redactor in [Redactor::new(&all).unwrap(), Redactor::new(&some).unwrap()] {
                 assert!(
                     redactor.apply(&text(bytes)).is_err(),
@@ -486,6 +500,17 @@ mod tests {
                 );
                 assert_eq!(redactor.message(&text(bytes)), "null");
             }
+        }
+    }
+
+    /// The other half of the promise: what has none of the names is not read again, for it was read.
+    #[test]
+    fn what_is_no_json_is_no_event() {
+        for bytes in UNREADABLE {
+            let frame =
+                [&b"{\"type\":\"message\",\"topic\":\"t\",\"data\":"[..], bytes, b"}"].concat();
+            let Ok(text) = std::str::from_utf8(&frame) else { continue };
+            assert!(wire::read(text).is_err(), "{text}");
         }
     }
 
