@@ -12,7 +12,7 @@
 use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
-use memchr::{memchr_iter, memmem};
+use memchr::{memchr, memchr_iter, memmem};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
@@ -29,6 +29,8 @@ pub(crate) struct Redactor {
     followed: Vec<usize>,
     /// The last words of those that are personal: they are taken out wherever they stand.
     names: Vec<String>,
+    /// Which bytes begin one of these names: most quotes of a message are passed by this.
+    initials: [bool; 256],
 }
 
 /// A message that cannot be looked through.
@@ -65,8 +67,14 @@ impl Redactor {
     fn of(paths: Vec<Vec<String>>) -> Self {
         let (personal, followed): (Vec<usize>, Vec<usize>) =
             (0..paths.len()).partition(|at| paths.get(*at).is_some_and(|path| is_personal(path)));
-        let names = personal.iter().filter_map(|at| paths.get(*at)?.last().cloned()).collect();
-        Self { paths, followed, names }
+        let names: Vec<_> =
+            personal.iter().filter_map(|at| paths.get(*at)?.last().cloned()).collect();
+        let first = |name: &String| name.bytes().next();
+        let begins = |byte: u8| {
+            names.iter().filter_map(first).any(|first| first.eq_ignore_ascii_case(&byte))
+        };
+        let initials = std::array::from_fn(|byte| u8::try_from(byte).is_ok_and(begins));
+        Self { paths, followed, names, initials }
     }
 
     /// What is taken out for those who only look: a donor's personal fields.
@@ -138,10 +146,10 @@ impl Redactor {
     /// A cheap look: most messages hold none of the fields. Names are looked for as they stand between
     /// quotes, and any escape may hide one.
     fn may_concern(&self, text: &str) -> bool {
-        if text.contains("\\u") || text.contains("\\/") {
+        let bytes = text.as_bytes();
+        if memchr(b'\\', bytes).is_some() && (text.contains("\\u") || text.contains("\\/")) {
             return true;
         }
-        let bytes = text.as_bytes();
         let followed = self.followed.iter().filter_map(|at| self.paths.get(*at)?.last());
         for last in followed {
             let hidden =
@@ -155,8 +163,12 @@ impl Redactor {
             found.is_some_and(|found| found.eq_ignore_ascii_case(name.as_bytes()))
                 && bytes.get(at + 1 + name.len()) == Some(&b'"')
         };
+        let begins = |at: usize| {
+            bytes.get(at + 1).and_then(|byte| self.initials.get(usize::from(*byte))) == Some(&true)
+        };
         !self.names.is_empty()
-            && memchr_iter(b'"', bytes).any(|at| self.names.iter().any(|name| quoted(at, name)))
+            && memchr_iter(b'"', bytes)
+                .any(|at| begins(at) && self.names.iter().any(|name| quoted(at, name)))
     }
 
     /// What is to be left out of a JSON text, in order. `None`: it is none.
