@@ -3,8 +3,8 @@
 //! gateway, in their older and their newer (March 2026) revision; where they differ, both work.
 
 pub mod dial;
+mod proxied;
 pub mod rest;
 pub mod session;
 pub mod topics;
-mod way;
 pub mod wire;

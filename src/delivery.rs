@@ -69,12 +69,12 @@ const SLEPT: &str = "the machine was suspended meanwhile";
 /// How long to wait for a journal that cannot be read at the moment.
 const JOURNAL_RETRY: Duration = Duration::from_millis(200);
 
-/// At a stop, what is in flight has so long to be acknowledged. With [`GOODBYE`] it is less than the
+/// At a stop, what is in flight has so long to be acknowledged. With [`CLOSE`] it is less than the
 /// supervisor gives.
 const FINISH: Duration = Duration::from_secs(5);
 
-/// At a stop, the sink has so long beyond that to take its leave.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// At a stop, the sink has so long beyond that to close its connection.
+const CLOSE: Duration = Duration::from_secs(2);
 
 /// A sink enforces its own timeout. This limit around it, a multiple of that timeout, catches a sink that
 /// hangs.
@@ -354,8 +354,7 @@ impl Delivery {
     async fn finish(&mut self) {
         let until = *self.link.give_up.get_or_insert_with(|| Instant::now() + FINISH);
         let closed =
-            timeout_at(until + GOODBYE.min(self.config.timeout.0), self.link.sink.close(until))
-                .await;
+            timeout_at(until + CLOSE.min(self.config.timeout.0), self.link.sink.close(until)).await;
         let Ok(accepted) = closed else {
             warn!(sink = %self.page.name, "the sink did not close in time");
             return;

@@ -235,8 +235,6 @@ pub struct Kind {
     pub secrets: &'static [&'static str],
     /// The JSON Schema of `settings`.
     pub schema: fn() -> schemars::Schema,
-    /// Whether its destination can hold state: then it has a publisher, too.
-    pub keeps: bool,
     /// Checks the settings and makes the sink; connects to nothing.
     pub open: fn(Opening<'_>) -> Result<Box<dyn Sink>, ConfigError>,
     /// What is wrong with several sinks of this kind together, each of which would be valid alone (one

@@ -8,34 +8,55 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     child::Process,
-    destination::{Destination, Kind},
+    destination::{self, Destination, Kind},
     support::process::free_port,
     tally::{Sum, Tally},
+    wear,
 };
 
 /// What is to be measured.
 pub struct Plan {
     pub messages: u64,
+    /// How often a case and its floor run in turn.
+    pub pairs: usize,
+    /// Another program that does the same, as a command of the shell.
+    pub peer: Option<String>,
     /// Names of cases; none: all.
     pub cases: Vec<String>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { messages: 200_000, cases: Vec::new() }
+        Self { messages: 200_000, pairs: 9, peer: None, cases: Vec::new() }
+    }
+}
+
+/// Which program a row is of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Program<'a> {
+    Relay,
+    Floor,
+    Peer(&'a str),
+}
+
+impl Program<'_> {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Relay => "relay",
+            Self::Floor => "floor",
+            Self::Peer(_) => "peer",
+        }
     }
 }
 
 /// The room of the numbered messages.
-const ROOM: &str = "5b2e2007760aeb7729487dab";
-const TOPIC: &str = "channel.activities";
+pub const ROOM: &str = "5b2e2007760aeb7729487dab";
+pub const TOPIC: &str = "channel.activities";
 
-/// Messages of the cases at a fixed rate.
-const RATED: u64 = 10_000;
-const RATE: u64 = 1_000;
-
-/// How often a case and its floor run in turn.
-const PAIRS: usize = 9;
+/// Messages of the cases at a fixed rate, how many a second, and in how many pairs.
+const RATED: u64 = 1_000;
+const RATE: u64 = 100;
+const RATED_PAIRS: usize = 3;
 
 /// What no run may exceed.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -77,13 +98,17 @@ pub async fn run(plan: &Plan) {
     );
     for kind in Kind::ALL {
         if wanted(kind.name()) {
-            compare(kind, plan.messages, None).await;
+            compare(kind, plan, None).await;
         }
     }
-    for kind in [Kind::Nats, Kind::MqttQos1] {
-        let name = format!("rate-{}", kind.name());
-        if wanted(&name) {
-            compare(kind, RATED, Some(RATE)).await;
+    for kind in Kind::ALL {
+        if kind != Kind::WebhookOneRoom && wanted(&format!("rate-{}", kind.name())) {
+            compare(kind, plan, Some(RATE)).await;
+        }
+    }
+    for (name, slow) in [("beside-down", false), ("beside-slow", true)] {
+        if wanted(name) {
+            beside(name, slow).await;
         }
     }
     if wanted("four") {
@@ -95,71 +120,90 @@ pub async fn run(plan: &Plan) {
     if wanted("burst") {
         burst(1_000_000).await;
     }
+    if wanted("wear") {
+        wear::run().await;
+    }
 }
 
 fn has_floor(kind: Kind) -> bool {
     matches!(kind, Kind::Nats | Kind::MqttQos0 | Kind::MqttQos1 | Kind::RedisPubsub)
 }
 
-/// Runs a case in turn with its floor, and says how the two compare: the middle of all pairs, for on a
-/// machine that is shared one pair says little.
-async fn compare(kind: Kind, messages: u64, rate: Option<u64>) {
-    let name = match rate {
-        Some(_) => format!("rate-{}", kind.name()),
-        None => kind.name().to_owned(),
+/// Runs a case in turn with its floor and the peer, and says how they compare: the middle of all rounds,
+/// for on a machine that is shared one says little.
+async fn compare(kind: Kind, plan: &Plan, rate: Option<u64>) {
+    let (name, messages, rounds) = match rate {
+        Some(_) => (format!("rate-{}", kind.name()), RATED, plan.pairs.min(RATED_PAIRS)),
+        None => (kind.name().to_owned(), plan.messages, plan.pairs),
     };
-    if !has_floor(kind) {
-        one(kind, &name, messages, rate, false).await;
-        return;
+    let peer = plan.peer.as_deref().map(Program::Peer);
+    let others: Vec<_> =
+        has_floor(kind).then_some(Program::Floor).into_iter().chain(peer).collect();
+    let mut ratios = vec![Vec::new(); others.len()];
+    for _ in 0..if others.is_empty() { 1 } else { rounds } {
+        let mut against = Vec::new();
+        for other in &others {
+            against.push(one(kind, &name, messages, rate, *other).await);
+        }
+        let relay = one(kind, &name, messages, rate, Program::Relay).await;
+        for (other, ratios) in against.iter().zip(&mut ratios) {
+            let late = |row: &Row, at: usize| row.sum.latency[at].as_secs_f64();
+            ratios.push([
+                rate_of(&relay) / rate_of(other),
+                cpu_of(&relay) / cpu_of(other),
+                late(&relay, 0) / late(other, 0),
+                late(&relay, 2) / late(other, 2),
+            ]);
+        }
     }
-    let mut ratios = Vec::new();
-    for _ in 0..PAIRS {
-        let floor = one(kind, &name, messages, rate, true).await;
-        let relay = one(kind, &name, messages, rate, false).await;
-        let per = |row: &Row| row.cpu.as_secs_f64() / row.sum.delivered.max(1) as f64;
-        let late = |row: &Row, at: usize| row.sum.latency[at].as_secs_f64();
-        ratios.push([
-            rate_of(&relay) / rate_of(&floor),
-            per(&relay) / per(&floor),
-            late(&relay, 0) / late(&floor, 0),
-            late(&relay, 2) / late(&floor, 2),
-        ]);
+    for (other, ratios) in others.iter().zip(&ratios) {
+        let of = |measure: usize| {
+            let mut all: Vec<_> = ratios.iter().map(|round| round[measure]).collect();
+            all.sort_by(f64::total_cmp);
+            format!("{:.2} ({:.2} to {:.2})", all[all.len() / 2], all[0], all[all.len() - 1])
+        };
+        let [rate, cpu, p50, p99] = [of(0), of(1), of(2), of(3)];
+        let other = other.name();
+        println!("{:<22} of the {other}: rate {rate}, cpu {cpu}, p50 {p50}, p99 {p99}", "");
     }
-    let of = |measure: usize| {
-        let mut all: Vec<_> = ratios.iter().map(|pair| pair[measure]).collect();
-        all.sort_by(f64::total_cmp);
-        format!("{:.2} ({:.2} to {:.2})", all[PAIRS / 2], all[0], all[PAIRS - 1])
-    };
-    let [rate, cpu, p50, p99] = [of(0), of(1), of(2), of(3)];
-    println!("{:<22} of the floor: rate {rate}, cpu {cpu}, p50 {p50}, p99 {p99}", "");
 }
 
-async fn one(kind: Kind, name: &str, messages: u64, rate: Option<u64>, floor: bool) -> Row {
+async fn one(
+    kind: Kind,
+    name: &str,
+    messages: u64,
+    rate: Option<u64>,
+    program: Program<'_>,
+) -> Row {
     let tally = Tally::of(kind.rooms());
     let destination = Destination::start(kind, &tally).await;
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), source()).await.unwrap();
     let rooms = rooms(kind.rooms());
     let dir = tempfile::tempdir().unwrap();
-    let process = if floor {
-        let words = [kind.name(), &destination.address.to_string(), &sim.url(), TOPIC, ROOM];
-        Process::floor(&words.map(ToOwned::to_owned), &dir.path().join("floor"))
-    } else {
-        let sinks = Map::from_iter([("out".to_owned(), kind.sink(destination.address))]);
-        Process::relay(&configuration(dir.path(), &sim, &rooms, &sinks))
+    let process = match program {
+        Program::Floor => {
+            let words = [kind.name(), &destination.address.to_string(), &sim.url(), TOPIC, ROOM];
+            Process::floor(&words.map(ToOwned::to_owned), &dir.path().join("floor"))
+        }
+        Program::Relay => {
+            let sinks = Map::from_iter([("out".to_owned(), kind.sink(destination.address))]);
+            Process::relay(&configuration(dir.path(), &sim, &rooms, &sinks))
+        }
+        Program::Peer(command) => {
+            let environment = [
+                ("ASTRO_URL", sim.url()),
+                ("ASTRO_API_URL", sim.api_url()),
+                ("TOPIC", TOPIC.to_owned()),
+                ("ROOMS", rooms.join(",")),
+                ("KIND", kind.name().to_owned()),
+                ("DESTINATION", destination.address.to_string()),
+            ];
+            Process::peer(command, &environment, &dir.path().join("peer"))
+        }
     };
     let start = process.until(|| subscribed(&sim) == rooms.len()).await;
-    let row = measure(
-        name,
-        if floor { "floor" } else { "relay" },
-        &process,
-        &sim,
-        &tally,
-        messages,
-        rate,
-        start,
-        rooms,
-    )
-    .await;
+    let load = Load { messages, rate, topic: TOPIC.into(), rooms, ..Load::default() };
+    let row = measure(name, program.name(), &process, &sim, &tally, &load, start).await;
     print(&row);
     drop(process);
     destination.stop();
@@ -167,19 +211,52 @@ async fn one(kind: Kind, name: &str, messages: u64, rate: Option<u64>, floor: bo
     row
 }
 
+/// How late events are at one sink while another is down, or answers each request after a fifth of a second.
+async fn beside(name: &str, slow: bool) {
+    for other in [false, true] {
+        let tally = Tally::of(1);
+        let destination = Destination::start(Kind::Nats, &tally).await;
+        let sim = Sim::start(([127, 0, 0, 1], 0).into(), source()).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut sinks = Map::from_iter([("out".to_owned(), Kind::Nats.sink(destination.address))]);
+        let mut receivers = tokio::task::JoinSet::new();
+        if other && slow {
+            let address = destination::slow_receiver(&mut receivers).await;
+            sinks.insert("other".to_owned(), Kind::Webhook.sink(address));
+        } else if other {
+            let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+            sinks.insert("other".to_owned(), Kind::MqttQos1.sink(address));
+        }
+        let process = Process::relay(&configuration(dir.path(), &sim, &rooms(1), &sinks));
+        let start = process.until(|| subscribed(&sim) == 1).await;
+        let load = Load {
+            messages: RATED,
+            rate: Some(RATE),
+            topic: TOPIC.into(),
+            rooms: rooms(1),
+            ..Load::default()
+        };
+        let name = if other { name } else { "beside-none" };
+        print(&measure(name, "relay", &process, &sim, &tally, &load, start).await);
+        drop(process);
+        destination.stop();
+        sim.stop().await;
+    }
+}
+
 /// The source keeps no record of a million messages.
-fn source() -> Options {
+pub fn source() -> Options {
     Options { keep_sent: 0, ..Options::default() }
 }
 
 /// The room of the numbered messages, and further ones.
-fn rooms(count: usize) -> Vec<String> {
+pub fn rooms(count: usize) -> Vec<String> {
     let further = (1..count).map(|number| format!("{number:024x}"));
     std::iter::once(ROOM.to_owned()).chain(further).collect()
 }
 
 /// A configuration with a channel for each room.
-fn configuration(
+pub fn configuration(
     dir: &Path,
     sim: &Sim,
     rooms: &[String],
@@ -201,29 +278,26 @@ fn configuration(
     file
 }
 
-fn subscribed(sim: &Sim) -> usize {
+pub fn subscribed(sim: &Sim) -> usize {
     sim.connections().iter().filter(|c| c.ended.is_none()).map(|c| c.subscriptions.len()).sum()
 }
 
-#[expect(clippy::too_many_arguments, reason = "it is what one measurement needs")]
 async fn measure(
     name: &str,
     program: &'static str,
     process: &Process,
     sim: &Sim,
     tally: &Tally,
-    messages: u64,
-    rate: Option<u64>,
+    load: &Load,
     start: Duration,
-    rooms: Vec<String>,
 ) -> Row {
     // What the start itself costs is over, and memory at rest can be seen.
     sleep(Duration::from_secs(1)).await;
     let (idle, _) = process.memory();
     let before = process.cpu();
     let began = Instant::now();
-    let load = Load { messages, rate, topic: TOPIC.into(), rooms, ..Load::default() };
-    let loading = sim.load(&load);
+    let messages = load.messages;
+    let loading = sim.load(load);
     let waiting = async {
         let mut last = (0, Instant::now());
         while tally.count() < messages && began.elapsed() < DEADLINE {
@@ -251,6 +325,11 @@ fn rate_of(row: &Row) -> f64 {
     row.sum.delivered as f64 / row.took.as_secs_f64()
 }
 
+/// Seconds of processor for one message.
+fn cpu_of(row: &Row) -> f64 {
+    row.cpu.as_secs_f64() / row.sum.delivered.max(1) as f64
+}
+
 fn print(row: &Row) {
     let ms = |duration: Duration| format!("{:.2}", duration.as_secs_f64() * 1e3);
     let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
@@ -264,7 +343,7 @@ fn print(row: &Row) {
         sum.repeated,
         sum.reordered,
         rate_of(row),
-        row.cpu.as_secs_f64() * 1e6 / sum.delivered.max(1) as f64,
+        cpu_of(row) * 1e6,
         ms(sum.latency[0]),
         ms(sum.latency[1]),
         ms(sum.latency[2]),
@@ -275,9 +354,15 @@ fn print(row: &Row) {
     );
 }
 
-/// Four sinks at once, each counted for itself; the processor time is that of the one relay.
+/// Four sinks at once, each counted for itself; the processor time is that of the one relay, and is
+/// compared with the dearest of them alone.
 async fn four(messages: u64) {
-    let kinds = [Kind::Nats, Kind::MqttQos1, Kind::RedisPubsub, Kind::Webhook];
+    let kinds = [Kind::Nats, Kind::MqttQos1, Kind::RedisPubsub, Kind::WebhookOneRoom];
+    let mut dearest = 0.0_f64;
+    for kind in kinds {
+        let alone = one(kind, kind.name(), messages, None, Program::Relay).await;
+        dearest = dearest.max(cpu_of(&alone));
+    }
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), source()).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut destinations = Vec::new();
@@ -309,6 +394,8 @@ async fn four(messages: u64) {
         print(&Row { case, program: "relay", sent: messages, sum, took, cpu, idle, peak, start });
         destination.stop();
     }
+    let ratio = cpu.as_secs_f64() / messages as f64 / dearest;
+    println!("{:<22} of the dearest alone: cpu {ratio:.2}", "");
     sim.stop().await;
 }
 
@@ -344,6 +431,9 @@ async fn subscriptions() {
         process.cpu().as_secs_f64(),
         process.memory().1 as f64 / f64::from(1 << 20),
     );
+    // Answers of the sessions are in; what is left is what an hour of rest costs.
+    sleep(Duration::from_secs(5)).await;
+    wear::rest("subscriptions at rest", &process, Duration::from_secs(30)).await;
     let (before, began) = (process.cpu(), Instant::now());
     sim.end(None, End::Reset);
     while subscribed(&sim) >= all {

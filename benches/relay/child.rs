@@ -31,6 +31,16 @@ impl Process {
         Self::start(command, beside)
     }
 
+    /// Another program that does the relay's work: a command of the shell, which finds in its environment
+    /// what it needs (`ASTRO_URL`, `ASTRO_API_URL`, `TOPIC`, `ROOMS`, `KIND`, `DESTINATION`).
+    pub fn peer(command: &str, environment: &[(&str, String)], beside: &Path) -> Self {
+        let mut shell = Command::new("sh");
+        // In place of the shell, so that its processor time is the program's own.
+        shell.arg("-c").arg(format!("exec {command}"));
+        shell.envs(environment.iter().map(|(name, value)| (name, value)));
+        Self::start(shell, beside)
+    }
+
     fn start(mut command: Command, beside: &Path) -> Self {
         let log = std::fs::File::create(beside.with_extension("log")).unwrap();
         let started = Instant::now();
@@ -59,6 +69,23 @@ impl Process {
             text.split_whitespace().next()?.parse::<u64>().ok()
         });
         Duration::from_nanos(nanos.sum())
+    }
+
+    /// Bytes that it had written to disks so far (`write_bytes` of proc(5)), and how often it went to sleep
+    /// of its own accord, all threads together: each of these times something woke it.
+    pub fn wear(&self) -> (u64, u64) {
+        let field = |text: &str, name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        };
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.child.id()));
+        let written = field(&io.unwrap_or_default(), "write_bytes:").expect("/proc/PID/io");
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let sleeps = tasks.into_iter().flatten().flatten().filter_map(|task| {
+            let text = std::fs::read_to_string(task.path().join("status")).ok()?;
+            field(&text, "voluntary_ctxt_switches:")
+        });
+        (written, sleeps.sum())
     }
 
     /// Resident memory now, and at its peak, in bytes.

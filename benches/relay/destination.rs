@@ -1,6 +1,6 @@
 //! The destinations: a real broker each, and a consumer that counts.
 
-use std::{fmt::Write as _, net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
 use futures_util::StreamExt;
 use rumqttc_v5::{AsyncClient, Broker, Event, Incoming, MqttOptions, QoS};
@@ -32,6 +32,8 @@ pub enum Kind {
     JetStream,
     MqttQos0,
     MqttQos1,
+    /// The same with a broker that is told to send small segments at once.
+    MqttQos1Nodelay,
     RedisPubsub,
     RedisStream,
     Webhook,
@@ -39,11 +41,12 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Nats,
         Self::JetStream,
         Self::MqttQos0,
         Self::MqttQos1,
+        Self::MqttQos1Nodelay,
         Self::RedisPubsub,
         Self::RedisStream,
         Self::Webhook,
@@ -56,6 +59,7 @@ impl Kind {
             Self::JetStream => "jetstream",
             Self::MqttQos0 => "mqtt-qos0",
             Self::MqttQos1 => "mqtt-qos1",
+            Self::MqttQos1Nodelay => "mqtt-qos1-nodelay",
             Self::RedisPubsub => "redis-pubsub",
             Self::RedisStream => "redis-stream",
             Self::Webhook => "webhook",
@@ -80,7 +84,9 @@ impl Kind {
             Self::MqttQos0 => {
                 json!({ "type": "mqtt", "url": format!("mqtt://{address}"), "qos": 0 })
             }
-            Self::MqttQos1 => json!({ "type": "mqtt", "url": format!("mqtt://{address}") }),
+            Self::MqttQos1 | Self::MqttQos1Nodelay => {
+                json!({ "type": "mqtt", "url": format!("mqtt://{address}") })
+            }
             Self::RedisPubsub => json!({ "type": "redis", "url": format!("redis://{address}") }),
             Self::RedisStream => json!({
                 "type": "redis", "url": format!("redis://{address}"), "mode": "stream",
@@ -125,22 +131,22 @@ async fn server(kind: Kind, port: u16, dir: &Path) -> Option<Server> {
             std::fs::write(&config, text).unwrap();
             ("nats-server", vec!["-c".to_owned(), config.display().to_string()])
         }
-        Kind::MqttQos0 | Kind::MqttQos1 => {
+        Kind::MqttQos0 | Kind::MqttQos1 | Kind::MqttQos1Nodelay => {
             let config = dir.join("mosquitto.conf");
-            let mut text = format!("listener {port} 127.0.0.1\nallow_anonymous true\n");
-            writeln!(
-                text,
-                "set_tcp_nodelay true\nmax_queued_messages 0\nmax_inflight_messages 1000"
-            )
-            .unwrap();
+            // As it is installed, but for the port. The counting consumer must lose nothing of what the
+            // broker took: the queue towards it has no bound, which no publisher notices.
+            let mut text =
+                format!("listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n");
+            if kind == Kind::MqttQos1Nodelay {
+                text.push_str("set_tcp_nodelay true\n");
+            }
             std::fs::write(&config, text).unwrap();
             ("mosquitto", vec!["-c".to_owned(), config.display().to_string()])
         }
         Kind::RedisPubsub | Kind::RedisStream => {
             let dir = dir.display().to_string();
-            let flags = ["--port", &port.to_string(), "--save", "", "--dir", &dir]
-                .map(ToOwned::to_owned)
-                .to_vec();
+            let flags =
+                ["--port", &port.to_string(), "--dir", &dir].map(ToOwned::to_owned).to_vec();
             ("redis-server", flags)
         }
         Kind::Webhook | Kind::WebhookOneRoom => return None,
@@ -166,7 +172,7 @@ async fn consume(kind: Kind, address: SocketAddr, tally: Tally, consumers: &mut 
                 }
             });
         }
-        Kind::MqttQos0 | Kind::MqttQos1 => {
+        Kind::MqttQos0 | Kind::MqttQos1 | Kind::MqttQos1Nodelay => {
             let broker = Broker::tcp(address.ip().to_string(), address.port());
             let mut options = MqttOptions::new("counter", broker);
             options.set_keep_alive(60);
@@ -236,11 +242,24 @@ async fn read_stream(mut connection: redis::aio::MultiplexedConnection, tally: T
 async fn receive(listener: TcpListener, tally: Tally) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        connections.spawn(answer(stream, tally.clone()));
+        connections.spawn(answer(stream, tally.clone(), Duration::ZERO));
     }
 }
 
-async fn answer(mut stream: TcpStream, tally: Tally) {
+/// A receiver that answers each request after a fifth of a second.
+pub async fn slow_receiver(receivers: &mut JoinSet<()>) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    receivers.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(answer(stream, Tally::of(1), Duration::from_millis(200)));
+        }
+    });
+    address
+}
+
+async fn answer(mut stream: TcpStream, tally: Tally, delay: Duration) {
     stream.set_nodelay(true).unwrap();
     let mut buffer = Vec::with_capacity(1 << 16);
     loop {
@@ -250,6 +269,9 @@ async fn answer(mut stream: TcpStream, tally: Tally) {
             }
             tally.take([&buffer[head..head + length]]);
             buffer.drain(..head + length);
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
             if stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.is_err() {
                 return;
             }

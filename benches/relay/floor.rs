@@ -21,7 +21,7 @@ pub fn run(arguments: &[String]) {
         match kind.as_str() {
             "nats" => nats(source, broker).await,
             "mqtt-qos0" => mqtt(source, broker, QoS::AtMostOnce).await,
-            "mqtt-qos1" => mqtt(source, broker, QoS::AtLeastOnce).await,
+            "mqtt-qos1" | "mqtt-qos1-nodelay" => mqtt(source, broker, QoS::AtLeastOnce).await,
             "redis-pubsub" => redis(source, broker).await,
             other => panic!("there is no floor for {other}"),
         }

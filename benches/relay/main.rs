@@ -1,8 +1,12 @@
 //! The relay against real brokers, beside the thinnest program that could do the same (the floor).
 //!
-//! `cargo bench --bench relay [-- [--messages N] [CASE…]]`: the simulated Astro is the source, the built
+//! `cargo bench --bench relay [-- [--messages N] [--pairs N] [--peer COMMAND] [CASE…]]`: the simulated Astro is the source, the built
 //! relay (or the floor) a child process, and a counting consumer listens on a real broker; all in one
 //! run on one machine, so that the columns can be compared with one another and with nothing else.
+//!
+//! Brokers run as they are installed; what is tuned has a row of its own, and says so in its name.
+//! `--peer` adds another program to each case: a command of the shell that connects to `$ASTRO_URL`,
+//! subscribes `$TOPIC` in `$ROOMS`, and sends each message to `$DESTINATION` in the manner of `$KIND`.
 //!
 //! The one thing to know: `cpu` is the processor time of the child alone, for one message.
 #![expect(
@@ -23,6 +27,7 @@ mod child;
 mod destination;
 mod floor;
 mod tally;
+mod wear;
 
 /// The servers that the tests start, too.
 #[path = "../../tests/it/support"]
@@ -45,6 +50,8 @@ fn main() {
     while let Some(argument) = rest.next() {
         match argument.as_str() {
             "--messages" => plan.messages = rest.next().unwrap().parse().unwrap(),
+            "--pairs" => plan.pairs = rest.next().unwrap().parse().unwrap(),
+            "--peer" => plan.peer = Some(rest.next().unwrap()),
             case => plan.cases.push(case.to_owned()),
         }
     }

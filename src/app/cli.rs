@@ -206,7 +206,7 @@ impl From<RelayError> for Failed {
 pub(crate) type Done = Result<(), Failed>;
 
 /// How long blocking work may take to end when the command has.
-const GOODBYE: std::time::Duration = std::time::Duration::from_secs(1);
+const AT_EXIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Runs the command that the command line names.
 pub fn main() -> ExitCode {
@@ -221,7 +221,7 @@ pub fn main() -> ExitCode {
         }
     };
     let done = execute(cli.command);
-    log::flush(GOODBYE);
+    log::flush(AT_EXIT);
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed { text, code: 0 }) if text.is_empty() => ExitCode::SUCCESS,
@@ -354,7 +354,7 @@ pub(crate) fn on_runtime<T>(
         .map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
     let outcome = runtime.block_on(work);
     // A reader of standard output that has stalled must not hold up the end.
-    runtime.shutdown_timeout(GOODBYE);
+    runtime.shutdown_timeout(AT_EXIT);
     outcome
 }
 

@@ -300,10 +300,10 @@ fn add_sessions(
 }
 
 fn add_health(supervisor: &mut Supervisor, services: &Services, status: &Arc<RelayStatus>) {
-    let Services { journal, store: board, .. } = services.clone();
+    let Services { journal, store, .. } = services.clone();
     let status = Arc::clone(status);
     let make =
-        move || HealthReporter::new(Arc::clone(&status), journal.clone(), Arc::clone(&board));
+        move || HealthReporter::new(Arc::clone(&status), journal.clone(), Arc::clone(&store));
     // What it knows at once must be in the store before a publisher reads it.
     let first = make();
     let make = move || Ok::<_, std::convert::Infallible>(make());

@@ -16,7 +16,7 @@ use tokio_tungstenite::{
 };
 use url::Url;
 
-use super::way::Way;
+use super::proxied::Proxied;
 use crate::{
     base::{
         fault,
@@ -97,7 +97,7 @@ pub struct Dialer {
     port: u16,
     secure: bool,
     ca_file: Option<PathBuf>,
-    way: Way,
+    proxied: Proxied,
     deadline: Duration,
     websocket: WebSocketConfig,
 }
@@ -123,7 +123,7 @@ impl Dialer {
             port,
             secure,
             ca_file: astro.ca_file.clone(),
-            way: Way::new(astro),
+            proxied: Proxied::new(astro),
             deadline: astro.connect_timeout.0,
             websocket,
         })
@@ -152,7 +152,7 @@ impl Dialer {
         };
         let config = self.within("certificate authorities", files).await?;
         let config = config.map_err(|error| failed("TLS", &error))?;
-        let proxy = self.way.proxy(&self.url);
+        let proxy = self.proxied.proxy(&self.url);
         let proxy = proxy.await.map_err(|text| DialError::Failed { stage: PROXY, text })?;
         let stream: Box<dyn Transport> = match proxy {
             None => self.tcp().await?,

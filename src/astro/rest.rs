@@ -20,7 +20,7 @@ use serde_json::{Map, Value, value::RawValue};
 use url::Url;
 
 use self::call::Call;
-use super::way::Way;
+use super::proxied::Proxied;
 use crate::{
     base::{
         clock::{self, UnixMillis},
@@ -144,7 +144,7 @@ pub struct Rest {
     /// The client of the last call.
     client: Arc<Mutex<Option<Made>>>,
     astro: Astro,
-    way: Way,
+    proxied: Proxied,
     base: String,
     deadline: Duration,
 }
@@ -178,7 +178,7 @@ impl Rest {
         Ok(Self {
             client: Arc::default(),
             astro: config.clone(),
-            way: Way::new(config),
+            proxied: Proxied::new(config),
             base: config.api_url.trim_end_matches('/').to_owned(),
             deadline: REQUEST,
         })
@@ -193,7 +193,8 @@ impl Rest {
         }
         let tls = tls::client_config(ca_file, None, None).await;
         let tls = tls.map_err(|error| RestError::Client(error.into()))?;
-        let proxy = self.way.proxy(&base).await.map_err(|text| RestError::Client(text.into()))?;
+        let proxy =
+            self.proxied.proxy(&base).await.map_err(|text| RestError::Client(text.into()))?;
         let proxy = proxy.map(|proxy| proxy.url().clone());
         let mut made = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         let known =

@@ -6,7 +6,7 @@
 //! deeper than [`NESTING`] become `null`. Of a name that stands in one object twice the last value counts.
 //! Nothing that reads event data or an answer may be stricter than this.
 //!
-//! [`Json`] is a value that is kept as its text, shared by all who hold it. What a session, the board and
+//! [`Json`] is a value that is kept as its text, shared by all who hold it. What a session, the state store and
 //! a change of either know is the same text, once in memory: a tree of it would take some ten times the
 //! memory, and be made again for each of them. It is read where somebody looks inside, which is where it
 //! has changed. Two of them are equal where their texts are: `5` and `5.0` are the same value to

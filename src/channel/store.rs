@@ -177,7 +177,7 @@ pub fn word(online: bool) -> Json {
     Json::from(&Value::from(if online { "online" } else { "offline" }))
 }
 
-/// The relay's own status where it is no more than that: in a last will, and in a farewell.
+/// The relay's own status where it is no more than that: in a last will, and in the last message of a stop.
 pub fn offline(reason: &str) -> Json {
     Json::from(&json!({ "status": "offline", "reason": reason }))
 }

@@ -50,7 +50,7 @@ const HOLD: Duration = Duration::from_mins(1);
 const PROVEN: Duration = Duration::from_secs(10);
 
 /// At a stop, the last answers may take so long.
-const FAREWELL: Duration = Duration::from_secs(2);
+const DISCONNECT: Duration = Duration::from_secs(2);
 
 /// How often it is noted that somebody reads.
 const ATTENTION: Duration = Duration::from_secs(1);
@@ -97,7 +97,7 @@ impl CommandListener for MqttListener {
             () = stop.cancelled() => {}
             () = self.listen(&submitter, &mut replies, health) => {}
         }
-        if timeout(FAREWELL, self.take_leave(&mut replies)).await.is_err() {
+        if timeout(DISCONNECT, self.disconnect(&mut replies)).await.is_err() {
             warn!("the last answers to commands could not be sent in time");
         }
     }
@@ -177,7 +177,7 @@ impl MqttListener {
     }
 
     /// Sends the answers that there are, and disconnects.
-    async fn take_leave(&mut self, replies: &mut Replies) {
+    async fn disconnect(&mut self, replies: &mut Replies) {
         let Some(connection) = &mut self.connection else { return };
         let qos = connection.qos(1);
         loop {

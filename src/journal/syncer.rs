@@ -45,10 +45,14 @@ impl Syncing {
         let mut progress = self.lock();
         progress.written = written.unwrap_or(progress.written);
         progress.commits += 1;
+        if progress.commits == progress.synced + 1 {
+            self.changed.notify_all();
+        }
     }
 
     pub(super) fn move_log(&self) {
         self.lock().move_log = true;
+        self.changed.notify_all();
     }
 
     pub(super) fn has_failed(&self) -> bool {
@@ -68,11 +72,21 @@ impl Syncing {
         self.changed.notify_all();
     }
 
-    /// Waits out the interval, and answers how things are; `None` at the end.
-    fn next(&self, interval: Duration) -> Option<SyncProgress> {
+    /// Sleeps until there is something to do, waits out the interval, and answers how things are; `None` at
+    /// the end. `syncs`: commits are synced on the interval.
+    fn next(&self, interval: Duration, syncs: bool) -> Option<SyncProgress> {
+        let rests = |progress: &mut SyncProgress| {
+            let unsynced = syncs && !progress.failed && progress.commits > progress.synced;
+            !(progress.stop || progress.move_log || unsynced)
+        };
+        let work = self.changed.wait_while(self.lock(), rests);
         let (mut progress, _) = self
             .changed
-            .wait_timeout_while(self.lock(), interval, |progress| !progress.stop)
+            .wait_timeout_while(
+                work.unwrap_or_else(PoisonError::into_inner),
+                interval,
+                |progress| !progress.stop,
+            )
             .unwrap_or_else(PoisonError::into_inner);
         let now = *progress;
         progress.move_log = false;
@@ -104,12 +118,13 @@ pub(super) fn run(shared: &Shared, syncing: &Syncing) {
         Sync::Every(interval) => interval,
         Sync::Always | Sync::Never => INTERVAL,
     };
-    while let Some(now) = syncing.next(interval) {
+    let syncs = matches!(shared.sync, Sync::Every(_));
+    while let Some(now) = syncing.next(interval, syncs) {
         // There is nothing to sync until the file was reopened.
         if now.failed {
             continue;
         }
-        if matches!(shared.sync, Sync::Every(_)) && now.commits > now.synced {
+        if syncs && now.commits > now.synced {
             // SQLite's locks are on the database and the shared memory, never on the log: opening
             // and closing the log disturbs none of them.
             match File::open(directory::wal(&dir)).and_then(|wal| wal.sync_data()) {

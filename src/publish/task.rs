@@ -1,4 +1,4 @@
-//! The task that publishes the state of one sink: connects, publishes what differs, and says goodbye.
+//! The task that publishes the state of one sink: connects, publishes what differs, and publishes at the end that it is offline.
 //!
 //! What is to be published is [`published_state`](super::published_state)'s business, and how the publisher's. This is the
 //! loop between them, with its waits: after a lost connection, and while the destination refuses. A
@@ -32,8 +32,8 @@ const HOLD: Duration = Duration::from_mins(1);
 /// A connection that has stood for so long has worked.
 const PROVEN: Duration = Duration::from_secs(10);
 
-/// At a stop, the goodbye may take so long.
-const GOODBYE: Duration = Duration::from_secs(2);
+/// At a stop, the last messages may take so long.
+const LAST_MESSAGES: Duration = Duration::from_secs(2);
 
 /// How often the same complaint is repeated in the log.
 const COMPLAIN: Duration = Duration::from_mins(1);
@@ -105,8 +105,8 @@ impl Publishing {
             () = stop.cancelled() => {}
             () = work => {}
         }
-        let end = Instant::now() + self.deadline.min(GOODBYE);
-        self.say_goodbye(end).await;
+        let end = Instant::now() + self.deadline.min(LAST_MESSAGES);
+        self.publish_end(end).await;
         if timeout_at(end, self.publisher.close()).await.is_err() {
             debug!(sink = %self.name, "the connection of the state was not closed in time");
         }
@@ -249,7 +249,7 @@ impl Publishing {
     }
 
     /// Publishes that the relay goes.
-    async fn say_goodbye(&mut self, end: Instant) {
+    async fn publish_end(&mut self, end: Instant) {
         let parts = self.state.offline_parts();
         if parts.is_empty() {
             return;

@@ -54,7 +54,6 @@ pub(super) const KIND: Kind = Kind {
     session: true,
     secrets: &["password"],
     schema: || schema_for!(Settings),
-    keeps: true,
     open,
     validate: Some(together::validate),
     probe: Some(probe::probe),
@@ -63,8 +62,8 @@ pub(super) const KIND: Kind = Kind {
 /// Bytes of a topic that a reason shows.
 const TOPIC_SHOWN: usize = 200;
 
-/// The farewell may take so long beyond the time that events were given.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// The DISCONNECT may take so long beyond the time that events were given.
+const DISCONNECT: Duration = Duration::from_secs(1);
 
 struct Mqtt {
     settings: Settings,
@@ -169,9 +168,9 @@ impl Sink for Mqtt {
         }
         if let Some(connection) = self.connection.take() {
             let leave = leave(connection, self.availability.as_ref(), self.settings.qos);
-            let left = timeout_at(until + FAREWELL, leave).await;
+            let left = timeout_at(until + DISCONNECT, leave).await;
             if !matches!(left, Ok(Ok(()))) {
-                tracing::debug!("the connection to the broker ended without a farewell");
+                tracing::debug!("the connection to the broker ended without a DISCONNECT");
             }
         }
         self.flight.events.accepted()

@@ -64,7 +64,6 @@ pub(super) const KIND: Kind = Kind {
     session: true,
     secrets: &["password", "token", "nkey_seed", "credentials"],
     schema: || schema_for!(Settings),
-    keeps: true,
     open,
     validate: Some(|sinks| super::together::same_state(sinks, &["url", "urls", "state_bucket"])),
     probe: Some(probe::probe),

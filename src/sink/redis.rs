@@ -51,7 +51,6 @@ pub(super) const KIND: Kind = Kind {
     session: true,
     secrets: &["password", "sentinel_password"],
     schema: || schema_for!(Settings),
-    keeps: true,
     open,
     validate: Some(|sinks| super::together::same_state(sinks, &["url", "urls", "state_key"])),
     probe: Some(probe::probe),

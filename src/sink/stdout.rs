@@ -40,7 +40,6 @@ pub(super) const KIND: Kind = Kind {
     session: true,
     secrets: &[],
     schema: || schema_for!(Settings),
-    keeps: false,
     open,
     validate: None,
     probe: None,

@@ -64,7 +64,6 @@ pub(super) const KIND: Kind = Kind {
     session: false,
     secrets: &["url", "secret", "previous_secret", "bearer_token"],
     schema: || schema_for!(Settings),
-    keeps: false,
     open,
     validate: None,
     probe: Some(probe),

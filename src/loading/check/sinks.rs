@@ -20,6 +20,7 @@ use crate::{
     },
     delivery::route::{Pattern, PatternError, Route},
     loading::shape::Shape,
+    publish,
     sink::{self, Opening},
 };
 
@@ -80,9 +81,9 @@ fn shared(found: &mut Findings, name: &str, sink: &SinkConfig, known: &BTreeSet<
     }
     payload(found, name, &sink.payload);
     address(found, name, sink);
-    if sink.state && sink::kind(&sink.kind).is_some_and(|kind| !kind.keeps) {
-        let able: Vec<_> = sink::KINDS.iter().filter(|kind| kind.keeps).collect();
-        let able: Vec<_> = able.into_iter().map(|kind| kind.name).collect();
+    let known_kind = sink::kind(&sink.kind).is_some();
+    if sink.state && known_kind && publish::kind(&sink.kind).is_none() {
+        let able: Vec<_> = publish::KINDS.iter().map(|kind| kind.name).collect();
         let message = format!("{} cannot hold state; these can: {}", sink.kind, able.join(", "));
         found.error(&at("state"), message);
     }

@@ -9,7 +9,7 @@ use super::super::lost::{Lost, Verdict};
 /// Name, TCP, TLS and the broker's CONNACK together.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Requests beside the window that fit into the client's channel: subscriptions and the farewell.
+/// Requests beside the window that fit into the client's channel: subscriptions and the DISCONNECT.
 pub(super) const SPARE_REQUESTS: usize = 16;
 
 /// Bytes of payload on their way at once, as far as they are more than one publication.
@@ -89,7 +89,7 @@ pub(crate) enum Event {
     Subscribed { refused: usize },
     /// The broker has answered an unsubscription; all that was written before it has been read.
     Unsubscribed,
-    /// The farewell was written, all is answered.
+    /// The DISCONNECT was written, all is answered.
     Disconnected,
     /// Nothing that matters.
     Other,

@@ -20,18 +20,18 @@ const KEY: &str = "astro.proxy";
 
 /// The way to Astro's servers.
 #[derive(Clone)]
-pub(super) struct Way {
+pub(super) struct Proxied {
     configured: Option<SecretRef>,
     environment: Environment,
 }
 
-impl std::fmt::Debug for Way {
+impl std::fmt::Debug for Proxied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Way")
+        f.write_str("Proxied")
     }
 }
 
-impl Way {
+impl Proxied {
     pub(super) fn new(astro: &Astro) -> Self {
         let configured = astro.proxy.clone();
         Self { configured, environment: Environment::new(&environment()) }
