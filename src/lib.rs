@@ -82,7 +82,7 @@
 //! | an error code of Astro | `astro/session/commands.rs` (`on_response`); its case in `astro/session/tests.rs` (`each_error_has_its_consequence`); the simulated Astro sends it: `sim/src/faults.rs` |
 //! | another rule of the protocol | [`astro::session`]; a field of a frame: [`astro::wire`]; a topic: [`astro::topics`] |
 //! | a new kind of sink | its file under `sink/`, its `mod` in `sink.rs` and its row in [`sink::KINDS`]. Tests and documents want it, too, and fail until they have it: `tests/it/conformance.rs` with a file under `conformance/`, `tests/it/cli_send_test.rs`, `config/astro-relay.toml`, the snapshots of `loading/load/` that list the kinds |
-//! | its state, its commands | a file under `publish/`, a row in [`publish::KINDS`] and `keeps: true` in its row of [`sink::KINDS`]; a file under `command/` and a row in [`command::LISTENERS`] |
+//! | its state, its commands | a file under `publish/`, a row in [`publish::KINDS`]; a file under `command/` and a row in [`command::LISTENERS`] |
 //! | when a cursor moves | `delivery/outcome.rs` decides, `delivery/reader.rs` (`advance`) moves it |
 //! | where a cursor is saved | `journal/memory.rs` (`begin_write`) hands it to the thread of `journal/writer.rs`, `journal/store.rs` (`write`) and `journal/store/numbers.rs` (`set_cursor`) write it |
 //! | what a failure of a destination leads to | the kind makes it a [`sink::Cause`] (`sink/webhook/answer.rs`, `sink/mqtt/lost.rs`, `sink/redis/answer.rs`, `sink/nats/refusal.rs`), then `delivery/outcome.rs` and `delivery/waiting.rs` |

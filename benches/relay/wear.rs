@@ -14,7 +14,7 @@ use super::{
 };
 
 /// How long each row is watched.
-const WATCHED: Duration = Duration::from_secs(60);
+const WATCHED: Duration = Duration::from_mins(1);
 
 const DAY: f64 = 86_400.0;
 

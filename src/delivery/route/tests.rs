@@ -26,7 +26,6 @@ const KIND: Kind = Kind {
     session: true,
     secrets: &[],
     schema: || schemars::schema_for!(()),
-    keeps: true,
     open: no_sink,
     validate: None,
     probe: None,
