@@ -6,5 +6,6 @@ pub mod dial;
 mod proxied;
 pub mod rest;
 pub mod session;
+pub mod token;
 pub mod topics;
 pub mod wire;

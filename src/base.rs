@@ -12,6 +12,7 @@ pub mod log;
 pub mod metrics;
 pub mod nearest;
 pub mod proxy;
+pub mod replace;
 pub mod supervisor;
 pub mod systemd;
 pub mod tcp;

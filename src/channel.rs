@@ -7,3 +7,5 @@ pub mod refresh;
 pub mod sessions;
 pub mod state;
 pub mod store;
+pub mod token_status;
+pub mod tokens;

@@ -133,8 +133,26 @@ pub struct Channel {
     /// What kind of token it is; sent as it stands here.
     #[serde(default)]
     pub token_type: TokenType,
+    /// The OAuth2 client that the token was given to. With `client_secret` and `refresh_token` the relay
+    /// refreshes the token ahead of its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<String>,
+    /// The secret of that client; also `client_secret_file`, `client_secret_env`,
+    /// `client_secret_credential`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_secret: Option<SecretRef>,
+    /// What the token is refreshed with: `refresh_token_file`, for each refresh replaces it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_token: Option<SecretRef>,
     /// The topics to subscribe.
     pub topics: Vec<String>,
+}
+
+impl Channel {
+    /// Whether its token is refreshed.
+    pub fn is_refreshed(&self) -> bool {
+        self.client_id.is_some() && self.client_secret.is_some() && self.refresh_token.is_some()
+    }
 }
 
 /// Kinds of token. Astro's documents say `oauth` in one revision and `oauth2` in another: the word
@@ -167,6 +185,11 @@ pub enum TokenType {
 }
 
 impl TokenType {
+    /// Whether it is an access token of OAuth2, under whichever word.
+    pub fn is_oauth(self) -> bool {
+        matches!(self, Self::Oauth2 | Self::Oauth)
+    }
+
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -27,7 +27,7 @@ use tracing::warn;
 pub use self::{
     activities::{LATE, TOPIC as ACTIVITIES},
     gaps::Away,
-    targets::{Account, Targets},
+    targets::{Account, RefreshSettings, Targets},
 };
 use self::{hub::Hub, intake::Intake, pool::Pool, table::Table};
 use crate::{

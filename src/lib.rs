@@ -91,6 +91,7 @@
 //! | a new command of the program | a file under `app/cli/` and its line in `app/cli.rs` |
 //! | a key of the configuration | [`config`] (a sink's own: its `Settings`), with a comment in `config/astro-relay.toml`; a rule about it: `loading/check/` |
 //! | why the relay is not ready (`/readyz`, page, `status`) | `http/relay_status.rs` collects; of a sink: `delivery/status.rs`; of any other task: `delivery/health.rs` (`TaskHealth`) |
+//! | a kind of token, its refresh | its scheme: `astro/rest/call.rs`; the OAuth2 server: `astro/rest/oauth.rs`; the task: `channel/tokens.rs` |
 //! | a metric | [`base::metrics`] |
 //! | a part that waits for certain events | [`journal::Journal::follow`] |
 

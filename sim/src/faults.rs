@@ -161,6 +161,8 @@ pub enum RestFault {
         /// Whether the error body lacks its opening brace, as the documentation shows it once.
         broken_body: bool,
     },
+    /// It is answered with 200 and this body; nothing is done.
+    Body(String),
     /// It is answered late.
     Delay(Duration),
     /// It is never answered.

@@ -227,7 +227,7 @@ async fn is_http(stream: &TcpStream) -> Option<bool> {
 
 /// Whether a request that begins like this is for the HTTP side; `None`: too short to tell.
 fn for_http(first: &[u8]) -> Option<bool> {
-    const OURS: [&[u8]; 2] = [b"GET /kappa/", b"GET /control/"];
+    const OURS: [&[u8]; 3] = [b"GET /kappa/", b"GET /control/", b"GET /oauth2/"];
     const GET: &[u8] = b"GET ";
     if OURS.iter().any(|prefix| first.starts_with(prefix)) {
         return Some(true);
@@ -260,6 +260,7 @@ mod tests {
             ("GET /?reconnect_", Some(false)),
             ("GET /control/sta", Some(true)),
             ("GET /kappa/v2/se", Some(true)),
+            ("GET /oauth2/vali", Some(true)),
             ("PUT /kappa/v2/se", Some(true)),
             ("POST /control/pu", Some(true)),
         ] {

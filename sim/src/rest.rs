@@ -1,5 +1,5 @@
 //! The REST API, `/kappa/v2/…` (sessions, activities, tips, redemptions), the refresh of OAuth2 tokens,
-//! `/oauth2/token`, and their faults.
+//! `/oauth2/token`, what one is good for, `/oauth2/validate`, and their faults.
 //!
 //! Where the documentation shows no answer (updates, `top`), the answer here is a guess: a client
 //! should look at nothing but the status there.
@@ -18,6 +18,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 use url::form_urlencoded;
 
 use crate::clock::{self, UnixMillis};
@@ -50,6 +51,7 @@ pub(crate) fn routes(world: &Arc<World>) -> Router {
         .with_state(Arc::clone(world));
     let tokens = Router::new()
         .route("/oauth2/token", post(refresh))
+        .route("/oauth2/validate", get(validate))
         .layer(middleware::from_fn_with_state(Arc::clone(world), fail))
         .with_state(Arc::clone(world));
     Router::new().nest("/kappa/v2", sessions).merge(tokens)
@@ -86,6 +88,7 @@ async fn fail(
             }
             response
         }
+        Some(RestFault::Body(body)) => body.into_response(),
         Some(RestFault::Delay(delay)) => {
             tokio::time::sleep(delay).await;
             next.run(request).await
@@ -184,6 +187,21 @@ async fn refresh(State(world): State<Arc<World>>, body: String) -> Response {
         Ok(refreshed) => Json(refreshed).into_response(),
         Err(code @ "invalid_client") => refused(StatusCode::UNAUTHORIZED, code),
         Err(code) => refused(StatusCode::BAD_REQUEST, code),
+    }
+}
+
+/// What a token is good for. No document has this call; public clients make it.
+async fn validate(State(world): State<Arc<World>>, headers: HeaderMap) -> Response {
+    let given = authorization(&headers).filter(|(scheme, _)| scheme.eq_ignore_ascii_case("OAuth"));
+    match given.map(|(_, token)| world.token(token)) {
+        Some(Ok(Some(token))) if token.is_oauth() => {
+            let left =
+                token.expires.map(|at| at.saturating_duration_since(Instant::now()).as_secs());
+            document(&json!({
+                "channel_id": token.rooms.first(), "expires_in": left, "scopes": token.scopes,
+            }))
+        }
+        _ => error(StatusCode::UNAUTHORIZED, "invalid token", false),
     }
 }
 

@@ -25,6 +25,7 @@ use crate::{
         backfill::Backfill,
         keeper::{SessionKeeper, Stores, Times},
         refresh::refreshes,
+        tokens::TokenKeeper,
     },
     command::{
         self,
@@ -131,6 +132,7 @@ impl Relay {
         add_gateway(&mut supervisor, &config, &status, &intake, wanted.clone(), away)?;
         add_backfill(&mut supervisor, &config, &intake, wanted.clone())?;
         add_sessions(&mut supervisor, &config, &services, &status, wanted, queued)?;
+        add_tokens(&mut supervisor, &config, &status, &targets)?;
         add_health(&mut supervisor, &services, &status);
         add_journal_health(&mut supervisor, &services);
         for (name, sink) in &config.sinks {
@@ -296,6 +298,24 @@ fn add_sessions(
     };
     let factory = made_ahead(make()?, make, |keeper, stop| Box::pin(keeper.run(stop)));
     supervisor.add("sessions", Stage::Intake, factory);
+    Ok(())
+}
+
+/// What refreshes tokens, and knows whose they are.
+fn add_tokens(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    status: &RelayStatus,
+    targets: &watch::Sender<Targets>,
+) -> Result<(), RelayError> {
+    let (rest, targets) = (Rest::new(&config.astro)?, targets.clone());
+    let (table, tokens) = (Arc::clone(&status.gateway), Arc::clone(&status.tokens));
+    let factory: Factory = Box::new(move |stop| {
+        let (table, tokens) = (Arc::clone(&table), Arc::clone(&tokens));
+        let keeper = TokenKeeper::new(rest.clone(), table, tokens, targets.clone());
+        Ok(Box::pin(keeper.run(stop)))
+    });
+    supervisor.add("tokens", Stage::Intake, factory);
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 //! redirect, for that would carry the token elsewhere.
 
 mod call;
+pub mod oauth;
 
 use std::{
     collections::BTreeMap,
@@ -13,13 +14,13 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Client, Method, redirect};
+use reqwest::{Client, Method, header::AUTHORIZATION, redirect};
 use rustls::ClientConfig;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
 use url::Url;
 
-use self::call::Call;
+use self::call::{Call, LARGEST, authorization};
 use super::proxied::Proxied;
 use crate::{
     base::{
@@ -75,6 +76,17 @@ impl RestError {
     /// Whether the credential is at fault: then only another one helps.
     pub fn is_unauthorised(&self) -> bool {
         matches!(self, Self::Refused { status: 401 | 403, .. } | Self::Token | Self::Credential(_))
+    }
+
+    /// Names the scope that was needed where permission was refused.
+    fn needs(self, scope: &str) -> Self {
+        match self {
+            Self::Refused { status: 403, text, retry_after } if !text.contains(scope) => {
+                let text = format!("{text} (the token needs the scope {scope})");
+                Self::Refused { status: 403, text, retry_after }
+            }
+            other => other,
+        }
     }
 
     /// How long the server asked to be left alone.
@@ -170,6 +182,24 @@ pub struct Target<'a> {
     pub channel: &'a str,
     /// The credential.
     pub token: &'a Secret,
+    /// Its kind: each has its scheme.
+    pub token_type: TokenType,
+}
+
+/// What a call is made with: a channel's id, and its token as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub channel: String,
+    pub token: Secret,
+    pub token_type: TokenType,
+}
+
+impl Credentials {
+    /// For a call.
+    pub fn target(&self) -> Target<'_> {
+        let Self { channel, token, token_type } = self;
+        Target { channel, token, token_type: *token_type }
+    }
 }
 
 impl Rest {
@@ -301,8 +331,17 @@ impl Rest {
             address.query_pairs_mut().extend_pairs(query);
         }
         let client = self.client().await?;
-        let request = || client.request(Method::GET, address.clone());
-        let body = Call { target, change: false, deadline: self.deadline }.make(request).await?;
+        let authorization = authorization(target.token, target.token_type)?;
+        let request = || {
+            client
+                .request(Method::GET, address.clone())
+                .header(AUTHORIZATION, authorization.clone())
+        };
+        let secrets = [target.token];
+        let call = self.call(&secrets, false);
+        let body = call.make(request).await.map_err(|error| {
+            if target.token_type == TokenType::Jwt { error } else { error.needs(scope(area, tail)) }
+        })?;
         json::read(&body).map_err(|error| RestError::Unreadable(error.into()))
     }
 
@@ -315,14 +354,20 @@ impl Rest {
     ) -> Result<(), RestError> {
         let address = self.address(target.channel, "sessions", tail)?;
         let client = self.client().await?;
+        let authorization = authorization(target.token, target.token_type)?;
         let request = || {
             let request = client.request(Method::PUT, &address);
+            let request = request.header(AUTHORIZATION, authorization.clone());
             match body {
                 Some(body) => request.json(body),
                 None => request.header("content-length", "0"),
             }
         };
-        Call { target, change: true, deadline: self.deadline }.make(request).await.map(drop)
+        self.call(&[target.token], true).make(request).await.map(drop)
+    }
+
+    fn call<'a>(&self, secrets: &'a [&'a Secret], change: bool) -> Call<'a> {
+        Call { secrets, change, deadline: self.deadline, largest: LARGEST }
     }
 
     fn address(&self, channel: &str, area: &str, tail: &str) -> Result<String, RestError> {
@@ -371,16 +416,25 @@ pub async fn credentials<'a>(
     rooms: impl IntoIterator<Item = &'a str> + Send,
     token: &SecretRef,
     token_type: TokenType,
-) -> Result<(String, Secret), String> {
-    if token_type != TokenType::Jwt {
-        return Err("the REST API takes a token of the type jwt only".into());
-    }
+) -> Result<Credentials, String> {
     let token = token.read_token().await.map_err(|error| error.to_string())?;
     let room = rooms.into_iter().find(|room| is_channel_id(room)).map(str::to_owned);
     let own = || jwt::channel(token.expose()).filter(|channel| is_channel_id(channel));
     let id = room.or_else(own);
-    let id = id.ok_or("the channel's id is not known: set its room, 24 hexadecimal digits")?;
-    Ok((id, token))
+    let channel = id.ok_or("the channel's id is not known: set its room, 24 hexadecimal digits")?;
+    Ok(Credentials { channel, token, token_type })
+}
+
+/// The scope that a token needs to read there (vendor's `OpenAPI`). For changes none is documented: there
+/// the server's own words stand alone.
+fn scope(area: &str, tail: &str) -> &'static str {
+    match (area, tail) {
+        ("activities", _) => "activities:read",
+        ("tips", "/moderation") => "tips:moderation",
+        ("tips", _) => "tips:read",
+        ("store", _) => "store:read",
+        _ => "session:read",
+    }
 }
 
 /// Whether a text is a channel's id as the REST API knows it: 24 hexadecimal digits.

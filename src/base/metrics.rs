@@ -65,6 +65,12 @@ define_metrics! {
         "Time without a connection, by channel"
     describe_counter BACKFILLED "astro_relay_backfilled_total"
         "Activities recovered out of the history, by channel"
+    describe_counter TOKEN_REFRESHES "astro_relay_token_refreshes_total"
+        "Refreshes of OAuth2 tokens, by channel and outcome"
+    describe_gauge TOKEN_EXPIRY "astro_relay_token_expiry_timestamp_seconds" [Seconds]
+        "When a channel's token ends, where that is known"
+    describe_gauge TOKEN_REFRESHED "astro_relay_token_refreshed_timestamp_seconds" [Seconds]
+        "When a channel's OAuth2 token was last refreshed"
     describe_counter STATE_LEFT_OUT "astro_relay_state_left_out_total"
         "Values that were too many or too large for a channel's state, by channel"
     describe_counter DELIVERED "astro_relay_delivered_total"
@@ -120,6 +126,18 @@ pub(crate) fn no_sink(sink: &str) {
     for name in [LAG_EVENTS, LAG_SECONDS, SINK_UP] {
         gauge!(name, "sink" => sink.to_owned()).set(0.0);
     }
+}
+
+/// A channel is no longer configured: nothing is known of its token.
+pub(crate) fn no_token(channel: &str) {
+    for name in [TOKEN_EXPIRY, TOKEN_REFRESHED] {
+        gauge!(name, "channel" => channel.to_owned()).set(f64::NAN);
+    }
+}
+
+/// A token was refreshed, or could not be.
+pub(crate) fn token_refresh(channel: &str, outcome: &'static str) {
+    counter!(TOKEN_REFRESHES, "channel" => channel.to_owned(), "outcome" => outcome).increment(1);
 }
 
 /// Adds to a counter without labels of its own, if there is anything to add.

@@ -37,7 +37,7 @@ use self::{
     recall::Recalled,
 };
 use crate::{
-    astro::rest::{Activity, PAGE, Rest, RestError, Span, Target, credentials},
+    astro::rest::{Activity, Credentials, PAGE, Rest, RestError, Span, Target, credentials},
     base::{
         backoff::Backoff,
         clock::{self, UnixMillis},
@@ -45,7 +45,7 @@ use crate::{
         metrics::{self, BACKFILLED},
         text,
     },
-    config::{Secret, Start},
+    config::Start,
     gateway::{ACTIVITIES, Targets, intake::Intake},
     journal::{Batch, Follower, Journal, StoreError},
 };
@@ -187,11 +187,11 @@ impl Tools {
         let mut backoff = Backoff::new(WAIT.0, WAIT.1);
         let end = Instant::now() + GIVE_UP;
         let outcome = loop {
-            let (id, token) = match credentials_for(&gap, targets).await {
+            let credentials = match credentials_for(&gap, targets).await {
                 Ok(found) => found,
                 Err(why) => break Err(why),
             };
-            let failure = match self.attempt(&gap, &id, &token).await {
+            let failure = match self.attempt(&gap, credentials.target()).await {
                 Ok(found) => break Ok(found),
                 Err(failure) => failure,
             };
@@ -237,7 +237,7 @@ impl Tools {
     }
 
     /// Fetches, and appends what was not received.
-    async fn attempt(&self, gap: &Gap, id: &str, token: &Secret) -> Result<Found, RestError> {
+    async fn attempt(&self, gap: &Gap, target: Target<'_>) -> Result<Found, RestError> {
         let fetch = self.intake.fetch();
         // How far the server's clock is behind ours, or (negative) ahead of it.
         let behind = self.known_activities.lock().await.recall(gap, &self.journal, &fetch).await;
@@ -246,7 +246,6 @@ impl Tools {
         let after = gap.from.saturating_add_signed(-behind - overlap);
         let before = gap.to.saturating_add_signed(-behind + overlap);
         let before = (gap.clock != Clock::Unknown).then_some(before);
-        let target = Target { channel: id, token };
         let (mut activities, complete) = self.history(target, after, before).await?;
         // The pages come newest first, also within one millisecond.
         activities.reverse();
@@ -293,7 +292,7 @@ impl Tools {
 async fn credentials_for(
     gap: &Gap,
     targets: &watch::Receiver<Targets>,
-) -> Result<(String, Secret), String> {
+) -> Result<Credentials, String> {
     let account = targets.borrow().channels.get(&gap.channel).cloned();
     let account = account.ok_or("the channel is no longer configured")?;
     let rooms = [Some(&*gap.room), account.room.as_deref()];

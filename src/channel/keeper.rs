@@ -36,7 +36,7 @@ use super::{
     store::{Section, StateKey, StateStore},
 };
 use crate::{
-    astro::rest::{Rest, RestError, Target, credentials},
+    astro::rest::{Rest, RestError, credentials},
     base::{
         clock,
         event::{self, Event, Seq},
@@ -258,7 +258,7 @@ impl SessionKeeper {
                 let credentials =
                     credentials(room.as_deref(), &account.token, account.token_type).await;
                 let outcome = match credentials {
-                    Ok((id, token)) => rest.elements(Target { channel: &id, token: &token }).await,
+                    Ok(credentials) => rest.elements(credentials.target()).await,
                     Err(why) => Err(RestError::Credential(why)),
                 };
                 Fetched { channel: label, since, waiting, outcome }

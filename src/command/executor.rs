@@ -31,10 +31,9 @@ use super::{
     report,
 };
 use crate::{
-    astro::rest::{Rest, RestError, Target, credentials},
+    astro::rest::{Credentials, Rest, RestError, Target, credentials},
     base::{metrics, supervisor::Factory},
     channel::{refresh::Refreshes, state},
-    config::Secret,
     gateway::{Targets, table::Table},
 };
 
@@ -263,8 +262,8 @@ impl Tools {
             let done = self.refreshes.request(&command.channel).await;
             return done.map_err(|error| Failure::new(ErrorKind::Failed, 502, error));
         }
-        let (id, token) = self.whom(&command.channel).await?;
-        let target = Target { channel: &id, token: &token };
+        let credentials = self.whom(&command.channel).await?;
+        let target = credentials.target();
         let done = match &command.order {
             Order::Set { element, value } => return self.set(target, element, value).await,
             Order::Reset => self.rest.reset(target).await,
@@ -286,7 +285,7 @@ impl Tools {
     }
 
     /// The channel's id and token.
-    async fn whom(&self, channel: &str) -> Result<(String, Secret), Failure> {
+    async fn whom(&self, channel: &str) -> Result<Credentials, Failure> {
         let account = self.targets.borrow().channels.get(channel).cloned();
         let account = account.ok_or_else(|| Failure::bad(404, "there is no such channel"))?;
         let told: Vec<Arc<str>> = self.table.read(|state| {

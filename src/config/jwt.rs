@@ -34,7 +34,8 @@ pub fn is_one(token: &str) -> bool {
     matches!(&*parts, [head, claims, sum] if object(head) && object(claims) && !sum.is_empty())
 }
 
-fn claims(token: &str) -> Option<serde_json::Value> {
+/// What it says of itself, as JSON.
+pub fn claims(token: &str) -> Option<serde_json::Value> {
     let mut parts = token.trim().split('.');
     let (_, payload, _) = (parts.next()?, parts.next()?, parts.next()?);
     if parts.next().is_some() {

@@ -32,7 +32,7 @@ pub(super) struct Hub {
     pub(super) dialer: Dialer,
     pub(super) table: Arc<Table>,
     pub(super) intake: Arc<Intake>,
-    targets: watch::Receiver<Targets>,
+    pub(super) targets: watch::Receiver<Targets>,
     /// A connection would not take a subscription.
     pub(super) overflowed: Notify,
     connections: AtomicU64,

@@ -209,6 +209,7 @@ impl Link {
         let hub = Arc::clone(&self.hub);
         let mut open = Connected::new(current);
         let mut sleeps = clock::sleeps();
+        let mut targets = hub.targets.clone();
         let mut reread = interval(REREAD);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
@@ -232,6 +233,10 @@ impl Link {
                     hub.append(&mut open.left_behind);
                     hub.table.unreadable(self.number, open.current.session.unreadable(Instant::now()));
                     self.reread_tokens(&mut open);
+                    None
+                }
+                Ok(()) = targets.changed() => {
+                    self.renew_tokens(&mut open);
                     None
                 }
                 Ok(()) = sleeps.changed() => self.on_sleep(&mut open),
@@ -407,18 +412,39 @@ impl Link {
 
     /// A refused subscription is asked for at once when its token has changed.
     fn reread_tokens(&self, open: &mut Connected) {
+        if open.tokens.again {
+            return;
+        }
         let subscriptions = open.current.session.subscriptions();
         let refused: HashSet<Arc<str>> = subscriptions
             .filter(|(_, state)| matches!(state, SubscriptionState::Refused(_)))
             .map(|(subscription, _)| Arc::clone(&subscription.channel))
             .collect();
-        if refused.is_empty() || open.tokens.again {
-            return;
+        if !refused.is_empty() {
+            open.tokens.again = true;
+            self.read_again(refused, open);
         }
-        open.tokens.again = true;
+    }
+
+    /// A token may have been refreshed: what is asked for from now on is asked for with the new one.
+    fn renew_tokens(&self, open: &mut Connected) {
+        let is_refreshed = |label: &Arc<str>| {
+            let targets = self.hub.targets.borrow();
+            targets.channels.get(label).is_some_and(|account| account.refresh.is_some())
+        };
+        let subscriptions = open.current.session.subscriptions();
+        let all: HashSet<Arc<str>> =
+            subscriptions.map(|(subscription, _)| Arc::clone(&subscription.channel)).collect();
+        let refreshed: HashSet<_> = all.into_iter().filter(is_refreshed).collect();
+        if !refreshed.is_empty() {
+            self.read_again(refreshed, open);
+        }
+    }
+
+    fn read_again(&self, channels: HashSet<Arc<str>>, open: &mut Connected) {
         let hub = Arc::clone(&self.hub);
         open.tokens.reads.push(Box::pin(async move {
-            let tokens = hub.tokens(refused.iter().map(|channel| &**channel)).await;
+            let tokens = hub.tokens(channels.iter().map(|channel| &**channel)).await;
             // A token that cannot be read now was reported when it was needed.
             let read = tokens.into_iter().filter_map(|(label, token)| Some((label, token.ok()?)));
             Read::Again(read.map(|(label, token)| (label.into(), token)).collect())

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     astro::session::Subscription,
-    config::{Config, SecretRef, TokenType},
+    config::{Channel, Config, SecretRef, TokenType},
 };
 
 #[derive(Debug, Clone, Default)]
@@ -12,6 +12,8 @@ pub struct Targets {
     pub subscriptions: Vec<Arc<Subscription>>,
     /// The credentials of each channel, by label.
     pub channels: HashMap<Arc<str>, Account>,
+    /// Grows when a token was refreshed: connections read it anew then.
+    pub refreshed: u64,
 }
 
 /// In whose name a channel's requests are made.
@@ -21,6 +23,25 @@ pub struct Account {
     pub token_type: TokenType,
     /// The room that is configured, if one is.
     pub room: Option<Arc<str>>,
+    /// With what the token is refreshed, if it is.
+    pub refresh: Option<Arc<RefreshSettings>>,
+}
+
+/// With what an OAuth2 access token is refreshed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefreshSettings {
+    pub client_id: String,
+    pub client_secret: SecretRef,
+    pub refresh_token: SecretRef,
+}
+
+impl RefreshSettings {
+    fn of(channel: &Channel) -> Option<Arc<Self>> {
+        let client_id = channel.client_id.clone()?;
+        let client_secret = channel.client_secret.clone()?;
+        let refresh_token = channel.refresh_token.clone()?;
+        Some(Arc::new(Self { client_id, client_secret, refresh_token }))
+    }
 }
 
 impl Targets {
@@ -38,7 +59,8 @@ impl Targets {
                 }));
             }
             let (token, token_type) = (channel.token.clone(), channel.token_type);
-            targets.channels.insert(label, Account { token, token_type, room });
+            let refresh = RefreshSettings::of(channel);
+            targets.channels.insert(label, Account { token, token_type, room, refresh });
         }
         targets
     }

@@ -19,7 +19,10 @@ use crate::{
         clock::{self, UnixMillis},
         text::excerpt,
     },
-    channel::sessions::{SessionStatus, Sessions},
+    channel::{
+        sessions::{SessionStatus, Sessions},
+        token_status::{ShownToken, Tokens},
+    },
     config::difference::Report,
     delivery::status::{self, Pages, Status},
     gateway::table::{self, ConnectionRow, Slot, SubscriptionRow, Table},
@@ -37,6 +40,7 @@ pub struct RelayStatus {
     pub gateway: Arc<Table>,
     pub sinks: Arc<Status>,
     pub sessions: Arc<Sessions>,
+    pub tokens: Arc<Tokens>,
     configuration: Mutex<Configuration>,
     changes: watch::Sender<u64>,
 }
@@ -89,6 +93,7 @@ impl RelayStatus {
             gateway: self.gateway.snapshot(),
             sinks: self.sinks.pages(),
             sessions: self.sessions.snapshot(),
+            tokens: self.tokens.snapshot(),
             configuration: self.configuration().clone(),
         }
     }
@@ -101,6 +106,7 @@ pub struct Snapshot {
     pub gateway: table::State,
     pub sinks: Pages,
     pub sessions: BTreeMap<String, SessionStatus>,
+    pub tokens: BTreeMap<String, ShownToken>,
     configuration: Configuration,
 }
 
@@ -115,6 +121,8 @@ pub enum Reason<'a> {
     LeftOut(&'a Subscription),
     /// So many have no connection yet.
     NotAsked(usize),
+    /// A channel's token cannot be refreshed.
+    Token(&'a str, &'a str),
     Sink(status::Reason<'a>),
     Unconfigured(&'static str),
 }
@@ -137,6 +145,7 @@ impl fmt::Display for Reason<'_> {
                 write!(f, "subscription {subscription} is left out: max_connections")
             }
             Self::NotAsked(count) => write!(f, "{count} subscriptions are not yet asked for"),
+            Self::Token(label, why) => write!(f, "token of {label} {why}"),
             Self::Sink(reason) => reason.fmt(f),
             Self::Unconfigured(what) => f.write_str(what),
         }
@@ -171,8 +180,12 @@ impl Snapshot {
         let is_free = |row: &&SubscriptionRow| row.slot == Slot::Unassigned;
         let unassigned = state.subscriptions.values().filter(is_free).count();
         let not_asked = unassigned > 0 && gateway.peek().is_none();
+        let tokens = self.tokens.iter().filter_map(|(label, token)| {
+            token.reason.as_deref().map(|why| Reason::Token(label, why))
+        });
         gateway
             .chain(not_asked.then_some(Reason::NotAsked(unassigned)))
+            .chain(tokens)
             .chain(self.sinks.why().map(Reason::Sink))
             .chain(self.configuration.lacks.iter().copied().map(Reason::Unconfigured))
     }
@@ -203,6 +216,7 @@ impl Snapshot {
             "gaps_told": state.gap_count,
             "last_event": state.last_event,
             "sessions": self.sessions,
+            "tokens": self.tokens,
             "reload": self.configuration.reload,
         });
         if !self.configuration.lacks.is_empty() {

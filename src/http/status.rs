@@ -77,6 +77,15 @@ fn gauges(snapshot: &Snapshot, journal: &Journal) {
         gauge!(metrics::LAG_EVENTS, "sink" => sink.clone()).set(real(events));
         gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(waits.as_secs_f64());
     }
+    for (label, token) in &snapshot.tokens {
+        let times = [
+            (metrics::TOKEN_EXPIRY, token.expires_at),
+            (metrics::TOKEN_REFRESHED, token.refreshed_at),
+        ];
+        for (name, at) in times.into_iter().filter_map(|(name, at)| Some((name, at?))) {
+            gauge!(name, "channel" => label.clone()).set(real(at / 1000));
+        }
+    }
     let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     let state = &snapshot.gateway;
     gauge!(metrics::CONNECTIONS).set(count(state.open_connections()));

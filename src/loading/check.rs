@@ -5,6 +5,7 @@
 
 mod files;
 mod gateway;
+mod refresh;
 mod sinks;
 mod together;
 
@@ -24,6 +25,7 @@ pub(crate) fn check(
 ) -> (Findings, usize) {
     let mut found = Findings::default();
     gateway::check(config, &mut found);
+    refresh::check(config, &mut found);
     sinks::check(config, shape, &mut found);
     together::check(config, shape.problems.is_empty(), &mut found);
     let silent = files::check(config, places, sources, &mut found);

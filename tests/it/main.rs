@@ -39,4 +39,5 @@ mod sink_webhook;
 mod state;
 mod support;
 mod tidy;
+mod tokens;
 mod way;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use astro_relay::{
-    astro::rest::{Rest, RestError, Span, Target, Top},
-    config::{Astro, Secret},
+    astro::rest::{Rest, RestError, Span, Target, Top, credentials},
+    config::{Astro, Secret, SecretRef, TokenType},
 };
 use astro_sim::{Options, RestFault, Sim, Token};
 use serde_json::{Map, Value, json};
@@ -26,7 +26,7 @@ fn client(api_url: &str) -> Rest {
 }
 
 fn of(token: &Secret) -> Target<'_> {
-    Target { channel: ROOM, token }
+    Target { channel: ROOM, token, token_type: TokenType::Jwt }
 }
 
 fn elements(value: &Value) -> Map<String, Value> {
@@ -161,7 +161,7 @@ async fn no_error_shows_the_token() {
     let mut errors = vec![error];
     errors.push(rest.session(of(&wrong)).await.unwrap_err());
     errors.push(rest.session(of(&unfit)).await.unwrap_err());
-    let elsewhere = Target { channel: "../users", token: &wrong };
+    let elsewhere = Target { channel: "../users", ..of(&wrong) };
     errors.push(rest.session(elsewhere).await.unwrap_err());
     for error in errors {
         let said = format!("{error:?} {error} {} {rest:?}", error.describe());
@@ -180,4 +180,81 @@ async fn an_answer_that_never_comes_is_given_up() {
     sim.fail_rest([RestFault::Hang, RestFault::Delay(Duration::from_millis(20))]);
     within("session", rest.session(of(&token))).await.unwrap();
     assert_eq!(sim.stats().rest_requests, 3);
+}
+
+#[tokio::test]
+async fn each_kind_of_token_has_its_scheme_and_a_missing_scope_is_named() {
+    install_tls();
+    let typed = |kind: &str, scopes: &[&str]| Token {
+        token_type: Some(kind.to_owned()),
+        scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+        ..Token::owner(&format!("tok-{kind}"), ROOM)
+    };
+    let tokens = vec![
+        typed("jwt", &["*"]),
+        typed("oauth2", &["session:read"]),
+        typed("apikey", &["activities:read"]),
+    ];
+    let options = Options { tokens, ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let rest = client(&sim.api_url());
+    let session = "HTTP 403: missing scope session:read";
+    let activities = "HTTP 403: missing scope activities:read";
+    for (token_type, reads_session, reads_history) in [
+        (TokenType::Jwt, None, None),
+        (TokenType::Oauth2, None, Some(activities)),
+        (TokenType::Apikey, Some(session), None),
+    ] {
+        let token = SecretRef::Value(format!("tok-{}", token_type.as_str()));
+        let found = credentials([ROOM], &token, token_type).await.unwrap();
+        let error = rest.session(found.target()).await.err();
+        assert_eq!(error.map(|error| error.to_string()).as_deref(), reads_session);
+        let error = rest.activities(found.target(), &Span::default()).await.err();
+        assert_eq!(error.map(|error| error.to_string()).as_deref(), reads_history);
+        // The older word is the same kind.
+        if token_type == TokenType::Oauth2 {
+            let older = Target { token_type: TokenType::Oauth, ..found.target() };
+            rest.update(older, &elements(&json!({"tip-goal": {"amount": 40}}))).await.unwrap();
+            let wrong = Target { token_type: TokenType::Jwt, ..found.target() };
+            let error = rest.session(wrong).await.unwrap_err();
+            assert_eq!(error.to_string(), "HTTP 401: invalid authorization scheme");
+        }
+    }
+    // Where the server does not say which, the relay does; of a change nobody knows it.
+    sim.fail_rest([403, 403, 403].map(RestFault::status));
+    let token = Secret::new("tok-oauth2");
+    let oauth = Target { token_type: TokenType::Oauth2, ..of(&token) };
+    let error = rest.session(oauth).await.unwrap_err().to_string();
+    assert_eq!(error, "HTTP 403: simulated (the token needs the scope session:read)");
+    let error = rest.activities(oauth, &Span::default()).await.unwrap_err().to_string();
+    assert_eq!(error, "HTTP 403: simulated (the token needs the scope activities:read)");
+    assert_eq!(rest.reset(oauth).await.unwrap_err().to_string(), "HTTP 403: simulated");
+}
+
+#[tokio::test]
+async fn the_server_says_what_an_access_token_is_good_for() {
+    install_tls();
+    let typed = |token: &str, kind: &str| Token {
+        token_type: Some(kind.to_owned()),
+        scopes: vec!["tips:read".to_owned()],
+        ..Token::owner(token, ROOM)
+    };
+    let ends = Some(tokio::time::Instant::now() + Duration::from_hours(1));
+    let tokens =
+        vec![Token { expires: ends, ..typed("tok-canary", "oauth2") }, typed("jwt", "jwt")];
+    let options = Options { tokens, ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let rest = client(&sim.api_url());
+    let said = rest.validate(&Secret::new("tok-canary")).await.unwrap();
+    assert_eq!(said.channel.as_deref(), Some(ROOM));
+    assert_eq!(said.scopes.unwrap(), ["tips:read"]);
+    let left = said.left.unwrap().as_secs();
+    assert!((3000..=3600).contains(&left), "{left}");
+    for unknown in ["jwt", "other"] {
+        let error = rest.validate(&Secret::new(unknown)).await.unwrap_err();
+        assert!(matches!(error, RestError::Refused { status: 401, .. }), "{error:?}");
+    }
+    sim.fail_rest([RestFault::status(404)]);
+    let error = rest.validate(&Secret::new("tok-canary")).await.unwrap_err();
+    assert!(matches!(error, RestError::Refused { status: 404, .. }), "{error:?}");
 }

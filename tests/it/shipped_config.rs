@@ -64,6 +64,7 @@ fn sections() -> Vec<(String, String)> {
     let mut sections: Vec<(String, String)> = [
         ("astro", "Astro"),
         ("channels/main", "Channel"),
+        ("channels/app", "Channel"),
         ("journal", "Journal"),
         ("session", "Session"),
         ("backfill", "Backfill"),

@@ -12,7 +12,7 @@ use astro_relay::{
         dial::Dialer,
         rest::{Rest, Target},
     },
-    config::{Astro, Period, Secret, SecretRef},
+    config::{Astro, Period, Secret, SecretRef, TokenType},
 };
 use astro_sim::{Options, Sim, Token};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -188,7 +188,7 @@ async fn dialled(astro: &Astro) -> Result<(), String> {
 
 async fn asked(rest: &Rest) -> Result<(), String> {
     let token = Secret::new("tok-canary");
-    let target = Target { channel: ROOM, token: &token };
+    let target = Target { channel: ROOM, token: &token, token_type: TokenType::Jwt };
     let session = within("session", rest.session(target)).await;
     session.map(drop).map_err(|error| error.describe())
 }

@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 
 use super::{Done, Failed, Source, on_runtime, out};
 use crate::{
-    astro::rest::{Rest, RestError, Target, Top, credentials},
+    astro::rest::{Credentials, Rest, RestError, Target, Top, credentials},
     base::text::harmless,
     channel::state,
-    config::{Channel, Config, Log, Secret},
+    config::{Channel, Config, Log},
 };
 
 /// The widest value in a table: with the longest name it fits a terminal of 120 columns.
@@ -106,8 +106,7 @@ pub(super) struct Confirm {
 
 /// A channel as the REST API knows it.
 struct SelectedChannel {
-    id: String,
-    token: Secret,
+    credentials: Credentials,
     rest: Rest,
     log: Log,
 }
@@ -190,12 +189,12 @@ fn select(whose: &Whose) -> Result<SelectedChannel, Failed> {
     let config = whose.source.load()?;
     let (label, channel) = pick(&config, whose.channel.as_deref())?;
     let asking = credentials(channel.room.as_deref(), &channel.token, channel.token_type);
-    let (id, token) = crate::base::files::blocking(asking)?
+    let credentials = crate::base::files::blocking(asking)?
         .map_err(|why| Failed::new(Failed::CONFIG, format!("channels.{label}: {why}")))?;
     crate::base::tls::install_provider();
     let rest = Rest::new(&config.astro).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
     let log = Log { level: "warn".into(), ..config.log };
-    Ok(SelectedChannel { id, token, rest, log })
+    Ok(SelectedChannel { credentials, rest, log })
 }
 
 fn pick<'c>(config: &'c Config, label: Option<&str>) -> Result<(&'c str, &'c Channel), Failed> {
@@ -219,7 +218,7 @@ impl SelectedChannel {
     where
         F: Future<Output = Result<T, RestError>>,
     {
-        let target = Target { channel: &self.id, token: &self.token };
+        let target = self.credentials.target();
         on_runtime(1, &self.log, async {
             call(&self.rest, target).await.map_err(|error| {
                 let code = match &error {

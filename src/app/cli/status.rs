@@ -73,6 +73,7 @@ pub(super) fn page(status: &Value, now: u64) -> String {
         }
         error_of(connection, &mut lines);
     }
+    lines.extend(table(&pages["tokens"]).map(|(label, one)| token_line(&label, one, now)));
     lines.push(String::new());
     lines.push("sinks".into());
     for (name, sink) in table(&pages["sinks"]) {
@@ -108,6 +109,29 @@ pub(super) fn page(status: &Value, now: u64) -> String {
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// `token of main: oauth2, channel 5b…, expires in 6days, refreshed 1h ago`.
+fn token_line(label: &str, token: &Value, now: u64) -> String {
+    let mut parts = vec![text(&token["kind"])];
+    for name in ["channel", "provider"] {
+        parts.extend(token[name].as_str().map(|word| format!("{name} {}", harmless(word))));
+    }
+    let time = |millis: u64| {
+        // Nobody needs the seconds of a week.
+        let unit = if millis >= 3_600_000 { 3600 } else { 1 };
+        humantime::format_duration(Duration::from_secs(millis / 1000 / unit * unit)).to_string()
+    };
+    parts.extend(token["expires_at"].as_u64().map(|at| {
+        if at > now { format!("expires in {}", time(at - now)) } else { "expired".to_owned() }
+    }));
+    let refreshed = token["refreshed_at"].as_u64();
+    parts.extend(refreshed.map(|at| format!("refreshed {} ago", time(now.saturating_sub(at)))));
+    let line = format!("  token of {label}: {}", parts.join(", "));
+    let error = token["error"].as_str().map(|error| format!("cannot be refreshed: {error}"));
+    let doubts = list(&token["doubts"]).filter_map(Value::as_str).map(str::to_owned);
+    let remarks = error.into_iter().chain(doubts).map(|remark| harmless(&remark).into_owned());
+    std::iter::once(line).chain(remarks).collect::<Vec<_>>().join("\n    ")
 }
 
 fn journal_line(journal: &Value) -> String {
@@ -165,6 +189,22 @@ mod tests {
         };
         assert_eq!(line(1, 0), "journal OK: no events, 44 KiB");
         assert_eq!(line(3, 9), "journal OK: events 3 to 9, 44 KiB");
+    }
+
+    #[test]
+    fn a_token_is_shown_with_what_is_known_of_it() {
+        let (hour, day) = (3_600_000, 24 * 3_600_000);
+        let token = json!({ "kind": "oauth2", "channel": "5b", "provider": null,
+            "expires_at": 7 * day + 5, "refreshed_at": day - 2 * hour, "error": "no \u{1b}answer",
+            "doubts": ["it lacks the scope tips:read for channel.tips"] });
+        assert_eq!(
+            token_line("main", &token, day),
+            "  token of main: oauth2, channel 5b, expires in 6days, refreshed 2h ago\n    \
+             cannot be refreshed: no \\u{1b}answer\n    \
+             it lacks the scope tips:read for channel.tips"
+        );
+        let ended = json!({ "kind": "jwt", "provider": "kick", "expires_at": 1 });
+        assert_eq!(token_line("a", &ended, day), "  token of a: jwt, provider kick, expired");
     }
 
     #[test]

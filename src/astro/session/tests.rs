@@ -163,6 +163,20 @@ async fn a_refused_subscription_is_asked_for_at_once_with_a_new_token() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_asked_for_again_is_asked_for_with_the_token_that_was_refreshed() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None), wanted("a", "u", None)]);
+    answer(&mut session, &nonces[0], "", now);
+    let mut effects = Effects::default();
+    session.renew("a", &Secret::new("fresh"), &mut effects);
+    assert!(effects.updates.is_empty(), "what is confirmed stays so");
+    // The other one is not answered.
+    session.on_other(now + 16 * SECOND);
+    session.tick(now + 16 * SECOND, &mut effects);
+    assert_eq!(effects.send.len(), 1);
+    assert!(effects.send[0].contains("fresh") && effects.send[0].contains("\"u\""), "{effects:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rate_limit_without_nonce_means_all_unanswered_again_after_five_seconds() {
     let (mut session, nonces, now) =
         welcomed((0..3).map(|n| wanted("a", &format!("t{n}"), None)).collect());

@@ -42,6 +42,7 @@ pub(super) fn check(
         return 0;
     }
     certificates(found, config);
+    super::refresh::writable(config, found);
     let mut silent = 0;
     for (secret, text) in secrets.iter().zip(read(&secrets, sources)) {
         match text {
@@ -70,6 +71,14 @@ fn secrets(config: &Config) -> Vec<Configured<'_>> {
         let key = vec!["channels", label, "token"];
         Configured { key, secret: channel.token.clone(), token: Some(channel.token_type) }
     });
+    let clients = config.channels.iter().flat_map(|(label, channel)| {
+        let secrets =
+            [("client_secret", &channel.client_secret), ("refresh_token", &channel.refresh_token)];
+        secrets.into_iter().filter_map(move |(key, secret)| {
+            let key = vec!["channels", label, key];
+            Some(Configured { key, secret: secret.clone()?, token: None })
+        })
+    });
     let own = [
         ("astro", "proxy", &config.astro.proxy),
         ("http", "admin_token", &config.http.admin_token),
@@ -84,7 +93,7 @@ fn secrets(config: &Config) -> Vec<Configured<'_>> {
             Some(Configured { key: vec!["sinks", name, key], secret, token: None })
         })
     });
-    channels.chain(own).chain(sinks).collect()
+    channels.chain(clients).chain(own).chain(sinks).collect()
 }
 
 /// A secret that others on this machine can read.

@@ -1,6 +1,7 @@
 //! What a configuration becomes, and what is said of a bad one.
 
 mod difference;
+mod refresh;
 
 use std::fmt::Write as _;
 

@@ -53,7 +53,12 @@ pub fn targets(wants: &[Want<'_>]) -> Targets {
     let mut targets = Targets::default();
     for (channel, topic, room) in wants {
         let token = SecretRef::Value("t".into());
-        let account = Account { token, token_type: TokenType::Jwt, room: room.map(Into::into) };
+        let account = Account {
+            token,
+            token_type: TokenType::Jwt,
+            room: room.map(Into::into),
+            refresh: None,
+        };
         targets.channels.insert((*channel).into(), account);
         targets.subscriptions.push(Arc::new(Subscription {
             channel: (*channel).into(),

@@ -228,6 +228,9 @@ fn config(sim: &Sim, dir: &std::path::Path) -> Config {
         room: Some(ROOM.to_owned()),
         token: SecretRef::Value("t".into()),
         token_type: TokenType::Jwt,
+        client_id: None,
+        client_secret: None,
+        refresh_token: None,
         topics: vec!["channel.tips".into()],
     };
     config.channels.insert("a".into(), channel);

@@ -1,0 +1,229 @@
+//! The task that looks after the tokens: whose they are, when they end, and the refresh of those of OAuth2.
+//!
+//! A token is refreshed well ahead of its end, or when the gateway refuses everything that is asked for
+//! with it. The new pair is stored in the files that the old one was read from, and the connections to the
+//! gateway are told; REST calls read the file each time. How a pair is kept safe stands at the head of
+//! [`refresh`].
+//!
+//! Of a token that is not refreshed it only knows what can be known, for the status.
+
+mod held;
+mod refresh;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::held::{Attended, HeldToken};
+use super::token_status::Tokens;
+use crate::{
+    astro::{rest::Rest, session::SubscriptionState},
+    gateway::{
+        Account, Targets,
+        table::{State, Table},
+    },
+};
+
+/// Tokens that are looked after at once: a hundred channels are read within seconds, and the vendor's
+/// server does not take us for an attack.
+const AT_ONCE: usize = 4;
+
+/// Changes of the gateway's table within this time are read at once.
+const DEBOUNCE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub struct TokenKeeper {
+    rest: Rest,
+    table: Arc<Table>,
+    tokens: Arc<Tokens>,
+    /// Changed when a token was refreshed, so that connections read it anew.
+    targets: watch::Sender<Targets>,
+    channels: BTreeMap<Arc<str>, Channel>,
+}
+
+#[derive(Debug)]
+struct Channel {
+    account: Account,
+    topics: Vec<Arc<str>>,
+    /// `None` while it is being looked after.
+    held: Option<Box<HeldToken>>,
+    due: Instant,
+    /// The gateway refuses everything that is asked for with it.
+    refused: bool,
+}
+
+impl Channel {
+    fn new(label: &Arc<str>, account: &Account, topics: Vec<Arc<str>>) -> Self {
+        let held = Some(Box::new(HeldToken::new(label, account.clone(), topics.clone())));
+        let account = account.clone();
+        Self { account, topics, held, due: Instant::now(), refused: false }
+    }
+
+    fn configure(&mut self, label: &Arc<str>, account: &Account, topics: Vec<Arc<str>>) {
+        if &self.account != account {
+            self.account = account.clone();
+        }
+        self.topics = topics;
+        self.compare(label);
+    }
+
+    /// Begins anew where it is configured in another way. One that is being looked after is compared when
+    /// it comes back.
+    fn compare(&mut self, label: &Arc<str>) {
+        if self.held.as_ref().is_some_and(|held| !held.is_of(&self.account, &self.topics)) {
+            *self = Self::new(label, &self.account.clone(), std::mem::take(&mut self.topics));
+        }
+    }
+}
+
+type Work =
+    FuturesUnordered<Pin<Box<dyn Future<Output = (Arc<str>, Box<HeldToken>, Attended)> + Send>>>;
+
+impl TokenKeeper {
+    pub fn new(
+        rest: Rest,
+        table: Arc<Table>,
+        tokens: Arc<Tokens>,
+        targets: watch::Sender<Targets>,
+    ) -> Self {
+        Self { rest, table, tokens, targets, channels: BTreeMap::new() }
+    }
+
+    /// Looks after them until it is stopped. A refresh that is under way then is finished: its answer may
+    /// exist only once. The supervisor has a deadline for it.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut targets = self.targets.subscribe();
+        let mut changes = self.table.changes();
+        let mut read_at = None;
+        let mut work = Work::new();
+        targets.mark_changed();
+        loop {
+            let due = self.start(&mut work);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                Some(done) = work.next() => self.take(done),
+                Ok(()) = targets.changed() => {
+                    let wanted = targets.borrow_and_update().clone();
+                    self.adopt(&wanted);
+                }
+                Ok(()) = changes.changed(), if read_at.is_none() => {
+                    read_at = Some(Instant::now() + DEBOUNCE);
+                }
+                () = until(read_at), if read_at.is_some() => {
+                    read_at = None;
+                    self.read_table();
+                }
+                () = until(due), if due.is_some() => {}
+            }
+        }
+        while let Some(done) = work.next().await {
+            self.take(done);
+        }
+    }
+
+    /// Takes up the channels as they are configured now.
+    fn adopt(&mut self, targets: &Targets) {
+        let mut topics: HashMap<&str, Vec<Arc<str>>> = HashMap::new();
+        for subscription in &targets.subscriptions {
+            let of_channel = topics.entry(&subscription.channel).or_default();
+            of_channel.push(Arc::clone(&subscription.topic));
+        }
+        let tokens = &self.tokens;
+        self.channels.retain(|label, _| {
+            let is_wanted = targets.channels.contains_key(label);
+            if !is_wanted {
+                tokens.set(label, None);
+            }
+            is_wanted
+        });
+        for (label, account) in &targets.channels {
+            let topics = topics.remove(&**label).unwrap_or_default();
+            if let Some(known) = self.channels.get_mut(label) {
+                known.configure(label, account, topics);
+            } else {
+                let channel = Channel::new(label, account, topics);
+                self.channels.insert(Arc::clone(label), channel);
+            }
+        }
+    }
+
+    /// Starts what is due; answers when the next is, `None` while there are enough.
+    fn start(&mut self, work: &mut Work) -> Option<Instant> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        for (label, channel) in &mut self.channels {
+            if channel.held.is_none() {
+                continue;
+            }
+            if channel.due > now {
+                next = Some(next.map_or(channel.due, |next| next.min(channel.due)));
+                continue;
+            }
+            if work.len() >= AT_ONCE {
+                return None;
+            }
+            let Some(mut held) = channel.held.take() else { continue };
+            let refused = std::mem::take(&mut channel.refused);
+            let (label, rest) = (Arc::clone(label), self.rest.clone());
+            work.push(Box::pin(async move {
+                let attended = held.attend(&rest, refused).await;
+                (label, held, attended)
+            }));
+        }
+        next
+    }
+
+    fn take(&mut self, (label, held, attended): (Arc<str>, Box<HeldToken>, Attended)) {
+        // Removed meanwhile: its files are up to date all the same.
+        let Some(channel) = self.channels.get_mut(&label) else { return };
+        self.tokens.set(&label, Some(held.status()));
+        channel.due = Instant::now() + attended.wait;
+        channel.held = Some(held);
+        channel.compare(&label);
+        if attended.refreshed {
+            self.targets.send_modify(|targets| targets.refreshed += 1);
+        }
+    }
+
+    /// Where the gateway refuses everything that is asked for in a channel's name, its token has ended, or
+    /// was withdrawn. Where it refuses some of it, that is for a scope.
+    fn read_table(&mut self) {
+        let refused = self.table.read(all_refused);
+        for (label, channel) in &mut self.channels {
+            let is_refused = refused.contains(&**label);
+            if is_refused && channel.held.as_ref().is_some_and(|held| held.may_help()) {
+                (channel.refused, channel.due) = (true, Instant::now());
+            }
+        }
+    }
+}
+
+/// The channels of which every subscription is refused for its credentials.
+fn all_refused(state: &State) -> HashSet<Arc<str>> {
+    let mut all: HashMap<&Arc<str>, bool> = HashMap::new();
+    for (subscription, row) in &state.subscriptions {
+        let is_refused = matches!(
+            &row.state,
+            SubscriptionState::Refused(refusal) if &*refusal.code == "err_unauthorized"
+        );
+        *all.entry(&subscription.channel).or_insert(true) &= is_refused;
+    }
+    all.into_iter().filter(|(_, all)| *all).map(|(label, _)| Arc::clone(label)).collect()
+}
+
+async fn until(at: Option<Instant>) {
+    if let Some(at) = at {
+        sleep_until(at).await;
+    }
+}

@@ -1,0 +1,350 @@
+//! Tokens of OAuth2: the REST API with them, and their refresh, with everything that can go wrong there.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use astro_relay::{
+    base::clock,
+    channel::token_status::ShownToken,
+    config::{Config, SecretRef, TokenType},
+};
+use astro_sim::{End, OAuthClient, Options, RestFault, Secret, Sim, Token};
+use serde_json::{Value, json};
+
+use crate::support::{
+    daemon,
+    relay::{ROOM, Running, configure},
+    wait::until,
+};
+
+const SOON: Duration = Duration::from_mins(1);
+const DAY: u64 = 24 * 3600;
+
+/// The access token and the refresh token that a channel begins with.
+const FIRST: [&str; 2] = ["at-canary", "ft-canary"];
+
+fn token(text: &str, kind: &str, scopes: &[&str]) -> Token {
+    Token {
+        token_type: Some(kind.to_owned()),
+        scopes: scopes.iter().map(|&scope| scope.to_owned()).collect(),
+        ..Token::owner(text, ROOM)
+    }
+}
+
+/// A simulation that accepts the first access token, and refreshes it.
+async fn start(reusable: bool) -> Sim {
+    let client = OAuthClient {
+        id: "app".to_owned(),
+        secret: Secret::new("app-canary"),
+        refresh_token: Secret::new(FIRST[1]),
+        rooms: vec![ROOM.to_owned()],
+        scopes: vec!["tips:read".to_owned()],
+        lifetime: Duration::from_hours(7 * 24),
+        reusable,
+    };
+    let tokens = vec![token(FIRST[0], "oauth2", &["*"]), token("of-nobody", "jwt", &["*"])];
+    let options = Options { tokens, clients: vec![client], ..Options::default() };
+    Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap()
+}
+
+/// The files of a channel's tokens.
+struct Files {
+    token: PathBuf,
+    refresh: PathBuf,
+}
+
+impl Files {
+    /// Both, with the access token given so many seconds ago.
+    fn new(dir: &Path, age: u64) -> Self {
+        let files = Self { token: dir.join("token"), refresh: dir.join("refresh") };
+        fs::write(&files.token, FIRST[0]).unwrap();
+        fs::write(&files.refresh, FIRST[1]).unwrap();
+        let given = std::time::UNIX_EPOCH + Duration::from_secs(clock::now() / 1000 - age);
+        File::options().write(true).open(&files.token).unwrap().set_modified(given).unwrap();
+        files
+    }
+
+    fn read(&self) -> [String; 2] {
+        [&self.token, &self.refresh].map(|path| fs::read_to_string(path).unwrap().trim().to_owned())
+    }
+
+    fn config(&self, sim: &Sim, dir: &Path) -> Config {
+        let mut config = configure(sim, &dir.join("journal"), &["channel.tips"], "");
+        let main = config.channels.get_mut("main").unwrap();
+        main.token = SecretRef::File(self.token.clone());
+        main.token_type = TokenType::Oauth2;
+        main.client_id = Some("app".into());
+        main.client_secret = Some(SecretRef::Value("app-canary".into()));
+        main.refresh_token = Some(SecretRef::File(self.refresh.clone()));
+        config
+    }
+}
+
+fn shown(relay: &Running) -> Option<ShownToken> {
+    relay.status.tokens.snapshot().remove("main")
+}
+
+async fn refreshed(relay: &Running) -> ShownToken {
+    let token = until("it is refreshed", SOON, async || {
+        shown(relay).filter(|token| token.refreshed_at.is_some())
+    });
+    token.await
+}
+
+/// What is said of a refresh that does not work.
+async fn error(relay: &Running) -> String {
+    until("it is said", SOON, async || shown(relay)?.error).await
+}
+
+#[tokio::test]
+async fn the_session_and_the_history_are_there_with_an_oauth2_token_and_a_missing_scope_is_named() {
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config =
+        configure(&sim, dir.path(), &["channel.activities", "channel.session.update"], "");
+    let main = config.channels.get_mut("main").unwrap();
+    (main.token, main.token_type) = (SecretRef::Value(FIRST[0].into()), TokenType::Oauth2);
+    let relay = Running::start(config.clone()).await;
+    relay.wait_subscribed().await;
+    until("the session is fetched", SOON, async || {
+        relay.status.sessions.snapshot().get("main")?.fetched_at
+    })
+    .await;
+    sim.listen(false);
+    sim.end(None, End::Reset);
+    until("it is cut off", SOON, async || (!relay.subscribed()).then_some(())).await;
+    sim.activity(ROOM, json!({"type": "tip", "data": {"username": "mossy", "amount": 5}}));
+    sim.listen(true);
+    let told = until("the report", SOON, async || relay.said("relay.backfill").await.pop()).await;
+    assert_eq!((&told["recovered"], &told["error"]), (&json!(1), &Value::Null), "{told}");
+    relay.stop().await;
+
+    // Without the scope of the session; the server does not say which is missing.
+    sim.set_tokens(vec![token(FIRST[0], "oauth2", &["activities:read"])]);
+    sim.fail_rest([RestFault::Pass, RestFault::status(403)]);
+    let relay = Running::start(config).await;
+    let token = until("the token is known", SOON, async || shown(&relay)).await;
+    assert_eq!(token.scopes.unwrap(), ["activities:read"]);
+    let missing = "it lacks the scope session:read for channel.session.update";
+    assert_eq!((&*token.doubts, token.channel.as_deref()), (&[missing.to_owned()][..], Some(ROOM)));
+    let error = until("the session is refused", SOON, async || {
+        relay.status.sessions.snapshot().get("main")?.error.clone()
+    })
+    .await;
+    assert!(error.contains("session:read"), "{error}");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_is_refreshed_ahead_of_its_end_and_the_new_one_is_used_without_a_restart() {
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), 6 * DAY - 2);
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    relay.wait_subscribed().await;
+    let token = refreshed(&relay).await;
+    let left = token.expires_at.unwrap() - clock::now();
+    assert!((6 * DAY * 1000..=7 * DAY * 1000).contains(&left), "{left}");
+    assert_eq!((token.error, token.scopes), (None, Some(vec!["tips:read".to_owned()])));
+    let pair = files.read();
+    assert!(pair[0].starts_with("at-") && pair[1].starts_with("ft-") && pair != FIRST, "replaced");
+    for path in [&files.token, &files.refresh] {
+        assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    // Nothing is left beside them, and a token that is young is left alone.
+    let names = fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!((names, sim.stats().refreshes), (3, 1));
+    // The old one is good for nothing any more.
+    sim.set_tokens(vec![token_of(&pair)]);
+    sim.end(None, End::Reset);
+    until("it was cut off", SOON, async || (sim.stats().opened >= 2).then_some(())).await;
+    relay.wait_subscribed().await;
+    assert_eq!((sim.stats().refreshes, relay.status.snapshot().reasons().len()), (1, 1));
+    let status = relay.status.snapshot().to_json(|_| (0, Duration::ZERO)).to_string();
+    assert!(status.contains("refreshed_at") && !status.contains("canary"), "{status}");
+    assert!(pair.iter().all(|token| !status.contains(token)), "{status}");
+    relay.stop().await;
+
+    // After a restart the server says how long it lives.
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    let token = until("the token is known", SOON, async || shown(&relay)?.expires_at).await;
+    assert!(token > clock::now() + 6 * DAY * 1000);
+    assert_eq!(sim.stats().refreshes, 1);
+    relay.stop().await;
+}
+
+fn token_of(pair: &[String; 2]) -> Token {
+    token(&pair[0], "oauth2", &["tips:read"])
+}
+
+#[tokio::test]
+async fn a_token_that_the_gateway_refuses_altogether_is_refreshed_at_once() {
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), 0);
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    relay.wait_subscribed().await;
+    until("the token is known", SOON, async || shown(&relay)).await;
+    assert_eq!(sim.stats().refreshes, 0);
+    sim.set_tokens(vec![token("of-nobody", "jwt", &["*"])]);
+    sim.end(None, End::Reset);
+    refreshed(&relay).await;
+    relay.wait_subscribed().await;
+    assert_eq!(sim.stats().refreshes, 1);
+    relay.stop().await;
+
+    // One that has ended while the relay was away is found at the start.
+    fs::write(&files.token, "at-of-last-year").unwrap();
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    refreshed(&relay).await;
+    relay.wait_subscribed().await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_crash_left_beside_the_files_is_taken_up() {
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), 3 * DAY);
+    let pair = ["at-next".to_owned(), "ft-next".to_owned()];
+    sim.set_tokens(vec![token_of(&pair)]);
+    fs::write(dir.path().join("token.new"), "at-next\n").unwrap();
+    fs::write(dir.path().join("refresh.new"), "ft-next\n").unwrap();
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    relay.wait_subscribed().await;
+    assert_eq!((files.read(), sim.stats().refreshes), (pair, 0));
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_lost_costs_nothing_where_the_server_takes_the_old_token_again() {
+    for reusable in [true, false] {
+        let sim = start(reusable).await;
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path(), 6 * DAY);
+        // The server is asked for the token first, then for the next.
+        sim.fail_rest([RestFault::Pass, RestFault::DropAfter]);
+        let relay = Running::start(files.config(&sim, dir.path())).await;
+        relay.wait_subscribed().await;
+        if reusable {
+            refreshed(&relay).await;
+            assert_eq!(sim.stats().refreshes, 2);
+        } else {
+            let reason = until("it is a reason", SOON, async || {
+                shown(&relay)?.reason.filter(|reason| reason.contains("invalid_grant"))
+            });
+            let reason = reason.await;
+            assert!(reason.starts_with("cannot be refreshed: HTTP 400: invalid_grant; it ends at"));
+            let told = relay.status.snapshot().reasons();
+            assert!(told.iter().any(|told| told.contains("token of main cannot")), "{told:?}");
+            assert!(relay.subscribed(), "the old access token serves meanwhile");
+            assert_eq!(files.read(), FIRST.map(str::to_owned));
+        }
+        relay.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_rejected_refresh_token_is_a_reason_until_another_one_is_there() {
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), 6 * DAY);
+    fs::write(&files.refresh, "ft-expired-canary").unwrap();
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    assert_eq!(error(&relay).await, "HTTP 400: invalid_grant");
+    assert!(shown(&relay).unwrap().reason.is_some());
+    // The server is left alone with it.
+    let asked = sim.stats().rest_requests;
+    fs::write(&files.refresh, FIRST[1]).unwrap();
+    refreshed(&relay).await;
+    assert_eq!(sim.stats().rest_requests, asked + 1);
+    assert_eq!(shown(&relay).unwrap().reason, None);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn every_failure_of_the_server_is_said_and_sat_out() {
+    let told = |status, seconds: &str| RestFault::Status {
+        status,
+        retry_after: Some(seconds.to_owned()),
+        broken_body: false,
+    };
+    for (fault, expected) in [
+        (RestFault::status(503), "HTTP 503: simulated"),
+        (told(429, "1"), "HTTP 429: simulated"),
+        (RestFault::Body("<html>at-canary</html>".into()), "the answer cannot be read"),
+        (RestFault::Body("x".repeat(100_000)), "larger than any answer should be"),
+        (RestFault::Body(r#"{"access_token":"a b"}"#.into()), "its access_token is none"),
+    ] {
+        let sim = start(false).await;
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path(), 6 * DAY);
+        // The next one is slow, so that what is said stands for a while.
+        sim.fail_rest([RestFault::Pass, fault, RestFault::Delay(Duration::from_secs(2))]);
+        let relay = Running::start(files.config(&sim, dir.path())).await;
+        let said = error(&relay).await;
+        assert!(said.contains(expected) && !said.contains("canary"), "{said}");
+        assert_eq!(shown(&relay).unwrap().reason, None, "once is no reason");
+        assert_eq!(files.read(), FIRST.map(str::to_owned));
+        refreshed(&relay).await;
+        assert_eq!((shown(&relay).unwrap().error, sim.stats().refreshes), (None, 1));
+        relay.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_a_reason_and_no_secret_is_in_the_log() {
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), 6 * DAY);
+    let more = format!(
+        "[channels.app]\ntoken_file = {:?}\ntoken_type = \"oauth2\"\nclient_id = \"app\"\n\
+         client_secret = \"app-canary\"\nrefresh_token_file = {:?}\nroom = {ROOM:?}\n\
+         topics = [\"channel.follow\"]\n",
+        files.token, files.refresh
+    );
+    // The gateway is there, the REST API is not.
+    let nowhere = format!("http://127.0.0.1:{}/kappa/v2", crate::support::process::free_port());
+    let mut relay = daemon::Relay::new(&sim.url(), &nowhere, "channel.tips", ROOM, &more);
+    relay.start();
+    let readyz = until("it is a reason", SOON, async || {
+        relay.get("/readyz").await.filter(|answer| answer.contains("token of app cannot"))
+    });
+    let readyz = readyz.await;
+    assert!(readyz.contains("no answer"), "{readyz}");
+    let metrics = relay.get("/metrics").await.unwrap();
+    for name in [
+        "astro_relay_token_refreshes_total{channel=\"app\",outcome=\"failed\"}",
+        "astro_relay_token_expiry_timestamp_seconds{channel=\"app\"}",
+    ] {
+        assert!(metrics.contains(name), "{name} in {metrics}");
+    }
+    relay.stop().await;
+    let log = relay.log();
+    assert!(log.contains("the channel's token cannot be refreshed"), "{log}");
+    for secret in [FIRST[0], FIRST[1], "app-canary"] {
+        assert!(!log.contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_asked_for_that_could_not_be_stored() {
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), 6 * DAY);
+    // In the way of what is written beside the file: it cannot be opened, whoever runs the test.
+    let obstacle = dir.path().join("refresh.new");
+    fs::create_dir(&obstacle).unwrap();
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    let said = error(&relay).await;
+    assert!(said.contains("it could not be stored in"), "{said}");
+    assert_eq!((sim.stats().refreshes, files.read()), (0, FIRST.map(str::to_owned)));
+    fs::remove_dir(&obstacle).unwrap();
+    refreshed(&relay).await;
+    assert_eq!(sim.stats().refreshes, 1);
+    relay.stop().await;
+}
