@@ -13,6 +13,7 @@
 
 mod availability;
 pub(crate) mod connection;
+mod library;
 pub(crate) mod lost;
 mod probe;
 mod qos0;

@@ -123,6 +123,17 @@ fn the_readme_gives_a_reason_for_each_dependency() {
 }
 
 #[test]
+fn only_one_file_names_the_mqtt_library() {
+    let names = ["rumqttc_v4", "rumqttc_v5"];
+    let named: Vec<_> = sources()
+        .into_iter()
+        .filter(|(_, text)| names.iter().any(|name| text.contains(name)))
+        .map(|(file, _)| file)
+        .collect();
+    assert_eq!(named, ["sink/mqtt/library.rs"]);
+}
+
+#[test]
 fn no_second_tls_and_nothing_unmaintained_is_in_the_tree() {
     let lock: toml::Table = fs::read_to_string(root().join("Cargo.lock")).unwrap().parse().unwrap();
     let banned = [

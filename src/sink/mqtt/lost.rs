@@ -8,8 +8,10 @@
 
 use std::io;
 
-use rumqttc_v5::{ConnectReturnCode, DisconnectReasonCode, PubAckReason, PubRecReason};
-
+use super::library::{
+    v4,
+    v5::{ConnectReturnCode, DisconnectReasonCode, PubAckReason, PubRecReason},
+};
 use crate::{
     base::text::{EXCERPT, excerpt},
     sink::{Cause, Failure},
@@ -153,8 +155,8 @@ fn bad_client_id(client_id: &str) -> String {
 }
 
 /// Section 3.2.2.3 of version 3.1.1.
-pub(super) fn of_connack_v4(code: rumqttc_v4::ConnectReturnCode, client_id: &str) -> Lost {
-    use rumqttc_v4::ConnectReturnCode as Code;
+pub(super) fn of_connack_v4(code: v4::ConnectReturnCode, client_id: &str) -> Lost {
+    use v4::ConnectReturnCode as Code;
     let (why, words) = match code {
         Code::Success => (Why::Down, "success, and yet refused".to_owned()),
         Code::RefusedProtocolVersion => {
@@ -397,7 +399,7 @@ mod tests {
 
     #[test]
     fn connack_codes_of_version_3_1_1_have_their_consequences() {
-        use rumqttc_v4::ConnectReturnCode as Code;
+        use v4::ConnectReturnCode as Code;
         for (code, why, word) in [
             (Code::RefusedProtocolVersion, Why::Denied, "version = \"5\""),
             (Code::BadClientId, Why::Denied, "client_id"),

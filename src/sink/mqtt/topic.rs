@@ -142,7 +142,7 @@ mod tests {
         #[test]
         fn every_topic_becomes_a_topic_name(text in any::<String>()) {
             let topic = escape(&text);
-            prop_assert!(rumqttc_v5::valid_topic(&topic));
+            prop_assert!(crate::sink::mqtt::library::v5::valid_topic(&topic));
             let is_command = command_address::parse(topic.as_bytes(), '/').is_some();
             prop_assert_eq!(refusal(&topic).is_some(), is_command || topic.len() > LONGEST);
         }

@@ -4,15 +4,14 @@
 //! ends the connection. Version 5 is better wherever there is a choice. The client library's own limits
 //! are meant for devices (10 KiB for a packet); they are raised to those of the protocol.
 
-use rumqttc_v4::{
-    AsyncClient, Broker, ClientError, ConnectionError, Event as ClientEvent,
-    EventLoop as ClientLoop, Incoming, LastWill, MqttOptions, NetworkOptions, Outgoing,
-    PublishOptions, QoS, StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration,
-    Transport, mqttbytes::Error as MqttError,
-};
-
 use super::{
     super::{
+        library::v4::{
+            AsyncClient, Broker, ClientError, ConnectionError, Event as ClientEvent,
+            EventLoop as ClientLoop, Incoming, LastWill, MqttOptions, NetworkOptions, Outgoing,
+            PublishOptions, QoS, StateError, SubscribeFilter, SubscribeReasonCode,
+            TlsConfiguration, Transport, mqttbytes::Error as MqttError,
+        },
         lost::{self, Lost, Verdict, Why},
         target::{Target, Wire},
     },

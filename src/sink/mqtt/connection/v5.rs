@@ -7,15 +7,15 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use rumqttc_v5::{
-    AsyncClient, Broker, ClientError, ConnAck, ConnectReturnCode, ConnectionError,
-    Event as ClientEvent, EventLoop as ClientLoop, Incoming, LastWill, MqttOptions, NetworkOptions,
-    Outgoing, PublishOptions, PublishProperties, QoS, StateError, SubscribeFilter,
-    SubscribeReasonCode, TlsConfiguration, Transport, mqttbytes::Error as MqttError,
-};
-
 use super::{
     super::{
+        library::v5::{
+            AsyncClient, Broker, ClientError, ConnAck, ConnectReturnCode, ConnectionError,
+            Event as ClientEvent, EventLoop as ClientLoop, Incoming, LastWill, MqttOptions,
+            NetworkOptions, Outgoing, PublishOptions, PublishProperties, QoS, StateError,
+            SubscribeFilter, SubscribeReasonCode, TlsConfiguration, Transport,
+            mqttbytes::Error as MqttError,
+        },
         lost::{self, Lost, Verdict, Why},
         target::{Target, Wire},
         topic,
@@ -345,9 +345,8 @@ fn lost(error: &ConnectionError, client_id: &str) -> Lost {
 
 #[cfg(test)]
 mod tests {
-    use rumqttc_v5::Publish;
-
     use super::*;
+    use crate::sink::mqtt::library::v5::Publish;
 
     #[test]
     fn the_size_of_a_packet_is_computed_as_it_is_written() {
