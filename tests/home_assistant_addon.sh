@@ -26,6 +26,17 @@ for path in glob.glob(f"{addon}/translations/*.yaml"):
     assert named == set(config["schema"]), f"{path}: {named ^ set(config['schema'])}"
 cargo = next(line for line in open("Cargo.toml") if line.startswith("version"))
 assert config["version"] in cargo, "the add-on's version is not the program's"
+repository = yaml.safe_load(open("repository.yaml"))
+assert repository["name"] and repository["url"].startswith("https://github.com/"), repository
+assert config["url"] == repository["url"], "two addresses of one repository"
+image = "ghcr.io/" + repository["url"].removeprefix("https://github.com/") + "-addon-{arch}"
+assert config["image"] == image == image.lower(), f"the release publishes {image}"
+listens = 'HTTP__LISTEN="0.0.0.0:${ADDON_PORT:-%d}"' % config["ingress_port"]
+assert config["ingress"] and listens in open(f"{addon}/run.sh").read(), "ingress leads elsewhere"
+# Whatever else is called config.yaml in this repository would be taken for an add-on.
+found = [path for path in glob.glob("**/config.y*ml", recursive=True) + glob.glob("**/config.json", recursive=True)
+         if not path.startswith("target")]
+assert found == [f"{addon}/config.yaml"], found
 PY
 pass "its files agree with each other and with the program's version"
 # The relay is the built one; the Supervisor is a script in place of curl.
