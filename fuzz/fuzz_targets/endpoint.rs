@@ -5,13 +5,20 @@
 #![no_main]
 
 use std::{
+    collections::BTreeSet,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
-use astro_relay::{config::{self, Config}, loading::Sources, http::{self, relay_status::RelayStatus}, journal::Journal};
+use astro_relay::{
+    command::command_queue,
+    config::{self, Config},
+    http::{self, relay_status::RelayStatus},
+    journal::Journal,
+    loading::Sources,
+};
 use libfuzzer_sys::fuzz_target;
 use tokio::{
     net::TcpListener,
@@ -45,6 +52,9 @@ static PLACE: LazyLock<(Runtime, SocketAddr)> = LazyLock::new(|| {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, access) = watch::channel(access());
+    let (labels, channels) = watch::channel(BTreeSet::new());
+    // Nobody executes them: without the token none may come so far.
+    let (commands, queued) = command_queue(channels);
     let state = http::State {
         status: Arc::new(RelayStatus::new(0)),
         journal: Journal::in_memory(1 << 20),
@@ -52,12 +62,14 @@ static PLACE: LazyLock<(Runtime, SocketAddr)> = LazyLock::new(|| {
         metrics: None,
         access,
         reloads: None,
+        commands,
         address,
         followers: Arc::new(Semaphore::new(http::State::FOLLOWERS)),
         stop: CancellationToken::new(),
+        attempts: Arc::default(),
     };
     runtime.spawn(async move {
-        let _sender = sender;
+        let _kept = (sender, labels, queued);
         http::serve(Arc::new(listener), state, CancellationToken::new()).await;
     });
     (runtime, address)

@@ -7,7 +7,14 @@
 
 use std::sync::{Arc, LazyLock};
 
-use astro_relay::{astro::session::{Effects, Limits, Session, Subscription, Wanted}, config::{Astro, Secret, SinkConfig, TokenType}, base::event::Record, delivery::route::{Rendered, Route}, sink, channel::state};
+use astro_relay::{
+    astro::session::{Effects, Limits, Session, Subscription, Wanted},
+    base::event::Record,
+    channel::state,
+    config::{Astro, Secret, SinkConfig, TokenType},
+    delivery::route::{Rendered, Route},
+    sink,
+};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, value::RawValue};
 use tokio::time::{Duration, Instant};

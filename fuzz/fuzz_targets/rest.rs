@@ -11,7 +11,12 @@ use std::{
     thread,
 };
 
-use astro_relay::{astro::rest::{Rest, Span, Target, Top}, config::{Astro, Secret}, channel::state, base::tls};
+use astro_relay::{
+    astro::rest::{Rest, Span, Target, Top},
+    base::tls,
+    channel::state,
+    config::{Astro, Secret},
+};
 use libfuzzer_sys::fuzz_target;
 use tokio::{
     runtime::Runtime,

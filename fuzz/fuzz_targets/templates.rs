@@ -6,7 +6,13 @@
 
 use std::sync::Arc;
 
-use astro_relay::{base::{event::{self, Record}, template::{Condition, Template, View}}, delivery::route::Pattern};
+use astro_relay::{
+    base::{
+        event::{self, Record},
+        template::{Condition, Template, View},
+    },
+    delivery::route::Pattern,
+};
 use libfuzzer_sys::fuzz_target;
 use serde_json::value::RawValue;
 
