@@ -123,7 +123,7 @@ launch() {
 # start NAME VARIABLE=…: the same, and $main is its process.
 start() {
     launch "$@"
-    until_ok 20 "$1: the command is process 1 of its own" is_main
+    until_ok 60 "$1: the command is process 1 of its own" is_main
 }
 is_main() { main=$(pgrep -P "$outer") && [[ $(readlink "/proc/$main/exe") == */usr/bin/astro-relay ]]; }
 # The image's health check, as its engine runs it.
@@ -168,10 +168,10 @@ type = "stdout"
 TOML
 
 start first TZ=Pacific/Auckland
-until_ok 20 "it is healthy" healthy
-until_ok 20 "and subscribed" confirmed
+until_ok 60 "it is healthy" healthy
+until_ok 60 "and subscribed" confirmed
 load 100 0
-until_ok 20 "100 events come out of it" has_lines first 100
+until_ok 60 "100 events come out of it" has_lines first 100
 check "it runs as the foreign user" test "$(stat -c %u "/proc/$main")" = "$USER_ID"
 check "without a capability" grep -qx $'CapEff:\t0000000000000000' "/proc/$main/status"
 check "and can gain none" grep -qx $'NoNewPrivs:\t1' "/proc/$main/status"
@@ -183,16 +183,16 @@ check "its log tells the time of UTC, whatever the zone" \
 kill -STOP "$main"
 check "it is not healthy while it hangs" unhealthy
 kill -CONT "$main"
-until_ok 20 "and is again" healthy
+until_ok 60 "and is again" healthy
 first=$(status | jq .journal.last)
 stop "stop"
 
 start second
-until_ok 20 "it starts again, and is healthy" healthy
-until_ok 20 "and subscribed" confirmed
+until_ok 60 "it starts again, and is healthy" healthy
+until_ok 60 "and subscribed" confirmed
 check "its journal goes on behind number $first" bash -c "(( $(status | jq .journal.last) >= $first ))"
 load 10 100
-until_ok 20 "10 events more come out" has_lines second 10
+until_ok 60 "10 events more come out" has_lines second 10
 numbers() { cat "$work"/{first,second}.out | jq -r 'select(.topic == "channel.tips") | .data.n // empty' | sort -n; }
 check "each event once, over both runs" test "$(numbers | tr '\n' ' ')" = "$(seq 0 109 | tr '\n' ' ')"
 stop "stop"
