@@ -6,6 +6,7 @@ pub mod dial;
 mod proxied;
 pub mod rest;
 pub mod session;
+pub mod summary;
 pub mod token;
 pub mod topics;
 pub mod wire;

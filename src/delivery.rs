@@ -14,6 +14,7 @@
 //! too, until it is saved; nothing behind it goes out before.
 
 mod accepted;
+mod condition;
 mod dead_letters;
 mod flight;
 pub mod ha_event;
@@ -41,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::{
+    condition::ConditionLog,
     flight::{Flight, Undeliverable},
     reader::Reader,
     requests::Requests,
@@ -101,6 +103,7 @@ struct Page {
     name: Arc<str>,
     status: Arc<Status>,
     metrics: SinkMetrics,
+    condition: ConditionLog,
 }
 
 impl Page {
@@ -140,6 +143,9 @@ impl Delivery {
         let mut waiting = Waiting::new(config.backoff_max.0, session);
         status.sink(name, |page| {
             page.kind.clone_from(&config.kind);
+            // Another configuration may be in force now.
+            (page.considered, page.matched, page.condition_errors) = (0, 0, 0);
+            (page.condition_error, page.condition_error_at) = (None, None);
             if page.state == FAILED {
                 // Made again after that: it has not worked yet.
                 waiting.failed_before(page.last_error.clone().unwrap_or_default());
@@ -153,7 +159,7 @@ impl Delivery {
         let name = Arc::from(name);
         Ok(Self {
             reader: Reader::new(&name, journal, cursor, config.window),
-            page: Page { name, status, metrics },
+            page: Page { name, status, metrics, condition: ConditionLog::default() },
             config: config.clone(),
             link: Link { sink, connected: false, silent_since: Instant::now(), give_up: None },
             route,
@@ -441,16 +447,20 @@ impl Delivery {
 
     /// Renders events to the end of the flight.
     fn render(&mut self, records: &[Arc<Record>]) {
-        let mut skipped = [0_u64; 4];
+        let (mut matched, mut skipped) = (0, [0_u64; 4]);
         for record in records.iter().filter(|record| !self.reader.accepted.has(record.seq)) {
             match self.route.render(record) {
-                Rendered::Wanted(event, ha_event) => self.flight.push(event, ha_event),
+                Rendered::Wanted(event, ha_event) => {
+                    matched += 1;
+                    self.flight.push(event, ha_event);
+                }
                 Rendered::Skipped(skip) => {
                     if let Some(count) = skipped.get_mut(skip.index()) {
                         *count += 1;
                     }
                 }
                 Rendered::Failed(reason) => {
+                    matched += 1;
                     let record = Arc::clone(record);
                     self.flight.undeliverable.push_back(Undeliverable { record, reason });
                 }
@@ -459,6 +469,8 @@ impl Delivery {
         for (skip, count) in route::SKIPS.iter().zip(skipped) {
             self.page.metrics.filtered(skip.as_str(), count);
         }
+        let [_, condition, errors, _] = skipped;
+        self.condition_was(matched, condition, errors);
     }
 
     fn render_again(&mut self) {
@@ -535,5 +547,9 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 
 /// A cause with what lies behind it, in one line.
 pub(crate) fn describe(cause: &Cause) -> String {
-    crate::base::fault::explain(cause)
+    match cause {
+        // The state of the sink says that it is down.
+        Cause::Down(error) => crate::base::fault::explain(&**error),
+        cause => crate::base::fault::explain(cause),
+    }
 }

@@ -14,6 +14,7 @@ mod connections;
 mod dead_letters;
 mod events;
 mod guard;
+pub mod health;
 mod page;
 pub mod relay_status;
 mod reloads;

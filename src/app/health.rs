@@ -1,7 +1,8 @@
 //! Whether the relay does what it is there for, reported to those who rely on it.
 //!
-//! From the status it works out the health of the relay (`online`, `degraded`, `offline`, and why), that of
-//! each channel, and some figures. All are in the [`StateStore`], from which publishers take them; a change
+//! From the status it works out the health of the relay (the words of [`crate::http::health`], whether what is
+//! published can be relied upon: `online`, `degraded`, `offline`, and why), that of each channel, and some
+//! figures. All are in the [`StateStore`], from which publishers take them; a change
 //! of the relay's health is also an event on [`TOPIC`]. What is a reason is not decided here, see
 //! [`Snapshot::why`].
 //!
@@ -25,8 +26,11 @@ use crate::{
         event,
     },
     channel::store::{Section, StateKey, StateStore, word},
-    gateway::table::State,
-    http::relay_status::{RelayStatus, Snapshot},
+    gateway::table,
+    http::{
+        health::{Health, State},
+        relay_status::{RelayStatus, Snapshot},
+    },
     journal::Journal,
 };
 
@@ -47,8 +51,10 @@ const FIGURES: Duration = Duration::from_secs(10);
 /// errors of a destination that is down may differ with every attempt.
 const REASON: Duration = Duration::from_mins(1);
 
+/// Whether what is published of the relay can be relied upon. It is the word that consumers of current state
+/// compare (`status`); the word for people (`health`) stands beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Health {
+enum Availability {
     /// All that is wanted works.
     Online,
     /// Some of it does not.
@@ -57,7 +63,7 @@ enum Health {
     Offline,
 }
 
-impl Health {
+impl Availability {
     fn as_str(self) -> &'static str {
         match self {
             Self::Online => "online",
@@ -69,31 +75,24 @@ impl Health {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Verdict {
-    health: Health,
+    availability: Availability,
+    health: State,
     reason: Option<String>,
 }
 
 impl Verdict {
     fn offline(reason: &str) -> Self {
-        Self { health: Health::Offline, reason: Some(reason.to_owned()) }
+        let (availability, health) = (Availability::Offline, State::NotWorking);
+        Self { availability, health, reason: Some(reason.to_owned()) }
     }
 
-    fn of(snapshot: &Snapshot) -> Self {
-        let mut reasons = snapshot.why();
-        let reason = match (reasons.next(), reasons.count()) {
-            (None, _) => None,
-            (Some(only), 0) => Some(only.to_string()),
-            (Some(first), others) => Some(format!("{first}; and {others} more")),
+    fn of(snapshot: &Snapshot, health: &Health) -> Self {
+        let availability = match health.state {
+            _ if !snapshot.receives() => Availability::Offline,
+            State::Working => Availability::Online,
+            State::Degraded | State::NotWorking => Availability::Degraded,
         };
-        let gateway = &snapshot.gateway;
-        let health = match &reason {
-            _ if !gateway.subscriptions.is_empty() && gateway.open_connections() == 0 => {
-                Health::Offline
-            }
-            Some(_) => Health::Degraded,
-            None => Health::Online,
-        };
-        Self { health, reason }
+        Self { availability, health: health.state, reason: health.summary() }
     }
 }
 
@@ -159,8 +158,9 @@ impl HealthReporter {
     fn look(&mut self) {
         let snapshot = self.status.snapshot();
         self.publish_channels(&snapshot.gateway);
-        let verdict = Verdict::of(&snapshot);
-        if verdict.health == Health::Degraded && self.reported.0.health != Health::Degraded {
+        let verdict = Verdict::of(&snapshot, &self.status.health(&snapshot));
+        let degraded = Availability::Degraded;
+        if verdict.availability == degraded && self.reported.0.availability != degraded {
             let since = *self.degraded.get_or_insert_with(Instant::now);
             if since.elapsed() < DEBOUNCE {
                 return;
@@ -171,16 +171,18 @@ impl HealthReporter {
     }
 
     fn report(&mut self, verdict: Verdict) {
-        if verdict.health != self.reported.0.health {
+        let words = |verdict: &Verdict| (verdict.availability, verdict.health);
+        if words(&verdict) != words(&self.reported.0) {
             let reason = verdict.reason.as_deref().unwrap_or_default();
-            info!(status = verdict.health.as_str(), reason, "the relay's status has changed");
+            let (status, health) = (verdict.availability.as_str(), verdict.health.as_str());
+            info!(status, health, reason, "the relay's health has changed");
             self.reported.1 = clock::now();
         }
         self.reported.0 = verdict.clone();
         self.publish();
         let now = Instant::now();
         let is_new = self.event.as_ref().is_none_or(|(last, at)| {
-            last.health != verdict.health || (*last != verdict && *at + REASON <= now)
+            words(last) != words(&verdict) || (*last != verdict && *at + REASON <= now)
         });
         if is_new {
             self.event = Some((verdict, now));
@@ -191,9 +193,10 @@ impl HealthReporter {
     }
 
     fn to_json(&self) -> Value {
-        let (Verdict { health, reason }, since) = &self.reported;
+        let (Verdict { availability, health, reason }, since) = &self.reported;
         json!({
-            "status": health.as_str(),
+            "status": availability.as_str(),
+            "health": health.as_str(),
             "reason": reason,
             "since": clock::rfc3339(*since),
             "version": env!("CARGO_PKG_VERSION"),
@@ -206,7 +209,7 @@ impl HealthReporter {
     }
 
     /// A channel is online when all of its subscriptions are confirmed.
-    fn publish_channels(&mut self, gateway: &State) {
+    fn publish_channels(&mut self, gateway: &table::State) {
         let mut online: BTreeMap<&Arc<str>, bool> = BTreeMap::new();
         for (subscription, row) in &gateway.subscriptions {
             *online.entry(&subscription.channel).or_insert(true) &= row.state.is_confirmed();
@@ -258,14 +261,18 @@ mod tests {
         gateway::table::{ConnectionRow, Phase, Slot, SubscriptionRow},
     };
 
+    fn verdict(snapshot: &Snapshot) -> Verdict {
+        Verdict::of(snapshot, &RelayStatus::new(0).health(snapshot))
+    }
+
     fn refused() -> SubscriptionState {
         let (code, text) = ("err_bad_request".into(), "".into());
         SubscriptionState::Refused(Refusal { code, text, retry_at: None })
     }
 
     /// One connection with the topics a, b, … of one channel.
-    fn gateway(phase: Phase, states: &[SubscriptionState]) -> State {
-        let mut state = State::default();
+    fn gateway(phase: Phase, states: &[SubscriptionState]) -> table::State {
+        let mut state = table::State::default();
         state.connections.insert(0, ConnectionRow { phase, ..ConnectionRow::default() });
         for (topic, subscription_state) in ["a", "b"].iter().zip(states) {
             let subscription = Subscription {
@@ -310,8 +317,8 @@ mod tests {
             snapshot.gateway = gateway(phase, &states);
             let sink = Sink { state: sink, ..Sink::default() };
             snapshot.sinks.sinks.insert("home".into(), sink);
-            let verdict = Verdict::of(&snapshot);
-            assert_eq!(verdict.health.as_str(), health, "{snapshot:?}");
+            let verdict = verdict(&snapshot);
+            assert_eq!(verdict.availability.as_str(), health, "{snapshot:?}");
             match (reason, &verdict.reason) {
                 (None, None) => {}
                 (Some(part), Some(reason)) => assert!(reason.contains(part), "{reason}"),
@@ -319,15 +326,41 @@ mod tests {
             }
         }
         // A relay that wants nothing of Astro lacks nothing.
-        let verdict = Verdict::of(&Snapshot::default());
-        assert_eq!(verdict, Verdict { health: Health::Online, reason: None });
+        let lacks_nothing = verdict(&Snapshot::default());
+        let (availability, health) = (Availability::Online, State::Working);
+        assert_eq!(lacks_nothing, Verdict { availability, health, reason: None });
         // What has no connection yet is not online.
         let mut unassigned = Snapshot::default();
         unassigned.gateway = gateway(Phase::Open, &[SubscriptionState::Waiting]);
         unassigned.gateway.subscriptions.values_mut().for_each(|row| row.slot = Slot::Unassigned);
-        let verdict = Verdict::of(&unassigned);
-        assert_eq!(verdict.health, Health::Degraded);
-        assert_eq!(verdict.reason.unwrap(), "1 subscriptions are not yet asked for");
+        let unassigned = verdict(&unassigned);
+        assert_eq!(unassigned.availability, Availability::Degraded);
+        assert_eq!(unassigned.reason.unwrap(), "1 subscription is not yet asked for");
+    }
+
+    #[test]
+    fn what_receives_nothing_or_delivers_nothing_does_not_work() {
+        let confirmed = || SubscriptionState::Confirmed(None);
+        for (states, sinks, availability, health) in [
+            ([confirmed(), confirmed()], ["up", "up"], "online", "working"),
+            ([confirmed(), refused()], ["up", "up"], "degraded", "degraded"),
+            // The connection is open, and nothing comes over it.
+            ([refused(), refused()], ["up", "up"], "offline", "not working"),
+            ([confirmed(), confirmed()], ["up", "down"], "degraded", "degraded"),
+            ([confirmed(), confirmed()], ["busy", "down"], "degraded", "degraded"),
+            // What is received is still right, so it stays available.
+            ([confirmed(), confirmed()], ["held", "down"], "degraded", "not working"),
+        ] {
+            let mut snapshot = Snapshot::default();
+            snapshot.gateway = gateway(Phase::Open, &states);
+            for (name, state) in ["home", "shop"].into_iter().zip(sinks) {
+                let sink = Sink { state, matched: 1, ..Sink::default() };
+                snapshot.sinks.sinks.insert(name.into(), sink);
+            }
+            let verdict = verdict(&snapshot);
+            let words = (verdict.availability.as_str(), verdict.health.as_str());
+            assert_eq!(words, (availability, health), "{snapshot:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -360,7 +393,7 @@ mod tests {
             assert_eq!(relay(), "online", "not yet");
             sleep(DEBOUNCE / 5 + 2 * PACE).await;
             assert_eq!((relay(), channel()), (json!("degraded"), json!("online")));
-            status.gateway.replace(State::default());
+            status.gateway.replace(table::State::default());
             sleep(2 * PACE).await;
             assert_eq!(value(StateKey::of("main", Section::Status)), None, "no longer wanted");
             stop.cancel();

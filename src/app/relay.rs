@@ -104,9 +104,9 @@ impl Relay {
     ) -> Result<Self, RelayError> {
         crate::base::tls::install_provider();
         let config = loaded.config.clone();
-        let status = Arc::new(RelayStatus::new(clock::now()));
-        status.configured(config.channels.len(), config.sinks.len());
         let (journal, opened) = Journal::open(&config.journal)?;
+        let status = Arc::new(RelayStatus::new(clock::now()).with_journal(journal.clone()));
+        status.configured(config.channels.len(), config.sinks.len());
         info!(events = opened.events, lost = opened.lost, "journal opened");
         journal.sinks(config.sinks.keys().map(String::as_str));
         let mut supervisor = Supervisor::new();

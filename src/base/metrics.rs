@@ -103,6 +103,8 @@ define_metrics! {
         "Lines of the log that could not be written"
     describe_counter HTTP_CLOSED "astro_relay_http_connections_closed_total"
         "Connections to the endpoint closed early, by reason"
+    describe_gauge HEALTH "astro_relay_health"
+        "The health of the relay: 1 for the state that holds (working, degraded, not working)"
     describe_gauge BUILD_INFO "astro_relay_build_info"
         "The version that runs"
 }

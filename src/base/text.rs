@@ -33,6 +33,19 @@ pub(crate) fn excerpt(text: &str, limit: usize) -> String {
     shown
 }
 
+/// The first `limit` characters; where something was left out, the last of them is `…`.
+pub(crate) fn cut(text: &str, limit: usize) -> String {
+    match text.char_indices().nth(limit) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(limit.saturating_sub(1)).chain(['…']).collect(),
+    }
+}
+
+/// `1 sink`, `2 sinks`.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// `text` without characters that do something: control characters (C0, C1 and DEL), those that change
 /// the direction of what follows, and those that nobody sees. A line end or a tab becomes a space, any
 /// other becomes `\u{…}`.

@@ -69,7 +69,11 @@ impl Delivery {
                 SetAside::Full => return self.letters_are_full(),
             }
             self.page.metrics.dead();
-            self.page.show(|page| page.dead_letters += 1);
+            let reason = reason.clone();
+            self.page.show(|page| {
+                page.dead_letters += 1;
+                page.last_dead_letter = Some(reason);
+            });
             let seq = record.seq;
             self.flight.undeliverable.pop_front();
             self.suspicion.passed(seq);

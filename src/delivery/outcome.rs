@@ -89,6 +89,7 @@ impl Delivery {
         self.report();
         self.page.show(|page| {
             page.delivered += amount;
+            page.last_delivered = Some(clock::now());
             page.rejected_in_a_row = 0;
         });
         if let Some(last) = last {
@@ -107,8 +108,19 @@ impl Delivery {
     /// Passes on what the sink has learned; the log shows only what is new.
     pub(super) fn report(&mut self) {
         let report = self.link.sink.report();
+        let count = |wanted: &str| {
+            let counts = report.counts.iter().filter(|(name, _)| *name == wanted);
+            counts.map(|(_, amount)| *amount).sum::<u64>()
+        };
+        let (receivers, unheard) = (count("receivers"), count("unheard"));
         for (name, amount) in report.counts {
             self.page.metrics.note(name, amount);
+        }
+        if receivers > 0 || unheard > 0 {
+            self.page.show(|page| {
+                page.unheard_in_a_row =
+                    if receivers > 0 { 0 } else { page.unheard_in_a_row + unheard };
+            });
         }
         let Some(facts) = report.facts else { return };
         self.page.show(|page| {
@@ -133,11 +145,13 @@ impl Delivery {
             None => ("up", None),
         };
         self.page.metrics.up(matches!(state, "up" | "busy"));
+        let next = self.waiting.next_attempt();
         self.page.show(|page| {
             if page.state != state {
                 page.state = state;
                 page.since = clock::now();
             }
+            page.next_attempt = next;
             page.last_error = text.or_else(|| page.last_error.take());
         });
     }
@@ -153,11 +167,13 @@ impl Delivery {
         }
         self.flight.stale = true;
         self.page.metrics.up(state == "busy");
+        let next = self.waiting.next_attempt();
         self.page.show(|page| {
             if page.state != state {
                 page.state = state;
                 page.since = clock::now();
             }
+            page.next_attempt = next;
             page.last_error = Some(text);
             page.last_error_at = Some(clock::now());
         });

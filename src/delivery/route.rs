@@ -55,6 +55,8 @@ pub struct Route {
     places: HashMap<Arc<Place>, Decision, FixedState>,
     /// The decision on the last event: mostly it is that on the next.
     last: Option<(Arc<Place>, Decision)>,
+    /// The latest failure of the condition.
+    condition_error: Option<String>,
 }
 
 /// What is remembered of a place.
@@ -177,6 +179,7 @@ impl Route {
             address: kind.address.map(|address| addressing(name, config, &address)).transpose()?,
             places: HashMap::default(),
             last: None,
+            condition_error: None,
         })
     }
 
@@ -199,7 +202,7 @@ impl Route {
                 Ok(true) => {}
                 Ok(false) => return Rendered::Skipped(Skip::Condition),
                 Err(error) => {
-                    tracing::debug!(%error, topic = %event.place.topic, "the condition cannot be evaluated");
+                    self.condition_error = Some(format!("on {}: {error}", event.place.topic));
                     return Rendered::Skipped(Skip::ConditionError);
                 }
             }
@@ -218,6 +221,11 @@ impl Route {
             }
             Err(error) => Rendered::Failed(format!("cannot be rendered: {error}")),
         }
+    }
+
+    /// The latest failure of the condition since this was called: its topic, and what was wrong.
+    pub fn take_condition_error(&mut self) -> Option<String> {
+        self.condition_error.take()
     }
 
     /// Where events of this one's place go.

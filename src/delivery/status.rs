@@ -12,7 +12,10 @@ use std::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::base::{clock::UnixMillis, text::excerpt};
+use crate::base::{
+    clock::{self, UnixMillis},
+    text::{counted, excerpt},
+};
 
 /// Bytes of a text that a server may have written.
 const TEXT: usize = 1000;
@@ -20,7 +23,7 @@ const TEXT: usize = 1000;
 #[derive(Debug, Default)]
 pub struct Status {
     pages: Mutex<Pages>,
-    /// Grows when a sink or a task has another state.
+    /// Grows when a sink or a task has another state, or something is wrong with its events.
     changes: watch::Sender<u64>,
     /// Each grows when somebody asks for that sink to be tried now.
     retries: Mutex<BTreeMap<String, watch::Sender<u64>>>,
@@ -55,6 +58,24 @@ pub struct Sink {
     pub last_error: Option<String>,
     /// When that was.
     pub last_error_at: Option<UnixMillis>,
+    /// Where it waits: when it tries again by itself.
+    pub next_attempt: Option<UnixMillis>,
+    /// When its destination last accepted an event.
+    pub last_delivered: Option<UnixMillis>,
+    /// Why the latest of its dead letters is one.
+    pub last_dead_letter: Option<String>,
+    /// Events since the start whose topic and channel it wants.
+    pub considered: u64,
+    /// Those of them that its condition let through, too. Counted until there is one.
+    pub matched: u64,
+    /// Events on which its condition could not be evaluated, since the start.
+    pub condition_errors: u64,
+    /// The latest of these: its topic, and what was wrong.
+    pub condition_error: Option<String>,
+    /// When that was.
+    pub condition_error_at: Option<UnixMillis>,
+    /// The latest events that its destination has accepted, and passed on to nobody.
+    pub unheard_in_a_row: u64,
     /// What an operator should know of its destination.
     pub remarks: Vec<String>,
     /// The same of the connection that publishes its state.
@@ -62,12 +83,25 @@ pub struct Sink {
     pub state_remarks: Vec<String>,
 }
 
-/// Why the relay is not ready, as far as it is known here.
+/// What is wrong, as far as it is known here.
 #[derive(Debug, Clone, Copy)]
 pub enum Reason<'a> {
+    /// It takes no events now.
     Sink(&'a str, &'a Sink),
     Task(&'a str, &'a str),
+    /// Its condition fails on events.
+    Condition(&'a str, &'a Sink),
+    /// What it sends reaches nobody.
+    Unheard(&'a str, &'a Sink),
+    /// Its condition has let nothing through.
+    Unmatched(&'a str, &'a Sink),
 }
+
+/// A condition that has failed is a reason for so long after the last time.
+const CONDITION: u64 = 60 * 60 * 1000;
+
+/// So many events that were considered, and none let through, are worth a word.
+const UNMATCHED: u64 = 20;
 
 impl fmt::Display for Reason<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,7 +111,40 @@ impl fmt::Display for Reason<'_> {
                 write!(f, "sink {name} is {state}: {why}")
             }
             Self::Task(name, why) => write!(f, "{name}: {why}"),
+            Self::Condition(name, Sink { condition_errors, condition_error, .. }) => {
+                let events = counted(*condition_errors, "event");
+                let why = condition_error.as_deref().unwrap_or_default();
+                write!(f, "sink {name}: its condition (`when`) failed on {events}, {why}")
+            }
+            Self::Unheard(name, Sink { unheard_in_a_row, .. }) => {
+                let events = counted(*unheard_in_a_row, "event");
+                write!(f, "sink {name}: nobody is subscribed to the last {events}")
+            }
+            Self::Unmatched(name, Sink { considered, .. }) => {
+                let events = counted(*considered, "event");
+                write!(f, "sink {name}: its condition (`when`) has let none of {events} through")
+            }
         }
+    }
+}
+
+impl Sink {
+    /// What is wrong with its events, whatever its connection is like.
+    fn about_events<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Reason<'a>> {
+        let fails = self.condition_error_at.is_some_and(|at| at + CONDITION > clock::now());
+        let unmatched = self.matched == 0 && self.considered >= UNMATCHED && !fails;
+        let reasons = [
+            fails.then_some(Reason::Condition(name, self)),
+            (self.unheard_in_a_row > 0).then_some(Reason::Unheard(name, self)),
+            unmatched.then_some(Reason::Unmatched(name, self)),
+        ];
+        reasons.into_iter().flatten()
+    }
+
+    /// What of it changes the health of the relay.
+    fn health(&self) -> (&'static str, bool, bool, bool) {
+        let fails = self.condition_errors > 0;
+        (self.state, self.dead_letters > 0, fails, self.unheard_in_a_row > 0)
     }
 }
 
@@ -85,7 +152,8 @@ impl Pages {
     pub fn why(&self) -> impl Iterator<Item = Reason<'_>> {
         let sinks = self.sinks.iter().filter(|(_, sink)| sink.state != "up");
         let tasks = self.tasks.iter().map(|(name, why)| Reason::Task(name, why));
-        sinks.map(|(name, sink)| Reason::Sink(name, sink)).chain(tasks)
+        let events = self.sinks.iter().flat_map(|(name, sink)| sink.about_events(name));
+        sinks.map(|(name, sink)| Reason::Sink(name, sink)).chain(tasks).chain(events)
     }
 
     /// Why the relay is not ready; empty: it is.
@@ -127,7 +195,7 @@ impl Status {
     /// Changes the row of a sink.
     pub fn sink(&self, name: &str, change: impl FnOnce(&mut Sink)) {
         let mut pages = self.lock();
-        let before = pages.sinks.get(name).map(|page| page.state);
+        let before = pages.sinks.get(name).map(Sink::health);
         let page = match before {
             // Most changes are to a row that is there.
             Some(_) => pages.sinks.get_mut(name),
@@ -136,8 +204,9 @@ impl Status {
         let Some(page) = page else { return };
         change(page);
         let remarks = page.remarks.iter_mut().chain(&mut page.state_remarks);
-        page.last_error.iter_mut().chain(remarks).for_each(shorten);
-        let changed = before != Some(page.state);
+        let texts = [&mut page.last_error, &mut page.last_dead_letter, &mut page.condition_error];
+        texts.into_iter().flatten().chain(remarks).for_each(shorten);
+        let changed = before != Some(page.health());
         drop(pages);
         if changed {
             self.changed();

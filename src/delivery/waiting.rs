@@ -18,7 +18,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, warn};
 
-use crate::{base::backoff::Backoff, sink::Cause};
+use crate::{
+    base::{
+        backoff::Backoff,
+        clock::{self, UnixMillis},
+    },
+    sink::Cause,
+};
 
 /// The first wait after a failure is at most this.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -110,6 +116,13 @@ impl Waiting {
     /// Until when no event goes out.
     pub(super) fn resume_at(&self) -> Option<Instant> {
         self.resume_at.filter(|at| *at > Instant::now())
+    }
+
+    /// When it is tried again, by the wall clock.
+    pub(super) fn next_attempt(&self) -> Option<UnixMillis> {
+        let at = self.reconnect_at().max(self.resume_at())?;
+        let wait = at.saturating_duration_since(Instant::now()).as_millis();
+        Some(clock::now() + u64::try_from(wait).unwrap_or(0))
     }
 
     /// A wait for events is over, if there was one. An answer: there is to be a new connection.

@@ -19,6 +19,7 @@ use crate::{
         clock::{self, Moment, UnixMillis},
         event::{self, Event},
         metrics::{self, GAP_SECONDS, GAPS},
+        text::{EXCERPT, excerpt},
     },
 };
 
@@ -97,6 +98,16 @@ pub struct Gap {
     pub from: UnixMillis,
     pub to: UnixMillis,
     pub cause: String,
+}
+
+/// What a channel is missing now.
+#[derive(Debug, Clone, Serialize)]
+pub struct RunningGap {
+    pub channel: String,
+    pub since: UnixMillis,
+    pub cause: String,
+    /// Subscriptions that are not confirmed again.
+    pub subscriptions: usize,
 }
 
 /// A channel's time without a connection.
@@ -211,6 +222,26 @@ impl Gaps {
         }
         let over = self.open.extract_if(|_, outage| outage.is_over());
         over.map(|(channel, outage)| Over(channel, outage)).collect()
+    }
+
+    /// What is being missed now, by channel.
+    pub(super) fn running(&self) -> Vec<RunningGap> {
+        let mut running: Vec<_> = self
+            .open
+            .iter()
+            .map(|(channel, outage)| {
+                let missing = |state: &&RecoveryState| **state == RecoveryState::Missing;
+                let time = u64::try_from(outage.since.time().as_millis()).unwrap_or(u64::MAX);
+                RunningGap {
+                    channel: channel.to_string(),
+                    since: clock::now().saturating_sub(time),
+                    cause: excerpt(&outage.cause, EXCERPT),
+                    subscriptions: outage.subscriptions.values().filter(missing).count(),
+                }
+            })
+            .collect();
+        running.sort_by(|a, b| a.channel.cmp(&b.channel));
+        running
     }
 
     /// For how long what is missing longest has been missing.

@@ -190,6 +190,7 @@ impl Link {
 
     /// `None`: it is no longer wanted.
     async fn waiting(&mut self, wait: Duration) -> Option<()> {
+        self.hub.table.waits(self.number, wait);
         tokio::select! {
             () = self.unwanted() => None,
             () = clock::sleep(wait) => Some(()),

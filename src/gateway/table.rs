@@ -16,7 +16,7 @@ use std::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::gaps::{Away, Gap, Gaps, Over, Since};
+use super::gaps::{Away, Gap, Gaps, Over, RunningGap, Since};
 use crate::{
     astro::session::{Subscription, SubscriptionState, Update},
     base::{
@@ -51,6 +51,8 @@ pub struct State {
     pub subscriptions: BTreeMap<Arc<Subscription>, SubscriptionRow>,
     /// The latest gaps, oldest first.
     pub gaps: VecDeque<Gap>,
+    /// What is being missed now. Only in a [`Table::snapshot`].
+    pub outages: Vec<RunningGap>,
     pub gap_count: u64,
     pub last_event: Option<UnixMillis>,
 }
@@ -60,10 +62,16 @@ pub struct State {
 pub struct ConnectionRow {
     pub phase: Phase,
     pub since: UnixMillis,
-    /// Attempts since it last worked.
+    /// Since when it has not been open; `None` while it is.
+    pub down_since: Option<UnixMillis>,
+    /// Attempts since it last worked; none while it is open.
     pub attempts: u32,
+    /// While it waits: when it is opened again.
+    pub next_attempt: Option<UnixMillis>,
     /// Why it ended, or could not be opened, the last time.
     pub last_error: Option<String>,
+    /// When that was.
+    pub last_error_at: Option<UnixMillis>,
     pub last_frame: Option<Moment>,
     /// Why some of what comes cannot be relayed.
     pub unreadable: Option<String>,
@@ -204,7 +212,8 @@ impl Table {
     }
 
     pub fn snapshot(&self) -> State {
-        self.read(Clone::clone)
+        let inner = self.lock();
+        State { outages: inner.missing.running(), ..inner.state.clone() }
     }
 
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -275,15 +284,29 @@ impl Table {
 
     pub(super) fn phase(&self, number: u64, phase: Phase, attempts: u32, error: Option<&str>) {
         self.change(|inner| {
+            let (now, is_open) = (clock::now(), phase.is_open());
             let row = inner.state.connections.entry(number).or_default();
-            (row.phase, row.since, row.attempts) = (phase, clock::now(), attempts);
+            (row.phase, row.since, row.next_attempt) = (phase, now, None);
+            row.attempts = if is_open { 0 } else { attempts };
+            row.down_since = if is_open { None } else { row.down_since.or(Some(now)) };
             if let Some(error) = error {
                 row.last_error = Some(excerpt(error, TEXT));
+                row.last_error_at = Some(now);
             }
-            if !phase.is_open() {
+            if !is_open {
                 let rows = inner.state.subscriptions.values_mut();
                 rows.filter(|row| row.slot.connection() == Some(number))
                     .for_each(|row| row.state = SubscriptionState::Waiting);
+            }
+        });
+    }
+
+    /// A connection is opened again after that time.
+    pub(super) fn waits(&self, number: u64, wait: Duration) {
+        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.change(|inner| {
+            if let Some(row) = inner.state.connections.get_mut(&number) {
+                row.next_attempt = Some(clock::now().saturating_add(wait));
             }
         });
     }

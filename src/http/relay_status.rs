@@ -3,9 +3,10 @@
 //! A projection of the tables of gateway, channels and deliveries. Beside them it has only what belongs to
 //! none of them: what the last reload brought, and what the configuration lacks.
 
+mod reason;
+
 use std::{
     collections::BTreeMap,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -24,12 +25,19 @@ use crate::{
         token_status::{ShownToken, Tokens},
     },
     config::difference::Report,
-    delivery::status::{self, Pages, Status},
+    delivery::status::{Pages, Status},
     gateway::table::{self, ConnectionRow, Slot, SubscriptionRow, Table},
+    http::health::{self, Health, Memory},
+    journal::Journal,
 };
+
+pub use self::reason::Reason;
 
 /// Problems of a configuration that are shown.
 const LINES: usize = 100;
+
+/// A token that ends within a week is worth a word.
+const SOON: UnixMillis = 7 * 24 * 60 * 60 * 1000;
 
 /// Bytes of one of them.
 const TEXT: usize = 1000;
@@ -43,6 +51,9 @@ pub struct RelayStatus {
     pub tokens: Arc<Tokens>,
     configuration: Mutex<Configuration>,
     changes: watch::Sender<u64>,
+    /// Where dead letters are counted; none in a relay that has no journal yet.
+    journal: Option<Journal>,
+    memory: Memory,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -57,6 +68,12 @@ impl RelayStatus {
     /// That of a relay that starts now.
     pub fn new(now: UnixMillis) -> Self {
         Self { started: now, ..Self::default() }
+    }
+
+    /// With the journal whose dead letters count.
+    #[must_use]
+    pub fn with_journal(self, journal: Journal) -> Self {
+        Self { journal: Some(journal), ..self }
     }
 
     fn configuration(&self) -> MutexGuard<'_, Configuration> {
@@ -80,6 +97,7 @@ impl RelayStatus {
             }
         }
         self.configuration().reload = Some(report);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Changes with the configuration.
@@ -88,14 +106,26 @@ impl RelayStatus {
     }
 
     pub fn snapshot(&self) -> Snapshot {
+        let sinks = self.sinks.pages();
+        let counts = self.journal.as_ref().map(Journal::dead_letter_counts).unwrap_or_default();
+        // Those of a sink that is no longer configured wait for nobody.
+        let counts = counts.into_iter().filter(|(sink, _)| sinks.sinks.contains_key(sink));
         Snapshot {
             started: self.started,
             gateway: self.gateway.snapshot(),
-            sinks: self.sinks.pages(),
+            dead_letters: counts.filter(|(_, count)| *count > 0).collect(),
+            sinks,
             sessions: self.sessions.snapshot(),
             tokens: self.tokens.snapshot(),
             configuration: self.configuration().clone(),
         }
+    }
+
+    /// The health that a snapshot of this shows. The first reason is told at its beginning only if this is
+    /// called now and then.
+    pub fn health(&self, snapshot: &Snapshot) -> Health {
+        let reasons = snapshot.why().map(|reason| reason.told()).collect();
+        self.memory.health(reasons, snapshot.at_least(), clock::now())
     }
 }
 
@@ -105,57 +135,43 @@ pub struct Snapshot {
     started: UnixMillis,
     pub gateway: table::State,
     pub sinks: Pages,
+    /// Of each sink that has some, how many.
+    pub dead_letters: BTreeMap<String, u64>,
     pub sessions: BTreeMap<String, SessionStatus>,
     pub tokens: BTreeMap<String, ShownToken>,
     configuration: Configuration,
 }
 
-/// Why the relay is not ready. It is formatted where somebody reads it: there may be as many as there are
-/// subscriptions.
-#[derive(Debug, Clone, Copy)]
-pub enum Reason<'a> {
-    Connection(u64, &'a ConnectionRow),
-    /// Some of what comes on a connection cannot be relayed.
-    Unreadable(u64, &'a str),
-    Subscription(&'a Subscription, &'a SubscriptionState),
-    LeftOut(&'a Subscription),
-    /// So many have no connection yet.
-    NotAsked(usize),
-    /// A channel's token cannot be refreshed.
-    Token(&'a str, &'a str),
-    Sink(status::Reason<'a>),
-    Unconfigured(&'static str),
-}
-
-impl fmt::Display for Reason<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connection(number, row) => {
-                let why = row.last_error.as_deref().unwrap_or("not yet connected");
-                write!(f, "connection {number} to Astro: {why}")
-            }
-            Self::Unreadable(number, why) => write!(f, "connection {number} to Astro: {why}"),
-            Self::Subscription(subscription, SubscriptionState::Refused(refusal)) => {
-                write!(f, "subscription {subscription} refused: {} {}", refusal.code, refusal.text)
-            }
-            Self::Subscription(subscription, state) => {
-                write!(f, "subscription {subscription} is {}", state.as_str())
-            }
-            Self::LeftOut(subscription) => {
-                write!(f, "subscription {subscription} is left out: max_connections")
-            }
-            Self::NotAsked(count) => write!(f, "{count} subscriptions are not yet asked for"),
-            Self::Token(label, why) => write!(f, "token of {label} {why}"),
-            Self::Sink(reason) => reason.fmt(f),
-            Self::Unconfigured(what) => f.write_str(what),
-        }
-    }
-}
-
 impl Snapshot {
-    /// Why the relay is not ready; empty: it is.
+    /// Why the relay does not work as configured; empty: it does. Notices are no such reasons.
     pub fn reasons(&self) -> Vec<String> {
-        self.why().map(|reason| reason.to_string()).collect()
+        let serious = self.why().filter(|reason| !reason.is_notice());
+        serious.map(|reason| reason.to_string()).collect()
+    }
+
+    /// Whether events come, or will as soon as the gateway has answered.
+    pub fn receives(&self) -> bool {
+        let state = &self.gateway;
+        let may_come = |row: &SubscriptionRow| {
+            !matches!(row.state, SubscriptionState::Refused(_)) && row.slot != Slot::LeftOut
+        };
+        state.subscriptions.is_empty()
+            || (state.open_connections() > 0 && state.subscriptions.values().any(may_come))
+    }
+
+    /// Whether a sink takes events.
+    fn delivers(&self) -> bool {
+        let sinks = &self.sinks.sinks;
+        sinks.is_empty() || sinks.values().any(|sink| matches!(sink.state, "up" | "busy"))
+    }
+
+    /// The health at best, whatever the single reasons are.
+    fn at_least(&self) -> health::State {
+        if self.receives() && self.delivers() {
+            health::State::Working
+        } else {
+            health::State::NotWorking
+        }
     }
 
     pub fn why(&self) -> impl Iterator<Item = Reason<'_>> {
@@ -172,7 +188,7 @@ impl Snapshot {
         // Where its connection is not open, that is the reason.
         let subscriptions = state.assigned().filter_map(move |(subscription, row)| {
             let counts = row.slot.connection().is_some_and(is_open) && !row.state.is_confirmed();
-            counts.then_some(Reason::Subscription(subscription, &row.state))
+            counts.then(|| Reason::Subscription(subscription, &row.state, retry_at(&row.state)))
         });
         let left_out = state.left_out().into_iter().map(|one| Reason::LeftOut(one));
         let mut gateway = connections.chain(subscriptions).chain(left_out).peekable();
@@ -180,14 +196,30 @@ impl Snapshot {
         let is_free = |row: &&SubscriptionRow| row.slot == Slot::Unassigned;
         let unassigned = state.subscriptions.values().filter(is_free).count();
         let not_asked = unassigned > 0 && gateway.peek().is_none();
-        let tokens = self.tokens.iter().filter_map(|(label, token)| {
-            token.reason.as_deref().map(|why| Reason::Token(label, why))
+        let tokens = self.tokens.iter().flat_map(|(label, token)| {
+            let soon = |at: &UnixMillis| *at < clock::now().saturating_add(SOON);
+            let ends = token.expires_at.filter(|at| soon(at) && !token.refreshed);
+            let reason = token.reason.as_deref().map(|why| Reason::Token(label, why));
+            let doubts = token.doubts.iter().map(|doubt| Reason::TokenDoubt(label, doubt));
+            let ends = ends.map(|at| Reason::TokenExpires(label, at));
+            reason.into_iter().chain(ends).chain(doubts)
         });
         gateway
             .chain(not_asked.then_some(Reason::NotAsked(unassigned)))
             .chain(tokens)
             .chain(self.sinks.why().map(Reason::Sink))
+            .chain(self.dead_letters.iter().map(|(sink, count)| {
+                let row = self.sinks.sinks.get(sink);
+                let why = row.and_then(|row| row.last_dead_letter.as_deref());
+                Reason::DeadLetters(sink, *count, why)
+            }))
+            .chain(self.rejected().map(Reason::Rejected))
             .chain(self.configuration.lacks.iter().copied().map(Reason::Unconfigured))
+    }
+
+    /// The latest reload, if its configuration was rejected.
+    fn rejected(&self) -> impl Iterator<Item = &Report> {
+        self.configuration.reload.iter().filter(|report| !report.problems.is_empty())
     }
 
     /// As `/status` shows it. `lag` tells of a sink how many events wait, and for how long.
@@ -213,6 +245,7 @@ impl Snapshot {
             "left_out": left_out,
             "sinks": sinks.collect::<BTreeMap<_, _>>(),
             "gaps": state.gaps,
+            "gaps_running": state.outages,
             "gaps_told": state.gap_count,
             "last_event": state.last_event,
             "sessions": self.sessions,
@@ -234,8 +267,11 @@ impl Snapshot {
         let mut json = json!({
             "state": row.phase,
             "since": row.since,
+            "down_since": row.down_since,
             "attempts": row.attempts,
+            "next_attempt": row.next_attempt,
             "last_error": row.last_error,
+            "last_error_at": row.last_error_at,
             "heard": row.last_frame.map(|at| clock::ago(at.elapsed())),
             "subscriptions": on_it.map(|(one, row)| subscription(one, row)).collect::<Vec<_>>(),
         });
@@ -260,18 +296,20 @@ fn subscription(subscription: &Subscription, row: &SubscriptionRow) -> Value {
         SubscriptionState::Refused(refusal) => {
             insert(&mut json, "code", json!(refusal.code));
             insert(&mut json, "text", json!(refusal.text));
-            if let Some(at) = refusal.retry_at {
-                let wait = at.saturating_duration_since(Instant::now()).as_millis();
-                insert(
-                    &mut json,
-                    "retry_at",
-                    json!(clock::now() + u64::try_from(wait).unwrap_or(0)),
-                );
+            if let Some(at) = retry_at(&row.state) {
+                insert(&mut json, "retry_at", json!(at));
             }
         }
         SubscriptionState::Waiting | SubscriptionState::Pending => {}
     }
     json
+}
+
+/// When a refused subscription is tried again, by the wall clock.
+fn retry_at(state: &SubscriptionState) -> Option<UnixMillis> {
+    let SubscriptionState::Refused(refusal) = state else { return None };
+    let wait = refusal.retry_at?.saturating_duration_since(Instant::now()).as_millis();
+    Some(clock::now() + u64::try_from(wait).unwrap_or(0))
 }
 
 fn insert(object: &mut Value, name: &str, value: Value) {

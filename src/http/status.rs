@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{State, guard::may_see_reasons, json, refused, relay_status::Snapshot};
+use super::{State, guard::may_see_reasons, health, json, refused, relay_status::Snapshot};
 use crate::{
     astro::session::SubscriptionState,
     base::metrics,
@@ -18,32 +18,36 @@ pub(super) async fn readyz(
     extensions: Extensions,
     headers: HeaderMap,
 ) -> Response {
-    let reasons = state.status.snapshot().reasons();
-    if reasons.is_empty() {
-        return "ready\n".into_response();
+    let snapshot = state.status.snapshot();
+    let health = state.status.health(&snapshot);
+    let word = health.state.as_str();
+    if health.state == health::State::Working {
+        return format!("{word}\n").into_response();
     }
     let shown = may_see_reasons(&state, &extensions, &headers).await;
-    let reasons = if shown { format!("\n{}", reasons.join("\n")) } else { String::new() };
-    refused(StatusCode::SERVICE_UNAVAILABLE, &format!("not ready{reasons}"))
+    let reasons = if shown { snapshot.reasons().join("\n") } else { String::new() };
+    refused(StatusCode::SERVICE_UNAVAILABLE, format!("{word}\n{reasons}").trim_end())
 }
 
 pub(super) async fn status(Extract(state): Extract<State>) -> Response {
     let snapshot = state.status.snapshot();
     gauges(&snapshot, &state.journal);
+    let health = state.status.health(&snapshot);
     let reasons = snapshot.reasons();
     let figures = state.journal.figures();
-    let health = match &figures.health {
-        Health::Sound => "sound".to_owned(),
+    let journal = match &figures.health {
+        Health::Sound => health::State::Working.as_str().to_owned(),
         Health::MemoryOnly => "memory only".to_owned(),
         Health::Degraded(why) => format!("degraded: {why}"),
     };
     let access = state.access.borrow().clone();
     let status = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "ready": reasons.is_empty(),
+        "health": health,
+        "ready": health.state == health::State::Working,
         "reasons": reasons,
         "journal": {
-            "health": health, "oldest": figures.oldest, "last": figures.last,
+            "health": journal, "oldest": figures.oldest, "last": figures.last,
             "written": figures.written, "synced": figures.synced, "bytes": figures.size,
             "memory_bytes": figures.memory,
         },
@@ -59,7 +63,13 @@ pub(super) async fn metrics(Extract(state): Extract<State>) -> Response {
     let Some(metrics) = &state.metrics else {
         return StatusCode::NOT_FOUND.into_response();
     };
-    gauges(&state.status.snapshot(), &state.journal);
+    let snapshot = state.status.snapshot();
+    gauges(&snapshot, &state.journal);
+    let health = state.status.health(&snapshot).state;
+    for word in health::State::ALL {
+        let holds = f64::from(u8::from(word == health));
+        ::metrics::gauge!(metrics::HEALTH, "state" => word.as_str()).set(holds);
+    }
     let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     (content_type, metrics.render()).into_response()
 }

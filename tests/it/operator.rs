@@ -3,6 +3,7 @@
 mod canary;
 mod crowd;
 mod endpoint;
+mod health;
 mod log;
 mod page;
 mod reload;

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 
 use crate::{
+    base::text,
     config::Config,
     loading::{Sources, load},
 };
@@ -51,7 +52,7 @@ fn summary(config: &Config) -> String {
 }
 
 fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+    text::counted(u64::try_from(count).unwrap_or(u64::MAX), what)
 }
 
 #[cfg(test)]

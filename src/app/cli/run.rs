@@ -12,7 +12,7 @@ use crate::{
         supervisor::Outcome,
         systemd::{self, Manager},
     },
-    http::{Reloads, relay_status::Snapshot},
+    http::{Reloads, health::Health, relay_status::Snapshot},
 };
 
 /// Worker threads: one for the gateway's socket and one for the sinks is what a small box has.
@@ -42,7 +42,7 @@ pub(super) fn run(source: &Source) -> Done {
         };
         let running = relay.run(stop.clone(), || {
             let snapshot = status.snapshot();
-            manager.on_tick(has_answered(&snapshot), &line(&snapshot));
+            manager.on_tick(has_answered(&snapshot), &line(&snapshot, &status.health(&snapshot)));
         });
         tokio::pin!(running, waiting);
         let outcome = tokio::select! {
@@ -67,18 +67,19 @@ fn has_answered(snapshot: &Snapshot) -> bool {
     gateway.connections.is_empty() || gateway.open_connections() > 0
 }
 
-/// `3 of 3 subscriptions, 2 of 2 sinks up`, and the first thing that is wrong.
-fn line(snapshot: &Snapshot) -> String {
+/// `working: 3 of 3 subscriptions, 2 of 2 sinks up`, and the first thing that is wrong.
+fn line(snapshot: &Snapshot, health: &Health) -> String {
     let subscriptions = &snapshot.gateway.subscriptions;
     let confirmed = subscriptions.values().filter(|row| row.state.is_confirmed()).count();
     let sinks = &snapshot.sinks.sinks;
     let up = sinks.values().filter(|sink| sink.state == "up").count();
     let mut line = format!(
-        "{confirmed} of {} subscriptions, {up} of {} sinks up",
+        "{}: {confirmed} of {} subscriptions, {up} of {} sinks up",
+        health.state.as_str(),
         subscriptions.len(),
         sinks.len()
     );
-    if let Some(reason) = snapshot.why().next() {
+    if let Some(reason) = health.summary() {
         line = format!("{line}; {reason}");
     }
     line.replace('\n', " ")

@@ -187,7 +187,7 @@ async fn nothing_is_emptied_by_asking_and_nothing_configured_is_not_ready() {
     let answer = empty.get("/readyz").await;
     assert_eq!(answer.status(), 503);
     let text = answer.text().await.unwrap();
-    assert_eq!(text, "not ready\nno channel is configured\nno sink is configured\n");
+    assert_eq!(text, "not working\nno channel is configured\nno sink is configured\n");
     // It can be filled without a restart.
     empty.rewrite(&format!("{}{SINK}", channel(&["channel.tips"])));
     assert_eq!(empty.reload().await.0, 200);

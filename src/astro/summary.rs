@@ -1,0 +1,471 @@
+//! An event in a few words for people: of which kind, who, how much, and what was written.
+//!
+//! The one function that makes them: the terminal, `tail`, the page and Home Assistant's logbook all show
+//! what it answers. It reads the forms that are documented, and of any other the fields that most of them
+//! have. It never fails: an event of which nothing is known is its topic.
+//!
+//! Nothing here is made harmless: whoever shows it does that, for where it goes.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::base::{
+    event::{Event, Origin},
+    json,
+    text::{counted, cut},
+};
+
+/// Characters of a message, and of any other part.
+const MESSAGE: usize = 200;
+const PART: usize = 80;
+
+/// What an event says, in a few words.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// One or two words: `tip`, `gift`, `hype train`; or an activity's own word, or the topic's.
+    pub kind: String,
+    /// Who did it; empty where nobody is named.
+    pub who: String,
+    /// How much, or what of it: `37.82 USD`, `250 bits`, `tier 1, 3 months`.
+    pub amount: String,
+    /// What was written.
+    pub message: String,
+    /// `test`, `backfilled` or `replayed`; empty: it came live.
+    pub mark: &'static str,
+    /// Whether it is one of many that few people want to see: chat, figures of the session, moderation.
+    pub quiet: bool,
+}
+
+impl Summary {
+    /// Of an event whose data may be shown as it is.
+    pub fn of(event: &Event) -> Self {
+        Self::of_data(&event.place.topic, event.data(), event.origin)
+    }
+
+    /// The same, of what is left of the data for those who see it.
+    pub fn of_data(topic: &str, data: &[u8], origin: Origin) -> Self {
+        let data = json::value(data).unwrap_or_default();
+        let mut summary = of_topic(topic, &data);
+        for part in [&mut summary.kind, &mut summary.who, &mut summary.amount] {
+            *part = cut(part, PART);
+        }
+        summary.message = cut(summary.message.trim(), MESSAGE);
+        let is_test = origin == Origin::Test || is_mock(&data);
+        summary.mark = match origin {
+            _ if is_test => "test",
+            Origin::Live | Origin::Test => "",
+            origin => origin.as_str(),
+        };
+        summary
+    }
+
+    /// The parts in one line, without the kind.
+    pub fn text(&self) -> String {
+        let quoted = |text: &str| if text.is_empty() { String::new() } else { format!("'{text}'") };
+        let mark = if self.mark.is_empty() { String::new() } else { format!("({})", self.mark) };
+        let parts = [self.who.clone(), self.amount.clone(), quoted(&self.message), mark];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ")
+    }
+}
+
+fn of_topic(topic: &str, data: &Value) -> Summary {
+    let kind = |kind: &str| Summary { kind: kind.to_owned(), ..Summary::default() };
+    match topic {
+        "channel.activities" => activity(data),
+        "channel.tips" => tip(data, kind("tip")),
+        "channel.tips.moderation" => {
+            let tip = tip(data, quiet("tip held"));
+            let state = text(data, &["/approved"]);
+            Summary { amount: joined(&[&tip.amount, &state]), ..tip }
+        }
+        "channel.chat.message" => chat(data),
+        "channel.session.update" => session(data, "/key", "/data"),
+        "relay.session" => session(data, "/element", "/after"),
+        "channel.session.reset" => kind("session reset"),
+        "channel.stream.status" => {
+            let live = data.get("isLive").and_then(Value::as_bool);
+            let word = live.map_or("", |live| if live { "live" } else { "offline" });
+            Summary { amount: word.to_owned(), ..kind("stream") }
+        }
+        "channel.follow" => Summary { who: who(data), ..kind("follow") },
+        "channel.loyalty.redemptions" => Summary {
+            who: text(data, &["/redeemer/username"]),
+            amount: joined(&[
+                &text(data, &["/item/name"]),
+                &amount(data.pointer("/item/cost"), "points"),
+            ]),
+            message: text(data, &["/message"]),
+            ..kind("store")
+        },
+        "channel.chatbot.counters" => Summary {
+            who: text(data, &["/counter"]),
+            amount: number(data.get("value")),
+            ..kind("counter")
+        },
+        "channel.chatbot.status" => Summary {
+            amount: match (data.get("mod").and_then(Value::as_bool), data.get("duration")) {
+                (Some(true), _) => "is moderator".into(),
+                (Some(false), _) => "is no moderator".into(),
+                (None, Some(duration)) => format!("timed out, {} s", number(Some(duration))),
+                (None, None) => String::new(),
+            },
+            ..kind("bot")
+        },
+        "channel.announcements" | "astro" => {
+            Summary { message: text(data, &["/text", "/message", "/title"]), ..kind("notice") }
+        }
+        "relay.gap" => gap(data, kind("gap")),
+        "relay.backfill" => Summary {
+            who: text(data, &["/channel"]),
+            amount: format!(
+                "{} of {} recovered",
+                number(data.get("recovered")),
+                number(data.get("found"))
+            ),
+            ..kind("backfill")
+        },
+        "relay.status" => Summary {
+            amount: text(data, &["/health", "/status"]),
+            message: text(data, &["/reason"]),
+            ..kind("health")
+        },
+        _ => other(topic, data),
+    }
+}
+
+fn quiet(kind: &str) -> Summary {
+    Summary { kind: kind.to_owned(), quiet: true, ..Summary::default() }
+}
+
+/// An activity, live or from the history.
+fn activity(data: &Value) -> Summary {
+    let word = data.get("type").and_then(Value::as_str).unwrap_or("activity");
+    let about = data.get("data").unwrap_or(&Value::Null);
+    let count = about.get("amount");
+    let currency = text(about, &["/currency"]);
+    let sender = text(about, &["/sender"]);
+    let gifted = about.get("gifted").and_then(Value::as_bool) == Some(true);
+    let (kind, amount) = match word {
+        "follow" | "follower" => ("follow", String::new()),
+        "subscriber" if gifted || !sender.is_empty() => {
+            let from = if sender.is_empty() { String::new() } else { format!("from {sender}") };
+            ("gift", joined(&[&tier(about), &from]))
+        }
+        "subscriber" => ("sub", joined(&[&tier(about), &counted_of(count, "month")])),
+        "communityGiftPurchase" => ("gifts", counted_of(count, "gift")),
+        "sponsor" => ("member", counted_of(count, "month")),
+        "tip" => ("tip", money(count, &currency)),
+        "cheer" | "cheerPurchase" => ("cheer", counted_of(count, "bit")),
+        "stars" => ("stars", counted_of(count, "star")),
+        "kicks" => ("kicks", counted_of(count, "kick")),
+        "jewels" => ("jewels", counted_of(count, "jewel")),
+        "elixir" => ("elixir", amount(count, "elixir")),
+        "superchat" => ("super chat", money(count, &currency)),
+        "charityCampaignDonation" => ("charity", money(count, &currency)),
+        "merch" | "purchase" => ("merch", money(count, &currency)),
+        "raid" => ("raid", counted_of(count, "viewer")),
+        "host" => ("host", counted_of(count, "viewer")),
+        "channelPointsRedemption" => {
+            ("points", joined(&[&text(about, &["/redemption"]), &amount(count, "points")]))
+        }
+        "redemption" => {
+            ("store", joined(&[&text(about, &["/redemption"]), &amount(count, "points")]))
+        }
+        "hypetrainStart" => ("hype train", "begins".into()),
+        "hypetrainProgress" => ("hype train", level(about)),
+        "hypetrainEnd" => ("hype train", joined(&["ends", &level(about)])),
+        word => (word, money(count, &currency)),
+    };
+    Summary {
+        kind: kind.to_owned(),
+        who: who(about),
+        amount,
+        message: text(about, &["/message"]),
+        ..Summary::default()
+    }
+}
+
+fn tip(data: &Value, summary: Summary) -> Summary {
+    Summary {
+        who: text(data, &["/donation/user/username"]),
+        amount: money(data.pointer("/donation/amount"), &text(data, &["/donation/currency"])),
+        message: text(data, &["/donation/message"]),
+        ..summary
+    }
+}
+
+/// The platforms' forms differ.
+fn chat(data: &Value) -> Summary {
+    let names = [
+        "/chatter_user_name",
+        "/sender/username",
+        "/authorDetails/displayName",
+        "/content_data/user/display_name",
+    ];
+    let texts = ["/message/text", "/content", "/snippet/displayMessage", "/message", "/text"];
+    let name = text(data, &names);
+    let who = if name.is_empty() { who(data) } else { name };
+    Summary { who, message: text(data, &texts), ..quiet("chat") }
+}
+
+/// An element of the session: `tip-session  120`.
+fn session(data: &Value, element: &str, value: &str) -> Summary {
+    let value = data.pointer(value).unwrap_or(&Value::Null);
+    let count = ["amount", "count", "total"].iter().find_map(|key| value.get(*key));
+    let amount = number(count.or(Some(value)));
+    Summary {
+        who: text(data, &[element]),
+        amount: joined(&[&text(value, &["/name", "/displayName", "/username"]), &amount]),
+        ..quiet("session")
+    }
+}
+
+fn gap(data: &Value, summary: Summary) -> Summary {
+    if let Some(sink) = data.get("sink").and_then(Value::as_str) {
+        let lost = data.get("count").and_then(Value::as_u64).unwrap_or(0);
+        let amount = format!("{} never delivered", counted(lost, "event"));
+        return Summary { who: format!("sink {sink}"), amount, ..summary };
+    }
+    let seconds = data.get("seconds").map(|seconds| number(Some(seconds)));
+    Summary {
+        who: text(data, &["/channel"]),
+        amount: seconds.map_or_else(|| "missed".into(), |seconds| format!("missed {seconds} s")),
+        message: text(data, &["/cause"]),
+        ..summary
+    }
+}
+
+/// Of anything else what most forms have, under the last words of its topic.
+fn other(topic: &str, data: &Value) -> Summary {
+    let kind = match topic.split('.').skip(1).collect::<Vec<_>>().as_slice() {
+        ["chatbot", "modules", word] | ["chatbot" | "overlay", word] => (*word).to_owned(),
+        [] => topic.to_owned(),
+        words => words.join(" "),
+    };
+    let kind = match kind.as_str() {
+        "giveaways" => "giveaway".to_owned(),
+        "contests" => "contest".to_owned(),
+        "songrequest" => "song".to_owned(),
+        "audiencequeue" => "queue".to_owned(),
+        "emotecombo" => "combo".to_owned(),
+        _ => kind,
+    };
+    let payload = data.get("payload").or_else(|| data.get("data")).unwrap_or(&Value::Null);
+    let named = who(data);
+    let inner = ["/entry", "/winner", "/song/user"].iter().find_map(|path| payload.pointer(path));
+    let named = if named.is_empty() { who(inner.unwrap_or(payload)) } else { named };
+    let titles = ["/song/title", "/nextSong/title", "/title", "/name"];
+    let event = text(data, &["/event", "/action", "/emote", "/word"]);
+    Summary {
+        kind,
+        who: named,
+        amount: joined(&[&event.replace("audience-queue:", ""), &text(payload, &titles)]),
+        message: text(data, &["/message", "/text"]),
+        ..Summary::default()
+    }
+}
+
+fn who(data: &Value) -> String {
+    text(data, &["/displayName", "/display_name", "/username", "/user_name", "/nickname", "/name"])
+}
+
+/// The first of these that is a text and says something.
+fn text(data: &Value, paths: &[&str]) -> String {
+    let texts = paths.iter().filter_map(|path| data.pointer(path)?.as_str());
+    texts.map(str::trim).find(|text| !text.is_empty()).unwrap_or_default().to_owned()
+}
+
+fn joined(parts: &[&str]) -> String {
+    parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(", ")
+}
+
+/// A number as people write it, also where it was sent as text.
+fn number(value: Option<&Value>) -> String {
+    match value {
+        Some(Value::Number(number)) => match number.as_f64() {
+            Some(float) if !number.is_u64() && !number.is_i64() => {
+                let text = format!("{float:.2}");
+                text.strip_suffix(".00").map_or(text.clone(), str::to_owned)
+            }
+            _ => number.to_string(),
+        },
+        Some(Value::String(text)) => text.trim().to_owned(),
+        _ => String::new(),
+    }
+}
+
+fn amount(value: Option<&Value>, unit: &str) -> String {
+    let number = number(value);
+    if number.is_empty() { number } else { format!("{number} {unit}") }
+}
+
+/// `1 month`, `3 months`.
+fn counted_of(value: Option<&Value>, unit: &str) -> String {
+    match value.and_then(Value::as_u64) {
+        Some(count) => counted(count, unit),
+        None => amount(value, &format!("{unit}s")),
+    }
+}
+
+/// Two places behind the point, where it is money.
+fn money(value: Option<&Value>, currency: &str) -> String {
+    let number = match value.and_then(Value::as_f64) {
+        Some(amount) if !currency.is_empty() => format!("{amount:.2}"),
+        _ => number(value),
+    };
+    if number.is_empty() || currency.is_empty() { number } else { format!("{number} {currency}") }
+}
+
+fn tier(about: &Value) -> String {
+    match text(about, &["/tier"]).as_str() {
+        "1000" => "tier 1".into(),
+        "2000" => "tier 2".into(),
+        "3000" => "tier 3".into(),
+        other => other.to_owned(),
+    }
+}
+
+fn level(about: &Value) -> String {
+    let level = number(about.get("level"));
+    if level.is_empty() { level } else { format!("level {level}") }
+}
+
+/// Whether the vendor says that nobody did it.
+fn is_mock(data: &Value) -> bool {
+    let keys = ["isMock", "mock", "isTest", "isEmulated", "test"];
+    let says = |data: &Value| keys.iter().any(|key| data.get(key) == Some(&Value::Bool(true)));
+    says(data) || data.get("data").is_some_and(says)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn line(topic: &str, data: &Value) -> String {
+        let summary = Summary::of_data(topic, data.to_string().as_bytes(), Origin::Live);
+        format!("{}{}: {}", summary.kind, if summary.quiet { "*" } else { "" }, summary.text())
+    }
+
+    #[test]
+    fn each_kind_says_who_and_how_much() {
+        let activity = |word: &str, data: Value| json!({ "type": word, "data": data });
+        let by = |more: Value| {
+            let mut data = json!({ "username": "jormun", "displayName": "Jörmun" });
+            data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            data
+        };
+        for (topic, data, expected) in [
+            (
+                "channel.activities",
+                activity(
+                    "tip",
+                    by(json!({ "amount": 37.82, "currency": "USD",
+                    "message": "for the new microphone" })),
+                ),
+                "tip: Jörmun  37.82 USD  'for the new microphone'",
+            ),
+            (
+                "channel.activities",
+                activity("tip", by(json!({ "amount": 5, "currency": "EUR" }))),
+                "tip: Jörmun  5.00 EUR",
+            ),
+            ("channel.activities", activity("follow", by(json!({}))), "follow: Jörmun"),
+            (
+                "channel.activities",
+                activity("cheer", by(json!({ "amount": 1 }))),
+                "cheer: Jörmun  1 bit",
+            ),
+            (
+                "channel.activities",
+                activity("subscriber", by(json!({ "amount": 3, "tier": "1000" }))),
+                "sub: Jörmun  tier 1, 3 months",
+            ),
+            (
+                "channel.activities",
+                activity("subscriber", by(json!({ "amount": 1, "tier": "2000", "sender": "Kim" }))),
+                "gift: Jörmun  tier 2, from Kim",
+            ),
+            (
+                "channel.activities",
+                activity("raid", by(json!({ "amount": 532 }))),
+                "raid: Jörmun  532 viewers",
+            ),
+            (
+                "channel.activities",
+                activity("brandNewThing", by(json!({ "amount": 7 }))),
+                "brandNewThing: Jörmun  7",
+            ),
+            (
+                "channel.tips",
+                json!({ "donation": { "amount": 4.2, "currency": "USD", "message": "",
+                    "user": { "username": "Styler" } } }),
+                "tip: Styler  4.20 USD",
+            ),
+            (
+                "channel.session.update",
+                json!({ "key": "follower-total", "data": { "count": 1204 } }),
+                "session*: follower-total  1204",
+            ),
+            (
+                "relay.session",
+                json!({ "element": "tip-session", "before": {}, "after": { "amount": 120 } }),
+                "session*: tip-session  120",
+            ),
+            (
+                "channel.chat.message",
+                json!({ "chatter_user_name": "Kim", "message": { "text": "clip it!! " } }),
+                "chat*: Kim  'clip it!!'",
+            ),
+            ("channel.stream.status", json!({ "isLive": true }), "stream: live"),
+            (
+                "relay.gap",
+                json!({ "channel": "main", "seconds": 14.25, "cause": "connection lost" }),
+                "gap: main  missed 14.25 s  'connection lost'",
+            ),
+            (
+                "channel.giveaways",
+                json!({ "event": "winner", "data": { "winner": { "username": "luckyuser" } } }),
+                "giveaway: luckyuser  winner",
+            ),
+            (
+                "channel.songrequest",
+                json!({ "event": "song.next", "payload": { "nextSong": { "title": "A Song" } } }),
+                "song: song.next, A Song",
+            ),
+            ("channel.never.seen", Value::Null, "never seen: "),
+            ("astro", json!({ "message": "maintenance" }), "notice: 'maintenance'"),
+        ] {
+            assert_eq!(line(topic, &data), expected, "{topic} {data}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_did_live_is_marked() {
+        let tip = br#"{"type":"tip","data":{"username":"a"}}"#;
+        for (origin, mark) in [
+            (Origin::Live, ""),
+            (Origin::Test, "test"),
+            (Origin::Backfilled, "backfilled"),
+            (Origin::Replayed, "replayed"),
+        ] {
+            assert_eq!(Summary::of_data("channel.activities", tip, origin).mark, mark);
+        }
+        let mock = br#"{"type":"tip","isMock":true,"data":{"username":"a"}}"#;
+        assert_eq!(Summary::of_data("channel.activities", mock, Origin::Live).mark, "test");
+    }
+
+    #[test]
+    fn whatever_comes_is_bounded_and_never_fails() {
+        let long = "ü".repeat(10_000);
+        let data = json!({ "type": long, "data": { "username": long, "message": long } });
+        let summary =
+            Summary::of_data("channel.activities", data.to_string().as_bytes(), Origin::Live);
+        assert!(summary.text().chars().count() < 400, "{summary:?}");
+        for data in ["", "nonsense", "[1]", "7", "{\"type\":5,\"data\":[]}"] {
+            let summary = Summary::of_data("channel.activities", data.as_bytes(), Origin::Live);
+            assert_eq!(summary.kind, "activity");
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! What a sink's condition (`when`) does to events, as health and log show it.
+//!
+//! A condition that fails drops the event: that may be meant (a sink that also takes topics without the
+//! field), and is more often a misspelt field. So the first failure is logged, then one a minute, and
+//! health names the latest.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::Delivery;
+use crate::base::clock;
+
+/// How often failures are logged.
+const LOGGED: Duration = Duration::from_mins(1);
+
+#[derive(Debug, Default)]
+pub(super) struct ConditionLog {
+    logged: Option<Instant>,
+    /// Whether an event was let through since the start.
+    matched: bool,
+}
+
+impl Delivery {
+    /// Of the events that the sink's topics and channels select, so many were let through, were not, and
+    /// so many could not be judged.
+    pub(super) fn condition_was(&mut self, matched: u64, unmatched: u64, errors: u64) {
+        if errors == 0 && (self.page.condition.matched || matched + unmatched == 0) {
+            return;
+        }
+        self.page.condition.matched |= matched > 0;
+        let error = self.route.take_condition_error();
+        self.page.show(|page| {
+            page.matched += matched;
+            page.considered += matched + unmatched + errors;
+            page.condition_errors += errors;
+            if errors > 0 {
+                page.condition_error.clone_from(&error);
+                page.condition_error_at = Some(clock::now());
+            }
+        });
+        let lately = self.page.condition.logged.is_some_and(|at| at.elapsed() < LOGGED);
+        if let Some(error) = error.filter(|_| errors > 0 && !lately) {
+            self.page.condition.logged = Some(Instant::now());
+            warn!(
+                sink = %self.page.name, events = errors, error,
+                "the condition (`when`) cannot be evaluated: these events are not sent"
+            );
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! What may be wrong, as the tables say it; and what each sort makes of the health, and asks people to do.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::{
+    astro::{
+        session::{Subscription, SubscriptionState},
+        topics::CATALOGUE,
+    },
+    base::{
+        clock::{self, UnixMillis},
+        text::counted,
+    },
+    config::difference::Report,
+    delivery::status,
+    gateway::table::ConnectionRow,
+    http::health::{self, State},
+};
+
+/// What is wrong. It is formatted where somebody reads it: there may be as many as there are subscriptions.
+#[derive(Debug, Clone, Copy)]
+pub enum Reason<'a> {
+    Connection(u64, &'a ConnectionRow),
+    /// Some of what comes on a connection cannot be relayed.
+    Unreadable(u64, &'a str),
+    /// With the time at which it is tried again, if it is refused.
+    Subscription(&'a Subscription, &'a SubscriptionState, Option<UnixMillis>),
+    LeftOut(&'a Subscription),
+    /// So many have no connection yet.
+    NotAsked(usize),
+    /// A channel's token cannot be refreshed.
+    Token(&'a str, &'a str),
+    /// A channel's token ends soon.
+    TokenExpires(&'a str, UnixMillis),
+    /// Something about a channel's token does not fit.
+    TokenDoubt(&'a str, &'a str),
+    Sink(status::Reason<'a>),
+    /// So many of a sink wait, and why the latest of them is one.
+    DeadLetters(&'a str, u64, Option<&'a str>),
+    Unconfigured(&'static str),
+    /// The latest configuration was rejected.
+    Rejected(&'a Report),
+}
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection(number, row) => {
+                let why = row.last_error.as_deref().unwrap_or("not yet connected");
+                write!(f, "connection {number} to Astro: {why}")
+            }
+            Self::Unreadable(number, why) => write!(f, "connection {number} to Astro: {why}"),
+            Self::Subscription(subscription, SubscriptionState::Refused(refusal), _) => {
+                write!(f, "subscription {subscription} refused: {} {}", refusal.code, refusal.text)
+            }
+            Self::Subscription(subscription, state, _) => {
+                write!(f, "subscription {subscription} is {}", state.as_str())
+            }
+            Self::LeftOut(subscription) => {
+                write!(f, "subscription {subscription} is left out: max_connections")
+            }
+            Self::NotAsked(1) => f.write_str("1 subscription is not yet asked for"),
+            Self::NotAsked(count) => write!(f, "{count} subscriptions are not yet asked for"),
+            Self::Token(label, why) => write!(f, "token of {label} {why}"),
+            Self::TokenExpires(label, at) => {
+                write!(f, "token of {label} expires at {}", clock::rfc3339(*at))
+            }
+            Self::TokenDoubt(label, doubt) => write!(f, "token of {label} {doubt}"),
+            Self::Sink(reason) => reason.fmt(f),
+            Self::DeadLetters(sink, count, why) => {
+                let letters = counted(*count, "dead letter");
+                match why {
+                    Some(why) => write!(f, "sink {sink} has {letters}, the latest: {why}"),
+                    None => write!(f, "sink {sink} has {letters} from before the start"),
+                }
+            }
+            Self::Unconfigured(what) => f.write_str(what),
+            Self::Rejected(report) => {
+                let problem = report.problems.first().map_or("", String::as_str);
+                let problem = problem.lines().next().unwrap_or_default();
+                write!(f, "the new configuration was rejected: {problem}")
+            }
+        }
+    }
+}
+
+impl Reason<'_> {
+    /// Whether nothing is missed yet by it.
+    pub(super) fn is_notice(&self) -> bool {
+        self.state() == State::Working
+    }
+
+    /// As health lists it.
+    pub(super) fn told(&self) -> health::Reason {
+        health::Reason {
+            kind: self.kind(),
+            state: self.state(),
+            about: self.about(),
+            what: self.to_string(),
+            since: self.since().unwrap_or(0),
+            action: self.action(),
+            link: self.link(),
+            next_attempt: self.next_attempt(),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        use status::Reason as Of;
+        match self {
+            Self::Connection(..) => "connection",
+            Self::Unreadable(..) => "unreadable",
+            Self::Subscription(_, SubscriptionState::Refused(_), _) => "subscription_refused",
+            Self::Subscription(..) | Self::NotAsked(_) => "subscription_pending",
+            Self::LeftOut(_) => "subscription_left_out",
+            Self::Token(..) => "token",
+            Self::TokenExpires(..) => "token_expires",
+            Self::TokenDoubt(..) => "token_doubtful",
+            Self::Sink(Of::Sink(..)) => "sink",
+            Self::Sink(Of::Task(..)) => "task",
+            Self::Sink(Of::Condition(..)) => "condition_fails",
+            Self::Sink(Of::Unheard(..)) => "no_receivers",
+            Self::Sink(Of::Unmatched(..)) => "nothing_matched",
+            Self::DeadLetters(..) => "dead_letters",
+            Self::Unconfigured(_) => "unconfigured",
+            Self::Rejected(_) => "configuration_rejected",
+        }
+    }
+
+    fn state(&self) -> State {
+        match self {
+            // A condition may be one that seldom holds.
+            Self::Sink(status::Reason::Unmatched(..))
+            | Self::TokenExpires(..)
+            | Self::TokenDoubt(..) => State::Working,
+            Self::Unconfigured(_) => State::NotWorking,
+            _ => State::Degraded,
+        }
+    }
+
+    fn about(&self) -> Value {
+        use status::Reason as Of;
+        match self {
+            Self::Connection(number, _) | Self::Unreadable(number, _) => {
+                json!({ "connection": number })
+            }
+            Self::Subscription(subscription, ..) | Self::LeftOut(subscription) => {
+                json!({ "channel": &*subscription.channel, "topic": &*subscription.topic })
+            }
+            Self::Token(label, _) | Self::TokenExpires(label, _) | Self::TokenDoubt(label, _) => {
+                json!({ "channel": label })
+            }
+            Self::Sink(Of::Task(name, _)) => json!({ "task": name }),
+            Self::Sink(
+                Of::Sink(name, _)
+                | Of::Condition(name, _)
+                | Of::Unheard(name, _)
+                | Of::Unmatched(name, _),
+            )
+            | Self::DeadLetters(name, ..) => json!({ "sink": name }),
+            Self::Unconfigured(what) => json!({ "configuration": what }),
+            Self::NotAsked(_) | Self::Rejected(_) => json!({}),
+        }
+    }
+
+    /// Since when, where the tables know it.
+    fn since(&self) -> Option<UnixMillis> {
+        match self {
+            Self::Connection(_, row) => row.down_since,
+            Self::Sink(status::Reason::Sink(_, sink)) => Some(sink.since),
+            Self::Rejected(report) => Some(report.at),
+            _ => None,
+        }
+    }
+
+    fn next_attempt(&self) -> Option<UnixMillis> {
+        match self {
+            Self::Connection(_, row) => row.next_attempt,
+            Self::Subscription(_, _, at) => *at,
+            Self::Sink(status::Reason::Sink(_, sink)) => sink.next_attempt,
+            _ => None,
+        }
+    }
+
+    fn action(&self) -> String {
+        use status::Reason as Of;
+        match self {
+            Self::Connection(..) => {
+                "nothing is received meanwhile; the relay connects again by itself: check the network \
+                 and the proxy of this machine"
+                    .into()
+            }
+            Self::Unreadable(..) => {
+                "raise astro.max_message_size if messages are too large; else report the excerpt in \
+                 the log"
+                    .into()
+            }
+            Self::Subscription(subscription, SubscriptionState::Refused(refusal), _) => {
+                refused(subscription, &refusal.code)
+            }
+            Self::Subscription(..) | Self::NotAsked(_) => {
+                "nothing: the gateway has not answered yet".into()
+            }
+            Self::Token(label, _) | Self::TokenExpires(label, _) => {
+                format!("renew the token of channels.{label}; a file is read again by itself")
+            }
+            Self::TokenDoubt(label, _) => {
+                format!("check that the token of channels.{label} is that of its channel")
+            }
+            Self::LeftOut(_) => "raise astro.max_connections, or subscribe fewer topics".into(),
+            Self::Sink(Of::Sink(name, sink)) => of_sink(name, sink.state),
+            Self::Sink(Of::Task(..)) => "see docs/operating.md, \"What to do when\"".into(),
+            Self::Sink(Of::Condition(name, _)) => format!(
+                "these events are not sent: correct sinks.{name}.when, or limit sinks.{name}.topics to \
+                 those that have the field; `astro-relay check` shows where it fails"
+            ),
+            Self::Sink(Of::Unheard(..)) => {
+                "start the subscriber, or use mode = \"stream\": what is published to nobody is gone"
+                    .into()
+            }
+            Self::Sink(Of::Unmatched(name, _)) => {
+                format!("nothing, if it is meant so; else look at sinks.{name}.when")
+            }
+            Self::DeadLetters(name, ..) => format!(
+                "astro-relay dead-letters list --sink {name}; then `retry` or `drop` them, here or on \
+                 the page"
+            ),
+            Self::Unconfigured(_) => "add it to the configuration, and reload".into(),
+            Self::Rejected(_) => {
+                "the configuration before it stays in force: correct the file (`astro-relay check`) and \
+                 reload; a restart would fail"
+                    .into()
+            }
+        }
+    }
+
+    fn link(&self) -> String {
+        use status::Reason as Of;
+        match self {
+            Self::Connection(..)
+            | Self::Unreadable(..)
+            | Self::Subscription(..)
+            | Self::LeftOut(_)
+            | Self::Token(..)
+            | Self::TokenExpires(..)
+            | Self::TokenDoubt(..)
+            | Self::NotAsked(_) => "/#astro".into(),
+            Self::Sink(Of::Task("journal", _)) => "/#journal".into(),
+            Self::Sink(Of::Task(..)) => "/".into(),
+            Self::DeadLetters(..) => "/#dead-letters".into(),
+            Self::Unconfigured(_) | Self::Rejected(_) => "/#configuration".into(),
+            Self::Sink(
+                Of::Sink(name, _)
+                | Of::Condition(name, _)
+                | Of::Unheard(name, _)
+                | Of::Unmatched(name, _),
+            ) => format!("/#sink-{name}"),
+        }
+    }
+}
+
+/// What to do about a refusal.
+fn refused(subscription: &Subscription, code: &str) -> String {
+    if code != "err_unauthorized" {
+        return "look at the topic and the room in the configuration".into();
+    }
+    let known = CATALOGUE.iter().find(|topic| *topic.name == *subscription.topic);
+    let channel = &subscription.channel;
+    match known.and_then(|topic| topic.scope) {
+        Some(scope) => format!(
+            "renew the token of channels.{channel}: it has expired, is of another channel, or lacks the \
+             scope {scope}"
+        ),
+        None => format!(
+            "renew the token of channels.{channel}: it has expired, or is of another channel"
+        ),
+    }
+}
+
+/// What to do about a sink in that state.
+fn of_sink(name: &str, state: &str) -> String {
+    match state {
+        "held" => format!(
+            "correct the login, permission or address, or make room (see the reason); it goes on by \
+             itself, at once with `astro-relay retry {name}`"
+        ),
+        "rejecting" => format!("astro-relay dead-letters list --sink {name}: it says why"),
+        "gone" => {
+            format!("remove the sink, or fix the receiver and run `astro-relay retry {name}`")
+        }
+        "busy" => "nothing: the destination asked for patience".into(),
+        "connecting" => "nothing: it is being connected".into(),
+        "failed" => "report the message; a reload or restart tries at once".into(),
+        _ => {
+            "fix the destination; delivery resumes by itself, and events wait in the journal".into()
+        }
+    }
+}

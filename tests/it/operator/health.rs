@@ -1,0 +1,175 @@
+//! Health: what is not received or not delivered as configured is said at once, with why and what to do.
+
+use std::fs;
+
+use astro_sim::{End, Reception};
+use serde_json::{Value, json};
+
+use super::{ROOM, Running, channel};
+use crate::support::{
+    receiver::{Answer, Receiver},
+    redis_server::{Durability, Listener, RedisServer},
+};
+
+fn shop(receiver: &Receiver, more: &str) -> String {
+    format!(
+        "[sinks.shop]\ntype = \"webhook\"\nurl = {:?}\nallow_addresses = [\"127.0.0.0/8\"]\n{more}",
+        receiver.url()
+    )
+}
+
+/// Waits until health has a reason of this kind; answers it.
+async fn reason(relay: &Running, kind: &str) -> Value {
+    let found = |status: &Value| {
+        let reasons = status["health"]["reasons"].as_array().unwrap();
+        reasons.iter().find(|reason| reason["kind"] == kind).cloned()
+    };
+    let status = relay.until(kind, |status| found(status).is_some()).await;
+    let reason = found(&status).unwrap();
+    for key in ["what", "link"] {
+        assert_ne!(reason[key], "", "{key}: {reason}");
+    }
+    assert!(reason["since"].as_u64().unwrap() > 1_700_000_000_000, "{reason}");
+    reason
+}
+
+async fn is(relay: &Running, state: &str) {
+    relay.until(state, |status| status["health"]["state"] == state).await;
+    let answer = relay.get("/readyz").await;
+    let code = if state == "working" { 200 } else { 503 };
+    assert_eq!(answer.status(), code);
+    assert_eq!(answer.text().await.unwrap().lines().next(), Some(state));
+}
+
+fn tip(amount: u64) -> Value {
+    json!({ "donation": { "amount": amount } })
+}
+
+#[tokio::test]
+async fn a_condition_that_fails_degrades_and_is_shown_with_an_example() {
+    let receiver = Receiver::start();
+    let condition = "when = \"data.donaton.amount >= 5\"\n";
+    let file = format!("{}{}", channel(&["channel.tips"]), shop(&receiver, condition));
+    let relay = Running::start(&file).await;
+    relay.subscribed(1).await;
+    relay.sink_is("shop", "up").await;
+    is(&relay, "working").await;
+    relay.sim.publish("channel.tips", ROOM, tip(7));
+    let reason = reason(&relay, "condition_fails").await;
+    let what = reason["what"].as_str().unwrap();
+    assert!(
+        what.starts_with("sink shop: its condition (`when`) failed on 1 event, on channel.tips: ")
+    );
+    assert_eq!(reason["about"], json!({ "sink": "shop" }));
+    assert!(reason["do"].as_str().unwrap().contains("sinks.shop.when"), "{reason}");
+    is(&relay, "degraded").await;
+    // Corrected, it is over.
+    relay.rewrite(&file.replace("donaton", "donation"));
+    assert_eq!(relay.reload().await.0, 200);
+    is(&relay, "working").await;
+}
+
+#[tokio::test]
+async fn a_condition_that_lets_nothing_through_is_a_notice_and_no_more() {
+    let receiver = Receiver::start();
+    let condition = "when = \"data.donation.amount >= 1000\"\n";
+    let relay =
+        Running::start(&format!("{}{}", channel(&["channel.tips"]), shop(&receiver, condition)))
+            .await;
+    relay.subscribed(1).await;
+    for amount in 0..25 {
+        relay.sim.publish("channel.tips", ROOM, tip(amount));
+    }
+    let reason = reason(&relay, "nothing_matched").await;
+    assert_eq!(reason["state"], "working");
+    is(&relay, "working").await;
+    relay.sim.publish("channel.tips", ROOM, tip(5000));
+    relay
+        .until("it has matched", |status| !status["health"].to_string().contains("nothing_matched"))
+        .await;
+}
+
+#[tokio::test]
+async fn dead_letters_degrade_until_they_are_gone() {
+    let receiver = Receiver::start();
+    receiver.script([Answer::Status(400)]);
+    let relay =
+        Running::start(&format!("{}{}", channel(&["channel.tips"]), shop(&receiver, ""))).await;
+    relay.subscribed(1).await;
+    relay.sim.publish("channel.tips", ROOM, tip(1));
+    let reason = reason(&relay, "dead_letters").await;
+    let what = reason["what"].as_str().unwrap();
+    assert!(what.starts_with("sink shop has 1 dead letter, the latest: "), "{what}");
+    assert!(what.contains("400"), "{what}");
+    assert_eq!(reason["link"], "/#dead-letters");
+    is(&relay, "degraded").await;
+    relay.post("/api/dead-letters/drop", r#"{"sink":"shop"}"#).await;
+    is(&relay, "working").await;
+}
+
+#[tokio::test]
+async fn what_is_published_to_nobody_degrades() {
+    let redis = RedisServer::start(Durability::Memory).await;
+    let sink =
+        format!("[sinks.bus]\ntype = \"redis\"\nurl = {:?}\nmode = \"pubsub\"\n", redis.url());
+    let relay = Running::start(&format!("{}{sink}", channel(&["channel.tips"]))).await;
+    relay.subscribed(1).await;
+    relay.sink_is("bus", "up").await;
+    relay.sim.publish("channel.tips", ROOM, tip(1));
+    let reason = reason(&relay, "no_receivers").await;
+    assert_eq!(reason["what"], "sink bus: nobody is subscribed to the last 1 event");
+    is(&relay, "degraded").await;
+    let listener = Listener::start(&redis, "*").await;
+    listener.settle(&redis).await;
+    relay.sim.publish("channel.tips", ROOM, tip(2));
+    is(&relay, "working").await;
+}
+
+#[tokio::test]
+async fn a_rejected_configuration_degrades_until_a_good_one_is_loaded() {
+    let receiver = Receiver::start();
+    let file = format!("{}{}", channel(&["channel.tips"]), shop(&receiver, ""));
+    let relay = Running::start(&file).await;
+    relay.subscribed(1).await;
+    relay.sink_is("shop", "up").await;
+    relay.rewrite(&file.replace("allow_addresses", "alow_addresses"));
+    assert_eq!(relay.reload().await.0, 422);
+    let reason = reason(&relay, "configuration_rejected").await;
+    assert!(reason["what"].as_str().unwrap().contains("alow_addresses"), "{reason}");
+    is(&relay, "degraded").await;
+    fs::write(relay.file(), relay.whole(&file)).unwrap();
+    assert_eq!(relay.reload().await.0, 200);
+    is(&relay, "working").await;
+}
+
+#[tokio::test]
+async fn a_link_that_is_down_says_since_when_and_when_it_is_tried_again() {
+    let receiver = Receiver::start();
+    let relay =
+        Running::start(&format!("{}{}", channel(&["channel.tips"]), shop(&receiver, ""))).await;
+    relay.subscribed(1).await;
+    relay.sink_is("shop", "up").await;
+    relay.sim.faults(|faults| faults.every = Reception::Refuse { status: 503, retry_after: None });
+    relay.sim.end(None, End::Reset);
+    let status = relay
+        .until("it waits, and what is missed is measured", |status| {
+            let reason = &status["health"]["reasons"][0];
+            reason["kind"] == "connection"
+                && reason["next_attempt"].is_u64()
+                && status["pages"]["gaps_running"][0]["channel"] == "main"
+        })
+        .await;
+    assert_eq!(status["health"]["state"], "not working");
+    let first = status["health"]["reasons"][0]["since"].as_u64();
+    // The next attempt does not begin it anew.
+    let attempts = |status: &Value| status["pages"]["connections"]["0"]["attempts"].as_u64();
+    let before = attempts(&status);
+    let status = relay.until("it was tried again", |status| attempts(status) > before).await;
+    assert_eq!(status["health"]["reasons"][0]["since"].as_u64(), first);
+    relay.sim.faults(|faults| faults.every = Reception::default());
+    let status = relay.until("it works", |status| status["health"]["state"] == "working").await;
+    let link = &status["pages"]["connections"]["0"];
+    assert_eq!((&link["attempts"], &link["next_attempt"]), (&json!(0), &Value::Null), "{link}");
+    assert!(link["last_error_at"].is_u64(), "{link}");
+    assert_eq!(status["pages"]["gaps_running"], json!([]));
+}
