@@ -17,5 +17,6 @@ pub mod supervisor;
 pub mod systemd;
 pub mod tcp;
 pub mod template;
+pub mod terminal;
 pub mod text;
 pub mod tls;

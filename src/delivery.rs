@@ -55,7 +55,7 @@ use crate::{
         event::{self, Record},
         metrics::SinkMetrics,
     },
-    config::SinkConfig,
+    config::{SinkConfig, pasted::shown_address},
     delivery::{
         route::{Rendered, Route},
         status::Status,
@@ -143,6 +143,8 @@ impl Delivery {
         let mut waiting = Waiting::new(config.backoff_max.0, session);
         status.sink(name, |page| {
             page.kind.clone_from(&config.kind);
+            let url = config.settings.get("url").and_then(serde_json::Value::as_str);
+            page.address = url.map(shown_address).unwrap_or_default();
             // Another configuration may be in force now.
             (page.considered, page.matched, page.condition_errors) = (0, 0, 0);
             (page.condition_error, page.condition_error_at) = (None, None);

@@ -224,7 +224,8 @@ pub fn main() -> ExitCode {
     log::flush(AT_EXIT);
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failed { text, code: 0 }) if text.is_empty() => ExitCode::SUCCESS,
+        // What there was to say stands in the output.
+        Err(Failed { text, code }) if text.is_empty() => ExitCode::from(code),
         Err(failed) => {
             out::last_words(format!("astro-relay: {}", failed.text));
             ExitCode::from(failed.code)

@@ -31,7 +31,7 @@ use crate::{
         self,
         executor::{Executor, Tools},
     },
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, pasted::shown_address},
     delivery::{status::Status, task},
     gateway::{Away, Gateway, Targets, intake::Intake},
     http::{self, Reloads, relay_status::RelayStatus},
@@ -105,7 +105,8 @@ impl Relay {
         crate::base::tls::install_provider();
         let config = loaded.config.clone();
         let (journal, opened) = Journal::open(&config.journal)?;
-        let status = Arc::new(RelayStatus::new(clock::now()).with_journal(journal.clone()));
+        let address = shown_address(&config.astro.url);
+        let status = Arc::new(RelayStatus::new(clock::now()).with(journal.clone(), address));
         status.configured(config.channels.len(), config.sinks.len());
         info!(events = opened.events, lost = opened.lost, "journal opened");
         journal.sinks(config.sinks.keys().map(String::as_str));

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::base::{
     event::{Event, Origin},
     json,
+    terminal::{Line, Tone, padded},
     text::{counted, cut},
 };
 
@@ -44,13 +45,16 @@ impl Summary {
 
     /// The same, of what is left of the data for those who see it.
     pub fn of_data(topic: &str, data: &[u8], origin: Origin) -> Self {
-        let data = json::value(data).unwrap_or_default();
-        let mut summary = of_topic(topic, &data);
+        Self::of_value(topic, &json::value(data).unwrap_or_default(), origin)
+    }
+
+    pub(crate) fn of_value(topic: &str, data: &Value, origin: Origin) -> Self {
+        let mut summary = of_topic(topic, data);
         for part in [&mut summary.kind, &mut summary.who, &mut summary.amount] {
             *part = cut(part, PART);
         }
         summary.message = cut(summary.message.trim(), MESSAGE);
-        let is_test = origin == Origin::Test || is_mock(&data);
+        let is_test = origin == Origin::Test || is_mock(data);
         summary.mark = match origin {
             _ if is_test => "test",
             Origin::Live | Origin::Test => "",
@@ -61,11 +65,57 @@ impl Summary {
 
     /// The parts in one line, without the kind.
     pub fn text(&self) -> String {
-        let quoted = |text: &str| if text.is_empty() { String::new() } else { format!("'{text}'") };
-        let mark = if self.mark.is_empty() { String::new() } else { format!("({})", self.mark) };
-        let parts = [self.who.clone(), self.amount.clone(), quoted(&self.message), mark];
+        let (message, mark) = (quoted(&self.message), bracketed(self.mark));
+        let parts = [self.who.clone(), self.amount.clone(), message, mark];
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ")
     }
+}
+
+/// Events as lines of a terminal. The channel is named once there is more than one.
+#[derive(Debug, Default)]
+pub(crate) struct EventLines {
+    channel: Option<String>,
+    several: bool,
+}
+
+impl EventLines {
+    /// `06:05:21  tip         Jörmun  37.82 USD  'for the new microphone'`. `time` is in RFC 3339.
+    pub(crate) fn line(&mut self, time: &str, channel: &str, summary: &Summary) -> Line {
+        let first = self.channel.get_or_insert_with(|| channel.to_owned());
+        self.several |= *first != channel && !channel.is_empty();
+        let time = time.get(11..19).unwrap_or("        ");
+        let tone = match summary.kind.as_str() {
+            "gap" => Tone::Bad,
+            "health" | "backfill" => Tone::Warn,
+            _ if summary.quiet => Tone::Soft,
+            _ => Tone::Good,
+        };
+        let mut line = Line::default().with(Tone::Soft, format!("{time}  "));
+        if self.several {
+            line = line.with(Tone::Soft, format!("{}  ", padded(channel, 10)));
+        }
+        line = line.with(tone, format!("{}  ", padded(&summary.kind, 10)));
+        let parts = [
+            (Tone::Strong, summary.who.clone()),
+            (Tone::Plain, summary.amount.clone()),
+            (Tone::Plain, quoted(&summary.message)),
+            (Tone::Warn, bracketed(summary.mark)),
+        ];
+        let mut gap = "";
+        for (tone, part) in parts.into_iter().filter(|(_, part)| !part.is_empty()) {
+            line = line.with(Tone::Plain, gap).with(tone, part);
+            gap = "  ";
+        }
+        line
+    }
+}
+
+fn quoted(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("'{text}'") }
+}
+
+fn bracketed(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("({text})") }
 }
 
 fn of_topic(topic: &str, data: &Value) -> Summary {
@@ -439,6 +489,17 @@ mod tests {
         ] {
             assert_eq!(line(topic, &data), expected, "{topic} {data}");
         }
+    }
+
+    #[test]
+    fn a_line_names_the_channel_once_there_are_two() {
+        let tip = br#"{"type":"tip","data":{"username":"Kim","amount":5,"currency":"EUR"}}"#;
+        let tip = Summary::of_data("channel.activities", tip, Origin::Test);
+        let mut lines = EventLines::default();
+        let mut line = |channel| lines.line("2026-01-02T06:05:21Z", channel, &tip).paint(80, false);
+        assert_eq!(line("main"), "06:05:21  tip         Kim  5.00 EUR  (test)");
+        assert_eq!(line("other"), "06:05:21  other       tip         Kim  5.00 EUR  (test)");
+        assert_eq!(line("main"), "06:05:21  main        tip         Kim  5.00 EUR  (test)");
     }
 
     #[test]

@@ -35,7 +35,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::base::environment::environment;
+use crate::base::{environment::environment, terminal::has_colours};
 
 use self::{
     line::{Fields, Format, Line},
@@ -101,9 +101,10 @@ pub(crate) fn set_level(level: &str) -> Result<(), LogError> {
 pub fn install(level: &str, format: LogFormat) -> Result<(), LogError> {
     let (filter, handle) = reload::Layer::new(filter(level)?);
     let terminal = std::io::stderr().is_terminal();
+    let colour = has_colours(terminal);
     let format = match format {
-        LogFormat::Text => Format::Text { colour: terminal },
-        LogFormat::Auto if terminal => Format::Text { colour: true },
+        LogFormat::Text => Format::Text { colour },
+        LogFormat::Auto if terminal => Format::Text { colour },
         LogFormat::Journald => Format::Journal,
         LogFormat::Auto if is_journal() => Format::Journal,
         LogFormat::Auto | LogFormat::Json => Format::Json,

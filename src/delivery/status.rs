@@ -41,6 +41,8 @@ pub struct Pages {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Sink {
     pub kind: String,
+    /// Where its destination is, without what may be secret; empty where a kind has none.
+    pub address: String,
     /// `connecting`, `up`, `down` (no connection), `busy` (asks for patience), `held` (denies us, or its
     /// dead letters are full), `rejecting` (no event is accepted any more), `gone` (wants nothing more),
     /// `failed` (its task did).

@@ -22,8 +22,10 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{State, refused};
 use crate::{
+    astro::summary::Summary,
     base::{
         event::{Record, Seq},
+        json,
         text::{harmless, harmless_json},
     },
     delivery::route::{Pattern, Redactor},
@@ -114,6 +116,18 @@ async fn newest(
     Ok(found)
 }
 
+/// The line of `journal export`, and what people see of the event.
+fn whole(record: &Record, message: &[u8]) -> String {
+    let event = &record.event;
+    // Of the message as it is shown: what is redacted there is not here either.
+    let value = json::value(message).unwrap_or_default();
+    let summary = Summary::of_value(&event.place.topic, &value["data"], event.origin);
+    let mut line = record.line(message);
+    line.pop();
+    let summary = serde_json::to_string(&summary).unwrap_or_default();
+    format!("{line},\"summary\":{summary}}}")
+}
+
 /// Somebody who watches events go by.
 struct Follower {
     state: State,
@@ -155,7 +169,7 @@ impl Follower {
         let event = &record.event;
         let message = self.redactor.message(event);
         let data = if self.whole {
-            record.line(&message)
+            whole(record, &message)
         } else {
             String::from_utf8_lossy(&message).replace(['\n', '\r', '\t'], " ")
         };

@@ -51,6 +51,8 @@ pub struct RelayStatus {
     pub tokens: Arc<Tokens>,
     configuration: Mutex<Configuration>,
     changes: watch::Sender<u64>,
+    /// Where Astro's gateway is.
+    astro: String,
     /// Where dead letters are counted; none in a relay that has no journal yet.
     journal: Option<Journal>,
     memory: Memory,
@@ -70,10 +72,10 @@ impl RelayStatus {
         Self { started: now, ..Self::default() }
     }
 
-    /// With the journal whose dead letters count.
+    /// With the journal whose dead letters count, and where Astro's gateway is.
     #[must_use]
-    pub fn with_journal(self, journal: Journal) -> Self {
-        Self { journal: Some(journal), ..self }
+    pub fn with(self, journal: Journal, astro: String) -> Self {
+        Self { journal: Some(journal), astro, ..self }
     }
 
     fn configuration(&self) -> MutexGuard<'_, Configuration> {
@@ -112,6 +114,7 @@ impl RelayStatus {
         let counts = counts.into_iter().filter(|(sink, _)| sinks.sinks.contains_key(sink));
         Snapshot {
             started: self.started,
+            astro: self.astro.clone(),
             gateway: self.gateway.snapshot(),
             dead_letters: counts.filter(|(_, count)| *count > 0).collect(),
             sinks,
@@ -133,6 +136,7 @@ impl RelayStatus {
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     started: UnixMillis,
+    astro: String,
     pub gateway: table::State,
     pub sinks: Pages,
     /// Of each sink that has some, how many.
@@ -240,6 +244,7 @@ impl Snapshot {
         });
         let mut json = json!({
             "started": self.started,
+            "astro": self.astro,
             "connections": connections,
             "wanted": state.subscriptions.len(),
             "left_out": left_out,

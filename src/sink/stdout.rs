@@ -14,6 +14,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use rustix::termios::tcgetwinsize;
 use schemars::{JsonSchema, schema_for};
 use serde::Deserialize;
 use tokio::{
@@ -23,8 +24,10 @@ use tokio::{
 
 use super::{Cause, Failure, Kind, Opening, Outgoing, Sink, settings};
 use crate::{
+    astro::summary::{EventLines, Summary},
     base::{
         event::Seq,
+        terminal::has_colours,
         text::{harmless, harmless_json},
     },
     config::ConfigError,
@@ -68,7 +71,8 @@ enum Format {
 }
 
 struct Stdout {
-    readable: bool,
+    /// How lines for people are made; `None`: the payload is written.
+    readable: Option<Readable>,
     /// Whether it is a terminal: then the payload must not do anything to it.
     terminal: bool,
     timeout: Duration,
@@ -78,6 +82,18 @@ struct Stdout {
     deadline: Instant,
     writing: Option<Writing>,
 }
+
+/// Lines for people.
+#[derive(Debug, Default)]
+struct Readable {
+    lines: EventLines,
+    colours: bool,
+    /// Whether the width is that of the terminal.
+    fits: bool,
+}
+
+/// Columns of a line where there is no terminal to fit.
+const COLUMNS: usize = 160;
 
 /// A write that is under way, perhaps of events that were given up.
 struct Writing {
@@ -95,8 +111,9 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         Format::Json => false,
         Format::Text => true,
     };
+    let (lines, colours) = (EventLines::default(), has_colours(terminal));
     Ok(Box::new(Stdout {
-        readable,
+        readable: readable.then_some(Readable { lines, colours, fits: terminal }),
         terminal,
         timeout: opening.config.timeout.0,
         buffer: Vec::new(),
@@ -168,7 +185,7 @@ impl Stdout {
     fn write(&mut self) -> Writing {
         let mut buffer = std::mem::take(&mut self.buffer);
         for event in &self.in_flight {
-            line(event, self.readable, self.terminal, &mut buffer);
+            line(event, self.readable.as_mut(), self.terminal, &mut buffer);
         }
         self.deadline = Instant::now() + self.timeout;
         let task = tokio::task::spawn_blocking(move || {
@@ -211,10 +228,15 @@ fn failure(error: io::Error) -> Failure {
 }
 
 /// Appends one event and its line end.
-fn line(outgoing: &Outgoing, readable: bool, terminal: bool, buffer: &mut Vec<u8>) {
+fn line(
+    outgoing: &Outgoing,
+    readable: Option<&mut Readable>,
+    terminal: bool,
+    buffer: &mut Vec<u8>,
+) {
     let start = buffer.len();
-    if readable {
-        buffer.extend_from_slice(readable_line(outgoing).as_bytes());
+    if let Some(readable) = readable {
+        buffer.extend_from_slice(readable.line(outgoing).as_bytes());
     } else if terminal {
         let payload = String::from_utf8_lossy(&outgoing.payload).replace(['\n', '\r', '\t'], " ");
         let is_json = outgoing.content_type.contains("json");
@@ -233,19 +255,16 @@ fn line(outgoing: &Outgoing, readable: bool, terminal: bool, buffer: &mut Vec<u8
     buffer.push(b'\n');
 }
 
-/// `14:52:42  main  channel.tips  {"donation":…}`, cut to a terminal's width.
-fn readable_line(outgoing: &Outgoing) -> String {
-    /// What of the data fits next to the other columns on a wide terminal.
-    const DATA_CHARS: usize = 120;
-    let event = &outgoing.record.event;
-    let time = event.ts.get(11..19).unwrap_or("        ");
-    let data = String::from_utf8_lossy(event.data());
-    let mut short: String = data.chars().take(DATA_CHARS).collect();
-    if data.chars().nth(DATA_CHARS).is_some() {
-        short.push('…');
+impl Readable {
+    /// `14:52:42  tip         Kim  5.00 EUR`, cut to the terminal's width.
+    fn line(&mut self, outgoing: &Outgoing) -> String {
+        let event = &outgoing.record.event;
+        let summary = Summary::of(event);
+        let line = self.lines.line(&event.ts, &event.place.channel, &summary);
+        let size = self.fits.then(|| tcgetwinsize(io::stdout()).ok()).flatten();
+        let columns = size.map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0);
+        line.paint(columns.unwrap_or(COLUMNS), self.colours)
     }
-    let line = format!("{time}  {:<10}  {:<24}  {short}", event.place.channel, event.place.topic);
-    harmless(&line).into_owned()
 }
 
 #[cfg(test)]
@@ -283,8 +302,9 @@ mod tests {
 
     fn lines(events: &[Outgoing], readable: bool) -> String {
         let mut buffer = Vec::new();
+        let mut readable = readable.then(Readable::default);
         for event in events {
-            line(event, readable, false, &mut buffer);
+            line(event, readable.as_mut(), false, &mut buffer);
         }
         String::from_utf8(buffer).unwrap()
     }
@@ -298,17 +318,19 @@ mod tests {
 
     #[test]
     fn a_readable_line_has_columns_and_an_end() {
-        let long = format!("\"{}\"", "x".repeat(500));
-        let text =
-            lines(&[outgoing("channel.tips", r#"{"a":1}"#, ""), outgoing("b", &long, "")], true);
+        let tip = r#"{"donation":{"user":{"username":"Kim"},"amount":5,"currency":"EUR"}}"#;
+        let name = "x".repeat(500);
+        let long = format!(r#"{{"username":"{name}","message":"{name}"}}"#);
+        let text = lines(&[outgoing("channel.tips", tip, ""), outgoing("b", &long, "")], true);
         let [first, second] = text.lines().collect::<Vec<_>>()[..] else { panic!("{text}") };
-        assert_eq!(first, r#"14:52:42  main        channel.tips              {"a":1}"#);
-        assert!(second.ends_with("xxx…") && second.chars().count() < 180, "{second}");
+        assert_eq!(first, "14:52:42  tip         Kim  5.00 EUR");
+        assert!(second.ends_with("xxx…") && second.chars().count() == COLUMNS, "{second}");
     }
 
     #[test]
     fn control_characters_in_an_event_are_escaped() {
-        let event = outgoing("\u{1b}[2J\u{9b}1m", "\"\u{202e}\u{7f}\u{1b}]0;x\u{7}é\"", "");
+        let data = r#"{"username":"\u202e\u007f\u001b]0;x\u0007é"}"#;
+        let event = outgoing("\u{1b}[2J\u{9b}1m", data, "");
         let text = lines(&[event], true);
         assert!(!text.trim_end_matches('\n').chars().any(is_harmful), "{text:?}");
         assert!(text.contains('é'));
@@ -318,10 +340,10 @@ mod tests {
     fn control_characters_in_a_payload_are_escaped() {
         let mut buffer = Vec::new();
         let payload = "{\"a\":\n\"\u{9b}1m\u{202e}\u{7f}é\"}";
-        line(&outgoing("a", "{}", payload), false, true, &mut buffer);
+        line(&outgoing("a", "{}", payload), None, true, &mut buffer);
         let mut text = outgoing("a", "{}", "a\u{1b}[2J");
         text.content_type = "text/plain";
-        line(&text, false, true, &mut buffer);
+        line(&text, None, true, &mut buffer);
         let expected = "{\"a\": \"\\u009b1m\\u202e\\u007fé\"}\na\\u{1b}[2J\n";
         assert_eq!(String::from_utf8(buffer).unwrap(), expected);
     }

@@ -23,6 +23,10 @@ use crate::{
 /// How long the relay may take to answer: it is on this machine, mostly.
 const DEADLINE: Duration = Duration::from_secs(10);
 
+/// What to do where nobody answers.
+const IS_IT_RUNNING: &str =
+    "is it running? `systemctl status astro-relay`, or start it with `astro-relay run`";
+
 /// The largest status that is read: some ten thousand subscriptions.
 const LARGEST_STATUS: usize = 32 * 1024 * 1024;
 
@@ -68,7 +72,7 @@ impl Which {
             }
         };
         let base = match &self.url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
+            Some(url) => with_scheme(url.trim_end_matches('/')),
             None if config.http.listen.is_empty() => {
                 return Err(failed("the relay does not listen: http.listen is empty".into()));
             }
@@ -81,6 +85,11 @@ impl Which {
         let token = config.http.admin_token.and_then(|token| token.read_token_blocking().ok());
         Ok(Client { http, base, token })
     }
+}
+
+/// An address of which the scheme was left out is that of a relay all the same.
+fn with_scheme(url: &str) -> String {
+    if url.contains("://") { url.to_owned() } else { format!("http://{url}") }
 }
 
 /// An address that can be connected to, for one that is listened on.
@@ -126,7 +135,7 @@ impl Client {
         let mut answer = answered
             .map_err(|_| self.failed("does not answer"))?
             .map_err(|error| explain(&error.without_url()))
-            .map_err(|why| self.failed(&format!("cannot be reached: {why}; is it running?")))?;
+            .map_err(|why| self.failed(&format!("cannot be reached: {why}; {IS_IT_RUNNING}")))?;
         match answer.status() {
             StatusCode::OK => Ok(answer),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(self.failed(
@@ -189,6 +198,12 @@ pub(super) fn quiet() -> Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_without_a_scheme_is_one() {
+        assert_eq!(with_scheme("127.0.0.1:9464"), "http://127.0.0.1:9464");
+        assert_eq!(with_scheme("https://relay.lan"), "https://relay.lan");
+    }
 
     #[test]
     fn a_wildcard_address_is_reached_on_loopback() {

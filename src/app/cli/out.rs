@@ -13,14 +13,18 @@ use std::{
 
 use rustix::termios::tcgetwinsize;
 
-use crate::base::text;
+use crate::base::{
+    terminal::{self, Line},
+    text,
+};
 
 /// How long whoever reads standard error is waited for when the program has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Standard output, for lines of text.
 pub(super) fn text() -> Harmless<StdoutLock<'static>> {
-    Harmless::new(io::stdout().lock(), Form::Text)
+    let colours = terminal::has_colours(is_terminal());
+    Harmless { colours, ..Harmless::new(io::stdout().lock(), Form::Text) }
 }
 
 /// Standard output, for JSON.
@@ -36,7 +40,8 @@ pub(super) fn aside(text: &str) {
 
 /// Standard error, for a conversation.
 pub(super) fn conversation() -> Harmless<Stderr> {
-    Harmless::new(io::stderr(), Form::Text)
+    let colours = terminal::has_colours(io::stderr().is_terminal());
+    Harmless { colours, ..Harmless::new(io::stderr(), Form::Text) }
 }
 
 /// Says why the program ends, and does not wait for long where nobody reads it.
@@ -79,6 +84,8 @@ pub(super) struct Harmless<W: Write> {
     form: Form,
     /// The beginning of a character whose rest is still to come.
     begun: Vec<u8>,
+    /// Whether tones are shown.
+    colours: bool,
 }
 
 impl<W: Write> Harmless<W> {
@@ -89,7 +96,26 @@ impl<W: Write> Harmless<W> {
     }
 
     fn new(out: W, form: Form) -> Self {
-        Self { out, form, begun: Vec::new() }
+        Self { out, form, begun: Vec::new(), colours: false }
+    }
+
+    /// Writes a line in its tones, cut to so many columns, and its end.
+    pub(super) fn line(&mut self, line: &Line, columns: usize) -> io::Result<()> {
+        self.pieces(line, columns)?;
+        self.write_all(b"\n")
+    }
+
+    /// The same without its end.
+    pub(super) fn pieces(&mut self, line: &Line, columns: usize) -> io::Result<()> {
+        for (tone, text) in line.pieces(columns) {
+            let begin = if self.colours { tone.begin() } else { "" };
+            self.control(begin)?;
+            self.write_all(text.as_bytes())?;
+            if !begin.is_empty() {
+                self.control(terminal::END)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a sequence of ours that does something.

@@ -1,9 +1,12 @@
 //! `astro-relay tail`: streams events from the running relay, until it is interrupted.
 //!
+//! On a terminal each event is a line for people, and chat and the figures of the session are left out; in
+//! a pipe it is JSON, and all of it.
+//!
 //! When the stream ends (a restart), it connects again. Events of the journal's past, without a relay, are
 //! `journal export`.
 
-use std::{io::Write as _, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io::Write as _, sync::Arc, time::Duration};
 
 use clap::Args;
 use reqwest::Response;
@@ -12,16 +15,20 @@ use serde_json::value::RawValue;
 
 use super::{
     Done, Failed,
-    client::{Which, quiet},
+    client::{Client, Which, quiet},
     on_runtime, out,
 };
 use crate::{
-    astro::wire::{self, ServerFrame},
+    astro::{
+        summary::{EventLines, Summary},
+        wire::{self, ServerFrame},
+    },
     base::{
         clock,
         event::{Event, Origin, Place, Record},
         template::{Condition, View},
-        text::{EXCERPT, excerpt, harmless},
+        terminal::Line,
+        text::{EXCERPT, excerpt},
     },
     delivery::route::Pattern,
 };
@@ -47,11 +54,27 @@ pub(super) struct Tail {
     #[arg(long)]
     when: Option<String>,
     /// Starts with the last N events, at most 1000.
-    #[arg(short = 'n', long, default_value_t = 10)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(..=1000))]
     lines: u64,
+    /// Also shows chat, figures of the session and tips that wait for a moderator.
+    #[arg(short, long)]
+    all: bool,
     /// Prints JSON lines, on a terminal too.
     #[arg(long)]
     json: bool,
+    /// Prints lines for people, in a pipe too.
+    #[arg(long, conflicts_with = "json")]
+    text: bool,
+}
+
+/// How events are printed.
+struct Printer {
+    when: Option<Condition>,
+    /// Lines for people; `None`: JSON.
+    lines: Option<EventLines>,
+    /// Whether quiet events are left out.
+    folds: bool,
 }
 
 pub(super) fn tail(args: &Tail) -> Done {
@@ -62,13 +85,25 @@ pub(super) fn tail(args: &Tail) -> Done {
         return Err(usage(format!("--topic: {error}")));
     }
     let client = args.which.client()?;
-    let readable = !args.json && out::is_terminal();
+    let readable = !args.json && (args.text || out::is_terminal());
+    let mut printer = Printer {
+        when,
+        lines: readable.then(EventLines::default),
+        // Who asks for a topic wants to see it.
+        folds: readable && !args.all && args.topic.is_none(),
+    };
     let topic = args.topic.as_deref().map(|topic| format!("&topic={topic}")).unwrap_or_default();
     on_runtime(1, &quiet(), async move {
+        if let Some(pattern) = args.topic.as_deref() {
+            warn_of_nothing(&client, pattern).await;
+        }
+        if printer.folds {
+            out::aside("chat and figures of the session are left out; --all shows them");
+        }
         let mut last = args.lines;
         let mut stream = client.events(&format!("whole=true&last={last}{topic}")).await?;
         loop {
-            follow(&mut stream, when.as_ref(), readable).await?;
+            follow(&mut stream, &mut printer).await?;
             last = 0;
             out::aside(&format!("the relay at {} ended the stream; trying again", client.base));
             stream = loop {
@@ -83,13 +118,15 @@ pub(super) fn tail(args: &Tail) -> Done {
 }
 
 /// Prints what comes until the stream ends.
-async fn follow(stream: &mut Response, when: Option<&Condition>, readable: bool) -> Done {
+async fn follow(stream: &mut Response, printer: &mut Printer) -> Done {
     let mut rest: Vec<u8> = Vec::new();
     let mut event = Vec::new();
     // An end, a failure and a silence are the same: the relay has gone, or the network.
     while let Ok(Ok(Some(chunk))) = tokio::time::timeout(SILENCE, stream.chunk()).await {
         rest.extend_from_slice(&chunk);
+        let readable = printer.lines.is_some();
         let mut out = if readable { out::text() } else { out::json() };
+        let columns = out::size().map_or(usize::MAX, |(_, columns)| columns);
         while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
             if let Some(name) = line.strip_prefix(b"event:") {
@@ -104,8 +141,10 @@ async fn follow(stream: &mut Response, when: Option<&Condition>, readable: bool)
                 ));
                 continue;
             }
-            if let Some(text) = shown(&data, when, readable) {
-                writeln!(out, "{text}")?;
+            match printer.shown(&data) {
+                None => {}
+                Some(Shown::Line(line)) => out.line(&line, columns)?,
+                Some(Shown::Json) => writeln!(out, "{data}")?,
             }
         }
         out.flush()?;
@@ -118,7 +157,7 @@ async fn follow(stream: &mut Response, when: Option<&Condition>, readable: bool)
 
 /// An event as it comes over `/events?whole=true`.
 #[derive(Deserialize)]
-struct Line<'a> {
+struct Came<'a> {
     seq: u64,
     received: String,
     origin: String,
@@ -128,37 +167,67 @@ struct Line<'a> {
     message: &'a RawValue,
 }
 
-/// The line that is printed for an event; `None`: it is not wanted.
-fn shown(data: &str, when: Option<&Condition>, readable: bool) -> Option<String> {
-    let line: Line<'_> = serde_json::from_str(data).ok()?;
-    let message = line.message.get();
-    let Ok(ServerFrame::Message(envelope)) = wire::read(message) else {
-        // Not an event's shape: shown as it is, if anything may be shown.
-        return when.is_none().then(|| data.to_owned());
-    };
-    let event = Event {
-        id: envelope.id.into(),
-        distinct_key: None,
-        place: Place::of(envelope.topic, line.room, line.channel),
-        ts: envelope.ts.into(),
-        received: clock::parse_rfc3339(&line.received).unwrap_or(0),
-        origin: Origin::from_word(&line.origin).unwrap_or_default(),
-        data: envelope.data,
-        message: bytes::Bytes::copy_from_slice(message.as_bytes()),
-    };
-    let record = Arc::new(Record::new(line.seq, event));
-    let holds = |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
-    if !when.is_none_or(holds) {
-        return None;
+/// How an event is shown.
+#[derive(Debug)]
+enum Shown {
+    Line(Line),
+    /// As it came.
+    Json,
+}
+
+impl Printer {
+    /// What is printed for an event; `None`: it is not wanted.
+    fn shown(&mut self, data: &str) -> Option<Shown> {
+        let line: Came<'_> = serde_json::from_str(data).ok()?;
+        let message = line.message.get();
+        let Ok(ServerFrame::Message(envelope)) = wire::read(message) else {
+            // Not an event's shape: shown as it is, if anything may be shown.
+            return self.when.is_none().then_some(Shown::Json);
+        };
+        let event = Event {
+            id: envelope.id.into(),
+            distinct_key: None,
+            place: Place::of(envelope.topic, line.room, line.channel),
+            ts: envelope.ts.into(),
+            received: clock::parse_rfc3339(&line.received).unwrap_or(0),
+            origin: Origin::from_word(&line.origin).unwrap_or_default(),
+            data: envelope.data,
+            message: bytes::Bytes::copy_from_slice(message.as_bytes()),
+        };
+        let record = Arc::new(Record::new(line.seq, event));
+        let holds = |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);
+        if !self.when.as_ref().is_none_or(holds) {
+            return None;
+        }
+        let Some(lines) = &mut self.lines else { return Some(Shown::Json) };
+        let event = &record.event;
+        let summary = Summary::of(event);
+        if self.folds && summary.quiet {
+            return None;
+        }
+        Some(Shown::Line(lines.line(&line.received, &event.place.channel, &summary)))
     }
-    if !readable {
-        return Some(data.to_owned());
+}
+
+/// Says so where no subscription of the relay fits the pattern: nothing would ever come.
+async fn warn_of_nothing(client: &Client, pattern: &str) {
+    let (Ok(status), Ok(fits)) = (client.status().await, Pattern::parse(pattern)) else { return };
+    let connections = status["pages"]["connections"].as_object();
+    let topics: BTreeSet<&str> = connections
+        .into_iter()
+        .flat_map(|all| all.values())
+        .filter_map(|connection| connection["subscriptions"].as_array())
+        .flatten()
+        .filter_map(|one| one["topic"].as_str())
+        .collect();
+    let own = pattern.starts_with("relay.") || pattern.starts_with('*');
+    if !own && !topics.iter().any(|topic| fits.matches(topic)) {
+        let topics: Vec<&str> = topics.into_iter().collect();
+        out::aside(&format!(
+            "warning: the relay subscribes nothing that fits {pattern}; it subscribes {}",
+            topics.join(", ")
+        ));
     }
-    let event = &record.event;
-    let time = line.received.get(11..19).unwrap_or_default();
-    let data = String::from_utf8_lossy(event.data());
-    let line = format!("{time}  {:<10}  {:<26}  {data}", event.place.channel, event.place.topic);
-    Some(harmless(&line).into_owned())
 }
 
 #[cfg(test)]
@@ -173,7 +242,8 @@ mod tests {
         let line = json!({
             "seq": 7, "received": "2026-01-02T03:04:05.000Z", "origin": "live", "channel": "main",
             "room": "r", "message": { "id": "1", "type": "message", "topic": "channel.tips",
-            "data": { "amount": 5, "name": "a\u{9b}31mb\u{202e}c" } },
+            "data": { "amount": 5,
+            "donation": { "user": { "username": "a\u{9b}31mb\u{202e}c" } } } },
         })
         .to_string();
         for (when, wanted) in [
@@ -183,14 +253,33 @@ mod tests {
             (Some("data.nothing.there > 5"), false),
         ] {
             let when = when.map(|when| Condition::compile(when).unwrap());
-            let text = shown(&line, when.as_ref(), true);
-            assert_eq!(text.is_some(), wanted, "{text:?}");
-            if let Some(text) = text {
-                assert!(text.starts_with("03:04:05  main        channel.tips"), "{text}");
+            let mut printer = Printer { when, lines: Some(EventLines::default()), folds: true };
+            let shown = printer.shown(&line);
+            assert_eq!(shown.is_some(), wanted, "{shown:?}");
+            if let Some(Shown::Line(line)) = shown {
+                let text = line.paint(200, false);
+                assert!(text.starts_with("03:04:05  tip         a\\u{9b}31mb\\u{202e}c"), "{text}");
                 assert!(!text.chars().any(is_harmful), "{text:?}");
             }
-            assert_eq!(shown(&line, when.as_ref(), false).is_some(), wanted);
+            printer.lines = None;
+            assert_eq!(printer.shown(&line).is_some(), wanted);
         }
-        assert_eq!(shown("no json", None, true), None);
+        let mut printer = Printer { when: None, lines: None, folds: false };
+        assert!(printer.shown("no json").is_none());
+    }
+
+    #[test]
+    fn chat_is_folded_away_unless_it_is_asked_for() {
+        let line = json!({
+            "seq": 7, "received": "2026-01-02T03:04:05.000Z", "origin": "live", "channel": "main",
+            "room": "r", "message": { "id": "1", "type": "message",
+            "topic": "channel.chat.message", "data": { "username": "Kim", "text": "hello" } },
+        })
+        .to_string();
+        for folds in [true, false] {
+            let lines = Some(EventLines::default());
+            let mut printer = Printer { when: None, lines, folds };
+            assert_eq!(printer.shown(&line).is_none(), folds);
+        }
     }
 }

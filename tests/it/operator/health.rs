@@ -41,6 +41,11 @@ async fn is(relay: &Running, state: &str) {
     assert_eq!(answer.text().await.unwrap().lines().next(), Some(state));
 }
 
+/// The only connection to Astro.
+fn link(status: &Value) -> &Value {
+    status["pages"]["connections"].as_object().unwrap().values().next().unwrap()
+}
+
 fn tip(amount: u64) -> Value {
     json!({ "donation": { "amount": amount } })
 }
@@ -162,13 +167,13 @@ async fn a_link_that_is_down_says_since_when_and_when_it_is_tried_again() {
     assert_eq!(status["health"]["state"], "not working");
     let first = status["health"]["reasons"][0]["since"].as_u64();
     // The next attempt does not begin it anew.
-    let attempts = |status: &Value| status["pages"]["connections"]["0"]["attempts"].as_u64();
+    let attempts = |status: &Value| link(status)["attempts"].as_u64();
     let before = attempts(&status);
     let status = relay.until("it was tried again", |status| attempts(status) > before).await;
     assert_eq!(status["health"]["reasons"][0]["since"].as_u64(), first);
     relay.sim.faults(|faults| faults.every = Reception::default());
     let status = relay.until("it works", |status| status["health"]["state"] == "working").await;
-    let link = &status["pages"]["connections"]["0"];
+    let link = link(&status);
     assert_eq!((&link["attempts"], &link["next_attempt"]), (&json!(0), &Value::Null), "{link}");
     assert!(link["last_error_at"].is_u64(), "{link}");
     assert_eq!(status["pages"]["gaps_running"], json!([]));

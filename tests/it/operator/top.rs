@@ -65,6 +65,10 @@ impl Terminal {
         .await;
     }
 
+    fn press(&self, key: &[u8]) {
+        (&self.ours).write_all(key).unwrap();
+    }
+
     fn is_raw(&self) -> bool {
         !tcgetattr(&self.theirs).unwrap().local_modes.contains(LocalModes::ICANON)
     }
@@ -88,11 +92,13 @@ async fn the_page_is_drawn_anew_until_a_key_leaves_it() {
     let url = relay.url("");
     for key in [b"q", b"\x03"] {
         let terminal = Terminal::with(&["top", "--url", &url], 40);
-        terminal.sees("up for", 1).await;
+        terminal.sees("started", 1).await;
         terminal.sees("channel.tips", 1).await;
         terminal.sees("out (redis)", 1).await;
+        // An arrow key scrolls, and does not leave.
+        terminal.press(b"\x1b[B");
         relay.sim.publish("channel.tips", ROOM, "{}");
-        terminal.sees("delivered since the last refresh: out 0", 2).await;
+        terminal.sees("0.0/s", 2).await;
         terminal.leave(key).await;
     }
 }
