@@ -5,6 +5,7 @@
 pub mod dial;
 mod proxied;
 pub mod rest;
+pub mod samples;
 pub mod session;
 pub mod summary;
 pub mod token;

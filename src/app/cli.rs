@@ -13,6 +13,7 @@ mod info;
 pub mod init;
 mod journal;
 mod out;
+mod progress;
 mod run;
 mod send_test;
 mod session;

@@ -107,7 +107,7 @@ impl Relay {
         let (journal, opened) = Journal::open(&config.journal)?;
         let address = shown_address(&config.astro.url);
         let status = Arc::new(RelayStatus::new(clock::now()).with(journal.clone(), address));
-        status.configured(config.channels.len(), config.sinks.len());
+        status.configured(config.channels.keys(), config.sinks.len());
         info!(events = opened.events, lost = opened.lost, "journal opened");
         journal.sinks(config.sinks.keys().map(String::as_str));
         let mut supervisor = Supervisor::new();

@@ -309,7 +309,7 @@ impl Reload {
             info!("the configuration was reloaded: nothing has changed");
             return found;
         }
-        status.configured(self.running.channels.len(), self.running.sinks.len());
+        status.configured(self.running.channels.keys(), self.running.sinks.len());
         sinks.send_replace(self.running.sinks.keys().cloned().collect());
         channels.send_replace(self.running.channels.keys().cloned().collect());
         let changed =

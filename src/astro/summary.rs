@@ -447,6 +447,14 @@ mod tests {
                 activity("brandNewThing", by(json!({ "amount": 7 }))),
                 "brandNewThing: Jörmun  7",
             ),
+        ] {
+            assert_eq!(line(topic, &data), expected, "{topic} {data}");
+        }
+    }
+
+    #[test]
+    fn each_topic_says_what_people_want_to_see_of_it() {
+        for (topic, data, expected) in [
             (
                 "channel.tips",
                 json!({ "donation": { "amount": 4.2, "currency": "USD", "message": "",

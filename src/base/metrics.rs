@@ -105,6 +105,12 @@ define_metrics! {
         "Connections to the endpoint closed early, by reason"
     describe_gauge HEALTH "astro_relay_health"
         "The health of the relay: 1 for the state that holds (working, degraded, not working)"
+    describe_gauge HEALTH_REASONS "astro_relay_health_reasons"
+        "Reasons why the relay does not work as configured, and notices, by kind"
+    describe_gauge LAST_EVENT "astro_relay_last_event_timestamp_seconds" [Seconds]
+        "When the last event was received"
+    describe_gauge DEAD_LETTERS_WAITING "astro_relay_dead_letters_waiting"
+        "Dead letters that wait to be retried or dropped"
     describe_gauge BUILD_INFO "astro_relay_build_info"
         "The version that runs"
 }
@@ -119,13 +125,39 @@ pub fn install() -> Option<PrometheusHandle> {
     drop(RECORDER.set(handle.clone()));
     describe();
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    begin();
     Some(handle)
+}
+
+/// Counters without labels from the configuration are there from the start: the increase of one that appears
+/// with its first increment is seen by nobody.
+fn begin() {
+    for name in [MESSAGES, DUPLICATES, REFUSALS, RATE_LIMITED, LOG_LINES_DROPPED] {
+        counter!(name).increment(0);
+    }
+    for (name, label, words) in [
+        (CONNECTS, "outcome", &["open", "failed"][..]),
+        (HANDOVERS, "outcome", &["restored", "anew", "failed"]),
+        (SKIPPED, "reason", &["invalid", "oversized", "binary", "unknown"]),
+        (HTTP_CLOSED, "reason", &["crowded", "not_reading"]),
+    ] {
+        for word in words {
+            counter!(name, label => *word).increment(0);
+        }
+    }
+}
+
+/// A channel is configured: its counters are there from now on.
+pub fn channel(label: &str) {
+    for name in [GAPS, GAP_SECONDS, BACKFILLED, STATE_LEFT_OUT] {
+        counter!(name, "channel" => label.to_owned()).increment(0);
+    }
 }
 
 /// A sink is no longer configured: what it showed as now is not so any more. Its counters stay as
 /// they are, for a counter that goes away looks like a restart.
 pub(crate) fn no_sink(sink: &str) {
-    for name in [LAG_EVENTS, LAG_SECONDS, SINK_UP] {
+    for name in [LAG_EVENTS, LAG_SECONDS, SINK_UP, DEAD_LETTERS_WAITING] {
         gauge!(name, "sink" => sink.to_owned()).set(0.0);
     }
 }
@@ -183,6 +215,12 @@ impl SinkMetrics {
     /// Of the sink of that name.
     pub fn new(sink: &str) -> Self {
         let name = sink.to_owned();
+        for reason in ["place", "condition", "condition_error", "age"] {
+            counter!(FILTERED, "sink" => name.clone(), "reason" => reason).increment(0);
+        }
+        for cause in ["down", "busy", "rejected", "denied", "gone"] {
+            counter!(RETRIES, "sink" => name.clone(), "cause" => cause).increment(0);
+        }
         Self {
             delivered: counter!(DELIVERED, "sink" => name.clone()),
             lost: counter!(LOST, "sink" => name.clone()),

@@ -121,7 +121,8 @@ fn whole(record: &Record, message: &[u8]) -> String {
     let event = &record.event;
     // Of the message as it is shown: what is redacted there is not here either.
     let value = json::value(message).unwrap_or_default();
-    let summary = Summary::of_value(&event.place.topic, &value["data"], event.origin);
+    let data = value.get("data").unwrap_or(&serde_json::Value::Null);
+    let summary = Summary::of_value(&event.place.topic, data, event.origin);
     let mut line = record.line(message);
     line.pop();
     let summary = serde_json::to_string(&summary).unwrap_or_default();

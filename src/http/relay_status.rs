@@ -18,6 +18,7 @@ use crate::{
     astro::session::{Subscription, SubscriptionState},
     base::{
         clock::{self, UnixMillis},
+        metrics,
         text::excerpt,
     },
     channel::{
@@ -82,8 +83,9 @@ impl RelayStatus {
         self.configuration.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So many channels and sinks are configured.
-    pub fn configured(&self, channels: usize, sinks: usize) {
+    /// These channels and sinks are configured.
+    pub fn configured<'a>(&self, channels: impl Iterator<Item = &'a String>, sinks: usize) {
+        let channels = channels.map(|label| metrics::channel(label)).count();
         let lacks = [(channels, "no channel is configured"), (sinks, "no sink is configured")];
         let lacks = lacks.into_iter().filter(|(count, _)| *count == 0);
         self.configuration().lacks = lacks.map(|(_, reason)| reason).collect();

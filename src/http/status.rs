@@ -1,12 +1,19 @@
 //! What is only read: the probes, the status and the metrics.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use axum::{
     extract::State as Extract,
     http::{Extensions, HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
-use super::{State, guard::may_see_reasons, health, json, refused, relay_status::Snapshot};
+use super::{
+    State,
+    guard::may_see_reasons,
+    health, json, refused,
+    relay_status::{Reason, Snapshot},
+};
 use crate::{
     astro::session::SubscriptionState,
     base::metrics,
@@ -95,6 +102,22 @@ fn gauges(snapshot: &Snapshot, journal: &Journal) {
         for (name, at) in times.into_iter().filter_map(|(name, at)| Some((name, at?))) {
             gauge!(name, "channel" => label.clone()).set(real(at / 1000));
         }
+    }
+    let counts = &snapshot.dead_letters;
+    for sink in snapshot.sinks.sinks.keys() {
+        let waiting = real(counts.get(sink).copied().unwrap_or(0));
+        gauge!(metrics::DEAD_LETTERS_WAITING, "sink" => sink.clone()).set(waiting);
+    }
+    if let Some(at) = snapshot.gateway.last_event {
+        gauge!(metrics::LAST_EVENT).set(Duration::from_millis(at).as_secs_f64());
+    }
+    let mut reasons: BTreeMap<&str, usize> = Reason::KINDS.iter().map(|kind| (*kind, 0)).collect();
+    for reason in snapshot.why() {
+        *reasons.entry(reason.kind()).or_default() += 1;
+    }
+    for (kind, number) in reasons {
+        let number = u64::try_from(number).unwrap_or(u64::MAX);
+        gauge!(metrics::HEALTH_REASONS, "kind" => kind.to_owned()).set(real(number));
     }
     let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     let state = &snapshot.gateway;

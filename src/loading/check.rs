@@ -6,6 +6,7 @@
 mod files;
 mod gateway;
 mod refresh;
+mod samples;
 mod sinks;
 mod together;
 
@@ -27,6 +28,7 @@ pub(crate) fn check(
     gateway::check(config, &mut found);
     refresh::check(config, &mut found);
     sinks::check(config, shape, &mut found);
+    samples::check(config, &mut found);
     together::check(config, shape.problems.is_empty(), &mut found);
     let silent = files::check(config, places, sources, &mut found);
     (found, silent)

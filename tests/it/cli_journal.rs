@@ -76,17 +76,18 @@ async fn beside_a_relay_that_runs() {
     let mut requests = journal.requests();
     requests.mark_unchanged();
     let output = run(&["dead-letters", "retry", "--sink", "home", "2"], dir.path()).await;
-    assert_eq!(lines(&output), ["1 dead letters to be tried again"]);
+    assert_eq!(lines(&output), ["1 dead letter of sink home to be tried again"]);
     tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
     assert_eq!(journal.pending_requests("home").unwrap().0[0].number, 2);
     let output = run(&["replay", "--sink", "home", "--from", "5m"], dir.path()).await;
     let said = lines(&output);
-    assert!(said[0].starts_with("events 6 to 10 will be handed to home again"), "{said:?}");
+    let last = said.last().unwrap();
+    assert!(last.starts_with("events 6 to 10 will be handed to home again"), "{said:?}");
     tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
     let replays = journal.pending_requests("home").unwrap().1;
     assert_eq!((replays[0].position, replays[0].until), (5, 10));
     let output = run(&["dead-letters", "drop", "1"], dir.path()).await;
-    assert_eq!(lines(&output), ["1 dead letters deleted"]);
+    assert_eq!(lines(&output), ["1 dead letter deleted"]);
     until("the relay counts again", PATIENCE, async || {
         (journal.dead_letter_counts().get("home") == Some(&1)).then_some(())
     })

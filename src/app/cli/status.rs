@@ -76,10 +76,9 @@ pub(super) fn status(args: &Status) -> Done {
 }
 
 fn exit_code(status: &Value, check: bool) -> u8 {
-    match status["health"]["state"].as_str() {
-        Some("working") => 0,
+    match at(status, "/health/state").as_str() {
         Some("degraded") if check => DEGRADED,
-        Some("degraded") => 0,
+        Some("working" | "degraded") => 0,
         _ => NOT_WORKING,
     }
 }
@@ -105,7 +104,7 @@ pub(super) fn page(status: &Value, now: u64, verbose: bool) -> Vec<Line> {
             text(&gap["cause"])
         )));
     }
-    for key in list(&pages["reload"]["needs_restart"]) {
+    for key in list(at(pages, "/reload/needs_restart")) {
         lines.push(Line::from(format!("{} takes effect at the next start", text(key))));
     }
     lines
@@ -122,7 +121,7 @@ fn health(status: &Value, now: u64, with_version: bool) -> Vec<Line> {
     first = first.with(tone(&state), &state);
     first = first.with(Tone::Plain, format!(" for {}", ago(&health["since"], now)));
     if with_version {
-        let up = ago(&status["pages"]["started"], now);
+        let up = ago(at(status, "/pages/started"), now);
         first = first.with(Tone::Soft, format!(", started {up} ago"));
     }
     let mut lines = vec![first];
@@ -206,7 +205,7 @@ fn subscription(one: &Value, now: u64) -> Line {
 
 fn sinks(status: &Value, now: u64, verbose: bool, lines: &mut Vec<Line>) {
     lines.push(Line::default().with(Tone::Strong, "Sinks"));
-    for (name, sink) in table(&status["pages"]["sinks"]) {
+    for (name, sink) in table(at(status, "/pages/sinks")) {
         let state = state(sink);
         let tone = tone(&state);
         lines.push(
@@ -290,6 +289,11 @@ pub(super) fn tone(state: &str) -> Tone {
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
+}
+
+/// What stands there; null where nothing does.
+pub(super) fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
+    value.pointer(pointer).unwrap_or(&Value::Null)
 }
 
 pub(super) fn table(value: &Value) -> impl Iterator<Item = (String, &Value)> {

@@ -17,6 +17,7 @@ use super::{
     Done, Failed,
     client::{Client, Which, quiet},
     on_runtime, out,
+    status::at,
 };
 use crate::{
     astro::{
@@ -212,7 +213,7 @@ impl Printer {
 /// Says so where no subscription of the relay fits the pattern: nothing would ever come.
 async fn warn_of_nothing(client: &Client, pattern: &str) {
     let (Ok(status), Ok(fits)) = (client.status().await, Pattern::parse(pattern)) else { return };
-    let connections = status["pages"]["connections"].as_object();
+    let connections = at(&status, "/pages/connections").as_object();
     let topics: BTreeSet<&str> = connections
         .into_iter()
         .flat_map(|all| all.values())

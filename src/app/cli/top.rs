@@ -25,7 +25,7 @@ use super::{
     client::{Client, Which, quiet},
     on_runtime,
     out::{self, Harmless},
-    status::{page, since, state, table, tone},
+    status::{at, page, since, state, table, tone},
     termination,
 };
 use crate::base::{
@@ -163,7 +163,7 @@ struct Rates(VecDeque<(u64, BTreeMap<String, u64>)>);
 
 impl Rates {
     fn add(&mut self, now: u64, status: &Value) {
-        let delivered = table(&status["pages"]["sinks"])
+        let delivered = table(at(status, "/pages/sinks"))
             .map(|(name, sink)| (name, sink["delivered"].as_u64().unwrap_or(0)));
         self.0.push_back((now, delivered.collect()));
         while self.0.len() > 1 && self.0.front().is_some_and(|(at, _)| at + RATE < now) {
@@ -189,9 +189,10 @@ fn sinks(status: &Value, rates: &Rates, now: u64) -> Vec<Line> {
         "SINK", "STATE", "RATE", "QUEUED", "OLDEST", "DELIVERED", "DEAD"
     );
     let mut lines = vec![Line::default().with(Tone::Soft, head)];
-    for (name, sink) in table(&status["pages"]["sinks"]) {
+    for (name, sink) in table(at(status, "/pages/sinks")) {
         let rate = rates.of(&name).map_or_else(|| "-".into(), |rate| format!("{rate:.1}/s"));
         let dead = status["dead_letters"].get(&name).and_then(Value::as_u64).unwrap_or(0);
+        let delivered = sink["delivered"].as_u64().unwrap_or(0);
         let queued = sink["lag_events"].as_u64().unwrap_or(0);
         let oldest = match sink["lag_seconds"].as_f64() {
             Some(seconds) if queued > 0 => format!("{seconds:.0}s"),
@@ -206,7 +207,7 @@ fn sinks(status: &Value, rates: &Rates, now: u64) -> Vec<Line> {
                 .with(tone, format!("{state:<12}"))
                 .with(Tone::Plain, format!("{rate:>9}"))
                 .with(if queued > 0 { Tone::Warn } else { Tone::Plain }, format!("{queued:>9}"))
-                .with(Tone::Plain, format!("{oldest:>10}{:>12}", sink["delivered"]))
+                .with(Tone::Plain, format!("{oldest:>10}{delivered:>12}"))
                 .with(if dead > 0 { Tone::Bad } else { Tone::Plain }, format!("{dead:>7}"))
                 .with(Tone::Plain, format!("  {last}")),
         );

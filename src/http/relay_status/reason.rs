@@ -106,7 +106,25 @@ impl Reason<'_> {
         }
     }
 
-    fn kind(&self) -> &'static str {
+    /// Every kind, for the metrics: a kind that is over is 0 there, and not what it was.
+    pub(in crate::http) const KINDS: [&'static str; 13] = [
+        "connection",
+        "unreadable",
+        "subscription_refused",
+        "subscription_pending",
+        "subscription_left_out",
+        "sink",
+        "task",
+        "condition_fails",
+        "no_receivers",
+        "nothing_matched",
+        "dead_letters",
+        "unconfigured",
+        "configuration_rejected",
+    ];
+
+    /// A stable word for its sort.
+    pub(in crate::http) fn kind(&self) -> &'static str {
         use status::Reason as Of;
         match self {
             Self::Connection(..) => "connection",

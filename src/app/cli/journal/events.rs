@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Where, failed, moment, pattern};
 use crate::{
-    app::cli::{Done, Failed, out},
+    app::cli::{Done, Failed, out, progress::Progress},
     base::{
         clock::UnixMillis,
         event::Seq,
@@ -54,22 +54,26 @@ pub(super) fn export(export: &Export) -> Done {
     let when = export.when.as_deref().map(Condition::compile).transpose();
     let when = when.map_err(|error| Failed::new(Failed::USAGE, format!("--when: {error}")))?;
     let store = export.journal.open()?;
+    let last = store.bounds().map_err(failed)?.map_or(0, |(_, last)| last);
+    let mut progress = Progress::new();
     let mut after = match export.last {
         Some(last) => store.before_newest(last).map_err(failed)?,
         None => 0,
     };
     loop {
-        after = print(&store, export, when.as_ref(), after)?;
+        after = print(&store, export, when.as_ref(), after, |at| {
+            progress.show(|| format!("event {at} of {last}"));
+        })?;
         if !export.follow {
             return Ok(());
         }
-        pause();
+        pause(FOLLOW);
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "a command without a runtime has nothing to block")]
-fn pause() {
-    std::thread::sleep(FOLLOW);
+pub(super) fn pause(time: Duration) {
+    std::thread::sleep(time);
 }
 
 /// Prints events after `after` that were received within the times, as the clock was then; answers how far
@@ -79,6 +83,7 @@ fn print(
     export: &Export,
     when: Option<&Condition>,
     mut after: Seq,
+    mut progress: impl FnMut(Seq),
 ) -> Result<Seq, Failed> {
     let times = export.from.unwrap_or(0)..=export.until.unwrap_or(UnixMillis::MAX);
     let mut out = out::json();
@@ -102,5 +107,6 @@ fn print(
             }
         }
         out.flush()?;
+        progress(after);
     }
 }

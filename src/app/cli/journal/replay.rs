@@ -1,16 +1,36 @@
 //! `replay`: asks for events to be handed to a sink again.
+//!
+//! What the sink does not want (topics, channels, condition, age) it is not sent again either. So the events
+//! are counted by the sink's own route before anything is asked for.
 
-use std::io::Write as _;
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Write as _,
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::Args;
 
 use super::{Where, failed, moment, pattern};
 use crate::{
-    app::cli::{Done, Failed, out},
-    base::clock::{self, UnixMillis},
-    delivery::route::Pattern,
-    journal::{Replay, StoreError},
+    app::cli::{Done, Failed, out, progress::Progress},
+    base::{
+        clock::{self, UnixMillis},
+        event::{Event, Origin, Record, Seq},
+        text::{EXCERPT, counted, excerpt},
+    },
+    delivery::route::{Pattern, Rendered, Route, Skip},
+    journal::{Replay, StoreError, store::Store},
+    sink,
 };
+
+/// Events read at once, and bytes of them.
+const READ: usize = 256;
+const READ_BYTES: usize = 1024 * 1024;
+
+/// How often it is looked how far it is.
+const LOOK: Duration = Duration::from_millis(300);
 
 /// `replay`
 #[derive(Debug, Args)]
@@ -29,6 +49,12 @@ pub(in crate::app::cli) struct ReplayArgs {
     /// Only topics of this pattern.
     #[arg(long, value_parser = pattern)]
     topic: Option<Pattern>,
+    /// Says what would be sent, and sends nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Waits until all of it was sent, and shows how far it is.
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
 }
 
 pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
@@ -58,13 +84,128 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
         until,
         topic: args.topic.as_ref().map(ToString::to_string),
     };
+    let preview = Preview::of(args, &store, &replay)?;
+    preview.print(args)?;
+    if args.dry_run || preview.fits() == Some(0) {
+        return Ok(());
+    }
     store
         .allow_requests()
         .and_then(|()| store.request_replay(&replay, clock::now()))
         .map_err(failed)?;
-    Ok(writeln!(
+    writeln!(
         out::text(),
         "events {first} to {until} will be handed to {} again, marked as replayed",
         args.sink
-    )?)
+    )?;
+    if args.wait { wait(&store, &replay) } else { Ok(()) }
+}
+
+/// What of the time fits.
+#[derive(Debug, Default)]
+struct Preview {
+    /// All events of the time.
+    all: u64,
+    /// Whether the sink's route has judged; else only the pattern on the command line.
+    judged: bool,
+    /// Those that would be sent, by topic.
+    topics: BTreeMap<String, u64>,
+    skipped: HashMap<Skip, u64>,
+    failed: u64,
+}
+
+impl Preview {
+    fn of(args: &ReplayArgs, store: &Store, replay: &Replay) -> Result<Self, Failed> {
+        let mut preview = Self::default();
+        // Without a configuration that can be read (`--dir` alone) the sink's own choice is not known.
+        let config = args.journal.source.load_with_file().ok().map(|loaded| loaded.config);
+        let sink = config.as_ref().and_then(|config| config.sinks.get(&args.sink));
+        let kind = sink.and_then(|sink| sink::kind(&sink.kind));
+        let mut route =
+            sink.zip(kind).and_then(|(config, kind)| Route::new(&args.sink, config, kind).ok());
+        preview.judged = route.is_some();
+        let mut progress = Progress::beside_a_line();
+        let mut after = replay.position;
+        while after < replay.until {
+            let read = store.read(after, READ, READ_BYTES).map_err(failed)?;
+            let Some(through) = read.through else { break };
+            for record in read.records.iter().filter(|record| record.seq <= replay.until) {
+                preview.count(record, args.topic.as_ref(), route.as_mut());
+            }
+            after = through;
+            progress.show(|| format!("counting: event {after} of {}", replay.until));
+        }
+        Ok(preview)
+    }
+
+    fn count(&mut self, record: &Record, pattern: Option<&Pattern>, route: Option<&mut Route>) {
+        self.all += 1;
+        let topic = &record.event.place.topic;
+        if pattern.is_some_and(|pattern| !pattern.matches(topic)) {
+            *self.skipped.entry(Skip::Place).or_default() += 1;
+            return;
+        }
+        let event = Event { origin: Origin::Replayed, ..record.event.clone() };
+        let record = Arc::new(Record { event, ..record.clone() });
+        match route.map(|route| route.render(&record)) {
+            None | Some(Rendered::Wanted(..)) => {
+                *self.topics.entry(topic.to_string()).or_default() += 1;
+            }
+            Some(Rendered::Skipped(skip)) => *self.skipped.entry(skip).or_default() += 1,
+            Some(Rendered::Failed(_)) => self.failed += 1,
+        }
+    }
+
+    /// How many would be sent, where that is known.
+    fn fits(&self) -> Option<u64> {
+        self.judged.then(|| self.topics.values().sum())
+    }
+
+    fn print(&self, args: &ReplayArgs) -> Done {
+        let mut out = out::text();
+        let all = counted(self.all, "event");
+        match self.fits() {
+            None => writeln!(
+                out,
+                "{all} in that time; which of them fit sink {} is not known without its configuration",
+                args.sink
+            )?,
+            Some(fit) => writeln!(out, "{all} in that time, {fit} for sink {}", args.sink)?,
+        }
+        for (topic, count) in &self.topics {
+            writeln!(out, "  {count:>8}  {}", excerpt(topic, EXCERPT))?;
+        }
+        for (skip, why) in [
+            (Skip::Condition, "not selected by its condition (when)"),
+            (Skip::ConditionError, "on which its condition fails"),
+            (Skip::Age, "older than its max_age"),
+        ] {
+            if let Some(count) = self.skipped.get(&skip) {
+                writeln!(out, "  {count:>8}  left out: {why}")?;
+            }
+        }
+        if self.failed > 0 {
+            writeln!(out, "  {:>8}  cannot be rendered: dead letters", self.failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the running relay has done it.
+fn wait(store: &Store, asked: &Replay) -> Done {
+    let mut progress = Progress::beside_a_line();
+    let total = asked.until - asked.position;
+    loop {
+        let replays = store.replays().map_err(failed)?;
+        // The request is gone when it is done; its number was given by the file.
+        let ours = replays.into_iter().filter(|one| one.sink == asked.sink);
+        let Some(ours) = ours.filter(|one| one.until == asked.until).max_by_key(|one| one.number)
+        else {
+            return Ok(writeln!(out::text(), "done")?);
+        };
+        let done: Seq = ours.position.saturating_sub(asked.position);
+        progress
+            .show(|| format!("{done} of {total} events; Ctrl-C ends the waiting, not the replay"));
+        super::events::pause(LOOK);
+    }
 }
