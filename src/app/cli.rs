@@ -1,14 +1,14 @@
 //! The command line: the commands and their shared arguments, exit codes, and the runtime. The commands are
 //! one file each.
 //!
-//! Exit codes are those of sysexits(3): 64 for a wrong command line, 69 when the relay or a destination
-//! cannot be reached, 70 when the relay gave up, 74 for trouble with files, 75 when another process has the
-//! journal, 78 for a wrong configuration.
+//! Exit codes are those of sysexits(3): [`EXIT_CODES`].
 
 pub mod check;
 mod client;
+mod complete;
 mod connect;
 pub mod demo;
+mod help;
 mod info;
 pub mod init;
 mod journal;
@@ -29,7 +29,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 
 use crate::{
     app::relay::RelayError,
@@ -63,8 +63,10 @@ enum Command {
     Retry(client::Retry),
     /// Writes a first configuration, asking for what it needs.
     Init(Init),
-    /// Lists the known topics, with the scope that a token needs for each.
-    Topics,
+    /// Lists the known topics, with the scope that a token needs; of one also examples.
+    Topics(info::Topics),
+    /// Prints the commented reference of the configuration.
+    Config(info::ConfigArgs),
     /// Prints the JSON Schema of the configuration.
     Schema,
     /// Runs the relay with a simulated Astro: nothing needs to be installed or configured.
@@ -88,6 +90,9 @@ enum Command {
     Completions(info::Completions),
     /// Prints the manual page.
     Man,
+    /// Prints names for a shell's completion.
+    #[command(hide = true)]
+    Complete(complete::Complete),
 }
 
 /// Where the configuration comes from.
@@ -206,12 +211,27 @@ impl From<RelayError> for Failed {
 
 pub(crate) type Done = Result<(), Failed>;
 
+/// Exit codes, as the manual page lists them.
+pub(crate) const EXIT_CODES: &[(u8, &str)] = &[
+    (0, "success; status: the relay works, or is degraded"),
+    (1, "status: the relay does not work"),
+    (2, "status --check: the relay is degraded"),
+    (64, "wrong command line"),
+    (69, "the relay or a destination cannot be reached"),
+    (70, "the relay gave up, or send-test failed"),
+    (74, "trouble with files"),
+    (75, "another process has the journal"),
+    (78, "wrong configuration; the service manager does not start it again"),
+];
+
 /// How long blocking work may take to end when the command has.
 const AT_EXIT: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Runs the command that the command line names.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed =
+        help::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(mut error) => {
             without_secrets(&mut error);
@@ -248,7 +268,9 @@ fn execute(command: Command) -> Done {
         Command::Top(top) => top::top(&top),
         Command::Tail(tail) => tail::tail(&tail),
         Command::Retry(retry) => client::retry(&retry),
-        Command::Topics => info::topics(),
+        Command::Topics(args) => info::topics(&args),
+        Command::Config(args) => info::config(&args),
+        Command::Complete(args) => complete::complete(&args),
         Command::Completions(args) => info::completions(&args),
         Command::Man => info::man(),
         Command::Demo(demo) => demo::demo(demo),
@@ -276,7 +298,8 @@ fn check_config(check: &Check) -> Done {
     match on_runtime(1, &log, connect::connect(&loaded.config))? {
         0 => Ok(()),
         count => {
-            let text = format!("{count} of the subscriptions and sinks do not work");
+            let verb = if count == 1 { "does" } else { "do" };
+            let text = format!("{count} of the subscriptions and sinks {verb} not work");
             Err(Failed::new(Failed::UNAVAILABLE, text))
         }
     }

@@ -411,6 +411,6 @@ async fn add_http(
     let factory: Factory =
         Box::new(move |stop| Ok(Box::pin(http::serve(Arc::clone(&listener), state.clone(), stop))));
     supervisor.add("http", Stage::Display, factory);
-    info!(%address, "listening");
+    info!(url = %format_args!("http://{address}/"), "listening");
     Ok(Some(address))
 }

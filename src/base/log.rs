@@ -60,8 +60,12 @@ pub enum LogFormat {
 /// What may be logged of a library, by the prefix of its target; the first that fits counts. The MQTT
 /// client's state warns of each answer that is no plain yes: the sink says what those mean, and the
 /// answer to its barrier, one for every batch of QoS 0, is always such a one.
-const CEILINGS: &[(&str, LevelFilter)] =
-    &[("astro_relay", LevelFilter::TRACE), ("rumqttc::state", LevelFilter::ERROR)];
+const CEILINGS: &[(&str, LevelFilter)] = &[
+    ("astro_relay", LevelFilter::TRACE),
+    ("rumqttc::state", LevelFilter::ERROR),
+    // Each of its events is one that the sink reports in its own words.
+    ("async_nats", LevelFilter::WARN),
+];
 
 /// What may be logged of all other libraries.
 const CEILING: LevelFilter = LevelFilter::INFO;

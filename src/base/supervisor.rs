@@ -31,7 +31,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, warn};
 
 use self::heartbeat::{Heartbeat, Polled};
 use crate::base::clock;
@@ -368,7 +368,7 @@ impl Supervisor {
         if task.leaving {
             let successor = task.successor.take();
             self.forget(&name);
-            info!(task = name, "stopped");
+            debug!(task = name, "stopped");
             if let Some((stage, factory)) = successor {
                 self.add(&name, stage, factory);
             }

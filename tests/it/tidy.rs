@@ -1,4 +1,4 @@
-//! The house rules that no compiler knows: which room may look into which, and what the README owes.
+//! The house rules that no compiler knows: which room may look into which, and what the documents owe.
 
 use std::{
     collections::BTreeSet,
@@ -107,19 +107,19 @@ fn every_file_says_what_it_is() {
 }
 
 #[test]
-fn the_readme_gives_a_reason_for_each_dependency() {
+fn there_is_a_reason_for_each_dependency() {
     let manifest: toml::Table =
         fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
-    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let reasons = fs::read_to_string(root().join("docs/dependencies.md")).unwrap();
     let mut missing = BTreeSet::new();
     for (name, dependency) in manifest["dependencies"].as_table().unwrap() {
         let package =
             dependency.get("package").and_then(|package| package.as_str()).unwrap_or(name);
-        if !readme.contains(&format!("`{package}`")) {
+        if !reasons.contains(&format!("`{package}`")) {
             missing.insert(package.to_owned());
         }
     }
-    assert!(missing.is_empty(), "the README says nothing of {missing:?}");
+    assert!(missing.is_empty(), "docs/dependencies.md says nothing of {missing:?}");
 }
 
 #[test]

@@ -46,6 +46,7 @@ pub(super) struct Retry {
     #[command(flatten)]
     which: Which,
     /// The sink's name in the configuration.
+    #[arg(value_name = "SINK")]
     sink: String,
 }
 

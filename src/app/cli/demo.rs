@@ -1,7 +1,7 @@
 //! `astro-relay demo`: the relay on a simulated Astro that comes with it.
 //!
-//! A simulated Astro with lively traffic, the real relay, events on the terminal and on a feed over
-//! HTTP; and, if addresses of real servers are given, through the real sinks into those.
+//! A simulated Astro with lively traffic, the real relay, events on the terminal, on the page and on a feed
+//! over HTTP; and, if addresses of real servers are given, through the real sinks into those.
 
 use std::{
     io::{IsTerminal, Write as _},
@@ -31,8 +31,11 @@ pub(super) struct Demo {
     #[arg(long, default_value = "127.0.0.1:9464", value_parser = listen)]
     listen: SocketAddr,
     /// How much traffic: 1 is a busy channel.
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 1.0)]
     speed: f64,
+    /// Shows every topic on the terminal: chat and the figures of the session, too.
+    #[arg(short, long)]
+    all: bool,
     /// Stops after this many seconds.
     #[arg(long)]
     seconds: Option<u64>,
@@ -120,7 +123,13 @@ pub(super) fn demo(args: Demo) -> Done {
 
 fn configure(args: &Demo, sim: &Sim) -> Result<Config, ConfigError> {
     let mut sinks = Map::new();
-    sinks.insert("terminal".to_owned(), json!({ "type": "stdout" }));
+    let mut terminal = json!({ "type": "stdout" });
+    if !args.all
+        && let Some(terminal) = terminal.as_object_mut()
+    {
+        terminal.insert("topics".to_owned(), json!(SHOWN));
+    }
+    sinks.insert("terminal".to_owned(), terminal);
     for (kind, url) in &args.sinks.0 {
         let settings = kind.demo.map_or("{}", |demo| demo.settings);
         let mut sink: Map<String, Value> = serde_json::from_str(settings)
@@ -140,6 +149,17 @@ fn configure(args: &Demo, sim: &Sim) -> Result<Config, ConfigError> {
     load(&Sources { text: Some(text), ..Sources::default() }).map(|loaded| loaded.config)
 }
 
+/// What the terminal shows: what happens, once. A tip is an activity too, and chat would hide all else.
+const SHOWN: &[&str] = &[
+    "channel.activities",
+    "channel.stream.status",
+    "channel.giveaways",
+    "channel.contests",
+    "relay.gap",
+    "relay.backfill",
+    "relay.status",
+];
+
 /// Everything that the simulated channel talks about.
 fn topics() -> Vec<&'static str> {
     crate::astro::topics::CATALOGUE.iter().map(|topic| topic.name).collect()
@@ -158,8 +178,9 @@ fn greet(args: &Demo, sim: &Sim, listening: Option<SocketAddr>) -> std::io::Resu
     }
     writeln!(out)?;
     if let Some(address) = listening {
+        writeln!(out, "  page          http://{address}/    (open it in a browser)")?;
         writeln!(out, "  live feed     curl -N http://{address}/events")?;
-        writeln!(out, "  status        curl http://{address}/status")?;
+        writeln!(out, "  status        astro-relay status --url http://{address}")?;
         writeln!(out, "  metrics       curl http://{address}/metrics")?;
     }
     let control = format!("http://{}/control", sim.address());
@@ -176,5 +197,8 @@ fn greet(args: &Demo, sim: &Sim, listening: Option<SocketAddr>) -> std::io::Resu
         writeln!(out, "  more          {}", options.join(", "))?;
     }
     writeln!(out, "  next          astro-relay init    (Ctrl-C ends this)")?;
+    if !args.all {
+        writeln!(out, "Chat and the figures of the session are left out here: --all shows them.")?;
+    }
     writeln!(out)
 }

@@ -1,12 +1,53 @@
-//! What the program knows about itself: the catalogue of topics, shell completions, the manual page.
+//! What the program knows about itself: topics, the reference of the configuration, shell completions, the
+//! manual page.
 
 use std::io::Write as _;
 
-use clap::{Args, CommandFactory as _};
+use clap::Args;
 use clap_complete::Shell;
+use serde_json::json;
 
-use super::{Cli, Done, out};
-use crate::astro::topics::CATALOGUE;
+use super::{Done, Failed, Source, complete, help, out};
+use crate::{
+    astro::{
+        samples,
+        topics::{CATALOGUE, Topic, meant_by},
+    },
+    base::terminal::{Line, Tone},
+    loading::Sources,
+    loading::load,
+};
+
+/// The commented reference.
+const REFERENCE: &str = include_str!("../../../config/astro-relay.toml");
+
+/// The relay's own topics, and what they tell.
+pub(super) const OWN: [(&str, &str); 4] = [
+    ("relay.gap", "something was or may have been missed"),
+    ("relay.backfill", "what the history told of a gap"),
+    ("relay.session", "an element of the live session has another value"),
+    ("relay.status", "the health of the relay has changed"),
+];
+
+/// `topics`
+#[derive(Debug, Args)]
+pub(super) struct Topics {
+    /// Shows this one, with examples [default: lists all]
+    topic: Option<String>,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `config`
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    #[command(flatten)]
+    source: Source,
+    /// Prints the commented reference: every key with its default.
+    #[arg(long)]
+    reference: bool,
+}
 
 /// `completions`
 #[derive(Debug, Args)]
@@ -15,35 +56,124 @@ pub(super) struct Completions {
     shell: Shell,
 }
 
-pub(super) fn topics() -> Done {
-    let width = CATALOGUE.iter().map(|topic| topic.name.len()).max().unwrap_or(0);
+pub(super) fn topics(args: &Topics) -> Done {
+    match &args.topic {
+        Some(topic) => one_topic(topic, args.json),
+        None if args.json => all_as_json(),
+        None => all_topics(),
+    }
+}
+
+fn all_topics() -> Done {
+    let names = CATALOGUE.iter().map(|topic| topic.name).chain(OWN.map(|(name, _)| name));
+    let width = names.map(str::len).max().unwrap_or(0);
     let mut out = out::text();
+    let line = |name: &str, scope: &str, what: &str| {
+        Line::from(format!("{name:<width$}  "))
+            .with(Tone::Soft, format!("{scope:<18}  "))
+            .with(Tone::Plain, what)
+    };
+    let head = format!("{:<width$}  {:<18}  WHAT", "TOPIC", "SCOPE");
+    out.line(&Line::default().with(Tone::Soft, head), usize::MAX)?;
     for topic in CATALOGUE {
         let scope = topic.scope.unwrap_or("-");
-        writeln!(out, "{:<width$}  {scope:<18}  {}", topic.name, topic.description())?;
+        out.line(&line(topic.name, scope, &topic.description()), usize::MAX)?;
     }
+    for (name, what) in OWN {
+        out.line(&line(name, "(the relay's own)", what), usize::MAX)?;
+    }
+    Ok(())
+}
+
+fn all_as_json() -> Done {
+    let known = CATALOGUE.iter().map(|Topic { name, scope, meaning, published }| {
+        json!({ "topic": name, "scope": scope, "what": meaning, "published": published })
+    });
+    let own = OWN.iter().map(
+        |(name, what)| json!({ "topic": name, "scope": null, "what": what, "published": true }),
+    );
+    let all: Vec<_> = known.chain(own).collect();
+    Ok(writeln!(out::json(), "{}", json!(all))?)
+}
+
+fn one_topic(name: &str, as_json: bool) -> Done {
+    let known = CATALOGUE.iter().find(|topic| topic.name == name);
+    let own = OWN.iter().find(|(own, _)| *own == name);
+    let Some(what) = known.map(Topic::description).or(own.map(|(_, what)| (*what).to_owned()))
+    else {
+        let meant = meant_by(name).map(|meant| format!("; did you mean {meant}?"));
+        let text = format!("there is no known topic {name:?}{}", meant.unwrap_or_default());
+        return Err(Failed::new(Failed::USAGE, text));
+    };
+    let examples = samples::data(name);
+    if as_json {
+        let mut out = out::json();
+        return Ok(examples.iter().try_for_each(|(_, data)| writeln!(out, "{data}"))?);
+    }
+    let mut out = out::text();
+    writeln!(out, "{name}: {what}")?;
+    let scope = known.and_then(|topic| topic.scope).unwrap_or("none");
+    writeln!(out, "scope of the token: {scope}")?;
+    for (example, data) in &examples {
+        let text = serde_json::to_string_pretty(data).unwrap_or_default();
+        writeln!(out, "\n# {example}: data\n{text}")?;
+    }
+    if examples.is_empty() {
+        writeln!(out, "no example is known; `astro-relay tail --topic {name} --json` shows one")?;
+    }
+    Ok(())
+}
+
+/// The reference, or which file is used and whether it is valid.
+pub(super) fn config(args: &ConfigArgs) -> Done {
+    if args.reference {
+        return Ok(write!(out::text(), "{REFERENCE}")?);
+    }
+    let sources = Sources { resolve_secrets: false, ..args.source.sources() };
+    let loaded = load(&sources).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
+    let file = loaded
+        .file
+        .map_or("environment and arguments alone".into(), |file| file.display().to_string());
+    writeln!(out::text(), "{file}\n--reference prints every key; `astro-relay check` validates")?;
     Ok(())
 }
 
 pub(super) fn completions(args: &Completions) -> Done {
     // The library panics where its writer fails, and a pipe may be closed.
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "astro-relay", &mut text);
-    Ok(out::text().write_all(&text)?)
+    clap_complete::generate(args.shell, &mut help::command(), "astro-relay", &mut text);
+    let text = complete::dynamic(args.shell, &String::from_utf8_lossy(&text));
+    Ok(out::text().write_all(text.as_bytes())?)
 }
 
 pub(super) fn man() -> Done {
     let mut text = Vec::new();
-    let command = Cli::command();
-    clap_mangen::Man::new(command.clone()).render(&mut text)?;
+    let command = help::command();
+    // Its list of subcommands names pages that there are not: they stand below.
+    let page = clap_mangen::Man::new(command.clone().before_help("").after_help(""));
+    page.render_title(&mut text)?;
+    page.render_name_section(&mut text)?;
+    page.render_synopsis_section(&mut text)?;
+    page.render_description_section(&mut text)?;
+    writeln!(text, ".SH COMMANDS")?;
+    for (group, names) in help::GROUPS {
+        writeln!(text, ".SS \"{group}\"")?;
+        for name in *names {
+            let about = command.find_subcommand(name).and_then(clap::Command::get_about);
+            let about = about.map(ToString::to_string).unwrap_or_default();
+            writeln!(text, ".TP\n.B {}\n{about}", name.replace('-', "\\-"))?;
+        }
+    }
+    page.render_options_section(&mut text)?;
     // Each command's own page behind it, under a heading: one page is easier to ship than twenty.
     for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
         let name = format!("astro-relay {}", sub.get_name());
         writeln!(text, ".SH \"{}\"", name.to_uppercase())?;
-        let page = clap_mangen::Man::new(sub.clone().bin_name(name));
+        let page = clap_mangen::Man::new(sub.clone().after_help("").bin_name(name));
         page.render_synopsis_section(&mut text)?;
         page.render_description_section(&mut text)?;
         page.render_options_section(&mut text)?;
     }
+    text.extend_from_slice(help::sections().as_bytes());
     Ok(out::text().write_all(&text)?)
 }

@@ -255,8 +255,8 @@ impl Terminal<'_> {
 /// The configuration's text. It says little: the reference says the rest.
 fn rendered(args: &Args, channel: &str, token_file: &Path) -> String {
     let mut text = String::from(
-        "# The configuration of astro-relay. Every key, with its default, stands in the reference,\n\
-         # config/astro-relay.toml. `astro-relay check` validates this file.\n\n",
+        "# The configuration of astro-relay. Every key, with its default and a comment:\n\
+         # `astro-relay config --reference`. `astro-relay check` validates this file.\n\n",
     );
     let mut line = |args: std::fmt::Arguments<'_>| {
         // Writing to a string cannot fail.

@@ -2,8 +2,10 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use tokio::time::Instant;
 
 use super::out;
 
@@ -35,7 +37,7 @@ impl Progress {
 
     pub(super) fn show(&mut self, text: impl FnOnce() -> String) {
         let Some(drawn) = self.drawn.filter(|drawn| drawn.elapsed() >= EVERY) else { return };
-        self.drawn = drawn.checked_add(drawn.elapsed());
+        self.drawn = Some(drawn + drawn.elapsed());
         self.shown = true;
         let mut aside = out::conversation();
         // That nobody reads it is no reason to fail.

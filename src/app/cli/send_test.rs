@@ -13,7 +13,7 @@ use crate::{
     base::{
         clock,
         event::{self, Event, Record},
-        text::harmless,
+        text::{counted, harmless},
     },
     config::{Config, Log, SinkConfig},
     delivery::{
@@ -72,7 +72,7 @@ pub(super) fn send_test(args: &SendTest) -> Done {
         }
         match failed {
             0 => Ok(()),
-            _ => Err(Failed::new(Failed::SOFTWARE, format!("{failed} sinks failed"))),
+            _ => Err(Failed::new(Failed::SOFTWARE, format!("{} failed", counted(failed, "sink")))),
         }
     })
 }
@@ -93,11 +93,14 @@ async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<S
         open_sink(name, config, Purpose::Probe).map_err(|error| error.to_string())?;
     let outgoing = match route.render(record) {
         Rendered::Wanted(outgoing, _) => outgoing,
-        Rendered::Skipped(skip) => return Ok(format!("skipped: {}", why(skip))),
+        Rendered::Skipped(skip) => {
+            let more = route.take_condition_error().map(|error| format!(" {error}"));
+            return Ok(format!("skipped: {}{}", why(skip), more.unwrap_or_default()));
+        }
         Rendered::Failed(reason) => return Err(reason),
     };
     let late = |_| "no answer in time".to_owned();
-    let failed = |failure: crate::sink::Failure| failure.cause.to_string();
+    let failed = |failure: crate::sink::Failure| crate::delivery::describe(&failure.cause);
     timeout(DEADLINE, sink.connect()).await.map_err(late)?.map_err(failed)?;
     let batch = [outgoing];
     let sent = async {

@@ -83,7 +83,9 @@ fn condition(found: &mut Findings, name: &str, when: &str, topics: &[(String, Ve
     let mut failing: Vec<&(String, Vec<Event>)> = Vec::new();
     for topic in topics {
         let outcomes: Vec<_> = topic.1.iter().map(|event| condition.holds(&view(event))).collect();
-        if let Some(error) = outcomes.iter().find_map(|one| one.as_ref().err().filter(is_unknown)) {
+        if let Some(error) =
+            outcomes.iter().find_map(|one| one.as_ref().err().filter(|error| is_unknown(error)))
+        {
             return found.error(&key, format!("invalid condition: {error}"));
         }
         if outcomes.iter().all(Result::is_err) {
@@ -124,7 +126,7 @@ fn template(
             tried += 1;
             continue;
         };
-        if is_unknown(&&error) {
+        if is_unknown(&error) {
             return found.error(key, format!("invalid template: {error}"));
         }
         errors.push(error);
@@ -145,7 +147,7 @@ fn template(
 }
 
 /// Whether the language does not have what was named.
-fn is_unknown(error: &&Error) -> bool {
+fn is_unknown(error: &Error) -> bool {
     use ErrorKind::{UnknownFilter, UnknownFunction, UnknownMethod, UnknownTest};
     matches!(error.kind(), UnknownFilter | UnknownFunction | UnknownMethod | UnknownTest)
 }

@@ -1,0 +1,33 @@
+//! Prints each tip once, from a JetStream stream. Runs against
+//! `astro-relay demo --nats nats://127.0.0.1:4222`, where a stream `ASTRO` takes `astro.>`.
+
+use std::error::Error;
+
+use async_nats::jetstream::{self, consumer::pull};
+use futures_util::StreamExt as _;
+use serde_json::Value;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let client = async_nats::connect("nats://127.0.0.1:4222").await?;
+    let stream = jetstream::new(client).get_stream("ASTRO").await?;
+    // The stream has removed the duplicates; the durable consumer continues where it was.
+    let wanted = pull::Config {
+        durable_name: Some("tips".into()),
+        filter_subject: "astro.*.channel.tips".into(),
+        ..pull::Config::default()
+    };
+    let consumer = stream.get_or_create_consumer("tips", wanted).await?;
+    let mut messages = consumer.messages().await?;
+    while let Some(message) = messages.next().await {
+        let message = message?;
+        let event: Value = serde_json::from_slice(&message.payload)?;
+        let tip = event.pointer("/data/donation").cloned().unwrap_or_default();
+        let part = |path: &str| tip.pointer(path).cloned().unwrap_or_default();
+        let output =
+            format!("{} {} {}\n", part("/user/username"), part("/amount"), part("/currency"));
+        tokio::io::AsyncWriteExt::write_all(&mut tokio::io::stdout(), output.as_bytes()).await?;
+        message.ack().await?;
+    }
+    Ok(())
+}
