@@ -1,14 +1,14 @@
 //! Prints each tip once, from a JetStream stream. Runs against
 //! `astro-relay demo --nats nats://127.0.0.1:4222`, where a stream `ASTRO` takes `astro.>`.
 
-use std::error::Error;
+use std::{error::Error, io::Write as _};
 
 use async_nats::jetstream::{self, consumer::pull};
 use futures_util::StreamExt as _;
 use serde_json::Value;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let client = async_nats::connect("nats://127.0.0.1:4222").await?;
     let stream = jetstream::new(client).get_stream("ASTRO").await?;
     // The stream has removed the duplicates; the durable consumer continues where it was.
@@ -24,9 +24,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let event: Value = serde_json::from_slice(&message.payload)?;
         let tip = event.pointer("/data/donation").cloned().unwrap_or_default();
         let part = |path: &str| tip.pointer(path).cloned().unwrap_or_default();
-        let output =
-            format!("{} {} {}\n", part("/user/username"), part("/amount"), part("/currency"));
-        tokio::io::AsyncWriteExt::write_all(&mut tokio::io::stdout(), output.as_bytes()).await?;
+        let (name, amount) = (part("/user/username"), part("/amount"));
+        writeln!(std::io::stdout(), "{name} {amount} {}", part("/currency"))?;
         message.ack().await?;
     }
     Ok(())

@@ -28,8 +28,7 @@ fn its_examples_are_json() {
     let examples = events.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap());
     let mut count = 0;
     for example in examples {
-        serde_json::from_str::<serde_json::Value>(example)
-            .unwrap_or_else(|e| panic!("{e}: {example}"));
+        serde_json::from_str::<Value>(example).unwrap_or_else(|e| panic!("{e}: {example}"));
         count += 1;
     }
     assert_eq!(count, 5);
