@@ -295,14 +295,17 @@ fn check_config(check: &Check) -> Done {
     let loaded = load(&sources).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
     // The command itself reports what goes wrong.
     let log = Log { level: "off".into(), ..loaded.config.log.clone() };
-    match on_runtime(1, &log, connect::connect(&loaded.config))? {
-        0 => Ok(()),
-        count => {
-            let verb = if count == 1 { "does" } else { "do" };
-            let text = format!("{count} of the subscriptions and sinks {verb} not work");
-            Err(Failed::new(Failed::UNAVAILABLE, text))
-        }
-    }
+    let failures = on_runtime(1, &log, connect::connect(&loaded.config))?;
+    let parts = failures.parts;
+    let verb = if parts == 1 { "does" } else { "do" };
+    let parts_fail = format!("{parts} of the subscriptions and sinks {verb} not work");
+    let text = match (failures.start, parts) {
+        (0, 0) => return Ok(()),
+        (0, _) => parts_fail,
+        (_, 0) => "the relay could not start like this".to_owned(),
+        (_, _) => format!("the relay could not start like this, and {parts_fail}"),
+    };
+    Err(Failed::new(Failed::UNAVAILABLE, text))
 }
 
 fn initialise(init: Init) -> Done {

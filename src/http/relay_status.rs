@@ -32,7 +32,7 @@ use crate::{
     journal::Journal,
 };
 
-pub use self::reason::Reason;
+pub use self::reason::{Reason, about_refusal};
 
 /// Problems of a configuration that are shown.
 const LINES: usize = 100;

@@ -25,6 +25,7 @@ use crate::{
     base::files,
     config::{
         Channel, Config, SinkConfig, TokenType, jwt,
+        pasted::looks_secret,
         problem::{ConfigError, Findings, Place, Problem},
     },
     loading::{
@@ -179,6 +180,7 @@ fn parse<'t>(path: &Path, text: &'t str) -> Result<DeTable<'t>, ConfigError> {
     let tables = tables.into_inner();
     let mut problems: Vec<Problem> = errors
         .iter()
+        .filter(|error| !follows_a_repeated_table(error, text))
         .take(MOST_SYNTAX_ERRORS)
         .map(|error| {
             let at = error.span().map_or(text.len(), |span| span.start);
@@ -216,8 +218,43 @@ fn syntax_message(error: &toml::de::Error, text: &str, at: usize) -> String {
         message if word && message.starts_with("invalid float") => {
             "is not TOML: text stands in quotes".into()
         }
+        message if message.starts_with("duplicate key") => match repeated(text, at) {
+            Some((what, first, second)) => {
+                format!("is not TOML: {what} is there twice, in lines {first} and {second}")
+            }
+            None => format!("is not TOML: {message}"),
+        },
         message => format!("is not TOML: {message}"),
     }
+}
+
+/// The head of a table on the line at `at`, and the number of that line.
+fn head_at(text: &str, at: usize) -> Option<(&str, usize)> {
+    let before = text.get(..at)?;
+    let number = before.matches('\n').count();
+    let line = text.lines().nth(number)?.trim();
+    line.starts_with('[').then_some((line, number + 1))
+}
+
+/// What stands twice, and in which lines: the head of a table at `at`. Not of a key, whose name may be a
+/// secret that was pasted.
+fn repeated(text: &str, at: usize) -> Option<(String, usize, usize)> {
+    let (head, second) = head_at(text, at)?;
+    let first = text.lines().take(second - 1).position(|line| line.trim() == head)? + 1;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.[]".contains(c);
+    let shown = head.chars().all(plain) && !looks_secret(head);
+    Some((if shown { head.to_owned() } else { "a table".to_owned() }, first, second))
+}
+
+/// Whether it is a key of a table that is there twice: that is reported once, for the table.
+fn follows_a_repeated_table(error: &toml::de::Error, text: &str) -> bool {
+    let Some(at) = error.span().map(|span| span.start) else { return false };
+    if !error.message().starts_with("duplicate key") || head_at(text, at).is_some() {
+        return false;
+    }
+    let Some(before) = text.get(..at) else { return false };
+    let Some(head) = before.rfind("\n[").map(|end| end + 1) else { return false };
+    repeated(text, head).is_some()
 }
 
 /// Finds numbers of more than 64 bits, which TOML's grammar allows and nothing can hold.

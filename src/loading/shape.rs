@@ -192,6 +192,16 @@ impl<'a> Walk<'a> {
         if !types.is_empty() {
             return self.by_type(&types, resolved_choices(), found);
         }
+        // Where only one of them takes a value of this type, what is wrong is wrong in that one.
+        let of_type = |choice: &&'a Value| match &found {
+            Value::Array(_) => kind(choice) == "array",
+            Value::Object(_) => kind(choice) == "object",
+            _ => false,
+        };
+        let fitting: Vec<&'a Value> = resolved_choices().filter(of_type).collect();
+        if let [only] = *fitting {
+            return self.value(only, found);
+        }
         let before = (self.problems.len(), self.unusable.clone());
         for choice in resolved_choices() {
             let outcome = self.value(choice, found.clone());

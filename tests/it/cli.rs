@@ -136,3 +136,47 @@ async fn events_come_out_as_json_lines_where_nobody_looks_on() {
     assert_eq!(message["id"], id);
     assert_eq!(message["data"], json!({ "n": 1 }));
 }
+
+async fn printed(args: &[&str]) -> String {
+    let output = output(program().args(args)).await;
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn the_program_knows_its_reference_topics_and_manual() {
+    let reference = include_str!("../../config/astro-relay.toml");
+    assert_eq!(printed(&["config", "--reference"]).await, reference);
+    let topics = printed(&["topics"]).await;
+    for topic in ["TOPIC ", "channel.tips ", "relay.gap "] {
+        assert!(topics.lines().any(|line| line.starts_with(topic)), "{topic} in {topics}");
+    }
+    let tips = printed(&["topics", "channel.tips"]).await;
+    assert!(
+        tips.contains("scope of the token: tips:read") && tips.contains("\"donation\""),
+        "{tips}"
+    );
+    for line in printed(&["topics", "channel.tips", "--json"]).await.lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap();
+    }
+    let misspelt = output(program().args(["topics", "channel.tip"])).await;
+    assert_eq!(misspelt.status.code(), Some(64));
+    let said = String::from_utf8_lossy(&misspelt.stderr).into_owned();
+    assert!(said.contains("did you mean channel.tips?"), "{said}");
+    let manual = printed(&["man"]).await;
+    for section in ["FILES", "ENVIRONMENT", "EXIT STATUS", "SIGNALS", "EXAMPLES"] {
+        assert!(manual.contains(&format!(".SH {section}\n")), "{section}");
+    }
+    assert!(!manual.contains("(1)") || !manual.contains("run(1)"), "no page that there is not");
+}
+
+#[tokio::test]
+async fn a_shell_completes_what_the_configuration_names() {
+    let (sim, dir) = (sim().await, tempfile::tempdir().unwrap());
+    let file = write_config(dir.path(), &sim).display().to_string();
+    assert_eq!(printed(&["complete", "sinks", "-c", &file]).await, "out\n");
+    assert_eq!(printed(&["complete", "channels", "-c", &file]).await, "main\n");
+    assert!(printed(&["complete", "topics", "-c", &file]).await.contains("channel.tips\n"));
+    // One that cannot be read completes nothing, and says nothing.
+    assert_eq!(printed(&["complete", "sinks", "-c", "/nowhere"]).await, "");
+}

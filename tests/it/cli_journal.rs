@@ -113,6 +113,43 @@ async fn without_a_relay() {
     close(journal).await;
 }
 
+#[tokio::test]
+async fn nothing_is_deleted_or_replayed_that_was_not_meant() {
+    let dir = tempfile::tempdir().unwrap();
+    close(some(dir.path()).await).await;
+    // Without a terminal nobody can be asked, and "all" must not come from a forgotten number.
+    let output = run(&["dead-letters", "drop"], dir.path()).await;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--yes"), "{output:?}");
+    for command in ["drop", "retry"] {
+        let output = run(&["dead-letters", command, "999"], dir.path()).await;
+        assert_eq!(output.status.code(), Some(64), "{command}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("there is no such dead letter"), "{said}");
+    }
+    assert_eq!(lines(&run(&["dead-letters", "list"], dir.path()).await).len(), 2);
+    // What the sink does not want is not promised.
+    let file = dir.path().join("astro-relay.toml");
+    let text = "[channels.main]\ntoken_env = \"PATH\"\ntopics = [\"channel.tips\"]\n[sinks.home]\n\
+                  type = \"stdout\"\ntopics = [\"channel.tips\"]\nwhen = \"data.n > 4\"\n";
+    std::fs::write(&file, text).unwrap();
+    let file = file.display().to_string();
+    let replay = ["replay", "--sink", "home", "--from", "1h", "--dry-run", "-c", &file];
+    assert_eq!(
+        lines(&run(&replay, dir.path()).await),
+        [
+            "10 events in that time, 2 for sink home",
+            "         2  channel.tips",
+            "         3  left out: not selected by its condition (when)",
+        ]
+    );
+    let (journal, _) = open(&config(dir.path()));
+    assert!(journal.pending_requests("home").unwrap().1.is_empty(), "nothing was asked for");
+    close(journal).await;
+    let output = run(&["dead-letters", "drop", "--yes"], dir.path()).await;
+    assert_eq!(lines(&output), ["2 dead letters deleted"]);
+}
+
 /// What only looks.
 async fn looks(dir: &Path) {
     let status = lines(&run(&["journal", "status"], dir).await);

@@ -21,7 +21,16 @@ pub fn run(sources: &Sources, out: &mut impl Write) -> io::Result<bool> {
             if loaded.silent > 0 {
                 writeln!(out, "{} could not be read", counted(loaded.silent, "secret"))?;
             }
-            Ok(loaded.silent == 0)
+            let config = &loaded.config;
+            for (lacks, what) in
+                [(config.channels.is_empty(), "channel"), (config.sinks.is_empty(), "sink")]
+            {
+                if lacks {
+                    writeln!(out, "error: no {what} is configured: the relay would do nothing")?;
+                }
+            }
+            let does_something = !config.channels.is_empty() && !config.sinks.is_empty();
+            Ok(loaded.silent == 0 && does_something)
         }
         Err(error) => {
             for problem in &error.problems {
@@ -77,6 +86,15 @@ mod tests {
         assert!(text.starts_with("warning: channels.main.topics[1]"), "{text}");
         let summary = "astro-relay.toml: 1 channel, 2 subscriptions, 1 sink: out (stdout)\n";
         assert!(text.ends_with(summary), "{text}");
+    }
+
+    #[test]
+    fn a_configuration_of_nothing_is_told_and_fails() {
+        let (fine, text) = said("");
+        assert!(!fine);
+        let errors = "error: no channel is configured: the relay would do nothing\n\
+                      error: no sink is configured: the relay would do nothing\n";
+        assert!(text.ends_with(errors), "{text}");
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn with_scheme(url: &str) -> String {
 }
 
 /// An address that can be connected to, for one that is listened on.
-fn reachable(listen: &str) -> String {
+pub(super) fn reachable(listen: &str) -> String {
     match listen.rsplit_once(':') {
         Some(("0.0.0.0", port)) => format!("127.0.0.1:{port}"),
         Some(("[::]", port)) => format!("[::1]:{port}"),

@@ -7,15 +7,23 @@
 //! It is the relay's own gateway that subscribes, so that what works here works there. Events that come
 //! meanwhile are dropped.
 
-use std::{collections::BTreeSet, io::Write as _, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::{self, Write as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
+use rustix::fs::{Access, access};
 use tokio::{
+    net::TcpListener,
     sync::watch,
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Failed, out};
+use super::{Failed, client::reachable, out};
 use crate::{
     astro::session::SubscriptionState,
     base::{clock, event, text::harmless},
@@ -29,6 +37,7 @@ use crate::{
         intake::Intake,
         table::{Phase, State, Table},
     },
+    http::relay_status::about_refusal,
     journal::Journal,
     publish,
     sink::{self, Failure, Opening, Permission, Purpose},
@@ -37,13 +46,33 @@ use crate::{
 /// Memory for events that nobody will read.
 const MEMORY: usize = 256 * 1024;
 
+/// How long whoever has the endpoint's address may take to answer.
+const ANSWER: Duration = Duration::from_secs(3);
+
 /// Addresses of one sink that are asked about: each is a question to the destination. A house has some
 /// thirty topics.
 const ASKED: usize = 64;
 
+/// What does not work.
+#[derive(Debug, Default)]
+pub(super) struct Failures {
+    /// Subscriptions and sinks.
+    pub(super) parts: usize,
+    /// What a start would fail at.
+    pub(super) start: usize,
+}
+
 /// Connects to everything; answers how much of it failed.
-pub(super) async fn connect(config: &Config) -> Result<usize, Failed> {
-    let mut failed = 0;
+pub(super) async fn connect(config: &Config) -> Result<Failures, Failed> {
+    let (mut failed, mut start) = (0, 0);
+    for (what, problem) in
+        [("http.listen", endpoint(config).await), ("journal.dir", journal(config))]
+    {
+        if let Err(problem) = problem {
+            start += 1;
+            print_line(&format!("{what}: {problem}"))?;
+        }
+    }
     tokens(config).await?;
     if !config.channels.is_empty() {
         failed += gateway(config).await?;
@@ -59,12 +88,56 @@ pub(super) async fn connect(config: &Config) -> Result<usize, Failed> {
             print_line(&format!("{margin}{line}"))?;
         }
     }
-    Ok(failed)
+    Ok(Failures { parts: failed, start })
 }
 
 /// Prints a line in which others may have chosen words.
-fn print_line(line: &str) -> std::io::Result<()> {
+fn print_line(line: &str) -> io::Result<()> {
     writeln!(out::text(), "{}", harmless(line))
+}
+
+/// Whether the endpoint's address is free, or a relay is there already.
+async fn endpoint(config: &Config) -> Result<(), String> {
+    let listen = &config.http.listen;
+    if listen.is_empty() {
+        return Ok(());
+    }
+    match TcpListener::bind(listen).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if is_relay(listen).await {
+                return Ok(());
+            }
+            Err(format!("{listen} is in use by another program: choose another port"))
+        }
+        Err(error) => Err(format!("cannot listen on {listen}: {error}")),
+    }
+}
+
+/// Whether what listens there answers like a relay.
+async fn is_relay(listen: &str) -> bool {
+    let http = reqwest::Client::builder().no_proxy().timeout(ANSWER).build();
+    let Ok(http) = http else { return false };
+    let Ok(answer) = http.get(format!("http://{}/livez", reachable(listen))).send().await else {
+        return false;
+    };
+    answer.text().await.is_ok_and(|text| text == "ok\n")
+}
+
+/// Whether the journal can be written. One that a running relay has is right where it is.
+fn journal(config: &Config) -> Result<(), String> {
+    let dir = &config.journal.dir;
+    if dir.as_os_str().is_empty() {
+        return Ok(());
+    }
+    // What is not there is made, so the nearest directory that there is counts.
+    let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
+    let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+    if !there.is_dir() {
+        return Err(format!("{} is no directory", there.display()));
+    }
+    access(there, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| format!("{} cannot be written by this user: {error}", there.display()))
 }
 
 /// When the tokens end, by their own account.
@@ -157,6 +230,9 @@ fn report(config: &Config, state: &State) -> Result<usize, Failed> {
         };
         failed += usize::from(!row.state.is_confirmed());
         print_line(&format!("  {} {}: {what}", subscription.channel, subscription.topic))?;
+        if let SubscriptionState::Refused(refusal) = &row.state {
+            print_line(&format!("    {}", about_refusal(subscription, &refusal.code)))?;
+        }
     }
     Ok(failed)
 }

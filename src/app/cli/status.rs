@@ -89,6 +89,7 @@ pub(super) fn page(status: &Value, now: u64, verbose: bool) -> Vec<Line> {
     let mut lines = health(status, now, true);
     lines.push(Line::default());
     gateway(pages, now, verbose, &mut lines);
+    lines.extend(table(&pages["tokens"]).flat_map(|(label, one)| token_lines(&label, one, now)));
     lines.push(Line::default());
     sinks(status, now, verbose, &mut lines);
     lines.push(Line::default());
@@ -255,6 +256,30 @@ fn oldest(sink: &Value) -> String {
     format!(" (oldest {})", humantime::format_duration(Duration::from_secs(whole)))
 }
 
+/// `token of main: oauth2, channel 5b…, expires in 6days, refreshed 1h ago`.
+fn token_lines(label: &str, token: &Value, now: u64) -> Vec<Line> {
+    let mut parts = vec![text(&token["kind"])];
+    for name in ["channel", "provider"] {
+        parts.extend(token[name].as_str().map(|word| format!("{name} {}", harmless(word))));
+    }
+    let time = |millis: u64| {
+        // Nobody needs the seconds of a week.
+        let unit = if millis >= 3_600_000 { 3600 } else { 1 };
+        humantime::format_duration(Duration::from_secs(millis / 1000 / unit * unit)).to_string()
+    };
+    parts.extend(token["expires_at"].as_u64().map(|at| {
+        if at > now { format!("expires in {}", time(at - now)) } else { "expired".to_owned() }
+    }));
+    let refreshed = token["refreshed_at"].as_u64();
+    parts.extend(refreshed.map(|at| format!("refreshed {} ago", time(now.saturating_sub(at)))));
+    let line = format!("  token of {label}: {}", parts.join(", "));
+    let error = token["error"].as_str().map(|error| format!("cannot be refreshed: {error}"));
+    let doubts = list(&token["doubts"]).filter_map(Value::as_str).map(str::to_owned);
+    let remark = |text: String| Line::default().with(Tone::Warn, format!("    {text}"));
+    let remarks = error.into_iter().chain(doubts).map(remark);
+    std::iter::once(Line::from(line)).chain(remarks).collect()
+}
+
 fn journal_line(journal: &Value) -> Line {
     let number = |key: &str| journal.get(key).and_then(Value::as_u64).unwrap_or(0);
     let (oldest, last) = (number("oldest"), number("last"));
@@ -342,6 +367,23 @@ mod tests {
         };
         assert_eq!(line(1, 0), "Journal  working: no events, 44 KiB");
         assert_eq!(line(3, 9), "Journal  working: events 3 to 9, 44 KiB");
+    }
+
+    #[test]
+    fn a_token_is_shown_with_what_is_known_of_it() {
+        let (hour, day) = (3_600_000, 24 * 3_600_000);
+        let token = json!({ "kind": "oauth2", "channel": "5b", "provider": null,
+            "expires_at": 7 * day + 5, "refreshed_at": day - 2 * hour, "error": "no \u{1b}answer",
+            "doubts": ["it lacks the scope tips:read for channel.tips"] });
+        assert_eq!(
+            shown(&token_lines("main", &token, day)),
+            "  token of main: oauth2, channel 5b, expires in 6days, refreshed 2h ago\n    \
+             cannot be refreshed: no \\u{1b}answer\n    \
+             it lacks the scope tips:read for channel.tips\n"
+        );
+        let ended = json!({ "kind": "jwt", "provider": "kick", "expires_at": 1 });
+        let line = shown(&token_lines("a", &ended, day));
+        assert_eq!(line, "  token of a: jwt, provider kick, expired\n");
     }
 
     fn status() -> Value {

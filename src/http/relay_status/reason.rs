@@ -107,12 +107,15 @@ impl Reason<'_> {
     }
 
     /// Every kind, for the metrics: a kind that is over is 0 there, and not what it was.
-    pub(in crate::http) const KINDS: [&'static str; 13] = [
+    pub(in crate::http) const KINDS: [&'static str; 16] = [
         "connection",
         "unreadable",
         "subscription_refused",
         "subscription_pending",
         "subscription_left_out",
+        "token",
+        "token_expires",
+        "token_doubtful",
         "sink",
         "task",
         "condition_fails",
@@ -215,7 +218,7 @@ impl Reason<'_> {
                     .into()
             }
             Self::Subscription(subscription, SubscriptionState::Refused(refusal), _) => {
-                refused(subscription, &refusal.code)
+                about_refusal(subscription, &refusal.code)
             }
             Self::Subscription(..) | Self::NotAsked(_) => {
                 "nothing: the gateway has not answered yet".into()
@@ -279,7 +282,7 @@ impl Reason<'_> {
 }
 
 /// What to do about a refusal.
-fn refused(subscription: &Subscription, code: &str) -> String {
+pub fn about_refusal(subscription: &Subscription, code: &str) -> String {
     if code != "err_unauthorized" {
         return "look at the topic and the room in the configuration".into();
     }

@@ -31,6 +31,14 @@ pub(super) fn check(config: &Config, shape: &Shape, found: &mut Findings) {
     let known: BTreeSet<&str> = named(&shape.value, "channels").collect();
     for (name, sink) in &config.sinks {
         shared(found, name, sink, &known);
+        let written = |key: &str| shape.value.pointer(&format!("/sinks/{name}/{key}"));
+        if written("homeassistant") == Some(&Value::Bool(true))
+            && written("state") == Some(&Value::Bool(false))
+        {
+            let message = "contradicts homeassistant = true, whose entities show the state: take one \
+                           of the two out";
+            found.error(&["sinks", name, "state"], message);
+        }
         if shape.whole(&["sinks", name]) {
             own(found, name, sink);
         }
@@ -81,6 +89,7 @@ fn shared(found: &mut Findings, name: &str, sink: &SinkConfig, known: &BTreeSet<
     }
     payload(found, name, &sink.payload);
     address(found, name, sink);
+    login(found, name, sink);
     let known_kind = sink::kind(&sink.kind).is_some();
     if sink.state && known_kind && publish::kind(&sink.kind).is_none() {
         let able: Vec<_> = publish::KINDS.iter().map(|kind| kind.name).collect();
@@ -91,6 +100,21 @@ fn shared(found: &mut Findings, name: &str, sink: &SinkConfig, known: &BTreeSet<
         let message = "a sink with state = true publishes the relay's own state where a channel of \
                        this name would have its: give the channel another label";
         found.error(&["channels", RELAY], message);
+    }
+}
+
+/// A user whose password was forgotten.
+fn login(found: &mut Findings, name: &str, sink: &SinkConfig) {
+    let set = |key: &str| match sink.settings.get(key) {
+        None | Some(Value::Null) => false,
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(_) => true,
+    };
+    let kind = sink::kind(&sink.kind);
+    let takes_password = kind.is_some_and(|kind| kind.secrets.contains(&"password"));
+    if takes_password && set("user") && !set("password") {
+        let message = "has no password: set password_file, password_env or password_credential";
+        found.warn(&["sinks", name, "user"], message);
     }
 }
 

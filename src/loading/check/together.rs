@@ -6,6 +6,7 @@ use crate::{
         Config,
         problem::{Findings, Problem},
     },
+    delivery::route::Pattern,
     sink::KINDS,
 };
 
@@ -38,6 +39,17 @@ fn empty(found: &mut Findings, config: &Config) {
     }
 }
 
+/// `channel.**` for a `channel.*` that fits nothing, where it would fit something.
+fn one_word_only<'t>(topic: &str, subscribed: impl Iterator<Item = &'t str>) -> Option<String> {
+    let meant = format!("{topic}*");
+    let (Ok(pattern), Ok(wider)) = (Pattern::parse(topic), Pattern::parse(&meant)) else {
+        return None;
+    };
+    let all: Vec<&str> = subscribed.collect();
+    let fits = |pattern: &Pattern| all.iter().any(|topic| pattern.matches(topic));
+    (topic.ends_with(".*") && !fits(&pattern) && fits(&wider)).then_some(meant)
+}
+
 /// A topic that a sink waits for in vain. Patterns are left alone: a wildcard is often meant for
 /// what will be subscribed one day.
 fn unsubscribed(found: &mut Findings, config: &Config) {
@@ -45,9 +57,14 @@ fn unsubscribed(found: &mut Findings, config: &Config) {
     for (name, sink) in &config.sinks {
         for (index, topic) in sink.topics.iter().flatten().enumerate() {
             // What the gateway and the relay send of themselves needs no subscription.
+            let key = ["sinks", name, "topics", &format!("[{index}]")];
+            if let Some(meant) = one_word_only(topic, subscribed().map(String::as_str)) {
+                let message = "* stands for one word, and no topic that is subscribed fits";
+                found.warnings.push(Problem::new(key, message).suggest(Some(&meant)));
+                continue;
+            }
             let unasked = topic == "astro" || topic.starts_with("relay.");
             if !unasked && !topic.contains('*') && !subscribed().any(|other| other == topic) {
-                let key = ["sinks", name, "topics", &format!("[{index}]")];
                 let problem = Problem::new(key, "no channel subscribes to this topic");
                 let meant = nearest(topic, subscribed().map(String::as_str));
                 found.warnings.push(problem.suggest(meant));

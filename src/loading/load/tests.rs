@@ -2,6 +2,7 @@
 
 mod difference;
 mod refresh;
+mod mistakes;
 
 use std::fmt::Write as _;
 

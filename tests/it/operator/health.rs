@@ -4,9 +4,11 @@ use std::fs;
 
 use astro_sim::{End, Reception};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 use super::{ROOM, Running, channel};
 use crate::support::{
+    daemon::PROGRAM,
     receiver::{Answer, Receiver},
     redis_server::{Durability, Listener, RedisServer},
 };
@@ -46,6 +48,16 @@ fn link(status: &Value) -> &Value {
     status["pages"]["connections"].as_object().unwrap().values().next().unwrap()
 }
 
+/// The exit codes of `status` and of `status --check`.
+async fn exit_codes(relay: &Running) -> [Option<i32>; 2] {
+    let url = relay.url("");
+    let code = async |more: &[&str]| {
+        let args = [&["status", "--url", &url], more].concat();
+        Command::new(PROGRAM).args(args).output().await.unwrap().status.code()
+    };
+    [code(&[]).await, code(&["--check"]).await]
+}
+
 fn tip(amount: u64) -> Value {
     json!({ "donation": { "amount": amount } })
 }
@@ -59,6 +71,7 @@ async fn a_condition_that_fails_degrades_and_is_shown_with_an_example() {
     relay.subscribed(1).await;
     relay.sink_is("shop", "up").await;
     is(&relay, "working").await;
+    assert_eq!(exit_codes(&relay).await, [Some(0), Some(0)]);
     relay.sim.publish("channel.tips", ROOM, tip(7));
     let reason = reason(&relay, "condition_fails").await;
     let what = reason["what"].as_str().unwrap();
@@ -68,6 +81,7 @@ async fn a_condition_that_fails_degrades_and_is_shown_with_an_example() {
     assert_eq!(reason["about"], json!({ "sink": "shop" }));
     assert!(reason["do"].as_str().unwrap().contains("sinks.shop.when"), "{reason}");
     is(&relay, "degraded").await;
+    assert_eq!(exit_codes(&relay).await, [Some(0), Some(2)]);
     // Corrected, it is over.
     relay.rewrite(&file.replace("donaton", "donation"));
     assert_eq!(relay.reload().await.0, 200);
@@ -165,6 +179,7 @@ async fn a_link_that_is_down_says_since_when_and_when_it_is_tried_again() {
         })
         .await;
     assert_eq!(status["health"]["state"], "not working");
+    assert_eq!(exit_codes(&relay).await, [Some(1), Some(1)]);
     let first = status["health"]["reasons"][0]["since"].as_u64();
     // The next attempt does not begin it anew.
     let attempts = |status: &Value| link(status)["attempts"].as_u64();

@@ -1,0 +1,63 @@
+//! Mistakes of newcomers: what is said of each.
+
+use super::{problems, warnings};
+
+const CHANNEL: &str = "[channels.main]\ntoken_env = \"T\"\ntopics = [\"channel.session.update\"]\n";
+
+fn file(sinks: &str) -> String {
+    format!("{CHANNEL}{sinks}")
+}
+
+fn only(said: Vec<String>) -> String {
+    match <[String; 1]>::try_from(said) {
+        Ok([one]) => one,
+        Err(said) => panic!("{said:#?}"),
+    }
+}
+
+#[test]
+fn a_misspelt_command_is_named_with_what_was_meant() {
+    let mqtt = "[sinks.home]\ntype = \"mqtt\"\nurl = \"mqtt://b\"\ncommands = [\"session/sett\"]\n";
+    let said = only(problems(&file(mqtt)));
+    assert!(said.contains("sinks.home.commands[0]: one of "), "{said}");
+    assert!(said.ends_with("did you mean \"session/set\"?"), "{said}");
+}
+
+#[test]
+fn entities_without_state_are_a_contradiction() {
+    let mqtt = "[sinks.home]\ntype = \"mqtt\"\nurl = \"mqtt://b\"\nhomeassistant = true\n";
+    assert_eq!(problems(&file(mqtt)), [""; 0]);
+    let said = only(problems(&file(&format!("{mqtt}state = false\n"))));
+    assert!(said.contains("sinks.home.state: contradicts homeassistant = true"), "{said}");
+}
+
+#[test]
+fn a_user_without_a_password_is_a_warning() {
+    let mqtt = "[sinks.home]\ntype = \"mqtt\"\nurl = \"mqtt://b\"\nuser = \"relay\"\n";
+    let said = only(warnings(&file(mqtt)));
+    assert!(said.contains("sinks.home.user: has no password: set password_file"), "{said}");
+    let with = format!("{mqtt}password_env = \"P\"\n");
+    assert_eq!(warnings(&file(&with)), [""; 0]);
+}
+
+#[test]
+fn a_table_that_is_there_twice_is_named_once_with_both_lines() {
+    let twice = "[sinks.out]\ntype = \"stdout\"\n[sinks.out]\ntype = \"stdout\"\n";
+    let said = only(problems(&file(twice)));
+    assert!(said.ends_with("is not TOML: [sinks.out] is there twice, in lines 4 and 6"), "{said}");
+    // A key says no name: it may be what was pasted.
+    let said = only(problems(&file("[sinks.out]\ntype = \"stdout\"\ntype = \"stdout\"\n")));
+    assert!(said.ends_with("is not TOML: duplicate key"), "{said}");
+}
+
+#[test]
+fn a_star_that_fits_nothing_is_asked_for_two() {
+    let sink =
+        |topics: &str| file(&format!("[sinks.out]\ntype = \"stdout\"\ntopics = [{topics}]\n"));
+    let said = only(warnings(&sink("\"channel.*\"")));
+    assert!(said.ends_with("did you mean \"channel.**\"?"), "{said}");
+    // It fits something, or nothing would.
+    for fine in ["\"channel.session.*\"", "\"channel.**\"", "\"other.*\""] {
+        assert_eq!(warnings(&sink(fine)), [""; 0], "{fine}");
+    }
+}
