@@ -90,8 +90,10 @@
 //! | a new command from outside | [`config::Action`], `command/parse.rs`, `command/executor.rs` |
 //! | a new command of the program | a file under `app/cli/` and its line in `app/cli.rs` |
 //! | a key of the configuration | [`config`] (a sink's own: its `Settings`), with a comment in `config/astro-relay.toml`; a rule about it: `loading/check/` |
-//! | why the relay is not ready (`/readyz`, page, `status`) | `http/relay_status.rs` collects; of a sink: `delivery/status.rs`; of any other task: `delivery/health.rs` (`TaskHealth`) |
 //! | a kind of token, its refresh | its scheme: `astro/rest/call.rs`; the OAuth2 server: `astro/rest/oauth.rs`; the task: `channel/tokens.rs` |
+//! | a reason in health (`/readyz`, page, `status`) | its sort, and what to do: `http/relay_status/reason.rs`; who collects: `http/relay_status.rs`; of a sink: `delivery/status.rs`; of any other task: `delivery/health.rs` (`TaskHealth`). The model: [`http::health`] |
+//! | an event in words for people | [`astro::summary`] |
+//! | an example of a topic, for `check` and `topics` | `docs/asyncapi.json`, read by [`astro::samples`] |
 //! | a metric | [`base::metrics`] |
 //! | a part that waits for certain events | [`journal::Journal::follow`] |
 
