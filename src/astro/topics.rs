@@ -101,6 +101,14 @@ pub const CATALOGUE: &[Topic] = &[
     open("channel.follow", "somebody follows the channel"),
 ];
 
+/// The relay's own topics, and what they tell.
+pub const OWN: [(&str, &str); 4] = [
+    ("relay.gap", "something was or may have been missed"),
+    ("relay.backfill", "what the history told of a gap"),
+    ("relay.session", "an element of the live session has another value"),
+    ("relay.status", "the health of the relay has changed"),
+];
+
 /// Whether `name` is a documented topic on which nothing is published.
 pub fn is_unpublished(name: &str) -> bool {
     CATALOGUE.iter().any(|topic| topic.name == name && !topic.published)

@@ -9,9 +9,9 @@ use std::io::Write as _;
 use clap::{Args, ValueEnum};
 use clap_complete::Shell;
 
-use super::{Done, Source, info::OWN, out};
+use super::{Done, Source, out};
 use crate::{
-    astro::topics::CATALOGUE,
+    astro::topics::{CATALOGUE, OWN},
     loading::{Sources, load},
 };
 
@@ -155,9 +155,8 @@ mod tests {
         }
         // The argument of `retry`, which has no option's name.
         let bash = script(Shell::Bash);
-        let retry = |(head, next): (&str, &str)| {
-            head.contains("__retry)") && next.contains(&call("sinks"))
-        };
+        let retry =
+            |(head, next): (&str, &str)| head.contains("__retry)") && next.contains(&call("sinks"));
         assert!(bash.lines().zip(bash.lines().skip(1)).any(retry), "{bash}");
     }
 }

@@ -11,7 +11,7 @@ use super::{Done, Failed, Source, complete, help, out};
 use crate::{
     astro::{
         samples,
-        topics::{CATALOGUE, Topic, meant_by},
+        topics::{CATALOGUE, OWN, Topic, meant_by},
     },
     base::terminal::{Line, Tone},
     loading::Sources,
@@ -20,14 +20,6 @@ use crate::{
 
 /// The commented reference.
 const REFERENCE: &str = include_str!("../../../config/astro-relay.toml");
-
-/// The relay's own topics, and what they tell.
-pub(super) const OWN: [(&str, &str); 4] = [
-    ("relay.gap", "something was or may have been missed"),
-    ("relay.backfill", "what the history told of a gap"),
-    ("relay.session", "an element of the live session has another value"),
-    ("relay.status", "the health of the relay has changed"),
-];
 
 /// `topics`
 #[derive(Debug, Args)]
