@@ -34,7 +34,7 @@ fn its_examples_are_json() {
     assert_eq!(count, 5);
 }
 
-/// The AsyncAPI document: what a program reads of the same events.
+/// The `AsyncAPI` document: what a program reads of the same events.
 fn asyncapi() -> Value {
     serde_json::from_str(&document("asyncapi.json")).unwrap()
 }
@@ -77,7 +77,7 @@ fn every_reference_in_the_asyncapi_document_leads_somewhere() {
     assert!(broken.is_empty(), "{broken:?}");
 }
 
-/// What the table of topics shows of `data` is in an example of the AsyncAPI document.
+/// What the table of topics shows of `data` is in an example of the `AsyncAPI` document.
 #[test]
 fn the_asyncapi_examples_have_what_the_table_shows() {
     fn is_part(shown: &Value, of: &Value) -> bool {

@@ -1,8 +1,8 @@
 //! What a configuration becomes, and what is said of a bad one.
 
 mod difference;
-mod refresh;
 mod mistakes;
+mod refresh;
 
 use std::fmt::Write as _;
 
