@@ -34,6 +34,9 @@ enum Names {
 /// Options, and arguments of commands, that take such a name.
 const TAKEN: [(&str, &str); 3] = [("sink", "sinks"), ("channel", "channels"), ("topic", "topics")];
 
+/// Commands whose only argument is such a name.
+const ARGUMENTS: [(&str, &str); 2] = [("retry", "sinks"), ("topics", "topics")];
+
 /// Prints the names, one a line. A configuration that cannot be read has none, and says nothing.
 pub(super) fn complete(args: &Complete) -> Done {
     let sources = Sources { resolve_secrets: false, ..args.source.sources() };
@@ -65,12 +68,20 @@ fn call(kind: &str) -> String {
     format!("astro-relay complete {kind} 2>/dev/null")
 }
 
-/// `--sink)` is followed by a line that completes files; an argument stands as `<SINK>` among the words.
+/// `--sink)` is followed by a line that completes files, the head of a command by its words.
 fn bash(script: &str) -> String {
     let mut lines: Vec<String> = script.lines().map(str::to_owned).collect();
     for at in 1..lines.len() {
         let Some((before, rest)) = lines.split_at_mut_checked(at) else { continue };
         let (Some(option), Some(line)) = (before.last(), rest.first_mut()) else { continue };
+        for (command, kind) in ARGUMENTS {
+            let head = format!("astro__subcmd__relay__subcmd__{command})");
+            if option.trim() == head
+                && let Some(words) = line.strip_suffix('"')
+            {
+                *line = format!("{words} $({})\"", call(kind));
+            }
+        }
         for (name, kind) in TAKEN {
             if option.trim() == format!("--{name})") && line.contains("compgen -f") {
                 *line = line.replace(
@@ -80,15 +91,7 @@ fn bash(script: &str) -> String {
             }
         }
     }
-    let mut script = lines.join("\n") + "\n";
-    for (name, kind) in TAKEN {
-        for placeholder in
-            [format!("<{}>", name.to_uppercase()), format!("[{}]", name.to_uppercase())]
-        {
-            script = script.replace(&placeholder, &format!("$({})", call(kind)));
-        }
-    }
-    script
+    lines.join("\n") + "\n"
 }
 
 /// `'--sink=[…]:SINK:_default'`, and `':sink -- …:_default'` for an argument.
@@ -121,7 +124,7 @@ fn fish(script: &str) -> String {
         line.to_owned()
     });
     let mut script = lines.collect::<Vec<_>>().join("\n") + "\n";
-    for (command, kind) in [("retry", "sinks"), ("topics", "topics")] {
+    for (command, kind) in ARGUMENTS {
         let condition = format!("__fish_seen_subcommand_from {command}");
         let names = call(kind);
         let line = format!("complete -c astro-relay -n \"{condition}\" -f -a \"({names})\"\n");
