@@ -7,6 +7,7 @@
 
 pub mod check;
 mod client;
+mod cluster;
 mod connect;
 pub mod demo;
 mod info;
@@ -56,6 +57,8 @@ enum Command {
     Status(status::Status),
     /// Live status, refreshed every second.
     Top(top::Top),
+    /// Shows the cluster as a running member sees it: members, drivers of sinks, what is wrong.
+    Cluster(cluster::Cluster),
     /// Streams events from the running relay.
     Tail(tail::Tail),
     /// Retries a waiting sink (down, busy, held, gone) now.
@@ -195,6 +198,7 @@ impl From<RelayError> for Failed {
             | RelayError::Gateway(_)
             | RelayError::Rest(_)
             | RelayError::Exposed(_)
+            | RelayError::Cluster(_)
             | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
             RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,
             RelayError::Journal(_) | RelayError::Listen { .. } => Self::IO,
@@ -244,6 +248,7 @@ fn execute(command: Command) -> Done {
         }
         Command::Status(status) => status::status(&status),
         Command::Top(top) => top::top(&top),
+        Command::Cluster(args) => cluster::cluster(args),
         Command::Tail(tail) => tail::tail(&tail),
         Command::Retry(retry) => client::retry(&retry),
         Command::Topics => info::topics(),

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use crate::{
         sessions::{SessionStatus, Sessions},
         token_status::{ShownToken, Tokens},
     },
+    cluster::{Cluster, report},
     config::difference::Report,
     delivery::status::{self, Pages, Status},
     gateway::table::{self, ConnectionRow, Slot, SubscriptionRow, Table},
@@ -41,6 +42,7 @@ pub struct RelayStatus {
     pub sinks: Arc<Status>,
     pub sessions: Arc<Sessions>,
     pub tokens: Arc<Tokens>,
+    cluster: OnceLock<Cluster>,
     configuration: Mutex<Configuration>,
     changes: watch::Sender<u64>,
 }
@@ -82,6 +84,17 @@ impl RelayStatus {
         self.configuration().reload = Some(report);
     }
 
+    /// The relay is a member of a cluster.
+    pub fn in_cluster(&self, cluster: Cluster) {
+        // Once, at the start.
+        drop(self.cluster.set(cluster));
+    }
+
+    /// The relay's part in a cluster.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.get()
+    }
+
     /// Changes with the configuration.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -94,6 +107,7 @@ impl RelayStatus {
             sinks: self.sinks.pages(),
             sessions: self.sessions.snapshot(),
             tokens: self.tokens.snapshot(),
+            cluster: self.cluster().map(Cluster::report),
             configuration: self.configuration().clone(),
         }
     }
@@ -107,6 +121,7 @@ pub struct Snapshot {
     pub sinks: Pages,
     pub sessions: BTreeMap<String, SessionStatus>,
     pub tokens: BTreeMap<String, ShownToken>,
+    cluster: Option<report::Report>,
     configuration: Configuration,
 }
 
@@ -124,6 +139,7 @@ pub enum Reason<'a> {
     /// A channel's token cannot be refreshed.
     Token(&'a str, &'a str),
     Sink(status::Reason<'a>),
+    Cluster(&'a str),
     Unconfigured(&'static str),
 }
 
@@ -147,6 +163,7 @@ impl fmt::Display for Reason<'_> {
             Self::NotAsked(count) => write!(f, "{count} subscriptions are not yet asked for"),
             Self::Token(label, why) => write!(f, "token of {label} {why}"),
             Self::Sink(reason) => reason.fmt(f),
+            Self::Cluster(why) => f.write_str(why),
             Self::Unconfigured(what) => f.write_str(what),
         }
     }
@@ -187,7 +204,12 @@ impl Snapshot {
             .chain(not_asked.then_some(Reason::NotAsked(unassigned)))
             .chain(tokens)
             .chain(self.sinks.why().map(Reason::Sink))
+            .chain(self.cluster_problems().map(Reason::Cluster))
             .chain(self.configuration.lacks.iter().copied().map(Reason::Unconfigured))
+    }
+
+    fn cluster_problems(&self) -> impl Iterator<Item = &str> {
+        self.cluster.iter().flat_map(|cluster| cluster.problems.iter().map(String::as_str))
     }
 
     /// As `/status` shows it. `lag` tells of a sink how many events wait, and for how long.
@@ -221,6 +243,9 @@ impl Snapshot {
         });
         if !self.configuration.lacks.is_empty() {
             insert(&mut json, "unconfigured", json!(self.configuration.lacks));
+        }
+        if let Some(cluster) = &self.cluster {
+            insert(&mut json, "cluster", json!(cluster));
         }
         if !self.sinks.tasks.is_empty() {
             insert(&mut json, "tasks", json!(self.sinks.tasks));

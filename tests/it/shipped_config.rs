@@ -68,6 +68,7 @@ fn sections() -> Vec<(String, String)> {
         ("journal", "Journal"),
         ("session", "Session"),
         ("backfill", "Backfill"),
+        ("cluster", "Cluster"),
         ("http", "Http"),
         ("log", "Log"),
         ("reload", "Reload"),
