@@ -275,15 +275,11 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Channel, SecretRef, SinkConfig};
+    use crate::config::{Channel, SinkConfig};
 
     fn config(topics: &[&str], token: &str) -> Config {
-        let channel = Channel {
-            room: None,
-            token: serde_json::from_value::<SecretRef>(json!({ "file": token })).unwrap(),
-            token_type: crate::config::TokenType::default(),
-            topics: topics.iter().map(ToString::to_string).collect(),
-        };
+        let channel = json!({ "token": { "file": token }, "topics": topics });
+        let channel: Channel = serde_json::from_value(channel).unwrap();
         let mut sink: SinkConfig = serde_json::from_value(json!({ "type": "mqtt" })).unwrap();
         sink.settings = json!({ "url": "mqtt://host", "password_file": token });
         Config {

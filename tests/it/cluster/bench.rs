@@ -27,7 +27,7 @@ pub const TOPIC: &str = "channel.activities";
 pub const WINDOW: usize = 64;
 
 /// The lease of the members.
-pub const LEASE: Duration = Duration::from_secs(3);
+pub const LEASE: Duration = Duration::from_secs(2);
 
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -106,11 +106,16 @@ impl Bench {
         let common = format!(
             "window = {WINDOW}\npayload = \"data\"\nbackoff_max = \"300ms\"\ntimeout = \"5s\""
         );
-        let channels: String = (0..*channels)
+        let channels: Vec<String> = (0..*channels)
             .map(|n| {
-                format!("[channels.c{n}]\nroom = {:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\ntopics = [{TOPIC:?}]\n", room(n))
+                let room = room(n);
+                format!(
+                    "[channels.c{n}]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\n\
+                     topics = [{TOPIC:?}]\n"
+                )
             })
             .collect();
+        let channels = channels.concat();
         let (mqtt, nats, redis, hook) =
             (self.mqtt.url(), self.nats.url(), self.redis.url(), self.receiver.url());
         let sinks = format!(
@@ -260,7 +265,8 @@ impl Bench {
 
     pub fn logs(&self) -> String {
         let logs = self.relays.iter().enumerate();
-        logs.map(|(number, relay)| format!("---- relay-{number}\n{}", relay.log())).collect()
+        let logs = logs.map(|(number, relay)| format!("---- relay-{number}\n{}", relay.log()));
+        logs.collect::<Vec<_>>().concat()
     }
 
     /// The gaps that were reported to a sink: the subjects in the stream that end so.

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::bench::{Bench, Counted, LEASE, PATIENCE, SINKS, Shape, WINDOW};
 use crate::support::{
     journal::{long, say},
+    process::Server,
     wait::until,
 };
 
@@ -115,7 +116,7 @@ async fn killed_members(bench: &mut Bench, first: u64) -> u64 {
         } else {
             fastrand::usize(..bench.relays.len())
         };
-        let load = bench.load(sent, rate() * 3, rate());
+        let load = bench.load(sent, rate() * 2, rate());
         let at = bench.sim.stats().published + rate() / 2;
         let mut relay = bench.relays.remove(victim);
         let killing = async {
@@ -158,12 +159,12 @@ async fn killed_members(bench: &mut Bench, first: u64) -> u64 {
 /// The driver of a sink is stopped for three lease times, and goes on.
 async fn stopped_driver(bench: &mut Bench, first: u64) -> u64 {
     let driver = bench.driver("mqtt").await;
-    let load = bench.load(first, rate() * 12, rate());
+    let load = bench.load(first, rate() * 8, rate());
     let at = bench.sim.stats().published + rate() / 2;
     let stopping = async {
         published(bench, at).await;
         bench.relays[driver].signal("STOP").await;
-        published(bench, at + rate() * 9).await;
+        published(bench, at + rate() * 6).await;
         bench.relays[driver].signal("CONT").await;
     };
     tokio::join!(bench.sim.load(&load), stopping);
@@ -176,7 +177,7 @@ async fn stopped_driver(bench: &mut Bench, first: u64) -> u64 {
 
 /// Each server of NATS is killed in turn.
 async fn killed_servers(bench: &mut Bench, first: u64) -> u64 {
-    let pause = if long() { 10 } else { 2 };
+    let pause = if long() { 10 } else { 1 };
     let load = bench.load(first, rate() * pause * 4, rate());
     let at = bench.sim.stats().published;
     let mut servers = std::mem::take(&mut bench.brokers.servers);
@@ -199,7 +200,7 @@ async fn killed_servers(bench: &mut Bench, first: u64) -> u64 {
 
 /// All servers of NATS are away: events wait in the journals, and health says why.
 async fn all_servers_away(bench: &mut Bench, first: u64) -> u64 {
-    let away = if long() { 60 } else { 4 };
+    let away = if long() { 60 } else { 3 };
     let load = bench.load(first, rate() * (away + 2), rate());
     let at = bench.sim.stats().published;
     let mut servers = std::mem::take(&mut bench.brokers.servers);
@@ -214,7 +215,7 @@ async fn all_servers_away(bench: &mut Bench, first: u64) -> u64 {
         })
         .await;
         published(bench, at + rate() * (away + 1)).await;
-        futures_util::future::join_all(servers.iter_mut().map(|server| server.restart())).await;
+        futures_util::future::join_all(servers.iter_mut().map(Server::restart)).await;
     };
     tokio::join!(bench.sim.load(&load), killing);
     bench.brokers.servers = servers;
@@ -233,7 +234,7 @@ async fn ids_that_differ_by_connection_are_noticed() {
     let mut bench = Bench::with(Shape { members: 2, ..Shape::default() }, options).await;
     bench.run().await;
     // The first events of a channel are not counted, see `NEW` in the cluster.
-    let load = bench.load(0, 1600, 200);
+    let load = bench.load(0, 1300, 200);
     bench.sim.load(&load).await;
     until("each channel is held once", PATIENCE, async || {
         let mut held = 0;
@@ -248,9 +249,9 @@ async fn ids_that_differ_by_connection_are_noticed() {
         (held == bench.shape.channels as u64).then_some(())
     })
     .await;
-    let second = bench.load(1600, 200, 200);
+    let second = bench.load(1300, 100, 200);
     bench.sim.load(&second).await;
-    let counted = bench.all_arrive(1600..1800).await;
+    let counted = bench.all_arrive(1300..1400).await;
     for name in SINKS {
         assert_eq!(counted[name].lost, 0, "{name}");
     }
