@@ -23,6 +23,7 @@
 
 pub mod assignment;
 pub(crate) mod connection;
+mod copies;
 pub(crate) mod driver;
 pub(crate) mod gaps;
 mod holding;
@@ -52,10 +53,12 @@ use async_nats::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use tokio::sync::watch;
+use tracing::error;
 
 pub use self::connection::ClusterError;
 use self::{
     connection::{Connection, Kept},
+    copies::Copies,
     driver::SinkLease,
     holding::Holding,
     log::LogSource,
@@ -63,12 +66,9 @@ use self::{
     view::View,
 };
 use crate::{
-    base::clock::Moment,
+    base::{clock::Moment, event::Record},
     config::{self, Start},
 };
-
-/// How long a channel's subscriptions must stand before its copies are counted.
-const NEW: Duration = Duration::from_secs(5);
 
 /// This member's part in a cluster; clones share it.
 #[derive(Debug, Clone)]
@@ -97,7 +97,9 @@ struct Inner {
     /// What is configured here, by digest, and where its sinks begin.
     configured: watch::Sender<Configured>,
     outbox: OutboxFigures,
-    copies: Copies,
+    copies: Mutex<Copies>,
+    /// Copies are not recognised: each channel is held once.
+    single: AtomicBool,
     /// Channels and sinks that another member is configured with differently.
     differences: Mutex<BTreeMap<String, Vec<String>>>,
 }
@@ -108,16 +110,10 @@ type Standing = HashMap<Arc<str>, (Moment, u64)>;
 #[derive(Debug, Default)]
 struct OutboxFigures {
     waiting: AtomicU64,
-    failing: Mutex<Option<String>>,
-}
-
-/// Whether copies are recognised as such.
-#[derive(Debug, Default)]
-struct Copies {
+    /// Events that this member brought into the log, and those that were there already.
     stored: AtomicU64,
     duplicates: AtomicU64,
-    /// They never are: each channel is held once.
-    single: AtomicBool,
+    failing: Mutex<Option<String>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -151,7 +147,8 @@ impl Cluster {
             sources: Mutex::default(),
             configured: watch::Sender::new(configured),
             outbox: OutboxFigures::default(),
-            copies: Copies::default(),
+            copies: Mutex::default(),
+            single: AtomicBool::new(false),
             differences: Mutex::default(),
         })))
     }
@@ -231,7 +228,7 @@ impl Cluster {
 
     /// How many members hold each channel.
     fn copies(&self) -> usize {
-        if self.0.copies.single.load(Ordering::Relaxed) { 1 } else { self.settings().copies }
+        if self.0.single.load(Ordering::Relaxed) { 1 } else { self.settings().copies }
     }
 
     /// Whether this member is the first of those that hold a channel.
@@ -285,13 +282,27 @@ impl Cluster {
         }
     }
 
-    /// Whether a published event was a copy of one that the log had.
-    fn copy_was(&self, channel: &str, recognised: bool) {
-        let copies = &self.0.copies;
-        if recognised {
-            copies.duplicates.fetch_add(1, Ordering::Relaxed);
-        } else if self.standing_for(channel).is_some_and(|time| time > NEW) {
-            copies.stored.fetch_add(1, Ordering::Relaxed);
+    /// A published event was a copy of one that the log had, or not.
+    fn copy_was(&self, recognised: bool) {
+        let figures = &self.0.outbox;
+        let count = if recognised { &figures.duplicates } else { &figures.stored };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The log has this message of that member: looks whether copies are recognised at all.
+    fn look_for_copies(&self, record: &Record, member: &str) {
+        if self.copies() > 1 && lock(&self.0.copies).read(record, member) {
+            self.hold_once();
+        }
+    }
+
+    /// Copies are not recognised: each channel is held by one member from now on.
+    fn hold_once(&self) {
+        if !self.0.single.swap(true, Ordering::Relaxed) {
+            error!(
+                "the gateway gives each connection other ids, so copies of an event cannot be recognised: from \
+                 now on each channel is held by one member (copies = 1); until now its events came twice"
+            );
         }
     }
 

@@ -116,7 +116,7 @@ impl Relay {
         status.configured(config.channels.len(), config.sinks.len());
         let (journal, opened) = Journal::open(&config.journal)?;
         info!(events = opened.events, lost = opened.lost, "journal opened");
-        let cluster = join_cluster(&config).await?;
+        let cluster = Box::pin(join_cluster(&config)).await?;
         // In a cluster sinks read the log, and nothing is kept here for them.
         journal.sinks(config.sinks.keys().filter(|_| cluster.is_none()).map(String::as_str));
         let mut supervisor = Supervisor::new();

@@ -31,7 +31,6 @@ use async_nats::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::lease;
 use crate::{
     base::{clock, fault},
     config::{self, Period},
@@ -214,7 +213,8 @@ impl Connection {
             .connect(servers)
             .await
             .map_err(|error| ClusterError::Settings(fault::explain(&error)))?;
-        let quick = lease::patience(cluster.lease.0);
+        // Whoever depends on a lease waits for less than that.
+        let quick = cluster.lease.0 / 2;
         Ok(Self {
             context: context(&client, REQUEST),
             quick: context(&client, quick),

@@ -307,6 +307,7 @@ impl LogSource {
             let empty = async_nats::HeaderMap::new();
             let headers = message.headers.as_ref().unwrap_or(&empty);
             let record = message::record(seq, headers, &message.payload, stored);
+            self.cluster.look_for_copies(&record, message::member(headers));
             let mut queue = lock(&self.queue);
             if seq <= queue.read {
                 continue;

@@ -45,10 +45,6 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// How long members that start together may take to hear of one another before they take up channels.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Events that were all stored, by several members, although each has its copies: so many, and no copy was
-/// ever recognised.
-const NEVER_RECOGNISED: u64 = 50;
-
 /// What a member is configured with stands under this key, beside the cursors of the sinks. No sink can have
 /// this name.
 pub(super) const CONFIGURED: &str = "configured.";
@@ -279,7 +275,7 @@ impl Membership {
         let cluster = &self.cluster;
         let draining = cluster.is_draining();
         let set = View::set(&cluster.0.view.borrow().takers(draining));
-        let copies = &cluster.0.copies;
+        let figures = &cluster.0.outbox;
         let member = Member {
             version: env!("CARGO_PKG_VERSION").into(),
             run: cluster.run().into(),
@@ -291,13 +287,14 @@ impl Membership {
             config: cluster.0.configured.borrow().digest(),
             channels: lock(&cluster.0.holding).len(),
             waiting: cluster.0.outbox.waiting.load(Ordering::Relaxed),
-            stored: copies.stored.load(Ordering::Relaxed),
-            duplicates: copies.duplicates.load(Ordering::Relaxed),
-            single: copies.single.load(Ordering::Relaxed),
+            stored: figures.stored.load(Ordering::Relaxed),
+            duplicates: figures.duplicates.load(Ordering::Relaxed),
+            single: cluster.0.single.load(Ordering::Relaxed),
         };
         let value = Bytes::from(serde_json::to_vec(&member).unwrap_or_default());
         let key = format!("{MEMBER}{}", cluster.member());
-        let patience = lease::patience(cluster.settings().lease.0);
+        // Nobody stops because of this: it may take longer than a renewal.
+        let patience = cluster.settings().lease.0 / 2;
         let put = timeout(patience, kept.leases.put(key, value)).await;
         if matches!(put, Ok(Ok(_))) {
             self.said = member;
@@ -475,26 +472,10 @@ impl Membership {
         })
     }
 
-    /// Looks whether copies of events are recognised at all.
+    /// What one member has found out of copies holds for all.
     fn look_at_copies(&self) {
-        let cluster = &self.cluster;
-        if cluster.copies() < 2 {
-            return;
-        }
-        let view = cluster.0.view.borrow().clone();
-        let stored =
-            view.alive().filter(|(_, member)| member.stored >= NEVER_RECOGNISED / 2).count();
-        let (all, recognised) = view.alive().fold((0, 0), |(all, recognised), (_, member)| {
-            (all + member.stored, recognised + member.duplicates)
-        });
-        let differ = stored >= 2 && all >= NEVER_RECOGNISED && recognised == 0;
-        if differ || view.alive().any(|(_, member)| member.single) {
-            cluster.0.copies.single.store(true, Ordering::Relaxed);
-            error!(
-                events = all,
-                "no copy of an event was ever recognised: the gateway gives each connection other ids. From now \
-                 on each channel is held by one member (copies = 1); until now its events were delivered twice"
-            );
+        if self.cluster.0.view.borrow().alive().any(|(_, member)| member.single) {
+            self.cluster.hold_once();
         }
     }
 

@@ -108,7 +108,12 @@ pub(super) fn record(seq: Seq, headers: &HeaderMap, payload: &Bytes, stored: Dur
     Record { seq, event, waited: Waited::already(waited) }
 }
 
-/// The channel of a message of the log, for messages that are only counted.
+/// The member that published a message.
+pub(super) fn member(headers: &HeaderMap) -> &str {
+    headers.get(MEMBER).map_or("", |value| value.as_str())
+}
+
+/// The key of a message of the log, for messages that are only looked up.
 pub(super) fn message_id(headers: &HeaderMap) -> Option<Arc<str>> {
     headers.get(MESSAGE_ID).map(|value| value.as_str().into())
 }

@@ -292,12 +292,12 @@ impl Outbox {
             }
             Outcome::Stored => {
                 metrics::add(CLUSTER_PUBLISHED, 1);
-                self.cluster.copy_was(&channel, false);
+                self.cluster.copy_was(false);
                 None
             }
             Outcome::Duplicate => {
                 metrics::add(CLUSTER_DUPLICATES, 1);
-                self.cluster.copy_was(&channel, true);
+                self.cluster.copy_was(true);
                 None
             }
             Outcome::NotYet => Some(RETRY / 4),

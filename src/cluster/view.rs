@@ -43,7 +43,7 @@ pub struct Member {
     pub channels: usize,
     /// Events of its journal that are not in the log yet.
     pub waiting: u64,
-    /// Events that it published and the log did not have, of channels that have other holders.
+    /// Events that it published and the log did not have.
     pub stored: u64,
     /// Those that the log recognised as copies.
     pub duplicates: u64,

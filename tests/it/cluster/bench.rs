@@ -27,7 +27,7 @@ pub const TOPIC: &str = "channel.activities";
 pub const WINDOW: usize = 64;
 
 /// The lease of the members.
-pub const LEASE: Duration = Duration::from_secs(2);
+pub const LEASE: Duration = Duration::from_secs(4);
 
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_mins(1);

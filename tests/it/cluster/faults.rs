@@ -159,12 +159,12 @@ async fn killed_members(bench: &mut Bench, first: u64) -> u64 {
 /// The driver of a sink is stopped for three lease times, and goes on.
 async fn stopped_driver(bench: &mut Bench, first: u64) -> u64 {
     let driver = bench.driver("mqtt").await;
-    let load = bench.load(first, rate() * 8, rate());
+    let load = bench.load(first, rate() * 14, rate());
     let at = bench.sim.stats().published + rate() / 2;
     let stopping = async {
         published(bench, at).await;
         bench.relays[driver].signal("STOP").await;
-        published(bench, at + rate() * 6).await;
+        published(bench, at + rate() * 12).await;
         bench.relays[driver].signal("CONT").await;
     };
     tokio::join!(bench.sim.load(&load), stopping);
@@ -233,8 +233,7 @@ async fn ids_that_differ_by_connection_are_noticed() {
     let options = Options { message_ids: MessageIds::PerConnection, ..Options::default() };
     let mut bench = Bench::with(Shape { members: 2, ..Shape::default() }, options).await;
     bench.run().await;
-    // The first events of a channel are not counted, see `NEW` in the cluster.
-    let load = bench.load(0, 1300, 200);
+    let load = bench.load(0, 400, 200);
     bench.sim.load(&load).await;
     until("each channel is held once", PATIENCE, async || {
         let mut held = 0;
@@ -249,9 +248,9 @@ async fn ids_that_differ_by_connection_are_noticed() {
         (held == bench.shape.channels as u64).then_some(())
     })
     .await;
-    let second = bench.load(1300, 100, 200);
+    let second = bench.load(400, 100, 200);
     bench.sim.load(&second).await;
-    let counted = bench.all_arrive(1300..1400).await;
+    let counted = bench.all_arrive(400..500).await;
     for name in SINKS {
         assert_eq!(counted[name].lost, 0, "{name}");
     }
