@@ -15,8 +15,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::base::event::{Origin, Record};
 
-/// Messages of a channel that are remembered: copies come within moments.
-const REMEMBERED: usize = 32;
+/// Messages of a channel that are remembered: a copy comes within moments, or, from a member that has just
+/// begun to hold the channel, within seconds.
+const REMEMBERED: usize = 512;
+
+/// Channels that are looked at: what is so of some is so of all.
+const CHANNELS: usize = 64;
 
 /// So many messages with two keys are no coincidence, if they are this part of those that were read.
 const PAIRS: u64 = 20;
@@ -57,6 +61,9 @@ impl Copies {
             key: xxh3_64(event.key().as_bytes()),
             member: xxh3_64(member.as_bytes()),
         };
+        if self.lately.len() >= CHANNELS && !self.lately.contains_key(&place.channel) {
+            return false;
+        }
         let lately = self.lately.entry(Arc::clone(&place.channel)).or_default();
         // Another sink's reading of the same message.
         if lately.iter().any(|one| one.key == seen.key) {
