@@ -6,6 +6,7 @@
 //! A sink's table is split in two. What all sinks share is [`SinkConfig`]; the rest stays JSON in
 //! [`SinkConfig::settings`] until the sink's own kind reads it.
 
+pub mod cluster;
 pub mod commands;
 pub mod difference;
 pub mod jwt;
@@ -20,6 +21,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    cluster::Cluster,
     commands::{Action, Commands},
     problem::{ConfigError, Findings, Place, Problem},
     secret::{Secret, SecretRef},
@@ -41,6 +43,9 @@ pub struct Config {
     pub session: Session,
     /// What was missed is fetched from the history.
     pub backfill: Backfill,
+    /// Several relays as one, on NATS JetStream. Without this section a relay is alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
     /// The local HTTP endpoint.
     pub http: Http,
     /// What is logged, and how.

@@ -23,6 +23,7 @@ mod outcome;
 mod reader;
 mod requests;
 pub mod route;
+pub mod source;
 pub mod status;
 mod suspicion;
 pub mod task;
@@ -46,6 +47,7 @@ use self::{
     flight::{Flight, Undeliverable},
     reader::Reader,
     requests::Requests,
+    source::{JournalSource, Source},
     suspicion::{QUIET, Suspicion},
     waiting::Waiting,
 };
@@ -67,6 +69,9 @@ use crate::{
 /// Why a wait is over before its time.
 const ASKED: &str = "requested";
 const SLEPT: &str = "the machine was suspended meanwhile";
+
+/// How long to wait where nothing may be handed out.
+const NOT_OURS: Duration = Duration::from_millis(100);
 
 /// How long to wait for a journal that cannot be read at the moment.
 const JOURNAL_RETRY: Duration = Duration::from_millis(200);
@@ -138,7 +143,19 @@ impl Delivery {
         journal: Journal,
         status: Arc<Status>,
     ) -> Result<Self, StoreError> {
-        let cursor = journal.register(name, config.start)?;
+        let source = Arc::new(JournalSource::new(journal, name, config.start)?);
+        Ok(Self::from_source(name, config, sink, route, source, status))
+    }
+
+    /// A delivery that continues where that source has its cursor.
+    pub fn from_source(
+        name: &str,
+        config: &SinkConfig,
+        sink: Box<dyn Sink>,
+        route: Route,
+        source: Arc<dyn Source>,
+        status: Arc<Status>,
+    ) -> Self {
         let session = crate::sink::kind(&config.kind).is_none_or(|kind| kind.session);
         let mut waiting = Waiting::new(config.backoff_max.0, session);
         status.sink(name, |page| {
@@ -157,10 +174,10 @@ impl Delivery {
             }
         });
         let metrics = SinkMetrics::new(name);
-        let requests = Requests::new(journal.requests(), status.retries(name));
+        let requests = Requests::new(source.requests(), status.retries(name));
         let name = Arc::from(name);
-        Ok(Self {
-            reader: Reader::new(&name, journal, cursor, config.window),
+        Self {
+            reader: Reader::new(source, config.window),
             page: Page { name, status, metrics, condition: ConditionLog::default() },
             config: config.clone(),
             link: Link { sink, connected: false, silent_since: Instant::now(), give_up: None },
@@ -169,7 +186,7 @@ impl Delivery {
             requests,
             waiting,
             suspicion: Suspicion::default(),
-        })
+        }
     }
 
     /// Delivers until it is stopped. What is in flight then is finished, within limits. A panic is shown on
@@ -275,6 +292,10 @@ impl Delivery {
 
     /// Sends what may be sent. A stop gives it up after a while.
     async fn send(&mut self, stop: &CancellationToken) {
+        if !self.reader.source.may_send() {
+            // Somebody else may hand them out by now; whoever has noticed ends this delivery.
+            return sleep(NOT_OURS).await;
+        }
         let (count, handed) = (self.sendable(), self.flight.handed);
         let (front, back) = self.flight.events.as_slices();
         let rest = match handed.checked_sub(front.len()) {
@@ -525,7 +546,7 @@ impl Delivery {
         });
         let no_channel: Arc<str> = "".into();
         let gap = event::own("relay.gap", &no_channel, &no_channel, &data, clock::now());
-        self.reader.journal.append(&mut vec![gap]);
+        self.reader.source.append(gap);
     }
 }
 

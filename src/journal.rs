@@ -370,7 +370,7 @@ impl Journal {
     }
 
     /// The same, saved with what is written next, at the latest within a second.
-    fn advance_lazily(&self, sink: &str, seq: Seq) {
+    pub(crate) fn advance_lazily(&self, sink: &str, seq: Seq) {
         let memory_only = self.0.limits.dir.is_none();
         if let Some(cursor) = self.0.lock().cursors.by_sink.get_mut(sink) {
             cursor.at = cursor.at.max(seq);

@@ -41,6 +41,7 @@
 //! | [`delivery`] | from the journal to one sink: route, window, retry, dead letters |
 //! | [`publish`] | current state at a destination; Home Assistant |
 //! | [`command`] | requests from outside: allowed, executed at most once, answered |
+//! | [`cluster`] | several relays as one: who holds which channel, who drives which sink; the shared log |
 //! | [`loading`] | files, environment and arguments become a [`config::Config`], or every problem at once |
 //! | [`http`] | the endpoint and the page |
 //! | [`app`] | assembly, reload, health, the command line |
@@ -83,6 +84,8 @@
 //! | another rule of the protocol | [`astro::session`]; a field of a frame: [`astro::wire`]; a topic: [`astro::topics`] |
 //! | a new kind of sink | its file under `sink/`, its `mod` in `sink.rs` and its row in [`sink::KINDS`]. Tests and documents want it, too, and fail until they have it: `tests/it/conformance.rs` with a file under `conformance/`, `tests/it/cli_send_test.rs`, `config/astro-relay.toml`, the snapshots of `loading/load/` that list the kinds |
 //! | its state, its commands | a file under `publish/`, a row in [`publish::KINDS`]; a file under `command/` and a row in [`command::LISTENERS`] |
+//! | where a delivery reads (journal or log) | [`delivery::source`]; the log: `cluster/log.rs` |
+//! | which member does what | `cluster/assignment.rs` (pure), `cluster/membership.rs`, `cluster/driver.rs` |
 //! | when a cursor moves | `delivery/outcome.rs` decides, `delivery/reader.rs` (`advance`) moves it |
 //! | where a cursor is saved | `journal/memory.rs` (`begin_write`) hands it to the thread of `journal/writer.rs`, `journal/store.rs` (`write`) and `journal/store/numbers.rs` (`set_cursor`) write it |
 //! | what a failure of a destination leads to | the kind makes it a [`sink::Cause`] (`sink/webhook/answer.rs`, `sink/mqtt/lost.rs`, `sink/redis/answer.rs`, `sink/nats/refusal.rs`), then `delivery/outcome.rs` and `delivery/waiting.rs` |
@@ -101,6 +104,7 @@ pub mod app;
 pub mod astro;
 pub mod base;
 pub mod channel;
+pub mod cluster;
 pub mod command;
 pub mod config;
 pub mod delivery;

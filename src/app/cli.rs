@@ -5,6 +5,7 @@
 
 pub mod check;
 mod client;
+mod cluster;
 mod complete;
 mod connect;
 pub mod demo;
@@ -57,6 +58,8 @@ enum Command {
     Status(status::Status),
     /// Live status, refreshed every second.
     Top(top::Top),
+    /// Shows the cluster as a running member sees it: members, drivers of sinks, what is wrong.
+    Cluster(cluster::Cluster),
     /// Streams events from the running relay.
     Tail(tail::Tail),
     /// Retries a waiting sink (down, busy, held, gone) now.
@@ -201,6 +204,7 @@ impl From<RelayError> for Failed {
             | RelayError::Gateway(_)
             | RelayError::Rest(_)
             | RelayError::Exposed(_)
+            | RelayError::Cluster(_)
             | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
             RelayError::Journal(StoreError::Locked { .. }) => Self::TEMPORARY,
             RelayError::Journal(_) | RelayError::Listen { .. } => Self::IO,
@@ -266,6 +270,7 @@ fn execute(command: Command) -> Done {
         }
         Command::Status(status) => status::status(&status),
         Command::Top(top) => top::top(&top),
+        Command::Cluster(args) => cluster::cluster(args),
         Command::Tail(tail) => tail::tail(&tail),
         Command::Retry(retry) => client::retry(&retry),
         Command::Topics(args) => info::topics(&args),

@@ -216,7 +216,9 @@ impl HealthReporter {
         }
         self.channels.retain(|label, _| {
             let is_wanted = online.contains_key(label);
-            if !is_wanted {
+            // What another member of the cluster holds is that member's to tell.
+            let elsewhere = || self.status.cluster().is_some_and(|one| one.is_configured(label));
+            if !is_wanted && !elsewhere() {
                 self.store.insert([(StateKey::of(label, Section::Status), None)]);
             }
             is_wanted

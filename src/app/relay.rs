@@ -22,14 +22,15 @@ use crate::{
         supervisor::{Factory, Outcome, Stage, Supervisor, Work},
     },
     channel::{
-        backfill::Backfill,
+        backfill::{Backfill, Covered},
         keeper::{SessionKeeper, Stores, Times},
         refresh::refreshes,
         tokens::TokenKeeper,
     },
+    cluster::{Cluster, ClusterError, gaps, membership, outbox, report::Configured, state},
     command::{
         self,
-        executor::{Executor, Tools},
+        executor::{Executor, Once, Tools},
     },
     config::{Config, ConfigError, pasted::shown_address},
     delivery::{status::Status, task},
@@ -42,6 +43,9 @@ use crate::{
 
 /// How long each stage may take to stop. Three of them fit the service manager's 30 seconds.
 pub const STOP: Duration = Duration::from_secs(8);
+
+/// How long the other members of a cluster may take to take over, before that.
+const LEAVE: Duration = Duration::from_secs(20);
 
 /// The relay cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,9 @@ pub enum RelayError {
     /// The REST API's client cannot be prepared.
     #[error("the REST API cannot be prepared")]
     Rest(#[from] RestError),
+    /// The cluster cannot be joined.
+    #[error("the cluster cannot be joined")]
+    Cluster(#[from] ClusterError),
     /// The endpoint must not listen there.
     #[error(transparent)]
     Exposed(#[from] http::ExposedWithoutToken),
@@ -74,6 +81,7 @@ pub struct Relay {
     status: Arc<RelayStatus>,
     listening: Option<SocketAddr>,
     reloads: Option<Reloads>,
+    cluster: Option<Cluster>,
     /// Kept where nobody reloads: without its senders the receivers would end.
     _reload_handles: Option<ReloadHandles>,
 }
@@ -109,10 +117,12 @@ impl Relay {
         let status = Arc::new(RelayStatus::new(clock::now()).with(journal.clone(), address));
         status.configured(config.channels.keys(), config.sinks.len());
         info!(events = opened.events, lost = opened.lost, "journal opened");
-        journal.sinks(config.sinks.keys().map(String::as_str));
+        let cluster = Box::pin(join_cluster(&config)).await?;
+        // In a cluster sinks read the log, and nothing is kept here for them.
+        journal.sinks(config.sinks.keys().filter(|_| cluster.is_none()).map(String::as_str));
         let mut supervisor = Supervisor::new();
         report_tasks(&mut supervisor, &status.sinks);
-        let (targets, wanted) = watch::channel(Targets::of(&config));
+        let (targets, configured_targets) = watch::channel(Targets::of(&config));
         let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
         let (access, asked) = watch::channel(config.http.clone());
         let (channels, labels) = watch::channel(config.channels.keys().cloned().collect());
@@ -123,24 +133,28 @@ impl Relay {
             store: Arc::default(),
             sinks: configured,
             commands,
+            cluster: cluster.clone(),
         };
-        // Until the gateway says so itself.
-        journal.set_unreported_gap(opened.downtime);
         let away = opened
             .heartbeat
             .map(|at| Away { at, time: opened.downtime.filter(|_| opened.downtime_is_certain) });
+        let all = configured_targets.clone();
+        let wanted = add_cluster(&mut supervisor, &services, &status, all, away);
+        // Until the gateway says so itself.
+        journal.set_unreported_gap(opened.downtime);
         let intake = Arc::new(Intake::new(journal.clone()));
         add_gateway(&mut supervisor, &config, &status, &intake, wanted.clone(), away)?;
-        add_backfill(&mut supervisor, &config, &intake, wanted.clone())?;
-        add_sessions(&mut supervisor, &config, &services, &status, wanted, queued)?;
+        add_backfill(&mut supervisor, &config, &services, &intake, wanted.clone())?;
+        let sessions = (wanted, configured_targets);
+        add_sessions(&mut supervisor, &config, &services, &status, sessions, queued)?;
         add_tokens(&mut supervisor, &config, &status, &targets)?;
         add_health(&mut supervisor, &services, &status);
         add_journal_health(&mut supervisor, &services);
         for (name, sink) in &config.sinks {
             // What is wrong with it is found out before anything runs.
             task::open_sink(name, sink, Purpose::Relay)?;
-            for (task, factory) in sink_tasks::factories(&services, name, sink) {
-                supervisor.add(&task, Stage::Delivery, factory);
+            for (task, stage, factory) in sink_tasks::factories(&services, name, sink) {
+                supervisor.add(&task, stage, factory);
             }
         }
         let requests = supervisor.requests();
@@ -174,6 +188,7 @@ impl Relay {
             status,
             listening,
             reloads,
+            cluster,
             _reload_handles: reload_handles,
         })
     }
@@ -199,12 +214,23 @@ impl Relay {
     pub async fn run(self, stop: CancellationToken, on_tick: impl FnMut()) -> Outcome {
         let journal = self.journal;
         let outcome = {
-            let running = self.supervisor.run(stop.clone(), STOP, on_tick);
+            let end = CancellationToken::new();
+            let running = self.supervisor.run(end.clone(), STOP, on_tick);
             let mut running = std::pin::pin!(running);
+            let cluster = self.cluster;
+            let leaving = async {
+                stop.cancelled().await;
+                if let Some(cluster) = &cluster {
+                    cluster.leave(LEAVE).await;
+                }
+                end.cancel();
+                std::future::pending::<()>().await;
+            };
             tokio::select! {
                 outcome = &mut running => outcome,
+                () = leaving => Outcome::Stopped,
                 () = journal.thread_failed() => {
-                    stop.cancel();
+                    end.cancel();
                     running.await;
                     Outcome::GaveUp("the journal".to_owned())
                 }
@@ -256,9 +282,40 @@ fn add_gateway(
     Ok(())
 }
 
+async fn join_cluster(config: &Config) -> Result<Option<Cluster>, ClusterError> {
+    match &config.cluster {
+        Some(settings) => Cluster::begin(settings, Configured::of(config)).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// What keeps this relay's part in a cluster; answers what is wanted of the gateway: all, or the part that
+/// this member holds.
+fn add_cluster(
+    supervisor: &mut Supervisor,
+    services: &Services,
+    status: &RelayStatus,
+    all: watch::Receiver<Targets>,
+    away: Option<Away>,
+) -> watch::Receiver<Targets> {
+    let Some(cluster) = &services.cluster else { return all };
+    status.in_cluster(cluster.clone());
+    let channels = all.borrow().channels.clone();
+    let (held, wanted) = watch::channel(Targets { channels, ..Targets::default() });
+    let parts = membership::Parts { all, held, table: Arc::clone(&status.gateway), away };
+    // Ends last: it is said that this member leaves, and at the end that it is gone.
+    supervisor.add("cluster", Stage::Display, membership::factory(cluster, parts));
+    let shared = state::factory(cluster, &services.store);
+    supervisor.add("cluster state", Stage::Delivery, shared);
+    let outbox = outbox::factory(cluster, &services.journal);
+    supervisor.add("cluster log", Stage::Delivery, outbox);
+    wanted
+}
+
 fn add_backfill(
     supervisor: &mut Supervisor,
     config: &Config,
+    services: &Services,
     intake: &Arc<Intake>,
     targets: watch::Receiver<Targets>,
 ) -> Result<(), RelayError> {
@@ -266,10 +323,30 @@ fn add_backfill(
         return Ok(());
     }
     let (rest, intake) = (Rest::new(&config.astro)?, Arc::clone(intake));
-    let make = move || Backfill::new(rest.clone(), Arc::clone(&intake), targets.clone());
+    let covered = services.cluster.clone().map(covered);
+    let make = move || {
+        let backfill = Backfill::new(rest.clone(), Arc::clone(&intake), targets.clone())?;
+        Ok::<_, StoreError>(backfill.unless(covered.clone()))
+    };
     let factory = made_ahead(make()?, make, |backfill, stop| Box::pin(backfill.run(stop)));
     supervisor.add("backfill", Stage::Intake, factory);
     Ok(())
+}
+
+/// Has a transaction executed once in the cluster.
+fn once(cluster: Cluster) -> Once {
+    Once(Arc::new(move |transaction| {
+        let cluster = cluster.clone();
+        Box::pin(async move { cluster.claim_transaction(&transaction).await })
+    }))
+}
+
+/// Asks the other members whether one of them held a channel.
+fn covered(cluster: Cluster) -> Covered {
+    Covered(Arc::new(move |channel, since| {
+        let cluster = cluster.clone();
+        Box::pin(async move { gaps::was_held_elsewhere(&cluster, &channel, since).await })
+    }))
 }
 
 /// What reads the sessions over the REST API, and what changes them there.
@@ -278,13 +355,15 @@ fn add_sessions(
     config: &Config,
     services: &Services,
     status: &RelayStatus,
-    targets: watch::Receiver<Targets>,
+    (targets, all): (watch::Receiver<Targets>, watch::Receiver<Targets>),
     commands: command::QueuedCommands,
 ) -> Result<(), RelayError> {
     let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
     let (refreshes, requests) = refreshes();
     let table = Arc::clone(&status.gateway);
-    let tools = Tools { rest: rest.clone(), targets: targets.clone(), table, refreshes };
+    // Commands come to the member that drives a sink, for channels of all members.
+    let once = services.cluster.clone().map(once);
+    let tools = Tools { rest: rest.clone(), targets: all, table, refreshes, once };
     let executor = Executor::new(commands, tools);
     supervisor.add("commands", Stage::Intake, command::executor::factory(executor));
     let stores = Stores {

@@ -31,9 +31,10 @@ use crate::{
     base::{
         clock::{self, Moment},
         log,
-        supervisor::{Requests, Stage},
+        supervisor::Requests,
         systemd,
     },
+    cluster::report::Configured,
     config::difference::Report,
     config::{
         Config, ConfigError, Http,
@@ -312,6 +313,9 @@ impl Reload {
         status.configured(self.running.channels.keys(), self.running.sinks.len());
         sinks.send_replace(self.running.sinks.keys().cloned().collect());
         channels.send_replace(self.running.channels.keys().cloned().collect());
+        if let Some(cluster) = &services.cluster {
+            cluster.configured(Configured::of(&self.running));
+        }
         let changed =
             |name: &String| found.sinks_added.contains(name) || found.sinks_changed.contains(name);
         let configured = &self.running.sinks;
@@ -322,11 +326,13 @@ impl Reload {
         }
         for (name, sink) in configured.iter().filter(|(name, _)| changed(name)) {
             // A new sink's place is taken now: what a new subscription brings stands behind it.
-            if let Err(error) = services.journal.register(name, sink.start) {
+            if services.cluster.is_none()
+                && let Err(error) = services.journal.register(name, sink.start)
+            {
                 warn!(sink = name, %error, "the sink's place in the journal cannot be had now");
             }
-            for (task, factory) in sink_tasks::factories(services, name, sink) {
-                requests.add(&task, Stage::Delivery, factory).await;
+            for (task, stage, factory) in sink_tasks::factories(services, name, sink) {
+                requests.add(&task, stage, factory).await;
             }
         }
         if !found.channels_added.is_empty() || !found.channels_removed.is_empty() {
@@ -338,9 +344,9 @@ impl Reload {
                     None if sink.takes_commands() => sink_tasks::factories(services, name, sink),
                     None => Vec::new(),
                 };
-                for (task, factory) in listening {
+                for (task, stage, factory) in listening {
                     requests.remove(&task).await;
-                    requests.add(&task, Stage::Delivery, factory).await;
+                    requests.add(&task, stage, factory).await;
                 }
             }
         }

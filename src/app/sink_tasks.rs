@@ -6,8 +6,9 @@ use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::watch;
 
 use crate::{
-    base::supervisor::Factory,
+    base::supervisor::{Factory, Stage},
     channel::store::StateStore,
+    cluster::{Cluster, driver, log::LogSource},
     command::{self, CommandQueue},
     config::SinkConfig,
     delivery::{health::TaskHealth, status::Status, task},
@@ -25,14 +26,17 @@ pub struct Services {
     /// The configured sinks, now.
     pub sinks: watch::Receiver<BTreeSet<String>>,
     pub commands: CommandQueue,
+    /// This relay's part in a cluster; without one it is alone.
+    pub cluster: Option<Cluster>,
 }
 
 const STATE: &str = "state of sink ";
 const COMMANDS: &str = "commands of sink ";
+const LEASE: &str = "lease of sink ";
 
 /// The names that a sink's tasks may have.
-pub(crate) fn names(sink: &str) -> [String; 3] {
-    [task::PREFIX, STATE, COMMANDS].map(|of| format!("{of}{sink}"))
+pub(crate) fn names(sink: &str) -> [String; 4] {
+    [task::PREFIX, STATE, COMMANDS, LEASE].map(|of| format!("{of}{sink}"))
 }
 
 /// Whether a task reports itself whether it works.
@@ -45,18 +49,91 @@ pub(crate) fn factories(
     services: &Services,
     name: &str,
     config: &SinkConfig,
-) -> Vec<(String, Factory)> {
+) -> Vec<(String, Stage, Factory)> {
     let of_events = task::Services {
         journal: services.journal.clone(),
         status: Arc::clone(&services.status),
         sinks: services.sinks.clone(),
     };
-    let mut tasks = vec![(task::name(name), task::factory(&of_events, name, config))];
+    let events = match &services.cluster {
+        None => task::factory(&of_events, name, config),
+        Some(cluster) => from_log(cluster, &of_events, name, config),
+    };
+    let mut tasks = vec![(task::name(name), Stage::Delivery, events)];
+    if let Some(cluster) = &services.cluster {
+        // Given back when all others have ended.
+        let lease = driver::factory(cluster, &cluster.lease_of(name));
+        tasks.push((format!("{LEASE}{name}"), Stage::Display, lease));
+    }
     if let Some(kind) = publish::kind(&config.kind).filter(|kind| (kind.publishes)(config)) {
-        tasks.push((format!("{STATE}{name}"), state(kind, services, name, config)));
+        let state = led(services, name, state(kind, services, name, config));
+        tasks.push((format!("{STATE}{name}"), Stage::Delivery, state));
     }
     tasks.extend(commands(services, name, config));
     tasks
+}
+
+/// In a cluster a task works only while this member drives the sink.
+fn led(services: &Services, name: &str, factory: Factory) -> Factory {
+    match &services.cluster {
+        None => factory,
+        Some(cluster) => {
+            driver::led(cluster.lease_of(name), Box::new(move |_, stop| factory(stop)))
+        }
+    }
+}
+
+/// The events of a sink out of the log of the cluster.
+fn from_log(
+    cluster: &Cluster,
+    services: &task::Services,
+    name: &str,
+    config: &SinkConfig,
+) -> Factory {
+    let journal = services.journal.clone();
+    let maker = Arc::new(task::Maker::new(services, name, config));
+    maker.stands_by();
+    let (cluster, name, start) = (cluster.clone(), Arc::<str>::from(name), config.start);
+    let lease = cluster.lease_of(&name);
+    driver::led(
+        lease,
+        Box::new(move |term, stop| {
+            let (cluster, term, journal) = (cluster.clone(), term.clone(), journal.clone());
+            let (maker, name) = (Arc::clone(&maker), Arc::clone(&name));
+            Ok(Box::pin(async move {
+                // However it ends.
+                let _standing_by = StandingBy(Arc::clone(&maker));
+                let source = LogSource::open(&cluster, &name, start, &term, &journal).await;
+                let Some(source) = source else { return };
+                cluster.reads(&name, &source);
+                let for_delivery = Arc::clone(&source);
+                let made = tokio::task::spawn_blocking(move || maker.make(for_delivery)).await;
+                match made {
+                    Ok(Ok(delivery)) => tokio::select! {
+                        () = delivery.run(stop) => {}
+                        () = source.keep() => {}
+                    },
+                    Ok(Err(error)) => {
+                        tracing::error!(sink = %name, error, "the sink cannot be opened");
+                    }
+                    // The runtime ends.
+                    Err(_) => return,
+                }
+                if !source.flush().await {
+                    tracing::warn!(sink = %name, "the last events may be handed out again");
+                }
+            }))
+        }),
+    )
+}
+
+/// Shows that the sink is driven here no more when the work ends, in whatever way.
+struct StandingBy(Arc<task::Maker>);
+
+impl Drop for StandingBy {
+    fn drop(&mut self) {
+        self.0.stands_by();
+    }
 }
 
 /// The task that listens for a sink's commands, where it has one.
@@ -64,11 +141,12 @@ pub(crate) fn commands(
     services: &Services,
     name: &str,
     config: &SinkConfig,
-) -> Option<(String, Factory)> {
+) -> Option<(String, Stage, Factory)> {
     let kind = command::listener(&config.kind).filter(|_| config.takes_commands())?;
     let task = format!("{COMMANDS}{name}");
     let health = TaskHealth::new(Arc::clone(&services.status), task.clone());
-    Some((task, kind.factory(&services.commands, health, name, config)))
+    let factory = kind.factory(&services.commands, health, name, config);
+    Some((task, Stage::Delivery, led(services, name, factory)))
 }
 
 fn state(

@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde_json::json;
 use tokio::{
     sync::{Mutex, watch},
@@ -95,6 +95,17 @@ struct Tools {
     journal: Journal,
     intake: Arc<Intake>,
     known_activities: Arc<Mutex<Recalled>>,
+    covered: Option<Covered>,
+}
+
+/// Answers whether somebody else had a channel all the time, since so long ago: then nothing was missed.
+#[derive(Clone)]
+pub struct Covered(pub Arc<dyn Fn(Arc<str>, Duration) -> BoxFuture<'static, bool> + Send + Sync>);
+
+impl std::fmt::Debug for Covered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Covered")
+    }
 }
 
 /// What the history had.
@@ -117,11 +128,18 @@ impl Backfill {
         let journal = intake.journal().clone();
         Ok(Self {
             follower: journal.follow(CURSOR, Start::End, concerns)?,
-            tools: Tools { rest, journal, intake, known_activities: Arc::default() },
+            tools: Tools { rest, journal, intake, known_activities: Arc::default(), covered: None },
             targets,
             waiting: VecDeque::new(),
             begun: HashSet::new(),
         })
+    }
+
+    /// The same, which asks before it fills a gap.
+    #[must_use]
+    pub fn unless(mut self, covered: Option<Covered>) -> Self {
+        self.tools.covered = covered;
+        self
     }
 
     /// Fills gaps until it is stopped.
@@ -184,6 +202,12 @@ impl Tools {
     /// Fills a gap, however long that takes, and reports what became of it.
     async fn fill(&self, gap: Gap, targets: &watch::Receiver<Targets>) {
         let channel = &gap.channel;
+        if let (Some(covered), Clock::Ours) = (&self.covered, gap.clock) {
+            let since = Duration::from_millis(clock::now().saturating_sub(gap.from));
+            if covered.0(Arc::clone(channel), since).await {
+                return;
+            }
+        }
         let mut backoff = Backoff::new(WAIT.0, WAIT.1);
         let end = Instant::now() + GIVE_UP;
         let outcome = loop {

@@ -12,7 +12,7 @@
 mod channel;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -32,7 +32,7 @@ use self::channel::Channel;
 use super::{
     refresh::{Outcome, RefreshRequest, RefreshRequests},
     sessions::Sessions,
-    state::{Change, Elements, SESSION_TOPICS, TOPIC, key_of},
+    state::{Change, Elements, SESSION_TOPICS, TOPIC, key_of, name_of},
     store::{Section, StateKey, StateStore},
 };
 use crate::{
@@ -98,6 +98,8 @@ pub struct SessionKeeper {
     times: Times,
     follower: Follower,
     channels: BTreeMap<Arc<str>, Channel>,
+    /// Channels that other members of the cluster keep.
+    elsewhere: BTreeSet<Arc<str>>,
 }
 
 /// A snapshot, and when it was asked for.
@@ -122,8 +124,16 @@ impl SessionKeeper {
     ) -> Result<Self, StoreError> {
         let follower = stores.journal.follow(CURSOR, Start::End, concerns)?;
         let kept = stores.journal.stored_state()?;
-        let mut keeper =
-            Self { rest, stores, targets, requests, times, follower, channels: BTreeMap::new() };
+        let mut keeper = Self {
+            rest,
+            stores,
+            targets,
+            requests,
+            times,
+            follower,
+            channels: BTreeMap::new(),
+            elsewhere: BTreeSet::new(),
+        };
         keeper.adopt();
         let mut forgotten = Vec::new();
         // Names with a dot are of others, who keep something else.
@@ -154,7 +164,9 @@ impl SessionKeeper {
             let elements = channel.session.iter();
             known.extend(elements.map(|(name, value)| (key_of(label, name), Some(value.clone()))));
         }
-        self.stores.store.remove(|key| is_ours(key) && !known.contains_key(key));
+        self.stores.store.remove(|key| {
+            is_ours(key) && !known.contains_key(key) && !self.elsewhere.contains(&key.channel)
+        });
         self.stores.store.insert(known);
     }
 
@@ -173,6 +185,11 @@ impl SessionKeeper {
                 channel.replaces(before);
                 continue;
             }
+            if targets.elsewhere.contains(&label) {
+                // Another member of the cluster keeps it; what is known stays, and comes from there.
+                self.stores.sessions.set(&label, None);
+                continue;
+            }
             let forgotten = before.session.iter().map(|(element, _)| StateElement {
                 channel: (&*label).into(),
                 element: (&**element).into(),
@@ -183,6 +200,15 @@ impl SessionKeeper {
             self.stores.sessions.set(&label, None);
             self.stores.store.remove(|key| is_ours(key) && key.channel == label);
         }
+        // A channel that comes from another member of the cluster begins with what that knew.
+        let before = std::mem::replace(&mut self.elsewhere, targets.elsewhere);
+        self.stores.store.snapshot(|entries, _| {
+            for (key, entry) in entries.iter().filter(|(key, _)| before.contains(&key.channel)) {
+                if let (Some(channel), Some(name)) = (wanted.get_mut(&key.channel), name_of(key)) {
+                    channel.session.restore(name, entry.value.clone());
+                }
+            }
+        });
         self.channels = wanted;
     }
 

@@ -329,6 +329,17 @@ pub fn key_of(channel: &Arc<str>, name: &Arc<str>) -> StateKey {
     StateKey { channel: Arc::clone(channel), section, name }
 }
 
+/// The other direction of [`key_of`]; `None`: it is no element of a channel's state.
+pub fn name_of(key: &StateKey) -> Option<Arc<str>> {
+    match key.section {
+        Section::Stream => Some("stream.status".into()),
+        Section::Bot => Some("chatbot.status".into()),
+        Section::Counters => Some(format!("chatbot.counters.{}", key.name).into()),
+        Section::Session => Some(Arc::clone(&key.name)),
+        Section::Diagnostics | Section::Status => None,
+    }
+}
+
 /// What is known of the stream or the bot, with what was just said of it: Astro's own fields, `since`
 /// when they are as they are, and for the stream a word beside.
 fn fact(

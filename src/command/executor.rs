@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde_json::{Map, Value};
 use tokio::{
     sync::{Mutex, watch},
@@ -78,6 +78,19 @@ pub struct Tools {
     pub table: Arc<Table>,
     /// Who fetches sessions.
     pub refreshes: Refreshes,
+    /// Where several relays are one: asks that a transaction be executed here and nowhere else.
+    pub once: Option<Once>,
+}
+
+/// Answers whether the transaction of a command, known by this text, is to be executed here; an error: that
+/// cannot be known now.
+#[derive(Clone)]
+pub struct Once(pub Arc<dyn Fn(String) -> BoxFuture<'static, Result<bool, String>> + Send + Sync>);
+
+impl std::fmt::Debug for Once {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Once")
+    }
 }
 
 #[derive(Debug)]
@@ -258,6 +271,18 @@ impl Rate {
 
 impl Tools {
     async fn execute(&self, command: &Command) -> Result<(), Failure> {
+        if let (Some(once), Some(transaction)) = (&self.once, &command.transaction) {
+            let key = format!("{}/{transaction}", command.channel);
+            match once.0(key).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    let error =
+                        "another member of the cluster has executed this transaction, or tried to";
+                    return Err(Failure::new(ErrorKind::Bad, 409, error));
+                }
+                Err(error) => return Err(Failure::new(ErrorKind::Failed, 503, error)),
+            }
+        }
         if command.order == Order::Refresh {
             let done = self.refreshes.request(&command.channel).await;
             return done.map_err(|error| Failure::new(ErrorKind::Failed, 502, error));
@@ -396,6 +421,7 @@ mod tests {
             targets: watch::channel(Targets::default()).1,
             table: Arc::default(),
             refreshes,
+            once: None,
         };
         (Executor::new(queued, tools), submitter, answers, requests)
     }

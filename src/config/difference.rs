@@ -76,6 +76,7 @@ pub fn difference(running: &Config, loaded: &Config) -> (Difference, Config) {
         journal: running.journal.clone(),
         session: running.session.clone(),
         backfill: running.backfill.clone(),
+        cluster: running.cluster.clone(),
         http: Http { listen: running.http.listen.clone(), ..loaded.http.clone() },
         log: Log { format: running.log.format, ..loaded.log.clone() },
         reload: loaded.reload.clone(),
@@ -109,6 +110,7 @@ fn keys(old: &Config, new: &Config) -> Vec<String> {
         [
             ("astro", serde_json::to_value(&config.astro)),
             ("backfill", serde_json::to_value(&config.backfill)),
+            ("cluster", serde_json::to_value(&config.cluster)),
             ("http", serde_json::to_value(&config.http)),
             ("journal", serde_json::to_value(&config.journal)),
             ("log", serde_json::to_value(&config.log)),

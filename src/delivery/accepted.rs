@@ -6,52 +6,28 @@
 //!
 //! A crash saves nothing: then they are sent again, within the sink's window.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use tracing::warn;
-
-use crate::{
-    base::{clock, event::Seq},
-    journal::{Journal, StateElement},
-};
-
-const ELEMENT: &str = "events";
+use super::source::Source;
+use crate::base::event::Seq;
 
 /// Numbers of events behind the cursor that the destination has accepted.
-#[derive(Debug)]
 pub(super) struct AcceptedBehind {
-    /// Under which name they are saved.
-    key: Box<str>,
-    journal: Journal,
+    source: Arc<dyn Source>,
     seqs: BTreeSet<Seq>,
     /// Whether some are saved.
     saved: bool,
 }
 
 impl AcceptedBehind {
-    /// Those of the sink `name`; nothing is read yet.
-    pub(super) fn new(name: &str, journal: Journal) -> Self {
-        // No channel can have this name: their labels have no dot.
-        let key = format!("relay.answered.{name}").into();
-        Self { key, journal, seqs: BTreeSet::new(), saved: false }
+    /// Those of the sink of this source; nothing is read yet.
+    pub(super) fn new(source: Arc<dyn Source>) -> Self {
+        Self { source, seqs: BTreeSet::new(), saved: false }
     }
 
     /// Reads what the task before has saved.
     pub(super) async fn load(&mut self) {
-        let journal = self.journal.clone();
-        let kept = match tokio::task::spawn_blocking(move || journal.stored_state()).await {
-            Ok(Ok(kept)) => kept,
-            Ok(Err(error)) => {
-                warn!(%error, "what was accepted before the last end cannot be read: it may be repeated");
-                return;
-            }
-            // The runtime ends.
-            Err(_) => return,
-        };
-        let mine = kept.into_iter().find(|kept| kept.channel == self.key);
-        let text = mine.and_then(|kept| kept.value).unwrap_or_default();
-        self.seqs =
-            serde_json::from_str::<Vec<Seq>>(&text).unwrap_or_default().into_iter().collect();
+        self.seqs = self.source.accepted_behind().await.into_iter().collect();
         self.saved = !self.seqs.is_empty();
     }
 
@@ -66,7 +42,7 @@ impl AcceptedBehind {
             self.seqs = self.seqs.split_off(&(through + 1));
         }
         if self.seqs.is_empty() && std::mem::take(&mut self.saved) {
-            self.write(None);
+            self.source.keep_accepted_behind(&[]);
         }
     }
 
@@ -75,27 +51,20 @@ impl AcceptedBehind {
         self.seqs.extend(seqs);
         if !self.seqs.is_empty() {
             let seqs: Vec<Seq> = self.seqs.iter().copied().collect();
-            self.write(serde_json::to_string(&seqs).ok());
+            self.source.keep_accepted_behind(&seqs);
         }
-    }
-
-    fn write(&self, value: Option<String>) {
-        self.journal.store_state([StateElement {
-            channel: self.key.clone(),
-            element: ELEMENT.into(),
-            value: value.map(Into::into),
-            at: clock::now(),
-        }]);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::source::JournalSource, *};
+    use crate::{config::Start, journal::Journal};
 
     #[tokio::test]
     async fn saved_events_are_forgotten_when_the_cursor_has_passed_them() {
-        let mut accepted = AcceptedBehind::new("far", Journal::in_memory(1 << 20));
+        let source = JournalSource::new(Journal::in_memory(1 << 20), "far", Start::End).unwrap();
+        let mut accepted = AcceptedBehind::new(Arc::new(source));
         accepted.load().await;
         accepted.remember([5, 9, 7]);
         assert!(accepted.has(7) && !accepted.has(6));

@@ -38,7 +38,7 @@ impl Delivery {
                     sink = %self.page.name, number, reason,
                     "a dead letter was tried again and rejected again"
                 );
-                self.reader.journal.rejected_again(*number, &reason);
+                self.reader.source.rejected_again(*number, &reason);
                 *rejected = true;
             }
             Some(Begun::Replay { .. }) | None => {
@@ -55,7 +55,7 @@ impl Delivery {
                 return;
             }
             let event = &record.event;
-            match self.reader.journal.dead_letter(&self.page.name, record, reason) {
+            match self.reader.source.dead_letter(record, reason) {
                 SetAside::Stored => error!(
                     sink = %self.page.name, id = %event.id, topic = %event.place.topic, reason,
                     "an event was rejected and is now a dead letter"

@@ -1,14 +1,14 @@
-//! Where a sink is in the journal: the cursor, how far it has read, and how much it may read.
+//! Where a sink is in its source: the cursor, how far it has read, and how much it may read.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::sync::watch;
 
-use super::accepted::AcceptedBehind;
+use super::{accepted::AcceptedBehind, source::Source};
 use crate::{
     base::event::Seq,
-    journal::{Batch, Journal, StoreError},
+    journal::{Batch, StoreError},
 };
 
 /// Bytes of events that are read at once, about: half a window of small ones. Most sinks wait for the
@@ -17,8 +17,7 @@ use crate::{
 pub(super) const BATCH_BYTES: usize = 1024 * 1024;
 
 pub(super) struct Reader {
-    name: Arc<str>,
-    pub(super) journal: Journal,
+    pub(super) source: Arc<dyn Source>,
     /// Fires when something was written to the disk.
     pub(super) progress: watch::Receiver<u64>,
     window: u64,
@@ -37,25 +36,25 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(name: &Arc<str>, journal: Journal, cursor: Seq, window: usize) -> Self {
+    pub(super) fn new(source: Arc<dyn Source>, window: usize) -> Self {
+        let cursor = source.cursor();
         Self {
-            name: Arc::clone(name),
-            progress: journal.progress(),
+            progress: source.progress(),
             window: u64::try_from(window.max(1)).unwrap_or(u64::MAX),
             cursor,
             read: cursor,
             unsaved: VecDeque::new(),
-            accepted: AcceptedBehind::new(name, journal.clone()),
+            accepted: AcceptedBehind::new(Arc::clone(&source)),
             reading: None,
             gap: None,
-            journal,
+            source,
         }
     }
 
     /// How many events may be read beside `flight`: half of the window at once, so that the next batch can
     /// go while the one before is being answered for, or its cursor saved.
     pub(super) fn room(&mut self, flight: usize) -> usize {
-        let saved = self.journal.saved(&self.name);
+        let saved = self.source.saved();
         while self.unsaved.front().is_some_and(|(through, _)| *through <= saved) {
             self.unsaved.pop_front();
         }
@@ -70,9 +69,9 @@ impl Reader {
         !self.unsaved.is_empty()
     }
 
-    /// Whether the journal has more than was read.
+    /// Whether the source has more than was read.
     pub(super) fn has_more(&self) -> bool {
-        self.journal.figures().last > self.read
+        self.source.last() > self.read
     }
 
     /// What comes next, if it is there without waiting: in memory, with nothing missing before it.
@@ -80,7 +79,7 @@ impl Reader {
         if limit == 0 || self.reading.is_some() || self.gap.is_some() {
             return None;
         }
-        self.journal.try_next(self.read, limit, BATCH_BYTES).filter(|batch| batch.lost == 0)
+        self.source.try_next(self.read, limit, BATCH_BYTES).filter(|batch| batch.lost == 0)
     }
 
     /// Waits for what comes next; not safe to use with a changed `limit` only in that the one of the first
@@ -92,10 +91,10 @@ impl Reader {
         if let Some(batch) = self.gap.take() {
             return Ok(batch);
         }
-        let (journal, after) = (&self.journal, self.read);
+        let (source, after) = (&self.source, self.read);
         let reading = self.reading.get_or_insert_with(|| {
-            let journal = journal.clone();
-            async move { journal.next(after, limit, BATCH_BYTES).await }.boxed()
+            let source = Arc::clone(source);
+            async move { source.next(after, limit, BATCH_BYTES).await }.boxed()
         });
         let batch = reading.await;
         self.reading = None;
@@ -120,7 +119,7 @@ impl Reader {
         }
         self.cursor = through;
         self.accepted.passed(through);
-        self.journal.advance(&self.name, through);
+        self.source.advance(through);
         if events > 0 {
             self.unsaved.push_back((through, events));
         }

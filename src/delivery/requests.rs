@@ -89,16 +89,12 @@ impl Requests {
 impl Delivery {
     /// Reads what is asked for; whether there is anything.
     async fn load_requests(&mut self) -> bool {
-        let (journal, name) = (self.reader.journal.clone(), Arc::clone(&self.page.name));
-        let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&name)).await;
-        let (letters, replays) = match asked {
-            Ok(Ok(asked)) => asked,
-            Ok(Err(error)) => {
+        let (letters, replays) = match self.reader.source.pending_requests().await {
+            Ok(asked) => asked,
+            Err(error) => {
                 self.unreadable(&error).await;
                 return false;
             }
-            // The runtime ends.
-            Err(_) => return false,
         };
         self.requests.queue = letters.into_iter().map(Request::Letter).collect();
         self.requests.queue.extend(replays.into_iter().map(Request::Replay));
@@ -133,11 +129,11 @@ impl Delivery {
     pub(super) fn request_is_done(&self, begun: &Begun) {
         match *begun {
             Begun::Letter { number, rejected: false } => {
-                self.reader.journal.remove_dead_letter(number);
+                self.reader.source.remove_dead_letter(number);
             }
             Begun::Letter { rejected: true, .. } => {}
             Begun::Replay { number, position } => {
-                self.reader.journal.replay_progress(number, position);
+                self.reader.source.replay_progress(number, position);
                 if position.is_none() {
                     info!(sink = %self.page.name, number, "replay done");
                 }
@@ -159,7 +155,7 @@ impl Delivery {
             Rendered::Failed(reason) => reason,
         };
         warn!(sink = %self.page.name, number, reason, "a dead letter cannot be tried again");
-        self.reader.journal.rejected_again(number, &reason);
+        self.reader.source.rejected_again(number, &reason);
     }
 
     /// Takes up the next piece of a replay.
@@ -172,7 +168,7 @@ impl Delivery {
         let limit = REPLAY_BATCH.min(self.config.window.max(1));
         // What the sink has not yet had comes anyway.
         let until = replay.until.min(self.reader.cursor);
-        let batch = match self.reader.journal.read(replay.position, until, limit, BATCH_BYTES).await
+        let batch = match self.reader.source.read(replay.position, until, limit, BATCH_BYTES).await
         {
             Ok(batch) => batch,
             Err(error) => return self.unreadable(&error).await,

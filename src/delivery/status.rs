@@ -17,6 +17,9 @@ use crate::base::{
     text::{counted, excerpt},
 };
 
+/// The state of a sink that another member of the cluster drives.
+pub const STANDBY: &str = "standby";
+
 /// Bytes of a text that a server may have written.
 const TEXT: usize = 1000;
 
@@ -45,7 +48,7 @@ pub struct Sink {
     pub address: String,
     /// `connecting`, `up`, `down` (no connection), `busy` (asks for patience), `held` (denies us, or its
     /// dead letters are full), `rejecting` (no event is accepted any more), `gone` (wants nothing more),
-    /// `failed` (its task did).
+    /// `failed` (its task did), `standby` (another member of the cluster drives it).
     pub state: &'static str,
     pub since: UnixMillis,
     /// Events that its destination has accepted since the start.
@@ -152,7 +155,7 @@ impl Sink {
 
 impl Pages {
     pub fn why(&self) -> impl Iterator<Item = Reason<'_>> {
-        let sinks = self.sinks.iter().filter(|(_, sink)| sink.state != "up");
+        let sinks = self.sinks.iter().filter(|(_, sink)| !matches!(sink.state, "up" | STANDBY));
         let tasks = self.tasks.iter().map(|(name, why)| Reason::Task(name, why));
         let events = self.sinks.iter().flat_map(|(name, sink)| sink.about_events(name));
         sinks.map(|(name, sink)| Reason::Sink(name, sink)).chain(tasks).chain(events)

@@ -7,7 +7,12 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::watch;
 
-use super::{Delivery, route::Route};
+use super::{
+    Delivery,
+    route::Route,
+    source::{JournalSource, Source},
+    status::STANDBY,
+};
 use crate::{
     base::{clock, metrics, supervisor::Factory},
     config::{ConfigError, SinkConfig},
@@ -51,24 +56,55 @@ pub fn open_sink(
 
 /// Makes a sink's task, over and over.
 pub(crate) fn factory(services: &Services, name: &str, config: &SinkConfig) -> Factory {
-    // Nobody is ready before it has begun.
-    services.status.sink(name, |page| {
-        if page.state.is_empty() {
-            page.kind.clone_from(&config.kind);
-            page.state = "connecting";
-            page.since = clock::now();
-        }
-    });
-    let guard = DrainGuard { services: services.clone(), name: name.to_owned() };
-    let config = config.clone();
+    let maker = Maker::new(services, name, config);
     Box::new(move |stop| {
-        let DrainGuard { services, name } = &guard;
-        let (sink, route) =
-            open_sink(name, &config, Purpose::Relay).map_err(|error| error.to_string())?;
-        let (journal, status) = (services.journal.clone(), Arc::clone(&services.status));
-        let delivery = Delivery::new(name, &config, sink, route, journal, status);
-        Ok(Box::pin(delivery.map_err(|error| error.to_string())?.run(stop)))
+        let journal = maker.guard.services.journal.clone();
+        let source = JournalSource::new(journal, &maker.guard.name, maker.config.start);
+        let delivery = maker.make(Arc::new(source.map_err(|error| error.to_string())?))?;
+        Ok(Box::pin(delivery.run(stop)))
     })
+}
+
+/// Makes the deliveries of a sink, whatever their source. What was kept for the sink is removed with it.
+pub(crate) struct Maker {
+    guard: DrainGuard,
+    config: SinkConfig,
+}
+
+impl Maker {
+    pub(crate) fn new(services: &Services, name: &str, config: &SinkConfig) -> Self {
+        // Nobody is ready before it has begun.
+        services.status.sink(name, |page| {
+            if page.state.is_empty() {
+                page.kind.clone_from(&config.kind);
+                page.state = "connecting";
+                page.since = clock::now();
+            }
+        });
+        let guard = DrainGuard { services: services.clone(), name: name.to_owned() };
+        Self { guard, config: config.clone() }
+    }
+
+    /// A delivery out of that source. May block.
+    pub(crate) fn make(&self, source: Arc<dyn Source>) -> Result<Delivery, String> {
+        let (DrainGuard { services, name }, config) = (&self.guard, &self.config);
+        let (sink, route) =
+            open_sink(name, config, Purpose::Relay).map_err(|error| error.to_string())?;
+        let status = Arc::clone(&services.status);
+        Ok(Delivery::from_source(name, config, sink, route, source, status))
+    }
+
+    /// Another member of the cluster drives the sink.
+    pub(crate) fn stands_by(&self) {
+        let DrainGuard { services, name } = &self.guard;
+        services.status.sink(name, |page| {
+            page.kind.clone_from(&self.config.kind);
+            page.state = STANDBY;
+            page.since = clock::now();
+            page.last_error = None;
+        });
+        metrics::no_sink(name);
+    }
 }
 
 /// Removes what was kept for a sink when the supervisor drops its task, however that ended.

@@ -380,6 +380,17 @@ impl Table {
         });
     }
 
+    /// This is wanted now, and nobody has had it since then.
+    pub(crate) fn had_no_holder(&self, subscription: &Arc<Subscription>, at: Moment, cause: &str) {
+        self.change(|inner| inner.missing.add(subscription, None, Since::moment(at), cause));
+    }
+
+    /// This is wanted now, and this relay did not run before.
+    pub(crate) fn was_away(&self, subscription: &Arc<Subscription>, away: Away) {
+        let cause = "the relay did not run";
+        self.change(|inner| inner.missing.add(subscription, None, away.since(), cause));
+    }
+
     /// The relay did not run: everything is missing.
     pub(super) fn away(&self, away: Away) {
         self.change(|inner| {

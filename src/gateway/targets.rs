@@ -1,6 +1,9 @@
 //! What the configuration wants of the gateway.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use crate::{
     astro::session::Subscription,
@@ -14,6 +17,9 @@ pub struct Targets {
     pub channels: HashMap<Arc<str>, Account>,
     /// Grows when a token was refreshed: connections read it anew then.
     pub refreshed: u64,
+    /// Channels that other members of the cluster hold, and this one does not: none of them is subscribed
+    /// here, and what is known of them stays.
+    pub elsewhere: BTreeSet<Arc<str>>,
 }
 
 /// In whose name a channel's requests are made.

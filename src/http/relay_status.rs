@@ -7,7 +7,7 @@ mod reason;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -25,8 +25,9 @@ use crate::{
         sessions::{SessionStatus, Sessions},
         token_status::{ShownToken, Tokens},
     },
+    cluster::{Cluster, report},
     config::difference::Report,
-    delivery::status::{Pages, Status},
+    delivery::status::{Pages, STANDBY, Status},
     gateway::table::{self, ConnectionRow, Slot, SubscriptionRow, Table},
     http::health::{self, Health, Memory},
     journal::Journal,
@@ -50,6 +51,7 @@ pub struct RelayStatus {
     pub sinks: Arc<Status>,
     pub sessions: Arc<Sessions>,
     pub tokens: Arc<Tokens>,
+    cluster: OnceLock<Cluster>,
     configuration: Mutex<Configuration>,
     changes: watch::Sender<u64>,
     /// Where Astro's gateway is.
@@ -104,6 +106,17 @@ impl RelayStatus {
         self.changes.send_modify(|count| *count += 1);
     }
 
+    /// The relay is a member of a cluster.
+    pub fn in_cluster(&self, cluster: Cluster) {
+        // Once, at the start.
+        drop(self.cluster.set(cluster));
+    }
+
+    /// The relay's part in a cluster.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.get()
+    }
+
     /// Changes with the configuration.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -122,6 +135,7 @@ impl RelayStatus {
             sinks,
             sessions: self.sessions.snapshot(),
             tokens: self.tokens.snapshot(),
+            cluster: self.cluster().map(Cluster::report),
             configuration: self.configuration().clone(),
         }
     }
@@ -145,6 +159,7 @@ pub struct Snapshot {
     pub dead_letters: BTreeMap<String, u64>,
     pub sessions: BTreeMap<String, SessionStatus>,
     pub tokens: BTreeMap<String, ShownToken>,
+    cluster: Option<report::Report>,
     configuration: Configuration,
 }
 
@@ -168,7 +183,7 @@ impl Snapshot {
     /// Whether a sink takes events.
     fn delivers(&self) -> bool {
         let sinks = &self.sinks.sinks;
-        sinks.is_empty() || sinks.values().any(|sink| matches!(sink.state, "up" | "busy"))
+        sinks.is_empty() || sinks.values().any(|sink| matches!(sink.state, "up" | "busy" | STANDBY))
     }
 
     /// The health at best, whatever the single reasons are.
@@ -219,6 +234,7 @@ impl Snapshot {
                 let why = row.and_then(|row| row.last_dead_letter.as_deref());
                 Reason::DeadLetters(sink, *count, why)
             }))
+            .chain(self.cluster_problems().map(Reason::Cluster))
             .chain(self.rejected().map(Reason::Rejected))
             .chain(self.configuration.lacks.iter().copied().map(Reason::Unconfigured))
     }
@@ -226,6 +242,10 @@ impl Snapshot {
     /// The latest reload, if its configuration was rejected.
     fn rejected(&self) -> impl Iterator<Item = &Report> {
         self.configuration.reload.iter().filter(|report| !report.problems.is_empty())
+    }
+
+    fn cluster_problems(&self) -> impl Iterator<Item = &str> {
+        self.cluster.iter().flat_map(|cluster| cluster.problems.iter().map(String::as_str))
     }
 
     /// As `/status` shows it. `lag` tells of a sink how many events wait, and for how long.
@@ -261,6 +281,9 @@ impl Snapshot {
         });
         if !self.configuration.lacks.is_empty() {
             insert(&mut json, "unconfigured", json!(self.configuration.lacks));
+        }
+        if let Some(cluster) = &self.cluster {
+            insert(&mut json, "cluster", json!(cluster));
         }
         if !self.sinks.tasks.is_empty() {
             insert(&mut json, "tasks", json!(self.sinks.tasks));

@@ -12,11 +12,12 @@ use super::{
     State,
     guard::may_see_reasons,
     health, json, refused,
-    relay_status::{Reason, Snapshot},
+    relay_status::{Reason, RelayStatus, Snapshot},
 };
 use crate::{
     astro::session::SubscriptionState,
     base::metrics,
+    delivery::status::STANDBY,
     journal::{Health, Journal},
 };
 
@@ -38,7 +39,7 @@ pub(super) async fn readyz(
 
 pub(super) async fn status(Extract(state): Extract<State>) -> Response {
     let snapshot = state.status.snapshot();
-    gauges(&snapshot, &state.journal);
+    gauges(&snapshot, &state.status, &state.journal);
     let health = state.status.health(&snapshot);
     let reasons = snapshot.reasons();
     let figures = state.journal.figures();
@@ -61,7 +62,7 @@ pub(super) async fn status(Extract(state): Extract<State>) -> Response {
         "dead_letters": state.journal.dead_letter_counts(),
         // Whether anything can be changed here at all.
         "admin": access.admin_token.is_some(),
-        "pages": snapshot.to_json(|sink| state.journal.lag(sink)),
+        "pages": snapshot.to_json(|sink| lag(&state.status, &state.journal, sink)),
     });
     json(StatusCode::OK, &status)
 }
@@ -71,7 +72,7 @@ pub(super) async fn metrics(Extract(state): Extract<State>) -> Response {
         return StatusCode::NOT_FOUND.into_response();
     };
     let snapshot = state.status.snapshot();
-    gauges(&snapshot, &state.journal);
+    gauges(&snapshot, &state.status, &state.journal);
     let health = state.status.health(&snapshot).state;
     for word in health::State::ALL {
         let holds = f64::from(u8::from(word == health));
@@ -81,16 +82,28 @@ pub(super) async fn metrics(Extract(state): Extract<State>) -> Response {
     (content_type, metrics.render()).into_response()
 }
 
+/// What a sink has still to get, and how long the oldest of that waits. In a cluster it is known of the
+/// sinks that are driven here, and how long is not.
+fn lag(status: &RelayStatus, journal: &Journal, sink: &str) -> (u64, Duration) {
+    match status.cluster() {
+        Some(cluster) => (cluster.lag(sink).unwrap_or(0), Duration::ZERO),
+        None => journal.lag(sink),
+    }
+}
+
 /// Metrics of the journal and the sinks that are read off, not counted.
-fn gauges(snapshot: &Snapshot, journal: &Journal) {
+fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
     use ::metrics::gauge;
     let figures = journal.figures();
     let real = |number: u64| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     gauge!(metrics::JOURNAL_BYTES).set(real(figures.size));
     let sound = matches!(figures.health, Health::Sound);
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
-    for sink in snapshot.sinks.sinks.keys() {
-        let (events, waits) = journal.lag(sink);
+    for (sink, page) in &snapshot.sinks.sinks {
+        if page.state == STANDBY {
+            continue;
+        }
+        let (events, waits) = lag(status, journal, sink);
         gauge!(metrics::LAG_EVENTS, "sink" => sink.clone()).set(real(events));
         gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(waits.as_secs_f64());
     }
@@ -118,6 +131,9 @@ fn gauges(snapshot: &Snapshot, journal: &Journal) {
     for (kind, number) in reasons {
         let number = u64::try_from(number).unwrap_or(u64::MAX);
         gauge!(metrics::HEALTH_REASONS, "kind" => kind.to_owned()).set(real(number));
+    }
+    if let Some(cluster) = status.cluster() {
+        cluster.gauges();
     }
     let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     let state = &snapshot.gateway;

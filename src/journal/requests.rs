@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use tokio::sync::watch;
 
 use super::{
-    Journal,
+    Health, Journal,
     error::StoreError,
     store::{DeadLetter, RejectedAgain, Replay},
 };
@@ -73,6 +73,13 @@ impl Journal {
         memory.pending.new.add_dead(letter);
         self.0.notify_writer(memory);
         SetAside::Stored
+    }
+
+    /// Whether dead letters wait in memory for the disk.
+    pub fn has_unwritten_letters(&self) -> bool {
+        let memory = self.0.lock();
+        memory.disk.health == Health::Sound
+            && memory.pending.unwritten().iter().any(|changes| !changes.dead.is_empty())
     }
 
     /// Whether the dead letters of `sink` take all of their budget: then the sink is to be held.

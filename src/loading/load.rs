@@ -302,6 +302,8 @@ fn typed(shape: &Shape, resolve: bool, errors: &mut Vec<Problem>) -> Config {
     if resolve {
         config.sinks.values_mut().for_each(|sink| describe_rooms(sink, &config.channels));
     }
+    let cluster = sections.remove("cluster");
+    config.cluster = cluster.and_then(|table| section(&["cluster"], table, shape, errors));
     let mut take = |name: &str| sections.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
     config.astro = section(&["astro"], take("astro"), shape, errors).unwrap_or_default();
     config.journal = section(&["journal"], take("journal"), shape, errors).unwrap_or_default();

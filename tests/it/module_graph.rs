@@ -14,7 +14,7 @@ use std::{
 /// The rooms, lowest first. `src/lib.rs` says what each is.
 const ROOMS: &[&str] = &[
     "base", "config", "astro", "journal", "gateway", "channel", "sink", "delivery", "publish",
-    "command", "loading", "http", "app",
+    "command", "cluster", "loading", "http", "app",
 ];
 
 /// A file: its module path, as `["sink", "mqtt", "link"]`.

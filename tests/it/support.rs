@@ -7,6 +7,7 @@ pub mod driven;
 pub mod journal;
 pub mod mosquitto;
 pub mod mount;
+pub mod nats_cluster;
 pub mod nats_server;
 pub mod process;
 pub mod receiver;

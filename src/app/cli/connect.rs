@@ -27,7 +27,8 @@ use super::{Failed, client::reachable, out};
 use crate::{
     astro::session::SubscriptionState,
     base::{clock, event, text::harmless},
-    config::{Config, SinkConfig, TokenType, jwt, pasted::shown_address},
+    cluster::{inspect::inspect, report::Configured},
+    config::{self, Config, SinkConfig, TokenType, jwt, pasted::shown_address},
     delivery::{
         route::{Destination, Route},
         task::open_sink,
@@ -77,6 +78,9 @@ pub(super) async fn connect(config: &Config) -> Result<Failures, Failed> {
     if !config.channels.is_empty() {
         failed += gateway(config).await?;
     }
+    if let Some(settings) = &config.cluster {
+        failed += cluster(settings, config).await?;
+    }
     for (name, sink) in &config.sinks {
         let checked = check_sink(name, config)
             .await
@@ -89,6 +93,23 @@ pub(super) async fn connect(config: &Config) -> Result<Failures, Failed> {
         }
     }
     Ok(Failures { parts: failed, start })
+}
+
+/// What the servers of a cluster lack, and what its members do not agree in.
+async fn cluster(settings: &config::Cluster, config: &Config) -> Result<usize, Failed> {
+    let found = match inspect(settings, &Configured::of(config)).await {
+        Ok(found) => found,
+        Err(error) => {
+            print_line(&format!("cluster: failed: {error}"))?;
+            return Ok(1);
+        }
+    };
+    let word = if found.problems.is_empty() { "ok" } else { "failed" };
+    print_line(&format!("cluster: {word}"))?;
+    for line in found.problems.iter().chain(&found.remarks) {
+        print_line(&format!("  {line}"))?;
+    }
+    Ok(usize::from(!found.problems.is_empty()))
 }
 
 /// Prints a line in which others may have chosen words.

@@ -13,7 +13,7 @@ use super::Cli;
 pub(super) const GROUPS: &[(&str, &[&str])] = &[
     ("Set up", &["demo", "init", "check", "send-test", "topics", "config", "schema"]),
     ("Run", &["run"]),
-    ("Watch", &["status", "top", "tail"]),
+    ("Watch", &["status", "top", "tail", "cluster"]),
     ("Act", &["retry", "dead-letters", "replay", "journal", "session"]),
     ("Develop and package", &["sim", "completions", "man"]),
 ];

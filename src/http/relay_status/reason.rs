@@ -39,6 +39,8 @@ pub enum Reason<'a> {
     Sink(status::Reason<'a>),
     /// So many of a sink wait, and why the latest of them is one.
     DeadLetters(&'a str, u64, Option<&'a str>),
+    /// Something about the cluster.
+    Cluster(&'a str),
     Unconfigured(&'static str),
     /// The latest configuration was rejected.
     Rejected(&'a Report),
@@ -76,6 +78,7 @@ impl fmt::Display for Reason<'_> {
                     None => write!(f, "sink {sink} has {letters} from before the start"),
                 }
             }
+            Self::Cluster(why) => f.write_str(why),
             Self::Unconfigured(what) => f.write_str(what),
             Self::Rejected(report) => {
                 let problem = report.problems.first().map_or("", String::as_str);
@@ -107,7 +110,7 @@ impl Reason<'_> {
     }
 
     /// Every kind, for the metrics: a kind that is over is 0 there, and not what it was.
-    pub(in crate::http) const KINDS: [&'static str; 16] = [
+    pub(in crate::http) const KINDS: [&'static str; 17] = [
         "connection",
         "unreadable",
         "subscription_refused",
@@ -122,6 +125,7 @@ impl Reason<'_> {
         "no_receivers",
         "nothing_matched",
         "dead_letters",
+        "cluster",
         "unconfigured",
         "configuration_rejected",
     ];
@@ -144,6 +148,7 @@ impl Reason<'_> {
             Self::Sink(Of::Unheard(..)) => "no_receivers",
             Self::Sink(Of::Unmatched(..)) => "nothing_matched",
             Self::DeadLetters(..) => "dead_letters",
+            Self::Cluster(_) => "cluster",
             Self::Unconfigured(_) => "unconfigured",
             Self::Rejected(_) => "configuration_rejected",
         }
@@ -181,7 +186,7 @@ impl Reason<'_> {
             )
             | Self::DeadLetters(name, ..) => json!({ "sink": name }),
             Self::Unconfigured(what) => json!({ "configuration": what }),
-            Self::NotAsked(_) | Self::Rejected(_) => json!({}),
+            Self::NotAsked(_) | Self::Cluster(_) | Self::Rejected(_) => json!({}),
         }
     }
 
@@ -247,6 +252,7 @@ impl Reason<'_> {
                 "astro-relay dead-letters list --sink {name}; then `retry` or `drop` them, here or on \
                  the page"
             ),
+            Self::Cluster(_) => "astro-relay cluster; see docs/cluster.md".into(),
             Self::Unconfigured(_) => "add it to the configuration, and reload".into(),
             Self::Rejected(_) => {
                 "the configuration before it stays in force: correct the file (`astro-relay check`) and \
@@ -268,7 +274,7 @@ impl Reason<'_> {
             | Self::TokenDoubt(..)
             | Self::NotAsked(_) => "/#astro".into(),
             Self::Sink(Of::Task("journal", _)) => "/#journal".into(),
-            Self::Sink(Of::Task(..)) => "/".into(),
+            Self::Sink(Of::Task(..)) | Self::Cluster(_) => "/".into(),
             Self::DeadLetters(..) => "/#dead-letters".into(),
             Self::Unconfigured(_) | Self::Rejected(_) => "/#configuration".into(),
             Self::Sink(

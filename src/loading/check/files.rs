@@ -83,7 +83,15 @@ fn secrets(config: &Config) -> Vec<Configured<'_>> {
         ("astro", "proxy", &config.astro.proxy),
         ("http", "admin_token", &config.http.admin_token),
     ];
-    let own = own.into_iter().filter_map(|(section, key, secret)| {
+    let cluster = config.cluster.iter().flat_map(|cluster| {
+        [
+            ("cluster", "password", &cluster.password),
+            ("cluster", "token", &cluster.token),
+            ("cluster", "nkey_seed", &cluster.nkey_seed),
+            ("cluster", "credentials", &cluster.credentials),
+        ]
+    });
+    let own = own.into_iter().chain(cluster).filter_map(|(section, key, secret)| {
         Some(Configured { key: vec![section, key], secret: secret.clone()?, token: None })
     });
     let sinks = config.sinks.iter().flat_map(|(name, sink)| {

@@ -2,6 +2,7 @@
 
 use crate::{
     base::nearest::nearest,
+    cluster::connection,
     config::{
         Config,
         problem::{Findings, Problem},
@@ -16,6 +17,7 @@ pub(super) fn check(config: &Config, complete: bool, found: &mut Findings) {
         empty(found, config);
         unsubscribed(found, config);
     }
+    cluster(found, config);
     for kind in KINDS {
         let Some(validate) = kind.validate else { continue };
         let sinks: Vec<_> = config
@@ -27,6 +29,19 @@ pub(super) fn check(config: &Config, complete: bool, found: &mut Findings) {
         let Findings { errors, warnings } = validate(&sinks);
         found.errors.extend(errors);
         found.warnings.extend(warnings);
+    }
+}
+
+fn cluster(found: &mut Findings, config: &Config) {
+    let Some(cluster) = &config.cluster else { return };
+    for (key, why) in connection::validate(cluster) {
+        found.error(&["cluster", key], why);
+    }
+    if config.journal.dir.as_os_str().is_empty() {
+        found.error(
+            &["journal", "dir"],
+            "a member of a cluster needs a journal on disk: events wait there while NATS is away",
+        );
     }
 }
 

@@ -72,40 +72,48 @@ impl Connector {
 
     /// The options of the client library, with the secrets and certificates as they are now.
     pub(crate) async fn options(&self) -> Result<ConnectOptions, async_nats::Error> {
-        let settings = &self.settings;
-        let tls = client_config(
-            settings.ca_file.as_deref(),
-            settings.client_cert_file.as_deref(),
-            settings.client_key_file.as_deref(),
-        )
-        .await?;
-        let required =
-            settings.tls || settings.ca_file.is_some() || settings.client_cert_file.is_some();
-        let mut options = ConnectOptions::new()
-            .name(&self.name)
-            .custom_inbox_prefix(settings.inbox())
-            .connection_timeout(race::dial_limit(self.timeout))
-            .tls_client_config((*tls).clone())
-            .require_tls(required);
-        if settings.tls_first {
-            options = options.tls_first();
-        }
-        if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
-            options =
-                options.user_and_password(user.clone(), password.read().await?.expose().to_owned());
-        }
-        if let Some(token) = &settings.token {
-            options = options.token(token.read_token().await?.expose().to_owned());
-        }
-        if let Some(seed) = &settings.nkey_seed {
-            options = options.nkey(seed.read_token().await?.expose().to_owned());
-        }
-        if let Some(credentials) = &settings.credentials {
-            // What is wrong with them may quote them.
-            options = options
-                .credentials(credentials.read().await?.expose())
-                .map_err(|_| format!("no credentials can be read from {}", credentials.place()))?;
-        }
-        Ok(options)
+        options(&self.settings, &self.name, race::dial_limit(self.timeout)).await
     }
+}
+
+/// The options of the client library for these settings; `name` is what the server shows.
+pub(crate) async fn options(
+    settings: &Settings,
+    name: &str,
+    dial_limit: Duration,
+) -> Result<ConnectOptions, async_nats::Error> {
+    let tls = client_config(
+        settings.ca_file.as_deref(),
+        settings.client_cert_file.as_deref(),
+        settings.client_key_file.as_deref(),
+    )
+    .await?;
+    let required =
+        settings.tls || settings.ca_file.is_some() || settings.client_cert_file.is_some();
+    let mut options = ConnectOptions::new()
+        .name(name)
+        .custom_inbox_prefix(settings.inbox())
+        .connection_timeout(dial_limit)
+        .tls_client_config((*tls).clone())
+        .require_tls(required);
+    if settings.tls_first {
+        options = options.tls_first();
+    }
+    if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
+        options =
+            options.user_and_password(user.clone(), password.read().await?.expose().to_owned());
+    }
+    if let Some(token) = &settings.token {
+        options = options.token(token.read_token().await?.expose().to_owned());
+    }
+    if let Some(seed) = &settings.nkey_seed {
+        options = options.nkey(seed.read_token().await?.expose().to_owned());
+    }
+    if let Some(credentials) = &settings.credentials {
+        // What is wrong with them may quote them.
+        options = options
+            .credentials(credentials.read().await?.expose())
+            .map_err(|_| format!("no credentials can be read from {}", credentials.place()))?;
+    }
+    Ok(options)
 }

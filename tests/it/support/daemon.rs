@@ -57,6 +57,21 @@ impl Relay {
         Self { dir, port, child: None }
     }
 
+    /// One whose whole configuration the caller writes, for this port and this journal.
+    pub fn written(config: impl FnOnce(u16, &str) -> String) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let text = config(port, &dir.path().join("journal").display().to_string());
+        fs::write(dir.path().join("relay.toml"), text).unwrap();
+        Self { dir, port, child: None }
+    }
+
+    /// Sends it a signal by name: `STOP`, `CONT`.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.pid().expect("it runs").to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().await.unwrap().success());
+    }
+
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("relay.toml")
     }

@@ -1,0 +1,336 @@
+//! Several relays as one, on NATS JetStream. `docs/cluster.md` is its manual.
+//!
+//! ```text
+//!  Astro ──▶ member A ─ journal ─ outbox ─┐                  ┌─▶ A drives sink "home" ──▶ MQTT
+//!       ╲──▶ member B ─ journal ─ outbox ─┼─▶ log (a stream) ┼─▶ C drives sink "shop" ──▶ webhook
+//!        ╲─▶ member C ─ journal ─ outbox ─┘                  └─▶ B drives sink "bus"  ──▶ NATS
+//! ```
+//!
+//! The distributed work is JetStream's: a replicated stream is the log, its duplicate window removes the
+//! copies that several members have of an event, buckets hold leases and cursors. What is ours is which
+//! member holds which channel ([`assignment`], [`holding`], [`membership`]) and which drives which sink
+//! ([`driver`]).
+//!
+//! # Principle
+//!
+//! Correctness never rests on who is believed to be alive. Two members may hold a channel: the log keeps one
+//! copy of each event, and each member publishes a channel's events in order ([`outbox`]). Two members may
+//! believe that they drive a sink: the [`lease`] is timed so that the one has stopped before the other can
+//! begin, and only one of them can move the cursor ([`log`]). What a member knows of the others ([`view`])
+//! decides only who does the work.
+//!
+//! A relay without `[cluster]` has nothing of this.
+
+pub mod assignment;
+pub(crate) mod connection;
+mod copies;
+pub(crate) mod driver;
+pub(crate) mod gaps;
+mod holding;
+pub(crate) mod inspect;
+pub mod lease;
+pub(crate) mod log;
+pub(crate) mod membership;
+mod message;
+pub(crate) mod outbox;
+pub mod report;
+pub(crate) mod republish;
+pub(crate) mod state;
+pub mod view;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{
+    Client,
+    jetstream::{Context, kv::CreateErrorKind},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use tokio::sync::watch;
+use tracing::error;
+
+pub use self::connection::ClusterError;
+use self::{
+    connection::{Connection, Kept},
+    copies::Copies,
+    driver::SinkLease,
+    holding::Holding,
+    log::LogSource,
+    report::Configured,
+    view::View,
+};
+use crate::{
+    base::{clock::Moment, event::Record},
+    config::{self, Start},
+};
+
+/// This member's part in a cluster; clones share it.
+#[derive(Debug, Clone)]
+pub struct Cluster(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    member: Arc<str>,
+    /// This start of the member.
+    run: Arc<str>,
+    connection: Connection,
+    /// The stream and the buckets, as soon as they are there.
+    kept: watch::Sender<Option<Arc<Kept>>>,
+    /// The log has gone away.
+    gone: watch::Sender<u64>,
+    /// Why the cluster does not work.
+    trouble: watch::Sender<Option<String>>,
+    view: watch::Sender<View>,
+    draining: watch::Sender<bool>,
+    /// Others have taken over what was ours.
+    drained: watch::Sender<bool>,
+    holding: Mutex<Holding>,
+    standing: Mutex<Standing>,
+    leases: Mutex<BTreeMap<String, Arc<SinkLease>>>,
+    sources: Mutex<BTreeMap<String, std::sync::Weak<LogSource>>>,
+    /// What is configured here, by digest, and where its sinks begin.
+    configured: watch::Sender<Configured>,
+    outbox: OutboxFigures,
+    copies: Mutex<Copies>,
+    /// Copies are not recognised: each channel is held once.
+    single: AtomicBool,
+    /// Channels and sinks that another member is configured with differently.
+    differences: Mutex<BTreeMap<String, Vec<String>>>,
+}
+
+/// Since when the subscriptions of each channel stand, and by which confirmation.
+type Standing = HashMap<Arc<str>, (Moment, u64)>;
+
+#[derive(Debug, Default)]
+struct OutboxFigures {
+    waiting: AtomicU64,
+    /// Events that this member brought into the log, and those that were there already.
+    stored: AtomicU64,
+    duplicates: AtomicU64,
+    failing: Mutex<Option<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change under these is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cluster {
+    /// Begins to connect; returns whether or not a server of NATS answers.
+    pub async fn begin(
+        settings: &config::Cluster,
+        configured: Configured,
+    ) -> Result<Self, ClusterError> {
+        let member: Arc<str> = connection::member_name(settings).into();
+        let run: Arc<str> = ulid::Ulid::new().to_string().into();
+        let connection = Connection::begin(settings, &member).await?;
+        let view = View::new(Arc::clone(&member), Arc::clone(&run), settings.lease.0);
+        Ok(Self(Arc::new(Inner {
+            member,
+            run,
+            connection,
+            kept: watch::Sender::new(None),
+            gone: watch::Sender::new(0),
+            trouble: watch::Sender::new(None),
+            view: watch::Sender::new(view),
+            draining: watch::Sender::new(false),
+            drained: watch::Sender::new(false),
+            holding: Mutex::default(),
+            standing: Mutex::default(),
+            leases: Mutex::default(),
+            sources: Mutex::default(),
+            configured: watch::Sender::new(configured),
+            outbox: OutboxFigures::default(),
+            copies: Mutex::default(),
+            single: AtomicBool::new(false),
+            differences: Mutex::default(),
+        })))
+    }
+
+    pub fn member(&self) -> &str {
+        &self.0.member
+    }
+
+    fn run(&self) -> &str {
+        &self.0.run
+    }
+
+    fn settings(&self) -> &config::Cluster {
+        &self.0.connection.settings
+    }
+
+    fn client(&self) -> &Client {
+        &self.0.connection.client
+    }
+
+    fn context(&self) -> &Context {
+        &self.0.connection.context
+    }
+
+    /// How long ago that was by the servers' clock.
+    fn since(&self, at: time::OffsetDateTime) -> Duration {
+        self.0.connection.since(at)
+    }
+
+    fn ahead(&self) -> i64 {
+        self.0.connection.ahead()
+    }
+
+    /// The stream and the buckets, as soon as they are there.
+    async fn kept(&self) -> Arc<Kept> {
+        let mut kept = self.0.kept.subscribe();
+        loop {
+            if let Some(kept) = kept.borrow_and_update().clone() {
+                return kept;
+            }
+            // The sender is here.
+            drop(kept.changed().await);
+        }
+    }
+
+    fn log_is_gone(&self) {
+        self.0.gone.send_modify(|count| *count += 1);
+    }
+
+    fn views(&self) -> watch::Receiver<View> {
+        self.0.view.subscribe()
+    }
+
+    fn draining(&self) -> watch::Receiver<bool> {
+        self.0.draining.subscribe()
+    }
+
+    fn is_draining(&self) -> bool {
+        *self.0.draining.borrow()
+    }
+
+    /// Leaves: others take over channels and sinks. Waits for that, within `limit`.
+    pub async fn leave(&self, limit: Duration) {
+        self.0.draining.send_replace(true);
+        let mut drained = self.0.drained.subscribe();
+        let left = tokio::time::timeout(limit, drained.wait_for(|drained| *drained)).await;
+        if left.is_err() {
+            tracing::warn!("the other members have not taken over everything in time");
+        }
+    }
+
+    /// The other members that were heard of lately, whether or not they are thought to be alive.
+    fn others(&self) -> Vec<String> {
+        let view = self.0.view.borrow();
+        view.known().filter(|name| *name != self.member()).map(ToOwned::to_owned).collect()
+    }
+
+    /// How many members hold each channel.
+    fn copies(&self) -> usize {
+        if self.0.single.load(Ordering::Relaxed) { 1 } else { self.settings().copies }
+    }
+
+    /// Whether this member is the first of those that hold a channel.
+    fn is_first_holder(&self, channel: &str) -> bool {
+        let view = self.0.view.borrow();
+        let takers = view.takers(false);
+        let first = assignment::holders(channel, takers.iter().copied(), 1);
+        first.first() == Some(&self.member())
+    }
+
+    /// Whether there is such a channel, whoever holds it.
+    pub fn is_configured(&self, channel: &str) -> bool {
+        self.0.configured.borrow().has_channel(channel)
+    }
+
+    /// Takes a transaction of a command: `false` if another member has it already. An error: no server answers.
+    pub async fn claim_transaction(&self, transaction: &str) -> Result<bool, String> {
+        let kept = self.0.kept.borrow().clone();
+        let unknown = || {
+            "whether another member executed it cannot be known: NATS does not answer".to_owned()
+        };
+        let kept = kept.ok_or_else(unknown)?;
+        let key = URL_SAFE_NO_PAD.encode(transaction);
+        match kept.done.create(key, self.member().to_owned().into()).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
+            Err(_) => Err(unknown()),
+        }
+    }
+
+    /// Whether this member holds a channel.
+    fn holds(&self, channel: &str) -> bool {
+        lock(&self.0.holding).has(channel)
+    }
+
+    /// For how long all subscriptions of a channel have stood here without a break.
+    fn standing_for(&self, channel: &str) -> Option<Duration> {
+        lock(&self.0.standing).get(channel).map(|(since, _)| since.elapsed())
+    }
+
+    /// Whether another member that is alive holds a channel, or may.
+    fn has_other_holder(&self, channel: &str) -> bool {
+        !channel.is_empty() && self.copies() > 1 && self.0.view.borrow().has_others()
+    }
+
+    fn set_waiting(&self, events: u64, failing: Option<String>) {
+        self.0.outbox.waiting.store(events, Ordering::Relaxed);
+        let mut known = lock(&self.0.outbox.failing);
+        if *known != failing {
+            *known = failing;
+        }
+    }
+
+    /// A published event was a copy of one that the log had, or not.
+    fn copy_was(&self, recognised: bool) {
+        let figures = &self.0.outbox;
+        let count = if recognised { &figures.duplicates } else { &figures.stored };
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The log has this message of that member: looks whether copies are recognised at all.
+    fn look_for_copies(&self, record: &Record, member: &str) {
+        if self.copies() > 1 && lock(&self.0.copies).read(record, member) {
+            self.hold_once();
+        }
+    }
+
+    /// Copies are not recognised: each channel is held by one member from now on.
+    fn hold_once(&self) {
+        if !self.0.single.swap(true, Ordering::Relaxed) {
+            error!(
+                "the gateway gives each connection other ids, so copies of an event cannot be recognised: from \
+                 now on each channel is held by one member (copies = 1); until now its events came twice"
+            );
+        }
+    }
+
+    /// The lease of a sink, for its tasks.
+    pub(crate) fn lease_of(&self, sink: &str) -> Arc<SinkLease> {
+        let mut leases = lock(&self.0.leases);
+        let lease = leases.entry(sink.to_owned());
+        Arc::clone(lease.or_insert_with(|| Arc::new(SinkLease::new(sink))))
+    }
+
+    /// Where a sink begins whose cursor does not exist yet.
+    fn start_of(&self, sink: &str) -> Start {
+        self.0.configured.borrow().start_of(sink)
+    }
+
+    /// What is configured has changed.
+    pub fn configured(&self, configured: Configured) {
+        lock(&self.0.leases).retain(|sink, _| configured.has_sink(sink));
+        self.0.configured.send_replace(configured);
+    }
+
+    /// A sink's source, while it is driven here.
+    pub(crate) fn reads(&self, sink: &str, source: &Arc<LogSource>) {
+        lock(&self.0.sources).insert(sink.to_owned(), Arc::downgrade(source));
+    }
+
+    /// Events that a sink has still to get, while it is driven here.
+    pub fn lag(&self, sink: &str) -> Option<u64> {
+        lock(&self.0.sources).get(sink)?.upgrade().map(|source| source.lag())
+    }
+}

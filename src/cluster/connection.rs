@@ -1,0 +1,463 @@
+//! The connection to NATS, and what a cluster keeps there: made where it is missing, never changed.
+//!
+//! | name | what |
+//! |---|---|
+//! | stream `<name>_log` | the events, on `<name>.log.<channel>` |
+//! | bucket `<name>_lease` | members and who drives which sink; forgotten after the lease time |
+//! | bucket `<name>_cursor` | how far each sink is, and what each member is configured with |
+//! | bucket `<name>_state` | the state of each channel |
+//! | bucket `<name>_done` | transactions of commands, for a while |
+//!
+//! The client library connects again by itself, for as long as it takes. What is asked meanwhile fails
+//! within a short time, and whoever asked asks again.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{
+    Client, Event, ServerAddr,
+    jetstream::{
+        Context, ErrorCode,
+        context::{ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind},
+        kv::Store,
+        stream::{Config, DiscardPolicy, Info, Stream},
+    },
+};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::{
+    base::{clock, fault},
+    config::{self, Period},
+    sink::nats::{connector::options, settings::Settings},
+};
+
+/// How long an attempt to connect may take.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How often the server is asked for a sign of life. The third question without an answer ends the
+/// connection.
+const PING: Duration = Duration::from_secs(2);
+
+/// The longest wait between two attempts to connect.
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a request may take that no lease depends on.
+const REQUEST: Duration = Duration::from_secs(5);
+
+/// How long a transaction is remembered.
+const DONE: Duration = Duration::from_mins(10);
+
+/// Messages that wait for their acknowledgement, at most.
+pub(super) const IN_FLIGHT: usize = 1024;
+
+/// What cannot be done with NATS, in words for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClusterError {
+    /// The section of the configuration, or a secret that it names.
+    #[error("[cluster]: {0}")]
+    Settings(String),
+    /// It may work later.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Somebody has to change something.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// The connection and the names.
+#[derive(Debug, Clone)]
+pub(crate) struct Connection {
+    pub(super) client: Client,
+    /// For requests that no lease depends on.
+    pub(super) context: Context,
+    /// For leases and cursors: fails soon.
+    quick: Context,
+    pub(super) settings: Arc<config::Cluster>,
+    /// Whether a server is reached.
+    pub(super) reached: watch::Receiver<bool>,
+    /// How far the servers' clock is ahead of ours, in milliseconds.
+    ahead: Arc<AtomicI64>,
+}
+
+/// The stream and the buckets.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    pub(super) log: Stream,
+    pub(super) leases: Store,
+    pub(super) cursors: Store,
+    pub(super) state: Store,
+    /// Transactions of commands.
+    pub(super) done: Store,
+    /// What differs from the configuration and does no harm.
+    pub(super) remarks: Vec<String>,
+}
+
+/// How the servers are reached, as for a `nats` sink.
+fn nats_settings(cluster: &config::Cluster) -> Result<(Settings, Vec<ServerAddr>), ClusterError> {
+    let table = serde_json::json!({ "url": cluster.url, "tls": cluster.tls });
+    let mut settings: Settings =
+        serde_json::from_value(table).map_err(|error| ClusterError::Settings(error.to_string()))?;
+    settings.user.clone_from(&cluster.user);
+    settings.password.clone_from(&cluster.password);
+    settings.token.clone_from(&cluster.token);
+    settings.nkey_seed.clone_from(&cluster.nkey_seed);
+    settings.credentials.clone_from(&cluster.credentials);
+    settings.ca_file.clone_from(&cluster.ca_file);
+    settings.client_cert_file.clone_from(&cluster.client_cert_file);
+    settings.client_key_file.clone_from(&cluster.client_key_file);
+    let wrong = |(key, text): (&str, String)| ClusterError::Settings(format!("{key}: {text}"));
+    settings.check().map_err(wrong)?;
+    let servers = settings.servers().map_err(wrong)?;
+    Ok((settings, servers))
+}
+
+/// What a name may be.
+const NAME: &str = "up to 32 letters a-z, digits, _ and - were expected";
+
+/// What is wrong with the section, as far as it can be known without a server: the key, and why.
+pub(crate) fn validate(cluster: &config::Cluster) -> Vec<(&'static str, String)> {
+    let mut wrong = Vec::new();
+    if let Err(error) = nats_settings(cluster) {
+        let text = error.to_string();
+        wrong.push(("url", text.trim_start_matches("[cluster]: ").to_owned()));
+    }
+    let is_name = |name: &str| {
+        (1..=32).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-".contains(&b))
+    };
+    if !is_name(&cluster.name) {
+        wrong.push(("name", NAME.into()));
+    }
+    if cluster.member.as_deref().is_some_and(|member| !is_name(member)) {
+        wrong.push(("member", NAME.into()));
+    }
+    if !(1..=8).contains(&cluster.copies) {
+        wrong.push(("copies", "must be from 1 to 8".into()));
+    }
+    if !matches!(cluster.replicas, 1 | 3 | 5) {
+        wrong.push(("replicas", "must be 1, 3 or 5".into()));
+    }
+    let range = Duration::from_secs(2)..=Duration::from_mins(2);
+    if !range.contains(&cluster.lease.0) {
+        wrong.push(("lease", "must be from 2s to 2m".into()));
+    }
+    if cluster.duplicate_window.0 < Duration::from_secs(10) {
+        wrong.push(("duplicate_window", "must be at least 10s".into()));
+    }
+    if cluster.duplicate_window.0 > cluster.max_age.0 {
+        wrong.push(("duplicate_window", "must not be longer than max_age".into()));
+    }
+    if cluster.max_size.0 < 1024 * 1024 {
+        wrong.push(("max_size", "must be at least 1MiB".into()));
+    }
+    wrong
+}
+
+/// The name of this member: as configured, or the host's.
+pub(crate) fn member_name(cluster: &config::Cluster) -> String {
+    if let Some(member) = &cluster.member {
+        return member.clone();
+    }
+    let host = rustix::system::uname().nodename().to_string_lossy().to_lowercase();
+    let short = host.split('.').next().unwrap_or_default();
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+    let name: String = short.chars().map(|c| if fits(c) { c } else { '-' }).take(32).collect();
+    if name.is_empty() { "relay".into() } else { name }
+}
+
+impl Connection {
+    /// Begins to connect; returns whether or not a server answers.
+    pub(crate) async fn begin(
+        cluster: &config::Cluster,
+        member: &str,
+    ) -> Result<Self, ClusterError> {
+        let (settings, servers) = nats_settings(cluster)?;
+        let (reaches, reached) = watch::channel(false);
+        let reaches = Arc::new(reaches);
+        let name = format!("astro-relay {} {member}", cluster.name);
+        let options = options(&settings, &name, CONNECT)
+            .await
+            .map_err(|error| ClusterError::Settings(error.to_string()))?
+            .ping_interval(PING)
+            .retry_on_initial_connect()
+            .reconnect_delay_callback(|attempts| {
+                let wait = Duration::from_millis(100)
+                    .saturating_mul(u32::try_from(attempts).unwrap_or(u32::MAX));
+                wait.min(LONGEST_WAIT)
+            })
+            .event_callback(move |event| {
+                let reaches = Arc::clone(&reaches);
+                async move {
+                    match event {
+                        Event::Connected => {
+                            info!("connected to NATS");
+                            reaches.send_replace(true);
+                        }
+                        Event::Disconnected | Event::Closed => {
+                            warn!("no connection to NATS; events wait in the local journal");
+                            reaches.send_replace(false);
+                        }
+                        other => tracing::debug!(%other, "about NATS"),
+                    }
+                }
+            });
+        let client = options
+            .connect(servers)
+            .await
+            .map_err(|error| ClusterError::Settings(fault::explain(&error)))?;
+        // Whoever depends on a lease waits for less than that.
+        let quick = cluster.lease.0 / 2;
+        Ok(Self {
+            context: context(&client, REQUEST),
+            quick: context(&client, quick),
+            client,
+            settings: Arc::new(cluster.clone()),
+            reached,
+            ahead: Arc::default(),
+        })
+    }
+
+    /// Finds the stream and the buckets, or makes them.
+    pub(super) async fn ensure(&self) -> Result<Kept, ClusterError> {
+        if !*self.reached.borrow() {
+            return Err(ClusterError::Unavailable("no NATS server can be reached".into()));
+        }
+        let mut remarks = Vec::new();
+        let log = self.stream(&self.log_config(), &mut remarks).await?;
+        for bucket in self.buckets() {
+            self.stream(&bucket, &mut remarks).await?;
+        }
+        let leases = self.store("lease").await?;
+        let cursors = self.store("cursor").await?;
+        let state = self.store("state").await?;
+        let done = self.store("done").await?;
+        Ok(Kept { log, leases, cursors, state, done, remarks })
+    }
+
+    fn buckets(&self) -> [Config; 4] {
+        let cluster = &self.settings;
+        [
+            ("lease", cluster.lease.0),
+            ("cursor", Duration::ZERO),
+            ("state", Duration::ZERO),
+            ("done", DONE),
+        ]
+        .map(|(of, max_age)| bucket(&cluster.name, of, cluster.replicas, max_age))
+    }
+
+    /// What is there already, and what is wrong with it: for whoever only looks.
+    pub(crate) async fn look(&self) -> Result<Vec<String>, ClusterError> {
+        let mut remarks = Vec::new();
+        for wanted in std::iter::once(self.log_config()).chain(self.buckets()) {
+            match self.found(&wanted.name).await? {
+                Some(stream) => compare(stream.cached_info(), &wanted, &mut remarks)?,
+                None => remarks.push(format!("{:?} is made at the start", wanted.name)),
+            }
+        }
+        Ok(remarks)
+    }
+
+    fn log_config(&self) -> Config {
+        let cluster = &self.settings;
+        Config {
+            name: format!("{}_log", cluster.name),
+            subjects: vec![format!("{}.log.*", cluster.name)],
+            max_bytes: i64::try_from(cluster.max_size.0).unwrap_or(i64::MAX),
+            max_age: cluster.max_age.0,
+            duplicate_window: cluster.duplicate_window.0,
+            discard: DiscardPolicy::Old,
+            num_replicas: cluster.replicas,
+            max_messages: -1,
+            max_messages_per_subject: -1,
+            max_consumers: -1,
+            max_message_size: -1,
+            ..Config::default()
+        }
+    }
+
+    async fn store(&self, of: &str) -> Result<Store, ClusterError> {
+        let name = format!("{}_{of}", self.settings.name);
+        let store = self.quick.get_key_value(&name).await;
+        store.map_err(|error| {
+            let text = fault::explain(&error);
+            ClusterError::Unavailable(format!("the bucket {name:?} cannot be opened: {text}"))
+        })
+    }
+
+    /// A bucket, if it is there.
+    pub(super) async fn bucket(&self, of: &str) -> Option<Store> {
+        self.context.get_key_value(format!("{}_{of}", self.settings.name)).await.ok()
+    }
+
+    async fn found(&self, name: &str) -> Result<Option<Stream>, ClusterError> {
+        match self.context.get_stream(name).await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) => match error.kind() {
+                GetStreamErrorKind::JetStream(error)
+                    if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+                {
+                    Ok(None)
+                }
+                GetStreamErrorKind::JetStream(error) => Err(refused(name, &error)),
+                _ => Err(ClusterError::Unavailable(format!(
+                    "nobody answers about the stream {name:?}: is JetStream enabled on these servers and for \
+                     this account, may this user ask for $JS.API.>, and are most of the servers up? ({error})"
+                ))),
+            },
+        }
+    }
+
+    async fn stream(
+        &self,
+        wanted: &Config,
+        remarks: &mut Vec<String>,
+    ) -> Result<Stream, ClusterError> {
+        let name = &wanted.name;
+        if let Some(stream) = self.found(name).await? {
+            compare(stream.cached_info(), wanted, remarks)?;
+            return Ok(stream);
+        }
+        let made = self.context.create_stream(wanted.clone()).await;
+        match made {
+            Ok(stream) => {
+                info!(name, "made at NATS");
+                Ok(stream)
+            }
+            Err(error) => match error.kind() {
+                CreateStreamErrorKind::JetStream(error) => Err(refused(name, &error)),
+                _ => Err(ClusterError::Unavailable(format!("{name:?} cannot be made: {error}"))),
+            },
+        }
+    }
+
+    /// The servers' clock said this about now.
+    pub(super) fn server_said(&self, at: time::OffsetDateTime) {
+        let millis = i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+        let ours = i64::try_from(clock::now()).unwrap_or(i64::MAX);
+        self.ahead.store(millis - ours, Ordering::Relaxed);
+    }
+
+    /// How far the servers' clock is ahead of ours (negative: behind).
+    pub(super) fn ahead(&self) -> i64 {
+        self.ahead.load(Ordering::Relaxed)
+    }
+
+    /// How long ago that was by the servers' clock.
+    pub(super) fn since(&self, at: time::OffsetDateTime) -> Duration {
+        let at = i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+        let now = i64::try_from(clock::now()).unwrap_or(i64::MAX).saturating_add(self.ahead());
+        Duration::from_millis(u64::try_from(now.saturating_sub(at)).unwrap_or(0))
+    }
+}
+
+fn context(client: &Client, timeout: Duration) -> Context {
+    ContextBuilder::new()
+        .timeout(timeout)
+        .ack_timeout(timeout)
+        .max_ack_inflight(IN_FLIGHT)
+        .build(client.clone())
+}
+
+/// The stream behind a bucket with the newest value of each key alone, as the convention wants it.
+fn bucket(cluster: &str, of: &str, replicas: usize, max_age: Duration) -> Config {
+    let name = format!("{cluster}_{of}");
+    Config {
+        name: format!("KV_{name}"),
+        subjects: vec![format!("$KV.{name}.>")],
+        max_messages_per_subject: 1,
+        max_messages: -1,
+        max_bytes: -1,
+        max_consumers: -1,
+        max_message_size: -1,
+        max_age,
+        // The server wants it to be no longer than `max_age`.
+        duplicate_window: if max_age.is_zero() {
+            Duration::from_mins(2)
+        } else {
+            max_age.min(Duration::from_mins(2))
+        },
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        num_replicas: replicas,
+        ..Config::default()
+    }
+}
+
+/// What JetStream answered that is no stream.
+fn refused(name: &str, error: &async_nats::jetstream::Error) -> ClusterError {
+    let text = error.to_string();
+    match error.error_code() {
+        ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => {
+            ClusterError::Unusable(
+                "JetStream is not enabled on these servers or for this account: a cluster needs it"
+                    .into(),
+            )
+        }
+        ErrorCode::STREAM_SUBJECT_OVERLAP => ClusterError::Unusable(format!(
+            "{name:?} cannot be made: another stream takes its subjects (a sink's own, with a subject such as \
+             astro.>?): set cluster.name to another word, or use another account of NATS ({text})"
+        )),
+        ErrorCode::CLUSTER_NO_PEERS | ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED => {
+            ClusterError::Unusable(format!(
+                "there are fewer servers with JetStream than cluster.replicas wants for {name:?}: {text}"
+            ))
+        }
+        _ => ClusterError::Unavailable(format!("{name:?}: {text}")),
+    }
+}
+
+/// Compares what exists with what is configured. What would give wrong results is an error.
+fn compare(found: &Info, wanted: &Config, remarks: &mut Vec<String>) -> Result<(), ClusterError> {
+    let (name, config) = (&wanted.name, &found.config);
+    if config.subjects != wanted.subjects {
+        return Err(ClusterError::Unusable(format!(
+            "there is a stream {name:?} already that takes {}, not {}: it is not this cluster's; set \
+             cluster.name to another word",
+            config.subjects.join(", "),
+            wanted.subjects.join(", "),
+        )));
+    }
+    let is_log = !name.starts_with("KV_");
+    // A log that keeps events shorter deletes them under a sink that is behind.
+    if config.max_age != wanted.max_age {
+        let text = format!(
+            "{name:?} keeps what it has for {}, not {}",
+            Period(config.max_age),
+            Period(wanted.max_age)
+        );
+        if !is_log {
+            return Err(ClusterError::Unusable(format!(
+                "{text}: have all members the same cluster.lease? To change it, stop all members and delete it"
+            )));
+        }
+        remarks.push(text);
+    }
+    if is_log && config.max_bytes != wanted.max_bytes {
+        remarks
+            .push(format!("{name:?} takes {} bytes, not {}", config.max_bytes, wanted.max_bytes));
+    }
+    if is_log && config.duplicate_window != wanted.duplicate_window {
+        remarks.push(format!(
+            "{name:?} recognises a copy for {}, not {}",
+            Period(config.duplicate_window),
+            Period(wanted.duplicate_window)
+        ));
+    }
+    if config.num_replicas != wanted.num_replicas {
+        remarks.push(format!(
+            "{} servers keep {name:?}, not {}",
+            config.num_replicas, wanted.num_replicas
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,127 @@
+//! Whether the copies of an event are recognised as such. Pure.
+//!
+//! Astro's documents do not say that a message has the same id on every connection. Where it has not, the log
+//! keeps every copy. Whoever reads the log sees that: two members have published the same message of a
+//! channel, shortly after one another, under two keys. When that is so of a good part of what is read, each
+//! channel is to be held once.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::base::event::{Origin, Record};
+
+/// Messages of a channel that are remembered: a copy comes within moments, or, from a member that has just
+/// begun to hold the channel, within seconds.
+const REMEMBERED: usize = 512;
+
+/// Channels that are looked at: what is so of some is so of all.
+const CHANNELS: usize = 64;
+
+/// So many messages with two keys are no coincidence, if they are this part of those that were read.
+const PAIRS: u64 = 20;
+const PART: u64 = 4;
+
+/// Of the past nothing is concluded.
+const LATELY: Duration = Duration::from_mins(1);
+
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    lately: HashMap<Arc<str>, VecDeque<Seen>>,
+    read: u64,
+    pairs: u64,
+}
+
+#[derive(Debug)]
+struct Seen {
+    data: u64,
+    key: u64,
+    member: u64,
+}
+
+impl Copies {
+    /// The log has this message, published by that member; whether it is time to conclude that copies are
+    /// not recognised.
+    pub(super) fn read(&mut self, record: &Record, member: &str) -> bool {
+        let event = &record.event;
+        let place = &event.place;
+        if event.origin != Origin::Live
+            || place.channel.is_empty()
+            || place.topic.starts_with("relay.")
+            || record.age() > LATELY
+        {
+            return false;
+        }
+        let seen = Seen {
+            data: xxh3_64(event.data()) ^ xxh3_64(place.topic.as_bytes()),
+            key: xxh3_64(event.key().as_bytes()),
+            member: xxh3_64(member.as_bytes()),
+        };
+        if self.lately.len() >= CHANNELS && !self.lately.contains_key(&place.channel) {
+            return false;
+        }
+        let lately = self.lately.entry(Arc::clone(&place.channel)).or_default();
+        // Another sink's reading of the same message.
+        if lately.iter().any(|one| one.key == seen.key) {
+            return false;
+        }
+        let is_copy = |one: &Seen| one.data == seen.data && one.member != seen.member;
+        self.read += 1;
+        self.pairs += u64::from(lately.iter().any(is_copy));
+        if lately.len() >= REMEMBERED {
+            lately.pop_front();
+        }
+        lately.push_back(seen);
+        self.pairs >= PAIRS && self.pairs * PART >= self.read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::base::event::own;
+
+    fn record(number: u64, key: &str, channel: &str) -> Record {
+        let mut event =
+            own("channel.tips", &channel.into(), &"r".into(), &json!({ "n": number }), 1);
+        event.distinct_key = Some(key.into());
+        Record::new(1, event)
+    }
+
+    #[test]
+    fn messages_that_two_members_publish_under_two_keys_are_noticed() {
+        let mut copies = Copies::default();
+        let mut noticed = None;
+        for number in 0..100 {
+            for member in ["a", "b"] {
+                let key = format!("{member}-{number}");
+                if copies.read(&record(number, &key, "main"), member) {
+                    noticed.get_or_insert(number);
+                }
+            }
+        }
+        assert_eq!(noticed, Some(PAIRS - 1));
+    }
+
+    #[test]
+    fn recognised_copies_and_repeated_messages_are_no_reason() {
+        let mut copies = Copies::default();
+        for number in 0..1000 {
+            // Whoever was first published it, and two sinks read it.
+            let member = if number % 3 == 0 { "a" } else { "b" };
+            for _ in 0..2 {
+                assert!(!copies.read(&record(number, &format!("k{number}"), "main"), member));
+            }
+            // One that says the same each time, through one member.
+            let same = record(0, &format!("s{number}"), "shop");
+            assert!(!copies.read(&same, "a"));
+        }
+        assert!(copies.lately.values().all(|lately| lately.len() <= REMEMBERED));
+    }
+}

@@ -1,0 +1,422 @@
+//! Who drives a sink: one member, by a lease.
+//!
+//! The task of a lease takes it, renews it, and gives it back. While it is held there is a [`Term`]; the
+//! tasks of the sink (events, state, commands) run in it, see [`led`], and end with it:
+//!
+//! - *handed over*: this member leaves, or another is to have the sink. The tasks end in order, with all that
+//!   was sent acknowledged, then the lease is given back: the next driver repeats nothing.
+//! - *lost*: the lease was not renewed in time, or somebody else has moved the cursor. The tasks are dropped
+//!   where they stand.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_nats::jetstream::kv::{CreateErrorKind, Operation, UpdateErrorKind};
+use bytes::Bytes;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{
+    Cluster, assignment,
+    connection::Kept,
+    lease::{self, Lease},
+    view::{Holder, SINK},
+};
+use crate::base::{
+    clock::{self, Moment},
+    supervisor::{Factory, Work},
+};
+
+/// How long a sink is free before a member takes it that is not the one to have it.
+const SECOND_CHOICE: Duration = Duration::from_secs(1);
+
+/// How often it is tried to take a lease that may be free.
+const TRY: Duration = Duration::from_millis(250);
+
+/// A sink is handed over to the member that is to have it when that has been so for this many lease times.
+const SETTLED: u32 = 3;
+
+/// The lease of a sink, as its tasks see it.
+#[derive(Debug)]
+pub(crate) struct SinkLease {
+    pub(super) sink: Arc<str>,
+    term: watch::Sender<Option<Term>>,
+    /// Tasks of the sink that run.
+    users: watch::Sender<usize>,
+}
+
+/// The time for which this member drives a sink.
+#[derive(Debug, Clone)]
+pub(crate) struct Term {
+    lease: Arc<Mutex<Lease>>,
+    /// The tasks are to end in order.
+    pub(super) ending: CancellationToken,
+    /// They are to end at once.
+    pub(super) lost: CancellationToken,
+}
+
+impl Term {
+    fn begin(lease: Lease) -> Self {
+        let lease = Arc::new(Mutex::new(lease));
+        Self { lease, ending: CancellationToken::new(), lost: CancellationToken::new() }
+    }
+
+    fn lease(&self) -> MutexGuard<'_, Lease> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether anything may be handed out at this moment.
+    pub(super) fn may_act(&self) -> bool {
+        !self.lost.is_cancelled() && self.lease().may_act()
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.lease().age()
+    }
+}
+
+/// A task of a sink that runs; counted until it is dropped.
+struct User(Arc<SinkLease>);
+
+impl User {
+    fn of(lease: &Arc<SinkLease>) -> Self {
+        lease.users.send_modify(|count| *count += 1);
+        Self(Arc::clone(lease))
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        self.0.users.send_modify(|count| *count = count.saturating_sub(1));
+    }
+}
+
+impl SinkLease {
+    pub(super) fn new(sink: &str) -> Self {
+        let (term, users) = (watch::Sender::new(None), watch::Sender::new(0));
+        Self { sink: sink.into(), term, users }
+    }
+
+    /// The term, while there is one.
+    pub(super) fn term(&self) -> Option<Term> {
+        self.term.borrow().clone()
+    }
+}
+
+/// Makes the work of a sink's task for a term; called on a thread where it may block.
+pub(crate) type MakeWork = Box<dyn Fn(&Term, CancellationToken) -> Result<Work, String> + Send>;
+
+/// A task that works while its sink is driven here, and waits otherwise.
+pub(crate) fn led(lease: Arc<SinkLease>, make: MakeWork) -> Factory {
+    let make = Arc::new(Mutex::new(make));
+    Box::new(move |stop| {
+        let (lease, make) = (Arc::clone(&lease), Arc::clone(&make));
+        Ok(Box::pin(async move {
+            let mut terms = lease.term.subscribe();
+            loop {
+                let term = tokio::select! {
+                    () = stop.cancelled() => return,
+                    Ok(term) = terms.wait_for(|term| term.as_ref().is_some_and(Term::may_act)) => term.clone(),
+                };
+                let Some(term) = term else { continue };
+                let user = User::of(&lease);
+                let ending = stop.child_token();
+                let (making, for_term, for_work) =
+                    (Arc::clone(&make), term.clone(), ending.clone());
+                let made = tokio::task::spawn_blocking(move || {
+                    (making.lock().unwrap_or_else(PoisonError::into_inner))(&for_term, for_work)
+                });
+                let mut work = match made.await {
+                    Ok(Ok(work)) => work,
+                    // The supervisor shows it, and starts this task again.
+                    Ok(Err(error)) => {
+                        error!(sink = %lease.sink, error, "a task of the sink cannot be started");
+                        return;
+                    }
+                    Err(_) => return,
+                };
+                let ended = tokio::select! {
+                    () = &mut work => true,
+                    () = term.lost.cancelled() => false,
+                    () = term.ending.cancelled() => {
+                        ending.cancel();
+                        tokio::select! {
+                            () = &mut work => {}
+                            () = term.lost.cancelled() => {}
+                        }
+                        false
+                    }
+                };
+                drop(work);
+                drop(user);
+                // It ended although nobody wanted it to.
+                if ended && !stop.is_cancelled() && term.may_act() && !term.ending.is_cancelled() {
+                    return;
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = terms.wait_for(|now| now.as_ref().is_none_or(|now| !now.is(&term))) => {}
+                }
+            }
+        }))
+    })
+}
+
+impl Term {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.lease, &other.lease)
+    }
+}
+
+/// The task of a lease.
+pub(crate) fn factory(cluster: &Cluster, lease: &Arc<SinkLease>) -> Factory {
+    let (cluster, lease) = (cluster.clone(), Arc::clone(lease));
+    Box::new(move |stop| {
+        let keeper = Keeper { cluster: cluster.clone(), lease: Arc::clone(&lease) };
+        Ok(Box::pin(keeper.run(stop)))
+    })
+}
+
+/// Takes, renews and gives back one lease.
+struct Keeper {
+    cluster: Cluster,
+    lease: Arc<SinkLease>,
+}
+
+/// A lease that is held.
+struct Held {
+    term: Term,
+    revision: u64,
+    /// When the first request was sent whose outcome is not known.
+    unknown: Option<Moment>,
+    value: Bytes,
+}
+
+/// Why a term ends.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    HandedOver,
+    Lost,
+}
+
+impl Keeper {
+    fn key(&self) -> String {
+        format!("{SINK}{}", self.lease.sink)
+    }
+
+    async fn run(self, stop: CancellationToken) {
+        loop {
+            let kept = tokio::select! {
+                () = stop.cancelled() => return,
+                kept = self.cluster.kept() => kept,
+            };
+            let held = tokio::select! {
+                () = stop.cancelled() => return,
+                held = self.take(&kept) => held,
+            };
+            let sink = &self.lease.sink;
+            info!(%sink, "this member drives the sink now");
+            self.lease.term.send_replace(Some(held.term.clone()));
+            let term = held.term.clone();
+            let (end, revision) = self.hold(&kept, held, &stop).await;
+            // Nothing is handed out any more, whoever has missed the end.
+            term.lost.cancel();
+            if end == End::Lost {
+                warn!(%sink, "this member drives the sink no more: the lease was lost");
+            }
+            self.lease.term.send_replace(None);
+            self.idle().await;
+            if end == End::HandedOver {
+                // Where it is somebody else's by now, this fails, and so it should.
+                let given = kept.leases.delete_expect_revision(self.key(), Some(revision));
+                let handed_over = matches!(timeout(self.patience(), given).await, Ok(Ok(())));
+                info!(%sink, handed_over, "this member drives the sink no more");
+            }
+        }
+    }
+
+    fn time(&self) -> Duration {
+        self.cluster.settings().lease.0
+    }
+
+    fn patience(&self) -> Duration {
+        lease::patience(self.time())
+    }
+
+    /// Waits until no task of the sink runs any more.
+    async fn idle(&self) {
+        let mut users = self.lease.users.subscribe();
+        // The sender is in the lease itself.
+        drop(users.wait_for(|count| *count == 0).await);
+    }
+
+    /// Waits until the lease is free and ours.
+    async fn take(&self, kept: &Kept) -> Held {
+        let mut views = self.cluster.views();
+        // When a request was sent whose outcome is not known.
+        let mut unknown = None;
+        let mut free_since = None;
+        loop {
+            let (is_known, is_free, is_preferred) = {
+                let view = views.borrow_and_update();
+                let takers = view.takers(self.cluster.is_draining());
+                let own = self.cluster.member();
+                let preferred = assignment::driver(&self.lease.sink, takers.iter().copied());
+                let holder = view.holder(&self.lease.sink);
+                let is_free = holder.is_none_or(|(holder, _)| holder.run == self.cluster.run());
+                let takes = takers.contains(own);
+                (view.is_known() && takes, is_free, preferred == Some(own))
+            };
+            let since = if is_free {
+                *free_since.get_or_insert_with(Instant::now)
+            } else {
+                free_since = None;
+                Instant::now()
+            };
+            let is_ours = is_preferred || since.elapsed() >= SECOND_CHOICE;
+            if is_known
+                && is_free
+                && is_ours
+                && let Some(held) = self.create(kept, &mut unknown).await
+            {
+                return held;
+            }
+            // What the server forgets it does not announce.
+            tokio::select! {
+                () = sleep(TRY) => {}
+                Ok(()) = views.changed() => {}
+            }
+        }
+    }
+
+    async fn create(&self, kept: &Kept, unknown: &mut Option<Moment>) -> Option<Held> {
+        let holder = Holder {
+            member: self.cluster.member().to_owned(),
+            run: self.cluster.run().to_owned(),
+            since: clock::now(),
+        };
+        let value = Bytes::from(serde_json::to_vec(&holder).unwrap_or_default());
+        let held = |revision, sent| Held {
+            term: Term::begin(Lease::taken(self.time(), sent)),
+            revision,
+            unknown: None,
+            value: value.clone(),
+        };
+        let sent = Moment::now();
+        match timeout(self.patience(), kept.leases.create(self.key(), value.clone())).await {
+            Ok(Ok(revision)) => Some(held(revision, sent)),
+            Ok(Err(error)) if error.kind() == CreateErrorKind::AlreadyExists => {
+                // It may be ours: the answer to an earlier request was lost.
+                let first = (*unknown)?;
+                let entry = kept.leases.entry(self.key()).await.ok()??;
+                let is_ours = entry.operation == Operation::Put && self.is_ours(&entry.value);
+                *unknown = None;
+                is_ours.then(|| held(entry.revision, first))
+            }
+            Ok(Err(_)) | Err(_) => {
+                unknown.get_or_insert(sent);
+                None
+            }
+        }
+        .filter(|held| held.term.may_act())
+    }
+
+    fn is_ours(&self, value: &[u8]) -> bool {
+        serde_json::from_slice::<Holder>(value).is_ok_and(|holder| holder.run == self.cluster.run())
+    }
+
+    /// Renews the lease until the term ends; answers why, and the last revision.
+    async fn hold(&self, kept: &Kept, mut held: Held, stop: &CancellationToken) -> (End, u64) {
+        let pace = lease::renewal(self.time());
+        let mut renew_at = Instant::now() + pace;
+        let mut views = self.cluster.views();
+        let mut users = self.lease.users.subscribe();
+        let mut draining = self.cluster.draining();
+        // Since when another member is to have the sink.
+        let mut misplaced: Option<Instant> = None;
+        loop {
+            let term = &held.term;
+            if !term.may_act() {
+                return (End::Lost, held.revision);
+            }
+            let leaves = stop.is_cancelled()
+                || *draining.borrow_and_update()
+                || misplaced.is_some_and(|at| at.elapsed() >= self.time() * SETTLED);
+            if leaves {
+                term.ending.cancel();
+            }
+            if term.ending.is_cancelled() && *users.borrow_and_update() == 0 {
+                return (End::HandedOver, held.revision);
+            }
+            let left = term.lease().left();
+            tokio::select! {
+                () = sleep(renew_at.saturating_duration_since(Instant::now()).min(left)) => {
+                    if Instant::now() >= renew_at {
+                        if !self.renew(kept, &mut held).await {
+                            return (End::Lost, held.revision);
+                        }
+                        let soon = held.unknown.is_some();
+                        renew_at = Instant::now() + if soon { TRY } else { pace };
+                    }
+                }
+                () = term.lost.cancelled() => return (End::Lost, held.revision),
+                () = stop.cancelled(), if !term.ending.is_cancelled() => {}
+                Ok(()) = draining.changed() => {}
+                Ok(()) = users.changed(), if term.ending.is_cancelled() => {}
+                Ok(()) = views.changed(), if !term.ending.is_cancelled() => {
+                    let view = views.borrow_and_update();
+                    let takers = view.takers(false);
+                    let preferred = assignment::driver(&self.lease.sink, takers.iter().copied());
+                    if preferred == Some(self.cluster.member()) {
+                        misplaced = None;
+                    } else {
+                        misplaced.get_or_insert_with(Instant::now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Renews it once; `false`: it is somebody else's, or nobody's.
+    async fn renew(&self, kept: &Kept, held: &mut Held) -> bool {
+        let sent = Moment::now();
+        let update = kept.leases.update(self.key(), held.value.clone(), held.revision);
+        match timeout(self.patience(), update).await {
+            Ok(Ok(revision)) => {
+                held.revision = revision;
+                held.unknown = None;
+                held.term.lease().renewed(sent);
+                true
+            }
+            Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                let Ok(Ok(entry)) = timeout(self.patience(), kept.leases.entry(self.key())).await
+                else {
+                    held.unknown.get_or_insert(sent);
+                    return true;
+                };
+                let entry = entry.filter(|entry| {
+                    entry.operation == Operation::Put && self.is_ours(&entry.value)
+                });
+                let Some(entry) = entry else { return false };
+                // An earlier request was stored whose answer was lost; which one is not known.
+                if entry.revision > held.revision
+                    && let Some(first) = held.unknown.take()
+                {
+                    held.revision = entry.revision;
+                    held.term.lease().renewed(first);
+                }
+                true
+            }
+            Ok(Err(_)) | Err(_) => {
+                held.unknown.get_or_insert(sent);
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! The log as the source of a sink's delivery, and the sink's cursor there.
+//!
+//! A position is the sequence number of the stream. Events are read ahead within a bound. The cursor is a key
+//! that is updated by revision: at the beginning of its term a driver makes it its own, so that a driver
+//! before it can move it no more; an update that fails says that somebody else drives the sink, and ends the
+//! term at once.
+//!
+//! What a destination rejected is a dead letter of this member's journal; it is there before the cursor
+//! passes it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_nats::jetstream::{
+    consumer::{DeliverPolicy, pull},
+    kv::{CreateErrorKind, Entry, UpdateErrorKind},
+};
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tracing::{error, warn};
+
+use super::{
+    Cluster,
+    connection::{ClusterError, Kept},
+    driver::Term,
+    lease, message,
+};
+use crate::{
+    base::event::{Event, Record, Seq},
+    config::Start,
+    delivery::source::Source,
+    journal::{Batch, DeadLetter, Journal, Replay, SetAside, StoreError},
+};
+
+/// Bytes of events that are read ahead for one sink.
+const AHEAD: usize = 4 * 1024 * 1024;
+
+/// How long to wait before what failed is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// How long a log that says nothing is waited for before it is asked again.
+const SILENT: Duration = Duration::from_secs(20);
+
+/// How long the last cursor may take to be saved at the end of a term.
+const LAST: Duration = Duration::from_secs(2);
+
+/// The value of a cursor.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Cursor {
+    /// All through this is done.
+    pub(super) seq: Seq,
+    /// What the destination has accepted behind it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    behind: Vec<Seq>,
+    pub(super) member: String,
+    run: String,
+}
+
+/// The source of one term.
+pub(crate) struct LogSource {
+    cluster: Cluster,
+    sink: Arc<str>,
+    term: Term,
+    kept: Arc<Kept>,
+    /// For dead letters, and for what people ask of this member.
+    journal: Journal,
+    begin: Cursor,
+    queue: Mutex<Queue>,
+    readable: watch::Sender<Seq>,
+    /// There is room in the queue.
+    room: Notify,
+    position: Mutex<Position>,
+    moved: Notify,
+    progress: watch::Sender<u64>,
+}
+
+/// What is read ahead.
+#[derive(Debug, Default)]
+struct Queue {
+    /// Each with the number of events that should have stood before it and are gone.
+    events: VecDeque<(u64, Arc<Record>)>,
+    bytes: usize,
+    /// The last that was read.
+    read: Seq,
+    /// The last that there is.
+    last: Seq,
+}
+
+#[derive(Debug, Default)]
+struct Position {
+    at: Seq,
+    behind: Vec<Seq>,
+    saved: Seq,
+    /// What is saved of `behind`.
+    saved_behind: Vec<Seq>,
+    revision: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change under it is whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes the cursor of a sink that has none yet, where the sink is to begin.
+pub(super) async fn ensure_cursor(
+    kept: &Kept,
+    sink: &str,
+    start: Start,
+    ahead: Duration,
+) -> Result<(), ClusterError> {
+    let unavailable = |error: &dyn std::fmt::Display| {
+        ClusterError::Unavailable(format!("the cursor of sink {sink} cannot be had: {error}"))
+    };
+    match kept.cursors.entry(sink).await {
+        Ok(Some(_)) => return Ok(()),
+        Ok(None) => {}
+        Err(error) => return Err(unavailable(&error)),
+    }
+    let info = kept.log.get_info().await.map_err(|error| unavailable(&error))?;
+    let (first, last) = (info.state.first_sequence, info.state.last_sequence);
+    let seq = match start {
+        Start::End => last,
+        Start::Earliest => first.saturating_sub(1),
+        Start::Age(age) => first_within(kept, age + ahead)
+            .await
+            .map_err(|error| unavailable(&error))?
+            .map_or(last, |seq| seq - 1),
+    };
+    let value = serde_json::to_vec(&Cursor { seq, ..Cursor::default() }).unwrap_or_default();
+    match kept.cursors.create(sink, value.into()).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(unavailable(&error)),
+    }
+}
+
+/// The first message that the log stored within that time.
+async fn first_within(kept: &Kept, age: Duration) -> Result<Option<Seq>, async_nats::Error> {
+    let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(
+        i128::from(crate::base::clock::ago(age)) * 1_000_000,
+    )?;
+    let consumer = kept
+        .log
+        .create_consumer(pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartTime { start_time },
+            headers_only: true,
+            ..pull::OrderedConfig::default()
+        })
+        .await?;
+    let mut messages = consumer.messages().await?;
+    match timeout(Duration::from_secs(2), messages.next()).await {
+        Ok(Some(message)) => Ok(Some(message?.info()?.stream_sequence)),
+        // Nothing is that new.
+        _ => Ok(None),
+    }
+}
+
+impl LogSource {
+    /// Makes the cursor ours and begins there. Waits until that works, or the term is over.
+    pub(crate) async fn open(
+        cluster: &Cluster,
+        sink: &str,
+        start: Start,
+        term: &Term,
+        journal: &Journal,
+    ) -> Option<Arc<Self>> {
+        loop {
+            if !term.may_act() {
+                return None;
+            }
+            let kept = cluster.kept().await;
+            match Self::claim(cluster, &kept, sink, start).await {
+                Ok((begin, revision)) => {
+                    let at = begin.seq;
+                    let queue = Queue { read: at, last: at, ..Queue::default() };
+                    let position = Position {
+                        at,
+                        behind: begin.behind.clone(),
+                        saved: at,
+                        saved_behind: begin.behind.clone(),
+                        revision,
+                    };
+                    return Some(Arc::new(Self {
+                        cluster: cluster.clone(),
+                        sink: sink.into(),
+                        term: term.clone(),
+                        kept,
+                        journal: journal.clone(),
+                        begin,
+                        queue: Mutex::new(queue),
+                        readable: watch::Sender::new(at),
+                        room: Notify::new(),
+                        position: Mutex::new(position),
+                        moved: Notify::new(),
+                        progress: watch::Sender::new(0),
+                    }));
+                }
+                Err(error) => {
+                    warn!(sink, %error, "the sink's cursor cannot be had now");
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Makes the cursor ours, so that nobody who drove the sink before can move it any more.
+    async fn claim(
+        cluster: &Cluster,
+        kept: &Kept,
+        sink: &str,
+        start: Start,
+    ) -> Result<(Cursor, u64), ClusterError> {
+        ensure_cursor(kept, sink, start, Duration::ZERO).await?;
+        let unavailable =
+            |error: &dyn std::fmt::Display| ClusterError::Unavailable(error.to_string());
+        let entry = kept.cursors.entry(sink).await.map_err(|error| unavailable(&error))?;
+        let Some(Entry { value, revision, .. }) = entry else {
+            return Err(unavailable(&"it was deleted"));
+        };
+        let mut cursor: Cursor = serde_json::from_slice(&value)
+            .map_err(|error| unavailable(&format!("it cannot be read: {error}")))?;
+        cursor.member = cluster.member().to_owned();
+        cursor.run = cluster.run().to_owned();
+        let info = kept.log.get_info().await.map_err(|error| unavailable(&error))?;
+        if cursor.seq > info.state.last_sequence {
+            error!(
+                sink,
+                cursor = cursor.seq,
+                last = info.state.last_sequence,
+                "the log was made anew: the sink begins at its first event"
+            );
+            cursor.seq = info.state.first_sequence.saturating_sub(1);
+            cursor.behind.clear();
+        }
+        let value = serde_json::to_vec(&cursor).unwrap_or_default();
+        let update = kept.cursors.update(sink, value.into(), revision).await;
+        let revision = update.map_err(|error| unavailable(&error))?;
+        Ok((cursor, revision))
+    }
+
+    /// Reads ahead and saves the cursor, for as long as it is polled.
+    pub(crate) async fn keep(&self) {
+        tokio::join!(self.read_ahead(), self.save());
+    }
+
+    /// Saves the last position; whether that worked.
+    pub(crate) async fn flush(&self) -> bool {
+        let deadline = Instant::now() + LAST;
+        let saved = async {
+            while self.unsaved().is_some() {
+                if !self.term.may_act() || !self.save_once().await {
+                    return false;
+                }
+            }
+            true
+        };
+        timeout_at(deadline, saved).await.unwrap_or(false)
+    }
+
+    /// Events that the sink has still to get, as far as that is known.
+    pub(super) fn lag(&self) -> u64 {
+        let at = lock(&self.position).at;
+        lock(&self.queue).last.saturating_sub(at)
+    }
+
+    async fn read_ahead(&self) {
+        loop {
+            let after = lock(&self.queue).read;
+            if let Err(error) = self.read_from(after).await {
+                tracing::debug!(sink = %self.sink, %error, "the log cannot be read now");
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    async fn read_from(&self, after: Seq) -> Result<(), async_nats::Error> {
+        let consumer = self
+            .kept
+            .log
+            .create_consumer(pull::OrderedConfig {
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+                ..pull::OrderedConfig::default()
+            })
+            .await?;
+        let mut messages = consumer.messages().await?;
+        loop {
+            while lock(&self.queue).bytes >= AHEAD {
+                self.room.notified().await;
+            }
+            let message = match timeout(SILENT, messages.next()).await {
+                Ok(Some(message)) => message?,
+                // Nothing happens, or the log has gone away: a new consumer finds out.
+                Ok(None) | Err(_) => return Ok(()),
+            };
+            let info = message.info()?;
+            let (seq, pending) = (info.stream_sequence, info.pending);
+            let stored = self.cluster.since(info.published);
+            let empty = async_nats::HeaderMap::new();
+            let headers = message.headers.as_ref().unwrap_or(&empty);
+            let record = message::record(seq, headers, &message.payload, stored);
+            self.cluster.look_for_copies(&record, message::member(headers));
+            let mut queue = lock(&self.queue);
+            if seq <= queue.read {
+                continue;
+            }
+            let lost = seq - queue.read - 1;
+            queue.read = seq;
+            queue.last = queue.last.max(seq + pending);
+            queue.bytes += record.event.weight();
+            queue.events.push_back((lost, Arc::new(record)));
+            drop(queue);
+            self.readable.send_replace(seq);
+        }
+    }
+
+    /// What is to be saved, where anything is.
+    fn unsaved(&self) -> Option<(Cursor, u64)> {
+        let position = lock(&self.position);
+        if position.at <= position.saved && position.behind == position.saved_behind {
+            return None;
+        }
+        let cursor = Cursor {
+            seq: position.at,
+            behind: position.behind.clone(),
+            member: self.cluster.member().to_owned(),
+            run: self.cluster.run().to_owned(),
+        };
+        Some((cursor, position.revision))
+    }
+
+    async fn save(&self) {
+        loop {
+            if self.unsaved().is_none() {
+                self.moved.notified().await;
+                continue;
+            }
+            if !self.save_once().await {
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Saves the cursor as it is; `false`: it is to be tried again.
+    async fn save_once(&self) -> bool {
+        let Some((cursor, revision)) = self.unsaved() else { return true };
+        // A dead letter is on disk before the cursor passes its event.
+        let mut progress = self.journal.progress();
+        while self.journal.has_unwritten_letters() {
+            drop(progress.changed().await);
+        }
+        let value = serde_json::to_vec(&cursor).unwrap_or_default();
+        let patience = lease::patience(self.cluster.settings().lease.0);
+        let update = self.kept.cursors.update(&*self.sink, value.into(), revision);
+        match timeout(patience, update).await {
+            Ok(Ok(revision)) => {
+                self.saved(&cursor, revision);
+                true
+            }
+            Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                let entry = timeout(patience, self.kept.cursors.entry(&*self.sink)).await;
+                let Ok(Ok(Some(entry))) = entry else { return false };
+                let found: Cursor = serde_json::from_slice(&entry.value).unwrap_or_default();
+                if found.run == self.cluster.run() && entry.revision >= revision {
+                    // The answer to an earlier request was lost.
+                    self.saved(&found, entry.revision);
+                    return entry.revision > revision;
+                }
+                error!(
+                    sink = %self.sink, member = found.member,
+                    "another member has moved the sink's cursor: this one stops at once"
+                );
+                self.term.lost.cancel();
+                false
+            }
+            Ok(Err(_)) | Err(_) => false,
+        }
+    }
+
+    fn saved(&self, cursor: &Cursor, revision: u64) {
+        let mut position = lock(&self.position);
+        position.saved = position.saved.max(cursor.seq);
+        position.revision = revision;
+        position.saved_behind.clone_from(&cursor.behind);
+        drop(position);
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    fn batch(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch> {
+        let mut queue = lock(&self.queue);
+        while queue.events.front().is_some_and(|(_, record)| record.seq <= after) {
+            if let Some((_, record)) = queue.events.pop_front() {
+                queue.bytes = queue.bytes.saturating_sub(record.event.weight());
+            }
+        }
+        if queue.bytes < AHEAD {
+            self.room.notify_one();
+        }
+        let lost = queue.events.front()?.0;
+        let mut bytes = 0;
+        let mut records = Vec::new();
+        for (before, record) in queue.events.iter().take(limit.max(1)) {
+            if !records.is_empty() && (*before > 0 || bytes >= max_bytes) {
+                break;
+            }
+            bytes += record.event.weight();
+            records.push(Arc::clone(record));
+        }
+        let through = records.last()?.seq;
+        Some(Batch { records, lost, through })
+    }
+}
+
+#[async_trait]
+impl Source for LogSource {
+    fn cursor(&self) -> Seq {
+        self.begin.seq
+    }
+
+    fn saved(&self) -> Seq {
+        lock(&self.position).saved
+    }
+
+    fn advance(&self, seq: Seq) {
+        let mut position = lock(&self.position);
+        position.at = position.at.max(seq);
+        drop(position);
+        self.moved.notify_one();
+    }
+
+    fn progress(&self) -> watch::Receiver<u64> {
+        self.progress.subscribe()
+    }
+
+    fn last(&self) -> Seq {
+        lock(&self.queue).last
+    }
+
+    fn try_next(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch> {
+        self.batch(after, limit, max_bytes)
+    }
+
+    async fn next(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Batch, StoreError> {
+        let mut readable = self.readable.subscribe();
+        loop {
+            readable.mark_unchanged();
+            if let Some(batch) = self.batch(after, limit, max_bytes) {
+                return Ok(batch);
+            }
+            // The sender is here.
+            drop(readable.changed().await);
+        }
+    }
+
+    async fn read(
+        &self,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StoreError> {
+        self.journal.read(after, through, limit, max_bytes).await
+    }
+
+    fn may_send(&self) -> bool {
+        self.term.may_act()
+    }
+
+    fn requests(&self) -> watch::Receiver<u64> {
+        self.journal.requests()
+    }
+
+    async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
+        let (journal, sink) = (self.journal.clone(), Arc::clone(&self.sink));
+        let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&sink)).await;
+        // The runtime ends.
+        asked.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))
+    }
+
+    fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
+        self.journal.dead_letter(&self.sink, record, reason)
+    }
+
+    fn rejected_again(&self, number: i64, reason: &str) {
+        self.journal.rejected_again(number, reason);
+    }
+
+    fn remove_dead_letter(&self, number: i64) {
+        self.journal.remove_dead_letter(number);
+    }
+
+    fn replay_progress(&self, number: i64, position: Option<Seq>) {
+        self.journal.replay_progress(number, position);
+    }
+
+    async fn accepted_behind(&self) -> Vec<Seq> {
+        self.begin.behind.clone()
+    }
+
+    fn keep_accepted_behind(&self, seqs: &[Seq]) {
+        lock(&self.position).behind = seqs.to_vec();
+        self.moved.notify_one();
+    }
+
+    fn append(&self, event: Event) {
+        self.journal.append(&mut vec![event]);
+    }
+}

@@ -1,0 +1,533 @@
+//! The task that keeps this member among the others: it says that it is there, hears of the others, decides
+//! which channels it holds, and leaves in order.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use async_nats::jetstream::kv::{Operation, Watch};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{
+    Cluster, assignment,
+    connection::{ClusterError, Kept},
+    gaps, holding, lease, lock,
+    log::ensure_cursor,
+    view::{MEMBER, Member, View},
+};
+use crate::{
+    astro::session::SubscriptionState,
+    base::{
+        clock::{self, Moment},
+        supervisor::Factory,
+    },
+    gateway::{
+        Away, Targets,
+        table::{Slot, Table},
+    },
+};
+
+/// How long to wait before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What happens within this time is looked at at once.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+
+/// How long members that start together may take to hear of one another before they take up channels.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What a member is configured with stands under this key, beside the cursors of the sinks. No sink can have
+/// this name.
+pub(super) const CONFIGURED: &str = "configured.";
+
+/// Why the keeping ended.
+enum End {
+    Stopped,
+    /// It is to be begun anew.
+    Again(String),
+}
+
+pub(crate) struct Parts {
+    /// What is configured.
+    pub(crate) all: watch::Receiver<Targets>,
+    /// What this member holds of it.
+    pub(crate) held: watch::Sender<Targets>,
+    pub(crate) table: Arc<Table>,
+    /// How long this relay did not run before this start.
+    pub(crate) away: Option<Away>,
+}
+
+struct Membership {
+    cluster: Cluster,
+    parts: Arc<Parts>,
+    began: Instant,
+    /// Members that took part when channels were assigned last.
+    before: BTreeSet<String>,
+    /// Whether channels were ever assigned.
+    assigned: bool,
+    said: Member,
+    /// What others are configured with, by the digest that they say.
+    compared: HashMap<String, u64>,
+}
+
+pub(crate) fn factory(cluster: &Cluster, parts: Parts) -> Factory {
+    let (cluster, parts) = (cluster.clone(), Arc::new(parts));
+    Box::new(move |stop| {
+        let membership = Membership {
+            cluster: cluster.clone(),
+            parts: Arc::clone(&parts),
+            began: Instant::now(),
+            before: BTreeSet::new(),
+            assigned: false,
+            said: Member::default(),
+            compared: HashMap::new(),
+        };
+        Ok(Box::pin(membership.run(stop)))
+    })
+}
+
+impl Membership {
+    async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let end = match Box::pin(self.begin(&stop)).await {
+                Ok(None) => End::Stopped,
+                Ok(Some((kept, watch))) => self.keep(&kept, watch, &stop).await,
+                Err(error) => End::Again(error.to_string()),
+            };
+            match end {
+                End::Stopped => break,
+                End::Again(why) => {
+                    let known = self.cluster.0.trouble.send_replace(Some(why.clone()));
+                    if known.as_ref() != Some(&why) {
+                        warn!(
+                            why,
+                            "the cluster does not work now; events wait in the local journal"
+                        );
+                    }
+                }
+            }
+            // Without the others, everything is ours after a while: two that hold a channel do no harm.
+            if self.began.elapsed() >= self.cluster.settings().lease.0 {
+                self.assign();
+            }
+            if self.cluster.is_draining() {
+                // There is nobody to hand over to.
+                self.cluster.0.drained.send_replace(true);
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = sleep(RETRY) => {}
+            }
+        }
+    }
+
+    /// Finds or makes what the cluster keeps at NATS, and begins to hear of the others.
+    async fn begin(
+        &self,
+        stop: &CancellationToken,
+    ) -> Result<Option<(Arc<Kept>, Watch)>, ClusterError> {
+        let kept = tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            kept = self.cluster.0.connection.ensure() => kept?,
+        };
+        for remark in &kept.remarks {
+            warn!(remark, "about the cluster at NATS");
+        }
+        // A sink's place is taken before any event is published.
+        let sinks = self.cluster.0.configured.borrow().sinks();
+        for sink in sinks {
+            let start = self.cluster.start_of(&sink);
+            ensure_cursor(&kept, &sink, start, Duration::ZERO).await?;
+        }
+        self.say_what_is_configured(&kept).await?;
+        let watch = kept.leases.watch_with_history(">").await.map_err(|error| {
+            ClusterError::Unavailable(format!("the members cannot be heard of: {error}"))
+        })?;
+        let kept = Arc::new(kept);
+        self.cluster.0.kept.send_replace(Some(Arc::clone(&kept)));
+        Ok(Some((kept, watch)))
+    }
+
+    async fn say_what_is_configured(&self, kept: &Kept) -> Result<(), ClusterError> {
+        let key = format!("{CONFIGURED}{}", self.cluster.member());
+        let value = self.cluster.0.configured.borrow().to_json();
+        let put = kept.cursors.put(key, value.into()).await;
+        put.map(drop).map_err(|error| ClusterError::Unavailable(error.to_string()))
+    }
+
+    async fn keep(&mut self, kept: &Kept, mut watch: Watch, stop: &CancellationToken) -> End {
+        let cluster = self.cluster.clone();
+        let parts = Arc::clone(&self.parts);
+        let subject = gaps::subject(&cluster.settings().name, cluster.member());
+        let Ok(mut questions) = cluster.client().subscribe(subject).await else {
+            return End::Again("the other members' questions cannot be heard".into());
+        };
+        let time = cluster.settings().lease.0;
+        let pace = lease::renewal(time);
+        let mut table = parts.table.changes();
+        let mut all = parts.all.clone();
+        let mut configured = cluster.0.configured.subscribe();
+        configured.mark_unchanged();
+        let mut draining = cluster.draining();
+        let mut gone = cluster.0.gone.subscribe();
+        gone.mark_unchanged();
+        let mut say_at = Instant::now();
+        let mut look_at = Some(Instant::now());
+        let mut failures = 0_u32;
+        let began = Moment::now();
+        loop {
+            let silent = cluster.0.view.borrow().own_seen().map(|time| time.min(began.elapsed()));
+            if silent.is_some_and(|silent| silent > time * 2) && failures == 0 {
+                // What we say arrives, and we do not hear it.
+                return End::Again("nothing is heard of the members any more".into());
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    self.forget_us(kept).await;
+                    return End::Stopped;
+                }
+                () = sleep_until(say_at) => {
+                    if self.say(kept).await {
+                        failures = 0;
+                        say_at = Instant::now() + pace;
+                        look_at.get_or_insert_with(Instant::now);
+                    } else {
+                        failures += 1;
+                        say_at = Instant::now() + RETRY.min(pace / 2);
+                        let why = "no NATS server answers: events wait in the local journal";
+                        self.cluster.0.trouble.send_replace(Some(why.into()));
+                        if failures.is_multiple_of(20) {
+                            return End::Again(why.into());
+                        }
+                    }
+                }
+                entry = watch.next() => match entry {
+                    Some(Ok(entry)) => {
+                        self.on_entry(&entry);
+                        look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+                    }
+                    Some(Err(error)) => return End::Again(format!("the members cannot be heard of: {error}")),
+                    None => return End::Again("the members cannot be heard of".into()),
+                },
+                Some(question) = questions.next() => gaps::answer(&cluster, question).await,
+                Ok(()) = table.changed() => {
+                    self.note_standing();
+                    look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+                }
+                Ok(()) = all.changed() => drop(look_at.get_or_insert_with(Instant::now)),
+                Ok(()) = configured.changed() => {
+                    self.on_configured(kept).await;
+                    say_at = Instant::now();
+                }
+                Ok(()) = draining.changed() => say_at = Instant::now(),
+                Ok(()) = gone.changed() => return End::Again("the log is not there".into()),
+                () = until(look_at), if look_at.is_some() => {
+                    look_at = None;
+                    if self.look(kept).await {
+                        say_at = Instant::now();
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is configured has changed: a new sink's place is taken, and the others are told.
+    async fn on_configured(&self, kept: &Kept) {
+        let sinks = self.cluster.0.configured.borrow().sinks();
+        for sink in sinks {
+            let start = self.cluster.start_of(&sink);
+            if let Err(error) = ensure_cursor(kept, &sink, start, Duration::ZERO).await {
+                warn!(%error, "a new sink's place in the log cannot be had now");
+            }
+        }
+        if let Err(error) = self.say_what_is_configured(kept).await {
+            warn!(%error, "the others cannot be told what is configured");
+        }
+    }
+
+    fn on_entry(&self, entry: &async_nats::jetstream::kv::Entry) {
+        let cluster = &self.cluster;
+        if entry.operation == Operation::Put {
+            let is_ours = entry.key.strip_prefix(MEMBER) == Some(cluster.member());
+            if is_ours && entry.delta == 0 {
+                cluster.0.connection.server_said(entry.created);
+            }
+            cluster.0.view.send_modify(|view| {
+                view.put(&entry.key, &entry.value, entry.revision, Moment::now());
+            });
+        } else {
+            cluster.0.view.send_modify(|view| view.removed(&entry.key));
+        }
+    }
+
+    /// Says that this member is there, and how it is; whether that worked.
+    async fn say(&mut self, kept: &Kept) -> bool {
+        let cluster = &self.cluster;
+        let draining = cluster.is_draining();
+        let set = View::set(&cluster.0.view.borrow().takers(draining));
+        let figures = &cluster.0.outbox;
+        let member = Member {
+            version: env!("CARGO_PKG_VERSION").into(),
+            run: cluster.run().into(),
+            started: if self.said.started == 0 { clock::now() } else { self.said.started },
+            clock: clock::now(),
+            draining,
+            set,
+            stands: self.stands(),
+            config: cluster.0.configured.borrow().digest(),
+            channels: lock(&cluster.0.holding).len(),
+            waiting: cluster.0.outbox.waiting.load(Ordering::Relaxed),
+            stored: figures.stored.load(Ordering::Relaxed),
+            duplicates: figures.duplicates.load(Ordering::Relaxed),
+            single: cluster.0.single.load(Ordering::Relaxed),
+        };
+        let value = Bytes::from(serde_json::to_vec(&member).unwrap_or_default());
+        let key = format!("{MEMBER}{}", cluster.member());
+        // Nobody stops because of this: it may take longer than a renewal.
+        let patience = cluster.settings().lease.0 / 2;
+        let put = timeout(patience, kept.leases.put(key, value)).await;
+        if matches!(put, Ok(Ok(_))) {
+            self.said = member;
+            cluster.0.trouble.send_replace(None);
+            return true;
+        }
+        false
+    }
+
+    async fn forget_us(&self, kept: &Kept) {
+        let key = format!("{MEMBER}{}", self.cluster.member());
+        let patience = lease::patience(self.cluster.settings().lease.0);
+        // Where it does not work, the server forgets it by itself.
+        drop(timeout(patience, kept.leases.delete(key)).await);
+    }
+
+    /// Decides anew; whether there is something to say at once.
+    async fn look(&mut self, kept: &Kept) -> bool {
+        self.cluster.0.view.send_if_modified(|view| {
+            view.tidy_up();
+            false
+        });
+        if !self.cluster.0.view.borrow().is_known() || self.began.elapsed() < SETTLE {
+            return false;
+        }
+        self.assign();
+        self.compare(kept).await;
+        self.look_at_copies();
+        if self.cluster.is_draining() {
+            self.look_at_draining();
+        }
+        let cluster = &self.cluster;
+        let set = View::set(&cluster.0.view.borrow().takers(cluster.is_draining()));
+        let stands = self.stands();
+        (set, stands, cluster.is_draining(), lock(&cluster.0.holding).len())
+            != (self.said.set, self.said.stands, self.said.draining, self.said.channels)
+    }
+
+    /// Takes up the channels that are ours now, and gives up those that are not.
+    fn assign(&mut self) {
+        let cluster = self.cluster.clone();
+        let targets = self.parts.all.borrow().clone();
+        let draining = cluster.is_draining();
+        let view = cluster.0.view.borrow().clone();
+        let takers = view.takers(draining);
+        let copies = cluster.copies();
+        let ours = holding::assigned(cluster.member(), targets.channels.keys(), &takers, copies);
+        let set = View::set(&takers);
+        // Nobody is left who could take over what a member that leaves has.
+        let released = !takers.is_empty() && view.others_stand(set) && (draining || self.stands());
+        let fresh: Vec<Arc<str>> = {
+            let mut holding = lock(&cluster.0.holding);
+            let fresh = ours.iter().filter(|channel| !holding.has(channel)).cloned().collect();
+            holding.forget(|channel| targets.channels.contains_key(channel));
+            // Who leaves keeps what it has to the end.
+            holding.assign(&ours, released && !draining);
+            fresh
+        };
+        if let Some(away) = self.parts.away.filter(|_| !self.assigned) {
+            // Whether others held the channels meanwhile is asked before it is reported.
+            for subscription in &targets.subscriptions {
+                if fresh.contains(&subscription.channel) {
+                    self.parts.table.was_away(subscription, away);
+                }
+            }
+        }
+        self.report_orphans(&fresh, &targets, &view, &takers);
+        self.before = takers.iter().map(|name| (*name).to_owned()).collect();
+        self.assigned = true;
+        let held = {
+            let holding = lock(&cluster.0.holding);
+            let subscriptions = targets.subscriptions.iter();
+            let held = subscriptions.filter(|one| holding.has(&one.channel)).cloned();
+            let elsewhere = targets.channels.keys().filter(|channel| !holding.has(channel));
+            Targets {
+                subscriptions: held.collect(),
+                channels: targets.channels.clone(),
+                refreshed: targets.refreshed,
+                elsewhere: elsewhere.cloned().collect(),
+            }
+        };
+        self.parts.held.send_if_modified(|known| {
+            let is_same = known.subscriptions == held.subscriptions
+                && known.channels == held.channels
+                && known.elsewhere == held.elsewhere
+                && known.refreshed == held.refreshed;
+            if !is_same {
+                info!(
+                    channels = lock(&cluster.0.holding).len(), of = held.channels.len(),
+                    members = ?takers, "the channels of this member have changed"
+                );
+                *known = held;
+            }
+            !is_same
+        });
+    }
+
+    /// Channels whose holders are all dead had none since the last of them was heard of. The first of the new
+    /// holders reports that.
+    fn report_orphans(
+        &self,
+        fresh: &[Arc<str>],
+        targets: &Targets,
+        view: &View,
+        takers: &BTreeSet<&str>,
+    ) {
+        if !self.assigned {
+            return;
+        }
+        let alive: BTreeSet<&str> = view.alive().map(|(name, _)| name).collect();
+        let copies = self.cluster.copies();
+        let mut orphans: BTreeMap<&Arc<str>, Moment> = BTreeMap::new();
+        for channel in fresh {
+            let first = assignment::holders(channel, takers.iter().copied(), 1);
+            let before = self.before.iter().map(String::as_str);
+            let holders = assignment::holders(channel, before, copies);
+            if first.first() != Some(&self.cluster.member())
+                || holders.iter().any(|holder| alive.contains(holder))
+            {
+                continue;
+            }
+            let heard = holders.iter().filter_map(|holder| view.heard(holder));
+            if let Some(at) = heard.min_by_key(|at| at.elapsed()) {
+                orphans.insert(channel, at);
+            }
+        }
+        for subscription in &targets.subscriptions {
+            if let Some(at) = orphans.get(&subscription.channel) {
+                self.parts.table.had_no_holder(
+                    subscription,
+                    *at,
+                    "no member of the cluster held it",
+                );
+            }
+        }
+    }
+
+    /// Notes which channels stand, and since when.
+    fn note_standing(&self) {
+        let mut now: HashMap<Arc<str>, Option<u64>> = HashMap::new();
+        self.parts.table.read(|state| {
+            for (subscription, row) in &state.subscriptions {
+                let confirmed = match row.state {
+                    SubscriptionState::Confirmed(_) => row.confirmed_at,
+                    _ => None,
+                };
+                let sum = now.entry(Arc::clone(&subscription.channel)).or_insert(Some(0));
+                *sum = sum.zip(confirmed).map(|(sum, at)| sum.wrapping_add(at));
+            }
+        });
+        let mut standing = lock(&self.cluster.0.standing);
+        standing.retain(|channel, _| now.get(channel).is_some_and(Option::is_some));
+        for (channel, confirmed) in now {
+            let Some(confirmed) = confirmed else { continue };
+            let entry = standing.entry(channel).or_insert_with(|| (Moment::now(), confirmed));
+            // Confirmed once more: there was a break.
+            if entry.1 != confirmed {
+                *entry = (Moment::now(), confirmed);
+            }
+        }
+    }
+
+    /// Whether all that this member has to hold is answered for, one way or the other.
+    fn stands(&self) -> bool {
+        if !self.assigned {
+            return false;
+        }
+        let wanted = self.parts.held.borrow().subscriptions.len();
+        self.parts.table.read(|state| {
+            state.subscriptions.len() == wanted
+                && state
+                    .subscriptions
+                    .values()
+                    .all(|row| row.state.is_answered() || row.slot == Slot::LeftOut)
+        })
+    }
+
+    /// What one member has found out of copies holds for all.
+    fn look_at_copies(&self) {
+        if self.cluster.0.view.borrow().alive().any(|(_, member)| member.single) {
+            self.cluster.hold_once();
+        }
+    }
+
+    /// Whether the others have taken over what was ours.
+    fn look_at_draining(&self) {
+        let cluster = &self.cluster;
+        let view = cluster.0.view.borrow();
+        let set = View::set(&view.takers(true));
+        let said = self.said.draining;
+        let sinks = lock(&cluster.0.leases).values().any(|lease| lease.term().is_some());
+        if said && !sinks && view.others_stand(set) {
+            cluster.0.drained.send_replace(true);
+        }
+    }
+
+    /// Compares what others are configured with, where their digest is another.
+    async fn compare(&mut self, kept: &Kept) {
+        let cluster = self.cluster.clone();
+        let own = cluster.0.configured.borrow().clone();
+        let others: Vec<(String, u64)> = {
+            let view = cluster.0.view.borrow();
+            let others = view.alive().filter(|(name, _)| *name != cluster.member());
+            others.map(|(name, member)| (name.to_owned(), member.config)).collect()
+        };
+        lock(&cluster.0.differences).retain(|name, _| {
+            others.iter().any(|(other, digest)| other == name && *digest != own.digest())
+        });
+        for (name, digest) in others {
+            if digest == own.digest() {
+                self.compared.remove(&name);
+                continue;
+            }
+            if self.compared.get(&name) == Some(&(digest ^ own.digest())) {
+                continue;
+            }
+            let Ok(Some(value)) = kept.cursors.get(format!("{CONFIGURED}{name}")).await else {
+                continue;
+            };
+            let differences = own.differences(&value);
+            if differences.is_empty() {
+                continue;
+            }
+            let list = differences.join(", ");
+            error!(member = name, differences = list, "a member has another configuration");
+            lock(&cluster.0.differences).insert(name.clone(), differences);
+            self.compared.insert(name, digest ^ own.digest());
+        }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    if let Some(at) = at {
+        sleep_until(at).await;
+    }
+}

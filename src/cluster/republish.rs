@@ -1,0 +1,74 @@
+//! Puts events of a journal into the log again, after a disaster of all servers.
+//!
+//! The log removes those that it has had within its duplicate window; the others come to the sinks once
+//! more.
+
+use std::{path::Path, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{
+    connection::{ClusterError, Connection, member_name},
+    message,
+};
+use crate::{base::clock::UnixMillis, config, journal::store::Store};
+
+/// How long a server may take to be reached.
+const REACH: Duration = Duration::from_secs(10);
+
+/// Events read at once, and their bytes.
+const BATCH: usize = 512;
+const BATCH_BYTES: usize = 1024 * 1024;
+
+/// What became of the events.
+#[derive(Debug, Default)]
+pub(crate) struct Republished {
+    pub(crate) published: u64,
+    pub(crate) duplicates: u64,
+}
+
+/// Publishes the events that the journal in `dir` holds since `from`, in order.
+pub(crate) async fn republish(
+    settings: &config::Cluster,
+    dir: &Path,
+    from: UnixMillis,
+) -> Result<Republished, ClusterError> {
+    let member = member_name(settings);
+    let connection = Connection::begin(settings, &format!("republish {member}")).await?;
+    let mut reached = connection.reached.clone();
+    if timeout(REACH, reached.wait_for(|reached| *reached)).await.is_err() {
+        return Err(ClusterError::Unavailable("no NATS server can be reached".into()));
+    }
+    connection.ensure().await?;
+    let unreadable = |error: &dyn std::fmt::Display| {
+        ClusterError::Unusable(format!("the journal cannot be read: {error}"))
+    };
+    let store = Store::open_reader(dir).map_err(|error| unreadable(&error))?;
+    let first = store.first_since(from).map_err(|error| unreadable(&error))?;
+    let mut done = Republished::default();
+    let Some(mut after) = first.map(|first| first.saturating_sub(1)) else { return Ok(done) };
+    loop {
+        let read = store.read(after, BATCH, BATCH_BYTES).map_err(|error| unreadable(&error))?;
+        let Some(through) = read.through else { return Ok(done) };
+        for record in &read.records {
+            let headers = message::headers(record, &member);
+            let subject = message::subject(&settings.name, &record.event);
+            let published = async {
+                let message = record.event.message.clone();
+                connection.context.publish_with_headers(subject, headers, message).await?.await
+            };
+            let ack = published.await.map_err(|error| {
+                ClusterError::Unavailable(format!(
+                    "after {} events the log takes no more: {error}",
+                    done.published + done.duplicates
+                ))
+            })?;
+            if ack.duplicate {
+                done.duplicates += 1;
+            } else {
+                done.published += 1;
+            }
+        }
+        after = through;
+    }
+}

@@ -1,0 +1,189 @@
+//! The state of channels, shared: the first holder of a channel writes it to a bucket, and every member has
+//! in its own store what the others hold. So whoever drives a sink publishes the state of all channels.
+//!
+//! What a member holds itself it knows best: there nothing is taken from the bucket. A channel that it loses
+//! keeps what was known of it, and is brought up to date by its holder. What the relay says of itself stays
+//! here: the member that drives a sink speaks there for all.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_nats::jetstream::kv::{Operation, Watch};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use futures_util::StreamExt;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{Cluster, connection::Kept};
+use crate::{
+    base::{json::Json, supervisor::Factory},
+    channel::store::{StateKey, StateStore},
+};
+
+/// What changes within this time is written together.
+const PACE: Duration = Duration::from_millis(100);
+
+/// How long to wait before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Values that are on their way to the bucket at once.
+const AT_ONCE: usize = 32;
+
+pub(crate) fn factory(cluster: &Cluster, store: &Arc<StateStore>) -> Factory {
+    let (cluster, store) = (cluster.clone(), Arc::clone(store));
+    Box::new(move |stop| {
+        let shared = Shared {
+            cluster: cluster.clone(),
+            store: Arc::clone(&store),
+            kept: BTreeMap::new(),
+            ours: BTreeSet::new(),
+        };
+        Ok(Box::pin(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = shared.run(&stop) => {}
+            }
+        }))
+    })
+}
+
+struct Shared {
+    cluster: Cluster,
+    store: Arc<StateStore>,
+    /// What the bucket has.
+    kept: BTreeMap<StateKey, Json>,
+    /// What was in our store of the channels that we write.
+    ours: BTreeSet<StateKey>,
+}
+
+/// The name of a value in the bucket.
+fn name_of(key: &StateKey) -> String {
+    URL_SAFE_NO_PAD.encode(key.text())
+}
+
+fn key_of(name: &str) -> Option<StateKey> {
+    let text = String::from_utf8(URL_SAFE_NO_PAD.decode(name).ok()?).ok()?;
+    StateKey::from_text(&text)
+}
+
+impl Shared {
+    async fn run(mut self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            let kept = self.cluster.kept().await;
+            self.kept.clear();
+            match kept.state.watch_with_history(">").await {
+                Ok(watch) => self.keep(&kept, watch).await,
+                Err(error) => debug!(%error, "the state of the others cannot be had now"),
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Reads and writes until that fails.
+    async fn keep(&mut self, kept: &Kept, mut watch: Watch) {
+        let mut changes = self.store.changes();
+        let mut views = self.cluster.views();
+        // What the bucket has is read before anything is written.
+        let mut write_at = Some(Instant::now() + RETRY);
+        loop {
+            tokio::select! {
+                entry = watch.next() => match entry {
+                    Some(Ok(entry)) => self.take(&entry.key, (entry.operation == Operation::Put).then_some(&entry.value)),
+                    _ => return,
+                },
+                Ok(()) = changes.changed() => {
+                    write_at.get_or_insert_with(|| Instant::now() + PACE);
+                }
+                Ok(()) = views.changed() => {
+                    write_at.get_or_insert_with(|| Instant::now() + RETRY);
+                }
+                () = async { if let Some(at) = write_at { sleep_until(at).await } }, if write_at.is_some() => {
+                    write_at = None;
+                    if !self.write(kept).await {
+                        write_at = Some(Instant::now() + RETRY);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The bucket has another value.
+    fn take(&mut self, name: &str, value: Option<&bytes::Bytes>) {
+        let Some(key) = key_of(name) else { return };
+        let value =
+            value.and_then(|value| std::str::from_utf8(value).ok()).and_then(Json::from_text);
+        match &value {
+            Some(value) => drop(self.kept.insert(key.clone(), value.clone())),
+            None => drop(self.kept.remove(&key)),
+        }
+        if self.cluster.is_configured(&key.channel) && !self.cluster.holds(&key.channel) {
+            self.store.insert([(key, value)]);
+        }
+    }
+
+    /// Writes what is ours to write and not there; whether all of it is there now.
+    async fn write(&mut self, kept: &Kept) -> bool {
+        let cluster = self.cluster.clone();
+        // What is configured no more is nobody's.
+        self.store.remove(|key| !key.channel.is_empty() && !cluster.is_configured(&key.channel));
+        let writes = |channel: &str| {
+            !channel.is_empty() && cluster.holds(channel) && cluster.is_first_holder(channel)
+        };
+        let mut channels: BTreeMap<Arc<str>, bool> = BTreeMap::new();
+        let now: BTreeMap<StateKey, Json> = self.store.snapshot(|entries, _| {
+            let ours = entries.iter().filter(|(key, _)| {
+                *channels.entry(Arc::clone(&key.channel)).or_insert_with(|| writes(&key.channel))
+            });
+            ours.map(|(key, entry)| (key.clone(), entry.value.clone())).collect()
+        });
+        let gone = self.ours.iter().filter(|key| !now.contains_key(key) && writes(&key.channel));
+        let gone = gone.filter(|key| self.kept.contains_key(key)).map(|key| (key.clone(), None));
+        let fresh = now.iter().filter(|(key, value)| self.kept.get(key) != Some(value));
+        let changes: Vec<(StateKey, Option<Json>)> =
+            gone.chain(fresh.map(|(key, value)| (key.clone(), Some(value.clone())))).collect();
+        self.ours = now.into_keys().collect();
+        let writes = changes.into_iter().map(|(key, value)| async move {
+            let name = name_of(&key);
+            let done = match &value {
+                Some(value) => kept.state.put(name, value.text().to_owned().into()).await.is_ok(),
+                None => kept.state.delete(name).await.is_ok(),
+            };
+            done.then_some((key, value))
+        });
+        let outcomes: Vec<_> =
+            futures_util::stream::iter(writes).buffer_unordered(AT_ONCE).collect().await;
+        let all = outcomes.iter().all(Option::is_some);
+        for (key, value) in outcomes.into_iter().flatten() {
+            match value {
+                Some(value) => drop(self.kept.insert(key, value)),
+                None => drop(self.kept.remove(&key)),
+            }
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::store::Section;
+
+    #[test]
+    fn any_name_can_stand_in_the_bucket() {
+        for name in ["", "tip-latest", "a/b", "c d.e*>", "ü"] {
+            let key =
+                StateKey { channel: "main".into(), section: Section::Counters, name: name.into() };
+            let word = name_of(&key);
+            assert!(
+                word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b)),
+                "{word}"
+            );
+            assert_eq!(key_of(&word), Some(key));
+        }
+        assert_eq!(key_of("%"), None);
+    }
+}

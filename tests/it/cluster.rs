@@ -1,0 +1,6 @@
+//! Several relays as one, on three real nats-servers: what may die, be cut off and be upgraded, and what
+//! arrives all the same.
+
+mod bench;
+mod faults;
+mod setup;

@@ -1,0 +1,313 @@
+//! Three relays on three nats-servers, a simulated Astro before them and destinations of four kinds behind
+//! them; and what of the load arrived.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use astro_sim::{Load, Options, Sim};
+use serde_json::Value;
+
+use crate::support::{
+    carry::{first_arrivals, number},
+    daemon::Relay,
+    journal::say,
+    mosquitto::{self, Mosquitto},
+    nats_cluster::NatsCluster,
+    nats_server::NatsServer,
+    receiver::Receiver,
+    redis_server::{Durability, RedisServer},
+    wait::until,
+};
+
+pub const TOPIC: &str = "channel.activities";
+
+/// The window of each sink: what one kill may repeat.
+pub const WINDOW: usize = 64;
+
+/// The lease of the members.
+pub const LEASE: Duration = Duration::from_secs(4);
+
+/// How long anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_mins(1);
+
+pub const SINKS: [&str; 4] = ["mqtt", "nats", "redis", "webhook"];
+
+pub fn room(channel: usize) -> String {
+    format!("5b2e2007760aeb77{channel:08}")
+}
+
+/// What stands in the configuration of every member.
+#[derive(Clone)]
+pub struct Shape {
+    pub channels: usize,
+    pub members: usize,
+    /// More keys of `[cluster]`.
+    pub cluster: String,
+    /// More of the configuration.
+    pub more: String,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { channels: 6, members: 3, cluster: String::new(), more: String::new() }
+    }
+}
+
+pub struct Bench {
+    pub sim: Sim,
+    pub brokers: NatsCluster,
+    pub mqtt: Mosquitto,
+    pub listener: mosquitto::Listener,
+    pub nats: NatsServer,
+    pub redis: RedisServer,
+    pub receiver: Receiver,
+    pub relays: Vec<Relay>,
+    pub shape: Shape,
+}
+
+impl Bench {
+    pub async fn start(shape: Shape) -> Self {
+        Self::with(shape, Options::default()).await
+    }
+
+    pub async fn with(shape: Shape, options: Options) -> Self {
+        let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+        let (brokers, mqtt, nats, redis) = tokio::join!(
+            NatsCluster::start(),
+            Mosquitto::start(mosquitto::Options::default()),
+            NatsServer::start(""),
+            RedisServer::start(Durability::Memory),
+        );
+        let listener = mosquitto::Listener::start(mqtt.port, "astro/#").await;
+        nats.streams().await;
+        let mut bench = Self {
+            sim,
+            brokers,
+            mqtt,
+            listener,
+            nats,
+            redis,
+            receiver: Receiver::start(),
+            relays: Vec::new(),
+            shape,
+        };
+        for number in 0..bench.shape.members {
+            let relay = bench.member(number, "");
+            bench.relays.push(relay);
+        }
+        bench
+    }
+
+    /// A member; `more` is configuration of its own.
+    pub fn member(&self, number: usize, more: &str) -> Relay {
+        let Shape { channels, cluster, more: shared, .. } = &self.shape;
+        let common = format!(
+            "window = {WINDOW}\npayload = \"data\"\nbackoff_max = \"300ms\"\ntimeout = \"5s\""
+        );
+        let channels: Vec<String> = (0..*channels)
+            .map(|n| {
+                let room = room(n);
+                format!(
+                    "[channels.c{n}]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\n\
+                     topics = [{TOPIC:?}]\n"
+                )
+            })
+            .collect();
+        let channels = channels.concat();
+        let (mqtt, nats, redis, hook) =
+            (self.mqtt.url(), self.nats.url(), self.redis.url(), self.receiver.url());
+        let sinks = format!(
+            "[sinks.mqtt]\ntype = \"mqtt\"\nurl = {mqtt:?}\n{common}\n\
+             [sinks.nats]\ntype = \"nats\"\nurl = {nats:?}\njetstream = true\ncreate_stream = true\n{common}\n\
+             [sinks.redis]\ntype = \"redis\"\nurl = {redis:?}\nmode = \"stream\"\nmax_len = 0\n{common}\n\
+             [sinks.webhook]\ntype = \"webhook\"\nurl = {hook:?}\nallow_addresses = [\"127.0.0.1\"]\n{common}\n",
+        );
+        let (url, api, brokers) = (self.sim.url(), self.sim.api_url(), self.brokers.url());
+        Relay::written(|port, journal| {
+            format!(
+                "[astro]\nurl = {url:?}\napi_url = {api:?}\nbackoff_max = \"300ms\"\n{channels}\
+                 [cluster]\nurl = {brokers:?}\nmember = \"relay-{number}\"\nlease = \"{}s\"\n{cluster}\n\
+                 [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nlevel = \"info\"\nformat = \"text\"\n\
+                 [journal]\ndir = {journal:?}\nmin_free = \"0B\"\n{sinks}{shared}{more}\n",
+                LEASE.as_secs(),
+            )
+        })
+    }
+
+    /// Starts all members, and waits until all of them stand.
+    pub async fn run(&mut self) {
+        self.relays.iter_mut().for_each(Relay::start);
+        self.stands().await;
+    }
+
+    /// The cluster as a member shows it.
+    pub async fn shown(&self, relay: &Relay) -> Option<Value> {
+        let answer = relay.get("/status").await?;
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        let status: Value = serde_json::from_str(body).ok()?;
+        status.pointer("/pages/cluster").cloned()
+    }
+
+    /// Waits until the members that run see one another, have all that they are to hold, and drive each sink.
+    pub async fn stands(&self) {
+        let running: Vec<_> = self.relays.iter().filter(|relay| relay.pid().is_some()).collect();
+        let standing = until("all members stand", PATIENCE * 2, async || {
+            let mut sets = BTreeSet::new();
+            let mut held = 0;
+            for relay in &running {
+                let shown = self.shown(relay).await?;
+                let members = shown["members"].as_object()?;
+                let own = &shown["members"][shown["member"].as_str()?];
+                sets.insert(own["set"].as_u64()?);
+                held += own["channels"].as_u64()?;
+                let all = members.len() == running.len()
+                    && members.values().all(|member| member["stands"] == true);
+                let driven =
+                    shown["sinks"].as_object()?.values().all(|sink| sink["driver"].is_string());
+                if !all || !driven {
+                    return None;
+                }
+            }
+            let copies = self.shape.channels * 2.min(running.len());
+            (sets.len() == 1 && held == copies as u64).then_some(())
+        });
+        if tokio::time::timeout(PATIENCE, standing).await.is_err() {
+            let mut shown = Vec::new();
+            for relay in &running {
+                shown.push(self.shown(relay).await);
+            }
+            panic!("the members do not all stand: {shown:#?}\n{}", self.logs());
+        }
+    }
+
+    /// The member that drives a sink.
+    pub async fn driver(&self, sink: &str) -> usize {
+        until("a member drives the sink", PATIENCE, async || {
+            for relay in self.relays.iter().filter(|relay| relay.pid().is_some()) {
+                let Some(shown) = self.shown(relay).await else { continue };
+                let driver = shown["sinks"][sink]["driver"].as_str();
+                if let Some(number) = driver.and_then(|name| name.strip_prefix("relay-")) {
+                    return number.parse().ok();
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    pub fn load(&self, first: u64, messages: u64, rate: u64) -> Load {
+        Load {
+            messages,
+            first,
+            rate: Some(rate),
+            topic: TOPIC.into(),
+            rooms: (0..self.shape.channels).map(room).collect(),
+            ..Load::default()
+        }
+    }
+
+    async fn in_redis(&self) -> Vec<u64> {
+        type Entry = (String, Vec<(String, Vec<u8>)>);
+        let mut connection = self.redis.connection().await;
+        let entries: Vec<Entry> = redis::cmd("XRANGE")
+            .arg(&["astro:events", "-", "+"])
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        let fields = entries.into_iter().flat_map(|(_, fields)| fields);
+        fields.filter_map(|(_, value)| number(&value)).collect()
+    }
+
+    /// What has arrived at each destination.
+    pub async fn arrived(&self) -> Vec<(&'static str, Vec<u64>)> {
+        vec![
+            ("mqtt", self.listener.numbers()),
+            ("nats", self.nats.stored_after("ASTRO", 0).await),
+            ("redis", self.in_redis().await),
+            ("webhook", self.receiver.accepted()),
+        ]
+    }
+
+    /// Waits until each of `expected` has arrived everywhere, and counts what came twice and out of order.
+    pub async fn all_arrive(
+        &self,
+        expected: std::ops::Range<u64>,
+    ) -> HashMap<&'static str, Counted> {
+        let mut missing = HashMap::new();
+        let end = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let arrived = self.arrived().await;
+            let counted: HashMap<_, _> = arrived
+                .iter()
+                .map(|(name, numbers)| {
+                    (*name, Counted::of(numbers, expected.clone(), self.shape.channels))
+                })
+                .collect();
+            if counted.values().all(|counted| counted.lost == 0) {
+                for name in SINKS {
+                    say(&format!("{name}: {:?}", counted[name]));
+                }
+                return counted;
+            }
+            for (name, counted) in counted {
+                missing.insert(name, counted);
+            }
+            assert!(
+                tokio::time::Instant::now() < end,
+                "not everything arrived: {missing:?}\n{}",
+                self.logs()
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    pub fn logs(&self) -> String {
+        let logs = self.relays.iter().enumerate();
+        let logs = logs.map(|(number, relay)| format!("---- relay-{number}\n{}", relay.log()));
+        logs.collect::<Vec<_>>().concat()
+    }
+
+    /// The gaps that were reported to a sink: the subjects in the stream that end so.
+    pub async fn gaps(&self) -> usize {
+        let streams = self.brokers.works().await;
+        let mut log = streams.get_stream("astro_log").await.unwrap();
+        let last = log.info().await.unwrap().state.clone();
+        let mut found = 0;
+        for seq in last.first_sequence..=last.last_sequence {
+            let Ok(message) = log.get_raw_message(seq).await else { continue };
+            let topic = message.headers.get("Astro-Topic").map(ToString::to_string);
+            found += usize::from(topic.as_deref() == Some("relay.gap"));
+        }
+        found
+    }
+}
+
+/// What became of the load at one destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counted {
+    pub lost: usize,
+    pub twice: usize,
+    /// Events that came behind a later one of their channel.
+    pub reordered: usize,
+}
+
+impl Counted {
+    fn of(arrived: &[u64], expected: std::ops::Range<u64>, channels: usize) -> Self {
+        let first = first_arrivals(arrived);
+        let there: BTreeSet<u64> = first.iter().copied().collect();
+        let mut newest: HashMap<u64, u64> = HashMap::new();
+        let mut reordered = 0;
+        for n in &first {
+            let newest = newest.entry(n % channels as u64).or_default();
+            reordered += usize::from(n < newest);
+            *newest = (*newest).max(*n);
+        }
+        Self {
+            lost: expected.filter(|n| !there.contains(n)).count(),
+            twice: arrived.len() - first.len(),
+            reordered,
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! How a cluster is set up, and what is said where that is wrong.
+
+use std::time::Duration;
+
+use astro_sim::{Load, Options, Sim};
+use async_nats::{ConnectOptions, jetstream};
+use tokio::process::Command;
+
+use super::bench::{PATIENCE, TOPIC, room};
+use crate::support::{
+    clock::Clock,
+    daemon::{PROGRAM, Relay},
+    nats_server::NatsServer,
+    process::{Server, free_port},
+    receiver::Receiver,
+    wait::until,
+};
+
+/// A simulated Astro, one server of NATS, and a destination.
+struct Small {
+    sim: Sim,
+    receiver: Receiver,
+}
+
+impl Small {
+    async fn start() -> Self {
+        let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+        Self { sim, receiver: Receiver::start() }
+    }
+
+    /// A member; `cluster` are keys of its section, `more` the rest of its configuration.
+    fn member(&self, cluster: &str, more: &str) -> Relay {
+        let (url, api, hook) = (self.sim.url(), self.sim.api_url(), self.receiver.url());
+        let room = room(0);
+        Relay::written(|port, journal| {
+            format!(
+                "[astro]\nurl = {url:?}\napi_url = {api:?}\n\
+                 [channels.main]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\ntopics = [{TOPIC:?}]\n\
+                 [cluster]\nreplicas = 1\nlease = \"2s\"\n{cluster}\n\
+                 [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nformat = \"text\"\n\
+                 [journal]\ndir = {journal:?}\nmin_free = \"0B\"\n\
+                 [sinks.hook]\ntype = \"webhook\"\nurl = {hook:?}\nallow_addresses = [\"127.0.0.1\"]\npayload = \"data\"\n{more}\n"
+            )
+        })
+    }
+
+    async fn load(&self, first: u64, messages: u64) {
+        let load = Load {
+            messages,
+            first,
+            rate: Some(100),
+            topic: TOPIC.into(),
+            rooms: vec![room(0)],
+            ..Load::default()
+        };
+        self.sim.load(&load).await;
+    }
+}
+
+/// Waits until a member says this of why it is not ready.
+async fn says(relay: &Relay, what: &str) {
+    let mut last = None;
+    let saying = until("the member says it", PATIENCE * 2, async || {
+        let answer = relay.get("/readyz").await?;
+        let found = answer.contains(what);
+        last = Some(answer);
+        found.then_some(())
+    });
+    assert!(
+        tokio::time::timeout(PATIENCE, saying).await.is_ok(),
+        "{what:?} is not said: {last:?}\n{}",
+        relay.log()
+    );
+}
+
+/// What `check --connect` prints of a member's configuration, and whether it is content.
+async fn checked(relay: &Relay) -> (String, bool) {
+    let output = Command::new(PROGRAM)
+        .args(["check", "--connect", "--config"])
+        .arg(relay.config())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(PATIENCE, output).await.expect("it ends").unwrap();
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    (text, output.status.success())
+}
+
+/// The rights that are shipped are all that two members need: with them, events are delivered once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_permissions_are_enough() {
+    let snippet = include_str!("../../../deploy/cluster/nats-permissions.conf");
+    let server = NatsServer::start(snippet).await;
+    let small = Small::start().await;
+    let member = |number| {
+        let (url, user) = (server.url(), "user = \"relay\"\npassword = \"change-me\"");
+        small.member(&format!("url = {url:?}\nmember = \"relay-{number}\"\n{user}"), "")
+    };
+    let mut members = [member(1), member(2)];
+    members[0].start();
+    members[0].ready().await;
+    let (text, content) = checked(&members[1]).await;
+    assert!(
+        content && text.contains("cluster: ok") && text.contains("member relay-1 runs"),
+        "{text}"
+    );
+    members[1].start();
+    members[1].ready().await;
+    small.load(0, 100).await;
+    let mut all = Vec::new();
+    let arriving = until("the events arrive", PATIENCE * 2, async || {
+        all = small.receiver.accepted();
+        (all.len() >= 100).then_some(())
+    });
+    let arrived = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    assert!(arrived, "{all:?}\n{}\n{}", members[0].log(), members[1].log());
+    assert_eq!(all, (0..100).collect::<Vec<_>>());
+    for member in &mut members {
+        member.stop().await;
+        assert!(!member.log().contains("ermissions"), "{}", member.log());
+    }
+}
+
+/// What the servers lack is said, by `check --connect` and by the member.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_servers_lack_is_said() {
+    let small = Small::start().await;
+    let port = free_port();
+    let plain = Server::start("nats-server", vec!["-p".into(), port.to_string()], port).await;
+    let relay = small.member(&format!("url = \"nats://127.0.0.1:{port}\""), "");
+    let (text, content) = checked(&relay).await;
+    assert!(!content && text.contains("is JetStream enabled"), "{text}");
+    drop(plain);
+
+    let server = NatsServer::start("").await;
+    let streams = server.streams().await;
+    let url = server.url();
+    let mut relay = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
+    let three =
+        std::fs::read_to_string(relay.config()).unwrap().replace("replicas = 1", "replicas = 3");
+    std::fs::write(relay.config(), three).unwrap();
+    relay.start();
+    says(&relay, "fewer servers with JetStream than cluster.replicas wants").await;
+    relay.stop().await;
+
+    let config = |subjects: &[&str]| jetstream::stream::Config {
+        name: "astro_log".into(),
+        subjects: subjects.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    };
+    streams.create_stream(config(&["other.>"])).await.unwrap();
+    let relay = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
+    let (text, content) = checked(&relay).await;
+    assert!(!content && text.contains("it is not this cluster's"), "{text}");
+    streams.delete_stream("astro_log").await.unwrap();
+    streams
+        .create_stream(jetstream::stream::Config { name: "ASTRO".into(), ..config(&["astro.>"]) })
+        .await
+        .unwrap();
+    let mut relay = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
+    relay.start();
+    says(&relay, "another stream takes its subjects").await;
+    relay.stop().await;
+}
+
+/// Members that do not agree say so, and deliver all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_differ_say_so() {
+    let server = NatsServer::start("").await;
+    server.client(ConnectOptions::new()).await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut first = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
+    first.start();
+    first.ready().await;
+
+    let more = "[channels.more]\ntoken = \"secret\"\ntoken_type = \"apikey\"\nroom = \"5b2e2007760aeb7700009999\"\ntopics = [\"channel.tips\"]";
+    let mut other = small.member(&format!("url = {url:?}\nmember = \"b\""), more);
+    let (text, content) = checked(&other).await;
+    assert!(!content && text.contains("channel more is missing there"), "{text}");
+    other.start();
+    says(&first, "member b has another configuration: channel more is missing here").await;
+    says(&other, "member a has another configuration: channel more is missing there").await;
+    other.stop().await;
+
+    let mut namesake = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
+    namesake.start();
+    says(&namesake, "another relay calls itself \"a\"").await;
+    says(&first, "another relay calls itself \"a\"").await;
+    namesake.stop().await;
+
+    let clock = Clock::new();
+    clock.step_back(Duration::from_hours(1));
+    let mut late = small.member(&format!("url = {url:?}\nmember = \"c\""), "");
+    late.start_in(&clock.env());
+    says(&late, "s behind that of the NATS servers").await;
+    small.load(0, 50).await;
+    // Whoever drives the sink: an hour's difference makes no event too old, and none is lost.
+    first.stop().await;
+    small.load(50, 50).await;
+    let mut all = Vec::new();
+    let arriving = until("the events arrive", PATIENCE * 2, async || {
+        all = small.receiver.accepted();
+        (all.len() >= 100).then_some(())
+    });
+    let arrived = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    assert!(arrived, "{all:?}\n{}\n{}", first.log(), late.log());
+    assert_eq!(all, (0..100).collect::<Vec<_>>());
+}
