@@ -71,10 +71,10 @@ const STEPS: &[Step] = &[
     Step { name: "duplicates", what: "whether it was there before", limit: 290, run: duplicates },
     Step { name: "append", what: "into the journal's memory, and out", limit: 1_460, run: append },
     Step { name: "write", what: "into the journal's file", limit: 2_490, run: write },
-    Step { name: "message", what: "rendered for NATS, as it came", limit: 17_800, run: message },
-    Step { name: "redacted", what: "personal fields taken out", limit: 26_800, run: redacted },
-    Step { name: "condition", what: "a condition over its data", limit: 41_000, run: condition },
-    Step { name: "template", what: "a template over its data", limit: 42_200, run: template },
+    Step { name: "message", what: "rendered for NATS, as it came", limit: 5_330, run: message },
+    Step { name: "redacted", what: "personal fields taken out", limit: 22_500, run: redacted },
+    Step { name: "condition", what: "a condition over its data", limit: 28_600, run: condition },
+    Step { name: "template", what: "a template over its data", limit: 29_800, run: template },
 ];
 
 fn main() -> anyhow::Result<ExitCode> {
