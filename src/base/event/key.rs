@@ -136,10 +136,12 @@ impl<'a> Found<'a> {
     /// `None`: the text is no JSON.
     fn in_text(text: &'a [u8]) -> Option<Self> {
         let mut found = Self { values: [const { Scalar::Nothing }; ALL], seen: 0 };
-        let mut reader = serde_json::Deserializer::from_slice(text);
-        let read = Look { found: &mut found, node: &DATA }.deserialize(&mut reader);
-        if read.and_then(|()| reader.end()).is_ok() {
-            return Some(found);
+        if let Ok(text) = std::str::from_utf8(text) {
+            let mut reader = serde_json::Deserializer::from_str(text);
+            let read = Look { found: &mut found, node: &DATA }.deserialize(&mut reader);
+            if read.and_then(|()| reader.end()).is_ok() {
+                return Some(found);
+            }
         }
         // What a strict reader does not take, or a member that is there twice.
         let mut found = Self { values: [const { Scalar::Nothing }; ALL], seen: 0 };
