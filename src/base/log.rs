@@ -118,6 +118,9 @@ pub fn install(level: &str, format: LogFormat) -> Result<(), LogError> {
     let layer = layer.with_filter(filter.and(filter_fn(may_be_logged)));
     // Only a second call in one process fails, and then the first one serves.
     if tracing_subscriber::registry().with(layer).try_init().is_ok() {
+        // What logs by the crate `log` is a library, and the gateway's writes several lines a frame: without
+        // this each of them would be looked at, which is a tenth of the processor time of an event.
+        log::set_max_level(log::LevelFilter::Info);
         queue::start(&queue, format);
         drop(INSTALLED.set(Installed { filter: handle, queue }));
         std::panic::set_hook(Box::new(log_panic));

@@ -20,7 +20,12 @@
 //! The digest is XXH3, whose values never change. It keeps apart messages that share an id, and an id
 //! is Astro's to give: nobody gains by making two of them meet.
 
-use serde_json::Value;
+use std::{borrow::Cow, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use xxhash_rust::xxh3::xxh3_64_with_seed as xxh3;
 
 use crate::base::json;
@@ -46,9 +51,9 @@ const LONGEST: usize = 64;
 /// The key of a message with these fields; empty: nothing tells a repeat of it.
 pub(crate) fn of(id: &str, ts: &str, topic: &str, room: &str, data: &[u8]) -> Box<str> {
     if let Some((_, word)) = TOPICS.iter().find(|(of, _)| *of == topic)
-        && let Some(Happened { id, state }) = happened(topic, room, data)
+        && let Some((id, state)) = happened(topic, room, data)
     {
-        return format!("{word}-{}-{state:016x}", plain(&id)).into();
+        return format!("{word}-{id}-{state:016x}").into();
     }
     let digest = data_digest(topic, room, data);
     match (id, ts) {
@@ -61,73 +66,281 @@ pub(crate) fn of(id: &str, ts: &str, topic: &str, room: &str, data: &[u8]) -> Bo
 /// The vendor's own id of what a message of this topic tells; `None`: it has none.
 pub(crate) fn own_id(topic: &str, data: &[u8]) -> Option<String> {
     TOPICS.iter().find(|(of, _)| *of == topic)?;
-    id_of(&json::value(data)?)
+    Found::in_text(data)?.id().map(Cow::into_owned)
 }
 
 fn data_digest(topic: &str, room: &str, data: &[u8]) -> u64 {
     [topic.as_bytes(), room.as_bytes(), data].into_iter().fold(0, |seed, part| xxh3(part, seed))
 }
 
-struct Happened {
-    id: String,
-    state: u64,
-}
-
-fn happened(topic: &str, room: &str, data: &[u8]) -> Option<Happened> {
-    let data = json::value(data)?;
-    let id = id_of(&data)?;
-    if data.get("isMock").is_some_and(is_true) {
+/// The vendor's id, and how it stands.
+fn happened(topic: &str, room: &str, data: &[u8]) -> Option<(Box<str>, u64)> {
+    let found = Found::in_text(data)?;
+    let id = found.id()?;
+    if matches!(found.get("isMock").text().as_deref(), Some("true" | "1")) {
         return None;
     }
-    let channel = data.get("channel").and_then(Value::as_str).unwrap_or(room);
+    let channel = match found.get("channel") {
+        Scalar::Text(channel) => channel,
+        _ => room,
+    };
     let mut state = [topic, channel].into_iter().fold(0, |seed, part| xxh3(part.as_bytes(), seed));
-    let mut note = |value: Option<&Value>, name: &str| {
-        if let Some(text) = value.and_then(scalar) {
+    for (name, value) in found.counting() {
+        if let Some(text) = value.text() {
             state = xxh3(text.as_bytes(), xxh3(name.as_bytes(), state));
         }
-    };
-    for name in STATE {
-        note(data.get(name), name);
     }
-    for about in ["/data", "/donation", "/donation/user"].map(|path| data.pointer(path)) {
-        for name in ABOUT {
-            note(about.and_then(|about| about.get(name)), name);
+    Some((plain(&id).into(), state))
+}
+
+/// Members that are looked for in an object, and objects in it.
+struct Node {
+    names: &'static [&'static str],
+    /// Where the values of the names lie in [`Found`].
+    at: usize,
+    inner: &'static [(&'static str, &'static Node)],
+}
+
+/// The members of `data`; behind [`OTHERS`] come those that count.
+const NAMES: [&str; 9] = [
+    "_id",
+    "activityId",
+    "isMock",
+    "channel", // OTHERS
+    STATE[0],
+    STATE[1],
+    STATE[2],
+    STATE[3],
+    STATE[4],
+];
+const OTHERS: usize = NAMES.len() - STATE.len();
+
+static DATA: Node =
+    Node { names: &NAMES, at: 0, inner: &[("data", &ACTIVITY), ("donation", &TIP)] };
+static ACTIVITY: Node = Node { names: &ABOUT, at: NAMES.len(), inner: &[] };
+static TIP: Node =
+    Node { names: &ABOUT, at: ACTIVITY.at + ABOUT.len(), inner: &[("user", &DONOR)] };
+static DONOR: Node = Node { names: &ABOUT, at: TIP.at + ABOUT.len(), inner: &[] };
+const ALL: usize = DONOR.at + ABOUT.len();
+
+/// What was found in the data of an activity or a tip, in the order in which it counts.
+///
+/// Each live message is looked through before anything else, so no tree is made of it.
+struct Found<'a> {
+    values: [Scalar<'a>; ALL],
+    /// A bit for each value and, above them, for each [`Node`] that was found.
+    seen: u64,
+}
+
+impl<'a> Found<'a> {
+    /// `None`: the text is no JSON.
+    fn in_text(text: &'a [u8]) -> Option<Self> {
+        let mut found = Self { values: [const { Scalar::Nothing }; ALL], seen: 0 };
+        if let Ok(text) = std::str::from_utf8(text) {
+            let mut reader = serde_json::Deserializer::from_str(text);
+            let read = Look { found: &mut found, node: &DATA }.deserialize(&mut reader);
+            if read.and_then(|()| reader.end()).is_ok() {
+                return Some(found);
+            }
+        }
+        // What a strict reader does not take, or a member that is there twice.
+        let mut found = Self { values: [const { Scalar::Nothing }; ALL], seen: 0 };
+        let value = json::value(text)?;
+        Look { found: &mut found, node: &DATA }.deserialize(value).ok()?;
+        Some(found)
+    }
+
+    fn get(&self, name: &str) -> &Scalar<'a> {
+        let at = NAMES.iter().position(|known| *known == name);
+        at.and_then(|at| self.values.get(at)).unwrap_or(&Scalar::Nothing)
+    }
+
+    fn id(&self) -> Option<Cow<'_, str>> {
+        self.get("_id").text().or_else(|| self.get("activityId").text())
+    }
+
+    /// What counts, each with its name.
+    fn counting(&self) -> impl Iterator<Item = (&'static str, &Scalar<'a>)> {
+        let about = std::iter::repeat_n(ABOUT, 3).flatten();
+        STATE.into_iter().chain(about).zip(self.values.iter().skip(OTHERS))
+    }
+
+    /// Notes that this was found; `false`: it was found before.
+    fn first(&mut self, bit: usize) -> bool {
+        let before = self.seen;
+        self.seen |= 1 << bit;
+        self.seen != before
+    }
+}
+
+/// A value that is not looked into.
+enum Scalar<'a> {
+    /// None, `null`, `false`, a list or an object.
+    Nothing,
+    True,
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Text(Cow<'a, str>),
+}
+
+impl Scalar<'_> {
+    /// A value as one text, whatever type it was sent as: `5`, `5.0` and `"5"` are the same, and so are no
+    /// value, `null`, `false` and an empty text.
+    fn text(&self) -> Option<Cow<'_, str>> {
+        Some(match self {
+            Self::Nothing => return None,
+            Self::True => "true".into(),
+            // Whole numbers keep all their digits.
+            Self::Unsigned(number) => number.to_string().into(),
+            Self::Signed(number) => number.to_string().into(),
+            Self::Float(number) => number.to_string().into(),
+            Self::Text(text) if text.is_empty() => return None,
+            Self::Text(text) => match text.parse::<f64>() {
+                Ok(float) if text.len() <= 15 && float.is_finite() => float.to_string().into(),
+                _ => (**text).into(),
+            },
+        })
+    }
+}
+
+/// Looks for the members of a node in an object; what is none has none.
+struct Look<'f, 'a> {
+    found: &'f mut Found<'a>,
+    node: &'static Node,
+}
+
+impl<'de> DeserializeSeed<'de> for Look<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Look<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Self { found, node } = self;
+        while let Some(Name(name)) = map.next_key()? {
+            let twice = || A::Error::custom("a member that is there twice");
+            if let Some(at) = node.names.iter().position(|known| *known == name) {
+                let at = node.at + at;
+                let value = map.next_value()?;
+                found.first(at).then_some(()).ok_or_else(twice)?;
+                if let Some(place) = found.values.get_mut(at) {
+                    *place = value;
+                }
+            } else if let Some((_, inner)) = node.inner.iter().find(|(known, _)| *known == name) {
+                // Each node has values, so their first place is a number of its own.
+                found.first(ALL + inner.at / ABOUT.len()).then_some(()).ok_or_else(twice)?;
+                map.next_value_seed(Look { found, node: inner })?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<(), A::Error> {
+        IgnoredAny.visit_seq(list).map(drop)
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// The name of a member, without a copy where it has no escapes.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Scalar::deserialize(deserializer)? {
+            Scalar::Text(name) => Ok(Self(name)),
+            _ => Ok(Self(Cow::Borrowed(""))),
         }
     }
-    Some(Happened { id, state })
 }
 
-fn id_of(data: &Value) -> Option<String> {
-    ["_id", "activityId"].iter().find_map(|name| data.get(name).and_then(scalar))
-}
+impl<'de> Deserialize<'de> for Scalar<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Scalar<'de>;
 
-fn is_true(value: &Value) -> bool {
-    scalar(value).is_some_and(|text| text == "true" || text == "1")
-}
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
 
-/// A value as one text, whatever type it was sent as: `5`, `5.0` and `"5"` are the same, and so are no
-/// value, `null`, `false` and an empty text.
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::Bool(true) => Some("true".to_owned()),
-        Value::Number(number) => Some(match number.as_f64() {
-            // Whole numbers keep all their digits.
-            Some(float) if number.is_f64() => float.to_string(),
-            _ => number.to_string(),
-        }),
-        Value::String(text) if text.is_empty() => None,
-        Value::String(text) => Some(match text.parse::<f64>() {
-            Ok(float) if text.len() <= 15 && float.is_finite() => float.to_string(),
-            _ => text.clone(),
-        }),
-        // Lists and objects are no state.
-        Value::Null | Value::Bool(false) | Value::Array(_) | Value::Object(_) => None,
+            fn visit_unit<E>(self) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Nothing)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Scalar<'de>, E> {
+                Ok(if value { Scalar::True } else { Scalar::Nothing })
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Unsigned(value))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Signed(value))
+            }
+
+            fn visit_f64<E>(self, value: f64) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Float(value))
+            }
+
+            fn visit_str<E>(self, value: &str) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Text(value.to_owned().into()))
+            }
+
+            fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Scalar<'de>, E> {
+                Ok(Scalar::Text(value.into()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Scalar<'de>, A::Error> {
+                IgnoredAny.visit_map(map).map(|_| Scalar::Nothing)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Scalar<'de>, A::Error> {
+                IgnoredAny.visit_seq(list).map(|_| Scalar::Nothing)
+            }
+        }
+        deserializer.deserialize_any(Any)
     }
 }
 
 /// An id as it may stand in a header, a property and a key: visible ASCII of a bounded length; anything
 /// else is its digest.
-fn plain(id: &str) -> std::borrow::Cow<'_, str> {
+fn plain(id: &str) -> Cow<'_, str> {
     if !id.is_empty() && id.len() <= LONGEST && id.bytes().all(|byte| byte.is_ascii_graphic()) {
         id.into()
     } else {
@@ -140,7 +353,7 @@ mod tests {
     use std::collections::{BTreeMap, HashSet};
 
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -238,6 +451,33 @@ mod tests {
                     "{key}"
                 );
             }
+        }
+    }
+
+    /// Of a member that is there twice the last counts, and what is of another shape than it should be has
+    /// nothing to tell.
+    #[test]
+    fn odd_shapes_have_a_key_too() {
+        let of = |data: &str| of("01J", "", "channel.activities", "r", data.as_bytes());
+        for (odd, plain) in [
+            (r#"{"_id":"b","_id":"a","data":{"username":"x"},"data":{}}"#, r#"{"_id":"a"}"#),
+            (r#"{"data":["u",5],"_id":"a"}"#, r#"{"_id":"a"}"#),
+            (r#"{"_id":"a","data":"u","donation":7,"type":[1,{"a":2}]}"#, r#"{"_id":"a"}"#),
+            (r#"{"_id":"a","status":{"a":1},"donation":{"user":null}}"#, r#"{"_id":"a"}"#),
+            (r#"{"_id":null,"activityId":"a","isMock":false}"#, r#"{"_id":"a"}"#),
+            (
+                r#"{"_id":"\u0061","\u0074ype":"t","approved":-5}"#,
+                r#"{"_id":"a","type":"t","approved":"-5.0"}"#,
+            ),
+            (r#"{"_id":"a","data":{"amount":1e3}}"#, r#"{"_id":"a","data":{"amount":"1000"}}"#),
+        ] {
+            assert_eq!(of(odd), of(plain), "{odd}");
+            assert!(of(odd).starts_with("activity-a-"), "{odd}");
+        }
+        let lone = of(r#"{"_id":"a","data":{"username":"\ud800"}}"#);
+        assert_eq!(lone, of("{\"_id\":\"a\",\"data\":{\"username\":\"\u{fffd}\"}}"));
+        for none in ["[]", r#"["a"]"#, "7", "null", "", r#"{"a":1}"#, r#"{"_id":"a""#] {
+            assert!(of(none).starts_with("01J-"), "{none}");
         }
     }
 

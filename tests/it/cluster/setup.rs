@@ -73,6 +73,14 @@ async fn says(relay: &Relay, what: &str) {
     );
 }
 
+/// What a command of the program prints.
+async fn program(args: &[&str]) -> String {
+    let output = Command::new(PROGRAM).args(args).kill_on_drop(true).output();
+    let output = tokio::time::timeout(PATIENCE, output).await.expect("it ends").unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// What `check --connect` prints of a member's configuration, and whether it is content.
 async fn checked(relay: &Relay) -> (String, bool) {
     let output = Command::new(PROGRAM)
@@ -118,10 +126,21 @@ async fn the_permissions_are_enough() {
     let arrived = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
     assert!(arrived, "{all:?}\n{}\n{}", members[0].log(), members[1].log());
     assert_eq!(all, (0..100).collect::<Vec<_>>());
+    let url = format!("http://127.0.0.1:{}", members[0].port());
+    let shown = program(&["cluster", "--channels", "--url", &url]).await;
+    for word in ["cluster astro as relay-1 sees it", "relay-2", "stands", "hook", "main"] {
+        assert!(shown.contains(word), "{word}: {shown}");
+    }
     for member in &mut members {
         member.stop().await;
         assert!(!member.log().contains("ermissions"), "{}", member.log());
     }
+    // What its journal has, the log knows already.
+    let config = members[0].config().display().to_string();
+    let from = "2020-01-01T00:00:00Z";
+    let again = program(&["cluster", "republish", "--config", &config, "--from", from]).await;
+    let known: u64 = again.split("; ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(known >= 100, "{again}");
 }
 
 /// What the servers lack is said, by `check --connect` and by the member.
