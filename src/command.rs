@@ -15,6 +15,7 @@ mod mqtt;
 mod nats;
 pub mod parse;
 mod queue;
+mod test_event;
 
 use self::queue::{PendingReply, Request};
 use bytes::Bytes;
@@ -28,6 +29,7 @@ pub use self::queue::{
 use crate::{
     base::{metrics, text},
     config::Action,
+    delivery::test_event::TestKind,
 };
 
 /// The kinds of sink whose destination can give commands.
@@ -66,6 +68,8 @@ pub enum Order {
     Reload,
     /// The relay fetches the session again.
     Refresh,
+    /// A test event goes through the sinks.
+    Test(TestKind),
 }
 
 impl Order {
@@ -76,6 +80,7 @@ impl Order {
             Self::Reset => Action::Reset,
             Self::Reload => Action::Reload,
             Self::Refresh => Action::Refresh,
+            Self::Test(_) => Action::Test,
         }
     }
 }

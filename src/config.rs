@@ -15,7 +15,7 @@ pub mod problem;
 pub mod secret;
 pub mod units;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -304,8 +304,11 @@ pub struct Http {
     pub insecure: bool,
     /// Host names under which it answers, beside addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
+    /// Addresses of reverse proxies that ask themselves who comes. Whatever they send counts as if it
+    /// showed the `admin_token`, under any host name: Home Assistant's Ingress is `172.30.32.2`.
+    pub trusted_proxies: Vec<String>,
     /// Commands that may be given here with the `admin_token`: true for all, false for none, or a list
-    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`, `relay/test`.
     pub commands: Commands,
 }
 
@@ -316,8 +319,17 @@ impl Default for Http {
             admin_token: None,
             insecure: false,
             allowed_hosts: Vec::new(),
+            trusted_proxies: Vec::new(),
             commands: Commands::default(),
         }
+    }
+}
+
+impl Http {
+    /// Whether an address is that of a trusted proxy.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        self.trusted_proxies.iter().any(|proxy| proxy.parse() == Ok(peer))
     }
 }
 

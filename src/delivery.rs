@@ -21,12 +21,14 @@ pub mod ha_event;
 pub mod health;
 mod outcome;
 mod reader;
+pub mod replay_preview;
 mod requests;
 pub mod route;
 pub mod source;
 pub mod status;
 mod suspicion;
 pub mod task;
+pub mod test_event;
 mod waiting;
 
 use std::{

@@ -1,13 +1,15 @@
 //! The local HTTP endpoint: probes, status, metrics, live events, dead letters, reload, and a page
 //! that shows them.
 //!
-//! It reads what the other parts report, and keeps nothing. It changes nothing itself: dead letters are
+//! It reads what the other parts report, and keeps nothing but the figures of the last day ([`history`]). It
+//! changes nothing itself: dead letters are
 //! requests in the journal's file, a reload and a command are requests to the tasks that execute them.
 //!
 //! [`guard`] stands before every route and decides by the request alone who may do what: on a new route,
 //! too, a change needs the token. Requests are served within the one task that the supervisor started: a
 //! panic in one ends that connection, not the task.
 
+mod actions;
 mod attempts;
 mod commands;
 mod connections;
@@ -15,10 +17,11 @@ mod dead_letters;
 mod events;
 mod guard;
 pub mod health;
+pub(crate) mod history;
 mod page;
 pub mod relay_status;
 mod reloads;
-mod sinks;
+mod sessions;
 mod status;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
@@ -39,12 +42,23 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{base::text, command::CommandQueue, config, journal::Journal};
+use crate::{
+    base::text,
+    channel::store::StateStore,
+    command::CommandQueue,
+    config::{self, Config},
+    journal::Journal,
+};
 
 pub use self::{
     attempts::Attempts,
     guard::ExposedWithoutToken,
+    history::History,
     reloads::{Reloads, Request},
+};
+pub(crate) use self::{
+    guard::constant_time_eq,
+    page::{BASE_SCRIPT, Document, STYLE},
 };
 
 /// The largest body: a list of some thousand dead letters' numbers.
@@ -66,6 +80,11 @@ pub struct State {
     pub metrics: Option<PrometheusHandle>,
     /// Who may do what; changes with a reload.
     pub access: watch::Receiver<config::Http>,
+    /// The configuration that runs.
+    pub config: watch::Receiver<Arc<Config>>,
+    /// What the session of each channel is now.
+    pub store: Arc<StateStore>,
+    pub history: Arc<History>,
     /// Reloads the configuration; `None` where it came from no file.
     pub reloads: Option<Reloads>,
     /// Where commands go.
@@ -107,7 +126,13 @@ fn routes(state: State) -> Router {
         .route("/events", get(events::events))
         .route("/api/dead-letters", get(dead_letters::list))
         .route("/api/dead-letters/retry", post(dead_letters::retry))
-        .route("/api/sinks/{name}/retry", post(sinks::retry))
+        .route("/api/admin", post(actions::admin))
+        .route("/api/history", get(history::history))
+        .route("/api/replay", post(actions::replay))
+        .route("/api/sessions", get(sessions::sessions))
+        .route("/api/sessions/{channel}/refresh", post(commands::refresh))
+        .route("/api/sinks/{name}/retry", post(actions::retry_sink))
+        .route("/api/test", post(actions::test))
         .route("/api/dead-letters/drop", post(dead_letters::drop))
         .route("/channels/{channel}/{*command}", post(commands::command))
         .route("/reload", post(reload))

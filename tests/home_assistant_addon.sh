@@ -47,6 +47,8 @@ cat >"$work/bin/curl" <<'SH'
 case "$*" in
     *"Bearer of-the-supervisor"*"http://supervisor/services/mqtt"*)
         echo '{"result":"ok","data":{"host":"core-mosquitto","port":1883,"ssl":false,"username":"addons","password":"hidden"}}' ;;
+    *"Bearer of-the-supervisor"*"http://supervisor/addons/self/info"*)
+        echo '{"result":"ok","data":{"slug":"local_astro_relay"}}' ;;
     *) exit 22 ;;
 esac
 SH
@@ -71,6 +73,22 @@ full='{"token":"the-token","topics":["channel.tips","channel.follow"],"max_age":
 try 78 "token is missing" '{"token":"","topics":["channel.tips"],"log_level":"info"}'
 try 78 "there is no MQTT broker" "$full"
 try 0 "1 channel, 2 subscriptions, 1 sink: home (mqtt)" "$full" SUPERVISOR_TOKEN=of-the-supervisor
+# What the script hands on, as the relay would read it.
+handed() {
+    sed 's|^exec astro-relay .*|env|' "$addon/run.sh" >"$work/env.sh"
+    echo "$1" >"$work/options.json"
+    env -i PATH="$work/bin:/usr/bin:/bin" ADDON_OPTIONS="$work/options.json" ADDON_DATA="$work/data" \
+        ADDON_CONFIG="$work/config" SUPERVISOR_TOKEN=of-the-supervisor sh "$work/env.sh" >"$work/out" 2>&1
+    shift
+    for line in "$@"; do
+        if grep -qx "$line" "$work/out"; then pass "$line"; else fail "$line"; fi
+    done
+}
+handed "$full" ASTRO_RELAY__SINKS__HOME__HOMEASSISTANT=true \
+    ASTRO_RELAY__SINKS__HOME__COMMANDS=relay/test,relay/refresh \
+    ASTRO_RELAY__SINKS__HOME__CONFIGURATION_URL=homeassistant://hassio/ingress/local_astro_relay \
+    ASTRO_RELAY__HTTP__TRUSTED_PROXIES=172.30.32.2
+handed "${full%\}},\"homeassistant\":false}" ASTRO_RELAY__SINKS__HOME__HOMEASSISTANT=false
 try 78 "there is no MQTT broker" "$full" SUPERVISOR_TOKEN=of-somebody-else
 try 0 "1 sink: home (mqtt)" "${full%\}},\"mqtt_url\":\"mqtts://broker\",\"mqtt_user\":\"u\",\"mqtt_password\":\"hidden\",\"room\":\"5b2e2007760aeb7729487dab\",\"token_type\":\"apikey\",\"admin_token\":\"hidden-too\"}"
 try 78 "max_age" "${full/30s/soon}" SUPERVISOR_TOKEN=of-the-supervisor
@@ -89,7 +107,7 @@ rm "$work/config/astro-relay.toml"
 echo "$full" >"$work/options.json"
 port=$((20000 + RANDOM % 10000))
 env -i PATH="$work/bin:/usr/bin:/bin" ADDON_OPTIONS="$work/options.json" ADDON_DATA="$work/data" \
-    ADDON_CONFIG="$work/config" ADDON_PORT=$port SUPERVISOR_TOKEN=of-the-supervisor \
+    ADDON_CONFIG="$work/config" ADDON_PORT=$port ADDON_INGRESS=127.0.0.2 SUPERVISOR_TOKEN=of-the-supervisor \
     ASTRO_RELAY__ASTRO__URL=ws://127.0.0.1:1 sh "$addon/run.sh" >"$work/out" 2>&1 &
 relay=$!
 # answer HOST: the status of the probe, asked for under that name.
@@ -100,6 +118,18 @@ for host in 172.30.32.2 homeassistant.local; do
     if [ "$(answer $host)" = 200 ]; then pass "the probe answers to $host"; else fail "the probe, as $host"; fi
 done
 if [ "$(answer evil.example)" = 421 ]; then pass "and not to any name"; else fail "any name"; fi
+# Through Ingress the page may stand in a frame of its own origin, and an action needs no token; here
+# another address of the loopback plays the Supervisor.
+posted() { curl -s -o /dev/null -w '%{http_code}' -X POST --interface 127.0.0.2 "$@" "http://127.0.0.1:$port/api/admin" || true; }
+if [ "$(posted)" = 200 ]; then pass "Ingress needs no token"; else fail "Ingress"; fi
+if [ "$(posted -H 'Sec-Fetch-Site: cross-site')" = 421 ]; then pass "another site cannot use it"; else fail "another site"; fi
+if curl -s -D - -o /dev/null --interface 127.0.0.2 "http://127.0.0.1:$port/" | grep -qi "^x-frame-options: sameorigin"; then
+    pass "the page may be framed by Home Assistant"
+else
+    fail "the frame"
+fi
+without=$(curl -s -o /dev/null -w '%{http_code}' -X POST "http://127.0.0.1:$port/api/admin")
+if [ "$without" = 401 ]; then pass "everybody else needs it"; else fail "without a token: $without"; fi
 kill "$relay"
 if wait "$relay"; then pass "it ends when it is told to"; else fail "it ended with $?"; fi
 exit "$failed"

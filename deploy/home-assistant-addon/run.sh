@@ -6,7 +6,8 @@
 # knows of the broker stands ready for it in MQTT_URL, MQTT_USER and MQTT_PASSWORD, the token in
 # ASTRO_TOKEN.
 #
-# ADDON_OPTIONS, ADDON_DATA, ADDON_CONFIG, ADDON_PORT and ADDON_COMMAND are for trying this script out.
+# ADDON_OPTIONS, ADDON_DATA, ADDON_CONFIG, ADDON_PORT, ADDON_INGRESS and ADDON_COMMAND are for trying this
+# script out.
 set -eu
 
 options=${ADDON_OPTIONS:-/data/options.json}
@@ -15,7 +16,7 @@ own=${ADDON_CONFIG:-/config}/astro-relay.toml
 command=${ADDON_COMMAND:-run}
 
 # An option, or nothing where it is not given.
-option() { jq -r --arg key "$1" '.[$key] // "" | if type == "array" then tojson else . end' "$options"; }
+option() { jq -r --arg key "$1" '.[$key] | if . == null then "" else . end | if type == "array" then tojson else . end' "$options"; }
 # The relay ends with 78 for a configuration that cannot be used (sysexits); so does this.
 fail() { echo "$*" >&2; exit 78; }
 
@@ -60,6 +61,8 @@ export ASTRO_RELAY__HTTP__ADMIN_TOKEN_ENV=ADMIN_TOKEN
 export ASTRO_RELAY__HTTP__LISTEN="0.0.0.0:${ADDON_PORT:-9464}"
 # The name under which most people have their Home Assistant; any address will do besides.
 export ASTRO_RELAY__HTTP__ALLOWED_HOSTS=homeassistant.local
+# Ingress: Home Assistant asks itself who comes, and lets administrators in only.
+export ASTRO_RELAY__HTTP__TRUSTED_PROXIES="${ADDON_INGRESS:-172.30.32.2}"
 
 # ---- a configuration of one's own, or the options ------------------------------------------------
 
@@ -76,6 +79,17 @@ ASTRO_RELAY__CHANNELS__MAIN__TOPICS=$(option topics)
 export ASTRO_RELAY__CHANNELS__MAIN__TOPICS
 export ASTRO_RELAY__SINKS__HOME__TYPE=mqtt
 export ASTRO_RELAY__SINKS__HOME__URL="$MQTT_URL"
+# The entities, with a button that sends a test event.
+if [ "$(option homeassistant)" != false ]; then
+    export ASTRO_RELAY__SINKS__HOME__HOMEASSISTANT=true
+    export ASTRO_RELAY__SINKS__HOME__COMMANDS=relay/test,relay/refresh
+    if slug=$(curl -sSf --max-time 10 -H "Authorization: Bearer ${SUPERVISOR_TOKEN:-}" \
+        "${SUPERVISOR_URL:-http://supervisor}/addons/self/info" 2>/dev/null | jq -er .data.slug); then
+        export ASTRO_RELAY__SINKS__HOME__CONFIGURATION_URL="homeassistant://hassio/ingress/$slug"
+    fi
+else
+    export ASTRO_RELAY__SINKS__HOME__HOMEASSISTANT=false
+fi
 
 # An option that is not given leaves the relay's own default.
 optional() {

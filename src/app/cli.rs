@@ -18,6 +18,7 @@ mod progress;
 mod run;
 mod send_test;
 mod session;
+mod setup;
 mod simulate;
 mod status;
 mod tail;
@@ -66,6 +67,8 @@ enum Command {
     Retry(client::Retry),
     /// Writes a first configuration, asking for what it needs.
     Init(Init),
+    /// The same in the browser, and tries each answer: token, destination, a test event.
+    Setup(setup::Setup),
     /// Lists the known topics, with the scope that a token needs; of one also examples.
     Topics(info::Topics),
     /// Prints the commented reference of the configuration.
@@ -263,6 +266,7 @@ fn execute(command: Command) -> Done {
         Command::Run(source) => run::run(&source),
         Command::Check(check) => check_config(&check),
         Command::Init(init) => initialise(init),
+        Command::Setup(args) => setup::setup(args),
         Command::Schema => {
             let schema = serde_json::to_string_pretty(&crate::loading::schema());
             let schema = schema.map_err(|error| Failed::of(Failed::SOFTWARE, &error))?;
@@ -328,16 +332,19 @@ fn initialise(init: Init) -> Done {
         sinks,
     };
     let (mut input, mut output) = (io::stdin().lock(), out::conversation());
-    let terminal = io::stdin()
-        .is_terminal()
-        .then_some(init::Terminal { input: &mut input, output: &mut output });
+    let asks = io::stdin().is_terminal();
+    let terminal =
+        asks.then_some(init::Terminal { input: &mut input, output: &mut output, echo: &out::echo });
     let written = init::run(args, terminal).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let file = written.file.display();
     let mut out = out::text();
-    writeln!(out, "wrote {}", written.file.display())?;
-    if let Some(secret) = written.secret {
+    writeln!(out, "wrote {file}")?;
+    for secret in &written.secrets {
         writeln!(out, "wrote {}, readable by you alone", secret.display())?;
     }
-    writeln!(out, "now: astro-relay run --config {}", written.file.display())?;
+    writeln!(out, "try it:  astro-relay check --connect --config {file}")?;
+    writeln!(out, "test it: astro-relay send-test tip --config {file}")?;
+    writeln!(out, "run it:  astro-relay run --config {file}")?;
     Ok(())
 }
 

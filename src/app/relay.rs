@@ -35,7 +35,7 @@ use crate::{
     config::{Config, ConfigError, pasted::shown_address},
     delivery::{status::Status, task},
     gateway::{Away, Gateway, Targets, intake::Intake},
-    http::{self, Reloads, relay_status::RelayStatus},
+    http::{self, History, Reloads, history::Sampler, relay_status::RelayStatus},
     journal::{Health, Journal, StoreError},
     loading::{Loaded, Sources},
     sink::Purpose,
@@ -125,6 +125,7 @@ impl Relay {
         let (targets, configured_targets) = watch::channel(Targets::of(&config));
         let (sinks, configured) = watch::channel(config.sinks.keys().cloned().collect());
         let (access, asked) = watch::channel(config.http.clone());
+        let (running, current) = watch::channel(Arc::new(config.clone()));
         let (channels, labels) = watch::channel(config.channels.keys().cloned().collect());
         let (commands, queued) = command::command_queue(labels);
         let services = Services {
@@ -146,7 +147,8 @@ impl Relay {
         add_gateway(&mut supervisor, &config, &status, &intake, wanted.clone(), away)?;
         add_backfill(&mut supervisor, &config, &services, &intake, wanted.clone())?;
         let sessions = (wanted, configured_targets);
-        add_sessions(&mut supervisor, &config, &services, &status, sessions, queued)?;
+        let commanded = (queued, current.clone());
+        add_sessions(&mut supervisor, &config, &services, &status, sessions, commanded)?;
         add_tokens(&mut supervisor, &config, &status, &targets)?;
         add_health(&mut supervisor, &services, &status);
         add_journal_health(&mut supervisor, &services);
@@ -165,20 +167,16 @@ impl Relay {
             channels,
             sinks,
             access,
+            config: running,
             requests,
         };
-        let (reloads, reload_handles) = match sources {
-            Some(sources) => {
-                let (reload, reloads) = Reload::new(sources, loaded, reload_handles);
-                supervisor.add("reload", Stage::Display, reload::factory(reload));
-                (Some(reloads), None)
-            }
-            None => (None, Some(reload_handles)),
-        };
+        let (reloads, reload_handles) =
+            add_reload(&mut supervisor, sources, loaded, reload_handles);
         let own = EndpointParts {
             status: Arc::clone(&status),
             metrics,
             access: asked,
+            config: current,
             reloads: reloads.clone(),
         };
         let listening = add_http(&mut supervisor, &config, &services, own).await?;
@@ -241,6 +239,19 @@ impl Relay {
         }
         outcome
     }
+}
+
+/// The task that reloads the configuration; without sources the handles are given back, to be kept.
+fn add_reload(
+    supervisor: &mut Supervisor,
+    sources: Option<Sources>,
+    loaded: Loaded,
+    handles: ReloadHandles,
+) -> (Option<Reloads>, Option<ReloadHandles>) {
+    let Some(sources) = sources else { return (None, Some(handles)) };
+    let (reload, reloads) = Reload::new(sources, loaded, handles);
+    supervisor.add("reload", Stage::Display, reload::factory(reload));
+    (Some(reloads), None)
 }
 
 /// Reports tasks that do not work: that of a sink with the sink.
@@ -356,14 +367,15 @@ fn add_sessions(
     services: &Services,
     status: &RelayStatus,
     (targets, all): (watch::Receiver<Targets>, watch::Receiver<Targets>),
-    commands: command::QueuedCommands,
+    (commands, config_now): (command::QueuedCommands, watch::Receiver<Arc<Config>>),
 ) -> Result<(), RelayError> {
     let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
     let (refreshes, requests) = refreshes();
     let table = Arc::clone(&status.gateway);
     // Commands come to the member that drives a sink, for channels of all members.
     let once = services.cluster.clone().map(once);
-    let tools = Tools { rest: rest.clone(), targets: all, table, refreshes, once };
+    let tools =
+        Tools { rest: rest.clone(), targets: all, table, refreshes, once, config: config_now };
     let executor = Executor::new(commands, tools);
     supervisor.add("commands", Stage::Intake, command::executor::factory(executor));
     let stores = Stores {
@@ -456,7 +468,25 @@ struct EndpointParts {
     status: Arc<RelayStatus>,
     metrics: Option<PrometheusHandle>,
     access: watch::Receiver<crate::config::Http>,
+    config: watch::Receiver<Arc<Config>>,
     reloads: Option<Reloads>,
+}
+
+/// Keeps the figures of the last day for the page.
+fn add_history(
+    supervisor: &mut Supervisor,
+    services: &Services,
+    status: &Arc<RelayStatus>,
+    history: &Arc<History>,
+) {
+    let (journal, status) = (services.journal.clone(), Arc::clone(status));
+    let history = Arc::clone(history);
+    let factory: Factory = Box::new(move |stop| {
+        let (journal, status) = (journal.clone(), Arc::clone(&status));
+        let sampler = Sampler { history: Arc::clone(&history), status, journal };
+        Ok(Box::pin(sampler.run(stop)))
+    });
+    supervisor.add("history", Stage::Display, factory);
 }
 
 async fn add_http(
@@ -474,12 +504,17 @@ async fn add_http(
     http::ExposedWithoutToken::of(address, &config.http)?;
     let listener = Arc::new(listener);
     let dir = &config.journal.dir;
+    let history = Arc::new(History::default());
+    add_history(supervisor, services, &own.status, &history);
     let state = http::State {
         status: own.status,
         journal: services.journal.clone(),
         dir: (!dir.as_os_str().is_empty()).then(|| dir.clone()),
         metrics: own.metrics,
         access: own.access,
+        config: own.config,
+        store: Arc::clone(&services.store),
+        history,
         reloads: own.reloads,
         commands: services.commands.clone(),
         address,

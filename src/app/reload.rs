@@ -82,6 +82,8 @@ pub struct ReloadHandles {
     pub sinks: watch::Sender<BTreeSet<String>>,
     /// Access over HTTP.
     pub access: watch::Sender<Http>,
+    /// All of it, for whoever opens a sink for a moment.
+    pub config: watch::Sender<Arc<Config>>,
     /// Where tasks are added and removed.
     pub requests: Requests,
 }
@@ -300,7 +302,7 @@ impl Reload {
     async fn apply(&mut self, loaded: Config) -> Difference {
         let (found, next) = difference(&self.running, &loaded);
         self.running = next;
-        let ReloadHandles { services, status, targets, channels, sinks, access, requests } =
+        let ReloadHandles { services, status, targets, channels, sinks, access, config, requests } =
             &self.handles;
         if !found.needs_restart.is_empty() {
             let keys = found.needs_restart.join(", ");
@@ -354,6 +356,7 @@ impl Reload {
             targets.send_replace(Targets::of(&self.running));
         }
         access.send_replace(self.running.http.clone());
+        config.send_replace(Arc::new(self.running.clone()));
         if found.applied.iter().any(|key| key == "log.level")
             && let Err(error) = log::set_level(&self.running.log.level)
         {

@@ -151,6 +151,14 @@ pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
     UnixMillis::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
 
+/// Reads a time as people write one: RFC 3339, or an age such as `2h`.
+pub fn moment(text: &str, now: UnixMillis) -> Option<UnixMillis> {
+    parse_rfc3339(text).or_else(|| {
+        let age = humantime::parse_duration(text).ok()?;
+        Some(now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
+    })
+}
+
 /// The longest wait that somebody else may ask for: whoever asks for more means "not today".
 const LONGEST_ASKED: Duration = Duration::from_hours(24);
 

@@ -28,12 +28,13 @@ use tracing::{error, info, warn};
 use super::{
     Answer, Command, ErrorKind, Failure, Order, QueuedCommands, Request,
     memory::{Memory, Recalled, Ticket},
-    report,
+    report, test_event,
 };
 use crate::{
     astro::rest::{Credentials, Rest, RestError, Target, credentials},
     base::{metrics, supervisor::Factory},
     channel::{refresh::Refreshes, state},
+    config::Config,
     gateway::{Targets, table::Table},
 };
 
@@ -80,6 +81,8 @@ pub struct Tools {
     pub refreshes: Refreshes,
     /// Where several relays are one: asks that a transaction be executed here and nowhere else.
     pub once: Option<Once>,
+    /// The sinks of a test event, now.
+    pub config: watch::Receiver<Arc<Config>>,
 }
 
 /// Answers whether the transaction of a command, known by this text, is to be executed here; an error: that
@@ -287,13 +290,17 @@ impl Tools {
             let done = self.refreshes.request(&command.channel).await;
             return done.map_err(|error| Failure::new(ErrorKind::Failed, 502, error));
         }
+        if let Order::Test(kind) = command.order {
+            let config = self.config.borrow().clone();
+            return test_event::execute(&config, &command.channel, kind).await;
+        }
         let credentials = self.whom(&command.channel).await?;
         let target = credentials.target();
         let done = match &command.order {
             Order::Set { element, value } => return self.set(target, element, value).await,
             Order::Reset => self.rest.reset(target).await,
             Order::Reload => self.rest.reload(target).await,
-            Order::Refresh => Ok(()),
+            Order::Refresh | Order::Test(_) => Ok(()),
         };
         done.map_err(|error| failure(&error))
     }
@@ -422,6 +429,7 @@ mod tests {
             table: Arc::default(),
             refreshes,
             once: None,
+            config: watch::channel(Arc::default()).1,
         };
         (Executor::new(queued, tools), submitter, answers, requests)
     }

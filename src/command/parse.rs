@@ -8,7 +8,7 @@
 use serde_json::{Map, Number, Value};
 
 use super::{Answer, Command, Failure, Order};
-use crate::config::Action;
+use crate::{config::Action, delivery::test_event::TestKind};
 
 /// The longest payload. The largest element of a session, a list of the latest, has some three
 /// kilobytes.
@@ -54,6 +54,8 @@ fn order(path: &[&str], payload: &[u8], answer: &mut Answer) -> Result<Order, Fa
         ["session", "reset"] => (Action::Reset, None),
         ["session", "reload"] => (Action::Reload, None),
         ["relay", "refresh"] => (Action::Refresh, None),
+        ["relay", "test"] => (Action::Test, None),
+        ["relay", "test", kind] => (Action::Test, Some(*kind)),
         _ => return Err(Failure::bad(404, "there is no such command")),
     };
     answer.action = Some(action);
@@ -73,6 +75,11 @@ fn order(path: &[&str], payload: &[u8], answer: &mut Answer) -> Result<Order, Fa
         (Action::Reset, _) => alone(text, answer).map(|()| Order::Reset),
         (Action::Reload, _) => alone(text, answer).map(|()| Order::Reload),
         (Action::Refresh, _) => alone(text, answer).map(|()| Order::Refresh),
+        (Action::Test, kind) => {
+            let kind = kind.map_or(Ok(TestKind::Tip), str::parse);
+            let kind = kind.map_err(|why: String| Failure::bad(404, why))?;
+            alone(text, answer).map(|()| Order::Test(kind))
+        }
     }
 }
 

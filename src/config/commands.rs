@@ -21,6 +21,9 @@ pub enum Action {
     /// Lets the relay fetch the session again.
     #[serde(rename = "relay/refresh")]
     Refresh,
+    /// Sends a test event through the sinks.
+    #[serde(rename = "relay/test")]
+    Test,
 }
 
 impl Action {
@@ -31,6 +34,7 @@ impl Action {
             Self::Reset => "session/reset",
             Self::Reload => "session/reload",
             Self::Refresh => "relay/refresh",
+            Self::Test => "relay/test",
         }
     }
 }
@@ -89,7 +93,7 @@ mod tests {
         }
         assert!(Commands::default().are_off());
         assert!(serde_json::from_str::<Commands>(r#"["session/drop"]"#).is_err());
-        for action in [Action::Set, Action::Reset, Action::Reload, Action::Refresh] {
+        for action in [Action::Set, Action::Reset, Action::Reload, Action::Refresh, Action::Test] {
             assert_eq!(serde_json::to_value(action).unwrap(), action.as_str());
         }
     }

@@ -143,6 +143,12 @@ struct HaEvent {
     age: f64,
     id: String,
     backfilled: bool,
+    /// Somebody gave it to the one who is named.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    gifted: bool,
+    /// It is one gift of several that came together: their purchase is an event of its own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    bundled: bool,
     /// What belongs together, as the gifts of one gift bomb do.
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<String>,
@@ -189,6 +195,7 @@ impl HaEvent {
                 .or_else(|| text("_id"))
                 .unwrap_or_else(|| event.key().to_owned()),
             backfilled: event.origin == Origin::Backfilled,
+            bundled: rendered.gifted && text("activityGroup").is_some(),
             group: text("activityGroup"),
             flagged: data.get("flagged").is_some_and(is_true),
             test: event.origin == Origin::Test || is_mock(&data),
@@ -217,6 +224,7 @@ fn activity(data: &Value) -> Option<HaEvent> {
         message: get("message").unwrap_or_default(),
         tier: get("tier"),
         sender,
+        gifted: event_type == "gift",
         item: get("redemption"),
         level: number(about.get("level")),
         quantity: count,

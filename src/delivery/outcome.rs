@@ -67,6 +67,7 @@ impl Delivery {
         let mut last = None;
         // Events of one reading were received in the same millisecond: one sample for all of them.
         let (mut since, mut same) = (None, 0);
+        let (mut sum, mut slowest) = (0, 0);
         for event in self.flight.events.drain(..count) {
             last = Some(event.record.seq);
             if self.flight.request.is_none() && !self.flight.undeliverable.is_empty() {
@@ -77,6 +78,7 @@ impl Delivery {
             }
             amount += 1;
             let age = event.record.age().as_millis();
+            (sum, slowest) = (sum + age, slowest.max(age));
             match since.replace(age) {
                 Some(before) if before != age => {
                     self.page.metrics.delivered(same, millis(before));
@@ -90,6 +92,8 @@ impl Delivery {
         self.page.show(|page| {
             page.delivered += amount;
             page.last_delivered = Some(clock::now());
+            page.delivery_ms += u64::try_from(sum).unwrap_or(0);
+            page.slowest_ms = page.slowest_ms.max(u64::try_from(slowest).unwrap_or(0));
             page.rejected_in_a_row = 0;
         });
         if let Some(last) = last {

@@ -53,6 +53,11 @@ pub struct Sink {
     pub since: UnixMillis,
     /// Events that its destination has accepted since the start.
     pub delivered: u64,
+    /// How long those had been here when they were accepted, added up, in milliseconds.
+    pub delivery_ms: u64,
+    /// The longest of these times since it was taken for the history.
+    #[serde(skip)]
+    pub slowest_ms: u64,
     /// Events set aside since the start.
     pub dead_letters: u64,
     /// Events that its destination has rejected since it accepted one.
@@ -215,6 +220,14 @@ impl Status {
         drop(pages);
         if changed {
             self.changed();
+        }
+    }
+
+    /// Reads every row and begins anew with what is counted for the history.
+    pub fn sample(&self, mut read: impl FnMut(&str, &Sink)) {
+        for (name, sink) in &mut self.lock().sinks {
+            read(name, sink);
+            sink.slowest_ms = 0;
         }
     }
 

@@ -14,7 +14,10 @@ use axum::{
 };
 
 use super::{State, refused};
-use crate::command::{ErrorKind, IncomingCommand, ReplyTo};
+use crate::{
+    command::{ErrorKind, IncomingCommand, ReplyTo},
+    config::{Action, Commands},
+};
 
 /// Under which name commands from here are logged and counted.
 const ORIGIN: &str = "http";
@@ -25,15 +28,36 @@ pub(super) async fn command(
     body: Bytes,
 ) -> Response {
     let allowed = state.access.borrow().commands.clone();
-    let (submitter, mut replies) = state.commands.submitter(ORIGIN, None, &allowed);
     let path: Vec<&str> = match command.as_str() {
         "refresh" => vec!["relay", "refresh"],
         other => other.split('/').collect(),
     };
+    execute(&state, &allowed, &channel, &path, &body).await
+}
+
+/// `/api/sessions/<channel>/refresh`: fetches the session again. It changes nothing anywhere, so the admin
+/// token is enough.
+pub(super) async fn refresh(
+    Extract(state): Extract<State>,
+    Path(channel): Path<String>,
+    body: Bytes,
+) -> Response {
+    let allowed = Commands::Only(vec![Action::Refresh]);
+    execute(&state, &allowed, &channel, &["relay", "refresh"], &body).await
+}
+
+async fn execute(
+    state: &State,
+    allowed: &Commands,
+    channel: &str,
+    path: &[&str],
+    body: &[u8],
+) -> Response {
+    let (submitter, mut replies) = state.commands.submitter(ORIGIN, None, allowed);
     submitter.submit(IncomingCommand {
-        channel: &channel,
-        path: &path,
-        payload: &body,
+        channel,
+        path,
+        payload: body,
         retained: false,
         redelivered: false,
         reply_to: Some(ReplyTo::default()),

@@ -106,7 +106,7 @@ async fn act(state: State, body: &[u8], act: Act) -> Response {
 }
 
 /// Does something with the journal's file, where it may take its time.
-async fn with_store<T: Send + 'static>(
+pub(super) async fn with_store<T: Send + 'static>(
     dir: Option<PathBuf>,
     work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Response> {

@@ -7,6 +7,9 @@
 //!   `http.admin_token`. Where none is configured nothing can be changed: 403. A page of somebody
 //!   else's cannot send that header: there are no CORS headers here, on purpose.
 //! - **Guesses.** Ten wrong tokens a minute from an address, a hundred from all: [`super::attempts`].
+//! - **A proxy that asks who comes.** Requests from an address of `http.trusted_proxies` count as if they
+//!   showed the admin token, under whatever host name: Home Assistant's Ingress has its own login. What a
+//!   browser says to come from another site is refused all the same.
 //! - **Reading.** On loopback, everybody on this machine. Beyond it the token again, but for the
 //!   probes and the empty page, unless `http.insecure` says that all may read.
 //!
@@ -38,6 +41,10 @@ const REQUEST: Duration = Duration::from_secs(30);
 /// empty until its script has read the rest.
 const OPEN: &[&str] = &["/", "/livez", "/readyz"];
 
+/// A request from a trusted proxy carries this.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trusted;
+
 /// Why the endpoint must not listen as it is configured.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -56,10 +63,14 @@ impl ExposedWithoutToken {
 /// Stands before every route.
 pub(super) async fn guard(
     Extract(state): Extract<State>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let access = state.access.borrow().clone();
+    let trusted = access.trusts(peer(request.extensions()));
+    if trusted {
+        request.extensions_mut().insert(Trusted);
+    }
     let caller = Caller { peer: peer(request.extensions()), attempts: &state.attempts };
     let (method, uri) = (request.method(), request.uri());
     let verdict = judge(&access, caller, state.address, method, uri, request.headers()).await;
@@ -78,7 +89,7 @@ pub(super) async fn guard(
     let headers = response.headers_mut();
     for (name, value) in [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::X_FRAME_OPTIONS, if trusted { "SAMEORIGIN" } else { "DENY" }),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),
     ] {
@@ -158,6 +169,11 @@ async fn judge(
     uri: &Uri,
     headers: &HeaderMap,
 ) -> Result<(), Refusal> {
+    if access.trusts(caller.peer) {
+        // Every browser of today says where a request comes from; another program is no browser.
+        let site = headers.get("sec-fetch-site").and_then(|site| site.to_str().ok());
+        return if site == Some("cross-site") { Err(Refusal::Host) } else { Ok(()) };
+    }
     // RFC 9112, section 3.2: exactly one Host; a target with a name of its own stands over it.
     let mut hosts = headers.get_all(header::HOST).iter();
     let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -204,6 +220,7 @@ pub(super) async fn may_see_reasons(
     let caller = Caller { peer: peer(extensions), attempts: &state.attempts };
     state.address.ip().is_loopback()
         || access.insecure
+        || access.trusts(caller.peer)
         || has_token(&access, caller, headers).await.is_ok()
 }
 
@@ -214,7 +231,7 @@ fn bearer(text: &str) -> Option<&str> {
 }
 
 /// Compares in a time that tells nothing: neither where two texts differ, nor how long they are.
-fn constant_time_eq(a: &str, b: &str) -> bool {
+pub(crate) fn constant_time_eq(a: &str, b: &str) -> bool {
     let (a, b) = (Sha256::digest(a), Sha256::digest(b));
     let differing =
         a.iter().zip(b.iter()).fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
@@ -298,6 +315,29 @@ mod tests {
             assert_eq!(host_allowed(host, &access), fine, "{host}");
         }
         assert!(!host_allowed("", &Http::default()) && !host_allowed(":9464", &Http::default()));
+    }
+
+    #[tokio::test]
+    async fn a_trusted_proxy_needs_no_token_and_no_name_but_no_other_site_comes_through_it() {
+        let proxy: IpAddr = "172.30.32.2".parse().unwrap();
+        let access = Http {
+            trusted_proxies: vec!["172.30.32.2".into()],
+            admin_token: Some(SecretRef::Value("s3cret".into())),
+            ..Http::default()
+        };
+        let attempts = Attempts::default();
+        let judged = async |peer: IpAddr, site: &str| {
+            let mut headers = headers("my.duckdns.example", None);
+            headers.insert("sec-fetch-site", site.parse().unwrap());
+            let caller = Caller { peer, attempts: &attempts };
+            let (here, uri) = ("0.0.0.0:1".parse().unwrap(), Uri::from_static("/reload"));
+            judge(&access, caller, here, &Method::POST, &uri, &headers).await
+        };
+        assert_eq!(judged(proxy, "same-origin").await, Ok(()));
+        let mapped = "::ffff:172.30.32.2".parse().unwrap();
+        assert_eq!(judged(mapped, "none").await, Ok(()), "as a socket of both families shows it");
+        assert_eq!(judged(proxy, "cross-site").await, Err(Refusal::Host));
+        assert_eq!(judged("172.30.32.3".parse().unwrap(), "same-origin").await, Err(Refusal::Host));
     }
 
     #[tokio::test]

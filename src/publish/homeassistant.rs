@@ -49,6 +49,8 @@ pub struct HaDiscovery {
     pub channels: BTreeMap<String, ChannelTopics>,
     /// Commands that are taken.
     pub commands: Commands,
+    /// Where the relay's page is, for a link on each device.
+    pub configuration_url: Option<String>,
 }
 
 /// What there is of a channel.
@@ -112,15 +114,17 @@ impl HaDiscovery {
         });
         let described = config.feeds.values().next();
         let others = described.map(|described| &*described.elsewhere).unwrap_or_default();
-        let prefix = config.settings.get("discovery_prefix").and_then(Value::as_str);
+        let text =
+            |key: &str| config.settings.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
         Ok(Self {
             on: is_wanted(config) == Some(true),
-            prefix: prefix.unwrap_or(DEFAULT_PREFIX).to_owned(),
+            prefix: text("discovery_prefix").unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
             node: node.to_owned(),
             others: others.iter().map(|other| id(&[other])).collect(),
             relay,
             channels: channels.collect(),
             commands: commands.clone(),
+            configuration_url: text("configuration_url"),
         })
     }
 }

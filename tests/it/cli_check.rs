@@ -203,3 +203,35 @@ async fn without_transactions_redis_is_not_asked() {
     let there: bool = connection.exists("astro:events").await.unwrap();
     assert!(!there, "outside of a transaction nothing is tried");
 }
+
+/// A channel whose session or history is to be fetched, and whose id nobody says.
+#[tokio::test]
+async fn a_token_that_is_no_jwt_and_an_id_that_nobody_says_are_told() {
+    // The first revision of the protocol names no room in its answers.
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::first_revision()).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let checked = async |room: Option<&str>| {
+        let mut config = json!({
+            "astro": { "url": sim.url(), "api_url": sim.api_url() },
+            "journal": { "dir": "" },
+            "channels": { "main": { "token": "abc", "topics": ["channel.activities"] } },
+            "sinks": { "out": { "type": "stdout" } },
+        });
+        if let Some(room) = room {
+            config["channels"]["main"]["room"] = room.into();
+        }
+        let file = dir.path().join("astro-relay.toml");
+        std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_astro-relay"));
+        command.args(["check", "--connect", "--config"]).arg(&file).stdin(Stdio::null());
+        within("the check ends", command.output()).await.unwrap()
+    };
+    let output = checked(None).await;
+    let unknown = "neither the token nor Astro says the channel's id";
+    said(&lines(&output), "token of main: is no JWT, though token_type is jwt");
+    said(&lines(&output), unknown);
+    assert_eq!(output.status.code(), Some(69), "{output:?}");
+    let output = checked(Some("5b2e2007760aeb7729487dab")).await;
+    assert!(output.status.success(), "{output:?}");
+    not_said(&lines(&output), unknown);
+}

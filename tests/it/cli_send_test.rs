@@ -245,3 +245,50 @@ async fn what_fails_is_told_by_name_and_the_others_are_sent() {
     let output = place.send_test(&["--sink", "mqtt"]).await;
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), ACCEPTED[3].1);
 }
+
+/// Home Assistant's entities fire for what `send-test` sends, whatever the channel subscribes to.
+#[tokio::test]
+async fn each_kind_takes_the_path_of_a_real_one() {
+    let place = Place::new().await;
+    let entities = mosquitto::Listener::start(place.mosquitto.port, "astro/main/event/#").await;
+    let mut config = place.config();
+    config["channels"]["main"]["topics"] = json!(["channel.activities", "channel.tips"]);
+    config["sinks"] = json!({
+        "home": { "type": "mqtt", "url": place.mosquitto.url(), "homeassistant": true },
+        "big": { "type": "mqtt", "url": place.mosquitto.url(), "topic": "big",
+            "topics": ["channel.activities"], "when": "data.data.amount > 50" },
+    });
+    let file = place.dir.path().join("kinds.toml");
+    std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
+    let send = async |args: &[&str]| {
+        let command = Command::new(env!("CARGO_BIN_EXE_astro-relay"))
+            .arg("send-test")
+            .args(args)
+            .arg("--config")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .output();
+        let output = within("the command", command).await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let kinds = ["tip", "follow", "subscription", "raid", "cheer"];
+    for (place, kind) in kinds.into_iter().enumerate() {
+        let said = send(&[kind]).await;
+        let entity = format!("astro/main/channel/activities, astro/main/event/{kind}");
+        assert!(said.contains(&format!("home (mqtt): accepted at {entity}")), "{said}");
+        let heard = entities.wait_for(place + 1).await;
+        assert_eq!(heard.len(), place + 1, "a tip fires once, though it comes on two topics");
+        assert_eq!(heard[place].topic, format!("astro/main/event/{kind}"));
+        let event: Value = serde_json::from_slice(&heard[place].payload).unwrap();
+        assert_eq!(event["test"], true, "{event}");
+        let big = if kind == "cheer" { "accepted at big" } else { "skipped: the condition" };
+        assert!(said.contains(&format!("big (mqtt): {big}")), "{kind}: {said}");
+    }
+    assert!(send(&["tip", "--amount", "99"]).await.contains("big (mqtt): accepted"));
+    // A condition cannot be tried with what the channel would never bring.
+    config["channels"]["main"]["topics"] = json!(["channel.tips"]);
+    std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
+    let said = send(&["raid"]).await;
+    assert!(said.contains("does not subscribe to channel.activities"), "{said}");
+}

@@ -13,6 +13,7 @@ mod cli_check;
 mod cli_journal;
 mod cli_send_test;
 mod cli_session;
+mod cli_setup;
 mod cluster;
 mod commands;
 mod conformance;

@@ -211,3 +211,18 @@ fn every_example_loads_without_a_warning() {
     }
     assert!(seen > 0);
 }
+
+/// The sinks of the recipes, beside the channel that they speak of.
+#[test]
+fn every_recipe_loads() {
+    let recipes = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/recipes.md");
+    let text = std::fs::read_to_string(recipes).unwrap();
+    let channel = "[channels.main]\ntoken = \"t\"\ntopics = [\"channel.activities\"]\n";
+    let blocks: Vec<_> = text.split("```toml\n").skip(1).collect();
+    assert_eq!(blocks.len(), 5);
+    for block in blocks {
+        let sink = block.split("```").next().unwrap();
+        let loaded = load(Path::new("recipes.toml"), Some(format!("{channel}{sink}")));
+        assert_eq!(loaded.config.sinks.len(), 1, "{sink}");
+    }
+}

@@ -25,11 +25,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failed, client::reachable, out};
 use crate::{
-    astro::session::SubscriptionState,
+    astro::{rest::is_channel_id, session::SubscriptionState},
     base::{clock, event, text::harmless},
+    channel::state::SESSION_TOPICS,
     cluster::{inspect::inspect, report::Configured},
     config::{self, Config, SinkConfig, TokenType, jwt, pasted::shown_address},
     delivery::{
+        ha_event::ACTIVITIES,
         route::{Destination, Route},
         task::open_sink,
     },
@@ -165,12 +167,13 @@ fn journal(config: &Config) -> Result<(), String> {
 async fn tokens(config: &Config) -> Result<(), Failed> {
     for (label, channel) in &config.channels {
         // The other kinds are no text that one could read.
-        let expiry = match channel.token_type {
+        let token = match channel.token_type {
             TokenType::Jwt => channel.token.read_token().await.ok(),
             _ => None,
         };
-        let expiry = expiry.and_then(|token| jwt::expiry(token.expose()));
-        let when = match expiry {
+        let is_none = token.as_ref().is_some_and(|token| !jwt::is_one(token.expose()));
+        let when = match token.and_then(|token| jwt::expiry(token.expose())) {
+            None if is_none => "is no JWT, though token_type is jwt".to_owned(),
             None => "does not say when it expires".to_owned(),
             Some(at) => {
                 let millis = at.saturating_mul(1000);
@@ -188,6 +191,40 @@ async fn tokens(config: &Config) -> Result<(), Failed> {
 }
 
 async fn gateway(config: &Config) -> Result<usize, Failed> {
+    let state = subscribe(config).await?;
+    let failed = report(config, &state)?;
+    if state.open_connections() == 0 {
+        return Ok(failed);
+    }
+    Ok(failed + unknown_ids(config, &state).await?)
+}
+
+/// Channels whose id nobody says: their session and their history cannot be fetched.
+async fn unknown_ids(config: &Config, state: &State) -> Result<usize, Failed> {
+    let mut failed = 0;
+    let fetches = |topic: &String| topic == ACTIVITIES || SESSION_TOPICS.contains(&&**topic);
+    let channels = config.channels.iter();
+    for (label, channel) in channels.filter(|(_, channel)| channel.topics.iter().any(fetches)) {
+        let told = state.assigned().any(|(subscription, row)| {
+            let room = row.room(subscription).filter(|_| row.state.is_confirmed());
+            *subscription.channel == **label && room.is_some_and(|room| is_channel_id(room))
+        });
+        let token = channel.token.read_token().await.ok();
+        let own = token.and_then(|token| jwt::channel(token.expose()));
+        if told || channel.room.is_some() || own.is_some() {
+            continue;
+        }
+        failed += 1;
+        print_line(&format!(
+            "  {label}: neither the token nor Astro says the channel's id: its session and what was \
+             missed cannot be fetched; set channels.{label}.room"
+        ))?;
+    }
+    Ok(failed)
+}
+
+/// Subscribes everything, and answers what became of it when all is answered, or the time is over.
+pub(super) async fn subscribe(config: &Config) -> Result<State, Failed> {
     let (_targets, wanted) = watch::channel(Targets::of(config));
     let table: Arc<Table> = Arc::default();
     let intake = Arc::new(Intake::new(Journal::in_memory(MEMORY)));
@@ -203,7 +240,7 @@ async fn gateway(config: &Config) -> Result<usize, Failed> {
         state
     };
     let ((), state) = tokio::join!(gateway.run(stop.clone()), asking);
-    report(config, &state)
+    Ok(state)
 }
 
 /// The stages of connecting, the welcome, the answers; and ten commands a second.
@@ -258,13 +295,13 @@ fn report(config: &Config, state: &State) -> Result<usize, Failed> {
     Ok(failed)
 }
 
-struct Checked {
-    lines: Vec<String>,
-    fit: bool,
+pub(super) struct Checked {
+    pub(super) lines: Vec<String>,
+    pub(super) fit: bool,
 }
 
 /// Connects to a sink, asks for the right to publish, and disconnects.
-async fn check_sink(name: &str, config: &Config) -> Result<Checked, String> {
+pub(super) async fn check_sink(name: &str, config: &Config) -> Result<Checked, String> {
     let Some(sink) = config.sinks.get(name) else {
         return Ok(Checked { lines: Vec::new(), fit: true });
     };

@@ -11,7 +11,7 @@ use super::Cli;
 
 /// Commands by what they are for. A test ensures that each is in one of them.
 pub(super) const GROUPS: &[(&str, &[&str])] = &[
-    ("Set up", &["demo", "init", "check", "send-test", "topics", "config", "schema"]),
+    ("Set up", &["demo", "setup", "init", "check", "send-test", "topics", "config", "schema"]),
     ("Run", &["run"]),
     ("Watch", &["status", "top", "tail", "cluster"]),
     ("Act", &["retry", "dead-letters", "replay", "journal", "session"]),
@@ -24,12 +24,22 @@ pub(super) const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "",
         &[
             ("astro-relay demo", "a simulated channel, and the page at http://127.0.0.1:9464/"),
-            ("astro-relay init", "asks for token, topics and destination, and writes a file"),
+            ("astro-relay setup", "asks in the browser, tries each answer, and writes a file"),
             ("astro-relay check --connect", "tries everything that the file names"),
             ("astro-relay run", "the daemon"),
         ],
     ),
     ("demo", &[("astro-relay demo --mqtt mqtt://127.0.0.1:1883", "also to a broker")]),
+    (
+        "setup",
+        &[
+            ("astro-relay setup", "prints the address to open, with a one-time code"),
+            (
+                "astro-relay setup --listen 9465",
+                "on a fixed port, for `ssh -L 9465:127.0.0.1:9465`",
+            ),
+        ],
+    ),
     (
         "init",
         &[(
@@ -64,7 +74,14 @@ pub(super) const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
     ("retry", &[("astro-relay retry home", "the sink of that name, now")]),
     ("topics", &[("astro-relay topics channel.tips", "scope, and an example of it")]),
     ("config", &[("astro-relay config --reference > astro-relay.toml", "every key, commented")]),
-    ("send-test", &[("astro-relay send-test --sink home", "through one sink, marked as a test")]),
+    (
+        "send-test",
+        &[
+            ("astro-relay send-test raid", "a true event of that kind, marked as a test"),
+            ("astro-relay send-test tip --amount 50 --sink home", "through one sink"),
+            ("astro-relay send-test --topic channel.giveaways --data '{\"n\":1}'", "any other"),
+        ],
+    ),
     (
         "dead-letters",
         &[

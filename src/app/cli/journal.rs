@@ -127,12 +127,7 @@ fn pattern(text: &str) -> Result<Pattern, String> {
 
 /// A time as RFC 3339, or as an age.
 fn moment(text: &str) -> Result<UnixMillis, String> {
-    if let Some(time) = clock::parse_rfc3339(text) {
-        return Ok(time);
-    }
-    humantime::parse_duration(text)
-        .map(|age| clock::now().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
-        .map_err(|_| {
-            "a time such as 2026-01-31T20:00:00Z, or an age such as 2h, was expected".into()
-        })
+    clock::moment(text, clock::now()).ok_or_else(|| {
+        "a time such as 2026-01-31T20:00:00Z, or an age such as 2h, was expected".into()
+    })
 }

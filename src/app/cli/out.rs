@@ -70,6 +70,15 @@ pub(super) fn size() -> Option<(usize, usize)> {
     (rows > 0 && columns > 0).then_some((rows, columns))
 }
 
+/// Whether the terminal at standard input shows what is typed.
+pub(super) fn echo(shown: bool) {
+    use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+    // What is no terminal shows nothing anyway.
+    let Ok(mut settings) = tcgetattr(io::stdin()) else { return };
+    settings.local_modes.set(LocalModes::ECHO, shown);
+    tcsetattr(io::stdin(), OptionalActions::Flush, &settings).ok();
+}
+
 /// How text is made harmless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {

@@ -1,34 +1,30 @@
-//! `astro-relay send-test`: one synthetic event through the configured sinks.
+//! `astro-relay send-test`: a test event through the configured sinks.
 //!
-//! It goes to the destinations directly, beside a relay that may be running, and not through the journal.
-//! It is marked: its origin is `test`, its id begins with `test-`, and `data.test` is true.
+//! `send-test tip` is a true event of that kind, see [`test_event`]. With `--topic` and `--data` it is
+//! whatever the caller writes.
 
-use std::{io::Write as _, sync::Arc, time::Duration};
+use std::io::Write as _;
 
-use clap::Args;
-use tokio::time::{Instant, timeout};
+use clap::{Args, builder::PossibleValuesParser};
+use serde_json::{Map, Value};
 
 use super::{Done, Failed, Source, on_runtime, out};
 use crate::{
     base::{
-        clock,
-        event::{self, Event, Record},
+        clock, event,
         text::{counted, harmless},
     },
-    config::{Config, Log, SinkConfig},
-    delivery::{
-        route::{Rendered, Skip},
-        task::open_sink,
-    },
-    sink::Purpose,
+    config::{Config, Log},
+    delivery::test_event::{self, SinkOutcome, TestEvents, TestKind},
 };
-
-/// How long a destination may take for one event.
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// What `send-test` takes.
 #[derive(Debug, Args)]
 pub(super) struct SendTest {
+    /// What it is: a true event of this kind, marked as a test [default: tip]
+    #[arg(value_parser = PossibleValuesParser::new(TestKind::ALL.map(TestKind::as_str)),
+        conflicts_with_all = ["topic", "data"])]
+    kind: Option<String>,
     #[command(flatten)]
     source: Source,
     /// Only this sink; may be given several times.
@@ -37,15 +33,15 @@ pub(super) struct SendTest {
     /// The channel that it pretends to come from [default: the first]
     #[arg(long)]
     channel: Option<String>,
-    /// Its topic.
-    #[arg(long, default_value = "channel.tips")]
-    topic: String,
-    /// Its data, a JSON object; `test` is added to it.
-    #[arg(
-        long,
-        default_value = r#"{"donation":{"user":{"username":"astro-relay"},"message":"This is a test","amount":5,"currency":"EUR"}}"#
-    )]
-    data: String,
+    /// Its amount: money, months, viewers or bits, by the kind.
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["topic", "data"])]
+    amount: Option<f64>,
+    /// Another topic than those of the kind, with --data
+    #[arg(long)]
+    topic: Option<String>,
+    /// Its data, a JSON object; `test` is added to it [default: {}; its topic: channel.tips]
+    #[arg(long)]
+    data: Option<String>,
 }
 
 pub(super) fn send_test(args: &SendTest) -> Done {
@@ -53,22 +49,17 @@ pub(super) fn send_test(args: &SendTest) -> Done {
     if let Some(name) = args.sinks.iter().find(|name| !config.sinks.contains_key(*name)) {
         return Err(Failed::new(Failed::USAGE, format!("there is no sink {name:?}")));
     }
-    let record = Arc::new(Record::new(1, synthetic(args, &config)?));
+    let test = events(args, &config)?;
     let log = Log { level: "warn".into(), ..config.log.clone() };
     on_runtime(1, &log, async move {
         let mut failed = 0;
-        for (name, sink) in &config.sinks {
-            if !args.sinks.is_empty() && !args.sinks.contains(name) {
-                continue;
-            }
-            let said = match send(name, sink, &record).await {
-                Ok(said) => said,
-                Err(error) => {
-                    failed += 1;
-                    format!("failed: {error}")
-                }
-            };
-            writeln!(out::text(), "{name} ({}): {}", sink.kind, harmless(&said))?;
+        for result in test_event::send(&config, &args.sinks, &test.events).await {
+            failed += u64::from(matches!(result.outcome, SinkOutcome::Failed(_)));
+            let said = result.outcome.to_string();
+            writeln!(out::text(), "{} ({}): {}", result.sink, result.kind, harmless(&said))?;
+        }
+        if let Some(note) = &test.note {
+            writeln!(out::text(), "note: {}", harmless(note))?;
         }
         match failed {
             0 => Ok(()),
@@ -77,48 +68,20 @@ pub(super) fn send_test(args: &SendTest) -> Done {
     })
 }
 
-fn synthetic(args: &SendTest, config: &Config) -> Result<Event, Failed> {
-    let data = serde_json::from_str(&args.data).map_err(|error| {
-        Failed::new(Failed::USAGE, format!("--data is not a JSON object: {error}"))
-    })?;
-    let channel = args.channel.clone().or_else(|| config.channels.keys().next().cloned());
-    let channel: Arc<str> = channel.unwrap_or_default().into();
-    let room = config.channels.get(&*channel).and_then(|channel| channel.room.clone());
-    let room: Arc<str> = room.unwrap_or_default().into();
-    Ok(event::test(&args.topic, &channel, &room, data, clock::now()))
-}
-
-async fn send(name: &str, config: &SinkConfig, record: &Arc<Record>) -> Result<String, String> {
-    let (mut sink, mut route) =
-        open_sink(name, config, Purpose::Probe).map_err(|error| error.to_string())?;
-    let outgoing = match route.render(record) {
-        Rendered::Wanted(outgoing, _) => outgoing,
-        Rendered::Skipped(skip) => {
-            let more = route.take_condition_error().map(|error| format!(" {error}"));
-            return Ok(format!("skipped: {}{}", why(skip), more.unwrap_or_default()));
-        }
-        Rendered::Failed(reason) => return Err(reason),
-    };
-    let late = |_| "no answer in time".to_owned();
-    let failed = |failure: crate::sink::Failure| crate::delivery::describe(&failure.cause);
-    timeout(DEADLINE, sink.connect()).await.map_err(late)?.map_err(failed)?;
-    let batch = [outgoing];
-    let sent = async {
-        sink.send(&batch).await?;
-        sink.acknowledged().await
-    };
-    timeout(DEADLINE, sent).await.map_err(late)?.map_err(failed)?;
-    // How the connection ends changes nothing about the event.
-    drop(timeout(DEADLINE, sink.close(Instant::now())).await);
-    let address = &batch[0].address;
-    Ok(if address.is_empty() { "accepted".into() } else { format!("accepted at {address}") })
-}
-
-fn why(skip: Skip) -> &'static str {
-    match skip {
-        Skip::Place => "topic or channel not selected",
-        Skip::Age => "older than max_age",
-        Skip::Condition => "the condition is false",
-        Skip::ConditionError => "the condition failed",
+fn events(args: &SendTest, config: &Config) -> Result<TestEvents, Failed> {
+    let usage = |why: String| Failed::new(Failed::USAGE, why);
+    if args.topic.is_none() && args.data.is_none() {
+        let kind = args.kind.as_deref().unwrap_or("tip").parse::<TestKind>().map_err(usage)?;
+        return test_event::events(config, args.channel.as_deref(), kind, args.amount)
+            .map_err(usage);
     }
+    let data: Map<String, Value> = serde_json::from_str(args.data.as_deref().unwrap_or("{}"))
+        .map_err(|error| usage(format!("--data is not a JSON object: {error}")))?;
+    let channel = args.channel.clone().or_else(|| config.channels.keys().next().cloned());
+    let channel = channel.unwrap_or_default();
+    let room = config.channels.get(&channel).and_then(|channel| channel.room.clone());
+    let topic = args.topic.as_deref().unwrap_or("channel.tips");
+    let room = room.unwrap_or_default().into();
+    let event = event::test(topic, &channel.as_str().into(), &room, data, clock::now());
+    Ok(TestEvents { channel, events: vec![event], note: None })
 }

@@ -12,6 +12,8 @@ pub struct Kind {
     pub icon: &'static str,
     /// Its event types: what an automation can tell apart.
     pub types: &'static [&'static str],
+    /// Whether most channels have it: its entity is shown without somebody asking for it.
+    pub common: bool,
     /// The topic that says it where activities are not subscribed; empty: none does.
     pub topic: &'static str,
 }
@@ -23,6 +25,7 @@ pub const KINDS: &[Kind] = &[
         label: "Follow",
         icon: "mdi:account-heart",
         types: &["follow"],
+        common: true,
         topic: "channel.follow",
     },
     Kind {
@@ -30,14 +33,23 @@ pub const KINDS: &[Kind] = &[
         label: "Subscription",
         icon: "mdi:star",
         types: &["subscription", "gift", "community_gift", "membership", "supporter"],
+        common: true,
         topic: "",
     },
-    Kind { name: "tip", label: "Tip", icon: "mdi:cash", types: &["tip"], topic: "channel.tips" },
+    Kind {
+        name: "tip",
+        label: "Tip",
+        icon: "mdi:cash",
+        types: &["tip"],
+        common: true,
+        topic: "channel.tips",
+    },
     Kind {
         name: "cheer",
         label: "Cheer",
         icon: "mdi:diamond-stone",
         types: &["cheer", "stars", "elixir", "kicks", "jewels"],
+        common: true,
         topic: "",
     },
     Kind {
@@ -45,6 +57,7 @@ pub const KINDS: &[Kind] = &[
         label: "Super Chat",
         icon: "mdi:chat-plus",
         types: &["superchat"],
+        common: true,
         topic: "",
     },
     Kind {
@@ -52,6 +65,7 @@ pub const KINDS: &[Kind] = &[
         label: "Raid",
         icon: "mdi:account-group",
         types: &["raid", "host"],
+        common: true,
         topic: "",
     },
     Kind {
@@ -59,6 +73,7 @@ pub const KINDS: &[Kind] = &[
         label: "Redemption",
         icon: "mdi:gift",
         types: &["channel_points", "store"],
+        common: true,
         topic: "channel.loyalty.redemptions",
     },
     Kind {
@@ -66,6 +81,7 @@ pub const KINDS: &[Kind] = &[
         label: "Merch",
         icon: "mdi:tshirt-crew",
         types: &["merch", "purchase"],
+        common: false,
         topic: "",
     },
     Kind {
@@ -73,6 +89,7 @@ pub const KINDS: &[Kind] = &[
         label: "Charity donation",
         icon: "mdi:hand-heart",
         types: &["charity"],
+        common: false,
         topic: "",
     },
     Kind {
@@ -80,6 +97,7 @@ pub const KINDS: &[Kind] = &[
         label: "Hype train",
         icon: "mdi:train",
         types: &["start", "progress", "end"],
+        common: false,
         topic: "",
     },
     Kind {
@@ -87,6 +105,7 @@ pub const KINDS: &[Kind] = &[
         label: "Other activity",
         icon: "mdi:bell",
         types: &["activity"],
+        common: false,
         topic: "",
     },
 ];

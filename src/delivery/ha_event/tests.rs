@@ -61,7 +61,7 @@ fn table() -> Vec<(&'static str, Value, &'static str, &'static str, Value)> {
             json!({"amount": 1, "gifted": true, "sender": "Bob"}),
             "subscription",
             "gift",
-            json!({"months": 1, "tier": "1000", "sender": "Bob"}),
+            json!({"months": 1, "tier": "1000", "sender": "Bob", "gifted": true}),
         ),
         (
             "communityGiftPurchase",
@@ -271,6 +271,10 @@ fn the_gifts_of_one_gift_bomb_have_one_group() {
         data["flagged"] = true.into();
         let (_, attributes) = rendered(ACTIVITIES, data, true).unwrap();
         assert_eq!(attributes["group"], "g1");
+        // An automation that flashes once for a bomb leaves out its single gifts.
+        let single = data["type"] == "subscriber";
+        assert_eq!(attributes.get("gifted").is_some(), single);
+        assert_eq!(attributes.get("bundled").is_some(), single);
         assert_eq!((&attributes["quantity"], &attributes["flagged"]), (&json!(20), &json!(true)));
     }
     let (_, attributes) = rendered(ACTIVITIES, &activity("tip", &json!({})), true).unwrap();

@@ -1,6 +1,10 @@
 //! The gateway, the channels, and everything else that is not a sink: limits, addresses, topics.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
@@ -125,6 +129,13 @@ fn http(found: &mut Findings, config: &Config) {
             }
         },
     };
+    for (index, proxy) in http.trusted_proxies.iter().enumerate() {
+        if proxy.parse::<IpAddr>().is_err() {
+            let expected =
+                format!("{proxy:?} is no address: one such as \"172.30.32.2\" was expected");
+            found.error(&["http", "trusted_proxies", &index.to_string()], expected);
+        }
+    }
     if !loopback && http.admin_token.is_none() && !http.insecure {
         let message = "can be reached from other machines: http.admin_token is needed, or \
                        http.insecure = true";

@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     config::Action,
-    delivery::ha_event::{self, ACTIVITIES, KINDS},
+    delivery::{
+        ha_event::{self, ACTIVITIES, KINDS},
+        test_event::TestKind,
+    },
     sink::command_address,
 };
 
@@ -30,9 +33,25 @@ struct Entity<'a> {
     name: String,
     icon: &'a str,
     availability: Availability,
+    /// Whether it is shown without somebody asking for it: few are, the others wait on the device's page.
+    enabled: bool,
     /// What its component wants beside that.
     own: Value,
 }
+
+/// Elements of the session that are shown without somebody asking: what a stream is about.
+const ELEMENTS: &[&str] = &[
+    "follower-session",
+    "follower-total",
+    "follower-latest",
+    "subscriber-session",
+    "subscriber-total",
+    "subscriber-latest",
+    "tip-session",
+    "tip-latest",
+    "cheer-session",
+    "cheer-latest",
+];
 
 /// When an entity can be believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +100,18 @@ impl HaDiscovery {
             let (object, name) = (object.to_owned().into(), name.to_owned());
             let (channel, availability) = (Some(of), Availability::Channel);
             let icon = shown.icon;
-            self.announce(&Entity { component, channel, object, name, icon, availability, own })
+            // Whoever allows goals to be set wants to.
+            let enabled = component == "number" || ELEMENTS.contains(&element);
+            self.announce(&Entity {
+                component,
+                channel,
+                object,
+                name,
+                icon,
+                availability,
+                enabled,
+                own,
+            })
         };
         let mut own = shown.own.clone();
         set(&mut own, "state_topic", topic.into());
@@ -125,6 +155,7 @@ impl HaDiscovery {
             name: format!("Counter {counter}"),
             icon: "mdi:counter",
             availability: Availability::Channel,
+            enabled: true,
             own: json!({ "state_topic": topic, "state_class": "measurement" }),
         }))
     }
@@ -151,24 +182,26 @@ impl HaDiscovery {
         ]
         .into_iter()
         .filter(|(action, ..)| self.commands.allow(*action))
-        .map(|(action, object, name, icon)| Entity {
-            component: "button",
-            channel: Some(of),
-            object: object.into(),
-            name: name.into(),
-            icon,
-            availability: Availability::Channel,
-            own: json!({
-                "command_topic": command_topic(of.0, action.as_str()),
-                "payload_press": "PRESS",
-                "entity_category": "config",
-            }),
+        .map(|(action, object, name, icon)| {
+            button(of, object.to_owned(), name.to_owned(), icon, action.as_str())
         })
+        .chain(self.tests(of))
         .collect()
     }
 
+    /// A button for each kind of test event. That of a tip is shown, the others on request.
+    fn tests<'a>(&self, of: (&'a str, &'a str)) -> impl Iterator<Item = Entity<'a>> {
+        let kinds = if self.commands.allow(Action::Test) { &TestKind::ALL[..] } else { &[] };
+        kinds.iter().map(move |kind| {
+            let command = format!("{}/{kind}", Action::Test.as_str());
+            let (object, name) = (format!("test/{kind}"), format!("Send test {kind}"));
+            let button = button(of, object, name, "mdi:test-tube", &command);
+            Entity { enabled: *kind == TestKind::Tip, ..button }
+        })
+    }
+
     fn announce(&self, entity: &Entity<'_>) -> Announcement {
-        let Entity { component, channel, object, name, icon, availability, own } = entity;
+        let Entity { component, channel, object, name, icon, availability, enabled, own } = entity;
         let object: &str = object;
         let mut config = own.clone();
         let (unique, place) = match channel {
@@ -186,6 +219,9 @@ impl HaDiscovery {
             ("qos", 1.into()),
         ] {
             set(&mut config, key, value);
+        }
+        if !enabled {
+            set(&mut config, "enabled_by_default", false.into());
         }
         let relay = json!({
             "topic": format!("{}/status", self.relay),
@@ -208,7 +244,7 @@ impl HaDiscovery {
     /// The device that an entity belongs to.
     fn device(&self, channel: Option<&str>) -> Value {
         let relay = id(&[&self.own_identity()]);
-        match channel {
+        let mut device = match channel {
             Some(channel) => json!({
                 "identifiers": [id(&[&self.of_room(channel), channel])],
                 "name": format!("StreamElements {channel}"),
@@ -223,7 +259,35 @@ impl HaDiscovery {
                 "model": "Relay",
                 "sw_version": env!("CARGO_PKG_VERSION"),
             }),
+        };
+        if let Some(url) = &self.configuration_url {
+            set(&mut device, "configuration_url", (&**url).into());
         }
+        device
+    }
+}
+
+/// A button that gives a command.
+fn button<'a>(
+    of: (&'a str, &'a str),
+    object: String,
+    name: String,
+    icon: &'static str,
+    command: &str,
+) -> Entity<'a> {
+    Entity {
+        component: "button",
+        channel: Some(of),
+        object: object.into(),
+        name,
+        icon,
+        availability: Availability::Channel,
+        enabled: true,
+        own: json!({
+            "command_topic": command_topic(of.0, command),
+            "payload_press": "PRESS",
+            "entity_category": "config",
+        }),
     }
 }
 
@@ -302,8 +366,10 @@ fn of_relay(
     mut own: Value,
 ) -> Entity<'static> {
     set(&mut own, "entity_category", "diagnostic".into());
+    // The status says when one of the figures is worth a look.
+    let enabled = matches!(object, "status" | "astro");
     let (object, name) = (object.into(), name.into());
-    Entity { component, channel: None, object, name, icon, availability, own }
+    Entity { component, channel: None, object, name, icon, availability, enabled, own }
 }
 
 /// Whether Astro is heard for the channel. It must not be unavailable just when it has to say no.
@@ -315,6 +381,7 @@ fn connection<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
         name: "Connection".into(),
         icon: "mdi:cloud-check",
         availability: Availability::Relay,
+        enabled: true,
         own: json!({
             "state_topic": format!("{}/status", of.1),
             "payload_on": "online",
@@ -333,6 +400,7 @@ fn live<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
         name: "Live".into(),
         icon: "mdi:broadcast",
         availability: Availability::Channel,
+        enabled: true,
         own: json!({
             "state_topic": format!("{}/stream", of.1),
             "value_template": "{{ iif((value_json | default({})).isLive | default(none), 'ON', 'OFF', 'None') }}",
@@ -351,6 +419,7 @@ fn events<'a>(of: (&'a str, &'a str), feed: &ChannelTopics) -> impl Iterator<Ite
         name: kind.label.into(),
         icon: kind.icon,
         availability: Availability::Channel,
+        enabled: kind.common,
         own: json!({
             "state_topic": ha_event::topic(of.1, kind.name),
             "event_types": kind.types,

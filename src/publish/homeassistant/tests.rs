@@ -26,6 +26,7 @@ fn home(commands: &[Action]) -> HaDiscovery {
             feed("a_b", None, &["channel.tips"]),
         ]),
         commands: Commands::Only(commands.to_vec()),
+        configuration_url: Some("http://relay.lan:9464/".into()),
     }
 }
 
@@ -323,4 +324,46 @@ fn stale_configurations_are_cleared_and_awaited_ones_left() {
     assert_eq!(announced.into_iter().map(|one| one.topic).collect::<Vec<_>>(), topics);
     let counter = all.counter("main", "a b", "x").unwrap();
     assert_eq!(counter.topic, all.counter_topic("main", "a b"));
+}
+
+#[test]
+fn few_entities_are_enabled_and_the_rest_waits_to_be() {
+    let home = home(&[Action::Test]);
+    let mut all = home.fixed();
+    for element in ["follower-session", "tip-latest", "merch-goal-items", "cheer-week"] {
+        let value = json!({"name": "Ann", "amount": 1, "count": 1});
+        all.extend(home.element("main", element, "t", &value));
+    }
+    let mut enabled = BTreeSet::new();
+    for one in &all {
+        let config: Value = serde_json::from_str(&one.payload).unwrap();
+        assert_eq!(config["device"]["configuration_url"], "http://relay.lan:9464/");
+        if config["enabled_by_default"] != false {
+            enabled.insert(one.topic.split('/').nth(3).unwrap().to_owned());
+        }
+    }
+    let expected = [
+        "a_5fb__connection",
+        "a_5fb__event_2ftip",
+        "a_5fb__test_2ftip",
+        "astro",
+        "main__connection",
+        "main__event_2fcheer",
+        "main__event_2ffollow",
+        "main__event_2fraid",
+        "main__event_2fredemption",
+        "main__event_2fsubscription",
+        "main__event_2fsuperchat",
+        "main__event_2ftip",
+        "main__follower-session",
+        "main__live",
+        "main__test_2ftip",
+        "main__tip-latest",
+        "status",
+    ];
+    assert_eq!(enabled, expected.map(ToOwned::to_owned).into());
+    assert!(all.len() > 2 * enabled.len(), "{}", all.len());
+    let test = all.iter().find(|one| one.topic.contains("main__test_2fraid")).unwrap();
+    let config: Value = serde_json::from_str(&test.payload).unwrap();
+    assert_eq!(config["command_topic"], "astro/main/command/relay/test/raid");
 }

@@ -8,6 +8,7 @@ use std::{path::PathBuf, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use url::Url;
 
 use super::{
     super::{address, prefix::Prefix},
@@ -78,7 +79,7 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) state_topic: Option<String>,
     /// Commands that may come over `astro/<channel>/command/…`: true for all, false for none, or a list
-    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`, `relay/test`.
     #[serde(default)]
     pub(crate) commands: Commands,
     /// Home Assistant's MQTT discovery: an entity for each figure of the session, for each kind of event,
@@ -89,6 +90,9 @@ pub(crate) struct Settings {
     /// Home Assistant's discovery prefix. Default: `homeassistant`.
     #[serde(default)]
     pub(crate) discovery_prefix: Option<String>,
+    /// The address of the relay's page as people reach it: a link on each device in Home Assistant.
+    #[serde(default)]
+    pub(crate) configuration_url: Option<String>,
 }
 
 /// The version of the protocol.
@@ -192,6 +196,16 @@ impl Settings {
             }
             if self.homeassistant.is_none() {
                 return invalid("discovery_prefix", "is of use only with homeassistant");
+            }
+        }
+        if let Some(url) = self.configuration_url.as_deref() {
+            // Others Home Assistant refuses, with the whole entity.
+            let scheme = Url::parse(url).map(|url| url.scheme().to_owned()).unwrap_or_default();
+            if !["http", "https", "homeassistant"].contains(&&*scheme) {
+                return invalid("configuration_url", "an http:// or https:// address was expected");
+            }
+            if self.homeassistant.is_none() {
+                return invalid("configuration_url", "is of use only with homeassistant");
             }
         }
         Ok(())

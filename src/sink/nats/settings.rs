@@ -73,7 +73,7 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) client_key_file: Option<PathBuf>,
     /// Commands that may come over `astro.<channel>.command.…`: true for all, false for none, or a list
-    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`.
+    /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`, `relay/test`.
     #[serde(default)]
     pub(crate) commands: config::Commands,
     /// What the subjects begin with at which the server's answers come. Default: `_INBOX`.

@@ -98,6 +98,35 @@ async fn each_command_is_executed_and_answered() {
     }
 }
 
+/// What the button in Home Assistant does: a true event of that kind, at its entity, marked as a test.
+#[tokio::test]
+async fn a_test_event_reaches_the_entities() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let relay = up(&broker, "homeassistant = true\ncommands = [\"relay/test\"]").await;
+    let commander = Commander::new(&broker).await;
+    let entities = Listener::start(broker.port, "astro/main/event/#").await;
+    for (place, (command, kind)) in
+        [("relay/test", "tip"), ("relay/test/raid", "raid")].into_iter().enumerate()
+    {
+        let answer = commander.ask(command, "PRESS").await;
+        assert_eq!((&answer["ok"], &answer["command"]), (&json!(true), &json!("relay/test")));
+        let heard = entities.wait_for(place + 1).await;
+        assert_eq!(heard[place].topic, format!("astro/main/event/{kind}"));
+        let event: Value = serde_json::from_slice(&heard[place].payload).unwrap();
+        assert_eq!((&event["event_type"], &event["test"]), (&json!(kind), &json!(true)));
+    }
+    assert_eq!(commander.ask("relay/test/party", "PRESS").await["status"], 404);
+    assert_eq!(commander.ask("session/reload", "PRESS").await["status"], 403);
+    let announced = Listener::start(broker.port, "homeassistant/button/#").await;
+    let buttons = announced.wait_for(5).await;
+    assert!(buttons.iter().any(|one| {
+        let config: Value = serde_json::from_slice(&one.payload).unwrap();
+        config["command_topic"] == "astro/main/command/relay/test/tip"
+            && config.get("enabled_by_default").is_none()
+    }));
+    drop(relay);
+}
+
 #[tokio::test]
 async fn a_number_is_set_as_home_assistant_writes_it() {
     let broker = Mosquitto::start(Options::default()).await;

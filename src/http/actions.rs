@@ -1,0 +1,191 @@
+//! What can be done here, beside commands and dead letters: a sink tried now, a test event, a replay.
+//!
+//! Each answers what came of it, as JSON.
+
+use axum::{
+    body::Bytes,
+    extract::{Path, State as Extract},
+    http::StatusCode,
+    response::Response,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::json;
+
+use super::{State, dead_letters, json as answer, refused};
+use crate::{
+    base::{
+        clock::{self, UnixMillis},
+        event::Seq,
+    },
+    delivery::{
+        replay_preview::Preview,
+        route::Pattern,
+        task::open_sink,
+        test_event::{self, TestKind},
+    },
+    journal::{Replay, StoreError, store::Store},
+    sink::Purpose,
+};
+
+/// Whoever gets here has shown the admin token.
+pub(super) async fn admin() -> Response {
+    answer(StatusCode::OK, &json!({ "ok": true }))
+}
+
+pub(super) async fn retry_sink(
+    Extract(state): Extract<State>,
+    Path(name): Path<String>,
+) -> Response {
+    if state.status.sinks.retry_sink(&name) {
+        return answer(StatusCode::OK, &json!({ "sink": name }));
+    }
+    refused(StatusCode::NOT_FOUND, "there is no sink of that name")
+}
+
+/// A test event that is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Test {
+    kind: String,
+    /// The channel's label; the first where none is named.
+    channel: Option<String>,
+    /// Through this sink only.
+    sink: Option<String>,
+    amount: Option<f64>,
+}
+
+pub(super) async fn test(Extract(state): Extract<State>, body: Bytes) -> Response {
+    let test: Test = match parsed(&body) {
+        Ok(test) => test,
+        Err(why) => return refused(StatusCode::BAD_REQUEST, &why),
+    };
+    let config = state.config.borrow().clone();
+    if let Some(sink) = test.sink.as_ref().filter(|sink| !config.sinks.contains_key(*sink)) {
+        return refused(StatusCode::NOT_FOUND, &format!("there is no sink {sink:?}"));
+    }
+    let events = test
+        .kind
+        .parse::<TestKind>()
+        .and_then(|kind| test_event::events(&config, test.channel.as_deref(), kind, test.amount));
+    let events = match events {
+        Ok(events) => events,
+        Err(why) => return refused(StatusCode::BAD_REQUEST, &why),
+    };
+    let sinks: Vec<String> = test.sink.into_iter().collect();
+    let results = test_event::send(&config, &sinks, &events.events).await;
+    tracing::info!(kind = test.kind, channel = events.channel, "a test event was sent");
+    let report = json!({
+        "kind": test.kind, "channel": events.channel, "note": events.note, "sinks": results,
+    });
+    answer(StatusCode::OK, &report)
+}
+
+fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
+/// A replay that is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ReplayRequest {
+    sink: String,
+    /// A time in RFC 3339, or an age such as `2h`.
+    from: String,
+    /// The same; now, where it is not said.
+    until: Option<String>,
+    /// Only topics of this pattern.
+    topic: Option<String>,
+    /// Only says what would be sent.
+    #[serde(default)]
+    preview: bool,
+}
+
+/// Events that a preview looks at: what is read within seconds.
+const PREVIEWED: u64 = 50_000;
+
+/// Events, and bytes of them, that are read at once.
+const READ: (usize, usize) = (256, 256 * 1024);
+
+pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Response {
+    let asked: ReplayRequest = match parsed(&body) {
+        Ok(asked) => asked,
+        Err(why) => return refused(StatusCode::BAD_REQUEST, &why),
+    };
+    let config = state.config.borrow().clone();
+    let Some(sink) = config.sinks.get(&asked.sink) else {
+        let why = format!("there is no sink {:?}", asked.sink);
+        return refused(StatusCode::NOT_FOUND, &why);
+    };
+    let route = open_sink(&asked.sink, sink, Purpose::Probe).map(|(_, route)| route);
+    let (Ok(mut route), Ok(times)) = (route, asked.times()) else {
+        let why = "from and until: a time such as 2026-01-31T20:00:00Z, or an age such as 2h";
+        return refused(StatusCode::BAD_REQUEST, why);
+    };
+    let topic = match asked.topic.as_deref().map(Pattern::parse).transpose() {
+        Ok(topic) => topic,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    let range = dead_letters::with_store(state.dir.clone(), move |store| range(store, times)).await;
+    let Some((first, until)) = (match range {
+        Ok(range) => range,
+        Err(response) => return response,
+    }) else {
+        return answer(StatusCode::OK, &json!({ "preview": Preview::default() }));
+    };
+    if asked.preview {
+        let mut preview = Preview::default();
+        let mut after = first - 1;
+        let end = until.min(first.saturating_add(PREVIEWED));
+        while after < end {
+            let Ok(batch) = state.journal.read(after, end, READ.0, READ.1).await else {
+                let why = "the journal cannot be read now";
+                return refused(StatusCode::SERVICE_UNAVAILABLE, why);
+            };
+            if batch.through <= after {
+                break;
+            }
+            after = batch.through;
+            for record in &batch.records {
+                preview.add(&mut route, topic.as_ref(), record);
+            }
+        }
+        let report = json!({ "first": first, "until": until, "preview": preview,
+            "complete": end == until });
+        return answer(StatusCode::OK, &report);
+    }
+    let replay = Replay {
+        number: 0,
+        sink: asked.sink.clone(),
+        position: first - 1,
+        until,
+        topic: topic.map(|topic| topic.to_string()),
+    };
+    let requested = dead_letters::with_store(state.dir, move |store| {
+        store.allow_requests()?;
+        store.request_replay(&replay, clock::now())
+    });
+    match requested.await {
+        Ok(()) => answer(StatusCode::OK, &json!({ "first": first, "until": until })),
+        Err(response) => response,
+    }
+}
+
+impl ReplayRequest {
+    fn times(&self) -> Result<(UnixMillis, Option<UnixMillis>), ()> {
+        let moment = |text: &String| clock::moment(text, clock::now()).ok_or(());
+        Ok((moment(&self.from)?, self.until.as_ref().map(moment).transpose()?))
+    }
+}
+
+/// The events that were received within these times.
+fn range(
+    store: &Store,
+    (from, until): (UnixMillis, Option<UnixMillis>),
+) -> Result<Option<(Seq, Seq)>, StoreError> {
+    let last = store.bounds()?.map_or(0, |(_, last)| last);
+    let until = match until {
+        None => last,
+        Some(time) => store.first_since(time + 1)?.map_or(last, |seq| seq - 1),
+    };
+    Ok(store.first_since(from)?.filter(|first| *first <= until).map(|first| (first, until)))
+}
