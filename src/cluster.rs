@@ -102,6 +102,8 @@ struct Inner {
     single: AtomicBool,
     /// Channels and sinks that another member is configured with differently.
     differences: Mutex<BTreeMap<String, Vec<String>>>,
+    /// What those members are configured with.
+    others: Mutex<BTreeMap<String, Configured>>,
 }
 
 /// Since when the subscriptions of each channel stand, and by which confirmation.
@@ -150,6 +152,7 @@ impl Cluster {
             copies: Mutex::default(),
             single: AtomicBool::new(false),
             differences: Mutex::default(),
+            others: Mutex::default(),
         })))
     }
 
@@ -235,8 +238,18 @@ impl Cluster {
     fn is_first_holder(&self, channel: &str) -> bool {
         let view = self.0.view.borrow();
         let takers = view.takers(false);
-        let first = assignment::holders(channel, takers.iter().copied(), 1);
-        first.first() == Some(&self.member())
+        let takers = takers.iter().copied().filter(|member| self.can_hold(member, channel));
+        assignment::holders(channel, takers, 1).first() == Some(&self.member())
+    }
+
+    /// Whether a member has a channel in its configuration, as far as that is known.
+    fn can_hold(&self, member: &str, channel: &str) -> bool {
+        lock(&self.0.others).get(member).is_none_or(|other| other.has_channel(channel))
+    }
+
+    /// Whether a member has a sink in its configuration, as far as that is known.
+    fn can_drive(&self, member: &str, sink: &str) -> bool {
+        lock(&self.0.others).get(member).is_none_or(|other| other.has_sink(sink))
     }
 
     /// Whether there is such a channel, whoever holds it.

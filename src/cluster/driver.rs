@@ -9,6 +9,7 @@
 //!   where they stand.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -249,6 +250,13 @@ impl Keeper {
         lease::patience(self.time())
     }
 
+    /// The member that is to drive the sink.
+    fn preferred<'m>(&self, takers: &BTreeSet<&'m str>) -> Option<&'m str> {
+        let sink = &self.lease.sink;
+        let can = takers.iter().copied().filter(|member| self.cluster.can_drive(member, sink));
+        assignment::driver(sink, can)
+    }
+
     /// Waits until no task of the sink runs any more.
     async fn idle(&self) {
         let mut users = self.lease.users.subscribe();
@@ -267,7 +275,7 @@ impl Keeper {
                 let view = views.borrow_and_update();
                 let takers = view.takers(self.cluster.is_draining());
                 let own = self.cluster.member();
-                let preferred = assignment::driver(&self.lease.sink, takers.iter().copied());
+                let preferred = self.preferred(&takers);
                 let holder = view.holder(&self.lease.sink);
                 let is_free = holder.is_none_or(|(holder, _)| holder.run == self.cluster.run());
                 let takes = takers.contains(own);
@@ -372,7 +380,7 @@ impl Keeper {
                 Ok(()) = views.changed(), if !term.ending.is_cancelled() => {
                     let view = views.borrow_and_update();
                     let takers = view.takers(false);
-                    let preferred = assignment::driver(&self.lease.sink, takers.iter().copied());
+                    let preferred = self.preferred(&takers);
                     if preferred == Some(self.cluster.member()) {
                         misplaced = None;
                     } else {

@@ -65,9 +65,11 @@ pub(super) fn assigned<'c>(
     channels: impl IntoIterator<Item = &'c Arc<str>>,
     takers: &BTreeSet<&str>,
     copies: usize,
+    can_hold: impl Fn(&str, &str) -> bool,
 ) -> BTreeSet<Arc<str>> {
     let is_ours = |channel: &&Arc<str>| {
-        assignment::holders(channel, takers.iter().copied(), copies).contains(&own)
+        let can = takers.iter().copied().filter(|member| can_hold(member, channel));
+        assignment::holders(channel, can, copies).contains(&own)
     };
     channels.into_iter().filter(is_ours).cloned().collect()
 }
@@ -131,9 +133,24 @@ mod tests {
     fn every_channel_is_held_by_its_copies() {
         let channels: Vec<Arc<str>> = (0..50).map(|n| format!("c{n}").into()).collect();
         let takers: BTreeSet<&str> = ["a", "b", "c"].into();
-        let all: Vec<_> = takers.iter().map(|own| assigned(own, &channels, &takers, 2)).collect();
+        let all: Vec<_> =
+            takers.iter().map(|own| assigned(own, &channels, &takers, 2, |_, _| true)).collect();
         for channel in &channels {
             assert_eq!(all.iter().filter(|held| held.contains(channel)).count(), 2);
         }
+    }
+
+    #[test]
+    fn a_member_that_lacks_a_channel_counts_as_none_of_its_holders() {
+        let channels: Vec<Arc<str>> = (0..50).map(|n| format!("c{n}").into()).collect();
+        let takers: BTreeSet<&str> = ["a", "b", "c"].into();
+        let can = |member: &str, channel: &str| member != "b" || channel.len() == 2;
+        let held = |own| assigned(own, &channels, &takers, 2, can);
+        let (a, b, c) = (held("a"), held("b"), held("c"));
+        for channel in &channels {
+            let holders = [&a, &b, &c].into_iter().filter(|held| held.contains(channel)).count();
+            assert_eq!(holders, 2, "{channel}");
+        }
+        assert!(b.iter().all(|channel| channel.len() == 2));
     }
 }

@@ -341,7 +341,9 @@ impl Membership {
         let view = cluster.0.view.borrow().clone();
         let takers = view.takers(draining);
         let copies = cluster.copies();
-        let ours = holding::assigned(cluster.member(), targets.channels.keys(), &takers, copies);
+        let can_hold = |member: &str, channel: &str| cluster.can_hold(member, channel);
+        let channels = targets.channels.keys();
+        let ours = holding::assigned(cluster.member(), channels, &takers, copies, can_hold);
         let set = View::set(&takers);
         // Nobody is left who could take over what a member that leaves has.
         let released = !takers.is_empty() && view.others_stand(set) && (draining || self.stands());
@@ -408,7 +410,9 @@ impl Membership {
         let copies = self.cluster.copies();
         let mut orphans: BTreeMap<&Arc<str>, Moment> = BTreeMap::new();
         for channel in fresh {
-            let first = assignment::holders(channel, takers.iter().copied(), 1);
+            let can =
+                takers.iter().copied().filter(|member| self.cluster.can_hold(member, channel));
+            let first = assignment::holders(channel, can, 1);
             let before = self.before.iter().map(String::as_str);
             let holders = assignment::holders(channel, before, copies);
             if first.first() != Some(&self.cluster.member())
@@ -503,6 +507,8 @@ impl Membership {
         lock(&cluster.0.differences).retain(|name, _| {
             others.iter().any(|(other, digest)| other == name && *digest != own.digest())
         });
+        let differ: Vec<String> = lock(&cluster.0.differences).keys().cloned().collect();
+        lock(&cluster.0.others).retain(|name, _| differ.contains(name));
         for (name, digest) in others {
             if digest == own.digest() {
                 self.compared.remove(&name);
@@ -521,6 +527,9 @@ impl Membership {
             let list = differences.join(", ");
             error!(member = name, differences = list, "a member has another configuration");
             lock(&cluster.0.differences).insert(name.clone(), differences);
+            if let Ok(other) = serde_json::from_slice(&value) {
+                lock(&cluster.0.others).insert(name.clone(), other);
+            }
             self.compared.insert(name, digest ^ own.digest());
         }
     }

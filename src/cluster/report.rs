@@ -172,7 +172,8 @@ impl Cluster {
             (sink, json!({ "driver": driver, "lag_events": lag }))
         });
         let listed = configured.channels.keys().take(LISTED).map(|channel| {
-            let holders = assignment::holders(channel, takers.iter().copied(), copies);
+            let can = takers.iter().copied().filter(|member| self.can_hold(member, channel));
+            let holders = assignment::holders(channel, can, copies);
             (channel.clone(), holders.into_iter().map(ToOwned::to_owned).collect())
         });
         Report {
