@@ -1,6 +1,6 @@
 //! What an activity says, whichever topic brought it: its kind, who did it, how much of what.
 //!
-//! The vendor's words for kinds are open-ended. One that is not in [`WORDS`] keeps its own name, and where
+//! The vendor's words for kinds are open-ended. One that is not in [`KINDS`] keeps its own name, and where
 //! it has an amount it counts as paid: what comes next is shown as itself, and never as nothing.
 //!
 //! It reads; what is made of it (an entity, a line for people) is for others to say.
@@ -26,19 +26,19 @@ pub enum Counts {
 }
 
 /// A kind of activity that the vendor's documents name.
-struct Word {
+struct Kind {
     word: &'static str,
     /// For people.
     name: &'static str,
     counts: Counts,
 }
 
-const fn word(word: &'static str, name: &'static str, counts: Counts) -> Word {
-    Word { word, name, counts }
+const fn word(word: &'static str, name: &'static str, counts: Counts) -> Kind {
+    Kind { word, name, counts }
 }
 
 /// The words of `channel.activities`, and two that the vendor has announced without naming them.
-const WORDS: &[Word] = &[
+const KINDS: &[Kind] = &[
     word("follow", "Follow", Counts::Other("")),
     word("follower", "Follow", Counts::Other("")),
     word("subscriber", "Subscription", Counts::Other("months")),
@@ -154,8 +154,8 @@ impl ActivityInfo {
         }
     }
 
-    fn known(&self) -> Option<&'static Word> {
-        WORDS.iter().find(|known| known.word == self.kind)
+    fn known(&self) -> Option<&'static Kind> {
+        KINDS.iter().find(|known| known.word == self.kind)
     }
 
     /// What its amount counts.
@@ -198,7 +198,7 @@ impl ActivityInfo {
 }
 
 /// A word of the vendor's as words: `hypetrainStart` becomes `hypetrain start`.
-fn plainly(word: &str) -> String {
+pub fn plainly(word: &str) -> String {
     let mut plain = String::with_capacity(word.len() + 4);
     let mut before = ' ';
     for letter in word.chars() {
@@ -328,10 +328,10 @@ mod tests {
 
     #[test]
     fn no_kind_stands_twice() {
-        let mut words: Vec<&str> = WORDS.iter().map(|known| known.word).collect();
+        let mut words: Vec<&str> = KINDS.iter().map(|known| known.word).collect();
         words.sort_unstable();
         words.dedup();
-        assert_eq!(words.len(), WORDS.len());
+        assert_eq!(words.len(), KINDS.len());
     }
 
     #[test]

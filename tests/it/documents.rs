@@ -31,5 +31,5 @@ fn its_examples_are_json() {
             .unwrap_or_else(|e| panic!("{e}: {example}"));
         count += 1;
     }
-    assert_eq!(count, 5);
+    assert_eq!(count, 6);
 }

@@ -428,11 +428,14 @@ async fn a_mock_is_a_test_for_home_assistant() {
         activity.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
         sim.activity(ROOM, activity);
     }
-    let heard = listener.wait_for(3).await;
+    let heard = listener.wait_for(4).await;
     let told: Vec<Value> =
         heard.iter().map(|heard| serde_json::from_slice(&heard.payload).unwrap()).collect();
     assert_eq!((&told[0]["amount"], told[0].get("test")), (&json!(500.0), None));
-    assert_eq!((&told[1]["test"], &told[1]["flagged"]), (&json!(true), &json!(true)));
-    assert_eq!(told[1]["group"], "g");
+    assert_eq!((&told[1]["activity"], told[1].get("test")), (&json!("tip"), None));
+    for mock in &told[2..] {
+        assert_eq!((&mock["test"], &mock["flagged"]), (&json!(true), &json!(true)));
+        assert_eq!(mock["group"], "g");
+    }
     relay.stop().await;
 }

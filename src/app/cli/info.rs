@@ -2,11 +2,14 @@
 
 use std::io::Write as _;
 
-use clap::{Args, CommandFactory as _};
+use clap::{
+    Arg, Args, Command, CommandFactory as _,
+    builder::{PossibleValue, PossibleValuesParser},
+};
 use clap_complete::Shell;
 
 use super::{Cli, Done, out};
-use crate::astro::topics::CATALOGUE;
+use crate::astro::topics::{CATALOGUE, Topic};
 
 /// `completions`
 #[derive(Debug, Args)]
@@ -28,8 +31,23 @@ pub(super) fn topics() -> Done {
 pub(super) fn completions(args: &Completions) -> Done {
     // The library panics where its writer fails, and a pipe may be closed.
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "astro-relay", &mut text);
+    let mut command = with_topics(Cli::command());
+    clap_complete::generate(args.shell, &mut command, "astro-relay", &mut text);
     Ok(out::text().write_all(&text)?)
+}
+
+/// The command with the catalogue of topics as values of its arguments, for a shell to offer. It forbids
+/// nothing: no arguments are read by it.
+fn with_topics(command: Command) -> Command {
+    let values = || {
+        let value = |topic: &Topic| PossibleValue::new(topic.name).help(topic.description());
+        PossibleValuesParser::new(CATALOGUE.iter().map(value))
+    };
+    let offer = |argument: Arg| match argument.get_id().as_str() {
+        "topic" | "topics" => argument.value_parser(values()),
+        _ => argument,
+    };
+    command.mut_args(offer).mut_subcommands(with_topics)
 }
 
 pub(super) fn man() -> Done {
