@@ -419,9 +419,8 @@ impl Wanted {
                 "minhost" => wanted.least.push(("host", parsed(&value).ok_or_else(bad)?)),
                 "minsub" => wanted.least.push(("subscriber", parsed(&value).ok_or_else(bad)?)),
                 "mintip" => wanted.least.push(("tip", parsed(&value).ok_or_else(bad)?)),
-                // No document says what it is; those who use it send what they like.
-                "origin" => {}
                 "types" | "types[]" => wanted.types.extend(value.split(',').map(str::to_owned)),
+                // Among them `origin`: no document says what it is, and those who use it send what they like.
                 _ => {}
             }
         }
@@ -479,16 +478,13 @@ async fn activities(
         Ok(wanted) => wanted,
         Err(message) => return error(StatusCode::BAD_REQUEST, &message, false),
     };
-    match world.options.activities {
-        ActivitiesQuery::AsSent => {}
-        ActivitiesQuery::ListedTypes if wanted.types.is_empty() => return document(&json!([])),
-        ActivitiesQuery::ListedTypes => {}
-        ActivitiesQuery::Complete => {
-            if let Some(missing) = wanted.missing() {
-                let message = format!("{missing} is required");
-                return error(StatusCode::BAD_REQUEST, &message, false);
-            }
-        }
+    let missing =
+        wanted.missing().filter(|_| world.options.activities == ActivitiesQuery::Complete);
+    if let Some(missing) = missing {
+        return error(StatusCode::BAD_REQUEST, &format!("{missing} is required"), false);
+    }
+    if world.options.activities == ActivitiesQuery::ListedTypes && wanted.types.is_empty() {
+        return document(&json!([]));
     }
     let page: Vec<Value> = with_session(&world, &channel, |session| {
         let fitting = session.activities.iter().filter(|activity| wanted.fits(activity));

@@ -103,7 +103,8 @@ impl ActivityInfo {
         }
     }
 
-    fn bare(kind: &str) -> Self {
+    /// Of a kind, without anything of what it says.
+    pub fn named(kind: &str) -> Self {
         let kind = kind.to_owned();
         let (user, amount, currency, message, item, sender) = (None, None, None, None, None, None);
         Self { kind, user, amount, currency, message, item, sender }
@@ -121,7 +122,7 @@ impl ActivityInfo {
             message: get("message"),
             item: get("redemption"),
             sender: get("sender"),
-            ..Self::bare(kind)
+            ..Self::named(kind)
         })
     }
 
@@ -135,13 +136,13 @@ impl ActivityInfo {
             amount: number(donation.get("amount")),
             currency: text(donation.get("currency")),
             message: text(donation.get("message")),
-            ..Self::bare("tip")
+            ..Self::named("tip")
         })
     }
 
     fn follow(data: &Value) -> Self {
         let names = ["displayName", "username", "name"];
-        Self { user: names.iter().find_map(|key| text(data.get(key))), ..Self::bare("follow") }
+        Self { user: names.iter().find_map(|key| text(data.get(key))), ..Self::named("follow") }
     }
 
     fn redemption(data: &Value) -> Self {
@@ -150,7 +151,7 @@ impl ActivityInfo {
             amount: number(data.pointer("/item/cost")),
             item: text(data.pointer("/item/name")),
             message: text(data.get("message")),
-            ..Self::bare("redemption")
+            ..Self::named("redemption")
         }
     }
 
@@ -173,6 +174,15 @@ impl ActivityInfo {
     pub fn is_paid(&self) -> bool {
         let bought = matches!(self.counts(), Counts::Money | Counts::Bought(_) | Counts::Unknown);
         bought && self.amount.is_some()
+    }
+
+    /// The name of what was given, where that is neither money nor nameless: `bits`, `KICKs`.
+    pub fn unit(&self) -> Option<String> {
+        match self.counts() {
+            Counts::Bought(unit) => Some(unit.to_owned()),
+            Counts::Unknown if self.currency.is_none() => Some(plainly(&self.kind)),
+            _ => None,
+        }
     }
 
     /// The kind, for people: `Super Chat`, `KICKs`; of one that is not known its own word (`mega kicks`
@@ -261,6 +271,25 @@ fn written(text: &str) -> Option<Value> {
     let zeros = plain.trim_start_matches('0');
     let plain = if zeros.starts_with(|c: char| c.is_ascii_digit()) { zeros } else { &*plain };
     parsed(plain)
+}
+
+/// The vendor's words for what nobody did.
+const MOCK: [&str; 6] = ["isMock", "mock", "isTest", "isEmulated", "isReplay", "isReplayed"];
+
+/// True, in any spelling.
+pub fn is_true(value: &Value) -> bool {
+    match value {
+        Value::Bool(truth) => *truth,
+        Value::String(text) => text.eq_ignore_ascii_case("true") || text == "1",
+        Value::Number(number) => number.as_f64().is_some_and(|number| number != 0.0),
+        _ => false,
+    }
+}
+
+/// Whether the vendor says that nobody did it.
+pub fn is_mock(data: &Value) -> bool {
+    let says = |data: &Value| MOCK.iter().any(|key| data.get(key).is_some_and(is_true));
+    says(data) || data.get("data").is_some_and(says) || data.get("donation").is_some_and(says)
 }
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ impl std::fmt::Debug for Covered {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Found {
     /// Items that can belong to the gap, received or not.
-    found: usize,
+    listed: usize,
     /// Those of them that were not received, and were appended.
     recovered: usize,
     /// Those of the recovered that were made before the gap began.
@@ -140,7 +140,7 @@ struct Found {
 
 impl Found {
     fn add(&mut self, other: &Self) {
-        self.found += other.found;
+        self.listed += other.listed;
         self.recovered += other.recovered;
         self.before_gap += other.before_gap;
         self.outside += other.outside;
@@ -150,7 +150,7 @@ impl Found {
     /// As it is reported.
     fn told(&self) -> Value {
         let mut told = json!({
-            "found": self.found, "recovered": self.recovered, "complete": self.complete,
+            "found": self.listed, "recovered": self.recovered, "complete": self.complete,
         });
         for (name, count) in [("before_gap", self.before_gap), ("outside", self.outside)] {
             if let (Some(told), true) = (told.as_object_mut(), count > 0) {
@@ -311,7 +311,7 @@ impl Tools {
                     found.outside += usize::from(!fetch.knows(&event));
                     continue;
                 }
-                found.found += 1;
+                found.listed += 1;
                 let recovered = fetch.append([event]);
                 found.recovered += recovered;
                 found.before_gap += if item.at < bounds.from { recovered } else { 0 };
@@ -326,7 +326,7 @@ fn report(gap: &Gap, missed: &Missed, outcome: &Result<Found, String>) -> Event 
     let (channel, topic) = (&gap.channel, &missed.topic);
     let mut data = match outcome {
         Ok(found) => {
-            let Found { found: listed, recovered, outside, complete, .. } = *found;
+            let Found { listed, recovered, outside, complete, .. } = *found;
             info!(%channel, %topic, found = listed, recovered, outside, complete, "the history was fetched");
             if !complete {
                 error!(%channel, %topic, "the history is longer than what is fetched of it");

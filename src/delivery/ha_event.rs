@@ -21,7 +21,7 @@ pub use self::kinds::{KINDS, Kind};
 use self::kinds::{PAID, of_activity};
 pub use crate::astro::activity::ACTIVITIES;
 use crate::{
-    astro::activity::{ActivityInfo, Counts, number, text},
+    astro::activity::{ActivityInfo, is_mock, is_true, number, text},
     base::{
         clock,
         event::{Event, Origin},
@@ -103,7 +103,7 @@ impl HaEvents {
         let rendered = HaEvent::of(event, data, activities, age_ms);
         let address = |one: HaEvent| {
             let payload = serde_json::to_string(&one).ok()?;
-            Some((topic(base, one.kind), payload))
+            Some((topic(base, &one.kind), payload))
         };
         rendered.into_iter().filter_map(address).collect()
     }
@@ -114,8 +114,8 @@ impl HaEvents {
 #[expect(clippy::struct_excessive_bools, reason = "they are attributes, each of its own")]
 struct HaEvent {
     #[serde(skip)]
-    kind: &'static str,
-    event_type: &'static str,
+    kind: Cow<'static, str>,
+    event_type: Cow<'static, str>,
     /// Who did it. Empty where nobody is named.
     name: String,
     /// Money, bits, viewers or points, by the kind.
@@ -164,9 +164,6 @@ struct HaEvent {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     replayed: bool,
 }
-
-/// The vendor's words for what nobody did.
-const MOCK: [&str; 6] = ["isMock", "mock", "isTest", "isEmulated", "isReplay", "isReplayed"];
 
 impl HaEvent {
     /// From the data of an event as the sink may see it: in its own kind, and among what was paid. None:
@@ -223,19 +220,24 @@ fn of_its_kind(info: &ActivityInfo, data: &Value) -> HaEvent {
     let nothing = Map::new();
     let about = data.get("data").and_then(Value::as_object).unwrap_or(&nothing);
     let gifted = info.sender.is_some() || about.get("gifted").is_some_and(is_true);
-    let (kind, event_type) = of_activity(&info.kind, gifted);
+    let (kind, event_type): (Cow<'_, str>, Cow<'_, str>) = if let Some(word) = own_kind(info) {
+        (word.clone().into(), word.into())
+    } else {
+        let (kind, event_type) = of_activity(&info.kind, gifted);
+        (kind.into(), event_type.into())
+    };
     let count = ["quantity", "count", "bulkCount"].iter().find_map(|key| number(about.get(*key)));
     let mut rendered = HaEvent {
-        kind,
-        event_type,
         tier: text(about.get("tier")),
         level: number(about.get("level")),
         quantity: count,
         activity: (kind == "other").then(|| info.kind.clone()),
+        kind,
+        event_type,
         ..HaEvent::from(info.clone())
     };
     // The vendor's `amount` is whatever there is to count.
-    match (kind, event_type) {
+    match (&*rendered.kind, &*rendered.event_type) {
         ("subscription", "community_gift") => {
             rendered.quantity = rendered.amount.take().or_else(|| rendered.quantity.take());
         }
@@ -247,12 +249,28 @@ fn of_its_kind(info: &ActivityInfo, data: &Value) -> HaEvent {
         }
         _ => {}
     }
-    if !matches!(kind, "subscription" | "other") {
+    if !matches!(&*rendered.kind, "subscription" | "other") {
         // The vendor's history names a tier with everything; it means something for these.
         rendered.tier = None;
     }
     rendered
 }
+
+/// The kind of a payment that the vendor's documents do not name: its own word, where that can be one. The
+/// entity is announced when the first has come.
+fn own_kind(info: &ActivityInfo) -> Option<String> {
+    (!info.is_known() && info.is_paid() && is_own_kind(&info.kind)).then(|| info.kind.clone())
+}
+
+/// Whether a word of the vendor's can be a kind of its own.
+pub fn is_own_kind(word: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_word = (1..=LONGEST_KIND).contains(&word.len()) && word.bytes().all(plain);
+    is_word && !KINDS.iter().any(|kind| kind.name == word)
+}
+
+/// Characters that a kind of the vendor's may have to be a kind of its own here.
+const LONGEST_KIND: usize = 40;
 
 /// The same among all that was paid, with the vendor's own word for its kind and the name of what was
 /// given; `None`: nothing was.
@@ -261,35 +279,21 @@ fn among_paid(info: &ActivityInfo, own: &HaEvent) -> Option<HaEvent> {
         return None;
     }
     let types = KINDS.iter().find(|kind| kind.name == PAID)?.types;
-    let event_type = types.iter().find(|known| **known == own.event_type).unwrap_or(&"other");
-    let unit = match info.counts() {
-        Counts::Bought(unit) => Some(unit.to_owned()),
-        Counts::Unknown if info.currency.is_none() => Some(info.name().into_owned()),
-        _ => None,
-    };
-    Some(HaEvent { kind: PAID, event_type, activity: Some(info.kind.clone()), unit, ..own.clone() })
+    let is_known = types.contains(&&*own.event_type);
+    let event_type = if is_known { own.event_type.clone() } else { "other".into() };
+    Some(HaEvent {
+        kind: PAID.into(),
+        event_type,
+        activity: Some(info.kind.clone()),
+        unit: info.unit(),
+        ..own.clone()
+    })
 }
 
 /// How many things were bought.
 fn quantity(items: &[Value]) -> Value {
     let each = |item: &Value| number(item.get("quantity")).and_then(|n| n.as_u64()).unwrap_or(1);
     items.iter().map(each).fold(0_u64, u64::saturating_add).into()
-}
-
-/// True, in any spelling.
-fn is_true(value: &Value) -> bool {
-    match value {
-        Value::Bool(truth) => *truth,
-        Value::String(text) => text.eq_ignore_ascii_case("true") || text == "1",
-        Value::Number(number) => number.as_f64().is_some_and(|number| number != 0.0),
-        _ => false,
-    }
-}
-
-/// Whether the vendor says that nobody did it.
-fn is_mock(data: &Value) -> bool {
-    let says = |data: &Value| MOCK.iter().any(|key| data.get(key).is_some_and(is_true));
-    says(data) || data.get("data").is_some_and(says) || data.get("donation").is_some_and(says)
 }
 
 #[cfg(test)]

@@ -259,7 +259,7 @@ pub(super) mod tests {
         let topics =
             [("channel.tips", true), ("channel.chat.message", true), ("channel.activities", false)];
         let gap = of(&report(&topics)).unwrap();
-        let found = Found { found: 3, recovered: 2, complete: true, ..Found::default() };
+        let found = Found { listed: 3, recovered: 2, complete: true, ..Found::default() };
         let outcome = gap.outcome(&[(gap.missed[0].clone(), Ok(found))]);
         let one = |topic: &str, restored: bool, history: bool, why: &str| {
             json!({"topic": topic, "room": "r", "restored": restored, "history": history,

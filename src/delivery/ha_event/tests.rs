@@ -19,7 +19,9 @@ fn rendered(topic: &str, data: &Value, activities: bool) -> Option<(&'static str
 fn all_rendered(topic: &str, data: &Value, activities: bool) -> Vec<(&'static str, Value)> {
     let event = received(topic, data);
     let all = HaEvent::of(&event, event.data(), activities, 1_540);
-    all.into_iter().map(|one| (one.kind, serde_json::to_value(one).unwrap())).collect()
+    all.into_iter()
+        .map(|one| (&*one.kind.clone().into_owned().leak(), serde_json::to_value(one).unwrap()))
+        .collect()
 }
 
 fn activity(kind: &str, data: &Value) -> Value {
@@ -291,8 +293,16 @@ fn the_gifts_of_one_gift_bomb_have_one_group() {
 fn an_unknown_activity_has_its_amount() {
     let data = activity("megakicks", &json!({"username": "ann", "amount": "50"}));
     let (kind, attributes) = rendered(ACTIVITIES, &data, true).unwrap();
-    assert_eq!((kind, &attributes["activity"]), ("other", &json!("megakicks")));
+    assert_eq!((kind, &attributes["event_type"]), ("megakicks", &json!("megakicks")));
     assert_eq!((&attributes["amount"], &attributes["name"]), (&json!(50), &json!("ann")));
+    // What cannot be a kind of its own: a word that is one of ours, or no word, or without an amount.
+    for word in ["paid", "hype_train", "mega kicks", "a/b", "#", "ä", &"x".repeat(41)] {
+        let data = activity(word, &json!({"username": "ann", "amount": 50}));
+        let (kind, attributes) = rendered(ACTIVITIES, &data, true).unwrap();
+        assert_eq!((kind, &attributes["activity"]), ("other", &json!(word)));
+    }
+    let (kind, _) = rendered(ACTIVITIES, &activity("megakicks", &json!({})), true).unwrap();
+    assert_eq!(kind, "other");
     for kind in ["kicks", "jewels"] {
         let (found, attributes) = rendered(ACTIVITIES, &activity(kind, &json!({})), true).unwrap();
         assert_eq!((found, &attributes["event_type"]), (kind, &json!(kind)));

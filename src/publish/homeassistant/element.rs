@@ -237,9 +237,7 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
             (measured(&field("count"), element, unit), false)
         }
         Value::Object(_) if has("name", Value::is_string) => {
-            // The states that Home Assistant takes end at 255 characters; an empty one is unknown.
-            let template = "{{ ((value_json | default({})).name | default('None', true))[:255] }}";
-            (json!({ "value_template": template }), true)
+            (json!({ "value_template": NAME }), true)
         }
         Value::Object(_) if has("amount", Value::is_number) => {
             let unit = family.filter(|(_, rest)| *rest != "points").map_or("", |(f, _)| f.amount);
@@ -289,15 +287,12 @@ const HYPE_TRAIN: &str = "hypetrain-";
 /// The name of an element of a family that nobody has documented: under its own word, in the same pattern.
 fn name_of_unknown(element: &str) -> Option<String> {
     const RESTS: [&str; 7] = ["latest", "session", "week", "month", "total", "count", "goal"];
-    let (word, rest) = match element.split_once("-top-") {
-        Some((before, what)) => {
-            let (word, period) = before.rsplit_once('-')?;
-            (word, format!("{period}-top-{what}"))
-        }
-        None => {
-            let (word, rest) = element.rsplit_once('-').filter(|(_, rest)| RESTS.contains(rest))?;
-            (word, rest.to_owned())
-        }
+    let (word, rest) = if let Some((before, what)) = element.split_once("-top-") {
+        let (word, period) = before.rsplit_once('-')?;
+        (word, format!("{period}-top-{what}"))
+    } else {
+        let (word, rest) = element.rsplit_once('-').filter(|(_, rest)| RESTS.contains(rest))?;
+        (word, rest.to_owned())
     };
     let many = plainly(word);
     let one = many.to_lowercase();
@@ -339,10 +334,19 @@ fn name_in(many: &str, one: &str, top: &str, rest: &str) -> Option<String> {
 
 /// A name of the vendor's, so that it reads as a name.
 fn plainly(element: &str) -> String {
-    let words = crate::astro::activity::plainly(element);
+    capital(&crate::astro::activity::plainly(element))
+}
+
+/// With a capital letter in front.
+pub(super) fn capital(words: &str) -> String {
     let mut letters = words.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
+
+/// The template of who it was. The states that Home Assistant takes end at 255 characters; an empty one is
+/// unknown.
+pub(super) const NAME: &str =
+    "{{ ((value_json | default({})).name | default('None', true))[:255] }}";
 
 /// A template for one field of a state: unknown where it is not there. A state that is no more is an
 /// empty message, which is no JSON, and which Home Assistant may hear before the entity is withdrawn.
@@ -399,29 +403,8 @@ mod tests {
     }
 
     #[test]
-    fn an_element_reads_well() {
+    fn the_newer_and_the_unknown_families_read_well() {
         for (element, value, name, unit, class) in [
-            (
-                "follower-session",
-                json!({"count": 11}),
-                "Followers this session",
-                "followers",
-                "total_increasing",
-            ),
-            ("follower-goal", json!({"amount": 11}), "Follower goal", "followers", "measurement"),
-            ("follower-total", json!({"count": 13}), "Followers in total", "followers", "total"),
-            ("subscriber-points", json!({"amount": 189}), "Subscriber points", "", "measurement"),
-            (
-                "subscriber-resub-session",
-                json!({"count": 68}),
-                "Resubscriptions this session",
-                "subscribers",
-                "total_increasing",
-            ),
-            ("cheer-week", json!({"amount": 246}), "Bits this week", "bits", "total_increasing"),
-            ("cheer-count", json!({"count": 8}), "Cheer count", "cheers", "total_increasing"),
-            ("tip-month", json!({"amount": 279.5}), "Tips this month", "", "total_increasing"),
-            ("merch-goal-items", json!({"amount": 0}), "Merch goal items", "", "measurement"),
             ("kicks-week", json!({"amount": 50}), "KICKs this week", "KICKs", "total_increasing"),
             ("kicks-count", json!({"count": 2}), "KICKs gift count", "gifts", "total_increasing"),
             ("jewels-total", json!({"amount": 5}), "Jewels in total", "Jewels", "total"),
@@ -453,6 +436,54 @@ mod tests {
                 "",
                 "total_increasing",
             ),
+        ] {
+            let shown = shown(element, &value).unwrap();
+            let found = shown.own.get("unit_of_measurement").and_then(Value::as_str);
+            assert_eq!((&*shown.name, found.unwrap_or("")), (name, unit), "{element}");
+            assert_eq!(shown.own["state_class"], class, "{element}");
+            assert!(!shown.is_goal, "{element}");
+        }
+        for (element, name) in [
+            ("charityCampaignDonation-latest", "Latest charity donation"),
+            ("charityCampaignDonation-weekly-top-donator", "Top charity donor this week"),
+            ("cheerPurchase-alltime-top-donation", "Top cheer purchase of all time"),
+            ("sponsor-gifted-latest", "Latest gifted membership"),
+            ("channel-points-latest", "Latest channel points redemption"),
+            ("purchase-latest", "Latest purchase"),
+            ("hypetrain-latest", "Latest hype train"),
+            ("kicks-session-top-donator", "Top KICKs gifter this session"),
+            ("megaKicks-latest", "Latest mega kicks"),
+            ("mega-kicks-monthly-top-donation", "Top mega kicks this month"),
+        ] {
+            let shown = shown(element, &json!({"name": "Ann", "amount": 5})).unwrap();
+            assert_eq!(shown.name, name);
+        }
+    }
+
+    #[test]
+    fn an_element_reads_well() {
+        for (element, value, name, unit, class) in [
+            (
+                "follower-session",
+                json!({"count": 11}),
+                "Followers this session",
+                "followers",
+                "total_increasing",
+            ),
+            ("follower-goal", json!({"amount": 11}), "Follower goal", "followers", "measurement"),
+            ("follower-total", json!({"count": 13}), "Followers in total", "followers", "total"),
+            ("subscriber-points", json!({"amount": 189}), "Subscriber points", "", "measurement"),
+            (
+                "subscriber-resub-session",
+                json!({"count": 68}),
+                "Resubscriptions this session",
+                "subscribers",
+                "total_increasing",
+            ),
+            ("cheer-week", json!({"amount": 246}), "Bits this week", "bits", "total_increasing"),
+            ("cheer-count", json!({"count": 8}), "Cheer count", "cheers", "total_increasing"),
+            ("tip-month", json!({"amount": 279.5}), "Tips this month", "", "total_increasing"),
+            ("merch-goal-items", json!({"amount": 0}), "Merch goal items", "", "measurement"),
             ("something-new", json!({"amount": 1}), "Something new", "", "measurement"),
             ("bare", json!(5), "Bare", "", "measurement"),
         ] {
@@ -472,16 +503,6 @@ mod tests {
             ("cheer-weekly-top-donator", "Top cheerer this week"),
             ("tip-alltime-top-donation", "Top tip of all time"),
             ("subscriber-alltime-gifter", "Top gifter of all time"),
-            ("charityCampaignDonation-latest", "Latest charity donation"),
-            ("charityCampaignDonation-weekly-top-donator", "Top charity donor this week"),
-            ("cheerPurchase-alltime-top-donation", "Top cheer purchase of all time"),
-            ("sponsor-gifted-latest", "Latest gifted membership"),
-            ("channel-points-latest", "Latest channel points redemption"),
-            ("purchase-latest", "Latest purchase"),
-            ("hypetrain-latest", "Latest hype train"),
-            ("kicks-session-top-donator", "Top KICKs gifter this session"),
-            ("megaKicks-latest", "Latest mega kicks"),
-            ("mega-kicks-monthly-top-donation", "Top mega kicks this month"),
             ("tip-yearly-top-donation", "Tip yearly top donation"),
         ] {
             let shown = shown(element, &json!({"name": "Ann", "amount": 5})).unwrap();
