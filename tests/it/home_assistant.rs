@@ -447,8 +447,8 @@ async fn a_payment_of_a_new_kind_is_shown_under_its_own_name() {
         (&json!("megaKicks"), &json!("mega kicks"))
     );
     let entities = [
-        "event/astro-relay-home/main__event_2fmegaKicks",
-        "sensor/astro-relay-home/main__paid_2fmegaKicks",
+        "event/astro-relay-home/main__event_2fmega_4bicks",
+        "sensor/astro-relay-home/main__paid_2fmega_4bicks",
     ];
     let known =
         standing(&broker, "its entities", |known| entities.iter().all(|entity| has(known, entity)))

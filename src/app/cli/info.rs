@@ -29,11 +29,15 @@ pub(super) fn topics() -> Done {
 }
 
 pub(super) fn completions(args: &Completions) -> Done {
+    Ok(out::text().write_all(&script(args.shell))?)
+}
+
+/// The script for a shell.
+fn script(shell: Shell) -> Vec<u8> {
     // The library panics where its writer fails, and a pipe may be closed.
     let mut text = Vec::new();
-    let mut command = with_topics(Cli::command());
-    clap_complete::generate(args.shell, &mut command, "astro-relay", &mut text);
-    Ok(out::text().write_all(&text)?)
+    clap_complete::generate(shell, &mut with_topics(Cli::command()), "astro-relay", &mut text);
+    text
 }
 
 /// The command with the catalogue of topics as values of its arguments, for a shell to offer. It forbids
@@ -64,4 +68,35 @@ pub(super) fn man() -> Done {
         page.render_options_section(&mut text)?;
     }
     Ok(out::text().write_all(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shells_offer_the_topics_and_say_which_bring_nothing() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let text = String::from_utf8(script(shell)).unwrap();
+            let missing = CATALOGUE.iter().find(|topic| !text.contains(topic.name));
+            assert_eq!(missing, None, "{shell}");
+        }
+        let text = String::from_utf8(script(Shell::Zsh)).unwrap();
+        for topic in CATALOGUE {
+            let start = format!("{}\\:", topic.name);
+            let line =
+                text.lines().find(|line| line.trim_start_matches(['(', ' ']).starts_with(&start));
+            let line =
+                line.or_else(|| text.lines().find(|line| line.contains(&format!("(({start}"))));
+            let says = line.unwrap_or_else(|| panic!("{start}")).contains("publishes nothing");
+            assert_eq!(says, !topic.published, "{}", topic.name);
+        }
+    }
+
+    /// What the catalogue does not have can be asked for all the same.
+    #[test]
+    fn no_topic_is_forbidden() {
+        let line = ["astro-relay", "send-test", "--topic", "channel.polls"];
+        assert!(Cli::command().try_get_matches_from(line).is_ok());
+    }
 }

@@ -279,9 +279,9 @@ mod tests {
         discovery.part_published(&part(Section::Paid, "megaKicks", Some("{}")), "t");
         discovery.part_published(&part(Section::Paid, "jewels", Some("{}")), "t");
         let paid = [
-            ("event main__event_2fmegaKicks".to_owned(), false),
+            ("event main__event_2fmega_4bicks".to_owned(), false),
             ("sensor main__paid_2fjewels".to_owned(), false),
-            ("sensor main__paid_2fmegaKicks".to_owned(), false),
+            ("sensor main__paid_2fmega_4bicks".to_owned(), false),
         ];
         assert_eq!(published(&mut discovery, now), paid, "Jewels have an event entity anyway");
         discovery.part_published(&part(Section::Counters, "deaths", Some("5")), "t");
