@@ -43,9 +43,7 @@ use self::{
     recall::Recalled,
 };
 use crate::{
-    astro::rest::{
-        Credentials, History, HistoryItem, PAGE, Rest, RestError, Target, credentials,
-    },
+    astro::rest::{Credentials, History, HistoryItem, PAGE, Rest, RestError, Target, credentials},
     base::{
         backoff::Backoff,
         clock::{self, UnixMillis},
