@@ -435,6 +435,8 @@ impl Wanted {
     /// Sorts tips, which are newest first.
     fn sort(&self, items: &mut [Value]) {
         let Some(Sort { by, descending }) = self.sort else { return };
+        // Of what is equal the oldest comes first, and last where the greatest come first.
+        items.reverse();
         items.sort_by(|one, other| {
             let (one, other) = (one.pointer(by), other.pointer(by));
             let number = |value: Option<&Value>| value.and_then(Value::as_f64);

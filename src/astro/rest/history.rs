@@ -291,6 +291,10 @@ impl Rest {
                     pages.add(self.redemptions_page(target, offset).await?);
                     pages.stop_before(after);
                 }
+                // Also within one millisecond.
+                if pages.newest_first {
+                    pages.listed.items.reverse();
+                }
                 pages.listed
             }
         };
