@@ -8,6 +8,7 @@ mod places;
 pub mod schema;
 mod shape;
 
+pub(crate) use self::check::configured_secrets;
 pub use self::{
     load::{Loaded, Sources, load},
     schema::schema,

@@ -10,6 +10,7 @@ mod client;
 mod cluster;
 mod connect;
 pub mod demo;
+mod diagnose;
 mod info;
 pub mod init;
 mod journal;
@@ -59,6 +60,8 @@ enum Command {
     Top(top::Top),
     /// Shows the cluster as a running member sees it: members, drivers of sinks, what is wrong.
     Cluster(cluster::Cluster),
+    /// Writes a report for a question or a bug, with every secret removed.
+    Diagnose(diagnose::Diagnose),
     /// Streams events from the running relay.
     Tail(tail::Tail),
     /// Retries a waiting sink (down, busy, held, gone) now.
@@ -247,6 +250,7 @@ fn execute(command: Command) -> Done {
             Ok(writeln!(out::json(), "{schema}")?)
         }
         Command::Status(status) => status::status(&status),
+        Command::Diagnose(args) => diagnose::diagnose(&args),
         Command::Top(top) => top::top(&top),
         Command::Cluster(args) => cluster::cluster(args),
         Command::Tail(tail) => tail::tail(&tail),
