@@ -8,6 +8,7 @@ mod places;
 pub mod schema;
 mod shape;
 
+pub(crate) use self::check::configured_secrets;
 pub(crate) use self::schema::{is_secret, resolved};
 pub use self::{
     load::{Loaded, Sources, load},

@@ -9,6 +9,7 @@ mod cluster;
 mod complete;
 mod connect;
 pub mod demo;
+mod diagnose;
 mod help;
 mod info;
 pub mod init;
@@ -61,6 +62,8 @@ enum Command {
     Top(top::Top),
     /// Shows the cluster as a running member sees it: members, drivers of sinks, what is wrong.
     Cluster(cluster::Cluster),
+    /// Writes a report for a question or a bug, with every secret removed.
+    Diagnose(diagnose::Diagnose),
     /// Streams events from the running relay.
     Tail(tail::Tail),
     /// Retries a waiting sink (down, busy, held, gone) now.
@@ -273,6 +276,7 @@ fn execute(command: Command) -> Done {
             Ok(writeln!(out::json(), "{schema}")?)
         }
         Command::Status(status) => status::status(&status),
+        Command::Diagnose(args) => diagnose::diagnose(&args),
         Command::Top(top) => top::top(&top),
         Command::Cluster(args) => cluster::cluster(args),
         Command::Tail(tail) => tail::tail(&tail),

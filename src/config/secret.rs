@@ -67,7 +67,7 @@ pub enum SecretRef {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SecretError {
     /// The file cannot be read.
-    #[error("cannot read the secret {place}: {why}")]
+    #[error("cannot read the secret {place}: {why}{}", remedy(why))]
     File {
         /// The file, as far as it may be named.
         place: String,
@@ -85,6 +85,17 @@ pub enum SecretError {
     /// Nothing is in it.
     #[error("the secret from {0} is empty")]
     Empty(String),
+}
+
+/// What to do about it. An administrator's `check` reads the file, and the service then does not.
+fn remedy(why: &FileError) -> &'static str {
+    match why {
+        FileError::Io(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            "; a service that is not root's gets it from systemd: LoadCredential= in its unit, and the \
+             key's _credential form"
+        }
+        _ => "",
+    }
 }
 
 /// Stands for a name that could be the secret itself.

@@ -12,6 +12,7 @@ mod together;
 
 use serde_json::Value;
 
+pub(crate) use self::files::configured_secrets;
 use crate::{
     config::{Config, problem::Findings},
     loading::{Sources, places::Places, shape::Shape},

@@ -1,6 +1,6 @@
 //! What is shipped beside the program: the alerts, the dashboard and the unit agree with it.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use astro_relay::base::metrics;
 
@@ -63,6 +63,9 @@ fn what_goes_into_the_package_is_there() {
     for script in ["deploy/deb/build", "deploy/deb/postrm", "deploy/deb/changelog"] {
         assert!(!read(script).is_empty());
     }
+    // build.rs packs the program's relocations, which no C library before this one reads.
+    assert!(package["depends"].as_str().unwrap().contains("libc6 (>= 2.36)"));
+    assert!(read("build.rs").contains("SINCE: (u32, u32) = (2, 36)"));
     // cargo-deb fills in what stops and starts the unit; without the mark it would be left out.
     assert!(read("deploy/deb/postrm").contains("#DEBHELPER#"));
 }
@@ -83,4 +86,51 @@ fn the_unit_is_as_it_was_proved() {
     }
     // Its exit code would not prevent a restart: a wrong configuration would be tried for ever.
     assert!(!unit.lines().any(|line| line.starts_with("ExecStartPre")));
+}
+
+/// What the release workflow begins with.
+#[test]
+fn a_release_needs_one_version_everywhere_and_a_section_of_the_changelog() {
+    let dir = tempfile::tempdir().unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    for file in [
+        "deploy/release-notes",
+        "Cargo.toml",
+        "deploy/home-assistant-addon/config.yaml",
+        "deploy/deb/changelog",
+        "repository.yaml",
+    ] {
+        let copy = dir.path().join(file);
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::write(copy, read(file)).unwrap();
+    }
+    let changelog = dir.path().join("CHANGELOG.md");
+    let notes = |args: &[&str]| {
+        let script = dir.path().join("deploy/release-notes");
+        let output = Command::new("sh").arg(script).args(args).output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8([output.stdout, output.stderr].concat()).unwrap(),
+        )
+    };
+    fs::write(&changelog, format!("# Changes\n\n## Unreleased\n\n- a\n\n## {version} - today\n"))
+        .unwrap();
+    assert_eq!(
+        notes(&[version]).1,
+        format!("deploy/release-notes: CHANGELOG.md says nothing about {version}\n")
+    );
+    fs::write(
+        &changelog,
+        format!("## Unreleased\n- a\n## [{version}] - today\n\n- b\n## 0.0.1\n- c\n"),
+    )
+    .unwrap();
+    assert_eq!(notes(&[version]), (true, "\n- b\n".into()));
+    assert_eq!(notes(&[version, "astro-relay/astro-relay"]), (true, "\n- b\n".into()));
+    assert!(notes(&[version, "somebody/else"]).1.contains("repository.yaml does not name"));
+    let (fine, why) = notes(&["99.0.0"]);
+    assert!(!fine && why.contains("Cargo.toml does not name 99.0.0"), "{why}");
+    let addon = dir.path().join("deploy/home-assistant-addon/config.yaml");
+    fs::write(&addon, read("deploy/home-assistant-addon/config.yaml").replace(version, "0.0.9"))
+        .unwrap();
+    assert!(notes(&[version]).1.contains("config.yaml does not name"));
 }

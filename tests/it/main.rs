@@ -10,6 +10,7 @@
 mod backfill;
 mod cli;
 mod cli_check;
+mod cli_diagnose;
 mod cli_journal;
 mod cli_send_test;
 mod cli_session;

@@ -66,6 +66,11 @@ for completion in bash-completion/completions/astro-relay zsh/vendor-completions
     check "completion: $completion" grep -q send-test "/usr/share/$completion"
 done
 
+check "its licences are there" test -s /usr/share/doc/astro-relay/LICENSE-MIT
+check "started as installed it runs" systemctl start "$UNIT"
+until_ok 10 "and says that nothing is configured" page_has "no channel is configured"
+systemctl stop "$UNIT"
+
 systemd-run --quiet --collect --unit=sim \
     /usr/bin/astro-relay sim --speed 0 --listen 127.0.0.1:9900 --token "$TOKEN=$ROOM" --room "$ROOM"
 
@@ -89,6 +94,13 @@ type = "mqtt"
 url = "mqtt://127.0.0.1:1883"
 backoff_max = "2s"
 TOML
+# What nearly everybody tries first: root can read the file, and the service cannot.
+sed -i.own 's|^token_credential = .*|token_file = "/etc/astro-relay/main.jwt"|' "$CONFIG"
+check "a token that only root can read is no reason for check to complain" astro-relay check
+check "the service does not start with it" bash -c "! systemctl start $UNIT"
+check "and the log names the way out" bash -c "journalctl -u $UNIT -o cat | grep -q 'permission denied.*LoadCredential='"
+mv "$CONFIG.own" "$CONFIG"
+systemctl reset-failed "$UNIT"
 mkdir -p /etc/systemd/system/$UNIT.d
 # The watchdog is given less patience than the unit's 30 s, to save time; everything else is as shipped.
 cat >/etc/systemd/system/$UNIT.d/test.conf <<CONF
@@ -126,12 +138,12 @@ check "it is the same process" is MainPID "$pid"
 cp "$CONFIG" /run/good.toml
 echo 'nonsense = true' >>"$CONFIG"
 systemctl reload "$UNIT"
-until_ok 20 "a reload that cannot be used is told" page_has "cannot be used"
+until_ok 20 "a reload that cannot be used is told" page_has "the new configuration was rejected"
 until_ok 10 "and the service goes on" active
 check "with the same process" is MainPID "$pid"
 cp /run/good.toml "$CONFIG"
 systemctl reload "$UNIT"
-until_ok 20 "and the mended file is taken" bash -c '! astro-relay status | grep -qF "cannot be used"'
+until_ok 20 "and the mended file is taken" bash -c '! astro-relay status | grep -qF "was rejected"'
 
 # ---- crash --------------------------------------------------------------------------------------
 

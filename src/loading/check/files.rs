@@ -65,6 +65,11 @@ struct Configured<'c> {
     token: Option<TokenType>,
 }
 
+/// Where all secrets of a configuration are kept.
+pub(crate) fn configured_secrets(config: &Config) -> Vec<SecretRef> {
+    secrets(config).into_iter().map(|configured| configured.secret).collect()
+}
+
 /// All that are configured.
 fn secrets(config: &Config) -> Vec<Configured<'_>> {
     let channels = config.channels.iter().map(|(label, channel)| {
