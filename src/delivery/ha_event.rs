@@ -187,6 +187,7 @@ impl HaEvent {
         let at = text("createdAt").filter(|at| clock::parse_rfc3339(at).is_some());
         let ts = || Some(event.ts.to_string()).filter(|ts| clock::parse_rfc3339(ts).is_some());
         let age = u32::try_from(age_ms / 100).unwrap_or(u32::MAX);
+        let told = of_its_kind(&info, &data);
         let own = Self {
             provider: text("provider"),
             occurred_at: at.or_else(ts).unwrap_or_else(|| clock::rfc3339(event.received)),
@@ -195,12 +196,12 @@ impl HaEvent {
                 .or_else(|| text("_id"))
                 .unwrap_or_else(|| event.key().to_owned()),
             backfilled: event.origin == Origin::Backfilled,
-            bundled: rendered.gifted && text("activityGroup").is_some(),
+            bundled: told.gifted && text("activityGroup").is_some(),
             group: text("activityGroup"),
             flagged: data.get("flagged").is_some_and(is_true),
             test: event.origin == Origin::Test || is_mock(&data),
             replayed: event.origin == Origin::Replayed,
-            ..of_its_kind(&info, &data)
+            ..told
         };
         let paid = among_paid(&info, &own);
         std::iter::once(own).chain(paid).collect()

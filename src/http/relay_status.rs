@@ -23,6 +23,7 @@ use crate::{
     },
     channel::{
         sessions::{SessionStatus, Sessions},
+        silence::Silences,
         token_status::{ShownToken, Tokens},
     },
     cluster::{Cluster, report},
@@ -51,6 +52,7 @@ pub struct RelayStatus {
     pub sinks: Arc<Status>,
     pub sessions: Arc<Sessions>,
     pub tokens: Arc<Tokens>,
+    pub silences: Arc<Silences>,
     cluster: OnceLock<Cluster>,
     configuration: Mutex<Configuration>,
     changes: watch::Sender<u64>,
@@ -135,6 +137,7 @@ impl RelayStatus {
             sinks,
             sessions: self.sessions.snapshot(),
             tokens: self.tokens.snapshot(),
+            silences: self.silences.snapshot(),
             cluster: self.cluster().map(Cluster::report),
             configuration: self.configuration().clone(),
         }
@@ -159,6 +162,7 @@ pub struct Snapshot {
     pub dead_letters: BTreeMap<String, u64>,
     pub sessions: BTreeMap<String, SessionStatus>,
     pub tokens: BTreeMap<String, ShownToken>,
+    pub silences: BTreeMap<Arc<Subscription>, Duration>,
     cluster: Option<report::Report>,
     configuration: Configuration,
 }
@@ -217,6 +221,11 @@ impl Snapshot {
         let is_free = |row: &&SubscriptionRow| row.slot == Slot::Unassigned;
         let unassigned = state.subscriptions.values().filter(is_free).count();
         let not_asked = unassigned > 0 && gateway.peek().is_none();
+        let silent = self.silences.iter().map(|(subscription, quiet)| {
+            let token = self.tokens.get(&*subscription.channel);
+            let doubt = token.and_then(|token| token.doubts.first()).map(String::as_str);
+            Reason::Silent(subscription, *quiet, doubt)
+        });
         let tokens = self.tokens.iter().flat_map(|(label, token)| {
             let soon = |at: &UnixMillis| *at < clock::now().saturating_add(SOON);
             let ends = token.expires_at.filter(|at| soon(at) && !token.refreshed);
@@ -227,6 +236,7 @@ impl Snapshot {
         });
         gateway
             .chain(not_asked.then_some(Reason::NotAsked(unassigned)))
+            .chain(silent)
             .chain(tokens)
             .chain(self.sinks.why().map(Reason::Sink))
             .chain(self.dead_letters.iter().map(|(sink, count)| {
@@ -322,6 +332,7 @@ fn subscription(subscription: &Subscription, row: &SubscriptionRow) -> Value {
     match &row.state {
         SubscriptionState::Confirmed(_) => {
             insert(&mut json, "confirmed_at", json!(row.confirmed_at));
+            insert(&mut json, "messages", row.messages.into());
         }
         SubscriptionState::Refused(refusal) => {
             insert(&mut json, "code", json!(refusal.code));

@@ -1,6 +1,6 @@
 //! What may be wrong, as the tables say it; and what each sort makes of the health, and asks people to do.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde_json::{Value, json};
 
@@ -30,6 +30,8 @@ pub enum Reason<'a> {
     LeftOut(&'a Subscription),
     /// So many have no connection yet.
     NotAsked(usize),
+    /// It brings nothing although its channel is live; and what is odd about its token.
+    Silent(&'a Subscription, Duration, Option<&'a str>),
     /// A channel's token cannot be refreshed.
     Token(&'a str, &'a str),
     /// A channel's token ends soon.
@@ -65,6 +67,16 @@ impl fmt::Display for Reason<'_> {
             }
             Self::NotAsked(1) => f.write_str("1 subscription is not yet asked for"),
             Self::NotAsked(count) => write!(f, "{count} subscriptions are not yet asked for"),
+            Self::Silent(subscription, quiet, doubt) => {
+                let minutes = Duration::from_secs(quiet.as_secs() / 60 * 60);
+                let quiet = humantime::format_duration(minutes);
+                write!(
+                    f,
+                    "subscription {subscription} is confirmed and has brought nothing for {quiet} while \
+                     the channel is live"
+                )?;
+                doubt.map_or(Ok(()), |doubt| write!(f, "; of its token: {doubt}"))
+            }
             Self::Token(label, why) => write!(f, "token of {label} {why}"),
             Self::TokenExpires(label, at) => {
                 write!(f, "token of {label} expires at {}", clock::rfc3339(*at))
@@ -110,12 +122,13 @@ impl Reason<'_> {
     }
 
     /// Every kind, for the metrics: a kind that is over is 0 there, and not what it was.
-    pub(in crate::http) const KINDS: [&'static str; 17] = [
+    pub(in crate::http) const KINDS: [&'static str; 18] = [
         "connection",
         "unreadable",
         "subscription_refused",
         "subscription_pending",
         "subscription_left_out",
+        "subscription_silent",
         "token",
         "token_expires",
         "token_doubtful",
@@ -139,6 +152,7 @@ impl Reason<'_> {
             Self::Subscription(_, SubscriptionState::Refused(_), _) => "subscription_refused",
             Self::Subscription(..) | Self::NotAsked(_) => "subscription_pending",
             Self::LeftOut(_) => "subscription_left_out",
+            Self::Silent(..) => "subscription_silent",
             Self::Token(..) => "token",
             Self::TokenExpires(..) => "token_expires",
             Self::TokenDoubt(..) => "token_doubtful",
@@ -171,7 +185,9 @@ impl Reason<'_> {
             Self::Connection(number, _) | Self::Unreadable(number, _) => {
                 json!({ "connection": number })
             }
-            Self::Subscription(subscription, ..) | Self::LeftOut(subscription) => {
+            Self::Subscription(subscription, ..)
+            | Self::LeftOut(subscription)
+            | Self::Silent(subscription, ..) => {
                 json!({ "channel": &*subscription.channel, "topic": &*subscription.topic })
             }
             Self::Token(label, _) | Self::TokenExpires(label, _) | Self::TokenDoubt(label, _) => {
@@ -228,6 +244,11 @@ impl Reason<'_> {
             Self::Subscription(..) | Self::NotAsked(_) => {
                 "nothing: the gateway has not answered yet".into()
             }
+            Self::Silent(subscription, ..) => format!(
+                "check that the token of channels.{} is that of its channel and has its scopes \
+                 (`astro-relay check --connect`); else reload",
+                subscription.channel
+            ),
             Self::Token(label, _) | Self::TokenExpires(label, _) => {
                 format!("renew the token of channels.{label}; a file is read again by itself")
             }
@@ -269,6 +290,7 @@ impl Reason<'_> {
             | Self::Unreadable(..)
             | Self::Subscription(..)
             | Self::LeftOut(_)
+            | Self::Silent(..)
             | Self::Token(..)
             | Self::TokenExpires(..)
             | Self::TokenDoubt(..)
