@@ -5,6 +5,7 @@ pub mod backfill;
 pub mod keeper;
 pub mod refresh;
 pub mod sessions;
+pub mod silence;
 pub mod state;
 pub mod store;
 pub mod token_status;

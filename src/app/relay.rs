@@ -25,6 +25,7 @@ use crate::{
         backfill::{Backfill, Covered},
         keeper::{SessionKeeper, Stores, Times},
         refresh::refreshes,
+        silence::SilenceWatch,
         tokens::TokenKeeper,
     },
     cluster::{Cluster, ClusterError, gaps, membership, outbox, report::Configured, state},
@@ -147,6 +148,7 @@ impl Relay {
         let sessions = (wanted, configured_targets);
         add_sessions(&mut supervisor, &config, &services, &status, sessions, queued)?;
         add_tokens(&mut supervisor, &config, &status, &targets)?;
+        add_silence(&mut supervisor, &services, &status);
         add_health(&mut supervisor, &services, &status);
         add_journal_health(&mut supervisor, &services);
         for (name, sink) in &config.sinks {
@@ -362,7 +364,8 @@ fn add_sessions(
     let table = Arc::clone(&status.gateway);
     // Commands come to the member that drives a sink, for channels of all members.
     let once = services.cluster.clone().map(once);
-    let tools = Tools { rest: rest.clone(), targets: all, table, refreshes, once };
+    let journal = services.journal.clone();
+    let tools = Tools { rest: rest.clone(), targets: all, table, refreshes, once, journal };
     let executor = Executor::new(commands, tools);
     supervisor.add("commands", Stage::Intake, command::executor::factory(executor));
     let stores = Stores {
@@ -396,6 +399,18 @@ fn add_tokens(
     });
     supervisor.add("tokens", Stage::Intake, factory);
     Ok(())
+}
+
+/// What notices a subscription that brings nothing.
+fn add_silence(supervisor: &mut Supervisor, services: &Services, status: &RelayStatus) {
+    let (table, silences) = (Arc::clone(&status.gateway), Arc::clone(&status.silences));
+    let store = Arc::clone(&services.store);
+    let factory: Factory = Box::new(move |stop| {
+        let (table, store) = (Arc::clone(&table), Arc::clone(&store));
+        let watch = SilenceWatch::new(table, store, Arc::clone(&silences));
+        Ok(Box::pin(watch.run(stop)))
+    });
+    supervisor.add("silence", Stage::Intake, factory);
 }
 
 fn add_health(supervisor: &mut Supervisor, services: &Services, status: &Arc<RelayStatus>) {

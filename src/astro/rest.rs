@@ -18,7 +18,7 @@ use std::{
 
 use reqwest::{Client, Method, header::AUTHORIZATION, redirect};
 use rustls::ClientConfig;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
 use url::Url;
 
@@ -29,7 +29,10 @@ use self::{
 };
 use super::proxied::Proxied;
 use crate::{
-    base::{fault, json, tls},
+    base::{
+        clock::{self, UnixMillis},
+        fault, json, text, tls,
+    },
     config::{Astro, Secret, SecretRef, TokenType, jwt},
 };
 
@@ -111,6 +114,52 @@ pub struct Snapshot {
     pub id: Option<String>,
     /// Its elements by name.
     pub data: Map<String, Value>,
+    #[serde(flatten)]
+    pub about: SessionAbout,
+}
+
+/// The elements of a session by name, as the server wrote them.
+pub type Elements = BTreeMap<Box<str>, Box<RawValue>>;
+
+/// A session with its elements as the server wrote them.
+#[derive(Debug, Clone)]
+pub struct SessionDocument {
+    pub elements: Elements,
+    pub about: SessionAbout,
+}
+
+/// What a session says of itself. What is not as documented is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct SessionAbout {
+    /// The platform: `twitch`, `youtube`, …
+    #[serde(default, deserialize_with = "word")]
+    pub provider: Option<String>,
+    #[serde(rename = "lastReset", default, deserialize_with = "time")]
+    pub last_reset: Option<UnixMillis>,
+    #[serde(rename = "createdAt", default, deserialize_with = "time")]
+    pub created: Option<UnixMillis>,
+}
+
+/// A text, if it is one.
+fn word<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Value::deserialize(from)?.as_str().map(|text| text::excerpt(text, text::EXCERPT)))
+}
+
+/// A time, if it is one.
+fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<UnixMillis>, D::Error> {
+    Ok(Value::deserialize(from)?.as_str().and_then(clock::parse_rfc3339))
+}
+
+/// Reads a session; `None`: it is something else.
+fn document(body: &[u8]) -> Option<SessionDocument> {
+    #[derive(Deserialize)]
+    struct Known {
+        data: Elements,
+    }
+    // The elements are kept as they were written, which no flattened struct can.
+    let known: Known = json::read(body).ok()?;
+    let about = json::read(body).unwrap_or_default();
+    Some(SessionDocument { elements: known.data, about })
 }
 
 /// Which list of givers.
@@ -227,36 +276,37 @@ impl Rest {
         self.get(target, "sessions", "", &[]).await
     }
 
-    /// The elements of the active session alone, by name and as the server wrote them.
-    pub async fn elements(
-        &self,
-        target: Target<'_>,
-    ) -> Result<BTreeMap<Box<str>, Box<RawValue>>, RestError> {
-        #[derive(Deserialize)]
-        struct Known {
-            data: BTreeMap<Box<str>, Box<RawValue>>,
-        }
-        let known: Known = self.get(target, "sessions", "", &[]).await?;
-        Ok(known.data)
+    /// The active session with its elements as the server wrote them.
+    pub async fn document(&self, target: Target<'_>) -> Result<SessionDocument, RestError> {
+        let body: Box<RawValue> = self.get(target, "sessions", "", &[]).await?;
+        let read = document(body.get().as_bytes());
+        read.ok_or_else(|| RestError::Unreadable("it is no session".into()))
     }
 
-    /// Sets elements of the session.
+    /// Sets elements of the session; answers the session, where the server does.
     pub async fn update(
         &self,
         target: Target<'_>,
         elements: &Map<String, Value>,
-    ) -> Result<(), RestError> {
+    ) -> Result<Option<SessionDocument>, RestError> {
         self.put(target, "", Some(elements)).await
     }
 
-    /// Begins a new session.
-    pub async fn reset(&self, target: Target<'_>) -> Result<(), RestError> {
+    /// Begins a new session: goals, totals and latest stay. Answers it, where the server does.
+    pub async fn reset(&self, target: Target<'_>) -> Result<Option<SessionDocument>, RestError> {
         self.put(target, "/reset", None).await
     }
 
-    /// Has the server compute the totals of the session again.
-    pub async fn reload(&self, target: Target<'_>) -> Result<(), RestError> {
-        self.put(target, "/reload", None).await
+    /// Has the server compute the totals of the session again. Only the first documents have this call.
+    pub async fn reload(&self, target: Target<'_>) -> Result<Option<SessionDocument>, RestError> {
+        self.put(target, "/reload", None).await.map_err(|error| match error {
+            RestError::Refused { status: 404, text, retry_after } => {
+                let text =
+                    format!("{text} (newer documents have no reload: the server may not know it)");
+                RestError::Refused { status: 404, text, retry_after }
+            }
+            error => error,
+        })
     }
 
     /// The session's settings.
@@ -270,7 +320,7 @@ impl Rest {
         target: Target<'_>,
         settings: &Map<String, Value>,
     ) -> Result<(), RestError> {
-        self.put(target, "/settings", Some(settings)).await
+        self.put(target, "/settings", Some(settings)).await.map(drop)
     }
 
     /// Who gave most. No document shows the answer, so it is handed on as it is.
@@ -312,13 +362,13 @@ impl Rest {
         json::read(&body).map_err(|error| RestError::Unreadable(error.into()))
     }
 
-    /// Makes a change. No document says what is answered beside the status, so it is not read.
+    /// Makes a change. Where the answer is a session, that is what it is now; it may be anything else.
     async fn put(
         &self,
         target: Target<'_>,
         tail: &str,
         body: Option<&Map<String, Value>>,
-    ) -> Result<(), RestError> {
+    ) -> Result<Option<SessionDocument>, RestError> {
         let address = self.address(target.channel, "sessions", tail)?;
         let client = self.client().await?;
         let authorization = authorization(target.token, target.token_type)?;
@@ -330,7 +380,7 @@ impl Rest {
                 None => request.header("content-length", "0"),
             }
         };
-        self.call(&[target.token], true).make(request).await.map(drop)
+        self.call(&[target.token], true).make(request).await.map(|body| document(&body))
     }
 
     fn call<'a>(&self, secrets: &'a [&'a Secret], change: bool) -> Call<'a> {
@@ -417,5 +467,15 @@ mod tests {
         let session = include_str!("../../tests/fixtures/rest/session.json");
         let session: Snapshot = serde_json::from_str(session).unwrap();
         assert_eq!(session.data.len(), 62);
+        assert_eq!(session.about.provider.as_deref(), Some("twitch"));
+        assert!(session.about.last_reset.is_some() && session.about.created.is_some());
+        let whole = document(include_bytes!("../../tests/fixtures/rest/session.json")).unwrap();
+        assert_eq!((whole.elements.len(), whole.about), (62, session.about));
+        for other in ["ok", "", "[]", "{}", r#"{"data":[]}"#] {
+            assert!(document(other.as_bytes()).is_none(), "{other}");
+        }
+        let odd = document(br#"{"data":{"a": 1.0},"lastReset":5,"createdAt":null,"provider":{}}"#);
+        let odd = odd.unwrap();
+        assert_eq!((odd.elements["a"].get(), odd.about), ("1.0", SessionAbout::default()));
     }
 }

@@ -13,7 +13,11 @@ mod rooms;
 mod subscription;
 mod unreadable;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -489,6 +493,23 @@ impl Session {
     /// Why some of what comes is not relayed, where that happens again and again.
     pub fn unreadable(&self, now: Instant) -> Option<String> {
         self.unreadable.repeated(now)
+    }
+
+    /// The subscriptions for which messages came since the last call, and how many: to know which are
+    /// silent, so what comes while rooms change need not count.
+    pub fn take_heard(&mut self) -> Vec<(Arc<Subscription>, u64)> {
+        let Some(rooms) = &mut self.rooms else { return Vec::new() };
+        let own: HashMap<(&str, &str), &Arc<Subscription>> = self
+            .entries
+            .iter()
+            .map(|entry| &entry.wanted.subscription)
+            .map(|one| ((&*one.channel, &*one.topic), one))
+            .collect();
+        let heard = rooms.take_heard().filter_map(|(place, messages)| {
+            let one = own.get(&(&*place.channel, &*place.topic))?;
+            Some((Arc::clone(one), messages))
+        });
+        heard.collect()
     }
 
     /// What was counted since the last call.

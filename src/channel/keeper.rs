@@ -20,7 +20,7 @@ use std::{
 
 use foldhash::fast::FixedState;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::{
     sync::{oneshot, watch},
     time::{Instant, sleep, sleep_until},
@@ -30,18 +30,18 @@ use tracing::{info, warn};
 
 use self::channel::Channel;
 use super::{
-    refresh::{Outcome, RefreshRequest, RefreshRequests},
+    refresh::{Answered, Outcome, RefreshRequest, RefreshRequests},
     sessions::Sessions,
-    state::{Change, Elements, SESSION_TOPICS, TOPIC, key_of, name_of},
+    state::{Change, RESET, SESSION_TOPICS, Source, TOPIC, key_of, name_of},
     store::{Section, StateKey, StateStore},
 };
 use crate::{
     astro::{
         activity::ACTIVITIES,
-        rest::{Rest, RestError, credentials},
+        rest::{Rest, RestError, SessionAbout, SessionDocument, credentials},
     },
     base::{
-        clock,
+        clock::{self, UnixMillis},
         event::{self, Event, Seq},
         json::Json,
     },
@@ -111,7 +111,8 @@ struct Fetched {
     since: Seq,
     /// Who waits for it.
     waiting: Vec<oneshot::Sender<Outcome>>,
-    outcome: Result<Elements, RestError>,
+    outcome: Result<SessionDocument, RestError>,
+    source: Source,
 }
 
 type Fetches = FuturesUnordered<Pin<Box<dyn Future<Output = Fetched> + Send>>>;
@@ -259,6 +260,16 @@ impl SessionKeeper {
         let Some(channel) = kept else {
             return request.answer(Err("the relay keeps no session of this channel".into()));
         };
+        if let Some(Answered { since, document, source }) = request.answered {
+            let (channel, outcome) = (request.channel, Ok(document));
+            return self.take(Fetched {
+                channel,
+                since,
+                waiting: vec![request.done],
+                outcome,
+                source,
+            });
+        }
         channel.waiting.retain(|waiting| !waiting.is_closed());
         channel.waiting.push(request.done);
         channel.fetch_now();
@@ -287,10 +298,10 @@ impl SessionKeeper {
                 let credentials =
                     credentials(room.as_deref(), &account.token, account.token_type).await;
                 let outcome = match credentials {
-                    Ok(credentials) => rest.elements(credentials.target()).await,
+                    Ok(credentials) => rest.document(credentials.target()).await,
                     Err(why) => Err(RestError::Credential(why)),
                 };
-                Fetched { channel: label, since, waiting, outcome }
+                Fetched { channel: label, since, waiting, outcome, source: Source::Fetched }
             }));
         }
         next
@@ -321,6 +332,9 @@ impl SessionKeeper {
             let label = &record.event.place.channel;
             if let Some(channel) = self.channels.get_mut(label) {
                 let changes = channel.session.fold(&record.event, record.seq);
+                if &*record.event.place.topic == RESET && channel.was_reset(&record.event) {
+                    self.stores.store.insert([info(label, &channel.about)]);
+                }
                 channel.count_left_out(label);
                 self.write_down(label, &changes);
             }
@@ -330,15 +344,19 @@ impl SessionKeeper {
 
     /// Takes in what a fetch has brought.
     fn take(&mut self, fetched: Fetched) {
-        let Fetched { channel: label, since, waiting, outcome } = fetched;
+        let Fetched { channel: label, since, waiting, outcome, source } = fetched;
         let Some(channel) = self.channels.get_mut(&label) else { return };
         let now = Instant::now();
         let mut changes = Vec::new();
         let next = match outcome {
-            Ok(snapshot) => {
+            Ok(SessionDocument { elements, about }) => {
                 channel.backoff.reset();
-                let merged = channel.session.merge(&snapshot, since, clock::now());
+                let merged = channel.session.merge(&elements, since, clock::now(), source);
                 if let Some(merged) = merged {
+                    if channel.about != about {
+                        channel.about = about;
+                        self.stores.store.insert([info(&label, &channel.about)]);
+                    }
                     if channel.error.take().is_some() {
                         info!(channel = %label, "the session was fetched again");
                     }
@@ -402,6 +420,17 @@ async fn until(at: Option<Instant>) {
     if let Some(at) = at {
         sleep_until(at).await;
     }
+}
+
+/// What a session says of itself, as it is published.
+fn info(label: &Arc<str>, about: &SessionAbout) -> (StateKey, Option<Json>) {
+    let time = |at: Option<UnixMillis>| at.map(clock::rfc3339);
+    let value = json!({
+        "lastReset": time(about.last_reset),
+        "createdAt": time(about.created),
+        "provider": about.provider,
+    });
+    (StateKey::of(label, Section::SessionInfo), Some(Json::from(&value)))
 }
 
 /// Whether a part of the store is written here.

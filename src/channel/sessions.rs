@@ -14,6 +14,10 @@ pub struct SessionStatus {
     /// How many elements are known.
     pub elements: usize,
     pub fetched_at: Option<UnixMillis>,
+    /// Since when it has counted.
+    pub last_reset: Option<UnixMillis>,
+    pub created_at: Option<UnixMillis>,
+    pub provider: Option<String>,
     /// Why it could not be fetched the last time.
     pub error: Option<String>,
     /// How many values were left out of it: too many or too large ones.

@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{Map, Value, json};
 
 use crate::{
     astro::activity::{self, ACTIVITIES, ActivityInfo},
@@ -27,8 +27,11 @@ use crate::{
 /// The topic of a change.
 pub const TOPIC: &str = "relay.session";
 
+/// The topic of a reset.
+pub const RESET: &str = "channel.session.reset";
+
 /// Topics that a session's elements are folded from.
-pub const SESSION_TOPICS: [&str; 2] = ["channel.session.update", "channel.session.reset"];
+pub const SESSION_TOPICS: [&str; 2] = ["channel.session.update", RESET];
 
 /// Elements and facts of one channel, at most: the documented session has 62, and a counter has one each.
 pub const MOST: usize = 1024;
@@ -43,8 +46,7 @@ pub const LONGEST: usize = 200;
 /// and is written down, kept and published.
 pub const BYTES: usize = 1024 * 1024;
 
-/// The elements of a snapshot by name, as the server wrote them.
-pub type Elements = BTreeMap<Box<str>, Box<RawValue>>;
+pub use crate::astro::rest::Elements;
 
 /// How a change is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,12 +276,13 @@ impl Session {
         snapshot: &Elements,
         since: Seq,
         now: UnixMillis,
+        source: Source,
     ) -> Option<Vec<Change>> {
         if self.reset > since {
             return None;
         }
         self.fetched = Some(now);
-        let fetched = Provenance { seq: 0, source: Source::Fetched };
+        let fetched = Provenance { seq: 0, source };
         let kept =
             |name: &str, element: &Element| element.seq > since || snapshot.contains_key(name);
         let mut changes = self.remove(kept, fetched);
@@ -346,7 +349,7 @@ pub fn name_of(key: &StateKey) -> Option<Arc<str>> {
         Section::Counters => Some(format!("chatbot.counters.{}", key.name).into()),
         Section::Paid => Some(format!("{PAID}{}", key.name).into()),
         Section::Session => Some(Arc::clone(&key.name)),
-        Section::Diagnostics | Section::Status => None,
+        Section::SessionInfo | Section::Diagnostics | Section::Status => None,
     }
 }
 

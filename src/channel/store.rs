@@ -27,6 +27,8 @@ pub const RELAY: &str = "relay";
 pub enum Section {
     /// The elements of the session, by name.
     Session,
+    /// Since when the session has counted, and on which platform.
+    SessionInfo,
     /// Whether the stream is live.
     Stream,
     /// What the bot is.
@@ -43,8 +45,9 @@ pub enum Section {
 }
 
 impl Section {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Session,
+        Self::SessionInfo,
         Self::Stream,
         Self::Bot,
         Self::Counters,
@@ -62,6 +65,7 @@ impl Section {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Session => "session",
+            Self::SessionInfo => "session-info",
             Self::Stream => "stream",
             Self::Bot => "bot",
             Self::Counters => "counters",

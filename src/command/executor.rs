@@ -31,10 +31,14 @@ use super::{
     report,
 };
 use crate::{
-    astro::rest::{Credentials, Rest, RestError, Target, credentials},
+    astro::rest::{Credentials, Rest, RestError, SessionDocument, Target, credentials},
     base::{metrics, supervisor::Factory},
-    channel::{refresh::Refreshes, state},
+    channel::{
+        refresh::{Answered, Refreshes},
+        state,
+    },
     gateway::{Targets, table::Table},
+    journal::Journal,
 };
 
 /// Commands of one channel within [`RATE_TIME`]. A slider that is drawn sends some of them at once; the
@@ -78,6 +82,8 @@ pub struct Tools {
     pub table: Arc<Table>,
     /// Who fetches sessions.
     pub refreshes: Refreshes,
+    /// Says how far it was when a change was sent.
+    pub journal: Journal,
     /// Where several relays are one: asks that a transaction be executed here and nowhere else.
     pub once: Option<Once>,
 }
@@ -289,16 +295,34 @@ impl Tools {
         }
         let credentials = self.whom(&command.channel).await?;
         let target = credentials.target();
-        let done = match &command.order {
-            Order::Set { element, value } => return self.set(target, element, value).await,
-            Order::Reset => self.rest.reset(target).await,
-            Order::Reload => self.rest.reload(target).await,
-            Order::Refresh => Ok(()),
+        // What is received from here on is newer than what the server may answer.
+        let since = self.journal.figures().last;
+        let (answer, source) = match &command.order {
+            Order::Set { element, value } => {
+                (self.set(target, element, value).await?, state::Source::Fetched)
+            }
+            Order::Reset => (self.rest.reset(target).await, state::Source::Reset),
+            Order::Reload => (self.rest.reload(target).await, state::Source::Fetched),
+            Order::Refresh => return Ok(()),
         };
-        done.map_err(|error| failure(&error))
+        match answer.map_err(|error| failure(&error))? {
+            Some(document) => {
+                let answered = Answered { since, document, source };
+                self.refreshes.take_in(&command.channel, answered);
+            }
+            // A server that says no more than yes.
+            None => self.refreshes.request_later(&command.channel),
+        }
+        Ok(())
     }
 
-    async fn set(&self, target: Target<'_>, key: &str, value: &Value) -> Result<(), Failure> {
+    /// Sets an element; what the server answered to it.
+    async fn set(
+        &self,
+        target: Target<'_>,
+        key: &str,
+        value: &Value,
+    ) -> Result<Result<Option<SessionDocument>, RestError>, Failure> {
         let elements = self.rest.session(target).await.map_err(|error| failure(&error))?.data;
         let name = state::name(key, |name| elements.contains_key(name));
         let Some(now) = elements.get(&name) else {
@@ -306,7 +330,7 @@ impl Tools {
         };
         let value = fitted(now, value)?;
         let change = Map::from_iter([(name, value)]);
-        self.rest.update(target, &change).await.map_err(|error| failure(&error))
+        Ok(self.rest.update(target, &change).await)
     }
 
     /// The channel's id and token.
@@ -422,6 +446,7 @@ mod tests {
             table: Arc::default(),
             refreshes,
             once: None,
+            journal: Journal::in_memory(1 << 20),
         };
         (Executor::new(queued, tools), submitter, answers, requests)
     }

@@ -231,6 +231,7 @@ impl Link {
                 Some(read) = open.tokens.reads.next() => self.on_tokens(read, &mut open),
                 _ = reread.tick() => {
                     hub.append(&mut open.left_behind);
+                    hub.table.heard(&open.current.session.take_heard());
                     hub.table.unreadable(self.number, open.current.session.unreadable(Instant::now()));
                     self.reread_tokens(&mut open);
                     None

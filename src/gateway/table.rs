@@ -94,6 +94,8 @@ pub struct SubscriptionRow {
     pub slot: Slot,
     pub state: SubscriptionState,
     pub confirmed_at: Option<UnixMillis>,
+    /// Messages since then, as of a few seconds ago.
+    pub messages: u64,
     /// Its position in the configuration.
     order: usize,
 }
@@ -125,6 +127,7 @@ impl SubscriptionRow {
             slot: Slot::Unassigned,
             state: SubscriptionState::Waiting,
             confirmed_at: None,
+            messages: 0,
             order,
         }
     }
@@ -312,6 +315,16 @@ impl Table {
         }
     }
 
+    /// So many messages have come for these.
+    pub(super) fn heard(&self, heard: &[(Arc<Subscription>, u64)]) {
+        let rows = &mut self.lock().state.subscriptions;
+        for (subscription, messages) in heard {
+            if let Some(row) = rows.get_mut(subscription) {
+                row.messages += messages;
+            }
+        }
+    }
+
     pub(super) fn last_event(&self, at: UnixMillis) {
         self.lock().state.last_event = Some(at);
     }
@@ -334,7 +347,9 @@ impl Table {
                     inner.missing.add(subscription, room, Since::now(), cause);
                 }
                 row.state = state.clone();
-                row.confirmed_at = *confirmed_at;
+                if row.confirmed_at != *confirmed_at {
+                    (row.confirmed_at, row.messages) = (*confirmed_at, 0);
+                }
                 if state.is_answered() {
                     over.extend(inner.missing.answered(subscription, state.is_confirmed()));
                 }

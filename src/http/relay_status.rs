@@ -21,6 +21,7 @@ use crate::{
     },
     channel::{
         sessions::{SessionStatus, Sessions},
+        silence::Silences,
         token_status::{ShownToken, Tokens},
     },
     cluster::{Cluster, report},
@@ -42,6 +43,7 @@ pub struct RelayStatus {
     pub sinks: Arc<Status>,
     pub sessions: Arc<Sessions>,
     pub tokens: Arc<Tokens>,
+    pub silences: Arc<Silences>,
     cluster: OnceLock<Cluster>,
     configuration: Mutex<Configuration>,
     changes: watch::Sender<u64>,
@@ -107,6 +109,7 @@ impl RelayStatus {
             sinks: self.sinks.pages(),
             sessions: self.sessions.snapshot(),
             tokens: self.tokens.snapshot(),
+            silences: self.silences.snapshot(),
             cluster: self.cluster().map(Cluster::report),
             configuration: self.configuration().clone(),
         }
@@ -121,6 +124,7 @@ pub struct Snapshot {
     pub sinks: Pages,
     pub sessions: BTreeMap<String, SessionStatus>,
     pub tokens: BTreeMap<String, ShownToken>,
+    pub silences: BTreeMap<Arc<Subscription>, Duration>,
     cluster: Option<report::Report>,
     configuration: Configuration,
 }
@@ -136,6 +140,8 @@ pub enum Reason<'a> {
     LeftOut(&'a Subscription),
     /// So many have no connection yet.
     NotAsked(usize),
+    /// It brings nothing although its channel is live; and what is odd about its token.
+    Silent(&'a Subscription, Duration, Option<&'a str>),
     /// A channel's token cannot be refreshed.
     Token(&'a str, &'a str),
     Sink(status::Reason<'a>),
@@ -161,6 +167,16 @@ impl fmt::Display for Reason<'_> {
                 write!(f, "subscription {subscription} is left out: max_connections")
             }
             Self::NotAsked(count) => write!(f, "{count} subscriptions are not yet asked for"),
+            Self::Silent(subscription, quiet, doubt) => {
+                let minutes = Duration::from_secs(quiet.as_secs() / 60 * 60);
+                let quiet = humantime::format_duration(minutes);
+                write!(
+                    f,
+                    "subscription {subscription} is confirmed and has brought nothing for {quiet} while \
+                     the channel is live"
+                )?;
+                doubt.map_or(Ok(()), |doubt| write!(f, "; of its token: {doubt}"))
+            }
             Self::Token(label, why) => write!(f, "token of {label} {why}"),
             Self::Sink(reason) => reason.fmt(f),
             Self::Cluster(why) => f.write_str(why),
@@ -197,11 +213,17 @@ impl Snapshot {
         let is_free = |row: &&SubscriptionRow| row.slot == Slot::Unassigned;
         let unassigned = state.subscriptions.values().filter(is_free).count();
         let not_asked = unassigned > 0 && gateway.peek().is_none();
+        let silent = self.silences.iter().map(|(subscription, quiet)| {
+            let token = self.tokens.get(&*subscription.channel);
+            let doubt = token.and_then(|token| token.doubts.first()).map(String::as_str);
+            Reason::Silent(subscription, *quiet, doubt)
+        });
         let tokens = self.tokens.iter().filter_map(|(label, token)| {
             token.reason.as_deref().map(|why| Reason::Token(label, why))
         });
         gateway
             .chain(not_asked.then_some(Reason::NotAsked(unassigned)))
+            .chain(silent)
             .chain(tokens)
             .chain(self.sinks.why().map(Reason::Sink))
             .chain(self.cluster_problems().map(Reason::Cluster))
@@ -281,6 +303,7 @@ fn subscription(subscription: &Subscription, row: &SubscriptionRow) -> Value {
     match &row.state {
         SubscriptionState::Confirmed(_) => {
             insert(&mut json, "confirmed_at", json!(row.confirmed_at));
+            insert(&mut json, "messages", row.messages.into());
         }
         SubscriptionState::Refused(refusal) => {
             insert(&mut json, "code", json!(refusal.code));

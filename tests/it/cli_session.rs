@@ -71,7 +71,13 @@ async fn a_session_is_shown_and_changed_from_the_command_line() {
     assert_eq!(place.element("follower-latest"), json!({"name": "mossy"}));
     assert_eq!(place.said(&["get", "latest_follower"]).await, "{\"name\":\"mossy\"}\n");
     let table = place.said(&["show"]).await;
-    assert_eq!(table.lines().count(), 62);
+    assert_eq!(table.lines().count(), 64, "a heading, and each element");
+    let session = place.sim.session(ROOM);
+    let since = format!(
+        "session since {}, provider twitch, created ",
+        session["lastReset"].as_str().unwrap()
+    );
+    assert!(table.starts_with(&since), "{table}");
     assert!(table.contains("\nfollower-latest  "), "{table}");
     assert!(table.contains("  name=mossy\n"), "{table}");
     let all: Value = serde_json::from_str(&place.said(&["show", "--json"]).await).unwrap();
@@ -104,6 +110,8 @@ async fn what_cannot_be_done_is_told_with_a_code() {
     assert_eq!(place.sim.session(ROOM)["data"], before["data"], "nothing was changed");
     place.sim.fail_rest([RestFault::DropAfter]);
     assert!(place.fails(&["reset", "--yes"], 75).await.contains("unknown outcome"));
+    place.sim.fail_rest([RestFault::status(404)]);
+    assert!(place.fails(&["reload"], 70).await.contains("the server may not know it"));
     place.sim.set_tokens(vec![Token::owner("other", ROOM)]);
     assert!(place.fails(&["show"], 70).await.contains("invalid token"));
 }

@@ -6,7 +6,7 @@ use astro_relay::{
     astro::rest::{Rest, RestError, Span, Target, Top, credentials},
     config::{Astro, Secret, SecretRef, TokenType},
 };
-use astro_sim::{Options, RestFault, Sim, Token};
+use astro_sim::{Options, ResetAnswer, RestFault, Sim, Token};
 use serde_json::{Map, Value, json};
 
 use crate::support::{carry::within, sinks::install_tls};
@@ -257,4 +257,24 @@ async fn the_server_says_what_an_access_token_is_good_for() {
     sim.fail_rest([RestFault::status(404)]);
     let error = rest.validate(&Secret::new("tok-canary")).await.unwrap_err();
     assert!(matches!(error, RestError::Refused { status: 404, .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_change_is_answered_with_the_session_or_with_a_plain_yes() {
+    let (sim, rest) = start().await;
+    let token = Secret::new("tok-canary");
+    let goal = elements(&json!({"tip-goal": {"amount": 40}}));
+    let answer = rest.update(of(&token), &goal).await.unwrap().unwrap();
+    assert_eq!(answer.elements["tip-goal"].get(), r#"{"amount":40}"#);
+    let answer = rest.reset(of(&token)).await.unwrap().unwrap();
+    let last = sim.session(ROOM)["lastReset"].as_str().unwrap().to_owned();
+    assert_eq!(answer.about.last_reset.map(astro_relay::base::clock::rfc3339), Some(last));
+    assert_eq!(answer.about.provider.as_deref(), Some("twitch"));
+
+    let options = Options { reset_answer: ResetAnswer::Ok, reload: false, ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let rest = client(&sim.api_url());
+    assert!(rest.reset(of(&token)).await.unwrap().is_none());
+    let error = rest.reload(of(&token)).await.unwrap_err().to_string();
+    assert!(error.starts_with("HTTP 404: Not Found (newer documents"), "{error}");
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use astro_relay::base::clock;
 use astro_sim::{End, Options, RestFault, SessionKeys, SessionReset, Sim, Token};
 use serde_json::{Map, Value, json};
 
@@ -194,4 +195,40 @@ async fn the_older_spelling_comes_to_the_same() {
         };
         in_a_random_order(seed, options).await;
     }
+}
+
+#[tokio::test]
+async fn a_reset_changes_the_figures_of_the_session_alone_and_says_since_when() {
+    let sim = start(Options::default()).await;
+    let dir = tempfile::tempdir().unwrap();
+    set(&sim, "tip-goal", json!({"amount": 40}));
+    sim.activity(ROOM, json!({"type": "tip", "data": {"username": "mossy", "amount": 5}}));
+    let relay = Running::start(configure(&sim, dir.path(), TOPICS, "")).await;
+    relay.wait_subscribed().await;
+    wait_alike(&relay, &sim).await;
+    let before = relay.said("relay.session").await.len();
+    sim.reset_session(ROOM);
+    until("it is heard", SOON, async || {
+        let changes = relay.said("relay.session").await;
+        changes.iter().any(|change| change["source"] == "reset").then_some(())
+    })
+    .await;
+    wait_alike(&relay, &sim).await;
+    let changes = relay.said("relay.session").await.split_off(before);
+    let others: Vec<_> = changes
+        .iter()
+        .filter(|change| !change["element"].as_str().unwrap().contains("session"))
+        .collect();
+    assert!(others.is_empty(), "{others:?}");
+    let known = followed(&relay).await;
+    assert_eq!(known["tip-goal"]["amount"], 45);
+    assert_eq!(known["tip-latest"]["name"], "mossy");
+    assert_eq!(known["tip-session"]["amount"], 0);
+    let last = sim.session(ROOM)["lastReset"].as_str().and_then(clock::parse_rfc3339).unwrap();
+    until("the time is known", SOON, async || {
+        let shown = relay.status.sessions.snapshot()["main"].last_reset?;
+        (shown.abs_diff(last) < 10_000).then_some(())
+    })
+    .await;
+    relay.stop().await;
 }

@@ -348,3 +348,51 @@ async fn nothing_is_asked_for_that_could_not_be_stored() {
     assert_eq!(sim.stats().refreshes, 1);
     relay.stop().await;
 }
+
+#[tokio::test]
+async fn a_check_says_whose_a_token_is_and_what_does_not_fit() {
+    use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+    let other = "1f0e0d0c0b0a090807060504";
+    let claims = json!({"channel": other, "provider": "youtube"}).to_string();
+    let jwt = format!("eyJhbGciOiJub25lIn0.{}.c2ln", BASE64_URL_SAFE_NO_PAD.encode(claims));
+    let tokens = vec![token(FIRST[0], "oauth2", &["tips:read"]), token(&jwt, "jwt", &["*"])];
+    let options = Options { tokens, ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({
+        "astro": { "url": sim.url(), "api_url": sim.api_url() },
+        "journal": { "dir": "" },
+        "channels": {
+            "jwt": { "token": jwt, "room": ROOM, "topics": ["channel.tips"] },
+            "app": { "token": FIRST[0], "token_type": "oauth2", "room": ROOM,
+                "topics": ["channel.follow", "channel.session.update"] },
+            "key": { "token": "k", "token_type": "apikey", "room": other,
+                "topics": ["channel.follow"] },
+        },
+        "sinks": { "out": { "type": "stdout" } },
+    });
+    let file = dir.path().join("relay.toml");
+    fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
+    let mut command = tokio::process::Command::new(daemon::PROGRAM);
+    command.args(["check", "--connect", "--config"]).arg(&file).kill_on_drop(true);
+    let output = crate::support::carry::within("the check", command.output()).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    for expected in [
+        &*format!("  belongs to channel {other} (youtube)\n"),
+        &format!(
+            "  warning: it belongs to channel {other} (youtube), and room {ROOM} is asked for"
+        ),
+        &format!("  belongs to channel {ROOM}\n  has the scopes tips:read\n"),
+        "  warning: it lacks the scope session:read for channel.session.update\n",
+        "token of key: does not say when it expires\n  whether the REST API takes an API key",
+    ] {
+        assert!(text.contains(expected), "{expected:?} in {text}");
+    }
+    assert!(!text.contains("canary") && !text.contains(&jwt), "{text}");
+    // Without connecting anywhere, as far as the token says it itself.
+    let mut command = tokio::process::Command::new(daemon::PROGRAM);
+    command.args(["check", "--config"]).arg(&file).kill_on_drop(true);
+    let output = crate::support::carry::within("the check", command.output()).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("of this token: it belongs to channel"), "{text}");
+}

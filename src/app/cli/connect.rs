@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failed, out};
 use crate::{
-    astro::session::SubscriptionState,
+    astro::{rest::Rest, session::SubscriptionState, token::TokenFacts},
     base::{clock, event, text::harmless},
     cluster::{inspect::inspect, report::Configured},
-    config::{self, Config, SinkConfig, TokenType, jwt, pasted::shown_address},
+    config::{self, Channel, Config, SinkConfig, TokenType, jwt, pasted::shown_address},
     delivery::{
         route::{Destination, Route},
         task::open_sink,
@@ -88,15 +88,12 @@ fn print_line(line: &str) -> std::io::Result<()> {
     writeln!(out::text(), "{}", harmless(line))
 }
 
-/// When the tokens end, by their own account.
+/// When the tokens end, whose they are, and what of that does not fit what is asked for.
 async fn tokens(config: &Config) -> Result<(), Failed> {
+    crate::base::tls::install_provider();
+    let rest = Rest::new(&config.astro).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
     for (label, channel) in &config.channels {
-        // The other kinds are no text that one could read.
-        let expiry = match channel.token_type {
-            TokenType::Jwt => channel.token.read_token().await.ok(),
-            _ => None,
-        };
-        let expiry = expiry.and_then(|token| jwt::expiry(token.expose()));
+        let (expiry, facts, remark) = known(channel, &rest).await;
         let when = match expiry {
             None => "does not say when it expires".to_owned(),
             Some(at) => {
@@ -110,8 +107,39 @@ async fn tokens(config: &Config) -> Result<(), Failed> {
             }
         };
         print_line(&format!("token of {label}: {when}"))?;
+        let provider = facts.provider.as_ref().map(|word| format!(" ({word})")).unwrap_or_default();
+        let whose = facts.channel.as_ref().map(|one| format!("belongs to channel {one}{provider}"));
+        let scopes =
+            facts.scopes.as_ref().map(|scopes| format!("has the scopes {}", scopes.join(", ")));
+        let topics = channel.topics.iter().map(String::as_str);
+        let doubts = facts.doubts(channel.room.as_deref(), topics);
+        let doubts = doubts.into_iter().map(|doubt| format!("warning: {doubt}"));
+        for line in [whose, scopes, remark].into_iter().flatten().chain(doubts) {
+            print_line(&format!("  {line}"))?;
+        }
     }
     Ok(())
+}
+
+/// What is known of a token: when it ends, in seconds since the epoch, whose it is, and a remark.
+async fn known(channel: &Channel, rest: &Rest) -> (Option<u64>, TokenFacts, Option<String>) {
+    let nothing = |remark: Option<String>| (None, TokenFacts::default(), remark);
+    let Ok(token) = channel.token.read_token().await else { return nothing(None) };
+    match channel.token_type {
+        TokenType::Jwt => (jwt::expiry(token.expose()), TokenFacts::of_jwt(token.expose()), None),
+        TokenType::Apikey => {
+            nothing(Some("whether the REST API takes an API key is not verified".into()))
+        }
+        TokenType::Oauth2 | TokenType::Oauth => match rest.validate(&token).await {
+            Ok(said) => {
+                let end = said.left.map(|left| clock::now() / 1000 + left.as_secs());
+                (end, TokenFacts::of_oauth(said), None)
+            }
+            Err(error) => {
+                nothing(Some(format!("what it is good for is not known: {}", error.describe())))
+            }
+        },
+    }
 }
 
 async fn gateway(config: &Config) -> Result<usize, Failed> {

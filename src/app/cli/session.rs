@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 
 use super::{Done, Failed, Source, on_runtime, out};
 use crate::{
-    astro::rest::{Credentials, Rest, RestError, Target, Top, credentials},
-    base::text::harmless,
+    astro::rest::{Credentials, Rest, RestError, SessionAbout, Snapshot, Target, Top, credentials},
+    base::{clock, text::harmless},
     channel::state,
     config::{Channel, Config, Log},
 };
@@ -51,7 +51,8 @@ pub(super) enum SessionCommand {
         #[command(flatten)]
         confirm: Confirm,
     },
-    /// Lets the server recalculate the sums.
+    /// Lets the server recalculate the sums. Newer documents have no such call: the server may answer
+    /// 404.
     Reload(Whose),
     /// Shows the settings, or changes them.
     Settings {
@@ -114,11 +115,14 @@ struct SelectedChannel {
 pub(super) fn session(command: SessionCommand) -> Done {
     match command {
         SessionCommand::Show(whose) => {
-            let elements = snapshot(&whose)?;
-            show(&Value::Object(elements), whose.json)
+            let session = snapshot(&whose)?;
+            if !whose.json {
+                write!(out::text(), "{}", heading(&session.about))?;
+            }
+            show(&Value::Object(session.data), whose.json)
         }
         SessionCommand::Get { whose, element } => {
-            let elements = snapshot(&whose)?;
+            let elements = snapshot(&whose)?.data;
             let name = state::name(&element, |name| elements.contains_key(name));
             let Some(value) = elements.get(&name) else {
                 let text = format!("the session has no element {name:?}");
@@ -136,16 +140,18 @@ pub(super) fn session(command: SessionCommand) -> Done {
             confirm.ask(&format!("{name} is {before}; make it {value}?"))?;
             let change = Map::from_iter([(name, value)]);
             let change = &change;
-            selected.request(|rest, target| async move { rest.update(target, change).await })
+            let done =
+                selected.request(|rest, target| async move { rest.update(target, change).await });
+            done.map(drop)
         }
         SessionCommand::Reset { whose, confirm } => {
             let selected = select(&whose)?;
             confirm.ask("reset the session, and delete what it has counted?")?;
-            selected.request(|rest, target| async move { rest.reset(target).await })
+            selected.request(|rest, target| async move { rest.reset(target).await }).map(drop)
         }
-        SessionCommand::Reload(whose) => {
-            select(&whose)?.request(|rest, target| async move { rest.reload(target).await })
-        }
+        SessionCommand::Reload(whose) => select(&whose)?
+            .request(|rest, target| async move { rest.reload(target).await })
+            .map(drop),
         SessionCommand::Settings { whose, auto_reset, calendar } => {
             let selected = select(&whose)?;
             let wanted = [("autoReset", auto_reset), ("calendar", calendar)];
@@ -178,11 +184,21 @@ pub(super) fn session(command: SessionCommand) -> Done {
     }
 }
 
-fn snapshot(whose: &Whose) -> Result<Map<String, Value>, Failed> {
-    let selected = select(whose)?;
-    selected
-        .request(|rest, target| async move { rest.session(target).await })
-        .map(|session| session.data)
+fn snapshot(whose: &Whose) -> Result<Snapshot, Failed> {
+    select(whose)?.request(|rest, target| async move { rest.session(target).await })
+}
+
+/// `session since 2026-…, provider twitch, created 2020-…`, as far as that is known.
+fn heading(about: &SessionAbout) -> String {
+    let time = |word: &str, at: Option<u64>| at.map(|at| format!("{word} {}", clock::rfc3339(at)));
+    let provider = about.provider.as_deref();
+    let parts = [
+        time("session since", about.last_reset),
+        provider.map(|provider| format!("provider {}", harmless(provider))),
+        time("created", about.created),
+    ];
+    let parts: Vec<_> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { String::new() } else { format!("{}\n\n", parts.join(", ")) }
 }
 
 fn select(whose: &Whose) -> Result<SelectedChannel, Failed> {

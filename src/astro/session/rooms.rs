@@ -38,7 +38,14 @@ struct Topic {
     first: Option<(Arc<str>, Arc<str>)>,
     /// The channel that gets what no other claims.
     catch_all: Option<Arc<str>>,
-    rooms: HashMap<Box<str>, Arc<Place>, FixedState>,
+    rooms: HashMap<Box<str>, Heard, FixedState>,
+}
+
+/// A room, and the messages that came for it since that was last asked.
+#[derive(Debug)]
+struct Heard {
+    place: Arc<Place>,
+    messages: u64,
 }
 
 impl Topic {
@@ -69,28 +76,38 @@ impl Rooms {
             for alias in [canonical, subscription.room.clone()].into_iter().flatten() {
                 let name = Arc::clone(&topic.name);
                 let place = || Place::of(name, Arc::clone(&alias), Arc::clone(&channel));
-                topic.rooms.entry((&*alias).into()).or_insert_with(place);
+                let heard = || Heard { place: place(), messages: 0 };
+                topic.rooms.entry((&*alias).into()).or_insert_with(heard);
             }
         }
         rooms
     }
 
-    /// Where a message of this topic and room belongs.
+    /// Where a message of this topic and room belongs. It is counted.
     pub(super) fn source(&mut self, topic: &str, room: &str) -> Arc<Place> {
-        if let Some(place) = self.topics.get(topic).and_then(|known| known.rooms.get(room)) {
-            return Arc::clone(place);
+        let known = self.topics.get_mut(topic).and_then(|known| known.rooms.get_mut(room));
+        if let Some(known) = known {
+            known.messages += 1;
+            return Arc::clone(&known.place);
         }
         let place = self.decide(topic, room);
         if let Some(known) = self.topics.get_mut(topic) {
             if known.rooms.len() < REMEMBERED {
-                known.rooms.insert(room.into(), Arc::clone(&place));
+                known.rooms.insert(room.into(), Heard { place: Arc::clone(&place), messages: 1 });
             }
         } else if self.topics.len() < UNSUBSCRIBED_TOPICS {
             let mut known = Topic::new(Arc::clone(&place.topic));
-            known.rooms.insert(room.into(), Arc::clone(&place));
+            known.rooms.insert(room.into(), Heard { place: Arc::clone(&place), messages: 1 });
             self.topics.insert(topic.into(), known);
         }
         place
+    }
+
+    /// The places for which messages came since the last call, and how many.
+    pub(super) fn take_heard(&mut self) -> impl Iterator<Item = (Arc<Place>, u64)> + '_ {
+        let rooms = self.topics.values_mut().flat_map(|topic| topic.rooms.values_mut());
+        let heard = rooms.filter(|heard| heard.messages > 0);
+        heard.map(|heard| (Arc::clone(&heard.place), std::mem::take(&mut heard.messages)))
     }
 
     fn decide(&self, topic: &str, room: &str) -> Arc<Place> {
@@ -159,6 +176,21 @@ mod tests {
                 assert_eq!(&*place.topic, *topic);
             }
         }
+    }
+
+    #[test]
+    fn messages_are_counted_by_their_place() {
+        let mut rooms = rooms(&[("a", "t", Some("r"), None), ("b", "t", None, None)]);
+        for room in ["r", "r", "r", "other", "other"] {
+            rooms.source("t", room);
+        }
+        let mut heard: Vec<_> = rooms
+            .take_heard()
+            .map(|(place, messages)| (place.channel.to_string(), messages))
+            .collect();
+        heard.sort();
+        assert_eq!(heard, [("a".to_owned(), 3), ("b".to_owned(), 2)]);
+        assert_eq!(rooms.take_heard().count(), 0);
     }
 
     #[test]

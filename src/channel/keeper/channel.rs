@@ -6,10 +6,11 @@ use tokio::{sync::oneshot, time::Instant};
 use tracing::warn;
 
 use crate::{
-    astro::session::Subscription,
+    astro::{rest::SessionAbout, session::Subscription},
     base::{
         backoff::Backoff,
-        clock::UnixMillis,
+        clock::{self, UnixMillis},
+        event::Event,
         metrics::{self, STATE_LEFT_OUT},
         text,
     },
@@ -27,6 +28,10 @@ const GRACE: Duration = Duration::from_secs(10);
 /// The ceilings of the waits between two failed fetches.
 const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(5));
 
+/// Two times of a reset that differ by no more than this are those of one: the server's answer may have
+/// been there before its message.
+const SAME_RESET: UnixMillis = 10_000;
+
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) session: Session,
@@ -43,6 +48,8 @@ pub(super) struct Channel {
     again: bool,
     pub(super) backoff: Backoff,
     pub(super) error: Option<String>,
+    /// What the session said of itself the last time.
+    pub(super) about: SessionAbout,
     /// Values that were left out and are counted.
     left_out: u64,
     /// Who waits for the next fetch to begin.
@@ -61,6 +68,7 @@ impl Channel {
             again: false,
             backoff: Backoff::new(WAIT.0, WAIT.1),
             error: None,
+            about: SessionAbout::default(),
             left_out: 0,
             waiting: Vec::new(),
         }
@@ -89,6 +97,7 @@ impl Channel {
         } else {
             self.session = std::mem::take(&mut before.session);
             self.left_out = before.left_out;
+            self.about = before.about;
         }
     }
 
@@ -125,6 +134,18 @@ impl Channel {
         if std::mem::take(&mut self.again) {
             self.fetch_now();
         }
+    }
+
+    /// A reset was received. The message does not say since when the new session counts: since then, until
+    /// the next fetch says it exactly. Whether that is news.
+    pub(super) fn was_reset(&mut self, event: &Event) -> bool {
+        let at = clock::parse_rfc3339(&event.ts).unwrap_or(event.received);
+        let known = self.about.last_reset;
+        let is_news = known.is_none_or(|known| known.abs_diff(at) > SAME_RESET);
+        if is_news {
+            self.about.last_reset = Some(at);
+        }
+        is_news
     }
 
     /// Counts what was left out; the log has it once.
@@ -164,6 +185,9 @@ impl Channel {
         SessionStatus {
             elements: self.session.len(),
             fetched_at: self.session.fetched(),
+            last_reset: self.about.last_reset,
+            created_at: self.about.created,
+            provider: self.about.provider.clone(),
             error: self.error.clone(),
             left_out: self.session.left_out(),
         }

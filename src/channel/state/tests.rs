@@ -30,7 +30,7 @@ fn snapshot(value: &Value) -> Elements {
 }
 
 fn merge(session: &mut Session, value: &Value, since: u64) -> Vec<Change> {
-    session.merge(&snapshot(value), since, since + 1).unwrap()
+    session.merge(&snapshot(value), since, since + 1, Source::Fetched).unwrap()
 }
 
 fn elements(session: &Session) -> BTreeMap<String, Value> {
@@ -255,7 +255,7 @@ fn a_snapshot_that_says_the_same_in_other_words_is_no_change() {
         (r#"{"tip-goal": "\ud801"}"#, 0),
     ] {
         let snapshot: Elements = serde_json::from_str(text).unwrap();
-        let found = session.merge(&snapshot, 0, 1).unwrap();
+        let found = session.merge(&snapshot, 0, 1, Source::Fetched).unwrap();
         assert_eq!(found.len(), changes, "{text}");
     }
 }
@@ -412,7 +412,7 @@ impl World {
             self.fold();
         }
         let snapshot = self::snapshot(&snapshot.into());
-        let stale = match self.session.merge(&snapshot, since, 1) {
+        let stale = match self.session.merge(&snapshot, since, 1, Source::Fetched) {
             Some(changes) => {
                 self.follow(changes);
                 false
@@ -530,7 +530,10 @@ impl World {
                     Section::Stream => drop(facts.insert("stream".into(), value["isLive"].clone())),
                     Section::Bot => drop(facts.insert("bot".into(), value["mod"].clone())),
                     Section::Counters => drop(facts.insert(key.name.to_string(), value.clone())),
-                    Section::Paid | Section::Diagnostics | Section::Status => panic!("{key:?}"),
+                    Section::SessionInfo
+                    | Section::Paid
+                    | Section::Diagnostics
+                    | Section::Status => panic!("{key:?}"),
                 }
             }
         });

@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use serde_json::Value;
 
 use crate::{
+    astro::token::TokenFacts,
     base::{clock, files, tls},
     config::{
         Config, SecretRef, SinkConfig, TokenType, jwt, pasted,
@@ -46,7 +47,10 @@ pub(super) fn check(
     let mut silent = 0;
     for (secret, text) in secrets.iter().zip(read(&secrets, sources)) {
         match text {
-            Ok(text) => readable(found, secret, &text),
+            Ok(text) => {
+                readable(found, secret, &text);
+                fitting(found, secret, &text, config);
+            }
             // It may be there soon, and nothing else is to wait for it.
             Err(error) if error.is_silent() => {
                 silent += 1;
@@ -156,6 +160,17 @@ fn readable(found: &mut Findings, of: &Configured<'_>, text: &Text) {
         let when = clock::rfc3339(expiry.saturating_mul(1000));
         let word = if expiry < now { "expired" } else { "expires" };
         found.warn(&of.key, format!("this token {word} at {when}"));
+    }
+}
+
+/// A channel's token that says whose it is, against what is asked for with it.
+fn fitting(found: &mut Findings, of: &Configured<'_>, text: &Text, config: &Config) {
+    let (Some(TokenType::Jwt), [_, label, _]) = (of.token, &*of.key) else { return };
+    let Some(channel) = config.channels.get(*label) else { return };
+    let facts = TokenFacts::of_jwt(&pasted::token(text.secret.expose()));
+    let topics = channel.topics.iter().map(String::as_str);
+    for doubt in facts.doubts(channel.room.as_deref(), topics) {
+        found.warn(&of.key, format!("of this token: {doubt}"));
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     astro::activity::ActivityInfo,
+    channel::state::SESSION_TOPICS,
     config::Action,
     delivery::ha_event::{self, ACTIVITIES, KINDS},
     sink::command_address,
@@ -58,6 +59,9 @@ impl HaDiscovery {
             entities.push(connection(of));
             if feed.topics.iter().any(|topic| topic == "channel.stream.status") {
                 entities.push(live(of));
+            }
+            if feed.topics.iter().any(|topic| SESSION_TOPICS.contains(&topic.as_str())) {
+                entities.push(session_since(of));
             }
             entities.extend(events(of, feed));
             entities.extend(self.buttons(of));
@@ -379,6 +383,26 @@ fn live<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
         own: json!({
             "state_topic": format!("{}/stream", of.1),
             "value_template": "{{ iif((value_json | default({})).isLive | default(none), 'ON', 'OFF', 'None') }}",
+        }),
+    }
+}
+
+/// Since when the session has counted: its last reset.
+fn session_since<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
+    let topic = format!("{}/session-info", of.1);
+    Entity {
+        component: "sensor",
+        channel: Some(of),
+        object: "session-since".into(),
+        name: "Session since".into(),
+        icon: "mdi:calendar-start",
+        availability: Availability::Channel,
+        own: json!({
+            "state_topic": topic,
+            "value_template": field("lastReset"),
+            "device_class": "timestamp",
+            "json_attributes_topic": topic,
+            "json_attributes_template": "{{ value_json | default({}) | tojson }}",
         }),
     }
 }

@@ -324,3 +324,19 @@ fn stale_configurations_are_cleared_and_awaited_ones_left() {
     let counter = all.counter("main", "a b", "x").unwrap();
     assert_eq!(counter.topic, all.counter_topic("main", "a b"));
 }
+
+#[test]
+fn a_channel_with_a_session_says_since_when_it_counts() {
+    let mut home = home(&[]);
+    let since = |home: &HaDiscovery| {
+        let found = home.fixed().into_iter().find(|one| one.topic.contains("session-since"));
+        found.map(|one| serde_json::from_str::<Value>(&one.payload).unwrap())
+    };
+    assert_eq!(since(&home), None);
+    let main = home.channels.get_mut("main").unwrap();
+    main.topics.push("channel.session.reset".to_owned());
+    let config = since(&home).unwrap();
+    assert_eq!(config["device_class"], "timestamp");
+    assert_eq!(config["state_topic"], "astro/main/session-info");
+    assert!(config["value_template"].as_str().unwrap().contains("lastReset"));
+}

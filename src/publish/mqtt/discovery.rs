@@ -165,7 +165,15 @@ impl Discovery {
                 self.announce(announcements);
             }
             (Section::Paid, None) => self.withdraw(self.ha.paid_topics(channel, name)),
-            (Section::Stream | Section::Bot | Section::Diagnostics | Section::Status, _) => {}
+            // Announced whatever they are.
+            (
+                Section::SessionInfo
+                | Section::Stream
+                | Section::Bot
+                | Section::Diagnostics
+                | Section::Status,
+                _,
+            ) => {}
         }
     }
 

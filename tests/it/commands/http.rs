@@ -1,5 +1,6 @@
 //! Commands over HTTP, with the admin token.
 
+use astro_relay::base::clock;
 use astro_sim::RestFault;
 use serde_json::{Value, json};
 
@@ -125,4 +126,37 @@ async fn a_channel_without_a_session_is_an_error_and_a_new_channel_takes_command
     relay.rewrite(&format!("{rest}{new}"));
     assert_eq!(relay.reload().await.0, 200);
     assert_eq!(post(&relay, "/channels/new/session/reload", "").await.0, 200);
+}
+
+#[tokio::test]
+async fn what_the_server_answers_to_a_change_is_taken_in_at_once() {
+    let relay = start("http.commands = true\n", "").await;
+    // No event is going to bring it.
+    relay.sim.silence(None, true);
+    let asked = relay.sim.stats().rest_requests;
+    let fetched = fetched_at(&relay).await;
+    let body = r#"{"element":"tip-goal","value":{"amount":41}}"#;
+    assert_eq!(post(&relay, "/channels/main/session/set", body).await.0, 200);
+    relay
+        .until("the answer is taken in", |status| {
+            status["pages"]["sessions"]["main"]["fetched_at"].as_u64() > Some(fetched)
+        })
+        .await;
+    assert_eq!(
+        relay.sim.stats().rest_requests,
+        asked + 2,
+        "it was read and changed, and not fetched"
+    );
+    assert_eq!(post(&relay, "/channels/main/session/reset", "").await.0, 200);
+    let session = relay.sim.session(crate::operator::ROOM);
+    let time = |name: &str| clock::parse_rfc3339(session[name].as_str().unwrap());
+    relay
+        .until("the reset is taken in", |status| {
+            let shown = &status["pages"]["sessions"]["main"];
+            shown["last_reset"].as_u64() == time("lastReset")
+                && shown["created_at"].as_u64() == time("createdAt")
+                && shown["provider"] == "twitch"
+        })
+        .await;
+    assert_eq!(relay.sim.stats().rest_requests, asked + 3);
 }
