@@ -173,7 +173,7 @@ pub(super) fn man() -> Done {
     for (group, names) in help::GROUPS {
         writeln!(text, ".SS \"{group}\"")?;
         for name in *names {
-            let about = command.find_subcommand(name).and_then(clap::Command::get_about);
+            let about = command.find_subcommand(name).and_then(Command::get_about);
             let about = about.map(ToString::to_string).unwrap_or_default();
             writeln!(text, ".TP\n.B {}\n{about}", name.replace('-', "\\-"))?;
         }
