@@ -475,9 +475,9 @@ impl Delivery {
         let (mut matched, mut skipped) = (0, [0_u64; 4]);
         for record in records.iter().filter(|record| !self.reader.accepted.has(record.seq)) {
             match self.route.render(record) {
-                Rendered::Wanted(event, ha_event) => {
+                Rendered::Wanted(event, ha_events) => {
                     matched += 1;
-                    self.flight.push(event, ha_event);
+                    self.flight.push(event, ha_events);
                 }
                 Rendered::Skipped(skip) => {
                     if let Some(count) = skipped.get_mut(skip.index()) {

@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub use self::{
-    activities::{LATE, TOPIC as ACTIVITIES},
+    activities::LATE,
     gaps::Away,
     targets::{Account, RefreshSettings, Targets},
 };

@@ -82,6 +82,8 @@
 //! |---|---|
 //! | an error code of Astro | `astro/session/commands.rs` (`on_response`); its case in `astro/session/tests.rs` (`each_error_has_its_consequence`); the simulated Astro sends it: `sim/src/faults.rs` |
 //! | another rule of the protocol | [`astro::session`]; a field of a frame: [`astro::wire`]; a topic: [`astro::topics`] |
+//! | a kind of activity: its name, and what its amount counts | `astro/activity.rs` (`KINDS`); its event in Home Assistant: `delivery/ha_event/kinds.rs`; a family of the session there: `publish/homeassistant/element.rs` |
+//! | a history that is fetched after a gap | `astro/rest/history.rs`; what tells its items apart: `base/event/key.rs`; their form: `channel/backfill/message.rs` |
 //! | a new kind of sink | its file under `sink/`, its `mod` in `sink.rs` and its row in [`sink::KINDS`]. Tests and documents want it, too, and fail until they have it: `tests/it/conformance.rs` with a file under `conformance/`, `tests/it/cli_send_test.rs`, `config/astro-relay.toml`, the snapshots of `loading/load/` that list the kinds |
 //! | its state, its commands | a file under `publish/`, a row in [`publish::KINDS`]; a file under `command/` and a row in [`command::LISTENERS`] |
 //! | where a delivery reads (journal or log) | [`delivery::source`]; the log: `cluster/log.rs` |

@@ -78,8 +78,8 @@ pub use self::{
     faults::{End, Faults, Malformed, Reception, Refusal, RestFault},
     load::{Load, Loaded},
     options::{
-        Canonical, Documents, MessageIds, OAuthClient, Options, ResetAnswer, ResponseType,
-        SessionKeys, SessionReset, SessionUpdate, Success, Token,
+        ActivitiesQuery, Canonical, Documents, MessageIds, OAuthClient, Options, ResetAnswer,
+        ResponseType, SessionKeys, SessionReset, SessionUpdate, Success, Token,
     },
     secret::Secret,
     session::{Session as SessionModel, older},

@@ -34,6 +34,8 @@ pub struct Options {
     /// Whether the REST API knows `/sessions/:channel/reload`, which stands in the first page of the API
     /// and in no later document. Otherwise it answers 404.
     pub reload: bool,
+    /// What the list of activities makes of parameters that were not sent.
+    pub activities: ActivitiesQuery,
     /// Whether a message has the same id on every connection.
     pub message_ids: MessageIds,
     /// How often a connection is pinged.
@@ -73,6 +75,7 @@ impl Default for Options {
             documents: Documents::September2026,
             reset_answer: ResetAnswer::Session,
             reload: true,
+            activities: ActivitiesQuery::AsSent,
             message_ids: MessageIds::Shared,
             // "The server sends a PING every 30 seconds" and closes after 70 (revisions of 2026).
             ping_every: Duration::from_secs(30),
@@ -181,6 +184,19 @@ pub enum Documents {
     September2026,
     /// Without these. A reset leaves nothing.
     March2026,
+}
+
+/// What the list of activities makes of parameters that were not sent. The `OpenAPI` marks all of them as
+/// required; most public clients send a few.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ActivitiesQuery {
+    /// What was not sent bounds nothing.
+    #[default]
+    AsSent,
+    /// Types that are not listed are left out, as one public client reports.
+    ListedTypes,
+    /// A request without one of them is answered with 400.
+    Complete,
 }
 
 /// Whether a message has the same id on every connection. The documents do not say.

@@ -24,7 +24,7 @@ use url::form_urlencoded;
 use crate::clock::{self, UnixMillis};
 use crate::{
     faults::RestFault,
-    options::ResetAnswer,
+    options::{ActivitiesQuery, ResetAnswer},
     peer::Peer,
     session::{LISTED, Session},
     sync::lock,
@@ -44,7 +44,7 @@ pub(crate) fn routes(world: &Arc<World>) -> Router {
         .route("/sessions/{channel}/top", get(top))
         .route("/activities/{channel}", get(activities))
         .route("/tips/{channel}", get(listed))
-        .route("/tips/{channel}/moderation", get(listed))
+        .route("/tips/{channel}/moderation", get(moderated))
         .route("/store/{channel}/redemptions", get(listed))
         .layer(middleware::from_fn_with_state(Arc::clone(world), authorise))
         .layer(middleware::from_fn_with_state(Arc::clone(world), fail))
@@ -220,7 +220,25 @@ fn document(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json; charset=utf-8")], body).into_response()
 }
 
-/// Tips, tips that were moderated, or redemptions, a page of them.
+/// Tips that wait for a moderator, and those that one has looked at.
+async fn moderated(State(world): State<Arc<World>>, Path(channel): Path<String>) -> Response {
+    let mut recent: Vec<Value> = Vec::new();
+    with_session(&world, &channel, |session| {
+        let which = LISTED.iter().position(|(topic, _)| *topic == "channel.tips.moderation");
+        let items = which.and_then(|which| session.lists.get(which)).into_iter().flatten();
+        // A tip stands here as it was told last.
+        for item in items {
+            if item["_id"].is_null() || recent.iter().all(|known| known["_id"] != item["_id"]) {
+                recent.push(item.clone());
+            }
+        }
+    });
+    let (pending, recent): (Vec<Value>, Vec<Value>) =
+        recent.into_iter().partition(|tip| tip["approved"] == "pending");
+    document(&json!({ "recent": recent, "pending": pending }))
+}
+
+/// Tips or redemptions, a page of them.
 async fn listed(
     State(world): State<Arc<World>>,
     Path(channel): Path<String>,
@@ -234,12 +252,17 @@ async fn listed(
     let path = uri.path();
     let which = LISTED.iter().position(|(_, last)| path.ends_with(last));
     let which = which.unwrap_or_default();
+    // Redemptions are not listed by time, only by whether they are done.
+    let tips = !path.ends_with("redemptions");
+    let fits = |item: &Value| {
+        if tips { wanted.fits(item) } else { !wanted.pending || item["completed"] != true }
+    };
     let mut items: Vec<Value> = with_session(&world, &channel, |session| {
         let items = session.lists.get(which).into_iter().flatten();
-        items.filter(|item| wanted.fits(item)).cloned().collect()
+        items.filter(|item| fits(item)).cloned().collect()
     });
-    if wanted.oldest_first {
-        items.reverse();
+    if tips {
+        wanted.sort(&mut items);
     }
     let total = items.len();
     let limit = wanted.limit.unwrap_or(DEFAULT_LIMIT);
@@ -272,8 +295,7 @@ async fn reset(State(world): State<Arc<World>>, Path(channel): Path<String>) -> 
 }
 
 async fn settings(State(world): State<Arc<World>>, Path(channel): Path<String>) -> Response {
-    let settings = with_session(&world, &channel, |session| session.settings.clone());
-    Json(settings).into_response()
+    document(&with_session(&world, &channel, |session| session.settings.clone()))
 }
 
 async fn set_settings(
@@ -290,7 +312,7 @@ async fn set_settings(
         }
         session.settings.clone()
     });
-    Json(settings).into_response()
+    document(&settings)
 }
 
 fn with_session<T: Default>(
@@ -331,7 +353,7 @@ async fn top(
     let page = totals.iter().skip(query.offset.unwrap_or(0));
     let page = page.take(query.limit.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT));
     let rows: Vec<_> = page.map(|(name, n)| json!({ "username": name, "amount": n })).collect();
-    Json(json!({ "total": totals.len(), "users": rows })).into_response()
+    document(&json!({ "total": totals.len(), "users": rows }))
 }
 
 /// The query of a list.
@@ -341,11 +363,40 @@ struct Wanted {
     before: Option<UnixMillis>,
     limit: Option<usize>,
     least: Vec<(&'static str, f64)>,
-    origin: Option<String>,
     types: Vec<String>,
     offset: usize,
-    oldest_first: bool,
+    sort: Option<Sort>,
+    pending: bool,
+    /// Which parameters were sent.
+    sent: Vec<String>,
 }
+
+/// By what tips are sorted, and whether the greatest come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sort {
+    by: &'static str,
+    descending: bool,
+}
+
+impl Sort {
+    fn parse(text: &str) -> Option<Self> {
+        let (descending, name) = match text.strip_prefix('-') {
+            Some(name) => (true, name),
+            None => (false, text),
+        };
+        let known = [
+            ("createdAt", "/createdAt"),
+            ("donation.amount", "/donation/amount"),
+            ("donation.provider", "/provider"),
+        ];
+        let (_, by) = known.into_iter().find(|(known, _)| *known == name)?;
+        Some(Self { by, descending })
+    }
+}
+
+/// The parameters that the vendor's `OpenAPI` marks as required for activities.
+const REQUIRED: [&str; 9] =
+    ["after", "before", "limit", "mincheer", "minhost", "minsub", "mintip", "origin", "types"];
 
 impl Wanted {
     /// Reads the query; an unknown parameter is ignored, a bad value is an error that names it.
@@ -353,6 +404,7 @@ impl Wanted {
         let mut wanted = Self::default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             let bad = || format!("{name} is invalid");
+            wanted.sent.push(name.trim_end_matches("[]").to_owned());
             match &*name {
                 "after" => wanted.after = Some(time(&value).ok_or_else(bad)?),
                 "before" => wanted.before = Some(time(&value).ok_or_else(bad)?),
@@ -361,23 +413,41 @@ impl Wanted {
                     wanted.limit = Some(limit.ok_or_else(bad)?);
                 }
                 "offset" => wanted.offset = parsed(&value).ok_or_else(bad)?,
-                "sort" => {
-                    wanted.oldest_first = match &*value {
-                        "createdAt" => true,
-                        "-createdAt" => false,
-                        _ => return Err(bad()),
-                    }
-                }
+                "sort" => wanted.sort = Some(Sort::parse(&value).ok_or_else(bad)?),
+                "pending" => wanted.pending = &*value == "true",
                 "mincheer" => wanted.least.push(("cheer", parsed(&value).ok_or_else(bad)?)),
                 "minhost" => wanted.least.push(("host", parsed(&value).ok_or_else(bad)?)),
                 "minsub" => wanted.least.push(("subscriber", parsed(&value).ok_or_else(bad)?)),
                 "mintip" => wanted.least.push(("tip", parsed(&value).ok_or_else(bad)?)),
-                "origin" => wanted.origin = Some(value.into_owned()),
                 "types" | "types[]" => wanted.types.extend(value.split(',').map(str::to_owned)),
+                // Among them `origin`: no document says what it is, and those who use it send what they like.
                 _ => {}
             }
         }
         Ok(wanted)
+    }
+
+    /// What is required and was not sent.
+    fn missing(&self) -> Option<&'static str> {
+        REQUIRED.into_iter().find(|required| !self.sent.iter().any(|sent| sent == required))
+    }
+
+    /// Sorts tips, which are newest first.
+    fn sort(&self, items: &mut [Value]) {
+        let Some(Sort { by, descending }) = self.sort else { return };
+        // Of what is equal the oldest comes first, and last where the greatest come first.
+        items.reverse();
+        items.sort_by(|one, other| {
+            let (one, other) = (one.pointer(by), other.pointer(by));
+            let number = |value: Option<&Value>| value.and_then(Value::as_f64);
+            match (number(one), number(other)) {
+                (Some(one), Some(other)) => one.total_cmp(&other),
+                _ => one.and_then(Value::as_str).cmp(&other.and_then(Value::as_str)),
+            }
+        });
+        if descending {
+            items.reverse();
+        }
     }
 
     fn fits(&self, activity: &Value) -> bool {
@@ -388,7 +458,6 @@ impl Wanted {
         self.after.is_none_or(|after| at >= after)
             && self.before.is_none_or(|before| at <= before)
             && self.least.iter().all(|&(of, least)| of != kind || amount >= least)
-            && self.origin.as_deref().is_none_or(|origin| activity["provider"] == origin)
             && (self.types.is_empty() || self.types.iter().any(|wanted| wanted == kind))
     }
 }
@@ -411,6 +480,14 @@ async fn activities(
         Ok(wanted) => wanted,
         Err(message) => return error(StatusCode::BAD_REQUEST, &message, false),
     };
+    let missing =
+        wanted.missing().filter(|_| world.options.activities == ActivitiesQuery::Complete);
+    if let Some(missing) = missing {
+        return error(StatusCode::BAD_REQUEST, &format!("{missing} is required"), false);
+    }
+    if world.options.activities == ActivitiesQuery::ListedTypes && wanted.types.is_empty() {
+        return document(&json!([]));
+    }
     let page: Vec<Value> = with_session(&world, &channel, |session| {
         let fitting = session.activities.iter().filter(|activity| wanted.fits(activity));
         fitting.take(wanted.limit.unwrap_or(DEFAULT_LIMIT)).cloned().collect()
@@ -435,7 +512,7 @@ mod tests {
             ("mintip=5.5", false),
             ("types=follow,tip", true),
             ("types=follow&types=cheer", false),
-            ("origin=youtube", false),
+            ("origin=anything", true),
         ] {
             assert_eq!(Wanted::parse(query).unwrap().fits(&tip), expected, "{query}");
         }

@@ -27,6 +27,10 @@ const COUNTED: &[&str] = &["follower", "subscriber"];
 /// Elements of a fresh session that add up amounts.
 const SUMMED: &[&str] = &["cheer", "tip"];
 
+/// Families of which the greatest gift is an element.
+const WITH_TOP: &[&str] =
+    &["tip", "cheer", "kicks", "superchat", "charityCampaignDonation", "cheerPurchase"];
+
 /// Topics whose messages the REST API lists too, and the last part of the path where it does.
 pub(crate) const LISTED: [(&str, &str); 3] = [
     ("channel.tips", "tips"),
@@ -161,9 +165,19 @@ impl Session {
         let message = text(&data["message"]);
         let family = match activity["type"].as_str().unwrap_or_default() {
             "follow" => "follower",
-            "subscriber" | "sponsor" => "subscriber",
-            "superchat" => "tip",
-            family @ ("tip" | "cheer" | "kicks" | "raid" | "host" | "merch") => family,
+            "channelPointsRedemption" => "channel-points",
+            family @ ("subscriber"
+            | "sponsor"
+            | "superchat"
+            | "tip"
+            | "cheer"
+            | "kicks"
+            | "raid"
+            | "host"
+            | "merch"
+            | "purchase"
+            | "charityCampaignDonation"
+            | "cheerPurchase") => family,
             _ => return Vec::new(),
         };
         let gift = json!({ "name": name, "amount": amount, "message": message });
@@ -174,26 +188,49 @@ impl Session {
                 "sender": data["sender"], "gifted": data["gifted"],
             }),
             "raid" | "host" => json!({ "name": name, "amount": amount }),
+            "channel-points" => {
+                let item = &data["redemption"];
+                json!({ "name": name, "amount": amount, "message": message, "redemption": item })
+            }
             _ => gift.clone(),
         };
-        if family == "kicks" {
-            // A channel that never got any has no such elements.
-            for span in ["session", "week", "month", "total", "goal", "count"] {
-                let none = json!({ if span == "count" { "count" } else { "amount" }: 0 });
-                self.elements.entry(format!("kicks-{span}")).or_insert(none);
-            }
-            self.elements.entry("kicks-recent").or_insert_with(|| json!([]));
-        }
+        self.make_elements_of(family);
         let mut changed = vec![self.set(format!("{family}-latest"), latest)];
-        if COUNTED.contains(&family) {
-            changed.extend(self.add(family, "count", 1.0));
-        } else if SUMMED.contains(&family) || family == "kicks" {
-            changed.extend(self.add(family, "amount", amount));
-            changed.extend(self.bump(format!("{family}-count"), "count", 1.0));
+        match family {
+            "follower" | "subscriber" | "sponsor" | "superchat" => {
+                changed.extend(self.add(family, "count", 1.0));
+            }
+            "tip" | "cheer" | "kicks" => changed.extend(self.add(family, "amount", amount)),
+            _ => {}
+        }
+        changed.extend(self.bump(format!("{family}-count"), "count", 1.0));
+        if WITH_TOP.contains(&family) {
             changed.extend(self.greatest(family, &gift));
         }
         changed.extend(self.recent(family, &name, amount, activity));
         changed
+    }
+
+    /// A channel that never got any of some families has no such elements.
+    fn make_elements_of(&mut self, family: &str) {
+        let field = match family {
+            "kicks" => "amount",
+            "sponsor" | "superchat" => "count",
+            _ => "",
+        };
+        if !field.is_empty() {
+            for span in ["session", "week", "month", "total"] {
+                self.elements.entry(format!("{family}-{span}")).or_insert(json!({ field: 0 }));
+            }
+            self.elements.entry(format!("{family}-goal")).or_insert(json!({ "amount": 0 }));
+        }
+        if matches!(family, "kicks" | "superchat") {
+            self.elements.entry(format!("{family}-count")).or_insert(json!({ "count": 0 }));
+        }
+        let lists = ["kicks", "sponsor", "superchat", "charityCampaignDonation", "cheerPurchase"];
+        if lists.contains(&family) {
+            self.elements.entry(format!("{family}-recent")).or_insert_with(|| json!([]));
+        }
     }
 
     /// Adds to what a family counts in each span of time.
@@ -325,13 +362,13 @@ fn fresh() -> Map<String, Value> {
 mod tests {
     use super::*;
 
-    fn session() -> Session {
+    fn session_model() -> Session {
         Session::new("0".repeat(24), "room")
     }
 
     #[test]
     fn a_tip_changes_what_a_viewer_would_see_change() {
-        let mut session = session();
+        let mut session = session_model();
         let tip = |amount| {
             json!({ "type": "tip", "createdAt": "t", "_id": "1", "activityId": "1",
                     "data": { "username": "mossy", "amount": amount, "message": "hi" } })
@@ -345,6 +382,31 @@ mod tests {
         assert!(changed.iter().all(|(key, _)| !key.contains("top-donation")));
         assert_eq!(session.activities.len(), 2);
         assert!(session.activities[0].get("activityId").is_none());
+    }
+
+    #[test]
+    fn each_family_of_the_reference_has_its_elements() {
+        for (kind, latest, session) in [
+            ("sponsor", "sponsor-latest", Some(("sponsor-session", json!({ "count": 1 })))),
+            ("superchat", "superchat-latest", Some(("superchat-session", json!({ "count": 1 })))),
+            ("kicks", "kicks-latest", Some(("kicks-session", json!({ "amount": 7 })))),
+            ("channelPointsRedemption", "channel-points-latest", None),
+            ("purchase", "purchase-latest", None),
+            ("charityCampaignDonation", "charityCampaignDonation-latest", None),
+            ("cheerPurchase", "cheerPurchase-latest", None),
+        ] {
+            let mut model = session_model();
+            let data = json!({ "username": "mossy", "amount": 7 });
+            model.apply(&json!({ "type": kind, "createdAt": "t", "data": data }));
+            assert_eq!(model.elements[latest]["name"], "mossy", "{kind}");
+            if let Some((element, value)) = session {
+                assert_eq!(model.elements[element], value, "{kind}");
+            }
+            let top = format!("{}-alltime-top-donation", latest.trim_end_matches("-latest"));
+            let expected = WITH_TOP.iter().any(|family| top.starts_with(family));
+            assert_eq!(model.elements.contains_key(&top), expected, "{top}");
+            assert_eq!(model.elements["tip-session"], json!({ "amount": 0 }));
+        }
     }
 
     #[test]

@@ -94,12 +94,26 @@ const HAPPENINGS: &[(u32, Order, &[&str])] = &[
     (5, Together, &[example!("chat-message-youtube")]),
     (5, Together, &[example!("chat-message-kick")]),
     (5, Together, &[example!("chat-message-trovo")]),
-    (7, InTurn, &[QUEUE_CREATED, QUEUE_ENTERED, QUEUE_DELETED]),
+    (3, InTurn, &[BOT_BANNED, BOT_UNBANNED]),
+    (
+        7,
+        InTurn,
+        &[
+            QUEUE_CREATED,
+            QUEUE_ENTERED,
+            QUEUE_SELECTED,
+            QUEUE_REMOVED,
+            QUEUE_UPDATED,
+            QUEUE_DELETED,
+        ],
+    ),
 ];
 
 /// A stream ends so often, in the same measure.
 const ENDS: u32 = 3;
 
+const BOT_BANNED: &str = r#"{"topic":"channel.chatbot.status","data":{"banned":true}}"#;
+const BOT_UNBANNED: &str = r#"{"topic":"channel.chatbot.status","data":{"banned":false}}"#;
 const QUEUE_CREATED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
     "event":"audience-queue:created","payload":{"isSuspended":false,"title":"Viewer games",
     "audienceMemberGroups":["subscriber","vip"],"maxQueueSize":25,"createdAt":"","updatedAt":"",
@@ -107,6 +121,17 @@ const QUEUE_CREATED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
 const QUEUE_ENTERED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
     "event":"audience-queue:member-enqueued","payload":{"id":"280492848","username":"",
     "displayName":"","watchTime":340,"audienceGroups":["subscriber"],"position":1}}}"#;
+const QUEUE_UPDATED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
+    "event":"audience-queue:updated","payload":{"isSuspended":true,"title":"Viewer games",
+    "audienceMemberGroups":["subscriber","vip"],"maxQueueSize":25,"createdAt":"","updatedAt":"",
+    "statusChangeLog":[{"timeStamp":"2025-03-07T18:00:00Z","status":"opened"},
+    {"timeStamp":"2025-03-07T18:20:00Z","status":"suspended"}]}}}"#;
+const QUEUE_SELECTED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
+    "event":"audience-queue:member-selected","payload":{"id":"280492848","username":"",
+    "displayName":"","watchTime":340,"audienceGroups":["subscriber"],"position":1}}}"#;
+const QUEUE_REMOVED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
+    "event":"audience-queue:member-removed","payload":{"id":"280492848","username":"",
+    "displayName":"","watchTime":341,"audienceGroups":["subscriber"],"position":1}}}"#;
 const QUEUE_DELETED: &str = r#"{"topic":"channel.chatbot.audiencequeue","data":{
     "event":"audience-queue:deleted","payload":null}}"#;
 

@@ -1,10 +1,12 @@
-//! The Sessions and activities REST API: sessions read and changed, and the history of activities.
+//! The REST API: sessions read and changed, and the histories of activities, tips and redemptions
+//! ([`history`]).
 //!
 //! It knows where each request goes and what an answer must look like, and no more: what a session
 //! means is for [`crate::channel::state`]. How a request is made and repeated is in [`call`]. It follows no
 //! redirect, for that would carry the token elsewhere.
 
 mod call;
+mod history;
 pub mod oauth;
 
 use std::{
@@ -20,21 +22,19 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
 use url::Url;
 
-use self::call::{Call, LARGEST, authorization};
+pub use self::history::{History, HistoryItem, Listed, PAGE, Page, Span};
+use self::{
+    call::{Call, LARGEST, authorization},
+    history::WorkingForm,
+};
 use super::proxied::Proxied;
 use crate::{
-    base::{
-        clock::{self, UnixMillis},
-        fault, json, text, tls,
-    },
+    base::{fault, json, tls},
     config::{Astro, Secret, SecretRef, TokenType, jwt},
 };
 
 /// How long one request may take, answer included: `reload` adds up a channel's history.
 const REQUEST: Duration = Duration::from_secs(30);
-
-/// The most activities of one page (vendor's `OpenAPI`: limit 1 to 100).
-pub const PAGE: usize = 100;
 
 /// Why a call has failed. No message shows a token or an address.
 #[derive(Debug, thiserror::Error)]
@@ -113,30 +113,6 @@ pub struct Snapshot {
     pub data: Map<String, Value>,
 }
 
-/// One activity of the history.
-#[derive(Debug, Clone)]
-pub struct Activity {
-    /// `_id`: the same as in the live message.
-    pub id: String,
-    /// `type`: `tip`, `follow`, …
-    pub kind: String,
-    /// `createdAt`.
-    pub at: UnixMillis,
-    /// The whole item, as it came.
-    pub item: Box<RawValue>,
-}
-
-/// Which activities.
-#[derive(Debug, Clone, Default)]
-pub struct Span<'a> {
-    /// Not older than this.
-    pub after: Option<UnixMillis>,
-    /// Not newer than this.
-    pub before: Option<UnixMillis>,
-    /// Only of these types; none: of all.
-    pub types: &'a [String],
-}
-
 /// Which list of givers.
 #[derive(Debug, Clone, Default)]
 pub struct Top {
@@ -159,6 +135,8 @@ pub struct Rest {
     proxied: Proxied,
     base: String,
     deadline: Duration,
+    /// How activities are asked for.
+    form: Arc<WorkingForm>,
 }
 
 /// Without its address, which may hold a secret.
@@ -211,6 +189,7 @@ impl Rest {
             proxied: Proxied::new(config),
             base: config.api_url.trim_end_matches('/').to_owned(),
             deadline: REQUEST,
+            form: Arc::default(),
         })
     }
 
@@ -306,18 +285,6 @@ impl Rest {
         self.get(target, "sessions", "/top", &query).await
     }
 
-    /// One page of the history, newest first: at most [`PAGE`] activities. An item without an id or a
-    /// time cannot be distinguished from others, and is left out.
-    pub async fn activities(&self, target: Target<'_>, span: &Span<'_>) -> Result<Page, RestError> {
-        let mut query = vec![("limit", PAGE.to_string())];
-        query.extend(span.after.map(|after| ("after", after.to_string())));
-        query.extend(span.before.map(|before| ("before", before.to_string())));
-        query.extend(span.types.iter().map(|kind| ("types", kind.clone())));
-        let items: Vec<Box<RawValue>> = self.get(target, "activities", "", &query).await?;
-        let full = items.len() >= PAGE;
-        Ok(Page { activities: items.into_iter().filter_map(activity).collect(), full })
-    }
-
     async fn get<T: DeserializeOwned>(
         &self,
         target: Target<'_>,
@@ -401,15 +368,6 @@ fn make_client(
         .map_err(failed)
 }
 
-/// A page of the history.
-#[derive(Debug, Clone)]
-pub struct Page {
-    /// Newest first.
-    pub activities: Vec<Activity>,
-    /// Whether there may be more behind it.
-    pub full: bool,
-}
-
 /// Under which id and with which token a channel is asked for: the first of `rooms` that can be an id,
 /// or else the one in the token. The token is read now.
 pub async fn credentials<'a>(
@@ -442,34 +400,6 @@ pub fn is_channel_id(text: &str) -> bool {
     text.len() == 24 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn activity(item: Box<RawValue>) -> Option<Activity> {
-    let known = json::value(item.get().as_bytes())?;
-    let text = |name: &str| match known.get(name)? {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    };
-    let found = text("_id").or_else(|| text("activityId")).and_then(|id| {
-        let at = text("createdAt").and_then(|at| clock::parse_rfc3339(&at).or(at.parse().ok()));
-        Some((at.or_else(|| made_at(&id))?, id))
-    });
-    let Some((at, id)) = found else {
-        let excerpt = text::excerpt(item.get(), text::EXCERPT);
-        tracing::warn!(
-            item = excerpt,
-            "an item of the history has no id or no time, and is left out"
-        );
-        return None;
-    };
-    Some(Activity { id, kind: text("type").unwrap_or_default(), at, item })
-}
-
-/// When an id of the vendor's was made: its first eight digits are seconds.
-fn made_at(id: &str) -> Option<UnixMillis> {
-    let seconds = is_channel_id(id).then(|| id.get(..8)).flatten()?;
-    u64::from_str_radix(seconds, 16).ok().map(|seconds| 1000 * seconds)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -487,11 +417,5 @@ mod tests {
         let session = include_str!("../../tests/fixtures/rest/session.json");
         let session: Snapshot = serde_json::from_str(session).unwrap();
         assert_eq!(session.data.len(), 62);
-        let items = include_str!("../../tests/fixtures/rest/activities.json");
-        let items: Vec<Box<RawValue>> = serde_json::from_str(items).unwrap();
-        let read: Vec<_> = items.into_iter().filter_map(activity).collect();
-        assert_eq!(read.len(), 12);
-        assert_eq!((&*read[0].kind, &*read[0].id), ("merch", "5c09463bde9a4cebcca14be8"));
-        assert!(read.is_sorted_by(|a, b| a.at >= b.at));
     }
 }

@@ -40,8 +40,12 @@ const fn open(name: &'static str, meaning: &'static str) -> Topic {
     Topic { name, scope: None, meaning, published: true }
 }
 
-const fn unpublished(name: &'static str, scope: &'static str, meaning: &'static str) -> Topic {
-    Topic { name, scope: Some(scope), meaning, published: false }
+const fn unpublished(
+    name: &'static str,
+    scope: Option<&'static str>,
+    meaning: &'static str,
+) -> Topic {
+    Topic { name, scope, meaning, published: false }
 }
 
 /// The topics of Astro's documentation (revision of September 2026), and `channel.follow` of the first.
@@ -61,7 +65,7 @@ pub const CATALOGUE: &[Topic] = &[
     topic(
         "channel.chatbot.status",
         "bot:read",
-        "the bot became or is no longer moderator, or is banned (Twitch only)",
+        "the bot became or is no longer moderator, was banned or unbanned (Twitch only)",
     ),
     topic("channel.chatbot.modules.pyramid", "bot:read", "pyramids of emotes in the chat"),
     topic(
@@ -69,11 +73,11 @@ pub const CATALOGUE: &[Topic] = &[
         "bot:read",
         "somebody broke a run of one emote in the chat",
     ),
-    unpublished("channel.chatbot.modules", "bot:read", "a module of the bot was changed"),
-    unpublished("channel.chatbot.commands", "bot:read", "a command of the bot was changed"),
-    unpublished("channel.chatbot.timers", "bot:read", "a timer of the bot was changed"),
-    unpublished("channel.chatbot.filters", "bot:read", "a filter of the bot was changed"),
-    unpublished("channel.chatbot.timeout", "bot:read", "the bot timed a viewer out"),
+    unpublished("channel.chatbot.modules", Some("bot:read"), "a module of the bot was changed"),
+    unpublished("channel.chatbot.commands", Some("bot:read"), "a command of the bot was changed"),
+    unpublished("channel.chatbot.timers", Some("bot:read"), "a timer of the bot was changed"),
+    unpublished("channel.chatbot.filters", Some("bot:read"), "a filter of the bot was changed"),
+    unpublished("channel.chatbot.timeout", None, "the bot timed a viewer out"),
     topic(
         "channel.chatbot.audiencequeue",
         "bot:read",

@@ -68,7 +68,7 @@ pub enum Origin {
     /// Read from the gateway's socket, or made by the relay itself at that moment.
     #[default]
     Live,
-    /// Fetched from the activities history after a gap.
+    /// Fetched from a history after a gap.
     Backfilled,
     /// Handed on again at somebody's request.
     Replayed,

@@ -64,7 +64,7 @@ define_metrics! {
     describe_counter GAP_SECONDS "astro_relay_gap_seconds_total" [Seconds]
         "Time without a connection, by channel"
     describe_counter BACKFILLED "astro_relay_backfilled_total"
-        "Activities recovered out of the history, by channel"
+        "Activities, tips and redemptions recovered out of their histories, by channel"
     describe_counter TOKEN_REFRESHES "astro_relay_token_refreshes_total"
         "Refreshes of OAuth2 tokens, by channel and outcome"
     describe_gauge TOKEN_EXPIRY "astro_relay_token_expiry_timestamp_seconds" [Seconds]

@@ -1,13 +1,15 @@
-//! After a gap: what a channel missed of its activities, out of their history.
+//! After a gap: what a channel missed of its activities, tips and redemptions, out of their histories.
 //!
-//! It follows the journal for `relay.gap`, fetches the channel's history for the time of the gap, and
+//! It follows the journal for `relay.gap`, fetches the channel's histories for the time of the gap, and
 //! appends what has not been received, oldest first and in the shape of the live message, marked
-//! [`Origin::Backfilled`](crate::base::event::Origin). An event on [`TOPIC`] says what became of it. There
-//! is no history of the other topics, and none is made up.
+//! [`Origin::Backfilled`](crate::base::event::Origin). An event on [`TOPIC`] says what became of each
+//! history, and a second `relay.gap` what became of the gap, topic by topic. There is no history of the
+//! other topics, and none is made up.
 //!
-//! The server's clock and ours may differ, and a message may have been on its way when the connection
-//! broke: so the history is asked for [`OVERLAP`] more on both sides, in the server's own time as far
-//! as that is known. What was received in there is known by the activity's id, see [`Intake`].
+//! Only what lies in the gap is brought. The server's clock and ours may differ, and what was on its way
+//! when the connection broke was made a little earlier: so a history is asked for [`OVERLAP`] more on both
+//! sides, in the server's own time as far as that is known, and of that so much is taken as can belong
+//! to the gap ([`Bounds`]). What was received is known by its id, see [`Intake`].
 //!
 //! It has a cursor in the journal that stays before a gap that is not done. A relay that ends in the
 //! middle begins the gap again, and what was appended stays known.
@@ -23,8 +25,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use serde_json::json;
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, join_all},
+    stream::FuturesUnordered,
+};
+use serde_json::{Value, json};
 use tokio::{
     sync::{Mutex, watch},
     time::{Instant, sleep},
@@ -33,20 +39,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::{
-    gap::{Clock, Gap, concerns},
+    gap::{Clock, Gap, Missed, concerns},
     recall::Recalled,
 };
 use crate::{
-    astro::rest::{Activity, Credentials, PAGE, Rest, RestError, Span, Target, credentials},
+    astro::rest::{Credentials, History, HistoryItem, PAGE, Rest, RestError, Target, credentials},
     base::{
         backoff::Backoff,
         clock::{self, UnixMillis},
-        event::{self, Seq},
+        event::{self, Event, Seq},
         metrics::{self, BACKFILLED},
         text,
     },
     config::Start,
-    gateway::{ACTIVITIES, Targets, intake::Intake},
+    gateway::{Targets, intake::Intake},
     journal::{Batch, Follower, Journal, StoreError},
 };
 
@@ -59,8 +65,15 @@ pub const CURSOR: &str = "relay.backfill";
 /// How much more is asked for on both sides of a gap: clocks that are a minute apart, and a minute.
 const OVERLAP: Duration = Duration::from_mins(2);
 
-/// Pages of one gap, at most: ten thousand activities are a gap of days.
-const PAGES: usize = 100;
+/// What was published after a connection broke may have been made so much earlier: a tip has to pass its
+/// means of payment first, and the gateway tells whole seconds.
+const PUBLISHED_LATER: Duration = Duration::from_secs(15);
+
+/// How exactly the gateway's clock is known, where it is.
+const CLOCK_KNOWN: Duration = Duration::from_secs(5);
+
+/// And where it is not: a clock that differs by more was noticed.
+const CLOCK_UNKNOWN: Duration = Duration::from_mins(1);
 
 /// Gaps worked on at once: others wait.
 const AT_ONCE: usize = 2;
@@ -108,12 +121,42 @@ impl std::fmt::Debug for Covered {
     }
 }
 
-/// What the history had.
-#[derive(Debug, Default)]
+/// What a history had.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Found {
-    activities: usize,
+    /// Items that can belong to the gap, received or not.
+    listed: usize,
+    /// Those of them that were not received, and were appended.
     recovered: usize,
+    /// Those of the recovered that were made before the gap began.
+    before_gap: usize,
+    /// Items around the gap that were not received and do not belong to it: left where they are.
+    outside: usize,
+    /// Whether that is all that the history has of the gap.
     complete: bool,
+}
+
+impl Found {
+    fn add(&mut self, other: &Self) {
+        self.listed += other.listed;
+        self.recovered += other.recovered;
+        self.before_gap += other.before_gap;
+        self.outside += other.outside;
+        self.complete &= other.complete;
+    }
+
+    /// As it is reported.
+    fn told(&self) -> Value {
+        let mut told = json!({
+            "found": self.listed, "recovered": self.recovered, "complete": self.complete,
+        });
+        for (name, count) in [("before_gap", self.before_gap), ("outside", self.outside)] {
+            if let (Some(told), true) = (told.as_object_mut(), count > 0) {
+                told.insert(name.to_owned(), count.into());
+            }
+        }
+        told
+    }
 }
 
 type Work = FuturesUnordered<Pin<Box<dyn Future<Output = Seq> + Send>>>;
@@ -153,7 +196,7 @@ impl Backfill {
                 let (tools, targets) = (self.tools.clone(), self.targets.clone());
                 work.push(Box::pin(async move {
                     let seq = gap.seq;
-                    tools.fill(gap, &targets).await;
+                    tools.fill(&gap, &targets).await;
                     seq
                 }));
             }
@@ -177,15 +220,8 @@ impl Backfill {
     fn take(&mut self, batch: &Batch) {
         for record in &batch.records {
             let Some(gap) = Gap::read(&record.event, record.seq) else { continue };
-            // Several at once for one channel are one longer gap.
-            let same =
-                |waiting: &&mut Gap| waiting.channel == gap.channel && waiting.clock == gap.clock;
-            match self.waiting.iter_mut().find(same) {
-                Some(waiting) => {
-                    (waiting.from, waiting.to) =
-                        (waiting.from.min(gap.from), waiting.to.max(gap.to));
-                }
-                None => self.waiting.push_back(gap),
+            if !self.waiting.iter_mut().any(|waiting| waiting.join(&gap)) {
+                self.waiting.push_back(gap);
             }
         }
         self.advance();
@@ -200,129 +236,201 @@ impl Backfill {
 
 impl Tools {
     /// Fills a gap, however long that takes, and reports what became of it.
-    async fn fill(&self, gap: Gap, targets: &watch::Receiver<Targets>) {
-        let channel = &gap.channel;
+    async fn fill(&self, gap: &Gap, targets: &watch::Receiver<Targets>) {
         if let (Some(covered), Clock::Ours) = (&self.covered, gap.clock) {
             let since = Duration::from_millis(clock::now().saturating_sub(gap.from));
-            if covered.0(Arc::clone(channel), since).await {
+            if covered.0(Arc::clone(&gap.channel), since).await {
                 return;
             }
         }
+        let with_history = gap.missed.iter().filter_map(|missed| Some((missed, missed.history()?)));
+        let fills = with_history.map(|(missed, history)| async move {
+            (missed.clone(), self.fill_topic(gap, missed, history, targets).await)
+        });
+        let found = join_all(fills).await;
+        let mut events: Vec<_> =
+            found.iter().map(|(missed, outcome)| report(gap, missed, outcome)).collect();
+        let room = gap.missed.first().map_or_else(|| "".into(), |missed| Arc::clone(&missed.room));
+        let outcome = gap.outcome(&found);
+        events.push(event::own(gap::TOPIC, &gap.channel, &room, &outcome, clock::now()));
+        // Lost on their way to the disk they are made again: the cursor is still before the gap there.
+        self.journal.append(&mut events);
+    }
+
+    /// Fills it from one history. An error is what cannot be mended by waiting, or lasts.
+    async fn fill_topic(
+        &self,
+        gap: &Gap,
+        missed: &Missed,
+        history: History,
+        targets: &watch::Receiver<Targets>,
+    ) -> Result<Found, String> {
+        let (channel, topic) = (&gap.channel, &missed.topic);
         let mut backoff = Backoff::new(WAIT.0, WAIT.1);
         let end = Instant::now() + GIVE_UP;
-        let outcome = loop {
-            let credentials = match credentials_for(&gap, targets).await {
-                Ok(found) => found,
-                Err(why) => break Err(why),
-            };
-            let failure = match self.attempt(&gap, credentials.target()).await {
-                Ok(found) => break Ok(found),
+        loop {
+            let credentials = credentials_for(gap, missed, targets).await?;
+            let target = credentials.target();
+            let failure = match self.attempt(gap, missed, history, target).await {
+                Ok(found) => return Ok(found),
                 Err(failure) => failure,
             };
             let wait = backoff.wait().max(failure.retry_after().unwrap_or_default());
             if failure.is_unauthorised() || Instant::now() + wait > end {
-                break Err(failure.describe());
+                return Err(text::excerpt(&failure.describe(), text::EXCERPT));
             }
             let error = text::excerpt(&failure.describe(), text::EXCERPT);
-            warn!(%channel, error, ?wait, "the history cannot be fetched; it is tried again");
+            warn!(%channel, %topic, error, ?wait, "the history cannot be fetched; it is tried again");
             clock::sleep(wait).await;
-        };
-        self.report(&gap, outcome);
+        }
     }
 
-    /// Reports what became of a gap: in the log, in the metrics, and by an event.
-    fn report(&self, gap: &Gap, outcome: Result<Found, String>) {
-        let channel = &gap.channel;
-        let (found, error) = match outcome {
-            Ok(found) => (found, None),
-            Err(why) => (Found::default(), Some(text::excerpt(&why, text::EXCERPT))),
-        };
-        let Found { activities, recovered, complete } = found;
-        if let Some(error) = &error {
-            error!(%channel, error, "what was missed cannot be fetched");
-        } else {
-            info!(%channel, activities, recovered, complete, "the history was fetched");
-            if !complete {
-                error!(%channel, "the history is longer than what is fetched of it");
-            }
-        }
-        let count = u64::try_from(recovered).unwrap_or(u64::MAX);
-        metrics::add_for(BACKFILLED, "channel", channel, count);
-        let mut data = json!({
-            "channel": &**channel, "topic": ACTIVITIES,
-            "from": clock::rfc3339(gap.from), "to": clock::rfc3339(gap.to),
-            "found": activities, "recovered": recovered, "complete": complete,
-        });
-        if let (Some(data), Some(error)) = (data.as_object_mut(), error) {
-            data.insert("error".into(), error.into());
-        }
-        // Lost on its way to the disk it is made again: the cursor is still before the gap there.
-        self.journal.append(&mut vec![event::own(TOPIC, channel, &gap.room, &data, clock::now())]);
-    }
-
-    /// Fetches, and appends what was not received.
-    async fn attempt(&self, gap: &Gap, target: Target<'_>) -> Result<Found, RestError> {
+    /// Fetches, and appends what belongs to the gap and was not received.
+    async fn attempt(
+        &self,
+        gap: &Gap,
+        missed: &Missed,
+        history: History,
+        target: Target<'_>,
+    ) -> Result<Found, RestError> {
         let fetch = self.intake.fetch();
-        // How far the server's clock is behind ours, or (negative) ahead of it.
         let behind = self.known_activities.lock().await.recall(gap, &self.journal, &fetch).await;
-        let behind = if gap.clock == Clock::Ours { behind } else { 0 };
-        let overlap = i64::try_from(OVERLAP.as_millis()).unwrap_or(0);
-        let after = gap.from.saturating_add_signed(-behind - overlap);
-        let before = gap.to.saturating_add_signed(-behind + overlap);
-        let before = (gap.clock != Clock::Unknown).then_some(before);
-        let (mut activities, complete) = self.history(target, after, before).await?;
-        // The pages come newest first, also within one millisecond.
-        activities.reverse();
-        activities.sort_by_key(|activity| activity.at);
-        let mut found = Found { activities: activities.len(), recovered: 0, complete };
-        for some in activities.chunks(PAGE) {
+        let bounds = Bounds::of(gap, gap.ahead.or(behind));
+        let (after, before) = bounds.span();
+        let listed = self.rest.history(history, target, after, before).await?;
+        let mut found = Found { complete: listed.complete, ..Found::default() };
+        let published = |item: &&HistoryItem| message::is_published(history, item);
+        let items: Vec<&HistoryItem> = listed.items.iter().filter(published).collect();
+        for some in items.chunks(PAGE) {
             self.journal.ready().await;
-            let events = some.iter().map(|activity| message::event(gap, activity));
-            found.recovered += fetch.append(events);
+            for item in some {
+                let event = message::event(gap, missed, history, item);
+                if !bounds.has(item.at) {
+                    found.outside += usize::from(!fetch.knows(&event));
+                    continue;
+                }
+                found.listed += 1;
+                let recovered = fetch.append([event]);
+                found.recovered += recovered;
+                found.before_gap += if item.at < bounds.from { recovered } else { 0 };
+            }
         }
         Ok(found)
     }
+}
 
-    /// All activities between two times, and whether that was all.
-    async fn history(
-        &self,
-        target: Target<'_>,
-        after: UnixMillis,
-        before: Option<UnixMillis>,
-    ) -> Result<(Vec<Activity>, bool), RestError> {
-        let mut seen = HashSet::new();
-        let mut activities = Vec::new();
-        let mut before = before;
-        for _ in 0..PAGES {
-            let span = Span { after: Some(after), before, types: &[] };
-            let page = self.rest.activities(target, &span).await?;
-            let oldest = page.activities.last().map(|activity| activity.at);
-            let fresh = page.activities.into_iter().filter(|one| seen.insert(one.id.clone()));
-            let known = activities.len();
-            activities.extend(fresh);
-            let Some(oldest) = oldest.filter(|oldest| page.full && *oldest >= after) else {
-                return Ok((activities, true));
-            };
-            // Whether a bound belongs to the span no document says: one millisecond more does no
-            // harm, unless a whole page lies in it.
-            let next = if activities.len() > known { oldest + 1 } else { oldest.saturating_sub(1) };
-            before = Some(next);
+/// Reports what became of one topic of a gap: in the log, in the metrics, and by an event.
+fn report(gap: &Gap, missed: &Missed, outcome: &Result<Found, String>) -> Event {
+    let (channel, topic) = (&gap.channel, &missed.topic);
+    let mut data = match outcome {
+        Ok(found) => {
+            let Found { listed, recovered, outside, complete, .. } = *found;
+            info!(%channel, %topic, found = listed, recovered, outside, complete, "the history was fetched");
+            if !complete {
+                error!(%channel, %topic, "the history is longer than what is fetched of it");
+            }
+            let count = u64::try_from(recovered).unwrap_or(u64::MAX);
+            metrics::add_for(BACKFILLED, "channel", channel, count);
+            found.told()
         }
-        Ok((activities, false))
+        Err(error) => {
+            error!(%channel, %topic, error, "what was missed cannot be fetched");
+            let mut data = Found::default().told();
+            if let Some(data) = data.as_object_mut() {
+                data.insert("error".into(), (&**error).into());
+            }
+            data
+        }
+    };
+    if let Some(data) = data.as_object_mut() {
+        for (name, value) in [
+            ("channel", &**channel),
+            ("topic", &**topic),
+            ("from", &clock::rfc3339(gap.from)),
+            ("to", &clock::rfc3339(gap.to)),
+        ] {
+            data.insert(name.to_owned(), value.into());
+        }
+    }
+    event::own(TOPIC, channel, &missed.room, &data, clock::now())
+}
+
+/// A gap in the server's time, and how far from it something may have been made that belongs to it.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    from: UnixMillis,
+    /// `None`: when it ended is not known.
+    to: Option<UnixMillis>,
+    early: u64,
+    late: u64,
+}
+
+impl Bounds {
+    /// `behind`: how far the server's clock is behind ours, or (negative) ahead of it; `None`: not known.
+    fn of(gap: &Gap, behind: Option<i64>) -> Self {
+        let behind = if gap.clock == Clock::Ours { behind } else { Some(0) };
+        let unsure = if behind.is_some() { CLOCK_KNOWN } else { CLOCK_UNKNOWN };
+        let there = |time: UnixMillis| time.saturating_add_signed(-behind.unwrap_or(0));
+        Self {
+            from: there(gap.from),
+            to: (gap.clock != Clock::Unknown).then(|| there(gap.to)),
+            early: millis(unsure + PUBLISHED_LATER),
+            late: millis(unsure),
+        }
+    }
+
+    /// What is asked for.
+    fn span(&self) -> (UnixMillis, Option<UnixMillis>) {
+        let overlap = millis(OVERLAP);
+        (self.from.saturating_sub(overlap), self.to.map(|to| to.saturating_add(overlap)))
+    }
+
+    /// Whether something that was made then can belong to the gap.
+    fn has(&self, at: UnixMillis) -> bool {
+        at >= self.from.saturating_sub(self.early)
+            && self.to.is_none_or(|to| at <= to.saturating_add(self.late))
     }
 }
 
-/// Under which id and with which token the history is asked for.
+/// Under which id and with which token a history is asked for.
 async fn credentials_for(
     gap: &Gap,
+    missed: &Missed,
     targets: &watch::Receiver<Targets>,
 ) -> Result<Credentials, String> {
     let account = targets.borrow().channels.get(&gap.channel).cloned();
     let account = account.ok_or("the channel is no longer configured")?;
-    let rooms = [Some(&*gap.room), account.room.as_deref()];
+    let rooms = [Some(&*missed.room), account.room.as_deref()];
     credentials(rooms.into_iter().flatten(), &account.token, account.token_type).await
 }
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{gap::tests::gap, *};
+
+    #[test]
+    fn what_was_made_before_the_gap_is_no_part_of_it() {
+        let gap = gap();
+        let second = 1000;
+        for (ahead, early, late) in [(Some(0), 20, 5), (None, 75, 60)] {
+            let bounds = Bounds::of(&gap, ahead);
+            let (from, to) = (gap.from, gap.to);
+            assert!(bounds.has(from) && bounds.has(to));
+            assert!(bounds.has(from - early * second) && !bounds.has(from - early * second - 1));
+            assert!(bounds.has(to + late * second) && !bounds.has(to + late * second + 1));
+            let (after, before) = bounds.span();
+            assert!(after < from - early * second && before.unwrap() > to + late * second);
+        }
+        // In the server's time.
+        let bounds = Bounds::of(&gap, Some(30_000));
+        assert_eq!((bounds.from, bounds.to), (gap.from - 30_000, Some(gap.to - 30_000)));
+        let ahead = Bounds::of(&Gap { clock: Clock::Gateway, ..gap.clone() }, Some(30_000));
+        assert_eq!(ahead.from, gap.from, "it is told in the server's time");
+        let open = Bounds::of(&Gap { clock: Clock::Unknown, ..gap.clone() }, None);
+        assert!(open.has(gap.to + 86_400_000) && open.span().1.is_none());
+    }
 }

@@ -36,7 +36,10 @@ use super::{
     store::{Section, StateKey, StateStore},
 };
 use crate::{
-    astro::rest::{Rest, RestError, credentials},
+    astro::{
+        activity::ACTIVITIES,
+        rest::{Rest, RestError, credentials},
+    },
     base::{
         clock,
         event::{self, Event, Seq},
@@ -421,8 +424,8 @@ fn concerns(event: &Event) -> bool {
 
 /// Whether a topic's events are folded.
 fn is_folded(topic: &str) -> bool {
-    const FACTS: [&str; 3] =
-        ["channel.stream.status", "channel.chatbot.status", "channel.chatbot.counters"];
+    const FACTS: [&str; 4] =
+        ["channel.stream.status", "channel.chatbot.status", "channel.chatbot.counters", ACTIVITIES];
     SESSION_TOPICS.contains(&topic) || FACTS.contains(&topic)
 }
 

@@ -12,9 +12,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::{
+    astro::activity::{self, ACTIVITIES, ActivityInfo},
     base::{
         clock::{self, UnixMillis},
         event::{Event, Seq},
@@ -95,7 +96,8 @@ pub struct Session {
     /// The elements of the session, by their name in the REST API.
     elements: BTreeMap<Arc<str>, Element>,
     /// What is no part of the session and is a state all the same: whether the stream is live, what
-    /// the bot is, counters. By topic without `channel.`; only ever from events.
+    /// the bot is, counters, what was paid last of the kinds that the session does not have. By topic
+    /// without `channel.`, or `paid.` and the kind; only ever from events.
     facts: BTreeMap<Arc<str>, Element>,
     /// The last reset.
     reset: Seq,
@@ -223,6 +225,12 @@ impl Session {
                 let value = Json::from(data.get("value").unwrap_or(&Value::Null));
                 set(&mut self.facts, &mut self.size, &name, value, from).into_iter().collect()
             }
+            ACTIVITIES => {
+                let Some((kind, value)) = paid(&data, event.received) else { return Vec::new() };
+                let name = format!("{PAID}{kind}");
+                let change = set(&mut self.facts, &mut self.size, &name, value, from);
+                change.into_iter().collect()
+            }
             _ => Vec::new(),
         }
     }
@@ -321,9 +329,10 @@ pub fn key_of(channel: &Arc<str>, name: &Arc<str>) -> StateKey {
     let (section, name) = match &**name {
         "stream.status" => (Section::Stream, "".into()),
         "chatbot.status" => (Section::Bot, "".into()),
-        text => match text.strip_prefix("chatbot.counters.") {
-            Some(counter) => (Section::Counters, counter.into()),
-            None => (Section::Session, Arc::clone(name)),
+        text => match (text.strip_prefix("chatbot.counters."), text.strip_prefix(PAID)) {
+            (Some(counter), _) => (Section::Counters, counter.into()),
+            (None, Some(kind)) => (Section::Paid, kind.into()),
+            (None, None) => (Section::Session, Arc::clone(name)),
         },
     };
     StateKey { channel: Arc::clone(channel), section, name }
@@ -335,9 +344,45 @@ pub fn name_of(key: &StateKey) -> Option<Arc<str>> {
         Section::Stream => Some("stream.status".into()),
         Section::Bot => Some("chatbot.status".into()),
         Section::Counters => Some(format!("chatbot.counters.{}", key.name).into()),
+        Section::Paid => Some(format!("{PAID}{}", key.name).into()),
         Section::Session => Some(Arc::clone(&key.name)),
         Section::Diagnostics | Section::Status => None,
     }
+}
+
+/// What the names of facts about payments begin with. No element of the vendor's has a dot.
+const PAID: &str = "paid.";
+
+/// Kinds of payments whose last one is an element of the session already.
+const WITH_ELEMENTS: [&str; 8] = [
+    "tip",
+    "cheer",
+    "cheerPurchase",
+    "superchat",
+    "kicks",
+    "merch",
+    "purchase",
+    "charityCampaignDonation",
+];
+
+/// A payment of another kind, whether it is known or new, in the shape of the session's elements.
+fn paid(data: &Value, at: UnixMillis) -> Option<(String, Json)> {
+    let info = ActivityInfo::of(ACTIVITIES, data)?;
+    if !info.is_paid() || WITH_ELEMENTS.contains(&&*info.kind) || activity::is_mock(data) {
+        return None;
+    }
+    let mut value = json!({
+        "name": info.user.clone().unwrap_or_default(),
+        "amount": &info.amount,
+        "message": info.message.clone().unwrap_or_default(),
+        "at": clock::rfc3339(at),
+    });
+    for (name, text) in [("currency", info.currency.clone()), ("unit", info.unit())] {
+        if let (Some(value), Some(text)) = (value.as_object_mut(), text) {
+            value.insert(name.to_owned(), text.into());
+        }
+    }
+    Some((info.kind, Json::from(&value)))
 }
 
 /// What is known of the stream or the bot, with what was just said of it: Astro's own fields, `since`

@@ -33,6 +33,8 @@ pub enum Section {
     Bot,
     /// The bot's counters, by name.
     Counters,
+    /// What was paid last of each kind that has no element in the session, by the kind.
+    Paid,
     /// Figures of the relay.
     Diagnostics,
     /// Whether the relay works, or a channel of it. Last in order, so that whoever waits for `online`
@@ -41,8 +43,20 @@ pub enum Section {
 }
 
 impl Section {
-    const ALL: [Self; 6] =
-        [Self::Session, Self::Stream, Self::Bot, Self::Counters, Self::Diagnostics, Self::Status];
+    const ALL: [Self; 7] = [
+        Self::Session,
+        Self::Stream,
+        Self::Bot,
+        Self::Counters,
+        Self::Paid,
+        Self::Diagnostics,
+        Self::Status,
+    ];
+
+    /// Whether it has parts with names.
+    pub fn is_named(self) -> bool {
+        matches!(self, Self::Session | Self::Counters | Self::Paid)
+    }
 
     /// The word in addresses.
     pub fn as_str(self) -> &'static str {
@@ -51,6 +65,7 @@ impl Section {
             Self::Stream => "stream",
             Self::Bot => "bot",
             Self::Counters => "counters",
+            Self::Paid => "paid",
             Self::Diagnostics => "diagnostics",
             Self::Status => "status",
         }

@@ -39,9 +39,9 @@ impl Flight {
     }
 
     /// Adds an event at the end, and what Home Assistant gets of it.
-    pub(super) fn push(&mut self, event: Outgoing, ha_event: Option<Box<Outgoing>>) {
+    pub(super) fn push(&mut self, event: Outgoing, ha_events: Vec<Outgoing>) {
         self.events.push_back(event);
-        self.events.extend(ha_event.map(|event| *event));
+        self.events.extend(ha_events);
     }
 
     /// How many events count in the window.

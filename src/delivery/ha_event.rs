@@ -17,9 +17,11 @@ use std::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use self::kinds::of_activity;
-pub use self::kinds::{ACTIVITIES, KINDS, Kind};
+pub use self::kinds::{KINDS, Kind};
+use self::kinds::{PAID, of_activity};
+pub use crate::astro::activity::ACTIVITIES;
 use crate::{
+    astro::activity::{ActivityInfo, is_mock, is_true, number, text},
     base::{
         clock,
         event::{Event, Origin},
@@ -86,21 +88,24 @@ impl HaEvents {
         Ok(Some(Self { bases, activities }))
     }
 
-    /// The topic and the payload of an event, if there is an entity for it. `data` is what the sink may see
-    /// of its data. `activities`: whether the sink wants activities of the event's channel.
+    /// The topic and the payload for each entity that an event is for. `data` is what the sink may see of
+    /// its data. `activities`: whether the sink wants activities of the event's channel.
     pub fn render(
         &self,
         event: &Event,
         data: &[u8],
         activities: impl Fn() -> bool,
         age_ms: u64,
-    ) -> Option<(String, String)> {
+    ) -> Vec<(String, String)> {
         let channel = &*event.place.channel;
-        let base = self.bases.get(channel)?;
+        let Some(base) = self.bases.get(channel) else { return Vec::new() };
         let activities = self.activities.contains(channel) && activities();
-        let rendered = HaEvent::of(event, data, activities, age_ms)?;
-        let payload = serde_json::to_string(&rendered).ok()?;
-        Some((topic(base, rendered.kind), payload))
+        let rendered = HaEvent::of(event, data, activities, age_ms);
+        let address = |one: HaEvent| {
+            let payload = serde_json::to_string(&one).ok()?;
+            Some((topic(base, &one.kind), payload))
+        };
+        rendered.into_iter().filter_map(address).collect()
     }
 }
 
@@ -109,8 +114,8 @@ impl HaEvents {
 #[expect(clippy::struct_excessive_bools, reason = "they are attributes, each of its own")]
 struct HaEvent {
     #[serde(skip)]
-    kind: &'static str,
-    event_type: &'static str,
+    kind: Cow<'static, str>,
+    event_type: Cow<'static, str>,
     /// Who did it. Empty where nobody is named.
     name: String,
     /// Money, bits, viewers or points, by the kind.
@@ -133,9 +138,12 @@ struct HaEvent {
     item: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     level: Option<Value>,
-    /// The activity's own word, where it is of no kind that is known.
+    /// The activity's own word, where the kind does not tell it.
     #[serde(skip_serializing_if = "Option::is_none")]
     activity: Option<String>,
+    /// What was given, where that is neither money nor told by the kind: `bits`, `KICKs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     provider: Option<String>,
     occurred_at: String,
@@ -163,31 +171,24 @@ struct HaEvent {
     replayed: bool,
 }
 
-/// The vendor's words for what nobody did.
-const MOCK: [&str; 6] = ["isMock", "mock", "isTest", "isEmulated", "isReplay", "isReplayed"];
-
 impl HaEvent {
-    /// From the data of an event as the sink may see it; `None`: there is no entity for it, or another topic
-    /// brings the same. `activities`: whether the channel's activities reach the sink.
-    fn of(event: &Event, data: &[u8], activities: bool, age_ms: u64) -> Option<Self> {
+    /// From the data of an event as the sink may see it: in its own kind, and among what was paid. None:
+    /// there is no entity for it, or another topic brings the same. `activities`: whether the channel's
+    /// activities reach the sink.
+    fn of(event: &Event, data: &[u8], activities: bool, age_ms: u64) -> Vec<Self> {
         // Most of what passes is chat: it is not parsed.
         let (topic, of_its_own) = (&*event.place.topic, !activities);
         if topic != ACTIVITIES && !(of_its_own && KINDS.iter().any(|kind| kind.topic == topic)) {
-            return None;
+            return Vec::new();
         }
-        let data = json::value(data)?;
-        let rendered = match topic {
-            ACTIVITIES => activity(&data)?,
-            "channel.tips" => tip(&data)?,
-            "channel.follow" => follow(&data),
-            "channel.loyalty.redemptions" => redemption(&data),
-            _ => return None,
-        };
+        let Some(data) = json::value(data) else { return Vec::new() };
+        let Some(info) = ActivityInfo::of(topic, &data) else { return Vec::new() };
         let text = |key: &str| text(data.get(key));
         let at = text("createdAt").filter(|at| clock::parse_rfc3339(at).is_some());
         let ts = || Some(event.ts.to_string()).filter(|ts| clock::parse_rfc3339(ts).is_some());
         let age = u32::try_from(age_ms / 100).unwrap_or(u32::MAX);
-        Some(Self {
+        let of_kind = of_its_kind(&info, &data);
+        let own = Self {
             provider: text("provider"),
             occurred_at: at.or_else(ts).unwrap_or_else(|| clock::rfc3339(event.received)),
             age: f64::from(age) / 10.0,
@@ -195,170 +196,113 @@ impl HaEvent {
                 .or_else(|| text("_id"))
                 .unwrap_or_else(|| event.key().to_owned()),
             backfilled: event.origin == Origin::Backfilled,
-            bundled: rendered.gifted && text("activityGroup").is_some(),
+            bundled: of_kind.gifted && text("activityGroup").is_some(),
             group: text("activityGroup"),
             flagged: data.get("flagged").is_some_and(is_true),
             test: event.origin == Origin::Test || is_mock(&data),
             replayed: event.origin == Origin::Replayed,
-            ..rendered
-        })
+            ..of_kind
+        };
+        let paid = among_paid(&info, &own);
+        std::iter::once(own).chain(paid).collect()
     }
 }
 
-/// An activity, heard or from the history: both have this form.
-fn activity(data: &Value) -> Option<HaEvent> {
-    let word = data.get("type").and_then(Value::as_str)?;
+impl From<ActivityInfo> for HaEvent {
+    /// What every kind has. Kind and event type are for the caller.
+    fn from(info: ActivityInfo) -> Self {
+        Self {
+            name: info.user.unwrap_or_default(),
+            amount: info.amount,
+            currency: info.currency,
+            message: info.message.unwrap_or_default(),
+            item: info.item,
+            sender: info.sender,
+            ..Self::default()
+        }
+    }
+}
+
+/// What is told of an activity in its own kind.
+fn of_its_kind(info: &ActivityInfo, data: &Value) -> HaEvent {
     let nothing = Map::new();
     let about = data.get("data").and_then(Value::as_object).unwrap_or(&nothing);
-    let get = |key: &str| text(about.get(key));
-    let sender = get("sender");
-    let gifted = sender.is_some() || about.get("gifted").is_some_and(is_true);
+    let gifted = info.sender.is_some() || about.get("gifted").is_some_and(is_true);
+    let (kind, event_type): (Cow<'_, str>, Cow<'_, str>) = if let Some(word) = own_kind(info) {
+        (word.clone().into(), word.into())
+    } else {
+        let (kind, event_type) = of_activity(&info.kind, gifted);
+        (kind.into(), event_type.into())
+    };
     let count = ["quantity", "count", "bulkCount"].iter().find_map(|key| number(about.get(*key)));
-    let (kind, event_type) = of_activity(word, gifted);
-    let amount = number(about.get("amount"));
     let mut rendered = HaEvent {
-        kind,
-        event_type,
-        name: get("displayName").or_else(|| get("username")).unwrap_or_default(),
-        currency: get("currency"),
-        message: get("message").unwrap_or_default(),
-        tier: get("tier"),
-        sender,
+        tier: text(about.get("tier")),
         gifted: event_type == "gift",
-        item: get("redemption"),
         level: number(about.get("level")),
         quantity: count,
-        activity: (kind == "other").then(|| word.to_owned()),
-        ..HaEvent::default()
+        activity: (kind == "other").then(|| info.kind.clone()),
+        kind,
+        event_type,
+        ..HaEvent::from(info.clone())
     };
     // The vendor's `amount` is whatever there is to count.
-    match (kind, event_type) {
+    match (&*rendered.kind, &*rendered.event_type) {
         ("subscription", "community_gift") => {
-            rendered.quantity = amount.or_else(|| rendered.quantity.take());
+            rendered.quantity = rendered.amount.take().or_else(|| rendered.quantity.take());
         }
-        ("subscription", _) => rendered.months = amount,
+        ("subscription", _) => rendered.months = rendered.amount.take(),
         ("merch", _) => {
-            rendered.amount = amount;
             if let Some(items) = about.get("items").and_then(Value::as_array) {
                 rendered.quantity = Some(quantity(items));
             }
         }
-        _ => rendered.amount = amount,
+        _ => {}
     }
-    if !matches!(kind, "subscription" | "other") {
+    if !matches!(&*rendered.kind, "subscription" | "other") {
         // The vendor's history names a tier with everything; it means something for these.
         rendered.tier = None;
     }
-    Some(rendered)
+    rendered
 }
 
-/// A message of `channel.tips`. One that waits for a moderator has not happened yet.
-fn tip(data: &Value) -> Option<HaEvent> {
-    if text(data.get("approved")).is_some_and(|word| word != "allowed") {
+/// The kind of a payment that the vendor's documents do not name: its own word, where that can be one. The
+/// entity is announced when the first has come.
+fn own_kind(info: &ActivityInfo) -> Option<String> {
+    (!info.is_known() && info.is_paid() && is_own_kind(&info.kind)).then(|| info.kind.clone())
+}
+
+/// Whether a word of the vendor's can be a kind of its own.
+pub fn is_own_kind(word: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_word = (1..=LONGEST_KIND).contains(&word.len()) && word.bytes().all(plain);
+    is_word && !KINDS.iter().any(|kind| kind.name == word)
+}
+
+/// Characters that a kind of the vendor's may have to be a kind of its own here.
+const LONGEST_KIND: usize = 40;
+
+/// The same among all that was paid, with the vendor's own word for its kind and the name of what was
+/// given; `None`: nothing was.
+fn among_paid(info: &ActivityInfo, own: &HaEvent) -> Option<HaEvent> {
+    if !info.is_paid() {
         return None;
     }
-    let donation = data.get("donation")?;
+    let types = KINDS.iter().find(|kind| kind.name == PAID)?.types;
+    let is_known = types.contains(&&*own.event_type);
+    let event_type = if is_known { own.event_type.clone() } else { "other".into() };
     Some(HaEvent {
-        kind: "tip",
-        event_type: "tip",
-        name: text(donation.pointer("/user/username")).unwrap_or_default(),
-        amount: number(donation.get("amount")),
-        currency: text(donation.get("currency")),
-        message: text(donation.get("message")).unwrap_or_default(),
-        ..HaEvent::default()
+        kind: PAID.into(),
+        event_type,
+        activity: Some(info.kind.clone()),
+        unit: info.unit(),
+        ..own.clone()
     })
-}
-
-fn follow(data: &Value) -> HaEvent {
-    let names = ["displayName", "username", "name"];
-    HaEvent {
-        kind: "follow",
-        event_type: "follow",
-        name: names.iter().find_map(|key| text(data.get(key))).unwrap_or_default(),
-        ..HaEvent::default()
-    }
-}
-
-fn redemption(data: &Value) -> HaEvent {
-    HaEvent {
-        kind: "redemption",
-        event_type: "store",
-        name: text(data.pointer("/redeemer/username")).unwrap_or_default(),
-        amount: number(data.pointer("/item/cost")),
-        item: text(data.pointer("/item/name")),
-        message: text(data.get("message")).unwrap_or_default(),
-        ..HaEvent::default()
-    }
 }
 
 /// How many things were bought.
 fn quantity(items: &[Value]) -> Value {
     let each = |item: &Value| number(item.get("quantity")).and_then(|n| n.as_u64()).unwrap_or(1);
     items.iter().map(each).fold(0_u64, u64::saturating_add).into()
-}
-
-/// A text that says something.
-fn text(value: Option<&Value>) -> Option<String> {
-    value.and_then(Value::as_str).filter(|text| !text.is_empty()).map(str::to_owned)
-}
-
-/// A number, also where it was sent as text.
-fn number(value: Option<&Value>) -> Option<Value> {
-    match value? {
-        number @ Value::Number(_) => Some(number.clone()),
-        Value::String(text) => written(text),
-        _ => None,
-    }
-}
-
-/// A number as people write it: `5.50`, `5,50`, `1,234.50`, `$5`, `5 EUR`.
-fn written(text: &str) -> Option<Value> {
-    let text = text.trim();
-    let parsed = |text: &str| serde_json::from_str(text).ok().filter(Value::is_number);
-    if let Some(number) = parsed(text) {
-        return Some(number);
-    }
-    let sign = |c: char| matches!(c, '-' | '+');
-    // What stands around it is a currency.
-    let around = |c: char| !c.is_ascii_digit() && !sign(c) && !matches!(c, '.' | ',');
-    let text = text.trim_matches(around).trim_start_matches('+');
-    if text.contains(around) {
-        // A blank between thousands is part of it, anything else is not.
-        let compact: String = text.chars().filter(|c| !c.is_whitespace()).collect();
-        return if compact.contains(around) { None } else { written(&compact) };
-    }
-    let (dot, comma) = (text.rfind('.'), text.rfind(','));
-    let (thousands, decimal) = match (dot, comma) {
-        (Some(dot), Some(comma)) if comma > dot => ('.', ','),
-        // Three digits behind the only comma are thousands: nobody tips a tenth of a cent.
-        (None, Some(comma)) if text.len() - comma != 4 && text.matches(',').count() == 1 => {
-            ('.', ',')
-        }
-        _ => (',', '.'),
-    };
-    let plain: String = text.chars().filter(|c| *c != thousands).collect();
-    let plain = plain.replace(decimal, ".");
-    let plain = plain.trim_end_matches('.');
-    let plain = if plain.starts_with('.') { format!("0{plain}") } else { plain.to_owned() };
-    let zeros = plain.trim_start_matches('0');
-    let plain = if zeros.starts_with(|c: char| c.is_ascii_digit()) { zeros } else { &*plain };
-    parsed(plain)
-}
-
-/// True, in any spelling.
-fn is_true(value: &Value) -> bool {
-    match value {
-        Value::Bool(truth) => *truth,
-        Value::String(text) => text.eq_ignore_ascii_case("true") || text == "1",
-        Value::Number(number) => number.as_f64().is_some_and(|number| number != 0.0),
-        _ => false,
-    }
-}
-
-/// Whether the vendor says that nobody did it.
-fn is_mock(data: &Value) -> bool {
-    let says = |data: &Value| MOCK.iter().any(|key| data.get(key).is_some_and(is_true));
-    says(data) || data.get("data").is_some_and(says) || data.get("donation").is_some_and(says)
 }
 
 #[cfg(test)]

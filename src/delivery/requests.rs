@@ -145,8 +145,8 @@ impl Delivery {
         let number = letter.number;
         info!(sink = %self.page.name, number, "trying a dead letter again");
         let reason = match self.route.render(&letter.record) {
-            Rendered::Wanted(event, ha_event) => {
-                self.flight.push(event, ha_event);
+            Rendered::Wanted(event, ha_events) => {
+                self.flight.push(event, ha_events);
                 self.flight.request = Some(Begun::Letter { number, rejected: false });
                 return;
             }

@@ -87,7 +87,7 @@ enum Payload {
 #[derive(Debug)]
 pub enum Rendered {
     /// It goes out like this, and behind it what Home Assistant gets of it.
-    Wanted(Outgoing, Option<Box<Outgoing>>),
+    Wanted(Outgoing, Vec<Outgoing>),
     /// It does not go out, for this reason.
     Skipped(Skip),
     /// It should go out, and cannot be rendered.
@@ -216,8 +216,8 @@ impl Route {
                 let record = Arc::clone(record);
                 let event =
                     Outgoing { record, part: 0, address, payload, content_type, expires_in };
-                let ha_event = self.ha_event(&event, redacted.as_ref());
-                Rendered::Wanted(event, ha_event)
+                let ha_events = self.ha_events(&event, redacted.as_ref());
+                Rendered::Wanted(event, ha_events)
             }
             Err(error) => Rendered::Failed(format!("cannot be rendered: {error}")),
         }
@@ -239,16 +239,22 @@ impl Route {
     }
 
     /// What Home Assistant gets of an event: what happened, flat.
-    fn ha_event(&self, of: &Outgoing, redacted: Option<&Redacted>) -> Option<Box<Outgoing>> {
-        let (ha_events, event) = (self.ha_events.as_ref()?, &of.record.event);
+    fn ha_events(&self, of: &Outgoing, redacted: Option<&Redacted>) -> Vec<Outgoing> {
+        let Some(ha_events) = &self.ha_events else { return Vec::new() };
+        let event = &of.record.event;
         let data = redacted.map_or(event.data(), |redacted| &redacted.data);
         // The topic of its own counts where the activity does not reach this sink.
         let activities = || self.wants(ACTIVITIES, &event.place.channel);
         let age = u64::try_from(age(&of.record).as_millis()).unwrap_or(u64::MAX);
-        let (address, payload) = ha_events.render(event, data, activities, age)?;
-        let (address, payload) = (address.into(), payload.into());
-        let content_type = "application/json";
-        Some(Box::new(Outgoing { part: 1, address, payload, content_type, ..of.clone() }))
+        let rendered = ha_events.render(event, data, activities, age);
+        let outgoing = |(part, (address, payload)): (u8, (String, String))| Outgoing {
+            part,
+            address: address.into(),
+            payload: payload.into(),
+            content_type: "application/json",
+            ..of.clone()
+        };
+        (1..).zip(rendered).map(outgoing).collect()
     }
 
     fn compose(

@@ -275,9 +275,9 @@ async fn through(
     let mut skipped = why(Skip::Place).to_owned();
     for record in records {
         match route.render(record) {
-            Rendered::Wanted(event, ha_event) => {
+            Rendered::Wanted(event, ha_events) => {
                 outgoing.push(event);
-                outgoing.extend(ha_event.map(|event| *event));
+                outgoing.extend(ha_events);
             }
             // That its topic is not wanted says the least.
             Rendered::Skipped(Skip::Place) => {}
@@ -361,9 +361,10 @@ mod tests {
             let made = events(&config(&[ACTIVITIES]), None, kind, None).unwrap();
             let [event] = &made.events[..] else { panic!("{made:?}") };
             assert!(event.id.starts_with("test-"));
-            let (topic, payload) = ha_events.render(event, event.data(), || true, 0).unwrap();
-            assert_eq!(topic, format!("astro/main/event/{kind}"));
-            let payload: Value = serde_json::from_str(&payload).unwrap();
+            let rendered = ha_events.render(event, event.data(), || true, 0);
+            let (topic, payload) = &rendered[0];
+            assert_eq!(topic, &format!("astro/main/event/{kind}"));
+            let payload: Value = serde_json::from_str(payload).unwrap();
             assert_eq!((&payload["test"], &payload["name"]), (&true.into(), &NAME.into()));
             let counted = ["amount", "months"].iter().any(|key| payload[*key].is_number());
             assert_eq!(counted, kind != TestKind::Follow, "{payload}");

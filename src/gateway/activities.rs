@@ -1,5 +1,5 @@
-//! Which activities have been appended, so that one that comes both live and from the history is appended
-//! once.
+//! Which activities, tips and redemptions have been appended, so that one that comes both live and from its
+//! history is appended once. All of them are called activities here.
 //!
 //! A live message and the history's item have different ids of their own; what they share is the
 //! activity's. Something may be received before it is fetched, or fetched before it is received: whichever
@@ -19,10 +19,10 @@ use std::{
 use foldhash::fast::FixedState;
 use tokio::time::Instant;
 
-use crate::base::event::{Event, Origin, key};
-
-/// The topic of activities.
-pub const TOPIC: &str = "channel.activities";
+use crate::{
+    astro::rest::History,
+    base::event::{Event, Origin, key},
+};
 
 /// Activities that are remembered: the largest backfill several times over.
 const REMEMBERED: usize = 65_536;
@@ -92,6 +92,11 @@ impl Activities {
         is_new
     }
 
+    /// Whether it is known already, live or fetched.
+    pub(super) fn knows(&self, event: &Event) -> bool {
+        activity_of(event).is_some_and(|activity| self.fetched.contains_key(&activity))
+    }
+
     fn note(&mut self, activity: u64, fetched: Option<u64>) {
         if self.fetched.insert(activity, fetched).is_none() {
             self.order.push_back(activity);
@@ -109,13 +114,12 @@ impl Activities {
     }
 }
 
-/// What an activity is known by: its id, in its channel. `None`: it is none.
+/// What an activity is known by: its id, in its channel and topic. `None`: it is none.
 fn activity_of(event: &Event) -> Option<u64> {
-    if &*event.place.topic != TOPIC {
-        return None;
-    }
-    let id = key::own_id(TOPIC, event.data())?;
-    Some(digest(&event.place.channel, &id))
+    let topic = &*event.place.topic;
+    History::of(topic)?;
+    let id = key::own_id(topic, event.data())?;
+    Some(digest(&event.place.channel, &format!("{topic} {id}")))
 }
 
 fn digest(one: &str, other: &str) -> u64 {
@@ -131,7 +135,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::base::event::own;
+    use crate::{astro::activity::ACTIVITIES as TOPIC, base::event::own};
 
     #[test]
     fn remembered_activities_are_bounded() {

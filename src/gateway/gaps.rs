@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use crate::{
-    astro::session::Subscription,
+    astro::{rest::History, session::Subscription},
     base::{
         clock::{self, Moment, UnixMillis},
         event::{self, Event},
@@ -138,7 +138,8 @@ impl Outage {
         self.subscriptions.values().all(|state| *state != RecoveryState::Missing)
     }
 
-    fn report(&self, channel: &str, bounds: &Bounds) -> Value {
+    /// `ahead`: how far our clock is ahead of the gateway's, in seconds, where that is known.
+    fn report(&self, channel: &str, bounds: &Bounds, ahead: Option<f64>) -> Value {
         let mut concerned: Vec<_> = self.subscriptions.iter().collect();
         concerned.sort_by_key(|(subscription, _)| &subscription.topic);
         let subscriptions: Vec<_> = concerned
@@ -148,6 +149,7 @@ impl Outage {
                     "topic": &*subscription.topic,
                     "room": subscription.room.as_deref().unwrap_or(&self.room),
                     "restored": *state == RecoveryState::Restored,
+                    "history": History::of(&subscription.topic).is_some(),
                 })
             })
             .collect();
@@ -160,12 +162,15 @@ impl Outage {
             "subscriptions": subscriptions,
         });
         let clock = match bounds.clock {
-            Clock::Ours => return report,
-            Clock::Gateway => "gateway",
-            Clock::Unknown => "unknown",
+            Clock::Ours => None,
+            Clock::Gateway => Some(("clock", "gateway".into())),
+            Clock::Unknown => Some(("clock", "unknown".into())),
         };
+        let ahead = ahead.map(|ahead| ("clock_ahead", ahead.into()));
         if let Some(report) = report.as_object_mut() {
-            report.insert("clock".into(), clock.into());
+            report.extend(
+                clock.into_iter().chain(ahead).map(|(name, value)| (name.to_owned(), value)),
+            );
         }
         report
     }
@@ -252,14 +257,15 @@ impl Gaps {
     /// Measures a gap that is over now: what the status page shows of it, and its event.
     pub(super) fn close(&self, Over(channel, outage): &Over) -> (Gap, Event) {
         let server = self.server.map(|(said, at)| later(said, at.elapsed()));
-        let bounds = bounds(outage.since, clock::now(), server, self.server_before);
+        let now = clock::now();
+        let bounds = bounds(outage.since, now, server, self.server_before);
         let (seconds, cause) = (bounds.seconds(), outage.cause.clone());
         warn!(%channel, seconds, cause, "events may have been missed");
         metrics::add_for(GAPS, "channel", channel, 1);
         // A gap that was there counts, however short.
         let whole = Duration::try_from_secs_f64(seconds.ceil()).unwrap_or_default().as_secs();
         metrics::add_for(GAP_SECONDS, "channel", channel, whole);
-        let data = outage.report(channel, &bounds);
+        let data = outage.report(channel, &bounds, server.map(|server| ahead(now, server)));
         let gap = Gap { channel: channel.to_string(), from: bounds.from, to: bounds.to, cause };
         (gap, event::own("relay.gap", channel, &outage.room, &data, clock::now()))
     }
@@ -317,6 +323,12 @@ fn bounds(
         None if from > now => Bounds { from, to: from, clock: Clock::Unknown },
         _ => Bounds { from, to: now, clock: Clock::Ours },
     }
+}
+
+/// How many seconds one time is ahead of another.
+fn ahead(one: UnixMillis, other: UnixMillis) -> f64 {
+    let difference = Duration::from_millis(one.abs_diff(other)).as_secs_f64();
+    if one < other { -difference } else { difference }
 }
 
 fn earlier(at: UnixMillis, time: Duration) -> UnixMillis {

@@ -73,6 +73,11 @@ impl Fetch<'_> {
         self.0.lock().activities.recall(event);
     }
 
+    /// Whether an event that came from the history was received, or was appended before.
+    pub fn knows(&self, event: &Event) -> bool {
+        self.0.lock().activities.knows(event)
+    }
+
     /// Appends what is not known yet of `events`, which came from the history; answers how many.
     pub fn append(&self, events: impl IntoIterator<Item = Event>) -> usize {
         let mut known = self.0.lock();
@@ -94,11 +99,11 @@ impl Drop for Fetch<'_> {
 mod tests {
     use serde_json::json;
 
-    use super::{
-        super::activities::{LATE, TOPIC},
-        *,
+    use super::{super::activities::LATE, *};
+    use crate::{
+        astro::activity::ACTIVITIES as TOPIC,
+        base::event::{Origin, Place, key, own},
     };
-    use crate::base::event::{Origin, Place, key, own};
 
     fn intake() -> Intake {
         Intake::new(Journal::in_memory(1 << 20))
@@ -140,7 +145,27 @@ mod tests {
         let elsewhere = Event { place: Place::of(TOPIC, "r", "other"), ..event("c", Origin::Live) };
         assert!(live(&intake, elsewhere));
         let tip = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "c"}), 1);
-        assert!(live(&intake, tip), "no activity");
+        assert!(live(&intake, tip), "another topic");
+    }
+
+    #[test]
+    fn tips_and_redemptions_are_known_like_activities_and_moderation_is_not() {
+        let intake = intake();
+        let fetch = intake.fetch();
+        let of = |topic: &str, origin: Origin| {
+            let data = json!({"_id": "a"});
+            let key = key::of("01J", "", topic, "r", data.to_string().as_bytes());
+            let event = own(topic, &"main".into(), &"r".into(), &data, 1);
+            Event { origin, distinct_key: Some(key), ..event }
+        };
+        for topic in ["channel.tips", "channel.loyalty.redemptions"] {
+            assert!(!fetch.knows(&of(topic, Origin::Backfilled)));
+            assert!(live(&intake, of(topic, Origin::Live)));
+            assert!(fetch.knows(&of(topic, Origin::Backfilled)));
+            assert_eq!(fetch.append([of(topic, Origin::Backfilled)]), 0, "{topic}");
+        }
+        let moderation = of("channel.tips.moderation", Origin::Live);
+        assert!(live(&intake, moderation.clone()) && !fetch.knows(&moderation));
     }
 
     #[test]

@@ -309,7 +309,7 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> Cause {
 /// The key of a part of the state: `<channel>.session.<element>`.
 fn key(path: &StateKey) -> String {
     let mut key = format!("{}.{}", path.owner(), path.section.as_str());
-    if matches!(path.section, Section::Session | Section::Counters) {
+    if path.section.is_named() {
         key.push('.');
         key.push_str(&word(&path.name));
     }

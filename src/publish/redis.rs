@@ -125,7 +125,7 @@ fn commands(prefix: &Prefix, part: &Part) -> Result<Vec<Cmd>, String> {
     let (owner, section) = (prefix.of(path)?, path.section.as_str());
     let (key, field) = match path.section {
         _ if path.channel.is_empty() => (owner, Some(section)),
-        Section::Session | Section::Counters => (format!("{owner}:{section}"), Some(&*path.name)),
+        named if named.is_named() => (format!("{owner}:{section}"), Some(&*path.name)),
         _ => (format!("{owner}:{section}"), None),
     };
     let mut write = match (field, payload) {

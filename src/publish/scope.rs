@@ -36,7 +36,7 @@ impl Scope {
 
     /// A part as the destination may have it.
     pub fn payload(&self, key: &StateKey, value: &Json) -> Bytes {
-        if key.section != Section::Session {
+        if !matches!(key.section, Section::Session | Section::Paid) {
             return key.payload(value);
         }
         let mut value = value.read();

@@ -1,12 +1,16 @@
-//! What was missed of a channel's activities is fetched from the history: each once, oldest first.
+//! What was missed of a channel's activities, tips and redemptions is fetched from their histories: each
+//! once, oldest first.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use astro_relay::{
-    base::clock::{self, UnixMillis},
+    base::{
+        clock::{self, UnixMillis},
+        event::{Origin, Record},
+    },
     journal::store::Store,
 };
-use astro_sim::{End, Options, RestFault, Sim, Token};
+use astro_sim::{ActivitiesQuery, End, Options, RestFault, Sim, Token};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -165,4 +169,176 @@ async fn a_refused_history_is_reported_and_without_backfill_none_is_fetched() {
     .await;
     relay.stop().await;
     assert_eq!(sim.stats().rest_requests, asked);
+}
+
+/// A tip as the gateway tells it, and as the REST API lists it.
+fn tipped(sim: &Sim, n: u64, at: UnixMillis, approved: &str) -> String {
+    let id = format!("{n:024x}");
+    let tip = json!({
+        "_id": id, "channel": ROOM, "createdAt": clock::rfc3339(at), "approved": approved,
+        "status": "success", "provider": "paypal",
+        "donation": {"amount": n, "currency": "USD", "message": "", "user": {"username": "mossy"}},
+    });
+    sim.publish("channel.tips", ROOM, tip);
+    id
+}
+
+fn redeemed(sim: &Sim, n: u64) -> String {
+    let id = format!("{:024x}", 0xf000 + n);
+    let now = clock::rfc3339(clock::now());
+    let redemption = json!({"_id": id, "channel": ROOM, "createdAt": now, "completed": false,
+        "item": {"name": "foghorn", "cost": 900}, "redeemer": {"username": "mossy"}});
+    sim.publish("channel.loyalty.redemptions", ROOM, redemption);
+    id
+}
+
+/// The report of what became of the gaps, once there are so many.
+async fn recoveries(relay: &Running, count: usize) -> Vec<Value> {
+    until("the gaps are told again", SOON, async || {
+        let all = relay.said("relay.gap").await;
+        let told: Vec<Value> =
+            all.into_iter().filter(|gap| gap.get("recovery").is_some()).collect();
+        (told.len() == count).then_some(told)
+    })
+    .await
+}
+
+/// Whether everything of a topic was fetched, by id, in order.
+async fn received(relay: &Running, topic: &str) -> Vec<(String, bool)> {
+    let events = relay.events().await;
+    let of_topic = events.iter().filter(|record| &*record.event.place.topic == topic);
+    let told = of_topic.map(|record| {
+        let data: Value = serde_json::from_slice(record.event.data()).unwrap();
+        let fetched = record.event.origin == Origin::Backfilled;
+        (data["_id"].as_str().unwrap().to_owned(), fetched)
+    });
+    told.collect()
+}
+
+async fn cut_off(sim: &Sim, relay: &Running) {
+    sim.listen(false);
+    sim.end(None, End::Reset);
+    until("it is cut off", SOON, async || (!relay.subscribed()).then_some(())).await;
+}
+
+#[tokio::test]
+async fn missed_tips_and_redemptions_are_fetched_and_the_gap_tells_what_was_not() {
+    const ALL: &[&str] = &[
+        "channel.activities",
+        "channel.tips",
+        "channel.loyalty.redemptions",
+        "channel.chat.message",
+    ];
+    let sim = start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let relay = Running::start(configure(&sim, dir.path(), ALL, "")).await;
+    relay.wait_subscribed().await;
+    let live = tipped(&sim, 1, clock::now(), "allowed");
+    until("it is received", SOON, async || {
+        (received(&relay, "channel.tips").await.len() == 1).then_some(())
+    })
+    .await;
+    cut_off(&sim, &relay).await;
+    // The list is sorted by time, and says nothing of what has the same.
+    let now = clock::now();
+    let missed: Vec<String> = (2..5).map(|n| tipped(&sim, n, now + n, "allowed")).collect();
+    for (n, approved) in [(5, "pending"), (6, "rejected")] {
+        tipped(&sim, n, clock::now(), approved);
+    }
+    let redemptions = [redeemed(&sim, 1), redeemed(&sim, 2)];
+    tip(&sim, 7, clock::now());
+    sim.publish("channel.chat.message", ROOM, json!({"text": "nobody hears this"}));
+    sim.listen(true);
+    let told = recoveries(&relay, 1).await.remove(0);
+    let of = |topic: &str| -> &Value {
+        let all = told["subscriptions"].as_array().unwrap();
+        all.iter().find(|one| one["topic"] == topic).unwrap()
+    };
+    for (topic, recovered) in
+        [("channel.tips", 3), ("channel.loyalty.redemptions", 2), ("channel.activities", 1)]
+    {
+        let one = of(topic);
+        assert_eq!(
+            (&one["recovered"], &one["complete"]),
+            (&json!(recovered), &json!(true)),
+            "{one}"
+        );
+    }
+    let chat = of("channel.chat.message");
+    assert_eq!((&chat["history"], &chat["recovered"]), (&json!(false), &json!(0)));
+    assert_eq!(chat["reason"], "Astro has no history of this topic");
+    assert_eq!(told["recovery"]["recovered"], 6);
+    assert_eq!(told["recovery"]["complete"], false, "of the chat nothing can be had");
+    let fetched = |ids: &[String]| ids.iter().map(|id| (id.clone(), true)).collect::<Vec<_>>();
+    let tips = received(&relay, "channel.tips").await;
+    assert_eq!(tips[0], (live, false));
+    assert_eq!(tips[1..], fetched(&missed), "oldest first, and none that never came through");
+    assert_eq!(received(&relay, "channel.loyalty.redemptions").await, fetched(&redemptions));
+    // The gap was told at once, before anything was fetched.
+    let records = relay.events().await;
+    let first = |topic: &str, fetched: bool| {
+        let is_it = |record: &Arc<Record>| {
+            &*record.event.place.topic == topic
+                && (record.event.origin == Origin::Backfilled) == fetched
+        };
+        records.iter().position(is_it).unwrap()
+    };
+    assert!(first("relay.gap", false) < first("channel.tips", true));
+
+    // The live copy of a fetched tip would have had the same key.
+    let fetched = &records[first("channel.tips", true)].event;
+    let live = records.iter().find(|record| &*record.event.place.topic == "channel.tips").unwrap();
+    let prefix = |key: &str| key.rsplit_once('-').unwrap().0.to_owned();
+    assert_eq!(prefix(fetched.key()), format!("tip-{}", missed[0]));
+    assert!(prefix(live.event.key()).starts_with("tip-"));
+    relay.stop().await;
+}
+
+/// A relay that was just installed knows nothing of what happened before: that is no part of a gap.
+#[tokio::test]
+async fn a_first_restart_brings_nothing_from_before_the_relay_was_there() {
+    let sim = start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let topics = &["channel.activities", "channel.tips"];
+    let now = clock::now();
+    for n in 0..41 {
+        tip(&sim, n, now - 60_000 + n * 500);
+        tipped(&sim, n, now - 60_000 + n * 500, "allowed");
+    }
+    // No message is received at all, so that nothing but the gap's own report tells of the clocks.
+    let relay = Running::start(configure(&sim, dir.path(), topics, "")).await;
+    relay.wait_subscribed().await;
+    relay.stop().await;
+    let missed = [tip(&sim, 99, clock::now()), tipped(&sim, 99, clock::now(), "allowed")];
+    let relay = Running::start(configure(&sim, dir.path(), topics, "")).await;
+    let told = recoveries(&relay, 1).await.remove(0);
+    assert_eq!(told["recovery"]["recovered"], 2, "{told}");
+    assert_eq!(told["recovery"]["outside"], 82, "they are told, and left where they are");
+    assert_eq!(told["recovery"].get("before_gap"), None);
+    for (topic, id) in topics.iter().zip(&missed) {
+        assert_eq!(received(&relay, topic).await, [(id.clone(), true)], "{topic}");
+    }
+    for report in relay.said("relay.backfill").await {
+        assert_eq!((&report["recovered"], &report["outside"]), (&json!(1), &json!(41)));
+    }
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn activities_are_fetched_whatever_the_list_wants_to_be_asked() {
+    for activities in [ActivitiesQuery::ListedTypes, ActivitiesQuery::Complete] {
+        let tokens = vec![Token::owner(TOKEN, ROOM)];
+        let options = Options { tokens, activities, ..Options::default() };
+        let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let relay = Running::start(configure(&sim, dir.path(), TOPICS, "")).await;
+        relay.wait_subscribed().await;
+        cut_off(&sim, &relay).await;
+        let id = tip(&sim, 5, clock::now());
+        sim.listen(true);
+        let told = report(&relay).await;
+        assert_eq!((&told["recovered"], &told["complete"]), (&json!(1), &json!(true)), "{told}");
+        assert_eq!(received(&relay, "channel.activities").await, [(id, true)], "{activities:?}");
+        relay.stop().await;
+    }
 }

@@ -31,7 +31,7 @@ fn its_examples_are_json() {
         serde_json::from_str::<Value>(example).unwrap_or_else(|e| panic!("{e}: {example}"));
         count += 1;
     }
-    assert_eq!(count, 5);
+    assert_eq!(count, 6);
 }
 
 /// The `AsyncAPI` document: what a program reads of the same events.

@@ -209,7 +209,7 @@ async fn an_event_is_published_once_and_not_retained() {
     sim.activity(ROOM, json!({"type": "tip", "provider": "twitch", "data": tip}));
     let follow = json!({"username": "bob"});
     sim.activity(ROOM, json!({"type": "follow", "provider": "twitch", "data": follow}));
-    let heard = listener.wait_for(2).await;
+    let heard = listener.wait_for(3).await;
     let told: Vec<(String, Value)> = heard
         .iter()
         .map(|heard| {
@@ -217,9 +217,12 @@ async fn an_event_is_published_once_and_not_retained() {
             (topic, serde_json::from_slice(&heard.payload).unwrap())
         })
         .collect();
-    assert_eq!(told.len(), 2, "the tip is told on two topics, and happened once: {told:?}");
-    assert_eq!((&*told[0].0, &*told[1].0), ("astro/main/event/tip", "astro/main/event/follow"));
-    let (tip, follow) = (&told[0].1, &told[1].1);
+    let topics: Vec<&str> = told.iter().map(|(topic, _)| topic.as_str()).collect();
+    let expected = ["astro/main/event/tip", "astro/main/event/paid", "astro/main/event/follow"];
+    assert_eq!(topics, expected, "the tip is told on two topics, and happened once");
+    let (tip, paid, follow) = (&told[0].1, &told[1].1, &told[2].1);
+    assert_eq!((&paid["activity"], &paid["amount"]), (&json!("tip"), &json!(5)));
+    assert_eq!((&paid["name"], &paid["id"]), (&tip["name"], &tip["id"]));
     for (key, expected) in [
         ("event_type", json!("tip")),
         ("name", json!("Ann")),
@@ -412,6 +415,54 @@ async fn a_broker_that_lost_everything_gets_all_entities_again() {
     relay.stop().await;
 }
 
+/// A kind of payment that nobody knows yet has its state, its entities and its events under its own word.
+#[tokio::test]
+async fn a_payment_of_a_new_kind_is_shown_under_its_own_name() {
+    let (broker, sim) = (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
+    let dir = tempfile::tempdir().unwrap();
+    let events = Listener::start(broker.port, "astro/main/event/#").await;
+    let state = Listener::start(broker.port, "astro/main/paid/#").await;
+    let relay = relay(&sim, dir.path(), &broker, "homeassistant = true").await;
+    relay.wait_subscribed().await;
+    let data = json!({"username": "ann", "displayName": "Ann", "amount": 20, "message": "hi"});
+    sim.activity(ROOM, json!({"type": "megaKicks", "provider": "kick", "data": data}));
+    let told: Vec<(String, Value)> = events
+        .wait_for(2)
+        .await
+        .iter()
+        .map(|heard| {
+            let topic = String::from_utf8(heard.topic.to_vec()).unwrap();
+            (topic, serde_json::from_slice(&heard.payload).unwrap())
+        })
+        .collect();
+    for ((topic, event), (expected, event_type)) in told
+        .iter()
+        .zip([("astro/main/event/megaKicks", "megaKicks"), ("astro/main/event/paid", "other")])
+    {
+        assert_eq!((&**topic, &event["event_type"]), (expected, &json!(event_type)));
+        assert_eq!((&event["name"], &event["amount"]), (&json!("Ann"), &json!(20)));
+    }
+    assert_eq!(
+        (&told[1].1["activity"], &told[1].1["unit"]),
+        (&json!("megaKicks"), &json!("mega kicks"))
+    );
+    let entities = [
+        "event/astro-relay-home/main__event_2fmega_4bicks",
+        "sensor/astro-relay-home/main__paid_2fmega_4bicks",
+    ];
+    let known =
+        standing(&broker, "its entities", |known| entities.iter().all(|entity| has(known, entity)))
+            .await;
+    let entity = known.iter().find(|(topic, _)| topic.contains(entities[0])).unwrap().1;
+    assert_eq!(entity["state_topic"], "astro/main/event/megaKicks");
+    assert_eq!(entity["event_types"], json!(["megaKicks"]));
+    let kept = state.wait_for(1).await;
+    assert_eq!(&*kept[0].topic, b"astro/main/paid/megaKicks");
+    let kept: Value = serde_json::from_slice(&kept[0].payload).unwrap();
+    assert_eq!((&kept["name"], &kept["amount"]), (&json!("Ann"), &json!(20)));
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn a_mock_is_a_test_for_home_assistant() {
     let (broker, sim) = (Mosquitto::start(mosquitto::Options::default()).await, simulated().await);
@@ -425,11 +476,14 @@ async fn a_mock_is_a_test_for_home_assistant() {
         activity.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap());
         sim.activity(ROOM, activity);
     }
-    let heard = listener.wait_for(2).await;
+    let heard = listener.wait_for(4).await;
     let told: Vec<Value> =
         heard.iter().map(|heard| serde_json::from_slice(&heard.payload).unwrap()).collect();
     assert_eq!((&told[0]["amount"], told[0].get("test")), (&json!(500.0), None));
-    assert_eq!((&told[1]["test"], &told[1]["flagged"]), (&json!(true), &json!(true)));
-    assert_eq!(told[1]["group"], "g");
+    assert_eq!((&told[1]["activity"], told[1].get("test")), (&json!("tip"), None));
+    for mock in &told[2..] {
+        assert_eq!((&mock["test"], &mock["flagged"]), (&json!(true), &json!(true)));
+        assert_eq!(mock["group"], "g");
+    }
     relay.stop().await;
 }

@@ -75,17 +75,17 @@ async fn the_history_is_read_in_pages() {
     }
     let page = rest.activities(target, &Span::default()).await.unwrap();
     assert!(page.full);
-    assert_eq!(page.activities.len(), 100);
-    assert_eq!(page.activities[0].at, start + 149_000);
-    let before = Some(page.activities[99].at - 1);
+    assert_eq!(page.items.len(), 100);
+    assert_eq!(page.items[0].at, start + 149_000);
+    let before = Some(page.items[99].at - 1);
     let after = Some(start + 10_000);
     let types = ["tip".to_owned()];
     let span = Span { after, before, types: &types };
     let rest_of_it = rest.activities(target, &span).await.unwrap();
     assert!(!rest_of_it.full);
-    let numbers: Vec<_> = rest_of_it.activities.iter().map(|a| (a.at - start) / 1000).collect();
+    let numbers: Vec<_> = rest_of_it.items.iter().map(|a| (a.at - start) / 1000).collect();
     assert_eq!(numbers, (10..50).rev().filter(|n| n % 2 == 0).collect::<Vec<_>>());
-    let item: Value = serde_json::from_str(rest_of_it.activities[0].item.get()).unwrap();
+    let item: Value = serde_json::from_str(rest_of_it.items[0].item.get()).unwrap();
     assert_eq!(item["data"]["amount"], 48);
 }
 

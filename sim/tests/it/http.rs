@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use astro_sim::{
-    Documents, MessageIds, OAuthClient, Options, ResetAnswer, RestFault, Secret, SessionKeys,
-    SessionReset, SessionUpdate, Token,
+    ActivitiesQuery, Documents, MessageIds, OAuthClient, Options, ResetAnswer, RestFault, Secret,
+    SessionKeys, SessionReset, SessionUpdate, Token,
 };
 use serde_json::{Value, json};
 
@@ -121,7 +121,6 @@ async fn tips_and_redemptions_are_listed_a_page_at_a_time() {
         let tip = json!({ "_id": n.to_string(), "createdAt": format!("2026-01-01T00:00:0{n}Z") });
         sim.publish("channel.tips", ROOM, &tip);
     }
-    sim.publish("channel.tips.moderation", ROOM, json!({ "_id": "m" }));
     sim.publish("channel.loyalty.redemptions", ROOM, json!({ "_id": "r" }));
     let list = async |path: &str| -> (Vec<Value>, Value) {
         let page = request(&sim, "GET", &format!("/kappa/v2/{path}"), "").await.unwrap().json();
@@ -136,11 +135,58 @@ async fn tips_and_redemptions_are_listed_a_page_at_a_time() {
     assert_eq!(list(&format!("{tips}?limit=2&offset=2")).await, (ids(&["0"]), json!(3)));
     let span = "after=2026-01-01T00:00:01Z&before=2026-01-01T00:00:01Z";
     assert_eq!(list(&format!("{tips}?{span}")).await, (ids(&["1"]), json!(1)));
-    assert_eq!(list(&format!("{tips}/moderation")).await, (ids(&["m"]), json!(1)));
     assert_eq!(list(&format!("store/{ROOM}/redemptions")).await, (ids(&["r"]), json!(1)));
+    // The list of redemptions knows no time.
+    let redemptions = format!("store/{ROOM}/redemptions?after=2099-01-01T00:00:00Z");
+    assert_eq!(list(&redemptions).await, (ids(&["r"]), json!(1)));
+    sim.publish("channel.loyalty.redemptions", ROOM, json!({ "_id": "d", "completed": true }));
+    let pending = format!("store/{ROOM}/redemptions?pending=true");
+    assert_eq!(list(&pending).await, (ids(&["r"]), json!(1)));
+    let sorted =
+        json!({ "_id": "3", "createdAt": "2025-01-01T00:00:00Z", "donation": { "amount": 9 } });
+    sim.publish("channel.tips", ROOM, sorted);
+    let dearest = list(&format!("{tips}?sort=-donation.amount&limit=1")).await;
+    assert_eq!(dearest, (ids(&["3"]), json!(4)));
+    assert_eq!(list(&format!("{tips}?sort=createdAt&limit=1")).await, (ids(&["3"]), json!(4)));
     for bad in ["sort=amount", "offset=-1", "limit=101"] {
         let answer = request(&sim, "GET", &format!("/kappa/v2/{tips}?{bad}"), "").await.unwrap();
         assert_eq!(answer.status, 400, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_moderated_tip_is_pending_or_recent() {
+    let sim = start(Options::default()).await;
+    for (id, approved) in [("a", "pending"), ("b", "pending"), ("a", "allowed")] {
+        let tip = json!({ "_id": id, "approved": approved });
+        sim.publish("channel.tips.moderation", ROOM, tip);
+    }
+    let path = format!("/kappa/v2/tips/{ROOM}/moderation");
+    let answer = request(&sim, "GET", &path, "").await.unwrap().json();
+    let expected = json!({
+        "recent": [{ "_id": "a", "approved": "allowed" }],
+        "pending": [{ "_id": "b", "approved": "pending" }],
+    });
+    assert_eq!(answer, expected);
+}
+
+#[tokio::test]
+async fn the_list_of_activities_can_want_its_parameters() {
+    let complete = "after=0&before=9999999999999&limit=25&mincheer=0&minhost=0&minsub=0&mintip=0&origin=x&types=follow";
+    for (activities, bare) in [
+        (ActivitiesQuery::AsSent, (200, 1)),
+        (ActivitiesQuery::ListedTypes, (200, 0)),
+        (ActivitiesQuery::Complete, (400, 0)),
+    ] {
+        let sim = start(Options { activities, ..Options::default() }).await;
+        sim.activity(ROOM, json!({ "type": "follow", "data": { "username": "mossy" } }));
+        for (query, (status, count)) in [("limit=25", bare), (complete, (200, 1))] {
+            let path = format!("/kappa/v2/activities/{ROOM}?{query}");
+            let answer = request(&sim, "GET", &path, "").await.unwrap();
+            assert_eq!(answer.status, status, "{activities:?} {query}");
+            let listed = answer.json().as_array().map_or(0, Vec::len);
+            assert_eq!(listed, count, "{activities:?} {query}");
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! scripts call that.
 //!
 //! The scripts are those of the library, which knows options and commands; where an argument takes the name
-//! of a sink, a channel or a topic, the call is put in.
+//! of a sink or a channel, the call is put in. Topics are known to the program, and stand in the scripts.
 
 use std::io::Write as _;
 
@@ -32,10 +32,10 @@ enum Names {
 }
 
 /// Options, and arguments of commands, that take such a name.
-const TAKEN: [(&str, &str); 3] = [("sink", "sinks"), ("channel", "channels"), ("topic", "topics")];
+const TAKEN: [(&str, &str); 2] = [("sink", "sinks"), ("channel", "channels")];
 
 /// Commands whose only argument is such a name.
-const ARGUMENTS: [(&str, &str); 2] = [("retry", "sinks"), ("topics", "topics")];
+const ARGUMENTS: [(&str, &str); 1] = [("retry", "sinks")];
 
 /// Prints the names, one a line. A configuration that cannot be read has none, and says nothing.
 pub(super) fn complete(args: &Complete) -> Done {
@@ -147,9 +147,9 @@ mod tests {
     #[test]
     fn names_are_asked_for_where_they_are_taken() {
         for (shell, kinds) in [
-            (Shell::Bash, &["sinks", "channels", "topics"][..]),
-            (Shell::Zsh, &["sinks", "channels", "topics"]),
-            (Shell::Fish, &["sinks", "channels", "topics"]),
+            (Shell::Bash, &["sinks", "channels"][..]),
+            (Shell::Zsh, &["sinks", "channels"]),
+            (Shell::Fish, &["sinks", "channels"]),
         ] {
             let script = script(shell);
             for kind in kinds {

@@ -3,7 +3,10 @@
 
 use std::io::Write as _;
 
-use clap::Args;
+use clap::{
+    Arg, Args, Command,
+    builder::{PossibleValue, PossibleValuesParser},
+};
 use clap_complete::Shell;
 use serde_json::json;
 
@@ -131,11 +134,30 @@ pub(super) fn config(args: &ConfigArgs) -> Done {
 }
 
 pub(super) fn completions(args: &Completions) -> Done {
+    Ok(out::text().write_all(&script(args.shell))?)
+}
+
+/// The script for a shell.
+fn script(shell: Shell) -> Vec<u8> {
     // The library panics where its writer fails, and a pipe may be closed.
     let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut help::command(), "astro-relay", &mut text);
-    let text = complete::dynamic(args.shell, &String::from_utf8_lossy(&text));
-    Ok(out::text().write_all(text.as_bytes())?)
+    let mut command = with_topics(help::command());
+    clap_complete::generate(shell, &mut command, "astro-relay", &mut text);
+    complete::dynamic(shell, &String::from_utf8_lossy(&text)).into_bytes()
+}
+
+/// The command with the catalogue of topics as values of its arguments, for a shell to offer. It forbids
+/// nothing: no arguments are read by it.
+fn with_topics(command: Command) -> Command {
+    let values = || {
+        let value = |topic: &Topic| PossibleValue::new(topic.name).help(topic.description());
+        PossibleValuesParser::new(CATALOGUE.iter().map(value))
+    };
+    let offer = |argument: Arg| match argument.get_id().as_str() {
+        "topic" | "topics" => argument.value_parser(values()),
+        _ => argument,
+    };
+    command.mut_args(offer).mut_subcommands(with_topics)
 }
 
 pub(super) fn man() -> Done {
@@ -168,4 +190,38 @@ pub(super) fn man() -> Done {
     }
     text.extend_from_slice(help::sections().as_bytes());
     Ok(out::text().write_all(&text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::app::cli::Cli;
+
+    #[test]
+    fn shells_offer_the_topics_and_say_which_bring_nothing() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let text = String::from_utf8(script(shell)).unwrap();
+            let missing = CATALOGUE.iter().find(|topic| !text.contains(topic.name));
+            assert_eq!(missing, None, "{shell}");
+        }
+        let text = String::from_utf8(script(Shell::Zsh)).unwrap();
+        for topic in CATALOGUE {
+            let start = format!("{}\\:", topic.name);
+            let line =
+                text.lines().find(|line| line.trim_start_matches(['(', ' ']).starts_with(&start));
+            let line =
+                line.or_else(|| text.lines().find(|line| line.contains(&format!("(({start}"))));
+            let says = line.unwrap_or_else(|| panic!("{start}")).contains("publishes nothing");
+            assert_eq!(says, !topic.published, "{}", topic.name);
+        }
+    }
+
+    /// What the catalogue does not have can be asked for all the same.
+    #[test]
+    fn no_topic_is_forbidden() {
+        let line = ["astro-relay", "send-test", "--topic", "channel.polls"];
+        assert!(Cli::command().try_get_matches_from(line).is_ok());
+    }
 }

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | an activity | `activity-<_id>-<digest>`, over its channel, type and state |
 //! | a tip, or its moderation | `tip-<_id>-<digest>`, over topic, channel and state |
+//! | a redemption of the store | `redemption-<_id>-<digest>`, over the same |
 //! | any other | `<id>-<digest>`, over topic, room and `data` |
 //! | one without an id | `<ts>-<digest>`, over the same; without `ts` too: none |
 //!
@@ -31,14 +32,15 @@ use xxhash_rust::xxh3::xxh3_64_with_seed as xxh3;
 use crate::base::json;
 
 /// The topics of what has an id of its own, and the word that its keys begin with.
-const TOPICS: [(&str, &str); 3] = [
+const TOPICS: [(&str, &str); 4] = [
     ("channel.activities", "activity"),
     ("channel.tips", "tip"),
     ("channel.tips.moderation", "tip"),
+    ("channel.loyalty.redemptions", "redemption"),
 ];
 
 /// Members of `data` that say how an activity or a tip stands.
-const STATE: [&str; 5] = ["type", "approved", "status", "flagged", "deleted"];
+const STATE: [&str; 6] = ["type", "approved", "status", "flagged", "deleted", "completed"];
 
 /// Members that say what happened: of `data.data` (an activity), of `data.donation` (a tip) and of its
 /// `user`. The history may lack the others, or have more.
@@ -102,7 +104,7 @@ struct Node {
 }
 
 /// The members of `data`; behind [`OTHERS`] come those that count.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 10] = [
     "_id",
     "activityId",
     "isMock",
@@ -112,16 +114,21 @@ const NAMES: [&str; 9] = [
     STATE[2],
     STATE[3],
     STATE[4],
+    STATE[5],
 ];
 const OTHERS: usize = NAMES.len() - STATE.len();
 
-static DATA: Node =
-    Node { names: &NAMES, at: 0, inner: &[("data", &ACTIVITY), ("donation", &TIP)] };
+static DATA: Node = Node {
+    names: &NAMES,
+    at: 0,
+    inner: &[("data", &ACTIVITY), ("donation", &TIP), ("redeemer", &REDEEMER)],
+};
 static ACTIVITY: Node = Node { names: &ABOUT, at: NAMES.len(), inner: &[] };
 static TIP: Node =
     Node { names: &ABOUT, at: ACTIVITY.at + ABOUT.len(), inner: &[("user", &DONOR)] };
 static DONOR: Node = Node { names: &ABOUT, at: TIP.at + ABOUT.len(), inner: &[] };
-const ALL: usize = DONOR.at + ABOUT.len();
+static REDEEMER: Node = Node { names: &ABOUT, at: DONOR.at + ABOUT.len(), inner: &[] };
+const ALL: usize = REDEEMER.at + ABOUT.len();
 
 /// What was found in the data of an activity or a tip, in the order in which it counts.
 ///
@@ -161,7 +168,7 @@ impl<'a> Found<'a> {
 
     /// What counts, each with its name.
     fn counting(&self) -> impl Iterator<Item = (&'static str, &Scalar<'a>)> {
-        let about = std::iter::repeat_n(ABOUT, 3).flatten();
+        let about = std::iter::repeat_n(ABOUT, 4).flatten();
         STATE.into_iter().chain(about).zip(self.values.iter().skip(OTHERS))
     }
 

@@ -1,5 +1,5 @@
-//! What the journal says of the time around a gap: the activities that were received, and how far the
-//! server's clock was behind ours.
+//! What the journal says of the time around a gap: what was received, and how far the server's clock was
+//! behind ours.
 
 use std::collections::BTreeMap;
 
@@ -37,14 +37,20 @@ pub(super) struct Recalled {
 }
 
 impl Recalled {
-    /// Remembers which activities were received around the gap, and answers how far the server's clock is
-    /// behind ours: by the last message before the gap.
-    pub(super) async fn recall(&mut self, gap: &Gap, journal: &Journal, fetch: &Fetch<'_>) -> i64 {
+    /// Remembers what was received around the gap, and answers how far the server's clock is behind ours:
+    /// by the last message before the gap, or the first after it.
+    pub(super) async fn recall(
+        &mut self,
+        gap: &Gap,
+        journal: &Journal,
+        fetch: &Fetch<'_>,
+    ) -> Option<i64> {
         let since = gap.from.saturating_sub(2 * millis(OVERLAP));
         if let Err(error) = self.recall_since(since, journal, fetch).await {
-            warn!(%error, "the journal cannot be read; an activity may be delivered twice");
+            warn!(%error, "the journal cannot be read; something may be delivered twice");
         }
-        self.clocks.range(..=gap.from / 1000).next_back().map_or(0, |(_, behind)| *behind)
+        let before = self.clocks.range(..=gap.from / 1000).next_back();
+        before.or_else(|| self.clocks.first_key_value()).map(|(_, behind)| *behind)
     }
 
     /// Reads what has not been read yet.
@@ -116,8 +122,9 @@ mod tests {
 
     use super::{super::gap::tests::gap, *};
     use crate::{
+        astro::activity::ACTIVITIES,
         base::event::{self, Waited},
-        gateway::{ACTIVITIES, intake::Intake},
+        gateway::intake::Intake,
     };
 
     /// A live activity of that id.

@@ -530,12 +530,49 @@ impl World {
                     Section::Stream => drop(facts.insert("stream".into(), value["isLive"].clone())),
                     Section::Bot => drop(facts.insert("bot".into(), value["mod"].clone())),
                     Section::Counters => drop(facts.insert(key.name.to_string(), value.clone())),
-                    Section::Diagnostics | Section::Status => panic!("{key:?}"),
+                    Section::Paid | Section::Diagnostics | Section::Status => panic!("{key:?}"),
                 }
             }
         });
         (Value::Object(elements), facts)
     }
+}
+
+#[test]
+fn a_payment_that_the_session_does_not_have_is_a_state_of_its_own() {
+    let mut session = Session::default();
+    let paid =
+        |kind: &str, data: Value| event("channel.activities", &json!({"type": kind, "data": data}));
+    let jewels = json!({"username": "ann", "displayName": "Ann", "amount": 7, "message": "hi"});
+    let changes = session.fold(&paid("jewels", jewels), 1);
+    assert_eq!(&*changes[0].element, "paid.jewels");
+    let mut value = changes[0].after.as_ref().unwrap().read();
+    assert!(value.as_object_mut().unwrap().remove("at").is_some());
+    let expected = json!({"name": "Ann", "amount": 7, "message": "hi", "unit": "Jewels"});
+    assert_eq!(value, expected);
+    let data = json!({"username": "ann", "amount": "20", "currency": "USD"});
+    let changes = session.fold(&paid("megaKicks", data), 2);
+    let key = key_of(&"main".into(), &changes[0].element);
+    assert_eq!((key.section, &*key.name), (Section::Paid, "megaKicks"));
+    assert_eq!(changes[0].after.as_ref().unwrap().read()["currency"], "USD");
+    for (kind, data) in [
+        ("tip", json!({"amount": 5})),
+        ("kicks", json!({"amount": 5})),
+        ("raid", json!({"amount": 5})),
+        ("megaKicks", json!({"username": "ann"})),
+        ("megaKicks", json!({"amount": 5, "isMock": true})),
+    ] {
+        assert_eq!(session.fold(&paid(kind, data), 3), [], "{kind}");
+    }
+    // A snapshot and a reset know nothing of it.
+    let data = json!({"tip-session": {"amount": 0}});
+    session.fold(&event("channel.session.reset", &data), 4);
+    session.merge(&snapshot(&data), 4, 1).unwrap();
+    assert!(session.iter().any(|(name, _)| &**name == "paid.jewels"));
+    let value = Json::from(&json!({"name": "Ann"}));
+    let mut restored = Session::default();
+    assert!(restored.restore("paid.jewels".into(), value));
+    assert_eq!(restored.fold(&event("channel.session.reset", &data), 5).len(), 1);
 }
 
 proptest! {

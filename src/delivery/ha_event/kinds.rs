@@ -1,7 +1,7 @@
 //! The kinds of event entity that Home Assistant has of a channel, and which activity is of which kind.
 
-/// The topic of activities.
-pub const ACTIVITIES: &str = "channel.activities";
+/// The kind in which everything that was paid is told once more, whatever it is.
+pub(super) const PAID: &str = "paid";
 
 /// A kind of event: one event entity of each channel.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,8 +48,24 @@ pub const KINDS: &[Kind] = &[
         name: "cheer",
         label: "Cheer",
         icon: "mdi:diamond-stone",
-        types: &["cheer", "stars", "elixir", "kicks", "jewels"],
+        types: &["cheer", "stars", "elixir"],
         common: true,
+        topic: "",
+    },
+    Kind {
+        name: "kicks",
+        label: "KICKs",
+        icon: "mdi:alpha-k-circle",
+        types: &["kicks"],
+        common: false,
+        topic: "",
+    },
+    Kind {
+        name: "jewels",
+        label: "Jewels",
+        icon: "mdi:diamond",
+        types: &["jewels"],
+        common: false,
         topic: "",
     },
     Kind {
@@ -101,6 +117,26 @@ pub const KINDS: &[Kind] = &[
         topic: "",
     },
     Kind {
+        name: PAID,
+        label: "Paid",
+        icon: "mdi:cash-plus",
+        types: &[
+            "tip",
+            "cheer",
+            "stars",
+            "elixir",
+            "kicks",
+            "jewels",
+            "superchat",
+            "merch",
+            "purchase",
+            "charity",
+            "other",
+        ],
+        common: true,
+        topic: "channel.tips",
+    },
+    Kind {
         name: "other",
         label: "Other activity",
         icon: "mdi:bell",
@@ -124,8 +160,8 @@ pub(super) fn of_activity(word: &str, gifted: bool) -> (&'static str, &'static s
         "cheer" | "cheerPurchase" => ("cheer", "cheer"),
         "stars" => ("cheer", "stars"),
         "elixir" => ("cheer", "elixir"),
-        "kicks" => ("cheer", "kicks"),
-        "jewels" => ("cheer", "jewels"),
+        "kicks" => ("kicks", "kicks"),
+        "jewels" => ("jewels", "jewels"),
         "superchat" => ("superchat", "superchat"),
         "raid" => ("raid", "raid"),
         "host" => ("raid", "host"),

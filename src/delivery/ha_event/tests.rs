@@ -10,9 +10,18 @@ fn received(topic: &str, data: &Value) -> Event {
 }
 
 fn rendered(topic: &str, data: &Value, activities: bool) -> Option<(&'static str, Value)> {
+    let mut all = all_rendered(topic, data, activities);
+    assert!(all.len() < 2 || all.len() == 2 && all[1].0 == PAID, "{all:?}");
+    (!all.is_empty()).then(|| all.swap_remove(0))
+}
+
+/// In its own kind, and among what was paid.
+fn all_rendered(topic: &str, data: &Value, activities: bool) -> Vec<(&'static str, Value)> {
     let event = received(topic, data);
-    let rendered = HaEvent::of(&event, event.data(), activities, 1_540)?;
-    Some((rendered.kind, serde_json::to_value(rendered).unwrap()))
+    let all = HaEvent::of(&event, event.data(), activities, 1_540);
+    all.into_iter()
+        .map(|one| (&*one.kind.clone().into_owned().leak(), serde_json::to_value(one).unwrap()))
+        .collect()
 }
 
 fn activity(kind: &str, data: &Value) -> Value {
@@ -285,41 +294,65 @@ fn the_gifts_of_one_gift_bomb_have_one_group() {
 }
 
 #[test]
-fn an_amount_that_is_text_is_a_number() {
-    for (text, expected) in [
-        ("5", json!(5)),
-        (" 5.50 ", json!(5.5)),
-        ("5,50", json!(5.5)),
-        ("1,234.50", json!(1234.5)),
-        ("1.234,50", json!(1234.5)),
-        ("1,000", json!(1000)),
-        ("1,000,000", json!(1_000_000)),
-        ("1 000", json!(1000)),
-        ("$5.00", json!(5.0)),
-        ("5.00 EUR", json!(5.0)),
-        ("€ 5", json!(5)),
-        ("+7", json!(7)),
-        ("-7", json!(-7)),
-        ("007", json!(7)),
-        (".5", json!(0.5)),
-        ("5.", json!(5)),
-        ("1e3", json!(1000.0)),
-    ] {
-        assert_eq!(number(Some(&text.into())), Some(expected), "{text}");
+fn an_unknown_activity_has_its_amount() {
+    let data = activity("megakicks", &json!({"username": "ann", "amount": "50"}));
+    let (kind, attributes) = rendered(ACTIVITIES, &data, true).unwrap();
+    assert_eq!((kind, &attributes["event_type"]), ("megakicks", &json!("megakicks")));
+    assert_eq!((&attributes["amount"], &attributes["name"]), (&json!(50), &json!("ann")));
+    // What cannot be a kind of its own: a word that is one of ours, or no word, or without an amount.
+    for word in ["paid", "hype_train", "mega kicks", "a/b", "#", "ä", &"x".repeat(41)] {
+        let data = activity(word, &json!({"username": "ann", "amount": 50}));
+        let (kind, attributes) = rendered(ACTIVITIES, &data, true).unwrap();
+        assert_eq!((kind, &attributes["activity"]), ("other", &json!(word)));
     }
-    for text in ["", "much", "5 or 6", "1-2", "--5", "0x10", "1.2.3", "NaN", "∞", ",", "."] {
-        assert_eq!(number(Some(&text.into())), None, "{text}");
+    let (kind, _) = rendered(ACTIVITIES, &activity("megakicks", &json!({})), true).unwrap();
+    assert_eq!(kind, "other");
+    for kind in ["kicks", "jewels"] {
+        let (found, attributes) = rendered(ACTIVITIES, &activity(kind, &json!({})), true).unwrap();
+        assert_eq!((found, &attributes["event_type"]), (kind, &json!(kind)));
     }
 }
 
 #[test]
-fn an_unknown_activity_has_its_amount() {
-    let data = activity("megakicks", &json!({"username": "ann", "amount": "50"}));
-    let (kind, attributes) = rendered(ACTIVITIES, &data, true).unwrap();
-    assert_eq!((kind, &attributes["activity"]), ("other", &json!("megakicks")));
-    assert_eq!((&attributes["amount"], &attributes["name"]), (&json!(50), &json!("ann")));
-    let (kind, attributes) = rendered(ACTIVITIES, &activity("kicks", &json!({})), true).unwrap();
-    assert_eq!((kind, &attributes["event_type"]), ("cheer", &json!("kicks")));
+fn what_was_paid_is_rendered_once_more_whatever_it_is() {
+    let types = KINDS.iter().find(|kind| kind.name == PAID).unwrap().types;
+    for (word, data, event_type, unit) in [
+        ("tip", json!({"amount": 5, "currency": "USD"}), "tip", None),
+        ("cheer", json!({"amount": 5}), "cheer", Some("bits")),
+        ("kicks", json!({"amount": 5}), "kicks", Some("KICKs")),
+        ("jewels", json!({"amount": 5}), "jewels", Some("Jewels")),
+        ("charityCampaignDonation", json!({"amount": 5, "currency": "USD"}), "charity", None),
+        ("megaKicks", json!({"amount": 5}), "other", Some("mega kicks")),
+        ("goldBar", json!({"amount": 5, "currency": "USD"}), "other", None),
+    ] {
+        let mut data = data;
+        data["username"] = "ann".into();
+        let all = all_rendered(ACTIVITIES, &activity(word, &data), true);
+        let [_, (kind, paid)] = &all[..] else { panic!("{word}: {all:?}") };
+        assert_eq!(
+            (*kind, &paid["event_type"], &paid["activity"]),
+            (PAID, &json!(event_type), &json!(word))
+        );
+        assert_eq!((&paid["amount"], &paid["name"]), (&json!(5), &json!("ann")), "{word}");
+        assert_eq!(paid.get("unit").and_then(Value::as_str), unit, "{word}");
+        assert!(types.contains(&event_type), "{word}");
+    }
+    for (word, data) in [
+        ("subscriber", json!({"amount": 5})),
+        ("raid", json!({"amount": 5})),
+        ("channelPointsRedemption", json!({"amount": 5})),
+        ("hypetrainEnd", json!({"amount": 5})),
+        ("tip", json!({})),
+        ("megaKicks", json!({"amount": null})),
+    ] {
+        assert_eq!(all_rendered(ACTIVITIES, &activity(word, &data), true).len(), 1, "{word}");
+    }
+    let tip = json!({"donation": {"user": {"username": "ann"}, "amount": 5}});
+    let kinds = |activities| -> Vec<&str> {
+        let all = all_rendered("channel.tips", &tip, activities);
+        all.into_iter().map(|(kind, _)| kind).collect()
+    };
+    assert_eq!((kinds(false), kinds(true)), (vec!["tip", PAID], vec![]));
 }
 
 #[test]
@@ -342,7 +375,7 @@ fn backfilled_test_and_replayed_events_are_marked() {
         (Origin::Replayed, false, false, true),
     ] {
         let event = Event { origin, ..received(ACTIVITIES, &data) };
-        let told = HaEvent::of(&event, event.data(), true, 0).unwrap();
+        let told = HaEvent::of(&event, event.data(), true, 0).swap_remove(0);
         assert_eq!((told.backfilled, told.test, told.replayed), (backfilled, test, replayed));
         assert_eq!((&*told.name, told.tier), ("ann", None));
     }

@@ -38,8 +38,18 @@ struct Family {
     icon: &'static str,
 }
 
-/// From the longest word to the shortest, so that the first that fits is the right one.
+/// The families that the vendor documents, and what it calls Jewels. From the longest word to the shortest,
+/// so that the first that fits is the right one.
 const FAMILIES: &[Family] = &[
+    Family {
+        word: "charityCampaignDonation",
+        count: "donations",
+        amount: "",
+        many: "Charity donations",
+        one: "charity donation",
+        top: "charity donor",
+        icon: "mdi:hand-heart",
+    },
     Family {
         word: "subscriber-gifted",
         count: "subscribers",
@@ -68,6 +78,33 @@ const FAMILIES: &[Family] = &[
         icon: "mdi:star-outline",
     },
     Family {
+        word: "sponsor-gifted",
+        count: "members",
+        amount: "members",
+        many: "Gifted memberships",
+        one: "gifted membership",
+        top: "membership gifter",
+        icon: "mdi:gift-outline",
+    },
+    Family {
+        word: "channel-points",
+        count: "redemptions",
+        amount: "points",
+        many: "Channel points",
+        one: "channel points redemption",
+        top: "redeemer",
+        icon: "mdi:star-four-points-circle",
+    },
+    Family {
+        word: "cheerPurchase",
+        count: "cheers",
+        amount: "bits",
+        many: "Cheer purchases",
+        one: "cheer purchase",
+        top: "cheer purchaser",
+        icon: "mdi:diamond-outline",
+    },
+    Family {
         word: "subscriber",
         count: "subscribers",
         amount: "subscribers",
@@ -84,6 +121,24 @@ const FAMILIES: &[Family] = &[
         one: "super chat",
         top: "super chatter",
         icon: "mdi:chat-plus",
+    },
+    Family {
+        word: "hypetrain",
+        count: "hype trains",
+        amount: "",
+        many: "Hype train points",
+        one: "hype train",
+        top: "hype train contributor",
+        icon: "mdi:train",
+    },
+    Family {
+        word: "purchase",
+        count: "purchases",
+        amount: "",
+        many: "Purchases",
+        one: "purchase",
+        top: "buyer",
+        icon: "mdi:cart",
     },
     Family {
         word: "follower",
@@ -104,13 +159,13 @@ const FAMILIES: &[Family] = &[
         icon: "mdi:star-circle",
     },
     Family {
-        word: "charity",
-        count: "donations",
-        amount: "",
-        many: "Charity donations",
-        one: "charity donation",
-        top: "charity donor",
-        icon: "mdi:hand-heart",
+        word: "jewels",
+        count: "gifts",
+        amount: "Jewels",
+        many: "Jewels",
+        one: "Jewels gift",
+        top: "Jewels gifter",
+        icon: "mdi:diamond",
     },
     Family {
         word: "cheer",
@@ -120,6 +175,15 @@ const FAMILIES: &[Family] = &[
         one: "cheer",
         top: "cheerer",
         icon: "mdi:diamond-stone",
+    },
+    Family {
+        word: "kicks",
+        count: "gifts",
+        amount: "KICKs",
+        many: "KICKs",
+        one: "KICKs gift",
+        top: "KICKs gifter",
+        icon: "mdi:alpha-k-circle",
     },
     Family {
         word: "merch",
@@ -173,9 +237,7 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
             (measured(&field("count"), element, unit), false)
         }
         Value::Object(_) if has("name", Value::is_string) => {
-            // The states that Home Assistant takes end at 255 characters; an empty one is unknown.
-            let template = "{{ ((value_json | default({})).name | default('None', true))[:255] }}";
-            (json!({ "value_template": template }), true)
+            (json!({ "value_template": NAME }), true)
         }
         Value::Object(_) if has("amount", Value::is_number) => {
             let unit = family.filter(|(_, rest)| *rest != "points").map_or("", |(f, _)| f.amount);
@@ -184,12 +246,17 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
         _ => return None,
     };
     Some(Shown {
-        name: family
-            .and_then(|(family, rest)| name_in(family, rest))
-            .unwrap_or_else(|| plainly(element)),
+        name: match family {
+            Some((family, rest)) => name_in(family.many, family.one, family.top, rest),
+            None => name_of_unknown(element),
+        }
+        .unwrap_or_else(|| plainly(element)),
         icon: family.map_or("mdi:chart-box", |(family, _)| family.icon),
         attributes,
-        is_goal: element.ends_with("-goal") && has("amount", Value::is_number),
+        // The hype train's are the platform's.
+        is_goal: element.ends_with("-goal")
+            && !element.starts_with(HYPE_TRAIN)
+            && has("amount", Value::is_number),
         own,
     })
 }
@@ -198,7 +265,9 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
 /// a total may shrink (a follower leaves); a goal is set at will.
 fn measured(template: &str, element: &str, unit: &str) -> Value {
     let period = ["-session", "-week", "-month", "-count"];
-    let class = if period.iter().any(|end| element.ends_with(end)) {
+    let class = if element.starts_with(HYPE_TRAIN) {
+        "measurement"
+    } else if period.iter().any(|end| element.ends_with(end)) {
         "total_increasing"
     } else if element.ends_with("-total") {
         "total"
@@ -212,8 +281,25 @@ fn measured(template: &str, element: &str, unit: &str) -> Value {
     own
 }
 
-fn name_in(family: &Family, rest: &str) -> Option<String> {
-    let Family { many, one, top, .. } = family;
+/// The elements of the hype train: figures of one that passes, none of which only grows.
+const HYPE_TRAIN: &str = "hypetrain-";
+
+/// The name of an element of a family that nobody has documented: under its own word, in the same pattern.
+fn name_of_unknown(element: &str) -> Option<String> {
+    const RESTS: [&str; 7] = ["latest", "session", "week", "month", "total", "count", "goal"];
+    let (word, rest) = if let Some((before, what)) = element.split_once("-top-") {
+        let (word, period) = before.rsplit_once('-')?;
+        (word, format!("{period}-top-{what}"))
+    } else {
+        let (word, rest) = element.rsplit_once('-').filter(|(_, rest)| RESTS.contains(rest))?;
+        (word, rest.to_owned())
+    };
+    let many = plainly(word);
+    let one = many.to_lowercase();
+    name_in(&many, &one, &format!("{one} giver"), &rest)
+}
+
+fn name_in(many: &str, one: &str, top: &str, rest: &str) -> Option<String> {
     let capital = || plainly(one);
     let name = match rest {
         "latest" => format!("Latest {one}"),
@@ -224,6 +310,8 @@ fn name_in(family: &Family, rest: &str) -> Option<String> {
         "count" => format!("{} count", capital()),
         "goal" => format!("{} goal", capital()),
         "points" => format!("{} points", capital()),
+        "level-goal" => format!("{} level goal", capital()),
+        "level-progress" => format!("{} level progress", capital()),
         "alltime-gifter" => "Top gifter of all time".into(),
         rest => {
             let (period, what) = rest.split_once("-top-")?;
@@ -246,10 +334,19 @@ fn name_in(family: &Family, rest: &str) -> Option<String> {
 
 /// A name of the vendor's, so that it reads as a name.
 fn plainly(element: &str) -> String {
-    let words = element.replace(['-', '_'], " ");
+    capital(&crate::astro::activity::plainly(element))
+}
+
+/// With a capital letter in front.
+pub(super) fn capital(words: &str) -> String {
     let mut letters = words.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
+
+/// The template of who it was. The states that Home Assistant takes end at 255 characters; an empty one is
+/// unknown.
+pub(super) const NAME: &str =
+    "{{ ((value_json | default({})).name | default('None', true))[:255] }}";
 
 /// A template for one field of a state: unknown where it is not there. A state that is no more is an
 /// empty message, which is no JSON, and which Home Assistant may hear before the entity is withdrawn.
@@ -266,6 +363,102 @@ pub(super) fn set(config: &mut Value, key: &str, value: Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The families of the vendor's session data reference.
+    #[test]
+    fn every_documented_family_has_a_row() {
+        for word in [
+            "tip",
+            "merch",
+            "purchase",
+            "follower",
+            "subscriber",
+            "subscriber-gifted",
+            "subscriber-new",
+            "subscriber-resub",
+            "host",
+            "raid",
+            "cheer",
+            "channel-points",
+            "hypetrain",
+            "charityCampaignDonation",
+            "cheerPurchase",
+            "sponsor",
+            "sponsor-gifted",
+            "superchat",
+            "kicks",
+        ] {
+            let element = format!("{word}-latest");
+            let shown = shown(&element, &json!({"name": "Ann", "amount": 5})).unwrap();
+            let row = FAMILIES.iter().find(|family| family.word == word);
+            assert_eq!(row.map(|row| row.icon), Some(shown.icon), "{word}");
+            assert!(shown.name.starts_with("Latest "), "{word}: {}", shown.name);
+        }
+        let lengths: Vec<usize> = FAMILIES.iter().map(|family| family.word.len()).collect();
+        assert!(lengths.is_sorted_by(|one, other| one >= other), "{lengths:?}");
+        let mut icons: Vec<&str> = FAMILIES.iter().map(|family| family.icon).collect();
+        icons.sort_unstable();
+        icons.dedup();
+        assert_eq!(icons.len(), FAMILIES.len());
+    }
+
+    #[test]
+    fn the_newer_and_the_unknown_families_read_well() {
+        for (element, value, name, unit, class) in [
+            ("kicks-week", json!({"amount": 50}), "KICKs this week", "KICKs", "total_increasing"),
+            ("kicks-count", json!({"count": 2}), "KICKs gift count", "gifts", "total_increasing"),
+            ("jewels-total", json!({"amount": 5}), "Jewels in total", "Jewels", "total"),
+            (
+                "superchat-month",
+                json!({"count": 2}),
+                "Super chats this month",
+                "super chats",
+                "total_increasing",
+            ),
+            (
+                "hypetrain-level-goal",
+                json!({"amount": 2}),
+                "Hype train level goal",
+                "",
+                "measurement",
+            ),
+            (
+                "hypetrain-total",
+                json!({"amount": 2}),
+                "Hype train points in total",
+                "",
+                "measurement",
+            ),
+            (
+                "megaKicks-session",
+                json!({"amount": 9}),
+                "Mega kicks this session",
+                "",
+                "total_increasing",
+            ),
+        ] {
+            let shown = shown(element, &value).unwrap();
+            let found = shown.own.get("unit_of_measurement").and_then(Value::as_str);
+            assert_eq!((&*shown.name, found.unwrap_or("")), (name, unit), "{element}");
+            assert_eq!(shown.own["state_class"], class, "{element}");
+            assert!(!shown.is_goal, "{element}");
+        }
+        for (element, name) in [
+            ("charityCampaignDonation-latest", "Latest charity donation"),
+            ("charityCampaignDonation-weekly-top-donator", "Top charity donor this week"),
+            ("cheerPurchase-alltime-top-donation", "Top cheer purchase of all time"),
+            ("sponsor-gifted-latest", "Latest gifted membership"),
+            ("channel-points-latest", "Latest channel points redemption"),
+            ("purchase-latest", "Latest purchase"),
+            ("hypetrain-latest", "Latest hype train"),
+            ("kicks-session-top-donator", "Top KICKs gifter this session"),
+            ("megaKicks-latest", "Latest mega kicks"),
+            ("mega-kicks-monthly-top-donation", "Top mega kicks this month"),
+        ] {
+            let shown = shown(element, &json!({"name": "Ann", "amount": 5})).unwrap();
+            assert_eq!(shown.name, name);
+        }
+    }
 
     #[test]
     fn an_element_reads_well() {

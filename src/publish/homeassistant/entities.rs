@@ -10,6 +10,7 @@ use super::{
     identity::id,
 };
 use crate::{
+    astro::activity::ActivityInfo,
     config::Action,
     delivery::{
         ha_event::{self, ACTIVITIES, KINDS},
@@ -165,6 +166,49 @@ impl HaDiscovery {
         self.topic("sensor", &id(&[channel, &counter_object(counter)]))
     }
 
+    /// The entities of a kind of payment that the session has no element of, kept under `topic`: the last one,
+    /// and, where the kind is not documented, its events.
+    pub fn paid(&self, channel: &str, kind: &str, topic: &str) -> Vec<Announcement> {
+        let Some(of) = self.of_channel(channel) else { return Vec::new() };
+        let info = ActivityInfo::named(kind);
+        let name = element::capital(&info.name());
+        let entity = |component, object, name, icon, own| {
+            let (channel, availability) = (Some(of), Availability::Channel);
+            // Somebody has paid in it.
+            let enabled = true;
+            self.announce(&Entity {
+                component,
+                channel,
+                object,
+                name,
+                icon,
+                availability,
+                enabled,
+                own,
+            })
+        };
+        let own = json!({
+            "state_topic": topic,
+            "value_template": element::NAME,
+            "json_attributes_topic": topic,
+            "json_attributes_template": "{{ value_json | default({}) | tojson }}",
+        });
+        let object = Cow::Owned(paid_object(kind));
+        let mut all = vec![entity("sensor", object, format!("Latest {name}"), PAID_ICON, own)];
+        if !info.is_known() && ha_event::is_own_kind(kind) {
+            let topic = ha_event::topic(of.1, kind);
+            let own = json!({ "state_topic": topic, "event_types": [kind] });
+            all.push(entity("event", event_object(kind).into(), name, PAID_ICON, own));
+        }
+        all
+    }
+
+    /// The topics under which these are announced.
+    pub fn paid_topics(&self, channel: &str, kind: &str) -> [String; 2] {
+        [("sensor", paid_object(kind)), ("event", event_object(kind))]
+            .map(|(component, object)| self.topic(component, &id(&[channel, &object])))
+    }
+
     /// A channel that the sink selects, with its base.
     fn of_channel<'a>(&'a self, channel: &'a str) -> Option<(&'a str, &'a str)> {
         let feed = self.channels.get(channel)?;
@@ -291,6 +335,16 @@ fn button<'a>(
     }
 }
 
+const PAID_ICON: &str = "mdi:cash-plus";
+
+fn paid_object(kind: &str) -> String {
+    format!("paid/{kind}")
+}
+
+fn event_object(kind: &str) -> String {
+    format!("event/{kind}")
+}
+
 fn counter_object(counter: &str) -> String {
     format!("counter/{counter}")
 }
@@ -415,7 +469,7 @@ fn events<'a>(of: (&'a str, &'a str), feed: &ChannelTopics) -> impl Iterator<Ite
     KINDS.iter().filter(move |kind| all || subscribed(kind.topic)).map(move |kind| Entity {
         component: "event",
         channel: Some(of),
-        object: format!("event/{}", kind.name).into(),
+        object: event_object(kind.name).into(),
         name: kind.label.into(),
         icon: kind.icon,
         availability: Availability::Channel,

@@ -160,6 +160,11 @@ impl Discovery {
                 self.announce(announcement);
             }
             (Section::Counters, None) => self.withdraw([self.ha.counter_topic(channel, name)]),
+            (Section::Paid, Some(_)) => {
+                let announcements = self.ha.paid(channel, name, topic);
+                self.announce(announcements);
+            }
+            (Section::Paid, None) => self.withdraw(self.ha.paid_topics(channel, name)),
             (Section::Stream | Section::Bot | Section::Diagnostics | Section::Status, _) => {}
         }
     }
@@ -271,6 +276,14 @@ mod tests {
         discovery.part_published(&element(None), "t");
         let gone = published(&mut discovery, now);
         assert!(gone.contains(&("sensor main__tip-count".into(), true)), "{gone:?}");
+        discovery.part_published(&part(Section::Paid, "megaKicks", Some("{}")), "t");
+        discovery.part_published(&part(Section::Paid, "jewels", Some("{}")), "t");
+        let paid = [
+            ("event main__event_2fmega_4bicks".to_owned(), false),
+            ("sensor main__paid_2fjewels".to_owned(), false),
+            ("sensor main__paid_2fmega_4bicks".to_owned(), false),
+        ];
+        assert_eq!(published(&mut discovery, now), paid, "Jewels have an event entity anyway");
         discovery.part_published(&part(Section::Counters, "deaths", Some("5")), "t");
         assert_eq!(published(&mut discovery, now), one("sensor main__counter_2fdeaths", false));
         discovery.part_published(&part(Section::Status, "", Some("online")), "t");

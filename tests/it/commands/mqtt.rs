@@ -105,9 +105,8 @@ async fn a_test_event_reaches_the_entities() {
     let relay = up(&broker, "homeassistant = true\ncommands = [\"relay/test\"]").await;
     let commander = Commander::new(&broker).await;
     let entities = Listener::start(broker.port, "astro/main/event/#").await;
-    for (place, (command, kind)) in
-        [("relay/test", "tip"), ("relay/test/raid", "raid")].into_iter().enumerate()
-    {
+    // A tip comes once more, among what was paid.
+    for (place, command, kind) in [(0, "relay/test", "tip"), (2, "relay/test/raid", "raid")] {
         let answer = commander.ask(command, "PRESS").await;
         assert_eq!((&answer["ok"], &answer["command"]), (&json!(true), &json!("relay/test")));
         let heard = entities.wait_for(place + 1).await;

@@ -103,6 +103,37 @@ async fn odd_envelopes_are_relayed_where_the_topic_can_be_made_out() {
     assert_eq!(bench.reasons(), [""; 0]);
 }
 
+/// What a strict reader of JSON refuses somewhere in a payload is none of the relay's business.
+#[tokio::test]
+async fn odd_payloads_are_relayed_byte_for_byte() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(1).await;
+    let nested = format!("{}1{}", r#"{"a":["#.repeat(200), "]}".repeat(200));
+    let payloads = [
+        r#"{"donation":{"user":{"username":"great \ud83d"},"amount":5}}"#,
+        r#"{"donation":{"amount":1e400}}"#,
+        r#"{"donation":{"amount":123456789012345678901234567890.10}}"#,
+        r#"{"donation":{"amount":1,"amount":2},"donation":null}"#,
+        &nested,
+        r#" { "donation" : { "amount" : 5.0 , "message" : "\u0000 \/ \ud83d\ude00" } } "#,
+    ];
+    for (turn, data) in (0..).zip(payloads) {
+        let message = format!(
+            r#"{{"id":"01J{turn}","type":"message","topic":"channel.tips","room":{ROOM:?},"data":{data}}}"#
+        );
+        bench.sim.send_fragmented(None, &message, 1);
+        let events = bench.received(turn + 1).await;
+        let event = events.last().unwrap();
+        assert_eq!(event.message, message.as_bytes(), "{message}");
+        assert_eq!(event.data(), data.trim().as_bytes());
+        assert_eq!((&*event.place.topic, &*event.place.channel), ("channel.tips", "a"));
+        assert!(!event.key().is_empty());
+    }
+    assert_eq!(bench.sim.stats().opened, 1);
+    assert_eq!(bench.reasons(), [""; 0]);
+    assert!(bench.gaps().await.is_empty());
+}
+
 #[tokio::test]
 async fn repeated_unreadable_messages_are_a_matter_of_health() {
     let limit = 64 * 1024;
