@@ -35,7 +35,7 @@ fn hook(receiver: &Receiver) -> String {
     )
 }
 
-fn activity(kind: &str, name: &str, more: Value) -> Value {
+fn activity(kind: &str, name: &str, more: &Value) -> Value {
     let mut data = json!({ "username": name, "displayName": name });
     data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     json!({ "type": kind, "provider": "twitch", "data": data })
@@ -79,7 +79,7 @@ async fn the_page_shows_what_happens_and_the_session_and_holds_still_while_it_is
     // One thing that happened is one row, in words; what changed in the session with it is not.
     relay.sim.activity(
         ROOM,
-        activity("tip", "Ann", json!({ "amount": 5.5, "currency": "USD", "message": "hi" })),
+        activity("tip", "Ann", &json!({ "amount": 5.5, "currency": "USD", "message": "hi" })),
     );
     relay.sim.publish("channel.tips", ROOM, json!({ "_id": "t", "donation": { "user": { "username": "Ann" }, "amount": 5.5, "currency": "USD" } }));
     relay.sim.publish("channel.chat.message", ROOM, json!({ "text": "chat of nobody" }));
@@ -91,7 +91,7 @@ async fn the_page_shows_what_happens_and_the_session_and_holds_still_while_it_is
         let mut gift = activity(
             "subscriber",
             &format!("Viewer{n}"),
-            json!({ "gifted": true, "sender": "Bob", "tier": "1000" }),
+            &json!({ "gifted": true, "sender": "Bob", "tier": "1000" }),
         );
         gift["activityGroup"] = "bomb".into();
         relay.sim.activity(ROOM, gift);
@@ -133,7 +133,7 @@ async fn choose_and_search(browser: &mut Browser) {
 async fn hold_still(browser: &mut Browser, relay: &Running) {
     browser.run("document.querySelector('#stream .event').click()").await;
     browser.until("it is opened, with all of its group", &count("#stream pre", 3)).await;
-    relay.sim.activity(ROOM, activity("follow", "Cara", json!({})));
+    relay.sim.activity(ROOM, activity("follow", "Cara", &json!({})));
     browser.shows("#held", "1 new").await;
     browser
         .until(
@@ -209,7 +209,7 @@ async fn trouble_is_shown_with_what_can_be_done_and_each_action_says_what_came_o
     let mut browser = opened(&relay).await;
 
     // A dead letter is a reason, and deleting asks.
-    relay.sim.activity(ROOM, activity("follow", "Ann", json!({})));
+    relay.sim.activity(ROOM, activity("follow", "Ann", &json!({})));
     browser.shows("#dead", "1 event refused").await;
     browser.shows("#reason-list", "shop").await;
     browser.shows("#strip", "1 refused").await;
@@ -265,7 +265,7 @@ async fn act_with_the_token(browser: &mut Browser, relay: &Running, receiver: &R
 async fn outages(browser: &mut Browser, relay: Running, mut receiver: Receiver) {
     // Since when, and try now.
     receiver.kill();
-    relay.sim.activity(ROOM, activity("follow", "Bob", json!({})));
+    relay.sim.activity(ROOM, activity("follow", "Bob", &json!({})));
     relay.sink_is("shop", "down").await;
     browser.shows("#health", "not working").await;
     browser.shows("#strip .bad", "down for").await;
