@@ -13,7 +13,7 @@ use super::Cli;
 pub(super) const GROUPS: &[(&str, &[&str])] = &[
     ("Set up", &["demo", "setup", "init", "check", "send-test", "topics", "config", "schema"]),
     ("Run", &["run"]),
-    ("Watch", &["status", "top", "tail", "cluster"]),
+    ("Watch", &["status", "top", "tail", "cluster", "diagnose"]),
     ("Act", &["retry", "dead-letters", "replay", "journal", "session"]),
     ("Develop and package", &["sim", "completions", "man"]),
 ];
