@@ -249,13 +249,13 @@ fn value_of<'t>(name: &str, behind: &'t str) -> (&'t str, &'t str) {
     };
     let blank =
         |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | ',' | ';' | '&' | '<');
-    if SCHEMES.contains(&name.as_str()) {
-        let blanks = behind.len() - behind.trim_start_matches(' ').len();
+    let blanks = behind.len() - behind.trim_start_matches(' ').len();
+    if SCHEMES.contains(&name.as_str()) && blanks > 0 {
         let value = until(blanks, &blank);
         // "bearer token" is a phrase.
         let plain = value.1.chars().all(char::is_alphabetic);
         let plausible = value.1.len() >= if plain { BEGINNING } else { SHORTEST };
-        return if blanks > 0 && plausible { value } else { ("", "") };
+        return if plausible { value } else { ("", "") };
     }
     if matches!(name.as_str(), "authorization" | "cookie") && behind.starts_with(':') {
         return until(1, &|c| matches!(c, '\n' | '\r' | '"' | '\''));
