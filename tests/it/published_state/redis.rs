@@ -43,6 +43,10 @@ async fn who_comes_late_reads_the_whole_state_and_what_vanished_is_cleared() {
     set(&sim, "odd-one", json!({"amount": 7}));
     let sink = format!("[sinks.live]\ntype = \"redis\"\nurl = {:?}\nstate = true\n", server.url());
     let config = configure(&sim, dir.path(), TOPICS, &sink);
+    // Somebody who hears the events: what is published to nobody is a reason of health.
+    let listener = redis::Client::open(server.url()).unwrap();
+    let mut listener = listener.get_async_pubsub().await.unwrap();
+    listener.psubscribe("astro:*").await.unwrap();
     let relay = Running::start(config.clone()).await;
     relay.wait_subscribed().await;
     tell_facts(&sim);
