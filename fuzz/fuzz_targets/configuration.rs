@@ -3,10 +3,7 @@
 //! Beyond not panicking: what was loaded differs in nothing from itself, and every problem can be told.
 #![no_main]
 
-use astro_relay::{
-    config::{self, difference::difference},
-    loading::Sources,
-};
+use astro_relay::{config::difference::difference, loading::Sources};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

@@ -74,7 +74,7 @@ fuzz_target!(|input: &[u8]| {
             state.fold(&event, seq);
             let record = Arc::new(Record::new(seq, event));
             for route in &mut routes {
-                if let Rendered::Wanted(outgoing) = route.render(&record) {
+                if let Rendered::Wanted(outgoing, _) = route.render(&record) {
                     serde_json::from_slice::<&RawValue>(&outgoing.payload).expect("JSON goes out");
                 }
             }

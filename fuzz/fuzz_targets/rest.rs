@@ -15,7 +15,7 @@ use astro_relay::{
     astro::rest::{Rest, Span, Target, Top},
     base::tls,
     channel::state,
-    config::{Astro, Secret},
+    config::{Astro, Secret, TokenType},
 };
 use libfuzzer_sys::fuzz_target;
 use tokio::{
@@ -75,12 +75,14 @@ fuzz_target!(|input: &[u8]| {
     *ANSWER.lock().unwrap() = (STATUS[usize::from(*status) % STATUS.len()], body.to_vec());
     let (runtime, rest) = &*PLACE;
     let token = Secret::new(TOKEN);
-    let target = Target { channel: "5b2e2007760aeb7729487dab", token: &token };
+    let token_type = TokenType::Jwt;
+    let target = Target { channel: "5b2e2007760aeb7729487dab", token: &token, token_type };
     let failed = runtime.block_on(async {
-        match call % 4 {
-            0 => rest.session(target).await.map(|snapshot| {
-                state::Session::default().merge(&snapshot.data, 0, 1);
+        match call % 5 {
+            0 => rest.elements(target).await.map(|snapshot| {
+                state::Session::default().merge(&snapshot, 0, 1);
             }),
+            4 => rest.session(target).await.map(drop),
             1 => rest.activities(target, &Span::default()).await.map(drop),
             2 => rest.settings(target).await.map(drop),
             _ => rest.top(target, &Top::default()).await.map(drop),
