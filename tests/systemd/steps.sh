@@ -38,7 +38,8 @@ property() { systemctl show --property="$1" --value "$UNIT"; }
 is() { [ "$(property "$1")" = "$2" ]; }
 has() { [[ $(property "$1") == *$2* ]]; }
 active() { is ActiveState active && is SubState running; }
-page_has() { astro-relay status 2>/dev/null | grep -qF "$1"; }
+# The command fails while the relay does not work, and says so all the same.
+page_has() { grep -qF "$1" <<<"$(astro-relay status --verbose 2>/dev/null)"; }
 # How many of the numbered events have been heard, each counted once.
 heard() { grep -oE "^astro/main/$1 .*\"n\":[0-9]+" "$HEARD" | grep -oE '[0-9]+$' | sort -un | wc -l; }
 heard_are() { [ "$(heard "$1")" -ge "$2" ]; }
