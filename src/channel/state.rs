@@ -10,8 +10,9 @@
 //! The vendor's pages spell the same element in two ways (`latest_follower`, `follower-latest`). [`name`]
 //! brings them together, and drops no name that it does not know.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -191,6 +192,10 @@ impl Session {
 
     /// An event of this channel. What is no state, or makes no sense, changes nothing.
     pub fn fold(&mut self, event: &Event, seq: Seq) -> Vec<Change> {
+        // Most of what comes: nothing else of it is read.
+        if &*event.place.topic == ACTIVITIES && has_element(event.data()) {
+            return Vec::new();
+        }
         let Some(data) = json::value(event.data()) else { return Vec::new() };
         let from = Provenance { seq, source: Source::Live };
         match &*event.place.topic {
@@ -367,6 +372,17 @@ const WITH_ELEMENTS: [&str; 8] = [
     "purchase",
     "charityCampaignDonation",
 ];
+
+/// Whether an activity is of a kind whose payments are elements of the session.
+fn has_element(data: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Kind<'a> {
+        #[serde(borrow, rename = "type")]
+        kind: Cow<'a, str>,
+    }
+    let kind = serde_json::from_slice::<Kind<'_>>(data);
+    kind.is_ok_and(|Kind { kind }| WITH_ELEMENTS.contains(&&*kind))
+}
 
 /// A payment of another kind, whether it is known or new, in the shape of the session's elements.
 fn paid(data: &Value, at: UnixMillis) -> Option<(String, Json)> {
