@@ -7,8 +7,8 @@
 #     tests/mutants.sh --list                 says what would be changed
 #
 # By hand; needs cargo-mutants 27: cargo install cargo-mutants --locked. Only the tests within the library are
-# run: what is pure must be held by its own tests, not by a server in a room above. The tree is copied, with its
-# target directory, so that a clone that has run its tests begins at once.
+# run: what is pure must be held by its own tests, not by a server in a room above. The tree is copied and
+# built from nothing first, which takes as long as the first build of the tests.
 #
 # A mutant that survives (MISSED) gets a test, or a line below with the reason why it changes nothing that anybody
 # could see. The outcome is in target/mutants/mutants.out.
@@ -41,5 +41,5 @@ case " $* " in
 esac
 for pattern in "${excluded[@]}"; do arguments+=(--exclude-re "$pattern"); done
 mkdir -p target/mutants
-exec cargo mutants --copy-target true --no-shuffle --output target/mutants --minimum-test-timeout 120 \
+exec cargo mutants --no-shuffle --output target/mutants --minimum-test-timeout 120 \
     --cargo-arg=--locked "${arguments[@]}" "$@" -- --lib
