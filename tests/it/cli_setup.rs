@@ -55,6 +55,7 @@ async fn sim() -> Sim {
 
 #[tokio::test]
 async fn from_the_token_to_a_configuration_that_works() {
+    astro_relay::base::tls::install_provider();
     let (sim, dir) = (sim().await, tempfile::tempdir().unwrap());
     let broker = Mosquitto::start(mosquitto::Options::default()).await;
     let entities = Listener::start(broker.port, "astro/main/event/#").await;
@@ -113,6 +114,7 @@ async fn from_the_token_to_a_configuration_that_works() {
 
 #[tokio::test]
 async fn nobody_gets_in_without_the_code_and_guessing_ends_it() {
+    astro_relay::base::tls::install_provider();
     let (sim, dir) = (sim().await, tempfile::tempdir().unwrap());
     let file = dir.path().join("astro-relay.toml");
     let (mut child, _output, address) = started(&sim, &file).await;
