@@ -34,10 +34,10 @@ use super::{
     lease, message,
 };
 use crate::{
-    base::event::{Event, Record, Seq},
+    base::event::{Record, Seq},
     config::Start,
     delivery::source::Source,
-    journal::{Batch, DeadLetter, Journal, Replay, SetAside, StoreError},
+    journal::{Batch, Journal, StoreError},
 };
 
 /// Bytes of events that are read ahead for one sink.
@@ -421,6 +421,14 @@ impl LogSource {
 
 #[async_trait]
 impl Source for LogSource {
+    fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    fn sink(&self) -> &Arc<str> {
+        &self.sink
+    }
+
     fn cursor(&self) -> Seq {
         self.begin.seq
     }
@@ -460,45 +468,8 @@ impl Source for LogSource {
         }
     }
 
-    async fn read(
-        &self,
-        after: Seq,
-        through: Seq,
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Batch, StoreError> {
-        self.journal.read(after, through, limit, max_bytes).await
-    }
-
     fn may_send(&self) -> bool {
         self.term.may_act()
-    }
-
-    fn requests(&self) -> watch::Receiver<u64> {
-        self.journal.requests()
-    }
-
-    async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
-        let (journal, sink) = (self.journal.clone(), Arc::clone(&self.sink));
-        let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&sink)).await;
-        // The runtime ends.
-        asked.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))
-    }
-
-    fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
-        self.journal.dead_letter(&self.sink, record, reason)
-    }
-
-    fn rejected_again(&self, number: i64, reason: &str) {
-        self.journal.rejected_again(number, reason);
-    }
-
-    fn remove_dead_letter(&self, number: i64) {
-        self.journal.remove_dead_letter(number);
-    }
-
-    fn replay_progress(&self, number: i64, position: Option<Seq>) {
-        self.journal.replay_progress(number, position);
     }
 
     async fn accepted_behind(&self) -> Vec<Seq> {
@@ -508,9 +479,5 @@ impl Source for LogSource {
     fn keep_accepted_behind(&self, seqs: &[Seq]) {
         lock(&self.position).behind = seqs.to_vec();
         self.moved.notify_one();
-    }
-
-    fn append(&self, event: Event) {
-        self.journal.append(&mut vec![event]);
     }
 }

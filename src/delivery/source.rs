@@ -36,35 +36,65 @@ pub trait Source: Send + Sync {
     fn try_next(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch>;
     /// Waits for what comes after `after`.
     async fn next(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Batch, StoreError>;
-    /// Reads again what is there after `after`, through `through`.
-    async fn read(
-        &self,
-        after: Seq,
-        through: Seq,
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Batch, StoreError>;
     /// Whether events may be handed out at this moment.
     fn may_send(&self) -> bool;
-
-    /// Changes when something is asked for of any sink.
-    fn requests(&self) -> watch::Receiver<u64>;
-    /// What is asked for of this sink.
-    async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError>;
-    /// Sets an event aside that the destination rejected.
-    fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside;
-    fn rejected_again(&self, number: i64, reason: &str);
-    fn remove_dead_letter(&self, number: i64);
-    /// A replay has come to `position`; `None`: it is done.
-    fn replay_progress(&self, number: i64, position: Option<Seq>);
 
     /// What the destination had accepted behind the cursor when the delivery before this one ended.
     async fn accepted_behind(&self) -> Vec<Seq>;
     /// Keeps that for the next one; none: there is nothing to keep any more.
     fn keep_accepted_behind(&self, seqs: &[Seq]);
 
+    /// The journal of this relay: whatever the source is, dead letters and requests are kept in it.
+    fn journal(&self) -> &Journal;
+    /// The name of the sink.
+    fn sink(&self) -> &Arc<str>;
+
+    /// Reads again what is in the journal after `after`, through `through`.
+    async fn read(
+        &self,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StoreError> {
+        self.journal().read(after, through, limit, max_bytes).await
+    }
+
+    /// Changes when something is asked for of any sink.
+    fn requests(&self) -> watch::Receiver<u64> {
+        self.journal().requests()
+    }
+
+    /// What is asked for of this sink.
+    async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
+        let (journal, sink) = (self.journal().clone(), Arc::clone(self.sink()));
+        let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&sink)).await;
+        // The runtime ends.
+        asked.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))
+    }
+
+    /// Sets an event aside that the destination rejected.
+    fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
+        self.journal().dead_letter(self.sink(), record, reason)
+    }
+
+    fn rejected_again(&self, number: i64, reason: &str) {
+        self.journal().rejected_again(number, reason);
+    }
+
+    fn remove_dead_letter(&self, number: i64) {
+        self.journal().remove_dead_letter(number);
+    }
+
+    /// A replay has come to `position`; `None`: it is done.
+    fn replay_progress(&self, number: i64, position: Option<Seq>) {
+        self.journal().replay_progress(number, position);
+    }
+
     /// Appends an event of the relay's own.
-    fn append(&self, event: Event);
+    fn append(&self, event: Event) {
+        self.journal().append(&mut vec![event]);
+    }
 }
 
 /// The element under which [`Source::keep_accepted_behind`] keeps them in the journal.
@@ -93,6 +123,14 @@ impl JournalSource {
 
 #[async_trait]
 impl Source for JournalSource {
+    fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    fn sink(&self) -> &Arc<str> {
+        &self.sink
+    }
+
     fn cursor(&self) -> Seq {
         self.cursor
     }
@@ -121,45 +159,8 @@ impl Source for JournalSource {
         self.journal.next(after, limit, max_bytes).await
     }
 
-    async fn read(
-        &self,
-        after: Seq,
-        through: Seq,
-        limit: usize,
-        max_bytes: usize,
-    ) -> Result<Batch, StoreError> {
-        self.journal.read(after, through, limit, max_bytes).await
-    }
-
     fn may_send(&self) -> bool {
         true
-    }
-
-    fn requests(&self) -> watch::Receiver<u64> {
-        self.journal.requests()
-    }
-
-    async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
-        let (journal, sink) = (self.journal.clone(), Arc::clone(&self.sink));
-        let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&sink)).await;
-        // The runtime ends.
-        asked.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))
-    }
-
-    fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
-        self.journal.dead_letter(&self.sink, record, reason)
-    }
-
-    fn rejected_again(&self, number: i64, reason: &str) {
-        self.journal.rejected_again(number, reason);
-    }
-
-    fn remove_dead_letter(&self, number: i64) {
-        self.journal.remove_dead_letter(number);
-    }
-
-    fn replay_progress(&self, number: i64, position: Option<Seq>) {
-        self.journal.replay_progress(number, position);
     }
 
     async fn accepted_behind(&self) -> Vec<Seq> {
@@ -187,9 +188,5 @@ impl Source for JournalSource {
             value: value.map(Into::into),
             at: clock::now(),
         }]);
-    }
-
-    fn append(&self, event: Event) {
-        self.journal.append(&mut vec![event]);
     }
 }
