@@ -9,7 +9,7 @@
 mod heartbeat;
 pub mod homeassistant;
 mod mqtt;
-mod nats;
+pub(crate) mod nats;
 mod published_state;
 mod redis;
 pub mod scope;

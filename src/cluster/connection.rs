@@ -34,6 +34,7 @@ use tracing::{info, warn};
 use crate::{
     base::{clock, fault},
     config::{self, Period},
+    publish,
     sink::nats::{connector::options, settings::Settings},
 };
 
@@ -366,17 +367,9 @@ fn context(client: &Client, timeout: Duration) -> Context {
         .build(client.clone())
 }
 
-/// The stream behind a bucket with the newest value of each key alone, as the convention wants it.
+/// The stream behind a bucket of the cluster.
 fn bucket(cluster: &str, of: &str, replicas: usize, max_age: Duration) -> Config {
-    let name = format!("{cluster}_{of}");
     Config {
-        name: format!("KV_{name}"),
-        subjects: vec![format!("$KV.{name}.>")],
-        max_messages_per_subject: 1,
-        max_messages: -1,
-        max_bytes: -1,
-        max_consumers: -1,
-        max_message_size: -1,
         max_age,
         // The server wants it to be no longer than `max_age`.
         duplicate_window: if max_age.is_zero() {
@@ -384,12 +377,8 @@ fn bucket(cluster: &str, of: &str, replicas: usize, max_age: Duration) -> Config
         } else {
             max_age.min(Duration::from_mins(2))
         },
-        discard: DiscardPolicy::New,
-        allow_rollup: true,
-        deny_delete: true,
-        allow_direct: true,
         num_replicas: replicas,
-        ..Config::default()
+        ..publish::nats::bucket(&format!("{cluster}_{of}"))
     }
 }
 

@@ -24,16 +24,9 @@ use crate::{
         clock,
         event::{Event, Origin, Place, Record, Seq, Waited},
     },
-    sink::nats::headers::presentable,
+    sink::nats::headers::{CHANNEL, ID, MESSAGE_ID, ORIGIN, ROOM, TOPIC, TS, presentable},
 };
 
-pub(super) const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
-const ID: HeaderName = HeaderName::from_static("Astro-Id");
-const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
-const ROOM: HeaderName = HeaderName::from_static("Astro-Room");
-const CHANNEL: HeaderName = HeaderName::from_static("Astro-Channel");
-const TS: HeaderName = HeaderName::from_static("Astro-Ts");
-const ORIGIN: HeaderName = HeaderName::from_static("Astro-Origin");
 const RECEIVED: HeaderName = HeaderName::from_static("Astro-Received");
 const WAITED: HeaderName = HeaderName::from_static("Astro-Waited");
 const DATA: HeaderName = HeaderName::from_static("Astro-Data");

@@ -42,6 +42,7 @@ use crate::{
         supervisor::Factory,
     },
     journal::{Batch, Journal},
+    sink::nats::headers::MESSAGE_ID,
 };
 
 /// Its cursor in the journal. No sink can have this name: theirs have no dot.
@@ -363,7 +364,7 @@ impl Work {
         }
         let mut headers = message::headers(&self.record, self.cluster.member());
         if self.again {
-            headers.insert(message::MESSAGE_ID, format!("{}~", message::key(event)));
+            headers.insert(MESSAGE_ID, format!("{}~", message::key(event)));
         }
         let subject = message::subject(&self.cluster.settings().name, event);
         let published = async {

@@ -165,7 +165,7 @@ async fn find_or_make(context: &Context, name: &str) -> Result<Store, Cause> {
     let failed = |error: &dyn std::fmt::Display| {
         Cause::Down(format!("the key-value bucket {name:?} cannot be made: {error}").into())
     };
-    context.create_stream(config(name)).await.map_err(|error| failed(&error))?;
+    context.create_stream(bucket(name)).await.map_err(|error| failed(&error))?;
     tracing::info!(bucket = name, "a key-value bucket was made");
     find(context, name).await?.ok_or_else(|| failed(&"it is gone again"))
 }
@@ -211,7 +211,7 @@ fn is_missing(error: &KeyValueError) -> bool {
 
 /// As the convention wants it (ADR-8 of NATS), with the newest value of each key alone. The library's own
 /// way to make a bucket asks for figures of the account that an older server does not have.
-fn config(name: &str) -> Config {
+pub(crate) fn bucket(name: &str) -> Config {
     Config {
         name: format!("KV_{name}"),
         subjects: vec![format!("$KV.{name}.>")],

@@ -7,6 +7,15 @@ use async_nats::{HeaderMap, HeaderName, header};
 use super::settings::{DEFAULT_SUBJECT, Headers, Settings};
 use crate::{base::event::Origin, sink::Outgoing};
 
+/// What a stream recognises a repeat by.
+pub(crate) const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+pub(crate) const ID: HeaderName = HeaderName::from_static("Astro-Id");
+pub(crate) const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
+pub(crate) const ROOM: HeaderName = HeaderName::from_static("Astro-Room");
+pub(crate) const CHANNEL: HeaderName = HeaderName::from_static("Astro-Channel");
+pub(crate) const TS: HeaderName = HeaderName::from_static("Astro-Ts");
+pub(crate) const ORIGIN: HeaderName = HeaderName::from_static("Astro-Origin");
+
 /// Which headers an event has.
 #[derive(Debug, Clone, Copy)]
 #[expect(clippy::struct_excessive_bools, reason = "each stands for a header or a group of them")]
@@ -36,13 +45,6 @@ impl HeaderPolicy {
 
     /// The headers of an event with this message id. A stream stores it only behind the message `behind`.
     pub(super) fn headers(self, outgoing: &Outgoing, id: &str, behind: Option<&str>) -> HeaderMap {
-        const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
-        const ID: HeaderName = HeaderName::from_static("Astro-Id");
-        const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
-        const ROOM: HeaderName = HeaderName::from_static("Astro-Room");
-        const CHANNEL: HeaderName = HeaderName::from_static("Astro-Channel");
-        const TS: HeaderName = HeaderName::from_static("Astro-Ts");
-        const ORIGIN: HeaderName = HeaderName::from_static("Astro-Origin");
         const CONTENT_TYPE: HeaderName = HeaderName::from_static("Content-Type");
         let event = &outgoing.record.event;
         let mut headers = HeaderMap::new();
