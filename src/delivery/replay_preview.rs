@@ -9,6 +9,9 @@ use serde::Serialize;
 use super::route::{Pattern, Rendered, Route};
 use crate::base::event::{Event, Origin, Record};
 
+/// The reason of an event that would become a dead letter.
+pub const UNRENDERED: &str = "cannot be rendered";
+
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Preview {
@@ -21,8 +24,9 @@ pub struct Preview {
 }
 
 impl Preview {
-    /// Adds what would become of an event. `topic`: the replay's own choice of topics.
-    pub fn add(&mut self, route: &mut Route, topic: Option<&Pattern>, record: &Record) {
+    /// Adds what would become of an event. `route`: the sink's, where it is known; `topic`: the replay's own
+    /// choice of topics.
+    pub fn add(&mut self, route: Option<&mut Route>, topic: Option<&Pattern>, record: &Record) {
         self.events += 1;
         let name = &record.event.place.topic;
         if topic.is_some_and(|topic| !topic.matches(name)) {
@@ -30,10 +34,13 @@ impl Preview {
             return;
         }
         let event = Event { origin: Origin::Replayed, ..record.event.clone() };
-        match route.render(&Arc::new(Record { event, ..record.clone() })) {
-            Rendered::Wanted(..) => *self.sent.entry(name.to_string()).or_default() += 1,
-            Rendered::Skipped(skip) => *self.skipped.entry(skip.as_str()).or_default() += 1,
-            Rendered::Failed(_) => *self.skipped.entry("cannot be rendered").or_default() += 1,
+        let record = Arc::new(Record { event, ..record.clone() });
+        match route.map(|route| route.render(&record)) {
+            None | Some(Rendered::Wanted(..)) => {
+                *self.sent.entry(name.to_string()).or_default() += 1;
+            }
+            Some(Rendered::Skipped(skip)) => *self.skipped.entry(skip.as_str()).or_default() += 1,
+            Some(Rendered::Failed(_)) => *self.skipped.entry(UNRENDERED).or_default() += 1,
         }
     }
 }

@@ -13,17 +13,14 @@ use serde_json::json;
 
 use super::{State, dead_letters, json as answer, refused};
 use crate::{
-    base::{
-        clock::{self, UnixMillis},
-        event::Seq,
-    },
+    base::clock::{self, UnixMillis},
     delivery::{
         replay_preview::Preview,
         route::Pattern,
         task::open_sink,
         test_event::{self, TestKind},
     },
-    journal::{Replay, StoreError, store::Store},
+    journal::Replay,
     sink::Purpose,
 };
 
@@ -125,7 +122,11 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
         Ok(topic) => topic,
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
     };
-    let range = dead_letters::with_store(state.dir.clone(), move |store| range(store, times)).await;
+    let range = dead_letters::with_store(state.dir.clone(), move |store| {
+        let (from, until) = times;
+        store.between(from, until)
+    })
+    .await;
     let Some((first, until)) = (match range {
         Ok(range) => range,
         Err(response) => return response,
@@ -146,7 +147,7 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
             }
             after = batch.through;
             for record in &batch.records {
-                preview.add(&mut route, topic.as_ref(), record);
+                preview.add(Some(&mut route), topic.as_ref(), record);
             }
         }
         let report = json!({ "first": first, "until": until, "preview": preview,
@@ -175,17 +176,4 @@ impl ReplayRequest {
         let moment = |text: &String| clock::moment(text, clock::now()).ok_or(());
         Ok((moment(&self.from)?, self.until.as_ref().map(moment).transpose()?))
     }
-}
-
-/// The events that were received within these times.
-fn range(
-    store: &Store,
-    (from, until): (UnixMillis, Option<UnixMillis>),
-) -> Result<Option<(Seq, Seq)>, StoreError> {
-    let last = store.bounds()?.map_or(0, |(_, last)| last);
-    let until = match until {
-        None => last,
-        Some(time) => store.first_since(time + 1)?.map_or(last, |seq| seq - 1),
-    };
-    Ok(store.first_since(from)?.filter(|first| *first <= until).map(|first| (first, until)))
 }

@@ -128,6 +128,10 @@ async fn nothing_is_deleted_or_replayed_that_was_not_meant() {
         assert!(said.contains("there is no such dead letter"), "{said}");
     }
     assert_eq!(lines(&run(&["dead-letters", "list"], dir.path()).await).len(), 2);
+    // A time that ends before it begins has no events.
+    let output =
+        run(&["replay", "--sink", "home", "--from", "1s", "--until", "1h"], dir.path()).await;
+    assert_eq!(lines(&output), ["no events in that time"]);
     // What the sink does not want is not promised.
     let file = dir.path().join("astro-relay.toml");
     let text = "[channels.main]\ntoken_env = \"PATH\"\ntopics = [\"channel.tips\"]\n[sinks.home]\n\

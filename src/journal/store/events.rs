@@ -184,6 +184,21 @@ impl Store {
         self.first_where(|row| row.waited.so_far() <= age)
     }
 
+    /// The first and the last event received within these times, both included; without `until`: to the
+    /// last there is. `None`: there are none.
+    pub fn between(
+        &self,
+        from: UnixMillis,
+        until: Option<UnixMillis>,
+    ) -> Result<Option<(Seq, Seq)>, StoreError> {
+        let last = self.bounds()?.map_or(0, |(_, last)| last);
+        let until = match until {
+            None => last,
+            Some(time) => self.first_since(time + 1)?.map_or(last, |seq| seq - 1),
+        };
+        Ok(self.first_since(from)?.filter(|first| *first <= until).map(|first| (first, until)))
+    }
+
     /// The first event of the first row of which that holds, as it holds for all behind it: ages only
     /// fall as numbers grow, so a search by halves needs no index.
     fn first_where(&self, young: impl Fn(&RowAge) -> bool) -> Result<Option<Seq>, StoreError> {

@@ -3,12 +3,7 @@
 //! What the sink does not want (topics, channels, condition, age) it is not sent again either. So the events
 //! are counted by the sink's own route before anything is asked for.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    io::Write as _,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::Write as _, time::Duration};
 
 use clap::Args;
 
@@ -17,11 +12,14 @@ use crate::{
     app::cli::{Done, Failed, out, progress::Progress},
     base::{
         clock::{self, UnixMillis},
-        event::{Event, Origin, Record, Seq},
+        event::Seq,
         text::{EXCERPT, counted, excerpt},
     },
-    delivery::route::{Pattern, Rendered, Route, Skip},
-    journal::{Replay, StoreError, store::Store},
+    delivery::{
+        replay_preview::{Preview, UNRENDERED},
+        route::{Pattern, Route, Skip},
+    },
+    journal::{Replay, store::Store},
     sink,
 };
 
@@ -66,15 +64,7 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
             format!("the journal knows no sink {:?}; known: {}", args.sink, names.join(", "));
         return Err(Failed::new(Failed::USAGE, text));
     }
-    let range = || -> Result<_, StoreError> {
-        let last = store.bounds()?.map_or(0, |(_, last)| last);
-        let until = match args.until {
-            None => last,
-            Some(time) => store.first_since(time + 1)?.map_or(last, |seq| seq - 1),
-        };
-        Ok(store.first_since(args.from)?.map(|first| (first, until)))
-    };
-    let Some((first, until)) = range().map_err(failed)? else {
+    let Some((first, until)) = store.between(args.from, args.until).map_err(failed)? else {
         return Ok(writeln!(out::text(), "no events in that time")?);
     };
     let replay = Replay {
@@ -84,9 +74,9 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
         until,
         topic: args.topic.as_ref().map(ToString::to_string),
     };
-    let preview = Preview::of(args, &store, &replay)?;
-    preview.print(args)?;
-    if args.dry_run || preview.fits() == Some(0) {
+    let counted = Counted::of(args, &store, &replay)?;
+    counted.print(args)?;
+    if args.dry_run || counted.fits() == Some(0) {
         return Ok(());
     }
     store
@@ -103,67 +93,43 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
 
 /// What of the time fits.
 #[derive(Debug, Default)]
-struct Preview {
-    /// All events of the time.
-    all: u64,
+struct Counted {
+    preview: Preview,
     /// Whether the sink's route has judged; else only the pattern on the command line.
     judged: bool,
-    /// Those that would be sent, by topic.
-    topics: BTreeMap<String, u64>,
-    skipped: HashMap<Skip, u64>,
-    failed: u64,
 }
 
-impl Preview {
+impl Counted {
     fn of(args: &ReplayArgs, store: &Store, replay: &Replay) -> Result<Self, Failed> {
-        let mut preview = Self::default();
+        let mut preview = Preview::default();
         // Without a configuration that can be read (`--dir` alone) the sink's own choice is not known.
         let config = args.journal.source.load_with_file().ok().map(|loaded| loaded.config);
         let sink = config.as_ref().and_then(|config| config.sinks.get(&args.sink));
         let kind = sink.and_then(|sink| sink::kind(&sink.kind));
         let mut route =
             sink.zip(kind).and_then(|(config, kind)| Route::new(&args.sink, config, kind).ok());
-        preview.judged = route.is_some();
         let mut progress = Progress::beside_a_line();
         let mut after = replay.position;
         while after < replay.until {
             let read = store.read(after, READ, READ_BYTES).map_err(failed)?;
             let Some(through) = read.through else { break };
             for record in read.records.iter().filter(|record| record.seq <= replay.until) {
-                preview.count(record, args.topic.as_ref(), route.as_mut());
+                preview.add(route.as_mut(), args.topic.as_ref(), record);
             }
             after = through;
             progress.show(|| format!("counting: event {after} of {}", replay.until));
         }
-        Ok(preview)
-    }
-
-    fn count(&mut self, record: &Record, pattern: Option<&Pattern>, route: Option<&mut Route>) {
-        self.all += 1;
-        let topic = &record.event.place.topic;
-        if pattern.is_some_and(|pattern| !pattern.matches(topic)) {
-            *self.skipped.entry(Skip::Place).or_default() += 1;
-            return;
-        }
-        let event = Event { origin: Origin::Replayed, ..record.event.clone() };
-        let record = Arc::new(Record { event, ..record.clone() });
-        match route.map(|route| route.render(&record)) {
-            None | Some(Rendered::Wanted(..)) => {
-                *self.topics.entry(topic.to_string()).or_default() += 1;
-            }
-            Some(Rendered::Skipped(skip)) => *self.skipped.entry(skip).or_default() += 1,
-            Some(Rendered::Failed(_)) => self.failed += 1,
-        }
+        Ok(Self { preview, judged: route.is_some() })
     }
 
     /// How many would be sent, where that is known.
     fn fits(&self) -> Option<u64> {
-        self.judged.then(|| self.topics.values().sum())
+        self.judged.then(|| self.preview.sent.values().sum())
     }
 
     fn print(&self, args: &ReplayArgs) -> Done {
         let mut out = out::text();
-        let all = counted(self.all, "event");
+        let all = counted(self.preview.events, "event");
         match self.fits() {
             None => writeln!(
                 out,
@@ -172,20 +138,18 @@ impl Preview {
             )?,
             Some(fit) => writeln!(out, "{all} in that time, {fit} for sink {}", args.sink)?,
         }
-        for (topic, count) in &self.topics {
+        for (topic, count) in &self.preview.sent {
             writeln!(out, "  {count:>8}  {}", excerpt(topic, EXCERPT))?;
         }
-        for (skip, why) in [
-            (Skip::Condition, "not selected by its condition (when)"),
-            (Skip::ConditionError, "on which its condition fails"),
-            (Skip::Age, "older than its max_age"),
+        for (reason, why) in [
+            (Skip::Condition.as_str(), "left out: not selected by its condition (when)"),
+            (Skip::ConditionError.as_str(), "left out: on which its condition fails"),
+            (Skip::Age.as_str(), "left out: older than its max_age"),
+            (UNRENDERED, "cannot be rendered: dead letters"),
         ] {
-            if let Some(count) = self.skipped.get(&skip) {
-                writeln!(out, "  {count:>8}  left out: {why}")?;
+            if let Some(count) = self.preview.skipped.get(reason) {
+                writeln!(out, "  {count:>8}  {why}")?;
             }
-        }
-        if self.failed > 0 {
-            writeln!(out, "  {:>8}  cannot be rendered: dead letters", self.failed)?;
         }
         Ok(())
     }
