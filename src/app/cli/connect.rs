@@ -172,11 +172,9 @@ async fn tokens(config: &Config) -> Result<(), Failed> {
     crate::base::tls::install_provider();
     let rest = Rest::new(&config.astro).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
     for (label, channel) in &config.channels {
-        let (expiry, facts, remark) = known(channel, &rest).await;
-        let is_none = channel.token_type == TokenType::Jwt
-            && channel.token.read_token().await.is_ok_and(|token| !jwt::is_one(token.expose()));
+        let Known { expiry, facts, remark, is_odd } = known(channel, &rest).await;
         let when = match expiry {
-            None if is_none => "is no JWT, though token_type is jwt".to_owned(),
+            None if is_odd => "is no JWT, though token_type is jwt".to_owned(),
             None => "does not say when it expires".to_owned(),
             Some(at) => {
                 let millis = at.saturating_mul(1000);
@@ -203,23 +201,35 @@ async fn tokens(config: &Config) -> Result<(), Failed> {
     Ok(())
 }
 
-/// What is known of a token: when it ends, in seconds since the epoch, whose it is, and a remark.
-async fn known(channel: &Channel, rest: &Rest) -> (Option<u64>, TokenFacts, Option<String>) {
-    let nothing = |remark: Option<String>| (None, TokenFacts::default(), remark);
-    let Ok(token) = channel.token.read_token().await else { return nothing(None) };
+/// What is known of a token.
+#[derive(Default)]
+struct Known {
+    /// When it ends, in seconds since the epoch.
+    expiry: Option<u64>,
+    facts: TokenFacts,
+    remark: Option<String>,
+    /// It should be a JWT, and is none.
+    is_odd: bool,
+}
+
+async fn known(channel: &Channel, rest: &Rest) -> Known {
+    let remark = |text: String| Known { remark: Some(text), ..Known::default() };
+    let Ok(token) = channel.token.read_token().await else { return Known::default() };
     match channel.token_type {
-        TokenType::Jwt => (jwt::expiry(token.expose()), TokenFacts::of_jwt(token.expose()), None),
-        TokenType::Apikey => {
-            nothing(Some("whether the REST API takes an API key is not verified".into()))
-        }
+        TokenType::Jwt => Known {
+            expiry: jwt::expiry(token.expose()),
+            facts: TokenFacts::of_jwt(token.expose()),
+            is_odd: !jwt::is_one(token.expose()),
+            remark: None,
+        },
+        TokenType::Apikey => remark("whether the REST API takes an API key is not verified".into()),
         TokenType::Oauth2 | TokenType::Oauth => match rest.validate(&token).await {
-            Ok(said) => {
-                let end = said.left.map(|left| clock::now() / 1000 + left.as_secs());
-                (end, TokenFacts::of_oauth(said), None)
-            }
-            Err(error) => {
-                nothing(Some(format!("what it is good for is not known: {}", error.describe())))
-            }
+            Ok(said) => Known {
+                expiry: said.left.map(|left| clock::now() / 1000 + left.as_secs()),
+                facts: TokenFacts::of_oauth(said),
+                ..Known::default()
+            },
+            Err(error) => remark(format!("what it is good for is not known: {}", error.describe())),
         },
     }
 }
