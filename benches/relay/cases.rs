@@ -1,14 +1,15 @@
 //! The cases, and the table.
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use astro_sim::{End, Load, Options, Sim};
-use serde_json::{Map, Value, json};
+use astro_sim::{End, Load, Sim};
+use serde_json::{Map, json};
 use tokio::time::{Instant, sleep};
 
 use super::{
     child::Process,
     destination::{self, Destination, Kind},
+    setting::{ROOM, TOPIC, configuration, rooms, source, subscribed},
     support::process::free_port,
     tally::{Sum, Tally},
     wear,
@@ -48,10 +49,6 @@ impl Program<'_> {
         }
     }
 }
-
-/// The room of the numbered messages.
-pub const ROOM: &str = "5b2e2007760aeb7729487dab";
-pub const TOPIC: &str = "channel.activities";
 
 /// Messages of the cases at a fixed rate, how many a second, and in how many pairs.
 const RATED: u64 = 1_000;
@@ -242,44 +239,6 @@ async fn beside(name: &str, slow: bool) {
         destination.stop();
         sim.stop().await;
     }
-}
-
-/// The source keeps no record of a million messages.
-pub fn source() -> Options {
-    Options { keep_sent: 0, ..Options::default() }
-}
-
-/// The room of the numbered messages, and further ones.
-pub fn rooms(count: usize) -> Vec<String> {
-    let further = (1..count).map(|number| format!("{number:024x}"));
-    std::iter::once(ROOM.to_owned()).chain(further).collect()
-}
-
-/// A configuration with a channel for each room.
-pub fn configuration(
-    dir: &Path,
-    sim: &Sim,
-    rooms: &[String],
-    sinks: &Map<String, Value>,
-) -> std::path::PathBuf {
-    let channel = |room| json!({ "room": room, "token": "t", "topics": [TOPIC] });
-    let channels: Map<String, Value> =
-        rooms.iter().enumerate().map(|(at, room)| (format!("c{at}"), channel(room))).collect();
-    let config = json!({
-        "astro": { "url": sim.url(), "api_url": sim.api_url() },
-        "journal": { "dir": dir.join("journal") },
-        "http": { "listen": "" },
-        "log": { "level": "warn" },
-        "channels": channels,
-        "sinks": sinks,
-    });
-    let file = dir.join("astro-relay.toml");
-    std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
-    file
-}
-
-pub fn subscribed(sim: &Sim) -> usize {
-    sim.connections().iter().filter(|c| c.ended.is_none()).map(|c| c.subscriptions.len()).sum()
 }
 
 async fn measure(

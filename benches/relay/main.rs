@@ -26,6 +26,7 @@ mod cases;
 mod child;
 mod destination;
 mod floor;
+mod setting;
 mod tally;
 mod wear;
 

@@ -7,9 +7,9 @@ use serde_json::Map;
 use tokio::time::sleep;
 
 use super::{
-    cases::{ROOM, TOPIC, configuration, rooms, source, subscribed},
     child::Process,
     destination::{Destination, Kind},
+    setting::{ROOM, TOPIC, configuration, rooms, source, subscribed},
     tally::Tally,
 };
 
