@@ -13,10 +13,12 @@ use astro_relay::{
     config::{Config, SecretRef, TokenType},
 };
 use astro_sim::{End, OAuthClient, Options, RestFault, Secret, Sim, Token};
+use async_nats::ConnectOptions;
 use serde_json::{Value, json};
 
 use crate::support::{
     daemon,
+    nats_server::NatsServer,
     relay::{ROOM, Running, configure},
     wait::until,
 };
@@ -136,6 +138,43 @@ async fn the_session_and_the_history_are_there_with_an_oauth2_token_and_a_missin
     })
     .await;
     assert!(error.contains("session:read"), "{error}");
+    relay.stop().await;
+}
+
+/// The command is repeated until somebody listens: a change to the same value is the same change.
+#[tokio::test]
+async fn a_command_changes_the_session_with_an_oauth2_token_and_a_missing_scope_is_named() {
+    let server = NatsServer::start("").await;
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let sink = format!(
+        "[sinks.bus]\ntype = \"nats\"\nurl = {:?}\ncommands = [\"session/set\"]\n",
+        server.url()
+    );
+    let mut config = configure(&sim, dir.path(), &["channel.session.update"], &sink);
+    let main = config.channels.get_mut("main").unwrap();
+    (main.token, main.token_type) = (SecretRef::Value(FIRST[0].into()), TokenType::Oauth2);
+    let relay = Running::start(config).await;
+    relay.wait_subscribed().await;
+    let client = server.client(ConnectOptions::new()).await;
+    let set = async |amount: &str| {
+        until("the command is answered", SOON, async || {
+            let subject = "astro.main.command.session.set.tip-goal";
+            let answer = client.request(subject, amount.to_owned().into()).await.ok()?;
+            serde_json::from_slice::<Value>(&answer.payload).ok()
+        })
+        .await
+    };
+    let answer = set("41").await;
+    assert_eq!(answer["ok"], true, "{answer}");
+    assert_eq!(sim.session(ROOM)["data"]["tip-goal"], json!({"amount": 41}));
+
+    // No scope for changes is documented, so the one that is needed to read is named.
+    sim.set_tokens(vec![token(FIRST[0], "oauth2", &["tips:read"])]);
+    let answer = set("42").await;
+    assert_eq!(answer["ok"], false, "{answer}");
+    assert!(answer["error"].as_str().unwrap().contains("session:read"), "{answer}");
+    assert_eq!(sim.session(ROOM)["data"]["tip-goal"], json!({"amount": 41}));
     relay.stop().await;
 }
 
