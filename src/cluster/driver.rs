@@ -10,7 +10,10 @@
 
 use std::{
     collections::BTreeSet,
+    future::{Future as _, poll_fn},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -80,6 +83,16 @@ impl Term {
     pub(super) fn age(&self) -> Duration {
         self.lease().age()
     }
+
+    /// Ends when nothing may be handed out any more. Whoever polls it before each step of a task takes no
+    /// step that is not permitted, even where the process was stopped for a while and nobody has noticed yet.
+    async fn over(&self) {
+        let mut lost = pin!(self.lost.cancelled());
+        poll_fn(|cx| {
+            if self.may_act() { lost.as_mut().poll(cx) } else { Poll::Ready(()) }
+        })
+        .await;
+    }
 }
 
 /// A task of a sink that runs; counted until it is dropped.
@@ -143,13 +156,15 @@ pub(crate) fn led(lease: Arc<SinkLease>, make: MakeWork) -> Factory {
                     Err(_) => return,
                 };
                 let ended = tokio::select! {
+                    biased;
+                    () = term.over() => false,
                     () = &mut work => true,
-                    () = term.lost.cancelled() => false,
                     () = term.ending.cancelled() => {
                         ending.cancel();
                         tokio::select! {
+                            biased;
+                            () = term.over() => {}
                             () = &mut work => {}
-                            () = term.lost.cancelled() => {}
                         }
                         false
                     }
@@ -365,8 +380,11 @@ impl Keeper {
             let left = term.lease().left();
             tokio::select! {
                 () = sleep(renew_at.saturating_duration_since(Instant::now()).min(left)) => {
-                    if Instant::now() >= renew_at {
-                        if !self.renew(kept, &mut held).await {
+                    // Whoever was stopped meanwhile does not ask for what is another's by now.
+                    let left = held.term.lease().left();
+                    if !left.is_zero() && Instant::now() >= renew_at {
+                        let renewed = timeout(left, self.renew(kept, &mut held)).await;
+                        if renewed != Ok(true) {
                             return (End::Lost, held.revision);
                         }
                         let soon = held.unknown.is_some();

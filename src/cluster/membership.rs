@@ -45,6 +45,9 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// How long members that start together may take to hear of one another before they take up channels.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// Events that a member which leaves may still have to publish when its tasks are told to stop.
+const FEW: u64 = 200;
+
 /// What a member is configured with stands under this key, beside the cursors of the sinks. No sink can have
 /// this name.
 pub(super) const CONFIGURED: &str = "configured.";
@@ -490,7 +493,9 @@ impl Membership {
         let set = View::set(&view.takers(true));
         let said = self.said.draining;
         let sinks = lock(&cluster.0.leases).values().any(|lease| lease.term().is_some());
-        if said && !sinks && view.others_stand(set) {
+        // What waits still is published within the time of the stop; more than that is waited for here.
+        let published = cluster.0.outbox.waiting.load(Ordering::Relaxed) <= FEW;
+        if said && !sinks && published && view.others_stand(set) {
             cluster.0.drained.send_replace(true);
         }
     }

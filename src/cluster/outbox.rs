@@ -65,7 +65,7 @@ const RETRY: Duration = Duration::from_millis(250);
 /// The first wait for a copy that is being stored.
 const SOON: Duration = Duration::from_millis(3);
 
-/// How long an event waits for the log to come to it, beyond the lease time.
+/// How long an event waits for a log that does not move, beyond the lease time.
 const STEP: Duration = Duration::from_secs(3);
 
 /// At a stop, so long is given to what is not published yet.
@@ -98,6 +98,7 @@ struct Attempt {
     seq: Seq,
     outcome: Outcome,
     known: Option<Known>,
+    seen: Option<Seen>,
     /// This member was found to be in step with the other holders of the channel.
     came_in_step: bool,
 }
@@ -117,6 +118,15 @@ struct Lane {
     unstored: Option<Instant>,
     /// What was looked up for its old events.
     known: Option<Known>,
+    /// While another holder may be behind: where the log was seen to be last.
+    seen: Option<Seen>,
+}
+
+/// Where the log was in a channel, and since when.
+#[derive(Clone, Copy)]
+struct Seen {
+    seq: Option<u64>,
+    since: Instant,
 }
 
 /// The task.
@@ -240,6 +250,7 @@ impl Outbox {
             return;
         };
         lane.busy = true;
+        let full = self.open.len() >= AHEAD || self.bytes >= AHEAD_BYTES;
         let standing = self.cluster.standing_for(channel);
         let is_new = |record: &Record| standing.is_some_and(|time| record.age() <= time);
         let is_in_step = self.in_step.get(channel).is_some_and(|at| {
@@ -255,6 +266,8 @@ impl Outbox {
             cluster: self.cluster.clone(),
             kept: Arc::clone(kept),
             known: lane.known.take(),
+            seen: lane.seen.take(),
+            full,
             again: lane.unstored.is_some_and(|since| since.elapsed() >= UNSTORED),
             record,
         };
@@ -267,14 +280,15 @@ impl Outbox {
             let was_behind = work.behind.is_some();
             let outcome = work.publish().await;
             let came_in_step = was_behind && work.behind.is_none();
-            Attempt { lane, seq: work.record.seq, outcome, known: work.known, came_in_step }
+            let Work { record, known, seen, .. } = work;
+            Attempt { lane, seq: record.seq, outcome, known, seen, came_in_step }
         }));
     }
 
     fn on_attempt(&mut self, attempt: Attempt, kept: &Arc<Kept>, attempts: &mut Attempts) {
-        let Attempt { lane: channel, seq, outcome, known, came_in_step } = attempt;
+        let Attempt { lane: channel, seq, outcome, known, seen, came_in_step } = attempt;
         let Some(lane) = self.lanes.get_mut(&channel) else { return };
-        lane.known = known;
+        (lane.known, lane.seen) = (known, seen);
         if came_in_step {
             self.in_step.insert(Arc::clone(&channel), Moment::now());
         }
@@ -331,6 +345,9 @@ struct Work {
     /// This member may not be in step with the other holders of the channel: the keys of the events that it
     /// has received since it has held it.
     behind: Option<HashSet<String>>,
+    seen: Option<Seen>,
+    /// Nothing more is read before some of what was read is done: what the log has already goes.
+    full: bool,
     /// Under another id: the log knows the first one and has not stored it.
     again: bool,
 }
@@ -350,6 +367,10 @@ impl Work {
             }
         }
         if !self.step().await {
+            if self.full && self.is_known().await.is_ok_and(|known| known) {
+                return Outcome::NotNeeded;
+            }
+            self.known = None;
             return Outcome::NotYet;
         }
         let window = self.cluster.settings().duplicate_window.0;
@@ -394,34 +415,48 @@ impl Work {
     }
 
     /// Whether the event may be published now: nobody has held the channel for longer, or the log has come to
-    /// one of the events that this member has received since it has held it. No event waits for ever.
+    /// one of the events that this member has received since it has held it. However long that takes, it is
+    /// waited for while the log moves; where it stands still, nobody is behind.
     async fn step(&mut self) -> bool {
         let Some(received) = &self.behind else { return true };
         let channel = &self.record.event.place.channel;
         let limit = self.cluster.settings().lease.0 + STEP;
         let is_free = match self.cluster.standing_for(channel) {
-            _ if self.record.age() > limit => true,
-            None => false,
+            None => self.log_stands_still(None, limit),
             Some(time) => {
                 // Of two that began together, the first holder goes on.
                 let first = self.cluster.is_first_holder(channel);
                 let time = time + if first { TOGETHER } else { Duration::ZERO };
-                !gaps::was_held_elsewhere(&self.cluster, channel, time).await
-                    || self.log_is_at().await.is_some_and(|key| received.contains(&key))
+                if gaps::was_held_elsewhere(&self.cluster, channel, time).await {
+                    let (seq, key) = self.log_is_at().await.unzip();
+                    key.is_some_and(|key| received.contains(&key))
+                        || self.log_stands_still(seq, limit)
+                } else {
+                    true
+                }
             }
         };
         if is_free {
-            self.behind = None;
+            (self.behind, self.seen) = (None, None);
         }
         is_free
     }
 
-    /// The key of the last event of the channel that the log has.
-    async fn log_is_at(&self) -> Option<String> {
+    /// Whether the log was there in this channel for that long; `None`: where it is is not known.
+    fn log_stands_still(&mut self, seq: Option<u64>, limit: Duration) -> bool {
+        let seen = self.seen.get_or_insert_with(|| Seen { seq, since: Instant::now() });
+        if seq.is_some() && seen.seq != seq {
+            *seen = Seen { seq, since: Instant::now() };
+        }
+        seen.since.elapsed() > limit
+    }
+
+    /// The last event of the channel that the log has: its sequence number, and its key.
+    async fn log_is_at(&self) -> Option<(u64, String)> {
         let subject = message::subject(&self.cluster.settings().name, &self.record.event);
         let last = self.kept.log.get_last_raw_message_by_subject(&subject).await.ok()?;
         let key = message::message_id(&last.headers)?;
-        Some(key.split('~').next().unwrap_or_default().to_owned())
+        Some((last.sequence, key.split('~').next().unwrap_or_default().to_owned()))
     }
 
     /// Whether the log has the event already. Asked only of events that are old.
