@@ -88,10 +88,7 @@ impl Term {
     /// step that is not permitted, even where the process was stopped for a while and nobody has noticed yet.
     async fn over(&self) {
         let mut lost = pin!(self.lost.cancelled());
-        poll_fn(|cx| {
-            if self.may_act() { lost.as_mut().poll(cx) } else { Poll::Ready(()) }
-        })
-        .await;
+        poll_fn(|cx| if self.may_act() { lost.as_mut().poll(cx) } else { Poll::Ready(()) }).await;
     }
 }
 

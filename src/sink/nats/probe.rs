@@ -3,7 +3,7 @@
 //! NATS tells nobody what he may do: it has to be tried. An empty message goes to a subject one word below
 //! the event's, which says that no stream may keep it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -22,6 +22,9 @@ use crate::sink::{Cause, Failure, Opening, Permission, Purpose, address};
 /// A stream that there is not: a message that expects it is kept by none.
 const NO_STREAM: &str = "astro-relay-check";
 
+/// How long to wait for refusals when everything is answered.
+const LATE: Duration = Duration::from_millis(300);
+
 /// Asks for the right to publish at each address.
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 pub(super) fn probe(
@@ -39,75 +42,106 @@ pub(super) fn probe(
             let wanted = super::wanted(&connector, Purpose::Probe, config.0 + config.1);
             known = stream::ensure(&mut link, &wanted).await.map_err(failed)?;
         }
-        let mut permissions = Vec::new();
+        let mut asked = Vec::new();
+        let mut refusals = Refusals::new();
         for (number, address) in (1..).zip(&addresses) {
             let settings = &connector.settings;
             let why_not = subject::reserved(address, settings.inbox()).map(str::to_owned);
-            let permission = match why_not {
-                Some(reason) => Permission::Denied(reason),
-                None if known.takes(address) == Some(false) => Permission::Denied(format!(
+            let denied = match why_not {
+                Some(reason) => Some(reason),
+                None if known.takes(address) == Some(false) => Some(format!(
                     "the stream {} takes only {}: such events are set aside as dead letters",
                     settings.stream,
                     known.list()
                 )),
                 None => {
-                    let asked = may_publish(&mut link, address, number, connector.timeout);
+                    let asked = ask(&mut link, address, number, connector.timeout, &mut refusals);
                     asked.await.map_err(failed)?
                 }
             };
-            permissions.push(permission);
+            asked.push((address, denied));
         }
-        Ok(permissions)
+        late(&mut link, &mut refusals).await;
+        let permission = |(address, denied): (&Arc<str>, Option<String>)| {
+            let subject = canary(address);
+            match denied.map(Permission::Denied) {
+                Some(denied) => denied,
+                None => refusals
+                    .get(&subject)
+                    .map_or(Permission::Granted, |text| address::denied(text, &subject)),
+            }
+        };
+        Ok(asked.into_iter().map(permission).collect())
     })
 }
 
-/// Asks for the right to publish at `address`. `number` tells this question from others of the connection.
-async fn may_publish(
+/// The subjects to which we may not publish, and the server's words.
+type Refusals = HashMap<String, String>;
+
+/// Where it is tried to publish to `address`.
+fn canary(address: &str) -> String {
+    format!("{address}.{}", address::CANARY)
+}
+
+/// Publishes to `address`, and waits until the server has looked at it. What it refuses goes into `refusals`,
+/// mostly: see [`late`]. Answers why it cannot be published to at all. `number` tells this question from others of
+/// the connection.
+async fn ask(
     link: &mut Link,
     address: &str,
     number: u64,
     patience: Duration,
-) -> Result<Permission, Cause> {
-    let subject = format!("{address}.{}", address::CANARY);
+    refusals: &mut Refusals,
+) -> Result<Option<String>, Cause> {
+    let subject = canary(address);
     let mut headers = HeaderMap::new();
     headers.insert(async_nats::header::NATS_EXPECTED_STREAM, NO_STREAM);
     let request = Mark::Request(number);
     match link.publish((&*subject).into(), headers, Bytes::new(), Some(request)).await {
         Ok(()) => {}
-        Err(Unsent::Invalid(reason)) => return Ok(Permission::Denied(reason)),
+        Err(Unsent::Invalid(reason)) => return Ok(Some(reason)),
         Err(Unsent::Lost(reason)) => return Err(Cause::Down(reason.into())),
     }
-    // A refusal has certainly come when a second ping is back, see `core`. Where no ping comes back, a
-    // stream answers, or the server says that there is none.
-    let marks = if link.has_loopback() {
-        vec![Mark::Ping(2 * number + 1), Mark::Ping(2 * number + 2)]
-    } else {
-        vec![request]
-    };
-    for mark in marks {
-        if let Mark::Ping(_) = mark
-            && let Err(Unsent::Lost(reason) | Unsent::Invalid(reason)) = link.ping(mark).await
-        {
-            return Err(Cause::Down(reason.into()));
-        }
-        let answered = async {
-            loop {
-                match link.next().await {
-                    Ok((found, _)) if found == mark => return Ok(None),
-                    Ok(_) => {}
-                    Err(ServerNotice::Lost(reason)) => return Err(Cause::Down(reason.into())),
-                    Err(ServerNotice::Refused(text)) => {
-                        if refusal::read(&text) == Refusal::Publish(subject.clone()) {
-                            return Ok(Some(text));
-                        }
-                    }
-                }
-            }
-        };
-        let silent = |_| Cause::Down("the server has not answered in time".into());
-        if let Some(reason) = timeout(patience, answered).await.map_err(silent)?? {
-            return Ok(address::denied(&reason, &subject));
-        }
+    // Where no ping comes back, a stream answers, or the server says that there is none.
+    let mark = if link.has_loopback() { Mark::Ping(number) } else { request };
+    if let Mark::Ping(_) = mark
+        && let Err(Unsent::Lost(reason) | Unsent::Invalid(reason)) = link.ping(mark).await
+    {
+        return Err(Cause::Down(reason.into()));
     }
-    Ok(Permission::Granted)
+    let answered = async {
+        while !refusals.contains_key(&subject) {
+            match link.next().await {
+                Ok((found, _)) if found == mark => break,
+                Ok(_) => {}
+                Err(ServerNotice::Lost(reason)) => return Err(Cause::Down(reason.into())),
+                Err(ServerNotice::Refused(text)) => note(text, refusals),
+            }
+        }
+        Ok(())
+    };
+    let silent = |_| Cause::Down("the server has not answered in time".into());
+    timeout(patience, answered).await.map_err(silent)??;
+    Ok(None)
+}
+
+fn note(text: String, refusals: &mut Refusals) {
+    if let Refusal::Publish(subject) = refusal::read(&text) {
+        refusals.insert(subject, text);
+    }
+}
+
+/// Refusals come from a task of the client library that may be late on a busy machine.
+async fn late(link: &mut Link, refusals: &mut Refusals) {
+    let coming = async {
+        loop {
+            match link.next().await {
+                Ok(_) => {}
+                Err(ServerNotice::Refused(text)) => note(text, refusals),
+                Err(ServerNotice::Lost(_)) => return,
+            }
+        }
+    };
+    // It ends when the time is over, or with the connection.
+    drop(timeout(LATE, coming).await);
 }
