@@ -223,10 +223,11 @@ impl Cluster {
         }
     }
 
-    /// The other members that were heard of lately, whether or not they are thought to be alive.
-    fn others(&self) -> Vec<String> {
+    /// Other members that are alive.
+    fn others_alive(&self) -> Vec<String> {
         let view = self.0.view.borrow();
-        view.known().filter(|name| *name != self.member()).map(ToOwned::to_owned).collect()
+        let names = view.alive().map(|(name, _)| name);
+        names.filter(|name| *name != self.member()).map(ToOwned::to_owned).collect()
     }
 
     /// How many members hold each channel.
@@ -282,9 +283,9 @@ impl Cluster {
         lock(&self.0.standing).get(channel).map(|(since, _)| since.elapsed())
     }
 
-    /// Whether another member that is alive holds a channel, or may.
-    fn has_other_holder(&self, channel: &str) -> bool {
-        !channel.is_empty() && self.copies() > 1 && self.0.view.borrow().has_others()
+    /// Whether another member that is alive may have events of a channel.
+    fn may_be_elsewhere(&self, channel: &str) -> bool {
+        !channel.is_empty() && self.0.view.borrow().has_others()
     }
 
     fn set_waiting(&self, events: u64, failing: Option<String>) {

@@ -1,21 +1,25 @@
-//! Whether a gap of this member is one of the cluster: it asks the others whether one of them held the
-//! channel all the time. Then nothing was missed, and nothing is reported.
+//! What members ask one another of a channel, with times that are measured by clocks that do not step.
 //!
-//! Whoever is asked answers from its own clock that does not step: for how long all subscriptions of the
-//! channel have stood without a break. No answer is a no.
+//! - Is a gap of this member one of the cluster? If another held the channel all the time, with all
+//!   subscriptions standing without a break, nothing was missed, and nothing is reported.
+//! - Has another held the channel for longer, or events that are older and not in the log yet? Then newer ones
+//!   wait for it. No answer is a maybe.
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::Message;
+use async_nats::{Message, RequestErrorKind};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Cluster;
 use crate::base::event::Record;
 
 /// How long the others may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long to wait before who has not answered is asked again.
+const AGAIN: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
@@ -24,9 +28,12 @@ struct Question {
     seconds: f64,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Answer {
     held: bool,
+    /// Events that were received before that wait for the log.
+    waits: bool,
 }
 
 /// The part of a report that is looked at.
@@ -35,29 +42,76 @@ struct Report {
     seconds: Option<f64>,
 }
 
-/// Whether another member held the channel of a `relay.gap` all the time.
-pub(super) async fn is_covered(cluster: &Cluster, record: &Arc<Record>) -> bool {
+/// Whether another member held the channel of a `relay.gap` all the time. Whoever is alive and does not answer is
+/// asked again, for `patience`. To be asked soon: who held it then may be restarted next.
+pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>, patience: Duration) -> bool {
     let report = serde_json::from_slice::<Report>(record.event.data());
     let Ok(Report { seconds: Some(seconds) }) = report else { return false };
     let Ok(gap) = Duration::try_from_secs_f64(seconds) else { return false };
-    was_held_elsewhere(cluster, &record.event.place.channel, gap + record.age()).await
+    let channel = &record.event.place.channel;
+    loop {
+        let others = cluster.others_alive();
+        let answers = ask(&cluster, others, channel, gap + record.age()).await;
+        if answers.iter().flatten().any(|answer| answer.held) {
+            return true;
+        }
+        if answers.iter().all(Option::is_some) || record.age() > patience {
+            return false;
+        }
+        sleep(AGAIN).await;
+    }
 }
 
-/// Whether another member has held this channel for at least that long.
+/// Whether another member has held this channel for at least that long. No answer is a no.
 pub(crate) async fn was_held_elsewhere(cluster: &Cluster, channel: &str, since: Duration) -> bool {
-    let others = cluster.others();
+    let answers = ask(cluster, cluster.others_alive(), channel, since).await;
+    answers.into_iter().flatten().any(|answer| answer.held)
+}
+
+/// Whether another member may have events of this channel that are not in the log yet: it has held the channel for
+/// `held`, where that matters, or events wait that it received before `waits`.
+pub(super) async fn may_be_behind(
+    cluster: &Cluster,
+    channel: &str,
+    held: Option<Duration>,
+    waits: Duration,
+) -> bool {
+    let question = |seconds| ask(cluster, cluster.others_alive(), channel, seconds);
+    let holds = async {
+        let Some(held) = held else { return false };
+        question(held).await.into_iter().any(|answer| answer.is_none_or(|answer| answer.held))
+    };
+    let waits = async {
+        question(waits).await.into_iter().any(|answer| answer.is_none_or(|answer| answer.waits))
+    };
+    let (holds, waits) = tokio::join!(holds, waits);
+    holds || waits
+}
+
+/// What each of them answers; `None`: nothing, though it may be there.
+async fn ask(
+    cluster: &Cluster,
+    members: Vec<String>,
+    channel: &str,
+    since: Duration,
+) -> Vec<Option<Answer>> {
     let question = Question { channel: channel.to_owned(), seconds: since.as_secs_f64() };
-    let Ok(question) = serde_json::to_vec(&question) else { return false };
-    let asked = others.iter().map(|member| {
+    let question = serde_json::to_vec(&question).unwrap_or_default();
+    let asked = members.iter().map(|member| {
         let subject = subject(&cluster.settings().name, member);
         let request = cluster.client().request(subject, question.clone().into());
         async move {
-            let answer = timeout(PATIENCE, request).await.ok()?.ok()?;
-            serde_json::from_slice::<Answer>(&answer.payload).ok()
+            match timeout(PATIENCE, request).await.ok()? {
+                Ok(answer) => serde_json::from_slice(&answer.payload).ok(),
+                // It runs no more.
+                Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+                    Some(Answer::default())
+                }
+                Err(_) => None,
+            }
         }
     });
-    let answers = join_all(asked).await;
-    answers.into_iter().flatten().any(|answer| answer.held)
+    join_all(asked).await
 }
 
 /// Where a member is asked.
@@ -65,16 +119,20 @@ pub(super) fn subject(cluster: &str, member: &str) -> String {
     format!("{cluster}.ask.{member}")
 }
 
-/// Answers another member.
-pub(super) async fn answer(cluster: &Cluster, message: Message) {
+/// Answers another member. `oldest`: the age of the oldest event of a channel that waits for the log.
+pub(super) async fn answer(
+    cluster: &Cluster,
+    message: Message,
+    oldest: impl FnOnce(&str) -> Option<Duration>,
+) {
     let Some(reply) = message.reply else { return };
-    let question = serde_json::from_slice::<Question>(&message.payload);
-    let held = question.is_ok_and(|question| {
-        cluster
-            .standing_for(&question.channel)
-            .is_some_and(|time| time.as_secs_f64() >= question.seconds)
-    });
-    let answer = serde_json::to_vec(&Answer { held }).unwrap_or_default();
-    // Who asks and gets no answer takes it for a no.
+    let Ok(Question { channel, seconds }) = serde_json::from_slice(&message.payload) else {
+        return;
+    };
+    let reaches = |time: Duration| time.as_secs_f64() >= seconds;
+    let held = cluster.standing_for(&channel).is_some_and(reaches);
+    let waits = oldest(&channel).is_some_and(reaches);
+    let answer = serde_json::to_vec(&Answer { held, waits }).unwrap_or_default();
+    // Who asks and gets no answer knows what to make of it.
     drop(cluster.client().publish(reply, answer.into()).await);
 }

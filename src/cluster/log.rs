@@ -49,8 +49,8 @@ const RETRY: Duration = Duration::from_millis(200);
 /// How long a log that says nothing is waited for before it is asked again.
 const SILENT: Duration = Duration::from_secs(20);
 
-/// How long the last cursor may take to be saved at the end of a term.
-const LAST: Duration = Duration::from_secs(2);
+/// How long the last cursor may take to be saved at the end of a term: what is not saved is handed out again.
+const LAST: Duration = Duration::from_secs(10);
 
 /// The value of a cursor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -257,8 +257,11 @@ impl LogSource {
         let deadline = Instant::now() + LAST;
         let saved = async {
             while self.unsaved().is_some() {
-                if !self.term.may_act() || !self.save_once().await {
+                if !self.term.may_act() {
                     return false;
+                }
+                if !self.save_once().await {
+                    sleep(RETRY).await;
                 }
             }
             true

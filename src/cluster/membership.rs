@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use super::{
     Cluster, assignment,
     connection::{ClusterError, Kept},
-    gaps, holding, lease, lock,
+    holding, lease, lock,
     log::ensure_cursor,
     view::{MEMBER, Member, View},
 };
@@ -170,10 +170,6 @@ impl Membership {
     async fn keep(&mut self, kept: &Kept, mut watch: Watch, stop: &CancellationToken) -> End {
         let cluster = self.cluster.clone();
         let parts = Arc::clone(&self.parts);
-        let subject = gaps::subject(&cluster.settings().name, cluster.member());
-        let Ok(mut questions) = cluster.client().subscribe(subject).await else {
-            return End::Again("the other members' questions cannot be heard".into());
-        };
         let time = cluster.settings().lease.0;
         let pace = lease::renewal(time);
         let mut table = parts.table.changes();
@@ -222,7 +218,6 @@ impl Membership {
                     Some(Err(error)) => return End::Again(format!("the members cannot be heard of: {error}")),
                     None => return End::Again("the members cannot be heard of".into()),
                 },
-                Some(question) = questions.next() => gaps::answer(&cluster, question).await,
                 Ok(()) = table.changed() => {
                     self.note_standing();
                     look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);

@@ -24,7 +24,11 @@ use std::{
 };
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, Shared},
+    stream::FuturesUnordered,
+};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -71,6 +75,9 @@ const STEP: Duration = Duration::from_secs(3);
 /// At a stop, so long is given to what is not published yet.
 const FINISH: Duration = Duration::from_secs(5);
 
+/// How much later than it is so it may be noted that a channel stands, or stands no more.
+const NOTED: Duration = Duration::from_secs(2);
+
 /// Holders whose subscriptions stood within this time began together.
 const TOGETHER: Duration = Duration::from_millis(500);
 
@@ -100,11 +107,23 @@ struct Attempt {
     known: Option<Known>,
     seen: Option<Seen>,
     /// This member was found to be in step with the other holders of the channel.
-    came_in_step: bool,
+    in_step: Option<InStep>,
+}
+
+/// With which of its events a member is in step with the other holders of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InStep {
+    /// With those from before the break.
+    Before,
+    /// With all.
+    All,
 }
 
 /// The message ids that the log has of a channel since an old event was received.
 type Known = Arc<HashSet<Arc<str>>>;
+
+/// Whether another member held the channel of a gap all the time.
+type IsCovered = Shared<BoxFuture<'static, bool>>;
 
 type Attempts = FuturesUnordered<Pin<Box<dyn Future<Output = Attempt> + Send>>>;
 
@@ -138,9 +157,13 @@ struct Outbox {
     open: BTreeSet<Seq>,
     bytes: usize,
     read: Seq,
+    last_read: Option<Arc<Record>>,
     failing: Option<String>,
     /// When this member was found to be in step with the other holders of a channel.
-    in_step: HashMap<Arc<str>, Moment>,
+    in_step: HashMap<Arc<str>, (InStep, Moment)>,
+    /// What is asked about the gaps that are not done.
+    covered: HashMap<Seq, IsCovered>,
+    asking: FuturesUnordered<IsCovered>,
 }
 
 pub(crate) fn factory(cluster: &Cluster, journal: &Journal) -> Factory {
@@ -156,8 +179,11 @@ pub(crate) fn factory(cluster: &Cluster, journal: &Journal) -> Factory {
             open: BTreeSet::new(),
             bytes: 0,
             read,
+            last_read: None,
             failing: None,
             in_step: HashMap::new(),
+            covered: HashMap::new(),
+            asking: FuturesUnordered::new(),
         };
         Ok(Box::pin(outbox.run(stop)))
     })
@@ -168,6 +194,16 @@ impl Outbox {
         let kept = tokio::select! {
             () = stop.cancelled() => return,
             kept = self.cluster.kept() => kept,
+        };
+        let subject = gaps::subject(&self.cluster.settings().name, self.cluster.member());
+        let mut questions = loop {
+            match self.cluster.client().subscribe(subject.clone()).await {
+                Ok(questions) => break questions,
+                Err(error) => {
+                    warn!(%error, "the other members' questions cannot be received");
+                    sleep(RETRY).await;
+                }
+            }
         };
         let mut attempts = Attempts::new();
         let mut give_up: Option<Instant> = None;
@@ -190,6 +226,10 @@ impl Outbox {
             let next = self.journal.next(self.read, BATCH, BATCH_BYTES);
             tokio::select! {
                 biased;
+                Some(question) = questions.next() => {
+                    gaps::answer(&self.cluster, question, |channel| self.oldest(channel)).await;
+                }
+                Some(_) = self.asking.next() => {}
                 Some(attempt) = attempts.next() => self.on_attempt(attempt, &kept, &mut attempts),
                 batch = next, if may_read => match batch {
                     Ok(batch) => self.take(&batch, &kept, &mut attempts),
@@ -202,6 +242,16 @@ impl Outbox {
                 () = sleep(RETRY), if give_up.is_some() => {}
             }
         }
+    }
+
+    /// The age of the oldest event of a channel that waits for the log, or may.
+    fn oldest(&self, channel: &str) -> Option<Duration> {
+        let first = self.lanes.get(channel).and_then(|lane| lane.events.front());
+        let is_all_read = self.journal.figures().last <= self.read;
+        // What is not read yet is younger than what was read last.
+        let unread = (!is_all_read)
+            .then(|| self.last_read.as_ref().map_or(Duration::MAX, |last| last.age()));
+        first.map(|record| record.age()).max(unread)
     }
 
     fn show(&self) {
@@ -218,6 +268,13 @@ impl Outbox {
         for record in &batch.records {
             self.open.insert(record.seq);
             self.bytes += record.event.weight();
+            if &*record.event.place.topic == "relay.gap" {
+                let patience = self.cluster.settings().lease.0 + STEP;
+                let asked = gaps::is_covered(self.cluster.clone(), Arc::clone(record), patience);
+                let asked = asked.boxed().shared();
+                self.asking.push(asked.clone());
+                self.covered.insert(record.seq, asked);
+            }
             let channel = &record.event.place.channel;
             let lane = self.lanes.entry(Arc::clone(channel)).or_default();
             lane.events.push_back(Arc::clone(record));
@@ -227,6 +284,9 @@ impl Outbox {
             }
         }
         self.read = batch.through;
+        if let Some(last) = batch.records.last() {
+            self.last_read = Some(Arc::clone(last));
+        }
         self.advance();
     }
 
@@ -252,21 +312,33 @@ impl Outbox {
         lane.busy = true;
         let full = self.open.len() >= AHEAD || self.bytes >= AHEAD_BYTES;
         let standing = self.cluster.standing_for(channel);
-        let is_new = |record: &Record| standing.is_some_and(|time| record.age() <= time);
-        let is_in_step = self.in_step.get(channel).is_some_and(|at| {
-            // Since then nothing was missed; or it was, and this one is from before.
-            !is_new(&record) || standing.is_some_and(|time| at.elapsed() <= time)
-        });
-        let behind = (!is_in_step && self.cluster.has_other_holder(channel)).then(|| {
-            let new = lane.events.iter().filter(|record| is_new(record));
-            new.map(|record| message::key(&record.event)).collect()
+        let age = record.age();
+        // Received since the channel has stood, or before a break. It is noted a moment later than it is so.
+        let since = standing.unwrap_or_default();
+        let is_new = |age: Duration| age <= since + NOTED;
+        let is_in_step = !self.cluster.may_be_elsewhere(channel)
+            || self.in_step.get(channel).is_some_and(|(with, at)| {
+                let is_current = standing.is_some_and(|standing| at.elapsed() <= standing);
+                !is_new(age) || (is_current && *with == InStep::All)
+            });
+        let behind = (!is_in_step).then(|| {
+            let new = lane.events.iter().filter(|record| is_new(record.age()));
+            let received = new.map(|record| message::key(&record.event)).collect();
+            if is_new(age) {
+                Behind { held: Some(since), waits: age.max(since), received }
+            } else {
+                // A copy of it that another has is not older.
+                Behind { held: None, waits: age + TOGETHER, received }
+            }
         });
         let work = Work {
             behind,
+            in_step: None,
             cluster: self.cluster.clone(),
             kept: Arc::clone(kept),
             known: lane.known.take(),
             seen: lane.seen.take(),
+            is_covered: self.covered.get(&record.seq).cloned(),
             full,
             again: lane.unstored.is_some_and(|since| since.elapsed() >= UNSTORED),
             record,
@@ -277,20 +349,18 @@ impl Outbox {
                 sleep(wait).await;
             }
             let mut work = work;
-            let was_behind = work.behind.is_some();
             let outcome = work.publish().await;
-            let came_in_step = was_behind && work.behind.is_none();
-            let Work { record, known, seen, .. } = work;
-            Attempt { lane, seq: record.seq, outcome, known, seen, came_in_step }
+            let Work { record, known, seen, in_step, .. } = work;
+            Attempt { lane, seq: record.seq, outcome, known, seen, in_step }
         }));
     }
 
     fn on_attempt(&mut self, attempt: Attempt, kept: &Arc<Kept>, attempts: &mut Attempts) {
-        let Attempt { lane: channel, seq, outcome, known, seen, came_in_step } = attempt;
+        let Attempt { lane: channel, seq, outcome, known, seen, in_step } = attempt;
         let Some(lane) = self.lanes.get_mut(&channel) else { return };
         (lane.known, lane.seen) = (known, seen);
-        if came_in_step {
-            self.in_step.insert(Arc::clone(&channel), Moment::now());
+        if let Some(with) = in_step {
+            self.in_step.insert(Arc::clone(&channel), (with, Moment::now()));
         }
         let wait = match outcome {
             Outcome::Failed(why) => {
@@ -330,10 +400,21 @@ impl Outbox {
                 self.bytes = self.bytes.saturating_sub(record.event.weight());
             }
             self.open.remove(&seq);
+            self.covered.remove(&seq);
             self.advance();
         }
         self.start(&channel, wait.unwrap_or_default(), kept, attempts);
     }
+}
+
+/// A member that may not be in step with the other holders of a channel.
+struct Behind {
+    /// For how long the channel has stood, for an event that was received since.
+    held: Option<Duration>,
+    /// What others received before that is to be in the log.
+    waits: Duration,
+    /// The keys of the events that it has received since the channel has stood.
+    received: HashSet<String>,
 }
 
 /// One attempt to publish.
@@ -342,10 +423,11 @@ struct Work {
     kept: Arc<Kept>,
     record: Arc<Record>,
     known: Option<Known>,
-    /// This member may not be in step with the other holders of the channel: the keys of the events that it
-    /// has received since it has held it.
-    behind: Option<HashSet<String>>,
+    /// This member may not be in step with the other holders of the channel.
+    behind: Option<Behind>,
+    in_step: Option<InStep>,
     seen: Option<Seen>,
+    is_covered: Option<IsCovered>,
     /// Nothing more is read before some of what was read is done: what the log has already goes.
     full: bool,
     /// Under another id: the log knows the first one and has not stored it.
@@ -359,7 +441,10 @@ impl Work {
         let channel = &event.place.channel;
         if event.place.topic.starts_with("relay.") && !channel.is_empty() {
             let is_needed = match &*event.place.topic {
-                "relay.gap" => !gaps::is_covered(&self.cluster, &record).await,
+                "relay.gap" => match self.is_covered.clone() {
+                    Some(is_covered) => !is_covered.await,
+                    None => true,
+                },
                 _ => self.cluster.is_first_holder(channel),
             };
             if !is_needed {
@@ -414,32 +499,28 @@ impl Work {
         }
     }
 
-    /// Whether the event may be published now: nobody has held the channel for longer, or the log has come to
-    /// one of the events that this member has received since it has held it. However long that takes, it is
+    /// Whether the event may be published now: no other member may be behind, or the log has come to one of the
+    /// events that this member has received since it has held the channel. However long that takes, it is
     /// waited for while the log moves; where it stands still, nobody is behind.
     async fn step(&mut self) -> bool {
-        let Some(received) = &self.behind else { return true };
+        let Some(Behind { held, waits, received }) = &self.behind else { return true };
         let channel = &self.record.event.place.channel;
         let limit = self.cluster.settings().lease.0 + STEP;
-        let is_free = match self.cluster.standing_for(channel) {
-            None => self.log_stands_still(None, limit),
-            Some(time) => {
-                // Of two that began together, the first holder goes on.
-                let first = self.cluster.is_first_holder(channel);
-                let time = time + if first { TOGETHER } else { Duration::ZERO };
-                if gaps::was_held_elsewhere(&self.cluster, channel, time).await {
-                    let (seq, key) = self.log_is_at().await.unzip();
-                    key.is_some_and(|key| received.contains(&key))
-                        || self.log_stands_still(seq, limit)
-                } else {
-                    true
-                }
-            }
+        // Of two that began together, the first holder goes on.
+        let is_first = self.cluster.is_first_holder(channel);
+        let ahead = if is_first { TOGETHER } else { Duration::ZERO };
+        let asked = held.map(|held| held + ahead);
+        self.in_step = if gaps::may_be_behind(&self.cluster, channel, asked, *waits).await {
+            let (seq, key) = self.log_is_at().await.unzip();
+            let is_there = key.is_some_and(|key| received.contains(&key));
+            (is_there || self.log_stands_still(seq, limit)).then_some(InStep::All)
+        } else {
+            Some(if held.is_some() { InStep::All } else { InStep::Before })
         };
-        if is_free {
+        if self.in_step.is_some() {
             (self.behind, self.seen) = (None, None);
         }
-        is_free
+        self.in_step.is_some()
     }
 
     /// Whether the log was there in this channel for that long; `None`: where it is is not known.

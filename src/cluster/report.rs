@@ -1,6 +1,7 @@
 //! What is shown of a cluster: on the page of status, in metrics, as reasons why a relay is not ready; and
 //! what members compare of their configuration.
 
+use async_nats::connection::State;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering,
@@ -192,11 +193,16 @@ impl Cluster {
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let waiting = self.0.outbox.waiting.load(Ordering::Relaxed);
-        if let Some(trouble) = &*self.0.trouble.borrow() {
+        let is_connected = self.client().connection_state() == State::Connected;
+        if !is_connected {
+            problems.push(format!(
+                "cluster: no NATS server reachable: events wait in the local journal ({waiting} wait)"
+            ));
+        } else if let Some(trouble) = &*self.0.trouble.borrow() {
             problems.push(format!("cluster: {trouble} ({waiting} events wait)"));
         } else if self.0.kept.borrow().is_none() {
             problems.push(format!(
-                "cluster: no NATS server reachable: events wait in the local journal ({waiting} wait)"
+                "cluster: the log is not there yet: events wait in the local journal ({waiting} wait)"
             ));
         } else if let Some(failing) = &*lock(&self.0.outbox.failing) {
             problems.push(format!("cluster: {failing} ({waiting} events wait)"));

@@ -179,11 +179,6 @@ impl View {
         self.alive().any(|(name, _)| name != &*self.own)
     }
 
-    /// All members that were heard of lately, dead ones among them.
-    pub fn known(&self) -> impl Iterator<Item = &str> {
-        self.members.keys().map(String::as_str)
-    }
-
     /// When a member was heard of last.
     pub fn heard(&self, member: &str) -> Option<Moment> {
         self.members.get(member).map(|seen| seen.at)

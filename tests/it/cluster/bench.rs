@@ -26,7 +26,7 @@ pub const TOPIC: &str = "channel.activities";
 /// The window of each sink: what one kill may repeat.
 pub const WINDOW: usize = 64;
 
-/// The lease of the members.
+/// The lease of the members, where they die.
 pub const LEASE: Duration = Duration::from_secs(4);
 
 /// How long anything may take on a busy machine.
@@ -43,6 +43,7 @@ pub fn room(channel: usize) -> String {
 pub struct Shape {
     pub channels: usize,
     pub members: usize,
+    pub lease: Duration,
     /// More keys of `[cluster]`.
     pub cluster: String,
     /// More of the configuration.
@@ -51,7 +52,7 @@ pub struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { channels: 6, members: 3, cluster: String::new(), more: String::new() }
+        Self { channels: 6, members: 3, lease: LEASE, cluster: String::new(), more: String::new() }
     }
 }
 
@@ -102,7 +103,7 @@ impl Bench {
 
     /// A member; `more` is configuration of its own.
     pub fn member(&self, number: usize, more: &str) -> Relay {
-        let Shape { channels, cluster, more: shared, .. } = &self.shape;
+        let Shape { channels, lease, cluster, more: shared, .. } = &self.shape;
         let common = format!(
             "window = {WINDOW}\npayload = \"data\"\nbackoff_max = \"300ms\"\ntimeout = \"5s\""
         );
@@ -131,7 +132,7 @@ impl Bench {
                  [cluster]\nurl = {brokers:?}\nmember = \"relay-{number}\"\nlease = \"{}s\"\n{cluster}\n\
                  [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nlevel = \"info\"\nformat = \"text\"\n\
                  [journal]\ndir = {journal:?}\nmin_free = \"0B\"\n{sinks}{shared}{more}\n",
-                LEASE.as_secs(),
+                lease.as_secs(),
             )
         })
     }
@@ -267,6 +268,37 @@ impl Bench {
         let logs = self.relays.iter().enumerate();
         let logs = logs.map(|(number, relay)| format!("---- relay-{number}\n{}", relay.log()));
         logs.collect::<Vec<_>>().concat()
+    }
+
+    /// Where the log is out of order in a channel: what stands around it, by whom.
+    pub async fn disorder(&self) -> String {
+        let streams = self.brokers.works().await;
+        let mut log = streams.get_stream("astro_log").await.unwrap();
+        let last = log.info().await.unwrap().state.clone();
+        let mut channels: HashMap<String, Vec<(u64, String)>> = HashMap::new();
+        for seq in last.first_sequence..=last.last_sequence {
+            let Ok(message) = log.get_raw_message(seq).await else { continue };
+            let json: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
+            let Some(n) = json.pointer("/data/n").and_then(Value::as_u64) else { continue };
+            let headers: Vec<String> = message
+                .headers
+                .iter()
+                .filter(|(name, _)| !name.to_string().contains("Id"))
+                .map(|(_, values)| values.iter().map(ToString::to_string).collect())
+                .collect();
+            let line = format!("{n} {} {}", message.time, headers.join(" "));
+            channels.entry(message.subject.to_string()).or_default().push((n, line));
+        }
+        let mut found = Vec::new();
+        for (subject, events) in channels {
+            let Some(at) = events.windows(2).position(|pair| pair[0].0 > pair[1].0) else {
+                continue;
+            };
+            found.push(format!("{subject}:"));
+            let around = &events[at.saturating_sub(8)..(at + 12).min(events.len())];
+            found.extend(around.iter().map(|(_, line)| format!("  {line}")));
+        }
+        found.join("\n")
     }
 
     /// The gaps that were reported to a sink: the subjects in the stream that end so.
