@@ -1,13 +1,13 @@
 //! What is shown of a cluster: on the page of status, in metrics, as reasons why a relay is not ready; and
 //! what members compare of their configuration.
 
-use async_nats::connection::State;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering,
     time::Duration,
 };
 
+use async_nats::connection::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
