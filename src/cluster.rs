@@ -21,6 +21,7 @@
 //!
 //! A relay without `[cluster]` has nothing of this.
 
+mod aside;
 pub mod assignment;
 pub(crate) mod connection;
 mod copies;
@@ -29,12 +30,15 @@ pub(crate) mod gaps;
 mod holding;
 pub(crate) mod inspect;
 pub mod lease;
+pub(crate) mod letters;
 pub(crate) mod log;
 pub(crate) mod membership;
 mod message;
 pub(crate) mod outbox;
+mod past;
 pub mod report;
 pub(crate) mod republish;
+pub(crate) mod shared;
 pub(crate) mod state;
 pub mod view;
 
@@ -61,6 +65,7 @@ use self::{
     copies::Copies,
     driver::SinkLease,
     holding::Holding,
+    letters::Index,
     log::LogSource,
     report::Configured,
     view::View,
@@ -97,6 +102,10 @@ struct Inner {
     /// What is configured here, by digest, and where its sinks begin.
     configured: watch::Sender<Configured>,
     outbox: OutboxFigures,
+    /// The dead letters and replays that there are.
+    letters: Mutex<Index>,
+    /// Changes when something is asked for of a sink.
+    requests: watch::Sender<u64>,
     copies: Mutex<Copies>,
     /// Copies are not recognised: each channel is held once.
     single: AtomicBool,
@@ -149,6 +158,8 @@ impl Cluster {
             sources: Mutex::default(),
             configured: watch::Sender::new(configured),
             outbox: OutboxFigures::default(),
+            letters: Mutex::default(),
+            requests: watch::Sender::new(0),
             copies: Mutex::default(),
             single: AtomicBool::new(false),
             differences: Mutex::default(),

@@ -235,7 +235,7 @@ impl HealthReporter {
     fn publish_figures(&self, snapshot: &Snapshot) {
         let gateway = &snapshot.gateway;
         let lag = snapshot.sinks.sinks.keys().map(|name| self.journal.lag(name).0).max();
-        let dead: u64 = self.journal.dead_letter_counts().values().sum();
+        let dead: u64 = self.status.dead_letter_counts().values().sum();
         let astro = match gateway.open_connections() {
             0 => "disconnected",
             all if all == gateway.connections.len() => "connected",

@@ -1,6 +1,6 @@
 //! The relay put together: journal, gateway, deliveries and the HTTP endpoint under one supervisor.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
@@ -28,7 +28,9 @@ use crate::{
         silence::SilenceWatch,
         tokens::TokenKeeper,
     },
-    cluster::{Cluster, ClusterError, gaps, membership, outbox, report::Configured, state},
+    cluster::{
+        Cluster, ClusterError, gaps, letters, membership, outbox, report::Configured, state,
+    },
     command::{
         self,
         executor::{Executor, Once, Tools},
@@ -141,7 +143,8 @@ impl Relay {
             .heartbeat
             .map(|at| Away { at, time: opened.downtime.filter(|_| opened.downtime_is_certain) });
         let all = configured_targets.clone();
-        let wanted = add_cluster(&mut supervisor, &services, &status, all, away);
+        let wanted =
+            add_cluster(&mut supervisor, &services, &status, &config.journal.dir, (all, away));
         // Until the gateway says so itself.
         journal.set_unreported_gap(opened.downtime);
         let intake = Arc::new(Intake::new(journal.clone()));
@@ -308,8 +311,8 @@ fn add_cluster(
     supervisor: &mut Supervisor,
     services: &Services,
     status: &RelayStatus,
-    all: watch::Receiver<Targets>,
-    away: Option<Away>,
+    dir: &Path,
+    (all, away): (watch::Receiver<Targets>, Option<Away>),
 ) -> watch::Receiver<Targets> {
     let Some(cluster) = &services.cluster else { return all };
     status.in_cluster(cluster.clone());
@@ -320,6 +323,8 @@ fn add_cluster(
     supervisor.add("cluster", Stage::Display, membership::factory(cluster, parts));
     let shared = state::factory(cluster, &services.store);
     supervisor.add("cluster state", Stage::Delivery, shared);
+    let letters = letters::factory(cluster, &services.journal, dir.to_owned());
+    supervisor.add("cluster dead letters", Stage::Delivery, letters);
     let outbox = outbox::factory(cluster, &services.journal);
     supervisor.add("cluster log", Stage::Delivery, outbox);
     wanted

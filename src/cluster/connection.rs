@@ -6,6 +6,7 @@
 //! | bucket `<name>_lease` | members and who drives which sink; forgotten after the lease time |
 //! | bucket `<name>_cursor` | how far each sink is, and what each member is configured with |
 //! | bucket `<name>_state` | the state of each channel |
+//! | bucket `<name>_dead` | dead letters, and replays that are not done |
 //! | bucket `<name>_done` | transactions of commands, for a while |
 //!
 //! The client library connects again by itself, for as long as it takes. What is asked meanwhile fails
@@ -93,6 +94,7 @@ pub(crate) struct Kept {
     pub(super) leases: Store,
     pub(super) cursors: Store,
     pub(super) state: Store,
+    pub(super) dead: Store,
     /// Transactions of commands.
     pub(super) done: Store,
     /// What differs from the configuration and does no harm.
@@ -239,16 +241,18 @@ impl Connection {
         let leases = self.store("lease").await?;
         let cursors = self.store("cursor").await?;
         let state = self.store("state").await?;
+        let dead = self.store("dead").await?;
         let done = self.store("done").await?;
-        Ok(Kept { log, leases, cursors, state, done, remarks })
+        Ok(Kept { log, leases, cursors, state, dead, done, remarks })
     }
 
-    fn buckets(&self) -> [Config; 4] {
+    fn buckets(&self) -> [Config; 5] {
         let cluster = &self.settings;
         [
             ("lease", cluster.lease.0),
             ("cursor", Duration::ZERO),
             ("state", Duration::ZERO),
+            ("dead", Duration::ZERO),
             ("done", DONE),
         ]
         .map(|(of, max_age)| bucket(&cluster.name, of, cluster.replicas, max_age))

@@ -5,8 +5,8 @@
 //! before it can move it no more; an update that fails says that somebody else drives the sink, and ends the
 //! term at once.
 //!
-//! What a destination rejected is a dead letter of this member's journal; it is there before the cursor
-//! passes it.
+//! What a destination rejected is a dead letter that all members share ([`super::aside`]); it is there before
+//! the cursor passes it.
 
 use std::{
     collections::VecDeque,
@@ -29,15 +29,19 @@ use tracing::{error, warn};
 
 use super::{
     Cluster,
+    aside::Aside,
     connection::{ClusterError, Kept},
     driver::Term,
-    lease, message,
+    lease, message, past,
 };
 use crate::{
-    base::event::{Record, Seq},
+    base::{
+        clock,
+        event::{Event, Record, Seq},
+    },
     config::Start,
     delivery::source::Source,
-    journal::{Batch, Journal, StoreError},
+    journal::{Batch, DeadLetter, Journal, Replay, SetAside, StoreError},
 };
 
 /// Bytes of events that are read ahead for one sink.
@@ -71,8 +75,9 @@ pub(crate) struct LogSource {
     sink: Arc<str>,
     term: Term,
     kept: Arc<Kept>,
-    /// For dead letters, and for what people ask of this member.
+    /// For events of the relay's own.
     journal: Journal,
+    aside: Aside,
     begin: Cursor,
     queue: Mutex<Queue>,
     readable: watch::Sender<Seq>,
@@ -130,7 +135,7 @@ pub(super) async fn ensure_cursor(
     let seq = match start {
         Start::End => last,
         Start::Earliest => first.saturating_sub(1),
-        Start::Age(age) => first_within(kept, age + ahead)
+        Start::Age(age) => past::first_since(&kept.log, clock::ago(age + ahead))
             .await
             .map_err(|error| unavailable(&error))?
             .map_or(last, |seq| seq - 1),
@@ -140,27 +145,6 @@ pub(super) async fn ensure_cursor(
         Ok(_) => Ok(()),
         Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(unavailable(&error)),
-    }
-}
-
-/// The first message that the log stored within that time.
-async fn first_within(kept: &Kept, age: Duration) -> Result<Option<Seq>, async_nats::Error> {
-    let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(
-        i128::from(crate::base::clock::ago(age)) * 1_000_000,
-    )?;
-    let consumer = kept
-        .log
-        .create_consumer(pull::OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartTime { start_time },
-            headers_only: true,
-            ..pull::OrderedConfig::default()
-        })
-        .await?;
-    let mut messages = consumer.messages().await?;
-    match timeout(Duration::from_secs(2), messages.next()).await {
-        Ok(Some(message)) => Ok(Some(message?.info()?.stream_sequence)),
-        // Nothing is that new.
-        _ => Ok(None),
     }
 }
 
@@ -189,9 +173,12 @@ impl LogSource {
                         saved_behind: begin.behind.clone(),
                         revision,
                     };
+                    let sink: Arc<str> = sink.into();
+                    let most = journal.max_dead_letters();
                     return Some(Arc::new(Self {
                         cluster: cluster.clone(),
-                        sink: sink.into(),
+                        aside: Aside::new(cluster, &kept, &sink, most),
+                        sink,
                         term: term.clone(),
                         kept,
                         journal: journal.clone(),
@@ -256,7 +243,7 @@ impl LogSource {
     pub(crate) async fn flush(&self) -> bool {
         let deadline = Instant::now() + LAST;
         let saved = async {
-            while self.unsaved().is_some() {
+            while self.unsaved().is_some() || self.aside.unwritten() > 0 {
                 if !self.term.may_act() {
                     return false;
                 }
@@ -342,7 +329,7 @@ impl LogSource {
 
     async fn save(&self) {
         loop {
-            if self.unsaved().is_none() {
+            if self.unsaved().is_none() && self.aside.unwritten() == 0 {
                 self.moved.notified().await;
                 continue;
             }
@@ -352,14 +339,20 @@ impl LogSource {
         }
     }
 
-    /// Saves the cursor as it is; `false`: it is to be tried again.
+    /// Saves what was set aside, and then the cursor as it was before: a dead letter is there before the
+    /// cursor passes its event. `false`: it is to be tried again.
     async fn save_once(&self) -> bool {
-        let Some((cursor, revision)) = self.unsaved() else { return true };
-        // A dead letter is on disk before the cursor passes its event.
-        let mut progress = self.journal.progress();
-        while self.journal.has_unwritten_letters() {
-            drop(progress.changed().await);
+        let unsaved = self.unsaved();
+        let aside = self.aside.unwritten();
+        for _ in 0..aside {
+            if !self.aside.write_one().await {
+                return false;
+            }
         }
+        if aside > 0 {
+            self.progress.send_modify(|count| *count += 1);
+        }
+        let Some((cursor, revision)) = unsaved else { return true };
         let value = serde_json::to_vec(&cursor).unwrap_or_default();
         let patience = lease::patience(self.cluster.settings().lease.0);
         let update = self.kept.cursors.update(&*self.sink, value.into(), revision);
@@ -424,14 +417,6 @@ impl LogSource {
 
 #[async_trait]
 impl Source for LogSource {
-    fn journal(&self) -> &Journal {
-        &self.journal
-    }
-
-    fn sink(&self) -> &Arc<str> {
-        &self.sink
-    }
-
     fn cursor(&self) -> Seq {
         self.begin.seq
     }
@@ -482,5 +467,50 @@ impl Source for LogSource {
     fn keep_accepted_behind(&self, seqs: &[Seq]) {
         lock(&self.position).behind = seqs.to_vec();
         self.moved.notify_one();
+    }
+
+    async fn read(
+        &self,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StoreError> {
+        let since = |at| self.cluster.since(at);
+        let read = past::read(&self.kept.log, since, (after, through), limit, max_bytes).await;
+        read.map_err(|error| StoreError::Elsewhere(format!("the log cannot be read now: {error}")))
+    }
+
+    fn requests(&self) -> watch::Receiver<u64> {
+        self.cluster.0.requests.subscribe()
+    }
+
+    async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
+        self.aside.pending().await
+    }
+
+    fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
+        let done = self.aside.dead_letter(record, reason);
+        self.moved.notify_one();
+        done
+    }
+
+    fn rejected_again(&self, number: i64, reason: &str) {
+        self.aside.rejected_again(number, reason);
+        self.moved.notify_one();
+    }
+
+    fn remove_dead_letter(&self, number: i64) {
+        self.aside.remove(number);
+        self.moved.notify_one();
+    }
+
+    fn replay_progress(&self, number: i64, position: Option<Seq>) {
+        self.aside.replay_progress(number, position);
+        self.moved.notify_one();
+    }
+
+    fn append(&self, event: Event) {
+        self.journal.append(&mut vec![event]);
     }
 }

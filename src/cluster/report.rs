@@ -141,6 +141,8 @@ pub struct Report {
     pub name: String,
     pub copies: usize,
     pub members: BTreeMap<String, Value>,
+    /// Members that have not said that they leave, and are not heard of any more: for how many seconds.
+    pub gone: BTreeMap<String, f64>,
     /// Who drives each sink; `null`: nobody does at the moment.
     pub sinks: BTreeMap<String, Value>,
     /// The holders of each channel, the first one first, as they should be; not of all where there are many.
@@ -168,9 +170,11 @@ impl Cluster {
         });
         let drivers: BTreeMap<&str, _> = view.holders().collect();
         let sinks = configured.sinks().into_iter().map(|sink| {
-            let driver = drivers.get(&*sink).map(|holder| json!(holder.member));
+            let holder = drivers.get(&*sink);
+            let driver = holder.map(|holder| json!(holder.member));
+            let since = holder.map(|holder| holder.since);
             let lag = self.lag(&sink);
-            (sink, json!({ "driver": driver, "lag_events": lag }))
+            (sink, json!({ "driver": driver, "since": since, "lag_events": lag }))
         });
         let listed = configured.channels.keys().take(LISTED).map(|channel| {
             let can = takers.iter().copied().filter(|member| self.can_hold(member, channel));
@@ -182,6 +186,7 @@ impl Cluster {
             name: self.settings().name.clone(),
             copies,
             members: members.collect(),
+            gone: view.gone().map(|(name, time)| (name.to_owned(), time.as_secs_f64())).collect(),
             sinks: sinks.collect(),
             channels: listed.collect(),
             waiting: self.0.outbox.waiting.load(Ordering::Relaxed),

@@ -179,6 +179,14 @@ impl View {
         self.alive().any(|(name, _)| name != &*self.own)
     }
 
+    /// Members that have not said that they leave, and are not alive: for how long nothing was heard of them.
+    pub fn gone(&self) -> impl Iterator<Item = (&str, Duration)> {
+        let dead = |(name, seen): &(&String, &Seen<Member>)| {
+            name.as_str() != &*self.own && !self.is_alive(seen)
+        };
+        self.members.iter().filter(dead).map(|(name, seen)| (name.as_str(), seen.at.elapsed()))
+    }
+
     /// When a member was heard of last.
     pub fn heard(&self, member: &str) -> Option<Moment> {
         self.members.get(member).map(|seen| seen.at)

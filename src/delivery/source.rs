@@ -1,5 +1,5 @@
 //! Where a delivery reads its events, and where it leaves what it has to keep: the journal of this relay, or
-//! the log that several relays share.
+//! the log and the bucket that several relays share.
 //!
 //! The loop is the same for both. A position ([`Seq`]) is the source's own number; positions grow, and need
 //! not follow one another.
@@ -44,57 +44,27 @@ pub trait Source: Send + Sync {
     /// Keeps that for the next one; none: there is nothing to keep any more.
     fn keep_accepted_behind(&self, seqs: &[Seq]);
 
-    /// The journal of this relay: whatever the source is, dead letters and requests are kept in it.
-    fn journal(&self) -> &Journal;
-    /// The name of the sink.
-    fn sink(&self) -> &Arc<str>;
-
-    /// Reads again what is in the journal after `after`, through `through`.
+    /// Reads again what comes after `after`, through `through`.
     async fn read(
         &self,
         after: Seq,
         through: Seq,
         limit: usize,
         max_bytes: usize,
-    ) -> Result<Batch, StoreError> {
-        self.journal().read(after, through, limit, max_bytes).await
-    }
+    ) -> Result<Batch, StoreError>;
 
     /// Changes when something is asked for of any sink.
-    fn requests(&self) -> watch::Receiver<u64> {
-        self.journal().requests()
-    }
-
+    fn requests(&self) -> watch::Receiver<u64>;
     /// What is asked for of this sink.
-    async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
-        let (journal, sink) = (self.journal().clone(), Arc::clone(self.sink()));
-        let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&sink)).await;
-        // The runtime ends.
-        asked.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))
-    }
-
+    async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError>;
     /// Sets an event aside that the destination rejected.
-    fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
-        self.journal().dead_letter(self.sink(), record, reason)
-    }
-
-    fn rejected_again(&self, number: i64, reason: &str) {
-        self.journal().rejected_again(number, reason);
-    }
-
-    fn remove_dead_letter(&self, number: i64) {
-        self.journal().remove_dead_letter(number);
-    }
-
+    fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside;
+    fn rejected_again(&self, number: i64, reason: &str);
+    fn remove_dead_letter(&self, number: i64);
     /// A replay has come to `position`; `None`: it is done.
-    fn replay_progress(&self, number: i64, position: Option<Seq>) {
-        self.journal().replay_progress(number, position);
-    }
-
+    fn replay_progress(&self, number: i64, position: Option<Seq>);
     /// Appends an event of the relay's own.
-    fn append(&self, event: Event) {
-        self.journal().append(&mut vec![event]);
-    }
+    fn append(&self, event: Event);
 }
 
 /// The element under which [`Source::keep_accepted_behind`] keeps them in the journal.
@@ -123,14 +93,6 @@ impl JournalSource {
 
 #[async_trait]
 impl Source for JournalSource {
-    fn journal(&self) -> &Journal {
-        &self.journal
-    }
-
-    fn sink(&self) -> &Arc<str> {
-        &self.sink
-    }
-
     fn cursor(&self) -> Seq {
         self.cursor
     }
@@ -188,5 +150,46 @@ impl Source for JournalSource {
             value: value.map(Into::into),
             at: clock::now(),
         }]);
+    }
+
+    async fn read(
+        &self,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, StoreError> {
+        self.journal.read(after, through, limit, max_bytes).await
+    }
+
+    fn requests(&self) -> watch::Receiver<u64> {
+        self.journal.requests()
+    }
+
+    async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
+        let (journal, sink) = (self.journal.clone(), Arc::clone(&self.sink));
+        let asked = tokio::task::spawn_blocking(move || journal.pending_requests(&sink)).await;
+        // The runtime ends.
+        asked.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))
+    }
+
+    fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
+        self.journal.dead_letter(&self.sink, record, reason)
+    }
+
+    fn rejected_again(&self, number: i64, reason: &str) {
+        self.journal.rejected_again(number, reason);
+    }
+
+    fn remove_dead_letter(&self, number: i64) {
+        self.journal.remove_dead_letter(number);
+    }
+
+    fn replay_progress(&self, number: i64, position: Option<Seq>) {
+        self.journal.replay_progress(number, position);
+    }
+
+    fn append(&self, event: Event) {
+        self.journal.append(&mut vec![event]);
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Each answers what came of it, as JSON.
 
+use std::path::PathBuf;
+
 use axum::{
     body::Bytes,
     extract::{Path, State as Extract},
@@ -13,14 +15,18 @@ use serde_json::json;
 
 use super::{State, dead_letters, json as answer, refused};
 use crate::{
-    base::clock::{self, UnixMillis},
+    base::{
+        clock::{self, UnixMillis},
+        event::Seq,
+    },
+    cluster::{ClusterError, shared::Shared},
     delivery::{
         replay_preview::Preview,
         route::Pattern,
         task::open_sink,
         test_event::{self, TestKind},
     },
-    journal::Replay,
+    journal::{Batch, Journal, Replay},
     sink::Purpose,
 };
 
@@ -122,25 +128,23 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
         Ok(topic) => topic,
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
     };
-    let range = dead_letters::with_store(state.dir.clone(), move |store| {
-        let (from, until) = times;
-        store.between(from, until)
-    })
-    .await;
-    let Some((first, until)) = (match range {
-        Ok(range) => range,
+    let events = match Events::of(&state) {
+        Ok(events) => events,
+        Err(error) => return dead_letters::unavailable(&error),
+    };
+    let (first, until) = match events.between(times).await {
+        Ok(Some(range)) => range,
+        Ok(None) => return answer(StatusCode::OK, &json!({ "preview": Preview::default() })),
         Err(response) => return response,
-    }) else {
-        return answer(StatusCode::OK, &json!({ "preview": Preview::default() }));
     };
     if asked.preview {
         let mut preview = Preview::default();
         let mut after = first - 1;
         let end = until.min(first.saturating_add(PREVIEWED));
         while after < end {
-            let Ok(batch) = state.journal.read(after, end, READ.0, READ.1).await else {
-                let why = "the journal cannot be read now";
-                return refused(StatusCode::SERVICE_UNAVAILABLE, why);
+            let batch = match events.read(after, end).await {
+                Ok(batch) => batch,
+                Err(response) => return response,
             };
             if batch.through <= after {
                 break;
@@ -161,13 +165,69 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
         until,
         topic: topic.map(|topic| topic.to_string()),
     };
-    let requested = dead_letters::with_store(state.dir, move |store| {
-        store.allow_requests()?;
-        store.request_replay(&replay, clock::now())
-    });
-    match requested.await {
+    match events.request(replay).await {
         Ok(()) => answer(StatusCode::OK, &json!({ "first": first, "until": until })),
         Err(response) => response,
+    }
+}
+
+/// Where a replay's events are: the journal of this relay, or the log that members share.
+enum Events {
+    Journal(Journal, Option<PathBuf>),
+    Log(Box<Shared>),
+}
+
+impl Events {
+    fn of(state: &State) -> Result<Self, ClusterError> {
+        let Some(cluster) = state.status.cluster() else {
+            return Ok(Self::Journal(state.journal.clone(), state.dir.clone()));
+        };
+        Ok(Self::Log(Box::new(cluster.shared()?)))
+    }
+
+    async fn between(
+        &self,
+        (from, until): (UnixMillis, Option<UnixMillis>),
+    ) -> Result<Option<(Seq, Seq)>, Response> {
+        match self {
+            Self::Journal(_, dir) => {
+                dead_letters::with_store(dir.clone(), move |store| store.between(from, until)).await
+            }
+            Self::Log(shared) => {
+                let found = shared.between(from, until).await;
+                found.map_err(|error| dead_letters::unavailable(&error))
+            }
+        }
+    }
+
+    async fn read(&self, after: Seq, through: Seq) -> Result<Batch, Response> {
+        match self {
+            Self::Journal(journal, _) => {
+                let read = journal.read(after, through, READ.0, READ.1).await;
+                let why = "the journal cannot be read now";
+                read.map_err(|_| refused(StatusCode::SERVICE_UNAVAILABLE, why))
+            }
+            Self::Log(shared) => {
+                let read = shared.read(after, through, READ.0, READ.1).await;
+                read.map_err(|error| dead_letters::unavailable(&error))
+            }
+        }
+    }
+
+    async fn request(self, replay: Replay) -> Result<(), Response> {
+        match self {
+            Self::Journal(_, dir) => {
+                let requested = dead_letters::with_store(dir, move |store| {
+                    store.allow_requests()?;
+                    store.request_replay(&replay, clock::now())
+                });
+                requested.await
+            }
+            Self::Log(shared) => {
+                let requested = shared.request_replay(&replay).await;
+                requested.map(drop).map_err(|error| dead_letters::unavailable(&error))
+            }
+        }
     }
 }
 

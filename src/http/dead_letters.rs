@@ -1,7 +1,7 @@
 //! `/api/dead-letters`: lists, retries and deletes the events that a destination rejected.
 //!
-//! As on the command line, a request is written into the journal's file and the delivery takes it up
-//! within a second. The donor's personal data is not shown here.
+//! As on the command line, a request is written into the journal's file, or in a cluster to where all members
+//! read it, and the delivery takes it up within a second. The donor's personal data is not shown here.
 
 use std::path::PathBuf;
 
@@ -16,6 +16,7 @@ use serde::Deserialize;
 use super::{State, json, refused};
 use crate::{
     base::clock,
+    cluster::{ClusterError, shared},
     delivery::route::Redactor,
     journal::{DeadLetter, StoreError, store::Store},
 };
@@ -44,6 +45,14 @@ pub(super) async fn list(
     Extract(state): Extract<State>,
     Query(query): Query<ListQuery>,
 ) -> Response {
+    if let Some(cluster) = state.status.cluster() {
+        let which = shared::Which { sink: query.sink.as_deref(), numbers: None };
+        let letters = async { cluster.shared()?.letters(which, MOST).await };
+        return match letters.await {
+            Ok(letters) => listed(letters.iter().rev()),
+            Err(error) => unavailable(&error),
+        };
+    }
     let read = move |store: &Store| {
         let mut letters = store.dead_letters(query.sink.as_deref())?;
         // The newest are those that somebody looks for.
@@ -52,13 +61,20 @@ pub(super) async fn list(
         Ok(letters)
     };
     match with_store(state.dir, read).await {
-        Ok(letters) => {
-            let redactor = Redactor::personal();
-            let letters: Vec<_> = letters.iter().map(|letter| shown(letter, &redactor)).collect();
-            json(StatusCode::OK, &letters)
-        }
+        Ok(letters) => listed(letters.iter()),
         Err(response) => response,
     }
+}
+
+fn listed<'l>(letters: impl Iterator<Item = &'l DeadLetter>) -> Response {
+    let redactor = Redactor::personal();
+    let letters: Vec<_> = letters.map(|letter| shown(letter, &redactor)).collect();
+    json(StatusCode::OK, &letters)
+}
+
+/// What the cluster shares cannot be had.
+pub(super) fn unavailable(error: &ClusterError) -> Response {
+    refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
 }
 
 fn shown(letter: &DeadLetter, redactor: &Redactor) -> serde_json::Value {
@@ -77,14 +93,19 @@ fn shown(letter: &DeadLetter, redactor: &Redactor) -> serde_json::Value {
 }
 
 pub(super) async fn retry(Extract(state): Extract<State>, body: Bytes) -> Response {
-    act(state, &body, Store::retry_dead_letters).await
+    act(state, &body, Act::Retry).await
 }
 
 pub(super) async fn drop(Extract(state): Extract<State>, body: Bytes) -> Response {
-    act(state, &body, Store::drop_dead_letters).await
+    act(state, &body, Act::Drop).await
 }
 
-type Act = fn(&Store, Option<&[i64]>, Option<&str>) -> Result<usize, StoreError>;
+/// What is to be done with dead letters.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Retry,
+    Drop,
+}
 
 async fn act(state: State, body: &[u8], act: Act) -> Response {
     let selection: Selection = match serde_json::from_slice(body) {
@@ -95,11 +116,30 @@ async fn act(state: State, body: &[u8], act: Act) -> Response {
         let why = "say which: {\"numbers\": [1, 2]}, {\"sink\": \"name\"}, or both";
         return refused(StatusCode::BAD_REQUEST, why);
     }
-    let done = with_store(state.dir, move |store| {
-        store.allow_requests()?;
-        act(store, selection.numbers.as_deref(), selection.sink.as_deref())
-    });
-    match done.await {
+    let done = if let Some(cluster) = state.status.cluster() {
+        let which = shared::Which {
+            sink: selection.sink.as_deref(),
+            numbers: selection.numbers.as_deref(),
+        };
+        let done = async {
+            match act {
+                Act::Retry => cluster.shared()?.retry(which).await,
+                Act::Drop => cluster.shared()?.drop(which).await,
+            }
+        };
+        done.await.map_err(|error| unavailable(&error))
+    } else {
+        let act = match act {
+            Act::Retry => Store::retry_dead_letters,
+            Act::Drop => Store::drop_dead_letters,
+        };
+        let done = with_store(state.dir, move |store| {
+            store.allow_requests()?;
+            act(store, selection.numbers.as_deref(), selection.sink.as_deref())
+        });
+        done.await
+    };
+    match done {
         Ok(count) => json(StatusCode::OK, &serde_json::json!({ "count": count })),
         Err(response) => response,
     }

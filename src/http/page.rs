@@ -26,6 +26,7 @@ const SCRIPTS: &[&str] = &[
     include_str!("page/charts.js"),
     include_str!("page/session.js"),
     include_str!("page/things.js"),
+    include_str!("page/cluster.js"),
     include_str!("page/events.js"),
     include_str!("page/main.js"),
 ];

@@ -124,9 +124,18 @@ impl RelayStatus {
         self.changes.subscribe()
     }
 
+    /// How many dead letters each sink has: in a cluster those that all members share.
+    pub fn dead_letter_counts(&self) -> BTreeMap<String, u64> {
+        if let Some(cluster) = self.cluster() {
+            return cluster.dead_letter_counts();
+        }
+        let counts = self.journal.as_ref().map(Journal::dead_letter_counts);
+        counts.unwrap_or_default().into_iter().collect()
+    }
+
     pub fn snapshot(&self) -> Snapshot {
         let sinks = self.sinks.pages();
-        let counts = self.journal.as_ref().map(Journal::dead_letter_counts).unwrap_or_default();
+        let counts = self.dead_letter_counts();
         // Those of a sink that is no longer configured wait for nobody.
         let counts = counts.into_iter().filter(|(sink, _)| sinks.sinks.contains_key(sink));
         Snapshot {
@@ -239,10 +248,11 @@ impl Snapshot {
             .chain(silent)
             .chain(tokens)
             .chain(self.sinks.why().map(Reason::Sink))
-            .chain(self.dead_letters.iter().map(|(sink, count)| {
-                let row = self.sinks.sinks.get(sink);
-                let why = row.and_then(|row| row.last_dead_letter.as_deref());
-                Reason::DeadLetters(sink, *count, why)
+            .chain(self.dead_letters.iter().filter_map(|(sink, count)| {
+                let row = self.sinks.sinks.get(sink)?;
+                // In a cluster the member that drives the sink says it.
+                let why = row.last_dead_letter.as_deref();
+                (row.state != STANDBY).then_some(Reason::DeadLetters(sink, *count, why))
             }))
             .chain(self.cluster_problems().map(Reason::Cluster))
             .chain(self.rejected().map(Reason::Rejected))

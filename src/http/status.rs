@@ -63,7 +63,7 @@ pub(super) async fn status(
             "written": figures.written, "synced": figures.synced, "bytes": figures.size,
             "memory_bytes": figures.memory,
         },
-        "dead_letters": state.journal.dead_letter_counts(),
+        "dead_letters": state.status.dead_letter_counts(),
         // Whether anything can be changed here at all.
         "admin": access.admin_token.is_some() || trusted.is_some(),
         "pages": snapshot.to_json(|sink| lag(&state.status, &state.journal, sink)),
@@ -104,10 +104,11 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
     let sound = matches!(figures.health, Health::Sound);
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
     for (sink, page) in &snapshot.sinks.sinks {
-        if page.state == STANDBY {
-            continue;
-        }
-        let (events, waits) = lag(status, journal, sink);
+        // What another member drives, that one counts.
+        let driven = page.state != STANDBY;
+        let (events, waits) = if driven { lag(status, journal, sink) } else { Default::default() };
+        let letters = snapshot.dead_letters.get(sink).filter(|_| driven).copied().unwrap_or(0);
+        gauge!(metrics::DEAD_LETTERS_WAITING, "sink" => sink.clone()).set(real(letters));
         gauge!(metrics::LAG_EVENTS, "sink" => sink.clone()).set(real(events));
         gauge!(metrics::LAG_SECONDS, "sink" => sink.clone()).set(waits.as_secs_f64());
     }
@@ -119,11 +120,6 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
         for (name, at) in times.into_iter().filter_map(|(name, at)| Some((name, at?))) {
             gauge!(name, "channel" => label.clone()).set(real(at / 1000));
         }
-    }
-    let counts = &snapshot.dead_letters;
-    for sink in snapshot.sinks.sinks.keys() {
-        let waiting = real(counts.get(sink).copied().unwrap_or(0));
-        gauge!(metrics::DEAD_LETTERS_WAITING, "sink" => sink.clone()).set(waiting);
     }
     if let Some(at) = snapshot.gateway.last_event {
         gauge!(metrics::LAST_EVENT).set(Duration::from_millis(at).as_secs_f64());

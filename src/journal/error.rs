@@ -28,6 +28,9 @@ pub enum StoreError {
     Unread,
     #[error("the journal is being reopened, or is closed")]
     Reopening,
+    /// What is kept elsewhere cannot be had.
+    #[error("{0}")]
+    Elsewhere(String),
 }
 
 impl StoreError {

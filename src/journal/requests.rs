@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use tokio::sync::watch;
 
 use super::{
-    Health, Journal,
+    Journal,
     error::StoreError,
     store::{DeadLetter, RejectedAgain, Replay},
 };
@@ -75,11 +75,9 @@ impl Journal {
         SetAside::Stored
     }
 
-    /// Whether dead letters wait in memory for the disk.
-    pub fn has_unwritten_letters(&self) -> bool {
-        let memory = self.0.lock();
-        memory.disk.health == Health::Sound
-            && memory.pending.unwritten().iter().any(|changes| !changes.dead.is_empty())
+    /// Bytes that the dead letters of one sink may take.
+    pub fn max_dead_letters(&self) -> u64 {
+        self.0.limits.max_dead_letters
     }
 
     /// Whether the dead letters of `sink` take all of their budget: then the sink is to be held.

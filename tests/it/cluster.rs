@@ -3,5 +3,7 @@
 
 mod bench;
 mod faults;
+mod letters;
+mod page;
 mod setup;
 mod state;

@@ -119,6 +119,18 @@ fn page(cluster: &Value, channels: bool, now: u64) -> String {
             format!("{heard:.1}"),
         ));
     }
+    for (name, heard) in table(cluster, "gone") {
+        let heard = heard.as_f64().unwrap_or_default();
+        lines.push(format!(
+            "  {:<20} {:<10} {:<10} {:>9} {:>9} {:>8}s  -",
+            harmless(name),
+            "gone",
+            "-",
+            "-",
+            "-",
+            format!("{heard:.1}"),
+        ));
+    }
     lines.push(String::new());
     lines.push(format!("  {:<20} {:<20} {:>10}", "SINK", "DRIVER", "LAG"));
     for (name, sink) in table(cluster, "sinks") {

@@ -1,7 +1,8 @@
 //! `astro-relay journal`, `dead-letters` and `replay`: looking into the journal, and asking things of it.
 //!
 //! They open the journal's file beside the relay, running or not. What they ask for is written into
-//! the file, and a running relay takes it up within a second.
+//! the file, and a running relay takes it up within a second. In a cluster dead letters and replays are
+//! shared: there they ask NATS, from any member's machine.
 
 mod dead_letters;
 mod events;
@@ -21,6 +22,8 @@ use crate::{
         clock::{self, UnixMillis},
         event::{Seq, Waited},
     },
+    cluster::ClusterError,
+    config,
     delivery::route::Pattern,
     journal::{StoreError, database, runs::assigned_between, store::Store},
 };
@@ -45,6 +48,15 @@ pub(super) struct Where {
 }
 
 impl Where {
+    /// The cluster that this configuration is of, unless a directory is named: what its members share is not
+    /// in their journals.
+    fn cluster(&self) -> Result<Option<config::Cluster>, Failed> {
+        match &self.dir {
+            Some(_) => Ok(None),
+            None => Ok(self.source.load()?.cluster),
+        }
+    }
+
     fn open(&self) -> Result<Store, Failed> {
         let dir = match &self.dir {
             Some(dir) => dir.clone(),
@@ -67,6 +79,16 @@ impl Where {
 #[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
 fn failed(error: StoreError) -> Failed {
     Failed::of(Failed::IO, &error)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn unavailable(error: ClusterError) -> Failed {
+    let code = match &error {
+        ClusterError::Settings(_) => Failed::CONFIG,
+        ClusterError::Unavailable(_) => Failed::UNAVAILABLE,
+        ClusterError::Unusable(_) => Failed::IO,
+    };
+    Failed::of(code, &error)
 }
 
 pub(super) fn journal(command: JournalCommand) -> Done {

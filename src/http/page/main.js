@@ -44,6 +44,7 @@ const refresh = async () => {
     if (polls % 3 === 0) readSessions();
     polls += 1;
     const dead = show(status);
+    showCluster(status);
     await readLetters(dead);
     draw("dead", [letters, status.dead_letters], () => showDead(status.dead_letters));
     drawLag(status);

@@ -30,7 +30,7 @@ const node = (id, kind, title, about, lines, does) => {
   element.dataset.focus = "node " + id;
   element.replaceChildren(make("h3", "", dot(kind), make("span", "", title), about ? make("span", "soft small", about) : ""),
     ...lines.map((line) => make("div", "facts " + (line.kind || ""), line.parts)));
-  element.append(make("span", "visually-hidden", kind === "good" ? " works" : kind === "bad" ? " does not work" : " is degraded"));
+  element.append(make("span", "visually-hidden", kind === "good" ? " works" : kind === "" ? " is another member's" : kind === "bad" ? " does not work" : " is degraded"));
   return make("li", id.startsWith("sink ") ? "sink" : "", element);
 };
 const astroNode = (status) => {
@@ -57,13 +57,14 @@ const journalNode = (status) => {
 };
 // Whether anything is wrong with a sink's events though it is connected.
 const complained = (name) => latest.health.reasons.some((reason) => reason.about.sink === name && reason.state !== "working");
-const sinkKind = (name, sink) => sink.state === "up" ? (sink.dead || complained(name) ? "wait" : "good")
+const sinkKind = (name, sink) => sink.state === "standby" ? "" : sink.state === "up" ? (sink.dead || complained(name) ? "wait" : "good")
   : ["connecting", "busy"].includes(sink.state) ? "wait" : "bad";
 const sinkNode = ([name, sink]) => {
   const kind = sinkKind(name, sink);
   const queued = sink.lag_events
     ? [fact(kind === "good" ? "" : kind, make("b", "num", number(sink.lag_events)), " queued"), fact("detail", "oldest ", make("b", "num", span(sink.lag_seconds)))] : [];
-  const second = sink.state !== "up" ? fact(kind, sink.state + " ", lasting(sink.since))
+  const driver = sink.state === "standby" && clusterOf(latest).sinks[name];
+  const second = driver ? fact("", "driven by " + (driver.driver || "nobody")) : sink.state !== "up" ? fact(kind, sink.state + " ", lasting(sink.since))
     : sink.last_delivered ? fact("", "last event ", ago(sink.last_delivered)) : fact("", "delivered ", make("b", "num", number(sink.delivered)));
   return node("sink " + name, kind, name, sink.kind, [
     { parts: [fact(sink.state === "up" ? "" : "detail", make("b", "num", rate(perMinute((count) => count.sinks[name])))), ...queued,
@@ -110,7 +111,7 @@ const sinkDialog = (name) => open(name, () => {
   return [make("div", "line", pill(one.state === "up" ? "working" : one.state), make("span", "soft", one.kind), make("span", "soft", lasting(one.since))),
     one.state !== "up" && one.last_error ? make("p", "bad", one.last_error) : "",
     one.next_attempt ? make("p", "", "next attempt ", running(one.next_attempt, "in ")) : "",
-    make("div", "tools", one.state === "up" ? "" : button("Try now", () => tryNow(name), "main"), button("Send a test…", () => testDialog(name)),
+    make("div", "tools", one.state === "up" || one.state === "standby" ? "" : button("Try now", () => tryNow(name), "main"), button("Send a test…", () => testDialog(name)),
       button("Replay…", () => replayDialog(name)), one.dead ? button("Dead letters…", lettersDialog) : ""),
     facts([["delivered", number(one.delivered)], ["last event", one.last_delivered ? ago(one.last_delivered) : ""], ["queued", number(one.lag_events)], ["oldest queued", one.lag_events ? span(one.lag_seconds) : ""],
       ["dead letters", number(one.dead)], ["lost", one.lost ? make("span", "bad", number(one.lost)) : "0"],

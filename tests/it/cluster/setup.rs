@@ -17,19 +17,21 @@ use crate::support::{
 };
 
 /// A simulated Astro, one server of NATS, and a destination.
-struct Small {
+pub struct Small {
     sim: Sim,
-    receiver: Receiver,
+    pub receiver: Receiver,
 }
 
 impl Small {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
+        // For the clients of HTTP in these tests.
+        astro_relay::base::tls::install_provider();
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
         Self { sim, receiver: Receiver::start() }
     }
 
     /// A member; `cluster` are keys of its section, `more` the rest of its configuration.
-    fn member(&self, cluster: &str, more: &str) -> Relay {
+    pub fn member(&self, cluster: &str, more: &str) -> Relay {
         let (url, api, hook) = (self.sim.url(), self.sim.api_url(), self.receiver.url());
         let room = room(0);
         Relay::written(|port, journal| {
@@ -44,7 +46,7 @@ impl Small {
         })
     }
 
-    async fn load(&self, first: u64, messages: u64) {
+    pub async fn load(&self, first: u64, messages: u64) {
         let load = Load {
             messages,
             first,

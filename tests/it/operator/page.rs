@@ -100,6 +100,8 @@ async fn the_page_shows_what_happens_and_the_session_and_holds_still_while_it_is
     browser.until("it is one row", &count("#stream .event", 2)).await;
     browser.shows("#sessions .tiles", "5.50").await;
     browser.shows("#sessions .tiles", "latest: Ann 5.50").await;
+    let alone = "return document.getElementById('cluster-card').hidden";
+    assert_eq!(browser.run(alone).await, true, "one relay alone shows no cluster");
 
     choose_and_search(&mut browser).await;
     hold_still(&mut browser, &relay).await;

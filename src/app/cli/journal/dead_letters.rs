@@ -8,14 +8,15 @@ use std::{
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Where, failed};
+use super::{Where, failed, unavailable};
 use crate::{
-    app::cli::{Done, Failed, out},
+    app::cli::{Done, Failed, client::quiet, on_runtime, out},
     base::{
         clock,
         text::{EXCERPT, counted, excerpt},
     },
-    journal::{DeadLetter, StoreError, store::Store},
+    cluster::shared::{Shared, Which},
+    journal::{DeadLetter, store::Store},
 };
 
 /// `dead-letters …`
@@ -57,19 +58,25 @@ pub(in crate::app::cli) fn dead_letters(command: &DeadLetterCommand) -> Done {
     match command {
         DeadLetterCommand::List(selection) => list(selection),
         DeadLetterCommand::Show(selection) => show(selection),
-        DeadLetterCommand::Retry(selection) => {
-            change(selection, "to be tried again", Store::retry_dead_letters)
-        }
+        DeadLetterCommand::Retry(selection) => change(selection, Act::Retry),
         DeadLetterCommand::Drop(drop) => {
             if !drop.yes && !confirmed(&drop.selection)? {
                 return Ok(writeln!(out::text(), "nothing was deleted")?);
             }
-            change(&drop.selection, "deleted", Store::drop_dead_letters)
+            change(&drop.selection, Act::Drop)
         }
     }
 }
 
 fn letters(selection: &Selection) -> Result<Vec<DeadLetter>, Failed> {
+    if let Some(settings) = selection.journal.cluster()? {
+        return on_runtime(1, &quiet(), async move {
+            let letters = async {
+                Shared::connect(&settings).await?.letters(selection.which(), usize::MAX).await
+            };
+            letters.await.map_err(unavailable)
+        });
+    }
     let store = selection.journal.open()?;
     let mut letters = store.dead_letters(selection.sink.as_deref()).map_err(failed)?;
     let numbers = &selection.numbers;
@@ -109,7 +116,19 @@ fn show(selection: &Selection) -> Done {
     Ok(())
 }
 
-type Change = fn(&Store, Option<&[i64]>, Option<&str>) -> Result<usize, StoreError>;
+/// What is to be done with dead letters.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Retry,
+    Drop,
+}
+
+impl Selection {
+    fn which(&self) -> Which<'_> {
+        let numbers = (!self.numbers.is_empty()).then_some(&*self.numbers);
+        Which { sink: self.sink.as_deref(), numbers }
+    }
+}
 
 /// Whether somebody has said that these may be deleted. Without a terminal nobody can be asked: then the
 /// numbers that were given say it.
@@ -138,18 +157,37 @@ fn confirmed(selection: &Selection) -> Result<bool, Failed> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-fn change(selection: &Selection, what: &str, change: Change) -> Done {
-    let store = selection.journal.open()?;
-    let numbers = (!selection.numbers.is_empty()).then_some(&*selection.numbers);
-    let done = store
-        .allow_requests()
-        .and_then(|()| change(&store, numbers, selection.sink.as_deref()))
-        .map_err(failed)?;
+fn change(selection: &Selection, act: Act) -> Done {
+    let Which { sink, numbers } = selection.which();
+    let done = if let Some(settings) = selection.journal.cluster()? {
+        on_runtime(1, &quiet(), async move {
+            let done = async {
+                let shared = Shared::connect(&settings).await?;
+                match act {
+                    Act::Retry => shared.retry(selection.which()).await,
+                    Act::Drop => shared.drop(selection.which()).await,
+                }
+            };
+            done.await.map_err(unavailable)
+        })?
+    } else {
+        let store = selection.journal.open()?;
+        let change = match act {
+            Act::Retry => Store::retry_dead_letters,
+            Act::Drop => Store::drop_dead_letters,
+        };
+        let done = store.allow_requests().and_then(|()| change(&store, numbers, sink));
+        done.map_err(failed)?
+    };
     if done == 0 && !selection.numbers.is_empty() {
         let text = format!("there is no such dead letter{}", of_sink(selection));
         return Err(Failed::new(Failed::USAGE, text));
     }
     let done = counted(u64::try_from(done).unwrap_or(u64::MAX), "dead letter");
+    let what = match act {
+        Act::Retry => "to be tried again",
+        Act::Drop => "deleted",
+    };
     Ok(writeln!(out::text(), "{done}{} {what}", of_sink(selection))?)
 }
 

@@ -3,18 +3,20 @@
 //! What the sink does not want (topics, channels, condition, age) it is not sent again either. So the events
 //! are counted by the sink's own route before anything is asked for.
 
-use std::{io::Write as _, time::Duration};
+use std::{io::Write as _, sync::Arc, time::Duration};
 
 use clap::Args;
 
-use super::{Where, failed, moment, pattern};
+use super::{Where, failed, moment, pattern, unavailable};
 use crate::{
-    app::cli::{Done, Failed, out, progress::Progress},
+    app::cli::{Done, Failed, client::quiet, on_runtime, out, progress::Progress},
     base::{
         clock::{self, UnixMillis},
-        event::Seq,
+        event::{Record, Seq},
         text::{EXCERPT, counted, excerpt},
     },
+    cluster::shared::Shared,
+    config,
     delivery::{
         replay_preview::{Preview, UNRENDERED},
         route::{Pattern, Route, Skip},
@@ -56,6 +58,9 @@ pub(in crate::app::cli) struct ReplayArgs {
 }
 
 pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
+    if let Some(settings) = args.journal.cluster()? {
+        return on_runtime(1, &quiet(), from_log(args, &settings));
+    }
     let store = args.journal.open()?;
     let known = store.cursors().map_err(failed)?;
     if !known.iter().any(|cursor| cursor.sink == args.sink) {
@@ -83,12 +88,71 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
         .allow_requests()
         .and_then(|()| store.request_replay(&replay, clock::now()))
         .map_err(failed)?;
-    writeln!(
-        out::text(),
-        "events {first} to {until} will be handed to {} again, marked as replayed",
-        args.sink
-    )?;
+    accepted(args, &replay)?;
     if args.wait { wait(&store, &replay) } else { Ok(()) }
+}
+
+fn accepted(args: &ReplayArgs, replay: &Replay) -> Done {
+    Ok(writeln!(
+        out::text(),
+        "events {} to {} will be handed to {} again, marked as replayed",
+        replay.position + 1,
+        replay.until,
+        args.sink
+    )?)
+}
+
+/// In a cluster: out of the log, by whichever member drives the sink.
+async fn from_log(args: &ReplayArgs, settings: &config::Cluster) -> Done {
+    let known = args.journal.source.load()?.sinks;
+    if !known.contains_key(&args.sink) {
+        let names: Vec<_> = known.keys().map(String::as_str).collect();
+        let text =
+            format!("the configuration has no sink {:?}; known: {}", args.sink, names.join(", "));
+        return Err(Failed::new(Failed::USAGE, text));
+    }
+    let shared = Shared::connect(settings).await.map_err(unavailable)?;
+    let range = shared.between(args.from, args.until).await.map_err(unavailable)?;
+    let Some((first, until)) = range else {
+        return Ok(writeln!(out::text(), "no events in that time")?);
+    };
+    let replay = Replay {
+        number: 0,
+        sink: args.sink.clone(),
+        position: first - 1,
+        until,
+        topic: args.topic.as_ref().map(ToString::to_string),
+    };
+    let mut counting = Counting::new(args);
+    let mut after = replay.position;
+    while after < until {
+        let read = shared.read(after, until, READ, READ_BYTES).await.map_err(unavailable)?;
+        counting.add(&read.records, read.through, until);
+        after = read.through.max(after + 1);
+    }
+    let counted = counting.done();
+    counted.print(args)?;
+    if args.dry_run || counted.fits() == Some(0) {
+        return Ok(());
+    }
+    let key = shared.request_replay(&replay).await.map_err(unavailable)?;
+    accepted(args, &replay)?;
+    if !args.wait {
+        return Ok(());
+    }
+    let mut progress = Progress::beside_a_line();
+    loop {
+        let Some(now) = shared.replay(&key).await.map_err(unavailable)? else {
+            return Ok(writeln!(out::text(), "done")?);
+        };
+        progress.show(|| so_far(&replay, &now));
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn so_far(asked: &Replay, now: &Replay) -> String {
+    let (done, total) = (now.position.saturating_sub(asked.position), asked.until - asked.position);
+    format!("{done} of {total} events; Ctrl-C ends the waiting, not the replay")
 }
 
 /// What of the time fits.
@@ -99,27 +163,49 @@ struct Counted {
     judged: bool,
 }
 
-impl Counted {
-    fn of(args: &ReplayArgs, store: &Store, replay: &Replay) -> Result<Self, Failed> {
-        let mut preview = Preview::default();
+/// Counts events by the sink's own route.
+struct Counting<'a> {
+    args: &'a ReplayArgs,
+    preview: Preview,
+    route: Option<Route>,
+    progress: Progress,
+}
+
+impl<'a> Counting<'a> {
+    fn new(args: &'a ReplayArgs) -> Self {
         // Without a configuration that can be read (`--dir` alone) the sink's own choice is not known.
         let config = args.journal.source.load_with_file().ok().map(|loaded| loaded.config);
         let sink = config.as_ref().and_then(|config| config.sinks.get(&args.sink));
         let kind = sink.and_then(|sink| sink::kind(&sink.kind));
-        let mut route =
+        let route =
             sink.zip(kind).and_then(|(config, kind)| Route::new(&args.sink, config, kind).ok());
-        let mut progress = Progress::beside_a_line();
+        let (preview, progress) = (Preview::default(), Progress::beside_a_line());
+        Self { args, preview, route, progress }
+    }
+
+    fn add(&mut self, records: &[Arc<Record>], through: Seq, until: Seq) {
+        for record in records.iter().filter(|record| record.seq <= until) {
+            self.preview.add(self.route.as_mut(), self.args.topic.as_ref(), record);
+        }
+        self.progress.show(|| format!("counting: event {through} of {until}"));
+    }
+
+    fn done(self) -> Counted {
+        Counted { preview: self.preview, judged: self.route.is_some() }
+    }
+}
+
+impl Counted {
+    fn of(args: &ReplayArgs, store: &Store, replay: &Replay) -> Result<Self, Failed> {
+        let mut counting = Counting::new(args);
         let mut after = replay.position;
         while after < replay.until {
             let read = store.read(after, READ, READ_BYTES).map_err(failed)?;
             let Some(through) = read.through else { break };
-            for record in read.records.iter().filter(|record| record.seq <= replay.until) {
-                preview.add(route.as_mut(), args.topic.as_ref(), record);
-            }
+            counting.add(&read.records, through, replay.until);
             after = through;
-            progress.show(|| format!("counting: event {after} of {}", replay.until));
         }
-        Ok(Self { preview, judged: route.is_some() })
+        Ok(counting.done())
     }
 
     /// How many would be sent, where that is known.
@@ -158,7 +244,6 @@ impl Counted {
 /// Waits until the running relay has done it.
 fn wait(store: &Store, asked: &Replay) -> Done {
     let mut progress = Progress::beside_a_line();
-    let total = asked.until - asked.position;
     loop {
         let replays = store.replays().map_err(failed)?;
         // The request is gone when it is done; its number was given by the file.
@@ -167,9 +252,7 @@ fn wait(store: &Store, asked: &Replay) -> Done {
         else {
             return Ok(writeln!(out::text(), "done")?);
         };
-        let done: Seq = ours.position.saturating_sub(asked.position);
-        progress
-            .show(|| format!("{done} of {total} events; Ctrl-C ends the waiting, not the replay"));
+        progress.show(|| so_far(asked, &ours));
         super::events::pause(LOOK);
     }
 }

@@ -1,0 +1,236 @@
+//! What the driver of a sink sets aside, and what is asked of it: dead letters and replays in the shared
+//! bucket, for the time of one term.
+//!
+//! Changes wait here until the bucket has them, in order; the cursor passes no event whose dead letter waits.
+//! What the bucket says may be older than what this driver did: what is done is remembered.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex},
+};
+
+use async_nats::jetstream::kv::{Operation, UpdateErrorKind};
+use futures_util::{StreamExt, stream};
+use tracing::debug;
+
+use super::{Cluster, connection::Kept, letters, lock};
+use crate::{
+    base::{
+        clock,
+        event::{Record, Seq},
+        text,
+    },
+    journal::{DeadLetter, Replay, SetAside, StoreError},
+};
+
+/// Changes that wait for the bucket, at most, and bytes of letters among them.
+const WAITING: usize = 256;
+const WAITING_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Bytes of the reason of a dead letter: a server may give one of any length.
+const REASON: usize = 1000;
+
+/// Dead letters that are handed out at once to be tried again, and read at once.
+const RETRY_AT_ONCE: usize = 64;
+const READ_AT_ONCE: usize = 8;
+
+/// Something that the bucket is to have.
+#[derive(Debug, Clone)]
+enum Change {
+    /// The revision is that of the letter as it was handed out to be tried again.
+    Letter {
+        key: String,
+        letter: DeadLetter,
+        revision: Option<u64>,
+    },
+    Remove {
+        key: String,
+    },
+    Replay {
+        key: String,
+        replay: Replay,
+    },
+}
+
+/// A letter that was handed out to be tried again.
+#[derive(Debug)]
+struct Handed {
+    key: String,
+    revision: u64,
+    letter: DeadLetter,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Change>,
+    bytes: u64,
+    handed: HashMap<i64, Handed>,
+    /// Letters that were dealt with, each at the revision that it had.
+    done: HashMap<String, u64>,
+    /// How far replays are; `None`: done.
+    replays: HashMap<i64, Option<Seq>>,
+}
+
+pub(super) struct Aside {
+    cluster: Cluster,
+    kept: Arc<Kept>,
+    sink: Arc<str>,
+    /// Bytes that the letters of a sink may take.
+    most: u64,
+    state: Mutex<State>,
+}
+
+fn bytes(letter: &DeadLetter) -> u64 {
+    u64::try_from(letter.record.event.weight() + letter.reason.len()).unwrap_or(u64::MAX)
+}
+
+impl Aside {
+    pub(super) fn new(cluster: &Cluster, kept: &Arc<Kept>, sink: &Arc<str>, most: u64) -> Self {
+        Self {
+            cluster: cluster.clone(),
+            kept: Arc::clone(kept),
+            sink: Arc::clone(sink),
+            most,
+            state: Mutex::default(),
+        }
+    }
+
+    pub(super) fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
+        let key = letters::letter_key(&self.sink, record.seq);
+        let (taken, number) = {
+            let index = lock(&self.cluster.0.letters);
+            (index.bytes(&self.sink), index.number(&key))
+        };
+        let mut state = lock(&self.state);
+        if taken.saturating_add(state.bytes) >= self.most {
+            return SetAside::Full;
+        }
+        if state.queue.len() >= WAITING || state.bytes >= WAITING_BYTES {
+            return SetAside::Wait;
+        }
+        let letter = DeadLetter {
+            number: number.unwrap_or(0),
+            sink: self.sink.to_string(),
+            at: clock::now(),
+            reason: text::excerpt(reason, REASON),
+            retry: false,
+            record: Arc::clone(record),
+        };
+        state.bytes += bytes(&letter);
+        state.queue.push_back(Change::Letter { key, letter, revision: None });
+        SetAside::Stored
+    }
+
+    pub(super) fn rejected_again(&self, number: i64, reason: &str) {
+        let mut state = lock(&self.state);
+        let Some(Handed { key, revision, mut letter }) = state.handed.remove(&number) else {
+            return;
+        };
+        letter.at = clock::now();
+        letter.reason = text::excerpt(reason, REASON);
+        letter.retry = false;
+        state.done.insert(key.clone(), revision);
+        state.bytes += bytes(&letter);
+        state.queue.push_back(Change::Letter { key, letter, revision: Some(revision) });
+    }
+
+    pub(super) fn remove(&self, number: i64) {
+        let mut state = lock(&self.state);
+        if let Some(Handed { key, revision, .. }) = state.handed.remove(&number) {
+            state.done.insert(key.clone(), revision);
+            state.queue.push_back(Change::Remove { key });
+        }
+    }
+
+    pub(super) fn replay_progress(&self, number: i64, position: Option<Seq>) {
+        let replays = lock(&self.cluster.0.letters).replays(&self.sink);
+        let Some((key, replay)) = replays.into_iter().find(|(_, one)| one.number == number) else {
+            return;
+        };
+        let mut state = lock(&self.state);
+        state.replays.insert(number, position);
+        state.queue.push_back(match position {
+            Some(position) => Change::Replay { key, replay: Replay { position, ..replay } },
+            None => Change::Remove { key },
+        });
+    }
+
+    /// What is asked for of the sink.
+    pub(super) async fn pending(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
+        let (mut keys, replays) = {
+            let index = lock(&self.cluster.0.letters);
+            (index.letters(Some(&self.sink), None, true), index.replays(&self.sink))
+        };
+        keys.truncate(RETRY_AT_ONCE);
+        let reads = keys.into_iter().map(|key| self.kept.dead.entry(key));
+        let entries: Vec<_> = stream::iter(reads).buffered(READ_AT_ONCE).collect().await;
+        let mut wanted = Vec::new();
+        let mut state = lock(&self.state);
+        for entry in entries {
+            let entry = entry.map_err(|error| {
+                StoreError::Elsewhere(format!("the dead letters cannot be read now: {error}"))
+            })?;
+            let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
+                continue;
+            };
+            if state.done.get(&entry.key).is_some_and(|done| entry.revision <= *done) {
+                continue;
+            }
+            let letter = letters::decode(&entry, self.cluster.since(entry.created));
+            let Some(letter) = letter.filter(|letter| letter.retry) else { continue };
+            wanted.push(letter.clone());
+            let handed = Handed { key: entry.key, revision: entry.revision, letter };
+            state.handed.insert(handed.letter.number, handed);
+        }
+        let replays =
+            replays.into_iter().filter_map(|(_, replay)| match state.replays.get(&replay.number) {
+                Some(None) => None,
+                Some(Some(position)) => Some(Replay { position: *position, ..replay }),
+                None => Some(replay),
+            });
+        let replays = replays.collect();
+        Ok((wanted, replays))
+    }
+
+    /// Changes that the bucket does not have yet.
+    pub(super) fn unwritten(&self) -> usize {
+        lock(&self.state).queue.len()
+    }
+
+    /// Writes the first of them; `false`: it is to be tried again.
+    pub(super) async fn write_one(&self) -> bool {
+        let Some(change) = lock(&self.state).queue.front().cloned() else { return true };
+        let dead = &self.kept.dead;
+        let written = match &change {
+            Change::Letter { key, letter, revision } => {
+                let value = letters::encode(letter, self.cluster.member());
+                match revision {
+                    None => dead.put(key, value).await.map_err(|error| error.to_string()),
+                    Some(revision) => match dead.update(key, value, *revision).await {
+                        // Somebody has dropped it meanwhile, or asks for it once more.
+                        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                            Ok(*revision)
+                        }
+                        other => other.map_err(|error| error.to_string()),
+                    },
+                }
+                .map(drop)
+            }
+            Change::Remove { key } => dead.delete(key).await.map_err(|error| error.to_string()),
+            Change::Replay { key, replay } => {
+                let put = dead.put(key, letters::encode_replay(replay)).await;
+                put.map(drop).map_err(|error| error.to_string())
+            }
+        };
+        if let Err(error) = written {
+            debug!(sink = %self.sink, error, "the dead letters cannot be written now");
+            return false;
+        }
+        let mut state = lock(&self.state);
+        state.queue.pop_front();
+        if let Change::Letter { letter, .. } = &change {
+            state.bytes = state.bytes.saturating_sub(bytes(letter));
+        }
+        true
+    }
+}

@@ -1,0 +1,459 @@
+//! Dead letters and replays, shared: a bucket that every member reads and writes.
+//!
+//! | key | what |
+//! |---|---|
+//! | `letter.<sink>.<position>` | an event that the destination of a sink rejected |
+//! | `replay.<sink>.<id>` | events that are to be handed to a sink again, and how far that is |
+//!
+//! The key of a letter is its sink and its event's position in the log: a driver that dies between the letter
+//! and the cursor leaves one that the next driver writes again, and no second one. A value is a line of JSON,
+//! behind it, of a letter, the event's bytes. People name a letter by a number: the first revision of its key.
+//!
+//! Every member has an [`Index`] of the bucket; the letters themselves are read when somebody wants them.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use async_nats::{
+    HeaderMap, HeaderName, HeaderValue,
+    jetstream::kv::{Entry, Operation, Watch},
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Cluster, connection::Kept, lock, message};
+use crate::{
+    base::{
+        clock::{self, UnixMillis},
+        event::Seq,
+        supervisor::Factory,
+    },
+    journal::{DeadLetter, Journal, Replay, StoreError, store::Store as JournalStore},
+};
+
+pub(super) const LETTER: &str = "letter.";
+pub(super) const REPLAY: &str = "replay.";
+
+/// How long to wait before what failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long the mark of a deleted key is kept: every member has heard of it by then.
+const MARK: Duration = Duration::from_hours(1);
+
+/// How long the bucket may take to be read.
+const READ: Duration = Duration::from_secs(10);
+
+/// The line at the head of a letter.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Head {
+    /// 0: that of the revision.
+    number: i64,
+    at: UnixMillis,
+    reason: String,
+    retry: bool,
+    seq: Seq,
+    /// The event's headers in the log.
+    headers: BTreeMap<String, String>,
+}
+
+/// A replay.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Asked {
+    number: i64,
+    at: UnixMillis,
+    position: Seq,
+    until: Seq,
+    topic: Option<String>,
+}
+
+pub(super) fn letter_key(sink: &str, seq: Seq) -> String {
+    format!("{LETTER}{sink}.{seq}")
+}
+
+/// The sink of a key. Names of sinks have no dot.
+fn sink_of<'k>(key: &'k str, of: &str) -> Option<&'k str> {
+    key.strip_prefix(of)?.split('.').next()
+}
+
+fn number_of(given: i64, revision: u64) -> i64 {
+    if given > 0 { given } else { i64::try_from(revision).unwrap_or(i64::MAX) }
+}
+
+/// A letter as a value of the bucket.
+pub(super) fn encode(letter: &DeadLetter, member: &str) -> Bytes {
+    let headers = message::headers(&letter.record, member);
+    let headers = headers
+        .iter()
+        .filter_map(|(name, values)| Some((name.to_string(), values.first()?.as_str().to_owned())));
+    let head = Head {
+        number: letter.number,
+        at: letter.at,
+        reason: letter.reason.clone(),
+        retry: letter.retry,
+        seq: letter.record.seq,
+        headers: headers.collect(),
+    };
+    let mut value = serde_json::to_vec(&head).unwrap_or_default();
+    value.push(b'\n');
+    value.extend_from_slice(&letter.record.event.message);
+    value.into()
+}
+
+fn split(value: &Bytes) -> Option<(Head, Bytes)> {
+    let end = value.iter().position(|byte| *byte == b'\n')?;
+    let head = serde_json::from_slice(value.get(..end)?).ok()?;
+    Some((head, value.slice(end + 1..)))
+}
+
+/// Reads a letter; `stored` is how long ago the bucket stored it. `None`: it is none, or deleted.
+pub(super) fn decode(entry: &Entry, stored: Duration) -> Option<DeadLetter> {
+    let sink = sink_of(&entry.key, LETTER).filter(|_| entry.operation == Operation::Put)?;
+    let (head, message) = split(&entry.value)?;
+    let mut headers = HeaderMap::new();
+    for (name, value) in &head.headers {
+        headers.insert(name.parse::<HeaderName>().ok()?, value.parse::<HeaderValue>().ok()?);
+    }
+    Some(DeadLetter {
+        number: number_of(head.number, entry.revision),
+        sink: sink.to_owned(),
+        at: head.at,
+        reason: head.reason,
+        retry: head.retry,
+        record: message::record(head.seq, &headers, &message, stored).into(),
+    })
+}
+
+/// A replay as a value of the bucket.
+pub(super) fn encode_replay(replay: &Replay) -> Bytes {
+    let asked = Asked {
+        number: replay.number,
+        at: clock::now(),
+        position: replay.position,
+        until: replay.until,
+        topic: replay.topic.clone(),
+    };
+    serde_json::to_vec(&asked).unwrap_or_default().into()
+}
+
+pub(super) fn decode_replay(entry: &Entry) -> Option<Replay> {
+    let sink = sink_of(&entry.key, REPLAY).filter(|_| entry.operation == Operation::Put)?;
+    let asked: Asked = serde_json::from_slice(&entry.value).ok()?;
+    Some(Replay {
+        number: number_of(asked.number, entry.revision),
+        sink: sink.to_owned(),
+        position: asked.position,
+        until: asked.until,
+        topic: asked.topic,
+    })
+}
+
+/// What is in the bucket, without the letters themselves.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Index {
+    letters: BTreeMap<String, Meta>,
+    replays: BTreeMap<String, Replay>,
+    sinks: BTreeMap<String, Sum>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Meta {
+    number: i64,
+    bytes: u64,
+    retry: bool,
+}
+
+/// The letters of a sink.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    count: u64,
+    bytes: u64,
+}
+
+impl Index {
+    /// The bucket has this now; whether the driver of a sink has to look.
+    pub(super) fn apply(&mut self, entry: &Entry) -> bool {
+        if entry.key.starts_with(REPLAY) {
+            return match decode_replay(entry) {
+                Some(replay) => {
+                    let before = self.replays.insert(entry.key.clone(), replay);
+                    before.is_none()
+                }
+                None => self.replays.remove(&entry.key).is_some(),
+            };
+        }
+        let Some(sink) = sink_of(&entry.key, LETTER) else { return false };
+        let sum = self.sinks.entry(sink.to_owned()).or_default();
+        let before = self.letters.remove(&entry.key);
+        if let Some(before) = before {
+            sum.count = sum.count.saturating_sub(1);
+            sum.bytes = sum.bytes.saturating_sub(before.bytes);
+        }
+        let head = (entry.operation == Operation::Put).then(|| split(&entry.value)).flatten();
+        let Some((head, _)) = head else {
+            if sum.count == 0 {
+                self.sinks.remove(sink);
+            }
+            return before.is_some();
+        };
+        let bytes = u64::try_from(entry.value.len()).unwrap_or(u64::MAX);
+        sum.count += 1;
+        sum.bytes = sum.bytes.saturating_add(bytes);
+        let number = number_of(head.number, entry.revision);
+        self.letters.insert(entry.key.clone(), Meta { number, bytes, retry: head.retry });
+        head.retry
+    }
+
+    /// Bytes that the letters of a sink take.
+    pub(super) fn bytes(&self, sink: &str) -> u64 {
+        self.sinks.get(sink).map_or(0, |sum| sum.bytes)
+    }
+
+    /// The number of a letter, where there is one.
+    pub(super) fn number(&self, key: &str) -> Option<i64> {
+        self.letters.get(key).map(|meta| meta.number)
+    }
+
+    /// The keys of letters, by number: those of a sink, of these numbers, that are to be tried again.
+    pub(super) fn letters(
+        &self,
+        sink: Option<&str>,
+        numbers: Option<&[i64]>,
+        retry: bool,
+    ) -> Vec<String> {
+        let mut found: Vec<(i64, &String)> = self
+            .letters
+            .iter()
+            .filter(|(key, meta)| {
+                sink.is_none_or(|sink| sink_of(key, LETTER) == Some(sink))
+                    && numbers.is_none_or(|numbers| numbers.contains(&meta.number))
+                    && (!retry || meta.retry)
+            })
+            .map(|(key, meta)| (meta.number, key))
+            .collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, key)| key.clone()).collect()
+    }
+
+    /// The replays of a sink, oldest first, by key.
+    pub(super) fn replays(&self, sink: &str) -> Vec<(String, Replay)> {
+        let of_sink = self.replays.iter().filter(|(_, replay)| replay.sink == sink);
+        let mut found: Vec<_> =
+            of_sink.map(|(key, replay)| (key.clone(), replay.clone())).collect();
+        found.sort_by_key(|(_, replay)| replay.number);
+        found
+    }
+}
+
+impl Cluster {
+    /// How many dead letters each sink has, whoever drove it then.
+    pub fn dead_letter_counts(&self) -> BTreeMap<String, u64> {
+        let index = lock(&self.0.letters);
+        index.sinks.iter().map(|(sink, sum)| (sink.clone(), sum.count)).collect()
+    }
+}
+
+/// The bucket as it is at this moment.
+pub(super) async fn read(kept: &async_nats::jetstream::kv::Store) -> Result<Index, String> {
+    let mut index = Index::default();
+    let status = kept.status().await.map_err(|error| error.to_string())?;
+    if status.values() == 0 {
+        return Ok(index);
+    }
+    let mut watch = kept.watch_with_history(">").await.map_err(|error| error.to_string())?;
+    loop {
+        let entry = timeout(READ, watch.next()).await;
+        let Ok(Some(Ok(entry))) = entry else { return Err("it cannot be read whole".into()) };
+        index.apply(&entry);
+        if entry.delta == 0 {
+            return Ok(index);
+        }
+    }
+}
+
+/// What keeps the index; letters that this member's journal still has from before are put with the others.
+pub(crate) fn factory(cluster: &Cluster, journal: &Journal, dir: PathBuf) -> Factory {
+    let (cluster, journal) = (cluster.clone(), journal.clone());
+    Box::new(move |stop| {
+        let (cluster, journal, dir) = (cluster.clone(), journal.clone(), dir.clone());
+        Ok(Box::pin(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = run(&cluster, &journal, dir, &stop) => {}
+            }
+        }))
+    })
+}
+
+async fn run(cluster: &Cluster, journal: &Journal, dir: PathBuf, stop: &CancellationToken) {
+    let mut is_moved = false;
+    while !stop.is_cancelled() {
+        let kept = cluster.kept().await;
+        is_moved = is_moved || move_own(cluster, &kept, journal, dir.clone()).await;
+        match kept.dead.watch_with_history(">").await {
+            Ok(watch) => keep(cluster, &kept, watch).await,
+            Err(error) => debug!(%error, "the dead letters cannot be had now"),
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// Reads until the connection is a new one: what was deleted meanwhile may have no mark any more.
+async fn keep(cluster: &Cluster, kept: &Kept, mut watch: Watch) {
+    let mut reached = cluster.0.connection.reached.clone();
+    reached.mark_unchanged();
+    *lock(&cluster.0.letters) = Index::default();
+    let mut marks = Vec::new();
+    let mut is_known = false;
+    loop {
+        let entry = tokio::select! {
+            Ok(()) = reached.changed() => return,
+            entry = watch.next() => entry,
+        };
+        let Some(Ok(entry)) = entry else { return };
+        if lock(&cluster.0.letters).apply(&entry) {
+            cluster.0.requests.send_modify(|count| *count += 1);
+        }
+        if is_known {
+            continue;
+        }
+        if entry.operation != Operation::Put && cluster.since(entry.created) > MARK {
+            marks.push((entry.key, entry.revision));
+        }
+        if entry.delta == 0 {
+            is_known = true;
+            for (key, revision) in marks.drain(..) {
+                let subject = format!("$KV.{}.{key}", kept.dead.name);
+                // Not what somebody may have put there since.
+                let purge = kept.dead.stream.purge().filter(subject).sequence(revision + 1);
+                if let Err(error) = purge.await {
+                    debug!(%error, "the mark of a deleted key stays");
+                }
+            }
+        }
+    }
+}
+
+/// Puts the dead letters of this member's journal, from before it was a member, with the others; whether
+/// none are left there.
+async fn move_own(cluster: &Cluster, kept: &Kept, journal: &Journal, dir: PathBuf) -> bool {
+    if dir.as_os_str().is_empty() {
+        return true;
+    }
+    let own = tokio::task::spawn_blocking(move || -> Result<_, StoreError> {
+        JournalStore::open_reader(&dir)?.dead_letters(None)
+    });
+    let own = match own.await {
+        Ok(Ok(own)) => own,
+        Ok(Err(error)) => {
+            warn!(%error, "the dead letters of the journal cannot be read");
+            return false;
+        }
+        // The runtime ends.
+        Err(_) => return true,
+    };
+    let count = own.len();
+    for letter in own {
+        let number = letter.number;
+        let key = format!("{LETTER}{}.{}-{number}", letter.sink, cluster.member());
+        let value = encode(&DeadLetter { number: 0, ..letter }, cluster.member());
+        if let Err(error) = kept.dead.put(key, value).await {
+            warn!(%error, "the dead letters of the journal cannot be moved to the cluster now");
+            return false;
+        }
+        journal.remove_dead_letter(number);
+    }
+    if count > 0 {
+        info!(count, "dead letters of this member's journal are the cluster's now");
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::base::event::{Record, own};
+
+    fn entry(key: &str, value: Bytes, revision: u64, operation: Operation) -> Entry {
+        Entry {
+            bucket: "astro_dead".into(),
+            key: key.into(),
+            value,
+            revision,
+            delta: 0,
+            created: time::OffsetDateTime::UNIX_EPOCH,
+            operation,
+            seen_current: true,
+        }
+    }
+
+    fn letter() -> DeadLetter {
+        let event = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "ü\n"}), 7);
+        DeadLetter {
+            number: 0,
+            sink: "hook".into(),
+            at: 5,
+            reason: "HTTP 400\n".into(),
+            retry: false,
+            record: Arc::new(Record::new(9, event)),
+        }
+    }
+
+    #[test]
+    fn a_letter_comes_back_as_it_was() {
+        let sent = letter();
+        let value = encode(&sent, "relay-1");
+        let found = entry(&letter_key("hook", 9), value, 3, Operation::Put);
+        let found = decode(&found, Duration::ZERO).unwrap();
+        assert_eq!((found.number, &*found.sink, found.at), (3, "hook", 5));
+        assert_eq!((&*found.reason, found.retry), ("HTTP 400\n", false));
+        assert_eq!((found.record.seq, &found.record.event), (9, &sent.record.event));
+        // It keeps its number however often it is written.
+        let again = encode(&DeadLetter { retry: true, ..found }, "relay-2");
+        let again = entry(&letter_key("hook", 9), again, 8, Operation::Put);
+        let again = decode(&again, Duration::ZERO).unwrap();
+        assert_eq!((again.number, again.retry), (3, true));
+    }
+
+    #[test]
+    fn the_index_counts_what_is_there() {
+        let mut index = Index::default();
+        let value = encode(&letter(), "relay-1");
+        let (one, other) = (letter_key("hook", 9), letter_key("home", 9));
+        assert!(!index.apply(&entry(&one, value.clone(), 1, Operation::Put)));
+        assert!(!index.apply(&entry(&other, value.clone(), 2, Operation::Put)));
+        let asked = encode(&DeadLetter { number: 1, retry: true, ..letter() }, "relay-1");
+        assert!(index.apply(&entry(&one, asked.clone(), 3, Operation::Put)));
+        assert_eq!(index.letters(None, None, true), [&*one]);
+        assert_eq!(index.letters(None, Some(&[2]), false), [&*other]);
+        assert_eq!(index.letters(Some("hook"), Some(&[2]), false), [""; 0]);
+        assert_eq!(index.bytes("hook"), asked.len() as u64);
+        assert!(index.apply(&entry(&one, Bytes::new(), 4, Operation::Delete)));
+        assert_eq!((index.bytes("hook"), index.bytes("home")), (0, value.len() as u64));
+        assert_eq!(index.letters(None, None, false), [other]);
+    }
+
+    #[test]
+    fn a_replay_keeps_its_number() {
+        let mut replay = Replay {
+            number: 0,
+            sink: "home".into(),
+            position: 4,
+            until: 9,
+            topic: Some("channel.*".into()),
+        };
+        let found = entry("replay.home.01J", encode_replay(&replay), 6, Operation::Put);
+        replay.number = 6;
+        assert_eq!(decode_replay(&found), Some(replay.clone()));
+        let found = entry("replay.home.01J", encode_replay(&replay), 7, Operation::Put);
+        assert_eq!(decode_replay(&found), Some(replay));
+    }
+}

@@ -1,0 +1,99 @@
+//! The log, read again: for replays and their previews, and where a time lies in it.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    consumer::{DeliverPolicy, pull},
+    stream::Stream,
+};
+use futures_util::StreamExt;
+use tokio::time::timeout;
+
+use super::message;
+use crate::{
+    base::{clock::UnixMillis, event::Seq},
+    journal::Batch,
+};
+
+/// How long the log may say nothing while it has more.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The first message that the log stored at that time or later, by the servers' clock.
+pub(super) async fn first_since(
+    log: &Stream,
+    time: UnixMillis,
+) -> Result<Option<Seq>, async_nats::Error> {
+    let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(time) * 1_000_000)?;
+    let consumer = log
+        .create_consumer(pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartTime { start_time },
+            headers_only: true,
+            ..pull::OrderedConfig::default()
+        })
+        .await?;
+    if consumer.cached_info().num_pending == 0 {
+        return Ok(None);
+    }
+    match timeout(PATIENCE, consumer.messages().await?.next()).await? {
+        Some(message) => Ok(Some(message?.info()?.stream_sequence)),
+        None => Ok(None),
+    }
+}
+
+/// The first and the last message that the log stored within these times; `None`: there are none.
+pub(super) async fn between(
+    log: &Stream,
+    from: UnixMillis,
+    until: Option<UnixMillis>,
+) -> Result<Option<(Seq, Seq)>, async_nats::Error> {
+    let last = log.get_info().await?.state.last_sequence;
+    let until = match until {
+        None => last,
+        Some(time) => first_since(log, time + 1).await?.map_or(last, |seq| seq - 1),
+    };
+    let first = first_since(log, from).await?;
+    Ok(first.filter(|first| *first <= until).map(|first| (first, until)))
+}
+
+/// Reads what the log has after `after`, through `through`: as many events, and bytes of them.
+/// `since` tells how long ago a time of the servers is.
+pub(super) async fn read(
+    log: &Stream,
+    since: impl Fn(time::OffsetDateTime) -> Duration,
+    (after, through): (Seq, Seq),
+    limit: usize,
+    max_bytes: usize,
+) -> Result<Batch, async_nats::Error> {
+    let mut batch = Batch { records: Vec::new(), lost: 0, through: after };
+    let consumer = log
+        .create_consumer(pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+            ..pull::OrderedConfig::default()
+        })
+        .await?;
+    let mut pending = consumer.cached_info().num_pending;
+    let mut messages = consumer.messages().await?;
+    let mut bytes = 0;
+    while pending > 0 {
+        if batch.records.len() >= limit || bytes >= max_bytes {
+            return Ok(batch);
+        }
+        let Some(message) = timeout(PATIENCE, messages.next()).await? else { break };
+        let message = message?;
+        let info = message.info()?;
+        let seq = info.stream_sequence;
+        pending = info.pending;
+        batch.lost += seq.min(through + 1).saturating_sub(batch.through + 1);
+        if seq > through {
+            break;
+        }
+        let stored = since(info.published);
+        let headers = message.headers.clone().unwrap_or_default();
+        let record = message::record(seq, &headers, &message.payload, stored);
+        bytes += record.event.weight();
+        batch.through = seq;
+        batch.records.push(record.into());
+    }
+    batch.through = batch.through.max(through);
+    Ok(batch)
+}

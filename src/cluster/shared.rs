@@ -1,0 +1,184 @@
+//! Dead letters and replays for people: what the command line and the endpoint ask of the cluster, whichever
+//! member drives the sink.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    kv::{Operation, Store, UpdateErrorKind},
+    stream::Stream,
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::time::timeout;
+
+use super::{
+    Cluster,
+    connection::{ClusterError, Connection, member_name},
+    letters::{self, Index, REPLAY},
+    lock, past,
+};
+use crate::{
+    base::{
+        clock::{self, UnixMillis},
+        event::Seq,
+    },
+    config,
+    journal::{Batch, DeadLetter, Replay},
+};
+
+/// How long a server may take to be reached.
+const REACH: Duration = Duration::from_secs(10);
+
+/// Letters that are read or changed at once.
+const AT_ONCE: usize = 16;
+
+/// What several members share, to be looked at and asked for.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    log: Stream,
+    dead: Store,
+    member: String,
+    /// How far the servers' clock is ahead of ours, in milliseconds.
+    ahead: i64,
+    index: Index,
+}
+
+fn unavailable(error: impl std::fmt::Display) -> ClusterError {
+    ClusterError::Unavailable(format!("the cluster's dead letters cannot be reached: {error}"))
+}
+
+/// Which dead letters.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Which<'a> {
+    pub(crate) sink: Option<&'a str>,
+    pub(crate) numbers: Option<&'a [i64]>,
+}
+
+impl Cluster {
+    pub(crate) fn shared(&self) -> Result<Shared, ClusterError> {
+        let kept = self.0.kept.borrow().clone();
+        let kept = kept.ok_or_else(|| unavailable("no NATS server answers"))?;
+        Ok(Shared {
+            log: kept.log.clone(),
+            dead: kept.dead.clone(),
+            member: self.member().to_owned(),
+            ahead: self.ahead(),
+            index: lock(&self.0.letters).clone(),
+        })
+    }
+}
+
+impl Shared {
+    /// Without a running member.
+    pub(crate) async fn connect(settings: &config::Cluster) -> Result<Self, ClusterError> {
+        let member = member_name(settings);
+        let connection = Connection::begin(settings, &format!("cli {member}")).await?;
+        let mut reached = connection.reached.clone();
+        if timeout(REACH, reached.wait_for(|reached| *reached)).await.is_err() {
+            return Err(ClusterError::Unavailable("no NATS server can be reached".into()));
+        }
+        let Some(dead) = connection.bucket("dead").await else {
+            let name = &settings.name;
+            let text =
+                format!("there is no cluster {name:?} at these servers, or they do not answer");
+            return Err(ClusterError::Unavailable(text));
+        };
+        let log = connection.context.get_stream(format!("{}_log", settings.name)).await;
+        let index = letters::read(&dead).await.map_err(unavailable)?;
+        Ok(Self { log: log.map_err(unavailable)?, dead, member, ahead: 0, index })
+    }
+
+    fn since(&self, at: time::OffsetDateTime) -> Duration {
+        let at = i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
+        let now = i64::try_from(clock::now()).unwrap_or(i64::MAX).saturating_add(self.ahead);
+        Duration::from_millis(u64::try_from(now.saturating_sub(at)).unwrap_or(0))
+    }
+
+    /// The newest `most` dead letters, oldest first.
+    pub(crate) async fn letters(
+        &self,
+        which: Which<'_>,
+        most: usize,
+    ) -> Result<Vec<DeadLetter>, ClusterError> {
+        let mut keys = self.index.letters(which.sink, which.numbers, false);
+        keys.drain(..keys.len().saturating_sub(most));
+        let reads = keys.into_iter().map(|key| self.dead.entry(key));
+        let entries = stream::iter(reads).buffered(AT_ONCE).map_err(unavailable);
+        let letters = entries.try_filter_map(async |entry| {
+            Ok(entry.and_then(|entry| letters::decode(&entry, self.since(entry.created))))
+        });
+        letters.try_collect().await
+    }
+
+    /// Has dead letters tried again; answers how many.
+    pub(crate) async fn retry(&self, which: Which<'_>) -> Result<usize, ClusterError> {
+        let keys = self.index.letters(which.sink, which.numbers, false);
+        let changes = keys.into_iter().map(async |key| {
+            let entry = self.dead.entry(&*key).await.map_err(unavailable)?;
+            let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
+                return Ok(0);
+            };
+            let Some(letter) = letters::decode(&entry, self.since(entry.created)) else {
+                return Ok(0);
+            };
+            if letter.retry {
+                return Ok(1);
+            }
+            let value = letters::encode(&DeadLetter { retry: true, ..letter }, &self.member);
+            match self.dead.update(&*key, value, entry.revision).await {
+                Ok(_) => Ok(1),
+                // Somebody else was quicker, whatever was done.
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(0),
+                Err(error) => Err(unavailable(error)),
+            }
+        });
+        let changed = stream::iter(changes).buffer_unordered(AT_ONCE);
+        changed.try_fold(0, async |sum, one| Ok(sum + one)).await
+    }
+
+    /// Deletes dead letters; answers how many.
+    pub(crate) async fn drop(&self, which: Which<'_>) -> Result<usize, ClusterError> {
+        let keys = self.index.letters(which.sink, which.numbers, false);
+        let changes =
+            keys.into_iter().map(async |key| self.dead.delete(key).await.map_err(unavailable));
+        let changed = stream::iter(changes).buffer_unordered(AT_ONCE);
+        changed.try_fold(0, async |sum, ()| Ok(sum + 1)).await
+    }
+
+    /// The first and the last event that the log stored within these times.
+    pub(crate) async fn between(
+        &self,
+        from: UnixMillis,
+        until: Option<UnixMillis>,
+    ) -> Result<Option<(Seq, Seq)>, ClusterError> {
+        let theirs = |at: UnixMillis| at.saturating_add_signed(self.ahead);
+        let found = past::between(&self.log, theirs(from), until.map(theirs)).await;
+        found.map_err(|error| ClusterError::Unavailable(format!("the log cannot be read: {error}")))
+    }
+
+    /// Reads events of the log after `after`, through `through`.
+    pub(crate) async fn read(
+        &self,
+        after: Seq,
+        through: Seq,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, ClusterError> {
+        let since = |at| self.since(at);
+        let read = past::read(&self.log, since, (after, through), limit, max_bytes).await;
+        read.map_err(|error| ClusterError::Unavailable(format!("the log cannot be read: {error}")))
+    }
+
+    /// Asks for a replay; answers its key.
+    pub(crate) async fn request_replay(&self, replay: &Replay) -> Result<String, ClusterError> {
+        let key = format!("{REPLAY}{}.{}", replay.sink, ulid::Ulid::new());
+        let created = self.dead.create(&*key, letters::encode_replay(replay)).await;
+        created.map_err(unavailable)?;
+        Ok(key)
+    }
+
+    /// A replay that is not done.
+    pub(crate) async fn replay(&self, key: &str) -> Result<Option<Replay>, ClusterError> {
+        let entry = self.dead.entry(key).await.map_err(unavailable)?;
+        Ok(entry.and_then(|entry| letters::decode_replay(&entry)))
+    }
+}

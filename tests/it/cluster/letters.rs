@@ -1,0 +1,210 @@
+//! Dead letters and replays of two members: whoever drives the sink, and whoever is asked.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use super::{
+    bench::{PATIENCE, room},
+    setup::Small,
+};
+use crate::support::{
+    carry::number,
+    daemon::{PROGRAM, Relay},
+    nats_server::NatsServer,
+    receiver::Answer,
+    wait::until,
+};
+
+/// What `/status` of a member shows.
+async fn status(relay: &Relay) -> Option<Value> {
+    let answer = relay.get("/status").await?;
+    serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()
+}
+
+/// How many dead letters of the sink a member knows.
+async fn known(relay: &Relay) -> Option<u64> {
+    Some(status(relay).await?["dead_letters"]["hook"].as_u64().unwrap_or(0))
+}
+
+async fn knows(relay: &Relay, letters: u64) {
+    until("the member knows the dead letters", PATIENCE, async || {
+        (known(relay).await? == letters).then_some(())
+    })
+    .await;
+}
+
+/// The member that drives the sink.
+async fn driver(relay: &Relay) -> String {
+    until("a member drives the sink", PATIENCE, async || {
+        let status = status(relay).await?;
+        status["pages"]["cluster"]["sinks"]["hook"]["driver"].as_str().map(ToOwned::to_owned)
+    })
+    .await
+}
+
+/// What a command prints with the configuration of a member.
+async fn command(relay: &Relay, args: &[&str]) -> String {
+    let output = Command::new(PROGRAM)
+        .args(args)
+        .arg("--config")
+        .arg(relay.config())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(PATIENCE, output).await.expect("it ends").unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The members' metric of waiting dead letters, added up.
+async fn counted(members: &[Relay]) -> u64 {
+    let mut sum = 0;
+    for relay in members {
+        let metrics = relay.get("/metrics").await.unwrap();
+        let line = metrics.lines().find(|line| {
+            line.starts_with("astro_relay_dead_letters_waiting") && line.contains("\"hook\"")
+        });
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        sum += value.and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
+    }
+    sum
+}
+
+/// How many members say that dead letters wait.
+async fn complaints(members: &[Relay]) -> usize {
+    let mut count = 0;
+    for relay in members {
+        let reasons = status(relay).await.unwrap()["reasons"].to_string();
+        count += usize::from(reasons.contains("dead letter"));
+    }
+    count
+}
+
+async fn post(relay: &Relay, path: &str, body: Value) -> Value {
+    let url = format!("http://127.0.0.1:{}{path}", relay.port());
+    let request = reqwest::Client::new().post(url).bearer_auth("admin").body(body.to_string());
+    let answer = request.send().await.unwrap();
+    let (code, text) = (answer.status(), answer.text().await.unwrap());
+    assert!(code.is_success(), "{code}: {text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The destination rejects everything, and the member that drives the sink is killed in the midst of it: each
+/// event is one dead letter, which the other member lists, retries, drops and replays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_and_replays_belong_to_all_members() {
+    let snippet = include_str!("../../../deploy/cluster/nats-permissions.conf");
+    let server = NatsServer::start(snippet).await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut members = [1, 2].map(|number| {
+        small.member(
+            &format!(
+                "url = {url:?}\nmember = \"relay-{number}\"\nuser = \"relay\"\npassword = \"change-me\""
+            ),
+            "backoff_max = \"1s\"",
+        )
+    });
+    let admin = [("ASTRO_RELAY__HTTP__ADMIN_TOKEN", "admin")];
+    for member in &mut members {
+        member.start_in(&admin);
+        member.ready().await;
+    }
+    small.load(0, 10).await;
+    until("the events arrive", PATIENCE, async || {
+        (small.receiver.accepted().len() == 10).then_some(())
+    })
+    .await;
+
+    small.receiver.room(&room(0), Some(Answer::Status(422)));
+    let first = usize::from(driver(&members[0]).await == "relay-2");
+    let loading = small.load(10, 100);
+    let killing = async {
+        until("letters are written", PATIENCE, async || {
+            (known(&members[1 - first]).await? >= 20).then_some(())
+        })
+        .await;
+        members[first].kill().await;
+    };
+    tokio::join!(loading, killing);
+    let other = 1 - first;
+    knows(&members[other], 100).await;
+    let shown = command(&members[other], &["dead-letters", "show"]).await;
+    let mut letters = BTreeSet::new();
+    for line in shown.lines() {
+        let letter: Value = serde_json::from_str(line).unwrap();
+        let event = letter["event"]["message"]["data"].to_string();
+        letters.insert(number(event.as_bytes()).unwrap_or_else(|| panic!("{line}")));
+    }
+    assert_eq!(letters, (10..110).collect());
+
+    members[first].start_in(&admin);
+    members[first].ready().await;
+    let all = [&members[first], &members[other]];
+    for member in all {
+        knows(member, 100).await;
+    }
+    // It drives the sink, or the other does: one of them counts them, and says so.
+    until("they are counted once", PATIENCE, async || {
+        (counted(&members).await == 100 && complaints(&members).await == 1).then_some(())
+    })
+    .await;
+
+    retries_and_drops(&small, &members).await;
+    replays(&small, &members).await;
+    for member in &members {
+        assert!(!member.log().contains("ermissions"), "{}", member.log());
+    }
+}
+
+/// Asked of the member that does not drive the sink.
+async fn retries_and_drops(small: &Small, members: &[Relay; 2]) {
+    let asked = usize::from(driver(&members[0]).await == "relay-1");
+    small.receiver.room(&room(0), None);
+    let list = command(&members[asked], &["dead-letters", "list", "--sink", "hook"]).await;
+    let lowest = list.split_whitespace().next().unwrap();
+    let dropped = command(&members[asked], &["dead-letters", "drop", lowest]).await;
+    assert!(dropped.contains("1 dead letter deleted"), "{dropped}");
+    let numbers: Vec<i64> = list
+        .lines()
+        .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+        .skip(1)
+        .take(5)
+        .collect();
+    let answer =
+        post(&members[asked], "/api/dead-letters/retry", json!({ "numbers": numbers })).await;
+    assert_eq!(answer["count"], 5);
+    for member in members {
+        knows(member, 94).await;
+    }
+    assert_eq!(small.receiver.accepted().len(), 15);
+    let answer = post(&members[asked], "/api/dead-letters/retry", json!({ "sink": "hook" })).await;
+    assert_eq!(answer["count"], 94);
+    for member in members {
+        knows(member, 0).await;
+    }
+    let accepted: BTreeSet<u64> = small.receiver.accepted().into_iter().collect();
+    assert_eq!((accepted.len(), small.receiver.accepted().len()), (109, 109));
+}
+
+async fn replays(small: &Small, members: &[Relay; 2]) {
+    let before = small.receiver.accepted().len();
+    let asked = &members[usize::from(driver(&members[0]).await == "relay-1")];
+    let args =
+        ["replay", "--sink", "hook", "--from", "1h", "--topic", "channel.activities", "--wait"];
+    let done = command(asked, &args).await;
+    assert!(done.contains("110 for sink hook") && done.ends_with("done\n"), "{done}");
+    let again = small.receiver.accepted().split_off(before);
+    assert_eq!(again, (0..110).collect::<Vec<_>>());
+    let body = json!({ "sink": "hook", "from": "1h", "topic": "channel.activities" });
+    let preview =
+        json!({ "sink": "hook", "from": "1h", "topic": "channel.activities", "preview": true });
+    let preview = post(asked, "/api/replay", preview).await;
+    assert_eq!(preview["preview"]["sent"]["channel.activities"], 110);
+    post(asked, "/api/replay", body).await;
+    until("they arrive once more", PATIENCE, async || {
+        (small.receiver.accepted().len() == before + 220).then_some(())
+    })
+    .await;
+}
