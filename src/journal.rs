@@ -79,9 +79,9 @@
 //!
 //! # A crash
 //!
-//! A sink's cursor is saved right after it moves, and [`Journal::saved`] tells how far. Delivery keeps what
-//! is sent but not saved within its window, so that a crash repeats no more than that; a loss of power
-//! repeats what `journal.sync` had not covered besides.
+//! A sink's cursor is saved soon after it moves, at once where delivery waits for that, and
+//! [`Journal::saved`] tells how far. Delivery keeps what is sent but not saved within its window, so that a
+//! crash repeats no more than that; a loss of power repeats what `journal.sync` had not covered besides.
 //!
 //! What must not wait for a disk takes the lock of [`memory`] only, and nothing touches the disk under it.
 
@@ -109,7 +109,7 @@ mod writer;
 
 use std::{
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -245,6 +245,7 @@ impl Journal {
         let mut memory = self.0.lock();
         // Saved once before anything else happens, so that a restart does not begin again.
         memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, None));
+        memory.cursors.save_by(Instant::now());
         self.0.notify_writer(memory);
         Ok(at)
     }
@@ -359,17 +360,36 @@ impl Journal {
         })
     }
 
-    /// The destination of `sink` has accepted everything through `seq`.
+    /// The destination of `sink` has accepted everything through `seq`: that is saved at once.
     pub fn advance(&self, sink: &str, seq: Seq) {
+        self.advance_by(sink, seq, Duration::ZERO);
+    }
+
+    /// The same, saved within half of the time in which it is to be synced: what moves meanwhile is saved with
+    /// it, in one page of the disk.
+    pub(crate) fn advance_soon(&self, sink: &str, seq: Seq) {
+        let within = match self.0.sync {
+            Sync::Every(interval) => interval / 2,
+            Sync::Always | Sync::Never => Duration::ZERO,
+        };
+        self.advance_by(sink, seq, within);
+    }
+
+    fn advance_by(&self, sink: &str, seq: Seq, within: Duration) {
         self.advance_lazily(sink, seq);
         if self.0.limits.dir.is_none() {
-            self.0.made_progress();
-        } else {
-            self.0.notify_writer(self.0.lock());
+            return self.0.made_progress();
+        }
+        let mut memory = self.0.lock();
+        let before = memory.cursors.save_at;
+        memory.cursors.save_by(Instant::now() + within);
+        // Where it waits for that time already, it need not be woken.
+        if memory.cursors.save_at != before {
+            self.0.notify_writer(memory);
         }
     }
 
-    /// The same, saved with what is written next, at the latest within a second.
+    /// The same, saved when anything is written anyway, at the latest within a second.
     pub(crate) fn advance_lazily(&self, sink: &str, seq: Seq) {
         let memory_only = self.0.limits.dir.is_none();
         if let Some(cursor) = self.0.lock().cursors.by_sink.get_mut(sink) {

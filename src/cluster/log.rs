@@ -425,7 +425,7 @@ impl Source for LogSource {
         lock(&self.position).saved
     }
 
-    fn advance(&self, seq: Seq) {
+    fn advance(&self, seq: Seq, _urgent: bool) {
         let mut position = lock(&self.position);
         position.at = position.at.max(seq);
         drop(position);

@@ -35,6 +35,9 @@ pub(super) struct Reader {
     gap: Option<Batch>,
 }
 
+/// The part of the window from which on what is not saved is to be saved at once: one over this.
+const URGENT: u64 = 4;
+
 impl Reader {
     pub(super) fn new(source: Arc<dyn Source>, window: usize) -> Self {
         let cursor = source.cursor();
@@ -119,10 +122,12 @@ impl Reader {
         }
         self.cursor = through;
         self.accepted.passed(through);
-        self.source.advance(through);
         if events > 0 {
             self.unsaved.push_back((through, events));
         }
+        // Long before the window is full of what is not saved.
+        let unsaved: u64 = self.unsaved.iter().map(|(_, events)| events).sum();
+        self.source.advance(through, unsaved * URGENT >= self.window);
     }
 
     /// All that was read is done.

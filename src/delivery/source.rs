@@ -26,8 +26,8 @@ pub trait Source: Send + Sync {
     fn cursor(&self) -> Seq;
     /// Through which position the cursor is saved.
     fn saved(&self) -> Seq;
-    /// All through `seq` is done.
-    fn advance(&self, seq: Seq);
+    /// All through `seq` is done. That is saved soon; `urgent`: at once.
+    fn advance(&self, seq: Seq, urgent: bool);
     /// Changes when something was saved, or there is room.
     fn progress(&self) -> watch::Receiver<u64>;
     /// The last position that there is.
@@ -101,8 +101,12 @@ impl Source for JournalSource {
         self.journal.saved(&self.sink)
     }
 
-    fn advance(&self, seq: Seq) {
-        self.journal.advance(&self.sink, seq);
+    fn advance(&self, seq: Seq, urgent: bool) {
+        if urgent {
+            self.journal.advance(&self.sink, seq);
+        } else {
+            self.journal.advance_soon(&self.sink, seq);
+        }
     }
 
     fn progress(&self) -> watch::Receiver<u64> {

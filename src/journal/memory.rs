@@ -5,6 +5,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Instant,
 };
 
 use super::{
@@ -59,6 +60,15 @@ pub(super) struct Cursors {
     pub(super) by_sink: HashMap<Arc<str>, Cursor>,
     /// Positions were lost, and it is not known whose.
     pub(super) unknown: bool,
+    /// When those that have moved are to be saved, by the writer's own clock.
+    pub(super) save_at: Option<Instant>,
+}
+
+impl Cursors {
+    /// They are to be saved at that time, or before.
+    pub(super) fn save_by(&mut self, at: Instant) {
+        self.save_at = Some(self.save_at.map_or(at, |known| known.min(at)));
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -196,12 +206,17 @@ impl Memory {
         self.batch(after, self.ring.slice(after, through, limit, max_bytes), through)
     }
 
-    /// What is to be written now.
-    pub(super) fn begin_write(&mut self, limit: usize, max_bytes: usize) -> Write {
+    /// What is to be written now, the cursors among it or not.
+    pub(super) fn begin_write(&mut self, limit: usize, max_bytes: usize, cursors: bool) -> Write {
         let written = self.numbers.written;
+        let mut moved = Vec::new();
+        if cursors {
+            self.cursors.save_at = None;
+            moved.extend(self.unsaved().map(|(sink, cursor)| (Arc::clone(sink), cursor.at)));
+        }
         Write {
             records: self.ring.slice(written, Seq::MAX, limit, max_bytes),
-            cursors: self.unsaved().map(|(sink, cursor)| (Arc::clone(sink), cursor.at)).collect(),
+            cursors: moved,
             changes: self.pending.begin(),
         }
     }
@@ -314,11 +329,30 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
     fn a_new_journal_has_nothing_to_count() {
         let memory = Memory::new(1, vec![(1, None)], 1, Health::Sound);
         assert_eq!((memory.assigned(0, 100), memory.marked(0)), (0, Marked::default()));
+    }
+
+    #[test]
+    fn cursors_are_written_when_they_are_due_and_not_with_every_event() {
+        let mut memory = Memory::new(10, vec![(1, None)], 1, Health::Sound);
+        memory.cursors.by_sink.insert("a".into(), Cursor::new(5, Some(4)));
+        let now = Instant::now();
+        memory.cursors.save_by(now + Duration::from_secs(2));
+        memory.cursors.save_by(now + Duration::from_secs(1));
+        memory.cursors.save_by(now + Duration::from_secs(3));
+        assert_eq!(memory.cursors.save_at, Some(now + Duration::from_secs(1)), "the earliest");
+        assert_eq!(memory.begin_write(10, 1000, false).cursors, []);
+        assert!(memory.cursors.save_at.is_some(), "still to be saved");
+        let write = memory.begin_write(10, 1000, true);
+        assert_eq!(write.cursors, [("a".into(), 5)]);
+        memory.written(&write, true);
+        assert_eq!((memory.cursors.save_at, memory.is_written()), (None, true));
     }
 }

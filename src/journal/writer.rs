@@ -163,12 +163,14 @@ impl Writer {
             let stop = memory.demand == Demand::End;
             let until = if self.store.is_some() { self.maintenance_at } else { self.retry_at };
             let due = now >= until || stop;
+            let save_at = memory.cursors.save_at.filter(|_| self.store.is_some());
+            let save = due || save_at.is_some_and(|at| now.into_std() >= at);
             if self.store.is_none() {
                 if due {
                     return (Write::default(), stop);
                 }
-            } else if due || memory.demand > Demand::Nothing || memory.disk.corrupt {
-                let write = memory.begin_write(TRANSACTION, TRANSACTION_BYTES);
+            } else if save || memory.demand > Demand::Nothing || memory.disk.corrupt {
+                let write = memory.begin_write(TRANSACTION, TRANSACTION_BYTES, save);
                 let rest = write.records.last().is_some_and(|last| last.seq < memory.numbers.last);
                 if memory.demand == Demand::Write && !rest {
                     memory.demand = Demand::Nothing;
@@ -177,6 +179,7 @@ impl Writer {
                     return (write, stop);
                 }
             }
+            let until = save_at.map_or(until, |at| until.min(at.into()));
             let wait = until.saturating_duration_since(now).max(Duration::from_millis(1));
             memory = self
                 .shared

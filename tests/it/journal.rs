@@ -113,6 +113,24 @@ async fn positions_survive_a_clean_end_and_a_crash() {
     close(journal).await;
 }
 
+/// What a cursor costs on the disk: one page of the log each time that it is saved.
+#[tokio::test]
+async fn saving_a_cursor_writes_one_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    append(&journal, events(0..100)).await;
+    journal.register("a", Start::Earliest).unwrap();
+    settled(&journal, &["a"]).await;
+    let log = || std::fs::metadata(dir.path().join("journal.db-wal")).unwrap().len();
+    for at in 1..=20 {
+        let before = log();
+        journal.advance("a", at);
+        settled(&journal, &["a"]).await;
+        assert_eq!(log() - before, 24 + 4096, "{at}");
+    }
+    close(journal).await;
+}
+
 #[tokio::test]
 async fn single_events_are_written_at_once() {
     let dir = tempfile::tempdir().unwrap();

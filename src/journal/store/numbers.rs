@@ -140,8 +140,12 @@ pub(super) fn end_run(db: &Connection, last: Seq) -> Result<(), StoreError> {
 }
 
 pub(super) fn set_cursor(db: &Connection, sink: &str, seq: Seq) -> Result<(), StoreError> {
-    db.prepare_cached("INSERT OR REPLACE INTO cursors(sink, seq, crc) VALUES(?1, ?2, ?3)")?
-        .execute(params![sink, signed(seq), cursor_sum(sink, seq)])?;
+    // A row that is replaced is written into the index once more: a page for nothing.
+    db.prepare_cached(
+        "INSERT INTO cursors(sink, seq, crc) VALUES(?1, ?2, ?3)
+         ON CONFLICT(sink) DO UPDATE SET seq = excluded.seq, crc = excluded.crc",
+    )?
+    .execute(params![sink, signed(seq), cursor_sum(sink, seq)])?;
     Ok(())
 }
 
