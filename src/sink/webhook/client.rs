@@ -42,8 +42,9 @@ const DRAIN_BYTES: usize = 64 * 1024;
 /// How long that may take: a new connection is cheaper than waiting.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Headers of an answer, at most: some proxies add many, and none of them matters but one.
-const MAX_HEADERS: usize = 1000;
+/// Headers of an answer, at most: some proxies add many, and none of them matters but one. Each costs the
+/// library time with every answer, whether or not it is there.
+const MAX_HEADERS: usize = 512;
 
 /// A client of one destination.
 pub(super) struct Client {
@@ -97,11 +98,11 @@ impl Client {
         body: impl Into<Body>,
     ) -> Result<Answer, Cause> {
         let request = self.http.request(method, self.url.clone()).headers(headers).body(body);
-        let answer = match timeout(self.timeout, request.send()).await {
+        let mut answer = match timeout(self.timeout, request.send()).await {
             Ok(answer) => answer.map_err(|error| self.cause(error))?,
             Err(_) => return Err(slow("answer", self.timeout)),
         };
-        let (status, headers) = (answer.status(), answer.headers().clone());
+        let (status, headers) = (answer.status(), std::mem::take(answer.headers_mut()));
         // Whatever comes of the rest, the status is known.
         drop(timeout(DRAIN.min(self.timeout), drain(answer)).await);
         Ok(Answer { status, headers })
