@@ -109,7 +109,7 @@ mod writer;
 
 use std::{
     sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::sync::watch;
@@ -245,7 +245,7 @@ impl Journal {
         let mut memory = self.0.lock();
         // Saved once before anything else happens, so that a restart does not begin again.
         memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, None));
-        memory.cursors.save_by(Instant::now());
+        memory.cursors.save_within(Duration::ZERO);
         self.0.notify_writer(memory);
         Ok(at)
     }
@@ -381,10 +381,7 @@ impl Journal {
             return self.0.made_progress();
         }
         let mut memory = self.0.lock();
-        let before = memory.cursors.save_at;
-        memory.cursors.save_by(Instant::now() + within);
-        // Where it waits for that time already, it need not be woken.
-        if memory.cursors.save_at != before {
+        if memory.cursors.save_within(within) {
             self.0.notify_writer(memory);
         }
     }

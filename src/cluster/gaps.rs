@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::{Message, RequestErrorKind};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Cluster;
 use crate::base::event::Record;
@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long to wait before who has not answered is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
+
+/// How long a gap is asked about before it is reported.
+const LONGEST: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
@@ -43,19 +46,20 @@ struct Report {
 }
 
 /// Whether another member held the channel of a `relay.gap` all the time. Whoever is alive and does not answer is
-/// asked again, for `patience`. To be asked soon: who held it then may be restarted next.
-pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>, patience: Duration) -> bool {
+/// asked again. To be asked soon: who held it then may be restarted next.
+pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
     let report = serde_json::from_slice::<Report>(record.event.data());
     let Ok(Report { seconds: Some(seconds) }) = report else { return false };
     let Ok(gap) = Duration::try_from_secs_f64(seconds) else { return false };
     let channel = &record.event.place.channel;
+    let until = Instant::now() + LONGEST;
     loop {
         let others = cluster.others_alive();
         let answers = ask(&cluster, others, channel, gap + record.age()).await;
         if answers.iter().flatten().any(|answer| answer.held) {
             return true;
         }
-        if answers.iter().all(Option::is_some) || record.age() > patience {
+        if answers.iter().all(Option::is_some) || Instant::now() >= until {
             return false;
         }
         sleep(AGAIN).await;

@@ -269,8 +269,7 @@ impl Outbox {
             self.open.insert(record.seq);
             self.bytes += record.event.weight();
             if &*record.event.place.topic == "relay.gap" {
-                let patience = self.cluster.settings().lease.0 + STEP;
-                let asked = gaps::is_covered(self.cluster.clone(), Arc::clone(record), patience);
+                let asked = gaps::is_covered(self.cluster.clone(), Arc::clone(record));
                 let asked = asked.boxed().shared();
                 self.asking.push(asked.clone());
                 self.covered.insert(record.seq, asked);

@@ -5,7 +5,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Instant,
+    time::Duration,
 };
 
 use super::{
@@ -60,14 +60,21 @@ pub(super) struct Cursors {
     pub(super) by_sink: HashMap<Arc<str>, Cursor>,
     /// Positions were lost, and it is not known whose.
     pub(super) unknown: bool,
-    /// When those that have moved are to be saved, by the writer's own clock.
-    pub(super) save_at: Option<Instant>,
+    /// Those that have moved are to be saved within that time; taken by the writer.
+    pub(super) save_within: Option<Duration>,
+    /// The writer has a time at which it saves them.
+    pub(super) scheduled: bool,
 }
 
 impl Cursors {
-    /// They are to be saved at that time, or before.
-    pub(super) fn save_by(&mut self, at: Instant) {
-        self.save_at = Some(self.save_at.map_or(at, |known| known.min(at)));
+    /// They are to be saved within that time; whether the writer is to be told.
+    pub(super) fn save_within(&mut self, time: Duration) -> bool {
+        let is_known = self.scheduled || self.save_within.is_some();
+        let tell = time.is_zero() || !is_known;
+        if tell {
+            self.save_within = Some(time);
+        }
+        tell
     }
 }
 
@@ -211,7 +218,7 @@ impl Memory {
         let written = self.numbers.written;
         let mut moved = Vec::new();
         if cursors {
-            self.cursors.save_at = None;
+            self.cursors.scheduled = false;
             moved.extend(self.unsaved().map(|(sink, cursor)| (Arc::clone(sink), cursor.at)));
         }
         Write {
@@ -329,8 +336,6 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -343,16 +348,18 @@ mod tests {
     fn cursors_are_written_when_they_are_due_and_not_with_every_event() {
         let mut memory = Memory::new(10, vec![(1, None)], 1, Health::Sound);
         memory.cursors.by_sink.insert("a".into(), Cursor::new(5, Some(4)));
-        let now = Instant::now();
-        memory.cursors.save_by(now + Duration::from_secs(2));
-        memory.cursors.save_by(now + Duration::from_secs(1));
-        memory.cursors.save_by(now + Duration::from_secs(3));
-        assert_eq!(memory.cursors.save_at, Some(now + Duration::from_secs(1)), "the earliest");
+        let soon = Duration::from_secs(1);
+        assert!(memory.cursors.save_within(soon), "the writer is to be told");
+        assert!(!memory.cursors.save_within(soon), "it knows");
+        assert!(memory.cursors.save_within(Duration::ZERO), "at once is sooner");
+        assert_eq!(memory.cursors.save_within.take(), Some(Duration::ZERO));
+        memory.cursors.scheduled = true;
+        assert!(!memory.cursors.save_within(soon));
         assert_eq!(memory.begin_write(10, 1000, false).cursors, []);
-        assert!(memory.cursors.save_at.is_some(), "still to be saved");
+        assert!(memory.cursors.scheduled, "still to be saved");
         let write = memory.begin_write(10, 1000, true);
         assert_eq!(write.cursors, [("a".into(), 5)]);
         memory.written(&write, true);
-        assert_eq!((memory.cursors.save_at, memory.is_written()), (None, true));
+        assert!(!memory.cursors.scheduled && memory.is_written());
     }
 }

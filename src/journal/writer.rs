@@ -42,6 +42,7 @@ pub(super) fn start(shared: &Arc<Shared>, files: Option<(Store, JournalFiles)>) 
         in_doubt: false,
         retry_at: Instant::now(),
         maintenance_at: Instant::now(),
+        save_at: None,
         written_since: 0,
         data_version: 0,
         recount: true,
@@ -100,6 +101,8 @@ struct Writer {
     in_doubt: bool,
     retry_at: Instant,
     maintenance_at: Instant,
+    /// When the cursors that have moved are to be saved.
+    save_at: Option<Instant>,
     /// Bytes of events written since the limits were looked at.
     written_since: u64,
     data_version: i64,
@@ -156,21 +159,28 @@ impl Writer {
     }
 
     /// Waits until something is to be written, or it is time for something else.
-    fn wait(&self) -> (Write, bool) {
+    fn wait(&mut self) -> (Write, bool) {
         let mut memory = self.shared.lock();
         loop {
             let now = Instant::now();
             let stop = memory.demand == Demand::End;
             let until = if self.store.is_some() { self.maintenance_at } else { self.retry_at };
             let due = now >= until || stop;
-            let save_at = memory.cursors.save_at.filter(|_| self.store.is_some());
-            let save = due || save_at.is_some_and(|at| now.into_std() >= at);
+            if let Some(within) = memory.cursors.save_within.take() {
+                self.save_at = Some(self.save_at.unwrap_or(now + within).min(now + within));
+                memory.cursors.scheduled = true;
+            }
+            let save_at = self.save_at.filter(|_| self.store.is_some());
+            let save = due || save_at.is_some_and(|at| now >= at);
             if self.store.is_none() {
                 if due {
                     return (Write::default(), stop);
                 }
             } else if save || memory.demand > Demand::Nothing || memory.disk.corrupt {
                 let write = memory.begin_write(TRANSACTION, TRANSACTION_BYTES, save);
+                if save {
+                    self.save_at = None;
+                }
                 let rest = write.records.last().is_some_and(|last| last.seq < memory.numbers.last);
                 if memory.demand == Demand::Write && !rest {
                     memory.demand = Demand::Nothing;
@@ -179,7 +189,7 @@ impl Writer {
                     return (write, stop);
                 }
             }
-            let until = save_at.map_or(until, |at| until.min(at.into()));
+            let until = save_at.map_or(until, |at| until.min(at));
             let wait = until.saturating_duration_since(now).max(Duration::from_millis(1));
             memory = self
                 .shared

@@ -163,8 +163,11 @@ impl Bench {
                 let own = &shown["members"][shown["member"].as_str()?];
                 sets.insert(own["set"].as_u64()?);
                 held += own["channels"].as_u64()?;
+                // What is asked is answered, and what was received is in the log: a fault finds nobody busy.
                 let all = members.len() == running.len()
-                    && members.values().all(|member| member["stands"] == true);
+                    && members
+                        .values()
+                        .all(|member| member["stands"] == true && member["waiting"] == 0);
                 let driven =
                     shown["sinks"].as_object()?.values().all(|sink| sink["driver"].is_string());
                 if !all || !driven {
@@ -247,8 +250,12 @@ impl Bench {
                 })
                 .collect();
             if counted.values().all(|counted| counted.lost == 0) {
-                for name in SINKS {
+                for (name, numbers) in &arrived {
                     say(&format!("{name}: {:?}", counted[name]));
+                    if let Some(at) = first_disorder(numbers, self.shape.channels) {
+                        let around = &numbers[at.saturating_sub(60)..(at + 60).min(numbers.len())];
+                        say(&format!("{name}: out of order: {around:?}"));
+                    }
                 }
                 return counted;
             }
@@ -277,7 +284,9 @@ impl Bench {
         let last = log.info().await.unwrap().state.clone();
         let mut channels: HashMap<String, Vec<(u64, String)>> = HashMap::new();
         for seq in last.first_sequence..=last.last_sequence {
-            let Ok(message) = log.get_raw_message(seq).await else { continue };
+            let message =
+                until("the log is read", PATIENCE, async || log.get_raw_message(seq).await.ok());
+            let message = message.await;
             let json: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
             let Some(n) = json.pointer("/data/n").and_then(Value::as_u64) else { continue };
             let headers: Vec<String> = message
@@ -316,6 +325,18 @@ impl Bench {
         }
         found
     }
+}
+
+/// Where an event came first behind a later one of its channel.
+fn first_disorder(arrived: &[u64], channels: usize) -> Option<usize> {
+    let mut seen = BTreeSet::new();
+    let mut newest: HashMap<u64, u64> = HashMap::new();
+    arrived.iter().position(|n| {
+        let newest = newest.entry(n % channels as u64).or_default();
+        let late = seen.insert(*n) && n < newest;
+        *newest = (*newest).max(*n);
+        late
+    })
 }
 
 /// What became of the load at one destination.
