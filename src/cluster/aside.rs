@@ -9,7 +9,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use async_nats::jetstream::kv::{Operation, UpdateErrorKind};
 use futures_util::{StreamExt, stream};
 use tracing::debug;
 
@@ -45,6 +44,7 @@ enum Change {
     },
     Remove {
         key: String,
+        is_large: bool,
     },
     Replay {
         key: String,
@@ -138,7 +138,8 @@ impl Aside {
         let mut state = lock(&self.state);
         if let Some(Handed { key, revision, .. }) = state.handed.remove(&number) {
             state.done.insert(key.clone(), revision);
-            state.queue.push_back(Change::Remove { key });
+            let is_large = lock(&self.cluster.0.letters).is_large(&key);
+            state.queue.push_back(Change::Remove { key, is_large });
         }
     }
 
@@ -151,7 +152,7 @@ impl Aside {
         state.replays.insert(number, position);
         state.queue.push_back(match position {
             Some(position) => Change::Replay { key, replay: Replay { position, ..replay } },
-            None => Change::Remove { key },
+            None => Change::Remove { key, is_large: false },
         });
     }
 
@@ -162,25 +163,25 @@ impl Aside {
             (index.letters(Some(&self.sink), None, true), index.replays(&self.sink))
         };
         keys.truncate(RETRY_AT_ONCE);
-        let reads = keys.into_iter().map(|key| self.kept.dead.entry(key));
-        let entries: Vec<_> = stream::iter(reads).buffered(READ_AT_ONCE).collect().await;
+        let reads = keys.into_iter().map(async |key| {
+            let read = letters::read(&self.kept.dead, &key, |at| self.cluster.since(at)).await;
+            (key, read)
+        });
+        let found: Vec<_> = stream::iter(reads).buffered(READ_AT_ONCE).collect().await;
         let mut wanted = Vec::new();
         let mut state = lock(&self.state);
-        for entry in entries {
-            let entry = entry.map_err(|error| {
+        for (key, read) in found {
+            let read = read.map_err(|error| {
                 StoreError::Elsewhere(format!("the dead letters cannot be read now: {error}"))
             })?;
-            let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
+            let Some((letter, revision)) = read.filter(|(letter, _)| letter.retry) else {
                 continue;
             };
-            if state.done.get(&entry.key).is_some_and(|done| entry.revision <= *done) {
+            if state.done.get(&key).is_some_and(|done| revision <= *done) {
                 continue;
             }
-            let letter = letters::decode(&entry, self.cluster.since(entry.created));
-            let Some(letter) = letter.filter(|letter| letter.retry) else { continue };
             wanted.push(letter.clone());
-            let handed = Handed { key: entry.key, revision: entry.revision, letter };
-            state.handed.insert(handed.letter.number, handed);
+            state.handed.insert(letter.number, Handed { key, revision, letter });
         }
         let replays =
             replays.into_iter().filter_map(|(_, replay)| match state.replays.get(&replay.number) {
@@ -202,21 +203,12 @@ impl Aside {
         let Some(change) = lock(&self.state).queue.front().cloned() else { return true };
         let dead = &self.kept.dead;
         let written = match &change {
+            // Where somebody has dropped it meanwhile, or asks for it once more, that counts.
             Change::Letter { key, letter, revision } => {
-                let value = letters::encode(letter, self.cluster.member());
-                match revision {
-                    None => dead.put(key, value).await.map_err(|error| error.to_string()),
-                    Some(revision) => match dead.update(key, value, *revision).await {
-                        // Somebody has dropped it meanwhile, or asks for it once more.
-                        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                            Ok(*revision)
-                        }
-                        other => other.map_err(|error| error.to_string()),
-                    },
-                }
-                .map(drop)
+                let by = (self.cluster.member(), self.cluster.max_payload());
+                letters::write(dead, key, letter, by, *revision).await.map(drop)
             }
-            Change::Remove { key } => dead.delete(key).await.map_err(|error| error.to_string()),
+            Change::Remove { key, is_large } => letters::delete(dead, key, *is_large).await,
             Change::Replay { key, replay } => {
                 let put = dead.put(key, letters::encode_replay(replay)).await;
                 put.map(drop).map_err(|error| error.to_string())

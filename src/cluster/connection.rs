@@ -270,6 +270,14 @@ impl Connection {
         Ok(remarks)
     }
 
+    /// Deletes all that the cluster keeps: for a demonstration.
+    pub(crate) async fn forget(&self) {
+        for of in std::iter::once(self.log_config()).chain(self.buckets()) {
+            // Where it is not there, that is what was wanted.
+            drop(self.context.delete_stream(of.name).await);
+        }
+    }
+
     fn log_config(&self) -> Config {
         let cluster = &self.settings;
         Config {

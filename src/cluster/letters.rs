@@ -3,6 +3,7 @@
 //! | key | what |
 //! |---|---|
 //! | `letter.<sink>.<position>` | an event that the destination of a sink rejected |
+//! | `part.<sink>.<position>.<n>` | a piece of it, where it is too large for one message of NATS |
 //! | `replay.<sink>.<id>` | events that are to be handed to a sink again, and how far that is |
 //!
 //! The key of a letter is its sink and its event's position in the log: a driver that dies between the letter
@@ -15,7 +16,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use async_nats::{
     HeaderMap, HeaderName, HeaderValue,
-    jetstream::kv::{Entry, Operation, Watch},
+    jetstream::kv::{Entry, Operation, Store, UpdateErrorKind, Watch},
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -24,7 +25,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Cluster, connection::Kept, lock, message};
+use super::{Cluster, connection::Kept, lock, message, parts};
 use crate::{
     base::{
         clock::{self, UnixMillis},
@@ -34,7 +35,8 @@ use crate::{
     journal::{DeadLetter, Journal, Replay, StoreError, store::Store as JournalStore},
 };
 
-pub(super) const LETTER: &str = "letter.";
+const LETTER: &str = "letter.";
+const PART: &str = "part.";
 pub(super) const REPLAY: &str = "replay.";
 
 /// How long to wait before what failed is tried again.
@@ -56,6 +58,9 @@ struct Head {
     reason: String,
     retry: bool,
     seq: Seq,
+    /// Pieces that the event is in, and its bytes then; 0: it is here.
+    parts: usize,
+    bytes: u64,
     /// The event's headers in the log.
     headers: BTreeMap<String, String>,
 }
@@ -84,8 +89,11 @@ fn number_of(given: i64, revision: u64) -> i64 {
     if given > 0 { given } else { i64::try_from(revision).unwrap_or(i64::MAX) }
 }
 
-/// A letter as a value of the bucket.
-pub(super) fn encode(letter: &DeadLetter, member: &str) -> Bytes {
+/// A letter as a value of the bucket, and the pieces beside it.
+fn encode(letter: &DeadLetter, member: &str, max_payload: usize) -> (Bytes, Vec<Bytes>) {
+    let message = &letter.record.event.message;
+    let mut pieces = parts::pieces(message, max_payload);
+    let is_large = pieces.len() > 1;
     let headers = message::headers(&letter.record, member);
     let headers = headers
         .iter()
@@ -96,12 +104,17 @@ pub(super) fn encode(letter: &DeadLetter, member: &str) -> Bytes {
         reason: letter.reason.clone(),
         retry: letter.retry,
         seq: letter.record.seq,
+        parts: if is_large { pieces.len() } else { 0 },
+        bytes: if is_large { u64::try_from(message.len()).unwrap_or(u64::MAX) } else { 0 },
         headers: headers.collect(),
     };
     let mut value = serde_json::to_vec(&head).unwrap_or_default();
     value.push(b'\n');
-    value.extend_from_slice(&letter.record.event.message);
-    value.into()
+    if !is_large {
+        value.extend_from_slice(message);
+        pieces.clear();
+    }
+    (value.into(), pieces)
 }
 
 fn split(value: &Bytes) -> Option<(Head, Bytes)> {
@@ -110,10 +123,69 @@ fn split(value: &Bytes) -> Option<(Head, Bytes)> {
     Some((head, value.slice(end + 1..)))
 }
 
-/// Reads a letter; `stored` is how long ago the bucket stored it. `None`: it is none, or deleted.
-pub(super) fn decode(entry: &Entry, stored: Duration) -> Option<DeadLetter> {
-    let sink = sink_of(&entry.key, LETTER).filter(|_| entry.operation == Operation::Put)?;
-    let (head, message) = split(&entry.value)?;
+/// The key of a piece of a letter.
+fn part_key(letter: &str, number: impl std::fmt::Display) -> String {
+    format!("{PART}{}.{number}", letter.strip_prefix(LETTER).unwrap_or(letter))
+}
+
+/// Puts a letter into the bucket. Where a revision is named, it is to replace that one; `false`: it is not
+/// there any more.
+pub(super) async fn write(
+    dead: &Store,
+    key: &str,
+    letter: &DeadLetter,
+    (member, max_payload): (&str, usize),
+    revision: Option<u64>,
+) -> Result<bool, String> {
+    let (value, pieces) = encode(letter, member, max_payload);
+    // Those of a letter that is there are there, too.
+    for (number, piece) in pieces.into_iter().enumerate().filter(|_| revision.is_none()) {
+        dead.put(part_key(key, number), piece).await.map_err(|error| error.to_string())?;
+    }
+    let Some(revision) = revision else {
+        return dead.put(key, value).await.map(|_| true).map_err(|error| error.to_string());
+    };
+    match dead.update(key, value, revision).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Reads a letter of this key, and its revision; `None`: there is none. `since` tells how long ago a time of
+/// the servers is.
+pub(super) async fn read(
+    dead: &Store,
+    key: &str,
+    since: impl Fn(time::OffsetDateTime) -> Duration,
+) -> Result<Option<(DeadLetter, u64)>, String> {
+    let entry = dead.entry(key).await.map_err(|error| error.to_string())?;
+    let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
+        return Ok(None);
+    };
+    let Some((head, message)) = split(&entry.value) else { return Ok(None) };
+    let mut whole = message.to_vec();
+    for number in 0..head.parts {
+        let piece = dead.get(part_key(key, number)).await.map_err(|error| error.to_string())?;
+        let Some(piece) = piece else { return Ok(None) };
+        whole.extend_from_slice(&piece);
+    }
+    let stored = since(entry.created);
+    Ok(decode(&entry, head, &whole.into(), stored).map(|letter| (letter, entry.revision)))
+}
+
+/// Deletes a letter with its pieces.
+pub(super) async fn delete(dead: &Store, key: &str, is_large: bool) -> Result<(), String> {
+    dead.delete(key).await.map_err(|error| error.to_string())?;
+    if is_large {
+        let pieces = format!("$KV.{}.{}", dead.name, part_key(key, '*'));
+        dead.stream.purge().filter(pieces).await.map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+fn decode(entry: &Entry, head: Head, message: &Bytes, stored: Duration) -> Option<DeadLetter> {
+    let sink = sink_of(&entry.key, LETTER)?;
     let mut headers = HeaderMap::new();
     for (name, value) in &head.headers {
         headers.insert(name.parse::<HeaderName>().ok()?, value.parse::<HeaderValue>().ok()?);
@@ -124,7 +196,7 @@ pub(super) fn decode(entry: &Entry, stored: Duration) -> Option<DeadLetter> {
         at: head.at,
         reason: head.reason,
         retry: head.retry,
-        record: message::record(head.seq, &headers, &message, stored).into(),
+        record: message::record(head.seq, &headers, message, stored).into(),
     })
 }
 
@@ -165,6 +237,7 @@ struct Meta {
     number: i64,
     bytes: u64,
     retry: bool,
+    is_large: bool,
 }
 
 /// The letters of a sink.
@@ -200,11 +273,15 @@ impl Index {
             }
             return before.is_some();
         };
-        let bytes = u64::try_from(entry.value.len()).unwrap_or(u64::MAX);
+        let value = u64::try_from(entry.value.len()).unwrap_or(u64::MAX);
+        let bytes = value.saturating_add(head.bytes);
         sum.count += 1;
         sum.bytes = sum.bytes.saturating_add(bytes);
         let number = number_of(head.number, entry.revision);
-        self.letters.insert(entry.key.clone(), Meta { number, bytes, retry: head.retry });
+        self.letters.insert(
+            entry.key.clone(),
+            Meta { number, bytes, retry: head.retry, is_large: head.parts > 0 },
+        );
         head.retry
     }
 
@@ -216,6 +293,11 @@ impl Index {
     /// The number of a letter, where there is one.
     pub(super) fn number(&self, key: &str) -> Option<i64> {
         self.letters.get(key).map(|meta| meta.number)
+    }
+
+    /// Whether a letter is in pieces.
+    pub(super) fn is_large(&self, key: &str) -> bool {
+        self.letters.get(key).is_some_and(|meta| meta.is_large)
     }
 
     /// The keys of letters, by number: those of a sink, of these numbers, that are to be tried again.
@@ -258,7 +340,7 @@ impl Cluster {
 }
 
 /// The bucket as it is at this moment.
-pub(super) async fn read(kept: &async_nats::jetstream::kv::Store) -> Result<Index, String> {
+pub(super) async fn index(kept: &Store) -> Result<Index, String> {
     let mut index = Index::default();
     let status = kept.status().await.map_err(|error| error.to_string())?;
     if status.values() == 0 {
@@ -360,9 +442,10 @@ async fn move_own(cluster: &Cluster, kept: &Kept, journal: &Journal, dir: PathBu
     for letter in own {
         let number = letter.number;
         let key = format!("{LETTER}{}.{}-{number}", letter.sink, cluster.member());
-        let value = encode(&DeadLetter { number: 0, ..letter }, cluster.member());
-        if let Err(error) = kept.dead.put(key, value).await {
-            warn!(%error, "the dead letters of the journal cannot be moved to the cluster now");
+        let letter = DeadLetter { number: 0, ..letter };
+        let by = (cluster.member(), cluster.max_payload());
+        if let Err(error) = write(&kept.dead, &key, &letter, by, None).await {
+            warn!(error, "the dead letters of the journal cannot be moved to the cluster now");
             return false;
         }
         journal.remove_dead_letter(number);
@@ -395,6 +478,13 @@ mod tests {
         }
     }
 
+    const MAX_PAYLOAD: usize = 1024 * 1024;
+
+    fn decoded(entry: &Entry) -> DeadLetter {
+        let (head, message) = split(&entry.value).unwrap();
+        decode(entry, head, &message, Duration::ZERO).unwrap()
+    }
+
     fn letter() -> DeadLetter {
         let event = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "ü\n"}), 7);
         DeadLetter {
@@ -410,27 +500,32 @@ mod tests {
     #[test]
     fn a_letter_comes_back_as_it_was() {
         let sent = letter();
-        let value = encode(&sent, "relay-1");
-        let found = entry(&letter_key("hook", 9), value, 3, Operation::Put);
-        let found = decode(&found, Duration::ZERO).unwrap();
+        let (value, _) = encode(&sent, "relay-1", MAX_PAYLOAD);
+        let found = decoded(&entry(&letter_key("hook", 9), value, 3, Operation::Put));
         assert_eq!((found.number, &*found.sink, found.at), (3, "hook", 5));
         assert_eq!((&*found.reason, found.retry), ("HTTP 400\n", false));
         assert_eq!((found.record.seq, &found.record.event), (9, &sent.record.event));
         // It keeps its number however often it is written.
-        let again = encode(&DeadLetter { retry: true, ..found }, "relay-2");
-        let again = entry(&letter_key("hook", 9), again, 8, Operation::Put);
-        let again = decode(&again, Duration::ZERO).unwrap();
+        let (again, _) = encode(&DeadLetter { retry: true, ..found }, "relay-2", MAX_PAYLOAD);
+        let again = decoded(&entry(&letter_key("hook", 9), again, 8, Operation::Put));
         assert_eq!((again.number, again.retry), (3, true));
+        // What is too large stands beside it.
+        let (value, pieces) = encode(&sent, "relay-1", 100);
+        assert_eq!(pieces.concat(), &*sent.record.event.message);
+        let (head, rest) = split(&value).unwrap();
+        assert_eq!((head.parts, rest.len()), (pieces.len(), 0));
+        assert_eq!(part_key(&letter_key("hook", 9), 2), "part.hook.9.2");
     }
 
     #[test]
     fn the_index_counts_what_is_there() {
         let mut index = Index::default();
-        let value = encode(&letter(), "relay-1");
+        let (value, _) = encode(&letter(), "relay-1", MAX_PAYLOAD);
         let (one, other) = (letter_key("hook", 9), letter_key("home", 9));
         assert!(!index.apply(&entry(&one, value.clone(), 1, Operation::Put)));
         assert!(!index.apply(&entry(&other, value.clone(), 2, Operation::Put)));
-        let asked = encode(&DeadLetter { number: 1, retry: true, ..letter() }, "relay-1");
+        let asked = DeadLetter { number: 1, retry: true, ..letter() };
+        let (asked, _) = encode(&asked, "relay-1", MAX_PAYLOAD);
         assert!(index.apply(&entry(&one, asked.clone(), 3, Operation::Put)));
         assert_eq!(index.letters(None, None, true), [&*one]);
         assert_eq!(index.letters(None, Some(&[2]), false), [&*other]);

@@ -32,7 +32,7 @@ use super::{
     aside::Aside,
     connection::{ClusterError, Kept},
     driver::Term,
-    lease, message, past,
+    lease, message, parts, past,
 };
 use crate::{
     base::{
@@ -96,6 +96,8 @@ struct Queue {
     bytes: usize,
     /// The last that was read.
     read: Seq,
+    /// Events that are gone since the last one in the queue.
+    lost: u64,
     /// The last that there is.
     last: Seq,
 }
@@ -296,14 +298,25 @@ impl LogSource {
             let stored = self.cluster.since(info.published);
             let empty = async_nats::HeaderMap::new();
             let headers = message.headers.as_ref().unwrap_or(&empty);
-            let record = message::record(seq, headers, &message.payload, stored);
-            self.cluster.look_for_copies(&record, message::member(headers));
+            let whole = if parts::is_piece(&message.subject) {
+                None
+            } else {
+                let whole = parts::whole(&self.kept.log, headers, &message.payload).await?;
+                if whole.is_none() {
+                    error!(sink = %self.sink, seq, "a piece of a large event is not in the log any more");
+                }
+                Some(whole)
+            };
             let mut queue = lock(&self.queue);
             if seq <= queue.read {
                 continue;
             }
-            let lost = seq - queue.read - 1;
+            queue.lost += seq - queue.read - 1 + u64::from(whole == Some(None));
             queue.read = seq;
+            let Some(payload) = whole.flatten() else { continue };
+            let record = message::record(seq, headers, &payload, stored);
+            self.cluster.look_for_copies(&record, message::member(headers));
+            let lost = std::mem::take(&mut queue.lost);
             queue.last = queue.last.max(seq + pending);
             queue.bytes += record.event.weight();
             queue.events.push_back((lost, Arc::new(record)));

@@ -36,7 +36,7 @@ use tracing::{debug, error, info, warn};
 use super::{
     Cluster,
     connection::{IN_FLIGHT, Kept},
-    gaps, message,
+    gaps, message, parts,
 };
 use crate::{
     base::{
@@ -472,14 +472,11 @@ impl Work {
             headers.insert(MESSAGE_ID, format!("{}~", message::key(event)));
         }
         let subject = message::subject(&self.cluster.settings().name, event);
-        let published = async {
-            self.cluster
-                .context()
-                .publish_with_headers(subject, headers, event.message.clone())
-                .await?
-                .await
-        };
-        match timeout(PATIENCE, published).await {
+        let pieces = parts::pieces(&event.message, self.cluster.max_payload());
+        let patience = PATIENCE * u32::try_from(pieces.len()).unwrap_or(u32::MAX);
+        let name = &self.cluster.settings().name;
+        let published = parts::publish(self.cluster.context(), name, subject, headers, &pieces);
+        match timeout(patience, published).await {
             Ok(Ok(ack)) if ack.sequence == 0 => Outcome::Unstored,
             Ok(Ok(ack)) if ack.duplicate => Outcome::Duplicate,
             Ok(Ok(_)) => Outcome::Stored,

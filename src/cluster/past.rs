@@ -9,7 +9,7 @@ use async_nats::jetstream::{
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
-use super::message;
+use super::{message, parts};
 use crate::{
     base::{clock::UnixMillis, event::Seq},
     journal::Batch,
@@ -87,11 +87,18 @@ pub(super) async fn read(
         if seq > through {
             break;
         }
+        batch.through = seq;
+        if parts::is_piece(&message.subject) {
+            continue;
+        }
         let stored = since(info.published);
         let headers = message.headers.clone().unwrap_or_default();
-        let record = message::record(seq, &headers, &message.payload, stored);
+        let Some(payload) = parts::whole(log, &headers, &message.payload).await? else {
+            batch.lost += 1;
+            continue;
+        };
+        let record = message::record(seq, &headers, &payload, stored);
         bytes += record.event.weight();
-        batch.through = seq;
         batch.records.push(record.into());
     }
     batch.through = batch.through.max(through);

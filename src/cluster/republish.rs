@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{
     connection::{ClusterError, Connection, member_name},
-    message,
+    message, parts,
 };
 use crate::{base::clock::UnixMillis, config, journal::store::Store};
 
@@ -53,10 +53,10 @@ pub(crate) async fn republish(
         for record in &read.records {
             let headers = message::headers(record, &member);
             let subject = message::subject(&settings.name, &record.event);
-            let published = async {
-                let message = record.event.message.clone();
-                connection.context.publish_with_headers(subject, headers, message).await?.await
-            };
+            let max_payload = connection.client.server_info().max_payload;
+            let pieces = parts::pieces(&record.event.message, max_payload);
+            let context = &connection.context;
+            let published = parts::publish(context, &settings.name, subject, headers, &pieces);
             let ack = published.await.map_err(|error| {
                 ClusterError::Unavailable(format!(
                     "after {} events the log takes no more: {error}",

@@ -3,10 +3,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    kv::{Operation, Store, UpdateErrorKind},
-    stream::Stream,
-};
+use async_nats::jetstream::{kv::Store, stream::Stream};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::timeout;
 
@@ -37,6 +34,8 @@ pub(crate) struct Shared {
     log: Stream,
     dead: Store,
     member: String,
+    /// Bytes that the server takes in one message.
+    max_payload: usize,
     /// How far the servers' clock is ahead of ours, in milliseconds.
     ahead: i64,
     index: Index,
@@ -61,6 +60,7 @@ impl Cluster {
             log: kept.log.clone(),
             dead: kept.dead.clone(),
             member: self.member().to_owned(),
+            max_payload: self.max_payload(),
             ahead: self.ahead(),
             index: lock(&self.0.letters).clone(),
         })
@@ -83,8 +83,9 @@ impl Shared {
             return Err(ClusterError::Unavailable(text));
         };
         let log = connection.context.get_stream(format!("{}_log", settings.name)).await;
-        let index = letters::read(&dead).await.map_err(unavailable)?;
-        Ok(Self { log: log.map_err(unavailable)?, dead, member, ahead: 0, index })
+        let index = letters::index(&dead).await.map_err(unavailable)?;
+        let max_payload = connection.client.server_info().max_payload;
+        Ok(Self { log: log.map_err(unavailable)?, dead, member, max_payload, ahead: 0, index })
     }
 
     fn since(&self, at: time::OffsetDateTime) -> Duration {
@@ -101,35 +102,27 @@ impl Shared {
     ) -> Result<Vec<DeadLetter>, ClusterError> {
         let mut keys = self.index.letters(which.sink, which.numbers, false);
         keys.drain(..keys.len().saturating_sub(most));
-        let reads = keys.into_iter().map(|key| self.dead.entry(key));
-        let entries = stream::iter(reads).buffered(AT_ONCE).map_err(unavailable);
-        let letters = entries.try_filter_map(async |entry| {
-            Ok(entry.and_then(|entry| letters::decode(&entry, self.since(entry.created))))
+        let reads = keys.into_iter().map(async |key| {
+            letters::read(&self.dead, &key, |at| self.since(at)).await.map_err(unavailable)
         });
-        letters.try_collect().await
+        let read: Vec<_> = stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
+        Ok(read.into_iter().flatten().map(|(letter, _)| letter).collect())
     }
 
     /// Has dead letters tried again; answers how many.
     pub(crate) async fn retry(&self, which: Which<'_>) -> Result<usize, ClusterError> {
         let keys = self.index.letters(which.sink, which.numbers, false);
         let changes = keys.into_iter().map(async |key| {
-            let entry = self.dead.entry(&*key).await.map_err(unavailable)?;
-            let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
-                return Ok(0);
-            };
-            let Some(letter) = letters::decode(&entry, self.since(entry.created)) else {
-                return Ok(0);
-            };
+            let read = letters::read(&self.dead, &key, |at| self.since(at)).await;
+            let Some((letter, revision)) = read.map_err(unavailable)? else { return Ok(0) };
             if letter.retry {
                 return Ok(1);
             }
-            let value = letters::encode(&DeadLetter { retry: true, ..letter }, &self.member);
-            match self.dead.update(&*key, value, entry.revision).await {
-                Ok(_) => Ok(1),
-                // Somebody else was quicker, whatever was done.
-                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(0),
-                Err(error) => Err(unavailable(error)),
-            }
+            let letter = DeadLetter { retry: true, ..letter };
+            let by = (&*self.member, self.max_payload);
+            // Where it has changed, somebody else was quicker.
+            let written = letters::write(&self.dead, &key, &letter, by, Some(revision)).await;
+            written.map(usize::from).map_err(unavailable)
         });
         let changed = stream::iter(changes).buffer_unordered(AT_ONCE);
         changed.try_fold(0, async |sum, one| Ok(sum + one)).await
@@ -138,8 +131,10 @@ impl Shared {
     /// Deletes dead letters; answers how many.
     pub(crate) async fn drop(&self, which: Which<'_>) -> Result<usize, ClusterError> {
         let keys = self.index.letters(which.sink, which.numbers, false);
-        let changes =
-            keys.into_iter().map(async |key| self.dead.delete(key).await.map_err(unavailable));
+        let changes = keys.into_iter().map(async |key| {
+            let is_large = self.index.is_large(&key);
+            letters::delete(&self.dead, &key, is_large).await.map_err(unavailable)
+        });
         let changed = stream::iter(changes).buffer_unordered(AT_ONCE);
         changed.try_fold(0, async |sum, ()| Ok(sum + 1)).await
     }

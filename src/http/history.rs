@@ -24,6 +24,7 @@ use super::{State, json as answer, relay_status::RelayStatus};
 use crate::{
     astro::session::SubscriptionState,
     base::clock::{self, UnixMillis},
+    delivery::status::STANDBY,
     gateway::table::ConnectionRow,
     journal::Journal,
 };
@@ -146,7 +147,8 @@ impl Sampler {
                 name,
                 health: match sink.state {
                     "up" => Health::Working,
-                    "connecting" => Health::Unknown,
+                    // What another member drives, that one knows.
+                    "connecting" | STANDBY => Health::Unknown,
                     _ => Health::NotWorking,
                 },
                 delivered: sink.delivered,

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::{
-    bench::{PATIENCE, room},
+    bench::{PATIENCE, TOPIC, room},
     setup::Small,
 };
 use crate::support::{
@@ -205,6 +206,56 @@ async fn replays(small: &Small, members: &[Relay; 2]) {
     post(asked, "/api/replay", body).await;
     until("they arrive once more", PATIENCE, async || {
         (small.receiver.accepted().len() == before + 220).then_some(())
+    })
+    .await;
+}
+
+/// Astro sends messages that are larger than what NATS takes: they come whole, as dead letters and replays too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_larger_than_a_message_of_nats_comes_whole() {
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut members = [1, 2].map(|number| {
+        let cluster = format!("url = {url:?}\nmember = \"relay-{number}\"");
+        small.member(&cluster, "backoff_max = \"1s\"")
+    });
+    for member in &mut members {
+        member.start();
+        member.ready().await;
+    }
+    let text: String = ('a'..='z').cycle().take(3_000_000).collect();
+    let large = json!({ "n": 7, "text": text });
+    small.receiver.room(&room(0), Some(Answer::Status(422)));
+    small.sim.publish(TOPIC, &room(0), large.clone());
+    for member in &members {
+        knows(member, 1).await;
+    }
+    let list = command(&members[0], &["dead-letters", "list"]).await;
+    assert_eq!(list.lines().count(), 1, "{list}");
+    small.receiver.room(&room(0), None);
+    command(&members[0], &["dead-letters", "retry"]).await;
+    for member in &members {
+        knows(member, 0).await;
+    }
+    small.sim.publish(TOPIC, &room(0), json!({ "n": 8 }));
+    let done = command(
+        &members[1],
+        &["replay", "--sink", "hook", "--from", "1h", "--topic", TOPIC, "--wait"],
+    );
+    assert!(done.await.ends_with("done\n"));
+    until("all of it arrives", PATIENCE, async || {
+        (small.receiver.accepted().len() >= 4).then_some(())
+    })
+    .await;
+    let accepted = small.receiver.received().into_iter().filter(|one| one.accepted);
+    let bodies: Vec<Value> =
+        accepted.filter_map(|one| serde_json::from_slice(&one.body).ok()).collect();
+    assert_eq!(bodies.iter().filter(|body| **body == large).count(), 2);
+    until("the pieces go with the letter", PATIENCE, async || {
+        let stream = server.streams().await.get_stream("KV_astro_dead").await.ok()?;
+        let pieces = stream.info_with_subjects("$KV.astro_dead.part.>").await.ok()?;
+        pieces.try_collect::<Vec<_>>().await.ok()?.is_empty().then_some(())
     })
     .await;
 }

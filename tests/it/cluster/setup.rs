@@ -18,7 +18,7 @@ use crate::support::{
 
 /// A simulated Astro, one server of NATS, and a destination.
 pub struct Small {
-    sim: Sim,
+    pub sim: Sim,
     pub receiver: Receiver,
 }
 
