@@ -35,6 +35,7 @@ pub(crate) mod log;
 pub(crate) mod membership;
 mod message;
 pub(crate) mod outbox;
+mod parts;
 mod past;
 pub mod report;
 pub(crate) mod republish;
@@ -185,6 +186,11 @@ impl Cluster {
 
     fn context(&self) -> &Context {
         &self.0.connection.context
+    }
+
+    /// Bytes that the server takes in one message.
+    fn max_payload(&self) -> usize {
+        self.client().server_info().max_payload
     }
 
     /// How long ago that was by the servers' clock.

@@ -2,6 +2,7 @@
 //! arrives all the same.
 
 mod bench;
+mod demo;
 mod faults;
 mod letters;
 mod page;

@@ -3,6 +3,8 @@
 //! A simulated Astro with lively traffic, the real relay, events on the terminal, on the page and on a feed
 //! over HTTP; and, if addresses of real servers are given, through the real sinks into those.
 
+mod cluster;
+
 use std::{
     io::{IsTerminal, Write as _},
     net::SocketAddr,
@@ -27,6 +29,9 @@ use astro_sim::{Options, Sim, Token, Traffic};
 pub(super) struct Demo {
     #[command(flatten)]
     sinks: DemoSinks,
+    /// Three relays as one instead of one, on this server of NATS with JetStream, and a plug to pull.
+    #[arg(long, value_name = "URL")]
+    cluster: Option<String>,
     /// Where the feed listens: an address, or a port of the loopback; 0 takes any that is free.
     #[arg(long, default_value = "127.0.0.1:9464", value_parser = listen)]
     listen: SocketAddr,
@@ -86,12 +91,6 @@ pub(super) fn demo(args: Demo) -> Done {
         let ended = termination()?;
         let options = Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..Options::default() };
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await?;
-        let config = configure(&args, &sim)
-            .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
-        let relay = Relay::new(config, metrics::install()).await?;
-        // Nobody need read it.
-        drop(greet(&args, &sim, relay.listening()));
-        let stop = CancellationToken::new();
         let rooms = [ROOM.to_owned()];
         let mut traffic = Traffic::new(fastrand::u64(..), &rooms);
         let ending = async {
@@ -100,6 +99,25 @@ pub(super) fn demo(args: Demo) -> Done {
                 None => std::future::pending().await,
             }
         };
+        if let Some(url) = &args.cluster {
+            let show = cluster::Show::new(&args, url, &sim)?;
+            let ended = async {
+                tokio::select! {
+                    () = ended => {}
+                    () = ending => {}
+                    () = sim.play(&mut traffic, args.speed) => {}
+                }
+            };
+            let done = show.run(ended).await;
+            sim.stop().await;
+            return done;
+        }
+        let config = configure(&args, &sim)
+            .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
+        let relay = Relay::new(config, metrics::install()).await?;
+        // Nobody need read it.
+        drop(greet(&args, &sim, relay.listening()));
+        let stop = CancellationToken::new();
         let running = relay.run(stop.clone(), || {});
         tokio::pin!(running);
         let early = tokio::select! {
@@ -122,6 +140,13 @@ pub(super) fn demo(args: Demo) -> Done {
 }
 
 fn configure(args: &Demo, sim: &Sim) -> Result<Config, ConfigError> {
+    let config = document(args, sim)?;
+    let text = toml::to_string(&config).map_err(|error| ConfigError::at(&[], error.to_string()))?;
+    load(&Sources { text: Some(text), ..Sources::default() }).map(|loaded| loaded.config)
+}
+
+/// The configuration as it is written.
+fn document(args: &Demo, sim: &Sim) -> Result<Value, ConfigError> {
     let mut sinks = Map::new();
     let mut terminal = json!({ "type": "stdout" });
     if !args.all
@@ -138,15 +163,13 @@ fn configure(args: &Demo, sim: &Sim) -> Result<Config, ConfigError> {
         sink.insert("url".to_owned(), url.as_str().into());
         sinks.insert(kind.name.to_owned(), sink.into());
     }
-    let config = json!({
+    Ok(json!({
         "astro": { "url": sim.url(), "api_url": sim.api_url() },
         "journal": { "dir": "" },
         "http": { "listen": args.listen.to_string(), "insecure": !args.listen.ip().is_loopback() },
         "channels": { "demo": { "room": ROOM, "token": TOKEN, "topics": topics() } },
         "sinks": sinks,
-    });
-    let text = toml::to_string(&config).map_err(|error| ConfigError::at(&[], error.to_string()))?;
-    load(&Sources { text: Some(text), ..Sources::default() }).map(|loaded| loaded.config)
+    }))
 }
 
 /// What the terminal shows: what happens, once. A tip is an activity too, and chat would hide all else.
