@@ -40,11 +40,12 @@ mod past;
 pub mod report;
 pub(crate) mod republish;
 pub(crate) mod shared;
+mod standing;
 pub(crate) mod state;
 pub mod view;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -72,7 +73,7 @@ use self::{
     view::View,
 };
 use crate::{
-    base::{clock::Moment, event::Record},
+    base::event::Record,
     config::{self, Start},
 };
 
@@ -97,7 +98,6 @@ struct Inner {
     /// Others have taken over what was ours.
     drained: watch::Sender<bool>,
     holding: Mutex<Holding>,
-    standing: Mutex<Standing>,
     leases: Mutex<BTreeMap<String, Arc<SinkLease>>>,
     sources: Mutex<BTreeMap<String, std::sync::Weak<LogSource>>>,
     /// What is configured here, by digest, and where its sinks begin.
@@ -115,9 +115,6 @@ struct Inner {
     /// What those members are configured with.
     others: Mutex<BTreeMap<String, Configured>>,
 }
-
-/// Since when the subscriptions of each channel stand, and by which confirmation.
-type Standing = HashMap<Arc<str>, (Moment, u64)>;
 
 #[derive(Debug, Default)]
 struct OutboxFigures {
@@ -154,7 +151,6 @@ impl Cluster {
             draining: watch::Sender::new(false),
             drained: watch::Sender::new(false),
             holding: Mutex::default(),
-            standing: Mutex::default(),
             leases: Mutex::default(),
             sources: Mutex::default(),
             configured: watch::Sender::new(configured),
@@ -293,11 +289,6 @@ impl Cluster {
     /// Whether this member holds a channel.
     fn holds(&self, channel: &str) -> bool {
         lock(&self.0.holding).has(channel)
-    }
-
-    /// For how long all subscriptions of a channel have stood here without a break.
-    fn standing_for(&self, channel: &str) -> Option<Duration> {
-        lock(&self.0.standing).get(channel).map(|(since, _)| since.elapsed())
     }
 
     /// Whether another member that is alive may have events of a channel.

@@ -325,7 +325,8 @@ fn add_cluster(
     supervisor.add("cluster state", Stage::Delivery, shared);
     let letters = letters::factory(cluster, &services.journal, dir.to_owned());
     supervisor.add("cluster dead letters", Stage::Delivery, letters);
-    let outbox = outbox::factory(cluster, &services.journal);
+    let table = Arc::clone(&status.gateway);
+    let outbox = outbox::factory(cluster, &services.journal, table);
     supervisor.add("cluster log", Stage::Delivery, outbox);
     wanted
 }

@@ -7,7 +7,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::{Message, RequestErrorKind};
+use async_nats::{Message, RequestErrorKind, Subject};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
@@ -123,20 +123,31 @@ pub(super) fn subject(cluster: &str, member: &str) -> String {
     format!("{cluster}.ask.{member}")
 }
 
-/// Answers another member. `oldest`: the age of the oldest event of a channel that waits for the log.
-pub(super) async fn answer(
-    cluster: &Cluster,
-    message: Message,
-    oldest: impl FnOnce(&str) -> Option<Duration>,
-) {
-    let Some(reply) = message.reply else { return };
-    let Ok(Question { channel, seconds }) = serde_json::from_slice(&message.payload) else {
-        return;
-    };
-    let reaches = |time: Duration| time.as_secs_f64() >= seconds;
-    let held = cluster.standing_for(&channel).is_some_and(reaches);
-    let waits = oldest(&channel).is_some_and(reaches);
-    let answer = serde_json::to_vec(&Answer { held, waits }).unwrap_or_default();
-    // Who asks and gets no answer knows what to make of it.
-    drop(cluster.client().publish(reply, answer.into()).await);
+/// What another member asks.
+pub(super) struct Asked {
+    pub(super) channel: String,
+    seconds: f64,
+    reply: Subject,
+}
+
+impl Asked {
+    pub(super) fn read(message: Message) -> Option<Self> {
+        let Question { channel, seconds } = serde_json::from_slice(&message.payload).ok()?;
+        Some(Self { channel, seconds, reply: message.reply? })
+    }
+
+    /// `held`: for how long this member has held the channel; `oldest`: the age of the oldest event of it that
+    /// waits for the log.
+    pub(super) async fn answer(
+        self,
+        cluster: &Cluster,
+        held: Option<Duration>,
+        oldest: Option<Duration>,
+    ) {
+        let reaches = |time: Duration| time.as_secs_f64() >= self.seconds;
+        let answer = Answer { held: held.is_some_and(reaches), waits: oldest.is_some_and(reaches) };
+        let answer = serde_json::to_vec(&answer).unwrap_or_default();
+        // Who asks and gets no answer knows what to make of it.
+        drop(cluster.client().publish(self.reply, answer.into()).await);
+    }
 }

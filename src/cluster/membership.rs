@@ -25,7 +25,6 @@ use super::{
     view::{MEMBER, Member, View},
 };
 use crate::{
-    astro::session::SubscriptionState,
     base::{
         clock::{self, Moment},
         supervisor::Factory,
@@ -219,7 +218,6 @@ impl Membership {
                     None => return End::Again("the members cannot be heard of".into()),
                 },
                 Ok(()) = table.changed() => {
-                    self.note_standing();
                     look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
                 }
                 Ok(()) = all.changed() => drop(look_at.get_or_insert_with(Instant::now)),
@@ -430,31 +428,6 @@ impl Membership {
                     *at,
                     "no member of the cluster held it",
                 );
-            }
-        }
-    }
-
-    /// Notes which channels stand, and since when.
-    fn note_standing(&self) {
-        let mut now: HashMap<Arc<str>, Option<u64>> = HashMap::new();
-        self.parts.table.read(|state| {
-            for (subscription, row) in &state.subscriptions {
-                let confirmed = match row.state {
-                    SubscriptionState::Confirmed(_) => row.confirmed_at,
-                    _ => None,
-                };
-                let sum = now.entry(Arc::clone(&subscription.channel)).or_insert(Some(0));
-                *sum = sum.zip(confirmed).map(|(sum, at)| sum.wrapping_add(at));
-            }
-        });
-        let mut standing = lock(&self.cluster.0.standing);
-        standing.retain(|channel, _| now.get(channel).is_some_and(Option::is_some));
-        for (channel, confirmed) in now {
-            let Some(confirmed) = confirmed else { continue };
-            let entry = standing.entry(channel).or_insert_with(|| (Moment::now(), confirmed));
-            // Confirmed once more: there was a break.
-            if entry.1 != confirmed {
-                *entry = (Moment::now(), confirmed);
             }
         }
     }

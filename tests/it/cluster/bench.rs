@@ -298,7 +298,8 @@ impl Bench {
             let line = format!("{n} {} {}", message.time, headers.join(" "));
             channels.entry(message.subject.to_string()).or_default().push((n, line));
         }
-        let mut found = Vec::new();
+        let count: usize = channels.values().map(Vec::len).sum();
+        let mut found = vec![format!("the log has {count} events of the load")];
         for (subject, events) in channels {
             let Some(at) = events.windows(2).position(|pair| pair[0].0 > pair[1].0) else {
                 continue;

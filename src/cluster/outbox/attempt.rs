@@ -1,0 +1,243 @@
+//! One attempt to publish an event: whether it may be published now, and what became of it.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, Shared},
+};
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    base::event::Record,
+    cluster::{Cluster, connection::Kept, gaps, message, parts},
+    sink::nats::headers::MESSAGE_ID,
+};
+
+/// Holders whose subscriptions stood within this time began together.
+pub(super) const TOGETHER: Duration = Duration::from_millis(500);
+
+/// How long an acknowledgement may take before the event is published again.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long an event waits for a log that does not move, beyond the lease time.
+const STEP: Duration = Duration::from_secs(3);
+
+/// What became of an attempt.
+pub(super) enum Outcome {
+    Stored,
+    Duplicate,
+    /// The server knows the id, and has not stored it.
+    Unstored,
+    /// It is in the log already, or nobody needs it.
+    NotNeeded,
+    /// Another holder is to come to it first.
+    NotYet,
+    /// It will never be taken.
+    Rejected(String),
+    Failed(String),
+}
+
+/// With which of its events a member is in step with the other holders of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InStep {
+    /// With those from before the break.
+    Before,
+    /// With all.
+    All,
+}
+
+/// Where the log was in a channel, and since when.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    pub(super) seq: Option<u64>,
+    pub(super) since: Instant,
+}
+
+/// The message ids that the log has of a channel since an old event was received.
+pub(super) type Known = Arc<HashSet<Arc<str>>>;
+
+/// Whether another member held the channel of a gap all the time.
+pub(super) type IsCovered = Shared<BoxFuture<'static, bool>>;
+
+/// A member that may not be in step with the other holders of a channel.
+pub(super) struct Behind {
+    /// For how long the channel has stood, for an event that was received since.
+    pub(super) held: Option<Duration>,
+    /// What others received before that is to be in the log.
+    pub(super) waits: Duration,
+    /// The keys of the events that it has received since the channel has stood.
+    pub(super) received: HashSet<String>,
+}
+
+/// One attempt to publish.
+pub(super) struct Work {
+    pub(super) cluster: Cluster,
+    pub(super) kept: Arc<Kept>,
+    pub(super) record: Arc<Record>,
+    pub(super) known: Option<Known>,
+    /// This member may not be in step with the other holders of the channel.
+    pub(super) behind: Option<Behind>,
+    pub(super) in_step: Option<InStep>,
+    pub(super) seen: Option<Seen>,
+    pub(super) is_covered: Option<IsCovered>,
+    /// Nothing more is read before some of what was read is done: what the log has already goes.
+    pub(super) full: bool,
+    /// Under another id: the log knows the first one and has not stored it.
+    pub(super) again: bool,
+}
+
+impl Work {
+    pub(super) async fn publish(&mut self) -> Outcome {
+        let record = Arc::clone(&self.record);
+        let event = &record.event;
+        let channel = &event.place.channel;
+        if event.place.topic.starts_with("relay.") && !channel.is_empty() {
+            let is_needed = match &*event.place.topic {
+                "relay.gap" => match self.is_covered.clone() {
+                    Some(is_covered) => !is_covered.await,
+                    None => true,
+                },
+                _ => self.cluster.is_first_holder(channel),
+            };
+            if !is_needed {
+                return Outcome::NotNeeded;
+            }
+        }
+        if !self.step().await {
+            if self.full && self.is_known().await.is_ok_and(|known| known) {
+                return Outcome::NotNeeded;
+            }
+            self.known = None;
+            return Outcome::NotYet;
+        }
+        let window = self.cluster.settings().duplicate_window.0;
+        if self.record.age() > window / 2 {
+            match self.is_known().await {
+                Ok(true) => return Outcome::NotNeeded,
+                Ok(false) => {}
+                Err(error) => return Outcome::Failed(error.to_string()),
+            }
+        } else {
+            self.known = None;
+        }
+        let mut headers = message::headers(&self.record, self.cluster.member());
+        if self.again {
+            headers.insert(MESSAGE_ID, format!("{}~", message::key(event)));
+        }
+        let subject = message::subject(&self.cluster.settings().name, event);
+        let pieces = parts::pieces(&event.message, self.cluster.max_payload());
+        let patience = PATIENCE * u32::try_from(pieces.len()).unwrap_or(u32::MAX);
+        let name = &self.cluster.settings().name;
+        let published = parts::publish(self.cluster.context(), name, subject, headers, &pieces);
+        match timeout(patience, published).await {
+            Ok(Ok(ack)) if ack.sequence == 0 => Outcome::Unstored,
+            Ok(Ok(ack)) if ack.duplicate => Outcome::Duplicate,
+            Ok(Ok(_)) => Outcome::Stored,
+            Ok(Err(error)) => {
+                use async_nats::jetstream::context::PublishErrorKind as Kind;
+                match error.kind() {
+                    Kind::MaxPayloadExceeded => Outcome::Rejected(error.to_string()),
+                    Kind::StreamNotFound => {
+                        self.cluster.log_is_gone();
+                        Outcome::Failed("the log is not there".into())
+                    }
+                    _ => Outcome::Failed(format!("the log takes no event: {error}")),
+                }
+            }
+            Err(_) => Outcome::Failed("NATS does not answer".into()),
+        }
+    }
+
+    /// Whether the event may be published now: no other member may be behind, or the log has come to one of the
+    /// events that this member has received since it has held the channel. However long that takes, it is
+    /// waited for while the log moves; where it stands still, nobody is behind.
+    async fn step(&mut self) -> bool {
+        let Some(Behind { held, waits, received }) = &self.behind else { return true };
+        let channel = &self.record.event.place.channel;
+        let limit = self.cluster.settings().lease.0 + STEP;
+        // Of two that began together, the first holder goes on.
+        let is_first = self.cluster.is_first_holder(channel);
+        let ahead = if is_first { TOGETHER } else { Duration::ZERO };
+        let asked = held.map(|held| held + ahead);
+        self.in_step = if gaps::may_be_behind(&self.cluster, channel, asked, *waits).await {
+            let (seq, key) = self.log_is_at().await.unzip();
+            let is_there = key.is_some_and(|key| received.contains(&key));
+            (is_there || self.log_stands_still(seq, limit)).then_some(InStep::All)
+        } else {
+            Some(if held.is_some() { InStep::All } else { InStep::Before })
+        };
+        if self.in_step.is_some() {
+            (self.behind, self.seen) = (None, None);
+        }
+        self.in_step.is_some()
+    }
+
+    /// Whether the log was there in this channel for that long; `None`: where it is is not known.
+    fn log_stands_still(&mut self, seq: Option<u64>, limit: Duration) -> bool {
+        let seen = self.seen.get_or_insert_with(|| Seen { seq, since: Instant::now() });
+        if seq.is_some() && seen.seq != seq {
+            *seen = Seen { seq, since: Instant::now() };
+        }
+        seen.since.elapsed() > limit
+    }
+
+    /// The last event of the channel that the log has: its sequence number, and its key.
+    async fn log_is_at(&self) -> Option<(u64, String)> {
+        let subject = message::subject(&self.cluster.settings().name, &self.record.event);
+        let last = self.kept.log.get_last_raw_message_by_subject(&subject).await.ok()?;
+        let key = message::message_id(&last.headers)?;
+        Some((last.sequence, key.split('~').next().unwrap_or_default().to_owned()))
+    }
+
+    /// Whether the log has the event already. Asked only of events that are old.
+    async fn is_known(&mut self) -> Result<bool, async_nats::Error> {
+        let key = message::key(&self.record.event);
+        let known = if let Some(known) = self.known.take() {
+            known
+        } else {
+            let subject = message::subject(&self.cluster.settings().name, &self.record.event);
+            let age = self.record.age();
+            Arc::new(ids_since(&self.cluster, &self.kept, subject, age).await?)
+        };
+        let is_known = known.contains(&*key);
+        self.known = Some(known);
+        Ok(is_known)
+    }
+}
+
+/// How much further back than the event's age the log is read: a copy may have come before.
+const BEFORE: Duration = Duration::from_mins(1);
+
+/// The message ids that the log has of a subject since that long.
+async fn ids_since(
+    cluster: &Cluster,
+    kept: &Kept,
+    subject: String,
+    age: Duration,
+) -> Result<HashSet<Arc<str>>, async_nats::Error> {
+    let server_now = i128::from(crate::base::clock::now()) + i128::from(cluster.ahead());
+    let since = i128::try_from((age + BEFORE).as_millis()).unwrap_or(0);
+    let start_time =
+        time::OffsetDateTime::from_unix_timestamp_nanos((server_now - since) * 1_000_000)?;
+    let consumer = kept
+        .log
+        .create_consumer(pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartTime { start_time },
+            filter_subject: subject,
+            headers_only: true,
+            ..pull::OrderedConfig::default()
+        })
+        .await?;
+    let mut pending = consumer.cached_info().num_pending;
+    let mut ids = HashSet::new();
+    let mut messages = consumer.messages().await?;
+    while pending > 0 {
+        let Some(message) = timeout(PATIENCE, messages.next()).await? else { break };
+        let message = message?;
+        pending = message.info()?.pending;
+        ids.extend(message.headers.as_ref().and_then(message::message_id));
+    }
+    Ok(ids)
+}
