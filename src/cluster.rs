@@ -236,11 +236,11 @@ impl Cluster {
         }
     }
 
-    /// Other members that are alive.
-    fn others_alive(&self) -> Vec<String> {
+    /// The other members that were heard of lately, whether or not they are thought to be alive: one that is slow
+    /// may look dead.
+    fn others(&self) -> Vec<String> {
         let view = self.0.view.borrow();
-        let names = view.alive().map(|(name, _)| name);
-        names.filter(|name| *name != self.member()).map(ToOwned::to_owned).collect()
+        view.known().filter(|name| *name != self.member()).map(ToOwned::to_owned).collect()
     }
 
     /// How many members hold each channel.
@@ -291,9 +291,9 @@ impl Cluster {
         lock(&self.0.holding).has(channel)
     }
 
-    /// Whether another member that is alive may have events of a channel.
+    /// Whether another member may have events of a channel.
     fn may_be_elsewhere(&self, channel: &str) -> bool {
-        !channel.is_empty() && self.0.view.borrow().has_others()
+        !channel.is_empty() && self.0.view.borrow().known().any(|name| name != self.member())
     }
 
     fn set_waiting(&self, events: u64, failing: Option<String>) {

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// How long a gap is asked about before it is reported.
-const LONGEST: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
@@ -45,8 +45,7 @@ struct Report {
     seconds: Option<f64>,
 }
 
-/// Whether another member held the channel of a `relay.gap` all the time. Whoever is alive and does not answer is
-/// asked again. To be asked soon: who held it then may be restarted next.
+/// Whether another member held the channel of a `relay.gap` all the time. Whoever does not answer is asked again. To be asked soon: who held it then may be restarted next.
 pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
     let report = serde_json::from_slice::<Report>(record.event.data());
     let Ok(Report { seconds: Some(seconds) }) = report else { return false };
@@ -54,7 +53,7 @@ pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
     let channel = &record.event.place.channel;
     let until = Instant::now() + LONGEST;
     loop {
-        let others = cluster.others_alive();
+        let others = cluster.others();
         let answers = ask(&cluster, others, channel, gap + record.age()).await;
         if answers.iter().flatten().any(|answer| answer.held) {
             return true;
@@ -68,7 +67,7 @@ pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
 
 /// Whether another member has held this channel for at least that long. No answer is a no.
 pub(crate) async fn was_held_elsewhere(cluster: &Cluster, channel: &str, since: Duration) -> bool {
-    let answers = ask(cluster, cluster.others_alive(), channel, since).await;
+    let answers = ask(cluster, cluster.others(), channel, since).await;
     answers.into_iter().flatten().any(|answer| answer.held)
 }
 
@@ -80,7 +79,7 @@ pub(super) async fn may_be_behind(
     held: Option<Duration>,
     waits: Duration,
 ) -> bool {
-    let question = |seconds| ask(cluster, cluster.others_alive(), channel, seconds);
+    let question = |seconds| ask(cluster, cluster.others(), channel, seconds);
     let holds = async {
         let Some(held) = held else { return false };
         question(held).await.into_iter().any(|answer| answer.is_none_or(|answer| answer.held))

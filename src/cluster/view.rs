@@ -174,17 +174,17 @@ impl View {
         others.all(|(_, member)| member.set == set && member.stands)
     }
 
-    /// Whether another member is alive, leaving or not.
-    pub fn has_others(&self) -> bool {
-        self.alive().any(|(name, _)| name != &*self.own)
-    }
-
     /// Members that have not said that they leave, and are not alive: for how long nothing was heard of them.
     pub fn gone(&self) -> impl Iterator<Item = (&str, Duration)> {
         let dead = |(name, seen): &(&String, &Seen<Member>)| {
             name.as_str() != &*self.own && !self.is_alive(seen)
         };
         self.members.iter().filter(dead).map(|(name, seen)| (name.as_str(), seen.at.elapsed()))
+    }
+
+    /// All members that were heard of lately, dead ones among them.
+    pub fn known(&self) -> impl Iterator<Item = &str> {
+        self.members.keys().map(String::as_str)
     }
 
     /// When a member was heard of last.
@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(takers(&view), ["a"]);
         assert_eq!(view.alive().count(), 2);
         assert_eq!(view.takers(true), BTreeSet::new());
-        assert!(view.has_others() && view.others_stand(1));
+        assert!(view.others_stand(1));
     }
 
     #[tokio::test(start_paused = true)]
