@@ -42,7 +42,7 @@ use super::{
 use crate::{
     base::{
         clock::Moment,
-        event::{Record, Seq},
+        event::{Origin, Record, Seq},
         metrics::{self, CLUSTER_DUPLICATES, CLUSTER_PUBLISHED},
         supervisor::Factory,
     },
@@ -279,18 +279,21 @@ impl Outbox {
         let full = self.open.len() >= AHEAD || self.bytes >= AHEAD_BYTES;
         let standing = self.standing.of(channel);
         let age = record.age();
-        // Received since the channel has stood, or before a break. It is noted a moment later than it is so.
+        // Received since the channel has stood, or before a break. It is noted a moment later than it is so. What
+        // was fetched of a break is as old as it happened, and was not received before it.
         let since = standing.unwrap_or_default();
-        let is_new = |age: Duration| age <= since + NOTED;
+        let is_live = |record: &Record| record.event.origin == Origin::Live;
+        let is_new = |record: &Record| record.age() <= since + NOTED || !is_live(record);
         let is_in_step = !self.cluster.may_be_elsewhere(channel)
             || self.in_step.get(channel).is_some_and(|(with, at)| {
                 let is_current = standing.is_some_and(|standing| at.elapsed() <= standing);
-                !is_new(age) || (is_current && *with == InStep::All)
+                !is_new(&record) || (is_current && *with == InStep::All)
             });
         let behind = (!is_in_step).then(|| {
-            let new = lane.events.iter().filter(|record| is_new(record.age()));
+            // From the first of these on nothing is missing here.
+            let new = lane.events.iter().filter(|record| is_live(record) && is_new(record));
             let received = new.map(|record| message::key(&record.event)).collect();
-            if is_new(age) {
+            if is_new(&record) {
                 Behind { held: Some(since), waits: age.max(since), received }
             } else {
                 // A copy of it that another has is not older.

@@ -288,7 +288,10 @@ impl Bench {
                 until("the log is read", PATIENCE, async || log.get_raw_message(seq).await.ok());
             let message = message.await;
             let json: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
-            let Some(n) = json.pointer("/data/n").and_then(Value::as_u64) else { continue };
+            // As it came live, or as it was fetched.
+            let n = ["/data/n", "/n", "/data/data/n"]
+                .map(|at| json.pointer(at).and_then(Value::as_u64));
+            let Some(n) = n.into_iter().flatten().next() else { continue };
             let headers: Vec<String> = message
                 .headers
                 .iter()
