@@ -30,50 +30,52 @@ struct Kind {
     word: &'static str,
     /// For people.
     name: &'static str,
+    /// The same in one or two small words, for a line.
+    short: &'static str,
     counts: Counts,
 }
 
-const fn word(word: &'static str, name: &'static str, counts: Counts) -> Kind {
-    Kind { word, name, counts }
+const fn word(word: &'static str, name: &'static str, short: &'static str, counts: Counts) -> Kind {
+    Kind { word, name, short, counts }
 }
 
 /// The words of `channel.activities`, and two that the vendor has announced without naming them.
 const KINDS: &[Kind] = &[
-    word("follow", "Follow", Counts::Other("")),
-    word("follower", "Follow", Counts::Other("")),
-    word("subscriber", "Subscription", Counts::Other("months")),
-    word("communityGiftPurchase", "Community gift", Counts::Other("gifts")),
-    word("sponsor", "Membership", Counts::Other("months")),
-    word("fan", "Supporter", Counts::Other("months")),
-    word("supporter", "Supporter", Counts::Other("months")),
-    word("tip", "Tip", Counts::Money),
-    word("cheer", "Cheer", Counts::Bought("bits")),
-    word("cheerPurchase", "Cheer", Counts::Bought("bits")),
-    word("stars", "Stars", Counts::Bought("stars")),
-    word("elixir", "Elixir", Counts::Bought("elixir")),
-    word("kicks", "KICKs", Counts::Bought("KICKs")),
-    word("jewels", "Jewels", Counts::Bought("Jewels")),
-    word("superchat", "Super Chat", Counts::Money),
-    word("merch", "Merch", Counts::Money),
-    word("purchase", "Purchase", Counts::Money),
-    word("charityCampaignDonation", "Charity donation", Counts::Money),
-    word("raid", "Raid", Counts::Other("viewers")),
-    word("host", "Host", Counts::Other("viewers")),
-    word("channelPointsRedemption", "Channel points", Counts::Other("points")),
-    word("redemption", "Redemption", Counts::Other("points")),
-    word("hypetrainStart", "Hype train start", Counts::Other("")),
-    word("hypetrainProgress", "Hype train progress", Counts::Other("")),
-    word("hypetrainEnd", "Hype train end", Counts::Other("")),
-    word("share", "Share", Counts::Other("")),
-    word("videolike", "Like", Counts::Other("")),
-    word("giveaway", "Giveaway", Counts::Other("")),
-    word("sponsorship", "Sponsorship", Counts::Other("")),
-    word("sponsorshipPassive", "Sponsorship", Counts::Other("")),
-    word("event", "Event", Counts::Other("")),
+    word("follow", "Follow", "follow", Counts::Other("")),
+    word("follower", "Follow", "follow", Counts::Other("")),
+    word("subscriber", "Subscription", "sub", Counts::Other("months")),
+    word("communityGiftPurchase", "Community gift", "gifts", Counts::Other("gifts")),
+    word("sponsor", "Membership", "member", Counts::Other("months")),
+    word("fan", "Supporter", "fan", Counts::Other("months")),
+    word("supporter", "Supporter", "supporter", Counts::Other("months")),
+    word("tip", "Tip", "tip", Counts::Money),
+    word("cheer", "Cheer", "cheer", Counts::Bought("bits")),
+    word("cheerPurchase", "Cheer", "cheer", Counts::Bought("bits")),
+    word("stars", "Stars", "stars", Counts::Bought("stars")),
+    word("elixir", "Elixir", "elixir", Counts::Bought("elixir")),
+    word("kicks", "KICKs", "kicks", Counts::Bought("KICKs")),
+    word("jewels", "Jewels", "jewels", Counts::Bought("Jewels")),
+    word("superchat", "Super Chat", "super chat", Counts::Money),
+    word("merch", "Merch", "merch", Counts::Money),
+    word("purchase", "Purchase", "merch", Counts::Money),
+    word("charityCampaignDonation", "Charity donation", "charity", Counts::Money),
+    word("raid", "Raid", "raid", Counts::Other("viewers")),
+    word("host", "Host", "host", Counts::Other("viewers")),
+    word("channelPointsRedemption", "Channel points", "points", Counts::Other("points")),
+    word("redemption", "Redemption", "store", Counts::Other("points")),
+    word("hypetrainStart", "Hype train start", "hype train", Counts::Other("")),
+    word("hypetrainProgress", "Hype train progress", "hype train", Counts::Other("")),
+    word("hypetrainEnd", "Hype train end", "hype train", Counts::Other("")),
+    word("share", "Share", "share", Counts::Other("")),
+    word("videolike", "Like", "like", Counts::Other("")),
+    word("giveaway", "Giveaway", "giveaway", Counts::Other("")),
+    word("sponsorship", "Sponsorship", "sponsorship", Counts::Other("")),
+    word("sponsorshipPassive", "Sponsorship", "sponsorship", Counts::Other("")),
+    word("event", "Event", "event", Counts::Other("")),
 ];
 
 /// What an activity says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ActivityInfo {
     /// The vendor's own word for the kind: `tip`, `kicks`, `superchat`.
     pub kind: String,
@@ -88,6 +90,13 @@ pub struct ActivityInfo {
     pub item: Option<String>,
     /// Who gave it, where it was given to `user`.
     pub sender: Option<String>,
+    /// Somebody gave it to `user`.
+    pub gifted: bool,
+    pub tier: Option<String>,
+    /// Of a hype train.
+    pub level: Option<Value>,
+    /// How many things were bought or given, beside `amount`.
+    pub quantity: Option<Value>,
 }
 
 impl ActivityInfo {
@@ -96,7 +105,10 @@ impl ActivityInfo {
     pub fn of(topic: &str, data: &Value) -> Option<Self> {
         match topic {
             ACTIVITIES => Self::activity(data),
-            "channel.tips" => Self::tip(data),
+            "channel.tips" => {
+                let is_held = text(data.get("approved")).is_some_and(|word| word != "allowed");
+                if is_held { None } else { Self::tip(data) }
+            }
             "channel.follow" => Some(Self::follow(data)),
             "channel.loyalty.redemptions" => Some(Self::redemption(data)),
             _ => None,
@@ -105,9 +117,7 @@ impl ActivityInfo {
 
     /// Of a kind, without anything of what it says.
     pub fn named(kind: &str) -> Self {
-        let kind = kind.to_owned();
-        let (user, amount, currency, message, item, sender) = (None, None, None, None, None, None);
-        Self { kind, user, amount, currency, message, item, sender }
+        Self { kind: kind.to_owned(), ..Self::default() }
     }
 
     fn activity(data: &Value) -> Option<Self> {
@@ -115,21 +125,29 @@ impl ActivityInfo {
         let nothing = Map::new();
         let about = data.get("data").and_then(Value::as_object).unwrap_or(&nothing);
         let get = |key: &str| text(about.get(key));
+        let sender = get("sender");
+        let counts = ["quantity", "count", "bulkCount"];
+        let items = about.get("items").and_then(Value::as_array);
         Some(Self {
             user: get("displayName").or_else(|| get("username")),
             amount: number(about.get("amount")),
             currency: get("currency"),
             message: get("message"),
             item: get("redemption"),
-            sender: get("sender"),
+            gifted: sender.is_some() || about.get("gifted").is_some_and(is_true),
+            sender,
+            tier: get("tier"),
+            level: number(about.get("level")),
+            quantity: match items {
+                Some(items) => Some(quantity(items)),
+                None => counts.iter().find_map(|key| number(about.get(*key))),
+            },
             ..Self::named(kind)
         })
     }
 
-    fn tip(data: &Value) -> Option<Self> {
-        if text(data.get("approved")).is_some_and(|word| word != "allowed") {
-            return None;
-        }
+    /// A tip as `channel.tips` and `channel.tips.moderation` bring it, whether it is approved or not.
+    pub fn tip(data: &Value) -> Option<Self> {
         let donation = data.get("donation")?;
         Some(Self {
             user: text(donation.pointer("/user/username")),
@@ -169,7 +187,7 @@ impl ActivityInfo {
         self.known().is_some()
     }
 
-    /// Whether somebody gave money, or what is bought with it, and how much is told. Subscriptions and
+    /// Whether somebody gave money, or what is bought with it, and how much is known. Subscriptions and
     /// memberships are not: their amount is months.
     pub fn is_paid(&self) -> bool {
         let bought = matches!(self.counts(), Counts::Money | Counts::Bought(_) | Counts::Unknown);
@@ -191,20 +209,48 @@ impl ActivityInfo {
         self.known().map_or_else(|| plainly(&self.kind).into(), |known| known.name.into())
     }
 
-    /// How much of what, for people: `5 USD`, `500 bits`, `20 mega kicks`.
-    pub fn quantity(&self) -> Option<String> {
-        let amount = self.amount.as_ref()?;
-        let unit: Cow<'_, str> = match self.counts() {
-            Counts::Money => self.currency.as_deref().unwrap_or_default().into(),
-            Counts::Bought(unit) | Counts::Other(unit) => unit.into(),
-            // A currency says that it is money.
-            Counts::Unknown => match &self.currency {
-                Some(currency) => currency.into(),
-                None => plainly(&self.kind).into(),
-            },
-        };
-        Some(if unit.is_empty() { amount.to_string() } else { format!("{amount} {unit}") })
+    /// The kind in one or two small words, for a line: `super chat`; of one that is not known its own word.
+    pub fn short(&self) -> &str {
+        match self.known() {
+            Some(known) if known.word == "subscriber" && self.gifted => "gift",
+            Some(known) => known.short,
+            None => &self.kind,
+        }
     }
+
+    /// How much of what, for people: `5.00 USD`, `500 bits`, `1 month`. Of a kind that is not known the
+    /// number alone.
+    pub fn how_much(&self) -> Option<String> {
+        let amount = self.amount.as_ref()?;
+        match (self.counts(), &self.currency) {
+            // A currency says that it is money.
+            (Counts::Money | Counts::Unknown, Some(currency)) => {
+                Some(format!("{:.2} {currency}", amount.as_f64().unwrap_or_default()))
+            }
+            (Counts::Bought(unit) | Counts::Other(unit), _) if !unit.is_empty() => {
+                let one = unit.strip_suffix('s').filter(|_| amount.as_f64() == Some(1.0));
+                Some(format!("{} {}", plain(amount), one.unwrap_or(unit)))
+            }
+            _ => Some(plain(amount)),
+        }
+    }
+}
+
+/// A number as people write it: at most two places behind the point.
+pub fn plain(number: &Value) -> String {
+    match number.as_f64() {
+        Some(float) if number.is_f64() => {
+            let text = format!("{float:.2}");
+            text.strip_suffix(".00").map_or(text.clone(), str::to_owned)
+        }
+        _ => number.to_string(),
+    }
+}
+
+/// How many things were bought.
+fn quantity(items: &[Value]) -> Value {
+    let each = |item: &Value| number(item.get("quantity")).and_then(|n| n.as_u64()).unwrap_or(1);
+    items.iter().map(each).fold(0_u64, u64::saturating_add).into()
 }
 
 /// A word of the vendor's as words: `hypetrainStart` becomes `hypetrain start`.
@@ -305,14 +351,17 @@ mod tests {
     #[test]
     fn a_paid_activity_is_named_with_its_amount_and_user() {
         for (kind, data, paid, name, quantity) in [
-            ("tip", json!({"amount": "5,50", "currency": "EUR"}), true, "Tip", "5.5 EUR"),
+            ("tip", json!({"amount": "5,50", "currency": "EUR"}), true, "Tip", "5.50 EUR"),
             ("tip", json!({"amount": 5}), true, "Tip", "5"),
             ("cheer", json!({"amount": 500}), true, "Cheer", "500 bits"),
-            ("superchat", json!({"amount": 2, "currency": "JPY"}), true, "Super Chat", "2 JPY"),
+            ("superchat", json!({"amount": 2, "currency": "JPY"}), true, "Super Chat", "2.00 JPY"),
             ("kicks", json!({"amount": 50}), true, "KICKs", "50 KICKs"),
             ("jewels", json!({"amount": 7}), true, "Jewels", "7 Jewels"),
-            ("megaKicks", json!({"amount": "20"}), true, "mega kicks", "20 mega kicks"),
-            ("gold-bar", json!({"amount": 3, "currency": "USD"}), true, "gold bar", "3 USD"),
+            ("megaKicks", json!({"amount": "20"}), true, "mega kicks", "20"),
+            ("gold-bar", json!({"amount": 3, "currency": "USD"}), true, "gold bar", "3.00 USD"),
+            ("cheer", json!({"amount": 1}), true, "Cheer", "1 bit"),
+            ("elixir", json!({"amount": 1}), true, "Elixir", "1 elixir"),
+            ("raid", json!({"amount": 1}), false, "Raid", "1 viewer"),
             ("subscriber", json!({"amount": 7}), false, "Subscription", "7 months"),
             ("raid", json!({"amount": 45}), false, "Raid", "45 viewers"),
             ("redemption", json!({"amount": 900}), false, "Redemption", "900 points"),
@@ -322,13 +371,13 @@ mod tests {
             data["username"] = "ann".into();
             let info = info(kind, &data);
             assert_eq!((info.is_paid(), &*info.name()), (paid, name), "{kind}");
-            assert_eq!(info.quantity().as_deref(), Some(quantity), "{kind}");
+            assert_eq!(info.how_much().as_deref(), Some(quantity), "{kind}");
             assert_eq!(info.user.as_deref(), Some("ann"));
             assert_eq!(info.kind, kind);
         }
         for kind in ["tip", "something new"] {
             let info = info(kind, &json!({"displayName": "Ann", "username": "ann"}));
-            assert_eq!((info.is_paid(), info.quantity()), (false, None), "{kind}");
+            assert_eq!((info.is_paid(), info.how_much()), (false, None), "{kind}");
             assert_eq!(info.user.as_deref(), Some("Ann"));
         }
     }
@@ -338,7 +387,7 @@ mod tests {
         let tip =
             json!({"donation": {"user": {"username": "ann"}, "amount": 5, "currency": "USD"}});
         let paid = ActivityInfo::of("channel.tips", &tip).unwrap();
-        assert!(paid.is_paid() && paid.quantity().as_deref() == Some("5 USD"));
+        assert!(paid.is_paid() && paid.how_much().as_deref() == Some("5.00 USD"));
         let pending = json!({"donation": {"amount": 5}, "approved": "pending"});
         assert_eq!(ActivityInfo::of("channel.tips", &pending), None);
         let redeemed =

@@ -9,6 +9,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use super::activity::{self, ACTIVITIES, ActivityInfo};
 use crate::base::{
     event::{Event, Origin},
     json,
@@ -51,10 +52,10 @@ impl Summary {
     pub(crate) fn of_value(topic: &str, data: &Value, origin: Origin) -> Self {
         let mut summary = of_topic(topic, data);
         for part in [&mut summary.kind, &mut summary.who, &mut summary.amount] {
-            *part = cut(part, PART);
+            *part = cut(part.trim(), PART);
         }
         summary.message = cut(summary.message.trim(), MESSAGE);
-        let is_test = origin == Origin::Test || is_mock(data);
+        let is_test = origin == Origin::Test || activity::is_mock(data);
         summary.mark = match origin {
             _ if is_test => "test",
             Origin::Live | Origin::Test => "",
@@ -63,11 +64,13 @@ impl Summary {
         summary
     }
 
-    /// The parts in one line, without the kind.
-    pub fn text(&self) -> String {
-        let (message, mark) = (quoted(&self.message), bracketed(self.mark));
-        let parts = [self.who.clone(), self.amount.clone(), message, mark];
-        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("  ")
+    /// All of it in one line, where no columns can be: `tip: Jörmun, 37.82 USD, 'for the new microphone'`.
+    pub fn sentence(&self) -> String {
+        let said = joined(&[&self.who, &self.amount, &quoted(&self.message)]);
+        let mark = bracketed(self.mark);
+        let told = [&*said, &mark].into_iter().filter(|part| !part.is_empty());
+        let told = told.collect::<Vec<_>>().join(" ");
+        if told.is_empty() { self.kind.clone() } else { format!("{}: {told}", self.kind) }
     }
 }
 
@@ -119,14 +122,16 @@ fn bracketed(text: &str) -> String {
 }
 
 fn of_topic(topic: &str, data: &Value) -> Summary {
+    if let Some(info) = ActivityInfo::of(topic, data) {
+        return activity(info);
+    }
     let kind = |kind: &str| Summary { kind: kind.to_owned(), ..Summary::default() };
     match topic {
-        "channel.activities" => activity(data),
-        "channel.tips" => tip(data, kind("tip")),
-        "channel.tips.moderation" => {
-            let tip = tip(data, quiet("tip held"));
-            let state = text(data, &["/approved"]);
-            Summary { amount: joined(&[&tip.amount, &state]), ..tip }
+        ACTIVITIES => kind("activity"),
+        "channel.tips" | "channel.tips.moderation" => {
+            let tip = ActivityInfo::tip(data).map(activity).unwrap_or_default();
+            let amount = joined(&[&tip.amount, &text(data, &["/approved"])]);
+            Summary { amount, ..Summary { quiet: true, kind: "tip held".to_owned(), ..tip } }
         }
         "channel.chat.message" => chat(data),
         "channel.session.update" => session(data, "/key", "/data"),
@@ -137,16 +142,6 @@ fn of_topic(topic: &str, data: &Value) -> Summary {
             let word = live.map_or("", |live| if live { "live" } else { "offline" });
             Summary { amount: word.to_owned(), ..kind("stream") }
         }
-        "channel.follow" => Summary { who: who(data), ..kind("follow") },
-        "channel.loyalty.redemptions" => Summary {
-            who: text(data, &["/redeemer/username"]),
-            amount: joined(&[
-                &text(data, &["/item/name"]),
-                &amount(data.pointer("/item/cost"), "points"),
-            ]),
-            message: text(data, &["/message"]),
-            ..kind("store")
-        },
         "channel.chatbot.counters" => Summary {
             who: text(data, &["/counter"]),
             amount: number(data.get("value")),
@@ -167,11 +162,8 @@ fn of_topic(topic: &str, data: &Value) -> Summary {
         "relay.gap" => gap(data, kind("gap")),
         "relay.backfill" => Summary {
             who: text(data, &["/channel"]),
-            amount: format!(
-                "{} of {} recovered",
-                number(data.get("recovered")),
-                number(data.get("found"))
-            ),
+            amount: joined(&[&text(data, &["/topic"]), &recovery(data)]),
+            message: text(data, &["/error"]),
             ..kind("backfill")
         },
         "relay.status" => Summary {
@@ -187,60 +179,28 @@ fn quiet(kind: &str) -> Summary {
     Summary { kind: kind.to_owned(), quiet: true, ..Summary::default() }
 }
 
-/// An activity, live or from the history.
-fn activity(data: &Value) -> Summary {
-    let word = data.get("type").and_then(Value::as_str).unwrap_or("activity");
-    let about = data.get("data").unwrap_or(&Value::Null);
-    let count = about.get("amount");
-    let currency = text(about, &["/currency"]);
-    let sender = text(about, &["/sender"]);
-    let gifted = about.get("gifted").and_then(Value::as_bool) == Some(true);
-    let (kind, amount) = match word {
-        "follow" | "follower" => ("follow", String::new()),
-        "subscriber" if gifted || !sender.is_empty() => {
-            let from = if sender.is_empty() { String::new() } else { format!("from {sender}") };
-            ("gift", joined(&[&tier(about), &from]))
+fn activity(info: ActivityInfo) -> Summary {
+    let much = info.how_much().unwrap_or_default();
+    let tier = info.tier.as_deref().map(tier).unwrap_or_default();
+    let level = info.level.as_ref().map(|level| format!("level {}", activity::plain(level)));
+    let level = level.unwrap_or_default();
+    let amount = match &*info.kind {
+        "subscriber" if info.gifted => {
+            let from = info.sender.as_ref().map(|sender| format!("from {sender}"));
+            joined(&[&tier, &from.unwrap_or_default()])
         }
-        "subscriber" => ("sub", joined(&[&tier(about), &counted_of(count, "month")])),
-        "communityGiftPurchase" => ("gifts", counted_of(count, "gift")),
-        "sponsor" => ("member", counted_of(count, "month")),
-        "tip" => ("tip", money(count, &currency)),
-        "cheer" | "cheerPurchase" => ("cheer", counted_of(count, "bit")),
-        "stars" => ("stars", counted_of(count, "star")),
-        "kicks" => ("kicks", counted_of(count, "kick")),
-        "jewels" => ("jewels", counted_of(count, "jewel")),
-        "elixir" => ("elixir", amount(count, "elixir")),
-        "superchat" => ("super chat", money(count, &currency)),
-        "charityCampaignDonation" => ("charity", money(count, &currency)),
-        "merch" | "purchase" => ("merch", money(count, &currency)),
-        "raid" => ("raid", counted_of(count, "viewer")),
-        "host" => ("host", counted_of(count, "viewer")),
-        "channelPointsRedemption" => {
-            ("points", joined(&[&text(about, &["/redemption"]), &amount(count, "points")]))
-        }
-        "redemption" => {
-            ("store", joined(&[&text(about, &["/redemption"]), &amount(count, "points")]))
-        }
-        "hypetrainStart" => ("hype train", "begins".into()),
-        "hypetrainProgress" => ("hype train", level(about)),
-        "hypetrainEnd" => ("hype train", joined(&["ends", &level(about)])),
-        word => (word, money(count, &currency)),
+        "subscriber" => joined(&[&tier, &much]),
+        "hypetrainStart" => "begins".to_owned(),
+        "hypetrainProgress" => level,
+        "hypetrainEnd" => joined(&["ends", &level]),
+        _ => joined(&[info.item.as_deref().unwrap_or_default(), &much]),
     };
     Summary {
-        kind: kind.to_owned(),
-        who: who(about),
+        kind: info.short().to_owned(),
+        who: info.user.unwrap_or_default(),
         amount,
-        message: text(about, &["/message"]),
+        message: info.message.unwrap_or_default(),
         ..Summary::default()
-    }
-}
-
-fn tip(data: &Value, summary: Summary) -> Summary {
-    Summary {
-        who: text(data, &["/donation/user/username"]),
-        amount: money(data.pointer("/donation/amount"), &text(data, &["/donation/currency"])),
-        message: text(data, &["/donation/message"]),
-        ..summary
     }
 }
 
@@ -277,12 +237,20 @@ fn gap(data: &Value, summary: Summary) -> Summary {
         return Summary { who: format!("sink {sink}"), amount, ..summary };
     }
     let seconds = data.get("seconds").map(|seconds| number(Some(seconds)));
+    let missed = seconds.map_or_else(|| "missed".into(), |seconds| format!("missed {seconds} s"));
     Summary {
         who: text(data, &["/channel"]),
-        amount: seconds.map_or_else(|| "missed".into(), |seconds| format!("missed {seconds} s")),
+        amount: joined(&[&missed, &data.get("recovery").map(recovery).unwrap_or_default()]),
         message: text(data, &["/cause"]),
         ..summary
     }
+}
+
+/// What became of a gap: `2 recovered, incomplete`.
+fn recovery(outcome: &Value) -> String {
+    let complete = outcome.get("complete").and_then(Value::as_bool);
+    let word = complete.map_or("", |complete| if complete { "complete" } else { "incomplete" });
+    joined(&[&amount(outcome.get("recovered"), "recovered"), word])
 }
 
 /// Of anything else what most forms have, under the last words of its topic.
@@ -329,16 +297,10 @@ fn joined(parts: &[&str]) -> String {
     parts.iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>().join(", ")
 }
 
-/// A number as people write it, also where it was sent as text.
+/// A number as people write it, or what was sent in its place.
 fn number(value: Option<&Value>) -> String {
     match value {
-        Some(Value::Number(number)) => match number.as_f64() {
-            Some(float) if !number.is_u64() && !number.is_i64() => {
-                let text = format!("{float:.2}");
-                text.strip_suffix(".00").map_or(text.clone(), str::to_owned)
-            }
-            _ => number.to_string(),
-        },
+        Some(number @ Value::Number(_)) => activity::plain(number),
         Some(Value::String(text)) => text.trim().to_owned(),
         _ => String::new(),
     }
@@ -349,42 +311,13 @@ fn amount(value: Option<&Value>, unit: &str) -> String {
     if number.is_empty() { number } else { format!("{number} {unit}") }
 }
 
-/// `1 month`, `3 months`.
-fn counted_of(value: Option<&Value>, unit: &str) -> String {
-    match value.and_then(Value::as_u64) {
-        Some(count) => counted(count, unit),
-        None => amount(value, &format!("{unit}s")),
-    }
-}
-
-/// Two places behind the point, where it is money.
-fn money(value: Option<&Value>, currency: &str) -> String {
-    let number = match value.and_then(Value::as_f64) {
-        Some(amount) if !currency.is_empty() => format!("{amount:.2}"),
-        _ => number(value),
-    };
-    if number.is_empty() || currency.is_empty() { number } else { format!("{number} {currency}") }
-}
-
-fn tier(about: &Value) -> String {
-    match text(about, &["/tier"]).as_str() {
+fn tier(word: &str) -> String {
+    match word {
         "1000" => "tier 1".into(),
         "2000" => "tier 2".into(),
         "3000" => "tier 3".into(),
         other => other.to_owned(),
     }
-}
-
-fn level(about: &Value) -> String {
-    let level = number(about.get("level"));
-    if level.is_empty() { level } else { format!("level {level}") }
-}
-
-/// Whether the vendor says that nobody did it.
-fn is_mock(data: &Value) -> bool {
-    let keys = ["isMock", "mock", "isTest", "isEmulated", "test"];
-    let says = |data: &Value| keys.iter().any(|key| data.get(key) == Some(&Value::Bool(true)));
-    says(data) || data.get("data").is_some_and(says)
 }
 
 #[cfg(test)]
@@ -395,7 +328,7 @@ mod tests {
 
     fn line(topic: &str, data: &Value) -> String {
         let summary = Summary::of_data(topic, data.to_string().as_bytes(), Origin::Live);
-        format!("{}{}: {}", summary.kind, if summary.quiet { "*" } else { "" }, summary.text())
+        format!("{}{}", if summary.quiet { "*" } else { "" }, summary.sentence())
     }
 
     #[test]
@@ -414,38 +347,61 @@ mod tests {
                     by(json!({ "amount": 37.82, "currency": "USD",
                     "message": "for the new microphone" })),
                 ),
-                "tip: Jörmun  37.82 USD  'for the new microphone'",
+                "tip: Jörmun, 37.82 USD, 'for the new microphone'",
             ),
             (
                 "channel.activities",
                 activity("tip", by(json!({ "amount": 5, "currency": "EUR" }))),
-                "tip: Jörmun  5.00 EUR",
+                "tip: Jörmun, 5.00 EUR",
             ),
             ("channel.activities", activity("follow", by(json!({}))), "follow: Jörmun"),
             (
                 "channel.activities",
                 activity("cheer", by(json!({ "amount": 1 }))),
-                "cheer: Jörmun  1 bit",
+                "cheer: Jörmun, 1 bit",
             ),
             (
                 "channel.activities",
                 activity("subscriber", by(json!({ "amount": 3, "tier": "1000" }))),
-                "sub: Jörmun  tier 1, 3 months",
+                "sub: Jörmun, tier 1, 3 months",
             ),
             (
                 "channel.activities",
                 activity("subscriber", by(json!({ "amount": 1, "tier": "2000", "sender": "Kim" }))),
-                "gift: Jörmun  tier 2, from Kim",
+                "gift: Jörmun, tier 2, from Kim",
             ),
             (
                 "channel.activities",
                 activity("raid", by(json!({ "amount": 532 }))),
-                "raid: Jörmun  532 viewers",
+                "raid: Jörmun, 532 viewers",
             ),
             (
                 "channel.activities",
                 activity("brandNewThing", by(json!({ "amount": 7 }))),
-                "brandNewThing: Jörmun  7",
+                "brandNewThing: Jörmun, 7",
+            ),
+            (
+                "channel.activities",
+                activity("kicks", by(json!({ "amount": "50" }))),
+                "kicks: Jörmun, 50 KICKs",
+            ),
+            (
+                "channel.activities",
+                activity(
+                    "channelPointsRedemption",
+                    by(json!({ "amount": 1, "redemption": "Hat" })),
+                ),
+                "points: Jörmun, Hat, 1 point",
+            ),
+            (
+                "channel.activities",
+                activity("communityGiftPurchase", by(json!({ "amount": 20, "tier": "1000" }))),
+                "gifts: Jörmun, 20 gifts",
+            ),
+            (
+                "channel.activities",
+                activity("hypetrainEnd", json!({ "level": 3, "amount": 900 })),
+                "hype train: ends, level 3",
             ),
         ] {
             assert_eq!(line(topic, &data), expected, "{topic} {data}");
@@ -459,41 +415,91 @@ mod tests {
                 "channel.tips",
                 json!({ "donation": { "amount": 4.2, "currency": "USD", "message": "",
                     "user": { "username": "Styler" } } }),
-                "tip: Styler  4.20 USD",
+                "tip: Styler, 4.20 USD",
             ),
             (
                 "channel.session.update",
                 json!({ "key": "follower-total", "data": { "count": 1204 } }),
-                "session*: follower-total  1204",
-            ),
-            (
-                "relay.session",
-                json!({ "element": "tip-session", "before": {}, "after": { "amount": 120 } }),
-                "session*: tip-session  120",
+                "*session: follower-total, 1204",
             ),
             (
                 "channel.chat.message",
                 json!({ "chatter_user_name": "Kim", "message": { "text": "clip it!! " } }),
-                "chat*: Kim  'clip it!!'",
+                "*chat: Kim, 'clip it!!'",
             ),
             ("channel.stream.status", json!({ "isLive": true }), "stream: live"),
             (
-                "relay.gap",
-                json!({ "channel": "main", "seconds": 14.25, "cause": "connection lost" }),
-                "gap: main  missed 14.25 s  'connection lost'",
-            ),
-            (
                 "channel.giveaways",
                 json!({ "event": "winner", "data": { "winner": { "username": "luckyuser" } } }),
-                "giveaway: luckyuser  winner",
+                "giveaway: luckyuser, winner",
             ),
             (
                 "channel.songrequest",
                 json!({ "event": "song.next", "payload": { "nextSong": { "title": "A Song" } } }),
                 "song: song.next, A Song",
             ),
-            ("channel.never.seen", Value::Null, "never seen: "),
+            ("channel.never.seen", Value::Null, "never seen"),
             ("astro", json!({ "message": "maintenance" }), "notice: 'maintenance'"),
+            (
+                "channel.tips",
+                json!({ "approved": "pending", "donation": { "amount": 4.2, "currency": "USD",
+                    "user": { "username": "Styler" } } }),
+                "*tip held: Styler, 4.20 USD, pending",
+            ),
+            (
+                "channel.tips.moderation",
+                json!({ "approved": "allowed", "donation": { "amount": 4.2, "currency": "USD",
+                    "user": { "username": "Styler" } } }),
+                "*tip held: Styler, 4.20 USD, allowed",
+            ),
+            (
+                "channel.loyalty.redemptions",
+                json!({ "redeemer": { "username": "Kim" }, "item": { "name": "Foghorn", "cost": 900 },
+                    "message": "now" }),
+                "store: Kim, Foghorn, 900 points, 'now'",
+            ),
+            ("channel.follow", json!({ "name": "Kim" }), "follow: Kim"),
+        ] {
+            assert_eq!(line(topic, &data), expected, "{topic} {data}");
+        }
+    }
+
+    #[test]
+    fn the_relays_own_events_say_what_matters() {
+        for (topic, data, expected) in [
+            (
+                "relay.session",
+                json!({ "element": "tip-session", "before": {}, "after": { "amount": 120 } }),
+                "*session: tip-session, 120",
+            ),
+            (
+                "relay.gap",
+                json!({ "channel": "main", "seconds": 14.25, "cause": "connection lost" }),
+                "gap: main, missed 14.25 s, 'connection lost'",
+            ),
+            (
+                "relay.gap",
+                json!({ "channel": "main", "seconds": 14.25, "cause": "connection lost",
+                    "recovery": { "found": 9, "recovered": 2, "complete": false } }),
+                "gap: main, missed 14.25 s, 2 recovered, incomplete, 'connection lost'",
+            ),
+            (
+                "relay.gap",
+                json!({ "sink": "home", "count": 1, "cause": "the journal no longer holds them" }),
+                "gap: sink home, 1 event never delivered",
+            ),
+            (
+                "relay.backfill",
+                json!({ "channel": "main", "topic": "channel.tips", "found": 9, "recovered": 9,
+                    "complete": true }),
+                "backfill: main, channel.tips, 9 recovered, complete",
+            ),
+            (
+                "relay.backfill",
+                json!({ "channel": "main", "topic": "channel.tips", "found": 0, "recovered": 0,
+                    "complete": false, "error": "HTTP 403" }),
+                "backfill: main, channel.tips, 0 recovered, incomplete, 'HTTP 403'",
+            ),
         ] {
             assert_eq!(line(topic, &data), expected, "{topic} {data}");
         }
@@ -531,7 +537,7 @@ mod tests {
         let data = json!({ "type": long, "data": { "username": long, "message": long } });
         let summary =
             Summary::of_data("channel.activities", data.to_string().as_bytes(), Origin::Live);
-        assert!(summary.text().chars().count() < 400, "{summary:?}");
+        assert!(summary.sentence().chars().count() < 400, "{summary:?}");
         for data in ["", "nonsense", "[1]", "7", "{\"type\":5,\"data\":[]}"] {
             let summary = Summary::of_data("channel.activities", data.as_bytes(), Origin::Live);
             assert_eq!(summary.kind, "activity");

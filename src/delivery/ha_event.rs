@@ -15,18 +15,22 @@ use std::{
 };
 
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 pub use self::kinds::{KINDS, Kind};
 use self::kinds::{PAID, of_activity};
 pub use crate::astro::activity::ACTIVITIES;
 use crate::{
-    astro::activity::{ActivityInfo, is_mock, is_true, number, text},
+    astro::{
+        activity::{ActivityInfo, is_mock, is_true, text},
+        summary::Summary,
+    },
     base::{
         clock,
         event::{Event, Origin},
         json,
         template::Template,
+        text::{cut, harmless},
     },
     channel::store::RELAY,
     config::SinkConfig,
@@ -146,6 +150,8 @@ struct HaEvent {
     unit: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     provider: Option<String>,
+    /// All of it in one line, as `tail` and the page show it.
+    summary: String,
     occurred_at: String,
     /// Seconds since it was heard, or, for what was fetched afterwards, since it happened.
     age: f64,
@@ -187,8 +193,10 @@ impl HaEvent {
         let at = text("createdAt").filter(|at| clock::parse_rfc3339(at).is_some());
         let ts = || Some(event.ts.to_string()).filter(|ts| clock::parse_rfc3339(ts).is_some());
         let age = u32::try_from(age_ms / 100).unwrap_or(u32::MAX);
-        let told = of_its_kind(&info, &data);
+        let rendered = of_its_kind(&info);
+        let summary = Summary::of_value(topic, &data, event.origin).sentence();
         let own = Self {
+            summary: cut(&harmless(&summary), LONGEST_STATE),
             provider: text("provider"),
             occurred_at: at.or_else(ts).unwrap_or_else(|| clock::rfc3339(event.received)),
             age: f64::from(age) / 10.0,
@@ -196,12 +204,12 @@ impl HaEvent {
                 .or_else(|| text("_id"))
                 .unwrap_or_else(|| event.key().to_owned()),
             backfilled: event.origin == Origin::Backfilled,
-            bundled: told.gifted && text("activityGroup").is_some(),
+            bundled: rendered.gifted && text("activityGroup").is_some(),
             group: text("activityGroup"),
             flagged: data.get("flagged").is_some_and(is_true),
             test: event.origin == Origin::Test || is_mock(&data),
             replayed: event.origin == Origin::Replayed,
-            ..told
+            ..rendered
         };
         let paid = among_paid(&info, &own);
         std::iter::once(own).chain(paid).collect()
@@ -218,28 +226,24 @@ impl From<ActivityInfo> for HaEvent {
             message: info.message.unwrap_or_default(),
             item: info.item,
             sender: info.sender,
+            tier: info.tier,
+            level: info.level,
+            quantity: info.quantity,
             ..Self::default()
         }
     }
 }
 
-/// What is told of an activity in its own kind.
-fn of_its_kind(info: &ActivityInfo, data: &Value) -> HaEvent {
-    let nothing = Map::new();
-    let about = data.get("data").and_then(Value::as_object).unwrap_or(&nothing);
-    let gifted = info.sender.is_some() || about.get("gifted").is_some_and(is_true);
+/// An activity in its own kind.
+fn of_its_kind(info: &ActivityInfo) -> HaEvent {
     let (kind, event_type): (Cow<'_, str>, Cow<'_, str>) = if let Some(word) = own_kind(info) {
         (word.clone().into(), word.into())
     } else {
-        let (kind, event_type) = of_activity(&info.kind, gifted);
+        let (kind, event_type) = of_activity(&info.kind, info.gifted);
         (kind.into(), event_type.into())
     };
-    let count = ["quantity", "count", "bulkCount"].iter().find_map(|key| number(about.get(*key)));
     let mut rendered = HaEvent {
-        tier: text(about.get("tier")),
         gifted: event_type == "gift",
-        level: number(about.get("level")),
-        quantity: count,
         activity: (kind == "other").then(|| info.kind.clone()),
         kind,
         event_type,
@@ -251,11 +255,6 @@ fn of_its_kind(info: &ActivityInfo, data: &Value) -> HaEvent {
             rendered.quantity = rendered.amount.take().or_else(|| rendered.quantity.take());
         }
         ("subscription", _) => rendered.months = rendered.amount.take(),
-        ("merch", _) => {
-            if let Some(items) = about.get("items").and_then(Value::as_array) {
-                rendered.quantity = Some(quantity(items));
-            }
-        }
         _ => {}
     }
     if !matches!(&*rendered.kind, "subscription" | "other") {
@@ -278,6 +277,9 @@ pub fn is_own_kind(word: &str) -> bool {
     is_word && !KINDS.iter().any(|kind| kind.name == word)
 }
 
+/// Characters that a state of Home Assistant's may have.
+const LONGEST_STATE: usize = 255;
+
 /// Characters that a kind of the vendor's may have to be a kind of its own here.
 const LONGEST_KIND: usize = 40;
 
@@ -297,12 +299,6 @@ fn among_paid(info: &ActivityInfo, own: &HaEvent) -> Option<HaEvent> {
         unit: info.unit(),
         ..own.clone()
     })
-}
-
-/// How many things were bought.
-fn quantity(items: &[Value]) -> Value {
-    let each = |item: &Value| number(item.get("quantity")).and_then(|n| n.as_u64()).unwrap_or(1);
-    items.iter().map(each).fold(0_u64, u64::saturating_add).into()
 }
 
 #[cfg(test)]

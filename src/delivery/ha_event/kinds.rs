@@ -1,6 +1,6 @@
 //! The kinds of event entity that Home Assistant has of a channel, and which activity is of which kind.
 
-/// The kind in which everything that was paid is told once more, whatever it is.
+/// The kind in which everything that was paid is published once more, whatever it is.
 pub(super) const PAID: &str = "paid";
 
 /// A kind of event: one event entity of each channel.

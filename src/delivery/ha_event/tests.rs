@@ -32,6 +32,8 @@ fn activity(kind: &str, data: &Value) -> Value {
 /// The attributes beside those that each has.
 fn only(mut value: Value) -> Value {
     let object = value.as_object_mut().unwrap();
+    let summary = object.remove("summary").unwrap();
+    assert!(summary.as_str().unwrap().contains(": Ann"), "{summary}");
     for (key, expected) in [
         ("id", json!("a1")),
         ("age", json!(1.5)),
@@ -186,7 +188,7 @@ fn a_tip_that_is_also_an_activity_is_rendered_once() {
     let expected = json!({
         "event_type": "tip", "name": "Styler", "message": "", "amount": 4.2, "currency": "USD",
         "provider": "paypal", "occurred_at": "2025-02-19T15:07:09.302Z", "age": 1.5,
-        "id": "67b5", "backfilled": false,
+        "id": "67b5", "backfilled": false, "summary": "tip: Styler, 4.20 USD",
     });
     assert_eq!((kind, attributes), ("tip", expected));
     let mut pending = tip;
@@ -353,6 +355,27 @@ fn what_was_paid_is_rendered_once_more_whatever_it_is() {
         all.into_iter().map(|(kind, _)| kind).collect()
     };
     assert_eq!((kinds(false), kinds(true)), (vec!["tip", PAID], vec![]));
+}
+
+#[test]
+fn an_event_says_in_one_line_what_happened() {
+    let summaries = |origin, data: &Value| -> Vec<String> {
+        let event = Event { origin, ..received(ACTIVITIES, data) };
+        let all = HaEvent::of(&event, event.data(), true, 0);
+        all.into_iter().map(|one| one.summary).collect()
+    };
+    let tip = json!({"username": "ann", "amount": 5, "currency": "EUR", "message": "hi\u{1b}[2J"});
+    let tip = activity("tip", &tip);
+    let told = "tip: ann, 5.00 EUR, 'hi\\u{1b}[2J'";
+    assert_eq!(summaries(Origin::Live, &tip), [told, told], "of its kind, and of what was paid");
+    assert_eq!(summaries(Origin::Backfilled, &tip)[0], format!("{told} (backfilled)"));
+    let raid = activity("raid", &json!({"username": "ann", "amount": 1}));
+    assert_eq!(summaries(Origin::Test, &raid), ["raid: ann, 1 viewer (test)"]);
+    // It fits into a state.
+    let long = "ü".repeat(300);
+    let long = json!({"username": long, "redemption": long, "message": long});
+    let long = summaries(Origin::Live, &activity("redemption", &long)).remove(0);
+    assert_eq!(long.chars().count(), 255);
 }
 
 #[test]

@@ -82,7 +82,11 @@ impl HaDiscovery {
             if feed.topics.iter().any(|topic| SESSION_TOPICS.contains(&topic.as_str())) {
                 entities.push(session_since(of));
             }
-            entities.extend(events(of, feed));
+            let events: Vec<_> = events(of, feed).collect();
+            if !events.is_empty() {
+                entities.push(latest_event(of));
+            }
+            entities.extend(events);
             entities.extend(self.buttons(of));
         }
         entities.iter().map(|entity| self.announce(entity)).collect()
@@ -483,6 +487,24 @@ fn session_since<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
             "device_class": "timestamp",
             "json_attributes_topic": topic,
             "json_attributes_template": "{{ value_json | default({}) | tojson }}",
+        }),
+    }
+}
+
+/// What happened last, in words. The logbook shows of an event entity its type alone, and of a sensor its
+/// state: so this is what it shows of events.
+fn latest_event<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
+    Entity {
+        component: "sensor",
+        channel: Some(of),
+        object: "latest-event".into(),
+        name: "Latest event".into(),
+        icon: "mdi:timeline-text",
+        availability: Availability::Channel,
+        enabled: true,
+        own: json!({
+            "state_topic": ha_event::topic(of.1, "+"),
+            "value_template": field("summary"),
         }),
     }
 }

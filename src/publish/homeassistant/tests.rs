@@ -130,7 +130,7 @@ fn every_entity_is_complete_and_no_two_are_the_same() {
         }
     }
     // The relay's, those of the two channels, the elements with a state, four goals, one counter.
-    assert_eq!(all.len(), 6 + (1 + 1 + 14 + 2) + (1 + 2 + 2) + 55 + 4 + 1);
+    assert_eq!(all.len(), 6 + (1 + 1 + 14 + 1 + 2) + (1 + 2 + 1 + 2) + 55 + 4 + 1);
 }
 
 /// Users' automations hang on these: a change here breaks them.
@@ -330,7 +330,14 @@ fn stale_configurations_are_cleared_and_awaited_ones_left() {
 fn few_entities_are_enabled_and_the_rest_waits_to_be() {
     let home = home(&[Action::Test]);
     let mut all = home.fixed();
-    for element in ["follower-session", "tip-latest", "merch-goal-items", "cheer-week"] {
+    for element in [
+        "follower-session",
+        "tip-latest",
+        "merch-goal-items",
+        "cheer-week",
+        "tip-week",
+        "follower-week",
+    ] {
         let value = json!({"name": "Ann", "amount": 1, "count": 1});
         all.extend(home.element("main", element, "t", &value));
     }
@@ -346,6 +353,7 @@ fn few_entities_are_enabled_and_the_rest_waits_to_be() {
         "a_5fb__connection",
         "a_5fb__event_2fpaid",
         "a_5fb__event_2ftip",
+        "a_5fb__latest-event",
         "a_5fb__test_2ftip",
         "astro",
         "main__connection",
@@ -358,6 +366,7 @@ fn few_entities_are_enabled_and_the_rest_waits_to_be() {
         "main__event_2fsuperchat",
         "main__event_2ftip",
         "main__follower-session",
+        "main__latest-event",
         "main__live",
         "main__test_2ftip",
         "main__tip-latest",
