@@ -7,6 +7,7 @@
 )]
 #![expect(unreachable_pub, reason = "nobody links a test")]
 
+mod asyncapi;
 mod backfill;
 mod cli;
 mod cli_check;

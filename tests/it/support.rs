@@ -1,5 +1,6 @@
 //! What the tests share: real servers as child processes, and waiting for a condition.
 
+pub mod asyncapi;
 pub mod browser;
 pub mod carry;
 pub mod clock;

@@ -18,7 +18,7 @@ use fastrand::Rng;
 use tokio::{sync::Notify, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{journal::number, sinks};
+use crate::support::{asyncapi, journal::number, sinks};
 
 /// What it says to a batch.
 pub enum Answer {
@@ -243,6 +243,7 @@ impl State {
         for (index, outgoing) in batch.iter().take(most).enumerate() {
             let event = &outgoing.record.event;
             if &*event.place.topic == "relay.gap" {
+                asyncapi::accepts(event);
                 self.gaps.push(serde_json::from_slice(event.data()).unwrap());
                 continue;
             }
