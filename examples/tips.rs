@@ -1,5 +1,5 @@
 //! Prints each tip once, from a JetStream stream. Runs against
-//! `astro-relay demo --nats nats://127.0.0.1:4222`, where a stream `ASTRO` takes `astro.>`.
+//! `astro-relay demo --streams --nats nats://127.0.0.1:4222`.
 
 use std::{error::Error, io::Write as _};
 

@@ -261,6 +261,8 @@ pub struct Demo {
     pub settings: &'static str,
     /// How to watch the events there.
     pub watch: &'static str,
+    /// Both for a stream, where the kind has one.
+    pub stream: Option<(&'static str, &'static str)>,
 }
 
 /// How a kind addresses events.

@@ -51,7 +51,11 @@ pub(super) const KIND: Kind = Kind {
     summary: "an MQTT broker, version 5 or 3.1.1",
     address: Some(Address { key: |_| "topic", separator: '/', default: |_| DEFAULT_TOPIC, escape }),
     usual_url: Some("mqtt://127.0.0.1:1883"),
-    demo: Some(super::Demo { settings: "{}", watch: "mosquitto_sub -v -t 'astro/#'" }),
+    demo: Some(super::Demo {
+        settings: "{}",
+        watch: "mosquitto_sub -v -t 'astro/#'",
+        stream: None,
+    }),
     session: true,
     secrets: &["password"],
     schema: || schema_for!(Settings),

@@ -60,7 +60,14 @@ pub(super) const KIND: Kind = Kind {
         escape: subject::escape,
     }),
     usual_url: Some("nats://127.0.0.1:4222"),
-    demo: Some(super::Demo { settings: "{}", watch: "nats sub 'astro.>'" }),
+    demo: Some(super::Demo {
+        settings: "{}",
+        watch: "nats sub 'astro.>'",
+        stream: Some((
+            r#"{"jetstream": true, "stream": "ASTRO", "create_stream": true}"#,
+            "nats stream view ASTRO",
+        )),
+    }),
     session: true,
     secrets: &["password", "token", "nkey_seed", "credentials"],
     schema: || schema_for!(Settings),

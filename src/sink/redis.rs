@@ -47,7 +47,11 @@ pub(super) const KIND: Kind = Kind {
         escape: |address| Cow::Borrowed(address),
     }),
     usual_url: Some("redis://127.0.0.1:6379"),
-    demo: Some(super::Demo { settings: "{}", watch: "redis-cli psubscribe 'astro:*'" }),
+    demo: Some(super::Demo {
+        settings: "{}",
+        watch: "redis-cli psubscribe 'astro:*'",
+        stream: Some((r#"{"mode": "stream"}"#, "redis-cli xread block 0 streams astro:events '$'")),
+    }),
     session: true,
     secrets: &["password", "sentinel_password"],
     schema: || schema_for!(Settings),

@@ -60,6 +60,7 @@ pub(super) const KIND: Kind = Kind {
         settings: r#"{"secret": "whsec_YXN0cm8tcmVsYXktZGVtby1zZWNyZXQtMTIzNA==",
             "allow_addresses": ["127.0.0.0/8", "::1"]}"#,
         watch: "signed with whsec_YXN0cm8tcmVsYXktZGVtby1zZWNyZXQtMTIzNA==",
+        stream: None,
     }),
     session: false,
     secrets: &["url", "secret", "previous_secret", "bearer_token"],

@@ -32,6 +32,9 @@ pub(super) struct Demo {
     /// Three relays as one instead of one, on this server of NATS with JetStream, and a plug to pull.
     #[arg(long, value_name = "URL")]
     cluster: Option<String>,
+    /// NATS and Redis get the events in a stream: ASTRO of JetStream, astro:events.
+    #[arg(long)]
+    streams: bool,
     /// Where the feed listens: an address, or a port of the loopback; 0 takes any that is free.
     #[arg(long, default_value = "127.0.0.1:9464", value_parser = listen)]
     listen: SocketAddr,
@@ -49,6 +52,13 @@ pub(super) struct Demo {
 /// The servers to send to: an option for each kind of sink that has a [`Kind::demo`].
 #[derive(Debug)]
 struct DemoSinks(Vec<(&'static Kind, String)>);
+
+impl Demo {
+    /// The settings for a kind, and how to watch the events there.
+    fn way(&self, demo: sink::Demo) -> (&'static str, &'static str) {
+        demo.stream.filter(|_| self.streams).unwrap_or((demo.settings, demo.watch))
+    }
+}
 
 /// The kinds that can be chosen.
 fn kinds() -> impl Iterator<Item = (&'static Kind, sink::Demo)> {
@@ -156,7 +166,7 @@ fn document(args: &Demo, sim: &Sim) -> Result<Value, ConfigError> {
     }
     sinks.insert("terminal".to_owned(), terminal);
     for (kind, url) in &args.sinks.0 {
-        let settings = kind.demo.map_or("{}", |demo| demo.settings);
+        let settings = kind.demo.map_or("{}", |demo| args.way(demo).0);
         let mut sink: Map<String, Value> = serde_json::from_str(settings)
             .map_err(|error| ConfigError::at(&["sinks", kind.name], error.to_string()))?;
         sink.insert("type".to_owned(), kind.name.into());
@@ -211,7 +221,7 @@ fn greet(args: &Demo, sim: &Sim, listening: Option<SocketAddr>) -> std::io::Resu
     writeln!(out, "  drain         curl -X POST {control}/drain")?;
     for (kind, _) in &args.sinks.0 {
         if let Some(demo) = kind.demo {
-            writeln!(out, "  {:<13} {}", kind.name, demo.watch)?;
+            writeln!(out, "  {:<13} {}", kind.name, args.way(demo).1)?;
         }
     }
     if args.sinks.0.is_empty() {
