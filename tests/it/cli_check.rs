@@ -1,7 +1,10 @@
 //! `astro-relay check --connect` as a process, against real servers whose access lists forbid some of
 //! what the sinks would do.
 
-use std::process::{Output, Stdio};
+use std::{
+    path::Path,
+    process::{Output, Stdio},
+};
 
 use astro_sim::{Options, Sim};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -12,6 +15,7 @@ use tokio::process::Command;
 use crate::support::{
     carry::{PATIENCE, within},
     mosquitto::{self, Mosquitto},
+    mount::{Small, may_mount},
     nats_server::NatsServer,
     process::free_port,
     receiver::Receiver,
@@ -20,17 +24,21 @@ use crate::support::{
 };
 
 async fn check(sim: &Sim, sinks: Value) -> Output {
+    check_with(sim, json!({ "journal": { "dir": "" }, "sinks": sinks })).await
+}
+
+/// With other sections than those of Astro and the channels.
+async fn check_with(sim: &Sim, more: Value) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let claims = BASE64_URL_SAFE_NO_PAD.encode(r#"{"exp":4102444800}"#);
-    let config = json!({
+    let mut config = json!({
         "astro": { "url": sim.url(), "api_url": sim.api_url() },
-        "journal": { "dir": "" },
         "channels": {
             "main": { "token": format!("e30.{claims}.x"), "topics": ["channel.tips"] },
             "other": { "token": "k", "token_type": "apikey", "topics": ["channel.follow"] },
         },
-        "sinks": sinks,
     });
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let file = dir.path().join("astro-relay.toml");
     std::fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_astro-relay"));
@@ -99,6 +107,34 @@ async fn far_sides_tell_what_they_can_and_get_no_event() {
     assert_eq!(output.status.code(), Some(69), "two sinks cannot do what they should");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("2 of the subscriptions and sinks"), "{stderr}");
+}
+
+#[tokio::test]
+async fn a_port_and_a_journal_that_cannot_be_had_are_named() {
+    let (sim, other, dir) = (sim().await, Receiver::start(), tempfile::tempdir().unwrap());
+    let listen = other.url().replace("http://", "").replace("/hook", "");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let sinks = json!({ "out": { "type": "stdout" } });
+    let of = |journal: &Path| {
+        let (sinks, listen) = (sinks.clone(), listen.clone());
+        json!({ "http": { "listen": listen }, "journal": { "dir": journal }, "sinks": sinks })
+    };
+    let output = check_with(&sim, of(&file.join("journal"))).await;
+    let found = lines(&output);
+    let in_use = format!("http.listen: {listen} is in use by another program: choose another port");
+    said(&found, &in_use);
+    said(&found, &format!("journal.dir: {} is no directory", file.display()));
+    assert_eq!(output.status.code(), Some(69), "{found:#?}");
+    // Root may write everywhere but there.
+    if may_mount() {
+        let small = Small::new(64);
+        small.read_only(true);
+        let found = lines(&check_with(&sim, of(&small.path().join("a/b"))).await);
+        let there =
+            format!("journal.dir: {} cannot be written by this user", small.path().display());
+        said(&found, &there);
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use astro_relay::{
-    astro::rest::{Rest, RestError, Span, Target, Top, credentials},
+    astro::rest::{Rest, RestError, Span, Target, Top, credentials, oauth::RefreshGrant},
     config::{Astro, Secret, SecretRef, TokenType},
 };
 use astro_sim::{Options, ResetAnswer, RestFault, Sim, Token};
@@ -48,7 +48,7 @@ async fn a_session_is_read_and_changed() {
     rest.reset(target).await.unwrap();
     let fresh = rest.session(target).await.unwrap();
     assert_ne!(fresh.id, before.id);
-    // Only the figures of the session begin anew.
+    // Only the figures of the session are reset.
     assert_eq!(fresh.data["follower-session"]["count"], 0);
     assert_eq!(fresh.data["tip-goal"]["amount"], 40);
 
@@ -180,6 +180,26 @@ async fn an_answer_that_never_comes_is_given_up() {
     sim.fail_rest([RestFault::Hang, RestFault::Delay(Duration::from_millis(20))]);
     within("session", rest.session(of(&token))).await.unwrap();
     assert_eq!(sim.stats().rest_requests, 3);
+}
+
+/// What a refresh that is given up has done is not known: it may have replaced the refresh token.
+#[tokio::test]
+async fn a_token_endpoint_that_hangs_is_given_up() {
+    let (sim, rest) = start().await;
+    let rest = rest.within(Duration::from_millis(300));
+    let secret = || Secret::new("tok-canary");
+    let grant =
+        RefreshGrant { client_id: "app".into(), client_secret: secret(), refresh_token: secret() };
+    sim.fail_rest([RestFault::Hang, RestFault::Hang]);
+    let refreshed = within("refresh", rest.refresh(&grant)).await.unwrap_err();
+    assert!(matches!(refreshed, RestError::Unknown(_)), "{refreshed:?}");
+    let validated = within("validate", rest.validate(&secret())).await.unwrap_err();
+    assert!(matches!(validated, RestError::Unreachable(_)), "{validated:?}");
+    for error in [refreshed, validated] {
+        let said = format!("{error:?} {error} {}", error.describe());
+        assert!(!said.contains("canary"), "{said}");
+    }
+    assert_eq!(sim.stats().rest_requests, 2, "neither is made again");
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ const LARGEST: usize = 64 * 1024;
 /// The longest token that is taken. One that is longer fits no header.
 const LONGEST_TOKEN: usize = 8 * 1024;
 
-/// How long one request may take.
+/// How long one request may take, at most.
 const REQUEST: Duration = Duration::from_secs(15);
 
 /// With what an access token is refreshed.
@@ -72,7 +72,7 @@ impl Rest {
             .append_pair("refresh_token", grant.refresh_token.expose())
             .finish();
         let secrets = [&grant.client_secret, &grant.refresh_token];
-        let call = Call { secrets: &secrets, change: true, deadline: REQUEST, largest: LARGEST };
+        let call = self.token_call(&secrets, true);
         let request = self
             .client()
             .await?
@@ -87,13 +87,17 @@ impl Rest {
     pub async fn validate(&self, token: &Secret) -> Result<Validated, RestError> {
         let authorization = authorization(token, TokenType::Oauth2)?;
         let secrets = [token];
-        let call = Call { secrets: &secrets, change: false, deadline: REQUEST, largest: LARGEST };
+        let call = self.token_call(&secrets, false);
         let request = self
             .client()
             .await?
             .request(Method::GET, self.oauth("/oauth2/validate")?)
             .header(AUTHORIZATION, authorization);
         Ok(validated(&object(&call.attempt(request).await?)?))
+    }
+
+    fn token_call<'a>(&self, secrets: &'a [&'a Secret], change: bool) -> Call<'a> {
+        Call { secrets, change, deadline: REQUEST.min(self.deadline), largest: LARGEST }
     }
 
     /// An address of the OAuth2 server: on the host of the REST API.
