@@ -257,7 +257,13 @@ impl Reason<'_> {
             }
             Self::LeftOut(_) => "raise astro.max_connections, or subscribe fewer topics".into(),
             Self::Sink(Of::Sink(name, sink)) => of_sink(name, sink.state),
-            Self::Sink(Of::Task(..)) => "see docs/operating.md, \"What to do when\"".into(),
+            Self::Sink(Of::Task(name, _)) => match name.strip_prefix("state of sink ") {
+                Some(sink) => format!(
+                    "fix the destination or the login; it is tried again by itself, at once with \
+                     `astro-relay retry {sink}`"
+                ),
+                None => "see docs/operating.md, \"What to do when\"".into(),
+            },
             Self::Sink(Of::Condition(name, _)) => format!(
                 "these events are not sent: correct sinks.{name}.when, or limit sinks.{name}.topics to \
                  those that have the field; `astro-relay check` shows where it fails"
@@ -341,8 +347,9 @@ fn of_sink(name: &str, state: &str) -> String {
         "busy" => "nothing: the destination asked for patience".into(),
         "connecting" => "nothing: it is being connected".into(),
         "failed" => "report the message; a reload or restart tries at once".into(),
-        _ => {
-            "fix the destination; delivery resumes by itself, and events wait in the journal".into()
-        }
+        _ => format!(
+            "fix the destination; delivery resumes by itself, at once with `astro-relay retry {name}`, \
+             and events wait in the journal"
+        ),
     }
 }
