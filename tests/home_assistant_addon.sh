@@ -32,6 +32,9 @@ assert config["url"] == repository["url"], "two addresses of one repository"
 image = "ghcr.io/" + repository["url"].removeprefix("https://github.com/") + "-addon-{arch}"
 assert config["image"] == image == image.lower(), f"the release publishes {image}"
 listens = 'HTTP__LISTEN="0.0.0.0:${ADDON_PORT:-%d}"' % config["ingress_port"]
+blueprint = next(word for word in open(f"{addon}/DOCS.md").read().split("`") if word.endswith("/flash_lights.yaml"))
+home, path = blueprint.split("/blob/main/")
+assert home == config["url"] and glob.glob(path), f"no blueprint at {blueprint}"
 assert config["ingress"] and listens in open(f"{addon}/run.sh").read(), "ingress leads elsewhere"
 # Whatever else is called config.yaml in this repository would be taken for an add-on.
 found = [path for path in glob.glob("**/config.y*ml", recursive=True) + glob.glob("**/config.json", recursive=True)

@@ -61,7 +61,7 @@ pub const CATALOGUE: &[Topic] = &[
     topic("channel.tips.moderation", "tips:moderation", "tips that wait for, or got, a moderator"),
     topic("channel.chat.message", "overlays:read", "what is written in the chat"),
     topic("channel.session.update", "session:read", "one figure of the session changed"),
-    topic("channel.session.reset", "session:read", "the session began anew"),
+    topic("channel.session.reset", "session:read", "the session was reset"),
     topic(
         "channel.chatbot.status",
         "bot:read",
@@ -108,7 +108,7 @@ pub const CATALOGUE: &[Topic] = &[
 /// The relay's own topics, and what they tell.
 pub const OWN: [(&str, &str); 4] = [
     ("relay.gap", "something was or may have been missed"),
-    ("relay.backfill", "what the history told of a gap"),
+    ("relay.backfill", "what was fetched of a gap"),
     ("relay.session", "an element of the live session has another value"),
     ("relay.status", "the health of the relay has changed"),
 ];

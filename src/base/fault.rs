@@ -231,7 +231,7 @@ fn certificate(error: &CertificateError) -> String {
             if presented.is_empty() {
                 return format!(
                     "the server's certificate has no name in its subjectAltName, so it is not for \
-                     {expected}: make it anew with one"
+                     {expected}: make one that has it"
                 );
             }
             let names: Vec<String> = presented.iter().map(|name| bare(name)).collect();
@@ -254,7 +254,7 @@ fn certificate(error: &CertificateError) -> String {
                     .into();
             }
             if text.contains("UnsupportedCertVersion") {
-                return "the server's certificate is of an old version (1): make it anew with a \
+                return "the server's certificate is of an old version (1): make a new one with a \
                         subjectAltName"
                     .into();
             }

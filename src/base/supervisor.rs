@@ -82,7 +82,7 @@ pub type Report = Box<dyn Fn(&str, Option<&str>) + Send>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// As it was told.
+    /// It was asked to.
     Stopped,
     /// An essential task failed too often, or hangs.
     GaveUp(String),
@@ -342,7 +342,7 @@ impl Supervisor {
         None
     }
 
-    /// Ends tasks that were told to stop and take too long: their successors wait.
+    /// Ends tasks that were asked to stop and take too long: their successors wait.
     fn end_late(&mut self) {
         let now = Instant::now();
         for (name, task) in &mut self.tasks {

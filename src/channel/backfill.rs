@@ -429,7 +429,7 @@ mod tests {
         let bounds = Bounds::of(&gap, Some(30_000));
         assert_eq!((bounds.from, bounds.to), (gap.from - 30_000, Some(gap.to - 30_000)));
         let ahead = Bounds::of(&Gap { clock: Clock::Gateway, ..gap.clone() }, Some(30_000));
-        assert_eq!(ahead.from, gap.from, "it is told in the server's time");
+        assert_eq!(ahead.from, gap.from, "it is reported in the server's time");
         let open = Bounds::of(&Gap { clock: Clock::Unknown, ..gap.clone() }, None);
         assert!(open.has(gap.to + 86_400_000) && open.span().1.is_none());
     }

@@ -84,7 +84,7 @@ struct Track {
 }
 
 impl Track {
-    /// `counted` is the table's number, which begins anew when the subscription is confirmed again.
+    /// `counted` is the table's number, which starts at 0 again when the subscription is confirmed again.
     fn observe(&mut self, counted: u64, elapsed: Duration, is_live: bool) {
         let more = counted.checked_sub(self.counted).unwrap_or(counted);
         self.counted = counted;

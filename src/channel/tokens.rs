@@ -2,7 +2,7 @@
 //!
 //! A token is refreshed well ahead of its end, or when the gateway refuses everything that is asked for
 //! with it. The new pair is stored in the files that the old one was read from, and the connections to the
-//! gateway are told; REST calls read the file each time. How a pair is kept safe stands at the head of
+//! gateway are notified; REST calls read the file each time. How a pair is kept safe stands at the head of
 //! [`refresh`].
 //!
 //! Of a token that is not refreshed it only knows what can be known, for the status.
@@ -46,7 +46,7 @@ pub struct TokenKeeper {
     rest: Rest,
     table: Arc<Table>,
     tokens: Arc<Tokens>,
-    /// Changed when a token was refreshed, so that connections read it anew.
+    /// Changed when a token was refreshed, so that connections read it again.
     targets: watch::Sender<Targets>,
     channels: BTreeMap<Arc<str>, Channel>,
 }
@@ -77,7 +77,7 @@ impl Channel {
         self.compare(label);
     }
 
-    /// Begins anew where it is configured in another way. One that is being looked after is compared when
+    /// Starts again where it is configured in another way. One that is being looked after is compared when
     /// it comes back.
     fn compare(&mut self, label: &Arc<str>) {
         if self.held.as_ref().is_some_and(|held| !held.is_of(&self.account, &self.topics)) {

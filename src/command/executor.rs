@@ -133,7 +133,7 @@ impl Executor {
         }
     }
 
-    /// Executes until it is told to stop. What is under way then is finished, what waits is not begun.
+    /// Executes until it is stopped. What is under way then is finished, what waits is not begun.
     pub async fn run(&mut self, stop: CancellationToken) {
         self.tidy_up();
         let mut running = Running::new();

@@ -25,7 +25,7 @@ pub(super) type Ticket = u64;
 /// What a request is.
 #[derive(Debug)]
 pub(super) enum Recalled {
-    /// A new one; its answer is to be told to the memory.
+    /// A new one; its answer is to be stored here.
     New(Ticket, Command),
     /// It was answered: here is the answer again.
     Again(PendingReply, Arc<Answer>),

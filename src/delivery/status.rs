@@ -223,7 +223,7 @@ impl Status {
         }
     }
 
-    /// Reads every row and begins anew with what is counted for the history.
+    /// Reads every row, and resets what is counted for the history.
     pub fn sample(&self, mut read: impl FnMut(&str, &Sink)) {
         for (name, sink) in &mut self.lock().sinks {
             read(name, sink);

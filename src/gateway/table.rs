@@ -426,7 +426,7 @@ impl Table {
             for (subscription, row) in &mut inner.state.subscriptions {
                 let on = row.slot.connection().filter(|number| connections.contains_key(number));
                 if let Some(at) = on.map_or(last, heard) {
-                    let cause = "the gateway failed and was started anew";
+                    let cause = "the gateway failed and was restarted";
                     inner.missing.add(subscription, None, Since::moment(at), cause);
                 }
                 (row.slot, row.state) = (Slot::Unassigned, SubscriptionState::Waiting);

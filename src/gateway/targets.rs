@@ -15,7 +15,7 @@ pub struct Targets {
     pub subscriptions: Vec<Arc<Subscription>>,
     /// The credentials of each channel, by label.
     pub channels: HashMap<Arc<str>, Account>,
-    /// Grows when a token was refreshed: connections read it anew then.
+    /// Grows when a token was refreshed: connections read it again then.
     pub refreshed: u64,
     /// Channels that other members of the cluster hold, and this one does not: none of them is subscribed
     /// here, and what is known of them stays.

@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::base::clock::UnixMillis;
 
-/// Reasons that are told one by one: there may be as many as there are subscriptions.
+/// Reasons that are listed one by one: there may be as many as there are subscriptions.
 pub const TOLD: usize = 100;
 
 /// Reasons whose beginning is remembered.

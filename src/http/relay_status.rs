@@ -152,7 +152,7 @@ impl RelayStatus {
         }
     }
 
-    /// The health that a snapshot of this shows. The first reason is told at its beginning only if this is
+    /// The health that a snapshot of this shows. The first reason is reported at its beginning only if this is
     /// called now and then.
     pub fn health(&self, snapshot: &Snapshot) -> Health {
         let reasons = snapshot.why().map(|reason| reason.told()).collect();

@@ -1,6 +1,6 @@
 //! `journal.mark`: a small file beside the database, written over in place with each commit and never
 //! waited for. It says what was in the database, and when the relay last ran on every clock, so that
-//! after a crash both what is missing and the gap can be told. An idle relay writes nothing else.
+//! after a crash both what is missing and the gap can be reported. An idle relay writes nothing else.
 
 use std::{
     fs::File,

@@ -1,7 +1,7 @@
 //! Dead letters and replays: what a sink sets aside, and what somebody asks for.
 //!
 //! Who asks (the command line, the endpoint) writes into the database beside the relay; the writer notices
-//! that it has changed. Nothing is deleted for a dead letter: where there is no room, the sink is told.
+//! that it has changed. Nothing is deleted for a dead letter: where there is no room, the sink is held.
 
 use std::{collections::HashMap, sync::Arc};
 

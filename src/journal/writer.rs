@@ -203,7 +203,7 @@ impl Writer {
         let last = write.records.last().map(|last| last.seq);
         // Before memory says so: the syncer must not take it for synced.
         self.syncing.committed(last);
-        // The mark comes first: what is told as written is marked as written.
+        // The mark comes first: what is reported as written is marked as written.
         let marked = last.map(|last| self.shared.lock().marked(last));
         let marking = marked.map_or(Ok(()), |marked| self.set_mark(marked));
         let synced = self.syncs_each();
@@ -243,7 +243,7 @@ impl Writer {
     fn end(mut self) {
         self.syncing.stop();
         // Numbers count as assigned even where their events never came to the disk: what is missing
-        // of them can be told at the next start, and none is assigned twice.
+        // of them can be reported at the next start, and none is assigned twice.
         let (last, marked, unwritten, all_written) = {
             let memory = self.shared.lock();
             let (last, written) = (memory.numbers.last, memory.numbers.written);

@@ -80,7 +80,7 @@ impl StatePublisher for Bucket {
                 // made again under the same name.
                 Ok(Some(revision)) if status == Some(index) => {
                     if revision <= self.newest_status {
-                        let reason = "the bucket was made anew: the state is written again";
+                        let reason = "the bucket was created again: the state is written again";
                         return Err(Failure::down(reason));
                     }
                     self.newest_status = revision;

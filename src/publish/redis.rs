@@ -81,7 +81,9 @@ impl StatePublisher for RedisState {
             match answer {
                 // A field that is new although it was written is one of a server that has lost its data.
                 Ok(Value::Int(1)) if is_write && self.written && status == Some(*index) => {
-                    return Err(Failure::down("the server has lost the state: it is written anew"));
+                    return Err(Failure::down(
+                        "the server has lost the state: it is written again",
+                    ));
                 }
                 Ok(_) => self.written |= status == Some(*index),
                 // One part that may not be written is no reason to hold back the others.

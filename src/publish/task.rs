@@ -92,7 +92,7 @@ impl Publishing {
         })
     }
 
-    /// Publishes until it is told to stop.
+    /// Publishes until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         self.health.report(Some("not yet connected"));
         let work = async {
@@ -224,7 +224,7 @@ impl Publishing {
         }
     }
 
-    /// It is tried again after `wait`. The same is told once a minute, not with every attempt.
+    /// It is tried again after `wait`. The same is logged once a minute, not with every attempt.
     fn failed(&mut self, cause: &Cause, wait: Duration) {
         let text = explain(cause);
         self.health.report(Some(&text));

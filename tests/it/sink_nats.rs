@@ -853,7 +853,7 @@ async fn a_bucket_that_was_made_anew_is_noticed() {
     config.max_messages_per_subject = 1;
     context.create_stream(config).await.unwrap();
     let failure = publisher.publish(status).await.unwrap_err();
-    assert!(failure.cause.to_string().contains("made anew"), "{failure:?}");
+    assert!(failure.cause.to_string().contains("created again"), "{failure:?}");
 }
 
 #[tokio::test]

@@ -277,7 +277,7 @@ pub(super) async fn subscribe(config: &Config) -> Result<State, Failed> {
     let count: usize = config.channels.values().map(|channel| channel.topics.len()).sum();
     let (stop, limit) = (CancellationToken::new(), patience(config, count));
     let asking = async {
-        // Whether all are answered, or the time is over: what stands then is what is told.
+        // Whether all are answered, or the time is over: what stands then is reported.
         drop(timeout(limit, answered(&table)).await);
         let state = table.snapshot();
         stop.cancel();

@@ -6,7 +6,7 @@
 //!
 //! - before the answer is written: the old refresh token is what there is. Where the server takes it again,
 //!   nothing is lost. Where it does not, the access token serves until it ends, and somebody has to
-//!   authorise the relay anew. Nothing on this side can change that;
+//!   authorise the relay again. Nothing on this side can change that;
 //! - after that: the pair is found beside the files at the next start, and put in its place;
 //! - between the two files: the refresh token is the new one, and is used for the access token.
 //!

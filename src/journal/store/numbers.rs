@@ -22,7 +22,7 @@ pub struct SavedCursor {
 impl Store {
     /// Begins a run, ends the one before, and answers the first number. `known` is the last number of
     /// which it is known from elsewhere that it was assigned; `lost` events before it are not there, and
-    /// are written down as a run of their own, so that each sink can be told. The run assigns no number
+    /// are written down as a run of their own, so that the loss can be reported to each sink. The run assigns no number
     /// below `at_least`.
     pub fn begin_run(&mut self, known: Seq, lost: u64, at_least: Seq) -> Result<Seq, StoreError> {
         let last = self.last_kept()?;

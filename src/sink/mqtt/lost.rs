@@ -187,7 +187,7 @@ pub(super) fn of_disconnect(
         Code::NotAuthorized => (Why::Closed, "not authorized"),
         Code::ServerBusy => (Why::Busy, "it is busy"),
         Code::ServerShuttingDown => (Why::Down, "it is shutting down"),
-        Code::KeepAliveTimeout => (Why::Down, "it has not heard us within the keep-alive"),
+        Code::KeepAliveTimeout => (Why::Down, "it received nothing from us within the keep-alive"),
         Code::SessionTakenOver => (Why::TakenOver, "session taken over"),
         Code::TopicFilterInvalid => (Why::Down, "topic filter invalid"),
         Code::TopicNameInvalid => (Why::Event, "topic name invalid"),

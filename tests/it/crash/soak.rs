@@ -233,7 +233,7 @@ async fn finish(mut bench: Bench, log: Log) {
     // A connection that surely listens, and a relay that has noticed.
     let opened = bench.sim.stats().opened;
     bench.sim.end(None, End::Fin);
-    until("it is connected anew", PATIENCE, async || {
+    until("it is connected again", PATIENCE, async || {
         (bench.sim.stats().opened > opened).then_some(())
     })
     .await;

@@ -274,7 +274,7 @@ async fn a_panic_is_shown_until_an_event_is_accepted() {
     let page = running.page();
     assert!(page.last_error.unwrap().contains("as the test says"), "with what it said");
     let status = running.fails().await;
-    // The supervisor makes it anew: it is not well before it has worked.
+    // The supervisor restarts it: it does not work before it has delivered.
     let again = Running::start_with(status, "destination", &journal, &destination, |_| ());
     is_state(&again, "failed").await;
     let status = again.fails().await;

@@ -127,7 +127,7 @@ async fn a_gateway_that_failed_leaves_a_gap_and_no_stale_page() {
     bench.confirmed(3).await;
     until("both are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
     for gap in bench.gaps().await {
-        assert_eq!(gap["cause"], "the gateway failed and was started anew");
+        assert_eq!(gap["cause"], "the gateway failed and was restarted");
         assert!(time(&gap, "from") <= failed && failed - time(&gap, "from") < 3_000, "{gap}");
     }
     assert_eq!(bench.state().connections.len(), 1);

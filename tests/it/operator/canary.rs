@@ -185,7 +185,7 @@ impl Daemon {
         self.wait("it moves", "/metrics", &[&handover("restored")]).await;
         sim.faults(|faults| faults.refuse_reconnect = true);
         sim.drain(None);
-        self.wait("it connects anew", "/metrics", &[&handover("anew")]).await;
+        self.wait("it connects again", "/metrics", &[&handover("anew")]).await;
         for token in ["canary-admin-token", "canary-shown-by-a-stranger"] {
             for path in ["/reload", "/api/dead-letters/retry"] {
                 let request = self.client.post(self.url(path)).bearer_auth(token);

@@ -181,7 +181,7 @@ async fn a_link_that_is_down_says_since_when_and_when_it_is_tried_again() {
     assert_eq!(status["health"]["state"], "not working");
     assert_eq!(exit_codes(&relay).await, [Some(1), Some(1)]);
     let first = status["health"]["reasons"][0]["since"].as_u64();
-    // The next attempt does not begin it anew.
+    // The next attempt does not restart it.
     let attempts = |status: &Value| link(status)["attempts"].as_u64();
     let before = attempts(&status);
     let status = relay.until("it was tried again", |status| attempts(status) > before).await;

@@ -1,4 +1,4 @@
-//! Loading the configuration anew.
+//! Reloading the configuration.
 
 use std::time::Duration;
 

@@ -125,7 +125,7 @@ async fn a_file_is_found_however_it_was_exchanged() {
     tokio::time::sleep(STILL).await;
     point("v2");
     relay.subscribed(2).await;
-    // Its folder made anew.
+    // Its folder is made again.
     fs::remove_dir_all(place.join("v2")).unwrap();
     fs::create_dir(place.join("v2")).unwrap();
     fs::write(place.join("v2/astro-relay.toml"), relay.whole(&one)).unwrap();

@@ -242,7 +242,7 @@ fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
 }
 
-/// A key as TOML writes it; what needs quotes is told by the loader.
+/// A key as TOML writes it; the loader reports what needs quotes.
 fn quoted_key(key: &str) -> String {
     let bare =
         !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
