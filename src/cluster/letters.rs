@@ -74,6 +74,7 @@ struct Asked {
     position: Seq,
     until: Seq,
     topic: Option<String>,
+    when: Option<String>,
 }
 
 pub(super) fn letter_key(sink: &str, seq: Seq) -> String {
@@ -208,6 +209,7 @@ pub(super) fn encode_replay(replay: &Replay) -> Bytes {
         position: replay.position,
         until: replay.until,
         topic: replay.topic.clone(),
+        when: replay.when.clone(),
     };
     serde_json::to_vec(&asked).unwrap_or_default().into()
 }
@@ -221,6 +223,7 @@ pub(super) fn decode_replay(entry: &Entry) -> Option<Replay> {
         position: asked.position,
         until: asked.until,
         topic: asked.topic,
+        when: asked.when,
     })
 }
 
@@ -544,6 +547,7 @@ mod tests {
             position: 4,
             until: 9,
             topic: Some("channel.*".into()),
+            when: Some("data.amount > 5".into()),
         };
         let found = entry("replay.home.01J", encode_replay(&replay), 6, Operation::Put);
         replay.number = 6;

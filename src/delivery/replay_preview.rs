@@ -1,4 +1,5 @@
-//! What a replay would send: how many of the events in a range a sink wants, and what becomes of the rest.
+//! What a replay would send: how many of the events in a range are chosen and a sink wants, and what becomes
+//! of the rest.
 //!
 //! Each event is rendered as the delivery would render it, marked as replayed. Nothing is sent.
 
@@ -7,7 +8,61 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::Serialize;
 
 use super::route::{Pattern, Rendered, Route};
-use crate::base::event::{Event, Origin, Record};
+use crate::{
+    base::{
+        event::{Event, Origin, Record},
+        template::{Condition, View},
+    },
+    journal::Replay,
+};
+
+/// Which events a replay is to send, beside what the sink itself wants.
+#[derive(Debug, Default)]
+pub struct Choice {
+    topic: Option<Pattern>,
+    when: Option<Condition>,
+}
+
+impl Choice {
+    /// By a pattern of topics, and by a condition as a sink's `when`.
+    pub fn of(topic: Option<&str>, when: Option<&str>) -> Result<Self, String> {
+        let topic = topic.map(Pattern::parse).transpose().map_err(|error| error.to_string())?;
+        let when = when.map(Condition::compile).transpose()?;
+        Ok(Self { topic, when })
+    }
+
+    /// That of a request.
+    pub fn of_replay(replay: &Replay) -> Result<Self, String> {
+        Self::of(replay.topic.as_deref(), replay.when.as_deref())
+    }
+
+    /// Why an event is not chosen; `None`: it is.
+    pub fn excludes(&self, record: &Arc<Record>) -> Option<&'static str> {
+        if self.topic.as_ref().is_some_and(|topic| !topic.matches(&record.event.place.topic)) {
+            return Some(OTHER_TOPIC);
+        }
+        match self.when.as_ref()?.holds(&View::of(Arc::clone(record))) {
+            Ok(true) => None,
+            Ok(false) => Some(NOT_CHOSEN),
+            Err(_) => Some(CHOICE_FAILS),
+        }
+    }
+}
+
+/// An event as a replay hands it on.
+pub fn replayed(record: &Record) -> Arc<Record> {
+    let event = Event { origin: Origin::Replayed, ..record.event.clone() };
+    Arc::new(Record { event, ..record.clone() })
+}
+
+/// The reason of an event of a topic that the replay does not choose.
+pub const OTHER_TOPIC: &str = "topic";
+
+/// The reason of an event for which the replay's condition does not hold.
+pub const NOT_CHOSEN: &str = "when";
+
+/// The reason of an event on which the replay's condition fails.
+pub const CHOICE_FAILS: &str = "when_error";
 
 /// The reason of an event that would become a dead letter.
 pub const UNRENDERED: &str = "cannot be rendered";
@@ -24,17 +79,15 @@ pub struct Preview {
 }
 
 impl Preview {
-    /// Adds what would become of an event. `route`: the sink's, where it is known; `topic`: the replay's own
-    /// choice of topics.
-    pub fn add(&mut self, route: Option<&mut Route>, topic: Option<&Pattern>, record: &Record) {
+    /// Adds what would become of an event. `route`: the sink's, where it is known.
+    pub fn add(&mut self, route: Option<&mut Route>, choice: &Choice, record: &Record) {
         self.events += 1;
-        let name = &record.event.place.topic;
-        if topic.is_some_and(|topic| !topic.matches(name)) {
-            *self.skipped.entry("topic").or_default() += 1;
+        let record = replayed(record);
+        if let Some(reason) = choice.excludes(&record) {
+            *self.skipped.entry(reason).or_default() += 1;
             return;
         }
-        let event = Event { origin: Origin::Replayed, ..record.event.clone() };
-        let record = Arc::new(Record { event, ..record.clone() });
+        let name = &record.event.place.topic;
         match route.map(|route| route.render(&record)) {
             None | Some(Rendered::Wanted(..)) => {
                 *self.sent.entry(name.to_string()).or_default() += 1;

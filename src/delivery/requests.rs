@@ -4,15 +4,18 @@
 //! dealt with between batches, a batch at a time, so that new events do not wait for old ones. Each
 //! is a flight of its own: its events go the same way as new ones, but the cursor stays.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{ASKED, Delivery, reader::BATCH_BYTES};
 use crate::{
-    base::event::{Origin, Record, Seq},
-    delivery::route::{Pattern, Rendered},
+    base::event::Seq,
+    delivery::{
+        replay_preview::{Choice, replayed},
+        route::Rendered,
+    },
     journal::{DeadLetter, Replay},
 };
 
@@ -160,11 +163,18 @@ impl Delivery {
 
     /// Takes up the next piece of a replay.
     async fn replay(&mut self, replay: &Replay) {
-        let pattern =
-            replay.topic.as_deref().map(Pattern::parse).transpose().unwrap_or_else(|error| {
-                warn!(%error, "a replay's pattern is invalid; all topics are sent");
-                None
-            });
+        let choice = match Choice::of_replay(replay) {
+            Ok(choice) => choice,
+            Err(error) => {
+                // It was asked for by another version.
+                warn!(
+                    error,
+                    number = replay.number,
+                    "a replay cannot be understood; nothing is sent"
+                );
+                return self.reader.source.replay_progress(replay.number, None);
+            }
+        };
         let limit = REPLAY_BATCH.min(self.config.window.max(1));
         // What the sink has not yet had comes anyway.
         let until = replay.until.min(self.reader.cursor);
@@ -176,19 +186,11 @@ impl Delivery {
         if batch.lost > 0 {
             warn!(sink = %self.page.name, count = batch.lost, "the journal no longer holds all of a replay");
         }
-        let wanted = |record: &&Arc<Record>| {
-            pattern.as_ref().is_none_or(|pattern| pattern.matches(&record.event.place.topic))
-        };
-        let marked: Vec<_> = batch.records.iter().filter(wanted).map(replayed).collect();
+        let marked = batch.records.iter().map(|record| replayed(record));
+        let marked: Vec<_> = marked.filter(|record| choice.excludes(record).is_none()).collect();
         self.render(&marked);
         let done = batch.through >= until || batch.through <= replay.position;
         let position = (!done).then_some(batch.through);
         self.flight.request = Some(Begun::Replay { number: replay.number, position });
     }
-}
-
-fn replayed(record: &Arc<Record>) -> Arc<Record> {
-    let mut record = Record::clone(record);
-    record.event.origin = Origin::Replayed;
-    Arc::new(record)
 }

@@ -21,8 +21,7 @@ use crate::{
     },
     cluster::{ClusterError, shared::Shared},
     delivery::{
-        replay_preview::Preview,
-        route::Pattern,
+        replay_preview::{Choice, Preview},
         task::open_sink,
         test_event::{self, TestKind},
     },
@@ -98,6 +97,8 @@ struct ReplayRequest {
     until: Option<String>,
     /// Only topics of this pattern.
     topic: Option<String>,
+    /// Only events for which this holds.
+    when: Option<String>,
     /// Only says what would be sent.
     #[serde(default)]
     preview: bool,
@@ -124,9 +125,9 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
         let why = "from and until: a time such as 2026-01-31T20:00:00Z, or an age such as 2h";
         return refused(StatusCode::BAD_REQUEST, why);
     };
-    let topic = match asked.topic.as_deref().map(Pattern::parse).transpose() {
-        Ok(topic) => topic,
-        Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
+    let choice = match Choice::of(asked.topic.as_deref(), asked.when.as_deref()) {
+        Ok(choice) => choice,
+        Err(why) => return refused(StatusCode::BAD_REQUEST, &why),
     };
     let events = match Events::of(&state) {
         Ok(events) => events,
@@ -151,7 +152,7 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
             }
             after = batch.through;
             for record in &batch.records {
-                preview.add(Some(&mut route), topic.as_ref(), record);
+                preview.add(Some(&mut route), &choice, record);
             }
         }
         let report = json!({ "first": first, "until": until, "preview": preview,
@@ -160,10 +161,11 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
     }
     let replay = Replay {
         number: 0,
-        sink: asked.sink.clone(),
+        sink: asked.sink,
         position: first - 1,
         until,
-        topic: topic.map(|topic| topic.to_string()),
+        topic: asked.topic,
+        when: asked.when,
     };
     match events.request(replay).await {
         Ok(()) => answer(StatusCode::OK, &json!({ "first": first, "until": until })),

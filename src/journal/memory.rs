@@ -329,6 +329,7 @@ impl Memory {
             position,
             until: before,
             topic: None,
+            when: None,
         };
         behind.map(replay).collect()
     }

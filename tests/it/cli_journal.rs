@@ -147,6 +147,19 @@ async fn nothing_is_deleted_or_replayed_that_was_not_meant() {
             "         3  left out: not selected by its condition (when)",
         ]
     );
+    let some = [&replay[..], &["--when", "data.n > 7"]].concat();
+    assert_eq!(
+        lines(&run(&some, dir.path()).await),
+        [
+            "10 events in that time, 1 for sink home",
+            "         1  channel.tips",
+            "         8  left out: not selected by --when",
+        ]
+    );
+    let wrong = [&replay[..], &["--when", "data.n >"]].concat();
+    let output = run(&wrong, dir.path()).await;
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--when: "), "{output:?}");
     let (journal, _) = open(&config(dir.path()));
     assert!(journal.pending_requests("home").unwrap().1.is_empty(), "nothing was asked for");
     close(journal).await;

@@ -137,9 +137,12 @@ const replayDialog = (sink) => open("Replay to " + sink, () => {
   const from = choice([["10m", "the last 10 minutes"], ["1h", "the last hour"], ["6h", "the last 6 hours"], ["24h", "the last 24 hours"]], "1h");
   const topic = make("input");
   topic.placeholder = "channel.tips, channel.**";
+  const when = make("input");
+  when.placeholder = "data.donation.amount >= 5";
   const outcome = make("div", "body");
   outcome.setAttribute("role", "status");
-  const body = (preview) => ({ sink, from: from.value, preview, ...(topic.value.trim() ? { topic: topic.value.trim() } : {}) });
+  const body = (preview) => ({ sink, from: from.value, preview, ...(topic.value.trim() ? { topic: topic.value.trim() } : {}),
+    ...(when.value.trim() ? { when: when.value.trim() } : {}) });
   const go = button("Replay", async () => {
     const done = await act("The replay", "api/replay", body(false), () => "The replay to " + sink + " was requested: its events come marked as replayed.");
     if (done) close();
@@ -159,9 +162,9 @@ const replayDialog = (sink) => open("Replay to " + sink, () => {
       make("ul", "small", topics.map(([name, count]) => make("li", "", number(count) + " × " + name))),
       Object.keys(skipped).length ? make("p", "soft small", "Not sent: " + Object.entries(skipped).map(([why, count]) => number(count) + " (" + why + ")").join(", ")) : "");
   }, "main");
-  for (const field of [from, topic]) field.addEventListener("change", () => { go.hidden = true; outcome.replaceChildren(); });
+  for (const field of [from, topic, when]) field.addEventListener("change", () => { go.hidden = true; outcome.replaceChildren(); });
   return [make("p", "soft", "Events of the journal are handed to this sink again, marked as replayed. The preview sends nothing."),
-    make("div", "tools", make("label", "", "Events of", from), make("label", "", "Only topics", topic)),
+    make("div", "tools", make("label", "", "Events of", from), make("label", "", "Only topics", topic), make("label", "", "Only when", when)),
     make("div", "tools", look, go), outcome];
 });
 

@@ -31,7 +31,7 @@ impl Store {
     /// Copies all that can be read of this database into `new`.
     pub(in crate::journal) fn copy_into(&self, new: &Self) -> Result<Copied, StoreError> {
         let transaction = begin(&new.db)?;
-        let timed = |table| schema::has_time(&self.db, table).unwrap_or(true);
+        let timed = |table| schema::has_column(&self.db, table, "time").unwrap_or(true);
         let time = if timed("batches") { "time" } else { "NULL" };
         let (through, front) = copy_rows(&self.db, &transaction, time, true, 0)?;
         let (_, back) = copy_rows(&self.db, &transaction, time, false, through)?;

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use rusqlite::{Connection, Params, Row, params};
 
-use super::{Changes, Store, from_usize, signed, sum_texts, to_usize, unsigned};
+use super::{Changes, Store, from_usize, schema, signed, sum_texts, to_usize, unsigned};
 use crate::{
     base::{
         clock::UnixMillis,
@@ -82,6 +82,8 @@ pub struct Replay {
     pub until: Seq,
     /// A topic pattern, if one is wanted.
     pub topic: Option<String>,
+    /// A condition, if one is wanted.
+    pub when: Option<String>,
 }
 
 /// Writes what has become of dead letters and replays.
@@ -242,15 +244,16 @@ impl Store {
     /// Asks for events to be handed on again.
     pub fn request_replay(&self, replay: &Replay, at: UnixMillis) -> Result<(), StoreError> {
         self.db.execute(
-            "INSERT INTO replays(number, sink, at, position, until, topic)
-             VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO replays(number, sink, at, position, until, topic, condition)
+             VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             params![
                 given(replay.number),
                 replay.sink,
                 signed(at),
                 signed(replay.position),
                 signed(replay.until),
-                replay.topic
+                replay.topic,
+                replay.when
             ],
         )?;
         Ok(())
@@ -258,9 +261,12 @@ impl Store {
 
     /// Requests that are not done, oldest first.
     pub fn replays(&self) -> Result<Vec<Replay>, StoreError> {
-        let mut statement = self.db.prepare_cached(
-            "SELECT number, sink, position, until, topic FROM replays ORDER BY number",
-        )?;
+        // A file that is only read may be of a former version.
+        let has_condition = schema::has_column(&self.db, "replays", "condition")?;
+        let condition = if has_condition { "condition" } else { "NULL" };
+        let mut statement = self.db.prepare_cached(&format!(
+            "SELECT number, sink, position, until, topic, {condition} FROM replays ORDER BY number",
+        ))?;
         let rows = statement.query_map([], |row| {
             Ok(Replay {
                 number: row.get(0)?,
@@ -268,6 +274,7 @@ impl Store {
                 position: unsigned(row.get(2)?),
                 until: unsigned(row.get(3)?),
                 topic: row.get(4)?,
+                when: row.get(5)?,
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

@@ -38,7 +38,7 @@ CREATE TABLE dead_letters(
   crc INTEGER NOT NULL, time INTEGER);
 CREATE TABLE replays(
   number INTEGER PRIMARY KEY AUTOINCREMENT, sink TEXT NOT NULL, at INTEGER NOT NULL,
-  position INTEGER NOT NULL, until INTEGER NOT NULL, topic TEXT);
+  position INTEGER NOT NULL, until INTEGER NOT NULL, topic TEXT, condition TEXT);
 CREATE TABLE meta(key TEXT PRIMARY KEY, value INTEGER NOT NULL);
 ";
 
@@ -49,8 +49,12 @@ CREATE TABLE IF NOT EXISTS state(
   crc INTEGER NOT NULL, PRIMARY KEY(channel, element)) WITHOUT ROWID;
 ";
 
-/// Tables that got the journal's time later.
-const TIMED: [&str; 2] = ["batches", "dead_letters"];
+/// Columns that tables got later, with their types.
+const ADDED: [(&str, &str, &str); 3] = [
+    ("batches", "time", "INTEGER"),
+    ("dead_letters", "time", "INTEGER"),
+    ("replays", "condition", "TEXT"),
+];
 
 /// Makes the tables, and adds to a former version's what it lacks.
 pub(super) fn make(db: &Connection) -> Result<(), StoreError> {
@@ -62,18 +66,18 @@ pub(super) fn make(db: &Connection) -> Result<(), StoreError> {
         ))?;
     }
     db.execute_batch(STATE_SCHEMA)?;
-    for table in TIMED {
-        if !has_time(db, table)? {
-            db.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN time INTEGER"))?;
+    for (table, column, kind) in ADDED {
+        if !has_column(db, table, column)? {
+            db.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} {kind}"))?;
         }
     }
     Ok(())
 }
 
-/// Whether a table has the column `time`.
-pub(super) fn has_time(db: &Connection, table: &str) -> Result<bool, StoreError> {
-    let sql = "SELECT count(*) FROM pragma_table_info(?1) WHERE name = 'time'";
-    Ok(db.query_row(sql, [table], |row| row.get(0))?)
+/// Whether a table has a column: that of a former version lacks some.
+pub(super) fn has_column(db: &Connection, table: &str, column: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT count(*) FROM pragma_table_info(?1) WHERE name = ?2";
+    Ok(db.query_row(sql, [table, column], |row| row.get(0))?)
 }
 
 /// Refuses a file of a newer relay, and leaves it as it is.

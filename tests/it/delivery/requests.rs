@@ -17,10 +17,21 @@ use crate::support::{
 
 /// Asks for a replay to the sink `out` of what stands behind `position`.
 fn ask_for_replay(dir: &Path, position: Seq, until: Seq, topic: Option<&str>) -> Store {
+    ask_for_some(dir, position, until, topic, None)
+}
+
+/// The same, of what is chosen by a condition too.
+fn ask_for_some(
+    dir: &Path,
+    position: Seq,
+    until: Seq,
+    topic: Option<&str>,
+    when: Option<&str>,
+) -> Store {
     let store = Store::open_reader(dir).unwrap();
     store.allow_requests().unwrap();
-    let topic = topic.map(str::to_owned);
-    let replay = Replay { number: 0, sink: "destination".into(), position, until, topic };
+    let (topic, when) = (topic.map(str::to_owned), when.map(str::to_owned));
+    let replay = Replay { number: 0, sink: "destination".into(), position, until, topic, when };
     store.request_replay(&replay, clock::now()).unwrap();
     store
 }
@@ -114,6 +125,29 @@ async fn replay_under_load(destination: &Scripted, then: impl AsyncFnOnce()) {
     then().await;
     assert_eq!(destination.replayed(), (0..50).collect::<Vec<_>>());
     assert!(destination.accepted().len() < MANY, "the load was gone by then");
+    running.stop().await;
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_replay_sends_what_its_condition_chooses() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let destination = Scripted::new();
+    let running = Running::start("destination", &journal, &destination, |config| {
+        config.start = Start::Earliest;
+    });
+    append(&journal, events(0..100)).await;
+    arrived(&destination, 100).await;
+    settled(&journal, &["destination"]).await;
+    let ask = |when| ask_for_some(dir.path(), 0, 100, Some("channel.1"), Some(when));
+    replay_done(&ask("id >= '01J00000000000000000000050'")).await;
+    let wanted: Vec<_> = (50..100).filter(|n| n % 3 == 1).collect();
+    assert_eq!(destination.replayed(), wanted);
+    // One on which it fails is not sent, and one that cannot be read sends nothing and ends.
+    replay_done(&ask("data.n.m.o >= 50")).await;
+    replay_done(&ask("data.n >=")).await;
+    assert_eq!(destination.replayed(), wanted);
     running.stop().await;
     close(journal).await;
 }

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Output, sync::Arc};
 
 use astro_relay::{
     base::event::Record,
-    journal::{Journal, SetAside, StoreError, store::Store},
+    journal::{Journal, Replay, SetAside, StoreError, store::Store},
 };
 use rusqlite::Connection;
 use tokio::process::Command;
@@ -190,6 +190,7 @@ fn make_it_a_former_version_s(dir: &Path) {
     let db = Connection::open(dir.join("journal.db")).unwrap();
     db.execute_batch(
         "ALTER TABLE batches DROP COLUMN time; ALTER TABLE dead_letters DROP COLUMN time;
+         ALTER TABLE replays DROP COLUMN condition;
          DROP TABLE state; DELETE FROM meta WHERE key = 'identity';
          INSERT OR REPLACE INTO meta VALUES('reserved', 1000001), ('alive', 1700000000000)",
     )
@@ -208,7 +209,15 @@ async fn a_file_of_a_former_version_is_opened_and_recovered() {
     }
     settled(&journal, &["sink"]).await;
     close(journal).await;
+    let topic = Some("channel.1".to_owned());
+    let asked = Replay { number: 0, sink: "sink".into(), position: 1, until: 9, topic, when: None };
+    Store::open_reader(dir.path())
+        .and_then(|store| store.allow_requests().and_then(|()| store.request_replay(&asked, 1)))
+        .unwrap();
     make_it_a_former_version_s(dir.path());
+    // Read beside a relay of the former version.
+    let replays = Store::open_reader(dir.path()).unwrap().replays().unwrap();
+    assert_eq!(replays, [Replay { number: 1, ..asked.clone() }]);
     let broken = crashed(dir.path());
     // Its header names a format that it does not have.
     let file = broken.path().join("journal.db");
@@ -225,6 +234,13 @@ async fn a_file_of_a_former_version_is_opened_and_recovered() {
         let letters = Store::open_reader(dir.path()).unwrap().dead_letters(None).unwrap();
         let numbers: Vec<_> = letters.iter().map(|letter| letter.number).collect();
         assert_eq!(numbers, [1, 2, 3]);
+        let store = Store::open_reader(dir.path()).unwrap();
+        store.allow_requests().unwrap();
+        let when = Some("data.n > 5".to_owned());
+        let second = Replay { when, ..asked.clone() };
+        store.request_replay(&second, 1).unwrap();
+        let both = [Replay { number: 1, ..asked.clone() }, Replay { number: 2, ..second }];
+        assert_eq!(journal.pending_requests("sink").unwrap().1, both);
         close(journal).await;
     }
 }

@@ -160,7 +160,8 @@ async fn a_replay_survives_a_crash() {
     let store = Store::open_reader(dir.path()).unwrap();
     store.allow_requests().unwrap();
     let topic = Some("channel.**".to_owned());
-    let replay = Replay { number: 0, sink: "sink".into(), position: 10, until: 90, topic };
+    let when = Some("data.n > 20".to_owned());
+    let replay = Replay { number: 0, sink: "sink".into(), position: 10, until: 90, topic, when };
     store.request_replay(&replay, clock::now()).unwrap();
     tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
     let asked = |journal: &Journal| journal.pending_requests("sink").unwrap().1;

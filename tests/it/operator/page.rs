@@ -243,6 +243,10 @@ async fn act_with_the_token(browser: &mut Browser, relay: &Running, receiver: &R
     // A replay says first what it would send.
     browser.click("#strip", "Journal").await;
     browser.click("#dialog", "Replay to shop").await;
+    browser.run("document.querySelectorAll('#dialog input')[1].value = 'false'").await;
+    browser.click("#dialog", "Preview").await;
+    browser.shows("#dialog", "0 events would be sent").await;
+    browser.run("document.querySelectorAll('#dialog input')[1].value = ''").await;
     browser.click("#dialog", "Preview").await;
     browser.shows("#dialog", "1 event would be sent").await;
     browser.click("#dialog .tools", "Replay").await;

@@ -18,7 +18,7 @@ use crate::{
     cluster::shared::Shared,
     config,
     delivery::{
-        replay_preview::{Preview, UNRENDERED},
+        replay_preview::{CHOICE_FAILS, Choice, NOT_CHOSEN, Preview, UNRENDERED},
         route::{Pattern, Route, Skip},
     },
     journal::{Replay, store::Store},
@@ -49,6 +49,9 @@ pub(in crate::app::cli) struct ReplayArgs {
     /// Only topics of this pattern.
     #[arg(long, value_parser = pattern)]
     topic: Option<Pattern>,
+    /// Only events for which this holds, in the language of a sink's `when`.
+    #[arg(long, value_name = "CONDITION")]
+    when: Option<String>,
     /// Says what would be sent, and sends nothing.
     #[arg(long)]
     dry_run: bool,
@@ -78,6 +81,7 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
         position: first - 1,
         until,
         topic: args.topic.as_ref().map(ToString::to_string),
+        when: args.when.clone(),
     };
     let counted = Counted::of(args, &store, &replay)?;
     counted.print(args)?;
@@ -122,8 +126,9 @@ async fn from_log(args: &ReplayArgs, settings: &config::Cluster) -> Done {
         position: first - 1,
         until,
         topic: args.topic.as_ref().map(ToString::to_string),
+        when: args.when.clone(),
     };
-    let mut counting = Counting::new(args);
+    let mut counting = Counting::new(args, &replay)?;
     let mut after = replay.position;
     while after < until {
         let read = shared.read(after, until, READ, READ_BYTES).await.map_err(unavailable)?;
@@ -164,15 +169,17 @@ struct Counted {
 }
 
 /// Counts events by the sink's own route.
-struct Counting<'a> {
-    args: &'a ReplayArgs,
+struct Counting {
     preview: Preview,
+    choice: Choice,
     route: Option<Route>,
     progress: Progress,
 }
 
-impl<'a> Counting<'a> {
-    fn new(args: &'a ReplayArgs) -> Self {
+impl Counting {
+    fn new(args: &ReplayArgs, replay: &Replay) -> Result<Self, Failed> {
+        let choice = Choice::of_replay(replay)
+            .map_err(|error| Failed::new(Failed::USAGE, format!("--when: {error}")))?;
         // Without a configuration that can be read (`--dir` alone) the sink's own choice is not known.
         let config = args.journal.source.load_with_file().ok().map(|loaded| loaded.config);
         let sink = config.as_ref().and_then(|config| config.sinks.get(&args.sink));
@@ -180,12 +187,12 @@ impl<'a> Counting<'a> {
         let route =
             sink.zip(kind).and_then(|(config, kind)| Route::new(&args.sink, config, kind).ok());
         let (preview, progress) = (Preview::default(), Progress::beside_a_line());
-        Self { args, preview, route, progress }
+        Ok(Self { preview, choice, route, progress })
     }
 
     fn add(&mut self, records: &[Arc<Record>], through: Seq, until: Seq) {
         for record in records.iter().filter(|record| record.seq <= until) {
-            self.preview.add(self.route.as_mut(), self.args.topic.as_ref(), record);
+            self.preview.add(self.route.as_mut(), &self.choice, record);
         }
         self.progress.show(|| format!("counting: event {through} of {until}"));
     }
@@ -197,7 +204,7 @@ impl<'a> Counting<'a> {
 
 impl Counted {
     fn of(args: &ReplayArgs, store: &Store, replay: &Replay) -> Result<Self, Failed> {
-        let mut counting = Counting::new(args);
+        let mut counting = Counting::new(args, replay)?;
         let mut after = replay.position;
         while after < replay.until {
             let read = store.read(after, READ, READ_BYTES).map_err(failed)?;
@@ -228,6 +235,8 @@ impl Counted {
             writeln!(out, "  {count:>8}  {}", excerpt(topic, EXCERPT))?;
         }
         for (reason, why) in [
+            (NOT_CHOSEN, "left out: not selected by --when"),
+            (CHOICE_FAILS, "left out: on which --when fails"),
             (Skip::Condition.as_str(), "left out: not selected by its condition (when)"),
             (Skip::ConditionError.as_str(), "left out: on which its condition fails"),
             (Skip::Age.as_str(), "left out: older than its max_age"),
