@@ -1,6 +1,6 @@
 //! The cases, and the table.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, slice::from_ref, time::Duration};
 
 use astro_sim::{End, Load, Sim};
 use serde_json::{Map, json};
@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     child::Process,
+    cluster,
     destination::{self, Destination, Kind},
     setting::{ROOM, TOPIC, configuration, rooms, source, subscribed},
     support::process::free_port,
@@ -51,15 +52,15 @@ impl Program<'_> {
 }
 
 /// Messages of the cases at a fixed rate, how many a second, and in how many pairs.
-const RATED: u64 = 1_000;
-const RATE: u64 = 100;
+pub const RATED: u64 = 1_000;
+pub const RATE: u64 = 100;
 const RATED_PAIRS: usize = 3;
 
 /// What no run may exceed.
 const DEADLINE: Duration = Duration::from_mins(5);
 
 /// One line of the table.
-struct Row {
+pub struct Row {
     case: String,
     program: &'static str,
     sent: u64,
@@ -119,6 +120,9 @@ pub async fn run(plan: &Plan) {
     }
     if wanted("wear") {
         wear::run().await;
+    }
+    if wanted("cluster") {
+        cluster::run(plan.messages).await;
     }
 }
 
@@ -200,7 +204,7 @@ async fn one(
     };
     let start = process.until(|| subscribed(&sim) == rooms.len()).await;
     let load = Load { messages, rate, topic: TOPIC.into(), rooms, ..Load::default() };
-    let row = measure(name, program.name(), &process, &sim, &tally, &load, start).await;
+    let row = measure(name, program.name(), from_ref(&process), &sim, &tally, &load, start).await;
     print(&row);
     drop(process);
     destination.stop();
@@ -234,17 +238,18 @@ async fn beside(name: &str, slow: bool) {
             ..Load::default()
         };
         let name = if other { name } else { "beside-none" };
-        print(&measure(name, "relay", &process, &sim, &tally, &load, start).await);
+        print(&measure(name, "relay", from_ref(&process), &sim, &tally, &load, start).await);
         drop(process);
         destination.stop();
         sim.stop().await;
     }
 }
 
-async fn measure(
+/// What comes of a load, and what it costs the processes together.
+pub async fn measure(
     name: &str,
     program: &'static str,
-    process: &Process,
+    processes: &[Process],
     sim: &Sim,
     tally: &Tally,
     load: &Load,
@@ -252,8 +257,9 @@ async fn measure(
 ) -> Row {
     // What the start itself costs is over, and memory at rest can be seen.
     sleep(Duration::from_secs(1)).await;
-    let (idle, _) = process.memory();
-    let before = process.cpu();
+    let cpu = || processes.iter().map(Process::cpu).sum::<Duration>();
+    let idle = processes.iter().map(|process| process.memory().0).max().unwrap_or(0);
+    let before = cpu();
     let began = Instant::now();
     let messages = load.messages;
     let loading = sim.load(load);
@@ -275,8 +281,8 @@ async fn measure(
     let took = sum.last_at.map_or(began.elapsed(), |last| last - began);
     // Acknowledgements behind the last message are part of its price.
     sleep(Duration::from_millis(300)).await;
-    let (_, peak) = process.memory();
-    let cpu = process.cpu().saturating_sub(before);
+    let peak = processes.iter().map(|process| process.memory().1).max().unwrap_or(0);
+    let cpu = cpu().saturating_sub(before);
     Row { case: name.into(), program, sent: messages, sum, took, cpu, idle, peak, start }
 }
 
@@ -289,7 +295,7 @@ fn cpu_of(row: &Row) -> f64 {
     row.cpu.as_secs_f64() / row.sum.delivered.max(1) as f64
 }
 
-fn print(row: &Row) {
+pub fn print(row: &Row) {
     let ms = |duration: Duration| format!("{:.2}", duration.as_secs_f64() * 1e3);
     let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
     let sum = &row.sum;

@@ -1,6 +1,7 @@
 //! The floor: the thinnest program with the same libraries. It copies frames unparsed to one address
 //! and waits for nobody: no envelope, no order, no retry, no journal. Nothing can cost less.
 
+use async_nats::jetstream;
 use futures_util::{SinkExt, StreamExt, stream::ReadyChunks};
 use rumqttc_v5::{AsyncClient, Broker, MqttOptions, PublishOptions, QoS};
 use tokio_tungstenite::{
@@ -11,9 +12,9 @@ use tokio_tungstenite::{
 /// Frames copied at once.
 const BATCH: usize = 256;
 
-/// `KIND BROKER GATEWAY TOPIC ROOM`
+/// `KIND BROKER GATEWAY TOPIC ROOM [LOG]`
 pub fn run(arguments: &[String]) {
-    let [kind, broker, gateway, topic, room] = arguments else { panic!("{arguments:?}") };
+    let [kind, broker, gateway, topic, room, log @ ..] = arguments else { panic!("{arguments:?}") };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
@@ -23,6 +24,7 @@ pub fn run(arguments: &[String]) {
             "mqtt-qos0" => mqtt(source, broker, QoS::AtMostOnce).await,
             "mqtt-qos1" | "mqtt-qos1-nodelay" => mqtt(source, broker, QoS::AtLeastOnce).await,
             "redis-pubsub" => redis(source, broker).await,
+            "log" => through_a_log(source, broker, &log[0]).await,
             other => panic!("there is no floor for {other}"),
         }
     });
@@ -65,6 +67,55 @@ async fn nats(mut source: Source, broker: &str) {
     while let Some(texts) = source.batch().await {
         for text in texts {
             client.publish("astro.floor", text.into()).await.unwrap();
+        }
+    }
+}
+
+/// Frames to a stream, acknowledged; and from there to the broker.
+async fn through_a_log(mut source: Source, broker: &str, log: &str) {
+    let (servers, replicas) = log.split_once(' ').unwrap();
+    let servers: Vec<async_nats::ServerAddr> =
+        servers.split(',').map(|url| url.parse().unwrap()).collect();
+    let context = jetstream::context::ContextBuilder::new()
+        .max_ack_inflight(1024)
+        .build(async_nats::connect(servers).await.unwrap());
+    let config = jetstream::stream::Config {
+        name: "floor".into(),
+        subjects: vec!["floor".into()],
+        num_replicas: replicas.parse().unwrap(),
+        ..Default::default()
+    };
+    // Servers that have just started have no leader yet.
+    let stream = loop {
+        match context.create_stream(config.clone()).await {
+            Ok(stream) => break stream,
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+        }
+    };
+    let consumer = jetstream::consumer::pull::OrderedConfig::default();
+    let mut messages = stream.create_consumer(consumer).await.unwrap().messages().await.unwrap();
+    let client = async_nats::connect(format!("nats://{broker}")).await.unwrap();
+    tokio::spawn(async move {
+        while let Some(message) = messages.next().await {
+            client.publish("astro.floor", message.unwrap().message.payload).await.unwrap();
+        }
+    });
+    let (acknowledgements, mut to_await) = tokio::sync::mpsc::channel(1024);
+    tokio::spawn(async move {
+        while let Some(acknowledgement) = to_await.recv().await {
+            let acknowledged: Result<_, jetstream::context::PublishError> = acknowledgement.await;
+            acknowledged.unwrap();
+        }
+    });
+    let mut number = 0_u64;
+    while let Some(texts) = source.batch().await {
+        for text in texts {
+            number += 1;
+            let message = jetstream::message::PublishMessage::build()
+                .payload(text.into())
+                .message_id(number.to_string());
+            let sent = context.send_publish("floor", message).await.unwrap();
+            acknowledgements.send(sent).await.unwrap();
         }
     }
 }

@@ -24,6 +24,7 @@
 
 mod cases;
 mod child;
+mod cluster;
 mod destination;
 mod floor;
 mod setting;
