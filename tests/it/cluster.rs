@@ -5,6 +5,8 @@ mod bench;
 mod demo;
 mod faults;
 mod letters;
+mod many;
+mod members;
 mod page;
 mod setup;
 mod state;

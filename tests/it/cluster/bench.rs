@@ -6,8 +6,12 @@ use std::{
     time::Duration,
 };
 
+use astro_relay::{base::clock::UnixMillis, cluster::assignment};
 use astro_sim::{Load, Options, Sim};
+use async_nats::jetstream;
+use futures_util::StreamExt;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::support::{
     carry::{first_arrivals, number},
@@ -66,6 +70,7 @@ pub struct Bench {
     pub receiver: Receiver,
     pub relays: Vec<Relay>,
     pub shape: Shape,
+    pub began: Instant,
 }
 
 impl Bench {
@@ -74,6 +79,7 @@ impl Bench {
     }
 
     pub async fn with(shape: Shape, options: Options) -> Self {
+        let began = Instant::now();
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
         let (brokers, mqtt, nats, redis) = tokio::join!(
             NatsCluster::start(),
@@ -93,6 +99,7 @@ impl Bench {
             receiver: Receiver::start(),
             relays: Vec::new(),
             shape,
+            began,
         };
         for number in 0..bench.shape.members {
             let relay = bench.member(number, "");
@@ -123,7 +130,8 @@ impl Bench {
             "[sinks.mqtt]\ntype = \"mqtt\"\nurl = {mqtt:?}\n{common}\n\
              [sinks.nats]\ntype = \"nats\"\nurl = {nats:?}\njetstream = true\ncreate_stream = true\n{common}\n\
              [sinks.redis]\ntype = \"redis\"\nurl = {redis:?}\nmode = \"stream\"\nmax_len = 0\n{common}\n\
-             [sinks.webhook]\ntype = \"webhook\"\nurl = {hook:?}\nallow_addresses = [\"127.0.0.1\"]\n{common}\n",
+             [sinks.webhook]\ntype = \"webhook\"\nurl = {hook:?}\nallow_addresses = [\"127.0.0.1\"]\n\
+             bearer_token = \"relay-{number}\"\n{common}\n",
         );
         let (url, api, brokers) = (self.sim.url(), self.sim.api_url(), self.brokers.url());
         Relay::written(|port, journal| {
@@ -201,6 +209,40 @@ impl Bench {
         .await
     }
 
+    /// Subscriptions that were ever made.
+    pub fn subscribed(&self) -> usize {
+        let connections = self.sim.connections();
+        let commands = connections.iter().flat_map(|connection| &connection.commands);
+        commands.filter(|one| one.kind == "subscribe" && one.error.is_none()).count()
+    }
+
+    /// The channels that a member is to hold of those of so many members.
+    pub fn share(&self, member: &str, members: usize) -> usize {
+        let names: Vec<String> = (0..members).map(|number| format!("relay-{number}")).collect();
+        let labels = (0..self.shape.channels).map(|n| format!("c{n}"));
+        labels
+            .filter(|label| {
+                assignment::holders(label, names.iter().map(String::as_str), 2).contains(&member)
+            })
+            .count()
+    }
+
+    /// What the webhook has received from a member behind the first `known` requests: the driver names itself.
+    pub fn received_from(&self, member: usize, known: usize) -> usize {
+        let by = format!("Bearer relay-{member}");
+        let received = self.receiver.received();
+        received.iter().skip(known).filter(|request| request.header("authorization") == by).count()
+    }
+
+    /// The member that a sink's cursor belongs to: nobody else can move it.
+    pub async fn cursor_of(&self, sink: &str) -> usize {
+        let context = jetstream::new(self.brokers.client().await);
+        let cursors = context.get_key_value("astro_cursor").await.unwrap();
+        let cursor = cursors.get(sink).await.unwrap().expect("the sink has a cursor");
+        let cursor: Value = serde_json::from_slice(&cursor).unwrap();
+        cursor["member"].as_str().unwrap().strip_prefix("relay-").unwrap().parse().unwrap()
+    }
+
     pub fn load(&self, first: u64, messages: u64, rate: u64) -> Load {
         Load {
             messages,
@@ -215,13 +257,20 @@ impl Bench {
     async fn in_redis(&self) -> Vec<u64> {
         type Entry = (String, Vec<(String, Vec<u8>)>);
         let mut connection = self.redis.connection().await;
-        let entries: Vec<Entry> = redis::cmd("XRANGE")
-            .arg(&["astro:events", "-", "+"])
-            .query_async(&mut connection)
-            .await
-            .unwrap();
-        let fields = entries.into_iter().flat_map(|(_, fields)| fields);
-        fields.filter_map(|(_, value)| number(&value)).collect()
+        let mut numbers = Vec::new();
+        let mut after = "-".to_owned();
+        loop {
+            // Of a long stream the client would not wait for all at once.
+            let mut entries: Vec<Entry> = redis::cmd("XRANGE")
+                .arg(&["astro:events", &after, "+", "COUNT", "5000"])
+                .query_async(&mut connection)
+                .await
+                .unwrap();
+            let Some((last, _)) = entries.last() else { return numbers };
+            after = format!("({last}");
+            let fields = entries.drain(..).flat_map(|(_, fields)| fields);
+            numbers.extend(fields.filter_map(|(_, value)| number(&value)));
+        }
     }
 
     /// What has arrived at each destination.
@@ -240,7 +289,7 @@ impl Bench {
         expected: std::ops::Range<u64>,
     ) -> HashMap<&'static str, Counted> {
         let mut missing = HashMap::new();
-        let end = tokio::time::Instant::now() + PATIENCE;
+        let end = Instant::now() + PATIENCE;
         loop {
             let arrived = self.arrived().await;
             let counted: HashMap<_, _> = arrived
@@ -262,11 +311,7 @@ impl Bench {
             for (name, counted) in counted {
                 missing.insert(name, counted);
             }
-            assert!(
-                tokio::time::Instant::now() < end,
-                "not everything arrived: {missing:?}\n{}",
-                self.logs()
-            );
+            assert!(Instant::now() < end, "not everything arrived: {missing:?}\n{}", self.logs());
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -312,6 +357,28 @@ impl Bench {
             found.extend(around.iter().map(|(_, line)| format!("  {line}")));
         }
         found.join("\n")
+    }
+
+    /// Each taking of a sink's lease from now on: the sink, and when its driver began by the wall clock. Ends
+    /// when `end` does.
+    pub async fn terms<T>(&self, end: impl Future<Output = T>) -> (Vec<(String, UnixMillis)>, T) {
+        let context = jetstream::new(self.brokers.client().await);
+        let leases = context.get_key_value("astro_lease").await.unwrap();
+        let mut entries = leases.watch("sink.>").await.unwrap();
+        let mut terms = Vec::new();
+        let mut end = std::pin::pin!(end);
+        loop {
+            tokio::select! {
+                Some(Ok(entry)) = entries.next() => {
+                    let Ok(holder) = serde_json::from_slice::<Value>(&entry.value) else { continue };
+                    let term = (entry.key["sink.".len()..].to_owned(), holder["since"].as_u64().unwrap());
+                    if !terms.contains(&term) {
+                        terms.push(term);
+                    }
+                }
+                ended = &mut end => return (terms, ended),
+            }
+        }
     }
 
     /// The gaps that were reported to a sink: the subjects in the stream that end so.
@@ -363,9 +430,10 @@ impl Counted {
             reordered += usize::from(n < newest);
             *newest = (*newest).max(*n);
         }
+        let of_these = |numbers: &[u64]| numbers.iter().filter(|n| expected.contains(n)).count();
         Self {
+            twice: of_these(arrived) - of_these(&first),
             lost: expected.filter(|n| !there.contains(n)).count(),
-            twice: arrived.len() - first.len(),
             reordered,
         }
     }

@@ -1,14 +1,11 @@
 //! How a cluster is set up, and what is said where that is wrong.
 
-use std::time::Duration;
-
 use astro_sim::{Load, Options, Sim};
 use async_nats::{ConnectOptions, jetstream};
 use tokio::process::Command;
 
 use super::bench::{PATIENCE, TOPIC, room};
 use crate::support::{
-    clock::Clock,
     daemon::{PROGRAM, Relay},
     nats_server::NatsServer,
     process::{Server, free_port},
@@ -20,6 +17,8 @@ use crate::support::{
 pub struct Small {
     pub sim: Sim,
     pub receiver: Receiver,
+    /// The lease of the members.
+    pub lease: &'static str,
 }
 
 impl Small {
@@ -27,18 +26,19 @@ impl Small {
         // For the clients of HTTP in these tests.
         astro_relay::base::tls::install_provider();
         let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
-        Self { sim, receiver: Receiver::start() }
+        Self { sim, receiver: Receiver::start(), lease: "2s" }
     }
 
     /// A member; `cluster` are keys of its section, `more` the rest of its configuration.
     pub fn member(&self, cluster: &str, more: &str) -> Relay {
         let (url, api, hook) = (self.sim.url(), self.sim.api_url(), self.receiver.url());
+        let lease = self.lease;
         let room = room(0);
         Relay::written(|port, journal| {
             format!(
                 "[astro]\nurl = {url:?}\napi_url = {api:?}\n\
                  [channels.main]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\ntopics = [{TOPIC:?}]\n\
-                 [cluster]\nreplicas = 1\nlease = \"2s\"\n{cluster}\n\
+                 [cluster]\nreplicas = 1\nlease = {lease:?}\n{cluster}\n\
                  [http]\nlisten = \"127.0.0.1:{port}\"\n[log]\nformat = \"text\"\n\
                  [journal]\ndir = {journal:?}\nmin_free = \"0B\"\n\
                  [sinks.hook]\ntype = \"webhook\"\nurl = {hook:?}\nallow_addresses = [\"127.0.0.1\"]\npayload = \"data\"\n{more}\n"
@@ -60,7 +60,7 @@ impl Small {
 }
 
 /// Waits until a member says this of why it is not ready.
-async fn says(relay: &Relay, what: &str) {
+pub async fn says(relay: &Relay, what: &str) {
     let mut last = None;
     let saying = until("the member says it", PATIENCE * 2, async || {
         let answer = relay.get("/readyz").await?;
@@ -213,21 +213,14 @@ async fn members_that_differ_say_so() {
     says(&first, "another relay calls itself \"a\"").await;
     namesake.stop().await;
 
-    let clock = Clock::new();
-    clock.step_back(Duration::from_hours(1));
-    let mut late = small.member(&format!("url = {url:?}\nmember = \"c\""), "");
-    late.start_in(&clock.env());
-    says(&late, "s behind that of the NATS servers").await;
+    // Whoever holds the channel and drives the sink: what differs costs nothing.
     small.load(0, 50).await;
-    // Whoever drives the sink: an hour's difference makes no event too old, and none is lost.
-    first.stop().await;
-    small.load(50, 50).await;
     let mut all = Vec::new();
     let arriving = until("the events arrive", PATIENCE * 2, async || {
         all = small.receiver.accepted();
-        (all.len() >= 100).then_some(())
+        (all.len() >= 50).then_some(())
     });
     let arrived = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
-    assert!(arrived, "{all:?}\n{}\n{}", first.log(), late.log());
-    assert_eq!(all, (0..100).collect::<Vec<_>>());
+    assert!(arrived, "{all:?}\n{}", first.log());
+    assert_eq!(all, (0..50).collect::<Vec<_>>());
 }

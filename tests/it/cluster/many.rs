@@ -1,0 +1,95 @@
+//! Many channels over three members, within the gateway's limits of commands; one of the members dies. With
+//! `ASTRO_RELAY_LONG=1` they are ten thousand.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    bench::room,
+    members::{page, stand},
+    setup::Small,
+};
+use crate::support::{
+    daemon::Relay,
+    journal::{long, say},
+    nats_server::NatsServer,
+    process::resources,
+    wait::until,
+};
+
+/// Within this time all must stand after the start.
+const START: Duration = Duration::from_mins(1);
+
+/// The rooms that some connection is subscribed to, and the subscriptions of all connections.
+fn held(small: &Small) -> (HashSet<String>, usize) {
+    let connections = small.sim.connections();
+    let open = connections.into_iter().filter(|connection| connection.ended.is_none());
+    let rooms = open.flat_map(|one| one.subscriptions).map(|(_, room)| room);
+    let all: Vec<String> = rooms.collect();
+    let count = all.len();
+    (all.into_iter().collect(), count)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_channels_stand_in_time_and_none_is_without_a_holder() {
+    // Few enough that one connection may subscribe to all of them at once.
+    let count = if long() { 10_000 } else { 90 };
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let channels: Vec<String> = (1..count)
+        .map(|n| {
+            let room = room(n);
+            format!(
+                "[channels.c{n}]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\n\
+                 topics = [\"channel.tips\"]\n"
+            )
+        })
+        .collect();
+    let channels = channels.concat();
+    let mut members = ["a", "b", "c"]
+        .map(|name| small.member(&format!("url = {url:?}\nmember = {name:?}"), &channels));
+    let logs =
+        |members: &[Relay]| members.iter().map(Relay::log).collect::<Vec<_>>().join("\n--\n");
+
+    let began = Instant::now();
+    members.iter_mut().for_each(Relay::start);
+    until("two members hold each channel", START * 2, async || {
+        let (rooms, all) = held(&small);
+        (rooms.len() == count && all == 2 * count).then_some(())
+    })
+    .await;
+    stand(&members.iter().collect::<Vec<_>>()).await;
+    let took = began.elapsed();
+    let limited = small.sim.stats().rate_limited;
+    say(&format!("{count} channels stand after {took:?}; {limited} commands were too many"));
+    assert!(took < START, "{took:?}\n{}", logs(&members));
+    for relay in &members {
+        let (memory, files) = resources(relay.pid().unwrap()).unwrap();
+        let page = page(relay).await.unwrap();
+        let name = page["member"].as_str().unwrap();
+        let channels = &page["members"][name]["channels"];
+        say(&format!("{name} holds {channels} channels: {memory} KiB, {files} open files"));
+    }
+
+    let began = Instant::now();
+    let [left @ .., killed] = &mut members;
+    killed.kill().await;
+    let mut looks = 0;
+    until("two members hold each channel again", START * 2, async || {
+        let (rooms, all) = held(&small);
+        looks += 1;
+        assert_eq!(rooms.len(), count, "a channel is without a holder");
+        (all == 2 * count).then_some(())
+    })
+    .await;
+    stand(&left.iter().collect::<Vec<_>>()).await;
+    let took = began.elapsed();
+    say(&format!("one was killed: all are held twice again after {took:?}; looked {looks} times"));
+    for relay in left.iter() {
+        let (memory, _) = resources(relay.pid().unwrap()).unwrap();
+        say(&format!("{memory} KiB with all channels"));
+    }
+}

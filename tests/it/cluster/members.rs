@@ -1,0 +1,380 @@
+//! Members that differ in version or clock, a command that several of them hear, and channels that nobody
+//! held.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use astro_relay::{base::clock, cluster::assignment};
+use astro_sim::End;
+use async_nats::{
+    ConnectOptions,
+    jetstream::{self, kv::Store},
+};
+use rumqttc_v5::{PublishOptions, QoS};
+use serde_json::{Value, json};
+
+use super::{
+    bench::{PATIENCE, room},
+    setup::{Small, says},
+};
+use crate::support::{
+    clock::Clock,
+    daemon::Relay,
+    mosquitto::{self, Listener, Mosquitto},
+    nats_server::NatsServer,
+    wait::until,
+};
+
+/// A lease that no member loses, however busy the machine is.
+const LONG: &str = "20s";
+
+const ADMIN: &str = "admin-token";
+
+/// Waits until exactly these have arrived, each once and in order.
+async fn arrived(small: &Small, count: u64, members: &[&Relay]) {
+    let mut all = Vec::new();
+    let arriving = until("the events arrive", PATIENCE * 2, async || {
+        all = small.receiver.accepted();
+        (all.len() as u64 >= count).then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    let logs = || members.iter().map(|relay| relay.log()).collect::<Vec<_>>().join("\n----\n");
+    assert!(in_time, "{all:?}\n{}", logs());
+    assert_eq!(all, (0..count).collect::<Vec<_>>(), "{}", logs());
+}
+
+/// A member's page of the cluster.
+pub async fn page(relay: &Relay) -> Option<Value> {
+    let answer = relay.get("/status").await?;
+    let status: Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
+    status.pointer("/pages/cluster").cloned()
+}
+
+/// Waits until these members, and no others, are there and hold what they are to hold.
+pub async fn stand(members: &[&Relay]) {
+    until("the members stand", PATIENCE, async || {
+        for relay in members {
+            let page = page(relay).await?;
+            let shown = page["members"].as_object()?;
+            let driven = page["sinks"].as_object()?.values().all(|sink| sink["driver"].is_string());
+            let stand = shown.values().all(|member| member["stands"] == true);
+            if shown.len() != members.len() || !stand || !driven {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+}
+
+/// The member that drives a sink.
+async fn driver(members: &[&Relay], sink: &str) -> String {
+    until("a member drives the sink", PATIENCE, async || {
+        page(members.first()?).await?["sinks"][sink]["driver"].as_str().map(ToOwned::to_owned)
+    })
+    .await
+}
+
+/// Says every half a second that there is a member `z` of a later version, which is like `b` in all else,
+/// says more than this version knows, and does nothing.
+async fn later_version(leases: &Store) {
+    loop {
+        if let Ok(Some(value)) = leases.get("member.b").await {
+            let mut said: Value = serde_json::from_slice(&value).unwrap();
+            said["version"] = "9.9.9".into();
+            said["run"] = "run-z".into();
+            said["colour"] = "blue".into();
+            leases.put("member.z", said.to_string().into()).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_of_another_version_is_said_and_changes_no_result() {
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small { lease: LONG, ..Small::start().await };
+    let url = server.url();
+    let member = |name: &str| small.member(&format!("url = {url:?}\nmember = {name:?}"), "");
+    let (mut first, mut second) = (member("a"), member("b"));
+    first.start();
+    second.start();
+    stand(&[&first, &second]).await;
+    let context = jetstream::new(server.client(ConnectOptions::new()).await);
+    let leases = context.get_key_value("astro_lease").await.unwrap();
+    let test = async {
+        says(&first, "member z has version 9.9.9").await;
+        says(&second, "member z has version 9.9.9").await;
+        // It takes part: one that does nothing is one of the holders, and is to drive some sinks.
+        small.load(0, 50).await;
+        arrived(&small, 50, &[&first, &second]).await;
+        first.stop().await;
+        small.load(50, 50).await;
+        arrived(&small, 100, &[&first, &second]).await;
+    };
+    tokio::select! {
+        () = test => {}
+        () = later_version(&leases) => unreachable!("it says so for ever"),
+    }
+}
+
+/// An hour's difference, either way, makes no event too old or too new, whoever drives the sink.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_clock_is_said_and_changes_no_result() {
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small { lease: LONG, ..Small::start().await };
+    let url = server.url();
+    let member = |name: &str| small.member(&format!("url = {url:?}\nmember = {name:?}"), "");
+    let (ahead, behind) = (Clock::new(), Clock::new());
+    ahead.step_forward(Duration::from_hours(1));
+    behind.step_back(Duration::from_hours(1));
+    let mut members = BTreeMap::from([("a", member("a")), ("b", member("b")), ("c", member("c"))]);
+    members.get_mut("a").unwrap().start();
+    members.get_mut("b").unwrap().start_in(&ahead.env());
+    members.get_mut("c").unwrap().start_in(&behind.env());
+    stand(&members.values().collect::<Vec<_>>()).await;
+    says(&members["b"], "s ahead of that of the NATS servers").await;
+    says(&members["c"], "s behind that of the NATS servers").await;
+    small.load(0, 50).await;
+    arrived(&small, 50, &members.values().collect::<Vec<_>>()).await;
+    // Each in turn is the driver that goes: whoever is left goes on.
+    for count in [100, 150] {
+        let running: Vec<_> = members.values().filter(|relay| relay.pid().is_some()).collect();
+        let driver = driver(&running, "hook").await;
+        members.get_mut(&*driver).unwrap().stop().await;
+        small.load(count - 50, 50).await;
+        arrived(&small, count, &members.values().collect::<Vec<_>>()).await;
+    }
+}
+
+/// A command as it is given over HTTP; answers the status.
+async fn command(relay: &Relay, transaction: &str) -> u16 {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = format!("http://127.0.0.1:{}/channels/main/session/reset", relay.port());
+    let body = json!({ "transaction": transaction }).to_string();
+    let answer = client.post(url).bearer_auth(ADMIN).body(body).send().await.unwrap();
+    answer.status().as_u16()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_is_executed_once_whichever_members_hear_it() {
+    let (server, broker) =
+        tokio::join!(NatsServer::start(""), Mosquitto::start(mosquitto::Options::default()));
+    server.streams().await;
+    let answers = Listener::start(broker.port, "astro/+/response").await;
+    let small = Small { lease: LONG, ..Small::start().await };
+    let (url, mqtt) = (server.url(), broker.url());
+    let home = format!("[sinks.home]\ntype = \"mqtt\"\nurl = {mqtt:?}\ncommands = true\n");
+    let member = |name: &str| {
+        let relay = small.member(&format!("url = {url:?}\nmember = {name:?}"), &home);
+        let text = std::fs::read_to_string(relay.config()).unwrap();
+        let http = format!("[http]\ncommands = true\nadmin_token = {ADMIN:?}\n");
+        std::fs::write(relay.config(), text.replace("[http]\n", &http)).unwrap();
+        relay
+    };
+    let mut members = BTreeMap::from([("a", member("a")), ("b", member("b"))]);
+    members.values_mut().for_each(Relay::start);
+    stand(&members.values().collect::<Vec<_>>()).await;
+    let session = || small.sim.session(&room(0))["_id"].clone();
+
+    // Two members are given the same at once.
+    let before = session();
+    let (one, other) = tokio::join!(command(&members["a"], "t1"), command(&members["b"], "t1"));
+    let mut statuses = [one, other];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 409], "{}\n{}", members["a"].log(), members["b"].log());
+    let after = session();
+    assert_ne!(after, before);
+
+    // A driver hears it, and goes. Whoever drives the sink next hears it again.
+    let driver = driver(&members.values().collect::<Vec<_>>(), "home").await;
+    hears(&answers).await;
+    let answer = reset(&answers, 0).await;
+    assert_eq!(answer["ok"], true, "{answer}");
+    let executed = session();
+    assert_ne!(executed, after);
+    let mut gone = members.remove(&*driver).unwrap();
+    gone.stop().await;
+    hears(&answers).await;
+    let answer = reset(&answers, 1).await;
+    assert_eq!((&answer["ok"], &answer["transaction"]), (&json!(false), &json!("t2")), "{answer}");
+    assert!(answer.to_string().contains("another member"), "{answer}");
+    assert_eq!(session(), executed, "it was executed once");
+}
+
+/// The answers to a command.
+fn answers_to(listener: &Listener, command: &str) -> Vec<Value> {
+    let heard = listener.heard().into_iter();
+    heard
+        .map(|answer| serde_json::from_slice::<Value>(&answer.payload).unwrap())
+        .filter(|answer| answer["command"] == command)
+        .collect()
+}
+
+async fn give(listener: &Listener, command: &str, payload: &str) {
+    let topic = format!("astro/main/command/{command}");
+    listener.publish(&topic, payload.as_bytes(), PublishOptions::new(QoS::AtLeastOnce)).await;
+}
+
+/// Resets the session over MQTT, and waits for the answer behind the first `known`.
+async fn reset(listener: &Listener, known: usize) -> Value {
+    give(listener, "session/reset", r#"{"transaction":"t2"}"#).await;
+    until("the answer comes", PATIENCE, async || {
+        answers_to(listener, "session/reset").get(known).cloned()
+    })
+    .await
+}
+
+/// Waits until somebody takes the commands: what nobody hears the broker forgets.
+async fn hears(listener: &Listener) {
+    let known = answers_to(listener, "relay/refresh").len();
+    until("commands are heard", PATIENCE, async || {
+        give(listener, "relay/refresh", "").await;
+        let answered = until("an answer", PATIENCE, async || {
+            (answers_to(listener, "relay/refresh").len() > known).then_some(())
+        });
+        tokio::time::timeout(PATIENCE / 30, answered).await.ok()
+    })
+    .await;
+}
+
+/// What the relay says of gaps in the log: the channel, the member, and whether it is of what was recovered.
+async fn gaps(server: &NatsServer) -> Vec<(String, String, bool)> {
+    let mut log = server.streams().await.get_stream("astro_log").await.unwrap();
+    let state = log.info().await.unwrap().state.clone();
+    let mut found = Vec::new();
+    for seq in state.first_sequence..=state.last_sequence {
+        let Ok(message) = log.get_raw_message(seq).await else { continue };
+        let header = |name| message.headers.get(name).map(ToString::to_string).unwrap_or_default();
+        if header("Astro-Topic") == "relay.gap" {
+            let recovered = String::from_utf8_lossy(&message.payload).contains("\"recovery\"");
+            found.push((header("Astro-Channel"), header("Astro-Member"), recovered));
+        }
+    }
+    found
+}
+
+/// Waits until no member has anything left for the log.
+async fn published(members: &[&Relay]) {
+    until("nothing waits for the log", PATIENCE, async || {
+        for relay in members {
+            let page = page(relay).await?;
+            let member = &page["members"][page["member"].as_str()?];
+            if member["waiting"] != 0 {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+}
+
+/// All holders are without a channel at once: one of them says so, and one fetches what was missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gap_that_all_holders_had_is_reported_and_filled_once() {
+    const FETCHED: &str = "the history was fetched";
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small { lease: LONG, ..Small::start().await };
+    let url = server.url();
+    let member = |name: &str| small.member(&format!("url = {url:?}\nmember = {name:?}"), "");
+    let (mut first, mut second) = (member("a"), member("b"));
+    first.start();
+    second.start();
+    stand(&[&first, &second]).await;
+    for round in 1..=2 {
+        small.sim.listen(false);
+        small.sim.end(None, End::Reset);
+        until("nobody is connected", PATIENCE, async || {
+            (small.sim.stats().open == 0).then_some(())
+        })
+        .await;
+        let tip = json!({
+            "type": "tip", "createdAt": clock::rfc3339(clock::now()),
+            "data": {"username": "mossy", "amount": round},
+        });
+        small.sim.activity(&room(0), tip);
+        small.sim.listen(true);
+        let recovered = until("the gap is filled", PATIENCE, async || {
+            let of = gaps(&server).await;
+            (of.iter().filter(|(.., recovered)| *recovered).count() >= round).then_some(of)
+        })
+        .await;
+        for relay in [&first, &second] {
+            until("the member has noticed its gap", PATIENCE, async || {
+                let noticed = relay.log().matches("events may have been missed").count();
+                (noticed >= round).then_some(())
+            })
+            .await;
+        }
+        // What comes behind it in the channel has gone the same way.
+        small.load(round as u64 - 1, 1).await;
+        arrived(&small, round as u64, &[&first, &second]).await;
+        published(&[&first, &second]).await;
+        let logs = || format!("{}\n----\n{}", first.log(), second.log());
+        let holder = assignment::holders("main", ["a", "b"], 1)[0];
+        let expected: Vec<_> =
+            (0..2 * round).map(|n| ("main".to_owned(), holder.to_owned(), n % 2 == 1)).collect();
+        assert_eq!(recovered, expected, "{}", logs());
+        assert_eq!(gaps(&server).await, expected, "{}", logs());
+        let fetched = [&first, &second].map(|relay| relay.log().matches(FETCHED).count());
+        let of = |name: &str| if name == holder { round } else { 0 };
+        assert_eq!(fetched, ["a", "b"].map(of), "{}", logs());
+        let tips = small.receiver.received();
+        let tips =
+            tips.iter().filter(|request| request.body.windows(5).any(|part| part == b"mossy"));
+        assert_eq!(tips.count(), round, "{}", logs());
+    }
+}
+
+/// Both holders of a channel die at once: whoever takes it up says that nobody held it, and says that of no
+/// other channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_whose_holders_all_died_has_a_gap() {
+    const CHANNELS: usize = 8;
+    const MEMBERS: [&str; 3] = ["a", "b", "c"];
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let channels: Vec<String> = (1..CHANNELS)
+        .map(|n| {
+            let room = room(n);
+            format!(
+                "[channels.c{n}]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\n\
+                 topics = [\"channel.tips\"]\n"
+            )
+        })
+        .collect();
+    let channels = channels.concat();
+    let mut members: BTreeMap<_, _> = MEMBERS
+        .map(|name| (name, small.member(&format!("url = {url:?}\nmember = {name:?}"), &channels)))
+        .into();
+    members.values_mut().for_each(Relay::start);
+    stand(&members.values().collect::<Vec<_>>()).await;
+    let labels = (1..CHANNELS).map(|n| format!("c{n}")).chain(["main".to_owned()]);
+    let mut expected: Vec<(String, String, bool)> = labels
+        .filter(|label| !assignment::holders(label, MEMBERS, 2).contains(&"c"))
+        .map(|label| (label, "c".to_owned(), false))
+        .collect();
+    expected.sort();
+    assert!(!expected.is_empty() && expected.len() < CHANNELS, "{expected:?}");
+    let (mut a, mut b) = (members.remove("a").unwrap(), members.remove("b").unwrap());
+    tokio::join!(a.kill(), b.kill());
+    let left = &members["c"];
+    stand(&[left]).await;
+    let mut found = Vec::new();
+    let reporting = until("the gaps are reported", PATIENCE * 2, async || {
+        found = gaps(&server).await;
+        found.retain(|(.., recovered)| !recovered);
+        found.sort();
+        (found.len() >= expected.len()).then_some(())
+    });
+    let reported = tokio::time::timeout(PATIENCE, reporting).await.is_ok();
+    assert!(reported, "{found:?}, not {expected:?}\n{}", left.log());
+    published(&[left]).await;
+    assert_eq!(found, expected, "{}", left.log());
+    small.load(0, 50).await;
+    arrived(&small, 50, &[left]).await;
+}
