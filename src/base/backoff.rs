@@ -93,6 +93,29 @@ mod tests {
     }
 
     #[test]
+    fn waits_are_counted_until_it_works() {
+        let mut backoff = Backoff::seeded(SECOND, 60 * SECOND, 7);
+        assert_eq!(backoff.attempts(), 0);
+        for attempt in 1..=3 {
+            backoff.wait();
+            assert_eq!(backoff.attempts(), attempt);
+        }
+        backoff.reset();
+        assert_eq!(backoff.attempts(), 0);
+    }
+
+    #[test]
+    fn a_cap_below_the_first_wait_is_kept() {
+        let longest = |base, cap| {
+            let mut backoff = Backoff::seeded(base, cap, 7);
+            (0..200).map(|_| backoff.wait()).max().unwrap()
+        };
+        assert!((SECOND / 2..=SECOND).contains(&longest(10 * SECOND, SECOND)));
+        // Nothing, doubled, would stay nothing.
+        assert!((SECOND / 2..=SECOND).contains(&longest(Duration::ZERO, SECOND)));
+    }
+
+    #[test]
     fn the_same_seed_gives_the_same_waits() {
         let waits = |seed| {
             let mut backoff = Backoff::seeded(SECOND, 60 * SECOND, seed);

@@ -61,6 +61,20 @@ mod tests {
         let found = [of("main"), of("shop"), of("a")];
         let found: Vec<String> = found.iter().map(|holders| holders.join(" ")).collect();
         assert_eq!(found, ["relay-1 relay-0", "relay-2 relay-0", "relay-3 relay-1"]);
+        let of = |sink| driver(sink, members.iter().map(String::as_str)).unwrap();
+        let found = ["home", "tips", "shop", "bus"].map(of);
+        assert_eq!(found, ["relay-1", "relay-3", "relay-2", "relay-0"]);
+    }
+
+    #[test]
+    fn a_member_that_is_named_twice_is_one() {
+        let named = ["relay-1", "relay-0", "relay-1"];
+        assert_eq!(holders("main", named, 2), ["relay-1", "relay-0"]);
+    }
+
+    #[test]
+    fn a_channel_has_a_holder_even_if_no_copy_is_asked_for() {
+        assert_eq!(held("main", &members(4), 0), ["relay-1"]);
     }
 
     proptest! {

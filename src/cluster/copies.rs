@@ -83,9 +83,10 @@ impl Copies {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tokio::time::advance;
 
     use super::*;
-    use crate::base::event::own;
+    use crate::base::event::{Event, Place, own};
 
     fn record(number: u64, key: &str, channel: &str) -> Record {
         let mut event =
@@ -107,6 +108,57 @@ mod tests {
             }
         }
         assert_eq!(noticed, Some(PAIRS - 1));
+    }
+
+    /// Whether a hundred messages, each under two keys, are a reason when they are like this.
+    async fn is_noticed(age: Duration, change: impl Fn(&mut Event)) -> bool {
+        let mut records = Vec::new();
+        for number in 0..100 {
+            for member in ["a", "b"] {
+                let mut record = record(number, &format!("{member}-{number}"), "main");
+                change(&mut record.event);
+                records.push((record, member));
+            }
+        }
+        advance(age).await;
+        let mut copies = Copies::default();
+        records.iter().any(|(record, member)| copies.read(record, member))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_old_or_fetched_or_the_relays_own_is_no_reason() {
+        assert!(is_noticed(LATELY, |_| {}).await);
+        assert!(!is_noticed(LATELY + Duration::from_secs(1), |_| {}).await);
+        let fetched = |event: &mut Event| event.origin = Origin::Backfilled;
+        assert!(!is_noticed(Duration::ZERO, fetched).await);
+        for (topic, channel) in [("channel.tips", ""), ("relay.gap", "main")] {
+            let placed = |event: &mut Event| event.place = Place::of(topic, "r", channel);
+            assert!(!is_noticed(Duration::ZERO, placed).await, "{topic} {channel}");
+        }
+    }
+
+    #[test]
+    fn a_copy_is_found_as_many_messages_later_as_are_remembered() {
+        let mut copies = Copies::default();
+        let mut noticed = false;
+        for member in ["a", "b"] {
+            for number in 0..u64::try_from(REMEMBERED).unwrap() {
+                let key = format!("{member}-{number}");
+                noticed |= copies.read(&record(number, &key, "main"), member);
+            }
+        }
+        assert!(noticed);
+    }
+
+    #[test]
+    fn so_many_channels_are_watched_and_no_more() {
+        let mut copies = Copies::default();
+        for number in 0..CHANNELS + 5 {
+            copies.read(&record(0, "k", &format!("c{number}")), "a");
+        }
+        assert_eq!((copies.lately.len(), copies.read), (CHANNELS, CHANNELS as u64));
+        copies.read(&record(1, "l", "c0"), "a");
+        assert_eq!(copies.read, CHANNELS as u64 + 1);
     }
 
     #[test]

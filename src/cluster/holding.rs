@@ -94,6 +94,7 @@ mod tests {
         holding.assign(&set(&["a", "b"]), false);
         holding.assign(&set(&["b", "c"]), false);
         assert_eq!(held(&holding), ["a", "b", "c"]);
+        assert_eq!(holding.len(), 3);
         assert!(holding.has_surplus());
         holding.assign(&set(&["b", "c"]), true);
         assert_eq!(held(&holding), ["b", "c"]);

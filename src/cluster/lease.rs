@@ -91,6 +91,23 @@ mod tests {
         assert_eq!(lease.left(), Duration::from_secs(7), "an older answer changes nothing");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn its_age_is_that_of_the_last_request_that_succeeded() {
+        let mut lease = Lease::taken(TIME, Moment::now());
+        advance(Duration::from_secs(3)).await;
+        assert_eq!(lease.age(), Duration::from_secs(3));
+        lease.renewed(Moment::now());
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(lease.age(), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_second_attempt_begins_well_before_the_holder_has_to_stop() {
+        assert_eq!((renewal(TIME * 3), patience(TIME)), (TIME, Duration::from_secs(2)));
+        let acts = Lease::taken(TIME, Moment::now()).left();
+        assert!(renewal(TIME) + patience(TIME) + Duration::from_secs(1) < acts);
+    }
+
     /// What the model does next.
     #[derive(Debug, Clone)]
     enum Step {

@@ -296,6 +296,89 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn members_that_are_gone_are_named_and_forgotten_after_twenty_leases() {
+        let mut view = view();
+        assert!(view.own_seen().is_none() && view.alive().next().is_none());
+        says(&mut view, "a", |_| {});
+        says(&mut view, "b", |_| {});
+        let at = Moment::now();
+        assert_eq!(view.heard("b"), Some(at));
+        advance(LEASE / 2).await;
+        assert_eq!(view.own_seen(), Some(LEASE / 2));
+        says(&mut view, "a", |_| {});
+        advance(LEASE / 2).await;
+        says(&mut view, "a", |_| {});
+        assert!(view.alive().count() == 2 && view.gone().next().is_none());
+        advance(LEASE / 2).await;
+        says(&mut view, "a", |_| {});
+        assert_eq!(view.alive().count(), 1);
+        assert!(view.gone().eq([("b", LEASE * 3 / 2)]));
+        for _ in 0..37 {
+            advance(LEASE / 2).await;
+            says(&mut view, "a", |_| {});
+        }
+        view.tidy_up();
+        assert!(view.gone().eq([("b", LEASE * 20)]), "it is not forgotten yet");
+        advance(LEASE / 2).await;
+        says(&mut view, "a", |_| {});
+        view.tidy_up();
+        assert_eq!((view.gone().next(), view.heard("b")), (None, None));
+        assert_eq!(takers(&view), ["a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_is_deleted_is_no_longer_there() {
+        let mut view = view();
+        says(&mut view, "a", |_| {});
+        says(&mut view, "b", |_| {});
+        view.removed("member.b");
+        assert_eq!((takers(&view), view.heard("b")), (vec!["a"], None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sink_has_a_holder_while_its_lease_is_renewed() {
+        let mut view = view();
+        says(&mut view, "a", |_| {});
+        let holder = Holder { member: "b".into(), run: "run-b".into(), since: 5 };
+        let value = serde_json::to_vec(&holder).unwrap();
+        view.put("sink.home", &value, 3, Moment::now());
+        view.put("other.home", &value, 4, Moment::now());
+        view.put("sink.shop", b"no JSON", 5, Moment::now());
+        advance(LEASE).await;
+        assert_eq!(view.holder("home"), Some((&holder, 3)));
+        assert!(view.holders().eq([("home", &holder)]));
+        assert_eq!(view.holder("shop"), None);
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(view.holder("home"), None);
+        assert_eq!(view.holders().count(), 0);
+        view.put("sink.home", &value, 6, Moment::now());
+        assert_eq!(view.holder("home"), Some((&holder, 6)));
+        view.removed("sink.home");
+        assert_eq!(view.holder("home"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_of_sinks_are_forgotten_after_twenty_lease_times() {
+        let mut view = view();
+        says(&mut view, "a", |_| {});
+        let value = serde_json::to_vec(&Holder::default()).unwrap();
+        view.put("sink.home", &value, 3, Moment::now());
+        for (passes, there) in [(LEASE * 20, true), (Duration::from_secs(1), false)] {
+            advance(passes).await;
+            says(&mut view, "a", |_| {});
+            view.tidy_up();
+            assert_eq!(view.sinks.contains_key("home"), there);
+        }
+    }
+
+    #[test]
+    fn another_set_of_members_has_another_digest() {
+        let sets = [vec![], vec!["a"], vec!["b"], vec!["a", "b"], vec!["ab"]];
+        let digests = sets.map(|names| View::set(&names.into_iter().collect()));
+        assert_eq!(digests.iter().collect::<BTreeSet<_>>().len(), digests.len());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn all_must_stand_for_the_same_set() {
         let mut view = view();
         says(&mut view, "a", |_| {});
@@ -318,7 +401,9 @@ mod tests {
         assert!(view.is_known() && !view.has_namesake());
         says(&mut view, "a", |member| member.run = "other".into());
         assert!(view.has_namesake());
-        advance(LEASE * 4).await;
+        advance(LEASE * 3).await;
+        assert!(view.has_namesake());
+        advance(Duration::from_secs(1)).await;
         assert!(!view.has_namesake());
     }
 }

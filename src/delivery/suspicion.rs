@@ -132,6 +132,43 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_minute_is_measured_from_the_first_close_with_the_event_alone() {
+        let mut suspicion = Suspicion::default();
+        for _ in 0..ISOLATE_AFTER {
+            suspicion.closed(7, false);
+        }
+        sleep(Duration::from_hours(1)).await;
+        for _ in 1..CLOSES {
+            assert_eq!(suspicion.closed(7, true), None);
+        }
+        sleep(Duration::from_secs(59)).await;
+        assert_eq!(suspicion.closed(7, true), None);
+        sleep(Duration::from_secs(1)).await;
+        let blame = Blame { times: CLOSES + 1, over: OVER };
+        assert_eq!(suspicion.closed(7, true), Some(blame));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_that_was_accepted_is_not_suspected_and_one_behind_it_still_is() {
+        let mut suspicion = Suspicion::default();
+        for through in [6, 7] {
+            for _ in 0..ISOLATE_AFTER {
+                suspicion.closed(7, true);
+            }
+            suspicion.passed(through);
+            assert_eq!(suspicion.isolates(7), through < 7, "{through}");
+        }
+        suspicion.closed(8, true);
+        suspicion.closed(8, true);
+        suspicion.accepted(8);
+        assert!(!suspicion.isolates(8));
+        suspicion.closed(9, true);
+        suspicion.closed(9, true);
+        suspicion.blamed();
+        assert!(!suspicion.isolates(9));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn few_closes_over_a_long_time_are_not_enough() {
         let mut suspicion = Suspicion::default();
         for times in 0..ISOLATE_AFTER + CLOSES - 1 {

@@ -106,6 +106,12 @@ mod tests {
     }
 
     #[test]
+    fn where_the_id_ends_and_the_key_begins_makes_a_difference() {
+        assert_ne!(digest("ab", "c"), digest("a", "bc"));
+        assert_ne!(digest("a", "b"), digest("b", "a"));
+    }
+
+    #[test]
     fn a_message_without_an_id_is_always_new() {
         let mut seen = Seen::new(10);
         for _ in 0..3 {
@@ -121,6 +127,13 @@ mod tests {
             assert!(seen.new.len() <= 100 && seen.old.len() <= 100);
         }
         for number in 900..1000 {
+            assert!(!seen.admit(&event(&number.to_string(), "t", "{}")));
+        }
+        // The older half is there until the newer one is full.
+        for number in 1000..1050 {
+            assert!(seen.admit(&event(&number.to_string(), "t", "{}")));
+        }
+        for number in 950..1050 {
             assert!(!seen.admit(&event(&number.to_string(), "t", "{}")));
         }
         assert!(seen.admit(&event("799", "t", "{}")));

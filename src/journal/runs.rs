@@ -51,5 +51,8 @@ mod tests {
     fn runs_are_seen_in_the_events_themselves() {
         let rows = [(1, 10), (11, 12), (40, 50), (1_000_051, 1_000_060)];
         assert_eq!(from_rows(rows.into_iter()), [(1, Some(50)), (1_000_051, Some(1_000_060))]);
+        // From half of what is left out on, it is the end of a run.
+        let rows = |first| from_rows([(1, 10), (first, first)].into_iter()).len();
+        assert_eq!((rows(10 + LEFT_OUT / 2 - 1), rows(10 + LEFT_OUT / 2)), (1, 2));
     }
 }

@@ -448,6 +448,36 @@ mod tests {
     }
 
     #[test]
+    fn the_vendors_own_id_is_read_where_the_topic_has_one() {
+        let of = |topic, data: &str| own_id(topic, data.as_bytes());
+        let tip = tip("allowed").to_string();
+        assert_eq!(of("channel.tips", &tip).unwrap(), "bbc1fc186d0a1d809e12a964");
+        assert_eq!(of("channel.activities", r#"{"activityId":"a"}"#).unwrap(), "a");
+        assert_eq!(of("channel.follow", &tip), None);
+        assert_eq!(of("channel.tips", "{}"), None);
+    }
+
+    #[test]
+    fn a_number_as_text_is_the_number_where_that_is_exact() {
+        for (text, same) in [
+            ("5.0", "5"),
+            ("1234567890123.0", "1234567890123"),
+            ("12345678901234.0", "12345678901234.0"),
+            ("1e999", "1e999"),
+            ("nan", "nan"),
+        ] {
+            assert_eq!(Scalar::Text(text.into()).text().unwrap(), same);
+        }
+    }
+
+    #[test]
+    fn an_id_of_64_characters_stands_in_a_key_as_it_is() {
+        let (longest, longer) = ("z".repeat(LONGEST), "z".repeat(LONGEST + 1));
+        assert_eq!(plain(&longest), longest);
+        assert!(plain(&longer).starts_with('x'));
+    }
+
+    #[test]
     fn a_key_may_stand_in_any_header() {
         let long = "z".repeat(10_000);
         for id in ["a b", "é", "a\r\nb", "a\u{7f}", &long] {

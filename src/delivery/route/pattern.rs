@@ -105,9 +105,13 @@ mod tests {
 
     #[test]
     fn what_is_no_pattern_is_told() {
-        for text in ["", "a..b", ".a", "a.", "**.a", "chan*", "a.**b", "***"] {
-            assert!(Pattern::parse(text).is_err(), "{text}");
+        for text in ["", "a..b", ".a", "a."] {
+            assert_eq!(Pattern::parse(text), Err(PatternError::Empty(text.into())));
         }
+        for text in ["chan*", "a.**b", "***"] {
+            assert_eq!(Pattern::parse(text), Err(PatternError::Part(text.into())));
+        }
+        assert_eq!(Pattern::parse("**.a"), Err(PatternError::Inside("**.a".into())));
     }
 
     proptest::proptest! {

@@ -416,6 +416,31 @@ mod tests {
         assert!(shown.contains("/run/token") && shown.ends_with(" me"), "{shown}");
     }
 
+    #[test]
+    fn a_secret_of_an_address_goes_as_it_is_written_and_as_it_is_read() {
+        let mut removal = Removal::default();
+        // `%2D` need not be written so: it is known only from the address itself.
+        removal.learn_address("mqtt://me:one%2Dtwo@host/three%2Dfour");
+        removal.learn_assignments("proxy = http://me:five-six@host\n");
+        let shown = removal.apply("one%2Dtwo one-two three%2Dfour three-four five-six");
+        assert_eq!(shown, "[removed 1] [removed 2] [removed 3] [removed 4] [removed 5]");
+    }
+
+    #[test]
+    fn how_short_a_secret_and_how_little_of_one_may_be() {
+        let long = "a-long-secret-that-is-cut";
+        for (secret, text, shown) in [
+            ("abcd", "xabcdx", "x[removed 1]x"),
+            ("abc", "xabcx abc", "xabcx [removed 1]"),
+            (long, "a-long-secre…", "[removed 1]…"),
+            (long, "a-long-secr…", "a-long-secr…"),
+        ] {
+            assert_eq!(of(&[secret]).apply(text), shown);
+        }
+        let mail = "see https://host and write to me@host";
+        assert_eq!(Removal::default().apply(mail), mail);
+    }
+
     proptest! {
         #[test]
         fn no_secret_survives(
