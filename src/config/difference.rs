@@ -5,7 +5,7 @@
 //! was loaded last: it is reported again at every reload until the relay was restarted or the file agrees
 //! again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -90,8 +90,8 @@ pub fn difference(running: &Config, loaded: &Config) -> (Difference, Config) {
 
 /// Names that are only in `new`, only in `old`, and in both with another value.
 fn compare<T: PartialEq>(
-    old: &std::collections::BTreeMap<String, T>,
-    new: &std::collections::BTreeMap<String, T>,
+    old: &BTreeMap<String, T>,
+    new: &BTreeMap<String, T>,
 ) -> (Vec<String>, Vec<String>, Vec<String>) {
     let names = |wanted: &dyn Fn(&str) -> bool| -> Vec<String> {
         let all: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
@@ -107,24 +107,17 @@ fn compare<T: PartialEq>(
 /// The keys under the plain sections that are not the same, as they are written. Values stay here.
 fn keys(old: &Config, new: &Config) -> Vec<String> {
     let sections = |config: &Config| {
-        [
-            ("astro", serde_json::to_value(&config.astro)),
-            ("backfill", serde_json::to_value(&config.backfill)),
-            ("cluster", serde_json::to_value(&config.cluster)),
-            ("http", serde_json::to_value(&config.http)),
-            ("journal", serde_json::to_value(&config.journal)),
-            ("log", serde_json::to_value(&config.log)),
-            ("reload", serde_json::to_value(&config.reload)),
-            ("session", serde_json::to_value(&config.session)),
-        ]
-        .map(|(name, value)| (name, value.unwrap_or_default()))
+        let plain = Config { channels: BTreeMap::new(), sinks: BTreeMap::new(), ..config.clone() };
+        serde_json::to_value(plain).unwrap_or_default()
     };
+    let names = |value: &Value| -> BTreeSet<String> {
+        value.as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect()
+    };
+    let (old, new) = (sections(old), sections(new));
     let mut found = Vec::new();
-    for ((name, old), (_, new)) in sections(old).into_iter().zip(sections(new)) {
-        let keys = |value: &Value| -> BTreeSet<String> {
-            value.as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect()
-        };
-        for key in keys(&old).union(&keys(&new)) {
+    for name in names(&old).union(&names(&new)) {
+        let (old, new) = (&old[name], &new[name]);
+        for key in names(old).union(&names(new)) {
             if old.get(key) != new.get(key) {
                 found.push(format!("{name}.{key}"));
             }

@@ -284,35 +284,48 @@ fn too_large(table: &DeTable<'_>, found: &mut impl FnMut(usize)) {
 
 /// The typed configuration of what is well shaped. What lacks something that it needs is left out.
 fn typed(shape: &Shape, resolve: bool, errors: &mut Vec<Problem>) -> Config {
-    let mut config = Config::default();
     let mut sections = shape.value.as_object().cloned().unwrap_or_default();
+    let mut channels = BTreeMap::new();
     for (label, table) in tables(sections.remove("channels")) {
         let channel: Option<Channel> = section(&["channels", &label], table, shape, errors);
-        config.channels.extend(channel.map(|channel| (label, channel)));
+        channels.extend(channel.map(|channel| (label, channel)));
     }
+    let mut sinks = BTreeMap::new();
     for (name, table) in tables(sections.remove("sinks")) {
         let (common, settings) = split(table);
         let sink: Option<SinkConfig> = section(&["sinks", &name], common, shape, errors);
-        config.sinks.extend(sink.map(|sink| {
+        sinks.extend(sink.map(|sink| {
             let sink = SinkConfig { settings, ..sink };
             (name, sink)
         }));
     }
-    publish::expand(&mut config.sinks, &config.channels);
+    publish::expand(&mut sinks, &channels);
     if resolve {
-        config.sinks.values_mut().for_each(|sink| describe_rooms(sink, &config.channels));
+        sinks.values_mut().for_each(|sink| describe_rooms(sink, &channels));
     }
-    let cluster = sections.remove("cluster");
-    config.cluster = cluster.and_then(|table| section(&["cluster"], table, shape, errors));
-    let mut take = |name: &str| sections.remove(name).unwrap_or_else(|| Value::Object(Map::new()));
-    config.astro = section(&["astro"], take("astro"), shape, errors).unwrap_or_default();
-    config.journal = section(&["journal"], take("journal"), shape, errors).unwrap_or_default();
-    config.session = section(&["session"], take("session"), shape, errors).unwrap_or_default();
-    config.backfill = section(&["backfill"], take("backfill"), shape, errors).unwrap_or_default();
-    config.http = section(&["http"], take("http"), shape, errors).unwrap_or_default();
-    config.log = section(&["log"], take("log"), shape, errors).unwrap_or_default();
-    config.reload = section(&["reload"], take("reload"), shape, errors).unwrap_or_default();
-    config
+    Config {
+        channels,
+        sinks,
+        astro: plain_section("astro", &mut sections, shape, errors),
+        journal: plain_section("journal", &mut sections, shape, errors),
+        session: plain_section("session", &mut sections, shape, errors),
+        backfill: plain_section("backfill", &mut sections, shape, errors),
+        cluster: plain_section("cluster", &mut sections, shape, errors),
+        http: plain_section("http", &mut sections, shape, errors),
+        log: plain_section("log", &mut sections, shape, errors),
+        reload: plain_section("reload", &mut sections, shape, errors),
+    }
+}
+
+/// A section that is one table; without it, its defaults.
+fn plain_section<T: DeserializeOwned + Default>(
+    name: &str,
+    sections: &mut Map<String, Value>,
+    shape: &Shape,
+    errors: &mut Vec<Problem>,
+) -> T {
+    let table = sections.remove(name);
+    table.and_then(|table| section(&[name], table, shape, errors)).unwrap_or_default()
 }
 
 /// What a sink describes is known by the channel's room; where none is configured, the token names it.

@@ -346,7 +346,7 @@ impl<'a> Walk<'a> {
 }
 
 /// The words of a schema that allows nothing else.
-fn words(schema: &Value) -> Option<Vec<&str>> {
+pub(super) fn words(schema: &Value) -> Option<Vec<&str>> {
     if let Some(word) = schema.get("const") {
         return word.as_str().map(|word| vec![word]);
     }

@@ -1,6 +1,7 @@
 //! What a configuration becomes, and what is said of a bad one.
 
 mod difference;
+mod every_key;
 mod mistakes;
 mod refresh;
 
