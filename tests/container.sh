@@ -126,11 +126,12 @@ start() {
     until_ok 60 "$1: the command is process 1 of its own" is_main
 }
 is_main() { main=$(pgrep -P "$outer") && [[ $(readlink "/proc/$main/exe") == */usr/bin/astro-relay ]]; }
-# The image's health check, as its engine runs it.
-healthy() {
+# A command in the container, as its engine runs it; the image's health check.
+inside() {
     timeout "$(($(said .Healthcheck.Timeout) / 1000000000))" nsenter --target "$main" --mount --pid --root --wd \
-        --setuid "$USER_ID" --setgid "$USER_ID" -- "${health[@]}"
+        --setuid "$USER_ID" --setgid "$USER_ID" -- "$@"
 }
+healthy() { inside "${health[@]}"; }
 unhealthy() { ! healthy; }
 # stop WHAT: with its own signal, and it ends in time and well.
 stop() {
@@ -140,7 +141,8 @@ stop() {
     wait "$outer" || code=$?
     check "$1: it ends within $((SECONDS - from)) s, with 0 ($code)" test "$code" = 0
 }
-status() { healthy 2>/dev/null; }
+status() { inside "${command[0]}" status --json --config /etc/astro-relay/astro-relay.toml 2>/dev/null; }
+does_not_work() { (status || true) | jq -e '.health.state == "not working"'; }
 lines() { wc -l <"$work/$1.out"; }
 has_lines() { [ "$(lines "$1")" -ge "$2" ]; }
 load() { curl -sSf -X POST "http://127.0.0.1:$sim_port/control/load?n=$1&first=$2&topic=channel.tips&rooms=$ROOM" >/dev/null; }
@@ -195,6 +197,13 @@ load 10 100
 until_ok 60 "10 events more come out" has_lines second 10
 numbers() { cat "$work"/{first,second}.out | jq -r 'select(.topic == "channel.tips") | .data.n // empty' | sort -n; }
 check "each event once, over both runs" test "$(numbers | tr '\n' ' ')" = "$(seq 0 109 | tr '\n' ' ')"
+stop "stop"
+
+# A token that is not known: nothing is received, and no new start would change that.
+printf 'another-token\n' >"$work/config/main.jwt"
+start denied
+until_ok 60 "a relay that is refused does not work" does_not_work
+check "and its container is healthy" healthy
 stop "stop"
 
 # Somebody forgot the configuration, or the volume's owner.

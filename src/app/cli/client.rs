@@ -103,6 +103,15 @@ pub(super) fn reachable(listen: &str) -> String {
 }
 
 impl Client {
+    /// Whether it answers, whatever it has to say.
+    pub(super) async fn alive(&self) -> Done {
+        let mut answer = self.get("/livez").await?;
+        match read(&mut answer, EXCERPT).await {
+            (text, true) if text == "ok\n" => Ok(()),
+            _ => Err(self.failed("does not answer like a relay")),
+        }
+    }
+
     /// What it says of itself.
     pub(super) async fn status(&self) -> Result<Value, Failed> {
         serde_json::from_str(&self.status_text().await?)

@@ -59,7 +59,8 @@ pub(super) const EXAMPLES: &[(&str, &[(&str, &str)])] = &[
         "status",
         &[
             ("astro-relay status", "health with reasons, sinks, journal, gaps"),
-            ("astro-relay status --check || systemctl restart thing", "in a script"),
+            ("astro-relay status --check || echo look at it", "in a script"),
+            ("astro-relay status --alive", "for what restarts a process that hangs"),
             ("astro-relay status --json | jq .health", "for a program"),
         ],
     ),

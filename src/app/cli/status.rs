@@ -31,6 +31,7 @@ const GAPS: usize = 5;
 
 /// `status`
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Status {
     #[command(flatten)]
     which: Which,
@@ -40,6 +41,10 @@ pub(super) struct Status {
     /// Prints the health and its reasons only; exit code 0: working, 1: not working, 2: degraded.
     #[arg(long)]
     check: bool,
+    /// Asks only whether the process answers, however it works, and prints nothing; exit code 0: it does, 69: it
+    /// does not.
+    #[arg(long, conflicts_with_all = ["json", "check", "verbose"])]
+    alive: bool,
     /// Also prints what the relay knows of each destination, and every subscription.
     #[arg(short, long)]
     verbose: bool,
@@ -49,6 +54,9 @@ pub(super) struct Status {
 pub(super) fn status(args: &Status) -> Done {
     let client = args.which.client()?;
     on_runtime(1, &quiet(), async move {
+        if args.alive {
+            return client.alive().await;
+        }
         let text = client.status_text().await?;
         let Ok(status) = serde_json::from_str::<Value>(&text) else {
             return Err(client.failed("does not answer like a relay"));

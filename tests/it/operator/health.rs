@@ -48,14 +48,15 @@ fn link(status: &Value) -> &Value {
     status["pages"]["connections"].as_object().unwrap().values().next().unwrap()
 }
 
+async fn exit_code(url: &str, more: &[&str]) -> Option<i32> {
+    let args = [&["status", "--url", url], more].concat();
+    Command::new(PROGRAM).args(args).output().await.unwrap().status.code()
+}
+
 /// The exit codes of `status` and of `status --check`.
 async fn exit_codes(relay: &Running) -> [Option<i32>; 2] {
     let url = relay.url("");
-    let code = async |more: &[&str]| {
-        let args = [&["status", "--url", &url], more].concat();
-        Command::new(PROGRAM).args(args).output().await.unwrap().status.code()
-    };
-    [code(&[]).await, code(&["--check"]).await]
+    [exit_code(&url, &[]).await, exit_code(&url, &["--check"]).await]
 }
 
 fn tip(amount: u64) -> Value {
@@ -180,6 +181,8 @@ async fn a_link_that_is_down_says_since_when_and_when_it_is_tried_again() {
         .await;
     assert_eq!(status["health"]["state"], "not working");
     assert_eq!(exit_codes(&relay).await, [Some(1), Some(1)]);
+    // It is alive all the same: a new start would repair nothing.
+    assert_eq!(exit_code(&relay.url(""), &["--alive"]).await, Some(0));
     let first = status["health"]["reasons"][0]["since"].as_u64();
     // The next attempt does not restart it.
     let attempts = |status: &Value| link(status)["attempts"].as_u64();
@@ -192,4 +195,13 @@ async fn a_link_that_is_down_says_since_when_and_when_it_is_tried_again() {
     assert_eq!((&link["attempts"], &link["next_attempt"]), (&json!(0), &Value::Null), "{link}");
     assert!(link["last_error_at"].is_u64(), "{link}");
     assert_eq!(status["pages"]["gaps_running"], json!([]));
+}
+
+#[tokio::test]
+async fn only_a_relay_that_answers_is_alive() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert_eq!(exit_code(&format!("http://{nobody}"), &["--alive"]).await, Some(69));
+    // Another server that says yes to everything is no relay.
+    let other = Receiver::start();
+    assert_eq!(exit_code(&other.url(), &["--alive"]).await, Some(69));
 }
