@@ -1,0 +1,295 @@
+"""Changes the code of what only decides, one place at a time, and sees whether a unit test notices.
+
+Run by tests/mutants.sh, which says how. All changes are built at once, each behind a number that the tests
+are started with: one build instead of one for each change.
+"""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import tree_sitter
+import tree_sitter_rust
+
+# Most harm first: what is lost, doubled or out of order; who acts; what is shown to others.
+FILES = [
+    "src/cluster/lease.rs",
+    "src/cluster/view.rs",
+    "src/cluster/assignment.rs",
+    "src/cluster/holding.rs",
+    "src/cluster/copies.rs",
+    "src/gateway/seen.rs",
+    "src/base/event/key.rs",
+    "src/journal/runs.rs",
+    "src/delivery/suspicion.rs",
+    "src/delivery/route/pattern.rs",
+    "src/app/cli/diagnose/removal.rs",
+    "src/base/backoff.rs",
+]
+
+# Rooms that are built whole; of the others only the files that are changed.
+WHOLE = ["base", "config", "astro"]
+
+# What changes nothing that anybody could see: file, function, change, and why.
+EXPLAINED = [
+    ("src/cluster/lease.rs", "renewed", "< becomes <=", "two requests of the same moment are one for the lease"),
+    (
+        "src/gateway/seen.rs",
+        "digest",
+        "hasher.write_usize(part.len()); is deleted",
+        "this hasher tells the parts apart without it, which is not promised",
+    ),
+]
+
+OTHER = {
+    "==": ["!="], "!=": ["=="], "<": ["<=", ">"], ">": [">=", "<"], "<=": ["<", ">"], ">=": [">", "<"],
+    "&&": ["||"], "||": ["&&"], "+": ["-", "*"], "-": ["+"], "*": ["+"], "/": ["*"], "%": ["+"],
+    ">>": ["<<"], "<<": [">>"], "&": ["|"], "|": ["&"], "^": ["|"],
+}  # fmt: skip
+OTHER_ASSIGNMENT = {"+=": "-=", "-=": "+=", "*=": "+=", "|=": "&=", "&=": "|="}
+AS_IT_IS = {
+    "const_item", "static_item", "macro_definition", "macro_invocation", "attribute_item", "use_declaration",
+    "line_comment", "block_comment", "type_arguments", "array_type",
+}  # fmt: skip
+
+# Seconds of processor time after which a run of the tests counts as one that does not end.
+PATIENCE = 20
+
+SWITCH = """#![allow(warnings)]
+pub fn mutant(number: u32) -> bool {
+    static CHOSEN: std::sync::OnceLock<u32> = std::sync::OnceLock::new();
+    *CHOSEN.get_or_init(|| std::env::var("MUTANT").ok().and_then(|text| text.parse().ok()).unwrap_or(0)) == number
+}
+"""
+
+
+def values(kind):
+    """What a function of this type answers instead."""
+    kind = kind.strip()
+    if kind == "bool":
+        return ["true", "false"]
+    if kind in ("u8", "u16", "u32", "u64", "u128", "usize", "i64", "Seq", "UnixMillis"):
+        return ["0", "1"]
+    if kind == "Duration":
+        return ["std::time::Duration::ZERO"]
+    if kind.startswith(("Option<", "Vec<", "String", "BTreeSet<", "BTreeMap<", "HashMap<", "HashSet<")):
+        return ["Default::default()"]
+    return []
+
+
+class Mutants:
+    """The changes of all files; those in `unusable` do not compile and are left out."""
+
+    def __init__(self, unusable):
+        self.parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_rust.language()))
+        self.unusable, self.all, self.function = unusable, [], ""
+
+    def of(self, file, source):
+        """The file with every change in it. Lines stay lines, so that the compiler's words fit."""
+        self.file, self.source = file, source
+        return self.inside(self.parser.parse(source).root_node)
+
+    def text(self, node):
+        return self.source[node.start_byte : node.end_byte].decode()
+
+    def number(self, node, change):
+        self.all.append((self.file, node.start_point[0] + 1, self.function, change))
+        number = len(self.all)
+        return None if (self.file, node.start_point[0] + 1, change) in self.unusable else number
+
+    def inside(self, node):
+        parts, at, of_tests = [], node.start_byte, False
+        for child in node.children:
+            parts.append(self.source[at : child.start_byte].decode())
+            text = self.text(child)
+            if of_tests and "comment" not in child.type:
+                parts.append(text)
+                of_tests = child.type == "attribute_item"
+            else:
+                of_tests = child.type == "attribute_item" and "cfg(test)" in text
+                parts.append(self.changed(child))
+            at = child.end_byte
+        return "".join(parts) + self.source[at : node.end_byte].decode()
+
+    def changed(self, node):
+        if node.type in AS_IT_IS or not node.children:
+            return self.text(node)
+        return getattr(self, node.type, self.inside)(node)
+
+    def binary_expression(self, node):
+        left, right = node.child_by_field_name("left"), node.child_by_field_name("right")
+        sign = node.child_by_field_name("operator")
+        operator = self.text(sign)
+        left, right = self.changed(left), self.changed(right)
+        result = f"{left} {operator} {right}"
+        for other in OTHER.get(operator, []):
+            if number := self.number(sign, f"{operator} becomes {other}"):
+                result = f"(if crate::mutant({number}) {{ {left} {other} {right} }} else {{ {result} }})"
+        return result
+
+    def compound_assignment_expr(self, node):
+        left, right = node.child_by_field_name("left"), node.child_by_field_name("right")
+        sign = node.child_by_field_name("operator")
+        operator = self.text(sign)
+        left, right = self.changed(left), self.changed(right)
+        result, other = f"{left} {operator} {right}", OTHER_ASSIGNMENT.get(operator)
+        if other and (number := self.number(sign, f"{operator} becomes {other}")):
+            return f"if crate::mutant({number}) {{ {left} {other} {right} }} else {{ {result} }}"
+        return result
+
+    def unary_expression(self, node):
+        if self.text(node.children[0]) != "!":
+            return self.inside(node)
+        value = self.changed(node.children[1])
+        number = self.number(node, "! is deleted")
+        return f"(if crate::mutant({number}) {{ {value} }} else {{ !{value} }})" if number else f"!{value}"
+
+    def expression_statement(self, node):
+        whole = self.inside(node)
+        if node.children[0].type not in ("call_expression", "assignment_expression") or "?" in self.text(node):
+            return whole
+        number = self.number(node, f"{' '.join(self.text(node).split())[:60]} is deleted")
+        return f"if !crate::mutant({number}) {{ {whole} }}" if number else whole
+
+    def match_pattern(self, node):
+        guard = node.child_by_field_name("condition")
+        if guard is None or guard.type in ("let_condition", "let_chain"):
+            return self.inside(node)
+        before = self.source[node.start_byte : guard.start_byte].decode()
+        condition = self.changed(guard)
+        always, never = self.number(guard, "guard becomes true"), self.number(guard, "guard becomes false")
+        if always and never:
+            return f"{before}(crate::mutant({always}) || (!crate::mutant({never}) && ({condition})))"
+        return before + condition
+
+    def function_item(self, node):
+        body, answer = node.child_by_field_name("body"), node.child_by_field_name("return_type")
+        head = self.source[node.start_byte : body.start_byte].decode()
+        if "const fn" in head:
+            return self.text(node)
+        outer, self.function = self.function, self.text(node.child_by_field_name("name"))
+        instead = ""
+        for value in [""] if answer is None else values(self.text(answer)):
+            if number := self.number(node, f"answers {value}" if value else "does nothing"):
+                instead += f" if crate::mutant({number}) {{ return {value}; }}"
+        inside = self.inside(body)
+        self.function = outer
+        return f"{head}{{{instead}{inside[1:]}"
+
+
+def module_of(file):
+    return file.removeprefix("src/").removesuffix(".rs").split("/")
+
+
+def library(files):
+    """A library of the whole rooms and the single files, each where it belongs."""
+    tree = {}
+    for file in files:
+        *rooms, name = module_of(file)
+        if rooms[0] not in WHOLE:
+            inner = tree
+            for room in rooms:
+                inner = inner.setdefault(room, {})
+            inner[name] = None
+
+    def written(tree):
+        return "".join(
+            f"pub mod {name};\n" if inner is None else f"pub mod {name} {{\n{written(inner)}}}\n"
+            for name, inner in tree.items()
+        )
+
+    return SWITCH + "".join(f"pub mod {room};\n" for room in WHOLE) + written(tree)
+
+
+def tests_of(root, file):
+    """The tests that have to notice: the file's own, or those of the module that it is a part of."""
+    module = module_of(file)
+    own = "mod tests" in (root / file).read_text()
+    return "::".join(module if own or len(module) < 3 else module[:-1]) + "::"
+
+
+def build(root, copy, files):
+    """Builds all changes; answers them and the program that runs the tests."""
+    unusable = set()
+    for _ in range(5):
+        mutants = Mutants(unusable)
+        for file in files:
+            (copy / file).write_text(mutants.of(file, (root / file).read_bytes()))
+        (copy / "src/lib.rs").write_text(library(files))
+        command = ["cargo", "test", "--locked", "--workspace", "--lib", "--no-run", "--message-format=short"]
+        settings = {
+            "CARGO_PROFILE_DEV_DEBUG": "false",
+            "CARGO_INCREMENTAL": "0",
+            "CARGO_TARGET_DIR": os.environ.get("CARGO_TARGET_DIR", str(root / "target")),
+        }
+        done = subprocess.run(command, cwd=copy, env=os.environ | settings, capture_output=True, text=True)
+        lines = done.stderr.splitlines()
+        if done.returncode == 0:
+            found = [line for line in lines if "Executable" in line and "src/lib.rs (" in line and "astro_relay" in line]
+            return mutants, copy / found[0].split("(")[-1].rstrip(")")
+        places = {tuple(line.split(":")[:2]) for line in lines if ": error" in line}
+        there = [(file, line, change) for file, line, _, change in mutants.all if (file, str(line)) in places]
+        new = set(there) - unusable
+        # Mostly it is a sum of what can only be multiplied: the line's other changes are good.
+        new = {one for one in new if one[2].endswith(("becomes +", "becomes *", "becomes -"))} or new
+        if not new:
+            sys.exit(done.stderr)
+        unusable |= new
+    sys.exit("some changes do not compile, and it cannot be found out which")
+
+
+def run(program, tests, number):
+    """Whether the tests pass with this change."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (PATIENCE, PATIENCE))  # noqa: E731
+    settings = {"MUTANT": str(number), "PROPTEST_CASES": "64", "PROPTEST_FAILURE_PERSISTENCE": "off"}
+    command = [program, "--test-threads=1", tests]
+    try:
+        done = subprocess.run(
+            command, env=os.environ | settings, preexec_fn=limit, capture_output=True, text=True, timeout=PATIENCE * 30
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    if number == 0 and (done.returncode != 0 or "running 0 tests" in done.stdout):
+        sys.exit(f"{tests} has no tests, or they fail as it is:\n{done.stdout}")
+    return done.returncode == 0
+
+
+def main():
+    began = time.monotonic()
+    root = Path(__file__).resolve().parent.parent
+    files = sys.argv[1:] or FILES
+    copy = root / "target/mutants/tree"
+    shutil.rmtree(copy, ignore_errors=True)
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, check=True).stdout
+    for name in filter(None, tracked.decode().split("\0")):
+        if (root / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, copy / name)
+    mutants, program = build(root, copy, files)
+    built = time.monotonic()
+    explained = {(file, function, change) for file, function, change, _ in EXPLAINED}
+    noticed, left_out, missed, known = 0, 0, 0, 0
+    for file in files:
+        run(program, tests_of(root, file), 0)
+    for number, (file, line, function, change) in enumerate(mutants.all, 1):
+        if (file, line, change) in mutants.unusable:
+            left_out += 1
+        elif not run(program, tests_of(root, file), number):
+            noticed += 1
+        elif (file, function, change) in explained:
+            known += 1
+        else:
+            missed += 1
+            print(f"{file}:{line} ({function}): {change}", flush=True)
+    print(
+        f"{len(mutants.all)} changes in {len(files)} files: {noticed} noticed, {missed} not noticed, {known} explained, "
+        f"{left_out} do not compile; {built - began:.0f} s to build, {time.monotonic() - built:.0f} s to run"
+    )
+    sys.exit(missed > 0)
+
+
+main()
