@@ -110,15 +110,16 @@ fn keys(old: &Config, new: &Config) -> Vec<String> {
         let plain = Config { channels: BTreeMap::new(), sinks: BTreeMap::new(), ..config.clone() };
         serde_json::to_value(plain).unwrap_or_default()
     };
-    let names = |value: &Value| -> BTreeSet<String> {
-        value.as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect()
+    let names = |value: Option<&Value>| -> BTreeSet<String> {
+        let table = value.and_then(Value::as_object);
+        table.into_iter().flatten().map(|(key, _)| key.clone()).collect()
     };
     let (old, new) = (sections(old), sections(new));
     let mut found = Vec::new();
-    for name in names(&old).union(&names(&new)) {
-        let (old, new) = (&old[name], &new[name]);
+    for name in names(Some(&old)).union(&names(Some(&new))) {
+        let (old, new) = (old.get(name), new.get(name));
         for key in names(old).union(&names(new)) {
-            if old.get(key) != new.get(key) {
+            if old.and_then(|old| old.get(key)) != new.and_then(|new| new.get(key)) {
                 found.push(format!("{name}.{key}"));
             }
         }

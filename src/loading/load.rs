@@ -301,7 +301,9 @@ fn typed(shape: &Shape, resolve: bool, errors: &mut Vec<Problem>) -> Config {
     }
     publish::expand(&mut sinks, &channels);
     if resolve {
-        sinks.values_mut().for_each(|sink| describe_rooms(sink, &channels));
+        for sink in sinks.values_mut() {
+            describe_rooms(sink, &channels);
+        }
     }
     Config {
         channels,

@@ -378,6 +378,9 @@ mod tests {
             (r#"{"api_key": "a b"}"#.into(), r#"{"api_key": "[removed 1]"}"#),
             (r#"{\"token\":\"ab\",\"n\":1}"#.into(), r#"{\"token\":\"[removed 1]\",\"n\":1}"#),
             ("MQTT_PASSWORD=x y".into(), "MQTT_PASSWORD=[removed 1] y"),
+            ("apikey=abcd ef".into(), "apikey=[removed 1] ef"),
+            (r#"{"pass":ab12}"#.into(), r#"{"pass":[removed 1]}"#),
+            ("password=a}b c".into(), "password=[removed 1] c"),
             ("password = 'a b'".into(), "password = '[removed 1]'"),
             ("room 5b2e2007760aeb7729487dab".into(), "room [removed 1]"),
         ] {
@@ -424,6 +427,17 @@ mod tests {
         removal.learn_assignments("proxy = http://me:five-six@host\n");
         let shown = removal.apply("one%2Dtwo one-two three%2Dfour three-four five-six");
         assert_eq!(shown, "[removed 1] [removed 2] [removed 3] [removed 4] [removed 5]");
+    }
+
+    #[test]
+    fn a_url_is_written_and_read() {
+        assert_eq!(
+            (percent("a-b c/ü"), unpercent("a-b%20c%2fd")),
+            ("a-b%20c%2F%C3%BC".into(), "a-b c/d".into())
+        );
+        for other in ["100%", "%zz", "%FF"] {
+            assert_eq!(unpercent(other), other);
+        }
     }
 
     #[test]
