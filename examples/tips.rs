@@ -23,9 +23,9 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         let message = message?;
         let event: Value = serde_json::from_slice(&message.payload)?;
         let tip = event.pointer("/data/donation").cloned().unwrap_or_default();
-        let part = |path: &str| tip.pointer(path).cloned().unwrap_or_default();
-        let (name, amount) = (part("/user/username"), part("/amount"));
-        writeln!(std::io::stdout(), "{name} {amount} {}", part("/currency"))?;
+        let text = |path: &str| tip.pointer(path).and_then(Value::as_str).unwrap_or_default();
+        let (name, currency) = (text("/user/username"), text("/currency"));
+        writeln!(std::io::stdout(), "{name} {} {currency}", tip["amount"])?;
         message.ack().await?;
     }
     Ok(())
