@@ -318,7 +318,8 @@ fn add_cluster(
     status.in_cluster(cluster.clone());
     let channels = all.borrow().channels.clone();
     let (held, wanted) = watch::channel(Targets { channels, ..Targets::default() });
-    let parts = membership::Parts { all, held, table: Arc::clone(&status.gateway), away };
+    let (table, journal) = (Arc::clone(&status.gateway), services.journal.clone());
+    let parts = membership::Parts { all, held, table, journal, away };
     // Ends last: it is said that this member leaves, and at the end that it is gone.
     supervisor.add("cluster", Stage::Display, membership::factory(cluster, parts));
     let shared = state::factory(cluster, &services.store);

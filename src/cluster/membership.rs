@@ -22,6 +22,7 @@ use super::{
     connection::{ClusterError, Kept},
     holding, lease, lock,
     log::ensure_cursor,
+    standing::Standing,
     view::{MEMBER, Member, View},
 };
 use crate::{
@@ -33,6 +34,7 @@ use crate::{
         Away, Targets,
         table::{Slot, Table},
     },
+    journal::Journal,
 };
 
 /// How long to wait before what failed is tried again.
@@ -64,6 +66,8 @@ pub(crate) struct Parts {
     /// What this member holds of it.
     pub(crate) held: watch::Sender<Targets>,
     pub(crate) table: Arc<Table>,
+    /// For reports of gaps.
+    pub(crate) journal: Journal,
     /// How long this relay did not run before this start.
     pub(crate) away: Option<Away>,
 }
@@ -74,6 +78,10 @@ struct Membership {
     began: Instant,
     /// Members that took part when channels were assigned last.
     before: BTreeSet<String>,
+    /// Channels that others held before, and those others, until one of them is known to have done so for long
+    /// enough.
+    taken: BTreeMap<Arc<str>, Vec<String>>,
+    standing: Standing,
     /// Whether channels were ever assigned.
     assigned: bool,
     said: Member,
@@ -89,6 +97,8 @@ pub(crate) fn factory(cluster: &Cluster, parts: Parts) -> Factory {
             parts: Arc::clone(&parts),
             began: Instant::now(),
             before: BTreeSet::new(),
+            taken: BTreeMap::new(),
+            standing: Standing::new(Arc::clone(&parts.table)),
             assigned: false,
             said: Member::default(),
             compared: HashMap::new(),
@@ -218,6 +228,7 @@ impl Membership {
                     None => return End::Again("the members cannot be heard of".into()),
                 },
                 Ok(()) = table.changed() => {
+                    self.standing.look();
                     look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
                 }
                 Ok(()) = all.changed() => drop(look_at.get_or_insert_with(Instant::now)),
@@ -317,6 +328,7 @@ impl Membership {
             return false;
         }
         self.assign();
+        self.report_orphans();
         self.compare(kept).await;
         self.look_at_copies();
         if self.cluster.is_draining() {
@@ -359,7 +371,14 @@ impl Membership {
                 }
             }
         }
-        self.report_orphans(&fresh, &targets, &view, &takers);
+        if self.assigned {
+            for channel in fresh {
+                let before = self.before.iter().map(String::as_str);
+                let holders = assignment::holders(&channel, before, copies);
+                let holders = holders.into_iter().map(ToOwned::to_owned).collect();
+                self.taken.insert(channel, holders);
+            }
+        }
         self.before = takers.iter().map(|name| (*name).to_owned()).collect();
         self.assigned = true;
         let held = {
@@ -390,45 +409,35 @@ impl Membership {
         });
     }
 
-    /// Channels whose holders are all dead had none since the last of them was heard of. The first of the new
-    /// holders reports that.
-    fn report_orphans(
-        &self,
-        fresh: &[Arc<str>],
-        targets: &Targets,
-        view: &View,
-        takers: &BTreeSet<&str>,
-    ) {
-        if !self.assigned {
-            return;
-        }
-        let alive: BTreeSet<&str> = view.alive().map(|(name, _)| name).collect();
-        let copies = self.cluster.copies();
-        let mut orphans: BTreeMap<&Arc<str>, Moment> = BTreeMap::new();
-        for channel in fresh {
-            let can =
-                takers.iter().copied().filter(|member| self.cluster.can_hold(member, channel));
-            let first = assignment::holders(channel, can, 1);
-            let before = self.before.iter().map(String::as_str);
-            let holders = assignment::holders(channel, before, copies);
-            if first.first() != Some(&self.cluster.member())
-                || holders.iter().any(|holder| alive.contains(holder))
-            {
-                continue;
-            }
+    /// A channel whose holders before all died before it stood here had none since the last of them was heard of.
+    /// The first of the new holders reports that. They may be found dead one after another.
+    fn report_orphans(&mut self) {
+        let (cluster, standing) = (&self.cluster, &mut self.standing);
+        let view = cluster.0.view.borrow().clone();
+        let mut orphans = Vec::new();
+        self.taken.retain(|channel, holders| {
             let heard = holders.iter().filter_map(|holder| view.heard(holder));
-            if let Some(at) = heard.min_by_key(|at| at.elapsed()) {
-                orphans.insert(channel, at);
+            let heard = heard.min_by_key(|at| at.elapsed());
+            let standing = standing.of(channel);
+            let was_there = standing.zip(heard).is_some_and(|(time, at)| at.elapsed() < time);
+            if was_there || !lock(&cluster.0.holding).has(channel) {
+                return false;
             }
-        }
-        for subscription in &targets.subscriptions {
-            if let Some(at) = orphans.get(&subscription.channel) {
-                self.parts.table.had_no_holder(
-                    subscription,
-                    *at,
-                    "no member of the cluster held it",
-                );
+            let is_alive = |holder: &String| view.alive().any(|(name, _)| name == holder);
+            if holders.iter().any(is_alive) {
+                return true;
             }
+            orphans.extend(heard.map(|at| (Arc::clone(channel), at)));
+            false
+        });
+        orphans.retain(|(channel, _)| cluster.is_first_holder(channel));
+        let targets = self.parts.all.borrow();
+        for (channel, at) in orphans {
+            let all = targets.subscriptions.iter();
+            let of_channel: Vec<_> = all.filter(|one| one.channel == channel).collect();
+            let cause = "no member of the cluster held it";
+            let mut reports = self.parts.table.had_no_holder(&of_channel, at, cause);
+            self.parts.journal.append(&mut reports);
         }
     }
 

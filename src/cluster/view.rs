@@ -75,6 +75,8 @@ pub struct View {
     run: Arc<str>,
     lease: Duration,
     members: BTreeMap<String, Seen<Member>>,
+    /// Members that have left in order, and when.
+    left: BTreeMap<String, Moment>,
     sinks: BTreeMap<String, Seen<Holder>>,
     /// When our own key was seen last.
     own_seen: Option<Moment>,
@@ -89,6 +91,7 @@ impl View {
             run,
             lease,
             members: BTreeMap::new(),
+            left: BTreeMap::new(),
             sinks: BTreeMap::new(),
             own_seen: None,
             namesake: None,
@@ -111,6 +114,7 @@ impl View {
                     self.namesake = Some(at);
                 }
             }
+            self.left.remove(name);
             self.members.insert(name.to_owned(), Seen { value: member, revision, at });
         } else if let Some(name) = key.strip_prefix(SINK)
             && let Ok(holder) = serde_json::from_slice::<Holder>(value)
@@ -123,6 +127,7 @@ impl View {
     pub fn removed(&mut self, key: &str) {
         if let Some(name) = key.strip_prefix(MEMBER) {
             self.members.remove(name);
+            self.left.insert(name.to_owned(), Moment::now());
         } else if let Some(name) = key.strip_prefix(SINK) {
             self.sinks.remove(name);
         }
@@ -189,7 +194,8 @@ impl View {
 
     /// When a member was heard of last.
     pub fn heard(&self, member: &str) -> Option<Moment> {
-        self.members.get(member).map(|seen| seen.at)
+        let left = || self.left.get(member).copied();
+        self.members.get(member).map(|seen| seen.at).or_else(left)
     }
 
     /// Who drives a sink, as far as the lease is seen to be alive.
@@ -214,6 +220,7 @@ impl View {
         let (own, lease) = (self.own_seen, self.lease);
         let is_recent = |at: Moment| own.is_none_or(|own| own.since(at) <= lease * 20);
         self.members.retain(|_, seen| is_recent(seen.at));
+        self.left.retain(|_, at| is_recent(*at));
         self.sinks.retain(|_, seen| is_recent(seen.at));
     }
 }

@@ -395,9 +395,25 @@ impl Table {
         });
     }
 
-    /// This is wanted now, and nobody has had it since then.
-    pub(crate) fn had_no_holder(&self, subscription: &Arc<Subscription>, at: Moment, cause: &str) {
-        self.change(|inner| inner.missing.add(subscription, None, Since::moment(at), cause));
+    /// These subscriptions of a channel are wanted now, and nobody has had them since then. Answers the report of
+    /// the gap where all of them are confirmed already.
+    pub(crate) fn had_no_holder(
+        &self,
+        subscriptions: &[&Arc<Subscription>],
+        at: Moment,
+        cause: &str,
+    ) -> Vec<Event> {
+        self.change(|inner| {
+            for subscription in subscriptions {
+                inner.missing.add(subscription, None, Since::moment(at), cause);
+            }
+            let rows = &inner.state.subscriptions;
+            let confirmed = subscriptions.iter().filter(|subscription| {
+                rows.get(**subscription).is_some_and(|row| row.state.is_confirmed())
+            });
+            let over = confirmed.filter_map(|one| inner.missing.answered(one, true)).collect();
+            inner.close(over)
+        })
     }
 
     /// This is wanted now, and this relay did not run before.

@@ -1,7 +1,9 @@
-//! Members that differ in version or clock, and a command that several of them hear.
+//! Members that differ in version or clock, a command that several of them hear, and channels that nobody
+//! held.
 
 use std::{collections::BTreeMap, time::Duration};
 
+use astro_relay::cluster::assignment;
 use async_nats::{
     ConnectOptions,
     jetstream::{self, kv::Store},
@@ -234,4 +236,86 @@ async fn hears(listener: &Listener) {
         tokio::time::timeout(PATIENCE / 30, answered).await.ok()
     })
     .await;
+}
+
+/// What the relay says of gaps in the log: the channel, the member, and whether it is of what was recovered.
+async fn gaps(server: &NatsServer) -> Vec<(String, String, bool)> {
+    let mut log = server.streams().await.get_stream("astro_log").await.unwrap();
+    let state = log.info().await.unwrap().state.clone();
+    let mut found = Vec::new();
+    for seq in state.first_sequence..=state.last_sequence {
+        let Ok(message) = log.get_raw_message(seq).await else { continue };
+        let header = |name| message.headers.get(name).map(ToString::to_string).unwrap_or_default();
+        if header("Astro-Topic") == "relay.gap" {
+            let recovered = String::from_utf8_lossy(&message.payload).contains("\"recovery\"");
+            found.push((header("Astro-Channel"), header("Astro-Member"), recovered));
+        }
+    }
+    found
+}
+
+/// Waits until no member has anything left for the log.
+async fn published(members: &[&Relay]) {
+    until("nothing waits for the log", PATIENCE, async || {
+        for relay in members {
+            let page = page(relay).await?;
+            let member = &page["members"][page["member"].as_str()?];
+            if member["waiting"] != 0 {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+}
+
+/// Both holders of a channel die at once: whoever takes it up says that nobody held it, and says that of no
+/// other channel.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_whose_holders_all_died_has_a_gap() {
+    const CHANNELS: usize = 8;
+    const MEMBERS: [&str; 3] = ["a", "b", "c"];
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let channels: Vec<String> = (1..CHANNELS)
+        .map(|n| {
+            let room = room(n);
+            format!(
+                "[channels.c{n}]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\n\
+                 topics = [\"channel.tips\"]\n"
+            )
+        })
+        .collect();
+    let channels = channels.concat();
+    let mut members: BTreeMap<_, _> = MEMBERS
+        .map(|name| (name, small.member(&format!("url = {url:?}\nmember = {name:?}"), &channels)))
+        .into();
+    members.values_mut().for_each(Relay::start);
+    stand(&members.values().collect::<Vec<_>>()).await;
+    let labels = (1..CHANNELS).map(|n| format!("c{n}")).chain(["main".to_owned()]);
+    let mut expected: Vec<(String, String, bool)> = labels
+        .filter(|label| !assignment::holders(label, MEMBERS, 2).contains(&"c"))
+        .map(|label| (label, "c".to_owned(), false))
+        .collect();
+    expected.sort();
+    assert!(!expected.is_empty() && expected.len() < CHANNELS, "{expected:?}");
+    let (mut a, mut b) = (members.remove("a").unwrap(), members.remove("b").unwrap());
+    tokio::join!(a.kill(), b.kill());
+    let left = &members["c"];
+    stand(&[left]).await;
+    let mut found = Vec::new();
+    let reporting = until("the gaps are reported", PATIENCE * 2, async || {
+        found = gaps(&server).await;
+        found.retain(|(.., recovered)| !recovered);
+        found.sort();
+        (found.len() >= expected.len()).then_some(())
+    });
+    let reported = tokio::time::timeout(PATIENCE, reporting).await.is_ok();
+    assert!(reported, "{found:?}, not {expected:?}\n{}", left.log());
+    published(&[left]).await;
+    assert_eq!(found, expected, "{}", left.log());
+    small.load(0, 50).await;
+    arrived(&small, 50, &[left]).await;
 }
