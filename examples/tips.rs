@@ -25,7 +25,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         let tip = event.pointer("/data/donation").cloned().unwrap_or_default();
         let text = |path: &str| tip.pointer(path).and_then(Value::as_str).unwrap_or_default();
         let (name, currency) = (text("/user/username"), text("/currency"));
-        writeln!(std::io::stdout(), "{name} {} {currency}", tip["amount"])?;
+        let amount = tip.pointer("/amount").unwrap_or(&Value::Null);
+        writeln!(std::io::stdout(), "{name} {amount} {currency}")?;
         message.ack().await?;
     }
     Ok(())
