@@ -168,6 +168,8 @@ pub struct Figures {
     pub oldest: Seq,
     /// The last event.
     pub last: Seq,
+    /// Events that are kept: fewer than their numbers where a crash has left some out.
+    pub events: u64,
     /// Through which event the disk has them.
     pub written: Seq,
     /// Through which event they survive a loss of power.
@@ -425,6 +427,7 @@ impl Journal {
         Figures {
             oldest: numbers.oldest,
             last: numbers.last,
+            events: memory.assigned(numbers.oldest.saturating_sub(1), numbers.last),
             written: numbers.written,
             synced: numbers.synced,
             durable: disk.durable,

@@ -60,7 +60,7 @@ pub(super) async fn status(
         "reasons": reasons,
         "journal": {
             "health": journal, "oldest": figures.oldest, "last": figures.last,
-            "written": figures.written, "synced": figures.synced, "bytes": figures.size,
+            "events": figures.events, "written": figures.written, "synced": figures.synced, "bytes": figures.size,
             "memory_bytes": figures.memory,
         },
         "dead_letters": state.status.dead_letter_counts(),

@@ -48,10 +48,10 @@ const astroNode = (status) => {
   ], astroDialog);
 };
 const journalNode = (status) => {
-  const { health, bytes: size, last, oldest } = status.journal;
+  const { health, bytes: size, events } = status.journal;
   const kind = health === "working" ? "good" : health === "memory only" ? "wait" : "bad";
   return node("journal", kind, "Journal", "", [
-    { parts: [fact("", make("b", "num", number(last ? last - Math.max(1, oldest || 1) + 1 : 0)), " kept")] },
+    { parts: [fact("", make("b", "num", number(events || 0)), " kept")] },
     { kind: "detail", parts: [fact(kind === "good" ? "" : kind, kind === "good" ? bytes(size) + " on disk" : health)] },
   ], journalDialog);
 };
