@@ -173,6 +173,7 @@ impl Bench {
                 held += own["channels"].as_u64()?;
                 // What is asked is answered, and what was received is in the log: a fault finds nobody busy.
                 let all = members.len() == running.len()
+                    && shown["waiting"] == 0
                     && members
                         .values()
                         .all(|member| member["stands"] == true && member["waiting"] == 0);

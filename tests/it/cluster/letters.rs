@@ -30,10 +30,12 @@ async fn known(relay: &Relay) -> Option<u64> {
 }
 
 async fn knows(relay: &Relay, letters: u64) {
-    until("the member knows the dead letters", PATIENCE, async || {
+    let known_at_last = until("the member knows the dead letters", PATIENCE * 2, async || {
         (known(relay).await? == letters).then_some(())
-    })
-    .await;
+    });
+    let in_time = tokio::time::timeout(PATIENCE, known_at_last).await;
+    let found = known(relay).await;
+    assert!(in_time.is_ok(), "{found:?} dead letters, not {letters}\n{}", relay.log());
 }
 
 /// The member that drives the sink.
@@ -112,6 +114,14 @@ async fn dead_letters_and_replays_belong_to_all_members() {
         member.start_in(&admin);
         member.ready().await;
     }
+    // What is received is in two journals from now on: one member may be killed.
+    until("both hold the channel", PATIENCE, async || {
+        let shown = status(&members[0]).await?;
+        let shown = shown.pointer("/pages/cluster/members")?.as_object()?.clone();
+        let hold = |member: &Value| member["channels"] == 1 && member["stands"] == true;
+        (shown.len() == 2 && shown.values().all(hold)).then_some(())
+    })
+    .await;
     small.load(0, 10).await;
     until("the events arrive", PATIENCE, async || {
         (small.receiver.accepted().len() == 10).then_some(())
