@@ -70,6 +70,12 @@ const SOON: Duration = Duration::from_millis(3);
 /// At a stop, so long is given to what is not published yet.
 const FINISH: Duration = Duration::from_secs(5);
 
+/// How often it turns at least,
+const TURN: Duration = Duration::from_secs(1);
+
+/// and after how long without a turn the process has stood still: a gateway may have dropped what it did not read.
+const STOOD_STILL: Duration = Duration::from_secs(3);
+
 /// How much later than it is so it may be noted that a channel stands, or stands no more.
 const NOTED: Duration = Duration::from_secs(2);
 
@@ -120,6 +126,7 @@ struct Outbox {
     covered: HashMap<Seq, IsCovered>,
     asking: FuturesUnordered<IsCovered>,
     standing: Standing,
+    turned: Moment,
 }
 
 pub(crate) fn factory(cluster: &Cluster, journal: &Journal, table: Arc<Table>) -> Factory {
@@ -141,6 +148,7 @@ pub(crate) fn factory(cluster: &Cluster, journal: &Journal, table: Arc<Table>) -
             covered: HashMap::new(),
             asking: FuturesUnordered::new(),
             standing: Standing::new(Arc::clone(&table)),
+            turned: Moment::now(),
         };
         Ok(Box::pin(outbox.run(stop)))
     })
@@ -167,7 +175,9 @@ impl Outbox {
         };
         let mut attempts = Attempts::new();
         let mut give_up: Option<Instant> = None;
+        self.turned = Moment::now();
         loop {
+            self.look_at_time();
             self.show();
             if stop.is_cancelled() {
                 let at = *give_up.get_or_insert_with(|| Instant::now() + FINISH);
@@ -199,11 +209,23 @@ impl Outbox {
                 },
                 () = stop.cancelled(), if give_up.is_none() => {}
                 () = sleep(RETRY), if give_up.is_some() => {}
+                () = sleep(TURN) => {}
             }
         }
     }
 
+    /// Where this process has stood still, it is no longer in step with others, and has not held its channels.
+    fn look_at_time(&mut self) {
+        if self.turned.elapsed() > STOOD_STILL {
+            warn!(time = ?self.turned.elapsed(), "this process has stood still");
+            self.in_step.clear();
+            self.standing.interrupt();
+        }
+        self.turned = Moment::now();
+    }
+
     async fn answer(&mut self, question: Message) {
+        self.look_at_time();
         if let Some(asked) = Asked::read(question) {
             let held = self.standing.of(&asked.channel);
             let oldest = self.oldest(&asked.channel);
@@ -228,6 +250,7 @@ impl Outbox {
     }
 
     fn take(&mut self, batch: &Batch, kept: &Arc<Kept>, attempts: &mut Attempts) {
+        self.look_at_time();
         if batch.lost > 0 {
             error!(count = batch.lost, "events were lost before they came into the log");
             metrics::add_for(metrics::LOST, "sink", CURSOR, batch.lost);

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use crate::{
     astro::session::SubscriptionState,
-    base::clock::{Moment, UnixMillis},
+    base::clock::{self, Moment, UnixMillis},
     gateway::table::Table,
 };
 
@@ -14,10 +14,20 @@ use crate::{
 pub(super) struct Standing {
     table: Arc<Table>,
     changes: watch::Receiver<u64>,
-    /// Since when all subscriptions of a channel have stood without a break; and the sum of the times at which
-    /// they were confirmed, which changes when one is confirmed once more.
-    since: HashMap<Arc<str>, (Moment, UnixMillis)>,
+    since: HashMap<Arc<str>, Since>,
 }
+
+/// Since when all subscriptions of a channel have stood without a break.
+struct Since {
+    noted: Moment,
+    /// For how long they had stood then: whoever notes it may be late.
+    before: Duration,
+    /// The sum of the times at which they were confirmed, which changes when one is confirmed once more.
+    confirmed: UnixMillis,
+}
+
+/// What is noted is no later than that: longer is a clock that was set.
+const LATE: Duration = Duration::from_secs(30);
 
 impl Standing {
     pub(super) fn new(table: Arc<Table>) -> Self {
@@ -36,7 +46,14 @@ impl Standing {
     /// For how long a channel has stood.
     pub(super) fn of(&mut self, channel: &str) -> Option<Duration> {
         self.look();
-        self.since.get(channel).map(|(since, _)| since.elapsed())
+        self.since.get(channel).map(|since| since.noted.elapsed() + since.before)
+    }
+
+    /// This process has stood still: what came meanwhile may be missing.
+    pub(super) fn interrupt(&mut self) {
+        for since in self.since.values_mut() {
+            (since.noted, since.before) = (Moment::now(), Duration::ZERO);
+        }
     }
 
     /// Takes in what has changed.
@@ -45,24 +62,26 @@ impl Standing {
             return;
         }
         self.changes.mark_unchanged();
-        let mut now: HashMap<Arc<str>, Option<UnixMillis>> = HashMap::new();
+        // The sum of the times, and the last of them.
+        let mut now: HashMap<Arc<str>, Option<(UnixMillis, UnixMillis)>> = HashMap::new();
         self.table.read(|state| {
             for (subscription, row) in &state.subscriptions {
                 let confirmed = match row.state {
                     SubscriptionState::Confirmed(_) => row.confirmed_at,
                     _ => None,
                 };
-                let sum = now.entry(Arc::clone(&subscription.channel)).or_insert(Some(0));
-                *sum = sum.zip(confirmed).map(|(sum, at)| sum.wrapping_add(at));
+                let known = now.entry(Arc::clone(&subscription.channel)).or_insert(Some((0, 0)));
+                *known = known
+                    .zip(confirmed)
+                    .map(|((sum, last), at)| (sum.wrapping_add(at), last.max(at)));
             }
         });
         self.since.retain(|channel, _| now.get(channel).is_some_and(Option::is_some));
         for (channel, confirmed) in now {
-            let Some(confirmed) = confirmed else { continue };
-            let entry = self.since.entry(channel).or_insert_with(|| (Moment::now(), confirmed));
-            // Confirmed once more: there was a break.
-            if entry.1 != confirmed {
-                *entry = (Moment::now(), confirmed);
+            let Some((confirmed, last)) = confirmed else { continue };
+            if self.since.get(&channel).is_none_or(|since| since.confirmed != confirmed) {
+                let before = Duration::from_millis(clock::now().saturating_sub(last)).min(LATE);
+                self.since.insert(channel, Since { noted: Moment::now(), before, confirmed });
             }
         }
     }

@@ -426,7 +426,7 @@ impl Counted {
         let there: BTreeSet<u64> = first.iter().copied().collect();
         let mut newest: HashMap<u64, u64> = HashMap::new();
         let mut reordered = 0;
-        for n in &first {
+        for n in first.iter().filter(|n| expected.contains(n)) {
             let newest = newest.entry(n % channels as u64).or_default();
             reordered += usize::from(n < newest);
             *newest = (*newest).max(*n);

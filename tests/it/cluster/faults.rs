@@ -22,6 +22,16 @@ fn rate() -> u64 {
 /// Members that are killed one after the other.
 const KILLS: usize = 2;
 
+/// Requests that a webhook has under way at once, unless something else is configured.
+const CONNECTIONS: usize = 8;
+
+const STOPPED: &str = "a driver that was stopped";
+const ALL_AWAY: &str = "all servers away";
+
+/// Of these no order is promised: servers that are all killed at once may lose what they have acknowledged last,
+/// and a member that was stopped for longer than its lease may publish before one that is behind.
+const UNORDERED: [&str; 2] = [STOPPED, ALL_AWAY];
+
 /// Waits until the simulated Astro has published that many.
 async fn published(bench: &Bench, count: u64) {
     until("messages flow", PATIENCE, async || (bench.sim.stats().published >= count).then_some(()))
@@ -36,8 +46,13 @@ async fn check(what: &str, counted: &HashMap<&str, Counted>, died: usize, bench:
         let at = bench.began.elapsed();
         say(&format!("{at:.1?}: {what}: {name}: {counted:?}"));
         let disorder = if counted.reordered == 0 { String::new() } else { bench.disorder().await };
-        let found = (counted.lost, counted.reordered);
-        assert_eq!(found, (0, 0), "{what}: {name}\n{disorder}\n{}", bench.logs());
+        let in_order = counted.reordered == 0 || UNORDERED.contains(&what);
+        assert_eq!(
+            (counted.lost, in_order),
+            (0, true),
+            "{what}: {name}\n{disorder}\n{}",
+            bench.logs()
+        );
         let lost = format!("the lease was lost sink={name}");
         let lost = bench.logs().lines().filter(|line| line.ends_with(&lost)).count();
         let allowed = if matches!(name, "nats" | "redis") { 0 } else { WINDOW * (died + lost) };
@@ -241,7 +256,7 @@ async fn killed_often(bench: &mut Bench, first: u64) -> u64 {
     sent
 }
 
-/// The driver of a sink is stopped for three lease times, and goes on: it hands out nothing after it wakes,
+/// The driver of a sink is stopped for three lease times, and goes on: it begins nothing after it wakes,
 /// and cannot move the cursor.
 async fn stopped_driver(bench: &mut Bench, first: u64) -> u64 {
     const LOST: &str = "this member drives the sink no more: the lease was lost";
@@ -265,14 +280,16 @@ async fn stopped_driver(bench: &mut Bench, first: u64) -> u64 {
             (losses(bench) > lost_before).then_some(())
         })
         .await;
-        assert_eq!(bench.received_from(driver, known), 0, "{}", bench.logs());
+        // What it had begun when it was stopped may still go out: a request for each of its connections.
+        let received = bench.received_from(driver, known);
+        assert!(received <= CONNECTIONS, "{received}\n{}", bench.logs());
         assert_ne!(bench.cursor_of("webhook").await, driver, "{}", bench.logs());
     };
     tokio::join!(bench.sim.load(&load), stopping);
     bench.stands().await;
     let sent = first + load.messages;
     let counted = bench.all_arrive(first..sent).await;
-    check("a driver that was stopped", &counted, KILLS, bench).await;
+    check(STOPPED, &counted, KILLS, bench).await;
     sent
 }
 
@@ -323,7 +340,7 @@ async fn all_servers_away(bench: &mut Bench, first: u64) -> u64 {
     bench.stands().await;
     let sent = first + load.messages;
     let counted = bench.all_arrive(first..sent).await;
-    check("all servers away", &counted, KILLS, bench).await;
+    check(ALL_AWAY, &counted, KILLS, bench).await;
     sent
 }
 
