@@ -5,9 +5,9 @@
 #     tests/mutants.sh src/cluster/view.rs …    these
 #
 # By hand. All changes are built at once, in a library of the lowest rooms and the files that are changed; then the
-# unit tests of each file are run for each of its changes. Each takes a moment, and the build what a build of the
-# tests takes. What nobody notices is printed: it gets a test, or a line with its reason in tests/mutants.py.
-# It needs python3-venv, and takes the parser of Rust from PyPI.
+# unit tests of each file are run for each of its changes. All of them, 344, took five minutes of processor time
+# beside the first build of the dependencies. What nobody notices is printed: it gets a test, or a line with its
+# reason in tests/mutants.py. It needs python3-venv, and takes the parser of Rust from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

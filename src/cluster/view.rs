@@ -343,6 +343,10 @@ mod tests {
         // That it left was the last that was received of it.
         advance(Duration::from_secs(1)).await;
         assert_eq!(view.heard("b").map(Moment::elapsed), Some(Duration::from_secs(1)));
+        advance(LEASE * 20).await;
+        says(&mut view, "a", |_| {});
+        view.tidy_up();
+        assert_eq!(view.heard("b"), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -451,6 +451,10 @@ mod tests {
         ] {
             assert_eq!(of(&[secret]).apply(text), shown);
         }
+        // A part of a path may be an ordinary word.
+        let mut removal = Removal::default();
+        removal.learn_address("https://host/webhook/secretly");
+        assert_eq!(removal.apply("webhook secretly"), "webhook [removed 1]");
         let mail = "see https://host and write to me@host";
         assert_eq!(Removal::default().apply(mail), mail);
     }
