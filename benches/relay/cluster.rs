@@ -11,9 +11,9 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    cases::{RATE, RATED, measure, print},
     child::Process,
     destination::{Destination, Kind},
+    row::{RATE, RATED, measure, print},
     setting::{ROOM, TOPIC, configuration, rooms, source, subscribed},
     support::process::{Server, free_port},
     tally::Tally,

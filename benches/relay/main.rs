@@ -27,6 +27,7 @@ mod child;
 mod cluster;
 mod destination;
 mod floor;
+mod row;
 mod setting;
 mod tally;
 mod wear;

@@ -58,6 +58,9 @@ const DONE: Duration = Duration::from_mins(10);
 /// Messages that wait for their acknowledgement, at most.
 pub(super) const IN_FLIGHT: usize = 1024;
 
+/// How long a server may take to be reached by a command.
+const REACH: Duration = Duration::from_secs(10);
+
 /// What cannot be done with NATS, in words for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClusterError {
@@ -176,6 +179,10 @@ pub(crate) fn member_name(cluster: &config::Cluster) -> String {
     if name.is_empty() { "relay".into() } else { name }
 }
 
+fn unreached() -> ClusterError {
+    ClusterError::Unavailable("no NATS server can be reached".into())
+}
+
 impl Connection {
     /// Begins to connect; returns whether or not a server answers.
     pub(crate) async fn begin(
@@ -228,10 +235,22 @@ impl Connection {
         })
     }
 
+    /// The same for a command: it waits until a server is reached.
+    pub(super) async fn reach(
+        settings: &config::Cluster,
+        name: &str,
+    ) -> Result<Self, ClusterError> {
+        let connection = Self::begin(settings, name).await?;
+        let mut reached = connection.reached.clone();
+        let in_time =
+            tokio::time::timeout(REACH, reached.wait_for(|reached| *reached)).await.is_ok();
+        if in_time { Ok(connection) } else { Err(unreached()) }
+    }
+
     /// Finds the stream and the buckets, or makes them.
     pub(super) async fn ensure(&self) -> Result<Kept, ClusterError> {
         if !*self.reached.borrow() {
-            return Err(ClusterError::Unavailable("no NATS server can be reached".into()));
+            return Err(unreached());
         }
         let mut remarks = Vec::new();
         let log = self.stream(&self.log_config(), &mut remarks).await?;

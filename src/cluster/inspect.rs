@@ -15,9 +15,6 @@ use super::{
 };
 use crate::{base::clock, config};
 
-/// How long a server may take to be reached.
-const REACH: Duration = Duration::from_secs(10);
-
 /// How long the members may take to be heard of.
 const HEAR: Duration = Duration::from_secs(3);
 
@@ -34,11 +31,7 @@ pub(crate) async fn inspect(
     configured: &Configured,
 ) -> Result<Findings, ClusterError> {
     let member = member_name(settings);
-    let connection = Connection::begin(settings, &format!("check {member}")).await?;
-    let mut reached = connection.reached.clone();
-    if timeout(REACH, reached.wait_for(|reached| *reached)).await.is_err() {
-        return Err(ClusterError::Unavailable("no NATS server can be reached".into()));
-    }
+    let connection = Connection::reach(settings, &format!("check {member}")).await?;
     let mut found = Findings { remarks: connection.look().await?, ..Findings::default() };
     let Some(leases) = connection.bucket("lease").await else { return Ok(found) };
     clock_and_rights(&leases, &member, &mut found).await;

@@ -3,18 +3,13 @@
 //! The log removes those that it has had within its duplicate window; the others come to the sinks once
 //! more.
 
-use std::{path::Path, time::Duration};
-
-use tokio::time::timeout;
+use std::path::Path;
 
 use super::{
     connection::{ClusterError, Connection, member_name},
     message, parts,
 };
 use crate::{base::clock::UnixMillis, config, journal::store::Store};
-
-/// How long a server may take to be reached.
-const REACH: Duration = Duration::from_secs(10);
 
 /// Events read at once, and their bytes.
 const BATCH: usize = 512;
@@ -34,11 +29,7 @@ pub(crate) async fn republish(
     from: UnixMillis,
 ) -> Result<Republished, ClusterError> {
     let member = member_name(settings);
-    let connection = Connection::begin(settings, &format!("republish {member}")).await?;
-    let mut reached = connection.reached.clone();
-    if timeout(REACH, reached.wait_for(|reached| *reached)).await.is_err() {
-        return Err(ClusterError::Unavailable("no NATS server can be reached".into()));
-    }
+    let connection = Connection::reach(settings, &format!("republish {member}")).await?;
     connection.ensure().await?;
     let unreadable = |error: &dyn std::fmt::Display| {
         ClusterError::Unusable(format!("the journal cannot be read: {error}"))

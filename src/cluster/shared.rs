@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use async_nats::jetstream::{kv::Store, stream::Stream};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::time::timeout;
 
 use super::{
     Cluster,
@@ -21,9 +20,6 @@ use crate::{
     config,
     journal::{Batch, DeadLetter, Replay},
 };
-
-/// How long a server may take to be reached.
-const REACH: Duration = Duration::from_secs(10);
 
 /// Letters that are read or changed at once.
 const AT_ONCE: usize = 16;
@@ -71,11 +67,7 @@ impl Shared {
     /// Without a running member.
     pub(crate) async fn connect(settings: &config::Cluster) -> Result<Self, ClusterError> {
         let member = member_name(settings);
-        let connection = Connection::begin(settings, &format!("cli {member}")).await?;
-        let mut reached = connection.reached.clone();
-        if timeout(REACH, reached.wait_for(|reached| *reached)).await.is_err() {
-            return Err(ClusterError::Unavailable("no NATS server can be reached".into()));
-        }
+        let connection = Connection::reach(settings, &format!("cli {member}")).await?;
         let Some(dead) = connection.bucket("dead").await else {
             let name = &settings.name;
             let text =

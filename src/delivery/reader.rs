@@ -61,10 +61,14 @@ impl Reader {
         while self.unsaved.front().is_some_and(|(through, _)| *through <= saved) {
             self.unsaved.pop_front();
         }
-        let unsaved: u64 = self.unsaved.iter().map(|(_, events)| events).sum();
-        let out = unsaved + u64::try_from(flight).unwrap_or(u64::MAX);
+        let out = self.unsaved() + u64::try_from(flight).unwrap_or(u64::MAX);
         let free = self.window.saturating_sub(out).min(self.window.div_ceil(2));
         usize::try_from(free).unwrap_or(usize::MAX)
+    }
+
+    /// Events that went out, and whose cursor is still to be saved.
+    fn unsaved(&self) -> u64 {
+        self.unsaved.iter().map(|(_, events)| events).sum()
     }
 
     /// Whether a cursor is still to be saved.
@@ -126,8 +130,7 @@ impl Reader {
             self.unsaved.push_back((through, events));
         }
         // Long before the window is full of what is not saved.
-        let unsaved: u64 = self.unsaved.iter().map(|(_, events)| events).sum();
-        self.source.advance(through, unsaved * URGENT >= self.window);
+        self.source.advance(through, self.unsaved() * URGENT >= self.window);
     }
 
     /// All that was read is done.

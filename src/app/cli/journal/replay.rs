@@ -75,14 +75,7 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
     let Some((first, until)) = store.between(args.from, args.until).map_err(failed)? else {
         return Ok(writeln!(out::text(), "no events in that time")?);
     };
-    let replay = Replay {
-        number: 0,
-        sink: args.sink.clone(),
-        position: first - 1,
-        until,
-        topic: args.topic.as_ref().map(ToString::to_string),
-        when: args.when.clone(),
-    };
+    let replay = asked_for(args, first, until);
     let counted = Counted::of(args, &store, &replay)?;
     counted.print(args)?;
     if args.dry_run || counted.fits() == Some(0) {
@@ -94,6 +87,17 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
         .map_err(failed)?;
     accepted(args, &replay)?;
     if args.wait { wait(&store, &replay) } else { Ok(()) }
+}
+
+fn asked_for(args: &ReplayArgs, first: Seq, until: Seq) -> Replay {
+    Replay {
+        number: 0,
+        sink: args.sink.clone(),
+        position: first - 1,
+        until,
+        topic: args.topic.as_ref().map(ToString::to_string),
+        when: args.when.clone(),
+    }
 }
 
 fn accepted(args: &ReplayArgs, replay: &Replay) -> Done {
@@ -120,14 +124,7 @@ async fn from_log(args: &ReplayArgs, settings: &config::Cluster) -> Done {
     let Some((first, until)) = range else {
         return Ok(writeln!(out::text(), "no events in that time")?);
     };
-    let replay = Replay {
-        number: 0,
-        sink: args.sink.clone(),
-        position: first - 1,
-        until,
-        topic: args.topic.as_ref().map(ToString::to_string),
-        when: args.when.clone(),
-    };
+    let replay = asked_for(args, first, until);
     let mut counting = Counting::new(args, &replay)?;
     let mut after = replay.position;
     while after < until {
