@@ -27,8 +27,10 @@ const LONGEST: Duration = Duration::from_secs(15);
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
     channel: String,
-    /// Since so many seconds.
-    seconds: f64,
+    /// Has it been held for so many seconds?
+    held: Option<f64>,
+    /// Do events wait that were received so many seconds ago?
+    waits: Option<f64>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -45,7 +47,8 @@ struct Report {
     seconds: Option<f64>,
 }
 
-/// Whether another member held the channel of a `relay.gap` all the time. Whoever does not answer is asked again. To be asked soon: who held it then may be restarted next.
+/// Whether another member held the channel of a `relay.gap` all the time. Whoever does not answer is asked again.
+/// To be asked soon: who held it then may be restarted next.
 pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
     let report = serde_json::from_slice::<Report>(record.event.data());
     let Ok(Report { seconds: Some(seconds) }) = report else { return false };
@@ -53,8 +56,7 @@ pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
     let channel = &record.event.place.channel;
     let until = Instant::now() + LONGEST;
     loop {
-        let others = cluster.others();
-        let answers = ask(&cluster, others, channel, gap + record.age()).await;
+        let answers = ask(&cluster, channel, Some(gap + record.age()), None).await;
         if answers.iter().flatten().any(|answer| answer.held) {
             return true;
         }
@@ -67,7 +69,7 @@ pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
 
 /// Whether another member has held this channel for at least that long. No answer is a no.
 pub(crate) async fn was_held_elsewhere(cluster: &Cluster, channel: &str, since: Duration) -> bool {
-    let answers = ask(cluster, cluster.others(), channel, since).await;
+    let answers = ask(cluster, channel, Some(since), None).await;
     answers.into_iter().flatten().any(|answer| answer.held)
 }
 
@@ -79,27 +81,22 @@ pub(super) async fn may_be_behind(
     held: Option<Duration>,
     waits: Duration,
 ) -> bool {
-    let question = |seconds| ask(cluster, cluster.others(), channel, seconds);
-    let holds = async {
-        let Some(held) = held else { return false };
-        question(held).await.into_iter().any(|answer| answer.is_none_or(|answer| answer.held))
-    };
-    let waits = async {
-        question(waits).await.into_iter().any(|answer| answer.is_none_or(|answer| answer.waits))
-    };
-    let (holds, waits) = tokio::join!(holds, waits);
-    holds || waits
+    let answers = ask(cluster, channel, held, Some(waits)).await;
+    answers.into_iter().any(|answer| answer.is_none_or(|answer| answer.held || answer.waits))
 }
 
-/// What each of them answers; `None`: nothing, though it may be there.
+/// What each of the others answers; `None`: nothing, though it may be there.
 async fn ask(
     cluster: &Cluster,
-    members: Vec<String>,
     channel: &str,
-    since: Duration,
+    held: Option<Duration>,
+    waits: Option<Duration>,
 ) -> Vec<Option<Answer>> {
-    let question = Question { channel: channel.to_owned(), seconds: since.as_secs_f64() };
+    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
+    let question =
+        Question { channel: channel.to_owned(), held: seconds(held), waits: seconds(waits) };
     let question = serde_json::to_vec(&question).unwrap_or_default();
+    let members = cluster.others();
     let asked = members.iter().map(|member| {
         let subject = subject(&cluster.settings().name, member);
         let request = cluster.client().request(subject, question.clone().into());
@@ -124,15 +121,18 @@ pub(super) fn subject(cluster: &str, member: &str) -> String {
 
 /// What another member asks.
 pub(super) struct Asked {
-    pub(super) channel: String,
-    seconds: f64,
+    question: Question,
     reply: Subject,
 }
 
 impl Asked {
     pub(super) fn read(message: Message) -> Option<Self> {
-        let Question { channel, seconds } = serde_json::from_slice(&message.payload).ok()?;
-        Some(Self { channel, seconds, reply: message.reply? })
+        let question = serde_json::from_slice(&message.payload).ok()?;
+        Some(Self { question, reply: message.reply? })
+    }
+
+    pub(super) fn channel(&self) -> &str {
+        &self.question.channel
     }
 
     /// `held`: for how long this member has held the channel; `oldest`: the age of the oldest event of it that
@@ -143,8 +143,13 @@ impl Asked {
         held: Option<Duration>,
         oldest: Option<Duration>,
     ) {
-        let reaches = |time: Duration| time.as_secs_f64() >= self.seconds;
-        let answer = Answer { held: held.is_some_and(reaches), waits: oldest.is_some_and(reaches) };
+        let reaches = |time: Option<Duration>, asked: Option<f64>| {
+            time.zip(asked).is_some_and(|(time, asked)| time.as_secs_f64() >= asked)
+        };
+        let answer = Answer {
+            held: reaches(held, self.question.held),
+            waits: reaches(oldest, self.question.waits),
+        };
         let answer = serde_json::to_vec(&answer).unwrap_or_default();
         // Who asks and gets no answer knows what to make of it.
         drop(cluster.client().publish(self.reply, answer.into()).await);

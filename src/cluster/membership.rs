@@ -46,7 +46,7 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// How long members that start together may take to hear of one another before they take up channels.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Events that a member which leaves may still have to publish when its tasks are told to stop.
+/// Events that a member which leaves may still have to publish when its tasks are stopped.
 const FEW: u64 = 200;
 
 /// What a member is configured with stands under this key, beside the cursors of the sinks. No sink can have

@@ -227,8 +227,8 @@ impl Outbox {
     async fn answer(&mut self, question: Message) {
         self.look_at_time();
         if let Some(asked) = Asked::read(question) {
-            let held = self.standing.of(&asked.channel);
-            let oldest = self.oldest(&asked.channel);
+            let held = self.standing.of(asked.channel());
+            let oldest = self.oldest(asked.channel());
             asked.answer(&self.cluster, held, oldest).await;
         }
     }

@@ -42,6 +42,18 @@ pub fn room(channel: usize) -> String {
     format!("5b2e2007760aeb77{channel:08}")
 }
 
+/// The sections of these channels.
+pub fn channels(numbers: std::ops::Range<usize>, topic: &str) -> String {
+    let section = |n| {
+        let room = room(n);
+        format!(
+            "[channels.c{n}]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\n\
+             topics = [{topic:?}]\n"
+        )
+    };
+    numbers.map(section).collect()
+}
+
 /// What stands in the configuration of every member.
 #[derive(Clone)]
 pub struct Shape {
@@ -114,16 +126,7 @@ impl Bench {
         let common = format!(
             "window = {WINDOW}\npayload = \"data\"\nbackoff_max = \"300ms\"\ntimeout = \"5s\""
         );
-        let channels: Vec<String> = (0..*channels)
-            .map(|n| {
-                let room = room(n);
-                format!(
-                    "[channels.c{n}]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\n\
-                     topics = [{TOPIC:?}]\n"
-                )
-            })
-            .collect();
-        let channels = channels.concat();
+        let channels = self::channels(0..*channels, TOPIC);
         let (mqtt, nats, redis, hook) =
             (self.mqtt.url(), self.nats.url(), self.redis.url(), self.receiver.url());
         let sinks = format!(

@@ -6,7 +6,7 @@ use std::{collections::HashSet, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    bench::room,
+    bench::channels,
     members::{page, stand},
     setup::Small,
 };
@@ -56,16 +56,7 @@ async fn many_channels_stand_in_time_and_none_is_without_a_holder() {
     server.streams().await;
     let small = Small::start().await;
     let url = server.url();
-    let channels: Vec<String> = (1..count)
-        .map(|n| {
-            let room = room(n);
-            format!(
-                "[channels.c{n}]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\n\
-                 topics = [\"channel.tips\"]\n"
-            )
-        })
-        .collect();
-    let channels = channels.concat();
+    let channels = channels(1..count, "channel.tips");
     let mut members = ["a", "b", "c"]
         .map(|name| small.member(&format!("url = {url:?}\nmember = {name:?}"), &channels));
     let logs =

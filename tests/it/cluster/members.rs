@@ -12,7 +12,7 @@ use rumqttc_v5::{PublishOptions, QoS};
 use serde_json::{Value, json};
 
 use super::{
-    bench::{PATIENCE, room},
+    bench::{PATIENCE, channels, room},
     setup::{Small, says},
 };
 use crate::support::{
@@ -279,16 +279,7 @@ async fn a_channel_whose_holders_all_died_has_a_gap() {
     server.streams().await;
     let small = Small::start().await;
     let url = server.url();
-    let channels: Vec<String> = (1..CHANNELS)
-        .map(|n| {
-            let room = room(n);
-            format!(
-                "[channels.c{n}]\nroom = {room:?}\ntoken = \"secret\"\ntoken_type = \"apikey\"\n\
-                 topics = [\"channel.tips\"]\n"
-            )
-        })
-        .collect();
-    let channels = channels.concat();
+    let channels = channels(1..CHANNELS, "channel.tips");
     let mut members: BTreeMap<_, _> = MEMBERS
         .map(|name| (name, small.member(&format!("url = {url:?}\nmember = {name:?}"), &channels)))
         .into();

@@ -248,7 +248,7 @@ async fn run(config: &Config, expected: usize) -> Vec<Value> {
             state.subscriptions.values().any(|row| row.state.is_confirmed()).then_some(())
         })
         .await;
-        // A gap is appended a moment after what it is about stands again.
+        // A gap is appended a moment after what it is about is confirmed again.
         let gaps = until("the gaps are in the journal", SOON, async || {
             let last = journal.figures().last;
             let batch = journal.read(0, last, usize::MAX, usize::MAX).await.unwrap();
