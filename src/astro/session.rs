@@ -266,7 +266,8 @@ impl Session {
         match wire::read(&text)? {
             ServerFrame::Message(envelope) => {
                 self.counts.messages += 1;
-                let rooms = self.rooms.get_or_insert_with(|| rooms_of(&self.entries));
+                let rooms =
+                    self.rooms.get_or_insert_with(|| rooms_of(&self.entries, &self.leaving));
                 let place = rooms.source(&envelope.topic, &envelope.room);
                 let key = envelope.key(&text);
                 let (id, ts) = (envelope.id.into(), envelope.ts.into());
@@ -403,6 +404,7 @@ impl Session {
             // An `unsubscribe` that is repeated later must not hit what is asked for now.
             self.leaving.retain(|leaving| !same(leaving));
             self.entries.push(Entry::new(wanted));
+            self.rooms = None;
             self.due = None;
         }
     }
@@ -558,8 +560,8 @@ impl Session {
     }
 }
 
-/// To which channel messages belong, from what is confirmed.
-fn rooms_of(entries: &[Entry]) -> Rooms {
+/// To which channel messages belong, from what is confirmed, asked for, or being left.
+fn rooms_of(entries: &[Entry], leaving: &[Leaving]) -> Rooms {
     let confirmed = entries.iter().filter_map(|entry| {
         let SubscriptionState::Confirmed(canonical) = &entry.state else { return None };
         Some((&entry.wanted.subscription, canonical.clone()))
@@ -568,7 +570,16 @@ fn rooms_of(entries: &[Entry]) -> Rooms {
     // Where two labels have the same room, the first label has its messages: not whichever was
     // confirmed first.
     confirmed.sort_by(|(a, _), (b, _)| a.channel.cmp(&b.channel));
-    Rooms::new(confirmed.into_iter())
+    let mut rooms = Rooms::new(confirmed.into_iter());
+    let asked = entries.iter().filter(|entry| !entry.state.is_confirmed());
+    let asked = asked.map(|entry| (&entry.wanted.subscription, entry.room()));
+    let left = leaving.iter().map(|left| (&left.subscription, left.room.as_ref()));
+    for (subscription, room) in asked.chain(left) {
+        for room in [room, subscription.room.as_ref()].into_iter().flatten() {
+            rooms.also(subscription, room);
+        }
+    }
+    rooms
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! Messages carry the canonical room, which may differ from the one asked for; or, in the older
 //! revision, none at all. The rules, first match first:
-//! 1. the subscription to this topic whose canonical (or requested) room it names;
+//! 1. the subscription to this topic whose canonical (or requested) room it names: a confirmed one first, then one
+//!    that is asked for, or that is being left and whose last messages come;
 //! 2. without a room: the only subscription to this topic, if there is exactly one;
 //! 3. a subscription to this topic that was asked for without a room and whose response named none
 //!    gets what no other claims, whatever room it carries;
@@ -52,6 +53,14 @@ impl Topic {
     fn new(name: Arc<str>) -> Self {
         Self { name, subscribed: 0, first: None, catch_all: None, rooms: HashMap::default() }
     }
+
+    /// What comes for this room is this channel's, unless it is another's already.
+    fn belongs(&mut self, room: &Arc<str>, channel: &Arc<str>) {
+        self.rooms.entry((&**room).into()).or_insert_with(|| Heard {
+            place: Place::of(Arc::clone(&self.name), Arc::clone(room), Arc::clone(channel)),
+            messages: 0,
+        });
+    }
 }
 
 impl Rooms {
@@ -74,13 +83,18 @@ impl Rooms {
                 topic.catch_all.get_or_insert(Arc::clone(&channel));
             }
             for alias in [canonical, subscription.room.clone()].into_iter().flatten() {
-                let name = Arc::clone(&topic.name);
-                let place = || Place::of(name, Arc::clone(&alias), Arc::clone(&channel));
-                let heard = || Heard { place: place(), messages: 0 };
-                topic.rooms.entry((&*alias).into()).or_insert_with(heard);
+                topic.belongs(&alias, &channel);
             }
         }
         rooms
+    }
+
+    /// A room of a subscription that is asked for or being left: what comes for it, and is no other's, belongs
+    /// to that.
+    pub(super) fn also(&mut self, subscription: &Subscription, room: &Arc<str>) {
+        let Subscription { topic, channel, .. } = subscription;
+        let known = self.topics.entry((&**topic).into());
+        known.or_insert_with(|| Topic::new(Arc::clone(topic))).belongs(room, channel);
     }
 
     /// Where a message of this topic and room belongs. It is counted.

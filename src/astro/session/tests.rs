@@ -304,6 +304,32 @@ async fn an_unwanted_subscription_is_left() {
     assert!(effects.send[0].contains(r#""topic":"v""#));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_a_room_is_left_or_asked_for_belongs_to_its_channel() {
+    let message =
+        |room: &str| format!(r#"{{"id":"{room}","type":"message","topic":"t","room":"{room}"}}"#);
+    let channel = |session: &mut Session, room: &str, now| {
+        let effects = text(session, &message(room), now);
+        effects.events[0].place.channel.to_string()
+    };
+    let (mut session, nonces, now) =
+        welcomed(vec![wanted("a", "t", Some("x")), wanted("b", "t", Some("y"))]);
+    assert_eq!(channel(&mut session, "x", now), "a", "it is not confirmed yet");
+    for (nonce, room) in nonces.iter().zip(["one", "two"]) {
+        answer(&mut session, nonce, &format!(r#","data":{{"room":"{room}"}}"#), now);
+    }
+    session.retain(|subscription| &*subscription.channel != "a", &mut Effects::default());
+    for room in ["one", "x"] {
+        assert_eq!(channel(&mut session, room, now), "a", "the gateway has not left it yet");
+    }
+    assert_eq!(channel(&mut session, "two", now), "b");
+    // It is taken up again before that, by another label too.
+    session.add(vec![wanted("c", "t", Some("x")), wanted("d", "t", Some("two"))]);
+    assert_eq!(channel(&mut session, "x", now), "c");
+    assert_eq!(channel(&mut session, "two", now), "b", "what is confirmed comes first");
+    assert_eq!(channel(&mut session, "three", now), "");
+}
+
 /// The commands that are sent now: verb, topic and room.
 fn said(session: &mut Session, now: Instant) -> Vec<String> {
     let mut effects = Effects::default();
