@@ -75,9 +75,14 @@ impl Term {
         self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether anything may be handed out at this moment.
+    /// Whether anything may be handed out at this moment. Once it may not, the term is over for all: a renewal
+    /// whose answer comes later does not bring it back, as tasks have ended by then.
     pub(super) fn may_act(&self) -> bool {
-        !self.lost.is_cancelled() && self.lease().may_act()
+        let may_act = !self.lost.is_cancelled() && self.lease().may_act();
+        if !may_act {
+            self.lost.cancel();
+        }
+        may_act
     }
 
     pub(super) fn age(&self) -> Duration {
@@ -441,5 +446,25 @@ impl Keeper {
                 true
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_term_that_was_over_is_not_brought_back_by_a_late_answer() {
+        let term = Term::begin(Lease::taken(Duration::from_secs(10), Moment::now()));
+        advance(Duration::from_secs(6)).await;
+        let sent = Moment::now();
+        assert!(term.may_act());
+        advance(Duration::from_secs(1)).await;
+        // A task polls at this moment, and ends; then the answer to a renewal comes.
+        term.over().await;
+        term.lease().renewed(sent);
+        assert!(!term.may_act() && term.lost.is_cancelled());
     }
 }
