@@ -151,6 +151,16 @@ pub fn parse_rfc3339(text: &str) -> Option<UnixMillis> {
     UnixMillis::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
 }
 
+/// A time before 1970 reads as 0.
+pub fn millis(time: OffsetDateTime) -> UnixMillis {
+    UnixMillis::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
+}
+
+/// How long ago that was by a clock that is so many milliseconds ahead of ours (negative: behind).
+pub fn since(time: OffsetDateTime, ahead: i64) -> Duration {
+    Duration::from_millis(now().saturating_add_signed(ahead).saturating_sub(millis(time)))
+}
+
 /// Reads a time as people write one: RFC 3339, or an age such as `2h`.
 pub fn moment(text: &str, now: UnixMillis) -> Option<UnixMillis> {
     parse_rfc3339(text).or_else(|| {

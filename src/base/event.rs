@@ -104,6 +104,9 @@ pub struct Record {
     pub seq: Seq,
     pub event: Event,
     pub waited: Waited,
+    /// When the journal, or the log of a cluster, stored it, by the clock there: grows with `seq` unless that
+    /// clock is set back, and is the same whoever reads it.
+    pub stored: UnixMillis,
 }
 
 /// The same event at the same place; how long it has waited differs with every look.
@@ -170,7 +173,7 @@ impl Event {
 impl Record {
     /// An event that was read now.
     pub fn new(seq: Seq, event: Event) -> Self {
-        Self { seq, event, waited: Waited::now() }
+        Self { seq, stored: event.received, event, waited: Waited::now() }
     }
 
     pub fn age(&self) -> Duration {

@@ -384,9 +384,7 @@ impl Connection {
 
     /// How long ago that was by the servers' clock.
     pub(super) fn since(&self, at: time::OffsetDateTime) -> Duration {
-        let at = i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
-        let now = i64::try_from(clock::now()).unwrap_or(i64::MAX).saturating_add(self.ahead());
-        Duration::from_millis(u64::try_from(now.saturating_sub(at)).unwrap_or(0))
+        clock::since(at, self.ahead())
     }
 }
 

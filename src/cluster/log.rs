@@ -314,7 +314,10 @@ impl LogSource {
             queue.lost += seq - queue.read - 1 + u64::from(whole == Some(None));
             queue.read = seq;
             let Some(payload) = whole.flatten() else { continue };
-            let record = message::record(seq, headers, &payload, stored);
+            let record = Record {
+                stored: clock::millis(info.published),
+                ..message::record(seq, headers, &payload, stored)
+            };
             self.cluster.look_for_copies(&record, message::member(headers));
             let lost = std::mem::take(&mut queue.lost);
             queue.last = queue.last.max(seq + pending);

@@ -98,7 +98,7 @@ pub(super) fn record(seq: Seq, headers: &HeaderMap, payload: &Bytes, stored: Dur
         message: payload.clone(),
         data,
     };
-    Record { seq, event, waited: Waited::already(waited) }
+    Record { seq, stored: event.received, event, waited: Waited::already(waited) }
 }
 
 /// The member that published a message.

@@ -11,7 +11,10 @@ use tokio::time::timeout;
 
 use super::{message, parts};
 use crate::{
-    base::{clock::UnixMillis, event::Seq},
+    base::{
+        clock::{self, UnixMillis},
+        event::{Record, Seq},
+    },
     journal::Batch,
 };
 
@@ -97,7 +100,10 @@ pub(super) async fn read(
             batch.lost += 1;
             continue;
         };
-        let record = message::record(seq, &headers, &payload, stored);
+        let record = Record {
+            stored: clock::millis(info.published),
+            ..message::record(seq, &headers, &payload, stored)
+        };
         bytes += record.event.weight();
         batch.records.push(record.into());
     }

@@ -145,7 +145,8 @@ impl Memory {
         event.received = age::received(event.received, numbers.last_received);
         numbers.last_received = event.received;
         numbers.last += 1;
-        self.ring.push(Record { seq: numbers.last, event, waited });
+        let stored = event.received;
+        self.ring.push(Record { seq: numbers.last, event, waited, stored });
     }
 
     /// Keeps the ring within `limit`. What is not on disk stays as long as the disk works; a disk that is

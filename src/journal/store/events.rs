@@ -9,7 +9,7 @@ use super::{Store, begin, set_meta, signed, unsigned};
 use crate::{
     base::{
         clock::{self, UnixMillis},
-        event::{Record, Seq, Waited},
+        event::{Event, Record, Seq, Waited},
     },
     journal::{
         age::{self, Ages},
@@ -120,7 +120,9 @@ impl Store {
                 read.through = records.last().map(|(seq, _)| *seq);
                 bytes += records.iter().map(|(_, event)| event.weight()).sum::<usize>();
                 let waited = self.waited(found.get(5)?, batch.received);
-                let record = |(seq, event)| Arc::new(Record { seq, event, waited });
+                let record = |(seq, event): (Seq, Event)| {
+                    Arc::new(Record { seq, stored: event.received, event, waited })
+                };
                 read.records.extend(records.into_iter().map(record));
             } else {
                 bytes += body.len();

@@ -317,7 +317,8 @@ fn record(row: &Row<'_>, ages: &Ages, places: &mut Places) -> Option<Record> {
     };
     let time: Option<i64> = row.get(18).ok()?;
     let waited = ages.waited(time.and_then(age::unpack), event.received);
-    let record = Record { seq: unsigned(row.get(5).ok()?), event, waited };
+    let (seq, stored) = (unsigned(row.get(5).ok()?), event.received);
+    let record = Record { seq, event, waited, stored };
     (row.get::<_, u32>(17).ok()? == sum(&record)).then_some(record)
 }
 

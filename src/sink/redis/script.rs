@@ -1,7 +1,8 @@
 //! One script appends a run of events to their streams, and stops at the first that fails.
 //!
-//! The entry id is `<received>-<seq>`, when the relay received the event and its number in the journal.
-//! Both only grow within one journal, so a stream with one writer is in order, and an event that is
+//! The entry id is `<stored>-<seq>`: when the journal stored the event (a relay alone: when it received it), or
+//! the log of a cluster did, and its number there. Whoever drives the sink gives an event the same id.
+//! Both only grow within one journal or log, so a stream with one writer is in order, and an event that is
 //! sent again because nobody knows what became of it meets "equal or smaller": then the script looks
 //! whether it stands there, and counts it as a duplicate. Where it does not (another writer is ahead,
 //! or a clock was set back) it goes behind the stream's top under an id of the server's.
@@ -118,7 +119,7 @@ pub(super) fn appended<'r>(
 fn entry(outgoing: &Outgoing) -> String {
     match outgoing.record.event.origin {
         Origin::Replayed => "*".to_owned(),
-        _ => format!("{}-{}", outgoing.record.event.received, outgoing.record.seq),
+        _ => format!("{}-{}", outgoing.record.stored, outgoing.record.seq),
     }
 }
 

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::{base::clock::UnixMillis, cluster::assignment};
+use astro_relay::{
+    base::clock::{self, UnixMillis},
+    cluster::assignment,
+};
 use astro_sim::{Load, Options, Sim};
 use async_nats::jetstream;
 use futures_util::StreamExt;
@@ -277,6 +280,28 @@ impl Bench {
         }
     }
 
+    /// Whoever drove the sink, an entry in Redis has the id that its place in the log gives it.
+    pub async fn entries_are_those_of_the_log(&self) {
+        let streams = self.brokers.works().await;
+        let mut log = streams.get_stream("astro_log").await.unwrap();
+        let last = log.info().await.unwrap().state.clone();
+        let mut connection = self.redis.connection().await;
+        let entries: Vec<(String, redis::Value)> = redis::cmd("XRANGE")
+            .arg(&["astro:events", "-", "+"])
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        let entries: BTreeSet<String> = entries.into_iter().map(|(id, _)| id).collect();
+        for seq in last.first_sequence..=last.last_sequence {
+            let message = log.get_raw_message(seq).await.unwrap();
+            if message.headers.get("Astro-Topic").is_none_or(|topic| topic.as_str() != TOPIC) {
+                continue;
+            }
+            let id = format!("{}-{seq}", clock::millis(message.time));
+            assert!(entries.contains(&id), "{id} is missing");
+        }
+    }
+
     /// What has arrived at each destination.
     pub async fn arrived(&self) -> Vec<(&'static str, Vec<u64>)> {
         vec![
@@ -315,7 +340,14 @@ impl Bench {
             for (name, counted) in counted {
                 missing.insert(name, counted);
             }
-            assert!(Instant::now() < end, "not everything arrived: {missing:?}\n{}", self.logs());
+            if Instant::now() >= end {
+                let mut shown = Vec::new();
+                for relay in self.relays.iter().filter(|relay| relay.pid().is_some()) {
+                    shown.push(relay.get("/status").await.unwrap_or_default());
+                }
+                let shown = shown.join("\n");
+                panic!("not everything arrived: {missing:?}\n{shown}\n{}", self.logs());
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -326,39 +358,31 @@ impl Bench {
         logs.collect::<Vec<_>>().concat()
     }
 
-    /// Where the log is out of order in a channel: what stands around it, by whom.
+    /// Where the log is out of order: what stands around the first such event, by whom and under which subject.
     pub async fn disorder(&self) -> String {
         let streams = self.brokers.works().await;
         let mut log = streams.get_stream("astro_log").await.unwrap();
         let last = log.info().await.unwrap().state.clone();
-        let mut channels: HashMap<String, Vec<(u64, String)>> = HashMap::new();
+        let mut events = Vec::new();
         for seq in last.first_sequence..=last.last_sequence {
             let message =
                 until("the log is read", PATIENCE, async || log.get_raw_message(seq).await.ok());
             let message = message.await;
             let json: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
-            // As it came live, or as it was fetched.
-            let n = ["/data/n", "/n", "/data/data/n"]
-                .map(|at| json.pointer(at).and_then(Value::as_u64));
-            let Some(n) = n.into_iter().flatten().next() else { continue };
-            let headers: Vec<String> = message
-                .headers
-                .iter()
-                .filter(|(name, _)| !name.to_string().contains("Id"))
-                .map(|(_, values)| values.iter().map(ToString::to_string).collect())
-                .collect();
-            let line = format!("{n} {} {}", message.time, headers.join(" "));
-            channels.entry(message.subject.to_string()).or_default().push((n, line));
+            let Some(n) = json.pointer("/data/n").and_then(Value::as_u64) else { continue };
+            let header = |name: &str| message.headers.get(name).map_or("-", |value| value.as_str());
+            let said =
+                ["Astro-Member", "Astro-Received", "Astro-Waited", "Astro-Origin"].map(header);
+            let said = said.join(" ");
+            events.push((n, format!("  {n} {} {} {said}", message.subject, message.time)));
         }
-        let count: usize = channels.values().map(Vec::len).sum();
-        let mut found = vec![format!("the log has {count} events of the load")];
-        for (subject, events) in channels {
-            let Some(at) = events.windows(2).position(|pair| pair[0].0 > pair[1].0) else {
-                continue;
-            };
-            found.push(format!("{subject}:"));
-            let around = &events[at.saturating_sub(8)..(at + 12).min(events.len())];
-            found.extend(around.iter().map(|(_, line)| format!("  {line}")));
+        let mut found = vec![format!("the log has {} events of the load", events.len())];
+        let numbers: Vec<u64> = events.iter().map(|(n, _)| *n).collect();
+        if let Some(at) = first_disorder(&numbers, self.shape.channels) {
+            let channel = numbers[at] % self.shape.channels as u64;
+            let around = events[at.saturating_sub(100)..(at + 100).min(events.len())].iter();
+            let of_channel = around.filter(|(n, _)| n % self.shape.channels as u64 == channel);
+            found.extend(of_channel.map(|(_, line)| line.clone()));
         }
         found.join("\n")
     }
