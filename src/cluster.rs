@@ -243,6 +243,11 @@ impl Cluster {
         view.known().filter(|name| *name != self.member()).map(ToOwned::to_owned).collect()
     }
 
+    /// Whether a member renews its key, as far as that is seen.
+    fn is_alive(&self, member: &str) -> bool {
+        self.0.view.borrow().alive().any(|(name, _)| name == member)
+    }
+
     /// How many members hold each channel.
     fn copies(&self) -> usize {
         if self.0.single.load(Ordering::Relaxed) { 1 } else { self.settings().copies }

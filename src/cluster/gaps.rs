@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Cluster;
+use super::{Cluster, standing::Stood};
 use crate::base::event::Record;
 
 /// How long the others may take to answer.
@@ -27,18 +27,27 @@ const LONGEST: Duration = Duration::from_secs(15);
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
     channel: String,
-    /// Has it been held for so many seconds?
+    /// Has it been held for so many seconds, and nothing missed?
     held: Option<f64>,
+    /// Has it been held for so many seconds?
+    earlier: Option<f64>,
     /// Do events wait that were received so many seconds ago?
     waits: Option<f64>,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+impl Question {
+    /// Has the channel been held for that long, and nothing missed?
+    fn held(channel: &str, time: Duration) -> Self {
+        let held = Some(time.as_secs_f64());
+        Self { channel: channel.to_owned(), held, earlier: None, waits: None }
+    }
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Answer {
     held: bool,
-    /// Events that were received before that wait for the log.
-    waits: bool,
+    behind: Behind,
 }
 
 /// The part of a report that is looked at.
@@ -56,11 +65,13 @@ pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
     let channel = &record.event.place.channel;
     let until = Instant::now() + LONGEST;
     loop {
-        let answers = ask(&cluster, channel, Some(gap + record.age()), None).await;
-        if answers.iter().flatten().any(|answer| answer.held) {
+        let question = Question::held(channel, gap + record.age());
+        let answers = ask(&cluster, &question).await;
+        let mut answers = answers.into_iter().map(|(_, answer)| answer);
+        if answers.clone().flatten().any(|answer| answer.held) {
             return true;
         }
-        if answers.iter().all(Option::is_some) || Instant::now() >= until {
+        if answers.all(|answer| answer.is_some()) || Instant::now() >= until {
             return false;
         }
         sleep(AGAIN).await;
@@ -69,46 +80,67 @@ pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
 
 /// Whether another member has held this channel for at least that long. No answer is a no.
 pub(crate) async fn was_held_elsewhere(cluster: &Cluster, channel: &str, since: Duration) -> bool {
-    let answers = ask(cluster, channel, Some(since), None).await;
-    answers.into_iter().flatten().any(|answer| answer.held)
+    let answers = ask(cluster, &Question::held(channel, since)).await;
+    answers.into_iter().filter_map(|(_, answer)| answer).any(|answer| answer.held)
 }
 
-/// Whether another member may have events of this channel that are not in the log yet: it has held the channel for
-/// `held`, where that matters, or events wait that it received before `waits`.
-pub(super) async fn may_be_behind(
+/// Whether a member has events of a channel that are not in the log yet, and are to be there first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Behind {
+    #[default]
+    No,
+    /// It is not alive any more, or it has held the channel for longer and may not have read all of it.
+    Perhaps,
+    /// It says that it has older ones, or has held the channel for longer and has any: it may have received them
+    /// later than we did ours. Or it is alive and does not answer in time.
+    Yes,
+}
+
+/// Whether another member has events of this channel that are not in the log yet: it has held the channel for
+/// `stood`, where that matters, or events wait that it received before `waits`.
+pub(super) async fn behind(
     cluster: &Cluster,
     channel: &str,
-    held: Option<Duration>,
+    stood: Option<Duration>,
     waits: Duration,
-) -> bool {
-    let answers = ask(cluster, channel, held, Some(waits)).await;
-    answers.into_iter().any(|answer| answer.is_none_or(|answer| answer.held || answer.waits))
+) -> Behind {
+    let seconds = |time: Duration| time.as_secs_f64();
+    let question = Question {
+        channel: channel.to_owned(),
+        held: None,
+        earlier: stood.map(seconds),
+        waits: Some(seconds(waits)),
+    };
+    let answers = ask(cluster, &question).await.into_iter();
+    let behind = answers.map(|(member, answer)| match answer {
+        Some(answer) => answer.behind,
+        None if cluster.is_alive(&member) => Behind::Yes,
+        None => Behind::Perhaps,
+    });
+    behind.max().unwrap_or(Behind::No)
 }
 
 /// What each of the others answers; `None`: nothing, though it may be there.
-async fn ask(
-    cluster: &Cluster,
-    channel: &str,
-    held: Option<Duration>,
-    waits: Option<Duration>,
-) -> Vec<Option<Answer>> {
-    let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
-    let question =
-        Question { channel: channel.to_owned(), held: seconds(held), waits: seconds(waits) };
-    let question = serde_json::to_vec(&question).unwrap_or_default();
+async fn ask(cluster: &Cluster, question: &Question) -> Vec<(String, Option<Answer>)> {
+    let question = serde_json::to_vec(question).unwrap_or_default();
     let members = cluster.others();
-    let asked = members.iter().map(|member| {
-        let subject = subject(&cluster.settings().name, member);
+    let asked = members.into_iter().map(|member| {
+        let subject = subject(&cluster.settings().name, &member);
         let request = cluster.client().request(subject, question.clone().into());
         async move {
-            match timeout(PATIENCE, request).await.ok()? {
-                Ok(answer) => serde_json::from_slice(&answer.payload).ok(),
-                // It runs no more.
-                Err(error) if error.kind() == RequestErrorKind::NoResponders => {
+            let answer = match timeout(PATIENCE, request).await {
+                Ok(Ok(answer)) => serde_json::from_slice(&answer.payload).ok(),
+                // It runs no more, unless its connection or one between the servers was just lost.
+                Ok(Err(error))
+                    if error.kind() == RequestErrorKind::NoResponders
+                        && !cluster.is_alive(&member) =>
+                {
                     Some(Answer::default())
                 }
-                Err(_) => None,
-            }
+                Ok(Err(_)) | Err(_) => None,
+            };
+            (member, answer)
         }
     });
     join_all(asked).await
@@ -135,21 +167,27 @@ impl Asked {
         &self.question.channel
     }
 
-    /// `held`: for how long this member has held the channel; `oldest`: the age of the oldest event of it that
+    /// `stood`: for how long this member has held the channel; `oldest`: the age of the oldest event of it that
     /// waits for the log.
     pub(super) async fn answer(
         self,
         cluster: &Cluster,
-        held: Option<Duration>,
+        stood: Option<Stood>,
         oldest: Option<Duration>,
     ) {
         let reaches = |time: Option<Duration>, asked: Option<f64>| {
             time.zip(asked).is_some_and(|(time, asked)| time.as_secs_f64() >= asked)
         };
-        let answer = Answer {
-            held: reaches(held, self.question.held),
-            waits: reaches(oldest, self.question.waits),
+        let earlier = reaches(stood.map(|stood| stood.time), self.question.earlier);
+        let behind = if reaches(oldest, self.question.waits) || (earlier && oldest.is_some()) {
+            Behind::Yes
+        } else if earlier {
+            Behind::Perhaps
+        } else {
+            Behind::No
         };
+        let held = reaches(stood.map(|stood| stood.unbroken), self.question.held);
+        let answer = Answer { held, behind };
         let answer = serde_json::to_vec(&answer).unwrap_or_default();
         // Who asks and gets no answer knows what to make of it.
         drop(cluster.client().publish(self.reply, answer.into()).await);

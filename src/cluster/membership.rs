@@ -419,7 +419,8 @@ impl Membership {
             let heard = holders.iter().filter_map(|holder| view.heard(holder));
             let heard = heard.min_by_key(|at| at.elapsed());
             let standing = standing.of(channel);
-            let was_there = standing.zip(heard).is_some_and(|(time, at)| at.elapsed() < time);
+            let was_there =
+                standing.zip(heard).is_some_and(|(stood, at)| at.elapsed() < stood.unbroken);
             if was_there || !lock(&cluster.0.holding).has(channel) {
                 return false;
             }

@@ -214,11 +214,11 @@ impl Outbox {
         }
     }
 
-    /// Where this process has stood still, it is no longer in step with others, and has not held its channels.
+    /// Where this process has stood still, it cannot say that nothing was missed meanwhile. It is still in step with
+    /// the others: what comes over a connection that holds comes whole.
     fn look_at_time(&mut self) {
         if self.turned.elapsed() > STOOD_STILL {
             warn!(time = ?self.turned.elapsed(), "this process has stood still");
-            self.in_step.clear();
             self.standing.interrupt();
         }
         self.turned = Moment::now();
@@ -227,9 +227,9 @@ impl Outbox {
     async fn answer(&mut self, question: Message) {
         self.look_at_time();
         if let Some(asked) = Asked::read(question) {
-            let held = self.standing.of(asked.channel());
+            let stood = self.standing.of(asked.channel());
             let oldest = self.oldest(asked.channel());
-            asked.answer(&self.cluster, held, oldest).await;
+            asked.answer(&self.cluster, stood, oldest).await;
         }
     }
 
@@ -300,7 +300,7 @@ impl Outbox {
         };
         lane.busy = true;
         let full = self.open.len() >= AHEAD || self.bytes >= AHEAD_BYTES;
-        let standing = self.standing.of(channel);
+        let standing = self.standing.of(channel).map(|stood| stood.time);
         let age = record.age();
         // Received since the channel has stood, or before a break. It is noted a moment later than it is so. What
         // was fetched of a break is as old as it happened, and was not received before it.
@@ -317,10 +317,10 @@ impl Outbox {
             let new = lane.events.iter().filter(|record| is_live(record) && is_new(record));
             let received = new.map(|record| message::key(&record.event)).collect();
             if is_new(&record) {
-                Behind { held: Some(since), waits: age.max(since), received }
+                Behind { stood: Some(since), waits: age.max(since), received }
             } else {
                 // A copy of it that another has is not older.
-                Behind { held: None, waits: age + TOGETHER, received }
+                Behind { stood: None, waits: age + TOGETHER, received }
             }
         });
         let work = Work {

@@ -17,9 +17,20 @@ pub(super) struct Standing {
     since: HashMap<Arc<str>, Since>,
 }
 
+/// For how long a channel has stood.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Stood {
+    /// All its subscriptions, without a break.
+    pub(super) time: Duration,
+    /// And this process has not stood still, so that for certain nothing was missed.
+    pub(super) unbroken: Duration,
+}
+
 /// Since when all subscriptions of a channel have stood without a break.
 struct Since {
     noted: Moment,
+    /// When this process stood still last.
+    interrupted: Option<Moment>,
     /// For how long they had stood then: whoever notes it may be late.
     before: Duration,
     /// The sum of the times at which they were confirmed, which changes when one is confirmed once more.
@@ -44,15 +55,18 @@ impl Standing {
     }
 
     /// For how long a channel has stood.
-    pub(super) fn of(&mut self, channel: &str) -> Option<Duration> {
+    pub(super) fn of(&mut self, channel: &str) -> Option<Stood> {
         self.look();
-        self.since.get(channel).map(|since| since.noted.elapsed() + since.before)
+        self.since.get(channel).map(|since| {
+            let time = since.noted.elapsed() + since.before;
+            Stood { time, unbroken: since.interrupted.map_or(time, Moment::elapsed) }
+        })
     }
 
     /// This process has stood still: what came meanwhile may be missing.
     pub(super) fn interrupt(&mut self) {
         for since in self.since.values_mut() {
-            (since.noted, since.before) = (Moment::now(), Duration::ZERO);
+            since.interrupted = Some(Moment::now());
         }
     }
 
@@ -81,7 +95,10 @@ impl Standing {
             let Some((confirmed, last)) = confirmed else { continue };
             if self.since.get(&channel).is_none_or(|since| since.confirmed != confirmed) {
                 let before = Duration::from_millis(clock::now().saturating_sub(last)).min(LATE);
-                self.since.insert(channel, Since { noted: Moment::now(), before, confirmed });
+                self.since.insert(
+                    channel,
+                    Since { noted: Moment::now(), interrupted: None, before, confirmed },
+                );
             }
         }
     }

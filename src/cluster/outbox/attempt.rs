@@ -2,7 +2,10 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::{
+    consumer::{DeliverPolicy, pull},
+    stream::LastRawMessageErrorKind,
+};
 use futures_util::{
     StreamExt,
     future::{BoxFuture, Shared},
@@ -21,8 +24,11 @@ pub(super) const TOGETHER: Duration = Duration::from_millis(500);
 /// How long an acknowledgement may take before the event is published again.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long an event waits for a log that does not move, beyond the lease time.
+/// How long an event waits for a log that does not move, beyond the lease time, where another member may be behind,
 const STEP: Duration = Duration::from_secs(3);
+
+/// and where one says that it is: it may not be able to publish what the others can.
+const LONG_STEP: Duration = Duration::from_secs(30);
 
 /// What became of an attempt.
 pub(super) enum Outcome {
@@ -51,8 +57,8 @@ pub(super) enum InStep {
 /// Where the log was in a channel, and since when.
 #[derive(Clone, Copy)]
 pub(super) struct Seen {
-    pub(super) seq: Option<u64>,
-    pub(super) since: Instant,
+    seq: u64,
+    since: Instant,
 }
 
 /// The message ids that the log has of a channel since an old event was received.
@@ -64,7 +70,7 @@ pub(super) type IsCovered = Shared<BoxFuture<'static, bool>>;
 /// A member that may not be in step with the other holders of a channel.
 pub(super) struct Behind {
     /// For how long the channel has stood, for an event that was received since.
-    pub(super) held: Option<Duration>,
+    pub(super) stood: Option<Duration>,
     /// What others received before that is to be in the log.
     pub(super) waits: Duration,
     /// The keys of the events that it has received since the channel has stood.
@@ -152,21 +158,30 @@ impl Work {
 
     /// Whether the event may be published now: no other member may be behind, or the log has come to one of the
     /// events that this member has received since it has held the channel. However long that takes, it is
-    /// waited for while the log moves; where it stands still, nobody is behind.
+    /// waited for while the log moves, or cannot be read; where it stands still, nobody is behind.
     async fn step(&mut self) -> bool {
-        let Some(Behind { held, waits, received }) = &self.behind else { return true };
+        let Some(Behind { stood, waits, received }) = &self.behind else { return true };
         let channel = &self.record.event.place.channel;
-        let limit = self.cluster.settings().lease.0 + STEP;
         // Of two that began together, the first holder goes on.
         let is_first = self.cluster.is_first_holder(channel);
         let ahead = if is_first { TOGETHER } else { Duration::ZERO };
-        let asked = held.map(|held| held + ahead);
-        self.in_step = if gaps::may_be_behind(&self.cluster, channel, asked, *waits).await {
-            let (seq, key) = self.log_is_at().await.unzip();
-            let is_there = key.is_some_and(|key| received.contains(&key));
-            (is_there || self.log_stands_still(seq, limit)).then_some(InStep::All)
-        } else {
-            Some(if held.is_some() { InStep::All } else { InStep::Before })
+        let asked = stood.map(|stood| stood + ahead);
+        let limit = self.cluster.settings().lease.0;
+        let limit = match gaps::behind(&self.cluster, channel, asked, *waits).await {
+            gaps::Behind::No => None,
+            gaps::Behind::Perhaps => Some(limit + STEP),
+            gaps::Behind::Yes => Some(limit + LONG_STEP),
+        };
+        self.in_step = match limit {
+            None => Some(if stood.is_some() { InStep::All } else { InStep::Before }),
+            Some(limit) => {
+                let at = self.log_is_at().await;
+                let is_there = at
+                    .as_ref()
+                    .is_some_and(|(_, key)| key.as_ref().is_some_and(|key| received.contains(key)));
+                let stands_still = self.log_stands_still(at.map(|(seq, _)| seq), limit);
+                (is_there || stands_still).then_some(InStep::All)
+            }
         };
         if self.in_step.is_some() {
             (self.behind, self.seen) = (None, None);
@@ -176,19 +191,29 @@ impl Work {
 
     /// Whether the log was there in this channel for that long; `None`: where it is is not known.
     fn log_stands_still(&mut self, seq: Option<u64>, limit: Duration) -> bool {
-        let seen = self.seen.get_or_insert_with(|| Seen { seq, since: Instant::now() });
-        if seq.is_some() && seen.seq != seq {
-            *seen = Seen { seq, since: Instant::now() };
-        }
+        let Some(seq) = seq else {
+            self.seen = None;
+            return false;
+        };
+        let seen = self.seen.filter(|seen| seen.seq == seq);
+        let seen = seen.unwrap_or_else(|| Seen { seq, since: Instant::now() });
+        self.seen = Some(seen);
         seen.since.elapsed() > limit
     }
 
-    /// The last event of the channel that the log has: its sequence number, and its key.
-    async fn log_is_at(&self) -> Option<(u64, String)> {
+    /// The last event of the channel that the log has: its sequence number, 0 where it has none, and its key.
+    async fn log_is_at(&self) -> Option<(u64, Option<String>)> {
         let subject = message::subject(&self.cluster.settings().name, &self.record.event);
-        let last = self.kept.log.get_last_raw_message_by_subject(&subject).await.ok()?;
-        let key = message::message_id(&last.headers)?;
-        Some((last.sequence, key.split('~').next().unwrap_or_default().to_owned()))
+        let last = match self.kept.log.get_last_raw_message_by_subject(&subject).await {
+            Ok(last) => last,
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                return Some((0, None));
+            }
+            Err(_) => return None,
+        };
+        let key = message::message_id(&last.headers);
+        let key = key.map(|key| key.split('~').next().unwrap_or_default().to_owned());
+        Some((last.sequence, key))
     }
 
     /// Whether the log has the event already. Asked only of events that are old.
