@@ -94,6 +94,8 @@ struct Inner {
     /// Why the cluster does not work.
     trouble: watch::Sender<Option<String>>,
     view: watch::Sender<View>,
+    /// Channels were assigned to this member, or none.
+    has_assigned: AtomicBool,
     draining: watch::Sender<bool>,
     /// Others have taken over what was ours.
     drained: watch::Sender<bool>,
@@ -148,6 +150,7 @@ impl Cluster {
             gone: watch::Sender::new(0),
             trouble: watch::Sender::new(None),
             view: watch::Sender::new(view),
+            has_assigned: AtomicBool::new(false),
             draining: watch::Sender::new(false),
             drained: watch::Sender::new(false),
             holding: Mutex::default(),

@@ -43,8 +43,12 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What happens within this time is looked at at once.
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
-/// How long members that start together may take to hear of one another before they take up channels.
+/// A member that starts takes up channels when it has heard of no other for so long: those that start together
+/// make what the cluster keeps first.
 const SETTLE: Duration = Duration::from_secs(1);
+
+/// It waits no longer than that.
+const SETTLE_LONGEST: Duration = Duration::from_secs(5);
 
 /// Events that a member which leaves may still have to publish when its tasks are stopped.
 const FEW: u64 = 200;
@@ -76,8 +80,10 @@ struct Membership {
     cluster: Cluster,
     parts: Arc<Parts>,
     began: Instant,
-    /// Members that took part when channels were assigned last.
+    /// Members that took part when channels were assigned last, or, before that, when it was looked last.
     before: BTreeSet<String>,
+    /// When the members were known for the first time, and when they changed last before channels were assigned.
+    known: Option<(Instant, Instant)>,
     /// Channels that others held before, and those others, until one of them is known to have done so for long
     /// enough.
     taken: BTreeMap<Arc<str>, Vec<String>>,
@@ -97,6 +103,7 @@ pub(crate) fn factory(cluster: &Cluster, parts: Parts) -> Factory {
             parts: Arc::clone(&parts),
             began: Instant::now(),
             before: BTreeSet::new(),
+            known: None,
             taken: BTreeMap::new(),
             standing: Standing::new(Arc::clone(&parts.table)),
             assigned: false,
@@ -239,8 +246,8 @@ impl Membership {
                 Ok(()) = draining.changed() => say_at = Instant::now(),
                 Ok(()) = gone.changed() => return End::Again("the log is not there".into()),
                 () = until(look_at), if look_at.is_some() => {
-                    look_at = None;
-                    if self.look(kept).await {
+                    look_at = self.settles_at();
+                    if look_at.is_none() && self.look(kept).await {
                         say_at = Instant::now();
                     }
                 }
@@ -318,13 +325,29 @@ impl Membership {
         drop(timeout(patience, kept.leases.delete(key)).await);
     }
 
+    /// Until when it is waited for other members before channels are taken up.
+    fn settles_at(&mut self) -> Option<Instant> {
+        let view = self.cluster.0.view.borrow();
+        if self.assigned || !view.is_known() {
+            return None;
+        }
+        let takers = view.takers(self.cluster.is_draining());
+        let now = Instant::now();
+        let (first, changed) = self.known.get_or_insert((now, now));
+        if !self.before.iter().eq(takers.iter().copied()) {
+            self.before = takers.into_iter().map(ToOwned::to_owned).collect();
+            *changed = now;
+        }
+        Some((*changed + SETTLE).min(*first + SETTLE_LONGEST)).filter(|at| *at > now)
+    }
+
     /// Decides anew; whether there is something to say at once.
     async fn look(&mut self, kept: &Kept) -> bool {
         self.cluster.0.view.send_if_modified(|view| {
             view.tidy_up();
             false
         });
-        if !self.cluster.0.view.borrow().is_known() || self.began.elapsed() < SETTLE {
+        if !self.cluster.0.view.borrow().is_known() {
             return false;
         }
         self.assign();
@@ -381,6 +404,7 @@ impl Membership {
         }
         self.before = takers.iter().map(|name| (*name).to_owned()).collect();
         self.assigned = true;
+        cluster.0.has_assigned.store(true, Ordering::Relaxed);
         let held = {
             let holding = lock(&cluster.0.holding);
             let subscriptions = targets.subscriptions.iter();

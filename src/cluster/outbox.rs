@@ -313,8 +313,9 @@ impl Outbox {
                 !is_new(&record) || (is_current && *with == InStep::All)
             });
         let behind = (!is_in_step).then(|| {
-            // From the first of these on nothing is missing here.
-            let new = lane.events.iter().filter(|record| is_live(record) && is_new(record));
+            // From the first of these on nothing is missing here. What came while the channel was left before
+            // is not one of them, however shortly before.
+            let new = lane.events.iter().filter(|record| is_live(record) && record.age() <= since);
             let received = new.map(|record| message::key(&record.event)).collect();
             if is_new(&record) {
                 Behind { stood: Some(since), waits: age.max(since), received }

@@ -209,6 +209,10 @@ impl Cluster {
             problems.push(format!(
                 "cluster: the log is not there yet: events wait in the local journal ({waiting} wait)"
             ));
+        } else if !self.0.has_assigned.load(Ordering::Relaxed) {
+            problems.push(
+                "cluster: this member waits for the others before it takes up channels".into(),
+            );
         } else if let Some(failing) = &*lock(&self.0.outbox.failing) {
             problems.push(format!("cluster: {failing} ({waiting} events wait)"));
         }
