@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Cluster, standing::Stood};
+use super::{Cluster, assignment, standing::Stood};
 use crate::base::event::Record;
 
 /// How long the others may take to answer.
@@ -29,6 +29,8 @@ struct Question {
     channel: String,
     /// Has it been held for so many seconds, and nothing missed?
     held: Option<f64>,
+    /// And until so many seconds ago: or is it so that this member held it, and was without it too?
+    ended: Option<f64>,
     /// Has it been held for so many seconds?
     earlier: Option<f64>,
     /// Do events wait that were received so many seconds ago?
@@ -37,9 +39,10 @@ struct Question {
 
 impl Question {
     /// Has the channel been held for that long, and nothing missed?
-    fn held(channel: &str, time: Duration) -> Self {
-        let held = Some(time.as_secs_f64());
-        Self { channel: channel.to_owned(), held, earlier: None, waits: None }
+    fn held(channel: &str, time: Duration, ended: Option<Duration>) -> Self {
+        let seconds = |time: Duration| time.as_secs_f64();
+        let (held, ended) = (Some(seconds(time)), ended.map(seconds));
+        Self { channel: channel.to_owned(), held, ended, earlier: None, waits: None }
     }
 }
 
@@ -47,6 +50,8 @@ impl Question {
 #[serde(default)]
 struct Answer {
     held: bool,
+    /// It was without the channel too, and reports that itself.
+    missed: bool,
     behind: Behind,
 }
 
@@ -56,7 +61,9 @@ struct Report {
     seconds: Option<f64>,
 }
 
-/// Whether another member held the channel of a `relay.gap` all the time. Whoever does not answer is asked again.
+/// Whether a `relay.gap` is not to be published: another member held the channel all the time, or another was
+/// without it too and is the one to report that: of those the first, as with a channel's holders. Whoever does not
+/// answer is asked again.
 /// To be asked soon: who held it then may be restarted next.
 pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
     let report = serde_json::from_slice::<Report>(record.event.data());
@@ -65,14 +72,18 @@ pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
     let channel = &record.event.place.channel;
     let until = Instant::now() + LONGEST;
     loop {
-        let question = Question::held(channel, gap + record.age());
+        let age = record.age();
+        let question = Question::held(channel, gap + age, Some(age));
         let answers = ask(&cluster, &question).await;
-        let mut answers = answers.into_iter().map(|(_, answer)| answer);
-        if answers.clone().flatten().any(|answer| answer.held) {
+        if answers.iter().any(|(_, answer)| answer.as_ref().is_some_and(|answer| answer.held)) {
             return true;
         }
-        if answers.all(|answer| answer.is_some()) || Instant::now() >= until {
-            return false;
+        if answers.iter().all(|(_, answer)| answer.is_some()) || Instant::now() >= until {
+            let missed = answers
+                .iter()
+                .filter(|(_, answer)| answer.as_ref().is_some_and(|answer| answer.missed));
+            let all = missed.map(|(member, _)| &**member).chain([cluster.member()]);
+            return assignment::holders(channel, all, 1).first() != Some(&cluster.member());
         }
         sleep(AGAIN).await;
     }
@@ -80,7 +91,7 @@ pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
 
 /// Whether another member has held this channel for at least that long. No answer is a no.
 pub(crate) async fn was_held_elsewhere(cluster: &Cluster, channel: &str, since: Duration) -> bool {
-    let answers = ask(cluster, &Question::held(channel, since)).await;
+    let answers = ask(cluster, &Question::held(channel, since, None)).await;
     answers.into_iter().filter_map(|(_, answer)| answer).any(|answer| answer.held)
 }
 
@@ -109,6 +120,7 @@ pub(super) async fn behind(
     let question = Question {
         channel: channel.to_owned(),
         held: None,
+        ended: None,
         earlier: stood.map(seconds),
         waits: Some(seconds(waits)),
     };
@@ -167,12 +179,20 @@ impl Asked {
         &self.question.channel
     }
 
-    /// `stood`: for how long this member has held the channel; `oldest`: the age of the oldest event of it that
+    /// Between which times before now something was missed: from, to.
+    pub(super) fn missed(&self) -> Option<(Duration, Duration)> {
+        let time = |seconds: Option<f64>| Duration::try_from_secs_f64(seconds?).ok();
+        time(self.question.held).zip(time(self.question.ended))
+    }
+
+    /// `stood`: for how long this member has held the channel, `missed`: whether it was without it between those
+    /// times; `oldest`: the age of the oldest event of it that
     /// waits for the log.
     pub(super) async fn answer(
         self,
         cluster: &Cluster,
         stood: Option<Stood>,
+        missed: bool,
         oldest: Option<Duration>,
     ) {
         let reaches = |time: Option<Duration>, asked: Option<f64>| {
@@ -187,7 +207,7 @@ impl Asked {
             Behind::No
         };
         let held = reaches(stood.map(|stood| stood.unbroken), self.question.held);
-        let answer = Answer { held, behind };
+        let answer = Answer { held, missed, behind };
         let answer = serde_json::to_vec(&answer).unwrap_or_default();
         // Who asks and gets no answer knows what to make of it.
         drop(cluster.client().publish(self.reply, answer.into()).await);

@@ -228,8 +228,11 @@ impl Outbox {
         self.look_at_time();
         if let Some(asked) = Asked::read(question) {
             let stood = self.standing.of(asked.channel());
+            let missed = asked
+                .missed()
+                .is_some_and(|(from, to)| self.standing.was_broken(asked.channel(), from, to));
             let oldest = self.oldest(asked.channel());
-            asked.answer(&self.cluster, stood, oldest).await;
+            asked.answer(&self.cluster, stood, missed, oldest).await;
         }
     }
 

@@ -15,6 +15,15 @@ pub(super) struct Standing {
     table: Arc<Table>,
     changes: watch::Receiver<u64>,
     since: HashMap<Arc<str>, Since>,
+    /// Channels that stood, and then did not while they were held: when that was last.
+    breaks: HashMap<Arc<str>, Break>,
+}
+
+/// From when to when a channel did not stand; `None`: it still does not.
+#[derive(Debug, Clone, Copy)]
+struct Break {
+    from: Moment,
+    to: Option<Moment>,
 }
 
 /// For how long a channel has stood.
@@ -44,7 +53,7 @@ impl Standing {
     pub(super) fn new(table: Arc<Table>) -> Self {
         let mut changes = table.changes();
         changes.mark_changed();
-        Self { table, changes, since: HashMap::new() }
+        Self { table, changes, since: HashMap::new(), breaks: HashMap::new() }
     }
 
     /// Waits until the table changes.
@@ -60,6 +69,15 @@ impl Standing {
         self.since.get(channel).map(|since| {
             let time = since.noted.elapsed() + since.before;
             Stood { time, unbroken: since.interrupted.map_or(time, Moment::elapsed) }
+        })
+    }
+
+    /// Whether a channel that is held was without its subscriptions between those times before now.
+    pub(super) fn was_broken(&mut self, channel: &str, from: Duration, to: Duration) -> bool {
+        self.look();
+        self.breaks.get(channel).is_some_and(|broken| {
+            let ended = broken.to.map_or(Duration::ZERO, Moment::elapsed);
+            broken.from.elapsed() >= to && ended <= from
         })
     }
 
@@ -90,11 +108,21 @@ impl Standing {
                     .map(|((sum, last), at)| (sum.wrapping_add(at), last.max(at)));
             }
         });
+        for (channel, confirmed) in &now {
+            if confirmed.is_none() && self.since.contains_key(channel) {
+                self.breaks.insert(Arc::clone(channel), Break { from: Moment::now(), to: None });
+            }
+        }
+        // What is given up, or is another's, was not missed.
+        self.breaks.retain(|channel, _| now.contains_key(channel));
         self.since.retain(|channel, _| now.get(channel).is_some_and(Option::is_some));
         for (channel, confirmed) in now {
             let Some((confirmed, last)) = confirmed else { continue };
             if self.since.get(&channel).is_none_or(|since| since.confirmed != confirmed) {
                 let before = Duration::from_millis(clock::now().saturating_sub(last)).min(LATE);
+                if let Some(broken) = self.breaks.get_mut(&channel) {
+                    broken.to.get_or_insert_with(Moment::now);
+                }
                 self.since.insert(
                     channel,
                     Since { noted: Moment::now(), interrupted: None, before, confirmed },

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use astro_relay::cluster::assignment;
+use astro_sim::End;
 use async_nats::{
     ConnectOptions,
     jetstream::{self, kv::Store},
@@ -309,4 +310,57 @@ async fn a_channel_whose_holders_all_died_has_a_gap() {
     assert_eq!(found, expected, "{}", left.log());
     small.load(0, 50).await;
     arrived(&small, 50, &[left]).await;
+}
+
+/// Astro is away, and all members are without their channels: one report for each channel, not one of each holder.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_all_holders_missed_is_reported_once() {
+    const CHANNELS: usize = 8;
+    const MEMBERS: [&str; 2] = ["a", "b"];
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let channels = channels(1..CHANNELS, "channel.tips");
+    let mut members =
+        MEMBERS.map(|name| small.member(&format!("url = {url:?}\nmember = {name:?}"), &channels));
+    members.iter_mut().for_each(Relay::start);
+    let all: Vec<&Relay> = members.iter().collect();
+    stand(&all).await;
+    small.sim.listen(false);
+    small.sim.end(None, End::Reset);
+    until("all are without Astro", PATIENCE, async || {
+        for relay in &all {
+            let answer = relay.get("/readyz").await?;
+            if !answer.contains("Astro") {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+    small.sim.listen(true);
+    stand(&all).await;
+    let mut expected: Vec<(String, String, bool)> = (1..CHANNELS)
+        .map(|n| format!("c{n}"))
+        .chain(["main".to_owned()])
+        .map(|label| {
+            let first = assignment::holders(&label, MEMBERS, 1)[0].to_owned();
+            (label, first, false)
+        })
+        .collect();
+    expected.sort();
+    let mut found = Vec::new();
+    until("the gaps are reported", PATIENCE, async || {
+        found = gaps(&server).await;
+        found.retain(|(.., recovered)| !recovered);
+        found.sort();
+        (found.len() >= expected.len()).then_some(())
+    })
+    .await;
+    published(&all).await;
+    found = gaps(&server).await;
+    found.retain(|(.., recovered)| !recovered);
+    found.sort();
+    assert_eq!(found, expected, "{}\n--\n{}", all[0].log(), all[1].log());
 }
