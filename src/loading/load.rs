@@ -101,7 +101,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let tables = parse(path, &text)?;
     let merged = layers::merge(&text, &env, &set);
     let places = Places {
-        file: file.is_some().then_some(File { path, text: &text, tables }),
+        file: file.is_some().then_some(File::new(path, &text, tables)),
         variables: env.keys,
         arguments: set.keys,
     };

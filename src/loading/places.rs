@@ -36,7 +36,9 @@ pub(crate) struct File<'t> {
     pub(crate) path: &'t Path,
     pub(crate) text: &'t str,
     /// Its tables, with the place of each key.
-    pub(crate) tables: DeTable<'t>,
+    tables: DeTable<'t>,
+    /// Where its lines end: there may be as many problems as lines.
+    ends: Vec<usize>,
 }
 
 /// Where a value comes from; the later overrides the earlier.
@@ -93,7 +95,7 @@ impl Places<'_> {
             problem.place = Some(self.under(&problem.key).unwrap_or(whole));
             return;
         };
-        let position = Some(position(file.text, found.key.start));
+        let position = Some(position(file.text, &file.ends, found.key.start));
         problem.place = Some(Place::File { path: file.path.to_owned(), position });
         problem.excerpt = excerpt(file.text, &found.key);
     }
@@ -127,7 +129,11 @@ fn forms(path: &[String]) -> Vec<Vec<String>> {
         .collect()
 }
 
-impl File<'_> {
+impl<'t> File<'t> {
+    pub(crate) fn new(path: &'t Path, text: &'t str, tables: DeTable<'t>) -> Self {
+        Self { path, text, tables, ends: ends(text) }
+    }
+
     /// The place of a key, or of the nearest table around it.
     fn find(&self, path: &[String]) -> Option<Found> {
         let mut inside: Option<&DeValue<'_>> = None;
@@ -148,7 +154,7 @@ impl File<'_> {
 }
 
 fn entry<'f, 't>(table: &'f DeTable<'t>, name: &str) -> Option<(Range<usize>, &'f DeValue<'t>)> {
-    let (key, value) = table.iter().find(|(key, _)| key.get_ref() == name)?;
+    let (key, value) = table.get_key_value(name)?;
     Some((key.span(), value.get_ref()))
 }
 
@@ -196,7 +202,8 @@ fn cut(text: &str, skip: usize, length: usize) -> Option<Excerpt> {
 pub(crate) fn syntax(path: &Path, text: &str, at: usize) -> (Place, Option<Excerpt>) {
     let at = at.min(text.len());
     let (start, line) = line(text, at);
-    let place = Place::File { path: path.to_owned(), position: Some(position(text, at)) };
+    let place =
+        Place::File { path: path.to_owned(), position: Some(position(text, &ends(text), at)) };
     // Inside a string of several lines, what looks like a key may be anything.
     if text.contains("\"\"\"") || text.contains("'''") {
         return (place, None);
@@ -224,10 +231,14 @@ fn line(text: &str, at: usize) -> (usize, &str) {
     (start, rest.lines().next().unwrap_or_default())
 }
 
-/// Line and column of a byte, both from 1; the column counts characters.
-fn position(text: &str, at: usize) -> (usize, usize) {
-    let before = text.get(..at).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-    (line, column)
+/// Where the lines of a text end.
+fn ends(text: &str) -> Vec<usize> {
+    text.match_indices('\n').map(|(at, _)| at).collect()
+}
+
+/// Line and column of a byte, both from 1, of a text whose lines end there; the column counts characters.
+fn position(text: &str, ends: &[usize], at: usize) -> (usize, usize) {
+    let line = ends.partition_point(|end| *end < at);
+    let start = line.checked_sub(1).and_then(|before| ends.get(before)).map_or(0, |end| end + 1);
+    (line + 1, text.get(start..at).unwrap_or_default().chars().count() + 1)
 }
