@@ -134,3 +134,55 @@ fn a_release_needs_one_version_everywhere_and_a_section_of_the_changelog() {
         .unwrap();
     assert!(notes(&[version]).1.contains("config.yaml does not name"));
 }
+
+/// A script of the repository with these arguments: whether it went well, and what it wrote.
+fn run(script: &str, args: &[&str]) -> (bool, String) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(script);
+    let output = Command::new(script).args(args).output().unwrap();
+    (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+}
+
+#[test]
+fn an_archive_has_the_program_and_its_licences() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, archive) = (dir.path().join("astro-relay"), dir.path().join("new/it.tar.gz"));
+    fs::write(&program, "the program").unwrap();
+    let (fine, why) =
+        run("deploy/archive", &[program.to_str().unwrap(), archive.to_str().unwrap()]);
+    assert!(fine, "{why}");
+    let listed = Command::new("tar").arg("-tzf").arg(&archive).output().unwrap();
+    assert_eq!(
+        String::from_utf8(listed.stdout).unwrap(),
+        "astro-relay\nLICENSE-MIT\nLICENSE-APACHE\nastro-relay.toml\nastro-relay.service\n"
+    );
+}
+
+#[test]
+fn a_static_program_is_not_begun_for_another_c_library() {
+    let (fine, why) = run("deploy/static", &["x86_64-unknown-linux-gnu", "unused.tar.gz"]);
+    assert!(!fine && why.contains("x86_64-unknown-linux-gnu is no target of musl"), "{why}");
+}
+
+/// Who has no compiler downloads what this page names, and the workflow publishes.
+#[test]
+fn the_page_on_installing_names_the_files_of_a_release() {
+    let version = env!("CARGO_PKG_VERSION");
+    let (page, workflow) = (read("docs/install.md"), read(".github/workflows/release.yml"));
+    for name in ["$ARCH.tar.gz", "$ARCH-static.tar.gz", "$ARCH.cdx.json"] {
+        assert!(workflow.contains(&format!("dist/astro-relay-$VERSION-linux-{name}")), "{name}");
+        let file = name.replace("$ARCH", "amd64");
+        assert!(page.contains(&format!("| `astro-relay-{version}-linux-{file}` |")), "{file}");
+    }
+    // As cargo-deb names it.
+    assert!(page.contains(&format!("| `astro-relay_{version}-1_amd64.deb` |")));
+    assert!(workflow.contains("mv ../SHA256SUMS .") && page.contains("| `SHA256SUMS` |"));
+    let versions: Vec<_> = page.split("v=").skip(1).map(|rest| rest.split(' ').next()).collect();
+    assert_eq!(versions, [Some(version); 2]);
+    let image = read("repository.yaml")
+        .lines()
+        .find_map(|line| Some(line.strip_prefix("url: https://github.com/")?.to_owned()))
+        .unwrap();
+    assert!(page.contains(&format!("ghcr.io/{image}:{version}")), "{image}");
+    // The last job downloads all that was uploaded, and a record of a build is no archive.
+    assert!(workflow.contains("DOCKER_BUILD_RECORD_UPLOAD: \"false\""));
+}
