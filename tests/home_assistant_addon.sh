@@ -29,6 +29,7 @@ assert config["version"] in cargo, "the add-on's version is not the program's"
 repository = yaml.safe_load(open("repository.yaml"))
 assert repository["name"] and repository["url"].startswith("https://github.com/"), repository
 assert config["url"] == repository["url"], "two addresses of one repository"
+assert f"add `{repository['url']}`," in open(f"{addon}/README.md").read(), "its README names another address"
 image = "ghcr.io/" + repository["url"].removeprefix("https://github.com/") + "-addon-{arch}"
 assert config["image"] == image == image.lower(), f"the release publishes {image}"
 listens = 'HTTP__LISTEN="0.0.0.0:${ADDON_PORT:-%d}"' % config["ingress_port"]
