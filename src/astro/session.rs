@@ -210,7 +210,6 @@ impl Session {
             .iter()
             .map(|left| Leaving::new(&left.subscription, left.room.clone(), &left.token))
             .collect();
-        session.rooms = None;
         session
     }
 
@@ -218,7 +217,6 @@ impl Session {
     pub fn opened(&mut self, now: Instant) {
         self.link.opened_at = now;
         self.link.heard_at = now;
-        self.due = None;
     }
 
     /// A text frame. `received` is the wall clock's time.
@@ -253,7 +251,6 @@ impl Session {
     fn skip(&mut self, error: &WireError, text: &str, now: Instant) {
         self.counts.invalid += 1;
         self.unreadable.note(error.in_words(), text, now);
-        self.due = None;
     }
 
     fn take(
@@ -521,7 +518,10 @@ impl Session {
 
     fn received(&mut self, now: Instant) {
         self.link.heard_at = now;
-        self.link.ping_at = None;
+        if self.link.ping_at.take().is_some() {
+            // The next ping may be due before this one would have been given up.
+            self.due = None;
+        }
     }
 
     fn welcome(&mut self) {

@@ -61,7 +61,9 @@ fn state(session: &Session, index: usize) -> SubscriptionState {
 async fn subscribes_on_welcome_and_takes_the_canonical_room() {
     let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", Some("asked"))]);
     assert_eq!(state(&session, 0), SubscriptionState::Pending);
-    assert!(!session.proven(now));
+    assert!(!session.proven(now) && !session.all_answered());
+    assert!(session.welcomed() && !session.is_empty());
+    assert_eq!(session.patience_with_silence(), 25 * SECOND);
     answer(&mut session, &nonces[0], r#","data":{"message":"ok","topic":"t","room":"canon"}"#, now);
     assert_eq!(state(&session, 0), SubscriptionState::Confirmed(Some("canon".into())));
     assert!(session.proven(now) && session.all_answered());
@@ -228,6 +230,8 @@ async fn silence_is_pinged_and_then_ends_the_connection() {
     let mut effects = Effects::default();
     session.tick(now + 15 * SECOND, &mut effects);
     assert!(effects.ping && effects.ended.is_none());
+    assert!(effects.send.is_empty(), "what is confirmed is not asked for again");
+    session.due = None;
     session.tick(now + 24 * SECOND, &mut effects);
     assert!(effects.ended.is_none());
     assert_eq!(session.due(now), now + 25 * SECOND);
@@ -261,8 +265,10 @@ async fn without_own_pings_the_servers_period_counts() {
     let limits = Limits { ping_after: Duration::ZERO, ..limits() };
     let mut session = Session::new(1, Vec::new(), limits, now);
     let mut effects = Effects::default();
+    assert_eq!(session.patience_with_silence(), 45 * SECOND);
     session.tick(now + 44 * SECOND, &mut effects);
     assert!(effects.ended.is_none() && !effects.ping);
+    assert_eq!(session.due(now), now + 45 * SECOND);
     session.tick(now + 45 * SECOND, &mut effects);
     assert!(effects.ended.is_some());
 }
@@ -318,6 +324,7 @@ async fn what_comes_while_a_room_is_left_or_asked_for_belongs_to_its_channel() {
     for (nonce, room) in nonces.iter().zip(["one", "two"]) {
         answer(&mut session, nonce, &format!(r#","data":{{"room":"{room}"}}"#), now);
     }
+    assert_eq!(channel(&mut session, "one", now), "a", "it is confirmed");
     session.retain(|subscription| &*subscription.channel != "a", &mut Effects::default());
     for room in ["one", "x"] {
         assert_eq!(channel(&mut session, room, now), "a", "the gateway has not left it yet");
@@ -508,4 +515,312 @@ async fn of_two_labels_with_one_room_the_first_has_its_messages() {
             text(&mut session, r#"{"type":"message","topic":"t","room":"r","data":1}"#, now);
         assert_eq!(&*effects.events[0].place.channel, "a", "{order:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_session_goes_on_giving_up_and_keeps_the_times() {
+    let (mut before, nonces, now) =
+        welcomed(vec![wanted("a", "t", Some("x")), wanted("b", "u", Some("y"))]);
+    let mut effects = Effects::default();
+    for nonce in &nonces {
+        let frame = format!(r#"{{"type":"response","nonce":"{nonce}"}}"#);
+        before.on_text(frame.into(), 7, now, &mut effects);
+    }
+    before.retain(|subscription| &*subscription.topic == "t", &mut effects);
+    let mut after = Session::restored(2, &before, now);
+    assert_eq!(after.updates()[0].confirmed_at, Some(7), "nothing may have been missed");
+    text(&mut after, WELCOME, now);
+    assert_eq!(after.leaving.len(), 1);
+    let (mut after, mut effects) = (Session::restored(2, &before, now), Effects::default());
+    after.welcome();
+    after.tick(now, &mut effects);
+    assert!(effects.send[0].contains(r#""type":"unsubscribe""#), "{:?}", effects.send);
+    after.missed(9);
+    assert_eq!(after.updates()[0].confirmed_at, Some(9));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_times_of_a_session_begin_when_its_connection_is_open() {
+    let made = Instant::now();
+    let open = made + 20 * SECOND;
+    let mut session = Session::new(1, vec![wanted("a", "t", None)], limits(), made);
+    session.opened(open);
+    let mut effects = Effects::default();
+    session.tick(open + 4 * SECOND, &mut effects);
+    assert!(effects.send.is_empty(), "a welcome may yet come");
+    session.tick(open + 14 * SECOND, &mut effects);
+    assert!(!effects.send.is_empty() && !effects.ping);
+    session.tick(open + 15 * SECOND, &mut effects);
+    assert!(effects.ping);
+    assert!(!session.proven(open + 59 * SECOND) && session.proven(open + 60 * SECOND));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_relayed_is_counted_and_reported_when_it_repeats() {
+    let frame = r#"{"type":"message","topic":"t","id":"1"}"#;
+    let now = Instant::now();
+    let limits = Limits { max_message_size: frame.len(), ..limits() };
+    let session = || Session::new(1, Vec::new(), limits.clone(), now);
+    assert_eq!(text(&mut session(), frame, now).events.len(), 1);
+    let large = format!("{frame} ");
+    let twice = r#"[{"type":"message"},{"type":"message","topic":"t"}]"#;
+    let short = r#"[{"topic":"t"},3]"#;
+    for (frame, events, oversized, invalid) in
+        [(&*large, 0, 1, 0), ("garbage", 0, 0, 1), (twice, 0, 1, 0), (short, 1, 0, 1)]
+    {
+        let mut session = session();
+        for _ in 0..3 {
+            assert_eq!(session.unreadable(now), None);
+            assert_eq!(text(&mut session, frame, now).events.len(), events, "{frame}");
+        }
+        assert!(session.unreadable(now).is_some(), "{frame}");
+        let counts = session.take_counts();
+        assert_eq!((counts.oversized, counts.invalid), (3 * oversized, 3 * invalid), "{frame}");
+        assert_eq!(counts.messages, u64::try_from(3 * events).unwrap());
+        assert_eq!(session.take_counts(), Counts::default());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_that_say_nothing_to_a_channel_are_counted() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None)]);
+    for _ in 0..2 {
+        session.on_binary(now);
+        session.on_invalid(now);
+        text(&mut session, r#"{"type":"what"}"#, now);
+    }
+    answer(&mut session, &nonces[0], r#","error":"err_unauthorized""#, now);
+    let counts = session.take_counts();
+    assert_eq!((counts.binary, counts.invalid, counts.unknown, counts.refused), (2, 2, 2, 1));
+    for kind in 0..100 {
+        text(&mut session, &format!(r#"{{"type":"t{kind}"}}"#), now);
+    }
+    assert_eq!((session.unknown_types.len(), session.take_counts().unknown), (16, 100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_of_a_response_is_the_gateways() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None)]);
+    let effects = answer(&mut session, &nonces[0], r#","ts":"2024-02-15T14:52:42Z""#, now);
+    assert_eq!(effects.server_time, Some(1_708_008_762_000));
+    assert_eq!(answer(&mut session, "1-9", r#","ts":"x""#, now).server_time, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_answered_ping_the_next_is_due_in_time() {
+    let now = Instant::now();
+    let limits = Limits { ping_timeout: 50 * SECOND, ..limits() };
+    let mut session = Session::new(1, Vec::new(), limits, now);
+    let mut effects = Effects::default();
+    session.tick(now + 15 * SECOND, &mut effects);
+    assert!(std::mem::take(&mut effects.ping));
+    session.on_other(now + 16 * SECOND);
+    session.tick(now + 17 * SECOND, &mut effects);
+    assert_eq!(session.due(now), now + 31 * SECOND);
+    session.tick(now + 31 * SECOND, &mut effects);
+    assert!(effects.ping);
+}
+
+/// Sessions that send no pings, so that only what they ask for is due.
+fn without_pings() -> Limits {
+    Limits { ping_after: 10_000 * SECOND, ..limits() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_welcome_is_acted_on_at_once() {
+    let now = Instant::now();
+    let mut session = Session::new(1, vec![wanted("a", "t", None)], limits(), now);
+    session.tick(now, &mut Effects::default());
+    assert!(!session.welcomed());
+    assert_eq!(text(&mut session, WELCOME, now).send.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_answered_is_due_later_each_time() {
+    let now = Instant::now();
+    let all = vec![wanted("a", "t", Some("x")), wanted("a", "u", None)];
+    let mut session = Session::new(1, all, without_pings(), now);
+    let asked = nonces(&text(&mut session, WELCOME, now));
+    assert_eq!(session.due(now), now + 15 * SECOND);
+    answer(&mut session, &asked[1], "", now);
+    let mut effects = Effects::default();
+    session.tick(now + 15 * SECOND, &mut effects);
+    assert_eq!(effects.send.len(), 1);
+    assert_eq!(session.due(now), now + 45 * SECOND);
+    // The same for what is left.
+    let left = now + 20 * SECOND;
+    session.retain(|subscription| &*subscription.topic == "u", &mut effects);
+    session.tick(left, &mut effects);
+    assert_eq!(effects.send.len(), 2);
+    let due = left + 30 * SECOND;
+    assert_eq!(session.due(left), due);
+    session.due = None;
+    session.tick(due - Duration::from_millis(1), &mut effects);
+    assert_eq!(effects.send.len(), 2);
+    session.tick(due, &mut effects);
+    assert_eq!(effects.send.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_that_must_wait_for_the_pace_are_due_with_it() {
+    let now = Instant::now();
+    let all = (0..11).map(|n| wanted("a", &format!("t{n}"), None)).collect();
+    let mut session = Session::new(1, all, without_pings(), now);
+    let asked = nonces(&text(&mut session, WELCOME, now));
+    session.tick(now, &mut Effects::default());
+    assert_eq!(session.due(now), now + pace::SECOND);
+    // What is to be left waits for it too.
+    session.retain(|subscription| &*subscription.topic != "t10", &mut Effects::default());
+    for nonce in &asked {
+        answer(&mut session, nonce, "", now);
+    }
+    session.retain(|_| false, &mut Effects::default());
+    session.tick(now, &mut Effects::default());
+    assert_eq!(session.due(now), now + pace::SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answered_unsubscribe_is_not_repeated() {
+    let (mut session, asked, now) =
+        welcomed(vec![wanted("a", "t", Some("x")), wanted("a", "u", Some("x"))]);
+    for nonce in &asked {
+        answer(&mut session, nonce, "", now);
+    }
+    session.retain(|_| false, &mut Effects::default());
+    assert!(session.is_empty());
+    let mut effects = Effects::default();
+    session.tick(now, &mut effects);
+    let unsubscribed = nonces(&effects);
+    answer(&mut session, &unsubscribed[0], "", now);
+    assert_eq!(said(&mut session, now + 30 * SECOND), ["unsubscribe u x"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_the_gateway_may_have_is_left() {
+    let all: Vec<_> = (0..11).map(|n| wanted("a", &format!("t{n}"), Some("x"))).collect();
+    let (mut session, asked, now) = welcomed(all);
+    answer(&mut session, &asked[0], r#","error":"err_bad_request""#, now);
+    let kept = |subscription: &Subscription| !matches!(&*subscription.topic, "t0" | "t10");
+    session.retain(kept, &mut Effects::default());
+    assert!(session.leaving.is_empty(), "one is refused, one was not asked for");
+    // What was asked for and timed out may be there.
+    text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, now);
+    session.retain(|_| false, &mut Effects::default());
+    assert_eq!(session.leaving.len(), 9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_rooms_that_are_left_only_the_one_that_is_wanted_again_is_not() {
+    let (mut session, _, now) =
+        welcomed(vec![wanted("a", "t", Some("x")), wanted("a", "t", Some("y"))]);
+    session.retain(|_| false, &mut Effects::default());
+    session.add(vec![wanted("b", "t", Some("x"))]);
+    assert_eq!(said(&mut session, now), ["unsubscribe t y", "subscribe t x"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_of_two_labels_goes_to_the_one_that_stays() {
+    let (mut session, nonces, now) =
+        welcomed(vec![wanted("a", "t", Some("x")), wanted("b", "t", Some("y"))]);
+    for nonce in &nonces {
+        answer(&mut session, nonce, r#","data":{"room":"one"}"#, now);
+    }
+    let message = r#"{"type":"message","topic":"t","room":"one","id":"1"}"#;
+    let channel =
+        |session: &mut Session| text(session, message, now).events[0].place.channel.to_string();
+    assert_eq!(channel(&mut session), "a");
+    assert_eq!(session.take_heard().len(), 1);
+    assert!(session.take_heard().is_empty());
+    session.retain(|subscription| &*subscription.channel == "b", &mut Effects::default());
+    assert_eq!(channel(&mut session), "b");
+    let heard = session.take_heard();
+    assert_eq!((&*heard[0].0.channel, heard[0].1), ("b", 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_moves_to_another_connection_has_no_messages_on_this_one() {
+    let (mut session, nonces, now) =
+        welcomed(vec![wanted("a", "t", Some("x")), wanted("a", "u", None)]);
+    answer(&mut session, &nonces[1], "", now);
+    let message = r#"{"type":"message","topic":"t","room":"x","id":"1"}"#;
+    assert_eq!(&*text(&mut session, message, now).events[0].place.channel, "a");
+    let limit = r#","error":"err_bad_request","data":{"message":"Limit reached"}"#;
+    assert_eq!(answer(&mut session, &nonces[0], limit, now).overflow.len(), 1);
+    assert_eq!(&*text(&mut session, message, now).events[0].place.channel, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_request_beside_a_confirmed_subscription_is_refused() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None), wanted("a", "u", None)]);
+    answer(&mut session, &nonces[1], "", now);
+    let rest = r#","error":"err_bad_request","data":{"message":"unknown topic"}"#;
+    assert!(answer(&mut session, &nonces[0], rest, now).overflow.is_empty());
+    let SubscriptionState::Refused(refusal) = state(&session, 0) else { panic!() };
+    assert_eq!(refusal.retry_at, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_counts_once_and_on_its_own_connection() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None)]);
+    let refused = r#","error":"err_unauthorized""#;
+    answer(&mut session, "2-1", refused, now);
+    answer(&mut session, "1-7", refused, now);
+    answer(&mut session, "", refused, now);
+    assert_eq!(state(&session, 0), SubscriptionState::Pending);
+    answer(&mut session, &nonces[0], "", now);
+    answer(&mut session, &nonces[0], refused, now);
+    assert_eq!(state(&session, 0), SubscriptionState::Confirmed(None));
+}
+
+/// Fails what is asked for now with an error of the gateway's own; after how long it is tried again.
+fn fails(session: &mut Session, nonce: &str, now: Instant) -> Duration {
+    answer(session, nonce, r#","error":"err_internal_error""#, now);
+    let SubscriptionState::Refused(refusal) = state(session, 0) else { panic!() };
+    refusal.retry_at.unwrap() - now
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_subscription_is_tried_again_later_each_time_and_from_anew_after_a_success() {
+    let (mut session, mut asked, mut now) =
+        welcomed(vec![wanted("a", "t", Some("x")), wanted("b", "t", None)]);
+    let again = |session: &mut Session, now| {
+        let mut effects = Effects::default();
+        session.on_other(now);
+        session.due = None;
+        session.tick(now, &mut effects);
+        nonces(&effects)
+    };
+    answer(&mut session, &asked[1], "", now);
+    for seconds in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
+        let wait = fails(&mut session, &asked[0], now);
+        assert_eq!(wait, seconds * SECOND);
+        now += wait;
+        asked = again(&mut session, now);
+    }
+    // A new token is a new beginning.
+    fails(&mut session, &asked[0], now);
+    session.renew("a", &Secret::new("fresh"), &mut Effects::default());
+    asked = again(&mut session, now);
+    assert_eq!(fails(&mut session, &asked[0], now), 2 * SECOND);
+    now += 2 * SECOND;
+    asked = again(&mut session, now);
+    answer(&mut session, &asked[0], "", now);
+    // All rooms of the topic are left, so it is asked for again.
+    session.retain(|subscription| &*subscription.channel == "a", &mut Effects::default());
+    asked = again(&mut session, now);
+    assert_eq!(fails(&mut session, &asked[1], now), 2 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_without_a_token_is_refused_for_a_while() {
+    let mut without = wanted("a", "t", None);
+    without.token = Err("the file cannot be read".to_owned());
+    let now = Instant::now();
+    let mut session = Session::new(1, vec![without], without_pings(), now);
+    let effects = text(&mut session, WELCOME, now);
+    assert!(effects.send.is_empty());
+    let SubscriptionState::Refused(refusal) = &effects.updates[0].state else { panic!() };
+    assert_eq!((&*refusal.code, &*refusal.text), ("no_token", "the file cannot be read"));
+    assert_eq!(refusal.retry_at, Some(now + 300 * SECOND));
+    assert_eq!(session.due(now), now + 300 * SECOND);
 }

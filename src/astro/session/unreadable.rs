@@ -103,4 +103,14 @@ mod tests {
         unreadable.note("no JSON", "x", Instant::now());
         assert_eq!(unreadable.repeated(Instant::now()), None, "one more is one again");
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn they_are_logged_once_a_minute() {
+        let mut unreadable = Unreadable::default();
+        let began = Instant::now();
+        for (seconds, unlogged) in [(0, 0), (0, 1), (59, 2), (60, 0), (61, 1)] {
+            unreadable.note("no JSON", "x", began + Duration::from_secs(seconds));
+            assert_eq!(unreadable.unlogged, unlogged, "{seconds}");
+        }
+    }
 }
