@@ -244,8 +244,6 @@ impl Redactor {
         }
         if out {
             level.leave_out();
-            // Nothing in it is looked for: it goes as a whole.
-            below.clear();
         }
         Some(below)
     }
@@ -287,15 +285,13 @@ impl Level {
     }
 }
 
-/// Adds a cut; what it covers of earlier ones is gone anyway.
+/// Adds a cut; what it covers of earlier ones is gone anyway. It covers those that begin behind its start, and
+/// touches no other: at least a bracket stays between.
 fn push(cuts: &mut Vec<Range<usize>>, cut: Range<usize>) {
     while cuts.last().is_some_and(|last| last.start >= cut.start) {
         cuts.pop();
     }
-    match cuts.last_mut() {
-        Some(last) if last.end >= cut.start => last.end = last.end.max(cut.end),
-        _ => cuts.push(cut),
-    }
+    cuts.push(cut);
 }
 
 /// A place in a text that is JSON.
@@ -534,6 +530,36 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_cannot_be_found_between_its_quotes_is_taken_out_too() {
+        for (path, data, expected) in [
+            ("data.tips.*", r#"{"tips":[1,{"n":2}],"k":3}"#, r#"{"tips":[],"k":3}"#),
+            ("data.tips.*", r#"{"tips":{"a":1,"b":2}}"#, r#"{"tips":{}}"#),
+            ("data.a\"b", r#"{"a\"b":1,"k":2}"#, r#"{"k":2}"#),
+            ("data.a\\b", r#"{"k":2,"a\\b":1}"#, r#"{"k":2}"#),
+            ("data.a\tb", r#"{"a\tb":1,"k":2}"#, r#"{"k":2}"#),
+            ("data.a/b", r#"{"a\/b":1,"k":2}"#, r#"{"k":2}"#),
+        ] {
+            assert_eq!(redacted(&[path], data).as_deref(), Some(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn most_messages_are_not_looked_through() {
+        for (paths, text, concerned) in [
+            (PERSONAL_FIELDS, r#"{"data":{"name":"x"}}"#, false),
+            (PERSONAL_FIELDS, r#"{"emails":1,"xemail":2,"eabcd":3,"e":4}"#, false),
+            (PERSONAL_FIELDS, r#"{"name":"a\nb"}"#, false),
+            (PERSONAL_FIELDS, r#"{"name":"a\u000ab"}"#, true),
+            (PERSONAL_FIELDS, r#"{"eMail":1}"#, true),
+            (&["data.a.b"], r#"{"a":1,"bb":2,"email":3}"#, false),
+            (&["data.a.b"], r#"{"b":1}"#, true),
+        ] {
+            let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+            assert_eq!(Redactor::new(&paths).unwrap().may_concern(text), concerned, "{text}");
+        }
+    }
+
+    #[test]
     fn an_element_of_the_session_loses_what_its_update_would_and_a_donors_data_everywhere() {
         let element = serde_json::json!({
             "name": "Ann", "email": "a@b", "message": "hi",
@@ -552,6 +578,11 @@ mod tests {
                     "name": "Ann", "email": "a@b", "list": [{"geo": "DE", "n": 1}],
                 }),
             ),
+            (
+                &["data.data.list.*", "data.data.name"],
+                serde_json::json!({ "email": "a@b", "message": "hi", "list": [] }),
+            ),
+            (&["data.data.list.n", "data.data.list.user"], element.clone()),
             (&["data.message", "data.name"], element.clone()),
         ] {
             let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
