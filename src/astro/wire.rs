@@ -419,6 +419,8 @@ mod tests {
         assert_eq!(reconnect, ServerFrame::Reconnect { token: Secret::new("t") });
         assert!(matches!(read(r#"{"type":"reconnect"}"#), Err(WireError::NoToken)));
         assert_eq!(read(r#"{"type":"bye"}"#).unwrap(), ServerFrame::Unknown("bye".into()));
+        let bye = read(r#"{"type":"bye","topic":"t","nonce":"n"}"#).unwrap();
+        assert_eq!(bye, ServerFrame::Unknown("bye".into()));
         assert_eq!(read("{}").unwrap(), ServerFrame::Unknown("".into()));
         for nobodys in [r#"{"type":"message"}"#, r#"{"type":"message","topic":null,"data":{}}"#] {
             assert!(matches!(read(nobodys), Err(WireError::NoTopic)), "{nobodys}");
@@ -449,6 +451,11 @@ mod tests {
                 ["", "1970-01-01T00:00:00Z", "t", "", ""],
             ),
             (r#"{"type":"message","topic":"t","ts":"7"}"#, ["", "7", "t", "", ""]),
+            (r#"{"type":"message","topic":"t","ts":"7","nonce":null}"#, ["", "7", "t", "", ""]),
+            (
+                r#"{"type":"message","topic":"t","ts":100000000000}"#,
+                ["", "1973-03-03T09:46:40Z", "t", "", ""],
+            ),
             (
                 r#"{"type":"message","topic":"a","topic":"t","data":1,"data":2}"#,
                 ["", "", "t", "", "2"],
@@ -469,6 +476,17 @@ mod tests {
         for text in [r#"{"type":"message","topic":{}}"#, r#"{"type":"message","topic":""}"#] {
             assert!(matches!(read(text), Err(WireError::NoTopic)), "{text}");
         }
+    }
+
+    #[test]
+    fn the_key_of_a_message_without_an_id_depends_on_its_data() {
+        let key = |data: &str| {
+            let text = format!(r#"{{"type":"message","topic":"t","ts":"x"{data}}}"#);
+            let Ok(ServerFrame::Message(envelope)) = read(&text) else { panic!("{text}") };
+            envelope.key(&text)
+        };
+        assert_eq!(key(""), key(r#","data":null"#));
+        assert_ne!(key(r#","data":1"#), key(r#","data":2"#));
     }
 
     #[test]
@@ -517,7 +535,8 @@ mod tests {
         for (text, found) in cases {
             assert_eq!(parts(text), *found, "{text}");
         }
-        assert!(parts(&"1 ".repeat(PARTS + 2)).is_empty());
+        assert_eq!(parts(&"1 ".repeat(PARTS)).len(), PARTS);
+        assert!(parts(&"1 ".repeat(PARTS + 1)).is_empty());
     }
 
     #[test]
