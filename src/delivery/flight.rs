@@ -70,3 +70,48 @@ impl Flight {
         self.stale = true;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::base::event::own;
+
+    fn record(seq: Seq) -> Arc<Record> {
+        Arc::new(Record::new(seq, own("relay.test", &"".into(), &"".into(), &json!({}), 1)))
+    }
+
+    fn outgoing(seq: Seq, part: u8) -> Outgoing {
+        let record = record(seq);
+        let payload = record.event.message.clone();
+        let content_type = "application/json";
+        Outgoing { record, part, address: "".into(), payload, content_type, expires_in: None }
+    }
+
+    #[test]
+    fn events_behind_an_undeliverable_one_wait_for_it() {
+        let mut flight = Flight::default();
+        assert!(flight.is_empty() && flight.head().is_none());
+        flight.push(outgoing(1, 0), vec![outgoing(1, 1)]);
+        for seq in [2, 4, 5] {
+            flight.push(outgoing(seq, 0), Vec::new());
+        }
+        assert_eq!((flight.sendable(), flight.head()), (5, Some(1)));
+        let undeliverable = Undeliverable { record: record(3), reason: "no address".to_owned() };
+        flight.undeliverable.push_back(undeliverable);
+        flight.behind.push_back(6);
+        assert_eq!((flight.sendable(), flight.len()), (3, 7));
+        flight.handed = 2;
+        assert_eq!(flight.sendable(), 1);
+        flight.handed = 3;
+        assert_eq!(flight.sendable(), 0);
+        flight.full = true;
+        flight.recall();
+        assert_eq!((flight.sendable(), flight.full, flight.stale), (3, false, true));
+        flight.events.clear();
+        assert!(!flight.is_empty(), "one is to become a dead letter");
+        flight.undeliverable.clear();
+        assert!(flight.is_empty());
+    }
+}

@@ -187,3 +187,6 @@ impl Delivery {
 fn millis(count: u128) -> Duration {
     Duration::from_millis(u64::try_from(count).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

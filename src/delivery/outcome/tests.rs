@@ -1,0 +1,288 @@
+use std::{collections::VecDeque, sync::Arc};
+
+use async_trait::async_trait;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use serde_json::json;
+
+use super::{
+    super::{
+        flight::Undeliverable,
+        requests::Begun,
+        route::Route,
+        status::{self, Status},
+    },
+    *,
+};
+use crate::{
+    base::event::{self, Waited},
+    config::SinkConfig,
+    journal::Journal,
+    sink::{self, Outgoing, Report, Sink},
+};
+
+/// A sink whose reports are all that matters.
+#[derive(Default)]
+struct Reporting(VecDeque<Report>);
+
+#[async_trait]
+impl Sink for Reporting {
+    async fn connect(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
+        Ok(events.len())
+    }
+
+    async fn acknowledged(&mut self) -> Result<usize, Failure> {
+        std::future::pending().await
+    }
+
+    async fn close(&mut self, _: Instant) -> Vec<bool> {
+        Vec::new()
+    }
+
+    fn report(&mut self) -> Report {
+        self.0.pop_front().unwrap_or_default()
+    }
+}
+
+/// A delivery that is connected and has an event in flight for each of these ages in milliseconds.
+fn reporting(ages: &[u64], reports: impl IntoIterator<Item = Report>) -> Delivery {
+    let config = json!({ "type": "stdout", "start": "earliest" });
+    let config: SinkConfig = serde_json::from_value(config).unwrap();
+    let journal = Journal::in_memory(1 << 20);
+    for age in ages {
+        let none: Arc<str> = "".into();
+        let event = event::own("relay.gap", &none, &none, &json!({}), 1);
+        journal.append_waited(&mut vec![event], Waited::already(Duration::from_millis(*age)));
+    }
+    let route = Route::new("out", &config, sink::kind("stdout").unwrap()).unwrap();
+    let sink = Box::new(Reporting(reports.into_iter().collect()));
+    let status = Arc::new(Status::default());
+    let mut delivery = Delivery::new("out", &config, sink, route, journal, status).unwrap();
+    if let Some(batch) = delivery.reader.ready(ages.len()) {
+        delivery.take(&batch);
+    }
+    delivery.waiting.connected();
+    delivery.link.connected = true;
+    delivery.flight.handed = ages.len();
+    delivery.flight.stale = false;
+    delivery.show();
+    delivery
+}
+
+fn in_flight(ages: &[u64]) -> Delivery {
+    reporting(ages, [])
+}
+
+fn page(delivery: &Delivery) -> status::Sink {
+    delivery.page.status.look(|pages| pages.sinks["out"].clone())
+}
+
+fn numbers(delivery: &Delivery) -> Vec<u64> {
+    delivery.flight.events.iter().map(|event| event.record.seq).collect()
+}
+
+fn busy() -> Cause {
+    Cause::Busy { wait: None, reason: "HTTP 429".to_owned() }
+}
+
+fn denied() -> Cause {
+    Cause::Denied { reason: "no permission".to_owned() }
+}
+
+fn rejected() -> Cause {
+    Cause::Rejected { reason: "too large".to_owned() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_accepted_moves_the_cursor_and_is_shown() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let mut delivery = metrics::with_local_recorder(&recorder, || in_flight(&[30, 10, 10, 20]));
+    delivery.failure(&Failure::after(0, busy()));
+    (delivery.flight.handed, delivery.flight.full) = (4, true);
+    delivery.page.show(|page| page.rejected_in_a_row = 5);
+    for _ in 0..2 {
+        delivery.suspicion.closed(1, false);
+    }
+    tokio::time::advance(Duration::from_secs(1)).await;
+    delivery.outcome(Ok(3));
+    assert_eq!((delivery.reader.cursor, delivery.flight.handed), (3, 1));
+    assert_eq!(numbers(&delivery), [4]);
+    assert!(!delivery.flight.full && !delivery.suspicion.isolates(1));
+    assert_eq!(delivery.link.silent_since, Instant::now());
+    let shown = page(&delivery);
+    assert_eq!((shown.state, shown.delivered, shown.rejected_in_a_row), ("up", 3, 0));
+    assert_eq!((shown.delivery_ms, shown.slowest_ms), (3050, 1030));
+    assert!(shown.last_delivered.is_some());
+    // More cannot be accepted than is in flight.
+    delivery.outcome(Ok(9));
+    assert_eq!((delivery.reader.cursor, delivery.flight.handed), (4, 0));
+    assert_eq!(page(&delivery).slowest_ms, 1030);
+    // Each event is measured once, with its own time.
+    let text = recorder.handle().render();
+    for line in [
+        "astro_relay_delivered_total{sink=\"out\"} 4",
+        "astro_relay_delivery_seconds_count{sink=\"out\"} 4",
+        "astro_relay_delivery_seconds_sum{sink=\"out\"} 4.07",
+    ] {
+        assert!(text.lines().any(|shown| shown.starts_with(line)), "{line}\n{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_at_the_sink_is_no_failure_and_a_report_of_nothing_is_one() {
+    let mut delivery = in_flight(&[0]);
+    delivery.flight.full = true;
+    delivery.outcome(Ok(0));
+    assert_eq!((page(&delivery).state, delivery.flight.full), ("up", false));
+    delivery.outcome(Ok(0));
+    assert_eq!((page(&delivery).state, delivery.flight.handed), ("down", 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_is_done_when_all_its_messages_are() {
+    let mut delivery = in_flight(&[0, 0]);
+    let mut second = delivery.flight.events[0].clone();
+    second.part = 1;
+    delivery.flight.events.insert(1, second);
+    delivery.flight.handed = 3;
+    delivery.outcome(Ok(1));
+    assert_eq!((delivery.reader.cursor, page(&delivery).delivered), (0, 1));
+    delivery.outcome(Ok(1));
+    assert_eq!((delivery.reader.cursor, page(&delivery).delivered), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cursor_does_not_pass_an_undeliverable_event_nor_move_for_a_request() {
+    let replay = || Begun::Replay { number: 1, position: None };
+    for (undeliverable, request, behind, cursor) in [
+        (false, None, &[][..], 3),
+        (true, None, &[2, 3], 0),
+        (false, Some(replay()), &[], 0),
+        (true, Some(replay()), &[], 0),
+    ] {
+        let mut delivery = in_flight(&[0, 0, 0, 0]);
+        if undeliverable {
+            let record = delivery.flight.events.pop_front().unwrap().record;
+            delivery
+                .flight
+                .undeliverable
+                .push_back(Undeliverable { record, reason: String::new() });
+        }
+        delivery.flight.request = request;
+        delivery.accepted(if undeliverable { 2 } else { 3 });
+        assert_eq!(delivery.flight.behind, behind);
+        assert_eq!(delivery.reader.cursor, cursor);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_event_is_set_aside_and_the_others_stay_in_flight() {
+    let mut delivery = in_flight(&[0, 0, 0]);
+    delivery.failure(&Failure::after(0, busy()));
+    (delivery.flight.handed, delivery.flight.full) = (3, true);
+    delivery.failure(&Failure::after(1, rejected()));
+    assert_eq!((numbers(&delivery), delivery.flight.handed), (vec![3], 1));
+    assert_eq!(delivery.reader.cursor, 2);
+    assert!(!delivery.flight.full && delivery.link.connected);
+    let shown = page(&delivery);
+    assert_eq!((shown.state, shown.delivered, shown.dead_letters), ("up", 1, 1));
+    assert_eq!(shown.rejected_in_a_row, 1);
+    // With none accepted before it, and room only after it.
+    delivery.flight.full = true;
+    delivery.failure(&Failure::after(0, rejected()));
+    assert!(delivery.flight.events.is_empty() && !delivery.flight.full);
+    assert_eq!(page(&delivery).rejected_in_a_row, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_not_in_flight_is_not_rejected() {
+    let mut delivery = in_flight(&[0]);
+    delivery.flight.handed = 0;
+    delivery.failure(&Failure::after(0, rejected()));
+    assert_eq!((page(&delivery).state, page(&delivery).dead_letters), ("down", 0));
+    assert_eq!(numbers(&delivery), [1]);
+    assert!(!delivery.link.connected);
+    // With nothing to send there is nothing to reject and nothing to wait for.
+    for cause in [rejected(), busy()] {
+        let mut delivery = in_flight(&[0]);
+        delivery.failure(&Failure::after(0, denied()));
+        delivery.flight.events.clear();
+        delivery.failure(&Failure::after(0, cause));
+        assert_eq!(page(&delivery).state, "up");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_grow_until_an_event_is_accepted() {
+    let mut delivery = in_flight(&[0, 0, 0]);
+    let mut held = |accepted| {
+        delivery.failure(&Failure::after(accepted, denied()));
+        delivery.flight.handed = delivery.flight.events.len();
+        (delivery.waiting.resume_at().unwrap() - Instant::now()).as_secs()
+    };
+    assert_eq!([held(0), held(0), held(1), held(0)], [5, 10, 5, 10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_an_event_that_was_in_flight_is_blamed_for_closes() {
+    // How many events are in flight, how many of them are accepted; what comes of it.
+    for (handed, isolated, accused) in [(1, true, true), (2, true, false), (0, false, false)] {
+        let mut delivery = in_flight(&[0, 0]);
+        for _ in 0..9 {
+            delivery.flight.handed = handed;
+            delivery.failure(&Failure::after(0, Cause::closed("reset")));
+            tokio::time::advance(Duration::from_mins(1)).await;
+        }
+        assert_eq!(delivery.suspicion.isolates(1), isolated, "{handed}");
+        assert_eq!(delivery.suspicion.accused.is_some(), accused, "{handed}");
+    }
+    // Other failures are not its fault, and a close with nothing in flight excuses it.
+    let mut delivery = in_flight(&[0]);
+    for round in 0..20 {
+        delivery.flight.handed = usize::from(round % 5 > 0);
+        delivery.failure(&Failure::after(0, Cause::closed("reset")));
+        tokio::time::advance(Duration::from_mins(1)).await;
+    }
+    assert!(delivery.suspicion.isolates(1) && delivery.suspicion.accused.is_none());
+    let mut delivery = in_flight(&[0]);
+    for _ in 0..9 {
+        delivery.flight.handed = 1;
+        delivery.failure(&Failure::down("no answer"));
+    }
+    assert!(!delivery.suspicion.isolates(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_sink_reports_is_counted_and_shown() {
+    let report = |counts: &[(&'static str, u64)], facts: Option<&str>| Report {
+        counts: counts.to_vec(),
+        facts: facts.map(|fact| vec![fact.to_owned()]),
+    };
+    let reports = [
+        report(&[("unheard", 2)], Some("old")),
+        report(&[("unheard", 1), ("other", 7)], None),
+        report(&[("other", 1)], Some("new")),
+        report(&[("receivers", 3)], None),
+        report(&[("unheard", 4)], None),
+        report(&[("receivers", 1), ("unheard", 1)], None),
+    ];
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        let mut delivery = reporting(&[], reports);
+        for (unheard, remark) in
+            [(2, "old"), (3, "old"), (3, "new"), (0, "new"), (4, "new"), (0, "new")]
+        {
+            delivery.report();
+            let shown = page(&delivery);
+            assert_eq!((shown.unheard_in_a_row, &*shown.remarks), (unheard, &[remark.into()][..]));
+        }
+    });
+    let text = recorder.handle().render();
+    for (note, count) in [("unheard", 8), ("other", 8), ("receivers", 4)] {
+        let line = format!("sink_notes_total{{sink=\"out\",note=\"{note}\"}} {count}");
+        assert!(text.contains(&line), "{line}\n{text}");
+    }
+}
