@@ -4,10 +4,11 @@
 #     tests/mutants.sh                          all files that tests/mutants.py lists
 #     tests/mutants.sh src/cluster/view.rs …    these
 #
-# By hand. All changes are built at once, in a library of the lowest rooms and the files that are changed; then the
-# unit tests of each file are run for each of its changes. All of them, 344, took five minutes of processor time
-# beside the first build of the dependencies. What nobody notices is printed: it gets a test, or a line with its
-# reason in tests/mutants.py. It needs python3-venv, and takes the parser of Rust from PyPI.
+# By hand. All changes are built at once, in a library of the lowest rooms and the files that are changed, or with
+# everything where a file needs it; then the unit tests of each file, and of the module around it, are run for each of
+# its changes: some seconds of processor time for ten of them, beside the first build of the dependencies. What nobody
+# notices is printed: it gets a test, or a line with its reason in tests/mutants.py. It needs python3-venv, and takes
+# the parser of Rust from PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
