@@ -142,7 +142,8 @@ stop() {
     check "$1: it ends within $((SECONDS - from)) s, with 0 ($code)" test "$code" = 0
 }
 status() { inside "${command[0]}" status --json --config /etc/astro-relay/astro-relay.toml 2>/dev/null; }
-does_not_work() { (status || true) | jq -e '.health.state == "not working"'; }
+# Where nobody answers yet, nothing comes: jq takes no input at all for a yes.
+does_not_work() { (status || true) | jq -se '.[0].health.state == "not working"'; }
 lines() { wc -l <"$work/$1.out"; }
 has_lines() { [ "$(lines "$1")" -ge "$2" ]; }
 load() { curl -sSf -X POST "http://127.0.0.1:$sim_port/control/load?n=$1&first=$2&topic=channel.tips&rooms=$ROOM" >/dev/null; }
