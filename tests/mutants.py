@@ -92,6 +92,12 @@ EXPLAINED = [
     ),
     ("src/delivery/outcome.rs", "accepted", "guard becomes true", "the same samples, one by one"),
     ("src/delivery/outcome.rs", "report", "> becomes >=", "nothing is added, and the same is shown again"),
+    (
+        "src/delivery/outcome.rs",
+        "failed",
+        "self.flight.stale = true; is deleted",
+        "what fails is recalled before, or the connection ends, which is the same",
+    ),
     ("src/delivery/outcome.rs", "report", "! is deleted", "the log says so, no more"),
     ("src/delivery/route/redact.rs", "scalar", "> becomes >=", "it was read as JSON before: no value is empty"),
     ("src/base/event/key.rs", "visit_map", "+ becomes -", "other bits, and the slower reader finds the same"),

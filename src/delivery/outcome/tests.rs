@@ -99,7 +99,7 @@ fn rejected() -> Cause {
 #[tokio::test(start_paused = true)]
 async fn what_is_accepted_moves_the_cursor_and_is_shown() {
     let recorder = PrometheusBuilder::new().build_recorder();
-    let mut delivery = metrics::with_local_recorder(&recorder, || in_flight(&[30, 10, 10, 20]));
+    let mut delivery = metrics::with_local_recorder(&recorder, || in_flight(&[10, 10, 30, 20]));
     delivery.failure(&Failure::after(0, busy()));
     (delivery.flight.handed, delivery.flight.full) = (4, true);
     delivery.page.show(|page| page.rejected_in_a_row = 5);
@@ -117,8 +117,10 @@ async fn what_is_accepted_moves_the_cursor_and_is_shown() {
     assert_eq!((shown.delivery_ms, shown.slowest_ms), (3050, 1030));
     assert!(shown.last_delivered.is_some());
     // More cannot be accepted than is in flight.
+    delivery.reader.taken(7);
     delivery.outcome(Ok(9));
-    assert_eq!((delivery.reader.cursor, delivery.flight.handed), (4, 0));
+    // With nothing in flight, what was not wanted is done, too.
+    assert_eq!((delivery.reader.cursor, delivery.flight.handed), (7, 0));
     assert_eq!(page(&delivery).slowest_ms, 1030);
     // Each event is measured once, with its own time.
     let text = recorder.handle().render();
@@ -216,6 +218,45 @@ async fn what_was_not_in_flight_is_not_rejected() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_failure_nothing_is_in_flight() {
+    for (cause, word, state, connected) in [
+        (busy(), "busy", "busy", true),
+        (denied(), "denied", "held", true),
+        (Cause::Down("reset".into()), "down", "down", false),
+        (Cause::Gone { reason: "410".to_owned() }, "gone", "gone", false),
+    ] {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            let mut delivery = in_flight(&[0, 0]);
+            delivery.flight.full = true;
+            delivery.outcome(Err(Failure::after(1, cause)));
+            assert_eq!((delivery.flight.handed, delivery.reader.cursor), (0, 1));
+            assert!(delivery.flight.stale && !delivery.flight.full);
+            assert_eq!(delivery.link.connected, connected, "{state}");
+            let shown = page(&delivery);
+            assert_eq!((shown.state, shown.delivered), (state, 1));
+            assert!(shown.next_attempt.is_some() && shown.last_error_at.is_some());
+            let text = recorder.handle().render();
+            let up = format!("astro_relay_sink_up{{sink=\"out\"}} {}", u8::from(state == "busy"));
+            assert!(text.contains(&up), "{state}: {text}");
+            let retry = format!("retries_total{{sink=\"out\",cause=\"{word}\"}} 1");
+            assert!(text.contains(&retry), "{state}: {text}");
+            // What went wrong last stays to be read.
+            delivery.page.show(|page| page.since = 1);
+            delivery.show();
+            let again = page(&delivery);
+            assert_eq!((again.since, again.last_error.is_some()), (1, true));
+            delivery.waiting.fault = None;
+            delivery.show();
+            let well = page(&delivery);
+            assert_eq!((well.state, well.last_error.is_some()), ("up", true));
+            assert!(well.since > 1);
+            assert!(recorder.handle().render().contains("astro_relay_sink_up{sink=\"out\"} 1"));
+        });
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn waits_grow_until_an_event_is_accepted() {
     let mut delivery = in_flight(&[0, 0, 0]);
     let mut held = |accepted| {
@@ -280,6 +321,10 @@ async fn what_a_sink_reports_is_counted_and_shown() {
             assert_eq!((shown.unheard_in_a_row, &*shown.remarks), (unheard, &[remark.into()][..]));
         }
     });
+    // The sink is asked when events are accepted.
+    let mut delivery = reporting(&[0], [report(&[], Some("fact"))]);
+    delivery.outcome(Ok(1));
+    assert_eq!(page(&delivery).remarks, ["fact"]);
     let text = recorder.handle().render();
     for (note, count) in [("unheard", 8), ("other", 8), ("receivers", 4)] {
         let line = format!("sink_notes_total{{sink=\"out\",note=\"{note}\"}} {count}");
