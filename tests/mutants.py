@@ -303,9 +303,10 @@ def build(root, copy, files):
             return mutants, copy / found[0].split("(")[-1].rstrip(")")
         places = {tuple(line.split(":")[:2]) for line in lines if ": error" in line}
         there = [(file, line, change) for file, line, _, change in mutants.all if (file, str(line)) in places]
-        new = set(there) - unusable
-        # Mostly it is a sum of what can only be multiplied: the line's other changes are good.
-        new = {one for one in new if one[2].endswith(("becomes +", "becomes *", "becomes -"))} or new
+        # Mostly it is a sum of what cannot be multiplied, then another one: the line's other changes are good.
+        for likely in (("+ becomes *",), ("becomes +", "becomes *", "becomes -"), ("",)):
+            if new := {one for one in there if one[2].endswith(likely)} - unusable:
+                break
         if not new:
             sys.exit(done.stderr)
         unusable |= new

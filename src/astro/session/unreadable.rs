@@ -102,6 +102,9 @@ mod tests {
         assert_eq!(unreadable.repeated(Instant::now()), None);
         unreadable.note("no JSON", "x", Instant::now());
         assert_eq!(unreadable.repeated(Instant::now()), None, "one more is one again");
+        unreadable.note("no JSON", "x", Instant::now());
+        unreadable.note("no JSON", "x", Instant::now());
+        assert!(unreadable.repeated(Instant::now()).is_some(), "three more are three");
     }
 
     #[tokio::test(start_paused = true)]
