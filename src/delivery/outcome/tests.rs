@@ -229,6 +229,7 @@ async fn after_a_failure_nothing_is_in_flight() {
         metrics::with_local_recorder(&recorder, || {
             let mut delivery = in_flight(&[0, 0]);
             delivery.flight.full = true;
+            delivery.page.show(|page| page.since = 1);
             delivery.outcome(Err(Failure::after(1, cause)));
             assert_eq!((delivery.flight.handed, delivery.reader.cursor), (0, 1));
             assert!(delivery.flight.stale && !delivery.flight.full);
@@ -236,15 +237,19 @@ async fn after_a_failure_nothing_is_in_flight() {
             let shown = page(&delivery);
             assert_eq!((shown.state, shown.delivered), (state, 1));
             assert!(shown.next_attempt.is_some() && shown.last_error_at.is_some());
+            assert!(shown.since > 1 && shown.last_error.is_some());
             let text = recorder.handle().render();
             let up = format!("astro_relay_sink_up{{sink=\"out\"}} {}", u8::from(state == "busy"));
             assert!(text.contains(&up), "{state}: {text}");
             let retry = format!("retries_total{{sink=\"out\",cause=\"{word}\"}} 1");
             assert!(text.contains(&retry), "{state}: {text}");
             // What went wrong last stays to be read.
-            delivery.page.show(|page| page.since = 1);
+            delivery.page.show(|page| {
+                (page.since, page.next_attempt, page.last_error) = (1, None, None);
+            });
             delivery.show();
             let again = page(&delivery);
+            assert!(again.next_attempt.is_some());
             assert_eq!((again.since, again.last_error.is_some()), (1, true));
             delivery.waiting.fault = None;
             delivery.show();
