@@ -582,7 +582,7 @@ mod tests {
                 &["data.data.list.*", "data.data.name"],
                 serde_json::json!({ "email": "a@b", "message": "hi", "list": [] }),
             ),
-            (&["data.data.list.n", "data.data.list.user"], element.clone()),
+            (&["data.data.list.n", "data.data.list.x.n"], element.clone()),
             (&["data.message", "data.name"], element.clone()),
         ] {
             let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
