@@ -189,7 +189,7 @@ impl Cluster {
 
     /// Bytes that the server takes in one message.
     fn max_payload(&self) -> usize {
-        self.client().server_info().max_payload
+        self.client().max_payload()
     }
 
     /// How long ago that was by the servers' clock.
@@ -321,7 +321,9 @@ impl Cluster {
 
     /// The log has this message of that member: looks whether copies are recognised at all.
     fn look_for_copies(&self, record: &Record, member: &str) {
-        if self.copies() > 1 && lock(&self.0.copies).read(record, member) {
+        let may_be_held_twice =
+            self.copies() > 1 && self.may_be_elsewhere(&record.event.place.channel);
+        if may_be_held_twice && lock(&self.0.copies).read(record, member) {
             self.hold_once();
         }
     }

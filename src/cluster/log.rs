@@ -50,6 +50,9 @@ const AHEAD: usize = 4 * 1024 * 1024;
 /// How long to wait before what failed is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
+/// How long the cursor rests after it was saved: under load one update stands for many events.
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// How long a log that says nothing is waited for before it is asked again.
 const SILENT: Duration = Duration::from_secs(20);
 
@@ -349,9 +352,8 @@ impl LogSource {
                 self.moved.notified().await;
                 continue;
             }
-            if !self.save_once().await {
-                sleep(RETRY).await;
-            }
+            let saved = self.save_once().await;
+            sleep(if saved { PAUSE } else { RETRY }).await;
         }
     }
 

@@ -6,12 +6,12 @@
 //! | header | what |
 //! |---|---|
 //! | `Nats-Msg-Id` | the deduplication key: the same on every member, for live and fetched copies |
-//! | `Astro-Id`, `Astro-Topic`, `Astro-Room`, `Astro-Channel`, `Astro-Ts` | the envelope |
+//! | `Astro-Topic`, `Astro-Room`, `Astro-Channel`, `Astro-Ts` | the envelope |
+//! | `Astro-Id` | its id, where that is not the key |
 //! | `Astro-Origin` | `backfilled`, `replayed` or `test`; without it: live |
-//! | `Astro-Received` | when it was read, milliseconds since 1970 by the member's clock |
-//! | `Astro-Waited` | milliseconds from then to the moment it was handed to the log |
-//! | `Astro-Data` | where `data` lies in the payload: `start-end` |
-//! | `Astro-Member` | the member that published it |
+//! | `Astro-Relay` | four words: when it was read, milliseconds since 1970 by the member's clock; milliseconds from then to the moment it was handed to the log; where `data` lies in the payload, `start-end`; the member that published it |
+//!
+//! What only relays need is one header, since each costs as much as some hundred bytes of payload.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,6 +19,7 @@ use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::Cluster;
 use crate::{
     base::{
         clock,
@@ -27,13 +28,13 @@ use crate::{
     sink::nats::headers::{CHANNEL, ID, MESSAGE_ID, ORIGIN, ROOM, TOPIC, TS, presentable},
 };
 
-const RECEIVED: HeaderName = HeaderName::from_static("Astro-Received");
-const WAITED: HeaderName = HeaderName::from_static("Astro-Waited");
-const DATA: HeaderName = HeaderName::from_static("Astro-Data");
-const MEMBER: HeaderName = HeaderName::from_static("Astro-Member");
+const RELAY: HeaderName = HeaderName::from_static("Astro-Relay");
 
 /// The last word of the subject of an event that belongs to no channel. No label has capitals.
 const NO_CHANNEL: &str = "RELAY";
+
+/// What the message id of an event ends with whose key the log knows without having stored it.
+pub(super) const AGAIN: char = '~';
 
 /// The subject of an event.
 pub(super) fn subject(cluster: &str, event: &Event) -> String {
@@ -60,8 +61,8 @@ pub(super) fn headers(record: &Record, member: &str) -> HeaderMap {
             headers.insert(name, &*presentable(value));
         }
     };
-    insert(MESSAGE_ID, &key(event));
-    insert(ID, &event.id);
+    let key = key(event);
+    insert(MESSAGE_ID, &key);
     insert(TOPIC, &event.place.topic);
     insert(ROOM, &event.place.room);
     insert(CHANNEL, &event.place.channel);
@@ -69,31 +70,44 @@ pub(super) fn headers(record: &Record, member: &str) -> HeaderMap {
     if event.origin != Origin::Live {
         insert(ORIGIN, event.origin.as_str());
     }
-    insert(RECEIVED, &event.received.to_string());
-    insert(WAITED, &record.age().as_millis().to_string());
-    insert(DATA, &format!("{}-{}", event.data.start, event.data.end));
-    insert(MEMBER, member);
+    let (received, waited) = (event.received, record.age().as_millis());
+    let (start, end) = (event.data.start, event.data.end);
+    insert(RELAY, &format!("{received} {waited} {start}-{end} {member}"));
+    if key != *event.id {
+        headers.insert(ID, &*presentable(&event.id));
+    }
     headers
+}
+
+/// What an event is published with: its subject and its headers.
+pub(super) fn of(cluster: &Cluster, record: &Record) -> (String, HeaderMap) {
+    let subject = subject(&cluster.settings().name, &record.event);
+    (subject, headers(record, cluster.member()))
 }
 
 /// Reads a message of the log; `stored` is how long ago the log stored it. What lacks a header is an event
 /// all the same: somebody else may have written it.
 pub(super) fn record(seq: Seq, headers: &HeaderMap, payload: &Bytes, stored: Duration) -> Record {
     let text = |name: HeaderName| headers.get(name).map_or("", |value| value.as_str());
-    let id = text(ID);
     let key = text(MESSAGE_ID);
-    let data = text(DATA)
-        .split_once('-')
+    let key = key.strip_suffix(AGAIN).unwrap_or(key);
+    let id = headers.get(ID).map_or(key, |id| id.as_str());
+    let mut words = text(RELAY).splitn(4, ' ');
+    let received = words.next().and_then(|word| word.parse().ok());
+    let waited = words.next().and_then(|word| word.parse().ok()).unwrap_or(0);
+    let data = words
+        .next()
+        .and_then(|word| word.split_once('-'))
         .and_then(|(start, end)| Some(start.parse().ok()?..end.parse().ok()?))
         .filter(|data: &std::ops::Range<usize>| payload.get(data.clone()).is_some())
         .unwrap_or_default();
-    let waited = Duration::from_millis(text(WAITED).parse().unwrap_or(0)).saturating_add(stored);
+    let waited = Duration::from_millis(waited).saturating_add(stored);
     let event = Event {
         id: id.into(),
         distinct_key: (key != id).then(|| key.into()),
         place: Place::of(text(TOPIC), text(ROOM), text(CHANNEL)),
         ts: text(TS).into(),
-        received: text(RECEIVED).parse().unwrap_or_else(|_| clock::ago(waited)),
+        received: received.unwrap_or_else(|| clock::ago(waited)),
         origin: Origin::from_word(text(ORIGIN)).unwrap_or_default(),
         message: payload.clone(),
         data,
@@ -103,7 +117,7 @@ pub(super) fn record(seq: Seq, headers: &HeaderMap, payload: &Bytes, stored: Dur
 
 /// The member that published a message.
 pub(super) fn member(headers: &HeaderMap) -> &str {
-    headers.get(MEMBER).map_or("", |value| value.as_str())
+    headers.get(RELAY).and_then(|value| value.as_str().splitn(4, ' ').nth(3)).unwrap_or_default()
 }
 
 /// The key of a message of the log, for messages that are only looked up.
@@ -132,6 +146,16 @@ mod tests {
         let event = Event { distinct_key: Some(key), origin: Origin::Backfilled, ..event };
         assert_eq!(there_and_back(event.clone()), event);
         assert_eq!(there_and_back(event.clone()).data(), event.data());
+        let event = Event { id: "".into(), distinct_key: Some("m1".into()), ..event };
+        assert_eq!(there_and_back(event.clone()), event);
+    }
+
+    #[test]
+    fn an_event_under_a_second_message_id_has_its_own_key() {
+        let event = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "a"}), 7);
+        let mut headers = headers(&Record::new(7, event.clone()), "relay-1");
+        headers.insert(MESSAGE_ID, format!("{}{AGAIN}", event.key()));
+        assert_eq!(record(9, &headers, &event.message, Duration::ZERO).event, event);
     }
 
     #[test]
@@ -154,7 +178,7 @@ mod tests {
         let found = record(1, &HeaderMap::new(), &"{}".into(), Duration::from_secs(3));
         assert_eq!((found.event.key(), found.event.data()), ("", &b"null"[..]));
         let mut headers = HeaderMap::new();
-        headers.insert(DATA, "5-900");
+        headers.insert(RELAY, "x -1 5-900");
         assert_eq!(record(1, &headers, &"{}".into(), Duration::ZERO).event.data(), b"null");
         assert!(found.age() >= Duration::from_secs(3));
     }

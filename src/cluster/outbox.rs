@@ -17,26 +17,34 @@
 //! gap is published only if no other member held the channel all the time, see [`super::gaps`].
 
 mod attempt;
+mod flight;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
 use async_nats::Message;
-use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use foldhash::fast::RandomState;
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{BoxFuture, OptionFuture},
+    stream::FuturesUnordered,
+};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use self::attempt::{Behind, InStep, IsCovered, Known, Outcome, Seen, TOGETHER, Work};
+use self::{
+    attempt::{Behind, InStep, IsCovered, Known, Outcome, Seen, TOGETHER, Work, is_old},
+    flight::{Flight, Sent},
+};
 use super::{
     Cluster,
     connection::{IN_FLIGHT, Kept},
     gaps::{self, Asked},
-    message,
+    message, parts,
     standing::Standing,
 };
 use crate::{
@@ -47,7 +55,7 @@ use crate::{
         supervisor::Factory,
     },
     gateway::table::Table,
-    journal::{Batch, Journal},
+    journal::{Batch, Journal, StoreError},
 };
 
 /// Its cursor in the journal. No sink can have this name: theirs have no dot.
@@ -83,6 +91,10 @@ const NOTED: Duration = Duration::from_secs(2);
 /// published under another.
 const UNSTORED: Duration = Duration::from_secs(5);
 
+/// How many answers are taken in before anything else is looked at.
+const ANSWERS: usize = 64;
+
+/// What an attempt came to that had something to ask or to wait for.
 struct Attempt {
     lane: Arc<str>,
     seq: Seq,
@@ -93,7 +105,14 @@ struct Attempt {
     in_step: Option<InStep>,
 }
 
-type Attempts = FuturesUnordered<Pin<Box<dyn Future<Output = Attempt> + Send>>>;
+/// How events go out.
+struct Out {
+    kept: Arc<Kept>,
+    flight: Flight,
+    attempts: Attempts,
+}
+
+type Attempts = FuturesUnordered<BoxFuture<'static, Attempt>>;
 
 /// The events of one channel.
 #[derive(Default)]
@@ -113,7 +132,7 @@ struct Lane {
 struct Outbox {
     cluster: Cluster,
     journal: Journal,
-    lanes: HashMap<Arc<str>, Lane>,
+    lanes: HashMap<Arc<str>, Lane, RandomState>,
     /// What was read and is not done.
     open: BTreeSet<Seq>,
     bytes: usize,
@@ -121,7 +140,7 @@ struct Outbox {
     last_read: Option<Arc<Record>>,
     failing: Option<String>,
     /// When this member was found to be in step with the other holders of a channel.
-    in_step: HashMap<Arc<str>, (InStep, Moment)>,
+    in_step: HashMap<Arc<str>, (InStep, Moment), RandomState>,
     /// What is asked about the gaps that are not done.
     covered: HashMap<Seq, IsCovered>,
     asking: FuturesUnordered<IsCovered>,
@@ -138,13 +157,13 @@ pub(crate) fn factory(cluster: &Cluster, journal: &Journal, table: Arc<Table>) -
         let outbox = Outbox {
             cluster: cluster.clone(),
             journal: journal.clone(),
-            lanes: HashMap::new(),
+            lanes: HashMap::default(),
             open: BTreeSet::new(),
             bytes: 0,
             read,
             last_read: None,
             failing: None,
-            in_step: HashMap::new(),
+            in_step: HashMap::default(),
             covered: HashMap::new(),
             asking: FuturesUnordered::new(),
             standing: Standing::new(Arc::clone(&table)),
@@ -152,6 +171,10 @@ pub(crate) fn factory(cluster: &Cluster, journal: &Journal, table: Arc<Table>) -
         };
         Ok(Box::pin(outbox.run(stop)))
     })
+}
+
+async fn read(journal: Journal, after: Seq) -> Result<Batch, StoreError> {
+    journal.next(after, BATCH, BATCH_BYTES).await
 }
 
 impl Outbox {
@@ -173,11 +196,26 @@ impl Outbox {
                 }
             }
         };
-        let mut attempts = Attempts::new();
+        let flight = loop {
+            match Flight::begin(self.cluster.client()).await {
+                Ok(flight) => break flight,
+                Err(error) => {
+                    warn!(%error, "the log's answers cannot be received");
+                    sleep(RETRY).await;
+                }
+            }
+        };
+        let mut out = Out { kept, flight, attempts: Attempts::new() };
+        // A read from the disk is not begun again for whatever comes meanwhile.
+        let mut reading: Option<BoxFuture<'static, Result<Batch, StoreError>>> = None;
         let mut give_up: Option<Instant> = None;
         self.turned = Moment::now();
         loop {
             self.look_at_time();
+            while let Some((sent, outcome)) = out.flight.overdue() {
+                self.on_outcome(&sent.lane, sent.seq, outcome, &mut out);
+            }
+            self.advance();
             self.show();
             if stop.is_cancelled() {
                 let at = *give_up.get_or_insert_with(|| Instant::now() + FINISH);
@@ -192,21 +230,26 @@ impl Outbox {
                     return;
                 }
             }
-            let may_read = self.open.len() < AHEAD && self.bytes < AHEAD_BYTES;
-            let next = self.journal.next(self.read, BATCH, BATCH_BYTES);
+            if reading.is_none() && self.open.len() < AHEAD && self.bytes < AHEAD_BYTES {
+                reading = Some(read(self.journal.clone(), self.read).boxed());
+            }
             tokio::select! {
                 biased;
                 Some(question) = questions.next() => self.answer(question).await,
                 () = self.standing.changed() => self.standing.look(),
                 Some(_) = self.asking.next() => {}
-                Some(attempt) = attempts.next() => self.on_attempt(attempt, &kept, &mut attempts),
-                batch = next, if may_read => match batch {
-                    Ok(batch) => self.take(&batch, &kept, &mut attempts),
-                    Err(error) => {
-                        warn!(%error, "the journal cannot be read now");
-                        sleep(RETRY).await;
+                Some(answer) = out.flight.answered() => self.on_answers(answer, &mut out),
+                Some(attempt) = out.attempts.next() => self.on_attempt(attempt, &mut out),
+                Some(batch) = OptionFuture::from(reading.as_mut()) => {
+                    reading = None;
+                    match batch {
+                        Ok(batch) => self.take(&batch, &mut out),
+                        Err(error) => {
+                            warn!(%error, "the journal cannot be read now");
+                            sleep(RETRY).await;
+                        }
                     }
-                },
+                }
                 () = stop.cancelled(), if give_up.is_none() => {}
                 () = sleep(RETRY), if give_up.is_some() => {}
                 () = sleep(TURN) => {}
@@ -252,7 +295,7 @@ impl Outbox {
         self.cluster.set_waiting(unread.saturating_add(open), self.failing.clone());
     }
 
-    fn take(&mut self, batch: &Batch, kept: &Arc<Kept>, attempts: &mut Attempts) {
+    fn take(&mut self, batch: &Batch, out: &mut Out) {
         self.look_at_time();
         if batch.lost > 0 {
             error!(count = batch.lost, "events were lost before they came into the log");
@@ -272,14 +315,13 @@ impl Outbox {
             lane.events.push_back(Arc::clone(record));
             if !lane.busy {
                 let channel = Arc::clone(channel);
-                self.start(&channel, Duration::ZERO, kept, attempts);
+                self.start(&channel, Duration::ZERO, out);
             }
         }
         self.read = batch.through;
         if let Some(last) = batch.records.last() {
             self.last_read = Some(Arc::clone(last));
         }
-        self.advance();
     }
 
     /// All before the first that is not done is done.
@@ -289,58 +331,33 @@ impl Outbox {
     }
 
     /// Publishes the first event of a lane, after `wait`.
-    fn start(
-        &mut self,
-        channel: &Arc<str>,
-        wait: Duration,
-        kept: &Arc<Kept>,
-        attempts: &mut Attempts,
-    ) {
+    fn start(&mut self, channel: &Arc<str>, wait: Duration, out: &mut Out) {
         let Some(lane) = self.lanes.get_mut(channel) else { return };
         let Some(record) = lane.events.front().cloned() else {
             self.lanes.remove(channel);
             return;
         };
         lane.busy = true;
-        let full = self.open.len() >= AHEAD || self.bytes >= AHEAD_BYTES;
-        let standing = self.standing.of(channel).map(|stood| stood.time);
-        let age = record.age();
-        // Received since the channel has stood, or before a break. It is noted a moment later than it is so. What
-        // was fetched of a break is as old as it happened, and was not received before it.
-        let since = standing.unwrap_or_default();
-        let is_live = |record: &Record| record.event.origin == Origin::Live;
-        let is_new = |record: &Record| record.age() <= since + NOTED || !is_live(record);
-        let is_in_step = !self.cluster.may_be_elsewhere(channel)
-            || self.in_step.get(channel).is_some_and(|(with, at)| {
-                let is_current = standing.is_some_and(|standing| at.elapsed() <= standing);
-                !is_new(&record) || (is_current && *with == InStep::All)
-            });
-        let behind = (!is_in_step).then(|| {
-            // From the first of these on nothing is missing here. What came while the channel was left before
-            // is not one of them, however shortly before.
-            let new = lane.events.iter().filter(|record| is_live(record) && record.age() <= since);
-            let received = new.map(|record| message::key(&record.event)).collect();
-            if is_new(&record) {
-                Behind { stood: Some(since), waits: age.max(since), received }
-            } else {
-                // A copy of it that another has is not older.
-                Behind { stood: None, waits: age + TOGETHER, received }
-            }
-        });
+        let (known, seen) = (lane.known.take(), lane.seen.take());
+        let again = lane.unstored.is_some_and(|since| since.elapsed() >= UNSTORED);
+        let behind = self.behind(channel, &record);
+        if wait.is_zero() && behind.is_none() && !again && self.publish_at_once(&record, out) {
+            return;
+        }
         let work = Work {
             behind,
             in_step: None,
             cluster: self.cluster.clone(),
-            kept: Arc::clone(kept),
-            known: lane.known.take(),
-            seen: lane.seen.take(),
+            kept: Arc::clone(&out.kept),
+            known,
+            seen,
             is_covered: self.covered.get(&record.seq).cloned(),
-            full,
-            again: lane.unstored.is_some_and(|since| since.elapsed() >= UNSTORED),
+            full: self.open.len() >= AHEAD || self.bytes >= AHEAD_BYTES,
+            again,
             record,
         };
         let lane = Arc::clone(channel);
-        attempts.push(Box::pin(async move {
+        out.attempts.push(Box::pin(async move {
             if !wait.is_zero() {
                 sleep(wait).await;
             }
@@ -351,19 +368,84 @@ impl Outbox {
         }));
     }
 
-    fn on_attempt(&mut self, attempt: Attempt, kept: &Arc<Kept>, attempts: &mut Attempts) {
+    /// Publishes an event that is neither old nor large nor the relay's own, if the connection takes it now.
+    fn publish_at_once(&self, record: &Arc<Record>, out: &mut Out) -> bool {
+        let event = &record.event;
+        if event.place.topic.starts_with("relay.")
+            || event.message.len() > parts::largest(self.cluster.max_payload())
+            || is_old(&self.cluster, record.age())
+        {
+            return false;
+        }
+        let lane = (&event.place.channel, record.seq);
+        let (subject, headers) = message::of(&self.cluster, record);
+        out.flight.publish(lane, subject, headers, event.message.clone())
+    }
+
+    /// What an event of a channel has to wait for, where this member may not be in step with its other holders.
+    fn behind(&mut self, channel: &str, record: &Record) -> Option<Behind> {
+        if !self.cluster.may_be_elsewhere(channel) {
+            return None;
+        }
+        let standing = self.standing.of(channel).map(|stood| stood.time);
+        let age = record.age();
+        // Received since the channel has stood, or before a break. It is noted a moment later than it is so. What
+        // was fetched of a break is as old as it happened, and was not received before it.
+        let since = standing.unwrap_or_default();
+        let is_live = |record: &Record| record.event.origin == Origin::Live;
+        let is_new = age <= since + NOTED || !is_live(record);
+        let is_in_step = self.in_step.get(channel).is_some_and(|(with, at)| {
+            let is_current = standing.is_some_and(|standing| at.elapsed() <= standing);
+            !is_new || (is_current && *with == InStep::All)
+        });
+        if is_in_step {
+            return None;
+        }
+        // From the first of these on nothing is missing here. What came while the channel was left before is not
+        // one of them, however shortly before.
+        let events = self.lanes.get(channel).into_iter().flat_map(|lane| &lane.events);
+        let new = events.filter(|record| is_live(record) && record.age() <= since);
+        let received = new.map(|record| message::key(&record.event)).collect();
+        Some(if is_new {
+            Behind { stood: Some(since), waits: age.max(since), received }
+        } else {
+            // A copy of it that another has is not older.
+            Behind { stood: None, waits: age + TOGETHER, received }
+        })
+    }
+
+    fn on_answers(&mut self, first: (Sent, Outcome), out: &mut Out) {
+        let mut answer = Some(first);
+        let mut left = ANSWERS;
+        while let Some((sent, outcome)) = answer {
+            self.on_outcome(&sent.lane, sent.seq, outcome, out);
+            left -= 1;
+            answer = if left > 0 { out.flight.answered_already() } else { None };
+        }
+    }
+
+    fn on_attempt(&mut self, attempt: Attempt, out: &mut Out) {
         let Attempt { lane: channel, seq, outcome, known, seen, in_step } = attempt;
-        let Some(lane) = self.lanes.get_mut(&channel) else { return };
-        (lane.known, lane.seen) = (known, seen);
+        if let Some(lane) = self.lanes.get_mut(&channel) {
+            (lane.known, lane.seen) = (known, seen);
+        }
         if let Some(with) = in_step {
             self.in_step.insert(Arc::clone(&channel), (with, Moment::now()));
         }
+        self.on_outcome(&channel, seq, outcome, out);
+    }
+
+    /// Goes on with a lane after what became of its first event.
+    fn on_outcome(&mut self, channel: &Arc<str>, seq: Seq, outcome: Outcome, out: &mut Out) {
+        let Some(lane) = self.lanes.get_mut(channel) else { return };
         let wait = match outcome {
+            Outcome::NoLog => {
+                self.cluster.log_is_gone();
+                note(&mut self.failing, "the log is not there".into());
+                Some(RETRY)
+            }
             Outcome::Failed(why) => {
-                if self.failing.as_ref() != Some(&why) {
-                    debug!(why, "the log does not take events now; they wait in the journal");
-                    self.failing = Some(why);
-                }
+                note(&mut self.failing, why);
                 Some(RETRY)
             }
             Outcome::Unstored => {
@@ -397,8 +479,14 @@ impl Outbox {
             }
             self.open.remove(&seq);
             self.covered.remove(&seq);
-            self.advance();
         }
-        self.start(&channel, wait.unwrap_or_default(), kept, attempts);
+        self.start(channel, wait.unwrap_or_default(), out);
+    }
+}
+
+fn note(failing: &mut Option<String>, why: String) {
+    if failing.as_ref() != Some(&why) {
+        debug!(why, "the log does not take events now; they wait in the journal");
+        *failing = Some(why);
     }
 }

@@ -13,7 +13,7 @@ pub(crate) mod connector;
 mod core;
 mod flight;
 pub(crate) mod headers;
-mod jetstream;
+pub(crate) mod jetstream;
 pub(crate) mod link;
 mod permissions;
 mod probe;

@@ -22,7 +22,7 @@ use crate::{
 pub(super) const TOGETHER: Duration = Duration::from_millis(500);
 
 /// How long an acknowledgement may take before the event is published again.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long an event waits for a log that does not move, beyond the lease time, where another member may be behind,
 const STEP: Duration = Duration::from_secs(3);
@@ -42,6 +42,7 @@ pub(super) enum Outcome {
     NotYet,
     /// It will never be taken.
     Rejected(String),
+    NoLog,
     Failed(String),
 }
 
@@ -77,7 +78,12 @@ pub(super) struct Behind {
     pub(super) received: HashSet<String>,
 }
 
-/// One attempt to publish.
+/// Whether an event is so old that the log may not recognise a copy of it: it is looked up.
+pub(super) fn is_old(cluster: &Cluster, age: Duration) -> bool {
+    age > cluster.settings().duplicate_window.0 / 2
+}
+
+/// One attempt to publish, with whatever has to be asked or waited for before.
 pub(super) struct Work {
     pub(super) cluster: Cluster,
     pub(super) kept: Arc<Kept>,
@@ -118,8 +124,7 @@ impl Work {
             self.known = None;
             return Outcome::NotYet;
         }
-        let window = self.cluster.settings().duplicate_window.0;
-        if self.record.age() > window / 2 {
+        if is_old(&self.cluster, self.record.age()) {
             match self.is_known().await {
                 Ok(true) => return Outcome::NotNeeded,
                 Ok(false) => {}
@@ -128,11 +133,10 @@ impl Work {
         } else {
             self.known = None;
         }
-        let mut headers = message::headers(&self.record, self.cluster.member());
+        let (subject, mut headers) = message::of(&self.cluster, &self.record);
         if self.again {
-            headers.insert(MESSAGE_ID, format!("{}~", message::key(event)));
+            headers.insert(MESSAGE_ID, format!("{}{}", message::key(event), message::AGAIN));
         }
-        let subject = message::subject(&self.cluster.settings().name, event);
         let pieces = parts::pieces(&event.message, self.cluster.max_payload());
         let patience = PATIENCE * u32::try_from(pieces.len()).unwrap_or(u32::MAX);
         let name = &self.cluster.settings().name;
@@ -145,10 +149,7 @@ impl Work {
                 use async_nats::jetstream::context::PublishErrorKind as Kind;
                 match error.kind() {
                     Kind::MaxPayloadExceeded => Outcome::Rejected(error.to_string()),
-                    Kind::StreamNotFound => {
-                        self.cluster.log_is_gone();
-                        Outcome::Failed("the log is not there".into())
-                    }
+                    Kind::StreamNotFound => Outcome::NoLog,
                     _ => Outcome::Failed(format!("the log takes no event: {error}")),
                 }
             }
@@ -212,7 +213,7 @@ impl Work {
             Err(_) => return None,
         };
         let key = message::message_id(&last.headers);
-        let key = key.map(|key| key.split('~').next().unwrap_or_default().to_owned());
+        let key = key.map(|key| key.strip_suffix(message::AGAIN).unwrap_or(&key).to_owned());
         Some((last.sequence, key))
     }
 

@@ -116,14 +116,15 @@ enum Answer {
     Other(Outcome),
 }
 
+/// The answer's JSON.
 #[derive(Deserialize)]
-struct Ack {
+pub(crate) struct Ack {
     #[serde(default)]
-    error: Option<async_nats::jetstream::Error>,
+    pub(crate) error: Option<async_nats::jetstream::Error>,
     #[serde(default)]
-    seq: Option<u64>,
+    pub(crate) seq: Option<u64>,
     #[serde(default)]
-    duplicate: bool,
+    pub(crate) duplicate: bool,
 }
 
 impl Answer {

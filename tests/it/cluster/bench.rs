@@ -371,9 +371,7 @@ impl Bench {
             let json: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
             let Some(n) = json.pointer("/data/n").and_then(Value::as_u64) else { continue };
             let header = |name: &str| message.headers.get(name).map_or("-", |value| value.as_str());
-            let said =
-                ["Astro-Member", "Astro-Received", "Astro-Waited", "Astro-Origin"].map(header);
-            let said = said.join(" ");
+            let said = ["Astro-Relay", "Astro-Origin"].map(header).join(" ");
             events.push((n, format!("  {n} {} {} {said}", message.subject, message.time)));
         }
         let mut found = vec![format!("the log has {} events of the load", events.len())];

@@ -249,7 +249,8 @@ async fn gaps(server: &NatsServer) -> Vec<(String, String, bool)> {
         let header = |name| message.headers.get(name).map(ToString::to_string).unwrap_or_default();
         if header("Astro-Topic") == "relay.gap" {
             let recovered = String::from_utf8_lossy(&message.payload).contains("\"recovery\"");
-            found.push((header("Astro-Channel"), header("Astro-Member"), recovered));
+            let member = header("Astro-Relay").rsplit(' ').next().unwrap_or_default().to_owned();
+            found.push((header("Astro-Channel"), member, recovered));
         }
     }
     found
