@@ -130,7 +130,7 @@ async fn saving_a_cursor_writes_one_page() {
         let before = log();
         journal.advance("a", at);
         settled(&journal, &["a"]).await;
-        assert_eq!(log() - before, 24 + 4096, "{at}");
+        assert_eq!(log() - before, 24 + 1024, "{at}");
     }
     close(journal).await;
 }

@@ -28,8 +28,7 @@ const CONNECTIONS: usize = 8;
 const STOPPED: &str = "a driver that was stopped";
 const ALL_AWAY: &str = "all servers away";
 
-/// Of these no order is promised: servers that are all killed at once may lose what they have acknowledged last,
-/// and a member that was stopped for longer than its lease may publish before one that is behind.
+/// Of these no order is promised: servers that are all killed at once may lose what they have acknowledged last.
 const UNORDERED: [&str; 1] = [ALL_AWAY];
 
 /// Waits until the simulated Astro has published that many.

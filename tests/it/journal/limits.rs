@@ -218,7 +218,7 @@ async fn dead_letters_and_state_take_no_room_from_events() {
     }
     settled(&journal, &[]).await;
     until("the limits were looked at", PATIENCE, async || {
-        (journal.figures().size > 3 << 20).then_some(())
+        (journal.figures().size > 2 << 20).then_some(())
     })
     .await;
     append(&journal, events(100..101)).await;
