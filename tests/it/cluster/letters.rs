@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use astro_relay::journal::store::Store;
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::{
     bench::{PATIENCE, TOPIC, room},
-    setup::Small,
+    setup::{Small, says},
 };
 use crate::support::{
     carry::number,
@@ -268,4 +269,96 @@ async fn an_event_larger_than_a_message_of_nats_comes_whole() {
         pieces.try_collect::<Vec<_>>().await.ok()?.is_empty().then_some(())
     })
     .await;
+}
+
+/// Changes the configuration of a relay that does not run.
+fn reconfigure(relay: &Relay, change: impl FnOnce(&str) -> String) {
+    let text = std::fs::read_to_string(relay.config()).unwrap();
+    std::fs::write(relay.config(), change(&text)).unwrap();
+}
+
+/// A relay that worked alone becomes a member: what it had set aside is the cluster's, once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_of_a_relay_that_worked_alone_become_the_clusters() {
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut members = [1, 2].map(|number| {
+        let cluster = format!("url = {url:?}\nmember = \"relay-{number}\"");
+        small.member(&cluster, "backoff_max = \"1s\"")
+    });
+    let whole = std::fs::read_to_string(members[0].config()).unwrap();
+    reconfigure(&members[0], |text| {
+        let (before, section) = text.split_once("[cluster]").unwrap();
+        format!("{before}[http]{}", section.split_once("[http]").unwrap().1)
+    });
+    small.receiver.room(&room(0), Some(Answer::Status(422)));
+    members[0].start();
+    members[0].ready().await;
+    small.load(0, 5).await;
+    knows(&members[0], 5).await;
+    members[0].stop().await;
+
+    small.receiver.room(&room(0), None);
+    reconfigure(&members[0], |_| whole);
+    for member in &mut members {
+        member.start();
+    }
+    for member in &members {
+        knows(member, 5).await;
+    }
+    until("none is left in the journal", PATIENCE, async || {
+        let store = Store::open_reader(&members[0].journal()).unwrap();
+        store.dead_letters(None).unwrap().is_empty().then_some(())
+    })
+    .await;
+    members[0].stop().await;
+    members[0].start();
+    knows(&members[0], 5).await;
+    command(&members[1], &["dead-letters", "retry"]).await;
+    for member in &members {
+        knows(member, 0).await;
+    }
+    assert_eq!(small.receiver.accepted(), (0..5).collect::<Vec<_>>());
+}
+
+/// The room of a sink's dead letters is one for all members. Where it is used up the sink waits, whoever drives it,
+/// and nothing is deleted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_waits_while_the_room_of_its_dead_letters_is_used_up() {
+    const EVENTS: u64 = 100;
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut members = [1, 2].map(|number| {
+        let cluster = format!("url = {url:?}\nmember = \"relay-{number}\"");
+        small.member(&cluster, "backoff_max = \"1s\"")
+    });
+    for member in &mut members {
+        reconfigure(member, |text| {
+            text.replace("min_free = ", "max_dead_letters = \"16KiB\"\nmin_free = ")
+        });
+        member.start();
+        member.ready().await;
+    }
+    small.receiver.room(&room(0), Some(Answer::Status(422)));
+    small.load(0, EVENTS).await;
+    let driver = usize::from(driver(&members[0]).await == "relay-2");
+    says(&members[driver], "max_dead_letters").await;
+    // So it is for the next driver.
+    members[driver].stop().await;
+    let other = &members[1 - driver];
+    says(other, "max_dead_letters").await;
+    let kept = known(other).await.unwrap();
+    assert!(kept > 0 && kept < EVENTS, "{kept} dead letters");
+    let mut dropped = 0;
+    until("all is dealt with", PATIENCE, async || {
+        let said = command(other, &["dead-letters", "drop", "--yes"]).await;
+        dropped += said.split(' ').next()?.parse::<u64>().ok()?;
+        (dropped >= EVENTS).then_some(())
+    })
+    .await;
+    assert_eq!(dropped, EVENTS, "each was set aside, none was deleted");
+    knows(other, 0).await;
+    assert_eq!(small.receiver.accepted(), Vec::<u64>::new());
 }
