@@ -150,7 +150,7 @@ impl Session {
     fn on_rate_limit(&mut self, now: Instant, effects: &mut Effects) {
         self.counts.rate_limited += 1;
         warn!("the gateway's command rate was exceeded; waiting");
-        self.pace.pause(now + RATE_LIMIT_QUIET);
+        self.pace.too_fast(now + RATE_LIMIT_QUIET);
         for entry in &mut self.entries {
             if entry.state == SubscriptionState::Pending {
                 entry.set(SubscriptionState::Waiting, &mut effects.updates);

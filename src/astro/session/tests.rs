@@ -196,17 +196,17 @@ async fn a_rate_limit_without_nonce_means_all_unanswered_again_after_five_second
 
 #[tokio::test(start_paused = true)]
 async fn a_limit_on_the_connection_moves_what_is_left_to_another() {
-    let all: Vec<_> = (0..12).map(|n| wanted("a", &format!("t{n}"), None)).collect();
+    let all: Vec<_> = (0..102).map(|n| wanted("a", &format!("t{n}"), None)).collect();
     let (mut session, nonces, now) = welcomed(all);
-    assert_eq!(nonces.len(), 10);
-    for nonce in &nonces[..9] {
+    assert_eq!(nonces.len(), 100);
+    for nonce in &nonces[..99] {
         answer(&mut session, nonce, "", now);
     }
     let limit = r#","error":"err_bad_request","data":{"message":"subscription limit reached"}"#;
-    let effects = answer(&mut session, &nonces[9], limit, now);
+    let effects = answer(&mut session, &nonces[99], limit, now);
     let moved: Vec<_> = effects.overflow.iter().map(|s| s.topic.to_string()).collect();
-    assert_eq!(moved, ["t9", "t10", "t11"]);
-    assert_eq!(session.subscriptions().count(), 9);
+    assert_eq!(moved, ["t99", "t100", "t101"]);
+    assert_eq!(session.subscriptions().count(), 99);
     assert!(session.all_answered());
 }
 
@@ -393,29 +393,29 @@ async fn leaving_all_rooms_of_a_topic_is_followed_by_asking_for_those_that_stay(
 
 #[tokio::test(start_paused = true)]
 async fn leaving_keeps_the_pace_and_survives_a_rate_limit() {
-    let all = (0..25).map(|n| wanted("a", &format!("t{n}"), Some("x"))).collect();
+    let all = (0..120).map(|n| wanted("a", &format!("t{n}"), Some("x"))).collect();
     let (mut session, mut nonces, mut now) = welcomed(all);
-    while nonces.len() < 25 {
-        now += 2 * SECOND;
+    while !nonces.is_empty() {
+        for nonce in std::mem::take(&mut nonces) {
+            answer(&mut session, &nonce, "", now);
+        }
+        now += pace::WINDOW;
         let mut effects = Effects::default();
         session.on_other(now);
         session.tick(now, &mut effects);
-        nonces.extend(self::nonces(&effects));
+        nonces = self::nonces(&effects);
     }
-    for nonce in &nonces {
-        answer(&mut session, nonce, "", now);
-    }
-    now += 2 * SECOND;
     session.retain(|_| false, &mut Effects::default());
-    assert_eq!(said(&mut session, now).len(), 10, "not all at once");
+    assert_eq!(said(&mut session, now).len(), 100, "not all at once");
     text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, now);
     assert!(said(&mut session, now + 4 * SECOND).is_empty());
+    now += 5 * SECOND;
     let mut left = 0;
-    for _ in 0..3 {
-        now += 5 * SECOND;
+    for _ in 0..17 {
         left += said(&mut session, now).len();
+        now += SECOND + SECOND / 10;
     }
-    assert_eq!(left, 25, "none is forgotten");
+    assert_eq!(left, 120, "none is forgotten");
 }
 
 #[tokio::test(start_paused = true)]
@@ -664,19 +664,19 @@ async fn what_is_not_answered_is_due_later_each_time() {
 #[tokio::test(start_paused = true)]
 async fn commands_that_must_wait_for_the_pace_are_due_with_it() {
     let now = Instant::now();
-    let all = (0..11).map(|n| wanted("a", &format!("t{n}"), None)).collect();
+    let all = (0..101).map(|n| wanted("a", &format!("t{n}"), None)).collect();
     let mut session = Session::new(1, all, without_pings(), now);
     let asked = nonces(&text(&mut session, WELCOME, now));
     session.tick(now, &mut Effects::default());
-    assert_eq!(session.due(now), now + pace::SECOND);
+    assert_eq!(session.due(now), now + pace::WINDOW);
     // What is to be left waits for it too.
-    session.retain(|subscription| &*subscription.topic != "t10", &mut Effects::default());
+    session.retain(|subscription| &*subscription.topic != "t100", &mut Effects::default());
     for nonce in &asked {
         answer(&mut session, nonce, "", now);
     }
     session.retain(|_| false, &mut Effects::default());
     session.tick(now, &mut Effects::default());
-    assert_eq!(session.due(now), now + pace::SECOND);
+    assert_eq!(session.due(now), now + pace::WINDOW);
 }
 
 #[tokio::test(start_paused = true)]
@@ -697,16 +697,16 @@ async fn an_answered_unsubscribe_is_not_repeated() {
 
 #[tokio::test(start_paused = true)]
 async fn only_what_the_gateway_may_have_is_left() {
-    let all: Vec<_> = (0..11).map(|n| wanted("a", &format!("t{n}"), Some("x"))).collect();
+    let all: Vec<_> = (0..101).map(|n| wanted("a", &format!("t{n}"), Some("x"))).collect();
     let (mut session, asked, now) = welcomed(all);
     answer(&mut session, &asked[0], r#","error":"err_bad_request""#, now);
-    let kept = |subscription: &Subscription| !matches!(&*subscription.topic, "t0" | "t10");
+    let kept = |subscription: &Subscription| !matches!(&*subscription.topic, "t0" | "t100");
     session.retain(kept, &mut Effects::default());
     assert!(session.leaving.is_empty(), "one is refused, one was not asked for");
     // What was asked for and timed out may be there.
     text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, now);
     session.retain(|_| false, &mut Effects::default());
-    assert_eq!(session.leaving.len(), 9);
+    assert_eq!(session.leaving.len(), 99);
 }
 
 #[tokio::test(start_paused = true)]
