@@ -180,10 +180,12 @@ async fn read(journal: Journal, after: Seq) -> Result<Batch, StoreError> {
 impl Outbox {
     async fn run(mut self, stop: CancellationToken) {
         let kept = loop {
+            self.show();
             tokio::select! {
                 () = stop.cancelled() => return,
                 kept = self.cluster.kept() => break kept,
                 () = self.standing.changed() => self.standing.look(),
+                () = sleep(TURN) => {}
             }
         };
         let subject = gaps::subject(&self.cluster.settings().name, self.cluster.member());
@@ -290,9 +292,7 @@ impl Outbox {
     }
 
     fn show(&self) {
-        let unread = self.journal.figures().last.saturating_sub(self.read);
-        let open = u64::try_from(self.open.len()).unwrap_or(u64::MAX);
-        self.cluster.set_waiting(unread.saturating_add(open), self.failing.clone());
+        self.cluster.set_waiting(self.journal.lag(CURSOR).0, self.failing.clone());
     }
 
     fn take(&mut self, batch: &Batch, out: &mut Out) {

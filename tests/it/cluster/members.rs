@@ -1,7 +1,10 @@
 //! Members that differ in version or clock, a command that several of them hear, and channels that nobody
 //! held.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use astro_relay::cluster::assignment;
 use astro_sim::End;
@@ -116,6 +119,41 @@ async fn a_member_of_another_version_is_said_and_changes_no_result() {
         () = test => {}
         () = later_version(&leases) => unreachable!("it says so for ever"),
     }
+}
+
+/// A process that is killed leaves numbers of its journal out: no event has them, and none waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_killed_says_how_many_events_wait() {
+    let mut server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut relay = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
+    relay.start();
+    relay.ready().await;
+    small.load(0, 5).await;
+    arrived(&small, 5, &[&relay]).await;
+    published(&[&relay]).await;
+    server.server.kill().await;
+    small.load(5, 5).await;
+    says(&relay, "(5 wait)").await;
+    relay.kill().await;
+    relay.start();
+    let waiting = until("it says how many wait", PATIENCE, async || {
+        let answer = relay.get("/readyz").await?;
+        let (count, _) = answer.rsplit_once('(')?.1.split_once(" wait)")?;
+        count.parse::<u64>().ok().filter(|count| *count > 0)
+    });
+    // Beside the five those whose place was not on the disk yet.
+    let waiting = waiting.await;
+    assert!((5..=50).contains(&waiting), "{waiting} wait");
+    server.server.restart().await;
+    published(&[&relay]).await;
+    // What the cursor had not passed yet comes again.
+    until("all of them arrive", PATIENCE, async || {
+        let all: BTreeSet<u64> = small.receiver.accepted().into_iter().collect();
+        (all == (0..10).collect()).then_some(())
+    })
+    .await;
 }
 
 /// An hour's difference, either way, makes no event too old or too new, whoever drives the sink.
