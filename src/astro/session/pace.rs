@@ -24,17 +24,18 @@ const SECOND: Duration = Duration::from_millis(1_020);
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     lately: VecDeque<Instant>,
+    /// The gateway has said that commands came too fast, and wanted no more until then.
     paused_until: Option<Instant>,
-    /// The gateway has said that commands came too fast.
-    steady: bool,
 }
 
 impl Pace {
     /// When the next command may be sent: now, or later.
     pub(super) fn ready_at(&self, now: Instant) -> Instant {
-        let steady = self.steady.then(|| self.free_at(IN_A_SECOND, SECOND)).flatten();
-        let free = self.free_at(BURST, WINDOW).max(steady);
-        free.max(self.paused_until).unwrap_or(now).max(now)
+        let mut free = self.free_at(BURST, WINDOW).unwrap_or(now).max(now);
+        if let Some(until) = self.paused_until {
+            free = free.max(until).max(self.free_at(IN_A_SECOND, SECOND).unwrap_or(now));
+        }
+        free
     }
 
     /// When a window that holds so many has room for one more; `None`: it has.
@@ -54,7 +55,6 @@ impl Pace {
     /// The gateway wants no more until then, and no bursts after it.
     pub(super) fn too_fast(&mut self, until: Instant) {
         self.paused_until = Some(until);
-        self.steady = true;
     }
 }
 
