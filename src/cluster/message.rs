@@ -13,7 +13,7 @@
 //!
 //! What only relays need is one header, since each costs as much as some hundred bytes of payload.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
@@ -89,8 +89,7 @@ pub(super) fn of(cluster: &Cluster, record: &Record) -> (String, HeaderMap) {
 /// all the same: somebody else may have written it.
 pub(super) fn record(seq: Seq, headers: &HeaderMap, payload: &Bytes, stored: Duration) -> Record {
     let text = |name: HeaderName| headers.get(name).map_or("", |value| value.as_str());
-    let key = text(MESSAGE_ID);
-    let key = key.strip_suffix(AGAIN).unwrap_or(key);
+    let key = key_in(headers).unwrap_or_default();
     let id = headers.get(ID).map_or(key, |id| id.as_str());
     let mut words = text(RELAY).splitn(4, ' ');
     let received = words.next().and_then(|word| word.parse().ok());
@@ -120,9 +119,10 @@ pub(super) fn member(headers: &HeaderMap) -> &str {
     headers.get(RELAY).and_then(|value| value.as_str().splitn(4, ' ').nth(3)).unwrap_or_default()
 }
 
-/// The key of a message of the log, for messages that are only looked up.
-pub(super) fn message_id(headers: &HeaderMap) -> Option<Arc<str>> {
-    headers.get(MESSAGE_ID).map(|value| value.as_str().into())
+/// The key of a message of the log, under whichever message id it was published.
+pub(super) fn key_in(headers: &HeaderMap) -> Option<&str> {
+    let id = headers.get(MESSAGE_ID)?.as_str();
+    Some(id.strip_suffix(AGAIN).unwrap_or(id))
 }
 
 #[cfg(test)]

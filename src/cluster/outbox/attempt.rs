@@ -62,7 +62,7 @@ pub(super) struct Seen {
     since: Instant,
 }
 
-/// The message ids that the log has of a channel since an old event was received.
+/// The keys of the events that the log has of a channel since an old one was received.
 pub(super) type Known = Arc<HashSet<Arc<str>>>;
 
 /// Whether another member held the channel of a gap all the time.
@@ -212,9 +212,7 @@ impl Work {
             }
             Err(_) => return None,
         };
-        let key = message::message_id(&last.headers);
-        let key = key.map(|key| key.strip_suffix(message::AGAIN).unwrap_or(&key).to_owned());
-        Some((last.sequence, key))
+        Some((last.sequence, message::key_in(&last.headers).map(ToOwned::to_owned)))
     }
 
     /// Whether the log has the event already. Asked only of events that are old.
@@ -225,7 +223,7 @@ impl Work {
         } else {
             let subject = message::subject(&self.cluster.settings().name, &self.record.event);
             let age = self.record.age();
-            Arc::new(ids_since(&self.cluster, &self.kept, subject, age).await?)
+            Arc::new(keys_since(&self.cluster, &self.kept, subject, age).await?)
         };
         let is_known = known.contains(&*key);
         self.known = Some(known);
@@ -236,8 +234,8 @@ impl Work {
 /// How much further back than the event's age the log is read: a copy may have come before.
 const BEFORE: Duration = Duration::from_mins(1);
 
-/// The message ids that the log has of a subject since that long.
-async fn ids_since(
+/// The keys of the events that the log has of a subject since that long.
+async fn keys_since(
     cluster: &Cluster,
     kept: &Kept,
     subject: String,
@@ -257,13 +255,13 @@ async fn ids_since(
         })
         .await?;
     let mut pending = consumer.cached_info().num_pending;
-    let mut ids = HashSet::new();
+    let mut keys = HashSet::new();
     let mut messages = consumer.messages().await?;
     while pending > 0 {
         let Some(message) = timeout(PATIENCE, messages.next()).await? else { break };
         let message = message?;
         pending = message.info()?.pending;
-        ids.extend(message.headers.as_ref().and_then(message::message_id));
+        keys.extend(message.headers.as_ref().and_then(message::key_in).map(Arc::from));
     }
-    Ok(ids)
+    Ok(keys)
 }

@@ -17,7 +17,7 @@ use super::{
 use crate::{base::event::Seq, sink::nats::jetstream::Ack};
 
 /// An event that was published.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Sent {
     pub(super) lane: Arc<str>,
     pub(super) seq: Seq,
