@@ -80,8 +80,6 @@ pub struct Store {
     ages: Ages,
     /// Whether it has a write-ahead log. Without one each commit is synced.
     logs: bool,
-    /// Bytes of a page.
-    page: u64,
 }
 
 impl Store {
@@ -94,11 +92,10 @@ impl Store {
         }
         let db = Connection::open(&path)?;
         db.busy_timeout(BUSY)?;
-        if !fresh {
-            schema::refuse_newer(&db, path)?;
-        }
         if fresh {
             db.pragma_update(None, "page_size", PAGE)?;
+        } else {
+            schema::refuse_newer(&db, path)?;
         }
         let logs = schema::begin_log(&db)?;
         let synchronous = if always_sync || !logs { "FULL" } else { "NORMAL" };
@@ -109,13 +106,11 @@ impl Store {
         ))?;
         db.set_prepared_statement_cache_capacity(32);
         schema::make(&db)?;
-        Ok(Self { logs, ..Self::of(db)? })
+        Ok(Self { logs, ..Self::of(db) })
     }
 
-    fn of(db: Connection) -> Result<Self, StoreError> {
-        let page = db.query_row("PRAGMA page_size", [], |row| row.get::<_, i64>(0))?;
-        let (encoder, ages) = (Encoder::default(), Ages::default());
-        Ok(Self { db, encoder, ages, logs: true, page: unsigned(page) })
+    fn of(db: Connection) -> Self {
+        Self { db, encoder: Encoder::default(), ages: Ages::default(), logs: true }
     }
 
     /// Makes a new file to copy into: it is complete, and on disk, after [`Store::finish`].
@@ -125,7 +120,7 @@ impl Store {
         db.pragma_update(None, "page_size", PAGE)?;
         db.execute_batch("PRAGMA journal_mode=MEMORY; PRAGMA synchronous=OFF")?;
         schema::make(&db)?;
-        Self::of(db)
+        Ok(Self::of(db))
     }
 
     pub(super) fn finish(self, path: &Path) -> Result<(), StoreError> {
@@ -144,7 +139,7 @@ impl Store {
         db.execute_batch(&format!(
             "PRAGMA query_only=ON; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA cell_size_check=ON;"
         ))?;
-        let mut store = Self::of(db)?;
+        let mut store = Self::of(db);
         store.ages = Ages::from_here(mark::read(dir).anchor.as_ref(), store.offs()?);
         Ok(store)
     }
@@ -155,7 +150,7 @@ impl Store {
         db.execute_batch(&format!(
             "PRAGMA synchronous=NORMAL; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA wal_autocheckpoint=0;"
         ))?;
-        Self::of(db)
+        Ok(Self::of(db))
     }
 
     /// Opens a broken file, to copy out of it what can be read; leaves it as it is.
@@ -163,7 +158,7 @@ impl Store {
         let db = Connection::open(directory::database(dir))?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         db.execute_batch("PRAGMA query_only=ON; PRAGMA cell_size_check=ON;")?;
-        Self::of(db)
+        Ok(Self::of(db))
     }
 
     pub(super) fn ages(&self) -> &Ages {
@@ -192,10 +187,14 @@ impl Store {
 
     /// Bytes in use: the database without its free pages.
     pub fn size(&self) -> Result<u64, StoreError> {
-        let pragma = |name: &str| {
-            self.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0))
-        };
-        Ok(unsigned(pragma("page_count")? - pragma("freelist_count")?) * self.page)
+        let free = self.pragma("freelist_count")?;
+        Ok(self.pragma("page_count")?.saturating_sub(free) * self.pragma("page_size")?)
+    }
+
+    /// A number that SQLite tells of the database.
+    fn pragma(&self, name: &str) -> Result<u64, StoreError> {
+        let mut statement = self.db.prepare_cached(&format!("PRAGMA {name}"))?;
+        Ok(unsigned(statement.query_row([], |row| row.get(0))?))
     }
 
     /// Bytes of everything but events: they have budgets of their own.
@@ -203,11 +202,11 @@ impl Store {
         let mut statement = self.db.prepare_cached(
             "SELECT coalesce(sum(pgsize), 0) FROM dbstat WHERE name = ?1 AND aggregate = TRUE",
         )?;
+        let page = self.pragma("page_size")?;
         let mut bytes = 0;
         for table in OTHERS {
             // Without rows each has a page, which is no room that anything takes from the events.
-            bytes +=
-                unsigned(statement.query_row([table], |row| row.get(0))?).saturating_sub(self.page);
+            bytes += unsigned(statement.query_row([table], |row| row.get(0))?).saturating_sub(page);
         }
         Ok(bytes)
     }
@@ -232,7 +231,7 @@ impl Store {
             .db
             .prepare_cached("PRAGMA wal_checkpoint(NOOP)")?
             .query_row([], |row| Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?))?;
-        Ok(unsigned(pages) * self.page)
+        Ok(unsigned(pages) * self.pragma("page_size")?)
     }
 
     pub(super) fn has_log(&self) -> bool {
