@@ -19,6 +19,14 @@ use crate::support::{
     wait::until,
 };
 
+/// Two members that do not run yet; `more` are further keys of their section `cluster`.
+fn pair(small: &Small, url: &str, more: &str) -> [Relay; 2] {
+    [1, 2].map(|number| {
+        let cluster = format!("url = {url:?}\nmember = \"relay-{number}\"\n{more}");
+        small.member(&cluster, "backoff_max = \"1s\"")
+    })
+}
+
 /// What `/status` of a member shows.
 async fn status(relay: &Relay) -> Option<Value> {
     let answer = relay.get("/status").await?;
@@ -101,15 +109,8 @@ async fn dead_letters_and_replays_belong_to_all_members() {
     let snippet = include_str!("../../../deploy/cluster/nats-permissions.conf");
     let server = NatsServer::start(snippet).await;
     let small = Small::start().await;
-    let url = server.url();
-    let mut members = [1, 2].map(|number| {
-        small.member(
-            &format!(
-                "url = {url:?}\nmember = \"relay-{number}\"\nuser = \"relay\"\npassword = \"change-me\""
-            ),
-            "backoff_max = \"1s\"",
-        )
-    });
+    let user = "user = \"relay\"\npassword = \"change-me\"";
+    let mut members = pair(&small, &server.url(), user);
     let admin = [("ASTRO_RELAY__HTTP__ADMIN_TOKEN", "admin")];
     for member in &mut members {
         member.start_in(&admin);
@@ -226,11 +227,7 @@ async fn replays(small: &Small, members: &[Relay; 2]) {
 async fn an_event_larger_than_a_message_of_nats_comes_whole() {
     let server = NatsServer::start("").await;
     let small = Small::start().await;
-    let url = server.url();
-    let mut members = [1, 2].map(|number| {
-        let cluster = format!("url = {url:?}\nmember = \"relay-{number}\"");
-        small.member(&cluster, "backoff_max = \"1s\"")
-    });
+    let mut members = pair(&small, &server.url(), "");
     for member in &mut members {
         member.start();
         member.ready().await;
@@ -282,11 +279,7 @@ fn reconfigure(relay: &Relay, change: impl FnOnce(&str) -> String) {
 async fn dead_letters_of_a_relay_that_worked_alone_become_the_clusters() {
     let server = NatsServer::start("").await;
     let small = Small::start().await;
-    let url = server.url();
-    let mut members = [1, 2].map(|number| {
-        let cluster = format!("url = {url:?}\nmember = \"relay-{number}\"");
-        small.member(&cluster, "backoff_max = \"1s\"")
-    });
+    let mut members = pair(&small, &server.url(), "");
     let whole = std::fs::read_to_string(members[0].config()).unwrap();
     reconfigure(&members[0], |text| {
         let (before, section) = text.split_once("[cluster]").unwrap();
@@ -329,11 +322,7 @@ async fn a_sink_waits_while_the_room_of_its_dead_letters_is_used_up() {
     const EVENTS: u64 = 100;
     let server = NatsServer::start("").await;
     let small = Small::start().await;
-    let url = server.url();
-    let mut members = [1, 2].map(|number| {
-        let cluster = format!("url = {url:?}\nmember = \"relay-{number}\"");
-        small.member(&cluster, "backoff_max = \"1s\"")
-    });
+    let mut members = pair(&small, &server.url(), "");
     for member in &mut members {
         reconfigure(member, |text| {
             text.replace("min_free = ", "max_dead_letters = \"16KiB\"\nmin_free = ")
