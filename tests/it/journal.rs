@@ -124,9 +124,11 @@ async fn saving_a_cursor_writes_one_page() {
     let (journal, _) = open(&config(dir.path()));
     append(&journal, events(0..100)).await;
     journal.register("a", Start::Earliest).unwrap();
+    // Its first place may be written later: it is where a sink without one begins.
+    journal.advance("a", 1);
     settled(&journal, &["a"]).await;
     let log = || std::fs::metadata(dir.path().join("journal.db-wal")).unwrap().len();
-    for at in 1..=20 {
+    for at in 2..=20 {
         let before = log();
         journal.advance("a", at);
         settled(&journal, &["a"]).await;
