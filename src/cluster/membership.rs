@@ -44,7 +44,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const DEBOUNCE: Duration = Duration::from_millis(100);
 
 /// A member that starts takes up channels when it has heard of no other for so long: those that start together
-/// make what the cluster keeps first.
+/// see one another before the first of them takes up all. One that comes to members which hold channels does
+/// not wait: a channel that it shared is held once meanwhile.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// It waits no longer than that.
@@ -328,7 +329,7 @@ impl Membership {
     /// Until when it is waited for other members before channels are taken up.
     fn settles_at(&mut self) -> Option<Instant> {
         let view = self.cluster.0.view.borrow();
-        if self.assigned || !view.is_known() {
+        if self.assigned || !view.is_known() || view.others_hold() {
             return None;
         }
         let takers = view.takers(self.cluster.is_draining());

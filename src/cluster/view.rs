@@ -179,6 +179,13 @@ impl View {
         others.all(|(_, member)| member.set == set && member.stands)
     }
 
+    /// Whether another that takes part holds channels.
+    pub fn others_hold(&self) -> bool {
+        let mut others =
+            self.alive().filter(|(name, member)| *name != &*self.own && !member.draining);
+        others.any(|(_, member)| member.channels > 0)
+    }
+
     /// Members that have not said that they leave, and are not alive: for how long nothing was heard of them.
     pub fn gone(&self) -> impl Iterator<Item = (&str, Duration)> {
         let dead = |(name, seen): &(&String, &Seen<Member>)| {
@@ -300,6 +307,25 @@ mod tests {
         assert_eq!(view.alive().count(), 2);
         assert_eq!(view.takers(true), BTreeSet::new());
         assert!(view.others_stand(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn others_that_hold_channels_are_alive_and_stay() {
+        let mut view = view();
+        says(&mut view, "a", |member| member.channels = 3);
+        says(&mut view, "b", |_| {});
+        says(&mut view, "c", |member| (member.channels, member.draining) = (3, true));
+        assert!(!view.others_hold());
+        says(&mut view, "d", |member| member.channels = 3);
+        assert!(view.others_hold());
+        advance(LEASE + Duration::from_secs(1)).await;
+        assert!(view.others_hold(), "nothing was heard of anybody");
+        says(&mut view, "b", |_| {});
+        says(&mut view, "a", |_| {});
+        assert!(view.others_hold(), "after a silence they are given time");
+        advance(LEASE + Duration::from_secs(1)).await;
+        view.own_seen = Some(Moment::now());
+        assert!(!view.others_hold());
     }
 
     #[tokio::test(start_paused = true)]

@@ -158,6 +158,11 @@ async fn events_grow_old_while_the_machine_sleeps() {
     bench.receiver.kill();
     bench.start().await;
     bench.say(5).await;
+    // Then nothing is on its way any more that was young when it was looked at.
+    until("the sink is known to be down", PATIENCE, async || {
+        bench.metric("astro_relay_sink_up{").await.filter(|up| *up < 0.5)
+    })
+    .await;
     bench.clock.suspend(Duration::from_hours(8));
     bench.receiver.restart();
     bench.say(1).await;

@@ -65,7 +65,9 @@ impl Drop for Small {
 pub struct Disk {
     dir: TempDir,
     image: PathBuf,
-    device: Option<String>,
+    /// Its device and where that is mounted. [`Self::path`] leads there.
+    mounted: Option<(String, PathBuf)>,
+    mounts: u32,
 }
 
 impl Disk {
@@ -87,8 +89,7 @@ impl Disk {
         file.set_len(u64::from(mebibytes) << 20).unwrap();
         let args = [&["-q", "-F"], features, &[image.to_str().unwrap()]].concat();
         run("mkfs.ext4", &args);
-        std::fs::create_dir(dir.path().join("mount")).unwrap();
-        let mut disk = Self { dir, image, device: None };
+        let mut disk = Self { dir, image, mounted: None, mounts: 0 };
         disk.mount();
         disk
     }
@@ -99,14 +100,24 @@ impl Disk {
 
     fn mount(&mut self) {
         let device = run("losetup", &["--find", "--show", self.image.to_str().unwrap()]);
-        let path = self.path();
-        run("mount", &["-t", "ext4", "-o", "errors=remount-ro", &device, path.to_str().unwrap()]);
-        self.device = Some(device);
+        self.mounts += 1;
+        let at = self.dir.path().join(format!("mount-{}", self.mounts));
+        std::fs::create_dir(&at).unwrap();
+        run("mount", &["-t", "ext4", "-o", "errors=remount-ro", &device, at.to_str().unwrap()]);
+        self.lead_to(&at);
+        self.mounted = Some((device, at));
+    }
+
+    fn lead_to(&self, target: &Path) {
+        let new = self.dir.path().join("new");
+        std::os::unix::fs::symlink(target, &new).unwrap();
+        std::fs::rename(new, self.path()).unwrap();
     }
 
     /// Lets it find an error in itself: from now on nothing can be written.
     pub fn turn_read_only(&self) {
-        let device = self.device.as_ref().expect("it is mounted").replace("/dev/", "");
+        let (device, _) = self.mounted.as_ref().expect("it is mounted");
+        let device = device.replace("/dev/", "");
         let trigger = format!("/sys/fs/ext4/{device}/trigger_fs_error");
         std::fs::write(trigger, "as the test says").unwrap();
     }
@@ -129,16 +140,14 @@ impl Disk {
 
     /// Mounts it again, from the image as it is; whoever has files open on the old one keeps them.
     pub fn restore(&mut self) {
-        self.unmount();
-        self.mount();
-    }
-
-    fn unmount(&mut self) {
-        run("umount", &["-l", self.path().to_str().unwrap()]);
-        if let Some(device) = self.device.take() {
+        // Meanwhile nothing is there, not even a directory to make files in.
+        self.lead_to(Path::new("nowhere"));
+        if let Some((device, at)) = self.mounted.take() {
+            run("umount", &["-l", at.to_str().unwrap()]);
             // It goes when the last file on it is closed.
             run("losetup", &["--detach", &device]);
         }
+        self.mount();
     }
 }
 
@@ -155,8 +164,8 @@ impl Plug {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(self.path()).output());
-        if let Some(device) = self.device.take() {
+        if let Some((device, at)) = self.mounted.take() {
+            drop(Command::new("umount").arg("-l").arg(at).output());
             drop(Command::new("losetup").args(["--detach", &device]).output());
         }
     }
