@@ -56,6 +56,12 @@ impl Moment {
         Self { awake: tokio::time::Instant::now(), asleep: asleep() }
     }
 
+    /// The moment so long before this one, as far back as moments go.
+    #[must_use]
+    pub fn before(self, time: Duration) -> Self {
+        Self { awake: self.awake.checked_sub(time).unwrap_or(self.awake), asleep: self.asleep }
+    }
+
     /// How long ago it was; zero for a moment that is still to come.
     pub fn elapsed(self) -> Duration {
         Self::now().since(self)

@@ -277,8 +277,9 @@ impl Membership {
             if is_ours && entry.delta == 0 {
                 cluster.0.connection.server_said(entry.created);
             }
+            let stored = clock::millis(entry.created);
             cluster.0.view.send_modify(|view| {
-                view.put(&entry.key, &entry.value, entry.revision, Moment::now());
+                view.put(&entry.key, &entry.value, entry.revision, stored, Moment::now());
             });
         } else {
             cluster.0.view.send_modify(|view| view.removed(&entry.key));

@@ -67,6 +67,8 @@ struct Seen<T> {
     value: T,
     revision: u64,
     at: Moment,
+    /// When it was stored, by the servers' clock.
+    stored: UnixMillis,
 }
 
 #[derive(Debug, Clone)]
@@ -98,8 +100,8 @@ impl View {
         }
     }
 
-    /// A key has this value now.
-    pub fn put(&mut self, key: &str, value: &[u8], revision: u64, at: Moment) {
+    /// A key has this value now; `stored`: since when, by the servers' clock.
+    pub fn put(&mut self, key: &str, value: &[u8], revision: u64, stored: UnixMillis, at: Moment) {
         if let Some(name) = key.strip_prefix(MEMBER) {
             let Ok(member) = serde_json::from_slice::<Member>(value) else { return };
             if name == &*self.own {
@@ -108,6 +110,14 @@ impl View {
                         // Nothing was seen for that long, of the others neither: they are given time.
                         self.members.values_mut().for_each(|seen| seen.at = at);
                     }
+                    if self.own_seen.is_none() {
+                        // What was there before us is as old as the server says. A server whose clock is
+                        // wrong does no harm: it alone decides whether a lease is free.
+                        for seen in self.sinks.values_mut() {
+                            let age = Duration::from_millis(stored.saturating_sub(seen.stored));
+                            seen.at = seen.at.before(age);
+                        }
+                    }
                     self.own_seen = Some(at);
                 } else if self.own_seen.is_some() {
                     // What a run before this one has left is no other member.
@@ -115,11 +125,11 @@ impl View {
                 }
             }
             self.left.remove(name);
-            self.members.insert(name.to_owned(), Seen { value: member, revision, at });
+            self.members.insert(name.to_owned(), Seen { value: member, revision, at, stored });
         } else if let Some(name) = key.strip_prefix(SINK)
             && let Ok(holder) = serde_json::from_slice::<Holder>(value)
         {
-            self.sinks.insert(name.to_owned(), Seen { value: holder, revision, at });
+            self.sinks.insert(name.to_owned(), Seen { value: holder, revision, at, stored });
         }
     }
 
@@ -248,7 +258,7 @@ mod tests {
         let mut member = Member { run: format!("run-{name}"), ..Member::default() };
         change(&mut member);
         let value = serde_json::to_vec(&member).unwrap();
-        view.put(&format!("member.{name}"), &value, 1, Moment::now());
+        view.put(&format!("member.{name}"), &value, 1, 0, Moment::now());
     }
 
     fn takers(view: &View) -> Vec<&str> {
@@ -381,9 +391,9 @@ mod tests {
         says(&mut view, "a", |_| {});
         let holder = Holder { member: "b".into(), run: "run-b".into(), since: 5 };
         let value = serde_json::to_vec(&holder).unwrap();
-        view.put("sink.home", &value, 3, Moment::now());
-        view.put("other.home", &value, 4, Moment::now());
-        view.put("sink.shop", b"no JSON", 5, Moment::now());
+        view.put("sink.home", &value, 3, 0, Moment::now());
+        view.put("other.home", &value, 4, 0, Moment::now());
+        view.put("sink.shop", b"no JSON", 5, 0, Moment::now());
         advance(LEASE).await;
         assert_eq!(view.holder("home"), Some((&holder, 3)));
         assert!(view.holders().eq([("home", &holder)]));
@@ -391,10 +401,29 @@ mod tests {
         advance(Duration::from_secs(1)).await;
         assert_eq!(view.holder("home"), None);
         assert_eq!(view.holders().count(), 0);
-        view.put("sink.home", &value, 6, Moment::now());
+        view.put("sink.home", &value, 6, 0, Moment::now());
         assert_eq!(view.holder("home"), Some((&holder, 6)));
         view.removed("sink.home");
         assert_eq!(view.holder("home"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_that_was_there_before_us_is_as_old_as_the_server_says() {
+        let mut view = view();
+        let value = serde_json::to_vec(&Holder::default()).unwrap();
+        let own = serde_json::to_vec(&Member { run: "run-a".into(), ..Member::default() }).unwrap();
+        advance(LEASE * 2).await;
+        for (sink, stored) in [("old", 91_000), ("young", 99_000), ("ahead", 101_000)] {
+            view.put(&format!("sink.{sink}"), &value, 3, stored, Moment::now());
+        }
+        view.put("member.a", &own, 4, 100_000, Moment::now());
+        advance(Duration::from_secs(2)).await;
+        let held = |view: &View| ["old", "young", "ahead"].map(|sink| view.holder(sink).is_some());
+        assert_eq!(held(&view), [false, true, true]);
+        // Only once: what comes later is seen when it comes.
+        view.put("sink.old", &value, 5, 91_000, Moment::now());
+        view.put("member.a", &own, 6, 102_000, Moment::now());
+        assert_eq!(held(&view), [true, true, true]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -402,7 +431,7 @@ mod tests {
         let mut view = view();
         says(&mut view, "a", |_| {});
         let value = serde_json::to_vec(&Holder::default()).unwrap();
-        view.put("sink.home", &value, 3, Moment::now());
+        view.put("sink.home", &value, 3, 0, Moment::now());
         for (passes, there) in [(LEASE * 20, true), (Duration::from_secs(1), false)] {
             advance(passes).await;
             says(&mut view, "a", |_| {});
