@@ -11,7 +11,7 @@ use astro_relay::{
     cluster::assignment,
 };
 use astro_sim::{Load, Options, Sim};
-use async_nats::jetstream;
+use async_nats::jetstream::{self, consumer::pull::OrderedConfig};
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -282,9 +282,6 @@ impl Bench {
 
     /// Whoever drove the sink, an entry in Redis has the id that its place in the log gives it.
     pub async fn entries_are_those_of_the_log(&self) {
-        let streams = self.brokers.works().await;
-        let mut log = streams.get_stream("astro_log").await.unwrap();
-        let last = log.info().await.unwrap().state.clone();
         let mut connection = self.redis.connection().await;
         let entries: Vec<(String, redis::Value)> = redis::cmd("XRANGE")
             .arg(&["astro:events", "-", "+"])
@@ -292,14 +289,24 @@ impl Bench {
             .await
             .unwrap();
         let entries: BTreeSet<String> = entries.into_iter().map(|(id, _)| id).collect();
-        for seq in last.first_sequence..=last.last_sequence {
-            let message = log.get_raw_message(seq).await.unwrap();
-            if message.headers.get("Astro-Topic").is_none_or(|topic| topic.as_str() != TOPIC) {
+        for message in self.log().await {
+            if topic(&message) != Some(TOPIC) {
                 continue;
             }
-            let id = format!("{}-{seq}", clock::millis(message.time));
+            let info = message.info().unwrap();
+            let id = format!("{}-{}", clock::millis(info.published), info.stream_sequence);
             assert!(entries.contains(&id), "{id} is missing");
         }
+    }
+
+    /// All messages of the log.
+    async fn log(&self) -> Vec<jetstream::Message> {
+        let streams = self.brokers.works().await;
+        let mut log = streams.get_stream("astro_log").await.unwrap();
+        let count = usize::try_from(log.info().await.unwrap().state.messages).unwrap();
+        let consumer = log.create_consumer(OrderedConfig::default()).await.unwrap();
+        let messages = consumer.messages().await.unwrap();
+        messages.take(count).map(|message| message.unwrap()).collect().await
     }
 
     /// What has arrived at each destination.
@@ -410,19 +417,17 @@ impl Bench {
 
     /// The gaps that were reported to a sink: the subjects in the stream that end so.
     pub async fn gaps(&self) -> usize {
-        let streams = self.brokers.works().await;
-        let mut log = streams.get_stream("astro_log").await.unwrap();
-        let last = log.info().await.unwrap().state.clone();
-        let mut found = 0;
-        for seq in last.first_sequence..=last.last_sequence {
-            let Ok(message) = log.get_raw_message(seq).await else { continue };
-            let topic = message.headers.get("Astro-Topic").map(ToString::to_string);
-            // What was recovered of a gap is told again.
-            let again = String::from_utf8_lossy(&message.payload).contains("\"recovery\"");
-            found += usize::from(topic.as_deref() == Some("relay.gap") && !again);
-        }
-        found
+        let log = self.log().await;
+        // What was recovered of a gap is told again.
+        let again = |payload: &[u8]| String::from_utf8_lossy(payload).contains("\"recovery\"");
+        let gaps = log.iter().filter(|message| topic(message) == Some("relay.gap"));
+        gaps.filter(|message| !again(&message.payload)).count()
     }
+}
+
+/// The topic of a message of the log.
+fn topic(message: &jetstream::Message) -> Option<&str> {
+    Some(message.headers.as_ref()?.get("Astro-Topic")?.as_str())
 }
 
 /// Where an event came first behind a later one of its channel.
