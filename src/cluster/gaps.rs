@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Cluster, assignment, standing::Stood};
+use super::{Cluster, assignment, standing::Stood, view::View};
 use crate::base::event::Record;
 
 /// How long the others may take to answer.
@@ -136,6 +136,10 @@ pub(super) async fn behind(
 /// What each of the others answers; `None`: nothing, though it may be there.
 async fn ask(cluster: &Cluster, question: &Question) -> Vec<(String, Option<Answer>)> {
     let question = serde_json::to_vec(question).unwrap_or_default();
+    // A member that has just started has events of its last run before it has heard of the others.
+    let mut views = cluster.views();
+    // The sender is in the cluster itself.
+    drop(views.wait_for(View::is_known).await);
     let members = cluster.others();
     let asked = members.into_iter().map(|member| {
         let subject = subject(&cluster.settings().name, &member);

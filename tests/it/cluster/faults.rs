@@ -82,6 +82,7 @@ async fn a_cluster_withstands_what_happens_to_members() {
     let mut bench = start(lease).await;
     let mut sent = 0;
     sent = killed_members(&mut bench, sent).await;
+    sent = killed_twice(&mut bench, sent).await;
     if long() {
         sent = killed_often(&mut bench, sent).await;
     }
@@ -207,6 +208,33 @@ async fn killed_members(bench: &mut Bench, first: u64) -> u64 {
         slowest < if long() { lease + Duration::from_secs(2) } else { lease * 5 },
         "{slowest:?}"
     );
+    sent
+}
+
+/// A member is killed again as soon as it stands: whether what it was without is a gap of the cluster, only its
+/// next start can ask.
+async fn killed_twice(bench: &mut Bench, first: u64) -> u64 {
+    let load = bench.load(first, rate() * 2, rate());
+    let at = bench.sim.stats().published + rate() / 2;
+    let mut relay = bench.relays.remove(2);
+    let (share, before) = (bench.share("relay-2", 3), bench.subscribed());
+    let killing = async {
+        published(bench, at).await;
+        relay.kill().await;
+        relay.start();
+        until("it is subscribed", PATIENCE, async || {
+            (bench.subscribed() >= before + share).then_some(())
+        })
+        .await;
+        relay.kill().await;
+        relay.start();
+    };
+    tokio::join!(bench.sim.load(&load), killing);
+    bench.relays.insert(2, relay);
+    bench.stands().await;
+    let sent = first + load.messages;
+    let counted = bench.all_arrive(first..sent).await;
+    check("a member killed twice", &counted, 2, bench).await;
     sent
 }
 
