@@ -166,10 +166,13 @@ impl View {
         self.members.iter().filter(alive).map(|(name, seen)| (name.as_str(), &seen.value))
     }
 
+    fn other_takers(&self) -> impl Iterator<Item = (&str, &Member)> {
+        self.alive().filter(|(name, member)| *name != &*self.own && !member.draining)
+    }
+
     /// The members that take channels and sinks: alive and not leaving. `draining`: whether we are.
     pub fn takers(&self, draining: bool) -> BTreeSet<&str> {
-        let others = self.alive().filter(|(name, member)| *name != &*self.own && !member.draining);
-        let mut takers: BTreeSet<&str> = others.map(|(name, _)| name).collect();
+        let mut takers: BTreeSet<&str> = self.other_takers().map(|(name, _)| name).collect();
         if !draining {
             takers.insert(&self.own);
         }
@@ -184,16 +187,12 @@ impl View {
 
     /// Whether all others that take part say that for this set all of theirs stands.
     pub fn others_stand(&self, set: u64) -> bool {
-        let mut others =
-            self.alive().filter(|(name, member)| *name != &*self.own && !member.draining);
-        others.all(|(_, member)| member.set == set && member.stands)
+        self.other_takers().all(|(_, member)| member.set == set && member.stands)
     }
 
     /// Whether another that takes part holds channels.
     pub fn others_hold(&self) -> bool {
-        let mut others =
-            self.alive().filter(|(name, member)| *name != &*self.own && !member.draining);
-        others.any(|(_, member)| member.channels > 0)
+        self.other_takers().any(|(_, member)| member.channels > 0)
     }
 
     /// Members that have not said that they leave, and are not alive: for how long nothing was heard of them.
