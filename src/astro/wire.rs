@@ -16,7 +16,7 @@ use serde_json::{Value, value::RawValue};
 use crate::{
     base::{
         clock::{self, UnixMillis},
-        event::key,
+        event::key::{self, Members},
         json,
     },
     config::{Secret, TokenType},
@@ -26,6 +26,7 @@ use crate::{
 const PARTS: usize = 10_000;
 
 /// A frame from the gateway.
+#[expect(clippy::large_enum_variant, reason = "nearly every frame is a message")]
 #[derive(Debug, PartialEq, Eq)]
 pub enum ServerFrame<'a> {
     /// The connection is accepted (newer revision only).
@@ -56,13 +57,21 @@ pub struct Envelope<'a> {
     pub room: Cow<'a, str>,
     /// Where `data` lies in the frame; empty where there is none.
     pub data: Range<usize>,
+    /// Where they were walked.
+    members: Option<Members<'a>>,
 }
 
 impl Envelope<'_> {
     /// The deduplication key of the message in `frame`, of which this is the envelope.
     pub fn key(&self, frame: &str) -> Box<str> {
         let data = frame.as_bytes().get(self.data.clone()).filter(|data| !data.is_empty());
-        key::of(&self.id, &self.ts, &self.topic, &self.room, data.unwrap_or(b"null"))
+        let (data, members) = (data.unwrap_or(b"null"), self.members.as_ref());
+        key::of_walked(&self.id, &self.ts, &self.topic, &self.room, data, members)
+    }
+
+    /// Whether a member of the message may have the name of a personal field.
+    pub fn may_be_personal(&self) -> bool {
+        self.members.as_ref().is_none_or(|members| members.may_be_personal)
     }
 }
 
@@ -275,6 +284,7 @@ fn read_any(frame: &str) -> Result<ServerFrame<'_>, WireError> {
             topic,
             room: fields.text("room"),
             data: data.map_or(0..0, |data| range_of(frame, data.get())),
+            members: None,
         }),
         Kind::Response => {
             let (text, room) = response_data(data);

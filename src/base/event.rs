@@ -16,6 +16,10 @@ use bytes::Bytes;
 
 use crate::base::clock::{Moment, UnixMillis};
 
+/// The names of fields that say who a donor is, in any case of letters: the last words of the configuration's
+/// `PERSONAL_FIELDS`.
+pub(crate) const PERSONAL_NAMES: [&str; 4] = ["email", "geo", "paymentMethod", "transactionId"];
+
 /// A position in the journal. The first event of a journal has number 1; 0 is "before all".
 pub type Seq = u64;
 
@@ -38,6 +42,8 @@ pub struct Event {
     pub message: Bytes,
     /// Where the value of `data` lies in `message`; empty where there is none.
     pub data: Range<usize>,
+    /// Whether a member of the message may have one of the [`PERSONAL_NAMES`]; `true` where nobody has looked.
+    pub may_be_personal: bool,
 }
 
 /// Where an event belongs. The events of one place share it: to hand an event on touches one count then,
@@ -261,6 +267,7 @@ fn made(
         origin: Origin::Live,
         message: message.into(),
         data: start..end,
+        may_be_personal: true,
     }
 }
 

@@ -12,6 +12,8 @@
 //! has changed. Two of them are equal where their texts are: `5` and `5.0` are the same value to
 //! [`crate::channel::state`], and not here.
 
+pub(crate) mod scan;
+
 use std::{fmt, sync::Arc};
 
 use serde::de::DeserializeOwned;

@@ -10,9 +10,8 @@
 //! The vendor's pages spell the same element in two ways (`latest_follower`, `follower-latest`). [`name`]
 //! brings them together, and drops no name that it does not know.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -20,7 +19,7 @@ use crate::{
     base::{
         clock::{self, UnixMillis},
         event::{Event, Seq},
-        json::{self, Json},
+        json::{self, Json, scan::Scanner},
     },
     channel::store::{Section, StateKey},
 };
@@ -373,15 +372,17 @@ const WITH_ELEMENTS: [&str; 8] = [
     "charityCampaignDonation",
 ];
 
-/// Whether an activity is of a kind whose payments are elements of the session.
+/// Whether an activity is of a kind whose payments are elements of the session; `false` where it would have to
+/// be read to know.
 fn has_element(data: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Kind<'a> {
-        #[serde(borrow, rename = "type")]
-        kind: Cow<'a, str>,
-    }
-    let kind = serde_json::from_slice::<Kind<'_>>(data);
-    kind.is_ok_and(|Kind { kind }| WITH_ELEMENTS.contains(&&*kind))
+    let mut kind = "";
+    let walked = std::str::from_utf8(data).ok().and_then(|data| {
+        Scanner::new(data).members(|scan, name| match name {
+            "type" => scan.plain_string().map(|said| kind = said),
+            _ => scan.value().map(drop),
+        })
+    });
+    walked.is_some() && WITH_ELEMENTS.contains(&kind)
 }
 
 /// A payment of another kind, whether it is known or new, in the shape of the session's elements.

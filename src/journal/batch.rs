@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! body    the length of what follows, u32, and that compressed: the events, one behind the other
-//! event   its length without this field, u32; received: u64; origin: u8; key: u8 (1: has one);
+//! event   its length without this field, u32; received: u64; origin: u8; flags: u8 (1: it has a key,
+//!         2: no member has the name of a personal field);
 //!         data_start, data_end, and the lengths of id, key, topic, room, channel, ts: u32 each; then
 //!         these texts; then the message to the end
 //! ```
@@ -39,6 +40,10 @@ const FIXED: usize = 8 + 1 + 1 + 4 * FIELDS;
 
 /// Two positions and six lengths.
 const FIELDS: usize = 8;
+
+/// Flags of an event.
+const HAS_KEY: u8 = 1;
+const IMPERSONAL: u8 = 2;
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +121,8 @@ fn encode_event(event: &Event, plain: &mut Vec<u8>) {
     plain.extend_from_slice(&[0; 4]);
     plain.extend_from_slice(&event.received.to_le_bytes());
     plain.push(event.origin as u8);
-    plain.push(u8::from(event.distinct_key.is_some()));
+    let has_key = if event.distinct_key.is_some() { HAS_KEY } else { 0 };
+    plain.push(has_key | if event.may_be_personal { 0 } else { IMPERSONAL });
     let texts = [
         &*event.id,
         event.distinct_key.as_deref().unwrap_or_default(),
@@ -193,17 +199,19 @@ fn decode_event(plain: &Bytes, range: Range<usize>, places: &mut Places) -> Opti
         at += length;
     }
     let [id, key, topic, room, channel, ts] = texts;
+    let flags = *bytes.get(9)?;
     std::str::from_utf8(bytes.get(at..)?).ok()?;
     Some(Event {
         received: u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?),
         origin: Origin::ALL.get(usize::from(*bytes.get(8)?)).copied()?,
         id: id.into(),
-        distinct_key: (*bytes.get(9)? == 1).then(|| key.into()),
+        distinct_key: (flags & HAS_KEY != 0).then(|| key.into()),
         place: places.of(topic, room, channel),
         ts: ts.into(),
         // Not copied: it holds the batch in memory for as long as it is on its way.
         message: plain.slice(end - (bytes.len() - at)..end),
         data: data_start..data_end,
+        may_be_personal: flags & IMPERSONAL == 0,
     })
 }
 
@@ -256,6 +264,7 @@ mod tests {
                 received,
                 origin,
                 data: message.len() / 3..message.len() / 2,
+                may_be_personal: message.len() % 2 == 0,
                 message: message.into(),
             })
     }

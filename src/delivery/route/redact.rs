@@ -5,18 +5,21 @@
 //! whatever case and however it is escaped: the vendor does not say which other messages hold them.
 //!
 //! A message is JSON: the gateway's reader makes an event of nothing else (`what_is_no_json_is_no_event`).
-//! So one in which none of the names stands goes on as it is, after a look at its quotes. One that has to
+//! So one of which no member has one of the names goes on as it is, after a quick walk. One that has to
 //! be cut is read as JSON once more before, and fails closed: what is none is an error and goes nowhere.
 //! How deep it is makes no difference: it is walked once, with a stack of its own.
 
 use std::{borrow::Cow, ops::Range};
 
 use bytes::Bytes;
-use memchr::{memchr, memchr_iter, memmem};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    base::{event::Event, template::Redacted},
+    base::{
+        event::Event,
+        json::{self, scan::Scanner},
+        template::Redacted,
+    },
     config::PERSONAL_FIELDS,
 };
 
@@ -29,8 +32,6 @@ pub(crate) struct Redactor {
     followed: Vec<usize>,
     /// The last words of those that are personal: they are taken out wherever they stand.
     names: Vec<String>,
-    /// Which bytes begin one of these names: most quotes of a message are passed by this.
-    initials: [bool; 256],
 }
 
 /// A message that cannot be looked through.
@@ -69,12 +70,7 @@ impl Redactor {
             (0..paths.len()).partition(|at| paths.get(*at).is_some_and(|path| is_personal(path)));
         let names: Vec<_> =
             personal.iter().filter_map(|at| paths.get(*at)?.last().cloned()).collect();
-        let first = |name: &String| name.bytes().next();
-        let begins = |byte: u8| {
-            names.iter().filter_map(first).any(|first| first.eq_ignore_ascii_case(&byte))
-        };
-        let initials = std::array::from_fn(|byte| u8::try_from(byte).is_ok_and(begins));
-        Self { paths, followed, names, initials }
+        Self { paths, followed, names }
     }
 
     /// What is taken out for those who only look: a donor's personal fields.
@@ -94,7 +90,7 @@ impl Redactor {
 
     /// The message without the fields; `None` where it has none of them.
     pub(super) fn apply(&self, event: &Event) -> Result<Option<Redacted>, RedactError> {
-        if self.paths.is_empty() {
+        if self.followed.is_empty() && (self.names.is_empty() || !event.may_be_personal) {
             return Ok(None);
         }
         let text = std::str::from_utf8(&event.message)?;
@@ -143,37 +139,28 @@ impl Redactor {
         }
     }
 
-    /// A cheap look: most messages hold none of the fields. Names are looked for as they stand between
-    /// quotes, and any escape may hide one.
+    /// A cheap look: most messages hold none of the names. Any escape may hide one, and so may a text that
+    /// the quick walk does not take.
     fn may_concern(&self, text: &str) -> bool {
-        let bytes = text.as_bytes();
-        if memchr(b'\\', bytes).is_some() && (text.contains("\\u") || text.contains("\\/")) {
-            return true;
-        }
-        let followed = self.followed.iter().filter_map(|at| self.paths.get(*at)?.last());
-        for last in followed {
-            let hidden =
-                last == "*" || last.contains(|c: char| c.is_control() || "\"\\".contains(c));
-            if hidden || memmem::find(bytes, format!("\"{last}\"").as_bytes()).is_some() {
-                return true;
-            }
-        }
-        let quoted = |at: usize, name: &str| {
-            let found = bytes.get(at + 1..at + 1 + name.len());
-            found.is_some_and(|found| found.eq_ignore_ascii_case(name.as_bytes()))
-                && bytes.get(at + 1 + name.len()) == Some(&b'"')
-        };
-        let begins = |at: usize| {
-            bytes.get(at + 1).and_then(|byte| self.initials.get(usize::from(*byte))) == Some(&true)
-        };
-        !self.names.is_empty()
-            && memchr_iter(b'"', bytes)
-                .any(|at| begins(at) && self.names.iter().any(|name| quoted(at, name)))
+        let mut found = false;
+        let mut scan = Scanner::new(text);
+        let walked =
+            scan.value_with_names(|name, is_plain| found |= !is_plain || self.is_named(name));
+        found || walked.is_none() || scan.peek().is_some()
+    }
+
+    /// Whether a member of this name is one that may be taken out.
+    fn is_named(&self, name: &str) -> bool {
+        self.names.iter().any(|personal| personal.eq_ignore_ascii_case(name))
+            || self.followed.iter().any(|path| {
+                let last = self.paths.get(*path).and_then(|path| path.last());
+                last.is_some_and(|last| last == name || last == "*")
+            })
     }
 
     /// What is to be left out of a JSON text, in order. `None`: it is none.
     fn cuts(&self, text: &str) -> Option<Vec<Range<usize>>> {
-        let mut walk = Walk { text, at: 0 };
+        let mut walk = Scanner::new(text);
         let mut cuts: Vec<Range<usize>> = Vec::new();
         let mut open: Vec<Level> = Vec::new();
         let mut paths: Vec<(usize, usize)> = self.followed.iter().map(|path| (*path, 0)).collect();
@@ -181,30 +168,28 @@ impl Redactor {
         loop {
             let bracket = walk.peek()?;
             if matches!(bracket, b'{' | b'[') {
-                walk.at += 1;
-                let (object, start) = (bracket == b'{', walk.at);
+                walk.expect(bracket)?;
+                let (object, start) = (bracket == b'{', walk.at());
                 let level = Level { object, paths, start, out: false, kept: None, lead: None };
                 if !matches!(walk.peek()?, b'}' | b']') {
                     open.push(level);
                     paths = self.member(&mut walk, &mut open, &mut cuts)?;
                     continue;
                 }
-                walk.at += 1;
+                walk.next()?;
             } else {
-                walk.scalar()?;
+                walk.value()?;
             }
             // A value has ended, and perhaps with it what it stands in.
             loop {
                 let Some(level) = open.last_mut() else {
                     return walk.peek().is_none().then_some(cuts);
                 };
-                level.ended(walk.at, &mut cuts);
-                if walk.peek()? == b',' {
-                    walk.at += 1;
+                level.ended(walk.at(), &mut cuts);
+                if walk.next()? == b',' {
                     paths = self.member(&mut walk, &mut open, &mut cuts)?;
                     break;
                 }
-                walk.at += 1;
                 open.pop();
             }
         }
@@ -213,16 +198,16 @@ impl Redactor {
     /// Goes to the next member's or element's value, and answers the paths that go on in it.
     fn member(
         &self,
-        walk: &mut Walk<'_>,
+        walk: &mut Scanner<'_>,
         open: &mut [Level],
         cuts: &mut Vec<Range<usize>>,
     ) -> Option<Vec<(usize, usize)>> {
         let level = open.last_mut()?;
         walk.peek()?;
-        level.begins(walk.at, cuts);
+        level.begins(walk.at(), cuts);
         let name = if level.object {
-            let name = walk.name()?;
-            (walk.peek()? == b':').then(|| walk.at += 1)?;
+            let name = unescaped(walk.string()?)?;
+            walk.expect(b':')?;
             Some(name)
         } else {
             None
@@ -294,58 +279,12 @@ fn push(cuts: &mut Vec<Range<usize>>, cut: Range<usize>) {
     cuts.push(cut);
 }
 
-/// A place in a text that is JSON.
-struct Walk<'a> {
-    text: &'a str,
-    at: usize,
-}
-
-impl<'a> Walk<'a> {
-    /// The next byte that is no white space; stays before it.
-    fn peek(&mut self) -> Option<u8> {
-        loop {
-            match self.text.as_bytes().get(self.at)? {
-                b' ' | b'\n' | b'\r' | b'\t' => self.at += 1,
-                byte => return Some(*byte),
-            }
-        }
+/// A name as it is written, read.
+fn unescaped(name: &str) -> Option<Cow<'_, str>> {
+    if name.contains('\\') {
+        return json::read::<String>(format!("\"{name}\"").as_bytes()).ok().map(Cow::Owned);
     }
-
-    /// Goes behind the string here; what it is with its quotes.
-    fn string(&mut self) -> Option<&'a str> {
-        let from = self.at;
-        let mut at = from + 1;
-        loop {
-            match self.text.as_bytes().get(at)? {
-                b'"' => break,
-                b'\\' => at += 2,
-                _ => at += 1,
-            }
-        }
-        self.at = at + 1;
-        self.text.get(from..self.at)
-    }
-
-    fn name(&mut self) -> Option<Cow<'a, str>> {
-        (self.peek()? == b'"').then_some(())?;
-        let quoted = self.string()?;
-        if quoted.contains('\\') {
-            return crate::base::json::read::<String>(quoted.as_bytes()).ok().map(Cow::Owned);
-        }
-        quoted.get(1..quoted.len() - 1).map(Cow::Borrowed)
-    }
-
-    /// Goes behind a string, a number or a word.
-    fn scalar(&mut self) -> Option<()> {
-        if self.peek()? == b'"' {
-            return self.string().map(drop);
-        }
-        let from = self.at;
-        while self.text.as_bytes().get(self.at).is_some_and(|byte| !b",]} \n\r\t".contains(byte)) {
-            self.at += 1;
-        }
-        (self.at > from).then_some(())
-    }
+    Some(name.into())
 }
 
 fn is_personal(path: &[String]) -> bool {
@@ -382,10 +321,12 @@ fn take_everywhere(value: &mut Value, name: &str) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::{
-        astro::wire,
-        base::event::{Origin, Place},
+        astro::wire::{self, ServerFrame},
+        base::event::{self, Origin, Place},
     };
 
     /// Values that are no JSON, or no text.
@@ -410,6 +351,7 @@ mod tests {
             origin: Origin::Live,
             message: format!("{before}{data} }}").into(),
             data: before.len()..before.len() + data.len(),
+            may_be_personal: true,
         }
     }
 
@@ -549,7 +491,12 @@ mod tests {
             (PERSONAL_FIELDS, r#"{"data":{"name":"x"}}"#, false),
             (PERSONAL_FIELDS, r#"{"emails":1,"xemail":2,"eabcd":3,"e":4}"#, false),
             (PERSONAL_FIELDS, r#"{"name":"a\nb"}"#, false),
-            (PERSONAL_FIELDS, r#"{"name":"a\u000ab"}"#, true),
+            (PERSONAL_FIELDS, r#"{"name":"a\u000ab \"email\":"}"#, false),
+            (PERSONAL_FIELDS, r#"{"k":[{"\u0065mail":1}]}"#, true),
+            (PERSONAL_FIELDS, r#"{"":1,"é":2}"#, false),
+            (PERSONAL_FIELDS, r#"{"a":1} x"#, true),
+            (PERSONAL_FIELDS, r#"{"a":01}"#, true),
+            (&["data.*"], r#"{"data":[1]}"#, true),
             (PERSONAL_FIELDS, r#"{"eMail":1}"#, true),
             (&["data.a.b"], r#"{"a":1,"bb":2,"email":3}"#, false),
             (&["data.a.b"], r#"{"b":1}"#, true),
@@ -599,7 +546,64 @@ mod tests {
         }
     }
 
-    proptest::proptest! {
+    /// An event as the gateway's reader makes it, but for what it says of names.
+    fn received(frame: &str) -> (Event, bool) {
+        let ServerFrame::Message(envelope) = wire::read(frame).unwrap() else { panic!("{frame}") };
+        let may_be_personal = envelope.may_be_personal();
+        let data = envelope.data;
+        (Event { message: frame.to_owned().into(), data, ..event("") }, may_be_personal)
+    }
+
+    #[test]
+    fn the_gateways_reader_notices_every_personal_name() {
+        assert_eq!(Redactor::personal().names, event::PERSONAL_NAMES);
+        for (member, noticed) in [
+            (r#""data":{"email":1}"#, true),
+            (r#""data":{"data":{"username":"u","GEO":1}}"#, true),
+            (r#""data":{"donation":{"user":{"transactionid":1}}}"#, true),
+            (r#""data":{"type":{"email":1}}"#, true),
+            (r#""data":[[{"x":[{"paymentMethod":1}]}]]"#, true),
+            (r#""data":{"a":{"\u0065mail":1}}"#, true),
+            (r#""data":{"\u0065mail":1}"#, true),
+            (r#""more":[{"Email":1}]"#, true),
+            (r#""geo":1"#, true),
+            (r#""data":{"name":"email","emails":{"geography":["geo"]}}"#, false),
+            (r#""data":"\"email\":1""#, false),
+            (r#""data":null"#, false),
+        ] {
+            let (_, found) = received(&format!(r#"{{"type":"message","topic":"t",{member}}}"#));
+            assert_eq!(found, noticed, "{member}");
+        }
+    }
+
+    fn named() -> impl Strategy<Value = Value> {
+        let name = prop_oneof![
+            proptest::sample::select(
+                &["email", "GEO", "data", "donation", "user", "type", "k"][..]
+            )
+            .prop_map(str::to_owned),
+            "\\PC{0,3}",
+        ];
+        let leaf =
+            prop_oneof![any::<i32>().prop_map(Value::from), "\\PC{0,8}".prop_map(Value::from)];
+        leaf.prop_recursive(4, 24, 4, move |inner| {
+            prop_oneof![
+                1 => prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                3 => prop::collection::btree_map(name.clone(), inner, 0..4)
+                    .prop_map(|map| serde_json::json!(map)),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_has_none_of_the_names_by_the_gateways_reader_has_none(data in named(), beside in named()) {
+            let frame = format!(r#"{{"type":"message","more":{beside},"topic":"t","data":{data}}}"#);
+            let (event, may_be_personal) = received(&frame);
+            let cut = Redactor::personal().apply(&event).unwrap().is_some();
+            proptest::prop_assert!(may_be_personal || !cut, "{}", frame);
+        }
+
         #[test]
         fn whatever_is_in_it_the_field_is_gone(name in "[a-z]{1,5}", value in "\\PC{0,20}", other in "\\PC{0,20}") {
             let data = serde_json::json!({"user": {"email": value, "name": other}, &*name: 1.5}).to_string();
