@@ -2,14 +2,14 @@
 //! what every kind of payload makes of it.
 //!
 //! Beyond not panicking: a message is handed on byte for byte, its `data` is JSON, nothing is said to
-//! the gateway but JSON objects, and what goes out is JSON again.
+//! the gateway but JSON objects, what goes out is JSON again, and no personal field is missed by who read it first.
 #![no_main]
 
 use std::sync::{Arc, LazyLock};
 
 use astro_relay::{
     astro::session::{Effects, Limits, Session, Subscription, Wanted},
-    base::event::Record,
+    base::event::{Event, Record},
     channel::state,
     config::{Astro, Secret, SinkConfig, TokenType},
     delivery::route::{Rendered, Route},
@@ -72,10 +72,14 @@ fuzz_target!(|input: &[u8]| {
             assert_eq!(event.message, frame.as_bytes(), "byte for byte");
             serde_json::from_slice::<&RawValue>(event.data()).expect("data is JSON");
             state.fold(&event, seq);
-            let record = Arc::new(Record::new(seq, event));
+            let careful = Event { may_be_personal: true, ..event.clone() };
+            let [record, careful] = [event, careful].map(|event| Arc::new(Record::new(seq, event)));
             for route in &mut routes {
+                let careful = route.render(&careful);
                 if let Rendered::Wanted(outgoing, _) = route.render(&record) {
                     serde_json::from_slice::<&RawValue>(&outgoing.payload).expect("JSON goes out");
+                    let Rendered::Wanted(careful, _) = careful else { panic!("it goes out") };
+                    assert_eq!(outgoing.payload, careful.payload, "no personal field is missed");
                 }
             }
         }
