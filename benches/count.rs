@@ -216,7 +216,7 @@ fn redacted(events: u64) {
         let text = std::str::from_utf8(&plain.message).unwrap();
         let message = text.replace("\"provider\"", "\"transactionId\":\"t\",\"provider\"");
         let data = plain.data.start..plain.data.end + (message.len() - text.len());
-        Event { data, message: message.into(), may_be_personal: true, ..plain.clone() }
+        Event { data, message: message.into(), may_have_personal_fields: true, ..plain.clone() }
     };
     render("", personal, events);
 }

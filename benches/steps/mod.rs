@@ -42,7 +42,7 @@ pub(super) fn frame(number: u64) -> String {
 pub(super) fn happening(number: u64) -> Event {
     let text = frame(number);
     let Ok(ServerFrame::Message(envelope)) = wire::read(&text) else { panic!("{text}") };
-    let may_be_personal = envelope.may_be_personal();
+    let may_have_personal_fields = envelope.may_have_personal_fields();
     Event {
         id: envelope.id.into(),
         distinct_key: None,
@@ -52,7 +52,7 @@ pub(super) fn happening(number: u64) -> Event {
         origin: Origin::Live,
         data: envelope.data,
         message: text.into(),
-        may_be_personal,
+        may_have_personal_fields,
     }
 }
 

@@ -74,7 +74,7 @@ fuzz_target!(|input: &[u8]| {
             assert!(frame.contains(message), "byte for byte: {message}");
             serde_json::from_slice::<&RawValue>(event.data()).expect("data is JSON");
             state.fold(&event, seq);
-            let careful = Event { may_be_personal: true, ..event.clone() };
+            let careful = Event { may_have_personal_fields: true, ..event.clone() };
             let [record, careful] = [event, careful].map(|event| Arc::new(Record::new(seq, event)));
             for route in &mut routes {
                 let careful = route.render(&careful);

@@ -267,7 +267,7 @@ impl Session {
                     self.rooms.get_or_insert_with(|| rooms_of(&self.entries, &self.leaving));
                 let place = rooms.source(&envelope.topic, &envelope.room);
                 let key = envelope.key(&text);
-                let may_be_personal = envelope.may_be_personal();
+                let may_have_personal_fields = envelope.may_have_personal_fields();
                 let (id, ts) = (envelope.id.into(), envelope.ts.into());
                 let data = envelope.data;
                 effects.events.push(Event {
@@ -279,7 +279,7 @@ impl Session {
                     origin: Origin::Live,
                     message: text.into(),
                     data,
-                    may_be_personal,
+                    may_have_personal_fields,
                 });
                 return Ok(());
             }

@@ -70,8 +70,8 @@ impl Envelope<'_> {
     }
 
     /// Whether a member of the message may have the name of a personal field.
-    pub fn may_be_personal(&self) -> bool {
-        self.members.as_ref().is_none_or(|members| members.may_be_personal)
+    pub fn may_have_personal_fields(&self) -> bool {
+        self.members.as_ref().is_none_or(|members| members.may_have_personal_fields)
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Event {
     /// Where the value of `data` lies in `message`; empty where there is none.
     pub data: Range<usize>,
     /// Whether a member of the message may have one of the [`PERSONAL_NAMES`]; `true` where nobody has looked.
-    pub may_be_personal: bool,
+    pub may_have_personal_fields: bool,
 }
 
 /// Where an event belongs. The events of one place share it: to hand an event on touches one count then,
@@ -267,7 +267,7 @@ fn made(
         origin: Origin::Live,
         message: message.into(),
         data: start..end,
-        may_be_personal: true,
+        may_have_personal_fields: true,
     }
 }
 

@@ -110,7 +110,7 @@ pub(super) fn record(seq: Seq, headers: &HeaderMap, payload: &Bytes, stored: Dur
         origin: Origin::from_word(text(ORIGIN)).unwrap_or_default(),
         message: payload.clone(),
         data,
-        may_be_personal: true,
+        may_have_personal_fields: true,
     };
     Record { seq, stored: event.received, event, waited: Waited::already(waited) }
 }

@@ -84,7 +84,7 @@ mod tests {
             origin: Origin::Live,
             message: data.to_owned().into(),
             data: 0..data.len(),
-            may_be_personal: true,
+            may_have_personal_fields: true,
         }
     }
 

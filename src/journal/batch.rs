@@ -43,7 +43,7 @@ const FIELDS: usize = 8;
 
 /// Flags of an event.
 const HAS_KEY: u8 = 1;
-const IMPERSONAL: u8 = 2;
+const NO_PERSONAL_FIELDS: u8 = 2;
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,7 @@ fn encode_event(event: &Event, plain: &mut Vec<u8>) {
     plain.extend_from_slice(&event.received.to_le_bytes());
     plain.push(event.origin as u8);
     let has_key = if event.distinct_key.is_some() { HAS_KEY } else { 0 };
-    plain.push(has_key | if event.may_be_personal { 0 } else { IMPERSONAL });
+    plain.push(has_key | if event.may_have_personal_fields { 0 } else { NO_PERSONAL_FIELDS });
     let texts = [
         &*event.id,
         event.distinct_key.as_deref().unwrap_or_default(),
@@ -211,7 +211,7 @@ fn decode_event(plain: &Bytes, range: Range<usize>, places: &mut Places) -> Opti
         // Not copied: it holds the batch in memory for as long as it is on its way.
         message: plain.slice(end - (bytes.len() - at)..end),
         data: data_start..data_end,
-        may_be_personal: flags & IMPERSONAL == 0,
+        may_have_personal_fields: flags & NO_PERSONAL_FIELDS == 0,
     })
 }
 
@@ -264,7 +264,7 @@ mod tests {
                 received,
                 origin,
                 data: message.len() / 3..message.len() / 2,
-                may_be_personal: message.len() % 2 == 0,
+                may_have_personal_fields: message.len() % 2 == 0,
                 message: message.into(),
             })
     }

@@ -289,7 +289,7 @@ mod tests {
             origin: Origin::Live,
             message: Bytes::copy_from_slice(data.as_bytes()),
             data: 0..data.len(),
-            may_be_personal: true,
+            may_have_personal_fields: true,
         };
         Outgoing {
             record: Arc::new(Record::new(1, event)),

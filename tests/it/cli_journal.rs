@@ -36,7 +36,7 @@ fn event(n: u64) -> Event {
         origin: Origin::Live,
         data: end - data.len()..end,
         message: Bytes::from(message),
-        may_be_personal: true,
+        may_have_personal_fields: true,
     }
 }
 

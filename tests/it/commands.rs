@@ -80,9 +80,12 @@ async fn a_command_under_way_at_a_stop_is_answered() {
         let dir = tempfile::tempdir().unwrap();
         let config = configure(&sim, dir.path(), &["channel.tips"], &sinks);
         let relay = relay::Running::start(config).await;
-        until("the sinks are up", PATIENCE, async || {
+        // Commands have connections of their own: a task that does not listen yet is named.
+        until("the sinks are up and listen for commands", PATIENCE, async || {
             let up = |page: &astro_relay::delivery::status::Pages| {
-                page.sinks.len() == 2 && page.sinks.values().all(|sink| sink.state == "up")
+                page.sinks.len() == 2
+                    && page.sinks.values().all(|sink| sink.state == "up")
+                    && page.tasks.is_empty()
             };
             relay.status.sinks.look(up).then_some(())
         })

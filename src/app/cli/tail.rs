@@ -194,7 +194,7 @@ impl Printer {
             origin: Origin::from_word(&line.origin).unwrap_or_default(),
             data: envelope.data,
             message: bytes::Bytes::copy_from_slice(message.as_bytes()),
-            may_be_personal: true,
+            may_have_personal_fields: true,
         };
         let record = Arc::new(Record::new(line.seq, event));
         let holds = |when: &Condition| when.holds(&View::of(Arc::clone(&record))).unwrap_or(false);

@@ -142,12 +142,12 @@ pub(crate) struct Members<'a> {
     /// In the order in which they count; each as it is written, or empty.
     values: [&'a str; ALL],
     /// Whether a member may have the name of a personal field, at whatever depth.
-    pub(crate) may_be_personal: bool,
+    pub(crate) may_have_personal_fields: bool,
 }
 
 impl Default for Members<'_> {
     fn default() -> Self {
-        Self { values: [""; ALL], may_be_personal: false }
+        Self { values: [""; ALL], may_have_personal_fields: false }
     }
 }
 
@@ -159,13 +159,13 @@ impl<'a> Members<'a> {
 
     /// Walks over what does not count.
     pub(crate) fn other(&mut self, name: &str, scan: &mut Scanner<'a>) -> Option<()> {
-        self.may_be_personal |= is_personal(name);
+        self.may_have_personal_fields |= is_personal(name);
         self.value(scan).map(drop)
     }
 
     fn value(&mut self, scan: &mut Scanner<'a>) -> Option<&'a str> {
         scan.value_with_names(|name, is_plain| {
-            self.may_be_personal |= !is_plain || is_personal(name);
+            self.may_have_personal_fields |= !is_plain || is_personal(name);
         })
     }
 
@@ -237,7 +237,10 @@ fn with_members<T>(data: &[u8], look: impl FnOnce(&Members<'_>) -> T) -> Option<
     // An escape in a name, or what a strict reader does not take.
     let mut texts = [const { String::new() }; ALL];
     write_down(&mut texts, &json::value(data)?, &DATA);
-    Some(look(&Members { values: texts.each_ref().map(String::as_str), may_be_personal: true }))
+    Some(look(&Members {
+        values: texts.each_ref().map(String::as_str),
+        may_have_personal_fields: true,
+    }))
 }
 
 fn write_down(texts: &mut [String; ALL], value: &Value, node: &Node) {
@@ -501,7 +504,7 @@ mod tests {
             };
             let mut tree = [const { String::new() }; ALL];
             write_down(&mut tree, &json::value(twice.as_bytes()).unwrap(), &DATA);
-            let tree = Members { values: tree.each_ref().map(String::as_str), may_be_personal: false };
+            let tree = Members { values: tree.each_ref().map(String::as_str), may_have_personal_fields: false };
             let mut walked = Members::default();
             prop_assert!(walked.data(&mut Scanner::new(&twice)).is_some(), "{}", twice);
             prop_assert_eq!(texts(&walked), texts(&tree), "{}", twice);

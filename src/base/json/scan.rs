@@ -190,19 +190,19 @@ impl<'a> Scanner<'a> {
         const BACKSLASHES: u64 = LOWEST * b'\\' as u64;
         let rest = self.rest();
         let mut before = 0;
-        while let Some(word) = rest.get(before..SHORT).and_then(<[u8]>::first_chunk) {
+        let end = loop {
+            let Some(word) = rest.get(before..SHORT).and_then(<[u8]>::first_chunk) else {
+                break before + memchr2(b'"', b'\\', rest.get(before..)?)?;
+            };
             let word = u64::from_le_bytes(*word);
             let ends = zeros(word ^ QUOTES) | zeros(word ^ BACKSLASHES);
             if ends != 0 {
-                before += ends.trailing_zeros() as usize / 8;
-                self.at += before + 1;
-                return rest.get(before).copied();
+                break before + ends.trailing_zeros() as usize / 8;
             }
             before += 8;
-        }
-        before += memchr2(b'"', b'\\', rest.get(before..)?)?;
-        self.at += before + 1;
-        rest.get(before).copied()
+        };
+        self.at += end + 1;
+        rest.get(end).copied()
     }
 
     fn escape(&mut self) -> Option<()> {

@@ -17,7 +17,7 @@ fn view(data: &str) -> Value {
             origin: Origin::Live,
             data: start..start + data.len(),
             message: Bytes::from(message),
-            may_be_personal: true,
+            may_have_personal_fields: true,
         },
     )))
 }

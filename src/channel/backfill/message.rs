@@ -56,7 +56,7 @@ pub(super) fn event(gap: &Gap, missed: &Missed, history: History, item: &History
         origin: Origin::Backfilled,
         message: Bytes::from(text),
         data: start..end,
-        may_be_personal: true,
+        may_have_personal_fields: true,
     }
 }
 

@@ -90,7 +90,7 @@ impl Redactor {
 
     /// The message without the fields; `None` where it has none of them.
     pub(super) fn apply(&self, event: &Event) -> Result<Option<Redacted>, RedactError> {
-        if self.followed.is_empty() && (self.names.is_empty() || !event.may_be_personal) {
+        if self.followed.is_empty() && (self.names.is_empty() || !event.may_have_personal_fields) {
             return Ok(None);
         }
         let text = std::str::from_utf8(&event.message)?;
@@ -351,7 +351,7 @@ mod tests {
             origin: Origin::Live,
             message: format!("{before}{data} }}").into(),
             data: before.len()..before.len() + data.len(),
-            may_be_personal: true,
+            may_have_personal_fields: true,
         }
     }
 
@@ -549,9 +549,9 @@ mod tests {
     /// An event as the gateway's reader makes it, but for what it says of names.
     fn received(frame: &str) -> (Event, bool) {
         let ServerFrame::Message(envelope) = wire::read(frame).unwrap() else { panic!("{frame}") };
-        let may_be_personal = envelope.may_be_personal();
+        let may_have_personal_fields = envelope.may_have_personal_fields();
         let data = envelope.data;
-        (Event { message: frame.to_owned().into(), data, ..event("") }, may_be_personal)
+        (Event { message: frame.to_owned().into(), data, ..event("") }, may_have_personal_fields)
     }
 
     #[test]
@@ -599,9 +599,9 @@ mod tests {
         #[test]
         fn what_has_none_of_the_names_by_the_gateways_reader_has_none(data in named(), beside in named()) {
             let frame = format!(r#"{{"type":"message","more":{beside},"topic":"t","data":{data}}}"#);
-            let (event, may_be_personal) = received(&frame);
+            let (event, may_have_personal_fields) = received(&frame);
             let cut = Redactor::personal().apply(&event).unwrap().is_some();
-            proptest::prop_assert!(may_be_personal || !cut, "{}", frame);
+            proptest::prop_assert!(may_have_personal_fields || !cut, "{}", frame);
         }
 
         #[test]

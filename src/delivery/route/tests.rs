@@ -55,7 +55,7 @@ fn record(topic: &str, channel: &str, data: &str) -> Arc<Record> {
             origin: Origin::Live,
             data: before.len()..before.len() + data.len(),
             message: format!("{before}{data}}}").into(),
-            may_be_personal: true,
+            may_have_personal_fields: true,
         },
     ))
 }

@@ -314,7 +314,7 @@ fn record(row: &Row<'_>, ages: &Ages, places: &mut Places) -> Option<Record> {
         ts: text(13)?.into(),
         data: to_usize(row.get(14).ok()?)?..to_usize(row.get(15).ok()?)?,
         message: Bytes::copy_from_slice(text(16)?.as_bytes()),
-        may_be_personal: true,
+        may_have_personal_fields: true,
     };
     let time: Option<i64> = row.get(18).ok()?;
     let waited = ages.waited(time.and_then(age::unpack), event.received);

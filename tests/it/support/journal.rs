@@ -69,7 +69,7 @@ pub fn event_of(n: u64, padding: usize) -> Event {
         origin: Origin::Live,
         data: 1..message.len() - 1,
         message: message.into(),
-        may_be_personal: true,
+        may_have_personal_fields: true,
     }
 }
 

@@ -110,7 +110,7 @@ pub fn outgoing_with(seq: Seq, address: &str, room: &str, payload: &str) -> Outg
         origin: Origin::Live,
         message: Bytes::copy_from_slice(payload.as_bytes()),
         data: 0..0,
-        may_be_personal: true,
+        may_have_personal_fields: true,
     };
     Outgoing {
         record: Arc::new(Record::new(seq, event)),
