@@ -148,6 +148,16 @@ impl Running {
         })
         .await;
     }
+
+    /// Waits until a sink is up and listens for commands, which have a connection of their own.
+    pub async fn takes_commands(&self, sink: &str) {
+        self.sink_is(sink, "up").await;
+        let task = format!("commands of sink {sink}");
+        self.until(&format!("{sink} listens for commands"), |status| {
+            status["pages"]["tasks"][&task].is_null()
+        })
+        .await;
+    }
 }
 
 impl Drop for Running {

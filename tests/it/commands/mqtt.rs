@@ -64,7 +64,7 @@ impl Commander {
 
 async fn up(broker: &Mosquitto, more: &str) -> Running {
     let relay = start("", &sink(broker, more)).await;
-    relay.sink_is("home", "up").await;
+    relay.takes_commands("home").await;
     relay
 }
 
@@ -268,7 +268,7 @@ async fn only_configured_channels_are_subscribed() {
     let more = format!("commands = [\"session/set\"]\nchannels = [\"main\"]\n{other}");
     let rest = format!("{}{}", session_channel(), sink(&broker, &more));
     let relay = Running::start(&rest).await;
-    relay.sink_is("home", "up").await;
+    relay.takes_commands("home").await;
     let expected = ["astro/main/command/#"];
     let ours =
         || subscribed().into_iter().filter(|all| all.contains("command")).collect::<Vec<_>>();

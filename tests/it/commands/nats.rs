@@ -25,7 +25,7 @@ impl Place {
         let url = server.url();
         let relay =
             start("", &format!("[sinks.bus]\ntype = \"nats\"\nurl = {url:?}\n{more}\n")).await;
-        relay.sink_is("bus", "up").await;
+        relay.takes_commands("bus").await;
         let client = server.client(ConnectOptions::new()).await;
         Self { relay, client, server }
     }
