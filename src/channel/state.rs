@@ -373,16 +373,19 @@ const WITH_ELEMENTS: [&str; 8] = [
 ];
 
 /// Whether an activity is of a kind whose payments are elements of the session; `false` where it would have to
-/// be read to know.
+/// be read to know. Nothing behind its `type` is looked at.
 fn has_element(data: &[u8]) -> bool {
-    let mut kind = "";
-    let walked = std::str::from_utf8(data).ok().and_then(|data| {
+    let mut kind = None;
+    let _ = std::str::from_utf8(data).ok().and_then(|data| {
         Scanner::new(data).members(|scan, name| match name {
-            "type" => scan.plain_string().map(|said| kind = said),
+            "type" => {
+                kind = scan.plain_string();
+                None
+            }
             _ => scan.value().map(drop),
         })
     });
-    walked.is_some() && WITH_ELEMENTS.contains(&kind)
+    kind.is_some_and(|kind| WITH_ELEMENTS.contains(&kind))
 }
 
 /// A payment of another kind, whether it is known or new, in the shape of the session's elements.

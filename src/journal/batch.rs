@@ -172,9 +172,10 @@ pub(super) fn decode(
         return None;
     }
     let plain = Bytes::from(lz4_flex::block::decompress(body.get(4..)?, length).ok()?);
-    let mut records = Vec::new();
+    let count = usize::try_from(row.count).ok()?;
+    let mut records = Vec::with_capacity(count.min(EVENTS));
     let mut at = 0;
-    for seq in (row.first..).take(usize::try_from(row.count).ok()?) {
+    for seq in (row.first..).take(count) {
         let start = at + 4;
         at = start + usize::try_from(read_word(&plain, at)?).ok()?;
         if seq >= from && records.len() < limit {

@@ -110,6 +110,9 @@ impl Connection {
             self.session.tick(Instant::now(), &mut effects);
             self.take(effects, hub);
             hub.intake.journal().ready().await;
+            // In a flood the next frames are always there, and the sinks would come too late to find what
+            // they send in memory.
+            tokio::task::yield_now().await;
         }
         if !self.outbox.is_empty() {
             // Kept over steps that are dropped half way: the peer's time runs all the same.
