@@ -30,7 +30,7 @@ use crate::{
         mqtt::{
             connection::{Connection, ConnectionOptions, Event, Message, Publication, Unsent},
             lost::{Lost, Why},
-            settings::{Settings, client_id},
+            settings::{Settings, client_id, command_client_id},
             topic,
         },
         settings,
@@ -78,7 +78,7 @@ struct MqttListener {
 fn open(opening: Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError> {
     Ok(Box::new(MqttListener {
         settings: settings(&opening)?,
-        client_id: format!("{}-commands", client_id(opening.name, &opening.settings)),
+        client_id: command_client_id(&client_id(opening.name, &opening.settings)),
         backoff: Backoff::new(FIRST_WAIT, opening.config.backoff_max.0),
         connection: None,
     }))

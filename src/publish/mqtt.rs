@@ -28,7 +28,7 @@ use crate::{
                 Will,
             },
             lost::{Lost, Why},
-            settings::{Settings, client_id},
+            settings::{Settings, client_id, state_client_id},
             topic,
         },
         prefix::Prefix,
@@ -93,7 +93,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
     }
     Ok(Box::new(MqttPublisher {
         timeout: opening.config.timeout.0,
-        client_id: format!("{client_id}-state"),
+        client_id: state_client_id(&client_id),
         prefix,
         connection: None,
         next_tag: 0,

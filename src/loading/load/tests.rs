@@ -583,6 +583,17 @@ fn two_sinks_with_one_client_id_at_one_broker_are_an_error() {
         );
         assert_eq!(found.is_empty(), !wrong, "{second}: {found}");
     }
+    // Those of the connections for state and for commands.
+    let first = sink("a", "mqtt://broker", "state = true\ncommands = true");
+    for (second, wrong) in [
+        (sink("a-state", "mqtt://broker", ""), true),
+        (sink("b", "mqtt://broker", "client_id = \"astro-relay-a-commands\""), true),
+        (sink("a-commands", "mqtt://elsewhere", ""), false),
+        (sink("a-other", "mqtt://broker", ""), false),
+    ] {
+        let found = problems(&format!("{LEAST}\n{first}{second}")).join("\n");
+        assert_eq!(found.contains("the same client_id"), wrong, "{second}: {found}");
+    }
     // The names that they have by themselves.
     let named = sink("b", "mqtt://broker", "client_id = \"astro-relay-a\"");
     let found = problems(&format!("{LEAST}\n{}{named}", sink("a", "mqtt://broker", ""))).join("\n");

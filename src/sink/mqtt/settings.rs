@@ -151,7 +151,7 @@ impl Settings {
 
     /// The client id of the event sink. Every other connection adds a word to it.
     pub(super) fn client_id(&self, opening: &Opening<'_>) -> String {
-        let id = self.client_id.clone();
+        let id = self.client_id.clone().filter(|id| !id.is_empty());
         let id = id.unwrap_or_else(|| client_id(opening.name, &Value::Null));
         match opening.purpose {
             Purpose::Relay => id,
@@ -285,10 +285,21 @@ impl Settings {
     }
 }
 
-/// The client id of a sink of that name with these settings.
+/// The client id of a sink of that name with these settings. An empty one counts as none: the broker would
+/// choose, and no connection would end the one before.
 pub(crate) fn client_id(name: &str, settings: &Value) -> String {
-    let configured = settings.get("client_id").and_then(Value::as_str);
+    let configured = settings.get("client_id").and_then(Value::as_str).filter(|id| !id.is_empty());
     configured.map_or_else(|| format!("astro-relay-{name}"), str::to_owned)
+}
+
+/// That of the connection that publishes the state of the sink with this client id.
+pub(crate) fn state_client_id(id: &str) -> String {
+    format!("{id}-state")
+}
+
+/// That of the connection that takes its commands.
+pub(crate) fn command_client_id(id: &str) -> String {
+    format!("{id}-commands")
 }
 
 /// The key that is wrong, and why.
