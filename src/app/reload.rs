@@ -200,8 +200,13 @@ impl Reload {
     /// Loads, off the runtime; an error is every problem.
     async fn load(&mut self) -> Result<Loaded, Vec<String>> {
         let sources = self.sources.clone();
-        let loading =
-            self.loading.get_or_insert_with(|| tokio::task::spawn_blocking(move || load(&sources)));
+        let loading = async {
+            if let Some(stale) = &mut self.loading {
+                // One that was given up: what it has read may be of yesterday.
+                drop(stale.await);
+            }
+            self.loading.insert(tokio::task::spawn_blocking(move || load(&sources))).await
+        };
         let Ok(loaded) = timeout(LOAD_TIMEOUT, loading).await else {
             let seconds = LOAD_TIMEOUT.as_secs();
             return Err(vec![format!("the configuration could not be read within {seconds} s")]);

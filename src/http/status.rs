@@ -95,11 +95,16 @@ fn lag(status: &RelayStatus, journal: &Journal, sink: &str) -> (u64, Duration) {
     }
 }
 
+/// A number as metrics have them: exact up to 2^53.
+fn real(number: u64) -> f64 {
+    let word = |number: u64| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
+    word(number >> 32) * 4_294_967_296.0 + word(number & u64::from(u32::MAX))
+}
+
 /// Metrics of the journal and the sinks that are read off, not counted.
 fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
     use ::metrics::gauge;
     let figures = journal.figures();
-    let real = |number: u64| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     gauge!(metrics::JOURNAL_BYTES).set(real(figures.size));
     let sound = matches!(figures.health, Health::Sound);
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
@@ -117,8 +122,10 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
             (metrics::TOKEN_EXPIRY, token.expires_at),
             (metrics::TOKEN_REFRESHED, token.refreshed_at),
         ];
-        for (name, at) in times.into_iter().filter_map(|(name, at)| Some((name, at?))) {
-            gauge!(name, "channel" => label.clone()).set(real(at / 1000));
+        for (name, at) in times {
+            // A token that replaces another may not say when it expires.
+            let at = at.map_or(f64::NAN, |at| real(at / 1000));
+            gauge!(name, "channel" => label.clone()).set(at);
         }
     }
     if let Some(at) = snapshot.gateway.last_event {
@@ -141,5 +148,19 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
     for word in SubscriptionState::WORDS {
         let number = state.assigned().filter(|(_, row)| row.state.as_str() == word).count();
         gauge!(metrics::SUBSCRIPTIONS, "state" => word).set(count(number));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_numbers_are_exact() {
+        for (number, expected) in
+            [(0, 0.0), (7, 7.0), (5_000_000_000, 5e9), (1 << 53, 9_007_199_254_740_992.0)]
+        {
+            assert_eq!(real(number).to_bits(), f64::to_bits(expected), "{number}");
+        }
     }
 }
