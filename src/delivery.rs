@@ -33,6 +33,7 @@ mod waiting;
 
 use std::{
     any::Any,
+    collections::BTreeSet,
     panic::{AssertUnwindSafe, resume_unwind},
     sync::Arc,
     time::Duration,
@@ -56,7 +57,7 @@ use self::{
 use crate::{
     base::{
         clock,
-        event::{self, Record},
+        event::{self, Record, Seq},
         metrics::SinkMetrics,
     },
     config::{SinkConfig, pasted::shown_address},
@@ -165,8 +166,7 @@ impl Delivery {
             let url = config.settings.get("url").and_then(serde_json::Value::as_str);
             page.address = url.map(shown_address).unwrap_or_default();
             // Another configuration may be in force now.
-            (page.considered, page.matched, page.condition_errors) = (0, 0, 0);
-            (page.condition_error, page.condition_error_at) = (None, None);
+            page.forget_findings();
             if page.state == FAILED {
                 // Made again after that: it has not worked yet.
                 waiting.failed_before(page.last_error.clone().unwrap_or_default());
@@ -238,7 +238,7 @@ impl Delivery {
             return self.wait(stop).await;
         }
         if self.may_read() {
-            let limit = self.reader.room(self.flight.len());
+            let limit = self.reader.room(&self.flight);
             if let Some(batch) = self.reader.ready(limit) {
                 self.take(&batch);
             }
@@ -259,6 +259,11 @@ impl Delivery {
         self.judge().await;
         if std::mem::take(&mut self.flight.stale) && self.flight.request.is_none() {
             self.render_again();
+        }
+        if self.letters_have_no_room() && self.requests.are_due(false) && self.load_requests().await
+        {
+            // What is asked for may make room: it does not wait for the event that waits for it.
+            self.read_again();
         }
         if self.flight.is_empty() {
             self.flight_is_done();
@@ -345,7 +350,7 @@ impl Delivery {
         let paused = self.waiting.resume_at();
         let alone = self.flight.is_empty();
         let may_read = self.may_read();
-        let limit = if may_read { self.reader.room(self.flight.len()) } else { 0 };
+        let limit = if may_read { self.reader.room(&self.flight) } else { 0 };
         let saving = (may_read && limit == 0 && self.reader.is_unsaved())
             || !self.flight.undeliverable.is_empty();
         let silent = (self.flight.handed > 0)
@@ -386,18 +391,22 @@ impl Delivery {
         let until = *self.link.give_up.get_or_insert_with(|| Instant::now() + FINISH);
         let closed =
             timeout_at(until + CLOSE.min(self.config.timeout.0), self.link.sink.close(until)).await;
-        let Ok(accepted) = closed else {
+        let Ok(accepted): Result<BTreeSet<_>, _> = closed.map(BTreeSet::from_iter) else {
             warn!(sink = %self.page.name, "the sink did not close in time");
             return;
         };
         if self.flight.request.is_some() {
             return;
         }
-        let first = accepted.iter().take_while(|accepted| **accepted).count();
-        let behind = self.flight.events.iter().zip(accepted).skip(first);
-        let mut behind: Vec<_> =
-            behind.filter_map(|(event, accepted)| accepted.then_some(event.record.seq)).collect();
+        let is_accepted = |event: &&Outgoing| accepted.contains(&event.number());
+        let first = self.flight.events.iter().take_while(is_accepted).count();
         self.accepted(first);
+        // An event is accepted when all of its messages are.
+        let rest = || self.flight.events.iter();
+        let open: BTreeSet<Seq> =
+            rest().filter(|event| !is_accepted(event)).map(|event| event.record.seq).collect();
+        let mut behind: Vec<Seq> =
+            rest().map(|event| event.record.seq).filter(|seq| !open.contains(seq)).collect();
         behind.extend(&self.flight.behind);
         self.reader.accepted.remember(behind);
     }
@@ -499,10 +508,10 @@ impl Delivery {
     }
 
     fn render_again(&mut self) {
-        let events = std::mem::take(&mut self.flight.events);
+        let first = self.flight.head();
+        let events = self.flight.take_events();
         // Of the first, some messages may be accepted.
         let done = events.front().map_or(0, |head| head.part);
-        let first = self.flight.head();
         let mut records: Vec<_> = events.into_iter().map(|event: Outgoing| event.record).collect();
         records.dedup_by_key(|record| record.seq);
         self.render(&records);
@@ -512,8 +521,17 @@ impl Delivery {
             .front()
             .is_some_and(|event| Some(event.record.seq) == first && event.part < done)
         {
-            self.flight.events.pop_front();
+            self.flight.pop();
         }
+    }
+
+    /// Gives back what is in hand, with nothing in flight: it is read again, from the cursor on.
+    fn read_again(&mut self) {
+        self.flight.take_events();
+        self.flight.undeliverable.clear();
+        let behind = std::mem::take(&mut self.flight.behind);
+        self.reader.accepted.remember(behind);
+        self.reader.again();
     }
 
     /// All of the flight is dealt with.

@@ -31,7 +31,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::{
-    base::event::Record,
+    base::event::{Record, Seq},
     channel::store::StateKey,
     config::{ConfigError, SinkConfig, problem::Findings},
 };
@@ -51,6 +51,13 @@ pub struct Outgoing {
     pub content_type: &'static str,
     /// How long from now on the destination may keep it, from the sink's `max_age`.
     pub expires_in: Option<Duration>,
+}
+
+impl Outgoing {
+    /// The event's number, and which of its messages this is.
+    pub fn number(&self) -> (Seq, u8) {
+        (self.record.seq, self.part)
+    }
 }
 
 /// A part of the live state, for the destination to keep until it changes.
@@ -168,10 +175,11 @@ pub trait Sink: Send {
     /// at any await without losing anything, and dropped often: the caller waits for other things besides.
     async fn acknowledged(&mut self) -> Result<usize, Failure>;
 
-    /// The end, called once. Begins nothing more, waits until `until` for what has begun, and answers for
-    /// each in flight, oldest first, whether it was accepted: also behind one that was not, so that the
-    /// next process does not repeat them. Then takes its leave.
-    async fn close(&mut self, until: Instant) -> Vec<bool>;
+    /// The end, called once. Begins nothing more, waits until `until` for what has begun, and answers which
+    /// messages ([`Outgoing::number`]) were accepted and not yet reported: also behind one that was not, and
+    /// also those that a failure has taken out of flight, so that the next process does not repeat them. Then
+    /// takes its leave.
+    async fn close(&mut self, until: Instant) -> Vec<(Seq, u8)>;
 
     /// What was learned since the last call. Called after each connect and when events are accepted.
     fn report(&mut self) -> Report {

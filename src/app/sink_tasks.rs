@@ -68,6 +68,8 @@ pub(crate) fn factories(
     if let Some(kind) = publish::kind(&config.kind).filter(|kind| (kind.publishes)(config)) {
         let state = led(services, name, state(kind, services, name, config));
         tasks.push((format!("{STATE}{name}"), Stage::Delivery, state));
+    } else {
+        services.status.sink(name, |page| page.state_remarks.clear());
     }
     tasks.extend(commands(services, name, config));
     tasks

@@ -42,7 +42,11 @@ impl Delivery {
                 *rejected = true;
             }
             Some(Begun::Replay { .. }) | None => {
-                self.flight.undeliverable.push_front(Undeliverable { record, reason });
+                // It stood before what is undeliverable between the others in flight, and behind those that
+                // were rejected before it and still wait for room.
+                let waiting = &mut self.flight.undeliverable;
+                let place = waiting.partition_point(|before| before.record.seq <= record.seq);
+                waiting.insert(place, Undeliverable { record, reason });
             }
         }
         self.write_dead_letters();
@@ -98,6 +102,13 @@ impl Delivery {
             self.flight.behind.pop_front();
             self.reader.advance(seq, 1);
         }
+    }
+
+    /// Whether an event waits, as no new one, for room among the letters.
+    pub(super) fn letters_have_no_room(&self) -> bool {
+        self.flight.request.is_none()
+            && !self.flight.undeliverable.is_empty()
+            && self.waiting.fault.as_ref().is_some_and(|fault| fault.text == FULL)
     }
 
     fn letters_are_full(&mut self) {
@@ -156,7 +167,7 @@ impl Delivery {
         match self.is_there().await {
             Ok(()) => {
                 if self.flight.head() == Some(seq)
-                    && let Some(event) = self.flight.events.pop_front()
+                    && let Some(event) = self.flight.pop()
                 {
                     self.suspicion.blamed();
                     self.reject(event.record, reason);

@@ -20,6 +20,8 @@ pub(super) struct Undeliverable {
 pub(super) struct Flight {
     /// The first `handed` of them are in flight with the sink.
     pub(super) events: VecDeque<Outgoing>,
+    /// Bytes that these hold in memory, roughly: what several share counts for each.
+    pub(super) bytes: usize,
     pub(super) handed: usize,
     /// The sink has no room before something is acknowledged.
     pub(super) full: bool,
@@ -40,8 +42,22 @@ impl Flight {
 
     /// Adds an event at the end, and what Home Assistant gets of it.
     pub(super) fn push(&mut self, event: Outgoing, ha_events: Vec<Outgoing>) {
+        self.bytes += weight(&event) + ha_events.iter().map(weight).sum::<usize>();
         self.events.push_back(event);
         self.events.extend(ha_events);
+    }
+
+    /// Takes out the oldest.
+    pub(super) fn pop(&mut self) -> Option<Outgoing> {
+        let event = self.events.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(weight(&event));
+        Some(event)
+    }
+
+    /// Takes out all of them.
+    pub(super) fn take_events(&mut self) -> VecDeque<Outgoing> {
+        self.bytes = 0;
+        std::mem::take(&mut self.events)
     }
 
     /// How many events count in the window.
@@ -69,6 +85,10 @@ impl Flight {
         self.full = false;
         self.stale = true;
     }
+}
+
+fn weight(event: &Outgoing) -> usize {
+    event.record.event.weight() + event.payload.len()
 }
 
 #[cfg(test)]
@@ -110,8 +130,11 @@ mod tests {
         flight.full = true;
         flight.recall();
         assert_eq!((flight.sendable(), flight.full, flight.stale), (3, false, true));
-        flight.events.clear();
+        assert_eq!(flight.pop().unwrap().part, 0);
+        assert!(flight.bytes > 0);
+        assert_eq!(flight.take_events().len(), 5);
         assert!(!flight.is_empty(), "one is to become a dead letter");
+        assert_eq!(flight.bytes, 0);
         flight.undeliverable.clear();
         assert!(flight.is_empty());
     }

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tracing::info;
 
-use super::{Cause, Delivery, Failure, Instant, clock, describe, waiting};
+use super::{
+    Cause, Delivery, Failure, Instant, clock, describe,
+    waiting::{self, Met},
+};
 
 impl Delivery {
     /// What the sink reports of what is in flight.
@@ -32,10 +35,11 @@ impl Delivery {
             (Cause::Rejected { reason }, Some(_)) if self.flight.handed > 0 => {
                 self.flight.handed -= 1;
                 self.flight.full = false;
-                if let Some(event) = self.flight.events.pop_front() {
+                if let Some(event) = self.flight.pop() {
                     self.reject(event.record, reason.clone());
                 }
-                // A destination that rejects is there.
+                // A destination that rejects is there, and has answered.
+                self.link.silent_since = Instant::now();
                 self.rejected(reason);
             }
             // It has taken all there was: there is nothing to reject or to wait for.
@@ -46,7 +50,7 @@ impl Delivery {
                     self.suspicion.excused();
                 }
                 self.flight.recall();
-                self.failed(cause, false);
+                self.failed_with(cause, if idle { Met::Idle } else { Met::Events });
                 if let (true, Some(head)) = (closed, head) {
                     self.suspect(head, alone, cause);
                 }
@@ -68,7 +72,8 @@ impl Delivery {
         // Events of one reading were received in the same millisecond: one sample for all of them.
         let (mut since, mut same) = (None, 0);
         let (mut sum, mut slowest) = (0, 0);
-        for event in self.flight.events.drain(..count) {
+        for _ in 0..count {
+            let Some(event) = self.flight.pop() else { break };
             last = Some(event.record.seq);
             if self.flight.request.is_none() && !self.flight.undeliverable.is_empty() {
                 self.flight.behind.push_back(event.record.seq);
@@ -102,6 +107,7 @@ impl Delivery {
                 // Another message of the same event may still be in flight.
                 let through = if self.flight.head() == Some(last) { last - 1 } else { last };
                 self.reader.advance(through, amount);
+                self.flight.behind.retain(|seq| *seq > through);
             }
         }
         if self.flight.is_empty() {
@@ -160,12 +166,17 @@ impl Delivery {
         });
     }
 
-    /// Something failed: logs it, and notes how long to wait.
+    /// Something failed, with nothing in flight: logs it, and notes how long to wait.
     pub(super) fn failed(&mut self, cause: &Cause, connecting: bool) {
+        self.failed_with(cause, if connecting { Met::Connecting } else { Met::Idle });
+    }
+
+    /// The same, and what met it.
+    fn failed_with(&mut self, cause: &Cause, met: Met) {
         self.page.metrics.retry(waiting::word(cause));
         let text = describe(cause);
-        self.waiting.failed(&self.page.name, cause, connecting, &text);
-        let (state, connected) = waiting::state(cause, connecting);
+        self.waiting.failed(&self.page.name, cause, met, &text);
+        let (state, connected) = waiting::state(cause, met == Met::Connecting);
         if !connected {
             self.disconnect();
         }

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::sync::watch;
 
-use super::{accepted::AcceptedBehind, source::Source};
+use super::{accepted::AcceptedBehind, flight::Flight, source::Source};
 use crate::{
     base::event::Seq,
     journal::{Batch, StoreError},
@@ -35,6 +35,9 @@ pub(super) struct Reader {
     gap: Option<Batch>,
 }
 
+/// Bytes of an event in flight, at most, on an average over the window. Astro's have a third of this.
+const EVENT_BYTES: u64 = 2048;
+
 /// The part of the window from which on what is not saved is to be saved at once: one over this.
 const URGENT: u64 = 4;
 
@@ -55,13 +58,18 @@ impl Reader {
     }
 
     /// How many events may be read beside `flight`: half of the window at once, so that the next batch can
-    /// go while the one before is being answered for, or its cursor saved.
-    pub(super) fn room(&mut self, flight: usize) -> usize {
+    /// go while the one before is being answered for, or its cursor saved. None while those in flight hold
+    /// as many bytes as a window of them may: large events are fewer.
+    pub(super) fn room(&mut self, flight: &Flight) -> usize {
+        let most = self.window.saturating_mul(EVENT_BYTES);
+        if u64::try_from(flight.bytes).unwrap_or(u64::MAX) >= most {
+            return 0;
+        }
         let saved = self.source.saved();
         while self.unsaved.front().is_some_and(|(through, _)| *through <= saved) {
             self.unsaved.pop_front();
         }
-        let out = self.unsaved() + u64::try_from(flight).unwrap_or(u64::MAX);
+        let out = self.unsaved() + u64::try_from(flight.len()).unwrap_or(u64::MAX);
         let free = self.window.saturating_sub(out).min(self.window.div_ceil(2));
         usize::try_from(free).unwrap_or(usize::MAX)
     }
@@ -117,6 +125,12 @@ impl Reader {
     /// A batch is taken into the flight.
     pub(super) fn taken(&mut self, through: Seq) {
         self.read = through;
+    }
+
+    /// All behind the cursor is read once more.
+    pub(super) fn again(&mut self) {
+        self.read = self.cursor;
+        (self.reading, self.gap) = (None, None);
     }
 
     /// The cursor moves; `events` of those before it went out.

@@ -91,7 +91,7 @@ impl Requests {
 
 impl Delivery {
     /// Reads what is asked for; whether there is anything.
-    async fn load_requests(&mut self) -> bool {
+    pub(super) async fn load_requests(&mut self) -> bool {
         let (letters, replays) = match self.reader.source.pending_requests().await {
             Ok(asked) => asked,
             Err(error) => {

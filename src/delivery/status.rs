@@ -151,6 +151,15 @@ impl Sink {
         reasons.into_iter().flatten()
     }
 
+    /// Forgets what was found out with the configuration and the connection before.
+    pub(super) fn forget_findings(&mut self) {
+        (self.considered, self.matched, self.condition_errors) = (0, 0, 0);
+        (self.condition_error, self.condition_error_at) = (None, None);
+        (self.unheard_in_a_row, self.rejected_in_a_row) = (0, 0);
+        self.next_attempt = None;
+        self.remarks.clear();
+    }
+
     /// What of it changes the health of the relay.
     fn health(&self) -> (&'static str, bool, bool, bool) {
         let fails = self.condition_errors > 0;
@@ -162,7 +171,8 @@ impl Pages {
     pub fn why(&self) -> impl Iterator<Item = Reason<'_>> {
         let sinks = self.sinks.iter().filter(|(_, sink)| !matches!(sink.state, "up" | STANDBY));
         let tasks = self.tasks.iter().map(|(name, why)| Reason::Task(name, why));
-        let events = self.sinks.iter().flat_map(|(name, sink)| sink.about_events(name));
+        let driven = self.sinks.iter().filter(|(_, sink)| sink.state != STANDBY);
+        let events = driven.flat_map(|(name, sink)| sink.about_events(name));
         sinks.map(|(name, sink)| Reason::Sink(name, sink)).chain(tasks).chain(events)
     }
 

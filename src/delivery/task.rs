@@ -102,6 +102,7 @@ impl Maker {
             page.state = STANDBY;
             page.since = clock::now();
             page.last_error = None;
+            page.forget_findings();
         });
         metrics::no_sink(name);
     }

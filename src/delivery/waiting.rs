@@ -67,6 +67,17 @@ pub(super) struct Fault {
     pub(super) of_events: bool,
 }
 
+/// What meets a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Met {
+    /// There was no connection yet.
+    Connecting,
+    /// A connection with nothing in flight.
+    Idle,
+    /// Events in flight.
+    Events,
+}
+
 /// What one sink waits for.
 #[derive(Debug)]
 pub(super) struct Waiting {
@@ -84,6 +95,8 @@ pub(super) struct Waiting {
     renew: bool,
     /// When the last connection was made.
     connected_at: Option<Instant>,
+    /// Whether something was accepted over it.
+    accepted: bool,
     pub(super) fault: Option<Fault>,
     complained: Option<(Instant, &'static str)>,
     /// What was logged as an ERROR and has not ended since.
@@ -102,6 +115,7 @@ impl Waiting {
             resume_at: None,
             renew: false,
             connected_at: None,
+            accepted: false,
             fault: None,
             complained: None,
             reported: None,
@@ -150,6 +164,7 @@ impl Waiting {
     /// was wrong.
     pub(super) fn connected(&mut self) {
         self.connected_at = Some(Instant::now());
+        self.accepted = false;
         self.reconnect_at = None;
         if !self.session {
             return;
@@ -163,6 +178,7 @@ impl Waiting {
     pub(super) fn worked(&mut self) -> bool {
         self.denials = 0;
         self.reported = None;
+        self.accepted = true;
         if !self.session || self.is_proven() {
             self.complained = None;
             if self.failures > 0 {
@@ -177,11 +193,17 @@ impl Waiting {
         self.connected_at.is_some_and(|at| at.elapsed() >= PROVEN)
     }
 
-    /// Something failed; says so in the log. `connecting`: there was no connection yet.
-    pub(super) fn failed(&mut self, sink: &str, cause: &Cause, connecting: bool, text: &str) {
-        let (state, of_events) = state(cause, connecting);
-        // A connection that stood while events waited proves nothing about the events.
-        if !connecting && !of_events && self.is_proven() {
+    /// Something failed; says so in the log.
+    pub(super) fn failed(&mut self, sink: &str, cause: &Cause, met: Met, text: &str) {
+        let (state, of_events) = state(cause, met == Met::Connecting);
+        // A connection that stood while events waited proves nothing about the events, nor one that was
+        // lost before it had any accepted.
+        let lasted = match met {
+            Met::Connecting => false,
+            Met::Idle => self.is_proven(),
+            Met::Events => self.is_proven() && self.accepted,
+        };
+        if lasted && !of_events {
             self.failures = 0;
             self.backoff.reset();
         }
@@ -207,7 +229,9 @@ impl Waiting {
             self.reconnect_at = Some(at);
             self.connected_at = None;
         }
-        // A connection that is lost meanwhile does not end what is wrong with the events.
+        // A connection that is lost meanwhile does not end what is wrong with the events. Where events were
+        // on their way, only one that is accepted proves that the next connection is of use.
+        let of_events = of_events || met == Met::Events;
         if of_events || self.fault.as_ref().is_none_or(|fault| !fault.of_events) {
             self.fault = Some(Fault { state, text: text.to_owned(), of_events });
         }
@@ -300,11 +324,33 @@ mod tests {
         waiting.connected();
         for attempt in 1..=20 {
             let busy = Cause::Busy { wait: None, reason: "HTTP 429".to_owned() };
-            waiting.failed("out", &busy, false, "HTTP 429");
+            waiting.failed("out", &busy, Met::Events, "HTTP 429");
             let wait = waiting.resume_at().map_or(Duration::ZERO, |at| at - Instant::now());
             assert!(attempt < BREAK_AFTER || wait >= BREAK, "attempt {attempt}: {wait:?}");
             tokio::time::sleep(wait + PROVEN).await;
         }
+    }
+
+    /// A broker that takes connections and never acknowledges an event.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_lost_with_events_in_flight_is_proven_by_an_accepted_event() {
+        let mut waiting = Waiting::new(Duration::from_mins(1), true);
+        let silent = || Cause::Down("no answer".into());
+        for attempt in 1..=20 {
+            waiting.connected();
+            assert_eq!(waiting.fault.is_none(), attempt == 1, "attempt {attempt}");
+            tokio::time::sleep(2 * PROVEN).await;
+            waiting.failed("out", &silent(), Met::Events, "no answer");
+            let wait = waiting.reconnect_at().map_or(Duration::ZERO, |at| at - Instant::now());
+            assert!(attempt < BREAK_AFTER || wait >= BREAK, "attempt {attempt}: {wait:?}");
+            tokio::time::sleep(wait).await;
+        }
+        waiting.connected();
+        assert!(waiting.worked(), "now it is");
+        // One that has worked is there again at once.
+        tokio::time::sleep(2 * PROVEN).await;
+        waiting.failed("out", &silent(), Met::Events, "no answer");
+        assert!(waiting.reconnect_at().is_none_or(|at| at - Instant::now() <= FIRST_WAIT));
     }
 
     #[tokio::test(start_paused = true)]
@@ -312,7 +358,7 @@ mod tests {
         for (session, ended) in [(true, true), (false, false)] {
             let mut waiting = Waiting::new(Duration::from_mins(1), session);
             waiting.connected();
-            waiting.failed("out", &Cause::Down("no answer".into()), false, "no answer");
+            waiting.failed("out", &Cause::Down("no answer".into()), Met::Idle, "no answer");
             waiting.connected();
             assert_eq!(waiting.fault.is_none(), ended, "session: {session}");
             waiting.worked();

@@ -72,6 +72,8 @@ impl Publishing {
         (store, journal): (Arc<StateStore>, Journal),
         (status, health): (Arc<Status>, Arc<TaskHealth>),
     ) -> Result<Self, StoreError> {
+        // What was known of another destination is so no longer.
+        status.sink(name, |page| page.state_remarks.clear());
         Ok(Self {
             name: name.into(),
             publisher,

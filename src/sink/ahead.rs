@@ -42,7 +42,11 @@ impl OutOfOrderAcks {
         }
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Seq, u8)> {
+        self.events.iter().copied()
+    }
+
     pub(super) fn has(&self, event: &Outgoing) -> bool {
-        !self.events.is_empty() && self.events.contains(&(event.record.seq, event.part))
+        !self.events.is_empty() && self.events.contains(&event.number())
     }
 }

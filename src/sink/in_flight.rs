@@ -40,7 +40,7 @@ impl InFlight {
         }
         let known = self.acks.has(event);
         let number = self.first + u64::try_from(self.events.len()).unwrap_or(u64::MAX);
-        let (address, event) = (Arc::clone(&event.address), (event.record.seq, event.part));
+        let (address, event) = (Arc::clone(&event.address), event.number());
         self.events.push_back(Entry { event, address, outcome: known.then_some(Ok(())) });
         self.most = self.most.max(self.events.len());
         (!known).then_some(number)
@@ -102,9 +102,10 @@ impl InFlight {
         (self.first..).zip(&self.events).filter_map(unanswered)
     }
 
-    /// For each, oldest first, whether it is accepted.
-    pub(super) fn accepted(&self) -> Vec<bool> {
-        self.events.iter().map(|entry| matches!(entry.outcome, Some(Ok(())))).collect()
+    /// Those that are accepted and not yet reported: in flight, or before a failure that took them out of it.
+    pub(super) fn accepted(&self) -> Vec<(Seq, u8)> {
+        let in_flight = self.events.iter().filter(|entry| matches!(entry.outcome, Some(Ok(()))));
+        in_flight.map(|entry| entry.event).chain(self.acks.iter()).collect()
     }
 
     fn take_accepted(&mut self) -> usize {

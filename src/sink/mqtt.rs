@@ -164,7 +164,7 @@ impl Sink for Mqtt {
         }
     }
 
-    async fn close(&mut self, until: Instant) -> Vec<bool> {
+    async fn close(&mut self, until: Instant) -> Vec<(Seq, u8)> {
         while self.flight.is_unanswered() && self.connection.is_some() {
             match timeout_at(until, self.advance()).await {
                 Ok(Ok(())) => {}

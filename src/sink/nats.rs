@@ -47,7 +47,10 @@ use self::{
     stream::Wanted,
 };
 use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Purpose, Report, Sink};
-use crate::config::{ConfigError, Period};
+use crate::{
+    base::event::Seq,
+    config::{ConfigError, Period},
+};
 
 /// The row of this kind.
 pub(super) const KIND: Kind = Kind {
@@ -217,7 +220,7 @@ impl Sink for Nats {
         }
     }
 
-    async fn close(&mut self, until: Instant) -> Vec<bool> {
+    async fn close(&mut self, until: Instant) -> Vec<(Seq, u8)> {
         let settled = async {
             while self.flight.waiting() > 0 && self.progress.lost.is_none() && self.link.is_some() {
                 self.receive().await;

@@ -169,14 +169,14 @@ impl Sink for Stdout {
     }
 
     /// A write of events that were given up is left alone: whether its reader comes back, nobody knows.
-    async fn close(&mut self, until: Instant) -> Vec<bool> {
-        let count = self.in_flight.len();
-        if count == 0 {
-            return Vec::new();
+    async fn close(&mut self, until: Instant) -> Vec<(Seq, u8)> {
+        let events: Vec<_> = self.in_flight.iter().map(Outgoing::number).collect();
+        if events.is_empty() {
+            return events;
         }
         let ended = timeout_at(until, self.acknowledged()).await;
         let written = ended.ok().and_then(Result::ok).unwrap_or(0);
-        (0..count).map(|index| index < written).collect()
+        events.into_iter().take(written).collect()
     }
 }
 

@@ -43,6 +43,7 @@ use super::{
 use crate::{
     base::{
         clock,
+        event::Seq,
         files::SHORT_PATIENCE,
         tls::{client_config, prepare},
     },
@@ -375,7 +376,7 @@ impl Sink for Webhook {
         }
     }
 
-    async fn close(&mut self, until: Instant) -> Vec<bool> {
+    async fn close(&mut self, until: Instant) -> Vec<(Seq, u8)> {
         while let Ok(Some((number, answer))) = timeout_at(until, self.requests.next()).await {
             self.answered(number, answer);
         }

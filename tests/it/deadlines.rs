@@ -6,7 +6,7 @@ use std::{
 };
 
 use astro_relay::{
-    base::event::{self, Event},
+    base::event::{self, Event, Seq},
     config::{SinkConfig, Start},
     delivery::{Delivery, route::Route, status::Status},
     journal::Journal,
@@ -148,7 +148,7 @@ impl Sink for Scripted {
         }
     }
 
-    async fn close(&mut self, _until: Instant) -> Vec<bool> {
+    async fn close(&mut self, _until: Instant) -> Vec<(Seq, u8)> {
         Vec::new()
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use self::scripted::{Answer, Running, Scripted, busy, down};
 use crate::support::{
-    journal::{PATIENCE, append, close, config, event, events, open},
+    journal::{PATIENCE, append, close, config, event, event_of, events, open},
     wait::until,
 };
 
@@ -392,4 +392,33 @@ async fn a_sink_continues_at_its_cursor_after_a_restart() {
 /// What every part says of itself, for one test.
 fn status() -> Arc<Status> {
     Arc::new(Status::default())
+}
+
+/// Of large events fewer are on their way: a window is bounded in bytes too.
+#[tokio::test(start_paused = true)]
+async fn a_window_of_large_events_is_bounded_in_bytes() {
+    const LARGE: usize = 100 * 1024;
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.answers_behind();
+    destination.script([Answer::Hang]);
+    let running = Running::start("destination", &journal, &destination, |config| {
+        config.start = Start::Earliest;
+        config.window = 2048;
+        config.timeout = Period(Duration::from_secs(1));
+    });
+    let count = 300;
+    journal.append(&mut (0..count).map(|n| event_of(n, LARGE)).collect());
+    // Each counts with its payload, and the last reading may go beyond the bound.
+    let bound = (2048 * 2048 + 2 * 1024 * 1024) / LARGE;
+    let mut most = 0;
+    until("it hangs", HOUR, async || {
+        most = most.max(destination.on_its_way());
+        (destination.connected_at().len() > 1).then_some(())
+    })
+    .await;
+    assert!((2..=bound).contains(&most), "{most} of at most {bound}");
+    until("all is dealt with", HOUR, async || (journal.lag("destination").0 == 0).then_some(()))
+        .await;
+    assert_eq!(destination.accepted(), (0..count).collect::<Vec<_>>());
+    running.stop().await;
 }

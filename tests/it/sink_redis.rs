@@ -1,6 +1,9 @@
 //! The Redis sink against a real `redis-server`.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use astro_relay::{
     base::event::Seq,
@@ -441,12 +444,22 @@ async fn a_cluster_takes_streams_and_channels() {
     let client = redis::Client::open(server.url()).unwrap();
     let mut listener = client.get_async_pubsub().await.unwrap();
     listener.psubscribe("astro:*").await.unwrap();
-    assert_eq!(carry_all(&mut sink, &batch(1..=100, "astro:a")).await.0, NONE);
+    // Two channels in two slots, by turns; each keeps its order.
+    let channel = |seq| if seq % 2 == 0 { "astro:even" } else { "astro:odd" };
+    let all: Vec<_> = (1..=100).map(|seq| outgoing(seq, channel(seq), "room")).collect();
+    assert_eq!(carry_all(&mut sink, &all).await.0, NONE);
     let mut heard = listener.on_message();
-    for seq in 1..=100 {
+    let mut last = HashMap::new();
+    for _ in 1..=100 {
         let message = heard.next().await.unwrap();
-        assert_eq!(message.get_payload_bytes(), format!(r#"{{"n":{seq}}}"#).as_bytes());
+        let payload: serde_json::Value =
+            serde_json::from_slice(message.get_payload_bytes()).unwrap();
+        let seq = payload["n"].as_u64().unwrap();
+        let name = message.get_channel_name().to_owned();
+        assert_eq!(name, channel(seq));
+        assert!(last.insert(name, seq) < Some(seq), "in order");
     }
+    assert_eq!(last, HashMap::from([("astro:even".to_owned(), 100), ("astro:odd".to_owned(), 99)]));
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use super::{
     *,
 };
 use crate::{
-    base::event::{self, Waited},
+    base::event::{self, Seq, Waited},
     config::SinkConfig,
     journal::Journal,
     sink::{self, Outgoing, Report, Sink},
@@ -38,7 +38,7 @@ impl Sink for Reporting {
         std::future::pending().await
     }
 
-    async fn close(&mut self, _: Instant) -> Vec<bool> {
+    async fn close(&mut self, _: Instant) -> Vec<(Seq, u8)> {
         Vec::new()
     }
 
@@ -154,6 +154,46 @@ async fn an_event_is_done_when_all_its_messages_are() {
     assert_eq!((delivery.reader.cursor, page(&delivery).delivered), (0, 1));
     delivery.outcome(Ok(1));
     assert_eq!((delivery.reader.cursor, page(&delivery).delivered), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_was_accepted_is_not_rendered_again() {
+    let mut delivery = in_flight(&[0, 0]);
+    // The first message of the first event is done, the second is lost with its connection.
+    delivery.flight.events[0].part = 1;
+    delivery.render_again();
+    assert_eq!(numbers(&delivery), [2], "this kind has no second one");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rejection_is_no_silence() {
+    let mut delivery = in_flight(&[0, 0, 0]);
+    for _ in 0..2 {
+        tokio::time::advance(Duration::from_secs(100)).await;
+        let rejected = Cause::Rejected { reason: "no".to_owned() };
+        delivery.outcome(Err(Failure::after(0, rejected)));
+        assert_eq!(delivery.link.silent_since, Instant::now());
+    }
+}
+
+#[test]
+fn what_was_found_out_with_another_configuration_is_forgotten() {
+    let status = Arc::new(Status::default());
+    status.sink("out", |page| {
+        (page.unheard_in_a_row, page.rejected_in_a_row, page.considered) = (35, 3, 70);
+        page.remarks = vec!["requests are not signed".to_owned()];
+        page.next_attempt = Some(7);
+    });
+    let config = json!({ "type": "stdout", "start": "earliest" });
+    let config: SinkConfig = serde_json::from_value(config).unwrap();
+    let route = Route::new("out", &config, sink::kind("stdout").unwrap()).unwrap();
+    let journal = Journal::in_memory(1 << 20);
+    let sink = Box::new(Reporting::default());
+    let _delivery =
+        Delivery::new("out", &config, sink, route, journal, Arc::clone(&status)).unwrap();
+    let page = status.look(|pages| pages.sinks["out"].clone());
+    assert_eq!((page.unheard_in_a_row, page.rejected_in_a_row, page.considered), (0, 0, 0));
+    assert_eq!((page.remarks.len(), page.next_attempt), (0, None));
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
-use crate::sink::{Cause, Outgoing};
+use crate::{
+    base::event::Seq,
+    sink::{Cause, Outgoing},
+};
 
 /// What hinders an event, in a form that can be given again for the next event of its subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -256,9 +259,10 @@ impl Flight {
         addresses.max_by_key(|address| address.len())
     }
 
-    /// Whether each is accepted, from the oldest on.
-    pub(super) fn accepted(&self) -> Vec<bool> {
-        self.entries.iter().map(|entry| entry.outcome == Outcome::Accepted).collect()
+    /// Those that are accepted, from the oldest on.
+    pub(super) fn accepted(&self) -> Vec<(Seq, u8)> {
+        let accepted = self.entries.iter().filter(|entry| entry.outcome == Outcome::Accepted);
+        accepted.map(|entry| entry.outgoing.number()).collect()
     }
 }
 
@@ -298,7 +302,7 @@ mod tests {
         let mut flight = flight(&["proven", "new", "proven"]);
         assert_eq!((flight.waiting(), flight.unproven()), (3, 1));
         flight.accept(0, 3, |_| panic!("nothing is confirmed"));
-        assert_eq!(flight.accepted(), [true, false, false]);
+        assert_eq!(flight.accepted(), [(1, 0)]);
         let mut proven = Vec::new();
         flight.accept(3, 3, |outgoing| proven.push(outgoing.address.to_string()));
         assert_eq!((flight.take_accepted(|_| {}), &proven[..]), (3, &["new".to_owned()][..]));
@@ -315,10 +319,10 @@ mod tests {
         assert!(flight.take_head(), "the refused one was published");
         flight.restart();
         flight.resolve(2, Outcome::Accepted);
-        assert_eq!(flight.accepted(), [false]);
+        assert_eq!(flight.accepted(), []);
         let (number, _) = flight.next().unwrap();
         flight.published(false);
         flight.resolve(number, Outcome::Accepted);
-        assert_eq!(flight.accepted(), [true]);
+        assert_eq!(flight.accepted(), [(3, 0)]);
     }
 }

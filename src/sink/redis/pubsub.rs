@@ -3,14 +3,21 @@
 //! An event that fails does not stop those behind it: they have been heard and cannot be taken back, so
 //! they are remembered and not published again.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use redis::{Cmd, Pipeline, Value};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Answer, Connection, answer, begin, too_long};
-use crate::sink::{Cause, Failure, Outgoing, Report, Sink, in_flight::InFlight};
+use super::{Answer, Connection, answer, begin, link::Link, too_long};
+use crate::{
+    base::event::Seq,
+    sink::{Cause, Failure, Outgoing, Report, Sink, in_flight::InFlight},
+};
 
 /// Pipelines on their way at once: while one is processed, the next is already there.
 const MAX_PIPELINES: usize = 2;
@@ -27,7 +34,7 @@ pub(super) struct Pubsub {
     unheard: u64,
 }
 
-/// A pipeline that is on its way.
+/// A pipeline that is on its way; to a cluster, one for each channel.
 struct Sent {
     /// The number in flight and the address of each event.
     events: Vec<(u64, Arc<str>)>,
@@ -91,12 +98,14 @@ impl Sink for Pubsub {
     }
 
     async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
-        let mut link = self.connection.link()?;
+        let link = self.connection.link()?;
         if self.pipelines.len() >= MAX_PIPELINES || self.failed {
             return Ok(0);
         }
-        let mut pipeline = Pipeline::with_capacity(events.len());
-        let mut sent = Vec::with_capacity(events.len());
+        // A server of a cluster takes only what is its own: there, each channel has a pipeline.
+        let by_channel = matches!(link, Link::Cluster(_));
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        let mut pipelines: Vec<(Pipeline, Vec<(u64, Arc<str>)>)> = Vec::new();
         for event in events {
             let Some(number) = self.flight.push(event) else { continue };
             if let Some(cause) = too_long(event) {
@@ -107,14 +116,28 @@ impl Sink for Pubsub {
             let bytes = "PUBLISH".len() + address.len() + event.payload.len();
             let mut command = Cmd::with_capacity(3, bytes);
             command.arg("PUBLISH").arg(address).arg(&*event.payload);
-            pipeline.add_command(command);
-            sent.push((number, Arc::clone(&event.address)));
+            let channel = if by_channel { address } else { "" };
+            let place = *places.entry(channel).or_insert(pipelines.len());
+            if place == pipelines.len() {
+                pipelines.push((Pipeline::with_capacity(events.len()), Vec::new()));
+            }
+            if let Some((pipeline, sent)) = pipelines.get_mut(place) {
+                pipeline.add_command(command);
+                sent.push((number, Arc::clone(&event.address)));
+            }
         }
-        if !sent.is_empty() {
+        if !pipelines.is_empty() {
+            let (pipelines, sent): (Vec<_>, Vec<_>) = pipelines.into_iter().unzip();
             let answers = begin(async move {
-                link.connection().req_packed_commands(&pipeline, 0, pipeline.len()).await
+                let answers = try_join_all(pipelines.iter().map(|pipeline| {
+                    let mut link = link.clone();
+                    async move {
+                        link.connection().req_packed_commands(pipeline, 0, pipeline.len()).await
+                    }
+                }));
+                Ok(answers.await?.concat())
             });
-            self.pipelines.push_back(Sent { events: sent, answers });
+            self.pipelines.push_back(Sent { events: sent.concat(), answers });
         }
         Ok(events.len())
     }
@@ -142,7 +165,7 @@ impl Sink for Pubsub {
         }
     }
 
-    async fn close(&mut self, until: Instant) -> Vec<bool> {
+    async fn close(&mut self, until: Instant) -> Vec<(Seq, u8)> {
         let answered = async {
             while !self.pipelines.is_empty() {
                 self.receive().await;

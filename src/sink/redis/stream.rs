@@ -13,7 +13,10 @@ use super::{
     script::{self, Appended, Run},
     too_long,
 };
-use crate::sink::{Cause, Failure, Outgoing, Report, Sink};
+use crate::{
+    base::event::Seq,
+    sink::{Cause, Failure, Outgoing, Report, Sink},
+};
 
 pub(super) struct Stream {
     connection: Connection,
@@ -149,12 +152,12 @@ impl Sink for Stream {
         }
     }
 
-    async fn close(&mut self, until: Instant) -> Vec<bool> {
+    async fn close(&mut self, until: Instant) -> Vec<(Seq, u8)> {
         let appended = timeout_at(until, self.appended()).await.unwrap_or_default();
-        let count = self.events.len();
+        let accepted = self.events.iter().take(appended.accepted).map(Outgoing::number).collect();
         self.give_up_flight();
         self.connection.link = None;
-        (0..count).map(|index| index < appended.accepted).collect()
+        accepted
     }
 
     fn report(&mut self) -> Report {

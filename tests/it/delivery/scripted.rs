@@ -422,15 +422,17 @@ impl Sink for Scripted {
         }
     }
 
-    async fn close(&mut self, until: Instant) -> Vec<bool> {
+    async fn close(&mut self, until: Instant) -> Vec<(Seq, u8)> {
         let mut accepted = Vec::new();
         self.lock().ending = true;
         if self.lock().several.is_none() {
+            let mut waiting: VecDeque<_> =
+                self.lock().in_flight.iter().map(Outgoing::number).collect();
             while !self.lock().in_flight.is_empty() {
                 match tokio::time::timeout_at(until, self.acknowledged()).await {
-                    Ok(Ok(count)) => accepted.extend(vec![true; count]),
+                    Ok(Ok(count)) => accepted.extend(waiting.drain(..count)),
                     Ok(Err(failure)) => {
-                        accepted.extend(vec![true; failure.accepted]);
+                        accepted.extend(waiting.drain(..failure.accepted));
                         break;
                     }
                     Err(_) => break,
@@ -438,8 +440,8 @@ impl Sink for Scripted {
             }
         }
         let mut state = self.lock();
-        let has = |event: &Outgoing| state.has.contains(&event.record.seq);
-        accepted.extend(state.in_flight.iter().map(has));
+        let has = |event: &&Outgoing| state.has.contains(&event.record.seq);
+        accepted.extend(state.in_flight.iter().filter(has).map(Outgoing::number));
         // The next process has another sink.
         state.has.clear();
         state.in_flight.clear();

@@ -11,11 +11,12 @@ use astro_relay::{
         route::Route,
         status::{self, Status},
     },
-    journal::Journal,
+    journal::{DeadLetter, Journal, store::Store},
     sink,
 };
 use axum::http::header::LOCATION;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -284,4 +285,130 @@ async fn a_hanging_room_does_not_delay_new_events_of_others() {
     let begin = Instant::now();
     running.stop().await;
     assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+}
+
+/// A receiver that rejects what it gets from several rooms at once, while there is room for few dead letters.
+struct Full {
+    _dir: TempDir,
+    journal: Journal,
+    receiver: Receiver,
+    running: Running,
+    store: Store,
+}
+
+/// Events that come, and how many rooms they are from.
+const FULL: u64 = 60;
+const ROOMS: u64 = 7;
+
+impl Full {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = config(dir.path());
+        config.max_dead_letters.0 = 16 * 1024;
+        let (journal, _) = open(&config);
+        crate::support::journal::append(&journal, rooms(0..FULL, ROOMS)).await;
+        let receiver = Receiver::start();
+        for room in 0..ROOMS {
+            receiver.room(&format!("room{room}"), Some(Answer::Status(422)));
+        }
+        let running = Running::start(&journal, to(&receiver.url()), |_| ());
+        running.is_state("held").await;
+        let store = Store::open_reader(dir.path()).unwrap();
+        store.allow_requests().unwrap();
+        Self { _dir: dir, journal, receiver, running, store }
+    }
+
+    /// The receiver takes events from now on.
+    fn mend(&self) {
+        for room in 0..ROOMS {
+            self.receiver.room(&format!("room{room}"), None);
+        }
+    }
+
+    /// The numbers of the events that are dead letters.
+    fn letters(&self) -> Vec<u64> {
+        let letters = self.store.dead_letters(Some("hook")).unwrap();
+        let body = |letter: &DeadLetter| String::from_utf8(letter.record.event.message.to_vec());
+        letters.iter().map(|letter| number(&body(letter).unwrap())).collect()
+    }
+}
+
+#[tokio::test]
+async fn rejected_events_that_wait_for_room_among_the_letters_are_not_passed_over() {
+    let full = Full::new().await;
+    let mut dealt_with = Vec::new();
+    for _ in 0..3 {
+        let before = full.letters();
+        let first = full.store.dead_letters(Some("hook")).unwrap()[0].number;
+        dealt_with.push(before[0]);
+        assert_eq!(full.store.drop_dead_letters(Some(&[first]), None).unwrap(), 1);
+        until("the next has its room", SOON, async || {
+            let now = full.letters();
+            (now.last() > before.last()).then_some(())
+        })
+        .await;
+    }
+    // What was not dealt with goes out again after a stop.
+    let receiver = full.receiver.url();
+    full.mend();
+    dealt_with.extend(full.letters());
+    full.running.stop().await;
+    let running = Running::start(&full.journal, to(&receiver), |_| ());
+    all_arrive(&full.journal).await;
+    running.stop().await;
+    dealt_with.extend(full.receiver.accepted());
+    dealt_with.sort_unstable();
+    assert_eq!(dealt_with, (0..FULL).collect::<Vec<_>>());
+    close(full.journal).await;
+}
+
+#[tokio::test]
+async fn letters_are_tried_again_while_there_is_no_room_for_more() {
+    let full = Full::new().await;
+    // The destination is as it was: nothing is lost by that, and the sink is held again.
+    let letters = full.letters();
+    assert!(full.store.retry_dead_letters(None, Some("hook")).unwrap() > 0);
+    let asked = async || {
+        let waits = full.store.dead_letters(Some("hook")).unwrap();
+        (waits.iter().all(|letter| !letter.retry)).then_some(())
+    };
+    until("they were tried", SOON, asked).await;
+    full.running.is_state("held").await;
+    assert_eq!(full.letters(), letters);
+    full.mend();
+    full.store.retry_dead_letters(None, Some("hook")).unwrap();
+    until("there is none", SOON, async || full.letters().is_empty().then_some(())).await;
+    all_arrive(&full.journal).await;
+    full.running.is_state("up").await;
+    let mut accepted = full.receiver.accepted();
+    accepted.sort_unstable();
+    assert_eq!(accepted, (0..FULL).collect::<Vec<_>>());
+    full.running.stop().await;
+    close(full.journal).await;
+}
+
+#[tokio::test]
+async fn what_was_accepted_before_a_failure_is_not_repeated_after_a_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let receiver = Receiver::start();
+    receiver.room("room0", Some(Answer::Status(503)));
+    crate::support::journal::append(&journal, rooms(0..4, 4)).await;
+    let running = Running::start(&journal, to(&receiver.url()), |_| ());
+    until("the others are accepted", SOON, async || (receiver.accepted().len() == 3).then_some(()))
+        .await;
+    // Between two attempts nothing is on its way.
+    until("it waits", SOON, async || {
+        (running.page().state != "up" && running.page().next_attempt.is_some()).then_some(())
+    })
+    .await;
+    running.stop().await;
+    receiver.room("room0", None);
+    let running = Running::start(&journal, to(&receiver.url()), |_| ());
+    all_arrive(&journal).await;
+    running.stop().await;
+    let mut accepted = receiver.accepted();
+    accepted.sort_unstable();
+    assert_eq!(accepted, [0, 1, 2, 3]);
+    close(journal).await;
 }

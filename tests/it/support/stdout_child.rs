@@ -197,7 +197,7 @@ impl Sink for Remote {
         Ok(count)
     }
 
-    async fn close(&mut self, _until: Instant) -> Vec<bool> {
+    async fn close(&mut self, _until: Instant) -> Vec<(Seq, u8)> {
         self.ask(json!({ "do": "close" })).await.unwrap();
         Vec::new()
     }
