@@ -238,7 +238,7 @@ impl Delivery {
             return self.wait(stop).await;
         }
         if self.may_read() {
-            let limit = self.reader.room(&self.flight);
+            let limit = self.reader.room(self.flight.size());
             if let Some(batch) = self.reader.ready(limit) {
                 self.take(&batch);
             }
@@ -350,7 +350,7 @@ impl Delivery {
         let paused = self.waiting.resume_at();
         let alone = self.flight.is_empty();
         let may_read = self.may_read();
-        let limit = if may_read { self.reader.room(&self.flight) } else { 0 };
+        let limit = if may_read { self.reader.room(self.flight.size()) } else { 0 };
         let saving = (may_read && limit == 0 && self.reader.is_unsaved())
             || !self.flight.undeliverable.is_empty();
         let silent = (self.flight.handed > 0)

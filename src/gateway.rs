@@ -34,7 +34,7 @@ use crate::{
     astro::dial::DialerError,
     base::{
         clock::{self, Moment},
-        event::{Event, Origin},
+        event::{Origin, Record},
     },
     config::Astro,
 };
@@ -60,17 +60,15 @@ impl Gateway {
         intake: Arc<Intake>,
         targets: watch::Receiver<Targets>,
     ) -> Result<Self, DialerError> {
-        match intake.journal().newest(REMEMBERED_RUN) {
-            Ok(records) => {
-                for record in &records {
-                    intake.remember(&record.event);
-                }
-                let is_live = |event: &&Event| {
-                    event.origin == Origin::Live && !event.place.topic.starts_with("relay.")
-                };
-                let mut live = records.iter().rev().map(|record| &record.event).filter(is_live);
-                table.server_time_before(live.find_map(|event| clock::parse_rfc3339(&event.ts)));
+        let mut server_time = None;
+        let read = intake.journal().newest(REMEMBERED_RUN, |Record { event, .. }| {
+            intake.remember(event);
+            if event.origin == Origin::Live && !event.place.topic.starts_with("relay.") {
+                server_time = clock::parse_rfc3339(&event.ts).or(server_time);
             }
+        });
+        match read {
+            Ok(()) => table.server_time_before(server_time),
             // Duplicates over the restart are then recognised by the destinations only.
             Err(error) => warn!(%error, "the events before the start cannot be read"),
         }

@@ -353,12 +353,24 @@ impl Journal {
         Ok(self.0.lock().batch(after, read.records, end))
     }
 
-    /// The newest events, at most `limit`: the last that were received before the relay was started.
-    pub fn newest(&self, limit: usize) -> Result<Vec<Arc<Record>>, StoreError> {
-        let Some(reader) = self.0.reader() else { return Ok(Vec::new()) };
+    /// Shows `each` the newest events, oldest first, at most `limit` of them, and less of large ones: the
+    /// last that were received before the relay was started. Few are in memory at a time.
+    pub fn newest(&self, limit: usize, mut each: impl FnMut(&Record)) -> Result<(), StoreError> {
+        const PAGE: usize = 256;
+        const PAGE_BYTES: usize = 1024 * 1024;
+        /// As they are on the disk.
+        const MOST_BYTES: u64 = 16 * 1024 * 1024;
+        let Some(reader) = self.0.reader() else { return Ok(()) };
         reader.read(|store| {
-            let after = store.before_newest(limit)?;
-            Ok(store.read(after, limit, usize::MAX)?.records)
+            let mut after = store.before_newest(limit, MOST_BYTES)?;
+            loop {
+                let read = store.read(after, PAGE, PAGE_BYTES)?;
+                read.records.iter().for_each(|record| each(record));
+                match read.through {
+                    Some(through) if through > after => after = through,
+                    _ => return Ok(()),
+                }
+            }
         })
     }
 

@@ -65,6 +65,11 @@ impl Flight {
         self.events.len() + self.undeliverable.len() + self.behind.len()
     }
 
+    /// That, and their bytes.
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.len(), self.bytes)
+    }
+
     /// The number of the oldest event.
     pub(super) fn head(&self) -> Option<Seq> {
         self.events.front().map(|event| event.record.seq)

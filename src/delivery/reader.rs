@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::sync::watch;
 
-use super::{accepted::AcceptedBehind, flight::Flight, source::Source};
+use super::{accepted::AcceptedBehind, source::Source};
 use crate::{
     base::event::Seq,
     journal::{Batch, StoreError},
@@ -57,19 +57,19 @@ impl Reader {
         }
     }
 
-    /// How many events may be read beside `flight`: half of the window at once, so that the next batch can
+    /// How many events may be read beside those in flight: half of the window at once, so that the next batch can
     /// go while the one before is being answered for, or its cursor saved. None while those in flight hold
     /// as many bytes as a window of them may: large events are fewer.
-    pub(super) fn room(&mut self, flight: &Flight) -> usize {
+    pub(super) fn room(&mut self, (events, bytes): (usize, usize)) -> usize {
         let most = self.window.saturating_mul(EVENT_BYTES);
-        if u64::try_from(flight.bytes).unwrap_or(u64::MAX) >= most {
+        if u64::try_from(bytes).unwrap_or(u64::MAX) >= most {
             return 0;
         }
         let saved = self.source.saved();
         while self.unsaved.front().is_some_and(|(through, _)| *through <= saved) {
             self.unsaved.pop_front();
         }
-        let out = self.unsaved() + u64::try_from(flight.len()).unwrap_or(u64::MAX);
+        let out = self.unsaved() + u64::try_from(events).unwrap_or(u64::MAX);
         let free = self.window.saturating_sub(out).min(self.window.div_ceil(2));
         usize::try_from(free).unwrap_or(usize::MAX)
     }

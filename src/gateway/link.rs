@@ -89,6 +89,7 @@ enum Read {
 
 struct Lost {
     cause: String,
+    at: Instant,
     /// The next connection had been welcomed already: by token, it has got what the old one could not.
     covered: bool,
 }
@@ -235,6 +236,10 @@ impl Link {
                     hub.table.heard(&open.current.session.take_heard());
                     hub.table.unreadable(self.number, open.current.session.unreadable(Instant::now()));
                     self.reread_tokens(&mut open);
+                    // Not for the moment that a move takes.
+                    if let Some(lost) = open.lost.as_ref().filter(|lost| lost.at.elapsed() >= REREAD) {
+                        self.phase(Phase::Dialing, Some(&lost.cause));
+                    }
                     None
                 }
                 Ok(()) = targets.changed() => {
@@ -278,12 +283,16 @@ impl Link {
                 debug!("another reconnect while moving");
                 None
             }
-            Ended::Lost(cause) => match &open.handover {
+            Ended::Lost(cause) => match &mut open.handover {
                 None => Some(self.lost(open, &cause)),
+                // It took its time because the old connection was read meanwhile.
+                Some(handover) if handover.waits() => Some(self.lost(open, &cause)),
                 Some(handover) => {
                     // It may yet be restored: whether there is a gap is known then.
                     debug!(cause, "the old connection ended while moving");
-                    open.lost = Some(Lost { cause, covered: handover.is_welcomed() });
+                    let covered = handover.is_welcomed();
+                    handover.is_alone();
+                    open.lost = Some(Lost { cause, at: Instant::now(), covered });
                     self.hub.append(&mut open.left_behind);
                     None
                 }

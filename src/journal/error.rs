@@ -85,6 +85,11 @@ impl StoreError {
         self.code() == Some(ErrorCode::DiskFull)
     }
 
+    /// Whether another process holds what was needed.
+    pub(super) fn is_busy(&self) -> bool {
+        self.code() == Some(ErrorCode::DatabaseBusy)
+    }
+
     fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Sql(error) => error.sqlite_error_code(),

@@ -149,14 +149,15 @@ impl Memory {
         self.ring.push(Record { seq: numbers.last, event, waited, stored });
     }
 
-    /// Keeps the ring within `limit`. What is not on disk stays as long as the disk works; a disk that is
-    /// twice as far behind as it may be does not.
+    /// Keeps the ring within `limit`. What is not on disk stays as long as the disk works; one for which
+    /// intake has waited in vain, and which is twice as far behind as it may be, does not.
     pub(super) fn evict(&mut self, limit: usize) {
         while self.ring.bytes > limit
             && let Some(first) = self.ring.first()
         {
             let written = first <= self.numbers.written;
-            if !written && self.disk.health == Health::Sound && self.ring.bytes < 2 * limit {
+            let too_much = self.disk.behind && self.ring.bytes >= 2 * limit;
+            if !written && self.disk.health == Health::Sound && !too_much {
                 break;
             }
             self.ring.pop(written);

@@ -41,6 +41,9 @@ use crate::base::{
 /// How long another process (the command line) may hold the file.
 const BUSY: Duration = Duration::from_secs(5);
 
+/// How long one that reads may keep the log from being cut.
+const BRIEF: Duration = Duration::from_millis(100);
+
 /// Bytes of a page of a new database. A commit writes whole pages, and most change some hundred bytes in two of
 /// them: with SQLite's own choice of 4096 an SD card wears twice as fast. A file that was made with another
 /// keeps it.
@@ -215,8 +218,12 @@ impl Store {
     /// anybody wait, or all of it. All of it or an error: what was not moved is not known to be safe.
     pub(super) fn checkpoint(&self, all: bool) -> Result<(), StoreError> {
         let mode = if all { "TRUNCATE" } else { "PASSIVE" };
-        let busy: bool =
-            self.db.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(0))?;
+        // Whoever reads in it may do so for hours, and nothing is written meanwhile.
+        self.db.busy_timeout(BRIEF)?;
+        let busy =
+            self.db.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get(0));
+        self.db.busy_timeout(BUSY)?;
+        let busy: bool = busy?;
         if all && busy {
             let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
             let text = "somebody reads in the journal".to_owned();

@@ -10,6 +10,7 @@ use std::{sync::Arc, thread, time::Duration};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
+use self::maintenance::{INTERVAL, Upkeep};
 use super::{
     Health,
     error::StoreError,
@@ -41,12 +42,9 @@ pub(super) fn start(shared: &Arc<Shared>, files: Option<(Store, JournalFiles)>) 
         syncing: Arc::clone(&syncing),
         in_doubt: false,
         retry_at: Instant::now(),
-        maintenance_at: Instant::now(),
         save_at: None,
-        written_since: 0,
-        data_version: 0,
-        recount: true,
-        low: false,
+        saved_at: Instant::now(),
+        upkeep: Upkeep::default(),
     };
     if let Some((store, files)) = files {
         writer.adopt(store, files);
@@ -100,16 +98,11 @@ struct Writer {
     /// A sync has failed, and the file was not reopened since.
     in_doubt: bool,
     retry_at: Instant,
-    maintenance_at: Instant,
     /// When the cursors that have moved are to be saved.
     save_at: Option<Instant>,
-    /// Bytes of events written since the limits were looked at.
-    written_since: u64,
-    data_version: i64,
-    /// Whether the dead letters must be counted again.
-    recount: bool,
-    /// Whether it was reported that the disk is nearly full.
-    low: bool,
+    /// When they were last looked at.
+    saved_at: Instant,
+    upkeep: Upkeep,
 }
 
 /// However the writer ends, the syncer ends too.
@@ -164,22 +157,28 @@ impl Writer {
         loop {
             let now = Instant::now();
             let stop = memory.demand == Demand::End;
-            let until = if self.store.is_some() { self.maintenance_at } else { self.retry_at };
+            let until = if self.store.is_some() { self.upkeep.at } else { self.retry_at };
             let due = now >= until || stop;
             if let Some(within) = memory.cursors.save_within.take() {
                 self.save_at = Some(self.save_at.unwrap_or(now + within).min(now + within));
                 memory.cursors.scheduled = true;
             }
             let save_at = self.save_at.filter(|_| self.store.is_some());
-            let save = due || save_at.is_some_and(|at| now >= at);
+            // Under load maintenance is never due for long.
+            let lazily = now >= self.saved_at + INTERVAL;
+            let save = due || lazily || save_at.is_some_and(|at| now >= at);
             if self.store.is_none() {
                 if due {
                     return (Write::default(), stop);
                 }
-            } else if save || memory.demand > Demand::Nothing || memory.disk.corrupt {
+            } else if due
+                || save_at.is_some_and(|at| now >= at)
+                || memory.demand > Demand::Nothing
+                || memory.disk.corrupt
+            {
                 let write = memory.begin_write(TRANSACTION, TRANSACTION_BYTES, save);
                 if save {
-                    self.save_at = None;
+                    (self.save_at, self.saved_at) = (None, now);
                 }
                 let rest = write.records.last().is_some_and(|last| last.seq < memory.numbers.last);
                 if memory.demand == Demand::Write && !rest {
@@ -208,8 +207,9 @@ impl Writer {
         let marking = marked.map_or(Ok(()), |marked| self.set_mark(marked));
         let synced = self.syncs_each();
         let bytes: usize = write.records.iter().map(|record| record.event.weight()).sum();
-        self.written_since += u64::try_from(bytes).unwrap_or(0);
-        self.recount |= !write.changes.rejected.is_empty() || !write.changes.removed.is_empty();
+        self.upkeep.written_since += u64::try_from(bytes).unwrap_or(0);
+        self.upkeep.recount |=
+            !write.changes.rejected.is_empty() || !write.changes.removed.is_empty();
         let mut memory = self.shared.lock();
         memory.written(write, synced);
         self.shared.evict(&mut memory);

@@ -35,6 +35,9 @@ use crate::{
 /// Frames taken from the socket at once: what is ready, never waited for.
 const BATCH: usize = 256;
 
+/// And their bytes, about: large messages are fewer.
+const BATCH_BYTES: usize = 1024 * 1024;
+
 /// A peer that does not take a few hundred bytes in this time is not there.
 const SEND: Duration = Duration::from_secs(10);
 
@@ -60,6 +63,8 @@ pub(super) struct Connection {
     /// Kept for its memory.
     events: Vec<Event>,
     held: Option<Held>,
+    /// Whether it is the link's connection now: only that one says how things are.
+    is_current: bool,
     step: Step,
 }
 
@@ -88,13 +93,15 @@ impl Connection {
             sending: None,
             events: Vec::new(),
             held: None,
+            is_current: true,
             step: Step::default(),
         }
     }
 
     /// One whose events are held back until [`Connection::release`].
     pub(super) fn held(link: u64, socket: Socket, session: Session) -> Self {
-        Self { held: Some(Held::default()), ..Self::new(link, socket, session) }
+        let fresh = Self::new(link, socket, session);
+        Self { held: Some(Held::default()), is_current: false, ..fresh }
     }
 
     /// Waits for something to happen, and deals with it.
@@ -141,9 +148,9 @@ impl Connection {
         if let Some(said) = effects.server_time {
             hub.table.server_time(said);
         }
-        // A gap that is over is reported before whatever came after it. While events are held back, so is
-        // the report: the caller makes it when it releases them.
-        if self.held.is_none() {
+        // A gap that is over is reported before whatever came after it. Until it is the link's connection the
+        // report is held back, as its events are: the caller makes it when it releases them.
+        if self.is_current {
             hub.table.frame(self.link, self.last_frame);
             hub.update(self.link, &effects.updates);
         }
@@ -177,12 +184,17 @@ impl Connection {
         held.events.append(events);
         if held.weight > HELD {
             debug!("too much to hold back; order may suffer");
-            self.release(hub);
+            self.append_held(hub);
         }
     }
 
-    /// Appends what was held back, and holds nothing back from now on.
+    /// It is the link's connection from now on: appends what was held back, and holds nothing back any more.
     pub(super) fn release(&mut self, hub: &Hub) {
+        self.is_current = true;
+        self.append_held(hub);
+    }
+
+    fn append_held(&mut self, hub: &Hub) {
         if let Some(mut held) = self.held.take() {
             hub.append(&mut held.events);
         }
@@ -222,12 +234,14 @@ impl Connection {
         if matches!(first, Some(Ok(_))) {
             self.last_frame = Moment::now();
         }
+        let mut bytes = length(first.as_ref());
         self.frame(first, received, now, effects);
         for _ in 1..BATCH {
-            if effects.ended.is_some() {
+            if effects.ended.is_some() || bytes >= BATCH_BYTES {
                 break;
             }
             let Some(frame) = self.socket.next().now_or_never() else { break };
+            bytes += length(frame.as_ref());
             self.frame(frame, received, now, effects);
         }
     }
@@ -277,6 +291,11 @@ impl Connection {
         }
         self.socket.flush().await
     }
+}
+
+/// The bytes of a frame's message.
+fn length(frame: Option<&Frame>) -> usize {
+    frame.and_then(|frame| frame.as_ref().ok()).map_or(0, Message::len)
 }
 
 /// With which code a connection is closed on which such a thing came (RFC 6455, section 7.4.1);

@@ -32,6 +32,10 @@ pub(super) struct Handover {
     link: u64,
     token: Option<Secret>,
     stage: Stage,
+    /// When it begins to dial.
+    starts: Instant,
+    /// The old connection has ended: nothing is to be read before what comes on the next one.
+    is_alone: bool,
     /// The events of a connection that was given up before it was ready.
     events: Vec<Event>,
 }
@@ -79,10 +83,16 @@ impl Handover {
             clock::sleep(wait).await;
             hub.dialer.dial(Some(&shown)).await.map(|socket| (socket, session))
         };
+        Self::new(link, Some(token), Box::pin(dialing), wait)
+    }
+
+    fn new(link: u64, token: Option<Secret>, dialing: Dialing, wait: Duration) -> Self {
         Self {
             link,
-            token: Some(token),
-            stage: Stage::Dialing(Box::pin(dialing)),
+            token,
+            stage: Stage::Dialing(dialing),
+            starts: Instant::now() + wait,
+            is_alone: false,
             events: Vec::new(),
         }
     }
@@ -96,7 +106,17 @@ impl Handover {
             let (number, limits) = (hub.next_connection(), hub.limits.clone());
             Ok((socket?, Session::new(number, wanted, limits, Instant::now())))
         };
-        Self { link, token: None, stage: Stage::Dialing(Box::pin(dialing)), events: Vec::new() }
+        Self::new(link, None, Box::pin(dialing), wait)
+    }
+
+    /// Whether it has not begun to dial.
+    pub(super) fn waits(&self) -> bool {
+        matches!(self.stage, Stage::Dialing(_)) && self.starts > Instant::now()
+    }
+
+    /// The old connection has ended: the next one is ready as soon as it is welcomed.
+    pub(super) fn is_alone(&mut self) {
+        self.is_alone = true;
     }
 
     /// Whether the server has welcomed it: only then is it certain that messages come on it.
@@ -131,12 +151,18 @@ impl Handover {
                 }
                 Err(error) => self.not_opened(&error),
             },
+            Stage::AwaitingWelcome(connection)
+                if self.is_alone && connection.session.welcomed() =>
+            {
+                self.ready()
+            }
             Stage::AwaitingWelcome(connection) => {
                 let step = connection.step(hub).await;
                 hub.overflow(self.link, &step.overflow);
                 let restored = self.token.is_some();
                 let session = &connection.session;
-                let ready = session.welcomed() && (restored || session.all_answered());
+                let ready =
+                    session.welcomed() && (restored || self.is_alone || session.all_answered());
                 match step.ended {
                     // A server that goes as soon as it has welcomed us.
                     Some(Ended::Handover(token)) if ready => {

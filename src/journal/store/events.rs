@@ -136,14 +136,21 @@ impl Store {
         Ok(read)
     }
 
-    /// The position after which the newest `count` events come.
-    pub fn before_newest(&self, count: usize) -> Result<Seq, StoreError> {
-        let mut statement =
-            self.db.prepare("SELECT first, count, received FROM batches ORDER BY first DESC")?;
+    /// The position after which the newest `count` events come; fewer, where their rows have more than
+    /// `most` bytes.
+    pub fn before_newest(&self, count: usize, most: u64) -> Result<Seq, StoreError> {
+        let mut statement = self.db.prepare(
+            "SELECT first, count, received, length(body) FROM batches ORDER BY first DESC",
+        )?;
         let mut rows = statement.query([])?;
         let mut wanted = u64::try_from(count).unwrap_or(u64::MAX);
+        let mut bytes = 0;
         while let Some(found) = rows.next()? {
             let batch = row(found)?;
+            bytes += unsigned(found.get(3)?);
+            if bytes > most {
+                return last_of(batch);
+            }
             if batch.count >= wanted {
                 return Ok((batch.first + batch.count - wanted).saturating_sub(1));
             }

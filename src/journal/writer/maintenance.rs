@@ -1,7 +1,7 @@
 //! The limits: size, age, free space, and the length of the write-ahead log; and what other processes have
 //! asked for.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use tokio::time::Instant;
 use tracing::warn;
@@ -12,7 +12,7 @@ use crate::{
     journal::{directory, error::StoreError},
 };
 
-const INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Part of `max_size` that is removed at once when it is exceeded.
 const REMOVE_SHARE: u64 = 20;
@@ -26,6 +26,32 @@ const LONGEST_LOG: u64 = 64 * 1024 * 1024;
 
 /// A shorter one is not cut: each time costs two syncs.
 const SHORTEST_LOG: u64 = 512 * 1024;
+
+/// A log that could not be cut, because somebody reads in it, is left alone for so long.
+const CUT_AGAIN: Duration = Duration::from_secs(30);
+
+/// What is to be looked after, and when.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    /// When it is time for it.
+    pub(super) at: Instant,
+    /// The log is not cut before.
+    cut_at: Instant,
+    /// Bytes of events written since the limits were looked at.
+    pub(super) written_since: u64,
+    data_version: i64,
+    /// Whether the dead letters must be counted again.
+    pub(super) recount: bool,
+    /// Whether it was reported that the disk is nearly full.
+    low: bool,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        let now = Instant::now();
+        Self { at: now, cut_at: now, written_since: 0, data_version: 0, recount: true, low: false }
+    }
+}
 
 impl Writer {
     /// Looks after the limits once in a while, and at what has failed.
@@ -43,10 +69,10 @@ impl Writer {
             return;
         }
         let now = Instant::now();
-        if now < self.maintenance_at && !self.much_was_written() {
+        if now < self.upkeep.at && !self.much_was_written() {
             return;
         }
-        self.maintenance_at = now + INTERVAL;
+        self.upkeep.at = now + INTERVAL;
         if self.was_replaced() {
             return;
         }
@@ -64,7 +90,12 @@ impl Writer {
             0 => u64::MAX,
             free => free / 4,
         });
-        self.written_since > due || directory::wal_size(dir) > self.longest_log()
+        self.upkeep.written_since > due || self.is_to_be_cut(dir)
+    }
+
+    /// Whether the write-ahead log has become too long.
+    fn is_to_be_cut(&self, dir: &Path) -> bool {
+        Instant::now() >= self.upkeep.cut_at && directory::wal_size(dir) > self.longest_log()
     }
 
     fn longest_log(&self) -> u64 {
@@ -73,15 +104,22 @@ impl Writer {
 
     fn maintain(&mut self) -> Result<(), StoreError> {
         let Some(dir) = self.shared.limits.dir.clone() else { return Ok(()) };
-        self.written_since = 0;
+        self.upkeep.written_since = 0;
         let (delivered, held) = {
             let memory = self.shared.lock();
             (memory.delivered(), memory.marked(memory.numbers.written).events)
         };
-        let longest_log = self.longest_log();
+        let cut = self.is_to_be_cut(&dir);
         let Some(store) = &mut self.store else { return Ok(()) };
-        if directory::wal_size(&dir) > longest_log {
-            store.checkpoint(true)?;
+        if cut {
+            match store.checkpoint(true) {
+                Err(error) if error.is_busy() => {
+                    let size = directory::wal_size(&dir);
+                    warn!(size, "somebody reads in the journal for long: its log grows meanwhile");
+                    self.upkeep.cut_at = Instant::now() + CUT_AGAIN;
+                }
+                cut => cut?,
+            }
         } else if store.unmoved_log()? > CHECKPOINT {
             self.syncing.move_log();
         }
@@ -102,11 +140,11 @@ impl Writer {
         if free < limits.min_free {
             // What every sink has goes; the freed pages are used again.
             store.remove_through(delivered)?;
-            if !std::mem::replace(&mut self.low, true) {
+            if !std::mem::replace(&mut self.upkeep.low, true) {
                 warn!("the disk is nearly full; the journal's history is deleted");
             }
         } else {
-            self.low = false;
+            self.upkeep.low = false;
         }
         let full = free < limits.min_free / 2;
         self.refresh_figures(size)?;
@@ -121,8 +159,8 @@ impl Writer {
         let Some(store) = &mut self.store else { return Ok(()) };
         let bounds = store.bounds()?;
         let version = store.data_version()?;
-        let asked = std::mem::replace(&mut self.data_version, version) != version;
-        let letters = (asked || std::mem::take(&mut self.recount))
+        let asked = std::mem::replace(&mut self.upkeep.data_version, version) != version;
+        let letters = (asked || std::mem::take(&mut self.upkeep.recount))
             .then(|| store.letters_of_sinks())
             .transpose()?;
         let mut waiting = Vec::new();

@@ -68,8 +68,8 @@ impl Writer {
         match reopened {
             Ok(()) => {
                 info!("the journal works again");
-                self.maintenance_at = Instant::now();
-                self.recount = true;
+                self.upkeep.at = Instant::now();
+                self.upkeep.recount = true;
                 self.shared.made_progress();
             }
             Err(failure) if failure.is_corrupt() && !corrupt => self.degrade_corrupt(),
@@ -160,7 +160,11 @@ impl Writer {
         let store = self.open_ours(dir, files, corrupt)?;
         store.set_runs(&runs)?;
         let letters: u64 = store.letters_of_sinks()?.iter().map(|(_, letters)| letters.count).sum();
-        store.checkpoint(true)?;
+        match store.checkpoint(true) {
+            // Somebody reads in it: that hinders nobody from writing.
+            Err(error) if error.is_busy() && !self.in_doubt => {}
+            moved => moved?,
+        }
         store.probe()?;
         let mut reader = Store::open_reader(dir)?;
         reader.set_ages(files.ages.clone());

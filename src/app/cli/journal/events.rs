@@ -57,7 +57,7 @@ pub(super) fn export(export: &Export) -> Done {
     let last = store.bounds().map_err(failed)?.map_or(0, |(_, last)| last);
     let mut progress = Progress::new();
     let mut after = match export.last {
-        Some(last) => store.before_newest(last).map_err(failed)?,
+        Some(last) => store.before_newest(last, u64::MAX).map_err(failed)?,
         None => 0,
     };
     loop {
