@@ -19,7 +19,7 @@ mod message;
 mod recall;
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     pin::Pin,
     sync::Arc,
     time::Duration,
@@ -32,7 +32,7 @@ use futures_util::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    sync::{Mutex, watch},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
@@ -75,8 +75,11 @@ const CLOCK_KNOWN: Duration = Duration::from_secs(5);
 /// And where it is not: a clock that differs by more was noticed.
 const CLOCK_UNKNOWN: Duration = Duration::from_mins(1);
 
-/// Gaps worked on at once: others wait.
+/// Gaps for which the server is asked at once. One that waits for its next attempt is not among them.
 const AT_ONCE: usize = 2;
+
+/// Gaps of one channel that are begun and not done, at most: later ones wait, and are joined.
+const OF_ONE_CHANNEL: usize = 2;
 
 /// How long a history that cannot be had is asked for.
 const GIVE_UP: Duration = Duration::from_hours(1);
@@ -97,8 +100,8 @@ pub struct Backfill {
     targets: watch::Receiver<Targets>,
     follower: Follower,
     waiting: VecDeque<Gap>,
-    /// The gaps that are being worked on, by their number in the journal.
-    begun: HashSet<Seq>,
+    /// The gaps that are begun and not done: the channel, and the number in the journal.
+    begun: BTreeSet<(Arc<str>, Seq)>,
 }
 
 /// What a gap is worked on with.
@@ -108,6 +111,7 @@ struct Tools {
     journal: Journal,
     intake: Arc<Intake>,
     known_activities: Arc<Mutex<Recalled>>,
+    slots: Arc<Semaphore>,
     covered: Option<Covered>,
 }
 
@@ -159,7 +163,8 @@ impl Found {
     }
 }
 
-type Work = FuturesUnordered<Pin<Box<dyn Future<Output = Seq> + Send>>>;
+/// Answers which gap is done, as [`Backfill::begun`] has it.
+type Work = FuturesUnordered<Pin<Box<dyn Future<Output = (Arc<str>, Seq)> + Send>>>;
 
 impl Backfill {
     /// One that continues at its cursor.
@@ -171,10 +176,17 @@ impl Backfill {
         let journal = intake.journal().clone();
         Ok(Self {
             follower: journal.follow(CURSOR, Start::End, concerns)?,
-            tools: Tools { rest, journal, intake, known_activities: Arc::default(), covered: None },
+            tools: Tools {
+                rest,
+                journal,
+                intake,
+                known_activities: Arc::default(),
+                slots: Arc::new(Semaphore::new(AT_ONCE)),
+                covered: None,
+            },
             targets,
             waiting: VecDeque::new(),
-            begun: HashSet::new(),
+            begun: BTreeSet::new(),
         })
     }
 
@@ -189,21 +201,22 @@ impl Backfill {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut work = Work::new();
         loop {
-            while work.len() < AT_ONCE
-                && let Some(gap) = self.waiting.pop_front()
-            {
-                self.begun.insert(gap.seq);
-                let (tools, targets) = (self.tools.clone(), self.targets.clone());
-                work.push(Box::pin(async move {
-                    let seq = gap.seq;
-                    tools.fill(&gap, &targets).await;
-                    seq
-                }));
-            }
+            let next = self.next_gap();
+            let slot = Arc::clone(&self.tools.slots).acquire_owned();
             tokio::select! {
                 () = stop.cancelled() => break,
-                Some(seq) = work.next() => {
-                    self.begun.remove(&seq);
+                Ok(slot) = slot, if next.is_some() => {
+                    let Some(gap) = next.and_then(|at| self.waiting.remove(at)) else { continue };
+                    let (tools, targets) = (self.tools.clone(), self.targets.clone());
+                    let begun = (Arc::clone(&gap.channel), gap.seq);
+                    self.begun.insert(begun.clone());
+                    work.push(Box::pin(async move {
+                        tools.fill(&gap, &targets, slot).await;
+                        begun
+                    }));
+                }
+                Some(done) = work.next() => {
+                    self.begun.remove(&done);
                     self.advance();
                 }
                 batch = self.follower.next(BATCH, BATCH_BYTES) => match batch {
@@ -215,6 +228,15 @@ impl Backfill {
                 },
             }
         }
+    }
+
+    /// Which of the waiting gaps is the next to begin.
+    fn next_gap(&self) -> Option<usize> {
+        self.waiting.iter().position(|gap| {
+            let of_channel = |seq| (Arc::clone(&gap.channel), seq);
+            let begun = self.begun.range(of_channel(Seq::MIN)..=of_channel(Seq::MAX));
+            begun.count() < OF_ONE_CHANNEL
+        })
     }
 
     fn take(&mut self, batch: &Batch) {
@@ -229,14 +251,20 @@ impl Backfill {
 
     /// The cursor stays before the first gap that is not done.
     fn advance(&mut self) {
-        let open = self.waiting.iter().map(|gap| gap.seq).chain(self.begun.iter().copied()).min();
+        let begun = self.begun.iter().map(|(_, seq)| *seq);
+        let open = self.waiting.iter().map(|gap| gap.seq).chain(begun).min();
         self.follower.done(open);
     }
 }
 
 impl Tools {
     /// Fills a gap, however long that takes, and reports what became of it.
-    async fn fill(&self, gap: &Gap, targets: &watch::Receiver<Targets>) {
+    async fn fill(
+        &self,
+        gap: &Gap,
+        targets: &watch::Receiver<Targets>,
+        slot: OwnedSemaphorePermit,
+    ) {
         if let (Some(covered), Clock::Ours) = (&self.covered, gap.clock) {
             let since = Duration::from_millis(clock::now().saturating_sub(gap.from));
             if covered.0(Arc::clone(&gap.channel), since).await {
@@ -244,8 +272,14 @@ impl Tools {
             }
         }
         let with_history = gap.missed.iter().filter_map(|missed| Some((missed, missed.history()?)));
-        let fills = with_history.map(|(missed, history)| async move {
-            (missed.clone(), self.fill_topic(gap, missed, history, targets).await)
+        // Its histories are fetched at once in one slot, which is free when none of them needs it.
+        let slot = Arc::new(slot);
+        let fills = with_history.map(move |(missed, history)| {
+            let slot = Arc::clone(&slot);
+            async move {
+                let outcome = self.fill_topic(gap, missed, history, targets, slot).await;
+                (missed.clone(), outcome)
+            }
         });
         let found = join_all(fills).await;
         let mut events: Vec<_> =
@@ -257,13 +291,15 @@ impl Tools {
         self.journal.append(&mut events);
     }
 
-    /// Fills it from one history. An error is what cannot be mended by waiting, or lasts.
+    /// Fills it from one history. An error is what cannot be mended by waiting, or lasts. The slot is held
+    /// during attempts, and not between them.
     async fn fill_topic(
         &self,
         gap: &Gap,
         missed: &Missed,
         history: History,
         targets: &watch::Receiver<Targets>,
+        mut slot: Arc<OwnedSemaphorePermit>,
     ) -> Result<Found, String> {
         let (channel, topic) = (&gap.channel, &missed.topic);
         let mut backoff = Backoff::new(WAIT.0, WAIT.1);
@@ -271,17 +307,21 @@ impl Tools {
         loop {
             let credentials = credentials_for(gap, missed, targets).await?;
             let target = credentials.target();
-            let failure = match self.attempt(gap, missed, history, target).await {
+            // Boxed: while it waits, it needs no memory for an attempt.
+            let failure = match Box::pin(self.attempt(gap, missed, history, target)).await {
                 Ok(found) => return Ok(found),
                 Err(failure) => failure,
             };
             let wait = backoff.wait().max(failure.retry_after().unwrap_or_default());
-            if failure.is_unauthorised() || Instant::now() + wait > end {
+            if is_final(&failure) || Instant::now() + wait > end {
                 return Err(text::excerpt(&failure.describe(), text::EXCERPT));
             }
             let error = text::excerpt(&failure.describe(), text::EXCERPT);
             warn!(%channel, %topic, error, ?wait, "the history cannot be fetched; it is tried again");
+            drop(slot);
             clock::sleep(wait).await;
+            let free = Arc::clone(&self.slots).acquire_owned().await;
+            slot = Arc::new(free.map_err(|error| error.to_string())?);
         }
     }
 
@@ -316,6 +356,15 @@ impl Tools {
             }
         }
         Ok(found)
+    }
+}
+
+/// Whether the server refuses the request itself: repeated, it would be refused again.
+fn is_final(failure: &RestError) -> bool {
+    match failure {
+        RestError::Refused { status: 408 | 429, .. } => false,
+        RestError::Refused { status, .. } => (400..500).contains(status),
+        other => other.is_unauthorised(),
     }
 }
 
@@ -411,6 +460,26 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::{gap::tests::gap, *};
+
+    #[test]
+    fn a_refused_request_is_final_and_an_overloaded_server_is_not() {
+        for (status, expected) in [
+            (400, true),
+            (401, true),
+            (403, true),
+            (404, true),
+            (408, false),
+            (410, true),
+            (429, false),
+            (500, false),
+            (503, false),
+        ] {
+            let text = String::new();
+            let failure = RestError::Refused { status, text, retry_after: None };
+            assert_eq!(is_final(&failure), expected, "{status}");
+        }
+        assert!(is_final(&RestError::Token) && !is_final(&RestError::Unreachable("".into())));
+    }
 
     #[test]
     fn what_was_made_before_the_gap_is_no_part_of_it() {

@@ -32,6 +32,7 @@ use futures_util::{
     future::{BoxFuture, OptionFuture},
     stream::FuturesUnordered,
 };
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -49,8 +50,8 @@ use super::{
 };
 use crate::{
     base::{
-        clock::Moment,
-        event::{Origin, Record, Seq},
+        clock::{self, Moment},
+        event::{self, Origin, Record, Seq},
         metrics::{self, CLUSTER_DUPLICATES, CLUSTER_PUBLISHED},
         supervisor::Factory,
     },
@@ -60,6 +61,9 @@ use crate::{
 
 /// Its cursor in the journal. No sink can have this name: theirs have no dot.
 pub(crate) const CURSOR: &str = "relay.cluster";
+
+/// The topic of reports of what was missed.
+const GAP: &str = "relay.gap";
 
 /// Events that are read and not published, at most, and their bytes.
 const AHEAD: usize = 4 * IN_FLIGHT;
@@ -299,12 +303,12 @@ impl Outbox {
         self.look_at_time();
         if batch.lost > 0 {
             error!(count = batch.lost, "events were lost before they came into the log");
-            metrics::add_for(metrics::LOST, "sink", CURSOR, batch.lost);
+            report_lost(&self.journal, "the journal no longer holds them", batch.lost);
         }
         for record in &batch.records {
             self.open.insert(record.seq);
             self.bytes += record.event.weight();
-            if &*record.event.place.topic == "relay.gap" {
+            if &*record.event.place.topic == GAP {
                 let asked = gaps::is_covered(self.cluster.clone(), Arc::clone(record));
                 let asked = asked.boxed().shared();
                 self.asking.push(asked.clone());
@@ -467,7 +471,12 @@ impl Outbox {
             Outcome::NotNeeded => None,
             Outcome::Rejected(why) => {
                 error!(%channel, why, "an event cannot be kept in the log, and is lost to all sinks");
-                metrics::add_for(metrics::LOST, "sink", CURSOR, 1);
+                let is_report = lane.events.front().is_some_and(|record| is_own_report(record));
+                if is_report {
+                    metrics::add_for(metrics::LOST, "sink", CURSOR, 1);
+                } else {
+                    report_lost(&self.journal, "the log cannot hold it", 1);
+                }
                 None
             }
         };
@@ -482,6 +491,21 @@ impl Outbox {
         }
         self.start(channel, wait.unwrap_or_default(), out);
     }
+}
+
+/// Counts events that no sink will get, and reports them. The report goes into the log as other events do.
+fn report_lost(journal: &Journal, cause: &str, count: u64) {
+    metrics::add_for(metrics::LOST, "sink", CURSOR, count);
+    let data = json!({"cause": cause, "sink": CURSOR, "count": count});
+    let no_channel: Arc<str> = "".into();
+    let gap = event::own(GAP, &no_channel, &no_channel, &data, clock::now());
+    journal.append(&mut vec![gap]);
+}
+
+/// Whether an event is a report of lost events: one that is rejected too is followed by no other.
+fn is_own_report(record: &Record) -> bool {
+    let place = &record.event.place;
+    &*place.topic == GAP && place.channel.is_empty()
 }
 
 fn note(failing: &mut Option<String>, why: String) {

@@ -274,7 +274,7 @@ impl Link {
                 let mut wait = Duration::ZERO;
                 if open.opened + HASTY > now {
                     wait = self.policy.over_budget(now);
-                    self.policy.attempted(now + wait);
+                    self.policy.attempted(now);
                 }
                 open.handover = Some(self.handover(token, open, wait));
                 None
@@ -333,7 +333,7 @@ impl Link {
         // The old connection is read meanwhile: there is time.
         let now = Instant::now();
         let wait = self.policy.wait(now, asked);
-        self.policy.attempted(now + wait);
+        self.policy.attempted(now);
         warn!(why, ?wait, "the next connection could not be opened; trying again");
         open.handover = Some(match token {
             Some(token) => self.handover(token, open, wait),

@@ -171,6 +171,65 @@ async fn a_refused_history_is_reported_and_without_backfill_none_is_fetched() {
     assert_eq!(sim.stats().rest_requests, asked);
 }
 
+#[tokio::test]
+async fn a_history_that_does_not_exist_is_reported_at_once() {
+    // Activities that answer 400 are requested in three forms.
+    for (status, requests) in [(404, 1), (400, 3)] {
+        let sim = start().await;
+        let dir = tempfile::tempdir().unwrap();
+        ran_before(dir.path(), 10 * MINUTE);
+        sim.fail_rest(std::iter::repeat_n(RestFault::status(status), requests));
+        let relay = Running::start(configure(&sim, dir.path(), TOPICS, "")).await;
+        let told = report(&relay).await;
+        assert_eq!(told["error"], format!("HTTP {status}: simulated"), "{told}");
+        assert_eq!((&told["recovered"], &told["complete"]), (&json!(0), &json!(false)));
+        relay.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn gaps_that_wait_for_their_next_attempt_do_not_hold_up_others() {
+    const OTHERS: [&str; 2] = ["0f0e0d0c0b0a090807060598", "0f0e0d0c0b0a090807060599"];
+    let rooms = [ROOM, OTHERS[0], OTHERS[1]];
+    let tokens = ["tok-canary", "tok-1", "tok-2"];
+    let owners = tokens.iter().zip(rooms).map(|(token, room)| Token::owner(token, room));
+    let options = Options { tokens: owners.collect(), ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    ran_before(dir.path(), 10 * MINUTE);
+    let at = clock::rfc3339(clock::now() - 5 * MINUTE);
+    let mut missed = rooms.map(|room| {
+        let data = json!({"username": "mossy", "amount": 5});
+        sim.activity(room, json!({"type": "tip", "createdAt": at, "data": data}))
+    });
+    missed.sort();
+    let channel = |(n, room): (usize, &&str)| {
+        format!("[channels.other{n}]\nroom = {room:?}\ntoken = \"tok-{n}\"\ntopics = {TOPICS:?}\n")
+    };
+    let more: String = (1..).zip(&OTHERS).map(channel).collect();
+    let config = || configure(&sim, dir.path(), TOPICS, &more);
+    // Two of the three are to wait for ten minutes.
+    let fault =
+        RestFault::Status { status: 503, retry_after: Some("600".to_owned()), broken_body: false };
+    sim.fail_rest([fault.clone(), fault]);
+    let relay = Running::start(config()).await;
+    let told = report(&relay).await;
+    assert_eq!((&told["recovered"], &told["complete"]), (&json!(1), &json!(true)), "{told}");
+    assert_eq!(relay.said("relay.backfill").await.len(), 1);
+    relay.stop().await;
+
+    // They are not done: after a restart they are filled.
+    let relay = Running::start(config()).await;
+    let mut found = until("all is fetched", SOON, async || {
+        let found = received(&relay, "channel.activities").await;
+        (found.len() >= 3).then_some(found)
+    })
+    .await;
+    found.sort();
+    assert_eq!(found, missed.map(|id| (id, true)));
+    relay.stop().await;
+}
+
 /// A tip as the gateway tells it, and as the REST API lists it.
 fn tipped(sim: &Sim, n: u64, at: UnixMillis, approved: &str) -> String {
     let id = format!("{n:024x}");

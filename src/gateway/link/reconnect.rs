@@ -43,7 +43,8 @@ impl ReconnectPolicy {
         Self { backoff: Backoff::new(FIRST_WAIT, longest), budget_refilled_at: None }
     }
 
-    /// A connection is attempted now.
+    /// A connection is attempted now, or as soon as its wait is over: one that is given up before counts all
+    /// the same, and not as one of later.
     pub(super) fn attempted(&mut self, now: Instant) {
         self.budget_refilled_at =
             Some(self.budget_refilled_at.map_or(now, |at| at.max(now)) + BUDGET);

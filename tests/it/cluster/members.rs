@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::cluster::assignment;
+use astro_relay::{cluster::assignment, journal::store};
 use astro_sim::End;
 use async_nats::{
     ConnectOptions,
@@ -16,7 +16,7 @@ use rumqttc_v5::{PublishOptions, QoS};
 use serde_json::{Value, json};
 
 use super::{
-    bench::{PATIENCE, channels, room},
+    bench::{PATIENCE, TOPIC, channels, room},
     setup::{Small, says},
 };
 use crate::support::{
@@ -402,4 +402,51 @@ async fn what_all_holders_missed_is_reported_once() {
     found.retain(|(.., recovered)| !recovered);
     found.sort();
     assert_eq!(found, expected, "{}\n--\n{}", all[0].log(), all[1].log());
+}
+
+/// The journal's size overtakes a log that is away: what no sink will get is reported to all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_lost_before_they_came_into_the_log_are_reported() {
+    // More than the journal has space for, and what is read ahead of the log.
+    const TOTAL: u64 = 400;
+    const SIZE: usize = 60_000;
+    let mut server = NatsServer::start("").await;
+    let small = Small { lease: LONG, ..Small::start().await };
+    let url = server.url();
+    let mut member = small.member(&format!("url = {url:?}\nmember = \"relay-1\""), "");
+    member.start_in(&[
+        ("ASTRO_RELAY__JOURNAL__MAX_SIZE", "2MiB"),
+        ("ASTRO_RELAY__JOURNAL__MEMORY", "256KiB"),
+    ]);
+    member.ready().await;
+    stand(&[&member]).await;
+    server.server.kill().await;
+    for n in 0..TOTAL {
+        // What no compression makes much smaller.
+        let noise: String = std::iter::repeat_with(fastrand::alphanumeric).take(SIZE).collect();
+        small.sim.publish(TOPIC, &room(0), format!(r#"{{"n":{n},"noise":{noise:?}}}"#));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    until("the journal has deleted the older half", PATIENCE, async || {
+        let (first, last) = store::Store::open_reader(&member.journal()).ok()?.bounds().ok()??;
+        (first > TOTAL / 2 && last >= TOTAL).then_some(())
+    })
+    .await;
+    server.server.restart().await;
+    let reported = || -> u64 {
+        let received = small.receiver.received().into_iter().filter(|request| request.accepted);
+        let data = received.filter_map(|one| serde_json::from_slice::<Value>(&one.body).ok());
+        let gaps = data.filter(|data| data["sink"] == "relay.cluster");
+        gaps.filter_map(|data| data["count"].as_u64()).sum()
+    };
+    let arrived = || small.receiver.accepted().into_iter().collect::<BTreeSet<u64>>();
+    let arriving = until("the rest and the report arrive", PATIENCE * 2, async || {
+        (arrived().contains(&(TOTAL - 1)) && reported() > 0).then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    assert!(in_time, "{:?}, {} reported\n{}", arrived(), reported(), member.log());
+    let lost = TOTAL - arrived().len() as u64;
+    assert!(lost > 0, "the journal was large enough");
+    // The relay has some events of its own, which may be among them.
+    assert!((lost..lost + 20).contains(&reported()), "{lost} lost, {} reported", reported());
 }

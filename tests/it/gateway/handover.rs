@@ -286,3 +286,55 @@ async fn a_stop_while_moving_is_a_stop() {
     moving(&bench).await;
     bench.stop().await;
 }
+
+/// The wait was chosen because the old connection was read meanwhile.
+#[tokio::test]
+async fn a_move_that_waits_long_is_given_up_when_the_old_link_ends() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    let refuse = Reception::Refuse { status: 502, retry_after: Some("3600".to_owned()) };
+    bench.sim.faults(|faults| faults.next.push_back(refuse));
+    bench.sim.drain(None);
+    moving(&bench).await;
+    until("the upgrade was refused", SOON, async || {
+        let mut refused = false;
+        bench.sim.faults(|faults| refused = faults.next.is_empty());
+        refused.then_some(())
+    })
+    .await;
+    bench.sim.end(Some(1), End::Fin);
+    until("it is open again", SOON, async || {
+        let state = bench.state();
+        state.connections.values().all(|row| row.phase == Phase::Open).then_some(())
+    })
+    .await;
+    until("both gaps are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    bench.carries(TOPIC, ROOM, 1).await;
+}
+
+#[tokio::test]
+async fn what_comes_on_the_new_link_is_not_held_back_when_the_old_one_has_ended() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| {
+        faults.refuse_reconnect = true;
+        faults.response_delay = Duration::from_hours(1);
+    });
+    bench.sim.drain(None);
+    until("there is a new one", SOON, async || (bench.sim.stats().opened == 2).then_some(())).await;
+    let message = format!(r#"{{"type":"message","topic":"{TOPIC}","room":"{ROOM}","data":0}}"#);
+    bench.sim.send_fragmented(Some(2), &message, 1);
+    bench.sim.end(Some(1), End::Fin);
+    let begin = tokio::time::Instant::now();
+    until("it is in the journal", SOON, async || {
+        let batch = bench.journal.try_next(0, 100, usize::MAX)?;
+        batch.records.iter().any(|record| &*record.event.place.topic == TOPIC).then_some(())
+    })
+    .await;
+    assert!(begin.elapsed() < Duration::from_secs(8), "not when it is given up");
+    let state = bench.state();
+    assert!(
+        !state.subscriptions.values().any(|row| row.state.as_str() == "confirmed"),
+        "what is not answered is not confirmed"
+    );
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use astro_relay::{
     base::{clock, event::Event},
     config::{self, Period, Size, Start},
-    journal::{Journal, SetAside, StateElement},
+    journal::{Health, Journal, SetAside, StateElement},
 };
 
 use crate::support::{
@@ -282,5 +282,46 @@ async fn a_wrong_future_time_does_not_stay_in_the_journal() {
     assert!(batch.records[0].age() < HOUR);
     until("both become too old", PATIENCE, async || (journal.figures().oldest > 2).then_some(()))
         .await;
+    close(journal).await;
+}
+
+/// As somebody does who looks into the file with other programs.
+#[tokio::test]
+async fn a_journal_in_which_somebody_reads_stays_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    // Its log is cut at half a megabyte.
+    let config = config::Journal { max_size: Size(2 << 20), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    journal.register("far", Start::Earliest).unwrap();
+    append(&journal, events(0..100)).await;
+    settled(&journal, &[]).await;
+    let reader = rusqlite::Connection::open(dir.path().join("journal.db")).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM batches").unwrap();
+    let log = dir.path().join("journal.db-wal");
+    let mut next = 100;
+    until("the log has grown past that", PATIENCE, async || {
+        append(&journal, events(next..next + 500)).await;
+        next += 500;
+        assert_eq!(journal.figures().health, Health::Sound);
+        (std::fs::metadata(&log).unwrap().len() > 4 << 20).then_some(())
+    })
+    .await;
+    settled(&journal, &[]).await;
+    assert_eq!(journal.figures().health, Health::Sound);
+    drop(reader);
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_message_larger_than_the_memory_is_kept_while_the_disk_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config::Journal { memory: Size(64 << 10), ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    journal.register("late", Start::Earliest).unwrap();
+    let large = 1 << 20;
+    journal.append(&mut (0..3).map(|n| crate::support::journal::event_of(n, large)).collect());
+    settled(&journal, &[]).await;
+    let got = read_all(&journal, 0).await;
+    assert_eq!((got.numbers, got.lost), (vec![0, 1, 2], 0));
     close(journal).await;
 }
