@@ -101,6 +101,8 @@ pub struct Delivery {
     route: Route,
     reader: Reader,
     flight: Flight,
+    /// What was in hand when a letter was tried again that has precedence.
+    set_aside: Option<Flight>,
     requests: Requests,
     waiting: Waiting,
     suspicion: Suspicion,
@@ -185,6 +187,7 @@ impl Delivery {
             link: Link { sink, connected: false, silent_since: Instant::now(), give_up: None },
             route,
             flight: Flight::default(),
+            set_aside: None,
             requests,
             waiting,
             suspicion: Suspicion::default(),
@@ -260,14 +263,16 @@ impl Delivery {
         if std::mem::take(&mut self.flight.stale) && self.flight.request.is_none() {
             self.render_again();
         }
-        if self.letters_have_no_room() && self.requests.are_due(false) && self.load_requests().await
-        {
-            // What is asked for may make room: it does not wait for the event that waits for it.
-            self.read_again();
-        }
-        if self.flight.is_empty() {
+        if self.letters_have_no_room() && self.requests.are_due(false) {
+            // A letter that is accepted makes room: it does not wait for the event that waits for that.
+            if self.load_requests().await && self.requests.begin_with_a_letter() {
+                self.set_aside = Some(std::mem::take(&mut self.flight));
+                self.begin_request().await;
+                self.take_up();
+            }
+        } else if self.flight.is_empty() {
             self.flight_is_done();
-            if self.requests.are_due(self.reader.has_more()) {
+            if self.flight.is_empty() && self.requests.are_due(self.reader.has_more()) {
                 self.begin_request().await;
             }
         }
@@ -396,7 +401,9 @@ impl Delivery {
             return;
         };
         if self.flight.request.is_some() {
-            return;
+            // What was accepted before that is remembered all the same.
+            let behind = self.set_aside.take().map(|flight| flight.behind);
+            return self.reader.accepted.remember(behind.into_iter().flatten());
         }
         let is_accepted = |event: &&Outgoing| accepted.contains(&event.number());
         let first = self.flight.events.iter().take_while(is_accepted).count();
@@ -407,7 +414,7 @@ impl Delivery {
             rest().filter(|event| !is_accepted(event)).map(|event| event.record.seq).collect();
         let mut behind: Vec<Seq> =
             rest().map(|event| event.record.seq).filter(|seq| !open.contains(seq)).collect();
-        behind.extend(&self.flight.behind);
+        behind.extend(self.flight.behind.iter().filter(|seq| !open.contains(seq)));
         self.reader.accepted.remember(behind);
     }
 
@@ -525,19 +532,20 @@ impl Delivery {
         }
     }
 
-    /// Gives back what is in hand, with nothing in flight: it is read again, from the cursor on.
-    fn read_again(&mut self) {
-        self.flight.take_events();
-        self.flight.undeliverable.clear();
-        let behind = std::mem::take(&mut self.flight.behind);
-        self.reader.accepted.remember(behind);
-        self.reader.again();
+    /// Goes on with what was set aside, unless what it was set aside for is under way.
+    fn take_up(&mut self) {
+        if self.flight.request.is_none()
+            && let Some(flight) = self.set_aside.take()
+        {
+            self.flight = Flight { stale: true, ..flight };
+        }
     }
 
     /// All of the flight is dealt with.
     fn flight_is_done(&mut self) {
         if let Some(begun) = self.flight.request.take() {
             self.request_is_done(&begun);
+            self.take_up();
         } else {
             // What stands behind the last that went out was not wanted.
             self.reader.advance_to_read();

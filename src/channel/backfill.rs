@@ -362,8 +362,7 @@ impl Tools {
 /// Whether the server refuses the request itself: repeated, it would be refused again.
 fn is_final(failure: &RestError) -> bool {
     match failure {
-        RestError::Refused { status: 408 | 429, .. } => false,
-        RestError::Refused { status, .. } => (400..500).contains(status),
+        RestError::Refused { status: 400 | 404 | 410, .. } => true,
         other => other.is_unauthorised(),
     }
 }

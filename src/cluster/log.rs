@@ -14,7 +14,10 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::kv::{CreateErrorKind, Entry, UpdateErrorKind};
+use async_nats::jetstream::{
+    consumer::{DeliverPolicy, pull},
+    kv::{CreateErrorKind, Entry, UpdateErrorKind},
+};
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -44,11 +47,9 @@ use crate::{
 /// Bytes of events that are read ahead for one sink.
 const AHEAD: usize = 4 * 1024 * 1024;
 
-/// Bytes that one request asks of the log. The next follows when half of it has come.
-const REQUEST: usize = AHEAD / 2;
-
-/// Bytes that the server counts for a message beside those of `max_payload`: its subject and its reply address.
-const ADDRESSES: usize = 16 * 1024;
+/// Messages that one request asks of the log: the client holds what it has asked for beside [`AHEAD`], however
+/// large that is, and has no bound in bytes for an ordered consumer.
+const REQUEST: i64 = 64;
 
 /// How long to wait before what failed is tried again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -271,35 +272,26 @@ impl LogSource {
     }
 
     async fn read_ahead(&self) {
-        let mut one_by_one = false;
         loop {
             let after = lock(&self.queue).read;
-            one_by_one = match self.read_from(after, one_by_one).await {
-                Ok(is_stuck) => is_stuck,
-                Err(error) => {
-                    tracing::debug!(sink = %self.sink, %error, "the log cannot be read now");
-                    false
-                }
-            };
+            if let Err(error) = self.read_from(after).await {
+                tracing::debug!(sink = %self.sink, %error, "the log cannot be read now");
+            }
             sleep(RETRY).await;
         }
     }
 
-    /// Reads on behind `after`, until a new consumer is needed. `true`: the log has more and delivers none of it.
-    /// Its next message may be larger than a request allows, where the servers' `max_payload` was larger once:
-    /// then the messages are to be read one by one, which has no bound in bytes.
-    async fn read_from(&self, after: Seq, one_by_one: bool) -> Result<bool, async_nats::Error> {
-        let consumer = past::consumer(&self.kept.log, after).await?;
-        let most = REQUEST.max(self.cluster.max_payload().saturating_add(ADDRESSES));
-        let requests = if one_by_one {
-            consumer.stream().max_messages_per_batch(1)
-        } else {
-            let messages = past::most_messages(&consumer);
-            consumer.stream().max_messages_per_batch(messages).max_bytes_per_batch(most)
-        };
-        let mut messages = requests.messages().await?;
-        let mut pending = consumer.cached_info().num_pending;
-        let mut delivered = 0;
+    async fn read_from(&self, after: Seq) -> Result<(), async_nats::Error> {
+        let consumer = self
+            .kept
+            .log
+            .create_consumer(pull::OrderedConfig {
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+                max_batch: REQUEST,
+                ..pull::OrderedConfig::default()
+            })
+            .await?;
+        let mut messages = consumer.messages().await?;
         loop {
             while lock(&self.queue).bytes >= AHEAD {
                 self.room.notified().await;
@@ -307,18 +299,10 @@ impl LogSource {
             let message = match timeout(SILENT, messages.next()).await {
                 Ok(Some(message)) => message?,
                 // Nothing happens, or the log has gone away: a new consumer finds out.
-                Ok(None) | Err(_) => return Ok(pending > 0),
+                Ok(None) | Err(_) => return Ok(()),
             };
             let info = message.info()?;
-            delivered += 1;
-            // The first is taken in any case, so that each consumer comes further.
-            let is_small_again = one_by_one && delivered > 1 && message.length <= most;
-            if info.consumer_sequence != delivered || is_small_again {
-                // A message was lost on its way, or a request may have a bound again: a new consumer begins there.
-                return Ok(false);
-            }
-            let seq = info.stream_sequence;
-            pending = info.pending;
+            let (seq, pending) = (info.stream_sequence, info.pending);
             let stored = self.cluster.since(info.published);
             let empty = async_nats::HeaderMap::new();
             let headers = message.headers.as_ref().unwrap_or(&empty);

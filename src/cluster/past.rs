@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{
-    consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull},
+    consumer::{DeliverPolicy, pull},
     stream::Stream,
 };
 use futures_util::StreamExt;
@@ -18,39 +18,11 @@ use crate::{
     journal::Batch,
 };
 
+/// Messages that one request asks for: what comes ahead of what is wanted is little, however large it is.
+const REQUEST: i64 = 16;
+
 /// How long the log may say nothing while it has more.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// How long the log keeps a consumer that nobody reads from.
-const UNUSED: Duration = Duration::from_secs(30);
-
-/// Messages that one request asks for, at most.
-const MESSAGES: usize = 500;
-
-/// The same where a piece of the past is read: what comes ahead of what is wanted is little, however large the
-/// messages are.
-const FEW: usize = 16;
-
-/// A consumer of the log that begins behind `after`. An ordered consumer of the client has no bound in bytes on
-/// what it asks for ahead.
-pub(super) async fn consumer(log: &Stream, after: Seq) -> Result<PullConsumer, async_nats::Error> {
-    let config = pull::Config {
-        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
-        ack_policy: AckPolicy::None,
-        max_deliver: 1,
-        inactive_threshold: UNUSED,
-        num_replicas: 1,
-        memory_storage: true,
-        ..pull::Config::default()
-    };
-    Ok(log.create_consumer(config).await?)
-}
-
-/// How many messages may be asked of a consumer at once: the servers may have a limit.
-pub(super) fn most_messages(consumer: &PullConsumer) -> usize {
-    let limit = usize::try_from(consumer.cached_info().config.max_batch).unwrap_or(0);
-    if limit == 0 { MESSAGES } else { MESSAGES.min(limit) }
-}
 
 /// The first message that the log stored at that time or later, by the servers' clock.
 pub(super) async fn first_since(
@@ -99,11 +71,16 @@ pub(super) async fn read(
     max_bytes: usize,
 ) -> Result<Batch, async_nats::Error> {
     let mut batch = Batch { records: Vec::new(), lost: 0, through: after };
-    let consumer = consumer(log, after).await?;
+    let consumer = log
+        .create_consumer(pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+            max_batch: REQUEST,
+            ..pull::OrderedConfig::default()
+        })
+        .await?;
     let mut pending = consumer.cached_info().num_pending;
-    let few = most_messages(&consumer).min(FEW);
-    let mut messages = consumer.stream().max_messages_per_batch(few).messages().await?;
-    let (mut bytes, mut delivered) = (0, 0);
+    let mut messages = consumer.messages().await?;
+    let mut bytes = 0;
     while pending > 0 {
         if batch.records.len() >= limit || bytes >= max_bytes {
             return Ok(batch);
@@ -111,10 +88,6 @@ pub(super) async fn read(
         let Some(message) = timeout(PATIENCE, messages.next()).await? else { break };
         let message = message?;
         let info = message.info()?;
-        delivered += 1;
-        if info.consumer_sequence != delivered {
-            return Err("a message of the log was lost on its way".into());
-        }
         let seq = info.stream_sequence;
         pending = info.pending;
         batch.lost += seq.min(through + 1).saturating_sub(batch.through + 1);

@@ -83,6 +83,11 @@ impl Requests {
         !self.queue.is_empty() || (self.pending && !self.yielded)
     }
 
+    /// Whether what comes next is a dead letter.
+    pub(super) fn begin_with_a_letter(&self) -> bool {
+        matches!(self.queue.front(), Some(Request::Letter(_)))
+    }
+
     /// Whether one may be begun with nothing in flight; `new`: there are new events.
     pub(super) fn are_due(&self, new: bool) -> bool {
         self.have_precedence() || (self.pending && !new)

@@ -113,8 +113,8 @@ type Answer<T> = BoxFuture<'static, RedisResult<T>>;
 
 /// Sends a request now, and has its answer waited for later.
 fn begin<T: Send + 'static>(
-    request: impl Future<Output = RedisResult<T>> + Send + 'static,
-) -> Answer<T> {
+    request: impl Future<Output = T> + Send + 'static,
+) -> BoxFuture<'static, T> {
     let mut request = request.boxed();
     // The library sends it when it is polled first.
     match (&mut request).now_or_never() {

@@ -30,6 +30,9 @@ const SHORTEST_LOG: u64 = 512 * 1024;
 /// A log that could not be cut, because somebody reads in it, is left alone for so long.
 const CUT_AGAIN: Duration = Duration::from_secs(30);
 
+/// So many attempts in a row, and it is somebody else who keeps the log from being cut.
+const LASTS: u32 = 3;
+
 /// What is to be looked after, and when.
 #[derive(Debug)]
 pub(super) struct Upkeep {
@@ -37,6 +40,8 @@ pub(super) struct Upkeep {
     pub(super) at: Instant,
     /// The log is not cut before.
     cut_at: Instant,
+    /// So often in a row it could not be cut.
+    busy: u32,
     /// Bytes of events written since the limits were looked at.
     pub(super) written_since: u64,
     data_version: i64,
@@ -49,7 +54,15 @@ pub(super) struct Upkeep {
 impl Default for Upkeep {
     fn default() -> Self {
         let now = Instant::now();
-        Self { at: now, cut_at: now, written_since: 0, data_version: 0, recount: true, low: false }
+        Self {
+            at: now,
+            cut_at: now,
+            busy: 0,
+            written_since: 0,
+            data_version: 0,
+            recount: true,
+            low: false,
+        }
     }
 }
 
@@ -114,11 +127,22 @@ impl Writer {
         if cut {
             match store.checkpoint(true) {
                 Err(error) if error.is_busy() => {
-                    let size = directory::wal_size(&dir);
-                    warn!(size, "somebody reads in the journal for long: its log grows meanwhile");
-                    self.upkeep.cut_at = Instant::now() + CUT_AGAIN;
+                    // The syncer may be moving it at the moment.
+                    self.upkeep.busy += 1;
+                    let lasts = self.upkeep.busy >= LASTS;
+                    self.upkeep.cut_at = Instant::now() + if lasts { CUT_AGAIN } else { INTERVAL };
+                    if lasts {
+                        let size = directory::wal_size(&dir);
+                        warn!(
+                            size,
+                            "somebody reads in the journal for long: its log grows meanwhile"
+                        );
+                    }
                 }
-                cut => cut?,
+                cut => {
+                    cut?;
+                    self.upkeep.busy = 0;
+                }
             }
         } else if store.unmoved_log()? > CHECKPOINT {
             self.syncing.move_log();

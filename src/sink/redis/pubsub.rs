@@ -9,11 +9,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::future::try_join_all;
-use redis::{Cmd, Pipeline, Value};
+use futures_util::future::{BoxFuture, join_all};
+use redis::{Cmd, Pipeline, RedisResult, Value};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Answer, Connection, answer, begin, link::Link, too_long};
+use super::{Connection, answer, begin, link::Link, too_long};
 use crate::{
     base::event::Seq,
     sink::{Cause, Failure, Outgoing, Report, Sink, in_flight::InFlight},
@@ -38,7 +38,7 @@ pub(super) struct Pubsub {
 struct Sent {
     /// The number in flight and the address of each event.
     events: Vec<(u64, Arc<str>)>,
-    answers: Answer<Vec<Value>>,
+    answers: BoxFuture<'static, Vec<RedisResult<Value>>>,
 }
 
 impl Pubsub {
@@ -65,11 +65,6 @@ impl Pubsub {
         let answers = (&mut oldest.answers).await;
         let Some(Sent { events, .. }) = self.pipelines.pop_front() else { return };
         let settings = &self.connection.settings;
-        let answers: Vec<_> = match answers {
-            Ok(answers) => answers.into_iter().map(Value::extract_error).collect(),
-            // It concerns all of them.
-            Err(error) => events.iter().map(|_| Err(error.clone())).collect(),
-        };
         for ((number, address), answer) in events.iter().zip(answers) {
             let outcome = match answer {
                 Ok(Value::Int(receivers @ 1..)) => {
@@ -129,13 +124,19 @@ impl Sink for Pubsub {
         if !pipelines.is_empty() {
             let (pipelines, sent): (Vec<_>, Vec<_>) = pipelines.into_iter().unzip();
             let answers = begin(async move {
-                let answers = try_join_all(pipelines.iter().map(|pipeline| {
+                let answers = join_all(pipelines.iter().map(|pipeline| {
                     let mut link = link.clone();
                     async move {
-                        link.connection().req_packed_commands(pipeline, 0, pipeline.len()).await
+                        let count = pipeline.len();
+                        let answers = link.connection().req_packed_commands(pipeline, 0, count);
+                        match answers.await {
+                            Ok(answers) => answers.into_iter().map(Value::extract_error).collect(),
+                            // It concerns all of them.
+                            Err(error) => vec![Err(error); count],
+                        }
                     }
                 }));
-                Ok(answers.await?.concat())
+                answers.await.into_iter().flatten().collect()
             });
             self.pipelines.push_back(Sent { events: sent.concat(), answers });
         }

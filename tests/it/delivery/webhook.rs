@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::memory;
 use crate::support::{
-    journal::{close, config, event, events, open},
+    journal::{close, config, event, events, open, synced},
     receiver::{Answer, Receiver},
     scripted_http::{ScriptedHttp, Step, ok, status as line},
     sinks::{self, install_tls},
@@ -366,6 +366,7 @@ async fn rejected_events_that_wait_for_room_among_the_letters_are_not_passed_ove
 async fn letters_are_tried_again_while_there_is_no_room_for_more() {
     let full = Full::new().await;
     // The destination is as it was: nothing is lost by that, and the sink is held again.
+    synced(&full.journal).await;
     let letters = full.letters();
     assert!(full.store.retry_dead_letters(None, Some("hook")).unwrap() > 0);
     let asked = async || {
