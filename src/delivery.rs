@@ -101,8 +101,6 @@ pub struct Delivery {
     route: Route,
     reader: Reader,
     flight: Flight,
-    /// What was in hand when a letter was tried again that has precedence.
-    set_aside: Option<Flight>,
     requests: Requests,
     waiting: Waiting,
     suspicion: Suspicion,
@@ -187,7 +185,6 @@ impl Delivery {
             link: Link { sink, connected: false, silent_since: Instant::now(), give_up: None },
             route,
             flight: Flight::default(),
-            set_aside: None,
             requests,
             waiting,
             suspicion: Suspicion::default(),
@@ -263,16 +260,18 @@ impl Delivery {
         if std::mem::take(&mut self.flight.stale) && self.flight.request.is_none() {
             self.render_again();
         }
-        if self.letters_have_no_room() && self.requests.are_due(false) {
+        if self.letters_have_no_room()
+            && self.reader.source.reads_again()
+            && self.requests.are_due(false)
+            && self.load_requests().await
+            && self.requests.begin_with_a_letter()
+        {
             // A letter that is accepted makes room: it does not wait for the event that waits for that.
-            if self.load_requests().await && self.requests.begin_with_a_letter() {
-                self.set_aside = Some(std::mem::take(&mut self.flight));
-                self.begin_request().await;
-                self.take_up();
-            }
-        } else if self.flight.is_empty() {
+            self.read_again();
+        }
+        if self.flight.is_empty() {
             self.flight_is_done();
-            if self.flight.is_empty() && self.requests.are_due(self.reader.has_more()) {
+            if self.requests.are_due(self.reader.has_more()) {
                 self.begin_request().await;
             }
         }
@@ -401,9 +400,7 @@ impl Delivery {
             return;
         };
         if self.flight.request.is_some() {
-            // What was accepted before that is remembered all the same.
-            let behind = self.set_aside.take().map(|flight| flight.behind);
-            return self.reader.accepted.remember(behind.into_iter().flatten());
+            return;
         }
         let is_accepted = |event: &&Outgoing| accepted.contains(&event.number());
         let first = self.flight.events.iter().take_while(is_accepted).count();
@@ -532,20 +529,10 @@ impl Delivery {
         }
     }
 
-    /// Goes on with what was set aside, unless what it was set aside for is under way.
-    fn take_up(&mut self) {
-        if self.flight.request.is_none()
-            && let Some(flight) = self.set_aside.take()
-        {
-            self.flight = Flight { stale: true, ..flight };
-        }
-    }
-
     /// All of the flight is dealt with.
     fn flight_is_done(&mut self) {
         if let Some(begun) = self.flight.request.take() {
             self.request_is_done(&begun);
-            self.take_up();
         } else {
             // What stands behind the last that went out was not wanted.
             self.reader.advance_to_read();

@@ -483,6 +483,10 @@ impl Source for LogSource {
         self.term.may_act()
     }
 
+    fn reads_again(&self) -> bool {
+        false
+    }
+
     async fn accepted_behind(&self) -> Vec<Seq> {
         self.begin.behind.clone()
     }

@@ -111,6 +111,17 @@ impl Delivery {
             && self.waiting.fault.as_ref().is_some_and(|fault| fault.text == FULL)
     }
 
+    /// Gives back what is in hand, with nothing in flight: it is read again, from the cursor on.
+    pub(super) fn read_again(&mut self) {
+        let head = self.flight.head();
+        self.flight.take_events();
+        self.flight.undeliverable.clear();
+        let behind = std::mem::take(&mut self.flight.behind);
+        // Of the head, another message may be open still.
+        self.reader.accepted.remember(behind.into_iter().filter(|seq| Some(*seq) != head));
+        self.reader.again();
+    }
+
     fn letters_are_full(&mut self) {
         if self.waiting.fault.as_ref().is_none_or(|fault| fault.text != FULL) {
             self.waiting.held(

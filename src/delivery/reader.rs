@@ -127,6 +127,12 @@ impl Reader {
         self.read = through;
     }
 
+    /// All behind the cursor is read once more.
+    pub(super) fn again(&mut self) {
+        self.read = self.cursor;
+        (self.reading, self.gap) = (None, None);
+    }
+
     /// The cursor moves; `events` of those before it went out.
     pub(super) fn advance(&mut self, through: Seq, events: u64) {
         if through <= self.cursor {

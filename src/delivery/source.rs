@@ -38,6 +38,8 @@ pub trait Source: Send + Sync {
     async fn next(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Batch, StoreError>;
     /// Whether events may be handed out at this moment.
     fn may_send(&self) -> bool;
+    /// Whether what was read can be read once more: it is not taken out of a queue.
+    fn reads_again(&self) -> bool;
 
     /// What the destination had accepted behind the cursor when the delivery before this one ended.
     async fn accepted_behind(&self) -> Vec<Seq>;
@@ -126,6 +128,10 @@ impl Source for JournalSource {
     }
 
     fn may_send(&self) -> bool {
+        true
+    }
+
+    fn reads_again(&self) -> bool {
         true
     }
 
