@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Messages that one request asks for: what comes ahead of what is wanted is little, however large it is.
-const REQUEST: i64 = 16;
+const REQUEST: i64 = 64;
 
 /// How long the log may say nothing while it has more.
 const PATIENCE: Duration = Duration::from_secs(5);
