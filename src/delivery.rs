@@ -264,7 +264,7 @@ impl Delivery {
             && self.reader.source.reads_again()
             && self.requests.are_due(false)
             && self.load_requests().await
-            && self.requests.begin_with_a_letter()
+            && self.requests.next_is_a_letter()
         {
             // A letter that is accepted makes room: it does not wait for the event that waits for that.
             self.read_again();

@@ -104,7 +104,7 @@ impl Delivery {
         }
     }
 
-    /// Whether an event waits, as no new one, for room among the letters.
+    /// Whether an event waits for room among the letters, with no request under way.
     pub(super) fn letters_have_no_room(&self) -> bool {
         self.flight.request.is_none()
             && !self.flight.undeliverable.is_empty()

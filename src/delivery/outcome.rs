@@ -166,12 +166,12 @@ impl Delivery {
         });
     }
 
-    /// Something failed, with nothing in flight: logs it, and notes how long to wait.
+    /// Something failed while nothing was in flight: logs it, and notes how long to wait.
     pub(super) fn failed(&mut self, cause: &Cause, connecting: bool) {
         self.failed_with(cause, if connecting { Met::Connecting } else { Met::Idle });
     }
 
-    /// The same, and what met it.
+    /// The same, for whatever it met.
     fn failed_with(&mut self, cause: &Cause, met: Met) {
         self.page.metrics.retry(waiting::word(cause));
         let text = describe(cause);

@@ -84,7 +84,7 @@ impl Requests {
     }
 
     /// Whether what comes next is a dead letter.
-    pub(super) fn begin_with_a_letter(&self) -> bool {
+    pub(super) fn next_is_a_letter(&self) -> bool {
         matches!(self.queue.front(), Some(Request::Letter(_)))
     }
 

@@ -291,7 +291,7 @@ impl Link {
                     // It may yet be restored: whether there is a gap is known then.
                     debug!(cause, "the old connection ended while moving");
                     let covered = handover.is_welcomed();
-                    handover.is_alone();
+                    handover.old_has_ended();
                     open.lost = Some(Lost { cause, at: Instant::now(), covered });
                     self.hub.append(&mut open.left_behind);
                     None

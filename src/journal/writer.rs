@@ -164,18 +164,14 @@ impl Writer {
                 memory.cursors.scheduled = true;
             }
             let save_at = self.save_at.filter(|_| self.store.is_some());
+            let wakes = due || save_at.is_some_and(|at| now >= at);
             // Under load maintenance is never due for long.
-            let lazily = now >= self.saved_at + INTERVAL;
-            let save = due || lazily || save_at.is_some_and(|at| now >= at);
+            let save = wakes || now >= self.saved_at + INTERVAL;
             if self.store.is_none() {
                 if due {
                     return (Write::default(), stop);
                 }
-            } else if due
-                || save_at.is_some_and(|at| now >= at)
-                || memory.demand > Demand::Nothing
-                || memory.disk.corrupt
-            {
+            } else if wakes || memory.demand > Demand::Nothing || memory.disk.corrupt {
                 let write = memory.begin_write(TRANSACTION, TRANSACTION_BYTES, save);
                 if save {
                     (self.save_at, self.saved_at) = (None, now);

@@ -5,18 +5,19 @@ use serde_json::Value;
 
 use crate::config::{SinkConfig, problem::Findings};
 
-/// Calls `report` with each sink of which an earlier one is equal by `same`, and with that one's name.
-pub(super) fn repeated<'s, K: PartialEq>(
+/// Calls `report` with each sink that has a key which an earlier one has, and with that one's name.
+pub(super) fn repeated<'s, K: PartialEq, I: IntoIterator<Item = K>>(
     sinks: &[(&'s str, &'s SinkConfig)],
-    key: impl Fn(&str, &SinkConfig) -> Option<K>,
+    keys: impl Fn(&str, &SinkConfig) -> I,
     mut report: impl FnMut(&str, &str, &K),
 ) {
     let mut seen: Vec<(K, &str)> = Vec::new();
     for (name, sink) in sinks {
-        let Some(key) = key(name, sink) else { continue };
-        match seen.iter().find(|(earlier, _)| *earlier == key) {
-            Some((_, first)) => report(name, first, &key),
-            None => seen.push((key, name)),
+        for key in keys(name, sink) {
+            match seen.iter().find(|(earlier, _)| *earlier == key) {
+                Some((_, first)) => report(name, first, &key),
+                None => seen.push((key, name)),
+            }
         }
     }
 }

@@ -35,7 +35,7 @@ pub(super) struct Handover {
     /// When it begins to dial.
     starts: Instant,
     /// The old connection has ended: nothing is to be read before what comes on the next one.
-    is_alone: bool,
+    old_ended: bool,
     /// The events of a connection that was given up before it was ready.
     events: Vec<Event>,
 }
@@ -92,7 +92,7 @@ impl Handover {
             token,
             stage: Stage::Dialing(dialing),
             starts: Instant::now() + wait,
-            is_alone: false,
+            old_ended: false,
             events: Vec::new(),
         }
     }
@@ -115,8 +115,8 @@ impl Handover {
     }
 
     /// The old connection has ended: the next one is ready as soon as it is welcomed.
-    pub(super) fn is_alone(&mut self) {
-        self.is_alone = true;
+    pub(super) fn old_has_ended(&mut self) {
+        self.old_ended = true;
     }
 
     /// Whether the server has welcomed it: only then is it certain that messages come on it.
@@ -152,7 +152,7 @@ impl Handover {
                 Err(error) => self.not_opened(&error),
             },
             Stage::AwaitingWelcome(connection)
-                if self.is_alone && connection.session.welcomed() =>
+                if self.old_ended && connection.session.welcomed() =>
             {
                 self.ready()
             }
@@ -162,7 +162,7 @@ impl Handover {
                 let restored = self.token.is_some();
                 let session = &connection.session;
                 let ready =
-                    session.welcomed() && (restored || self.is_alone || session.all_answered());
+                    session.welcomed() && (restored || self.old_ended || session.all_answered());
                 match step.ended {
                     // A server that goes as soon as it has welcomed us.
                     Some(Ended::Handover(token)) if ready => {

@@ -40,46 +40,35 @@ fn commands(sinks: &[(&str, &SinkConfig)], found: &mut Findings) {
 
 /// Two sinks with one client id at one broker: each connection would end the other.
 fn client_ids(sinks: &[(&str, &SinkConfig)], found: &mut Findings) {
-    let mut seen: Vec<((String, String), &str)> = Vec::new();
-    for (name, sink) in sinks {
+    let ids = |name: &str, sink: &SinkConfig| {
         let url = sink.settings.get("url").and_then(Value::as_str).unwrap_or_default();
-        for id in connection_ids(name, sink) {
-            let key = (broker(url), id);
-            match seen.iter().find(|(earlier, _)| *earlier == key) {
-                Some((_, first)) => {
-                    let message = format!(
-                        "sinks.{first} has the same client_id at the same broker, {}: each would end \
-                         the other's connection, over and over",
-                        key.1
-                    );
-                    found.error(&["sinks", name, "client_id"], message);
-                }
-                None => seen.push((key, name)),
-            }
-        }
-    }
+        connection_ids(name, sink).map(|id| id.map(|id| (broker(url), id))).into_iter().flatten()
+    };
+    repeated(sinks, ids, |name, first, (_, id)| {
+        let message = format!(
+            "sinks.{first} has the same client_id at the same broker, {id}: each would end the \
+             other's connection, over and over"
+        );
+        found.error(&["sinks", name, "client_id"], message);
+    });
 }
 
-/// The client ids of all connections of a sink.
-fn connection_ids(name: &str, sink: &SinkConfig) -> impl Iterator<Item = String> {
+/// The client ids of all connections of a sink: for events, and where it has them for state and commands.
+fn connection_ids(name: &str, sink: &SinkConfig) -> [Option<String>; 3] {
     let id = client_id(name, &sink.settings);
-    let publishes = sink.state || announces(sink);
+    // `homeassistant = false` takes back what was announced.
+    let publishes = sink.state || sink.settings.get("homeassistant").is_some_and(Value::is_boolean);
     let state = publishes.then(|| state_client_id(&id));
     let commands = sink.takes_commands().then(|| command_client_id(&id));
-    std::iter::once(id).chain(state).chain(commands)
-}
-
-/// Whether it announces entities to Home Assistant.
-fn announces(sink: &SinkConfig) -> bool {
-    sink.settings.get("homeassistant") == Some(&Value::Bool(true))
+    [Some(id), state, commands]
 }
 
 /// Two sinks that announce the same entities to one broker, wherever their state is: the entities' ids are
 /// the same.
 fn entities(sinks: &[(&str, &SinkConfig)], found: &mut Findings) {
     let place = |_: &str, sink: &SinkConfig| {
-        announces(sink)
-            .then(|| ["url", "discovery_prefix"].map(|key| sink.settings.get(key).cloned()))
+        let announces = sink.settings.get("homeassistant") == Some(&Value::Bool(true));
+        announces.then(|| ["url", "discovery_prefix"].map(|key| sink.settings.get(key).cloned()))
     };
     repeated(sinks, place, |name, first, _| {
         let message = format!("sinks.{first} announces the same entities to the same broker");

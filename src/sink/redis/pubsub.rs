@@ -111,8 +111,8 @@ impl Sink for Pubsub {
             let bytes = "PUBLISH".len() + address.len() + event.payload.len();
             let mut command = Cmd::with_capacity(3, bytes);
             command.arg("PUBLISH").arg(address).arg(&*event.payload);
-            let channel = if by_channel { address } else { "" };
-            let place = *places.entry(channel).or_insert(pipelines.len());
+            let place =
+                if by_channel { *places.entry(address).or_insert(pipelines.len()) } else { 0 };
             if place == pipelines.len() {
                 pipelines.push((Pipeline::with_capacity(events.len()), Vec::new()));
             }
@@ -138,7 +138,8 @@ impl Sink for Pubsub {
                 }));
                 answers.await.into_iter().flatten().collect()
             });
-            self.pipelines.push_back(Sent { events: sent.concat(), answers });
+            self.pipelines
+                .push_back(Sent { events: sent.into_iter().flatten().collect(), answers });
         }
         Ok(events.len())
     }

@@ -197,7 +197,8 @@ async fn events_of_a_new_link_that_fails_are_appended() {
     bench.sim.end(Some(2), End::Fin);
     has_0(&bench.journal).await;
     bench.confirmed(2).await;
-    until("both gaps are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    until("both gaps are reported", SOON, async || (bench.gaps().await.len() == 2).then_some(()))
+        .await;
 }
 
 #[tokio::test]
@@ -308,7 +309,8 @@ async fn a_move_that_waits_long_is_given_up_when_the_old_link_ends() {
         state.connections.values().all(|row| row.phase == Phase::Open).then_some(())
     })
     .await;
-    until("both gaps are told", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    until("both gaps are reported", SOON, async || (bench.gaps().await.len() == 2).then_some(()))
+        .await;
     bench.carries(TOPIC, ROOM, 1).await;
 }
 
