@@ -341,6 +341,18 @@ mod tests {
     }
 
     #[test]
+    fn before_the_gateway_has_begun_the_relay_is_not_ready() {
+        let wanted = gateway(Phase::Open, &[SubscriptionState::Waiting]).subscriptions;
+        let table = table::Table::default();
+        table.expect(&wanted.into_keys().collect::<Vec<_>>());
+        let mut snapshot = Snapshot::default();
+        snapshot.gateway = table.snapshot();
+        let verdict = verdict(&snapshot);
+        assert_eq!(verdict.availability, Availability::Offline);
+        assert_eq!(verdict.reason.unwrap(), "1 subscription is not yet asked for");
+    }
+
+    #[test]
     fn what_receives_nothing_or_delivers_nothing_does_not_work() {
         let confirmed = || SubscriptionState::Confirmed(None);
         for (states, sinks, availability, health) in [

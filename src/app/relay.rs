@@ -287,6 +287,7 @@ fn add_gateway(
 ) -> Result<(), RelayError> {
     let (astro, intake) = (config.astro.clone(), Arc::clone(intake));
     let table = Arc::clone(&status.gateway);
+    table.expect(&targets.borrow().subscriptions);
     let make =
         move || Gateway::new(&astro, Arc::clone(&table), Arc::clone(&intake), targets.clone());
     let first = make()?;

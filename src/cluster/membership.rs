@@ -406,7 +406,6 @@ impl Membership {
         }
         self.before = takers.iter().map(|name| (*name).to_owned()).collect();
         self.assigned = true;
-        cluster.0.has_assigned.store(true, Ordering::Relaxed);
         let held = {
             let holding = lock(&cluster.0.holding);
             let subscriptions = targets.subscriptions.iter();
@@ -419,6 +418,8 @@ impl Membership {
                 elsewhere: elsewhere.cloned().collect(),
             }
         };
+        self.parts.table.expect(&held.subscriptions);
+        cluster.0.has_assigned.store(true, Ordering::Relaxed);
         self.parts.held.send_if_modified(|known| {
             let is_same = known.subscriptions == held.subscriptions
                 && known.channels == held.channels

@@ -181,6 +181,14 @@ impl State {
 }
 
 impl Inner {
+    /// Each has a row, in this order.
+    fn add(&mut self, all: &[Arc<Subscription>]) {
+        for (order, subscription) in all.iter().enumerate() {
+            let row = self.state.subscriptions.entry(Arc::clone(subscription));
+            row.or_insert_with(|| SubscriptionRow::new(order)).order = order;
+        }
+    }
+
     /// Closes gaps: remembers them, and answers their reports.
     fn close(&mut self, over: Vec<Over>) -> Vec<Event> {
         let mut reports = Vec::new();
@@ -228,16 +236,17 @@ impl Table {
         self.change(|inner| inner.state = state);
     }
 
+    /// These will be wanted: until the gateway asks for them, nobody is to take the relay for ready.
+    pub(crate) fn expect(&self, all: &[Arc<Subscription>]) {
+        self.change(|inner| inner.add(all));
+    }
+
     /// These are wanted and nothing else. Answers the reports of gaps that are over by that.
     pub(super) fn want(&self, all: &[Arc<Subscription>]) -> Vec<Event> {
         let wanted: HashSet<_> = all.iter().collect();
         self.change(|inner| {
-            let rows = &mut inner.state.subscriptions;
-            rows.retain(|subscription, _| wanted.contains(subscription));
-            for (order, subscription) in all.iter().enumerate() {
-                let row = rows.entry(Arc::clone(subscription));
-                row.or_insert_with(|| SubscriptionRow::new(order)).order = order;
-            }
+            inner.state.subscriptions.retain(|subscription, _| wanted.contains(subscription));
+            inner.add(all);
             let over = inner.missing.gone(|subscription| !wanted.contains(subscription));
             inner.close(over)
         })

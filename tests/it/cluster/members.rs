@@ -149,11 +149,13 @@ async fn a_member_that_was_killed_says_how_many_events_wait() {
     server.server.restart().await;
     published(&[&relay]).await;
     // What the cursor had not passed yet comes again.
-    until("all of them arrive", PATIENCE, async || {
-        let all: BTreeSet<u64> = small.receiver.accepted().into_iter().collect();
+    let mut all = BTreeSet::new();
+    let arriving = until("all of them arrive", PATIENCE * 2, async || {
+        all = small.receiver.accepted().into_iter().collect();
         (all == (0..10).collect()).then_some(())
-    })
-    .await;
+    });
+    let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    assert!(in_time, "{all:?}\n{}", relay.log());
 }
 
 /// An hour's difference, either way, makes no event too old or too new, whoever drives the sink.
