@@ -25,6 +25,7 @@ mod aside;
 pub mod assignment;
 pub(crate) mod connection;
 mod copies;
+mod cursor;
 pub(crate) mod driver;
 pub(crate) mod gaps;
 mod holding;
@@ -37,6 +38,7 @@ mod message;
 pub(crate) mod outbox;
 mod parts;
 mod past;
+mod reading;
 pub mod report;
 pub(crate) mod republish;
 pub(crate) mod shared;
@@ -58,6 +60,7 @@ use async_nats::{
     jetstream::{Context, kv::CreateErrorKind},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::error;
 
@@ -287,9 +290,14 @@ impl Cluster {
         };
         let kept = kept.ok_or_else(unknown)?;
         let key = URL_SAFE_NO_PAD.encode(transaction);
-        match kept.done.create(key, self.member().to_owned().into()).await {
+        let claim = Bytes::from(format!("{} {}", self.member(), ulid::Ulid::new()));
+        match kept.done.create(&key, claim.clone()).await {
             Ok(_) => Ok(true),
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
+                // It may be ours: the client library asks again where an answer was lost.
+                let found = kept.done.get(&key).await.map_err(|_| unknown())?;
+                Ok(found.is_some_and(|found| found == claim))
+            }
             Err(_) => Err(unknown()),
         }
     }

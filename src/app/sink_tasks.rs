@@ -105,6 +105,7 @@ fn from_log(
             Ok(Box::pin(async move {
                 // However it ends.
                 let _standing_by = StandingBy(Arc::clone(&maker));
+                maker.takes_over();
                 let source = LogSource::open(&cluster, &name, start, &term, &journal).await;
                 let Some(source) = source else { return };
                 cluster.reads(&name, &source);

@@ -32,6 +32,7 @@ use async_nats::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::cursor::{self, Cursor};
 use crate::{
     base::{clock, fault},
     config::{self, Period},
@@ -247,18 +248,31 @@ impl Connection {
         if in_time { Ok(connection) } else { Err(unreached()) }
     }
 
-    /// Finds the stream and the buckets, or makes them.
-    pub(super) async fn ensure(&self) -> Result<Kept, ClusterError> {
-        if !*self.reached.borrow() {
+    /// Whether a server is reached. What is sent while none is waits in the client, and goes out then, however
+    /// late that is.
+    pub(super) fn is_reached(&self) -> bool {
+        *self.reached.borrow()
+    }
+
+    /// Finds the stream and the buckets, or makes them. A log that is made begins with a cursor for each of these
+    /// sinks: members publish as soon as it is there.
+    pub(super) async fn ensure(&self, sinks: &[String]) -> Result<Kept, ClusterError> {
+        if !self.is_reached() {
             return Err(unreached());
         }
         let mut remarks = Vec::new();
-        let log = self.stream(&self.log_config(), &mut remarks).await?;
         for bucket in self.buckets() {
             self.stream(&bucket, &mut remarks).await?;
         }
-        let leases = self.store("lease").await?;
         let cursors = self.store("cursor").await?;
+        let log = self.log_config();
+        if self.found(&log.name).await?.is_none() {
+            for sink in sinks {
+                cursor::make(&cursors, sink, &Cursor::default()).await?;
+            }
+        }
+        let log = self.stream(&log, &mut remarks).await?;
+        let leases = self.store("lease").await?;
         let state = self.store("state").await?;
         let dead = self.store("dead").await?;
         let done = self.store("done").await?;

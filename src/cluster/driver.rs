@@ -321,6 +321,10 @@ impl Keeper {
     }
 
     async fn create(&self, kept: &Kept, unknown: &mut Option<Moment>) -> Option<Held> {
+        // What waits for a server would be stored long after this lease.
+        if !self.cluster.0.connection.is_reached() {
+            return None;
+        }
         let holder = Holder {
             member: self.cluster.member().to_owned(),
             run: self.cluster.run().to_owned(),

@@ -1,9 +1,9 @@
 //! The log as the source of a sink's delivery, and the sink's cursor there.
 //!
 //! A position is the sequence number of the stream. Events are read ahead within a bound. The cursor is a key
-//! that is updated by revision: at the beginning of its term a driver makes it its own, so that a driver
-//! before it can move it no more; an update that fails says that somebody else drives the sink, and ends the
-//! term at once.
+//! that is updated by revision ([`super::cursor`]): at the beginning of its term a driver makes it its own, so
+//! that a driver before it can move it no more; an update that fails says that somebody else drives the sink,
+//! and ends the term at once.
 //!
 //! What a destination rejected is a dead letter that all members share ([`super::aside`]); it is there before
 //! the cursor passes it.
@@ -16,11 +16,9 @@ use std::{
 
 use async_nats::jetstream::{
     consumer::{DeliverPolicy, pull},
-    kv::{CreateErrorKind, Entry, UpdateErrorKind},
+    kv::{Operation, UpdateErrorKind},
 };
 use async_trait::async_trait;
-use futures_util::StreamExt;
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, timeout, timeout_at},
@@ -30,13 +28,15 @@ use tracing::{error, warn};
 use super::{
     Cluster,
     aside::Aside,
-    connection::{ClusterError, Kept},
+    connection::Kept,
+    cursor::{self, Cursor},
     driver::Term,
     lease, message, parts, past,
+    reading::Reading,
 };
 use crate::{
     base::{
-        clock,
+        clock::{self, UnixMillis},
         event::{Event, Record, Seq},
     },
     config::Start,
@@ -57,24 +57,11 @@ const RETRY: Duration = Duration::from_millis(200);
 /// How long the cursor rests after it was saved: under load one update stands for many events.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How long a log that says nothing is waited for before it is asked again.
-const SILENT: Duration = Duration::from_secs(20);
+/// How long a log that says nothing is waited for before it is asked whether it has more.
+const SILENT: Duration = Duration::from_secs(5);
 
 /// How long the last cursor may take to be saved at the end of a term: what is not saved is handed out again.
 const LAST: Duration = Duration::from_secs(10);
-
-/// The value of a cursor.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub(super) struct Cursor {
-    /// All through this is done.
-    pub(super) seq: Seq,
-    /// What the destination has accepted behind it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    behind: Vec<Seq>,
-    pub(super) member: String,
-    run: String,
-}
 
 /// The source of one term.
 pub(crate) struct LogSource {
@@ -101,8 +88,11 @@ struct Queue {
     /// Each with the number of events that should have stood before it and are gone.
     events: VecDeque<(u64, Arc<Record>)>,
     bytes: usize,
-    /// The last that was read.
+    /// The last that was read, and when the log stored it; 0: not known.
     read: Seq,
+    read_stored: UnixMillis,
+    /// The same of those that were read and are not done.
+    stored: VecDeque<(Seq, UnixMillis)>,
     /// Events that are gone since the last one in the queue.
     lost: u64,
     /// The last that there is.
@@ -112,6 +102,8 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Position {
     at: Seq,
+    /// When the log stored that one; 0: not known.
+    stored: UnixMillis,
     behind: Vec<Seq>,
     saved: Seq,
     /// What is saved of `behind`.
@@ -119,42 +111,20 @@ struct Position {
     revision: u64,
 }
 
+impl Queue {
+    /// When the log stored an event that is done now; 0: not known.
+    fn done(&mut self, seq: Seq) -> UnixMillis {
+        let mut done = 0;
+        while let Some((one, stored)) = self.stored.pop_front_if(|(one, _)| *one <= seq) {
+            done = if one == seq { stored } else { 0 };
+        }
+        done
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every change under it is whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Makes the cursor of a sink that has none yet, where the sink is to begin.
-pub(super) async fn ensure_cursor(
-    kept: &Kept,
-    sink: &str,
-    start: Start,
-    ahead: Duration,
-) -> Result<(), ClusterError> {
-    let unavailable = |error: &dyn std::fmt::Display| {
-        ClusterError::Unavailable(format!("the cursor of sink {sink} cannot be had: {error}"))
-    };
-    match kept.cursors.entry(sink).await {
-        Ok(Some(_)) => return Ok(()),
-        Ok(None) => {}
-        Err(error) => return Err(unavailable(&error)),
-    }
-    let info = kept.log.get_info().await.map_err(|error| unavailable(&error))?;
-    let (first, last) = (info.state.first_sequence, info.state.last_sequence);
-    let seq = match start {
-        Start::End => last,
-        Start::Earliest => first.saturating_sub(1),
-        Start::Age(age) => past::first_since(&kept.log, clock::ago(age + ahead))
-            .await
-            .map_err(|error| unavailable(&error))?
-            .map_or(last, |seq| seq - 1),
-    };
-    let value = serde_json::to_vec(&Cursor { seq, ..Cursor::default() }).unwrap_or_default();
-    match kept.cursors.create(sink, value.into()).await {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(unavailable(&error)),
-    }
 }
 
 impl LogSource {
@@ -171,12 +141,15 @@ impl LogSource {
                 return None;
             }
             let kept = cluster.kept().await;
-            match Self::claim(cluster, &kept, sink, start).await {
+            match cursor::claim(cluster, &kept, sink, start).await {
                 Ok((begin, revision)) => {
                     let at = begin.seq;
-                    let queue = Queue { read: at, last: at, ..Queue::default() };
+                    let stored = begin.stored;
+                    let queue =
+                        Queue { read: at, read_stored: stored, last: at, ..Queue::default() };
                     let position = Position {
                         at,
+                        stored,
                         behind: begin.behind.clone(),
                         saved: at,
                         saved_behind: begin.behind.clone(),
@@ -208,41 +181,6 @@ impl LogSource {
         }
     }
 
-    /// Makes the cursor ours, so that nobody who drove the sink before can move it any more.
-    async fn claim(
-        cluster: &Cluster,
-        kept: &Kept,
-        sink: &str,
-        start: Start,
-    ) -> Result<(Cursor, u64), ClusterError> {
-        ensure_cursor(kept, sink, start, Duration::ZERO).await?;
-        let unavailable =
-            |error: &dyn std::fmt::Display| ClusterError::Unavailable(error.to_string());
-        let entry = kept.cursors.entry(sink).await.map_err(|error| unavailable(&error))?;
-        let Some(Entry { value, revision, .. }) = entry else {
-            return Err(unavailable(&"it was deleted"));
-        };
-        let mut cursor: Cursor = serde_json::from_slice(&value)
-            .map_err(|error| unavailable(&format!("it cannot be read: {error}")))?;
-        cursor.member = cluster.member().to_owned();
-        cursor.run = cluster.run().to_owned();
-        let info = kept.log.get_info().await.map_err(|error| unavailable(&error))?;
-        if cursor.seq > info.state.last_sequence {
-            error!(
-                sink,
-                cursor = cursor.seq,
-                last = info.state.last_sequence,
-                "the log was made anew: the sink begins at its first event"
-            );
-            cursor.seq = info.state.first_sequence.saturating_sub(1);
-            cursor.behind.clear();
-        }
-        let value = serde_json::to_vec(&cursor).unwrap_or_default();
-        let update = kept.cursors.update(sink, value.into(), revision).await;
-        let revision = update.map_err(|error| unavailable(&error))?;
-        Ok((cursor, revision))
-    }
-
     /// Reads ahead and saves the cursor, for as long as it is polled.
     pub(crate) async fn keep(&self) {
         tokio::join!(self.read_ahead(), self.save());
@@ -272,34 +210,51 @@ impl LogSource {
     }
 
     async fn read_ahead(&self) {
+        let mut reached = self.cluster.0.connection.reached.clone();
         loop {
-            let after = lock(&self.queue).read;
-            if let Err(error) = self.read_from(after).await {
+            reached.mark_unchanged();
+            let reading = tokio::select! {
+                // What is there when a server is reached again may be something else.
+                Ok(()) = reached.changed() => Ok(()),
+                reading = self.read_on() => reading,
+            };
+            if let Err(error) = reading {
                 tracing::debug!(sink = %self.sink, %error, "the log cannot be read now");
             }
             sleep(RETRY).await;
         }
     }
 
-    async fn read_from(&self, after: Seq) -> Result<(), async_nats::Error> {
-        let consumer = self
-            .kept
-            .log
-            .create_consumer(pull::OrderedConfig {
-                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
-                max_batch: REQUEST,
-                ..pull::OrderedConfig::default()
-            })
-            .await?;
-        let mut messages = consumer.messages().await?;
+    async fn read_on(&self) -> Result<(), async_nats::Error> {
+        let (after, stored) = {
+            let queue = lock(&self.queue);
+            (queue.read, queue.read_stored)
+        };
+        if !self.term.may_act() {
+            return Ok(());
+        }
+        if cursor::moved(&self.kept.log, after, stored).await?.is_some() {
+            warn!(sink = %self.sink, "the log has lost events: the sink begins again at its cursor");
+            self.term.lost.cancel();
+            return Ok(());
+        }
+        let config = pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
+            max_batch: REQUEST,
+            ..pull::OrderedConfig::default()
+        };
+        let mut reading = Reading::begin(&self.kept.log, config).await?;
         loop {
             while lock(&self.queue).bytes >= AHEAD {
                 self.room.notified().await;
             }
-            let message = match timeout(SILENT, messages.next()).await {
-                Ok(Some(message)) => message?,
-                // Nothing happens, or the log has gone away: a new consumer finds out.
-                Ok(None) | Err(_) => return Ok(()),
+            let Some(message) = reading.next(SILENT).await? else {
+                // The server that had the consumer may be gone.
+                let last = self.kept.log.get_info().await?.state.last_sequence;
+                if last == lock(&self.queue).read {
+                    continue;
+                }
+                return Ok(());
             };
             let info = message.info()?;
             let (seq, pending) = (info.stream_sequence, info.pending);
@@ -320,12 +275,12 @@ impl LogSource {
                 continue;
             }
             queue.lost += seq - queue.read - 1 + u64::from(whole == Some(None));
-            queue.read = seq;
+            let stored_at = clock::millis(info.published);
+            (queue.read, queue.read_stored) = (seq, stored_at);
+            queue.stored.push_back((seq, stored_at));
             let Some(payload) = whole.flatten() else { continue };
-            let record = Record {
-                stored: clock::millis(info.published),
-                ..message::record(seq, headers, &payload, stored)
-            };
+            let record =
+                Record { stored: stored_at, ..message::record(seq, headers, &payload, stored) };
             self.cluster.look_for_copies(&record, message::member(headers));
             let lost = std::mem::take(&mut queue.lost);
             queue.last = queue.last.max(seq + pending);
@@ -344,6 +299,7 @@ impl LogSource {
         }
         let cursor = Cursor {
             seq: position.at,
+            stored: position.stored,
             behind: position.behind.clone(),
             member: self.cluster.member().to_owned(),
             run: self.cluster.run().to_owned(),
@@ -385,23 +341,45 @@ impl LogSource {
                 true
             }
             Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                let entry = timeout(patience, self.kept.cursors.entry(&*self.sink)).await;
-                let Ok(Ok(Some(entry))) = entry else { return false };
-                let found: Cursor = serde_json::from_slice(&entry.value).unwrap_or_default();
-                if found.run == self.cluster.run() && entry.revision >= revision {
-                    // The answer to an earlier request was lost.
-                    self.saved(&found, entry.revision);
-                    return entry.revision > revision;
-                }
-                error!(
-                    sink = %self.sink, member = found.member,
-                    "another member has moved the sink's cursor: this one stops at once"
-                );
-                self.term.lost.cancel();
+                self.find_out(&cursor, revision, patience).await
+            }
+            Ok(Err(error)) if error.kind() == UpdateErrorKind::Other => {
+                // Nobody answers for the bucket: it may have been deleted.
+                self.cluster.log_is_gone();
                 false
             }
             Ok(Err(_)) | Err(_) => false,
         }
+    }
+
+    /// The cursor is not at the revision at which it was saved; whether it is saved now.
+    async fn find_out(&self, cursor: &Cursor, revision: u64, patience: Duration) -> bool {
+        let entry = timeout(patience, self.kept.cursors.entry(&*self.sink)).await;
+        let Ok(Ok(entry)) = entry else { return false };
+        let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
+            warn!(sink = %self.sink, "the sink's cursor was deleted: it is made again");
+            let made = cursor::make(&self.kept.cursors, &self.sink, cursor);
+            let Ok(Ok(Some(revision))) = timeout(patience, made).await else { return false };
+            self.saved(cursor, revision);
+            return true;
+        };
+        let found: Cursor = serde_json::from_slice(&entry.value).unwrap_or_default();
+        if found.run == self.cluster.run() && entry.revision >= revision {
+            // The answer to an earlier request was lost.
+            self.saved(&found, entry.revision);
+            return entry.revision > revision;
+        }
+        if found.run.is_empty() {
+            // It was made anew, and nobody has driven the sink since.
+            lock(&self.position).revision = entry.revision;
+            return false;
+        }
+        error!(
+            sink = %self.sink, member = found.member,
+            "another member has moved the sink's cursor: this one stops at once"
+        );
+        self.term.lost.cancel();
+        false
     }
 
     fn saved(&self, cursor: &Cursor, revision: u64) {
@@ -449,8 +427,11 @@ impl Source for LogSource {
     }
 
     fn advance(&self, seq: Seq, _urgent: bool) {
+        let stored = lock(&self.queue).done(seq);
         let mut position = lock(&self.position);
-        position.at = position.at.max(seq);
+        if seq > position.at {
+            (position.at, position.stored) = (seq, stored);
+        }
         drop(position);
         self.moved.notify_one();
     }

@@ -20,8 +20,7 @@ use tracing::{error, info, warn};
 use super::{
     Cluster, assignment,
     connection::{ClusterError, Kept},
-    holding, lease, lock,
-    log::ensure_cursor,
+    cursor, holding, lease, lock,
     standing::Standing,
     view::{MEMBER, Member, View},
 };
@@ -155,18 +154,18 @@ impl Membership {
         &self,
         stop: &CancellationToken,
     ) -> Result<Option<(Arc<Kept>, Watch)>, ClusterError> {
+        let sinks = self.cluster.0.configured.borrow().sinks();
         let kept = tokio::select! {
             () = stop.cancelled() => return Ok(None),
-            kept = self.cluster.0.connection.ensure() => kept?,
+            kept = self.cluster.0.connection.ensure(&sinks) => kept?,
         };
         for remark in &kept.remarks {
             warn!(remark, "about the cluster at NATS");
         }
         // A sink's place is taken before any event is published.
-        let sinks = self.cluster.0.configured.borrow().sinks();
         for sink in sinks {
             let start = self.cluster.start_of(&sink);
-            ensure_cursor(&kept, &sink, start, Duration::ZERO).await?;
+            cursor::ensure(&kept, &sink, start, Duration::ZERO).await?;
         }
         self.say_what_is_configured(&kept).await?;
         let watch = kept.leases.watch_with_history(">").await.map_err(|error| {
@@ -261,7 +260,7 @@ impl Membership {
         let sinks = self.cluster.0.configured.borrow().sinks();
         for sink in sinks {
             let start = self.cluster.start_of(&sink);
-            if let Err(error) = ensure_cursor(kept, &sink, start, Duration::ZERO).await {
+            if let Err(error) = cursor::ensure(kept, &sink, start, Duration::ZERO).await {
                 warn!(%error, "a new sink's place in the log cannot be had now");
             }
         }

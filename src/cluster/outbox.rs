@@ -378,6 +378,7 @@ impl Outbox {
         if event.place.topic.starts_with("relay.")
             || event.message.len() > parts::largest(self.cluster.max_payload())
             || is_old(&self.cluster, record.age())
+            || !self.cluster.0.connection.is_reached()
         {
             return false;
         }

@@ -6,10 +6,8 @@ use async_nats::jetstream::{
     consumer::{DeliverPolicy, pull},
     stream::Stream,
 };
-use futures_util::StreamExt;
-use tokio::time::timeout;
 
-use super::{message, parts};
+use super::{message, parts, reading::Reading};
 use crate::{
     base::{
         clock::{self, UnixMillis},
@@ -30,20 +28,20 @@ pub(super) async fn first_since(
     time: UnixMillis,
 ) -> Result<Option<Seq>, async_nats::Error> {
     let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(time) * 1_000_000)?;
-    let consumer = log
-        .create_consumer(pull::OrderedConfig {
+    let mut reading = Reading::begin(
+        log,
+        pull::OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartTime { start_time },
             headers_only: true,
             ..pull::OrderedConfig::default()
-        })
-        .await?;
-    if consumer.cached_info().num_pending == 0 {
+        },
+    )
+    .await?;
+    if reading.pending == 0 {
         return Ok(None);
     }
-    match timeout(PATIENCE, consumer.messages().await?.next()).await? {
-        Some(message) => Ok(Some(message?.info()?.stream_sequence)),
-        None => Ok(None),
-    }
+    let first = reading.next(PATIENCE).await?.ok_or("the log says nothing")?;
+    Ok(Some(first.info()?.stream_sequence))
 }
 
 /// The first and the last message that the log stored within these times; `None`: there are none.
@@ -71,25 +69,23 @@ pub(super) async fn read(
     max_bytes: usize,
 ) -> Result<Batch, async_nats::Error> {
     let mut batch = Batch { records: Vec::new(), lost: 0, through: after };
-    let consumer = log
-        .create_consumer(pull::OrderedConfig {
+    let mut reading = Reading::begin(
+        log,
+        pull::OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
             max_batch: REQUEST,
             ..pull::OrderedConfig::default()
-        })
-        .await?;
-    let mut pending = consumer.cached_info().num_pending;
-    let mut messages = consumer.messages().await?;
+        },
+    )
+    .await?;
     let mut bytes = 0;
-    while pending > 0 {
+    while reading.pending > 0 {
         if batch.records.len() >= limit || bytes >= max_bytes {
             return Ok(batch);
         }
-        let Some(message) = timeout(PATIENCE, messages.next()).await? else { break };
-        let message = message?;
+        let message = reading.next(PATIENCE).await?.ok_or("the log says nothing")?;
         let info = message.info()?;
         let seq = info.stream_sequence;
-        pending = info.pending;
         batch.lost += seq.min(through + 1).saturating_sub(batch.through + 1);
         if seq > through {
             break;

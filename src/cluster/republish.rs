@@ -22,15 +22,17 @@ pub(crate) struct Republished {
     pub(crate) duplicates: u64,
 }
 
-/// Publishes the events that the journal in `dir` holds since `from`, in order.
+/// Publishes the events that the journal in `dir` holds since `from`, in order. A log that has to be made begins with
+/// a cursor for each of these sinks.
 pub(crate) async fn republish(
     settings: &config::Cluster,
+    sinks: &[String],
     dir: &Path,
     from: UnixMillis,
 ) -> Result<Republished, ClusterError> {
     let member = member_name(settings);
     let connection = Connection::reach(settings, &format!("republish {member}")).await?;
-    connection.ensure().await?;
+    connection.ensure(sinks).await?;
     let unreadable = |error: &dyn std::fmt::Display| {
         ClusterError::Unusable(format!("the journal cannot be read: {error}"))
     };

@@ -94,6 +94,15 @@ impl Maker {
         Ok(Delivery::from_source(name, config, sink, route, source, status))
     }
 
+    /// This member is to drive the sink, and cannot read the log yet.
+    pub(crate) fn takes_over(&self) {
+        let DrainGuard { services, name } = &self.guard;
+        services.status.sink(name, |page| {
+            page.state = "connecting";
+            page.since = clock::now();
+        });
+    }
+
     /// Another member of the cluster drives the sink.
     pub(crate) fn stands_by(&self) {
         let DrainGuard { services, name } = &self.guard;

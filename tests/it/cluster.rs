@@ -5,6 +5,7 @@ mod bench;
 mod demo;
 mod faults;
 mod letters;
+mod losses;
 mod many;
 mod members;
 mod page;

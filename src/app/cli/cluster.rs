@@ -162,12 +162,13 @@ fn republish(args: &Republish) -> Done {
     let Some(settings) = config.cluster.clone() else {
         return Err(Failed::new(Failed::CONFIG, "the configuration has no section [cluster]"));
     };
+    let sinks: Vec<String> = config.sinks.keys().cloned().collect();
     let from = clock::parse_rfc3339(&args.from).ok_or_else(|| {
         Failed::new(Failed::USAGE, "--from: a time such as 2026-11-29T12:00:00Z was expected")
     })?;
     let dir = args.dir.clone().unwrap_or_else(|| config.journal.dir.clone());
     on_runtime(1, &quiet(), async move {
-        let done = republish::republish(&settings, &dir, from).await.map_err(|error| {
+        let done = republish::republish(&settings, &sinks, &dir, from).await.map_err(|error| {
             let code = match &error {
                 ClusterError::Settings(_) => Failed::CONFIG,
                 ClusterError::Unavailable(_) => Failed::UNAVAILABLE,

@@ -6,15 +6,12 @@ use async_nats::jetstream::{
     consumer::{DeliverPolicy, pull},
     stream::LastRawMessageErrorKind,
 };
-use futures_util::{
-    StreamExt,
-    future::{BoxFuture, Shared},
-};
+use futures_util::future::{BoxFuture, Shared};
 use tokio::time::{Instant, timeout};
 
 use crate::{
     base::event::Record,
-    cluster::{Cluster, connection::Kept, gaps, message, parts},
+    cluster::{Cluster, connection::Kept, gaps, message, parts, reading::Reading},
     sink::nats::headers::MESSAGE_ID,
 };
 
@@ -29,6 +26,8 @@ const STEP: Duration = Duration::from_secs(3);
 
 /// and where one says that it is: it may not be able to publish what the others can.
 const LONG_STEP: Duration = Duration::from_secs(30);
+
+const UNREACHED: &str = "no NATS server is reached";
 
 /// What became of an attempt.
 pub(super) enum Outcome {
@@ -133,6 +132,9 @@ impl Work {
         } else {
             self.known = None;
         }
+        if !self.cluster.0.connection.is_reached() {
+            return Outcome::Failed(UNREACHED.into());
+        }
         let (subject, mut headers) = message::of(&self.cluster, &self.record);
         if self.again {
             headers.insert(MESSAGE_ID, format!("{}{}", message::key(event), message::AGAIN));
@@ -141,7 +143,12 @@ impl Work {
         let patience = PATIENCE * u32::try_from(pieces.len()).unwrap_or(u32::MAX);
         let name = &self.cluster.settings().name;
         let published = parts::publish(self.cluster.context(), name, subject, headers, &pieces);
-        match timeout(patience, published).await {
+        let published = timeout(patience, published).await;
+        // Where an answer was lost the log may have it now.
+        if !matches!(published, Ok(Ok(_))) {
+            self.known = None;
+        }
+        match published {
             Ok(Ok(ack)) if ack.sequence == 0 => Outcome::Unstored,
             Ok(Ok(ack)) if ack.duplicate => Outcome::Duplicate,
             Ok(Ok(_)) => Outcome::Stored,
@@ -245,22 +252,19 @@ async fn keys_since(
     let since = i128::try_from((age + BEFORE).as_millis()).unwrap_or(0);
     let start_time =
         time::OffsetDateTime::from_unix_timestamp_nanos((server_now - since) * 1_000_000)?;
-    let consumer = kept
-        .log
-        .create_consumer(pull::OrderedConfig {
+    let mut reading = Reading::begin(
+        &kept.log,
+        pull::OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartTime { start_time },
             filter_subject: subject,
             headers_only: true,
             ..pull::OrderedConfig::default()
-        })
-        .await?;
-    let mut pending = consumer.cached_info().num_pending;
+        },
+    )
+    .await?;
     let mut keys = HashSet::new();
-    let mut messages = consumer.messages().await?;
-    while pending > 0 {
-        let Some(message) = timeout(PATIENCE, messages.next()).await? else { break };
-        let message = message?;
-        pending = message.info()?.pending;
+    while reading.pending > 0 {
+        let message = reading.next(PATIENCE).await?.ok_or("the log says nothing")?;
         keys.extend(message.headers.as_ref().and_then(message::key_in).map(Arc::from));
     }
     Ok(keys)

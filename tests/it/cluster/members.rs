@@ -33,7 +33,7 @@ const LONG: &str = "20s";
 const ADMIN: &str = "admin-token";
 
 /// Waits until exactly these have arrived, each once and in order.
-async fn arrived(small: &Small, count: u64, members: &[&Relay]) {
+pub async fn arrived(small: &Small, count: u64, members: &[&Relay]) {
     let mut all = Vec::new();
     let arriving = until("the events arrive", PATIENCE * 2, async || {
         all = small.receiver.accepted();
@@ -297,7 +297,7 @@ async fn gaps(server: &NatsServer) -> Vec<(String, String, bool)> {
 }
 
 /// Waits until no member has anything left for the log.
-async fn published(members: &[&Relay]) {
+pub async fn published(members: &[&Relay]) {
     until("nothing waits for the log", PATIENCE, async || {
         for relay in members {
             let page = page(relay).await?;

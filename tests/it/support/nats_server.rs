@@ -1,6 +1,9 @@
 //! nats-server as a child process, and listeners on it that note what arrives.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use astro_relay::base::{clock, event::Seq};
 use async_nats::{
@@ -25,7 +28,7 @@ use super::{
 pub struct NatsServer {
     pub server: Server,
     pub port: u16,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl NatsServer {
@@ -58,7 +61,12 @@ impl NatsServer {
         std::fs::write(&config, text).unwrap();
         let args = vec!["-c".into(), config.display().to_string()];
         let server = Server::start("nats-server", args, port).await;
-        Self { server, port, _dir: dir }
+        Self { server, port, dir }
+    }
+
+    /// Where a stream's files are.
+    pub fn stream_dir(&self, stream: &str) -> PathBuf {
+        self.dir.path().join("store/jetstream/$G/streams").join(stream)
     }
 
     pub fn url(&self) -> String {
