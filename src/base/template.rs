@@ -16,6 +16,7 @@
 //! The event's `data` is parsed when something asks for it, and not before.
 
 pub mod budget;
+mod captures;
 mod code;
 mod language;
 mod literals;
@@ -41,6 +42,14 @@ impl Condition {
     /// Compiles it; the error says what is wrong with it.
     pub fn compile(text: &str) -> Result<Self, String> {
         let code = Code::expression(text)?;
+        unknown(&code)?;
+        Ok(Self(code))
+    }
+
+    /// Compiles one that is not configured: a request brings it. There is a limit to how many different
+    /// ones are compiled as long as the process runs.
+    pub fn requested(text: &str) -> Result<Self, String> {
+        let code = Code::requested(text)?;
         unknown(&code)?;
         Ok(Self(code))
     }

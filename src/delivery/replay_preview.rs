@@ -27,7 +27,7 @@ impl Choice {
     /// By a pattern of topics, and by a condition as a sink's `when`.
     pub fn of(topic: Option<&str>, when: Option<&str>) -> Result<Self, String> {
         let topic = topic.map(Pattern::parse).transpose().map_err(|error| error.to_string())?;
-        let when = when.map(Condition::compile).transpose()?;
+        let when = when.map(Condition::requested).transpose()?;
         Ok(Self { topic, when })
     }
 

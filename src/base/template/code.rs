@@ -29,6 +29,9 @@ use super::{
 /// deep it can be nested.
 pub(super) const LONGEST: usize = 16 * 1024;
 
+/// Bytes of different conditions of requests that are compiled as long as the process runs: each is kept.
+const REQUESTED: usize = 4 * 1024 * 1024;
+
 /// The stack on which a template is compiled. The engine calls itself for each operator of a chain: the
 /// deepest template of [`LONGEST`] takes a quarter of this. What is not used is not taken.
 const STACK: usize = 64 * 1024 * 1024;
@@ -46,28 +49,53 @@ impl std::fmt::Debug for Code {
     }
 }
 
-/// A text that is kept for as long as the process runs, once however often it is compiled: the engine
-/// borrows its source. There are as many as templates were ever configured.
-fn kept(text: &str) -> Result<&'static str, String> {
-    static TEXTS: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+/// The texts that are kept for as long as the process runs, once however often they are compiled: the
+/// engine borrows its source. There are as many as templates were ever configured, and what requests bring
+/// within their limit.
+#[derive(Debug, Default)]
+struct Texts {
+    all: BTreeSet<&'static str>,
+    /// Bytes of those that a request brought.
+    requested: usize,
+}
+
+static TEXTS: Mutex<Texts> = Mutex::new(Texts { all: BTreeSet::new(), requested: 0 });
+
+impl Texts {
+    /// `limit`: bytes that requests may bring; `None` where the text is configured.
+    fn keep(&mut self, text: &str, limit: Option<usize>) -> Result<&'static str, String> {
+        if let Some(known) = self.all.get(text) {
+            return Ok(known);
+        }
+        if let Some(limit) = limit {
+            let requested = self.requested + text.len();
+            if requested > limit {
+                return Err(format!(
+                    "more than {limit} bytes of different conditions were requested since the relay \
+                     started: use one of those, or restart it"
+                ));
+            }
+            self.requested = requested;
+        }
+        let kept: &'static str = text.to_owned().leak();
+        self.all.insert(kept);
+        Ok(kept)
+    }
+}
+
+fn kept(text: &str, limit: Option<usize>) -> Result<&'static str, String> {
     if text.len() > LONGEST {
         return Err(format!("it is longer than {LONGEST} bytes"));
     }
     if text.contains(marks::is_mark) {
         return Err("it holds a character that is used to mark values".into());
     }
-    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = texts.get(text) {
-        return Ok(known);
-    }
-    let kept: &'static str = text.to_owned().leak();
-    texts.insert(kept);
-    Ok(kept)
+    TEXTS.lock().unwrap_or_else(PoisonError::into_inner).keep(text, limit)
 }
 
 impl Code {
     pub(super) fn template(text: &str) -> Result<Self, String> {
-        let text = kept(text)?;
+        let text = kept(text, None)?;
         on_a_large_stack(|| Self::compile_template(text))
     }
 
@@ -85,7 +113,13 @@ impl Code {
     }
 
     pub(super) fn expression(text: &str) -> Result<Self, String> {
-        let text = kept(text)?;
+        let text = kept(text, None)?;
+        on_a_large_stack(|| Self::compile_expression(text))
+    }
+
+    /// An expression that a request brings.
+    pub(super) fn requested(text: &str) -> Result<Self, String> {
+        let text = kept(text, Some(REQUESTED))?;
         on_a_large_stack(|| Self::compile_expression(text))
     }
 
@@ -137,7 +171,7 @@ fn on_a_large_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) ->
     })
 }
 
-/// What stands in place of an instruction. The last one that is pushed takes its jump target.
+/// What stands in place of an instruction.
 fn replaced(instruction: &Instruction<'static>) -> Result<Vec<Instruction<'static>>, String> {
     use Instruction as I;
     let call = |name, arguments| I::CallFunction(name, Some(arguments));
@@ -154,6 +188,25 @@ fn replaced(instruction: &Instruction<'static>) -> Result<Vec<Instruction<'stati
         I::Iterate(_) => {
             return Ok(vec![instruction.clone(), call("time is left", 0), I::DiscardTop]);
         }
+        // A marked text is looked into, or asked whether it is empty, as it is shown.
+        I::PushLoop(_) | I::Not | I::JumpIfFalse(_) => {
+            return Ok(vec![call("as shown", 1), instruction.clone()]);
+        }
+        I::JumpIfFalseOrPop(target) => {
+            let jump = I::JumpIfFalse(*target);
+            return Ok(vec![I::DupTop, call("as shown", 1), jump, I::DiscardTop]);
+        }
+        I::JumpIfTrueOrPop(target) => {
+            let jump = I::JumpIfFalse(*target);
+            return Ok(vec![I::DupTop, call("as shown", 1), I::Not, jump, I::DiscardTop]);
+        }
+        I::GetItem => {
+            let shown = call("as shown", 1);
+            return Ok(vec![shown.clone(), I::Swap, shown, I::Swap, I::GetItem]);
+        }
+        // What is captured is always the template's, with its marks.
+        I::PushAutoEscape => I::DiscardTop,
+        I::PopAutoEscape => return Ok(Vec::new()),
         I::SetAttr(name) => return Ok(vec![constant(name), call("set in", 3), I::DiscardTop]),
         I::Add => call("+", 2),
         I::Mul => call("*", 2),
@@ -214,8 +267,6 @@ fn rewritten(code: &Instructions<'static>) -> Result<Instructions<'static>, Stri
                 I::Iterate(target)
                 | I::Jump(target)
                 | I::JumpIfFalse(target)
-                | I::JumpIfFalseOrPop(target)
-                | I::JumpIfTrueOrPop(target)
                 | I::BuildMacro(_, target, _) => *target = moved(*target)?,
                 _ => {}
             }
@@ -229,4 +280,22 @@ fn rewritten(code: &Instructions<'static>) -> Result<Instructions<'static>, Stri
         }
     }
     Ok(made)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_requests_bring_is_kept_up_to_a_limit() {
+        let mut texts = Texts::default();
+        let limit = Some(10);
+        assert_eq!(texts.keep("1 == 1", limit), Ok("1 == 1"));
+        assert_eq!(texts.keep("1 == 1", limit), Ok("1 == 1"), "it is known");
+        assert!(texts.keep("2 == 2", limit).unwrap_err().contains("more than 10 bytes"));
+        assert_eq!(texts.keep("2 == 2", None), Ok("2 == 2"), "it is configured");
+        assert_eq!(texts.keep("2 == 2", limit), Ok("2 == 2"));
+        assert_eq!(texts.keep("true", limit), Ok("true"));
+        assert!(texts.keep("false", limit).is_err());
+    }
 }

@@ -19,12 +19,12 @@ use std::{
 
 use minijinja::{
     Environment, Error, ErrorKind, State, UndefinedBehavior, Value, filters,
-    value::{Enumerator, Kwargs, Object, Rest, ValueKind},
+    value::{Enumerator, Kwargs, Object, Rest, ValueKind, ValueOrKwargs},
 };
 
 use super::{
     budget::{self, Mode},
-    marks,
+    captures, marks,
 };
 
 /// Steps that one rendering or evaluation may take: enough for a loop over the largest real list
@@ -62,23 +62,31 @@ fn language() -> Environment<'static> {
     environment.add_function("namespace", Namespace::make);
     operators(&mut environment);
     for (name, filter, check) in filters() {
-        environment.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<Value>| {
-            for arg in args.iter() {
-                budget::charge(arg, 1)?;
-            }
-            check(&args)?;
-            let made = filter.call(state, &args)?;
-            budget::charge(&made, 1)?;
-            Ok::<_, Error>(made)
-        });
+        environment.add_filter(
+            name,
+            move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
+                let args = args.into_values();
+                for arg in &args {
+                    budget::charge(arg, 1)?;
+                }
+                check(&args)?;
+                let made = match captures::filtered(name, &args)? {
+                    Some(made) => made,
+                    None => filter.call(state, &captures::arguments(name, args)?)?,
+                };
+                budget::charge(&made, 1)?;
+                Ok::<_, Error>(made)
+            },
+        );
     }
     environment.add_filter("safe", |value: Value| value);
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);
     environment.add_filter("string", string);
-    environment.add_filter("pprint", |value: Value| budget::display(&value));
+    environment.add_filter("pprint", |value: Value| marks::display(&value));
     environment.add_filter("tojson", tojson);
     environment.add_filter("levels", levels);
+    captures::add_tests(&mut environment);
     environment
 }
 
@@ -202,12 +210,12 @@ fn string(value: Value) -> Result<Value, Error> {
     if value.as_str().is_some() {
         return Ok(value);
     }
-    budget::display(&value).map(Value::from)
+    marks::display(&value).map(Value::from)
 }
 
 /// For HTML.
 fn escape(value: &Value) -> Result<String, Error> {
-    let mut text = budget::display(value)?;
+    let mut text = marks::display(value)?;
     budget::text(text.len().saturating_mul(6))?;
     // The ampersand first: it stands in what the others become.
     for (c, escaped) in
@@ -234,8 +242,7 @@ fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<Value,
         }
     };
     budget::charge(value, 1)?;
-    // A marked text is shown as what it is.
-    let json = if value.is_undefined() { "null".to_owned() } else { budget::json(value, indent)? };
+    let json = if value.is_undefined() { "null".to_owned() } else { marks::json(value, indent)? };
     Ok(match budget::mode() {
         Mode::Json => Value::from_safe_string(marks::json_marked(&json)),
         Mode::Text | Mode::Address { .. } => Value::from(json),
@@ -246,7 +253,7 @@ fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<Value,
 fn levels(value: Value) -> Result<Value, Error> {
     match budget::mode() {
         Mode::Address { separator } if !value.is_safe() => {
-            let text = budget::display(&value)?;
+            let text = marks::display(&value)?;
             budget::text(text.len().saturating_mul(7))?;
             Ok(Value::from_safe_string(marks::levels(&text, separator)))
         }
@@ -287,7 +294,11 @@ fn operators(environment: &mut Environment<'static>) {
         };
         environment.add_function(name, move |a: Value, b: Value| {
             check(&a, &b)?;
-            plain(a, b)
+            if name == "is in" {
+                plain(marks::plain(&a)?, marks::plain(&b)?)
+            } else {
+                plain(marks::text_of(&a), marks::text_of(&b))
+            }
         });
     }
     environment.add_function("~", |a: Value, b: Value| -> Result<Value, Error> {
@@ -297,7 +308,7 @@ fn operators(environment: &mut Environment<'static>) {
                 format!("{}{}", a.as_str().unwrap_or_default(), b.as_str().unwrap_or_default());
             return Ok(Value::from_safe_string(text));
         }
-        let (mut text, b) = (budget::display(&a)?, budget::display(&b)?);
+        let (mut text, b) = (marks::display(&a)?, marks::display(&b)?);
         budget::text(text.len() + b.len())?;
         text.push_str(&b);
         Ok(Value::from(text))
@@ -333,7 +344,7 @@ fn values(environment: &mut Environment<'static>) {
     });
     environment.add_function("{}", |parts: Rest<Value>| -> Result<Value, Error> {
         let pairs = parts.0.chunks_exact(2).filter_map(|pair| match pair {
-            [name, value] => Some((name.clone(), value.clone())),
+            [name, value] => Some((marks::text_of(name), value.clone())),
             _ => None,
         });
         let map = Value::from_pairs(pairs);
@@ -343,21 +354,20 @@ fn values(environment: &mut Environment<'static>) {
     let slice = PLAIN.compile_expression("v[a:b:c]");
     environment.add_function("[:]", move |v: Value, a: Value, b: Value, c: Value| {
         budget::charge(&v, 1)?;
-        let v = match v.as_str().filter(|_| v.is_safe()) {
+        let string = marks::marked(&v).and_then(marks::marked_string);
+        let v = match string {
             // The text of a JSON string without its quotes is that text, and escaped as one.
-            Some(text) => match marks::marked_string(text) {
-                Some(text) if (a.as_i64(), b.as_i64()) == (Some(1), Some(-1)) => {
-                    return Ok(Value::from(text));
-                }
-                _ => v,
-            },
-            None => v,
+            Some(text) if (a.as_i64(), b.as_i64()) == (Some(1), Some(-1)) => {
+                return Ok(Value::from(text));
+            }
+            _ => marks::text_of(&v),
         };
         match &slice {
             Ok(slice) => slice.eval(minijinja::context! { v, a, b, c }),
             Err(_) => Err(Error::from(ErrorKind::InvalidOperation)),
         }
     });
+    environment.add_function("as shown", |value: Value| marks::text_of(&value));
     environment.add_function("time is left", budget::tick);
     environment.add_function("set in", |value: Value, space: Value, name: String| match space
         .downcast_object_ref::<Namespace>(
@@ -379,7 +389,10 @@ fn compare(a: &Value, b: &Value, test: fn(&Value, &Value) -> bool) -> Result<boo
     if a.try_iter().is_ok() {
         budget::charge(a, 1)?;
     }
-    Ok(test(a, b))
+    if budget::mode() == Mode::Text {
+        return Ok(test(a, b));
+    }
+    Ok(test(&marks::plain(a)?, &marks::plain(b)?))
 }
 
 /// Compares what has an order. A number that comes as text counts as the number, for amounts come as

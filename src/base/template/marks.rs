@@ -10,10 +10,18 @@
 //! - in an address: as one word, so that it holds no separator, and nothing that means something there.
 //!
 //! Marks may be nested; the outermost counts.
+//!
+//! A text of the template's own that holds marks (a captured block, what a macro wrote, joined values) is a
+//! marked text. Whatever looks at what it shows, or makes another text of it, gets it without its marks
+//! ([`text_of`], [`plain`]): what comes out is then a value like any other, and marked as a whole. What
+//! keeps its marks changes it between them ([`changed`], [`trimmed`]).
 
 use std::borrow::Cow;
 
-use minijinja::{Error, ErrorKind, Output, State, Value};
+use minijinja::{
+    Error, ErrorKind, Output, State, Value,
+    value::{Tuple, ValueKind},
+};
 
 use super::budget::{self, Mode};
 
@@ -59,12 +67,75 @@ pub(super) fn format(
 }
 
 fn json_of(value: &Value) -> Result<String, Error> {
-    if value.is_undefined() { Ok("null".to_owned()) } else { budget::json(value, None) }
+    if value.is_undefined() { Ok("null".to_owned()) } else { json(value, None) }
 }
 
 fn address_text(value: &Value) -> Result<String, Error> {
     // Nothing is an empty word, and not one that is called so.
-    if value.is_none() { Ok(String::new()) } else { budget::display(value) }
+    if value.is_none() { Ok(String::new()) } else { display(value) }
+}
+
+/// The text of a value, if it is a marked text.
+pub(super) fn marked(value: &Value) -> Option<&str> {
+    let text = if value.is_safe() { value.as_str() } else { None };
+    text.filter(|text| text.contains([TEXT, JSON]))
+}
+
+/// A marked text without its marks; any other value as it is.
+pub(super) fn text_of(value: &Value) -> Value {
+    marked(value).map_or_else(|| value.clone(), |text| Value::from(shown(text)))
+}
+
+/// A value without marks, also in its lists and maps.
+pub(super) fn plain(value: &Value) -> Result<Value, Error> {
+    budget::charge(value, 1)?;
+    if budget::mode() != Mode::Text && holds_marks(value) {
+        without_marks(value)
+    } else {
+        Ok(value.clone())
+    }
+}
+
+fn holds_marks(value: &Value) -> bool {
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            value.try_iter().into_iter().flatten().any(|part| holds_marks(&part))
+        }
+        ValueKind::Map => value.try_iter().into_iter().flatten().any(|name| {
+            holds_marks(&name) || value.get_item(&name).is_ok_and(|part| holds_marks(&part))
+        }),
+        _ => marked(value).is_some(),
+    }
+}
+
+fn without_marks(value: &Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            let parts = value.try_iter()?.map(|part| without_marks(&part));
+            let parts = parts.collect::<Result<Vec<_>, _>>()?;
+            Ok(if value.is_tuple() { Value::from(Tuple::from(parts)) } else { Value::from(parts) })
+        }
+        ValueKind::Map => {
+            let mut pairs = Vec::new();
+            for name in value.try_iter()? {
+                pairs.push((text_of(&name), without_marks(&value.get_item(&name)?)?));
+            }
+            Ok(Value::from_pairs(pairs))
+        }
+        _ => Ok(text_of(value)),
+    }
+}
+
+/// A value as text without marks, no longer than a text may be.
+pub(super) fn display(value: &Value) -> Result<String, Error> {
+    let text = budget::display(value)?;
+    if text.contains(is_mark) { budget::display(&plain(value)?) } else { Ok(text) }
+}
+
+/// A value as JSON text without marks, no longer than a text may be.
+pub(super) fn json(value: &Value, indent: Option<usize>) -> Result<String, Error> {
+    let json = budget::json(value, indent)?;
+    if json.contains(is_mark) { budget::json(&plain(value)?, indent) } else { Ok(json) }
 }
 
 pub(super) fn text_marked(text: &str) -> String {
@@ -125,6 +196,53 @@ fn parts(output: &str) -> impl Iterator<Item = Part<'_>> {
             value.into()
         };
         Some(if first == TEXT { Part::Text(value) } else { Part::Json(value) })
+    })
+}
+
+/// What a marked text shows.
+fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for part in parts(text) {
+        match part {
+            Part::Own(own) => shown.extend(own.chars().filter(|c| !is_mark(*c))),
+            // In a text, nothing is nothing.
+            Part::Json(json) if json == "null" => {}
+            Part::Text(value) | Part::Json(value) => shown.push_str(&value),
+        }
+    }
+    shown
+}
+
+/// A marked text in which each part is changed by itself; `change` is told whether it is the template's
+/// own. JSON that is changed is a text from then on.
+pub(super) fn changed(text: &str, mut change: impl FnMut(&str, bool) -> String) -> String {
+    let mut made = String::with_capacity(text.len());
+    for part in parts(text) {
+        match part {
+            Part::Own(own) => made.push_str(&change(own, true)),
+            Part::Text(value) => made.push_str(&text_marked(&change(&value, false))),
+            Part::Json(json) if json == "null" => made.push_str(&json_marked(&json)),
+            Part::Json(json) => {
+                let new = change(&json, false);
+                let as_it_was = new == *json;
+                made.push_str(&if as_it_was { json_marked(&json) } else { text_marked(&new) });
+            }
+        }
+    }
+    made
+}
+
+/// A marked text without the characters at both ends of what it shows that are to be cut.
+pub(super) fn trimmed(text: &str, cut: impl Fn(char) -> bool) -> String {
+    let shown = shown(text);
+    let first = shown.len() - shown.trim_start_matches(&cut).len();
+    let last = first + shown.trim_matches(&cut).len();
+    let mut at = 0;
+    changed(text, |part, _| {
+        let end = at + part.len();
+        let kept = first.clamp(at, end) - at..last.clamp(at, end) - at;
+        at = end;
+        part.get(kept).unwrap_or_default().to_owned()
     })
 }
 
@@ -271,6 +389,33 @@ mod tests {
         ] {
             assert_eq!(begins_json(&output), json, "{output}");
         }
+    }
+
+    #[test]
+    fn a_marked_text_is_changed_between_its_marks() {
+        let marked =
+            format!(" a{}{}{} ", text_marked(" b "), json_marked("1"), json_marked("null"));
+        assert_eq!(shown(&marked), " a b 1 ");
+        assert_eq!(
+            changed(&marked, |part, own| if own {
+                part.to_owned()
+            } else {
+                part.replace('b', "c")
+            }),
+            format!(" a{}{}{} ", text_marked(" c "), json_marked("1"), json_marked("null"))
+        );
+        // What no longer is the JSON that was written is a text.
+        let quoted = json_marked(r#""b""#);
+        assert_eq!(changed(&quoted, |part, _| part.replace('"', "")), text_marked("b"));
+        assert_eq!(trimmed(&quoted, |c| c == '"'), text_marked("b"));
+        assert_eq!(
+            trimmed(&format!(" {} ", text_marked(" b ")), char::is_whitespace),
+            text_marked("b")
+        );
+        assert_eq!(
+            trimmed(&format!("{}{{ ", text_marked("  ")), char::is_whitespace),
+            format!("{}{{", text_marked(""))
+        );
     }
 
     #[test]

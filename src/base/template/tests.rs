@@ -94,6 +94,14 @@ fn the_language_is_jinja() {
             "A--   Ann",
         ),
         (
+            "{{ data.list | sort(reverse=true) | join(d='-') }} {{ [data.o] | map(attribute='a') | join }}",
+            "3-2-1 1",
+        ),
+        (
+            "{{ data.name | indent(width=1, first=true) }} {{ '%(a)s' | format(a=data.name) }}",
+            " Ann Ann",
+        ),
+        (
             "{{ data.o | tojson }} {{ data.list | tojson(indent=1) | length }}",
             r#"{"a":1,"b":null,"c":true} 14"#,
         ),
@@ -152,8 +160,12 @@ fn an_error_names_the_line_of_the_template() {
 #[test]
 fn a_value_can_be_a_string_of_json_and_nothing_else() {
     let evil = r#"", "allowed_mentions": {"parse": ["everyone"]}, "x": ""#;
+    let backwards: String = evil.chars().rev().collect();
     let names = [
         evil,
+        &backwards,
+        r#"1","x":"2"#,
+        r#"1,"x":2"#,
         "a\nb",
         "\\",
         "\"",
@@ -180,10 +192,21 @@ fn a_value_can_be_a_string_of_json_and_nothing_else() {
         r#"{"content": "{{ data.nothing }}", "content": "{{ data.list | first }}{{ raw }}"}"#,
         r#"{% autoescape false %}{"content": "{{ data.name }}"}{% endautoescape %}"#,
         r#"{% macro m() %}{{ caller(1) }}{% endmacro %}{"content": "{% call(x) m() %}{{ data.name }}{% endcall %}"}"#,
+        r#"{% set who %}{{ data.name }}{% endset %}{"content": {{ who | reverse }}}"#,
+        r#"{% set who %}{{ data.name }}{% endset %}{"content": {{ who[::-1] }}}"#,
+        r#"{% set who %}{{ data.name }}{% endset %}{"content": {{ (who | split)[1] }}}"#,
+        r#"{% set who %}{{ data.name }}{% endset %}{"content": {{ who | lines | last }}}"#,
+        r#"{% set who %}{{ data.name }}{% endset %}{"content": {{ who | trim(data.name) }}}"#,
+        r#"{% set who %}{{ data.name }}{% endset %}{"content": "{{ who ~ data.name }}"}"#,
+        r#"{% set who %}{{ data.name }}{% endset %}{"content": {{ "%.9s" | format(who) }}}"#,
+        r#"{"content": {{ "%.3s" | format(data.name) }}}"#,
+        r#"{"content": {{ data.name | tojson | replace("\\", "") }}}"#,
+        r#"{"content": {{ data.name | tojson | trim('"') }}}"#,
+        r#"{"content": {{ data.n | tojson | replace("5", data.name) }}}"#,
     ];
     for text in templates {
         for name in names {
-            let view = view(&serde_json::json!({"name": name, "list": [name]}).to_string());
+            let view = view(&serde_json::json!({"name": name, "list": [name], "n": 5}).to_string());
             let made = Template::compile(text).unwrap().payload(&view).unwrap();
             assert!(made.json, "{text}");
             let json: serde_json::Value = serde_json::from_str(&made.text).unwrap();
@@ -191,6 +214,10 @@ fn a_value_can_be_a_string_of_json_and_nothing_else() {
             assert_eq!(members, ["content"], "{text}");
         }
     }
+}
+
+#[test]
+fn a_value_is_json_where_it_stands() {
     let made = |text: &str, data: &str| Template::compile(text).unwrap().payload(&view(data));
     let json = |text: &str, data: &str| made(text, data).unwrap().text;
     let data = r#"{"name":"a\"b\\","n":5.0,"list":["x","y"],"o":{"k":null}}"#;
@@ -221,6 +248,155 @@ fn a_value_can_be_a_string_of_json_and_nothing_else() {
         r#"{"a":"\{{ data.name }}"}"#,
     ] {
         assert!(made(text, data).is_err(), "{text}");
+    }
+}
+
+/// What comes before, and what a template writes of it. No text of the template's own here has a meaning in
+/// JSON.
+const WRITERS: [(&str, &[&str]); 6] = [
+    (
+        "",
+        &[
+            "{{ data.name }}",
+            "{{ '%.10s' | format(data.name) }}|",
+            "{{ '%-20s' | format(data.name) }}|",
+            "{{ '%20s' | format(data.name) }}|",
+            "{{ '%s: %.3s, %5.1f' | format(data.name, data.name, data.n) }}",
+            "{{ '%.1f of %s' | format(data.n, data.name) }}",
+            "{{ data.name | replace('a', 'bb') | length }}",
+            "{{ (data.name | replace('a', 'bb'))[:3] }}",
+            "{{ data.list | join(', ') | length }}",
+            "{{ (data.list | join(', '))[:5] }}",
+            "{{ data.list | join(', ') | title }}",
+            "{{ data.name | tojson | length }}",
+            "{{ data.name | tojson | replace('\"', \"'\") }}",
+            "{{ data.name | tojson | trim('\"') }}",
+            "{{ data.n | tojson ~ data.name }}",
+            "{{ data.n | tojson | replace('5', data.name) }}",
+        ],
+    ),
+    (
+        "{% set who %}{{ data.name }}{% endset %}",
+        &[
+            "{{ who }}",
+            "{{ who ~ ': ' ~ data.name }}",
+            "{{ ('a ' ~ who)[1:] }}",
+            "{{ who + '!' }}{{ who * 2 }}",
+            "{{ who[:3] }}{{ ('x' ~ who)[::-1] }}{{ who[0] }}{{ who[-1] }}",
+            "{{ who | length }}{{ who | count }}{{ who | list | length }}",
+            "{{ who | first }}{{ who | last }}{{ who | reverse }}",
+            "{{ who | title }}{{ who | capitalize }}{{ who | upper }}{{ who | lower }}",
+            "{{ who | trim }}{{ who | trim('ab ') }}{{ who | e }}",
+            "{{ who | replace('a', 'b') }}{{ who | replace(who, 'x') }}{{ 'abc' | replace('b', who) }}",
+            "{{ who | split | join('-') }}{{ who | lines | join('-') }}",
+            "{{ who | indent(2) }}{{ who | string | length }}",
+            "{% for c in who %}{{ c }}.{% endfor %}",
+            "{{ 'yes' if who == data.name else 'no' }}{{ 'yes' if who != data.name else 'no' }}",
+            "{{ 'yes' if who < 'b' else 'no' }}{{ 'yes' if 'A' < who < 'b' else 'no' }}",
+            "{{ 'yes' if [who] == [data.name] else 'no' }}",
+            "{{ 'yes' if data.name in who else 'no' }}{{ 'yes' if who in data.name else 'no' }}",
+            "{{ 'yes' if who in [data.name] else 'no' }}{{ 'yes' if data.name in [who] else 'no' }}",
+            "{{ 'yes' if who is eq(data.name) else 'no' }}{{ 'yes' if who is upper else 'no' }}",
+            "{{ 'yes' if who is startingwith(data.name) else 'no' }}",
+            "{{ 'yes' if who else 'no' }}{{ 'yes' if not who else 'no' }}",
+            "{{ who or 'nobody' }}{{ who and 'somebody' }}{{ who | default('nobody', true) }}",
+            "{{ who | tojson }}{{ {'a': who, 'b': [who]} | tojson }}",
+            "{{ {data.name: 'found'}[who] }}{{ {who: 'found'}[data.name] }}",
+            "{{ [who, 'B'] | sort | join(',') }}{{ [who] | min }}",
+            "{{ [who, data.name] | unique | list | length }}",
+            "{{ [who, 'x'] | join(', ') }}{{ [who, 'x'] | join(who) }}",
+            "{{ [who, 'x'] | map('title') | join }}",
+            "{{ 'n: %s' | format(who) }}{{ '%.2s' | format(who) }}{{ '%7s' | format(who) }}",
+        ],
+    ),
+    (
+        "{% set n %}{{ data.n }}{% endset %}{% set nothing %}{{ data.nothing }}{% endset %}",
+        &[
+            "{{ n }}{{ n ~ data.name }}{{ n | length }}{{ n | float + 1 }}",
+            "{{ 'yes' if n > 5 else 'no' }}{{ 'yes' if n == '5.5' else 'no' }}",
+            "{{ nothing | length }}{{ nothing or 'x' }}{{ nothing | upper }}{{ nothing ~ n }}",
+        ],
+    ),
+    (
+        "{% macro m(x) %}<{{ x }}>{% endmacro %}",
+        &[
+            "{{ m(data.name) ~ ': ' ~ data.name }}",
+            "{{ m(data.name)[:4] }}{{ m(data.name) | length }}{{ m(data.name) | reverse }}",
+            "{{ m(data.name) | trim('<>') }}{{ m(data.name) | upper }}",
+            "{{ m(m(data.name)) | length }}{{ m(m(data.name)) | title }}",
+            "{{ m(data.n) ~ data.name }}{{ m(data.n) | replace('5', data.name) }}",
+            "{% filter title %}a {{ data.name }}{% endfilter %}",
+            "{% filter trim %} {{ data.name }} {% endfilter %}",
+        ],
+    ),
+    (
+        "{% macro c() %}[{{ caller() | capitalize }}{{ caller()[:2] }}]{% endmacro %}",
+        &["{% call c() %}{{ data.name }}{% endcall %}"],
+    ),
+    (
+        "{% set ns = namespace(all='') %}",
+        &[
+            "{% for x in data.list %}{% set ns.all = ns.all ~ x ~ ';' %}{% endfor %}{{ ns.all }}",
+            "{% autoescape false %}{% set x %}{{ data.name }}{% endset %}{{ x }}{{ x | length }}{% endautoescape %}",
+        ],
+    ),
+];
+
+#[test]
+fn a_string_of_json_says_what_the_text_says() {
+    let names = [
+        "Bob",
+        "a",
+        "",
+        "Annabelle Lee",
+        " spaced  out ",
+        "O'Neil \"the\" \\ x",
+        "a/b.c, d: e;",
+        "{}[]",
+        "50%s %",
+        "line\nbreak",
+        "Zo\u{eb} \u{1f600} \u{df}",
+        "\u{fdd0}x\u{fdd2}\u{e0fe}",
+    ];
+    for (before, bodies) in WRITERS {
+        for body in bodies {
+            let text = Template::compile(&format!("{before}{body}")).unwrap();
+            let json = Template::compile(&format!(r#"{before}{{"a":"{body}"}}"#)).unwrap();
+            for name in names {
+                let data = serde_json::json!({"name": name, "list": [name, "x"], "n": 5.5});
+                let view = view(&data.to_string());
+                let text = text.render(&view).unwrap();
+                let made = json.payload(&view).unwrap();
+                let string: serde_json::Value = serde_json::from_str(&made.text).unwrap();
+                assert_eq!(string, serde_json::json!({"a": text}), "{body} of {name:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_template_wrote_stays_its_own_until_it_is_changed() {
+    let view = view(r#"{"name":"B\"o\"b","n":5.0,"list":["x","y"]}"#);
+    let item = r#"{% macro m(x) %} {"name": "{{ x }}", "n": {{ data.n }}} {% endmacro %}"#;
+    let expected = serde_json::json!([{"name": "B\"o\"b", "n": 5.0}]);
+    for text in [
+        "[{{ m(data.name) }}]",
+        "[{{ m(data.name) | trim }}]",
+        "[{{ m(data.name) | indent(2) }}]",
+        "[{{ m(data.name) | replace(' ', '') }}]",
+        "[{{ [m(data.name)] | join(',') }}]",
+        "[{{ [m(data.name)] | reverse | list | first }}]",
+        "[{{ nothing | default(m(data.name)) }}]",
+        "[{{ m(data.name) ~ '' }}]",
+        "[{{ '%s' | format(m(data.name)) }}]",
+        r#"[{{ '{"name": "%s", "n": %.1f}' | format(data.name, data.n) }}]"#,
+        "{% set ns = namespace(x='') %}{% set ns.x = m(data.name) %}[{{ ns.x }}]",
+    ] {
+        let text = format!("{item}{}", text.replace("nothing", "data.nothing"));
+        let made = Template::compile(&text).unwrap().payload(&view).unwrap();
+        assert!(made.json, "{text}");
+        let json: serde_json::Value = serde_json::from_str(&made.text).unwrap();
+        assert_eq!(json, expected, "{text}");
     }
 }
 
@@ -284,6 +460,19 @@ fn a_value_is_one_word_of_an_address() {
         ),
         ("a/{{ '//' | levels }}/{{ data.empty | levels }}", "a/_/_/_/_"),
         ("{{ room }}{{ id }}{{ origin }}", "1live"),
+        ("{{ '%.9s' | format(data.name) }}/tips", "command%2Fs/tips"),
+        ("a/{{ '%s/%s' | format(channel, data.name) }}", "a/main/command%2Fsession%2Freset"),
+        ("{% set x %}{{ data.name }}{% endset %}{{ x | title }}/x", "Command%2Fsession%2Freset/x"),
+        ("{% set x %}{{ data.name }}{% endset %}{{ x[:8] }}/{{ x | length }}", "command%2F/21"),
+        (
+            "{% set x %} b/{{ data.name }} {% endset %}{{ x | trim | upper }}",
+            "B/COMMAND%2FSESSION%2FRESET",
+        ),
+        ("{% set x %}b.{{ data.n }}{% endset %}{{ x | replace('.', '/') }}", "b/1%2F5"),
+        (
+            "{% set x %}b/{{ data.name }}{% endset %}{{ x ~ data.n }}",
+            "b%2Fcommand%2Fsession%2Freset1.5",
+        ),
     ] {
         assert_eq!(address(text, evil), expected, "{text}");
     }
