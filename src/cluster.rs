@@ -27,6 +27,7 @@ pub(crate) mod connection;
 mod copies;
 mod cursor;
 pub(crate) mod driver;
+mod error;
 pub(crate) mod gaps;
 mod holding;
 pub(crate) mod inspect;
@@ -64,7 +65,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::error;
 
-pub use self::connection::ClusterError;
+pub use self::error::ClusterError;
 use self::{
     connection::{Connection, Kept},
     copies::Copies,

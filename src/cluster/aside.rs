@@ -12,7 +12,12 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tracing::debug;
 
-use super::{Cluster, connection::Kept, letters, lock};
+use super::{
+    Cluster,
+    connection::Kept,
+    letters::{self, Listed},
+    lock,
+};
 use crate::{
     base::{
         clock,
@@ -67,8 +72,16 @@ struct State {
     handed: HashMap<i64, Handed>,
     /// Letters that were dealt with, each at the revision that it had.
     done: HashMap<String, u64>,
-    /// How far replays are; `None`: done.
-    replays: HashMap<i64, Option<Seq>>,
+    replays: HashMap<i64, Reached>,
+}
+
+/// How far this driver is with a replay.
+#[derive(Debug)]
+struct Reached {
+    /// `None`: it is done, or somebody else has finished it.
+    position: Option<Seq>,
+    /// The revision at which the bucket has it.
+    revision: u64,
 }
 
 pub(super) struct Aside {
@@ -145,11 +158,17 @@ impl Aside {
 
     pub(super) fn replay_progress(&self, number: i64, position: Option<Seq>) {
         let replays = lock(&self.cluster.0.letters).replays(&self.sink);
-        let Some((key, replay)) = replays.into_iter().find(|(_, one)| one.number == number) else {
-            return;
-        };
+        let known = replays.into_iter().find(|listed| listed.replay.number == number);
+        let Some(Listed { key, replay, revision }) = known else { return };
         let mut state = lock(&self.state);
-        state.replays.insert(number, position);
+        let reached = state
+            .replays
+            .entry(number)
+            .or_insert(Reached { position: Some(replay.position), revision });
+        if reached.position.is_none() {
+            return;
+        }
+        reached.position = position;
         state.queue.push_back(match position {
             Some(position) => Change::Replay { key, replay: Replay { position, ..replay } },
             None => Change::Remove { key, is_large: false },
@@ -158,13 +177,16 @@ impl Aside {
 
     /// What is asked for of the sink.
     pub(super) async fn pending(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
-        let (mut keys, replays) = {
+        let (keys, replays) = {
             let index = lock(&self.cluster.0.letters);
-            (index.letters(Some(&self.sink), None, true), index.replays(&self.sink))
+            let mut keys = index.letters(Some(&self.sink), None, true);
+            keys.truncate(RETRY_AT_ONCE);
+            let keys = keys.into_iter().map(|key| (index.revision(&key), key));
+            (keys.collect::<Vec<_>>(), index.replays(&self.sink))
         };
-        keys.truncate(RETRY_AT_ONCE);
-        let reads = keys.into_iter().map(async |key| {
-            let read = letters::read(&self.kept.dead, &key, |at| self.cluster.since(at)).await;
+        let reads = keys.into_iter().map(async |(known, key)| {
+            let since = |at| self.cluster.since(at);
+            let read = letters::read(&self.kept.dead, &key, known, since).await;
             (key, read)
         });
         let found: Vec<_> = stream::iter(reads).buffered(READ_AT_ONCE).collect().await;
@@ -183,12 +205,12 @@ impl Aside {
             wanted.push(letter.clone());
             state.handed.insert(letter.number, Handed { key, revision, letter });
         }
-        let replays =
-            replays.into_iter().filter_map(|(_, replay)| match state.replays.get(&replay.number) {
-                Some(None) => None,
-                Some(Some(position)) => Some(Replay { position: *position, ..replay }),
+        let replays = replays.into_iter().filter_map(|Listed { replay, .. }| {
+            match state.replays.get(&replay.number) {
+                Some(reached) => Some(Replay { position: reached.position?, ..replay }),
                 None => Some(replay),
-            });
+            }
+        });
         let replays = replays.collect();
         Ok((wanted, replays))
     }
@@ -201,6 +223,10 @@ impl Aside {
     /// Writes the first of them; `false`: it is to be tried again.
     pub(super) async fn write_one(&self) -> bool {
         let Some(change) = lock(&self.state).queue.front().cloned() else { return true };
+        // The client library would keep it until a server is reached, and send it whoever drives the sink then.
+        if !self.cluster.0.connection.is_reached() {
+            return false;
+        }
         let dead = &self.kept.dead;
         let written = match &change {
             // Where somebody has dropped it meanwhile, or asks for it once more, that counts.
@@ -209,10 +235,7 @@ impl Aside {
                 letters::write(dead, key, letter, by, *revision).await.map(drop)
             }
             Change::Remove { key, is_large } => letters::delete(dead, key, *is_large).await,
-            Change::Replay { key, replay } => {
-                let put = dead.put(key, letters::encode_replay(replay)).await;
-                put.map(drop).map_err(|error| error.to_string())
-            }
+            Change::Replay { key, replay } => self.write_replay(key, replay).await,
         };
         if let Err(error) = written {
             debug!(sink = %self.sink, error, "the dead letters cannot be written now");
@@ -224,5 +247,18 @@ impl Aside {
             state.bytes = state.bytes.saturating_sub(bytes(letter));
         }
         true
+    }
+
+    async fn write_replay(&self, key: &str, replay: &Replay) -> Result<(), String> {
+        let revision =
+            lock(&self.state).replays.get(&replay.number).map_or(0, |reached| reached.revision);
+        let written = letters::write_replay(&self.kept.dead, key, replay, revision).await?;
+        if let Some(reached) = lock(&self.state).replays.get_mut(&replay.number) {
+            match written {
+                Some(revision) => reached.revision = revision,
+                None => reached.position = None,
+            }
+        }
+        Ok(())
     }
 }

@@ -32,7 +32,10 @@ use async_nats::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::cursor::{self, Cursor};
+use super::{
+    cursor::{self, Cursor},
+    error::ClusterError,
+};
 use crate::{
     base::{clock, fault},
     config::{self, Period},
@@ -61,20 +64,6 @@ pub(super) const IN_FLIGHT: usize = 1024;
 
 /// How long a server may take to be reached by a command.
 const REACH: Duration = Duration::from_secs(10);
-
-/// What cannot be done with NATS, in words for people.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ClusterError {
-    /// The section of the configuration, or a secret that it names.
-    #[error("[cluster]: {0}")]
-    Settings(String),
-    /// It may work later.
-    #[error("{0}")]
-    Unavailable(String),
-    /// Somebody has to change something.
-    #[error("{0}")]
-    Unusable(String),
-}
 
 /// The connection and the names.
 #[derive(Debug, Clone)]

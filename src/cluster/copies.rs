@@ -2,8 +2,11 @@
 //!
 //! Astro's documents do not say that a message has the same id on every connection. Where it has not, the log
 //! keeps every copy. Whoever reads the log sees that: two members have published the same message of a
-//! channel, shortly after one another, under two keys. When that is so of a good part of what is read, each
-//! channel is to be held once.
+//! channel, of the same time, shortly after one another, under two keys. When that is so of a good part of what
+//! is read, each channel is to be held once.
+//!
+//! That the data are the same is not enough: some topics say the same again and again, and whichever member is
+//! first publishes it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,11 +16,17 @@ use std::{
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::base::event::{Origin, Record};
+use crate::base::{
+    clock::UnixMillis,
+    event::{Origin, Record},
+};
 
-/// Messages of a channel that are remembered: a copy comes within moments, or, from a member that has just
-/// begun to hold the channel, within seconds.
+/// Messages of a channel that are remembered.
 const REMEMBERED: usize = 512;
+
+/// Without a time of Astro's: a copy comes within moments, or, from a member that has just begun to hold the
+/// channel, within seconds.
+const SOON: UnixMillis = 5_000;
 
 /// Channels that are looked at: what is so of some is so of all.
 const CHANNELS: usize = 64;
@@ -41,6 +50,21 @@ struct Seen {
     data: u64,
     key: u64,
     member: u64,
+    /// When it happened, as Astro says; `None`: it does not.
+    ts: Option<u64>,
+    /// When the log stored it.
+    stored: UnixMillis,
+}
+
+impl Seen {
+    /// Whether two members have published one message.
+    fn is_copy_of(&self, other: &Self) -> bool {
+        let is_of_one_time = match self.ts.zip(other.ts) {
+            Some((one, other)) => one == other,
+            None => self.stored.abs_diff(other.stored) <= SOON,
+        };
+        self.data == other.data && self.member != other.member && is_of_one_time
+    }
 }
 
 impl Copies {
@@ -60,6 +84,8 @@ impl Copies {
             data: xxh3_64(event.data()) ^ xxh3_64(place.topic.as_bytes()),
             key: xxh3_64(event.key().as_bytes()),
             member: xxh3_64(member.as_bytes()),
+            ts: (!event.ts.is_empty()).then(|| xxh3_64(event.ts.as_bytes())),
+            stored: record.stored,
         };
         if self.lately.len() >= CHANNELS && !self.lately.contains_key(&place.channel) {
             return false;
@@ -69,9 +95,8 @@ impl Copies {
         if lately.iter().any(|one| one.key == seen.key) {
             return false;
         }
-        let is_copy = |one: &Seen| one.data == seen.data && one.member != seen.member;
         self.read += 1;
-        self.pairs += u64::from(lately.iter().any(is_copy));
+        self.pairs += u64::from(lately.iter().any(|one| one.is_copy_of(&seen)));
         if lately.len() >= REMEMBERED {
             lately.pop_front();
         }
@@ -86,7 +111,10 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::base::event::{Event, Place, own};
+    use crate::base::{
+        clock,
+        event::{Event, Place, own},
+    };
 
     fn record(number: u64, key: &str, channel: &str) -> Record {
         let mut event =
@@ -135,6 +163,29 @@ mod tests {
             let placed = |event: &mut Event| event.place = Place::of(topic, "r", channel);
             assert!(!is_noticed(Duration::ZERO, placed).await, "{topic} {channel}");
         }
+    }
+
+    /// Whether a message that says the same every `pace` milliseconds, each published by the member that was
+    /// first, is taken for copies.
+    fn is_repetition_noticed(pace: u64, with_ts: bool) -> bool {
+        let mut copies = Copies::default();
+        (0..200_u64).any(|number| {
+            let member = if number.is_multiple_of(2) { "a" } else { "b" };
+            let mut record = record(0, &format!("k{number}"), "main");
+            record.stored = number * pace;
+            let ts = if with_ts { clock::rfc3339(record.stored) } else { String::new() };
+            record.event.ts = ts.into();
+            copies.read(&record, member)
+        })
+    }
+
+    #[test]
+    fn messages_that_say_the_same_again_are_no_copies() {
+        assert!(!is_repetition_noticed(1000, true), "each has a time of its own");
+        assert!(!is_repetition_noticed(SOON + 1, false), "they come one after another");
+        // Nothing tells these apart from copies.
+        assert!(is_repetition_noticed(1, false));
+        assert!(is_repetition_noticed(0, true));
     }
 
     #[test]

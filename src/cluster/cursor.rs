@@ -15,11 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tracing::error;
 
-use super::{
-    Cluster,
-    connection::{ClusterError, Kept},
-    past,
-};
+use super::{Cluster, error::ClusterError, past};
 use crate::{
     base::{
         clock::{self, UnixMillis},
@@ -54,29 +50,29 @@ fn is_unknown(stored: &UnixMillis) -> bool {
 
 /// Makes the cursor of a sink that has none, where the sink is to begin.
 pub(super) async fn ensure(
-    kept: &Kept,
+    (cursors, log): (&Store, &Stream),
     sink: &str,
     start: Start,
     ahead: Duration,
 ) -> Result<(), ClusterError> {
     let unavailable = |error: &dyn Display| unavailable(sink, error);
-    match kept.cursors.entry(sink).await {
+    match cursors.entry(sink).await {
         Ok(Some(entry)) if entry.operation == Operation::Put => return Ok(()),
         Ok(_) => {}
         Err(error) => return Err(unavailable(&error)),
     }
-    let state = kept.log.get_info().await.map_err(|error| unavailable(&error))?.state;
+    let state = log.get_info().await.map_err(|error| unavailable(&error))?.state;
     let (first, last) = (state.first_sequence, state.last_sequence);
     let seq = match start {
         Start::End => last,
         Start::Earliest => first.saturating_sub(1),
-        Start::Age(age) => past::first_since(&kept.log, clock::ago(age + ahead))
+        Start::Age(age) => past::first_since(log, clock::ago(age + ahead))
             .await
             .map_err(|error| unavailable(&error))?
             .map_or(last, |seq| seq - 1),
     };
-    let stored = stored(&kept.log, seq).await.map_err(|error| unavailable(&error))?;
-    make(&kept.cursors, sink, &Cursor { seq, stored, ..Cursor::default() }).await.map(drop)
+    let stored = stored(log, seq).await.map_err(|error| unavailable(&error))?;
+    make(cursors, sink, &Cursor { seq, stored, ..Cursor::default() }).await.map(drop)
 }
 
 /// Makes the cursor of a sink; answers its revision, or `None`: there is one.
@@ -101,13 +97,13 @@ fn unavailable(sink: &str, error: &dyn Display) -> ClusterError {
 /// with its revision.
 pub(super) async fn claim(
     cluster: &Cluster,
-    kept: &Kept,
+    (cursors, log): (&Store, &Stream),
     sink: &str,
     start: Start,
 ) -> Result<(Cursor, u64), ClusterError> {
-    ensure(kept, sink, start, Duration::ZERO).await?;
+    ensure((cursors, log), sink, start, Duration::ZERO).await?;
     let unavailable = |error: &dyn Display| unavailable(sink, error);
-    let entry = kept.cursors.entry(sink).await.map_err(|error| unavailable(&error))?;
+    let entry = cursors.entry(sink).await.map_err(|error| unavailable(&error))?;
     let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
         return Err(unavailable(&"it was deleted"));
     };
@@ -115,7 +111,7 @@ pub(super) async fn claim(
         .map_err(|error| unavailable(&format!("it cannot be read: {error}")))?;
     cursor.member = cluster.member().to_owned();
     cursor.run = cluster.run().to_owned();
-    let moved = moved(&kept.log, cursor.seq, cursor.stored).await;
+    let moved = moved(log, cursor.seq, cursor.stored).await;
     let moved = moved.map_err(|error| unavailable(&error))?;
     if let Some(seq) = moved {
         error!(
@@ -128,10 +124,10 @@ pub(super) async fn claim(
         cursor.behind.clear();
     }
     if moved.is_some() || cursor.stored == 0 {
-        cursor.stored = stored(&kept.log, cursor.seq).await.map_err(|error| unavailable(&error))?;
+        cursor.stored = stored(log, cursor.seq).await.map_err(|error| unavailable(&error))?;
     }
     let value = serde_json::to_vec(&cursor).unwrap_or_default();
-    let update = kept.cursors.update(sink, value.into(), entry.revision).await;
+    let update = cursors.update(sink, value.into(), entry.revision).await;
     let revision = update.map_err(|error| unavailable(&error))?;
     Ok((cursor, revision))
 }

@@ -8,7 +8,8 @@ use futures_util::StreamExt;
 use tokio::time::timeout;
 
 use super::{
-    connection::{ClusterError, Connection, member_name},
+    connection::{Connection, member_name},
+    error::ClusterError,
     membership::CONFIGURED,
     report::{CLOCK_IS_OFF, Configured},
     view::{MEMBER, Member},

@@ -12,11 +12,13 @@
 //!
 //! Every member has an [`Index`] of the bucket; the letters themselves are read when somebody wants them.
 
+mod index;
+
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use async_nats::{
     HeaderMap, HeaderName, HeaderValue,
-    jetstream::kv::{Entry, Operation, Store, UpdateErrorKind, Watch},
+    jetstream::kv::{CreateErrorKind, Entry, Operation, Store, UpdateErrorKind, Watch},
 };
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -25,6 +27,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use self::index::Refill;
+pub(super) use self::index::{Index, Listed};
 use super::{Cluster, connection::Kept, lock, message, parts};
 use crate::{
     base::{
@@ -33,6 +37,7 @@ use crate::{
         supervisor::Factory,
     },
     journal::{DeadLetter, Journal, Replay, StoreError, store::Store as JournalStore},
+    sink::nats::headers::MESSAGE_ID,
 };
 
 const LETTER: &str = "letter.";
@@ -129,8 +134,8 @@ fn part_key(letter: &str, number: impl std::fmt::Display) -> String {
     format!("{PART}{}.{number}", letter.strip_prefix(LETTER).unwrap_or(letter))
 }
 
-/// Puts a letter into the bucket. Where a revision is named, it is to replace that one; `false`: it is not
-/// there any more.
+/// Puts a letter into the bucket, if it is not there. Where a revision is named, it is to replace that one;
+/// `false`: it is not there any more.
 pub(super) async fn write(
     dead: &Store,
     key: &str,
@@ -144,7 +149,7 @@ pub(super) async fn write(
         dead.put(part_key(key, number), piece).await.map_err(|error| error.to_string())?;
     }
     let Some(revision) = revision else {
-        return dead.put(key, value).await.map(|_| true).map_err(|error| error.to_string());
+        return create(dead, key, value).await.map(|()| true);
     };
     match dead.update(key, value, revision).await {
         Ok(_) => Ok(true),
@@ -153,14 +158,49 @@ pub(super) async fn write(
     }
 }
 
-/// Reads a letter of this key, and its revision; `None`: there is none. `since` tells how long ago a time of
-/// the servers is.
+/// Puts a letter where none of this key is: what the client library sends late, because no server was reached,
+/// does not bring back one that somebody has dealt with.
+async fn create(dead: &Store, key: &str, value: Bytes) -> Result<(), String> {
+    let Err(error) = dead.create(key, value.clone()).await else { return Ok(()) };
+    if error.kind() != CreateErrorKind::AlreadyExists {
+        return Err(error.to_string());
+    }
+    let found = dead.entry(key).await.map_err(|error| error.to_string())?;
+    let Some(found) = found.filter(|entry| entry.operation == Operation::Put) else {
+        // It was deleted at this moment, or the server that answered is behind.
+        return Err(error.to_string());
+    };
+    if identity(&found.value) == identity(&value) {
+        return Ok(());
+    }
+    // A log that was made anew gives its positions to other events.
+    dead.update(key, value, found.revision).await.map(drop).map_err(|error| error.to_string())
+}
+
+/// What tells letters of one key apart: the key of the event, and how many pieces it is in.
+fn identity(value: &Bytes) -> Option<(Option<String>, usize)> {
+    let (mut head, _) = split(value)?;
+    Some((head.headers.remove(&MESSAGE_ID.to_string()), head.parts))
+}
+
+/// Whether a server that answered with this is behind the index, which knows that revision of the key.
+fn is_behind(entry: Option<&Entry>, known: u64) -> bool {
+    entry.map_or(0, |entry| entry.revision) < known
+}
+
+/// Reads a letter of this key, and its revision; `None`: there is none. Any server that has a copy of the bucket
+/// may answer: it is an error if it is behind `known`, the revision of the index. `since` tells how long ago a
+/// time of the servers is.
 pub(super) async fn read(
     dead: &Store,
     key: &str,
+    known: u64,
     since: impl Fn(time::OffsetDateTime) -> Duration,
 ) -> Result<Option<(DeadLetter, u64)>, String> {
     let entry = dead.entry(key).await.map_err(|error| error.to_string())?;
+    if is_behind(entry.as_ref(), known) {
+        return Err("the server that answered is behind the others".into());
+    }
     let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
         return Ok(None);
     };
@@ -227,118 +267,60 @@ pub(super) fn decode_replay(entry: &Entry) -> Option<Replay> {
     })
 }
 
-/// What is in the bucket, without the letters themselves.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Index {
-    letters: BTreeMap<String, Meta>,
-    replays: BTreeMap<String, Replay>,
-    sinks: BTreeMap<String, Sum>,
+/// What the bucket has of a replay that was found changed.
+#[derive(Debug, PartialEq, Eq)]
+enum Changed {
+    /// Somebody has finished it.
+    Gone,
+    /// At this revision it is as far as it is to be, or further.
+    Reached(u64),
+    /// At this revision it is not.
+    Behind(u64),
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Meta {
-    number: i64,
-    bytes: u64,
-    retry: bool,
-    is_large: bool,
-}
-
-/// The letters of a sink.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sum {
-    count: u64,
-    bytes: u64,
-}
-
-impl Index {
-    /// The bucket has this now; whether the driver of a sink has to look.
-    pub(super) fn apply(&mut self, entry: &Entry) -> bool {
-        if entry.key.starts_with(REPLAY) {
-            return match decode_replay(entry) {
-                Some(replay) => {
-                    let before = self.replays.insert(entry.key.clone(), replay);
-                    before.is_none()
-                }
-                None => self.replays.remove(&entry.key).is_some(),
-            };
-        }
-        let Some(sink) = sink_of(&entry.key, LETTER) else { return false };
-        let sum = self.sinks.entry(sink.to_owned()).or_default();
-        let before = self.letters.remove(&entry.key);
-        if let Some(before) = before {
-            sum.count = sum.count.saturating_sub(1);
-            sum.bytes = sum.bytes.saturating_sub(before.bytes);
-        }
-        let head = (entry.operation == Operation::Put).then(|| split(&entry.value)).flatten();
-        let Some((head, _)) = head else {
-            if sum.count == 0 {
-                self.sinks.remove(sink);
+impl Changed {
+    fn of(found: Option<&Entry>, wanted: &Replay) -> Self {
+        let found = found.and_then(|entry| Some((decode_replay(entry)?, entry.revision)));
+        match found {
+            None => Self::Gone,
+            Some((replay, revision)) if replay.position >= wanted.position => {
+                Self::Reached(revision)
             }
-            return before.is_some();
-        };
-        let value = u64::try_from(entry.value.len()).unwrap_or(u64::MAX);
-        let bytes = value.saturating_add(head.bytes);
-        sum.count += 1;
-        sum.bytes = sum.bytes.saturating_add(bytes);
-        let number = number_of(head.number, entry.revision);
-        self.letters.insert(
-            entry.key.clone(),
-            Meta { number, bytes, retry: head.retry, is_large: head.parts > 0 },
-        );
-        head.retry
+            Some((_, revision)) => Self::Behind(revision),
+        }
     }
+}
 
-    /// Bytes that the letters of a sink take.
-    pub(super) fn bytes(&self, sink: &str) -> u64 {
-        self.sinks.get(sink).map_or(0, |sum| sum.bytes)
+/// Writes how far a replay is that had this revision; answers the one that it has now. `None`: it is not there
+/// any more, and is not brought back.
+pub(super) async fn write_replay(
+    dead: &Store,
+    key: &str,
+    replay: &Replay,
+    revision: u64,
+) -> Result<Option<u64>, String> {
+    let value = encode_replay(replay);
+    match dead.update(key, value.clone(), revision).await {
+        Ok(revision) => return Ok(Some(revision)),
+        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
+        Err(error) => return Err(error.to_string()),
     }
-
-    /// The number of a letter, where there is one.
-    pub(super) fn number(&self, key: &str) -> Option<i64> {
-        self.letters.get(key).map(|meta| meta.number)
-    }
-
-    /// Whether a letter is in pieces.
-    pub(super) fn is_large(&self, key: &str) -> bool {
-        self.letters.get(key).is_some_and(|meta| meta.is_large)
-    }
-
-    /// The keys of letters, by number: those of a sink, of these numbers, that are to be tried again.
-    pub(super) fn letters(
-        &self,
-        sink: Option<&str>,
-        numbers: Option<&[i64]>,
-        retry: bool,
-    ) -> Vec<String> {
-        let mut found: Vec<(i64, &String)> = self
-            .letters
-            .iter()
-            .filter(|(key, meta)| {
-                sink.is_none_or(|sink| sink_of(key, LETTER) == Some(sink))
-                    && numbers.is_none_or(|numbers| numbers.contains(&meta.number))
-                    && (!retry || meta.retry)
-            })
-            .map(|(key, meta)| (meta.number, key))
-            .collect();
-        found.sort_unstable();
-        found.into_iter().map(|(_, key)| key.clone()).collect()
-    }
-
-    /// The replays of a sink, oldest first, by key.
-    pub(super) fn replays(&self, sink: &str) -> Vec<(String, Replay)> {
-        let of_sink = self.replays.iter().filter(|(_, replay)| replay.sink == sink);
-        let mut found: Vec<_> =
-            of_sink.map(|(key, replay)| (key.clone(), replay.clone())).collect();
-        found.sort_by_key(|(_, replay)| replay.number);
-        found
+    // Somebody else has changed it, or the answer to an earlier request was lost.
+    let found = dead.entry(key).await.map_err(|error| error.to_string())?;
+    match Changed::of(found.as_ref(), replay) {
+        Changed::Gone => Ok(None),
+        Changed::Reached(revision) => Ok(Some(revision)),
+        Changed::Behind(revision) => {
+            let updated = dead.update(key, value, revision).await;
+            updated.map(Some).map_err(|error| error.to_string())
+        }
     }
 }
 
 impl Cluster {
     /// How many dead letters each sink has, whoever drove it then.
     pub fn dead_letter_counts(&self) -> BTreeMap<String, u64> {
-        let index = lock(&self.0.letters);
-        index.sinks.iter().map(|(sink, sum)| (sink.clone(), sum.count)).collect()
+        lock(&self.0.letters).counts()
     }
 }
 
@@ -391,26 +373,35 @@ async fn run(cluster: &Cluster, journal: &Journal, dir: PathBuf, stop: &Cancella
 async fn keep(cluster: &Cluster, kept: &Kept, mut watch: Watch) {
     let mut reached = cluster.0.connection.reached.clone();
     reached.mark_unchanged();
-    *lock(&cluster.0.letters) = Index::default();
+    let mut refill = Refill::of(&cluster.0.letters);
+    // Of an empty bucket nothing comes.
+    match kept.dead.stream.get_info().await {
+        Ok(info) if info.state.messages == 0 => refill.finish(),
+        Ok(_) => {}
+        Err(error) => {
+            debug!(%error, "the dead letters cannot be had now");
+            return;
+        }
+    }
     let mut marks = Vec::new();
-    let mut is_known = false;
     loop {
+        let is_done = refill.is_done();
         let entry = tokio::select! {
             Ok(()) = reached.changed() => return,
             entry = watch.next() => entry,
+            () = sleep(READ), if !is_done => return,
         };
         let Some(Ok(entry)) = entry else { return };
-        if lock(&cluster.0.letters).apply(&entry) {
+        if refill.apply(&entry) {
             cluster.0.requests.send_modify(|count| *count += 1);
         }
-        if is_known {
+        if is_done {
             continue;
         }
         if entry.operation != Operation::Put && cluster.since(entry.created) > MARK {
             marks.push((entry.key, entry.revision));
         }
-        if entry.delta == 0 {
-            is_known = true;
+        if refill.is_done() {
             for (key, revision) in marks.drain(..) {
                 let subject = format!("$KV.{}.{key}", kept.dead.name);
                 // Not what somebody may have put there since.
@@ -468,7 +459,7 @@ mod tests {
     use super::*;
     use crate::base::event::{Record, own};
 
-    fn entry(key: &str, value: Bytes, revision: u64, operation: Operation) -> Entry {
+    pub(super) fn entry(key: &str, value: Bytes, revision: u64, operation: Operation) -> Entry {
         Entry {
             bucket: "astro_dead".into(),
             key: key.into(),
@@ -481,14 +472,14 @@ mod tests {
         }
     }
 
-    const MAX_PAYLOAD: usize = 1024 * 1024;
+    pub(super) const MAX_PAYLOAD: usize = 1024 * 1024;
 
     fn decoded(entry: &Entry) -> DeadLetter {
         let (head, message) = split(&entry.value).unwrap();
         decode(entry, head, &message, Duration::ZERO).unwrap()
     }
 
-    fn letter() -> DeadLetter {
+    pub(super) fn letter() -> DeadLetter {
         let event = own("channel.tips", &"main".into(), &"r".into(), &json!({"_id": "ü\n"}), 7);
         DeadLetter {
             number: 0,
@@ -521,22 +512,35 @@ mod tests {
     }
 
     #[test]
-    fn the_index_counts_what_is_there() {
-        let mut index = Index::default();
-        let (value, _) = encode(&letter(), "relay-1", MAX_PAYLOAD);
-        let (one, other) = (letter_key("hook", 9), letter_key("home", 9));
-        assert!(!index.apply(&entry(&one, value.clone(), 1, Operation::Put)));
-        assert!(!index.apply(&entry(&other, value.clone(), 2, Operation::Put)));
-        let asked = DeadLetter { number: 1, retry: true, ..letter() };
-        let (asked, _) = encode(&asked, "relay-1", MAX_PAYLOAD);
-        assert!(index.apply(&entry(&one, asked.clone(), 3, Operation::Put)));
-        assert_eq!(index.letters(None, None, true), [&*one]);
-        assert_eq!(index.letters(None, Some(&[2]), false), [&*other]);
-        assert_eq!(index.letters(Some("hook"), Some(&[2]), false), [""; 0]);
-        assert_eq!(index.bytes("hook"), asked.len() as u64);
-        assert!(index.apply(&entry(&one, Bytes::new(), 4, Operation::Delete)));
-        assert_eq!((index.bytes("hook"), index.bytes("home")), (0, value.len() as u64));
-        assert_eq!(index.letters(None, None, false), [other]);
+    fn a_replay_that_somebody_else_has_changed_is_not_brought_back() {
+        let key = "replay.hook.01J";
+        let at = |position| Replay { position, ..replay() };
+        let found = |position| entry(key, encode_replay(&at(position)), 8, Operation::Put);
+        assert_eq!(Changed::of(None, &at(5)), Changed::Gone);
+        let deleted = entry(key, Bytes::new(), 8, Operation::Delete);
+        assert_eq!(Changed::of(Some(&deleted), &at(5)), Changed::Gone);
+        assert_eq!(Changed::of(Some(&found(4)), &at(5)), Changed::Behind(8));
+        assert_eq!(Changed::of(Some(&found(5)), &at(5)), Changed::Reached(8));
+        assert_eq!(Changed::of(Some(&found(6)), &at(5)), Changed::Reached(8));
+    }
+
+    #[test]
+    fn letters_of_one_key_are_told_apart_by_their_event() {
+        let first = letter();
+        let again = DeadLetter { number: 3, at: 9, reason: "HTTP 422".into(), ..first.clone() };
+        let of = |letter: &DeadLetter, max_payload| {
+            let (value, _) = encode(letter, "relay-1", max_payload);
+            identity(&value)
+        };
+        assert!(of(&first, MAX_PAYLOAD).is_some());
+        assert_eq!(of(&first, MAX_PAYLOAD), of(&again, MAX_PAYLOAD));
+        assert_ne!(of(&first, MAX_PAYLOAD), of(&first, 100));
+        // Another event, with an id of its own.
+        assert_ne!(of(&first, MAX_PAYLOAD), of(&letter(), MAX_PAYLOAD));
+    }
+
+    pub(super) fn replay() -> Replay {
+        Replay { number: 3, sink: "hook".into(), position: 4, until: 9, topic: None, when: None }
     }
 
     #[test]

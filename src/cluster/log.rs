@@ -141,7 +141,7 @@ impl LogSource {
                 return None;
             }
             let kept = cluster.kept().await;
-            match cursor::claim(cluster, &kept, sink, start).await {
+            match cursor::claim(cluster, (&kept.cursors, &kept.log), sink, start).await {
                 Ok((begin, revision)) => {
                     let at = begin.seq;
                     let stored = begin.stored;

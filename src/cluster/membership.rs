@@ -19,8 +19,10 @@ use tracing::{error, info, warn};
 
 use super::{
     Cluster, assignment,
-    connection::{ClusterError, Kept},
-    cursor, holding, lease, lock,
+    connection::Kept,
+    cursor,
+    error::ClusterError,
+    holding, lease, lock,
     standing::Standing,
     view::{MEMBER, Member, View},
 };
@@ -97,10 +99,14 @@ struct Membership {
 
 pub(crate) fn factory(cluster: &Cluster, parts: Parts) -> Factory {
     let (cluster, parts) = (cluster.clone(), Arc::new(parts));
-    Box::new(move |stop| {
-        let membership = Membership {
+    Box::new(move |stop| Ok(Box::pin(Membership::new(&cluster, &parts).run(stop))))
+}
+
+impl Membership {
+    fn new(cluster: &Cluster, parts: &Arc<Parts>) -> Self {
+        Self {
             cluster: cluster.clone(),
-            parts: Arc::clone(&parts),
+            parts: Arc::clone(parts),
             began: Instant::now(),
             before: BTreeSet::new(),
             known: None,
@@ -109,12 +115,9 @@ pub(crate) fn factory(cluster: &Cluster, parts: Parts) -> Factory {
             assigned: false,
             said: Member::default(),
             compared: HashMap::new(),
-        };
-        Ok(Box::pin(membership.run(stop)))
-    })
-}
+        }
+    }
 
-impl Membership {
     async fn run(mut self, stop: CancellationToken) {
         loop {
             let end = match Box::pin(self.begin(&stop)).await {
@@ -138,10 +141,7 @@ impl Membership {
             if self.began.elapsed() >= self.cluster.settings().lease.0 {
                 self.assign();
             }
-            if self.cluster.is_draining() {
-                // There is nobody to hand over to.
-                self.cluster.0.drained.send_replace(true);
-            }
+            self.look_without_others();
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = sleep(RETRY) => {}
@@ -165,7 +165,7 @@ impl Membership {
         // A sink's place is taken before any event is published.
         for sink in sinks {
             let start = self.cluster.start_of(&sink);
-            cursor::ensure(&kept, &sink, start, Duration::ZERO).await?;
+            cursor::ensure((&kept.cursors, &kept.log), &sink, start, Duration::ZERO).await?;
         }
         self.say_what_is_configured(&kept).await?;
         let watch = kept.leases.watch_with_history(">").await.map_err(|error| {
@@ -260,7 +260,9 @@ impl Membership {
         let sinks = self.cluster.0.configured.borrow().sinks();
         for sink in sinks {
             let start = self.cluster.start_of(&sink);
-            if let Err(error) = cursor::ensure(kept, &sink, start, Duration::ZERO).await {
+            if let Err(error) =
+                cursor::ensure((&kept.cursors, &kept.log), &sink, start, Duration::ZERO).await
+            {
                 warn!(%error, "a new sink's place in the log cannot be had now");
             }
         }
@@ -287,25 +289,8 @@ impl Membership {
 
     /// Says that this member is there, and how it is; whether that worked.
     async fn say(&mut self, kept: &Kept) -> bool {
+        let member = self.own();
         let cluster = &self.cluster;
-        let draining = cluster.is_draining();
-        let set = View::set(&cluster.0.view.borrow().takers(draining));
-        let figures = &cluster.0.outbox;
-        let member = Member {
-            version: env!("CARGO_PKG_VERSION").into(),
-            run: cluster.run().into(),
-            started: if self.said.started == 0 { clock::now() } else { self.said.started },
-            clock: clock::now(),
-            draining,
-            set,
-            stands: self.stands(),
-            config: cluster.0.configured.borrow().digest(),
-            channels: lock(&cluster.0.holding).len(),
-            waiting: cluster.0.outbox.waiting.load(Ordering::Relaxed),
-            stored: figures.stored.load(Ordering::Relaxed),
-            duplicates: figures.duplicates.load(Ordering::Relaxed),
-            single: cluster.0.single.load(Ordering::Relaxed),
-        };
         let value = Bytes::from(serde_json::to_vec(&member).unwrap_or_default());
         let key = format!("{MEMBER}{}", cluster.member());
         // Nobody stops because of this: it may take longer than a renewal.
@@ -317,6 +302,33 @@ impl Membership {
             return true;
         }
         false
+    }
+
+    /// What this member says of itself.
+    fn own(&self) -> Member {
+        let cluster = &self.cluster;
+        let figures = &cluster.0.outbox;
+        Member {
+            version: env!("CARGO_PKG_VERSION").into(),
+            run: cluster.run().into(),
+            started: if self.said.started == 0 { clock::now() } else { self.said.started },
+            clock: clock::now(),
+            draining: cluster.is_draining(),
+            set: self.set(),
+            stands: self.stands(),
+            config: cluster.0.configured.borrow().digest(),
+            channels: lock(&cluster.0.holding).len(),
+            waiting: cluster.0.outbox.waiting.load(Ordering::Relaxed),
+            stored: figures.stored.load(Ordering::Relaxed),
+            duplicates: figures.duplicates.load(Ordering::Relaxed),
+            single: cluster.0.single.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The members that channels were assigned to last. Those that are seen now may be others already, for which
+    /// what this member holds says nothing yet.
+    fn set(&self) -> u64 {
+        View::set(&self.before.iter().map(String::as_str).collect())
     }
 
     async fn forget_us(&self, kept: &Kept) {
@@ -359,9 +371,7 @@ impl Membership {
             self.look_at_draining();
         }
         let cluster = &self.cluster;
-        let set = View::set(&cluster.0.view.borrow().takers(cluster.is_draining()));
-        let stands = self.stands();
-        (set, stands, cluster.is_draining(), lock(&cluster.0.holding).len())
+        (self.set(), self.stands(), cluster.is_draining(), lock(&cluster.0.holding).len())
             != (self.said.set, self.said.stands, self.said.draining, self.said.channels)
     }
 
@@ -504,6 +514,16 @@ impl Membership {
         }
     }
 
+    /// Where no server is reached, or ever was, there is nobody to hand over to. Anything else that fails may
+    /// work again at once, and the others do not have yet what is ours.
+    fn look_without_others(&self) {
+        let cluster = &self.cluster;
+        let is_alone = !cluster.0.connection.is_reached() || !cluster.0.view.borrow().is_known();
+        if cluster.is_draining() && is_alone {
+            cluster.0.drained.send_replace(true);
+        }
+    }
+
     /// Compares what others are configured with, where their digest is another.
     async fn compare(&mut self, kept: &Kept) {
         let cluster = self.cluster.clone();
@@ -547,5 +567,73 @@ impl Membership {
 async fn until(at: Option<Instant>) {
     if let Some(at) = at {
         sleep_until(at).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        base::tls,
+        cluster::report::Configured,
+        config::{self, Config},
+    };
+
+    /// That of a member `b`, which reaches no server.
+    async fn membership() -> Membership {
+        tls::install_provider();
+        let settings = json!({ "url": "nats://127.0.0.1:1", "member": "b" });
+        let settings: config::Cluster = serde_json::from_value(settings).unwrap();
+        let configured = Configured::of(&Config::default());
+        let cluster = Cluster::begin(&settings, configured).await.unwrap();
+        let parts = Parts {
+            all: watch::channel(Targets::default()).1,
+            held: watch::Sender::new(Targets::default()),
+            table: Arc::default(),
+            journal: Journal::in_memory(1024 * 1024),
+            away: None,
+        };
+        Membership::new(&cluster, &Arc::new(parts))
+    }
+
+    fn says(membership: &Membership, name: &str, draining: bool) {
+        let run = if name == "b" { membership.cluster.run() } else { "another" };
+        let member = Member { run: run.into(), draining, ..Member::default() };
+        let value = serde_json::to_vec(&member).unwrap();
+        membership.cluster.0.view.send_modify(|view| {
+            view.put(&format!("{MEMBER}{name}"), &value, 1, 0, Moment::now());
+        });
+    }
+
+    #[tokio::test]
+    async fn a_member_says_that_it_stands_for_the_members_that_channels_were_assigned_to() {
+        let mut membership = membership().await;
+        says(&membership, "a", false);
+        says(&membership, "b", false);
+        membership.assign();
+        let both = View::set(&["a", "b"].into());
+        assert_eq!((membership.own().set, membership.own().stands), (both, true));
+        // It is seen that `a` leaves, and nothing was taken over yet: `a` must not take it for done.
+        says(&membership, "a", true);
+        assert_eq!(membership.own().set, both);
+        membership.assign();
+        assert_eq!(membership.own().set, View::set(&["b"].into()));
+    }
+
+    #[tokio::test]
+    async fn a_member_that_leaves_has_handed_over_only_where_no_server_is_reached() {
+        let mut membership = membership().await;
+        let (reaches, reached) = watch::channel(true);
+        Arc::get_mut(&mut membership.cluster.0).unwrap().connection.reached = reached;
+        membership.cluster.0.draining.send_replace(true);
+        let is_drained = |membership: &Membership| *membership.cluster.0.drained.borrow();
+        says(&membership, "b", false);
+        membership.look_without_others();
+        assert!(!is_drained(&membership), "whatever failed may work again at once");
+        reaches.send_replace(false);
+        membership.look_without_others();
+        assert!(is_drained(&membership));
     }
 }

@@ -6,7 +6,8 @@
 use std::path::Path;
 
 use super::{
-    connection::{ClusterError, Connection, member_name},
+    connection::{Connection, member_name},
+    error::ClusterError,
     message, parts,
 };
 use crate::{base::clock::UnixMillis, config, journal::store::Store};

@@ -8,7 +8,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{
     Cluster,
-    connection::{ClusterError, Connection, member_name},
+    connection::{Connection, member_name},
+    error::ClusterError,
     letters::{self, Index, REPLAY},
     lock, past,
 };
@@ -93,7 +94,7 @@ impl Shared {
         let mut keys = self.index.letters(which.sink, which.numbers, false);
         keys.drain(..keys.len().saturating_sub(most));
         let reads = keys.into_iter().map(async |key| {
-            letters::read(&self.dead, &key, |at| self.since(at)).await.map_err(unavailable)
+            letters::read(&self.dead, &key, 0, |at| self.since(at)).await.map_err(unavailable)
         });
         let read: Vec<_> = stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
         Ok(read.into_iter().flatten().map(|(letter, _)| letter).collect())
@@ -103,7 +104,9 @@ impl Shared {
     pub(crate) async fn retry(&self, which: Which<'_>) -> Result<usize, ClusterError> {
         let keys = self.index.letters(which.sink, which.numbers, false);
         let changes = keys.into_iter().map(async |key| {
-            let read = letters::read(&self.dead, &key, |at| self.since(at)).await;
+            // An older one may say that it is to be tried again, when that was done since.
+            let known = self.index.revision(&key);
+            let read = letters::read(&self.dead, &key, known, |at| self.since(at)).await;
             let Some((letter, revision)) = read.map_err(unavailable)? else { return Ok(0) };
             if letter.retry {
                 return Ok(1);

@@ -1,11 +1,17 @@
 //! Dead letters and replays of two members: whoever drives the sink, and whoever is asked.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use astro_relay::journal::store::Store;
+use async_nats::jetstream::kv::Operation;
 use futures_util::TryStreamExt as _;
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    process::Command,
+    sync::watch,
+};
 
 use super::{
     bench::{PATIENCE, TOPIC, room},
@@ -350,4 +356,94 @@ async fn a_sink_waits_while_the_room_of_its_dead_letters_is_used_up() {
     assert_eq!(dropped, EVENTS, "each was set aside, none was deleted");
     knows(other, 0).await;
     assert_eq!(small.receiver.accepted(), Vec::<u64>::new());
+}
+
+/// A way to a server that can be cut.
+struct Way {
+    port: u16,
+    open: watch::Sender<bool>,
+}
+
+impl Way {
+    #[expect(clippy::disallowed_methods, reason = "a test's own task")]
+    async fn to(server: u16) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (open, is_open) = watch::channel(true);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut is_open = is_open.clone();
+                tokio::spawn(async move {
+                    let Ok(mut far) = TcpStream::connect(("127.0.0.1", server)).await else {
+                        return;
+                    };
+                    tokio::select! {
+                        biased;
+                        _ = is_open.wait_for(|open| !open) => {}
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                    }
+                });
+            }
+        });
+        Self { port, open }
+    }
+}
+
+/// The driver is cut off while it works through a replay, and another member finishes that: what the first one
+/// had still to write does not come when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_that_another_member_has_finished_is_not_brought_back() {
+    let server = NatsServer::start("").await;
+    let mut small = Small::start().await;
+    // Time enough for an answer that comes after the cut.
+    small.lease = "4s";
+    let ways = [Way::to(server.port).await, Way::to(server.port).await];
+    let mut members = [1, 2].map(|number| {
+        let url = format!("nats://127.0.0.1:{}", ways[number - 1].port);
+        let cluster = format!("url = {url:?}\nmember = \"relay-{number}\"");
+        small.member(&cluster, "window = 1\nbackoff_max = \"1s\"")
+    });
+    for member in &mut members {
+        member.start();
+        member.ready().await;
+    }
+    small.load(0, 5).await;
+    until("the events arrive", PATIENCE, async || {
+        (small.receiver.accepted().len() == 5).then_some(())
+    })
+    .await;
+
+    let first = usize::from(driver(&members[0]).await == "relay-2");
+    let other = &members[1 - first];
+    small.receiver.room(&room(0), Some(Answer::Late(Duration::from_secs(1))));
+    command(other, &["replay", "--sink", "hook", "--from", "1h", "--topic", TOPIC]).await;
+    let dead = server.streams().await.get_key_value("astro_dead").await.unwrap();
+    let keys: Vec<String> = dead.keys().await.unwrap().try_collect().await.unwrap();
+    let replay = keys.into_iter().find(|key| key.starts_with("replay.hook.")).unwrap();
+    until("a piece is under way", PATIENCE, async || {
+        (small.receiver.numbers().len() > 5).then_some(())
+    })
+    .await;
+    ways[first].open.send_replace(false);
+    let done = until("the other member finishes the replay", PATIENCE, async || {
+        let entry = dead.entry(replay.as_str()).await.ok()??;
+        (entry.operation == Operation::Delete).then_some(entry.revision)
+    })
+    .await;
+
+    ways[first].open.send_replace(true);
+    let leases = server.streams().await.get_key_value("astro_lease").await.unwrap();
+    until("the first member is back", PATIENCE, async || {
+        leases.get(format!("member.relay-{}", first + 1)).await.ok()?
+    })
+    .await;
+    // What it sent before that is stored by the time that this has come through the log.
+    small.receiver.room(&room(0), None);
+    small.load(5, 1).await;
+    until("an event arrives", PATIENCE, async || {
+        small.receiver.accepted().contains(&5).then_some(())
+    })
+    .await;
+    let entry = dead.entry(replay.as_str()).await.unwrap().unwrap();
+    assert_eq!((entry.operation, entry.revision), (Operation::Delete, done));
 }
