@@ -31,6 +31,22 @@ pub(super) enum Request {
     Replay(Replay),
 }
 
+/// Which request it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RequestId {
+    Letter(i64),
+    Replay(i64),
+}
+
+impl Request {
+    fn id(&self) -> RequestId {
+        match self {
+            Self::Letter(letter) => RequestId::Letter(letter.number),
+            Self::Replay(replay) => RequestId::Replay(replay.number),
+        }
+    }
+}
+
 /// What is begun, and what is to be put down when its events are dealt with.
 #[derive(Debug)]
 pub(super) enum Begun {
@@ -48,6 +64,15 @@ pub(super) enum Begun {
         /// How far it is with this piece; `None`: it is done.
         position: Option<Seq>,
     },
+}
+
+impl Begun {
+    fn id(&self) -> RequestId {
+        match self {
+            Self::Letter { number, .. } => RequestId::Letter(*number),
+            Self::Replay { number, .. } => RequestId::Replay(*number),
+        }
+    }
 }
 
 /// What is asked for, and whose turn it is.
@@ -95,7 +120,7 @@ impl Requests {
 }
 
 impl Delivery {
-    /// Reads what is asked for; whether there is anything.
+    /// Reads what is asked for; whether there is anything that is not in flight.
     pub(super) async fn load_requests(&mut self) -> bool {
         let (letters, replays) = match self.reader.source.pending_requests().await {
             Ok(asked) => asked,
@@ -104,18 +129,29 @@ impl Delivery {
                 return false;
             }
         };
-        self.requests.queue = letters.into_iter().map(Request::Letter).collect();
-        self.requests.queue.extend(replays.into_iter().map(Request::Replay));
-        // There may be more behind them.
-        self.requests.pending = !self.requests.queue.is_empty();
-        self.requests.pending
+        let letters = letters.into_iter().map(Request::Letter);
+        let mut queue: VecDeque<_> =
+            letters.chain(replays.into_iter().map(Request::Replay)).collect();
+        // There may be more behind them, and of a replay that is in flight the next piece.
+        self.requests.pending = !queue.is_empty();
+        // What is in flight is not done yet, so it was read again.
+        let in_flight = self.flight.request.as_ref().map(Begun::id);
+        queue.retain(|request| Some(request.id()) != in_flight);
+        self.requests.queue = queue;
+        !self.requests.queue.is_empty()
     }
 
-    /// Something is asked for of some sink. If it is this one, a wait is over: whoever asks knows why.
+    /// Something is asked for of some sink. If it is this one, and new, a wait is over: whoever asks knows why.
     pub(super) async fn requested_meanwhile(&mut self) {
         self.requests.pending = true;
         let waits = self.waiting.resume_at().is_some() || self.waiting.reconnect_at().is_some();
-        if waits && self.load_requests().await {
+        if !waits {
+            return;
+        }
+        let known: Vec<RequestId> = self.requests.queue.iter().map(Request::id).collect();
+        if self.load_requests().await
+            && self.requests.queue.iter().any(|request| !known.contains(&request.id()))
+        {
             self.try_now(ASKED);
         }
     }
@@ -197,5 +233,100 @@ impl Delivery {
         let done = batch.through >= until || batch.through <= replay.position;
         let position = (!done).then_some(batch.through);
         self.flight.request = Some(Begun::Replay { number: replay.number, position });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc, time::Duration};
+
+    use async_trait::async_trait;
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        config::{self, SinkConfig},
+        delivery::{route::Route, status::Status},
+        journal::{Journal, store::Store},
+        sink::{self, Failure, Outgoing, Sink},
+    };
+
+    /// A sink that nothing is sent to.
+    struct Unused;
+
+    #[async_trait]
+    impl Sink for Unused {
+        async fn connect(&mut self) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
+            Ok(events.len())
+        }
+
+        async fn acknowledged(&mut self) -> Result<usize, Failure> {
+            std::future::pending().await
+        }
+
+        async fn close(&mut self, _: Instant) -> Vec<(Seq, u8)> {
+            Vec::new()
+        }
+    }
+
+    /// A delivery to the sink `out` from a journal in that directory.
+    fn delivery(dir: &Path) -> (Delivery, Journal) {
+        let config = config::Journal { dir: dir.to_owned(), ..config::Journal::default() };
+        let (journal, _) = Journal::open(&config).unwrap();
+        let config = json!({ "type": "stdout", "start": "earliest" });
+        let config: SinkConfig = serde_json::from_value(config).unwrap();
+        let route = Route::new("out", &config, sink::kind("stdout").unwrap()).unwrap();
+        let (sink, status) = (Box::new(Unused), Arc::new(Status::default()));
+        let delivery = Delivery::new("out", &config, sink, route, journal.clone(), status).unwrap();
+        (delivery, journal)
+    }
+
+    fn queue(delivery: &Delivery) -> Vec<RequestId> {
+        delivery.requests.queue.iter().map(Request::id).collect()
+    }
+
+    #[tokio::test]
+    async fn a_wait_is_ended_by_a_new_request_and_what_is_in_flight_is_not_loaded_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut delivery, journal) = delivery(dir.path());
+        let store = Store::open_reader(dir.path()).unwrap();
+        store.allow_requests().unwrap();
+        let ask = |number, sink: &str| {
+            let (topic, when) = (None, None);
+            let replay =
+                Replay { number, sink: sink.to_owned(), position: 0, until: 9, topic, when };
+            store.request_replay(&replay, 1).unwrap();
+        };
+        ask(1, "out");
+        ask(2, "out");
+        assert!(delivery.load_requests().await);
+        assert_eq!(queue(&delivery), [RequestId::Replay(1), RequestId::Replay(2)]);
+        delivery.requests.queue.pop_front();
+        delivery.flight.request = Some(Begun::Replay { number: 1, position: Some(5) });
+        delivery.waiting.pause(Duration::from_hours(1));
+
+        // Nothing of this is new for this sink.
+        ask(3, "another");
+        delivery.requested_meanwhile().await;
+        assert_eq!(queue(&delivery), [RequestId::Replay(2)]);
+        assert!(delivery.waiting.resume_at().is_some(), "the wait goes on");
+        ask(4, "out");
+        delivery.requested_meanwhile().await;
+        assert_eq!(queue(&delivery), [RequestId::Replay(2), RequestId::Replay(4)]);
+        assert!(delivery.waiting.resume_at().is_none(), "it is tried now");
+
+        // A replay of which a piece is in flight is not forgotten.
+        for number in [2, 4] {
+            journal.replay_progress(number, None);
+        }
+        assert!(!delivery.load_requests().await);
+        assert!(delivery.requests.pending);
+        drop(delivery);
+        tokio::task::spawn_blocking(move || journal.close()).await.unwrap();
     }
 }

@@ -18,7 +18,10 @@ use crate::{
     sink::{
         Cause, Failure, Opening, Part,
         prefix::Prefix,
-        redis::{link::Link, settings::Settings},
+        redis::{
+            link::{KeepAlive, Link},
+            settings::Settings,
+        },
     },
 };
 
@@ -44,7 +47,7 @@ struct RedisState {
     prefix: Prefix,
     settings: Settings,
     timeout: Duration,
-    link: Option<Link>,
+    link: Option<(Link, KeepAlive)>,
     /// The server that answered last, of those that are configured.
     server: usize,
     heartbeat: Heartbeat,
@@ -59,12 +62,14 @@ impl StatePublisher for RedisState {
         self.heartbeat.clear();
         self.written = false;
         let link = Link::open(&self.settings, self.timeout, &mut self.server).await;
-        self.link = Some(link.map_err(|cause| Failure::after(0, cause))?);
+        let link = link.map_err(|cause| Failure::after(0, cause))?;
+        let alive = KeepAlive::new(&link);
+        self.link = Some((link, alive));
         Ok(())
     }
 
     async fn publish(&mut self, parts: &[Part]) -> Result<(), Failure> {
-        let link = self.link.as_mut().ok_or_else(not_connected)?;
+        let (link, _) = self.link.as_mut().ok_or_else(not_connected)?;
         let all = self.heartbeat.with_due(parts);
         let mut requests = Vec::new();
         for (index, part) in all.iter().enumerate() {
@@ -96,7 +101,7 @@ impl StatePublisher for RedisState {
 
     async fn idle(&mut self) -> Failure {
         match &mut self.link {
-            Some(link) => Failure::after(0, link.keep_alive().await),
+            Some((_, alive)) => Failure::after(0, alive.lost().await),
             None => not_connected(),
         }
     }

@@ -21,7 +21,7 @@ use redis::RedisResult;
 use schemars::schema_for;
 
 use self::{
-    link::Link,
+    link::{KeepAlive, Link},
     pubsub::Pubsub,
     settings::{Mode, Settings},
     stream::Stream,
@@ -79,7 +79,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
 struct Connection {
     settings: Settings,
     timeout: Duration,
-    link: Option<Link>,
+    link: Option<(Link, KeepAlive)>,
     /// The server that answered last, of those that are configured.
     server: usize,
 }
@@ -88,17 +88,20 @@ impl Connection {
     async fn open(&mut self) -> Result<&mut Link, Failure> {
         self.link = None;
         let link = Link::open(&self.settings, self.timeout, &mut self.server).await;
-        Ok(self.link.insert(link.map_err(|cause| Failure::after(0, cause))?))
+        let link = link.map_err(|cause| Failure::after(0, cause))?;
+        let alive = KeepAlive::new(&link);
+        let (link, _) = self.link.insert((link, alive));
+        Ok(link)
     }
 
     fn link(&self) -> Result<Link, Failure> {
-        self.link.clone().ok_or_else(not_connected)
+        self.link.as_ref().map(|(link, _)| link.clone()).ok_or_else(not_connected)
     }
 
-    /// Keeps an idle connection; returns when it is lost.
+    /// Keeps an idle connection; returns when it is lost. Safe to drop.
     async fn idle(&mut self) -> Failure {
         match &mut self.link {
-            Some(link) => Failure::after(0, link.keep_alive().await),
+            Some((_, alive)) => Failure::after(0, alive.lost().await),
             None => not_connected(),
         }
     }

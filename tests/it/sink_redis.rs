@@ -2,6 +2,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -413,6 +417,30 @@ async fn a_lost_connection_is_noticed_while_idle() {
     tokio::time::pause();
     let failure = tokio::time::timeout(Duration::from_mins(1), sink.idle()).await.unwrap();
     assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
+}
+
+/// Every second there are events, and none of them is wanted: the wait is given up and begun anew.
+#[tokio::test]
+async fn a_silent_server_is_noticed_though_every_wait_is_short() {
+    for mode in ["pubsub", "stream"] {
+        let silent = Arc::new(AtomicBool::new(false));
+        let is_silent = Arc::clone(&silent);
+        let server = ScriptedRedis::start(move |_| {
+            if is_silent.load(Ordering::SeqCst) { Play::Ignore } else { Play::Well }
+        })
+        .await;
+        let mut sink = connected(json!({ "url": server.url(), "mode": mode })).await;
+        silent.store(true, Ordering::SeqCst);
+        tokio::time::pause();
+        let mut noticed = None;
+        for _ in 0..60 {
+            let wait = Duration::from_secs(1);
+            noticed = noticed.or(tokio::time::timeout(wait, sink.idle()).await.ok());
+        }
+        tokio::time::resume();
+        let failure = noticed.expect("the server is gone");
+        assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
+    }
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use futures_util::{FutureExt, future::BoxFuture};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
     IntoConnectionInfo, Pipeline, RedisError, RedisResult, TlsCertificates, TlsMode, Value,
@@ -73,18 +74,6 @@ impl Link {
         }
     }
 
-    /// Asks an idle connection for a sign of life every now and then; returns when there is none.
-    pub(crate) async fn keep_alive(&mut self) -> Cause {
-        loop {
-            tokio::time::sleep(PING_EVERY).await;
-            match self.ping().await {
-                // Busy, it lives.
-                Ok(()) | Err(Cause::Busy { .. }) => {}
-                Err(cause) => return cause,
-            }
-        }
-    }
-
     /// Without a password the library connects to a server that wants one, and says nothing.
     async fn greeted(mut self) -> Result<Self, Cause> {
         self.ping().await?;
@@ -134,6 +123,34 @@ impl Link {
         let answers = self.connection().req_packed_commands(&pipeline, 0, pipeline.len()).await;
         let each = |answer: Value| answer.extract_error().map_err(of_server);
         answers.map(|answers| answers.into_iter().map(each).collect()).map_err(of_server)
+    }
+}
+
+/// Keeps a connection alive that is idle. It is kept beside the connection: a wait that is given up, because
+/// there is something else to do, goes on with the next, and so does a ping that is not answered yet.
+pub(crate) struct KeepAlive(BoxFuture<'static, (Link, Cause)>);
+
+impl KeepAlive {
+    pub(crate) fn new(link: &Link) -> Self {
+        Self(ping_repeatedly(link.clone()).boxed())
+    }
+
+    /// Asks the connection for a sign of life every now and then; returns when there is none. Safe to drop.
+    pub(crate) async fn lost(&mut self) -> Cause {
+        let (link, cause) = (&mut self.0).await;
+        self.0 = ping_repeatedly(link).boxed();
+        cause
+    }
+}
+
+async fn ping_repeatedly(mut link: Link) -> (Link, Cause) {
+    loop {
+        tokio::time::sleep(PING_EVERY).await;
+        match link.ping().await {
+            // Busy, it lives.
+            Ok(()) | Err(Cause::Busy { .. }) => {}
+            Err(cause) => return (link, cause),
+        }
     }
 }
 

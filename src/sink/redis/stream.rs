@@ -55,7 +55,7 @@ impl Stream {
 
     /// Has the server run the next script, if none is running.
     fn run_next(&mut self) {
-        let Some(mut link) = self.connection.link.clone() else { return };
+        let Ok(mut link) = self.connection.link() else { return };
         if self.running.is_some() {
             return;
         }

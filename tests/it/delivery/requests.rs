@@ -9,7 +9,7 @@ use astro_relay::{
 };
 use fastrand::Rng;
 
-use super::scripted::{Answer, Running, Scripted, down};
+use super::scripted::{Answer, Running, Scripted, busy, down};
 use crate::support::{
     journal::{PATIENCE, append, close, config, events, open, settled},
     wait::until,
@@ -208,6 +208,75 @@ async fn a_retried_dead_letter_is_delivered_or_stays() {
     let mut all = destination.accepted();
     all.sort_unstable();
     assert_eq!(all, (0..110).filter(|n| *n != 50 && *n != 100).collect::<Vec<_>>());
+    running.stop().await;
+    close(journal).await;
+}
+
+/// A destination that asks for patience for so long that only a request ends the wait.
+fn patience() -> Answer {
+    Answer::After(0, busy(Some(Duration::from_hours(1))))
+}
+
+async fn is_busy(running: &Running) {
+    until("the sink waits", PATIENCE, async || (running.page().state == "busy").then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_letter_in_flight_is_sent_once_when_another_is_asked_for_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let destination = Scripted::new();
+    destination.poison(|n| n == 3 || n == 7);
+    let running = Running::start("destination", &journal, &destination, |config| {
+        config.start = Start::Earliest;
+    });
+    append(&journal, events(0..10)).await;
+    arrived(&destination, 8).await;
+    let store = Store::open_reader(dir.path()).unwrap();
+    store.allow_requests().unwrap();
+    let letters = until("the dead letters are on disk", PATIENCE, async || {
+        let letters = store.dead_letters(Some("destination")).unwrap();
+        (letters.len() == 2).then_some(letters)
+    })
+    .await;
+    destination.poison(|_| false);
+    destination.script([patience()]);
+    let retry = |index: usize| {
+        assert_eq!(store.retry_dead_letters(Some(&[letters[index].number]), None).unwrap(), 1);
+    };
+    retry(0);
+    is_busy(&running).await;
+    retry(1);
+    until("both are delivered", PATIENCE, async || {
+        store.dead_letters(None).unwrap().is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(destination.accepted(), [0, 1, 2, 4, 5, 6, 8, 9, 3, 7], "each once");
+    running.stop().await;
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_piece_of_a_replay_in_flight_is_sent_once_when_another_is_asked_for_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    let destination = Scripted::new();
+    let running = Running::start("destination", &journal, &destination, |config| {
+        config.start = Start::Earliest;
+        config.window = 4;
+    });
+    append(&journal, events(0..20)).await;
+    arrived(&destination, 20).await;
+    settled(&journal, &["destination"]).await;
+    destination.script([patience()]);
+    let store = ask_for_replay(dir.path(), 0, 10, None);
+    is_busy(&running).await;
+    ask_for_replay(dir.path(), 10, 20, None);
+    replay_done(&store).await;
+    let mut replayed = destination.replayed();
+    replayed.sort_unstable();
+    assert_eq!(replayed, (0..20).collect::<Vec<_>>(), "each once");
     running.stop().await;
     close(journal).await;
 }
