@@ -133,6 +133,18 @@ enum RecoveryState {
 #[derive(Debug)]
 pub(super) struct Over(Arc<str>, Outage);
 
+impl Over {
+    /// The room of its channel, where that was not known when it began.
+    pub(super) fn learn_room<'r>(&mut self, known: impl Fn(&Subscription) -> Option<&'r Arc<str>>) {
+        let Self(_, outage) = self;
+        if outage.room.is_empty()
+            && let Some(room) = outage.subscriptions.keys().find_map(|one| known(one))
+        {
+            outage.room = Arc::clone(room);
+        }
+    }
+}
+
 impl Outage {
     fn is_over(&self) -> bool {
         self.subscriptions.values().all(|state| *state != RecoveryState::Missing)

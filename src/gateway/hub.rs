@@ -11,11 +11,7 @@ use std::{
 use futures_util::future::join_all;
 use tokio::sync::{Notify, watch};
 
-use super::{
-    intake::Intake,
-    table::{Slot, Table},
-    targets::Targets,
-};
+use super::{intake::Intake, table::Table, targets::Targets};
 use crate::{
     astro::{
         dial::{Dialer, DialerError},
@@ -99,7 +95,8 @@ impl Hub {
     /// Subscriptions that a connection would not take.
     pub(super) fn overflow(&self, link: u64, subscriptions: &[Arc<Subscription>]) {
         if !subscriptions.is_empty() {
-            self.table.assign(subscriptions, Slot::Overflow(link));
+            self.table.overflow(link, subscriptions);
+            self.remember_gaps();
             self.overflowed.notify_one();
         }
     }

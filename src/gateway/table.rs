@@ -192,7 +192,12 @@ impl Inner {
     /// Closes gaps: remembers them, and answers their reports.
     fn close(&mut self, over: Vec<Over>) -> Vec<Event> {
         let mut reports = Vec::new();
-        for over in over {
+        for mut over in over {
+            let rows = &self.state.subscriptions;
+            over.learn_room(|one| {
+                let (subscription, row) = rows.get_key_value(one)?;
+                row.room(subscription)
+            });
             let (mut gap, report) = self.missing.close(&over);
             gap.cause = excerpt(&gap.cause, TEXT);
             self.state.gap_count += 1;
@@ -278,6 +283,25 @@ impl Table {
         let mut inner = self.lock();
         let over = inner.missing.gone(|subscription| subscriptions.contains(subscription));
         inner.close(over)
+    }
+
+    /// A connection would not take these. What still stands on the one before it is given up there in a
+    /// moment, and is missing until another connection has it.
+    pub(super) fn overflow(&self, number: u64, subscriptions: &[Arc<Subscription>]) {
+        self.change(|inner| {
+            for subscription in subscriptions {
+                let Some(row) = inner.state.subscriptions.get_mut(subscription) else { continue };
+                if row.slot.connection() != Some(number) {
+                    continue;
+                }
+                if row.state.is_confirmed() {
+                    let room = row.room(subscription).cloned();
+                    let cause = "the next connection would not take it";
+                    inner.missing.add(subscription, room, Since::now(), cause);
+                }
+                (row.slot, row.state) = (Slot::Overflow(number), SubscriptionState::Waiting);
+            }
+        });
     }
 
     /// Takes what connections would not take off them.
@@ -405,7 +429,7 @@ impl Table {
     }
 
     /// These subscriptions of a channel are wanted now, and nobody has had them since then. Answers the report of
-    /// the gap where all of them are confirmed already.
+    /// the gap where none of them is waited for any more.
     pub(crate) fn had_no_holder(
         &self,
         subscriptions: &[&Arc<Subscription>],
@@ -417,10 +441,14 @@ impl Table {
                 inner.missing.add(subscription, None, Since::moment(at), cause);
             }
             let rows = &inner.state.subscriptions;
-            let confirmed = subscriptions.iter().filter(|subscription| {
-                rows.get(**subscription).is_some_and(|row| row.state.is_confirmed())
+            let answered = subscriptions.iter().filter_map(|subscription| {
+                let row = rows.get(*subscription)?;
+                // Nothing more is heard of one that was refused, or for which there is no room.
+                let is_answered = row.state.is_answered() || row.slot == Slot::LeftOut;
+                let confirmed = row.state.is_confirmed();
+                is_answered.then(|| inner.missing.answered(subscription, confirmed)).flatten()
             });
-            let over = confirmed.filter_map(|one| inner.missing.answered(one, true)).collect();
+            let over = answered.collect();
             inner.close(over)
         })
     }
@@ -472,5 +500,78 @@ impl Table {
     /// For how long what is missing longest has been missing.
     pub(super) fn longest_gap(&self) -> Option<Duration> {
         self.lock().missing.longest()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{astro::session::Refusal, config::TokenType};
+
+    #[test]
+    fn the_report_of_a_gap_has_the_room_that_is_confirmed_at_its_end() {
+        let subscription = Arc::new(Subscription {
+            channel: "main".into(),
+            topic: "channel.tips".into(),
+            room: None,
+            token_type: TokenType::Jwt,
+        });
+        let table = Table::default();
+        table.want(&[Arc::clone(&subscription)]);
+        let away = Away { at: clock::now(), time: Some(Duration::from_secs(9)) };
+        table.was_away(&subscription, away);
+        table.assign([&subscription], Slot::On(1));
+        let state = SubscriptionState::Confirmed(Some("canonical".into()));
+        let update = Update { subscription, state, confirmed_at: None };
+        let mut rooms = Vec::new();
+        table.update(1, &[update], |reports| {
+            rooms.extend(reports.iter().map(|report| report.place.room.to_string()));
+        });
+        assert_eq!(rooms, ["canonical"]);
+    }
+
+    fn subscription(topic: &str) -> Arc<Subscription> {
+        let (channel, topic) = ("main".into(), topic.into());
+        Arc::new(Subscription { channel, topic, room: None, token_type: TokenType::Jwt })
+    }
+
+    #[test]
+    fn a_gap_without_a_holder_does_not_wait_for_what_is_refused_or_left_out() {
+        let all = ["confirmed", "left out", "refused", "waiting"].map(subscription);
+        let [confirmed, left_out, refused, waiting] = &all;
+        let table = Table::default();
+        assert!(table.want(&all).is_empty());
+        table.assign(&all, Slot::On(1));
+        assert!(table.leave_out(std::slice::from_ref(left_out)).is_empty());
+        let refusal = Refusal { code: "err_bad_request".into(), text: "no".into(), retry_at: None };
+        let updates = [
+            (confirmed, SubscriptionState::Confirmed(None)),
+            (refused, SubscriptionState::Refused(refusal)),
+        ];
+        let updates = updates.map(|(subscription, state)| Update {
+            subscription: Arc::clone(subscription),
+            state,
+            confirmed_at: None,
+        });
+        table.update(1, &updates, |reports| assert!(reports.is_empty()));
+
+        let all_answered = [confirmed, left_out, refused];
+        let reports = table.had_no_holder(&all_answered, Moment::now(), "nobody held it");
+        let data: Value = serde_json::from_slice(reports[0].data()).unwrap();
+        let restored: Vec<_> = data["subscriptions"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| json!([one["topic"], one["restored"]]))
+            .collect();
+        let expected = json!([["confirmed", true], ["left out", false], ["refused", false]]);
+        assert_eq!((reports.len(), json!(restored)), (1, expected));
+
+        // What has yet to be answered is waited for.
+        let reports = table.had_no_holder(&[confirmed, waiting], Moment::now(), "nobody held it");
+        assert!(reports.is_empty());
+        assert_eq!(table.snapshot().outages.len(), 1);
     }
 }

@@ -218,6 +218,30 @@ async fn leaving_all_rooms_of_a_topic_reports_a_gap_of_the_others() {
     bench.confirmed(1).await;
 }
 
+#[tokio::test]
+async fn what_the_next_connection_will_not_take_is_a_gap_until_another_has_it() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(3).await;
+    bench.sim.faults(|faults| {
+        faults.refuse_reconnect = true;
+        let full = Refusal { message: "limit reached".into(), ..Refusal::of("err_bad_request") };
+        faults.refusals = vec![full.room(OTHER).times(1)];
+    });
+    bench.sim.drain(None);
+    until("it is told", SOON, async || (!bench.gaps().await.is_empty()).then_some(())).await;
+    bench.confirmed(3).await;
+    let gaps = bench.gaps().await;
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    assert_eq!(
+        (&gaps[0]["channel"], restored(&gaps[0])),
+        (&"b".into(), vec![("channel.tips", true)])
+    );
+    // From the moment at which it was refused, not that at which it was given to another.
+    assert!(gaps[0]["seconds"].as_f64().unwrap() >= 0.3, "{gaps:?}");
+    bench.carries("channel.tips", OTHER, 1).await;
+    assert_eq!(bench.gaps().await.len(), 1, "it is told once");
+}
+
 fn config(sim: &Sim, dir: &std::path::Path) -> Config {
     let mut config = Config::default();
     config.astro.url = sim.url();
