@@ -8,6 +8,7 @@
 //! A command is executed at most once. What cannot be queued, waits too long or repeats another is refused
 //! or gets the first answer again; nothing here tries anything twice.
 
+mod attention;
 pub mod executor;
 pub mod listener;
 mod memory;

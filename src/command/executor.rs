@@ -49,7 +49,7 @@ const RATE: usize = 10;
 /// See [`RATE`].
 const RATE_TIME: Duration = Duration::from_secs(10);
 
-/// How long a command may wait for those before it. Nobody expects it to happen later than that.
+/// How long a command may wait, from when it was received. Nobody expects it to happen later than that.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long it may take. With [`PATIENCE`] it fits the endpoint's limit for a request, 30 s.
@@ -92,7 +92,7 @@ pub struct Tools {
 }
 
 /// Answers whether the transaction of a command, known by this text, is to be executed here; an error: that
-/// cannot be known now.
+/// cannot be known now. The text is the same on every member that receives the command.
 #[derive(Clone)]
 pub struct Once(pub Arc<dyn Fn(String) -> BoxFuture<'static, Result<bool, String>> + Send + Sync>);
 
@@ -107,6 +107,7 @@ struct Waiting {
     ticket: Ticket,
     origin: Arc<str>,
     command: Command,
+    /// When it was received.
     since: Instant,
 }
 
@@ -172,7 +173,7 @@ impl Executor {
 
     fn take(&mut self, request: Request) {
         let now = Instant::now();
-        let origin = Arc::clone(&request.origin);
+        let (origin, since) = (Arc::clone(&request.origin), request.reply.received);
         match self.memory.recall(request, now) {
             Recalled::Waits => metrics::command(&origin, "repeat", "repeated"),
             Recalled::Again(reply, answer) => {
@@ -190,9 +191,15 @@ impl Executor {
                 report(&origin, &answer, true);
                 reply.send(&origin, &Arc::new(answer));
             }
+            Recalled::TooMany(reply, command) => {
+                let error = "too many wait for the answer to this command";
+                let answer = command.answer(Err(Failure::new(ErrorKind::Limited, 429, error)));
+                report(&origin, &answer, true);
+                reply.send(&origin, &Arc::new(answer));
+            }
             Recalled::New(ticket, command) => {
                 if self.rate.takes(&command.channel, now) {
-                    self.waiting.push_back(Waiting { ticket, origin, command, since: now });
+                    self.waiting.push_back(Waiting { ticket, origin, command, since });
                 } else {
                     let error = format!("more than {RATE} commands within {RATE_TIME:?}");
                     let answer = command.answer(Err(Failure::new(ErrorKind::Limited, 429, error)));
@@ -221,7 +228,7 @@ impl Executor {
             self.busy.insert(command.channel.clone());
             let tools = self.tools.clone();
             running.push(Box::pin(async move {
-                let outcome = match timeout(EXECUTION, tools.execute(&command)).await {
+                let outcome = match timeout(EXECUTION, tools.execute(&origin, &command)).await {
                     Ok(outcome) => outcome,
                     Err(_) => Err(unknown("it took too long, and may have been done")),
                 };
@@ -279,9 +286,10 @@ impl Rate {
 }
 
 impl Tools {
-    async fn execute(&self, command: &Command) -> Result<(), Failure> {
+    async fn execute(&self, origin: &str, command: &Command) -> Result<(), Failure> {
         if let (Some(once), Some(transaction)) = (&self.once, &command.transaction) {
-            let key = format!("{}/{transaction}", command.channel);
+            // An origin is the name of a sink, or `http`: the same on every member.
+            let key = format!("{origin}/{}/{transaction}", command.channel);
             match once.0(key).await {
                 Ok(true) => {}
                 Ok(false) => {
@@ -539,6 +547,62 @@ mod tests {
             stop.cancel();
         };
         tokio::join!(executor.run(stop.clone()), outside);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_that_waited_too_long_in_the_queue_is_not_executed() {
+        let (mut executor, submitter, mut answers, requests) = executor();
+        let mut requests = requests.lock().await;
+        let stop = CancellationToken::new();
+        refresh(&submitter, "a", "1");
+        // Nobody takes it from the queue meanwhile.
+        tokio::time::advance(PATIENCE + Duration::from_millis(1)).await;
+        refresh(&submitter, "b", "2");
+        let outside = async {
+            assert_eq!(answered(&mut answers).await, ("1".to_owned(), Some(503)));
+            let second = next(&mut requests).await;
+            assert_eq!(&*second.channel, "b");
+            second.answer(Ok(()));
+            assert_eq!(answered(&mut answers).await, ok("2"));
+            assert!(requests.try_recv().is_err());
+            stop.cancel();
+        };
+        tokio::join!(executor.run(stop.clone()), outside);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_cluster_each_origin_has_transactions_of_its_own() {
+        let (mut executor, _, _, requests) = executor();
+        let mut requests = requests.lock().await;
+        let labels = ["a"].map(str::to_owned).into();
+        let (queue, queued) = command_queue(watch::channel(labels).1);
+        executor.inbox = queued;
+        let claimed = std::sync::Mutex::new(BTreeSet::new());
+        executor.tools.once = Some(Once(Arc::new(move |transaction| {
+            let is_new = claimed.lock().unwrap().insert(transaction);
+            Box::pin(async move { Ok(is_new) })
+        })));
+        let stop = CancellationToken::new();
+        let keeper = async {
+            while let Some(request) = requests.recv().await {
+                request.answer(Ok(()));
+            }
+        };
+        let outside = async {
+            for origin in ["home", "http"] {
+                let (submitter, mut answers) = queue.submitter(origin, None, &Commands::All(true));
+                refresh(&submitter, "a", "7");
+                assert_eq!(answered(&mut answers).await, ok("7"), "{origin}");
+            }
+            stop.cancel();
+        };
+        let beside = async {
+            tokio::select! {
+                () = keeper => {}
+                () = outside => {}
+            }
+        };
+        tokio::join!(executor.run(stop.clone()), beside);
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,8 @@
 //! Each sink with `commands` has one task for it, on a connection of its own beside that of its events: a
 //! destination that refuses events still gives commands, and the other way round. The connection is the
 //! client library's to restore. Nothing is queued there that could be executed late: what cannot be
-//! submitted at once is refused.
+//! submitted at once is refused, and so is what may have waited while nobody read
+//! ([`attention`](super::attention)).
 
 use std::sync::Arc;
 

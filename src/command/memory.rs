@@ -9,7 +9,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use super::{Answer, Command, PendingReply, Request};
+use super::{Answer, Command, PendingReply, Request, queue::REPLIES};
 
 /// Commands that are remembered. With the executor's limits it is more than a minute of one channel's
 /// at full rate, and less than ten megabytes.
@@ -31,6 +31,8 @@ pub(super) enum Recalled {
     Again(PendingReply, Arc<Answer>),
     /// It is under way, and will get the same answer.
     Waits,
+    /// It is under way, and too many wait for its answer already.
+    TooMany(PendingReply, Command),
     /// Its transaction was that of another command.
     Other(PendingReply, Command),
 }
@@ -48,7 +50,7 @@ struct Entry {
     origin: Arc<str>,
     command: Command,
     at: Instant,
-    /// Who waits for the answer.
+    /// Who waits for the answer: no more than find room on the way back.
     replies: Vec<PendingReply>,
     answer: Option<Arc<Answer>>,
 }
@@ -76,8 +78,8 @@ impl Memory {
         match known {
             Some(entry) if entry.command.order != command.order => Recalled::Other(reply, command),
             Some(Entry { answer: Some(answer), .. }) => Recalled::Again(reply, Arc::clone(answer)),
+            Some(entry) if entry.replies.len() >= REPLIES => Recalled::TooMany(reply, command),
             Some(entry) => {
-                // Bounded by the queue: nobody is let in while that is full.
                 entry.replies.push(reply);
                 Recalled::Waits
             }
@@ -180,6 +182,20 @@ mod tests {
         new(&mut memory, request("home", Order::Reset, Some(json!(1)), false));
         tokio::time::advance(AGE + Duration::from_secs(1)).await;
         new(&mut memory, again());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repeats_that_wait_for_an_answer_are_bounded() {
+        let again = || request("home", Order::Reset, Some(json!("1")), false);
+        let mut memory = Memory::default();
+        let (ticket, answer) = new(&mut memory, again());
+        for n in 1..REPLIES {
+            assert!(matches!(memory.recall(again(), Instant::now()), Recalled::Waits), "{n}");
+        }
+        assert!(matches!(memory.recall(again(), Instant::now()), Recalled::TooMany(..)));
+        assert_eq!(memory.answered(ticket, &answer).len(), REPLIES);
+        // Afterwards there is an answer, and nobody has to wait for it.
+        assert!(matches!(memory.recall(again(), Instant::now()), Recalled::Again(..)));
     }
 
     #[tokio::test(start_paused = true)]

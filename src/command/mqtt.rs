@@ -19,10 +19,11 @@ use tracing::warn;
 
 use super::{
     CommandSubmitter, IncomingCommand, Replies, Reply, ReplyTo,
+    attention::{Attention, TICK},
     listener::{CommandListener, Kind},
 };
 use crate::{
-    base::{backoff::Backoff, clock::Moment},
+    base::backoff::Backoff,
     config::ConfigError,
     delivery::health::TaskHealth,
     sink::{
@@ -51,15 +52,6 @@ const PROVEN: Duration = Duration::from_secs(10);
 
 /// At a stop, the last answers may take so long.
 const DISCONNECT: Duration = Duration::from_secs(2);
-
-/// How often it is noted that somebody reads.
-const ATTENTION: Duration = Duration::from_secs(1);
-
-/// Nobody has read for so long: the process or the machine stood still.
-const ABSENCE: Duration = Duration::from_secs(3);
-
-/// After an absence it takes no longer than this to read what came meanwhile.
-const CATCHING_UP: Duration = Duration::from_secs(1);
 
 /// The longest topic that is answered to.
 const LONGEST_RESPONSE_TOPIC: usize = 256;
@@ -147,7 +139,13 @@ impl MqttListener {
         };
         let connection = self.connection.insert(Connection::open(&options).await?);
         let (qos, echoes) = (connection.qos(1), connection.terms().echoes);
-        connection.subscribe(filters(submitter), qos)?;
+        let filters = filters(submitter);
+        if filters.is_empty() {
+            // The protocol has no subscription to nothing.
+            health.report(None);
+        } else {
+            connection.subscribe(filters, qos)?;
+        }
         let mut reader = Attention::new();
         loop {
             let room = connection.has_room();
@@ -171,7 +169,7 @@ impl MqttListener {
                     }
                 }
                 Some(answer) = replies.recv(), if room => send(connection, &answer, qos)?,
-                () = sleep(ATTENTION) => reader.attend(),
+                () = sleep(TICK) => reader.attend(),
             }
         }
     }
@@ -261,31 +259,6 @@ fn send(connection: &mut Connection, answer: &Reply, qos: u8) -> Result<(), Lost
     }
 }
 
-/// Notices that nobody has read for a while: a process that was stopped gets what came meanwhile at once.
-struct Attention {
-    attended: Moment,
-    /// What is read until so long after this moment may be old.
-    absent: Option<Moment>,
-}
-
-impl Attention {
-    fn new() -> Self {
-        Self { attended: Moment::now(), absent: None }
-    }
-
-    fn attend(&mut self) {
-        let now = Moment::now();
-        if now.since(self.attended) > ABSENCE {
-            self.absent = Some(now);
-        }
-        self.attended = now;
-    }
-
-    fn is_late(&self) -> bool {
-        self.absent.is_some_and(|since| since.elapsed() < CATCHING_UP)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,21 +279,5 @@ mod tests {
             assert_eq!(is_answerable(topic), fine, "{topic}");
         }
         assert!(!is_answerable(&"x".repeat(LONGEST_RESPONSE_TOPIC + 1)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_message_that_is_read_after_an_absence_is_late() {
-        let mut reader = Attention::new();
-        for _ in 0..60 {
-            tokio::time::advance(ATTENTION).await;
-            reader.attend();
-        }
-        assert!(!reader.is_late(), "somebody read all the time");
-        tokio::time::advance(ABSENCE * 2).await;
-        reader.attend();
-        assert!(reader.is_late(), "nobody did");
-        tokio::time::advance(CATCHING_UP).await;
-        reader.attend();
-        assert!(!reader.is_late());
     }
 }

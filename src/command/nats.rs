@@ -4,6 +4,9 @@
 //! services, so that of two relays with the same channel one answers. The service, its discovery and the
 //! connection are the client library's. It gives up a connection after some attempts to restore it; then
 //! another begins, with the secrets as they are then.
+//!
+//! What was read after the process or the machine stood still may have come long ago: it is answered, and
+//! not executed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -24,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CommandSubmitter, IncomingCommand, Replies, Reply, ReplyTo,
+    attention::{Attention, TICK},
     listener::{CommandListener, Kind},
 };
 use crate::{
@@ -206,22 +210,28 @@ impl MicroService {
         health: &TaskHealth,
     ) {
         let has_channels = !running.requests.is_empty();
+        let mut reader = Attention::new();
         loop {
             tokio::select! {
-                request = running.requests.next(), if has_channels => match request {
-                    Some(request) => self.submit(request, submitter),
-                    None => return,
-                },
-                Some(reply) = replies.recv() => self.respond(&reply).await,
+                request = running.requests.next(), if has_channels => {
+                    reader.attend();
+                    let Some(request) = request else { return };
+                    self.submit(request, submitter, reader.is_late());
+                }
+                Some(reply) = replies.recv() => {
+                    reader.attend();
+                    self.respond(&reply).await;
+                }
                 Ok(()) = running.trouble.changed() => {
                     let trouble = running.trouble.borrow_and_update().clone();
                     health.report(trouble.as_deref());
                 }
+                () = sleep(TICK) => reader.attend(),
             }
         }
     }
 
-    fn submit(&mut self, request: Request, submitter: &CommandSubmitter) {
+    fn submit(&mut self, request: Request, submitter: &CommandSubmitter, late: bool) {
         let message = request.message.clone();
         let Some((channel, path)) = command_address::parse(message.subject.as_bytes(), '.') else {
             tracing::debug!("a message came that is no command");
@@ -245,14 +255,19 @@ impl MicroService {
             None => None,
         };
         let payload = &message.payload;
-        submitter.submit(IncomingCommand {
+        let incoming = IncomingCommand {
             channel,
             path: &path,
             payload,
             retained: false,
             redelivered: false,
             reply_to,
-        });
+        };
+        if late {
+            submitter.refuse_late(incoming);
+        } else {
+            submitter.submit(incoming);
+        }
     }
 
     /// Sends an answer. The library's own way to answer with an error leaves the body empty.

@@ -20,7 +20,7 @@ use crate::config::Commands;
 const QUEUE: usize = 64;
 
 /// Answers that may wait for one submitter: what the queue holds, so that each of them finds room.
-const REPLIES: usize = QUEUE;
+pub(super) const REPLIES: usize = QUEUE;
 
 /// Refusals of one submitter that are logged within [`COMPLAIN`]; the metric counts them all. Whoever may
 /// publish must not be able to fill a disk by it.

@@ -290,6 +290,16 @@ async fn only_configured_channels_are_subscribed() {
 }
 
 #[tokio::test]
+async fn without_channels_a_sink_with_commands_works() {
+    let broker = Mosquitto::start(Options::default()).await;
+    for version in VERSIONS {
+        let more = format!("version = {version:?}\ncommands = true");
+        let relay = Running::start(&sink(&broker, &more)).await;
+        relay.takes_commands("home").await;
+    }
+}
+
+#[tokio::test]
 async fn a_broker_that_forbids_commands_still_gets_the_events() {
     let acl = "topic readwrite astro/main/channel/#\ntopic write astro/relay/#\n";
     let broker = Mosquitto::start(Options { acl, ..Options::default() }).await;

@@ -1,5 +1,8 @@
 //! Commands over NATS, with nats-server: requests, answers, and a service that can be found.
 
+use std::time::Duration;
+
+use astro_sim::{Options, Sim, Token};
 use async_nats::{Client, ConnectOptions, HeaderValue, Message, client::RequestErrorKind};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
@@ -8,7 +11,10 @@ use super::{done, element, id, start};
 use crate::{
     operator::{PATIENCE, ROOM, Running},
     support::{
+        carry::within,
+        daemon,
         nats_server::{Listener, NatsServer},
+        relay::TOKEN,
         wait::until,
     },
 };
@@ -152,8 +158,52 @@ async fn the_service_can_be_discovered() {
     let endpoint = &stats["endpoints"][0];
     assert!(endpoint["average_processing_time"].as_u64().unwrap() > 0);
     let unknown = place.client.request("$SRV.SCHEMA", "".into());
-    let unknown = tokio::time::timeout(std::time::Duration::from_millis(300), unknown).await;
+    let unknown = tokio::time::timeout(Duration::from_millis(300), unknown).await;
     assert!(!matches!(unknown, Ok(Ok(_))), "a verb that nobody knows is not answered");
+}
+
+/// Whoever gave it has given up on it, and perhaps given another.
+#[tokio::test]
+async fn a_command_that_comes_while_the_relay_stands_still_is_not_executed_afterwards() {
+    let server = NatsServer::start("").await;
+    let options = Options { tokens: vec![Token::owner(TOKEN, ROOM)], ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let sink = format!("[sinks.bus]\ntype = \"nats\"\nurl = {:?}\ncommands = true", server.url());
+    let mut relay =
+        daemon::Relay::new(&sim.url(), &sim.api_url(), "channel.session.update", ROOM, &sink);
+    let config = std::fs::read_to_string(relay.config()).unwrap();
+    std::fs::write(relay.config(), config.replace("secret-canary", TOKEN)).unwrap();
+    relay.start();
+    relay.ready().await;
+    let subject = "astro.main.command.session.reset";
+    let client = server.client(ConnectOptions::new()).await;
+    let executed = async |transaction: &str| {
+        let payload = json!({ "transaction": transaction }).to_string();
+        until("it takes commands", PATIENCE, async || {
+            let answer = client.request(subject, payload.clone().into()).await.ok()?;
+            let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+            (answer["ok"] == true).then_some(answer)
+        })
+        .await
+    };
+    assert_eq!(executed("before").await, done("session/reset", "before"));
+    let before = id(&sim);
+    let mut inbox = client.subscribe("answers").await.unwrap();
+    relay.signal("STOP").await;
+    let payload = r#"{"transaction":"late"}"#;
+    client.publish_with_reply(subject, "answers", payload.into()).await.unwrap();
+    client.flush().await.unwrap();
+    // It is this standing still that is tried.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    relay.signal("CONT").await;
+    let late = tokio::time::timeout(PATIENCE, inbox.next()).await.unwrap().unwrap();
+    assert_eq!(header(&late, "Nats-Service-Error-Code"), Some("503"));
+    let late: Value = serde_json::from_slice(&late.payload).unwrap();
+    assert_eq!((&late["ok"], &late["transaction"]), (&json!(false), &json!("late")), "{late}");
+    assert_eq!(id(&sim), before, "it was not executed");
+    assert_eq!(executed("again").await, done("session/reset", "again"));
+    assert_ne!(id(&sim), before);
+    within("stop", relay.stop()).await;
 }
 
 #[tokio::test]
