@@ -10,7 +10,6 @@ mod retained;
 use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use tokio::time::{Instant, error::Elapsed, sleep_until, timeout_at};
 use tracing::warn;
 
@@ -49,9 +48,6 @@ const BESIDE: Tag = Tag::MAX;
 
 /// Nobody subscribes to this: the answer to unsubscribing from it confirms what was published in QoS 0.
 const NOTHING: &str = "astro-relay/nothing";
-
-/// Messages that are received while parts are published, and looked at afterwards.
-const RECEIVED: usize = 4096;
 
 /// What the broker may not let us read, as a remark names it.
 const RETAINED: &str = "whether others write over what it retains of ours";
@@ -239,7 +235,7 @@ impl MqttPublisher {
         let topics = parts.iter().map(|part| topic::of_state(prefix, &part.path));
         let topics = topics.collect::<Result<Vec<_>, _>>()?;
         let first = self.next_tag;
-        let (mut verdicts, mut received) = (vec![Verdict::Pending; parts.len()], Vec::new());
+        let mut verdicts = vec![Verdict::Pending; parts.len()];
         let (mut sent, mut answered) = (0, 0);
         let mut until = Instant::now() + self.timeout;
         let silence = || {
@@ -276,10 +272,6 @@ impl MqttPublisher {
             let (tag, verdict) = match event {
                 Event::Written(tag) => (tag, Verdict::Accepted),
                 Event::Answered(tag, verdict) => (tag, verdict),
-                Event::Received(message) if received.len() < RECEIVED => {
-                    received.push(message);
-                    continue;
-                }
                 event => {
                     self.topics.note(event);
                     continue;
@@ -287,8 +279,15 @@ impl MqttPublisher {
             };
             until = Instant::now() + self.timeout;
             let place = tag.checked_sub(first).and_then(|place| usize::try_from(place).ok());
-            match place.and_then(|place| verdicts.get_mut(place)) {
-                Some(slot) => {
+            let found = place.and_then(|place| {
+                Some((verdicts.get_mut(place)?, parts.get(place)?, topics.get(place)?))
+            });
+            match found {
+                Some((slot, part, topic)) => {
+                    if verdict == Verdict::Accepted {
+                        let payload = part.payload.clone().unwrap_or_default();
+                        self.topics.retained.published(topic, &payload);
+                    }
                     *slot = verdict;
                     answered += 1;
                 }
@@ -297,12 +296,6 @@ impl MqttPublisher {
         }
         if qos == 0 {
             self.topics.round_trip(connection, until).await.map_err(|_| silence())??;
-        }
-        for message in received {
-            // What was received from there until now was written over by what has just been published.
-            if !topics.contains(&message.topic) {
-                self.topics.received(&message);
-            }
         }
         let taken = parts.iter().zip(&topics).zip(&verdicts);
         let taken = taken.filter(|(_, verdict)| **verdict == Verdict::Accepted);
@@ -343,7 +336,6 @@ impl Topics {
     ) -> Result<(), Lost> {
         let mut filters = Vec::new();
         for (part, topic) in parts {
-            self.retained.published(topic, part.payload.as_ref().unwrap_or(&Bytes::new()));
             let filter = match topic.rsplit_once('/') {
                 Some((above, _)) if !part.path.name.is_empty() => format!("{above}/+"),
                 _ => topic.clone(),
@@ -363,7 +355,6 @@ impl Topics {
         let (now, qos) = (Instant::now(), connection.qos(qos));
         while connection.has_room() {
             let announced = self.discovery.as_mut().and_then(|discovery| discovery.next(now));
-            let is_new = announced.is_some();
             let due = announced.or_else(|| self.retained.next_correction(now));
             let Some((topic, payload)) = due else { break };
             self.retained.sending(&topic, &payload);
@@ -375,8 +366,7 @@ impl Topics {
                 ..Publication::default()
             };
             match connection.publish(publication, BESIDE) {
-                Ok(()) if is_new => self.retained.published(&topic, &payload),
-                Ok(()) => {}
+                Ok(()) => self.retained.published(&topic, &payload),
                 Err(Unsent::Refused(reason)) => warn!(topic, reason, "this cannot be announced"),
                 Err(Unsent::Lost(lost)) => return Err(lost),
             }

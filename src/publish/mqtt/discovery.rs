@@ -42,6 +42,9 @@ pub(super) struct Discovery {
     ha: HaDiscovery,
     /// What is to stand, by topic.
     announced: BTreeMap<String, Bytes>,
+    /// Topics that were announced over earlier connections, and not withdrawn: they are announced again with
+    /// their part of the state.
+    before: BTreeSet<String>,
     /// Topics that are to be published: as announced, or cleared.
     waiting: BTreeSet<String>,
     /// Topics that are to be cleared before anything is announced.
@@ -55,9 +58,9 @@ pub(super) struct Discovery {
 
 impl Discovery {
     pub(super) fn new(ha: HaDiscovery) -> Self {
-        let (announced, waiting) = (BTreeMap::new(), BTreeSet::new());
-        let (stale, others) = (BTreeSet::new(), BTreeMap::new());
-        Self { ha, announced, waiting, stale, others, again: None }
+        let (announced, before) = (BTreeMap::new(), BTreeSet::new());
+        let (waiting, stale, others) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        Self { ha, announced, before, waiting, stale, others, again: None }
     }
 
     /// Reads what the broker retains of entities, ours and those of others, before anything is announced:
@@ -96,7 +99,9 @@ impl Discovery {
 
     /// There is a new connection.
     fn begin(&mut self) {
-        self.announced.clear();
+        let before = std::mem::take(&mut self.announced).into_keys();
+        let spare = MOST.saturating_sub(self.before.len());
+        self.before.extend(before.take(spare));
         self.waiting.clear();
         self.stale.clear();
         self.others.clear();
@@ -112,8 +117,7 @@ impl Discovery {
             return;
         }
         if self.ha.owns(topic) {
-            let stale = self.ha.is_stale(topic, |topic| self.announced.contains_key(topic));
-            if stale || !self.ha.is_of_today(topic, payload) {
+            if self.is_stale(topic) || !self.ha.is_of_today(topic, payload) {
                 self.stale.insert(topic.to_owned());
             }
         } else if let Some((node, whose)) = self.ha.whose(topic, payload)
@@ -184,12 +188,16 @@ impl Discovery {
                 let wait = JITTER.mul_f64(fastrand::f64());
                 self.again.get_or_insert(now + wait);
             }
-        } else if !payload.is_empty()
-            && self.ha.is_stale(topic, |topic| self.announced.contains_key(topic))
-            && self.waiting.len() < MOST
-        {
+        } else if !payload.is_empty() && self.is_stale(topic) && self.waiting.len() < MOST {
             self.waiting.insert(topic.to_owned());
         }
+    }
+
+    /// Whether what the broker retains under a topic is to be cleared.
+    fn is_stale(&self, topic: &str) -> bool {
+        self.ha.is_stale(topic, |topic| {
+            self.announced.contains_key(topic) || self.before.contains(topic)
+        })
     }
 
     /// What is to be published next, retained; empty: cleared.
@@ -220,6 +228,7 @@ impl Discovery {
         for topic in topics {
             // It may be there from before this connection; what is not there is cleared in vain.
             self.announced.remove(&topic);
+            self.before.remove(&topic);
             self.waiting.insert(topic);
         }
     }
@@ -354,6 +363,34 @@ mod tests {
         assert!(all.iter().all(|(_, cleared)| *cleared), "{all:?}");
         off.received("homeassistant/status", b"online", now);
         assert_eq!(published(&mut off, now + JITTER), []);
+    }
+
+    #[test]
+    fn what_was_announced_over_an_earlier_connection_is_not_stale() {
+        let (mut there, now) = (discovery(true), Instant::now());
+        let topic = "homeassistant/event/node/main__event_2fmega_4bicks/config";
+        let payload = r#"{"unique_id":"astro-relay-5f0a__main__event_2fmega_4bicks"}"#;
+        let kind = |value| part(Section::Paid, "megaKicks", value);
+        there.begin();
+        there.part_published(&kind(Some("{}")), "t");
+        // The second reconnect comes before the state is published again.
+        for _ in 0..2 {
+            there.begin();
+            there.find(topic, payload.as_bytes());
+            there.found();
+            let all = published(&mut there, now);
+            assert!(all.iter().all(|(_, cleared)| !cleared), "{all:?}");
+            there.received(topic, payload.as_bytes(), now);
+            assert_eq!(published(&mut there, now), []);
+        }
+        // One that was withdrawn is.
+        there.part_published(&kind(None), "t");
+        published(&mut there, now);
+        there.begin();
+        there.find(topic, payload.as_bytes());
+        there.found();
+        let all = published(&mut there, now);
+        assert!(all.contains(&("event main__event_2fmega_4bicks".into(), true)), "{all:?}");
     }
 
     #[test]

@@ -58,6 +58,8 @@ impl Allowance {
 pub(super) struct RetainedTopics {
     /// What the broker retains, by topic.
     published: BTreeMap<String, Bytes>,
+    /// What is to be retained instead, by topic: it is on its way.
+    sent: BTreeMap<String, Bytes>,
     /// What we have sent and has not yet come back, by topic; nothing where it does not.
     echoes: Option<BTreeMap<String, VecDeque<Bytes>>>,
     filters: BTreeSet<String>,
@@ -71,6 +73,7 @@ impl RetainedTopics {
     pub(super) fn begin(&mut self, echoes: bool) {
         self.echoes = echoes.then(BTreeMap::new);
         self.published.clear();
+        self.sent.clear();
         self.filters.clear();
         self.overwritten.clear();
     }
@@ -80,8 +83,12 @@ impl RetainedTopics {
         !self.filters.contains(filter) && self.filters.insert(filter.to_owned())
     }
 
-    /// A value is on its way.
+    /// A value is on its way. It writes over what another client has written until now.
     pub(super) fn sending(&mut self, topic: &str, payload: &Bytes) {
+        self.overwritten.remove(topic);
+        if self.sent.contains_key(topic) || self.sent.len() < TOPICS {
+            self.sent.insert(topic.to_owned(), payload.clone());
+        }
         let Some(echoes) = &mut self.echoes else { return };
         if !echoes.contains_key(topic) && echoes.len() >= TOPICS {
             return;
@@ -93,11 +100,13 @@ impl RetainedTopics {
         echoes.push_back(payload.clone());
     }
 
-    /// The broker retains a value; an empty one clears the topic.
+    /// The broker retains a value; an empty one clears the topic. What another client has written since it
+    /// was sent may have come to the broker later: that is still to be corrected.
     pub(super) fn published(&mut self, topic: &str, payload: &Bytes) {
-        self.overwritten.remove(topic);
+        self.sent.remove(topic);
         if payload.is_empty() {
             self.published.remove(topic);
+            self.overwritten.remove(topic);
         } else if self.published.contains_key(topic) || self.published.len() < TOPICS {
             self.published.insert(topic.to_owned(), payload.clone());
         }
@@ -119,11 +128,13 @@ impl RetainedTopics {
             return;
         }
         let Message { topic, payload, retain, .. } = message;
-        let Some(published) = self.published.get(topic) else { return };
-        if published == payload {
+        let (published, sent) = (self.published.get(topic), self.sent.get(topic));
+        let Some(newest) = sent.or(published) else { return };
+        if newest == payload {
             self.overwritten.remove(topic);
-        } else if *retain || self.echoes.is_some() {
-            // In 3.1.1 nobody can see whether the broker retains it.
+        } else if published != Some(payload) && (*retain || self.echoes.is_some()) {
+            // What was published last may have been there before what is on its way. In 3.1.1 nobody can see
+            // whether the broker retains it.
             self.overwritten.insert(topic.clone());
         }
     }
@@ -228,6 +239,29 @@ mod tests {
         assert_eq!(topics.next_correction(now), None, "not ours");
         // What has changed meanwhile, or is no more, is not written again.
         topics.received(&message("a", "2", true));
+        topics.published("a", &Bytes::new());
+        assert_eq!(topics.next_correction(now), None);
+    }
+
+    #[test]
+    fn what_is_written_over_a_value_on_its_way_is_corrected() {
+        for (payload, wrong) in [("1", false), ("2", false), ("3", true), ("", true)] {
+            let (mut topics, now) = (publishing(false), Instant::now());
+            topics.sending("a", &"2".into());
+            topics.received(&message("a", payload, true));
+            topics.published("a", &"2".into());
+            let right = wrong.then(|| ("a".to_owned(), Bytes::from("2")));
+            assert_eq!(topics.next_correction(now), right, "{payload}");
+        }
+        // What was written before is written over by ours.
+        let (mut topics, now) = (publishing(false), Instant::now());
+        topics.received(&message("a", "3", true));
+        topics.sending("a", &"2".into());
+        topics.published("a", &"2".into());
+        assert_eq!(topics.next_correction(now), None);
+        // What we clear may be another client's from then on.
+        topics.sending("a", &Bytes::new());
+        topics.received(&message("a", "3", true));
         topics.published("a", &Bytes::new());
         assert_eq!(topics.next_correction(now), None);
     }

@@ -1,5 +1,9 @@
 //! Retained topics of mosquitto.
 
+use astro_relay::{
+    channel::store::{Section, StateKey},
+    sink::Part,
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -10,7 +14,8 @@ use crate::support::{
     daemon,
     mosquitto::{Listener, Mosquitto, Options},
     relay::{ROOM, Running, TOKEN, configure},
-    scripted_broker::Gate,
+    scripted_broker::{Gate, Play, ScriptedBroker, silent},
+    sinks::open_publisher,
     wait::until,
 };
 use rumqttc_v5::{PubAckReason, PublishOptions, QoS};
@@ -245,6 +250,35 @@ async fn an_overwritten_availability_topic_is_corrected() {
     })
     .await;
     relay.stop().await;
+}
+
+/// It is written over when it is accepted, and what is published with it is not yet.
+#[tokio::test]
+async fn a_topic_that_is_overwritten_while_others_are_published_is_corrected() {
+    // Another relay that is late writes what stood there before.
+    for theirs in ["\"theirs\"", "{\"n\":1}"] {
+        let script = move |number: u64, before: usize| match (number, before) {
+            (3, 0) => Play::Overwritten(theirs),
+            _ => Play::Answer(PubAckReason::Success),
+        };
+        let broker = ScriptedBroker::start(silent(), script).await;
+        let mut publisher = open_publisher("mqtt", json!({ "url": broker.url() })).unwrap();
+        publisher.connect().await.unwrap();
+        let part = |name: &str, number: u64| {
+            let path =
+                StateKey { channel: "main".into(), section: Section::Session, name: name.into() };
+            Part { path, payload: Some(json!({ "n": number }).to_string().into()) }
+        };
+        publisher.publish(&[part("a", 1), part("b", 2)]).await.unwrap();
+        publisher.publish(&[part("a", 3), part("b", 4)]).await.unwrap();
+        let corrected =
+            until("it is corrected", SOON, async || (broker.came().len() > 4).then_some(()));
+        tokio::select! {
+            failure = publisher.idle() => panic!("{failure:?}"),
+            () = corrected => {}
+        }
+        assert_eq!(broker.came(), [1, 2, 3, 4, 3], "{theirs}");
+    }
 }
 
 /// Another relay that means the same topic corrects as we do.

@@ -13,7 +13,7 @@ use astro_relay::base::event::Seq;
 use bytes::BytesMut;
 use rumqttc_v5::{
     ConnAck, ConnAckProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Packet,
-    PubAck, PubAckReason, PubComp, PubRec, PubRecReason, QoS, SubAck, Subscribe,
+    PubAck, PubAckReason, PubComp, PubRec, PubRecReason, Publish, QoS, SubAck, Subscribe,
     SubscribeReasonCode, UnsubAck, mqttbytes::Error,
 };
 use tokio::{
@@ -30,6 +30,8 @@ pub enum Play {
     Answer(PubAckReason),
     /// It accepts the event after a while; what comes behind it waits.
     Late(Duration),
+    /// It accepts it, and another client writes this over it at once.
+    Overwritten(&'static str),
     /// It does not answer, now or ever.
     Ignore,
     /// It ends the connection.
@@ -158,6 +160,22 @@ fn grant(subscribe: &Subscribe) -> Packet {
     Packet::SubAck(SubAck { pkid: subscribe.pkid, return_codes, properties: None })
 }
 
+/// Acknowledges what was published, and sends what another client has published there.
+async fn overwrite(
+    stream: &mut TcpStream,
+    publish: &Publish,
+    payload: &'static str,
+) -> Result<(), Error> {
+    let topic = String::from_utf8_lossy(&publish.topic);
+    let mut other = Publish::new(topic, QoS::AtMostOnce, payload, None);
+    other.retain = true;
+    let mut write = BytesMut::new();
+    Packet::PubAck(PubAck::new(publish.pkid, None)).write(&mut write, None)?;
+    Packet::Publish(other).write(&mut write, None)?;
+    stream.write_all(&write).await?;
+    Ok(())
+}
+
 /// Answers whether the connection goes on.
 async fn misbehave(stream: &mut TcpStream, play: Play) -> Result<bool, Error> {
     let bytes = match play {
@@ -170,7 +188,7 @@ async fn misbehave(stream: &mut TcpStream, play: Play) -> Result<bool, Error> {
         }
         Play::Half => &[0x40][..],
         Play::Garbage => &[0xFF; 64],
-        Play::Answer(_) | Play::Late(_) | Play::Ignore => &[],
+        Play::Answer(_) | Play::Late(_) | Play::Overwritten(_) | Play::Ignore => &[],
     };
     stream.write_all(bytes).await?;
     Ok(true)
@@ -225,6 +243,10 @@ async fn play(
                         Play::Answer(reason) => ack.reason = reason,
                         Play::Late(wait) => tokio::time::sleep(wait).await,
                         Play::Ignore => continue,
+                        Play::Overwritten(payload) => {
+                            overwrite(&mut stream, &publish, payload).await?;
+                            continue;
+                        }
                         play => {
                             if misbehave(&mut stream, play).await? {
                                 continue;
