@@ -5,6 +5,7 @@ use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use astro_sim::{Options, Sim, Token};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::process::Command;
 
 use crate::support::{
@@ -125,23 +126,46 @@ async fn no_secret_of_a_broken_configuration_is_in_its_report() {
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("astro-relay.toml");
     fs::write(dir.path().join("token"), "from-a-file").unwrap();
+    fs::write(dir.path().join("main"), "from-a-credential\n").unwrap();
     let text = format!(
         "[channels.main]\ntoken_file = \"{}\"\ntopics = [\"channel.tips\"]\n\
          [channels.other]\ntoken = \"in-the-file\ntoken_env = \"PLANTED_TOKEN\"\n\
+         [channels.third]\ntoken_credential = \"main\"\n\
          [sinks.home]\ntype = \"mqtt\"\nurl = \"mqtt://me:in-the-address@broker\"\npasword = \"mis-spelt-key\"\n",
         dir.path().join("token").display()
     );
     fs::write(&config, text).unwrap();
     let log = dir.path().join("log");
-    let secrets = ["from-a-file", "in-the-file", "in-a-variable", "in-the-address"];
-    fs::write(&log, secrets.join(" and ")).unwrap();
-    let environment = [("PLANTED_TOKEN", "in-a-variable")];
+    let secrets =
+        ["from-a-file", "from-a-credential", "in-the-file", "in-a-variable", "in-the-address"];
+    fs::write(&log, format!("{}, but the domain main", secrets.join(" and "))).unwrap();
+    let credentials = dir.path().to_str().unwrap();
+    let environment = [("PLANTED_TOKEN", "in-a-variable"), ("CREDENTIALS_DIRECTORY", credentials)];
     let args = ["--log", log.to_str().unwrap(), "--no-connect", "--url", "http://127.0.0.1:9"];
     let report = report(&args, &config, &environment).await;
     has_none(&report, &secrets);
-    for wanted in
-        ["configuration: cannot be used", "## check: exit code 78", "## status: exit code 69"]
-    {
+    for wanted in [
+        "configuration: cannot be used",
+        "## check: exit code 78",
+        "## status: exit code 69",
+        // The name of a credential is none.
+        ", but the domain main",
+    ] {
+        assert!(report.contains(wanted), "{wanted} is not in {report}");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_nobody_writes_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("pipe");
+    mknodat(CWD, &config, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let log = dir.path().join("log");
+    fs::write(&log, "password=of-the-log\nthe end of the log\n").unwrap();
+    let args = ["--log", log.to_str().unwrap(), "--no-connect", "--url", "http://127.0.0.1:9"];
+    let report = report(&args, &config, &[]).await;
+    has_none(&report, &["of-the-log"]);
+    for wanted in ["configuration: cannot be used", "does not answer", "the end of the log"] {
         assert!(report.contains(wanted), "{wanted} is not in {report}");
     }
 }

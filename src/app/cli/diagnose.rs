@@ -10,20 +10,20 @@ mod removal;
 use std::{
     fmt::Write as _,
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
 
 use clap::Args;
-use tokio::{process::Command, time::timeout};
+use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
-use self::removal::{Reference, Removal};
+use self::removal::Removal;
 use super::{Done, Source, client::quiet, on_runtime, out};
 use crate::{
-    base::{clock, environment::environment},
-    config::Config,
+    base::{clock, environment::environment, files},
+    config::{Config, Secret, SecretRef},
     loading::{Sources, configured_secrets, load},
 };
 
@@ -39,8 +39,11 @@ const CHECKING: Duration = Duration::from_mins(2);
 /// How long everything else may take.
 const ASKING: Duration = Duration::from_secs(20);
 
-/// The largest file of a secret.
-const LARGEST_SECRET: u64 = 64 * 1024;
+/// The largest text that counts as a secret where it is only found by a name.
+const LARGEST_SECRET: usize = 64 * 1024;
+
+/// How much of a configuration is read: a larger one is refused when it is loaded.
+const LARGEST_CONFIG: u64 = 4 * 1024 * 1024;
 
 /// The largest log file that is read as a whole.
 const LARGEST_LOG: u64 = 256 * 1024 * 1024;
@@ -107,7 +110,7 @@ async fn secrets(args: &Diagnose, config: Option<&Config>) -> Removal {
     let mut removal = Removal::default();
     if let Some(config) = config {
         for secret in configured_secrets(config) {
-            for read in [secret.read().await, secret.read_token().await].into_iter().flatten() {
+            for read in read(&secret).await {
                 removal.learn(read.expose());
                 removal.learn_address(read.expose());
             }
@@ -118,7 +121,7 @@ async fn secrets(args: &Diagnose, config: Option<&Config>) -> Removal {
     let named = args.source.config.clone();
     let usual = ["astro-relay.toml", "/etc/astro-relay/astro-relay.toml"].map(PathBuf::from);
     for file in named.into_iter().chain(usual) {
-        text.push_str(&fs::read_to_string(file).unwrap_or_default());
+        text.push_str(&text_of(&file).await);
         text.push('\n');
     }
     let variables = environment();
@@ -132,19 +135,33 @@ async fn secrets(args: &Diagnose, config: Option<&Config>) -> Removal {
         }
     }
     for reference in removal.learn_assignments(&text) {
-        let value = match reference {
-            Reference::Variable(name) => variables.get(&name).cloned(),
-            Reference::File(path)
-                if fs::metadata(&path)
-                    .is_ok_and(|data| data.is_file() && data.len() <= LARGEST_SECRET) =>
-            {
-                fs::read_to_string(path).ok()
+        for read in read(&reference).await {
+            if read.expose().len() <= LARGEST_SECRET {
+                removal.learn(read.expose());
             }
-            Reference::File(_) => None,
-        };
-        removal.learn(&value.unwrap_or_default());
+        }
     }
     removal
+}
+
+/// The secret as it is now, in both ways in which one is read.
+async fn read(secret: &SecretRef) -> Vec<Secret> {
+    [secret.read().await, secret.read_token().await].into_iter().flatten().collect()
+}
+
+/// What is in the file of a configuration, also where that cannot be used; nothing where it does not answer.
+async fn text_of(file: &Path) -> String {
+    let mut bytes = Vec::new();
+    if fs::metadata(file).is_ok_and(|about| about.is_file()) {
+        // What was read before an error counts, too.
+        fs::File::open(file)
+            .and_then(|file| file.take(LARGEST_CONFIG).read_to_end(&mut bytes))
+            .ok();
+    } else if let Ok(content) = files::read(file).await {
+        // Into a pipe nobody may ever write.
+        bytes.extend_from_slice(&content.bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Version and system, a fact a line.
@@ -224,7 +241,7 @@ async fn parts(args: &Diagnose, config: Option<&Config>) -> Vec<Part> {
     parts.push(match &args.log {
         Some(file) => {
             let title = format!("the last {LINES} lines of the log");
-            Part { title, text: last_lines(file), keep: Keep::End }
+            Part { title, text: last_lines(file, ASKING).await, keep: Keep::End }
         }
         None => systemd(&args.unit).await,
     });
@@ -266,23 +283,28 @@ async fn printed(mut command: Command, patience: Duration) -> (String, String) {
     }
 }
 
-fn last_lines(file: &Path) -> String {
-    let read = || -> Result<String, String> {
-        let size = fs::metadata(file).map_err(|error| error.to_string())?.len();
-        if size > LARGEST_LOG {
-            return Err(format!("larger than {LARGEST_LOG} B: give a part of it"));
+async fn last_lines(file: &Path, patience: Duration) -> String {
+    let mut text = Vec::new();
+    let read = timeout(patience, async {
+        let mut log = tokio::fs::File::open(file).await?.take(LARGEST_LOG + 1);
+        log.read_to_end(&mut text).await
+    })
+    .await;
+    let why = match read {
+        // A pipe into which nobody writes.
+        Err(_) => format!("it does not end within {patience:?}"),
+        Ok(Err(error)) => error.to_string(),
+        Ok(Ok(_)) if text.len() as u64 > LARGEST_LOG => {
+            format!("larger than {LARGEST_LOG} B: give a part of it")
         }
-        let text = fs::read(file).map_err(|error| error.to_string())?;
-        Ok(String::from_utf8_lossy(&text).into_owned())
-    };
-    match read() {
-        Err(why) => format!("{} cannot be read: {why}", file.display()),
-        Ok(text) => {
+        Ok(Ok(_)) => {
+            let text = String::from_utf8_lossy(&text);
             let start = text.lines().count().saturating_sub(LINES);
             let lines: Vec<&str> = text.lines().skip(start).collect();
-            lines.join("\n")
+            return lines.join("\n");
         }
-    }
+    };
+    format!("{} cannot be read: {why}", file.display())
 }
 
 /// The beginning, as far as a part may go.
@@ -306,7 +328,20 @@ fn end(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_log_that_nobody_writes_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("log");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let text = last_lines(&pipe, Duration::ZERO).await;
+        assert!(text.ends_with("cannot be read: it does not end within 0ns"), "{text}");
+        // Lets the thread go that opens it.
+        fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    }
 
     #[test]
     fn a_part_is_limited_at_the_right_end() {
