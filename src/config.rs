@@ -54,6 +54,17 @@ pub struct Config {
     pub reload: Reload,
     /// Where events go, by a name of the user's own (`[a-z0-9_-]`).
     pub sinks: BTreeMap<String, SinkConfig>,
+    /// The channels that JWTs belonged to when they were read, by label, where no room is configured.
+    #[serde(skip)]
+    pub token_rooms: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// The room of a channel, as far as it is known without the gateway: the configured one, or the token's own.
+    pub fn room_of(&self, label: &str) -> Option<&str> {
+        let configured = self.channels.get(label)?.room.as_deref();
+        configured.or_else(|| self.token_rooms.get(label).map(String::as_str))
+    }
 }
 
 /// The gateway and the REST API, with every limit of the connection.
@@ -305,7 +316,8 @@ pub struct Http {
     /// Host names under which it answers, beside addresses and `localhost`.
     pub allowed_hosts: Vec<String>,
     /// Addresses of reverse proxies that ask themselves who comes. Whatever they send counts as if it
-    /// showed the `admin_token`, under any host name: Home Assistant's Ingress is `172.30.32.2`.
+    /// showed the `admin_token`, under any host name: Home Assistant's Ingress is `172.30.32.2`. For a
+    /// proxy on this machine (`127.0.0.1`) the host name must be one of `allowed_hosts` all the same.
     pub trusted_proxies: Vec<String>,
     /// Commands that may be given here with the `admin_token`: true for all, false for none, or a list
     /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`, `relay/test`.

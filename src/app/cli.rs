@@ -230,7 +230,7 @@ pub(crate) const EXIT_CODES: &[(u8, &str)] = &[
     (69, "the relay or a destination cannot be reached"),
     (70, "the relay gave up, or send-test failed"),
     (74, "trouble with files"),
-    (75, "another process has the journal"),
+    (75, "a temporary failure: the journal is in use, Astro does not answer, setup was ended"),
     (78, "wrong configuration; the service manager does not start it again"),
 ];
 
@@ -298,14 +298,12 @@ fn execute(command: Command) -> Done {
 
 fn check_config(check: &Check) -> Done {
     let sources = Sources { resolve_secrets: !check.no_secrets, ..check.source.sources() };
-    let fine = check::run(&sources, &mut out::text())?;
-    if !fine {
+    let Some(loaded) = check::run(&sources, &mut out::text())? else {
         return Err(Failed::new(Failed::CONFIG, "the configuration cannot be used"));
-    }
+    };
     if !check.connect {
         return Ok(());
     }
-    let loaded = load(&sources).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
     // The command itself reports what goes wrong.
     let log = Log { level: "off".into(), ..loaded.config.log.clone() };
     let failures = on_runtime(1, &log, connect::connect(&loaded.config))?;
@@ -313,10 +311,10 @@ fn check_config(check: &Check) -> Done {
     let verb = if parts == 1 { "does" } else { "do" };
     let parts_fail = format!("{parts} of the subscriptions and sinks {verb} not work");
     let text = match (failures.start, parts) {
-        (0, 0) => return Ok(()),
-        (0, _) => parts_fail,
-        (_, 0) => "the relay could not start like this".to_owned(),
-        (_, _) => format!("the relay could not start like this, and {parts_fail}"),
+        (None, 0) => return Ok(()),
+        (None, _) => parts_fail,
+        (Some(start), 0) => start.to_owned(),
+        (Some(start), _) => format!("{start}, and {parts_fail}"),
     };
     Err(Failed::new(Failed::UNAVAILABLE, text))
 }
@@ -335,11 +333,11 @@ fn initialise(init: Init) -> Done {
         topics,
         sinks,
     };
-    let (mut input, mut output) = (io::stdin().lock(), out::conversation());
-    let asks = io::stdin().is_terminal();
-    let terminal =
-        asks.then_some(init::Terminal { input: &mut input, output: &mut output, echo: &out::echo });
-    let written = init::run(args, terminal).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let written = if io::stdin().is_terminal() {
+        init::run_on_terminal(args)?
+    } else {
+        init::run(args, None).map_err(|error| Failed::of(Failed::CONFIG, &error))?
+    };
     let file = written.file.display();
     let mut out = out::text();
     writeln!(out, "wrote {file}")?;
@@ -369,12 +367,23 @@ impl Source {
 
     /// Loads the configuration, and prints its warnings.
     pub(crate) fn load(&self) -> Result<Config, Failed> {
-        let loaded = self.load_with_file()?;
-        for warning in &loaded.warnings {
-            out::aside(&format!("warning: {warning}"));
-        }
-        Ok(loaded.config)
+        Ok(with_warnings(self.load_with_file()?))
     }
+
+    /// The same, for a user who need not be able to read the relay's secrets.
+    pub(crate) fn load_without_secrets(&self) -> Result<Config, Failed> {
+        let sources = Sources { resolve_secrets: false, ..self.sources() };
+        let loaded = load(&sources);
+        loaded.map(with_warnings).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))
+    }
+}
+
+/// Prints what is hardly meant.
+fn with_warnings(loaded: Loaded) -> Config {
+    for warning in &loaded.warnings {
+        out::aside(&format!("warning: {warning}"));
+    }
+    loaded.config
 }
 
 /// Threads for what blocks (files, standard output), at most. With the others they stay below the

@@ -82,6 +82,7 @@ pub fn difference(running: &Config, loaded: &Config) -> (Difference, Config) {
         reload: loaded.reload.clone(),
         channels: loaded.channels.clone(),
         sinks: loaded.sinks.clone(),
+        token_rooms: loaded.token_rooms.clone(),
     };
     found.applied = keys(running, &next);
     found.needs_restart = keys(&next, loaded);

@@ -5,8 +5,17 @@
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 
-/// The token's `exp`, in seconds since the Unix epoch; `None` for what is not a JWT or has none.
+/// The end of the year 9999, in seconds since the Unix epoch. A later time is in milliseconds, mostly.
+pub const LATEST: u64 = 253_402_300_799;
+
+/// The token's `exp`, in seconds since the Unix epoch; `None` for what is not a JWT, has none, or has one
+/// behind [`LATEST`].
 pub fn expiry(token: &str) -> Option<u64> {
+    stated_expiry(token).filter(|seconds| *seconds <= LATEST)
+}
+
+/// The same, whatever it says.
+pub fn stated_expiry(token: &str) -> Option<u64> {
     let claims = claims(token)?;
     let exp = claims.get("exp")?;
     // RFC 7519, section 2: a NumericDate may have a fraction.
@@ -58,6 +67,8 @@ mod tests {
             (token(r#"{"sub":"x"}"#), None),
             (token(r#"{"exp":"tomorrow"}"#), None),
             (token(r#"{"exp":-5}"#), None),
+            (token(r#"{"exp":253402300799}"#), Some(LATEST)),
+            (token(r#"{"exp":1700000000000}"#), None),
             ("not a token".into(), None),
             ("a.b.c".into(), None),
             ("..".into(), None),

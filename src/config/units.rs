@@ -28,15 +28,24 @@ const SIZE_UNITS: &[(&str, u64)] = &[
     ("b", 1),
 ];
 
+/// The longest duration: 100 years. Added to a moment, or to another, it is one still, also in nanoseconds of
+/// 64 bits.
+const LONGEST: Duration = Duration::from_hours(100 * 8766);
+
+const TOO_LONG: &str = "a duration of at most 100 years was expected";
+
 impl Period {
     /// Reads `90s`, `1h 30m`, `500 ms`, `1.5s`. Capitals make a difference only where both are units: `1m`
     /// is a minute, `1M` a month.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        humantime::parse_duration(text)
-            .or_else(|_| humantime::parse_duration(&text.to_lowercase()))
-            .map(Self)
-            .map_err(|_| Format::Period.expected().to_owned())
+        let read = humantime::parse_duration(text)
+            .or_else(|_| humantime::parse_duration(&text.to_lowercase()));
+        match read {
+            Ok(time) if time <= LONGEST => Ok(Self(time)),
+            Ok(_) => Err(TOO_LONG.to_owned()),
+            Err(_) => Err(Format::Period.expected().to_owned()),
+        }
     }
 }
 
@@ -131,14 +140,19 @@ impl Format {
         }
     }
 
-    /// Whether `text` is of this format.
-    pub fn accepts(self, text: &str) -> bool {
+    /// What is expected instead, where `text` is not of this format.
+    pub fn validate(self, text: &str) -> Result<(), String> {
         match self {
-            Self::Period => Period::parse(text).is_ok(),
-            Self::Size => Size::parse(text).is_ok(),
-            Self::Sync => parse_sync(text).is_ok(),
-            Self::Start => parse_start(text).is_ok(),
+            Self::Period => Period::parse(text).map(drop),
+            Self::Size => Size::parse(text).map(drop),
+            Self::Sync => parse_sync(text).map(drop),
+            Self::Start => parse_start(text).map(drop),
         }
+    }
+
+    /// What is expected where a duration may stand, and the one that stands there was refused.
+    fn refusal(self, why: String) -> String {
+        if why == TOO_LONG { why } else { self.expected().to_owned() }
     }
 }
 
@@ -211,7 +225,7 @@ fn parse_sync(text: &str) -> Result<Sync, String> {
         interval => match Period::parse(interval) {
             Ok(Period(Duration::ZERO)) => Ok(Sync::Always),
             Ok(Period(every)) => Ok(Sync::Every(every)),
-            Err(_) => Err(Format::Sync.expected().to_owned()),
+            Err(why) => Err(Format::Sync.refusal(why)),
         },
     }
 }
@@ -230,7 +244,7 @@ fn parse_start(text: &str) -> Result<Start, String> {
         "earliest" => Ok(Start::Earliest),
         age => Period::parse(age)
             .map(|Period(age)| Start::Age(age))
-            .map_err(|_| Format::Start.expected().to_owned()),
+            .map_err(|why| Format::Start.refusal(why)),
     }
 }
 
@@ -308,12 +322,26 @@ mod tests {
         ] {
             let period = Period(Duration::from_millis(millis));
             assert_eq!(Period::parse(text), Ok(period), "{text}");
-            assert!(Format::Period.accepts(text), "{text}");
+            assert_eq!(Format::Period.validate(text), Ok(()), "{text}");
             assert_eq!(parse_start(text), Ok(Start::Age(period.0)), "{text}");
         }
         for text in ["", "s", "30", "1.5", "-1s", "1,5s", "1.s", "1.5.5s", "1e3s", "half a minute"]
         {
             assert!(Period::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_duration_of_more_than_a_hundred_years_is_refused() {
+        let longest = Period::parse("100y").unwrap().0;
+        assert_eq!(longest, LONGEST);
+        // As NATS has them.
+        assert!(i64::try_from((longest + longest).as_nanos()).is_ok());
+        for text in ["101y", "290000000000y", "500000000000y"] {
+            assert_eq!(Period::parse(text), Err(TOO_LONG.to_owned()), "{text}");
+            for format in [Format::Period, Format::Sync, Format::Start] {
+                assert_eq!(format.validate(text), Err(TOO_LONG.to_owned()), "{text}");
+            }
         }
     }
 

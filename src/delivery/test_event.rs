@@ -9,9 +9,10 @@
 
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     describe,
@@ -28,8 +29,11 @@ use crate::{
     sink::{Failure, Outgoing, Purpose},
 };
 
-/// How long a destination may take to connect, and again for the events.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a destination may take to connect and to accept the events.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How long its connection may then take to end. With [`DEADLINE`] it fits the limit for a command, 24 s.
+const CLOSE: Duration = Duration::from_secs(2);
 
 /// Who does what a test event says.
 const NAME: &str = "astro-relay";
@@ -183,7 +187,7 @@ pub fn events(
         None => config.channels.keys().next().cloned().unwrap_or_default(),
     };
     let described = config.channels.get(&label);
-    let room = described.and_then(|channel| channel.room.clone()).unwrap_or_default();
+    let room = config.room_of(&label).unwrap_or_default();
     let subscribes = |topic: &&&str| {
         described
             .is_none_or(|channel| channel.topics.iter().any(|subscribed| subscribed == **topic))
@@ -249,19 +253,22 @@ impl fmt::Display for SinkOutcome {
     }
 }
 
-/// Sends events through the sinks of these names (all, where none is named), one sink after another.
+/// Sends events through the sinks of these names (all, where none is named), through all at once.
 pub async fn send(config: &Config, sinks: &[String], events: &[Event]) -> Vec<SinkResult> {
     let records: Vec<_> =
         events.iter().map(|event| Arc::new(Record::new(1, event.clone()))).collect();
     let mut results = Vec::new();
     for (name, sink) in &config.sinks {
-        if !sinks.is_empty() && !sinks.contains(name) {
-            continue;
+        if sinks.is_empty() || sinks.contains(name) {
+            results.push(result(name, sink, &records));
         }
-        let outcome = through(name, sink, &records).await.unwrap_or_else(SinkOutcome::Failed);
-        results.push(SinkResult { sink: name.clone(), kind: sink.kind.clone(), outcome });
     }
-    results
+    join_all(results).await
+}
+
+async fn result(name: &str, config: &SinkConfig, records: &[Arc<Record>]) -> SinkResult {
+    let outcome = through(name, config, records).await.unwrap_or_else(SinkOutcome::Failed);
+    SinkResult { sink: name.to_owned(), kind: config.kind.clone(), outcome }
 }
 
 async fn through(
@@ -291,9 +298,10 @@ async fn through(
     if outgoing.is_empty() {
         return Ok(SinkOutcome::Skipped(skipped));
     }
-    let late = |_| "no answer in time".to_owned();
+    let until = Instant::now() + DEADLINE;
+    let late = |_| format!("no answer within {} s", DEADLINE.as_secs());
     let failed = |failure: Failure| describe(&failure.cause);
-    timeout(DEADLINE, sink.connect()).await.map_err(late)?.map_err(failed)?;
+    timeout_at(until, sink.connect()).await.map_err(late)?.map_err(failed)?;
     let sent = async {
         let (mut sent, mut accepted) = (0, 0);
         while accepted < outgoing.len() {
@@ -305,9 +313,9 @@ async fn through(
         }
         Ok(())
     };
-    timeout(DEADLINE, sent).await.map_err(late)?.map_err(failed)?;
+    timeout_at(until, sent).await.map_err(late)?.map_err(failed)?;
     // How the connection ends changes nothing about the event.
-    drop(timeout(DEADLINE, sink.close(Instant::now())).await);
+    drop(timeout(CLOSE, sink.close(Instant::now())).await);
     Ok(SinkOutcome::Accepted(outgoing.iter().map(|event| event.address.to_string()).collect()))
 }
 
@@ -350,6 +358,20 @@ mod tests {
     }
 
     #[test]
+    fn without_a_configured_room_it_comes_from_that_of_the_token() {
+        let mut config = config(&[ACTIVITIES]);
+        let room = |config: &Config| {
+            let made = events(config, None, TestKind::Tip, None).unwrap();
+            made.events[0].place.room.to_string()
+        };
+        assert_eq!(room(&config), "");
+        config.token_rooms.insert("main".to_owned(), "own".to_owned());
+        assert_eq!(room(&config), "own");
+        config.channels.get_mut("main").unwrap().room = Some("configured".to_owned());
+        assert_eq!(room(&config), "configured");
+    }
+
+    #[test]
     fn each_kind_fires_its_entity_and_is_marked_as_a_test() {
         let mut sink: SinkConfig = serde_json::from_value(json!({ "type": "mqtt" })).unwrap();
         sink.settings = json!({ "homeassistant": true });
@@ -368,6 +390,28 @@ mod tests {
             assert_eq!((&payload["test"], &payload["name"]), (&true.into(), &NAME.into()));
             let counted = ["amount", "months"].iter().any(|key| payload[*key].is_number());
             assert_eq!(counted, kind != TestKind::Follow, "{payload}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn destinations_that_do_not_answer_take_no_longer_than_one() {
+        // It accepts connections and says nothing.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("mqtt://{}", silent.local_addr().unwrap());
+        let mut config = config(&[ACTIVITIES]);
+        for name in ["a", "b", "c", "d", "e", "f"] {
+            let mut sink: SinkConfig = serde_json::from_value(json!({ "type": "mqtt" })).unwrap();
+            sink.settings = json!({ "url": url });
+            config.sinks.insert(name.to_owned(), sink);
+        }
+        let made = events(&config, None, TestKind::Tip, None).unwrap();
+        let begun = Instant::now();
+        let results = send(&config, &[], &made.events).await;
+        assert!(begun.elapsed() <= DEADLINE + CLOSE, "{:?}", begun.elapsed());
+        let names: Vec<_> = results.iter().map(|result| result.sink.as_str()).collect();
+        assert_eq!(names, ["a", "b", "c", "d", "e", "f"]);
+        for SinkResult { outcome, .. } in &results {
+            assert!(matches!(outcome, SinkOutcome::Failed(_)), "{outcome}");
         }
     }
 

@@ -12,27 +12,27 @@ mod together;
 
 use serde_json::Value;
 
-pub(crate) use self::files::configured_secrets;
+pub(crate) use self::files::{Tokens, configured_secrets};
 use crate::{
     config::{Config, problem::Findings},
     loading::{Sources, places::Places, shape::Shape},
 };
 
-/// Looks for contradictions in what is well shaped; also answers how many secrets' files do not answer.
+/// Looks for contradictions in what is well shaped; also answers what its secrets say.
 pub(crate) fn check(
     config: &Config,
     shape: &Shape,
     places: &Places<'_>,
     sources: &Sources,
-) -> (Findings, usize) {
+) -> (Findings, Tokens) {
     let mut found = Findings::default();
     gateway::check(config, &mut found);
     refresh::check(config, &mut found);
     sinks::check(config, shape, &mut found);
     samples::check(config, &mut found);
     together::check(config, shape.problems.is_empty(), &mut found);
-    let silent = files::check(config, places, sources, &mut found);
-    (found, silent)
+    let tokens = files::check(config, places, sources, &mut found);
+    (found, tokens)
 }
 
 /// The names in a table of the file, whether or not what stands under them is well shaped.

@@ -24,12 +24,12 @@ use toml::{
 use crate::{
     base::files,
     config::{
-        Channel, Config, SinkConfig, TokenType, jwt,
+        Channel, Config, SinkConfig,
         pasted::looks_secret,
         problem::{ConfigError, Findings, Place, Problem},
     },
     loading::{
-        check::check,
+        check::{Tokens, check},
         layers::{self, plain},
         places::{self, File, Places},
         schema::{common_keys, keys, schema},
@@ -44,9 +44,6 @@ pub const DEFAULT_FILES: [&str; 2] = ["astro-relay.toml", "/etc/astro-relay/astr
 /// The largest file that is read: a thousand channels need a tenth of it, and a wrong path
 /// (a journal, a device) must not fill the memory.
 const LARGEST_FILE: u64 = 4 * 1024 * 1024;
-
-/// The digits of a channel's id.
-const ROOM: usize = 24;
 
 /// Syntax errors that are reported: after the first few, the parser mostly stumbles over the first.
 const MOST_SYNTAX_ERRORS: usize = 5;
@@ -113,9 +110,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     });
     let shape = walk(schema(), &places, merged);
     errors.extend(shape.problems.iter().cloned());
-    let config = typed(&shape, sources.resolve_secrets, &mut errors);
-    let (Findings { errors: more, mut warnings }, silent) =
+    let mut config = typed(&shape, &mut errors);
+    let (Findings { errors: more, mut warnings }, Tokens { silent, rooms }) =
         check(&config, &shape, &places, sources);
+    config.token_rooms = rooms;
+    describe_rooms(&mut config);
     errors.extend(more);
     let sections: Vec<&str> = keys(schema()).collect();
     warnings.extend(layers::misspelt(&sources.env, &sections));
@@ -283,7 +282,7 @@ fn too_large(table: &DeTable<'_>, found: &mut impl FnMut(usize)) {
 }
 
 /// The typed configuration of what is well shaped. What lacks something that it needs is left out.
-fn typed(shape: &Shape, resolve: bool, errors: &mut Vec<Problem>) -> Config {
+fn typed(shape: &Shape, errors: &mut Vec<Problem>) -> Config {
     let mut sections = shape.value.as_object().cloned().unwrap_or_default();
     let mut channels = BTreeMap::new();
     for (label, table) in tables(sections.remove("channels")) {
@@ -300,12 +299,8 @@ fn typed(shape: &Shape, resolve: bool, errors: &mut Vec<Problem>) -> Config {
         }));
     }
     publish::expand(&mut sinks, &channels);
-    if resolve {
-        for sink in sinks.values_mut() {
-            describe_rooms(sink, &channels);
-        }
-    }
     Config {
+        token_rooms: BTreeMap::new(),
         channels,
         sinks,
         astro: plain_section("astro", &mut sections, shape, errors),
@@ -331,17 +326,11 @@ fn plain_section<T: DeserializeOwned + Default>(
 }
 
 /// What a sink describes is known by the channel's room; where none is configured, the token names it.
-fn describe_rooms(sink: &mut SinkConfig, channels: &BTreeMap<String, Channel>) {
-    for (label, described) in sink.feeds.iter_mut().filter(|(_, one)| one.room.is_none()) {
-        let Some(channel) = channels.get(label).filter(|one| one.token_type == TokenType::Jwt)
-        else {
-            continue;
-        };
-        // What is wrong with a token is reported elsewhere.
-        let token = channel.token.read_token_blocking().ok();
-        described.room = token
-            .and_then(|token| jwt::channel(token.expose()))
-            .filter(|room| room.len() == ROOM && room.bytes().all(|byte| byte.is_ascii_hexdigit()));
+fn describe_rooms(Config { sinks, token_rooms, .. }: &mut Config) {
+    for (label, described) in sinks.values_mut().flat_map(|sink| &mut sink.feeds) {
+        if described.room.is_none() {
+            described.room = token_rooms.get(label).cloned();
+        }
     }
 }
 

@@ -85,11 +85,10 @@ impl<'a> Walk<'a> {
             ("object", Value::Object(table)) => Some(self.table(schema, table)),
             ("array", Value::Array(list)) => self.list(schema, list),
             ("string", Value::String(text)) => {
-                let format = format(schema);
-                if format.is_some_and(|format| !format.accepts(&text)) {
-                    return self.wrong(expected(schema));
+                match format(schema).map_or(Ok(()), |format| format.validate(&text)) {
+                    Ok(()) => Some(Value::String(text)),
+                    Err(why) => self.wrong(why),
                 }
-                Some(Value::String(text))
             }
             ("boolean", found @ Value::Bool(_)) | ("", found) => Some(found),
             ("integer", Value::Number(number)) if number.is_i64() || number.is_u64() => {

@@ -11,7 +11,7 @@ use astro_sim::{Options, Sim};
 use serde_json::json;
 use tokio::process::{Child, Command};
 
-use crate::support::wait::until;
+use crate::support::{terminal::Pty, wait::until};
 
 /// How long the program may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -135,6 +135,48 @@ async fn events_come_out_as_json_lines_where_nobody_looks_on() {
     let message: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(message["id"], id);
     assert_eq!(message["data"], json!({ "n": 1 }));
+}
+
+/// `init` on a terminal, at its question for the token.
+async fn asked_for_the_token(dir: &Path) -> (Child, Pty) {
+    let pty = Pty::open();
+    let child = program()
+        .args(["init", "--channel", "main", "--room", "5b2e2007760aeb7729487dab"])
+        .args(["--topic", "channel.tips", "--sink", "stdout"])
+        .current_dir(dir)
+        .env("HOME", dir)
+        .env_remove("ASTRO_RELAY_TOKEN")
+        .stdin(pty.theirs())
+        .spawn()
+        .unwrap();
+    until("what is typed is hidden", PATIENCE, async || (!pty.echoes()).then_some(())).await;
+    (child, pty)
+}
+
+#[tokio::test]
+async fn a_signal_at_a_hidden_question_gives_the_terminal_back() {
+    use rustix::process::Signal;
+    for (stop, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut child, pty) = asked_for_the_token(dir.path()).await;
+        signal(&child, stop);
+        let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+        assert_eq!(status.code(), Some(code));
+        assert!(pty.echoes(), "what is typed is shown again");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_file_below_the_home_directory_is_found_on_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("x.jwt"), "e30.e30.c2ln\n").unwrap();
+    let (mut child, pty) = asked_for_the_token(dir.path()).await;
+    pty.type_in("~/x.jwt\n");
+    let status = tokio::time::timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+    assert!(status.success() && pty.echoes(), "{status}");
+    let text = std::fs::read_to_string(dir.path().join("astro-relay.toml")).unwrap();
+    assert!(text.contains(&format!("token_file = \"{}/x.jwt\"", dir.path().display())), "{text}");
 }
 
 async fn printed(args: &[&str]) -> String {

@@ -10,7 +10,7 @@ use astro_sim::{Options, Sim};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{io::AsyncWriteExt as _, process::Command};
 
 use crate::support::{
     carry::{PATIENCE, within},
@@ -109,6 +109,68 @@ async fn far_sides_tell_what_they_can_and_get_no_event() {
     assert!(stderr.contains("2 of the subscriptions and sinks"), "{stderr}");
 }
 
+/// It can be read once.
+#[tokio::test]
+async fn a_configuration_from_a_pipe_is_checked_like_a_file() {
+    let sim = sim().await;
+    let config = json!({
+        "astro": { "url": sim.url(), "api_url": sim.api_url() },
+        "journal": { "dir": "" },
+        "channels": {
+            "main": { "token": "k", "token_type": "apikey", "topics": ["channel.follow"] },
+        },
+        "sinks": { "out": { "type": "stdout" } },
+    });
+    let mut command = Command::new(env!("CARGO_BIN_EXE_astro-relay"));
+    command.args(["check", "--connect", "--config", "/dev/stdin"]).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    pipe.write_all(toml::to_string(&config).unwrap().as_bytes()).await.unwrap();
+    drop(pipe);
+    let output = within("the check ends", child.wait_with_output()).await.unwrap();
+    let lines = lines(&output);
+    said(&lines, "token of main: ");
+    said(&lines, "main channel.follow: confirmed");
+    said(&lines, "sink out (stdout): reachable");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[tokio::test]
+async fn an_expiry_in_milliseconds_is_out_of_range() {
+    let claims = BASE64_URL_SAFE_NO_PAD.encode(r#"{"exp":4102444800000}"#);
+    let channel = json!({ "token": format!("e30.{claims}.x"), "topics": ["channel.tips"] });
+    let (channels, sinks) = (json!({ "main": channel }), json!({ "out": { "type": "stdout" } }));
+    let more = json!({ "journal": { "dir": "" }, "channels": channels, "sinks": sinks });
+    let output = check_with(&sim().await, more).await;
+    let lines = lines(&output);
+    said(&lines, "token of main: says a time out of range (milliseconds?)");
+    not_said(&lines, "expires at");
+}
+
+#[tokio::test]
+async fn every_address_is_asked_about_however_many_there_are() {
+    let labels: Vec<String> = (0..40).map(|number| format!("c{number:02}")).collect();
+    let (denied, others) = labels.split_last().unwrap();
+    let rights = others.iter().map(|label| format!("topic write astro/{label}/#\n"));
+    let acl = rights.collect::<Vec<_>>().concat();
+    let options = mosquitto::Options { acl: &acl, ..mosquitto::Options::default() };
+    let (sim, broker) = (sim().await, Mosquitto::start(options).await);
+    let channel = |label: &String| {
+        let topics = ["channel.follow"];
+        (label.clone(), json!({ "token": label, "token_type": "apikey", "topics": topics }))
+    };
+    let channels: Value = labels.iter().map(channel).collect::<serde_json::Map<_, _>>().into();
+    let sinks = json!({ "home": { "type": "mqtt", "url": broker.url() } });
+    let more = json!({ "journal": { "dir": "" }, "channels": channels, "sinks": sinks });
+    let output = check_with(&sim, more).await;
+    let lines = lines(&output);
+    said(&lines, &format!("may not publish to astro/{denied}/channel/follow: "));
+    said(&lines, &format!("may not publish to astro/{denied}/relay/gap: "));
+    said(&lines, "may publish to astro/c00/channel/follow, ");
+    assert_eq!(output.status.code(), Some(69), "{lines:#?}");
+}
+
 #[tokio::test]
 async fn a_port_and_a_journal_that_cannot_be_had_are_named() {
     let (sim, other, dir) = (sim().await, Receiver::start(), tempfile::tempdir().unwrap());
@@ -126,6 +188,16 @@ async fn a_port_and_a_journal_that_cannot_be_had_are_named() {
     said(&found, &in_use);
     said(&found, &format!("journal.dir: {} is no directory", file.display()));
     assert_eq!(output.status.code(), Some(69), "{found:#?}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("the relay could not start like this"), "{stderr}");
+    // Without its directory it starts all the same.
+    let journal = json!({ "dir": file.join("journal") });
+    let silent = json!({ "http": { "listen": "" }, "journal": journal, "sinks": sinks.clone() });
+    let output = check_with(&sim, silent).await;
+    assert_eq!(output.status.code(), Some(69), "{output:?}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let in_memory = stderr.contains("the relay would keep events in memory only");
+    assert!(in_memory && !stderr.contains("could not start"), "{stderr}");
     // Root may write everywhere but there.
     if may_mount() {
         let small = Small::new(64);

@@ -1,6 +1,11 @@
 //! The commands that look into the journal, beside a relay that runs and without one.
 
-use std::{path::Path, process::Output, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    process::{Output, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 
 use astro_relay::{
     base::{
@@ -12,10 +17,12 @@ use astro_relay::{
 };
 use bytes::Bytes;
 use serde_json::Value;
+use tokio::{io::AsyncReadExt as _, process::Command, time::timeout};
 
 use crate::support::{
-    daemon::run,
+    daemon::{PROGRAM, run},
     journal::{PATIENCE, append_aged, close, config, open, settled},
+    terminal::Pty,
     wait::until,
 };
 
@@ -78,13 +85,13 @@ async fn beside_a_relay_that_runs() {
     requests.mark_unchanged();
     let output = run(&["dead-letters", "retry", "--sink", "home", "2"], dir.path()).await;
     assert_eq!(lines(&output), ["1 dead letter of sink home to be tried again"]);
-    tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
+    timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
     assert_eq!(journal.pending_requests("home").unwrap().0[0].number, 2);
     let output = run(&["replay", "--sink", "home", "--from", "5m"], dir.path()).await;
     let said = lines(&output);
     let last = said.last().unwrap();
     assert!(last.starts_with("events 6 to 10 will be handed to home again"), "{said:?}");
-    tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
+    timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
     let replays = journal.pending_requests("home").unwrap().1;
     assert_eq!((replays[0].position, replays[0].until), (5, 10));
     let output = run(&["dead-letters", "drop", "1"], dir.path()).await;
@@ -166,6 +173,72 @@ async fn nothing_is_deleted_or_replayed_that_was_not_meant() {
     close(journal).await;
     let output = run(&["dead-letters", "drop", "--yes"], dir.path()).await;
     assert_eq!(lines(&output), ["2 dead letters deleted"]);
+}
+
+#[tokio::test]
+async fn what_came_while_somebody_was_asked_is_not_deleted() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = some(dir.path()).await;
+    let terminal = Pty::open();
+    let mut child = Command::new(PROGRAM)
+        .args(["dead-letters", "drop", "--dir"])
+        .arg(dir.path())
+        .stdin(terminal.theirs())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let (mut asked, mut question) = (Vec::new(), child.stderr.take().unwrap());
+    let asking = async {
+        while !String::from_utf8_lossy(&asked).contains("[y/N]") {
+            assert!(question.read_buf(&mut asked).await.unwrap() > 0, "it has ended");
+        }
+    };
+    timeout(PATIENCE, asking).await.expect("it asks");
+    let asked = String::from_utf8_lossy(&asked).into_owned();
+    assert!(asked.contains("delete 2 dead letters for good (home: 2)?"), "{asked}");
+    journal.dead_letter("home", &Arc::new(Record::new(4, event(3))), "no such room");
+    let list = async || lines(&run(&["dead-letters", "list"], dir.path()).await).len();
+    until("another one is there", PATIENCE, async || (list().await == 3).then_some(())).await;
+    terminal.type_in("y\n");
+    let output = timeout(PATIENCE, child.wait_with_output()).await.expect("it ends").unwrap();
+    assert_eq!(lines(&output), ["2 dead letters deleted"]);
+    assert_eq!(list().await, 1);
+    close(journal).await;
+}
+
+/// As in the packaged service: its secrets are credentials, which only the service has.
+#[tokio::test]
+async fn the_journal_is_looked_into_without_the_secrets_of_the_relay() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    close(some(&journal).await).await;
+    let file = dir.path().join("astro-relay.toml");
+    let text = format!(
+        "[channels.main]\ntoken_credential = \"main\"\ntopics = [\"channel.tips\"]\n\
+         [journal]\ndir = {journal:?}\n[sinks.home]\ntype = \"stdout\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    for (command, expected) in [
+        (&["journal", "status"][..], "events 1 to 10, "),
+        (&["journal", "export"], "{"),
+        (&["dead-letters", "list"], "     1  "),
+        (
+            &["replay", "--sink", "home", "--from", "1h", "--dry-run"],
+            "10 events in that time, 10 for sink home",
+        ),
+    ] {
+        let output = Command::new(PROGRAM)
+            .args(command)
+            .arg("--config")
+            .arg(&file)
+            .env_remove("CREDENTIALS_DIRECTORY")
+            .kill_on_drop(true)
+            .output();
+        let lines = lines(&timeout(PATIENCE, output).await.expect("it ends").unwrap());
+        assert!(lines[0].starts_with(expected), "{lines:?}");
+    }
 }
 
 /// What only looks.

@@ -60,6 +60,8 @@ async fn from_the_token_to_a_configuration_that_works() {
     let broker = Mosquitto::start(mosquitto::Options::default()).await;
     let entities = Listener::start(broker.port, "astro/main/event/#").await;
     let file = dir.path().join("astro-relay.toml");
+    // Of an earlier configuration, which is gone.
+    std::fs::write(dir.path().join("main.token"), "old").unwrap();
     let (mut child, _output, address) = started(&sim, &file).await;
     let mut browser = Browser::start().await;
     browser.open(&address).await;
@@ -72,7 +74,7 @@ async fn from_the_token_to_a_configuration_that_works() {
     browser.run(&fill("#token", "Bearer abc")).await;
     browser.click("section", "Check with Astro").await;
     browser.shows("#token-outcome", "this is no JWT").await;
-    browser.run(&fill("#token", TOKEN)).await;
+    browser.run(&fill("#token", &format!("Bearer \"{TOKEN}\""))).await;
     browser.click("section", "Check with Astro").await;
     browser.shows("#token-outcome", "Astro takes it: 4 of 4 topics confirmed").await;
     browser.shows("#token-outcome", ROOM).await;
@@ -90,8 +92,27 @@ async fn from_the_token_to_a_configuration_that_works() {
     browser.shows("#sink-outcome", "Test event accepted").await;
     assert_eq!(entities.wait_for(1).await[0].topic, "astro/main/event/tip");
 
+    let commands = "return sinkAnswers().settings.commands";
+    assert_eq!(browser.run(commands).await, json!(["relay/test"]), "a button to test");
+    browser.run("document.getElementById('field-commands').checked = true").await;
+    assert_eq!(browser.run(commands).await, true, "what is ticked stays");
+    browser.run("document.getElementById('field-commands').checked = false").await;
+    let steps = "return serviceSteps('/etc/astro-relay/astro-relay.toml')";
+    let steps = browser.run(steps).await;
+    assert!(
+        !steps.as_str().unwrap().contains("install -m"),
+        "nothing is copied onto itself: {steps}"
+    );
+
+    let hidden = "return document.getElementById('overwrite-field').hidden";
+    assert_eq!(browser.run(hidden).await, true);
+    browser.click("section", "Save").await;
+    browser.shows("#save-outcome", "main.token is already there").await;
+    assert_eq!(browser.run(hidden).await, false);
+    browser.run("document.getElementById('overwrite').checked = true").await;
     browser.click("section", "Save").await;
     browser.shows("#save-outcome", "Wrote").await;
+    browser.shows("#save-outcome", "sudo install -m 644").await;
     assert_eq!(browser.faults, [""; 0]);
     let status = timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
     assert!(status.success(), "{status}");
@@ -110,6 +131,36 @@ async fn from_the_token_to_a_configuration_that_works() {
         .output();
     let check = timeout(PATIENCE, check).await.expect("it ends").unwrap();
     assert!(check.status.success(), "{check:?}");
+}
+
+#[tokio::test]
+async fn a_secret_that_is_already_there_is_named_and_can_be_overwritten() {
+    astro_relay::base::tls::install_provider();
+    let (sim, dir) = (sim().await, tempfile::tempdir().unwrap());
+    let file = dir.path().join("astro-relay.toml");
+    let secret = dir.path().join("main.token");
+    std::fs::write(&secret, "old").unwrap();
+    let (mut child, _output, address) = started(&sim, &file).await;
+    let (base, code) = address.split_once("/#").unwrap();
+    let client = Client::builder().no_proxy().build().unwrap();
+    let save = async |overwrite: bool| {
+        let sinks = json!([{ "kind": "stdout", "settings": {} }]);
+        let answers = json!({ "channel": "main", "token": format!("Bearer {TOKEN}"),
+            "topics": ["channel.tips"], "sinks": sinks, "overwrite": overwrite });
+        let request = client.post(format!("{base}/api/save")).bearer_auth(code);
+        request.body(answers.to_string()).send().await.unwrap()
+    };
+    let refused = save(false).await;
+    assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    let refused: Value = refused.json().await.unwrap();
+    let problem = refused["problems"][0].as_str().unwrap();
+    assert!(problem.contains("main.token is already there"), "{refused}");
+    assert!(!problem.contains("--force") && refused["exists"] == true, "{refused}");
+    assert_eq!(std::fs::read_to_string(&secret).unwrap(), "old");
+    assert!(save(true).await.status().is_success());
+    let status = timeout(PATIENCE, child.wait()).await.expect("it ends").unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(std::fs::read_to_string(&secret).unwrap(), format!("{TOKEN}\n"));
 }
 
 #[tokio::test]

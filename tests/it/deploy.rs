@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use astro_relay::base::metrics;
+use astro_relay::{
+    base::metrics,
+    sink::{KINDS, Kind},
+};
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
@@ -185,4 +188,38 @@ fn the_page_on_installing_names_the_files_of_a_release() {
     assert!(page.contains(&format!("ghcr.io/{image}:{version}")), "{image}");
     // The last job downloads all that was uploaded, and a record of a build is no archive.
     assert!(workflow.contains("DOCKER_BUILD_RECORD_UPLOAD: \"false\""));
+}
+
+/// `setup` writes each secret into a file that only root can read; the service gets them as credentials.
+#[test]
+fn the_page_on_installing_hands_every_secret_over_and_no_certificate() {
+    let page = read("docs/install.md");
+    let script = |before: &str| {
+        let rest = page.split_once(before).unwrap().1;
+        rest.split_once('\'').unwrap().0.to_owned()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("astro-relay.toml");
+    let sed = |args: &[&str], text: &str| {
+        fs::write(&file, text).unwrap();
+        let output = Command::new("sed").args(args).arg(&file).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let of_kind = |kind: &'static Kind| kind.secrets.iter().map(move |key| (kind.name, *key));
+    let secrets = KINDS.iter().flat_map(of_kind);
+    let secrets: Vec<_> = [("main", "token")].into_iter().chain(secrets).collect();
+    let certificates = "ca_file = \"/etc/astro-relay/ca.pem\"\n\
+        client_cert_file = \"/etc/astro-relay/cert.pem\"\n\
+        client_key_file = \"/etc/astro-relay/key.pem\"\n";
+    let lines = |line: fn(&str, &str) -> String| -> String {
+        secrets.iter().map(|(name, key)| line(name, key)).collect()
+    };
+    let written = lines(|name, key| format!("{key}_file = \"/etc/astro-relay/{name}.{key}\"\n"));
+    let wanted = lines(|name, key| format!("{key}_credential = \"{name}.{key}\"\n"));
+    let handed =
+        lines(|name, key| format!("LoadCredential={name}.{key}:/etc/astro-relay/{name}.{key}\n"));
+    let named = sed(&["-E", &script("sed -i -E '")], &(written + certificates));
+    assert_eq!(named, wanted + certificates);
+    assert_eq!(sed(&["-n", "-E", &script("sed -n -E '")], &named), handed);
 }

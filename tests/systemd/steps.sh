@@ -100,7 +100,7 @@ check "a token that only root can read is no reason for check to complain" astro
 check "the service does not start with it" bash -c "! systemctl start $UNIT"
 check "and the log names the way out" bash -c "journalctl -u $UNIT -o cat | grep -q 'permission denied.*LoadCredential='"
 # The way out, with the command of docs/install.md.
-sed -i -E 's#^(token|password)_file = "/etc/astro-relay/(.*)"#\1_credential = "\2"#' "$CONFIG"
+sed -i -E '/^(ca|client_cert|client_key)_file/!s#^([a-z_]+)_file = "/etc/astro-relay/([^/"]+)"#\1_credential = "\2"#' "$CONFIG"
 check "the secrets' directory makes check find a credential" env CREDENTIALS_DIRECTORY=/etc/astro-relay astro-relay check
 systemctl reset-failed "$UNIT"
 mkdir -p /etc/systemd/system/$UNIT.d

@@ -6,18 +6,19 @@ use std::io::{self, Write};
 use crate::{
     base::text,
     config::Config,
-    loading::{Sources, load},
+    loading::{Loaded, Sources, load},
 };
 
-/// Loads the configuration and prints its problems and a summary; whether it can be used.
-pub fn run(sources: &Sources, out: &mut impl Write) -> io::Result<bool> {
+/// Loads the configuration and prints its problems and a summary; answers it where it can be used. A pipe
+/// cannot be read again.
+pub fn run(sources: &Sources, out: &mut impl Write) -> io::Result<Option<Loaded>> {
     match load(sources) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 writeln!(out, "{}\n", warning.render("warning"))?;
             }
-            let file = loaded.file.map(|file| format!("{}: ", file.display())).unwrap_or_default();
-            writeln!(out, "{file}{}", summary(&loaded.config))?;
+            let file = loaded.file.as_ref().map(|file| format!("{}: ", file.display()));
+            writeln!(out, "{}{}", file.unwrap_or_default(), summary(&loaded.config))?;
             if loaded.silent > 0 {
                 writeln!(out, "{} could not be read", counted(loaded.silent, "secret"))?;
             }
@@ -30,14 +31,14 @@ pub fn run(sources: &Sources, out: &mut impl Write) -> io::Result<bool> {
                 }
             }
             let does_something = !config.channels.is_empty() && !config.sinks.is_empty();
-            Ok(loaded.silent == 0 && does_something)
+            Ok((loaded.silent == 0 && does_something).then_some(loaded))
         }
         Err(error) => {
             for problem in &error.problems {
                 writeln!(out, "{}\n", problem.render("error"))?;
             }
             writeln!(out, "{}", counted(error.problems.len(), "error"))?;
-            Ok(false)
+            Ok(None)
         }
     }
 }
@@ -72,8 +73,8 @@ mod tests {
         let sources =
             Sources { text: Some(text.into()), resolve_secrets: false, ..Sources::default() };
         let mut out = Vec::new();
-        let fine = run(&sources, &mut out).unwrap();
-        (fine, String::from_utf8(out).unwrap())
+        let usable = run(&sources, &mut out).unwrap();
+        (usable.is_some(), String::from_utf8(out).unwrap())
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
         fault::explain,
         text::{EXCERPT, excerpt},
     },
-    config::{Config, Log, Secret},
+    config::{Config, Log, Secret, pasted::shown_address},
     loading::{Sources, load},
 };
 
@@ -53,7 +53,7 @@ pub(super) struct Retry {
 /// A connection to a relay's endpoint.
 pub(super) struct Client {
     http: Http,
-    pub(super) base: String,
+    base: String,
     token: Option<Secret>,
 }
 
@@ -161,7 +161,13 @@ impl Client {
     }
 
     pub(super) fn failed(&self, why: &str) -> Failed {
-        Failed::new(Failed::UNAVAILABLE, format!("the relay at {} {why}", self.base))
+        let address = self.shown();
+        Failed::new(Failed::UNAVAILABLE, format!("the relay at {address} {why}"))
+    }
+
+    /// Its address for a message: a user and a password may stand in it.
+    pub(super) fn shown(&self) -> String {
+        shown_address(&self.base)
     }
 }
 
@@ -213,6 +219,15 @@ mod tests {
     fn an_address_without_a_scheme_is_one() {
         assert_eq!(with_scheme("127.0.0.1:9464"), "http://127.0.0.1:9464");
         assert_eq!(with_scheme("https://relay.lan"), "https://relay.lan");
+    }
+
+    #[test]
+    fn a_password_in_the_address_is_not_repeated() {
+        crate::base::tls::install_provider();
+        let http = Http::builder().no_proxy().build().unwrap();
+        let base = "http://me:hunter2@127.0.0.1:9464".to_owned();
+        let failed = Client { http, base, token: None }.failed("does not answer");
+        assert_eq!(failed.text(), "the relay at http://127.0.0.1:9464 does not answer");
     }
 
     #[test]

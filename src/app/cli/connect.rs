@@ -56,39 +56,47 @@ const MEMORY: usize = 256 * 1024;
 /// How long whoever has the endpoint's address may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// Addresses of one sink that are asked about: each is a question to the destination. A house has some
-/// thirty topics.
-const ASKED: usize = 64;
+/// Addresses of one sink that are asked about within its timeout: each is a question to the destination. A
+/// house has some thirty topics.
+const AT_ONCE: usize = 64;
+
+/// A room that no channel has.
+const NO_ROOM: &str = "no-room";
 
 /// What does not work.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     /// Subscriptions and sinks.
     pub(super) parts: usize,
-    /// What a start would fail at.
-    pub(super) start: usize,
+    /// What a start would come to without its address or its directory; `None` where it has both.
+    pub(super) start: Option<&'static str>,
 }
 
 /// Connects to everything; answers how much of it failed.
 pub(super) async fn connect(config: &Config) -> Result<Failures, Failed> {
-    let (mut failed, mut start) = (0, 0);
-    for (what, problem) in
-        [("http.listen", endpoint(config).await), ("journal.dir", journal(config))]
-    {
+    let (mut failed, mut start) = (0, None);
+    // The worse of the two is the last.
+    for (what, problem, outcome) in [
+        ("journal.dir", journal(config), "the relay would keep events in memory only"),
+        ("http.listen", endpoint(config).await, "the relay could not start like this"),
+    ] {
         if let Err(problem) = problem {
-            start += 1;
+            start = Some(outcome);
             print_line(&format!("{what}: {problem}"))?;
         }
     }
     tokens(config).await?;
+    let mut described = config.clone();
     if !config.channels.is_empty() {
-        failed += gateway(config).await?;
+        let state = subscribe(config).await?;
+        failed += gateway(config, &state).await?;
+        describe_rooms(&mut described, &state);
     }
     if let Some(settings) = &config.cluster {
         failed += cluster(settings, config).await?;
     }
     for (name, sink) in &config.sinks {
-        let checked = check_sink(name, config)
+        let checked = check_sink(name, &described)
             .await
             .unwrap_or_else(|why| Checked { lines: vec![format!("failed: {why}")], fit: false });
         failed += usize::from(!checked.fit);
@@ -154,9 +162,11 @@ async fn is_relay(listen: &str) -> bool {
 /// Whether the journal can be written. One that a running relay has is right where it is.
 fn journal(config: &Config) -> Result<(), String> {
     let dir = &config.journal.dir;
-    if dir.as_os_str().is_empty() {
-        return Ok(());
-    }
+    if dir.as_os_str().is_empty() { Ok(()) } else { writable(dir) }
+}
+
+/// Whether this user can write into a directory, or make it.
+pub(super) fn writable(dir: &Path) -> Result<(), String> {
     // What is not there is made, so the nearest directory that there is counts.
     let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("."));
     let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
@@ -176,6 +186,9 @@ async fn tokens(config: &Config) -> Result<(), Failed> {
         let when = match expiry {
             None if is_odd => "is no JWT, though token_type is jwt".to_owned(),
             None => "does not say when it expires".to_owned(),
+            Some(at) if at > jwt::LATEST => {
+                "says a time out of range (milliseconds?): when it expires is unknown".to_owned()
+            }
             Some(at) => {
                 let millis = at.saturating_mul(1000);
                 let left = Duration::from_secs(at.saturating_sub(clock::now() / 1000));
@@ -204,7 +217,7 @@ async fn tokens(config: &Config) -> Result<(), Failed> {
 /// What is known of a token.
 #[derive(Default)]
 struct Known {
-    /// When it ends, in seconds since the epoch.
+    /// When it ends, as it says: in seconds since the epoch.
     expiry: Option<u64>,
     facts: TokenFacts,
     remark: Option<String>,
@@ -217,7 +230,7 @@ async fn known(channel: &Channel, rest: &Rest) -> Known {
     let Ok(token) = channel.token.read_token().await else { return Known::default() };
     match channel.token_type {
         TokenType::Jwt => Known {
-            expiry: jwt::expiry(token.expose()),
+            expiry: jwt::stated_expiry(token.expose()),
             facts: TokenFacts::of_jwt(token.expose()),
             is_odd: !jwt::is_one(token.expose()),
             remark: None,
@@ -225,7 +238,7 @@ async fn known(channel: &Channel, rest: &Rest) -> Known {
         TokenType::Apikey => remark("whether the REST API takes an API key is not verified".into()),
         TokenType::Oauth2 | TokenType::Oauth => match rest.validate(&token).await {
             Ok(said) => Known {
-                expiry: said.left.map(|left| clock::now() / 1000 + left.as_secs()),
+                expiry: said.left.map(|left| (clock::now() / 1000).saturating_add(left.as_secs())),
                 facts: TokenFacts::of_oauth(said),
                 ..Known::default()
             },
@@ -234,13 +247,22 @@ async fn known(channel: &Channel, rest: &Rest) -> Known {
     }
 }
 
-async fn gateway(config: &Config) -> Result<usize, Failed> {
-    let state = subscribe(config).await?;
-    let failed = report(config, &state)?;
+async fn gateway(config: &Config, state: &State) -> Result<usize, Failed> {
+    let failed = report(config, state)?;
     if state.open_connections() == 0 {
         return Ok(failed);
     }
-    Ok(failed + unknown_ids(config, &state).await?)
+    Ok(failed + unknown_ids(config, state).await?)
+}
+
+/// The events of a channel have the room that the gateway has confirmed.
+fn describe_rooms(config: &mut Config, state: &State) {
+    for (subscription, row) in state.assigned().filter(|(_, row)| row.state.is_confirmed()) {
+        let channel = config.channels.get_mut(&*subscription.channel);
+        if let (Some(channel), Some(room)) = (channel, row.room(subscription)) {
+            channel.room = Some(room.to_string());
+        }
+    }
 }
 
 /// Channels whose id nobody says: their session and their history cannot be fetched.
@@ -365,9 +387,16 @@ pub(super) async fn check_sink(name: &str, config: &Config) -> Result<Checked, S
         let facts = timeout(limit, facts).await.map_err(|_| "no answer about its state in time")?;
         lines.extend(facts.map_err(|failure| crate::delivery::describe(&failure.cause))?);
     }
-    let (mut addresses, by_data) = addresses(config, &mut route);
-    if addresses.is_empty() && !by_data && !config.channels.is_empty() {
+    let Addresses { mut known, by_data, by_room } = addresses(config, &mut route);
+    let is_idle = known.is_empty() && !by_data && by_room.is_empty();
+    if is_idle && !config.channels.is_empty() {
         lines.push("nothing that is subscribed goes to this sink".to_owned());
+    }
+    for label in by_room {
+        lines.push(format!(
+            "where events of {label} go depends on its room, which is not known; whether it may publish \
+             there is not known: set channels.{label}.room"
+        ));
     }
     if by_data {
         lines.push(format!(
@@ -377,55 +406,86 @@ pub(super) async fn check_sink(name: &str, config: &Config) -> Result<Checked, S
     }
     if sink::kind(&sink.kind).is_some_and(|kind| kind.address.is_none()) {
         // It is asked once, whatever is subscribed: a webhook connects to nothing before.
-        addresses.insert("".into());
+        known.insert("".into());
     }
-    let fit = permissions(name, sink, addresses, limit, &mut lines).await?;
+    let answers = permissions(name, sink, known.into_iter().collect()).await?;
+    let fit = report_permissions(name, answers, &mut lines);
     // How the connection ends changes nothing.
     drop(timeout(limit, opened.close(Instant::now())).await);
     Ok(Checked { lines, fit })
 }
 
-/// Where events of what is subscribed would go, and those that tell of a gap; and whether some go where
-/// their data says.
-fn addresses(config: &Config, route: &mut Route) -> (BTreeSet<Arc<str>>, bool) {
-    let (mut addresses, mut by_data) = (BTreeSet::new(), false);
+/// Where events of what is subscribed would go, and those that tell of a gap.
+#[derive(Debug, Default)]
+struct Addresses {
+    known: BTreeSet<Arc<str>>,
+    /// Some go where their data says.
+    by_data: bool,
+    /// The channels of which some go where their room says, and nobody has said it.
+    by_room: BTreeSet<String>,
+}
+
+fn addresses(config: &Config, route: &mut Route) -> Addresses {
+    let mut found = Addresses::default();
     for (label, channel) in &config.channels {
-        let (label, room) =
-            (Arc::from(&**label), Arc::from(channel.room.as_deref().unwrap_or_default()));
-        let own = ["relay.gap".to_owned()];
-        for topic in channel.topics.iter().chain(&own) {
-            let event = event::test(topic, &label, &room, serde_json::Map::new(), clock::now());
-            match route.destination(&event) {
+        let (of, room): (Arc<str>, _) = (label.as_str().into(), config.room_of(label));
+        let mut destination = |topic: &str, room: &str| {
+            let event = event::test(topic, &of, &room.into(), serde_json::Map::new(), clock::now());
+            route.destination(&event)
+        };
+        for topic in channel.topics.iter().map(String::as_str).chain(["relay.gap"]) {
+            let at = destination(topic, room.unwrap_or_default());
+            if room.is_none() && destination(topic, NO_ROOM) != at {
+                found.by_room.insert(label.clone());
+                continue;
+            }
+            match at {
                 Destination::Nowhere => {}
                 Destination::At(address) => {
-                    addresses.insert(address);
+                    found.known.insert(address);
                 }
-                Destination::ByData => by_data = true,
+                Destination::ByData => found.by_data = true,
             }
         }
     }
-    (addresses, by_data)
+    found
 }
 
-/// Asks for the right to publish at each address; whether none was denied.
+/// Asks for the right to publish at each address. The answers end early where the destination has no word
+/// for it.
 async fn permissions(
     name: &str,
     config: &SinkConfig,
-    addresses: BTreeSet<Arc<str>>,
-    limit: Duration,
-    lines: &mut Vec<String>,
-) -> Result<bool, String> {
-    let (mut granted, mut denied) = (Vec::new(), 0);
-    let addresses: Vec<_> = addresses.into_iter().take(ASKED).collect();
+    addresses: Vec<Arc<str>>,
+) -> Result<Vec<(Arc<str>, Permission)>, String> {
+    let mut answers = Vec::new();
+    // Standard output has none: it takes whatever comes.
+    let Some(probe) = sink::kind(&config.kind).and_then(|kind| kind.probe) else {
+        return Ok(answers);
+    };
     let late = |_| "no answer within its timeout to whether it may publish".to_owned();
     let failed = |failure: Failure| crate::delivery::describe(&failure.cause);
-    // Standard output has none: it takes whatever comes.
-    let Some(probe) = sink::kind(&config.kind).and_then(|kind| kind.probe) else { return Ok(true) };
-    let (settings, purpose) = (config.settings.clone(), Purpose::Probe);
-    let opening = Opening { name, settings, config, purpose };
-    let probed = probe(opening, addresses.clone());
-    let answers = timeout(limit, probed).await.map_err(late)?.map_err(failed)?;
-    for (address, permission) in addresses.into_iter().zip(answers) {
+    for some in addresses.chunks(AT_ONCE) {
+        let (settings, purpose) = (config.settings.clone(), Purpose::Probe);
+        let probed = probe(Opening { name, settings, config, purpose }, some.to_vec());
+        let answered = timeout(config.timeout.0, probed).await.map_err(late)?.map_err(failed)?;
+        let is_whole = answered.len() == some.len();
+        answers.extend(some.iter().cloned().zip(answered));
+        if !is_whole {
+            break;
+        }
+    }
+    Ok(answers)
+}
+
+/// Says where it may publish, and where not; whether none was denied.
+fn report_permissions(
+    name: &str,
+    answers: Vec<(Arc<str>, Permission)>,
+    lines: &mut Vec<String>,
+) -> bool {
+    let (mut granted, mut denied, mut unknown) = (Vec::new(), 0, BTreeSet::new());
+    for (address, permission) in answers {
         match permission {
             // A destination without addresses takes what it takes.
             Permission::Granted if address.is_empty() => {}
@@ -435,15 +495,80 @@ async fn permissions(
                 lines.push(format!("may not publish to {address}: {reason}"));
             }
             Permission::Unknown(why) => {
-                lines.push(format!(
-                    "whether it may publish is not known, {why}: astro-relay send-test --sink {name}"
-                ));
-                break;
+                // Once, however many addresses it is of.
+                if unknown.insert(why) {
+                    lines.push(format!(
+                        "whether it may publish is not known, {why}: astro-relay send-test --sink {name}"
+                    ));
+                }
             }
         }
     }
     if !granted.is_empty() {
         lines.push(format!("may publish to {}", granted.join(", ")));
     }
-    Ok(denied == 0)
+    denied == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        astro::session::Subscription,
+        gateway::table::{Slot, SubscriptionRow},
+    };
+
+    #[test]
+    fn a_denial_behind_an_answer_that_is_not_known_counts() {
+        let answers = vec![
+            ("a".into(), Permission::Unknown("the broker says: not now")),
+            ("b".into(), Permission::Denied("135".to_owned())),
+            ("c".into(), Permission::Unknown("the broker says: not now")),
+            ("d".into(), Permission::Granted),
+        ];
+        let mut lines = Vec::new();
+        assert!(!report_permissions("home", answers, &mut lines));
+        let unknown = "whether it may publish is not known, the broker says: not now: astro-relay \
+                       send-test --sink home";
+        assert_eq!(lines, [unknown, "may not publish to b: 135", "may publish to d"]);
+    }
+
+    /// A sink whose addresses have the room of the channel, without a configured one.
+    fn config() -> Config {
+        serde_json::from_value(serde_json::json!({
+            "channels": { "main": { "token": { "value": "t" }, "topics": ["channel.tips"] } },
+            "sinks": { "home": { "type": "mqtt", "topics": ["channel.tips"] } },
+        }))
+        .unwrap()
+    }
+
+    fn found(config: &Config) -> (Vec<String>, usize) {
+        let mut sink = config.sinks["home"].clone();
+        sink.settings =
+            serde_json::json!({ "url": "mqtt://broker", "topic": "astro/{{ room }}/{{ topic }}" });
+        let kind = sink::kind("mqtt").unwrap();
+        let mut route = Route::new("home", &sink, kind).unwrap();
+        let found = addresses(config, &mut route);
+        (found.known.iter().map(ToString::to_string).collect(), found.by_room.len())
+    }
+
+    #[test]
+    fn addresses_have_the_room_that_the_gateway_has_confirmed_or_the_token_names() {
+        let mut config = config();
+        assert_eq!(found(&config), (Vec::new(), 1), "a room that nobody has said makes no address");
+        config.token_rooms.insert("main".to_owned(), "own".to_owned());
+        assert_eq!(found(&config), (vec!["astro/own/channel.tips".to_owned()], 0));
+        let subscription = Arc::new(Subscription {
+            topic: "channel.tips".into(),
+            room: None,
+            channel: "main".into(),
+            token_type: TokenType::Jwt,
+        });
+        let mut row = SubscriptionRow::new(0);
+        row.slot = Slot::On(1);
+        row.state = SubscriptionState::Confirmed(Some("canonical".into()));
+        let state = State { subscriptions: [(subscription, row)].into(), ..State::default() };
+        describe_rooms(&mut config, &state);
+        assert_eq!(found(&config), (vec!["astro/canonical/channel.tips".to_owned()], 0));
+    }
 }

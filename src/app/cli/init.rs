@@ -8,6 +8,7 @@
 //! is written at all.
 
 mod ask;
+mod interrupt;
 mod plan;
 
 use std::{
@@ -15,10 +16,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub(super) use self::interrupt::run_on_terminal;
 use self::plan::{EVERYBODY_READS, OWNER_ONLY, Secrets, refuse_existing, write};
 pub use self::plan::{FIRST_TOPICS, NewSink, Plan, Token};
+use super::connect::writable;
 use crate::{
-    config::{ConfigError, Secret, TokenType},
+    config::{ConfigError, Journal, Secret, TokenType, pasted},
     loading::{Loaded, Sources, load},
 };
 
@@ -31,11 +34,32 @@ pub struct Args {
     pub room: Option<String>,
     /// The token, to be written into a file of its own.
     pub token: Option<Secret>,
-    /// A file that holds the token already.
+    /// A file that holds the token already. It comes before `token`.
     pub token_file: Option<PathBuf>,
     pub token_type: TokenType,
     pub topics: Vec<String>,
     pub sinks: Vec<NewSink>,
+}
+
+impl Args {
+    /// The configuration that the answers so far make.
+    fn plan(&self, file: &Path) -> Result<Plan, InitError> {
+        let token = match (&self.token_file, &self.token) {
+            (Some(path), _) => Token::File(absolute(path)?),
+            (None, Some(token)) => Token::New(token.clone()),
+            (None, None) => return Err(InitError::Missing("--token-file")),
+        };
+        Ok(Plan {
+            channel: self.channel.clone().unwrap_or_else(|| "main".into()),
+            room: self.room.clone(),
+            token,
+            token_type: self.token_type,
+            topics: self.topics.clone(),
+            sinks: self.sinks.clone(),
+            journal: journal_dir(file),
+            ..Plan::default()
+        })
+    }
 }
 
 /// What was written.
@@ -84,27 +108,14 @@ pub struct Terminal<'t> {
 pub fn run(mut args: Args, terminal: Option<Terminal<'_>>) -> Result<Written, InitError> {
     let file = absolute(&args.file)?;
     refuse_existing(&file, args.force)?;
-    match terminal {
-        Some(mut terminal) => ask::ask(&mut args, &mut terminal)?,
-        None if args.token.is_none() && args.token_file.is_none() => {
-            return Err(InitError::Missing("--token-file"));
-        }
-        None => {}
+    // What nobody may have meant to set, such as an empty variable of the environment, is none.
+    let token = args.token.take().map(|token| pasted::token(token.expose()));
+    args.token =
+        token.filter(|token| !token.is_empty() && args.token_file.is_none()).map(Secret::new);
+    if let Some(mut terminal) = terminal {
+        ask::ask(&mut args, &file, &mut terminal)?;
     }
-    let token = match (args.token, args.token_file) {
-        (Some(token), _) => Token::New(token),
-        (None, Some(path)) => Token::File(absolute(&path)?),
-        (None, None) => return Err(InitError::Missing("--token-file")),
-    };
-    let plan = Plan {
-        channel: args.channel.unwrap_or_else(|| "main".into()),
-        room: args.room,
-        token,
-        token_type: args.token_type,
-        topics: args.topics,
-        sinks: args.sinks,
-        ..Plan::default()
-    };
+    let plan = args.plan(&file)?;
     save(&plan, &file, args.force)
 }
 
@@ -121,19 +132,33 @@ pub(super) fn save(plan: &Plan, file: &Path, force: bool) -> Result<Written, Ini
     for path in rendered.secrets.iter().map(|(path, _)| path).chain([&file]) {
         refuse_existing(path, force)?;
     }
-    let sources = Sources {
-        file: Some(file.clone()),
-        text: Some(rendered.text.clone()),
-        resolve_secrets: false,
-        ..Sources::default()
-    };
-    load(&sources).map_err(InitError::Unusable)?;
+    // What a file will hold, an address for example, is only checked where the text has it.
+    for text in [plan.render(&file, Secrets::Inline).text, rendered.text.clone()] {
+        let sources = Sources {
+            file: Some(file.clone()),
+            text: Some(text),
+            resolve_secrets: false,
+            ..Sources::default()
+        };
+        load(&sources).map_err(InitError::Unusable)?;
+    }
     for (path, secret) in &rendered.secrets {
         write(path, format!("{}\n", secret.expose()).as_bytes(), force, OWNER_ONLY)?;
     }
     write(&file, rendered.text.as_bytes(), force, EVERYBODY_READS)?;
     let secrets = rendered.secrets.into_iter().map(|(path, _)| path).collect();
     Ok(Written { file, secrets })
+}
+
+/// The journal's directory for a configuration, where this user cannot use the usual one: beside the
+/// configuration. What is below `/etc` is a service's, whose manager makes the usual one.
+pub(super) fn journal_dir(file: &Path) -> Option<PathBuf> {
+    instead_of(&Journal::default().dir, file)
+}
+
+fn instead_of(usual: &Path, file: &Path) -> Option<PathBuf> {
+    let usable = file.starts_with("/etc") || writable(usual).is_ok();
+    (!usable).then(|| file.with_file_name("journal"))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, InitError> {
@@ -247,6 +272,139 @@ mod tests {
         );
     }
 
+    /// Whoever has the address of a chat's webhook can post there.
+    #[test]
+    fn the_address_of_a_webhook_goes_into_a_file_of_its_own() {
+        let url = "https://hooks.example.org/canary";
+        let sinks = vec![NewSink::parse(&format!("webhook={url}"))];
+        for (sinks, input) in
+            [(sinks, "\n\n\n".to_owned()), (Vec::new(), format!("\n\n\nwebhook\n{url}\nno\n"))]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("astro-relay.toml");
+            let is_asked = sinks.is_empty();
+            let (outcome, output) = asked(Args { sinks, ..answers(&file) }, &input);
+            assert_eq!(output.contains("Its address (not shown)"), is_asked, "{output}");
+            let secret = dir.path().join("webhook.url");
+            assert_eq!(outcome.unwrap().secrets, [dir.path().join("main.token"), secret.clone()]);
+            assert_eq!(fs::read_to_string(&secret).unwrap(), format!("{url}\n"));
+            assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+            assert!(!fs::read_to_string(&file).unwrap().contains("canary"));
+            load(&Sources { file: Some(file), ..Sources::default() }).unwrap();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let sinks = vec![NewSink::parse("webhook=nonsense")];
+        let args = Args { sinks, ..answers(&dir.path().join("astro-relay.toml")) };
+        assert!(matches!(run(args, None), Err(InitError::Unusable(_))));
+    }
+
+    #[test]
+    fn two_secrets_never_get_one_file() {
+        let key = Secret::new("key");
+        let nats = NewSink {
+            secrets: [("token".to_owned(), key.clone())].into(),
+            ..NewSink::parse("nats")
+        };
+        let (token, sinks) = (Secret::new("jwt"), vec![nats]);
+        let mut plan = Plan {
+            channel: "nats".into(),
+            token: Token::New(token.clone()),
+            sinks,
+            ..Plan::default()
+        };
+        let file = Path::new("/x/astro-relay.toml");
+        let rendered = plan.render(file, Secrets::InFiles);
+        let expected =
+            [(PathBuf::from("/x/nats.token"), token), (PathBuf::from("/x/nats.token.2"), key)];
+        assert_eq!(rendered.secrets, expected);
+        assert!(rendered.text.contains("token_file = \"/x/nats.token.2\""), "{}", rendered.text);
+        // Nor one that the token is in already, nor the configuration itself.
+        for (token, file) in [("/x/nats.token", "/x/a.toml"), ("/x/t", "/x/nats.token")] {
+            plan.token = Token::File(token.into());
+            let secrets = plan.render(Path::new(file), Secrets::InFiles).secrets;
+            assert_eq!(secrets[0].0, Path::new("/x/nats.token.2"), "{token} {file}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_comes_before_the_environment_and_an_empty_variable_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, token) = (dir.path().join("astro-relay.toml"), dir.path().join("mine.jwt"));
+        for empty in ["", " \n"] {
+            let args = Args { token: Some(Secret::new(empty)), ..answers(&file) };
+            assert!(matches!(run(args, None), Err(InitError::Missing("--token-file"))));
+        }
+        let written = run(Args { token_file: Some(token.clone()), ..answers(&file) }, None);
+        assert!(written.unwrap().secrets.is_empty());
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains(&format!("token_file = \"{}\"", token.display())), "{text}");
+    }
+
+    #[test]
+    fn the_journal_is_beside_the_configuration_where_the_usual_directory_cannot_be_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, obstacle) = (dir.path().join("astro-relay.toml"), dir.path().join("file"));
+        fs::write(&obstacle, "").unwrap();
+        let (usable, unusable) = (dir.path().join("a/b"), obstacle.join("journal"));
+        assert_eq!(instead_of(&usable, &file), None);
+        assert_eq!(instead_of(&unusable, Path::new("/etc/astro-relay/astro-relay.toml")), None);
+        let journal = instead_of(&unusable, &file);
+        assert_eq!(journal, Some(dir.path().join("journal")));
+        let token = Token::New(Secret::new("hunter2"));
+        let plan = Plan { channel: "main".into(), token, journal, ..Plan::default() };
+        assert_eq!(tried(&plan, &file).unwrap().config.journal.dir, dir.path().join("journal"));
+    }
+
+    /// What is wrong with a destination costs the answers about this one only.
+    #[test]
+    fn a_destination_that_cannot_be_is_asked_for_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("astro-relay.toml");
+        let input = "\n\n\nredis\nredis://:pw@127.0.0.1:6379\n\n\n\nnats\n\nme\n\n\ncarrier\n\
+                     REDIS\n\n\nhunter3\n\nno\n";
+        let (outcome, output) = asked(answers(&file), input);
+        for problem in ["not in the URL", "user and password belong together", "one of mqtt"] {
+            assert!(output.contains(problem), "{output}");
+        }
+        let secret = dir.path().join("redis.password");
+        assert_eq!(outcome.unwrap().secrets, [dir.path().join("main.token"), secret.clone()]);
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "hunter3\n");
+        let config = load(&Sources { file: Some(file), ..Sources::default() }).unwrap().config;
+        assert_eq!(config.sinks.keys().collect::<Vec<_>>(), ["redis"]);
+        assert_eq!(config.sinks["redis"].settings["mode"], "stream");
+    }
+
+    #[test]
+    fn a_secret_of_an_earlier_configuration_is_asked_about_before_the_other_questions() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("astro-relay.toml");
+        let secret = dir.path().join("main.token");
+        fs::write(&secret, "old").unwrap();
+        let (outcome, output) = asked(answers(&file), "\nno\n");
+        assert!(matches!(outcome, Err(InitError::Exists(path)) if path == secret), "{output}");
+        assert!(!output.contains("Topics"), "{output}");
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "old");
+        asked(answers(&file), "\nyes\n\n\nstdout\nno\n").0.unwrap();
+        assert_eq!(fs::read_to_string(&secret).unwrap(), "hunter2\n");
+    }
+
+    #[test]
+    fn what_came_along_with_a_pasted_token_is_taken_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("astro-relay.toml");
+        let args = Args {
+            file,
+            topics: vec!["channel.tips".into()],
+            sinks: vec![NewSink::parse("stdout")],
+            ..Args::default()
+        };
+        let (outcome, output) = asked(args, "\n\"Bearer e30.e30.c2ln\"\n\n");
+        assert_eq!(outcome.unwrap().secrets, [dir.path().join("main.token")]);
+        assert!(!output.contains("That is no JWT"), "{output}");
+        let token = fs::read_to_string(dir.path().join("main.token")).unwrap();
+        assert_eq!(token, "e30.e30.c2ln\n");
+    }
+
     #[test]
     fn without_a_terminal_the_missing_answer_is_named() {
         let dir = tempfile::tempdir().unwrap();
@@ -274,6 +432,7 @@ mod tests {
     fn a_sink_is_read_with_and_without_its_address() {
         for (text, kind, url) in [
             ("mqtt", "mqtt", Some("mqtt://127.0.0.1:1883")),
+            ("MQTT", "mqtt", Some("mqtt://127.0.0.1:1883")),
             ("mqtt=mqtts://broker?a=b", "mqtt", Some("mqtts://broker?a=b")),
             ("stdout", "stdout", None),
         ] {

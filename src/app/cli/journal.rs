@@ -8,7 +8,7 @@ mod dead_letters;
 mod events;
 mod replay;
 
-use std::{io::Write as _, path::PathBuf, time::Duration};
+use std::{cell::OnceCell, io::Write as _, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
@@ -23,7 +23,7 @@ use crate::{
         event::{Seq, Waited},
     },
     cluster::ClusterError,
-    config,
+    config::{self, Config},
     delivery::route::Pattern,
     journal::{StoreError, database, runs::assigned_between, store::Store},
 };
@@ -45,22 +45,35 @@ pub(super) struct Where {
     /// The journal's directory [default: as configured]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// The configuration, once it was needed.
+    #[arg(skip)]
+    loaded: OnceCell<Config>,
 }
 
 impl Where {
+    /// Loaded once: it may come from a pipe. The journal needs none of its secrets; a cluster's are read when
+    /// it is connected to.
+    fn config(&self) -> Result<&Config, Failed> {
+        if let Some(config) = self.loaded.get() {
+            return Ok(config);
+        }
+        let config = self.source.load_without_secrets()?;
+        Ok(self.loaded.get_or_init(|| config))
+    }
+
     /// The cluster that this configuration is of, unless a directory is named: what its members share is not
     /// in their journals.
     fn cluster(&self) -> Result<Option<config::Cluster>, Failed> {
         match &self.dir {
             Some(_) => Ok(None),
-            None => Ok(self.source.load()?.cluster),
+            None => Ok(self.config()?.cluster.clone()),
         }
     }
 
     fn open(&self) -> Result<Store, Failed> {
         let dir = match &self.dir {
             Some(dir) => dir.clone(),
-            None => self.source.load()?.journal.dir,
+            None => self.config()?.journal.dir.clone(),
         };
         if dir.as_os_str().is_empty() {
             return Err(Failed::new(Failed::CONFIG, "the journal is in memory only (journal.dir)"));

@@ -79,9 +79,8 @@ fn events(args: &SendTest, config: &Config) -> Result<TestEvents, Failed> {
         .map_err(|error| usage(format!("--data is not a JSON object: {error}")))?;
     let channel = args.channel.clone().or_else(|| config.channels.keys().next().cloned());
     let channel = channel.unwrap_or_default();
-    let room = config.channels.get(&channel).and_then(|channel| channel.room.clone());
     let topic = args.topic.as_deref().unwrap_or("channel.tips");
-    let room = room.unwrap_or_default().into();
+    let room = config.room_of(&channel).unwrap_or_default().into();
     let event = event::test(topic, &channel.as_str().into(), &room, data, clock::now());
     Ok(TestEvents { channel, events: vec![event], note: None })
 }

@@ -106,7 +106,7 @@ pub(super) fn tail(args: &Tail) -> Done {
         loop {
             follow(&mut stream, &mut printer).await?;
             last = 0;
-            out::aside(&format!("the relay at {} ended the stream; trying again", client.base));
+            out::aside(&format!("the relay at {} ended the stream; trying again", client.shown()));
             stream = loop {
                 tokio::time::sleep(RECONNECT).await;
                 match client.events(&format!("whole=true&last={last}{topic}")).await {

@@ -3,6 +3,7 @@
 //! They are read all at once, each within the patience of [`files`], and only if that is asked for.
 
 use std::{
+    collections::BTreeMap,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -11,7 +12,7 @@ use futures_util::future::join_all;
 use serde_json::Value;
 
 use crate::{
-    astro::token::TokenFacts,
+    astro::{rest::is_channel_id, token::TokenFacts},
     base::{clock, files, tls},
     config::{
         Config, SecretRef, SinkConfig, TokenType, jwt, pasted,
@@ -28,38 +29,47 @@ use crate::{
 /// How long before its end a token is warned of: a week leaves a weekend for getting another.
 const EXPIRY_NOTICE_SECS: u64 = 7 * 24 * 3600;
 
-/// Answers how many secrets could not be read because their files do not answer.
+/// What was found out by reading the secrets.
+#[derive(Debug, Default)]
+pub(crate) struct Tokens {
+    /// How many could not be read because their files do not answer.
+    pub(crate) silent: usize,
+    /// See [`Config::token_rooms`].
+    pub(crate) rooms: BTreeMap<String, String>,
+}
+
 pub(super) fn check(
     config: &Config,
     places: &Places<'_>,
     sources: &Sources,
     found: &mut Findings,
-) -> usize {
+) -> Tokens {
+    let mut tokens = Tokens::default();
     let secrets = secrets(config);
     for secret in &secrets {
         exposed(found, secret, places);
     }
     if !sources.resolve_secrets {
-        return 0;
+        return tokens;
     }
     certificates(found, config);
     super::refresh::writable(config, found);
-    let mut silent = 0;
     for (secret, text) in secrets.iter().zip(read(&secrets, sources)) {
         match text {
             Ok(text) => {
                 readable(found, secret, &text);
                 fitting(found, secret, &text, config);
+                tokens.rooms.extend(own_room(secret, &text, config));
             }
             // It may be there soon, and nothing else is to wait for it.
             Err(error) if error.is_silent() => {
-                silent += 1;
+                tokens.silent += 1;
                 found.warn(&secret.key, error.to_string());
             }
             Err(error) => found.error(&secret.key, error.to_string()),
         }
     }
-    silent
+    tokens
 }
 
 /// A secret of the configuration, its key, and of which kind it is where it is a channel's token.
@@ -177,6 +187,14 @@ fn fitting(found: &mut Findings, of: &Configured<'_>, text: &Text, config: &Conf
     for doubt in facts.doubts(channel.room.as_deref(), topics) {
         found.warn(&of.key, format!("of this token: {doubt}"));
     }
+}
+
+/// The label of a channel without a configured room, and the channel that its token says it belongs to.
+fn own_room(of: &Configured<'_>, text: &Text, config: &Config) -> Option<(String, String)> {
+    let (Some(TokenType::Jwt), [_, label, _]) = (of.token, &*of.key) else { return None };
+    config.channels.get(*label).filter(|channel| channel.room.is_none())?;
+    let room = jwt::channel(&pasted::token(text.secret.expose()));
+    Some(((*label).to_owned(), room.filter(|room| is_channel_id(room))?))
 }
 
 /// Reads all secrets at once: those that do not answer are waited for together.

@@ -131,9 +131,8 @@ fn http(found: &mut Findings, config: &Config) {
     };
     for (index, proxy) in http.trusted_proxies.iter().enumerate() {
         if proxy.parse::<IpAddr>().is_err() {
-            let expected =
-                format!("{proxy:?} is no address: one such as \"172.30.32.2\" was expected");
-            found.error(&["http", "trusted_proxies", &index.to_string()], expected);
+            let expected = "an address such as \"172.30.32.2\" was expected";
+            found.error(&["http", "trusted_proxies", &format!("[{index}]")], expected);
         }
     }
     if !loopback && http.admin_token.is_none() && !http.insecure {

@@ -624,6 +624,7 @@ fn what_is_described_to_home_assistant_is_known_by_the_room_of_the_token() {
         let config = load(&sources).unwrap().config;
         let found = config.sinks["home"].feeds["main"].room.as_deref();
         assert_eq!(found, room, "{more} {token}");
+        assert_eq!(config.room_of("main"), room, "{more} {token}");
     }
 }
 

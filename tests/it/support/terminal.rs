@@ -3,19 +3,20 @@
 use std::{
     ffi::OsStr,
     fs::{File, OpenOptions},
+    io::Write as _,
     os::unix::ffi::OsStrExt,
     path::Path,
 };
 
 use rustix::{
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{Action, tcflow},
+    termios::{Action, LocalModes, tcflow, tcgetattr},
 };
 
 /// Both sides of a terminal.
 pub struct Pty {
     /// Open for as long as somebody sits there.
-    _ours: File,
+    ours: File,
     theirs: File,
 }
 
@@ -27,12 +28,22 @@ impl Pty {
         let name = ptsname(&ours, Vec::new()).unwrap();
         let path = Path::new(OsStr::from_bytes(name.as_bytes()));
         let theirs = OpenOptions::new().read(true).write(true).open(path).unwrap();
-        Self { _ours: File::from(ours), theirs }
+        Self { ours: File::from(ours), theirs }
     }
 
     /// What a program has open.
     pub fn theirs(&self) -> File {
         self.theirs.try_clone().unwrap()
+    }
+
+    /// Types that.
+    pub fn type_in(&self, text: &str) {
+        (&self.ours).write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Whether what is typed is shown.
+    pub fn echoes(&self) -> bool {
+        tcgetattr(&self.theirs).unwrap().local_modes.contains(LocalModes::ECHO)
     }
 
     /// Stops it, as Control-S does.

@@ -1,23 +1,31 @@
 //! The questions on the terminal.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{
     Args, InitError, NewSink, Terminal,
-    plan::{FIRST_TOPICS, usual_url},
+    plan::{FIRST_TOPICS, Secrets, refuse_existing, usual_url},
+    tried,
 };
 use crate::{
     astro::topics,
-    config::{Secret, TokenType, jwt},
+    base::environment::environment,
+    config::{Secret, TokenType, jwt, pasted, problem::Problem},
     sink::{self, KINDS},
 };
 
-pub(super) fn ask(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), InitError> {
+/// Asks for what `args` leaves open; the configuration is to be written to `file`.
+pub(super) fn ask(
+    args: &mut Args,
+    file: &Path,
+    terminal: &mut Terminal<'_>,
+) -> Result<(), InitError> {
     if args.channel.is_none() {
         let question = "A name of your own for the channel";
         args.channel = Some(terminal.ask(question, "main")?);
     }
     token(args, terminal)?;
+    overwrite(args, file, terminal)?;
     let own = args.token.as_ref().and_then(|token| jwt::channel(token.expose()));
     match (own, &args.room) {
         (Some(channel), None) => writeln!(terminal.output, "The token is of channel {channel}.")?,
@@ -32,6 +40,15 @@ pub(super) fn ask(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), In
         loop {
             let sink = sink(terminal)?;
             args.sinks.push(sink);
+            let problems = sink_problems(args, file)?;
+            if !problems.is_empty() {
+                for problem in problems {
+                    writeln!(terminal.output, "{problem}")?;
+                }
+                args.sinks.pop();
+                continue;
+            }
+            overwrite(args, file, terminal)?;
             if !terminal.agrees("Another destination?", false)? {
                 break;
             }
@@ -40,16 +57,46 @@ pub(super) fn ask(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), In
     Ok(())
 }
 
+/// What is wrong with the sinks so far; where nobody has seen the file, without the place in it.
+fn sink_problems(args: &Args, file: &Path) -> Result<Vec<Problem>, InitError> {
+    let problems = match tried(&args.plan(file)?, file) {
+        Ok(_) => Vec::new(),
+        Err(error) => error.problems,
+    };
+    let of_sinks =
+        problems.into_iter().filter(|one| one.key.first().is_some_and(|key| key == "sinks"));
+    Ok(of_sinks.map(|one| Problem { place: None, ..one }).collect())
+}
+
+/// Looks for files of secrets that would be overwritten: at the end it would be too late to be told.
+fn overwrite(args: &mut Args, file: &Path, terminal: &mut Terminal<'_>) -> Result<(), InitError> {
+    let secrets = args.plan(file)?.render(file, Secrets::InFiles).secrets;
+    let there = secrets.into_iter().find(|(path, _)| refuse_existing(path, args.force).is_err());
+    let Some((path, _)) = there else { return Ok(()) };
+    let question = format!(
+        "{} is already there. Overwrite it, and other secrets of an earlier configuration?",
+        path.display()
+    );
+    if !terminal.agrees(&question, false)? {
+        return Err(InitError::Exists(path));
+    }
+    args.force = true;
+    Ok(())
+}
+
 fn token(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), InitError> {
+    let environment = environment();
+    let home = environment.get("HOME").map(String::as_str);
     while args.token.is_none() && args.token_file.is_none() {
         let question = "The token, or a file that holds it (what you type is not shown)";
         let answer = terminal.secret(question)?;
-        if Path::new(&answer).is_file() {
-            args.token_file = Some(answer.into());
+        let (path, token) = (expanded(&answer, home), pasted::token(&answer));
+        if path.is_file() {
+            args.token_file = Some(path);
         } else if answer.starts_with(['/', '.', '~']) {
             writeln!(terminal.output, "There is no such file.")?;
-        } else if !answer.is_empty() {
-            if args.token_type == TokenType::Jwt && !jwt::is_one(&answer) {
+        } else if !token.is_empty() {
+            if args.token_type == TokenType::Jwt && !jwt::is_one(&token) {
                 let doubt =
                     "That is no JWT: it has three parts with dots between, and begins with eyJ.";
                 writeln!(terminal.output, "{doubt}")?;
@@ -57,10 +104,18 @@ fn token(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), InitError> 
                     continue;
                 }
             }
-            args.token = Some(Secret::new(answer));
+            args.token = Some(Secret::new(token));
         }
     }
     Ok(())
+}
+
+/// A path as a shell reads it: `~/` is the home directory.
+fn expanded(text: &str, home: Option<&str>) -> PathBuf {
+    match (text.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => Path::new(home).join(rest),
+        _ => text.into(),
+    }
 }
 
 fn topics(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), InitError> {
@@ -93,7 +148,11 @@ fn sink(terminal: &mut Terminal<'_>) -> Result<NewSink, InitError> {
     let kinds: Vec<&str> = KINDS.iter().map(|kind| kind.name).collect();
     let question = format!("Where events go: {}", kinds.join(", "));
     let mut sink = NewSink::parse(&terminal.ask(&question, "stdout")?);
-    if sink::kind(&sink.kind).is_none_or(|kind| kind.usual_url.is_some()) {
+    if sink.has_secret_url() {
+        if sink.secrets.is_empty() {
+            sink.set_url(&terminal.secret("Its address (not shown)")?);
+        }
+    } else if sink::kind(&sink.kind).is_some_and(|kind| kind.usual_url.is_some()) {
         let usual = sink.url.take().or_else(|| usual_url(&sink.kind).map(ToOwned::to_owned));
         sink.url = Some(terminal.ask("Its address", &usual.unwrap_or_default())?);
     }
@@ -122,6 +181,7 @@ fn sink(terminal: &mut Terminal<'_>) -> Result<NewSink, InitError> {
             }
         }
         "redis" => {
+            login(&mut sink, terminal)?;
             let question =
                 "As a stream? (kept until consumers have it; else pub/sub, at most once)";
             if terminal.agrees(question, true)? {
@@ -136,11 +196,14 @@ fn sink(terminal: &mut Terminal<'_>) -> Result<NewSink, InitError> {
 /// The user and the password, where the server wants them.
 fn login(sink: &mut NewSink, terminal: &mut Terminal<'_>) -> Result<(), InitError> {
     let user = terminal.ask("User; empty where it needs none", "")?;
-    if user.is_empty() {
+    // Redis has passwords without users.
+    if user.is_empty() && sink.kind != "redis" {
         return Ok(());
     }
-    sink.settings.insert("user".to_owned(), user.into());
-    let password = terminal.secret("Password (not shown)")?;
+    if !user.is_empty() {
+        sink.settings.insert("user".to_owned(), user.into());
+    }
+    let password = terminal.secret("Password; empty where it needs none (not shown)")?;
     if !password.is_empty() {
         sink.secrets.insert("password".to_owned(), Secret::new(password));
     }

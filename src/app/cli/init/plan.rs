@@ -40,6 +40,8 @@ pub struct Plan {
     pub sinks: Vec<NewSink>,
     /// Where the gateway and the REST API are, where that is not StreamElements.
     pub astro: BTreeMap<String, String>,
+    /// The journal's directory, where it is not the usual one.
+    pub journal: Option<PathBuf>,
 }
 
 /// Where the token comes from.
@@ -61,7 +63,7 @@ impl Default for Token {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct NewSink {
     pub kind: String,
-    /// The address of its server, where the kind has one.
+    /// The address of its server, where the kind has one that is no secret.
     pub url: Option<String>,
     /// Its other keys.
     pub settings: toml::Table,
@@ -74,9 +76,28 @@ impl NewSink {
     pub fn parse(text: &str) -> Self {
         let (kind, url) = match text.split_once('=') {
             Some((kind, url)) => (kind, Some(url)),
-            None => (text, usual_url(text)),
+            None => (text, None),
         };
-        Self { kind: kind.into(), url: url.map(ToOwned::to_owned), ..Self::default() }
+        let mut sink = Self { kind: kind.trim().to_ascii_lowercase(), ..Self::default() };
+        let url = url.or_else(|| usual_url(&sink.kind));
+        if let Some(url) = url {
+            sink.set_url(url);
+        }
+        sink
+    }
+
+    /// Sets the address of its server: as a secret, where the kind counts it as one.
+    pub(super) fn set_url(&mut self, url: &str) {
+        if self.has_secret_url() {
+            self.secrets.insert("url".to_owned(), Secret::new(url));
+        } else {
+            self.url = Some(url.to_owned());
+        }
+    }
+
+    /// Whether whoever has its address may send there.
+    pub(super) fn has_secret_url(&self) -> bool {
+        sink::kind(&self.kind).is_some_and(|kind| kind.secrets.contains(&"url"))
     }
 }
 
@@ -101,6 +122,45 @@ pub(super) enum Secrets {
     Inline,
 }
 
+/// The secrets of a configuration that is being rendered.
+struct SecretFiles<'p> {
+    /// The configuration.
+    file: &'p Path,
+    /// A file that holds the token already.
+    token: Option<&'p Path>,
+    how: Secrets,
+    /// What is to be written, and where.
+    new: Vec<(PathBuf, Secret)>,
+}
+
+impl SecretFiles<'_> {
+    /// The line of the configuration that gives the secret, or names its file.
+    fn line(&mut self, name: &str, key: &str, secret: &Secret) -> String {
+        match self.how {
+            Secrets::Inline => format!("{key} = {}", quoted(secret.expose())),
+            Secrets::InFiles => {
+                let path = self.free(name);
+                let line = format!("{key}_file = {}", quoted(&path.to_string_lossy()));
+                self.new.push((path, secret.clone()));
+                line
+            }
+        }
+    }
+
+    /// A path of that name beside the configuration; with a number where another file of it has the name.
+    fn free(&self, name: &str) -> PathBuf {
+        let beside = |name: &str| self.file.with_file_name(name);
+        let is_taken = |path: &Path| {
+            path == self.file
+                || self.token == Some(path)
+                || self.new.iter().any(|(other, _)| other == path)
+        };
+        let numbered = (2_u32..).map(|number| beside(&format!("{name}.{number}")));
+        let mut paths = std::iter::once(beside(name)).chain(numbered);
+        paths.find(|path| !is_taken(path)).unwrap_or_else(|| beside(name))
+    }
+}
+
 impl Plan {
     /// The names of the sinks: by their kind, and a number where there are several.
     pub fn names(sinks: &[NewSink]) -> Vec<String> {
@@ -114,16 +174,11 @@ impl Plan {
 
     /// The configuration beside `file`. It says little: the reference says the rest.
     pub(super) fn render(&self, file: &Path, how: Secrets) -> Rendered {
-        let mut secrets = Vec::new();
-        let mut place = |name: String, key: &str, secret: &Secret| match how {
-            Secrets::Inline => format!("{key} = {}", quoted(secret.expose())),
-            Secrets::InFiles => {
-                let path = file.with_file_name(name);
-                let line = format!("{key}_file = {}", quoted(&path.to_string_lossy()));
-                secrets.push((path, secret.clone()));
-                line
-            }
+        let token = match &self.token {
+            Token::File(path) => Some(path.as_path()),
+            Token::New(_) => None,
         };
+        let mut secrets = SecretFiles { file, token, how, new: Vec::new() };
         let mut text = String::from(
             "# The configuration of astro-relay. Every key, with its default and a comment:\n\
              # `astro-relay config --reference`. `astro-relay check` validates this file.\n\n",
@@ -138,6 +193,10 @@ impl Plan {
                 line(format_args!("{key} = {}", quoted(value)));
             }
             line(format_args!(""));
+        }
+        if let Some(dir) = &self.journal {
+            line(format_args!("# Only for this user: a service has a directory of its own."));
+            line(format_args!("[journal]\ndir = {}\n", quoted(&dir.to_string_lossy())));
         }
         line(format_args!("# What is subscribed. There can be several such sections."));
         line(format_args!("[channels.{}]", quoted_key(&self.channel)));
@@ -154,7 +213,8 @@ impl Plan {
         ));
         match &self.token {
             Token::New(token) => {
-                line(format_args!("{}", place(format!("{}.token", self.channel), "token", token)));
+                let name = format!("{}.token", self.channel);
+                line(format_args!("{}", secrets.line(&name, "token", token)));
             }
             Token::File(path) => {
                 line(format_args!("token_file = {}", quoted(&path.to_string_lossy())));
@@ -183,14 +243,14 @@ impl Plan {
                 line(format_args!("url = {}", quoted(url)));
             }
             for (key, secret) in &sink.secrets {
-                line(format_args!("{}", place(format!("{name}.{key}"), key, secret)));
+                line(format_args!("{}", secrets.line(&format!("{name}.{key}"), key, secret)));
             }
             for (key, value) in &sink.settings {
                 line(format_args!("{} = {value}", quoted_key(key)));
             }
             line(format_args!("# topics = [\"channel.**\"]   # default: all\n"));
         }
-        Rendered { text: text.trim_end().to_owned() + "\n", secrets }
+        Rendered { text: text.trim_end().to_owned() + "\n", secrets: secrets.new }
     }
 }
 

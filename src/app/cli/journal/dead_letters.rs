@@ -58,12 +58,19 @@ pub(in crate::app::cli) fn dead_letters(command: &DeadLetterCommand) -> Done {
     match command {
         DeadLetterCommand::List(selection) => list(selection),
         DeadLetterCommand::Show(selection) => show(selection),
-        DeadLetterCommand::Retry(selection) => change(selection, Act::Retry),
+        DeadLetterCommand::Retry(selection) => {
+            change(selection, selection.which().numbers, Act::Retry)
+        }
         DeadLetterCommand::Drop(drop) => {
-            if !drop.yes && !confirmed(&drop.selection)? {
-                return Ok(writeln!(out::text(), "nothing was deleted")?);
+            let selection = &drop.selection;
+            // Without a terminal nobody can be asked: then the numbers that were given say it.
+            if drop.yes || !io::stdin().is_terminal() && !selection.numbers.is_empty() {
+                return change(selection, selection.which().numbers, Act::Drop);
             }
-            change(&drop.selection, Act::Drop)
+            match confirmed(selection)? {
+                Some(numbers) => change(selection, Some(&numbers), Act::Drop),
+                None => Ok(writeln!(out::text(), "nothing was deleted")?),
+            }
         }
     }
 }
@@ -130,22 +137,20 @@ impl Selection {
     }
 }
 
-/// Whether somebody has said that these may be deleted. Without a terminal nobody can be asked: then the
-/// numbers that were given say it.
-fn confirmed(selection: &Selection) -> Result<bool, Failed> {
+/// The numbers of those of which somebody at the terminal has said that they may be deleted. More may come
+/// before the answer does.
+fn confirmed(selection: &Selection) -> Result<Option<Vec<i64>>, Failed> {
     if !io::stdin().is_terminal() {
-        if selection.numbers.is_empty() {
-            let text = "this would delete all of them: name their numbers, or say --yes";
-            return Err(Failed::new(Failed::USAGE, text));
-        }
-        return Ok(true);
+        let text = "this would delete all of them: name their numbers, or say --yes";
+        return Err(Failed::new(Failed::USAGE, text));
     }
-    let mut of: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut of, mut numbers) = (BTreeMap::<String, u64>::new(), Vec::new());
     for letter in letters(selection)? {
+        numbers.push(letter.number);
         *of.entry(letter.sink).or_default() += 1;
     }
     if of.is_empty() {
-        return Ok(true);
+        return Ok(Some(numbers));
     }
     let sinks: Vec<String> = of.iter().map(|(sink, count)| format!("{sink}: {count}")).collect();
     let count = counted(of.values().sum(), "dead letter");
@@ -154,18 +159,18 @@ fn confirmed(selection: &Selection) -> Result<bool, Failed> {
     ask.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes").then_some(numbers))
 }
 
-fn change(selection: &Selection, act: Act) -> Done {
-    let Which { sink, numbers } = selection.which();
+fn change(selection: &Selection, numbers: Option<&[i64]>, act: Act) -> Done {
+    let which = Which { numbers, ..selection.which() };
     let done = if let Some(settings) = selection.journal.cluster()? {
         on_runtime(1, &quiet(), async move {
             let done = async {
                 let shared = Shared::connect(&settings).await?;
                 match act {
-                    Act::Retry => shared.retry(selection.which()).await,
-                    Act::Drop => shared.drop(selection.which()).await,
+                    Act::Retry => shared.retry(which).await,
+                    Act::Drop => shared.drop(which).await,
                 }
             };
             done.await.map_err(unavailable)
@@ -176,7 +181,7 @@ fn change(selection: &Selection, act: Act) -> Done {
             Act::Retry => Store::retry_dead_letters,
             Act::Drop => Store::drop_dead_letters,
         };
-        let done = store.allow_requests().and_then(|()| change(&store, numbers, sink));
+        let done = store.allow_requests().and_then(|()| change(&store, which.numbers, which.sink));
         done.map_err(failed)?
     };
     if done == 0 && !selection.numbers.is_empty() {

@@ -112,7 +112,7 @@ fn accepted(args: &ReplayArgs, replay: &Replay) -> Done {
 
 /// In a cluster: out of the log, by whichever member drives the sink.
 async fn from_log(args: &ReplayArgs, settings: &config::Cluster) -> Done {
-    let known = args.journal.source.load()?.sinks;
+    let known = &args.journal.config()?.sinks;
     if !known.contains_key(&args.sink) {
         let names: Vec<_> = known.keys().map(String::as_str).collect();
         let text =
@@ -178,8 +178,8 @@ impl Counting {
         let choice = Choice::of_replay(replay)
             .map_err(|error| Failed::new(Failed::USAGE, format!("--when: {error}")))?;
         // Without a configuration that can be read (`--dir` alone) the sink's own choice is not known.
-        let config = args.journal.source.load_with_file().ok().map(|loaded| loaded.config);
-        let sink = config.as_ref().and_then(|config| config.sinks.get(&args.sink));
+        let config = args.journal.config().ok();
+        let sink = config.and_then(|config| config.sinks.get(&args.sink));
         let kind = sink.and_then(|sink| sink::kind(&sink.kind));
         let route =
             sink.zip(kind).and_then(|(config, kind)| Route::new(&args.sink, config, kind).ok());

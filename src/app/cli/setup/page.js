@@ -12,7 +12,7 @@ const send = async (path, body) => {
     const answer = await ask("api/" + path, body && { method: "POST", body: JSON.stringify(body) });
     if (answer.status === 401) { lost("The code is missing or wrong: open the address that the terminal shows, as a whole."); return null; }
     const json = await answer.json().catch(() => null);
-    return answer.ok ? json : { problems: (json && json.problems) || ["it failed: status " + answer.status] };
+    return answer.ok ? json : { problems: (json && json.problems) || ["it failed: status " + answer.status], exists: Boolean(json && json.exists) };
   } catch {
     lost("The setup does not answer any more: has it been ended on the terminal?");
     return null;
@@ -63,9 +63,14 @@ const sinkAnswers = () => {
     else settings[key] = form === "number" ? Number(value) : value;
   }
   // For Home Assistant: a button to test, and yesterday's tip must not flash the lights.
-  if (settings.homeassistant) Object.assign(settings, { commands: ["relay/test"], max_age: "30s" });
-  return { kind: byId("kind").value, settings, secrets };
+  const usual = settings.homeassistant ? { commands: ["relay/test"], max_age: "30s" } : {};
+  return { kind: byId("kind").value, settings: { ...usual, ...settings }, secrets };
 };
+// The package's configuration; the service reads no other.
+const SERVICE_FILE = "/etc/astro-relay/astro-relay.toml";
+const serviceSteps = (file) => (file === SERVICE_FILE ? "" : "sudo install -m 644 " + file + " " + SERVICE_FILE + "\n"
+  + "# take [journal] out of it, if it has one: the service has a directory of its own\n")
+  + "# the secrets: docs/install.md\nsudo systemctl enable --now astro-relay";
 const answers = (more) => ({
   channel: byId("channel").value.trim() || "main",
   room: byId("room").value.trim(),
@@ -115,13 +120,13 @@ byId("try-test").addEventListener("click", (event) => busy(event.currentTarget, 
 byId("save").addEventListener("click", (event) => busy(event.currentTarget, "save-outcome", async () => {
   const found = await send("save", answers({ sinks: [sinkAnswers()], overwrite: byId("overwrite").checked }));
   if (!found) return null;
+  if (found.exists) byId("overwrite-field").hidden = false;
   if (found.problems) return problems(found.problems);
   for (const button of document.querySelectorAll("button")) button.hidden = true;
   return [line("good", "Wrote " + found.file), ...found.secrets.map((path) => line("soft", path + ", readable by you alone")),
     line("", "Now, on the terminal:"), make("pre", "", "astro-relay run --config " + found.file),
     line("", "For good, with systemd and the package installed:"),
-    make("pre", "", "sudo install -m 644 " + found.file + " /etc/astro-relay/astro-relay.toml\n"
-      + "# the secrets: docs/operating.md, or LoadCredential= in a drop-in\nsudo systemctl enable --now astro-relay"),
+    make("pre", "", serviceSteps(found.file)),
     line("soft", "You can close this page.")];
 }));
 byId("kind").addEventListener("change", drawFields);

@@ -25,11 +25,11 @@ use super::form;
 use crate::{
     app::cli::{
         connect,
-        init::{self, NewSink, Plan, Token, Written},
+        init::{self, InitError, NewSink, Plan, Token, Written},
     },
     astro::{session::SubscriptionState, token::TokenFacts},
     base::clock,
-    config::{Config, ConfigError, Secret, TokenType, jwt},
+    config::{Config, ConfigError, Secret, TokenType, jwt, pasted},
     delivery::test_event::{self, TestKind},
     http::{BASE_SCRIPT, Document, STYLE, constant_time_eq},
 };
@@ -166,11 +166,12 @@ impl Answers {
         Ok(Plan {
             channel: self.channel.clone(),
             room: Some(self.room.trim().to_owned()).filter(|room| !room.is_empty()),
-            token: Token::New(Secret::new(self.token.trim())),
+            token: Token::New(Secret::new(pasted::token(&self.token))),
             token_type: self.token_type,
             topics: self.topics.clone(),
             sinks: self.sinks.iter().map(sink).collect::<Result<_, String>>()?,
             astro: wizard.astro.clone(),
+            journal: init::journal_dir(&wizard.file),
         })
     }
 
@@ -193,11 +194,17 @@ impl Answers {
 }
 
 /// What is wrong with the answers.
-struct Problems(Vec<String>);
+#[derive(Default)]
+struct Problems {
+    lines: Vec<String>,
+    /// A file that is to be written is already there.
+    exists: bool,
+}
 
 impl IntoResponse for Problems {
     fn into_response(self) -> Response {
-        (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({ "problems": self.0 }))).into_response()
+        let report = json!({ "problems": self.lines, "exists": self.exists });
+        (StatusCode::UNPROCESSABLE_ENTITY, Json(report)).into_response()
     }
 }
 
@@ -207,11 +214,22 @@ fn problems(error: &ConfigError) -> Problems {
         .problems
         .iter()
         .map(|problem| format!("{}: {}", problem.key.join("."), problem.message));
-    Problems(lines.collect())
+    Problems { lines: lines.collect(), ..Problems::default() }
 }
 
 fn wrong(problems: &[String]) -> Problems {
-    Problems(problems.to_vec())
+    Problems { lines: problems.to_vec(), ..Problems::default() }
+}
+
+/// Why nothing was written.
+fn unsaved(error: &InitError) -> Problems {
+    match error {
+        InitError::Exists(path) => {
+            let why = format!("{} is already there: tick the box to overwrite it", path.display());
+            Problems { lines: vec![why], exists: true }
+        }
+        error => wrong(&[crate::base::fault::explain(error)]),
+    }
 }
 
 fn parsed<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problems> {
@@ -223,7 +241,8 @@ async fn token(State(wizard): State<Shared>, body: Bytes) -> Result<Json<Value>,
     let mut answers: Answers = parsed(&body)?;
     answers.sinks.clear();
     let (config, _) = answers.config(&wizard)?;
-    let token = answers.token.trim();
+    let token = pasted::token(&answers.token);
+    let token = token.as_str();
     let is_jwt = answers.token_type == TokenType::Jwt;
     if is_jwt && !jwt::is_one(token) {
         let why = "this is no JWT: it has three parts with dots between, and begins with eyJ";
@@ -306,7 +325,7 @@ async fn save(State(wizard): State<Shared>, body: Bytes) -> Result<Json<Value>, 
     let saving = tokio::task::spawn_blocking(move || init::save(&plan, &file, overwrite)).await;
     let written = match saving {
         Ok(Ok(written)) => written,
-        Ok(Err(error)) => return Err(wrong(&[crate::base::fault::explain(&error)])),
+        Ok(Err(error)) => return Err(unsaved(&error)),
         Err(_) => return Err(wrong(&["it could not be written".to_owned()])),
     };
     let report = json!({

@@ -26,7 +26,7 @@ fn values(of: &Value) -> Vec<Value> {
 
 fn config(tables: Value) -> Config {
     let places = Places { file: None, variables: BTreeMap::new(), arguments: BTreeMap::new() };
-    typed(&walk(schema(), &places, tables), false, &mut Vec::new())
+    typed(&walk(schema(), &places, tables), &mut Vec::new())
 }
 
 /// The way to each table of the schema, the name of its definition, and the least that it holds.

@@ -61,3 +61,23 @@ fn a_star_that_fits_nothing_is_asked_for_two() {
         assert_eq!(warnings(&sink(fine)), [""; 0], "{fine}");
     }
 }
+
+#[test]
+fn a_duration_of_more_than_a_hundred_years_is_an_error() {
+    let nats = "[sinks.home]\ntype = \"nats\"\nurl = \"nats://b\"\ntimeout = \"500000000000y\"\n\
+                backoff_max = \"500000000000y\"\n";
+    let said = problems(&file(nats));
+    assert_eq!(said.len(), 2, "{said:#?}");
+    for (said, key) in said.iter().zip(["timeout", "backoff_max"]) {
+        let expected = format!("sinks.home.{key}: a duration of at most 100 years was expected");
+        assert!(said.ends_with(&expected), "{said}");
+    }
+}
+
+#[test]
+fn a_proxy_that_is_no_address_is_named_by_its_place_and_not_shown() {
+    let http = "[http]\ntrusted_proxies = [\"127.0.0.1\", \"hunter2\"]\n";
+    let said = only(problems(&file(http)));
+    let expected = "http.trusted_proxies[1]: an address such as \"172.30.32.2\" was expected";
+    assert!(said.ends_with(expected) && !said.contains("hunter2"), "{said}");
+}
