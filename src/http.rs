@@ -59,6 +59,7 @@ pub use self::{
 pub(crate) use self::{
     guard::constant_time_eq,
     page::{BASE_SCRIPT, Document, STYLE},
+    status::lag,
 };
 
 /// The largest body: a list of some thousand dead letters' numbers.

@@ -29,6 +29,7 @@ use crate::{
     gateway::table,
     http::{
         health::{Health, State},
+        lag,
         relay_status::{RelayStatus, Snapshot},
     },
     journal::Journal,
@@ -234,7 +235,8 @@ impl HealthReporter {
 
     fn publish_figures(&self, snapshot: &Snapshot) {
         let gateway = &snapshot.gateway;
-        let lag = snapshot.sinks.sinks.keys().map(|name| self.journal.lag(name).0).max();
+        let waiting = |name: &String| lag(&self.status, &self.journal, name).0;
+        let lag = snapshot.sinks.sinks.keys().map(waiting).max();
         let dead: u64 = self.status.dead_letter_counts().values().sum();
         let astro = match gateway.open_connections() {
             0 => "disconnected",

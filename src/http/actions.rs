@@ -20,8 +20,10 @@ use crate::{
         event::Seq,
     },
     cluster::{ClusterError, shared::Shared},
+    config::SinkConfig,
     delivery::{
         replay_preview::{Choice, Preview},
+        route::Route,
         task::open_sink,
         test_event::{self, TestKind},
     },
@@ -104,6 +106,9 @@ struct ReplayRequest {
     preview: bool,
 }
 
+/// From when, and until when where that is said.
+type Times = (UnixMillis, Option<UnixMillis>);
+
 /// Events that a preview looks at: what is read within seconds.
 const PREVIEWED: u64 = 50_000;
 
@@ -120,10 +125,9 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
         let why = format!("there is no sink {:?}", asked.sink);
         return refused(StatusCode::NOT_FOUND, &why);
     };
-    let route = open_sink(&asked.sink, sink, Purpose::Probe).map(|(_, route)| route);
-    let (Ok(mut route), Ok(times)) = (route, asked.times()) else {
-        let why = "from and until: a time such as 2026-01-31T20:00:00Z, or an age such as 2h";
-        return refused(StatusCode::BAD_REQUEST, why);
+    let (times, mut route) = match asked.times_and_route(sink) {
+        Ok(read) => read,
+        Err((status, why)) => return refused(status, &why),
     };
     let choice = match Choice::of(asked.topic.as_deref(), asked.when.as_deref()) {
         Ok(choice) => choice,
@@ -187,10 +191,7 @@ impl Events {
         Ok(Self::Log(Box::new(cluster.shared()?)))
     }
 
-    async fn between(
-        &self,
-        (from, until): (UnixMillis, Option<UnixMillis>),
-    ) -> Result<Option<(Seq, Seq)>, Response> {
+    async fn between(&self, (from, until): Times) -> Result<Option<(Seq, Seq)>, Response> {
         match self {
             Self::Journal(_, dir) => {
                 dead_letters::with_store(dir.clone(), move |store| store.between(from, until)).await
@@ -234,8 +235,46 @@ impl Events {
 }
 
 impl ReplayRequest {
-    fn times(&self) -> Result<(UnixMillis, Option<UnixMillis>), ()> {
-        let moment = |text: &String| clock::moment(text, clock::now()).ok_or(());
-        Ok((moment(&self.from)?, self.until.as_ref().map(moment).transpose()?))
+    /// What is asked for, and how the sink renders it; or why it cannot be.
+    fn times_and_route(&self, sink: &SinkConfig) -> Result<(Times, Route), (StatusCode, String)> {
+        let times = self.times().ok_or_else(|| {
+            let why = "from and until: a time such as 2026-01-31T20:00:00Z, or an age such as 2h";
+            (StatusCode::BAD_REQUEST, why.to_owned())
+        })?;
+        let opened = open_sink(&self.sink, sink, Purpose::Probe);
+        let (_, route) = opened.map_err(|error| (StatusCode::CONFLICT, error.to_string()))?;
+        Ok((times, route))
+    }
+
+    fn times(&self) -> Option<Times> {
+        let moment = |text: &String| clock::moment(text, clock::now());
+        let until = match &self.until {
+            Some(until) => Some(moment(until)?),
+            None => None,
+        };
+        Some((moment(&self.from)?, until))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replay_that_cannot_be_says_why() {
+        let why = |kind: &str, from: &str| {
+            let mut sink: SinkConfig = serde_json::from_value(json!({ "type": kind })).unwrap();
+            sink.settings = json!({});
+            let asked: ReplayRequest = parsed(
+                json!({ "sink": "home", "from": from, "until": "1m" }).to_string().as_bytes(),
+            )
+            .unwrap();
+            asked.times_and_route(&sink).err().unwrap_or_default()
+        };
+        assert_eq!(why("stdout", "2h"), Default::default());
+        let (status, text) = why("stdout", "yesterday");
+        assert!(status == StatusCode::BAD_REQUEST && text.starts_with("from and until"), "{text}");
+        let (status, text) = why("fax", "2h");
+        assert!(status == StatusCode::CONFLICT && text.contains("fax"), "{text}");
     }
 }

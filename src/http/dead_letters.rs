@@ -53,13 +53,8 @@ pub(super) async fn list(
             Err(error) => unavailable(&error),
         };
     }
-    let read = move |store: &Store| {
-        let mut letters = store.dead_letters(query.sink.as_deref())?;
-        // The newest are those that somebody looks for.
-        letters.drain(..letters.len().saturating_sub(MOST));
-        letters.reverse();
-        Ok(letters)
-    };
+    // The newest are those that somebody looks for.
+    let read = move |store: &Store| store.newest_dead_letters(query.sink.as_deref(), MOST);
     match with_store(state.dir, read).await {
         Ok(letters) => listed(letters.iter()),
         Err(response) => response,
@@ -151,16 +146,31 @@ pub(super) async fn with_store<T: Send + 'static>(
     work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, Response> {
     let Some(dir) = dir else {
-        let why = "the journal is in memory only: its dead letters are counted, and not kept";
+        let why = "the journal is in memory only: dead letters are counted and not kept, and nothing can \
+                   be replayed";
         return Err(refused(StatusCode::CONFLICT, why));
     };
     let done = tokio::task::spawn_blocking(move || work(&Store::open_reader(&dir)?)).await;
     match done {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(error)) => {
-            tracing::warn!(%error, "the dead letters cannot be reached");
+            tracing::warn!(%error, "the journal's file cannot be used for a request");
             Err(refused(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()))
         }
         Err(_) => Err(StatusCode::INTERNAL_SERVER_ERROR.into_response()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_journal_in_memory_says_that_nothing_can_be_replayed() {
+        let refusal = with_store(None, Store::dead_letter_counts).await.unwrap_err();
+        assert_eq!(refusal.status(), StatusCode::CONFLICT);
+        let body = axum::body::to_bytes(refusal.into_body(), 1000).await.unwrap();
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert!(text.contains("in memory only") && text.contains("replayed"), "{text}");
     }
 }

@@ -8,8 +8,9 @@
 //!   else's cannot send that header: there are no CORS headers here, on purpose.
 //! - **Guesses.** Ten wrong tokens a minute from an address, a hundred from all: [`super::attempts`].
 //! - **A proxy that asks who comes.** Requests from an address of `http.trusted_proxies` count as if they
-//!   showed the admin token, under whatever host name: Home Assistant's Ingress has its own login. What a
-//!   browser says to come from another site is refused all the same.
+//!   showed the admin token: Home Assistant's Ingress has its own login. They may come under whatever host
+//!   name, but for those of a loopback address, which any browser on this machine has too. What a page of
+//!   another site sends is refused all the same: [`is_cross_site`].
 //! - **Reading.** On loopback, everybody on this machine. Beyond it the token again, but for the
 //!   probes and the empty page, unless `http.insecure` says that all may read.
 //!
@@ -105,6 +106,8 @@ pub(super) async fn guard(
 enum Refusal {
     /// It asks for a name that is not ours.
     Host,
+    /// A page of another site sent it, through a trusted proxy.
+    Site,
     /// There is no token with which it could be allowed.
     NoAdmin,
     /// It needs the token and shows none.
@@ -123,6 +126,11 @@ impl Refusal {
             Self::Host => (
                 StatusCode::MISDIRECTED_REQUEST,
                 "this host name is not allowed: use an address, or add it to http.allowed_hosts",
+            ),
+            Self::Site => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "a page of another site sent this; where none did, the proxy must pass on the Host that \
+                 the browser sends, as Host or as X-Forwarded-Host",
             ),
             Self::NoAdmin => {
                 (StatusCode::FORBIDDEN, "nothing can be changed: no http.admin_token is configured")
@@ -169,24 +177,52 @@ async fn judge(
     uri: &Uri,
     headers: &HeaderMap,
 ) -> Result<(), Refusal> {
-    if access.trusts(caller.peer) {
-        // Every browser of today says where a request comes from; another program is no browser.
-        let site = headers.get("sec-fetch-site").and_then(|site| site.to_str().ok());
-        return if site == Some("cross-site") { Err(Refusal::Host) } else { Ok(()) };
-    }
-    // RFC 9112, section 3.2: exactly one Host; a target with a name of its own stands over it.
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let named = uri.authority().is_none_or(|authority| host_allowed(authority.as_str(), access));
-    if hosts.next().is_some() || !named || !host_allowed(host, access) {
+    let trusted = access.trusts(caller.peer);
+    // A proxy on this machine looks like a browser on it, to which a page may have rebound its name.
+    let any_name = trusted && !caller.peer.to_canonical().is_loopback();
+    if !any_name && !is_for_us(access, uri, headers) {
         return Err(Refusal::Host);
     }
     let reads = method == Method::GET || method == Method::HEAD;
+    if trusted {
+        return if is_cross_site(reads, headers) { Err(Refusal::Site) } else { Ok(()) };
+    }
     let open = OPEN.contains(&uri.path()) || address.ip().is_loopback() || access.insecure;
     if reads && open {
         return Ok(());
     }
     has_token(access, caller, headers).await
+}
+
+/// Whether a page of another site sent what a trusted proxy passes on.
+///
+/// Browsers say in `Sec-Fetch-Site` where a request comes from, but to https and to `localhost` only. In
+/// `Origin` they say it with whatever another site's page sends that is not GET or HEAD. What has neither
+/// comes from no browser.
+fn is_cross_site(reads: bool, headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    if reads {
+        return matches!(site, Some(b"cross-site"));
+    }
+    match (site, headers.get(header::ORIGIN)) {
+        (Some(site), _) => !matches!(site, b"same-origin" | b"none"),
+        (None, Some(origin)) => !is_same_host(origin, headers),
+        (None, None) => false,
+    }
+}
+
+/// Whether an origin is the host that the browser asked for: that is in `Host`, or in `X-Forwarded-Host` where
+/// a proxy asks for another one.
+fn is_same_host(origin: &HeaderValue, headers: &HeaderMap) -> bool {
+    // `null` has no host.
+    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    let Some((_, origin)) = origin else { return false };
+    let forwarded = headers.get_all("x-forwarded-host").iter();
+    let hosts = headers.get_all(header::HOST).iter().chain(forwarded);
+    hosts
+        .filter_map(|hosts| hosts.to_str().ok())
+        .flat_map(|hosts| hosts.split(','))
+        .any(|host| host.trim().eq_ignore_ascii_case(origin))
 }
 
 /// Whether the request shows the admin token.
@@ -236,6 +272,15 @@ pub(crate) fn constant_time_eq(a: &str, b: &str) -> bool {
     let differing =
         a.iter().zip(b.iter()).fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
     differing == 0
+}
+
+/// Whether all names in a request can only have been meant for this endpoint.
+fn is_for_us(access: &Http, uri: &Uri, headers: &HeaderMap) -> bool {
+    // RFC 9112, section 3.2: exactly one Host; a target with a name of its own stands over it.
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = hosts.next().and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let named = uri.authority().is_none_or(|authority| host_allowed(authority.as_str(), access));
+    hosts.next().is_none() && named && host_allowed(host, access)
 }
 
 /// Whether a name in a request can only have been meant for this endpoint.
@@ -336,8 +381,78 @@ mod tests {
         assert_eq!(judged(proxy, "same-origin").await, Ok(()));
         let mapped = "::ffff:172.30.32.2".parse().unwrap();
         assert_eq!(judged(mapped, "none").await, Ok(()), "as a socket of both families shows it");
-        assert_eq!(judged(proxy, "cross-site").await, Err(Refusal::Host));
+        for site in ["cross-site", "same-site", ""] {
+            assert_eq!(judged(proxy, site).await, Err(Refusal::Site), "{site}");
+        }
         assert_eq!(judged("172.30.32.3".parse().unwrap(), "same-origin").await, Err(Refusal::Host));
+    }
+
+    #[tokio::test]
+    async fn a_trusted_proxy_on_this_machine_needs_a_name_that_is_allowed() {
+        let access = Http {
+            trusted_proxies: vec!["127.0.0.1".into(), "::1".into()],
+            allowed_hosts: vec!["relay.example.org".into()],
+            ..Http::default()
+        };
+        let attempts = Attempts::default();
+        for (peer, uri, host, expected) in [
+            ("127.0.0.1", "/reload", "127.0.0.1:9464", Ok(())),
+            ("127.0.0.1", "/reload", "relay.example.org", Ok(())),
+            ("127.0.0.1", "/reload", "rebound.example", Err(Refusal::Host)),
+            ("127.0.0.1", "http://rebound.example/reload", "localhost", Err(Refusal::Host)),
+            ("::1", "/reload", "rebound.example", Err(Refusal::Host)),
+            ("::ffff:127.0.0.1", "/reload", "rebound.example", Err(Refusal::Host)),
+        ] {
+            let caller = Caller { peer: peer.parse().unwrap(), attempts: &attempts };
+            let (here, uri) = ("127.0.0.1:1".parse().unwrap(), Uri::from_static(uri));
+            for method in [Method::GET, Method::POST] {
+                let headers = headers(host, None);
+                let judged = judge(&access, caller, here, &method, &uri, &headers).await;
+                assert_eq!(judged, expected, "{method} {uri} of {peer} at {host}");
+            }
+        }
+    }
+
+    /// Over plain HTTP no browser says of which site a page is, only of which origin.
+    #[tokio::test]
+    async fn no_form_of_another_origin_comes_through_a_trusted_proxy_over_plain_http() {
+        let access = Http { trusted_proxies: vec!["192.0.2.9".into()], ..Http::default() };
+        let attempts = Attempts::default();
+        let caller = Caller { peer: "192.0.2.9".parse().unwrap(), attempts: &attempts };
+        let judged = async |method: Method, origin: &str, forwarded: &str, site: &str| {
+            let mut headers = headers("relay.lan:8080", None);
+            for (name, value) in
+                [("origin", origin), ("x-forwarded-host", forwarded), ("sec-fetch-site", site)]
+            {
+                if !value.is_empty() {
+                    headers.insert(name, value.parse().unwrap());
+                }
+            }
+            let (here, uri) = ("0.0.0.0:1".parse().unwrap(), Uri::from_static("/reload"));
+            judge(&access, caller, here, &method, &uri, &headers).await
+        };
+        let (own, other) = ("http://Relay.lan:8080", "http://evil.example");
+        for (origin, forwarded, site, expected) in [
+            ("", "", "", Ok(())),
+            (own, "", "", Ok(())),
+            (other, "", "", Err(Refusal::Site)),
+            ("http://relay.lan", "", "", Err(Refusal::Site)),
+            ("http://relay.lan:8081", "", "", Err(Refusal::Site)),
+            ("null", "", "", Err(Refusal::Site)),
+            // The proxy asks under a name of its own, and says which one it was asked for.
+            ("https://home.example", "Home.example", "", Ok(())),
+            ("https://home.example", "first.example, home.example", "", Ok(())),
+            (other, "home.example", "", Err(Refusal::Site)),
+            // Where the site is said, it counts.
+            (other, "", "same-origin", Ok(())),
+            (own, "", "same-site", Err(Refusal::Site)),
+        ] {
+            let judged = judged(Method::POST, origin, forwarded, site).await;
+            assert_eq!(judged, expected, "{origin:?} {forwarded:?} {site:?}");
+        }
+        assert_eq!(judged(Method::GET, "", "", "same-site").await, Ok(()));
+        assert_eq!(judged(Method::GET, "", "", "cross-site").await, Err(Refusal::Site));
+        assert_eq!(judged(Method::HEAD, "", "", "cross-site").await, Err(Refusal::Site));
     }
 
     #[tokio::test]

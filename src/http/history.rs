@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::{State, json as answer, relay_status::RelayStatus};
+use super::{State, json as answer, relay_status::RelayStatus, status::lag};
 use crate::{
     astro::session::SubscriptionState,
     base::clock::{self, UnixMillis},
@@ -39,6 +39,9 @@ const SINKS: usize = 12;
 const EVERY: Duration = Duration::from_secs(2);
 
 const MINUTE: UnixMillis = 60_000;
+
+/// Minutes by which the clock may be behind the newest one before that counts as having been ahead.
+const BEHIND: u64 = 1;
 
 /// What there is of each minute.
 #[derive(Debug, Default)]
@@ -142,7 +145,7 @@ impl Sampler {
         history.begin(now);
         history.relay(self.journal.figures().last, astro);
         self.status.sinks.sample(|name, sink| {
-            let (queued, _) = self.journal.lag(name);
+            let (queued, _) = lag(&self.status, &self.journal, name);
             history.sink(&SinkSample {
                 name,
                 health: match sink.state {
@@ -167,9 +170,20 @@ impl History {
 }
 
 impl Minutes {
-    /// A sample of this moment follows. A clock that was set back adds to the newest minute.
+    /// A sample of this moment follows. A clock that was set back a little adds to the newest minute. Of one
+    /// that was far ahead, what was sampled meanwhile goes: it is of no minute that has been.
     fn begin(&mut self, now: UnixMillis) {
         let minute = now / MINUTE;
+        let ahead = self.newest.saturating_sub(minute);
+        if ahead > BEHIND {
+            let ahead = usize::try_from(ahead).unwrap_or(usize::MAX);
+            self.newest = minute;
+            remove_newest(&mut self.relay, ahead);
+            for sink in self.sinks.values_mut() {
+                remove_newest(&mut sink.minutes, ahead);
+                sink.seen = sink.seen.min(minute);
+            }
+        }
         let missing = if self.relay.is_empty() { 1 } else { minute.saturating_sub(self.newest) };
         self.newest = self.newest.max(minute);
         for _ in 0..missing.min(MINUTES as u64) {
@@ -259,6 +273,14 @@ fn push<T>(minutes: &mut VecDeque<T>, minute: T) {
     minutes.push_back(minute);
 }
 
+/// Removes so many of the newest. The present minute is always there.
+fn remove_newest<T: Default>(minutes: &mut VecDeque<T>, count: usize) {
+    minutes.truncate(minutes.len().saturating_sub(count));
+    if minutes.is_empty() {
+        minutes.push_back(T::default());
+    }
+}
+
 fn small(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
@@ -330,6 +352,36 @@ mod tests {
         assert_eq!(home["queued"], json!([7, 0, 7]));
         assert_eq!(home["health"], json!(["not working", "unknown", "working"]));
         assert_eq!(minutes.to_json(1)["events"], json!([10]));
+    }
+
+    #[test]
+    fn a_clock_that_jumps_ahead_and_back_leaves_the_minutes_in_their_places() {
+        use Health::Working;
+        let mut minutes = Minutes::default();
+        for (now, last) in [
+            (600_000, 100),
+            (602_000, 105),
+            // An hour ahead, and back.
+            (4_200_000, 110),
+            (660_000, 112),
+            (720_000, 115),
+            (722_000, 116),
+        ] {
+            minutes.begin(now);
+            minutes.relay(last, Working);
+            minutes.sink(&sample("home", Working, last, last));
+        }
+        let json = minutes.to_json(MINUTES);
+        assert_eq!(json["until"], 780_000);
+        assert_eq!(json["events"], json!([5, 2, 4]));
+        assert_eq!(json["sinks"]["home"]["delivered"], json!([5, 2, 4]));
+        // Back to before all that there is: it begins anew.
+        minutes.begin(60_000);
+        minutes.relay(118, Working);
+        minutes.sink(&sample("home", Working, 118, 118));
+        let json = minutes.to_json(MINUTES);
+        assert_eq!((&json["until"], &json["events"]), (&json!(120_000), &json!([2])));
+        assert_eq!(json["sinks"]["home"]["delivered"], json!([2]));
     }
 
     #[test]

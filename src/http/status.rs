@@ -88,7 +88,7 @@ pub(super) async fn metrics(Extract(state): Extract<State>) -> Response {
 
 /// What a sink has still to get, and how long the oldest of that waits. In a cluster it is known of the
 /// sinks that are driven here, and how long is not.
-fn lag(status: &RelayStatus, journal: &Journal, sink: &str) -> (u64, Duration) {
+pub(crate) fn lag(status: &RelayStatus, journal: &Journal, sink: &str) -> (u64, Duration) {
     match status.cluster() {
         Some(cluster) => (cluster.lag(sink).unwrap_or(0), Duration::ZERO),
         None => journal.lag(sink),

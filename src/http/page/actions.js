@@ -20,6 +20,10 @@ byId("dialog-close").addEventListener("click", close);
 const admitted = async (why) => {
   const allowed = await ask("api/admin", { method: "POST" });
   if (allowed.ok) return true;
+  if (allowed.status === TOO_MANY) {
+    result(tooMany(allowed) + ".", true);
+    return false;
+  }
   if (allowed.status === 403) {
     result("Nothing can be changed here: set http.admin_token in the configuration (or http.admin_token_file) and restart.", true);
     return false;
@@ -40,7 +44,7 @@ const admitted = async (why) => {
       const answer = await ask("api/admin", { method: "POST" });
       if (!answer.ok) {
         token = "";
-        wrong.textContent = (await answer.text()).trim();
+        wrong.textContent = answer.status === TOO_MANY ? tooMany(answer) : (await answer.text()).trim();
         field.select();
         return;
       }
@@ -169,13 +173,23 @@ const replayDialog = (sink) => open("Replay to " + sink, () => {
 });
 
 let letters = [];
+// What they were read for; an action on them, too, has them read again.
+let lettersFor = null;
+let lettersActs = 0;
 const lettersDialog = () => open("Dead letters", () => [make("div", "", letters.map(showLetter))]);
-const readLetters = async (count) => {
-  letters = [];
-  if (count) {
-    const answer = await ask("api/dead-letters");
-    if (answer.ok) letters = await answer.json();
+const readLetters = async (counts, again) => {
+  const wanted = JSON.stringify([counts, lettersActs]);
+  // What came of a retry does not always change how many there are.
+  if (wanted === lettersFor && !again && !letters.some((letter) => letter.retry)) return;
+  if (!Object.values(counts).some(Boolean)) {
+    letters = [];
+    lettersFor = wanted;
+    return;
   }
+  const answer = await ask("api/dead-letters");
+  letters = answer.ok ? await answer.json() : [];
+  // 409: there are none to read, for the journal is in memory.
+  lettersFor = answer.ok || answer.status === 409 ? wanted : null;
 };
 const showLetter = (letter) => {
   const row = make("div", "letter",
@@ -192,6 +206,7 @@ const lettersAct = async (what, body, count, sink) => {
   const words = what === "retry" ? ["Retry", "to be tried again"] : ["Deletion", "deleted"];
   const done = await act(words[0], "api/dead-letters/" + what, body, (report) =>
     plural(report.count, "dead letter") + " of " + sink + " " + words[1] + (body.numbers && report.count < count ? " (" + count + " were asked for)." : "."));
+  lettersActs += 1;
   if (done) close();
 };
 const dropDialog = (body, count, sink) => open("Delete " + plural(count, "dead letter") + " of " + sink + "?", () => [

@@ -80,10 +80,25 @@ const keep = (key, value) => { try { localStorage.setItem(key, value); } catch {
 const kept = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
 
 let token = remembered("token") || "";
-const ask = (path, options = {}) => {
-  const headers = token ? { authorization: "Bearer " + token } : {};
-  return fetch(path, { ...options, headers, cache: "no-store" });
+const WRONG = 401, TOO_MANY = 429;
+// After too many wrong tokens the relay looks at none for a while. What is read waits until then.
+let barred = 0;
+const secondsOf = (answer) => Number(answer.headers.get("retry-after")) || 1;
+const ask = async (path, options = {}) => {
+  const reads = !options.method, wait = Math.ceil((barred - Date.now()) / 1000);
+  if (reads && wait > 0) return new Response(null, { status: TOO_MANY, headers: { "retry-after": wait } });
+  const used = token;
+  const headers = used ? { authorization: "Bearer " + used } : {};
+  const answer = await fetch(path, { ...options, headers, cache: "no-store" });
+  // Each time that a wrong one is used counts.
+  if (answer.status === WRONG && used && used === token) {
+    token = "";
+    remember("token", "");
+  }
+  if (answer.status === TOO_MANY && reads) barred = Date.now() + 1000 * secondsOf(answer);
+  return answer;
 };
+const tooMany = (answer) => "Too many wrong tokens: try again in " + secondsOf(answer) + " s";
 // A part is drawn again only when it has changed: what somebody has marked or opened stays.
 const shown = new Map();
 const draw = (id, data, render) => {

@@ -30,22 +30,32 @@ const refresh = async () => {
   reading = true;
   try {
     const answer = await ask("status", { signal: AbortSignal.timeout(PATIENCE) });
-    if (answer.status === 401 || answer.status === 403) {
+    if (answer.status === WRONG || answer.status === 403) {
       byId("health").textContent = "token needed";
       byId("health").className = "pill wait";
       if (!byId("dialog").open && !asked) {
         asked = true;
-        if (await admitted("To see this page from another machine, the admin token is needed.")) follow();
+        if (await admitted("To see this page from another machine, the admin token is needed.")) {
+          asked = false;
+          follow();
+        }
       }
+      return;
+    }
+    if (answer.status === TOO_MANY) {
+      byId("health").textContent = tooMany(answer);
+      byId("health").className = "pill wait";
       return;
     }
     const status = await answer.json();
     found();
     if (polls % 3 === 0) readSessions();
+    // Somebody else may have acted on the dead letters.
+    const again = polls % 30 === 0;
     polls += 1;
-    const dead = show(status);
+    show(status);
     showCluster(status);
-    await readLetters(dead);
+    await readLetters(status.dead_letters, again);
     draw("dead", [letters, status.dead_letters], () => showDead(status.dead_letters));
     drawLag(status);
   } catch (error) {
@@ -65,9 +75,11 @@ const follow = async () => {
   const mine = following = new AbortController();
   let first = true;
   while (mine === following) {
+    let pause = EVERY;
     try {
       const answer = await ask("events?whole=true&last=" + (first && total === 0 ? 300 : 0), { signal: mine.signal });
-      if (answer.status === 401 || answer.status === 403) return;
+      if (answer.status === WRONG || answer.status === 403) return;
+      if (answer.status === TOO_MANY) pause = 1000 * secondsOf(answer);
       if (!answer.ok) throw new Error(answer.status);
       first = false;
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -83,7 +95,7 @@ const follow = async () => {
     if (mine !== following) return;
     // The end of the stream is the first that is seen of a relay that goes.
     refresh();
-    await new Promise((resolve) => setTimeout(resolve, EVERY));
+    await new Promise((resolve) => setTimeout(resolve, pause));
   }
 };
 stream.replaceChildren(...empty());

@@ -171,5 +171,4 @@ const show = (status) => {
   draw("strip", counted, () => [astroNode(status), journalNode(status), ...sinks.map(sinkNode)]);
   const dead = Object.values(status.dead_letters).reduce((sum, count) => sum + count, 0);
   byId("dead-card").hidden = !dead;
-  return dead;
 };

@@ -152,6 +152,16 @@ impl Store {
         self.letters("?1 IS NULL OR sink = ?1 ORDER BY number", params![sink])
     }
 
+    /// The newest dead letters, newest first; of one sink, or of all: at most `limit`.
+    pub fn newest_dead_letters(
+        &self,
+        sink: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        let which = "?1 IS NULL OR sink = ?1 ORDER BY number DESC LIMIT ?2";
+        self.letters(which, params![sink, from_usize(limit)])
+    }
+
     /// Dead letters of `sink` that somebody wants to be tried again, oldest first: at most `limit`.
     pub(in crate::journal) fn to_retry(
         &self,

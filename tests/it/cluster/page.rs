@@ -1,7 +1,10 @@
 //! The cluster on the page, in a real browser: who is there, who drives what, and that one is gone.
 
-use super::{bench::PATIENCE, setup::Small};
-use crate::support::{browser::Browser, nats_server::NatsServer, wait::until};
+use super::{
+    bench::{PATIENCE, room},
+    setup::Small,
+};
+use crate::support::{browser::Browser, nats_server::NatsServer, receiver::Answer, wait::until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_shows_who_drives_what_and_that_a_member_is_gone() {
@@ -45,4 +48,16 @@ async fn the_page_shows_who_drives_what_and_that_a_member_is_gone() {
     browser.size(390, 844).await;
     browser.until("nothing is cut off", "return document.documentElement.scrollWidth <= 390").await;
     assert_eq!(browser.faults, [""; 0]);
+
+    // What waits for a destination is in its chart.
+    small.receiver.room(&room(0), Some(Answer::Status(503)));
+    small.load(0, 10).await;
+    until("the chart shows what is queued", PATIENCE, async || {
+        let answer = members[other].get("/api/history").await?;
+        let history: serde_json::Value =
+            serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
+        let queued = history["sinks"]["hook"]["queued"].as_array()?;
+        queued.iter().any(|most| most.as_u64() > Some(0)).then_some(())
+    })
+    .await;
 }

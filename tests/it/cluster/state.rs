@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 
 use astro_sim::{Options, Sim};
 
-use super::bench::{PATIENCE, TOPIC, room};
+use super::{
+    bench::{PATIENCE, TOPIC, room},
+    members::stand,
+    setup::Small,
+};
 use crate::support::{
     daemon::Relay,
     mosquitto::{self, Listener, Mosquitto},
     nats_server::NatsServer,
+    process::free_port,
     wait::until,
 };
 
@@ -102,4 +107,34 @@ async fn the_driver_publishes_the_state_of_all_channels() {
     let cleared = everything.heard().into_iter().filter(|publish| publish.payload.is_empty());
     let cleared: Vec<_> = cleared.map(|publish| publish.topic).collect();
     assert!(cleared.is_empty(), "{cleared:?}\n{}", logs(&members));
+}
+
+/// What the sinks have still to get waits in the log: the journal does not know of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_diagnostics_count_what_waits_in_the_log() {
+    const EVENTS: u64 = 20;
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let broker = Mosquitto::start(mosquitto::Options::default()).await;
+    let listener = Listener::start(broker.port, "astro/relay/diagnostics").await;
+    let small = Small::start().await;
+    // Nobody listens there.
+    let nowhere = format!("http://127.0.0.1:{}/", free_port());
+    let sinks = format!(
+        "[sinks.home]\ntype = \"mqtt\"\nurl = {:?}\nstate = true\n\
+         [sinks.down]\ntype = \"webhook\"\nurl = {nowhere:?}\nallow_addresses = [\"127.0.0.1\"]\n",
+        broker.url()
+    );
+    let mut relay = small.member(&format!("url = {:?}\nmember = \"a\"", server.url()), &sinks);
+    relay.start();
+    stand(&[&relay]).await;
+    small.load(0, EVENTS).await;
+    let counted = until("they are counted", PATIENCE * 2, async || {
+        let newest = listener.heard().pop()?;
+        let figures: serde_json::Value = serde_json::from_slice(&newest.payload).ok()?;
+        (figures["lag"].as_u64()? >= EVENTS).then_some(())
+    });
+    let counted = tokio::time::timeout(PATIENCE, counted).await.is_ok();
+    let figures = listener.heard().pop().map(|newest| newest.payload);
+    assert!(counted, "{figures:?}\n{}", relay.log());
 }

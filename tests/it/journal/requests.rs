@@ -51,6 +51,12 @@ async fn dead_letters_are_kept_listed_retried_and_dropped() {
     let letters = kept(&store, None, 4).await;
     assert_eq!(letters[0], (1, 1, "no such topic".into(), false));
     assert_eq!(kept(&store, Some("other"), 1).await[0].1, 4);
+    let newest = |sink, limit| {
+        let letters = store.newest_dead_letters(sink, limit).unwrap();
+        letters.iter().map(|letter| letter.number).collect::<Vec<_>>()
+    };
+    assert_eq!(newest(None, 3), [4, 3, 2], "no more than are wanted are read");
+    assert_eq!((newest(Some("sink"), 2), newest(Some("other"), 9)), (vec![3, 2], vec![4]));
     assert!(journal.pending_requests("sink").unwrap().0.is_empty());
 
     // Another connection asks; whoever waits for requests is told.

@@ -4,10 +4,11 @@
 use astro_sim::End;
 use serde_json::{Value, json};
 
-use super::{ADMIN, ROOM, Running, channel};
+use super::{ADMIN, PATIENCE, ROOM, Running, channel};
 use crate::support::{
     browser::Browser,
     receiver::{Answer, Receiver},
+    wait::until,
 };
 
 /// Would run in a page that takes text for markup, in one way or another.
@@ -215,6 +216,7 @@ async fn trouble_is_shown_with_what_can_be_done_and_each_action_says_what_came_o
     browser.shows("#dead", "1 event refused").await;
     browser.shows("#reason-list", "shop").await;
     browser.shows("#strip", "1 refused").await;
+    letters_are_read_once(&mut browser).await;
     browser.click("#dead", "Delete all").await;
     browser.shows("#dialog", "cannot be had back").await;
     browser.click("#dialog", "Keep").await;
@@ -228,6 +230,20 @@ async fn trouble_is_shown_with_what_can_be_done_and_each_action_says_what_came_o
     act_with_the_token(&mut browser, &relay, &receiver).await;
     outages(&mut browser, relay, receiver).await;
     assert_eq!(browser.faults, [""; 0]);
+}
+
+/// While none comes and none goes, the dead letters are not read with each status.
+async fn letters_are_read_once(browser: &mut Browser) {
+    let requests = |path: &str| {
+        format!(
+            "performance.getEntriesByType('resource').filter((one) => new URL(one.name).pathname === {path:?}).length"
+        )
+    };
+    let (letters, statuses) = (requests("/api/dead-letters"), requests("/status"));
+    let before = browser.run(&format!("return [{letters}, {statuses}]")).await;
+    let more = format!("return {statuses} >= {}", before[1].as_u64().unwrap() + 3);
+    browser.until("the status is read some times more", &more).await;
+    assert_eq!(browser.run(&format!("return {letters}")).await, before[0]);
 }
 
 /// A test event, a replay and a reload: each says what came of it.
@@ -301,6 +317,37 @@ async fn outages(browser: &mut Browser, relay: Running, mut receiver: Receiver) 
     let clocks = "const read = () => [...document.querySelectorAll('[data-time]')].map((one) => one.textContent).join(); \
                   const before = read(); tick(); return before === read()";
     assert_eq!(browser.run(clocks).await, true);
+}
+
+#[tokio::test]
+async fn a_wrong_token_is_forgotten_and_too_many_are_no_outage() {
+    let relay = Running::start_at("0.0.0.0:0", &channel(&["channel.tips"])).await;
+    let page = relay.url("/").replace("0.0.0.0", "127.0.0.1");
+    let mut browser = Browser::start().await;
+    // Of the same origin, and without a script.
+    browser.open(&format!("{page}livez")).await;
+    browser.until("it is there", "return location.pathname === '/livez'").await;
+    browser.run("sessionStorage.setItem('token', 'wrong')").await;
+    browser.open(&page).await;
+    browser.until("the token is asked for", &count("#token", 1)).await;
+    let remembered = browser.run("return [token, sessionStorage.getItem('token')]").await;
+    assert_eq!(remembered, json!(["", ""]));
+
+    until("no token is looked at any more", PATIENCE, async || {
+        let request = relay.client.get(relay.url("/status")).bearer_auth("wrong");
+        (request.send().await.unwrap().status() == 429).then_some(())
+    })
+    .await;
+    let words = "Too many wrong tokens: try again in";
+    fill(&mut browser, "#token", ADMIN).await;
+    browser.click("#dialog", "Continue").await;
+    browser.shows("#dialog [role=alert]", words).await;
+    browser.click("#dialog", "Close").await;
+    browser.run("token = 'wrong'").await;
+    browser.shows("#health", words).await;
+    let state = "return [document.getElementById('old').hidden, token, barred > Date.now()]";
+    assert_eq!(browser.run(state).await, json!([true, "wrong", true]));
+    assert_eq!(browser.faults, [""; 0]);
 }
 
 #[tokio::test]
