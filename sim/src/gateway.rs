@@ -25,6 +25,7 @@ use tokio_tungstenite::{
         protocol::{Role, WebSocketConfig},
     },
 };
+use ulid::Ulid;
 use url::form_urlencoded;
 
 use crate::{
@@ -282,7 +283,7 @@ async fn heartbeat(
         pause(world.with_faults(|faults| faults.welcome_delay)).await;
         let text = world.envelope("welcome", |text| {
             text.extend_from_slice(br#","data":{"client_id":"#);
-            put_string(text, &format!("sim-{:06}", connection.id));
+            put_string(text, &Ulid::new().to_string());
             text.extend_from_slice(br#","message":"welcome to the simulated Astro"}"#);
         });
         connection.send(|buffer| frame::put(buffer, frame::TEXT, &text));

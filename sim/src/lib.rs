@@ -88,8 +88,11 @@ pub use self::{
     world::{Attempt, World},
 };
 
-/// How long a connection may take to send its first bytes.
-const FIRST_BYTES: Duration = Duration::from_secs(10);
+/// How long a connection may take to send the head of its first request.
+const HEAD: Duration = Duration::from_secs(10);
+
+/// As much of that head is looked at; a longer one is for the gateway.
+const HEAD_BYTES: usize = 4096;
 
 /// Pause before another look at a connection that has sent too little to be told apart, and before
 /// another try after a failed accept.
@@ -201,11 +204,11 @@ async fn becomes(open: &mut watch::Receiver<bool>, wanted: bool) {
     }
 }
 
-/// Tells by its first bytes whom a connection is for.
+/// Tells by the head of its first request whom a connection is for.
 async fn receive(stream: TcpStream, world: Arc<World>, http: mpsc::Sender<TcpStream>) {
     // A gateway that waits for more to send would spoil every latency that is measured with it.
     stream.set_nodelay(true).ok();
-    match timeout(FIRST_BYTES, is_http(&stream)).await {
+    match timeout(HEAD, is_http(&stream)).await {
         // The channel is closed only when the simulation ends.
         Ok(Some(true)) => http.send(stream).await.unwrap_or_default(),
         Ok(Some(false)) => gateway::serve(stream, &world).await,
@@ -213,29 +216,40 @@ async fn receive(stream: TcpStream, world: Arc<World>, http: mpsc::Sender<TcpStr
     }
 }
 
-/// Looks at the first bytes without taking them; `None` where the connection ends.
+/// Looks at the head without taking it; `None` where the connection ends.
 async fn is_http(stream: &TcpStream) -> Option<bool> {
-    let mut first = [0; 16];
+    let mut head = [0; HEAD_BYTES];
     loop {
-        let read = stream.peek(&mut first).await.ok().filter(|&read| read > 0)?;
-        if let Some(decided) = for_http(first.get(..read)?) {
+        let read = stream.peek(&mut head).await.ok().filter(|&read| read > 0)?;
+        if let Some(decided) = for_http(head.get(..read)?) {
             return Some(decided);
+        }
+        if read == HEAD_BYTES {
+            return Some(false);
         }
         sleep(PAUSE).await;
     }
 }
 
 /// Whether a request that begins like this is for the HTTP side; `None`: too short to tell.
-fn for_http(first: &[u8]) -> Option<bool> {
+fn for_http(head: &[u8]) -> Option<bool> {
     const OURS: [&[u8]; 3] = [b"GET /kappa/", b"GET /control/", b"GET /oauth2/"];
     const GET: &[u8] = b"GET ";
-    if OURS.iter().any(|prefix| first.starts_with(prefix)) {
+    if OURS.iter().any(|prefix| head.starts_with(prefix)) {
         return Some(true);
     }
-    if OURS.iter().any(|prefix| prefix.starts_with(first)) {
-        return None;
+    if !head.starts_with(GET) {
+        return (!GET.starts_with(head)).then_some(true);
     }
-    Some(!first.starts_with(GET))
+    // On any path: the gateway takes every one, and without an upgrade the HTTP side answers.
+    let head = String::from_utf8_lossy(head);
+    let upgrades = head.lines().filter_map(|line| line.split_once(':')).any(|(name, value)| {
+        name.eq_ignore_ascii_case("upgrade") && value.trim().eq_ignore_ascii_case("websocket")
+    });
+    if upgrades {
+        return Some(false);
+    }
+    head.contains("\r\n\r\n").then_some(true)
 }
 
 #[expect(
@@ -251,20 +265,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn http_and_websocket_are_told_apart_by_their_first_bytes() {
-        for (first, decided) in [
+    fn http_and_websocket_are_told_apart_by_the_head_of_the_request() {
+        for (head, decided) in [
             ("", None),
-            ("GET /", None),
+            ("GE", None),
             ("GET /con", None),
-            ("GET / HTTP/1.1\r\n", Some(false)),
-            ("GET /?reconnect_", Some(false)),
+            ("GET / HTTP/1.1\r\n", None),
+            ("GET / HTTP/1.1\r\nHost: sim\r\nUpgrade: web", None),
+            ("GET /?reconnect_token=x HTTP/1.1\r\nupgrade: WebSocket\r\n", Some(false)),
+            ("GET /?upgrade:websocket HTTP/1.1\r\nHost: sim\r\n\r\n", Some(true)),
+            ("GET / HTTP/1.1\r\nHost: sim\r\nUpgrade: h2c\r\n\r\n", Some(true)),
             ("GET /control/sta", Some(true)),
             ("GET /kappa/v2/se", Some(true)),
             ("GET /oauth2/vali", Some(true)),
             ("PUT /kappa/v2/se", Some(true)),
             ("POST /control/pu", Some(true)),
         ] {
-            assert_eq!(for_http(first.as_bytes()), decided, "{first}");
+            assert_eq!(for_http(head.as_bytes()), decided, "{head}");
         }
     }
 }

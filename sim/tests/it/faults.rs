@@ -132,7 +132,7 @@ async fn a_server_can_be_silent_from_the_start() {
     let sim = start(Options::default()).await;
     sim.faults(|faults| faults.next.extend([Reception::NeverUpgrades, Reception::Silent]));
     let mut stream = TcpStream::connect(sim.address()).await.unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: sim\r\n\r\n").await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: sim\r\nUpgrade: websocket\r\n\r\n").await.unwrap();
     assert!(timeout(SILENCE, stream.read_u8()).await.is_err(), "the upgrade is not answered");
     let mut client = Client::connect(&sim, "").await.unwrap();
     assert!(!client.answers_ping(SILENCE).await);

@@ -20,7 +20,8 @@ async fn the_later_revision_welcomes_and_names_rooms() {
     let mut client = Client::connect(&sim, "").await.unwrap();
     let welcome = client.json().await;
     assert_eq!(welcome["type"], "welcome");
-    assert!(welcome["data"]["client_id"].is_string() && welcome["data"]["message"].is_string());
+    assert!(Ulid::from_string(welcome["data"]["client_id"].as_str().unwrap()).is_ok());
+    assert!(welcome["data"]["message"].is_string());
 
     let response = client.subscribe("channel.tips", ROOM).await;
     assert_eq!(response["type"], "response");

@@ -341,6 +341,16 @@ async fn the_api_fails_as_told() {
 }
 
 #[tokio::test]
+async fn a_request_without_an_upgrade_is_not_for_the_gateway() {
+    let sim = start(Options::default()).await;
+    for path in ["/", "/index.html", "/?reconnect_token=x", "/kappa/v2/users"] {
+        let answer = request(&sim, "GET", path, "").await;
+        assert_eq!(answer.unwrap().status, 404, "{path}");
+    }
+    assert!(sim.attempts().is_empty());
+}
+
+#[tokio::test]
 async fn a_request_that_hangs_ends_with_the_simulation() {
     let sim = start(Options::default()).await;
     sim.fail_rest([RestFault::Hang]);
