@@ -486,7 +486,10 @@ impl Delivery {
     /// Renders events to the end of the flight.
     fn render(&mut self, records: &[Arc<Record>]) {
         let (mut matched, mut skipped) = (0, [0_u64; 4]);
-        for record in records.iter().filter(|record| !self.reader.accepted.has(record.seq)) {
+        // What is asked for goes out, whether or not the destination has it.
+        let new = self.flight.request.is_none();
+        let is_left_out = |seq| new && self.reader.accepted.has(seq);
+        for record in records.iter().filter(|record| !is_left_out(record.seq)) {
             match self.route.render(record) {
                 Rendered::Wanted(event, ha_events) => {
                     matched += 1;
@@ -531,6 +534,7 @@ impl Delivery {
 
     /// All of the flight is dealt with.
     fn flight_is_done(&mut self) {
+        self.flight.forget_rejected();
         if let Some(begun) = self.flight.request.take() {
             self.request_is_done(&begun);
         } else {

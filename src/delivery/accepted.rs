@@ -46,10 +46,11 @@ impl AcceptedBehind {
         }
     }
 
-    /// The task ends, and the destination has accepted these behind the cursor.
+    /// The task ends, or reads from the cursor again, and the destination has accepted these behind it.
     pub(super) fn remember(&mut self, seqs: impl IntoIterator<Item = Seq>) {
         self.seqs.extend(seqs);
         if !self.seqs.is_empty() {
+            self.saved = true;
             let seqs: Vec<Seq> = self.seqs.iter().copied().collect();
             self.source.keep_accepted_behind(&seqs);
         }
@@ -59,7 +60,10 @@ impl AcceptedBehind {
 #[cfg(test)]
 mod tests {
     use super::{super::source::JournalSource, *};
-    use crate::{config::Start, journal::Journal};
+    use crate::{
+        config::{self, Start},
+        journal::Journal,
+    };
 
     #[tokio::test]
     async fn saved_events_are_forgotten_when_the_cursor_has_passed_them() {
@@ -72,5 +76,22 @@ mod tests {
         assert!(!accepted.has(7) && accepted.has(9));
         accepted.passed(9);
         assert!(!accepted.has(9));
+    }
+
+    #[tokio::test]
+    async fn what_is_saved_in_a_task_that_goes_on_is_removed_when_the_cursor_has_passed_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config::Journal { dir: dir.path().to_owned(), ..config::Journal::default() };
+        let (journal, _) = Journal::open(&config).unwrap();
+        let source: Arc<dyn Source> =
+            Arc::new(JournalSource::new(journal.clone(), "out", Start::End).unwrap());
+        let mut accepted = AcceptedBehind::new(Arc::clone(&source));
+        accepted.load().await;
+        accepted.remember([5, 9]);
+        assert_eq!(source.accepted_behind().await, [5, 9]);
+        accepted.passed(9);
+        assert!(source.accepted_behind().await.is_empty());
+        drop((accepted, source));
+        tokio::task::spawn_blocking(move || journal.close()).await.unwrap();
     }
 }

@@ -29,8 +29,15 @@ const FULL: &str =
     "the dead letters of this sink take all of journal.max_dead_letters: retry or drop them";
 
 impl Delivery {
-    /// The event was the first of the flight, and will not be accepted.
-    pub(super) fn reject(&mut self, record: Arc<Record>, reason: String) {
+    /// The event, or a message of it, was the first of the flight, and will not be accepted. An answer: no
+    /// other message of it was rejected before.
+    ///
+    /// An event becomes one letter, however many messages it goes out as. A letter that is tried again goes
+    /// out as all of them, those that were accepted included.
+    pub(super) fn reject(&mut self, record: Arc<Record>, reason: String) -> bool {
+        if !self.flight.reject(record.seq) {
+            return false;
+        }
         match &mut self.flight.request {
             Some(Begun::Letter { number, rejected }) => {
                 // It stays the letter that it is, with the new reason.
@@ -50,6 +57,7 @@ impl Delivery {
             }
         }
         self.write_dead_letters();
+        true
     }
 
     /// Makes dead letters of what is undeliverable, as far as all before it is done and there is room.
@@ -116,6 +124,7 @@ impl Delivery {
         let head = self.flight.head();
         self.flight.take_events();
         self.flight.undeliverable.clear();
+        self.flight.forget_rejected();
         let behind = std::mem::take(&mut self.flight.behind);
         // Of the head, another message may be open still.
         self.reader.accepted.remember(behind.into_iter().filter(|seq| Some(*seq) != head));

@@ -33,6 +33,8 @@ pub(super) struct Flight {
     pub(super) stale: bool,
     /// What was asked for, where these are no new events.
     pub(super) request: Option<Begun>,
+    /// The event of which a message was rejected last.
+    rejected: Option<Seq>,
 }
 
 impl Flight {
@@ -84,11 +86,42 @@ impl Flight {
         }
     }
 
+    /// A message of this event will not be accepted: of the others, those that are not in flight with the
+    /// sink do not go out. An answer: it is the first of them that is rejected.
+    pub(super) fn reject(&mut self, seq: Seq) -> bool {
+        let first = self.rejected.replace(seq) != Some(seq);
+        // Of an event that becomes a dead letter, the cursor is not to pass the messages before.
+        self.behind.retain(|accepted| *accepted != seq);
+        self.drop_rejected();
+        first
+    }
+
+    /// Whether a message of this event was rejected.
+    pub(super) fn is_rejected(&self, seq: Seq) -> bool {
+        self.rejected == Some(seq)
+    }
+
+    /// All of it is dealt with, or given back: the same event may come once more.
+    pub(super) fn forget_rejected(&mut self) {
+        self.rejected = None;
+    }
+
+    /// Takes out what is left of a rejected event, but for what is in flight with the sink.
+    fn drop_rejected(&mut self) {
+        while let Some(next) = self.events.get(self.handed)
+            && self.is_rejected(next.record.seq)
+        {
+            self.bytes = self.bytes.saturating_sub(weight(next));
+            self.events.remove(self.handed);
+        }
+    }
+
     /// Nothing is in flight with the sink any more.
     pub(super) fn recall(&mut self) {
         self.handed = 0;
         self.full = false;
         self.stale = true;
+        self.drop_rejected();
     }
 }
 
@@ -142,5 +175,28 @@ mod tests {
         assert_eq!(flight.bytes, 0);
         flight.undeliverable.clear();
         assert!(flight.is_empty());
+    }
+
+    #[test]
+    fn what_is_left_of_a_rejected_event_does_not_go_out() {
+        let mut flight = Flight::default();
+        flight.push(outgoing(1, 0), vec![outgoing(1, 1), outgoing(1, 2)]);
+        flight.push(outgoing(2, 0), Vec::new());
+        // Two of the three are in flight with the sink, and the first of them is rejected.
+        flight.pop();
+        flight.handed = 1;
+        flight.behind.push_back(1);
+        assert!(flight.reject(1));
+        let parts =
+            |flight: &Flight| flight.events.iter().map(Outgoing::number).collect::<Vec<_>>();
+        assert_eq!((parts(&flight), flight.sendable()), (vec![(1, 1), (2, 0)], 1));
+        assert!(flight.behind.is_empty(), "the cursor waits for the dead letter");
+        // The connection is lost before the other one is answered.
+        flight.recall();
+        assert_eq!((parts(&flight), flight.sendable()), (vec![(2, 0)], 1));
+        assert_eq!(flight.bytes, flight.events.iter().map(weight).sum::<usize>());
+        assert!(!flight.reject(1), "it is a dead letter already");
+        flight.forget_rejected();
+        assert!(flight.reject(1));
     }
 }

@@ -35,12 +35,12 @@ impl Delivery {
             (Cause::Rejected { reason }, Some(_)) if self.flight.handed > 0 => {
                 self.flight.handed -= 1;
                 self.flight.full = false;
-                if let Some(event) = self.flight.pop() {
-                    self.reject(event.record, reason.clone());
-                }
                 // A destination that rejects is there, and has answered.
                 self.link.silent_since = Instant::now();
-                self.rejected(reason);
+                let event = self.flight.pop();
+                if event.is_some_and(|event| self.reject(event.record, reason.clone())) {
+                    self.rejected(reason);
+                }
             }
             // It has taken all there was: there is nothing to reject or to wait for.
             (Cause::Rejected { .. } | Cause::Busy { .. }, None) => self.worked(),
@@ -74,9 +74,13 @@ impl Delivery {
         let (mut sum, mut slowest) = (0, 0);
         for _ in 0..count {
             let Some(event) = self.flight.pop() else { break };
-            last = Some(event.record.seq);
-            if self.flight.request.is_none() && !self.flight.undeliverable.is_empty() {
-                self.flight.behind.push_back(event.record.seq);
+            let seq = event.record.seq;
+            last = Some(seq);
+            if self.flight.request.is_none()
+                && !self.flight.undeliverable.is_empty()
+                && !self.flight.is_rejected(seq)
+            {
+                self.flight.behind.push_back(seq);
             }
             if event.part > 0 {
                 continue;

@@ -229,10 +229,10 @@ impl Delivery {
         }
         let marked = batch.records.iter().map(|record| replayed(record));
         let marked: Vec<_> = marked.filter(|record| choice.excludes(record).is_none()).collect();
-        self.render(&marked);
         let done = batch.through >= until || batch.through <= replay.position;
         let position = (!done).then_some(batch.through);
         self.flight.request = Some(Begun::Replay { number: replay.number, position });
+        self.render(&marked);
     }
 }
 
@@ -246,10 +246,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{self, SinkConfig},
+        base::{clock, event::own},
+        config::{self, Described, SinkConfig},
         delivery::{route::Route, status::Status},
         journal::{Journal, store::Store},
-        sink::{self, Failure, Outgoing, Sink},
+        sink::{self, Cause, Failure, Outgoing, Sink},
     };
 
     /// A sink that nothing is sent to.
@@ -276,14 +277,23 @@ mod tests {
 
     /// A delivery to the sink `out` from a journal in that directory.
     fn delivery(dir: &Path) -> (Delivery, Journal) {
-        let config = config::Journal { dir: dir.to_owned(), ..config::Journal::default() };
-        let (journal, _) = Journal::open(&config).unwrap();
         let config = json!({ "type": "stdout", "start": "earliest" });
-        let config: SinkConfig = serde_json::from_value(config).unwrap();
-        let route = Route::new("out", &config, sink::kind("stdout").unwrap()).unwrap();
+        delivery_as(dir, &serde_json::from_value(config).unwrap())
+    }
+
+    /// The same, configured like this.
+    fn delivery_as(dir: &Path, config: &SinkConfig) -> (Delivery, Journal) {
+        let of_journal = config::Journal { dir: dir.to_owned(), ..config::Journal::default() };
+        let (journal, _) = Journal::open(&of_journal).unwrap();
+        let route = Route::new("out", config, sink::kind(&config.kind).unwrap()).unwrap();
         let (sink, status) = (Box::new(Unused), Arc::new(Status::default()));
-        let delivery = Delivery::new("out", &config, sink, route, journal.clone(), status).unwrap();
+        let delivery = Delivery::new("out", config, sink, route, journal.clone(), status).unwrap();
         (delivery, journal)
+    }
+
+    async fn close(delivery: Delivery, journal: Journal) {
+        drop(delivery);
+        tokio::task::spawn_blocking(move || journal.close()).await.unwrap();
     }
 
     fn queue(delivery: &Delivery) -> Vec<RequestId> {
@@ -326,7 +336,75 @@ mod tests {
         }
         assert!(!delivery.load_requests().await);
         assert!(delivery.requests.pending);
-        drop(delivery);
-        tokio::task::spawn_blocking(move || journal.close()).await.unwrap();
+        close(delivery, journal).await;
+    }
+
+    /// Home Assistant gets a tip as three messages, and a broker may reject each of them.
+    #[tokio::test]
+    async fn an_event_of_several_messages_becomes_one_letter_and_a_retry_sends_it_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = json!({ "type": "mqtt", "start": "earliest" });
+        let mut config: SinkConfig = serde_json::from_value(config).unwrap();
+        config.settings = json!({ "homeassistant": true });
+        config.feeds.insert("main".to_owned(), Described::default());
+        let parts = |delivery: &Delivery| {
+            delivery.flight.events.iter().map(Outgoing::number).collect::<Vec<_>>()
+        };
+        let all: [(Seq, u8); 3] = [(1, 0), (1, 1), (1, 2)];
+        let rejected =
+            || Failure::after(0, Cause::Rejected { reason: "not authorized".to_owned() });
+
+        let (mut delivery, journal) = delivery_as(dir.path(), &config);
+        let tip = json!({ "donation": { "user": { "username": "ann" }, "amount": 5 } });
+        let (channel, room) = ("main".into(), "room".into());
+        journal.append(&mut vec![own("channel.tips", &channel, &room, &tip, clock::now())]);
+        let batch = delivery.reader.next(1, true).await.unwrap();
+        delivery.take(&batch);
+        assert_eq!(parts(&delivery), all);
+        delivery.flight.handed = 3;
+        for _ in all {
+            delivery.outcome(Err(rejected()));
+        }
+        close(delivery, journal).await;
+
+        let store = || {
+            let store = Store::open_reader(dir.path()).unwrap();
+            store.allow_requests().unwrap();
+            store
+        };
+        for accepted in [false, true] {
+            assert_eq!(store().retry_dead_letters(None, None).unwrap(), 1, "there is one letter");
+            let (mut delivery, journal) = delivery_as(dir.path(), &config);
+            delivery.prepare().await;
+            assert_eq!(parts(&delivery), all, "it goes out once");
+            if accepted {
+                delivery.flight.handed = 3;
+                delivery.outcome(Ok(3));
+            } else {
+                // What is not sent yet when the first is rejected does not go out.
+                delivery.flight.handed = 1;
+                delivery.outcome(Err(rejected()));
+            }
+            delivery.prepare().await;
+            assert_eq!(parts(&delivery), []);
+            close(delivery, journal).await;
+        }
+        assert_eq!(store().dead_letters(None).unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_replay_repeats_what_was_accepted_behind_an_earlier_cursor() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut delivery, journal) = delivery(dir.path());
+        let event = || own("relay.gap", &"".into(), &"".into(), &json!({}), 1);
+        journal.append(&mut vec![event(), event()]);
+        delivery.reader.cursor = 2;
+        delivery.reader.accepted.remember([1]);
+        let (sink, topic, when) = ("out".to_owned(), None, None);
+        let replay = Replay { number: 1, sink, position: 0, until: 2, topic, when };
+        delivery.replay(&replay).await;
+        let seqs: Vec<Seq> = delivery.flight.events.iter().map(|event| event.record.seq).collect();
+        assert_eq!(seqs, [1, 2]);
+        close(delivery, journal).await;
     }
 }

@@ -308,7 +308,9 @@ pub(super) fn word(cause: &Cause) -> &'static str {
 pub(super) fn state(cause: &Cause, connecting: bool) -> (&'static str, bool) {
     match cause {
         Cause::Down(_) | Cause::Rejected { .. } => ("down", false),
-        Cause::Busy { .. } => ("busy", !connecting),
+        // Without a connection nothing is delivered, whatever the destination says.
+        Cause::Busy { .. } if connecting => ("down", false),
+        Cause::Busy { .. } => ("busy", true),
         Cause::Denied { .. } => ("held", !connecting),
         Cause::Gone { .. } => ("gone", false),
     }

@@ -123,26 +123,7 @@ struct Progress {
 
 #[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    let connector = Connector::new(&opening, "")?;
-    let config = opening.config;
-    Ok(Box::new(Nats {
-        name: opening.name.to_owned(),
-        headers: HeaderPolicy::of(&connector.settings, &config.payload),
-        mode: if connector.settings.jetstream {
-            Mode::Stream(Box::default())
-        } else {
-            Mode::Core(Barrier::default())
-        },
-        connector,
-        purpose: opening.purpose,
-        // The longest that passes before events of unknown outcome are sent again to a server that is well.
-        repeats_within: config.timeout.0 + config.backoff_max.0,
-        link: None,
-        flight: Flight::default(),
-        permissions: Permissions::default(),
-        progress: Progress { since: Instant::now(), lost: None, last_error: None, one_by_one: 0 },
-        facts: None,
-    }))
+    Ok(Box::new(Nats::new(&opening)?))
 }
 
 /// What is wanted of the stream. A probe makes none.
@@ -245,6 +226,35 @@ impl Sink for Nats {
 }
 
 impl Nats {
+    fn new(opening: &Opening<'_>) -> Result<Self, ConfigError> {
+        let connector = Connector::new(opening, "")?;
+        let config = opening.config;
+        Ok(Self {
+            name: opening.name.to_owned(),
+            headers: HeaderPolicy::of(&connector.settings, &config.payload),
+            mode: if connector.settings.jetstream {
+                Mode::Stream(Box::default())
+            } else {
+                Mode::Core(Barrier::default())
+            },
+            connector,
+            purpose: opening.purpose,
+            // The longest that passes before events of unknown outcome are sent again to a server that is
+            // well.
+            repeats_within: config.timeout.0 + config.backoff_max.0,
+            link: None,
+            flight: Flight::default(),
+            permissions: Permissions::default(),
+            progress: Progress {
+                since: Instant::now(),
+                lost: None,
+                last_error: None,
+                one_by_one: 0,
+            },
+            facts: None,
+        })
+    }
+
     async fn new_link(&mut self) -> Result<Link, Cause> {
         let mut link = self.connector.connect().await?;
         if let Mode::Stream(_) = self.mode {
@@ -424,13 +434,13 @@ impl Nats {
         match refusal::read(text) {
             Refusal::Publish(subject) => {
                 let fault = self.of_subject(text.to_owned());
-                if self.flight.refuse(&subject, &fault) > 0 {
+                if self.flight.refuse(&subject, &fault) {
                     self.permissions.refuse(&subject, fault);
                 } else if !self.permissions.is_refused(&subject) && !subject.starts_with('$') {
-                    self.on_unknown_refusal(text);
+                    self.on_unknown_refusal(text, true);
                 }
             }
-            Refusal::Other if refusal::is_publish(text) => self.on_unknown_refusal(text),
+            Refusal::Other if refusal::is_publish(text) => self.on_unknown_refusal(text, false),
             Refusal::Other => {
                 if text.to_ascii_lowercase().contains("control line") {
                     let reply = self.link.as_ref().map_or(0, |link| link.inbox().len());
@@ -446,11 +456,13 @@ impl Nats {
         }
     }
 
-    /// A message was refused, and nobody can make out which, unless it can only be one.
-    fn on_unknown_refusal(&mut self, text: &str) {
+    /// A message was refused, and nobody can make out which, unless it can only be one. `named`: with a
+    /// subject to which none goes that is here. That may be a message that was here before; but where they
+    /// go out one by one, the server has another name for the one (it maps subjects).
+    fn on_unknown_refusal(&mut self, text: &str, named: bool) {
         match self.flight.waiting() {
             0 => tracing::debug!(sink = self.name, text, "the server refused something"),
-            1 => {
+            1 if !named || self.progress.one_by_one > 0 => {
                 let fault = self.of_subject(text.to_owned());
                 self.flight.resolve_only(fault);
             }
@@ -570,3 +582,6 @@ impl Nats {
         Failure::after(0, fault.into())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -240,6 +240,38 @@ async fn a_rejected_event_is_set_aside_and_the_others_stay_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_event_of_several_messages_is_rejected_once() {
+    let mut delivery = in_flight(&[0, 0]);
+    for part in [1, 2] {
+        let mut message = delivery.flight.events[0].clone();
+        message.part = part;
+        delivery.flight.events.insert(usize::from(part), message);
+    }
+    // The third of its messages is not sent yet.
+    delivery.flight.handed = 2;
+    delivery.failure(&Failure::after(0, rejected()));
+    delivery.failure(&Failure::after(0, rejected()));
+    assert_eq!((numbers(&delivery), delivery.flight.handed), (vec![2], 0));
+    let shown = page(&delivery);
+    assert_eq!((shown.dead_letters, shown.rejected_in_a_row), (1, 1));
+    assert_eq!(delivery.reader.cursor, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_waits_to_be_a_dead_letter_is_not_accepted_with_another_of_its_messages() {
+    let mut delivery = in_flight(&[0, 0]);
+    let first = delivery.flight.events[0].clone();
+    // Its second message is in flight, the first one rejected.
+    delivery.flight.events[0].part = 1;
+    delivery.flight.handed = 1;
+    delivery.flight.reject(1);
+    let undeliverable = Undeliverable { record: first.record, reason: String::new() };
+    delivery.flight.undeliverable.push_back(undeliverable);
+    delivery.accepted(1);
+    assert_eq!((delivery.flight.behind.len(), delivery.reader.cursor), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_was_not_in_flight_is_not_rejected() {
     let mut delivery = in_flight(&[0]);
     delivery.flight.handed = 0;
@@ -299,6 +331,29 @@ async fn after_a_failure_nothing_is_in_flight() {
             assert!(recorder.handle().render().contains("astro_relay_sink_up{sink=\"out\"} 1"));
         });
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_takes_no_connection_now_is_down() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        let mut delivery = in_flight(&[0]);
+        delivery.disconnect();
+        let wait = Some(Duration::from_mins(2));
+        let cause = Cause::Busy { wait, reason: "it is not available (0x88)".to_owned() };
+        delivery.failed(&cause, true);
+        let shown = page(&delivery);
+        assert_eq!(shown.state, "down");
+        assert!(shown.last_error.unwrap().contains("it is not available (0x88)"));
+        let text = recorder.handle().render();
+        assert!(text.contains("astro_relay_sink_up{sink=\"out\"} 0"), "{text}");
+        assert!(text.contains("retries_total{sink=\"out\",cause=\"busy\"} 1"), "{text}");
+        // It waits as long as it was asked to, and with a connection all is well.
+        let waits = delivery.waiting.reconnect_at().unwrap() - Instant::now();
+        assert!(waits >= Duration::from_mins(2), "{waits:?}");
+        delivery.connected();
+        assert_eq!(page(&delivery).state, "up");
+    });
 }
 
 #[tokio::test(start_paused = true)]

@@ -169,15 +169,17 @@ impl Flight {
         }
     }
 
-    /// The server refuses this subject; how many events that concerns.
-    pub(super) fn refuse(&mut self, subject: &str, fault: &Fault) -> usize {
-        let before = self.waiting;
-        for index in 0..self.handled {
+    /// The server refuses this subject: what is published there has failed. An answer: an event that is here
+    /// goes there, though it may be one that is to be published again.
+    pub(super) fn refuse(&mut self, subject: &str, fault: &Fault) -> bool {
+        let mut found = false;
+        for index in 0..self.entries.len() {
             if self.entries.get(index).is_some_and(|entry| &*entry.outgoing.address == subject) {
+                found = true;
                 self.resolve_at(index, Outcome::Failed(fault.clone()));
             }
         }
-        before - self.waiting
+        found
     }
 
     /// Accepts published events from the oldest on: those before `confirmed`, and those before `processed`
@@ -313,7 +315,7 @@ mod tests {
     fn answers_to_a_first_attempt_do_not_count_for_a_second() {
         let mut flight = flight(&["proven", "forbidden", "proven"]);
         let fault = Fault::Rejected("no".into());
-        assert_eq!(flight.refuse("forbidden", &fault), 1);
+        assert!(flight.refuse("forbidden", &fault) && !flight.refuse("another", &fault));
         flight.resolve(0, Outcome::Accepted);
         assert_eq!(flight.take_accepted(|_| {}), 1);
         assert!(flight.take_head(), "the refused one was published");
