@@ -305,18 +305,15 @@ impl Tools {
         let mut backoff = Backoff::new(WAIT.0, WAIT.1);
         let end = Instant::now() + GIVE_UP;
         loop {
-            let credentials = credentials_for(gap, missed, targets).await?;
-            let target = credentials.target();
-            // Boxed: while it waits, it needs no memory for an attempt.
-            let failure = match Box::pin(self.attempt(gap, missed, history, target)).await {
+            let failed = match self.attempt(gap, missed, history, targets).await {
                 Ok(found) => return Ok(found),
-                Err(failure) => failure,
+                Err(failed) => failed,
             };
-            let wait = backoff.wait().max(failure.retry_after().unwrap_or_default());
-            if is_final(&failure) || Instant::now() + wait > end {
-                return Err(text::excerpt(&failure.describe(), text::EXCERPT));
+            let wait = backoff.wait().max(failed.asked);
+            let error = text::excerpt(&failed.why, text::EXCERPT);
+            if failed.is_final || Instant::now() + wait > end {
+                return Err(error);
             }
-            let error = text::excerpt(&failure.describe(), text::EXCERPT);
             warn!(%channel, %topic, error, ?wait, "the history cannot be fetched; it is tried again");
             drop(slot);
             clock::sleep(wait).await;
@@ -325,8 +322,32 @@ impl Tools {
         }
     }
 
-    /// Fetches, and appends what belongs to the gap and was not received.
+    /// Fetches with the token as it is now. A refusal of a token that was replaced meanwhile is not final.
     async fn attempt(
+        &self,
+        gap: &Gap,
+        missed: &Missed,
+        history: History,
+        targets: &watch::Receiver<Targets>,
+    ) -> Result<Found, Failed> {
+        let credentials = credentials_for(gap, missed, targets).await?;
+        // Boxed: between the attempts no memory is needed for one.
+        let fetch = Box::pin(self.fetch(gap, missed, history, credentials.target()));
+        let error = match fetch.await {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        let is_replaced = matches!(error, RestError::Refused { status: 401, .. })
+            && credentials_for(gap, missed, targets).await.ok().as_ref() != Some(&credentials);
+        Err(Failed {
+            why: error.describe(),
+            is_final: is_final(&error) && !is_replaced,
+            asked: error.retry_after().unwrap_or_default(),
+        })
+    }
+
+    /// Fetches, and appends what belongs to the gap and was not received.
+    async fn fetch(
         &self,
         gap: &Gap,
         missed: &Missed,
@@ -357,6 +378,16 @@ impl Tools {
         }
         Ok(found)
     }
+}
+
+/// Why an attempt has failed.
+#[derive(Debug)]
+struct Failed {
+    why: String,
+    /// Waiting does not help.
+    is_final: bool,
+    /// How long the server asked to be left alone.
+    asked: Duration,
 }
 
 /// Whether the server refuses the request itself: repeated, it would be refused again.
@@ -445,11 +476,15 @@ async fn credentials_for(
     gap: &Gap,
     missed: &Missed,
     targets: &watch::Receiver<Targets>,
-) -> Result<Credentials, String> {
+) -> Result<Credentials, Failed> {
+    let failed = |why: String, is_final| Failed { why, is_final, asked: Duration::ZERO };
     let account = targets.borrow().channels.get(&gap.channel).cloned();
-    let account = account.ok_or("the channel is no longer configured")?;
+    let account =
+        account.ok_or_else(|| failed("the channel is no longer configured".into(), true))?;
     let rooms = [Some(&*missed.room), account.room.as_deref()];
-    credentials(rooms.into_iter().flatten(), &account.token, account.token_type).await
+    let found = credentials(rooms.into_iter().flatten(), &account.token, account.token_type).await;
+    // Its file may be about to be replaced.
+    found.map_err(|why| failed(why, false))
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -457,48 +492,4 @@ fn millis(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{gap::tests::gap, *};
-
-    #[test]
-    fn a_refused_request_is_final_and_an_overloaded_server_is_not() {
-        for (status, expected) in [
-            (400, true),
-            (401, true),
-            (403, true),
-            (404, true),
-            (408, false),
-            (410, true),
-            (429, false),
-            (500, false),
-            (503, false),
-        ] {
-            let text = String::new();
-            let failure = RestError::Refused { status, text, retry_after: None };
-            assert_eq!(is_final(&failure), expected, "{status}");
-        }
-        assert!(is_final(&RestError::Token) && !is_final(&RestError::Unreachable("".into())));
-    }
-
-    #[test]
-    fn what_was_made_before_the_gap_is_no_part_of_it() {
-        let gap = gap();
-        let second = 1000;
-        for (ahead, early, late) in [(Some(0), 20, 5), (None, 75, 60)] {
-            let bounds = Bounds::of(&gap, ahead);
-            let (from, to) = (gap.from, gap.to);
-            assert!(bounds.has(from) && bounds.has(to));
-            assert!(bounds.has(from - early * second) && !bounds.has(from - early * second - 1));
-            assert!(bounds.has(to + late * second) && !bounds.has(to + late * second + 1));
-            let (after, before) = bounds.span();
-            assert!(after < from - early * second && before.unwrap() > to + late * second);
-        }
-        // In the server's time.
-        let bounds = Bounds::of(&gap, Some(30_000));
-        assert_eq!((bounds.from, bounds.to), (gap.from - 30_000, Some(gap.to - 30_000)));
-        let ahead = Bounds::of(&Gap { clock: Clock::Gateway, ..gap.clone() }, Some(30_000));
-        assert_eq!(ahead.from, gap.from, "it is reported in the server's time");
-        let open = Bounds::of(&Gap { clock: Clock::Unknown, ..gap.clone() }, None);
-        assert!(open.has(gap.to + 86_400_000) && open.span().1.is_none());
-    }
-}
+mod tests;

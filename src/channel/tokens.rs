@@ -55,6 +55,8 @@ pub struct TokenKeeper {
 struct Channel {
     account: Account,
     topics: Vec<Arc<str>>,
+    /// Whether it is still configured.
+    is_wanted: bool,
     /// `None` while it is being looked after.
     held: Option<Box<HeldToken>>,
     due: Instant,
@@ -66,23 +68,29 @@ impl Channel {
     fn new(label: &Arc<str>, account: &Account, topics: Vec<Arc<str>>) -> Self {
         let held = Some(Box::new(HeldToken::new(label, account.clone(), topics.clone())));
         let account = account.clone();
-        Self { account, topics, held, due: Instant::now(), refused: false }
+        Self { account, topics, is_wanted: true, held, due: Instant::now(), refused: false }
     }
 
-    fn configure(&mut self, label: &Arc<str>, account: &Account, topics: Vec<Arc<str>>) {
+    fn configure(&mut self, account: &Account, topics: Vec<Arc<str>>) {
         if &self.account != account {
             self.account = account.clone();
         }
         self.topics = topics;
-        self.compare(label);
+        self.compare();
     }
 
     /// Starts again where it is configured in another way. One that is being looked after is compared when
     /// it comes back.
-    fn compare(&mut self, label: &Arc<str>) {
-        if self.held.as_ref().is_some_and(|held| !held.is_of(&self.account, &self.topics)) {
-            *self = Self::new(label, &self.account.clone(), std::mem::take(&mut self.topics));
-        }
+    fn compare(&mut self) {
+        let is_other = |held: &mut Box<HeldToken>| !held.is_of(&self.account, &self.topics);
+        let Some(held) = self.held.take_if(is_other) else { return };
+        let next = held.configured(self.account.clone(), self.topics.clone());
+        (self.held, self.due, self.refused) = (Some(Box::new(next)), Instant::now(), false);
+    }
+
+    /// One that was removed stays until it is looked after no more, and its pair is stored.
+    fn is_needed(&self) -> bool {
+        self.is_wanted || self.held.as_ref().is_none_or(|held| held.has_unsaved())
     }
 }
 
@@ -140,17 +148,17 @@ impl TokenKeeper {
             of_channel.push(Arc::clone(&subscription.topic));
         }
         let tokens = &self.tokens;
-        self.channels.retain(|label, _| {
-            let is_wanted = targets.channels.contains_key(label);
-            if !is_wanted {
+        self.channels.retain(|label, channel| {
+            channel.is_wanted = targets.channels.contains_key(label);
+            if !channel.is_wanted {
                 tokens.set(label, None);
             }
-            is_wanted
+            channel.is_needed()
         });
         for (label, account) in &targets.channels {
             let topics = topics.remove(&**label).unwrap_or_default();
             if let Some(known) = self.channels.get_mut(label) {
-                known.configure(label, account, topics);
+                known.configure(account, topics);
             } else {
                 let channel = Channel::new(label, account, topics);
                 self.channels.insert(Arc::clone(label), channel);
@@ -185,12 +193,16 @@ impl TokenKeeper {
     }
 
     fn take(&mut self, (label, held, attended): (Arc<str>, Box<HeldToken>, Attended)) {
-        // Removed meanwhile: its files are up to date all the same.
         let Some(channel) = self.channels.get_mut(&label) else { return };
-        self.tokens.set(&label, Some(held.status()));
+        if channel.is_wanted {
+            self.tokens.set(&label, Some(held.status()));
+        }
         channel.due = Instant::now() + attended.wait;
         channel.held = Some(held);
-        channel.compare(&label);
+        channel.compare();
+        if !channel.is_needed() {
+            self.channels.remove(&label);
+        }
         if attended.refreshed {
             self.targets.send_modify(|targets| targets.refreshed += 1);
         }

@@ -4,20 +4,29 @@ use std::{
     fs::{self, File},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use astro_relay::{
-    base::clock,
-    channel::token_status::ShownToken,
+    astro::rest::Rest,
+    base::{clock, replace::Replacement},
+    channel::{
+        token_status::{ShownToken, Tokens},
+        tokens::TokenKeeper,
+    },
     config::{Config, SecretRef, TokenType},
+    gateway::Targets,
 };
 use astro_sim::{End, OAuthClient, Options, RestFault, Secret, Sim, Token};
 use async_nats::ConnectOptions;
 use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     daemon,
+    mount::{MountedFile, may_mount},
     nats_server::NatsServer,
     relay::{ROOM, Running, configure},
     wait::until,
@@ -386,6 +395,109 @@ async fn nothing_is_asked_for_that_could_not_be_stored() {
     refreshed(&relay).await;
     assert_eq!(sim.stats().refreshes, 1);
     relay.stop().await;
+}
+
+#[tokio::test]
+async fn files_that_are_mounted_one_by_one_are_refreshed_in_place() {
+    if !may_mount() {
+        return;
+    }
+    let sim = start(false).await;
+    let (dir, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (files, sources) = (Files::new(dir.path(), 0), Files::new(outside.path(), 6 * DAY));
+    let mounted = MountedFile::new(&sources.token, &files.token);
+    let _refresh = MountedFile::new(&sources.refresh, &files.refresh);
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    refreshed(&relay).await;
+    let pair = sources.read();
+    assert!(pair[0].starts_with("at-") && pair[1].starts_with("ft-") && pair != FIRST, "{pair:?}");
+    assert_eq!((files.read(), sim.stats().refreshes), (pair.clone(), 1));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3, "nothing is left beside them");
+    relay.stop().await;
+
+    // A crash has come when it was emptied and not yet written.
+    fs::write(dir.path().join("token.new"), format!("{}\n", pair[0])).unwrap();
+    fs::write(&sources.token, "").unwrap();
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    until("it is recovered", SOON, async || (sources.read() == pair).then_some(())).await;
+    relay.stop().await;
+    assert_eq!(sim.stats().refreshes, 1);
+
+    // What cannot be written is found before the server is asked.
+    mounted.turn_read_only();
+    Replacement::prepare(&files.token).unwrap_err();
+    let config = json!({
+        "journal": { "dir": "" },
+        "channels": { "main": {
+            "token_file": files.token, "token_type": "oauth2", "client_id": "app",
+            "client_secret": "app-canary", "refresh_token_file": files.refresh, "room": ROOM,
+            "topics": ["channel.tips"],
+        } },
+        "sinks": { "out": { "type": "stdout" } },
+    });
+    let file = dir.path().join("relay.toml");
+    fs::write(&file, toml::to_string(&config).unwrap()).unwrap();
+    let mut command = tokio::process::Command::new(daemon::PROGRAM);
+    command.args(["check", "--config"]).arg(&file).kill_on_drop(true);
+    let output = crate::support::carry::within("the check", command.output()).await.unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    let expected = "its file, which is mounted by itself, cannot be written";
+    assert_eq!(text.matches(expected).count(), 1, "{text}");
+}
+
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "a test's own task")]
+async fn a_pair_that_could_not_be_stored_survives_a_reload_and_the_end_of_its_channel() {
+    for is_removed in [false, true] {
+        let sim = start(false).await;
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path(), 6 * DAY);
+        // Nothing can be put in the place of the access token.
+        fs::remove_file(&files.token).unwrap();
+        fs::create_dir(&files.token).unwrap();
+        fs::write(files.token.join("in_the_way"), "").unwrap();
+        let config = files.config(&sim, dir.path());
+        let (targets, _) = watch::channel(Targets::of(&config));
+        let (rest, tokens) = (Rest::new(&config.astro).unwrap(), Arc::new(Tokens::default()));
+        let keeper = TokenKeeper::new(rest, Arc::default(), Arc::clone(&tokens), targets.clone());
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(keeper.run(stop.clone()));
+        until("it is not stored", SOON, async || {
+            let error = tokens.snapshot().remove("main")?.error?;
+            error.contains("it was refreshed and cannot be stored").then_some(())
+        })
+        .await;
+        // Nor is there a copy on disk, or will be.
+        let beside = dir.path().join("token.new");
+        until("there is no copy", SOON, async || {
+            drop(fs::remove_file(&beside));
+            fs::create_dir(&beside).ok()
+        })
+        .await;
+
+        targets.send_modify(|targets| {
+            if is_removed {
+                targets.channels.clear();
+            } else if let Some(account) = targets.channels.get_mut("main") {
+                account.token_type = TokenType::Oauth;
+            }
+        });
+        until("it is reloaded", SOON, async || {
+            let token = tokens.snapshot().remove("main");
+            let is_there = if is_removed { token.is_none() } else { token?.kind == "oauth" };
+            is_there.then_some(())
+        })
+        .await;
+        fs::remove_dir(&beside).unwrap();
+        fs::remove_dir_all(&files.token).unwrap();
+        let token =
+            until("it is stored", SOON, async || fs::read_to_string(&files.token).ok()).await;
+        assert!(token.starts_with("at-") && token.trim() != FIRST[0], "{token}");
+        assert_eq!(sim.stats().refreshes, 1);
+        stop.cancel();
+        crate::support::carry::within("stop", task).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,11 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{BATCH, BATCH_BYTES, OVERLAP, gap::Gap, millis};
+use super::{
+    BATCH, BATCH_BYTES, OVERLAP,
+    gap::{Clock, Gap},
+    millis,
+};
 use crate::{
     base::{
         clock::{self, UnixMillis},
@@ -45,11 +49,19 @@ impl Recalled {
         journal: &Journal,
         fetch: &Fetch<'_>,
     ) -> Option<i64> {
-        let since = gap.from.saturating_sub(2 * millis(OVERLAP));
+        // The journal's times are ours.
+        let from = match gap.clock {
+            Clock::Ours => gap.from,
+            Clock::Gateway | Clock::Unknown => {
+                gap.from.saturating_add_signed(gap.ahead.unwrap_or(0))
+            }
+        };
+        // Where that is still to come, the last minutes are what there is.
+        let since = from.min(clock::now()).saturating_sub(2 * millis(OVERLAP));
         if let Err(error) = self.recall_since(since, journal, fetch).await {
             warn!(%error, "the journal cannot be read; something may be delivered twice");
         }
-        let before = self.clocks.range(..=gap.from / 1000).next_back();
+        let before = self.clocks.range(..=from / 1000).next_back();
         before.or_else(|| self.clocks.first_key_value()).map(|(_, behind)| *behind)
     }
 
@@ -170,5 +182,25 @@ mod tests {
         // The journal's time has gone on with the timers, the wall clock has not.
         recalled.recall(&after(now - 60 * minute), &journal, &fourth).await;
         assert!(is_known(&fourth, "before") && is_known(&fourth, "since"));
+    }
+
+    #[tokio::test]
+    async fn what_was_received_around_a_gap_is_known_where_our_clock_is_behind() {
+        let now = clock::now();
+        let minute = 60_000;
+        // Ten minutes ago by our clock, which is twenty behind; and by one that was set back by an hour.
+        for (clock, from, ahead, ago) in [
+            (Clock::Gateway, now + 10 * minute, Some(-20 * 60_000), 10),
+            (Clock::Unknown, now + 60 * minute, None, 1),
+        ] {
+            let journal = Journal::in_memory(1 << 20);
+            let intake = Intake::new(Journal::in_memory(1 << 20));
+            let fetch = intake.fetch();
+            let waited = Waited::already(Duration::from_mins(ago));
+            journal.append_waited(&mut vec![activity("a", now - ago * minute)], waited);
+            let gap = Gap { from, to: from + minute, clock, ahead, ..gap() };
+            Recalled::default().recall(&gap, &journal, &fetch).await;
+            assert!(is_known(&fetch, "a"), "{clock:?}");
+        }
     }
 }

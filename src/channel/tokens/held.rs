@@ -92,6 +92,28 @@ impl HeldToken {
         }
     }
 
+    /// The one of the same channel as it is configured now.
+    pub(super) fn configured(self, account: Account, topics: Vec<Arc<str>>) -> Self {
+        let mut next = Self::new(&self.label, account, topics);
+        match (&mut next.refresher, self.refresher) {
+            (Some(refresher), Some(earlier)) if refresher.has_files_of(&earlier) => {
+                refresher.succeed(earlier);
+            }
+            (_, Some(earlier)) if earlier.has_unsaved() => {
+                let error = "a refreshed token that could not be stored is lost: its files are no \
+                             longer configured";
+                error!(channel = %self.label, "{error}");
+            }
+            _ => {}
+        }
+        next
+    }
+
+    /// Whether there is a pair that is not stored yet.
+    pub(super) fn has_unsaved(&self) -> bool {
+        self.refresher.as_ref().is_some_and(Refresher::has_unsaved)
+    }
+
     /// Whether it is the token of that channel as it is configured.
     pub(super) fn is_of(&self, account: &Account, topics: &[Arc<str>]) -> bool {
         (&self.account, &*self.topics) == (account, topics)

@@ -10,8 +10,8 @@
 //! - after that: the pair is found beside the files at the next start, and put in its place;
 //! - between the two files: the refresh token is the new one, and is used for the access token.
 //!
-//! An answer that cannot be stored is kept in memory and stored as soon as it can be; nothing else is asked
-//! of the server meanwhile.
+//! An answer that cannot be stored is kept in memory and stored as soon as it can be, also where the channel
+//! is configured in another way or removed meanwhile; nothing else is asked of the server until then.
 
 use std::{
     io,
@@ -90,6 +90,17 @@ impl Refresher {
     /// Whether there is something to store.
     pub(super) fn has_unsaved(&self) -> bool {
         self.unsaved.is_some()
+    }
+
+    /// Whether it stores in the same files.
+    pub(super) fn has_files_of(&self, other: &Self) -> bool {
+        (&self.token_file, &self.refresh_file) == (&other.token_file, &other.refresh_file)
+    }
+
+    /// Goes on where an earlier one has been with the same files: a pair that is not stored is nowhere else.
+    pub(super) fn succeed(&mut self, earlier: Self) {
+        let Self { recovered, unsaved, hanging, .. } = earlier;
+        (self.recovered, self.unsaved, self.hanging) = (recovered, unsaved, hanging);
     }
 
     /// Puts what a crash has left beside the files in its place, once.
@@ -193,7 +204,8 @@ impl Refresher {
             return Err(Stopped::Rejected(why.into()));
         };
         let named = format!("{} and {}", shown(&token), shown(&refresh));
-        let places = self.blocking(move || Places::prepare(&token, &refresh)).await;
+        let again = self.has_unsaved();
+        let places = self.blocking(move || Places::prepare(&token, &refresh, again)).await;
         places.map_err(|why| {
             Stopped::later(format!("not asked for, for it could not be stored in {named}: {why}"))
         })
@@ -253,8 +265,11 @@ struct Places {
 }
 
 impl Places {
-    fn prepare(token: &Path, refresh: &Path) -> io::Result<Self> {
-        Ok(Self { token: Replacement::prepare(token)?, refresh: Replacement::prepare(refresh)? })
+    /// `again`: for a pair that could not be stored. What was written of it may be its only copy on disk.
+    fn prepare(token: &Path, refresh: &Path, again: bool) -> io::Result<Self> {
+        let prepare: fn(&Path) -> io::Result<Replacement> =
+            if again { Replacement::prepare_again } else { Replacement::prepare };
+        Ok(Self { token: prepare(token)?, refresh: prepare(refresh)? })
     }
 
     /// See the head of this file for the order.

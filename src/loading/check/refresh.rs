@@ -7,7 +7,10 @@ use std::{
 
 use rustix::fs::{Access, access};
 
-use crate::config::{Channel, Config, SecretRef, problem::Findings};
+use crate::{
+    base::replace,
+    config::{Channel, Config, SecretRef, problem::Findings},
+};
 
 /// The keys, as they are written.
 const KEYS: [&str; 3] = ["client_id", "client_secret", "refresh_token"];
@@ -75,10 +78,17 @@ pub(super) fn writable(config: &Config, found: &mut Findings) {
         for (key, secret) in secrets {
             let Some(SecretRef::File(path)) = secret else { continue };
             let dir = directory(path);
-            if let Err(error) = access(&dir, Access::WRITE_OK | Access::EXEC_OK) {
+            let unwritable = if let Err(error) = access(&dir, Access::WRITE_OK | Access::EXEC_OK) {
+                Some(("the directory of its file", error))
+            } else if replace::is_mounted(path) {
+                let writable = access(path, Access::WRITE_OK);
+                writable.err().map(|error| ("its file, which is mounted by itself,", error))
+            } else {
+                None
+            };
+            if let Some((what, error)) = unwritable {
                 let message = format!(
-                    "a refreshed token cannot be stored: the directory of its file cannot be \
-                     written ({})",
+                    "a refreshed token cannot be stored: {what} cannot be written ({})",
                     std::io::Error::from(error).kind()
                 );
                 found.warn(&["channels", label, key], message);

@@ -61,6 +61,27 @@ impl Drop for Small {
     }
 }
 
+/// A file that is mounted by itself, in the place of another one.
+pub struct MountedFile(PathBuf);
+
+impl MountedFile {
+    pub fn new(file: &Path, at: &Path) -> Self {
+        run("mount", &["--bind", file.to_str().unwrap(), at.to_str().unwrap()]);
+        Self(at.to_owned())
+    }
+
+    /// It cannot be written any more.
+    pub fn turn_read_only(&self) {
+        run("mount", &["-o", "remount,bind,ro", self.0.to_str().unwrap()]);
+    }
+}
+
+impl Drop for MountedFile {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("-l").arg(&self.0).output());
+    }
+}
+
 /// An ext4 in a file. An error of its own makes it read-only, as on most machines.
 pub struct Disk {
     dir: TempDir,
