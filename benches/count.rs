@@ -192,7 +192,7 @@ fn append(events: u64) {
 fn write(events: u64) {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(dir.path(), false).unwrap();
-    let first = store.begin_run(0, 0, 1).unwrap();
+    let first = store.begin_run(0, 0, None).unwrap();
     let records = (0..TRANSACTION).map(|number| record(first + number, happening(number)));
     let mut write = Write { records: records.collect(), ..Write::default() };
     for _ in 0..events / TRANSACTION {

@@ -66,6 +66,7 @@
 //! | dead letters of one sink | `max_dead_letters` | the sink is held; nothing goes ([`SetAside::Full`]) |
 //! | dead letters not yet written | a number, and `memory` | who sets one aside waits ([`SetAside::Wait`]) |
 //! | state of one channel | a number of bytes ([`channel_state`]) | the rest is not written; it is fetched again |
+//! | what was published of the state, for each sink | a larger number ([`channel_state`]) | the rest is not written; what vanishes while the relay is down is not cleared |
 //!
 //! # Without a disk
 //!
@@ -272,11 +273,9 @@ impl Journal {
         let Some(age) = clock::now().checked_sub(since).map(Duration::from_millis) else {
             return Ok(None);
         };
-        if let Some(reader) = self.0.reader() {
-            let found = reader.read(|store| store.first_since(since))?;
-            if found.is_some() {
-                return Ok(found);
-            }
+        let found = self.0.read_file(|store| store.first_since(since))?.flatten();
+        if found.is_some() {
+            return Ok(found);
         }
         let memory = self.0.lock();
         Ok(memory.ring.after(0).find(|record| record.age() <= age).map(|record| record.seq))
@@ -337,12 +336,11 @@ impl Journal {
         };
         let shared = Arc::clone(&self.0);
         let read = tokio::task::spawn_blocking(move || {
-            let reader = shared.reader().ok_or(StoreError::Reopening)?;
-            reader.read(|store| store.read(after, limit, max_bytes))
+            let read = shared.read_file(|store| store.read(after, limit, max_bytes))?;
+            read.ok_or(StoreError::Reopening)
         });
         // What was not read is not known to be gone.
-        let read = read.await.unwrap_or(Err(StoreError::Unread));
-        let mut read = read.inspect_err(|error| self.0.report_read_error(error))?;
+        let mut read = read.await.unwrap_or(Err(StoreError::Unread))?;
         // The writer may have gone on meanwhile; what may be read was decided above.
         read.records.retain(|record| record.seq <= through);
         let end = match read.through {
@@ -360,8 +358,7 @@ impl Journal {
         const PAGE_BYTES: usize = 1024 * 1024;
         /// As they are on the disk.
         const MOST_BYTES: u64 = 16 * 1024 * 1024;
-        let Some(reader) = self.0.reader() else { return Ok(()) };
-        reader.read(|store| {
+        let read = self.0.read_file(|store| {
             let mut after = store.before_newest(limit, MOST_BYTES)?;
             loop {
                 let read = store.read(after, PAGE, PAGE_BYTES)?;
@@ -371,7 +368,8 @@ impl Journal {
                     _ => return Ok(()),
                 }
             }
-        })
+        });
+        read.map(|_| ())
     }
 
     /// The destination of `sink` has accepted everything through `seq`: that is saved at once.

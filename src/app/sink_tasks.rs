@@ -169,6 +169,6 @@ fn state(
         let state = (Arc::clone(&store), journal.clone());
         let reports = (Arc::clone(&status), Arc::clone(&health));
         let publishing = Publishing::new((&name, &config), publisher, scope, state, reports);
-        Ok(Box::pin(publishing.map_err(|error| error.to_string())?.run(stop)))
+        Ok(Box::pin(publishing.run(stop)))
     })
 }

@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::channel::Channel;
+use self::channel::{Channel, Generation};
 use super::{
     refresh::{Answered, Outcome, RefreshRequest, RefreshRequests},
     sessions::Sessions,
@@ -108,6 +108,7 @@ pub struct SessionKeeper {
 /// A snapshot, and when it was asked for.
 struct Fetched {
     channel: Arc<str>,
+    generation: Generation,
     since: Seq,
     /// Who waits for it.
     waiting: Vec<oneshot::Sender<Outcome>>,
@@ -127,7 +128,10 @@ impl SessionKeeper {
         requests: RefreshRequests,
     ) -> Result<Self, StoreError> {
         let follower = stores.journal.follow(CURSOR, Start::End, concerns)?;
-        let kept = stores.journal.stored_state()?;
+        let kept = stores.journal.stored_state().unwrap_or_else(|error| {
+            warn!(%error, "what is known of the sessions cannot be read; it is fetched again");
+            Vec::new()
+        });
         let mut keeper = Self {
             rest,
             stores,
@@ -261,9 +265,13 @@ impl SessionKeeper {
             return request.answer(Err("the relay keeps no session of this channel".into()));
         };
         if let Some(Answered { since, document, source }) = request.answered {
+            // The server may have answered a fetch that is under way before it made the change.
+            channel.generation = Generation::default();
+            let generation = channel.generation.clone();
             let (channel, outcome) = (request.channel, Ok(document));
             return self.take(Fetched {
                 channel,
+                generation,
                 since,
                 waiting: vec![request.done],
                 outcome,
@@ -294,6 +302,7 @@ impl SessionKeeper {
             // What is received from here on is newer than what the server may read for us.
             let since = self.stores.journal.figures().last;
             let waiting = std::mem::take(&mut channel.waiting);
+            let generation = channel.generation.clone();
             fetches.push(Box::pin(async move {
                 let credentials =
                     credentials(room.as_deref(), &account.token, account.token_type).await;
@@ -301,7 +310,8 @@ impl SessionKeeper {
                     Ok(credentials) => rest.document(credentials.target()).await,
                     Err(why) => Err(RestError::Credential(why)),
                 };
-                Fetched { channel: label, since, waiting, outcome, source: Source::Fetched }
+                let source = Source::Fetched;
+                Fetched { channel: label, generation, since, waiting, outcome, source }
             }));
         }
         next
@@ -332,7 +342,9 @@ impl SessionKeeper {
             let label = &record.event.place.channel;
             if let Some(channel) = self.channels.get_mut(label) {
                 let changes = channel.session.fold(&record.event, record.seq);
-                if &*record.event.place.topic == RESET && channel.was_reset(&record.event) {
+                let is_reset = &*record.event.place.topic == RESET
+                    && !channel.session.is_in_snapshot(record.seq);
+                if is_reset && channel.was_reset(&record.event) {
                     self.stores.store.insert([info(label, &channel.about)]);
                 }
                 channel.count_left_out(label);
@@ -344,8 +356,12 @@ impl SessionKeeper {
 
     /// Takes in what a fetch has brought.
     fn take(&mut self, fetched: Fetched) {
-        let Fetched { channel: label, since, waiting, outcome, source } = fetched;
+        let Fetched { channel: label, generation, since, waiting, outcome, source } = fetched;
         let Some(channel) = self.channels.get_mut(&label) else { return };
+        if generation != channel.generation {
+            // Of another account, or perhaps older than what was taken in meanwhile.
+            return channel.fetch_for(waiting);
+        }
         let now = Instant::now();
         let mut changes = Vec::new();
         let next = match outcome {
@@ -476,3 +492,6 @@ fn change_data(label: &str, change: &Change) -> String {
         r#"{{{after}{before}"channel":{label},"element":{element},"source":"{source}"{activity}{provider}}}"#
     )
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,8 @@
 //! is the task around it. What a sink makes of the changes is not decided here.
 //!
 //! A snapshot takes time to fetch, and events go on meanwhile. What came after the fetch began is at least
-//! as new as the snapshot, or is followed by an event that is, so it stays. Where a reset came meanwhile,
+//! as new as the snapshot, or is followed by an event that is, so it stays. What came before is in the
+//! snapshot, and changes no element when it is folded only after it. Where a reset came meanwhile,
 //! nothing of the snapshot can be trusted and it is fetched again.
 //!
 //! The vendor's pages spell the same element in two ways (`latest_follower`, `follower-latest`). [`name`]
@@ -105,6 +106,8 @@ pub struct Session {
     reset: Seq,
     /// When a snapshot was last taken in.
     fetched: Option<UnixMillis>,
+    /// The last event when that snapshot was asked for.
+    merged: Seq,
     size: Size,
 }
 
@@ -172,6 +175,11 @@ impl Session {
         self.fetched
     }
 
+    /// Whether the snapshot that was last taken in was asked for after this event had been received.
+    pub fn is_in_snapshot(&self, seq: Seq) -> bool {
+        seq <= self.merged
+    }
+
     /// How many values were left out, because they were too many or too large.
     pub fn left_out(&self) -> u64 {
         self.size.left_out
@@ -193,6 +201,9 @@ impl Session {
     pub fn fold(&mut self, event: &Event, seq: Seq) -> Vec<Change> {
         // Most of what comes: nothing else of it is read.
         if &*event.place.topic == ACTIVITIES && has_element(event.data()) {
+            return Vec::new();
+        }
+        if self.is_in_snapshot(seq) && SESSION_TOPICS.contains(&&*event.place.topic) {
             return Vec::new();
         }
         let Some(data) = json::value(event.data()) else { return Vec::new() };
@@ -272,7 +283,8 @@ impl Session {
     }
 
     /// Takes in a snapshot that was asked for when `since` was the last event. `None`: there has been
-    /// a reset since, so the snapshot may be of the session before it.
+    /// a reset since, so the snapshot may be of the session before it; or one that was asked for later
+    /// has been taken in, and events that are in that one may be missing in this.
     ///
     /// Where it says what is known, in the same words, that costs no more than comparing them.
     pub fn merge(
@@ -282,9 +294,10 @@ impl Session {
         now: UnixMillis,
         source: Source,
     ) -> Option<Vec<Change>> {
-        if self.reset > since {
+        if self.reset > since || self.merged > since {
             return None;
         }
+        self.merged = since;
         self.fetched = Some(now);
         let fetched = Provenance { seq: 0, source };
         let kept =

@@ -3,6 +3,9 @@
 //! State is a level that is fetched again: what exceeds a channel's budget is left out, and nothing else
 //! goes for it. An element that has grown beyond it is removed, so that no older value of it comes back at
 //! the next start.
+//!
+//! Parts of the relay store something of their own here, under a name with a dot, which no channel's label
+//! has: of all channels together, and nobody can fetch it again. Such a name has a larger budget.
 
 use std::collections::HashMap;
 
@@ -16,6 +19,9 @@ use super::{
 
 /// Bytes of one channel's state: a session has some hundred elements, of some hundred bytes each.
 const CHANNEL: usize = 512 * 1024;
+
+/// Bytes under a name with a dot: the keys of a thousand channels' sessions.
+const OWN: usize = 16 * 1024 * 1024;
 
 /// What an element costs beside its name and its value.
 const ELEMENT: usize = 64;
@@ -42,8 +48,7 @@ impl Journal {
         for changes in self.0.lock().pending.unwritten() {
             newer.extend(changes.state.clone());
         }
-        let mut found =
-            self.0.reader().map_or(Ok(Vec::new()), |reader| reader.read(Store::state))?;
+        let mut found = self.0.read_file(Store::state)?.unwrap_or_default();
         // Most of the time everything is written.
         if !newer.is_empty() {
             let key = |one: &StateElement| (one.channel.clone(), one.element.clone());
@@ -87,17 +92,29 @@ impl StateBudget {
         };
         let bytes = ELEMENT + one.element.len() + value.len();
         let before = channel.elements.get(&one.element).copied().unwrap_or(0);
-        if channel.bytes - before + bytes <= CHANNEL {
+        let own = one.channel.contains('.');
+        let most = if own { OWN } else { CHANNEL };
+        if channel.bytes - before + bytes <= most {
             channel.set(&one.element, bytes);
             return one;
         }
         if !std::mem::replace(&mut channel.warned, true) {
-            warn!(
-                channel = &*one.channel,
-                most = CHANNEL,
-                "the channel's state is too large to be stored whole; the rest of it is fetched again \
-                 after a restart"
-            );
+            let name = &*one.channel;
+            if own {
+                warn!(
+                    name,
+                    most,
+                    "too much state is published for all of its names to be stored; what of the rest \
+                     vanishes while the relay is down stays at the destination"
+                );
+            } else {
+                warn!(
+                    channel = name,
+                    most,
+                    "the channel's state is too large to be stored whole; the rest of it is fetched \
+                     again after a restart"
+                );
+            }
         }
         channel.set(&one.element, 0);
         StateElement { value: None, ..one }
@@ -142,5 +159,18 @@ mod tests {
         budget.admit(element("a", "new", 0));
         assert_eq!(budget.channels["a"].bytes, 0);
         assert!(!admitted(&mut budget, element("a", "huge", 10 * CHANNEL)));
+    }
+
+    #[test]
+    fn what_was_published_of_many_channels_is_remembered() {
+        let mut budget = StateBudget::default();
+        let name = "relay.kept.overlay";
+        for n in 0..50_000 {
+            let key = format!("channel-{}/session/some-element-of-it-{n}", n / 100);
+            assert!(budget.admit(element(name, &key, 4)).value.is_some(), "{n}");
+        }
+        assert!(!budget.channels[name].warned);
+        assert!(budget.admit(element(name, "huge", OWN)).value.is_none(), "it has a bound too");
+        assert!(budget.channels[name].bytes <= OWN);
     }
 }

@@ -2,11 +2,7 @@
 //! come, and what the disk has still to get. All of it is behind one lock, under which nothing touches
 //! the disk.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
     Batch, Health, age,
@@ -294,36 +290,23 @@ impl Memory {
         self.disk = Disk { durable: true, size: self.disk.size, ..Disk::default() };
     }
 
-    /// Takes over what was found in files that could be opened only now; `before` is the last number in
-    /// them. Answers what the sinks have still to get of it.
-    pub(super) fn adopt(&mut self, found: Self, before: Seq) -> Vec<Replay> {
-        self.numbers.runs = found.numbers.runs;
-        self.numbers.oldest = found.numbers.oldest;
-        self.disk.size = found.disk.size;
-        self.count_letters(found.letters);
-        let mut positions = Vec::new();
-        let mut known = HashSet::new();
-        for (sink, mut cursor) in found.cursors.by_sink {
-            known.insert(Arc::clone(&sink));
-            if let Some(live) = self.cursors.by_sink.get_mut(&sink) {
-                live.saved = None;
-                positions.push((sink, cursor.at));
-            } else {
-                // No configured sink uses it.
-                cursor.active = false;
-                self.cursors.by_sink.insert(sink, cursor);
-            }
-        }
+    /// What the sinks have still to get of what was found in files that could be opened only now; `before`
+    /// is the last number in them.
+    pub(super) fn backlogs(&self, found: &Self, before: Seq) -> Vec<Replay> {
+        let (live, known) = (&self.cursors.by_sink, &found.cursors.by_sink);
+        let mut positions: Vec<(Arc<str>, Seq)> = Vec::new();
+        let both = known.iter().filter(|(sink, _)| live.contains_key(*sink));
+        positions.extend(both.map(|(sink, cursor)| (Arc::clone(sink), cursor.at)));
         if found.cursors.unknown {
             // Positions were lost, and it is not known whose: then everybody gets what there is.
-            let earliest = self.numbers.oldest.saturating_sub(1);
-            let active = self.cursors.by_sink.iter().filter(|(_, cursor)| cursor.active);
-            let unknown = active.filter(|(sink, _)| !known.contains(*sink));
+            let earliest = found.numbers.oldest.saturating_sub(1);
+            let active = live.iter().filter(|(_, cursor)| cursor.active);
+            let unknown = active.filter(|(sink, _)| !known.contains_key(*sink));
             positions.extend(unknown.map(|(sink, _)| (Arc::clone(sink), earliest)));
         }
         // The relay's own parts follow what is new.
         let behind = positions.into_iter().filter(|(sink, position)| {
-            !sink.starts_with(OWN) && assigned_between(&self.numbers.runs, *position, before) > 0
+            !sink.starts_with(OWN) && assigned_between(&found.numbers.runs, *position, before) > 0
         });
         let replay = |(sink, position): (Arc<str>, Seq)| Replay {
             number: 0,
@@ -335,6 +318,23 @@ impl Memory {
         };
         behind.map(replay).collect()
     }
+
+    /// Takes over what was found in them.
+    pub(super) fn adopt(&mut self, found: Self) {
+        self.numbers.runs = found.numbers.runs;
+        self.numbers.oldest = found.numbers.oldest;
+        self.disk.size = found.disk.size;
+        self.count_letters(found.letters);
+        for (sink, mut cursor) in found.cursors.by_sink {
+            if let Some(live) = self.cursors.by_sink.get_mut(&sink) {
+                live.saved = None;
+            } else {
+                // No configured sink uses it.
+                cursor.active = false;
+                self.cursors.by_sink.insert(sink, cursor);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -345,6 +345,25 @@ mod tests {
     fn a_new_journal_has_nothing_to_count() {
         let memory = Memory::new(1, vec![(1, None)], 1, Health::Sound);
         assert_eq!((memory.assigned(0, 100), memory.marked(0)), (0, Marked::default()));
+    }
+
+    #[test]
+    fn the_backlog_of_files_opened_late_stays_the_same_until_they_are_taken_over() {
+        let full = Health::Degraded("the disk is full".into());
+        let mut memory = Memory::new(1000, vec![(1000, None)], 1000, full);
+        memory.cursors.by_sink.insert("a".into(), Cursor::new(1005, None));
+        let mut found = Memory::new(1000, vec![(1, Some(50)), (1000, None)], 1, Health::Sound);
+        found.cursors.by_sink.insert("a".into(), Cursor::new(20, Some(20)));
+        found.cursors.by_sink.insert("gone".into(), Cursor::new(10, Some(10)));
+        let backlogs = memory.backlogs(&found, 50);
+        assert_eq!(backlogs.len(), 1, "{backlogs:?}");
+        let backlog = &backlogs[0];
+        assert_eq!((&*backlog.sink, backlog.position, backlog.until), ("a", 20, 50));
+        assert_eq!(memory.backlogs(&found, 50), backlogs);
+        assert_eq!(memory.numbers.runs, [(1000, None)], "the first number is still known");
+        memory.adopt(found);
+        assert_eq!(memory.numbers.oldest, 1);
+        assert!(memory.cursors.by_sink["a"].active && !memory.cursors.by_sink["gone"].active);
     }
 
     #[test]

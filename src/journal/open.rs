@@ -56,11 +56,12 @@ pub(super) struct JournalFiles {
     pub(super) identity: u64,
 }
 
-/// Opens the files and begins a run in them that assigns no number below `at_least`.
+/// Opens the files and begins a run in them; `begun` is the first number of one that goes on in memory
+/// already. Where a later step fails, the same can be tried again.
 pub(super) fn open_files(
     dir: &Path,
     always_sync: bool,
-    at_least: Seq,
+    begun: Option<Seq>,
 ) -> Result<(Store, JournalFiles, Memory, Opened), StoreError> {
     directory::make(dir)?;
     let lock = Some(directory::lock(dir)?);
@@ -69,7 +70,7 @@ pub(super) fn open_files(
     let begin = |recovered| {
         directory::put_recovered_in_place(dir)?;
         let mut store = Store::open(dir, always_sync)?;
-        let (memory, opened) = begin_run(&mut store, &content, at_least, recovered)?;
+        let (memory, opened) = begin_run(&mut store, &content, begun, recovered)?;
         Ok::<_, StoreError>((store, memory, opened))
     };
     let (store, mut memory, mut opened) = match begin(false) {
@@ -88,6 +89,8 @@ pub(super) fn open_files(
     if opened.lost > 0 {
         error!(lost = opened.lost, "events that were in the journal are gone");
     }
+    // Where a sum is wrong, it may be the name that is broken.
+    opened.cursors_unknown |= !opened.cursors_lost.is_empty();
     memory.cursors.unknown = opened.cursors_unknown;
     let ages = store.ages().clone();
     mark.set(Marked { last: memory.numbers.last, events: opened.events }, &ages)?;
@@ -101,7 +104,7 @@ pub(super) fn open_files(
 fn begin_run(
     store: &mut Store,
     content: &MarkContent,
-    at_least: Seq,
+    begun: Option<Seq>,
     recovered: bool,
 ) -> Result<(Memory, Opened), StoreError> {
     go_on_with_time(store, content.anchor.as_ref())?;
@@ -114,7 +117,7 @@ fn begin_run(
     // What a sink has accepted had a number, and what was marked as written had one.
     let known = content.marked.last.max(accepted);
     opened.lost = lost_at_start(store, first, last, accepted, content.marked, recovered)?;
-    let next = store.begin_run(known, opened.lost, at_least)?;
+    let next = store.begin_run(known, opened.lost, begun)?;
     let runs = store.runs()?;
     set_downtime(&mut opened, content.anchor.as_ref(), store.heartbeat()?);
     let oldest = store.bounds()?.map_or(next, |(first, _)| first);
@@ -188,4 +191,39 @@ fn go_on_with_time(store: &mut Store, anchor: Option<&Anchor>) -> Result<(), Sto
     store.set_offs(ages.offs())?;
     store.set_ages(ages);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As after an attempt that failed when it had begun the run.
+    #[test]
+    fn files_are_opened_late_with_the_same_numbers_however_often() {
+        let dir = tempfile::tempdir().unwrap();
+        // A run before, which did not end in order.
+        drop(open_files(dir.path(), false, None).unwrap());
+        let first = clock::now_micros();
+        for _ in 0..3 {
+            let (_, _, found, opened) = open_files(dir.path(), false, Some(first)).unwrap();
+            assert_eq!((found.numbers.last + 1, opened.lost), (first, 0));
+            assert_eq!(found.numbers.runs.last(), Some(&(first, None)));
+        }
+        // A run of which nothing is known in memory leaves out what that one may have assigned.
+        let (_, _, found, _) = open_files(dir.path(), false, None).unwrap();
+        assert!(found.numbers.last > first + 100_000, "{}", found.numbers.last);
+    }
+
+    #[test]
+    fn files_that_have_gone_beyond_the_numbers_in_memory_stay_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, ..) = open_files(dir.path(), false, Some(5_000_000)).unwrap();
+        let before = store.runs().unwrap();
+        drop(store);
+        for _ in 0..3 {
+            let late = open_files(dir.path(), false, Some(1000)).map(|_| ());
+            assert!(matches!(late, Err(StoreError::Numbers)), "{late:?}");
+        }
+        assert_eq!(Store::open_reader(dir.path()).unwrap().runs().unwrap(), before);
+    }
 }

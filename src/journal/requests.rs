@@ -119,7 +119,6 @@ impl Journal {
         &self,
         sink: &str,
     ) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
-        let Some(reader) = self.0.reader() else { return Ok((Vec::new(), Vec::new())) };
         // What is done and not yet written counts as done. It is looked at before the disk: what is
         // written in between is seen there.
         let (mut done, mut positions) = (Vec::new(), HashMap::new());
@@ -128,9 +127,10 @@ impl Journal {
             done.extend(&changes.removed);
             positions.extend(&changes.replays);
         }
-        let (mut letters, mut replays) = reader.read(|store| {
+        let read = self.0.read_file(|store| {
             Ok((store.to_retry(sink, RETRY_AT_ONCE + done.len())?, store.replays()?))
-        })?;
+        });
+        let (mut letters, mut replays) = read?.unwrap_or_default();
         letters.retain(|letter| !done.contains(&letter.number));
         replays.retain_mut(|replay| match positions.get(&replay.number) {
             _ if replay.sink != sink => false,

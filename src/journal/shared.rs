@@ -14,6 +14,7 @@ use super::{
     mark::UnreportedGap,
     memory::{Demand, Memory},
     reader::SharedReader,
+    store::Store,
 };
 use crate::{
     base::event::Seq,
@@ -159,8 +160,17 @@ impl Shared {
         });
     }
 
+    /// Reads in the file; `None` while there is none. Blocks on the disk.
+    pub(super) fn read_file<T>(
+        &self,
+        what: impl FnOnce(&Store) -> Result<T, StoreError>,
+    ) -> Result<Option<T>, StoreError> {
+        let read = self.reader().map(|reader| reader.read(what)).transpose();
+        read.inspect_err(|error| self.report_read_error(error))
+    }
+
     /// Where the file itself is broken, the writer looks into it.
-    pub(super) fn report_read_error(&self, error: &StoreError) {
+    fn report_read_error(&self, error: &StoreError) {
         if error.is_corrupt() {
             self.lock().disk.corrupt = true;
             self.work.notify_one();

@@ -1,6 +1,6 @@
 //! Starting the journal: with its files, or from memory where the disk does not let them be opened.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use tracing::error;
 
@@ -25,14 +25,31 @@ use crate::{
 /// Opens the journal, or begins without it where the disk does not let it be opened: the writer tries
 /// again until it does.
 pub(super) fn open(config: &config::Journal) -> Result<(Journal, Opened), StoreError> {
-    match open_files(&config.dir, config.sync == Sync::Always, 1) {
-        Ok((store, files, memory, opened)) => {
-            let mut reader = Store::open_reader(&config.dir)?;
+    open_with(config, Store::open_reader)
+}
+
+fn open_with(
+    config: &config::Journal,
+    open_reader: impl FnOnce(&Path) -> Result<Store, StoreError>,
+) -> Result<(Journal, Opened), StoreError> {
+    let (store, files, memory, opened) =
+        match open_files(&config.dir, config.sync == Sync::Always, None) {
+            Ok(found) => found,
+            Err(error) if error.forbids_start() => return Err(error),
+            Err(error) => return Ok(begin_in_memory(config, &error)),
+        };
+    match open_reader(&config.dir) {
+        Ok(mut reader) => {
             reader.set_ages(files.ages.clone());
             Ok((start(config, memory, Some(reader), Some((store, files))), opened))
         }
-        Err(error) if error.forbids_start() => Err(error),
-        Err(error) => Ok(begin_in_memory(config, &error)),
+        Err(error) => {
+            // The writer opens them itself.
+            drop((store, files));
+            let (journal, _) = begin_in_memory(config, &error);
+            // The files were open, and since then the mark says that the relay runs.
+            Ok((journal, opened))
+        }
     }
 }
 
@@ -67,4 +84,35 @@ fn begin_in_memory(config: &config::Journal, error: &StoreError) -> (Journal, Op
     };
     let memory = Memory::new(first, vec![(first, None)], first, Health::Degraded(reason));
     (start(config, memory, None, None), opened)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::base::event::own;
+
+    #[tokio::test]
+    async fn a_reader_that_cannot_be_opened_ends_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config::Journal { dir: dir.path().to_owned(), ..config::Journal::default() };
+        let (journal, _) = open(&config).unwrap();
+        journal.close();
+        let no_files_left = |dir: &Path| {
+            let source = std::io::Error::from_raw_os_error(24);
+            Err(StoreError::Io { path: dir.to_owned(), source })
+        };
+        let (journal, opened) = open_with(&config, no_files_left).unwrap();
+        assert!(opened.heartbeat.is_some(), "what was found is known");
+        let mut health = journal.health();
+        let sound = health.wait_for(|health| *health == Health::Sound);
+        tokio::time::timeout(Duration::from_mins(1), sound).await.expect("it is sound").unwrap();
+        let nobody = "".into();
+        journal.append(&mut vec![own("t", &nobody, &nobody, &serde_json::json!({}), clock::now())]);
+        journal.close();
+        let (journal, opened) = open(&config).unwrap();
+        assert_eq!((opened.events, opened.lost), (1, 0));
+        journal.close();
+    }
 }

@@ -98,7 +98,8 @@ impl Store {
         if fresh {
             db.pragma_update(None, "page_size", PAGE)?;
         } else {
-            schema::refuse_newer(&db, path)?;
+            schema::refuse_newer(&db, path.clone())?;
+            schema::refuse_read_only(&db, &path)?;
         }
         let logs = schema::begin_log(&db)?;
         let synchronous = if always_sync || !logs { "FULL" } else { "NORMAL" };

@@ -16,13 +16,13 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{REFRESH, scope::Scope};
 use crate::{
     base::{backoff::Backoff, clock},
     channel::store::{Section, StateKey, StateStore, offline, word},
-    journal::{Journal, StateElement, StoreError},
+    journal::{Journal, StateElement},
     sink::Part,
 };
 
@@ -72,16 +72,20 @@ pub(crate) struct PublishedState {
 
 impl PublishedState {
     /// What the destination of the sink `name` is to hold of `store`. Blocks on the disk.
-    pub(crate) fn new(
-        name: &str,
-        store: Arc<StateStore>,
-        journal: Journal,
-    ) -> Result<Self, StoreError> {
+    pub(crate) fn new(name: &str, store: Arc<StateStore>, journal: Journal) -> Self {
         // No channel can have this name: their labels have no dot.
         let memory: Box<str> = format!("relay.kept.{name}").into();
-        let kept = journal.stored_state()?.into_iter().filter(|kept| kept.channel == memory);
+        let kept = journal.stored_state().unwrap_or_else(|error| {
+            warn!(
+                sink = name,
+                %error,
+                "what was published before cannot be read; what of it has vanished is cleared later"
+            );
+            Vec::new()
+        });
+        let kept = kept.into_iter().filter(|kept| kept.channel == memory);
         let paths = kept.filter_map(|kept| StateKey::from_text(&kept.element)).collect::<Vec<_>>();
-        Ok(Self::of(memory, store, journal, paths))
+        Self::of(memory, store, journal, paths)
     }
 
     /// Nothing is published, and what was published before is left as it is.

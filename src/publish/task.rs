@@ -19,7 +19,7 @@ use crate::{
     channel::store::StateStore,
     config::SinkConfig,
     delivery::{health::TaskHealth, status::Status},
-    journal::{Journal, StoreError},
+    journal::Journal,
     sink::{Cause, Failure},
 };
 
@@ -71,14 +71,14 @@ impl Publishing {
         scope: Scope,
         (store, journal): (Arc<StateStore>, Journal),
         (status, health): (Arc<Status>, Arc<TaskHealth>),
-    ) -> Result<Self, StoreError> {
+    ) -> Self {
         // What was known of another destination is so no longer.
         status.sink(name, |page| page.state_remarks.clear());
-        Ok(Self {
+        Self {
             name: name.into(),
             publisher,
             state: if config.state {
-                PublishedState::new(name, store, journal)?
+                PublishedState::new(name, store, journal)
             } else {
                 PublishedState::of_nothing(name, journal)
             },
@@ -91,7 +91,7 @@ impl Publishing {
             remarks: Vec::new(),
             complained: None,
             refused: None,
-        })
+        }
     }
 
     /// Publishes until it is stopped.

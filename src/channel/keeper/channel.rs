@@ -32,9 +32,22 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(
 /// been there before its message.
 const SAME_RESET: UnixMillis = 10_000;
 
+/// Whether a fetch still counts: it has the one that its channel had when it began. Each new one differs
+/// from all that are still held, those of other channels and of a channel that was removed too.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Generation(Arc<()>);
+
+impl PartialEq for Generation {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Channel {
     pub(super) session: Session,
+    /// Another one where the channel is configured otherwise, and after the answer to a command.
+    pub(super) generation: Generation,
     /// Which of the topics that are folded it subscribes to.
     topics: Vec<String>,
     pub(super) account: Account,
@@ -60,6 +73,7 @@ impl Channel {
     pub(super) fn new(account: &Account) -> Self {
         Self {
             session: Session::default(),
+            generation: Generation::default(),
             topics: Vec::new(),
             room: account.room.clone(),
             account: account.clone(),
@@ -90,7 +104,7 @@ impl Channel {
         self.session_topics() > 0
     }
 
-    /// This channel as it was configured before: as it was, or with its session alone.
+    /// This channel as it was configured before: as it was, or with its session and those who wait for it.
     pub(super) fn replaces(&mut self, mut before: Self) {
         if (&self.topics, &self.account) == (&before.topics, &before.account) {
             *self = before;
@@ -98,6 +112,9 @@ impl Channel {
             self.session = std::mem::take(&mut before.session);
             self.left_out = before.left_out;
             self.about = before.about;
+            if !before.waiting.is_empty() {
+                self.fetch_for(before.waiting);
+            }
         }
     }
 
@@ -125,6 +142,14 @@ impl Channel {
         match &mut self.due {
             Some(due) => *due = Instant::now(),
             None => self.again = true,
+        }
+    }
+
+    /// It is to be fetched now, for these. Where it is not fetched at all they are dropped, and learn that.
+    pub(super) fn fetch_for(&mut self, waiting: Vec<oneshot::Sender<Outcome>>) {
+        if self.has_session() {
+            self.waiting.extend(waiting);
+            self.fetch_now();
         }
     }
 

@@ -231,6 +231,29 @@ fn stream_bot_and_counters_are_state_and_a_time_out_is_not() {
 }
 
 #[test]
+fn what_a_snapshot_includes_changes_nothing_when_it_is_folded_after_it() {
+    let mut session = Session::default();
+    let update = |session: &mut Session, amount: u64, seq: u64| {
+        let data = json!({"key": "tip-goal", "data": {"amount": amount}});
+        session.fold(&event("channel.session.update", &data), seq)
+    };
+    assert_eq!(update(&mut session, 1, 1).len(), 1);
+    // Three events were received when it was asked for, and one was folded.
+    assert_eq!(merge(&mut session, &json!({"tip-goal": {"amount": 3}}), 3).len(), 1);
+    assert_eq!(update(&mut session, 2, 2), []);
+    let reset = event("channel.session.reset", &json!({"tip-goal": {"amount": 0}}));
+    assert_eq!(session.fold(&reset, 3), []);
+    let status = event("channel.stream.status", &json!({"isLive": true}));
+    assert_eq!(session.fold(&status, 3).len(), 1, "facts are not fetched");
+    assert_eq!(elements(&session)["tip-goal"], json!({"amount": 3}));
+    // One that was asked for earlier comes too late: the second event is not folded again.
+    let older = snapshot(&json!({"tip-goal": {"amount": 1}}));
+    assert_eq!(session.merge(&older, 1, 1, Source::Fetched), None);
+    assert_eq!(update(&mut session, 4, 4).len(), 1);
+    assert_eq!(session.fold(&reset, 5).len(), 1);
+}
+
+#[test]
 fn restored_elements_are_known() {
     let mut session = Session::default();
     session.restore("tip-session".into(), json(&json!({"amount": 5})));
@@ -407,10 +430,6 @@ impl World {
         else {
             return;
         };
-        // A snapshot belongs behind what was received before it.
-        while !self.journal.is_empty() {
-            self.fold();
-        }
         let snapshot = self::snapshot(&snapshot.into());
         let stale = match self.session.merge(&snapshot, since, 1, Source::Fetched) {
             Some(changes) => {

@@ -2,10 +2,11 @@
 //!
 //! Events are read from the front to the first row that cannot be read, and from the back to the last:
 //! the newest are those that somebody still waits for. What lies between two broken places is lost, and
-//! counted. Of the other tables all is taken, or what stands before the first error.
+//! counted. Of the other tables each row that can be read is taken, to the first that the file does not
+//! give out.
 
 use rusqlite::{Connection, params};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{Store, begin, events, numbers, schema, signed, state};
 use crate::{
@@ -41,13 +42,25 @@ impl Store {
         if let Err(error) = self.copy_letters(&transaction, timed("dead_letters")) {
             error!(%error, "dead letters are lost");
         }
-        // A file from before the table has none, and what is lost of it is fetched again.
-        for element in self.state().unwrap_or_default() {
+        let mut elements = Vec::new();
+        // A file from before the table has none.
+        if let Err(error) = self.each_element(|element| elements.push(element)) {
+            warn!(%error, "the state of channels is not read whole; the rest of it is fetched again");
+        }
+        for element in elements {
             state::write(&transaction, &element)?;
         }
         transaction.commit()?;
-        for replay in self.replays().unwrap_or_default() {
-            new.request_replay(&replay, clock::now())?;
+        for replay in self.replay_rows().unwrap_or_default() {
+            let replay = replay.map_err(StoreError::from);
+            let copied = replay.and_then(|replay| new.request_replay(&replay, clock::now()));
+            match copied {
+                // It cannot be read, or another one has its number.
+                Err(error) if error.is_corrupt() => {
+                    error!(%error, "a request for a replay is lost");
+                }
+                copied => copied?,
+            }
         }
         // Without them, ages are counted from the last time the machine was off.
         new.set_offs(&self.offs().unwrap_or_default())?;
@@ -60,21 +73,17 @@ impl Store {
 
     /// Answers whether some are lost.
     fn copy_cursors(&self, new: &Connection) -> Result<bool, StoreError> {
-        let cursors = match self.cursors() {
-            Ok(cursors) => cursors,
+        let (cursors, all) = match self.sound_cursors() {
+            Ok(found) => found,
             Err(error) => {
                 error!(%error, "the positions of the sinks are lost; they begin with the earliest event");
                 return Ok(true);
             }
         };
-        let mut lost = false;
-        for cursor in cursors {
-            match cursor.seq {
-                Some(seq) => numbers::set_cursor(new, &cursor.sink, seq)?,
-                None => lost = true,
-            }
+        for (sink, seq) in cursors {
+            numbers::set_cursor(new, &sink, seq)?;
         }
-        Ok(lost)
+        Ok(!all)
     }
 }
 
@@ -102,7 +111,9 @@ fn copy_rows(
         let read = || {
             let batch = events::row(row).ok()?;
             let body = row.get_ref(4).ok()?.as_blob().ok()?;
-            let (sum, time) = (row.get::<_, u32>(3).ok()?, row.get::<_, Option<i64>>(5).ok()?);
+            // It has no sum, and the events stand without it.
+            let time: Option<i64> = row.get(5).unwrap_or_default();
+            let sum = row.get::<_, u32>(3).ok()?;
             (batch::sum(batch, body) == sum).then_some((batch, batch.last()?, sum, body, time))
         };
         let Some((batch, last, sum, body, time)) = read() else { continue };

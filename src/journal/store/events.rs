@@ -119,7 +119,7 @@ impl Store {
             if let Some(records) = sound.then(decode).flatten() {
                 read.through = records.last().map(|(seq, _)| *seq);
                 bytes += records.iter().map(|(_, event)| event.weight()).sum::<usize>();
-                let waited = self.waited(found.get(5)?, batch.received);
+                let waited = self.waited(found.get(5).unwrap_or_default(), batch.received);
                 let record = |(seq, event): (Seq, Event)| {
                     Arc::new(Record { seq, stored: event.received, event, waited })
                 };
@@ -239,7 +239,7 @@ impl Store {
         let mut rows = statement.query([signed(seq)])?;
         let Some(found) = rows.next()? else { return Ok(None) };
         let batch = row(found)?;
-        let time: Option<i64> = found.get(3)?;
+        let time: Option<i64> = found.get(3).unwrap_or_default();
         let waited = self.waited(time, batch.received);
         let age_to_delete = time
             .and_then(age::unpack)
@@ -256,7 +256,8 @@ impl Store {
         let mut statement =
             self.db.prepare("SELECT time, received FROM batches ORDER BY first DESC LIMIT 1")?;
         let row = statement.query_row([], |row| {
-            Ok((row.get::<_, Option<i64>>(0)?.and_then(age::unpack), unsigned(row.get(1)?)))
+            let time: Option<i64> = row.get(0).unwrap_or_default();
+            Ok((time.and_then(age::unpack), unsigned(row.get(1)?)))
         });
         Ok(row.optional()?.and_then(|(time, received)| Some((time?, received))))
     }

@@ -1,6 +1,6 @@
 //! Which numbers were assigned, how far each sink has come, and the times that the machine was off.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use super::{Store, begin, meta, set_meta, signed, unsigned};
 use crate::{
@@ -22,15 +22,27 @@ pub struct SavedCursor {
 impl Store {
     /// Begins a run, ends the one before, and answers the first number. `known` is the last number of
     /// which it is known from elsewhere that it was assigned; `lost` events before it are not there, and
-    /// are written down as a run of their own, so that the loss can be reported to each sink. The run assigns no number
-    /// below `at_least`.
-    pub fn begin_run(&mut self, known: Seq, lost: u64, at_least: Seq) -> Result<Seq, StoreError> {
+    /// are written down as a run of their own, so that the loss can be reported to each sink. `begun` is the
+    /// first number of a run that has assigned numbers already, in memory: where it cannot be that,
+    /// nothing is written.
+    pub fn begin_run(
+        &mut self,
+        known: Seq,
+        lost: u64,
+        begun: Option<Seq>,
+    ) -> Result<Seq, StoreError> {
         let last = self.last_kept()?;
         let runs = self.runs()?;
-        let ends = runs.iter().map(|(first, last)| last.unwrap_or(first - 1));
+        let ends = runs.iter().map(|(first, last)| last.unwrap_or(first.saturating_sub(1)));
         let highest = ends.max().unwrap_or(0).max(last).max(known);
-        let clean = meta(&self.db, "clean")? == Some(1) || highest == 0;
-        let first = (highest + 1 + if clean { 0 } else { LEFT_OUT }).max(at_least);
+        // It may have been written down already, by an attempt that failed in a later step.
+        let again = begun.is_some_and(|first| last < first && runs.contains(&(first, None)));
+        let clean = again || meta(&self.db, "clean")? == Some(1) || highest == 0;
+        let next = highest + 1 + if clean { 0 } else { LEFT_OUT };
+        let first = begun.unwrap_or(next);
+        if next > first {
+            return Err(StoreError::Numbers);
+        }
         let transaction = begin(&self.db)?;
         end_run(&transaction, last)?;
         // A run that assigned no number says nothing, and a relay that cannot start makes many of them.
@@ -88,13 +100,21 @@ impl Store {
 
     pub fn cursors(&self) -> Result<Vec<SavedCursor>, StoreError> {
         let mut statement = self.db.prepare("SELECT sink, seq, crc FROM cursors ORDER BY sink")?;
-        let rows = statement.query_map([], |row| {
-            let sink: String = row.get(0)?;
-            let seq = unsigned(row.get(1)?);
-            let sound = row.get::<_, u32>(2)? == cursor_sum(&sink, seq);
-            Ok(SavedCursor { sink, seq: sound.then_some(seq) })
-        })?;
+        let rows = statement.query_map([], saved_cursor)?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The positions that can be read and whose sums are right, and whether these are all.
+    pub(super) fn sound_cursors(&self) -> Result<(Vec<(String, Seq)>, bool), StoreError> {
+        let mut statement = self.db.prepare("SELECT sink, seq, crc FROM cursors")?;
+        let (mut sound, mut all) = (Vec::new(), true);
+        for cursor in statement.query_map([], saved_cursor)? {
+            match cursor {
+                Ok(SavedCursor { sink, seq: Some(seq) }) => sound.push((sink, seq)),
+                Ok(SavedCursor { seq: None, .. }) | Err(_) => all = false,
+            }
+        }
+        Ok((sound, all))
     }
 
     /// When the relay last ran, where there is no mark that says it.
@@ -102,16 +122,16 @@ impl Store {
         meta(&self.db, "alive")
     }
 
-    /// The times that the machine was off, as they were written down.
+    /// The times that the machine was off, as they were written down; without those that are broken.
     pub(in crate::journal) fn offs(&self) -> Result<Vec<(u64, u64)>, StoreError> {
         let mut statement =
             self.db.prepare("SELECT key, value FROM meta WHERE key LIKE 'off %'")?;
-        let rows =
-            statement.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+        let mut rows = statement.query([])?;
         let mut offs = Vec::new();
-        for row in rows {
-            let (key, length) = row?;
-            if let Some(time) = key.strip_prefix("off ").and_then(|time| time.parse().ok()) {
+        while let Some(row) = rows.next()? {
+            let time = row.get_ref(0)?.as_str().ok().and_then(|key| key.strip_prefix("off "));
+            let time = time.and_then(|time| time.parse().ok());
+            if let (Some(time), Ok(length)) = (time, row.get(1)) {
                 offs.push((time, unsigned(length)));
             }
         }
@@ -147,6 +167,13 @@ pub(super) fn set_cursor(db: &Connection, sink: &str, seq: Seq) -> Result<(), St
     )?
     .execute(params![sink, signed(seq), cursor_sum(sink, seq)])?;
     Ok(())
+}
+
+fn saved_cursor(row: &Row<'_>) -> rusqlite::Result<SavedCursor> {
+    let sink: String = row.get(0)?;
+    let seq = unsigned(row.get(1)?);
+    let sound = row.get::<_, u32>(2)? == cursor_sum(&sink, seq);
+    Ok(SavedCursor { sink, seq: sound.then_some(seq) })
 }
 
 fn cursor_sum(sink: &str, seq: Seq) -> u32 {

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use rusqlite::{Connection, Params, Row, params};
 
-use super::{Changes, Store, from_usize, schema, signed, sum_texts, to_usize, unsigned};
+use super::{Changes, Store, begin, from_usize, schema, signed, sum_texts, to_usize, unsigned};
 use crate::{
     base::{
         clock::UnixMillis,
@@ -179,7 +179,7 @@ impl Store {
         let mut rows = statement.query(params)?;
         let mut letters = Vec::new();
         while let Some(row) = rows.next()? {
-            letters.extend(letter(row, &self.ages, &mut places)?);
+            letters.extend(letter(row, &self.ages, &mut places));
         }
         Ok(letters)
     }
@@ -192,8 +192,14 @@ impl Store {
         let mut places = Places::default();
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            if let Some(letter) = letter(row, &self.ages, &mut places)? {
-                insert_letter(to, &letter, row.get(18)?)?;
+            let Some(letter) = letter(row, &self.ages, &mut places) else { continue };
+            let time = row.get(18).unwrap_or_default();
+            match insert_letter(to, &letter, time) {
+                // Another one has its number.
+                Err(error) if error.is_corrupt() => {
+                    insert_letter(to, &DeadLetter { number: 0, ..letter }, time)?;
+                }
+                inserted => inserted?,
             }
         }
         Ok(())
@@ -209,7 +215,7 @@ impl Store {
         )?;
         let rows = statement.query_map([signed(OVERHEAD)], |row| {
             let letters = Letters { count: unsigned(row.get(1)?), bytes: unsigned(row.get(2)?) };
-            Ok((row.get(0)?, letters))
+            Ok((lossy(row, 0), letters))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
@@ -251,6 +257,19 @@ impl Store {
         Ok(self.db.execute(&sql, params![sink, numbers])?)
     }
 
+    /// Asks for all of these, or for none.
+    pub(in crate::journal) fn request_replays(
+        &self,
+        replays: &[Replay],
+        at: UnixMillis,
+    ) -> Result<(), StoreError> {
+        let transaction = begin(&self.db)?;
+        for replay in replays {
+            self.request_replay(replay, at)?;
+        }
+        Ok(transaction.commit()?)
+    }
+
     /// Asks for events to be handed on again.
     pub fn request_replay(&self, replay: &Replay, at: UnixMillis) -> Result<(), StoreError> {
         self.db.execute(
@@ -271,6 +290,11 @@ impl Store {
 
     /// Requests that are not done, oldest first.
     pub fn replays(&self) -> Result<Vec<Replay>, StoreError> {
+        Ok(self.replay_rows()?.into_iter().collect::<Result<_, _>>()?)
+    }
+
+    /// The same; each of them, or why it cannot be read.
+    pub(super) fn replay_rows(&self) -> Result<Vec<rusqlite::Result<Replay>>, StoreError> {
         // A file that is only read may be of a former version.
         let has_condition = schema::has_column(&self.db, "replays", "condition")?;
         let condition = if has_condition { "condition" } else { "NULL" };
@@ -287,7 +311,7 @@ impl Store {
                 when: row.get(5)?,
             })
         })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        Ok(rows.collect())
     }
 }
 
@@ -296,21 +320,24 @@ fn given(number: i64) -> Option<i64> {
     (number > 0).then_some(number)
 }
 
-/// Reads [`COLUMNS`]; `None` where the event's sum is wrong.
-fn letter(
-    row: &Row<'_>,
-    ages: &Ages,
-    places: &mut Places,
-) -> Result<Option<DeadLetter>, StoreError> {
-    let Some(record) = record(row, ages, places) else { return Ok(None) };
-    Ok(Some(DeadLetter {
-        number: row.get(0)?,
-        sink: row.get(1)?,
-        at: unsigned(row.get(2)?),
-        reason: row.get(3)?,
-        retry: row.get(4)?,
+/// Reads [`COLUMNS`]; `None` where the event's sum is wrong. What stands beside the event has no sum, and is
+/// taken as far as it can be read.
+fn letter(row: &Row<'_>, ages: &Ages, places: &mut Places) -> Option<DeadLetter> {
+    let record = record(row, ages, places)?;
+    Some(DeadLetter {
+        number: row.get(0).ok()?,
+        sink: lossy(row, 1),
+        at: unsigned(row.get(2).unwrap_or_default()),
+        reason: lossy(row, 3),
+        retry: row.get(4).unwrap_or_default(),
         record: Arc::new(record),
-    }))
+    })
+}
+
+/// A text, whatever has become of its bytes.
+fn lossy(row: &Row<'_>, column: usize) -> String {
+    let bytes = row.get_ref(column).ok().and_then(|value| value.as_bytes().ok());
+    String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
 }
 
 fn record(row: &Row<'_>, ages: &Ages, places: &mut Places) -> Option<Record> {
@@ -326,7 +353,7 @@ fn record(row: &Row<'_>, ages: &Ages, places: &mut Places) -> Option<Record> {
         message: Bytes::copy_from_slice(text(16)?.as_bytes()),
         may_have_personal_fields: true,
     };
-    let time: Option<i64> = row.get(18).ok()?;
+    let time: Option<i64> = row.get(18).unwrap_or_default();
     let waited = ages.waited(time.and_then(age::unpack), event.received);
     let (seq, stored) = (unsigned(row.get(5).ok()?), event.received);
     let record = Record { seq, event, waited, stored };

@@ -13,9 +13,9 @@
 //! The format is written down twice, and a file counts as one of a newer relay only where both agree:
 //! a flipped bit in the header must not keep a relay from starting.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, config::DbConfig};
+use rusqlite::{Connection, MAIN_DB, config::DbConfig};
 
 use super::{meta, unsigned};
 use crate::journal::error::{FORMAT, StoreError, corrupt};
@@ -91,6 +91,16 @@ pub(super) fn refuse_newer(db: &Connection, path: PathBuf) -> Result<(), StoreEr
     }
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     Err(StoreError::Newer { path, found })
+}
+
+/// SQLite only reads a file whose header says that a newer version of it must write it, and says so at the
+/// first write, as it does where the file itself is read-only.
+pub(super) fn refuse_read_only(db: &Connection, path: &Path) -> Result<(), StoreError> {
+    let may_write = rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok();
+    if may_write && db.is_readonly(MAIN_DB)? {
+        return Err(corrupt("the header names a version that SQLite does not write"));
+    }
+    Ok(())
 }
 
 /// Turns the write-ahead log on. SQLite answers in which mode it is, and where the file system does not

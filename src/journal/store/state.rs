@@ -1,6 +1,6 @@
 //! What is known of each channel's session, element by element.
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Row, params};
 
 use super::{Store, signed, sum_texts, to_usize, unsigned};
 use crate::{base::clock::UnixMillis, journal::error::StoreError};
@@ -21,22 +21,23 @@ pub struct StateElement {
 impl Store {
     /// All elements of all channels' states whose sum is right.
     pub(in crate::journal) fn state(&self) -> Result<Vec<StateElement>, StoreError> {
+        let mut state = Vec::new();
+        self.each_element(|element| state.push(element))?;
+        Ok(state)
+    }
+
+    /// Shows `each` of them, to the first row that the file does not give out.
+    pub(super) fn each_element(
+        &self,
+        mut each: impl FnMut(StateElement),
+    ) -> Result<(), StoreError> {
         let mut statement =
             self.db.prepare("SELECT channel, element, value, at, crc FROM state")?;
         let mut rows = statement.query([])?;
-        let mut state = Vec::new();
         while let Some(row) = rows.next()? {
-            let element = StateElement {
-                channel: row.get::<_, String>(0)?.into(),
-                element: row.get::<_, String>(1)?.into(),
-                value: Some(row.get::<_, String>(2)?.into()),
-                at: unsigned(row.get(3)?),
-            };
-            if row.get::<_, u32>(4)? == sum(&element) {
-                state.push(element);
-            }
+            element(row).into_iter().for_each(&mut each);
         }
-        Ok(state)
+        Ok(())
     }
 
     /// Channel, element and bytes of its value.
@@ -67,6 +68,18 @@ pub(super) fn write(db: &Connection, element: &StateElement) -> Result<(), Store
             .execute([channel, name])?,
     };
     Ok(())
+}
+
+/// `None` where a column is not what was written, or the sum is wrong.
+fn element(row: &Row<'_>) -> Option<StateElement> {
+    let text = |column| row.get_ref(column).ok()?.as_str().ok();
+    let element = StateElement {
+        channel: text(0)?.into(),
+        element: text(1)?.into(),
+        value: Some(text(2)?.into()),
+        at: unsigned(row.get(3).ok()?),
+    };
+    (row.get::<_, u32>(4).ok()? == sum(&element)).then_some(element)
 }
 
 fn sum(element: &StateElement) -> u32 {

@@ -8,12 +8,13 @@ use tracing::{error, info};
 
 use super::Writer;
 use crate::{
-    base::clock,
+    base::{clock, event::Seq},
     config::Sync,
     journal::{
         Health, directory,
         error::StoreError,
         mark::Mark,
+        memory::Memory,
         open::{self, JournalFiles},
         reader::SharedReader,
         recovery,
@@ -87,21 +88,15 @@ impl Writer {
 
     /// Opens the files for the first time, after events were taken in: what stands in them is from
     /// before. Sinks have gone on with what is new, so that what they had still to get of the old is
-    /// handed to them as a replay.
+    /// handed to them as a replay. Nothing in memory changes before all that can fail is done.
     fn open_late(&mut self, dir: &Path) -> Result<(), StoreError> {
         let first = self.shared.lock().numbers.runs.first().map_or(1, |(first, _)| *first);
         let always_sync = self.shared.sync == Sync::Always;
-        let (store, files, found, _) = open::open_files(dir, always_sync, first)?;
-        if found.numbers.last + 1 != first {
-            return Err(StoreError::Numbers);
-        }
+        let (store, files, found, _) = open::open_files(dir, always_sync, Some(first))?;
         let mut reader = Store::open_reader(dir)?;
         reader.set_ages(files.ages.clone());
         let before = store.last_kept()?.min(first.saturating_sub(1));
-        let backlogs = self.shared.lock().adopt(found, before);
-        for replay in &backlogs {
-            store.request_replay(replay, clock::now())?;
-        }
+        self.adopt_found(&store, found, before)?;
         self.adopt(store, files);
         if let Some(old) = &self.shared.reader {
             old.replace(reader);
@@ -113,6 +108,24 @@ impl Writer {
         drop(memory);
         self.shared.signals.requests.send_modify(|count| *count += 1);
         Ok(())
+    }
+
+    /// Asks for the replays that the sinks need of what was found, and takes it over into memory.
+    fn adopt_found(&self, store: &Store, found: Memory, before: Seq) -> Result<(), StoreError> {
+        let mut requested = Vec::new();
+        loop {
+            let mut memory = self.shared.lock();
+            let mut backlogs = memory.backlogs(&found, before);
+            // There are more where a sink was registered meanwhile.
+            backlogs.retain(|replay| !requested.contains(replay));
+            if backlogs.is_empty() {
+                memory.adopt(found);
+                return Ok(());
+            }
+            drop(memory);
+            store.request_replays(&backlogs, clock::now())?;
+            requested.append(&mut backlogs);
+        }
     }
 
     /// Opens the files again. What a failed sync left in doubt is written again by the checkpoint.

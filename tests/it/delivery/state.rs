@@ -92,7 +92,7 @@ impl Destination {
         let state = (Arc::clone(board), journal.clone());
         let publisher = Box::new(self.clone());
         let publishing =
-            Publishing::new(("far", &config), publisher, scope, state, (status, health)).unwrap();
+            Publishing::new(("far", &config), publisher, scope, state, (status, health));
         let stop = CancellationToken::new();
         (stop.clone(), tokio::spawn(publishing.run(stop)))
     }

@@ -6,15 +6,19 @@
 //! put in: then the mark's count or the runs are of another moment. There the test holds the journal
 //! to less: it opens, what it hands out is right, in order, each once, and no more than was appended.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use astro_relay::{config::Start, journal::Health};
+use astro_relay::{
+    base::{clock, event::Record},
+    config::Start,
+    journal::{Health, Journal, Replay, SetAside, StateElement, store::Store},
+};
 use fastrand::Rng;
 
 use crate::support::{
     journal::{
-        PATIENCE, append, close, config, contents, crashed, events, long, open, read_all,
-        read_some, say, settled,
+        PATIENCE, append, close, config, contents, crashed, event, events, long, open, position,
+        read_all, read_some, say, settled,
     },
     wait::until,
 };
@@ -216,4 +220,174 @@ async fn damage_found_while_it_runs_is_recovered_while_it_runs() {
         assert!(again == got, "the same as before");
         close(journal).await;
     }
+}
+
+/// A journal that was closed in order and has rows in every table.
+async fn full(dir: &Path) {
+    let (journal, _) = open(&config(dir));
+    for (sink, at) in [("sink", 30), ("other", 50)] {
+        journal.register(sink, Start::Earliest).unwrap();
+        append(&journal, events(at * 2..at * 2 + 100)).await;
+        journal.advance(sink, at);
+    }
+    journal.store_state((0..40).map(|n| StateElement {
+        channel: "main".into(),
+        element: format!("element-{n}").into(),
+        value: Some(format!("\"the value of element {n}\"").into()),
+        at: 1,
+    }));
+    for seq in 1..=10 {
+        let record = Arc::new(Record::new(seq, event(seq)));
+        assert_eq!(journal.dead_letter("sink", &record, "no such topic"), SetAside::Stored);
+    }
+    settled(&journal, &["sink", "other"]).await;
+    close(journal).await;
+    let store = Store::open(dir, false).unwrap();
+    let topic = Some("channel.*".to_owned());
+    let sink = "sink".to_owned();
+    let replay = Replay { number: 0, sink, position: 0, until: 100, topic, when: None };
+    for _ in 0..5 {
+        store.request_replay(&replay, clock::now()).unwrap();
+    }
+    assert_eq!(store.retry_dead_letters(None, None).unwrap(), 10);
+}
+
+/// Makes the first byte of each such text in the database one that is no text.
+fn break_text(dir: &Path, text: &str) {
+    let file = dir.join("journal.db");
+    let mut bytes = fs::read(&file).unwrap();
+    let places = bytes.windows(text.len()).enumerate();
+    let places = places.filter(|(_, window)| *window == text.as_bytes()).map(|(at, _)| at);
+    let places: Vec<_> = places.collect();
+    assert!(!places.is_empty(), "{text}");
+    for at in places {
+        bytes[at] ^= 0x80;
+    }
+    fs::write(file, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_broken_element_of_state_costs_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    full(dir.path()).await;
+    break_text(dir.path(), "the value of element 17");
+    let (journal, opened) = open(&config(dir.path()));
+    assert_eq!(opened.set_aside, None);
+    let state = journal.stored_state().unwrap();
+    assert_eq!(state.len(), 39);
+    assert!(state.iter().all(|kept| &*kept.element != "element-17"));
+    close(journal).await;
+    // A name is read at each start: there the file is recovered.
+    break_text(dir.path(), "element-21");
+    let (journal, opened) = open(&config(dir.path()));
+    assert!(opened.set_aside.is_some());
+    assert_eq!(journal.stored_state().unwrap().len(), 38);
+    let (letters, replays) = journal.pending_requests("sink").unwrap();
+    assert_eq!((letters.len(), replays.len()), (10, 5));
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_kept_where_its_reason_is_broken() {
+    let dir = tempfile::tempdir().unwrap();
+    full(dir.path()).await;
+    break_text(dir.path(), "no such topic");
+    let (journal, opened) = open(&config(dir.path()));
+    assert_eq!(opened.set_aside, None);
+    let (letters, _) = journal.pending_requests("sink").unwrap();
+    assert_eq!(letters.len(), 10);
+    assert!(letters.iter().all(|letter| letter.reason.ends_with("o such topic")), "{letters:?}");
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_broken_name_of_a_sink_costs_no_other_sink_its_position() {
+    let dir = tempfile::tempdir().unwrap();
+    full(dir.path()).await;
+    break_text(dir.path(), "other");
+    let (journal, opened) = open(&config(dir.path()));
+    assert!(opened.set_aside.is_some() && opened.cursors_unknown, "{opened:?}");
+    assert_eq!(position(&journal, "sink"), 30);
+    assert_eq!(journal.register("other", Start::End).unwrap(), 0, "it gets all that there is");
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_request_for_a_replay_that_is_broken_costs_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    full(dir.path()).await;
+    let store = Store::open(dir.path(), false).unwrap();
+    let (sink, until) = ("misspelt".to_owned(), 100);
+    let replay = Replay { number: 0, sink, position: 0, until, topic: None, when: None };
+    store.request_replay(&replay, clock::now()).unwrap();
+    drop(store);
+    break_text(dir.path(), "misspelt");
+    let (journal, opened) = open(&config(dir.path()));
+    assert!(opened.set_aside.is_some());
+    assert_eq!(journal.pending_requests("sink").unwrap().1.len(), 5);
+    close(journal).await;
+}
+
+#[tokio::test]
+async fn a_header_that_forbids_to_write_is_no_disk_that_is_read_only() {
+    let dir = tempfile::tempdir().unwrap();
+    full(dir.path()).await;
+    let file = dir.path().join("journal.db");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[18] ^= 1;
+    fs::write(file, bytes).unwrap();
+    let (journal, opened) = open(&config(dir.path()));
+    assert!(opened.set_aside.is_some());
+    assert_eq!((opened.events, opened.lost), (200, 0));
+    assert_eq!(journal.figures().health, Health::Sound);
+    close(journal).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flipped_bit_stops_no_reading_for_good() {
+    let whole = tempfile::tempdir().unwrap();
+    full(whole.path()).await;
+    let files = contents(whole.path());
+    let mut random = Rng::with_seed(7);
+    let rounds = if long() { 5000 } else { 300 };
+    for round in 0..rounds {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in &files {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let file = dir.path().join("journal.db");
+        let mut bytes = fs::read(&file).unwrap();
+        let at = random.usize(..bytes.len());
+        // What has the highest bit is mostly no text.
+        let bit = if round % 2 == 0 { 7 } else { random.u8(..8) };
+        bytes[at] ^= 1 << bit;
+        fs::write(file, bytes).unwrap();
+        goes_on(dir.path(), &format!("round {round}: bit {bit} of byte {at}")).await;
+    }
+}
+
+/// Opens it, reads everything that a relay reads of it, and takes in something new.
+async fn goes_on(dir: &Path, what: &str) {
+    let (journal, _) = open(&config(dir));
+    let at = journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, events(TOTAL..TOTAL + 10)).await;
+    until(what, PATIENCE, async || everything_is_read(&journal).then_some(())).await;
+    let got = read_some(&journal, at, journal.figures().last).await;
+    assert!(got.numbers.ends_with(&(TOTAL..TOTAL + 10).collect::<Vec<_>>()), "{what}");
+    until(what, PATIENCE, async || {
+        (journal.figures().health == Health::Sound && everything_is_read(&journal)).then_some(())
+    })
+    .await;
+    settled(&journal, &["sink"]).await;
+    close(journal).await;
+    let (journal, _) = open(&config(dir));
+    until(what, PATIENCE, async || everything_is_read(&journal).then_some(())).await;
+    close(journal).await;
+}
+
+fn everything_is_read(journal: &Journal) -> bool {
+    journal.stored_state().is_ok()
+        && journal.pending_requests("sink").is_ok()
+        && journal.newest(1000, |_| {}).is_ok()
+        && journal.first_since(1).is_ok()
 }

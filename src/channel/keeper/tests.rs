@@ -1,0 +1,198 @@
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::*;
+use crate::{
+    astro::session::Subscription,
+    channel::refresh::refreshes,
+    config::{Astro, SecretRef, TokenType},
+    gateway::Account,
+};
+
+const CHANNEL: &str = "main";
+
+/// A time of a reset, and one long before it.
+const RESET_AT: (UnixMillis, UnixMillis) = (1_741_370_400_000, 1_741_300_000_000);
+
+/// One channel. No request can be made in its name: a room that is no id ends a fetch before it is sent.
+fn targets(room: &str) -> Targets {
+    let token = SecretRef::Value("token".into());
+    let room: Arc<str> = room.into();
+    let subscription = |topic: &str| {
+        Arc::new(Subscription {
+            channel: CHANNEL.into(),
+            topic: topic.into(),
+            room: Some(Arc::clone(&room)),
+            token_type: TokenType::Jwt,
+        })
+    };
+    let subscriptions = SESSION_TOPICS.map(subscription).into();
+    let room = Some(room);
+    let account = Account { token, token_type: TokenType::Jwt, room, refresh: None };
+    Targets {
+        subscriptions,
+        channels: HashMap::from([(CHANNEL.into(), account)]),
+        ..Targets::default()
+    }
+}
+
+/// A keeper that a test drives step by step.
+struct Driven {
+    keeper: SessionKeeper,
+    targets: watch::Sender<Targets>,
+}
+
+impl Driven {
+    fn new() -> Self {
+        let (sender, targets) = watch::channel(targets("a"));
+        let (_, requests) = refreshes();
+        let stores = Stores {
+            journal: Journal::in_memory(1 << 20),
+            table: Arc::default(),
+            store: Arc::default(),
+            sessions: Arc::default(),
+        };
+        let times =
+            Times { refresh: Duration::from_mins(15), retry_refused: Duration::from_mins(15) };
+        let rest = Rest::new(&Astro::default()).unwrap();
+        let keeper = SessionKeeper::new(times, rest, stores, targets, requests).unwrap();
+        Self { keeper, targets: sender }
+    }
+
+    fn request(&mut self, answered: Option<Answered>) -> oneshot::Receiver<Outcome> {
+        let (done, outcome) = oneshot::channel();
+        self.keeper.refresh(RefreshRequest { channel: CHANNEL.into(), answered, done });
+        outcome
+    }
+
+    /// A fetch begins, as it is due.
+    async fn fetch(&mut self) -> Fetched {
+        let mut fetches = Fetches::new();
+        self.keeper.start(&mut fetches);
+        assert_eq!(fetches.len(), 1, "one is due");
+        fetches.next().await.unwrap()
+    }
+
+    /// It ends with what the server has answered.
+    fn end(&mut self, fetched: Fetched, goal: u64) {
+        self.keeper.take(Fetched { outcome: Ok(document(goal)), ..fetched });
+    }
+
+    fn reload(&mut self, room: &str) {
+        self.targets.send(targets(room)).unwrap();
+        self.keeper.adopt();
+    }
+
+    /// An event is received and reaches the journal.
+    fn receive(&self, topic: &str, data: &Value, at: UnixMillis) {
+        let event = event::own(topic, &CHANNEL.into(), &"a".into(), data, at);
+        self.keeper.stores.journal.append(&mut vec![event]);
+    }
+
+    async fn fold(&mut self) {
+        let batch = self.keeper.follower.next(BATCH, BATCH_BYTES).await.unwrap();
+        self.keeper.fold(&batch);
+    }
+
+    fn goal(&self) -> Value {
+        let mut elements = self.keeper.channels[CHANNEL].session.iter();
+        elements.find(|(name, _)| &***name == "tip-goal").unwrap().1.read()
+    }
+}
+
+fn document(goal: u64) -> SessionDocument {
+    let elements = json!({"tip-goal": goal}).to_string();
+    SessionDocument {
+        elements: serde_json::from_str(&elements).unwrap(),
+        about: SessionAbout { last_reset: Some(RESET_AT.0), ..SessionAbout::default() },
+    }
+}
+
+#[tokio::test]
+async fn what_was_received_before_a_fetch_does_not_undo_it() {
+    let mut driven = Driven::new();
+    driven.receive("channel.session.update", &json!({"key": "tip-goal", "data": 1}), RESET_AT.1);
+    driven.receive(RESET, &json!({"tip-goal": 0}), RESET_AT.1);
+    let mut outcome = driven.request(None);
+    let fetched = driven.fetch().await;
+    driven.end(fetched, 2);
+    assert_eq!(outcome.try_recv(), Ok(Ok(())));
+    // The disk was slow: only now they can be read.
+    driven.fold().await;
+    assert_eq!(driven.goal(), 2);
+    let channel = &driven.keeper.channels[CHANNEL];
+    assert_eq!(channel.about.last_reset, Some(RESET_AT.0), "nor the time of the reset");
+    driven.receive("channel.session.update", &json!({"key": "tip-goal", "data": 3}), RESET_AT.0);
+    driven.fold().await;
+    assert_eq!(driven.goal(), 3);
+}
+
+#[tokio::test]
+async fn a_fetch_that_began_before_a_command_was_answered_is_repeated() {
+    let mut driven = Driven::new();
+    let mut outcome = driven.request(None);
+    let before = driven.fetch().await;
+    let since = driven.keeper.stores.journal.figures().last;
+    let answered = Answered { since, document: document(99), source: Source::Fetched };
+    assert_eq!(driven.request(Some(answered)).try_recv(), Ok(Ok(())));
+    driven.end(before, 10);
+    assert_eq!(driven.goal(), 99);
+    assert_eq!(outcome.try_recv(), Err(TryRecvError::Empty));
+    let repeated = driven.fetch().await;
+    driven.end(repeated, 100);
+    assert_eq!((driven.goal(), outcome.try_recv()), (json!(100), Ok(Ok(()))));
+}
+
+#[tokio::test]
+async fn an_answer_to_a_command_that_is_older_than_the_snapshot_is_fetched_again() {
+    let mut driven = Driven::new();
+    let since = driven.keeper.stores.journal.figures().last;
+    driven.receive("channel.session.update", &json!({"key": "tip-goal", "data": 2}), RESET_AT.1);
+    drop(driven.request(None));
+    let fetched = driven.fetch().await;
+    driven.end(fetched, 2);
+    let answered = Answered { since, document: document(1), source: Source::Fetched };
+    let mut outcome = driven.request(Some(answered));
+    assert_eq!((driven.goal(), outcome.try_recv()), (json!(2), Err(TryRecvError::Empty)));
+    let repeated = driven.fetch().await;
+    driven.end(repeated, 3);
+    assert_eq!((driven.goal(), outcome.try_recv()), (json!(3), Ok(Ok(()))));
+}
+
+#[tokio::test]
+async fn a_fetch_of_the_account_before_a_reload_is_dropped_and_repeated() {
+    let mut driven = Driven::new();
+    let mut first = driven.request(None);
+    let old = driven.fetch().await;
+    driven.reload("b");
+    let mut second = driven.request(None);
+    let new = driven.fetch().await;
+    driven.end(new, 7);
+    assert_eq!((driven.goal(), second.try_recv()), (json!(7), Ok(Ok(()))));
+    driven.end(old, 1);
+    assert_eq!((driven.goal(), first.try_recv()), (json!(7), Err(TryRecvError::Empty)));
+    let repeated = driven.fetch().await;
+    driven.end(repeated, 8);
+    assert_eq!((driven.goal(), first.try_recv()), (json!(8), Ok(Ok(()))));
+
+    // Who waits for a fetch that has not begun waits for that of the new account.
+    let mut third = driven.request(None);
+    driven.reload("c");
+    let fetched = driven.fetch().await;
+    driven.end(fetched, 9);
+    assert_eq!((driven.goal(), third.try_recv()), (json!(9), Ok(Ok(()))));
+}
+
+#[tokio::test]
+async fn a_fetch_of_a_channel_that_was_removed_meanwhile_is_not_taken_for_its_successor() {
+    let mut driven = Driven::new();
+    let mut outcome = driven.request(None);
+    let old = driven.fetch().await;
+    driven.targets.send(Targets::default()).unwrap();
+    driven.keeper.adopt();
+    driven.reload("b");
+    driven.end(old, 1);
+    assert!(driven.keeper.channels[CHANNEL].session.is_empty());
+    let fetched = driven.fetch().await;
+    driven.end(fetched, 2);
+    assert_eq!((driven.goal(), outcome.try_recv()), (json!(2), Ok(Ok(()))));
+}
