@@ -385,6 +385,7 @@ impl Session {
                 continue;
             }
             entry.wanted.token = Ok(token.clone());
+            entry.is_renewed = true;
             if matches!(entry.state, SubscriptionState::Refused(_)) {
                 entry.failures = 0;
                 entry.set(SubscriptionState::Waiting, &mut effects.updates);
@@ -434,6 +435,8 @@ impl Session {
                     other.wanted.subscription.topic == subscription.topic
                         && other.may_be_subscribed()
                 }) {
+                    // An answer that is still to come was given before all rooms are left.
+                    other.nonces = [None, None];
                     other.set(SubscriptionState::Waiting, &mut effects.updates);
                 }
             }
@@ -477,9 +480,10 @@ impl Session {
         self.link.welcomed
     }
 
-    /// Whether every subscription has been answered, one way or the other.
-    pub fn all_answered(&self) -> bool {
-        self.entries.iter().all(|entry| entry.state.is_answered())
+    /// Whether every subscription has been answered, one way or the other. A failure that is tried again in a
+    /// moment is no answer.
+    pub fn all_answered(&self, now: Instant) -> bool {
+        !self.entries.iter().any(|entry| entry.state.is_waited_for(now))
     }
 
     /// How long the gateway may be silent before it is taken to be gone.

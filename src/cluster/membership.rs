@@ -23,6 +23,7 @@ use super::{
     cursor,
     error::ClusterError,
     holding, lease, lock,
+    report::Configured,
     standing::Standing,
     view::{MEMBER, Member, View},
 };
@@ -81,6 +82,8 @@ pub(crate) struct Parts {
 struct Membership {
     cluster: Cluster,
     parts: Arc<Parts>,
+    /// What this member is configured with. What changes after it was said is said again.
+    configured: watch::Receiver<Configured>,
     began: Instant,
     /// Members that took part when channels were assigned last, or, before that, when it was looked last.
     before: BTreeSet<String>,
@@ -107,6 +110,7 @@ impl Membership {
         Self {
             cluster: cluster.clone(),
             parts: Arc::clone(parts),
+            configured: cluster.0.configured.subscribe(),
             began: Instant::now(),
             before: BTreeSet::new(),
             known: None,
@@ -151,10 +155,10 @@ impl Membership {
 
     /// Finds or makes what the cluster keeps at NATS, and begins to hear of the others.
     async fn begin(
-        &self,
+        &mut self,
         stop: &CancellationToken,
     ) -> Result<Option<(Arc<Kept>, Watch)>, ClusterError> {
-        let sinks = self.cluster.0.configured.borrow().sinks();
+        let sinks = self.configured.borrow_and_update().sinks();
         let kept = tokio::select! {
             () = stop.cancelled() => return Ok(None),
             kept = self.cluster.0.connection.ensure(&sinks) => kept?,
@@ -190,8 +194,6 @@ impl Membership {
         let pace = lease::renewal(time);
         let mut table = parts.table.changes();
         let mut all = parts.all.clone();
-        let mut configured = cluster.0.configured.subscribe();
-        configured.mark_unchanged();
         let mut draining = cluster.draining();
         let mut gone = cluster.0.gone.subscribe();
         gone.mark_unchanged();
@@ -239,7 +241,7 @@ impl Membership {
                     look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
                 }
                 Ok(()) = all.changed() => drop(look_at.get_or_insert_with(Instant::now)),
-                Ok(()) = configured.changed() => {
+                Ok(()) = self.configured.changed() => {
                     self.on_configured(kept).await;
                     say_at = Instant::now();
                 }
@@ -478,18 +480,19 @@ impl Membership {
         }
     }
 
-    /// Whether all that this member has to hold is answered for, one way or the other.
+    /// Whether all that this member has to hold is answered for, one way or the other. A failure that is tried
+    /// again in a moment is no answer.
     fn stands(&self) -> bool {
         if !self.assigned {
             return false;
         }
-        let wanted = self.parts.held.borrow().subscriptions.len();
+        let (wanted, now) = (self.parts.held.borrow().subscriptions.len(), Instant::now());
         self.parts.table.read(|state| {
             state.subscriptions.len() == wanted
                 && state
                     .subscriptions
                     .values()
-                    .all(|row| row.state.is_answered() || row.slot == Slot::LeftOut)
+                    .all(|row| !row.state.is_waited_for(now) || row.slot == Slot::LeftOut)
         })
     }
 
@@ -572,13 +575,15 @@ async fn until(at: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use serde_json::json;
 
     use super::*;
     use crate::{
+        astro::session::{Refusal, Subscription, SubscriptionState},
         base::tls,
-        cluster::report::Configured,
-        config::{self, Config},
+        config::{self, Config, TokenType},
+        gateway::table::{State, SubscriptionRow},
     };
 
     /// That of a member `b`, which reaches no server.
@@ -620,6 +625,41 @@ mod tests {
         assert_eq!(membership.own().set, both);
         membership.assign();
         assert_eq!(membership.own().set, View::set(&["b"].into()));
+    }
+
+    #[tokio::test]
+    async fn a_member_does_not_stand_while_a_subscription_fails_for_a_moment() {
+        let mut membership = membership().await;
+        says(&membership, "b", false);
+        membership.assign();
+        let (channel, topic) = ("main".into(), "channel.tips".into());
+        let tips = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
+        let tips = Arc::new(tips);
+        membership.parts.held.send_modify(|held| held.subscriptions.push(Arc::clone(&tips)));
+        let stands = |code: &str, seconds| {
+            let retry_at = Some(Instant::now() + Duration::from_secs(seconds));
+            let refusal = Refusal { code: code.into(), text: "no".into(), retry_at };
+            let mut row = SubscriptionRow::new(0);
+            row.slot = Slot::On(1);
+            row.state = SubscriptionState::Refused(refusal);
+            let subscriptions = [(Arc::clone(&tips), row)].into();
+            membership.parts.table.replace(State { subscriptions, ..State::default() });
+            membership.stands()
+        };
+        assert!(!stands("err_internal_error", 2));
+        assert!(stands("err_internal_error", 16), "one that goes on failing holds nobody up");
+        assert!(stands("err_unauthorized", 2));
+    }
+
+    #[tokio::test]
+    async fn what_is_configured_while_a_member_begins_is_said_afterwards() {
+        let mut membership = membership().await;
+        membership.cluster.configured(Configured::default());
+        let stop = CancellationToken::new();
+        drop(Box::pin(membership.begin(&stop)).now_or_never());
+        assert!(!membership.configured.has_changed().unwrap(), "it is said as it begins");
+        membership.cluster.configured(Configured::default());
+        assert!(membership.configured.has_changed().unwrap());
     }
 
     #[tokio::test]

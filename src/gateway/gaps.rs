@@ -5,6 +5,9 @@
 //! clock's word for its beginning, and that clock may have been wrong then or be wrong now: so its end
 //! is checked against the time that the gateway says, and its report says by which clock it was measured.
 //!
+//! A gap does not wait for what is refused. Since when that is missing is remembered: when it is confirmed
+//! later, that is a gap of its own.
+//!
 //! What is missing outlives a gateway that fails; over a restart the journal remembers its beginning.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -48,6 +51,9 @@ impl Away {
 #[derive(Debug, Default)]
 pub(super) struct Gaps {
     open: HashMap<Arc<str>, Outage>,
+    /// Of outages that were reported, by channel, what was refused and is missing still. A subscription is in
+    /// one of them at most.
+    refused: HashMap<Arc<str>, Vec<Outage>>,
     /// What the gateway's clock said, and when.
     server: Option<(UnixMillis, Moment)>,
     /// What the gateway's clock said last before the relay was started.
@@ -116,6 +122,8 @@ struct Outage {
     since: Since,
     cause: String,
     room: Arc<str>,
+    /// So much of its length was reported, and counted, before.
+    reported: Duration,
     subscriptions: HashMap<Arc<Subscription>, RecoveryState>,
 }
 
@@ -125,7 +133,9 @@ enum RecoveryState {
     /// Not yet answered again.
     Missing,
     Restored,
-    /// It was refused, left out, or is no longer wanted.
+    /// It was refused or left out: it may be confirmed later.
+    Refused,
+    /// It is no longer wanted.
     Gone,
 }
 
@@ -148,6 +158,12 @@ impl Over {
 impl Outage {
     fn is_over(&self) -> bool {
         self.subscriptions.values().all(|state| *state != RecoveryState::Missing)
+    }
+
+    /// The same for some of its subscriptions.
+    fn of(&self, subscriptions: HashMap<Arc<Subscription>, RecoveryState>) -> Self {
+        let (cause, room) = (self.cause.clone(), Arc::clone(&self.room));
+        Self { since: self.since, cause, room, reported: self.reported, subscriptions }
     }
 
     /// `ahead`: how far our clock is ahead of the gateway's, in seconds, where that is known.
@@ -197,6 +213,11 @@ impl Gaps {
         self.server_before = said;
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty() && self.refused.is_empty()
+    }
+
     /// This is missing, with its room where that is known.
     pub(super) fn add(
         &mut self,
@@ -209,36 +230,106 @@ impl Gaps {
             since,
             cause: cause.to_owned(),
             room: room.or_else(|| subscription.room.clone()).unwrap_or_else(|| "".into()),
+            reported: Duration::ZERO,
             subscriptions: HashMap::new(),
         });
         outage.since = outage.since.earlier(since);
         outage.subscriptions.insert(Arc::clone(subscription), RecoveryState::Missing);
     }
 
-    /// This was answered. Answers the gap that is over by that.
+    /// This is asked for again, or will be in a moment: if it was refused, it is waited for from now on.
+    pub(super) fn asked_again(&mut self, subscription: &Arc<Subscription>) {
+        let channel = &subscription.channel;
+        let refused = self.refused.get_mut(channel).into_iter().flatten();
+        let known = refused.filter_map(|outage| outage.subscriptions.get_mut(subscription));
+        known.for_each(|state| *state = RecoveryState::Missing);
+        let outage = self.open.get_mut(channel);
+        if let Some(state) = outage.and_then(|outage| outage.subscriptions.get_mut(subscription))
+            && *state == RecoveryState::Refused
+        {
+            *state = RecoveryState::Missing;
+        }
+    }
+
+    /// This was confirmed; or else it was refused or left out. Answers the gaps that are over by that.
     pub(super) fn answered(
         &mut self,
         subscription: &Arc<Subscription>,
         confirmed: bool,
-    ) -> Option<Over> {
-        let outage = self.open.get_mut(&subscription.channel)?;
-        if let Some(state) = outage.subscriptions.get_mut(subscription) {
-            *state = if confirmed { RecoveryState::Restored } else { RecoveryState::Gone };
+    ) -> Vec<Over> {
+        let answer = if confirmed { RecoveryState::Restored } else { RecoveryState::Refused };
+        let channel = &subscription.channel;
+        let refused = self.refused.get_mut(channel).into_iter().flatten();
+        for outage in refused.chain(self.open.get_mut(channel)) {
+            if let Some(state) = outage.subscriptions.get_mut(subscription) {
+                *state = answer;
+            }
         }
-        let is_over = outage.is_over();
-        let over = is_over.then(|| self.open.remove_entry(&subscription.channel)).flatten();
-        over.map(|(channel, outage)| Over(channel, outage))
+        let mut over = self.take_restored(channel);
+        let is_over = self.open.get(channel).is_some_and(Outage::is_over);
+        if is_over && let Some((channel, outage)) = self.open.remove_entry(channel) {
+            over.push(self.over(channel, outage));
+        }
+        over
     }
 
-    /// No gap waits for these any more. Answers the gaps that are over by that.
+    /// These are no longer wanted: no gap waits for them. Answers the gaps that are over by that.
     pub(super) fn gone(&mut self, which: impl Fn(&Arc<Subscription>) -> bool) -> Vec<Over> {
         for outage in self.open.values_mut() {
             let gone =
                 outage.subscriptions.iter_mut().filter(|(subscription, _)| which(subscription));
             gone.for_each(|(_, state)| *state = RecoveryState::Gone);
         }
-        let over = self.open.extract_if(|_, outage| outage.is_over());
-        over.map(|(channel, outage)| Over(channel, outage)).collect()
+        for outage in self.refused.values_mut().flatten() {
+            outage.subscriptions.retain(|subscription, _| !which(subscription));
+        }
+        let channels: Vec<_> = self.refused.keys().cloned().collect();
+        let mut over: Vec<_> =
+            channels.iter().flat_map(|channel| self.take_restored(channel)).collect();
+        let ended: Vec<_> = self.open.extract_if(|_, outage| outage.is_over()).collect();
+        over.extend(ended.into_iter().map(|(channel, outage)| self.over(channel, outage)));
+        over
+    }
+
+    /// Takes out what had been refused and is confirmed now. What was refused together and is asked for again
+    /// together is reported together.
+    fn take_restored(&mut self, channel: &Arc<str>) -> Vec<Over> {
+        let mut over = Vec::new();
+        let Some(refused) = self.refused.get_mut(channel) else { return over };
+        refused.retain_mut(|outage| {
+            if outage.is_over() {
+                let states = &mut outage.subscriptions;
+                let restored = states.extract_if(|_, state| *state == RecoveryState::Restored);
+                let restored: HashMap<_, _> = restored.collect();
+                if !restored.is_empty() {
+                    over.push(Over(Arc::clone(channel), outage.of(restored)));
+                }
+            }
+            !outage.subscriptions.is_empty()
+        });
+        if refused.is_empty() {
+            self.refused.remove(channel);
+        }
+        over
+    }
+
+    /// This outage is over, but for what was refused: that is missing still.
+    fn over(&mut self, channel: Arc<str>, outage: Outage) -> Over {
+        // What was missing before goes on.
+        let is_known = |one: &Arc<Subscription>| {
+            let mut before = self.refused.get(&channel).into_iter().flatten();
+            before.any(|outage| outage.subscriptions.contains_key(one))
+        };
+        let states = outage.subscriptions.iter();
+        let refused: HashMap<_, _> = states
+            .filter(|(one, state)| **state == RecoveryState::Refused && !is_known(one))
+            .map(|(one, state)| (Arc::clone(one), *state))
+            .collect();
+        if !refused.is_empty() {
+            let rest = Outage { reported: outage.since.time(), ..outage.of(refused) };
+            self.refused.entry(Arc::clone(&channel)).or_default().push(rest);
+        }
+        Over(channel, outage)
     }
 
     /// What is being missed now, by channel.
@@ -275,7 +366,8 @@ impl Gaps {
         warn!(%channel, seconds, cause, "events may have been missed");
         metrics::add_for(GAPS, "channel", channel, 1);
         // A gap that was there counts, however short.
-        let whole = Duration::try_from_secs_f64(seconds.ceil()).unwrap_or_default().as_secs();
+        let fresh = (seconds - outage.reported.as_secs_f64()).ceil();
+        let whole = Duration::try_from_secs_f64(fresh).unwrap_or_default().as_secs();
         metrics::add_for(GAP_SECONDS, "channel", channel, whole);
         let data = outage.report(channel, &bounds, server.map(|server| ahead(now, server)));
         let gap = Gap { channel: channel.to_string(), from: bounds.from, to: bounds.to, cause };

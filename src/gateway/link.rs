@@ -217,6 +217,8 @@ impl Link {
         self.phase(Phase::Open, None);
         hub.table.frame(self.number, open.current.last_frame);
         hub.update(self.number, &open.current.session.updates());
+        // What has changed while it was being dialled counts as seen.
+        self.reconcile(&mut open);
         loop {
             let after = tokio::select! {
                 () = self.stop.cancelled() => Some(After::Stopped),
@@ -226,11 +228,14 @@ impl Link {
                 outcome = advance(&mut open.handover, &hub), if open.handover.is_some() => {
                     self.on_handover(outcome, &mut open).await
                 }
-                Ok(()) = self.wants.changed() => {
+                // What a connection that has ended knows is no longer so: this waits for the next one.
+                Ok(()) = self.wants.changed(), if open.lost.is_none() => {
                     self.reconcile(&mut open);
                     None
                 }
-                Some(read) = open.tokens.reads.next() => self.on_tokens(read, &mut open),
+                Some(read) = open.tokens.reads.next(), if open.lost.is_none() => {
+                    self.on_tokens(read, &mut open)
+                }
                 _ = reread.tick() => {
                     hub.append(&mut open.left_behind);
                     hub.table.heard(&open.current.session.take_heard());
@@ -238,6 +243,8 @@ impl Link {
                     self.reread_tokens(&mut open);
                     // Not for the moment that a move takes.
                     if let Some(lost) = open.lost.as_ref().filter(|lost| lost.at.elapsed() >= REREAD) {
+                        // Afterwards nothing is confirmed any more: then nothing would be missing.
+                        hub.lost(self.number, &lost.cause);
                         self.phase(Phase::Dialing, Some(&lost.cause));
                     }
                     None
@@ -482,3 +489,6 @@ async fn advance(handover: &mut Option<Handover>, hub: &Hub) -> Outcome {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::gaps::{Away, Gap, Gaps, Over, RunningGap, Since};
 use crate::{
@@ -281,7 +281,8 @@ impl Table {
     pub(super) fn leave_out(&self, subscriptions: &[Arc<Subscription>]) -> Vec<Event> {
         self.assign(subscriptions, Slot::LeftOut);
         let mut inner = self.lock();
-        let over = inner.missing.gone(|subscription| subscriptions.contains(subscription));
+        let missing = &mut inner.missing;
+        let over = subscriptions.iter().flat_map(|one| missing.answered(one, false)).collect();
         inner.close(over)
     }
 
@@ -389,6 +390,7 @@ impl Table {
     /// to `report` before the change can be seen: whoever sees a subscription confirmed finds its gap in
     /// the journal.
     pub(super) fn update(&self, number: u64, updates: &[Update], report: impl FnOnce(Vec<Event>)) {
+        let now = Instant::now();
         self.change(|inner| {
             let mut over = Vec::new();
             for Update { subscription, state, confirmed_at } in updates {
@@ -396,17 +398,23 @@ impl Table {
                 if row.slot != Slot::On(number) {
                     continue;
                 }
-                if row.state.is_confirmed() && !state.is_answered() {
-                    // The connection is open, so it was the session that had to ask again.
+                if row.state.is_confirmed() && !state.is_confirmed() {
+                    // The connection is open: the session had to ask again, or it is another connection's.
                     let room = row.room(subscription).cloned();
-                    let cause = "all rooms of the topic were left";
+                    let cause = if state.is_answered() {
+                        "it was refused on the next connection"
+                    } else {
+                        "all rooms of the topic were left"
+                    };
                     inner.missing.add(subscription, room, Since::now(), cause);
                 }
                 row.state = state.clone();
                 if row.confirmed_at != *confirmed_at {
                     (row.confirmed_at, row.messages) = (*confirmed_at, 0);
                 }
-                if state.is_answered() {
+                if state.is_waited_for(now) {
+                    inner.missing.asked_again(subscription);
+                } else {
                     over.extend(inner.missing.answered(subscription, state.is_confirmed()));
                 }
             }
@@ -440,15 +448,15 @@ impl Table {
             for subscription in subscriptions {
                 inner.missing.add(subscription, None, Since::moment(at), cause);
             }
-            let rows = &inner.state.subscriptions;
-            let answered = subscriptions.iter().filter_map(|subscription| {
-                let row = rows.get(*subscription)?;
+            let (rows, now) = (&inner.state.subscriptions, Instant::now());
+            let mut over = Vec::new();
+            for subscription in subscriptions {
+                let Some(row) = rows.get(*subscription) else { continue };
                 // Nothing more is heard of one that was refused, or for which there is no room.
-                let is_answered = row.state.is_answered() || row.slot == Slot::LeftOut;
-                let confirmed = row.state.is_confirmed();
-                is_answered.then(|| inner.missing.answered(subscription, confirmed)).flatten()
-            });
-            let over = answered.collect();
+                if !row.state.is_waited_for(now) || row.slot == Slot::LeftOut {
+                    over.extend(inner.missing.answered(subscription, row.state.is_confirmed()));
+                }
+            }
             inner.close(over)
         })
     }
@@ -478,7 +486,9 @@ impl Table {
                 connections.values().filter_map(|row| row.last_frame).min_by_key(|at| at.elapsed());
             for (subscription, row) in &mut inner.state.subscriptions {
                 let on = row.slot.connection().filter(|number| connections.contains_key(number));
-                if let Some(at) = on.map_or(last, heard) {
+                // What was refused was not there; if it was once, that is being missed already.
+                let is_refused = matches!(row.state, SubscriptionState::Refused(_));
+                if !is_refused && let Some(at) = on.map_or(last, heard) {
                     let cause = "the gateway failed and was restarted";
                     inner.missing.add(subscription, None, Since::moment(at), cause);
                 }
@@ -560,18 +570,145 @@ mod tests {
         let all_answered = [confirmed, left_out, refused];
         let reports = table.had_no_holder(&all_answered, Moment::now(), "nobody held it");
         let data: Value = serde_json::from_slice(reports[0].data()).unwrap();
-        let restored: Vec<_> = data["subscriptions"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|one| json!([one["topic"], one["restored"]]))
-            .collect();
         let expected = json!([["confirmed", true], ["left out", false], ["refused", false]]);
-        assert_eq!((reports.len(), json!(restored)), (1, expected));
+        assert_eq!((reports.len(), restored(&data)), (1, expected));
 
         // What has yet to be answered is waited for.
         let reports = table.had_no_holder(&[confirmed, waiting], Moment::now(), "nobody held it");
         assert!(reports.is_empty());
         assert_eq!(table.snapshot().outages.len(), 1);
+    }
+
+    /// Whether each topic of a gap was restored.
+    fn restored(report: &Value) -> Value {
+        let all = report["subscriptions"].as_array().unwrap().iter();
+        all.map(|one| json!([one["topic"], one["restored"]])).collect()
+    }
+
+    /// A table with these on a connection.
+    fn on_a_connection(all: &[Arc<Subscription>]) -> Table {
+        let table = Table::default();
+        assert!(table.want(all).is_empty());
+        table.assign(all, Slot::On(1));
+        table
+    }
+
+    /// Sets a subscription's state. Answers the reports of gaps that are over by that.
+    fn set(
+        table: &Table,
+        subscription: &Arc<Subscription>,
+        state: SubscriptionState,
+    ) -> Vec<Value> {
+        let subscription = Arc::clone(subscription);
+        let update = Update { subscription, state, confirmed_at: None };
+        let mut reports = Vec::new();
+        table.update(1, &[update], |made| {
+            for report in made {
+                reports.push(serde_json::from_slice(report.data()).unwrap());
+            }
+        });
+        reports
+    }
+
+    const CONFIRMED: SubscriptionState = SubscriptionState::Confirmed(None);
+
+    fn refused(code: &str, seconds: u64) -> SubscriptionState {
+        let retry_at = Some(Instant::now() + Duration::from_secs(seconds));
+        SubscriptionState::Refused(Refusal { code: code.into(), text: "no".into(), retry_at })
+    }
+
+    fn lose(table: &Table) {
+        table.lost(1, "connection lost");
+        table.phase(1, Phase::Waiting, 1, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_confirmed_after_a_refusal_is_a_gap_since_it_was_lost() {
+        let all = ["follow", "granted later", "tips"].map(subscription);
+        let [follow, granted, tips] = &all;
+        let table = on_a_connection(&all);
+        let unauthorized = || refused("err_unauthorized", 300);
+        assert!(set(&table, granted, unauthorized()).is_empty());
+        for one in [follow, tips] {
+            assert!(set(&table, one, CONFIRMED).is_empty());
+        }
+        lose(&table);
+        tokio::time::advance(Duration::from_mins(1)).await;
+        assert!(set(&table, granted, unauthorized()).is_empty());
+        assert!(set(&table, follow, unauthorized()).is_empty());
+        let reports = set(&table, tips, unauthorized());
+        let expected = json!([["follow", false], ["tips", false]]);
+        assert_eq!((reports.len(), restored(&reports[0])), (1, expected));
+        assert!(table.snapshot().outages.is_empty());
+
+        // It is asked for again and refused again, and the connection is lost again: that is the same gap.
+        for one in [follow, tips] {
+            assert!(set(&table, one, SubscriptionState::Waiting).is_empty());
+            assert!(set(&table, one, unauthorized()).is_empty());
+        }
+        lose(&table);
+        tokio::time::advance(Duration::from_mins(1)).await;
+        for one in &all {
+            assert!(set(&table, one, SubscriptionState::Pending).is_empty());
+        }
+        assert!(set(&table, granted, CONFIRMED).is_empty(), "it was never there before");
+        assert!(set(&table, follow, CONFIRMED).is_empty(), "the other is waited for");
+        let reports = set(&table, tips, CONFIRMED);
+        let expected = json!([["follow", true], ["tips", true]]);
+        assert_eq!((reports.len(), restored(&reports[0])), (1, expected));
+        assert_eq!(reports[0]["cause"], "connection lost");
+        let seconds = reports[0]["seconds"].as_f64().unwrap();
+        assert!((seconds - 120.0).abs() < 2.0, "{seconds}");
+        assert!(table.lock().missing.is_empty(), "nothing is remembered any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_waits_for_what_is_tried_again_soon_and_no_longer() {
+        let all = ["follow", "tips"].map(subscription);
+        let [follow, tips] = &all;
+        let table = on_a_connection(&all);
+        for one in &all {
+            assert!(set(&table, one, CONFIRMED).is_empty());
+        }
+        lose(&table);
+        assert!(set(&table, follow, CONFIRMED).is_empty());
+        for seconds in [2, 4, 8] {
+            assert!(set(&table, tips, refused("err_internal_error", seconds)).is_empty());
+            assert!(set(&table, tips, SubscriptionState::Pending).is_empty());
+        }
+        let reports = set(&table, tips, refused("err_internal_error", 16));
+        let expected = json!([["follow", true], ["tips", false]]);
+        assert_eq!((reports.len(), restored(&reports[0])), (1, expected));
+        let reports = set(&table, tips, CONFIRMED);
+        assert_eq!((reports.len(), restored(&reports[0])), (1, json!([["tips", true]])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_on_the_next_connection_is_missing_until_it_is_confirmed() {
+        let tips = subscription("tips");
+        let table = on_a_connection(std::slice::from_ref(&tips));
+        assert!(set(&table, &tips, CONFIRMED).is_empty());
+        let reports = set(&table, &tips, refused("err_unauthorized", 300));
+        assert_eq!((reports.len(), restored(&reports[0])), (1, json!([["tips", false]])));
+        tokio::time::advance(Duration::from_mins(1)).await;
+        let reports = set(&table, &tips, CONFIRMED);
+        assert_eq!((reports.len(), restored(&reports[0])), (1, json!([["tips", true]])));
+        let seconds = reports[0]["seconds"].as_f64().unwrap();
+        assert!((seconds - 60.0).abs() < 2.0, "{seconds}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_refused_subscription_that_is_no_longer_wanted_nothing_is_remembered() {
+        let tips = subscription("tips");
+        let all = std::slice::from_ref(&tips);
+        let table = on_a_connection(all);
+        assert!(set(&table, &tips, CONFIRMED).is_empty());
+        lose(&table);
+        assert_eq!(set(&table, &tips, refused("err_unauthorized", 300)).len(), 1);
+        assert!(table.want(&[]).is_empty());
+        assert!(table.lock().missing.is_empty());
+        assert!(table.want(all).is_empty());
+        table.assign(all, Slot::On(1));
+        assert!(set(&table, &tips, CONFIRMED).is_empty());
     }
 }

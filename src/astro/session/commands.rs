@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Effects, Refusal, Session, Subscription, SubscriptionState,
-    subscription::{Entry, Nonce},
+    subscription::{Entry, Nonce, RETRIED_SOON},
     wire::{self, Response, Verb},
 };
 use crate::base::{
@@ -22,8 +22,12 @@ const RATE_LIMIT_QUIET: Duration = Duration::from_secs(5);
 /// still sends belongs to no channel.
 const UNSUBSCRIBES: u32 = 3;
 
-/// First wait before a failed `subscribe` is sent again; doubles up to [`Limits::retry_refused`].
+/// First wait before a failed `subscribe` is sent again; doubles up to [`Limits::retry_refused`], or to
+/// [`RETRY_LONGEST`] where that is longer.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
+
+/// Longer than anybody waits for a subscription that failed.
+const RETRY_LONGEST: Duration = RETRIED_SOON.saturating_mul(2);
 
 impl Session {
     /// Sends one command, if there is one to send: first what is given up, then what is wanted,
@@ -68,7 +72,9 @@ impl Session {
                 token,
                 subscription.token_type,
             ));
-            entry.nonces = [Some(nonce), entry.nonces[0]];
+            // What is said of another token than this one is no answer any more.
+            entry.nonces = [Some(nonce), entry.nonces[0].filter(|_| !entry.is_renewed)];
+            entry.is_renewed = false;
             entry.asked_at = Some(now);
             entry.set(SubscriptionState::Pending, &mut effects.updates);
         }
@@ -116,7 +122,13 @@ impl Session {
         let again = match code {
             "err_internal_error" | "err_deadline_exceeded" => {
                 let doubled = RETRY_FIRST.saturating_mul(1 << (entry.failures - 1).min(10));
-                Some(doubled.min(self.limits.retry_refused))
+                Some(doubled.min(self.limits.retry_refused.max(RETRY_LONGEST)))
+            }
+            // The token was refused, and there is another one by now.
+            "err_unauthorized" if entry.is_renewed => {
+                entry.failures = 0;
+                entry.set(SubscriptionState::Waiting, &mut effects.updates);
+                return;
             }
             "err_unauthorized" => Some(self.limits.retry_refused),
             // The documents speak of a limit on subscriptions a connection under this code. Where

@@ -1,6 +1,6 @@
 //! What is wanted on a connection, and what has become of each of it.
 
-use std::{fmt, num::NonZeroU64, sync::Arc};
+use std::{fmt, num::NonZeroU64, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tracing::{error, warn};
@@ -12,6 +12,9 @@ use crate::{
     },
     config::{Secret, TokenType, pasted},
 };
+
+/// A failed subscription that is tried again after this time or less is not given up meanwhile.
+pub(super) const RETRIED_SOON: Duration = Duration::from_secs(10);
 
 /// What a user wants of one channel and topic.
 #[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +73,16 @@ impl SubscriptionState {
     pub fn is_answered(&self) -> bool {
         matches!(self, Self::Confirmed(_) | Self::Refused(_))
     }
+
+    /// Whether it is about to be answered, one way or the other: a failure that is tried again in a moment is no
+    /// answer.
+    pub fn is_waited_for(&self, now: Instant) -> bool {
+        match self {
+            Self::Waiting | Self::Pending => true,
+            Self::Confirmed(_) => false,
+            Self::Refused(refusal) => refusal.is_retried_soon(now),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,11 +115,22 @@ impl Refusal {
         Self { code: excerpt(code, EXCERPT).into(), text: text.into(), retry_at }
     }
 
+    /// Whether the gateway failed, and did not mean this subscription.
+    fn is_failure(&self) -> bool {
+        matches!(&*self.code, "err_internal_error" | "err_deadline_exceeded")
+    }
+
+    /// Whether it is a failure of the gateway, and the subscription is asked for again in a moment. One that
+    /// goes on failing is asked for later each time.
+    pub fn is_retried_soon(&self, now: Instant) -> bool {
+        self.is_failure() && self.retry_at.is_some_and(|at| at <= now + RETRIED_SOON)
+    }
+
     /// An ERROR, for a human is needed, unless it is tried again soon.
     pub(super) fn log(&self, subscription: &Subscription) {
         let Subscription { channel, topic, .. } = subscription;
         let Self { code, text, .. } = self;
-        if matches!(&**code, "err_internal_error" | "err_deadline_exceeded") {
+        if self.is_failure() {
             warn!(%channel, %topic, %code, %text, "subscription failed; it is tried again");
         } else {
             error!(%channel, %topic, %code, %text, "subscription refused; the others go on");
@@ -136,6 +160,8 @@ pub(super) struct Entry {
     /// Of the last time that it was asked for, and of the time before: a late answer is an answer.
     pub(super) nonces: [Option<Nonce>; 2],
     pub(super) failures: u32,
+    /// Its token has changed since it was asked for.
+    pub(super) is_renewed: bool,
     pub(super) confirmed_at: Option<UnixMillis>,
 }
 
@@ -147,6 +173,7 @@ impl Entry {
             asked_at: None,
             nonces: [None, None],
             failures: 0,
+            is_renewed: false,
             confirmed_at: None,
         }
     }

@@ -61,12 +61,12 @@ fn state(session: &Session, index: usize) -> SubscriptionState {
 async fn subscribes_on_welcome_and_takes_the_canonical_room() {
     let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", Some("asked"))]);
     assert_eq!(state(&session, 0), SubscriptionState::Pending);
-    assert!(!session.proven(now) && !session.all_answered());
+    assert!(!session.proven(now) && !session.all_answered(now));
     assert!(session.welcomed() && !session.is_empty());
     assert_eq!(session.patience_with_silence(), 25 * SECOND);
     answer(&mut session, &nonces[0], r#","data":{"message":"ok","topic":"t","room":"canon"}"#, now);
     assert_eq!(state(&session, 0), SubscriptionState::Confirmed(Some("canon".into())));
-    assert!(session.proven(now) && session.all_answered());
+    assert!(session.proven(now) && session.all_answered(now));
     let effects = text(
         &mut session,
         r#"{"id":"1","ts":"x","type":"message","topic":"t","room":"canon","data":{"n":1}}"#,
@@ -179,6 +179,34 @@ async fn what_is_asked_for_again_is_asked_for_with_the_token_that_was_refreshed(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_that_is_refreshed_before_the_old_one_is_refused_is_asked_with_at_once() {
+    let refused = r#","error":"err_unauthorized""#;
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None)]);
+    session.renew("a", &Secret::new("fresh"), &mut Effects::default());
+    let effects = answer(&mut session, &nonces[0], refused, now);
+    assert_eq!(state(&session, 0), SubscriptionState::Pending);
+    assert!(effects.send.len() == 1 && effects.send[0].contains("fresh"), "{effects:?}");
+    let asked = self::nonces(&effects);
+    assert!(answer(&mut session, &asked[0], refused, now).send.is_empty());
+    assert!(matches!(state(&session, 0), SubscriptionState::Refused(_)), "the new one is refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_refusal_of_the_old_token_is_no_answer_for_the_new_one() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None)]);
+    let mut effects = Effects::default();
+    session.renew("a", &Secret::new("fresh"), &mut effects);
+    let later = now + 15 * SECOND;
+    session.on_other(later);
+    session.tick(later, &mut effects);
+    assert_eq!(effects.send.len(), 1, "asked again");
+    answer(&mut session, &nonces[0], r#","error":"err_unauthorized""#, later);
+    assert_eq!(state(&session, 0), SubscriptionState::Pending);
+    answer(&mut session, &self::nonces(&effects)[0], "", later);
+    assert_eq!(state(&session, 0), SubscriptionState::Confirmed(None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rate_limit_without_nonce_means_all_unanswered_again_after_five_seconds() {
     let (mut session, nonces, now) =
         welcomed((0..3).map(|n| wanted("a", &format!("t{n}"), None)).collect());
@@ -207,7 +235,7 @@ async fn a_limit_on_the_connection_moves_what_is_left_to_another() {
     let moved: Vec<_> = effects.overflow.iter().map(|s| s.topic.to_string()).collect();
     assert_eq!(moved, ["t99", "t100", "t101"]);
     assert_eq!(session.subscriptions().count(), 99);
-    assert!(session.all_answered());
+    assert!(session.all_answered(now));
 }
 
 #[tokio::test(start_paused = true)]
@@ -388,6 +416,17 @@ async fn leaving_all_rooms_of_a_topic_is_followed_by_asking_for_those_that_stay(
         answer(&mut session, nonce, "", now);
     }
     session.retain(|subscription| &*subscription.channel == "b", &mut Effects::default());
+    assert_eq!(said(&mut session, now), ["unsubscribe t -", "subscribe t x"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_before_all_rooms_are_left_confirms_nothing() {
+    let (mut session, nonces, now) =
+        welcomed(vec![wanted("a", "t", None), wanted("b", "t", Some("x"))]);
+    answer(&mut session, &nonces[0], "", now);
+    session.retain(|subscription| &*subscription.channel == "b", &mut Effects::default());
+    answer(&mut session, &nonces[1], "", now);
+    assert_eq!(state(&session, 0), SubscriptionState::Waiting);
     assert_eq!(said(&mut session, now), ["unsubscribe t -", "subscribe t x"]);
 }
 
@@ -823,4 +862,26 @@ async fn a_subscription_without_a_token_is_refused_for_a_while() {
     assert_eq!((&*refusal.code, &*refusal.text), ("no_token", "the file cannot be read"));
     assert_eq!(refusal.retry_at, Some(now + 300 * SECOND));
     assert_eq!(session.due(now), now + 300 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_subscription_counts_as_answered_when_it_goes_on_failing() {
+    let limits = Limits { retry_refused: SECOND, ..limits() };
+    let mut now = Instant::now();
+    let mut session = Session::new(1, vec![wanted("a", "t", None)], limits, now);
+    let mut effects = text(&mut session, WELCOME, now);
+    let mut answered = Vec::new();
+    for _ in 0..5 {
+        let nonce = nonces(&effects).pop().unwrap();
+        answer(&mut session, &nonce, r#","error":"err_internal_error""#, now);
+        answered.push(session.all_answered(now));
+        let SubscriptionState::Refused(refusal) = state(&session, 0) else {
+            panic!("it is refused")
+        };
+        now = refusal.retry_at.unwrap();
+        session.on_other(now);
+        effects = Effects::default();
+        session.tick(now, &mut effects);
+    }
+    assert_eq!(answered, [false, false, false, true, true]);
 }

@@ -82,6 +82,12 @@ pub(super) struct Step {
     pub(super) ended: Option<Ended>,
 }
 
+impl Step {
+    fn is_empty(&self) -> bool {
+        self.overflow.is_empty() && self.ended.is_none()
+    }
+}
+
 impl Connection {
     pub(super) fn new(link: u64, socket: Socket, session: Session) -> Self {
         Self {
@@ -104,9 +110,10 @@ impl Connection {
         Self { held: Some(Held::default()), is_current: false, ..fresh }
     }
 
-    /// Waits for something to happen, and deals with it.
+    /// Waits for something to happen, and deals with it. What a step that was dropped had to report is
+    /// reported at once.
     pub(super) async fn step(&mut self, hub: &Hub) -> Step {
-        if self.outbox.is_empty() && self.step.ended.is_none() {
+        if self.outbox.is_empty() && self.step.is_empty() {
             let mut effects =
                 Effects { events: std::mem::take(&mut self.events), ..Effects::default() };
             let due = self.session.due(Instant::now());
@@ -141,6 +148,11 @@ impl Connection {
     /// Puts an end back that came too early for the caller: the next step finds it.
     pub(super) fn ends_later(&mut self, ended: Ended) {
         self.step.ended = Some(ended);
+    }
+
+    /// Whether it was lost, which the next step reports.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self.step.ended, Some(Ended::Lost(_)))
     }
 
     /// Carries out what needs no waiting, and keeps the rest.
@@ -315,5 +327,36 @@ fn describe(error: &tungstenite::Error) -> String {
         tungstenite::Error::Capacity(_) => "a message is far larger than max_message_size".into(),
         tungstenite::Error::Utf8(_) => "text that is not UTF-8".into(),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::task::yield_now;
+
+    use super::*;
+    use crate::gateway::link::tests::{WELCOME, hub, session, sockets};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_dropped_step_had_to_report_is_reported_by_the_next_one_at_once() {
+        let hub = hub();
+        let (client, mut server) = sockets().await;
+        let mut connection = Connection::new(1, client, session(&["a", "b"]));
+        server.send(Message::text(WELCOME)).await.unwrap();
+        while !connection.session.welcomed() {
+            connection.step(&hub).await;
+        }
+        let limit = r#""error":"err_bad_request","data":{"message":"subscription limit reached"}"#;
+        let confirmed = r#"{"type":"response","nonce":"1-1"}"#.to_owned();
+        let refused = format!(r#"{{"type":"response","nonce":"1-2",{limit}}}"#);
+        for answer in [confirmed, refused] {
+            server.send(Message::text(answer)).await.unwrap();
+        }
+        while connection.session.subscriptions().count() == 2 {
+            assert!(connection.step(&hub).now_or_never().is_none(), "it is dropped half way");
+            yield_now().await;
+        }
+        let step = connection.step(&hub).now_or_never().unwrap();
+        assert_eq!((step.overflow.len(), step.ended), (1, None));
     }
 }

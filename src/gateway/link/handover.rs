@@ -1,8 +1,8 @@
 //! The handover from a connection that is about to go to the next one.
 //!
 //! With a token the next connection is ready as soon as it is welcomed: the server has restored the
-//! subscriptions. Without one it is ready when every subscription has been answered; until then the old
-//! connection is read.
+//! subscriptions. Without one it is ready when every subscription has been answered, which a failure that
+//! is tried again in a moment is not; until then the old connection is read.
 //!
 //! A token is presented once. Where the attempt failed before anybody can have looked at it, it may be
 //! presented again.
@@ -140,6 +140,10 @@ impl Handover {
 
     /// Goes one step further. May be dropped at any await.
     pub(super) async fn advance(&mut self, hub: &Hub) -> Outcome {
+        // A step that was dropped may have made it ready.
+        if self.is_ready() {
+            return self.ready(None);
+        }
         match &mut self.stage {
             Stage::Dialing(dialing) => match dialing.await {
                 Ok((socket, mut session)) => {
@@ -151,27 +155,13 @@ impl Handover {
                 }
                 Err(error) => self.not_opened(&error),
             },
-            Stage::AwaitingWelcome(connection)
-                if self.old_ended && connection.session.welcomed() =>
-            {
-                self.ready()
-            }
             Stage::AwaitingWelcome(connection) => {
                 let step = connection.step(hub).await;
                 hub.overflow(self.link, &step.overflow);
-                let restored = self.token.is_some();
-                let session = &connection.session;
-                let ready =
-                    session.welcomed() && (restored || self.old_ended || session.all_answered());
                 match step.ended {
-                    // A server that goes as soon as it has welcomed us.
-                    Some(Ended::Handover(token)) if ready => {
-                        connection.ends_later(Ended::Handover(token));
-                        self.ready()
-                    }
-                    Some(Ended::Handover(token)) => self.moved_on(token),
                     Some(Ended::Lost(why)) => self.failed(why, None),
-                    None if ready => self.ready(),
+                    ended if self.is_ready() => self.ready(ended),
+                    Some(Ended::Handover(token)) => self.moved_on(token),
                     None => Outcome::Going,
                 }
             }
@@ -179,11 +169,26 @@ impl Handover {
         }
     }
 
-    fn ready(&mut self) -> Outcome {
+    /// Whether the next connection can take over.
+    fn is_ready(&self) -> bool {
+        let Stage::AwaitingWelcome(connection) = &self.stage else { return false };
+        let (restored, session) = (self.token.is_some(), &connection.session);
+        session.welcomed()
+            && !connection.is_lost()
+            && (restored || self.old_ended || session.all_answered(Instant::now()))
+    }
+
+    /// `ended`: of a server that goes as soon as it has welcomed us.
+    fn ready(&mut self, ended: Option<Ended>) -> Outcome {
         let restored = self.token.is_some();
         metrics::add_for(HANDOVERS, "outcome", if restored { "restored" } else { "anew" }, 1);
         match std::mem::replace(&mut self.stage, Stage::Done) {
-            Stage::AwaitingWelcome(connection) => Outcome::Ready { connection, restored },
+            Stage::AwaitingWelcome(mut connection) => {
+                if let Some(ended) = ended {
+                    connection.ends_later(ended);
+                }
+                Outcome::Ready { connection, restored }
+            }
             Stage::Dialing(_) | Stage::Done => Outcome::Going,
         }
     }
@@ -216,5 +221,37 @@ impl Handover {
         self.give_up();
         metrics::add_for(HANDOVERS, "outcome", "failed", 1);
         if self.token.is_some() { Outcome::TokenSpent(why) } else { Outcome::Failed { why, asked } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, SinkExt};
+    use tokio::task::yield_now;
+    use tokio_tungstenite::tungstenite::Message;
+
+    use super::*;
+    use crate::gateway::link::tests::{WELCOME, hub, session, sockets};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_became_ready_in_a_dropped_step_is_ready_at_once() {
+        let hub = hub();
+        let (client, mut server) = sockets().await;
+        let connection = Connection::held(1, client, session(&[]));
+        let mut handover = Handover {
+            link: 1,
+            token: Some(Secret::new("token")),
+            stage: Stage::AwaitingWelcome(Box::new(connection)),
+            starts: Instant::now(),
+            old_ended: false,
+            events: Vec::new(),
+        };
+        server.send(Message::text(WELCOME)).await.unwrap();
+        while !handover.is_welcomed() {
+            assert!(handover.advance(&hub).now_or_never().is_none(), "it is dropped half way");
+            yield_now().await;
+        }
+        let outcome = handover.advance(&hub).now_or_never();
+        assert!(matches!(outcome, Some(Outcome::Ready { restored: true, .. })));
     }
 }

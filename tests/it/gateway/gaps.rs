@@ -5,7 +5,7 @@ use astro_relay::{
     base::clock::{self, UnixMillis},
     config::{Channel, Config, SecretRef, TokenType},
 };
-use astro_sim::{End, Load, Options, Refusal, Sim, Success};
+use astro_sim::{End, Load, Options, Refusal, Sim, Success, Token};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -72,6 +72,47 @@ async fn a_gap_names_the_subscriptions_that_did_not_come_back() {
     let gaps = bench.gaps().await;
     let gap = gaps.iter().find(|gap| gap["channel"] == "a").unwrap();
     assert_eq!(restored(gap), [("channel.follow", false), ("channel.tips", true)]);
+}
+
+#[tokio::test]
+async fn a_gap_waits_for_a_subscription_that_is_tried_again_in_a_moment() {
+    let bench = Bench::start(Options::default(), &WANTS[..2]).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| {
+        faults.refusals = vec![Refusal::of("err_internal_error").topic("channel.follow").times(1)];
+    });
+    bench.sim.end(None, End::Reset);
+    until("it is told", SOON, async || (!bench.gaps().await.is_empty()).then_some(())).await;
+    let gaps = bench.gaps().await;
+    assert_eq!(restored(&gaps[0]), [("channel.follow", true), ("channel.tips", true)]);
+    bench.confirmed(2).await;
+    assert_eq!(bench.gaps().await.len(), 1, "it is told once");
+}
+
+#[tokio::test]
+async fn what_was_refused_for_its_token_is_a_gap_from_its_beginning_when_it_is_confirmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    std::fs::write(&path, "t\n").unwrap();
+    let options = Options { tokens: vec![Token::owner("t", ROOM)], ..Options::default() };
+    let mut wanted = targets(&WANTS[..2]);
+    wanted.channels.get_mut("a").unwrap().token = SecretRef::File(path.clone());
+    let bench = Bench::with(options, wanted, |_| {}).await;
+    bench.confirmed(2).await;
+    std::fs::write(&path, "ended\n").unwrap();
+    let lost = clock::now();
+    bench.sim.end(None, End::Reset);
+    until("it is told", SOON, async || (!bench.gaps().await.is_empty()).then_some(())).await;
+    std::fs::write(&path, "t\n").unwrap();
+    bench.confirmed(2).await;
+    until("it is told again", SOON, async || (bench.gaps().await.len() == 2).then_some(())).await;
+    let gaps = bench.gaps().await;
+    for (gap, is_restored) in gaps.iter().zip([false, true]) {
+        let expected = [("channel.follow", is_restored), ("channel.tips", is_restored)];
+        assert_eq!(restored(gap), expected);
+        assert!(time(gap, "from").abs_diff(lost) < 1000, "{gap}, lost {lost}");
+        assert_eq!(gap["cause"], gaps[0]["cause"]);
+    }
 }
 
 #[tokio::test]

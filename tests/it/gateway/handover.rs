@@ -5,18 +5,21 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::{gateway::table::Phase, journal::Journal};
-use astro_sim::{End, Ended, Load, Options, Reception};
+use astro_relay::{base::clock, gateway::table::Phase, journal::Journal};
+use astro_sim::{End, Ended, Load, Options, Reception, Refusal};
 
 use super::{
     OTHER, ROOM, SOON,
-    bench::{Bench, Want},
+    bench::{Bench, Want, targets},
     long,
 };
 use crate::support::wait::until;
 
 const TOPIC: &str = "channel.activities";
 const WANTS: [Want<'_>; 2] = [("a", TOPIC, Some(ROOM)), ("b", TOPIC, Some(OTHER))];
+
+/// A room that is wanted later.
+const THIRD: &str = "2f2e2d2c2b2a292827262524";
 
 /// Messages a second while connections are handed over.
 const RATE: u64 = 1000;
@@ -140,6 +143,46 @@ async fn a_refused_token_is_used_once_and_the_old_link_is_read_meanwhile() {
 }
 
 #[tokio::test]
+async fn a_move_without_a_token_waits_for_a_subscription_that_fails_for_a_moment() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| {
+        faults.refuse_reconnect = true;
+        faults.refusals = vec![Refusal::of("err_internal_error").room(OTHER).times(1)];
+    });
+    bench.sim.drain(None);
+    until("it failed on the new connection", SOON, async || {
+        let commands = bench.connection(2)?.commands;
+        commands.iter().any(|command| command.error.is_some()).then_some(())
+    })
+    .await;
+    bench.carries(TOPIC, OTHER, 1).await;
+    until("it has moved", SOON, async || bench.connection(1).unwrap().ended).await;
+    assert_eq!(bench.connection(2).unwrap().subscriptions.len(), 2, "no sooner than that");
+    bench.carries(TOPIC, OTHER, 2).await;
+    assert_eq!(bench.received(2).await.len(), 2, "no gap");
+}
+
+#[tokio::test]
+async fn a_move_without_a_token_does_not_wait_for_a_subscription_that_is_refused() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| {
+        faults.refuse_reconnect = true;
+        faults.refusals = vec![Refusal::of("err_unauthorized").room(OTHER)];
+    });
+    bench.sim.drain(None);
+    until("it has moved", SOON, async || bench.connection(1).unwrap().ended).await;
+    assert_eq!(bench.connection(1).unwrap().ended, Some(Ended::ByClient));
+    until("what is missing now is reported", SOON, async || {
+        (bench.gaps().await.len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(bench.gaps().await[0]["channel"], "b");
+    bench.carries(TOPIC, ROOM, 1).await;
+}
+
+#[tokio::test]
 async fn a_token_that_was_not_presented_may_be_used_again() {
     let bench = Bench::start(Options::default(), &WANTS).await;
     bench.confirmed(2).await;
@@ -256,6 +299,31 @@ async fn a_gap_between_the_old_link_and_the_new_one_is_reported() {
     channels.sort();
     assert_eq!(channels, ["a", "b"]);
     assert!(bench.connection(2).unwrap().commands.is_empty(), "restored all the same");
+    bench.carries(TOPIC, OTHER, 1).await;
+}
+
+#[tokio::test]
+async fn a_gap_between_the_old_link_and_the_new_one_is_reported_however_long_the_move_takes() {
+    let bench = Bench::start(Options::default(), &WANTS).await;
+    bench.confirmed(2).await;
+    bench.sim.faults(|faults| faults.upgrade_delay = Duration::from_secs(6));
+    bench.sim.drain(None);
+    moving(&bench).await;
+    let lost = clock::now();
+    bench.sim.end(Some(1), End::Reset);
+    until("the outage is seen", SOON, async || (bench.state().outages.len() == 2).then_some(()))
+        .await;
+    assert_eq!(bench.count("confirmed"), 0, "nothing is received now");
+    // What is wanted anew meanwhile says nothing of the rest.
+    bench.targets.send_replace(targets(&[WANTS[0], WANTS[1], ("c", TOPIC, Some(THIRD))]));
+    bench.confirmed(3).await;
+    let gaps = bench.gaps().await;
+    assert_eq!(gaps.len(), 2, "{gaps:?}");
+    for gap in &gaps {
+        let time = |name: &str| clock::parse_rfc3339(gap[name].as_str().unwrap()).unwrap();
+        assert!(time("from").abs_diff(lost) < 1_000, "since the last frame: {gap}, lost {lost}");
+        assert!(time("to") > lost + 5_000, "until it is restored: {gap}, lost {lost}");
+    }
     bench.carries(TOPIC, OTHER, 1).await;
 }
 

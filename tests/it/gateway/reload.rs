@@ -1,8 +1,9 @@
 //! What is wanted changes while the gateway runs.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
-use astro_sim::{Ended, Options};
+use astro_relay::gateway::table::Phase;
+use astro_sim::{Ended, Options, Sim};
 
 use super::{
     OTHER, ROOM, SOON,
@@ -65,4 +66,29 @@ async fn changes_without_a_connection_count_at_the_next_one() {
     bench.confirmed(1).await;
     assert_eq!(bench.sim.connections().last().unwrap().commands.len(), 1);
     bench.carries("channel.follow", ROOM, 1).await;
+}
+
+#[tokio::test]
+async fn changes_while_a_connection_is_dialled_count_on_it() {
+    let kept = ("a", "channel.tips", Some(ROOM));
+    let dropped = ("a", "channel.follow", Some(ROOM));
+    let added = ("b", "channel.tips", Some(OTHER));
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), Options::default()).await.unwrap();
+    sim.faults(|faults| faults.upgrade_delay = Duration::from_secs(1));
+    let bench = Bench::at(sim, targets(&[kept, dropped]), |_| {});
+    until("it is being dialled", SOON, async || {
+        let state = bench.state();
+        state.connections.values().any(|row| row.phase == Phase::Dialing).then_some(())
+    })
+    .await;
+    bench.targets.send_replace(targets(&[kept, added]));
+    until("Astro has what is wanted", SOON, async || {
+        let wanted =
+            [kept, added].map(|(_, topic, room)| (topic.to_owned(), room.unwrap().to_owned()));
+        (bench.connection(1)?.subscriptions == BTreeSet::from(wanted)).then_some(())
+    })
+    .await;
+    bench.confirmed(2).await;
+    bench.carries("channel.tips", OTHER, 1).await;
+    assert_eq!((bench.sim.stats().opened, bench.gaps().await.len()), (1, 0));
 }

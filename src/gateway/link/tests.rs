@@ -1,0 +1,40 @@
+//! What the tests of connections share: one without a network.
+
+use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
+
+use super::*;
+use crate::{
+    astro::{dial::Socket, session::Limits},
+    base::tcp::Transport,
+    config::{Astro, TokenType},
+    gateway::{intake::Intake, targets::Targets},
+    journal::Journal,
+};
+
+pub(super) const WELCOME: &str = r#"{"type":"welcome"}"#;
+
+pub(super) fn hub() -> Hub {
+    let intake = Arc::new(Intake::new(Journal::in_memory(1024 * 1024)));
+    let (_, targets) = watch::channel(Targets::default());
+    Hub::new(&Astro::default(), Arc::default(), intake, targets).unwrap()
+}
+
+/// A session that wants these topics.
+pub(super) fn session(topics: &[&str]) -> Session {
+    let wanted = topics.iter().map(|topic| {
+        let (channel, topic) = ("main".into(), (*topic).into());
+        let one = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
+        Wanted { subscription: Arc::new(one), token: Ok(Secret::new("t")) }
+    });
+    Session::new(1, wanted.collect(), Limits::from(&Astro::default()), Instant::now())
+}
+
+/// Our end of a connection and the gateway's.
+pub(super) async fn sockets() -> (Socket, Socket) {
+    let (ours, theirs) = tokio::io::duplex(64 * 1024);
+    let ours: Box<dyn Transport> = Box::new(ours);
+    let theirs: Box<dyn Transport> = Box::new(theirs);
+    let client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+    let server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
+    (client, server)
+}
