@@ -23,6 +23,7 @@
 
 mod aside;
 pub mod assignment;
+pub(crate) mod collisions;
 pub(crate) mod connection;
 mod copies;
 mod cursor;
@@ -77,7 +78,7 @@ use self::{
     view::View,
 };
 use crate::{
-    base::event::Record,
+    base::{event::Record, metrics},
     config::{self, Start},
 };
 
@@ -361,7 +362,13 @@ impl Cluster {
 
     /// What is configured has changed.
     pub fn configured(&self, configured: Configured) {
-        lock(&self.0.leases).retain(|sink, _| configured.has_sink(sink));
+        lock(&self.0.leases).retain(|sink, _| {
+            let stays = configured.has_sink(sink);
+            if !stays {
+                metrics::no_lease(sink);
+            }
+            stays
+        });
         self.0.configured.send_replace(configured);
     }
 
@@ -370,8 +377,8 @@ impl Cluster {
         lock(&self.0.sources).insert(sink.to_owned(), Arc::downgrade(source));
     }
 
-    /// Events that a sink has still to get, while it is driven here.
-    pub fn lag(&self, sink: &str) -> Option<u64> {
+    /// Events that a sink has still to get, and how long the oldest of them has waited, while it is driven here.
+    pub fn lag(&self, sink: &str) -> Option<(u64, Duration)> {
         lock(&self.0.sources).get(sink)?.upgrade().map(|source| source.lag())
     }
 }

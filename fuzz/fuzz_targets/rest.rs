@@ -80,7 +80,7 @@ fuzz_target!(|input: &[u8]| {
     let failed = runtime.block_on(async {
         match call % 5 {
             0 => rest.elements(target).await.map(|snapshot| {
-                state::Session::default().merge(&snapshot, 0, 1);
+                state::Session::default().merge(&snapshot, 0, 1, state::Source::Fetched);
             }),
             4 => rest.session(target).await.map(drop),
             1 => rest.activities(target, &Span::default()).await.map(drop),

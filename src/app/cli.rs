@@ -70,7 +70,7 @@ enum Command {
     Retry(client::Retry),
     /// Writes a first configuration, asking for what it needs.
     Init(Init),
-    /// The same in the browser, and tries each answer: token, destination, a test event.
+    /// Writes a first configuration in the browser, and tries each answer.
     Setup(setup::Setup),
     /// Lists the known topics, with the scope that a token needs; of one also examples.
     Topics(info::Topics),

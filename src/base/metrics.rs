@@ -98,7 +98,7 @@ define_metrics! {
     describe_gauge JOURNAL_BYTES "astro_relay_journal_bytes" [Bytes]
         "Size of the journal on disk"
     describe_gauge JOURNAL_SOUND "astro_relay_journal_sound"
-        "Whether events are written to disk"
+        "Whether events are written to disk, or kept in memory as configured"
     describe_counter LOG_LINES_DROPPED "astro_relay_log_lines_dropped_total"
         "Lines of the log that could not be written"
     describe_counter HTTP_CLOSED "astro_relay_http_connections_closed_total"
@@ -174,11 +174,24 @@ pub fn channel(label: &str) {
     }
 }
 
-/// A sink is no longer configured: what it showed as now is not so any more. Its counters stay as
-/// they are, for a counter that goes away looks like a restart.
+/// A sink is no longer configured: what it showed as now is not so any more, and it is neither up nor down. Its
+/// counters stay as they are, for a counter that goes away looks like a restart.
 pub(crate) fn no_sink(sink: &str) {
+    sink_stands_by(sink);
+    gauge!(SINK_UP, "sink" => sink.to_owned()).set(f64::NAN);
+}
+
+/// Another member of the cluster drives a sink: nothing waits here.
+pub(crate) fn sink_stands_by(sink: &str) {
     for name in [LAG_EVENTS, LAG_SECONDS, SINK_UP, DEAD_LETTERS_WAITING] {
         gauge!(name, "sink" => sink.to_owned()).set(0.0);
+    }
+}
+
+/// A sink is no longer configured in the cluster: whether anybody drives it is no question any more.
+pub(crate) fn no_lease(sink: &str) {
+    for name in [CLUSTER_DRIVES, CLUSTER_LEASE_AGE] {
+        gauge!(name, "sink" => sink.to_owned()).set(f64::NAN);
     }
 }
 
@@ -294,5 +307,28 @@ impl SinkMetrics {
     /// What the sink counts itself.
     pub fn note(&self, note: &'static str, amount: u64) {
         counter!(SINK_NOTES, "sink" => self.sink.clone(), "note" => note).increment(amount);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sink_that_is_no_longer_configured_is_neither_up_nor_down() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            let shows = |value: &str| {
+                let (text, line) =
+                    (recorder.handle().render(), format!("{SINK_UP}{{sink=\"home\"}} {value}\n"));
+                assert!(text.contains(&line), "{line} in {text}");
+            };
+            SinkMetrics::new("home").up(true);
+            shows("1");
+            sink_stands_by("home");
+            shows("0");
+            no_sink("home");
+            shows("NaN");
+        });
     }
 }

@@ -5,7 +5,7 @@
 //! | stream `<name>_log` | the events, on `<name>.log.<channel>` |
 //! | bucket `<name>_lease` | members and who drives which sink; forgotten after the lease time |
 //! | bucket `<name>_cursor` | how far each sink is, and what each member is configured with |
-//! | bucket `<name>_state` | the state of each channel |
+//! | bucket `<name>_channel_state` | the state of each channel; `<name>_state` may be a `nats` sink's |
 //! | bucket `<name>_dead` | dead letters, and replays that are not done |
 //! | bucket `<name>_done` | transactions of commands, for a while |
 //!
@@ -95,7 +95,9 @@ pub(crate) struct Kept {
 }
 
 /// How the servers are reached, as for a `nats` sink.
-fn nats_settings(cluster: &config::Cluster) -> Result<(Settings, Vec<ServerAddr>), ClusterError> {
+pub(super) fn nats_settings(
+    cluster: &config::Cluster,
+) -> Result<(Settings, Vec<ServerAddr>), ClusterError> {
     let table = serde_json::json!({ "url": cluster.url, "tls": cluster.tls });
     let mut settings: Settings =
         serde_json::from_value(table).map_err(|error| ClusterError::Settings(error.to_string()))?;
@@ -174,10 +176,27 @@ fn unreached() -> ClusterError {
 }
 
 impl Connection {
-    /// Begins to connect; returns whether or not a server answers.
-    pub(crate) async fn begin(
+    /// Begins to connect, for a relay: its log says whether a server is reached. Returns whether or not one
+    /// answers.
+    pub(super) async fn begin(
         cluster: &config::Cluster,
         member: &str,
+    ) -> Result<Self, ClusterError> {
+        let log = |is_reached: bool| {
+            if is_reached {
+                info!("connected to NATS");
+            } else {
+                warn!("no connection to NATS; events wait in the local journal");
+            }
+        };
+        Self::connect(cluster, member, log).await
+    }
+
+    /// Begins to connect. `log` is told when a server is reached, and when it is no more.
+    async fn connect(
+        cluster: &config::Cluster,
+        member: &str,
+        log: fn(bool),
     ) -> Result<Self, ClusterError> {
         let (settings, servers) = nats_settings(cluster)?;
         let (reaches, reached) = watch::channel(false);
@@ -198,11 +217,16 @@ impl Connection {
                 async move {
                     match event {
                         Event::Connected => {
-                            info!("connected to NATS");
+                            log(true);
                             reaches.send_replace(true);
                         }
-                        Event::Disconnected | Event::Closed => {
-                            warn!("no connection to NATS; events wait in the local journal");
+                        Event::Disconnected => {
+                            if reaches.send_replace(false) {
+                                log(false);
+                            }
+                        }
+                        // Whoever had it is done with it.
+                        Event::Closed => {
                             reaches.send_replace(false);
                         }
                         other => tracing::debug!(%other, "about NATS"),
@@ -225,12 +249,12 @@ impl Connection {
         })
     }
 
-    /// The same for a command: it waits until a server is reached.
-    pub(super) async fn reach(
+    /// Connects for a command: waits until a server is reached, and leaves the log alone.
+    pub(crate) async fn reach(
         settings: &config::Cluster,
         name: &str,
     ) -> Result<Self, ClusterError> {
-        let connection = Self::begin(settings, name).await?;
+        let connection = Self::connect(settings, name, |_| {}).await?;
         let mut reached = connection.reached.clone();
         let in_time =
             tokio::time::timeout(REACH, reached.wait_for(|reached| *reached)).await.is_ok();
@@ -250,11 +274,11 @@ impl Connection {
             return Err(unreached());
         }
         let mut remarks = Vec::new();
-        for bucket in self.buckets() {
+        for bucket in buckets(&self.settings) {
             self.stream(&bucket, &mut remarks).await?;
         }
         let cursors = self.store("cursor").await?;
-        let log = self.log_config();
+        let log = log(&self.settings);
         if self.found(&log.name).await?.is_none() {
             for sink in sinks {
                 cursor::make(&cursors, sink, &Cursor::default()).await?;
@@ -262,28 +286,16 @@ impl Connection {
         }
         let log = self.stream(&log, &mut remarks).await?;
         let leases = self.store("lease").await?;
-        let state = self.store("state").await?;
+        let state = self.store("channel_state").await?;
         let dead = self.store("dead").await?;
         let done = self.store("done").await?;
         Ok(Kept { log, leases, cursors, state, dead, done, remarks })
     }
 
-    fn buckets(&self) -> [Config; 5] {
-        let cluster = &self.settings;
-        [
-            ("lease", cluster.lease.0),
-            ("cursor", Duration::ZERO),
-            ("state", Duration::ZERO),
-            ("dead", Duration::ZERO),
-            ("done", DONE),
-        ]
-        .map(|(of, max_age)| bucket(&cluster.name, of, cluster.replicas, max_age))
-    }
-
     /// What is there already, and what is wrong with it: for whoever only looks.
     pub(crate) async fn look(&self) -> Result<Vec<String>, ClusterError> {
         let mut remarks = Vec::new();
-        for wanted in std::iter::once(self.log_config()).chain(self.buckets()) {
+        for wanted in streams(&self.settings) {
             match self.found(&wanted.name).await? {
                 Some(stream) => compare(stream.cached_info(), &wanted, &mut remarks)?,
                 None => remarks.push(format!("{:?} is made at the start", wanted.name)),
@@ -294,27 +306,9 @@ impl Connection {
 
     /// Deletes all that the cluster keeps: for a demonstration.
     pub(crate) async fn forget(&self) {
-        for of in std::iter::once(self.log_config()).chain(self.buckets()) {
+        for of in streams(&self.settings) {
             // Where it is not there, that is what was wanted.
             drop(self.context.delete_stream(of.name).await);
-        }
-    }
-
-    fn log_config(&self) -> Config {
-        let cluster = &self.settings;
-        Config {
-            name: format!("{}_log", cluster.name),
-            subjects: vec![format!("{}.log.*", cluster.name)],
-            max_bytes: i64::try_from(cluster.max_size.0).unwrap_or(i64::MAX),
-            max_age: cluster.max_age.0,
-            duplicate_window: cluster.duplicate_window.0,
-            discard: DiscardPolicy::Old,
-            num_replicas: cluster.replicas,
-            max_messages: -1,
-            max_messages_per_subject: -1,
-            max_consumers: -1,
-            max_message_size: -1,
-            ..Config::default()
         }
     }
 
@@ -397,6 +391,39 @@ fn context(client: &Client, timeout: Duration) -> Context {
         .ack_timeout(timeout)
         .max_ack_inflight(IN_FLIGHT)
         .build(client.clone())
+}
+
+/// The streams that a cluster keeps: the log, and those behind its buckets.
+pub(super) fn streams(cluster: &config::Cluster) -> impl Iterator<Item = Config> + use<> {
+    std::iter::once(log(cluster)).chain(buckets(cluster))
+}
+
+fn log(cluster: &config::Cluster) -> Config {
+    Config {
+        name: format!("{}_log", cluster.name),
+        subjects: vec![format!("{}.log.*", cluster.name)],
+        max_bytes: i64::try_from(cluster.max_size.0).unwrap_or(i64::MAX),
+        max_age: cluster.max_age.0,
+        duplicate_window: cluster.duplicate_window.0,
+        discard: DiscardPolicy::Old,
+        num_replicas: cluster.replicas,
+        max_messages: -1,
+        max_messages_per_subject: -1,
+        max_consumers: -1,
+        max_message_size: -1,
+        ..Config::default()
+    }
+}
+
+fn buckets(cluster: &config::Cluster) -> [Config; 5] {
+    [
+        ("lease", cluster.lease.0),
+        ("cursor", Duration::ZERO),
+        ("channel_state", Duration::ZERO),
+        ("dead", Duration::ZERO),
+        ("done", DONE),
+    ]
+    .map(|(of, max_age)| bucket(&cluster.name, of, cluster.replicas, max_age))
 }
 
 /// The stream behind a bucket of the cluster.

@@ -203,10 +203,15 @@ impl LogSource {
         timeout_at(deadline, saved).await.unwrap_or(false)
     }
 
-    /// Events that the sink has still to get, as far as that is known.
-    pub(super) fn lag(&self) -> u64 {
+    /// Events that the sink has still to get, as far as that is known, and how long the oldest of them has been
+    /// in the log.
+    pub(super) fn lag(&self) -> (u64, Duration) {
         let at = lock(&self.position).at;
-        lock(&self.queue).last.saturating_sub(at)
+        let queue = lock(&self.queue);
+        let now = clock::now().saturating_add_signed(self.cluster.ahead());
+        let oldest = queue.stored.iter().find(|(seq, _)| *seq > at);
+        let age = oldest.map_or(0, |(_, stored)| now.saturating_sub(*stored));
+        (queue.last.saturating_sub(at), Duration::from_millis(age))
     }
 
     async fn read_ahead(&self) {

@@ -173,7 +173,7 @@ impl Cluster {
             let holder = drivers.get(&*sink);
             let driver = holder.map(|holder| json!(holder.member));
             let since = holder.map(|holder| holder.since);
-            let lag = self.lag(&sink);
+            let lag = self.lag(&sink).map(|(events, _)| events);
             (sink, json!({ "driver": driver, "since": since, "lag_events": lag }))
         });
         let listed = configured.channels.keys().take(LISTED).map(|channel| {
@@ -280,18 +280,45 @@ impl Cluster {
             let term = lease.term();
             gauge!(metrics::CLUSTER_DRIVES, "sink" => sink.clone())
                 .set(f64::from(u8::from(term.is_some())));
-            if let Some(term) = term {
-                gauge!(metrics::CLUSTER_LEASE_AGE, "sink" => sink.clone())
-                    .set(term.age().as_secs_f64());
-            }
+            let age = term.map_or(f64::NAN, |term| term.age().as_secs_f64());
+            gauge!(metrics::CLUSTER_LEASE_AGE, "sink" => sink.clone()).set(age);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
     use super::*;
-    use crate::config::{Channel, SinkConfig};
+    use crate::{
+        base::tls,
+        config::{self, Channel, SinkConfig},
+    };
+
+    #[tokio::test]
+    async fn a_lease_that_is_not_held_has_no_age_and_a_sink_that_is_gone_no_driver() {
+        tls::install_provider();
+        // Nobody listens there.
+        let settings = json!({ "url": "nats://127.0.0.1:1", "member": "a" });
+        let settings: config::Cluster = serde_json::from_value(settings).unwrap();
+        let configured = Configured::of(&config(&[], "/run/one"));
+        let cluster = Box::pin(Cluster::begin(&settings, configured)).await.unwrap();
+        drop(cluster.lease_of("home"));
+        let shown = |name: &str, value: &str| format!("{name}{{sink=\"home\"}} {value}\n");
+        let recorder = PrometheusBuilder::new().build_recorder();
+        ::metrics::with_local_recorder(&recorder, || {
+            cluster.gauges();
+            let text = recorder.handle().render();
+            assert!(text.contains(&shown(metrics::CLUSTER_DRIVES, "0")), "{text}");
+            assert!(text.contains(&shown(metrics::CLUSTER_LEASE_AGE, "NaN")), "{text}");
+            cluster.configured(Configured::default());
+            cluster.gauges();
+            let text = recorder.handle().render();
+            assert!(text.contains(&shown(metrics::CLUSTER_DRIVES, "NaN")), "{text}");
+            assert!(text.contains(&shown(metrics::CLUSTER_LEASE_AGE, "NaN")), "{text}");
+        });
+    }
 
     fn config(topics: &[&str], token: &str) -> Config {
         let channel = json!({ "token": { "file": token }, "topics": topics });

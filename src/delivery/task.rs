@@ -113,7 +113,7 @@ impl Maker {
             page.last_error = None;
             page.forget_findings();
         });
-        metrics::no_sink(name);
+        metrics::sink_stands_by(name);
     }
 }
 

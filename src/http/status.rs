@@ -87,10 +87,10 @@ pub(super) async fn metrics(Extract(state): Extract<State>) -> Response {
 }
 
 /// What a sink has still to get, and how long the oldest of that waits. In a cluster it is known of the
-/// sinks that are driven here, and how long is not.
+/// sinks that are driven here.
 pub(crate) fn lag(status: &RelayStatus, journal: &Journal, sink: &str) -> (u64, Duration) {
     match status.cluster() {
-        Some(cluster) => (cluster.lag(sink).unwrap_or(0), Duration::ZERO),
+        Some(cluster) => cluster.lag(sink).unwrap_or_default(),
         None => journal.lag(sink),
     }
 }
@@ -106,7 +106,8 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
     use ::metrics::gauge;
     let figures = journal.figures();
     gauge!(metrics::JOURNAL_BYTES).set(real(figures.size));
-    let sound = matches!(figures.health, Health::Sound);
+    // What is in memory only because that is configured is as it should be.
+    let sound = !matches!(figures.health, Health::Degraded(_));
     gauge!(metrics::JOURNAL_SOUND).set(f64::from(u8::from(sound)));
     for (sink, page) in &snapshot.sinks.sinks {
         // What another member drives, that one counts.
@@ -153,7 +154,20 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
 
 #[cfg(test)]
 mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
     use super::*;
+
+    #[test]
+    fn a_journal_that_is_in_memory_by_configuration_is_sound() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        ::metrics::with_local_recorder(&recorder, || {
+            let journal = Journal::in_memory(1 << 20);
+            gauges(&Snapshot::default(), &RelayStatus::default(), &journal);
+        });
+        let text = recorder.handle().render();
+        assert!(text.contains("astro_relay_journal_sound 1"), "{text}");
+    }
 
     #[test]
     fn large_numbers_are_exact() {

@@ -4,6 +4,8 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use astro_relay::{
     base::metrics,
+    config::Config,
+    loading::{Sources, load},
     sink::{KINDS, Kind},
 };
 
@@ -41,6 +43,26 @@ fn alerts_and_dashboard_name_only_metrics_that_there_are() {
     }
 }
 
+/// A member of a cluster shows a sink that another one drives as 0, too.
+#[test]
+fn a_sink_that_another_member_drives_does_not_count_as_down() {
+    for file in ["deploy/prometheus/astro-relay.rules.yml", "deploy/grafana/astro-relay.json"] {
+        let text = read(file);
+        let line = text.lines().find(|line| line.contains("astro_relay_sink_up")).unwrap();
+        let driven = "== 0 unless on (job, instance, sink) astro_relay_cluster_drives == 0";
+        assert!(line.contains(driven), "{file}: {line}");
+    }
+}
+
+/// One that holds a single scrape shows no change.
+#[test]
+fn the_windows_of_the_dashboard_hold_several_scrapes() {
+    let dashboard = read("deploy/grafana/astro-relay.json");
+    let windows: BTreeSet<_> =
+        dashboard.split("}[").skip(1).filter_map(|rest| rest.split(']').next()).collect();
+    assert_eq!(windows, BTreeSet::from(["$__rate_interval", "24h", "5m"]));
+}
+
 #[test]
 fn the_dashboard_is_one() {
     let dashboard: serde_json::Value =
@@ -51,6 +73,58 @@ fn the_dashboard_is_one() {
     let asked =
         |panel: &serde_json::Value| !panel["targets"][0]["expr"].as_str().unwrap().is_empty();
     assert!(panels.iter().all(asked));
+}
+
+/// The configuration of that text, as on a machine that has its secrets.
+fn config(text: String) -> Config {
+    let sources = Sources { text: Some(text), resolve_secrets: false, ..Sources::default() };
+    load(&sources).unwrap_or_else(|error| panic!("{error}")).config
+}
+
+#[test]
+fn the_configuration_at_the_head_of_the_compose_file_loads() {
+    let compose = read("deploy/compose.yaml");
+    let lines: Vec<_> = compose.lines().filter_map(|line| line.strip_prefix("#     ")).collect();
+    let config = config(lines.join("\n"));
+    assert!(!config.channels["main"].topics.is_empty());
+    assert_eq!(config.sinks["home"].settings["url"], "mqtt://broker:1883");
+}
+
+#[test]
+fn the_members_of_the_cluster_in_containers_ask_the_simulated_rest_api() {
+    let compose = read("deploy/cluster/compose.yaml");
+    let rest = compose.split_once("\n  relay:\n    content: |\n").unwrap().1;
+    let lines: Vec<_> = rest.lines().map_while(|line| line.strip_prefix("      ")).collect();
+    let config = config(lines.join("\n"));
+    assert_eq!(config.astro.url, "ws://astro:8080");
+    assert_eq!(config.astro.api_url, "http://astro:8080/kappa/v2");
+    // The image's health check asks a relay.
+    let astro = compose.split_once("\n  astro:\n").unwrap().1.split_once("\n  relay-1:").unwrap().0;
+    assert!(astro.contains("healthcheck: { disable: true }"), "{astro}");
+}
+
+/// The base image's own init would send KILL a fixed time after TERM, however long the relay needs.
+#[test]
+fn the_relay_of_the_add_on_gets_the_signals_of_docker_itself() {
+    let dockerfile = read("deploy/home-assistant-addon/Dockerfile");
+    let entry = "ENTRYPOINT [\"/bin/sh\", \"/run.sh\"]";
+    assert!(dockerfile.lines().any(|line| line == entry), "{dockerfile}");
+    let addon = read("deploy/home-assistant-addon/config.yaml");
+    for wanted in ["init: true", "timeout: 30"] {
+        assert!(addon.lines().any(|line| line == wanted), "{wanted}");
+    }
+}
+
+#[test]
+fn every_page_names_the_directory_in_which_the_secrets_are() {
+    for file in ["docs/install.md", "docs/operating.md"] {
+        let page = read(file);
+        let named: Vec<_> = page.split("CREDENTIALS_DIRECTORY=").skip(1).collect();
+        assert!(!named.is_empty(), "{file}");
+        for rest in named {
+            assert!(rest.starts_with("/etc/astro-relay "), "{file}: {rest:.50}");
+        }
+    }
 }
 
 #[test]

@@ -140,6 +140,19 @@ fn every_route_is_described() {
     assert!(missing.is_empty(), "docs/http.md says nothing of {missing:?}");
 }
 
+/// Caddy takes a brace at the end of a line, or alone on it.
+#[test]
+fn the_caddyfile_has_its_braces_where_caddy_takes_them() {
+    let http = document("http.md");
+    let (_, rest) = http.split_once("```caddyfile\n").unwrap();
+    let (file, _) = rest.split_once("```").unwrap();
+    for line in file.lines() {
+        let words = line.strip_suffix(" {").unwrap_or(line);
+        assert!(line.trim() == "}" || !words.contains(['{', '}']), "{line}");
+    }
+    assert_eq!(file.matches('{').count(), file.matches('}').count());
+}
+
 #[test]
 fn every_runbook_leads_to_a_section() {
     let anchor = |title: &str| {

@@ -212,6 +212,16 @@ fn every_example_loads_without_a_warning() {
     assert!(seen > 0);
 }
 
+/// Its channel and its sinks, as one file.
+#[test]
+fn the_readme_loads_without_a_warning() {
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let blocks = text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let blocks: Vec<_> = blocks.collect();
+    assert_eq!(blocks.len(), 3);
+    assert_eq!(load(Path::new("readme.toml"), Some(blocks.concat())).warnings, []);
+}
+
 /// The sinks of the recipes, beside the channel that they speak of.
 #[test]
 fn every_recipe_loads() {

@@ -17,7 +17,7 @@ use std::{
 };
 
 pub(super) use self::interrupt::run_on_terminal;
-use self::plan::{EVERYBODY_READS, OWNER_ONLY, Secrets, refuse_existing, write};
+use self::plan::{EVERYBODY_READS, OWNER_ONLY, Secrets, make_dir, refuse_existing, write};
 pub use self::plan::{FIRST_TOPICS, NewSink, Plan, Token};
 use super::connect::writable;
 use crate::{
@@ -125,7 +125,8 @@ pub(super) fn tried(plan: &Plan, file: &Path) -> Result<Loaded, ConfigError> {
     load(&Sources { file: Some(file.to_owned()), text: Some(text), ..Sources::default() })
 }
 
-/// Writes a plan: all of its files, or none where one is already there.
+/// Writes a plan: all of its files, or none where one is already there. Their directory is made, where it is
+/// missing.
 pub(super) fn save(plan: &Plan, file: &Path, force: bool) -> Result<Written, InitError> {
     let file = absolute(file)?;
     let rendered = plan.render(&file, Secrets::InFiles);
@@ -142,6 +143,7 @@ pub(super) fn save(plan: &Plan, file: &Path, force: bool) -> Result<Written, Ini
         };
         load(&sources).map_err(InitError::Unusable)?;
     }
+    make_dir(&file)?;
     for (path, secret) in &rendered.secrets {
         write(path, format!("{}\n", secret.expose()).as_bytes(), force, OWNER_ONLY)?;
     }
@@ -205,6 +207,26 @@ mod tests {
         assert_eq!(channel.topics, FIRST_TOPICS);
         assert_eq!(channel.token.read_token_blocking().unwrap().expose(), "hunter2");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no draft is left");
+    }
+
+    #[test]
+    fn the_directory_of_the_configuration_is_made_where_it_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = dir.path().join("etc/astro-relay");
+        let file = made.join("astro-relay.toml");
+        let wrong = Args { channel: Some("My Shop".into()), ..answers(&file) };
+        assert!(matches!(run(wrong, None), Err(InitError::Unusable(_))));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "not for invalid answers");
+        let written = run(answers(&file), None).unwrap();
+        assert_eq!(written.secrets, [made.join("main.token")]);
+        load(&Sources { file: Some(file), ..Sources::default() }).unwrap();
+        let mode = fs::metadata(&made).unwrap().permissions().mode();
+        assert_eq!(mode & 0o022, 0, "{mode:o}: only its owner writes there");
+        // Where it cannot be made, it is named.
+        let obstacle = dir.path().join("file");
+        fs::write(&obstacle, "").unwrap();
+        let args = answers(&obstacle.join("astro-relay.toml"));
+        assert!(matches!(run(args, None), Err(InitError::Write { path, .. }) if path == obstacle));
     }
 
     #[test]

@@ -90,10 +90,9 @@ const act = async (what, path, body, says) => {
 const tryNow = (sink) => act("Trying " + sink, "api/sinks/" + encodeURIComponent(sink) + "/retry", null, () => sink + " is tried now.");
 const reload = () => act("Reload", "reload", null, (report, ok) => {
   if (!ok) return { text: "The configuration was rejected; the one before stays in force.\n" + report.problems.join("\n"), bad: true };
-  const difference = report.difference || {};
   const names = { channels_added: "channels added", channels_removed: "channels removed", channels_changed: "channels changed",
     sinks_added: "sinks added", sinks_removed: "sinks removed", sinks_changed: "sinks changed", applied: "changed", needs_restart: "need a restart" };
-  const changes = Object.entries(names).map(([key, name]) => [name, difference[key] || report[key] || []])
+  const changes = Object.entries(names).map(([key, name]) => [name, report[key] || []])
     .filter(([, list]) => list.length).map(([name, list]) => name + ": " + list.join(", "));
   return "Reloaded at " + clock(report.at) + ". " + (changes.join("; ") || "Nothing has changed.");
 });

@@ -40,7 +40,7 @@ const millis = (time) => typeof time === "number" ? time : Date.parse(time);
 const clock = (time) => {
   const date = new Date(millis(time));
   const today = date.toDateString() === new Date().toDateString();
-  const hours = date.toLocaleTimeString([], { hour12: false });
+  const hours = date.toLocaleTimeString([], { hourCycle: "h23" });
   return today ? hours : date.toLocaleDateString([], { day: "numeric", month: "short" }) + " " + hours;
 };
 // A time that goes on: "3 s ago", "for 2 min", "in 12 s". It stops where the relay does not answer.
@@ -49,7 +49,7 @@ const running = (time, before, after) => {
   element.dataset.time = millis(time);
   element.dataset.before = before || "";
   element.dataset.after = after || "";
-  element.title = new Date(millis(time)).toLocaleString([], { hour12: false });
+  element.title = new Date(millis(time)).toLocaleString([], { hourCycle: "h23" });
   tell(element);
   return element;
 };

@@ -181,7 +181,9 @@ const tested = (report) => add({ at: Date.now(), channel: report.channel, topic:
   words: "test " + report.kind });
 // Which sinks have not yet got an event: by how far behind they are.
 const drawLag = (status) => {
-  const behind = Object.entries(status.pages.sinks).filter(([, sink]) => sink.lag_events > 0).map(([name, sink]) => [name, status.journal.last - sink.lag_events]);
+  // In a cluster they are behind the log, which numbers its events otherwise.
+  const sinks = clusterOf(status) ? [] : Object.entries(status.pages.sinks);
+  const behind = sinks.filter(([, sink]) => sink.lag_events > 0).map(([name, sink]) => [name, status.journal.last - sink.lag_events]);
   for (const row of stream.children) {
     if (!row.seq) continue;
     const waiting = behind.filter(([, through]) => row.seq > through).map(([name]) => name);

@@ -63,7 +63,7 @@ const goal = (channel, [name, element]) => {
   return row;
 };
 let sessions = {};
-const sinceOf = (session) => session.since || (session.fetched && (session.fetched.since || session.fetched.last_reset)) || null;
+const sinceOf = (session) => session.fetched && session.fetched.last_reset || null;
 const showSession = ([channel, session]) => {
   const elements = session.session || {};
   const tiles = FAMILIES.map((family) => tile(elements, family)).filter(Boolean);

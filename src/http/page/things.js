@@ -30,21 +30,31 @@ const node = (id, kind, title, about, lines, does) => {
   element.dataset.focus = "node " + id;
   element.replaceChildren(make("h3", "", dot(kind), make("span", "", title), about ? make("span", "soft small", about) : ""),
     ...lines.map((line) => make("div", "facts " + (line.kind || ""), line.parts)));
-  element.append(make("span", "visually-hidden", kind === "good" ? " works" : kind === "" ? " is another member's" : kind === "bad" ? " does not work" : " is degraded"));
+  element.append(make("span", "visually-hidden", kind === "good" ? " works" : kind === "" ? " is left to other members" : kind === "bad" ? " does not work" : " is degraded"));
   return make("li", id.startsWith("sink ") ? "sink" : "", element);
+};
+// Messages come while another connection takes over, too.
+const isOpen = (connection) => ["open", "moving"].includes(connection.state);
+// Whether this member of a cluster subscribes to nothing because others hold every channel.
+const heldElsewhere = (status) => {
+  const cluster = clusterOf(status);
+  const holders = cluster ? Object.values(cluster.channels) : [];
+  return !status.pages.wanted && holders.length > 0 && holders.every((names) => names.length && !names.includes(cluster.member));
 };
 const astroNode = (status) => {
   const all = subscriptionsOf(status);
   const confirmed = all.filter((one) => one.state === "confirmed").length;
   const connections = Object.values(status.pages.connections);
-  const closed = connections.filter((one) => one.state !== "open");
+  const closed = connections.filter((one) => !isOpen(one));
   const missing = status.pages.gaps_running || [];
-  const kind = !connections.length || closed.length || !confirmed ? "bad" : confirmed < all.length ? "wait" : "good";
+  const elsewhere = heldElsewhere(status);
+  const kind = elsewhere ? "" : !connections.length || closed.length || !confirmed ? "bad" : confirmed < all.length ? "wait" : "good";
   const last = status.pages.last_event;
   return node("astro", kind, "Astro", "", [
-    { parts: [fact(confirmed < all.length ? "bad" : "", make("b", "num", number(confirmed)), " of " + number(all.length) + " subscriptions"),
+    { parts: [elsewhere ? fact("", "held by other members")
+      : fact(confirmed < all.length ? "bad" : "", make("b", "num", number(confirmed)), " of " + number(all.length) + " subscriptions"),
       fact("detail", make("b", "num", rate(perMinute((count) => count.last))))] },
-    { kind: closed.length ? "" : "detail", parts: [closed.length ? fact("bad", closed[0].state + " ", lasting(missing.length ? missing[0].from : closed[0].down_since || closed[0].since)) : last ? fact("", "last event ", ago(last)) : fact("", "no event yet")] },
+    { kind: closed.length ? "" : "detail", parts: [closed.length ? fact("bad", closed[0].state + " ", lasting(missing.length ? Math.min(...missing.map((gap) => gap.since)) : closed[0].down_since || closed[0].since)) : last ? fact("", "last event ", ago(last)) : elsewhere ? "" : fact("", "no event yet")] },
   ], astroDialog);
 };
 const journalNode = (status) => {
@@ -62,7 +72,8 @@ const sinkKind = (name, sink) => sink.state === "standby" ? "" : sink.state === 
 const sinkNode = ([name, sink]) => {
   const kind = sinkKind(name, sink);
   const queued = sink.lag_events
-    ? [fact(kind === "good" ? "" : kind, make("b", "num", number(sink.lag_events)), " queued"), fact("detail", "oldest ", make("b", "num", span(sink.lag_seconds)))] : [];
+    ? [fact(kind === "good" ? "" : kind, make("b", "num", number(sink.lag_events)), " queued"),
+      sink.lag_seconds ? fact("detail", "oldest ", make("b", "num", span(sink.lag_seconds))) : ""] : [];
   const driver = sink.state === "standby" && clusterOf(latest).sinks[name];
   const second = driver ? fact("", "driven by " + (driver.driver || "nobody")) : sink.state !== "up" ? fact(kind, sink.state + " ", lasting(sink.since))
     : sink.last_delivered ? fact("", "last event ", ago(sink.last_delivered)) : fact("", "delivered ", make("b", "num", number(sink.delivered)));
@@ -80,9 +91,9 @@ const astroDialog = () => open("Astro", () => {
   const connections = Object.entries(status.pages.connections);
   return [...connections.map(([name, one]) => make("div", "",
     make("div", "line", make("span", "name", "connection " + name), pill(one.state), make("span", "soft small", lasting(one.since))),
-    one.attempts && one.state !== "open" ? make("p", "small", plural(one.attempts, "attempt") + " since it last worked") : "",
+    one.attempts && !isOpen(one) ? make("p", "small", plural(one.attempts, "attempt") + " since it last worked") : "",
     one.next_attempt ? make("p", "small", "next attempt at " + clock(one.next_attempt)) : "",
-    one.last_error ? make("p", one.state === "open" ? "note" : "bad small", (one.state === "open" ? "last error: " : "") + one.last_error) : "",
+    one.last_error ? make("p", isOpen(one) ? "note" : "bad small", (isOpen(one) ? "last error: " : "") + one.last_error) : "",
     one.unreadable ? make("p", "bad small", one.unreadable) : "")),
   make("table", "", make("thead", "", make("tr", "", ["topic", "channel", "state"].map((text) => make("th", "", text)))),
     make("tbody", "", all.map((one) => make("tr", "", make("td", "", one.topic), make("td", "", one.channel), make("td", tone(one.state), one.state,
@@ -113,7 +124,7 @@ const sinkDialog = (name) => open(name, () => {
     one.next_attempt ? make("p", "", "next attempt ", running(one.next_attempt, "in ")) : "",
     make("div", "tools", one.state === "up" || one.state === "standby" ? "" : button("Try now", () => tryNow(name), "main"), button("Send a test…", () => testDialog(name)),
       button("Replay…", () => replayDialog(name)), one.dead ? button("Dead letters…", lettersDialog) : ""),
-    facts([["delivered", number(one.delivered)], ["last event", one.last_delivered ? ago(one.last_delivered) : ""], ["queued", number(one.lag_events)], ["oldest queued", one.lag_events ? span(one.lag_seconds) : ""],
+    facts([["delivered", number(one.delivered)], ["last event", one.last_delivered ? ago(one.last_delivered) : ""], ["queued", number(one.lag_events)], ["oldest queued", one.lag_events && one.lag_seconds ? span(one.lag_seconds) : ""],
       ["dead letters", number(one.dead)], ["lost", one.lost ? make("span", "bad", number(one.lost)) : "0"],
       ["last error", one.last_error && one.state === "up" ? (one.last_error_at ? clock(one.last_error_at) + " " : "") + one.last_error : ""]]),
     figures ? make("div", "", captioned("Time until accepted", Math.max(0, ...figures.slowest_ms) + " ms at most"), chart(figures.mean_ms, name + ": mean time until accepted"),
@@ -167,7 +178,9 @@ const show = (status) => {
   draw("reason-list", [health.reasons, health.more], () => [...health.reasons.map(reasonRow), health.more ? make("li", "soft", "and " + number(health.more) + " more") : ""].filter(Boolean));
   showReport(status.pages.reload);
   const sinks = sinksOf(status);
-  const counted = [status.pages.connections, status.journal, sinks, counts.length, status.pages.last_event];
+  const cluster = clusterOf(status);
+  const drivers = cluster && Object.values(cluster.sinks).map((sink) => sink.driver);
+  const counted = [status.pages.connections, status.pages.gaps_running, status.journal, sinks, counts.length, status.pages.last_event, heldElsewhere(status), drivers];
   draw("strip", counted, () => [astroNode(status), journalNode(status), ...sinks.map(sinkNode)]);
   const dead = Object.values(status.dead_letters).reduce((sum, count) => sum + count, 0);
   byId("dead-card").hidden = !dead;

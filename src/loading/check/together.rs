@@ -2,7 +2,7 @@
 
 use crate::{
     base::nearest::nearest,
-    cluster::connection,
+    cluster::{collisions::collisions, connection},
     config::{
         Config,
         problem::{Findings, Problem},
@@ -36,6 +36,11 @@ fn cluster(found: &mut Findings, config: &Config) {
     let Some(cluster) = &config.cluster else { return };
     for (key, why) in connection::validate(cluster) {
         found.error(&["cluster", key], why);
+    }
+    for (name, sink) in config.sinks.iter().filter(|(_, sink)| sink.kind == "nats") {
+        for (key, why) in collisions(cluster, sink) {
+            found.warn(&["sinks", name, key], why);
+        }
     }
     if config.journal.dir.as_os_str().is_empty() {
         found.error(

@@ -260,6 +260,13 @@ fn what_works_but_is_hardly_meant_is_a_warning() {
             &format!("{LEAST}{}", commanded("url = \"mqtt://b\"", "")),
             "sinks.a takes commands from the same",
         ),
+        (
+            &format!(
+                "{LEAST}[cluster]\nurl = \"nats://n\"\n[sinks.a]\ntype = \"nats\"\n\
+                 url = \"nats://n\"\njetstream = true\ncreate_stream = true\n"
+            ),
+            "sinks.a.subject: the sink's stream would take astro.>",
+        ),
     ] {
         let warnings = warnings(text);
         assert!(warnings.iter().any(|warning| warning.contains(expected)), "{text}: {warnings:?}");

@@ -394,3 +394,31 @@ fn a_channel_with_a_session_says_since_when_it_counts() {
     assert_eq!(config["state_topic"], "astro/main/session-info");
     assert!(config["value_template"].as_str().unwrap().contains("lastReset"));
 }
+
+/// Home Assistant shows a disabled entity of a dashboard as one that there is not.
+#[test]
+fn the_first_view_of_the_dashboard_has_only_entities_that_are_enabled() {
+    let home = home(&[]);
+    let mut all = home.fixed();
+    let value = json!({"name": "Ann", "amount": 1, "count": 1});
+    for word in ["follower", "subscriber", "tip", "cheer", "raid"] {
+        for element in [format!("{word}-latest"), format!("{word}-session")] {
+            all.extend(home.element("main", &element, "t", &value));
+        }
+    }
+    let enabled = |one: &Announcement| {
+        let config: Value = serde_json::from_str(&one.payload).unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_lowercase().replace(' ', "_");
+        let component = one.topic.split('/').nth(1).unwrap();
+        let (device, name) = (text(&config["device"]["name"]), text(&config["name"]));
+        (config["enabled_by_default"] != false).then(|| format!("{component}.{device}_{name}"))
+    };
+    let enabled: BTreeSet<String> = all.iter().filter_map(enabled).collect();
+    let dashboard = include_str!("../../../deploy/home-assistant/dashboard.yaml");
+    let first = dashboard.split("\n  - title: ").nth(1).unwrap();
+    let words = first.split_whitespace();
+    let shown: Vec<_> = words.filter(|word| word.contains("sensor.")).collect();
+    assert!(shown.len() > 8, "{shown:?}");
+    let missing: Vec<_> = shown.iter().filter(|entity| !enabled.contains(**entity)).collect();
+    assert!(missing.is_empty(), "{missing:?} of {enabled:?}");
+}

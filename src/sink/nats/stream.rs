@@ -361,7 +361,7 @@ fn covers(outer: &str, inner: &str) -> bool {
 }
 
 /// Whether some subject is matched by both.
-fn meets(one: &str, other: &str) -> bool {
+pub(crate) fn meets(one: &str, other: &str) -> bool {
     let (mut one, mut other) = (one.split('.'), other.split('.'));
     loop {
         match (one.next(), other.next()) {

@@ -71,7 +71,9 @@ async fn command(relay: &Relay, args: &[&str]) -> String {
         .kill_on_drop(true)
         .output();
     let output = tokio::time::timeout(PATIENCE, output).await.expect("it ends").unwrap();
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {errors}");
+    assert!(!errors.contains("no connection to NATS"), "{args:?}: {errors}");
     String::from_utf8(output.stdout).unwrap()
 }
 

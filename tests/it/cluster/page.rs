@@ -2,6 +2,7 @@
 
 use super::{
     bench::{PATIENCE, room},
+    members::page,
     setup::Small,
 };
 use crate::support::{browser::Browser, nats_server::NatsServer, receiver::Answer, wait::until};
@@ -60,4 +61,33 @@ async fn the_page_shows_who_drives_what_and_that_a_member_is_gone() {
         queued.iter().any(|most| most.as_u64() > Some(0)).then_some(())
     })
     .await;
+}
+
+/// It has nothing to subscribe to, and so no connection to Astro: that is no fault.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_a_channel_says_that_others_hold_them() {
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut members = [1, 2].map(|number| {
+        small.member(&format!("url = {url:?}\nmember = \"relay-{number}\"\ncopies = 1"), "")
+    });
+    for member in &mut members {
+        member.start();
+        member.ready().await;
+    }
+    let holder = until("both are there, and one holds the channel", PATIENCE, async || {
+        let page = page(&members[0]).await?;
+        let both = page["members"].as_object()?.len() == 2;
+        page["channels"]["main"][0].as_str().filter(|_| both).map(ToOwned::to_owned)
+    })
+    .await;
+    let other = &members[usize::from(holder == "relay-1")];
+    let mut browser = Browser::start().await;
+    browser.open(&format!("http://127.0.0.1:{}/", other.port())).await;
+    browser.shows("#strip li:first-child", "held by other members").await;
+    browser.shows("#health", "working").await;
+    let dot = "return document.querySelector('#strip li .dot').className.trim()";
+    assert_eq!(browser.run(dot).await, "dot", "neither good nor bad");
+    assert_eq!(browser.faults, [""; 0]);
 }

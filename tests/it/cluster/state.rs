@@ -137,4 +137,11 @@ async fn the_diagnostics_count_what_waits_in_the_log() {
     let counted = tokio::time::timeout(PATIENCE, counted).await.is_ok();
     let figures = listener.heard().pop().map(|newest| newest.payload);
     assert!(counted, "{figures:?}\n{}", relay.log());
+    until("their age is measured", PATIENCE, async || {
+        let metrics = relay.get("/metrics").await?;
+        let name = "astro_relay_sink_lag_seconds{sink=\"down\"} ";
+        let age = metrics.lines().find_map(|line| line.strip_prefix(name))?;
+        age.trim().parse::<f64>().ok().filter(|age| *age > 0.0)
+    })
+    .await;
 }

@@ -367,16 +367,11 @@ async fn a_command_that_comes_while_the_relay_stands_still_is_not_executed_after
     let first = commander.ask("session/reset", r#"{"transaction":"before"}"#).await;
     assert_eq!(first, done("session/reset", "before"));
     let before = id(&sim);
-    let signal = async |name: &str| {
-        let pid = relay.pid().unwrap().to_string();
-        let kill = tokio::process::Command::new("kill").args(["-s", name, &pid]).status();
-        assert!(kill.await.unwrap().success());
-    };
-    signal("STOP").await;
+    relay.signal("STOP").await;
     commander.send("session/reset", r#"{"transaction":"late"}"#).await;
     // It is this standing still that is tried.
     tokio::time::sleep(Duration::from_secs(5)).await;
-    signal("CONT").await;
+    relay.signal("CONT").await;
     let late = commander.answer(1).await;
     assert_eq!((&late["ok"], &late["status"]), (&json!(false), &json!(503)), "{late}");
     assert_eq!(late["transaction"], "late");

@@ -104,11 +104,37 @@ async fn the_page_shows_what_happens_and_the_session_and_holds_still_while_it_is
     let alone = "return document.getElementById('cluster-card').hidden";
     assert_eq!(browser.run(alone).await, true, "one relay alone shows no cluster");
 
+    figures(&mut browser).await;
     choose_and_search(&mut browser).await;
     hold_still(&mut browser, &relay).await;
     keyboard(&mut browser).await;
     layouts(&mut browser).await;
     assert_eq!(browser.faults, [""; 0]);
+}
+
+/// What is shown of times, and of what the relay says: with a status as it is in other moments.
+async fn figures(browser: &mut Browser) {
+    let midnight =
+        "const at = new Date().setHours(0, 5, 0, 0); return [clock(at), running(at).title]";
+    let shown = browser.run(midnight).await;
+    assert_eq!(shown[0], "00:05:00", "just after midnight");
+    assert!(shown[1].as_str().unwrap().ends_with("00:05:00"), "{shown}");
+    // Events come while another connection takes over.
+    let moving = "const status = structuredClone(latest); \
+                  Object.values(status.pages.connections)[0].state = 'moving'; \
+                  return astroNode(status).querySelector('.dot').className";
+    assert_eq!(browser.run(moving).await, "dot good");
+    // A member of a cluster knows how many events wait in the log, and not for how long.
+    let queued = "const [name, sink] = sinksOf(latest)[0]; \
+                  const words = (more) => sinkNode([name, { ...sink, lag_events: 3, ...more }]).textContent; \
+                  return [words({ lag_seconds: 7 }), words({ lag_seconds: 0 })].map((text) => text.includes('oldest'))";
+    assert_eq!(browser.run(queued).await, json!([true, false]));
+    // Nor are those the newest of its own journal.
+    let behind = "const status = structuredClone(latest); \
+                  for (const sink of Object.values(status.pages.sinks)) sink.lag_events = 1000; \
+                  const words = () => { drawLag(status); return document.querySelector('#stream').textContent.includes('is behind'); }; \
+                  const alone = words(); status.pages.cluster = {}; return [alone, words()]";
+    assert_eq!(browser.run(behind).await, json!([true, false]));
 }
 
 /// Chips choose kinds, and the search finds words and topics.
@@ -305,6 +331,12 @@ async fn outages(browser: &mut Browser, relay: Running, mut receiver: Receiver) 
         .until(
             "the strip says so",
             "return document.querySelector('#strip li .dot').classList.contains('bad')",
+        )
+        .await;
+    browser
+        .until(
+            "and since when",
+            "return latest.pages.gaps_running.length > 0 && / for \\d/.test(document.querySelector('#strip li').textContent)",
         )
         .await;
 

@@ -14,7 +14,10 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{process::free_port, wait::until};
+use super::{
+    process::{free_port, signal},
+    wait::until,
+};
 
 /// How long the relay may take to start or to stop, on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -68,8 +71,7 @@ impl Relay {
 
     /// Sends it a signal by name: `STOP`, `CONT`.
     pub async fn signal(&self, name: &str) {
-        let pid = self.pid().expect("it runs").to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().await.unwrap().success());
+        signal(self.pid().expect("it runs"), name).await;
     }
 
     pub fn config(&self) -> PathBuf {

@@ -19,6 +19,24 @@ use super::wait::until;
 /// How long a server may take until it accepts connections.
 const START: Duration = Duration::from_secs(20);
 
+/// Sends a process a signal by name; after `STOP` it has stopped.
+pub async fn signal(pid: u32, name: &str) {
+    let kill = Command::new("kill").args(["-s", name, &pid.to_string()]).status().await;
+    assert!(kill.unwrap().success());
+    if name != "STOP" {
+        return;
+    }
+    until("all its threads have stopped", START, async || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let mut states = threads.map(|thread| {
+            let stat = std::fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
+            stat.rsplit_once(") ")?.1.chars().next()
+        });
+        states.all(|state| state == Some('T')).then_some(())
+    })
+    .await;
+}
+
 /// A server as a child process.
 pub struct Server {
     program: PathBuf,
@@ -113,9 +131,7 @@ impl Server {
 
     /// Sends it a signal by name: `STOP`, `CONT`.
     pub async fn signal(&self, name: &str) {
-        let pid = self.pid().expect("it runs").to_string();
-        let status = Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
-        assert!(status.success());
+        signal(self.pid().expect("it runs"), name).await;
     }
 
     /// The process id while it runs.

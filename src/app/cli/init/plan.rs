@@ -5,8 +5,9 @@
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
-    fs::{self, OpenOptions},
+    fs::{self, DirBuilder, OpenOptions},
     io::{self, Write as _},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -264,6 +265,15 @@ pub(super) fn refuse_existing(path: &Path, force: bool) -> Result<(), InitError>
 pub(super) const OWNER_ONLY: u32 = 0o600;
 /// Mode of a file without one; the process's umask takes from it.
 pub(super) const EVERYBODY_READS: u32 = 0o644;
+/// Mode of a directory that has to be made, for a service of another user; as above.
+const EVERYBODY_ENTERS: u32 = 0o755;
+
+/// Makes the directory of a file, where it is missing.
+pub(super) fn make_dir(file: &Path) -> Result<(), InitError> {
+    let Some(dir) = file.parent() else { return Ok(()) };
+    let made = DirBuilder::new().recursive(true).mode(EVERYBODY_ENTERS).create(dir);
+    made.map_err(|source| InitError::Write { path: dir.to_owned(), source })
+}
 
 /// Writes a file whole or not at all. The mode holds from the first byte on.
 pub(super) fn write(path: &Path, content: &[u8], force: bool, mode: u32) -> Result<(), InitError> {
