@@ -159,7 +159,7 @@ fn subscribed(now: Instant) -> Session {
     let asked: Value = serde_json::from_str(&effects.send[0]).unwrap();
     let answer = json!({"type": "response", "nonce": asked["nonce"], "data": {"room": ROOM}});
     session.on_text(answer.to_string().into(), RECEIVED, now, &mut effects);
-    assert!(session.all_answered(now) && effects.updates.last().unwrap().state.is_confirmed());
+    assert!(session.all_answered() && effects.updates.last().unwrap().state.is_confirmed());
     session
 }
 

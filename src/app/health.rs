@@ -270,8 +270,8 @@ mod tests {
     }
 
     fn refused() -> SubscriptionState {
-        let (code, text) = ("err_bad_request".into(), "".into());
-        SubscriptionState::Refused(Refusal { code, text, retry_at: None })
+        let now = Instant::now();
+        SubscriptionState::Refused(Refusal::new("err_bad_request", "", None, now))
     }
 
     /// One connection with the topics a, b, … of one channel.

@@ -418,18 +418,29 @@ fn make_client(
         .map_err(failed)
 }
 
+/// Why a channel cannot be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialsError {
+    /// The token cannot be read now.
+    #[error("{0}")]
+    Token(String),
+    #[error("the channel's id is not known: set its room, 24 hexadecimal digits")]
+    NoId,
+}
+
 /// Under which id and with which token a channel is asked for: the first of `rooms` that can be an id,
 /// or else the one in the token. The token is read now.
 pub async fn credentials<'a>(
     rooms: impl IntoIterator<Item = &'a str> + Send,
     token: &SecretRef,
     token_type: TokenType,
-) -> Result<Credentials, String> {
-    let token = token.read_token().await.map_err(|error| error.to_string())?;
+) -> Result<Credentials, CredentialsError> {
+    let token = token.read_token().await;
+    let token = token.map_err(|error| CredentialsError::Token(error.to_string()))?;
     let room = rooms.into_iter().find(|room| is_channel_id(room)).map(str::to_owned);
     let own = || jwt::channel(token.expose()).filter(|channel| is_channel_id(channel));
     let id = room.or_else(own);
-    let channel = id.ok_or("the channel's id is not known: set its room, 24 hexadecimal digits")?;
+    let channel = id.ok_or(CredentialsError::NoId)?;
     Ok(Credentials { channel, token, token_type })
 }
 

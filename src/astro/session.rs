@@ -482,8 +482,8 @@ impl Session {
 
     /// Whether every subscription has been answered, one way or the other. A failure that is tried again in a
     /// moment is no answer.
-    pub fn all_answered(&self, now: Instant) -> bool {
-        !self.entries.iter().any(|entry| entry.state.is_waited_for(now))
+    pub fn all_answered(&self) -> bool {
+        !self.entries.iter().any(|entry| entry.state.is_waited_for())
     }
 
     /// How long the gateway may be silent before it is taken to be gone.

@@ -43,7 +43,10 @@ use self::{
     recall::Recalled,
 };
 use crate::{
-    astro::rest::{Credentials, History, HistoryItem, PAGE, Rest, RestError, Target, credentials},
+    astro::rest::{
+        Credentials, CredentialsError, History, HistoryItem, PAGE, Rest, RestError, Target,
+        credentials,
+    },
     base::{
         backoff::Backoff,
         clock::{self, UnixMillis},
@@ -483,8 +486,11 @@ async fn credentials_for(
         account.ok_or_else(|| failed("the channel is no longer configured".into(), true))?;
     let rooms = [Some(&*missed.room), account.room.as_deref()];
     let found = credentials(rooms.into_iter().flatten(), &account.token, account.token_type).await;
-    // Its file may be about to be replaced.
-    found.map_err(|why| failed(why, false))
+    found.map_err(|error| {
+        // A file may be about to be replaced.
+        let is_final = error == CredentialsError::NoId;
+        failed(error.to_string(), is_final)
+    })
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -308,7 +308,7 @@ impl SessionKeeper {
                     credentials(room.as_deref(), &account.token, account.token_type).await;
                 let outcome = match credentials {
                     Ok(credentials) => rest.document(credentials.target()).await,
-                    Err(why) => Err(RestError::Credential(why)),
+                    Err(error) => Err(RestError::Credential(error.to_string())),
                 };
                 let source = Source::Fetched;
                 Fetched { channel: label, generation, since, waiting, outcome, source }

@@ -1,8 +1,8 @@
 //! Names that a cluster and a `nats` sink would both use at the same servers: what one of them deletes or makes,
 //! the other has lost.
 //!
-//! By default there is one: a stream that the relay makes for a sink takes `astro.>`, and of a subject only one
-//! stream can be made. Whether both have the same account at the servers is not known here.
+//! By default there are two: the bucket `astro_state`, and a stream that the relay makes for a sink takes `astro.>`,
+//! and of a subject only one stream can be made. Whether both have the same account at the servers is not known here.
 
 use super::connection::{nats_settings, streams};
 use crate::{
@@ -74,9 +74,9 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_and_the_state_of_a_sink_share_no_bucket_by_default() {
-        assert_eq!(keys("astro", json!({ "url": "nats://b" })), [""; 0]);
-        for bucket in ["astro_channel_state", "astro_lease"] {
+    fn a_bucket_that_the_cluster_has_is_found() {
+        assert_eq!(keys("astro", json!({ "url": "nats://b" })), ["state_bucket"], "by default");
+        for bucket in ["astro_state", "astro_lease"] {
             let settings = json!({ "url": "nats://b", "state_bucket": bucket });
             assert_eq!(keys("astro", settings.clone()), ["state_bucket"], "{bucket}");
             assert_eq!(keys("other", settings), [""; 0], "{bucket}");
@@ -85,7 +85,9 @@ mod tests {
 
     #[test]
     fn a_stream_that_would_take_the_log_is_found() {
-        let made = json!({ "url": "nats://b", "jetstream": true, "create_stream": true });
+        let made = json!({
+            "url": "nats://b", "jetstream": true, "create_stream": true, "state_bucket": "own",
+        });
         assert_eq!(keys("astro", made.clone()), ["subject"]);
         assert_eq!(keys("other", made.clone()), [""; 0]);
         let with = |key: &str, value: Value| {

@@ -5,7 +5,7 @@
 //! | stream `<name>_log` | the events, on `<name>.log.<channel>` |
 //! | bucket `<name>_lease` | members and who drives which sink; forgotten after the lease time |
 //! | bucket `<name>_cursor` | how far each sink is, and what each member is configured with |
-//! | bucket `<name>_channel_state` | the state of each channel; `<name>_state` may be a `nats` sink's |
+//! | bucket `<name>_state` | the state of each channel |
 //! | bucket `<name>_dead` | dead letters, and replays that are not done |
 //! | bucket `<name>_done` | transactions of commands, for a while |
 //!
@@ -286,7 +286,7 @@ impl Connection {
         }
         let log = self.stream(&log, &mut remarks).await?;
         let leases = self.store("lease").await?;
-        let state = self.store("channel_state").await?;
+        let state = self.store("state").await?;
         let dead = self.store("dead").await?;
         let done = self.store("done").await?;
         Ok(Kept { log, leases, cursors, state, dead, done, remarks })
@@ -324,6 +324,11 @@ impl Connection {
     /// A bucket, if it is there.
     pub(super) async fn bucket(&self, of: &str) -> Option<Store> {
         self.context.get_key_value(format!("{}_{of}", self.settings.name)).await.ok()
+    }
+
+    /// Whether a bucket is not there, as far as a server says.
+    pub(super) async fn lacks_bucket(&self, of: &str) -> bool {
+        matches!(self.found(&format!("KV_{}_{of}", self.settings.name)).await, Ok(None))
     }
 
     async fn found(&self, name: &str) -> Result<Option<Stream>, ClusterError> {
@@ -419,7 +424,7 @@ fn buckets(cluster: &config::Cluster) -> [Config; 5] {
     [
         ("lease", cluster.lease.0),
         ("cursor", Duration::ZERO),
-        ("channel_state", Duration::ZERO),
+        ("state", Duration::ZERO),
         ("dead", Duration::ZERO),
         ("done", DONE),
     ]

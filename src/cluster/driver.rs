@@ -341,12 +341,19 @@ impl Keeper {
         match timeout(self.patience(), kept.leases.create(self.key(), value.clone())).await {
             Ok(Ok(revision)) => Some(held(revision, sent)),
             Ok(Err(error)) if error.kind() == CreateErrorKind::AlreadyExists => {
-                // It may be ours: the answer to an earlier request was lost.
-                let first = (*unknown)?;
                 let entry = kept.leases.entry(self.key()).await.ok()??;
                 let is_ours = entry.operation == Operation::Put && self.is_ours(&entry.value);
-                *unknown = None;
-                is_ours.then(|| held(entry.revision, first))
+                match unknown.take().filter(|_| is_ours) {
+                    // The answer to an earlier request was lost.
+                    Some(first) => Some(held(entry.revision, first)),
+                    // Of a term of ours that ended before its lease did.
+                    None if is_ours => {
+                        let update = kept.leases.update(self.key(), value.clone(), entry.revision);
+                        let updated = timeout(self.patience(), update).await.ok()?.ok();
+                        updated.map(|revision| held(revision, sent))
+                    }
+                    None => None,
+                }
             }
             Ok(Err(_)) | Err(_) => {
                 unknown.get_or_insert(sent);

@@ -349,8 +349,10 @@ impl LogSource {
                 self.find_out(&cursor, revision, patience).await
             }
             Ok(Err(error)) if error.kind() == UpdateErrorKind::Other => {
-                // Nobody answers for the bucket: it may have been deleted.
-                self.cluster.log_is_gone();
+                // Nobody answers for the bucket: it has no leader at the moment, or was deleted.
+                if self.cluster.0.connection.lacks_bucket("cursor").await {
+                    self.cluster.log_is_gone();
+                }
                 false
             }
             Ok(Err(_)) | Err(_) => false,

@@ -486,13 +486,13 @@ impl Membership {
         if !self.assigned {
             return false;
         }
-        let (wanted, now) = (self.parts.held.borrow().subscriptions.len(), Instant::now());
+        let wanted = self.parts.held.borrow().subscriptions.len();
         self.parts.table.read(|state| {
             state.subscriptions.len() == wanted
                 && state
                     .subscriptions
                     .values()
-                    .all(|row| !row.state.is_waited_for(now) || row.slot == Slot::LeftOut)
+                    .all(|row| !row.state.is_waited_for() || row.slot == Slot::LeftOut)
         })
     }
 
@@ -637,8 +637,8 @@ mod tests {
         let tips = Arc::new(tips);
         membership.parts.held.send_modify(|held| held.subscriptions.push(Arc::clone(&tips)));
         let stands = |code: &str, seconds| {
-            let retry_at = Some(Instant::now() + Duration::from_secs(seconds));
-            let refusal = Refusal { code: code.into(), text: "no".into(), retry_at };
+            let wait = Some(Duration::from_secs(seconds));
+            let refusal = Refusal::new(code, "no", wait, Instant::now());
             let mut row = SubscriptionRow::new(0);
             row.slot = Slot::On(1);
             row.state = SubscriptionState::Refused(refusal);

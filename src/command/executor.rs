@@ -361,9 +361,9 @@ impl Tools {
         });
         let rooms = account.room.iter().map(|room| &**room);
         let rooms = rooms.chain(told.iter().map(|room| &**room));
-        credentials(rooms, &account.token, account.token_type).await.map_err(|why| {
+        credentials(rooms, &account.token, account.token_type).await.map_err(|error| {
             // It may name a place on this machine, which is nobody's business out there.
-            error!(channel, error = why, "the REST API cannot be asked in the channel's name");
+            error!(channel, %error, "the REST API cannot be asked in the channel's name");
             Failure::new(
                 ErrorKind::Failed,
                 500,

@@ -33,7 +33,9 @@ impl Choice {
 
     /// That of a request.
     pub fn of_replay(replay: &Replay) -> Result<Self, String> {
-        Self::of(replay.topic.as_deref(), replay.when.as_deref())
+        // Whoever took the request has kept to the limit.
+        let when = replay.when.as_deref().map(Condition::compile).transpose()?;
+        Ok(Self { when, ..Self::of(replay.topic.as_deref(), None)? })
     }
 
     /// Why an event is not chosen; `None`: it is.

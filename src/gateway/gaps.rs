@@ -241,12 +241,9 @@ impl Gaps {
     pub(super) fn asked_again(&mut self, subscription: &Arc<Subscription>) {
         let channel = &subscription.channel;
         let refused = self.refused.get_mut(channel).into_iter().flatten();
-        let known = refused.filter_map(|outage| outage.subscriptions.get_mut(subscription));
-        known.for_each(|state| *state = RecoveryState::Missing);
-        let outage = self.open.get_mut(channel);
-        if let Some(state) = outage.and_then(|outage| outage.subscriptions.get_mut(subscription))
-            && *state == RecoveryState::Refused
-        {
+        let outages = refused.chain(self.open.get_mut(channel));
+        let known = outages.filter_map(|outage| outage.subscriptions.get_mut(subscription));
+        for state in known.filter(|state| **state == RecoveryState::Refused) {
             *state = RecoveryState::Missing;
         }
     }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use serde::Serialize;
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 use super::gaps::{Away, Gap, Gaps, Over, RunningGap, Since};
 use crate::{
@@ -243,7 +243,11 @@ impl Table {
 
     /// These will be wanted: until the gateway asks for them, nobody is to take the relay for ready.
     pub(crate) fn expect(&self, all: &[Arc<Subscription>]) {
-        self.change(|inner| inner.add(all));
+        let is_known = |state: &State| all.iter().all(|one| state.subscriptions.contains_key(one));
+        // Whoever asks every moment wakes nobody.
+        if !self.read(is_known) {
+            self.change(|inner| inner.add(all));
+        }
     }
 
     /// These are wanted and nothing else. Answers the reports of gaps that are over by that.
@@ -390,7 +394,6 @@ impl Table {
     /// to `report` before the change can be seen: whoever sees a subscription confirmed finds its gap in
     /// the journal.
     pub(super) fn update(&self, number: u64, updates: &[Update], report: impl FnOnce(Vec<Event>)) {
-        let now = Instant::now();
         self.change(|inner| {
             let mut over = Vec::new();
             for Update { subscription, state, confirmed_at } in updates {
@@ -412,7 +415,7 @@ impl Table {
                 if row.confirmed_at != *confirmed_at {
                     (row.confirmed_at, row.messages) = (*confirmed_at, 0);
                 }
-                if state.is_waited_for(now) {
+                if state.is_waited_for() {
                     inner.missing.asked_again(subscription);
                 } else {
                     over.extend(inner.missing.answered(subscription, state.is_confirmed()));
@@ -448,12 +451,12 @@ impl Table {
             for subscription in subscriptions {
                 inner.missing.add(subscription, None, Since::moment(at), cause);
             }
-            let (rows, now) = (&inner.state.subscriptions, Instant::now());
+            let rows = &inner.state.subscriptions;
             let mut over = Vec::new();
             for subscription in subscriptions {
                 let Some(row) = rows.get(*subscription) else { continue };
                 // Nothing more is heard of one that was refused, or for which there is no room.
-                if !row.state.is_waited_for(now) || row.slot == Slot::LeftOut {
+                if !row.state.is_waited_for() || row.slot == Slot::LeftOut {
                     over.extend(inner.missing.answered(subscription, row.state.is_confirmed()));
                 }
             }
@@ -517,8 +520,21 @@ impl Table {
 mod tests {
     use serde_json::{Value, json};
 
+    use tokio::time::Instant;
+
     use super::*;
     use crate::{astro::session::Refusal, config::TokenType};
+
+    #[test]
+    fn what_is_expected_already_changes_nothing() {
+        let (table, tips) = (Table::default(), subscription("channel.tips"));
+        let mut changes = table.changes();
+        table.expect(std::slice::from_ref(&tips));
+        assert!(changes.has_changed().unwrap());
+        changes.mark_unchanged();
+        table.expect(&[tips]);
+        assert!(!changes.has_changed().unwrap());
+    }
 
     #[test]
     fn the_report_of_a_gap_has_the_room_that_is_confirmed_at_its_end() {
@@ -555,7 +571,7 @@ mod tests {
         assert!(table.want(&all).is_empty());
         table.assign(&all, Slot::On(1));
         assert!(table.leave_out(std::slice::from_ref(left_out)).is_empty());
-        let refusal = Refusal { code: "err_bad_request".into(), text: "no".into(), retry_at: None };
+        let refusal = Refusal::new("err_bad_request", "no", None, Instant::now());
         let updates = [
             (confirmed, SubscriptionState::Confirmed(None)),
             (refused, SubscriptionState::Refused(refusal)),
@@ -613,8 +629,8 @@ mod tests {
     const CONFIRMED: SubscriptionState = SubscriptionState::Confirmed(None);
 
     fn refused(code: &str, seconds: u64) -> SubscriptionState {
-        let retry_at = Some(Instant::now() + Duration::from_secs(seconds));
-        SubscriptionState::Refused(Refusal { code: code.into(), text: "no".into(), retry_at })
+        let wait = Some(Duration::from_secs(seconds));
+        SubscriptionState::Refused(Refusal::new(code, "no", wait, Instant::now()))
     }
 
     fn lose(table: &Table) {

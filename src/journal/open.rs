@@ -125,7 +125,8 @@ fn begin_run(
     let mut memory = Memory::new(next, runs, oldest, Health::Sound);
     memory.received_before(store.first_from(last)?.map_or(0, |record| record.event.received));
     for saved in cursors {
-        let at = saved.seq.filter(|seq| *seq < next).unwrap_or_else(|| {
+        let sound = saved.seq.filter(|seq| *seq < next);
+        let at = sound.unwrap_or_else(|| {
             warn!(
                 sink = saved.sink,
                 "the sink's position was broken; beginning with the earliest event"
@@ -133,8 +134,9 @@ fn begin_run(
             opened.cursors_lost.push(saved.sink.clone());
             oldest.saturating_sub(1)
         });
-        // It holds back retention until it is known which sinks there are: see `Journal::sinks`.
-        memory.cursors.by_sink.insert(saved.sink.into(), Cursor::new(at, Some(at)));
+        // It holds back retention until it is known which sinks there are: see `Journal::sinks`. A broken one is
+        // written anew.
+        memory.cursors.by_sink.insert(saved.sink.into(), Cursor::new(at, sound));
     }
     store.replays()?;
     memory.count_letters(store.letters_of_sinks()?);

@@ -47,7 +47,7 @@ use crate::{
     http::relay_status::about_refusal,
     journal::Journal,
     publish,
-    sink::{self, Failure, Opening, Permission, Purpose},
+    sink::{self, Opening, Permission, Purpose},
 };
 
 /// Memory for events that nobody will read.
@@ -408,8 +408,9 @@ pub(super) async fn check_sink(name: &str, config: &Config) -> Result<Checked, S
         // It is asked once, whatever is subscribed: a webhook connects to nothing before.
         known.insert("".into());
     }
-    let answers = permissions(name, sink, known.into_iter().collect()).await?;
-    let fit = report_permissions(name, answers, &mut lines);
+    let (answers, unanswered) = permissions(name, sink, known.into_iter().collect()).await;
+    let fit = report_permissions(name, answers, &mut lines) && unanswered.is_none();
+    lines.extend(unanswered);
     // How the connection ends changes nothing.
     drop(timeout(limit, opened.close(Instant::now())).await);
     Ok(Checked { lines, fit })
@@ -452,30 +453,37 @@ fn addresses(config: &Config, route: &mut Route) -> Addresses {
 }
 
 /// Asks for the right to publish at each address. The answers end early where the destination has no word
-/// for it.
+/// for it, or where something fails, which is said beside them.
 async fn permissions(
     name: &str,
     config: &SinkConfig,
     addresses: Vec<Arc<str>>,
-) -> Result<Vec<(Arc<str>, Permission)>, String> {
+) -> (Vec<(Arc<str>, Permission)>, Option<String>) {
     let mut answers = Vec::new();
     // Standard output has none: it takes whatever comes.
     let Some(probe) = sink::kind(&config.kind).and_then(|kind| kind.probe) else {
-        return Ok(answers);
+        return (answers, None);
     };
-    let late = |_| "no answer within its timeout to whether it may publish".to_owned();
-    let failed = |failure: Failure| crate::delivery::describe(&failure.cause);
     for some in addresses.chunks(AT_ONCE) {
         let (settings, purpose) = (config.settings.clone(), Purpose::Probe);
         let probed = probe(Opening { name, settings, config, purpose }, some.to_vec());
-        let answered = timeout(config.timeout.0, probed).await.map_err(late)?.map_err(failed)?;
+        let answered = match timeout(config.timeout.0, probed).await {
+            Ok(Ok(answered)) => answered,
+            Ok(Err(failure)) => {
+                return (answers, Some(crate::delivery::describe(&failure.cause)));
+            }
+            Err(_) => {
+                let why = "no answer within its timeout to whether it may publish";
+                return (answers, Some(why.to_owned()));
+            }
+        };
         let is_whole = answered.len() == some.len();
         answers.extend(some.iter().cloned().zip(answered));
         if !is_whole {
             break;
         }
     }
-    Ok(answers)
+    (answers, None)
 }
 
 /// Says where it may publish, and where not; whether none was denied.

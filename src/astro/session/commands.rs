@@ -55,9 +55,8 @@ impl Session {
             let token = match &entry.wanted.token {
                 Ok(token) => token,
                 Err(why) => {
-                    let retry_at = Some(now + self.limits.retry_refused);
-                    let text = excerpt(why, EXCERPT).into();
-                    let refusal = Refusal { code: "no_token".into(), text, retry_at };
+                    let wait = Some(self.limits.retry_refused);
+                    let refusal = Refusal::new("no_token", &excerpt(why, EXCERPT), wait, now);
                     refusal.log(&entry.wanted.subscription);
                     entry.set(SubscriptionState::Refused(refusal), &mut effects.updates);
                     return true;
@@ -145,8 +144,7 @@ impl Session {
             "err_bad_request" if speaks_of_limit(&response.text) => Some(self.limits.retry_refused),
             _ => None,
         };
-        let retry_at = again.map(|wait| now + wait);
-        let refusal = Refusal::by_gateway(code, &response.text, &entry.wanted, retry_at);
+        let refusal = Refusal::by_gateway(code, &response.text, &entry.wanted, again, now);
         refusal.log(&entry.wanted.subscription);
         entry.set(SubscriptionState::Refused(refusal), &mut effects.updates);
     }

@@ -75,14 +75,19 @@ impl SubscriptionState {
     }
 
     /// Whether it is about to be answered, one way or the other: a failure that is tried again in a moment is no
-    /// answer.
-    pub fn is_waited_for(&self, now: Instant) -> bool {
+    /// answer. One that goes on failing is asked for later each time, and waited for no longer.
+    pub fn is_waited_for(&self) -> bool {
         match self {
             Self::Waiting | Self::Pending => true,
             Self::Confirmed(_) => false,
-            Self::Refused(refusal) => refusal.is_retried_soon(now),
+            Self::Refused(refusal) => refusal.is_retried_soon,
         }
     }
+}
+
+/// Whether a code says that the gateway failed, and did not mean this subscription.
+fn is_failure(code: &str) -> bool {
+    matches!(code, "err_internal_error" | "err_deadline_exceeded")
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,15 +98,29 @@ pub struct Refusal {
     pub text: Box<str>,
     /// When it is asked for again; `None`: when its configuration changes.
     pub retry_at: Option<Instant>,
+    /// The gateway failed, and it is asked for again in a moment.
+    pub is_retried_soon: bool,
 }
 
 impl Refusal {
+    /// `wait`: until it is asked for again.
+    pub fn new(code: &str, text: &str, wait: Option<Duration>, now: Instant) -> Self {
+        let is_soon = wait.is_some_and(|wait| wait <= RETRIED_SOON);
+        Self {
+            code: code.into(),
+            text: text.into(),
+            retry_at: wait.map(|wait| now + wait),
+            is_retried_soon: is_failure(code) && is_soon,
+        }
+    }
+
     /// What the gateway says, with a hint on a token that it does not know.
     pub(super) fn by_gateway(
         code: &str,
         text: &str,
         wanted: &Wanted,
-        retry_at: Option<Instant>,
+        wait: Option<Duration>,
+        now: Instant,
     ) -> Self {
         let text = excerpt(text, EXCERPT);
         let token = wanted.token.as_ref().ok().filter(|_| code == "err_unauthorized");
@@ -112,25 +131,14 @@ impl Refusal {
             Some(hint) => format!("{text} (the token {hint})"),
             None => text,
         };
-        Self { code: excerpt(code, EXCERPT).into(), text: text.into(), retry_at }
-    }
-
-    /// Whether the gateway failed, and did not mean this subscription.
-    fn is_failure(&self) -> bool {
-        matches!(&*self.code, "err_internal_error" | "err_deadline_exceeded")
-    }
-
-    /// Whether it is a failure of the gateway, and the subscription is asked for again in a moment. One that
-    /// goes on failing is asked for later each time.
-    pub fn is_retried_soon(&self, now: Instant) -> bool {
-        self.is_failure() && self.retry_at.is_some_and(|at| at <= now + RETRIED_SOON)
+        Self::new(&excerpt(code, EXCERPT), &text, wait, now)
     }
 
     /// An ERROR, for a human is needed, unless it is tried again soon.
     pub(super) fn log(&self, subscription: &Subscription) {
         let Subscription { channel, topic, .. } = subscription;
         let Self { code, text, .. } = self;
-        if self.is_failure() {
+        if is_failure(code) {
             warn!(%channel, %topic, %code, %text, "subscription failed; it is tried again");
         } else {
             error!(%channel, %topic, %code, %text, "subscription refused; the others go on");

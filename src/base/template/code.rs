@@ -189,7 +189,11 @@ fn replaced(instruction: &Instruction<'static>) -> Result<Vec<Instruction<'stati
             return Ok(vec![instruction.clone(), call("time is left", 0), I::DiscardTop]);
         }
         // A marked text is looked into, or asked whether it is empty, as it is shown.
-        I::PushLoop(_) | I::Not | I::JumpIfFalse(_) => {
+        I::PushLoop(_)
+        | I::FastRecurse
+        | I::Not
+        | I::JumpIfFalse(_)
+        | I::CallFunction("loop", Some(1)) => {
             return Ok(vec![call("as shown", 1), instruction.clone()]);
         }
         I::JumpIfFalseOrPop(target) => {

@@ -29,7 +29,7 @@ use super::{
 
 /// Steps that one rendering or evaluation may take: enough for a loop over the largest real list
 /// (a session's 62 elements), little enough to end an endless one within milliseconds.
-const FUEL: u64 = 100_000;
+const FUEL: u64 = 200_000;
 
 /// How deep calls of macros may be nested; the engine counts each as several. Each takes the stack.
 const CALLS: usize = 64;
@@ -294,7 +294,7 @@ fn operators(environment: &mut Environment<'static>) {
         };
         environment.add_function(name, move |a: Value, b: Value| {
             check(&a, &b)?;
-            if name == "is in" {
+            if name == "is in" && budget::mode() != Mode::Text {
                 plain(marks::plain(&a)?, marks::plain(&b)?)
             } else {
                 plain(marks::text_of(&a), marks::text_of(&b))

@@ -5,7 +5,10 @@ use tokio::{
     net::TcpListener,
 };
 
-use super::{gap::tests::gap, *};
+use super::{
+    gap::{Missed, tests::gap},
+    *,
+};
 use crate::{
     config::{Astro, SecretRef, TokenType},
     gateway::Account,
@@ -36,6 +39,14 @@ async fn a_token_that_cannot_be_read_now_is_read_again_later() {
     assert!(!missing.is_final, "{missing:?}");
     fs::write(&token, "tok").unwrap();
     assert_eq!(credentials_for(&gap, &gap.missed[0], &wanted).await.unwrap().token.expose(), "tok");
+    // Waiting mends no room.
+    let missed = Missed { room: "".into(), ..gap.missed[0].clone() };
+    targets.send_modify(|targets| {
+        let account = Account { room: None, ..account(&token) };
+        targets.channels.insert("main".into(), account);
+    });
+    let nameless = credentials_for(&gap, &missed, &wanted).await.unwrap_err();
+    assert!(nameless.is_final, "{nameless:?}");
 }
 
 #[tokio::test]

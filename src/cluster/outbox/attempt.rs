@@ -133,6 +133,9 @@ impl Work {
             self.known = None;
         }
         if !self.cluster.0.connection.is_reached() {
+            let mut reached = self.cluster.0.connection.reached.clone();
+            // The sender is in the client, which is here.
+            drop(timeout(PATIENCE, reached.wait_for(|reached| *reached)).await);
             return Outcome::Failed(UNREACHED.into());
         }
         let (subject, mut headers) = message::of(&self.cluster, &self.record);

@@ -175,7 +175,7 @@ impl Handover {
         let (restored, session) = (self.token.is_some(), &connection.session);
         session.welcomed()
             && !connection.is_lost()
-            && (restored || self.old_ended || session.all_answered(Instant::now()))
+            && (restored || self.old_ended || session.all_answered())
     }
 
     /// `ended`: of a server that goes as soon as it has welcomed us.

@@ -93,7 +93,7 @@ async fn all_that_the_servers_keep_can_be_deleted_and_what_comes_is_delivered() 
     arrived(&small, 5, &[&relay]).await;
     published(&[&relay]).await;
     let context = server.streams().await;
-    for of in ["cursor", "dead", "channel_state", "done", "lease"] {
+    for of in ["cursor", "dead", "state", "done", "lease"] {
         context.delete_stream(format!("KV_astro_{of}")).await.unwrap();
     }
     context.delete_stream("astro_log").await.unwrap();

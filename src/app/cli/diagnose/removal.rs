@@ -6,7 +6,7 @@
 //! out too much rather than too little: an id of 24 digits goes, too.
 //!
 //! Each of them looks at the text as it was written, and what any of them finds goes: a password may be the word
-//! "password", by which another secret is found. Where two overlap, they go as one.
+//! "password", by which another secret is found. Where two overlap, they are removed as one range.
 //!
 //! Equal text gets the same number, so that a reader still sees what belongs together. Nothing is read here.
 
@@ -634,7 +634,7 @@ mod tests {
                 forms.push(form);
             }
             let shown = of(&secrets).apply(&planted);
-            // With a mark, the rests of two others may have grown together to what stands there.
+            // With a mark, the rests of two others may form what stands there.
             for piece in between_marks(&shown) {
                 prop_assert!(forms.iter().all(|form| !piece.contains(form)), "{shown}");
             }
