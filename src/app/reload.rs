@@ -358,7 +358,12 @@ impl Reload {
             }
         }
         if found.concerns_gateway() {
-            targets.send_replace(Targets::of(&self.running));
+            let wanted = Targets::of(&self.running);
+            // In a cluster it is decided elsewhere which of them are wanted here.
+            if services.cluster.is_none() {
+                status.gateway.expect(&wanted.subscriptions);
+            }
+            targets.send_replace(wanted);
         }
         access.send_replace(self.running.http.clone());
         config.send_replace(Arc::new(self.running.clone()));

@@ -409,6 +409,11 @@ pub(super) async fn check_sink(name: &str, config: &Config) -> Result<Checked, S
         known.insert("".into());
     }
     let (answers, unanswered) = permissions(name, sink, known.into_iter().collect()).await;
+    if answers.is_empty()
+        && let Some(why) = unanswered
+    {
+        return Err(why);
+    }
     let fit = report_permissions(name, answers, &mut lines) && unanswered.is_none();
     lines.extend(unanswered);
     // How the connection ends changes nothing.
