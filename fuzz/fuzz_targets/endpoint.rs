@@ -52,6 +52,7 @@ static PLACE: LazyLock<(Runtime, SocketAddr)> = LazyLock::new(|| {
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, access) = watch::channel(access());
+    let (running, config) = watch::channel(Arc::new(Config::default()));
     let (labels, channels) = watch::channel(BTreeSet::new());
     // Nobody executes them: without the token none may come so far.
     let (commands, queued) = command_queue(channels);
@@ -61,6 +62,9 @@ static PLACE: LazyLock<(Runtime, SocketAddr)> = LazyLock::new(|| {
         dir: None,
         metrics: None,
         access,
+        config,
+        store: Arc::default(),
+        history: Arc::default(),
         reloads: None,
         commands,
         address,
@@ -69,7 +73,7 @@ static PLACE: LazyLock<(Runtime, SocketAddr)> = LazyLock::new(|| {
         attempts: Arc::default(),
     };
     runtime.spawn(async move {
-        let _kept = (sender, labels, queued);
+        let _kept = (sender, running, labels, queued);
         http::serve(Arc::new(listener), state, CancellationToken::new()).await;
     });
     (runtime, address)

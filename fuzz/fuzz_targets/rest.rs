@@ -79,8 +79,9 @@ fuzz_target!(|input: &[u8]| {
     let target = Target { channel: "5b2e2007760aeb7729487dab", token: &token, token_type };
     let failed = runtime.block_on(async {
         match call % 5 {
-            0 => rest.elements(target).await.map(|snapshot| {
-                state::Session::default().merge(&snapshot, 0, 1, state::Source::Fetched);
+            0 => rest.document(target).await.map(|document| {
+                let fetched = state::Source::Fetched;
+                state::Session::default().merge(&document.elements, 0, 1, fetched);
             }),
             4 => rest.session(target).await.map(drop),
             1 => rest.activities(target, &Span::default()).await.map(drop),
