@@ -135,15 +135,27 @@ fn judge(latencies: &Latencies, messages: u64, pairs: u64, hangs: impl Fn(u64) -
             let of = |n: u64| n >= messages && hangs(n / messages) == hanging;
             latencies.share(sink, part, of)
         };
-        let (well, hanging) = (share(990, false), share(990, true));
         say(&format!(
-            "{name}: p50 {} µs, with a sink that hangs {} µs; p99 {well} µs, with it {hanging} µs",
+            "{name}: p50 {} µs, with a sink that hangs {} µs; p99 {} µs, with it {} µs",
             share(500, false),
             share(500, true),
+            share(990, false),
+            share(990, true),
         ));
-        // A tenth more, on a machine that does nothing else; and what a scheduler may add on one that
-        // runs other tests.
-        let slack = if long() { well / 10 + 1_000 } else { well * 2 + 50_000 };
-        assert!(hanging <= well + slack, "{name}: p99 {well} µs became {hanging} µs");
+        let slowest = |phase: u64| latencies.share(sink, 990, |n: u64| n / messages == phase);
+        let slow: Vec<_> = (0..pairs)
+            .map(|pair| [pair * 2 + 1, pair * 2 + 2])
+            .map(|[one, other]| if hangs(one) { (other, one) } else { (one, other) })
+            .map(|(well, hanging)| (slowest(well), slowest(hanging)))
+            .filter(|(well, hanging)| {
+                // A tenth more, on a machine that does nothing else; and what a scheduler may add on one that
+                // runs other tests.
+                let slack = if long() { well / 10 + 1_000 } else { well * 2 + 50_000 };
+                *hanging > well + slack
+            })
+            .collect();
+        // One that stands still once has nothing to do with the sink.
+        let most = usize::try_from(pairs / 2).unwrap();
+        assert!(slow.len() <= most, "{name}: p99 in µs, without and with it: {slow:?}");
     }
 }
