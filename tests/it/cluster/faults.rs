@@ -54,7 +54,14 @@ async fn check(what: &str, counted: &HashMap<&str, Counted>, died: usize, bench:
         );
         let lost = format!("the lease was lost sink={name}");
         let lost = bench.logs().lines().filter(|line| line.ends_with(&lost)).count();
-        let allowed = if matches!(name, "nats" | "redis") { 0 } else { WINDOW * (died + lost) };
+        // Servers that are all killed at once may lose an event that a sink has had: its driver says so, and the
+        // event is published again under another number.
+        let by_servers = bench.logs().contains("the log has lost events");
+        let allowed = match name {
+            "nats" | "redis" if by_servers => WINDOW,
+            "nats" | "redis" => 0,
+            _ => WINDOW * (died + lost),
+        };
         assert!(counted.twice <= allowed, "{what}: {name}: {counted:?}\n{}", bench.logs());
     }
 }
