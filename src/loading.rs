@@ -9,6 +9,7 @@ pub mod schema;
 mod shape;
 
 pub(crate) use self::check::configured_secrets;
+pub(crate) use self::load::LARGEST_FILE;
 pub(crate) use self::schema::{is_secret, resolved};
 pub use self::{
     load::{Loaded, Sources, load},

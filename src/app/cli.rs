@@ -370,11 +370,18 @@ impl Source {
         Ok(with_warnings(self.load_with_file()?))
     }
 
-    /// The same, for a user who need not be able to read the relay's secrets.
+    /// For a user who need not be able to read the relay's secrets.
+    pub(crate) fn sources_without_secrets(&self) -> Sources {
+        Sources { resolve_secrets: false, ..self.sources() }
+    }
+
+    pub(crate) fn load_with_file_without_secrets(&self) -> Result<Loaded, Failed> {
+        load(&self.sources_without_secrets())
+            .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))
+    }
+
     pub(crate) fn load_without_secrets(&self) -> Result<Config, Failed> {
-        let sources = Sources { resolve_secrets: false, ..self.sources() };
-        let loaded = load(&sources);
-        loaded.map(with_warnings).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))
+        Ok(with_warnings(self.load_with_file_without_secrets()?))
     }
 }
 

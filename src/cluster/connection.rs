@@ -255,10 +255,14 @@ impl Connection {
         name: &str,
     ) -> Result<Self, ClusterError> {
         let connection = Self::connect(settings, name, |_| {}).await?;
-        let mut reached = connection.reached.clone();
-        let in_time =
-            tokio::time::timeout(REACH, reached.wait_for(|reached| *reached)).await.is_ok();
-        if in_time { Ok(connection) } else { Err(unreached()) }
+        if connection.wait_reached(REACH).await { Ok(connection) } else { Err(unreached()) }
+    }
+
+    /// Waits for a server, for so long; whether one is reached.
+    pub(super) async fn wait_reached(&self, patience: Duration) -> bool {
+        let mut reached = self.reached.clone();
+        // The sender is in the client, which is here.
+        tokio::time::timeout(patience, reached.wait_for(|reached| *reached)).await.is_ok()
     }
 
     /// Whether a server is reached. What is sent while none is waits in the client, and goes out then, however

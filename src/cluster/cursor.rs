@@ -1,14 +1,14 @@
 //! A sink's cursor in the log: a key that is updated by revision.
 //!
 //! A server without power may lose the last messages of the log, and gives their numbers to those that come
-//! then; a log can also be deleted, and made anew. So a cursor has, beside the number, the time at which its
+//! then; a log can also be deleted, and made again. So a cursor has, beside the number, the time at which its
 //! message was stored: where another message has that number, the sink goes on with the first that was
 //! stored since.
 
 use std::{fmt::Display, time::Duration};
 
 use async_nats::jetstream::{
-    kv::{CreateErrorKind, Operation, Store},
+    kv::{CreateErrorKind, Entry, Operation, Store},
     stream::{LastRawMessageErrorKind, Stream},
 };
 use serde::{Deserialize, Serialize};
@@ -53,26 +53,28 @@ pub(super) async fn ensure(
     (cursors, log): (&Store, &Stream),
     sink: &str,
     start: Start,
-    ahead: Duration,
 ) -> Result<(), ClusterError> {
-    let unavailable = |error: &dyn Display| unavailable(sink, error);
-    match cursors.entry(sink).await {
-        Ok(Some(entry)) if entry.operation == Operation::Put => return Ok(()),
-        Ok(_) => {}
-        Err(error) => return Err(unavailable(&error)),
+    if found(cursors, sink).await?.is_some() {
+        return Ok(());
     }
+    let unavailable = |error: &dyn Display| unavailable(sink, error);
     let state = log.get_info().await.map_err(|error| unavailable(&error))?.state;
     let (first, last) = (state.first_sequence, state.last_sequence);
     let seq = match start {
         Start::End => last,
         Start::Earliest => first.saturating_sub(1),
-        Start::Age(age) => past::first_since(log, clock::ago(age + ahead))
+        Start::Age(age) => past::first_since(log, clock::ago(age))
             .await
             .map_err(|error| unavailable(&error))?
             .map_or(last, |seq| seq - 1),
     };
     let stored = stored(log, seq).await.map_err(|error| unavailable(&error))?;
     make(cursors, sink, &Cursor { seq, stored, ..Cursor::default() }).await.map(drop)
+}
+
+async fn found(cursors: &Store, sink: &str) -> Result<Option<Entry>, ClusterError> {
+    let entry = cursors.entry(sink).await.map_err(|error| unavailable(sink, &error))?;
+    Ok(entry.filter(|entry| entry.operation == Operation::Put))
 }
 
 /// Makes the cursor of a sink; answers its revision, or `None`: there is one.
@@ -101,12 +103,13 @@ pub(super) async fn claim(
     sink: &str,
     start: Start,
 ) -> Result<(Cursor, u64), ClusterError> {
-    ensure((cursors, log), sink, start, Duration::ZERO).await?;
     let unavailable = |error: &dyn Display| unavailable(sink, error);
-    let entry = cursors.entry(sink).await.map_err(|error| unavailable(&error))?;
-    let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
-        return Err(unavailable(&"it was deleted"));
-    };
+    let mut entry = found(cursors, sink).await?;
+    if entry.is_none() {
+        ensure((cursors, log), sink, start).await?;
+        entry = found(cursors, sink).await?;
+    }
+    let entry = entry.ok_or_else(|| unavailable(&"it was deleted"))?;
     let mut cursor: Cursor = serde_json::from_slice(&entry.value)
         .map_err(|error| unavailable(&format!("it cannot be read: {error}")))?;
     cursor.member = cluster.member().to_owned();
@@ -118,7 +121,7 @@ pub(super) async fn claim(
             sink,
             cursor = cursor.seq,
             begins = seq + 1,
-            "the log has lost events, or was made anew: the sink goes on with what was stored since"
+            "the log has lost events, or was made again: the sink goes on with what was stored since"
         );
         cursor.seq = seq;
         cursor.behind.clear();

@@ -173,7 +173,7 @@ async fn create(dead: &Store, key: &str, value: Bytes) -> Result<(), String> {
     if identity(&found.value) == identity(&value) {
         return Ok(());
     }
-    // A log that was made anew gives its positions to other events.
+    // A log that was made again gives its positions to other events.
     dead.update(key, value, found.revision).await.map(drop).map_err(|error| error.to_string())
 }
 

@@ -14,10 +14,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{
-    consumer::{DeliverPolicy, pull},
-    kv::{Operation, UpdateErrorKind},
-};
+use async_nats::jetstream::kv::{Operation, UpdateErrorKind};
 use async_trait::async_trait;
 use tokio::{
     sync::{Notify, watch},
@@ -46,10 +43,6 @@ use crate::{
 
 /// Bytes of events that are read ahead for one sink.
 const AHEAD: usize = 4 * 1024 * 1024;
-
-/// Messages that one request asks of the log: the client holds what it has asked for beside [`AHEAD`], however
-/// large that is, and has no bound in bytes for an ordered consumer.
-const REQUEST: i64 = 64;
 
 /// How long to wait before what failed is tried again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -243,12 +236,7 @@ impl LogSource {
             self.term.lost.cancel();
             return Ok(());
         }
-        let config = pull::OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
-            max_batch: REQUEST,
-            ..pull::OrderedConfig::default()
-        };
-        let mut reading = Reading::begin(&self.kept.log, config).await?;
+        let mut reading = Reading::behind(&self.kept.log, after).await?;
         loop {
             while lock(&self.queue).bytes >= AHEAD {
                 self.room.notified().await;
@@ -377,7 +365,7 @@ impl LogSource {
             return entry.revision > revision;
         }
         if found.run.is_empty() {
-            // It was made anew, and nobody has driven the sink since.
+            // It was made again, and nobody has driven the sink since.
             lock(&self.position).revision = entry.revision;
             return false;
         }

@@ -34,7 +34,7 @@ use crate::{
     },
     gateway::{
         Away, Targets,
-        table::{Slot, Table},
+        table::{SubscriptionRow, Table},
     },
     journal::Journal,
 };
@@ -63,7 +63,7 @@ pub(super) const CONFIGURED: &str = "configured.";
 /// Why the keeping ended.
 enum End {
     Stopped,
-    /// It is to be begun anew.
+    /// It is to be begun again.
     Again(String),
 }
 
@@ -169,7 +169,7 @@ impl Membership {
         // A sink's place is taken before any event is published.
         for sink in sinks {
             let start = self.cluster.start_of(&sink);
-            cursor::ensure((&kept.cursors, &kept.log), &sink, start, Duration::ZERO).await?;
+            cursor::ensure((&kept.cursors, &kept.log), &sink, start).await?;
         }
         self.say_what_is_configured(&kept).await?;
         let watch = kept.leases.watch_with_history(">").await.map_err(|error| {
@@ -262,9 +262,7 @@ impl Membership {
         let sinks = self.cluster.0.configured.borrow().sinks();
         for sink in sinks {
             let start = self.cluster.start_of(&sink);
-            if let Err(error) =
-                cursor::ensure((&kept.cursors, &kept.log), &sink, start, Duration::ZERO).await
-            {
+            if let Err(error) = cursor::ensure((&kept.cursors, &kept.log), &sink, start).await {
                 warn!(%error, "a new sink's place in the log cannot be had now");
             }
         }
@@ -356,7 +354,7 @@ impl Membership {
         Some((*changed + SETTLE).min(*first + SETTLE_LONGEST)).filter(|at| *at > now)
     }
 
-    /// Decides anew; whether there is something to say at once.
+    /// Decides again; whether there is something to say at once.
     async fn look(&mut self, kept: &Kept) -> bool {
         self.cluster.0.view.send_if_modified(|view| {
             view.tidy_up();
@@ -489,10 +487,7 @@ impl Membership {
         let wanted = self.parts.held.borrow().subscriptions.len();
         self.parts.table.read(|state| {
             state.subscriptions.len() == wanted
-                && state
-                    .subscriptions
-                    .values()
-                    .all(|row| !row.state.is_waited_for() || row.slot == Slot::LeftOut)
+                && !state.subscriptions.values().any(SubscriptionRow::is_waited_for)
         })
     }
 
@@ -583,7 +578,7 @@ mod tests {
         astro::session::{Refusal, Subscription, SubscriptionState},
         base::tls,
         config::{self, Config, TokenType},
-        gateway::table::{State, SubscriptionRow},
+        gateway::table::{Slot, State},
     };
 
     /// That of a member `b`, which reaches no server.

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    consumer::{DeliverPolicy, pull},
-    stream::Stream,
-};
+use async_nats::jetstream::stream::Stream;
 
 use super::{message, parts, reading::Reading};
 use crate::{
@@ -16,9 +13,6 @@ use crate::{
     journal::Batch,
 };
 
-/// Messages that one request asks for: what comes ahead of what is wanted is little, however large it is.
-const REQUEST: i64 = 64;
-
 /// How long the log may say nothing while it has more.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -27,20 +21,11 @@ pub(super) async fn first_since(
     log: &Stream,
     time: UnixMillis,
 ) -> Result<Option<Seq>, async_nats::Error> {
-    let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(time) * 1_000_000)?;
-    let mut reading = Reading::begin(
-        log,
-        pull::OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartTime { start_time },
-            headers_only: true,
-            ..pull::OrderedConfig::default()
-        },
-    )
-    .await?;
+    let mut reading = Reading::headers_since(log, time, String::new()).await?;
     if reading.pending == 0 {
         return Ok(None);
     }
-    let first = reading.next(PATIENCE).await?.ok_or("the log says nothing")?;
+    let first = reading.pending(PATIENCE).await?;
     Ok(Some(first.info()?.stream_sequence))
 }
 
@@ -69,21 +54,13 @@ pub(super) async fn read(
     max_bytes: usize,
 ) -> Result<Batch, async_nats::Error> {
     let mut batch = Batch { records: Vec::new(), lost: 0, through: after };
-    let mut reading = Reading::begin(
-        log,
-        pull::OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: after + 1 },
-            max_batch: REQUEST,
-            ..pull::OrderedConfig::default()
-        },
-    )
-    .await?;
+    let mut reading = Reading::behind(log, after).await?;
     let mut bytes = 0;
     while reading.pending > 0 {
         if batch.records.len() >= limit || bytes >= max_bytes {
             return Ok(batch);
         }
-        let message = reading.next(PATIENCE).await?.ok_or("the log says nothing")?;
+        let message = reading.pending(PATIENCE).await?;
         let info = message.info()?;
         let seq = info.stream_sequence;
         batch.lost += seq.min(through + 1).saturating_sub(batch.through + 1);

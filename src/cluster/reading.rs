@@ -6,9 +6,19 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{Message, consumer::pull, stream::Stream};
+use async_nats::jetstream::{
+    Message,
+    consumer::{DeliverPolicy, pull},
+    stream::Stream,
+};
 use futures_util::StreamExt;
 use tokio::time::timeout;
+
+use crate::base::{clock::UnixMillis, event::Seq};
+
+/// Messages that one request asks for: the client holds what it has asked for, however large that is, and has
+/// no bound in bytes for an ordered consumer.
+const REQUEST: i64 = 64;
 
 pub(super) struct Reading {
     messages: pull::Ordered,
@@ -18,10 +28,35 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    pub(super) async fn begin(
+    /// Of all behind a message.
+    pub(super) async fn behind(log: &Stream, seq: Seq) -> Result<Self, async_nats::Error> {
+        let config = pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: seq + 1 },
+            max_batch: REQUEST,
+            ..pull::OrderedConfig::default()
+        };
+        Self::begin(log, config).await
+    }
+
+    /// Of the headers of what was stored at that time or later, by the servers' clock; of one subject, or of
+    /// all where it is empty.
+    pub(super) async fn headers_since(
         log: &Stream,
-        config: pull::OrderedConfig,
+        time: UnixMillis,
+        subject: String,
     ) -> Result<Self, async_nats::Error> {
+        let nanos = i128::from(time) * 1_000_000;
+        let start_time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)?;
+        let config = pull::OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartTime { start_time },
+            filter_subject: subject,
+            headers_only: true,
+            ..pull::OrderedConfig::default()
+        };
+        Self::begin(log, config).await
+    }
+
+    async fn begin(log: &Stream, config: pull::OrderedConfig) -> Result<Self, async_nats::Error> {
         let consumer = log.create_consumer(config).await?;
         let info = consumer.cached_info();
         let (name, pending) = (info.name.clone(), info.num_pending);
@@ -41,5 +76,13 @@ impl Reading {
         }
         self.pending = info.pending;
         Ok(Some(message))
+    }
+
+    /// The next message of a log that has more.
+    pub(super) async fn pending(
+        &mut self,
+        patience: Duration,
+    ) -> Result<Message, async_nats::Error> {
+        Ok(self.next(patience).await?.ok_or("the log says nothing")?)
     }
 }

@@ -475,6 +475,7 @@ mod tests {
             payload: payload.as_bytes(),
             retained: false,
             redelivered: false,
+            late: false,
             reply_to: Some(ReplyTo::default()),
         });
     }

@@ -216,19 +216,15 @@ fn submit(submitter: &CommandSubmitter, message: &Message, late: bool) {
     };
     let correlation =
         message.correlation.as_ref().filter(|data| data.len() <= LONGEST_CORRELATION).cloned();
-    let incoming = IncomingCommand {
+    submitter.submit(IncomingCommand {
         channel,
         path: &path,
         payload: &message.payload,
         retained: message.retain,
         redelivered: message.duplicate,
+        late,
         reply_to: Some(ReplyTo { address, correlation }),
-    };
-    if late {
-        submitter.refuse_late(incoming);
-    } else {
-        submitter.submit(incoming);
-    }
+    });
 }
 
 /// Whether an answer may go to a topic that a stranger has chosen: to no command, so that nobody lets

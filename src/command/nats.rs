@@ -255,19 +255,15 @@ impl MicroService {
             None => None,
         };
         let payload = &message.payload;
-        let incoming = IncomingCommand {
+        submitter.submit(IncomingCommand {
             channel,
             path: &path,
             payload,
             retained: false,
             redelivered: false,
+            late,
             reply_to,
-        };
-        if late {
-            submitter.refuse_late(incoming);
-        } else {
-            submitter.submit(incoming);
-        }
+        });
     }
 
     /// Sends an answer. The library's own way to answer with an error leaves the body empty.

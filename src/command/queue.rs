@@ -146,6 +146,9 @@ pub struct IncomingCommand<'a> {
     pub retained: bool,
     /// The transport says that it may have been sent before.
     pub redelivered: bool,
+    /// It may have been waiting to be read for long: whoever gave it has given up on it by now, and perhaps
+    /// given another.
+    pub late: bool,
     /// Where the answer goes; nowhere, if nobody asked for one.
     pub reply_to: Option<ReplyTo>,
 }
@@ -158,12 +161,18 @@ impl CommandSubmitter {
 
     /// Takes a command, or answers why not. Never waits.
     pub fn submit(&self, incoming: IncomingCommand<'_>) {
-        let IncomingCommand { channel, path, payload, retained, redelivered, reply_to } = incoming;
+        let IncomingCommand { channel, path, payload, retained, redelivered, late, reply_to } =
+            incoming;
         let reply = self.reply(reply_to);
         let command = match parse::command(channel, path, payload) {
             Ok(command) => command,
             Err(answer) => return self.refuse(reply, *answer),
         };
+        if late {
+            let error = "the relay could not read it in time; it was not executed: send it again";
+            let failure = Failure::new(ErrorKind::Late, 503, error);
+            return self.refuse(reply, command.answer(Err(failure)));
+        }
         if let Err(failure) = self.judge(&command, retained) {
             return self.refuse(reply, command.answer(Err(failure)));
         }
@@ -178,22 +187,6 @@ impl CommandSubmitter {
             }
         };
         self.refuse(request.reply, request.command.answer(Err(failure)));
-    }
-
-    /// Refuses a command that may have been waiting to be read for long: whoever gave it has given up on it
-    /// by now, and perhaps given another.
-    pub fn refuse_late(&self, incoming: IncomingCommand<'_>) {
-        let IncomingCommand { channel, path, payload, reply_to, .. } = incoming;
-        let reply = self.reply(reply_to);
-        let answer = match parse::command(channel, path, payload) {
-            Ok(command) => {
-                let error =
-                    "the relay could not read it in time; it was not executed: send it again";
-                command.answer(Err(Failure::new(ErrorKind::Late, 503, error)))
-            }
-            Err(answer) => *answer,
-        };
-        self.refuse(reply, answer);
     }
 
     fn reply(&self, reply_to: Option<ReplyTo>) -> PendingReply {
@@ -247,7 +240,15 @@ mod tests {
         payload: &'a [u8],
     ) -> IncomingCommand<'a> {
         let reply_to = Some(ReplyTo { address: "back".into(), correlation: None });
-        IncomingCommand { channel, path, payload, retained: false, redelivered: false, reply_to }
+        IncomingCommand {
+            channel,
+            path,
+            payload,
+            retained: false,
+            redelivered: false,
+            late: false,
+            reply_to,
+        }
     }
 
     fn answer(replies: &mut Replies) -> Value {

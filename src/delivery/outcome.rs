@@ -204,4 +204,4 @@ fn millis(count: u128) -> Duration {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

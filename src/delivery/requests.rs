@@ -240,40 +240,16 @@ impl Delivery {
 mod tests {
     use std::{path::Path, sync::Arc, time::Duration};
 
-    use async_trait::async_trait;
     use serde_json::json;
-    use tokio::time::Instant;
 
     use super::*;
     use crate::{
         base::{clock, event::own},
         config::{self, Described, SinkConfig},
-        delivery::{route::Route, status::Status},
+        delivery::{outcome::tests::Reporting, route::Route, status::Status},
         journal::{Journal, store::Store},
-        sink::{self, Cause, Failure, Outgoing, Sink},
+        sink::{self, Cause, Failure, Outgoing},
     };
-
-    /// A sink that nothing is sent to.
-    struct Unused;
-
-    #[async_trait]
-    impl Sink for Unused {
-        async fn connect(&mut self) -> Result<(), Failure> {
-            Ok(())
-        }
-
-        async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
-            Ok(events.len())
-        }
-
-        async fn acknowledged(&mut self) -> Result<usize, Failure> {
-            std::future::pending().await
-        }
-
-        async fn close(&mut self, _: Instant) -> Vec<(Seq, u8)> {
-            Vec::new()
-        }
-    }
 
     /// A delivery to the sink `out` from a journal in that directory.
     fn delivery(dir: &Path) -> (Delivery, Journal) {
@@ -286,7 +262,7 @@ mod tests {
         let of_journal = config::Journal { dir: dir.to_owned(), ..config::Journal::default() };
         let (journal, _) = Journal::open(&of_journal).unwrap();
         let route = Route::new("out", config, sink::kind(&config.kind).unwrap()).unwrap();
-        let (sink, status) = (Box::new(Unused), Arc::new(Status::default()));
+        let (sink, status) = (Box::new(Reporting::default()), Arc::new(Status::default()));
         let delivery = Delivery::new("out", config, sink, route, journal.clone(), status).unwrap();
         (delivery, journal)
     }

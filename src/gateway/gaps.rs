@@ -239,13 +239,19 @@ impl Gaps {
 
     /// This is asked for again, or will be in a moment: if it was refused, it is waited for from now on.
     pub(super) fn asked_again(&mut self, subscription: &Arc<Subscription>) {
-        let channel = &subscription.channel;
-        let refused = self.refused.get_mut(channel).into_iter().flatten();
-        let outages = refused.chain(self.open.get_mut(channel));
-        let known = outages.filter_map(|outage| outage.subscriptions.get_mut(subscription));
-        for state in known.filter(|state| **state == RecoveryState::Refused) {
-            *state = RecoveryState::Missing;
+        for state in self.states(subscription) {
+            if *state == RecoveryState::Refused {
+                *state = RecoveryState::Missing;
+            }
         }
+    }
+
+    /// What has become of a subscription, in each outage that it is in.
+    fn states(&mut self, one: &Arc<Subscription>) -> impl Iterator<Item = &mut RecoveryState> {
+        let Self { open, refused, .. } = self;
+        let refused = refused.get_mut(&one.channel).into_iter().flatten();
+        let outages = refused.chain(open.get_mut(&one.channel));
+        outages.filter_map(|outage| outage.subscriptions.get_mut(one))
     }
 
     /// This was confirmed; or else it was refused or left out. Answers the gaps that are over by that.
@@ -255,13 +261,10 @@ impl Gaps {
         confirmed: bool,
     ) -> Vec<Over> {
         let answer = if confirmed { RecoveryState::Restored } else { RecoveryState::Refused };
-        let channel = &subscription.channel;
-        let refused = self.refused.get_mut(channel).into_iter().flatten();
-        for outage in refused.chain(self.open.get_mut(channel)) {
-            if let Some(state) = outage.subscriptions.get_mut(subscription) {
-                *state = answer;
-            }
+        for state in self.states(subscription) {
+            *state = answer;
         }
+        let channel = &subscription.channel;
         let mut over = self.take_restored(channel);
         let is_over = self.open.get(channel).is_some_and(Outage::is_over);
         if is_over && let Some((channel, outage)) = self.open.remove_entry(channel) {

@@ -140,6 +140,11 @@ impl SubscriptionRow {
         }
     }
 
+    /// Whether an answer is still to come, or another one in a moment.
+    pub fn is_waited_for(&self) -> bool {
+        self.slot != Slot::LeftOut && self.state.is_waited_for()
+    }
+
     /// Its room: the canonical one where the gateway has named it.
     pub fn room<'a>(&'a self, subscription: &'a Subscription) -> Option<&'a Arc<str>> {
         match &self.state {
@@ -455,8 +460,8 @@ impl Table {
             let mut over = Vec::new();
             for subscription in subscriptions {
                 let Some(row) = rows.get(*subscription) else { continue };
-                // Nothing more is heard of one that was refused, or for which there is no room.
-                if !row.state.is_waited_for() || row.slot == Slot::LeftOut {
+                // No more answer comes for one that was refused, or for which there is no room.
+                if !row.is_waited_for() {
                     over.extend(inner.missing.answered(subscription, row.state.is_confirmed()));
                 }
             }
@@ -538,12 +543,7 @@ mod tests {
 
     #[test]
     fn the_report_of_a_gap_has_the_room_that_is_confirmed_at_its_end() {
-        let subscription = Arc::new(Subscription {
-            channel: "main".into(),
-            topic: "channel.tips".into(),
-            room: None,
-            token_type: TokenType::Jwt,
-        });
+        let subscription = subscription("channel.tips");
         let table = Table::default();
         table.want(&[Arc::clone(&subscription)]);
         let away = Away { at: clock::now(), time: Some(Duration::from_secs(9)) };

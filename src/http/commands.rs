@@ -60,6 +60,7 @@ async fn execute(
         payload: body,
         retained: false,
         redelivered: false,
+        late: false,
         reply_to: Some(ReplyTo::default()),
     });
     // With the submitter goes the last sender but the command's own: if that is lost, so is the answer.

@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(json["until"], 780_000);
         assert_eq!(json["events"], json!([5, 2, 4]));
         assert_eq!(json["sinks"]["home"]["delivered"], json!([5, 2, 4]));
-        // Back to before all that there is: it begins anew.
+        // Back to before all that there is: it begins again.
         minutes.begin(60_000);
         minutes.relay(118, Working);
         minutes.sink(&sample("home", Working, 118, 118));

@@ -135,7 +135,7 @@ fn begin_run(
             oldest.saturating_sub(1)
         });
         // It holds back retention until it is known which sinks there are: see `Journal::sinks`. A broken one is
-        // written anew.
+        // written again.
         memory.cursors.by_sink.insert(saved.sink.into(), Cursor::new(at, sound));
     }
     store.replays()?;

@@ -43,7 +43,7 @@ pub const DEFAULT_FILES: [&str; 2] = ["astro-relay.toml", "/etc/astro-relay/astr
 
 /// The largest file that is read: a thousand channels need a tenth of it, and a wrong path
 /// (a journal, a device) must not fill the memory.
-const LARGEST_FILE: u64 = 4 * 1024 * 1024;
+pub(crate) const LARGEST_FILE: u64 = 4 * 1024 * 1024;
 
 /// Syntax errors that are reported: after the first few, the parser mostly stumbles over the first.
 const MOST_SYNTAX_ERRORS: usize = 5;

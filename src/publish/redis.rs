@@ -18,10 +18,7 @@ use crate::{
     sink::{
         Cause, Failure, Opening, Part,
         prefix::Prefix,
-        redis::{
-            link::{KeepAlive, Link},
-            settings::Settings,
-        },
+        redis::{Connection, settings::Settings},
     },
 };
 
@@ -34,10 +31,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
     let at = |what| ConfigError::at(&["sinks", opening.name, "state_key"], what);
     Ok(Box::new(RedisState {
         prefix: settings.prefix().map_err(at)?,
-        settings,
-        timeout: opening.config.timeout.0,
-        link: None,
-        server: 0,
+        connection: Connection::new(settings, opening.config.timeout.0),
         heartbeat: Heartbeat::new(expires),
         written: false,
     }))
@@ -45,11 +39,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
 
 struct RedisState {
     prefix: Prefix,
-    settings: Settings,
-    timeout: Duration,
-    link: Option<(Link, KeepAlive)>,
-    /// The server that answered last, of those that are configured.
-    server: usize,
+    connection: Connection,
     heartbeat: Heartbeat,
     /// Whether the relay's own status was written on this connection: it is there until it expires.
     written: bool,
@@ -58,18 +48,13 @@ struct RedisState {
 #[async_trait]
 impl StatePublisher for RedisState {
     async fn connect(&mut self) -> Result<(), Failure> {
-        self.link = None;
         self.heartbeat.clear();
         self.written = false;
-        let link = Link::open(&self.settings, self.timeout, &mut self.server).await;
-        let link = link.map_err(|cause| Failure::after(0, cause))?;
-        let alive = KeepAlive::new(&link);
-        self.link = Some((link, alive));
-        Ok(())
+        self.connection.open().await.map(drop)
     }
 
     async fn publish(&mut self, parts: &[Part]) -> Result<(), Failure> {
-        let (link, _) = self.link.as_mut().ok_or_else(not_connected)?;
+        let mut link = self.connection.link()?;
         let all = self.heartbeat.with_due(parts);
         let mut requests = Vec::new();
         for (index, part) in all.iter().enumerate() {
@@ -100,19 +85,12 @@ impl StatePublisher for RedisState {
     }
 
     async fn idle(&mut self) -> Failure {
-        match &mut self.link {
-            Some((_, alive)) => Failure::after(0, alive.lost().await),
-            None => not_connected(),
-        }
+        self.connection.idle().await
     }
 
     async fn close(&mut self) {
-        self.link = None;
+        self.connection.close();
     }
-}
-
-fn not_connected() -> Failure {
-    Failure::down("not connected")
 }
 
 /// How long a status outlives the relay: some refreshes may come late, behind a batch that takes its

@@ -67,16 +67,15 @@ const MAX_STRING: usize = 512 * 1024 * 1024;
 fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     let settings = Settings::read(&opening)?;
     let mode = settings.mode;
-    let connection =
-        Connection { settings, timeout: opening.config.timeout.0, link: None, server: 0 };
+    let connection = Connection::new(settings, opening.config.timeout.0);
     Ok(match mode {
         Mode::Pubsub => Box::new(Pubsub::new(connection)),
         Mode::Stream => Box::new(Stream::new(connection, opening.config.window)),
     })
 }
 
-/// The connection of a sink.
-struct Connection {
+/// The connection of a sink, or of its state.
+pub(crate) struct Connection {
     settings: Settings,
     timeout: Duration,
     link: Option<(Link, KeepAlive)>,
@@ -85,7 +84,11 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(&mut self) -> Result<&mut Link, Failure> {
+    pub(crate) fn new(settings: Settings, timeout: Duration) -> Self {
+        Self { settings, timeout, link: None, server: 0 }
+    }
+
+    pub(crate) async fn open(&mut self) -> Result<&mut Link, Failure> {
         self.link = None;
         let link = Link::open(&self.settings, self.timeout, &mut self.server).await;
         let link = link.map_err(|cause| Failure::after(0, cause))?;
@@ -94,16 +97,20 @@ impl Connection {
         Ok(link)
     }
 
-    fn link(&self) -> Result<Link, Failure> {
+    pub(crate) fn link(&self) -> Result<Link, Failure> {
         self.link.as_ref().map(|(link, _)| link.clone()).ok_or_else(not_connected)
     }
 
     /// Keeps an idle connection; returns when it is lost. Safe to drop.
-    async fn idle(&mut self) -> Failure {
+    pub(crate) async fn idle(&mut self) -> Failure {
         match &mut self.link {
             Some((_, alive)) => Failure::after(0, alive.lost().await),
             None => not_connected(),
         }
+    }
+
+    pub(crate) fn close(&mut self) {
+        self.link = None;
     }
 }
 

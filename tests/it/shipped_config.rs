@@ -212,12 +212,17 @@ fn every_example_loads_without_a_warning() {
     assert!(seen > 0);
 }
 
+/// The configuration in a document.
+fn blocks(text: &str) -> Vec<&str> {
+    let blocks = text.split("```toml\n").skip(1);
+    blocks.map(|rest| rest.split("```").next().unwrap()).collect()
+}
+
 /// Its channel and its sinks, as one file.
 #[test]
 fn the_readme_loads_without_a_warning() {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let blocks = text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
-    let blocks: Vec<_> = blocks.collect();
+    let blocks = blocks(&text);
     assert_eq!(blocks.len(), 3);
     assert_eq!(load(Path::new("readme.toml"), Some(blocks.concat())).warnings, []);
 }
@@ -228,10 +233,9 @@ fn every_recipe_loads() {
     let recipes = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/recipes.md");
     let text = std::fs::read_to_string(recipes).unwrap();
     let channel = "[channels.main]\ntoken = \"t\"\ntopics = [\"channel.activities\"]\n";
-    let blocks: Vec<_> = text.split("```toml\n").skip(1).collect();
+    let blocks = blocks(&text);
     assert_eq!(blocks.len(), 5);
-    for block in blocks {
-        let sink = block.split("```").next().unwrap();
+    for sink in blocks {
         let loaded = load(Path::new("recipes.toml"), Some(format!("{channel}{sink}")));
         assert_eq!(loaded.config.sinks.len(), 1, "{sink}");
     }

@@ -419,7 +419,7 @@ async fn a_lost_connection_is_noticed_while_idle() {
     assert!(matches!(failure, Failure { accepted: 0, cause: Cause::Down(_) }), "{failure:?}");
 }
 
-/// Every second there are events, and none of them is wanted: the wait is given up and begun anew.
+/// Every second there are events, and none of them is wanted: the wait is given up and begun again.
 #[tokio::test]
 async fn a_silent_server_is_noticed_though_every_wait_is_short() {
     for mode in ["pubsub", "stream"] {

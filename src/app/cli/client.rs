@@ -17,7 +17,7 @@ use crate::{
         text::{EXCERPT, excerpt},
     },
     config::{Config, Log, Secret, pasted::shown_address},
-    loading::{Sources, load},
+    loading::load,
 };
 
 /// How long the relay may take to answer: it is on this machine, mostly.
@@ -61,7 +61,7 @@ impl Which {
     pub(super) fn client(&self) -> Result<Client, Failed> {
         let failed = |text: String| Failed::new(Failed::CONFIG, text);
         // The user need not be able to read the relay's secrets.
-        let sources = Sources { resolve_secrets: false, ..self.source.sources() };
+        let sources = self.source.sources_without_secrets();
         let config = match (load(&sources), &self.url) {
             (Ok(loaded), _) => loaded.config,
             (Err(_), Some(_)) => Config::default(),
@@ -204,6 +204,11 @@ pub(super) fn retry(args: &Retry) -> Done {
             .extend(["api", "sinks", &args.sink, "retry"]);
         client.request(client.http.post(url)).await.map(drop)
     })
+}
+
+/// No log: the command speaks for itself.
+pub(super) fn silent() -> Log {
+    Log { level: "off".into(), ..Log::default() }
 }
 
 /// A log that leaves the terminal to the command's output.

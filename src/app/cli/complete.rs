@@ -12,7 +12,7 @@ use clap_complete::Shell;
 use super::{Done, Source, out};
 use crate::{
     astro::topics::{CATALOGUE, OWN},
-    loading::{Sources, load},
+    loading::load,
 };
 
 /// `complete`
@@ -39,7 +39,7 @@ const ARGUMENTS: [(&str, &str); 1] = [("retry", "sinks")];
 
 /// Prints the names, one a line. A configuration that cannot be read has none, and says nothing.
 pub(super) fn complete(args: &Complete) -> Done {
-    let sources = Sources { resolve_secrets: false, ..args.source.sources() };
+    let sources = args.source.sources_without_secrets();
     let config = load(&sources).map(|loaded| loaded.config).unwrap_or_default();
     let names: Vec<String> = match args.kind {
         Names::Sinks => config.sinks.into_keys().collect(),

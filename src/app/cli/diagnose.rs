@@ -24,7 +24,7 @@ use super::{Done, Source, client::quiet, on_runtime, out};
 use crate::{
     base::{clock, environment::environment, files},
     config::{Config, Secret, SecretRef},
-    loading::{Sources, configured_secrets, load},
+    loading::{LARGEST_FILE, configured_secrets, load},
 };
 
 /// What each part may take, so that the whole fits into a form of 64 KiB.
@@ -41,9 +41,6 @@ const ASKING: Duration = Duration::from_secs(20);
 
 /// The largest text that counts as a secret where it is only found by a name.
 const LARGEST_SECRET: usize = 64 * 1024;
-
-/// How much of a configuration is read: a larger one is refused when it is loaded.
-const LARGEST_CONFIG: u64 = 4 * 1024 * 1024;
 
 /// The largest log file that is read as a whole.
 const LARGEST_LOG: u64 = 256 * 1024 * 1024;
@@ -82,8 +79,7 @@ enum Keep {
 
 pub(super) fn diagnose(args: &Diagnose) -> Done {
     on_runtime(1, &quiet(), async {
-        let sources = Sources { resolve_secrets: false, ..args.source.sources() };
-        let config = load(&sources).ok().map(|loaded| loaded.config);
+        let config = load(&args.source.sources_without_secrets()).ok().map(|loaded| loaded.config);
         let mut removal = secrets(args, config.as_ref()).await;
         let mut report = format!(
             "# astro-relay diagnose\n\n\
@@ -154,9 +150,7 @@ async fn text_of(file: &Path) -> String {
     let mut bytes = Vec::new();
     if fs::metadata(file).is_ok_and(|about| about.is_file()) {
         // What was read before an error counts, too.
-        fs::File::open(file)
-            .and_then(|file| file.take(LARGEST_CONFIG).read_to_end(&mut bytes))
-            .ok();
+        fs::File::open(file).and_then(|file| file.take(LARGEST_FILE).read_to_end(&mut bytes)).ok();
     } else if let Ok(content) = files::read(file).await {
         // Into a pipe nobody may ever write.
         bytes.extend_from_slice(&content.bytes);

@@ -17,8 +17,6 @@ use crate::{
         topics::{CATALOGUE, OWN, Topic, meant_by},
     },
     base::terminal::{Line, Tone},
-    loading::Sources,
-    loading::load,
 };
 
 /// The commented reference.
@@ -124,8 +122,7 @@ pub(super) fn config(args: &ConfigArgs) -> Done {
     if args.reference {
         return Ok(write!(out::text(), "{REFERENCE}")?);
     }
-    let sources = Sources { resolve_secrets: false, ..args.source.sources() };
-    let loaded = load(&sources).map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
+    let loaded = args.source.load_with_file_without_secrets()?;
     let file = loaded
         .file
         .map_or("environment and arguments alone".into(), |file| file.display().to_string());

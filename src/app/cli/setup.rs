@@ -16,8 +16,7 @@ use clap::Args;
 use tokio::{net::TcpListener, sync::Mutex};
 use tokio_util::sync::CancellationToken;
 
-use super::{Done, Failed, listen, on_runtime, out, termination};
-use crate::config::Log;
+use super::{Done, Failed, client::silent, listen, on_runtime, out, termination};
 
 /// What `setup` takes.
 #[derive(Debug, Args)]
@@ -45,8 +44,7 @@ pub(super) fn setup(args: Setup) -> Done {
     let file = std::path::absolute(&args.config)?;
     let astro = [("url", args.astro_url), ("api_url", args.api_url)];
     let astro = astro.into_iter().filter_map(|(key, url)| Some((key.to_owned(), url?))).collect();
-    let log = Log { level: "off".into(), ..Log::default() };
-    on_runtime(2, &log, async move {
+    on_runtime(2, &silent(), async move {
         let ended = termination()?;
         let listener = TcpListener::bind(args.listen).await?;
         let address = listener.local_addr()?;

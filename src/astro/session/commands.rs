@@ -7,7 +7,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Effects, Refusal, Session, Subscription, SubscriptionState,
-    subscription::{Entry, Nonce, RETRIED_SOON},
+    subscription::{Entry, Nonce, RETRIED_SOON, is_failure},
     wire::{self, Response, Verb},
 };
 use crate::base::{
@@ -119,7 +119,7 @@ impl Session {
         self.counts.refused += 1;
         entry.failures = entry.failures.saturating_add(1);
         let again = match code {
-            "err_internal_error" | "err_deadline_exceeded" => {
+            failed if is_failure(failed) => {
                 let doubled = RETRY_FIRST.saturating_mul(1 << (entry.failures - 1).min(10));
                 Some(doubled.min(self.limits.retry_refused.max(RETRY_LONGEST)))
             }

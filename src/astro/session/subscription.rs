@@ -86,7 +86,7 @@ impl SubscriptionState {
 }
 
 /// Whether a code says that the gateway failed, and did not mean this subscription.
-fn is_failure(code: &str) -> bool {
+pub(super) fn is_failure(code: &str) -> bool {
     matches!(code, "err_internal_error" | "err_deadline_exceeded")
 }
 

@@ -294,7 +294,7 @@ fn operators(environment: &mut Environment<'static>) {
         };
         environment.add_function(name, move |a: Value, b: Value| {
             check(&a, &b)?;
-            if name == "is in" && budget::mode() != Mode::Text {
+            if name == "is in" {
                 plain(marks::plain(&a)?, marks::plain(&b)?)
             } else {
                 plain(marks::text_of(&a), marks::text_of(&b))
@@ -388,9 +388,6 @@ fn compare(a: &Value, b: &Value, test: fn(&Value, &Value) -> bool) -> Result<boo
     // Two texts or numbers are compared within no time.
     if a.try_iter().is_ok() {
         budget::charge(a, 1)?;
-    }
-    if budget::mode() == Mode::Text {
-        return Ok(test(a, b));
     }
     Ok(test(&marks::plain(a)?, &marks::plain(b)?))
 }

@@ -88,12 +88,12 @@ pub(super) fn text_of(value: &Value) -> Value {
 
 /// A value without marks, also in its lists and maps.
 pub(super) fn plain(value: &Value) -> Result<Value, Error> {
-    budget::charge(value, 1)?;
-    if budget::mode() != Mode::Text && holds_marks(value) {
-        without_marks(value)
-    } else {
-        Ok(value.clone())
+    // A text is written as it is: nothing in it is marked.
+    if budget::mode() == Mode::Text {
+        return Ok(value.clone());
     }
+    budget::charge(value, 1)?;
+    if holds_marks(value) { without_marks(value) } else { Ok(value.clone()) }
 }
 
 fn holds_marks(value: &Value) -> bool {

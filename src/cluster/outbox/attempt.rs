@@ -2,15 +2,12 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use async_nats::jetstream::{
-    consumer::{DeliverPolicy, pull},
-    stream::LastRawMessageErrorKind,
-};
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    base::event::Record,
+    base::{clock, event::Record},
     cluster::{Cluster, connection::Kept, gaps, message, parts, reading::Reading},
     sink::nats::headers::MESSAGE_ID,
 };
@@ -133,9 +130,8 @@ impl Work {
             self.known = None;
         }
         if !self.cluster.0.connection.is_reached() {
-            let mut reached = self.cluster.0.connection.reached.clone();
-            // The sender is in the client, which is here.
-            drop(timeout(PATIENCE, reached.wait_for(|reached| *reached)).await);
+            // Whether it is reached now: it is tried again either way.
+            self.cluster.0.connection.wait_reached(PATIENCE).await;
             return Outcome::Failed(UNREACHED.into());
         }
         let (subject, mut headers) = message::of(&self.cluster, &self.record);
@@ -251,23 +247,11 @@ async fn keys_since(
     subject: String,
     age: Duration,
 ) -> Result<HashSet<Arc<str>>, async_nats::Error> {
-    let server_now = i128::from(crate::base::clock::now()) + i128::from(cluster.ahead());
-    let since = i128::try_from((age + BEFORE).as_millis()).unwrap_or(0);
-    let start_time =
-        time::OffsetDateTime::from_unix_timestamp_nanos((server_now - since) * 1_000_000)?;
-    let mut reading = Reading::begin(
-        &kept.log,
-        pull::OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartTime { start_time },
-            filter_subject: subject,
-            headers_only: true,
-            ..pull::OrderedConfig::default()
-        },
-    )
-    .await?;
+    let since = clock::ago(age + BEFORE).saturating_add_signed(cluster.ahead());
+    let mut reading = Reading::headers_since(&kept.log, since, subject).await?;
     let mut keys = HashSet::new();
     while reading.pending > 0 {
-        let message = reading.next(PATIENCE).await?.ok_or("the log says nothing")?;
+        let message = reading.pending(PATIENCE).await?;
         keys.extend(message.headers.as_ref().and_then(message::key_in).map(Arc::from));
     }
     Ok(keys)

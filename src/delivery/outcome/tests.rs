@@ -22,7 +22,7 @@ use crate::{
 
 /// A sink whose reports are all that matters.
 #[derive(Default)]
-struct Reporting(VecDeque<Report>);
+pub(in crate::delivery) struct Reporting(VecDeque<Report>);
 
 #[async_trait]
 impl Sink for Reporting {

@@ -4,29 +4,18 @@ use std::{path::Path, process::Command};
 
 use super::{
     bench::PATIENCE,
-    members::{arrived, published},
+    members::{arrived, begun, published},
     setup::Small,
 };
 use crate::support::{daemon::Relay, nats_server::NatsServer, wait::until};
-
-async fn one() -> (NatsServer, Small, Relay) {
-    let server = NatsServer::start("").await;
-    let small = Small::start().await;
-    let url = server.url();
-    let relay = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
-    (server, small, relay)
-}
 
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
     assert!(status.success());
 }
 
-/// Ten events go through; then the server has of them in its log the first five, as after a power cut.
+/// Five more go through; then the server has in its log the first five, as after a power cut.
 async fn loses_its_end(server: &mut NatsServer, small: &Small, relay: &Relay) -> impl Fn() + use<> {
-    small.load(0, 5).await;
-    arrived(small, 5, &[relay]).await;
-    published(&[relay]).await;
     server.server.kill().await;
     let log = server.stream_dir("astro_log");
     let kept = tempfile::tempdir().unwrap();
@@ -43,9 +32,7 @@ async fn loses_its_end(server: &mut NatsServer, small: &Small, relay: &Relay) ->
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_loss_of_the_logs_end_what_comes_is_delivered() {
-    let (mut server, small, mut relay) = one().await;
-    relay.start();
-    relay.ready().await;
+    let (mut server, small, relay) = begun().await;
     let lose = loses_its_end(&mut server, &small, &relay).await;
     server.server.kill().await;
     lose();
@@ -57,9 +44,7 @@ async fn after_a_loss_of_the_logs_end_what_comes_is_delivered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_driver_that_begins_after_a_loss_of_the_logs_end_repeats_nothing() {
-    let (mut server, small, mut relay) = one().await;
-    relay.start();
-    relay.ready().await;
+    let (mut server, small, mut relay) = begun().await;
     let lose = loses_its_end(&mut server, &small, &relay).await;
     relay.stop().await;
     server.server.kill().await;
@@ -72,13 +57,8 @@ async fn a_driver_that_begins_after_a_loss_of_the_logs_end_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_log_that_was_deleted_is_made_anew_and_read_from_its_first_event() {
-    let (server, small, mut relay) = one().await;
-    relay.start();
-    relay.ready().await;
-    small.load(0, 5).await;
-    arrived(&small, 5, &[&relay]).await;
-    published(&[&relay]).await;
+async fn a_log_that_was_deleted_is_made_again_and_read_from_its_first_event() {
+    let (server, small, relay) = begun().await;
     server.streams().await.delete_stream("astro_log").await.unwrap();
     small.load(5, 10).await;
     arrived(&small, 15, &[&relay]).await;
@@ -86,12 +66,7 @@ async fn a_log_that_was_deleted_is_made_anew_and_read_from_its_first_event() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_that_the_servers_keep_can_be_deleted_and_what_comes_is_delivered() {
-    let (server, small, mut relay) = one().await;
-    relay.start();
-    relay.ready().await;
-    small.load(0, 5).await;
-    arrived(&small, 5, &[&relay]).await;
-    published(&[&relay]).await;
+    let (server, small, relay) = begun().await;
     let context = server.streams().await;
     for of in ["cursor", "dead", "state", "done", "lease"] {
         context.delete_stream(format!("KV_astro_{of}")).await.unwrap();
@@ -103,11 +78,7 @@ async fn all_that_the_servers_keep_can_be_deleted_and_what_comes_is_delivered() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cursor_that_was_deleted_is_made_where_its_driver_is() {
-    let (server, small, mut relay) = one().await;
-    relay.start();
-    relay.ready().await;
-    small.load(0, 5).await;
-    arrived(&small, 5, &[&relay]).await;
+    let (server, small, mut relay) = begun().await;
     let context = server.streams().await;
     let cursors = context.get_key_value("astro_cursor").await.unwrap();
     cursors.delete("hook").await.unwrap();

@@ -45,6 +45,20 @@ pub async fn arrived(small: &Small, count: u64, members: &[&Relay]) {
     assert_eq!(all, (0..count).collect::<Vec<_>>(), "{}", logs());
 }
 
+/// A server and a member of which five events have gone through.
+pub async fn begun() -> (NatsServer, Small, Relay) {
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut relay = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
+    relay.start();
+    relay.ready().await;
+    small.load(0, 5).await;
+    arrived(&small, 5, &[&relay]).await;
+    published(&[&relay]).await;
+    (server, small, relay)
+}
+
 /// A member's page of the cluster.
 pub async fn page(relay: &Relay) -> Option<Value> {
     let answer = relay.get("/status").await?;
@@ -124,15 +138,7 @@ async fn a_member_of_another_version_is_said_and_changes_no_result() {
 /// A process that is killed leaves numbers of its journal out: no event has them, and none waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_was_killed_says_how_many_events_wait() {
-    let mut server = NatsServer::start("").await;
-    let small = Small::start().await;
-    let url = server.url();
-    let mut relay = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
-    relay.start();
-    relay.ready().await;
-    small.load(0, 5).await;
-    arrived(&small, 5, &[&relay]).await;
-    published(&[&relay]).await;
+    let (mut server, small, mut relay) = begun().await;
     server.server.kill().await;
     small.load(5, 5).await;
     says(&relay, "(5 wait)").await;

@@ -359,8 +359,7 @@ async fn a_command_that_comes_while_the_relay_stands_still_is_not_executed_after
         ROOM,
         &sink(&broker, "commands = true"),
     );
-    let config = std::fs::read_to_string(relay.config()).unwrap();
-    std::fs::write(relay.config(), config.replace("secret-canary", TOKEN)).unwrap();
+    relay.set_token(TOKEN);
     relay.start();
     relay.ready().await;
     let commander = Commander::new(&broker).await;

@@ -171,8 +171,7 @@ async fn a_command_that_comes_while_the_relay_stands_still_is_not_executed_after
     let sink = format!("[sinks.bus]\ntype = \"nats\"\nurl = {:?}\ncommands = true", server.url());
     let mut relay =
         daemon::Relay::new(&sim.url(), &sim.api_url(), "channel.session.update", ROOM, &sink);
-    let config = std::fs::read_to_string(relay.config()).unwrap();
-    std::fs::write(relay.config(), config.replace("secret-canary", TOKEN)).unwrap();
+    relay.set_token(TOKEN);
     relay.start();
     relay.ready().await;
     let subject = "astro.main.command.session.reset";

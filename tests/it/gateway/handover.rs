@@ -314,7 +314,7 @@ async fn a_gap_between_the_old_link_and_the_new_one_is_reported_however_long_the
     until("the outage is seen", SOON, async || (bench.state().outages.len() == 2).then_some(()))
         .await;
     assert_eq!(bench.count("confirmed"), 0, "nothing is received now");
-    // What is wanted anew meanwhile says nothing of the rest.
+    // What is newly wanted meanwhile says nothing of the rest.
     bench.targets.send_replace(targets(&[WANTS[0], WANTS[1], ("c", TOPIC, Some(THIRD))]));
     bench.confirmed(3).await;
     let gaps = bench.gaps().await;

@@ -16,7 +16,7 @@ use super::{PATIENCE, ROOM};
 use crate::support::{
     mosquitto::{self, Mosquitto},
     nats_server::NatsServer,
-    process::free_port,
+    process::{free_port, signal},
     receiver::{Answer, Receiver},
     redis_server::{Durability, RedisServer},
     sinks::install_tls,
@@ -118,12 +118,6 @@ fn relay(config: &Path, command: &[&str]) -> Command {
     relay
 }
 
-async fn signal(child: &Child, name: &str) {
-    let pid = child.id().unwrap().to_string();
-    let sent = Command::new("kill").args(["-s", name, &pid]).status().await.unwrap();
-    assert!(sent.success());
-}
-
 /// The relay as a process, and what it says.
 struct Daemon {
     child: Child,
@@ -202,7 +196,7 @@ impl Daemon {
         let unknown = sound.replace("url = \"nats", "urk = \"nats");
         for (wrong, part) in [(syntax, "is not TOML"), (unknown, "urk")] {
             std::fs::write(&self.config, wrong).unwrap();
-            signal(&self.child, "HUP").await;
+            signal(self.child.id().unwrap(), "HUP").await;
             self.wait("the reload is refused", "/status", &["\"by\":\"signal\"", part]).await;
         }
         std::fs::write(&self.config, &sound).unwrap();
@@ -229,7 +223,7 @@ impl Daemon {
             let output = relay(&self.config, command).output().await.unwrap();
             said.push((command.join(" "), [output.stdout, output.stderr].concat()));
         }
-        signal(&self.child, "TERM").await;
+        signal(self.child.id().unwrap(), "TERM").await;
         assert!(self.child.wait().await.unwrap().success());
         said.push(("the log".into(), std::fs::read(&self.log).unwrap()));
         for entry in std::fs::read_dir(self.config.with_file_name("journal")).unwrap() {

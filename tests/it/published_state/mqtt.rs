@@ -173,8 +173,7 @@ async fn a_killed_relay_is_offline_by_its_last_will_and_online_again_after_a_res
         ROOM,
         &sink(&broker, ""),
     );
-    let config = std::fs::read_to_string(relay.config()).unwrap();
-    std::fs::write(relay.config(), config.replace("secret-canary", TOKEN)).unwrap();
+    relay.set_token(TOKEN);
     let listener = Listener::start(broker.port, "astro/#").await;
     relay.start();
     wait(&listener, "online", |kept| is_whole(kept, &sim)).await;

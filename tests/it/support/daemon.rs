@@ -74,6 +74,12 @@ impl Relay {
         signal(self.pid().expect("it runs"), name).await;
     }
 
+    /// Gives the channel another token.
+    pub fn set_token(&self, token: &str) {
+        let config = fs::read_to_string(self.config()).unwrap();
+        fs::write(self.config(), config.replace("secret-canary", token)).unwrap();
+    }
+
     pub fn config(&self) -> PathBuf {
         self.dir.path().join("relay.toml")
     }

@@ -54,10 +54,14 @@ impl Small {
     }
 }
 
+fn unmount(at: &Path) {
+    // Lazily: a test that failed may still have files open.
+    drop(Command::new("umount").arg("-l").arg(at).output());
+}
+
 impl Drop for Small {
     fn drop(&mut self) {
-        // Lazily: a test that failed may still have files open.
-        drop(Command::new("umount").arg("-l").arg(self.dir.path()).output());
+        unmount(self.dir.path());
     }
 }
 
@@ -78,7 +82,7 @@ impl MountedFile {
 
 impl Drop for MountedFile {
     fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(&self.0).output());
+        unmount(&self.0);
     }
 }
 
@@ -186,7 +190,7 @@ impl Plug {
 impl Drop for Disk {
     fn drop(&mut self) {
         if let Some((device, at)) = self.mounted.take() {
-            drop(Command::new("umount").arg("-l").arg(at).output());
+            unmount(&at);
             drop(Command::new("losetup").args(["--detach", &device]).output());
         }
     }

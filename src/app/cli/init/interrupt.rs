@@ -10,10 +10,7 @@ use tokio::{
 };
 
 use super::{Args, Terminal, Written, run};
-use crate::{
-    app::cli::{Failed, on_runtime, out},
-    config::Log,
-};
+use crate::app::cli::{Failed, client::silent, on_runtime, out};
 
 /// What a shell reports of a process that SIGINT has ended.
 const INTERRUPTED: u8 = 128 + 2;
@@ -24,8 +21,7 @@ const TERMINATED: u8 = 128 + 15;
 /// Asks on the terminal for what `args` leaves open, and writes the configuration. A thread of its own waits
 /// for the answers; a signal meanwhile ends the command, with what is typed shown again.
 pub(crate) fn run_on_terminal(args: Args) -> Result<Written, Failed> {
-    let log = Log { level: "off".into(), ..Log::default() };
-    on_runtime(1, &log, async move {
+    on_runtime(1, &silent(), async move {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let (done, mut outcome) = oneshot::channel();
