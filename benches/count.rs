@@ -153,7 +153,7 @@ fn subscribed(now: Instant) -> Session {
     let subscription = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
     let wanted = Wanted { subscription: Arc::new(subscription), token: Ok(Secret::new("t")) };
     let config = configured("[channels.main]\ntoken = \"t\"\ntopics = [\"channel.activities\"]\n");
-    let mut session = Session::new(1, vec![wanted], (&config.astro).into(), now);
+    let mut session = Session::new(1, vec![wanted], config.astro.into(), now);
     let mut effects = Effects::default();
     session.on_text(r#"{"type":"welcome"}"#.into(), RECEIVED, now, &mut effects);
     let asked: Value = serde_json::from_str(&effects.send[0]).unwrap();

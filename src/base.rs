@@ -14,6 +14,7 @@ pub mod nearest;
 pub mod proxy;
 pub mod replace;
 pub mod supervisor;
+pub(crate) mod sync;
 pub mod systemd;
 pub mod tcp;
 pub mod template;

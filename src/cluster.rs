@@ -21,7 +21,6 @@
 //!
 //! A relay without `[cluster]` has nothing of this.
 
-mod aside;
 pub mod assignment;
 pub(crate) mod collisions;
 pub(crate) mod connection;
@@ -35,23 +34,24 @@ pub(crate) mod inspect;
 pub mod lease;
 pub(crate) mod letters;
 pub(crate) mod log;
+mod log_range;
 pub(crate) mod membership;
 mod message;
 pub(crate) mod outbox;
 mod parts;
-mod past;
 mod reading;
 pub mod report;
 pub(crate) mod republish;
+mod requests;
 pub(crate) mod shared;
-mod standing;
 pub(crate) mod state;
+mod uptime;
 pub mod view;
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -68,7 +68,7 @@ use tracing::error;
 
 pub use self::error::ClusterError;
 use self::{
-    connection::{Connection, Kept},
+    connection::{Connection, Storage},
     copies::Copies,
     driver::SinkLease,
     holding::Holding,
@@ -78,7 +78,7 @@ use self::{
     view::View,
 };
 use crate::{
-    base::{event::Record, metrics},
+    base::{event::Record, metrics, sync::lock},
     config::{self, Start},
 };
 
@@ -93,7 +93,7 @@ struct Inner {
     run: Arc<str>,
     connection: Connection,
     /// The stream and the buckets, as soon as they are there.
-    kept: watch::Sender<Option<Arc<Kept>>>,
+    storage: watch::Sender<Option<Arc<Storage>>>,
     /// The log has gone away.
     gone: watch::Sender<u64>,
     /// Why the cluster does not work.
@@ -132,11 +132,6 @@ struct OutboxFigures {
     failing: Mutex<Option<String>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change under these is whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Cluster {
     /// Begins to connect; returns whether or not a server of NATS answers.
     pub async fn begin(
@@ -151,7 +146,7 @@ impl Cluster {
             member,
             run,
             connection,
-            kept: watch::Sender::new(None),
+            storage: watch::Sender::new(None),
             gone: watch::Sender::new(0),
             trouble: watch::Sender::new(None),
             view: watch::Sender::new(view),
@@ -197,24 +192,20 @@ impl Cluster {
         self.client().max_payload()
     }
 
-    /// How long ago that was by the servers' clock.
-    fn since(&self, at: time::OffsetDateTime) -> Duration {
-        self.0.connection.since(at)
-    }
-
+    /// How far the servers' clock is ahead of ours, in milliseconds (negative: behind).
     fn ahead(&self) -> i64 {
         self.0.connection.ahead()
     }
 
     /// The stream and the buckets, as soon as they are there.
-    async fn kept(&self) -> Arc<Kept> {
-        let mut kept = self.0.kept.subscribe();
+    async fn storage(&self) -> Arc<Storage> {
+        let mut storage = self.0.storage.subscribe();
         loop {
-            if let Some(kept) = kept.borrow_and_update().clone() {
-                return kept;
+            if let Some(storage) = storage.borrow_and_update().clone() {
+                return storage;
             }
             // The sender is here.
-            drop(kept.changed().await);
+            drop(storage.changed().await);
         }
     }
 
@@ -286,18 +277,18 @@ impl Cluster {
 
     /// Takes a transaction of a command: `false` if another member has it already. An error: no server answers.
     pub async fn claim_transaction(&self, transaction: &str) -> Result<bool, String> {
-        let kept = self.0.kept.borrow().clone();
+        let storage = self.0.storage.borrow().clone();
         let unknown = || {
             "whether another member executed it cannot be known: NATS does not answer".to_owned()
         };
-        let kept = kept.ok_or_else(unknown)?;
+        let storage = storage.ok_or_else(unknown)?;
         let key = URL_SAFE_NO_PAD.encode(transaction);
         let claim = Bytes::from(format!("{} {}", self.member(), ulid::Ulid::new()));
-        match kept.done.create(&key, claim.clone()).await {
+        match storage.done.create(&key, claim.clone()).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
                 // It may be ours: the client library asks again where an answer was lost.
-                let found = kept.done.get(&key).await.map_err(|_| unknown())?;
+                let found = storage.done.get(&key).await.map_err(|_| unknown())?;
                 Ok(found.is_some_and(|found| found == claim))
             }
             Err(_) => Err(unknown()),
@@ -323,23 +314,23 @@ impl Cluster {
     }
 
     /// A published event was a copy of one that the log had, or not.
-    fn copy_was(&self, recognised: bool) {
+    fn count_published(&self, recognised: bool) {
         let figures = &self.0.outbox;
         let count = if recognised { &figures.duplicates } else { &figures.stored };
         count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The log has this message of that member: looks whether copies are recognised at all.
-    fn look_for_copies(&self, record: &Record, member: &str) {
+    fn check_copies(&self, record: &Record, member: &str) {
         let may_be_held_twice =
             self.copies() > 1 && self.may_be_elsewhere(&record.event.place.channel);
         if may_be_held_twice && lock(&self.0.copies).read(record, member) {
-            self.hold_once();
+            self.reduce_to_one_copy();
         }
     }
 
     /// Copies are not recognised: each channel is held by one member from now on.
-    fn hold_once(&self) {
+    fn reduce_to_one_copy(&self) {
         if !self.0.single.swap(true, Ordering::Relaxed) {
             error!(
                 "the gateway gives each connection other ids, so copies of an event cannot be recognised: from \

@@ -40,7 +40,6 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use serde_json::json;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -95,7 +94,7 @@ const FAILED: &str = "failed";
 
 /// One sink's delivery.
 pub struct Delivery {
-    page: Page,
+    row: StatusRow,
     config: SinkConfig,
     link: Link,
     route: Route,
@@ -107,14 +106,14 @@ pub struct Delivery {
 }
 
 /// Where it is shown how a sink is doing.
-struct Page {
+struct StatusRow {
     name: Arc<str>,
     status: Arc<Status>,
     metrics: SinkMetrics,
     condition: ConditionLog,
 }
 
-impl Page {
+impl StatusRow {
     fn show(&self, change: impl FnOnce(&mut status::Sink)) {
         self.status.sink(&self.name, change);
     }
@@ -132,7 +131,7 @@ struct Link {
 
 impl std::fmt::Debug for Delivery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Delivery({} at {})", self.page.name, self.reader.cursor)
+        write!(f, "Delivery({} at {})", self.row.name, self.reader.cursor)
     }
 }
 
@@ -161,18 +160,18 @@ impl Delivery {
     ) -> Self {
         let session = crate::sink::kind(&config.kind).is_none_or(|kind| kind.session);
         let mut waiting = Waiting::new(config.backoff_max.0, session);
-        status.sink(name, |page| {
-            page.kind.clone_from(&config.kind);
+        status.sink(name, |row| {
+            row.kind.clone_from(&config.kind);
             let url = config.settings.get("url").and_then(serde_json::Value::as_str);
-            page.address = url.map(shown_address).unwrap_or_default();
+            row.address = url.map(shown_address).unwrap_or_default();
             // Another configuration may be in force now.
-            page.forget_findings();
-            if page.state == FAILED {
+            row.forget_findings();
+            if row.state == FAILED {
                 // Made again after that: it has not worked yet.
-                waiting.failed_before(page.last_error.clone().unwrap_or_default());
+                waiting.failed_before(row.last_error.clone().unwrap_or_default());
             } else {
-                page.state = "connecting";
-                page.since = clock::now();
+                row.state = "connecting";
+                row.since = clock::now();
             }
         });
         let metrics = SinkMetrics::new(name);
@@ -180,7 +179,7 @@ impl Delivery {
         let name = Arc::from(name);
         Self {
             reader: Reader::new(source, config.window),
-            page: Page { name, status, metrics, condition: ConditionLog::default() },
+            row: StatusRow { name, status, metrics, condition: ConditionLog::default() },
             config: config.clone(),
             link: Link { sink, connected: false, silent_since: Instant::now(), give_up: None },
             route,
@@ -194,16 +193,16 @@ impl Delivery {
     /// Delivers until it is stopped. What is in flight then is finished, within limits. A panic is shown on
     /// the page and goes on to the supervisor.
     pub async fn run(self, stop: CancellationToken) {
-        let (name, status) = (Arc::clone(&self.page.name), Arc::clone(&self.page.status));
+        let (name, status) = (Arc::clone(&self.row.name), Arc::clone(&self.row.status));
         if let Err(panic) = AssertUnwindSafe(self.work(stop)).catch_unwind().await {
             let text = format!("the sink's task has failed: {}", message(&*panic));
             error!(sink = %name, error = text, "the sink is down; the others go on");
             SinkMetrics::new(&name).up(false);
-            status.sink(&name, |page| {
-                page.state = FAILED;
-                page.since = clock::now();
-                page.last_error = Some(text);
-                page.last_error_at = Some(clock::now());
+            status.sink(&name, |row| {
+                row.state = FAILED;
+                row.since = clock::now();
+                row.last_error = Some(text);
+                row.last_error_at = Some(clock::now());
             });
             resume_unwind(panic);
         }
@@ -215,12 +214,12 @@ impl Delivery {
             self.turn(&stop).await;
         }
         self.finish().await;
-        self.page.metrics.up(false);
+        self.row.metrics.up(false);
     }
 
     /// Does the next thing that can be done, or waits until there is one.
     async fn turn(&mut self, stop: &CancellationToken) {
-        self.requests.look();
+        self.requests.refresh();
         self.write_dead_letters();
         if self.waiting.resume() {
             self.disconnect();
@@ -256,7 +255,7 @@ impl Delivery {
     /// With nothing in flight: decides whether one event has ended the connection again and again, renders
     /// again what was rendered long ago (it may have become too old), and begins a request.
     async fn prepare(&mut self) {
-        self.judge().await;
+        self.try_accused().await;
         if std::mem::take(&mut self.flight.stale) && self.flight.request.is_none() {
             self.render_again();
         }
@@ -372,9 +371,9 @@ impl Delivery {
             },
             Ok(()) = progress.changed(), if saving => {}
             Ok(()) = self.requests.changed.changed() => self.requested_meanwhile().await,
-            () = wait_until(paused), if paused.is_some() => {}
+            () = clock::until(paused) => {}
             Ok(()) = sleeps.changed(), if paused.is_some() => self.try_now(SLEPT),
-            () = wait_until(silent), if silent.is_some() => self.failure(&hung()),
+            () = clock::until(silent) => self.failure(&hung()),
         }
         if saving {
             self.reader.progress = progress;
@@ -383,7 +382,7 @@ impl Delivery {
 
     /// Whatever is waited for, it is tried now.
     fn try_now(&mut self, why: &'static str) {
-        info!(sink = %self.page.name, why, "tried at once");
+        info!(sink = %self.row.name, why, "tried at once");
         if self.waiting.try_now() {
             self.disconnect();
         }
@@ -396,7 +395,7 @@ impl Delivery {
         let closed =
             timeout_at(until + CLOSE.min(self.config.timeout.0), self.link.sink.close(until)).await;
         let Ok(accepted): Result<BTreeSet<_>, _> = closed.map(BTreeSet::from_iter) else {
-            warn!(sink = %self.page.name, "the sink did not close in time");
+            warn!(sink = %self.row.name, "the sink did not close in time");
             return;
         };
         if self.flight.request.is_some() {
@@ -431,10 +430,8 @@ impl Delivery {
             }
             return;
         }
-        let connected = tokio::select! {
-            () = stop.cancelled() => return,
-            connected = timeout(self.config.timeout.0, self.link.sink.connect()) => connected,
-        };
+        let connecting = timeout(self.config.timeout.0, self.link.sink.connect());
+        let Some(connected) = stop.run_until_cancelled(connecting).await else { return };
         match connected {
             Ok(Ok(())) => self.connected(),
             Ok(Err(failure)) => self.failed(&failure.cause, true),
@@ -451,7 +448,7 @@ impl Delivery {
         self.report();
         self.waiting.connected();
         if self.waiting.fault.is_none() {
-            info!(sink = %self.page.name, "connected");
+            info!(sink = %self.row.name, "connected");
         }
         let isolates = self.flight.head().is_some_and(|head| self.suspicion.isolates(head));
         if self.waiting.session && isolates {
@@ -496,7 +493,7 @@ impl Delivery {
                     self.flight.push(event, ha_events);
                 }
                 Rendered::Skipped(skip) => {
-                    if let Some(count) = skipped.get_mut(skip.index()) {
+                    if let Some(count) = skipped.get_mut(skip as usize) {
                         *count += 1;
                     }
                 }
@@ -508,7 +505,7 @@ impl Delivery {
             }
         }
         for (skip, count) in route::SKIPS.iter().zip(skipped) {
-            self.page.metrics.filtered(skip.as_str(), count);
+            self.row.metrics.filtered(skip.as_str(), count);
         }
         let [_, condition, errors, _] = skipped;
         self.condition_was(matched, condition, errors);
@@ -549,22 +546,16 @@ impl Delivery {
 
     /// The journal cannot be read at the moment.
     async fn unreadable(&mut self, failure: &StoreError) {
-        self.waiting.complain(&self.page.name, "journal", &failure.to_string(), JOURNAL_RETRY);
+        self.waiting.complain(&self.row.name, "journal", &failure.to_string(), JOURNAL_RETRY);
         sleep(JOURNAL_RETRY).await;
     }
 
     /// Events that this sink will never get.
     fn lost(&mut self, count: u64) {
-        error!(sink = %self.page.name, count, "events were lost before the sink could get them");
-        self.page.metrics.lost(count);
-        self.page.show(|page| page.lost += count);
-        let data = json!({
-            "cause": "the journal no longer holds them",
-            "sink": &*self.page.name,
-            "count": count,
-        });
-        let no_channel: Arc<str> = "".into();
-        let gap = event::own("relay.gap", &no_channel, &no_channel, &data, clock::now());
+        error!(sink = %self.row.name, count, "events were lost before the sink could get them");
+        self.row.metrics.lost(count);
+        self.row.show(|row| row.lost += count);
+        let gap = event::lost("the journal no longer holds them", &self.row.name, count);
         self.reader.source.append(gap);
     }
 }
@@ -572,13 +563,6 @@ impl Delivery {
 /// A sink that has not answered within the limit.
 fn hung() -> Failure {
     Failure::down("the sink has not answered within four times its timeout")
-}
-
-async fn wait_until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// What a panic said.

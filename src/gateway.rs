@@ -17,26 +17,22 @@ pub mod targets;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
-use tokio::{
-    sync::watch,
-    time::{Instant, interval},
-};
+use tokio::{sync::watch, time::interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub use self::{
     activities::LATE,
-    gaps::Away,
+    gaps::{Away, GapClock},
     targets::{Account, RefreshSettings, Targets},
 };
 use self::{hub::Hub, intake::Intake, pool::Pool, table::Table};
 use crate::{
-    astro::dial::DialerError,
     base::{
         clock::{self, Moment},
         event::{Origin, Record},
     },
-    config::Astro,
+    config::{Astro, ConfigError},
 };
 
 /// The gateway wakes at least this often: the supervisor sees that it is alive, and it sees that the wall
@@ -59,7 +55,7 @@ impl Gateway {
         table: Arc<Table>,
         intake: Arc<Intake>,
         targets: watch::Receiver<Targets>,
-    ) -> Result<Self, DialerError> {
+    ) -> Result<Self, ConfigError> {
         let mut server_time = None;
         let read = intake.journal().newest(REMEMBERED_RUN, |Record { event, .. }| {
             intake.remember(event);
@@ -81,7 +77,9 @@ impl Gateway {
 
     /// The relay did not run: that is a gap for all that is wanted.
     pub fn was_away(&self, away: Away) {
-        self.hub.table.away(away);
+        for subscription in &self.targets.borrow().subscriptions {
+            self.hub.table.was_away(subscription, away);
+        }
         self.hub.remember_gaps();
     }
 
@@ -100,7 +98,7 @@ impl Gateway {
                     pool.want(&wanted);
                 }
                 () = hub.overflowed.notified() => pool.collect(),
-                () = until(pool.collect_at), if pool.collect_at.is_some() => pool.move_overflow(),
+                () = clock::until(pool.collect_at) => pool.move_overflow(),
                 Some(number) = pool.running.next() => pool.ended(number),
                 _ = alive.tick() => hub.remember_gaps(),
             }
@@ -111,11 +109,5 @@ impl Gateway {
         hub.intake.journal().set_unreported_gap(Some(missing()));
         while pool.running.next().await.is_some() {}
         hub.intake.journal().set_unreported_gap(Some(missing()));
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    if let Some(at) = at {
-        tokio::time::sleep_until(at).await;
     }
 }

@@ -109,6 +109,7 @@ mod syncer;
 mod writer;
 
 use std::{
+    path::PathBuf,
     sync::{Arc, PoisonError},
     time::Duration,
 };
@@ -125,14 +126,14 @@ pub use self::{
 };
 use self::{
     memory::{Cursor, Demand, Memory},
-    shared::{JournalLimits, Shared},
+    shared::Shared,
 };
 use crate::{
     base::{
         clock::{self, UnixMillis},
         event::{Event, Record, Seq, Waited},
     },
-    config::{self, Start, Sync},
+    config::{self, Size, Start, Sync},
 };
 
 /// A handle to the journal; clones share it.
@@ -195,9 +196,14 @@ impl Journal {
 
     /// A journal that lives in memory only.
     pub fn in_memory(memory: usize) -> Self {
-        let limits = JournalLimits::in_memory(memory);
+        let config = config::Journal {
+            dir: PathBuf::new(),
+            memory: Size(memory as u64),
+            sync: Sync::Never,
+            ..config::Journal::default()
+        };
         let memory = Memory::new(1, vec![(1, None)], 1, Health::MemoryOnly);
-        Self(Arc::new(Shared::new(memory, None, Sync::Never, limits)))
+        Self(Arc::new(Shared::new(memory, None, config)))
     }
 
     /// Appends `events` in order and leaves the vector empty. Never waits: see [`Journal::ready`].
@@ -216,7 +222,7 @@ impl Journal {
             memory.append(event, waited);
         }
         shared.evict(&mut memory);
-        if shared.limits.dir.is_none() {
+        if shared.dir().is_none() {
             memory.numbers.written = memory.numbers.last;
             memory.ring.unwritten_bytes = 0;
         }
@@ -262,7 +268,7 @@ impl Journal {
             Start::End => last,
             Start::Earliest => oldest.saturating_sub(1),
             Start::Age(age) => {
-                let since = clock::now().saturating_sub(age::millis(age));
+                let since = clock::now().saturating_sub(clock::millis_of(age));
                 self.first_since(since)?.map_or(last, |seq| seq - 1)
             }
         })
@@ -380,7 +386,7 @@ impl Journal {
     /// The same, saved within half of the time in which it is to be synced: what moves meanwhile is saved with
     /// it, in one page of the disk.
     pub(crate) fn advance_soon(&self, sink: &str, seq: Seq) {
-        let within = match self.0.sync {
+        let within = match self.0.config.sync {
             Sync::Every(interval) => interval / 2,
             Sync::Always | Sync::Never => Duration::ZERO,
         };
@@ -389,7 +395,7 @@ impl Journal {
 
     fn advance_by(&self, sink: &str, seq: Seq, within: Duration) {
         self.advance_lazily(sink, seq);
-        if self.0.limits.dir.is_none() {
+        if self.0.dir().is_none() {
             return self.0.made_progress();
         }
         let mut memory = self.0.lock();
@@ -400,7 +406,7 @@ impl Journal {
 
     /// The same, saved when anything is written anyway, at the latest within a second.
     pub(crate) fn advance_lazily(&self, sink: &str, seq: Seq) {
-        let memory_only = self.0.limits.dir.is_none();
+        let memory_only = self.0.dir().is_none();
         if let Some(cursor) = self.0.lock().cursors.by_sink.get_mut(sink) {
             cursor.at = cursor.at.max(seq);
             if memory_only {

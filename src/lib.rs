@@ -34,7 +34,7 @@
 //! | [`base`] | clock, events as data, JSON, templates, TLS, logging, supervisor: knows neither Astro nor sinks |
 //! | [`config`] | the typed configuration, its values and secrets; pure |
 //! | [`astro`] | the protocol: frames, the decisions of one connection, REST, topics |
-//! | [`journal`] | the durable log, cursors, dead letters; the essay on how it survives stands at its head |
+//! | [`journal`] | the durable log, cursors, dead letters; how it survives is written at the head of `journal.rs` |
 //! | [`gateway`] | what is wanted, one table of what has become of it, the connections, gaps |
 //! | [`channel`] | what the relay adds per channel: the live session, backfill, the store of current state |
 //! | [`sink`] | the contract of a destination, and the kinds |

@@ -77,14 +77,14 @@ pub struct Kind {
     /// Whether a sink that is configured like this publishes anything.
     pub publishes: fn(&SinkConfig) -> bool,
     /// Makes the publisher from the settings, which the sink has checked; connects to nothing.
-    pub open: fn(Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError>,
+    pub open: fn(&Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError>,
     /// What an operator should know of the destination before the relay starts, for `check --connect`. It
     /// makes nothing there.
     pub probe: Option<Probe>,
 }
 
 /// See [`Kind::probe`].
-pub type Probe = fn(Opening<'_>) -> BoxFuture<'static, Result<Vec<String>, Failure>>;
+pub type Probe = fn(&Opening<'_>) -> BoxFuture<'static, Result<Vec<String>, Failure>>;
 
 /// All of them.
 pub const KINDS: &[Kind] = &[mqtt::KIND, nats::KIND, redis::KIND];

@@ -126,12 +126,19 @@ impl Cause {
 impl Failure {
     /// Nothing more was accepted, and the link is down.
     pub fn down(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self::after(0, Cause::Down(error.into()))
+        Cause::Down(error.into()).into()
     }
 
     /// `accepted` more are done; the one after them met `cause`.
     pub fn after(accepted: usize, cause: Cause) -> Self {
         Self { accepted, cause }
+    }
+}
+
+/// Nothing more was accepted.
+impl From<Cause> for Failure {
+    fn from(cause: Cause) -> Self {
+        Self::after(0, cause)
     }
 }
 
@@ -197,15 +204,13 @@ pub struct Report {
     pub facts: Option<Vec<String>>,
 }
 
-/// What a sink is opened with. Not printable: `settings` holds secrets.
-#[expect(missing_debug_implementations, reason = "the settings hold secrets")]
+/// What a sink is opened with.
+#[derive(Debug)]
 pub struct Opening<'a> {
     /// The sink's name in the configuration.
     pub name: &'a str,
-    /// The sink's own keys: what is left of its table without the keys that all sinks share.
-    /// Secrets stand in it as [`crate::config::SecretRef`] under their plain name.
-    pub settings: serde_json::Value,
-    /// The whole configuration of this sink, for what is shared.
+    /// Its configuration. The keys of its kind stand in `settings`, secrets among them as
+    /// [`crate::config::SecretRef`] under their plain name.
     pub config: &'a SinkConfig,
     /// What it is opened for.
     pub purpose: Purpose,
@@ -244,7 +249,7 @@ pub struct Kind {
     /// The JSON Schema of `settings`.
     pub schema: fn() -> schemars::Schema,
     /// Checks the settings and makes the sink; connects to nothing.
-    pub open: fn(Opening<'_>) -> Result<Box<dyn Sink>, ConfigError>,
+    pub open: fn(&Opening<'_>) -> Result<Box<dyn Sink>, ConfigError>,
     /// What is wrong with several sinks of this kind together, each of which would be valid alone (one
     /// client id twice at one broker). Keys are those of the whole configuration.
     pub validate: Option<Validate>,
@@ -260,7 +265,7 @@ pub type Validate = fn(&[(&str, &SinkConfig)]) -> Findings;
 /// for an event. Where a kind has no addresses the only one is empty. The delivery asks it too, where there
 /// is no session, to know whether the destination is there at all.
 pub type Probe =
-    fn(Opening<'_>, Vec<Arc<str>>) -> BoxFuture<'static, Result<Vec<Permission>, Failure>>;
+    fn(&Opening<'_>, Vec<Arc<str>>) -> BoxFuture<'static, Result<Vec<Permission>, Failure>>;
 
 /// What `demo` has to know of a kind.
 #[derive(Debug, Clone, Copy)]
@@ -297,6 +302,6 @@ pub fn kind(name: &str) -> Option<&'static Kind> {
 
 /// Reads a sink's own settings; an error names the sink and the key.
 pub fn settings<T: serde::de::DeserializeOwned>(opening: &Opening<'_>) -> Result<T, ConfigError> {
-    serde_json::from_value(opening.settings.clone())
+    serde_json::from_value(opening.config.settings.clone())
         .map_err(|error| ConfigError::at(&["sinks", opening.name], error.to_string()))
 }

@@ -8,10 +8,10 @@
 use std::sync::{Arc, LazyLock};
 
 use astro_relay::{
-    astro::session::{Effects, Limits, Session, Subscription, Wanted},
+    astro::session::{Effects, Session, Subscription, Wanted},
     base::event::{Event, Record},
     channel::state,
-    config::{Astro, Secret, SinkConfig, TokenType},
+    config::{Secret, SinkConfig, TokenType},
     delivery::route::{Rendered, Route},
     sink,
 };
@@ -44,7 +44,7 @@ fn session(now: Instant) -> Session {
         }),
         token: Ok(Secret::new("token")),
     });
-    Session::new(1, wanted.into(), Limits::from(&Astro::default()), now)
+    Session::new(1, wanted.into(), Arc::default(), now)
 }
 
 fuzz_target!(|input: &[u8]| {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use astro_relay::{
-    astro::rest::{Rest, Span, Target, Top},
+    astro::rest::{Credentials, Rest, Span, Top},
     base::tls,
     channel::state,
     config::{Astro, Secret, TokenType},
@@ -45,7 +45,7 @@ static PLACE: LazyLock<(Runtime, Rest)> = LazyLock::new(|| {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     heed_pipes(&runtime);
-    (runtime, Rest::new(&config).unwrap())
+    (runtime, Rest::new(&config))
 });
 
 /// A Rust program is not ended by a connection that ends while it writes; a fuzzer, whose `main` is
@@ -74,19 +74,21 @@ fuzz_target!(|input: &[u8]| {
     let [call, status, body @ ..] = input else { return };
     *ANSWER.lock().unwrap() = (STATUS[usize::from(*status) % STATUS.len()], body.to_vec());
     let (runtime, rest) = &*PLACE;
-    let token = Secret::new(TOKEN);
-    let token_type = TokenType::Jwt;
-    let target = Target { channel: "5b2e2007760aeb7729487dab", token: &token, token_type };
+    let credentials = &Credentials {
+        channel: "5b2e2007760aeb7729487dab".to_owned(),
+        token: Secret::new(TOKEN),
+        token_type: TokenType::Jwt,
+    };
     let failed = runtime.block_on(async {
         match call % 5 {
-            0 => rest.document(target).await.map(|document| {
+            0 => rest.document(credentials).await.map(|document| {
                 let fetched = state::Source::Fetched;
                 state::Session::default().merge(&document.elements, 0, 1, fetched);
             }),
-            4 => rest.session(target).await.map(drop),
-            1 => rest.activities(target, &Span::default()).await.map(drop),
-            2 => rest.settings(target).await.map(drop),
-            _ => rest.top(target, &Top::default()).await.map(drop),
+            4 => rest.session(credentials).await.map(drop),
+            1 => rest.activities(credentials, &Span::default()).await.map(drop),
+            2 => rest.settings(credentials).await.map(drop),
+            _ => rest.top(credentials, &Top::default()).await.map(drop),
         }
     });
     if let Err(error) = failed {

@@ -120,9 +120,7 @@ fn execute(
     if topic.is_empty() {
         return Err(refusal("err_bad_request", "topic is missing"));
     }
-    if let Some(refused) =
-        world.with_faults(|faults| faults.refusal(topic, asked.unwrap_or_default()))
-    {
+    if let Some(refused) = world.faults(|faults| faults.refusal(topic, asked.unwrap_or_default())) {
         return Err(refused);
     }
     if kind == "unsubscribe" {

@@ -22,7 +22,7 @@ use ulid::Ulid;
 
 use crate::{
     clock::{self, UnixMillis},
-    faults::{End, Malformed},
+    faults::End,
     frame,
     secret::Secret,
     sync::lock,
@@ -181,16 +181,6 @@ impl ServerConnection {
             self.wake.notify_one();
         }
         Accepted::Waiting(out.buffer.len())
-    }
-
-    /// The client was asked to reconnect: the grace begins.
-    pub(crate) fn start_draining(&self) {
-        self.draining.notify_one();
-    }
-
-    /// Sends something malformed.
-    pub(crate) fn send_malformed(&self, malformed: Malformed) {
-        self.send(|buffer| malformed.put(buffer));
     }
 
     /// Ends it as the server does.

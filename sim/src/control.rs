@@ -1,5 +1,5 @@
-//! The control side, `/control/…`: publishing and faults from outside. Its calls are listed at the
-//! head of [`sim`](super).
+//! The control side, `/control/…`: publishing and faults from outside. Its calls are listed in
+//! the README.
 //!
 //! Only this machine may call it, whatever address the simulator listens on, and no page in a browser.
 

@@ -4,7 +4,7 @@
 //! Reading goes through the WebSocket library, whose writing half leads nowhere: what is answered is
 //! decided here, so that a silenced connection does not even answer a ping.
 
-use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, io, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use tokio::{
@@ -53,7 +53,7 @@ type Reader = WebSocketStream<Join<OwnedReadHalf, Sink>>;
 
 /// Serves a connection from its first byte to its last.
 pub(crate) async fn serve(mut stream: TcpStream, world: &World) {
-    let (reception, delay) = world.with_faults(|faults| (faults.reception(), faults.upgrade_delay));
+    let (reception, delay) = world.faults(|faults| (faults.reception(), faults.upgrade_delay));
     if reception == Reception::NeverUpgrades {
         read_to_end(&mut stream).await;
         return;
@@ -185,7 +185,7 @@ async fn write(
     loop {
         if connection.take(&mut batch) {
             world.space.notify_waiters();
-            match world.with_faults(|faults| faults.trickle) {
+            match world.faults(|faults| faults.trickle) {
                 None => writer.write_all(&batch).await?,
                 Some(pause) => trickle(connection, &batch, pause, writer).await?,
             }
@@ -242,7 +242,7 @@ async fn read(
         match message {
             Message::Text(text) => {
                 let in_time = rate.allows(Instant::now());
-                let delay = world.with_faults(|faults| faults.response_delay);
+                let delay = world.faults(|faults| faults.response_delay);
                 // A response never overtakes an earlier one.
                 if delay.is_zero() && waiting.is_empty() {
                     command::answer(world, connection, &text, in_time);
@@ -267,20 +267,17 @@ async fn read(
     }
 }
 
-/// A future that does not end.
-enum Never {}
-
 /// Welcomes, then pings, and ends the connection when no PONG comes.
 async fn heartbeat(
     world: &World,
     connection: &ServerConnection,
     reception: &Reception,
     pongs: watch::Receiver<Instant>,
-) -> Never {
+) -> Infallible {
     let options = &world.options;
     let closed_at_once = matches!(reception, Reception::Close { after, .. } if after.is_zero());
     if options.welcome && !closed_at_once {
-        pause(world.with_faults(|faults| faults.welcome_delay)).await;
+        pause(world.faults(|faults| faults.welcome_delay)).await;
         let text = world.envelope("welcome", |text| {
             text.extend_from_slice(br#","data":{"client_id":"#);
             put_string(text, &Ulid::new().to_string());
@@ -314,7 +311,7 @@ async fn end_on_fault(
     world: &World,
     connection: &ServerConnection,
     reception: &Reception,
-) -> Never {
+) -> Infallible {
     if let Reception::Close { after, end } = reception {
         sleep(*after).await;
         connection.end(*end);

@@ -51,15 +51,15 @@ pub(crate) struct ListenerOfAccepted {
 }
 
 impl Listener for ListenerOfAccepted {
-    type Io = Wire;
+    type Io = PeerStream;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Wire, SocketAddr) {
+    async fn accept(&mut self) -> (PeerStream, SocketAddr) {
         match self.connections.recv().await {
             Some(stream) => {
                 let address = stream.peer_addr().ok();
                 let peer = Peer { address, cut: Arc::default() };
-                (Wire { stream, peer }, self.address)
+                (PeerStream { stream, peer }, self.address)
             }
             None => std::future::pending().await,
         }
@@ -71,12 +71,12 @@ impl Listener for ListenerOfAccepted {
 }
 
 /// A connection that can be cut.
-pub(crate) struct Wire {
+pub(crate) struct PeerStream {
     stream: TcpStream,
     peer: Peer,
 }
 
-impl Wire {
+impl PeerStream {
     fn check(&self) -> io::Result<()> {
         if self.peer.cut.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::ConnectionReset.into());
@@ -85,7 +85,7 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for PeerStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -95,7 +95,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for PeerStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

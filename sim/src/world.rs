@@ -158,9 +158,9 @@ impl World {
         Ok(sent.connections)
     }
 
-    /// Changes the faults that meet every connection, or the next ones.
-    pub fn faults(&self, change: impl FnOnce(&mut Faults)) {
-        change(&mut lock(&self.faults));
+    /// Changes the faults that meet every connection, or the next ones; answers what `change` does.
+    pub fn faults<T>(&self, change: impl FnOnce(&mut Faults) -> T) -> T {
+        change(&mut lock(&self.faults))
     }
 
     /// Ends a connection, or all of them.
@@ -177,7 +177,7 @@ impl World {
 
     /// Sends something malformed.
     pub fn send_malformed(&self, connection: Option<ConnectionId>, malformed: Malformed) {
-        self.each(connection, |connection| connection.send_malformed(malformed));
+        self.each(connection, |connection| connection.send(|buffer| malformed.put(buffer)));
     }
 
     /// Sends a good message in several frames, with a ping between them: WebSocket allows both.
@@ -214,7 +214,7 @@ impl World {
                 r#"{{"type":"reconnect","data":{{{message}"reconnect_token":"{token}"}}}}"#
             );
             connection.send(|buffer| frame::put(buffer, frame::TEXT, text.as_bytes()));
-            connection.start_draining();
+            connection.draining.notify_one();
         }
         moved
     }
@@ -453,11 +453,6 @@ impl World {
         let refreshed = lock(&self.tokens).refresh(client, secret, refresh_token)?;
         self.count(|stats| stats.refreshes += 1);
         Ok(refreshed)
-    }
-
-    /// Looks at the faults, and uses up what is meant for one occasion.
-    pub(crate) fn with_faults<T>(&self, look: impl FnOnce(&mut Faults) -> T) -> T {
-        look(&mut lock(&self.faults))
     }
 
     /// Whether connections are accepted, and its changes.

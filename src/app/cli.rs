@@ -36,9 +36,10 @@ use clap::{Args, FromArgMatches as _, Parser, Subcommand};
 
 use crate::{
     app::relay::RelayError,
-    base::{environment::environment, log},
+    base::{environment::environment, fault, log},
     config::pasted::looks_secret,
-    config::{Config, Log, Secret, TokenType},
+    config::{Config, Log, Secret},
+    journal::StoreError,
     loading::{Loaded, Sources, load},
 };
 
@@ -69,7 +70,7 @@ enum Command {
     /// Retries a waiting sink (down, busy, held, gone) now.
     Retry(client::Retry),
     /// Writes a first configuration, asking for what it needs.
-    Init(Init),
+    Init(init::Args),
     /// Writes a first configuration in the browser, and tries each answer.
     Setup(setup::Setup),
     /// Lists the known topics, with the scope that a token needs; of one also examples.
@@ -128,34 +129,6 @@ struct Check {
     connect: bool,
 }
 
-#[derive(Debug, Args)]
-struct Init {
-    /// The file to write.
-    #[arg(short, long, value_name = "FILE", default_value = "astro-relay.toml")]
-    config: PathBuf,
-    /// Overwrites an existing file.
-    #[arg(long)]
-    force: bool,
-    /// A label for the channel [default: main]
-    #[arg(long)]
-    channel: Option<String>,
-    /// The channel's id: 24 hexadecimal digits [default: the token's own channel]
-    #[arg(long)]
-    room: Option<String>,
-    /// A file that holds the token.
-    #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// What kind of token it is: jwt, apikey, oauth2, oauth
-    #[arg(long, default_value = "jwt", value_parser = token_type)]
-    token_type: TokenType,
-    /// A topic to subscribe; can be repeated.
-    #[arg(long = "topic", value_name = "TOPIC")]
-    topics: Vec<String>,
-    /// Where events go: mqtt, mqtt=mqtt://broker:1883, nats, redis, webhook=https://…, stdout
-    #[arg(long = "sink", value_name = "KIND[=URL]", value_parser = new_sink)]
-    sinks: Vec<init::NewSink>,
-}
-
 /// A command failed: what to say, and with which code to end.
 #[derive(Debug)]
 pub(crate) struct Failed {
@@ -182,13 +155,7 @@ impl Failed {
 
     /// With the causes behind it.
     pub(crate) fn of(code: u8, error: &dyn std::error::Error) -> Self {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        Self { text, code }
+        Self { text: fault::chain(error), code }
     }
 }
 
@@ -202,13 +169,16 @@ impl From<io::Error> for Failed {
     }
 }
 
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Self {
+        Self::of(Self::IO, &error)
+    }
+}
+
 impl From<RelayError> for Failed {
     fn from(error: RelayError) -> Self {
-        use crate::journal::StoreError;
         let code = match &error {
             RelayError::Config(_)
-            | RelayError::Gateway(_)
-            | RelayError::Rest(_)
             | RelayError::Exposed(_)
             | RelayError::Cluster(_)
             | RelayError::Journal(StoreError::Newer { .. }) => Self::CONFIG,
@@ -319,20 +289,8 @@ fn check_config(check: &Check) -> Done {
     Err(Failed::new(Failed::UNAVAILABLE, text))
 }
 
-fn initialise(init: Init) -> Done {
-    let Init { config, force, channel, room, token_file, token_type, topics, sinks } = init;
-    let token = environment().get("ASTRO_RELAY_TOKEN").map(Secret::new);
-    let args = init::Args {
-        file: config,
-        force,
-        channel,
-        room,
-        token,
-        token_file,
-        token_type,
-        topics,
-        sinks,
-    };
+fn initialise(mut args: init::Args) -> Done {
+    args.token = environment().get("ASTRO_RELAY_TOKEN").map(Secret::new);
     let written = if io::stdin().is_terminal() {
         init::run_on_terminal(args)?
     } else {
@@ -340,10 +298,7 @@ fn initialise(init: Init) -> Done {
     };
     let file = written.file.display();
     let mut out = out::text();
-    writeln!(out, "wrote {file}")?;
-    for secret in &written.secrets {
-        writeln!(out, "wrote {}, readable by you alone", secret.display())?;
-    }
+    written.print(&mut out)?;
     writeln!(out, "try it:  astro-relay check --connect --config {file}")?;
     writeln!(out, "test it: astro-relay send-test tip --config {file}")?;
     writeln!(out, "run it:  astro-relay run --config {file}")?;
@@ -456,16 +411,6 @@ fn without_secrets(error: &mut clap::Error) {
     for kind in secret {
         error.insert(kind, ContextValue::String("…".to_owned()));
     }
-}
-
-fn token_type(text: &str) -> Result<TokenType, String> {
-    serde_json::from_value(text.into())
-        .map_err(|_| "jwt, apikey, oauth2 or oauth was expected".into())
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "the signature is clap's")]
-fn new_sink(text: &str) -> Result<init::NewSink, String> {
-    Ok(init::NewSink::parse(text))
 }
 
 /// An address to listen on; a port alone is one of the loopback.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -136,27 +136,24 @@ impl HealthReporter {
         figures.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let work = async {
             loop {
-                self.look();
+                self.refresh();
                 let due = self.degraded.map(|since| since + DEBOUNCE);
                 tokio::select! {
                     Ok(()) = gateway.changed() => {}
                     Ok(()) = sinks.changed() => {}
                     Ok(()) = configuration.changed() => {}
                     _ = figures.tick() => self.publish_figures(&self.status.snapshot()),
-                    () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                    () = clock::until(due) => {}
                 }
                 sleep(PACE).await;
             }
         };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = work => {}
-        }
+        stop.run_until_cancelled(work).await;
         self.report(Verdict::offline("the relay was stopped"));
     }
 
     /// Reads the status, and reports what is new.
-    fn look(&mut self) {
+    fn refresh(&mut self) {
         let snapshot = self.status.snapshot();
         self.publish_channels(&snapshot.gateway);
         let verdict = Verdict::of(&snapshot, &self.status.health(&snapshot));

@@ -16,10 +16,11 @@ use crate::{
         reload::{self, Reload, ReloadHandles},
         sink_tasks::{self, Services},
     },
-    astro::rest::{Rest, RestError},
+    astro::rest::Rest,
     base::{
         clock,
         supervisor::{Factory, Outcome, Stage, Supervisor, Work},
+        sync::lock,
     },
     channel::{
         backfill::{Backfill, Covered},
@@ -59,12 +60,6 @@ pub enum RelayError {
     /// The journal cannot be opened.
     #[error("the journal cannot be opened")]
     Journal(#[from] StoreError),
-    /// The gateway cannot be prepared.
-    #[error("the gateway cannot be prepared")]
-    Gateway(#[from] crate::astro::dial::DialerError),
-    /// The REST API's client cannot be prepared.
-    #[error("the REST API cannot be prepared")]
-    Rest(#[from] RestError),
     /// The cluster cannot be joined.
     #[error("the cluster cannot be joined")]
     Cluster(#[from] ClusterError),
@@ -153,7 +148,7 @@ impl Relay {
         let sessions = (wanted, configured_targets);
         let commanded = (queued, current.clone());
         add_sessions(&mut supervisor, &config, &services, &status, sessions, commanded)?;
-        add_tokens(&mut supervisor, &config, &status, &targets)?;
+        add_tokens(&mut supervisor, &config, &status, &targets);
         add_silence(&mut supervisor, &services, &status);
         add_health(&mut supervisor, &services, &status);
         add_journal_health(&mut supervisor, &services);
@@ -343,7 +338,7 @@ fn add_backfill(
     if !config.backfill.enabled {
         return Ok(());
     }
-    let (rest, intake) = (Rest::new(&config.astro)?, Arc::clone(intake));
+    let (rest, intake) = (Rest::new(&config.astro), Arc::clone(intake));
     let covered = services.cluster.clone().map(covered);
     let make = move || {
         let backfill = Backfill::new(rest.clone(), Arc::clone(&intake), targets.clone())?;
@@ -379,7 +374,7 @@ fn add_sessions(
     (targets, all): (watch::Receiver<Targets>, watch::Receiver<Targets>),
     (commands, config_now): (command::QueuedCommands, watch::Receiver<Arc<Config>>),
 ) -> Result<(), RelayError> {
-    let (rest, times) = (Rest::new(&config.astro)?, Times::of(config));
+    let (rest, times) = (Rest::new(&config.astro), Times::of(config));
     let (refreshes, requests) = refreshes();
     let table = Arc::clone(&status.gateway);
     // Commands come to the member that drives a sink, for channels of all members.
@@ -417,8 +412,8 @@ fn add_tokens(
     config: &Config,
     status: &RelayStatus,
     targets: &watch::Sender<Targets>,
-) -> Result<(), RelayError> {
-    let (rest, targets) = (Rest::new(&config.astro)?, targets.clone());
+) {
+    let (rest, targets) = (Rest::new(&config.astro), targets.clone());
     let (table, tokens) = (Arc::clone(&status.gateway), Arc::clone(&status.tokens));
     let factory: Factory = Box::new(move |stop| {
         let (table, tokens) = (Arc::clone(&table), Arc::clone(&tokens));
@@ -426,7 +421,6 @@ fn add_tokens(
         Ok(Box::pin(keeper.run(stop)))
     });
     supervisor.add("tokens", Stage::Intake, factory);
-    Ok(())
 }
 
 /// What notices a subscription that brings nothing.
@@ -484,7 +478,7 @@ fn made_ahead<T: Send + 'static, E: std::error::Error>(
 ) -> Factory {
     let first = std::sync::Mutex::new(Some(first));
     Box::new(move |stop| {
-        let prepared = first.lock().ok().and_then(|mut first| first.take());
+        let prepared = lock(&first).take();
         let task = match prepared {
             Some(task) => task,
             None => make().map_err(|error| error.to_string())?,

@@ -157,11 +157,8 @@ impl Reload {
                     None => None,
                 }
             };
-            let report = tokio::select! {
-                // The supervisor that stops takes no requests any more.
-                () = stop.cancelled() => return,
-                report = done => report,
-            };
+            // The supervisor that stops takes no requests any more.
+            let Some(report) = stop.run_until_cancelled(done).await else { return };
             if let (Some(Request { answer, .. }), Some(report)) = (request, report) {
                 // The client may have left.
                 drop(answer.send(report));

@@ -50,7 +50,7 @@ pub(crate) fn factories(
     name: &str,
     config: &SinkConfig,
 ) -> Vec<(String, Stage, Factory)> {
-    let of_events = task::Services {
+    let of_events = task::DeliveryServices {
         journal: services.journal.clone(),
         status: Arc::clone(&services.status),
         sinks: services.sinks.clone(),
@@ -66,21 +66,21 @@ pub(crate) fn factories(
         tasks.push((format!("{LEASE}{name}"), Stage::Display, lease));
     }
     if let Some(kind) = publish::kind(&config.kind).filter(|kind| (kind.publishes)(config)) {
-        let state = led(services, name, state(kind, services, name, config));
+        let state = while_driven(services, name, state(kind, services, name, config));
         tasks.push((format!("{STATE}{name}"), Stage::Delivery, state));
     } else {
-        services.status.sink(name, |page| page.state_remarks.clear());
+        services.status.sink(name, |row| row.state_remarks.clear());
     }
     tasks.extend(commands(services, name, config));
     tasks
 }
 
 /// In a cluster a task works only while this member drives the sink.
-fn led(services: &Services, name: &str, factory: Factory) -> Factory {
+fn while_driven(services: &Services, name: &str, factory: Factory) -> Factory {
     match &services.cluster {
         None => factory,
         Some(cluster) => {
-            driver::led(cluster.lease_of(name), Box::new(move |_, stop| factory(stop)))
+            driver::while_driven(cluster.lease_of(name), Box::new(move |_, stop| factory(stop)))
         }
     }
 }
@@ -88,7 +88,7 @@ fn led(services: &Services, name: &str, factory: Factory) -> Factory {
 /// The events of a sink out of the log of the cluster.
 fn from_log(
     cluster: &Cluster,
-    services: &task::Services,
+    services: &task::DeliveryServices,
     name: &str,
     config: &SinkConfig,
 ) -> Factory {
@@ -97,7 +97,7 @@ fn from_log(
     maker.stands_by();
     let (cluster, name, start) = (cluster.clone(), Arc::<str>::from(name), config.start);
     let lease = cluster.lease_of(&name);
-    driver::led(
+    driver::while_driven(
         lease,
         Box::new(move |term, stop| {
             let (cluster, term, journal) = (cluster.clone(), term.clone(), journal.clone());
@@ -149,7 +149,7 @@ pub(crate) fn commands(
     let task = format!("{COMMANDS}{name}");
     let health = TaskHealth::new(Arc::clone(&services.status), task.clone());
     let factory = kind.factory(&services.commands, health, name, config);
-    Some((task, Stage::Delivery, led(services, name, factory)))
+    Some((task, Stage::Delivery, while_driven(services, name, factory)))
 }
 
 fn state(
@@ -162,9 +162,8 @@ fn state(
     let health = Arc::new(TaskHealth::new(Arc::clone(&status), format!("{STATE}{name}")));
     let (name, config) = (name.to_owned(), config.clone());
     Box::new(move |stop| {
-        let settings = config.settings.clone();
-        let opening = Opening { name: &name, settings, config: &config, purpose: Purpose::Relay };
-        let publisher = (kind.open)(opening).map_err(|error| error.to_string())?;
+        let opening = Opening { name: &name, config: &config, purpose: Purpose::Relay };
+        let publisher = (kind.open)(&opening).map_err(|error| error.to_string())?;
         let scope = Scope::of(&name, &config).map_err(|error| error.to_string())?;
         let state = (Arc::clone(&store), journal.clone());
         let reports = (Arc::clone(&status), Arc::clone(&health));

@@ -4,6 +4,7 @@
 //! A refused upgrade keeps its status and `Retry-After`; the reconnect token
 //! is put into the address at the last moment and into no error.
 
+mod counted;
 mod upgrade;
 
 use std::{error::Error, path::PathBuf, time::Duration};
@@ -16,6 +17,7 @@ use tokio_tungstenite::{
 };
 use url::Url;
 
+pub use self::counted::Counted;
 use super::proxied::Proxied;
 use crate::{
     base::{
@@ -23,7 +25,7 @@ use crate::{
         tcp::{self, Transport},
         tls,
     },
-    config::{Astro, Secret},
+    config::{Astro, ConfigError, Secret},
 };
 
 /// Read at once from the socket: about fifty small messages. Held by each connection, and filled with
@@ -40,7 +42,7 @@ const UPGRADE: &str = "upgrade";
 const PROXY: &str = "proxy";
 
 /// An open WebSocket.
-pub type Socket = WebSocketStream<Box<dyn Transport>>;
+pub type Socket = WebSocketStream<Counted>;
 
 /// A connection could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -104,9 +106,10 @@ pub struct Dialer {
 
 impl Dialer {
     /// From the configuration, which has been checked: `url` is `ws://` or `wss://` with a host.
-    pub fn new(astro: &Astro) -> Result<Self, DialerError> {
-        let url = Url::parse(&astro.url).map_err(|_| DialerError::Url)?;
-        let host = url.host_str().ok_or(DialerError::Url)?;
+    pub fn new(astro: &Astro) -> Result<Self, ConfigError> {
+        let invalid = || ConfigError::at(&["astro", "url"], "it is not a WebSocket address");
+        let url = Url::parse(&astro.url).map_err(|_| invalid())?;
+        let host = url.host_str().ok_or_else(invalid)?;
         let host = host.trim_start_matches('[').trim_end_matches([']', '.']).to_owned();
         let secure = url.scheme() == "wss";
         let port = url.port().unwrap_or(if secure { 443 } else { 80 });
@@ -141,6 +144,7 @@ impl Dialer {
         // The library's own upgrade would go on with its small buffer, and make each one after it as
         // small: then a few messages are read at once.
         let config = Some(self.websocket);
+        let stream = Counted::new(stream);
         Ok(WebSocketStream::from_partially_read(stream, behind, Role::Client, config).await)
     }
 
@@ -186,14 +190,6 @@ impl Dialer {
     ) -> Result<T, DialError> {
         timeout(self.deadline, work).await.map_err(|_| DialError::Timeout(stage))
     }
-}
-
-/// A dialer cannot be made of this configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum DialerError {
-    /// Not a WebSocket address.
-    #[error("the gateway's url is not a WebSocket address")]
-    Url,
 }
 
 fn failed(stage: &'static str, error: &(dyn Error + 'static)) -> DialError {

@@ -12,7 +12,7 @@ pub mod oauth;
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -31,7 +31,9 @@ use super::proxied::Proxied;
 use crate::{
     base::{
         clock::{self, UnixMillis},
-        fault, json, text, tls,
+        fault, json,
+        sync::lock,
+        text, tls,
     },
     config::{Astro, Secret, SecretRef, TokenType, jwt},
 };
@@ -108,7 +110,7 @@ impl RestError {
 
 /// A session as the server has it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct Snapshot {
+pub struct SessionSnapshot {
     /// Its id: a reset makes a new one.
     #[serde(rename = "_id", default)]
     pub id: Option<String>,
@@ -202,44 +204,26 @@ struct Made {
     client: Client,
 }
 
-/// Whom a call concerns, and in whose name it is made. Borrowed: the token is read for every call.
-#[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
-    /// The channel's id.
-    pub channel: &'a str,
-    /// The credential.
-    pub token: &'a Secret,
-    /// Its kind: each has its scheme.
-    pub token_type: TokenType,
-}
-
 /// What a call is made with: a channel's id, and its token as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
     pub channel: String,
     pub token: Secret,
+    /// Each kind has its scheme.
     pub token_type: TokenType,
-}
-
-impl Credentials {
-    /// For a call.
-    pub fn target(&self) -> Target<'_> {
-        let Self { channel, token, token_type } = self;
-        Target { channel, token, token_type: *token_type }
-    }
 }
 
 impl Rest {
     /// A client of the configured API.
-    pub fn new(config: &Astro) -> Result<Self, RestError> {
-        Ok(Self {
+    pub fn new(config: &Astro) -> Self {
+        Self {
             client: Arc::default(),
             astro: config.clone(),
             proxied: Proxied::new(config),
             base: config.api_url.trim_end_matches('/').to_owned(),
             deadline: REQUEST,
             form: Arc::default(),
-        })
+        }
     }
 
     /// A client with the certificates and the proxy as they are now.
@@ -254,7 +238,7 @@ impl Rest {
         let proxy =
             self.proxied.proxy(&base).await.map_err(|text| RestError::Client(text.into()))?;
         let proxy = proxy.map(|proxy| proxy.url().clone());
-        let mut made = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = lock(&self.client);
         let known =
             made.as_ref().filter(|made| Arc::ptr_eq(&made.tls, &tls) && made.proxy == proxy);
         if let Some(known) = known {
@@ -272,13 +256,13 @@ impl Rest {
     }
 
     /// The active session.
-    pub async fn session(&self, target: Target<'_>) -> Result<Snapshot, RestError> {
-        self.get(target, "sessions", "", &[]).await
+    pub async fn session(&self, credentials: &Credentials) -> Result<SessionSnapshot, RestError> {
+        self.get(credentials, "sessions", "", &[]).await
     }
 
     /// The active session with its elements as the server wrote them.
-    pub async fn document(&self, target: Target<'_>) -> Result<SessionDocument, RestError> {
-        let body: Box<RawValue> = self.get(target, "sessions", "", &[]).await?;
+    pub async fn document(&self, credentials: &Credentials) -> Result<SessionDocument, RestError> {
+        let body: Box<RawValue> = self.get(credentials, "sessions", "", &[]).await?;
         let read = document(body.get().as_bytes());
         read.ok_or_else(|| RestError::Unreadable("it is no session".into()))
     }
@@ -286,20 +270,26 @@ impl Rest {
     /// Sets elements of the session; answers the session, where the server does.
     pub async fn update(
         &self,
-        target: Target<'_>,
+        credentials: &Credentials,
         elements: &Map<String, Value>,
     ) -> Result<Option<SessionDocument>, RestError> {
-        self.put(target, "", Some(elements)).await
+        self.put(credentials, "", Some(elements)).await
     }
 
     /// Begins a new session: goals, totals and latest stay. Answers it, where the server does.
-    pub async fn reset(&self, target: Target<'_>) -> Result<Option<SessionDocument>, RestError> {
-        self.put(target, "/reset", None).await
+    pub async fn reset(
+        &self,
+        credentials: &Credentials,
+    ) -> Result<Option<SessionDocument>, RestError> {
+        self.put(credentials, "/reset", None).await
     }
 
     /// Has the server compute the totals of the session again. Only the first documents have this call.
-    pub async fn reload(&self, target: Target<'_>) -> Result<Option<SessionDocument>, RestError> {
-        self.put(target, "/reload", None).await.map_err(|error| match error {
+    pub async fn reload(
+        &self,
+        credentials: &Credentials,
+    ) -> Result<Option<SessionDocument>, RestError> {
+        self.put(credentials, "/reload", None).await.map_err(|error| match error {
             RestError::Refused { status: 404, text, retry_after } => {
                 let text =
                     format!("{text} (newer documents have no reload: the server may not know it)");
@@ -310,21 +300,24 @@ impl Rest {
     }
 
     /// The session's settings.
-    pub async fn settings(&self, target: Target<'_>) -> Result<Map<String, Value>, RestError> {
-        self.get(target, "sessions", "/settings", &[]).await
+    pub async fn settings(
+        &self,
+        credentials: &Credentials,
+    ) -> Result<Map<String, Value>, RestError> {
+        self.get(credentials, "sessions", "/settings", &[]).await
     }
 
     /// Changes settings of the session.
     pub async fn set_settings(
         &self,
-        target: Target<'_>,
+        credentials: &Credentials,
         settings: &Map<String, Value>,
     ) -> Result<(), RestError> {
-        self.put(target, "/settings", Some(settings)).await.map(drop)
+        self.put(credentials, "/settings", Some(settings)).await.map(drop)
     }
 
     /// Who gave most. No document shows the answer, so it is handed on as it is.
-    pub async fn top(&self, target: Target<'_>, top: &Top) -> Result<Value, RestError> {
+    pub async fn top(&self, credentials: &Credentials, top: &Top) -> Result<Value, RestError> {
         let mut query = Vec::new();
         let numbers = [("limit", top.limit), ("offset", top.offset)];
         for (name, value) in numbers {
@@ -332,32 +325,36 @@ impl Rest {
         }
         query.extend(top.kind.clone().map(|kind| ("type", kind)));
         query.extend(top.interval.clone().map(|interval| ("interval", interval)));
-        self.get(target, "sessions", "/top", &query).await
+        self.get(credentials, "sessions", "/top", &query).await
     }
 
     async fn get<T: DeserializeOwned>(
         &self,
-        target: Target<'_>,
+        credentials: &Credentials,
         area: &str,
         tail: &str,
         query: &[(&str, String)],
     ) -> Result<T, RestError> {
-        let address = self.address(target.channel, area, tail)?;
+        let address = self.address(&credentials.channel, area, tail)?;
         let mut address = Url::parse(&address).map_err(|error| RestError::Client(error.into()))?;
         if !query.is_empty() {
             address.query_pairs_mut().extend_pairs(query);
         }
         let client = self.client().await?;
-        let authorization = authorization(target.token, target.token_type)?;
+        let authorization = authorization(&credentials.token, credentials.token_type)?;
         let request = || {
             client
                 .request(Method::GET, address.clone())
                 .header(AUTHORIZATION, authorization.clone())
         };
-        let secrets = [target.token];
+        let secrets = [&credentials.token];
         let call = self.call(&secrets, false);
         let body = call.make(request).await.map_err(|error| {
-            if target.token_type == TokenType::Jwt { error } else { error.needs(scope(area, tail)) }
+            if credentials.token_type == TokenType::Jwt {
+                error
+            } else {
+                error.needs(scope(area, tail))
+            }
         })?;
         json::read(&body).map_err(|error| RestError::Unreadable(error.into()))
     }
@@ -365,13 +362,13 @@ impl Rest {
     /// Makes a change. Where the answer is a session, that is what it is now; it may be anything else.
     async fn put(
         &self,
-        target: Target<'_>,
+        credentials: &Credentials,
         tail: &str,
         body: Option<&Map<String, Value>>,
     ) -> Result<Option<SessionDocument>, RestError> {
-        let address = self.address(target.channel, "sessions", tail)?;
+        let address = self.address(&credentials.channel, "sessions", tail)?;
         let client = self.client().await?;
-        let authorization = authorization(target.token, target.token_type)?;
+        let authorization = authorization(&credentials.token, credentials.token_type)?;
         let request = || {
             let request = client.request(Method::PUT, &address);
             let request = request.header(AUTHORIZATION, authorization.clone());
@@ -380,7 +377,7 @@ impl Rest {
                 None => request.header("content-length", "0"),
             }
         };
-        self.call(&[target.token], true).make(request).await.map(|body| document(&body))
+        self.call(&[&credentials.token], true).make(request).await.map(|body| document(&body))
     }
 
     fn call<'a>(&self, secrets: &'a [&'a Secret], change: bool) -> Call<'a> {
@@ -476,7 +473,7 @@ mod tests {
     #[test]
     fn the_documented_examples_are_read() {
         let session = include_str!("../../tests/fixtures/rest/session.json");
-        let session: Snapshot = serde_json::from_str(session).unwrap();
+        let session: SessionSnapshot = serde_json::from_str(session).unwrap();
         assert_eq!(session.data.len(), 62);
         assert_eq!(session.about.provider.as_deref(), Some("twitch"));
         assert!(session.about.last_reset.is_some() && session.about.created.is_some());

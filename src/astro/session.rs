@@ -23,14 +23,16 @@ use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 use tracing::{debug, info, warn};
 
-pub use self::subscription::{Refusal, Subscription, SubscriptionState, Update, Wanted};
 use self::{
     pace::Pace,
     rooms::Rooms,
     subscription::{Entry, Leaving, Nonce},
+};
+pub use self::{
+    subscription::{Refusal, Subscription, SubscriptionState, Update, Wanted},
     unreadable::Unreadable,
 };
-use super::wire::{self, ServerFrame, WireError};
+use super::wire::{self, ServerFrame};
 use crate::{
     base::{
         clock::{self, UnixMillis},
@@ -48,45 +50,6 @@ const SERVER_SILENCE: Duration = Duration::from_secs(45);
 
 /// Different unknown frame types that are remembered (and logged) on one connection.
 const UNKNOWN_TYPES: usize = 16;
-
-/// The limits of a session; see [`Astro`] for their reasons.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Grace for a `welcome`.
-    pub welcome_grace: Duration,
-    /// Deadline of a response.
-    pub response_timeout: Duration,
-    /// Silence before an own ping; zero: no own pings.
-    pub ping_after: Duration,
-    /// Silence after an own ping.
-    pub ping_timeout: Duration,
-    /// Time before a refused subscription is asked for again.
-    pub retry_refused: Duration,
-    /// A larger message is not relayed.
-    pub max_message_size: usize,
-}
-
-impl Limits {
-    /// How long an answer is waited for: longer each time, so that a gateway which is slower than
-    /// the deadline is understood in the end.
-    fn patience(&self, failures: u32) -> Duration {
-        let doubled = self.response_timeout.saturating_mul(1 << failures.min(10));
-        doubled.min(self.retry_refused.max(self.response_timeout))
-    }
-}
-
-impl From<&Astro> for Limits {
-    fn from(astro: &Astro) -> Self {
-        Self {
-            welcome_grace: astro.welcome_grace.0,
-            response_timeout: astro.response_timeout.0,
-            ping_after: astro.ping_after.0,
-            ping_timeout: astro.ping_timeout.0,
-            retry_refused: astro.retry_refused.0,
-            max_message_size: astro.max_message_size.bytes(),
-        }
-    }
-}
 
 /// What the caller has to do.
 #[derive(Debug, Default)]
@@ -118,7 +81,7 @@ pub enum Ended {
 
 /// Things that are counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct FrameCounts {
     /// Messages taken.
     pub messages: u64,
     /// Frames that were not readable, or made no sense.
@@ -142,7 +105,9 @@ struct Liveness {
     welcomed: bool,
     /// A reconnect token has restored what was confirmed.
     restored: bool,
-    heard_at: Instant,
+    /// Without a welcome it is no use: what it is to take over from is well.
+    needs_welcome: bool,
+    last_frame_at: Instant,
     /// A ping that is not answered yet.
     ping_at: Option<Instant>,
 }
@@ -152,7 +117,7 @@ struct Liveness {
 pub struct Session {
     /// Distinguishes this connection's nonces from any other's.
     number: u64,
-    limits: Limits,
+    config: Arc<Astro>,
     entries: Vec<Entry>,
     leaving: Vec<Leaving>,
     next_nonce: Nonce,
@@ -162,17 +127,17 @@ pub struct Session {
     link: Liveness,
     unknown_types: HashSet<String>,
     unreadable: Unreadable,
-    counts: Counts,
+    counts: FrameCounts,
     /// When time demands something next; `None`: look now. May be too early, never too late.
     due: Option<Instant>,
 }
 
 impl Session {
     /// A session on a connection that has just been opened.
-    pub fn new(number: u64, wanted: Vec<Wanted>, limits: Limits, now: Instant) -> Self {
+    pub fn new(number: u64, wanted: Vec<Wanted>, config: Arc<Astro>, now: Instant) -> Self {
         Self {
             number,
-            limits,
+            config,
             entries: wanted.into_iter().map(Entry::new).collect(),
             leaving: Vec::new(),
             next_nonce: Nonce::MIN,
@@ -182,12 +147,13 @@ impl Session {
                 opened_at: now,
                 welcomed: false,
                 restored: false,
-                heard_at: now,
+                needs_welcome: false,
+                last_frame_at: now,
                 ping_at: None,
             },
             unknown_types: HashSet::new(),
             unreadable: Unreadable::default(),
-            counts: Counts::default(),
+            counts: FrameCounts::default(),
             due: None,
         }
     }
@@ -196,8 +162,8 @@ impl Session {
     /// is not asked for again.
     pub fn restored(number: u64, before: &Self, now: Instant) -> Self {
         let wanted = before.entries.iter().map(|entry| entry.wanted.clone()).collect();
-        let mut session = Self::new(number, wanted, before.limits.clone(), now);
-        session.link.restored = true;
+        let mut session = Self::new(number, wanted, Arc::clone(&before.config), now);
+        (session.link.restored, session.link.needs_welcome) = (true, true);
         for (entry, old) in session.entries.iter_mut().zip(&before.entries) {
             if old.state.is_answered() {
                 entry.state = old.state.clone();
@@ -216,7 +182,7 @@ impl Session {
     /// The connection is open only now: its times begin here.
     pub fn opened(&mut self, now: Instant) {
         self.link.opened_at = now;
-        self.link.heard_at = now;
+        self.link.last_frame_at = now;
     }
 
     /// A text frame. `received` is the wall clock's time.
@@ -228,29 +194,29 @@ impl Session {
         effects: &mut Effects,
     ) {
         self.received(now);
-        if text.len() > self.limits.max_message_size {
+        if text.len() > self.config.max_message_size.bytes() {
             self.counts.oversized += 1;
             self.unreadable.note("a message exceeds astro.max_message_size", &text, now);
             return;
         }
         let whole = text.clone();
-        let Err(error) = self.take(text, received, now, effects) else { return };
+        let Err(why) = self.take(text, received, now, effects) else { return };
         // Several in one frame, or one in an odd wrapping.
         let parts = wire::parts(&whole);
         if parts.is_empty() {
-            self.skip(&error, &whole, now);
+            self.skip(why, &whole, now);
         }
         for part in parts {
-            if let Err(error) = self.take(part.into(), received, now, effects) {
-                self.skip(&error, part, now);
+            if let Err(why) = self.take(part.into(), received, now, effects) {
+                self.skip(why, part, now);
             }
         }
     }
 
     /// A frame of which nothing can be made.
-    fn skip(&mut self, error: &WireError, text: &str, now: Instant) {
+    fn skip(&mut self, why: &'static str, text: &str, now: Instant) {
         self.counts.invalid += 1;
-        self.unreadable.note(error.in_words(), text, now);
+        self.unreadable.note(why, text, now);
     }
 
     fn take(
@@ -259,7 +225,7 @@ impl Session {
         received: UnixMillis,
         now: Instant,
         effects: &mut Effects,
-    ) -> Result<(), WireError> {
+    ) -> Result<(), &'static str> {
         match wire::read(&text)? {
             ServerFrame::Message(envelope) => {
                 self.counts.messages += 1;
@@ -324,7 +290,13 @@ impl Session {
         if now < self.due(now) {
             return;
         }
-        if !self.link.welcomed && now >= self.link.opened_at + self.limits.welcome_grace {
+        if !self.link.welcomed && now >= self.link.opened_at + self.config.welcome_grace.0 {
+            if self.link.needs_welcome {
+                // Servers that give a token welcome whoever shows it.
+                let why = "no welcome within the grace time".into();
+                effects.ended.get_or_insert(Ended::Lost(why));
+                return;
+            }
             info!("no welcome within the grace time; subscribing without one");
             self.welcome();
         }
@@ -344,20 +316,20 @@ impl Session {
     }
 
     fn next_due(&self, now: Instant) -> Instant {
-        let mut due = if self.limits.ping_after.is_zero() {
-            self.link.heard_at + SERVER_SILENCE
+        let mut due = if self.config.ping_after.0.is_zero() {
+            self.link.last_frame_at + SERVER_SILENCE
         } else {
             match self.link.ping_at {
-                Some(at) => at + self.limits.ping_timeout,
-                None => self.link.heard_at + self.limits.ping_after,
+                Some(at) => at + self.config.ping_timeout.0,
+                None => self.link.last_frame_at + self.config.ping_after.0,
             }
         };
         if !self.link.welcomed {
-            return due.min(self.link.opened_at + self.limits.welcome_grace);
+            return due.min(self.link.opened_at + self.config.welcome_grace.0);
         }
         for leaving in &self.leaving {
             due = due.min(match (leaving.nonce, leaving.asked_at) {
-                (Some(_), Some(asked)) => asked + self.limits.patience(leaving.attempts),
+                (Some(_), Some(asked)) => asked + patience(&self.config, leaving.attempts),
                 _ => self.pace.ready_at(now),
             });
         }
@@ -365,7 +337,7 @@ impl Session {
             match (&entry.state, entry.asked_at) {
                 (SubscriptionState::Waiting, _) => due = due.min(self.pace.ready_at(now)),
                 (SubscriptionState::Pending, Some(asked)) => {
-                    due = due.min(asked + self.limits.patience(entry.failures));
+                    due = due.min(asked + patience(&self.config, entry.failures));
                 }
                 (SubscriptionState::Refused(Refusal { retry_at: Some(at), .. }), _) => {
                     due = due.min(*at);
@@ -397,50 +369,30 @@ impl Session {
     /// Takes further subscriptions onto this connection.
     pub fn add(&mut self, wanted: Vec<Wanted>) {
         for wanted in wanted {
-            let same = |leaving: &Leaving| {
-                let (left, fresh) = (&leaving.subscription, &wanted.subscription);
-                left.topic == fresh.topic && left.room == fresh.room
-            };
+            let entry = Entry::new(wanted);
             // An `unsubscribe` that is repeated later must not hit what is asked for now.
-            self.leaving.retain(|leaving| !same(leaving));
-            self.entries.push(Entry::new(wanted));
+            self.leaving.retain(|leaving| !leaving.is_same(&entry));
+            self.entries.push(entry);
             self.rooms = None;
             self.due = None;
         }
     }
 
     /// Leaves what `keep` does not want any more; `unsubscribe` is sent for what may stand.
-    pub fn retain(&mut self, keep: impl Fn(&Subscription) -> bool, effects: &mut Effects) {
-        let (mut kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
+    pub fn retain(&mut self, keep: impl Fn(&Subscription) -> bool) {
+        let (kept, dropped): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
             .into_iter()
             .partition(|entry| keep(&entry.wanted.subscription));
         for entry in dropped {
-            let room = entry.room().cloned();
-            let same = |other: &Entry| {
-                let (own, dropped) = (&other.wanted.subscription, &entry.wanted.subscription);
-                own.topic == dropped.topic
-                    && (own.room == dropped.room || other.room() == room.as_ref())
-            };
-            // Another label may want the same: then the gateway is to go on sending it.
-            let (true, Ok(token), false) =
-                (entry.may_be_subscribed(), &entry.wanted.token, kept.iter().any(same))
-            else {
+            let (true, Ok(token)) = (entry.may_be_subscribed(), &entry.wanted.token) else {
                 continue;
             };
-            let subscription = Arc::clone(&entry.wanted.subscription);
-            if room.is_none() {
-                // "Without a room: all rooms of the topic are left" (newer documents): what is to
-                // stay has to be asked for again.
-                for other in kept.iter_mut().filter(|other| {
-                    other.wanted.subscription.topic == subscription.topic
-                        && other.may_be_subscribed()
-                }) {
-                    // An answer that is still to come was given before all rooms are left.
-                    other.nonces = [None, None];
-                    other.set(SubscriptionState::Waiting, &mut effects.updates);
-                }
+            let room = entry.room().cloned();
+            let leaving = Leaving::new(&entry.wanted.subscription, room, token);
+            // Another label may want the same: then the gateway is to go on sending it.
+            if !kept.iter().any(|other| leaving.is_same(other)) {
+                self.leaving.push(leaving);
             }
-            self.leaving.push(Leaving::new(&subscription, room, token));
         }
         self.entries = kept;
         self.rooms = None;
@@ -459,6 +411,11 @@ impl Session {
     /// The state of every subscription, as if each had changed.
     pub fn updates(&self) -> Vec<Update> {
         self.entries.iter().map(Entry::update).collect()
+    }
+
+    /// The connection before this one has ended: after the grace time this one is taken as it is.
+    pub fn needs_no_welcome(&mut self) {
+        self.link.needs_welcome = false;
     }
 
     /// Something was missed although the server has restored the subscriptions.
@@ -481,18 +438,14 @@ impl Session {
     }
 
     /// Whether every subscription has been answered, one way or the other. A failure that is tried again in a
-    /// moment is no answer.
+    /// moment is no answer. What was asked for several times in vain is not waited for.
     pub fn all_answered(&self) -> bool {
-        !self.entries.iter().any(|entry| entry.state.is_waited_for())
+        !self.entries.iter().any(Entry::is_waited_for)
     }
 
     /// How long the gateway may be silent before it is taken to be gone.
     pub fn patience_with_silence(&self) -> Duration {
-        if self.limits.ping_after.is_zero() {
-            SERVER_SILENCE
-        } else {
-            self.limits.ping_after + self.limits.ping_timeout
-        }
+        patience_with_silence(&self.config)
     }
 
     /// Why some of what comes is not relayed, where that happens again and again.
@@ -500,9 +453,19 @@ impl Session {
         self.unreadable.repeated(now)
     }
 
+    /// What was not relayed lately, for the session that comes after this one.
+    pub fn take_unreadable(&mut self) -> Unreadable {
+        std::mem::take(&mut self.unreadable)
+    }
+
+    /// Takes up what was not relayed lately on the connection before.
+    pub fn continue_unreadable(&mut self, before: Unreadable) {
+        self.unreadable.continues(before);
+    }
+
     /// The subscriptions for which messages came since the last call, and how many: to know which are
     /// silent, so what comes while rooms change need not count.
-    pub fn take_heard(&mut self) -> Vec<(Arc<Subscription>, u64)> {
+    pub fn take_message_counts(&mut self) -> Vec<(Arc<Subscription>, u64)> {
         let Some(rooms) = &mut self.rooms else { return Vec::new() };
         let own: HashMap<(&str, &str), &Arc<Subscription>> = self
             .entries
@@ -510,20 +473,20 @@ impl Session {
             .map(|entry| &entry.wanted.subscription)
             .map(|one| ((&*one.channel, &*one.topic), one))
             .collect();
-        let heard = rooms.take_heard().filter_map(|(place, messages)| {
+        let counts = rooms.take_message_counts().filter_map(|(place, messages)| {
             let one = own.get(&(&*place.channel, &*place.topic))?;
             Some((Arc::clone(one), messages))
         });
-        heard.collect()
+        counts.collect()
     }
 
     /// What was counted since the last call.
-    pub fn take_counts(&mut self) -> Counts {
+    pub fn take_counts(&mut self) -> FrameCounts {
         std::mem::take(&mut self.counts)
     }
 
     fn received(&mut self, now: Instant) {
-        self.link.heard_at = now;
+        self.link.last_frame_at = now;
         if self.link.ping_at.take().is_some() {
             // The next ping may be due before this one would have been given up.
             self.due = None;
@@ -546,24 +509,40 @@ impl Session {
 
     /// Silence: first a ping of our own, then the end.
     fn watch(&mut self, now: Instant, effects: &mut Effects) {
-        let silent = |limit: Duration| now >= self.link.heard_at + limit;
-        if self.limits.ping_after.is_zero() {
+        let silent = |limit: Duration| now >= self.link.last_frame_at + limit;
+        if self.config.ping_after.0.is_zero() {
             if silent(SERVER_SILENCE) {
                 effects.ended = Some(Ended::Lost("silent".into()));
             }
             return;
         }
         match self.link.ping_at {
-            Some(at) if now >= at + self.limits.ping_timeout => {
+            Some(at) if now >= at + self.config.ping_timeout.0 => {
                 effects.ended = Some(Ended::Lost("silent: a ping was not answered".into()));
             }
-            None if silent(self.limits.ping_after) => {
+            None if silent(self.config.ping_after.0) => {
                 self.link.ping_at = Some(now);
                 effects.ping = true;
             }
             Some(_) | None => {}
         }
     }
+}
+
+/// How long the gateway may be silent before it is taken to be gone.
+pub fn patience_with_silence(config: &Astro) -> Duration {
+    if config.ping_after.0.is_zero() {
+        SERVER_SILENCE
+    } else {
+        config.ping_after.0 + config.ping_timeout.0
+    }
+}
+
+/// How long an answer is waited for: longer each time, so that a gateway which is slower than the deadline
+/// is understood in the end.
+fn patience(config: &Astro, failures: u32) -> Duration {
+    let (first, longest) = (config.response_timeout.0, config.retry_refused.0);
+    first.saturating_mul(1 << failures.min(10)).min(longest.max(first))
 }
 
 /// To which channel messages belong, from what is confirmed, asked for, or being left.

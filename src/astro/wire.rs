@@ -8,9 +8,9 @@
 
 mod fast_path;
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, ops::Range, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, ops::Range, time::Duration};
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, value::RawValue};
 
 use crate::{
@@ -24,6 +24,11 @@ use crate::{
 
 /// Frames in one text, at most.
 const PARTS: usize = 10_000;
+
+/// Why a frame cannot be read, in words for people who do not know the format.
+const NO_OBJECT: &str = "a frame that is not an object of JSON";
+const NO_TOPIC: &str = "a message without a topic";
+const NO_TOKEN: &str = "a request to reconnect without a token";
 
 /// A frame from the gateway.
 #[expect(clippy::large_enum_variant, reason = "nearly every frame is a message")]
@@ -90,52 +95,10 @@ pub struct Response<'a> {
     pub ts: Cow<'a, str>,
 }
 
-/// A frame that cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum WireError {
-    /// Not JSON, or not an object of the envelope's shape.
-    #[error("not a frame of the gateway")]
-    Json(#[from] serde_json::Error),
-    /// There is no subscription without a topic.
-    #[error("a message without a topic")]
-    NoTopic,
-    /// A `reconnect` without its token is of no use.
-    #[error("a reconnect frame without a token")]
-    NoToken,
-}
-
-impl WireError {
-    /// The same, for people who do not know the format.
-    pub fn in_words(&self) -> &'static str {
-        match self {
-            Self::Json(_) => "a frame that is not an object of JSON",
-            Self::NoTopic => "a message without a topic",
-            Self::NoToken => "a request to reconnect without a token",
-        }
-    }
-}
-
 /// A string that costs no copy where it has no escapes.
-struct Text<'a>(Cow<'a, str>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Text<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Visitor)
-    }
-}
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// The fields of an object as they are in it, not judged yet. Of a field that is there twice the
 /// last counts, as for most readers of JSON.
@@ -215,8 +178,8 @@ fn response_data(data: Option<&RawValue>) -> (String, Option<String>) {
     (fields.text("message").into_owned(), (!room.is_empty()).then(|| room.into_owned()))
 }
 
-/// Reads one text frame.
-pub fn read(text: &str) -> Result<ServerFrame<'_>, WireError> {
+/// Reads one text frame; an error says why it cannot be read.
+pub fn read(text: &str) -> Result<ServerFrame<'_>, &'static str> {
     fast_path::message(text)
         .map_or_else(|| read_any(text), |envelope| Ok(ServerFrame::Message(envelope)))
 }
@@ -271,13 +234,13 @@ impl Kind {
 }
 
 /// The general reader.
-fn read_any(frame: &str) -> Result<ServerFrame<'_>, WireError> {
-    let fields: Fields<'_> = serde_json::from_str(frame)?;
+fn read_any(frame: &str) -> Result<ServerFrame<'_>, &'static str> {
+    let fields: Fields<'_> = serde_json::from_str(frame).map_err(|_| NO_OBJECT)?;
     let [kind, topic, nonce] = ["type", "topic", "nonce"].map(|name| fields.text(name));
     let data = fields.get("data").filter(|data| data.get() != "null");
     let said = kind.trim();
     Ok(match Kind::of(said, &topic, &nonce) {
-        Kind::Message if topic.is_empty() => return Err(WireError::NoTopic),
+        Kind::Message if topic.is_empty() => return Err(NO_TOPIC),
         Kind::Message => ServerFrame::Message(Envelope {
             id: fields.text("id"),
             ts: time(fields.get("ts")),
@@ -296,7 +259,7 @@ fn read_any(frame: &str) -> Result<ServerFrame<'_>, WireError> {
             let data = data.and_then(|data| serde_json::from_str::<Fields<'_>>(data.get()).ok());
             let token = data.unwrap_or_default().text("reconnect_token");
             if token.is_empty() {
-                return Err(WireError::NoToken);
+                return Err(NO_TOKEN);
             }
             ServerFrame::Reconnect { token: Secret::new(token) }
         }
@@ -427,16 +390,16 @@ mod tests {
         );
         let reconnect = read(r#"{"type":"reconnect","data":{"reconnect_token":"t"}}"#).unwrap();
         assert_eq!(reconnect, ServerFrame::Reconnect { token: Secret::new("t") });
-        assert!(matches!(read(r#"{"type":"reconnect"}"#), Err(WireError::NoToken)));
+        assert_eq!(read(r#"{"type":"reconnect"}"#), Err(NO_TOKEN));
         assert_eq!(read(r#"{"type":"bye"}"#).unwrap(), ServerFrame::Unknown("bye".into()));
         let bye = read(r#"{"type":"bye","topic":"t","nonce":"n"}"#).unwrap();
         assert_eq!(bye, ServerFrame::Unknown("bye".into()));
         assert_eq!(read("{}").unwrap(), ServerFrame::Unknown("".into()));
         for nobodys in [r#"{"type":"message"}"#, r#"{"type":"message","topic":null,"data":{}}"#] {
-            assert!(matches!(read(nobodys), Err(WireError::NoTopic)), "{nobodys}");
+            assert_eq!(read(nobodys), Err(NO_TOPIC), "{nobodys}");
         }
         for garbage in ["", "3", "{", "[]", "\u{feff}{}"] {
-            assert!(matches!(read(garbage), Err(WireError::Json(_))), "{garbage}");
+            assert_eq!(read(garbage), Err(NO_OBJECT), "{garbage}");
         }
     }
 
@@ -484,7 +447,7 @@ mod tests {
             assert_eq!(&text[found.data], *data, "{text}");
         }
         for text in [r#"{"type":"message","topic":{}}"#, r#"{"type":"message","topic":""}"#] {
-            assert!(matches!(read(text), Err(WireError::NoTopic)), "{text}");
+            assert_eq!(read(text), Err(NO_TOPIC), "{text}");
         }
     }
 

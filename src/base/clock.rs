@@ -25,7 +25,7 @@ pub type UnixMillis = u64;
 
 /// Now. A clock before 1970 reads as 0.
 pub fn now() -> UnixMillis {
-    UnixMillis::try_from(since_epoch().as_millis()).unwrap_or(UnixMillis::MAX)
+    millis_of(since_epoch())
 }
 
 /// Now in microseconds, for latencies measured between two processes of one machine.
@@ -78,19 +78,17 @@ impl Moment {
 
 /// How long the machine has been suspended since it booted.
 fn asleep() -> Duration {
-    let read = |clock| {
-        let time = clock_gettime(clock);
-        Duration::new(
-            u64::try_from(time.tv_sec).unwrap_or(0),
-            u32::try_from(time.tv_nsec).unwrap_or(0),
-        )
-    };
     read(ClockId::Boottime).saturating_sub(read(ClockId::Monotonic))
+}
+
+/// A clock of the system that begins at zero.
+pub(super) fn read(clock: ClockId) -> Duration {
+    clock_gettime(clock).try_into().unwrap_or_default()
 }
 
 /// The wall clock's time so long ago, by the clock as it goes now.
 pub fn ago(time: Duration) -> UnixMillis {
-    now().saturating_sub(UnixMillis::try_from(time.as_millis()).unwrap_or(UnixMillis::MAX))
+    now().saturating_sub(millis_of(time))
 }
 
 /// How long the machine had slept when that was last noticed.
@@ -129,11 +127,23 @@ pub async fn sleep(wait: Duration) {
     }
 }
 
+/// Waits until then; without a time for ever.
+pub(crate) async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// In whole milliseconds.
+pub(crate) fn millis_of(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// How long ago the machine was booted, the time that it was suspended among it. Together with
 /// [`boot_id`] it joins what one process measures to what another has measured.
 pub(crate) fn since_boot() -> Duration {
-    let time = clock_gettime(ClockId::Boottime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    read(ClockId::Boottime)
 }
 
 /// Which boot of the machine this is; empty where the system does not say.
@@ -171,7 +181,7 @@ pub fn since(time: OffsetDateTime, ahead: i64) -> Duration {
 pub fn moment(text: &str, now: UnixMillis) -> Option<UnixMillis> {
     parse_rfc3339(text).or_else(|| {
         let age = humantime::parse_duration(text).ok()?;
-        Some(now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX)))
+        Some(now.saturating_sub(millis_of(age)))
     })
 }
 

@@ -226,6 +226,13 @@ pub fn own_text(
     made(ulid::Ulid::new().to_string(), topic, channel, room, data, now)
 }
 
+/// A report of events that a sink will never get, for all channels alike.
+pub(crate) fn lost(cause: &str, sink: &str, count: u64) -> Event {
+    let data = serde_json::json!({"cause": cause, "sink": sink, "count": count});
+    let no_channel: Arc<str> = "".into();
+    own("relay.gap", &no_channel, &no_channel, &data, crate::base::clock::now())
+}
+
 /// An event that did not happen, for trying a way out: marked in each way that reaches some destination,
 /// by its origin, by an id that begins with `test-`, and by `test` in its data.
 pub fn test(
@@ -250,14 +257,7 @@ fn made(
     now: UnixMillis,
 ) -> Event {
     let ts = crate::base::clock::rfc3339(now);
-    let (quoted_topic, quoted_room) = (quote(topic), quote(room));
-    let mut message = format!(
-        r#"{{"id":"{id}","ts":"{ts}","type":"message","topic":{quoted_topic},"room":{quoted_room},"data":"#
-    );
-    let start = message.len();
-    message.push_str(data);
-    let end = message.len();
-    message.push('}');
+    let (message, data) = envelope(&id, &ts, topic, room, data);
     Event {
         id: id.into(),
         distinct_key: None,
@@ -265,14 +265,28 @@ fn made(
         ts: ts.into(),
         received: now,
         origin: Origin::Live,
-        message: message.into(),
-        data: start..end,
+        message,
+        data,
         may_have_personal_fields: true,
     }
 }
 
-fn quote(text: &str) -> serde_json::Value {
-    text.into()
+/// A message in Astro's envelope, and where its data lies in it. `data` is JSON text.
+pub(crate) fn envelope(
+    id: &str,
+    ts: &str,
+    topic: &str,
+    room: &str,
+    data: &str,
+) -> (Bytes, Range<usize>) {
+    let [id, ts, topic, room] = [id, ts, topic, room].map(serde_json::Value::from);
+    let mut message =
+        format!(r#"{{"id":{id},"ts":{ts},"type":"message","topic":{topic},"room":{room},"data":"#);
+    let start = message.len();
+    message.push_str(data);
+    let end = message.len();
+    message.push('}');
+    (message.into(), start..end)
 }
 
 #[cfg(test)]

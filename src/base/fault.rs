@@ -7,7 +7,7 @@
 //! It never adds an address. A text of a library that holds one is for whoever
 //! calls to leave out before.
 
-use std::{error::Error, io};
+use std::{error::Error, io, iter::successors};
 
 use rustls::{
     AlertDescription, CertificateError, Error as TlsError, InvalidMessage, pki_types::UnixTime,
@@ -57,6 +57,12 @@ pub(crate) fn explain(error: &(dyn Error + 'static)) -> String {
         }
         None => "no reason was given".to_owned(),
     }
+}
+
+/// An error and all its causes as they stand, in one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let texts = successors(Some(error), |&error| error.source()).map(ToString::to_string);
+    texts.collect::<Vec<_>>().join(": ")
 }
 
 /// Puts a part behind the others, and takes out of these what it says again.

@@ -14,7 +14,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex},
     time::Duration,
 };
 
@@ -27,7 +27,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::base::text;
+use crate::base::{sync::lock, text};
 
 /// How long a file may take to be read: a network file system that works answers within a second, a
 /// disk that has to start turning within a few.
@@ -153,14 +153,14 @@ pub async fn read(path: &Path) -> Outcome {
 pub(crate) async fn read_within(path: &Path, patience: Duration) -> Outcome {
     match timeout(patience, reading(path)).await {
         Ok(outcome) => outcome,
-        Err(_) if lock().contains_key(path) => Err(FileError::Silent),
+        Err(_) if lock(&READINGS).contains_key(path) => Err(FileError::Silent),
         Err(_) => Err(FileError::Crowded),
     }
 }
 
 async fn reading(path: &Path) -> Outcome {
     let known = || {
-        let mut readings = lock();
+        let mut readings = lock(&READINGS);
         readings.retain(|_, reading| !reading.has_rested());
         readings.get(path).map(Reading::current)
     };
@@ -182,7 +182,7 @@ fn begin(
 ) -> Result<watch::Receiver<Option<Outcome>>, FileError> {
     let (sender, receiver) = watch::channel(None);
     let reading = Reading { since: Instant::now(), outcome: receiver.clone(), rests_until: None };
-    lock().insert(path.to_owned(), reading);
+    lock(&READINGS).insert(path.to_owned(), reading);
     let for_thread = path.to_owned();
     let started = std::thread::Builder::new().name("read file".into()).spawn(move || {
         let outcome = read_now(&for_thread);
@@ -192,14 +192,14 @@ fn begin(
         drop(permit);
     });
     if let Err(error) = started {
-        lock().remove(path);
+        lock(&READINGS).remove(path);
         return Err(error.into());
     }
     Ok(receiver)
 }
 
 fn finish(path: &Path, outcome: &Outcome) {
-    let mut readings = lock();
+    let mut readings = lock(&READINGS);
     match readings.get_mut(path) {
         Some(reading) if matches!(outcome, Err(FileError::Silent)) => {
             reading.rests_until = Some(Instant::now() + REST);
@@ -248,10 +248,6 @@ fn await_bytes(file: &File, end: Instant) -> Result<(), FileError> {
         0 => Err(FileError::Silent),
         _ => Ok(()),
     }
-}
-
-fn lock() -> std::sync::MutexGuard<'static, HashMap<PathBuf, Reading>> {
-    READINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Waits for what reads files where there is no runtime to wait on: loading a configuration, and the
@@ -338,7 +334,7 @@ mod tests {
             assert_eq!(&*outcome.unwrap().bytes, b"once");
         }
         writer.await.unwrap();
-        assert!(lock().get(&path).is_none());
+        assert!(lock(&READINGS).get(&path).is_none());
     }
 
     #[test]

@@ -6,10 +6,11 @@
 //!
 //! A proxy's address may hold a password. Nothing here shows it.
 
-use std::{collections::BTreeMap, io, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, fmt, io, net::IpAddr, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use ipnet::IpNet;
+use percent_encoding::percent_decode_str;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::TlsConnector;
@@ -25,27 +26,8 @@ const LONGEST_HEAD: usize = 16 * 1024;
 
 /// Why there is no way through the proxy. Never shows its address.
 #[derive(Debug, thiserror::Error)]
-pub enum ProxyError {
-    #[error("the proxy's address ({from}) is none: http://host:port was expected")]
-    Address { from: &'static str },
-    /// It speaks something else.
-    #[error(
-        "the proxy ({from}) is no HTTP proxy, and no other is spoken: http://host:port was expected"
-    )]
-    Scheme { from: &'static str },
-    #[error("the proxy ({from}) cannot be reached: {why}")]
-    Unreachable { from: &'static str, why: String },
-    /// It wants to know who asks, or does not know us.
-    #[error(
-        "the proxy ({from}) wants a user and a password, or others (HTTP 407): http://user:password@host:port"
-    )]
-    Denied { from: &'static str },
-    #[error("the proxy ({from}) does not connect us: HTTP {status}")]
-    Refused { from: &'static str, status: u16 },
-    /// What came is no answer.
-    #[error("the proxy ({from}) {what}")]
-    Nonsense { from: &'static str, what: &'static str },
-}
+#[error("{0}")]
+pub struct ProxyError(String);
 
 /// What the environment says of proxies.
 #[derive(Clone, Default)]
@@ -129,8 +111,8 @@ pub struct Proxy {
 }
 
 /// Without its address, which may hold a password.
-impl std::fmt::Debug for Proxy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Proxy({})", self.from)
     }
 }
@@ -140,11 +122,13 @@ impl Proxy {
     pub fn parse(text: &str, from: &'static str) -> Result<Self, ProxyError> {
         let text = text.trim();
         let whole = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-        let url = Url::parse(&whole).map_err(|_| ProxyError::Address { from })?;
+        let url = Url::parse(&whole).map_err(|_| no_address(from))?;
         match url.scheme() {
             "http" | "https" if url.host().is_some() => Ok(Self { url, from }),
-            "http" | "https" => Err(ProxyError::Address { from }),
-            _ => Err(ProxyError::Scheme { from }),
+            "http" | "https" => Err(no_address(from)),
+            _ => Err(ProxyError(format!(
+                "the proxy ({from}) is no HTTP proxy, and no other is spoken: http://host:port was expected"
+            ))),
         }
     }
 
@@ -165,12 +149,12 @@ impl Proxy {
         Ok(stream)
     }
 
-    fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> ProxyError {
-        ProxyError::Unreachable { from: self.from, why: fault::explain(error) }
+    fn error(&self, what: impl fmt::Display) -> ProxyError {
+        ProxyError(format!("the proxy ({}) {what}", self.from))
     }
 
-    fn nonsense(&self, what: &'static str) -> ProxyError {
-        ProxyError::Nonsense { from: self.from, what }
+    fn unreachable(&self, error: &(dyn std::error::Error + 'static)) -> ProxyError {
+        self.error(format_args!("cannot be reached: {}", fault::explain(error)))
     }
 
     /// A connection to the proxy itself.
@@ -184,8 +168,7 @@ impl Proxy {
         if !secure {
             return Ok(Box::new(stream));
         }
-        let name = ServerName::try_from(host.to_owned())
-            .map_err(|_| ProxyError::Address { from: self.from })?;
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| no_address(self.from))?;
         let connector = TlsConnector::from(Arc::clone(tls));
         let stream = connector.connect(name, stream).await;
         Ok(Box::new(stream.map_err(|error| self.unreachable(&error))?))
@@ -219,9 +202,12 @@ impl Proxy {
         let head = self.head(stream).await?;
         match status(&head) {
             Some(200..=299) => Ok(()),
-            Some(407) => Err(ProxyError::Denied { from: self.from }),
-            Some(status) => Err(ProxyError::Refused { from: self.from, status }),
-            None => Err(self.nonsense("does not answer in HTTP: is it an HTTP proxy?")),
+            // It wants to know who asks, or does not know us.
+            Some(407) => Err(self.error(
+                "wants a user and a password, or others (HTTP 407): http://user:password@host:port",
+            )),
+            Some(status) => Err(self.error(format_args!("does not connect us: HTTP {status}"))),
+            None => Err(self.error("does not answer in HTTP: is it an HTTP proxy?")),
         }
     }
 
@@ -230,9 +216,9 @@ impl Proxy {
         if user.is_empty() && password.is_none() {
             return None;
         }
-        let mut whole = percent_decoded(user);
+        let mut whole: Vec<u8> = percent_decode_str(user).collect();
         whole.push(b':');
-        whole.extend(percent_decoded(password.unwrap_or_default()));
+        whole.extend(percent_decode_str(password.unwrap_or_default()));
         Some(BASE64_STANDARD.encode(whole))
     }
 
@@ -241,13 +227,13 @@ impl Proxy {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") && !head.ends_with(b"\n\n") {
             if head.len() >= LONGEST_HEAD {
-                return Err(self.nonsense("sends an answer without an end"));
+                return Err(self.error("sends an answer without an end"));
             }
             // One by one: not one byte too many, and it is done once for each connection.
             match stream.read_u8().await {
                 Ok(byte) => head.push(byte),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Err(self.nonsense("closed the connection before it had answered"));
+                    return Err(self.error("closed the connection before it had answered"));
                 }
                 Err(error) => return Err(self.unreachable(&error)),
             }
@@ -256,29 +242,16 @@ impl Proxy {
     }
 }
 
+fn no_address(from: &'static str) -> ProxyError {
+    ProxyError(format!("the proxy's address ({from}) is none: http://host:port was expected"))
+}
+
 fn status(head: &[u8]) -> Option<u16> {
     let line = head.split(|byte| *byte == b'\n').next()?;
     let line = str::from_utf8(line).ok()?;
     let mut words = line.split_ascii_whitespace();
     words.next().filter(|word| word.starts_with("HTTP/1."))?;
     words.next()?.parse().ok()
-}
-
-fn percent_decoded(text: &str) -> Vec<u8> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.as_bytes().iter();
-    while let Some(&byte) = bytes.next() {
-        let pair = bytes.as_slice().get(..2).filter(|_| byte == b'%');
-        let code = pair.and_then(|pair| str::from_utf8(pair).ok());
-        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
-            Some(code) => {
-                decoded.push(code);
-                bytes.nth(1);
-            }
-            None => decoded.push(byte),
-        }
-    }
-    decoded
 }
 
 #[cfg(test)]

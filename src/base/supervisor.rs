@@ -20,7 +20,7 @@ mod heartbeat;
 use std::{
     collections::BTreeMap,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use self::heartbeat::{Heartbeat, Polled};
-use crate::base::clock;
+use crate::base::{clock, sync::lock};
 
 /// Failures of one task, each soon after the one before, that are taken in stride.
 const BUDGET: u32 = 5;
@@ -145,12 +145,6 @@ impl std::fmt::Debug for Supervisor {
     }
 }
 
-impl Default for Supervisor {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Requests {
     /// Starts a task. If one of that name is still leaving, it is started when that has left.
     pub async fn add(&self, name: &str, stage: Stage, factory: Factory) {
@@ -165,7 +159,7 @@ impl Requests {
 }
 
 impl Supervisor {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (sender, requests) = mpsc::channel(REQUESTS);
         Self {
             tasks: BTreeMap::new(),
@@ -287,14 +281,14 @@ impl Supervisor {
         let handle = self.running.spawn(async move {
             let making = spawn_blocking(move || {
                 // It is called by one task at a time; one that panicked may be called again.
-                (factory.lock().unwrap_or_else(PoisonError::into_inner))(stop)
+                lock(&factory)(stop)
             });
             let work = match making.await {
                 Ok(Ok(work)) => work,
                 Ok(Err(error)) => return format!("it cannot be started: {error}"),
                 Err(error) => return format!("it cannot be started: {error}"),
             };
-            polls.made();
+            polls.count();
             drop(made);
             Polled { work, polls }.await;
             "it ended by itself".to_owned()

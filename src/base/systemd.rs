@@ -22,14 +22,8 @@ pub struct Manager {
     watchdog: Option<(Duration, Instant)>,
 }
 
-impl Default for Manager {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Manager {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let watchdog = sd_notify::watchdog_enabled().map(|period| (period / 2, Instant::now()));
         Self { started: Instant::now(), ready: false, status: String::new(), watchdog }
     }

@@ -12,7 +12,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Mutex, PoisonError, mpsc},
+    sync::{Arc, LazyLock, Mutex, mpsc},
     time::Duration,
 };
 
@@ -32,6 +32,7 @@ use tokio::time::Instant;
 use crate::base::{
     fault,
     files::{self, FileError},
+    sync::lock,
 };
 
 /// How long the system's authorities are not read again while they do. They are some three hundred
@@ -126,11 +127,9 @@ pub(crate) async fn client_config(
     client_cert_file: Option<&Path>,
     client_key_file: Option<&Path>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    let owned = |path: Option<&Path>| path.map(Path::to_owned);
-    let files =
-        Files { ca: owned(ca_file), cert: owned(client_cert_file), key: owned(client_key_file) };
+    let files = Files::of(ca_file, client_cert_file, client_key_file);
     let contents = files.read().await;
-    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = lock(&KEPT);
     let known = kept.get_mut(&files);
     let made = contents.and_then(|contents| match &known {
         Some(known) if known.contents == contents => Ok((contents, Arc::clone(&known.config))),
@@ -168,15 +167,18 @@ pub(crate) async fn pem_files(
     client_key_file: Option<&Path>,
 ) -> Result<[Option<Arc<[u8]>>; 3], TlsError> {
     client_config(ca_file, client_cert_file, client_key_file).await?;
-    let owned = |path: Option<&Path>| path.map(Path::to_owned);
-    let files =
-        Files { ca: owned(ca_file), cert: owned(client_cert_file), key: owned(client_key_file) };
-    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let files = Files::of(ca_file, client_cert_file, client_key_file);
+    let kept = lock(&KEPT);
     let contents = kept.get(&files).map(|kept| kept.contents.clone());
     Ok(contents.map_or([None, None, None], |contents| [contents.ca, contents.cert, contents.key]))
 }
 
 impl Files {
+    fn of(ca: Option<&Path>, cert: Option<&Path>, key: Option<&Path>) -> Self {
+        let owned = |path: Option<&Path>| path.map(Path::to_owned);
+        Self { ca: owned(ca), cert: owned(cert), key: owned(key) }
+    }
+
     async fn read(&self) -> Result<Contents, TlsError> {
         let read = async |path: Option<&PathBuf>| match path {
             None => Ok(None),
@@ -323,7 +325,7 @@ impl ServerCertVerifier for Verifier {
 /// The system's authorities, read again where that was longer ago than `keep`. Whoever comes while they
 /// are being read waits for them, instead of reading them too.
 fn system(kept: &System, keep: Duration) -> Arc<RootCertStore> {
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kept = lock(kept);
     if let Some((read_at, roots)) = &*kept
         && read_at.elapsed() < keep
     {

@@ -9,7 +9,7 @@
 //! Only what lies in the gap is brought. The server's clock and ours may differ, and what was on its way
 //! when the connection broke was made a little earlier: so a history is asked for [`OVERLAP`] more on both
 //! sides, in the server's own time as far as that is known, and of that so much is taken as can belong
-//! to the gap ([`Bounds`]). What was received is known by its id, see [`Intake`].
+//! to the gap ([`GapWindow`]). What was received is known by its id, see [`Intake`].
 //!
 //! It has a cursor in the journal that stays before a gap that is not done. A relay that ends in the
 //! middle begins the gap again, and what was appended stays known.
@@ -39,23 +39,23 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use self::{
-    gap::{Clock, Gap, Missed, concerns},
+    gap::{Gap, Missed, concerns},
     recall::Recalled,
 };
 use crate::{
     astro::rest::{
-        Credentials, CredentialsError, History, HistoryItem, PAGE, Rest, RestError, Target,
-        credentials,
+        Credentials, CredentialsError, History, HistoryItem, PAGE, Rest, RestError, credentials,
     },
     base::{
         backoff::Backoff,
         clock::{self, UnixMillis},
         event::{self, Event, Seq},
+        json,
         metrics::{self, BACKFILLED},
         text,
     },
     config::Start,
-    gateway::{Targets, intake::Intake},
+    gateway::{GapClock, Targets, intake::Intake},
     journal::{Batch, Follower, Journal, StoreError},
 };
 
@@ -153,16 +153,16 @@ impl Found {
     }
 
     /// As it is reported.
-    fn told(&self) -> Value {
-        let mut told = json!({
+    fn to_json(&self) -> Value {
+        let mut found = json!({
             "found": self.listed, "recovered": self.recovered, "complete": self.complete,
         });
         for (name, count) in [("before_gap", self.before_gap), ("outside", self.outside)] {
-            if let (Some(told), true) = (told.as_object_mut(), count > 0) {
-                told.insert(name.to_owned(), count.into());
+            if count > 0 {
+                json::set(&mut found, name, count.into());
             }
         }
-        told
+        found
     }
 }
 
@@ -268,7 +268,7 @@ impl Tools {
         targets: &watch::Receiver<Targets>,
         slot: OwnedSemaphorePermit,
     ) {
-        if let (Some(covered), Clock::Ours) = (&self.covered, gap.clock) {
+        if let (Some(covered), GapClock::Ours) = (&self.covered, gap.clock) {
             let since = Duration::from_millis(clock::now().saturating_sub(gap.from));
             if covered.0(Arc::clone(&gap.channel), since).await {
                 return;
@@ -335,7 +335,7 @@ impl Tools {
     ) -> Result<Found, Failed> {
         let credentials = credentials_for(gap, missed, targets).await?;
         // Boxed: between the attempts no memory is needed for one.
-        let fetch = Box::pin(self.fetch(gap, missed, history, credentials.target()));
+        let fetch = Box::pin(self.fetch(gap, missed, history, &credentials));
         let error = match fetch.await {
             Ok(found) => return Ok(found),
             Err(error) => error,
@@ -355,13 +355,13 @@ impl Tools {
         gap: &Gap,
         missed: &Missed,
         history: History,
-        target: Target<'_>,
+        credentials: &Credentials,
     ) -> Result<Found, RestError> {
         let fetch = self.intake.fetch();
         let behind = self.known_activities.lock().await.recall(gap, &self.journal, &fetch).await;
-        let bounds = Bounds::of(gap, gap.ahead.or(behind));
-        let (after, before) = bounds.span();
-        let listed = self.rest.history(history, target, after, before).await?;
+        let window = GapWindow::of(gap, gap.ahead.or(behind));
+        let (after, before) = window.span();
+        let listed = self.rest.history(history, credentials, after, before).await?;
         let mut found = Found { complete: listed.complete, ..Found::default() };
         let published = |item: &&HistoryItem| message::is_published(history, item);
         let items: Vec<&HistoryItem> = listed.items.iter().filter(published).collect();
@@ -369,14 +369,14 @@ impl Tools {
             self.journal.ready().await;
             for item in some {
                 let event = message::event(gap, missed, history, item);
-                if !bounds.has(item.at) {
+                if !window.has(item.at) {
                     found.outside += usize::from(!fetch.knows(&event));
                     continue;
                 }
                 found.listed += 1;
                 let recovered = fetch.append([event]);
                 found.recovered += recovered;
-                found.before_gap += if item.at < bounds.from { recovered } else { 0 };
+                found.before_gap += if item.at < window.from { recovered } else { 0 };
             }
         }
         Ok(found)
@@ -413,33 +413,29 @@ fn report(gap: &Gap, missed: &Missed, outcome: &Result<Found, String>) -> Event 
             }
             let count = u64::try_from(recovered).unwrap_or(u64::MAX);
             metrics::add_for(BACKFILLED, "channel", channel, count);
-            found.told()
+            found.to_json()
         }
         Err(error) => {
             error!(%channel, %topic, error, "what was missed cannot be fetched");
-            let mut data = Found::default().told();
-            if let Some(data) = data.as_object_mut() {
-                data.insert("error".into(), (&**error).into());
-            }
+            let mut data = Found::default().to_json();
+            json::set(&mut data, "error", error.as_str().into());
             data
         }
     };
-    if let Some(data) = data.as_object_mut() {
-        for (name, value) in [
-            ("channel", &**channel),
-            ("topic", &**topic),
-            ("from", &clock::rfc3339(gap.from)),
-            ("to", &clock::rfc3339(gap.to)),
-        ] {
-            data.insert(name.to_owned(), value.into());
-        }
+    for (name, value) in [
+        ("channel", &**channel),
+        ("topic", &**topic),
+        ("from", &clock::rfc3339(gap.from)),
+        ("to", &clock::rfc3339(gap.to)),
+    ] {
+        json::set(&mut data, name, value.into());
     }
     event::own(TOPIC, channel, &missed.room, &data, clock::now())
 }
 
 /// A gap in the server's time, and how far from it something may have been made that belongs to it.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
+struct GapWindow {
     from: UnixMillis,
     /// `None`: when it ended is not known.
     to: Option<UnixMillis>,
@@ -447,23 +443,23 @@ struct Bounds {
     late: u64,
 }
 
-impl Bounds {
+impl GapWindow {
     /// `behind`: how far the server's clock is behind ours, or (negative) ahead of it; `None`: not known.
     fn of(gap: &Gap, behind: Option<i64>) -> Self {
-        let behind = if gap.clock == Clock::Ours { behind } else { Some(0) };
+        let behind = if gap.clock == GapClock::Ours { behind } else { Some(0) };
         let unsure = if behind.is_some() { CLOCK_KNOWN } else { CLOCK_UNKNOWN };
         let there = |time: UnixMillis| time.saturating_add_signed(-behind.unwrap_or(0));
         Self {
             from: there(gap.from),
-            to: (gap.clock != Clock::Unknown).then(|| there(gap.to)),
-            early: millis(unsure + PUBLISHED_LATER),
-            late: millis(unsure),
+            to: (gap.clock != GapClock::Unknown).then(|| there(gap.to)),
+            early: clock::millis_of(unsure + PUBLISHED_LATER),
+            late: clock::millis_of(unsure),
         }
     }
 
     /// What is asked for.
     fn span(&self) -> (UnixMillis, Option<UnixMillis>) {
-        let overlap = millis(OVERLAP);
+        let overlap = clock::millis_of(OVERLAP);
         (self.from.saturating_sub(overlap), self.to.map(|to| to.saturating_add(overlap)))
     }
 
@@ -491,10 +487,6 @@ async fn credentials_for(
         let is_final = error == CredentialsError::NoId;
         failed(error.to_string(), is_final)
     })
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
 use tokio::{
     sync::{oneshot, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -246,7 +246,7 @@ impl SessionKeeper {
                 Ok(()) = changes.changed(), if read_at.is_none() => {
                     read_at = Some(Instant::now() + DEBOUNCE);
                 }
-                () = until(read_at), if read_at.is_some() => {
+                () = clock::until(read_at) => {
                     read_at = None;
                     self.read_table();
                 }
@@ -254,7 +254,7 @@ impl SessionKeeper {
                     self.adopt();
                     self.read_table();
                 }
-                () = until(due), if due.is_some() => {}
+                () = clock::until(due) => {}
             }
         }
     }
@@ -307,7 +307,7 @@ impl SessionKeeper {
                 let credentials =
                     credentials(room.as_deref(), &account.token, account.token_type).await;
                 let outcome = match credentials {
-                    Ok(credentials) => rest.document(credentials.target()).await,
+                    Ok(credentials) => rest.document(&credentials).await,
                     Err(error) => Err(RestError::Credential(error.to_string())),
                 };
                 let source = Source::Fetched;
@@ -429,12 +429,6 @@ impl SessionKeeper {
         self.stores.journal.store_state(kept);
         let entry = |change: &Change| (key_of(label, &change.element), change.after.clone());
         self.stores.store.insert(changes.iter().map(entry));
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    if let Some(at) = at {
-        sleep_until(at).await;
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use serde::Serialize;
 
-use crate::base::clock::UnixMillis;
+use crate::base::{clock::UnixMillis, sync::lock};
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct SessionStatus {
@@ -36,7 +36,7 @@ pub struct Sessions(Mutex<BTreeMap<Arc<str>, SessionStatus>>);
 
 impl Sessions {
     pub(super) fn set(&self, label: &Arc<str>, status: Option<SessionStatus>) {
-        let mut sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions = lock(&self.0);
         match status {
             Some(status) => sessions.insert(Arc::clone(label), status),
             None => sessions.remove(label),
@@ -44,7 +44,6 @@ impl Sessions {
     }
 
     pub fn snapshot(&self) -> BTreeMap<String, SessionStatus> {
-        let sessions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.iter().map(|(label, status)| (label.to_string(), status.clone())).collect()
+        lock(&self.0).iter().map(|(label, status)| (label.to_string(), status.clone())).collect()
     }
 }

@@ -12,7 +12,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use tracing::{info, warn};
 use super::store::{Section, StateKey, StateStore};
 use crate::{
     astro::{session::Subscription, topics},
-    base::clock::Moment,
+    base::{clock::Moment, sync::lock},
     gateway::table::{State, Table},
 };
 
@@ -54,11 +54,11 @@ pub struct Silences(Mutex<BTreeMap<Arc<Subscription>, Duration>>);
 
 impl Silences {
     pub fn snapshot(&self) -> BTreeMap<Arc<Subscription>, Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 
     fn set(&self, now: BTreeMap<Arc<Subscription>, Duration>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *lock(&self.0) = now;
     }
 }
 
@@ -123,17 +123,13 @@ impl SilenceWatch {
     /// Watches until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut last = Moment::now();
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = sleep(EVERY) => {}
-            }
+        while stop.run_until_cancelled(sleep(EVERY)).await.is_some() {
             // A machine that has slept has heard nothing meanwhile.
             let elapsed = last.elapsed().min(2 * EVERY);
             last = Moment::now();
             let state = self.table.snapshot();
             let live = self.live(&state);
-            self.look(&state, &live, elapsed);
+            self.check(&state, &live, elapsed);
         }
     }
 
@@ -152,7 +148,7 @@ impl SilenceWatch {
         })
     }
 
-    fn look(&mut self, state: &State, live: &HashSet<Arc<str>>, elapsed: Duration) {
+    fn check(&mut self, state: &State, live: &HashSet<Arc<str>>, elapsed: Duration) {
         self.tracks.retain(|one, _| state.subscriptions.contains_key(one));
         let before = self.silences.snapshot();
         let mut silent = BTreeMap::new();
@@ -263,11 +259,11 @@ mod tests {
         // A tip every twenty minutes, for a long stream.
         for minute in 0..20 * 60 {
             count += u64::from(minute % 20 == 0);
-            watch.look(&state(&[(TIPS, count)]), &live, MINUTE);
+            watch.check(&state(&[(TIPS, count)]), &live, MINUTE);
         }
         let quiet_after = |watch: &mut SilenceWatch, minutes: u32| {
             for _ in 0..minutes {
-                watch.look(&state(&[(TIPS, count)]), &live, MINUTE);
+                watch.check(&state(&[(TIPS, count)]), &live, MINUTE);
             }
             watch.silences.snapshot().into_values().next()
         };
@@ -275,9 +271,9 @@ mod tests {
         assert_eq!(quiet_after(&mut watch, 90), None, "six times nineteen minutes are longer");
         assert_eq!(quiet_after(&mut watch, 10), Some(119 * MINUTE));
         // Confirmed again: the table counts from the beginning.
-        watch.look(&state(&[(TIPS, 1)]), &live, MINUTE);
+        watch.check(&state(&[(TIPS, 1)]), &live, MINUTE);
         assert!(watch.silences.snapshot().is_empty());
-        watch.look(&state(&[]), &live, MINUTE);
+        watch.check(&state(&[]), &live, MINUTE);
         assert!(watch.tracks.is_empty());
     }
 }

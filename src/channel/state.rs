@@ -414,8 +414,8 @@ fn paid(data: &Value, at: UnixMillis) -> Option<(String, Json)> {
         "at": clock::rfc3339(at),
     });
     for (name, text) in [("currency", info.currency.clone()), ("unit", info.unit())] {
-        if let (Some(value), Some(text)) = (value.as_object_mut(), text) {
-            value.insert(name.to_owned(), text.into());
+        if let Some(text) = text {
+            json::set(&mut value, name, text.into());
         }
     }
     Some((info.kind, Json::from(&value)))

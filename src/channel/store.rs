@@ -9,14 +9,14 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::base::json::Json;
+use crate::base::{json::Json, sync::lock};
 
 /// The label that no channel may have beside a sink that keeps state: the relay's own state is
 /// where a channel of this name would be.
@@ -144,7 +144,7 @@ pub struct StateStore {
 impl StateStore {
     /// Sets values; `None` removes one. The writers limit how many there are.
     pub fn insert(&self, changes: impl IntoIterator<Item = (StateKey, Option<Json>)>) {
-        let mut entries = self.lock();
+        let mut entries = lock(&self.entries);
         let version = *self.version.borrow() + 1;
         let mut changed = false;
         for (key, value) in changes {
@@ -165,7 +165,7 @@ impl StateStore {
 
     /// Removes the entries for which `goes` answers true.
     pub fn remove(&self, mut goes: impl FnMut(&StateKey) -> bool) {
-        let mut entries = self.lock();
+        let mut entries = lock(&self.entries);
         let before = entries.len();
         entries.retain(|key, _| !goes(key));
         if entries.len() < before {
@@ -175,7 +175,7 @@ impl StateStore {
 
     /// Reads all of it at one version.
     pub fn snapshot<T>(&self, read: impl FnOnce(&BTreeMap<StateKey, Entry>, u64) -> T) -> T {
-        let entries = self.lock();
+        let entries = lock(&self.entries);
         let version = *self.version.borrow();
         read(&entries, version)
     }
@@ -183,11 +183,6 @@ impl StateStore {
     /// Changes when anything does.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<StateKey, Entry>> {
-        // An entry is replaced whole; a panic in between leaves a store that is merely older.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

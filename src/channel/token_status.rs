@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -13,6 +13,7 @@ use crate::{
     base::{
         clock::{self, Moment, UnixMillis},
         metrics,
+        sync::lock,
     },
 };
 
@@ -30,7 +31,7 @@ impl Expiry {
     pub fn at(self) -> UnixMillis {
         match self {
             Self::At(at) => at,
-            Self::After(..) => clock::now().saturating_add(millis(self.left())),
+            Self::After(..) => clock::now().saturating_add(clock::millis_of(self.left())),
         }
     }
 
@@ -41,10 +42,6 @@ impl Expiry {
             Self::After(since, lifetime) => lifetime.saturating_sub(since.elapsed()),
         }
     }
-}
-
-fn millis(duration: Duration) -> UnixMillis {
-    UnixMillis::try_from(duration.as_millis()).unwrap_or(UnixMillis::MAX)
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -113,7 +110,7 @@ pub struct Tokens(Mutex<BTreeMap<Arc<str>, TokenStatus>>);
 
 impl Tokens {
     pub(super) fn set(&self, label: &Arc<str>, status: Option<TokenStatus>) {
-        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tokens = lock(&self.0);
         if let Some(status) = status {
             tokens.insert(Arc::clone(label), status);
         } else {
@@ -123,8 +120,7 @@ impl Tokens {
     }
 
     pub fn snapshot(&self) -> BTreeMap<String, ShownToken> {
-        let tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.iter().map(|(label, status)| (label.to_string(), status.shown())).collect()
+        lock(&self.0).iter().map(|(label, status)| (label.to_string(), status.shown())).collect()
     }
 }
 

@@ -18,16 +18,14 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use self::held::{Attended, HeldToken};
 use super::token_status::Tokens;
 use crate::{
     astro::{rest::Rest, session::SubscriptionState},
+    base::clock,
     gateway::{
         Account, Targets,
         table::{State, Table},
@@ -128,11 +126,11 @@ impl TokenKeeper {
                 Ok(()) = changes.changed(), if read_at.is_none() => {
                     read_at = Some(Instant::now() + DEBOUNCE);
                 }
-                () = until(read_at), if read_at.is_some() => {
+                () = clock::until(read_at) => {
                     read_at = None;
                     self.read_table();
                 }
-                () = until(due), if due.is_some() => {}
+                () = clock::until(due) => {}
             }
         }
         while let Some(done) = work.next().await {
@@ -232,10 +230,4 @@ fn all_refused(state: &State) -> HashSet<Arc<str>> {
         *all.entry(&subscription.channel).or_insert(true) &= is_refused;
     }
     all.into_iter().filter(|(_, all)| *all).map(|(label, _)| Arc::clone(label)).collect()
-}
-
-async fn until(at: Option<Instant>) {
-    if let Some(at) = at {
-        sleep_until(at).await;
-    }
 }

@@ -82,7 +82,7 @@ pub(crate) struct Connection {
 
 /// The stream and the buckets.
 #[derive(Debug, Clone)]
-pub(crate) struct Kept {
+pub(crate) struct Storage {
     pub(super) log: Stream,
     pub(super) leases: Store,
     pub(super) cursors: Store,
@@ -273,7 +273,7 @@ impl Connection {
 
     /// Finds the stream and the buckets, or makes them. A log that is made begins with a cursor for each of these
     /// sinks: members publish as soon as it is there.
-    pub(super) async fn ensure(&self, sinks: &[String]) -> Result<Kept, ClusterError> {
+    pub(super) async fn ensure(&self, sinks: &[String]) -> Result<Storage, ClusterError> {
         if !self.is_reached() {
             return Err(unreached());
         }
@@ -293,11 +293,11 @@ impl Connection {
         let state = self.store("state").await?;
         let dead = self.store("dead").await?;
         let done = self.store("done").await?;
-        Ok(Kept { log, leases, cursors, state, dead, done, remarks })
+        Ok(Storage { log, leases, cursors, state, dead, done, remarks })
     }
 
     /// What is there already, and what is wrong with it: for whoever only looks.
-    pub(crate) async fn look(&self) -> Result<Vec<String>, ClusterError> {
+    pub(crate) async fn inspect(&self) -> Result<Vec<String>, ClusterError> {
         let mut remarks = Vec::new();
         for wanted in streams(&self.settings) {
             match self.found(&wanted.name).await? {
@@ -309,7 +309,7 @@ impl Connection {
     }
 
     /// Deletes all that the cluster keeps: for a demonstration.
-    pub(crate) async fn forget(&self) {
+    pub(crate) async fn delete_all(&self) {
         for of in streams(&self.settings) {
             // Where it is not there, that is what was wanted.
             drop(self.context.delete_stream(of.name).await);
@@ -376,8 +376,8 @@ impl Connection {
         }
     }
 
-    /// The servers' clock said this about now.
-    pub(super) fn server_said(&self, at: time::OffsetDateTime) {
+    /// The servers' clock showed this about now.
+    pub(super) fn set_server_time(&self, at: time::OffsetDateTime) {
         let millis = i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
         let ours = i64::try_from(clock::now()).unwrap_or(i64::MAX);
         self.ahead.store(millis - ours, Ordering::Relaxed);
@@ -386,11 +386,6 @@ impl Connection {
     /// How far the servers' clock is ahead of ours (negative: behind).
     pub(super) fn ahead(&self) -> i64 {
         self.ahead.load(Ordering::Relaxed)
-    }
-
-    /// How long ago that was by the servers' clock.
-    pub(super) fn since(&self, at: time::OffsetDateTime) -> Duration {
-        clock::since(at, self.ahead())
     }
 }
 

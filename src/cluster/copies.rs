@@ -40,13 +40,13 @@ const LATELY: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Default)]
 pub(super) struct Copies {
-    lately: HashMap<Arc<str>, VecDeque<Seen>>,
+    lately: HashMap<Arc<str>, VecDeque<Published>>,
     read: u64,
     pairs: u64,
 }
 
 #[derive(Debug)]
-struct Seen {
+struct Published {
     data: u64,
     key: u64,
     member: u64,
@@ -56,7 +56,7 @@ struct Seen {
     stored: UnixMillis,
 }
 
-impl Seen {
+impl Published {
     /// Whether two members have published one message.
     fn is_copy_of(&self, other: &Self) -> bool {
         let is_of_one_time = match self.ts.zip(other.ts) {
@@ -80,7 +80,7 @@ impl Copies {
         {
             return false;
         }
-        let seen = Seen {
+        let published = Published {
             data: xxh3_64(event.data()) ^ xxh3_64(place.topic.as_bytes()),
             key: xxh3_64(event.key().as_bytes()),
             member: xxh3_64(member.as_bytes()),
@@ -92,15 +92,15 @@ impl Copies {
         }
         let lately = self.lately.entry(Arc::clone(&place.channel)).or_default();
         // Another sink's reading of the same message.
-        if lately.iter().any(|one| one.key == seen.key) {
+        if lately.iter().any(|one| one.key == published.key) {
             return false;
         }
         self.read += 1;
-        self.pairs += u64::from(lately.iter().any(|one| one.is_copy_of(&seen)));
+        self.pairs += u64::from(lately.iter().any(|one| one.is_copy_of(&published)));
         if lately.len() >= REMEMBERED {
             lately.pop_front();
         }
-        lately.push_back(seen);
+        lately.push_back(published);
         self.pairs >= PAIRS && self.pairs * PART >= self.read
     }
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 use tracing::error;
 
-use super::{Cluster, error::ClusterError, past};
+use super::{Cluster, error::ClusterError, log_range};
 use crate::{
     base::{
         clock::{self, UnixMillis},
@@ -63,7 +63,7 @@ pub(super) async fn ensure(
     let seq = match start {
         Start::End => last,
         Start::Earliest => first.saturating_sub(1),
-        Start::Age(age) => past::first_since(log, clock::ago(age))
+        Start::Age(age) => log_range::first_since(log, clock::ago(age))
             .await
             .map_err(|error| unavailable(&error))?
             .map_or(last, |seq| seq - 1),
@@ -168,6 +168,6 @@ pub(super) async fn moved(
     }
     Ok(Some(match at {
         0 => state.first_sequence.saturating_sub(1),
-        _ => past::first_since(log, at).await?.map_or(state.last_sequence, |seq| seq - 1),
+        _ => log_range::first_since(log, at).await?.map_or(state.last_sequence, |seq| seq - 1),
     }))
 }

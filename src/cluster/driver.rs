@@ -1,7 +1,7 @@
 //! Who drives a sink: one member, by a lease.
 //!
 //! The task of a lease takes it, renews it, and gives it back. While it is held there is a [`Term`]; the
-//! tasks of the sink (events, state, commands) run in it, see [`led`], and end with it:
+//! tasks of the sink (events, state, commands) run in it, see [`while_driven`], and end with it:
 //!
 //! - *handed over*: this member leaves, or another is to have the sink. The tasks end in order, with all that
 //!   was sent acknowledged, then the lease is given back: the next driver repeats nothing.
@@ -12,7 +12,7 @@ use std::{
     collections::BTreeSet,
     future::{Future as _, poll_fn},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::Poll,
     time::Duration,
 };
@@ -28,13 +28,14 @@ use tracing::{error, info, warn};
 
 use super::{
     Cluster, assignment,
-    connection::Kept,
+    connection::Storage,
     lease::{self, Lease},
     view::{Holder, SINK},
 };
 use crate::base::{
     clock::{self, Moment},
     supervisor::{Factory, Work},
+    sync::lock,
 };
 
 /// How long a sink is free before a member takes it that is not the one to have it.
@@ -72,7 +73,7 @@ impl Term {
     }
 
     fn lease(&self) -> MutexGuard<'_, Lease> {
-        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.lease)
     }
 
     /// Whether anything may be handed out at this moment. Once it may not, the term is over for all: a renewal
@@ -129,25 +130,23 @@ impl SinkLease {
 pub(crate) type MakeWork = Box<dyn Fn(&Term, CancellationToken) -> Result<Work, String> + Send>;
 
 /// A task that works while its sink is driven here, and waits otherwise.
-pub(crate) fn led(lease: Arc<SinkLease>, make: MakeWork) -> Factory {
+pub(crate) fn while_driven(lease: Arc<SinkLease>, make: MakeWork) -> Factory {
     let make = Arc::new(Mutex::new(make));
     Box::new(move |stop| {
         let (lease, make) = (Arc::clone(&lease), Arc::clone(&make));
         Ok(Box::pin(async move {
             let mut terms = lease.term.subscribe();
             loop {
-                let term = tokio::select! {
-                    () = stop.cancelled() => return,
-                    Ok(term) = terms.wait_for(|term| term.as_ref().is_some_and(Term::may_act)) => term.clone(),
+                let begun = async {
+                    let begins = terms.wait_for(|term| term.as_ref().is_some_and(Term::may_act));
+                    begins.await.ok()?.clone()
                 };
-                let Some(term) = term else { continue };
+                let Some(Some(term)) = stop.run_until_cancelled(begun).await else { return };
                 let user = User::of(&lease);
                 let ending = stop.child_token();
                 let (making, for_term, for_work) =
                     (Arc::clone(&make), term.clone(), ending.clone());
-                let made = tokio::task::spawn_blocking(move || {
-                    (making.lock().unwrap_or_else(PoisonError::into_inner))(&for_term, for_work)
-                });
+                let made = tokio::task::spawn_blocking(move || lock(&making)(&for_term, for_work));
                 let mut work = match made.await {
                     Ok(Ok(work)) => work,
                     // The supervisor shows it, and starts this task again.
@@ -177,9 +176,9 @@ pub(crate) fn led(lease: Arc<SinkLease>, make: MakeWork) -> Factory {
                 if ended && !stop.is_cancelled() && term.may_act() && !term.ending.is_cancelled() {
                     return;
                 }
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    _ = terms.wait_for(|now| now.as_ref().is_none_or(|now| !now.is(&term))) => {}
+                let over = terms.wait_for(|now| now.as_ref().is_none_or(|now| !now.is(&term)));
+                if stop.run_until_cancelled(over).await.is_none() {
+                    return;
                 }
             }
         }))
@@ -196,13 +195,13 @@ impl Term {
 pub(crate) fn factory(cluster: &Cluster, lease: &Arc<SinkLease>) -> Factory {
     let (cluster, lease) = (cluster.clone(), Arc::clone(lease));
     Box::new(move |stop| {
-        let keeper = Keeper { cluster: cluster.clone(), lease: Arc::clone(&lease) };
-        Ok(Box::pin(keeper.run(stop)))
+        let task = LeaseTask { cluster: cluster.clone(), lease: Arc::clone(&lease) };
+        Ok(Box::pin(task.run(stop)))
     })
 }
 
 /// Takes, renews and gives back one lease.
-struct Keeper {
+struct LeaseTask {
     cluster: Cluster,
     lease: Arc<SinkLease>,
 }
@@ -223,26 +222,24 @@ enum End {
     Lost,
 }
 
-impl Keeper {
+impl LeaseTask {
     fn key(&self) -> String {
         format!("{SINK}{}", self.lease.sink)
     }
 
     async fn run(self, stop: CancellationToken) {
         loop {
-            let kept = tokio::select! {
-                () = stop.cancelled() => return,
-                kept = self.cluster.kept() => kept,
+            let taken = async {
+                let storage = self.cluster.storage().await;
+                let held = self.take(&storage).await;
+                (storage, held)
             };
-            let held = tokio::select! {
-                () = stop.cancelled() => return,
-                held = self.take(&kept) => held,
-            };
+            let Some((storage, held)) = stop.run_until_cancelled(taken).await else { return };
             let sink = &self.lease.sink;
             info!(%sink, "this member drives the sink now");
             self.lease.term.send_replace(Some(held.term.clone()));
             let term = held.term.clone();
-            let (end, revision) = self.hold(&kept, held, &stop).await;
+            let (end, revision) = self.hold(&storage, held, &stop).await;
             // Nothing is handed out any more, whoever has missed the end.
             term.lost.cancel();
             if end == End::Lost {
@@ -252,7 +249,7 @@ impl Keeper {
             self.idle().await;
             if end == End::HandedOver {
                 // Where it is somebody else's by now, this fails, and so it should.
-                let given = kept.leases.delete_expect_revision(self.key(), Some(revision));
+                let given = storage.leases.delete_expect_revision(self.key(), Some(revision));
                 let handed_over = matches!(timeout(self.patience(), given).await, Ok(Ok(())));
                 info!(%sink, handed_over, "this member drives the sink no more");
             }
@@ -282,7 +279,7 @@ impl Keeper {
     }
 
     /// Waits until the lease is free and ours.
-    async fn take(&self, kept: &Kept) -> Held {
+    async fn take(&self, storage: &Storage) -> Held {
         let mut views = self.cluster.views();
         // When a request was sent whose outcome is not known.
         let mut unknown = None;
@@ -294,7 +291,7 @@ impl Keeper {
                 let own = self.cluster.member();
                 let preferred = self.preferred(&takers);
                 let holder = view.holder(&self.lease.sink);
-                let is_free = holder.is_none_or(|(holder, _)| holder.run == self.cluster.run());
+                let is_free = holder.is_none_or(|holder| holder.run == self.cluster.run());
                 let takes = takers.contains(own);
                 (view.is_known() && takes, is_free, preferred == Some(own))
             };
@@ -308,7 +305,7 @@ impl Keeper {
             if is_known
                 && is_free
                 && is_ours
-                && let Some(held) = self.create(kept, &mut unknown).await
+                && let Some(held) = self.create(storage, &mut unknown).await
             {
                 return held;
             }
@@ -320,7 +317,7 @@ impl Keeper {
         }
     }
 
-    async fn create(&self, kept: &Kept, unknown: &mut Option<Moment>) -> Option<Held> {
+    async fn create(&self, storage: &Storage, unknown: &mut Option<Moment>) -> Option<Held> {
         // What waits for a server would be stored long after this lease.
         if !self.cluster.0.connection.is_reached() {
             return None;
@@ -338,17 +335,18 @@ impl Keeper {
             value: value.clone(),
         };
         let sent = Moment::now();
-        match timeout(self.patience(), kept.leases.create(self.key(), value.clone())).await {
+        match timeout(self.patience(), storage.leases.create(self.key(), value.clone())).await {
             Ok(Ok(revision)) => Some(held(revision, sent)),
             Ok(Err(error)) if error.kind() == CreateErrorKind::AlreadyExists => {
-                let entry = kept.leases.entry(self.key()).await.ok()??;
+                let entry = storage.leases.entry(self.key()).await.ok()??;
                 let is_ours = entry.operation == Operation::Put && self.is_ours(&entry.value);
                 match unknown.take().filter(|_| is_ours) {
                     // The answer to an earlier request was lost.
                     Some(first) => Some(held(entry.revision, first)),
                     // Of a term of ours that ended before its lease did.
                     None if is_ours => {
-                        let update = kept.leases.update(self.key(), value.clone(), entry.revision);
+                        let update =
+                            storage.leases.update(self.key(), value.clone(), entry.revision);
                         let updated = timeout(self.patience(), update).await.ok()?.ok();
                         updated.map(|revision| held(revision, sent))
                     }
@@ -368,7 +366,12 @@ impl Keeper {
     }
 
     /// Renews the lease until the term ends; answers why, and the last revision.
-    async fn hold(&self, kept: &Kept, mut held: Held, stop: &CancellationToken) -> (End, u64) {
+    async fn hold(
+        &self,
+        storage: &Storage,
+        mut held: Held,
+        stop: &CancellationToken,
+    ) -> (End, u64) {
         let pace = lease::renewal(self.time());
         let mut renew_at = Instant::now() + pace;
         let mut views = self.cluster.views();
@@ -396,7 +399,7 @@ impl Keeper {
                     // Whoever was stopped meanwhile does not ask for what is another's by now.
                     let left = held.term.lease().left();
                     if !left.is_zero() && Instant::now() >= renew_at {
-                        let renewed = timeout(left, self.renew(kept, &mut held)).await;
+                        let renewed = timeout(left, self.renew(storage, &mut held)).await;
                         if renewed != Ok(true) {
                             return (End::Lost, held.revision);
                         }
@@ -423,9 +426,9 @@ impl Keeper {
     }
 
     /// Renews it once; `false`: it is somebody else's, or nobody's.
-    async fn renew(&self, kept: &Kept, held: &mut Held) -> bool {
+    async fn renew(&self, storage: &Storage, held: &mut Held) -> bool {
         let sent = Moment::now();
-        let update = kept.leases.update(self.key(), held.value.clone(), held.revision);
+        let update = storage.leases.update(self.key(), held.value.clone(), held.revision);
         match timeout(self.patience(), update).await {
             Ok(Ok(revision)) => {
                 held.revision = revision;
@@ -434,7 +437,8 @@ impl Keeper {
                 true
             }
             Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
-                let Ok(Ok(entry)) = timeout(self.patience(), kept.leases.entry(self.key())).await
+                let Ok(Ok(entry)) =
+                    timeout(self.patience(), storage.leases.entry(self.key())).await
                 else {
                     held.unknown.get_or_insert(sent);
                     return true;

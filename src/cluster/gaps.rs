@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Cluster, assignment, standing::Stood, view::View};
+use super::{Cluster, assignment, uptime::Uptime, view::View};
 use crate::base::event::Record;
 
 /// How long the others may take to answer.
@@ -109,11 +109,11 @@ pub(super) enum Behind {
 }
 
 /// Whether another member has events of this channel that are not in the log yet: it has held the channel for
-/// `stood`, where that matters, or events wait that it received before `waits`.
+/// `uptime`, where that matters, or events wait that it received before `waits`.
 pub(super) async fn behind(
     cluster: &Cluster,
     channel: &str,
-    stood: Option<Duration>,
+    uptime: Option<Duration>,
     waits: Duration,
 ) -> Behind {
     let seconds = |time: Duration| time.as_secs_f64();
@@ -121,7 +121,7 @@ pub(super) async fn behind(
         channel: channel.to_owned(),
         held: None,
         ended: None,
-        earlier: stood.map(seconds),
+        earlier: uptime.map(seconds),
         waits: Some(seconds(waits)),
     };
     let answers = ask(cluster, &question).await.into_iter();
@@ -168,12 +168,12 @@ pub(super) fn subject(cluster: &str, member: &str) -> String {
 }
 
 /// What another member asks.
-pub(super) struct Asked {
+pub(super) struct ReceivedQuestion {
     question: Question,
     reply: Subject,
 }
 
-impl Asked {
+impl ReceivedQuestion {
     pub(super) fn read(message: Message) -> Option<Self> {
         let question = serde_json::from_slice(&message.payload).ok()?;
         Some(Self { question, reply: message.reply? })
@@ -189,20 +189,20 @@ impl Asked {
         time(self.question.held).zip(time(self.question.ended))
     }
 
-    /// `stood`: for how long this member has held the channel, `missed`: whether it was without it between those
+    /// `uptime`: for how long this member has held the channel, `missed`: whether it was without it between those
     /// times; `oldest`: the age of the oldest event of it that
     /// waits for the log.
     pub(super) async fn answer(
         self,
         cluster: &Cluster,
-        stood: Option<Stood>,
+        uptime: Option<Uptime>,
         missed: bool,
         oldest: Option<Duration>,
     ) {
         let reaches = |time: Option<Duration>, asked: Option<f64>| {
             time.zip(asked).is_some_and(|(time, asked)| time.as_secs_f64() >= asked)
         };
-        let earlier = reaches(stood.map(|stood| stood.time), self.question.earlier);
+        let earlier = reaches(uptime.map(|uptime| uptime.time), self.question.earlier);
         let behind = if reaches(oldest, self.question.waits) || (earlier && oldest.is_some()) {
             Behind::Yes
         } else if earlier {
@@ -210,7 +210,7 @@ impl Asked {
         } else {
             Behind::No
         };
-        let held = reaches(stood.map(|stood| stood.unbroken), self.question.held);
+        let held = reaches(uptime.map(|uptime| uptime.unbroken), self.question.held);
         let answer = Answer { held, missed, behind };
         let answer = serde_json::to_vec(&answer).unwrap_or_default();
         // Who asks and gets no answer knows what to make of it.

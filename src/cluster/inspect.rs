@@ -33,7 +33,7 @@ pub(crate) async fn inspect(
 ) -> Result<Findings, ClusterError> {
     let member = member_name(settings);
     let connection = Connection::reach(settings, &format!("check {member}")).await?;
-    let mut found = Findings { remarks: connection.look().await?, ..Findings::default() };
+    let mut found = Findings { remarks: connection.inspect().await?, ..Findings::default() };
     let Some(leases) = connection.bucket("lease").await else { return Ok(found) };
     clock_and_rights(&leases, &member, &mut found).await;
     let cursors = connection.bucket("cursor").await;

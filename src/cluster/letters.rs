@@ -24,17 +24,17 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::index::Refill;
 pub(super) use self::index::{Index, Listed};
-use super::{Cluster, connection::Kept, lock, message, parts};
+use super::{Cluster, connection::Storage, message, parts};
 use crate::{
     base::{
         clock::{self, UnixMillis},
         event::Seq,
         supervisor::Factory,
+        sync::lock,
     },
     journal::{DeadLetter, Journal, Replay, StoreError, store::Store as JournalStore},
     sink::nats::headers::MESSAGE_ID,
@@ -68,18 +68,6 @@ struct Head {
     bytes: u64,
     /// The event's headers in the log.
     headers: BTreeMap<String, String>,
-}
-
-/// A replay.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Asked {
-    number: i64,
-    at: UnixMillis,
-    position: Seq,
-    until: Seq,
-    topic: Option<String>,
-    when: Option<String>,
 }
 
 pub(super) fn letter_key(sink: &str, seq: Seq) -> String {
@@ -189,13 +177,13 @@ fn is_behind(entry: Option<&Entry>, known: u64) -> bool {
 }
 
 /// Reads a letter of this key, and its revision; `None`: there is none. Any server that has a copy of the bucket
-/// may answer: it is an error if it is behind `known`, the revision of the index. `since` tells how long ago a
-/// time of the servers is.
+/// may answer: it is an error if it is behind `known`, the revision of the index. `ahead`: how far the
+/// clock of the servers is ahead of ours, in milliseconds.
 pub(super) async fn read(
     dead: &Store,
     key: &str,
     known: u64,
-    since: impl Fn(time::OffsetDateTime) -> Duration,
+    ahead: i64,
 ) -> Result<Option<(DeadLetter, u64)>, String> {
     let entry = dead.entry(key).await.map_err(|error| error.to_string())?;
     if is_behind(entry.as_ref(), known) {
@@ -211,7 +199,7 @@ pub(super) async fn read(
         let Some(piece) = piece else { return Ok(None) };
         whole.extend_from_slice(&piece);
     }
-    let stored = since(entry.created);
+    let stored = clock::since(entry.created, ahead);
     Ok(decode(&entry, head, &whole.into(), stored).map(|letter| (letter, entry.revision)))
 }
 
@@ -243,52 +231,21 @@ fn decode(entry: &Entry, head: Head, message: &Bytes, stored: Duration) -> Optio
 
 /// A replay as a value of the bucket.
 pub(super) fn encode_replay(replay: &Replay) -> Bytes {
-    let asked = Asked {
-        number: replay.number,
-        at: clock::now(),
-        position: replay.position,
-        until: replay.until,
-        topic: replay.topic.clone(),
-        when: replay.when.clone(),
-    };
-    serde_json::to_vec(&asked).unwrap_or_default().into()
+    serde_json::to_vec(replay).unwrap_or_default().into()
 }
 
 pub(super) fn decode_replay(entry: &Entry) -> Option<Replay> {
     let sink = sink_of(&entry.key, REPLAY).filter(|_| entry.operation == Operation::Put)?;
-    let asked: Asked = serde_json::from_slice(&entry.value).ok()?;
-    Some(Replay {
-        number: number_of(asked.number, entry.revision),
-        sink: sink.to_owned(),
-        position: asked.position,
-        until: asked.until,
-        topic: asked.topic,
-        when: asked.when,
-    })
+    let replay: Replay = serde_json::from_slice(&entry.value).ok()?;
+    let number = number_of(replay.number, entry.revision);
+    Some(Replay { number, sink: sink.to_owned(), ..replay })
 }
 
-/// What the bucket has of a replay that was found changed.
-#[derive(Debug, PartialEq, Eq)]
-enum Changed {
-    /// Somebody has finished it.
-    Gone,
-    /// At this revision it is as far as it is to be, or further.
-    Reached(u64),
-    /// At this revision it is not.
-    Behind(u64),
-}
-
-impl Changed {
-    fn of(found: Option<&Entry>, wanted: &Replay) -> Self {
-        let found = found.and_then(|entry| Some((decode_replay(entry)?, entry.revision)));
-        match found {
-            None => Self::Gone,
-            Some((replay, revision)) if replay.position >= wanted.position => {
-                Self::Reached(revision)
-            }
-            Some((_, revision)) => Self::Behind(revision),
-        }
-    }
+/// The revision of a replay that was found changed, and whether it is as far there as it is to be, or further.
+/// `None`: somebody has finished it.
+fn changed(found: Option<&Entry>, wanted: &Replay) -> Option<(u64, bool)> {
+    let found = found?;
+    Some((found.revision, decode_replay(found)?.position >= wanted.position))
 }
 
 /// Writes how far a replay is that had this revision; answers the one that it has now. `None`: it is not there
@@ -307,10 +264,10 @@ pub(super) async fn write_replay(
     }
     // Somebody else has changed it, or the answer to an earlier request was lost.
     let found = dead.entry(key).await.map_err(|error| error.to_string())?;
-    match Changed::of(found.as_ref(), replay) {
-        Changed::Gone => Ok(None),
-        Changed::Reached(revision) => Ok(Some(revision)),
-        Changed::Behind(revision) => {
+    match changed(found.as_ref(), replay) {
+        None => Ok(None),
+        Some((revision, true)) => Ok(Some(revision)),
+        Some((revision, false)) => {
             let updated = dead.update(key, value, revision).await;
             updated.map(Some).map_err(|error| error.to_string())
         }
@@ -325,13 +282,13 @@ impl Cluster {
 }
 
 /// The bucket as it is at this moment.
-pub(super) async fn index(kept: &Store) -> Result<Index, String> {
+pub(super) async fn index(dead: &Store) -> Result<Index, String> {
     let mut index = Index::default();
-    let status = kept.status().await.map_err(|error| error.to_string())?;
+    let status = dead.status().await.map_err(|error| error.to_string())?;
     if status.values() == 0 {
         return Ok(index);
     }
-    let mut watch = kept.watch_with_history(">").await.map_err(|error| error.to_string())?;
+    let mut watch = dead.watch_with_history(">").await.map_err(|error| error.to_string())?;
     loop {
         let entry = timeout(READ, watch.next()).await;
         let Ok(Some(Ok(entry))) = entry else { return Err("it cannot be read whole".into()) };
@@ -348,21 +305,18 @@ pub(crate) fn factory(cluster: &Cluster, journal: &Journal, dir: PathBuf) -> Fac
     Box::new(move |stop| {
         let (cluster, journal, dir) = (cluster.clone(), journal.clone(), dir.clone());
         Ok(Box::pin(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = run(&cluster, &journal, dir, &stop) => {}
-            }
+            stop.run_until_cancelled(run(&cluster, &journal, dir)).await;
         }))
     })
 }
 
-async fn run(cluster: &Cluster, journal: &Journal, dir: PathBuf, stop: &CancellationToken) {
+async fn run(cluster: &Cluster, journal: &Journal, dir: PathBuf) {
     let mut is_moved = false;
-    while !stop.is_cancelled() {
-        let kept = cluster.kept().await;
-        is_moved = is_moved || move_own(cluster, &kept, journal, dir.clone()).await;
-        match kept.dead.watch_with_history(">").await {
-            Ok(watch) => keep(cluster, &kept, watch).await,
+    loop {
+        let storage = cluster.storage().await;
+        is_moved = is_moved || move_own(cluster, &storage, journal, dir.clone()).await;
+        match storage.dead.watch_with_history(">").await {
+            Ok(watch) => keep(cluster, &storage, watch).await,
             Err(error) => debug!(%error, "the dead letters cannot be had now"),
         }
         sleep(RETRY).await;
@@ -370,12 +324,12 @@ async fn run(cluster: &Cluster, journal: &Journal, dir: PathBuf, stop: &Cancella
 }
 
 /// Reads until the connection is a new one: what was deleted meanwhile may have no mark any more.
-async fn keep(cluster: &Cluster, kept: &Kept, mut watch: Watch) {
+async fn keep(cluster: &Cluster, storage: &Storage, mut watch: Watch) {
     let mut reached = cluster.0.connection.reached.clone();
     reached.mark_unchanged();
     let mut refill = Refill::of(&cluster.0.letters);
     // Of an empty bucket nothing comes.
-    match kept.dead.stream.get_info().await {
+    match storage.dead.stream.get_info().await {
         Ok(info) if info.state.messages == 0 => refill.finish(),
         Ok(_) => {}
         Err(error) => {
@@ -398,14 +352,15 @@ async fn keep(cluster: &Cluster, kept: &Kept, mut watch: Watch) {
         if is_done {
             continue;
         }
-        if entry.operation != Operation::Put && cluster.since(entry.created) > MARK {
+        if entry.operation != Operation::Put && clock::since(entry.created, cluster.ahead()) > MARK
+        {
             marks.push((entry.key, entry.revision));
         }
         if refill.is_done() {
             for (key, revision) in marks.drain(..) {
-                let subject = format!("$KV.{}.{key}", kept.dead.name);
+                let subject = format!("$KV.{}.{key}", storage.dead.name);
                 // Not what somebody may have put there since.
-                let purge = kept.dead.stream.purge().filter(subject).sequence(revision + 1);
+                let purge = storage.dead.stream.purge().filter(subject).sequence(revision + 1);
                 if let Err(error) = purge.await {
                     debug!(%error, "the mark of a deleted key stays");
                 }
@@ -416,7 +371,7 @@ async fn keep(cluster: &Cluster, kept: &Kept, mut watch: Watch) {
 
 /// Puts the dead letters of this member's journal, from before it was a member, with the others; whether
 /// none are left there.
-async fn move_own(cluster: &Cluster, kept: &Kept, journal: &Journal, dir: PathBuf) -> bool {
+async fn move_own(cluster: &Cluster, storage: &Storage, journal: &Journal, dir: PathBuf) -> bool {
     if dir.as_os_str().is_empty() {
         return true;
     }
@@ -438,7 +393,7 @@ async fn move_own(cluster: &Cluster, kept: &Kept, journal: &Journal, dir: PathBu
         let key = format!("{LETTER}{}.{}-{number}", letter.sink, cluster.member());
         let letter = DeadLetter { number: 0, ..letter };
         let by = (cluster.member(), cluster.max_payload());
-        if let Err(error) = write(&kept.dead, &key, &letter, by, None).await {
+        if let Err(error) = write(&storage.dead, &key, &letter, by, None).await {
             warn!(error, "the dead letters of the journal cannot be moved to the cluster now");
             return false;
         }
@@ -516,12 +471,12 @@ mod tests {
         let key = "replay.hook.01J";
         let at = |position| Replay { position, ..replay() };
         let found = |position| entry(key, encode_replay(&at(position)), 8, Operation::Put);
-        assert_eq!(Changed::of(None, &at(5)), Changed::Gone);
+        assert_eq!(changed(None, &at(5)), None);
         let deleted = entry(key, Bytes::new(), 8, Operation::Delete);
-        assert_eq!(Changed::of(Some(&deleted), &at(5)), Changed::Gone);
-        assert_eq!(Changed::of(Some(&found(4)), &at(5)), Changed::Behind(8));
-        assert_eq!(Changed::of(Some(&found(5)), &at(5)), Changed::Reached(8));
-        assert_eq!(Changed::of(Some(&found(6)), &at(5)), Changed::Reached(8));
+        assert_eq!(changed(Some(&deleted), &at(5)), None);
+        assert_eq!(changed(Some(&found(4)), &at(5)), Some((8, false)));
+        assert_eq!(changed(Some(&found(5)), &at(5)), Some((8, true)));
+        assert_eq!(changed(Some(&found(6)), &at(5)), Some((8, true)));
     }
 
     #[test]
@@ -558,5 +513,19 @@ mod tests {
         assert_eq!(decode_replay(&found), Some(replay.clone()));
         let found = entry("replay.home.01J", encode_replay(&replay), 7, Operation::Put);
         assert_eq!(decode_replay(&found), Some(replay));
+    }
+
+    #[test]
+    fn a_replay_that_an_earlier_version_requested_is_read() {
+        let value = r#"{"number":0,"at":5,"position":4,"until":9,"topic":"channel.*","when":null}"#;
+        let found = entry("replay.home.01J", value.into(), 6, Operation::Put);
+        let expected =
+            Replay { number: 6, sink: "home".into(), topic: Some("channel.*".into()), ..replay() };
+        assert_eq!(decode_replay(&found), Some(expected.clone()));
+        // What that version reads, under these names.
+        let value: serde_json::Value = serde_json::from_slice(&encode_replay(&expected)).unwrap();
+        let names = ["number", "position", "until", "topic", "when"];
+        assert!(value.as_object().unwrap().keys().all(|name| names.contains(&&**name)));
+        assert!(names.iter().all(|name| value.get(name).is_some()));
     }
 }

@@ -5,12 +5,12 @@
 //! that a driver before it can move it no more; an update that fails says that somebody else drives the sink,
 //! and ends the term at once.
 //!
-//! What a destination rejected is a dead letter that all members share ([`super::aside`]); it is there before
+//! What a destination rejected is a dead letter that all members share ([`super::requests`]); it is there before
 //! the cursor passes it.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -24,17 +24,18 @@ use tracing::{error, warn};
 
 use super::{
     Cluster,
-    aside::Aside,
-    connection::Kept,
+    connection::Storage,
     cursor::{self, Cursor},
     driver::Term,
-    lease, message, parts, past,
-    reading::Reading,
+    lease, log_range, message,
+    reading::{self, Decoded, Reading},
+    requests::SinkRequests,
 };
 use crate::{
     base::{
         clock::{self, UnixMillis},
         event::{Event, Record, Seq},
+        sync::lock,
     },
     config::Start,
     delivery::source::Source,
@@ -61,10 +62,10 @@ pub(crate) struct LogSource {
     cluster: Cluster,
     sink: Arc<str>,
     term: Term,
-    kept: Arc<Kept>,
+    storage: Arc<Storage>,
     /// For events of the relay's own.
     journal: Journal,
-    aside: Aside,
+    requests: SinkRequests,
     begin: Cursor,
     queue: Mutex<Queue>,
     readable: watch::Sender<Seq>,
@@ -115,11 +116,6 @@ impl Queue {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change under it is whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl LogSource {
     /// Makes the cursor ours and begins there. Waits until that works, or the term is over.
     pub(crate) async fn open(
@@ -133,8 +129,8 @@ impl LogSource {
             if !term.may_act() {
                 return None;
             }
-            let kept = cluster.kept().await;
-            match cursor::claim(cluster, (&kept.cursors, &kept.log), sink, start).await {
+            let storage = cluster.storage().await;
+            match cursor::claim(cluster, (&storage.cursors, &storage.log), sink, start).await {
                 Ok((begin, revision)) => {
                     let at = begin.seq;
                     let stored = begin.stored;
@@ -152,10 +148,10 @@ impl LogSource {
                     let most = journal.max_dead_letters();
                     return Some(Arc::new(Self {
                         cluster: cluster.clone(),
-                        aside: Aside::new(cluster, &kept, &sink, most),
+                        requests: SinkRequests::new(cluster, &storage, &sink, most),
                         sink,
                         term: term.clone(),
-                        kept,
+                        storage,
                         journal: journal.clone(),
                         begin,
                         queue: Mutex::new(queue),
@@ -183,7 +179,7 @@ impl LogSource {
     pub(crate) async fn flush(&self) -> bool {
         let deadline = Instant::now() + LAST;
         let saved = async {
-            while self.unsaved().is_some() || self.aside.unwritten() > 0 {
+            while self.unsaved().is_some() || self.requests.unwritten() > 0 {
                 if !self.term.may_act() {
                     return false;
                 }
@@ -231,19 +227,19 @@ impl LogSource {
         if !self.term.may_act() {
             return Ok(());
         }
-        if cursor::moved(&self.kept.log, after, stored).await?.is_some() {
+        if cursor::moved(&self.storage.log, after, stored).await?.is_some() {
             warn!(sink = %self.sink, "the log has lost events: the sink begins again at its cursor");
             self.term.lost.cancel();
             return Ok(());
         }
-        let mut reading = Reading::behind(&self.kept.log, after).await?;
+        let mut reading = Reading::behind(&self.storage.log, after).await?;
         loop {
             while lock(&self.queue).bytes >= AHEAD {
                 self.room.notified().await;
             }
             let Some(message) = reading.next(SILENT).await? else {
                 // The server that had the consumer may be gone.
-                let last = self.kept.log.get_info().await?.state.last_sequence;
+                let last = self.storage.log.get_info().await?.state.last_sequence;
                 if last == lock(&self.queue).read {
                     continue;
                 }
@@ -251,34 +247,31 @@ impl LogSource {
             };
             let info = message.info()?;
             let (seq, pending) = (info.stream_sequence, info.pending);
-            let stored = self.cluster.since(info.published);
-            let empty = async_nats::HeaderMap::new();
-            let headers = message.headers.as_ref().unwrap_or(&empty);
-            let whole = if parts::is_piece(&message.subject) {
-                None
-            } else {
-                let whole = parts::whole(&self.kept.log, headers, &message.payload).await?;
-                if whole.is_none() {
-                    error!(sink = %self.sink, seq, "a piece of a large event is not in the log any more");
-                }
-                Some(whole)
-            };
+            let stored = clock::millis(info.published);
+            let decoded =
+                reading::decode(&self.storage.log, &message, self.cluster.ahead()).await?;
             let mut queue = lock(&self.queue);
             if seq <= queue.read {
                 continue;
             }
-            queue.lost += seq - queue.read - 1 + u64::from(whole == Some(None));
-            let stored_at = clock::millis(info.published);
-            (queue.read, queue.read_stored) = (seq, stored_at);
-            queue.stored.push_back((seq, stored_at));
-            let Some(payload) = whole.flatten() else { continue };
-            let record =
-                Record { stored: stored_at, ..message::record(seq, headers, &payload, stored) };
-            self.cluster.look_for_copies(&record, message::member(headers));
+            queue.lost += seq - queue.read - 1;
+            (queue.read, queue.read_stored) = (seq, stored);
+            queue.stored.push_back((seq, stored));
+            let record = match decoded {
+                Decoded::Piece => continue,
+                Decoded::Lost => {
+                    error!(sink = %self.sink, seq, "a piece of a large event is not in the log any more");
+                    queue.lost += 1;
+                    continue;
+                }
+                Decoded::Event(record) => record,
+            };
+            let member = message.headers.as_ref().map_or("", message::member);
+            self.cluster.check_copies(&record, member);
             let lost = std::mem::take(&mut queue.lost);
             queue.last = queue.last.max(seq + pending);
             queue.bytes += record.event.weight();
-            queue.events.push_back((lost, Arc::new(record)));
+            queue.events.push_back((lost, record));
             drop(queue);
             self.readable.send_replace(seq);
         }
@@ -302,7 +295,7 @@ impl LogSource {
 
     async fn save(&self) {
         loop {
-            if self.unsaved().is_none() && self.aside.unwritten() == 0 {
+            if self.unsaved().is_none() && self.requests.unwritten() == 0 {
                 self.moved.notified().await;
                 continue;
             }
@@ -315,19 +308,19 @@ impl LogSource {
     /// cursor passes its event. `false`: it is to be tried again.
     async fn save_once(&self) -> bool {
         let unsaved = self.unsaved();
-        let aside = self.aside.unwritten();
-        for _ in 0..aside {
-            if !self.aside.write_one().await {
+        let unwritten = self.requests.unwritten();
+        for _ in 0..unwritten {
+            if !self.requests.write_one().await {
                 return false;
             }
         }
-        if aside > 0 {
+        if unwritten > 0 {
             self.progress.send_modify(|count| *count += 1);
         }
         let Some((cursor, revision)) = unsaved else { return true };
         let value = serde_json::to_vec(&cursor).unwrap_or_default();
         let patience = lease::patience(self.cluster.settings().lease.0);
-        let update = self.kept.cursors.update(&*self.sink, value.into(), revision);
+        let update = self.storage.cursors.update(&*self.sink, value.into(), revision);
         match timeout(patience, update).await {
             Ok(Ok(revision)) => {
                 self.saved(&cursor, revision);
@@ -349,11 +342,11 @@ impl LogSource {
 
     /// The cursor is not at the revision at which it was saved; whether it is saved now.
     async fn find_out(&self, cursor: &Cursor, revision: u64, patience: Duration) -> bool {
-        let entry = timeout(patience, self.kept.cursors.entry(&*self.sink)).await;
+        let entry = timeout(patience, self.storage.cursors.entry(&*self.sink)).await;
         let Ok(Ok(entry)) = entry else { return false };
         let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
             warn!(sink = %self.sink, "the sink's cursor was deleted: it is made again");
-            let made = cursor::make(&self.kept.cursors, &self.sink, cursor);
+            let made = cursor::make(&self.storage.cursors, &self.sink, cursor);
             let Ok(Ok(Some(revision))) = timeout(patience, made).await else { return false };
             self.saved(cursor, revision);
             return true;
@@ -479,8 +472,8 @@ impl Source for LogSource {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Batch, StoreError> {
-        let since = |at| self.cluster.since(at);
-        let read = past::read(&self.kept.log, since, (after, through), limit, max_bytes).await;
+        let (log, ahead) = (&self.storage.log, self.cluster.ahead());
+        let read = log_range::read(log, ahead, (after, through), limit, max_bytes).await;
         read.map_err(|error| StoreError::Elsewhere(format!("the log cannot be read now: {error}")))
     }
 
@@ -489,27 +482,27 @@ impl Source for LogSource {
     }
 
     async fn pending_requests(&self) -> Result<(Vec<DeadLetter>, Vec<Replay>), StoreError> {
-        self.aside.pending().await
+        self.requests.pending().await
     }
 
     fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
-        let done = self.aside.dead_letter(record, reason);
+        let done = self.requests.dead_letter(record, reason);
         self.moved.notify_one();
         done
     }
 
     fn rejected_again(&self, number: i64, reason: &str) {
-        self.aside.rejected_again(number, reason);
+        self.requests.rejected_again(number, reason);
         self.moved.notify_one();
     }
 
     fn remove_dead_letter(&self, number: i64) {
-        self.aside.remove(number);
+        self.requests.remove(number);
         self.moved.notify_one();
     }
 
     fn replay_progress(&self, number: i64, position: Option<Seq>) {
-        self.aside.replay_progress(number, position);
+        self.requests.replay_progress(number, position);
         self.moved.notify_one();
     }
 

@@ -1,4 +1,4 @@
-//! The task that keeps this member among the others: it says that it is there, hears of the others, decides
+//! The task that keeps this member among the others: it announces itself, hears of the others, decides
 //! which channels it holds, and leaves in order.
 
 use std::{
@@ -19,18 +19,19 @@ use tracing::{error, info, warn};
 
 use super::{
     Cluster, assignment,
-    connection::Kept,
+    connection::Storage,
     cursor,
     error::ClusterError,
-    holding, lease, lock,
+    holding, lease,
     report::Configured,
-    standing::Standing,
+    uptime::Uptimes,
     view::{MEMBER, Member, View},
 };
 use crate::{
     base::{
         clock::{self, Moment},
         supervisor::Factory,
+        sync::lock,
     },
     gateway::{
         Away, Targets,
@@ -60,13 +61,6 @@ const FEW: u64 = 200;
 /// this name.
 pub(super) const CONFIGURED: &str = "configured.";
 
-/// Why the keeping ended.
-enum End {
-    Stopped,
-    /// It is to be begun again.
-    Again(String),
-}
-
 pub(crate) struct Parts {
     /// What is configured.
     pub(crate) all: watch::Receiver<Targets>,
@@ -82,7 +76,7 @@ pub(crate) struct Parts {
 struct Membership {
     cluster: Cluster,
     parts: Arc<Parts>,
-    /// What this member is configured with. What changes after it was said is said again.
+    /// What this member is configured with. What changes after it was published is published again.
     configured: watch::Receiver<Configured>,
     began: Instant,
     /// Members that took part when channels were assigned last, or, before that, when it was looked last.
@@ -92,10 +86,10 @@ struct Membership {
     /// Channels that others held before, and those others, until one of them is known to have done so for long
     /// enough.
     taken: BTreeMap<Arc<str>, Vec<String>>,
-    standing: Standing,
+    uptimes: Uptimes,
     /// Whether channels were ever assigned.
     assigned: bool,
-    said: Member,
+    announced: Member,
     /// What others are configured with, by the digest that they say.
     compared: HashMap<String, u64>,
 }
@@ -115,40 +109,32 @@ impl Membership {
             before: BTreeSet::new(),
             known: None,
             taken: BTreeMap::new(),
-            standing: Standing::new(Arc::clone(&parts.table)),
+            uptimes: Uptimes::new(Arc::clone(&parts.table)),
             assigned: false,
-            said: Member::default(),
+            announced: Member::default(),
             compared: HashMap::new(),
         }
     }
 
     async fn run(mut self, stop: CancellationToken) {
         loop {
-            let end = match Box::pin(self.begin(&stop)).await {
-                Ok(None) => End::Stopped,
-                Ok(Some((kept, watch))) => self.keep(&kept, watch, &stop).await,
-                Err(error) => End::Again(error.to_string()),
+            let failed = match Box::pin(self.begin(&stop)).await {
+                Ok(None) => None,
+                Ok(Some((storage, watch))) => self.keep(&storage, watch, &stop).await,
+                Err(error) => Some(error.to_string()),
             };
-            match end {
-                End::Stopped => break,
-                End::Again(why) => {
-                    let known = self.cluster.0.trouble.send_replace(Some(why.clone()));
-                    if known.as_ref() != Some(&why) {
-                        warn!(
-                            why,
-                            "the cluster does not work now; events wait in the local journal"
-                        );
-                    }
-                }
+            let Some(why) = failed else { break };
+            let known = self.cluster.0.trouble.send_replace(Some(why.clone()));
+            if known.as_ref() != Some(&why) {
+                warn!(why, "the cluster does not work now; events wait in the local journal");
             }
             // Without the others, everything is ours after a while: two that hold a channel do no harm.
             if self.began.elapsed() >= self.cluster.settings().lease.0 {
                 self.assign();
             }
-            self.look_without_others();
-            tokio::select! {
-                () = stop.cancelled() => break,
-                () = sleep(RETRY) => {}
+            self.finish_draining_alone();
+            if stop.run_until_cancelled(sleep(RETRY)).await.is_none() {
+                break;
             }
         }
     }
@@ -157,37 +143,42 @@ impl Membership {
     async fn begin(
         &mut self,
         stop: &CancellationToken,
-    ) -> Result<Option<(Arc<Kept>, Watch)>, ClusterError> {
+    ) -> Result<Option<(Arc<Storage>, Watch)>, ClusterError> {
         let sinks = self.configured.borrow_and_update().sinks();
-        let kept = tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            kept = self.cluster.0.connection.ensure(&sinks) => kept?,
-        };
-        for remark in &kept.remarks {
+        let ensured = Box::pin(self.cluster.0.connection.ensure(&sinks));
+        let Some(storage) = stop.run_until_cancelled(ensured).await else { return Ok(None) };
+        let storage = storage?;
+        for remark in &storage.remarks {
             warn!(remark, "about the cluster at NATS");
         }
         // A sink's place is taken before any event is published.
         for sink in sinks {
             let start = self.cluster.start_of(&sink);
-            cursor::ensure((&kept.cursors, &kept.log), &sink, start).await?;
+            cursor::ensure((&storage.cursors, &storage.log), &sink, start).await?;
         }
-        self.say_what_is_configured(&kept).await?;
-        let watch = kept.leases.watch_with_history(">").await.map_err(|error| {
+        self.publish_configuration(&storage).await?;
+        let watch = storage.leases.watch_with_history(">").await.map_err(|error| {
             ClusterError::Unavailable(format!("the members cannot be heard of: {error}"))
         })?;
-        let kept = Arc::new(kept);
-        self.cluster.0.kept.send_replace(Some(Arc::clone(&kept)));
-        Ok(Some((kept, watch)))
+        let storage = Arc::new(storage);
+        self.cluster.0.storage.send_replace(Some(Arc::clone(&storage)));
+        Ok(Some((storage, watch)))
     }
 
-    async fn say_what_is_configured(&self, kept: &Kept) -> Result<(), ClusterError> {
+    async fn publish_configuration(&self, storage: &Storage) -> Result<(), ClusterError> {
         let key = format!("{CONFIGURED}{}", self.cluster.member());
         let value = self.cluster.0.configured.borrow().to_json();
-        let put = kept.cursors.put(key, value.into()).await;
+        let put = storage.cursors.put(key, value.into()).await;
         put.map(drop).map_err(|error| ClusterError::Unavailable(error.to_string()))
     }
 
-    async fn keep(&mut self, kept: &Kept, mut watch: Watch, stop: &CancellationToken) -> End {
+    /// Takes part in the cluster; answers why that ended, `None`: at a stop.
+    async fn keep(
+        &mut self,
+        storage: &Storage,
+        mut watch: Watch,
+        stop: &CancellationToken,
+    ) -> Option<String> {
         let cluster = self.cluster.clone();
         let parts = Arc::clone(&self.parts);
         let time = cluster.settings().lease.0;
@@ -197,60 +188,60 @@ impl Membership {
         let mut draining = cluster.draining();
         let mut gone = cluster.0.gone.subscribe();
         gone.mark_unchanged();
-        let mut say_at = Instant::now();
-        let mut look_at = Some(Instant::now());
+        let mut announce_at = Instant::now();
+        let mut decide_at = Some(Instant::now());
         let mut failures = 0_u32;
         let began = Moment::now();
         loop {
             let silent = cluster.0.view.borrow().own_seen().map(|time| time.min(began.elapsed()));
             if silent.is_some_and(|silent| silent > time * 2) && failures == 0 {
                 // What we say arrives, and we do not hear it.
-                return End::Again("nothing is heard of the members any more".into());
+                return Some("nothing is heard of the members any more".into());
             }
             tokio::select! {
                 biased;
                 () = stop.cancelled() => {
-                    self.forget_us(kept).await;
-                    return End::Stopped;
+                    self.delete_own_key(storage).await;
+                    return None;
                 }
-                () = sleep_until(say_at) => {
-                    if self.say(kept).await {
+                () = sleep_until(announce_at) => {
+                    if self.announce(storage).await {
                         failures = 0;
-                        say_at = Instant::now() + pace;
-                        look_at.get_or_insert_with(Instant::now);
+                        announce_at = Instant::now() + pace;
+                        decide_at.get_or_insert_with(Instant::now);
                     } else {
                         failures += 1;
-                        say_at = Instant::now() + RETRY.min(pace / 2);
+                        announce_at = Instant::now() + RETRY.min(pace / 2);
                         let why = "no NATS server answers: events wait in the local journal";
                         self.cluster.0.trouble.send_replace(Some(why.into()));
                         if failures.is_multiple_of(20) {
-                            return End::Again(why.into());
+                            return Some(why.into());
                         }
                     }
                 }
                 entry = watch.next() => match entry {
                     Some(Ok(entry)) => {
                         self.on_entry(&entry);
-                        look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+                        decide_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
                     }
-                    Some(Err(error)) => return End::Again(format!("the members cannot be heard of: {error}")),
-                    None => return End::Again("the members cannot be heard of".into()),
+                    Some(Err(error)) => return Some(format!("the members cannot be heard of: {error}")),
+                    None => return Some("the members cannot be heard of".into()),
                 },
                 Ok(()) = table.changed() => {
-                    self.standing.look();
-                    look_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+                    self.uptimes.update();
+                    decide_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
                 }
-                Ok(()) = all.changed() => drop(look_at.get_or_insert_with(Instant::now)),
+                Ok(()) = all.changed() => drop(decide_at.get_or_insert_with(Instant::now)),
                 Ok(()) = self.configured.changed() => {
-                    self.on_configured(kept).await;
-                    say_at = Instant::now();
+                    self.on_configured(storage).await;
+                    announce_at = Instant::now();
                 }
-                Ok(()) = draining.changed() => say_at = Instant::now(),
-                Ok(()) = gone.changed() => return End::Again("the log is not there".into()),
-                () = until(look_at), if look_at.is_some() => {
-                    look_at = self.settles_at();
-                    if look_at.is_none() && self.look(kept).await {
-                        say_at = Instant::now();
+                Ok(()) = draining.changed() => announce_at = Instant::now(),
+                Ok(()) = gone.changed() => return Some("the log is not there".into()),
+                () = clock::until(decide_at) => {
+                    decide_at = self.settles_at();
+                    if decide_at.is_none() && self.decide(storage).await {
+                        announce_at = Instant::now();
                     }
                 }
             }
@@ -258,15 +249,16 @@ impl Membership {
     }
 
     /// What is configured has changed: a new sink's place is taken, and the others are told.
-    async fn on_configured(&self, kept: &Kept) {
+    async fn on_configured(&self, storage: &Storage) {
         let sinks = self.cluster.0.configured.borrow().sinks();
         for sink in sinks {
             let start = self.cluster.start_of(&sink);
-            if let Err(error) = cursor::ensure((&kept.cursors, &kept.log), &sink, start).await {
+            if let Err(error) = cursor::ensure((&storage.cursors, &storage.log), &sink, start).await
+            {
                 warn!(%error, "a new sink's place in the log cannot be had now");
             }
         }
-        if let Err(error) = self.say_what_is_configured(kept).await {
+        if let Err(error) = self.publish_configuration(storage).await {
             warn!(%error, "the others cannot be told what is configured");
         }
     }
@@ -276,28 +268,28 @@ impl Membership {
         if entry.operation == Operation::Put {
             let is_ours = entry.key.strip_prefix(MEMBER) == Some(cluster.member());
             if is_ours && entry.delta == 0 {
-                cluster.0.connection.server_said(entry.created);
+                cluster.0.connection.set_server_time(entry.created);
             }
             let stored = clock::millis(entry.created);
             cluster.0.view.send_modify(|view| {
-                view.put(&entry.key, &entry.value, entry.revision, stored, Moment::now());
+                view.put(&entry.key, &entry.value, stored, Moment::now());
             });
         } else {
             cluster.0.view.send_modify(|view| view.removed(&entry.key));
         }
     }
 
-    /// Says that this member is there, and how it is; whether that worked.
-    async fn say(&mut self, kept: &Kept) -> bool {
+    /// Publishes that this member is there, and how it is; whether that worked.
+    async fn announce(&mut self, storage: &Storage) -> bool {
         let member = self.own();
         let cluster = &self.cluster;
         let value = Bytes::from(serde_json::to_vec(&member).unwrap_or_default());
         let key = format!("{MEMBER}{}", cluster.member());
         // Nobody stops because of this: it may take longer than a renewal.
         let patience = cluster.settings().lease.0 / 2;
-        let put = timeout(patience, kept.leases.put(key, value)).await;
+        let put = timeout(patience, storage.leases.put(key, value)).await;
         if matches!(put, Ok(Ok(_))) {
-            self.said = member;
+            self.announced = member;
             cluster.0.trouble.send_replace(None);
             return true;
         }
@@ -311,7 +303,10 @@ impl Membership {
         Member {
             version: env!("CARGO_PKG_VERSION").into(),
             run: cluster.run().into(),
-            started: if self.said.started == 0 { clock::now() } else { self.said.started },
+            started: match self.announced.started {
+                0 => clock::now(),
+                at => at,
+            },
             clock: clock::now(),
             draining: cluster.is_draining(),
             set: self.set(),
@@ -331,11 +326,11 @@ impl Membership {
         View::set(&self.before.iter().map(String::as_str).collect())
     }
 
-    async fn forget_us(&self, kept: &Kept) {
+    async fn delete_own_key(&self, storage: &Storage) {
         let key = format!("{MEMBER}{}", self.cluster.member());
         let patience = lease::patience(self.cluster.settings().lease.0);
         // Where it does not work, the server forgets it by itself.
-        drop(timeout(patience, kept.leases.delete(key)).await);
+        drop(timeout(patience, storage.leases.delete(key)).await);
     }
 
     /// Until when it is waited for other members before channels are taken up.
@@ -354,8 +349,8 @@ impl Membership {
         Some((*changed + SETTLE).min(*first + SETTLE_LONGEST)).filter(|at| *at > now)
     }
 
-    /// Decides again; whether there is something to say at once.
-    async fn look(&mut self, kept: &Kept) -> bool {
+    /// Decides again what this member holds; whether there is something to announce at once.
+    async fn decide(&mut self, storage: &Storage) -> bool {
         self.cluster.0.view.send_if_modified(|view| {
             view.tidy_up();
             false
@@ -365,14 +360,14 @@ impl Membership {
         }
         self.assign();
         self.report_orphans();
-        self.compare(kept).await;
-        self.look_at_copies();
+        self.compare(storage).await;
+        self.adopt_single_copy();
         if self.cluster.is_draining() {
-            self.look_at_draining();
+            self.finish_draining();
         }
-        let cluster = &self.cluster;
+        let (cluster, last) = (&self.cluster, &self.announced);
         (self.set(), self.stands(), cluster.is_draining(), lock(&cluster.0.holding).len())
-            != (self.said.set, self.said.stands, self.said.draining, self.said.channels)
+            != (last.set, last.stands, last.draining, last.channels)
     }
 
     /// Takes up the channels that are ours now, and gives up those that are not.
@@ -448,15 +443,15 @@ impl Membership {
     /// A channel whose holders before all died before it stood here had none since the last of them was heard of.
     /// The first of the new holders reports that. They may be found dead one after another.
     fn report_orphans(&mut self) {
-        let (cluster, standing) = (&self.cluster, &mut self.standing);
+        let (cluster, uptimes) = (&self.cluster, &mut self.uptimes);
         let view = cluster.0.view.borrow().clone();
         let mut orphans = Vec::new();
         self.taken.retain(|channel, holders| {
             let heard = holders.iter().filter_map(|holder| view.heard(holder));
             let heard = heard.min_by_key(|at| at.elapsed());
-            let standing = standing.of(channel);
+            let uptime = uptimes.of(channel);
             let was_there =
-                standing.zip(heard).is_some_and(|(stood, at)| at.elapsed() < stood.unbroken);
+                uptime.zip(heard).is_some_and(|(uptime, at)| at.elapsed() < uptime.unbroken);
             if was_there || !lock(&cluster.0.holding).has(channel) {
                 return false;
             }
@@ -492,29 +487,29 @@ impl Membership {
     }
 
     /// What one member has found out of copies holds for all.
-    fn look_at_copies(&self) {
+    fn adopt_single_copy(&self) {
         if self.cluster.0.view.borrow().alive().any(|(_, member)| member.single) {
-            self.cluster.hold_once();
+            self.cluster.reduce_to_one_copy();
         }
     }
 
     /// Whether the others have taken over what was ours.
-    fn look_at_draining(&self) {
+    fn finish_draining(&self) {
         let cluster = &self.cluster;
         let view = cluster.0.view.borrow();
         let set = View::set(&view.takers(true));
-        let said = self.said.draining;
+        let announced = self.announced.draining;
         let sinks = lock(&cluster.0.leases).values().any(|lease| lease.term().is_some());
         // What waits still is published within the time of the stop; more than that is waited for here.
         let published = cluster.0.outbox.waiting.load(Ordering::Relaxed) <= FEW;
-        if said && !sinks && published && view.others_stand(set) {
+        if announced && !sinks && published && view.others_stand(set) {
             cluster.0.drained.send_replace(true);
         }
     }
 
     /// Where no server is reached, or ever was, there is nobody to hand over to. Anything else that fails may
     /// work again at once, and the others do not have yet what is ours.
-    fn look_without_others(&self) {
+    fn finish_draining_alone(&self) {
         let cluster = &self.cluster;
         let is_alone = !cluster.0.connection.is_reached() || !cluster.0.view.borrow().is_known();
         if cluster.is_draining() && is_alone {
@@ -523,7 +518,7 @@ impl Membership {
     }
 
     /// Compares what others are configured with, where their digest is another.
-    async fn compare(&mut self, kept: &Kept) {
+    async fn compare(&mut self, storage: &Storage) {
         let cluster = self.cluster.clone();
         let own = cluster.0.configured.borrow().clone();
         let others: Vec<(String, u64)> = {
@@ -544,7 +539,7 @@ impl Membership {
             if self.compared.get(&name) == Some(&(digest ^ own.digest())) {
                 continue;
             }
-            let Ok(Some(value)) = kept.cursors.get(format!("{CONFIGURED}{name}")).await else {
+            let Ok(Some(value)) = storage.cursors.get(format!("{CONFIGURED}{name}")).await else {
                 continue;
             };
             let differences = own.differences(&value);
@@ -559,12 +554,6 @@ impl Membership {
             }
             self.compared.insert(name, digest ^ own.digest());
         }
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    if let Some(at) = at {
-        sleep_until(at).await;
     }
 }
 
@@ -603,7 +592,7 @@ mod tests {
         let member = Member { run: run.into(), draining, ..Member::default() };
         let value = serde_json::to_vec(&member).unwrap();
         membership.cluster.0.view.send_modify(|view| {
-            view.put(&format!("{MEMBER}{name}"), &value, 1, 0, Moment::now());
+            view.put(&format!("{MEMBER}{name}"), &value, 0, Moment::now());
         });
     }
 
@@ -647,12 +636,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_configured_while_a_member_begins_is_said_afterwards() {
+    async fn what_is_configured_while_a_member_begins_is_published_afterwards() {
         let mut membership = membership().await;
         membership.cluster.configured(Configured::default());
         let stop = CancellationToken::new();
         drop(Box::pin(membership.begin(&stop)).now_or_never());
-        assert!(!membership.configured.has_changed().unwrap(), "it is said as it begins");
+        assert!(!membership.configured.has_changed().unwrap(), "it is published as it begins");
         membership.cluster.configured(Configured::default());
         assert!(membership.configured.has_changed().unwrap());
     }
@@ -665,10 +654,10 @@ mod tests {
         membership.cluster.0.draining.send_replace(true);
         let is_drained = |membership: &Membership| *membership.cluster.0.drained.borrow();
         says(&membership, "b", false);
-        membership.look_without_others();
+        membership.finish_draining_alone();
         assert!(!is_drained(&membership), "whatever failed may work again at once");
         reaches.send_replace(false);
-        membership.look_without_others();
+        membership.finish_draining_alone();
         assert!(is_drained(&membership));
     }
 }

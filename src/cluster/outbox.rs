@@ -32,25 +32,26 @@ use futures_util::{
     future::{BoxFuture, OptionFuture},
     stream::FuturesUnordered,
 };
-use serde_json::json;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use self::{
-    attempt::{Behind, InStep, IsCovered, Known, Outcome, Seen, TOGETHER, Work, is_old},
+    attempt::{
+        Behind, InStep, IsCovered, LogPosition, LoggedKeys, Outcome, TOGETHER, Work, is_old,
+    },
     flight::{Flight, Sent},
 };
 use super::{
     Cluster,
-    connection::{IN_FLIGHT, Kept},
-    gaps::{self, Asked},
+    connection::{IN_FLIGHT, Storage},
+    gaps::{self, ReceivedQuestion},
     message, parts,
-    standing::Standing,
+    uptime::Uptimes,
 };
 use crate::{
     base::{
-        clock::{self, Moment},
+        clock::Moment,
         event::{self, Origin, Record, Seq},
         metrics::{self, CLUSTER_DUPLICATES, CLUSTER_PUBLISHED},
         supervisor::Factory,
@@ -103,15 +104,15 @@ struct Attempt {
     lane: Arc<str>,
     seq: Seq,
     outcome: Outcome,
-    known: Option<Known>,
-    seen: Option<Seen>,
+    logged: Option<LoggedKeys>,
+    log_position: Option<LogPosition>,
     /// This member was found to be in step with the other holders of the channel.
     in_step: Option<InStep>,
 }
 
 /// How events go out.
-struct Out {
-    kept: Arc<Kept>,
+struct Publisher {
+    storage: Arc<Storage>,
     flight: Flight,
     attempts: Attempts,
 }
@@ -127,9 +128,9 @@ struct Lane {
     /// Since when the server knows the first one's id without having stored it.
     unstored: Option<Instant>,
     /// What was looked up for its old events.
-    known: Option<Known>,
+    logged: Option<LoggedKeys>,
     /// While another holder may be behind: where the log was seen to be last.
-    seen: Option<Seen>,
+    log_position: Option<LogPosition>,
 }
 
 /// The task.
@@ -148,7 +149,7 @@ struct Outbox {
     /// What is asked about the gaps that are not done.
     covered: HashMap<Seq, IsCovered>,
     asking: FuturesUnordered<IsCovered>,
-    standing: Standing,
+    uptimes: Uptimes,
     turned: Moment,
 }
 
@@ -170,7 +171,7 @@ pub(crate) fn factory(cluster: &Cluster, journal: &Journal, table: Arc<Table>) -
             in_step: HashMap::default(),
             covered: HashMap::new(),
             asking: FuturesUnordered::new(),
-            standing: Standing::new(Arc::clone(&table)),
+            uptimes: Uptimes::new(Arc::clone(&table)),
             turned: Moment::now(),
         };
         Ok(Box::pin(outbox.run(stop)))
@@ -183,12 +184,12 @@ async fn read(journal: Journal, after: Seq) -> Result<Batch, StoreError> {
 
 impl Outbox {
     async fn run(mut self, stop: CancellationToken) {
-        let kept = loop {
+        let storage = loop {
             self.show();
             tokio::select! {
                 () = stop.cancelled() => return,
-                kept = self.cluster.kept() => break kept,
-                () = self.standing.changed() => self.standing.look(),
+                storage = self.cluster.storage() => break storage,
+                () = self.uptimes.changed() => self.uptimes.update(),
                 () = sleep(TURN) => {}
             }
         };
@@ -211,15 +212,15 @@ impl Outbox {
                 }
             }
         };
-        let mut out = Out { kept, flight, attempts: Attempts::new() };
+        let mut publisher = Publisher { storage, flight, attempts: Attempts::new() };
         // A read from the disk is not begun again for whatever comes meanwhile.
         let mut reading: Option<BoxFuture<'static, Result<Batch, StoreError>>> = None;
         let mut give_up: Option<Instant> = None;
         self.turned = Moment::now();
         loop {
-            self.look_at_time();
-            while let Some((sent, outcome)) = out.flight.overdue() {
-                self.on_outcome(&sent.lane, sent.seq, outcome, &mut out);
+            self.check_for_standstill();
+            while let Some((sent, outcome)) = publisher.flight.overdue() {
+                self.on_outcome(&sent.lane, sent.seq, outcome, &mut publisher);
             }
             self.advance();
             self.show();
@@ -242,14 +243,14 @@ impl Outbox {
             tokio::select! {
                 biased;
                 Some(question) = questions.next() => self.answer(question).await,
-                () = self.standing.changed() => self.standing.look(),
+                () = self.uptimes.changed() => self.uptimes.update(),
                 Some(_) = self.asking.next() => {}
-                Some(answer) = out.flight.answered() => self.on_answers(answer, &mut out),
-                Some(attempt) = out.attempts.next() => self.on_attempt(attempt, &mut out),
+                Some(answer) = publisher.flight.answered() => self.on_answers(answer, &mut publisher),
+                Some(attempt) = publisher.attempts.next() => self.on_attempt(attempt, &mut publisher),
                 Some(batch) = OptionFuture::from(reading.as_mut()) => {
                     reading = None;
                     match batch {
-                        Ok(batch) => self.take(&batch, &mut out),
+                        Ok(batch) => self.take(&batch, &mut publisher),
                         Err(error) => {
                             warn!(%error, "the journal cannot be read now");
                             sleep(RETRY).await;
@@ -265,23 +266,23 @@ impl Outbox {
 
     /// Where this process has stood still, it cannot say that nothing was missed meanwhile. It is still in step with
     /// the others: what comes over a connection that holds comes whole.
-    fn look_at_time(&mut self) {
+    fn check_for_standstill(&mut self) {
         if self.turned.elapsed() > STOOD_STILL {
             warn!(time = ?self.turned.elapsed(), "this process has stood still");
-            self.standing.interrupt();
+            self.uptimes.interrupt();
         }
         self.turned = Moment::now();
     }
 
     async fn answer(&mut self, question: Message) {
-        self.look_at_time();
-        if let Some(asked) = Asked::read(question) {
-            let stood = self.standing.of(asked.channel());
+        self.check_for_standstill();
+        if let Some(asked) = ReceivedQuestion::read(question) {
+            let uptime = self.uptimes.of(asked.channel());
             let missed = asked
                 .missed()
-                .is_some_and(|(from, to)| self.standing.was_broken(asked.channel(), from, to));
+                .is_some_and(|(from, to)| self.uptimes.was_broken(asked.channel(), from, to));
             let oldest = self.oldest(asked.channel());
-            asked.answer(&self.cluster, stood, missed, oldest).await;
+            asked.answer(&self.cluster, uptime, missed, oldest).await;
         }
     }
 
@@ -299,8 +300,8 @@ impl Outbox {
         self.cluster.set_waiting(self.journal.lag(CURSOR).0, self.failing.clone());
     }
 
-    fn take(&mut self, batch: &Batch, out: &mut Out) {
-        self.look_at_time();
+    fn take(&mut self, batch: &Batch, publisher: &mut Publisher) {
+        self.check_for_standstill();
         if batch.lost > 0 {
             error!(count = batch.lost, "events were lost before they came into the log");
             report_lost(&self.journal, "the journal no longer holds them", batch.lost);
@@ -319,7 +320,7 @@ impl Outbox {
             lane.events.push_back(Arc::clone(record));
             if !lane.busy {
                 let channel = Arc::clone(channel);
-                self.start(&channel, Duration::ZERO, out);
+                self.start(&channel, Duration::ZERO, publisher);
             }
         }
         self.read = batch.through;
@@ -335,45 +336,46 @@ impl Outbox {
     }
 
     /// Publishes the first event of a lane, after `wait`.
-    fn start(&mut self, channel: &Arc<str>, wait: Duration, out: &mut Out) {
+    fn start(&mut self, channel: &Arc<str>, wait: Duration, publisher: &mut Publisher) {
         let Some(lane) = self.lanes.get_mut(channel) else { return };
         let Some(record) = lane.events.front().cloned() else {
             self.lanes.remove(channel);
             return;
         };
         lane.busy = true;
-        let (known, seen) = (lane.known.take(), lane.seen.take());
+        let (logged, log_position) = (lane.logged.take(), lane.log_position.take());
         let again = lane.unstored.is_some_and(|since| since.elapsed() >= UNSTORED);
         let behind = self.behind(channel, &record);
-        if wait.is_zero() && behind.is_none() && !again && self.publish_at_once(&record, out) {
+        if wait.is_zero() && behind.is_none() && !again && self.publish_at_once(&record, publisher)
+        {
             return;
         }
         let work = Work {
             behind,
             in_step: None,
             cluster: self.cluster.clone(),
-            kept: Arc::clone(&out.kept),
-            known,
-            seen,
+            storage: Arc::clone(&publisher.storage),
+            logged,
+            log_position,
             is_covered: self.covered.get(&record.seq).cloned(),
             full: self.open.len() >= AHEAD || self.bytes >= AHEAD_BYTES,
             again,
             record,
         };
         let lane = Arc::clone(channel);
-        out.attempts.push(Box::pin(async move {
+        publisher.attempts.push(Box::pin(async move {
             if !wait.is_zero() {
                 sleep(wait).await;
             }
             let mut work = work;
             let outcome = work.publish().await;
-            let Work { record, known, seen, in_step, .. } = work;
-            Attempt { lane, seq: record.seq, outcome, known, seen, in_step }
+            let Work { record, logged, log_position, in_step, .. } = work;
+            Attempt { lane, seq: record.seq, outcome, logged, log_position, in_step }
         }));
     }
 
     /// Publishes an event that is neither old nor large nor the relay's own, if the connection takes it now.
-    fn publish_at_once(&self, record: &Arc<Record>, out: &mut Out) -> bool {
+    fn publish_at_once(&self, record: &Arc<Record>, publisher: &mut Publisher) -> bool {
         let event = &record.event;
         if event.place.topic.starts_with("relay.")
             || event.message.len() > parts::largest(self.cluster.max_payload())
@@ -384,7 +386,7 @@ impl Outbox {
         }
         let lane = (&event.place.channel, record.seq);
         let (subject, headers) = message::of(&self.cluster, record);
-        out.flight.publish(lane, subject, headers, event.message.clone())
+        publisher.flight.publish(lane, subject, headers, event.message.clone())
     }
 
     /// What an event of a channel has to wait for, where this member may not be in step with its other holders.
@@ -392,15 +394,15 @@ impl Outbox {
         if !self.cluster.may_be_elsewhere(channel) {
             return None;
         }
-        let standing = self.standing.of(channel).map(|stood| stood.time);
+        let uptime = self.uptimes.of(channel).map(|uptime| uptime.time);
         let age = record.age();
         // Received since the channel has stood, or before a break. It is noted a moment later than it is so. What
         // was fetched of a break is as old as it happened, and was not received before it.
-        let since = standing.unwrap_or_default();
+        let since = uptime.unwrap_or_default();
         let is_live = |record: &Record| record.event.origin == Origin::Live;
         let is_new = age <= since + NOTED || !is_live(record);
         let is_in_step = self.in_step.get(channel).is_some_and(|(with, at)| {
-            let is_current = standing.is_some_and(|standing| at.elapsed() <= standing);
+            let is_current = uptime.is_some_and(|uptime| at.elapsed() <= uptime);
             !is_new || (is_current && *with == InStep::All)
         });
         if is_in_step {
@@ -412,36 +414,42 @@ impl Outbox {
         let new = events.filter(|record| is_live(record) && record.age() <= since);
         let received = new.map(|record| message::key(&record.event)).collect();
         Some(if is_new {
-            Behind { stood: Some(since), waits: age.max(since), received }
+            Behind { uptime: Some(since), waits: age.max(since), received }
         } else {
             // A copy of it that another has is not older.
-            Behind { stood: None, waits: age + TOGETHER, received }
+            Behind { uptime: None, waits: age + TOGETHER, received }
         })
     }
 
-    fn on_answers(&mut self, first: (Sent, Outcome), out: &mut Out) {
+    fn on_answers(&mut self, first: (Sent, Outcome), publisher: &mut Publisher) {
         let mut answer = Some(first);
         let mut left = ANSWERS;
         while let Some((sent, outcome)) = answer {
-            self.on_outcome(&sent.lane, sent.seq, outcome, out);
+            self.on_outcome(&sent.lane, sent.seq, outcome, publisher);
             left -= 1;
-            answer = if left > 0 { out.flight.answered_already() } else { None };
+            answer = if left > 0 { publisher.flight.answered_already() } else { None };
         }
     }
 
-    fn on_attempt(&mut self, attempt: Attempt, out: &mut Out) {
-        let Attempt { lane: channel, seq, outcome, known, seen, in_step } = attempt;
+    fn on_attempt(&mut self, attempt: Attempt, publisher: &mut Publisher) {
+        let Attempt { lane: channel, seq, outcome, logged, log_position, in_step } = attempt;
         if let Some(lane) = self.lanes.get_mut(&channel) {
-            (lane.known, lane.seen) = (known, seen);
+            (lane.logged, lane.log_position) = (logged, log_position);
         }
         if let Some(with) = in_step {
             self.in_step.insert(Arc::clone(&channel), (with, Moment::now()));
         }
-        self.on_outcome(&channel, seq, outcome, out);
+        self.on_outcome(&channel, seq, outcome, publisher);
     }
 
     /// Goes on with a lane after what became of its first event.
-    fn on_outcome(&mut self, channel: &Arc<str>, seq: Seq, outcome: Outcome, out: &mut Out) {
+    fn on_outcome(
+        &mut self,
+        channel: &Arc<str>,
+        seq: Seq,
+        outcome: Outcome,
+        publisher: &mut Publisher,
+    ) {
         let Some(lane) = self.lanes.get_mut(channel) else { return };
         let wait = match outcome {
             Outcome::NoLog => {
@@ -460,12 +468,12 @@ impl Outbox {
             }
             Outcome::Stored => {
                 metrics::add(CLUSTER_PUBLISHED, 1);
-                self.cluster.copy_was(false);
+                self.cluster.count_published(false);
                 None
             }
             Outcome::Duplicate => {
                 metrics::add(CLUSTER_DUPLICATES, 1);
-                self.cluster.copy_was(true);
+                self.cluster.count_published(true);
                 None
             }
             Outcome::NotYet => Some(RETRY / 4),
@@ -490,17 +498,14 @@ impl Outbox {
             self.open.remove(&seq);
             self.covered.remove(&seq);
         }
-        self.start(channel, wait.unwrap_or_default(), out);
+        self.start(channel, wait.unwrap_or_default(), publisher);
     }
 }
 
 /// Counts events that no sink will get, and reports them. The report goes into the log as other events do.
 fn report_lost(journal: &Journal, cause: &str, count: u64) {
     metrics::add_for(metrics::LOST, "sink", CURSOR, count);
-    let data = json!({"cause": cause, "sink": CURSOR, "count": count});
-    let no_channel: Arc<str> = "".into();
-    let gap = event::own(GAP, &no_channel, &no_channel, &data, clock::now());
-    journal.append(&mut vec![gap]);
+    journal.append(&mut vec![event::lost(cause, CURSOR, count)]);
 }
 
 /// Whether an event is a report of lost events: one that is rejected too is followed by no other.

@@ -56,18 +56,16 @@ pub(super) async fn publish(
     cluster: &str,
     subject: String,
     mut headers: HeaderMap,
-    pieces: &[Bytes],
+    mut pieces: Vec<Bytes>,
 ) -> Result<PublishAck, PublishError> {
-    let Some((last, before)) = pieces.split_last() else {
-        return context.publish_with_headers(subject, headers, Bytes::new()).await?.await;
-    };
+    let last = pieces.pop().unwrap_or_default();
     let key = headers.get(MESSAGE_ID).map(|key| key.as_str().to_owned()).unwrap_or_default();
     let mut seqs: Vec<String> = Vec::new();
-    for (number, piece) in before.iter().enumerate() {
+    for (number, piece) in pieces.into_iter().enumerate() {
         let mut about = HeaderMap::new();
         about.insert(MESSAGE_ID, format!("{key}#{number}"));
         let subject = format!("{cluster}.log.{PART}");
-        let ack = context.publish_with_headers(subject, about, piece.clone()).await?.await?;
+        let ack = context.publish_with_headers(subject, about, piece).await?.await?;
         if ack.sequence == 0 {
             return Ok(ack);
         }
@@ -76,7 +74,7 @@ pub(super) async fn publish(
     if !seqs.is_empty() {
         headers.insert(PARTS, seqs.join(" "));
     }
-    context.publish_with_headers(subject, headers, last.clone()).await?.await
+    context.publish_with_headers(subject, headers, last).await?.await
 }
 
 /// The whole message of an event of the log; `None`: a piece of it is gone.

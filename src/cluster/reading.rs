@@ -1,20 +1,27 @@
-//! One reading of the log: its messages, in order, out of one consumer.
+//! One reading of the log: its messages, in order, out of one consumer; and what a message is.
 //!
 //! Where a consumer is lost the client library makes another, which begins at the log's first message if none
 //! has come yet, and else by number, whatever has that number now. So a reading ends with its consumer, and
 //! whoever reads begins again where it is right.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use async_nats::jetstream::{
-    Message,
-    consumer::{DeliverPolicy, pull},
-    stream::Stream,
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        Message,
+        consumer::{DeliverPolicy, pull},
+        stream::Stream,
+    },
 };
 use futures_util::StreamExt;
 use tokio::time::timeout;
 
-use crate::base::{clock::UnixMillis, event::Seq};
+use super::{message, parts};
+use crate::base::{
+    clock::{self, UnixMillis},
+    event::{Record, Seq},
+};
 
 /// Messages that one request asks for: the client holds what it has asked for, however large that is, and has
 /// no bound in bytes for an ordered consumer.
@@ -85,4 +92,35 @@ impl Reading {
     ) -> Result<Message, async_nats::Error> {
         Ok(self.next(patience).await?.ok_or("the log says nothing")?)
     }
+}
+
+/// What a message of the log is.
+pub(super) enum Decoded {
+    /// A piece of a large event.
+    Piece,
+    /// An event of which a piece is gone.
+    Lost,
+    Event(Arc<Record>),
+}
+
+/// Makes an event of a message, with its pieces. `ahead`: how far the clock of the servers is ahead of ours, in
+/// milliseconds.
+pub(super) async fn decode(
+    log: &Stream,
+    message: &Message,
+    ahead: i64,
+) -> Result<Decoded, async_nats::Error> {
+    if parts::is_piece(&message.subject) {
+        return Ok(Decoded::Piece);
+    }
+    let empty = HeaderMap::new();
+    let headers = message.headers.as_ref().unwrap_or(&empty);
+    let Some(payload) = parts::whole(log, headers, &message.payload).await? else {
+        return Ok(Decoded::Lost);
+    };
+    let info = message.info()?;
+    let age = clock::since(info.published, ahead);
+    let record = message::record(info.stream_sequence, headers, &payload, age);
+    let stored = clock::millis(info.published);
+    Ok(Decoded::Event(Arc::new(Record { stored, ..record })))
 }

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Cluster, assignment, lock};
+use super::{Cluster, assignment};
 use crate::{
-    base::metrics,
+    base::{json::set, metrics, sync::lock},
     config::{Config, Start},
     sink,
 };
@@ -163,9 +163,7 @@ impl Cluster {
         let members = view.alive().map(|(name, member)| {
             let heard = view.heard(name).map(|at| at.elapsed().as_secs_f64());
             let mut value = json!(member);
-            if let Some(value) = value.as_object_mut() {
-                value.insert("heard_seconds".into(), json!(heard));
-            }
+            set(&mut value, "heard_seconds", json!(heard));
             (name.to_owned(), value)
         });
         let drivers: BTreeMap<&str, _> = view.holders().collect();
@@ -205,7 +203,7 @@ impl Cluster {
             ));
         } else if let Some(trouble) = &*self.0.trouble.borrow() {
             problems.push(format!("cluster: {trouble} ({waiting} events wait)"));
-        } else if self.0.kept.borrow().is_none() {
+        } else if self.0.storage.borrow().is_none() {
             problems.push(format!(
                 "cluster: the log is not there yet: events wait in the local journal ({waiting} wait)"
             ));
@@ -216,8 +214,8 @@ impl Cluster {
         } else if let Some(failing) = &*lock(&self.0.outbox.failing) {
             problems.push(format!("cluster: {failing} ({waiting} events wait)"));
         }
-        if let Some(kept) = &*self.0.kept.borrow() {
-            problems.extend(kept.remarks.iter().map(|remark| format!("cluster: {remark}")));
+        if let Some(storage) = &*self.0.storage.borrow() {
+            problems.extend(storage.remarks.iter().map(|remark| format!("cluster: {remark}")));
         }
         let view = self.0.view.borrow();
         if view.has_namesake() {
@@ -267,7 +265,7 @@ impl Cluster {
         gauge!(metrics::CLUSTER_MEMBERS).set(size(view.alive().count()));
         gauge!(metrics::CLUSTER_CHANNELS).set(size(lock(&self.0.holding).len()));
         gauge!(metrics::CLUSTER_WAITING).set(count(self.0.outbox.waiting.load(Ordering::Relaxed)));
-        let works = self.0.trouble.borrow().is_none() && self.0.kept.borrow().is_some();
+        let works = self.0.trouble.borrow().is_none() && self.0.storage.borrow().is_some();
         gauge!(metrics::CLUSTER_WORKS).set(f64::from(u8::from(works)));
         let others =
             view.alive().filter(|(_, said)| said.version != env!("CARGO_PKG_VERSION")).count();

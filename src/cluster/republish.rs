@@ -50,7 +50,7 @@ pub(crate) async fn republish(
             let max_payload = connection.client.server_info().max_payload;
             let pieces = parts::pieces(&record.event.message, max_payload);
             let context = &connection.context;
-            let published = parts::publish(context, &settings.name, subject, headers, &pieces);
+            let published = parts::publish(context, &settings.name, subject, headers, pieces);
             let ack = published.await.map_err(|error| {
                 ClusterError::Unavailable(format!(
                     "after {} events the log takes no more: {error}",

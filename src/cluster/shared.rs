@@ -1,8 +1,6 @@
 //! Dead letters and replays for people: what the command line and the endpoint ask of the cluster, whichever
 //! member drives the sink.
 
-use std::time::Duration;
-
 use async_nats::jetstream::{kv::Store, stream::Stream};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -11,13 +9,10 @@ use super::{
     connection::{Connection, member_name},
     error::ClusterError,
     letters::{self, Index, REPLAY},
-    lock, past,
+    log_range,
 };
 use crate::{
-    base::{
-        clock::{self, UnixMillis},
-        event::Seq,
-    },
+    base::{clock::UnixMillis, event::Seq, sync::lock},
     config,
     journal::{Batch, DeadLetter, Replay},
 };
@@ -27,7 +22,7 @@ const AT_ONCE: usize = 16;
 
 /// What several members share, to be looked at and asked for.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct SharedRequests {
     log: Stream,
     dead: Store,
     member: String,
@@ -50,12 +45,12 @@ pub(crate) struct Which<'a> {
 }
 
 impl Cluster {
-    pub(crate) fn shared(&self) -> Result<Shared, ClusterError> {
-        let kept = self.0.kept.borrow().clone();
-        let kept = kept.ok_or_else(|| unavailable("no NATS server answers"))?;
-        Ok(Shared {
-            log: kept.log.clone(),
-            dead: kept.dead.clone(),
+    pub(crate) fn shared(&self) -> Result<SharedRequests, ClusterError> {
+        let storage = self.0.storage.borrow().clone();
+        let storage = storage.ok_or_else(|| unavailable("no NATS server answers"))?;
+        Ok(SharedRequests {
+            log: storage.log.clone(),
+            dead: storage.dead.clone(),
             member: self.member().to_owned(),
             max_payload: self.max_payload(),
             ahead: self.ahead(),
@@ -64,7 +59,7 @@ impl Cluster {
     }
 }
 
-impl Shared {
+impl SharedRequests {
     /// Without a running member.
     pub(crate) async fn connect(settings: &config::Cluster) -> Result<Self, ClusterError> {
         let member = member_name(settings);
@@ -81,10 +76,6 @@ impl Shared {
         Ok(Self { log: log.map_err(unavailable)?, dead, member, max_payload, ahead: 0, index })
     }
 
-    fn since(&self, at: time::OffsetDateTime) -> Duration {
-        clock::since(at, self.ahead)
-    }
-
     /// The newest `most` dead letters, oldest first.
     pub(crate) async fn letters(
         &self,
@@ -94,7 +85,7 @@ impl Shared {
         let mut keys = self.index.letters(which.sink, which.numbers, false);
         keys.drain(..keys.len().saturating_sub(most));
         let reads = keys.into_iter().map(async |key| {
-            letters::read(&self.dead, &key, 0, |at| self.since(at)).await.map_err(unavailable)
+            letters::read(&self.dead, &key, 0, self.ahead).await.map_err(unavailable)
         });
         let read: Vec<_> = stream::iter(reads).buffered(AT_ONCE).try_collect().await?;
         Ok(read.into_iter().flatten().map(|(letter, _)| letter).collect())
@@ -106,7 +97,7 @@ impl Shared {
         let changes = keys.into_iter().map(async |key| {
             // An older one may say that it is to be tried again, when that was done since.
             let known = self.index.revision(&key);
-            let read = letters::read(&self.dead, &key, known, |at| self.since(at)).await;
+            let read = letters::read(&self.dead, &key, known, self.ahead).await;
             let Some((letter, revision)) = read.map_err(unavailable)? else { return Ok(0) };
             if letter.retry {
                 return Ok(1);
@@ -139,7 +130,7 @@ impl Shared {
         until: Option<UnixMillis>,
     ) -> Result<Option<(Seq, Seq)>, ClusterError> {
         let theirs = |at: UnixMillis| at.saturating_add_signed(self.ahead);
-        let found = past::between(&self.log, theirs(from), until.map(theirs)).await;
+        let found = log_range::between(&self.log, theirs(from), until.map(theirs)).await;
         found.map_err(|error| ClusterError::Unavailable(format!("the log cannot be read: {error}")))
     }
 
@@ -151,8 +142,7 @@ impl Shared {
         limit: usize,
         max_bytes: usize,
     ) -> Result<Batch, ClusterError> {
-        let since = |at| self.since(at);
-        let read = past::read(&self.log, since, (after, through), limit, max_bytes).await;
+        let read = log_range::read(&self.log, self.ahead, (after, through), limit, max_bytes).await;
         read.map_err(|error| ClusterError::Unavailable(format!("the log cannot be read: {error}")))
     }
 

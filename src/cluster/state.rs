@@ -14,13 +14,12 @@ use std::{
 use async_nats::jetstream::kv::{Operation, Watch};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::StreamExt;
-use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep};
 use tracing::debug;
 
-use super::{Cluster, connection::Kept};
+use super::{Cluster, connection::Storage};
 use crate::{
-    base::{json::Json, supervisor::Factory},
+    base::{clock, json::Json, supervisor::Factory},
     channel::store::{StateKey, StateStore},
 };
 
@@ -36,26 +35,23 @@ const AT_ONCE: usize = 32;
 pub(crate) fn factory(cluster: &Cluster, store: &Arc<StateStore>) -> Factory {
     let (cluster, store) = (cluster.clone(), Arc::clone(store));
     Box::new(move |stop| {
-        let shared = Shared {
+        let shared = SharedState {
             cluster: cluster.clone(),
             store: Arc::clone(&store),
-            kept: BTreeMap::new(),
+            in_bucket: BTreeMap::new(),
             ours: BTreeSet::new(),
         };
         Ok(Box::pin(async move {
-            tokio::select! {
-                () = stop.cancelled() => {}
-                () = shared.run(&stop) => {}
-            }
+            stop.run_until_cancelled(shared.run()).await;
         }))
     })
 }
 
-struct Shared {
+struct SharedState {
     cluster: Cluster,
     store: Arc<StateStore>,
     /// What the bucket has.
-    kept: BTreeMap<StateKey, Json>,
+    in_bucket: BTreeMap<StateKey, Json>,
     /// What was in our store of the channels that we write.
     ours: BTreeSet<StateKey>,
 }
@@ -70,13 +66,13 @@ fn key_of(name: &str) -> Option<StateKey> {
     StateKey::from_text(&text)
 }
 
-impl Shared {
-    async fn run(mut self, stop: &CancellationToken) {
-        while !stop.is_cancelled() {
-            let kept = self.cluster.kept().await;
-            self.kept.clear();
-            match kept.state.watch_with_history(">").await {
-                Ok(watch) => self.keep(&kept, watch).await,
+impl SharedState {
+    async fn run(mut self) {
+        loop {
+            let storage = self.cluster.storage().await;
+            self.in_bucket.clear();
+            match storage.state.watch_with_history(">").await {
+                Ok(watch) => self.keep(&storage, watch).await,
                 Err(error) => debug!(%error, "the state of the others cannot be had now"),
             }
             sleep(RETRY).await;
@@ -84,7 +80,7 @@ impl Shared {
     }
 
     /// Reads and writes until that fails.
-    async fn keep(&mut self, kept: &Kept, mut watch: Watch) {
+    async fn keep(&mut self, storage: &Storage, mut watch: Watch) {
         let mut changes = self.store.changes();
         let mut views = self.cluster.views();
         // What the bucket has is read before anything is written.
@@ -101,9 +97,9 @@ impl Shared {
                 Ok(()) = views.changed() => {
                     write_at.get_or_insert_with(|| Instant::now() + RETRY);
                 }
-                () = async { if let Some(at) = write_at { sleep_until(at).await } }, if write_at.is_some() => {
+                () = clock::until(write_at) => {
                     write_at = None;
-                    if !self.write(kept).await {
+                    if !self.write(storage).await {
                         write_at = Some(Instant::now() + RETRY);
                     }
                 }
@@ -117,8 +113,8 @@ impl Shared {
         let value =
             value.and_then(|value| std::str::from_utf8(value).ok()).and_then(Json::from_text);
         match &value {
-            Some(value) => drop(self.kept.insert(key.clone(), value.clone())),
-            None => drop(self.kept.remove(&key)),
+            Some(value) => drop(self.in_bucket.insert(key.clone(), value.clone())),
+            None => drop(self.in_bucket.remove(&key)),
         }
         if self.cluster.is_configured(&key.channel) && !self.cluster.holds(&key.channel) {
             self.store.insert([(key, value)]);
@@ -126,7 +122,7 @@ impl Shared {
     }
 
     /// Writes what is ours to write and not there; whether all of it is there now.
-    async fn write(&mut self, kept: &Kept) -> bool {
+    async fn write(&mut self, storage: &Storage) -> bool {
         let cluster = self.cluster.clone();
         // What is configured no more is nobody's.
         self.store.remove(|key| !key.channel.is_empty() && !cluster.is_configured(&key.channel));
@@ -141,16 +137,19 @@ impl Shared {
             ours.map(|(key, entry)| (key.clone(), entry.value.clone())).collect()
         });
         let gone = self.ours.iter().filter(|key| !now.contains_key(key) && writes(&key.channel));
-        let gone = gone.filter(|key| self.kept.contains_key(key)).map(|key| (key.clone(), None));
-        let fresh = now.iter().filter(|(key, value)| self.kept.get(key) != Some(value));
+        let gone =
+            gone.filter(|key| self.in_bucket.contains_key(key)).map(|key| (key.clone(), None));
+        let fresh = now.iter().filter(|(key, value)| self.in_bucket.get(key) != Some(value));
         let changes: Vec<(StateKey, Option<Json>)> =
             gone.chain(fresh.map(|(key, value)| (key.clone(), Some(value.clone())))).collect();
         self.ours = now.into_keys().collect();
         let writes = changes.into_iter().map(|(key, value)| async move {
             let name = name_of(&key);
             let done = match &value {
-                Some(value) => kept.state.put(name, value.text().to_owned().into()).await.is_ok(),
-                None => kept.state.delete(name).await.is_ok(),
+                Some(value) => {
+                    storage.state.put(name, value.text().to_owned().into()).await.is_ok()
+                }
+                None => storage.state.delete(name).await.is_ok(),
             };
             done.then_some((key, value))
         });
@@ -159,8 +158,8 @@ impl Shared {
         let all = outcomes.iter().all(Option::is_some);
         for (key, value) in outcomes.into_iter().flatten() {
             match value {
-                Some(value) => drop(self.kept.insert(key, value)),
-                None => drop(self.kept.remove(&key)),
+                Some(value) => drop(self.in_bucket.insert(key, value)),
+                None => drop(self.in_bucket.remove(&key)),
             }
         }
         all

@@ -63,9 +63,8 @@ pub struct Holder {
 
 /// A value, and when it was seen.
 #[derive(Debug, Clone)]
-struct Seen<T> {
+struct Observed<T> {
     value: T,
-    revision: u64,
     at: Moment,
     /// When it was stored, by the servers' clock.
     stored: UnixMillis,
@@ -76,10 +75,10 @@ pub struct View {
     own: Arc<str>,
     run: Arc<str>,
     lease: Duration,
-    members: BTreeMap<String, Seen<Member>>,
+    members: BTreeMap<String, Observed<Member>>,
     /// Members that have left in order, and when.
     left: BTreeMap<String, Moment>,
-    sinks: BTreeMap<String, Seen<Holder>>,
+    sinks: BTreeMap<String, Observed<Holder>>,
     /// When our own key was seen last.
     own_seen: Option<Moment>,
     /// Another run that uses our name, and when it was seen.
@@ -101,7 +100,7 @@ impl View {
     }
 
     /// A key has this value now; `stored`: since when, by the servers' clock.
-    pub fn put(&mut self, key: &str, value: &[u8], revision: u64, stored: UnixMillis, at: Moment) {
+    pub fn put(&mut self, key: &str, value: &[u8], stored: UnixMillis, at: Moment) {
         if let Some(name) = key.strip_prefix(MEMBER) {
             let Ok(member) = serde_json::from_slice::<Member>(value) else { return };
             if name == &*self.own {
@@ -125,11 +124,11 @@ impl View {
                 }
             }
             self.left.remove(name);
-            self.members.insert(name.to_owned(), Seen { value: member, revision, at, stored });
+            self.members.insert(name.to_owned(), Observed { value: member, at, stored });
         } else if let Some(name) = key.strip_prefix(SINK)
             && let Ok(holder) = serde_json::from_slice::<Holder>(value)
         {
-            self.sinks.insert(name.to_owned(), Seen { value: holder, revision, at, stored });
+            self.sinks.insert(name.to_owned(), Observed { value: holder, at, stored });
         }
     }
 
@@ -154,13 +153,13 @@ impl View {
     }
 
     /// Whether it was renewed within the lease time, as far as renewals are seen at all.
-    fn is_alive(&self, seen: &Seen<Member>) -> bool {
+    fn is_alive(&self, seen: &Observed<Member>) -> bool {
         self.own_seen.is_none_or(|own| own.since(seen.at) <= self.lease)
     }
 
     /// The members that are alive, ourselves always among them as we last were.
     pub fn alive(&self) -> impl Iterator<Item = (&str, &Member)> {
-        let alive = |(name, seen): &(&String, &Seen<Member>)| {
+        let alive = |(name, seen): &(&String, &Observed<Member>)| {
             name.as_str() == &*self.own || self.is_alive(seen)
         };
         self.members.iter().filter(alive).map(|(name, seen)| (name.as_str(), &seen.value))
@@ -197,7 +196,7 @@ impl View {
 
     /// Members that have not said that they leave, and are not alive: for how long nothing was heard of them.
     pub fn gone(&self) -> impl Iterator<Item = (&str, Duration)> {
-        let dead = |(name, seen): &(&String, &Seen<Member>)| {
+        let dead = |(name, seen): &(&String, &Observed<Member>)| {
             name.as_str() != &*self.own && !self.is_alive(seen)
         };
         self.members.iter().filter(dead).map(|(name, seen)| (name.as_str(), seen.at.elapsed()))
@@ -215,9 +214,9 @@ impl View {
     }
 
     /// Who drives a sink, as far as the lease is seen to be alive.
-    pub fn holder(&self, sink: &str) -> Option<(&Holder, u64)> {
+    pub fn holder(&self, sink: &str) -> Option<&Holder> {
         let seen = self.sinks.get(sink).filter(|seen| seen.at.elapsed() <= self.lease)?;
-        Some((&seen.value, seen.revision))
+        Some(&seen.value)
     }
 
     /// The sinks that have a living lease, and who has it.
@@ -257,7 +256,7 @@ mod tests {
         let mut member = Member { run: format!("run-{name}"), ..Member::default() };
         change(&mut member);
         let value = serde_json::to_vec(&member).unwrap();
-        view.put(&format!("member.{name}"), &value, 1, 0, Moment::now());
+        view.put(&format!("member.{name}"), &value, 0, Moment::now());
     }
 
     fn takers(view: &View) -> Vec<&str> {
@@ -390,18 +389,18 @@ mod tests {
         says(&mut view, "a", |_| {});
         let holder = Holder { member: "b".into(), run: "run-b".into(), since: 5 };
         let value = serde_json::to_vec(&holder).unwrap();
-        view.put("sink.home", &value, 3, 0, Moment::now());
-        view.put("other.home", &value, 4, 0, Moment::now());
-        view.put("sink.shop", b"no JSON", 5, 0, Moment::now());
+        view.put("sink.home", &value, 0, Moment::now());
+        view.put("other.home", &value, 0, Moment::now());
+        view.put("sink.shop", b"no JSON", 0, Moment::now());
         advance(LEASE).await;
-        assert_eq!(view.holder("home"), Some((&holder, 3)));
+        assert_eq!(view.holder("home"), Some(&holder));
         assert!(view.holders().eq([("home", &holder)]));
         assert_eq!(view.holder("shop"), None);
         advance(Duration::from_secs(1)).await;
         assert_eq!(view.holder("home"), None);
         assert_eq!(view.holders().count(), 0);
-        view.put("sink.home", &value, 6, 0, Moment::now());
-        assert_eq!(view.holder("home"), Some((&holder, 6)));
+        view.put("sink.home", &value, 0, Moment::now());
+        assert_eq!(view.holder("home"), Some(&holder));
         view.removed("sink.home");
         assert_eq!(view.holder("home"), None);
     }
@@ -413,15 +412,15 @@ mod tests {
         let own = serde_json::to_vec(&Member { run: "run-a".into(), ..Member::default() }).unwrap();
         advance(LEASE * 2).await;
         for (sink, stored) in [("old", 91_000), ("young", 99_000), ("ahead", 101_000)] {
-            view.put(&format!("sink.{sink}"), &value, 3, stored, Moment::now());
+            view.put(&format!("sink.{sink}"), &value, stored, Moment::now());
         }
-        view.put("member.a", &own, 4, 100_000, Moment::now());
+        view.put("member.a", &own, 100_000, Moment::now());
         advance(Duration::from_secs(2)).await;
         let held = |view: &View| ["old", "young", "ahead"].map(|sink| view.holder(sink).is_some());
         assert_eq!(held(&view), [false, true, true]);
         // Only once: what comes later is seen when it comes.
-        view.put("sink.old", &value, 5, 91_000, Moment::now());
-        view.put("member.a", &own, 6, 102_000, Moment::now());
+        view.put("sink.old", &value, 91_000, Moment::now());
+        view.put("member.a", &own, 102_000, Moment::now());
         assert_eq!(held(&view), [true, true, true]);
     }
 
@@ -430,7 +429,7 @@ mod tests {
         let mut view = view();
         says(&mut view, "a", |_| {});
         let value = serde_json::to_vec(&Holder::default()).unwrap();
-        view.put("sink.home", &value, 3, 0, Moment::now());
+        view.put("sink.home", &value, 0, Moment::now());
         for (passes, there) in [(LEASE * 20, true), (Duration::from_secs(1), false)] {
             advance(passes).await;
             says(&mut view, "a", |_| {});

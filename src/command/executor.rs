@@ -31,7 +31,7 @@ use super::{
     report, test_event,
 };
 use crate::{
-    astro::rest::{Credentials, Rest, RestError, SessionDocument, Target, credentials},
+    astro::rest::{Credentials, Rest, RestError, SessionDocument, credentials},
     base::{metrics, supervisor::Factory},
     channel::{
         refresh::{Answered, Refreshes},
@@ -152,7 +152,7 @@ impl Executor {
             self.take(request);
         }
         while let Some(waiting) = self.waiting.pop_front() {
-            self.leave(&waiting, "the relay is stopping");
+            self.give_up(&waiting, "the relay is stopping");
         }
         // The supervisor has a deadline for it.
         while let Some(done) = running.next().await {
@@ -221,7 +221,7 @@ impl Executor {
             }
             let Some(waiting) = self.waiting.remove(place) else { return };
             if late {
-                self.leave(&waiting, "those before it took too long");
+                self.give_up(&waiting, "those before it took too long");
                 continue;
             }
             let Waiting { ticket, origin, command, .. } = waiting;
@@ -251,7 +251,7 @@ impl Executor {
         }
     }
 
-    fn leave(&mut self, waiting: &Waiting, why: &str) {
+    fn give_up(&mut self, waiting: &Waiting, why: &str) {
         let error = format!("not executed: {why}");
         let answer = waiting.command.answer(Err(Failure::new(ErrorKind::Failed, 503, error)));
         self.unexecuted(waiting.ticket, &waiting.origin, answer);
@@ -309,15 +309,14 @@ impl Tools {
             return test_event::execute(&config, &command.channel, kind).await;
         }
         let credentials = self.whom(&command.channel).await?;
-        let target = credentials.target();
         // What is received from here on is newer than what the server may answer.
         let since = self.journal.figures().last;
         let (answer, source) = match &command.order {
             Order::Set { element, value } => {
-                (self.set(target, element, value).await?, state::Source::Fetched)
+                (self.set(&credentials, element, value).await?, state::Source::Fetched)
             }
-            Order::Reset => (self.rest.reset(target).await, state::Source::Reset),
-            Order::Reload => (self.rest.reload(target).await, state::Source::Fetched),
+            Order::Reset => (self.rest.reset(&credentials).await, state::Source::Reset),
+            Order::Reload => (self.rest.reload(&credentials).await, state::Source::Fetched),
             Order::Refresh | Order::Test(_) => return Ok(()),
         };
         match answer.map_err(|error| failure(&error))? {
@@ -334,18 +333,18 @@ impl Tools {
     /// Sets an element; what the server answered to it.
     async fn set(
         &self,
-        target: Target<'_>,
+        credentials: &Credentials,
         key: &str,
         value: &Value,
     ) -> Result<Result<Option<SessionDocument>, RestError>, Failure> {
-        let elements = self.rest.session(target).await.map_err(|error| failure(&error))?.data;
+        let elements = self.rest.session(credentials).await.map_err(|error| failure(&error))?.data;
         let name = state::name(key, |name| elements.contains_key(name));
         let Some(now) = elements.get(&name) else {
             return Err(Failure::bad(404, "the session has no such element"));
         };
         let value = fitted(now, value)?;
         let change = Map::from_iter([(name, value)]);
-        Ok(self.rest.update(target, &change).await)
+        Ok(self.rest.update(credentials, &change).await)
     }
 
     /// The channel's id and token.
@@ -456,7 +455,7 @@ mod tests {
         let (submitter, answers) = queue.submitter("home", None, &Commands::All(true));
         let (refreshes, requests) = refreshes();
         let tools = Tools {
-            rest: Rest::new(&Astro::default()).unwrap(),
+            rest: Rest::new(&Astro::default()),
             targets: watch::channel(Targets::default()).1,
             table: Arc::default(),
             refreshes,

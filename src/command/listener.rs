@@ -39,7 +39,7 @@ pub struct Kind {
     /// The kind's name, as in `type = "…"`.
     pub name: &'static str,
     /// Makes the listener from the settings, which the sink has checked; connects to nothing.
-    pub open: fn(Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError>,
+    pub open: fn(&Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError>,
 }
 
 impl Kind {
@@ -54,10 +54,8 @@ impl Kind {
         let (queue, health) = (queue.clone(), Arc::new(health));
         let (name, config) = (name.to_owned(), config.clone());
         Box::new(move |stop| {
-            let settings = config.settings.clone();
-            let opening =
-                Opening { name: &name, settings, config: &config, purpose: Purpose::Relay };
-            let mut listener = (self.open)(opening).map_err(|error| error.to_string())?;
+            let opening = Opening { name: &name, config: &config, purpose: Purpose::Relay };
+            let mut listener = (self.open)(&opening).map_err(|error| error.to_string())?;
             let (submitter, replies) =
                 queue.submitter(&name, config.channels.as_deref(), &config.commands());
             let health = Arc::clone(&health);

@@ -66,11 +66,10 @@ struct MqttListener {
     connection: Option<Connection>,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError> {
+fn open(opening: &Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError> {
     Ok(Box::new(MqttListener {
-        settings: settings(&opening)?,
-        client_id: command_client_id(&client_id(opening.name, &opening.settings)),
+        settings: settings(opening)?,
+        client_id: command_client_id(&client_id(opening.name, &opening.config.settings)),
         backoff: Backoff::new(FIRST_WAIT, opening.config.backoff_max.0),
         connection: None,
     }))
@@ -85,10 +84,7 @@ impl CommandListener for MqttListener {
         health: &TaskHealth,
         stop: &CancellationToken,
     ) {
-        select! {
-            () = stop.cancelled() => {}
-            () = self.listen(&submitter, &mut replies, health) => {}
-        }
+        stop.run_until_cancelled(self.listen(&submitter, &mut replies, health)).await;
         if timeout(DISCONNECT, self.disconnect(&mut replies)).await.is_err() {
             warn!("the last answers to commands could not be sent in time");
         }

@@ -60,9 +60,8 @@ const MAX_PENDING: usize = 256;
 /// At a stop, what is under way has so long to be answered.
 const FINISH: Duration = Duration::from_secs(5);
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError> {
-    let connector = Connector::new(&opening, "-commands")?;
+fn open(opening: &Opening<'_>) -> Result<Box<dyn CommandListener>, ConfigError> {
+    let connector = Connector::new(opening, "-commands")?;
     Ok(Box::new(MicroService {
         name: opening.name.to_owned(),
         connector,
@@ -128,10 +127,8 @@ impl CommandListener for MicroService {
     ) {
         let mut backoff = Backoff::new(WAIT.0, WAIT.1);
         loop {
-            let started = tokio::select! {
-                () = stop.cancelled() => return,
-                started = self.start(&submitter) => started,
-            };
+            let started = stop.run_until_cancelled(self.start(&submitter)).await;
+            let Some(started) = started else { return };
             match started {
                 Ok(mut running) => {
                     backoff.reset();
@@ -157,9 +154,8 @@ impl CommandListener for MicroService {
                     health.report(Some(&error));
                 }
             }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = sleep(backoff.wait()) => {}
+            if stop.run_until_cancelled(sleep(backoff.wait())).await.is_none() {
+                return;
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{Answer, Command, ErrorKind, Failure, parse, report};
-use crate::config::Commands;
+use crate::{base::sync::lock, config::Commands};
 
 /// Commands that may wait for the executor: more than anybody gives by hand, and less than a megabyte.
 const QUEUE: usize = 64;
@@ -43,8 +43,6 @@ pub struct ReplyTo {
 pub struct Reply {
     pub to: ReplyTo,
     pub answer: Arc<Answer>,
-    /// How long it took.
-    pub took: Duration,
 }
 
 /// The answers to what one submitter has submitted.
@@ -61,7 +59,7 @@ pub(super) struct PendingReply {
 impl PendingReply {
     pub(super) fn send(self, origin: &str, answer: &Arc<Answer>) {
         let Some(to) = self.reply_to else { return };
-        let reply = Reply { to, answer: Arc::clone(answer), took: self.received.elapsed() };
+        let reply = Reply { to, answer: Arc::clone(answer) };
         if self.replies.try_send(reply).is_err() {
             // Whoever asks again with the same transaction gets it.
             warn!(origin, "the answer to a command cannot be sent: its way back is closed or full");
@@ -173,7 +171,7 @@ impl CommandSubmitter {
             let failure = Failure::new(ErrorKind::Late, 503, error);
             return self.refuse(reply, command.answer(Err(failure)));
         }
-        if let Err(failure) = self.judge(&command, retained) {
+        if let Err(failure) = self.check_allowed(&command, retained) {
             return self.refuse(reply, command.answer(Err(failure)));
         }
         let request = Request { command, origin: Arc::clone(&self.origin), redelivered, reply };
@@ -193,7 +191,7 @@ impl CommandSubmitter {
         PendingReply { reply_to, replies: self.replies.clone(), received: Instant::now() }
     }
 
-    fn judge(&self, command: &Command, retained: bool) -> Result<(), Failure> {
+    fn check_allowed(&self, command: &Command, retained: bool) -> Result<(), Failure> {
         let action = command.order.action();
         if !self.channels.contains(&command.channel) {
             return Err(Failure::bad(404, "there is no such channel here"));
@@ -212,8 +210,7 @@ impl CommandSubmitter {
     /// Whether a refusal may still be logged as a warning.
     fn may_complain(&self) -> bool {
         let now = Instant::now();
-        // Two numbers are whole at any moment.
-        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut complaints = lock(&self.complaints);
         if complaints.0 + COMPLAIN <= now {
             *complaints = (now, 0);
         }

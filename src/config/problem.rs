@@ -98,6 +98,11 @@ impl Problem {
         }
     }
 
+    /// A problem of what stands there, whatever the key.
+    pub fn at_place(place: Place, message: impl Into<String>) -> Self {
+        Self { place: Some(place), ..Self::new(Vec::<String>::new(), message) }
+    }
+
     /// The same, with the name that was probably meant.
     #[must_use]
     pub fn suggest(mut self, name: Option<&str>) -> Self {

@@ -26,25 +26,25 @@ impl Delivery {
     /// Of the events that the sink's topics and channels select, so many were let through, were not, and
     /// so many could not be judged.
     pub(super) fn condition_was(&mut self, matched: u64, unmatched: u64, errors: u64) {
-        if errors == 0 && (self.page.condition.matched || matched + unmatched == 0) {
+        if errors == 0 && (self.row.condition.matched || matched + unmatched == 0) {
             return;
         }
-        self.page.condition.matched |= matched > 0;
+        self.row.condition.matched |= matched > 0;
         let error = self.route.take_condition_error();
-        self.page.show(|page| {
-            page.matched += matched;
-            page.considered += matched + unmatched + errors;
-            page.condition_errors += errors;
+        self.row.show(|row| {
+            row.matched += matched;
+            row.considered += matched + unmatched + errors;
+            row.condition_errors += errors;
             if errors > 0 {
-                page.condition_error.clone_from(&error);
-                page.condition_error_at = Some(clock::now());
+                row.condition_error.clone_from(&error);
+                row.condition_error_at = Some(clock::now());
             }
         });
-        let lately = self.page.condition.logged.is_some_and(|at| at.elapsed() < LOGGED);
+        let lately = self.row.condition.logged.is_some_and(|at| at.elapsed() < LOGGED);
         if let Some(error) = error.filter(|_| errors > 0 && !lately) {
-            self.page.condition.logged = Some(Instant::now());
+            self.row.condition.logged = Some(Instant::now());
             warn!(
-                sink = %self.page.name, events = errors, error,
+                sink = %self.row.name, events = errors, error,
                 "the condition (`when`) cannot be evaluated: these events are not sent"
             );
         }

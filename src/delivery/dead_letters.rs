@@ -42,7 +42,7 @@ impl Delivery {
             Some(Begun::Letter { number, rejected }) => {
                 // It stays the letter that it is, with the new reason.
                 warn!(
-                    sink = %self.page.name, number, reason,
+                    sink = %self.row.name, number, reason,
                     "a dead letter was tried again and rejected again"
                 );
                 self.reader.source.rejected_again(*number, &reason);
@@ -69,22 +69,22 @@ impl Delivery {
             let event = &record.event;
             match self.reader.source.dead_letter(record, reason) {
                 SetAside::Stored => error!(
-                    sink = %self.page.name, id = %event.id, topic = %event.place.topic, reason,
+                    sink = %self.row.name, id = %event.id, topic = %event.place.topic, reason,
                     "an event was rejected and is now a dead letter"
                 ),
                 SetAside::Lost => error!(
-                    sink = %self.page.name, id = %event.id, topic = %event.place.topic, reason,
+                    sink = %self.row.name, id = %event.id, topic = %event.place.topic, reason,
                     "an event was rejected and is lost: without `journal.dir` there are no dead letters"
                 ),
                 // The disk has so much to do; there is a sign when it is done.
                 SetAside::Wait => return,
                 SetAside::Full => return self.letters_are_full(),
             }
-            self.page.metrics.dead();
+            self.row.metrics.dead();
             let reason = reason.clone();
-            self.page.show(|page| {
-                page.dead_letters += 1;
-                page.last_dead_letter = Some(reason);
+            self.row.show(|row| {
+                row.dead_letters += 1;
+                row.last_dead_letter = Some(reason);
             });
             let seq = record.seq;
             self.flight.undeliverable.pop_front();
@@ -134,7 +134,7 @@ impl Delivery {
     fn letters_are_full(&mut self) {
         if self.waiting.fault.as_ref().is_none_or(|fault| fault.text != FULL) {
             self.waiting.held(
-                &self.page.name,
+                &self.row.name,
                 "held",
                 FULL.to_owned(),
                 "the sink is held, nothing is lost",
@@ -145,26 +145,26 @@ impl Delivery {
 
     /// A destination that rejects an event is there; one that rejects every event is not well.
     pub(super) fn rejected(&mut self, reason: &str) {
-        let mut row = 0;
-        self.page.show(|page| {
-            page.rejected_in_a_row += 1;
-            row = page.rejected_in_a_row;
+        let mut in_a_row = 0;
+        self.row.show(|row| {
+            row.rejected_in_a_row += 1;
+            in_a_row = row.rejected_in_a_row;
         });
         if self.waiting.fault.as_ref().is_some_and(|fault| fault.text == FULL) {
             return;
         }
-        if row < IN_A_ROW {
+        if in_a_row < IN_A_ROW {
             return self.worked();
         }
         if self.waiting.fault.as_ref().is_none_or(|fault| fault.state != "rejecting") {
             let text = format!("the last {IN_A_ROW} events were all rejected: {reason}");
-            self.waiting.held(&self.page.name, "rejecting", text, "no event is accepted any more");
+            self.waiting.held(&self.row.name, "rejecting", text, "no event is accepted any more");
             self.show();
         }
     }
 
     /// The peer has ended the connection with this event at the head, `alone` on its way.
-    pub(super) fn suspect(&mut self, seq: Seq, alone: bool, cause: &Cause) {
+    pub(super) fn connection_ended_at(&mut self, seq: Seq, alone: bool, cause: &Cause) {
         let blame = self.suspicion.closed(seq, alone);
         if let Some(blame) = blame {
             let reason = format!(
@@ -182,7 +182,7 @@ impl Delivery {
 
     /// With a new connection and nothing on its way: if the destination is there for all else, the event is
     /// to blame.
-    pub(super) async fn judge(&mut self) {
+    pub(super) async fn try_accused(&mut self) {
         let Some((seq, reason)) = self.suspicion.accused.take() else { return };
         match self.is_there().await {
             Ok(()) => {
@@ -206,9 +206,8 @@ impl Delivery {
     fn is_there(&self) -> impl Future<Output = Result<(), Cause>> + Send + 'static {
         let probe = sink::kind(&self.config.kind).and_then(|kind| kind.probe);
         let answer = probe.filter(|_| !self.waiting.session).map(|probe| {
-            let settings = self.config.settings.clone();
-            let (name, config) = (&*self.page.name, &self.config);
-            probe(Opening { name, settings, config, purpose: Purpose::Probe }, vec!["".into()])
+            let (name, config) = (&*self.row.name, &self.config);
+            probe(&Opening { name, config, purpose: Purpose::Probe }, vec!["".into()])
         });
         let limit = self.config.timeout.0.saturating_add(Duration::from_secs(1));
         async move {

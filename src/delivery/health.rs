@@ -1,8 +1,9 @@
 //! Whether a task beside the gateway works, as `/status` and `/readyz` show it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::status::Status;
+use crate::base::sync::lock;
 
 /// The health of one task. It is taken off the page when the last of those who report it is gone.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ impl TaskHealth {
 
     /// It does not work, for this reason, or (`None`) it works.
     pub fn report(&self, reason: Option<&str>) {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = lock(&self.shown);
         if shown.as_deref() != reason {
             self.status.task(&self.task, reason);
             *shown = reason.map(str::to_owned);

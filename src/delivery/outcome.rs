@@ -5,7 +5,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::{
-    Cause, Delivery, Failure, Instant, clock, describe,
+    Cause, Delivery, Failure, Instant, clock, describe, status,
     waiting::{self, Met},
 };
 
@@ -52,7 +52,7 @@ impl Delivery {
                 self.flight.recall();
                 self.failed_with(cause, if idle { Met::Idle } else { Met::Events });
                 if let (true, Some(head)) = (closed, head) {
-                    self.suspect(head, alone, cause);
+                    self.connection_ended_at(head, alone, cause);
                 }
             }
         }
@@ -90,20 +90,20 @@ impl Delivery {
             (sum, slowest) = (sum + age, slowest.max(age));
             match since.replace(age) {
                 Some(before) if before != age => {
-                    self.page.metrics.delivered(same, millis(before));
+                    self.row.metrics.delivered(same, millis(before));
                     same = 1;
                 }
                 _ => same += 1,
             }
         }
-        self.page.metrics.delivered(same, millis(since.unwrap_or(0)));
+        self.row.metrics.delivered(same, millis(since.unwrap_or(0)));
         self.report();
-        self.page.show(|page| {
-            page.delivered += amount;
-            page.last_delivered = Some(clock::now());
-            page.delivery_ms += u64::try_from(sum).unwrap_or(0);
-            page.slowest_ms = page.slowest_ms.max(u64::try_from(slowest).unwrap_or(0));
-            page.rejected_in_a_row = 0;
+        self.row.show(|row| {
+            row.delivered += amount;
+            row.last_delivered = Some(clock::now());
+            row.delivery_ms += u64::try_from(sum).unwrap_or(0);
+            row.slowest_ms = row.slowest_ms.max(u64::try_from(slowest).unwrap_or(0));
+            row.rejected_in_a_row = 0;
         });
         if let Some(last) = last {
             self.suspicion.accepted(last);
@@ -128,20 +128,20 @@ impl Delivery {
         };
         let (receivers, unheard) = (count("receivers"), count("unheard"));
         for (name, amount) in report.counts {
-            self.page.metrics.note(name, amount);
+            self.row.metrics.note(name, amount);
         }
         if receivers > 0 || unheard > 0 {
-            self.page.show(|page| {
-                page.unheard_in_a_row =
-                    if receivers > 0 { 0 } else { page.unheard_in_a_row + unheard };
+            self.row.show(|row| {
+                row.unheard_in_a_row =
+                    if receivers > 0 { 0 } else { row.unheard_in_a_row + unheard };
             });
         }
         let Some(facts) = report.facts else { return };
-        self.page.show(|page| {
-            for fact in facts.iter().filter(|fact| !page.remarks.contains(fact)) {
-                info!(sink = %self.page.name, fact, "note from sink");
+        self.row.show(|row| {
+            for fact in facts.iter().filter(|fact| !row.remarks.contains(fact)) {
+                info!(sink = %self.row.name, fact, "note from sink");
             }
-            page.remarks = facts;
+            row.remarks = facts;
         });
     }
 
@@ -158,15 +158,21 @@ impl Delivery {
             Some(fault) => (fault.state, Some(fault.text.clone())),
             None => ("up", None),
         };
-        self.page.metrics.up(matches!(state, "up" | "busy"));
+        self.show_state(state, |row| {
+            row.last_error = text.or_else(|| row.last_error.take());
+        });
+    }
+
+    fn show_state(&self, state: &'static str, show_error: impl FnOnce(&mut status::Sink)) {
+        self.row.metrics.up(matches!(state, "up" | "busy"));
         let next = self.waiting.next_attempt();
-        self.page.show(|page| {
-            if page.state != state {
-                page.state = state;
-                page.since = clock::now();
+        self.row.show(|row| {
+            if row.state != state {
+                row.state = state;
+                row.since = clock::now();
             }
-            page.next_attempt = next;
-            page.last_error = text.or_else(|| page.last_error.take());
+            row.next_attempt = next;
+            show_error(row);
         });
     }
 
@@ -177,24 +183,17 @@ impl Delivery {
 
     /// The same, for whatever it met.
     fn failed_with(&mut self, cause: &Cause, met: Met) {
-        self.page.metrics.retry(waiting::word(cause));
+        self.row.metrics.retry(waiting::word(cause));
         let text = describe(cause);
-        self.waiting.failed(&self.page.name, cause, met, &text);
+        self.waiting.failed(&self.row.name, cause, met, &text);
         let (state, connected) = waiting::state(cause, met == Met::Connecting);
         if !connected {
             self.disconnect();
         }
         self.flight.stale = true;
-        self.page.metrics.up(state == "busy");
-        let next = self.waiting.next_attempt();
-        self.page.show(|page| {
-            if page.state != state {
-                page.state = state;
-                page.since = clock::now();
-            }
-            page.next_attempt = next;
-            page.last_error = Some(text);
-            page.last_error_at = Some(clock::now());
+        self.show_state(state, |row| {
+            row.last_error = Some(text);
+            row.last_error_at = Some(clock::now());
         });
     }
 }

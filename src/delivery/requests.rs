@@ -96,7 +96,7 @@ impl Requests {
 
     /// Sees whether something was asked for. Where the next batch is always there, nothing is ever waited
     /// for.
-    pub(super) fn look(&mut self) {
+    pub(super) fn refresh(&mut self) {
         if self.changed.has_changed().unwrap_or(false) {
             self.changed.mark_unchanged();
             self.pending = true;
@@ -179,7 +179,7 @@ impl Delivery {
             Begun::Replay { number, position } => {
                 self.reader.source.replay_progress(number, position);
                 if position.is_none() {
-                    info!(sink = %self.page.name, number, "replay done");
+                    info!(sink = %self.row.name, number, "replay done");
                 }
             }
         }
@@ -187,7 +187,7 @@ impl Delivery {
 
     fn try_again(&mut self, letter: &DeadLetter) {
         let number = letter.number;
-        info!(sink = %self.page.name, number, "trying a dead letter again");
+        info!(sink = %self.row.name, number, "trying a dead letter again");
         let reason = match self.route.render(&letter.record) {
             Rendered::Wanted(event, ha_events) => {
                 self.flight.push(event, ha_events);
@@ -198,7 +198,7 @@ impl Delivery {
             Rendered::Skipped(skip) => format!("no longer wanted by the sink: {}", skip.as_str()),
             Rendered::Failed(reason) => reason,
         };
-        warn!(sink = %self.page.name, number, reason, "a dead letter cannot be tried again");
+        warn!(sink = %self.row.name, number, reason, "a dead letter cannot be tried again");
         self.reader.source.rejected_again(number, &reason);
     }
 
@@ -225,7 +225,7 @@ impl Delivery {
             Err(error) => return self.unreadable(&error).await,
         };
         if batch.lost > 0 {
-            warn!(sink = %self.page.name, count = batch.lost, "the journal no longer holds all of a replay");
+            warn!(sink = %self.row.name, count = batch.lost, "the journal no longer holds all of a replay");
         }
         let marked = batch.records.iter().map(|record| replayed(record));
         let marked: Vec<_> = marked.filter(|record| choice.excludes(record).is_none()).collect();

@@ -118,20 +118,10 @@ pub enum Skip {
     Age,
 }
 
-/// Every reason, in the order of [`Skip::index`].
+/// Every reason, in order: `skip as usize` is its place here.
 pub const SKIPS: [Skip; 4] = [Skip::Place, Skip::Condition, Skip::ConditionError, Skip::Age];
 
 impl Skip {
-    /// Its place in [`SKIPS`].
-    pub fn index(self) -> usize {
-        match self {
-            Self::Place => 0,
-            Self::Condition => 1,
-            Self::ConditionError => 2,
-            Self::Age => 3,
-        }
-    }
-
     /// The word in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -245,7 +235,7 @@ impl Route {
         let data = redacted.map_or(event.data(), |redacted| &redacted.data);
         // The topic of its own counts where the activity does not reach this sink.
         let activities = || self.wants(ACTIVITIES, &event.place.channel);
-        let age = u64::try_from(age(&of.record).as_millis()).unwrap_or(u64::MAX);
+        let age = clock::millis_of(age(&of.record));
         let rendered = ha_events.render(event, data, activities, age);
         let outgoing = |(part, (address, payload)): (u8, (String, String))| Outgoing {
             part,

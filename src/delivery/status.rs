@@ -3,17 +3,14 @@
 //! Deliveries write the rows of their sinks; every other task is here only while it does not work. Status
 //! page, health and metrics read it. A sink that waits may be asked here to try now.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, fmt, sync::Mutex};
 
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::base::{
     clock::{self, UnixMillis},
+    sync::lock,
     text::{counted, excerpt},
 };
 
@@ -25,7 +22,7 @@ const TEXT: usize = 1000;
 
 #[derive(Debug, Default)]
 pub struct Status {
-    pages: Mutex<Pages>,
+    now: Mutex<StatusSnapshot>,
     /// Grows when a sink or a task has another state, or something is wrong with its events.
     changes: watch::Sender<u64>,
     /// Each grows when somebody asks for that sink to be tried now.
@@ -34,7 +31,7 @@ pub struct Status {
 
 /// The rows as they are now.
 #[derive(Debug, Clone, Default)]
-pub struct Pages {
+pub struct StatusSnapshot {
     /// Sinks by name.
     pub sinks: BTreeMap<String, Sink>,
     /// Tasks of the relay that do not work, and why.
@@ -167,7 +164,7 @@ impl Sink {
     }
 }
 
-impl Pages {
+impl StatusSnapshot {
     pub fn why(&self) -> impl Iterator<Item = Reason<'_>> {
         let sinks = self.sinks.iter().filter(|(_, sink)| !matches!(sink.state, "up" | STANDBY));
         let tasks = self.tasks.iter().map(|(name, why)| Reason::Task(name, why));
@@ -190,21 +187,16 @@ fn shorten(text: &mut String) {
 }
 
 impl Status {
-    fn lock(&self) -> MutexGuard<'_, Pages> {
-        // A row is changed field by field; a panic in between leaves it readable.
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn changed(&self) {
         self.changes.send_modify(|count| *count += 1);
     }
 
-    pub fn look<T>(&self, read: impl FnOnce(&Pages) -> T) -> T {
-        read(&self.lock())
+    pub fn read<T>(&self, read: impl FnOnce(&StatusSnapshot) -> T) -> T {
+        read(&lock(&self.now))
     }
 
-    pub fn pages(&self) -> Pages {
-        self.lock().clone()
+    pub fn snapshot(&self) -> StatusSnapshot {
+        lock(&self.now).clone()
     }
 
     /// Changes when a sink or a task has another state, comes or goes.
@@ -214,20 +206,20 @@ impl Status {
 
     /// Changes the row of a sink.
     pub fn sink(&self, name: &str, change: impl FnOnce(&mut Sink)) {
-        let mut pages = self.lock();
-        let before = pages.sinks.get(name).map(Sink::health);
-        let page = match before {
+        let mut now = lock(&self.now);
+        let before = now.sinks.get(name).map(Sink::health);
+        let row = match before {
             // Most changes are to a row that is there.
-            Some(_) => pages.sinks.get_mut(name),
-            None => Some(pages.sinks.entry(name.to_owned()).or_default()),
+            Some(_) => now.sinks.get_mut(name),
+            None => Some(now.sinks.entry(name.to_owned()).or_default()),
         };
-        let Some(page) = page else { return };
-        change(page);
-        let remarks = page.remarks.iter_mut().chain(&mut page.state_remarks);
-        let texts = [&mut page.last_error, &mut page.last_dead_letter, &mut page.condition_error];
+        let Some(row) = row else { return };
+        change(row);
+        let remarks = row.remarks.iter_mut().chain(&mut row.state_remarks);
+        let texts = [&mut row.last_error, &mut row.last_dead_letter, &mut row.condition_error];
         texts.into_iter().flatten().chain(remarks).for_each(shorten);
-        let changed = before != Some(page.health());
-        drop(pages);
+        let changed = before != Some(row.health());
+        drop(now);
         if changed {
             self.changed();
         }
@@ -235,7 +227,7 @@ impl Status {
 
     /// Reads every row, and resets what is counted for the history.
     pub fn sample(&self, mut read: impl FnMut(&str, &Sink)) {
-        for (name, sink) in &mut self.lock().sinks {
+        for (name, sink) in &mut lock(&self.now).sinks {
             read(name, sink);
             sink.slowest_ms = 0;
         }
@@ -243,21 +235,21 @@ impl Status {
 
     /// A sink is no longer configured.
     pub fn no_sink(&self, name: &str) {
-        self.lock().sinks.remove(name);
+        lock(&self.now).sinks.remove(name);
         self.changed();
     }
 
     /// Changes when somebody asks for the sink of that name to be tried now.
     pub fn retries(&self, name: &str) -> watch::Receiver<u64> {
-        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retries = lock(&self.retries);
         retries.entry(name.to_owned()).or_default().subscribe()
     }
 
     /// Has a sink that waits (down, busy, held, gone) tried now, whatever it waits for. An answer: there is
     /// such a sink.
     pub fn retry_sink(&self, name: &str) -> bool {
-        let there = self.look(|pages| pages.sinks.contains_key(name));
-        let retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        let there = self.read(|now| now.sinks.contains_key(name));
+        let retries = lock(&self.retries);
         if let Some(retries) = retries.get(name).filter(|_| there) {
             retries.send_modify(|count| *count += 1);
         }
@@ -266,8 +258,8 @@ impl Status {
 
     /// The same for all sinks that are not up.
     pub fn retry_sinks(&self) {
-        let waiting: Vec<String> = self.look(|pages| {
-            let waiting = pages.sinks.iter().filter(|(_, sink)| sink.state != "up");
+        let waiting: Vec<String> = self.read(|now| {
+            let waiting = now.sinks.iter().filter(|(_, sink)| sink.state != "up");
             waiting.map(|(name, _)| name.clone()).collect()
         });
         for name in waiting {
@@ -277,12 +269,12 @@ impl Status {
 
     /// A task of the relay does not work, or (`None`) works again.
     pub fn task(&self, name: &str, reason: Option<&str>) {
-        let mut pages = self.lock();
+        let mut now = lock(&self.now);
         match reason {
-            Some(reason) => pages.tasks.insert(name.to_owned(), excerpt(reason, TEXT)),
-            None => pages.tasks.remove(name),
+            Some(reason) => now.tasks.insert(name.to_owned(), excerpt(reason, TEXT)),
+            None => now.tasks.remove(name),
         };
-        drop(pages);
+        drop(now);
         self.changed();
     }
 }

@@ -31,7 +31,7 @@ pub(crate) fn name(sink: &str) -> String {
 
 /// What the task of a sink's events needs besides its configuration.
 #[derive(Debug, Clone)]
-pub struct Services {
+pub struct DeliveryServices {
     pub journal: Journal,
     pub status: Arc<Status>,
     /// The configured sinks, now.
@@ -50,44 +50,44 @@ pub fn open_sink(
         ConfigError::at(&["sinks", name, "type"], message)
     })?;
     let route = Route::new(name, config, kind)?;
-    let opening = Opening { name, settings: config.settings.clone(), config, purpose };
-    Ok(((kind.open)(opening)?, route))
+    Ok(((kind.open)(&Opening { name, config, purpose })?, route))
 }
 
 /// Makes a sink's task, over and over.
-pub(crate) fn factory(services: &Services, name: &str, config: &SinkConfig) -> Factory {
+pub(crate) fn factory(services: &DeliveryServices, name: &str, config: &SinkConfig) -> Factory {
     let maker = Maker::new(services, name, config);
     Box::new(move |stop| {
-        let journal = maker.guard.services.journal.clone();
-        let source = JournalSource::new(journal, &maker.guard.name, maker.config.start);
+        let journal = maker.services.journal.clone();
+        let source = JournalSource::new(journal, &maker.name, maker.config.start);
         let delivery = maker.make(Arc::new(source.map_err(|error| error.to_string())?))?;
         Ok(Box::pin(delivery.run(stop)))
     })
 }
 
-/// Makes the deliveries of a sink, whatever their source. What was kept for the sink is removed with it.
+/// Makes the deliveries of a sink, whatever their source. What was kept for the sink is removed when the
+/// supervisor drops its task, however that ended.
 pub(crate) struct Maker {
-    guard: DrainGuard,
+    services: DeliveryServices,
+    name: String,
     config: SinkConfig,
 }
 
 impl Maker {
-    pub(crate) fn new(services: &Services, name: &str, config: &SinkConfig) -> Self {
+    pub(crate) fn new(services: &DeliveryServices, name: &str, config: &SinkConfig) -> Self {
         // Nobody is ready before it has begun.
-        services.status.sink(name, |page| {
-            if page.state.is_empty() {
-                page.kind.clone_from(&config.kind);
-                page.state = "connecting";
-                page.since = clock::now();
+        services.status.sink(name, |row| {
+            if row.state.is_empty() {
+                row.kind.clone_from(&config.kind);
+                row.state = "connecting";
+                row.since = clock::now();
             }
         });
-        let guard = DrainGuard { services: services.clone(), name: name.to_owned() };
-        Self { guard, config: config.clone() }
+        Self { services: services.clone(), name: name.to_owned(), config: config.clone() }
     }
 
     /// A delivery out of that source. May block.
     pub(crate) fn make(&self, source: Arc<dyn Source>) -> Result<Delivery, String> {
-        let (DrainGuard { services, name }, config) = (&self.guard, &self.config);
+        let Self { services, name, config } = self;
         let (sink, route) =
             open_sink(name, config, Purpose::Relay).map_err(|error| error.to_string())?;
         let status = Arc::clone(&services.status);
@@ -96,40 +96,32 @@ impl Maker {
 
     /// This member is to drive the sink, and cannot read the log yet.
     pub(crate) fn takes_over(&self) {
-        let DrainGuard { services, name } = &self.guard;
-        services.status.sink(name, |page| {
-            page.state = "connecting";
-            page.since = clock::now();
+        self.services.status.sink(&self.name, |row| {
+            row.state = "connecting";
+            row.since = clock::now();
         });
     }
 
     /// Another member of the cluster drives the sink.
     pub(crate) fn stands_by(&self) {
-        let DrainGuard { services, name } = &self.guard;
-        services.status.sink(name, |page| {
-            page.kind.clone_from(&self.config.kind);
-            page.state = STANDBY;
-            page.since = clock::now();
-            page.last_error = None;
-            page.forget_findings();
+        self.services.status.sink(&self.name, |row| {
+            row.kind.clone_from(&self.config.kind);
+            row.state = STANDBY;
+            row.since = clock::now();
+            row.last_error = None;
+            row.forget_findings();
         });
-        metrics::sink_stands_by(name);
+        metrics::sink_stands_by(&self.name);
     }
 }
 
-/// Removes what was kept for a sink when the supervisor drops its task, however that ended.
-struct DrainGuard {
-    services: Services,
-    name: String,
-}
-
-impl Drop for DrainGuard {
+impl Drop for Maker {
     fn drop(&mut self) {
-        let Self { services: Services { journal, status, sinks, .. }, name } = self;
+        let Self { services: DeliveryServices { journal, status, sinks }, name, .. } = self;
         if sinks.borrow().contains(name) {
             return;
         }
-        // It is no longer configured: its page goes, and its cursor holds nothing back any more. The
+        // It is no longer configured: its row goes, and its cursor holds nothing back any more. The
         // cursor itself stays, for a sink of this name that comes back.
         status.no_sink(name);
         journal.unregister(name);

@@ -24,6 +24,7 @@ use crate::{
     base::{
         clock::{self, UnixMillis},
         event::{self, Event, Record},
+        json::set,
     },
     config::{Config, SinkConfig},
     sink::{Failure, Outgoing, Purpose},
@@ -107,20 +108,15 @@ impl TestKind {
             "channel.follow" => json!({ "_id": id, "username": NAME, "displayName": NAME }),
             _ => {
                 let mut about = json!({ "username": NAME, "displayName": NAME });
-                let mut set = |key: &str, value: Value| {
-                    if let Some(about) = about.as_object_mut() {
-                        about.insert(key.to_owned(), value);
-                    }
-                };
                 if let Some(amount) = amount {
-                    set("amount", amount);
+                    set(&mut about, "amount", amount);
                 }
                 if !message.is_empty() {
-                    set("message", message.into());
+                    set(&mut about, "message", message.into());
                 }
                 match self {
-                    Self::Tip => set("currency", "EUR".into()),
-                    Self::Subscription => set("tier", "1000".into()),
+                    Self::Tip => set(&mut about, "currency", "EUR".into()),
+                    Self::Subscription => set(&mut about, "tier", "1000".into()),
                     Self::Follow | Self::Raid | Self::Cheer => {}
                 }
                 json!({

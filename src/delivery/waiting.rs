@@ -135,8 +135,7 @@ impl Waiting {
     /// When it is tried again, by the wall clock.
     pub(super) fn next_attempt(&self) -> Option<UnixMillis> {
         let at = self.reconnect_at().max(self.resume_at())?;
-        let wait = at.saturating_duration_since(Instant::now()).as_millis();
-        Some(clock::now() + u64::try_from(wait).unwrap_or(0))
+        Some(clock::now() + clock::millis_of(at.saturating_duration_since(Instant::now())))
     }
 
     /// A wait for events is over, if there was one. An answer: there is to be a new connection.

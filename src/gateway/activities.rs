@@ -12,13 +12,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    hash::{BuildHasher, Hasher},
     time::Duration,
 };
 
 use foldhash::fast::FixedState;
 use tokio::time::Instant;
 
+use super::seen::digest;
 use crate::{
     astro::rest::History,
     base::event::{Event, Origin, key},
@@ -120,14 +120,6 @@ fn activity_of(event: &Event) -> Option<u64> {
     History::of(topic)?;
     let id = key::own_id(topic, event.data())?;
     Some(digest(&event.place.channel, &format!("{topic} {id}")))
-}
-
-fn digest(one: &str, other: &str) -> u64 {
-    let mut hasher = FixedState::with_seed(0).build_hasher();
-    hasher.write(one.as_bytes());
-    hasher.write_u8(0);
-    hasher.write(other.as_bytes());
-    hasher.finish()
 }
 
 #[cfg(test)]

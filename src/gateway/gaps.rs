@@ -5,14 +5,14 @@
 //! clock's word for its beginning, and that clock may have been wrong then or be wrong now: so its end
 //! is checked against the time that the gateway says, and its report says by which clock it was measured.
 //!
-//! A gap does not wait for what is refused. Since when that is missing is remembered: when it is confirmed
-//! later, that is a gap of its own.
+//! A gap does not wait for what is refused, or never answered. Since when that is missing is remembered:
+//! when it is confirmed later, that is a gap of its own.
 //!
 //! What is missing outlives a gateway that fails; over a restart the journal remembers its beginning.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -21,6 +21,7 @@ use crate::{
     base::{
         clock::{self, Moment, UnixMillis},
         event::{self, Event},
+        json,
         metrics::{self, GAP_SECONDS, GAPS},
         text::{EXCERPT, excerpt},
     },
@@ -133,7 +134,7 @@ enum RecoveryState {
     /// Not yet answered again.
     Missing,
     Restored,
-    /// It was refused or left out: it may be confirmed later.
+    /// It was refused, left out or never answered: it may be confirmed later.
     Refused,
     /// It is no longer wanted.
     Gone,
@@ -190,15 +191,15 @@ impl Outage {
             "subscriptions": subscriptions,
         });
         let clock = match bounds.clock {
-            Clock::Ours => None,
-            Clock::Gateway => Some(("clock", "gateway".into())),
-            Clock::Unknown => Some(("clock", "unknown".into())),
+            GapClock::Ours => None,
+            GapClock::Gateway => Some("gateway"),
+            GapClock::Unknown => Some("unknown"),
         };
-        let ahead = ahead.map(|ahead| ("clock_ahead", ahead.into()));
-        if let Some(report) = report.as_object_mut() {
-            report.extend(
-                clock.into_iter().chain(ahead).map(|(name, value)| (name.to_owned(), value)),
-            );
+        if let Some(clock) = clock {
+            json::set(&mut report, "clock", clock.into());
+        }
+        if let Some(ahead) = ahead {
+            json::set(&mut report, "clock_ahead", ahead.into());
         }
         report
     }
@@ -254,7 +255,8 @@ impl Gaps {
         outages.filter_map(|outage| outage.subscriptions.get_mut(one))
     }
 
-    /// This was confirmed; or else it was refused or left out. Answers the gaps that are over by that.
+    /// This was confirmed; or else it was refused, left out or never answered. Answers the gaps that are over by
+    /// that.
     pub(super) fn answered(
         &mut self,
         subscription: &Arc<Subscription>,
@@ -339,7 +341,7 @@ impl Gaps {
             .iter()
             .map(|(channel, outage)| {
                 let missing = |state: &&RecoveryState| **state == RecoveryState::Missing;
-                let time = u64::try_from(outage.since.time().as_millis()).unwrap_or(u64::MAX);
+                let time = clock::millis_of(outage.since.time());
                 RunningGap {
                     channel: channel.to_string(),
                     since: clock::now().saturating_sub(time),
@@ -359,7 +361,8 @@ impl Gaps {
 
     /// Measures a gap that is over now: what the status page shows of it, and its event.
     pub(super) fn close(&self, Over(channel, outage): &Over) -> (Gap, Event) {
-        let server = self.server.map(|(said, at)| later(said, at.elapsed()));
+        let server =
+            self.server.map(|(said, at)| said.saturating_add(clock::millis_of(at.elapsed())));
         let now = clock::now();
         let bounds = bounds(outage.since, now, server, self.server_before);
         let (seconds, cause) = (bounds.seconds(), outage.cause.clone());
@@ -381,16 +384,18 @@ struct Bounds {
     from: UnixMillis,
     /// Never before `from`.
     to: UnixMillis,
-    clock: Clock,
+    clock: GapClock,
 }
 
 /// By which clock a gap is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Clock {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GapClock {
     Ours,
     /// Ours is wrong, or was.
     Gateway,
     /// Ours is behind the beginning, and the gateway says no time: when it ended is not known.
+    #[serde(other)]
     Unknown,
 }
 
@@ -406,14 +411,15 @@ fn bounds(
     server: Option<UnixMillis>,
     server_before: Option<UnixMillis>,
 ) -> Bounds {
-    let wrong = |server: &UnixMillis| u128::from(server.abs_diff(now)) > CLOCK_IS_WRONG.as_millis();
+    let wrong = |server: &UnixMillis| server.abs_diff(now) > clock::millis_of(CLOCK_IS_WRONG);
     let from = match since {
         Since::Moment(..) => {
             let (to, clock) = match server.filter(wrong) {
-                Some(server) => (server, Clock::Gateway),
-                None => (now, Clock::Ours),
+                Some(server) => (server, GapClock::Gateway),
+                None => (now, GapClock::Ours),
             };
-            return Bounds { from: earlier(to, since.time()), to, clock };
+            let from = to.saturating_sub(clock::millis_of(since.time()));
+            return Bounds { from, to, clock };
         }
         Since::Before(from) => from,
     };
@@ -422,10 +428,10 @@ fn bounds(
             // Where the clock was ahead when the relay last ran, its time is worth nothing: that of
             // the last message is.
             let from = if from <= server { from } else { server_before.unwrap_or(server) };
-            Bounds { from: from.min(server), to: server, clock: Clock::Gateway }
+            Bounds { from: from.min(server), to: server, clock: GapClock::Gateway }
         }
-        None if from > now => Bounds { from, to: from, clock: Clock::Unknown },
-        _ => Bounds { from, to: now, clock: Clock::Ours },
+        None if from > now => Bounds { from, to: from, clock: GapClock::Unknown },
+        _ => Bounds { from, to: now, clock: GapClock::Ours },
     }
 }
 
@@ -433,14 +439,6 @@ fn bounds(
 fn ahead(one: UnixMillis, other: UnixMillis) -> f64 {
     let difference = Duration::from_millis(one.abs_diff(other)).as_secs_f64();
     if one < other { -difference } else { difference }
-}
-
-fn earlier(at: UnixMillis, time: Duration) -> UnixMillis {
-    at.saturating_sub(UnixMillis::try_from(time.as_millis()).unwrap_or(UnixMillis::MAX))
-}
-
-fn later(at: UnixMillis, time: Duration) -> UnixMillis {
-    at.saturating_add(UnixMillis::try_from(time.as_millis()).unwrap_or(UnixMillis::MAX))
 }
 
 #[cfg(test)]
@@ -454,44 +452,50 @@ mod tests {
     fn the_time_without_a_relay_is_reported_whatever_the_clock_said() {
         // What the clock said at the end and says now, what the gateway says, what it said last.
         let cases: &[(&str, UnixMillis, UnixMillis, Option<UnixMillis>, _)] = &[
-            ("right", NOON - HOUR, NOON, Some(NOON + 200), (NOON - HOUR, NOON, Clock::Ours)),
-            ("no time from the gateway", NOON - HOUR, NOON, None, (NOON - HOUR, NOON, Clock::Ours)),
-            ("equal", NOON, NOON, Some(NOON), (NOON, NOON, Clock::Ours)),
+            ("right", NOON - HOUR, NOON, Some(NOON + 200), (NOON - HOUR, NOON, GapClock::Ours)),
+            (
+                "no time from the gateway",
+                NOON - HOUR,
+                NOON,
+                None,
+                (NOON - HOUR, NOON, GapClock::Ours),
+            ),
+            ("equal", NOON, NOON, Some(NOON), (NOON, NOON, GapClock::Ours)),
             (
                 "behind the end",
                 NOON - HOUR,
                 NOON - 5 * HOUR,
                 Some(NOON),
-                (NOON - HOUR, NOON, Clock::Gateway),
+                (NOON - HOUR, NOON, GapClock::Gateway),
             ),
-            ("at 1970", NOON - HOUR, 0, Some(NOON), (NOON - HOUR, NOON, Clock::Gateway)),
+            ("at 1970", NOON - HOUR, 0, Some(NOON), (NOON - HOUR, NOON, GapClock::Gateway)),
             (
                 "behind, and no time from the gateway",
                 NOON - HOUR,
                 NOON - 5 * HOUR,
                 None,
-                (NOON - HOUR, NOON - HOUR, Clock::Unknown),
+                (NOON - HOUR, NOON - HOUR, GapClock::Unknown),
             ),
             (
                 "far ahead now",
                 NOON - HOUR,
                 NOON + 99_999 * HOUR,
                 Some(NOON),
-                (NOON - HOUR, NOON, Clock::Gateway),
+                (NOON - HOUR, NOON, GapClock::Gateway),
             ),
             (
                 "far ahead then",
                 NOON + 99_999 * HOUR,
                 NOON,
                 Some(NOON),
-                (NOON - 2 * HOUR, NOON, Clock::Gateway),
+                (NOON - 2 * HOUR, NOON, GapClock::Gateway),
             ),
             (
                 "far ahead then and now",
                 NOON + 9_999 * HOUR,
                 NOON + 99_999 * HOUR,
                 Some(NOON),
-                (NOON - 2 * HOUR, NOON, Clock::Gateway),
+                (NOON - 2 * HOUR, NOON, GapClock::Gateway),
             ),
         ];
         for (case, alive, now, server, (from, to, clock)) in cases {

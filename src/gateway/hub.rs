@@ -14,17 +14,16 @@ use tokio::sync::{Notify, watch};
 use super::{intake::Intake, table::Table, targets::Targets};
 use crate::{
     astro::{
-        dial::{Dialer, DialerError},
-        session::{Limits, Subscription, Update, Wanted},
+        dial::Dialer,
+        session::{Subscription, Update, Wanted},
     },
     base::event::Event,
-    config::{Astro, Secret},
+    config::{Astro, ConfigError, Secret},
 };
 
 #[derive(Debug)]
 pub(super) struct Hub {
-    pub(super) config: Astro,
-    pub(super) limits: Limits,
+    pub(super) config: Arc<Astro>,
     pub(super) dialer: Dialer,
     pub(super) table: Arc<Table>,
     pub(super) intake: Arc<Intake>,
@@ -40,11 +39,10 @@ impl Hub {
         table: Arc<Table>,
         intake: Arc<Intake>,
         targets: watch::Receiver<Targets>,
-    ) -> Result<Self, DialerError> {
+    ) -> Result<Self, ConfigError> {
         Ok(Self {
-            limits: Limits::from(config),
             dialer: Dialer::new(config)?,
-            config: config.clone(),
+            config: Arc::new(config.clone()),
             table,
             intake,
             targets,

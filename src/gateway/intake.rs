@@ -3,13 +3,14 @@
 //! Live events come from the gateway's connections, backfilled ones from the history. Both pass one lock:
 //! between looking up and appending, nothing slips in from the other side.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use super::{activities::Activities, seen::Seen};
 use crate::{
     base::{
         event::Event,
         metrics::{self, DUPLICATES},
+        sync::lock,
     },
     journal::Journal,
 };
@@ -17,11 +18,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Intake {
     journal: Journal,
-    known: Mutex<Known>,
+    known: Mutex<KnownEvents>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownEvents {
     seen: Seen,
     activities: Activities,
 }
@@ -35,20 +36,15 @@ impl Intake {
         &self.journal
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        // Each change is one entry: a panic in between leaves it whole.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Remembers an event of an earlier run, so that a duplicate over a restart is recognised.
     pub(super) fn remember(&self, event: &Event) {
-        self.lock().seen.admit(event);
+        lock(&self.known).seen.admit(event);
     }
 
     /// Appends live events to the journal, but for duplicates. Leaves the vector empty.
     pub(super) fn live(&self, events: &mut Vec<Event>) {
         let before = events.len();
-        let Known { seen, activities } = &mut *self.lock();
+        let KnownEvents { seen, activities } = &mut *lock(&self.known);
         let is_watching = activities.is_watching();
         events.retain(|event| seen.admit(event) && (!is_watching || activities.admit(event)));
         let duplicates = before - events.len();
@@ -58,7 +54,7 @@ impl Intake {
 
     /// Begins to fetch a history: what is received from now on is remembered.
     pub fn fetch(&self) -> Fetch<'_> {
-        self.lock().activities.begin_fetch();
+        lock(&self.known).activities.begin_fetch();
         Fetch(self)
     }
 }
@@ -70,17 +66,17 @@ pub struct Fetch<'a>(&'a Intake);
 impl Fetch<'_> {
     /// Remembers what an event of the journal says.
     pub fn recall(&self, event: &Event) {
-        self.0.lock().activities.recall(event);
+        lock(&self.0.known).activities.recall(event);
     }
 
     /// Whether an event that came from the history was received, or was appended before.
     pub fn knows(&self, event: &Event) -> bool {
-        self.0.lock().activities.knows(event)
+        lock(&self.0.known).activities.knows(event)
     }
 
     /// Appends what is not known yet of `events`, which came from the history; answers how many.
     pub fn append(&self, events: impl IntoIterator<Item = Event>) -> usize {
-        let mut known = self.0.lock();
+        let mut known = lock(&self.0.known);
         let admitted = events.into_iter().filter(|event| known.activities.admit_fetched(event));
         let mut fresh: Vec<_> = admitted.collect();
         let count = fresh.len();
@@ -91,7 +87,7 @@ impl Fetch<'_> {
 
 impl Drop for Fetch<'_> {
     fn drop(&mut self) {
-        self.0.lock().activities.end_fetch();
+        lock(&self.0.known).activities.end_fetch();
     }
 }
 
@@ -194,7 +190,7 @@ mod tests {
     async fn activities_are_remembered_for_a_while_after_the_fetch_and_not_before() {
         let intake = intake();
         assert!(live(&intake, event("a", Origin::Live)));
-        assert!(intake.lock().activities.is_empty(), "the journal has it");
+        assert!(lock(&intake.known).activities.is_empty(), "the journal has it");
         let (one, other) = (intake.fetch(), intake.fetch());
         append(&one, &["b", "c"]);
         drop(one);
@@ -204,6 +200,6 @@ mod tests {
         assert!(!live(&intake, event("c", Origin::Live)));
         tokio::time::advance(2 * LATE).await;
         assert!(live(&intake, event("d", Origin::Live)));
-        assert!(intake.lock().activities.is_empty());
+        assert!(lock(&intake.known).activities.is_empty());
     }
 }

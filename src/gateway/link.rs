@@ -31,7 +31,9 @@ use self::{
 };
 use super::{hub::Hub, table::Phase};
 use crate::{
-    astro::session::{Effects, Ended, Session, Subscription, SubscriptionState, Wanted},
+    astro::session::{
+        Effects, Ended, Session, Subscription, SubscriptionState, Unreadable, Wanted,
+    },
     base::{
         clock,
         event::Event,
@@ -46,16 +48,14 @@ pub(super) type Wants = Arc<[Arc<Subscription>]>;
 /// How often the token of a refused subscription is read, in case it has changed.
 const REREAD: Duration = Duration::from_secs(2);
 
-/// A connection that is asked to move sooner than this is counted like one that was lost: a server
-/// that sends us round and round is not followed for ever.
-const HASTY: Duration = Duration::from_millis(250);
-
 pub(super) struct Link {
     number: u64,
     hub: Arc<Hub>,
     wants: watch::Receiver<Wants>,
     stop: CancellationToken,
     policy: ReconnectPolicy,
+    /// Of the connection before.
+    unreadable: Unreadable,
 }
 
 /// An open connection, and the one that takes over while it moves.
@@ -135,7 +135,7 @@ impl Link {
         stop: CancellationToken,
     ) -> Self {
         let policy = ReconnectPolicy::new(hub.config.backoff_max.0);
-        Self { number, hub, wants, stop, policy }
+        Self { number, hub, wants, stop, policy, unreadable: Unreadable::default() }
     }
 
     /// Keeps a connection until it is stopped, or nothing is wanted on it.
@@ -148,7 +148,7 @@ impl Link {
                 let Some(connection) = self.dialing().await else { break };
                 match self.connected(connection).await {
                     After::Stopped | After::Idle => break,
-                    After::Lost => wait = self.policy.wait(Instant::now(), None),
+                    After::Lost => wait = self.policy.wait(Instant::now()),
                 }
             }
             self.hub.table.remove_connection(number);
@@ -175,13 +175,16 @@ impl Link {
                     metrics::add_for(CONNECTS, "outcome", "open", 1);
                     info!("connected to the gateway");
                     let number = self.hub.next_connection();
-                    let limits = self.hub.limits.clone();
-                    let session = Session::new(number, wanted, limits, Instant::now());
+                    let config = Arc::clone(&self.hub.config);
+                    let mut session = Session::new(number, wanted, config, Instant::now());
+                    session.continue_unreadable(std::mem::take(&mut self.unreadable));
                     return Some(Connection::new(self.number, socket, session));
                 }
                 Err(error) => error,
             };
-            let wait = self.policy.wait(Instant::now(), error.retry_after());
+            let now = Instant::now();
+            self.policy.asked(now, error.retry_after());
+            let wait = self.policy.wait(now);
             metrics::add_for(CONNECTS, "outcome", "failed", 1);
             warn!(%error, ?wait, "cannot connect to the gateway; trying again");
             self.phase(Phase::Waiting, Some(&error.to_string()));
@@ -238,7 +241,7 @@ impl Link {
                 }
                 _ = reread.tick() => {
                     hub.append(&mut open.left_behind);
-                    hub.table.heard(&open.current.session.take_heard());
+                    hub.table.count_messages(&open.current.session.take_message_counts());
                     hub.table.unreadable(self.number, open.current.session.unreadable(Instant::now()));
                     self.reread_tokens(&mut open);
                     // Not for the moment that a move takes.
@@ -277,12 +280,10 @@ impl Link {
             Ended::Handover(token) if open.handover.is_none() => {
                 info!("the gateway asks to reconnect");
                 self.phase(Phase::Moving, None);
+                // A server that sends us round and round is not followed for ever.
                 let now = Instant::now();
-                let mut wait = Duration::ZERO;
-                if open.opened + HASTY > now {
-                    wait = self.policy.over_budget(now);
-                    self.policy.attempted(now);
-                }
+                let wait = self.policy.over_budget(now);
+                self.policy.attempted(now);
                 open.handover = Some(self.handover(token, open, wait));
                 None
             }
@@ -334,12 +335,13 @@ impl Link {
             Outcome::Failed { why, asked } => (why, asked, None),
         };
         open.give_up_handover();
+        let now = Instant::now();
+        self.policy.asked(now, asked);
         if let Some(lost) = open.lost.take() {
             return Some(self.lost(open, &lost.cause));
         }
         // The old connection is read meanwhile: there is time.
-        let now = Instant::now();
-        let wait = self.policy.wait(now, asked);
+        let wait = self.policy.wait(now);
         self.policy.attempted(now);
         warn!(why, ?wait, "the next connection could not be opened; trying again");
         open.handover = Some(match token {
@@ -364,15 +366,16 @@ impl Link {
             }
         }
         self.hub.append(&mut open.left_behind);
+        next.session.continue_unreadable(open.current.session.take_unreadable());
         // A gap is reported before what came after it.
         self.hub.table.frame(self.number, next.last_frame);
         self.hub.update(self.number, &next.session.updates());
         next.release(&self.hub);
         info!(restored, "moved to another connection");
         open.current = next;
-        open.opened = Instant::now();
         open.handover = None;
-        self.policy.handed_over();
+        self.policy.handed_over(open.opened.elapsed());
+        open.opened = Instant::now();
         self.phase(Phase::Open, None);
         self.reconcile(open);
     }
@@ -404,7 +407,7 @@ impl Link {
         });
         let mut effects = Effects::default();
         if known.iter().any(|known| !wanted.contains(&**known)) {
-            session.retain(|subscription| wanted.contains(subscription), &mut effects);
+            session.retain(|subscription| wanted.contains(subscription));
         }
         session.add(fresh);
         // What was unwanted for a moment only has a new row, and the old state.
@@ -469,10 +472,11 @@ impl Link {
         }));
     }
 
-    fn lost(&mut self, open: &Connected, cause: &str) -> After {
+    fn lost(&mut self, open: &mut Connected, cause: &str) -> After {
         let now = Instant::now();
         warn!(cause, "the connection to the gateway was lost");
         self.hub.lost(self.number, cause);
+        self.unreadable = open.current.session.take_unreadable();
         self.policy.ended(open.current.session.proven(now), now - open.opened);
         self.phase(Phase::Waiting, Some(cause));
         After::Lost

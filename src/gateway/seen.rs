@@ -60,9 +60,10 @@ impl Seen {
     }
 }
 
-fn digest(id: &str, key: &str) -> u64 {
+/// By which a pair of texts is remembered. It is never written down.
+pub(super) fn digest(one: &str, other: &str) -> u64 {
     let mut hasher = FixedState::with_seed(0).build_hasher();
-    for part in [id, key] {
+    for part in [one, other] {
         hasher.write_usize(part.len());
         hasher.write(part.as_bytes());
     }

@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use crate::{
     base::{
         clock::{self, Moment, UnixMillis},
         event::Event,
+        sync::lock,
         text::excerpt,
     },
 };
@@ -104,6 +105,8 @@ pub struct SubscriptionRow {
     pub confirmed_at: Option<UnixMillis>,
     /// Messages since then, as of a few seconds ago.
     pub messages: u64,
+    /// It was asked for several times on its connection and never answered.
+    is_unanswered: bool,
     /// Its position in the configuration.
     order: usize,
 }
@@ -136,13 +139,19 @@ impl SubscriptionRow {
             state: SubscriptionState::Waiting,
             confirmed_at: None,
             messages: 0,
+            is_unanswered: false,
             order,
         }
     }
 
     /// Whether an answer is still to come, or another one in a moment.
     pub fn is_waited_for(&self) -> bool {
-        self.slot != Slot::LeftOut && self.state.is_waited_for()
+        self.slot != Slot::LeftOut && self.state.is_waited_for() && !self.is_unanswered
+    }
+
+    /// It will be asked for on another connection.
+    fn start_over(&mut self, slot: Slot) {
+        (self.slot, self.state, self.is_unanswered) = (slot, SubscriptionState::Waiting, false);
     }
 
     /// Its room: the canonical one where the gateway has named it.
@@ -179,7 +188,7 @@ impl State {
     fn release(&mut self, number: u64) {
         for row in self.subscriptions.values_mut() {
             if row.slot.connection() == Some(number) {
-                (row.slot, row.state) = (Slot::Unassigned, SubscriptionState::Waiting);
+                row.start_over(Slot::Unassigned);
             }
         }
     }
@@ -217,23 +226,18 @@ impl Inner {
 }
 
 impl Table {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Each change is to one row; a panic in between leaves rows that can be read.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
-        let answer = change(&mut self.lock());
+        let answer = change(&mut lock(&self.inner));
         self.version.send_modify(|version| *version += 1);
         answer
     }
 
     pub fn read<T>(&self, read: impl FnOnce(&State) -> T) -> T {
-        read(&self.lock().state)
+        read(&lock(&self.inner).state)
     }
 
     pub fn snapshot(&self) -> State {
-        let inner = self.lock();
+        let inner = lock(&self.inner);
         State { outages: inner.missing.running(), ..inner.state.clone() }
     }
 
@@ -289,7 +293,7 @@ impl Table {
     /// No connection has room for these. Answers the reports of gaps that are over by that.
     pub(super) fn leave_out(&self, subscriptions: &[Arc<Subscription>]) -> Vec<Event> {
         self.assign(subscriptions, Slot::LeftOut);
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         let missing = &mut inner.missing;
         let over = subscriptions.iter().flat_map(|one| missing.answered(one, false)).collect();
         inner.close(over)
@@ -309,7 +313,7 @@ impl Table {
                     let cause = "the next connection would not take it";
                     inner.missing.add(subscription, room, Since::now(), cause);
                 }
-                (row.slot, row.state) = (Slot::Overflow(number), SubscriptionState::Waiting);
+                row.start_over(Slot::Overflow(number));
             }
         });
     }
@@ -320,7 +324,7 @@ impl Table {
             let mut overflow: HashMap<u64, HashSet<_>> = HashMap::new();
             for (subscription, row) in &mut inner.state.subscriptions {
                 if let Slot::Overflow(number) = row.slot {
-                    (row.slot, row.state) = (Slot::Unassigned, SubscriptionState::Waiting);
+                    row.start_over(Slot::Unassigned);
                     overflow.entry(number).or_default().insert(Arc::clone(subscription));
                 }
             }
@@ -342,14 +346,14 @@ impl Table {
             if !is_open {
                 let rows = inner.state.subscriptions.values_mut();
                 rows.filter(|row| row.slot.connection() == Some(number))
-                    .for_each(|row| row.state = SubscriptionState::Waiting);
+                    .for_each(|row| row.start_over(row.slot));
             }
         });
     }
 
     /// A connection is opened again after that time.
     pub(super) fn waits(&self, number: u64, wait: Duration) {
-        let wait = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let wait = clock::millis_of(wait);
         self.change(|inner| {
             if let Some(row) = inner.state.connections.get_mut(&number) {
                 row.next_attempt = Some(clock::now().saturating_add(wait));
@@ -376,15 +380,15 @@ impl Table {
 
     /// A frame has come on a connection.
     pub(super) fn frame(&self, number: u64, at: Moment) {
-        if let Some(row) = self.lock().state.connections.get_mut(&number) {
+        if let Some(row) = lock(&self.inner).state.connections.get_mut(&number) {
             row.last_frame = Some(at);
         }
     }
 
     /// So many messages have come for these.
-    pub(super) fn heard(&self, heard: &[(Arc<Subscription>, u64)]) {
-        let rows = &mut self.lock().state.subscriptions;
-        for (subscription, messages) in heard {
+    pub(super) fn count_messages(&self, counts: &[(Arc<Subscription>, u64)]) {
+        let rows = &mut lock(&self.inner).state.subscriptions;
+        for (subscription, messages) in counts {
             if let Some(row) = rows.get_mut(subscription) {
                 row.messages += messages;
             }
@@ -392,7 +396,7 @@ impl Table {
     }
 
     pub(super) fn last_event(&self, at: UnixMillis) {
-        self.lock().state.last_event = Some(at);
+        lock(&self.inner).state.last_event = Some(at);
     }
 
     /// What a connection's session says of its subscriptions. The reports of gaps that are over by that go
@@ -401,7 +405,7 @@ impl Table {
     pub(super) fn update(&self, number: u64, updates: &[Update], report: impl FnOnce(Vec<Event>)) {
         self.change(|inner| {
             let mut over = Vec::new();
-            for Update { subscription, state, confirmed_at } in updates {
+            for Update { subscription, state, confirmed_at, is_unanswered } in updates {
                 let Some(row) = inner.state.subscriptions.get_mut(subscription) else { continue };
                 if row.slot != Slot::On(number) {
                     continue;
@@ -411,16 +415,18 @@ impl Table {
                     let room = row.room(subscription).cloned();
                     let cause = if state.is_answered() {
                         "it was refused on the next connection"
+                    } else if *is_unanswered {
+                        "it was not answered on the next connection"
                     } else {
-                        "all rooms of the topic were left"
+                        "an unsubscribe for another channel may have ended it"
                     };
                     inner.missing.add(subscription, room, Since::now(), cause);
                 }
-                row.state = state.clone();
+                (row.state, row.is_unanswered) = (state.clone(), *is_unanswered);
                 if row.confirmed_at != *confirmed_at {
                     (row.confirmed_at, row.messages) = (*confirmed_at, 0);
                 }
-                if state.is_waited_for() {
+                if row.is_waited_for() {
                     inner.missing.asked_again(subscription);
                 } else {
                     over.extend(inner.missing.answered(subscription, state.is_confirmed()));
@@ -433,8 +439,8 @@ impl Table {
     /// A connection was lost: what was confirmed on it is missing since its last frame.
     pub(super) fn lost(&self, number: u64, cause: &str) {
         self.change(|inner| {
-            let heard = inner.state.connections.get(&number).and_then(|row| row.last_frame);
-            let since = heard.map_or_else(Since::now, Since::moment);
+            let last_frame = inner.state.connections.get(&number).and_then(|row| row.last_frame);
+            let since = last_frame.map_or_else(Since::now, Since::moment);
             for (subscription, row) in &inner.state.subscriptions {
                 if row.slot == Slot::On(number) && row.state.is_confirmed() {
                     let room = row.room(subscription).cloned();
@@ -460,7 +466,8 @@ impl Table {
             let mut over = Vec::new();
             for subscription in subscriptions {
                 let Some(row) = rows.get(*subscription) else { continue };
-                // No more answer comes for one that was refused, or for which there is no room.
+                // No more answer comes for one that was refused, or for which there is no room, and perhaps none
+                // for one that was never answered.
                 if !row.is_waited_for() {
                     over.extend(inner.missing.answered(subscription, row.state.is_confirmed()));
                 }
@@ -475,49 +482,40 @@ impl Table {
         self.change(|inner| inner.missing.add(subscription, None, away.since(), cause));
     }
 
-    /// The relay did not run: everything is missing.
-    pub(super) fn away(&self, away: Away) {
-        self.change(|inner| {
-            for subscription in inner.state.subscriptions.keys() {
-                inner.missing.add(subscription, None, away.since(), "the relay did not run");
-            }
-        });
-    }
-
     /// Where there are connections, a gateway before this one has failed. What was on one of them is
     /// missing since its last frame; what was on none, since the last frame of any.
     pub(super) fn restart(&self) {
         self.change(|inner| {
             let connections = std::mem::take(&mut inner.state.connections);
-            let heard = |number| connections.get(&number).and_then(|row| row.last_frame);
+            let last_frame = |number| connections.get(&number).and_then(|row| row.last_frame);
             let last =
                 connections.values().filter_map(|row| row.last_frame).min_by_key(|at| at.elapsed());
             for (subscription, row) in &mut inner.state.subscriptions {
                 let on = row.slot.connection().filter(|number| connections.contains_key(number));
                 // What was refused was not there; if it was once, that is being missed already.
                 let is_refused = matches!(row.state, SubscriptionState::Refused(_));
-                if !is_refused && let Some(at) = on.map_or(last, heard) {
+                if !is_refused && let Some(at) = on.map_or(last, last_frame) {
                     let cause = "the gateway failed and was restarted";
                     inner.missing.add(subscription, None, Since::moment(at), cause);
                 }
-                (row.slot, row.state) = (Slot::Unassigned, SubscriptionState::Waiting);
+                row.start_over(Slot::Unassigned);
             }
         });
     }
 
     /// The gateway says what time it is.
     pub(super) fn server_time(&self, said: UnixMillis) {
-        self.lock().missing.server_time(said);
+        lock(&self.inner).missing.server_time(said);
     }
 
     /// What time it said last to a relay before this one.
     pub(super) fn server_time_before(&self, said: Option<UnixMillis>) {
-        self.lock().missing.server_time_before(said);
+        lock(&self.inner).missing.server_time_before(said);
     }
 
     /// For how long what is missing longest has been missing.
     pub(super) fn longest_gap(&self) -> Option<Duration> {
-        self.lock().missing.longest()
+        lock(&self.inner).missing.longest()
     }
 }
 
@@ -550,7 +548,7 @@ mod tests {
         table.was_away(&subscription, away);
         table.assign([&subscription], Slot::On(1));
         let state = SubscriptionState::Confirmed(Some("canonical".into()));
-        let update = Update { subscription, state, confirmed_at: None };
+        let update = Update { subscription, state, confirmed_at: None, is_unanswered: false };
         let mut rooms = Vec::new();
         table.update(1, &[update], |reports| {
             rooms.extend(reports.iter().map(|report| report.place.room.to_string()));
@@ -580,6 +578,7 @@ mod tests {
             subscription: Arc::clone(subscription),
             state,
             confirmed_at: None,
+            is_unanswered: false,
         });
         table.update(1, &updates, |reports| assert!(reports.is_empty()));
 
@@ -615,8 +614,17 @@ mod tests {
         subscription: &Arc<Subscription>,
         state: SubscriptionState,
     ) -> Vec<Value> {
+        update(table, subscription, state, false)
+    }
+
+    fn update(
+        table: &Table,
+        subscription: &Arc<Subscription>,
+        state: SubscriptionState,
+        is_unanswered: bool,
+    ) -> Vec<Value> {
         let subscription = Arc::clone(subscription);
-        let update = Update { subscription, state, confirmed_at: None };
+        let update = Update { subscription, state, confirmed_at: None, is_unanswered };
         let mut reports = Vec::new();
         table.update(1, &[update], |made| {
             for report in made {
@@ -675,7 +683,7 @@ mod tests {
         assert_eq!(reports[0]["cause"], "connection lost");
         let seconds = reports[0]["seconds"].as_f64().unwrap();
         assert!((seconds - 120.0).abs() < 2.0, "{seconds}");
-        assert!(table.lock().missing.is_empty(), "nothing is remembered any more");
+        assert!(lock(&table.inner).missing.is_empty(), "nothing is remembered any more");
     }
 
     #[tokio::test(start_paused = true)]
@@ -697,6 +705,35 @@ mod tests {
         assert_eq!((reports.len(), restored(&reports[0])), (1, expected));
         let reports = set(&table, tips, CONFIRMED);
         assert_eq!((reports.len(), restored(&reports[0])), (1, json!([["tips", true]])));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_does_not_wait_for_what_is_never_answered() {
+        let all = ["odd", "tips"].map(subscription);
+        let [odd, tips] = &all;
+        let table = on_a_connection(&all);
+        for one in &all {
+            assert!(set(&table, one, CONFIRMED).is_empty());
+        }
+        lose(&table);
+        assert!(set(&table, tips, CONFIRMED).is_empty());
+        for state in [SubscriptionState::Pending, SubscriptionState::Waiting] {
+            assert!(update(&table, odd, state, false).is_empty());
+        }
+        let reports = update(&table, odd, SubscriptionState::Waiting, true);
+        let expected = json!([["odd", false], ["tips", true]]);
+        assert_eq!((reports.len(), restored(&reports[0])), (1, expected));
+        assert!(update(&table, odd, SubscriptionState::Pending, true).is_empty());
+        let is_waited_for = || table.read(|state| state.subscriptions[odd].is_waited_for());
+        assert!(!is_waited_for());
+
+        // It is asked for anew on the next connection.
+        lose(&table);
+        assert!(is_waited_for());
+        let reports = set(&table, tips, CONFIRMED);
+        assert_eq!((reports.len(), restored(&reports[0])), (1, json!([["tips", true]])));
+        let reports = set(&table, odd, CONFIRMED);
+        assert_eq!((reports.len(), restored(&reports[0])), (1, json!([["odd", true]])));
     }
 
     #[tokio::test(start_paused = true)]
@@ -722,7 +759,7 @@ mod tests {
         lose(&table);
         assert_eq!(set(&table, &tips, refused("err_unauthorized", 300)).len(), 1);
         assert!(table.want(&[]).is_empty());
-        assert!(table.lock().missing.is_empty());
+        assert!(lock(&table.inner).missing.is_empty());
         assert!(table.want(all).is_empty());
         table.assign(all, Slot::On(1));
         assert!(set(&table, &tips, CONFIRMED).is_empty());

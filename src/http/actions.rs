@@ -1,4 +1,5 @@
-//! What can be done here, beside commands and dead letters: a sink tried now, a test event, a replay.
+//! What can be done here, beside commands and dead letters: a sink tried now, a test event, a replay; and
+//! `/api/admin`, which says that a token is the admin's.
 //!
 //! Each answers what came of it, as JSON.
 
@@ -19,7 +20,7 @@ use crate::{
         clock::{self, UnixMillis},
         event::Seq,
     },
-    cluster::{ClusterError, shared::Shared},
+    cluster::{ClusterError, shared::SharedRequests},
     config::SinkConfig,
     delivery::{
         replay_preview::{Choice, Preview},
@@ -180,7 +181,7 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
 /// Where a replay's events are: the journal of this relay, or the log that members share.
 enum Events {
     Journal(Journal, Option<PathBuf>),
-    Log(Box<Shared>),
+    Log(Box<SharedRequests>),
 }
 
 impl Events {

@@ -13,11 +13,11 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
-use crate::base::clock::Moment;
+use crate::base::{clock::Moment, sync::lock};
 
 /// Wrong tokens from one address within [`WINDOW`].
 pub(super) const PER_ADDRESS: usize = 10;
@@ -47,7 +47,7 @@ struct Table {
 
 impl Attempts {
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Counts an attempt. An error: there are none left, and when there is one again.

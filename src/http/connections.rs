@@ -16,7 +16,7 @@ use std::{
     net::IpAddr,
     panic::AssertUnwindSafe,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
     time::Duration,
 };
@@ -46,7 +46,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::attempts::network;
-use crate::base::metrics::{HTTP_CLOSED, add_for};
+use crate::base::{
+    metrics::{HTTP_CLOSED, add_for},
+    sync::lock,
+};
 
 /// Connections at once: an operator's browser takes six, a scraper one.
 const CONNECTIONS: usize = 128;
@@ -184,7 +187,7 @@ struct Slot {
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn set_activity(&self, activity: Activity) {

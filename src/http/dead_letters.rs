@@ -18,7 +18,10 @@ use crate::{
     base::clock,
     cluster::{ClusterError, shared},
     delivery::route::Redactor,
-    journal::{DeadLetter, StoreError, store::Store},
+    journal::{
+        DeadLetter, StoreError,
+        store::{LetterChange, Store},
+    },
 };
 
 /// Dead letters in one answer: what a page can show. The counts are in `/status`.
@@ -31,7 +34,7 @@ pub(super) struct ListQuery {
     sink: Option<String>,
 }
 
-/// Which are selection. At least one of the two is given: "all" must not come from a misspelling.
+/// Which are selected. At least one of the two is given: "all" must not come from a misspelling.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Selection {
@@ -88,21 +91,14 @@ fn shown(letter: &DeadLetter, redactor: &Redactor) -> serde_json::Value {
 }
 
 pub(super) async fn retry(Extract(state): Extract<State>, body: Bytes) -> Response {
-    act(state, &body, Act::Retry).await
+    change(state, &body, LetterChange::Retry).await
 }
 
 pub(super) async fn drop(Extract(state): Extract<State>, body: Bytes) -> Response {
-    act(state, &body, Act::Drop).await
+    change(state, &body, LetterChange::Drop).await
 }
 
-/// What is to be done with dead letters.
-#[derive(Debug, Clone, Copy)]
-enum Act {
-    Retry,
-    Drop,
-}
-
-async fn act(state: State, body: &[u8], act: Act) -> Response {
+async fn change(state: State, body: &[u8], change: LetterChange) -> Response {
     let selection: Selection = match serde_json::from_slice(body) {
         Ok(selection) => selection,
         Err(error) => return refused(StatusCode::BAD_REQUEST, &error.to_string()),
@@ -117,20 +113,16 @@ async fn act(state: State, body: &[u8], act: Act) -> Response {
             numbers: selection.numbers.as_deref(),
         };
         let done = async {
-            match act {
-                Act::Retry => cluster.shared()?.retry(which).await,
-                Act::Drop => cluster.shared()?.drop(which).await,
+            match change {
+                LetterChange::Retry => cluster.shared()?.retry(which).await,
+                LetterChange::Drop => cluster.shared()?.drop(which).await,
             }
         };
         done.await.map_err(|error| unavailable(&error))
     } else {
-        let act = match act {
-            Act::Retry => Store::retry_dead_letters,
-            Act::Drop => Store::drop_dead_letters,
-        };
         let done = with_store(state.dir, move |store| {
-            store.allow_requests()?;
-            act(store, selection.numbers.as_deref(), selection.sink.as_deref())
+            let (numbers, sink) = (selection.numbers.as_deref(), selection.sink.as_deref());
+            store.change_dead_letters(change, numbers, sink)
         });
         done.await
     };

@@ -156,10 +156,7 @@ impl Follower {
                 }
             }
             let next = self.state.journal.next(self.after, FOLLOW, FOLLOW_BYTES);
-            let batch = tokio::select! {
-                () = self.state.stop.cancelled() => return None,
-                batch = next => batch.ok()?,
-            };
+            let batch = self.state.stop.run_until_cancelled(next).await?.ok()?;
             self.after = batch.through;
             self.lost = batch.lost;
             self.waiting = batch.records.into();

@@ -7,18 +7,15 @@
 //! What is a reason is decided where it is known ([`super::relay_status`]); here they are only put
 //! together, and those that do not know since when they hold are remembered.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::HashMap, sync::Mutex};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::base::clock::UnixMillis;
+use crate::base::{clock::UnixMillis, sync::lock};
 
 /// Reasons that are listed one by one: there may be as many as there are subscriptions.
-pub const TOLD: usize = 100;
+pub const LISTED: usize = 100;
 
 /// Reasons whose beginning is remembered.
 const REMEMBERED: usize = 10_000;
@@ -108,7 +105,7 @@ impl Memory {
     /// The health that these reasons make, `at least` as bad as that. A reason with `since` 0 holds since it
     /// was first seen here.
     pub fn health(&self, mut reasons: Vec<Reason>, at_least: State, now: UnixMillis) -> Health {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.0);
         let before = std::mem::take(&mut inner.reasons);
         for reason in reasons.iter_mut().filter(|reason| reason.since == 0) {
             let id = format!("{}{}", reason.kind, reason.about);
@@ -125,8 +122,8 @@ impl Memory {
             _ => now,
         };
         inner.state = Some((state, since));
-        let more = reasons.len().saturating_sub(TOLD);
-        reasons.truncate(TOLD);
+        let more = reasons.len().saturating_sub(LISTED);
+        reasons.truncate(LISTED);
         Health { state, since, reasons, more }
     }
 }
@@ -181,10 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn of_many_reasons_a_hundred_are_told_and_the_rest_is_counted() {
+    fn of_many_reasons_a_hundred_are_listed_and_the_rest_is_counted() {
         let many: Vec<_> = (0..250).map(|n| reason("refused", State::Degraded, n + 1)).collect();
         let health = Memory::default().health(many, State::Working, 1);
-        assert_eq!((health.reasons.len(), health.more), (TOLD, 150));
+        assert_eq!((health.reasons.len(), health.more), (LISTED, 150));
         assert_eq!(health.summary().unwrap(), "sink home: refused; and 249 more");
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -23,7 +23,11 @@ use tokio_util::sync::CancellationToken;
 use super::{State, json as answer, relay_status::RelayStatus, status::lag};
 use crate::{
     astro::session::SubscriptionState,
-    base::clock::{self, UnixMillis},
+    base::{
+        clock::{self, UnixMillis},
+        json,
+        sync::lock,
+    },
     delivery::status::STANDBY,
     gateway::table::ConnectionRow,
     journal::Journal,
@@ -117,11 +121,8 @@ impl Sampler {
     pub(crate) async fn run(self, stop: CancellationToken) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = ticks.tick() => self.sample(clock::now()),
-            }
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            self.sample(clock::now());
         }
     }
 
@@ -141,7 +142,7 @@ impl Sampler {
             }
             health
         });
-        let mut history = self.history.lock();
+        let mut history = lock(&self.history.0);
         history.begin(now);
         history.relay(self.journal.figures().last, astro);
         self.status.sinks.sample(|name, sink| {
@@ -160,12 +161,6 @@ impl Sampler {
                 queued,
             });
         });
-    }
-}
-
-impl History {
-    fn lock(&self) -> MutexGuard<'_, Minutes> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -308,11 +303,9 @@ fn whole_day() -> usize {
 }
 
 pub(super) async fn history(Extract(state): Extract<State>, Query(span): Query<Span>) -> Response {
-    let mut history = state.history.lock().to_json(span.minutes.clamp(1, MINUTES));
-    if let Some(history) = history.as_object_mut() {
-        let gaps = state.status.gateway.read(|gateway| json!(gateway.gaps));
-        history.insert("gaps".to_owned(), gaps);
-    }
+    let mut history = lock(&state.history.0).to_json(span.minutes.clamp(1, MINUTES));
+    let gaps = state.status.gateway.read(|gateway| json!(gateway.gaps));
+    json::set(&mut history, "gaps", gaps);
     answer(StatusCode::OK, &history)
 }
 

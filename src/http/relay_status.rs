@@ -7,7 +7,7 @@ mod reason;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -18,7 +18,8 @@ use crate::{
     astro::session::{Subscription, SubscriptionState},
     base::{
         clock::{self, UnixMillis},
-        metrics,
+        json, metrics,
+        sync::lock,
         text::excerpt,
     },
     channel::{
@@ -28,7 +29,7 @@ use crate::{
     },
     cluster::{Cluster, report},
     config::difference::Report,
-    delivery::status::{Pages, STANDBY, Status},
+    delivery::status::{STANDBY, Status, StatusSnapshot},
     gateway::table::{self, ConnectionRow, Slot, SubscriptionRow, Table},
     http::health::{self, Health, Memory},
     journal::Journal,
@@ -83,16 +84,12 @@ impl RelayStatus {
         Self { journal: Some(journal), astro, ..self }
     }
 
-    fn configuration(&self) -> MutexGuard<'_, Configuration> {
-        self.configuration.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// These channels and sinks are configured.
     pub fn configured<'a>(&self, channels: impl Iterator<Item = &'a String>, sinks: usize) {
         let channels = channels.map(|label| metrics::channel(label)).count();
         let lacks = [(channels, "no channel is configured"), (sinks, "no sink is configured")];
         let lacks = lacks.into_iter().filter(|(count, _)| *count == 0);
-        self.configuration().lacks = lacks.map(|(_, reason)| reason).collect();
+        lock(&self.configuration).lacks = lacks.map(|(_, reason)| reason).collect();
         self.changes.send_modify(|count| *count += 1);
     }
 
@@ -104,7 +101,7 @@ impl RelayStatus {
                 *line = excerpt(line, TEXT);
             }
         }
-        self.configuration().reload = Some(report);
+        lock(&self.configuration).reload = Some(report);
         self.changes.send_modify(|count| *count += 1);
     }
 
@@ -134,7 +131,7 @@ impl RelayStatus {
     }
 
     pub fn snapshot(&self) -> Snapshot {
-        let sinks = self.sinks.pages();
+        let sinks = self.sinks.snapshot();
         let counts = self.dead_letter_counts();
         // Those of a sink that is no longer configured wait for nobody.
         let counts = counts.into_iter().filter(|(sink, _)| sinks.sinks.contains_key(sink));
@@ -148,14 +145,14 @@ impl RelayStatus {
             tokens: self.tokens.snapshot(),
             silences: self.silences.snapshot(),
             cluster: self.cluster().map(Cluster::report),
-            configuration: self.configuration().clone(),
+            configuration: lock(&self.configuration).clone(),
         }
     }
 
     /// The health that a snapshot of this shows. The first reason is reported at its beginning only if this is
     /// called now and then.
     pub fn health(&self, snapshot: &Snapshot) -> Health {
-        let reasons = snapshot.why().map(|reason| reason.told()).collect();
+        let reasons = snapshot.why().map(|reason| reason.listed()).collect();
         self.memory.health(reasons, snapshot.at_least(), clock::now())
     }
 }
@@ -166,7 +163,7 @@ pub struct Snapshot {
     started: UnixMillis,
     astro: String,
     pub gateway: table::State,
-    pub sinks: Pages,
+    pub sinks: StatusSnapshot,
     /// Of each sink that has some, how many.
     pub dead_letters: BTreeMap<String, u64>,
     pub sessions: BTreeMap<String, SessionStatus>,
@@ -280,8 +277,8 @@ impl Snapshot {
         let sinks = self.sinks.sinks.iter().map(|(name, sink)| {
             let (events, seconds) = lag(name);
             let mut sink = json!(sink);
-            insert(&mut sink, "lag_events", events.into());
-            insert(&mut sink, "lag_seconds", seconds.as_secs_f64().into());
+            json::set(&mut sink, "lag_events", events.into());
+            json::set(&mut sink, "lag_seconds", seconds.as_secs_f64().into());
             (name.as_str(), sink)
         });
         let mut json = json!({
@@ -300,13 +297,13 @@ impl Snapshot {
             "reload": self.configuration.reload,
         });
         if !self.configuration.lacks.is_empty() {
-            insert(&mut json, "unconfigured", json!(self.configuration.lacks));
+            json::set(&mut json, "unconfigured", json!(self.configuration.lacks));
         }
         if let Some(cluster) = &self.cluster {
-            insert(&mut json, "cluster", json!(cluster));
+            json::set(&mut json, "cluster", json!(cluster));
         }
         if !self.sinks.tasks.is_empty() {
-            insert(&mut json, "tasks", json!(self.sinks.tasks));
+            json::set(&mut json, "tasks", json!(self.sinks.tasks));
         }
         json
     }
@@ -326,7 +323,7 @@ impl Snapshot {
             "subscriptions": on_it.map(|(one, row)| subscription(one, row)).collect::<Vec<_>>(),
         });
         if let Some(why) = &row.unreadable {
-            insert(&mut json, "unreadable", json!(why));
+            json::set(&mut json, "unreadable", json!(why));
         }
         json
     }
@@ -341,14 +338,14 @@ fn subscription(subscription: &Subscription, row: &SubscriptionRow) -> Value {
     });
     match &row.state {
         SubscriptionState::Confirmed(_) => {
-            insert(&mut json, "confirmed_at", json!(row.confirmed_at));
-            insert(&mut json, "messages", row.messages.into());
+            json::set(&mut json, "confirmed_at", json!(row.confirmed_at));
+            json::set(&mut json, "messages", row.messages.into());
         }
         SubscriptionState::Refused(refusal) => {
-            insert(&mut json, "code", json!(refusal.code));
-            insert(&mut json, "text", json!(refusal.text));
+            json::set(&mut json, "code", json!(refusal.code));
+            json::set(&mut json, "text", json!(refusal.text));
             if let Some(at) = retry_at(&row.state) {
-                insert(&mut json, "retry_at", json!(at));
+                json::set(&mut json, "retry_at", json!(at));
             }
         }
         SubscriptionState::Waiting | SubscriptionState::Pending => {}
@@ -359,12 +356,6 @@ fn subscription(subscription: &Subscription, row: &SubscriptionRow) -> Value {
 /// When a refused subscription is tried again, by the wall clock.
 fn retry_at(state: &SubscriptionState) -> Option<UnixMillis> {
     let SubscriptionState::Refused(refusal) = state else { return None };
-    let wait = refusal.retry_at?.saturating_duration_since(Instant::now()).as_millis();
-    Some(clock::now() + u64::try_from(wait).unwrap_or(0))
-}
-
-fn insert(object: &mut Value, name: &str, value: Value) {
-    if let Some(object) = object.as_object_mut() {
-        object.insert(name.to_owned(), value);
-    }
+    let wait = refusal.retry_at?.saturating_duration_since(Instant::now());
+    Some(clock::now() + clock::millis_of(wait))
 }

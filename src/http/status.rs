@@ -137,18 +137,16 @@ fn gauges(snapshot: &Snapshot, status: &RelayStatus, journal: &Journal) {
         *reasons.entry(reason.kind()).or_default() += 1;
     }
     for (kind, number) in reasons {
-        let number = u64::try_from(number).unwrap_or(u64::MAX);
-        gauge!(metrics::HEALTH_REASONS, "kind" => kind.to_owned()).set(real(number));
+        gauge!(metrics::HEALTH_REASONS, "kind" => kind.to_owned()).set(real(number as u64));
     }
     if let Some(cluster) = status.cluster() {
         cluster.gauges();
     }
-    let count = |number: usize| f64::from(u32::try_from(number).unwrap_or(u32::MAX));
     let state = &snapshot.gateway;
-    gauge!(metrics::CONNECTIONS).set(count(state.open_connections()));
+    gauge!(metrics::CONNECTIONS).set(real(state.open_connections() as u64));
     for word in SubscriptionState::WORDS {
         let number = state.assigned().filter(|(_, row)| row.state.as_str() == word).count();
-        gauge!(metrics::SUBSCRIPTIONS, "state" => word).set(count(number));
+        gauge!(metrics::SUBSCRIPTIONS, "state" => word).set(real(number as u64));
     }
 }
 

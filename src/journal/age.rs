@@ -17,13 +17,9 @@
 use std::time::Duration;
 
 use crate::base::{
-    clock::{self, Moment, UnixMillis},
+    clock::{self, Moment, UnixMillis, millis_of},
     event::Waited,
 };
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Journal time in milliseconds.
 pub(super) type Time = u64;
@@ -87,7 +83,7 @@ impl Ages {
     /// last one that the anchor knows of.
     pub(super) fn from_here(anchor: Option<&Anchor>, offs: Vec<(Time, u64)>) -> Self {
         let (boot, since_boot, at) = (clock::boot_id(), clock::since_boot(), Moment::now());
-        let since_boot = millis(since_boot);
+        let since_boot = millis_of(since_boot);
         let Some(anchor) = anchor else {
             return Self { base: BEGIN, at, boot, last_off: None, offs };
         };
@@ -107,7 +103,7 @@ impl Ages {
 
     /// The journal's time.
     pub(super) fn now(&self) -> Time {
-        self.base.saturating_add(millis(self.at.elapsed()))
+        self.base.saturating_add(millis_of(self.at.elapsed()))
     }
 
     /// What a later run, or another process, needs to go on from here.
@@ -115,7 +111,7 @@ impl Ages {
         Anchor {
             time: self.now(),
             wall: clock::now(),
-            since_boot: millis(clock::since_boot()),
+            since_boot: millis_of(clock::since_boot()),
             boot: self.boot.clone(),
             off: self.last_off,
         }
@@ -144,7 +140,7 @@ impl Ages {
 
     /// The time at which something happened that is so old, if the machine was never off.
     pub(super) fn time(&self, age: Duration) -> Time {
-        self.now().saturating_sub(millis(age))
+        self.now().saturating_sub(millis_of(age))
     }
 
     /// The age of an event that a former version wrote, which knew the wall clock only. Where that was
@@ -172,13 +168,13 @@ impl Ages {
 impl Anchor {
     /// Whether the machine was not booted since.
     pub(super) fn is_of_this_boot(&self) -> bool {
-        self.passed(&clock::boot_id(), millis(clock::since_boot())).is_some()
+        self.passed(&clock::boot_id(), millis_of(clock::since_boot())).is_some()
     }
 
     /// How long the relay did not run, as far as that is known: exactly within one boot, by the wall
     /// clock otherwise.
     pub(super) fn ago(&self) -> Duration {
-        let passed = self.passed(&clock::boot_id(), millis(clock::since_boot()));
+        let passed = self.passed(&clock::boot_id(), millis_of(clock::since_boot()));
         let by_wall = || {
             let said = clock::now().saturating_sub(self.wall);
             if said > LONGEST_OFF { 0 } else { said }
@@ -197,20 +193,15 @@ impl Anchor {
         let off = self.off.unwrap_or(Off { time: 0, wall: 0 });
         let boot: String = self.boot.chars().filter(char::is_ascii_graphic).take(36).collect();
         let boot = if boot.is_empty() { "-".to_owned() } else { boot };
-        let text = format!(
+        summed(&format!(
             "{:020} {:020} {:020} {boot:36} {:020} {:020}",
             self.time, self.wall, self.since_boot, off.time, off.wall
-        );
-        format!("{text} {:08x}\n", crc32fast::hash(text.as_bytes()))
+        ))
     }
 
     /// Reads such a line; `None` where it is not whole.
     pub(super) fn parse(line: &str) -> Option<Self> {
-        let (text, sum) = line.trim_end().rsplit_once(' ')?;
-        if u32::from_str_radix(sum, 16).ok()? != crc32fast::hash(text.as_bytes()) {
-            return None;
-        }
-        let mut words = text.split_whitespace();
+        let mut words = verified(line)?.split_whitespace();
         let number = |words: &mut std::str::SplitWhitespace<'_>| words.next()?.parse().ok();
         let (time, wall) = (number(&mut words)?, number(&mut words)?);
         let since_boot = number(&mut words)?;
@@ -219,6 +210,18 @@ impl Anchor {
         let off = (off.time > 0).then_some(off);
         Some(Self { time, wall, since_boot, boot, off })
     }
+}
+
+/// A line of the mark, with the sum of its text.
+pub(super) fn summed(text: &str) -> String {
+    format!("{text} {:08x}\n", crc32fast::hash(text.as_bytes()))
+}
+
+/// The text of such a line; `None` where it is not whole.
+pub(super) fn verified(line: &str) -> Option<&str> {
+    let (text, sum) = line.trim_end().rsplit_once(' ')?;
+    let is_whole = u32::from_str_radix(sum, 16).ok()? == crc32fast::hash(text.as_bytes());
+    is_whole.then_some(text)
 }
 
 /// How long the machine was off, if `wall` is the time at the journal's time `now`.
@@ -261,7 +264,7 @@ mod tests {
     }
 
     fn about(age: Duration, hours: u64) -> bool {
-        let (age, expected) = (millis(age), hours * HOUR);
+        let (age, expected) = (millis_of(age), hours * HOUR);
         age + 100 >= expected && age < expected + 10_000
     }
 
@@ -269,7 +272,7 @@ mod tests {
     fn within_a_boot_the_wall_clock_does_not_matter() {
         let ages = Ages::from_here(None, Vec::new());
         let then = ages.now();
-        let now = millis(clock::since_boot());
+        let now = millis_of(clock::since_boot());
         for wall in [0, clock::now() + 1000 * HOUR] {
             let anchor = Anchor { wall, since_boot: now, boot: clock::boot_id(), ..ages.anchor() };
             let later = Ages::from_here(Some(&anchor), Vec::new());

@@ -15,7 +15,7 @@ impl Journal {
     pub async fn ready(&self) {
         let enough = || {
             let memory = self.0.lock();
-            memory.ring.unwritten_bytes <= self.0.limits.memory / 2
+            memory.ring.unwritten_bytes <= self.0.config.memory.bytes() / 2
                 || memory.disk.behind
                 || memory.disk.health != Health::Sound
         };

@@ -30,7 +30,7 @@ impl Journal {
     /// Writes elements of channels' states over what was there, as far as each channel has room. Without a
     /// directory nothing outlives the process, and nothing is stored.
     pub fn store_state(&self, elements: impl IntoIterator<Item = StateElement>) {
-        if self.0.limits.dir.is_none() {
+        if self.0.dir().is_none() {
             return;
         }
         let mut memory = self.0.lock();

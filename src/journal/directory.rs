@@ -20,7 +20,7 @@ const LOCK: &str = "journal.lock";
 const MARK: &str = "journal.mark";
 
 /// Broken databases that are kept to be looked at; each may be as large as the journal.
-const SET_ASIDE: usize = 3;
+const BROKEN_KEPT: usize = 3;
 
 /// What SQLite keeps beside a database, and the database itself. The log first: a new database must
 /// never stand beside the log of another.
@@ -189,7 +189,7 @@ fn limit_set_aside(dir: &Path) {
     let mut names: Vec<_> = entries.filter_map(name).filter_map(|name| time(&name)).collect();
     // They end in a time of as many digits for the next centuries.
     names.sort_unstable();
-    names.truncate(names.len().saturating_sub(SET_ASIDE));
+    names.truncate(names.len().saturating_sub(BROKEN_KEPT));
     for name in names {
         if let Err(error) = remove_database(dir, &name) {
             warn!(%error, "an old broken journal cannot be removed");

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use rusqlite::{ErrorCode, ffi};
 
+use crate::base::fault;
+
 /// The format that this version writes.
 pub(super) const FORMAT: i64 = 1;
 
@@ -99,13 +101,7 @@ impl StoreError {
 
     /// With its causes, in one line.
     pub(super) fn describe(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
-        text
+        fault::chain(self)
     }
 }
 

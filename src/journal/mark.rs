@@ -7,17 +7,21 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::FileExt,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use tokio::time::{Duration, Instant};
 
 use super::{
-    age::{Ages, Anchor, millis},
+    age::{Ages, Anchor, summed, verified},
     directory,
     error::StoreError,
 };
-use crate::base::{clock::Moment, event::Seq};
+use crate::base::{
+    clock::{Moment, millis_of},
+    event::Seq,
+    sync::lock,
+};
 
 /// How often an idle relay writes down that it runs. Each time costs the disk some blocks, however
 /// little is written; after a crash of an idle relay the gap that is reported begins as much too early.
@@ -60,20 +64,17 @@ pub(super) struct UnreportedGap(Arc<Mutex<Option<(Moment, Duration)>>>);
 impl UnreportedGap {
     pub(super) fn set(&self, time: Option<Duration>) {
         let since = time.map(|time| (Moment::now(), time));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        *lock(&self.0) = since;
     }
 
     fn line(&self) -> String {
-        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = *lock(&self.0);
         let time = since.map_or(Duration::ZERO, |(at, before)| before + at.elapsed());
-        let text = format!("{:020}", millis(time));
-        format!("{text} {:08x}\n", crc32fast::hash(text.as_bytes()))
+        summed(&format!("{:020}", millis_of(time)))
     }
 
     fn parse(line: &str) -> Option<Duration> {
-        let (text, sum) = line.trim_end().rsplit_once(' ')?;
-        let whole = u32::from_str_radix(sum, 16).ok()? == crc32fast::hash(text.as_bytes());
-        whole.then(|| text.parse().ok().map(Duration::from_millis)).flatten()
+        verified(line)?.parse().ok().map(Duration::from_millis)
     }
 }
 

@@ -275,10 +275,6 @@ impl Memory {
         }
     }
 
-    pub(super) fn letters_full(&self, sink: &str, most: u64) -> bool {
-        self.letters.get(sink).is_some_and(|letters| letters.bytes >= most)
-    }
-
     /// The files were reopened, and hold this; what they do not, and is still in memory, is written next.
     pub(super) fn reopened(&mut self, bounds: Option<(Seq, Seq)>) {
         let written = bounds.map_or(0, |(_, last)| last).min(self.numbers.last);

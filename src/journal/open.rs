@@ -7,7 +7,7 @@ use tracing::{error, warn};
 
 use super::{
     Health,
-    age::{Ages, Anchor, millis},
+    age::{Ages, Anchor},
     channel_state::StateBudget,
     directory::{self, Inode, Lock},
     error::StoreError,
@@ -18,7 +18,7 @@ use super::{
     store::Store,
 };
 use crate::base::{
-    clock::{self, UnixMillis},
+    clock::{self, UnixMillis, millis_of},
     event::Seq,
 };
 
@@ -84,7 +84,7 @@ pub(super) fn open_files(
         }
         begun => begun?,
     };
-    opened.heartbeat = opened.heartbeat.map(|at| at.saturating_sub(millis(content.unreported)));
+    opened.heartbeat = opened.heartbeat.map(|at| at.saturating_sub(millis_of(content.unreported)));
     opened.downtime = opened.downtime.map(|time| time + content.unreported);
     if opened.lost > 0 {
         error!(lost = opened.lost, "events that were in the journal are gone");

@@ -6,11 +6,12 @@
 //! closed, by the writer.
 
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Mutex,
     atomic::{AtomicBool, Ordering},
 };
 
 use super::{error::StoreError, store::Store};
+use crate::base::sync::lock;
 
 #[derive(Debug)]
 pub(super) struct SharedReader {
@@ -35,21 +36,16 @@ impl SharedReader {
         &self,
         what: impl FnOnce(&Store) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.lock().as_ref().map_or(Err(StoreError::Reopening), what)
+        lock(&self.store).as_ref().map_or(Err(StoreError::Reopening), what)
     }
 
     pub(super) fn replace(&self, store: Store) {
-        *self.lock() = Some(store);
+        *lock(&self.store) = Some(store);
         self.opened.store(true, Ordering::Release);
     }
 
     /// Closes it, and leaves the write-ahead log as it is.
     pub(super) fn close(&self) -> Result<(), StoreError> {
-        self.lock().take().map_or(Ok(()), Store::abandon)
-    }
-
-    /// Reading changes nothing in it: a panic left it as it was.
-    fn lock(&self) -> MutexGuard<'_, Option<Store>> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.store).take().map_or(Ok(()), Store::abandon)
     }
 }

@@ -45,20 +45,20 @@ pub enum SetAside {
 impl Journal {
     /// Sets an event aside that the destination of `sink` rejected.
     pub fn dead_letter(&self, sink: &str, record: &Arc<Record>, reason: &str) -> SetAside {
-        let limits = &self.0.limits;
         let mut memory = self.0.lock();
-        if limits.dir.is_none() {
+        if self.0.dir().is_none() {
             // Nobody could look at it.
             memory.letters.entry(sink.to_owned()).or_default().count += 1;
             return SetAside::Lost;
         }
-        if memory.letters_full(sink, limits.max_dead_letters) {
+        let most = self.max_dead_letters();
+        if memory.letters.get(sink).is_some_and(|letters| letters.bytes >= most) {
             return SetAside::Full;
         }
         let waiting = memory.pending.unwritten();
         let count: usize = waiting.iter().map(|changes| changes.dead.len()).sum();
         let bytes: usize = waiting.iter().map(|changes| changes.dead_bytes).sum();
-        if count >= DEAD_IN_MEMORY || bytes > limits.memory {
+        if count >= DEAD_IN_MEMORY || bytes > self.0.config.memory.bytes() {
             return SetAside::Wait;
         }
         let letter = DeadLetter {
@@ -77,12 +77,7 @@ impl Journal {
 
     /// Bytes that the dead letters of one sink may take.
     pub fn max_dead_letters(&self) -> u64 {
-        self.0.limits.max_dead_letters
-    }
-
-    /// Whether the dead letters of `sink` take all of their budget: then the sink is to be held.
-    pub fn dead_letters_full(&self, sink: &str) -> bool {
-        self.0.lock().letters_full(sink, self.0.limits.max_dead_letters)
+        self.0.config.max_dead_letters.0
     }
 
     /// A dead letter was tried again and rejected again: it stays, with the new reason, and is no

@@ -9,11 +9,14 @@ pub(super) const LEFT_OUT: Seq = 1_000_000;
 /// An opening of the journal: the first number that it assigned, and the last where it has ended.
 pub type Run = (Seq, Option<Seq>);
 
-/// How many numbers after `after`, through `through`, were assigned to events in these runs.
+/// How many numbers after `after`, through `through`, were assigned to events in these runs, which stand in
+/// order. A number counts once, also where a damaged file has runs that overlap.
 pub fn assigned_between(runs: &[Run], after: Seq, through: Seq) -> u64 {
+    let mut counted = after;
     let inside = |(first, last): &Run| {
-        let low = (*first).max(after + 1);
-        (last.unwrap_or(through).min(through) + 1).saturating_sub(low)
+        let before = counted.max(first.saturating_sub(1));
+        counted = counted.max(last.unwrap_or(through).min(through));
+        counted.saturating_sub(before)
     };
     runs.iter().map(inside).sum()
 }
@@ -45,6 +48,8 @@ mod tests {
         assert_eq!(assigned_between(&runs, 1_000_003, 1_999_999), 2);
         assert_eq!(assigned_between(&runs, 2_000_002, 2_000_002), 0);
         assert_eq!(assigned_between(&[], 0, 100), 0);
+        let damaged = [(1, Some(300)), (301, Some(600)), (451, Some(900)), (500, Some(40))];
+        assert_eq!(assigned_between(&damaged, 0, 2000), 900);
     }
 
     #[test]

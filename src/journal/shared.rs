@@ -1,9 +1,8 @@
 //! What the journal's handles and its two threads share.
 
 use std::{
-    path::PathBuf,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    path::Path,
+    sync::{Condvar, Mutex, MutexGuard},
 };
 
 use tokio::sync::watch;
@@ -17,12 +16,9 @@ use super::{
     store::Store,
 };
 use crate::{
-    base::event::Seq,
+    base::{event::Seq, sync::lock},
     config::{self, Sync},
 };
-
-/// Bytes of events in memory, at least.
-const LEAST_MEMORY: usize = 64 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -34,8 +30,7 @@ pub(super) struct Shared {
     pub(super) signals: Signals,
     /// `None` without a directory.
     pub(super) reader: Option<SharedReader>,
-    pub(super) sync: Sync,
-    pub(super) limits: JournalLimits,
+    pub(super) config: config::Journal,
     pub(super) unreported: UnreportedGap,
 }
 
@@ -53,43 +48,11 @@ pub(super) struct Signals {
     pub(super) failed: watch::Sender<bool>,
 }
 
-/// The journal's limits; see [`config::Journal`].
-#[derive(Debug, Clone)]
-pub(super) struct JournalLimits {
-    pub(super) dir: Option<PathBuf>,
-    pub(super) max_size: u64,
-    pub(super) max_age: Duration,
-    pub(super) keep_delivered: Duration,
-    pub(super) min_free: u64,
-    pub(super) memory: usize,
-    /// Bytes of the dead letters of one sink.
-    pub(super) max_dead_letters: u64,
-}
-
-impl JournalLimits {
-    pub(super) fn of(config: &config::Journal) -> Self {
-        Self {
-            dir: Some(config.dir.clone()),
-            max_size: config.max_size.0,
-            max_age: config.max_age.0,
-            keep_delivered: config.keep_delivered.0,
-            min_free: config.min_free.0,
-            memory: config.memory.bytes().max(LEAST_MEMORY),
-            max_dead_letters: config.max_dead_letters.0,
-        }
-    }
-
-    pub(super) fn in_memory(memory: usize) -> Self {
-        Self { dir: None, memory, ..Self::of(&config::Journal::default()) }
-    }
-}
-
 impl Shared {
     pub(super) fn new(
         memory: Memory,
         reader: Option<SharedReader>,
-        sync: Sync,
-        limits: JournalLimits,
+        config: config::Journal,
     ) -> Self {
         let shared = Self {
             memory: Mutex::new(memory),
@@ -103,12 +66,16 @@ impl Shared {
                 failed: watch::channel(false).0,
             },
             reader,
-            sync,
-            limits,
+            config,
             unreported: UnreportedGap::default(),
         };
         shared.publish(&shared.lock());
         shared
+    }
+
+    /// `None`: it lives in memory only.
+    pub(super) fn dir(&self) -> Option<&Path> {
+        Some(&*self.config.dir).filter(|dir| !dir.as_os_str().is_empty())
     }
 
     /// What is no longer in memory is read with it; `None` while there is no file.
@@ -119,7 +86,7 @@ impl Shared {
     /// A panic elsewhere while the lock was held left nothing half done: every change under it is
     /// small and ordered.
     pub(super) fn lock(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.memory)
     }
 
     /// Has what is new written now, and not only with what is written next.
@@ -135,7 +102,7 @@ impl Shared {
 
     /// Keeps what is in memory within its bound.
     pub(super) fn evict(&self, memory: &mut Memory) {
-        memory.evict(self.limits.memory);
+        memory.evict(self.config.memory.bytes());
         if self.reader().is_none() {
             memory.numbers.oldest = memory.ring.first().unwrap_or(memory.numbers.last + 1);
         }
@@ -145,7 +112,7 @@ impl Shared {
     /// once would otherwise tell in the wrong order, and an event would lie until the next one comes.
     pub(super) fn publish(&self, memory: &Memory) {
         let (numbers, health) = (&memory.numbers, &memory.disk.health);
-        let readable = match (self.sync, health) {
+        let readable = match (self.config.sync, health) {
             (Sync::Always, Health::Sound) => numbers.synced,
             (_, Health::Sound) => numbers.written,
             (_, Health::MemoryOnly | Health::Degraded(_)) => numbers.last,

@@ -13,14 +13,17 @@ use super::{
     open::{JournalFiles, Opened, open_files},
     reader::SharedReader,
     runs::LEFT_OUT,
-    shared::{JournalLimits, Shared},
+    shared::Shared,
     store::Store,
     writer,
 };
 use crate::{
     base::clock,
-    config::{self, Sync},
+    config::{self, Size, Sync},
 };
+
+/// Bytes of events in memory, at least.
+const LEAST_MEMORY: Size = Size(64 * 1024);
 
 /// Opens the journal, or begins without it where the disk does not let it be opened: the writer tries
 /// again until it does.
@@ -60,7 +63,8 @@ fn start(
     files: Option<(Store, JournalFiles)>,
 ) -> Journal {
     let reader = Some(SharedReader::new(reader));
-    let shared = Shared::new(memory, reader, config.sync, JournalLimits::of(config));
+    let config = config::Journal { memory: config.memory.max(LEAST_MEMORY), ..config.clone() };
+    let shared = Shared::new(memory, reader, config);
     let journal = Journal(Arc::new(shared));
     writer::start(&journal.0, files);
     journal

@@ -23,6 +23,7 @@ use rusqlite::{
     params,
 };
 
+pub(crate) use self::requests::LetterChange;
 pub use self::{
     changes::Changes,
     requests::{DeadLetter, Replay},

@@ -1,5 +1,5 @@
 //! The syncer: forces the write-ahead log to disk on its interval and moves it into the database, so that
-//! neither stands in the way of a commit. A failure is never simply tried again: see the essay.
+//! neither stands in the way of a commit. A failure is never simply tried again: see the head of [`journal`](super).
 
 use std::{
     fs::File,
@@ -10,7 +10,10 @@ use std::{
 use tracing::error;
 
 use super::{directory, shared::Shared, store::Store};
-use crate::{base::event::Seq, config::Sync};
+use crate::{
+    base::{event::Seq, sync::lock},
+    config::Sync,
+};
 
 /// How often it looks for work where commits are not synced on an interval.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -37,7 +40,7 @@ struct SyncProgress {
 
 impl Syncing {
     fn lock(&self) -> MutexGuard<'_, SyncProgress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 
     /// Something was committed, and events through `written` if there were any.
@@ -113,12 +116,12 @@ impl Syncing {
 
 /// Works until it is stopped.
 pub(super) fn run(shared: &Shared, syncing: &Syncing) {
-    let Some(dir) = shared.limits.dir.clone() else { return };
-    let interval = match shared.sync {
+    let Some(dir) = shared.dir() else { return };
+    let interval = match shared.config.sync {
         Sync::Every(interval) => interval,
         Sync::Always | Sync::Never => INTERVAL,
     };
-    let syncs = matches!(shared.sync, Sync::Every(_));
+    let syncs = matches!(shared.config.sync, Sync::Every(_));
     while let Some(now) = syncing.next(interval, syncs) {
         // There is nothing to sync until the file was reopened.
         if now.failed {
@@ -127,7 +130,7 @@ pub(super) fn run(shared: &Shared, syncing: &Syncing) {
         if syncs && now.commits > now.synced {
             // SQLite's locks are on the database and the shared memory, never on the log: opening
             // and closing the log disturbs none of them.
-            match File::open(directory::wal(&dir)).and_then(|wal| wal.sync_data()) {
+            match File::open(directory::wal(dir)).and_then(|wal| wal.sync_data()) {
                 Ok(()) => syncing.synced(now, shared),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => {
@@ -139,7 +142,7 @@ pub(super) fn run(shared: &Shared, syncing: &Syncing) {
             }
         }
         if now.move_log {
-            match Store::open_checkpointer(&dir).and_then(|store| store.checkpoint(false)) {
+            match Store::open_checkpointer(dir).and_then(|store| store.checkpoint(false)) {
                 Ok(()) => {}
                 // It syncs the log before it moves anything. The system tells a failure once, to
                 // whoever asks first: the next sync of the log may succeed and mean nothing.

@@ -125,7 +125,7 @@ impl Writer {
 
     /// Whether each commit is synced when it returns.
     fn syncs_each(&self) -> bool {
-        self.shared.sync == Sync::Always
+        self.shared.config.sync == Sync::Always
             || self.store.as_ref().is_some_and(|store| !store.has_log())
     }
 
@@ -209,7 +209,7 @@ impl Writer {
         let mut memory = self.shared.lock();
         memory.written(write, synced);
         self.shared.evict(&mut memory);
-        if memory.ring.unwritten_bytes <= self.shared.limits.memory / 2 {
+        if memory.ring.unwritten_bytes <= self.shared.config.memory.bytes() / 2 {
             memory.disk.behind = false;
         }
         self.shared.publish(&memory);

@@ -71,9 +71,7 @@ fn layer<'a>(
                 continue;
             }
         };
-        let mut problem = Problem::new(Vec::<String>::new(), message);
-        problem.place = Some(place(name));
-        problems.push(problem);
+        problems.push(Problem::at_place(place(name), message));
     }
     (layer, problems)
 }
@@ -96,9 +94,7 @@ pub(crate) fn misspelt<'e>(
         .map(|name| {
             let message =
                 "ignored: use two underscores between key parts, as in ASTRO_RELAY__LOG__LEVEL";
-            let mut problem = Problem::new(Vec::<String>::new(), message);
-            problem.place = Some(Place::Variable(name.clone()));
-            problem
+            Problem::at_place(Place::Variable(name.clone()), message)
         })
 }
 

@@ -143,16 +143,13 @@ fn read(sources: &Sources, alone: bool) -> Result<(Option<PathBuf>, String), Con
                 "there is no configuration: neither {} exists; `astro-relay init` writes one",
                 DEFAULT_FILES.join(" nor ")
             );
-            return Err(ConfigError {
-                problems: vec![Problem::new(Vec::<String>::new(), message)],
-            });
+            return Err(ConfigError::at(&[], message));
         }
         return Ok((None, String::new()));
     };
     let failed = |message: String| {
-        let mut problem = Problem::new(Vec::<String>::new(), message);
-        problem.place = Some(Place::File { path: path.clone(), position: None });
-        ConfigError { problems: vec![problem] }
+        let place = Place::File { path: path.clone(), position: None };
+        ConfigError { problems: vec![Problem::at_place(place, message)] }
     };
     let mut text = Vec::new();
     if std::fs::metadata(&path).is_ok_and(|about| about.file_type().is_fifo()) {
@@ -183,27 +180,22 @@ fn parse<'t>(path: &Path, text: &'t str) -> Result<DeTable<'t>, ConfigError> {
         .take(MOST_SYNTAX_ERRORS)
         .map(|error| {
             let at = error.span().map_or(text.len(), |span| span.start);
-            let mut problem = Problem::new(Vec::<String>::new(), syntax_message(error, text, at));
             let (place, excerpt) = places::syntax(path, text, at);
-            problem.place = Some(place);
-            problem.excerpt = excerpt;
-            problem
+            Problem { excerpt, ..Problem::at_place(place, syntax_message(error, text, at)) }
         })
         .collect();
     if problems.is_empty() {
         // The `config` crate would read such a key as a path of several.
         let odd = tables.keys().filter(|key| !plain(key.get_ref()));
         for key in odd {
-            let mut problem = Problem::new([key.get_ref().as_ref()], "unknown section");
-            problem.place = Some(places::syntax(path, text, key.span().start).0);
-            problems.push(problem);
+            let place = Some(places::syntax(path, text, key.span().start).0);
+            let problem = Problem::new([key.get_ref().as_ref()], "unknown section");
+            problems.push(Problem { place, ..problem });
         }
         too_large(&tables, &mut |at| {
-            let mut problem = Problem::new(Vec::<String>::new(), "this number is too large");
             let (place, excerpt) = places::syntax(path, text, at);
-            problem.place = Some(place);
-            problem.excerpt = excerpt;
-            problems.push(problem);
+            let problem = Problem::at_place(place, "this number is too large");
+            problems.push(Problem { excerpt, ..problem });
         });
     }
     problems.sort_by(|a, b| a.place.cmp(&b.place));

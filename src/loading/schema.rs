@@ -12,6 +12,7 @@ use schemars::schema_for;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    base::json,
     config::{
         Config, SinkConfig,
         secret::{FORMAT, FORMS},
@@ -86,17 +87,17 @@ fn build() -> Value {
         tidy(definition);
     }
     tidy(&mut root);
-    set(&mut root, "$defs", Value::Object(definitions));
+    json::set(&mut root, "$defs", Value::Object(definitions));
     for (table, of) in [("channels", None), ("sinks", Some(json!({ "oneOf": kinds })))] {
         let Some(table) = root.pointer_mut(&format!("/properties/{table}")) else { continue };
-        set(table, "propertyNames", json!({ "pattern": NAME_PATTERN }));
+        json::set(table, "propertyNames", json!({ "pattern": NAME_PATTERN }));
         if let Some(of) = of {
-            set(table, "additionalProperties", of);
+            json::set(table, "additionalProperties", of);
         }
     }
     let copy = root.clone();
     with_forms(&mut root, &copy);
-    set(&mut root, "title", "The configuration of astro-relay".into());
+    json::set(&mut root, "title", "The configuration of astro-relay".into());
     root
 }
 
@@ -112,7 +113,7 @@ fn of_kind(kind: &Kind, common: &Value) -> (Value, Map<String, Value>) {
             let description = schema.get("description").cloned();
             *schema = json!({ "$ref": "#/$defs/SecretRef" });
             if let Some(description) = description {
-                set(schema, "description", description);
+                json::set(schema, "description", description);
             }
         }
         rename(schema, &renamed);
@@ -263,12 +264,6 @@ fn taken(schema: &mut Value, key: &str) -> Map<String, Value> {
     match schema.as_object_mut().and_then(|object| object.remove(key)) {
         Some(Value::Object(taken)) => taken,
         _ => Map::new(),
-    }
-}
-
-fn set(schema: &mut Value, key: &str, value: Value) {
-    if let Some(object) = schema.as_object_mut() {
-        object.insert(key.into(), value);
     }
 }
 

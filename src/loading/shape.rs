@@ -25,6 +25,9 @@ use crate::{
 /// The longest name of a channel or a sink: it stands in metrics, variables and file names.
 const LONGEST_NAME: usize = 64;
 
+/// Whose home it is depends on who starts the relay: mostly that is a service.
+const NO_HOME: &str = "`~` is not expanded here: write the whole path";
+
 /// What a walk found.
 pub(crate) struct Shape {
     /// What is well shaped.
@@ -84,6 +87,7 @@ impl<'a> Walk<'a> {
         match (kind(schema), found) {
             ("object", Value::Object(table)) => Some(self.table(schema, table)),
             ("array", Value::Array(list)) => self.list(schema, list),
+            ("string", Value::String(text)) if self.is_of_a_home(&text) => self.wrong(NO_HOME),
             ("string", Value::String(text)) => {
                 match format(schema).map_or(Ok(()), |format| format.validate(&text)) {
                     Ok(()) => Some(Value::String(text)),
@@ -106,6 +110,12 @@ impl<'a> Walk<'a> {
         self.problems.push(Problem::new(self.path.clone(), message));
         self.unusable.insert(self.path.clone());
         None
+    }
+
+    /// Whether this is the path of a file, and written as only a shell reads it.
+    fn is_of_a_home(&self, text: &str) -> bool {
+        let is_path = self.path.last().is_some_and(|key| key == "dir" || key.ends_with("_file"));
+        is_path && (text == "~" || text.starts_with("~/"))
     }
 
     fn at<T>(&mut self, part: impl Into<String>, go: impl FnOnce(&mut Self) -> T) -> T {
@@ -230,7 +240,9 @@ impl<'a> Walk<'a> {
             return self.wrong(format!("a table was expected, not {}", type_of(&found)));
         };
         let Some(wanted) = table.get("type").cloned() else {
-            let message = format!("is missing: one of {}", types.join(", "));
+            let misspelt = nearest("type", table.keys().map(String::as_str));
+            let misspelt = misspelt.map(|key| format!("; {key} is no key")).unwrap_or_default();
+            let message = format!("is missing: one of {}{misspelt}", types.join(", "));
             return self.at("type", |walk| walk.wrong(message));
         };
         let wanted = self.at("type", |walk| walk.word(types, wanted))?;
@@ -334,6 +346,7 @@ impl<'a> Walk<'a> {
         let (_, name, form, value) = given.pop()?;
         let secret = self.at(name, |walk| match value {
             Value::String(text) if text.is_empty() => walk.wrong("is empty"),
+            Value::String(text) if walk.is_of_a_home(&text) => walk.wrong(NO_HOME),
             Value::String(text) => Some(json!({ form: text })),
             other => walk.wrong(format!("a string was expected, not {}", type_of(&other))),
         });

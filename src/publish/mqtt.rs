@@ -10,12 +10,13 @@ mod retained;
 use std::{collections::BTreeSet, time::Duration};
 
 use async_trait::async_trait;
-use tokio::time::{Instant, error::Elapsed, sleep_until, timeout_at};
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 use tracing::warn;
 
 use self::{discovery::Discovery, retained::RetainedTopics};
 use super::{Kind, StatePublisher, homeassistant::HaDiscovery};
 use crate::{
+    base::clock,
     channel::store::{Section, StateKey, offline},
     config::{ConfigError, Period},
     delivery::ha_event,
@@ -44,7 +45,7 @@ pub(super) const KIND: Kind = Kind {
 };
 
 /// The tag of what is published beside the parts: discovery, and corrections.
-const BESIDE: Tag = Tag::MAX;
+const UNTRACKED: Tag = Tag::MAX;
 
 /// Nobody subscribes to this: the answer to unsubscribing from it confirms what was published in QoS 0.
 const NOTHING: &str = "astro-relay/nothing";
@@ -76,11 +77,10 @@ struct Topics {
     refused: Option<String>,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
-    let settings: Settings = settings(&opening)?;
+fn open(opening: &Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
+    let settings: Settings = settings(opening)?;
     let at = |error| ConfigError::at(&["sinks", opening.name, "state_topic"], error);
-    let client_id = client_id(opening.name, &opening.settings);
+    let client_id = client_id(opening.name, &opening.config.settings);
     let prefix = opening.config.state.then(|| settings.prefix()).transpose().map_err(at)?;
     let mut topics = Topics::default();
     if settings.homeassistant.is_some() {
@@ -102,8 +102,7 @@ fn open(opening: Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
 impl StatePublisher for MqttPublisher {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.connection = None;
-        let connection = self.dial().await.map_err(|lost| Failure::after(0, lost.cause()))?;
-        self.connection = Some(connection);
+        self.connection = Some(self.dial().await.map_err(Lost::cause)?);
         Ok(())
     }
 
@@ -139,15 +138,13 @@ impl StatePublisher for MqttPublisher {
                     let due = self.topics.due().filter(|_| connection.has_room());
                     tokio::select! {
                         event = connection.next() => event,
-                        () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                            continue;
-                        }
+                        () = clock::until(due) => continue,
                     }
                 }
                 Err(lost) => Err(lost),
             };
             match next {
-                Ok(event) => self.topics.note(event),
+                Ok(event) => self.topics.handle(event),
                 Err(lost) => return self.lost(lost),
             }
         }
@@ -218,11 +215,7 @@ impl MqttPublisher {
     /// The connection is over: whatever the broker wants, it has to be made again.
     fn lost(&mut self, lost: Lost) -> Failure {
         self.connection = None;
-        let cause = match lost.why {
-            Why::Denied => lost.cause(),
-            _ => Cause::Down(lost.into()),
-        };
-        Failure::after(0, cause)
+        lost.cause_of_end().into()
     }
 
     /// Publishes each part, an empty message where it is no more, and waits until the broker has answered
@@ -273,7 +266,7 @@ impl MqttPublisher {
                 Event::Written(tag) => (tag, Verdict::Accepted),
                 Event::Answered(tag, verdict) => (tag, verdict),
                 event => {
-                    self.topics.note(event);
+                    self.topics.handle(event);
                     continue;
                 }
             };
@@ -291,7 +284,7 @@ impl MqttPublisher {
                     *slot = verdict;
                     answered += 1;
                 }
-                None => self.topics.note(Event::Answered(tag, verdict)),
+                None => self.topics.handle(Event::Answered(tag, verdict)),
             }
         }
         if qos == 0 {
@@ -320,7 +313,7 @@ impl Topics {
                 Err(lost) => return Ok(Err(lost)),
             };
             let confirmed = event == Event::Unsubscribed;
-            self.note(event);
+            self.handle(event);
             if confirmed {
                 return Ok(Ok(()));
             }
@@ -365,7 +358,7 @@ impl Topics {
                 retain: true,
                 ..Publication::default()
             };
-            match connection.publish(publication, BESIDE) {
+            match connection.publish(publication, UNTRACKED) {
                 Ok(()) => self.retained.published(&topic, &payload),
                 Err(Unsent::Refused(reason)) => warn!(topic, reason, "this cannot be announced"),
                 Err(Unsent::Lost(lost)) => return Err(lost),
@@ -380,7 +373,7 @@ impl Topics {
         again.into_iter().chain(self.retained.due()).min()
     }
 
-    fn note(&mut self, event: Event) {
+    fn handle(&mut self, event: Event) {
         match event {
             Event::Received(message) => self.received(&message),
             Event::Subscribed { refused } if refused > 0 => drop(self.unreadable.insert(RETAINED)),

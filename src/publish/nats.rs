@@ -34,10 +34,9 @@ use crate::{
 pub(super) const KIND: Kind =
     Kind { name: "nats", publishes: |config| config.state, open, probe: Some(probe) };
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
+fn open(opening: &Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
     Ok(Box::new(Bucket {
-        connector: Connector::new(&opening, "-state")?,
+        connector: Connector::new(opening, "-state")?,
         connection: None,
         newest_status: 0,
         heartbeat: Heartbeat::new(|path| *path == StateKey::relay(Section::Status)),
@@ -58,14 +57,11 @@ impl StatePublisher for Bucket {
         self.connection = None;
         self.newest_status = 0;
         self.heartbeat.clear();
-        let connected = async {
-            let mut link = self.connector.connect().await?;
-            let bucket = &self.connector.settings.state_bucket;
-            let context = context(&self.connector, &link);
-            let store = or_denied(&mut link, bucket, find_or_make(&context, bucket)).await?;
-            Ok((link, store))
-        };
-        self.connection = Some(connected.await.map_err(|cause| Failure::after(0, cause))?);
+        let mut link = self.connector.connect().await?;
+        let bucket = &self.connector.settings.state_bucket;
+        let context = context(&self.connector, &link);
+        let store = or_denied(&mut link, bucket, find_or_make(&context, bucket)).await?;
+        self.connection = Some((link, store));
         Ok(())
     }
 
@@ -119,15 +115,13 @@ fn not_connected() -> Failure {
 }
 
 /// What is to be known of the bucket before the relay starts.
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn probe(opening: Opening<'_>) -> BoxFuture<'static, Result<Vec<String>, Failure>> {
-    let connector = Connector::new(&opening, "-state");
+fn probe(opening: &Opening<'_>) -> BoxFuture<'static, Result<Vec<String>, Failure>> {
+    let connector = Connector::new(opening, "-state");
     Box::pin(async move {
         let mut connector = connector.map_err(Failure::down)?;
-        let failed = |cause| Failure::after(0, cause);
-        let mut link = connector.connect().await.map_err(failed)?;
+        let mut link = connector.connect().await?;
         let (bucket, context) = (&connector.settings.state_bucket, context(&connector, &link));
-        let found = or_denied(&mut link, bucket, find(&context, bucket)).await.map_err(failed)?;
+        let found = or_denied(&mut link, bucket, find(&context, bucket)).await?;
         Ok(match found {
             Some(_) => Vec::new(),
             None => vec![format!(

@@ -25,9 +25,8 @@ use crate::{
 pub(super) const KIND: Kind =
     Kind { name: "redis", publishes: |config| config.state, open, probe: None };
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
-    let settings = Settings::read(&opening)?;
+fn open(opening: &Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
+    let settings = Settings::read(opening)?;
     let at = |what| ConfigError::at(&["sinks", opening.name, "state_key"], what);
     Ok(Box::new(RedisState {
         prefix: settings.prefix().map_err(at)?,
@@ -61,8 +60,7 @@ impl StatePublisher for RedisState {
             let of_part = commands(&self.prefix, part).map_err(Failure::down)?;
             requests.extend(of_part.into_iter().map(|command| (index, command)));
         }
-        let answers = link.ask_all(requests.iter().map(|(_, command)| command)).await;
-        let answers = answers.map_err(|cause| Failure::after(0, cause))?;
+        let answers = link.request_all(requests.iter().map(|(_, command)| command)).await?;
         let status = all.iter().position(|part| part.path == StateKey::relay(Section::Status));
         let mut last = None;
         for ((index, _), answer) in requests.iter().zip(answers) {

@@ -73,7 +73,7 @@ impl Publishing {
         (status, health): (Arc<Status>, Arc<TaskHealth>),
     ) -> Self {
         // What was known of another destination is so no longer.
-        status.sink(name, |page| page.state_remarks.clear());
+        status.sink(name, |row| row.state_remarks.clear());
         Self {
             name: name.into(),
             publisher,
@@ -97,15 +97,8 @@ impl Publishing {
     /// Publishes until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         self.health.report(Some("not yet connected"));
-        let work = async {
-            loop {
-                let wait = self.connection().await;
-                self.rest(wait).await;
-            }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = work => {}
+        while let Some(wait) = stop.run_until_cancelled(self.connection()).await {
+            stop.run_until_cancelled(self.rest(wait)).await;
         }
         let end = Instant::now() + self.deadline.min(LAST_MESSAGES);
         self.publish_end(end).await;
@@ -181,7 +174,7 @@ impl Publishing {
                     self.state.published(&changes, done);
                     // It may have ended at the state: over the next connection that comes later.
                     self.state.postpone();
-                    return Err(Failure::after(0, cause));
+                    return Err(cause.into());
                 }
                 (cause, _) => {
                     self.state.published(&changes, done);
@@ -221,7 +214,7 @@ impl Publishing {
             info!(sink = %self.name, remark, "about the destination of the state");
         }
         if remarks != self.remarks {
-            self.status.sink(&self.name, |page| page.state_remarks.clone_from(&remarks));
+            self.status.sink(&self.name, |row| row.state_remarks.clone_from(&remarks));
             self.remarks = remarks;
         }
     }

@@ -1,7 +1,8 @@
-//! What MQTT topics and NATS subjects have in common: words between separators, and characters that
-//! must not stand in a word.
+//! What the transports have in common in where things go: addresses of words between separators, with
+//! characters that must not stand in a word; where a probe asks for the right to publish; several URLs in
+//! one text.
 //!
-//! It knows neither transport; each names its separator and its forbidden characters.
+//! It knows no transport; each names its separator and its forbidden characters.
 //!
 //! A forbidden character is percent-encoded, never dropped, and `%` itself is
 //! always forbidden. So two events that differ before this differ after it.
@@ -13,12 +14,12 @@ use super::Permission;
 /// The word below an address at which a probe asks with an empty message whether it may publish there.
 /// Below, because nothing must happen at the address itself; a right is seldom given for less than a
 /// whole branch. Both transports allow `$` in any place but the first.
-pub(super) const CANARY: &str = "$check";
+pub(super) const PROBE_WORD: &str = "$check";
 
-/// A refusal at a canary. Where the right is given for the address alone, it is refused below it.
-pub(super) fn denied(reason: &str, canary: &str) -> Permission {
+/// A refusal at a [`PROBE_WORD`]. Where the right is given for the address alone, it is refused below it.
+pub(super) fn denied(reason: &str, probed: &str) -> Permission {
     Permission::Denied(format!(
-        "{reason}, asked at {canary}; if the right is given for single addresses, send-test shows more"
+        "{reason}, asked at {probed}; if the right is given for single addresses, send-test shows more"
     ))
 }
 

@@ -24,11 +24,11 @@ mod target;
 mod together;
 pub(crate) mod topic;
 
-use std::{future::pending, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use schemars::schema_for;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use self::{
     availability::Availability,
@@ -42,7 +42,11 @@ use self::{
 };
 use super::{Address, Cause, Failure, Kind, Opening, Outgoing, Report, Sink, in_flight::InFlight};
 use crate::{
-    base::{clock::Moment, event::Seq, text::excerpt},
+    base::{
+        clock::{self, Moment},
+        event::Seq,
+        text::excerpt,
+    },
     config::{ConfigError, Period},
 };
 
@@ -98,16 +102,15 @@ struct Flight {
     progress: Option<Instant>,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    let settings = Settings::read(&opening)?;
+fn open(opening: &Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
+    let settings = Settings::read(opening)?;
     let at = |key, message| ConfigError::at(&["sinks", opening.name, key], message);
     let retain = RetainPolicy::compile(&settings.retain).map_err(|error| at("retain", error))?;
     Ok(Box::new(Mqtt {
         timeout: opening.config.timeout.0,
-        client_id: settings.client_id(&opening),
+        client_id: settings.client_id(opening),
         retain,
-        availability: settings.availability(&opening).map(Availability::new),
+        availability: settings.availability(opening).map(Availability::new),
         takeover: TakeoverGuard::default(),
         connection: None,
         flight: Flight::default(),
@@ -261,11 +264,11 @@ impl Mqtt {
             biased;
             event = connection.next() => Some(event?),
             // The keep-alive is no answer: a broker may say that it is there and do nothing else.
-            () = sleep_or_never(overdue) => {
+            () = clock::until(overdue) => {
                 let text = format!("the broker has not answered within {}", Period(self.timeout));
                 return Err(text.into());
             }
-            () = sleep_or_never(correction) => {
+            () = clock::until(correction) => {
                 if let Some(availability) = &mut self.availability {
                     availability.correct(connection, qos)?;
                 }
@@ -432,14 +435,6 @@ async fn leave(
     connection.disconnect()?;
     while connection.next().await? != Event::Disconnected {}
     Ok(())
-}
-
-/// Waits until then; for ever, where there is no such time.
-async fn sleep_or_never(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => pending().await,
-    }
 }
 
 /// The metadata of an event, without what is empty.

@@ -80,11 +80,11 @@ pub(super) const KIND: Kind = Kind {
 };
 
 /// A stream answers each event by itself. So many answers are reported together, so that as many events go
-/// out together behind them, where they come within a [`MOMENT`].
+/// out together behind them, where they come within a [`GROUP_WAIT`].
 const GROUP: usize = 64;
 
 /// See [`GROUP`].
-const MOMENT: Duration = Duration::from_millis(1);
+const GROUP_WAIT: Duration = Duration::from_millis(1);
 
 struct Nats {
     name: String,
@@ -121,9 +121,8 @@ struct Progress {
     one_by_one: usize,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    Ok(Box::new(Nats::new(&opening)?))
+fn open(opening: &Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
+    Ok(Box::new(Nats::new(opening)?))
 }
 
 /// What is wanted of the stream. A probe makes none.
@@ -144,8 +143,7 @@ impl Sink for Nats {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.disconnect();
         self.permissions.clear();
-        let link = self.new_link().await;
-        self.link = Some(link.map_err(|cause| Failure::after(0, cause))?);
+        self.link = Some(self.new_link().await?);
         Ok(())
     }
 
@@ -159,7 +157,7 @@ impl Sink for Nats {
         }
         if let Some(cause) = self.progress.lost.take() {
             self.disconnect();
-            return Err(Failure::after(0, cause));
+            return Err(cause.into());
         }
         if self.flight.is_empty() {
             self.progress.since = Instant::now();
@@ -191,7 +189,7 @@ impl Sink for Nats {
             }
             if let Some(cause) = self.progress.lost.take() {
                 self.disconnect();
-                return Err(Failure::after(0, cause));
+                return Err(cause.into());
             }
             if self.link.is_none() {
                 return Err(Failure::down("not connected"));
@@ -384,7 +382,7 @@ impl Nats {
             Ok(received) => Some(received),
             Err(cause) => return self.progress.lost = Some(cause),
         };
-        let (moment, mut count) = (Instant::now() + MOMENT, 0);
+        let (until, mut count) = (Instant::now() + GROUP_WAIT, 0);
         while let Some(message) = received {
             match message {
                 Ok((mark, message)) => self.on_reply(mark, &message),
@@ -399,7 +397,7 @@ impl Nats {
             let more = gathers && self.flight.waiting() > 0;
             let Some(link) = &mut self.link else { break };
             received = match link.next().now_or_never() {
-                None if more => timeout_at(moment, link.next()).await.ok(),
+                None if more => timeout_at(until, link.next()).await.ok(),
                 received => received,
             };
         }

@@ -63,9 +63,8 @@ pub(super) const KIND: Kind = Kind {
 /// The longest string that Redis takes anywhere, unless it is configured to take more.
 const MAX_STRING: usize = 512 * 1024 * 1024;
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    let settings = Settings::read(&opening)?;
+fn open(opening: &Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
+    let settings = Settings::read(opening)?;
     let mode = settings.mode;
     let connection = Connection::new(settings, opening.config.timeout.0);
     Ok(match mode {
@@ -90,8 +89,7 @@ impl Connection {
 
     pub(crate) async fn open(&mut self) -> Result<&mut Link, Failure> {
         self.link = None;
-        let link = Link::open(&self.settings, self.timeout, &mut self.server).await;
-        let link = link.map_err(|cause| Failure::after(0, cause))?;
+        let link = Link::open(&self.settings, self.timeout, &mut self.server).await?;
         let alive = KeepAlive::new(&link);
         let (link, _) = self.link.insert((link, alive));
         Ok(link)
@@ -104,7 +102,7 @@ impl Connection {
     /// Keeps an idle connection; returns when it is lost. Safe to drop.
     pub(crate) async fn idle(&mut self) -> Failure {
         match &mut self.link {
-            Some((_, alive)) => Failure::after(0, alive.lost().await),
+            Some((_, alive)) => alive.lost().await.into(),
             None => not_connected(),
         }
     }
@@ -119,7 +117,7 @@ fn not_connected() -> Failure {
 }
 
 /// An answer that is waited for.
-type Answer<T> = BoxFuture<'static, RedisResult<T>>;
+type PendingAnswer<T> = BoxFuture<'static, RedisResult<T>>;
 
 /// Sends a request now, and has its answer waited for later.
 fn begin<T: Send + 'static>(

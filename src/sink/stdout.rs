@@ -102,9 +102,8 @@ struct Writing {
     task: JoinHandle<(Vec<u8>, io::Result<()>)>,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    let settings: Settings = settings(&opening)?;
+fn open(opening: &Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
+    let settings: Settings = settings(opening)?;
     let terminal = io::stdout().is_terminal();
     let readable = match settings.format {
         Format::Auto => terminal,
@@ -207,7 +206,7 @@ impl Stdout {
         let writing = self.writing.insert(writing);
         let Ok(ended) = timeout_at(self.deadline, &mut writing.task).await else {
             let reason = "whoever reads standard output does not keep up".into();
-            return Err(Failure::after(0, Cause::Busy { wait: None, reason }));
+            return Err(Cause::Busy { wait: None, reason }.into());
         };
         let events = std::mem::take(&mut writing.events);
         self.writing = None;
@@ -221,7 +220,7 @@ impl Stdout {
 fn failure(error: io::Error) -> Failure {
     // Nobody reads any more (`| head`): no use in trying again.
     if error.kind() == io::ErrorKind::BrokenPipe {
-        Failure::after(0, Cause::Gone { reason: "standard output is closed".into() })
+        Cause::Gone { reason: "standard output is closed".into() }.into()
     } else {
         Failure::down(error)
     }

@@ -108,13 +108,10 @@ struct Settings {
     #[serde(default)]
     headers: BTreeMap<String, String>,
     /// Signs each request: `whsec_` and base64, by the Standard Webhooks specification.
-    #[serde(default)]
     secret: Option<SecretRef>,
     /// Signs each request as well, while the receiver goes over from this secret to the new one.
-    #[serde(default)]
     previous_secret: Option<SecretRef>,
     /// Sent as `Authorization: Bearer …`.
-    #[serde(default)]
     bearer_token: Option<SecretRef>,
     /// Requests at once, at most; events of one room go one after another all the same.
     #[serde(default = "default_concurrency")]
@@ -124,7 +121,6 @@ struct Settings {
     #[serde(default)]
     allow_addresses: Vec<String>,
     /// A PEM file of certificate authorities to trust besides the system's.
-    #[serde(default)]
     ca_file: Option<PathBuf>,
 }
 
@@ -144,19 +140,17 @@ fn default_concurrency() -> usize {
     8
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
-fn open(opening: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
-    webhook(&opening).map(|webhook| Box::new(webhook) as Box<dyn Sink>)
+fn open(opening: &Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
+    webhook(opening).map(|webhook| Box::new(webhook) as Box<dyn Sink>)
 }
 
 /// Asks whether the destination is there at all: nothing is connected before there is something to send.
 /// Whatever it answers, it is there; but what it redirects now, it would redirect then.
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 fn probe(
-    opening: Opening<'_>,
+    opening: &Opening<'_>,
     _: Vec<Arc<str>>,
 ) -> BoxFuture<'static, Result<Vec<Permission>, Failure>> {
-    let webhook = webhook(&opening);
+    let webhook = webhook(opening);
     async move {
         let mut webhook = webhook.map_err(Failure::down)?;
         webhook.connect().await?;
@@ -312,8 +306,7 @@ impl Sink for Webhook {
         let tls = client_config(self.settings.ca_file.as_deref(), None, None).await;
         let tls = (*tls.map_err(Failure::down)?).clone();
         let guard = Arc::clone(&self.guard);
-        let client =
-            Client::new(url, tls, guard, self.timeout).map_err(|cause| Failure::after(0, cause))?;
+        let client = Client::new(url, tls, guard, self.timeout)?;
         let secrets = Secrets::read(self.settings.clone(), self.headers.clone()).await;
         let Secrets { headers, signer } = secrets.map_err(Failure::down)?;
         let method = match self.settings.method {
@@ -468,8 +461,8 @@ impl Webhook {
         let Some(endpoint) = &self.endpoint else {
             return Err(Failure::down("there is no connection"));
         };
-        let answer = endpoint.client.ask(Method::OPTIONS, HeaderMap::new(), Bytes::new()).await;
-        answer.map(|answer| answer.status).map_err(|cause| Failure::after(0, cause))
+        let answer = endpoint.client.send(Method::OPTIONS, HeaderMap::new(), Bytes::new()).await?;
+        Ok(answer.status)
     }
 
     /// A webhook has no connection whose making would be the moment to read them. A file that does not
@@ -503,7 +496,7 @@ impl Endpoint {
     async fn send(&self, event: &Outgoing) -> Result<(), Cause> {
         let now = clock::now();
         let headers = self.headers(event, now / 1000);
-        let answer = self.client.ask(self.method.clone(), headers, event.payload.clone()).await?;
+        let answer = self.client.send(self.method.clone(), headers, event.payload.clone()).await?;
         answer::judge(answer.status, &answer.headers, now)
     }
 

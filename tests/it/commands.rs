@@ -82,12 +82,12 @@ async fn a_command_under_way_at_a_stop_is_answered() {
         let relay = relay::Running::start(config).await;
         // Commands have connections of their own: a task that does not listen yet is named.
         until("the sinks are up and listen for commands", PATIENCE, async || {
-            let up = |page: &astro_relay::delivery::status::Pages| {
+            let up = |page: &astro_relay::delivery::status::StatusSnapshot| {
                 page.sinks.len() == 2
                     && page.sinks.values().all(|sink| sink.state == "up")
                     && page.tasks.is_empty()
             };
-            relay.status.sinks.look(up).then_some(())
+            relay.status.sinks.read(up).then_some(())
         })
         .await;
         // Long enough that the relay is told to stop before the answer is there.

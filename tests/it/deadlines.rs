@@ -75,24 +75,19 @@ async fn a_webhook_may_take_its_timeout_for_each_event() {
     let mut config = config("webhook", TIMEOUT);
     config.settings =
         json!({ "url": { "value": receiver.url() }, "allow_addresses": ["127.0.0.1"] });
-    let opening = Opening {
-        name: NAME,
-        settings: config.settings.clone(),
-        config: &config,
-        purpose: Purpose::Relay,
-    };
-    let sink = (sink::kind("webhook").unwrap().open)(opening).unwrap();
+    let opening = Opening { name: NAME, config: &config, purpose: Purpose::Relay };
+    let sink = (sink::kind("webhook").unwrap().open)(&opening).unwrap();
     let (delivery, status, _journal) = delivery(&config, sink, EVENTS);
     let began = Instant::now();
     run(delivery, async {
         until("all is delivered", PATIENCE, async || {
-            (status.pages().sinks[NAME].delivered == EVENTS).then_some(())
+            (status.snapshot().sinks[NAME].delivered == EVENTS).then_some(())
         })
         .await;
     })
     .await;
     assert!(began.elapsed() > TIMEOUT, "the batch as a whole was slow");
-    assert_eq!(status.pages().sinks[NAME].last_error, None);
+    assert_eq!(status.snapshot().sinks[NAME].last_error, None);
     let requests = receiver.received();
     let body = |request: &crate::support::receiver::Received| -> serde_json::Value {
         serde_json::from_slice(&request.body).unwrap()

@@ -67,7 +67,7 @@ async fn each_event_arrives_once_and_in_order_despite_random_failures() {
         // The last of it may come with the news that the link is lost. Sixty failures may each cost
         // the longest wait.
         until("all of it has arrived", 3 * HOUR, async || {
-            let up = running.status.pages().sinks["destination"].state == "up";
+            let up = running.status.snapshot().sinks["destination"].state == "up";
             (up && journal.lag("destination").0 == 0).then_some(())
         })
         .await;
@@ -77,12 +77,12 @@ async fn each_event_arrives_once_and_in_order_despite_random_failures() {
             journal.dead_letter_counts().get("destination"),
             Some(&u64::try_from(dead).unwrap())
         );
-        let page = running.status.pages().sinks["destination"].clone();
-        assert_eq!(page.lost, 0, "seed {seed}");
-        assert_eq!(page.delivered, u64::try_from(expected.len()).unwrap());
+        let row = running.status.snapshot().sinks["destination"].clone();
+        assert_eq!(row.lost, 0, "seed {seed}");
+        assert_eq!(row.delivered, u64::try_from(expected.len()).unwrap());
         // The last of it may have been taken by a destination that went away at once.
         until("it is up again", HOUR, async || {
-            (running.status.pages().sinks["destination"].state == "up").then_some(())
+            (running.status.snapshot().sinks["destination"].state == "up").then_some(())
         })
         .await;
         running.stop().await;
@@ -104,7 +104,7 @@ async fn an_unreachable_destination_is_tried_with_backoff() {
     assert!(tries.len() < 160, "{} attempts in an hour", tries.len());
     assert!(waits[4..].iter().all(|wait| *wait >= Duration::from_secs(5)), "the breaker is open");
     assert!(waits.iter().all(|wait| *wait <= Duration::from_secs(61)), "{waits:?}");
-    assert_eq!(running.status.pages().sinks["destination"].state, "down");
+    assert_eq!(running.status.snapshot().sinks["destination"].state, "down");
     // It comes back, and nothing is missing.
     destination.connects([]);
     until("all of it has arrived", HOUR, async || {
@@ -169,13 +169,13 @@ async fn a_destination_that_is_gone_is_tried_again_after_an_hour() {
     });
     tokio::time::sleep(Duration::from_mins(59)).await;
     assert_eq!((destination.accepted(), destination.delivered_at().len()), (vec![0, 1], 1));
-    assert_eq!(running.status.pages().sinks["destination"].state, "gone");
+    assert_eq!(running.status.snapshot().sinks["destination"].state, "gone");
     assert_eq!(journal.lag("destination").0, 8, "what is left waits for a human");
     until("it is asked again", 2 * Duration::from_mins(1), async || {
         (destination.accepted() == (0..10).collect::<Vec<_>>()).then_some(())
     })
     .await;
-    assert_eq!(running.status.pages().sinks["destination"].state, "up");
+    assert_eq!(running.status.snapshot().sinks["destination"].state, "up");
     running.stop().await;
 }
 
@@ -285,7 +285,7 @@ async fn lost_events_are_counted_and_reported_in_one_gap() {
         .await;
     until("the gap was told", HOUR, async || (journal.lag("watcher").0 == 0).then_some(())).await;
     let lost = 1000 - kept;
-    assert_eq!(running.status.pages().sinks["destination"].lost, lost);
+    assert_eq!(running.status.snapshot().sinks["destination"].lost, lost);
     let arrived = destination.accepted();
     assert_eq!(arrived, (lost..1000).collect::<Vec<_>>());
     let gaps = watcher.gaps();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use astro_relay::{
-    astro::rest::{Rest, RestError, Span, Target, Top, credentials, oauth::RefreshGrant},
+    astro::rest::{Credentials, Rest, RestError, Span, Top, credentials, oauth::RefreshGrant},
     config::{Astro, Secret, SecretRef, TokenType},
 };
 use astro_sim::{Options, ResetAnswer, RestFault, Sim, Token};
@@ -22,11 +22,11 @@ async fn start() -> (Sim, Rest) {
 }
 
 fn client(api_url: &str) -> Rest {
-    Rest::new(&Astro { api_url: api_url.into(), ..Astro::default() }).unwrap()
+    Rest::new(&Astro { api_url: api_url.into(), ..Astro::default() })
 }
 
-fn of(token: &Secret) -> Target<'_> {
-    Target { channel: ROOM, token, token_type: TokenType::Jwt }
+fn of(token: &Secret) -> Credentials {
+    Credentials { channel: ROOM.into(), token: token.clone(), token_type: TokenType::Jwt }
 }
 
 fn elements(value: &Value) -> Map<String, Value> {
@@ -37,7 +37,7 @@ fn elements(value: &Value) -> Map<String, Value> {
 async fn a_session_is_read_and_changed() {
     let (sim, rest) = start().await;
     let token = Secret::new("tok-canary");
-    let target = of(&token);
+    let target = &of(&token);
     let before = rest.session(target).await.unwrap();
     assert_eq!(Value::Object(before.data), sim.session(ROOM)["data"]);
 
@@ -66,7 +66,7 @@ async fn a_session_is_read_and_changed() {
 async fn the_history_is_read_in_pages() {
     let (sim, rest) = start().await;
     let token = Secret::new("tok-canary");
-    let target = of(&token);
+    let target = &of(&token);
     let start = 1_741_370_400_000_u64;
     for n in 0..150 {
         let at = astro_relay::base::clock::rfc3339(start + n * 1000);
@@ -93,7 +93,7 @@ async fn the_history_is_read_in_pages() {
 async fn reading_is_tried_again_and_keeps_retry_after() {
     let (sim, rest) = start().await;
     let token = Secret::new("tok-canary");
-    let target = of(&token);
+    let target = &of(&token);
     let told = RestFault::Status { status: 429, retry_after: Some("1".into()), broken_body: true };
     for fault in [told, RestFault::status(503), RestFault::DropAfter] {
         let asked = sim.stats().rest_requests;
@@ -120,7 +120,7 @@ async fn reading_is_tried_again_and_keeps_retry_after() {
 async fn a_change_that_may_have_been_made_is_not_made_again() {
     let (sim, rest) = start().await;
     let token = Secret::new("tok-canary");
-    let target = of(&token);
+    let target = &of(&token);
     let asked = || sim.stats().rest_requests;
     let id = || sim.session(ROOM)["_id"].clone();
     let first = id();
@@ -152,17 +152,17 @@ async fn a_change_that_may_have_been_made_is_not_made_again() {
 async fn no_error_shows_the_token() {
     let (sim, rest) = start().await;
     let wrong = Secret::new("wrong-canary");
-    let error = rest.session(of(&wrong)).await.unwrap_err();
+    let error = rest.session(&of(&wrong)).await.unwrap_err();
     assert!(error.is_unauthorised());
     assert_eq!(error.to_string(), "HTTP 401: invalid token");
     let unfit = Secret::new("wrong-canary\n");
     let late = [RestFault::DropAfter, RestFault::DropAfter, RestFault::DropAfter];
     sim.fail_rest(late);
     let mut errors = vec![error];
-    errors.push(rest.session(of(&wrong)).await.unwrap_err());
-    errors.push(rest.session(of(&unfit)).await.unwrap_err());
-    let elsewhere = Target { channel: "../users", ..of(&wrong) };
-    errors.push(rest.session(elsewhere).await.unwrap_err());
+    errors.push(rest.session(&of(&wrong)).await.unwrap_err());
+    errors.push(rest.session(&of(&unfit)).await.unwrap_err());
+    let elsewhere = Credentials { channel: "../users".into(), ..of(&wrong) };
+    errors.push(rest.session(&elsewhere).await.unwrap_err());
     for error in errors {
         let said = format!("{error:?} {error} {} {rest:?}", error.describe());
         assert!(!said.contains("canary"), "{said}");
@@ -175,10 +175,10 @@ async fn an_answer_that_never_comes_is_given_up() {
     let rest = rest.within(Duration::from_millis(300));
     let token = Secret::new("tok-canary");
     sim.fail_rest([RestFault::Hang]);
-    let error = within("reset", rest.reset(of(&token))).await.unwrap_err();
+    let error = within("reset", rest.reset(&of(&token))).await.unwrap_err();
     assert!(matches!(error, RestError::Unknown(_)), "{error:?}");
     sim.fail_rest([RestFault::Hang, RestFault::Delay(Duration::from_millis(20))]);
-    within("session", rest.session(of(&token))).await.unwrap();
+    within("session", rest.session(&of(&token))).await.unwrap();
     assert_eq!(sim.stats().rest_requests, 3);
 }
 
@@ -227,23 +227,23 @@ async fn each_kind_of_token_has_its_scheme_and_a_missing_scope_is_named() {
     ] {
         let token = SecretRef::Value(format!("tok-{}", token_type.as_str()));
         let found = credentials([ROOM], &token, token_type).await.unwrap();
-        let error = rest.session(found.target()).await.err();
+        let error = rest.session(&found).await.err();
         assert_eq!(error.map(|error| error.to_string()).as_deref(), reads_session);
-        let error = rest.activities(found.target(), &Span::default()).await.err();
+        let error = rest.activities(&found, &Span::default()).await.err();
         assert_eq!(error.map(|error| error.to_string()).as_deref(), reads_history);
         // The older word is the same kind.
         if token_type == TokenType::Oauth2 {
-            let older = Target { token_type: TokenType::Oauth, ..found.target() };
-            rest.update(older, &elements(&json!({"tip-goal": {"amount": 40}}))).await.unwrap();
-            let wrong = Target { token_type: TokenType::Jwt, ..found.target() };
-            let error = rest.session(wrong).await.unwrap_err();
+            let older = Credentials { token_type: TokenType::Oauth, ..found.clone() };
+            rest.update(&older, &elements(&json!({"tip-goal": {"amount": 40}}))).await.unwrap();
+            let wrong = Credentials { token_type: TokenType::Jwt, ..found };
+            let error = rest.session(&wrong).await.unwrap_err();
             assert_eq!(error.to_string(), "HTTP 401: invalid authorization scheme");
         }
     }
     // Where the server does not say which, the relay does; of a change nobody knows it.
     sim.fail_rest([403, 403, 403].map(RestFault::status));
     let token = Secret::new("tok-oauth2");
-    let oauth = Target { token_type: TokenType::Oauth2, ..of(&token) };
+    let oauth = &Credentials { token_type: TokenType::Oauth2, ..of(&token) };
     let error = rest.session(oauth).await.unwrap_err().to_string();
     assert_eq!(error, "HTTP 403: simulated (the token needs the scope session:read)");
     let error = rest.activities(oauth, &Span::default()).await.unwrap_err().to_string();
@@ -284,9 +284,9 @@ async fn a_change_is_answered_with_the_session_or_with_a_plain_yes() {
     let (sim, rest) = start().await;
     let token = Secret::new("tok-canary");
     let goal = elements(&json!({"tip-goal": {"amount": 40}}));
-    let answer = rest.update(of(&token), &goal).await.unwrap().unwrap();
+    let answer = rest.update(&of(&token), &goal).await.unwrap().unwrap();
     assert_eq!(answer.elements["tip-goal"].get(), r#"{"amount":40}"#);
-    let answer = rest.reset(of(&token)).await.unwrap().unwrap();
+    let answer = rest.reset(&of(&token)).await.unwrap().unwrap();
     let last = sim.session(ROOM)["lastReset"].as_str().unwrap().to_owned();
     assert_eq!(answer.about.last_reset.map(astro_relay::base::clock::rfc3339), Some(last));
     assert_eq!(answer.about.provider.as_deref(), Some("twitch"));
@@ -294,7 +294,7 @@ async fn a_change_is_answered_with_the_session_or_with_a_plain_yes() {
     let options = Options { reset_answer: ResetAnswer::Ok, reload: false, ..Options::default() };
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
     let rest = client(&sim.api_url());
-    assert!(rest.reset(of(&token)).await.unwrap().is_none());
-    let error = rest.reload(of(&token)).await.unwrap_err().to_string();
+    assert!(rest.reset(&of(&token)).await.unwrap().is_none());
+    let error = rest.reload(&of(&token)).await.unwrap_err().to_string();
     assert!(error.starts_with("HTTP 404: Not Found (newer documents"), "{error}");
 }

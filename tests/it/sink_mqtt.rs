@@ -133,11 +133,11 @@ async fn a_refused_event_is_rejected_alone_and_no_event_is_sent_twice() {
 #[expect(clippy::disallowed_methods, reason = "the test is the supervisor")]
 async fn deliver_ten(settings: Value) -> u64 {
     let mut config = sinks::config("mqtt", Duration::from_mins(5));
-    config.settings = settings.clone();
+    config.settings = settings;
     config.start = Start::Earliest;
     let kind = sink::kind("mqtt").unwrap();
     let purpose = Purpose::Relay;
-    let opened = (kind.open)(Opening { name: "far", settings, config: &config, purpose }).unwrap();
+    let opened = (kind.open)(&Opening { name: "far", config: &config, purpose }).unwrap();
     let route = Route::new("far", &config, kind).unwrap();
     let journal = Journal::in_memory(1 << 20);
     journal::append(&journal, journal::events(1..=10)).await;

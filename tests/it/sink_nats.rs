@@ -490,12 +490,22 @@ async fn forbidden_subjects_that_the_server_quotes_are_rejected_alone() {
         let expected: Vec<u64> = (0..odd.len() as u64).map(|place| 3 + 4 * place).collect();
         assert_eq!(refused, expected, "jetstream {jetstream}");
         let others: Vec<u64> = (1..=40).filter(|n| !expected.contains(n)).collect();
-        if jetstream {
-            assert_eq!(server.stored("ASTRO").await, others);
-        } else {
-            listener.wait_for(others.len()).await;
-            assert_eq!(listener.numbers(), others);
-        }
+        assert_others_came(&server, &listener, jetstream, &others).await;
+    }
+}
+
+/// These events have come, to the stream or to the listener, and no others.
+async fn assert_others_came(
+    server: &NatsServer,
+    listener: &Listener,
+    jetstream: bool,
+    others: &[u64],
+) {
+    if jetstream {
+        assert_eq!(server.stored("ASTRO").await, others);
+    } else {
+        listener.wait_for(others.len()).await;
+        assert_eq!(listener.numbers(), others);
     }
 }
 
@@ -518,12 +528,7 @@ async fn more_refusals_than_the_client_keeps_are_all_found() {
         assert_eq!(failures, [""; 0], "jetstream {jetstream}");
         assert_eq!(refused, (1..=600).collect::<Vec<_>>(), "jetstream {jetstream}");
         let others: Vec<u64> = (601..=640).collect();
-        if jetstream {
-            assert_eq!(server.stored("ASTRO").await, others);
-        } else {
-            listener.wait_for(others.len()).await;
-            assert_eq!(listener.numbers(), others);
-        }
+        assert_others_came(&server, &listener, jetstream, &others).await;
     }
 }
 

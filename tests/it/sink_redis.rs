@@ -57,6 +57,24 @@ async fn connected(settings: serde_json::Value) -> Driven {
     sink
 }
 
+/// A cluster of one server, once it stands.
+async fn cluster_of_one() -> (RedisServer, MultiplexedConnection) {
+    let bus = free_port().to_string();
+    let args = ["--cluster-enabled", "yes", "--cluster-port", &bus];
+    let server = RedisServer::start_with(Memory, &args).await;
+    let mut connection = server.connection().await;
+    let mut slots = redis::cmd("CLUSTER");
+    let () =
+        slots.arg("ADDSLOTSRANGE").arg(0).arg(16383).query_async(&mut connection).await.unwrap();
+    until("the cluster stands", SOON, async || {
+        let info: String =
+            redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await.unwrap();
+        info.contains("cluster_state:ok").then_some(())
+    })
+    .await;
+    (server, connection)
+}
+
 /// What stands in the stream: entry id and event id, in order.
 async fn entries(connection: &mut MultiplexedConnection, key: &str) -> Vec<(String, String)> {
     let reply: StreamRangeReply = connection.xrange_all(key).await.unwrap();
@@ -445,19 +463,7 @@ async fn a_silent_server_is_noticed_though_every_wait_is_short() {
 
 #[tokio::test]
 async fn a_cluster_takes_streams_and_channels() {
-    let bus = free_port().to_string();
-    let args = ["--cluster-enabled", "yes", "--cluster-port", &bus];
-    let server = RedisServer::start_with(Memory, &args).await;
-    let mut connection = server.connection().await;
-    let mut slots = redis::cmd("CLUSTER");
-    let () =
-        slots.arg("ADDSLOTSRANGE").arg(0).arg(16383).query_async(&mut connection).await.unwrap();
-    until("the cluster stands", SOON, async || {
-        let info: String =
-            redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await.unwrap();
-        info.contains("cluster_state:ok").then_some(())
-    })
-    .await;
+    let (server, mut connection) = cluster_of_one().await;
     let urls = json!([server.url()]);
     let mut sink = connected(json!({ "urls": urls, "cluster": true, "mode": "stream" })).await;
     // Two streams in two slots, by turns.
@@ -781,19 +787,7 @@ async fn the_user_and_the_database_are_those_that_are_configured() {
 
 #[tokio::test]
 async fn a_server_of_a_cluster_or_a_sentinel_that_is_off_or_hangs_costs_a_moment() {
-    let bus = free_port().to_string();
-    let args = ["--cluster-enabled", "yes", "--cluster-port", &bus];
-    let server = RedisServer::start_with(Memory, &args).await;
-    let mut connection = server.connection().await;
-    let mut slots = redis::cmd("CLUSTER");
-    let () =
-        slots.arg("ADDSLOTSRANGE").arg(0).arg(16383).query_async(&mut connection).await.unwrap();
-    until("the cluster stands", SOON, async || {
-        let info: String =
-            redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await.unwrap();
-        info.contains("cluster_state:ok").then_some(())
-    })
-    .await;
+    let (server, _) = cluster_of_one().await;
     let (hanging, mute) = (Hanging::new().await, Mute::new().await);
     let dead = [hanging.address, mute.address, refused()].map(|dead| format!("redis://{dead}"));
     let urls: Vec<_> = dead.into_iter().chain([server.url()]).collect();

@@ -459,7 +459,7 @@ async fn a_pair_that_could_not_be_stored_survives_a_reload_and_the_end_of_its_ch
         fs::write(files.token.join("in_the_way"), "").unwrap();
         let config = files.config(&sim, dir.path());
         let (targets, _) = watch::channel(Targets::of(&config));
-        let (rest, tokens) = (Rest::new(&config.astro).unwrap(), Arc::new(Tokens::default()));
+        let (rest, tokens) = (Rest::new(&config.astro), Arc::new(Tokens::default()));
         let keeper = TokenKeeper::new(rest, Arc::default(), Arc::clone(&tokens), targets.clone());
         let stop = CancellationToken::new();
         let task = tokio::spawn(keeper.run(stop.clone()));

@@ -10,7 +10,7 @@ use std::{
 use astro_relay::{
     astro::{
         dial::Dialer,
-        rest::{Rest, Target},
+        rest::{Credentials, Rest},
     },
     config::{Astro, Period, Secret, SecretRef, TokenType},
 };
@@ -187,9 +187,9 @@ async fn dialled(astro: &Astro) -> Result<(), String> {
 }
 
 async fn asked(rest: &Rest) -> Result<(), String> {
-    let token = Secret::new("tok-canary");
-    let target = Target { channel: ROOM, token: &token, token_type: TokenType::Jwt };
-    let session = within("session", rest.session(target)).await;
+    let (channel, token) = (ROOM.to_owned(), Secret::new("tok-canary"));
+    let credentials = Credentials { channel, token, token_type: TokenType::Jwt };
+    let session = within("session", rest.session(&credentials)).await;
     session.map(drop).map_err(|error| error.describe())
 }
 
@@ -203,7 +203,7 @@ async fn a_replaced_authority_needs_no_restart_and_a_half_written_file_does_no_h
     let ca = dir.path().join("ca.pem");
     std::fs::copy(&old_ca, &ca).unwrap();
     let astro = astro(front.port, &ca);
-    let (dialer, rest) = (Dialer::new(&astro).unwrap(), Rest::new(&astro).unwrap());
+    let (dialer, rest) = (Dialer::new(&astro).unwrap(), Rest::new(&astro));
     within("old", dialer.dial(None)).await.unwrap();
     asked(&rest).await.unwrap();
     // It is being written: what was good is kept.
@@ -217,7 +217,7 @@ async fn a_replaced_authority_needs_no_restart_and_a_half_written_file_does_no_h
     within("both", dialer.dial(None)).await.unwrap();
     *front.acceptor.lock().unwrap() = acceptor(&new, &new_key, all);
     within("new", dialer.dial(None)).await.unwrap();
-    let fresh = Rest::new(&astro).unwrap();
+    let fresh = Rest::new(&astro);
     asked(&fresh).await.unwrap();
     std::fs::copy(&new_ca, &ca).unwrap();
     within("new alone", dialer.dial(None)).await.unwrap();
@@ -323,7 +323,7 @@ async fn gateway_and_api_take_the_same_proxy_which_sees_no_token() {
         let proxy = ProxyServer::new(manner).await;
         let astro = through(format!("http://{login}127.0.0.1:{}", proxy.port));
         assert_eq!(dialled(&astro).await, Ok(()));
-        assert_eq!(asked(&Rest::new(&astro).unwrap()).await, Ok(()));
+        assert_eq!(asked(&Rest::new(&astro)).await, Ok(()));
         let heard = proxy.heard();
         let connect = format!("CONNECT 127.0.0.1:{} HTTP/1.1\r\n", front.port);
         assert!(
@@ -354,10 +354,8 @@ async fn gateway_and_api_take_the_same_proxy_which_sees_no_token() {
         ("http://".to_owned(), "is none"),
     ] {
         let astro = through(proxy);
-        let said = [
-            dialled(&astro).await.unwrap_err(),
-            asked(&Rest::new(&astro).unwrap()).await.unwrap_err(),
-        ];
+        let said =
+            [dialled(&astro).await.unwrap_err(), asked(&Rest::new(&astro)).await.unwrap_err()];
         assert!(said[0].contains(words), "{words}: {said:?}");
         assert!(!said.concat().contains("hunter2"), "{said:?}");
     }

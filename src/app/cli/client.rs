@@ -1,5 +1,5 @@
-//! A client of the running relay's HTTP endpoint, for the commands that use it: `status`, `top`, `tail`,
-//! `retry`.
+//! A client of the running relay's HTTP endpoint, for the commands that use it. Others have from here how little
+//! a command logs, and `connect` which addresses can be asked.
 //!
 //! It sends the admin token where it can read one, and limits how long and how much it reads. It prints
 //! nothing: what comes from there may hold words that viewers and servers chose, see [`super::out`].

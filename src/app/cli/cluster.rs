@@ -10,6 +10,7 @@ use super::{
     Done, Failed, Source,
     client::{Which, quiet},
     on_runtime, out,
+    status::{list, table},
 };
 use crate::{
     base::{clock, text::harmless},
@@ -71,15 +72,6 @@ fn show(args: &Cluster) -> Done {
     })
 }
 
-fn field<'v>(value: &'v Value, name: &str) -> &'v Value {
-    value.get(name).unwrap_or(&Value::Null)
-}
-
-/// The entries of a table in the JSON.
-fn table<'v>(value: &'v Value, name: &str) -> impl Iterator<Item = (&'v String, &'v Value)> {
-    field(value, name).as_object().into_iter().flatten()
-}
-
 /// The cluster as a page for a terminal.
 fn page(cluster: &Value, channels: bool, now: u64) -> String {
     let text = |value: &Value| match value {
@@ -89,11 +81,11 @@ fn page(cluster: &Value, channels: bool, now: u64) -> String {
     };
     let mut lines = vec![format!(
         "cluster {} as {} sees it: {} holders of each channel",
-        text(field(cluster, "name")),
-        text(field(cluster, "member")),
-        text(field(cluster, "copies"))
+        text(&cluster["name"]),
+        text(&cluster["member"]),
+        text(&cluster["copies"])
     )];
-    for problem in field(cluster, "problems").as_array().into_iter().flatten() {
+    for problem in list(&cluster["problems"]) {
         lines.push(format!("  ! {}", text(problem)));
     }
     lines.push(String::new());
@@ -101,29 +93,29 @@ fn page(cluster: &Value, channels: bool, now: u64) -> String {
         "  {:<20} {:<10} {:<10} {:>9} {:>9} {:>9}  {}",
         "MEMBER", "STATE", "VERSION", "CHANNELS", "WAITING", "HEARD", "UP"
     ));
-    for (name, member) in table(cluster, "members") {
-        let state = match (field(member, "draining").as_bool(), field(member, "stands").as_bool()) {
+    for (name, member) in table(&cluster["members"]) {
+        let state = match (member["draining"].as_bool(), member["stands"].as_bool()) {
             (Some(true), _) => "leaving",
             (_, Some(true)) => "stands",
             _ => "moving",
         };
-        let heard = field(member, "heard_seconds").as_f64().unwrap_or_default();
-        let up = now.saturating_sub(field(member, "started").as_u64().unwrap_or(now)) / 1000;
+        let heard = member["heard_seconds"].as_f64().unwrap_or_default();
+        let up = now.saturating_sub(member["started"].as_u64().unwrap_or(now)) / 1000;
         lines.push(format!(
             "  {:<20} {:<10} {:<10} {:>9} {:>9} {:>8}s  {up}s",
-            harmless(name),
+            name,
             state,
-            text(field(member, "version")),
-            text(field(member, "channels")),
-            text(field(member, "waiting")),
+            text(&member["version"]),
+            text(&member["channels"]),
+            text(&member["waiting"]),
             format!("{heard:.1}"),
         ));
     }
-    for (name, heard) in table(cluster, "gone") {
+    for (name, heard) in table(&cluster["gone"]) {
         let heard = heard.as_f64().unwrap_or_default();
         lines.push(format!(
             "  {:<20} {:<10} {:<10} {:>9} {:>9} {:>8}s  -",
-            harmless(name),
+            name,
             "gone",
             "-",
             "-",
@@ -133,28 +125,35 @@ fn page(cluster: &Value, channels: bool, now: u64) -> String {
     }
     lines.push(String::new());
     lines.push(format!("  {:<20} {:<20} {:>10}", "SINK", "DRIVER", "LAG"));
-    for (name, sink) in table(cluster, "sinks") {
+    for (name, sink) in table(&cluster["sinks"]) {
         lines.push(format!(
             "  {:<20} {:<20} {:>10}",
-            harmless(name),
-            text(field(sink, "driver")),
-            text(field(sink, "lag_events"))
+            name,
+            text(&sink["driver"]),
+            text(&sink["lag_events"])
         ));
     }
     if channels {
         lines.push(String::new());
         lines.push(format!("  {:<20} HOLDERS", "CHANNEL"));
-        for (name, holders) in table(cluster, "channels") {
-            let holders = holders.as_array().into_iter().flatten().map(text);
-            lines.push(format!(
-                "  {:<20} {}",
-                harmless(name),
-                holders.collect::<Vec<_>>().join(", ")
-            ));
+        for (name, holders) in table(&cluster["channels"]) {
+            let holders = list(holders).map(text).collect::<Vec<_>>().join(", ");
+            lines.push(format!("  {name:<20} {holders}"));
         }
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+impl From<ClusterError> for Failed {
+    fn from(error: ClusterError) -> Self {
+        let code = match &error {
+            ClusterError::Settings(_) => Self::CONFIG,
+            ClusterError::Unavailable(_) => Self::UNAVAILABLE,
+            ClusterError::Unusable(_) => Self::IO,
+        };
+        Self::of(code, &error)
+    }
 }
 
 fn republish(args: &Republish) -> Done {
@@ -168,14 +167,7 @@ fn republish(args: &Republish) -> Done {
     })?;
     let dir = args.dir.clone().unwrap_or_else(|| config.journal.dir.clone());
     on_runtime(1, &quiet(), async move {
-        let done = republish::republish(&settings, &sinks, &dir, from).await.map_err(|error| {
-            let code = match &error {
-                ClusterError::Settings(_) => Failed::CONFIG,
-                ClusterError::Unavailable(_) => Failed::UNAVAILABLE,
-                ClusterError::Unusable(_) => Failed::IO,
-            };
-            Failed::of(code, &error)
-        })?;
+        let done = republish::republish(&settings, &sinks, &dir, from).await?;
         Ok(writeln!(
             out::text(),
             "{} events were put into the log; {} more it had already",

@@ -180,7 +180,7 @@ pub(super) fn writable(dir: &Path) -> Result<(), String> {
 /// When the tokens end, whose they are, and what of that does not fit what is asked for.
 async fn tokens(config: &Config) -> Result<(), Failed> {
     crate::base::tls::install_provider();
-    let rest = Rest::new(&config.astro).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let rest = Rest::new(&config.astro);
     for (label, channel) in &config.channels {
         let Known { expiry, facts, remark, is_odd } = known(channel, &rest).await;
         let when = match expiry {
@@ -382,8 +382,7 @@ pub(super) async fn check_sink(name: &str, config: &Config) -> Result<Checked, S
     lines.extend(opened.report().facts.unwrap_or_default());
     let publisher = publish::kind(&sink.kind).filter(|kind| (kind.publishes)(sink));
     if let Some(probe) = publisher.and_then(|kind| kind.probe) {
-        let (settings, purpose) = (sink.settings.clone(), Purpose::Probe);
-        let facts = probe(Opening { name, settings, config: sink, purpose });
+        let facts = probe(&Opening { name, config: sink, purpose: Purpose::Probe });
         let facts = timeout(limit, facts).await.map_err(|_| "no answer about its state in time")?;
         lines.extend(facts.map_err(|failure| crate::delivery::describe(&failure.cause))?);
     }
@@ -470,8 +469,7 @@ async fn permissions(
         return (answers, None);
     };
     for some in addresses.chunks(AT_ONCE) {
-        let (settings, purpose) = (config.settings.clone(), Purpose::Probe);
-        let probed = probe(Opening { name, settings, config, purpose }, some.to_vec());
+        let probed = probe(&Opening { name, config, purpose: Purpose::Probe }, some.to_vec());
         let answered = match timeout(config.timeout.0, probed).await {
             Ok(Ok(answered)) => answered,
             Ok(Err(failure)) => {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Done, Failed, listen, on_runtime, out, simulate::ROOM, termination};
 use crate::{
     app::relay::Relay,
-    base::{metrics, supervisor::Outcome},
+    base::{json, metrics, supervisor::Outcome},
     config::{Config, ConfigError, Log},
     loading::{Sources, load},
     sink::{self, KINDS, Kind},
@@ -159,10 +159,8 @@ fn configure(args: &Demo, sim: &Sim) -> Result<Config, ConfigError> {
 fn document(args: &Demo, sim: &Sim) -> Result<Value, ConfigError> {
     let mut sinks = Map::new();
     let mut terminal = json!({ "type": "stdout" });
-    if !args.all
-        && let Some(terminal) = terminal.as_object_mut()
-    {
-        terminal.insert("topics".to_owned(), json!(SHOWN));
+    if !args.all {
+        json::set(&mut terminal, "topics", json!(SHOWN));
     }
     sinks.insert("terminal".to_owned(), terminal);
     for (kind, url) in &args.sinks.0 {

@@ -26,19 +26,46 @@ use crate::{
 };
 
 /// What the command line says. Everything else is asked for.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, clap::Args)]
 pub struct Args {
+    /// The file to write.
+    #[arg(
+        id = "config",
+        short = 'c',
+        long = "config",
+        value_name = "FILE",
+        default_value = "astro-relay.toml"
+    )]
     pub file: PathBuf,
+    /// Overwrites an existing file.
+    #[arg(long)]
     pub force: bool,
+    /// A label for the channel [default: main]
+    #[arg(long)]
     pub channel: Option<String>,
+    /// The channel's id: 24 hexadecimal digits [default: the token's own channel]
+    #[arg(long)]
     pub room: Option<String>,
-    /// The token, to be written into a file of its own.
+    /// The token, to be written into a file of its own. A `token_file` comes before it.
+    #[arg(skip)]
     pub token: Option<Secret>,
-    /// A file that holds the token already. It comes before `token`.
+    /// A file that holds the token.
+    #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// What kind of token it is: jwt, apikey, oauth2, oauth
+    #[arg(long, default_value = "jwt", value_parser = token_type)]
     pub token_type: TokenType,
+    /// A topic to subscribe; can be repeated.
+    #[arg(long = "topic", value_name = "TOPIC")]
     pub topics: Vec<String>,
+    /// Where events go: mqtt, mqtt=mqtt://broker:1883, nats, redis, webhook=https://…, stdout
+    #[arg(long = "sink", value_name = "KIND[=URL]")]
     pub sinks: Vec<NewSink>,
+}
+
+fn token_type(text: &str) -> Result<TokenType, String> {
+    serde_json::from_value(text.into())
+        .map_err(|_| "jwt, apikey, oauth2 or oauth was expected".into())
 }
 
 impl Args {
@@ -68,6 +95,16 @@ pub struct Written {
     pub file: PathBuf,
     /// The files with secrets.
     pub secrets: Vec<PathBuf>,
+}
+
+impl Written {
+    pub(super) fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "wrote {}", self.file.display())?;
+        for secret in &self.secrets {
+            writeln!(out, "wrote {}, readable by you alone", secret.display())?;
+        }
+        Ok(())
+    }
 }
 
 /// Nothing was written.

@@ -22,7 +22,6 @@ use crate::{
         clock::{self, UnixMillis},
         event::{Seq, Waited},
     },
-    cluster::ClusterError,
     config::{self, Config},
     delivery::route::Pattern,
     journal::{StoreError, database, runs::assigned_between, store::Store},
@@ -85,23 +84,8 @@ impl Where {
                 format!("there is no journal at {}", file.display()),
             ));
         }
-        Store::open_reader(&dir).map_err(failed)
+        Ok(Store::open_reader(&dir)?)
     }
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn failed(error: StoreError) -> Failed {
-    Failed::of(Failed::IO, &error)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
-fn unavailable(error: ClusterError) -> Failed {
-    let code = match &error {
-        ClusterError::Settings(_) => Failed::CONFIG,
-        ClusterError::Unavailable(_) => Failed::UNAVAILABLE,
-        ClusterError::Unusable(_) => Failed::IO,
-    };
-    Failed::of(code, &error)
 }
 
 pub(super) fn journal(command: JournalCommand) -> Done {
@@ -117,10 +101,10 @@ fn status(journal: &Where) -> Done {
         let (runs, dead) = (store.runs()?, store.dead_letter_counts()?);
         Ok((store.bounds()?, store.size()?, store.cursors()?, runs, dead))
     };
-    let (bounds, size, cursors, runs, dead) = read().map_err(failed)?;
+    let (bounds, size, cursors, runs, dead) = read()?;
     let mut out = out::text();
     let age = |seq: Seq| -> Result<String, Failed> {
-        let waited = store.waited_since(seq).map_err(failed)?;
+        let waited = store.waited_since(seq)?;
         let waited = waited.map_or(Duration::ZERO, Waited::so_far);
         Ok(humantime::format_duration(Duration::from_secs(waited.as_secs())).to_string())
     };

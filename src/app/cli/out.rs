@@ -6,7 +6,7 @@
 //! writes to standard output or standard error.
 
 use std::{
-    io::{self, IsTerminal, Stderr, StdoutLock, Write},
+    io::{self, BufRead, IsTerminal, Stderr, StdoutLock, Write},
     sync::mpsc,
     time::Duration,
 };
@@ -42,6 +42,19 @@ pub(super) fn aside(text: &str) {
 pub(super) fn conversation() -> Harmless<Stderr> {
     let colours = terminal::has_colours(io::stderr().is_terminal());
     Harmless { colours, ..Harmless::new(io::stderr(), Form::Text) }
+}
+
+/// Asks a question whose usual answer is no.
+pub(super) fn confirmed(
+    question: &str,
+    input: &mut impl BufRead,
+    output: &mut impl Write,
+) -> io::Result<bool> {
+    write!(output, "{question} [y/N] ")?;
+    output.flush()?;
+    let mut answer = String::new();
+    input.read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Says why the program ends, and does not wait for long where nobody reads it.
@@ -201,6 +214,16 @@ mod tests {
         let pieces: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
         assert_eq!(written(Form::Text, &pieces), shown);
         assert_eq!(written(Form::Text, &[b"a\xff\xc3", b"b"]), "a\u{fffd}\u{fffd}b");
+    }
+
+    #[test]
+    fn nothing_is_done_without_a_yes() {
+        for (answer, done) in [("y\n", true), ("YES\n", true), ("\n", false), ("no\n", false)] {
+            let mut out = Vec::new();
+            let is_yes = confirmed("really?", &mut answer.as_bytes(), &mut out).unwrap();
+            assert_eq!(is_yes, done, "{answer}");
+            assert_eq!(out, b"really? [y/N] ");
+        }
     }
 
     proptest! {

@@ -4,14 +4,14 @@
 //! gateway, as everybody does. What deletes something asks for confirmation first; without a terminal it
 //! needs `--yes`.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
 use super::{Done, Failed, Source, on_runtime, out};
 use crate::{
-    astro::rest::{Credentials, Rest, RestError, SessionAbout, Snapshot, Target, Top, credentials},
+    astro::rest::{Credentials, Rest, RestError, SessionAbout, SessionSnapshot, Top, credentials},
     base::{clock, text::harmless},
     channel::state,
     config::{Channel, Config, Log},
@@ -184,7 +184,7 @@ pub(super) fn session(command: SessionCommand) -> Done {
     }
 }
 
-fn snapshot(whose: &Whose) -> Result<Snapshot, Failed> {
+fn snapshot(whose: &Whose) -> Result<SessionSnapshot, Failed> {
     select(whose)?.request(|rest, target| async move { rest.session(target).await })
 }
 
@@ -208,7 +208,7 @@ fn select(whose: &Whose) -> Result<SelectedChannel, Failed> {
     let credentials = crate::base::files::blocking(asking)?
         .map_err(|why| Failed::new(Failed::CONFIG, format!("channels.{label}: {why}")))?;
     crate::base::tls::install_provider();
-    let rest = Rest::new(&config.astro).map_err(|error| Failed::of(Failed::CONFIG, &error))?;
+    let rest = Rest::new(&config.astro);
     let log = Log { level: "warn".into(), ..config.log };
     Ok(SelectedChannel { credentials, rest, log })
 }
@@ -229,14 +229,13 @@ fn pick<'c>(config: &'c Config, label: Option<&str>) -> Result<(&'c str, &'c Cha
 impl SelectedChannel {
     fn request<'a, T, F>(
         &'a self,
-        call: impl FnOnce(&'a Rest, Target<'a>) -> F,
+        call: impl FnOnce(&'a Rest, &'a Credentials) -> F,
     ) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, RestError>>,
     {
-        let target = self.credentials.target();
         on_runtime(1, &self.log, async {
-            call(&self.rest, target).await.map_err(|error| {
+            call(&self.rest, &self.credentials).await.map_err(|error| {
                 let code = match &error {
                     RestError::Refused { .. } | RestError::Unreadable(_) => Failed::SOFTWARE,
                     RestError::Unreachable(_) | RestError::Unknown(_) => Failed::TEMPORARY,
@@ -259,18 +258,10 @@ impl Confirm {
                 "standard input is not a terminal: --yes is needed",
             ));
         }
-        Self::read(question, &mut io::stdin().lock(), &mut out::conversation())
-    }
-
-    fn read(question: &str, input: &mut impl BufRead, output: &mut impl Write) -> Done {
-        write!(output, "{question} [y/N] ")?;
-        output.flush()?;
-        let mut answer = String::new();
-        input.read_line(&mut answer)?;
-        match answer.trim().to_ascii_lowercase().as_str() {
-            "y" | "yes" => Ok(()),
-            _ => Err(Failed::new(Failed::USAGE, "nothing changed")),
+        if out::confirmed(question, &mut io::stdin().lock(), &mut out::conversation())? {
+            return Ok(());
         }
+        Err(Failed::new(Failed::USAGE, "nothing changed"))
     }
 }
 
@@ -343,15 +334,5 @@ mod tests {
             "y".repeat(80)
         );
         assert_eq!(table(&rows), expected);
-    }
-
-    #[test]
-    fn nothing_is_done_without_a_yes() {
-        for (answer, done) in [("y\n", true), ("YES\n", true), ("\n", false), ("no\n", false)] {
-            let mut out = Vec::new();
-            let read = Confirm::read("really?", &mut answer.as_bytes(), &mut out);
-            assert_eq!(read.is_ok(), done, "{answer}");
-            assert_eq!(out, b"really? [y/N] ");
-        }
     }
 }

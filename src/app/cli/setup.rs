@@ -79,13 +79,9 @@ pub(super) fn setup(args: Setup) -> Done {
         let mut out = out::text();
         match saved {
             Some(written) => {
+                written.print(&mut out)?;
                 let file = written.file.display();
-                writeln!(out, "wrote {file}")?;
-                for secret in &written.secrets {
-                    writeln!(out, "wrote {}, readable by you alone", secret.display())?;
-                }
-                writeln!(out, "run it:  astro-relay run --config {file}")?;
-                Ok(())
+                Ok(writeln!(out, "run it:  astro-relay run --config {file}")?)
             }
             None => Err(Failed::new(Failed::TEMPORARY, "nothing was written")),
         }

@@ -17,7 +17,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
-use super::{Rest, RestError, Target, is_channel_id};
+use super::{Credentials, Rest, RestError, is_channel_id};
 use crate::base::{
     clock::{self, UnixMillis},
     json, text,
@@ -172,15 +172,19 @@ impl WorkingForm {
 impl Rest {
     /// One page of the activities, newest first: at most [`PAGE`] of them. An item without an id or a
     /// time cannot be distinguished from others, and is left out.
-    pub async fn activities(&self, target: Target<'_>, span: &Span<'_>) -> Result<Page, RestError> {
+    pub async fn activities(
+        &self,
+        credentials: &Credentials,
+        span: &Span<'_>,
+    ) -> Result<Page, RestError> {
         if !span.types.is_empty() {
             let types: Vec<&str> = span.types.iter().map(String::as_str).collect();
-            return self.activities_page(target, span, Some(&types)).await;
+            return self.activities_page(credentials, span, Some(&types)).await;
         }
         let (mut form, mut is_known) = self.form.get();
         let mut outcome = None;
         while let Some(types) = FORMS.get(form) {
-            match self.activities_page(target, span, *types).await {
+            match self.activities_page(credentials, span, *types).await {
                 Ok(page) if !page.items.is_empty() => {
                     self.form.set(form);
                     return Ok(page);
@@ -203,7 +207,7 @@ impl Rest {
 
     async fn activities_page(
         &self,
-        target: Target<'_>,
+        credentials: &Credentials,
         span: &Span<'_>,
         types: Option<&[&str]>,
     ) -> Result<Page, RestError> {
@@ -218,13 +222,13 @@ impl Rest {
                 query.push(("origin", "astro-relay".to_owned()));
             }
         }
-        self.page(target, "activities", "", &query).await
+        self.page(credentials, "activities", "", &query).await
     }
 
     /// A page of tips, oldest first, behind the first `offset` of the span.
     async fn tips_page(
         &self,
-        target: Target<'_>,
+        credentials: &Credentials,
         (after, before): (UnixMillis, Option<UnixMillis>),
         offset: usize,
     ) -> Result<Page, RestError> {
@@ -235,18 +239,22 @@ impl Rest {
             ("after", after.to_string()),
         ];
         query.extend(before.map(|before| ("before", before.to_string())));
-        self.page(target, "tips", "", &query).await
+        self.page(credentials, "tips", "", &query).await
     }
 
-    async fn redemptions_page(&self, target: Target<'_>, offset: usize) -> Result<Page, RestError> {
+    async fn redemptions_page(
+        &self,
+        credentials: &Credentials,
+        offset: usize,
+    ) -> Result<Page, RestError> {
         let query = [("limit", PAGE.to_string()), ("offset", offset.to_string())];
-        self.page(target, "store", "/redemptions", &query).await
+        self.page(credentials, "store", "/redemptions", &query).await
     }
 
     /// A list, bare or under `docs`.
     async fn page(
         &self,
-        target: Target<'_>,
+        credentials: &Credentials,
         area: &str,
         tail: &str,
         query: &[(&str, String)],
@@ -255,7 +263,7 @@ impl Rest {
         struct Docs {
             docs: Vec<Box<RawValue>>,
         }
-        let body: Box<RawValue> = self.get(target, area, tail, query).await?;
+        let body: Box<RawValue> = self.get(credentials, area, tail, query).await?;
         let body = body.get();
         let items = if body.trim_start().starts_with('[') {
             json::read(body.as_bytes())
@@ -272,23 +280,23 @@ impl Rest {
     pub async fn history(
         &self,
         history: History,
-        target: Target<'_>,
+        credentials: &Credentials,
         after: UnixMillis,
         before: Option<UnixMillis>,
     ) -> Result<Listed, RestError> {
         let mut listed = match history {
-            History::Activities => self.all_activities(target, after, before).await?,
+            History::Activities => self.all_activities(credentials, after, before).await?,
             History::Tips => {
                 let mut pages = Pages::default();
                 while let Some(offset) = pages.next() {
-                    pages.add(self.tips_page(target, (after, before), offset).await?);
+                    pages.add(self.tips_page(credentials, (after, before), offset).await?);
                 }
                 pages.listed
             }
             History::Redemptions => {
                 let mut pages = Pages { newest_first: true, ..Pages::default() };
                 while let Some(offset) = pages.next() {
-                    pages.add(self.redemptions_page(target, offset).await?);
+                    pages.add(self.redemptions_page(credentials, offset).await?);
                     pages.stop_before(after);
                 }
                 // Also within one millisecond.
@@ -306,7 +314,7 @@ impl Rest {
 
     async fn all_activities(
         &self,
-        target: Target<'_>,
+        credentials: &Credentials,
         after: UnixMillis,
         before: Option<UnixMillis>,
     ) -> Result<Listed, RestError> {
@@ -315,7 +323,7 @@ impl Rest {
         let (mut before, mut complete) = (before, false);
         for _ in 0..PAGES {
             let span = Span { after: Some(after), before, types: &[] };
-            let page = self.activities(target, &span).await?;
+            let page = self.activities(credentials, &span).await?;
             let oldest = page.items.last().map(|item| item.at);
             let known = items.len();
             items.extend(page.items.into_iter().filter(|item| seen.insert(item.id.clone())));

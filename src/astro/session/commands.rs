@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::{
-    Effects, Refusal, Session, Subscription, SubscriptionState,
+    Effects, Refusal, Session, Subscription, SubscriptionState, patience,
     subscription::{Entry, Nonce, RETRIED_SOON, is_failure},
     wire::{self, Response, Verb},
 };
@@ -18,11 +18,11 @@ use crate::base::{
 /// After `rate_limit_exceeded` the gateway wants quiet for this long (newer documents, FAQ).
 const RATE_LIMIT_QUIET: Duration = Duration::from_secs(5);
 
-/// An `unsubscribe` is sent so often, where it is not answered. Then it is given up: what the gateway
+/// An `unsubscribe` is sent so often, where it is not answered or fails. Then it is given up: what the gateway
 /// still sends belongs to no channel.
 const UNSUBSCRIBES: u32 = 3;
 
-/// First wait before a failed `subscribe` is sent again; doubles up to [`Limits::retry_refused`], or to
+/// First wait before a failed `subscribe` is sent again; doubles up to `astro.retry_refused`, or to
 /// [`RETRY_LONGEST`] where that is longer.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 
@@ -48,6 +48,15 @@ impl Session {
             leaving.nonce = Some(nonce);
             leaving.asked_at = Some(now);
             leaving.attempts += 1;
+            // What is to stay is asked for again behind it.
+            for entry in self.entries.iter_mut().filter(|entry| leaving.may_end(entry)) {
+                // An answer that is still to come was given before.
+                entry.nonces = [None, None];
+                if entry.may_be_subscribed() {
+                    entry.set(SubscriptionState::Waiting, &mut effects.updates);
+                    self.rooms = None;
+                }
+            }
         } else {
             let waiting = |entry: &&mut Entry| entry.state == SubscriptionState::Waiting;
             let next = self.entries.iter_mut().filter(waiting).min_by_key(|entry| entry.asked_at);
@@ -55,7 +64,7 @@ impl Session {
             let token = match &entry.wanted.token {
                 Ok(token) => token,
                 Err(why) => {
-                    let wait = Some(self.limits.retry_refused);
+                    let wait = Some(self.config.retry_refused.0);
                     let refusal = Refusal::new("no_token", &excerpt(why, EXCERPT), wait, now);
                     refusal.log(&entry.wanted.subscription);
                     entry.set(SubscriptionState::Refused(refusal), &mut effects.updates);
@@ -96,7 +105,9 @@ impl Session {
         }
         let nonce = self.nonce(&response.nonce);
         let named = |own: &Option<Nonce>| own.is_some() && *own == nonce;
-        self.leaving.retain(|leaving| !named(&leaving.nonce));
+        // An `unsubscribe` that failed is repeated like one that was not answered.
+        let has_failed = code.is_some_and(is_failure);
+        self.leaving.retain(|leaving| has_failed || !named(&leaving.nonce));
         // Otherwise it answers an `unsubscribe`, or something that is no longer wanted.
         let Some(index) = self.entries.iter().position(|entry| entry.nonces.iter().any(named))
         else {
@@ -107,7 +118,16 @@ impl Session {
         };
         let others_confirmed = self.entries.iter().any(|entry| entry.state.is_confirmed());
         let Some(entry) = self.entries.get_mut(index) else { return };
+        if let Some(code) = code
+            && entry.nonces[0] != nonce
+        {
+            // It has been asked for again since: the answer to that is waited for.
+            debug!(code, text = response.text, "an error that comes too late");
+            entry.nonces[1] = None;
+            return;
+        }
         entry.nonces = [None, None];
+        entry.unanswered = 0;
         let Some(code) = code else {
             entry.failures = 0;
             entry.confirmed_at = Some(received);
@@ -121,7 +141,7 @@ impl Session {
         let again = match code {
             failed if is_failure(failed) => {
                 let doubled = RETRY_FIRST.saturating_mul(1 << (entry.failures - 1).min(10));
-                Some(doubled.min(self.limits.retry_refused.max(RETRY_LONGEST)))
+                Some(doubled.min(self.config.retry_refused.0.max(RETRY_LONGEST)))
             }
             // The token was refused, and there is another one by now.
             "err_unauthorized" if entry.is_renewed => {
@@ -129,7 +149,7 @@ impl Session {
                 entry.set(SubscriptionState::Waiting, &mut effects.updates);
                 return;
             }
-            "err_unauthorized" => Some(self.limits.retry_refused),
+            "err_unauthorized" => Some(self.config.retry_refused.0),
             // The documents speak of a limit on subscriptions a connection under this code. Where
             // nothing else is confirmed on the connection, another would not help.
             "err_bad_request" if speaks_of_limit(&response.text) && others_confirmed => {
@@ -141,7 +161,9 @@ impl Session {
                 self.overflow(index, effects);
                 return;
             }
-            "err_bad_request" if speaks_of_limit(&response.text) => Some(self.limits.retry_refused),
+            "err_bad_request" if speaks_of_limit(&response.text) => {
+                Some(self.config.retry_refused.0)
+            }
             _ => None,
         };
         let refusal = Refusal::by_gateway(code, &response.text, &entry.wanted, again, now);
@@ -185,10 +207,11 @@ impl Session {
 
     pub(super) fn give_up_unanswered(&mut self, now: Instant, effects: &mut Effects) {
         for entry in &mut self.entries {
-            let patience = self.limits.patience(entry.failures);
+            let patience = patience(&self.config, entry.failures);
             let late = |asked: Instant| now >= asked + patience;
             if entry.state == SubscriptionState::Pending && entry.asked_at.is_some_and(late) {
                 entry.failures = entry.failures.saturating_add(1);
+                entry.unanswered = entry.unanswered.saturating_add(1);
                 entry.set(SubscriptionState::Waiting, &mut effects.updates);
                 let subscription = &entry.wanted.subscription;
                 warn!(
@@ -200,11 +223,10 @@ impl Session {
         }
     }
 
-    /// What is given up and was not answered is given up again, a few times.
+    /// What is given up and was not answered, or failed, is given up again, a few times.
     pub(super) fn repeat_unsubscribes(&mut self, now: Instant) {
-        let limits = &self.limits;
         self.leaving.retain_mut(|leaving| {
-            let patience = limits.patience(leaving.attempts);
+            let patience = patience(&self.config, leaving.attempts);
             if leaving.nonce.is_none() || leaving.asked_at.is_none_or(|at| now < at + patience) {
                 return true;
             }

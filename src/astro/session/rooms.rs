@@ -118,10 +118,10 @@ impl Rooms {
     }
 
     /// The places for which messages came since the last call, and how many.
-    pub(super) fn take_heard(&mut self) -> impl Iterator<Item = (Arc<Place>, u64)> + '_ {
+    pub(super) fn take_message_counts(&mut self) -> impl Iterator<Item = (Arc<Place>, u64)> + '_ {
         let rooms = self.topics.values_mut().flat_map(|topic| topic.rooms.values_mut());
-        let heard = rooms.filter(|heard| heard.messages > 0);
-        heard.map(|heard| (Arc::clone(&heard.place), std::mem::take(&mut heard.messages)))
+        let received = rooms.filter(|room| room.messages > 0);
+        received.map(|room| (Arc::clone(&room.place), std::mem::take(&mut room.messages)))
     }
 
     fn decide(&self, topic: &str, room: &str) -> Arc<Place> {
@@ -198,13 +198,13 @@ mod tests {
         for room in ["r", "r", "r", "other", "other"] {
             rooms.source("t", room);
         }
-        let mut heard: Vec<_> = rooms
-            .take_heard()
+        let mut counts: Vec<_> = rooms
+            .take_message_counts()
             .map(|(place, messages)| (place.channel.to_string(), messages))
             .collect();
-        heard.sort();
-        assert_eq!(heard, [("a".to_owned(), 3), ("b".to_owned(), 2)]);
-        assert_eq!(rooms.take_heard().count(), 0);
+        counts.sort();
+        assert_eq!(counts, [("a".to_owned(), 3), ("b".to_owned(), 2)]);
+        assert_eq!(rooms.take_message_counts().count(), 0);
     }
 
     #[test]

@@ -16,6 +16,10 @@ use crate::{
 /// A failed subscription that is tried again after this time or less is not given up meanwhile.
 pub(super) const RETRIED_SOON: Duration = Duration::from_secs(10);
 
+/// A subscription that was asked for so often, and never answered, is not waited for any more: after 105 s,
+/// as `astro.response_timeout` is by default.
+const UNANSWERED: u32 = 3;
+
 /// What a user wants of one channel and topic.
 #[derive(Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subscription {
@@ -154,6 +158,8 @@ pub struct Update {
     /// When the gateway confirmed it. It changes exactly where something may have been missed before:
     /// not when a connection is restored.
     pub confirmed_at: Option<UnixMillis>,
+    /// It was asked for several times and never answered: it is asked for again, and not waited for.
+    pub is_unanswered: bool,
 }
 
 /// A command's number on its connection, from 1. The gateway sees the connection's number before it.
@@ -168,6 +174,8 @@ pub(super) struct Entry {
     /// Of the last time that it was asked for, and of the time before: a late answer is an answer.
     pub(super) nonces: [Option<Nonce>; 2],
     pub(super) failures: u32,
+    /// How often it was asked for since the last answer, and in vain.
+    pub(super) unanswered: u32,
     /// Its token has changed since it was asked for.
     pub(super) is_renewed: bool,
     pub(super) confirmed_at: Option<UnixMillis>,
@@ -181,6 +189,7 @@ impl Entry {
             asked_at: None,
             nonces: [None, None],
             failures: 0,
+            unanswered: 0,
             is_renewed: false,
             confirmed_at: None,
         }
@@ -196,7 +205,17 @@ impl Entry {
             subscription: Arc::clone(&self.wanted.subscription),
             state: self.state.clone(),
             confirmed_at: self.confirmed_at,
+            is_unanswered: self.is_unanswered(),
         }
+    }
+
+    fn is_unanswered(&self) -> bool {
+        self.unanswered >= UNANSWERED
+    }
+
+    /// Whether it is about to be answered, one way or the other.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.state.is_waited_for() && !self.is_unanswered()
     }
 
     /// The room that it has, or was asked for.
@@ -237,5 +256,38 @@ impl Leaving {
     ) -> Self {
         let (subscription, token) = (Arc::clone(subscription), token.clone());
         Self { subscription, room, token, nonce: None, asked_at: None, attempts: 0 }
+    }
+
+    /// Whether the gateway has both for the same subscription: without a room, that of the token's channel.
+    pub(super) fn is_same(&self, entry: &Entry) -> bool {
+        let has_no_room =
+            self.subscription.room.is_none() && entry.wanted.subscription.room.is_none();
+        self.has_topic_of(entry)
+            && (self.has_room_of(entry) || (has_no_room && self.has_token_of(entry)))
+    }
+
+    /// Whether its `unsubscribe` may end this one too. "Without a room: all rooms of the topic are left" (newer
+    /// documents).
+    pub(super) fn may_end(&self, entry: &Entry) -> bool {
+        let is_room_unknown = entry.room().is_none();
+        self.has_topic_of(entry)
+            && (self.room.is_none()
+                || self.has_room_of(entry)
+                || (is_room_unknown && self.has_token_of(entry)))
+    }
+
+    fn has_topic_of(&self, entry: &Entry) -> bool {
+        self.subscription.topic == entry.wanted.subscription.topic
+    }
+
+    /// By its canonical name, or as it is asked for.
+    fn has_room_of(&self, entry: &Entry) -> bool {
+        let own = [self.room.as_ref(), self.subscription.room.as_ref()];
+        let others = [entry.room(), entry.wanted.subscription.room.as_ref()];
+        own.into_iter().flatten().any(|room| others.contains(&Some(room)))
+    }
+
+    fn has_token_of(&self, entry: &Entry) -> bool {
+        entry.wanted.token.as_ref() == Ok(&self.token)
     }
 }

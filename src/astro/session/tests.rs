@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::TokenType;
+use crate::config::{Period, Size, TokenType};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -20,8 +20,8 @@ fn wanted(channel: &str, topic: &str, room: Option<&str>) -> Wanted {
     }
 }
 
-fn limits() -> Limits {
-    Limits::from(&Astro::default())
+fn config() -> Arc<Astro> {
+    Arc::default()
 }
 
 fn text(session: &mut Session, frame: &str, now: Instant) -> Effects {
@@ -47,7 +47,7 @@ const WELCOME: &str = r#"{"type":"welcome","data":{"client_id":"c","message":"hi
 /// A session that has been welcomed, and the nonces of what it asked for.
 fn welcomed(wanted: Vec<Wanted>) -> (Session, Vec<String>, Instant) {
     let now = Instant::now();
-    let mut session = Session::new(1, wanted, limits(), now);
+    let mut session = Session::new(1, wanted, config(), now);
     let effects = text(&mut session, WELCOME, now);
     let nonces = nonces(&effects);
     (session, nonces, now)
@@ -82,7 +82,7 @@ async fn subscribes_on_welcome_and_takes_the_canonical_room() {
 #[tokio::test(start_paused = true)]
 async fn without_a_welcome_it_subscribes_after_the_grace_time() {
     let now = Instant::now();
-    let mut session = Session::new(1, vec![wanted("a", "t", None)], limits(), now);
+    let mut session = Session::new(1, vec![wanted("a", "t", None)], config(), now);
     let mut effects = Effects::default();
     session.tick(now + 4 * SECOND, &mut effects);
     assert!(effects.send.is_empty());
@@ -290,8 +290,8 @@ async fn any_frame_is_life() {
 #[tokio::test(start_paused = true)]
 async fn without_own_pings_the_servers_period_counts() {
     let now = Instant::now();
-    let limits = Limits { ping_after: Duration::ZERO, ..limits() };
-    let mut session = Session::new(1, Vec::new(), limits, now);
+    let config = Astro { ping_after: Period(Duration::ZERO), ..Astro::default() };
+    let mut session = Session::new(1, Vec::new(), config.into(), now);
     let mut effects = Effects::default();
     assert_eq!(session.patience_with_silence(), 45 * SECOND);
     session.tick(now + 44 * SECOND, &mut effects);
@@ -299,6 +299,22 @@ async fn without_own_pings_the_servers_period_counts() {
     assert_eq!(session.due(now), now + 45 * SECOND);
     session.tick(now + 45 * SECOND, &mut effects);
     assert!(effects.ended.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restored_session_without_a_welcome_is_no_use_beside_one_that_is_well() {
+    let now = Instant::now();
+    let before = Session::new(1, Vec::new(), Arc::default(), now);
+    let late = now + Astro::default().welcome_grace.0;
+    let mut after = Session::restored(2, &before, now);
+    let mut effects = Effects::default();
+    after.tick(late, &mut effects);
+    assert!(matches!(effects.ended, Some(Ended::Lost(_))) && !after.welcomed());
+    // Beside nothing, it is better than nothing.
+    let (mut after, mut effects) = (Session::restored(2, &before, now), Effects::default());
+    after.needs_no_welcome();
+    after.tick(late, &mut effects);
+    assert!(effects.ended.is_none() && after.welcomed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -326,7 +342,7 @@ async fn an_unwanted_subscription_is_left() {
         answer(&mut session, nonce, r#","data":{"room":"canon"}"#, now);
     }
     let mut effects = Effects::default();
-    session.retain(|subscription| &*subscription.topic == "u", &mut effects);
+    session.retain(|subscription| &*subscription.topic == "u");
     session.tick(now, &mut effects);
     assert_eq!(effects.send.len(), 1);
     assert!(effects.send[0].contains(r#""type":"unsubscribe""#));
@@ -353,7 +369,7 @@ async fn what_comes_while_a_room_is_left_or_asked_for_belongs_to_its_channel() {
         answer(&mut session, nonce, &format!(r#","data":{{"room":"{room}"}}"#), now);
     }
     assert_eq!(channel(&mut session, "one", now), "a", "it is confirmed");
-    session.retain(|subscription| &*subscription.channel != "a", &mut Effects::default());
+    session.retain(|subscription| &*subscription.channel != "a");
     for room in ["one", "x"] {
         assert_eq!(channel(&mut session, room, now), "a", "the gateway has not left it yet");
     }
@@ -383,7 +399,7 @@ fn said(session: &mut Session, now: Instant) -> Vec<String> {
 async fn a_pending_subscription_is_left_too_and_the_rest_is_not_asked_for_again() {
     let (mut session, nonces, now) =
         welcomed(vec![wanted("a", "t", Some("x")), wanted("a", "u", Some("x"))]);
-    session.retain(|subscription| &*subscription.topic == "u", &mut Effects::default());
+    session.retain(|subscription| &*subscription.topic == "u");
     assert_eq!(said(&mut session, now), ["unsubscribe t x"]);
     answer(&mut session, &nonces[1], "", now);
     assert_eq!(state(&session, 0), SubscriptionState::Confirmed(None), "its nonce is still known");
@@ -399,9 +415,9 @@ async fn a_subscription_that_another_label_wants_too_is_not_left() {
     for (nonce, room) in nonces.iter().zip(["one", "one", "two"]) {
         answer(&mut session, nonce, &format!(r#","data":{{"room":"{room}"}}"#), now);
     }
-    session.retain(|subscription| &*subscription.channel != "a", &mut Effects::default());
+    session.retain(|subscription| &*subscription.channel != "a");
     assert!(said(&mut session, now).is_empty(), "b hears the same room");
-    session.retain(|subscription| &*subscription.channel != "b", &mut Effects::default());
+    session.retain(|subscription| &*subscription.channel != "b");
     assert_eq!(said(&mut session, now), ["unsubscribe t one"]);
 }
 
@@ -415,7 +431,7 @@ async fn leaving_all_rooms_of_a_topic_is_followed_by_asking_for_those_that_stay(
     for nonce in &nonces {
         answer(&mut session, nonce, "", now);
     }
-    session.retain(|subscription| &*subscription.channel == "b", &mut Effects::default());
+    session.retain(|subscription| &*subscription.channel == "b");
     assert_eq!(said(&mut session, now), ["unsubscribe t -", "subscribe t x"]);
 }
 
@@ -424,10 +440,10 @@ async fn an_answer_that_comes_before_all_rooms_are_left_confirms_nothing() {
     let (mut session, nonces, now) =
         welcomed(vec![wanted("a", "t", None), wanted("b", "t", Some("x"))]);
     answer(&mut session, &nonces[0], "", now);
-    session.retain(|subscription| &*subscription.channel == "b", &mut Effects::default());
-    answer(&mut session, &nonces[1], "", now);
-    assert_eq!(state(&session, 0), SubscriptionState::Waiting);
+    session.retain(|subscription| &*subscription.channel == "b");
     assert_eq!(said(&mut session, now), ["unsubscribe t -", "subscribe t x"]);
+    answer(&mut session, &nonces[1], "", now);
+    assert_eq!(state(&session, 0), SubscriptionState::Pending);
 }
 
 #[tokio::test(start_paused = true)]
@@ -444,7 +460,7 @@ async fn leaving_keeps_the_pace_and_survives_a_rate_limit() {
         session.tick(now, &mut effects);
         nonces = self::nonces(&effects);
     }
-    session.retain(|_| false, &mut Effects::default());
+    session.retain(|_| false);
     assert_eq!(said(&mut session, now).len(), 100, "not all at once");
     text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, now);
     assert!(said(&mut session, now + 4 * SECOND).is_empty());
@@ -461,11 +477,156 @@ async fn leaving_keeps_the_pace_and_survives_a_rate_limit() {
 async fn a_repeated_unsubscribe_does_not_hit_a_new_subscription() {
     let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", Some("x"))]);
     answer(&mut session, &nonces[0], "", now);
-    session.retain(|_| false, &mut Effects::default());
+    session.retain(|_| false);
     assert_eq!(said(&mut session, now), ["unsubscribe t x"]);
     session.add(vec![wanted("b", "t", Some("x"))]);
     text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, now);
     assert_eq!(said(&mut session, now + 5 * SECOND), ["subscribe t x"]);
+}
+
+/// With a token of its own.
+fn wanted_with(token: &str, channel: &str, topic: &str, room: Option<&str>) -> Wanted {
+    Wanted { token: Ok(Secret::new(token)), ..wanted(channel, topic, room) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn channels_without_a_room_are_told_apart_by_their_tokens() {
+    let alice = || wanted_with("alice's", "alice", "t", None);
+    let bob = || wanted_with("bob's", "bob", "t", None);
+    // What the gateway says of alice's room and of bob's; what is said when alice goes, and when bob comes
+    // in her place.
+    for (rooms, gone, replaced) in [
+        (
+            [r#","data":{"room":"one"}"#, r#","data":{"room":"two"}"#],
+            &["unsubscribe t one"][..],
+            ["unsubscribe t one", "subscribe t -"],
+        ),
+        (["", ""], &["unsubscribe t -", "subscribe t -"][..], ["unsubscribe t -", "subscribe t -"]),
+    ] {
+        let (mut session, nonces, now) = welcomed(vec![alice(), bob()]);
+        for (nonce, room) in nonces.iter().zip(rooms) {
+            answer(&mut session, nonce, room, now);
+        }
+        session.retain(|subscription| &*subscription.channel == "bob");
+        assert_eq!(said(&mut session, now), gone);
+
+        let (mut session, nonces, now) = welcomed(vec![alice()]);
+        answer(&mut session, &nonces[0], rooms[0], now);
+        session.retain(|_| false);
+        session.add(vec![bob()]);
+        assert_eq!(said(&mut session, now), replaced);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn labels_without_a_room_and_with_one_token_are_the_same_to_the_gateway() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None), wanted("b", "t", None)]);
+    for nonce in &nonces {
+        answer(&mut session, nonce, "", now);
+    }
+    session.retain(|subscription| &*subscription.channel == "b");
+    assert!(said(&mut session, now).is_empty(), "b goes on");
+    session.retain(|_| false);
+    session.add(vec![wanted("c", "t", None)]);
+    assert_eq!(said(&mut session, now), ["subscribe t -"], "c takes its place");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_room_that_is_named_later_is_not_left() {
+    let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None)]);
+    answer(&mut session, &nonces[0], r#","data":{"room":"x"}"#, now);
+    session.retain(|_| false);
+    session.add(vec![wanted_with("another", "a", "t", Some("x"))]);
+    assert_eq!(said(&mut session, now), ["subscribe t x"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_repeated_unsubscribe_may_end_is_asked_for_again_behind_it() {
+    let all_rooms = ["unsubscribe t -", "subscribe t y"];
+    let one_room = ["unsubscribe t one", "subscribe t y"];
+    // The canonical room that the gateway names, of both.
+    for (room, expected) in [("", all_rooms), (r#","data":{"room":"one"}"#, one_room)] {
+        let bob = || wanted_with("bob's", "b", "t", Some("y"));
+        let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", None)]);
+        answer(&mut session, &nonces[0], room, now);
+        session.retain(|_| false);
+        session.add(vec![bob()]);
+        assert_eq!(said(&mut session, now), expected);
+        // The subscription is confirmed, the `unsubscribe` is not answered.
+        let confirmed = answer(&mut session, "1-3", room, now);
+        assert!(confirmed.updates[0].state.is_confirmed());
+
+        // On the next connection, that a token has restored.
+        let mut restored = Session::restored(2, &session, now);
+        assert_eq!(text(&mut restored, WELCOME, now).send.len(), 2);
+        assert_eq!(state(&restored, 0), SubscriptionState::Pending);
+
+        // In time.
+        assert!(said(&mut session, now + 29 * SECOND).is_empty());
+        assert_eq!(said(&mut session, now + 30 * SECOND), expected);
+        assert_eq!(state(&session, 0), SubscriptionState::Pending);
+        answer(&mut session, "1-3", room, now);
+        assert_eq!(state(&session, 0), SubscriptionState::Pending, "it was answered before");
+        answer(&mut session, "1-5", room, now);
+        assert!(state(&session, 0).is_confirmed());
+
+        // After too many commands.
+        let later = now + 30 * SECOND;
+        text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, later);
+        assert_eq!(said(&mut session, later + 5 * SECOND), expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unsubscribe_that_failed_is_sent_again_later() {
+    for code in ["err_internal_error", "err_deadline_exceeded"] {
+        let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", Some("x"))]);
+        answer(&mut session, &nonces[0], "", now);
+        session.retain(|_| false);
+        assert_eq!(said(&mut session, now), ["unsubscribe t x"]);
+        answer(&mut session, "1-2", &format!(r#","error":"{code}""#), now);
+        assert!(said(&mut session, now + 29 * SECOND).is_empty());
+        assert_eq!(said(&mut session, now + 30 * SECOND), ["unsubscribe t x"], "{code}");
+        answer(&mut session, "1-3", "", now + 30 * SECOND);
+        assert!(session.leaving.is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_failure_of_the_asking_before_is_no_answer_to_the_last_one() {
+    let (mut session, first, now) = welcomed(vec![wanted("a", "t", None)]);
+    let later = now + 15 * SECOND;
+    session.on_other(later);
+    let mut effects = Effects::default();
+    session.tick(later, &mut effects);
+    let second = nonces(&effects);
+    assert_eq!(second.len(), 1, "asked again");
+    let failed = r#","error":"err_deadline_exceeded""#;
+    assert!(answer(&mut session, &first[0], failed, later).updates.is_empty());
+    assert_eq!(state(&session, 0), SubscriptionState::Pending);
+    answer(&mut session, &second[0], "", later);
+    assert_eq!(state(&session, 0), SubscriptionState::Confirmed(None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_never_answered_is_asked_for_again_and_waited_for_no_longer() {
+    let (mut session, asked, mut now) =
+        welcomed(vec![wanted("a", "t", None), wanted("a", "u", None)]);
+    answer(&mut session, &asked[1], "", now);
+    let (mut seen, mut last) = (Vec::new(), Vec::new());
+    for failures in 0..4 {
+        now += patience(&config(), failures);
+        session.on_other(now);
+        let mut effects = Effects::default();
+        session.tick(now, &mut effects);
+        last = nonces(&effects);
+        assert_eq!(last.len(), 1, "asked again");
+        let is_unanswered = effects.updates.iter().all(|update| update.is_unanswered);
+        seen.push((is_unanswered, session.all_answered()));
+    }
+    assert_eq!(seen, [(false, false), (false, false), (true, true), (true, true)]);
+    let effects = answer(&mut session, &last[0], "", now);
+    assert!(effects.updates[0].state.is_confirmed() && !effects.updates[0].is_unanswered);
 }
 
 #[tokio::test(start_paused = true)]
@@ -473,7 +634,7 @@ async fn unanswered_nonces_are_bounded() {
     let (mut session, _, mut now) = welcomed(vec![wanted("a", "t", None)]);
     let mut last = Vec::new();
     for failures in 0..100 {
-        now += limits().patience(failures);
+        now += patience(&config(), failures);
         session.on_other(now);
         let mut effects = Effects::default();
         session.tick(now, &mut effects);
@@ -493,7 +654,7 @@ proptest::proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let mut now = Instant::now();
-            let mut session = Session::new(1, (0..5).map(|n| wanted("a", &format!("t{n}"), None)).collect(), limits(), now);
+            let mut session = Session::new(1, (0..5).map(|n| wanted("a", &format!("t{n}"), None)).collect(), config(), now);
             let mut moved = 0;
             for (kind, number, seconds) in steps {
                 now += Duration::from_secs(seconds);
@@ -525,7 +686,7 @@ proptest::proptest! {
 async fn unanswered_unsubscribes_are_repeated_a_few_times_and_forgotten() {
     let (mut session, nonces, now) = welcomed(vec![wanted("a", "t", Some("x"))]);
     answer(&mut session, &nonces[0], r#","data":{"message":"ok","room":"x"}"#, now);
-    session.retain(|_| false, &mut Effects::default());
+    session.retain(|_| false);
     let mut sent = 0;
     let mut at = now;
     for _ in 0..100 {
@@ -565,7 +726,7 @@ async fn a_restored_session_goes_on_giving_up_and_keeps_the_times() {
         let frame = format!(r#"{{"type":"response","nonce":"{nonce}"}}"#);
         before.on_text(frame.into(), 7, now, &mut effects);
     }
-    before.retain(|subscription| &*subscription.topic == "t", &mut effects);
+    before.retain(|subscription| &*subscription.topic == "t");
     let mut after = Session::restored(2, &before, now);
     assert_eq!(after.updates()[0].confirmed_at, Some(7), "nothing may have been missed");
     text(&mut after, WELCOME, now);
@@ -582,7 +743,7 @@ async fn a_restored_session_goes_on_giving_up_and_keeps_the_times() {
 async fn the_times_of_a_session_begin_when_its_connection_is_open() {
     let made = Instant::now();
     let open = made + 20 * SECOND;
-    let mut session = Session::new(1, vec![wanted("a", "t", None)], limits(), made);
+    let mut session = Session::new(1, vec![wanted("a", "t", None)], config(), made);
     session.opened(open);
     let mut effects = Effects::default();
     session.tick(open + 4 * SECOND, &mut effects);
@@ -598,8 +759,9 @@ async fn the_times_of_a_session_begin_when_its_connection_is_open() {
 async fn what_is_not_relayed_is_counted_and_reported_when_it_repeats() {
     let frame = r#"{"type":"message","topic":"t","id":"1"}"#;
     let now = Instant::now();
-    let limits = Limits { max_message_size: frame.len(), ..limits() };
-    let session = || Session::new(1, Vec::new(), limits.clone(), now);
+    let max_message_size = Size(u64::try_from(frame.len()).unwrap());
+    let config = Arc::new(Astro { max_message_size, ..Astro::default() });
+    let session = || Session::new(1, Vec::new(), Arc::clone(&config), now);
     assert_eq!(text(&mut session(), frame, now).events.len(), 1);
     let large = format!("{frame} ");
     let twice = r#"[{"type":"message"},{"type":"message","topic":"t"}]"#;
@@ -616,7 +778,7 @@ async fn what_is_not_relayed_is_counted_and_reported_when_it_repeats() {
         let counts = session.take_counts();
         assert_eq!((counts.oversized, counts.invalid), (3 * oversized, 3 * invalid), "{frame}");
         assert_eq!(counts.messages, u64::try_from(3 * events).unwrap());
-        assert_eq!(session.take_counts(), Counts::default());
+        assert_eq!(session.take_counts(), FrameCounts::default());
     }
 }
 
@@ -648,8 +810,8 @@ async fn the_time_of_a_response_is_the_gateways() {
 #[tokio::test(start_paused = true)]
 async fn after_an_answered_ping_the_next_is_due_in_time() {
     let now = Instant::now();
-    let limits = Limits { ping_timeout: 50 * SECOND, ..limits() };
-    let mut session = Session::new(1, Vec::new(), limits, now);
+    let config = Astro { ping_timeout: Period(50 * SECOND), ..Astro::default() };
+    let mut session = Session::new(1, Vec::new(), config.into(), now);
     let mut effects = Effects::default();
     session.tick(now + 15 * SECOND, &mut effects);
     assert!(std::mem::take(&mut effects.ping));
@@ -661,14 +823,14 @@ async fn after_an_answered_ping_the_next_is_due_in_time() {
 }
 
 /// Sessions that send no pings, so that only what they ask for is due.
-fn without_pings() -> Limits {
-    Limits { ping_after: 10_000 * SECOND, ..limits() }
+fn without_pings() -> Arc<Astro> {
+    Arc::new(Astro { ping_after: Period(10_000 * SECOND), ..Astro::default() })
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_welcome_is_acted_on_at_once() {
     let now = Instant::now();
-    let mut session = Session::new(1, vec![wanted("a", "t", None)], limits(), now);
+    let mut session = Session::new(1, vec![wanted("a", "t", None)], config(), now);
     session.tick(now, &mut Effects::default());
     assert!(!session.welcomed());
     assert_eq!(text(&mut session, WELCOME, now).send.len(), 1);
@@ -688,7 +850,7 @@ async fn what_is_not_answered_is_due_later_each_time() {
     assert_eq!(session.due(now), now + 45 * SECOND);
     // The same for what is left.
     let left = now + 20 * SECOND;
-    session.retain(|subscription| &*subscription.topic == "u", &mut effects);
+    session.retain(|subscription| &*subscription.topic == "u");
     session.tick(left, &mut effects);
     assert_eq!(effects.send.len(), 2);
     let due = left + 30 * SECOND;
@@ -709,11 +871,11 @@ async fn commands_that_must_wait_for_the_pace_are_due_with_it() {
     session.tick(now, &mut Effects::default());
     assert_eq!(session.due(now), now + pace::WINDOW);
     // What is to be left waits for it too.
-    session.retain(|subscription| &*subscription.topic != "t100", &mut Effects::default());
+    session.retain(|subscription| &*subscription.topic != "t100");
     for nonce in &asked {
         answer(&mut session, nonce, "", now);
     }
-    session.retain(|_| false, &mut Effects::default());
+    session.retain(|_| false);
     session.tick(now, &mut Effects::default());
     assert_eq!(session.due(now), now + pace::WINDOW);
 }
@@ -725,7 +887,7 @@ async fn an_answered_unsubscribe_is_not_repeated() {
     for nonce in &asked {
         answer(&mut session, nonce, "", now);
     }
-    session.retain(|_| false, &mut Effects::default());
+    session.retain(|_| false);
     assert!(session.is_empty());
     let mut effects = Effects::default();
     session.tick(now, &mut effects);
@@ -740,11 +902,11 @@ async fn only_what_the_gateway_may_have_is_left() {
     let (mut session, asked, now) = welcomed(all);
     answer(&mut session, &asked[0], r#","error":"err_bad_request""#, now);
     let kept = |subscription: &Subscription| !matches!(&*subscription.topic, "t0" | "t100");
-    session.retain(kept, &mut Effects::default());
+    session.retain(kept);
     assert!(session.leaving.is_empty(), "one is refused, one was not asked for");
     // What was asked for and timed out may be there.
     text(&mut session, r#"{"type":"response","error":"rate_limit_exceeded"}"#, now);
-    session.retain(|_| false, &mut Effects::default());
+    session.retain(|_| false);
     assert_eq!(session.leaving.len(), 99);
 }
 
@@ -752,7 +914,7 @@ async fn only_what_the_gateway_may_have_is_left() {
 async fn of_two_rooms_that_are_left_only_the_one_that_is_wanted_again_is_not() {
     let (mut session, _, now) =
         welcomed(vec![wanted("a", "t", Some("x")), wanted("a", "t", Some("y"))]);
-    session.retain(|_| false, &mut Effects::default());
+    session.retain(|_| false);
     session.add(vec![wanted("b", "t", Some("x"))]);
     assert_eq!(said(&mut session, now), ["unsubscribe t y", "subscribe t x"]);
 }
@@ -768,12 +930,12 @@ async fn a_room_of_two_labels_goes_to_the_one_that_stays() {
     let channel =
         |session: &mut Session| text(session, message, now).events[0].place.channel.to_string();
     assert_eq!(channel(&mut session), "a");
-    assert_eq!(session.take_heard().len(), 1);
-    assert!(session.take_heard().is_empty());
-    session.retain(|subscription| &*subscription.channel == "b", &mut Effects::default());
+    assert_eq!(session.take_message_counts().len(), 1);
+    assert!(session.take_message_counts().is_empty());
+    session.retain(|subscription| &*subscription.channel == "b");
     assert_eq!(channel(&mut session), "b");
-    let heard = session.take_heard();
-    assert_eq!((&*heard[0].0.channel, heard[0].1), ("b", 1));
+    let counts = session.take_message_counts();
+    assert_eq!((&*counts[0].0.channel, counts[0].1), ("b", 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -845,7 +1007,7 @@ async fn a_failed_subscription_is_tried_again_later_each_time_and_from_anew_afte
     asked = again(&mut session, now);
     answer(&mut session, &asked[0], "", now);
     // All rooms of the topic are left, so it is asked for again.
-    session.retain(|subscription| &*subscription.channel == "a", &mut Effects::default());
+    session.retain(|subscription| &*subscription.channel == "a");
     asked = again(&mut session, now);
     assert_eq!(fails(&mut session, &asked[1], now), 2 * SECOND);
 }
@@ -866,9 +1028,9 @@ async fn a_subscription_without_a_token_is_refused_for_a_while() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_subscription_counts_as_answered_when_it_goes_on_failing() {
-    let limits = Limits { retry_refused: SECOND, ..limits() };
+    let config = Astro { retry_refused: Period(SECOND), ..Astro::default() };
     let mut now = Instant::now();
-    let mut session = Session::new(1, vec![wanted("a", "t", None)], limits, now);
+    let mut session = Session::new(1, vec![wanted("a", "t", None)], config.into(), now);
     let mut effects = text(&mut session, WELCOME, now);
     let mut answered = Vec::new();
     for _ in 0..5 {

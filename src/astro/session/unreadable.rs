@@ -22,7 +22,7 @@ const EXCERPT: usize = 120;
 
 /// What was not relayed lately.
 #[derive(Debug, Default)]
-pub(super) struct Unreadable {
+pub struct Unreadable {
     lately: VecDeque<Instant>,
     logged_at: Option<Instant>,
     /// Since the last line in the log.
@@ -48,6 +48,19 @@ impl Unreadable {
         warn!(frames, bytes, excerpt, "{why}: not relayed");
     }
 
+    /// Puts before it what was not relayed on the connection before.
+    pub(super) fn continues(&mut self, before: Self) {
+        let later = std::mem::replace(self, before);
+        if !later.lately.is_empty() {
+            self.why = later.why;
+        }
+        self.lately.extend(later.lately);
+        let surplus = self.lately.len().saturating_sub(REPEATED);
+        self.lately.drain(..surplus);
+        self.logged_at = self.logged_at.max(later.logged_at);
+        self.unlogged += later.unlogged;
+    }
+
     /// What is wrong, where it was so several times of late.
     pub(super) fn repeated(&self, now: Instant) -> Option<String> {
         let first = self.lately.front().filter(|_| self.lately.len() >= REPEATED)?;
@@ -71,6 +84,24 @@ fn excerpt(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_several_connections_bring_adds_up() {
+        let (now, mut before, mut next) =
+            (Instant::now(), Unreadable::default(), Unreadable::default());
+        for _ in 1..REPEATED {
+            before.note("not text", "", now);
+        }
+        assert_eq!(before.repeated(now), None);
+        next.note("no topic", "", now + LOG_INTERVAL);
+        next.continues(before);
+        assert_eq!(next.lately.len(), REPEATED);
+        assert_eq!(next.repeated(now).as_deref(), Some("messages cannot be relayed: no topic"));
+        let mut last = Unreadable::default();
+        last.continues(next);
+        assert!(last.repeated(now).is_some());
+        assert_eq!(last.repeated(now + LATELY), None);
+    }
 
     #[test]
     fn an_excerpt_has_no_secret_and_does_no_harm() {

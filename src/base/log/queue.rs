@@ -19,7 +19,7 @@ use super::{
     line::{Fields, Format, Line},
     output::write_all,
 };
-use crate::base::metrics;
+use crate::base::{metrics, sync::lock};
 
 /// Bytes of lines that wait: a burst of some thousand.
 const WAITING: usize = 1024 * 1024;
@@ -43,7 +43,7 @@ struct State {
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Counters and whole lines: nothing is half done in between.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Puts a line in, or drops it.

@@ -28,13 +28,8 @@ pub(super) struct Heartbeat {
 pub(super) struct Polls(Arc<AtomicU64>);
 
 impl Polls {
-    fn count(&self) {
+    pub(super) fn count(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The task is made.
-    pub(super) fn made(&self) {
-        self.count();
     }
 }
 

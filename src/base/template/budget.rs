@@ -9,7 +9,9 @@
 use std::{cell::RefCell, fmt, time::Duration};
 
 use minijinja::{Error, ErrorKind, Value, value::ValueKind};
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::ClockId;
+
+use crate::base::clock;
 
 /// Bytes that a rendering may write, captures and macros included. The largest message that is known has
 /// somewhat more than 1 MiB.
@@ -87,8 +89,7 @@ pub(super) fn met_undefined() -> bool {
 
 /// Processor time of this thread: a machine that is busy with something else does not use it up.
 fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
+    clock::read(ClockId::ThreadCPUTime)
 }
 
 /// An error that says what is too much.

@@ -10,7 +10,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     thread,
 };
 
@@ -24,6 +24,7 @@ use super::{
     language::{FILTERS, LANGUAGE},
     marks,
 };
+use crate::base::sync::lock;
 
 /// The longest template. What it writes is bounded by [`budget`], this bounds what is kept of it, and how
 /// deep it can be nested.
@@ -90,7 +91,7 @@ fn kept(text: &str, limit: Option<usize>) -> Result<&'static str, String> {
     if text.contains(marks::is_mark) {
         return Err("it holds a character that is used to mark values".into());
     }
-    TEXTS.lock().unwrap_or_else(PoisonError::into_inner).keep(text, limit)
+    lock(&TEXTS).keep(text, limit)
 }
 
 impl Code {
@@ -127,6 +128,8 @@ impl Code {
         let whole = LANGUAGE.compile_expression(text).map_err(|error| error.to_string())?;
         let uses = whole.undeclared_variables(false);
         let parsed = machinery::parse_expr(text).map_err(|error| error.to_string())?;
+        // Behind a text the library takes what is no part of the language for the end.
+        machinery::parse_expr(&format!("({text}\n)")).map_err(|error| error.to_string())?;
         let mut generator = CodeGenerator::new("<expression>", text);
         generator.compile_expr(&parsed);
         let (main, _) = generator.finish();

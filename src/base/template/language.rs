@@ -14,7 +14,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex},
 };
 
 use minijinja::{
@@ -26,6 +26,7 @@ use super::{
     budget::{self, Mode},
     captures, marks,
 };
+use crate::base::sync::lock;
 
 /// Steps that one rendering or evaluation may take: enough for a loop over the largest real list
 /// (a session's 62 elements), little enough to end an endless one within milliseconds.
@@ -467,7 +468,7 @@ impl Namespace {
             return Err(budget::too_much("a namespace in a namespace"));
         }
         budget::charge(&value, 1)?;
-        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut values = lock(&self.0);
         values.insert(name.into(), value);
         Ok(Value::UNDEFINED)
     }
@@ -492,12 +493,12 @@ fn holds_namespace(value: &Value, depth: usize) -> bool {
 
 impl Object for Namespace {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let values = lock(&self.0);
         values.get(key.as_str()?).cloned()
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        let values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let values = lock(&self.0);
         Enumerator::Values(values.keys().map(|name| Value::from(&**name)).collect())
     }
 }

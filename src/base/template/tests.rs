@@ -646,6 +646,17 @@ fn data_of_any_depth_is_looked_into_and_no_crash() {
 }
 
 #[test]
+fn an_expression_is_read_to_its_end() {
+    for rest in ["&& data.x > 5", "& false", "; false", "# x", "$", "@ x", "? 1 : 2", "!", ") ("] {
+        let text = format!("data.type == 'tip' {rest}");
+        assert!(Condition::compile(&text).is_err(), "{text}");
+        assert!(Template::compile(&format!("{{{{ {text} }}}}")).is_err(), "{text}");
+    }
+    assert!(Condition::compile("data.type == 'tip' and data.x > 5").is_ok());
+    assert!(Condition::compile("data.type == 'tip'\n").is_ok());
+}
+
+#[test]
 fn an_unknown_variable_is_an_error_of_compilation() {
     for text in ["dta.amount > 5", "data.amount >", "chanel"] {
         assert!(Condition::compile(text).is_err(), "{text}");

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Found, OVERLAP, millis};
+use super::{Found, OVERLAP};
 use crate::{
     astro::rest::History,
     base::{
@@ -13,6 +12,7 @@ use crate::{
         event::{Event, Seq},
         json,
     },
+    gateway::GapClock,
 };
 
 /// A gap to be filled.
@@ -23,7 +23,7 @@ pub(super) struct Gap {
     pub(super) channel: Arc<str>,
     pub(super) from: UnixMillis,
     pub(super) to: UnixMillis,
-    pub(super) clock: Clock,
+    pub(super) clock: GapClock,
     /// How far our clock is ahead of the gateway's, where that was known.
     pub(super) ahead: Option<i64>,
     /// Whether each subscription of the report can be fetched.
@@ -48,18 +48,6 @@ impl Missed {
     }
 }
 
-/// By which clock a gap was measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Clock {
-    #[default]
-    Ours,
-    Gateway,
-    /// When it ended is not known.
-    #[serde(other)]
-    Unknown,
-}
-
 /// Whether an event reports a channel's gap.
 pub(super) fn concerns(event: &Event) -> bool {
     &*event.place.topic == TOPIC && !event.place.channel.is_empty()
@@ -81,7 +69,8 @@ impl Gap {
         let time = |name: &str| clock::parse_rfc3339(report.get(name)?.as_str()?);
         let (from, to) = (time("from")?, time("to")?);
         let word = report.get("clock").cloned();
-        let clock = word.map_or(Ok(Clock::Ours), serde_json::from_value).unwrap_or(Clock::Unknown);
+        let clock =
+            word.map_or(Ok(GapClock::Ours), serde_json::from_value).unwrap_or(GapClock::Unknown);
         let ahead = report.get("clock_ahead").and_then(Value::as_f64);
         // A sink's own loss is reported on the same topic, and has no subscriptions.
         let Some(Value::Array(subscriptions)) = report.remove("subscriptions") else { return None };
@@ -97,7 +86,7 @@ impl Gap {
     /// Takes up another gap of the channel where the two are next to each other; answers whether it did.
     /// Several in a row are one longer gap.
     pub(super) fn join(&mut self, other: &Self) -> bool {
-        let near = 2 * millis(OVERLAP);
+        let near = 2 * clock::millis_of(OVERLAP);
         let is_next = self.channel == other.channel
             && self.clock == other.clock
             && self.from <= other.to.saturating_add(near)
@@ -124,7 +113,7 @@ impl Gap {
         let mut total = Found { complete: true, ..Found::default() };
         let mut subscriptions = Vec::new();
         for missed in &self.missed {
-            let mut told = json!({
+            let mut subscription = json!({
                 "topic": &*missed.topic, "room": &*missed.room, "restored": missed.restored,
                 "history": History::of(&missed.topic).is_some(),
             });
@@ -132,7 +121,7 @@ impl Gap {
             let more = match outcome {
                 Some(Ok(found)) => {
                     total.add(found);
-                    found.told()
+                    found.to_json()
                 }
                 Some(Err(why)) => {
                     total.complete = false;
@@ -144,10 +133,10 @@ impl Gap {
                     json!({"recovered": 0, "complete": false, "reason": why})
                 }
             };
-            if let (Value::Object(told), Value::Object(more)) = (&mut told, more) {
-                told.extend(more);
+            if let (Value::Object(members), Value::Object(more)) = (&mut subscription, more) {
+                members.extend(more);
             }
-            subscriptions.push(told);
+            subscriptions.push(subscription);
         }
         let mut report = self.report.clone();
         let seconds = self.to.saturating_sub(self.from);
@@ -156,7 +145,7 @@ impl Gap {
             ("to", clock::rfc3339(self.to).into()),
             ("seconds", (std::time::Duration::from_millis(seconds).as_secs_f64()).into()),
             ("subscriptions", subscriptions.into()),
-            (RECOVERY, total.told()),
+            (RECOVERY, total.to_json()),
         ] {
             report.insert(name.to_owned(), value);
         }

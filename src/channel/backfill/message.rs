@@ -1,8 +1,7 @@
 //! Items of the histories in the shape of the live message.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
-use bytes::Bytes;
 use serde_json::Value;
 
 use super::gap::{Gap, Missed};
@@ -18,35 +17,21 @@ use crate::{
 /// The live message has an id of its own, which the history does not know; this one is the same whenever
 /// the item is fetched.
 pub(super) fn event(gap: &Gap, missed: &Missed, history: History, item: &HistoryItem) -> Event {
-    let quote = |text: &str| Value::from(text).to_string();
     let (topic, room) = (&*missed.topic, &missed.room);
     let id = format!("{}-{}", history.word(), item.id);
     let ts = clock::rfc3339(item.at);
-    let mut text = format!(
-        r#"{{"id":{},"ts":{},"type":"message","topic":{},"room":{},"data":"#,
-        quote(&id),
-        quote(&ts),
-        quote(topic),
-        quote(room),
-    );
-    let start = text.len();
     let data = item.item.get();
-    match data.trim_start().strip_prefix('{') {
+    let data: Cow<'_, str> = match data.trim_start().strip_prefix('{') {
         // The live message of an activity carries its id twice.
         Some(rest) if history == History::Activities && !has_activity_id(data) => {
-            text.push_str(r#"{"activityId":"#);
-            text.push_str(&quote(&item.id));
-            if !rest.trim_start().starts_with('}') {
-                text.push(',');
-            }
-            text.push_str(rest);
+            let id = Value::from(&*item.id);
+            let comma = if rest.trim_start().starts_with('}') { "" } else { "," };
+            Cow::Owned(format!(r#"{{"activityId":{id}{comma}{rest}"#))
         }
-        _ => text.push_str(data),
-    }
-    let end = text.len();
-    text.push('}');
-    let data = text.as_bytes().get(start..end).unwrap_or_default();
-    let key = event::key::of(&id, &ts, topic, room, data);
+        _ => Cow::Borrowed(data),
+    };
+    let key = event::key::of(&id, &ts, topic, room, data.as_bytes());
+    let (message, data) = event::envelope(&id, &ts, topic, room, &data);
     Event {
         id: id.into(),
         distinct_key: Some(key),
@@ -54,8 +39,8 @@ pub(super) fn event(gap: &Gap, missed: &Missed, history: History, item: &History
         ts: ts.into(),
         received: clock::now(),
         origin: Origin::Backfilled,
-        message: Bytes::from(text),
-        data: start..end,
+        message,
+        data,
         may_have_personal_fields: true,
     }
 }

@@ -6,17 +6,13 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{
-    BATCH, BATCH_BYTES, OVERLAP,
-    gap::{Clock, Gap},
-    millis,
-};
+use super::{BATCH, BATCH_BYTES, OVERLAP, gap::Gap};
 use crate::{
     base::{
         clock::{self, UnixMillis},
         event::{Event, Origin, Seq},
     },
-    gateway::{LATE, intake::Fetch},
+    gateway::{GapClock, LATE, intake::Fetch},
     journal::{Journal, StoreError},
 };
 
@@ -51,13 +47,13 @@ impl Recalled {
     ) -> Option<i64> {
         // The journal's times are ours.
         let from = match gap.clock {
-            Clock::Ours => gap.from,
-            Clock::Gateway | Clock::Unknown => {
+            GapClock::Ours => gap.from,
+            GapClock::Gateway | GapClock::Unknown => {
                 gap.from.saturating_add_signed(gap.ahead.unwrap_or(0))
             }
         };
         // Where that is still to come, the last minutes are what there is.
-        let since = from.min(clock::now()).saturating_sub(2 * millis(OVERLAP));
+        let since = from.min(clock::now()).saturating_sub(2 * clock::millis_of(OVERLAP));
         if let Err(error) = self.recall_since(since, journal, fetch).await {
             warn!(%error, "the journal cannot be read; something may be delivered twice");
         }
@@ -77,7 +73,7 @@ impl Recalled {
         let is_known = self.at.is_some_and(|at| at.elapsed() < LATE);
         if !is_known || since < self.since || since > self.until {
             // Other gaps may have begun a little earlier.
-            let since = since.saturating_sub(millis(OVERLAP));
+            let since = since.saturating_sub(clock::millis_of(OVERLAP));
             let blocking = journal.clone();
             let first = tokio::task::spawn_blocking(move || blocking.first_since(since)).await;
             let first = match first {
@@ -190,8 +186,8 @@ mod tests {
         let minute = 60_000;
         // Ten minutes ago by our clock, which is twenty behind; and by one that was set back by an hour.
         for (clock, from, ahead, ago) in [
-            (Clock::Gateway, now + 10 * minute, Some(-20 * 60_000), 10),
-            (Clock::Unknown, now + 60 * minute, None, 1),
+            (GapClock::Gateway, now + 10 * minute, Some(-20 * 60_000), 10),
+            (GapClock::Unknown, now + 60 * minute, None, 1),
         ] {
             let journal = Journal::in_memory(1 << 20);
             let intake = Intake::new(Journal::in_memory(1 << 20));

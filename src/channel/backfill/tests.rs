@@ -61,7 +61,7 @@ async fn a_refused_token_is_final_unless_it_was_replaced_meanwhile() {
     let (_targets, wanted) = watch::channel(targets);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let api_url = format!("http://{}", listener.local_addr().unwrap());
-    let rest = Rest::new(&Astro { api_url, ..Astro::default() }).unwrap();
+    let rest = Rest::new(&Astro { api_url, ..Astro::default() });
     let intake = Arc::new(Intake::new(Journal::in_memory(1 << 20)));
     let backfill = Backfill::new(rest, intake, wanted.clone()).unwrap();
     let gap = gap();
@@ -106,19 +106,19 @@ fn what_was_made_before_the_gap_is_no_part_of_it() {
     let gap = gap();
     let second = 1000;
     for (ahead, early, late) in [(Some(0), 20, 5), (None, 75, 60)] {
-        let bounds = Bounds::of(&gap, ahead);
+        let window = GapWindow::of(&gap, ahead);
         let (from, to) = (gap.from, gap.to);
-        assert!(bounds.has(from) && bounds.has(to));
-        assert!(bounds.has(from - early * second) && !bounds.has(from - early * second - 1));
-        assert!(bounds.has(to + late * second) && !bounds.has(to + late * second + 1));
-        let (after, before) = bounds.span();
+        assert!(window.has(from) && window.has(to));
+        assert!(window.has(from - early * second) && !window.has(from - early * second - 1));
+        assert!(window.has(to + late * second) && !window.has(to + late * second + 1));
+        let (after, before) = window.span();
         assert!(after < from - early * second && before.unwrap() > to + late * second);
     }
     // In the server's time.
-    let bounds = Bounds::of(&gap, Some(30_000));
-    assert_eq!((bounds.from, bounds.to), (gap.from - 30_000, Some(gap.to - 30_000)));
-    let ahead = Bounds::of(&Gap { clock: Clock::Gateway, ..gap.clone() }, Some(30_000));
+    let window = GapWindow::of(&gap, Some(30_000));
+    assert_eq!((window.from, window.to), (gap.from - 30_000, Some(gap.to - 30_000)));
+    let ahead = GapWindow::of(&Gap { clock: GapClock::Gateway, ..gap.clone() }, Some(30_000));
     assert_eq!(ahead.from, gap.from, "it is reported in the server's time");
-    let open = Bounds::of(&Gap { clock: Clock::Unknown, ..gap.clone() }, None);
+    let open = GapWindow::of(&Gap { clock: GapClock::Unknown, ..gap.clone() }, None);
     assert!(open.has(gap.to + 86_400_000) && open.span().1.is_none());
 }

@@ -53,7 +53,7 @@ impl Driven {
         };
         let times =
             Times { refresh: Duration::from_mins(15), retry_refused: Duration::from_mins(15) };
-        let rest = Rest::new(&Astro::default()).unwrap();
+        let rest = Rest::new(&Astro::default());
         let keeper = SessionKeeper::new(times, rest, stores, targets, requests).unwrap();
         Self { keeper, targets: sender }
     }

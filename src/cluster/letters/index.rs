@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Mutex};
 use async_nats::jetstream::kv::{Entry, Operation};
 
 use super::{LETTER, REPLAY, decode_replay, number_of, sink_of, split};
-use crate::{cluster::lock, journal::Replay};
+use crate::{base::sync::lock, journal::Replay};
 
 /// What is in the bucket, without the letters themselves.
 #[derive(Debug, Clone, Default)]

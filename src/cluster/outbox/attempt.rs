@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     base::{clock, event::Record},
-    cluster::{Cluster, connection::Kept, gaps, message, parts, reading::Reading},
+    cluster::{Cluster, connection::Storage, gaps, message, parts, reading::Reading},
     sink::nats::headers::MESSAGE_ID,
 };
 
@@ -53,13 +53,13 @@ pub(super) enum InStep {
 
 /// Where the log was in a channel, and since when.
 #[derive(Clone, Copy)]
-pub(super) struct Seen {
+pub(super) struct LogPosition {
     seq: u64,
     since: Instant,
 }
 
 /// The keys of the events that the log has of a channel since an old one was received.
-pub(super) type Known = Arc<HashSet<Arc<str>>>;
+pub(super) type LoggedKeys = Arc<HashSet<Arc<str>>>;
 
 /// Whether another member held the channel of a gap all the time.
 pub(super) type IsCovered = Shared<BoxFuture<'static, bool>>;
@@ -67,7 +67,7 @@ pub(super) type IsCovered = Shared<BoxFuture<'static, bool>>;
 /// A member that may not be in step with the other holders of a channel.
 pub(super) struct Behind {
     /// For how long the channel has stood, for an event that was received since.
-    pub(super) stood: Option<Duration>,
+    pub(super) uptime: Option<Duration>,
     /// What others received before that is to be in the log.
     pub(super) waits: Duration,
     /// The keys of the events that it has received since the channel has stood.
@@ -82,13 +82,13 @@ pub(super) fn is_old(cluster: &Cluster, age: Duration) -> bool {
 /// One attempt to publish, with whatever has to be asked or waited for before.
 pub(super) struct Work {
     pub(super) cluster: Cluster,
-    pub(super) kept: Arc<Kept>,
+    pub(super) storage: Arc<Storage>,
     pub(super) record: Arc<Record>,
-    pub(super) known: Option<Known>,
+    pub(super) logged: Option<LoggedKeys>,
     /// This member may not be in step with the other holders of the channel.
     pub(super) behind: Option<Behind>,
     pub(super) in_step: Option<InStep>,
-    pub(super) seen: Option<Seen>,
+    pub(super) log_position: Option<LogPosition>,
     pub(super) is_covered: Option<IsCovered>,
     /// Nothing more is read before some of what was read is done: what the log has already goes.
     pub(super) full: bool,
@@ -114,20 +114,20 @@ impl Work {
             }
         }
         if !self.step().await {
-            if self.full && self.is_known().await.is_ok_and(|known| known) {
+            if self.full && self.is_logged().await.is_ok_and(|logged| logged) {
                 return Outcome::NotNeeded;
             }
-            self.known = None;
+            self.logged = None;
             return Outcome::NotYet;
         }
         if is_old(&self.cluster, self.record.age()) {
-            match self.is_known().await {
+            match self.is_logged().await {
                 Ok(true) => return Outcome::NotNeeded,
                 Ok(false) => {}
                 Err(error) => return Outcome::Failed(error.to_string()),
             }
         } else {
-            self.known = None;
+            self.logged = None;
         }
         if !self.cluster.0.connection.is_reached() {
             // Whether it is reached now: it is tried again either way.
@@ -141,11 +141,11 @@ impl Work {
         let pieces = parts::pieces(&event.message, self.cluster.max_payload());
         let patience = PATIENCE * u32::try_from(pieces.len()).unwrap_or(u32::MAX);
         let name = &self.cluster.settings().name;
-        let published = parts::publish(self.cluster.context(), name, subject, headers, &pieces);
+        let published = parts::publish(self.cluster.context(), name, subject, headers, pieces);
         let published = timeout(patience, published).await;
         // Where an answer was lost the log may have it now.
         if !matches!(published, Ok(Ok(_))) {
-            self.known = None;
+            self.logged = None;
         }
         match published {
             Ok(Ok(ack)) if ack.sequence == 0 => Outcome::Unstored,
@@ -167,12 +167,12 @@ impl Work {
     /// events that this member has received since it has held the channel. However long that takes, it is
     /// waited for while the log moves, or cannot be read; where it stands still, nobody is behind.
     async fn step(&mut self) -> bool {
-        let Some(Behind { stood, waits, received }) = &self.behind else { return true };
+        let Some(Behind { uptime, waits, received }) = &self.behind else { return true };
         let channel = &self.record.event.place.channel;
         // Of two that began together, the first holder goes on.
         let is_first = self.cluster.is_first_holder(channel);
         let ahead = if is_first { TOGETHER } else { Duration::ZERO };
-        let asked = stood.map(|stood| stood + ahead);
+        let asked = uptime.map(|uptime| uptime + ahead);
         let limit = self.cluster.settings().lease.0;
         let limit = match gaps::behind(&self.cluster, channel, asked, *waits).await {
             gaps::Behind::No => None,
@@ -180,7 +180,7 @@ impl Work {
             gaps::Behind::Yes => Some(limit + LONG_STEP),
         };
         self.in_step = match limit {
-            None => Some(if stood.is_some() { InStep::All } else { InStep::Before }),
+            None => Some(if uptime.is_some() { InStep::All } else { InStep::Before }),
             Some(limit) => {
                 let at = self.log_is_at().await;
                 let is_there = at
@@ -191,7 +191,7 @@ impl Work {
             }
         };
         if self.in_step.is_some() {
-            (self.behind, self.seen) = (None, None);
+            (self.behind, self.log_position) = (None, None);
         }
         self.in_step.is_some()
     }
@@ -199,19 +199,19 @@ impl Work {
     /// Whether the log was there in this channel for that long; `None`: where it is is not known.
     fn log_stands_still(&mut self, seq: Option<u64>, limit: Duration) -> bool {
         let Some(seq) = seq else {
-            self.seen = None;
+            self.log_position = None;
             return false;
         };
-        let seen = self.seen.filter(|seen| seen.seq == seq);
-        let seen = seen.unwrap_or_else(|| Seen { seq, since: Instant::now() });
-        self.seen = Some(seen);
-        seen.since.elapsed() > limit
+        let position = self.log_position.filter(|position| position.seq == seq);
+        let position = position.unwrap_or_else(|| LogPosition { seq, since: Instant::now() });
+        self.log_position = Some(position);
+        position.since.elapsed() > limit
     }
 
     /// The last event of the channel that the log has: its sequence number, 0 where it has none, and its key.
     async fn log_is_at(&self) -> Option<(u64, Option<String>)> {
         let subject = message::subject(&self.cluster.settings().name, &self.record.event);
-        let last = match self.kept.log.get_last_raw_message_by_subject(&subject).await {
+        let last = match self.storage.log.get_last_raw_message_by_subject(&subject).await {
             Ok(last) => last,
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
                 return Some((0, None));
@@ -222,18 +222,18 @@ impl Work {
     }
 
     /// Whether the log has the event already. Asked only of events that are old.
-    async fn is_known(&mut self) -> Result<bool, async_nats::Error> {
+    async fn is_logged(&mut self) -> Result<bool, async_nats::Error> {
         let key = message::key(&self.record.event);
-        let known = if let Some(known) = self.known.take() {
-            known
+        let logged = if let Some(logged) = self.logged.take() {
+            logged
         } else {
             let subject = message::subject(&self.cluster.settings().name, &self.record.event);
             let age = self.record.age();
-            Arc::new(keys_since(&self.cluster, &self.kept, subject, age).await?)
+            Arc::new(keys_since(&self.cluster, &self.storage, subject, age).await?)
         };
-        let is_known = known.contains(&*key);
-        self.known = Some(known);
-        Ok(is_known)
+        let is_logged = logged.contains(&*key);
+        self.logged = Some(logged);
+        Ok(is_logged)
     }
 }
 
@@ -243,12 +243,12 @@ const BEFORE: Duration = Duration::from_mins(1);
 /// The keys of the events that the log has of a subject since that long.
 async fn keys_since(
     cluster: &Cluster,
-    kept: &Kept,
+    storage: &Storage,
     subject: String,
     age: Duration,
 ) -> Result<HashSet<Arc<str>>, async_nats::Error> {
     let since = clock::ago(age + BEFORE).saturating_add_signed(cluster.ahead());
-    let mut reading = Reading::headers_since(&kept.log, since, subject).await?;
+    let mut reading = Reading::headers_since(&storage.log, since, subject).await?;
     let mut keys = HashSet::new();
     while reading.pending > 0 {
         let message = reading.pending(PATIENCE).await?;

@@ -10,117 +10,61 @@ pub struct Kind {
     pub name: &'static str,
     pub label: &'static str,
     pub icon: &'static str,
-    /// Its event types: what an automation can tell apart.
-    pub types: &'static [&'static str],
-    /// Whether most channels have it: its entity is shown without somebody asking for it.
-    pub common: bool,
     /// The topic that says it where activities are not subscribed; empty: none does.
     pub topic: &'static str,
+    /// Whether most channels have it: its entity is shown without somebody asking for it.
+    pub common: bool,
+    /// Its event types: what an automation can tell apart.
+    pub types: &'static [&'static str],
 }
 
-/// All kinds. Names are part of what users write into automations: they stay.
+const fn kind(
+    name: &'static str,
+    label: &'static str,
+    icon: &'static str,
+    topic: &'static str,
+    common: bool,
+    types: &'static [&'static str],
+) -> Kind {
+    Kind { name, label, icon, topic, common, types }
+}
+
+/// All kinds: name, label, icon, topic, whether it is common, event types. Names are part of what users write
+/// into automations: they stay.
 pub const KINDS: &[Kind] = &[
-    Kind {
-        name: "follow",
-        label: "Follow",
-        icon: "mdi:account-heart",
-        types: &["follow"],
-        common: true,
-        topic: "channel.follow",
-    },
-    Kind {
-        name: "subscription",
-        label: "Subscription",
-        icon: "mdi:star",
-        types: &["subscription", "gift", "community_gift", "membership", "supporter"],
-        common: true,
-        topic: "",
-    },
-    Kind {
-        name: "tip",
-        label: "Tip",
-        icon: "mdi:cash",
-        types: &["tip"],
-        common: true,
-        topic: "channel.tips",
-    },
-    Kind {
-        name: "cheer",
-        label: "Cheer",
-        icon: "mdi:diamond-stone",
-        types: &["cheer", "stars", "elixir"],
-        common: true,
-        topic: "",
-    },
-    Kind {
-        name: "kicks",
-        label: "KICKs",
-        icon: "mdi:alpha-k-circle",
-        types: &["kicks"],
-        common: false,
-        topic: "",
-    },
-    Kind {
-        name: "jewels",
-        label: "Jewels",
-        icon: "mdi:diamond",
-        types: &["jewels"],
-        common: false,
-        topic: "",
-    },
-    Kind {
-        name: "superchat",
-        label: "Super Chat",
-        icon: "mdi:chat-plus",
-        types: &["superchat"],
-        common: true,
-        topic: "",
-    },
-    Kind {
-        name: "raid",
-        label: "Raid",
-        icon: "mdi:account-group",
-        types: &["raid", "host"],
-        common: true,
-        topic: "",
-    },
-    Kind {
-        name: "redemption",
-        label: "Redemption",
-        icon: "mdi:gift",
-        types: &["channel_points", "store"],
-        common: true,
-        topic: "channel.loyalty.redemptions",
-    },
-    Kind {
-        name: "merch",
-        label: "Merch",
-        icon: "mdi:tshirt-crew",
-        types: &["merch", "purchase"],
-        common: false,
-        topic: "",
-    },
-    Kind {
-        name: "charity",
-        label: "Charity donation",
-        icon: "mdi:hand-heart",
-        types: &["charity"],
-        common: false,
-        topic: "",
-    },
-    Kind {
-        name: "hype_train",
-        label: "Hype train",
-        icon: "mdi:train",
-        types: &["start", "progress", "end"],
-        common: false,
-        topic: "",
-    },
-    Kind {
-        name: PAID,
-        label: "Paid",
-        icon: "mdi:cash-plus",
-        types: &[
+    kind("follow", "Follow", "mdi:account-heart", "channel.follow", true, &["follow"]),
+    kind(
+        "subscription",
+        "Subscription",
+        "mdi:star",
+        "",
+        true,
+        &["subscription", "gift", "community_gift", "membership", "supporter"],
+    ),
+    kind("tip", "Tip", "mdi:cash", "channel.tips", true, &["tip"]),
+    kind("cheer", "Cheer", "mdi:diamond-stone", "", true, &["cheer", "stars", "elixir"]),
+    kind("kicks", "KICKs", "mdi:alpha-k-circle", "", false, &["kicks"]),
+    kind("jewels", "Jewels", "mdi:diamond", "", false, &["jewels"]),
+    kind("superchat", "Super Chat", "mdi:chat-plus", "", true, &["superchat"]),
+    kind("raid", "Raid", "mdi:account-group", "", true, &["raid", "host"]),
+    kind(
+        "redemption",
+        "Redemption",
+        "mdi:gift",
+        "channel.loyalty.redemptions",
+        true,
+        &["channel_points", "store"],
+    ),
+    kind("merch", "Merch", "mdi:tshirt-crew", "", false, &["merch", "purchase"]),
+    kind("charity", "Charity donation", "mdi:hand-heart", "", false, &["charity"]),
+    kind("hype_train", "Hype train", "mdi:train", "", false, &["start", "progress", "end"]),
+    kind(
+        PAID,
+        "Paid",
+        "mdi:cash-plus",
+        "channel.tips",
+        true,
+        &[
             "tip",
             "cheer",
             "stars",
@@ -133,17 +77,8 @@ pub const KINDS: &[Kind] = &[
             "charity",
             "other",
         ],
-        common: true,
-        topic: "channel.tips",
-    },
-    Kind {
-        name: "other",
-        label: "Other activity",
-        icon: "mdi:bell",
-        types: &["activity"],
-        common: false,
-        topic: "",
-    },
+    ),
+    kind("other", "Other activity", "mdi:bell", "", false, &["activity"]),
 ];
 
 /// The kind and the event type of an activity. The words are those of the protocol, see

@@ -76,8 +76,8 @@ fn in_flight(ages: &[u64]) -> Delivery {
     reporting(ages, [])
 }
 
-fn page(delivery: &Delivery) -> status::Sink {
-    delivery.page.status.look(|pages| pages.sinks["out"].clone())
+fn row(delivery: &Delivery) -> status::Sink {
+    delivery.row.status.read(|now| now.sinks["out"].clone())
 }
 
 fn numbers(delivery: &Delivery) -> Vec<u64> {
@@ -102,7 +102,7 @@ async fn what_is_accepted_moves_the_cursor_and_is_shown() {
     let mut delivery = metrics::with_local_recorder(&recorder, || in_flight(&[10, 10, 30, 20]));
     delivery.failure(&Failure::after(0, busy()));
     (delivery.flight.handed, delivery.flight.full) = (4, true);
-    delivery.page.show(|page| page.rejected_in_a_row = 5);
+    delivery.row.show(|row| row.rejected_in_a_row = 5);
     for _ in 0..2 {
         delivery.suspicion.closed(1, false);
     }
@@ -112,7 +112,7 @@ async fn what_is_accepted_moves_the_cursor_and_is_shown() {
     assert_eq!(numbers(&delivery), [4]);
     assert!(!delivery.flight.full && !delivery.suspicion.isolates(1));
     assert_eq!(delivery.link.silent_since, Instant::now());
-    let shown = page(&delivery);
+    let shown = row(&delivery);
     assert_eq!((shown.state, shown.delivered, shown.rejected_in_a_row), ("up", 3, 0));
     assert_eq!((shown.delivery_ms, shown.slowest_ms), (3050, 1030));
     assert!(shown.last_delivered.is_some());
@@ -121,7 +121,7 @@ async fn what_is_accepted_moves_the_cursor_and_is_shown() {
     delivery.outcome(Ok(9));
     // With nothing in flight, what was not wanted is done, too.
     assert_eq!((delivery.reader.cursor, delivery.flight.handed), (7, 0));
-    assert_eq!(page(&delivery).slowest_ms, 1030);
+    assert_eq!(row(&delivery).slowest_ms, 1030);
     // Each event is measured once, with its own time.
     let text = recorder.handle().render();
     for line in [
@@ -138,9 +138,9 @@ async fn room_at_the_sink_is_no_failure_and_a_report_of_nothing_is_one() {
     let mut delivery = in_flight(&[0]);
     delivery.flight.full = true;
     delivery.outcome(Ok(0));
-    assert_eq!((page(&delivery).state, delivery.flight.full), ("up", false));
+    assert_eq!((row(&delivery).state, delivery.flight.full), ("up", false));
     delivery.outcome(Ok(0));
-    assert_eq!((page(&delivery).state, delivery.flight.handed), ("down", 0));
+    assert_eq!((row(&delivery).state, delivery.flight.handed), ("down", 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,9 +151,9 @@ async fn an_event_is_done_when_all_its_messages_are() {
     delivery.flight.events.insert(1, second);
     delivery.flight.handed = 3;
     delivery.outcome(Ok(1));
-    assert_eq!((delivery.reader.cursor, page(&delivery).delivered), (0, 1));
+    assert_eq!((delivery.reader.cursor, row(&delivery).delivered), (0, 1));
     delivery.outcome(Ok(1));
-    assert_eq!((delivery.reader.cursor, page(&delivery).delivered), (1, 1));
+    assert_eq!((delivery.reader.cursor, row(&delivery).delivered), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,10 +179,10 @@ async fn a_rejection_is_no_silence() {
 #[test]
 fn what_was_found_out_with_another_configuration_is_forgotten() {
     let status = Arc::new(Status::default());
-    status.sink("out", |page| {
-        (page.unheard_in_a_row, page.rejected_in_a_row, page.considered) = (35, 3, 70);
-        page.remarks = vec!["requests are not signed".to_owned()];
-        page.next_attempt = Some(7);
+    status.sink("out", |row| {
+        (row.unheard_in_a_row, row.rejected_in_a_row, row.considered) = (35, 3, 70);
+        row.remarks = vec!["requests are not signed".to_owned()];
+        row.next_attempt = Some(7);
     });
     let config = json!({ "type": "stdout", "start": "earliest" });
     let config: SinkConfig = serde_json::from_value(config).unwrap();
@@ -191,9 +191,9 @@ fn what_was_found_out_with_another_configuration_is_forgotten() {
     let sink = Box::new(Reporting::default());
     let _delivery =
         Delivery::new("out", &config, sink, route, journal, Arc::clone(&status)).unwrap();
-    let page = status.look(|pages| pages.sinks["out"].clone());
-    assert_eq!((page.unheard_in_a_row, page.rejected_in_a_row, page.considered), (0, 0, 0));
-    assert_eq!((page.remarks.len(), page.next_attempt), (0, None));
+    let row = status.read(|now| now.sinks["out"].clone());
+    assert_eq!((row.unheard_in_a_row, row.rejected_in_a_row, row.considered), (0, 0, 0));
+    assert_eq!((row.remarks.len(), row.next_attempt), (0, None));
 }
 
 #[tokio::test(start_paused = true)]
@@ -229,14 +229,14 @@ async fn a_rejected_event_is_set_aside_and_the_others_stay_in_flight() {
     assert_eq!((numbers(&delivery), delivery.flight.handed), (vec![3], 1));
     assert_eq!(delivery.reader.cursor, 2);
     assert!(!delivery.flight.full && delivery.link.connected);
-    let shown = page(&delivery);
+    let shown = row(&delivery);
     assert_eq!((shown.state, shown.delivered, shown.dead_letters), ("up", 1, 1));
     assert_eq!(shown.rejected_in_a_row, 1);
     // With none accepted before it, and room only after it.
     delivery.flight.full = true;
     delivery.failure(&Failure::after(0, rejected()));
     assert!(delivery.flight.events.is_empty() && !delivery.flight.full);
-    assert_eq!(page(&delivery).rejected_in_a_row, 2);
+    assert_eq!(row(&delivery).rejected_in_a_row, 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -252,7 +252,7 @@ async fn an_event_of_several_messages_is_rejected_once() {
     delivery.failure(&Failure::after(0, rejected()));
     delivery.failure(&Failure::after(0, rejected()));
     assert_eq!((numbers(&delivery), delivery.flight.handed), (vec![2], 0));
-    let shown = page(&delivery);
+    let shown = row(&delivery);
     assert_eq!((shown.dead_letters, shown.rejected_in_a_row), (1, 1));
     assert_eq!(delivery.reader.cursor, 1);
 }
@@ -276,7 +276,7 @@ async fn what_was_not_in_flight_is_not_rejected() {
     let mut delivery = in_flight(&[0]);
     delivery.flight.handed = 0;
     delivery.failure(&Failure::after(0, rejected()));
-    assert_eq!((page(&delivery).state, page(&delivery).dead_letters), ("down", 0));
+    assert_eq!((row(&delivery).state, row(&delivery).dead_letters), ("down", 0));
     assert_eq!(numbers(&delivery), [1]);
     assert!(!delivery.link.connected);
     // With nothing to send there is nothing to reject and nothing to wait for.
@@ -285,7 +285,7 @@ async fn what_was_not_in_flight_is_not_rejected() {
         delivery.failure(&Failure::after(0, denied()));
         delivery.flight.events.clear();
         delivery.failure(&Failure::after(0, cause));
-        assert_eq!(page(&delivery).state, "up");
+        assert_eq!(row(&delivery).state, "up");
     }
 }
 
@@ -301,12 +301,12 @@ async fn after_a_failure_nothing_is_in_flight() {
         metrics::with_local_recorder(&recorder, || {
             let mut delivery = in_flight(&[0, 0]);
             delivery.flight.full = true;
-            delivery.page.show(|page| page.since = 1);
+            delivery.row.show(|row| row.since = 1);
             delivery.outcome(Err(Failure::after(1, cause)));
             assert_eq!((delivery.flight.handed, delivery.reader.cursor), (0, 1));
             assert!(delivery.flight.stale && !delivery.flight.full);
             assert_eq!(delivery.link.connected, connected, "{state}");
-            let shown = page(&delivery);
+            let shown = row(&delivery);
             assert_eq!((shown.state, shown.delivered), (state, 1));
             assert!(shown.next_attempt.is_some() && shown.last_error_at.is_some());
             assert!(shown.since > 1 && shown.last_error.is_some());
@@ -316,16 +316,16 @@ async fn after_a_failure_nothing_is_in_flight() {
             let retry = format!("retries_total{{sink=\"out\",cause=\"{word}\"}} 1");
             assert!(text.contains(&retry), "{state}: {text}");
             // What went wrong last stays to be read.
-            delivery.page.show(|page| {
-                (page.since, page.next_attempt, page.last_error) = (1, None, None);
+            delivery.row.show(|row| {
+                (row.since, row.next_attempt, row.last_error) = (1, None, None);
             });
             delivery.show();
-            let again = page(&delivery);
+            let again = row(&delivery);
             assert!(again.next_attempt.is_some());
             assert_eq!((again.since, again.last_error.is_some()), (1, true));
             delivery.waiting.fault = None;
             delivery.show();
-            let well = page(&delivery);
+            let well = row(&delivery);
             assert_eq!((well.state, well.last_error.is_some()), ("up", true));
             assert!(well.since > 1);
             assert!(recorder.handle().render().contains("astro_relay_sink_up{sink=\"out\"} 1"));
@@ -342,7 +342,7 @@ async fn a_destination_that_takes_no_connection_now_is_down() {
         let wait = Some(Duration::from_mins(2));
         let cause = Cause::Busy { wait, reason: "it is not available (0x88)".to_owned() };
         delivery.failed(&cause, true);
-        let shown = page(&delivery);
+        let shown = row(&delivery);
         assert_eq!(shown.state, "down");
         assert!(shown.last_error.unwrap().contains("it is not available (0x88)"));
         let text = recorder.handle().render();
@@ -352,7 +352,7 @@ async fn a_destination_that_takes_no_connection_now_is_down() {
         let waits = delivery.waiting.reconnect_at().unwrap() - Instant::now();
         assert!(waits >= Duration::from_mins(2), "{waits:?}");
         delivery.connected();
-        assert_eq!(page(&delivery).state, "up");
+        assert_eq!(row(&delivery).state, "up");
     });
 }
 
@@ -417,14 +417,14 @@ async fn what_a_sink_reports_is_counted_and_shown() {
             [(2, "old"), (3, "old"), (3, "new"), (0, "new"), (4, "new"), (0, "new")]
         {
             delivery.report();
-            let shown = page(&delivery);
+            let shown = row(&delivery);
             assert_eq!((shown.unheard_in_a_row, &*shown.remarks), (unheard, &[remark.into()][..]));
         }
     });
     // The sink is asked when events are accepted.
     let mut delivery = reporting(&[0], [report(&[], Some("fact"))]);
     delivery.outcome(Ok(1));
-    assert_eq!(page(&delivery).remarks, ["fact"]);
+    assert_eq!(row(&delivery).remarks, ["fact"]);
     let text = recorder.handle().render();
     for (note, count) in [("unheard", 8), ("other", 8), ("receivers", 4)] {
         let line = format!("sink_notes_total{{sink=\"out\",note=\"{note}\"}} {count}");

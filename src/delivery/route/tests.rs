@@ -8,7 +8,7 @@ use crate::{
     sink::{Kind, Opening, Sink},
 };
 
-fn no_sink(_: Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
+fn no_sink(_: &Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     Err(ConfigError::at(&[], "only a route is tested"))
 }
 

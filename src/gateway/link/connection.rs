@@ -45,6 +45,16 @@ const SEND: Duration = Duration::from_secs(10);
 /// not holds nothing up for longer.
 const CLOSE: Duration = Duration::from_secs(2);
 
+/// A link looks at its connection every two seconds at the least. What is read after a longer pause may
+/// have waited in the socket since its beginning.
+const PAUSE: Duration = Duration::from_secs(3);
+
+/// So many bytes are a sign of life, as a frame is: of a message that takes its time.
+const PROGRESS: u64 = 16 * 1024;
+
+/// More than that does not wait in a socket.
+const SOCKET_BUFFER: usize = 16 * 1024 * 1024;
+
 /// What may be held back, by weight: as much as the journal keeps in memory. What comes then is no
 /// longer held.
 const HELD: usize = 4 * 1024 * 1024;
@@ -55,8 +65,15 @@ pub(super) struct Connection {
     link: u64,
     socket: Socket,
     pub(super) session: Session,
-    /// When the last frame came.
+    /// When the last frame came; no later than that, where it is not known.
     pub(super) last_frame: Moment,
+    /// When the socket was last looked at.
+    looked_at: Moment,
+    /// The process or the machine stood still, and so many bytes may have waited in the socket since: the
+    /// gateway may have gone meanwhile.
+    behind: usize,
+    /// Of the bytes that were received, so many were taken for a sign of life.
+    progress: u64,
     outbox: VecDeque<Message>,
     /// Since when the outbox waits for the peer.
     sending: Option<Instant>,
@@ -95,6 +112,9 @@ impl Connection {
             socket,
             session,
             last_frame: Moment::now(),
+            looked_at: Moment::now(),
+            behind: 0,
+            progress: 0,
             outbox: VecDeque::new(),
             sending: None,
             events: Vec::new(),
@@ -113,22 +133,31 @@ impl Connection {
     /// Waits for something to happen, and deals with it. What a step that was dropped had to report is
     /// reported at once.
     pub(super) async fn step(&mut self, hub: &Hub) -> Step {
-        if self.outbox.is_empty() && self.step.is_empty() {
+        if self.outbox.is_empty() && self.sending.is_none() && self.step.is_empty() {
             let mut effects =
                 Effects { events: std::mem::take(&mut self.events), ..Effects::default() };
             let due = self.session.due(Instant::now());
+            self.look();
             tokio::select! {
-                frame = self.socket.next() => self.frames(frame, &mut effects),
+                frame = self.socket.next() => {
+                    self.look();
+                    self.frames(frame, &mut effects);
+                }
                 () = sleep_until(due) => {}
             }
-            self.session.tick(Instant::now(), &mut effects);
+            let (now, received) = (Instant::now(), self.socket.get_ref().received());
+            if received >= self.progress + PROGRESS {
+                self.progress = received;
+                self.session.on_other(now);
+            }
+            self.session.tick(now, &mut effects);
             self.take(effects, hub);
             hub.intake.journal().ready().await;
             // In a flood the next frames are always there, and the sinks would come too late to find what
             // they send in memory.
             tokio::task::yield_now().await;
         }
-        if !self.outbox.is_empty() {
+        if !self.outbox.is_empty() || self.sending.is_some() {
             // Kept over steps that are dropped half way: the peer's time runs all the same.
             let since = *self.sending.get_or_insert_with(Instant::now);
             let lost = match timeout_at(since + SEND, self.send()).await {
@@ -240,11 +269,20 @@ impl Connection {
         }
     }
 
+    /// The socket is looked at now.
+    fn look(&mut self) {
+        let now = Moment::now();
+        if now.since(self.looked_at) > PAUSE {
+            self.behind = SOCKET_BUFFER;
+        }
+        self.looked_at = now;
+    }
+
     /// Takes `first` and what is ready behind it.
     fn frames(&mut self, first: Option<Frame>, effects: &mut Effects) {
         let (now, received) = (Instant::now(), clock::now());
-        if matches!(first, Some(Ok(_))) {
-            self.last_frame = Moment::now();
+        if matches!(first, Some(Ok(_))) && self.behind == 0 {
+            self.last_frame = self.looked_at;
         }
         let mut bytes = length(first.as_ref());
         self.frame(first, received, now, effects);
@@ -252,10 +290,15 @@ impl Connection {
             if effects.ended.is_some() || bytes >= BATCH_BYTES {
                 break;
             }
-            let Some(frame) = self.socket.next().now_or_never() else { break };
+            let Some(frame) = self.socket.next().now_or_never() else {
+                // What comes from now on was not there before.
+                self.behind = 0;
+                break;
+            };
             bytes += length(frame.as_ref());
             self.frame(frame, received, now, effects);
         }
+        self.behind = self.behind.saturating_sub(bytes);
     }
 
     fn frame(
@@ -332,10 +375,90 @@ fn describe(error: &tungstenite::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tokio::task::yield_now;
+    use tokio::{io::AsyncWriteExt, task::yield_now};
+    use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
 
     use super::*;
-    use crate::gateway::link::tests::{WELCOME, hub, session, sockets};
+    use crate::{
+        astro::dial::Counted,
+        gateway::link::tests::{WELCOME, hub, session, sockets},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_that_waited_while_the_process_stood_still_say_nothing_of_now() {
+        let hub = hub();
+        let (client, mut server) = sockets().await;
+        let mut connection = Connection::new(1, client, session(&[]));
+        server.send(Message::text(WELCOME)).await.unwrap();
+        connection.step(&hub).await;
+        let before = connection.last_frame;
+        // Two batches wait, and the link was not polled for a minute.
+        for _ in 0..=BATCH {
+            server.send(Message::Pong(Bytes::new())).await.unwrap();
+        }
+        connection.looked_at = connection.looked_at.before(Duration::from_mins(1));
+        for _ in 0..2 {
+            connection.step(&hub).await;
+            assert_eq!(connection.last_frame.since(before), Duration::ZERO);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        server.send(Message::Pong(Bytes::new())).await.unwrap();
+        connection.step(&hub).await;
+        assert_eq!(connection.last_frame.since(before), Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_takes_long_to_come_is_no_silence() {
+        let hub = hub();
+        let (ours, mut theirs) = tokio::io::duplex(64 * 1024);
+        let ours = Counted::new(Box::new(ours));
+        let client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+        let mut connection = Connection::new(1, client, session(&[]));
+        let slow = async {
+            // One frame of four megabytes, at sixteen kilobytes a second.
+            let mut header = vec![0x81, 127];
+            header.extend(u64::to_be_bytes(4 * 1024 * 1024));
+            theirs.write_all(&header).await.unwrap();
+            for _ in 0..4 * 64 {
+                theirs.write_all(&[b'x'; 16 * 1024]).await.unwrap();
+                sleep_until(Instant::now() + Duration::from_secs(1)).await;
+            }
+            theirs
+        };
+        let mut slow = std::pin::pin!(slow);
+        let theirs = loop {
+            tokio::select! {
+                theirs = &mut slow => break theirs,
+                step = connection.step(&hub) => assert_eq!(step.ended, None),
+            }
+        };
+        let silent = async {
+            loop {
+                if let Some(ended) = connection.step(&hub).await.ended {
+                    return ended;
+                }
+            }
+        };
+        assert!(matches!(timeout(Duration::from_mins(2), silent).await, Ok(Ended::Lost(_))));
+        drop(theirs);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flush_that_was_dropped_half_way_goes_on() {
+        let hub = hub();
+        let (client, mut server) = sockets().await;
+        let mut connection = Connection::new(1, client, session(&[]));
+        // More than lies between the two ends.
+        let command = "x".repeat(200 * 1024);
+        connection.outbox.push_back(Message::text(command.clone()));
+        assert!(connection.step(&hub).now_or_never().is_none(), "it is dropped half way");
+        let (step, received) = tokio::join!(timeout(SEND, connection.step(&hub)), async {
+            server.next().await.unwrap().unwrap()
+        },);
+        assert_eq!(received.into_text().unwrap(), command);
+        assert_eq!(step.unwrap().ended, None);
+        assert!(connection.sending.is_none(), "the next command has its own time");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_a_dropped_step_had_to_report_is_reported_by_the_next_one_at_once() {

@@ -103,8 +103,8 @@ impl Handover {
         let dialing = async move {
             clock::sleep(wait).await;
             let (socket, wanted) = tokio::join!(hub.dialer.dial(None), hub.credentials(&wants));
-            let (number, limits) = (hub.next_connection(), hub.limits.clone());
-            Ok((socket?, Session::new(number, wanted, limits, Instant::now())))
+            let (number, config) = (hub.next_connection(), Arc::clone(&hub.config));
+            Ok((socket?, Session::new(number, wanted, config, Instant::now())))
         };
         Self::new(link, None, Box::pin(dialing), wait)
     }
@@ -117,6 +117,9 @@ impl Handover {
     /// The old connection has ended: the next one is ready as soon as it is welcomed.
     pub(super) fn old_has_ended(&mut self) {
         self.old_ended = true;
+        if let Stage::AwaitingWelcome(connection) = &mut self.stage {
+            connection.session.needs_no_welcome();
+        }
     }
 
     /// Whether the server has welcomed it: only then is it certain that messages come on it.
@@ -148,6 +151,9 @@ impl Handover {
             Stage::Dialing(dialing) => match dialing.await {
                 Ok((socket, mut session)) => {
                     session.opened(Instant::now());
+                    if self.old_ended {
+                        session.needs_no_welcome();
+                    }
                     self.stage = Stage::AwaitingWelcome(Box::new(Connection::held(
                         self.link, socket, session,
                     )));

@@ -5,8 +5,8 @@
 //! does; and what the server asks for in `Retry-After`, plus the jitter, so that clients that were
 //! disconnected together do not come back together.
 //!
-//! Every attempt takes from the budget, also one that succeeds. A connection that lived long gives its
-//! attempt back.
+//! Every attempt takes from the budget, also one that succeeds, and one that the server asks for with
+//! `reconnect`. A connection that lived long gives its attempt back.
 
 use std::time::Duration;
 
@@ -35,12 +35,15 @@ pub(super) struct ReconnectPolicy {
     backoff: Backoff,
     /// When the budget would be full again.
     budget_refilled_at: Option<Instant>,
+    /// The server asked for no attempt before.
+    not_before: Option<Instant>,
 }
 
 impl ReconnectPolicy {
     /// With `longest` as the ceiling of the backoff.
     pub(super) fn new(longest: Duration) -> Self {
-        Self { backoff: Backoff::new(FIRST_WAIT, longest), budget_refilled_at: None }
+        let backoff = Backoff::new(FIRST_WAIT, longest);
+        Self { backoff, budget_refilled_at: None, not_before: None }
     }
 
     /// A connection is attempted now, or as soon as its wait is over: one that is given up before counts all
@@ -55,21 +58,32 @@ impl ReconnectPolicy {
         if proven {
             self.backoff.reset();
         }
+        self.lived(lived);
+    }
+
+    /// A handover is complete, from a connection that lived for so long.
+    pub(super) fn handed_over(&mut self, lived: Duration) {
+        self.backoff.reset();
+        self.lived(lived);
+    }
+
+    fn lived(&mut self, lived: Duration) {
         if lived >= MIN_LIFETIME {
             self.budget_refilled_at = self.budget_refilled_at.and_then(|at| at.checked_sub(BUDGET));
         }
     }
 
-    /// A handover is complete.
-    pub(super) fn handed_over(&mut self) {
-        self.backoff.reset();
+    /// The server asks for so much time, from whichever attempt it refused.
+    pub(super) fn asked(&mut self, now: Instant, asked: Option<Duration>) {
+        let until = asked.map(|asked| now + asked.min(LONGEST));
+        self.not_before = self.not_before.max(until);
     }
 
-    /// How long to wait before the next attempt. `asked` is what the server asked for.
-    pub(super) fn wait(&mut self, now: Instant, asked: Option<Duration>) -> Duration {
+    /// How long to wait before the next attempt.
+    pub(super) fn wait(&mut self, now: Instant) -> Duration {
         let backoff = self.backoff.wait();
-        let asked = asked.map_or(Duration::ZERO, |asked| asked.min(LONGEST) + backoff);
-        backoff.max(asked).max(self.over_budget(now))
+        let asked = self.not_before.filter(|at| *at > now).map(|at| at - now + backoff);
+        backoff.max(asked.unwrap_or_default()).max(self.over_budget(now))
     }
 
     /// How long the budget alone demands to wait.
@@ -105,7 +119,8 @@ mod tests {
             policy.attempted(now);
             now += lived;
             policy.ended(proven, lived);
-            let wait = policy.wait(now, asked);
+            policy.asked(now, asked);
+            let wait = policy.wait(now);
             assert!(wait <= 2 * MINUTE, "it never gives up");
             now += wait;
         }
@@ -141,7 +156,7 @@ mod tests {
             policy.ended(true, Duration::from_secs(5));
             assert!(policy.backoff.attempts() == 0);
             let over = policy.over_budget(now);
-            let wait = policy.wait(now, None);
+            let wait = policy.wait(now);
             assert!(wait <= FIRST_WAIT.max(over));
             longest = longest.max(over);
         }
@@ -161,12 +176,43 @@ mod tests {
         for _ in 0..200 {
             let mut policy = ReconnectPolicy::new(MINUTE);
             policy.attempted(now);
-            waits.push(policy.wait(now, Some(asked)));
+            policy.asked(now, Some(asked));
+            waits.push(policy.wait(now));
         }
         assert!(waits.iter().all(|wait| *wait >= asked && *wait <= asked + FIRST_WAIT));
         let early = waits.iter().filter(|wait| **wait < asked + FIRST_WAIT / 2).count();
         assert!((50..150).contains(&early), "they are spread: {early}");
         let mut policy = ReconnectPolicy::new(MINUTE);
-        assert!(policy.wait(now, Some(Duration::MAX)) <= LONGEST + FIRST_WAIT);
+        policy.asked(now, Some(Duration::MAX));
+        assert!(policy.wait(now) <= LONGEST + FIRST_WAIT);
+    }
+
+    #[test]
+    fn what_a_server_asked_for_is_not_forgotten_with_the_attempt_that_it_refused() {
+        let (now, asked) = (Instant::now(), Duration::from_secs(20));
+        let mut policy = ReconnectPolicy::new(MINUTE);
+        policy.asked(now, Some(asked));
+        policy.ended(true, Duration::from_secs(5));
+        policy.asked(now, None);
+        assert!(policy.wait(now + asked / 2) >= asked / 2);
+        policy.ended(true, Duration::from_secs(5));
+        assert!(policy.wait(now + 2 * asked) <= FIRST_WAIT, "it is over");
+    }
+
+    #[test]
+    fn a_server_that_sends_us_round_is_followed_sixty_times_an_hour_at_most() {
+        let mut policy = ReconnectPolicy::new(MINUTE);
+        let (start, lived) = (Instant::now(), Duration::from_millis(300));
+        let (mut now, mut moves) = (start, 0);
+        while now < start + HOUR {
+            now += policy.over_budget(now);
+            policy.attempted(now);
+            now += lived;
+            policy.handed_over(lived);
+            moves += 1;
+        }
+        assert!(moves <= WARM_UP + 60, "{moves}");
+        policy.handed_over(MIN_LIFETIME);
+        assert!(policy.over_budget(now) < BUDGET, "one that lived gives its attempt back");
     }
 }

@@ -4,8 +4,7 @@ use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
 
 use super::*;
 use crate::{
-    astro::{dial::Socket, session::Limits},
-    base::tcp::Transport,
+    astro::dial::{Counted, Socket},
     config::{Astro, TokenType},
     gateway::{intake::Intake, targets::Targets},
     journal::Journal,
@@ -26,14 +25,13 @@ pub(super) fn session(topics: &[&str]) -> Session {
         let one = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
         Wanted { subscription: Arc::new(one), token: Ok(Secret::new("t")) }
     });
-    Session::new(1, wanted.collect(), Limits::from(&Astro::default()), Instant::now())
+    Session::new(1, wanted.collect(), Arc::default(), Instant::now())
 }
 
 /// Our end of a connection and the gateway's.
 pub(super) async fn sockets() -> (Socket, Socket) {
     let (ours, theirs) = tokio::io::duplex(64 * 1024);
-    let ours: Box<dyn Transport> = Box::new(ours);
-    let theirs: Box<dyn Transport> = Box::new(theirs);
+    let (ours, theirs) = (Counted::new(Box::new(ours)), Counted::new(Box::new(theirs)));
     let client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
     let server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
     (client, server)

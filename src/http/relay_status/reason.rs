@@ -108,7 +108,7 @@ impl Reason<'_> {
     }
 
     /// As health lists it.
-    pub(super) fn told(&self) -> health::Reason {
+    pub(super) fn listed(&self) -> health::Reason {
         health::Reason {
             kind: self.kind(),
             state: self.state(),

@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use rusqlite::{Connection, Params, Row, params};
+use serde::{Deserialize, Serialize};
 
 use super::{Changes, Store, begin, from_usize, schema, signed, sum_texts, to_usize, unsigned};
 use crate::{
@@ -71,10 +72,13 @@ pub(crate) struct RejectedAgain {
     pub reason: String,
 }
 
-/// A request to hand events on again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A request to hand events on again. As JSON it is what the members of a cluster share, of other versions too: its
+/// sink is in the key there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Replay {
     pub number: i64,
+    #[serde(skip)]
     pub sink: String,
     /// The last event that was handed on, or the one before the first.
     pub position: Seq,
@@ -144,6 +148,13 @@ fn insert_letter(
         time,
     ])?;
     Ok(())
+}
+
+/// What somebody wants to be done with dead letters.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum LetterChange {
+    Retry,
+    Drop,
 }
 
 impl Store {
@@ -241,6 +252,20 @@ impl Store {
         sink: Option<&str>,
     ) -> Result<usize, StoreError> {
         self.each_dead_letter("DELETE FROM dead_letters", numbers, sink)
+    }
+
+    /// Has a running relay do it; answers with how many.
+    pub(crate) fn change_dead_letters(
+        &self,
+        change: LetterChange,
+        numbers: Option<&[i64]>,
+        sink: Option<&str>,
+    ) -> Result<usize, StoreError> {
+        self.allow_requests()?;
+        match change {
+            LetterChange::Retry => self.retry_dead_letters(numbers, sink),
+            LetterChange::Drop => self.drop_dead_letters(numbers, sink),
+        }
     }
 
     fn each_dead_letter(

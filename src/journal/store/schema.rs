@@ -8,7 +8,7 @@
 //! | `dead_letters` | events that a destination rejected, whole, with reason and time |
 //! | `replays` | requests to hand events on again, with their progress |
 //! | `state` | what is known of each channel's session, element by element; added later, without a new version: who does not know it leaves it alone |
-//! | `meta` | `format` (the same as `user_version`), `identity` (of this journal), `removed` (retention has removed numbers up to it), `clean` (closed in order), `off …` (the times that the machine was off); of a former version: `reserved`, `alive` |
+//! | `meta` | `format` (the same as `user_version`), `identity` (of this journal), `removed` (retention has removed numbers up to it), `clean` (closed in order), `off …` (the times that the machine was off), `alive` (when the relay last ran, by the wall clock: for where the mark is missing); of a former version: `reserved` |
 //!
 //! The format is written down twice, and a file counts as one of a newer relay only where both agree:
 //! a flipped bit in the header must not keep a relay from starting.

@@ -1,7 +1,7 @@
 //! The limits: size, age, free space, and the length of the write-ahead log; and what other processes have
 //! asked for.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tracing::warn;
@@ -96,10 +96,10 @@ impl Writer {
 
     /// A burst may fill the disk between two times.
     fn much_was_written(&self) -> bool {
-        let limits = &self.shared.limits;
-        let Some(dir) = &limits.dir else { return false };
+        let Some(dir) = self.shared.dir() else { return false };
+        let config = &self.shared.config;
         // A quarter of the free space may be gone before it is looked at again.
-        let due = (limits.max_size / REMOVE_SHARE).min(match limits.min_free {
+        let due = (config.max_size.0 / REMOVE_SHARE).min(match config.min_free.0 {
             0 => u64::MAX,
             free => free / 4,
         });
@@ -112,17 +112,18 @@ impl Writer {
     }
 
     fn longest_log(&self) -> u64 {
-        (self.shared.limits.max_size / 4).clamp(SHORTEST_LOG, LONGEST_LOG)
+        (self.shared.config.max_size.0 / 4).clamp(SHORTEST_LOG, LONGEST_LOG)
     }
 
     fn maintain(&mut self) -> Result<(), StoreError> {
-        let Some(dir) = self.shared.limits.dir.clone() else { return Ok(()) };
+        let shared = Arc::clone(&self.shared);
+        let Some(dir) = shared.dir() else { return Ok(()) };
         self.upkeep.written_since = 0;
         let (delivered, held) = {
             let memory = self.shared.lock();
             (memory.delivered(), memory.marked(memory.numbers.written).events)
         };
-        let cut = self.is_to_be_cut(&dir);
+        let cut = self.is_to_be_cut(dir);
         let Some(store) = &mut self.store else { return Ok(()) };
         if cut {
             match store.checkpoint(true) {
@@ -132,7 +133,7 @@ impl Writer {
                     let lasts = self.upkeep.busy >= LASTS;
                     self.upkeep.cut_at = Instant::now() + if lasts { CUT_AGAIN } else { INTERVAL };
                     if lasts {
-                        let size = directory::wal_size(&dir);
+                        let size = directory::wal_size(dir);
                         warn!(
                             size,
                             "somebody reads in the journal for long: its log grows meanwhile"
@@ -147,21 +148,21 @@ impl Writer {
         } else if store.unmoved_log()? > CHECKPOINT {
             self.syncing.move_log();
         }
-        let limits = &self.shared.limits;
+        let config = &shared.config;
         // Too old for any sink; and delivered, and too old for history.
-        store.remove_older(limits.max_age, Seq::MAX)?;
-        store.remove_older(limits.keep_delivered, delivered)?;
+        store.remove_older(config.max_age.0, Seq::MAX)?;
+        store.remove_older(config.keep_delivered.0, delivered)?;
         let mut size = store.size()?;
-        if size > limits.max_size {
+        if size > config.max_size.0 {
             // What are no events has budgets of its own.
             let others = store.other_bytes()?;
-            while size.saturating_sub(others) > limits.max_size && store.bounds()?.is_some() {
+            while size.saturating_sub(others) > config.max_size.0 && store.bounds()?.is_some() {
                 store.remove_oldest((held / REMOVE_SHARE).max(1))?;
                 size = store.size()?;
             }
         }
-        let free = directory::free_space(&dir).unwrap_or(u64::MAX);
-        if free < limits.min_free {
+        let free = directory::free_space(dir).unwrap_or(u64::MAX);
+        if free < config.min_free.0 {
             // What every sink has goes; the freed pages are used again.
             store.remove_through(delivered)?;
             if !std::mem::replace(&mut self.upkeep.low, true) {
@@ -170,7 +171,7 @@ impl Writer {
         } else {
             self.upkeep.low = false;
         }
-        let full = free < limits.min_free / 2;
+        let full = free < config.min_free.0 / 2;
         self.refresh_figures(size)?;
         if full {
             self.degrade("the disk is full".into());
@@ -243,7 +244,7 @@ impl Writer {
     /// Sees whether somebody has removed or replaced the files, which stay open here and would be written
     /// on without a trace.
     fn was_replaced(&mut self) -> bool {
-        let (Some(dir), Some(files)) = (&self.shared.limits.dir, &self.files) else { return false };
+        let (Some(dir), Some(files)) = (self.shared.dir(), &self.files) else { return false };
         let now = directory::inodes(dir);
         if now == files.inodes {
             return false;

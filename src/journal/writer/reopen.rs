@@ -1,7 +1,7 @@
 //! Degraded, and back: after a failure events live in memory, and the files are tried again until they can
 //! be used.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use tracing::{error, info};
@@ -55,13 +55,14 @@ impl Writer {
 
     /// Tries the files again.
     pub(super) fn reopen(&mut self) {
-        let Some(dir) = self.shared.limits.dir.clone() else { return };
+        let shared = Arc::clone(&self.shared);
+        let Some(dir) = shared.dir() else { return };
         let corrupt = self.shared.lock().disk.corrupt;
         self.retry_at = Instant::now() + if corrupt { RETRY_RECOVERY } else { RETRY };
         let reopened = match self.files.take() {
-            None => self.open_late(&dir),
+            None => self.open_late(dir),
             Some(mut files) => {
-                let reopened = self.try_reopen(&dir, &mut files, corrupt);
+                let reopened = self.try_reopen(dir, &mut files, corrupt);
                 self.files = Some(files);
                 reopened
             }
@@ -91,7 +92,7 @@ impl Writer {
     /// handed to them as a replay. Nothing in memory changes before all that can fail is done.
     fn open_late(&mut self, dir: &Path) -> Result<(), StoreError> {
         let first = self.shared.lock().numbers.runs.first().map_or(1, |(first, _)| *first);
-        let always_sync = self.shared.sync == Sync::Always;
+        let always_sync = self.shared.config.sync == Sync::Always;
         let (store, files, found, _) = open::open_files(dir, always_sync, Some(first))?;
         let mut reader = Store::open_reader(dir)?;
         reader.set_ages(files.ages.clone());
@@ -137,7 +138,7 @@ impl Writer {
     ) -> Result<(), StoreError> {
         directory::make(dir)?;
         // A little more than where it was given up, so that it is not given up again at once.
-        let least = self.shared.limits.min_free / 4 * 3;
+        let least = self.shared.config.min_free.0 / 4 * 3;
         if directory::free_space(dir).is_some_and(|free| free < least) {
             let source = std::io::ErrorKind::StorageFull.into();
             return Err(StoreError::Io { path: dir.to_owned(), source });
@@ -201,7 +202,7 @@ impl Writer {
     ) -> Result<Store, StoreError> {
         let open = || {
             directory::put_recovered_in_place(dir)?;
-            let store = Store::open(dir, self.shared.sync == Sync::Always)?;
+            let store = Store::open(dir, self.shared.config.sync == Sync::Always)?;
             store.bounds()?;
             store.runs()?;
             store.cursors()?;

@@ -160,9 +160,8 @@ fn address(found: &mut Findings, name: &str, sink: &SinkConfig) {
 /// What the sink's own kind says of its settings, and whether its address can be one.
 fn own(found: &mut Findings, name: &str, sink: &SinkConfig) {
     let Some(kind) = sink::kind(&sink.kind) else { return };
-    let purpose = sink::Purpose::Relay;
-    let opening = Opening { name, settings: sink.settings.clone(), config: sink, purpose };
-    if let Err(ConfigError { problems }) = (kind.open)(opening) {
+    let opening = Opening { name, config: sink, purpose: sink::Purpose::Relay };
+    if let Err(ConfigError { problems }) = (kind.open)(&opening) {
         let problems = problems.into_iter().map(|one| without_values(one, &sink.settings));
         found.errors.extend(problems);
         return;

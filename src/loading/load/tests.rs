@@ -283,6 +283,23 @@ fn commanded(first: &str, second: &str) -> String {
 }
 
 #[test]
+fn a_path_that_only_a_shell_reads_is_no_path() {
+    let token = LEAST.replace("token_env = \"TOKEN\"", "token_file = \"~/token\"");
+    assert_ne!(token, LEAST);
+    for text in [format!("[journal]\ndir = \"~/j\"\n{LEAST}"), token] {
+        let problems = problems(&text);
+        assert!(problems.iter().any(|problem| problem.contains("`~` is not expanded")), "{text}");
+    }
+    assert_eq!(problems(&format!("[journal]\ndir = \"/srv/~j\"\n{LEAST}")), [""; 0]);
+}
+
+#[test]
+fn a_misspelt_type_is_pointed_at() {
+    let text = LEAST.replace("type =", "typ =");
+    assert!(problems(&text).iter().any(|problem| problem.ends_with("; typ is no key")), "{text}");
+}
+
+#[test]
 fn commands_are_what_is_named_and_nowhere_else() {
     use crate::config::{Action, Commands};
     let mut sources = sources(LEAST);

@@ -8,6 +8,8 @@
 
 use serde_json::{Value, json};
 
+use crate::base::json::set;
+
 /// The largest number that can be set: what a double still holds to the cent.
 pub(super) const MOST: u64 = 1_000_000_000;
 
@@ -27,6 +29,7 @@ pub(super) struct Shown {
 /// A family of elements: what its name begins with.
 struct Family {
     word: &'static str,
+    icon: &'static str,
     /// What `count` counts, as a unit.
     count: &'static str,
     /// What `amount` counts, as a unit; empty: money of a currency that the session does not name.
@@ -35,192 +38,105 @@ struct Family {
     many: &'static str,
     one: &'static str,
     top: &'static str,
-    icon: &'static str,
 }
 
-/// The families that the vendor documents, and what it calls Jewels. From the longest word to the shortest,
-/// so that the first that fits is the right one.
+const fn family(
+    word: &'static str,
+    icon: &'static str,
+    [count, amount]: [&'static str; 2],
+    [many, one, top]: [&'static str; 3],
+) -> Family {
+    Family { word, icon, count, amount, many, one, top }
+}
+
+/// The families that the vendor documents, and what it calls Jewels: word, icon, units, names. From the longest
+/// word to the shortest, so that the first that fits is the right one.
 const FAMILIES: &[Family] = &[
-    Family {
-        word: "charityCampaignDonation",
-        count: "donations",
-        amount: "",
-        many: "Charity donations",
-        one: "charity donation",
-        top: "charity donor",
-        icon: "mdi:hand-heart",
-    },
-    Family {
-        word: "subscriber-gifted",
-        count: "subscribers",
-        amount: "subscribers",
-        many: "Gifted subscriptions",
-        one: "gifted subscription",
-        top: "gifter",
-        icon: "mdi:gift",
-    },
-    Family {
-        word: "subscriber-resub",
-        count: "subscribers",
-        amount: "subscribers",
-        many: "Resubscriptions",
-        one: "resubscription",
-        top: "resubscriber",
-        icon: "mdi:star-plus",
-    },
-    Family {
-        word: "subscriber-new",
-        count: "subscribers",
-        amount: "subscribers",
-        many: "New subscribers",
-        one: "new subscriber",
-        top: "new subscriber",
-        icon: "mdi:star-outline",
-    },
-    Family {
-        word: "sponsor-gifted",
-        count: "members",
-        amount: "members",
-        many: "Gifted memberships",
-        one: "gifted membership",
-        top: "membership gifter",
-        icon: "mdi:gift-outline",
-    },
-    Family {
-        word: "channel-points",
-        count: "redemptions",
-        amount: "points",
-        many: "Channel points",
-        one: "channel points redemption",
-        top: "redeemer",
-        icon: "mdi:star-four-points-circle",
-    },
-    Family {
-        word: "cheerPurchase",
-        count: "cheers",
-        amount: "bits",
-        many: "Cheer purchases",
-        one: "cheer purchase",
-        top: "cheer purchaser",
-        icon: "mdi:diamond-outline",
-    },
-    Family {
-        word: "subscriber",
-        count: "subscribers",
-        amount: "subscribers",
-        many: "Subscribers",
-        one: "subscriber",
-        top: "subscriber",
-        icon: "mdi:star",
-    },
-    Family {
-        word: "superchat",
-        count: "super chats",
-        amount: "",
-        many: "Super chats",
-        one: "super chat",
-        top: "super chatter",
-        icon: "mdi:chat-plus",
-    },
-    Family {
-        word: "hypetrain",
-        count: "hype trains",
-        amount: "",
-        many: "Hype train points",
-        one: "hype train",
-        top: "hype train contributor",
-        icon: "mdi:train",
-    },
-    Family {
-        word: "purchase",
-        count: "purchases",
-        amount: "",
-        many: "Purchases",
-        one: "purchase",
-        top: "buyer",
-        icon: "mdi:cart",
-    },
-    Family {
-        word: "follower",
-        count: "followers",
-        amount: "followers",
-        many: "Followers",
-        one: "follower",
-        top: "follower",
-        icon: "mdi:account-heart",
-    },
-    Family {
-        word: "sponsor",
-        count: "members",
-        amount: "members",
-        many: "Members",
-        one: "member",
-        top: "member",
-        icon: "mdi:star-circle",
-    },
-    Family {
-        word: "jewels",
-        count: "gifts",
-        amount: "Jewels",
-        many: "Jewels",
-        one: "Jewels gift",
-        top: "Jewels gifter",
-        icon: "mdi:diamond",
-    },
-    Family {
-        word: "cheer",
-        count: "cheers",
-        amount: "bits",
-        many: "Bits",
-        one: "cheer",
-        top: "cheerer",
-        icon: "mdi:diamond-stone",
-    },
-    Family {
-        word: "kicks",
-        count: "gifts",
-        amount: "KICKs",
-        many: "KICKs",
-        one: "KICKs gift",
-        top: "KICKs gifter",
-        icon: "mdi:alpha-k-circle",
-    },
-    Family {
-        word: "merch",
-        count: "orders",
-        amount: "",
-        many: "Merch",
-        one: "merch order",
-        top: "merch buyer",
-        icon: "mdi:tshirt-crew",
-    },
-    Family {
-        word: "host",
-        count: "hosts",
-        amount: "viewers",
-        many: "Hosts",
-        one: "host",
-        top: "host",
-        icon: "mdi:access-point",
-    },
-    Family {
-        word: "raid",
-        count: "raids",
-        amount: "viewers",
-        many: "Raids",
-        one: "raid",
-        top: "raider",
-        icon: "mdi:account-group",
-    },
-    Family {
-        word: "tip",
-        count: "tips",
-        amount: "",
-        many: "Tips",
-        one: "tip",
-        top: "tipper",
-        icon: "mdi:cash",
-    },
+    family(
+        "charityCampaignDonation",
+        "mdi:hand-heart",
+        ["donations", ""],
+        ["Charity donations", "charity donation", "charity donor"],
+    ),
+    family(
+        "subscriber-gifted",
+        "mdi:gift",
+        ["subscribers", "subscribers"],
+        ["Gifted subscriptions", "gifted subscription", "gifter"],
+    ),
+    family(
+        "subscriber-resub",
+        "mdi:star-plus",
+        ["subscribers", "subscribers"],
+        ["Resubscriptions", "resubscription", "resubscriber"],
+    ),
+    family(
+        "subscriber-new",
+        "mdi:star-outline",
+        ["subscribers", "subscribers"],
+        ["New subscribers", "new subscriber", "new subscriber"],
+    ),
+    family(
+        "sponsor-gifted",
+        "mdi:gift-outline",
+        ["members", "members"],
+        ["Gifted memberships", "gifted membership", "membership gifter"],
+    ),
+    family(
+        "channel-points",
+        "mdi:star-four-points-circle",
+        ["redemptions", "points"],
+        ["Channel points", "channel points redemption", "redeemer"],
+    ),
+    family(
+        "cheerPurchase",
+        "mdi:diamond-outline",
+        ["cheers", "bits"],
+        ["Cheer purchases", "cheer purchase", "cheer purchaser"],
+    ),
+    family(
+        "subscriber",
+        "mdi:star",
+        ["subscribers", "subscribers"],
+        ["Subscribers", "subscriber", "subscriber"],
+    ),
+    family(
+        "superchat",
+        "mdi:chat-plus",
+        ["super chats", ""],
+        ["Super chats", "super chat", "super chatter"],
+    ),
+    family(
+        "hypetrain",
+        "mdi:train",
+        ["hype trains", ""],
+        ["Hype train points", "hype train", "hype train contributor"],
+    ),
+    family("purchase", "mdi:cart", ["purchases", ""], ["Purchases", "purchase", "buyer"]),
+    family(
+        "follower",
+        "mdi:account-heart",
+        ["followers", "followers"],
+        ["Followers", "follower", "follower"],
+    ),
+    family("sponsor", "mdi:star-circle", ["members", "members"], ["Members", "member", "member"]),
+    family(
+        "jewels",
+        "mdi:diamond",
+        ["gifts", "Jewels"],
+        ["Jewels", "Jewels gift", "Jewels gifter"],
+    ),
+    family("cheer", "mdi:diamond-stone", ["cheers", "bits"], ["Bits", "cheer", "cheerer"]),
+    family(
+        "kicks",
+        "mdi:alpha-k-circle",
+        ["gifts", "KICKs"],
+        ["KICKs", "KICKs gift", "KICKs gifter"],
+    ),
+    family("merch", "mdi:tshirt-crew", ["orders", ""], ["Merch", "merch order", "merch buyer"]),
+    family("host", "mdi:access-point", ["hosts", "viewers"], ["Hosts", "host", "host"]),
+    family("raid", "mdi:account-group", ["raids", "viewers"], ["Raids", "raid", "raider"]),
+    family("tip", "mdi:cash", ["tips", ""], ["Tips", "tip", "tipper"]),
 ];
 
 /// What is shown of an element; `None`: nothing of it fits into a state.
@@ -352,12 +268,6 @@ pub(super) const NAME: &str =
 /// empty message, which is no JSON, and which Home Assistant may hear before the entity is withdrawn.
 pub(super) fn field(name: &str) -> String {
     format!("{{{{ (value_json | default({{}})).{name} | default(none) }}}}")
-}
-
-pub(super) fn set(config: &mut Value, key: &str, value: Value) {
-    if let Value::Object(config) = config {
-        config.insert(key.to_owned(), value);
-    }
 }
 
 #[cfg(test)]

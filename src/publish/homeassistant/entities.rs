@@ -6,11 +6,12 @@ use serde_json::{Map, Value, json};
 
 use super::{
     Announcement, ChannelTopics, HaDiscovery, RELAY,
-    element::{self, field, set},
+    element::{self, field},
     identity::id,
 };
 use crate::{
     astro::activity::ActivityInfo,
+    base::json::set,
     channel::state::SESSION_TOPICS,
     config::Action,
     delivery::{
@@ -105,22 +106,11 @@ impl HaDiscovery {
         else {
             return Vec::new();
         };
-        let entity = |component, object: &str, name: &str, own| {
-            let (object, name) = (object.to_owned().into(), name.to_owned());
-            let (channel, availability) = (Some(of), Availability::Channel);
-            let icon = shown.icon;
+        let announce = |component: &'static str, object: &str, name: &str, own| {
             // Whoever allows goals to be set wants to.
             let enabled = component == "number" || ELEMENTS.contains(&element);
-            self.announce(&Entity {
-                component,
-                channel,
-                object,
-                name,
-                icon,
-                availability,
-                enabled,
-                own,
-            })
+            let what = (object.to_owned(), name, shown.icon);
+            self.announce(&Entity { enabled, ..entity(component, of, what, own) })
         };
         let mut own = shown.own.clone();
         set(&mut own, "state_topic", topic.into());
@@ -129,7 +119,7 @@ impl HaDiscovery {
             let template = "{{ value_json | default({}) | tojson }}";
             set(&mut own, "json_attributes_template", template.into());
         }
-        let mut all = vec![entity("sensor", element, &shown.name, own)];
+        let mut all = vec![announce("sensor", element, &shown.name, own)];
         // A name that has to be written in another way in a topic is no goal of the vendor's.
         let plain = id(&[element]) == element;
         if shown.is_goal && plain && self.commands.allow(Action::Set) {
@@ -141,7 +131,7 @@ impl HaDiscovery {
                 "entity_category": "config",
             });
             let object = format!("{element}/set");
-            all.push(entity("number", &object, &format!("Set {}", shown.name), own));
+            all.push(announce("number", &object, &format!("Set {}", shown.name), own));
         }
         all
     }
@@ -157,16 +147,9 @@ impl HaDiscovery {
     /// The entity of a counter of the bot's, kept under `topic`.
     pub fn counter(&self, channel: &str, counter: &str, topic: &str) -> Option<Announcement> {
         let of = self.of_channel(channel)?;
-        Some(self.announce(&Entity {
-            component: "sensor",
-            channel: Some(of),
-            object: counter_object(counter).into(),
-            name: format!("Counter {counter}"),
-            icon: "mdi:counter",
-            availability: Availability::Channel,
-            enabled: true,
-            own: json!({ "state_topic": topic, "state_class": "measurement" }),
-        }))
+        let what = (counter_object(counter), format!("Counter {counter}"), "mdi:counter");
+        let own = json!({ "state_topic": topic, "state_class": "measurement" });
+        Some(self.announce(&entity("sensor", of, what, own)))
     }
 
     /// The topic under which a counter is announced.
@@ -180,20 +163,9 @@ impl HaDiscovery {
         let Some(of) = self.of_channel(channel) else { return Vec::new() };
         let info = ActivityInfo::named(kind);
         let name = element::capital(&info.name());
-        let entity = |component, object, name, icon, own| {
-            let (channel, availability) = (Some(of), Availability::Channel);
-            // Somebody has paid in it.
-            let enabled = true;
-            self.announce(&Entity {
-                component,
-                channel,
-                object,
-                name,
-                icon,
-                availability,
-                enabled,
-                own,
-            })
+        // They are shown: somebody has paid in it.
+        let announce = |component, object: String, name: String, own| {
+            self.announce(&entity(component, of, (object, name, PAID_ICON), own))
         };
         let own = json!({
             "state_topic": topic,
@@ -201,12 +173,11 @@ impl HaDiscovery {
             "json_attributes_topic": topic,
             "json_attributes_template": "{{ value_json | default({}) | tojson }}",
         });
-        let object = Cow::Owned(paid_object(kind));
-        let mut all = vec![entity("sensor", object, format!("Latest {name}"), PAID_ICON, own)];
+        let mut all = vec![announce("sensor", paid_object(kind), format!("Latest {name}"), own)];
         if !info.is_known() && ha_event::is_own_kind(kind) {
             let topic = ha_event::topic(of.1, kind);
             let own = json!({ "state_topic": topic, "event_types": [kind] });
-            all.push(entity("event", event_object(kind).into(), name, PAID_ICON, own));
+            all.push(announce("event", event_object(kind), name, own));
         }
         all
     }
@@ -234,9 +205,7 @@ impl HaDiscovery {
         ]
         .into_iter()
         .filter(|(action, ..)| self.commands.allow(*action))
-        .map(|(action, object, name, icon)| {
-            button(of, object.to_owned(), name.to_owned(), icon, action.as_str())
-        })
+        .map(|(action, object, name, icon)| button(of, (object, name, icon), action.as_str()))
         .chain(self.tests(of))
         .collect()
     }
@@ -246,9 +215,8 @@ impl HaDiscovery {
         let kinds = if self.commands.allow(Action::Test) { &TestKind::ALL[..] } else { &[] };
         kinds.iter().map(move |kind| {
             let command = format!("{}/{kind}", Action::Test.as_str());
-            let (object, name) = (format!("test/{kind}"), format!("Send test {kind}"));
-            let button = button(of, object, name, "mdi:test-tube", &command);
-            Entity { enabled: *kind == TestKind::Tip, ..button }
+            let what = (format!("test/{kind}"), format!("Send test {kind}"), "mdi:test-tube");
+            Entity { enabled: *kind == TestKind::Tip, ..button(of, what, &command) }
         })
     }
 
@@ -319,28 +287,37 @@ impl HaDiscovery {
     }
 }
 
-/// A button that gives a command.
-fn button<'a>(
+/// An entity of a channel: its object, name and icon.
+fn entity<'a>(
+    component: &'static str,
     of: (&'a str, &'a str),
-    object: String,
-    name: String,
-    icon: &'static str,
-    command: &str,
+    (object, name, icon): (impl Into<Cow<'a, str>>, impl Into<String>, &'a str),
+    own: Value,
 ) -> Entity<'a> {
     Entity {
-        component: "button",
+        component,
         channel: Some(of),
         object: object.into(),
-        name,
+        name: name.into(),
         icon,
         availability: Availability::Channel,
         enabled: true,
-        own: json!({
-            "command_topic": command_topic(of.0, command),
-            "payload_press": "PRESS",
-            "entity_category": "config",
-        }),
+        own,
     }
+}
+
+/// A button that gives a command.
+fn button<'a>(
+    of: (&'a str, &'a str),
+    what: (impl Into<Cow<'a, str>>, impl Into<String>, &'a str),
+    command: &str,
+) -> Entity<'a> {
+    let own = json!({
+        "command_topic": command_topic(of.0, command),
+        "payload_press": "PRESS",
+        "entity_category": "config",
+    });
+    entity("button", of, what, own)
 }
 
 const PAID_ICON: &str = "mdi:cash-plus";
@@ -436,94 +413,60 @@ fn of_relay(
 
 /// Whether Astro is heard for the channel. It must not be unavailable just when it has to say no.
 fn connection<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
-    Entity {
-        component: "binary_sensor",
-        channel: Some(of),
-        object: "connection".into(),
-        name: "Connection".into(),
-        icon: "mdi:cloud-check",
-        availability: Availability::Relay,
-        enabled: true,
-        own: json!({
-            "state_topic": format!("{}/status", of.1),
-            "payload_on": "online",
-            "payload_off": "offline",
-            "device_class": "connectivity",
-            "entity_category": "diagnostic",
-        }),
-    }
+    let what = ("connection", "Connection", "mdi:cloud-check");
+    let own = json!({
+        "state_topic": format!("{}/status", of.1),
+        "payload_on": "online",
+        "payload_off": "offline",
+        "device_class": "connectivity",
+        "entity_category": "diagnostic",
+    });
+    Entity { availability: Availability::Relay, ..entity("binary_sensor", of, what, own) }
 }
 
 fn live<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
-    Entity {
-        component: "binary_sensor",
-        channel: Some(of),
-        object: "live".into(),
-        name: "Live".into(),
-        icon: "mdi:broadcast",
-        availability: Availability::Channel,
-        enabled: true,
-        own: json!({
-            "state_topic": format!("{}/stream", of.1),
-            "value_template": "{{ iif((value_json | default({})).isLive | default(none), 'ON', 'OFF', 'None') }}",
-        }),
-    }
+    let own = json!({
+        "state_topic": format!("{}/stream", of.1),
+        "value_template": "{{ iif((value_json | default({})).isLive | default(none), 'ON', 'OFF', 'None') }}",
+    });
+    entity("binary_sensor", of, ("live", "Live", "mdi:broadcast"), own)
 }
 
 /// Since when the session has counted: its last reset.
 fn session_since<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
     let topic = format!("{}/session-info", of.1);
-    Entity {
-        component: "sensor",
-        channel: Some(of),
-        object: "session-since".into(),
-        name: "Session since".into(),
-        icon: "mdi:calendar-start",
-        availability: Availability::Channel,
-        enabled: false,
-        own: json!({
-            "state_topic": topic,
-            "value_template": field("lastReset"),
-            "device_class": "timestamp",
-            "json_attributes_topic": topic,
-            "json_attributes_template": "{{ value_json | default({}) | tojson }}",
-        }),
-    }
+    let what = ("session-since", "Session since", "mdi:calendar-start");
+    let own = json!({
+        "state_topic": topic,
+        "value_template": field("lastReset"),
+        "device_class": "timestamp",
+        "json_attributes_topic": topic,
+        "json_attributes_template": "{{ value_json | default({}) | tojson }}",
+    });
+    Entity { enabled: false, ..entity("sensor", of, what, own) }
 }
 
 /// What happened last, in words. The logbook shows of an event entity its type alone, and of a sensor its
 /// state: so this is what it shows of events.
 fn latest_event<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
-    Entity {
-        component: "sensor",
-        channel: Some(of),
-        object: "latest-event".into(),
-        name: "Latest event".into(),
-        icon: "mdi:timeline-text",
-        availability: Availability::Channel,
-        enabled: true,
-        own: json!({
-            "state_topic": ha_event::topic(of.1, "+"),
-            "value_template": field("summary"),
-        }),
-    }
+    let what = ("latest-event", "Latest event", "mdi:timeline-text");
+    let own = json!({
+        "state_topic": ha_event::topic(of.1, "+"),
+        "value_template": field("summary"),
+    });
+    entity("sensor", of, what, own)
 }
 
 /// An event entity for each kind that can come.
 fn events<'a>(of: (&'a str, &'a str), feed: &ChannelTopics) -> impl Iterator<Item = Entity<'a>> {
     let subscribed = |topic: &str| feed.topics.iter().any(|subscribed| subscribed == topic);
     let all = subscribed(ACTIVITIES);
-    KINDS.iter().filter(move |kind| all || subscribed(kind.topic)).map(move |kind| Entity {
-        component: "event",
-        channel: Some(of),
-        object: event_object(kind.name).into(),
-        name: kind.label.into(),
-        icon: kind.icon,
-        availability: Availability::Channel,
-        enabled: kind.common,
-        own: json!({
+    KINDS.iter().filter(move |kind| all || subscribed(kind.topic)).map(move |kind| {
+        let what = (event_object(kind.name), kind.label, kind.icon);
+        let own = json!({
             "state_topic": ha_event::topic(of.1, kind.name),
             "event_types": kind.types,
-        }),
+        });
+        Entity { enabled: kind.common, ..entity("event", of, what, own) }
     })
 }

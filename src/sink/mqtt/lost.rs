@@ -79,7 +79,7 @@ impl Lost {
 
     /// As the failure of a connection that was never made.
     pub(super) fn failure(self) -> Failure {
-        Failure::after(0, self.cause())
+        self.cause().into()
     }
 }
 

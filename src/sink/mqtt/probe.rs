@@ -1,8 +1,8 @@
 //! Whether we may publish at a topic, for `check --connect`.
 //!
 //! Only a message can ask that. It is empty, is not retained, and goes below the topic, to the level
-//! [`CANARY`](address::CANARY) at which no event is ever published: a right is seldom given for less than a
-//! whole branch.
+//! [`PROBE_WORD`](address::PROBE_WORD) at which no event is ever published: a right is seldom given for less
+//! than a whole branch.
 
 use std::sync::Arc;
 
@@ -18,14 +18,13 @@ use crate::sink::{Failure, Opening, Permission, address};
 
 const TAG: Tag = 0;
 
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 pub(super) fn probe(
-    opening: Opening<'_>,
+    opening: &Opening<'_>,
     topics: Vec<Arc<str>>,
 ) -> BoxFuture<'static, Result<Vec<Permission>, Failure>> {
-    let settings = Settings::read(&opening).map(|settings| {
+    let settings = Settings::read(opening).map(|settings| {
         // A second client with the id of another connection would end that.
-        let client_id = format!("{}-permission", settings.client_id(&opening));
+        let client_id = format!("{}-permission", settings.client_id(opening));
         (settings, client_id)
     });
     let limit = opening.config.timeout.0;
@@ -50,8 +49,8 @@ pub(super) fn probe(
                 permissions.push(Permission::Unknown("QoS 0 has no answer"));
                 break;
             }
-            let question = format!("{topic}/{}", address::CANARY);
-            let asked = timeout(limit, ask(&mut connection, &question)).await;
+            let question = format!("{topic}/{}", address::PROBE_WORD);
+            let asked = timeout(limit, try_publish(&mut connection, &question)).await;
             let asked = asked.unwrap_or_else(|_| Err("the broker has not answered".into()));
             permissions.push(match asked {
                 Ok(Verdict::Accepted) => {
@@ -76,7 +75,7 @@ pub(super) fn probe(
 }
 
 /// Publishes an empty message at `topic` and waits for the broker's answer.
-async fn ask(connection: &mut Connection, topic: &str) -> Result<Verdict, Lost> {
+async fn try_publish(connection: &mut Connection, topic: &str) -> Result<Verdict, Lost> {
     let publication = Publication { topic, qos: 1, ..Publication::default() };
     match connection.publish(publication, TAG) {
         Ok(()) => {}

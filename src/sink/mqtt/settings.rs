@@ -34,7 +34,6 @@ pub(crate) struct Settings {
     /// The broker: `mqtt://host`, `mqtts://host`, `ws://host/mqtt`, `wss://host/mqtt`.
     pub(crate) url: String,
     /// Where events go, a template. Default: `astro/<channel>/<topic with />`.
-    #[serde(default)]
     pub(crate) topic: Option<String>,
     /// The version of the protocol.
     #[serde(default)]
@@ -47,22 +46,16 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) retain: Retain,
     /// The client id. Default: `astro-relay-<name of the sink>`.
-    #[serde(default)]
     pub(crate) client_id: Option<String>,
     /// The user.
-    #[serde(default)]
     pub(crate) user: Option<String>,
     /// The user's password; also `password_file`, `password_env`, `password_credential`.
-    #[serde(default)]
     pub(crate) password: Option<SecretRef>,
     /// A PEM file of certificate authorities to trust instead of the system's.
-    #[serde(default)]
     pub(crate) ca_file: Option<PathBuf>,
     /// A PEM file with our certificate.
-    #[serde(default)]
     pub(crate) client_cert_file: Option<PathBuf>,
     /// A PEM file with its key.
-    #[serde(default)]
     pub(crate) client_key_file: Option<PathBuf>,
     /// Silence after which the broker is asked whether it is there.
     #[serde(default = "default_keep_alive")]
@@ -72,11 +65,9 @@ pub(crate) struct Settings {
     pub(crate) inflight: u16,
     /// A retained topic that says `online` or `offline`. Default: `astro/relay/<name of the
     /// sink>/availability`; `""` turns it off. With `state` there is the relay's status instead.
-    #[serde(default)]
     pub(crate) availability_topic: Option<String>,
     /// What the topics of the state begin with, a template over `channel`, which is `relay` for the
     /// relay's own. Default: `astro/{{ channel }}`.
-    #[serde(default)]
     pub(crate) state_topic: Option<String>,
     /// Commands that may come over `astro/<channel>/command/…`: true for all, false for none, or a list
     /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`, `relay/test`.
@@ -85,13 +76,10 @@ pub(crate) struct Settings {
     /// Home Assistant's MQTT discovery: an entity for each figure of the session, for each kind of event,
     /// for the relay itself. Implies `state`. `false` removes what was announced before; left out, nothing
     /// is changed.
-    #[serde(default)]
     pub(crate) homeassistant: Option<bool>,
     /// Home Assistant's discovery prefix. Default: `homeassistant`.
-    #[serde(default)]
     pub(crate) discovery_prefix: Option<String>,
     /// The address of the relay's page as people reach it: a link on each device in Home Assistant.
-    #[serde(default)]
     pub(crate) configuration_url: Option<String>,
 }
 

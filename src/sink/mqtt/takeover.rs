@@ -85,9 +85,7 @@ impl TakeoverGuard {
     /// Whether the next connection may be made now.
     pub(crate) fn check(&self, client_id: &str, now: Moment) -> Result<(), Failure> {
         match (self.remaining(now), self.fact(client_id, now)) {
-            (Some(wait), Some(reason)) => {
-                Err(Failure::after(0, Cause::Busy { wait: Some(wait), reason }))
-            }
+            (Some(wait), Some(reason)) => Err(Cause::Busy { wait: Some(wait), reason }.into()),
             _ => Ok(()),
         }
     }

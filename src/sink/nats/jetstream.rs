@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::{
     flight::{Fault, Outcome},
     replays::Replays,
-    stream::Known,
+    stream::KnownStream,
 };
 
 /// The first version whose replicated streams forget the id of a message that they did not store.
@@ -23,7 +23,7 @@ const FORGETS: (u32, u32) = (2, 11);
 /// What is known of the stream, and what was stored on this connection.
 #[derive(Default)]
 pub(super) struct Stream {
-    pub(super) known: Known,
+    pub(super) known: KnownStream,
     pub(super) chain: Chain,
     pub(super) replays: Replays,
     /// Whether it has stored an event on this connection.
@@ -34,19 +34,19 @@ pub(super) struct Stream {
 impl Stream {
     /// Takes note of the stream's answer to an event.
     pub(super) fn answered(&mut self, message: &Message, subjects_vary: bool) -> Outcome {
-        match Answer::read(message) {
-            Answer::Stored { duplicate } => {
+        match PublishAnswer::read(message) {
+            PublishAnswer::Stored { duplicate } => {
                 self.duplicates += u64::from(duplicate);
                 self.has_stored = true;
                 self.chain.stored();
                 Outcome::Accepted
             }
             // Where all go to one subject, the stream as a whole is full for us.
-            Answer::SubjectFull(reason) if subjects_vary => {
+            PublishAnswer::SubjectFull(reason) if subjects_vary => {
                 Outcome::Failed(Fault::Rejected(reason))
             }
-            Answer::SubjectFull(reason) => Outcome::Failed(Fault::Busy(reason)),
-            Answer::Other(outcome) => outcome,
+            PublishAnswer::SubjectFull(reason) => Outcome::Failed(Fault::Busy(reason)),
+            PublishAnswer::Other(outcome) => outcome,
         }
     }
 }
@@ -107,7 +107,7 @@ impl Chain {
 
 /// A stream's answer to a message.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+enum PublishAnswer {
     Stored {
         duplicate: bool,
     },
@@ -119,15 +119,13 @@ enum Answer {
 /// The answer's JSON.
 #[derive(Deserialize)]
 pub(crate) struct Ack {
-    #[serde(default)]
     pub(crate) error: Option<async_nats::jetstream::Error>,
-    #[serde(default)]
     pub(crate) seq: Option<u64>,
     #[serde(default)]
     pub(crate) duplicate: bool,
 }
 
-impl Answer {
+impl PublishAnswer {
     fn read(message: &Message) -> Self {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             return Self::Other(Outcome::NoStream);
@@ -229,13 +227,13 @@ mod tests {
             ("no JSON".into(), "busy"),
             (json!({"stream": "S", "seq": 7}).to_string(), "stored"),
         ] {
-            let found = match Answer::of(payload.as_bytes()) {
-                Answer::Stored { .. } => "stored",
-                Answer::SubjectFull(_) => "full",
-                Answer::Other(Outcome::Failed(Fault::Rejected(_))) => "rejected",
-                Answer::Other(Outcome::Failed(Fault::Denied(_))) => "denied",
-                Answer::Other(Outcome::Unlinked) => "unlinked",
-                Answer::Other(_) => "busy",
+            let found = match PublishAnswer::of(payload.as_bytes()) {
+                PublishAnswer::Stored { .. } => "stored",
+                PublishAnswer::SubjectFull(_) => "full",
+                PublishAnswer::Other(Outcome::Failed(Fault::Rejected(_))) => "rejected",
+                PublishAnswer::Other(Outcome::Failed(Fault::Denied(_))) => "denied",
+                PublishAnswer::Other(Outcome::Unlinked) => "unlinked",
+                PublishAnswer::Other(_) => "busy",
             };
             assert_eq!(found, expected, "{payload}");
         }

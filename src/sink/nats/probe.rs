@@ -14,7 +14,7 @@ use super::{
     connector::Connector,
     link::{Link, Mark, ServerNotice, Unsent},
     refusal::{self, Refusal},
-    stream::{self, Known},
+    stream::{self, KnownStream},
     subject,
 };
 use crate::sink::{Cause, Failure, Opening, Permission, Purpose, address};
@@ -26,21 +26,19 @@ const NO_STREAM: &str = "astro-relay-check";
 const LATE: Duration = Duration::from_millis(300);
 
 /// Asks for the right to publish at each address.
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 pub(super) fn probe(
-    opening: Opening<'_>,
+    opening: &Opening<'_>,
     addresses: Vec<Arc<str>>,
 ) -> BoxFuture<'static, Result<Vec<Permission>, Failure>> {
-    let connector = Connector::new(&opening, "");
+    let connector = Connector::new(opening, "");
     let config = (opening.config.timeout.0, opening.config.backoff_max.0);
     Box::pin(async move {
         let mut connector = connector.map_err(Failure::down)?;
-        let failed = |cause| Failure::after(0, cause);
-        let mut link = connector.connect().await.map_err(failed)?;
-        let mut known = Known::default();
+        let mut link = connector.connect().await?;
+        let mut known = KnownStream::default();
         if connector.settings.jetstream {
             let wanted = super::wanted(&connector, Purpose::Probe, config.0 + config.1);
-            known = stream::ensure(&mut link, &wanted).await.map_err(failed)?;
+            known = stream::ensure(&mut link, &wanted).await?;
         }
         let mut asked = Vec::new();
         let mut refusals = Refusals::new();
@@ -55,15 +53,16 @@ pub(super) fn probe(
                     known.list()
                 )),
                 None => {
-                    let asked = ask(&mut link, address, number, connector.timeout, &mut refusals);
-                    asked.await.map_err(failed)?
+                    let asked =
+                        try_publish(&mut link, address, number, connector.timeout, &mut refusals);
+                    asked.await?
                 }
             };
             asked.push((address, denied));
         }
-        late(&mut link, &mut refusals).await;
+        late_refusals(&mut link, &mut refusals).await;
         let permission = |(address, denied): (&Arc<str>, Option<String>)| {
-            let subject = canary(address);
+            let subject = probe_subject(address);
             match denied.map(Permission::Denied) {
                 Some(denied) => denied,
                 None => refusals
@@ -79,21 +78,21 @@ pub(super) fn probe(
 type Refusals = HashMap<String, String>;
 
 /// Where it is tried to publish to `address`.
-fn canary(address: &str) -> String {
-    format!("{address}.{}", address::CANARY)
+fn probe_subject(address: &str) -> String {
+    format!("{address}.{}", address::PROBE_WORD)
 }
 
 /// Publishes to `address`, and waits until the server has looked at it. What it refuses goes into `refusals`,
-/// mostly: see [`late`]. Answers why it cannot be published to at all. `number` tells this question from others of
-/// the connection.
-async fn ask(
+/// mostly: see [`late_refusals`]. Answers why it cannot be published to at all. `number` tells this question
+/// from others of the connection.
+async fn try_publish(
     link: &mut Link,
     address: &str,
     number: u64,
     patience: Duration,
     refusals: &mut Refusals,
 ) -> Result<Option<String>, Cause> {
-    let subject = canary(address);
+    let subject = probe_subject(address);
     let mut headers = HeaderMap::new();
     headers.insert(async_nats::header::NATS_EXPECTED_STREAM, NO_STREAM);
     let request = Mark::Request(number);
@@ -115,7 +114,7 @@ async fn ask(
                 Ok((found, _)) if found == mark => break,
                 Ok(_) => {}
                 Err(ServerNotice::Lost(reason)) => return Err(Cause::Down(reason.into())),
-                Err(ServerNotice::Refused(text)) => note(text, refusals),
+                Err(ServerNotice::Refused(text)) => record(text, refusals),
             }
         }
         Ok(())
@@ -125,19 +124,19 @@ async fn ask(
     Ok(None)
 }
 
-fn note(text: String, refusals: &mut Refusals) {
+fn record(text: String, refusals: &mut Refusals) {
     if let Refusal::Publish(subject) = refusal::read(&text) {
         refusals.insert(subject, text);
     }
 }
 
 /// Refusals come from a task of the client library that may be late on a busy machine.
-async fn late(link: &mut Link, refusals: &mut Refusals) {
+async fn late_refusals(link: &mut Link, refusals: &mut Refusals) {
     let coming = async {
         loop {
             match link.next().await {
                 Ok(_) => {}
-                Err(ServerNotice::Refused(text)) => note(text, refusals),
+                Err(ServerNotice::Refused(text)) => record(text, refusals),
                 Err(ServerNotice::Lost(_)) => return,
             }
         }

@@ -22,13 +22,11 @@ pub(super) const DEFAULT_SUBJECT: &str = "astro.{{ channel }}.{{ topic }}";
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     /// The server: `nats://host:4222`, `tls://host:4222`; several with commas between.
-    #[serde(default)]
     pub(crate) url: Option<String>,
     /// Several servers of one cluster: the first that answers is taken.
     #[serde(default)]
     pub(crate) urls: Vec<String>,
     /// Where events go, a template. Default: `astro.<channel>.<topic>`.
-    #[serde(default)]
     pub(crate) subject: Option<String>,
     /// Which headers an event has.
     #[serde(default)]
@@ -43,19 +41,14 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) create_stream: Create,
     /// The user.
-    #[serde(default)]
     pub(crate) user: Option<String>,
     /// The user's password; also `password_file`, `password_env`, `password_credential`.
-    #[serde(default)]
     pub(crate) password: Option<SecretRef>,
     /// A token; also `token_file`, …
-    #[serde(default)]
     pub(crate) token: Option<SecretRef>,
     /// The seed of an nkey; also `nkey_seed_file`, …
-    #[serde(default)]
     pub(crate) nkey_seed: Option<SecretRef>,
     /// The text of a `.creds` file; mostly as `credentials_file`.
-    #[serde(default)]
     pub(crate) credentials: Option<SecretRef>,
     /// Whether TLS is required even where the URL does not say so.
     #[serde(default)]
@@ -64,20 +57,16 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) tls_first: bool,
     /// A PEM file of certificate authorities to trust instead of the system's.
-    #[serde(default)]
     pub(crate) ca_file: Option<PathBuf>,
     /// A PEM file with our certificate.
-    #[serde(default)]
     pub(crate) client_cert_file: Option<PathBuf>,
     /// A PEM file with its key.
-    #[serde(default)]
     pub(crate) client_key_file: Option<PathBuf>,
     /// Commands that may come over `astro.<channel>.command.…`: true for all, false for none, or a list
     /// of `session/set`, `session/reset`, `session/reload`, `relay/refresh`, `relay/test`.
     #[serde(default)]
     pub(crate) commands: config::Commands,
     /// What the subjects begin with at which the server's answers come. Default: `_INBOX`.
-    #[serde(default)]
     pub(crate) inbox_prefix: Option<String>,
     /// The key-value bucket of the state; made where it is missing.
     #[serde(default = "default_state_bucket")]

@@ -28,7 +28,7 @@ use crate::{
 const API_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What came of a request about a stream.
-enum Answer {
+enum ApiAnswer {
     Config(Box<Config>),
     Error(jetstream::Error),
     /// The user may not ask.
@@ -42,7 +42,7 @@ async fn request(
     subject: &str,
     payload: Bytes,
     patience: Duration,
-) -> Result<Answer, Cause> {
+) -> Result<ApiAnswer, Cause> {
     let silent = || {
         Cause::Down(
             "nobody answers for JetStream: is it enabled on this server and for this account?"
@@ -52,13 +52,13 @@ async fn request(
     let message = match link.request(subject, payload, patience.min(API_TIMEOUT)).await {
         Ok(message) if message.status.is_some() => return Err(silent()),
         Ok(message) => message,
-        Err(Unanswered::Denied(text)) => return Ok(Answer::Denied(text)),
+        Err(Unanswered::Denied(text)) => return Ok(ApiAnswer::Denied(text)),
         Err(Unanswered::Silent) => return Err(silent()),
         Err(Unanswered::Lost(reason)) => return Err(Cause::Down(reason.into())),
     };
     match serde_json::from_slice(&message.payload) {
-        Ok(Response::<Info>::Ok(info)) => Ok(Answer::Config(Box::new(info.config))),
-        Ok(Response::Err { error }) => Ok(Answer::Error(error)),
+        Ok(Response::<Info>::Ok(info)) => Ok(ApiAnswer::Config(Box::new(info.config))),
+        Ok(Response::Err { error }) => Ok(ApiAnswer::Error(error)),
         Err(error) => {
             Err(Cause::Down(format!("the answer about a stream cannot be read: {error}").into()))
         }
@@ -153,7 +153,7 @@ pub(super) struct Wanted<'a> {
 
 /// What is known of the stream.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownStream {
     /// The subjects that it takes; `None`: that is not known.
     subjects: Option<Vec<String>>,
     /// How many servers keep it, where that is known.
@@ -164,7 +164,7 @@ pub(super) struct Known {
     pub(super) facts: Vec<String>,
 }
 
-impl Known {
+impl KnownStream {
     /// Whether the stream takes what goes to `subject`, as far as that is known.
     pub(super) fn takes(&self, subject: &str) -> Option<bool> {
         let subjects = self.subjects.as_ref()?;
@@ -178,19 +178,19 @@ impl Known {
 }
 
 /// Finds the stream, or makes it.
-pub(super) async fn ensure(link: &mut Link, wanted: &Wanted<'_>) -> Result<Known, Cause> {
+pub(super) async fn ensure(link: &mut Link, wanted: &Wanted<'_>) -> Result<KnownStream, Cause> {
     let Wanted { name, subjects, create, patience, .. } = wanted;
     let info = format!("$JS.API.STREAM.INFO.{name}");
     let config = match request(link, &info, Bytes::new(), *patience).await? {
-        Answer::Config(config) => config,
-        Answer::Denied(text) => {
+        ApiAnswer::Config(config) => config,
+        ApiAnswer::Denied(text) => {
             let fact = format!(
                 "the stream {name:?} cannot be looked at, so whether it takes everything, and for how \
                  long it recognises a repeat, is not known: {text}"
             );
-            return Ok(Known { facts: vec![fact], ..Known::default() });
+            return Ok(KnownStream { facts: vec![fact], ..KnownStream::default() });
         }
-        Answer::Error(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+        ApiAnswer::Error(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
             match create.limits() {
                 None => {
                     return Err(Cause::Denied {
@@ -204,12 +204,16 @@ pub(super) async fn ensure(link: &mut Link, wanted: &Wanted<'_>) -> Result<Known
                     let fact = format!(
                         "the stream {name:?} does not exist yet: the relay makes it when it starts"
                     );
-                    return Ok(Known { missing: true, facts: vec![fact], ..Known::default() });
+                    return Ok(KnownStream {
+                        missing: true,
+                        facts: vec![fact],
+                        ..KnownStream::default()
+                    });
                 }
                 Some(limits) => make(link, wanted, &limits).await?,
             }
         }
-        Answer::Error(error) => {
+        ApiAnswer::Error(error) => {
             let reason = format!("the stream {name:?} cannot be looked at: {error}");
             return Err(Cause::Down(reason.into()));
         }
@@ -217,7 +221,7 @@ pub(super) async fn ensure(link: &mut Link, wanted: &Wanted<'_>) -> Result<Known
     let mut facts = suits(name, &config, subjects)?;
     facts.extend(facts_of(&config, wanted.repeats_within));
     let replicas = Some(config.num_replicas);
-    Ok(Known { subjects: Some(config.subjects), replicas, missing: false, facts })
+    Ok(KnownStream { subjects: Some(config.subjects), replicas, missing: false, facts })
 }
 
 async fn make(link: &mut Link, wanted: &Wanted<'_>, limits: &Limits) -> Result<Box<Config>, Cause> {
@@ -226,17 +230,17 @@ async fn make(link: &mut Link, wanted: &Wanted<'_>, limits: &Limits) -> Result<B
     let payload = payload.map_err(|error| Cause::Down(error.into()))?;
     let create = format!("$JS.API.STREAM.CREATE.{name}");
     match request(link, &create, payload.into(), *patience).await? {
-        Answer::Config(config) => {
+        ApiAnswer::Config(config) => {
             tracing::info!(stream = name, subjects, "a stream was made");
             Ok(config)
         }
-        Answer::Denied(text) => Err(Cause::Denied {
+        ApiAnswer::Denied(text) => Err(Cause::Denied {
             reason: format!(
                 "the stream {name:?} does not exist, and the user may not make it: make it, or let the \
                  user publish to {create} ({text})"
             ),
         }),
-        Answer::Error(error) => Err(Cause::Down(limits.not_made(name, &error).into())),
+        ApiAnswer::Error(error) => Err(Cause::Down(limits.not_made(name, &error).into())),
     }
 }
 

@@ -12,9 +12,9 @@ const REFUSED: &str = r#"Permissions Violation for Publish to "astro.main.refuse
 
 /// A sink with a stream that has sent these events of the given numbers and subjects.
 fn sent(events: &[(Seq, &str)]) -> Nats {
-    let config: SinkConfig = serde_json::from_value(json!({ "type": "nats" })).unwrap();
-    let settings = json!({ "url": "nats://127.0.0.1:4222", "jetstream": true });
-    let opening = Opening { name: "out", settings, config: &config, purpose: Purpose::Relay };
+    let mut config: SinkConfig = serde_json::from_value(json!({ "type": "nats" })).unwrap();
+    config.settings = json!({ "url": "nats://127.0.0.1:4222", "jetstream": true });
+    let opening = Opening { name: "out", config: &config, purpose: Purpose::Relay };
     let mut nats = Nats::new(&opening).unwrap();
     for (seq, subject) in events {
         let event = own("relay.test", &"".into(), &"".into(), &json!({}), 1);

@@ -4,7 +4,7 @@ use super::link::Link;
 
 /// How durable the server is. Empty where the user may not ask.
 pub(super) async fn durability(link: &mut Link) -> Vec<String> {
-    let Ok(answer) = link.ask(&redis::cmd("INFO")).await else { return Vec::new() };
+    let Ok(answer) = link.request(&redis::cmd("INFO")).await else { return Vec::new() };
     let Ok(info) = redis::from_redis_value::<String>(answer) else { return Vec::new() };
     let value = |key: &str| {
         info.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap_or_default()
@@ -36,7 +36,7 @@ async fn synced(link: &mut Link) -> Option<String> {
     let mut question = redis::cmd("CONFIG");
     question.arg("GET").arg("appendfsync");
     // Most users may not ask; then nothing is known, and nothing said.
-    let answer = link.ask(&question).await.ok()?;
+    let answer = link.request(&question).await.ok()?;
     let pairs: Vec<(String, String)> = redis::from_redis_value(answer).ok()?;
     match pairs.first()?.1.as_str() {
         "everysec" => Some(

@@ -90,18 +90,18 @@ impl Link {
 
     /// Asks for a sign of life.
     pub(crate) async fn ping(&mut self) -> Result<(), Cause> {
-        self.ask(&redis::cmd("PING")).await.map(drop)
+        self.request(&redis::cmd("PING")).await.map(drop)
     }
 
     /// Sends a command and hands back its answer.
-    pub(crate) async fn ask(&mut self, command: &Cmd) -> Result<Value, Cause> {
+    pub(crate) async fn request(&mut self, command: &Cmd) -> Result<Value, Cause> {
         let answer = self.connection().req_packed_command(command).await;
         answer.and_then(Value::extract_error).map_err(of_server)
     }
 
     /// Sends commands and hands back the answer to each. The servers of a cluster take theirs one by
     /// one, for a pipeline goes to one server.
-    pub(crate) async fn ask_all<'c>(
+    pub(crate) async fn request_all<'c>(
         &mut self,
         commands: impl IntoIterator<Item = &'c Cmd>,
     ) -> Result<Vec<Answered>, Cause> {
@@ -109,7 +109,7 @@ impl Link {
         if matches!(self, Self::Cluster(_)) {
             let mut answers = Vec::with_capacity(commands.len());
             for command in commands {
-                answers.push(self.ask(command).await);
+                answers.push(self.request(command).await);
             }
             return Ok(answers);
         }
@@ -207,10 +207,10 @@ impl Access {
         if let Some(password) = &self.password {
             let mut login = redis::cmd("AUTH");
             login.arg(settings.user.as_ref()).arg(password.expose());
-            link.ask(&login).await?;
+            link.request(&login).await?;
         }
         if db != 0 {
-            link.ask(redis::cmd("SELECT").arg(db)).await?;
+            link.request(redis::cmd("SELECT").arg(db)).await?;
         }
         link.greeted().await
     }

@@ -16,21 +16,19 @@ use super::{
 use crate::sink::{Cause, Failure, Opening, Permission};
 
 /// Asks for the right to publish at each address.
-#[expect(clippy::needless_pass_by_value, reason = "the signature is that of the row")]
 pub(super) fn probe(
-    opening: Opening<'_>,
+    opening: &Opening<'_>,
     addresses: Vec<Arc<str>>,
 ) -> BoxFuture<'static, Result<Vec<Permission>, Failure>> {
-    let settings = Settings::read(&opening);
+    let settings = Settings::read(opening);
     let timeout = opening.config.timeout.0;
     Box::pin(async move {
         let settings = settings.map_err(Failure::down)?;
-        let failed = |cause| Failure::after(0, cause);
-        let mut link = Link::open(&settings, timeout, &mut 0).await.map_err(failed)?;
+        let mut link = Link::open(&settings, timeout, &mut 0).await?;
         let mut permissions = Vec::new();
         for address in &addresses {
             let commands = commands(settings.mode, address);
-            let permission = rehearse(&mut link, &commands).await.map_err(failed)?;
+            let permission = may_run(&mut link, &commands).await?;
             let is_unknown = matches!(permission, Permission::Unknown(_));
             permissions.push(permission);
             if is_unknown {
@@ -61,7 +59,7 @@ fn commands(mode: Mode, address: &str) -> Vec<Cmd> {
 }
 
 /// Asks whether the user may run these commands, and runs none.
-async fn rehearse(link: &mut Link, commands: &[Cmd]) -> Result<Permission, Cause> {
+async fn may_run(link: &mut Link, commands: &[Cmd]) -> Result<Permission, Cause> {
     if !matches!(link, Link::One(_)) {
         return Ok(Permission::Unknown("a cluster has no transaction across its servers"));
     }

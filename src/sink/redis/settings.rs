@@ -17,13 +17,11 @@ use crate::{
 pub(crate) struct Settings {
     /// The server: `redis://host:6379/0`, `rediss://…` with TLS, `redis+unix:///path`; several with
     /// commas between, as in `urls`.
-    #[serde(default)]
     pub(crate) url: Option<String>,
     /// Several: the sentinels, or some servers of a cluster.
     #[serde(default)]
     pub(crate) urls: Vec<String>,
     /// The name under which the sentinels at `urls` know the master.
-    #[serde(default)]
     pub(crate) sentinel_master: Option<String>,
     /// Whether the servers are a cluster.
     #[serde(default)]
@@ -32,38 +30,28 @@ pub(crate) struct Settings {
     #[serde(default)]
     pub(crate) mode: Mode,
     /// The channel to publish to: a template. Default: `astro:{{ channel }}:{{ topic }}`.
-    #[serde(default)]
     pub(crate) channel: Option<String>,
     /// The key of the stream: a template. Default: `astro:events`.
-    #[serde(default)]
     pub(crate) key: Option<String>,
     /// About how many entries a stream keeps; 0 keeps all.
     #[serde(default = "default_max_len")]
     pub(crate) max_len: u64,
     /// The user, where the server has users.
-    #[serde(default)]
     pub(crate) user: Option<String>,
     /// The password.
-    #[serde(default)]
     pub(crate) password: Option<SecretRef>,
     /// The user at the sentinels.
-    #[serde(default)]
     pub(crate) sentinel_user: Option<String>,
     /// The password at the sentinels.
-    #[serde(default)]
     pub(crate) sentinel_password: Option<SecretRef>,
     /// A PEM file of certificate authorities to trust instead of the system's.
-    #[serde(default)]
     pub(crate) ca_file: Option<PathBuf>,
     /// A PEM file with the client's certificate.
-    #[serde(default)]
     pub(crate) client_cert_file: Option<PathBuf>,
     /// A PEM file with the client's key.
-    #[serde(default)]
     pub(crate) client_key_file: Option<PathBuf>,
     /// What the keys of the state begin with, a template over `channel`, which is `relay` for the
     /// relay's own. Default: `astro:{{ channel }}`.
-    #[serde(default)]
     pub(crate) state_key: Option<String>,
 }
 

@@ -9,7 +9,7 @@ use redis::Value;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Answer, Connection, answer, begin, facts,
+    Connection, PendingAnswer, answer, begin, facts,
     script::{self, Appended, Run},
     too_long,
 };
@@ -24,7 +24,7 @@ pub(super) struct Stream {
     /// What was handed over and is not reported.
     events: VecDeque<Outgoing>,
     /// The script that appends the first of them: how many, and its answer.
-    running: Option<(usize, Answer<Value>)>,
+    running: Option<(usize, PendingAnswer<Value>)>,
     /// What one script may append.
     run: Run,
     /// So many events from here on may stand in the stream already: what was in flight when the last
@@ -124,7 +124,7 @@ impl Sink for Stream {
                 && let Some(cause) = self.events.front().and_then(too_long)
             {
                 self.events.pop_front();
-                return Err(Failure::after(0, cause));
+                return Err(cause.into());
             }
             if self.running.is_none() {
                 return Err(super::not_connected());

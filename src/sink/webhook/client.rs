@@ -91,7 +91,7 @@ impl Client {
 
     /// Sends a request and answers with the head of what comes back. No error names the URL, which may be a
     /// secret.
-    pub(super) async fn ask(
+    pub(super) async fn send(
         &self,
         method: Method,
         headers: HeaderMap<HeaderValue>,

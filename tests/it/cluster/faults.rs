@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::bench::{Bench, Counted, LEASE, PATIENCE, SINKS, Shape, WINDOW};
 use crate::support::{
+    daemon::Relay,
     journal::{long, say},
     process::Server,
     wait::until,
@@ -107,24 +108,38 @@ async fn a_cluster_withstands_what_happens_to_a_driver_and_to_servers() {
     say(&format!("{sent} messages in all"));
 }
 
+/// Does something to a member while messages flow, half a second after the first of two seconds. Answers the number
+/// of the next message.
+async fn under_load(
+    bench: &mut Bench,
+    first: u64,
+    number: usize,
+    act: impl AsyncFnOnce(&mut Relay, &Bench),
+) -> u64 {
+    let load = bench.load(first, rate() * 2, rate());
+    let at = bench.sim.stats().published + rate() / 2;
+    let mut relay = bench.relays.remove(number);
+    let acting = async {
+        published(bench, at).await;
+        act(&mut relay, bench).await;
+    };
+    tokio::join!(bench.sim.load(&load), acting);
+    bench.relays.insert(number, relay);
+    bench.stands().await;
+    first + load.messages
+}
+
 /// Every member is stopped and started again while messages flow: no gap, nothing lost, nothing twice
 /// anywhere.
 async fn rolling_restart(bench: &mut Bench, first: u64) -> u64 {
     let members = bench.relays.len();
     let mut sent = first;
     for number in 0..members {
-        let load = bench.load(sent, rate() * 2, rate());
-        let at = bench.sim.stats().published + rate() / 2;
-        let mut relay = bench.relays.remove(number);
-        let restart = async {
-            published(bench, at).await;
+        sent = under_load(bench, sent, number, async |relay, _| {
             relay.stop().await;
             relay.start();
-        };
-        tokio::join!(bench.sim.load(&load), restart);
-        bench.relays.insert(number, relay);
-        sent += load.messages;
-        bench.stands().await;
+        })
+        .await;
     }
     let counted = bench.all_arrive(first..sent).await;
     check("rolling restart", &counted, 0, bench).await;
@@ -177,11 +192,7 @@ async fn killed_members(bench: &mut Bench, first: u64) -> u64 {
         } else {
             fastrand::usize(..bench.relays.len())
         };
-        let load = bench.load(sent, rate() * 2, rate());
-        let at = bench.sim.stats().published + rate() / 2;
-        let mut relay = bench.relays.remove(victim);
-        let killing = async {
-            published(bench, at).await;
+        sent = under_load(bench, sent, victim, async |relay, bench| {
             relay.kill().await;
             let killed = Instant::now();
             // Somebody else drives what it drove.
@@ -200,11 +211,8 @@ async fn killed_members(bench: &mut Bench, first: u64) -> u64 {
             .await;
             slowest = slowest.max(killed.elapsed());
             relay.start();
-        };
-        tokio::join!(bench.sim.load(&load), killing);
-        bench.relays.insert(victim, relay);
-        sent += load.messages;
-        bench.stands().await;
+        })
+        .await;
     }
     let counted = bench.all_arrive(first..sent).await;
     check("killed members", &counted, KILLS, bench).await;
@@ -221,12 +229,8 @@ async fn killed_members(bench: &mut Bench, first: u64) -> u64 {
 /// A member is killed again as soon as it stands: whether what it was without is a gap of the cluster, only its
 /// next start can ask.
 async fn killed_twice(bench: &mut Bench, first: u64) -> u64 {
-    let load = bench.load(first, rate() * 2, rate());
-    let at = bench.sim.stats().published + rate() / 2;
-    let mut relay = bench.relays.remove(2);
     let (share, before) = (bench.share("relay-2", 3), bench.subscribed());
-    let killing = async {
-        published(bench, at).await;
+    let sent = under_load(bench, first, 2, async |relay, bench| {
         relay.kill().await;
         relay.start();
         until("it is subscribed", PATIENCE, async || {
@@ -235,11 +239,8 @@ async fn killed_twice(bench: &mut Bench, first: u64) -> u64 {
         .await;
         relay.kill().await;
         relay.start();
-    };
-    tokio::join!(bench.sim.load(&load), killing);
-    bench.relays.insert(2, relay);
-    bench.stands().await;
-    let sent = first + load.messages;
+    })
+    .await;
     let counted = bench.all_arrive(first..sent).await;
     check("a member killed twice", &counted, 2, bench).await;
     sent

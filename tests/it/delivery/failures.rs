@@ -46,7 +46,7 @@ async fn a_denial_holds_the_sink_and_nothing_is_lost_or_out_of_order() {
     is_state(&running, "held").await;
     let page = running.page();
     assert!(page.last_error.unwrap().contains("HTTP 404"), "the reason stands on the page");
-    let reasons = running.status.pages().reasons();
+    let reasons = running.status.snapshot().reasons();
     assert!(reasons.iter().any(|reason| reason.contains("destination is held")), "{reasons:?}");
     // Tried soon at first, and then about once a minute.
     tokio::time::sleep(Duration::from_mins(10)).await;

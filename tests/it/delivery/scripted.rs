@@ -522,7 +522,7 @@ impl Running {
 
     /// The page of the sink `out`.
     pub fn page(&self) -> astro_relay::delivery::status::Sink {
-        self.status.look(|pages| pages.sinks["destination"].clone())
+        self.status.read(|now| now.sinks["destination"].clone())
     }
 
     /// Waits until the task has failed, and hands the pages on.

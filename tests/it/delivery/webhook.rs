@@ -56,7 +56,7 @@ impl Running {
     }
 
     fn page(&self) -> status::Sink {
-        self.status.look(|pages| pages.sinks["hook"].clone())
+        self.status.read(|now| now.sinks["hook"].clone())
     }
 
     async fn is_state(&self, state: &str) {

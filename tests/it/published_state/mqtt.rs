@@ -293,8 +293,8 @@ async fn corrections_of_a_contested_topic_become_rare_and_are_reported() {
     let ours = known(&listener)[path].clone();
     let mut corrected = 0;
     let told = || {
-        relay.status.sinks.look(|pages| {
-            let remarks = &pages.sinks["home"].state_remarks;
+        relay.status.sinks.read(|now| {
+            let remarks = &now.sinks["home"].state_remarks;
             remarks.iter().any(|remark| remark.contains(topic))
         })
     };

@@ -43,24 +43,24 @@ pub fn open(kind: &str, settings: Value) -> Result<Driven, ConfigError> {
 
 /// Opens a sink with these settings and this timeout.
 pub fn open_with(kind: &str, settings: Value, timeout: Duration) -> Result<Driven, ConfigError> {
-    let config = config(kind, timeout);
+    let config = SinkConfig { settings, ..config(kind, timeout) };
     let kind = sink::kind(kind).expect("a kind of that name");
-    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
+    (kind.open)(&Opening { name: "test", config: &config, purpose: Purpose::Relay })
         .map(Driven::new)
 }
 
 /// Opens what publishes the state of a sink.
 pub fn open_publisher(kind: &str, settings: Value) -> Result<Box<dyn StatePublisher>, ConfigError> {
-    let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
+    let config = SinkConfig { state: true, settings, ..config(kind, Duration::from_secs(10)) };
     let kind = publish::kind(kind).expect("a kind that publishes state");
-    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Relay })
+    (kind.open)(&Opening { name: "test", config: &config, purpose: Purpose::Relay })
 }
 
 /// Opens a sink as `check --connect` does.
 pub fn open_probe(kind: &str, settings: Value) -> Result<Driven, ConfigError> {
-    let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
+    let config = SinkConfig { state: true, settings, ..config(kind, Duration::from_secs(10)) };
     let kind = sink::kind(kind).expect("a kind of that name");
-    (kind.open)(Opening { name: "test", settings, config: &config, purpose: Purpose::Probe })
+    (kind.open)(&Opening { name: "test", config: &config, purpose: Purpose::Probe })
         .map(Driven::new)
 }
 
@@ -70,17 +70,17 @@ pub async fn probe(
     settings: Value,
     addresses: &[&str],
 ) -> Result<Vec<Permission>, Failure> {
-    let config = config(kind, Duration::from_secs(10));
+    let config = SinkConfig { settings, ..config(kind, Duration::from_secs(10)) };
     let probe = sink::kind(kind).and_then(|kind| kind.probe).expect("a kind with a probe");
-    let opening = Opening { name: "test", settings, config: &config, purpose: Purpose::Probe };
-    probe(opening, addresses.iter().map(|&address| address.into()).collect()).await
+    let opening = Opening { name: "test", config: &config, purpose: Purpose::Probe };
+    probe(&opening, addresses.iter().map(|&address| address.into()).collect()).await
 }
 
 /// What the probe of a kind's state finds out.
 pub async fn probe_state(kind: &str, settings: Value) -> Result<Vec<String>, Failure> {
-    let config = SinkConfig { state: true, ..config(kind, Duration::from_secs(10)) };
+    let config = SinkConfig { state: true, settings, ..config(kind, Duration::from_secs(10)) };
     let probe = publish::kind(kind).and_then(|kind| kind.probe).expect("a kind with a probe");
-    probe(Opening { name: "test", settings, config: &config, purpose: Purpose::Probe }).await
+    probe(&Opening { name: "test", config: &config, purpose: Purpose::Probe }).await
 }
 
 /// The same events as a replay hands them over.

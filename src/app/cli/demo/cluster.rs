@@ -31,7 +31,7 @@ use super::{Demo, document};
 use crate::{
     app::cli::{Done, Failed, out},
     astro::summary::Summary,
-    base::{clock, event::Origin},
+    base::{clock, event::Origin, json},
     cluster::connection::Connection,
     config,
 };
@@ -40,7 +40,7 @@ use astro_sim::Sim;
 const MEMBERS: usize = 3;
 
 /// How often the relays are asked how they are, and how long an answer may take.
-const LOOK: Duration = Duration::from_millis(300);
+const POLL: Duration = Duration::from_millis(300);
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// How long the relays may take to end.
@@ -63,13 +63,13 @@ struct Member {
 }
 
 /// What is read of a relay's standard output; `None`: it has ended.
-type Said = (usize, Option<String>);
+type OutputLine = (usize, Option<String>);
 
 pub(super) struct Show {
     members: Vec<Member>,
     dir: PathBuf,
     settings: config::Cluster,
-    output: SelectAll<BoxStream<'static, Said>>,
+    output: SelectAll<BoxStream<'static, OutputLine>>,
     seen: HashSet<String>,
     order: VecDeque<String>,
     events: u64,
@@ -101,10 +101,14 @@ impl Show {
             let mut config = document(args, sim)
                 .map_err(|error| Failed::new(Failed::CONFIG, error.to_string()))?;
             let mut cluster = cluster.clone();
-            set(&mut cluster, "member", name.as_str().into());
-            set(&mut config, "cluster", cluster);
-            set(&mut config, "http", json!({ "listen": address.to_string() }));
-            set(&mut config, "journal", json!({ "dir": dir.join("journal"), "min_free": "0B" }));
+            json::set(&mut cluster, "member", name.as_str().into());
+            json::set(&mut config, "cluster", cluster);
+            json::set(&mut config, "http", json!({ "listen": address.to_string() }));
+            json::set(
+                &mut config,
+                "journal",
+                json!({ "dir": dir.join("journal"), "min_free": "0B" }),
+            );
             let text = toml::to_string(&config)
                 .map_err(|error| Failed::new(Failed::SOFTWARE, error.to_string()))?;
             fs::write(dir.join("config.toml"), text)?;
@@ -128,7 +132,7 @@ impl Show {
     /// Runs until `ended`, and takes away what it has made.
     pub(super) async fn run(mut self, ended: impl Future<Output = ()>) -> Done {
         let done = self.watch(ended).await;
-        say("The relays are stopped.");
+        print("The relays are stopped.");
         for member in &self.members {
             member.signal(Signal::TERM);
         }
@@ -137,12 +141,12 @@ impl Show {
                 && timeout(END, child.wait()).await.is_err()
             {
                 // It is dropped, and so killed.
-                say(&format!("{} did not stop in time.", member.name));
+                print(&format!("{} did not stop in time.", member.name));
             }
         }
         let forgotten = async {
             if let Ok(connection) = Connection::reach(&self.settings, "demo").await {
-                connection.forget().await;
+                connection.delete_all().await;
             }
         };
         // Where no server answers, there is nothing to take away.
@@ -153,12 +157,12 @@ impl Show {
             1 => "1 of them twice, with the same key".to_owned(),
             many => format!("{many} of them twice, each with the same key"),
         };
-        say(&format!("{} events arrived, {again}.", self.events));
+        print(&format!("{} events arrived, {again}.", self.events));
         done
     }
 
     async fn watch(&mut self, ended: impl Future<Output = ()>) -> Done {
-        self.greet()?;
+        self.introduce()?;
         for number in 0..MEMBERS {
             self.start(number)?;
         }
@@ -168,7 +172,7 @@ impl Show {
         let typed = std::io::stdin().as_fd().try_clone_to_owned().ok();
         let typed = typed.map(|typed| tokio::fs::File::from_std(File::from(typed)));
         let mut typed = typed.map(|typed| BufReader::new(typed).lines());
-        let mut ticks = interval(LOOK);
+        let mut ticks = interval(POLL);
         tokio::pin!(ended);
         loop {
             let line = async {
@@ -188,12 +192,12 @@ impl Show {
                     // Nobody types.
                     _ => typed = None,
                 },
-                _ = ticks.tick() => self.look(&http).await,
+                _ = ticks.tick() => self.poll(&http).await,
             }
         }
     }
 
-    fn greet(&self) -> Done {
+    fn introduce(&self) -> Done {
         let mut out = out::conversation();
         writeln!(out, "astro-relay demo: a simulated channel, three relays as one")?;
         for member in &self.members {
@@ -263,8 +267,8 @@ impl Show {
         let status = timeout(END, child.wait()).await;
         let name = &member.name;
         match status {
-            Ok(Ok(status)) if status.success() => say(&format!("{name} has stopped in order.")),
-            _ => say(&format!(
+            Ok(Ok(status)) if status.success() => print(&format!("{name} has stopped in order.")),
+            _ => print(&format!(
                 "{name} is gone. Its lease runs for two seconds; then another takes over."
             )),
         }
@@ -276,12 +280,12 @@ impl Show {
         let (what, which) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let number = which.trim_start_matches("relay-").parse::<usize>().unwrap_or(0);
         let Some(member) = number.checked_sub(1).and_then(|number| self.members.get(number)) else {
-            say("kill 1, stop 1 or start 1 was expected; or 2, or 3.");
+            print("kill 1, stop 1 or start 1 was expected; or 2, or 3.");
             return Ok(());
         };
         match (what, member.child.is_some()) {
-            ("kill" | "stop", false) => say(&format!("{} does not run.", member.name)),
-            ("start", true) => say(&format!("{} runs.", member.name)),
+            ("kill" | "stop", false) => print(&format!("{} does not run.", member.name)),
+            ("start", true) => print(&format!("{} runs.", member.name)),
             ("kill" | "stop", true) => {
                 let signal = if what == "kill" { Signal::KILL } else { Signal::TERM };
                 member.signal(signal);
@@ -291,16 +295,16 @@ impl Show {
                 }
                 let how = if what == "kill" { "is killed" } else { "is told to stop" };
                 let about = if drives { "It drives the sink." } else { "It drives no sink." };
-                say(&format!("{} {how}. {about}", member.name));
+                print(&format!("{} {how}. {about}", member.name));
             }
             ("start", false) => self.start(number - 1)?,
-            _ => say("kill 1, stop 1 or start 1 was expected; or 2, or 3."),
+            _ => print("kill 1, stop 1 or start 1 was expected; or 2, or 3."),
         }
         Ok(())
     }
 
-    /// Asks the relays how they are, and says what has changed.
-    async fn look(&mut self, http: &reqwest::Client) {
+    /// Asks the relays how they are, and prints what has changed.
+    async fn poll(&mut self, http: &reqwest::Client) {
         for number in 0..self.members.len() {
             let Some(member) = self.members.get_mut(number).filter(|one| one.child.is_some())
             else {
@@ -314,7 +318,7 @@ impl Show {
             let own = cluster.pointer(&format!("/members/{}/stands", member.name));
             if member.begins && own.and_then(Value::as_bool) == Some(true) {
                 member.begins = false;
-                say(&format!("{} is a member, and holds its channels.", member.name));
+                print(&format!("{} is a member, and holds its channels.", member.name));
             }
             let problems: Vec<String> = cluster
                 .get("problems")
@@ -325,7 +329,7 @@ impl Show {
                 .collect();
             let prefix = format!("{}: ", member.name);
             for problem in problems.iter().filter(|one| !self.problems.contains(one)) {
-                say(problem);
+                print(problem);
             }
             self.problems.retain(|one| !one.starts_with(&prefix));
             self.problems.extend(problems);
@@ -345,7 +349,7 @@ impl Show {
         let after = self.pulled.take().filter(|(name, _)| name != driver).map(|(name, at)| {
             format!(", {:.1} s after the plug of {name} was pulled", at.elapsed().as_secs_f64())
         });
-        say(&format!("{driver} drives the sink {WATCHED} now{}.", after.unwrap_or_default()));
+        print(&format!("{driver} drives the sink {WATCHED} now{}.", after.unwrap_or_default()));
         self.driver = Some(driver.to_owned());
     }
 }
@@ -358,12 +362,6 @@ impl Member {
         if let Some(pid) = pid {
             kill_process(pid, signal).ok();
         }
-    }
-}
-
-fn set(object: &mut Value, name: &str, value: Value) {
-    if let Some(object) = object.as_object_mut() {
-        object.insert(name.to_owned(), value);
     }
 }
 
@@ -380,8 +378,8 @@ fn address(listen: SocketAddr, number: usize) -> Result<SocketAddr, Failed> {
     Ok(address)
 }
 
-/// Says what happens, with the time.
-fn say(text: &str) {
+/// Prints what happens, with the time.
+fn print(text: &str) {
     // Nobody need read it.
     let now = clock::rfc3339(clock::now());
     drop(writeln!(out::conversation(), "{}  {text}", now.get(11..19).unwrap_or(&now)));

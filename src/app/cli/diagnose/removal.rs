@@ -11,6 +11,7 @@
 //! Equal text gets the same number, so that a reader still sees what belongs together. Nothing is read here.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, HashMap},
     fmt,
     iter::successors,
@@ -18,6 +19,7 @@ use std::{
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use crate::{base::text::looks_secret, config::SecretRef};
 
@@ -351,25 +353,13 @@ fn escaped(text: &str) -> String {
 
 /// As in a URL, every byte but letters and digits.
 fn percent(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'~');
-    text.bytes()
-        .map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") })
-        .collect()
+    const OTHERS: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+    utf8_percent_encode(text, OTHERS).to_string()
 }
 
 /// The text that was written so; itself where it was not.
 fn unpercent(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((head, tail)) = rest.split_once('%') {
-        bytes.extend_from_slice(head.as_bytes());
-        let code = tail.get(..2).and_then(|code| u8::from_str_radix(code, 16).ok());
-        let Some(byte) = code else { return text.to_owned() };
-        bytes.push(byte);
-        rest = tail.get(2..).unwrap_or_default();
-    }
-    bytes.extend_from_slice(rest.as_bytes());
-    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
+    percent_decode_str(text).decode_utf8().map_or_else(|_| text.to_owned(), Cow::into_owned)
 }
 
 #[cfg(test)]

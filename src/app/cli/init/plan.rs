@@ -72,6 +72,12 @@ pub struct NewSink {
     pub secrets: BTreeMap<String, Secret>,
 }
 
+impl From<String> for NewSink {
+    fn from(text: String) -> Self {
+        Self::parse(&text)
+    }
+}
+
 impl NewSink {
     /// Reads `mqtt=mqtt://broker`, or `mqtt` for the usual address.
     pub fn parse(text: &str) -> Self {

@@ -2,21 +2,21 @@
 
 use std::{
     collections::BTreeMap,
-    io::{self, BufRead as _, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _, Write as _},
 };
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::{Where, failed, unavailable};
+use super::Where;
 use crate::{
     app::cli::{Done, Failed, client::quiet, on_runtime, out},
     base::{
         clock,
         text::{EXCERPT, counted, excerpt},
     },
-    cluster::shared::{Shared, Which},
-    journal::{DeadLetter, store::Store},
+    cluster::shared::{SharedRequests, Which},
+    journal::{DeadLetter, store::LetterChange},
 };
 
 /// `dead-letters …`
@@ -59,16 +59,16 @@ pub(in crate::app::cli) fn dead_letters(command: &DeadLetterCommand) -> Done {
         DeadLetterCommand::List(selection) => list(selection),
         DeadLetterCommand::Show(selection) => show(selection),
         DeadLetterCommand::Retry(selection) => {
-            change(selection, selection.which().numbers, Act::Retry)
+            change(selection, selection.which().numbers, LetterChange::Retry)
         }
         DeadLetterCommand::Drop(drop) => {
             let selection = &drop.selection;
             // Without a terminal nobody can be asked: then the numbers that were given say it.
             if drop.yes || !io::stdin().is_terminal() && !selection.numbers.is_empty() {
-                return change(selection, selection.which().numbers, Act::Drop);
+                return change(selection, selection.which().numbers, LetterChange::Drop);
             }
             match confirmed(selection)? {
-                Some(numbers) => change(selection, Some(&numbers), Act::Drop),
+                Some(numbers) => change(selection, Some(&numbers), LetterChange::Drop),
                 None => Ok(writeln!(out::text(), "nothing was deleted")?),
             }
         }
@@ -78,14 +78,12 @@ pub(in crate::app::cli) fn dead_letters(command: &DeadLetterCommand) -> Done {
 fn letters(selection: &Selection) -> Result<Vec<DeadLetter>, Failed> {
     if let Some(settings) = selection.journal.cluster()? {
         return on_runtime(1, &quiet(), async move {
-            let letters = async {
-                Shared::connect(&settings).await?.letters(selection.which(), usize::MAX).await
-            };
-            letters.await.map_err(unavailable)
+            let shared = SharedRequests::connect(&settings).await?;
+            Ok(shared.letters(selection.which(), usize::MAX).await?)
         });
     }
     let store = selection.journal.open()?;
-    let mut letters = store.dead_letters(selection.sink.as_deref()).map_err(failed)?;
+    let mut letters = store.dead_letters(selection.sink.as_deref())?;
     let numbers = &selection.numbers;
     letters.retain(|letter| numbers.is_empty() || numbers.contains(&letter.number));
     Ok(letters)
@@ -123,13 +121,6 @@ fn show(selection: &Selection) -> Done {
     Ok(())
 }
 
-/// What is to be done with dead letters.
-#[derive(Debug, Clone, Copy)]
-enum Act {
-    Retry,
-    Drop,
-}
-
 impl Selection {
     fn which(&self) -> Which<'_> {
         let numbers = (!self.numbers.is_empty()).then_some(&*self.numbers);
@@ -154,44 +145,33 @@ fn confirmed(selection: &Selection) -> Result<Option<Vec<i64>>, Failed> {
     }
     let sinks: Vec<String> = of.iter().map(|(sink, count)| format!("{sink}: {count}")).collect();
     let count = counted(of.values().sum(), "dead letter");
-    let mut ask = out::conversation();
-    write!(ask, "delete {count} for good ({})? [y/N] ", sinks.join(", "))?;
-    ask.flush()?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes").then_some(numbers))
+    let question = format!("delete {count} for good ({})?", sinks.join(", "));
+    let is_yes = out::confirmed(&question, &mut io::stdin().lock(), &mut out::conversation())?;
+    Ok(is_yes.then_some(numbers))
 }
 
-fn change(selection: &Selection, numbers: Option<&[i64]>, act: Act) -> Done {
+fn change(selection: &Selection, numbers: Option<&[i64]>, change: LetterChange) -> Done {
     let which = Which { numbers, ..selection.which() };
     let done = if let Some(settings) = selection.journal.cluster()? {
         on_runtime(1, &quiet(), async move {
-            let done = async {
-                let shared = Shared::connect(&settings).await?;
-                match act {
-                    Act::Retry => shared.retry(which).await,
-                    Act::Drop => shared.drop(which).await,
-                }
-            };
-            done.await.map_err(unavailable)
+            let shared = SharedRequests::connect(&settings).await?;
+            Ok(match change {
+                LetterChange::Retry => shared.retry(which).await?,
+                LetterChange::Drop => shared.drop(which).await?,
+            })
         })?
     } else {
         let store = selection.journal.open()?;
-        let change = match act {
-            Act::Retry => Store::retry_dead_letters,
-            Act::Drop => Store::drop_dead_letters,
-        };
-        let done = store.allow_requests().and_then(|()| change(&store, which.numbers, which.sink));
-        done.map_err(failed)?
+        store.change_dead_letters(change, which.numbers, which.sink)?
     };
     if done == 0 && !selection.numbers.is_empty() {
         let text = format!("there is no such dead letter{}", of_sink(selection));
         return Err(Failed::new(Failed::USAGE, text));
     }
     let done = counted(u64::try_from(done).unwrap_or(u64::MAX), "dead letter");
-    let what = match act {
-        Act::Retry => "to be tried again",
-        Act::Drop => "deleted",
+    let what = match change {
+        LetterChange::Retry => "to be tried again",
+        LetterChange::Drop => "deleted",
     };
     Ok(writeln!(out::text(), "{done}{} {what}", of_sink(selection))?)
 }

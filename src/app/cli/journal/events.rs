@@ -4,7 +4,7 @@ use std::{io::Write as _, sync::Arc, time::Duration};
 
 use clap::Args;
 
-use super::{Where, failed, moment, pattern};
+use super::{Where, moment, pattern};
 use crate::{
     app::cli::{Done, Failed, out, progress::Progress},
     base::{
@@ -54,10 +54,10 @@ pub(super) fn export(export: &Export) -> Done {
     let when = export.when.as_deref().map(Condition::compile).transpose();
     let when = when.map_err(|error| Failed::new(Failed::USAGE, format!("--when: {error}")))?;
     let store = export.journal.open()?;
-    let last = store.bounds().map_err(failed)?.map_or(0, |(_, last)| last);
+    let last = store.bounds()?.map_or(0, |(_, last)| last);
     let mut progress = Progress::new();
     let mut after = match export.last {
-        Some(last) => store.before_newest(last, u64::MAX).map_err(failed)?,
+        Some(last) => store.before_newest(last, u64::MAX)?,
         None => 0,
     };
     loop {
@@ -88,7 +88,7 @@ fn print(
     let times = export.from.unwrap_or(0)..=export.until.unwrap_or(UnixMillis::MAX);
     let mut out = out::json();
     loop {
-        let read = store.read(after, READ, READ_BYTES).map_err(failed)?;
+        let read = store.read(after, READ, READ_BYTES)?;
         let Some(through) = read.through else { return Ok(after) };
         after = through;
         if read.damaged > 0 {

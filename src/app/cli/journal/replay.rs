@@ -7,7 +7,7 @@ use std::{io::Write as _, sync::Arc, time::Duration};
 
 use clap::Args;
 
-use super::{Where, failed, moment, pattern, unavailable};
+use super::{Where, moment, pattern};
 use crate::{
     app::cli::{Done, Failed, client::quiet, on_runtime, out, progress::Progress},
     base::{
@@ -15,7 +15,7 @@ use crate::{
         event::{Record, Seq},
         text::{EXCERPT, counted, excerpt},
     },
-    cluster::shared::Shared,
+    cluster::shared::SharedRequests,
     config,
     delivery::{
         replay_preview::{CHOICE_FAILS, Choice, NOT_CHOSEN, Preview, UNRENDERED},
@@ -65,14 +65,14 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
         return on_runtime(1, &quiet(), from_log(args, &settings));
     }
     let store = args.journal.open()?;
-    let known = store.cursors().map_err(failed)?;
+    let known = store.cursors()?;
     if !known.iter().any(|cursor| cursor.sink == args.sink) {
         let names: Vec<_> = known.iter().map(|cursor| cursor.sink.as_str()).collect();
         let text =
             format!("the journal knows no sink {:?}; known: {}", args.sink, names.join(", "));
         return Err(Failed::new(Failed::USAGE, text));
     }
-    let Some((first, until)) = store.between(args.from, args.until).map_err(failed)? else {
+    let Some((first, until)) = store.between(args.from, args.until)? else {
         return Ok(writeln!(out::text(), "no events in that time")?);
     };
     let replay = asked_for(args, first, until);
@@ -81,10 +81,8 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
     if args.dry_run || counted.fits() == Some(0) {
         return Ok(());
     }
-    store
-        .allow_requests()
-        .and_then(|()| store.request_replay(&replay, clock::now()))
-        .map_err(failed)?;
+    store.allow_requests()?;
+    store.request_replay(&replay, clock::now())?;
     accepted(args, &replay)?;
     if args.wait { wait(&store, &replay) } else { Ok(()) }
 }
@@ -119,8 +117,8 @@ async fn from_log(args: &ReplayArgs, settings: &config::Cluster) -> Done {
             format!("the configuration has no sink {:?}; known: {}", args.sink, names.join(", "));
         return Err(Failed::new(Failed::USAGE, text));
     }
-    let shared = Shared::connect(settings).await.map_err(unavailable)?;
-    let range = shared.between(args.from, args.until).await.map_err(unavailable)?;
+    let shared = SharedRequests::connect(settings).await?;
+    let range = shared.between(args.from, args.until).await?;
     let Some((first, until)) = range else {
         return Ok(writeln!(out::text(), "no events in that time")?);
     };
@@ -128,7 +126,7 @@ async fn from_log(args: &ReplayArgs, settings: &config::Cluster) -> Done {
     let mut counting = Counting::new(args, &replay)?;
     let mut after = replay.position;
     while after < until {
-        let read = shared.read(after, until, READ, READ_BYTES).await.map_err(unavailable)?;
+        let read = shared.read(after, until, READ, READ_BYTES).await?;
         counting.add(&read.records, read.through, until);
         after = read.through.max(after + 1);
     }
@@ -137,14 +135,14 @@ async fn from_log(args: &ReplayArgs, settings: &config::Cluster) -> Done {
     if args.dry_run || counted.fits() == Some(0) {
         return Ok(());
     }
-    let key = shared.request_replay(&replay).await.map_err(unavailable)?;
+    let key = shared.request_replay(&replay).await?;
     accepted(args, &replay)?;
     if !args.wait {
         return Ok(());
     }
     let mut progress = Progress::beside_a_line();
     loop {
-        let Some(now) = shared.replay(&key).await.map_err(unavailable)? else {
+        let Some(now) = shared.replay(&key).await? else {
             return Ok(writeln!(out::text(), "done")?);
         };
         progress.show(|| so_far(&replay, &now));
@@ -204,7 +202,7 @@ impl Counted {
         let mut counting = Counting::new(args, replay)?;
         let mut after = replay.position;
         while after < replay.until {
-            let read = store.read(after, READ, READ_BYTES).map_err(failed)?;
+            let read = store.read(after, READ, READ_BYTES)?;
             let Some(through) = read.through else { break };
             counting.add(&read.records, through, replay.until);
             after = through;
@@ -251,7 +249,7 @@ impl Counted {
 fn wait(store: &Store, asked: &Replay) -> Done {
     let mut progress = Progress::beside_a_line();
     loop {
-        let replays = store.replays().map_err(failed)?;
+        let replays = store.replays()?;
         // The request is gone when it is done; its number was given by the file.
         let ours = replays.into_iter().filter(|one| one.sink == asked.sink);
         let Some(ours) = ours.filter(|one| one.until == asked.until).max_by_key(|one| one.number)

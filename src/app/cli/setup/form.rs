@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     app::cli::init::FIRST_TOPICS,
     astro::topics,
+    base::json,
     loading::{is_secret, resolved},
     sink::{KINDS, Kind},
 };
@@ -57,9 +58,7 @@ fn kind(kind: &Kind) -> Value {
     fields.sort_by_key(rank);
     for field in &mut fields {
         let first = rank(field) < FIRST.len();
-        if let Some(field) = field.as_object_mut() {
-            field.insert("first".to_owned(), first.into());
-        }
+        json::set(field, "first", first.into());
     }
     json!({
         "name": kind.name, "summary": kind.summary, "usual_url": kind.usual_url,

@@ -78,7 +78,7 @@ pub(super) async fn serve(listener: TcpListener, wizard: Shared) {
         .with_state(wizard);
     let serving = axum::serve(listener, router);
     // What fails here is seen in the browser.
-    drop(serving.with_graceful_shutdown(async move { stop.cancelled().await }).await);
+    drop(serving.with_graceful_shutdown(stop.cancelled_owned()).await);
 }
 
 /// Everything but the empty page needs the code; and no other name leads here (DNS rebinding).

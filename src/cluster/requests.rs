@@ -1,5 +1,5 @@
-//! What the driver of a sink sets aside, and what is asked of it: dead letters and replays in the shared
-//! bucket, for the time of one term.
+//! The dead letters and replays of one sink in the shared bucket, as its driver handles them for the time of
+//! one term.
 //!
 //! Changes wait here until the bucket has them, in order; the cursor passes no event whose dead letter waits.
 //! What the bucket says may be older than what this driver did: what is done is remembered.
@@ -14,14 +14,14 @@ use tracing::debug;
 
 use super::{
     Cluster,
-    connection::Kept,
+    connection::Storage,
     letters::{self, Listed},
-    lock,
 };
 use crate::{
     base::{
         clock,
         event::{Record, Seq},
+        sync::lock,
         text,
     },
     journal::{DeadLetter, Replay, SetAside, StoreError},
@@ -59,7 +59,7 @@ enum Change {
 
 /// A letter that was handed out to be tried again.
 #[derive(Debug)]
-struct Handed {
+struct HandedOut {
     key: String,
     revision: u64,
     letter: DeadLetter,
@@ -69,24 +69,24 @@ struct Handed {
 struct State {
     queue: VecDeque<Change>,
     bytes: u64,
-    handed: HashMap<i64, Handed>,
+    handed: HashMap<i64, HandedOut>,
     /// Letters that were dealt with, each at the revision that it had.
     done: HashMap<String, u64>,
-    replays: HashMap<i64, Reached>,
+    replays: HashMap<i64, ReplayProgress>,
 }
 
 /// How far this driver is with a replay.
 #[derive(Debug)]
-struct Reached {
+struct ReplayProgress {
     /// `None`: it is done, or somebody else has finished it.
     position: Option<Seq>,
     /// The revision at which the bucket has it.
     revision: u64,
 }
 
-pub(super) struct Aside {
+pub(super) struct SinkRequests {
     cluster: Cluster,
-    kept: Arc<Kept>,
+    storage: Arc<Storage>,
     sink: Arc<str>,
     /// Bytes that the letters of a sink may take.
     most: u64,
@@ -97,11 +97,16 @@ fn bytes(letter: &DeadLetter) -> u64 {
     u64::try_from(letter.record.event.weight() + letter.reason.len()).unwrap_or(u64::MAX)
 }
 
-impl Aside {
-    pub(super) fn new(cluster: &Cluster, kept: &Arc<Kept>, sink: &Arc<str>, most: u64) -> Self {
+impl SinkRequests {
+    pub(super) fn new(
+        cluster: &Cluster,
+        storage: &Arc<Storage>,
+        sink: &Arc<str>,
+        most: u64,
+    ) -> Self {
         Self {
             cluster: cluster.clone(),
-            kept: Arc::clone(kept),
+            storage: Arc::clone(storage),
             sink: Arc::clone(sink),
             most,
             state: Mutex::default(),
@@ -136,7 +141,7 @@ impl Aside {
 
     pub(super) fn rejected_again(&self, number: i64, reason: &str) {
         let mut state = lock(&self.state);
-        let Some(Handed { key, revision, mut letter }) = state.handed.remove(&number) else {
+        let Some(HandedOut { key, revision, mut letter }) = state.handed.remove(&number) else {
             return;
         };
         letter.at = clock::now();
@@ -149,7 +154,7 @@ impl Aside {
 
     pub(super) fn remove(&self, number: i64) {
         let mut state = lock(&self.state);
-        if let Some(Handed { key, revision, .. }) = state.handed.remove(&number) {
+        if let Some(HandedOut { key, revision, .. }) = state.handed.remove(&number) {
             state.done.insert(key.clone(), revision);
             let is_large = lock(&self.cluster.0.letters).is_large(&key);
             state.queue.push_back(Change::Remove { key, is_large });
@@ -164,7 +169,7 @@ impl Aside {
         let reached = state
             .replays
             .entry(number)
-            .or_insert(Reached { position: Some(replay.position), revision });
+            .or_insert(ReplayProgress { position: Some(replay.position), revision });
         if reached.position.is_none() {
             return;
         }
@@ -185,8 +190,8 @@ impl Aside {
             (keys.collect::<Vec<_>>(), index.replays(&self.sink))
         };
         let reads = keys.into_iter().map(async |(known, key)| {
-            let since = |at| self.cluster.since(at);
-            let read = letters::read(&self.kept.dead, &key, known, since).await;
+            let (dead, ahead) = (&self.storage.dead, self.cluster.ahead());
+            let read = letters::read(dead, &key, known, ahead).await;
             (key, read)
         });
         let found: Vec<_> = stream::iter(reads).buffered(READ_AT_ONCE).collect().await;
@@ -203,7 +208,7 @@ impl Aside {
                 continue;
             }
             wanted.push(letter.clone());
-            state.handed.insert(letter.number, Handed { key, revision, letter });
+            state.handed.insert(letter.number, HandedOut { key, revision, letter });
         }
         let replays = replays.into_iter().filter_map(|Listed { replay, .. }| {
             match state.replays.get(&replay.number) {
@@ -227,7 +232,7 @@ impl Aside {
         if !self.cluster.0.connection.is_reached() {
             return false;
         }
-        let dead = &self.kept.dead;
+        let dead = &self.storage.dead;
         let written = match &change {
             // Where somebody has dropped it meanwhile, or asks for it once more, that counts.
             Change::Letter { key, letter, revision } => {
@@ -252,7 +257,7 @@ impl Aside {
     async fn write_replay(&self, key: &str, replay: &Replay) -> Result<(), String> {
         let revision =
             lock(&self.state).replays.get(&replay.number).map_or(0, |reached| reached.revision);
-        let written = letters::write_replay(&self.kept.dead, key, replay, revision).await?;
+        let written = letters::write_replay(&self.storage.dead, key, replay, revision).await?;
         if let Some(reached) = lock(&self.state).replays.get_mut(&replay.number) {
             match written {
                 Some(revision) => reached.revision = revision,

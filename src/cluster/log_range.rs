@@ -1,15 +1,12 @@
-//! The log, read again: for replays and their previews, and where a time lies in it.
+//! Ranges of the log, read once more: for replays and their previews, and where a time lies in it.
 
 use std::time::Duration;
 
 use async_nats::jetstream::stream::Stream;
 
-use super::{message, parts, reading::Reading};
+use super::reading::{self, Decoded, Reading};
 use crate::{
-    base::{
-        clock::{self, UnixMillis},
-        event::{Record, Seq},
-    },
+    base::{clock::UnixMillis, event::Seq},
     journal::Batch,
 };
 
@@ -45,10 +42,10 @@ pub(super) async fn between(
 }
 
 /// Reads what the log has after `after`, through `through`: as many events, and bytes of them.
-/// `since` tells how long ago a time of the servers is.
+/// `ahead`: how far the clock of the servers is ahead of ours, in milliseconds.
 pub(super) async fn read(
     log: &Stream,
-    since: impl Fn(time::OffsetDateTime) -> Duration,
+    ahead: i64,
     (after, through): (Seq, Seq),
     limit: usize,
     max_bytes: usize,
@@ -61,28 +58,20 @@ pub(super) async fn read(
             return Ok(batch);
         }
         let message = reading.pending(PATIENCE).await?;
-        let info = message.info()?;
-        let seq = info.stream_sequence;
+        let seq = message.info()?.stream_sequence;
         batch.lost += seq.min(through + 1).saturating_sub(batch.through + 1);
         if seq > through {
             break;
         }
         batch.through = seq;
-        if parts::is_piece(&message.subject) {
-            continue;
+        match reading::decode(log, &message, ahead).await? {
+            Decoded::Piece => {}
+            Decoded::Lost => batch.lost += 1,
+            Decoded::Event(record) => {
+                bytes += record.event.weight();
+                batch.records.push(record);
+            }
         }
-        let stored = since(info.published);
-        let headers = message.headers.clone().unwrap_or_default();
-        let Some(payload) = parts::whole(log, &headers, &message.payload).await? else {
-            batch.lost += 1;
-            continue;
-        };
-        let record = Record {
-            stored: clock::millis(info.published),
-            ..message::record(seq, &headers, &payload, stored)
-        };
-        bytes += record.event.weight();
-        batch.records.push(record.into());
     }
     batch.through = batch.through.max(through);
     Ok(batch)

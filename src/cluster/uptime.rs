@@ -1,4 +1,4 @@
-//! Which channels stand at this member, and since when, by its clock that does not step.
+//! For how long all subscriptions of each channel of this member have been confirmed, by its clock that does not step.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Read from the gateway's table when it is asked for, so that no event is known before its subscription.
-pub(super) struct Standing {
+pub(super) struct Uptimes {
     table: Arc<Table>,
     changes: watch::Receiver<u64>,
     since: HashMap<Arc<str>, Since>,
@@ -28,7 +28,7 @@ struct Break {
 
 /// For how long a channel has stood.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Stood {
+pub(super) struct Uptime {
     /// All its subscriptions, without a break.
     pub(super) time: Duration,
     /// And this process has not stood still, so that for certain nothing was missed.
@@ -49,7 +49,7 @@ struct Since {
 /// What is noted is no later than that: longer is a clock that was set.
 const LATE: Duration = Duration::from_secs(30);
 
-impl Standing {
+impl Uptimes {
     pub(super) fn new(table: Arc<Table>) -> Self {
         let mut changes = table.changes();
         changes.mark_changed();
@@ -64,17 +64,17 @@ impl Standing {
     }
 
     /// For how long a channel has stood.
-    pub(super) fn of(&mut self, channel: &str) -> Option<Stood> {
-        self.look();
+    pub(super) fn of(&mut self, channel: &str) -> Option<Uptime> {
+        self.update();
         self.since.get(channel).map(|since| {
             let time = since.noted.elapsed() + since.before;
-            Stood { time, unbroken: since.interrupted.map_or(time, Moment::elapsed) }
+            Uptime { time, unbroken: since.interrupted.map_or(time, Moment::elapsed) }
         })
     }
 
     /// Whether a channel that is held was without its subscriptions between those times before now.
     pub(super) fn was_broken(&mut self, channel: &str, from: Duration, to: Duration) -> bool {
-        self.look();
+        self.update();
         self.breaks.get(channel).is_some_and(|broken| {
             let ended = broken.to.map_or(Duration::ZERO, Moment::elapsed);
             broken.from.elapsed() >= to && ended <= from
@@ -89,7 +89,7 @@ impl Standing {
     }
 
     /// Takes in what has changed.
-    pub(super) fn look(&mut self) {
+    pub(super) fn update(&mut self) {
         if !self.changes.has_changed().unwrap_or(false) {
             return;
         }
