@@ -21,6 +21,7 @@
 //!
 //! A relay without `[cluster]` has nothing of this.
 
+pub(crate) mod alone;
 pub mod assignment;
 pub(crate) mod collisions;
 pub(crate) mod connection;
@@ -43,8 +44,10 @@ mod reading;
 pub mod report;
 pub(crate) mod republish;
 mod requests;
+mod servers;
 pub(crate) mod shared;
 pub(crate) mod state;
+pub(crate) mod storage_check;
 mod uptime;
 pub mod view;
 
@@ -258,6 +261,20 @@ impl Cluster {
         let takers = view.takers(false);
         let takers = takers.iter().copied().filter(|member| self.can_hold(member, channel));
         assignment::holders(channel, takers, 1).first() == Some(&self.member())
+    }
+
+    /// The holders of a channel among these members, the first one first, as far as it is known what they have.
+    /// Where a channel is not the same at all members, so many hold it in each form: one has a topic that another
+    /// lacks.
+    fn holders<'m>(
+        &self,
+        channel: &str,
+        members: impl IntoIterator<Item = &'m str>,
+    ) -> Vec<&'m str> {
+        let own = self.0.configured.borrow().channel(channel);
+        let others = lock(&self.0.others);
+        let form = |member: &str| others.get(member).map_or(own, |other| other.channel(channel));
+        assignment::holders_of_forms(channel, members, self.copies(), form)
     }
 
     /// Whether a member has a channel in its configuration, as far as that is known.

@@ -19,6 +19,7 @@ mod dead_letters;
 mod flight;
 pub mod ha_event;
 pub mod health;
+pub(crate) mod losses;
 mod outcome;
 mod reader;
 pub mod replay_preview;
@@ -56,7 +57,7 @@ use self::{
 use crate::{
     base::{
         clock,
-        event::{self, Record, Seq},
+        event::{Record, Seq},
         metrics::SinkMetrics,
     },
     config::{SinkConfig, pasted::shown_address},
@@ -125,6 +126,8 @@ struct Link {
     connected: bool,
     /// When something was last acknowledged, or sent with nothing in flight.
     silent_since: Instant,
+    /// Whether it is shown that this was too long ago.
+    unanswered: bool,
     /// Since the stop: when what is in flight is given up.
     give_up: Option<Instant>,
 }
@@ -181,7 +184,13 @@ impl Delivery {
             reader: Reader::new(source, config.window),
             row: StatusRow { name, status, metrics, condition: ConditionLog::default() },
             config: config.clone(),
-            link: Link { sink, connected: false, silent_since: Instant::now(), give_up: None },
+            link: Link {
+                sink,
+                connected: false,
+                silent_since: Instant::now(),
+                unanswered: false,
+                give_up: None,
+            },
             route,
             flight: Flight::default(),
             requests,
@@ -260,7 +269,6 @@ impl Delivery {
             self.render_again();
         }
         if self.letters_have_no_room()
-            && self.reader.source.reads_again()
             && self.requests.are_due(false)
             && self.load_requests().await
             && self.requests.next_is_a_letter()
@@ -358,6 +366,7 @@ impl Delivery {
             || !self.flight.undeliverable.is_empty();
         let silent = (self.flight.handed > 0)
             .then(|| self.link.silent_since + self.config.timeout.0.saturating_mul(HUNG));
+        let unanswered = self.unanswered_at();
         let mut progress = self.reader.progress.clone();
         let mut sleeps = clock::sleeps();
         tokio::select! {
@@ -374,6 +383,7 @@ impl Delivery {
             () = clock::until(paused) => {}
             Ok(()) = sleeps.changed(), if paused.is_some() => self.try_now(SLEPT),
             () = clock::until(silent) => self.failure(&hung()),
+            () = clock::until(unanswered) => self.unanswered(),
         }
         if saving {
             self.reader.progress = progress;
@@ -548,15 +558,6 @@ impl Delivery {
     async fn unreadable(&mut self, failure: &StoreError) {
         self.waiting.complain(&self.row.name, "journal", &failure.to_string(), JOURNAL_RETRY);
         sleep(JOURNAL_RETRY).await;
-    }
-
-    /// Events that this sink will never get.
-    fn lost(&mut self, count: u64) {
-        error!(sink = %self.row.name, count, "events were lost before the sink could get them");
-        self.row.metrics.lost(count);
-        self.row.show(|row| row.lost += count);
-        let gap = event::lost("the journal no longer holds them", &self.row.name, count);
-        self.reader.source.append(gap);
     }
 }
 

@@ -48,7 +48,8 @@
 //!
 //! Lost is what was accepted here and a sink will never get: removed by retention before the sink had it,
 //! pushed out of memory while the disk failed, or gone with a broken file ([`recovery`] takes over what
-//! can be read). Each is counted for each sink, logged as an error, and reported by an event `relay.gap`.
+//! can be read). Each is counted for each sink and logged as an error, within seconds where retention has
+//! removed it ([`losses`]), and reported by an event `relay.gap` when the sink comes to it.
 //! A reading that failed is no loss: it is an error, and is tried again. Nothing is deleted because a sink
 //! is misconfigured, or because of another sink.
 //!
@@ -73,10 +74,10 @@
 //! A disk that is full, read-only, gone or broken, at the start or later, ends nothing. The ring alone
 //! carries on within its bound and the writer tries the disk once a second. A relay that *started* without
 //! its files assigns numbers that no run before can have reached, and finds what is in the files only
-//! later; sinks have gone on meanwhile, so what they had still to get of the old is handed to them as a
-//! replay: all of it, but behind the new. Files that are removed or replaced while they are open are
-//! noticed by their inodes and made again. Only another relay that has the journal, or one of a newer
-//! version, keeps this one from starting.
+//! later; sinks have gone on meanwhile, so what they had still to get of the old is handed to them as by a
+//! replay: all of it, but behind the new, and not marked as replayed. Files that are removed or replaced
+//! while they are open are noticed by their inodes and made again. Only another relay that has the journal,
+//! or one of a newer version, keeps this one from starting.
 //!
 //! # A crash
 //!
@@ -93,6 +94,7 @@ mod channel_state;
 mod directory;
 mod error;
 mod follow;
+mod losses;
 mod mark;
 mod memory;
 mod open;
@@ -161,6 +163,17 @@ pub struct Batch {
     pub lost: u64,
     /// The cursor's next position if all of this is done.
     pub through: Seq,
+}
+
+/// What waits for a sink that is no longer configured: it is delivered to one of that name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftBehind {
+    pub sink: String,
+    /// Events that it has still to get and that are there.
+    pub events: u64,
+    /// Whether these are all that it has still to get.
+    pub whole: bool,
+    pub dead_letters: u64,
 }
 
 /// The journal in figures.
@@ -246,6 +259,7 @@ impl Journal {
             if let Some(cursor) = memory.cursors.by_sink.get_mut(sink) {
                 cursor.active = true;
                 cursor.at = cursor.at.min(last);
+                cursor.read = cursor.at;
                 return Ok(cursor.at);
             }
             if memory.cursors.unknown { Start::Earliest } else { start }
@@ -285,6 +299,20 @@ impl Journal {
         }
         let memory = self.0.lock();
         Ok(memory.ring.after(0).find(|record| record.age() <= age).map(|record| record.seq))
+    }
+
+    /// Where a sink's cursor is; `None`: it has none.
+    pub(crate) fn cursor(&self, sink: &str) -> Option<Seq> {
+        self.0.lock().cursors.by_sink.get(sink).map(|cursor| cursor.at)
+    }
+
+    /// Puts a sink's cursor there, unless it is further; before anything is read from there.
+    pub(crate) fn set_cursor(&self, sink: &str, at: Seq) {
+        let mut memory = self.0.lock();
+        let cursors = &mut memory.cursors;
+        cursors.by_sink.entry(sink.into()).or_insert_with(|| Cursor::new(at, None));
+        drop(memory);
+        self.advance(sink, at);
     }
 
     /// A sink no longer uses its cursor: it holds nothing back any more.
@@ -441,9 +469,9 @@ impl Journal {
         let memory = self.0.lock();
         let (numbers, disk) = (&memory.numbers, &memory.disk);
         Figures {
-            oldest: numbers.oldest,
+            oldest: memory.oldest_kept(),
             last: numbers.last,
-            events: memory.assigned(numbers.oldest.saturating_sub(1), numbers.last),
+            events: memory.assigned(memory.oldest_kept().saturating_sub(1), numbers.last),
             written: numbers.written,
             synced: numbers.synced,
             durable: disk.durable,

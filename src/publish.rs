@@ -15,7 +15,7 @@ mod redis;
 pub mod scope;
 mod task;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
@@ -24,8 +24,8 @@ use futures_util::future::BoxFuture;
 pub use self::homeassistant::expand;
 pub use self::task::Publishing;
 use crate::{
-    config::{ConfigError, SinkConfig},
-    sink::{Failure, Opening, Part},
+    config::{Channel, ConfigError, SinkConfig},
+    sink::{self, Failure, Opening, Part},
 };
 
 /// The longest time between two calls of [`StatePublisher::publish`], even if nothing has changed.
@@ -67,6 +67,11 @@ pub trait StatePublisher: Send {
     fn remarks(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// What the destination refuses beside the parts, and why: it lacks something that is configured.
+    fn refused(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A kind of sink whose destination can hold state: one row.
@@ -81,10 +86,24 @@ pub struct Kind {
     /// What an operator should know of the destination before the relay starts, for `check --connect`. It
     /// makes nothing there.
     pub probe: Option<Probe>,
+    /// How `check --connect` asks for the right to publish; `None`: it does not.
+    pub rights: Option<Rights>,
 }
 
 /// See [`Kind::probe`].
 pub type Probe = fn(&Opening<'_>) -> BoxFuture<'static, Result<Vec<String>, Failure>>;
+
+/// See [`Kind::rights`].
+#[derive(Debug, Clone, Copy)]
+pub struct Rights {
+    pub questions: Questions,
+    /// Asks at these very addresses.
+    pub probe: sink::Probe,
+}
+
+/// The addresses at which it is asked, by what the channels subscribe to. Nothing of ours is published there.
+pub type Questions =
+    fn(&Opening<'_>, &BTreeMap<String, Channel>) -> Result<Vec<Arc<str>>, ConfigError>;
 
 /// All of them.
 pub const KINDS: &[Kind] = &[mqtt::KIND, nats::KIND, redis::KIND];

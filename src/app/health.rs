@@ -45,7 +45,7 @@ const DEBOUNCE: Duration = Duration::from_secs(1);
 /// millisecond, and as many confirmations come one by one.
 const PACE: Duration = Duration::from_millis(50);
 
-/// Figures are published no more often than this: somebody reads them, nothing depends on them.
+/// Figures are published no more often than this, unless a connection comes or goes.
 const FIGURES: Duration = Duration::from_secs(10);
 
 /// While the health stays what it is, another reason for it is an event no more often than this: the
@@ -111,15 +111,17 @@ pub struct HealthReporter {
     event: Option<(Verdict, Instant)>,
     /// Since when it has been degraded, where that is not reported yet.
     degraded: Option<Instant>,
+    /// The word for the connections to Astro that was published with the figures.
+    astro: &'static str,
 }
 
 impl HealthReporter {
     /// What is known at once is in the store at once.
     pub fn new(status: Arc<RelayStatus>, journal: Journal, store: Arc<StateStore>) -> Self {
         let reported = (Verdict::offline("the relay has just been started"), clock::now());
-        let channels = HashMap::new();
+        let (channels, event, degraded, astro) = (HashMap::new(), None, None, "");
         let mut health =
-            Self { status, journal, store, channels, reported, event: None, degraded: None };
+            Self { status, journal, store, channels, reported, event, degraded, astro };
         health.publish();
         let snapshot = health.status.snapshot();
         health.publish_channels(&snapshot.gateway);
@@ -156,6 +158,10 @@ impl HealthReporter {
     fn refresh(&mut self) {
         let snapshot = self.status.snapshot();
         self.publish_channels(&snapshot.gateway);
+        // Automations depend on this one: it does not wait for the figures' time.
+        if self.astro != connections(&snapshot.gateway) {
+            self.publish_figures(&snapshot);
+        }
         let verdict = Verdict::of(&snapshot, &self.status.health(&snapshot));
         let degraded = Availability::Degraded;
         if verdict.availability == degraded && self.reported.0.availability != degraded {
@@ -230,25 +236,30 @@ impl HealthReporter {
         }
     }
 
-    fn publish_figures(&self, snapshot: &Snapshot) {
+    fn publish_figures(&mut self, snapshot: &Snapshot) {
         let gateway = &snapshot.gateway;
         let waiting = |name: &String| lag(&self.status, &self.journal, name).0;
         let lag = snapshot.sinks.sinks.keys().map(waiting).max();
         let dead: u64 = self.status.dead_letter_counts().values().sum();
-        let astro = match gateway.open_connections() {
-            0 => "disconnected",
-            all if all == gateway.connections.len() => "connected",
-            _ => "partly connected",
-        };
+        self.astro = connections(gateway);
         let figures = json!({
             "lag": lag.unwrap_or(0),
             "last_event": gateway.last_event.map(clock::rfc3339),
             "gaps": gateway.gap_count,
             "dead_letters": dead,
             "version": env!("CARGO_PKG_VERSION"),
-            "astro": astro,
+            "astro": self.astro,
         });
         self.store.insert([(StateKey::relay(Section::Diagnostics), Some((&figures).into()))]);
+    }
+}
+
+/// How many of the connections to Astro are open, in a word.
+fn connections(gateway: &table::State) -> &'static str {
+    match gateway.open_connections() {
+        0 => "disconnected",
+        all if all == gateway.connections.len() => "connected",
+        _ => "partly connected",
     }
 }
 
@@ -374,6 +385,32 @@ mod tests {
             let words = (verdict.availability.as_str(), verdict.health.as_str());
             assert_eq!(words, (availability, health), "{snapshot:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_the_connection_is_published_at_once() {
+        let (status, store) = (Arc::new(RelayStatus::new(0)), Arc::new(StateStore::default()));
+        let journal = Journal::in_memory(1 << 20);
+        let health = HealthReporter::new(Arc::clone(&status), journal, Arc::clone(&store));
+        let stop = CancellationToken::new();
+        let astro = || {
+            let key = StateKey::relay(Section::Diagnostics);
+            store.snapshot(|entries, _| entries[&key].value.read()["astro"].clone())
+        };
+        let script = async {
+            assert_eq!(astro(), "disconnected");
+            for (phase, word) in [
+                (Phase::Open, "connected"),
+                (Phase::Waiting, "disconnected"),
+                (Phase::Open, "connected"),
+            ] {
+                status.gateway.replace(gateway(phase, &[]));
+                sleep(2 * PACE).await;
+                assert_eq!(astro(), word);
+            }
+            stop.cancel();
+        };
+        tokio::join!(health.run(stop.clone()), script);
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
+    time::{MissedTickBehavior, interval},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -23,21 +24,22 @@ use crate::{
         sync::lock,
     },
     channel::{
-        backfill::{Backfill, Covered},
+        backfill::{Backfill, Covered, MissedTopics},
         keeper::{SessionKeeper, Stores, Times},
         refresh::refreshes,
         silence::SilenceWatch,
         tokens::TokenKeeper,
     },
     cluster::{
-        Cluster, ClusterError, gaps, letters, membership, outbox, report::Configured, state,
+        Cluster, ClusterError, alone, gaps, letters, membership, outbox, report::Configured, state,
+        storage_check,
     },
     command::{
         self,
         executor::{Executor, Once, Tools},
     },
     config::{Config, ConfigError, pasted::shown_address},
-    delivery::{status::Status, task},
+    delivery::{losses, status::Status, task},
     gateway::{Away, Gateway, Targets, intake::Intake},
     http::{self, History, Reloads, history::Sampler, relay_status::RelayStatus},
     journal::{Health, Journal, StoreError},
@@ -50,6 +52,9 @@ pub const STOP: Duration = Duration::from_secs(8);
 
 /// How long the other members of a cluster may take to take over, before that.
 const LEAVE: Duration = Duration::from_secs(20);
+
+/// How often it is checked whether the journal still holds what sinks have still to get.
+const LOSSES: Duration = Duration::from_secs(1);
 
 /// The relay cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -116,8 +121,7 @@ impl Relay {
         status.configured(config.channels.keys(), config.sinks.len());
         info!(events = opened.events, lost = opened.lost, "journal opened");
         let cluster = Box::pin(join_cluster(&config)).await?;
-        // In a cluster sinks read the log, and nothing is kept here for them.
-        journal.sinks(config.sinks.keys().filter(|_| cluster.is_none()).map(String::as_str));
+        set_sinks(&journal, &config, cluster.is_some());
         let mut supervisor = Supervisor::new();
         report_tasks(&mut supervisor, &status.sinks);
         let (targets, configured_targets) = watch::channel(Targets::of(&config));
@@ -241,6 +245,17 @@ impl Relay {
     }
 }
 
+/// Says what waits for sinks that are no longer configured. Of a sink that was removed long ago the journal no
+/// longer has everything: nobody waits for its events.
+fn warn_of_removed_sinks(journal: &Journal) {
+    for mut left in journal.left_behind() {
+        if !left.whole {
+            left.events = 0;
+        }
+        task::warn_of_left_behind(&left);
+    }
+}
+
 /// The task that reloads the configuration; without sources the handles are given back, to be kept.
 fn add_reload(
     supervisor: &mut Supervisor,
@@ -294,6 +309,19 @@ fn add_gateway(
     Ok(())
 }
 
+/// Who reads the journal: the sinks, or in a cluster, where they read the log, what publishes there.
+fn set_sinks(journal: &Journal, config: &Config, is_member: bool) {
+    let names = || config.sinks.keys().map(String::as_str);
+    if is_member {
+        journal.sinks([outbox::CURSOR].into_iter());
+        alone::joins(journal, names());
+    } else {
+        journal.sinks(names());
+        alone::leaves(journal, names());
+        warn_of_removed_sinks(journal);
+    }
+}
+
 async fn join_cluster(config: &Config) -> Result<Option<Cluster>, ClusterError> {
     match &config.cluster {
         Some(settings) => Cluster::begin(settings, Configured::of(config)).await.map(Some),
@@ -320,6 +348,7 @@ fn add_cluster(
     supervisor.add("cluster", Stage::Display, membership::factory(cluster, parts));
     let shared = state::factory(cluster, &services.store);
     supervisor.add("cluster state", Stage::Delivery, shared);
+    supervisor.add("cluster storage", Stage::Display, storage_check::factory(cluster));
     let letters = letters::factory(cluster, &services.journal, dir.to_owned());
     supervisor.add("cluster dead letters", Stage::Delivery, letters);
     let table = Arc::clone(&status.gateway);
@@ -359,9 +388,12 @@ fn once(cluster: Cluster) -> Once {
 
 /// Asks the other members whether one of them held a channel.
 fn covered(cluster: Cluster) -> Covered {
-    Covered(Arc::new(move |channel, since| {
+    Covered(Arc::new(move |missed: MissedTopics| {
         let cluster = cluster.clone();
-        Box::pin(async move { gaps::was_held_elsewhere(&cluster, &channel, since).await })
+        Box::pin(async move {
+            let MissedTopics { channel, topics, since } = missed;
+            gaps::was_held_elsewhere(&cluster, &channel, &topics, since).await
+        })
     }))
 }
 
@@ -447,21 +479,29 @@ fn add_health(supervisor: &mut Supervisor, services: &Services, status: &Arc<Rel
     supervisor.add("health", Stage::Intake, factory);
 }
 
-/// Reports a journal that does not work.
+/// Reports a journal that does not work, and what it no longer holds for sinks.
 fn add_journal_health(supervisor: &mut Supervisor, services: &Services) {
     let Services { journal, status, .. } = services.clone();
     let factory: Factory = Box::new(move |stop| {
-        let (mut health, status) = (journal.health(), Arc::clone(&status));
+        let (journal, status) = (journal.clone(), Arc::clone(&status));
+        let mut health = journal.health();
+        health.mark_changed();
         Ok(Box::pin(async move {
+            let mut checks = interval(LOSSES);
+            checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                let why = match &*health.borrow_and_update() {
-                    Health::Sound | Health::MemoryOnly => None,
-                    Health::Degraded(why) => Some(format!("events are kept in memory only: {why}")),
-                };
-                status.task("journal", why.as_deref());
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    Ok(()) = health.changed() => {}
+                    Ok(()) = health.changed() => {
+                        let why = match &*health.borrow_and_update() {
+                            Health::Sound | Health::MemoryOnly => None,
+                            Health::Degraded(why) => {
+                                Some(format!("events are kept in memory only: {why}"))
+                            }
+                        };
+                        status.task("journal", why.as_deref());
+                    }
+                    _ = checks.tick() => losses::report_all(&journal, &status),
                 }
             }
         }))

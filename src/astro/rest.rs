@@ -22,7 +22,7 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Map, Value, value::RawValue};
 use url::Url;
 
-pub use self::history::{History, HistoryItem, Listed, PAGE, Page, Span};
+pub use self::history::{History, HistoryItem, HistoryReader, Listed, PAGE, Page, Span};
 use self::{
     call::{Call, LARGEST, authorization},
     history::WorkingForm,
@@ -35,7 +35,7 @@ use crate::{
         sync::lock,
         text, tls,
     },
-    config::{Astro, Secret, SecretRef, TokenType, jwt},
+    config::{Astro, Secret, SecretRef, TokenType, jwt, secret::SecretError},
 };
 
 /// How long one request may take, answer included: `reload` adds up a channel's history.
@@ -253,6 +253,32 @@ impl Rest {
     #[must_use]
     pub fn within(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
+    }
+
+    /// The same as [`credentials`]. Of a token of `OAuth2` the server is asked whose it is, where nothing else
+    /// says it.
+    pub async fn credentials<'a>(
+        &self,
+        rooms: impl IntoIterator<Item = &'a str> + Send,
+        token: &SecretRef,
+        token_type: TokenType,
+    ) -> Result<Credentials, CredentialsError> {
+        let found = credentials(rooms, token, token_type).await;
+        let may_ask = matches!(token_type, TokenType::Oauth2 | TokenType::Oauth);
+        if !may_ask || found != Err(CredentialsError::NoId) {
+            return found;
+        }
+        let unread = |error: SecretError| CredentialsError::Token(error.to_string());
+        let token = token.read_token().await.map_err(unread)?;
+        let unknown = |error: RestError| {
+            CredentialsError::Token(format!(
+                "whose the token is is not known: {}",
+                error.describe()
+            ))
+        };
+        let said = self.validate(&token).await.map_err(unknown)?;
+        let channel = said.channel.ok_or(CredentialsError::NoId)?;
+        Ok(Credentials { channel, token, token_type })
     }
 
     /// The active session.

@@ -507,6 +507,15 @@ impl Session {
         }
     }
 
+    /// Finds out now whether the gateway is there, and not only after a silence.
+    pub fn ping(&mut self, now: Instant, effects: &mut Effects) {
+        if !self.config.ping_after.0.is_zero() && self.link.ping_at.is_none() {
+            self.link.ping_at = Some(now);
+            effects.ping = true;
+            self.due = None;
+        }
+    }
+
     /// Silence: first a ping of our own, then the end.
     fn watch(&mut self, now: Instant, effects: &mut Effects) {
         let silent = |limit: Duration| now >= self.link.last_frame_at + limit;

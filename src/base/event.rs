@@ -113,6 +113,9 @@ pub struct Record {
     /// When the journal, or the log of a cluster, stored it, by the clock there: grows with `seq` unless that
     /// clock is set back, and is the same whoever reads it.
     pub stored: UnixMillis,
+    /// The replay that hands it on, where somebody asked for one: a destination is to take it once more, and
+    /// to recognise a repeat of that.
+    pub replay: Option<Arc<str>>,
 }
 
 /// The same event at the same place; how long it has waited differs with every look.
@@ -179,7 +182,7 @@ impl Event {
 impl Record {
     /// An event that was read now.
     pub fn new(seq: Seq, event: Event) -> Self {
-        Self { seq, stored: event.received, event, waited: Waited::now() }
+        Self { seq, stored: event.received, event, waited: Waited::now(), replay: None }
     }
 
     pub fn age(&self) -> Duration {

@@ -63,6 +63,8 @@ pub enum LogFormat {
 const CEILINGS: &[(&str, LevelFilter)] = &[
     ("astro_relay", LevelFilter::TRACE),
     ("rumqttc::state", LevelFilter::ERROR),
+    // It does not say whose connection it is; whoever connects gets the same as an error, and does.
+    ("async_nats::connector", LevelFilter::OFF),
     // Each of its events is one that the sink reports in its own words.
     ("async_nats", LevelFilter::WARN),
 ];
@@ -254,6 +256,7 @@ mod tests {
                 tracing::trace!(target: "rustls::client", "canary");
                 tracing::debug!(target: "async_nats::connection", "canary");
                 tracing::warn!(target: "rumqttc::state", "canary");
+                tracing::error!(target: "async_nats::connector", "canary");
                 tracing::trace!(target: "redis", "canary");
                 tracing::debug!(target: "reqwest::connect", "canary");
                 tracing::trace!(target: "log", "canary");

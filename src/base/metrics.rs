@@ -232,7 +232,6 @@ pub fn command(origin: &str, command: &'static str, outcome: &'static str) {
 pub struct SinkMetrics {
     sink: String,
     delivered: metrics::Counter,
-    lost: metrics::Counter,
     dead: metrics::Counter,
     up: metrics::Gauge,
     delivery: metrics::Histogram,
@@ -254,9 +253,9 @@ impl SinkMetrics {
         for cause in ["down", "busy", "rejected", "denied", "gone"] {
             counter!(RETRIES, "sink" => name.clone(), "cause" => cause).increment(0);
         }
+        counter!(LOST, "sink" => name.clone()).increment(0);
         Self {
             delivered: counter!(DELIVERED, "sink" => name.clone()),
-            lost: counter!(LOST, "sink" => name.clone()),
             dead: counter!(DEAD_LETTERS, "sink" => name.clone()),
             up: gauge!(SINK_UP, "sink" => name.clone()),
             delivery: histogram!(DELIVERY_SECONDS, "sink" => name.clone()),
@@ -275,11 +274,6 @@ impl SinkMetrics {
         {
             recorder.run_upkeep();
         }
-    }
-
-    /// Events are gone.
-    pub fn lost(&self, events: u64) {
-        self.lost.increment(events);
     }
 
     /// An event was set aside.

@@ -44,7 +44,7 @@ use self::{
 };
 use crate::{
     astro::rest::{
-        Credentials, CredentialsError, History, HistoryItem, PAGE, Rest, RestError, credentials,
+        Credentials, CredentialsError, History, HistoryItem, HistoryReader, PAGE, Rest, RestError,
     },
     base::{
         backoff::Backoff,
@@ -84,11 +84,15 @@ const AT_ONCE: usize = 2;
 /// Gaps of one channel that are begun and not done, at most: later ones wait, and are joined.
 const OF_ONE_CHANNEL: usize = 2;
 
-/// How long a history that cannot be had is asked for.
+/// How long a history that cannot be had is asked for, since its last page that could.
 const GIVE_UP: Duration = Duration::from_hours(1);
 
 /// The ceilings of the waits between two attempts.
 const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(2));
+
+/// Items of all histories that are kept between two attempts, at most: some ten megabytes. A history that
+/// would exceed that is read from its beginning again.
+const KEPT: usize = 20_000;
 
 /// Events looked at at once, and their bytes.
 const BATCH: usize = 512;
@@ -115,12 +119,21 @@ struct Tools {
     intake: Arc<Intake>,
     known_activities: Arc<Mutex<Recalled>>,
     slots: Arc<Semaphore>,
+    kept: Arc<Semaphore>,
     covered: Option<Covered>,
 }
 
-/// Answers whether somebody else had a channel all the time, since so long ago: then nothing was missed.
+/// What a channel may have missed since so long ago.
+#[derive(Debug)]
+pub struct MissedTopics {
+    pub channel: Arc<str>,
+    pub topics: Vec<String>,
+    pub since: Duration,
+}
+
+/// Answers whether somebody else had all of that, all the time: then nothing was missed.
 #[derive(Clone)]
-pub struct Covered(pub Arc<dyn Fn(Arc<str>, Duration) -> BoxFuture<'static, bool> + Send + Sync>);
+pub struct Covered(pub Arc<dyn Fn(MissedTopics) -> BoxFuture<'static, bool> + Send + Sync>);
 
 impl std::fmt::Debug for Covered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -185,6 +198,7 @@ impl Backfill {
                 intake,
                 known_activities: Arc::default(),
                 slots: Arc::new(Semaphore::new(AT_ONCE)),
+                kept: Arc::new(Semaphore::new(KEPT)),
                 covered: None,
             },
             targets,
@@ -270,7 +284,10 @@ impl Tools {
     ) {
         if let (Some(covered), GapClock::Ours) = (&self.covered, gap.clock) {
             let since = Duration::from_millis(clock::now().saturating_sub(gap.from));
-            if covered.0(Arc::clone(&gap.channel), since).await {
+            let fetched = gap.missed.iter().filter(|missed| missed.history().is_some());
+            let topics = fetched.map(|missed| missed.topic.to_string()).collect();
+            let channel = Arc::clone(&gap.channel);
+            if covered.0(MissedTopics { channel, topics, since }).await {
                 return;
             }
         }
@@ -305,18 +322,17 @@ impl Tools {
         mut slot: Arc<OwnedSemaphorePermit>,
     ) -> Result<Found, String> {
         let (channel, topic) = (&gap.channel, &missed.topic);
-        let mut backoff = Backoff::new(WAIT.0, WAIT.1);
-        let end = Instant::now() + GIVE_UP;
+        let mut retries = Retries::new(0);
+        let mut reading: Option<Reading> = None;
         loop {
-            let failed = match self.attempt(gap, missed, history, targets).await {
+            let failed = match self.attempt(gap, missed, history, targets, &mut reading).await {
                 Ok(found) => return Ok(found),
                 Err(failed) => failed,
             };
-            let wait = backoff.wait().max(failed.asked);
             let error = text::excerpt(&failed.why, text::EXCERPT);
-            if failed.is_final || Instant::now() + wait > end {
-                return Err(error);
-            }
+            let pages = reading.as_ref().map_or(0, |reading| reading.reader.pages());
+            let Some(wait) = retries.wait(&failed, pages) else { return Err(error) };
+            reading = reading.and_then(|reading| reading.keep(&self.kept));
             warn!(%channel, %topic, error, ?wait, "the history cannot be fetched; it is tried again");
             drop(slot);
             clock::sleep(wait).await;
@@ -332,16 +348,18 @@ impl Tools {
         missed: &Missed,
         history: History,
         targets: &watch::Receiver<Targets>,
+        reading: &mut Option<Reading>,
     ) -> Result<Found, Failed> {
-        let credentials = credentials_for(gap, missed, targets).await?;
+        let credentials = credentials_for(&self.rest, gap, missed, targets).await?;
         // Boxed: between the attempts no memory is needed for one.
-        let fetch = Box::pin(self.fetch(gap, missed, history, &credentials));
+        let fetch = Box::pin(self.fetch(gap, missed, history, &credentials, reading));
         let error = match fetch.await {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
         let is_replaced = matches!(error, RestError::Refused { status: 401, .. })
-            && credentials_for(gap, missed, targets).await.ok().as_ref() != Some(&credentials);
+            && credentials_for(&self.rest, gap, missed, targets).await.ok().as_ref()
+                != Some(&credentials);
         Err(Failed {
             why: error.describe(),
             is_final: is_final(&error) && !is_replaced,
@@ -356,12 +374,17 @@ impl Tools {
         missed: &Missed,
         history: History,
         credentials: &Credentials,
+        reading: &mut Option<Reading>,
     ) -> Result<Found, RestError> {
         let fetch = self.intake.fetch();
         let behind = self.known_activities.lock().await.recall(gap, &self.journal, &fetch).await;
-        let window = GapWindow::of(gap, gap.ahead.or(behind));
-        let (after, before) = window.span();
-        let listed = self.rest.history(history, credentials, after, before).await?;
+        drop(reading.take_if(|reading| reading.channel != credentials.channel));
+        let reading = reading.get_or_insert_with(|| {
+            let window = GapWindow::of(gap, gap.ahead.or(behind));
+            Reading::new(history, credentials, window)
+        });
+        let window = reading.window;
+        let listed = reading.reader.read(&self.rest, credentials).await?;
         let mut found = Found { complete: listed.complete, ..Found::default() };
         let published = |item: &&HistoryItem| message::is_published(history, item);
         let items: Vec<&HistoryItem> = listed.items.iter().filter(published).collect();
@@ -380,6 +403,58 @@ impl Tools {
             }
         }
         Ok(found)
+    }
+}
+
+/// A history that is being read, over all attempts.
+#[derive(Debug)]
+struct Reading {
+    /// Whose history it is: its id may be configured in another way meanwhile.
+    channel: String,
+    window: GapWindow,
+    reader: HistoryReader,
+    /// For the items that are kept between two attempts.
+    kept: Option<OwnedSemaphorePermit>,
+}
+
+impl Reading {
+    fn new(history: History, credentials: &Credentials, window: GapWindow) -> Self {
+        let (after, before) = window.span();
+        let reader = HistoryReader::new(history, after, before);
+        Self { channel: credentials.channel.clone(), window, reader, kept: None }
+    }
+
+    /// Keeps what was read for the next attempt; `None`: there is nothing, or no room for it.
+    fn keep(mut self, room: &Arc<Semaphore>) -> Option<Self> {
+        self.kept = None;
+        let items = u32::try_from(self.reader.items()).ok().filter(|items| *items > 0)?;
+        self.kept = Some(Arc::clone(room).try_acquire_many_owned(items).ok()?);
+        Some(self)
+    }
+}
+
+/// When a history that could not be had is asked for again.
+#[derive(Debug)]
+struct Retries {
+    backoff: Backoff,
+    /// The attempt that fails after this is the last.
+    end: Instant,
+    /// Pages that were read so far.
+    pages: usize,
+}
+
+impl Retries {
+    fn new(pages: usize) -> Self {
+        Self { backoff: Backoff::new(WAIT.0, WAIT.1), end: Instant::now() + GIVE_UP, pages }
+    }
+
+    /// How long to wait, at least as long as the server asked for; `None`: it is given up.
+    fn wait(&mut self, failed: &Failed, pages: usize) -> Option<Duration> {
+        if pages > self.pages {
+            *self = Self::new(pages);
+        }
+        let is_over = failed.is_final || Instant::now() > self.end;
+        (!is_over).then(|| self.backoff.wait().max(failed.asked))
     }
 }
 
@@ -472,6 +547,7 @@ impl GapWindow {
 
 /// Under which id and with which token a history is asked for.
 async fn credentials_for(
+    rest: &Rest,
     gap: &Gap,
     missed: &Missed,
     targets: &watch::Receiver<Targets>,
@@ -481,7 +557,8 @@ async fn credentials_for(
     let account =
         account.ok_or_else(|| failed("the channel is no longer configured".into(), true))?;
     let rooms = [Some(&*missed.room), account.room.as_deref()];
-    let found = credentials(rooms.into_iter().flatten(), &account.token, account.token_type).await;
+    let rooms = rooms.into_iter().flatten();
+    let found = rest.credentials(rooms, &account.token, account.token_type).await;
     found.map_err(|error| {
         // A file may be about to be replaced.
         let is_final = error == CredentialsError::NoId;

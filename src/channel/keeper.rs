@@ -38,7 +38,7 @@ use super::{
 use crate::{
     astro::{
         activity::ACTIVITIES,
-        rest::{Rest, RestError, SessionAbout, SessionDocument, credentials},
+        rest::{Rest, RestError, SessionAbout, SessionDocument},
     },
     base::{
         clock::{self, UnixMillis},
@@ -52,6 +52,9 @@ use crate::{
 
 /// Its cursor. No sink can have this name: theirs have no dot.
 pub const CURSOR: &str = "relay.state";
+
+/// Under which name the room of each label is stored. No channel can have it: their labels have no dot.
+const ROOMS: &str = "relay.rooms";
 
 /// Events folded at once.
 const BATCH: usize = 256;
@@ -101,6 +104,8 @@ pub struct SessionKeeper {
     times: Times,
     follower: Follower,
     channels: BTreeMap<Arc<str>, Channel>,
+    /// The configured room of each, as it is stored.
+    rooms: BTreeMap<Arc<str>, Arc<str>>,
     /// Channels that other members of the cluster keep.
     elsewhere: BTreeSet<Arc<str>>,
 }
@@ -132,6 +137,7 @@ impl SessionKeeper {
             warn!(%error, "what is known of the sessions cannot be read; it is fetched again");
             Vec::new()
         });
+        let rooms: BTreeMap<_, _> = kept.iter().filter_map(stored_room).collect();
         let mut keeper = Self {
             rest,
             stores,
@@ -140,15 +146,26 @@ impl SessionKeeper {
             times,
             follower,
             channels: BTreeMap::new(),
+            rooms: rooms.clone(),
             elsewhere: BTreeSet::new(),
         };
         keeper.adopt();
+        keeper.restore(kept, &rooms);
+        for (label, channel) in &keeper.channels {
+            keeper.stores.sessions.set(label, Some(channel.status()));
+        }
+        keeper.publish_all();
+        Ok(keeper)
+    }
+
+    /// Takes up what an earlier run has stored, when the labels were those of these rooms.
+    fn restore(&mut self, kept: Vec<StateElement>, rooms: &BTreeMap<Arc<str>, Arc<str>>) {
         let mut forgotten = Vec::new();
         // Names with a dot are of others, who keep something else.
         for kept in kept.into_iter().filter(|kept| !kept.channel.contains('.')) {
             let value = kept.value.as_deref().and_then(Json::from_text);
-            let restored = match (keeper.channels.get_mut(&*kept.channel), value) {
-                (Some(channel), Some(value)) => {
+            let restored = match (self.channels.get_mut(&*kept.channel), value) {
+                (Some(channel), Some(value)) if channel.folds(&kept.element) => {
                     channel.session.restore((&*kept.element).into(), value)
                 }
                 (_, _) => false,
@@ -157,12 +174,37 @@ impl SessionKeeper {
                 forgotten.push(StateElement { value: None, ..kept });
             }
         }
-        keeper.stores.journal.store_state(forgotten);
-        for (label, channel) in &keeper.channels {
-            keeper.stores.sessions.set(label, Some(channel.status()));
+        self.stores.journal.store_state(forgotten);
+        let mut replaced = Vec::new();
+        for (label, channel) in &mut self.channels {
+            let room = channel.account.room.as_ref();
+            if rooms.get(label).zip(room).is_some_and(|(before, now)| before != now) {
+                let session = std::mem::take(&mut channel.session);
+                replaced.push((Arc::clone(label), session.gone()));
+            }
         }
-        keeper.publish_all();
-        Ok(keeper)
+        for (label, gone) in &replaced {
+            self.write_down(label, gone);
+        }
+    }
+
+    /// Stores which label is which room's: it may be another one's after a restart.
+    fn store_rooms(&mut self) {
+        let room = |(label, channel): (&Arc<str>, &Channel)| {
+            Some((Arc::clone(label), channel.account.room.clone()?))
+        };
+        let rooms: BTreeMap<_, _> = self.channels.iter().filter_map(room).collect();
+        let element = |label: &Arc<str>, room: Option<&Arc<str>>| StateElement {
+            channel: ROOMS.into(),
+            element: (&**label).into(),
+            value: room.map(|room| Value::from(&**room).to_string().into()),
+            at: clock::now(),
+        };
+        let fresh = rooms.iter().filter(|(label, room)| self.rooms.get(*label) != Some(*room));
+        let gone = self.rooms.keys().filter(|label| !rooms.contains_key(*label));
+        let fresh = fresh.map(|(label, room)| element(label, Some(room)));
+        self.stores.journal.store_state(fresh.chain(gone.map(|label| element(label, None))));
+        self.rooms = rooms;
     }
 
     /// Puts all that is known into the store, and removes what a keeper before this one knew.
@@ -188,9 +230,10 @@ impl SessionKeeper {
             let channel = wanted.entry(Arc::clone(label)).or_insert_with(|| Channel::new(account));
             channel.add(&subscription.topic);
         }
+        let mut replaced = Vec::new();
         for (label, before) in std::mem::take(&mut self.channels) {
             if let Some(channel) = wanted.get_mut(&label) {
-                channel.replaces(before);
+                replaced.extend(channel.replaces(before).map(|gone| (label, gone)));
                 continue;
             }
             if targets.elsewhere.contains(&label) {
@@ -218,6 +261,14 @@ impl SessionKeeper {
             }
         });
         self.channels = wanted;
+        for (label, gone) in &replaced {
+            let about = self.channels.get(label).map(|channel| &channel.about);
+            if about.is_none_or(|about| *about == SessionAbout::default()) {
+                self.stores.store.insert([(StateKey::of(label, Section::SessionInfo), None)]);
+            }
+            self.write_down(label, gone);
+        }
+        self.store_rooms();
     }
 
     /// Keeps them until it is stopped.
@@ -305,7 +356,7 @@ impl SessionKeeper {
             let generation = channel.generation.clone();
             fetches.push(Box::pin(async move {
                 let credentials =
-                    credentials(room.as_deref(), &account.token, account.token_type).await;
+                    rest.credentials(room.as_deref(), &account.token, account.token_type).await;
                 let outcome = match credentials {
                     Ok(credentials) => rest.document(&credentials).await,
                     Err(error) => Err(RestError::Credential(error.to_string())),
@@ -398,7 +449,7 @@ impl SessionKeeper {
                     error => error.to_string(),
                 };
                 answer(waiting, &Err(text));
-                channel.failed(&label, &error.describe());
+                channel.failed(&label, &error);
                 now + wait
             }
         };
@@ -430,6 +481,13 @@ impl SessionKeeper {
         let entry = |change: &Change| (key_of(label, &change.element), change.after.clone());
         self.stores.store.insert(changes.iter().map(entry));
     }
+}
+
+/// A label and its room, where that is what was stored.
+fn stored_room(kept: &StateElement) -> Option<(Arc<str>, Arc<str>)> {
+    let text = kept.value.as_deref().filter(|_| &*kept.channel == ROOMS)?;
+    let room: String = serde_json::from_str(text).ok()?;
+    Some(((&*kept.element).into(), room.into()))
 }
 
 /// What a session says of itself, as it is published.

@@ -20,6 +20,9 @@ pub struct SessionStatus {
     pub provider: Option<String>,
     /// Why it could not be fetched the last time.
     pub error: Option<String>,
+    /// Whether that is more than a hiccup.
+    #[serde(skip)]
+    pub is_failing: bool,
     /// How many values were left out of it: too many or too large ones.
     #[serde(skip_serializing_if = "is_zero")]
     pub left_out: u64,

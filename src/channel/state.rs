@@ -175,6 +175,30 @@ impl Session {
         self.fetched
     }
 
+    /// The changes where nothing of it holds any more.
+    pub fn gone(&self) -> Vec<Change> {
+        let gone = |(name, value): (&Arc<str>, &Json)| {
+            Change::new(Arc::clone(name), Some(value.clone()), None, Source::Reset)
+        };
+        self.iter().map(gone).collect()
+    }
+
+    /// Removes what is folded from none of these topics; answers the changes.
+    pub fn retain_topics(&mut self, topics: &[String]) -> Vec<Change> {
+        let is_gone = |name: &Arc<str>, _: &mut Element| {
+            !topics.iter().any(|topic| is_folded_from(name, topic))
+        };
+        let mut gone: Vec<_> = self.elements.extract_if(.., is_gone).collect();
+        gone.extend(self.facts.extract_if(.., is_gone));
+        for (name, element) in &gone {
+            self.size.removed(name, &element.value);
+        }
+        let change = |(name, gone): (Arc<str>, Element)| {
+            Change::new(name, Some(gone.value), None, Source::Reset)
+        };
+        gone.into_iter().map(change).collect()
+    }
+
     /// Whether the snapshot that was last taken in was asked for after this event had been received.
     pub fn is_in_snapshot(&self, seq: Seq) -> bool {
         seq <= self.merged
@@ -368,6 +392,18 @@ pub fn name_of(key: &StateKey) -> Option<Arc<str>> {
         Section::Session => Some(Arc::clone(&key.name)),
         Section::SessionInfo | Section::Diagnostics | Section::Status => None,
     }
+}
+
+/// Whether an element or a fact of this name is folded from a topic.
+pub fn is_folded_from(name: &str, topic: &str) -> bool {
+    if !name.contains('.') {
+        return SESSION_TOPICS.contains(&topic);
+    }
+    if name.starts_with(PAID) {
+        return topic == ACTIVITIES;
+    }
+    let rest = topic.strip_prefix("channel.").and_then(|topic| name.strip_prefix(topic));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 /// What the names of facts about payments begin with. No element of the vendor's has a dot.

@@ -207,7 +207,7 @@ impl TokenKeeper {
     }
 
     /// Where the gateway refuses everything that is asked for in a channel's name, its token has ended, or
-    /// was withdrawn. Where it refuses some of it, that is for a scope.
+    /// was withdrawn. Where it accepts some of it, what it refuses is for a scope.
     fn read_table(&mut self) {
         let refused = self.table.read(all_refused);
         for (label, channel) in &mut self.channels {
@@ -219,15 +219,66 @@ impl TokenKeeper {
     }
 }
 
-/// The channels of which every subscription is refused for its credentials.
+/// The channels whose credentials are refused, and for which nothing is confirmed or about to be answered.
+/// What is refused for another reason, such as a topic that does not exist, says nothing of them.
 fn all_refused(state: &State) -> HashSet<Arc<str>> {
-    let mut all: HashMap<&Arc<str>, bool> = HashMap::new();
+    let mut refused = HashSet::new();
+    let mut others = HashSet::new();
     for (subscription, row) in &state.subscriptions {
-        let is_refused = matches!(
-            &row.state,
-            SubscriptionState::Refused(refusal) if &*refusal.code == "err_unauthorized"
-        );
-        *all.entry(&subscription.channel).or_insert(true) &= is_refused;
+        let label = &subscription.channel;
+        match &row.state {
+            SubscriptionState::Refused(refusal) if &*refusal.code == "err_unauthorized" => {
+                refused.insert(Arc::clone(label));
+            }
+            answer if answer.is_confirmed() || row.is_waited_for() => {
+                others.insert(label);
+            }
+            _ => {}
+        }
     }
-    all.into_iter().filter(|(_, all)| *all).map(|(label, _)| Arc::clone(label)).collect()
+    refused.retain(|label| !others.contains(label));
+    refused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        astro::session::{Refusal, Subscription},
+        config::TokenType,
+        gateway::table::SubscriptionRow,
+    };
+
+    #[test]
+    fn a_topic_that_is_refused_for_itself_says_nothing_of_the_token() {
+        let refused = |code: &str| {
+            let refusal = Refusal::new(code, "no", None, Instant::now());
+            SubscriptionState::Refused(refusal)
+        };
+        let unauthorised = || refused("err_unauthorized");
+        let typo = || refused("err_bad_request");
+        let confirmed = || SubscriptionState::Confirmed(None);
+        for (states, expected) in [
+            (vec![unauthorised(), unauthorised()], true),
+            (vec![unauthorised(), typo()], true),
+            (vec![typo(), typo()], false),
+            (vec![unauthorised(), typo(), confirmed()], false),
+            (vec![unauthorised(), SubscriptionState::Waiting], false),
+            (vec![unauthorised(), SubscriptionState::Pending], false),
+        ] {
+            let mut state = State::default();
+            for (order, of_topic) in states.into_iter().enumerate() {
+                let subscription = Subscription {
+                    channel: "main".into(),
+                    topic: format!("topic-{order}").into(),
+                    room: None,
+                    token_type: TokenType::Oauth2,
+                };
+                let mut row = SubscriptionRow::new(order);
+                row.state = of_topic;
+                state.subscriptions.insert(Arc::new(subscription), row);
+            }
+            assert_eq!(all_refused(&state).contains("main"), expected, "{state:?}");
+        }
+    }
 }

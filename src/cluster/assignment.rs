@@ -4,6 +4,8 @@
 //! computes the same, and a member that joins or leaves moves only what it takes or had. The hash is XXH3,
 //! whose values never change: members of different versions agree.
 
+use std::collections::BTreeMap;
+
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// The weight of a member for a name.
@@ -29,6 +31,25 @@ pub fn holders<'m>(
 ) -> Vec<&'m str> {
     let mut holders = ranked(channel, members);
     holders.truncate(copies.max(1));
+    holders
+}
+
+/// The same where members may have the channel in different forms, or not at all (`None`): `copies` of them for
+/// each form.
+pub(super) fn holders_of_forms<'m>(
+    channel: &str,
+    members: impl IntoIterator<Item = &'m str>,
+    copies: usize,
+    form: impl Fn(&str) -> Option<u32>,
+) -> Vec<&'m str> {
+    let mut found: BTreeMap<u32, usize> = BTreeMap::new();
+    let mut holders = ranked(channel, members);
+    holders.retain(|member| {
+        let Some(form) = form(member) else { return false };
+        let count = found.entry(form).or_default();
+        *count += 1;
+        *count <= copies.max(1)
+    });
     holders
 }
 
@@ -75,6 +96,23 @@ mod tests {
     #[test]
     fn a_channel_has_a_holder_even_if_no_copy_is_asked_for() {
         assert_eq!(held("main", &members(4), 0), ["relay-1"]);
+    }
+
+    #[test]
+    fn each_form_of_a_channel_has_its_copies() {
+        let members = members(6);
+        let all = || members.iter().map(String::as_str);
+        let of = |form: &dyn Fn(&str) -> Option<u32>| holders_of_forms("main", all(), 2, form);
+        assert_eq!(of(&|_| Some(7)), holders("main", all(), 2));
+        let is_odd = |member: &str| member.ends_with(['1', '3', '5']);
+        let found = of(&|member| Some(u32::from(is_odd(member))));
+        let (odd, even): (Vec<&str>, Vec<&str>) =
+            found.iter().copied().partition(|name| is_odd(name));
+        assert_eq!(odd, holders("main", all().filter(|name| is_odd(name)), 2));
+        assert_eq!(even, holders("main", all().filter(|name| !is_odd(name)), 2));
+        assert_eq!(found.first(), holders("main", all(), 1).first());
+        assert_eq!(of(&|member| is_odd(member).then_some(7)), odd);
+        assert_eq!(of(&|_| None), [""; 0]);
     }
 
     proptest! {

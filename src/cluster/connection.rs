@@ -14,14 +14,14 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
 };
 
 use async_nats::{
-    Client, Event, ServerAddr,
+    Client, Event, ReconnectToServer, ServerAddr,
     jetstream::{
         Context, ErrorCode,
         context::{ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind},
@@ -35,12 +35,13 @@ use tracing::{info, warn};
 use super::{
     cursor::{self, Cursor},
     error::ClusterError,
+    servers::Choice,
 };
 use crate::{
-    base::{clock, fault},
+    base::{clock, fault, sync::lock},
     config::{self, Period},
     publish,
-    sink::nats::{connector::options, settings::Settings},
+    sink::nats::{connector::lasting_options, settings::Settings},
 };
 
 /// How long an attempt to connect may take.
@@ -59,6 +60,10 @@ const REQUEST: Duration = Duration::from_secs(5);
 /// How long a transaction is remembered.
 const DONE: Duration = Duration::from_mins(10);
 
+/// From this version on, servers that keep several copies of a bucket compare a key's revision and store its new
+/// value in one step (nats-server, pull request 4319).
+const ONE_STEP: [u32; 3] = [2, 9, 21];
+
 /// Messages that wait for their acknowledgement, at most.
 pub(super) const IN_FLIGHT: usize = 1024;
 
@@ -76,6 +81,9 @@ pub(crate) struct Connection {
     pub(super) settings: Arc<config::Cluster>,
     /// Whether a server is reached.
     pub(super) reached: watch::Receiver<bool>,
+    /// How many servers are configured, and which of those that are known is used.
+    servers: usize,
+    choice: Arc<Mutex<Choice>>,
     /// How far the servers' clock is ahead of ours, in milliseconds.
     ahead: Arc<AtomicI64>,
 }
@@ -202,11 +210,17 @@ impl Connection {
         let (reaches, reached) = watch::channel(false);
         let reaches = Arc::new(reaches);
         let name = format!("astro-relay {} {member}", cluster.name);
-        let options = options(&settings, &name, CONNECT)
+        let choice = Arc::new(Mutex::new(Choice::default()));
+        let chooses = Arc::clone(&choice);
+        let options = lasting_options(&settings, &name, CONNECT)
             .await
             .map_err(|error| ClusterError::Settings(error.to_string()))?
             .ping_interval(PING)
             .retry_on_initial_connect()
+            .reconnect_to_server_callback(move |servers, _| {
+                let next = lock(&chooses).next(servers);
+                std::future::ready(next.map(|addr| ReconnectToServer { addr, delay: None }))
+            })
             .reconnect_delay_callback(|attempts| {
                 let wait = Duration::from_millis(100)
                     .saturating_mul(u32::try_from(attempts).unwrap_or(u32::MAX));
@@ -233,6 +247,7 @@ impl Connection {
                     }
                 }
             });
+        let configured = servers.len();
         let client = options
             .connect(servers)
             .await
@@ -245,6 +260,8 @@ impl Connection {
             client,
             settings: Arc::new(cluster.clone()),
             reached,
+            servers: configured,
+            choice,
             ahead: Arc::default(),
         })
     }
@@ -269,6 +286,15 @@ impl Connection {
     /// late that is.
     pub(super) fn is_reached(&self) -> bool {
         *self.reached.borrow()
+    }
+
+    /// Leaves the server for another one; `false`: none is known.
+    pub(super) async fn try_another(&self) -> bool {
+        if self.servers.max(self.client.server_info().connect_urls.len()) < 2 {
+            return false;
+        }
+        lock(&self.choice).leave();
+        self.client.force_reconnect().await.is_ok()
     }
 
     /// Finds the stream and the buckets, or makes them. A log that is made begins with a cursor for each of these
@@ -305,7 +331,13 @@ impl Connection {
                 None => remarks.push(format!("{:?} is made at the start", wanted.name)),
             }
         }
+        remarks.extend(self.about_version());
         Ok(remarks)
+    }
+
+    /// What is to be known of the version of the server that is reached.
+    pub(super) fn about_version(&self) -> Option<String> {
+        about_version(&self.client.server_info().version, self.settings.replicas)
     }
 
     /// Deletes all that the cluster keeps: for a demonstration.
@@ -335,7 +367,8 @@ impl Connection {
         matches!(self.found(&format!("KV_{}_{of}", self.settings.name)).await, Ok(None))
     }
 
-    async fn found(&self, name: &str) -> Result<Option<Stream>, ClusterError> {
+    /// A stream, if it is there.
+    pub(super) async fn found(&self, name: &str) -> Result<Option<Stream>, ClusterError> {
         match self.context.get_stream(name).await {
             Ok(stream) => Ok(Some(stream)),
             Err(error) => match error.kind() {
@@ -445,6 +478,19 @@ fn bucket(cluster: &str, of: &str, replicas: usize, max_age: Duration) -> Config
     }
 }
 
+/// What is to be known of a server of this version, where so many servers keep what the cluster has.
+fn about_version(version: &str, replicas: usize) -> Option<String> {
+    let numbers = version.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let numbers: Vec<u32> = numbers.take(ONE_STEP.len()).collect();
+    let is_older = numbers.len() == ONE_STEP.len() && numbers.as_slice() < ONE_STEP.as_slice();
+    (is_older && replicas > 1).then(|| {
+        format!(
+            "the server has version {version}: before 2.9.21, two members may drive one sink for a moment when it is \
+             handed over, and events come twice; upgrade the servers"
+        )
+    })
+}
+
 /// What JetStream answered that is no stream.
 fn refused(name: &str, error: &async_nats::jetstream::Error) -> ClusterError {
     let text = error.to_string();
@@ -512,4 +558,21 @@ fn compare(found: &Info, wanted: &Config, remarks: &mut Vec<String>) -> Result<(
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_that_do_not_compare_and_store_in_one_step_are_named() {
+        for version in ["2.9.10", "2.9.20", "2.8.4", "1.4.1"] {
+            let said = about_version(version, 3).unwrap();
+            assert!(said.contains(version), "{said}");
+            assert_eq!(about_version(version, 1), None, "one server keeps all");
+        }
+        for version in ["2.9.21", "2.9.22-beta", "2.10.0", "2.10.1-preview.2", "3.0.0", "", "dev"] {
+            assert_eq!(about_version(version, 3), None, "{version}");
+        }
+    }
 }

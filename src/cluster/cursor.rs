@@ -13,7 +13,7 @@ use async_nats::jetstream::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{Cluster, error::ClusterError, log_range};
 use crate::{
@@ -69,7 +69,18 @@ pub(super) async fn ensure(
             .map_or(last, |seq| seq - 1),
     };
     let stored = stored(log, seq).await.map_err(|error| unavailable(&error))?;
-    make(cursors, sink, &Cursor { seq, stored, ..Cursor::default() }).await.map(drop)
+    let made = make(cursors, sink, &Cursor { seq, stored, ..Cursor::default() }).await?;
+    // The log is made last.
+    let is_remade = cursors.stream.cached_info().created > log.cached_info().created;
+    if made.is_some() && is_remade && seq + 1 > first {
+        warn!(
+            sink,
+            begins = seq + 1,
+            "the bucket of cursors is younger than the log: a member that drives the sink sets the cursor to where it \
+             is; if none does, and the sink is not a new one, it does not get what it had still to get before"
+        );
+    }
+    Ok(())
 }
 
 async fn found(cursors: &Store, sink: &str) -> Result<Option<Entry>, ClusterError> {
@@ -121,7 +132,8 @@ pub(super) async fn claim(
             sink,
             cursor = cursor.seq,
             begins = seq + 1,
-            "the log has lost events, or was made again: the sink goes on with what was stored since"
+            "the log has lost events, or was made again: the sink goes on with what was stored since, and does not get \
+             what it had still to get before"
         );
         cursor.seq = seq;
         cursor.behind.clear();

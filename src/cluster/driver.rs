@@ -12,7 +12,10 @@ use std::{
     collections::BTreeSet,
     future::{Future as _, poll_fn},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -44,6 +47,9 @@ const SECOND_CHOICE: Duration = Duration::from_secs(1);
 /// How often it is tried to take a lease that may be free.
 const TRY: Duration = Duration::from_millis(250);
 
+/// After so many terms one after the other whose lease the servers did not keep, its bucket is made again.
+const VANISHED: u32 = 3;
+
 /// A sink is handed over to the member that is to have it when that has been so for this many lease times.
 const SETTLED: u32 = 3;
 
@@ -54,6 +60,8 @@ pub(crate) struct SinkLease {
     term: watch::Sender<Option<Term>>,
     /// Tasks of the sink that run.
     users: watch::Sender<usize>,
+    /// Terms one after the other that ended because the servers did not have the lease any more.
+    vanished: AtomicU32,
 }
 
 /// The time for which this member drives a sink.
@@ -117,7 +125,7 @@ impl Drop for User {
 impl SinkLease {
     pub(super) fn new(sink: &str) -> Self {
         let (term, users) = (watch::Sender::new(None), watch::Sender::new(0));
-        Self { sink: sink.into(), term, users }
+        Self { sink: sink.into(), term, users, vanished: AtomicU32::new(0) }
     }
 
     /// The term, while there is one.
@@ -200,6 +208,17 @@ pub(crate) fn factory(cluster: &Cluster, lease: &Arc<SinkLease>) -> Factory {
     })
 }
 
+impl Cluster {
+    /// The sinks driven here whose leases the servers do not keep.
+    pub(super) fn forgotten_leases(&self) -> Vec<String> {
+        let leases = lock(&self.0.leases);
+        let is_forgotten = |lease: &&Arc<SinkLease>| {
+            lease.vanished.load(Ordering::Relaxed) > 1 && lease.term().is_some()
+        };
+        leases.values().filter(is_forgotten).map(|lease| lease.sink.to_string()).collect()
+    }
+}
+
 /// Takes, renews and gives back one lease.
 struct LeaseTask {
     cluster: Cluster,
@@ -247,12 +266,37 @@ impl LeaseTask {
             }
             self.lease.term.send_replace(None);
             self.idle().await;
+            if self.lease.vanished.load(Ordering::Relaxed) >= VANISHED {
+                self.remake_bucket(&storage).await;
+            }
             if end == End::HandedOver {
                 // Where it is somebody else's by now, this fails, and so it should.
                 let given = storage.leases.delete_expect_revision(self.key(), Some(revision));
                 let handed_over = matches!(timeout(self.patience(), given).await, Ok(Ok(())));
                 info!(%sink, handed_over, "this member drives the sink no more");
             }
+        }
+    }
+
+    /// The servers accept leases and do not keep them: their bucket is deleted, and made again. Of a bucket that ran
+    /// empty after a restart, servers of version 2.9 may find no key any more.
+    async fn remake_bucket(&self, storage: &Arc<Storage>) {
+        let known = storage.leases.stream.cached_info();
+        let name = &known.config.name;
+        let found = self.cluster.0.connection.found(name).await;
+        let is_same = found.is_ok_and(|found| {
+            found.is_some_and(|found| found.cached_info().created == known.created)
+        });
+        if !is_same || !self.cluster.is_current(storage) {
+            // Somebody else has made it again.
+            self.lease.vanished.store(0, Ordering::Relaxed);
+            return;
+        }
+        let sink = &self.lease.sink;
+        error!(%sink, name, "the servers do not keep the leases that they accept: the bucket is made again");
+        match self.cluster.context().delete_stream(name).await {
+            Ok(_) => self.cluster.log_is_gone(),
+            Err(error) => error!(name, %error, "the bucket cannot be deleted: delete it by hand"),
         }
     }
 
@@ -434,6 +478,7 @@ impl LeaseTask {
                 held.revision = revision;
                 held.unknown = None;
                 held.term.lease().renewed(sent);
+                self.lease.vanished.store(0, Ordering::Relaxed);
                 true
             }
             Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => {
@@ -443,6 +488,9 @@ impl LeaseTask {
                     held.unknown.get_or_insert(sent);
                     return true;
                 };
+                if entry.is_none() {
+                    self.lease.vanished.fetch_add(1, Ordering::Relaxed);
+                }
                 let entry = entry.filter(|entry| {
                     entry.operation == Operation::Put && self.is_ours(&entry.value)
                 });

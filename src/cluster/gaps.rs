@@ -1,7 +1,10 @@
 //! What members ask one another of a channel, with times that are measured by clocks that do not step.
 //!
 //! - Is a gap of this member one of the cluster? If another held the channel all the time, with all
-//!   subscriptions standing without a break, nothing was missed, and nothing is reported.
+//!   subscriptions standing without a break, nothing was missed, and nothing is reported. A connection that is
+//!   dead already, which is not noticed yet, looks like one that stands: so a member says that it held the
+//!   channel when something has come on its connections since the end of the gap, and until then that it does
+//!   not know.
 //! - Has another held the channel for longer, or events that are older and not in the log yet? Then newer ones
 //!   wait for it. No answer is a maybe.
 
@@ -12,8 +15,8 @@ use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Cluster, assignment, uptime::Uptime, view::View};
-use crate::base::event::Record;
+use super::{Cluster, assignment, uptime::Uptimes, view::View};
+use crate::base::{clock::Moment, event::Record};
 
 /// How long the others may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -21,12 +24,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait before who has not answered is asked again.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// How long a gap is asked about before it is reported.
+/// How long a member that does not answer is asked about a gap before it is reported.
 const LONGEST: Duration = Duration::from_secs(15);
+
+/// One that does not know is asked for as long as it may take until a dead connection is noticed, and this.
+const NOTICED: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Question {
     channel: String,
+    /// With each of these topics. `None`: an earlier version asks, which does not know an answer that is pending.
+    topics: Option<Vec<String>>,
     /// Has it been held for so many seconds, and nothing missed?
     held: Option<f64>,
     /// And until so many seconds ago: or is it so that this member held it, and was without it too?
@@ -38,11 +46,16 @@ struct Question {
 }
 
 impl Question {
-    /// Has the channel been held for that long, and nothing missed?
-    fn held(channel: &str, time: Duration, ended: Option<Duration>) -> Self {
-        let seconds = |time: Duration| time.as_secs_f64();
-        let (held, ended) = (Some(seconds(time)), ended.map(seconds));
-        Self { channel: channel.to_owned(), held, ended, earlier: None, waits: None }
+    /// Has the channel been held with these topics for that long, and nothing missed until so long ago?
+    fn held(channel: &str, topics: &[String], time: Duration, ended: Duration) -> Self {
+        Self {
+            channel: channel.to_owned(),
+            topics: Some(topics.to_vec()),
+            held: Some(time.as_secs_f64()),
+            ended: Some(ended.as_secs_f64()),
+            earlier: None,
+            waits: None,
+        }
     }
 }
 
@@ -50,6 +63,8 @@ impl Question {
 #[serde(default)]
 struct Answer {
     held: bool,
+    /// It held the channel, unless one of its connections is dead: that will show.
+    pending: bool,
     /// It was without the channel too, and reports that itself.
     missed: bool,
     behind: Behind,
@@ -59,40 +74,81 @@ struct Answer {
 #[derive(Debug, Deserialize)]
 struct Report {
     seconds: Option<f64>,
+    #[serde(default)]
+    subscriptions: Vec<Missed>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Missed {
+    topic: String,
 }
 
 /// Whether a `relay.gap` is not to be published: another member held the channel all the time, or another was
 /// without it too and is the one to report that: of those the first, as with a channel's holders. Whoever does not
-/// answer is asked again.
+/// answer, or does not know yet, is asked again.
 /// To be asked soon: who held it then may be restarted next.
 pub(super) async fn is_covered(cluster: Cluster, record: Arc<Record>) -> bool {
     let report = serde_json::from_slice::<Report>(record.event.data());
-    let Ok(Report { seconds: Some(seconds) }) = report else { return false };
+    let Ok(Report { seconds: Some(seconds), subscriptions }) = report else { return false };
     let Ok(gap) = Duration::try_from_secs_f64(seconds) else { return false };
     let channel = &record.event.place.channel;
-    let until = Instant::now() + LONGEST;
-    loop {
+    let topics: Vec<_> = subscriptions.into_iter().map(|missed| missed.topic).collect();
+    let question = || {
         let age = record.age();
-        let question = Question::held(channel, gap + age, Some(age));
-        let answers = ask(&cluster, &question).await;
-        if answers.iter().any(|(_, answer)| answer.as_ref().is_some_and(|answer| answer.held)) {
-            return true;
-        }
-        if answers.iter().all(|(_, answer)| answer.is_some()) || Instant::now() >= until {
-            let missed = answers
-                .iter()
-                .filter(|(_, answer)| answer.as_ref().is_some_and(|answer| answer.missed));
-            let all = missed.map(|(member, _)| &**member).chain([cluster.member()]);
-            return assignment::holders(channel, all, 1).first() != Some(&cluster.member());
+        Question::held(channel, &topics, gap + age, age)
+    };
+    let answers = ask_about_gap(&cluster, question, LONGEST).await;
+    if answers.iter().any(|(_, answer)| is_held(answer.as_ref())) {
+        return true;
+    }
+    let missed =
+        answers.iter().filter(|(_, answer)| answer.as_ref().is_some_and(|answer| answer.missed));
+    let all = missed.map(|(member, _)| &**member).chain([cluster.member()]);
+    assignment::holders(channel, all, 1).first() != Some(&cluster.member())
+}
+
+/// Whether another member has held this channel with these topics for at least that long. No answer is a no.
+pub(crate) async fn was_held_elsewhere(
+    cluster: &Cluster,
+    channel: &str,
+    topics: &[String],
+    since: Duration,
+) -> bool {
+    let began = Moment::now();
+    let question = || {
+        let asked = began.elapsed();
+        Question::held(channel, topics, since + asked, asked)
+    };
+    let answers = ask_about_gap(cluster, question, Duration::ZERO).await;
+    answers.iter().any(|(_, answer)| is_held(answer.as_ref()))
+}
+
+fn is_held(answer: Option<&Answer>) -> bool {
+    answer.is_some_and(|answer| answer.held)
+}
+
+/// Asks until one of the others has held a channel, or all know. Who does not answer is asked for so long at most.
+async fn ask_about_gap(
+    cluster: &Cluster,
+    question: impl Fn() -> Question,
+    longest: Duration,
+) -> Vec<(String, Option<Answer>)> {
+    let noticed = cluster.0.configured.borrow().patience_with_gateway() + NOTICED;
+    let began = Instant::now();
+    loop {
+        let answers = ask(cluster, &question()).await;
+        let time = began.elapsed();
+        let is_open = |answer: Option<&Answer>| match answer {
+            Some(answer) => answer.pending && time < noticed,
+            None => time < longest,
+        };
+        let is_known = answers.iter().any(|(_, answer)| is_held(answer.as_ref()))
+            || !answers.iter().any(|(_, answer)| is_open(answer.as_ref()));
+        if is_known {
+            return answers;
         }
         sleep(AGAIN).await;
     }
-}
-
-/// Whether another member has held this channel for at least that long. No answer is a no.
-pub(crate) async fn was_held_elsewhere(cluster: &Cluster, channel: &str, since: Duration) -> bool {
-    let answers = ask(cluster, &Question::held(channel, since, None)).await;
-    answers.into_iter().filter_map(|(_, answer)| answer).any(|answer| answer.held)
 }
 
 /// Whether a member has events of a channel that are not in the log yet, and are to be there first.
@@ -119,6 +175,7 @@ pub(super) async fn behind(
     let seconds = |time: Duration| time.as_secs_f64();
     let question = Question {
         channel: channel.to_owned(),
+        topics: None,
         held: None,
         ended: None,
         earlier: uptime.map(seconds),
@@ -183,37 +240,190 @@ impl ReceivedQuestion {
         &self.question.channel
     }
 
-    /// Between which times before now something was missed: from, to.
-    pub(super) fn missed(&self) -> Option<(Duration, Duration)> {
-        let time = |seconds: Option<f64>| Duration::try_from_secs_f64(seconds?).ok();
-        time(self.question.held).zip(time(self.question.ended))
-    }
-
-    /// `uptime`: for how long this member has held the channel, `missed`: whether it was without it between those
-    /// times; `oldest`: the age of the oldest event of it that
-    /// waits for the log.
+    /// Answers, where there is an answer yet; `oldest`: the age of the oldest event of the channel that waits for the
+    /// log.
     pub(super) async fn answer(
         self,
         cluster: &Cluster,
-        uptime: Option<Uptime>,
-        missed: bool,
+        uptimes: &mut Uptimes,
         oldest: Option<Duration>,
     ) {
+        if let Some(answer) = self.question.answer(uptimes, oldest) {
+            let answer = serde_json::to_vec(&answer).unwrap_or_default();
+            // Who asks and gets no answer knows what to make of it.
+            drop(cluster.client().publish(self.reply, answer.into()).await);
+        }
+    }
+}
+
+impl Question {
+    /// What this member answers; `None`: who asks is to ask again.
+    fn answer(&self, uptimes: &mut Uptimes, oldest: Option<Duration>) -> Option<Answer> {
         let reaches = |time: Option<Duration>, asked: Option<f64>| {
             time.zip(asked).is_some_and(|(time, asked)| time.as_secs_f64() >= asked)
         };
-        let earlier = reaches(uptime.map(|uptime| uptime.time), self.question.earlier);
-        let behind = if reaches(oldest, self.question.waits) || (earlier && oldest.is_some()) {
+        let topics = self.topics.as_deref().unwrap_or_default();
+        let silence = self.held.and_then(|_| uptimes.silence(&self.channel, topics));
+        let uptime = uptimes.of(&self.channel);
+        let earlier = reaches(uptime.map(|uptime| uptime.time), self.earlier);
+        let behind = if reaches(oldest, self.waits) || (earlier && oldest.is_some()) {
             Behind::Yes
         } else if earlier {
             Behind::Perhaps
         } else {
             Behind::No
         };
-        let held = reaches(uptime.map(|uptime| uptime.unbroken), self.question.held);
-        let answer = Answer { held, missed, behind };
-        let answer = serde_json::to_vec(&answer).unwrap_or_default();
-        // Who asks and gets no answer knows what to make of it.
-        drop(cluster.client().publish(self.reply, answer.into()).await);
+        let stood = reaches(uptime.map(|uptime| uptime.unbroken), self.held);
+        let silence = silence.filter(|_| stood).map(|silence| silence.as_secs_f64());
+        // Earlier versions do not always say when it ended.
+        let held = silence.is_some_and(|time| self.ended.is_none_or(|ended| time <= ended));
+        let pending = silence.is_some() && !held;
+        if pending {
+            uptimes.ping();
+        }
+        let time = |seconds: Option<f64>| Duration::try_from_secs_f64(seconds?).ok();
+        let missed = time(self.held).zip(time(self.ended));
+        let missed = missed.is_some_and(|(from, to)| uptimes.was_broken(&self.channel, from, to));
+        let is_known = !pending || self.topics.is_some();
+        is_known.then_some(Answer { held, pending, missed, behind })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::{
+        astro::session::{Subscription, SubscriptionState},
+        config::TokenType,
+        gateway::table::{ConnectionRow, Slot, State, SubscriptionRow, Table},
+    };
+
+    /// A channel with these topics, on a connection on which something came last then.
+    fn standing(topics: &[&str], last_frame: Moment) -> State {
+        let subscriptions = topics.iter().map(|topic| {
+            let (channel, topic) = ("main".into(), (*topic).into());
+            let one = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
+            let mut row = SubscriptionRow::new(0);
+            (row.slot, row.state) = (Slot::On(1), SubscriptionState::Confirmed(None));
+            row.confirmed_at = Some(1);
+            (Arc::new(one), row)
+        });
+        let connection = ConnectionRow { last_frame: Some(last_frame), ..ConnectionRow::default() };
+        State {
+            subscriptions: subscriptions.collect(),
+            connections: [(1, connection)].into(),
+            ..State::default()
+        }
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn asked(topics: &[&str], time: u64, ended: u64) -> Question {
+        let topics: Vec<_> = topics.iter().map(|topic| (*topic).to_owned()).collect();
+        Question::held("main", &topics, seconds(time), seconds(ended))
+    }
+
+    /// What is answered: whether it held the channel, and whether that is yet to be known.
+    fn answer(question: &Question, uptimes: &mut Uptimes) -> Option<(bool, bool)> {
+        question.answer(uptimes, None).map(|answer| (answer.held, answer.pending))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_may_be_dead_already_vouches_for_nothing() {
+        let table = Arc::new(Table::default());
+        let began = Moment::now();
+        table.replace(standing(&["tips"], began));
+        let mut uptimes = Uptimes::new(Arc::clone(&table));
+        uptimes.update();
+        let mut pings = table.pings();
+        advance(seconds(60)).await;
+        // The gap ended ten seconds ago, and since it began nothing has come.
+        let question = asked(&["tips"], 20, 10);
+        assert_eq!(answer(&question, &mut uptimes), Some((false, true)));
+        assert!(pings.has_changed().unwrap(), "it is found out at once");
+        pings.mark_unchanged();
+        assert_eq!(answer(&question, &mut uptimes), Some((false, true)));
+        assert!(!pings.has_changed().unwrap(), "once in a while is enough");
+        // One that came within the gap says nothing of its end.
+        table.replace(standing(&["tips"], Moment::now().before(seconds(15))));
+        assert_eq!(answer(&question, &mut uptimes), Some((false, true)));
+        table.replace(standing(&["tips"], Moment::now().before(seconds(5))));
+        assert_eq!(answer(&question, &mut uptimes), Some((true, false)));
+        // It has not held the channel for so long, whatever comes.
+        assert_eq!(answer(&asked(&["tips"], 200, 190), &mut uptimes), Some((false, false)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_of_an_earlier_version_gets_no_answer_that_it_does_not_know() {
+        let table = Arc::new(Table::default());
+        table.replace(standing(&["tips"], Moment::now()));
+        let mut uptimes = Uptimes::new(Arc::clone(&table));
+        uptimes.update();
+        advance(seconds(60)).await;
+        let read = |text: &str| serde_json::from_str::<Question>(text).unwrap();
+        let of_gap = r#"{"channel":"main","held":20.0,"ended":10.0,"earlier":null,"waits":null}"#;
+        assert_eq!(answer(&read(of_gap), &mut uptimes), None);
+        let of_backfill = r#"{"channel":"main","held":20.0}"#;
+        assert_eq!(answer(&read(of_backfill), &mut uptimes), Some((true, false)));
+        table.replace(standing(&["tips"], Moment::now()));
+        assert_eq!(answer(&read(of_gap), &mut uptimes), Some((true, false)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_vouches_for_the_topics_only_that_it_has() {
+        let table = Arc::new(Table::default());
+        table.replace(standing(&["follow", "tips"], Moment::now()));
+        let mut uptimes = Uptimes::new(Arc::clone(&table));
+        uptimes.update();
+        advance(seconds(60)).await;
+        table.replace(standing(&["follow", "tips"], Moment::now()));
+        for (topics, held) in [
+            (&["tips"][..], true),
+            (&["follow", "tips"][..], true),
+            (&["redemptions", "tips"][..], false),
+            (&[][..], true),
+        ] {
+            let question = asked(topics, 20, 10);
+            assert_eq!(answer(&question, &mut uptimes), Some((held, false)), "{topics:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gap_that_is_noticed_late_has_begun_with_the_last_frame() {
+        let table = Arc::new(Table::default());
+        table.replace(standing(&["tips"], Moment::now()));
+        let mut uptimes = Uptimes::new(Arc::clone(&table));
+        uptimes.update();
+        let last_frame = Moment::now();
+        advance(seconds(60)).await;
+        // Another was without the channel until ten seconds ago.
+        let question = asked(&["tips"], 20, 10);
+        let missed = |uptimes: &mut Uptimes| question.answer(uptimes, None).unwrap().missed;
+        assert!(!missed(&mut uptimes));
+        let mut lost = standing(&["tips"], last_frame);
+        lost.subscriptions.values_mut().for_each(|row| row.state = SubscriptionState::Waiting);
+        let all: Vec<_> = lost.subscriptions.keys().cloned().collect();
+        let all: Vec<_> = all.iter().collect();
+        table.replace(lost);
+        assert!(!missed(&mut uptimes), "a topic that is new to the channel is no gap");
+        assert!(table.had_no_holder(&all, last_frame, "connection lost").is_empty());
+        assert!(missed(&mut uptimes));
+
+        // It is over, and is told apart from one before it and one after it.
+        table.replace(standing(&["tips"], Moment::now()));
+        assert_eq!(table.had_no_holder(&all, Moment::now(), "connection lost").len(), 1);
+        assert!(missed(&mut uptimes));
+        advance(seconds(30)).await;
+        for ((time, ended), expected) in
+            [((20, 10), false), ((40, 20), true), ((95, 40), true), ((200, 95), false)]
+        {
+            let question = asked(&["tips"], time, ended);
+            let answer = question.answer(&mut uptimes, None).unwrap();
+            assert_eq!(answer.missed, expected, "{time} {ended}");
+        }
     }
 }

@@ -10,7 +10,6 @@ use std::{
     time::Duration,
 };
 
-use super::assignment;
 use crate::base::clock::Moment;
 
 /// How long a channel is kept that is another's.
@@ -60,17 +59,12 @@ impl Holding {
 }
 
 /// The channels that a member is to hold.
-pub(super) fn assigned<'c>(
+pub(super) fn assigned<'c, 'm>(
     own: &str,
     channels: impl IntoIterator<Item = &'c Arc<str>>,
-    takers: &BTreeSet<&str>,
-    copies: usize,
-    can_hold: impl Fn(&str, &str) -> bool,
+    holders: impl Fn(&str) -> Vec<&'m str>,
 ) -> BTreeSet<Arc<str>> {
-    let is_ours = |channel: &&Arc<str>| {
-        let can = takers.iter().copied().filter(|member| can_hold(member, channel));
-        assignment::holders(channel, can, copies).contains(&own)
-    };
+    let is_ours = |channel: &&Arc<str>| holders(channel).contains(&own);
     channels.into_iter().filter(is_ours).cloned().collect()
 }
 
@@ -79,6 +73,9 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::cluster::assignment;
+
+    const MEMBERS: [&str; 3] = ["a", "b", "c"];
 
     fn set(channels: &[&str]) -> BTreeSet<Arc<str>> {
         channels.iter().map(|channel| Arc::from(*channel)).collect()
@@ -133,9 +130,8 @@ mod tests {
     #[test]
     fn every_channel_is_held_by_its_copies() {
         let channels: Vec<Arc<str>> = (0..50).map(|n| format!("c{n}").into()).collect();
-        let takers: BTreeSet<&str> = ["a", "b", "c"].into();
-        let all: Vec<_> =
-            takers.iter().map(|own| assigned(own, &channels, &takers, 2, |_, _| true)).collect();
+        let holders = |channel: &str| assignment::holders(channel, MEMBERS, 2);
+        let all = MEMBERS.map(|own| assigned(own, &channels, holders));
         for channel in &channels {
             assert_eq!(all.iter().filter(|held| held.contains(channel)).count(), 2);
         }
@@ -144,9 +140,11 @@ mod tests {
     #[test]
     fn a_member_that_lacks_a_channel_counts_as_none_of_its_holders() {
         let channels: Vec<Arc<str>> = (0..50).map(|n| format!("c{n}").into()).collect();
-        let takers: BTreeSet<&str> = ["a", "b", "c"].into();
-        let can = |member: &str, channel: &str| member != "b" || channel.len() == 2;
-        let held = |own| assigned(own, &channels, &takers, 2, can);
+        let form = |member: &str, channel: &str| (member != "b" || channel.len() == 2).then_some(0);
+        let holders = |channel: &str| {
+            assignment::holders_of_forms(channel, MEMBERS, 2, |member| form(member, channel))
+        };
+        let held = |own| assigned(own, &channels, holders);
         let (a, b, c) = (held("a"), held("b"), held("c"));
         for channel in &channels {
             let holders = [&a, &b, &c].into_iter().filter(|held| held.contains(channel)).count();

@@ -7,14 +7,16 @@
 //! | `replay.<sink>.<id>` | events that are to be handed to a sink again, and how far that is |
 //!
 //! The key of a letter is its sink and its event's position in the log: a driver that dies between the letter
-//! and the cursor leaves one that the next driver writes again, and no second one. A value is a line of JSON,
-//! behind it, of a letter, the event's bytes. People name a letter by a number: the first revision of its key.
+//! and the cursor leaves one that the next driver writes again, and no second one. A log that was made again gives
+//! its positions to other events: behind the position of a second letter stands `-2`, and so on. A value is a line
+//! of JSON, behind it, of a letter, the event's bytes. People name a letter by a number: the first revision of its
+//! key.
 //!
 //! Every member has an [`Index`] of the bucket; the letters themselves are read when somebody wants them.
 
 mod index;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{
     HeaderMap, HeaderName, HeaderValue,
@@ -23,7 +25,10 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch::Receiver,
+    time::{sleep, timeout},
+};
 use tracing::{debug, info, warn};
 
 use self::index::Refill;
@@ -132,13 +137,14 @@ pub(super) async fn write(
     revision: Option<u64>,
 ) -> Result<bool, String> {
     let (value, pieces) = encode(letter, member, max_payload);
-    // Those of a letter that is there are there, too.
-    for (number, piece) in pieces.into_iter().enumerate().filter(|_| revision.is_none()) {
-        dead.put(part_key(key, number), piece).await.map_err(|error| error.to_string())?;
-    }
     let Some(revision) = revision else {
-        return create(dead, key, value).await.map(|()| true);
+        let mut number = 1;
+        while !create(dead, &numbered(key, number), &value, &pieces).await? {
+            number += 1;
+        }
+        return Ok(true);
     };
+    // The pieces are there.
     match dead.update(key, value, revision).await {
         Ok(_) => Ok(true),
         Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
@@ -146,29 +152,44 @@ pub(super) async fn write(
     }
 }
 
+/// The key of the letter of so many events that had this position.
+fn numbered(key: &str, number: u32) -> String {
+    if number == 1 { key.to_owned() } else { format!("{key}-{number}") }
+}
+
 /// Puts a letter where none of this key is: what the client library sends late, because no server was reached,
-/// does not bring back one that somebody has dealt with.
-async fn create(dead: &Store, key: &str, value: Bytes) -> Result<(), String> {
-    let Err(error) = dead.create(key, value.clone()).await else { return Ok(()) };
+/// does not bring back one that somebody has dealt with. `false`: that of another event is there.
+async fn create(dead: &Store, key: &str, value: &Bytes, pieces: &[Bytes]) -> Result<bool, String> {
+    // The pieces are there before the letter is, and do not replace those of another.
+    if !pieces.is_empty()
+        && let Some(found) = letter_at(dead, key).await?
+    {
+        return Ok(event_of(&found) == event_of(value));
+    }
+    for (number, piece) in pieces.iter().enumerate() {
+        let put = dead.put(part_key(key, number), piece.clone()).await;
+        put.map_err(|error| error.to_string())?;
+    }
+    let Err(error) = dead.create(key, value.clone()).await else { return Ok(true) };
     if error.kind() != CreateErrorKind::AlreadyExists {
         return Err(error.to_string());
     }
-    let found = dead.entry(key).await.map_err(|error| error.to_string())?;
-    let Some(found) = found.filter(|entry| entry.operation == Operation::Put) else {
+    match letter_at(dead, key).await? {
+        Some(found) => Ok(event_of(&found) == event_of(value)),
         // It was deleted at this moment, or the server that answered is behind.
-        return Err(error.to_string());
-    };
-    if identity(&found.value) == identity(&value) {
-        return Ok(());
+        None => Err(error.to_string()),
     }
-    // A log that was made again gives its positions to other events.
-    dead.update(key, value, found.revision).await.map(drop).map_err(|error| error.to_string())
 }
 
-/// What tells letters of one key apart: the key of the event, and how many pieces it is in.
-fn identity(value: &Bytes) -> Option<(Option<String>, usize)> {
-    let (mut head, _) = split(value)?;
-    Some((head.headers.remove(&MESSAGE_ID.to_string()), head.parts))
+async fn letter_at(dead: &Store, key: &str) -> Result<Option<Bytes>, String> {
+    let found = dead.entry(key).await.map_err(|error| error.to_string())?;
+    Ok(found.filter(|entry| entry.operation == Operation::Put).map(|entry| entry.value))
+}
+
+/// The key of the event that a letter is of.
+fn event_of(letter: &Bytes) -> Option<String> {
+    let (mut head, _) = split(letter)?;
+    head.headers.remove(&MESSAGE_ID.to_string())
 }
 
 /// Whether a server that answered with this is behind the index, which knows that revision of the key.
@@ -238,7 +259,8 @@ pub(super) fn decode_replay(entry: &Entry) -> Option<Replay> {
     let sink = sink_of(&entry.key, REPLAY).filter(|_| entry.operation == Operation::Put)?;
     let replay: Replay = serde_json::from_slice(&entry.value).ok()?;
     let number = number_of(replay.number, entry.revision);
-    Some(Replay { number, sink: sink.to_owned(), ..replay })
+    // One that an earlier version requested says no time.
+    Some(Replay { number, at: replay.at.max(1), sink: sink.to_owned(), ..replay })
 }
 
 /// The revision of a replay that was found changed, and whether it is as far there as it is to be, or further.
@@ -312,19 +334,27 @@ pub(crate) fn factory(cluster: &Cluster, journal: &Journal, dir: PathBuf) -> Fac
 
 async fn run(cluster: &Cluster, journal: &Journal, dir: PathBuf) {
     let mut is_moved = false;
+    let mut storages = cluster.0.storage.subscribe();
     loop {
-        let storage = cluster.storage().await;
+        let found = storages.wait_for(Option::is_some).await.map(|found| found.clone());
+        // The sender is in the cluster.
+        let Ok(Some(storage)) = found else { return };
         is_moved = is_moved || move_own(cluster, &storage, journal, dir.clone()).await;
         match storage.dead.watch_with_history(">").await {
-            Ok(watch) => keep(cluster, &storage, watch).await,
+            Ok(watch) => keep(cluster, &storage, watch, &mut storages).await,
             Err(error) => debug!(%error, "the dead letters cannot be had now"),
         }
         sleep(RETRY).await;
     }
 }
 
-/// Reads until the connection is a new one: what was deleted meanwhile may have no mark any more.
-async fn keep(cluster: &Cluster, storage: &Storage, mut watch: Watch) {
+/// Reads until the connection is a new one, or the bucket: what was deleted meanwhile may have no mark any more.
+async fn keep(
+    cluster: &Cluster,
+    storage: &Storage,
+    mut watch: Watch,
+    storages: &mut Receiver<Option<Arc<Storage>>>,
+) {
     let mut reached = cluster.0.connection.reached.clone();
     reached.mark_unchanged();
     let mut refill = Refill::of(&cluster.0.letters);
@@ -342,6 +372,7 @@ async fn keep(cluster: &Cluster, storage: &Storage, mut watch: Watch) {
         let is_done = refill.is_done();
         let entry = tokio::select! {
             Ok(()) = reached.changed() => return,
+            Ok(()) = storages.changed() => return,
             entry = watch.next() => entry,
             () = sleep(READ), if !is_done => return,
         };
@@ -407,8 +438,6 @@ async fn move_own(cluster: &Cluster, storage: &Storage, journal: &Journal, dir: 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::json;
 
     use super::*;
@@ -485,23 +514,37 @@ mod tests {
         let again = DeadLetter { number: 3, at: 9, reason: "HTTP 422".into(), ..first.clone() };
         let of = |letter: &DeadLetter, max_payload| {
             let (value, _) = encode(letter, "relay-1", max_payload);
-            identity(&value)
+            event_of(&value)
         };
         assert!(of(&first, MAX_PAYLOAD).is_some());
         assert_eq!(of(&first, MAX_PAYLOAD), of(&again, MAX_PAYLOAD));
-        assert_ne!(of(&first, MAX_PAYLOAD), of(&first, 100));
+        assert_eq!(of(&first, MAX_PAYLOAD), of(&first, 100), "in pieces");
         // Another event, with an id of its own.
         assert_ne!(of(&first, MAX_PAYLOAD), of(&letter(), MAX_PAYLOAD));
+        // It is put behind the first, as a letter of the same sink.
+        let key = letter_key("hook", 9);
+        assert_eq!([1, 2].map(|number| numbered(&key, number)), [&*key, "letter.hook.9-2"]);
+        assert_eq!(sink_of(&numbered(&key, 2), LETTER), Some("hook"));
+        assert_eq!(part_key(&numbered(&key, 2), 0), "part.hook.9-2.0");
     }
 
     pub(super) fn replay() -> Replay {
-        Replay { number: 3, sink: "hook".into(), position: 4, until: 9, topic: None, when: None }
+        Replay {
+            number: 3,
+            at: 5,
+            sink: "hook".into(),
+            position: 4,
+            until: 9,
+            topic: None,
+            when: None,
+        }
     }
 
     #[test]
     fn a_replay_keeps_its_number() {
         let mut replay = Replay {
             number: 0,
+            at: 5,
             sink: "home".into(),
             position: 4,
             until: 9,
@@ -524,7 +567,7 @@ mod tests {
         assert_eq!(decode_replay(&found), Some(expected.clone()));
         // What that version reads, under these names.
         let value: serde_json::Value = serde_json::from_slice(&encode_replay(&expected)).unwrap();
-        let names = ["number", "position", "until", "topic", "when"];
+        let names = ["number", "at", "position", "until", "topic", "when"];
         assert!(value.as_object().unwrap().keys().all(|name| names.contains(&&**name)));
         assert!(names.iter().all(|name| value.get(name).is_some()));
     }

@@ -34,7 +34,8 @@ use super::{
 use crate::{
     base::{
         clock::{self, UnixMillis},
-        event::{Event, Record, Seq},
+        event::{self, Event, Record, Seq},
+        metrics,
         sync::lock,
     },
     config::Start,
@@ -54,6 +55,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// How long a log that says nothing is waited for before it is asked whether it has more.
 const SILENT: Duration = Duration::from_secs(5);
 
+/// How often it is looked at whether the cursor is still there, while there is nothing to save.
+const CHECK: Duration = Duration::from_secs(5);
+
 /// How long the last cursor may take to be saved at the end of a term: what is not saved is handed out again.
 const LAST: Duration = Duration::from_secs(10);
 
@@ -71,6 +75,8 @@ pub(crate) struct LogSource {
     readable: watch::Sender<Seq>,
     /// There is room in the queue.
     room: Notify,
+    /// It is read again from the cursor.
+    again: Notify,
     position: Mutex<Position>,
     moved: Notify,
     progress: watch::Sender<u64>,
@@ -103,6 +109,8 @@ struct Position {
     /// What is saved of `behind`.
     saved_behind: Vec<Seq>,
     revision: u64,
+    /// It was not found as it was saved: it is saved again.
+    is_in_doubt: bool,
 }
 
 impl Queue {
@@ -113,6 +121,15 @@ impl Queue {
             done = if one == seq { stored } else { 0 };
         }
         done
+    }
+}
+
+impl Position {
+    /// How many messages of the log, behind `kept` and through `last`, the destination has not accepted.
+    fn unaccepted(&self, kept: Seq, last: Seq) -> u64 {
+        let through = self.at.max(kept);
+        let accepted = self.behind.iter().filter(|seq| (through + 1..=last).contains(*seq)).count();
+        last.saturating_sub(through).saturating_sub(u64::try_from(accepted).unwrap_or(0))
     }
 }
 
@@ -143,6 +160,7 @@ impl LogSource {
                         saved: at,
                         saved_behind: begin.behind.clone(),
                         revision,
+                        is_in_doubt: false,
                     };
                     let sink: Arc<str> = sink.into();
                     let most = journal.max_dead_letters();
@@ -157,6 +175,7 @@ impl LogSource {
                         queue: Mutex::new(queue),
                         readable: watch::Sender::new(at),
                         room: Notify::new(),
+                        again: Notify::new(),
                         position: Mutex::new(position),
                         moved: Notify::new(),
                         progress: watch::Sender::new(0),
@@ -205,11 +224,14 @@ impl LogSource {
 
     async fn read_ahead(&self) {
         let mut reached = self.cluster.0.connection.reached.clone();
+        let mut storages = self.cluster.0.storage.subscribe();
         loop {
             reached.mark_unchanged();
             let reading = tokio::select! {
-                // What is there when a server is reached again may be something else.
+                // What is there when a server is reached again, or something was made again, may be something else.
                 Ok(()) = reached.changed() => Ok(()),
+                Ok(()) = storages.changed() => Ok(()),
+                () = self.again.notified() => Ok(()),
                 reading = self.read_on() => reading,
             };
             if let Err(error) = reading {
@@ -220,19 +242,19 @@ impl LogSource {
     }
 
     async fn read_on(&self) -> Result<(), async_nats::Error> {
-        let (after, stored) = {
+        let (mut read, stored) = {
             let queue = lock(&self.queue);
             (queue.read, queue.read_stored)
         };
         if !self.term.may_act() {
             return Ok(());
         }
-        if cursor::moved(&self.storage.log, after, stored).await?.is_some() {
-            warn!(sink = %self.sink, "the log has lost events: the sink begins again at its cursor");
+        if let Some(kept) = cursor::moved(&self.storage.log, read, stored).await? {
+            self.report_loss(kept);
             self.term.lost.cancel();
             return Ok(());
         }
-        let mut reading = Reading::behind(&self.storage.log, after).await?;
+        let mut reading = Reading::behind(&self.storage.log, read).await?;
         loop {
             while lock(&self.queue).bytes >= AHEAD {
                 self.room.notified().await;
@@ -251,10 +273,15 @@ impl LogSource {
             let decoded =
                 reading::decode(&self.storage.log, &message, self.cluster.ahead()).await?;
             let mut queue = lock(&self.queue);
-            if seq <= queue.read {
+            if queue.read != read {
+                // It was emptied, to be read again from the cursor.
+                return Ok(());
+            }
+            if seq <= read {
                 continue;
             }
-            queue.lost += seq - queue.read - 1;
+            queue.lost += seq - read - 1;
+            read = seq;
             (queue.read, queue.read_stored) = (seq, stored);
             queue.stored.push_back((seq, stored));
             let record = match decoded {
@@ -277,10 +304,25 @@ impl LogSource {
         }
     }
 
+    /// The log has lost events, or was made again: of those that the sink had still to get it has none behind `kept`.
+    fn report_loss(&self, kept: Seq) {
+        let last = lock(&self.queue).last;
+        let count = lock(&self.position).unaccepted(kept, last);
+        let sink = &self.sink;
+        if count == 0 {
+            warn!(%sink, "the log has lost events: the sink begins again with those that come");
+            return;
+        }
+        error!(%sink, count, "the log has lost events that the sink had still to get");
+        metrics::add_for(metrics::LOST, "sink", sink, count);
+        self.journal.append(&mut vec![event::lost("the log no longer holds them", sink, count)]);
+    }
+
     /// What is to be saved, where anything is.
     fn unsaved(&self) -> Option<(Cursor, u64)> {
         let position = lock(&self.position);
-        if position.at <= position.saved && position.behind == position.saved_behind {
+        let is_saved = position.at <= position.saved && position.behind == position.saved_behind;
+        if is_saved && !position.is_in_doubt {
             return None;
         }
         let cursor = Cursor {
@@ -294,9 +336,14 @@ impl LogSource {
     }
 
     async fn save(&self) {
+        let mut storages = self.cluster.0.storage.subscribe();
         loop {
             if self.unsaved().is_none() && self.requests.unwritten() == 0 {
-                self.moved.notified().await;
+                tokio::select! {
+                    () = self.moved.notified() => {}
+                    Ok(()) = storages.changed() => self.check_cursor().await,
+                    () = sleep(CHECK) => self.check_cursor().await,
+                }
                 continue;
             }
             let saved = self.save_once().await;
@@ -340,6 +387,21 @@ impl LogSource {
         }
     }
 
+    /// Looks whether the cursor is there as it was saved. It may have been deleted, or made again at another place:
+    /// while the sink lags nothing else would save it.
+    async fn check_cursor(&self) {
+        let revision = lock(&self.position).revision;
+        let patience = lease::patience(self.cluster.settings().lease.0);
+        let entry = timeout(patience, self.storage.cursors.entry(&*self.sink)).await;
+        // A bucket that is not there is made again.
+        let Ok(Ok(entry)) = entry else { return };
+        let found = entry.filter(|entry| entry.revision == revision);
+        let found = found.and_then(|entry| serde_json::from_slice::<Cursor>(&entry.value).ok());
+        let is_there = found.is_some_and(|found| found.run == self.cluster.run());
+        // The server that answers may be behind: only whoever saves finds out.
+        lock(&self.position).is_in_doubt = !is_there;
+    }
+
     /// The cursor is not at the revision at which it was saved; whether it is saved now.
     async fn find_out(&self, cursor: &Cursor, revision: u64, patience: Duration) -> bool {
         let entry = timeout(patience, self.storage.cursors.entry(&*self.sink)).await;
@@ -374,6 +436,7 @@ impl LogSource {
         let mut position = lock(&self.position);
         position.saved = position.saved.max(cursor.seq);
         position.revision = revision;
+        position.is_in_doubt = false;
         position.saved_behind.clone_from(&cursor.behind);
         drop(position);
         self.progress.send_modify(|count| *count += 1);
@@ -452,8 +515,15 @@ impl Source for LogSource {
         self.term.may_act()
     }
 
-    fn reads_again(&self) -> bool {
-        false
+    fn read_again(&self) {
+        let (read, read_stored) = {
+            let position = lock(&self.position);
+            (position.at, position.stored)
+        };
+        let mut queue = lock(&self.queue);
+        *queue = Queue { read, read_stored, last: queue.last, ..Queue::default() };
+        drop(queue);
+        self.again.notify_one();
     }
 
     async fn accepted_behind(&self) -> Vec<Seq> {
@@ -508,5 +578,23 @@ impl Source for LogSource {
 
     fn append(&self, event: Event) {
         self.journal.append(&mut vec![event]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_log_has_lost_is_what_the_destination_has_not_accepted() {
+        let position = Position { at: 5, behind: vec![7, 9, 30], ..Position::default() };
+        // It was made again.
+        assert_eq!(position.unaccepted(0, 20), 13);
+        // It has lost its end.
+        assert_eq!(position.unaccepted(8, 20), 11);
+        assert_eq!(position.unaccepted(20, 20), 0);
+        // The sink had all of it.
+        assert_eq!(position.unaccepted(0, 5), 0);
+        assert_eq!(position.unaccepted(0, 4), 0);
     }
 }

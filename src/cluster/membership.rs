@@ -18,12 +18,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::{
-    Cluster, assignment,
+    Cluster,
     connection::Storage,
     cursor,
     error::ClusterError,
     holding, lease,
     report::Configured,
+    servers::Failing,
     uptime::Uptimes,
     view::{MEMBER, Member, View},
 };
@@ -56,6 +57,11 @@ const SETTLE_LONGEST: Duration = Duration::from_secs(5);
 
 /// Events that a member which leaves may still have to publish when its tasks are stopped.
 const FEW: u64 = 200;
+
+/// What is said where requests fail: of a server that is not reached, and of one that is.
+const NO_ANSWER: &str = "no NATS server answers: events wait in the local journal";
+const NOT_SERVED: &str = "the NATS server that is reached cannot write: its streams have no leader, or it is cut off from \
+                          the other servers; events wait in the local journal";
 
 /// What a member is configured with stands under this key, beside the cursors of the sinks. No sink can have
 /// this name.
@@ -92,6 +98,8 @@ struct Membership {
     announced: Member,
     /// What others are configured with, by the digest that they say.
     compared: HashMap<String, u64>,
+    /// Since when NATS does nothing of what it is asked.
+    failing: Failing,
 }
 
 pub(crate) fn factory(cluster: &Cluster, parts: Parts) -> Factory {
@@ -113,6 +121,7 @@ impl Membership {
             assigned: false,
             announced: Member::default(),
             compared: HashMap::new(),
+            failing: Failing::default(),
         }
     }
 
@@ -121,7 +130,12 @@ impl Membership {
             let failed = match Box::pin(self.begin(&stop)).await {
                 Ok(None) => None,
                 Ok(Some((storage, watch))) => self.keep(&storage, watch, &stop).await,
-                Err(error) => Some(error.to_string()),
+                Err(error) => {
+                    if matches!(error, ClusterError::Unavailable(_)) {
+                        self.on_failure().await;
+                    }
+                    Some(error.to_string())
+                }
             };
             let Some(why) = failed else { break };
             let known = self.cluster.0.trouble.send_replace(Some(why.clone()));
@@ -139,6 +153,14 @@ impl Membership {
         }
     }
 
+    /// A request to NATS failed. A server that is reached and does nothing for long is left for another.
+    async fn on_failure(&mut self) {
+        let connection = &self.cluster.0.connection;
+        if self.failing.failed(connection.is_reached()) && connection.try_another().await {
+            warn!("the NATS server does nothing of what it is asked: another one is tried");
+        }
+    }
+
     /// Finds or makes what the cluster keeps at NATS, and begins to hear of the others.
     async fn begin(
         &mut self,
@@ -148,7 +170,9 @@ impl Membership {
         let ensured = Box::pin(self.cluster.0.connection.ensure(&sinks));
         let Some(storage) = stop.run_until_cancelled(ensured).await else { return Ok(None) };
         let storage = storage?;
-        for remark in &storage.remarks {
+        // The version is no reason why this member would not be ready.
+        let about_version = self.cluster.0.connection.about_version();
+        for remark in storage.remarks.iter().chain(&about_version) {
             warn!(remark, "about the cluster at NATS");
         }
         // A sink's place is taken before any event is published.
@@ -212,8 +236,10 @@ impl Membership {
                     } else {
                         failures += 1;
                         announce_at = Instant::now() + RETRY.min(pace / 2);
-                        let why = "no NATS server answers: events wait in the local journal";
+                        let is_reached = cluster.0.connection.is_reached();
+                        let why = if is_reached { NOT_SERVED } else { NO_ANSWER };
                         self.cluster.0.trouble.send_replace(Some(why.into()));
+                        self.on_failure().await;
                         if failures.is_multiple_of(20) {
                             return Some(why.into());
                         }
@@ -237,7 +263,7 @@ impl Membership {
                     announce_at = Instant::now();
                 }
                 Ok(()) = draining.changed() => announce_at = Instant::now(),
-                Ok(()) = gone.changed() => return Some("the log is not there".into()),
+                Ok(()) = gone.changed() => return Some("the log or a bucket is not there".into()),
                 () = clock::until(decide_at) => {
                     decide_at = self.settles_at();
                     if decide_at.is_none() && self.decide(storage).await {
@@ -290,6 +316,7 @@ impl Membership {
         let put = timeout(patience, storage.leases.put(key, value)).await;
         if matches!(put, Ok(Ok(_))) {
             self.announced = member;
+            self.failing = Failing::default();
             cluster.0.trouble.send_replace(None);
             return true;
         }
@@ -358,9 +385,10 @@ impl Membership {
         if !self.cluster.0.view.borrow().is_known() {
             return false;
         }
+        // Who lacks a channel is none of its holders.
+        self.compare(storage).await;
         self.assign();
         self.report_orphans();
-        self.compare(storage).await;
         self.adopt_single_copy();
         if self.cluster.is_draining() {
             self.finish_draining();
@@ -377,10 +405,8 @@ impl Membership {
         let draining = cluster.is_draining();
         let view = cluster.0.view.borrow().clone();
         let takers = view.takers(draining);
-        let copies = cluster.copies();
-        let can_hold = |member: &str, channel: &str| cluster.can_hold(member, channel);
-        let channels = targets.channels.keys();
-        let ours = holding::assigned(cluster.member(), channels, &takers, copies, can_hold);
+        let holders = |channel: &str| cluster.holders(channel, takers.iter().copied());
+        let ours = holding::assigned(cluster.member(), targets.channels.keys(), holders);
         let set = View::set(&takers);
         // Nobody is left who could take over what a member that leaves has.
         let released = !takers.is_empty() && view.others_stand(set) && (draining || self.stands());
@@ -403,7 +429,7 @@ impl Membership {
         if self.assigned {
             for channel in fresh {
                 let before = self.before.iter().map(String::as_str);
-                let holders = assignment::holders(&channel, before, copies);
+                let holders = cluster.holders(&channel, before);
                 let holders = holders.into_iter().map(ToOwned::to_owned).collect();
                 self.taken.insert(channel, holders);
             }
@@ -531,28 +557,31 @@ impl Membership {
         });
         let differ: Vec<String> = lock(&cluster.0.differences).keys().cloned().collect();
         lock(&cluster.0.others).retain(|name, _| differ.contains(name));
+        // One that was away is compared again when it is back.
+        self.compared.retain(|name, _| differ.contains(name));
         for (name, digest) in others {
-            if digest == own.digest() {
-                self.compared.remove(&name);
+            let both = digest ^ own.digest();
+            if digest == own.digest() || self.compared.get(&name) == Some(&both) {
                 continue;
             }
-            if self.compared.get(&name) == Some(&(digest ^ own.digest())) {
-                continue;
-            }
-            let Ok(Some(value)) = storage.cursors.get(format!("{CONFIGURED}{name}")).await else {
-                continue;
-            };
+            let Ok(found) = storage.cursors.get(format!("{CONFIGURED}{name}")).await else { break };
+            let Some(value) = found else { continue };
             let differences = own.differences(&value);
             if differences.is_empty() {
                 continue;
             }
-            let list = differences.join(", ");
-            error!(member = name, differences = list, "a member has another configuration");
-            lock(&cluster.0.differences).insert(name.clone(), differences);
+            let known = lock(&cluster.0.differences).insert(name.clone(), differences.clone());
+            if known.as_ref() != Some(&differences) {
+                let list = differences.join(", ");
+                error!(member = name, differences = list, "a member has another configuration");
+            }
             if let Ok(other) = serde_json::from_slice(&value) {
                 lock(&cluster.0.others).insert(name.clone(), other);
             }
-            self.compared.insert(name, digest ^ own.digest());
+            // A server may answer with an older one: then it is asked again.
+            if Configured::digest_of(&value) == digest {
+                self.compared.insert(name, both);
+            }
         }
     }
 }

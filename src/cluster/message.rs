@@ -112,7 +112,7 @@ pub(super) fn record(seq: Seq, headers: &HeaderMap, payload: &Bytes, stored: Dur
         data,
         may_have_personal_fields: true,
     };
-    Record { seq, stored: event.received, event, waited: Waited::already(waited) }
+    Record { seq, stored: event.received, event, waited: Waited::already(waited), replay: None }
 }
 
 /// The member that published a message.

@@ -10,14 +10,16 @@
 //! - A channel that this member has just begun to hold, or holds again after a break, while another has held
 //!   it for longer and may be some events behind: its events wait until the log has come to one of them, so
 //!   that all that was before is there ([`attempt`]).
-//! - An event that has waited so long that the log would no longer recognise a copy of it: it is looked up
-//!   in the log before it is published.
+//! - An event that has waited so long that the log would no longer recognise a copy of it, here or in the kernel
+//!   while this process stood still ([`standstill`]): it is looked up in the log before it is published.
 //!
 //! What the relay says itself of a channel (`relay.…`) every holder says: that of the first holder counts. A
 //! gap is published only if no other member held the channel all the time, see [`super::gaps`].
 
 mod attempt;
 mod flight;
+mod held_back;
+mod standstill;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -41,6 +43,8 @@ use self::{
         Behind, InStep, IsCovered, LogPosition, LoggedKeys, Outcome, TOGETHER, Work, is_old,
     },
     flight::{Flight, Sent},
+    held_back::HeldBack,
+    standstill::Standstill,
 };
 use super::{
     Cluster,
@@ -144,6 +148,7 @@ struct Outbox {
     read: Seq,
     last_read: Option<Arc<Record>>,
     failing: Option<String>,
+    held_back: HeldBack,
     /// When this member was found to be in step with the other holders of a channel.
     in_step: HashMap<Arc<str>, (InStep, Moment), RandomState>,
     /// What is asked about the gaps that are not done.
@@ -151,6 +156,7 @@ struct Outbox {
     asking: FuturesUnordered<IsCovered>,
     uptimes: Uptimes,
     turned: Moment,
+    standstill: Standstill,
 }
 
 pub(crate) fn factory(cluster: &Cluster, journal: &Journal, table: Arc<Table>) -> Factory {
@@ -168,11 +174,13 @@ pub(crate) fn factory(cluster: &Cluster, journal: &Journal, table: Arc<Table>) -
             read,
             last_read: None,
             failing: None,
+            held_back: HeldBack::default(),
             in_step: HashMap::default(),
             covered: HashMap::new(),
             asking: FuturesUnordered::new(),
             uptimes: Uptimes::new(Arc::clone(&table)),
             turned: Moment::now(),
+            standstill: Standstill::default(),
         };
         Ok(Box::pin(outbox.run(stop)))
     })
@@ -267,9 +275,11 @@ impl Outbox {
     /// Where this process has stood still, it cannot say that nothing was missed meanwhile. It is still in step with
     /// the others: what comes over a connection that holds comes whole.
     fn check_for_standstill(&mut self) {
-        if self.turned.elapsed() > STOOD_STILL {
-            warn!(time = ?self.turned.elapsed(), "this process has stood still");
+        let time = self.turned.elapsed();
+        if time > STOOD_STILL {
+            warn!(?time, "this process has stood still");
             self.uptimes.interrupt();
+            self.standstill.ended(time);
         }
         self.turned = Moment::now();
     }
@@ -277,12 +287,8 @@ impl Outbox {
     async fn answer(&mut self, question: Message) {
         self.check_for_standstill();
         if let Some(asked) = ReceivedQuestion::read(question) {
-            let uptime = self.uptimes.of(asked.channel());
-            let missed = asked
-                .missed()
-                .is_some_and(|(from, to)| self.uptimes.was_broken(asked.channel(), from, to));
             let oldest = self.oldest(asked.channel());
-            asked.answer(&self.cluster, uptime, missed, oldest).await;
+            asked.answer(&self.cluster, &mut self.uptimes, oldest).await;
         }
     }
 
@@ -297,7 +303,8 @@ impl Outbox {
     }
 
     fn show(&self) {
-        self.cluster.set_waiting(self.journal.lag(CURSOR).0, self.failing.clone());
+        let failing = self.failing.clone().or_else(|| self.held_back.reason());
+        self.cluster.set_waiting(self.journal.lag(CURSOR).0, failing);
     }
 
     fn take(&mut self, batch: &Batch, publisher: &mut Publisher) {
@@ -327,6 +334,11 @@ impl Outbox {
         if let Some(last) = batch.records.last() {
             self.last_read = Some(Arc::clone(last));
         }
+    }
+
+    /// How long an event may have waited in the kernel.
+    fn unread(&self, record: &Record) -> Duration {
+        self.standstill.unread(record.age())
     }
 
     /// All before the first that is not done is done.
@@ -360,6 +372,7 @@ impl Outbox {
             is_covered: self.covered.get(&record.seq).cloned(),
             full: self.open.len() >= AHEAD || self.bytes >= AHEAD_BYTES,
             again,
+            unread: self.unread(&record),
             record,
         };
         let lane = Arc::clone(channel);
@@ -379,7 +392,7 @@ impl Outbox {
         let event = &record.event;
         if event.place.topic.starts_with("relay.")
             || event.message.len() > parts::largest(self.cluster.max_payload())
-            || is_old(&self.cluster, record.age())
+            || is_old(&self.cluster, record.age() + self.unread(record))
             || !self.cluster.0.connection.is_reached()
         {
             return false;
@@ -451,6 +464,7 @@ impl Outbox {
         publisher: &mut Publisher,
     ) {
         let Some(lane) = self.lanes.get_mut(channel) else { return };
+        self.held_back.set(channel, matches!(outcome, Outcome::NotYet));
         let wait = match outcome {
             Outcome::NoLog => {
                 self.cluster.log_is_gone();

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::{Cluster, assignment};
+use super::Cluster;
 use crate::{
+    astro::session::patience_with_silence,
     base::{json::set, metrics, sync::lock},
     config::{Config, Start},
     sink,
@@ -37,6 +38,9 @@ pub struct Configured {
     cluster: u32,
     #[serde(skip)]
     starts: BTreeMap<String, Start>,
+    /// How long the gateway may be silent before it is taken to be gone.
+    #[serde(skip)]
+    patience_with_gateway: Duration,
 }
 
 fn digest(value: &Value) -> u32 {
@@ -77,12 +81,18 @@ impl Configured {
             sinks: sinks.collect(),
             cluster: digest(&cluster.unwrap_or_default()),
             starts: config.sinks.iter().map(|(name, sink)| (name.clone(), sink.start)).collect(),
+            patience_with_gateway: patience_with_silence(&config.astro),
         }
     }
 
     /// One number for all of it, small enough for JSON.
     pub(super) fn digest(&self) -> u64 {
-        xxh3_64(&self.to_json()) >> 12
+        Self::digest_of(&self.to_json())
+    }
+
+    /// The same of what a member has published.
+    pub(super) fn digest_of(published: &[u8]) -> u64 {
+        xxh3_64(published) >> 12
     }
 
     pub(super) fn to_json(&self) -> Vec<u8> {
@@ -91,6 +101,11 @@ impl Configured {
 
     pub(super) fn sinks(&self) -> Vec<String> {
         self.sinks.keys().cloned().collect()
+    }
+
+    /// How a channel is configured, by digest; `None`: not at all.
+    pub(super) fn channel(&self, channel: &str) -> Option<u32> {
+        self.channels.get(channel).copied()
     }
 
     pub(super) fn has_channel(&self, channel: &str) -> bool {
@@ -103,6 +118,10 @@ impl Configured {
 
     pub(super) fn start_of(&self, sink: &str) -> Start {
         self.starts.get(sink).copied().unwrap_or_default()
+    }
+
+    pub(super) fn patience_with_gateway(&self) -> Duration {
+        self.patience_with_gateway
     }
 
     /// What another member has differently, by name.
@@ -175,8 +194,7 @@ impl Cluster {
             (sink, json!({ "driver": driver, "since": since, "lag_events": lag }))
         });
         let listed = configured.channels.keys().take(LISTED).map(|channel| {
-            let can = takers.iter().copied().filter(|member| self.can_hold(member, channel));
-            let holders = assignment::holders(channel, can, copies);
+            let holders = self.holders(channel, takers.iter().copied());
             (channel.clone(), holders.into_iter().map(ToOwned::to_owned).collect())
         });
         Report {
@@ -216,6 +234,9 @@ impl Cluster {
         }
         if let Some(storage) = &*self.0.storage.borrow() {
             problems.extend(storage.remarks.iter().map(|remark| format!("cluster: {remark}")));
+        }
+        for sink in self.forgotten_leases() {
+            problems.push(format!("cluster: the servers do not keep the lease of sink {sink}"));
         }
         let view = self.0.view.borrow();
         if view.has_namesake() {

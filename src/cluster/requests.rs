@@ -115,10 +115,7 @@ impl SinkRequests {
 
     pub(super) fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
         let key = letters::letter_key(&self.sink, record.seq);
-        let (taken, number) = {
-            let index = lock(&self.cluster.0.letters);
-            (index.bytes(&self.sink), index.number(&key))
-        };
+        let taken = lock(&self.cluster.0.letters).bytes(&self.sink);
         let mut state = lock(&self.state);
         if taken.saturating_add(state.bytes) >= self.most {
             return SetAside::Full;
@@ -127,7 +124,7 @@ impl SinkRequests {
             return SetAside::Wait;
         }
         let letter = DeadLetter {
-            number: number.unwrap_or(0),
+            number: 0,
             sink: self.sink.to_string(),
             at: clock::now(),
             reason: text::excerpt(reason, REASON),

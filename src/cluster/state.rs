@@ -14,7 +14,10 @@ use std::{
 use async_nats::jetstream::kv::{Operation, Watch};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use futures_util::StreamExt;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 use tracing::debug;
 
 use super::{Cluster, connection::Storage};
@@ -68,26 +71,45 @@ fn key_of(name: &str) -> Option<StateKey> {
 
 impl SharedState {
     async fn run(mut self) {
+        let mut reached = self.cluster.0.connection.reached.clone();
+        let mut storages = self.cluster.0.storage.subscribe();
         loop {
-            let storage = self.cluster.storage().await;
+            let found = storages.wait_for(Option::is_some).await.map(|found| found.clone());
+            // The sender is in the cluster.
+            let Ok(Some(storage)) = found else { return };
+            reached.mark_unchanged();
             self.in_bucket.clear();
             match storage.state.watch_with_history(">").await {
-                Ok(watch) => self.keep(&storage, watch).await,
+                Ok(entries) => {
+                    let anew = (&mut reached, &mut storages);
+                    self.keep(&storage, entries, anew).await;
+                }
                 Err(error) => debug!(%error, "the state of the others cannot be had now"),
             }
             sleep(RETRY).await;
         }
     }
 
-    /// Reads and writes until that fails.
-    async fn keep(&mut self, storage: &Storage, mut watch: Watch) {
+    /// Reads and writes until that fails, or the connection is a new one, or the bucket: the servers may have lost it,
+    /// and the client library goes on by itself with one that was made again.
+    async fn keep(
+        &mut self,
+        storage: &Storage,
+        mut entries: Watch,
+        (reached, storages): (
+            &mut watch::Receiver<bool>,
+            &mut watch::Receiver<Option<Arc<Storage>>>,
+        ),
+    ) {
         let mut changes = self.store.changes();
         let mut views = self.cluster.views();
         // What the bucket has is read before anything is written.
         let mut write_at = Some(Instant::now() + RETRY);
         loop {
             tokio::select! {
-                entry = watch.next() => match entry {
+                Ok(()) = reached.changed() => return,
+                Ok(()) = storages.changed() => return,
+                entry = entries.next() => match entry {
                     Some(Ok(entry)) => self.take(&entry.key, (entry.operation == Operation::Put).then_some(&entry.value)),
                     _ => return,
                 },

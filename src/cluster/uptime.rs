@@ -15,11 +15,13 @@ pub(super) struct Uptimes {
     table: Arc<Table>,
     changes: watch::Receiver<u64>,
     since: HashMap<Arc<str>, Since>,
-    /// Channels that stood, and then did not while they were held: when that was last.
+    /// Channels of which something was missing while they were held: when that was last.
     breaks: HashMap<Arc<str>, Break>,
+    /// When the connections were told last to find out whether they hold.
+    pinged: Option<Moment>,
 }
 
-/// From when to when a channel did not stand; `None`: it still does not.
+/// From when to when something of a channel was missing, as its report says it; `None`: it still is.
 #[derive(Debug, Clone, Copy)]
 struct Break {
     from: Moment,
@@ -49,11 +51,14 @@ struct Since {
 /// What is noted is no later than that: longer is a clock that was set.
 const LATE: Duration = Duration::from_secs(30);
 
+/// Connections are not told more often to find out whether they hold.
+const PING: Duration = Duration::from_millis(200);
+
 impl Uptimes {
     pub(super) fn new(table: Arc<Table>) -> Self {
         let mut changes = table.changes();
         changes.mark_changed();
-        Self { table, changes, since: HashMap::new(), breaks: HashMap::new() }
+        Self { table, changes, since: HashMap::new(), breaks: HashMap::new(), pinged: None }
     }
 
     /// Waits until the table changes.
@@ -72,7 +77,22 @@ impl Uptimes {
         })
     }
 
-    /// Whether a channel that is held was without its subscriptions between those times before now.
+    /// For how long nothing has come on a connection that carries a channel; `None`: it does not have all of these
+    /// topics. To be read before [`Uptimes::of`]: a connection that takes over may have had its first frame a moment
+    /// before that can be seen there.
+    pub(super) fn silence(&self, channel: &str, topics: &[String]) -> Option<Duration> {
+        self.table.silence(channel, topics)
+    }
+
+    /// Has the connections find out now whether they hold.
+    pub(super) fn ping(&mut self) {
+        if self.pinged.is_none_or(|at| at.elapsed() >= PING) {
+            self.pinged = Some(Moment::now());
+            self.table.ping();
+        }
+    }
+
+    /// Whether something of a channel that is held was missing between those times before now.
     pub(super) fn was_broken(&mut self, channel: &str, from: Duration, to: Duration) -> bool {
         self.update();
         self.breaks.get(channel).is_some_and(|broken| {
@@ -109,20 +129,28 @@ impl Uptimes {
             }
         });
         for (channel, confirmed) in &now {
-            if confirmed.is_none() && self.since.contains_key(channel) {
-                self.breaks.insert(Arc::clone(channel), Break { from: Moment::now(), to: None });
+            let is_known = self.breaks.get(channel).is_some_and(|broken| broken.to.is_none());
+            if confirmed.is_none()
+                && !is_known
+                && let Some(time) = self.table.missing_for(channel)
+            {
+                // Since the last frame, and not only since that was noticed.
+                let from = Moment::now().before(time);
+                self.breaks.insert(Arc::clone(channel), Break { from, to: None });
             }
         }
         // What is given up, or is another's, was not missed.
         self.breaks.retain(|channel, _| now.contains_key(channel));
+        for (channel, broken) in &mut self.breaks {
+            if broken.to.is_none() && !self.table.is_missing(channel) {
+                broken.to = Some(Moment::now());
+            }
+        }
         self.since.retain(|channel, _| now.get(channel).is_some_and(Option::is_some));
         for (channel, confirmed) in now {
             let Some((confirmed, last)) = confirmed else { continue };
             if self.since.get(&channel).is_none_or(|since| since.confirmed != confirmed) {
                 let before = Duration::from_millis(clock::now().saturating_sub(last)).min(LATE);
-                if let Some(broken) = self.breaks.get_mut(&channel) {
-                    broken.to.get_or_insert_with(Moment::now);
-                }
                 self.since.insert(
                     channel,
                     Since { noted: Moment::now(), interrupted: None, before, confirmed },

@@ -31,7 +31,7 @@ use super::{
     report, test_event,
 };
 use crate::{
-    astro::rest::{Credentials, Rest, RestError, SessionDocument, credentials},
+    astro::rest::{Credentials, Rest, RestError, SessionDocument},
     base::{metrics, supervisor::Factory},
     channel::{
         refresh::{Answered, Refreshes},
@@ -360,7 +360,8 @@ impl Tools {
         });
         let rooms = account.room.iter().map(|room| &**room);
         let rooms = rooms.chain(told.iter().map(|room| &**room));
-        credentials(rooms, &account.token, account.token_type).await.map_err(|error| {
+        let credentials = self.rest.credentials(rooms, &account.token, account.token_type);
+        credentials.await.map_err(|error| {
             // It may name a place on this machine, which is nobody's business out there.
             error!(channel, %error, "the REST API cannot be asked in the channel's name");
             Failure::new(

@@ -142,6 +142,10 @@ impl CommandListener for MicroService {
                         }
                         () = self.serve(&mut running, &submitter, &mut replies, health) => {}
                     }
+                    tracing::warn!(
+                        sink = self.name,
+                        "the connection for commands could not be restored; another one is made"
+                    );
                     health.report(Some("the connection is lost"));
                 }
                 Err(error) => {

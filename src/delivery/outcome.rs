@@ -9,6 +9,10 @@ use super::{
     waiting::{self, Met},
 };
 
+/// When nothing was acknowledged for so long, with events in flight, that is shown. A connection ends only
+/// later: when its sink's timeout is over.
+const UNANSWERED: Duration = Duration::from_secs(10);
+
 impl Delivery {
     /// What the sink reports of what is in flight.
     pub(super) fn outcome(&mut self, outcome: Result<usize, Failure>) {
@@ -36,7 +40,7 @@ impl Delivery {
                 self.flight.handed -= 1;
                 self.flight.full = false;
                 // A destination that rejects is there, and has answered.
-                self.link.silent_since = Instant::now();
+                self.answered();
                 let event = self.flight.pop();
                 if event.is_some_and(|event| self.reject(event.record, reason.clone())) {
                     self.rejected(reason);
@@ -66,7 +70,7 @@ impl Delivery {
         }
         self.flight.handed = self.flight.handed.saturating_sub(count);
         self.flight.full = false;
-        self.link.silent_since = Instant::now();
+        self.answered();
         let mut amount = 0;
         let mut last = None;
         // Events of one reading were received in the same millisecond: one sample for all of them.
@@ -117,6 +121,28 @@ impl Delivery {
         if self.flight.is_empty() {
             self.flight_is_done();
         }
+    }
+
+    /// The destination has answered.
+    fn answered(&mut self) {
+        self.link.silent_since = Instant::now();
+        if std::mem::take(&mut self.link.unanswered) {
+            self.row.show(|row| row.unanswered_since = None);
+        }
+    }
+
+    /// When that is to be shown, if nothing is acknowledged until then. Where each event has its own
+    /// exchange it never is: one may take so long.
+    pub(super) fn unanswered_at(&self) -> Option<Instant> {
+        let waits = self.flight.handed > 0 && self.waiting.session && !self.link.unanswered;
+        waits.then(|| self.link.silent_since + UNANSWERED)
+    }
+
+    /// It has not for a while, with events in flight.
+    pub(super) fn unanswered(&mut self) {
+        self.link.unanswered = true;
+        let since = clock::ago(self.link.silent_since.elapsed());
+        self.row.show(|row| row.unanswered_since = Some(since));
     }
 
     /// Passes on what the sink has learned; the log shows only what is new.
@@ -191,7 +217,9 @@ impl Delivery {
             self.disconnect();
         }
         self.flight.stale = true;
+        self.link.unanswered = false;
         self.show_state(state, |row| {
+            row.unanswered_since = None;
             row.last_error = Some(text);
             row.last_error_at = Some(clock::now());
         });

@@ -131,6 +131,7 @@ impl Reader {
     pub(super) fn again(&mut self) {
         self.read = self.cursor;
         (self.reading, self.gap) = (None, None);
+        self.source.read_again();
     }
 
     /// The cursor moves; `events` of those before it went out.

@@ -51,10 +51,10 @@ impl Choice {
     }
 }
 
-/// An event as a replay hands it on.
-pub fn replayed(record: &Record) -> Arc<Record> {
+/// An event as the replay of this name hands it on.
+pub fn replayed(record: &Record, replay: Option<Arc<str>>) -> Arc<Record> {
     let event = Event { origin: Origin::Replayed, ..record.event.clone() };
-    Arc::new(Record { event, ..record.clone() })
+    Arc::new(Record { event, replay, ..*record })
 }
 
 /// The reason of an event of a topic that the replay does not choose.
@@ -84,7 +84,7 @@ impl Preview {
     /// Adds what would become of an event. `route`: the sink's, where it is known.
     pub fn add(&mut self, route: Option<&mut Route>, choice: &Choice, record: &Record) {
         self.events += 1;
-        let record = replayed(record);
+        let record = replayed(record, None);
         if let Some(reason) = choice.excludes(&record) {
             *self.skipped.entry(reason).or_default() += 1;
             return;

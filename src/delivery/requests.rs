@@ -4,14 +4,14 @@
 //! dealt with between batches, a batch at a time, so that new events do not wait for old ones. Each
 //! is a flight of its own: its events go the same way as new ones, but the cursor stays.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use super::{ASKED, Delivery, reader::BATCH_BYTES};
 use crate::{
-    base::event::Seq,
+    base::event::{Origin, Seq},
     delivery::{
         replay_preview::{Choice, replayed},
         route::Rendered,
@@ -188,7 +188,15 @@ impl Delivery {
     fn try_again(&mut self, letter: &DeadLetter) {
         let number = letter.number;
         info!(sink = %self.row.name, number, "trying a dead letter again");
-        let reason = match self.route.render(&letter.record) {
+        let record = match letter.record.event.origin {
+            // Which replay handed it on is not kept.
+            Origin::Replayed => {
+                let name = format!("letter-{}-{number}", letter.at);
+                replayed(&letter.record, Some(name.into()))
+            }
+            Origin::Live | Origin::Backfilled | Origin::Test => Arc::clone(&letter.record),
+        };
+        let reason = match self.route.render(&record) {
             Rendered::Wanted(event, ha_events) => {
                 self.flight.push(event, ha_events);
                 self.flight.request = Some(Begun::Letter { number, rejected: false });
@@ -227,24 +235,32 @@ impl Delivery {
         if batch.lost > 0 {
             warn!(sink = %self.row.name, count = batch.lost, "the journal no longer holds all of a replay");
         }
-        let marked = batch.records.iter().map(|record| replayed(record));
-        let marked: Vec<_> = marked.filter(|record| choice.excludes(record).is_none()).collect();
+        let mut records = batch.records;
+        if let Some(name) = replay.name() {
+            for record in &mut records {
+                *record = replayed(record, Some(Arc::clone(&name)));
+            }
+        }
+        records.retain(|record| choice.excludes(record).is_none());
         let done = batch.through >= until || batch.through <= replay.position;
         let position = (!done).then_some(batch.through);
         self.flight.request = Some(Begun::Replay { number: replay.number, position });
-        self.render(&marked);
+        self.render(&records);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::Arc, time::Duration};
+    use std::{path::Path, time::Duration};
 
     use serde_json::json;
 
     use super::*;
     use crate::{
-        base::{clock, event::own},
+        base::{
+            clock,
+            event::{Record, own},
+        },
         config::{self, Described, SinkConfig},
         delivery::{outcome::tests::Reporting, route::Route, status::Status},
         journal::{Journal, store::Store},
@@ -285,8 +301,8 @@ mod tests {
         let ask = |number, sink: &str| {
             let (topic, when) = (None, None);
             let replay =
-                Replay { number, sink: sink.to_owned(), position: 0, until: 9, topic, when };
-            store.request_replay(&replay, 1).unwrap();
+                Replay { number, at: 1, sink: sink.to_owned(), position: 0, until: 9, topic, when };
+            store.request_replay(&replay).unwrap();
         };
         ask(1, "out");
         ask(2, "out");
@@ -377,10 +393,51 @@ mod tests {
         delivery.reader.cursor = 2;
         delivery.reader.accepted.remember([1]);
         let (sink, topic, when) = ("out".to_owned(), None, None);
-        let replay = Replay { number: 1, sink, position: 0, until: 2, topic, when };
+        let replay = Replay { number: 1, at: 1, sink, position: 0, until: 2, topic, when };
         delivery.replay(&replay).await;
         let seqs: Vec<Seq> = delivery.flight.events.iter().map(|event| event.record.seq).collect();
         assert_eq!(seqs, [1, 2]);
+        close(delivery, journal).await;
+    }
+
+    #[tokio::test]
+    async fn a_replay_has_a_name_that_outlives_a_crash_and_a_backlog_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut delivery, journal) = delivery(dir.path());
+        journal.append(&mut vec![own("relay.gap", &"".into(), &"".into(), &json!({}), 1)]);
+        delivery.reader.cursor = 1;
+        let store = Store::open_reader(dir.path()).unwrap();
+        store.allow_requests().unwrap();
+        for at in [0, 7] {
+            let (sink, topic, when) = ("out".to_owned(), None, None);
+            let replay = Replay { number: 0, at, sink, position: 0, until: 1, topic, when };
+            store.request_replay(&replay).unwrap();
+        }
+        let (_, asked) = journal.pending_requests("out").unwrap();
+        let mut handed = Vec::new();
+        // The second time as after a crash, which may come before how far they are is written.
+        for replay in asked.iter().chain(&asked) {
+            delivery.replay(replay).await;
+            let record = &delivery.flight.events.back().unwrap().record;
+            handed.push((record.event.origin, record.replay.clone()));
+        }
+        let backlog: (Origin, Option<Arc<str>>) = (Origin::Live, None);
+        let replay: (Origin, Option<Arc<str>>) = (Origin::Replayed, Some("7-2".into()));
+        assert_eq!(handed, [backlog.clone(), replay.clone(), backlog, replay]);
+        close(delivery, journal).await;
+    }
+
+    #[tokio::test]
+    async fn a_replayed_event_that_was_rejected_is_tried_again_under_a_name_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut delivery, journal) = delivery(dir.path());
+        let event = own("relay.gap", &"".into(), &"".into(), &json!({}), 1);
+        let record = replayed(&Record::new(1, event), None);
+        let (sink, reason) = ("out".to_owned(), String::new());
+        let letter = DeadLetter { number: 3, sink, at: 9, reason, retry: true, record };
+        delivery.try_again(&letter);
+        let name = delivery.flight.events.back().unwrap().record.replay.clone();
+        assert_eq!(name.as_deref(), Some("letter-9-3"));
         close(delivery, journal).await;
     }
 }

@@ -4,7 +4,10 @@
 //! The loop is the same for both. A position ([`Seq`]) is the source's own number; positions grow, and need
 //! not follow one another.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -36,10 +39,14 @@ pub trait Source: Send + Sync {
     fn try_next(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch>;
     /// Waits for what comes after `after`.
     async fn next(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Batch, StoreError>;
+    /// A batch is taken before which `lost` events are missing: how many of those were not reported before.
+    fn unreported(&self, lost: u64) -> u64 {
+        lost
+    }
     /// Whether events may be handed out at this moment.
     fn may_send(&self) -> bool;
-    /// Whether what was read can be read once more: it is not taken out of a queue.
-    fn reads_again(&self) -> bool;
+    /// What comes after the cursor is read once more.
+    fn read_again(&self);
 
     /// What the destination had accepted behind the cursor when the delivery before this one ended.
     async fn accepted_behind(&self) -> Vec<Seq>;
@@ -78,13 +85,15 @@ pub(crate) struct JournalSource {
     journal: Journal,
     sink: Arc<str>,
     cursor: Seq,
+    /// Events that were found missing in what was read, and that are to be reported when it is taken.
+    unreported: AtomicU64,
 }
 
 impl JournalSource {
     /// That of the sink of this name; it continues at the sink's cursor.
     pub(crate) fn new(journal: Journal, sink: &str, start: Start) -> Result<Self, StoreError> {
         let cursor = journal.register(sink, start)?;
-        Ok(Self { journal, sink: sink.into(), cursor })
+        Ok(Self { journal, sink: sink.into(), cursor, unreported: AtomicU64::new(0) })
     }
 
     /// No channel can have this name: their labels have no dot.
@@ -120,19 +129,29 @@ impl Source for JournalSource {
     }
 
     fn try_next(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch> {
-        self.journal.try_next(after, limit, max_bytes)
+        let batch = self.journal.try_next(after, limit, max_bytes)?;
+        let unreported = self.journal.was_read(&self.sink, &batch);
+        self.unreported.fetch_add(unreported, Ordering::Relaxed);
+        Some(batch)
     }
 
     async fn next(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Batch, StoreError> {
-        self.journal.next(after, limit, max_bytes).await
+        let batch = self.journal.next(after, limit, max_bytes).await?;
+        let unreported = self.journal.was_read(&self.sink, &batch);
+        self.unreported.fetch_add(unreported, Ordering::Relaxed);
+        Ok(batch)
+    }
+
+    fn unreported(&self, _lost: u64) -> u64 {
+        self.unreported.swap(0, Ordering::Relaxed)
     }
 
     fn may_send(&self) -> bool {
         true
     }
 
-    fn reads_again(&self) -> bool {
-        true
+    fn read_again(&self) {
+        // The journal is read from any position.
     }
 
     async fn accepted_behind(&self) -> Vec<Seq> {

@@ -61,6 +61,8 @@ pub struct Sink {
     pub rejected_in_a_row: u64,
     /// Events lost since the start.
     pub lost: u64,
+    /// When the latest of them was found to be.
+    pub lost_at: Option<UnixMillis>,
     /// What went wrong last.
     pub last_error: Option<String>,
     /// When that was.
@@ -69,6 +71,9 @@ pub struct Sink {
     pub next_attempt: Option<UnixMillis>,
     /// When its destination last accepted an event.
     pub last_delivered: Option<UnixMillis>,
+    /// Where events are on their way and it has answered nothing for a while: since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unanswered_since: Option<UnixMillis>,
     /// Why the latest of its dead letters is one.
     pub last_dead_letter: Option<String>,
     /// Events since the start whose topic and channel it wants.
@@ -96,6 +101,10 @@ pub enum Reason<'a> {
     /// It takes no events now.
     Sink(&'a str, &'a Sink),
     Task(&'a str, &'a str),
+    /// It is connected, and answers nothing.
+    Unanswered(&'a str, &'a Sink),
+    /// It will never get some events.
+    Lost(&'a str, &'a Sink),
     /// Its condition fails on events.
     Condition(&'a str, &'a Sink),
     /// What it sends reaches nobody.
@@ -106,6 +115,9 @@ pub enum Reason<'a> {
 
 /// A condition that has failed is a reason for so long after the last time.
 const CONDITION: u64 = 60 * 60 * 1000;
+
+/// Lost events are a reason for so long after the latest of them.
+const LOST: u64 = 60 * 60 * 1000;
 
 /// So many events that were considered, and none let through, are worth a word.
 const UNMATCHED: u64 = 20;
@@ -118,6 +130,17 @@ impl fmt::Display for Reason<'_> {
                 write!(f, "sink {name} is {state}: {why}")
             }
             Self::Task(name, why) => write!(f, "{name}: {why}"),
+            Self::Unanswered(name, Sink { unanswered_since, .. }) => {
+                let since = clock::rfc3339(unanswered_since.unwrap_or_default());
+                write!(
+                    f,
+                    "sink {name} has accepted nothing since {since}, with events on their way"
+                )
+            }
+            Self::Lost(name, Sink { lost, .. }) => {
+                let events = counted(*lost, "event");
+                write!(f, "sink {name}: {events} lost, the journal no longer holds them")
+            }
             Self::Condition(name, Sink { condition_errors, condition_error, .. }) => {
                 let events = counted(*condition_errors, "event");
                 let why = condition_error.as_deref().unwrap_or_default();
@@ -138,9 +161,14 @@ impl fmt::Display for Reason<'_> {
 impl Sink {
     /// What is wrong with its events, whatever its connection is like.
     fn about_events<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Reason<'a>> {
+        let lost = self.lost_at.is_some_and(|at| at + LOST > clock::now());
         let fails = self.condition_error_at.is_some_and(|at| at + CONDITION > clock::now());
         let unmatched = self.matched == 0 && self.considered >= UNMATCHED && !fails;
+        // In another state, that is the reason.
+        let unanswered = self.state == "up" && self.unanswered_since.is_some();
         let reasons = [
+            unanswered.then_some(Reason::Unanswered(name, self)),
+            lost.then_some(Reason::Lost(name, self)),
             fails.then_some(Reason::Condition(name, self)),
             (self.unheard_in_a_row > 0).then_some(Reason::Unheard(name, self)),
             unmatched.then_some(Reason::Unmatched(name, self)),
@@ -153,14 +181,19 @@ impl Sink {
         (self.considered, self.matched, self.condition_errors) = (0, 0, 0);
         (self.condition_error, self.condition_error_at) = (None, None);
         (self.unheard_in_a_row, self.rejected_in_a_row) = (0, 0);
-        self.next_attempt = None;
+        (self.next_attempt, self.unanswered_since) = (None, None);
         self.remarks.clear();
     }
 
     /// What of it changes the health of the relay.
-    fn health(&self) -> (&'static str, bool, bool, bool) {
-        let fails = self.condition_errors > 0;
-        (self.state, self.dead_letters > 0, fails, self.unheard_in_a_row > 0)
+    fn health(&self) -> (&'static str, [bool; 4]) {
+        let reasons = [
+            self.unanswered_since.is_some(),
+            self.dead_letters > 0,
+            self.condition_errors > 0,
+            self.unheard_in_a_row > 0,
+        ];
+        (self.state, reasons)
     }
 }
 
@@ -225,6 +258,16 @@ impl Status {
         }
     }
 
+    /// A sink will never get so many events. One that is no longer configured has no row.
+    pub(super) fn lost(&self, name: &str, count: u64) {
+        let mut now = lock(&self.now);
+        let Some(row) = now.sinks.get_mut(name) else { return };
+        row.lost += count;
+        row.lost_at = Some(clock::now());
+        drop(now);
+        self.changed();
+    }
+
     /// Reads every row, and resets what is counted for the history.
     pub fn sample(&self, mut read: impl FnMut(&str, &Sink)) {
         for (name, sink) in &mut lock(&self.now).sinks {
@@ -276,5 +319,23 @@ impl Status {
         };
         drop(now);
         self.changed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_events_are_a_reason_for_an_hour() {
+        let status = Status::default();
+        status.sink("home", |row| row.state = "up");
+        status.lost("home", 3);
+        let reasons = status.snapshot().reasons();
+        assert_eq!(reasons, ["sink home: 3 events lost, the journal no longer holds them"]);
+        status.sink("home", |row| row.lost_at = Some(clock::now() - LOST));
+        assert!(status.snapshot().reasons().is_empty());
+        status.lost("removed", 1);
+        assert!(!status.snapshot().sinks.contains_key("removed"));
     }
 }

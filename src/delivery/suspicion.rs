@@ -88,8 +88,11 @@ impl Suspicion {
         self.blamed = self.blamed.saturating_add(1);
     }
 
-    /// The connection has ended with nothing on its way, or nobody answers at all: it is not the event.
+    /// A connection has ended with nothing on its way, or the destination is not there when it is asked
+    /// without an event: it is not the event. A connect that fails says nothing: a receiver that dies of an
+    /// event takes a while to come back.
     pub(super) fn excused(&mut self) {
+        self.accused = None;
         if let Some(at) = &mut self.at {
             at.alone = 0;
         }

@@ -6,6 +6,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::watch;
+use tracing::warn;
 
 use super::{
     Delivery,
@@ -17,7 +18,7 @@ use crate::{
     base::{clock, metrics, supervisor::Factory},
     config::{ConfigError, SinkConfig},
     delivery::status::Status,
-    journal::Journal,
+    journal::{Journal, LeftBehind},
     sink::{self, Opening, Purpose, Sink},
 };
 
@@ -123,8 +124,29 @@ impl Drop for Maker {
         }
         // It is no longer configured: its row goes, and its cursor holds nothing back any more. The
         // cursor itself stays, for a sink of this name that comes back.
-        status.no_sink(name);
         journal.unregister(name);
+        status.no_sink(name);
         metrics::no_sink(name);
+        let left = journal.left_behind();
+        left.iter().filter(|left| left.sink == *name).for_each(warn_of_left_behind);
+    }
+}
+
+/// Says what waits for a sink that is no longer configured.
+pub(crate) fn warn_of_left_behind(left: &LeftBehind) {
+    let LeftBehind { sink, events, dead_letters, .. } = left;
+    if *events > 0 {
+        warn!(
+            %sink, events,
+            "events wait for a sink that is no longer configured: a sink of this name gets them, as long as \
+             the journal keeps them"
+        );
+    }
+    if *dead_letters > 0 {
+        warn!(
+            %sink, dead_letters,
+            "dead letters wait for a sink that is no longer configured: `retry` needs a sink of this name, \
+             `astro-relay dead-letters drop` deletes them"
+        );
     }
 }

@@ -354,6 +354,15 @@ impl Gaps {
         running
     }
 
+    /// For how long something of a channel has been missing.
+    pub(super) fn time(&self, channel: &str) -> Option<Duration> {
+        self.open.get(channel).map(|outage| outage.since.time())
+    }
+
+    pub(super) fn is_missing(&self, channel: &str) -> bool {
+        self.open.contains_key(channel)
+    }
+
     /// For how long what is missing longest has been missing.
     pub(super) fn longest(&self) -> Option<Duration> {
         self.open.values().map(|outage| outage.since.time()).max()

@@ -215,6 +215,7 @@ impl Link {
         let mut open = Connected::new(current);
         let mut sleeps = clock::sleeps();
         let mut targets = hub.targets.clone();
+        let mut pings = hub.table.pings();
         let mut reread = interval(REREAD);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.phase(Phase::Open, None);
@@ -254,6 +255,10 @@ impl Link {
                 }
                 Ok(()) = targets.changed() => {
                     self.renew_tokens(&mut open);
+                    None
+                }
+                Ok(()) = pings.changed(), if open.lost.is_none() => {
+                    self.ping(&mut open);
                     None
                 }
                 Ok(()) = sleeps.changed() => self.on_sleep(&mut open),
@@ -305,6 +310,15 @@ impl Link {
                     None
                 }
             },
+        }
+    }
+
+    /// Somebody needs to know whether the connection holds.
+    fn ping(&self, open: &mut Connected) {
+        let mut effects = Effects::default();
+        open.current.session.ping(Instant::now(), &mut effects);
+        if effects.ping {
+            open.current.take(effects, &self.hub);
         }
     }
 

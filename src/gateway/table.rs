@@ -25,6 +25,7 @@ use crate::{
         sync::lock,
         text::excerpt,
     },
+    config::TokenType,
 };
 
 /// Gaps that are remembered for the status page.
@@ -38,6 +39,8 @@ pub struct Table {
     inner: Mutex<Inner>,
     /// Grows with every change but that of a time at which something came.
     version: watch::Sender<u64>,
+    /// Grows when somebody needs to know whether the connections hold.
+    pings: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -243,6 +246,15 @@ impl Table {
 
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.version.subscribe()
+    }
+
+    /// Has each connection find out now whether it holds: if so, a frame comes.
+    pub(crate) fn ping(&self) {
+        self.pings.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn pings(&self) -> watch::Receiver<u64> {
+        self.pings.subscribe()
     }
 
     #[cfg(test)]
@@ -513,6 +525,38 @@ impl Table {
         lock(&self.inner).missing.server_time_before(said);
     }
 
+    /// For how long nothing has come on a connection that carries a channel, of several the one that has been
+    /// silent longest; `None`: one of these topics is not confirmed, or something of the channel is missing.
+    pub(crate) fn silence(&self, channel: &str, topics: &[String]) -> Option<Duration> {
+        // Where its subscriptions begin: no topic is empty.
+        let (label, topic) = (channel.into(), "".into());
+        let first = Subscription { channel: label, topic, room: None, token_type: TokenType::Jwt };
+        let inner = lock(&self.inner);
+        if inner.missing.is_missing(channel) {
+            return None;
+        }
+        let rows = inner.state.subscriptions.range::<Subscription, _>(&first..);
+        let rows = rows.take_while(|(one, _)| &*one.channel == channel);
+        let confirmed: Vec<_> = rows.filter(|(_, row)| row.state.is_confirmed()).collect();
+        let is_confirmed = |topic: &String| confirmed.iter().any(|(one, _)| &*one.topic == topic);
+        if confirmed.is_empty() || !topics.iter().all(is_confirmed) {
+            return None;
+        }
+        confirmed.iter().try_fold(Duration::ZERO, |longest, (_, row)| {
+            let connection = inner.state.connections.get(&row.slot.connection()?)?;
+            Some(longest.max(connection.last_frame?.elapsed()))
+        })
+    }
+
+    /// For how long something of a channel has been missing.
+    pub(crate) fn missing_for(&self, channel: &str) -> Option<Duration> {
+        lock(&self.inner).missing.time(channel)
+    }
+
+    pub(crate) fn is_missing(&self, channel: &str) -> bool {
+        lock(&self.inner).missing.is_missing(channel)
+    }
+
     /// For how long what is missing longest has been missing.
     pub(super) fn longest_gap(&self) -> Option<Duration> {
         lock(&self.inner).missing.longest()
@@ -526,7 +570,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::{astro::session::Refusal, config::TokenType};
+    use crate::astro::session::Refusal;
 
     #[test]
     fn what_is_expected_already_changes_nothing() {
@@ -748,6 +792,40 @@ mod tests {
         assert_eq!((reports.len(), restored(&reports[0])), (1, json!([["tips", true]])));
         let seconds = reports[0]["seconds"].as_f64().unwrap();
         assert!((seconds - 60.0).abs() < 2.0, "{seconds}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_channel_is_as_silent_as_the_most_silent_connection_that_carries_it() {
+        let all = ["follow", "tips"].map(subscription);
+        let [follow, tips] = &all;
+        let table = on_a_connection(&all);
+        table.assign([follow], Slot::On(2));
+        for number in [1, 2] {
+            table.phase(number, Phase::Open, 0, None);
+            table.frame(number, Moment::now());
+        }
+        let silence = |topics: &[&str]| {
+            let topics: Vec<_> = topics.iter().map(|topic| (*topic).to_owned()).collect();
+            table.silence("main", &topics)
+        };
+        assert!(set(&table, tips, CONFIRMED).is_empty());
+        assert_eq!(silence(&["tips"]), Some(Duration::ZERO));
+        assert_eq!(silence(&["tips", "follow"]), None, "one is not confirmed");
+        let (subscription, state) = (Arc::clone(follow), CONFIRMED);
+        let update = Update { subscription, state, confirmed_at: None, is_unanswered: false };
+        table.update(2, &[update], |reports| assert!(reports.is_empty()));
+        tokio::time::advance(Duration::from_secs(7)).await;
+        table.frame(2, Moment::now());
+        assert_eq!(silence(&["follow"]), Some(Duration::from_secs(7)));
+        table.frame(1, Moment::now());
+        assert_eq!(silence(&["follow", "tips"]), Some(Duration::ZERO));
+        assert_eq!(table.silence("mai", &[]), None);
+        assert_eq!(table.silence("main2", &[]), None);
+
+        // Whoever is just noting that a connection was lost has not yet changed the rows.
+        table.lost(1, "connection lost");
+        assert_eq!(silence(&[]), None);
+        assert_eq!(table.missing_for("main"), Some(Duration::ZERO));
     }
 
     #[tokio::test(start_paused = true)]

@@ -166,6 +166,7 @@ pub(super) async fn replay(Extract(state): Extract<State>, body: Bytes) -> Respo
     }
     let replay = Replay {
         number: 0,
+        at: clock::now(),
         sink: asked.sink,
         position: first - 1,
         until,
@@ -223,7 +224,7 @@ impl Events {
             Self::Journal(_, dir) => {
                 let requested = dead_letters::with_store(dir, move |store| {
                     store.allow_requests()?;
-                    store.request_replay(&replay, clock::now())
+                    store.request_replay(&replay)
                 });
                 requested.await
             }

@@ -107,6 +107,11 @@ async fn change(state: State, body: &[u8], change: LetterChange) -> Response {
         let why = "say which: {\"numbers\": [1, 2]}, {\"sink\": \"name\"}, or both";
         return refused(StatusCode::BAD_REQUEST, why);
     }
+    if let (LetterChange::Retry, Some(sink)) = (change, &selection.sink)
+        && !state.config.borrow().sinks.contains_key(sink)
+    {
+        return refused(StatusCode::NOT_FOUND, &format!("there is no sink {sink:?}"));
+    }
     let done = if let Some(cluster) = state.status.cluster() {
         let which = shared::Which {
             sink: selection.sink.as_deref(),

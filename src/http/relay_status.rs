@@ -240,10 +240,15 @@ impl Snapshot {
             let ends = ends.map(|at| Reason::TokenExpires(label, at));
             reason.into_iter().chain(ends).chain(doubts)
         });
+        let sessions = self.sessions.iter().filter_map(|(label, session)| {
+            let why = session.error.as_deref().filter(|_| session.is_failing)?;
+            Some(Reason::Session(label, why))
+        });
         gateway
             .chain(not_asked.then_some(Reason::NotAsked(unassigned)))
             .chain(silent)
             .chain(tokens)
+            .chain(sessions)
             .chain(self.sinks.why().map(Reason::Sink))
             .chain(self.dead_letters.iter().filter_map(|(sink, count)| {
                 let row = self.sinks.sinks.get(sink)?;
@@ -358,4 +363,31 @@ fn retry_at(state: &SubscriptionState) -> Option<UnixMillis> {
     let SubscriptionState::Refused(refusal) = state else { return None };
     let wait = refusal.retry_at?.saturating_duration_since(Instant::now());
     Some(clock::now() + clock::millis_of(wait))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_that_cannot_be_fetched_is_a_reason_and_once_is_none() {
+        let error = Some("HTTP 401: invalid token".to_owned());
+        let session = SessionStatus { error, ..SessionStatus::default() };
+        let mut snapshot = Snapshot::default();
+        snapshot.sessions.insert("main".to_owned(), session.clone());
+        assert_eq!(snapshot.reasons(), [""; 0]);
+        let session = SessionStatus { is_failing: true, ..session };
+        snapshot.sessions.insert("main".to_owned(), session);
+        let reason = "the session of main cannot be fetched: HTTP 401: invalid token";
+        assert_eq!(snapshot.reasons(), [reason]);
+        let reason = snapshot.why().next().map(|reason| reason.listed()).unwrap();
+        assert_eq!((reason.kind, reason.state), ("session", health::State::Degraded));
+    }
+
+    #[test]
+    fn a_doubt_about_a_token_is_a_sentence_of_its_own() {
+        let doubt = "it lacks the scope tips:read for channel.tips";
+        let reason = Reason::TokenDoubt("main", doubt).to_string();
+        assert_eq!(reason, format!("token of main: {doubt}"));
+    }
 }

@@ -2,10 +2,14 @@
 //! come, and what the disk has still to get. All of it is behind one lock, under which nothing touches
 //! the disk.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
-    Batch, Health, age,
+    Batch, Health, LeftBehind, age,
     channel_state::StateBudget,
     mark::Marked,
     pending::PendingChanges,
@@ -81,6 +85,10 @@ pub(super) struct Cursor {
     pub(super) saved: Option<Seq>,
     /// Whether a configured sink uses it.
     pub(super) active: bool,
+    /// Through which event its delivery has read: what it has not delivered of that, it holds itself.
+    pub(super) read: Seq,
+    /// Through which event it was reported what is gone.
+    pub(super) reported: Seq,
     /// How long the event after it waits, where only the disk still has that.
     pub(super) waits: Option<Waited>,
 }
@@ -110,7 +118,7 @@ pub(super) enum Demand {
 
 impl Cursor {
     pub(super) fn new(at: Seq, saved: Option<Seq>) -> Self {
-        Self { at, saved, active: true, waits: None }
+        Self { at, saved, active: true, read: at, reported: at, waits: None }
     }
 }
 
@@ -142,7 +150,7 @@ impl Memory {
         numbers.last_received = event.received;
         numbers.last += 1;
         let stored = event.received;
-        self.ring.push(Record { seq: numbers.last, event, waited, stored });
+        self.ring.push(Record { seq: numbers.last, event, waited, stored, replay: None });
     }
 
     /// Keeps the ring within `limit`. What is not on disk stays as long as the disk works; one for which
@@ -163,6 +171,88 @@ impl Memory {
     /// How many numbers after `after`, through `through`, were assigned to events.
     pub(super) fn assigned(&self, after: Seq, through: Seq) -> u64 {
         assigned_between(&self.numbers.runs, after, through.min(self.numbers.last))
+    }
+
+    /// The first event that is still here. While the disk fails there may be none on it, and the ring has
+    /// dropped what came first.
+    pub(super) fn oldest_kept(&self) -> Seq {
+        let Numbers { oldest, written, last, .. } = self.numbers;
+        if oldest <= written {
+            return oldest;
+        }
+        oldest.max(self.ring.first().unwrap_or(last + 1))
+    }
+
+    /// The first number after `after` whose event is still here, on disk or in memory.
+    fn next_kept(&self, after: Seq) -> Seq {
+        let next = after + 1;
+        let in_memory = self.ring.first().unwrap_or(self.numbers.last + 1).max(next);
+        let on_disk = self.numbers.oldest.max(next);
+        if on_disk <= self.numbers.written { on_disk.min(in_memory) } else { in_memory }
+    }
+
+    /// What is gone of the events that configured sinks have still to get, as far as that was not reported
+    /// before: how many of each sink. From now on it counts as reported.
+    pub(super) fn take_losses(&mut self) -> Vec<(Arc<str>, u64)> {
+        let sinks = self.cursors.by_sink.iter();
+        let sinks = sinks.filter(|(sink, cursor)| cursor.active && !sink.starts_with(OWN));
+        let lost = |(sink, cursor): (&Arc<str>, &Cursor)| {
+            let after = cursor.at.max(cursor.read).max(cursor.reported);
+            let before = self.next_kept(after) - 1;
+            let count = self.assigned(after, before);
+            (count > 0).then(|| (Arc::clone(sink), before, count))
+        };
+        let lost: Vec<_> = sinks.filter_map(lost).collect();
+        for (sink, before, _) in &lost {
+            if let Some(cursor) = self.cursors.by_sink.get_mut(sink) {
+                cursor.reported = *before;
+            }
+        }
+        lost.into_iter().map(|(sink, _, count)| (sink, count)).collect()
+    }
+
+    /// A sink has found `lost` events missing through `before`: how many of them were not reported before.
+    /// From now on they are.
+    pub(super) fn take_lost(&mut self, sink: &str, before: Seq, lost: u64) -> u64 {
+        let Some(cursor) = self.cursors.by_sink.get_mut(sink) else { return lost };
+        let after = cursor.at.max(cursor.reported);
+        cursor.reported = cursor.reported.max(before);
+        self.assigned(after, before).min(lost)
+    }
+
+    /// What waits for each sink that is no longer configured.
+    pub(super) fn left_behind(&self) -> Vec<LeftBehind> {
+        let mut left: BTreeMap<&str, LeftBehind> = BTreeMap::new();
+        for (sink, cursor) in self.cursors.by_sink.iter().filter(|(_, cursor)| !cursor.active) {
+            let after = self.next_kept(cursor.at) - 1;
+            let events = self.assigned(after, self.numbers.last);
+            let whole = self.assigned(cursor.at, after) == 0;
+            left.insert(
+                sink,
+                LeftBehind { sink: sink.to_string(), events, whole, dead_letters: 0 },
+            );
+        }
+        let is_active = |sink: &str| self.cursors.by_sink.get(sink).is_some_and(|one| one.active);
+        for (sink, letters) in self.letters.iter().filter(|(sink, _)| !is_active(sink)) {
+            let of_sink = left.entry(sink).or_insert_with(|| LeftBehind {
+                sink: sink.clone(),
+                whole: true,
+                ..LeftBehind::default()
+            });
+            of_sink.dead_letters = letters.count;
+        }
+        let something = |one: &LeftBehind| one.events > 0 || one.dead_letters > 0;
+        left.into_values().filter(|one| something(one) && !one.sink.starts_with(OWN)).collect()
+    }
+
+    /// What the mark is to say at the end, where not everything could be written: what every sink has is not
+    /// missing to anybody.
+    pub(super) fn marked_at_end(&self) -> Marked {
+        let Numbers { last, written, .. } = self.numbers;
+        let others = self.cursors.by_sink.iter().filter(|(sink, _)| !sink.starts_with(OWN));
+        let had = others.map(|(_, cursor)| cursor.at).min().unwrap_or(written);
+        let Marked { events, .. } = self.marked(written);
+        Marked { last, events: events + self.assigned(had.max(written), last) }
     }
 
     /// What the mark is to say when everything through `last` is written.
@@ -306,6 +396,7 @@ impl Memory {
         });
         let replay = |(sink, position): (Arc<str>, Seq)| Replay {
             number: 0,
+            at: 0,
             sink: sink.to_string(),
             position,
             until: before,
@@ -344,6 +435,89 @@ mod tests {
     }
 
     #[test]
+    fn what_a_delivery_holds_itself_is_not_lost() {
+        let mut memory = Memory::new(101, vec![(1, None)], 1, Health::Sound);
+        let cursor = |at| Cursor::new(at, Some(at));
+        for (sink, at) in [("slow", 20), ("quick", 100), ("relay.own", 20), ("removed", 20)] {
+            memory.cursors.by_sink.insert(sink.into(), cursor(at));
+        }
+        memory.cursors.by_sink.get_mut("slow").unwrap().read = 30;
+        memory.cursors.by_sink.get_mut("removed").unwrap().active = false;
+        assert_eq!(memory.take_losses(), []);
+        memory.numbers.oldest = 41;
+        assert_eq!(memory.take_losses(), [("slow".into(), 10)]);
+        assert_eq!(memory.take_losses(), []);
+        memory.numbers.oldest = 51;
+        // It reads on before anybody has reported it.
+        assert_eq!(memory.take_lost("slow", 50, 20), 10);
+        assert_eq!(memory.take_losses(), []);
+        assert_eq!(memory.take_lost("slow", 50, 20), 0);
+    }
+
+    #[test]
+    fn events_that_are_still_in_the_ring_are_not_lost() {
+        let nobody: Arc<str> = "".into();
+        let event = || crate::base::event::own("t", &nobody, &nobody, &serde_json::json!({}), 1);
+        let mut memory = Memory::new(1, vec![(1, None)], 1, Health::Sound);
+        memory.cursors.by_sink.insert("slow".into(), Cursor::new(0, None));
+        (0..10).for_each(|_| memory.append(event(), Waited::now()));
+        memory.numbers.written = 10;
+        memory.numbers.oldest = 11;
+        assert_eq!(memory.take_losses(), []);
+        memory.ring.pop(true);
+        assert_eq!(memory.take_losses(), [("slow".into(), 1)]);
+    }
+
+    #[test]
+    fn what_waits_for_removed_sinks_is_told_apart_from_what_is_gone() {
+        let mut memory = Memory::new(101, vec![(1, None)], 41, Health::Sound);
+        for (sink, at) in [("home", 50), ("late", 70), ("old", 20), ("done", 100), ("relay.own", 9)]
+        {
+            memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, Some(at)));
+        }
+        let removed = memory.cursors.by_sink.iter_mut().filter(|(sink, _)| &***sink != "home");
+        removed.for_each(|(_, cursor)| cursor.active = false);
+        for (sink, count) in [("home", 3), ("late", 0), ("shop", 5)] {
+            memory.letters.insert(sink.to_owned(), Letters { count, bytes: 0 });
+        }
+        let left = |sink: &str, events, whole, dead_letters| LeftBehind {
+            sink: sink.to_owned(),
+            events,
+            whole,
+            dead_letters,
+        };
+        assert_eq!(
+            memory.left_behind(),
+            [left("late", 30, true, 0), left("old", 60, false, 0), left("shop", 0, true, 5)]
+        );
+    }
+
+    #[test]
+    fn what_every_sink_has_is_not_missed_after_an_end_on_a_full_disk() {
+        let mut memory = Memory::new(101, vec![(1, None)], 1, Health::Sound);
+        memory.numbers.written = 60;
+        assert_eq!(memory.marked_at_end(), Marked { last: 100, events: 100 });
+        for (sink, at, events) in [("a", 100, 60), ("b", 90, 70), ("c", 50, 100)] {
+            memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, None));
+            assert_eq!(memory.marked_at_end(), Marked { last: 100, events }, "{sink}");
+        }
+    }
+
+    #[test]
+    fn the_oldest_event_is_one_that_is_there() {
+        let nobody: Arc<str> = "".into();
+        let event = || crate::base::event::own("t", &nobody, &nobody, &serde_json::json!({}), 1);
+        let full = Health::Degraded("the disk is full".into());
+        let mut memory = Memory::new(1, vec![(1, None)], 1, full);
+        (0..10).for_each(|_| memory.append(event(), Waited::now()));
+        assert_eq!(memory.oldest_kept(), 1);
+        (0..4).for_each(|_| memory.ring.pop(false));
+        assert_eq!(memory.oldest_kept(), 5, "none was written");
+        memory.numbers.written = 2;
+        assert_eq!(memory.oldest_kept(), 1, "the disk has two");
+    }
+
+    #[test]
     fn the_backlog_of_files_opened_late_stays_the_same_until_they_are_taken_over() {
         let full = Health::Degraded("the disk is full".into());
         let mut memory = Memory::new(1000, vec![(1000, None)], 1000, full);
@@ -355,6 +529,7 @@ mod tests {
         assert_eq!(backlogs.len(), 1, "{backlogs:?}");
         let backlog = &backlogs[0];
         assert_eq!((&*backlog.sink, backlog.position, backlog.until), ("a", 20, 50));
+        assert_eq!(backlog.name(), None, "nobody asked to have it once more");
         assert_eq!(memory.backlogs(&found, 50), backlogs);
         assert_eq!(memory.numbers.runs, [(1000, None)], "the first number is still known");
         memory.adopt(found);

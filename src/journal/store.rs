@@ -196,6 +196,11 @@ impl Store {
         Ok(self.pragma("page_count")?.saturating_sub(free) * self.pragma("page_size")?)
     }
 
+    /// Bytes of its free pages: what is written takes them first.
+    pub(super) fn unused(&self) -> Result<u64, StoreError> {
+        Ok(self.pragma("freelist_count")? * self.pragma("page_size")?)
+    }
+
     /// A number that SQLite tells of the database.
     fn pragma(&self, name: &str) -> Result<u64, StoreError> {
         let mut statement = self.db.prepare_cached(&format!("PRAGMA {name}"))?;

@@ -244,7 +244,7 @@ impl Writer {
             let memory = self.shared.lock();
             let (last, written) = (memory.numbers.last, memory.numbers.written);
             let all_written = written == last && memory.pending.dead_letters().next().is_none();
-            (last, memory.marked(last), memory.assigned(written, last), all_written)
+            (last, memory.marked_at_end(), memory.assigned(written, last), all_written)
         };
         if let Err(error) = self.set_mark(marked) {
             warn!(%error, "the journal's mark was not written");

@@ -28,6 +28,9 @@ const LONGEST_NAME: usize = 64;
 /// Whose home it is depends on who starts the relay: mostly that is a service.
 const NO_HOME: &str = "`~` is not expanded here: write the whole path";
 
+/// Keys as other programs call them, and as they are called here.
+const OTHER_NAMES: [(&str, &str); 1] = [("username", "user")];
+
 /// What a walk found.
 pub(crate) struct Shape {
     /// What is well shaped.
@@ -292,7 +295,10 @@ impl<'a> Walk<'a> {
     /// A key that no schema knows. Its value is not looked at and not shown.
     fn unknown(&mut self, schema: &Value, key: &str) {
         let what = if self.path.is_empty() { "unknown section" } else { "unknown key" };
-        let suggestion = nearest(key, keys(schema));
+        let suggestion = nearest(key, keys(schema)).or_else(|| {
+            let (_, ours) = OTHER_NAMES.iter().find(|(other, _)| *other == key)?;
+            keys(schema).find(|known| known == ours)
+        });
         let mut path = self.path.clone();
         path.push(key.to_owned());
         self.problems.push(Problem::new(path, what).suggest(suggestion));

@@ -22,6 +22,7 @@ use serde_json::Value;
 pub use self::identity::Whose;
 use self::identity::id;
 use crate::{
+    channel::state::SESSION_TOPICS,
     config::{Channel, Commands, Described, SinkConfig},
     delivery::ha_event::{bases, is_wanted},
     sink::mqtt::settings::client_id,
@@ -62,6 +63,18 @@ pub struct ChannelTopics {
     pub room: Option<String>,
     /// The topics that it subscribes to.
     pub topics: Vec<String>,
+}
+
+impl ChannelTopics {
+    /// Whether it subscribes to a topic.
+    fn subscribes(&self, topic: &str) -> bool {
+        self.topics.iter().any(|subscribed| subscribed == topic)
+    }
+
+    /// Whether the elements of its session are received.
+    fn has_session(&self) -> bool {
+        SESSION_TOPICS.iter().any(|topic| self.subscribes(topic))
+    }
 }
 
 /// A retained configuration of one entity.

@@ -6,17 +6,22 @@
 
 mod discovery;
 mod retained;
+mod rights;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 use tracing::warn;
 
 use self::{discovery::Discovery, retained::RetainedTopics};
-use super::{Kind, StatePublisher, homeassistant::HaDiscovery};
+use super::{Kind, Rights, StatePublisher, homeassistant::HaDiscovery};
 use crate::{
-    base::clock,
+    base::{backoff::Backoff, clock},
     channel::store::{Section, StateKey, offline},
     config::{ConfigError, Period},
     delivery::ha_event,
@@ -28,6 +33,7 @@ use crate::{
                 Will,
             },
             lost::{Lost, Why},
+            probe::probe_exactly,
             settings::{Settings, client_id, state_client_id},
             topic,
         },
@@ -42,10 +48,14 @@ pub(super) const KIND: Kind = Kind {
     publishes: |config| config.state || ha_event::is_wanted(config).is_some(),
     open,
     probe: None,
+    rights: Some(Rights { questions: rights::questions, probe: probe_exactly }),
 };
 
-/// The tag of what is published beside the parts: discovery, and corrections.
-const UNTRACKED: Tag = Tag::MAX;
+/// The first wait, at most, and the longest, where the broker takes no discovery or correction.
+const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+
+/// Discovery and corrections that are remembered as refused, at most.
+const REFUSED: usize = 20_000;
 
 /// Nobody subscribes to this: the answer to unsubscribing from it confirms what was published in QoS 0.
 const NOTHING: &str = "astro-relay/nothing";
@@ -61,7 +71,6 @@ struct MqttPublisher {
     /// Where the state goes; `None`: only Home Assistant's discovery is cleared.
     prefix: Option<Prefix>,
     connection: Option<Connection>,
-    next_tag: Tag,
     topics: Topics,
 }
 
@@ -71,10 +80,48 @@ struct Topics {
     retained: RetainedTopics,
     /// Nothing where the sink does not say whether it serves Home Assistant.
     discovery: Option<Discovery>,
+    next_tag: Tag,
+    /// Discovery and corrections that the broker has not answered.
+    unanswered: BTreeMap<Tag, Unanswered>,
+    postponed: Postponed,
     /// What the broker does not let us read.
     unreadable: BTreeSet<&'static str>,
-    /// Why the broker refuses what is published beside the parts.
-    refused: Option<String>,
+    refusals: Refusals,
+}
+
+/// What was published beside the parts.
+struct Unanswered {
+    topic: String,
+    payload: Bytes,
+    is_correction: bool,
+}
+
+/// What the broker refuses of discovery and corrections. It is published again from time to time: the rights
+/// may be given meanwhile.
+#[derive(Default)]
+struct Refusals {
+    by_topic: BTreeMap<String, Refused>,
+    again: Option<Instant>,
+}
+
+struct Refused {
+    payload: Bytes,
+    is_correction: bool,
+    /// In the broker's words.
+    reason: String,
+}
+
+/// The broker does not take discovery or a correction at the moment: nothing of both is published before.
+struct Postponed {
+    until: Option<Instant>,
+    backoff: Backoff,
+    reason: Option<String>,
+}
+
+impl Default for Postponed {
+    fn default() -> Self {
+        Self { until: None, backoff: Backoff::new(WAIT.0, WAIT.1), reason: None }
+    }
 }
 
 fn open(opening: &Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
@@ -92,7 +139,6 @@ fn open(opening: &Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
         client_id: state_client_id(&client_id),
         prefix,
         connection: None,
-        next_tag: 0,
         topics,
         settings,
     }))
@@ -119,7 +165,7 @@ impl StatePublisher for MqttPublisher {
         let cause = match verdicts.into_iter().nth(accepted) {
             None => return Ok(()),
             Some(Verdict::Busy(reason)) => Cause::Busy { wait: None, reason },
-            Some(Verdict::Refused(reason)) => Cause::Rejected { reason },
+            Some(Verdict::Refused(reason) | Verdict::Denied(reason)) => Cause::Rejected { reason },
             Some(Verdict::Pending | Verdict::Accepted) => {
                 Cause::Down("an answer is missing".into())
             }
@@ -163,13 +209,17 @@ impl StatePublisher for MqttPublisher {
     }
 
     fn remarks(&self) -> Vec<String> {
-        let Topics { retained, unreadable, refused, .. } = &self.topics;
+        let Topics { retained, unreadable, postponed, .. } = &self.topics;
         let unreadable =
             unreadable.iter().map(|what| format!("the broker does not let us read {what}"));
         let mut remarks: Vec<String> = unreadable.collect();
         remarks.extend(retained.remark(Instant::now()));
-        remarks.extend(refused.clone());
+        remarks.extend(postponed.reason.clone());
         remarks
+    }
+
+    fn refused(&self) -> Option<String> {
+        self.topics.refusals.text()
     }
 }
 
@@ -186,9 +236,11 @@ impl MqttPublisher {
             let text = "the broker keeps no retained messages: set state = false";
             return Err(Lost::new(Why::Denied, text));
         }
-        let Topics { retained, discovery, unreadable, refused } = &mut self.topics;
+        let Topics { retained, discovery, unanswered, postponed, unreadable, refusals, .. } =
+            &mut self.topics;
         retained.begin(connection.terms().echoes);
-        *refused = None;
+        unanswered.clear();
+        (*postponed, *refusals) = (Postponed::default(), Refusals::default());
         let before = std::mem::take(unreadable);
         if let Some(discovery) = discovery
             && !discovery.find_announced(&mut connection).await?
@@ -227,7 +279,7 @@ impl MqttPublisher {
         let qos = connection.qos(self.settings.qos.min(1));
         let topics = parts.iter().map(|part| topic::of_state(prefix, &part.path));
         let topics = topics.collect::<Result<Vec<_>, _>>()?;
-        let first = self.next_tag;
+        let first = self.topics.next_tag;
         let mut verdicts = vec![Verdict::Pending; parts.len()];
         let (mut sent, mut answered) = (0, 0);
         let mut until = Instant::now() + self.timeout;
@@ -243,8 +295,7 @@ impl MqttPublisher {
                 self.topics.retained.sending(topic, &payload);
                 let publication =
                     Publication { topic, payload, qos, retain: true, ..Publication::default() };
-                let tag = self.next_tag;
-                self.next_tag += 1;
+                let tag = self.topics.take_tag();
                 match connection.publish(publication, tag) {
                     Ok(()) => {}
                     Err(Unsent::Refused(reason)) => {
@@ -280,6 +331,7 @@ impl MqttPublisher {
                     if verdict == Verdict::Accepted {
                         let payload = part.payload.clone().unwrap_or_default();
                         self.topics.retained.published(topic, &payload);
+                        self.topics.refusals.by_topic.remove(topic);
                     }
                     *slot = verdict;
                     answered += 1;
@@ -343,11 +395,25 @@ impl Topics {
         if filters.is_empty() { Ok(()) } else { connection.subscribe(filters, qos) }
     }
 
+    fn take_tag(&mut self) -> Tag {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        tag
+    }
+
     /// Publishes discovery and corrections that are due, as far as there is room.
     fn publish(&mut self, connection: &mut Connection, qos: u8) -> Result<(), Lost> {
         let (now, qos) = (Instant::now(), connection.qos(qos));
+        if self.postponed.until.is_some_and(|until| now < until) {
+            return Ok(());
+        }
+        self.postponed.until = None;
+        if self.refusals.again.is_some_and(|again| again <= now) {
+            self.publish_refused_again();
+        }
         while connection.has_room() {
             let announced = self.discovery.as_mut().and_then(|discovery| discovery.next(now));
+            let is_correction = announced.is_none();
             let due = announced.or_else(|| self.retained.next_correction(now));
             let Some((topic, payload)) = due else { break };
             self.retained.sending(&topic, &payload);
@@ -358,9 +424,12 @@ impl Topics {
                 retain: true,
                 ..Publication::default()
             };
-            match connection.publish(publication, UNTRACKED) {
-                Ok(()) => self.retained.published(&topic, &payload),
-                Err(Unsent::Refused(reason)) => warn!(topic, reason, "this cannot be announced"),
+            let tag = self.take_tag();
+            let sent = connection.publish(publication, tag);
+            let unanswered = Unanswered { topic, payload, is_correction };
+            match sent {
+                Ok(()) => drop(self.unanswered.insert(tag, unanswered)),
+                Err(Unsent::Refused(reason)) => self.refusals.add(unanswered, reason),
                 Err(Unsent::Lost(lost)) => return Err(lost),
             }
         }
@@ -370,21 +439,56 @@ impl Topics {
     /// When something is to be published that is not yet.
     fn due(&self) -> Option<Instant> {
         let again = self.discovery.as_ref().and_then(Discovery::due);
-        again.into_iter().chain(self.retained.due()).min()
+        let due = again.into_iter().chain(self.retained.due()).chain(self.refusals.again).min();
+        self.postponed.until.or(due)
     }
 
     fn handle(&mut self, event: Event) {
         match event {
             Event::Received(message) => self.received(&message),
             Event::Subscribed { refused } if refused > 0 => drop(self.unreadable.insert(RETAINED)),
-            Event::Answered(_, Verdict::Refused(reason)) => {
-                let text = "the broker refuses what is announced to Home Assistant, or corrected";
-                if self.refused.is_none() {
-                    warn!(reason, "{text}");
-                }
-                self.refused = Some(format!("{text}: {reason}"));
-            }
+            Event::Answered(tag, verdict) => self.answered(tag, verdict),
+            Event::Written(tag) => self.answered(tag, Verdict::Accepted),
             _ => {}
+        }
+    }
+
+    /// The broker has answered discovery or a correction.
+    fn answered(&mut self, tag: Tag, verdict: Verdict) {
+        let Some(unanswered) = self.unanswered.remove(&tag) else { return };
+        match verdict {
+            Verdict::Accepted => {
+                self.retained.published(&unanswered.topic, &unanswered.payload);
+                self.refusals.by_topic.remove(&unanswered.topic);
+                self.postponed.reason = None;
+                self.postponed.backoff.reset();
+            }
+            Verdict::Busy(reason) => {
+                let Unanswered { topic, payload, is_correction } = unanswered;
+                self.postponed.begin(&reason);
+                if is_correction {
+                    self.retained.not_taken(&topic);
+                } else if let Some(discovery) = &mut self.discovery {
+                    discovery.not_taken(topic, &payload);
+                }
+            }
+            Verdict::Refused(reason) | Verdict::Denied(reason) => {
+                self.refusals.add(unanswered, reason);
+            }
+            Verdict::Pending => {}
+        }
+    }
+
+    /// It stays among the refusals until the broker has accepted it.
+    fn publish_refused_again(&mut self) {
+        let Self { retained, discovery, refusals, .. } = self;
+        refusals.again = None;
+        for (topic, Refused { payload, is_correction, .. }) in &refusals.by_topic {
+            if *is_correction {
+                retained.not_taken(topic);
+            } else if let Some(discovery) = discovery {
+                discovery.not_taken(topic.clone(), payload);
+            }
         }
     }
 
@@ -393,5 +497,83 @@ impl Topics {
             discovery.received(&message.topic, &message.payload, Instant::now());
         }
         self.retained.received(message);
+    }
+}
+
+impl Refusals {
+    fn add(&mut self, refused: Unanswered, reason: String) {
+        let Unanswered { topic, payload, is_correction } = refused;
+        if self.by_topic.is_empty() {
+            let text = "the broker refuses what is announced to Home Assistant, or corrected";
+            warn!(topic, reason, "{text}");
+        }
+        self.again.get_or_insert_with(|| Instant::now() + WAIT.1);
+        if self.by_topic.len() < REFUSED || self.by_topic.contains_key(&topic) {
+            self.by_topic.insert(topic, Refused { payload, is_correction, reason });
+        }
+    }
+
+    /// The first of them, and how many more there are.
+    fn text(&self) -> Option<String> {
+        let (topic, Refused { reason, .. }) = self.by_topic.first_key_value()?;
+        let first = format!("{topic} is refused: {reason}");
+        Some(match self.by_topic.len() {
+            1 => first,
+            count => format!("{first}; and {} more", count - 1),
+        })
+    }
+}
+
+impl Postponed {
+    /// The broker has not taken one. What it refuses together is one refusal.
+    fn begin(&mut self, reason: &str) {
+        if self.until.is_some() {
+            return;
+        }
+        let text = "the broker does not take what is announced to Home Assistant, or corrected; it is \
+                    tried again";
+        if self.reason.is_none() {
+            warn!(reason, "{text}");
+        }
+        self.reason = Some(format!("{text}: {reason}"));
+        self.until = Some(Instant::now() + self.backoff.wait());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_broker_refuses_is_named_until_it_is_accepted() {
+        let mut topics = Topics::default();
+        topics.retained.begin(false);
+        for topic in ["a", "b"] {
+            topics.retained.published(topic, &"1".into());
+        }
+        let answer = |topics: &mut Topics, topic: &str, verdict| {
+            let (topic, payload) = (topic.to_owned(), Bytes::from("1"));
+            let tag = topics.take_tag();
+            topics.unanswered.insert(tag, Unanswered { topic, payload, is_correction: true });
+            topics.answered(tag, verdict);
+        };
+        let refused = || Verdict::Refused("not authorized".into());
+        assert_eq!(topics.refusals.text(), None);
+        answer(&mut topics, "a", refused());
+        assert_eq!(topics.refusals.text().unwrap(), "a is refused: not authorized");
+        answer(&mut topics, "b", refused());
+        let both = "a is refused: not authorized; and 1 more";
+        assert_eq!(topics.refusals.text().unwrap(), both);
+        // It is published again after a while, and named meanwhile.
+        let again = topics.due().unwrap();
+        assert!(again <= Instant::now() + WAIT.1);
+        assert_eq!(topics.retained.next_correction(again), None);
+        topics.publish_refused_again();
+        assert_eq!(topics.retained.next_correction(again), Some(("a".into(), "1".into())));
+        assert_eq!(topics.refusals.text().unwrap(), both);
+        answer(&mut topics, "a", Verdict::Accepted);
+        assert_eq!(topics.refusals.text().unwrap(), "b is refused: not authorized");
+        answer(&mut topics, "b", Verdict::Accepted);
+        assert_eq!(topics.refusals.text(), None);
     }
 }

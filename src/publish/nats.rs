@@ -32,7 +32,7 @@ use crate::{
 };
 
 pub(super) const KIND: Kind =
-    Kind { name: "nats", publishes: |config| config.state, open, probe: Some(probe) };
+    Kind { name: "nats", publishes: |config| config.state, open, probe: Some(probe), rights: None };
 
 fn open(opening: &Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
     Ok(Box::new(Bucket {

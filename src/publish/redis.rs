@@ -23,7 +23,7 @@ use crate::{
 };
 
 pub(super) const KIND: Kind =
-    Kind { name: "redis", publishes: |config| config.state, open, probe: None };
+    Kind { name: "redis", publishes: |config| config.state, open, probe: None, rights: None };
 
 fn open(opening: &Opening<'_>) -> Result<Box<dyn StatePublisher>, ConfigError> {
     let settings = Settings::read(opening)?;

@@ -35,6 +35,9 @@ const PROVEN: Duration = Duration::from_secs(10);
 /// At a stop, the last messages may take so long.
 const LAST_MESSAGES: Duration = Duration::from_secs(2);
 
+/// After a publication, what goes beside the parts is answered by then.
+const ANSWERED: Duration = Duration::from_secs(1);
+
 /// How often the same complaint is repeated in the log.
 const COMPLAIN: Duration = Duration::from_mins(1);
 
@@ -136,14 +139,23 @@ impl Publishing {
 
     /// Publishes over a connection until it is lost.
     async fn publish(&mut self) -> Failure {
+        let mut answered = None;
         loop {
             tokio::select! {
                 failure = self.publisher.idle() => return failure,
                 () = self.state.due() => {}
+                () = clock::until(answered) => {
+                    answered = None;
+                    if self.complained.is_none() {
+                        self.works();
+                    }
+                    continue;
+                }
             }
             if let Err(failure) = self.publish_what_differs().await {
                 return failure;
             }
+            answered = Some(Instant::now() + ANSWERED);
         }
     }
 
@@ -203,11 +215,12 @@ impl Publishing {
 
     /// All that can be published is.
     fn works(&mut self) {
-        let reason = self.refused.as_ref().map(|(first, count)| match count {
+        let parts = self.refused.as_ref().map(|(first, count)| match count {
             1 => first.clone(),
             count => format!("{first}; and {} more", count - 1),
         });
-        self.health.report(reason.as_deref());
+        let reasons: Vec<String> = parts.into_iter().chain(self.publisher.refused()).collect();
+        self.health.report((!reasons.is_empty()).then(|| reasons.join("; ")).as_deref());
         self.complained = None;
         let remarks = self.publisher.remarks();
         for remark in remarks.iter().filter(|remark| !self.remarks.contains(remark)) {

@@ -15,7 +15,7 @@ mod availability;
 pub(crate) mod connection;
 mod library;
 pub(crate) mod lost;
-mod probe;
+pub(crate) mod probe;
 mod qos0;
 mod retain;
 pub(crate) mod settings;
@@ -92,10 +92,13 @@ struct Flight {
     events: InFlight,
     /// In QoS 0.
     unconfirmed: Unconfirmed,
-    /// The broker has asked for patience at one of them.
-    busy: bool,
-    /// Up to this event one is sent at a time: at one of these the broker ended the connection, and will
-    /// again.
+    /// The one topic of all events, where there is only one. Home Assistant's have topics of their own.
+    only_topic: Option<String>,
+    /// At one of them the broker has asked for patience, or denied the topic of all.
+    blocked: bool,
+    /// Up to this event one is sent at a time: at one of these the broker ended the connection or took
+    /// nothing, and may again. With more in flight it would accept later ones before that one, or its
+    /// answers would be lost: the client drops those that it reads together with the end.
     serialise_until: Seq,
     last_sent: Seq,
     /// When something was last sent or answered.
@@ -106,6 +109,7 @@ fn open(opening: &Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
     let settings = Settings::read(opening)?;
     let at = |key, message| ConfigError::at(&["sinks", opening.name, key], message);
     let retain = RetainPolicy::compile(&settings.retain).map_err(|error| at("retain", error))?;
+    let flight = Flight { only_topic: settings.only_topic(), ..Flight::default() };
     Ok(Box::new(Mqtt {
         timeout: opening.config.timeout.0,
         client_id: settings.client_id(opening),
@@ -113,7 +117,7 @@ fn open(opening: &Opening<'_>) -> Result<Box<dyn Sink>, ConfigError> {
         availability: settings.availability(opening).map(Availability::new),
         takeover: TakeoverGuard::default(),
         connection: None,
-        flight: Flight::default(),
+        flight,
         facts: Vec::new(),
         settings,
     }))
@@ -278,6 +282,12 @@ impl Mqtt {
         let mut answered = false;
         while let Some(one) = event {
             match one {
+                Event::Answered(availability::TAG, verdict) => {
+                    answered = true;
+                    if let Some(availability) = &mut self.availability {
+                        availability.answered(&verdict);
+                    }
+                }
                 Event::Answered(number, verdict) => {
                     answered = true;
                     self.flight.answered(number, verdict);
@@ -317,10 +327,10 @@ impl Mqtt {
         };
         self.takeover.ended(lost.why, oldest.map(|(_, seq)| seq), Moment::now());
         let Some((number, _)) = oldest else { return self.flight.fail(lost.cause_of_end()) };
+        self.flight.serialise();
         if !matches!(lost.why, Why::Closed | Why::Event) {
             return self.flight.fail(lost.cause_of_end());
         }
-        self.flight.serialise_until = self.flight.last_sent;
         if lost.why == Why::Closed {
             return self.flight.fail(Cause::closed(lost));
         }
@@ -367,7 +377,12 @@ impl Flight {
             }
             return true;
         }
-        self.serialise_until == 0 && !self.busy && connection.has_room()
+        self.serialise_until == 0 && !self.blocked && connection.has_room()
+    }
+
+    /// What was sent until now goes out one at a time from here on.
+    fn serialise(&mut self) {
+        self.serialise_until = self.serialise_until.max(self.last_sent);
     }
 
     fn is_unanswered(&self) -> bool {
@@ -375,37 +390,48 @@ impl Flight {
     }
 
     fn answered(&mut self, number: Tag, verdict: Verdict) {
-        if self.events.address(number).is_none() {
-            return;
-        }
+        let Some(topic) = self.events.address(number) else { return };
+        let is_only_topic = self.only_topic.as_deref() == Some(topic);
         match verdict {
             Verdict::Accepted => self.events.answered(number, Ok(())),
-            Verdict::Refused(reason) => self.rejected(number, &reason),
-            Verdict::Busy(reason) => {
-                self.busy = true;
-                self.events.answered(number, Err(Cause::Busy { wait: None, reason }));
+            Verdict::Busy(reason) => self.block(number, Cause::Busy { wait: None, reason }),
+            Verdict::Denied(reason) if is_only_topic => {
+                let reason = self.with_topic(number, &reason);
+                self.block(number, Cause::Denied { reason });
             }
+            Verdict::Refused(reason) | Verdict::Denied(reason) => self.rejected(number, &reason),
             Verdict::Pending => {}
         }
     }
 
     fn rejected(&mut self, number: Tag, reason: &str) {
-        let topic = excerpt(self.events.address(number).unwrap_or_default(), TOPIC_SHOWN);
-        let reason = format!("{reason}; topic {topic}");
+        let reason = self.with_topic(number, reason);
         self.events.answered(number, Err(Cause::Rejected { reason }));
     }
 
-    /// What can be reported by now. Where the broker asks for patience, what is behind that event is
-    /// answered first, so that nothing that it accepts is sent again.
+    /// The broker takes this one later, and perhaps the others: the next attempt shows it with one event.
+    fn block(&mut self, number: Tag, cause: Cause) {
+        self.blocked = true;
+        self.serialise();
+        self.events.answered(number, Err(cause));
+    }
+
+    fn with_topic(&self, number: Tag, reason: &str) -> String {
+        let topic = excerpt(self.events.address(number).unwrap_or_default(), TOPIC_SHOWN);
+        format!("{reason}; topic {topic}")
+    }
+
+    /// What can be reported by now. Where one is not taken now, what is behind that event is answered first,
+    /// so that nothing that the broker accepts is sent again.
     fn report(&mut self, connection: &Connection) -> Option<Result<usize, Failure>> {
-        if self.busy && connection.outstanding() > 0 {
+        if self.blocked && connection.outstanding() > 0 {
             return None;
         }
         let outcome = self.events.report();
         if let Some(Err(failure)) = &outcome
             && !matches!(failure.cause, Cause::Rejected { .. })
         {
-            self.busy = false;
+            self.blocked = false;
         }
         outcome
     }
@@ -419,7 +445,7 @@ impl Flight {
     fn clear(&mut self) {
         self.events.clear();
         self.unconfirmed.clear();
-        self.busy = false;
+        self.blocked = false;
     }
 }
 

@@ -15,13 +15,15 @@ mod flight;
 pub(crate) mod headers;
 pub(crate) mod jetstream;
 pub(crate) mod link;
+mod message_id;
+mod no_stream;
 mod permissions;
 mod probe;
 pub(crate) mod refusal;
-mod replays;
 pub(crate) mod settings;
 pub(crate) mod stream;
 pub(crate) mod subject;
+mod together;
 
 use std::time::Duration;
 
@@ -41,6 +43,7 @@ use self::{
     headers::HeaderPolicy,
     jetstream::{Chain, Stream},
     link::{Link, MAX_UNPROVEN, Mark, ServerNotice, Unsent},
+    message_id::MessageIds,
     permissions::Permissions,
     refusal::Refusal,
     settings::{DEFAULT_SUBJECT, Settings},
@@ -75,7 +78,7 @@ pub(super) const KIND: Kind = Kind {
     secrets: &["password", "token", "nkey_seed", "credentials"],
     schema: || schema_for!(Settings),
     open,
-    validate: Some(|sinks| super::together::same_state(sinks, &["url", "urls", "state_bucket"])),
+    validate: Some(together::validate),
     probe: Some(probe::probe),
 };
 
@@ -148,6 +151,10 @@ impl Sink for Nats {
     }
 
     async fn send(&mut self, events: &[Outgoing]) -> Result<usize, Failure> {
+        if let Some((_, Outcome::NoStream)) = self.flight.head() {
+            // Why is found out first. More would have to be sent again, and interrupt that.
+            return Ok(0);
+        }
         if self.link.is_none() {
             return Err(Failure::down("not connected"));
         }
@@ -163,9 +170,6 @@ impl Sink for Nats {
             self.progress.since = Instant::now();
         }
         for outgoing in events {
-            if let Mode::Stream(stream) = &mut self.mode {
-                stream.replays.begin(outgoing);
-            }
             self.flight.push(outgoing.clone());
         }
         self.publish();
@@ -231,7 +235,8 @@ impl Nats {
             name: opening.name.to_owned(),
             headers: HeaderPolicy::of(&connector.settings, &config.payload),
             mode: if connector.settings.jetstream {
-                Mode::Stream(Box::default())
+                let ids = MessageIds::of(&connector.settings, config);
+                Mode::Stream(Box::new(Stream { ids, ..Stream::default() }))
             } else {
                 Mode::Core(Barrier::default())
             },
@@ -328,7 +333,7 @@ impl Nats {
                     (None, self.headers.headers(outgoing, id, None))
                 }
                 Mode::Stream(stream) => {
-                    let id = |outgoing| stream.replays.id(outgoing);
+                    let id = |outgoing| stream.ids.of_event(outgoing);
                     let behind = self.flight.last_published().map(id);
                     let (id, behind) = (id(outgoing), behind.as_deref());
                     (Some(Mark::Event(number)), self.headers.headers(outgoing, &id, behind))
@@ -421,6 +426,10 @@ impl Nats {
                 // Whatever the answer: it got through.
                 self.permissions.permit(&outgoing.address);
                 let outcome = stream.answered(message, self.connector.settings.varies());
+                let may_look = stream.known.replicas.is_some();
+                if outcome == Outcome::Accepted && !may_look {
+                    self.permissions.stream_subjects.stored(&outgoing.address);
+                }
                 self.flight.resolve(number, outcome);
             }
             _ => {}
@@ -448,9 +457,8 @@ impl Nats {
                 }
                 self.progress.last_error = Some(text.to_owned());
             }
-            Refusal::Subscription(_) => {
-                tracing::error!(sink = self.name, text, "the server refuses a subscription");
-            }
+            // That of the inbox ends the connection by itself.
+            Refusal::Subscription(_) => {}
         }
     }
 
@@ -505,12 +513,7 @@ impl Nats {
     }
 
     fn take_accepted(&mut self) -> usize {
-        let mode = &mut self.mode;
-        let accepted = self.flight.take_accepted(|outgoing| {
-            if let Mode::Stream(stream) = mode {
-                stream.replays.accepted(outgoing);
-            }
-        });
+        let accepted = self.flight.take_accepted();
         self.progress.one_by_one = self.progress.one_by_one.saturating_sub(accepted);
         accepted
     }
@@ -528,40 +531,11 @@ impl Nats {
                 Ok(None)
             }
             Outcome::NoStream => {
-                let address = outgoing.address.to_string();
-                self.why_no_stream(&address).await.map(Some)
+                let outgoing = outgoing.clone();
+                self.why_no_stream(&outgoing).await.map(Some)
             }
             Outcome::Pending | Outcome::Accepted => Ok(None),
         }
-    }
-
-    /// Why nobody answered for the oldest event: the stream is looked at again.
-    async fn why_no_stream(&mut self, address: &str) -> Result<Fault, Cause> {
-        // Answers to the others are lost meanwhile.
-        self.flight.restart();
-        let wanted = wanted(&self.connector, self.purpose, self.repeats_within);
-        let (Some(link), Mode::Stream(stream)) = (&mut self.link, &mut self.mode) else {
-            return Err(Cause::Down("not connected".into()));
-        };
-        stream.known = stream::ensure(link, &wanted).await?;
-        let nobody = format!("no stream takes {address:?}");
-        let busy = |why: &str| Fault::Busy(format!("{nobody}: {why}"));
-        let fault = match stream.known.takes(address) {
-            Some(true) => busy("the stream has no leader at the moment, or was made just now"),
-            None if stream.known.missing => busy("the relay makes the stream when it starts"),
-            None if !stream.has_stored => {
-                busy("whether there is a stream at all, the user may not look")
-            }
-            takes => {
-                let list = stream.known.list();
-                let only = takes.map(|_| format!(": {} takes only {list}", wanted.name));
-                let fault = self.of_subject(format!("{nobody}{}", only.unwrap_or_default()));
-                self.permissions.refuse(address, fault.clone());
-                fault
-            }
-        };
-        self.flight.skip(fault.clone());
-        Ok(fault)
     }
 
     /// The oldest event is reported as failed. Behind one that is rejected the others stay; what a stream

@@ -6,7 +6,7 @@ use std::{
     process::{Output, Stdio},
 };
 
-use astro_sim::{Options, Sim};
+use astro_sim::{Options, RestFault, Sim};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};
@@ -107,6 +107,27 @@ async fn far_sides_tell_what_they_can_and_get_no_event() {
     assert_eq!(output.status.code(), Some(69), "two sinks cannot do what they should");
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("2 of the subscriptions and sinks"), "{stderr}");
+}
+
+#[tokio::test]
+async fn the_right_to_publish_state_and_to_home_assistant_is_asked_for() {
+    let acl = "topic write astro/+/channel/#\ntopic write astro/+/relay/#\n\
+               topic write astro/relay/#\ntopic write astro/+/status/#\n";
+    let options = mosquitto::Options { acl, ..mosquitto::Options::default() };
+    let (sim, broker) = (sim().await, Mosquitto::start(options).await);
+    let home = json!({ "type": "mqtt", "url": broker.url(), "homeassistant": true });
+    let output = check(&sim, json!({ "home": home })).await;
+    let lines = lines(&output);
+    said(&lines, "may publish to astro/main/channel/tips, ");
+    said(&lines, ", astro/main/status/$check, ");
+    for denied in [
+        "astro/main/event/tip/$check",
+        "astro/other/event/follow/$check",
+        "homeassistant/sensor/astro-relay-home/check/config",
+    ] {
+        said(&lines, &format!("may not publish to {denied}: "));
+    }
+    assert_eq!(output.status.code(), Some(69), "{lines:#?}");
 }
 
 /// It can be read once.
@@ -342,4 +363,20 @@ async fn a_token_that_is_no_jwt_and_an_id_that_nobody_says_are_told() {
     let output = checked(Some("5b2e2007760aeb7729487dab")).await;
     assert!(output.status.success(), "{output:?}");
     not_said(&lines(&output), unknown);
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_fetched_fails_the_check() {
+    let sim = sim().await;
+    let channel = json!({ "token": "k", "token_type": "apikey",
+        "room": "5b2e2007760aeb7729487dab", "topics": ["channel.session.update"] });
+    let (channels, sinks) = (json!({ "main": channel }), json!({ "out": { "type": "stdout" } }));
+    let more = json!({ "journal": { "dir": "" }, "channels": channels, "sinks": sinks });
+    let output = check_with(&sim, more.clone()).await;
+    said(&lines(&output), "session of main: fetched, ");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    sim.fail_rest([RestFault::status(401)]);
+    let output = check_with(&sim, more).await;
+    said(&lines(&output), "session of main: cannot be fetched: HTTP 401: simulated");
+    assert_eq!(output.status.code(), Some(69), "{output:?}");
 }

@@ -241,6 +241,47 @@ async fn the_journal_is_looked_into_without_the_secrets_of_the_relay() {
     }
 }
 
+/// What is asked of a sink that was removed would wait for ever.
+#[tokio::test]
+async fn nothing_is_promised_for_a_sink_that_is_not_configured() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = dir.path().join("journal");
+    close(some(&journal).await).await;
+    let file = dir.path().join("astro-relay.toml");
+    let text = format!(
+        "[channels.main]\ntoken_env = \"PATH\"\ntopics = [\"channel.tips\"]\n\
+         [journal]\ndir = {journal:?}\n[sinks.renamed]\ntype = \"stdout\"\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let run = async |command: &[&str]| {
+        let output = Command::new(PROGRAM)
+            .args(command)
+            .arg("--config")
+            .arg(&file)
+            .kill_on_drop(true)
+            .output();
+        timeout(PATIENCE, output).await.expect("it ends").unwrap()
+    };
+    for command in [
+        &["replay", "--sink", "home", "--from", "1h"][..],
+        &["dead-letters", "retry", "--sink", "home"],
+        &["dead-letters", "retry", "--sink", "nosuch"],
+        &["dead-letters", "drop", "--yes", "--sink", "nosuch"],
+    ] {
+        let output = run(command).await;
+        assert_eq!(output.status.code(), Some(64), "{command:?}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("the configuration has no sink"), "{said}");
+        assert!(said.contains("known: renamed"), "{said}");
+    }
+    let output = run(&["dead-letters", "retry"]).await;
+    assert_eq!(lines(&output), ["2 dead letters to be tried again"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("2 dead letters of sink home: it is not configured"), "{said}");
+    let output = run(&["dead-letters", "drop", "--yes", "--sink", "home"]).await;
+    assert_eq!(lines(&output), ["2 dead letters of sink home deleted"]);
+}
+
 /// What only looks.
 async fn looks(dir: &Path) {
     let status = lines(&run(&["journal", "status"], dir).await);

@@ -9,5 +9,6 @@ mod losses;
 mod many;
 mod members;
 mod page;
+mod servers;
 mod setup;
 mod state;

@@ -295,6 +295,27 @@ async fn lost_events_are_counted_and_reported_in_one_gap() {
     watching.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_loss_that_was_reported_is_not_counted_again_when_the_sink_reads_on() {
+    let journal = Journal::in_memory(30_000);
+    let (destination, watcher) = (Scripted::new(), Scripted::new());
+    journal.register("destination", Start::End).unwrap();
+    journal.append(&mut events(0..1000));
+    let lost = journal.figures().oldest - 1;
+    assert_eq!(journal.take_losses(), [("destination".into(), lost)]);
+    let running = Running::start("destination", &journal, &destination, |_| ());
+    let watching = Running::start("watcher", &journal, &watcher, |config| {
+        config.topics = Some(vec!["relay.gap".into()]);
+    });
+    until("the rest has arrived", HOUR, async || (journal.lag("destination").0 == 0).then_some(()))
+        .await;
+    until("the gap was told", HOUR, async || (watcher.gaps().len() == 1).then_some(())).await;
+    assert_eq!(watcher.gaps()[0]["count"], lost);
+    assert_eq!(running.page().lost, 0);
+    running.stop().await;
+    watching.stop().await;
+}
+
 #[tokio::test]
 async fn unsaved_events_never_exceed_the_window() {
     let dir = tempfile::tempdir().unwrap();

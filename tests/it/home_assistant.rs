@@ -177,16 +177,19 @@ async fn entities_that_are_no_longer_configured_are_cleared() {
         !known.contains_key(ours) && has(known, number) && has(known, FOLLOWERS)
     })
     .await;
-    // An element that vanishes takes its entity with it.
+    // An element that a reset takes away has no value any more, and keeps its entity.
+    let followers = Listener::start(broker.port, "astro/main/session/follower-session").await;
+    followers.wait_for(1).await;
     sim.publish("channel.session.reset", ROOM, json!({"tip-goal": {"amount": 1}}));
-    standing(&broker, "an element that is gone is cleared", |known| {
-        !has(known, FOLLOWERS) && has(known, number)
-    })
-    .await;
+    let heard = followers.wait_for(2).await;
+    assert!(heard.last().unwrap().payload.is_empty(), "its value is cleared");
     first.stop().await;
     let second = relay(&sim, dir.path(), &broker, "homeassistant = true").await;
-    standing(&broker, "what can no longer be ordered is cleared", |known| !has(known, number))
-        .await;
+    let known = standing(&broker, "what can no longer be ordered is cleared", |known| {
+        !has(known, number) && has(known, "sensor/astro-relay-home/main__tip-goal")
+    })
+    .await;
+    assert!(has(&known, FOLLOWERS), "{:?}", known.keys());
     second.stop().await;
     let third = relay(&sim, dir.path(), &broker, "homeassistant = false").await;
     let left = standing(&broker, "all of it is taken back", |known| known.len() <= 1).await;

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use astro_relay::{
-    astro::rest::{Credentials, Rest, RestError, Span, Top, credentials, oauth::RefreshGrant},
+    astro::rest::{
+        Credentials, CredentialsError, Rest, RestError, Span, Top, credentials, oauth::RefreshGrant,
+    },
     config::{Astro, Secret, SecretRef, TokenType},
 };
 use astro_sim::{Options, ResetAnswer, RestFault, Sim, Token};
@@ -297,4 +299,29 @@ async fn a_change_is_answered_with_the_session_or_with_a_plain_yes() {
     assert!(rest.reset(&of(&token)).await.unwrap().is_none());
     let error = rest.reload(&of(&token)).await.unwrap_err().to_string();
     assert!(error.starts_with("HTTP 404: Not Found (newer documents"), "{error}");
+}
+
+#[tokio::test]
+async fn of_an_oauth2_token_the_server_is_asked_whose_it_is_where_nothing_else_says_it() {
+    install_tls();
+    let token_type = Some("oauth2".to_owned());
+    let tokens = vec![Token { token_type, ..Token::owner("tok-oauth2", ROOM) }];
+    let options = Options { tokens, ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let rest = client(&sim.api_url());
+    let (token, kind) = (SecretRef::Value("tok-oauth2".to_owned()), TokenType::Oauth2);
+    let found = rest.credentials(None::<&str>, &token, kind).await.unwrap();
+    assert_eq!(found.channel, ROOM);
+    rest.session(&found).await.unwrap();
+    // What is known is not asked for, and of other kinds the server says nothing.
+    let asked = sim.stats().rest_requests;
+    let other = "5b2e2007760aeb7729487dab";
+    assert_eq!(rest.credentials([other], &token, kind).await.unwrap().channel, other);
+    let nameless = rest.credentials(None::<&str>, &token, TokenType::Apikey).await;
+    assert_eq!(nameless.unwrap_err(), CredentialsError::NoId);
+    assert_eq!(sim.stats().rest_requests, asked);
+    // It may say it later.
+    sim.fail_rest([RestFault::status(503)]);
+    let error = rest.credentials(None::<&str>, &token, kind).await.unwrap_err();
+    assert_eq!(error.to_string(), "whose the token is is not known: HTTP 503: simulated");
 }

@@ -1,6 +1,12 @@
 //! The MQTT sink against mosquitto, and against a broker that plays by a script.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use astro_relay::{
     config::Start,
@@ -17,7 +23,7 @@ use crate::support::{
     journal,
     mosquitto::{Listener, Mosquitto, Options},
     process::free_port,
-    scripted_broker::{Greeting, Play, ScriptedBroker, silent, well},
+    scripted_broker::{Gate, Greeting, Play, ScriptedBroker, silent, well},
     sinks::{self, batch, certificate, id, open, open_with, outgoing_with},
     wait::until,
     websocket_bridge,
@@ -289,6 +295,97 @@ async fn ambiguous_reason_codes_are_busy_and_never_rejected() {
         assert_eq!(of(words), 31, "{words}: {failures:?}");
     }
     assert_eq!(first_arrivals(&broker.came()), [1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// Whom the broker asks for patience while it accepts what is behind: that overtakes, as far as it was on
+/// its way. Nothing more does with the next attempt.
+#[tokio::test]
+async fn what_comes_behind_an_event_that_is_busy_again_waits_for_it() {
+    let script = |number, before| {
+        let busy = number == 3 && before < 3;
+        Play::Answer(if busy { PubAckReason::QuotaExceeded } else { PubAckReason::Success })
+    };
+    let broker = ScriptedBroker::start(silent(), script).await;
+    let mut sink = open("mqtt", json!({"url": broker.url(), "inflight": 4})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let (refused, failures) =
+        carry_over(&mut sink, &batch(1..=20, "astro/x"), Duration::ZERO).await;
+    assert!(refused.is_empty() && failures.len() == 3, "{refused:?} {failures:?}");
+    let came = broker.came();
+    let second = came.iter().enumerate().filter(|(_, number)| **number == 3).nth(1).unwrap().0;
+    assert_eq!(came[second..second + 3], [3, 3, 3], "{came:?}");
+    assert_eq!(first_arrivals(&came), (1..=20).collect::<Vec<_>>());
+    assert_eq!(came.len(), 23, "what was accepted is not sent again: {came:?}");
+}
+
+/// The client library drops the acknowledgements that it reads together with a DISCONNECT.
+#[tokio::test]
+async fn acknowledgements_that_come_with_a_disconnect_do_not_stop_the_queue() {
+    let came = AtomicUsize::new(0);
+    let script = move |_, _| {
+        // Each connection has a quota of three.
+        if came.fetch_add(1, Ordering::Relaxed) % 4 == 3 {
+            Play::Disconnect(DisconnectReasonCode::QuotaExceeded)
+        } else {
+            Play::Gather
+        }
+    };
+    let broker = ScriptedBroker::start(silent(), script).await;
+    let settings = json!({"url": broker.url(), "availability_topic": ""});
+    let mut sink = open("mqtt", settings).unwrap();
+    connect(&mut sink).await.unwrap();
+    let (refused, failures) =
+        carry_over(&mut sink, &batch(1..=10, "astro/x"), Duration::ZERO).await;
+    assert!(refused.is_empty(), "{refused:?} {failures:?}");
+    // The first may have been in vain.
+    assert!(broker.connections() <= 5, "{failures:?}");
+    assert_eq!(first_arrivals(&broker.came()), (1..=10).collect::<Vec<_>>());
+}
+
+/// With one topic for all events a missing right meets them all: none of them becomes a dead letter.
+#[tokio::test]
+async fn a_denial_of_the_only_topic_holds_the_sink() {
+    for (reason, words) in [
+        (PubAckReason::NotAuthorized, "not authorized (0x87); topic events"),
+        (PubAckReason::TopicNameInvalid, "topic name invalid (0x90); topic events"),
+    ] {
+        let script =
+            move |_, before| Play::Answer(if before == 0 { reason } else { PubAckReason::Success });
+        let broker = ScriptedBroker::start(silent(), script).await;
+        let mut sink = open("mqtt", json!({"url": broker.url(), "topic": "events"})).unwrap();
+        connect(&mut sink).await.unwrap();
+        let events = batch(1..=5, "events");
+        let failure = deliver(&mut sink, &events).await.unwrap_err();
+        assert_eq!(failure.accepted, 0, "{failure:?}");
+        let Cause::Denied { reason } = failure.cause else { panic!("{failure:?}") };
+        assert_eq!(reason, words);
+        // The right is given.
+        deliver(&mut sink, &events).await.unwrap();
+        assert_eq!(broker.came(), [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]);
+        // Home Assistant's events have topics of their own.
+        let failure = deliver(&mut sink, &batch(6..=6, "astro/main/event/tip")).await.unwrap_err();
+        assert!(matches!(failure.cause, Cause::Rejected { .. }), "{failure:?}");
+    }
+}
+
+#[tokio::test]
+async fn availability_that_the_broker_does_not_take_is_published_again() {
+    let topic = "astro/relay/test/availability";
+    let broker = Mosquitto::start(Options::default()).await;
+    let listener = Listener::start(broker.port, topic).await;
+    let gate = Gate::start(broker.port, topic, PubAckReason::QuotaExceeded).await;
+    let mut sink = open("mqtt", json!({"url": gate.url()})).unwrap();
+    connect(&mut sink).await.unwrap();
+    let online = async {
+        until("it is refused again", PATIENCE, async || (gate.refused() > 1).then_some(())).await;
+        gate.open();
+        listener.wait_for(1).await
+    };
+    let heard = tokio::select! {
+        failure = sink.idle() => panic!("{failure:?}"),
+        heard = online => heard,
+    };
+    assert_eq!(heard[0].payload, "online");
 }
 
 #[tokio::test]

@@ -423,6 +423,28 @@ async fn a_user_without_an_inbox_is_denied_before_anything_is_published() {
     }
 }
 
+/// Rights are changed while connections stand: no answer comes any more, of events or of state.
+#[tokio::test]
+async fn a_connection_ends_when_its_inbox_is_taken_away() {
+    let server = NatsServer::start(&permissions(r#"publish: ">", subscribe: ">""#)).await;
+    server.streams().await;
+    let settings = as_relay(&server, &json!({}));
+    let mut sink = open("nats", settings.clone()).unwrap();
+    connect(&mut sink).await.unwrap();
+    let mut publisher = open_publisher("nats", settings).unwrap();
+    publisher.connect().await.unwrap();
+    server.reconfigure(&permissions(r#"publish: ">", subscribe: { deny: "_INBOX.>" }"#)).await;
+    let both = async { tokio::join!(sink.idle(), publisher.idle()) };
+    let (of_events, of_state) = within("both end", both).await;
+    for failure in [of_events, of_state] {
+        assert!(matches!(failure.cause, Cause::Down(_)), "{failure:?}");
+        assert!(failure.cause.to_string().contains("right to receive"), "{failure:?}");
+    }
+    let failure = connect(&mut sink).await.unwrap_err();
+    let Cause::Denied { reason } = failure.cause else { panic!("{failure:?}") };
+    assert!(reason.contains("subscribe to _INBOX.>"), "{reason}");
+}
+
 #[tokio::test]
 async fn the_least_rights_are_enough() {
     let stream = r#""_INBOX.>""#;
@@ -663,6 +685,29 @@ async fn a_subject_outside_the_stream_is_rejected_alone_and_found_by_the_probe()
     assert_eq!(server.stored("ASTRO").await, expected);
 }
 
+/// A stream that is gone for a while answers as one without a leader does: nobody answers.
+#[tokio::test]
+async fn events_wait_for_a_stream_without_a_leader_that_the_user_may_not_look_at() {
+    let rights = r#"publish: "astro.>", subscribe: "_INBOX.>""#;
+    let server = NatsServer::start(&permissions(rights)).await;
+    let context = server.streams().await;
+    context.create_stream(stream_config(&["astro.>"])).await.unwrap();
+    let mut sink = open("nats", as_relay(&server, &json!({"jetstream": true}))).unwrap();
+    connect(&mut sink).await.unwrap();
+    deliver(&mut sink, &batch(1..=3, SUBJECT)).await.unwrap();
+    context.delete_stream("ASTRO").await.unwrap();
+    let mut events = batch(4..=6, SUBJECT);
+    events.extend(batch(7..=9, "astro.main.new"));
+    for rest in [&events[..], &events[3..]] {
+        let failure = deliver(&mut sink, rest).await.unwrap_err();
+        let Cause::Busy { reason, .. } = failure.cause else { panic!("{failure:?}") };
+        assert!(reason.contains("no leader"), "{reason}");
+    }
+    context.create_stream(stream_config(&["astro.>"])).await.unwrap();
+    deliver(&mut sink, &events).await.unwrap();
+    assert_eq!(server.stored("ASTRO").await, (4..=9).collect::<Vec<_>>());
+}
+
 #[tokio::test]
 async fn a_full_subject_is_rejected_alone() {
     let server = NatsServer::start("").await;
@@ -822,17 +867,41 @@ async fn a_replay_is_stored_once_more_and_only_once() {
     let server = NatsServer::start("").await;
     server.streams().await;
     let settings = json!({"url": server.url(), "jetstream": true, "create_stream": true});
-    let mut sink = open("nats", settings).unwrap();
+    let mut sink = open("nats", settings.clone()).unwrap();
     connect(&mut sink).await.unwrap();
     deliver(&mut sink, &batch(1..=4, SUBJECT)).await.unwrap();
     // Given up when it is on its way, and sent again: it is the same replay.
-    let first = replayed(batch(2..=3, SUBJECT));
+    let first = replayed(batch(2..=3, SUBJECT), "7-1");
     drop(sink.deliver(&first).now_or_never());
     connect(&mut sink).await.unwrap();
     deliver(&mut sink, &first).await.unwrap();
+    // Cut off behind that, and resumed by another process.
+    let mut sink = open("nats", settings).unwrap();
+    connect(&mut sink).await.unwrap();
+    deliver(&mut sink, &first).await.unwrap();
+    assert_eq!(server.stored("ASTRO").await, [1, 2, 3, 4, 2, 3]);
     // Somebody asks once more.
-    deliver(&mut sink, &replayed(batch(2..=3, SUBJECT))).await.unwrap();
+    deliver(&mut sink, &replayed(batch(2..=3, SUBJECT), "8-2")).await.unwrap();
     assert_eq!(server.stored("ASTRO").await, [1, 2, 3, 4, 2, 3, 2, 3]);
+}
+
+#[tokio::test]
+async fn two_sinks_on_one_stream_both_store_what_they_make_of_an_event() {
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let settings = json!({"url": server.url(), "jetstream": true, "create_stream": true});
+    let mut first = open("nats", settings.clone()).unwrap();
+    connect(&mut first).await.unwrap();
+    deliver(&mut first, &batch(1..=3, SUBJECT)).await.unwrap();
+    let mut other = settings;
+    other["subject"] = "astro.second.{{ topic }}".into();
+    // The second of them, perhaps of another relay, makes the same of an event.
+    for _ in 0..2 {
+        let mut second = open("nats", other.clone()).unwrap();
+        connect(&mut second).await.unwrap();
+        deliver(&mut second, &batch(1..=3, "astro.second.channel.tips")).await.unwrap();
+        assert_eq!(server.stored("ASTRO").await, [1, 2, 3, 1, 2, 3]);
+    }
 }
 
 #[tokio::test]

@@ -10,9 +10,9 @@ use std::{
 };
 
 use astro_relay::{
-    base::event::Seq,
+    base::event::{Record, Seq},
     channel::store::{Section, StateKey},
-    sink::{Cause, Failure, Part},
+    sink::{Cause, Failure, Outgoing, Part},
 };
 use futures_util::StreamExt;
 use redis::{AsyncCommands, aio::MultiplexedConnection, streams::StreamRangeReply};
@@ -174,6 +174,9 @@ async fn the_durability_of_an_acknowledgement_is_reported() {
     let remarks = stream(&RedisServer::start_with(Memory, &lazy).await).await.remarks();
     assert_eq!(remarks.len(), 1, "{remarks:?}");
     assert!(remarks[0].contains("within a second"));
+    let short = json!({ "url": server.url(), "mode": "stream", "max_len": 100 });
+    let remarks = connected(short).await.remarks();
+    assert!(remarks.iter().any(|remark| remark.contains("may be stored twice")), "{remarks:?}");
 }
 
 /// A server that is stopped for a while answers too late: nobody knows whether the entries were
@@ -843,10 +846,60 @@ async fn a_replayed_event_is_appended_once_more() {
     let server = RedisServer::start(Memory).await;
     let mut sink = stream(&server).await;
     sink.deliver(&batch(1..=5, KEY)).await.unwrap();
-    sink.deliver(&replayed(batch(2..=3, KEY))).await.unwrap();
+    sink.deliver(&replayed(batch(2..=3, KEY), "7-1")).await.unwrap();
     let expected: Vec<_> = ids(1..=5).into_iter().chain(ids(2..=3)).collect();
     assert_eq!(event_ids(&mut server.connection().await, KEY).await, expected);
     assert_eq!(counted(&mut sink, "duplicates"), 0);
+
+    // Cut off behind that, and resumed by another process.
+    let mut sink = stream(&server).await;
+    sink.deliver(&replayed(batch(2..=4, KEY), "7-1")).await.unwrap();
+    assert_eq!(counted(&mut sink, "duplicates"), 2);
+    // Somebody asks once more.
+    sink.deliver(&replayed(batch(2..=3, KEY), "8-2")).await.unwrap();
+    let expected: Vec<_> = expected.into_iter().chain(ids(4..=4)).chain(ids(2..=3)).collect();
+    assert_eq!(event_ids(&mut server.connection().await, KEY).await, expected);
+}
+
+#[tokio::test]
+async fn two_sinks_on_one_stream_both_append_what_they_make_of_an_event() {
+    let server = RedisServer::start(Memory).await;
+    let (mut first, mut second) = (stream(&server).await, stream(&server).await);
+    let other = |seq| outgoing_with(seq, KEY, "room", r#"{"made": "otherwise"}"#);
+    let other: Vec<_> = (1..=4).map(other).collect();
+    first.deliver(&batch(1..=2, KEY)).await.unwrap();
+    second.deliver(&other).await.unwrap();
+    first.deliver(&batch(3..=4, KEY)).await.unwrap();
+    let expected: Vec<_> = ids(1..=2).into_iter().chain(ids(1..=4)).chain(ids(3..=4)).collect();
+    let mut connection = server.connection().await;
+    assert_eq!(event_ids(&mut connection, KEY).await, expected);
+    assert_eq!(counted(&mut first, "duplicates") + counted(&mut second, "duplicates"), 0);
+    // As after a crash of both.
+    for (sink, events) in [(&mut first, batch(1..=4, KEY)), (&mut second, other)] {
+        sink.connect().await.unwrap();
+        sink.deliver(&events).await.unwrap();
+        assert_eq!(counted(sink, "duplicates"), 4);
+    }
+    assert_eq!(event_ids(&mut connection, KEY).await, expected);
+}
+
+#[tokio::test]
+async fn events_without_an_id_are_appended_behind_another_writers_entry() {
+    let server = RedisServer::start(Memory).await;
+    let mut connection = server.connection().await;
+    let () = connection.xadd(KEY, "9999999999999-0", &[("who", "somebody else")]).await.unwrap();
+    let without_id = |mut outgoing: Outgoing| {
+        let mut record = Record::clone(&outgoing.record);
+        record.event.id = "".into();
+        outgoing.record = Arc::new(record);
+        outgoing
+    };
+    let events: Vec<_> = batch(1..=4, KEY).into_iter().map(without_id).collect();
+    let mut sink = stream(&server).await;
+    sink.deliver(&events).await.unwrap();
+    assert_eq!(counted(&mut sink, "duplicates"), 0);
+    let len: u64 = connection.xlen(KEY).await.unwrap();
+    assert_eq!(len, 5);
 }
 
 /// As many may have been on their way as the window holds, and others write here too.

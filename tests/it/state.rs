@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use astro_relay::base::clock;
+use astro_relay::{base::clock, config::SecretRef};
 use astro_sim::{End, Options, RestFault, SessionKeys, SessionReset, Sim, Token};
 use serde_json::{Map, Value, json};
 
@@ -113,6 +113,35 @@ async fn a_change_is_reported_and_survives_a_restart() {
     let live = live.iter().find(|kept| &*kept.element == "stream.status").unwrap();
     let live: Value = serde_json::from_str(live.value.as_deref().unwrap()).unwrap();
     assert_eq!(live, json!({"isLive": true, "status": "online", "since": since}), "its age too");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn the_state_of_a_room_is_not_restored_for_another_one_with_the_same_label() {
+    const OTHER: &str = "1f0e0d0c0b0a090807060504";
+    let tokens = vec![Token::owner(TOKEN, ROOM), Token::owner("tok-other", OTHER)];
+    let options = Options { tokens, ..Options::default() };
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), options).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = configure(&sim, dir.path(), TOPICS, "");
+    let relay = Running::start(config.clone()).await;
+    relay.wait_subscribed().await;
+    sim.publish("channel.stream.status", ROOM, json!({"isLive": true}));
+    until("it is received", SOON, async || {
+        followed(&relay).await.contains_key("stream.status").then_some(())
+    })
+    .await;
+    relay.stop().await;
+
+    let main = config.channels.get_mut("main").unwrap();
+    (main.room, main.token) = (Some(OTHER.into()), SecretRef::Value("tok-other".into()));
+    let relay = Running::start(config).await;
+    until("it is reported to be gone", SOON, async || {
+        (!followed(&relay).await.contains_key("stream.status")).then_some(())
+    })
+    .await;
+    let stored = relay.journal.stored_state().unwrap();
+    assert!(stored.iter().all(|kept| &*kept.element != "stream.status"));
     relay.stop().await;
 }
 

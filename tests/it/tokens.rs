@@ -253,6 +253,24 @@ async fn a_token_that_the_gateway_refuses_altogether_is_refreshed_at_once() {
     relay.stop().await;
 }
 
+/// What was refused is asked for again only after `retry_refused`: nothing else makes the refresh happen.
+#[tokio::test]
+async fn a_refresh_for_a_refused_token_that_failed_is_tried_again() {
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), 0);
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    relay.wait_subscribed().await;
+    until("the token is known", SOON, async || shown(&relay)).await;
+    sim.set_tokens(vec![token("of-nobody", "jwt", &["*"])]);
+    sim.fail_rest([RestFault::status(503)]);
+    sim.end(None, End::Reset);
+    refreshed(&relay).await;
+    relay.wait_subscribed().await;
+    assert_eq!((sim.stats().refreshes, shown(&relay).unwrap().error), (1, None));
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn what_a_crash_left_beside_the_files_is_taken_up() {
     let sim = start(false).await;
@@ -311,6 +329,28 @@ async fn a_rejected_refresh_token_is_a_reason_until_another_one_is_there() {
     refreshed(&relay).await;
     assert_eq!(sim.stats().rest_requests, asked + 1);
     assert_eq!(shown(&relay).unwrap().reason, None);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_pair_that_was_replaced_is_no_reason_any_more_though_it_is_not_due() {
+    let sim = start(false).await;
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), 6 * DAY);
+    fs::write(&files.refresh, "ft-expired-canary").unwrap();
+    sim.set_tokens(vec![token(FIRST[0], "oauth2", &["*"]), token("at-new", "oauth2", &["*"])]);
+    let relay = Running::start(files.config(&sim, dir.path())).await;
+    assert_eq!(error(&relay).await, "HTTP 400: invalid_grant");
+    fs::write(&files.token, "at-new").unwrap();
+    let reason = until("the new token is known", SOON, async || {
+        let token = shown(&relay)?;
+        token.reason.filter(|_| token.expires_at > Some(clock::now() + 6 * DAY * 1000))
+    });
+    let reason = reason.await;
+    assert!(reason.contains("invalid_grant"), "the refresh token is the same: {reason}");
+    fs::write(&files.refresh, "ft-new").unwrap();
+    until("it is well", SOON, async || shown(&relay)?.error.is_none().then_some(())).await;
+    assert_eq!((shown(&relay).unwrap().reason, sim.stats().refreshes), (None, 0));
     relay.stop().await;
 }
 
@@ -535,6 +575,7 @@ async fn a_check_says_whose_a_token_is_and_what_does_not_fit() {
         ),
         &format!("  belongs to channel {ROOM}\n  has the scopes tips:read\n"),
         "  warning: it lacks the scope session:read for channel.session.update\n",
+        "session of app: cannot be fetched: HTTP 403: missing scope session:read\n",
         "token of key: does not say when it expires\n  whether the REST API takes an API key",
     ] {
         assert!(text.contains(expected), "{expected:?} in {text}");

@@ -1,8 +1,9 @@
 //! `astro-relay check --connect`: the configuration against what it names.
 //!
 //! Subscribes and unsubscribes everything at the real gateway, connects to every sink beside a relay that
-//! may be running, and asks for the right to publish where events would go. No event is sent; what a kind's
-//! probe sends instead is in its row of [`sink::KINDS`]. The expiry of tokens is printed.
+//! may be running, and asks for the right to publish where events and state would go. No event is sent; what a kind's
+//! probe sends instead is in its row of [`sink::KINDS`]. The expiry of tokens is printed, and whether the
+//! sessions can be fetched.
 //!
 //! It is the relay's own gateway that subscribes, so that what works here works there. Events that come
 //! meanwhile are dropped.
@@ -26,14 +27,17 @@ use tokio_util::sync::CancellationToken;
 use super::{Failed, client::reachable, out};
 use crate::{
     astro::{
-        rest::{Rest, is_channel_id},
+        rest::{CredentialsError, Rest, is_channel_id},
         session::SubscriptionState,
         token::TokenFacts,
     },
-    base::{clock, event, text::harmless},
+    base::{
+        clock, event,
+        text::{counted, harmless},
+    },
     channel::state::SESSION_TOPICS,
     cluster::{inspect::inspect, report::Configured},
-    config::{self, Channel, Config, SinkConfig, TokenType, jwt, pasted::shown_address},
+    config::{self, Channel, Config, TokenType, jwt, pasted::shown_address},
     delivery::{
         ha_event::ACTIVITIES,
         route::{Destination, Route},
@@ -55,6 +59,9 @@ const MEMORY: usize = 256 * 1024;
 
 /// How long whoever has the endpoint's address may take to answer.
 const ANSWER: Duration = Duration::from_secs(3);
+
+/// How long one request to the REST API may take; it makes a few.
+const FETCH: Duration = Duration::from_secs(10);
 
 /// Addresses of one sink that are asked about within its timeout: each is a question to the destination. A
 /// house has some thirty topics.
@@ -252,7 +259,7 @@ async fn gateway(config: &Config, state: &State) -> Result<usize, Failed> {
     if state.open_connections() == 0 {
         return Ok(failed);
     }
-    Ok(failed + unknown_ids(config, state).await?)
+    Ok(failed + sessions(config, state).await?)
 }
 
 /// The events of a channel have the room that the gateway has confirmed.
@@ -265,26 +272,43 @@ fn describe_rooms(config: &mut Config, state: &State) {
     }
 }
 
-/// Channels whose id nobody says: their session and their history cannot be fetched.
-async fn unknown_ids(config: &Config, state: &State) -> Result<usize, Failed> {
+/// Fetches the sessions, as the relay does. What was missed is fetched under the same id.
+async fn sessions(config: &Config, state: &State) -> Result<usize, Failed> {
+    let rest = Rest::new(&config.astro).within(FETCH);
     let mut failed = 0;
-    let fetches = |topic: &String| topic == ACTIVITIES || SESSION_TOPICS.contains(&&**topic);
-    let channels = config.channels.iter();
-    for (label, channel) in channels.filter(|(_, channel)| channel.topics.iter().any(fetches)) {
-        let told = state.assigned().any(|(subscription, row)| {
-            let room = row.room(subscription).filter(|_| row.state.is_confirmed());
-            *subscription.channel == **label && room.is_some_and(|room| is_channel_id(room))
-        });
-        let token = channel.token.read_token().await.ok();
-        let own = token.and_then(|token| jwt::channel(token.expose()));
-        if told || channel.room.is_some() || own.is_some() {
+    for (label, channel) in &config.channels {
+        let has = |wanted: &[&str]| channel.topics.iter().any(|topic| wanted.contains(&&**topic));
+        let has_session = has(&SESSION_TOPICS);
+        if !has_session && !has(&[ACTIVITIES]) {
             continue;
         }
-        failed += 1;
-        print_line(&format!(
-            "  {label}: neither the token nor Astro says the channel's id: its session and what was \
-             missed cannot be fetched; set channels.{label}.room"
-        ))?;
+        let confirmed = state.assigned().find_map(|(subscription, row)| {
+            let room = row.room(subscription).filter(|_| row.state.is_confirmed())?;
+            (*subscription.channel == **label && is_channel_id(room)).then(|| room.to_string())
+        });
+        let rooms = confirmed.as_deref().into_iter().chain(channel.room.as_deref());
+        let outcome = match rest.credentials(rooms, &channel.token, channel.token_type).await {
+            Ok(_) if !has_session => continue,
+            Ok(credentials) => rest
+                .document(&credentials)
+                .await
+                .map(|session| session.elements.len())
+                .map_err(|error| format!("cannot be fetched: {}", error.describe())),
+            Err(CredentialsError::NoId) => Err(format!(
+                "neither the token nor Astro says the channel's id: it and what was missed cannot be \
+                 fetched; set channels.{label}.room"
+            )),
+            Err(error) => Err(format!("cannot be fetched: {error}")),
+        };
+        failed += usize::from(outcome.is_err());
+        let what = match outcome {
+            Ok(elements) => {
+                let elements = u64::try_from(elements).unwrap_or(u64::MAX);
+                format!("fetched, {}", counted(elements, "element"))
+            }
+            Err(why) => why,
+        };
+        print_line(&format!("session of {label}: {what}"))?;
     }
     Ok(failed)
 }
@@ -407,7 +431,20 @@ pub(super) async fn check_sink(name: &str, config: &Config) -> Result<Checked, S
         // It is asked once, whatever is subscribed: a webhook connects to nothing before.
         known.insert("".into());
     }
-    let (answers, unanswered) = permissions(name, sink, known.into_iter().collect()).await;
+    let opening = Opening { name, config: sink, purpose: Purpose::Probe };
+    // Standard output has none: it takes whatever comes.
+    let probe = sink::kind(&sink.kind).and_then(|kind| kind.probe);
+    let (mut answers, mut unanswered) =
+        permissions(probe, &opening, known.into_iter().collect()).await;
+    if let Some(rights) = publisher.and_then(|kind| kind.rights)
+        && unanswered.is_none()
+    {
+        let questions = (rights.questions)(&opening, &config.channels);
+        let questions = questions.map_err(|error| error.to_string())?;
+        let (more, why) = permissions(Some(rights.probe), &opening, questions).await;
+        answers.extend(more);
+        unanswered = why;
+    }
     if answers.is_empty()
         && let Some(why) = unanswered
     {
@@ -459,18 +496,15 @@ fn addresses(config: &Config, route: &mut Route) -> Addresses {
 /// Asks for the right to publish at each address. The answers end early where the destination has no word
 /// for it, or where something fails, which is said beside them.
 async fn permissions(
-    name: &str,
-    config: &SinkConfig,
+    probe: Option<sink::Probe>,
+    opening: &Opening<'_>,
     addresses: Vec<Arc<str>>,
 ) -> (Vec<(Arc<str>, Permission)>, Option<String>) {
     let mut answers = Vec::new();
-    // Standard output has none: it takes whatever comes.
-    let Some(probe) = sink::kind(&config.kind).and_then(|kind| kind.probe) else {
-        return (answers, None);
-    };
+    let Some(probe) = probe else { return (answers, None) };
     for some in addresses.chunks(AT_ONCE) {
-        let probed = probe(&Opening { name, config, purpose: Purpose::Probe }, some.to_vec());
-        let answered = match timeout(config.timeout.0, probed).await {
+        let probed = probe(opening, some.to_vec());
+        let answered = match timeout(opening.config.timeout.0, probed).await {
             Ok(Ok(answered)) => answered,
             Ok(Err(failure)) => {
                 return (answers, Some(crate::delivery::describe(&failure.cause)));

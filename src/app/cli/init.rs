@@ -21,7 +21,7 @@ use self::plan::{EVERYBODY_READS, OWNER_ONLY, Secrets, make_dir, refuse_existing
 pub use self::plan::{FIRST_TOPICS, NewSink, Plan, Token};
 use super::connect::writable;
 use crate::{
-    config::{ConfigError, Journal, Secret, TokenType, pasted},
+    config::{ConfigError, Journal, Secret, TokenType, pasted, problem::Problem},
     loading::{Loaded, Sources, load},
 };
 
@@ -95,10 +95,15 @@ pub struct Written {
     pub file: PathBuf,
     /// The files with secrets.
     pub secrets: Vec<PathBuf>,
+    /// What is hardly meant in it.
+    pub warnings: Vec<Problem>,
 }
 
 impl Written {
     pub(super) fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        for warning in &self.warnings {
+            writeln!(out, "{}\n", warning.render("warning"))?;
+        }
         writeln!(out, "wrote {}", self.file.display())?;
         for secret in &self.secrets {
             writeln!(out, "wrote {}, readable by you alone", secret.display())?;
@@ -128,6 +133,18 @@ pub enum InitError {
     /// The answers make no configuration.
     #[error("these answers do not make a valid configuration")]
     Unusable(#[source] ConfigError),
+}
+
+impl InitError {
+    /// Nobody has seen the file: its lines are left out.
+    fn unusable(problems: Vec<Problem>) -> Self {
+        let problems = problems.into_iter().map(without_place).collect();
+        Self::Unusable(ConfigError { problems })
+    }
+}
+
+fn without_place(problem: Problem) -> Problem {
+    Problem { place: None, excerpt: None, ..problem }
 }
 
 #[expect(
@@ -170,6 +187,7 @@ pub(super) fn save(plan: &Plan, file: &Path, force: bool) -> Result<Written, Ini
     for path in rendered.secrets.iter().map(|(path, _)| path).chain([&file]) {
         refuse_existing(path, force)?;
     }
+    let mut warnings = Vec::new();
     // What a file will hold, an address for example, is only checked where the text has it.
     for text in [plan.render(&file, Secrets::Inline).text, rendered.text.clone()] {
         let sources = Sources {
@@ -178,7 +196,8 @@ pub(super) fn save(plan: &Plan, file: &Path, force: bool) -> Result<Written, Ini
             resolve_secrets: false,
             ..Sources::default()
         };
-        load(&sources).map_err(InitError::Unusable)?;
+        // The last one is what is written.
+        warnings = load(&sources).map_err(|error| InitError::unusable(error.problems))?.warnings;
     }
     make_dir(&file)?;
     for (path, secret) in &rendered.secrets {
@@ -186,7 +205,7 @@ pub(super) fn save(plan: &Plan, file: &Path, force: bool) -> Result<Written, Ini
     }
     write(&file, rendered.text.as_bytes(), force, EVERYBODY_READS)?;
     let secrets = rendered.secrets.into_iter().map(|(path, _)| path).collect();
-    Ok(Written { file, secrets })
+    Ok(Written { file, secrets, warnings })
 }
 
 /// The journal's directory for a configuration, where this user cannot use the usual one: beside the
@@ -232,7 +251,8 @@ mod tests {
         let file = dir.path().join("astro-relay.toml");
         let written = run(answers(&file), None).unwrap();
         let secret = dir.path().join("main.token");
-        assert_eq!(written, Written { file: file.clone(), secrets: vec![secret.clone()] });
+        let secrets = vec![secret.clone()];
+        assert_eq!(written, Written { file: file.clone(), secrets, warnings: Vec::new() });
         assert_eq!(fs::read_to_string(&secret).unwrap(), "hunter2\n");
         assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(!fs::read_to_string(&file).unwrap().contains("hunter2"));
@@ -485,6 +505,63 @@ mod tests {
             assert!(matches!(run(args, None), Err(InitError::Unusable(_))));
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_the_questions_would_doubt_is_a_warning_where_nobody_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("astro-relay.toml");
+        let args = Args { topics: vec!["channel.tip".into()], ..answers(&file) };
+        let written = run(args, None).unwrap();
+        let mut output = Vec::new();
+        written.print(&mut output).unwrap();
+        let output = String::from_utf8(output).unwrap();
+        assert!(output.contains("warning: channels.main.topics[0]: is not in the catalogue"));
+        assert!(output.contains("did you mean \"channel.tips\"?"), "{output}");
+    }
+
+    /// What is wrong with an answer costs this one only, and names no line of a file that is not there.
+    #[test]
+    fn a_name_a_room_and_topics_that_cannot_be_are_asked_for_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("astro-relay.toml");
+        let args = Args { sinks: vec![NewSink::parse("stdout")], ..answers(&file) };
+        let input = "My Shop\nshop\nmyroom\nn\n5b2e2007760aeb7729487dab\nchannel.*\n\
+                     channel.tips,channel.tips\nchannel.tips, channel.follow,\n";
+        let (outcome, output) = asked(args, input);
+        for problem in [
+            "channels.\"My Shop\": a name has 1 to 64 of these",
+            "That is no id of a channel",
+            "a subscription has no wildcards",
+            "stands twice in this list",
+        ] {
+            assert!(output.contains(problem), "{problem}: {output}");
+        }
+        assert!(!output.contains("astro-relay.toml"), "{output}");
+        outcome.unwrap();
+        let config = load(&Sources { file: Some(file), ..Sources::default() }).unwrap().config;
+        let channel = &config.channels["shop"];
+        assert_eq!(channel.room.as_deref(), Some("5b2e2007760aeb7729487dab"));
+        assert_eq!(channel.topics, ["channel.tips", "channel.follow"]);
+    }
+
+    #[test]
+    fn what_the_command_line_says_wrongly_is_named_before_the_questions() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("astro-relay.toml");
+        for args in [
+            Args { channel: Some("My Shop".into()), ..answers(&file) },
+            Args { topics: vec!["relay.gap".into()], ..answers(&file) },
+        ] {
+            let (outcome, output) = asked(args, "");
+            match outcome {
+                Err(InitError::Unusable(error)) => {
+                    assert!(!error.to_string().contains("astro-relay.toml"), "{error}");
+                }
+                outcome => panic!("{outcome:?}"),
+            }
+            assert_eq!(output, "");
+        }
     }
 
     #[test]

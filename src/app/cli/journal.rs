@@ -22,6 +22,7 @@ use crate::{
         clock::{self, UnixMillis},
         event::{Seq, Waited},
     },
+    cluster::alone::JOINED,
     config::{self, Config},
     delivery::route::Pattern,
     journal::{StoreError, database, runs::assigned_between, store::Store},
@@ -67,6 +68,21 @@ impl Where {
             Some(_) => Ok(None),
             None => Ok(self.config()?.cluster.clone()),
         }
+    }
+
+    /// Fails where no sink of that name is configured: a cursor and dead letters are kept for one that was
+    /// removed, and nobody delivers them. Where a directory is named, its relay's configuration is not known.
+    fn require_sink(&self, sink: &str) -> Done {
+        if self.dir.is_some() {
+            return Ok(());
+        }
+        let known = &self.config()?.sinks;
+        if known.contains_key(sink) {
+            return Ok(());
+        }
+        let names: Vec<_> = known.keys().map(String::as_str).collect();
+        let text = format!("the configuration has no sink {sink:?}; known: {}", names.join(", "));
+        Err(Failed::new(Failed::USAGE, text))
     }
 
     fn open(&self) -> Result<Store, Failed> {
@@ -116,7 +132,7 @@ fn status(journal: &Where) -> Done {
         }
     }
     let last = bounds.map_or(0, |(_, last)| last);
-    for cursor in cursors {
+    for cursor in cursors.into_iter().filter(|cursor| cursor.sink != JOINED) {
         let Some(at) = cursor.seq else {
             writeln!(out, "sink {}: its position is broken", cursor.sink)?;
             continue;

@@ -1,6 +1,6 @@
 //! The histories: what the REST API still lists of activities, tips and redemptions of the store.
 //!
-//! Each is asked for in its own way, and read whole by [`Rest::history`]: the items of a span of time,
+//! Each is asked for in its own way, and read whole by a [`HistoryReader`]: the items of a span of time,
 //! oldest first. What the vendor's documents say of them:
 //!
 //! | history | path | by time | order |
@@ -274,75 +274,72 @@ impl Rest {
         let full = items.len() >= PAGE;
         Ok(Page { items: items.into_iter().filter_map(read_item).collect(), full })
     }
+}
 
-    /// What a history has of a span of time. Items of one history that are not in the span may be asked for
-    /// on the way; they are left out.
-    pub async fn history(
-        &self,
-        history: History,
+/// Reads what a history has of a span of time, page by page. Where a page cannot be had, the next attempt
+/// continues there.
+#[derive(Debug)]
+pub struct HistoryReader {
+    history: History,
+    after: UnixMillis,
+    before: Option<UnixMillis>,
+    pages: Pages,
+}
+
+impl HistoryReader {
+    pub fn new(history: History, after: UnixMillis, before: Option<UnixMillis>) -> Self {
+        let newest_first = history != History::Tips;
+        let pages = Pages { before, newest_first, ..Pages::default() };
+        Self { history, after, before, pages }
+    }
+
+    /// Pages that were read so far.
+    pub fn pages(&self) -> usize {
+        self.pages.read
+    }
+
+    /// Items that were read so far.
+    pub fn items(&self) -> usize {
+        self.pages.listed.items.len()
+    }
+
+    /// Reads the pages that were not read yet. Items that are not in the span may be asked for on the way;
+    /// they are left out.
+    pub async fn read(
+        &mut self,
+        rest: &Rest,
         credentials: &Credentials,
-        after: UnixMillis,
-        before: Option<UnixMillis>,
     ) -> Result<Listed, RestError> {
-        let mut listed = match history {
-            History::Activities => self.all_activities(credentials, after, before).await?,
-            History::Tips => {
-                let mut pages = Pages::default();
-                while let Some(offset) = pages.next() {
-                    pages.add(self.tips_page(credentials, (after, before), offset).await?);
+        let (after, before) = (self.after, self.before);
+        while let Some(offset) = self.pages.next() {
+            match self.history {
+                History::Activities => {
+                    let span = Span { after: Some(after), before: self.pages.before, types: &[] };
+                    let page = rest.activities(credentials, &span).await?;
+                    self.pages.add_before(page, after);
                 }
-                pages.listed
+                History::Tips => {
+                    self.pages.add(rest.tips_page(credentials, (after, before), offset).await?);
+                }
+                History::Redemptions => {
+                    self.pages.add(rest.redemptions_page(credentials, offset).await?);
+                    self.pages.stop_before(after);
+                }
             }
-            History::Redemptions => {
-                let mut pages = Pages { newest_first: true, ..Pages::default() };
-                while let Some(offset) = pages.next() {
-                    pages.add(self.redemptions_page(credentials, offset).await?);
-                    pages.stop_before(after);
-                }
-                // Also within one millisecond.
-                if pages.newest_first {
-                    pages.listed.items.reverse();
-                }
-                pages.listed
-            }
-        };
+        }
+        let mut listed = std::mem::take(&mut self.pages.listed);
+        // Also within one millisecond.
+        if self.pages.newest_first {
+            listed.items.reverse();
+        }
         let in_span = |at| at >= after && before.is_none_or(|before| at <= before);
         listed.items.retain(|item| in_span(item.at));
         listed.items.sort_by_key(|item| item.at);
         Ok(listed)
     }
-
-    async fn all_activities(
-        &self,
-        credentials: &Credentials,
-        after: UnixMillis,
-        before: Option<UnixMillis>,
-    ) -> Result<Listed, RestError> {
-        let mut seen = HashSet::new();
-        let mut items = Vec::new();
-        let (mut before, mut complete) = (before, false);
-        for _ in 0..PAGES {
-            let span = Span { after: Some(after), before, types: &[] };
-            let page = self.activities(credentials, &span).await?;
-            let oldest = page.items.last().map(|item| item.at);
-            let known = items.len();
-            items.extend(page.items.into_iter().filter(|item| seen.insert(item.id.clone())));
-            let Some(oldest) = oldest.filter(|oldest| page.full && *oldest >= after) else {
-                complete = true;
-                break;
-            };
-            // Whether a bound belongs to the span no document says: one millisecond more does no
-            // harm, unless a whole page lies in it.
-            let next = if items.len() > known { oldest + 1 } else { oldest.saturating_sub(1) };
-            before = Some(next);
-        }
-        // The pages come newest first, also within one millisecond.
-        items.reverse();
-        Ok(Listed { items, complete })
-    }
 }
 
-/// Pages that are counted by an offset.
+/// Pages that are counted by an offset, or of which each ends where the next begins.
 #[derive(Debug, Default)]
 struct Pages {
     listed: Listed,
@@ -350,8 +347,11 @@ struct Pages {
     read: usize,
     /// Items so far, with those that cannot be read.
     offset: usize,
-    /// The time of the last item, where each so far was older than the one before.
+    /// Where pages are not counted by that: the end of the next one.
+    before: Option<UnixMillis>,
+    /// Whether each item so far was older than the one before.
     newest_first: bool,
+    /// The time of the last item.
     oldest: Option<UnixMillis>,
     over: bool,
 }
@@ -368,12 +368,28 @@ impl Pages {
         self.over = !page.full;
         self.listed.complete = self.over;
         for item in page.items {
-            self.newest_first &= self.oldest.is_none_or(|oldest| item.at <= oldest);
-            self.oldest = Some(item.at);
+            // What moved to this page meanwhile says nothing of the order.
             if self.seen.insert(item.id.clone()) {
+                self.newest_first &= self.oldest.is_none_or(|oldest| item.at <= oldest);
+                self.oldest = Some(item.at);
                 self.listed.items.push(item);
             }
         }
+    }
+
+    /// The same, where a page is asked for by the time of the one before it.
+    fn add_before(&mut self, page: Page, after: UnixMillis) {
+        let oldest = page.items.last().map(|item| item.at);
+        let known = self.listed.items.len();
+        self.add(page);
+        let Some(oldest) = oldest.filter(|oldest| *oldest >= after) else {
+            (self.over, self.listed.complete) = (true, true);
+            return;
+        };
+        // Whether a bound belongs to the span no document says: one millisecond more does no harm, unless
+        // a whole page lies in it.
+        let is_news = self.listed.items.len() > known;
+        self.before = Some(if is_news { oldest + 1 } else { oldest.saturating_sub(1) });
     }
 
     /// Where the newest come first, what comes next is older still.

@@ -302,6 +302,30 @@ async fn without_own_pings_the_servers_period_counts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_is_told_to_ping_waits_for_the_answer_as_after_a_silence() {
+    let now = Instant::now();
+    let mut session = Session::new(1, Vec::new(), Arc::default(), now);
+    let ping = |session: &mut Session, now| {
+        let mut effects = Effects::default();
+        session.ping(now, &mut effects);
+        effects.ping
+    };
+    assert!(ping(&mut session, now));
+    assert!(!ping(&mut session, now + SECOND), "that one is not answered yet");
+    session.on_other(now + 2 * SECOND);
+    assert!(ping(&mut session, now + 3 * SECOND));
+    let mut effects = Effects::default();
+    session.tick(now + 12 * SECOND, &mut effects);
+    assert_eq!(effects.ended, None);
+    session.tick(now + 13 * SECOND, &mut effects);
+    assert!(matches!(effects.ended, Some(Ended::Lost(_))));
+
+    let config = Astro { ping_after: Period(Duration::ZERO), ..Astro::default() };
+    let mut session = Session::new(1, Vec::new(), config.into(), now);
+    assert!(!ping(&mut session, now), "it sends none of its own");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_restored_session_without_a_welcome_is_no_use_beside_one_that_is_well() {
     let now = Instant::now();
     let before = Session::new(1, Vec::new(), Arc::default(), now);

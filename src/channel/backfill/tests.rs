@@ -29,23 +29,26 @@ async fn a_token_that_cannot_be_read_now_is_read_again_later() {
     let dir = tempfile::tempdir().unwrap();
     let token = dir.path().join("token");
     let (targets, wanted) = watch::channel(Targets::default());
-    let gap = gap();
-    let removed = credentials_for(&gap, &gap.missed[0], &wanted).await.unwrap_err();
+    let (gap, rest) = (gap(), Rest::new(&Astro::default()));
+    let removed = credentials_for(&rest, &gap, &gap.missed[0], &wanted).await.unwrap_err();
     assert!(removed.is_final, "{removed:?}");
     targets.send_modify(|targets| {
         targets.channels.insert("main".into(), account(&token));
     });
-    let missing = credentials_for(&gap, &gap.missed[0], &wanted).await.unwrap_err();
+    let missing = credentials_for(&rest, &gap, &gap.missed[0], &wanted).await.unwrap_err();
     assert!(!missing.is_final, "{missing:?}");
     fs::write(&token, "tok").unwrap();
-    assert_eq!(credentials_for(&gap, &gap.missed[0], &wanted).await.unwrap().token.expose(), "tok");
+    assert_eq!(
+        credentials_for(&rest, &gap, &gap.missed[0], &wanted).await.unwrap().token.expose(),
+        "tok"
+    );
     // Waiting mends no room.
     let missed = Missed { room: "".into(), ..gap.missed[0].clone() };
     targets.send_modify(|targets| {
         let account = Account { room: None, ..account(&token) };
         targets.channels.insert("main".into(), account);
     });
-    let nameless = credentials_for(&gap, &missed, &wanted).await.unwrap_err();
+    let nameless = credentials_for(&rest, &gap, &missed, &wanted).await.unwrap_err();
     assert!(nameless.is_final, "{nameless:?}");
 }
 
@@ -74,11 +77,97 @@ async fn a_refused_token_is_final_unless_it_was_replaced_meanwhile() {
             peer.write_all(REFUSED).await.unwrap();
         };
         let history = missed.history().unwrap();
-        let attempt = backfill.tools.attempt(&gap, missed, history, &wanted);
+        let mut reading = None;
+        let attempt = backfill.tools.attempt(&gap, missed, history, &wanted, &mut reading);
         let (outcome, ()) = tokio::join!(attempt, answer);
         let failed = outcome.unwrap_err();
         assert_eq!(failed.is_final, is_final, "{failed:?}");
     }
+}
+
+/// Answers the next request; returns its first line.
+async fn answer(listener: &TcpListener, head: &str, body: &str) -> String {
+    let (mut peer, _) = listener.accept().await.unwrap();
+    let mut request = [0; 4096];
+    assert!(peer.read(&mut request).await.unwrap() > 0);
+    let length = body.len();
+    let answer =
+        format!("HTTP/1.1 {head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+    peer.write_all(answer.as_bytes()).await.unwrap();
+    String::from_utf8_lossy(&request).lines().next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_history_that_failed_is_read_on_behind_the_last_page_that_was_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    fs::write(&token, "tok").unwrap();
+    let mut targets = Targets::default();
+    targets.channels.insert("main".into(), account(&token));
+    let (_targets, wanted) = watch::channel(targets);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let api_url = format!("http://{}", listener.local_addr().unwrap());
+    let from = gap().from;
+    let page = |times: &[UnixMillis]| {
+        let item = |at: &UnixMillis| {
+            let id = format!("{at:024x}");
+            json!({"_id": id, "createdAt": clock::rfc3339(*at)})
+        };
+        Value::Array(times.iter().map(item).collect()).to_string()
+    };
+    for (topic, newest_first, next) in [
+        ("channel.activities", true, format!("before={}", from + 2)),
+        ("channel.tips", false, "offset=100".to_owned()),
+        ("channel.loyalty.redemptions", true, "offset=100".to_owned()),
+    ] {
+        let mut times: Vec<UnixMillis> = (from..=from + 100).collect();
+        if newest_first {
+            times.reverse();
+        }
+        let (first, second) = times.split_at(PAGE);
+        let rest = Rest::new(&Astro { api_url: api_url.clone(), ..Astro::default() });
+        let intake = Arc::new(Intake::new(Journal::in_memory(1 << 20)));
+        let tools = Backfill::new(rest, intake, wanted.clone()).unwrap().tools;
+        let mut gap = gap();
+        gap.missed[0].topic = topic.into();
+        let missed = &gap.missed[0];
+        let history = missed.history().unwrap();
+        let mut reading = None;
+        let answers = async {
+            answer(&listener, "200 OK", &page(first)).await;
+            answer(&listener, "429 Too Many Requests\r\nretry-after: 7200", "").await
+        };
+        let attempt = tools.attempt(&gap, missed, history, &wanted, &mut reading);
+        let (outcome, _) = tokio::join!(attempt, answers);
+        let failed = outcome.unwrap_err();
+        assert_eq!((failed.is_final, failed.asked), (false, Duration::from_hours(2)), "{topic}");
+
+        let mut reading = reading.and_then(|reading| reading.keep(&tools.kept));
+        assert_eq!(tools.kept.available_permits(), KEPT - PAGE);
+        let last = page(second);
+        let attempt = tools.attempt(&gap, missed, history, &wanted, &mut reading);
+        let (outcome, request) = tokio::join!(attempt, answer(&listener, "200 OK", &last));
+        assert!(request.contains(&next), "{topic}: {request}");
+        let found = outcome.unwrap();
+        assert_eq!((found.listed, found.recovered, found.complete), (101, 101, true), "{topic}");
+        drop(reading);
+        assert_eq!(tools.kept.available_permits(), KEPT);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_history_is_given_up_after_an_hour_without_a_page_and_a_wait_that_was_asked_for() {
+    let failed = |asked| Failed { why: String::new(), is_final: false, asked };
+    let (long, none) = (2 * GIVE_UP, Duration::ZERO);
+    let mut retries = Retries::new(0);
+    assert!(retries.wait(&failed(long), 0).is_some_and(|wait| wait >= long));
+    tokio::time::advance(long).await;
+    assert!(retries.wait(&failed(none), 1).is_some(), "a page was read");
+    tokio::time::advance(GIVE_UP / 2).await;
+    assert!(retries.wait(&failed(none), 1).is_some());
+    tokio::time::advance(GIVE_UP).await;
+    assert_eq!(retries.wait(&failed(none), 1), None);
+    assert_eq!(Retries::new(0).wait(&Failed { is_final: true, ..failed(none) }, 1), None);
 }
 
 #[test]

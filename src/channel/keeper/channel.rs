@@ -6,7 +6,10 @@ use tokio::{sync::oneshot, time::Instant};
 use tracing::warn;
 
 use crate::{
-    astro::{rest::SessionAbout, session::Subscription},
+    astro::{
+        rest::{RestError, SessionAbout},
+        session::Subscription,
+    },
     base::{
         backoff::Backoff,
         clock::{self, UnixMillis},
@@ -17,7 +20,7 @@ use crate::{
     channel::{
         refresh::Outcome,
         sessions::SessionStatus,
-        state::{self, SESSION_TOPICS, Session},
+        state::{self, Change, SESSION_TOPICS, Session},
     },
     gateway::{Account, table::SubscriptionRow},
 };
@@ -27,6 +30,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// The ceilings of the waits between two failed fetches.
 const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(5));
+
+/// Failures in a row that are no hiccup any more.
+const FAILING: u32 = 3;
 
 /// Two times of a reset that differ by no more than this are those of one: the server's answer may have
 /// been there before its message.
@@ -61,6 +67,8 @@ pub(super) struct Channel {
     again: bool,
     pub(super) backoff: Backoff,
     pub(super) error: Option<String>,
+    /// The last failure was the credential's.
+    is_refused: bool,
     /// What the session said of itself the last time.
     pub(super) about: SessionAbout,
     /// Values that were left out and are counted.
@@ -82,6 +90,7 @@ impl Channel {
             again: false,
             backoff: Backoff::new(WAIT.0, WAIT.1),
             error: None,
+            is_refused: false,
             about: SessionAbout::default(),
             left_out: 0,
             waiting: Vec::new(),
@@ -104,18 +113,42 @@ impl Channel {
         self.session_topics() > 0
     }
 
+    /// Whether an element or a fact of this name comes from what it subscribes to.
+    pub(super) fn folds(&self, name: &str) -> bool {
+        self.topics.iter().any(|topic| state::is_folded_from(name, topic))
+    }
+
     /// This channel as it was configured before: as it was, or with its session and those who wait for it.
-    pub(super) fn replaces(&mut self, mut before: Self) {
+    /// What it no longer subscribes to is not taken over, nor, where the label was that of another room, any
+    /// of its session: answers what is gone.
+    pub(super) fn replaces(&mut self, before: Self) -> Option<Vec<Change>> {
         if (&self.topics, &self.account) == (&before.topics, &before.account) {
             *self = before;
-        } else {
-            self.session = std::mem::take(&mut before.session);
-            self.left_out = before.left_out;
-            self.about = before.about;
-            if !before.waiting.is_empty() {
-                self.fetch_for(before.waiting);
-            }
+            return None;
         }
+        let gone = if self.has_room_of(&before) {
+            self.session = before.session;
+            self.left_out = before.left_out;
+            if self.has_session() {
+                self.about = before.about;
+            }
+            self.session.retain_topics(&self.topics)
+        } else {
+            before.session.gone()
+        };
+        if !before.waiting.is_empty() {
+            self.fetch_for(before.waiting);
+        }
+        Some(gone)
+    }
+
+    /// Whether it is for the same room. Where none is configured, the token decides.
+    fn has_room_of(&self, before: &Self) -> bool {
+        let (room, known) = (&self.account.room, &before.account.room);
+        if room.is_none() {
+            return known.is_none() && self.account.token == before.account.token;
+        }
+        room == known || *room == before.room
     }
 
     /// Compares when the session's subscriptions were confirmed with what is known of that. While one of
@@ -194,8 +227,9 @@ impl Channel {
     }
 
     /// The log has the same failure once.
-    pub(super) fn failed(&mut self, label: &str, why: &str) {
-        let why = text::excerpt(why, text::EXCERPT);
+    pub(super) fn failed(&mut self, label: &str, error: &RestError) {
+        self.is_refused = error.is_unauthorised();
+        let why = text::excerpt(&error.describe(), text::EXCERPT);
         if self.error.as_ref() != Some(&why) {
             warn!(
                 channel = label,
@@ -214,6 +248,8 @@ impl Channel {
             created_at: self.about.created,
             provider: self.about.provider.clone(),
             error: self.error.clone(),
+            is_failing: self.error.is_some()
+                && (self.is_refused || self.backoff.attempts() >= FAILING),
             left_out: self.session.left_out(),
         }
     }

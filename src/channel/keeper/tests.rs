@@ -10,22 +10,30 @@ use crate::{
 
 const CHANNEL: &str = "main";
 
+const STREAM: &str = "channel.stream.status";
+
 /// A time of a reset, and one long before it.
 const RESET_AT: (UnixMillis, UnixMillis) = (1_741_370_400_000, 1_741_300_000_000);
 
 /// One channel. No request can be made in its name: a room that is no id ends a fetch before it is sent.
 fn targets(room: &str) -> Targets {
+    let [update, reset] = SESSION_TOPICS;
+    targets_of(room, &[update, reset, STREAM])
+}
+
+/// One that subscribes to these topics.
+fn targets_of(room: &str, topics: &[&str]) -> Targets {
     let token = SecretRef::Value("token".into());
     let room: Arc<str> = room.into();
-    let subscription = |topic: &str| {
+    let subscription = |topic: &&str| {
         Arc::new(Subscription {
             channel: CHANNEL.into(),
-            topic: topic.into(),
+            topic: (*topic).into(),
             room: Some(Arc::clone(&room)),
             token_type: TokenType::Jwt,
         })
     };
-    let subscriptions = SESSION_TOPICS.map(subscription).into();
+    let subscriptions = topics.iter().map(subscription).collect();
     let room = Some(room);
     let account = Account { token, token_type: TokenType::Jwt, room, refresh: None };
     Targets {
@@ -180,6 +188,106 @@ async fn a_fetch_of_the_account_before_a_reload_is_dropped_and_repeated() {
     let fetched = driven.fetch().await;
     driven.end(fetched, 9);
     assert_eq!((driven.goal(), third.try_recv()), (json!(9), Ok(Ok(()))));
+}
+
+#[tokio::test]
+async fn the_state_of_a_room_is_gone_when_its_label_is_given_to_another_one() {
+    let mut driven = Driven::new();
+    driven.receive(STREAM, &json!({"isLive": true}), RESET_AT.1);
+    driven.fold().await;
+    drop(driven.request(None));
+    let fetched = driven.fetch().await;
+    driven.end(fetched, 5);
+    let stored = |driven: &Driven| driven.keeper.stores.store.snapshot(|entries, _| entries.len());
+    assert_eq!(stored(&driven), 3, "the goal, the stream, and what the session says of itself");
+
+    // Under the name that the gateway has for the same room it is the same.
+    driven.keeper.channels.get_mut(CHANNEL).unwrap().room = Some("canonical".into());
+    driven.reload("canonical");
+    assert_eq!((driven.goal(), stored(&driven)), (json!(5), 3));
+
+    let before = driven.keeper.stores.journal.figures().last;
+    driven.reload("b");
+    assert!(driven.keeper.channels[CHANNEL].session.is_empty());
+    assert_eq!(stored(&driven), 0);
+    let journal = &driven.keeper.stores.journal;
+    let last = journal.figures().last;
+    let told = journal.read(before, last, BATCH, BATCH_BYTES).await.unwrap().records;
+    let told: Vec<Value> =
+        told.iter().map(|told| serde_json::from_slice(told.event.data()).unwrap()).collect();
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().all(|told| told.get("after").is_none()), "{told:?}");
+    drop(driven.request(None));
+    let fetched = driven.fetch().await;
+    driven.end(fetched, 6);
+    assert_eq!((driven.goal(), stored(&driven)), (json!(6), 2));
+}
+
+#[tokio::test]
+async fn the_state_of_a_topic_that_is_no_longer_subscribed_to_is_gone() {
+    let mut driven = Driven::new();
+    driven.receive(STREAM, &json!({"isLive": true}), RESET_AT.1);
+    driven.fold().await;
+    drop(driven.request(None));
+    let fetched = driven.fetch().await;
+    driven.end(fetched, 5);
+    let reload = |driven: &mut Driven, topics: &[&str]| -> Vec<Section> {
+        driven.targets.send(targets_of("a", topics)).unwrap();
+        driven.keeper.adopt();
+        let store = &driven.keeper.stores.store;
+        store.snapshot(|entries, _| entries.keys().map(|key| key.section).collect())
+    };
+    let session = [Section::Session, Section::SessionInfo];
+    assert_eq!(reload(&mut driven, &SESSION_TOPICS), session);
+    assert_eq!(driven.goal(), 5);
+    assert_eq!(reload(&mut driven, &[STREAM]), []);
+    assert!(driven.keeper.channels[CHANNEL].session.is_empty());
+}
+
+#[tokio::test]
+async fn what_is_no_longer_subscribed_to_is_not_restored_after_a_restart() {
+    let mut driven = Driven::new();
+    let names = ["tip-goal", "stream.status", "chatbot.counters.deaths", "paid.jewels"];
+    let kept = names.map(|name| StateElement {
+        channel: CHANNEL.into(),
+        element: name.into(),
+        value: Some("1".into()),
+        at: 1,
+    });
+    driven.keeper.restore(kept.into(), &BTreeMap::new());
+    let restored = driven.keeper.channels[CHANNEL].session.iter();
+    let restored: Vec<&str> = restored.map(|(name, _)| &**name).collect();
+    assert_eq!(restored, ["tip-goal", "stream.status"]);
+}
+
+#[tokio::test]
+async fn a_session_that_is_refused_or_cannot_be_fetched_for_a_while_is_failing_until_it_is_fetched()
+{
+    const FAILS: u16 = 503;
+    const REFUSED: u16 = 401;
+    let mut driven = Driven::new();
+    for (status, expected) in
+        [(FAILS, false), (FAILS, false), (FAILS, true), (200, false), (REFUSED, true), (200, false)]
+    {
+        drop(driven.request(None));
+        let fetched = driven.fetch().await;
+        if status == 200 {
+            driven.end(fetched, 1);
+        } else {
+            let error = RestError::Refused { status, text: "no".into(), retry_after: None };
+            driven.keeper.take(Fetched { outcome: Err(error), ..fetched });
+        }
+        let shown = driven.keeper.stores.sessions.snapshot().remove(CHANNEL).unwrap();
+        assert_eq!((shown.is_failing, shown.error.is_none()), (expected, status == 200));
+    }
+    // Nor where it is not to be fetched any more.
+    drop(driven.request(None));
+    let fetched = driven.fetch().await;
+    let error = RestError::Refused { status: REFUSED, text: "no".into(), retry_after: None };
+    driven.keeper.take(Fetched { outcome: Err(error), ..fetched });
+    driven.targets.send(targets_of("a", &[STREAM])).unwrap();
+    driven.keeper.adopt();
+    assert!(!driven.keeper.stores.sessions.snapshot()[CHANNEL].is_failing);
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How often a token is read again: somebody may have replaced it, and the machine may have slept.
-const RECHECK: Duration = Duration::from_mins(5);
+const RECHECK: Duration = Duration::from_mins(1);
 
 /// How far ahead of its end a token is refreshed, at most: a day of attempts.
 const AHEAD: Duration = Duration::from_hours(24);
@@ -39,8 +39,9 @@ const WAIT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_mins(
 /// Failures in a row that are no hiccup any more.
 const FAILING: u32 = 2;
 
-/// How often the files are read while the server rejects what they hold: somebody will replace it.
-const REJECTED_RECHECK: Duration = Duration::from_secs(2);
+/// The same while what is read has ended, does not fit, or is rejected by the server: somebody will replace
+/// it.
+const USELESS_RECHECK: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct HeldToken {
@@ -56,8 +57,10 @@ pub(super) struct HeldToken {
     refresher: Option<Refresher>,
     backoff: Backoff,
     refreshed: Option<(Moment, UnixMillis)>,
-    /// When it was last refreshed because the gateway refused it.
-    refused: Option<Moment>,
+    /// The gateway refuses everything that is asked for with it, and it was not refreshed since.
+    is_refused: bool,
+    /// When it was last refreshed because of that.
+    refused_refresh: Option<Moment>,
     error: Option<String>,
     is_failing: bool,
     doubts: Vec<String>,
@@ -85,7 +88,8 @@ impl HeldToken {
             ahead: AHEAD,
             backoff: Backoff::new(WAIT.0, WAIT.1),
             refreshed: None,
-            refused: None,
+            is_refused: false,
+            refused_refresh: None,
             error: None,
             is_failing: false,
             doubts: Vec::new(),
@@ -119,11 +123,12 @@ impl HeldToken {
         (&self.account, &*self.topics) == (account, topics)
     }
 
-    /// Whether a refresh may help where the gateway refuses.
+    /// Whether a refresh may help where the gateway refuses, and is not being tried already.
     pub(super) fn may_help(&self) -> bool {
         let since = |at: Option<Moment>| at.map(Moment::elapsed);
         self.refresher.is_some()
-            && since(self.refused).is_none_or(|ago| ago >= REFUSED_PACE)
+            && !self.is_refused
+            && since(self.refused_refresh).is_none_or(|ago| ago >= REFUSED_PACE)
             && since(self.refreshed.map(|(at, _)| at)).is_none_or(|ago| ago >= PACE)
     }
 
@@ -138,20 +143,33 @@ impl HeldToken {
             // Whoever needs it reports that.
             Err(_) => self.token = None,
         }
-        if refused {
-            self.refused = Some(Moment::now());
-        }
-        let Some(wait) = self.due() else { return Attended { wait: RECHECK, refreshed: false } };
-        if !refused && !wait.is_zero() {
-            return Attended { wait: wait.min(RECHECK), refreshed: false };
-        }
+        self.is_refused |= refused;
+        let recheck = self.recheck();
+        let Some(wait) = self.due() else { return Attended { wait: recheck, refreshed: false } };
         let Some(refresher) = &mut self.refresher else {
-            return Attended { wait: RECHECK, refreshed: false };
+            return Attended { wait: recheck, refreshed: false };
         };
+        if !self.is_refused && !wait.is_zero() {
+            // A failure from before the token was replaced.
+            if self.error.is_some() {
+                if refresher.is_rejected().await {
+                    return Attended { wait: USELESS_RECHECK, refreshed: false };
+                }
+                self.clear_failure();
+            }
+            return Attended { wait: wait.min(recheck), refreshed: false };
+        }
         match refresher.refresh(rest).await {
             Ok(granted) => self.renewed(granted),
             Err(stopped) => Attended { wait: self.failed(stopped), refreshed: false },
         }
+    }
+
+    /// When it is to be read again.
+    fn recheck(&self) -> Duration {
+        let has_ended = self.expiry.is_some_and(|expiry| expiry.left().is_zero());
+        let is_useless = self.token.is_none() || has_ended || !self.doubts.is_empty();
+        if is_useless { USELESS_RECHECK } else { RECHECK }
     }
 
     /// When it is to be refreshed; `None`: it is not.
@@ -169,7 +187,7 @@ impl HeldToken {
     /// There is a token that was not known.
     async fn take_up(&mut self, token: Secret, rest: &Rest) {
         self.facts = TokenFacts::of_jwt(token.expose());
-        self.expiry = None;
+        (self.expiry, self.is_refused) = (None, false);
         match self.account.token_type {
             TokenType::Jwt => {
                 let expiry = jwt::expiry(token.expose());
@@ -222,11 +240,18 @@ impl HeldToken {
             self.facts.scopes = scopes;
             self.compare();
         }
-        self.backoff.reset();
-        (self.error, self.is_failing) = (None, false);
+        if std::mem::take(&mut self.is_refused) {
+            self.refused_refresh = Some(now);
+        }
+        self.clear_failure();
         metrics::token_refresh(&self.label, "refreshed");
         info!(channel = %self.label, ?lifetime, "the channel's token was refreshed");
         Attended { wait: self.due().unwrap_or(RECHECK).min(RECHECK), refreshed: true }
+    }
+
+    fn clear_failure(&mut self) {
+        self.backoff.reset();
+        (self.error, self.is_failing) = (None, false);
     }
 
     /// Reports a failure, and answers when to try again. The log has the same one once.
@@ -248,7 +273,7 @@ impl HeldToken {
         }
         self.is_failing = is_final || self.backoff.attempts() >= FAILING;
         self.error = Some(why);
-        if is_final { REJECTED_RECHECK } else { wait }
+        if is_final { USELESS_RECHECK } else { wait }
     }
 
     pub(super) fn status(&self) -> TokenStatus {
@@ -273,8 +298,13 @@ fn ahead(lifetime: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+
     use super::*;
-    use crate::{config::SecretRef, gateway::RefreshSettings};
+    use crate::{
+        config::{Astro, SecretRef},
+        gateway::RefreshSettings,
+    };
 
     #[test]
     fn a_token_is_refreshed_a_day_or_a_quarter_of_its_life_ahead() {
@@ -321,5 +351,26 @@ mod tests {
         // A server that names no time at all is not asked without end.
         held.renewed(granted(Duration::from_secs(1)));
         assert_eq!(held.due(), Some(PACE));
+    }
+
+    #[tokio::test]
+    async fn a_token_that_has_ended_is_read_again_soon_and_one_that_replaces_it_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let account = Account {
+            token: SecretRef::File(file.clone()),
+            token_type: TokenType::Jwt,
+            room: None,
+            refresh: None,
+        };
+        let mut held = HeldToken::new(&"main".into(), account, Vec::new());
+        let rest = Rest::new(&Astro::default());
+        assert_eq!(held.attend(&rest, false).await.wait, USELESS_RECHECK, "there is none");
+        for (end, wait) in [(1, USELESS_RECHECK), (4_102_444_800, RECHECK)] {
+            let claims = BASE64_URL_SAFE_NO_PAD.encode(format!(r#"{{"exp":{end}}}"#));
+            std::fs::write(&file, format!("e30.{claims}.c2ln")).unwrap();
+            assert_eq!(held.attend(&rest, false).await.wait, wait);
+            assert_eq!(held.status().expiry, Some(Expiry::At(end * 1000)));
+        }
     }
 }

@@ -97,6 +97,13 @@ impl Refresher {
         (&self.token_file, &self.refresh_file) == (&other.token_file, &other.refresh_file)
     }
 
+    /// Whether the refresh token is the one that was rejected, as far as it can be read.
+    pub(super) async fn is_rejected(&self) -> bool {
+        let Some((rejected, ..)) = &self.rejected else { return false };
+        let token = self.settings.refresh_token.read_token().await.ok();
+        token.is_none_or(|token| token == *rejected)
+    }
+
     /// Goes on where an earlier one has been with the same files: a pair that is not stored is nowhere else.
     pub(super) fn succeed(&mut self, earlier: Self) {
         let Self { recovered, unsaved, hanging, .. } = earlier;

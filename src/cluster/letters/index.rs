@@ -91,11 +91,6 @@ impl Index {
         self.sinks.iter().map(|(sink, sum)| (sink.clone(), sum.count)).collect()
     }
 
-    /// The number of a letter, where there is one.
-    pub(in crate::cluster) fn number(&self, key: &str) -> Option<i64> {
-        self.letters.get(key).map(|meta| meta.number)
-    }
-
     /// The last revision of a letter; 0: there is none.
     pub(in crate::cluster) fn revision(&self, key: &str) -> u64 {
         self.letters.get(key).map_or(0, |meta| meta.revision)
@@ -234,7 +229,7 @@ mod tests {
         assert_eq!(lock(&known).replays("hook").len(), 1);
         assert_eq!(count(), 2);
         assert!(again.apply(&entry(&one, large, 1, Operation::Put)));
-        assert_eq!((count(), lock(&known).number(&other)), (1, None));
+        assert_eq!((count(), lock(&known).revision(&other)), (1, 0));
         assert_eq!(lock(&known).replays("hook").len(), 1);
 
         // Of a bucket that is empty nothing comes.

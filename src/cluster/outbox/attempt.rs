@@ -94,6 +94,8 @@ pub(super) struct Work {
     pub(super) full: bool,
     /// Under another id: the log knows the first one and has not stored it.
     pub(super) again: bool,
+    /// How long it may have waited before it was read.
+    pub(super) unread: Duration,
 }
 
 impl Work {
@@ -120,7 +122,7 @@ impl Work {
             self.logged = None;
             return Outcome::NotYet;
         }
-        if is_old(&self.cluster, self.record.age()) {
+        if is_old(&self.cluster, self.age()) {
             match self.is_logged().await {
                 Ok(true) => return Outcome::NotNeeded,
                 Ok(false) => {}
@@ -161,6 +163,11 @@ impl Work {
             }
             Err(_) => Outcome::Failed("NATS does not answer".into()),
         }
+    }
+
+    /// How long ago a copy of the event may have come to another member.
+    fn age(&self) -> Duration {
+        self.record.age() + self.unread
     }
 
     /// Whether the event may be published now: no other member may be behind, or the log has come to one of the
@@ -228,8 +235,7 @@ impl Work {
             logged
         } else {
             let subject = message::subject(&self.cluster.settings().name, &self.record.event);
-            let age = self.record.age();
-            Arc::new(keys_since(&self.cluster, &self.storage, subject, age).await?)
+            Arc::new(keys_since(&self.cluster, &self.storage, subject, self.age()).await?)
         };
         let is_logged = logged.contains(&*key);
         self.logged = Some(logged);

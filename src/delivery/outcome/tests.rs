@@ -397,6 +397,23 @@ async fn only_an_event_that_was_in_flight_is_blamed_for_closes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_accused_event_is_excused_by_a_close_with_nothing_in_flight() {
+    let mut delivery = in_flight(&[0]);
+    while delivery.suspicion.accused.is_none() {
+        delivery.flight.handed = 1;
+        delivery.failure(&Failure::after(0, Cause::closed("reset")));
+        tokio::time::advance(Duration::from_mins(1)).await;
+    }
+    // A connect that fails in between proves nothing, for or against it.
+    delivery.failed(&Cause::Down("refused".into()), true);
+    assert!(delivery.suspicion.accused.is_some());
+    delivery.flight.handed = 0;
+    delivery.failure(&Failure::after(0, Cause::closed("reset")));
+    delivery.try_accused().await;
+    assert_eq!((numbers(&delivery), row(&delivery).dead_letters), (vec![1], 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_sink_reports_is_counted_and_shown() {
     let report = |counts: &[(&'static str, u64)], facts: Option<&str>| Report {
         counts: counts.to_vec(),

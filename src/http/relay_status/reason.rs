@@ -38,6 +38,8 @@ pub enum Reason<'a> {
     TokenExpires(&'a str, UnixMillis),
     /// Something about a channel's token does not fit.
     TokenDoubt(&'a str, &'a str),
+    /// A channel's session cannot be fetched.
+    Session(&'a str, &'a str),
     Sink(status::Reason<'a>),
     /// So many of a sink wait, and why the latest of them is one.
     DeadLetters(&'a str, u64, Option<&'a str>),
@@ -81,7 +83,10 @@ impl fmt::Display for Reason<'_> {
             Self::TokenExpires(label, at) => {
                 write!(f, "token of {label} expires at {}", clock::rfc3339(*at))
             }
-            Self::TokenDoubt(label, doubt) => write!(f, "token of {label} {doubt}"),
+            Self::TokenDoubt(label, doubt) => write!(f, "token of {label}: {doubt}"),
+            Self::Session(label, why) => {
+                write!(f, "the session of {label} cannot be fetched: {why}")
+            }
             Self::Sink(reason) => reason.fmt(f),
             Self::DeadLetters(sink, count, why) => {
                 let letters = counted(*count, "dead letter");
@@ -122,7 +127,7 @@ impl Reason<'_> {
     }
 
     /// Every kind, for the metrics: a kind that is over is 0 there, and not what it was.
-    pub(in crate::http) const KINDS: [&'static str; 18] = [
+    pub(in crate::http) const KINDS: [&'static str; 20] = [
         "connection",
         "unreadable",
         "subscription_refused",
@@ -132,8 +137,10 @@ impl Reason<'_> {
         "token",
         "token_expires",
         "token_doubtful",
+        "session",
         "sink",
         "task",
+        "events_lost",
         "condition_fails",
         "no_receivers",
         "nothing_matched",
@@ -156,8 +163,10 @@ impl Reason<'_> {
             Self::Token(..) => "token",
             Self::TokenExpires(..) => "token_expires",
             Self::TokenDoubt(..) => "token_doubtful",
-            Self::Sink(Of::Sink(..)) => "sink",
+            Self::Session(..) => "session",
+            Self::Sink(Of::Sink(..) | Of::Unanswered(..)) => "sink",
             Self::Sink(Of::Task(..)) => "task",
+            Self::Sink(Of::Lost(..)) => "events_lost",
             Self::Sink(Of::Condition(..)) => "condition_fails",
             Self::Sink(Of::Unheard(..)) => "no_receivers",
             Self::Sink(Of::Unmatched(..)) => "nothing_matched",
@@ -190,12 +199,15 @@ impl Reason<'_> {
             | Self::Silent(subscription, ..) => {
                 json!({ "channel": &*subscription.channel, "topic": &*subscription.topic })
             }
-            Self::Token(label, _) | Self::TokenExpires(label, _) | Self::TokenDoubt(label, _) => {
-                json!({ "channel": label })
-            }
+            Self::Token(label, _)
+            | Self::TokenExpires(label, _)
+            | Self::TokenDoubt(label, _)
+            | Self::Session(label, _) => json!({ "channel": label }),
             Self::Sink(Of::Task(name, _)) => json!({ "task": name }),
             Self::Sink(
                 Of::Sink(name, _)
+                | Of::Unanswered(name, _)
+                | Of::Lost(name, _)
                 | Of::Condition(name, _)
                 | Of::Unheard(name, _)
                 | Of::Unmatched(name, _),
@@ -211,6 +223,7 @@ impl Reason<'_> {
         match self {
             Self::Connection(_, row) => row.down_since,
             Self::Sink(status::Reason::Sink(_, sink)) => Some(sink.since),
+            Self::Sink(status::Reason::Unanswered(_, sink)) => sink.unanswered_since,
             Self::Rejected(report) => Some(report.at),
             _ => None,
         }
@@ -255,6 +268,10 @@ impl Reason<'_> {
             Self::TokenDoubt(label, _) => {
                 format!("check that the token of channels.{label} is that of its channel")
             }
+            Self::Session(label, _) => format!(
+                "check the token of channels.{label} and its scopes (`astro-relay check --connect`), or \
+                 wait until the REST API answers: the session is fetched again by itself"
+            ),
             Self::LeftOut(_) => "raise astro.max_connections, or subscribe fewer topics".into(),
             Self::Sink(Of::Sink(name, sink)) => of_sink(name, sink.state),
             Self::Sink(Of::Task(name, _)) => match name.strip_prefix("state of sink ") {
@@ -264,6 +281,15 @@ impl Reason<'_> {
                 ),
                 None => "see docs/operating.md, \"What to do when\"".into(),
             },
+            Self::Sink(Of::Unanswered(name, _)) => format!(
+                "look at the destination; where it stays so, the relay connects again by itself when \
+                 sinks.{name}.timeout is over, and events wait in the journal"
+            ),
+            Self::Sink(Of::Lost(..)) => {
+                "they cannot be had again: fix the destination, or give the journal more room \
+                 (journal.max_size, journal.max_age); this is shown for an hour"
+                    .into()
+            }
             Self::Sink(Of::Condition(name, _)) => format!(
                 "these events are not sent: correct sinks.{name}.when, or limit sinks.{name}.topics to \
                  those that have the field; `astro-relay check` shows where it fails"
@@ -301,12 +327,15 @@ impl Reason<'_> {
             | Self::TokenExpires(..)
             | Self::TokenDoubt(..)
             | Self::NotAsked(_) => "/#astro".into(),
+            Self::Session(..) => "/#sessions".into(),
             Self::Sink(Of::Task("journal", _)) => "/#journal".into(),
             Self::Sink(Of::Task(..)) | Self::Cluster(_) => "/".into(),
             Self::DeadLetters(..) => "/#dead-letters".into(),
             Self::Unconfigured(_) | Self::Rejected(_) => "/#configuration".into(),
             Self::Sink(
                 Of::Sink(name, _)
+                | Of::Unanswered(name, _)
+                | Of::Lost(name, _)
                 | Of::Condition(name, _)
                 | Of::Unheard(name, _)
                 | Of::Unmatched(name, _),

@@ -10,7 +10,7 @@ use tracing::{error, warn};
 
 use super::{Store, begin, events, numbers, schema, signed, state};
 use crate::{
-    base::{clock, event::Seq},
+    base::event::Seq,
     journal::{
         batch,
         error::StoreError,
@@ -53,7 +53,7 @@ impl Store {
         transaction.commit()?;
         for replay in self.replay_rows().unwrap_or_default() {
             let replay = replay.map_err(StoreError::from);
-            let copied = replay.and_then(|replay| new.request_replay(&replay, clock::now()));
+            let copied = replay.and_then(|replay| new.request_replay(&replay));
             match copied {
                 // It cannot be read, or another one has its number.
                 Err(error) if error.is_corrupt() => {

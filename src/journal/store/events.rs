@@ -121,7 +121,7 @@ impl Store {
                 bytes += records.iter().map(|(_, event)| event.weight()).sum::<usize>();
                 let waited = self.waited(found.get(5).unwrap_or_default(), batch.received);
                 let record = |(seq, event): (Seq, Event)| {
-                    Arc::new(Record { seq, stored: event.received, event, waited })
+                    Arc::new(Record { seq, stored: event.received, event, waited, replay: None })
                 };
                 read.records.extend(records.into_iter().map(record));
             } else {
@@ -306,6 +306,13 @@ impl Store {
             transaction.commit()?;
         }
         Ok(unsigned(events))
+    }
+
+    /// Removes what every sink has from a full disk, which leaves no room for the removal itself but in a
+    /// log that was emptied.
+    pub(in crate::journal) fn remove_delivered(&mut self, through: Seq) -> Result<u64, StoreError> {
+        self.remove_through(through)
+            .or_else(|_| self.checkpoint(true).and_then(|()| self.remove_through(through)))
     }
 
     /// Removes the oldest rows that hold `count` events or somewhat more.

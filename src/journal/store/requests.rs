@@ -78,6 +78,9 @@ pub(crate) struct RejectedAgain {
 #[serde(default)]
 pub struct Replay {
     pub number: i64,
+    /// When somebody asked for it. 0: nobody did, it is what the sink had still to get of files that could be
+    /// opened only late.
+    pub at: UnixMillis,
     #[serde(skip)]
     pub sink: String,
     /// The last event that was handed on, or the one before the first.
@@ -88,6 +91,13 @@ pub struct Replay {
     pub topic: Option<String>,
     /// A condition, if one is wanted.
     pub when: Option<String>,
+}
+
+impl Replay {
+    /// What tells it from others, whoever carries it out. `None`: nobody asked to have its events once more.
+    pub(crate) fn name(&self) -> Option<Arc<str>> {
+        (self.at > 0).then(|| format!("{}-{}", self.at, self.number).into())
+    }
 }
 
 /// Writes what has become of dead letters and replays.
@@ -283,27 +293,23 @@ impl Store {
     }
 
     /// Asks for all of these, or for none.
-    pub(in crate::journal) fn request_replays(
-        &self,
-        replays: &[Replay],
-        at: UnixMillis,
-    ) -> Result<(), StoreError> {
+    pub(in crate::journal) fn request_replays(&self, replays: &[Replay]) -> Result<(), StoreError> {
         let transaction = begin(&self.db)?;
         for replay in replays {
-            self.request_replay(replay, at)?;
+            self.request_replay(replay)?;
         }
         Ok(transaction.commit()?)
     }
 
     /// Asks for events to be handed on again.
-    pub fn request_replay(&self, replay: &Replay, at: UnixMillis) -> Result<(), StoreError> {
+    pub fn request_replay(&self, replay: &Replay) -> Result<(), StoreError> {
         self.db.execute(
             "INSERT INTO replays(number, sink, at, position, until, topic, condition)
              VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             params![
                 given(replay.number),
                 replay.sink,
-                signed(at),
+                signed(replay.at),
                 signed(replay.position),
                 signed(replay.until),
                 replay.topic,
@@ -324,16 +330,17 @@ impl Store {
         let has_condition = schema::has_column(&self.db, "replays", "condition")?;
         let condition = if has_condition { "condition" } else { "NULL" };
         let mut statement = self.db.prepare_cached(&format!(
-            "SELECT number, sink, position, until, topic, {condition} FROM replays ORDER BY number",
+            "SELECT number, sink, at, position, until, topic, {condition} FROM replays ORDER BY number",
         ))?;
         let rows = statement.query_map([], |row| {
             Ok(Replay {
                 number: row.get(0)?,
                 sink: row.get(1)?,
-                position: unsigned(row.get(2)?),
-                until: unsigned(row.get(3)?),
-                topic: row.get(4)?,
-                when: row.get(5)?,
+                at: unsigned(row.get(2)?),
+                position: unsigned(row.get(3)?),
+                until: unsigned(row.get(4)?),
+                topic: row.get(5)?,
+                when: row.get(6)?,
             })
         })?;
         Ok(rows.collect())
@@ -381,7 +388,7 @@ fn record(row: &Row<'_>, ages: &Ages, places: &mut Places) -> Option<Record> {
     let time: Option<i64> = row.get(18).unwrap_or_default();
     let waited = ages.waited(time.and_then(age::unpack), event.received);
     let (seq, stored) = (unsigned(row.get(5).ok()?), event.received);
-    let record = Record { seq, event, waited, stored };
+    let record = Record { seq, event, waited, stored, replay: None };
     (row.get::<_, u32>(17).ok()? == sum(&record)).then_some(record)
 }
 

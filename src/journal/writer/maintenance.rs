@@ -25,10 +25,10 @@ const CHECKPOINT: u64 = 4 * 1024 * 1024;
 const LONGEST_LOG: u64 = 64 * 1024 * 1024;
 
 /// A shorter one is not cut: each time costs two syncs.
-const SHORTEST_LOG: u64 = 512 * 1024;
+pub(super) const SHORTEST_LOG: u64 = 512 * 1024;
 
 /// A log that could not be cut, because somebody reads in it, is left alone for so long.
-const CUT_AGAIN: Duration = Duration::from_secs(30);
+pub(super) const CUT_AGAIN: Duration = Duration::from_secs(30);
 
 /// So many attempts in a row, and it is somebody else who keeps the log from being cut.
 const LASTS: u32 = 3;
@@ -39,7 +39,7 @@ pub(super) struct Upkeep {
     /// When it is time for it.
     pub(super) at: Instant,
     /// The log is not cut before.
-    cut_at: Instant,
+    pub(super) cut_at: Instant,
     /// So often in a row it could not be cut.
     busy: u32,
     /// Bytes of events written since the limits were looked at.
@@ -49,6 +49,8 @@ pub(super) struct Upkeep {
     pub(super) recount: bool,
     /// Whether it was reported that the disk is nearly full.
     low: bool,
+    /// Through which event what every sink has was removed from a full disk.
+    pub(super) freed_through: Seq,
 }
 
 impl Default for Upkeep {
@@ -62,6 +64,7 @@ impl Default for Upkeep {
             data_version: 0,
             recount: true,
             low: false,
+            freed_through: 0,
         }
     }
 }
@@ -123,29 +126,11 @@ impl Writer {
             let memory = self.shared.lock();
             (memory.delivered(), memory.marked(memory.numbers.written).events)
         };
-        let cut = self.is_to_be_cut(dir);
+        if self.is_to_be_cut(dir) {
+            self.cut_log(dir)?;
+        }
         let Some(store) = &mut self.store else { return Ok(()) };
-        if cut {
-            match store.checkpoint(true) {
-                Err(error) if error.is_busy() => {
-                    // The syncer may be moving it at the moment.
-                    self.upkeep.busy += 1;
-                    let lasts = self.upkeep.busy >= LASTS;
-                    self.upkeep.cut_at = Instant::now() + if lasts { CUT_AGAIN } else { INTERVAL };
-                    if lasts {
-                        let size = directory::wal_size(dir);
-                        warn!(
-                            size,
-                            "somebody reads in the journal for long: its log grows meanwhile"
-                        );
-                    }
-                }
-                cut => {
-                    cut?;
-                    self.upkeep.busy = 0;
-                }
-            }
-        } else if store.unmoved_log()? > CHECKPOINT {
+        if store.unmoved_log()? > CHECKPOINT {
             self.syncing.move_log();
         }
         let config = &shared.config;
@@ -161,22 +146,51 @@ impl Writer {
                 size = store.size()?;
             }
         }
-        let free = directory::free_space(dir).unwrap_or(u64::MAX);
-        if free < config.min_free.0 {
+        let least = config.min_free.0;
+        let free = || directory::free_space(dir).unwrap_or(u64::MAX);
+        let low = free() < least;
+        let was_low = std::mem::replace(&mut self.upkeep.low, low);
+        let mut unused = 0;
+        if low {
             // What every sink has goes; the freed pages are used again.
             store.remove_through(delivered)?;
-            if !std::mem::replace(&mut self.upkeep.low, true) {
+            unused = store.unused()?;
+            if !was_low {
                 warn!("the disk is nearly full; the journal's history is deleted");
             }
-        } else {
-            self.upkeep.low = false;
+            // The log's space can be had back.
+            if directory::wal_size(dir) > SHORTEST_LOG && Instant::now() >= self.upkeep.cut_at {
+                self.cut_log(dir)?;
+            }
         }
-        let full = free < config.min_free.0 / 2;
         self.refresh_figures(size)?;
-        if full {
+        if low && free().saturating_add(unused) < least / 2 {
             self.degrade("the disk is full".into());
         }
         Ok(())
+    }
+
+    /// Moves all of the write-ahead log into the database, and cuts it. Where somebody reads in it, that is
+    /// put off.
+    fn cut_log(&mut self, dir: &Path) -> Result<(), StoreError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        match store.checkpoint(true) {
+            Err(error) if error.is_busy() => {
+                // The syncer may be moving it at the moment.
+                self.upkeep.busy += 1;
+                let lasts = self.upkeep.busy >= LASTS;
+                self.upkeep.cut_at = Instant::now() + if lasts { CUT_AGAIN } else { INTERVAL };
+                if lasts {
+                    let size = directory::wal_size(dir);
+                    warn!(size, "somebody reads in the journal for long: its log grows meanwhile");
+                }
+                Ok(())
+            }
+            cut => {
+                self.upkeep.busy = 0;
+                cut
+            }
+        }
     }
 
     /// Brings the figures up to date, and looks for what other processes have asked for.
@@ -224,12 +238,8 @@ impl Writer {
     pub(super) fn make_room(&mut self) -> bool {
         let delivered = self.shared.lock().delivered();
         let Some(store) = &mut self.store else { return false };
-        // A full disk leaves no room for the removal itself but in a log that was emptied.
-        let removed = store
-            .remove_through(delivered)
-            .or_else(|_| store.checkpoint(true).and_then(|()| store.remove_through(delivered)));
-        // Where this fails too, the caller finds the disk as full as it was.
-        let removed = removed.unwrap_or(0);
+        // Where this fails, the caller finds the disk as full as it was.
+        let removed = store.remove_delivered(delivered).unwrap_or(0);
         if removed == 0 {
             return false;
         }

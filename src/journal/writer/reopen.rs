@@ -4,11 +4,14 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
-use super::Writer;
+use super::{
+    Writer,
+    maintenance::{CUT_AGAIN, SHORTEST_LOG},
+};
 use crate::{
-    base::{clock, event::Seq},
+    base::event::Seq,
     config::Sync,
     journal::{
         Health, directory,
@@ -89,7 +92,7 @@ impl Writer {
 
     /// Opens the files for the first time, after events were taken in: what stands in them is from
     /// before. Sinks have gone on with what is new, so that what they had still to get of the old is
-    /// handed to them as a replay. Nothing in memory changes before all that can fail is done.
+    /// handed to them as by a replay, but as it is: nobody asked to have it once more. Nothing in memory changes before all that can fail is done.
     fn open_late(&mut self, dir: &Path) -> Result<(), StoreError> {
         let first = self.shared.lock().numbers.runs.first().map_or(1, |(first, _)| *first);
         let always_sync = self.shared.config.sync == Sync::Always;
@@ -124,7 +127,7 @@ impl Writer {
                 return Ok(());
             }
             drop(memory);
-            store.request_replays(&backlogs, clock::now())?;
+            store.request_replays(&backlogs)?;
             requested.append(&mut backlogs);
         }
     }
@@ -137,12 +140,8 @@ impl Writer {
         corrupt: bool,
     ) -> Result<(), StoreError> {
         directory::make(dir)?;
-        // A little more than where it was given up, so that it is not given up again at once.
-        let least = self.shared.config.min_free.0 / 4 * 3;
-        if directory::free_space(dir).is_some_and(|free| free < least) {
-            let source = std::io::ErrorKind::StorageFull.into();
-            return Err(StoreError::Io { path: dir.to_owned(), source });
-        }
+        let is_ours = directory::inodes(dir).first() == files.inodes.first();
+        self.look_for_space(dir, is_ours && !corrupt && !self.in_doubt)?;
         // The directory may be another one than before: mounted again, or restored.
         files.lock = None;
         files.lock = Some(directory::lock(dir)?);
@@ -191,6 +190,49 @@ impl Writer {
         self.store = Some(store);
         self.go_on(bounds, letters);
         Ok(())
+    }
+
+    /// Looks whether the disk has space enough to go on; an error where it has not. `sound`: the files are those
+    /// that were open, so that space can be made in them.
+    fn look_for_space(&mut self, dir: &Path, sound: bool) -> Result<(), StoreError> {
+        let Some(mut free) = directory::free_space(dir) else { return Ok(()) };
+        // A little more than where it was given up, so that it is not given up again at once.
+        let least = self.shared.config.min_free.0 / 4 * 3;
+        if sound && free < least.max(SHORTEST_LOG) {
+            if let Err(error) = self.free_space(dir) {
+                debug!(error = error.describe(), "no space can be made on the full disk");
+                let wait = if error.is_busy() { RETRY } else { CUT_AGAIN };
+                self.upkeep.cut_at = Instant::now() + wait;
+            }
+            let unused = self.shared.read_file(Store::unused)?.unwrap_or(0);
+            free = directory::free_space(dir).unwrap_or(u64::MAX).saturating_add(unused);
+        }
+        if free < least {
+            let source = std::io::ErrorKind::StorageFull.into();
+            return Err(StoreError::Io { path: dir.to_owned(), source });
+        }
+        Ok(())
+    }
+
+    /// Makes space on a full disk, where there is something to make it of: cuts the log, and removes what every
+    /// sink has got meanwhile, whose pages are used again.
+    fn free_space(&mut self, dir: &Path) -> Result<(), StoreError> {
+        let (delivered, oldest, written) = {
+            let memory = self.shared.lock();
+            (memory.delivered(), memory.numbers.oldest, memory.numbers.written)
+        };
+        let delivered = delivered.min(written);
+        let is_new = delivered >= oldest && delivered > self.upkeep.freed_through;
+        let is_due = Instant::now() >= self.upkeep.cut_at;
+        if !(is_due && (is_new || directory::wal_size(dir) > SHORTEST_LOG)) {
+            return Ok(());
+        }
+        let mut store = Store::open(dir, self.shared.config.sync == Sync::Always)?;
+        if is_new {
+            store.remove_delivered(delivered)?;
+            self.upkeep.freed_through = delivered;
+        }
+        store.checkpoint(true)
     }
 
     /// Opens the database, and reads what every opening reads; another journal's is set aside.

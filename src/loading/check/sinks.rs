@@ -201,7 +201,9 @@ fn without_values(mut problem: Problem, settings: &Value) -> Problem {
     let mut texts = Vec::new();
     collect_texts(settings, &mut texts);
     texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
-    for text in texts.into_iter().filter(|text| text.len() >= SHORTEST) {
+    // An address of which only the scheme is there is shown: the message may name it as an example.
+    let is_hidden = |text: &&str| text.len() >= SHORTEST && !text.ends_with("://");
+    for text in texts.into_iter().filter(is_hidden) {
         problem.message = problem.message.replace(text, "…");
     }
     problem

@@ -147,7 +147,7 @@ pub(super) fn shown(element: &str, value: &Value) -> Option<Shown> {
         Some((family, rest))
     });
     let (own, attributes) = match value {
-        Value::Number(_) => (measured("{{ value }}", element, ""), false),
+        Value::Number(_) => (measured(NUMBER, element, ""), false),
         Value::Object(_) if has("count", Value::is_number) => {
             let unit = family.map_or("", |(family, _)| family.count);
             (measured(&field("count"), element, unit), false)
@@ -264,8 +264,11 @@ pub(super) fn capital(words: &str) -> String {
 pub(super) const NAME: &str =
     "{{ ((value_json | default({})).name | default('None', true))[:255] }}";
 
+/// The template of a state that is a number. An empty message, when it is no more, is unknown.
+const NUMBER: &str = "{{ value | default('None', true) }}";
+
 /// A template for one field of a state: unknown where it is not there. A state that is no more is an
-/// empty message, which is no JSON, and which Home Assistant may hear before the entity is withdrawn.
+/// empty message, which is no JSON.
 pub(super) fn field(name: &str) -> String {
     format!("{{{{ (value_json | default({{}})).{name} | default(none) }}}}")
 }

@@ -7,15 +7,14 @@ use serde_json::{Map, Value, json};
 use super::{
     Announcement, ChannelTopics, HaDiscovery, RELAY,
     element::{self, field},
-    identity::id,
+    identity::{counter_object, event_object, id, paid_object},
 };
 use crate::{
     astro::activity::ActivityInfo,
     base::json::set,
-    channel::state::SESSION_TOPICS,
     config::Action,
     delivery::{
-        ha_event::{self, ACTIVITIES, KINDS},
+        ha_event::{self, ACTIVITIES, KINDS, Kind},
         test_event::TestKind,
     },
     sink::command_address,
@@ -41,6 +40,9 @@ struct Entity<'a> {
     /// What its component wants beside that.
     own: Value,
 }
+
+/// The name that no entity has. Home Assistant complains of one that could be none.
+const UNUSED: &str = "check";
 
 /// Elements of the session that are shown without somebody asking: what a stream is about.
 const ELEMENTS: &[&str] = &[
@@ -77,10 +79,10 @@ impl HaDiscovery {
         for (channel, feed) in &self.channels {
             let of = (&**channel, &*feed.base);
             entities.push(connection(of));
-            if feed.topics.iter().any(|topic| topic == "channel.stream.status") {
+            if feed.subscribes("channel.stream.status") {
                 entities.push(live(of));
             }
-            if feed.topics.iter().any(|topic| SESSION_TOPICS.contains(&topic.as_str())) {
+            if feed.has_session() {
                 entities.push(session_since(of));
             }
             let events: Vec<_> = events(of, feed).collect();
@@ -91,6 +93,19 @@ impl HaDiscovery {
             entities.extend(self.buttons(of));
         }
         entities.iter().map(|entity| self.announce(entity)).collect()
+    }
+
+    /// Where the events go that entities are announced for.
+    pub fn event_topics(&self) -> impl Iterator<Item = String> {
+        let of = |feed: &ChannelTopics| {
+            kinds(feed).map(|kind| ha_event::topic(&feed.base, kind.name)).collect::<Vec<_>>()
+        };
+        self.channels.values().flat_map(of)
+    }
+
+    /// A discovery topic of ours under which nothing is announced.
+    pub fn unused_topic(&self) -> String {
+        self.topic("sensor", UNUSED)
     }
 
     /// The entities of a session's element, by its present value: none where nothing of it fits into
@@ -322,18 +337,6 @@ fn button<'a>(
 
 const PAID_ICON: &str = "mdi:cash-plus";
 
-fn paid_object(kind: &str) -> String {
-    format!("paid/{kind}")
-}
-
-fn event_object(kind: &str) -> String {
-    format!("event/{kind}")
-}
-
-fn counter_object(counter: &str) -> String {
-    format!("counter/{counter}")
-}
-
 /// Who says all this.
 fn origin() -> Value {
     let mut origin = Map::new();
@@ -457,11 +460,15 @@ fn latest_event<'a>(of: (&'a str, &'a str)) -> Entity<'a> {
     entity("sensor", of, what, own)
 }
 
-/// An event entity for each kind that can come.
+/// The kinds of events that can come.
+fn kinds(feed: &ChannelTopics) -> impl Iterator<Item = &'static Kind> {
+    let all = feed.subscribes(ACTIVITIES);
+    KINDS.iter().filter(move |kind| all || feed.subscribes(kind.topic))
+}
+
+/// An event entity for each of them.
 fn events<'a>(of: (&'a str, &'a str), feed: &ChannelTopics) -> impl Iterator<Item = Entity<'a>> {
-    let subscribed = |topic: &str| feed.topics.iter().any(|subscribed| subscribed == topic);
-    let all = subscribed(ACTIVITIES);
-    KINDS.iter().filter(move |kind| all || subscribed(kind.topic)).map(move |kind| {
+    kinds(feed).map(move |kind| {
         let what = (event_object(kind.name), kind.label, kind.icon);
         let own = json!({
             "state_topic": ha_event::topic(of.1, kind.name),

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::{HaDiscovery, RELAY};
-use crate::config::Action;
+use super::{ChannelTopics, HaDiscovery, RELAY};
+use crate::{config::Action, delivery::ha_event::ACTIVITIES};
 
 /// Whose a configuration is that another client has announced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +120,11 @@ impl HaDiscovery {
         Some((node.to_owned(), if ours { Whose::Ours } else { Whose::SomeRelays }))
     }
 
+    /// Whether a channel's session is received.
+    pub fn has_session(&self, channel: &str) -> bool {
+        self.channels.get(channel).is_some_and(ChannelTopics::has_session)
+    }
+
     /// Where Home Assistant says that it has started.
     pub fn birth_topic(&self) -> String {
         format!("{}/status", self.prefix)
@@ -133,16 +138,53 @@ impl HaDiscovery {
         }
         let mut parts = topic.rsplit('/').skip(1);
         let (place, component) = (parts.next().unwrap_or_default(), parts.nth(1));
-        let known = self.channels.keys().any(|channel| {
-            place.strip_prefix(&id(&[channel])).is_some_and(|rest| rest.starts_with("__"))
+        let known = self.channels.iter().find_map(|(label, channel)| {
+            let object = place.strip_prefix(&id(&[label]))?.strip_prefix("__")?;
+            Some((channel, object))
         });
-        let awaited = match component {
-            Some("sensor") => known,
-            Some("number") => known && self.commands.allow(Action::Set),
+        let awaited = known.is_some_and(|(channel, object)| match component {
+            Some("sensor") => channel.awaits_sensor(object),
+            Some("number") => channel.has_session() && self.commands.allow(Action::Set),
+            Some("event") => channel.awaits_event(object),
             _ => false,
-        };
+        });
         !(self.on && awaited)
     }
+}
+
+impl ChannelTopics {
+    /// Whether what a sensor shows may still come. `object` is as it stands in a discovery topic.
+    fn awaits_sensor(&self, object: &str) -> bool {
+        let is_of = |objects: &str| object.starts_with(&id(&[objects]));
+        if is_of(&counter_object("")) {
+            self.subscribes("channel.chatbot.counters")
+        } else if is_of(&paid_object("")) {
+            self.subscribes(ACTIVITIES)
+        } else {
+            self.has_session()
+        }
+    }
+
+    /// Whether it may be the event entity of a kind of payment that is announced when its state is known. The
+    /// documented kinds are announced from the start.
+    fn awaits_event(&self, object: &str) -> bool {
+        self.subscribes(ACTIVITIES) && object.starts_with(&id(&[&event_object("")]))
+    }
+}
+
+/// What is shown of a kind of payment.
+pub(super) fn paid_object(kind: &str) -> String {
+    format!("paid/{kind}")
+}
+
+/// What is shown of a kind of event.
+pub(super) fn event_object(kind: &str) -> String {
+    format!("event/{kind}")
+}
+
+/// What is shown of a counter.
+pub(super) fn counter_object(counter: &str) -> String {
+    format!("counter/{counter}")
 }
 
 /// Whether an entity shows what is kept below `base`.

@@ -298,8 +298,13 @@ fn stale_configurations_are_cleared_and_awaited_ones_left() {
         home.is_stale(&format!("homeassistant/{entity}/config"), |topic| fixed.contains(topic))
     };
     let node = "astro-relay-home";
-    let (all, none) =
-        (home(ALL), HaDiscovery { on: false, channels: BTreeMap::new(), ..home(&[]) });
+    let with_session = |commands: &[Action]| {
+        let mut home = home(commands);
+        home.channels.get_mut("main").unwrap().topics.push("channel.session.update".to_owned());
+        home
+    };
+    let (some, all) = (with_session(&[]), with_session(ALL));
+    let none = HaDiscovery { on: false, channels: BTreeMap::new(), ..home(&[]) };
     for (entity, without, commanded) in [
         // A session's element is not known before it is fetched.
         (format!("sensor/{node}/main__tip-latest"), false, false),
@@ -314,7 +319,7 @@ fn stale_configurations_are_cleared_and_awaited_ones_left() {
         (format!("sensor/{node}/lag"), false, false),
         ("sensor/somebody-else/main__tip-latest".to_owned(), false, false),
     ] {
-        assert_eq!(stale(&home(&[]), &entity), without, "{entity}");
+        assert_eq!(stale(&some, &entity), without, "{entity}");
         assert_eq!(stale(&all, &entity), commanded, "{entity}");
         assert_eq!(stale(&none, &entity), entity.contains(node), "{entity}");
     }
@@ -324,6 +329,31 @@ fn stale_configurations_are_cleared_and_awaited_ones_left() {
     assert_eq!(announced.into_iter().map(|one| one.topic).collect::<Vec<_>>(), topics);
     let counter = all.counter("main", "a b", "x").unwrap();
     assert_eq!(counter.topic, all.counter_topic("main", "a b"));
+}
+
+/// Their state comes behind the connection: with the entity would go what its user has made of it.
+#[test]
+fn entities_wait_for_their_state_while_its_topic_is_subscribed() {
+    let stale = |topics: &[&str], entity: &str| {
+        let mut home = home(ALL);
+        home.channels.get_mut("main").unwrap().topics =
+            topics.iter().map(|&topic| topic.to_owned()).collect();
+        let topic = format!("homeassistant/{entity}/config");
+        home.is_stale(&topic, |topic| home.fixed().iter().any(|one| one.topic == topic))
+    };
+    let all = ["channel.activities", "channel.chatbot.counters", "channel.session.reset"];
+    for (entity, topic) in [
+        ("event/astro-relay-home/main__event_2fmega_4bicks", "channel.activities"),
+        ("sensor/astro-relay-home/main__paid_2fjewels", "channel.activities"),
+        ("sensor/astro-relay-home/main__counter_2fdeaths", "channel.chatbot.counters"),
+        ("sensor/astro-relay-home/main__tip-latest", "channel.session.reset"),
+        ("number/astro-relay-home/main__tip-goal_2fset", "channel.session.reset"),
+    ] {
+        assert!(!stale(&all, entity), "{entity}");
+        assert!(!stale(&[topic], entity), "{entity}");
+        let others: Vec<&str> = all.into_iter().filter(|other| *other != topic).collect();
+        assert!(stale(&others, entity), "{entity}");
+    }
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //! Home Assistant has started (its birth message).
 //!
 //! A configuration stands as long as its part of the state does. It is cleared when that part is, and not
-//! because it is not known yet.
+//! because it is not known yet. That of a session's element stays while the channel has its session: with
+//! each reset elements go and come back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -158,6 +159,7 @@ impl Discovery {
                 let announcements = self.ha.element(channel, name, topic, &value);
                 self.announce(announcements);
             }
+            (Section::Session, None) if self.ha.has_session(channel) => {}
             (Section::Session, None) => self.withdraw(self.ha.element_topics(channel, name)),
             (Section::Counters, Some(_)) => {
                 let announcement = self.ha.counter(channel, name, topic);
@@ -214,6 +216,15 @@ impl Discovery {
         Some((topic, payload))
     }
 
+    /// The broker did not take what was published last under a topic: it is published again.
+    pub(super) fn not_taken(&mut self, topic: String, payload: &Bytes) {
+        // One that is to be cleared before it is announced is cleared first this time, too.
+        if payload.is_empty() && self.announced.contains_key(&topic) {
+            self.stale.insert(topic.clone());
+        }
+        self.waiting.insert(topic);
+    }
+
     fn announce(&mut self, announcements: impl IntoIterator<Item = Announcement>) {
         for Announcement { topic, payload } in announcements {
             let payload = Bytes::from(payload);
@@ -247,9 +258,14 @@ mod tests {
     };
 
     fn discovery(on: bool) -> Discovery {
+        discovery_of(on, &["channel.activities"])
+    }
+
+    /// Of a channel that subscribes to these topics.
+    fn discovery_of(on: bool, topics: &[&str]) -> Discovery {
         let mut config: SinkConfig = serde_json::from_value(json!({"type": "mqtt"})).unwrap();
         config.settings = json!({"homeassistant": on});
-        let topics = vec!["channel.activities".to_owned()];
+        let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
         let described =
             Described { room: Some("5f0a".into()), topics, elsewhere: vec!["loft".into()] };
         config.feeds = BTreeMap::from([("main".into(), described)]);
@@ -311,6 +327,37 @@ mod tests {
     }
 
     #[test]
+    fn an_element_that_a_reset_takes_away_keeps_its_entity() {
+        let now = Instant::now();
+        let mut there = discovery_of(true, &["channel.session.reset"]);
+        let element = |value| part(Section::Session, "tip-count", value);
+        let (topic, payload) = (
+            "homeassistant/sensor/node/main__tip-count/config",
+            r#"{"unique_id":"astro-relay-5f0a__main__tip-count"}"#,
+        );
+        there.begin();
+        there.part_published(&element(Some(r#"{"count":1}"#)), "t");
+        published(&mut there, now);
+        there.part_published(&element(None), "t");
+        assert_eq!(published(&mut there, now), []);
+        // Nor is it cleared after a reconnect, or a restart, before the element is back.
+        for mut there in [there, discovery_of(true, &["channel.session.reset"])] {
+            there.begin();
+            there.find(topic, payload.as_bytes());
+            there.found();
+            let all = published(&mut there, now);
+            assert!(all.iter().all(|(_, cleared)| !cleared), "{all:?}");
+        }
+        // Without its session the channel has no elements.
+        let mut there = discovery_of(true, &["channel.activities"]);
+        there.begin();
+        there.find(topic, payload.as_bytes());
+        there.found();
+        let all = published(&mut there, now);
+        assert!(all.contains(&("sensor main__tip-count".to_owned(), true)), "{all:?}");
+    }
+
+    #[test]
     fn the_birth_message_has_all_published_again() {
         let (mut discovery, now) = (discovery(true), Instant::now());
         discovery.begin();
@@ -334,7 +381,7 @@ mod tests {
         let found = |there: &mut Discovery| {
             there.begin();
             for (topic, payload) in [
-                ("homeassistant/event/node/main__event_2fold/config", "{}"),
+                ("homeassistant/event/node/gone__event_2fold/config", "{}"),
                 ("homeassistant/event/node/main__event_2ftip/config", today),
                 ("homeassistant/event/node/main__event_2fraid/config", "{}"),
                 ("homeassistant/sensor/node/gone__x/config", ""),
@@ -353,8 +400,8 @@ mod tests {
         let raid = |cleared| ("event main__event_2fraid".to_owned(), cleared);
         assert!(place(&raid(true)) < place(&raid(false)), "{all:?}");
         // What comes later, from ourselves of yesterday, too.
-        there.received("homeassistant/event/node/main__event_2fold/config", b"{}", now);
-        assert_eq!(published(&mut there, now), one("event main__event_2fold", true));
+        there.received("homeassistant/event/node/gone__event_2fold/config", b"{}", now);
+        assert_eq!(published(&mut there, now), one("event gone__event_2fold", true));
 
         let mut off = discovery(false);
         found(&mut off);
@@ -363,6 +410,32 @@ mod tests {
         assert!(all.iter().all(|(_, cleared)| *cleared), "{all:?}");
         off.received("homeassistant/status", b"online", now);
         assert_eq!(published(&mut off, now + JITTER), []);
+    }
+
+    #[test]
+    fn what_the_broker_does_not_take_is_published_again() {
+        let (mut there, now) = (discovery(true), Instant::now());
+        there.begin();
+        // Its id is another today: it is cleared, and announced afterwards.
+        there.find("homeassistant/event/node/main__event_2fraid/config", b"{}");
+        there.found();
+        let all: Vec<_> = std::iter::from_fn(|| there.next(now)).collect();
+        assert!(all.len() > 2 && all.iter().any(|(_, payload)| payload.is_empty()), "{all:?}");
+        for (topic, payload) in all.clone() {
+            there.not_taken(topic, &payload);
+        }
+        let again: Vec<_> = std::iter::from_fn(|| there.next(now)).collect();
+        assert_eq!(again, all);
+        // Only the clearing is not taken: what was announced behind it goes with it.
+        let (topic, payload) = all[0].clone();
+        there.not_taken(topic.clone(), &payload);
+        let again: Vec<_> = std::iter::from_fn(|| there.next(now))
+            .map(|(topic, is)| (topic, is.is_empty()))
+            .collect();
+        assert_eq!(again, [(topic.clone(), true), (topic, false)]);
+        // What is no more is cleared.
+        there.not_taken("homeassistant/sensor/node/main__x/config".into(), &Bytes::new());
+        assert_eq!(published(&mut there, now), one("sensor main__x", true));
     }
 
     #[test]
@@ -383,12 +456,8 @@ mod tests {
             there.received(topic, payload.as_bytes(), now);
             assert_eq!(published(&mut there, now), []);
         }
-        // One that was withdrawn is.
+        // With its state it goes.
         there.part_published(&kind(None), "t");
-        published(&mut there, now);
-        there.begin();
-        there.find(topic, payload.as_bytes());
-        there.found();
         let all = published(&mut there, now);
         assert!(all.contains(&("event main__event_2fmega_4bicks".into(), true)), "{all:?}");
     }

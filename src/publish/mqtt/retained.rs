@@ -175,6 +175,16 @@ impl RetainedTopics {
         Some((topic, payload))
     }
 
+    /// The broker did not take a correction at the moment: it is made again, and does not count.
+    pub(super) fn not_taken(&mut self, topic: &str) {
+        if let Some(allowance) = self.allowances.get_mut(topic) {
+            allowance.left = AT_ONCE.min(allowance.left + 1);
+        }
+        if self.published.contains_key(topic) {
+            self.overwritten.insert(topic.to_owned());
+        }
+    }
+
     /// When a correction is due that is not now.
     pub(super) fn due(&self) -> Option<Instant> {
         let when = |topic: &String| self.allowances.get(topic).map(|one| one.since + RARELY);
@@ -279,6 +289,22 @@ mod tests {
         }
         topics.received(&message("a", "3", false));
         assert_eq!(topics.next_correction(now), Some(("a".into(), "2".into())));
+    }
+
+    #[test]
+    fn a_correction_that_the_broker_does_not_take_is_made_again_and_does_not_count() {
+        let (mut topics, now) = (publishing(false), Instant::now());
+        topics.received(&message("a", "2", true));
+        for _ in 0..3 * AT_ONCE {
+            assert_eq!(topics.next_correction(now), Some(("a".into(), "1".into())));
+            assert_eq!(topics.next_correction(now), None, "it is on its way");
+            topics.not_taken("a");
+        }
+        assert_eq!(topics.remark(now), None);
+        // What was cleared meanwhile is not written again.
+        topics.published("a", &Bytes::new());
+        topics.not_taken("a");
+        assert_eq!(topics.next_correction(now), None);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! It is for sinks that publish no state; with state there is the status of the relay, on a connection
 //! that has the last will instead. When another client writes over the topic it is corrected, but not more
-//! often than every [`CORRECTIONS`]: the other may be a relay that corrects as we do.
+//! often than every [`CORRECTIONS`]: the other may be a relay that corrects as we do. What the broker does
+//! not take at the moment is published again after a wait.
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use super::{
     connection::{Connection, Event, Message, Publication, Tag, Terms, Unsent, Will},
     lost::{Lost, Verdict, Why},
 };
+use crate::base::backoff::Backoff;
 
 /// The words are those that Home Assistant expects.
 const ONLINE: &[u8] = b"online";
@@ -21,8 +23,11 @@ const OFFLINE: &[u8] = b"offline";
 /// Time between two corrections.
 const CORRECTIONS: Duration = Duration::from_mins(1);
 
+/// The first wait after a refusal, at most, and the longest.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+
 /// No event has this number.
-const TAG: Tag = Tag::MAX;
+pub(super) const TAG: Tag = Tag::MAX;
 
 #[derive(Debug)]
 pub(super) struct Availability {
@@ -30,13 +35,23 @@ pub(super) struct Availability {
     /// Another client has written over it.
     overwritten: bool,
     corrected: Option<Instant>,
+    /// The broker did not take ours: when it is published again.
+    retry: Option<Instant>,
+    refusals: Backoff,
     /// Whether the broker lets us read it.
     readable: bool,
 }
 
 impl Availability {
     pub(super) fn new(topic: String) -> Self {
-        Self { topic, overwritten: false, corrected: None, readable: true }
+        Self {
+            topic,
+            overwritten: false,
+            corrected: None,
+            retry: None,
+            refusals: Backoff::new(RETRY.0, RETRY.1),
+            readable: true,
+        }
     }
 
     pub(super) fn will(&self) -> Will {
@@ -50,8 +65,10 @@ impl Availability {
         qos: u8,
     ) -> Result<(), Lost> {
         self.overwritten = false;
+        self.retry = None;
         self.publish(connection, ONLINE, qos)?;
-        self.answered(connection).await?;
+        let verdict = answer(connection).await?;
+        self.answered(&verdict);
         connection.subscribe(vec![self.topic.clone()], connection.qos(qos.min(1)))?;
         loop {
             match connection.next().await? {
@@ -67,25 +84,47 @@ impl Availability {
     /// Publishes `offline`.
     pub(super) async fn withdraw(&self, connection: &mut Connection, qos: u8) -> Result<(), Lost> {
         self.publish(connection, OFFLINE, qos)?;
-        self.answered(connection).await
+        let verdict = answer(connection).await?;
+        if verdict != Verdict::Accepted {
+            self.complain(&verdict);
+        }
+        Ok(())
+    }
+
+    /// The broker has answered `online`.
+    pub(super) fn answered(&mut self, verdict: &Verdict) {
+        match verdict {
+            Verdict::Accepted => self.refusals.reset(),
+            Verdict::Busy(_) => {
+                self.retry = Some(Instant::now() + self.refusals.wait());
+                if self.refusals.attempts() == 1 {
+                    self.complain(verdict);
+                }
+            }
+            Verdict::Refused(_) | Verdict::Denied(_) => self.complain(verdict),
+            Verdict::Pending => {}
+        }
     }
 
     pub(super) fn received(&mut self, message: &Message, terms: &Terms) {
         // Of 3.1.1 nobody can see whether the broker retains it.
         if message.topic == self.topic && (message.retain || terms.echoes) {
-            self.overwritten = message.payload != ONLINE;
+            // As long as ours is not taken, the last will stands there.
+            self.overwritten = self.retry.is_none() && message.payload != ONLINE;
         }
     }
 
     pub(super) fn correction_due(&self) -> Option<Instant> {
         let due = || self.corrected.map_or_else(Instant::now, |last| last + CORRECTIONS);
-        self.overwritten.then(due)
+        self.overwritten.then(due).into_iter().chain(self.retry).min()
     }
 
     pub(super) fn correct(&mut self, connection: &mut Connection, qos: u8) -> Result<(), Lost> {
-        tracing::warn!(topic = self.topic, "another client wrote over this; it is corrected");
-        self.overwritten = false;
-        self.corrected = Some(Instant::now());
+        if std::mem::take(&mut self.overwritten) {
+            tracing::warn!(topic = self.topic, "another client wrote over this; it is corrected");
+            self.corrected = Some(Instant::now());
+        }
+        self.retry = None;
         self.publish(connection, ONLINE, qos)
     }
 
@@ -117,20 +156,18 @@ impl Availability {
         })
     }
 
-    async fn answered(&self, connection: &mut Connection) -> Result<(), Lost> {
-        loop {
-            match connection.next().await? {
-                Event::Written(TAG) | Event::Answered(TAG, Verdict::Accepted) => return Ok(()),
-                Event::Answered(TAG, verdict) => {
-                    tracing::warn!(
-                        topic = self.topic,
-                        ?verdict,
-                        "the broker does not take our availability"
-                    );
-                    return Ok(());
-                }
-                _ => {}
-            }
+    fn complain(&self, verdict: &Verdict) {
+        tracing::warn!(topic = self.topic, ?verdict, "the broker does not take our availability");
+    }
+}
+
+/// Waits for the broker's answer to what was published here.
+async fn answer(connection: &mut Connection) -> Result<Verdict, Lost> {
+    loop {
+        match connection.next().await? {
+            Event::Written(TAG) => return Ok(Verdict::Accepted),
+            Event::Answered(TAG, verdict) => return Ok(verdict),
+            _ => {}
         }
     }
 }

@@ -28,6 +28,8 @@ pub(crate) enum Verdict {
     Busy(String),
     /// Never.
     Refused(String),
+    /// Never, and nothing else at this topic either.
+    Denied(String),
 }
 
 /// Why a connection ended, or was never made.
@@ -336,8 +338,8 @@ pub(super) fn of_puback(reason: PubAckReason, said: Option<&str>) -> Verdict {
         }
         // The broker takes this packet id for one that is in use: its session is not ours.
         PubAckReason::PacketIdentifierInUse => Verdict::Busy(text("packet identifier in use")),
-        PubAckReason::NotAuthorized => Verdict::Refused(text("not authorized")),
-        PubAckReason::TopicNameInvalid => Verdict::Refused(text("topic name invalid")),
+        PubAckReason::NotAuthorized => Verdict::Denied(text("not authorized")),
+        PubAckReason::TopicNameInvalid => Verdict::Denied(text("topic name invalid")),
         PubAckReason::PayloadFormatInvalid => Verdict::Refused(text("payload format invalid")),
     }
 }
@@ -457,23 +459,25 @@ mod tests {
     }
 
     #[test]
-    fn puback_codes_refuse_or_ask_for_patience() {
+    fn puback_codes_refuse_the_event_or_the_topic_or_ask_for_patience() {
         use PubAckReason as Reason;
-        for (reason, number, refused) in [
-            (Reason::UnspecifiedError, "0x80", false),
-            (Reason::ImplementationSpecificError, "0x83", false),
-            (Reason::NotAuthorized, "0x87", true),
-            (Reason::TopicNameInvalid, "0x90", true),
-            (Reason::PacketIdentifierInUse, "0x91", false),
-            (Reason::QuotaExceeded, "0x97", false),
-            (Reason::PayloadFormatInvalid, "0x99", true),
+        for (reason, number, kind) in [
+            (Reason::UnspecifiedError, "0x80", "busy"),
+            (Reason::ImplementationSpecificError, "0x83", "busy"),
+            (Reason::NotAuthorized, "0x87", "denied"),
+            (Reason::TopicNameInvalid, "0x90", "denied"),
+            (Reason::PacketIdentifierInUse, "0x91", "busy"),
+            (Reason::QuotaExceeded, "0x97", "busy"),
+            (Reason::PayloadFormatInvalid, "0x99", "refused"),
         ] {
-            let verdict = of_puback(reason, Some("why"));
-            let (Verdict::Busy(text) | Verdict::Refused(text)) = &verdict else {
-                panic!("{verdict:?}")
+            let (is, text) = match of_puback(reason, Some("why")) {
+                Verdict::Busy(text) => ("busy", text),
+                Verdict::Refused(text) => ("refused", text),
+                Verdict::Denied(text) => ("denied", text),
+                verdict => panic!("{verdict:?}"),
             };
             assert!(text.contains(number) && text.ends_with(": why"), "{text}");
-            assert_eq!(matches!(verdict, Verdict::Refused(_)), refused, "{number}");
+            assert_eq!(is, kind, "{number}");
         }
         for reason in [Reason::Success, Reason::NoMatchingSubscribers] {
             assert_eq!(of_puback(reason, None), Verdict::Accepted);

@@ -22,6 +22,19 @@ pub(super) fn probe(
     opening: &Opening<'_>,
     topics: Vec<Arc<str>>,
 ) -> BoxFuture<'static, Result<Vec<Permission>, Failure>> {
+    probe_exactly(opening, topics.into_iter().map(|topic| below(&topic).into()).collect())
+}
+
+/// Where it is asked whether we may publish at a topic.
+pub(crate) fn below(topic: &str) -> String {
+    format!("{topic}/{}", address::PROBE_WORD)
+}
+
+/// The same, asked at these very topics.
+pub(crate) fn probe_exactly(
+    opening: &Opening<'_>,
+    questions: Vec<Arc<str>>,
+) -> BoxFuture<'static, Result<Vec<Permission>, Failure>> {
     let settings = Settings::read(opening).map(|settings| {
         // A second client with the id of another connection would end that.
         let client_id = format!("{}-permission", settings.client_id(opening));
@@ -40,7 +53,7 @@ pub(super) fn probe(
             receives: false,
         };
         let (mut idle, mut permissions) = (None, Vec::new());
-        for topic in topics {
+        for question in questions {
             let mut connection = match idle.take() {
                 Some(connection) => connection,
                 None => Connection::open(&options).await.map_err(Lost::failure)?,
@@ -49,7 +62,6 @@ pub(super) fn probe(
                 permissions.push(Permission::Unknown("QoS 0 has no answer"));
                 break;
             }
-            let question = format!("{topic}/{}", address::PROBE_WORD);
             let asked = timeout(limit, try_publish(&mut connection, &question)).await;
             let asked = asked.unwrap_or_else(|_| Err("the broker has not answered".into()));
             permissions.push(match asked {
@@ -57,7 +69,9 @@ pub(super) fn probe(
                     idle = Some(connection);
                     Permission::Granted
                 }
-                Ok(Verdict::Refused(reason)) => address::denied(&reason, &question),
+                Ok(Verdict::Refused(reason) | Verdict::Denied(reason)) => {
+                    address::denied(&reason, &question)
+                }
                 Ok(Verdict::Busy(_) | Verdict::Pending) => {
                     Permission::Unknown("the broker says: not now")
                 }

@@ -40,6 +40,7 @@ pub(crate) struct Settings {
     pub(crate) version: Version,
     /// 0, 1 or 2.
     #[serde(default = "default_qos")]
+    #[schemars(range(max = 2))]
     pub(crate) qos: u8,
     /// Whether the broker retains the newest event of each topic: true, false, or a Jinja expression
     /// over the event.
@@ -135,6 +136,13 @@ impl Settings {
             .and_then(|()| settings.check_state(opening.config.state))
             .map_err(|(key, message)| ConfigError::at(&["sinks", opening.name, key], message))?;
         Ok(settings)
+    }
+
+    /// The one topic of all events, where it is not rendered for each.
+    pub(super) fn only_topic(&self) -> Option<String> {
+        let topic = self.topic.as_deref()?;
+        let varies = topic.contains("{{") || topic.contains("{%");
+        (!varies).then(|| escape(topic).into_owned())
     }
 
     /// The client id of the event sink. Every other connection adds a word to it.

@@ -1,10 +1,12 @@
 //! How a NATS server is reached: who we are, by which certificates, and which of several servers answers.
 //!
-//! Secrets and certificates are read again for each connection.
+//! Secrets and certificates are read again for each connection; for a client that connects again by itself only
+//! passwords and tokens are.
 
 use std::time::Duration;
 
-use async_nats::{ConnectOptions, ServerAddr};
+use async_nats::{Auth, AuthError, ConnectOptions, ServerAddr};
+use futures_util::FutureExt;
 
 use super::{link::Link, settings::Settings};
 use crate::{
@@ -77,7 +79,49 @@ impl Connector {
 }
 
 /// The options of the client library for these settings; `name` is what the server shows.
-pub(crate) async fn options(
+async fn options(
+    settings: &Settings,
+    name: &str,
+    dial_limit: Duration,
+) -> Result<ConnectOptions, async_nats::Error> {
+    complete(ConnectOptions::new(), settings, name, dial_limit).await
+}
+
+/// The same for a client that connects again by itself: a password or a token is read again each time. Everything
+/// else, a seed, credentials or a certificate, stays as it is now: the library takes it only once.
+pub(crate) async fn lasting_options(
+    settings: &Settings,
+    name: &str,
+    dial_limit: Duration,
+) -> Result<ConnectOptions, async_nats::Error> {
+    let begun = if settings.password.is_some() || settings.token.is_some() {
+        let settings = settings.clone();
+        ConnectOptions::with_auth_callback(move |_nonce| {
+            let settings = settings.clone();
+            // The library wants a future that several threads may share.
+            async move { auth(&settings).await }.boxed().shared()
+        })
+    } else {
+        ConnectOptions::new()
+    };
+    complete(begun, settings, name, dial_limit).await
+}
+
+/// The password or the token as it is now.
+async fn auth(settings: &Settings) -> Result<Auth, AuthError> {
+    let mut auth = Auth::new();
+    if let (Some(user), Some(password)) = (&settings.user, &settings.password) {
+        auth.username = Some(user.clone());
+        auth.password = Some(password.read().await.map_err(AuthError::new)?.expose().to_owned());
+    }
+    if let Some(token) = &settings.token {
+        auth.token = Some(token.read_token().await.map_err(AuthError::new)?.expose().to_owned());
+    }
+    Ok(auth)
+}
+
+async fn complete(
+    begun: ConnectOptions,
     settings: &Settings,
     name: &str,
     dial_limit: Duration,
@@ -90,7 +134,7 @@ pub(crate) async fn options(
     .await?;
     let required =
         settings.tls || settings.ca_file.is_some() || settings.client_cert_file.is_some();
-    let mut options = ConnectOptions::new()
+    let mut options = begun
         .name(name)
         .custom_inbox_prefix(settings.inbox())
         .connection_timeout(dial_limit)

@@ -13,8 +13,8 @@ use serde::Deserialize;
 
 use super::{
     flight::{Fault, Outcome},
-    replays::Replays,
-    stream::KnownStream,
+    message_id::MessageIds,
+    stream::{self, KnownStream},
 };
 
 /// The first version whose replicated streams forget the id of a message that they did not store.
@@ -25,7 +25,7 @@ const FORGETS: (u32, u32) = (2, 11);
 pub(super) struct Stream {
     pub(super) known: KnownStream,
     pub(super) chain: Chain,
-    pub(super) replays: Replays,
+    pub(super) ids: MessageIds,
     /// Whether it has stored an event on this connection.
     pub(super) has_stored: bool,
     pub(super) duplicates: u64,
@@ -71,10 +71,8 @@ impl Default for Chain {
 impl Chain {
     /// How the order is kept by that server, for a stream of so many replicas, where it is known.
     pub(super) fn of(server: &ServerInfo, replicas: Option<usize>) -> Self {
-        let mut version = server.version.split('.').map_while(|part| part.parse().ok());
-        let version = (version.next().unwrap_or(0), version.next().unwrap_or(0));
         let single = replicas.map_or(server.cluster.is_none(), |replicas| replicas <= 1);
-        let linked = version >= FORGETS || single;
+        let linked = stream::version(server) >= FORGETS || single;
         Self { linked, limit: if linked { usize::MAX } else { 1 }, run: 0 }
     }
 

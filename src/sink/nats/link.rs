@@ -188,7 +188,7 @@ impl Link {
             return Err(Cause::Down(reason.into()));
         }
         loop {
-            match self.next().await {
+            match self.receive().await {
                 Ok((GREETING, _)) => {
                     self.loopback = true;
                     return Ok(());
@@ -290,9 +290,14 @@ impl Link {
         self.client.publish(subject, Bytes::new()).await.map_err(|error| unsent(&error))
     }
 
-    /// The next reply, or a notice. Replies come first, so that what the server did before it went away
-    /// counts. Safe to drop.
+    /// The next reply, or a notice. Safe to drop.
     pub(super) async fn next(&mut self) -> Result<(Mark, Message), ServerNotice> {
+        self.receive().await.map_err(without_inbox)
+    }
+
+    /// The same, before it is known whether there is an inbox. Replies come first, so that what the server
+    /// did before it went away counts.
+    async fn receive(&mut self) -> Result<(Mark, Message), ServerNotice> {
         loop {
             if self.overflow.load(Ordering::Acquire) {
                 return Err(ServerNotice::Lost("the server refused more than can be told apart"));
@@ -327,6 +332,18 @@ impl Link {
         }
         self.notices.try_recv().ok()
     }
+}
+
+/// A subscription that is refused while the connection stands was permitted before, and is gone now. Nothing
+/// is answered any more; the next connection finds out what the user lacks.
+fn without_inbox(notice: ServerNotice) -> ServerNotice {
+    if let ServerNotice::Refused(text) = &notice
+        && let Refusal::Subscription(_) = refusal::read(text)
+    {
+        tracing::debug!(text, "the server refused something");
+        return ServerNotice::Lost("the server has taken back the right to receive its answers");
+    }
+    notice
 }
 
 fn down(error: impl Into<async_nats::Error>) -> Cause {

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{flight::Fault, subject};
+use super::{flight::Fault, no_stream::StreamSubjects, subject};
 
 /// Subjects that are remembered as permitted. Events have some thirty topics for each channel; more
 /// than this come from a template over the data, and are forgotten and proven again.
@@ -31,6 +31,7 @@ pub(super) struct Permissions {
     refused: HashMap<Arc<str>, (Fault, Instant), foldhash::fast::RandomState>,
     /// The longest first line of a message that the server takes, as far as it is known.
     max_line: usize,
+    pub(super) stream_subjects: StreamSubjects,
 }
 
 impl Default for Permissions {
@@ -39,6 +40,7 @@ impl Default for Permissions {
             permitted: HashSet::default(),
             refused: HashMap::default(),
             max_line: subject::MAX_LINE,
+            stream_subjects: StreamSubjects::default(),
         }
     }
 }
@@ -48,6 +50,7 @@ impl Permissions {
     pub(super) fn clear(&mut self) {
         self.permitted.clear();
         self.refused.clear();
+        self.stream_subjects = StreamSubjects::default();
     }
 
     pub(super) fn is_permitted(&self, subject: &str) -> bool {

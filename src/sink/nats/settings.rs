@@ -186,15 +186,20 @@ impl Settings {
         self.inbox_prefix.as_deref().unwrap_or("_INBOX")
     }
 
-    /// Where events go, as a pattern: the template up to its first bracket.
+    /// Where events go, as a pattern.
     pub(crate) fn pattern(&self) -> String {
-        let subject = self.subject.as_deref().unwrap_or(DEFAULT_SUBJECT);
-        match subject.find(['{']) {
-            None => escape(subject).into_owned(),
-            Some(bracket) => {
-                let fixed = subject.get(..bracket).and_then(|text| text.rsplit_once('.'));
-                fixed.map_or_else(|| ">".into(), |(words, _)| format!("{}.>", escape(words)))
-            }
+        pattern(self.subject.as_deref())
+    }
+}
+
+/// Where events with such a `subject` go, as a pattern: the template up to its first bracket.
+pub(super) fn pattern(subject: Option<&str>) -> String {
+    let subject = subject.unwrap_or(DEFAULT_SUBJECT);
+    match subject.find(['{']) {
+        None => escape(subject).into_owned(),
+        Some(bracket) => {
+            let fixed = subject.get(..bracket).and_then(|text| text.rsplit_once('.'));
+            fixed.map_or_else(|| ">".into(), |(words, _)| format!("{}.>", escape(words)))
         }
     }
 }
@@ -218,7 +223,7 @@ fn is_bucket(name: &str) -> bool {
 }
 
 /// Whether a stream of these subjects would take commands, and answer them in the relay's place.
-fn takes_commands(pattern: &str) -> bool {
+pub(super) fn takes_commands(pattern: &str) -> bool {
     let command = [command_address::ROOT, "*", command_address::COMMAND];
     let mut wanted = command.iter();
     for word in pattern.split('.') {

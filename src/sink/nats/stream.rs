@@ -9,10 +9,13 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    self, ErrorCode,
-    response::Response,
-    stream::{Config, DiscardPolicy, Info, StorageType},
+use async_nats::{
+    ServerInfo,
+    jetstream::{
+        self, ErrorCode,
+        response::Response,
+        stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
+    },
 };
 use bytes::Bytes;
 use schemars::JsonSchema;
@@ -26,6 +29,16 @@ use crate::{
 
 /// How long the server may take for a request about streams, at most.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The first version that takes nothing more where `discard: new` meets `max_bytes`: one before removes the
+/// oldest messages.
+const DISCARDS_NEW_BYTES: (u32, u32) = (2, 10);
+
+/// A server's version, as far as it is two numbers.
+pub(super) fn version(server: &ServerInfo) -> (u32, u32) {
+    let mut parts = server.version.split('.').map_while(|part| part.parse().ok());
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
+}
 
 /// What came of a request about a stream.
 enum ApiAnswer {
@@ -219,7 +232,8 @@ pub(super) async fn ensure(link: &mut Link, wanted: &Wanted<'_>) -> Result<Known
         }
     };
     let mut facts = suits(name, &config, subjects)?;
-    facts.extend(facts_of(&config, wanted.repeats_within));
+    let version = version(&link.client().server_info());
+    facts.extend(facts_of(&config, wanted.repeats_within, version));
     let replicas = Some(config.num_replicas);
     Ok(KnownStream { subjects: Some(config.subjects), replicas, missing: false, facts })
 }
@@ -287,7 +301,7 @@ impl Limits {
     }
 }
 
-fn facts_of(config: &Config, repeats_within: Duration) -> Vec<String> {
+fn facts_of(config: &Config, repeats_within: Duration, version: (u32, u32)) -> Vec<String> {
     let recognised = Period(config.duplicate_window);
     let mut facts = vec![format!("the stream recognises a repeat for {recognised}")];
     if config.duplicate_window < repeats_within {
@@ -302,8 +316,23 @@ fn facts_of(config: &Config, repeats_within: Duration) -> Vec<String> {
             "the stream is kept in memory: what it has acknowledged ends with the server".into(),
         );
     }
+    if config.retention == RetentionPolicy::Interest {
+        facts.push(
+            "the stream keeps an event only for the consumers that it has at that moment (retention: \
+             interest): without one it acknowledges the event and stores nothing"
+                .into(),
+        );
+    }
     if config.discard == DiscardPolicy::New {
         facts.push("the stream takes nothing more when it is full (discard: new)".into());
+    }
+    if config.discard == DiscardPolicy::New && config.max_bytes > 0 && version < DISCARDS_NEW_BYTES
+    {
+        facts.push(format!(
+            "this server (before 2.10) removes the stream's oldest events at {} (max_bytes), though the \
+             stream says discard: new",
+            Size(config.max_bytes.unsigned_abs())
+        ));
     }
     if config.discard == DiscardPolicy::New
         && config.discard_new_per_subject
@@ -396,6 +425,21 @@ mod tests {
             assert_eq!(covers(outer, inner), all, "{outer} covers {inner}");
             assert_eq!(meets(outer, inner), some, "{outer} meets {inner}");
         }
+    }
+
+    #[test]
+    fn what_a_stream_does_not_keep_is_reported() {
+        let facts = |config: &Config, version| facts_of(config, Duration::ZERO, version).join("\n");
+        let plain = Config::default();
+        let interest = Config { retention: RetentionPolicy::Interest, ..plain.clone() };
+        let words = "without one it acknowledges the event and stores nothing";
+        assert!(facts(&interest, (2, 12)).contains(words));
+        assert!(!facts(&plain, (2, 12)).contains(words));
+        let full = Config { discard: DiscardPolicy::New, max_bytes: 1 << 20, ..plain };
+        let words = "removes the stream's oldest events";
+        assert!(facts(&full, (2, 9)).contains(words), "{}", facts(&full, (2, 9)));
+        assert!(!facts(&full, (2, 10)).contains(words));
+        assert!(!facts(&Config { max_bytes: -1, ..full }, (2, 9)).contains(words));
     }
 
     #[test]

@@ -57,3 +57,14 @@ async fn a_refusal_of_a_subject_that_is_not_here_rejects_an_event_only_where_the
     nats.on_refusal(REFUSED);
     assert!(matches!(head(&nats), Outcome::Failed(Fault::Rejected(_))));
 }
+
+/// There is no connection here, so that it ends without an answer.
+#[tokio::test]
+async fn a_look_at_the_stream_that_is_given_up_sends_nothing_again() {
+    let mut nats = sent(&[(1, "astro.main.taken"), (2, "astro.main.taken")]);
+    nats.flight.resolve(0, Outcome::NoStream);
+    assert!(nats.head_fault().await.is_err());
+    assert_eq!((head(&nats), nats.flight.waiting()), (Outcome::NoStream, 1));
+    let more = nats.flight.head().unwrap().0.clone();
+    assert_eq!(nats.send(&[more]).await.unwrap(), 0);
+}

@@ -31,6 +31,17 @@ pub(super) async fn durability(link: &mut Link) -> Vec<String> {
     facts
 }
 
+/// Where the stream is trimmed to less than may be on its way: a repeat of what is gone is not recognised.
+pub(super) fn trimming(max_len: u64, window: usize) -> Option<String> {
+    let window = u64::try_from(window).unwrap_or(u64::MAX);
+    (1..window).contains(&max_len).then(|| {
+        format!(
+            "after a crash events may be stored twice: the stream keeps about {max_len} entries (max_len), and \
+             {window} events may be on their way (window); set max_len to more, or window to less"
+        )
+    })
+}
+
 /// How far behind the append-only file on disk may be, where the user may ask for it.
 async fn synced(link: &mut Link) -> Option<String> {
     let mut question = redis::cmd("CONFIG");
@@ -47,5 +58,17 @@ async fn synced(link: &mut Link) -> Option<String> {
                 .to_owned(),
         ),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_keeps_less_than_the_window_is_reported() {
+        for (max_len, is_reported) in [(0, false), (200, true), (2047, true), (2048, false)] {
+            assert_eq!(trimming(max_len, 2048).is_some(), is_reported, "{max_len}");
+        }
     }
 }

@@ -2,63 +2,87 @@
 --
 -- KEYS are the streams. ARGV: the limit of a stream's length (0: none); how many of the newest
 -- entries to search for a repeat (0: none); then for each event the number of its stream in KEYS, its
--- entry id, and the values of the seven fields.
+-- entry id, the replay that hands it on once more ('': none), and the values of the fields in NAMES.
 --
 -- Answers {accepted, duplicates, error}: the first `accepted` events stand in their streams,
 -- `duplicates` of them stood there before, and `error` is what met the one after them ('' if nothing).
 
-local FIELDS = 7
+local NAMES = { 'id', 'topic', 'room', 'channel', 'ts', 'origin', 'payload' }
+local unpack = table.unpack or unpack
 local search = tonumber(ARGV[2])
 local newest = {}
 
-local function append(key, entry, at)
+local function append(key, entry, replay, at)
+    local words = { 'XADD', key }
     if ARGV[1] ~= '0' then
-        return redis.pcall('XADD', key, 'MAXLEN', '~', ARGV[1], entry,
-            'id', ARGV[at], 'topic', ARGV[at + 1], 'room', ARGV[at + 2], 'channel', ARGV[at + 3],
-            'ts', ARGV[at + 4], 'origin', ARGV[at + 5], 'payload', ARGV[at + 6])
+        words = { 'XADD', key, 'MAXLEN', '~', ARGV[1] }
     end
-    return redis.pcall('XADD', key, entry,
-        'id', ARGV[at], 'topic', ARGV[at + 1], 'room', ARGV[at + 2], 'channel', ARGV[at + 3],
-        'ts', ARGV[at + 4], 'origin', ARGV[at + 5], 'payload', ARGV[at + 6])
+    table.insert(words, entry)
+    for i, name in ipairs(NAMES) do
+        table.insert(words, name)
+        table.insert(words, ARGV[at + i - 1])
+    end
+    if replay ~= '' then
+        table.insert(words, 'replay')
+        table.insert(words, replay)
+    end
+    return redis.pcall(unpack(words))
 end
 
-local function event_id(entry)
-    local fields = entry[2]
-    for i = 1, #fields, 2 do
-        if fields[i] == 'id' then return fields[i + 1] end
-    end
+local function values(entry)
+    local fields, found = entry[2], {}
+    for i = 1, #fields, 2 do found[fields[i]] = fields[i + 1] end
+    return found
+end
+
+-- Whether these are the values of the event. What another sink makes of it, or another replay, is another.
+local function are_of(found, replay, at)
+    return found.id == ARGV[at] and found.payload == ARGV[at + 6] and (found.replay or '') == replay
 end
 
 -- Whether the event stands in the stream: under its own entry id, or near the top under another.
-local function stands(key, entry, id)
-    local found = redis.call('XRANGE', key, entry, entry)
-    if found[1] and event_id(found[1]) == id then return true end
-    if search == 0 then return false end
+local function stands(key, entry, replay, at)
+    if entry ~= '*' then
+        local own = redis.call('XRANGE', key, entry, entry)[1]
+        if own and are_of(values(own), replay, at) then return true end
+    end
+    -- Nothing tells one without an id from another.
+    if search == 0 or ARGV[at] == '' then return false end
     if not newest[key] then
         newest[key] = {}
         for _, other in ipairs(redis.call('XREVRANGE', key, '+', '-', 'COUNT', search)) do
-            newest[key][event_id(other) or ''] = true
+            local found = values(other)
+            if found.id then
+                newest[key][found.id] = newest[key][found.id] or {}
+                table.insert(newest[key][found.id], found)
+            end
         end
     end
-    return newest[key][id] or false
+    for _, found in ipairs(newest[key][ARGV[at]] or {}) do
+        if are_of(found, replay, at) then return true end
+    end
+    return false
+end
+
+local function is_behind_top(answer)
+    return type(answer) == 'table' and answer.err and string.find(answer.err, 'equal or smaller', 1, true)
 end
 
 local accepted, duplicates = 0, 0
-for at = 3, #ARGV, 2 + FIELDS do
-    local key, entry = KEYS[tonumber(ARGV[at])], ARGV[at + 1]
-    local answer = append(key, entry, at + 2)
-    if type(answer) == 'table' and answer.err and string.find(answer.err, 'equal or smaller', 1, true) then
-        if stands(key, entry, ARGV[at + 2]) then
-            duplicates = duplicates + 1
-            answer = entry
-        else
-            -- Somebody else writes here, or a clock was set back: after the top rather than lost.
-            answer = append(key, '*', at + 2)
-        end
+for first = 3, #ARGV, 3 + #NAMES do
+    local key, entry, replay, at = KEYS[tonumber(ARGV[first])], ARGV[first + 1], ARGV[first + 2], first + 3
+    -- One whose entry id the server chooses meets no error when it comes again.
+    local stood = entry == '*' and stands(key, entry, replay, at)
+    local answer = not stood and append(key, entry, replay, at)
+    if is_behind_top(answer) then
+        stood = stands(key, entry, replay, at)
+        -- Somebody else writes here, or a clock was set back: after the top rather than lost.
+        answer = not stood and append(key, '*', replay, at)
     end
     if type(answer) == 'table' and answer.err then
         return { accepted, duplicates, answer.err }
     end
     accepted = accepted + 1
+    if stood then duplicates = duplicates + 1 end
 end
 return { accepted, duplicates, '' }

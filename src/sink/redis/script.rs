@@ -7,12 +7,16 @@
 //! whether it stands there, and counts it as a duplicate. Where it does not (another writer is ahead,
 //! or a clock was set back) it goes behind the stream's top under an id of the server's.
 //!
+//! An entry is the event where `id` and `payload` are the same: what another sink makes of an event is another
+//! entry. So a payload is a function of the event and the configuration alone.
+//!
 //! What is promised: an event that was accepted is not stored twice, as long as its entry is still in
 //! the stream; and where the stream has other writers, as long as it is among the newest [`search`]
-//! entries when it comes again after a lost connection. A consumer that deletes entries within that
-//! time can see one twice; the field `id` tells.
+//! entries when it comes again after a lost connection, and has an id. A consumer that deletes entries within
+//! that time can see one twice, and so can any where `max_len` trims them; the field `id` tells.
 //!
-//! An event of a replay is wanted once more: it is appended under an id of the server's.
+//! An event of a replay is wanted once more: it is appended under an id of the server's, with the name of the
+//! replay in the field `replay`. By that a repeat of it is found among the newest entries too.
 //!
 //! A plain pipeline would go on after a failure in its middle (`OOM`, say), and
 //! the failed event could then only be stored behind its successors. A script can stop. It is sent
@@ -21,10 +25,7 @@
 use redis::{Cmd, RedisResult, Value};
 
 use super::{answer, settings::Settings};
-use crate::{
-    base::event::Origin,
-    sink::{Cause, Outgoing},
-};
+use crate::sink::{Cause, Outgoing};
 
 /// What the server runs.
 const SCRIPT: &str = include_str!("script.lua");
@@ -44,8 +45,8 @@ pub(super) fn search(window: usize) -> usize {
 /// milliseconds.
 const RUN_BYTES: usize = 1024 * 1024;
 
-/// Arguments of one event: stream, entry id, seven fields. As in the script.
-const ARGS: usize = 9;
+/// Arguments of one event: stream, entry id, replay, seven fields. As in the script.
+const ARGS: usize = 10;
 
 /// What became of a run.
 #[derive(Debug, Default)]
@@ -117,9 +118,9 @@ pub(super) fn appended<'r>(
 
 /// The id of an event's entry: `*` has the server choose one.
 fn entry(outgoing: &Outgoing) -> String {
-    match outgoing.record.event.origin {
-        Origin::Replayed => "*".to_owned(),
-        _ => format!("{}-{}", outgoing.record.stored, outgoing.record.seq),
+    match outgoing.record.replay {
+        Some(_) => "*".to_owned(),
+        None => format!("{}-{}", outgoing.record.stored, outgoing.record.seq),
     }
 }
 
@@ -147,6 +148,7 @@ pub(super) fn command(run: &[Outgoing], max_len: u64, search: usize) -> Cmd {
         command
             .arg(key + 1)
             .arg(entry(outgoing))
+            .arg(outgoing.record.replay.as_deref().unwrap_or_default())
             .arg(event.key())
             .arg(&*event.place.topic)
             .arg(&*event.place.room)

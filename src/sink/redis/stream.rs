@@ -101,7 +101,9 @@ impl Sink for Stream {
     async fn connect(&mut self) -> Result<(), Failure> {
         self.give_up_flight();
         let link = self.connection.open().await?;
-        self.facts = Some(facts::durability(link).await);
+        let mut facts = facts::durability(link).await;
+        facts.extend(facts::trimming(self.connection.settings.max_len, self.window));
+        self.facts = Some(facts);
         self.perhaps_repeats = self.window;
         self.run = if self.connection.settings.cluster { Run::OneStream } else { Run::default() };
         Ok(())

@@ -44,7 +44,7 @@ async fn known(relay: &Relay) -> Option<u64> {
     Some(status(relay).await?["dead_letters"]["hook"].as_u64().unwrap_or(0))
 }
 
-async fn knows(relay: &Relay, letters: u64) {
+pub async fn knows(relay: &Relay, letters: u64) {
     let known_at_last = until("the member knows the dead letters", PATIENCE * 2, async || {
         (known(relay).await? == letters).then_some(())
     });
@@ -75,6 +75,18 @@ async fn command(relay: &Relay, args: &[&str]) -> String {
     assert!(output.status.success(), "{args:?}: {errors}");
     assert!(!errors.contains("no connection to NATS"), "{args:?}: {errors}");
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// The numbers of the events that are dead letters.
+async fn set_aside(relay: &Relay) -> BTreeSet<u64> {
+    let shown = command(relay, &["dead-letters", "show"]).await;
+    let mut letters = BTreeSet::new();
+    for line in shown.lines() {
+        let letter: Value = serde_json::from_str(line).unwrap();
+        let event = letter["event"]["message"]["data"].to_string();
+        letters.insert(number(event.as_bytes()).unwrap_or_else(|| panic!("{line}")));
+    }
+    letters
 }
 
 /// The members' metric of waiting dead letters, added up.
@@ -151,14 +163,7 @@ async fn dead_letters_and_replays_belong_to_all_members() {
     tokio::join!(loading, killing);
     let other = 1 - first;
     knows(&members[other], 100).await;
-    let shown = command(&members[other], &["dead-letters", "show"]).await;
-    let mut letters = BTreeSet::new();
-    for line in shown.lines() {
-        let letter: Value = serde_json::from_str(line).unwrap();
-        let event = letter["event"]["message"]["data"].to_string();
-        letters.insert(number(event.as_bytes()).unwrap_or_else(|| panic!("{line}")));
-    }
-    assert_eq!(letters, (10..110).collect());
+    assert_eq!(set_aside(&members[other]).await, (10..110).collect());
 
     members[first].start_in(&admin);
     members[first].ready().await;
@@ -358,6 +363,57 @@ async fn a_sink_waits_while_the_room_of_its_dead_letters_is_used_up() {
     assert_eq!(dropped, EVENTS, "each was set aside, none was deleted");
     knows(other, 0).await;
     assert_eq!(small.receiver.accepted(), Vec::<u64>::new());
+}
+
+/// A letter that is accepted makes room for the event that waits for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_that_waits_for_room_goes_on_after_a_retry_of_its_dead_letters() {
+    const EVENTS: u64 = 100;
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let [mut relay, _] = pair(&small, &server.url(), "");
+    reconfigure(&relay, |text| {
+        text.replace("min_free = ", "max_dead_letters = \"16KiB\"\nmin_free = ")
+    });
+    relay.start();
+    relay.ready().await;
+    small.receiver.room(&room(0), Some(Answer::Status(422)));
+    small.load(0, EVENTS).await;
+    says(&relay, "max_dead_letters").await;
+    small.receiver.room(&room(0), None);
+    command(&relay, &["dead-letters", "retry"]).await;
+    knows(&relay, 0).await;
+    let arriving = until("all events arrive", PATIENCE * 2, async || {
+        (small.receiver.accepted().len() as u64 >= EVENTS).then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    let mut accepted = small.receiver.accepted();
+    assert!(in_time, "{accepted:?}\n{}", relay.log());
+    accepted.sort_unstable();
+    assert_eq!(accepted, (0..EVENTS).collect::<Vec<_>>(), "{}", relay.log());
+}
+
+/// A log that was made again gives its positions to other events: the letters of the first ones stay.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_is_not_replaced_by_that_of_another_event_at_its_position() {
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let [mut relay, _] = pair(&small, &server.url(), "");
+    relay.start();
+    relay.ready().await;
+    small.receiver.room(&room(0), Some(Answer::Status(422)));
+    small.load(0, 20).await;
+    knows(&relay, 20).await;
+    server.streams().await.delete_stream("astro_log").await.unwrap();
+    small.load(20, 20).await;
+    knows(&relay, 40).await;
+    assert_eq!(set_aside(&relay).await, (0..40).collect());
+    small.receiver.room(&room(0), None);
+    command(&relay, &["dead-letters", "retry"]).await;
+    knows(&relay, 0).await;
+    let mut accepted = small.receiver.accepted();
+    accepted.sort_unstable();
+    assert_eq!(accepted, (0..40).collect::<Vec<_>>(), "{}", relay.log());
 }
 
 /// A way to a server that can be cut.

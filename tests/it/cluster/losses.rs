@@ -1,13 +1,18 @@
-//! Servers that lose what they had: the end of the log, the log, all of it, a cursor.
+//! Servers that lose what they had: the end of the log, the log, all of it, a cursor, a bucket, leases.
 
-use std::{path::Path, process::Command};
+use std::{collections::BTreeSet, path::Path, process::Command};
+
+use async_nats::jetstream::{Context, kv::Store, stream::Stream};
+use futures_util::TryStreamExt as _;
+use serde_json::Value;
 
 use super::{
-    bench::PATIENCE,
-    members::{arrived, begun, published},
+    bench::{PATIENCE, room},
+    letters::knows,
+    members::{arrived, begun, gaps, page, published},
     setup::Small,
 };
-use crate::support::{daemon::Relay, nats_server::NatsServer, wait::until};
+use crate::support::{daemon::Relay, nats_server::NatsServer, receiver::Answer, wait::until};
 
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
@@ -76,6 +81,29 @@ async fn all_that_the_servers_keep_can_be_deleted_and_what_comes_is_delivered() 
     arrived(&small, 35, &[&relay]).await;
 }
 
+/// The keys of the bucket of state.
+async fn state_keys(server: &NatsServer) -> Option<BTreeSet<String>> {
+    let bucket = server.streams().await.get_key_value("astro_state").await.ok()?;
+    bucket.keys().await.ok()?.try_collect().await.ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_state_of_channels_comes_back_to_a_server_that_has_lost_all() {
+    let (mut server, _small, relay) = begun().await;
+    let before = until("the bucket has the state", PATIENCE, async || {
+        state_keys(&server).await.filter(|keys| !keys.is_empty())
+    })
+    .await;
+    server.server.kill().await;
+    std::fs::remove_dir_all(server.stream_dir("astro_log").parent().unwrap()).unwrap();
+    server.server.restart().await;
+    let again = until("the state is there again", PATIENCE * 2, async || {
+        state_keys(&server).await.filter(|keys| keys.is_superset(&before))
+    });
+    let in_time = tokio::time::timeout(PATIENCE, again).await.is_ok();
+    assert!(in_time, "{before:?}\n{}", relay.log());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cursor_that_was_deleted_is_made_where_its_driver_is() {
     let (server, small, mut relay) = begun().await;
@@ -97,4 +125,116 @@ async fn a_cursor_that_was_deleted_is_made_where_its_driver_is() {
     relay.ready().await;
     small.load(15, 5).await;
     arrived(&small, 20, &[&relay]).await;
+}
+
+/// Ten more events that the destination does not take, and its driver knows of.
+async fn ten_wait(small: &Small, relay: &Relay) {
+    small.receiver.room(&room(0), Some(Answer::Status(503)));
+    small.load(5, 10).await;
+    until("the sink lags", PATIENCE, async || {
+        let lag = page(relay).await?["sinks"]["hook"]["lag_events"].as_u64()?;
+        (lag >= 10).then_some(())
+    })
+    .await;
+    published(&[relay]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_sink_had_still_to_get_of_a_log_that_was_deleted_is_a_gap() {
+    let (server, small, relay) = begun().await;
+    ten_wait(&small, &relay).await;
+    server.streams().await.delete_stream("astro_log").await.unwrap();
+    let reported = until("the gap is reported", PATIENCE * 2, async || {
+        let of_all =
+            |(channel, _, recovered): &(String, String, bool)| channel.is_empty() && !recovered;
+        server.streams().await.get_stream("astro_log").await.ok()?;
+        gaps(&server).await.iter().any(of_all).then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, reported).await.is_ok();
+    assert!(in_time, "{}", relay.log());
+    let lost = "the log has lost events that the sink had still to get";
+    assert!(relay.log().contains(lost), "{}", relay.log());
+    small.receiver.room(&room(0), None);
+    small.load(15, 5).await;
+    let mut all = Vec::new();
+    let arriving = until("what comes is delivered", PATIENCE * 2, async || {
+        all = small.receiver.accepted();
+        (all.len() >= 10).then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    assert!(in_time, "{all:?}\n{}", relay.log());
+    assert_eq!(all, (0..5).chain(15..20).collect::<Vec<_>>(), "{}", relay.log());
+}
+
+/// Whether there is a cursor of the sink that its driver has written: one from before that has no member.
+async fn is_of_driver(cursors: &Store) -> Option<()> {
+    let value = cursors.get("hook").await.ok()??;
+    let cursor: Value = serde_json::from_slice(&value).ok()?;
+    (cursor["member"] == "a").then_some(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cursor_of_a_sink_that_lags_is_made_again_where_its_driver_is() {
+    let (server, small, mut relay) = begun().await;
+    ten_wait(&small, &relay).await;
+    let context = server.streams().await;
+    let cursors = context.get_key_value("astro_cursor").await.unwrap();
+    cursors.purge("hook").await.unwrap();
+    until("the cursor is there again", PATIENCE, async || is_of_driver(&cursors).await).await;
+    context.delete_stream("KV_astro_cursor").await.unwrap();
+    until("the bucket has it again", PATIENCE, async || is_of_driver(&cursors).await).await;
+    relay.kill().await;
+    small.receiver.room(&room(0), None);
+    relay.start();
+    relay.ready().await;
+    arrived(&small, 15, &[&relay]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_was_deleted_is_made_again() {
+    let (server, small, relay) = begun().await;
+    small.receiver.room(&room(0), Some(Answer::Status(422)));
+    small.load(5, 2).await;
+    knows(&relay, 2).await;
+    let context = server.streams().await;
+    for of in ["dead", "state", "done"] {
+        let name = format!("KV_astro_{of}");
+        context.delete_stream(&name).await.unwrap();
+        let made =
+            until("it is there again", PATIENCE * 2, async || context.get_stream(&name).await.ok());
+        let in_time = tokio::time::timeout(PATIENCE, made).await.is_ok();
+        assert!(in_time, "{name}\n{}", relay.log());
+        let log = relay.log();
+        let is_said = |line: &str| line.contains("it is made again") && line.contains(&name);
+        assert!(log.lines().any(is_said), "{log}");
+    }
+    // The letters of the bucket before are gone, and those that come are kept.
+    knows(&relay, 0).await;
+    small.load(7, 1).await;
+    knows(&relay, 1).await;
+}
+
+async fn lease_bucket(context: &Context) -> Option<Stream> {
+    context.get_stream("KV_astro_lease").await.ok()
+}
+
+/// As with servers that find no key of a bucket any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_that_the_servers_do_not_keep_are_put_into_another_bucket() {
+    let (server, small, relay) = begun().await;
+    let context = server.streams().await;
+    let before = lease_bucket(&context).await.unwrap().cached_info().created;
+    let remade = until("the bucket is another", PATIENCE * 2, async || {
+        let leases = lease_bucket(&context).await?;
+        if leases.cached_info().created != before {
+            return Some(());
+        }
+        drop(leases.purge().filter("$KV.astro_lease.sink.hook").await);
+        None
+    });
+    let in_time = tokio::time::timeout(PATIENCE, remade).await.is_ok();
+    assert!(in_time, "{}", relay.log());
+    assert!(relay.log().contains("do not keep the leases"), "{}", relay.log());
+    small.load(5, 5).await;
+    arrived(&small, 10, &[&relay]).await;
 }

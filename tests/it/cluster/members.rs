@@ -1,5 +1,5 @@
-//! Members that differ in version or clock, a command that several of them hear, and channels that nobody
-//! held.
+//! Members that differ in version or clock or stand still, a command that several of them hear, and channels that
+//! nobody held.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use astro_relay::{cluster::assignment, journal::store};
-use astro_sim::End;
+use astro_sim::{End, Load};
 use async_nats::{
     ConnectOptions,
     jetstream::{self, kv::Store},
@@ -286,7 +286,7 @@ async fn hears(listener: &Listener) {
 }
 
 /// What the relay says of gaps in the log: the channel, the member, and whether it is of what was recovered.
-async fn gaps(server: &NatsServer) -> Vec<(String, String, bool)> {
+pub async fn gaps(server: &NatsServer) -> Vec<(String, String, bool)> {
     let mut log = server.streams().await.get_stream("astro_log").await.unwrap();
     let state = log.info().await.unwrap().state.clone();
     let mut found = Vec::new();
@@ -388,28 +388,118 @@ async fn what_all_holders_missed_is_reported_once() {
     .await;
     small.sim.listen(true);
     stand(&all).await;
-    let mut expected: Vec<(String, String, bool)> = (1..CHANNELS)
-        .map(|n| format!("c{n}"))
-        .chain(["main".to_owned()])
+    first_holders_report(&server, CHANNELS, &all).await;
+}
+
+/// Both members' connections are half open, and the one notices long before the other would by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_holders_notice_one_after_the_other_is_reported_once() {
+    const CHANNELS: usize = 8;
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let channels = channels(1..CHANNELS, "channel.tips");
+    let mut members = ["a", "b"]
+        .map(|name| small.member(&format!("url = {url:?}\nmember = {name:?}"), &channels));
+    for (relay, (after, timeout)) in members.iter_mut().zip([("1s", "2s"), ("20s", "4s")]) {
+        relay.start_in(&[
+            ("ASTRO_RELAY__ASTRO__PING_AFTER", after),
+            ("ASTRO_RELAY__ASTRO__PING_TIMEOUT", timeout),
+        ]);
+    }
+    let all: Vec<&Relay> = members.iter().collect();
+    stand(&all).await;
+    let before = small.sim.connections().len();
+    small.sim.silence(None, true);
+    until("both have connected again", PATIENCE, async || {
+        (small.sim.connections().len() >= before + 2).then_some(())
+    })
+    .await;
+    stand(&all).await;
+    first_holders_report(&server, CHANNELS, &all).await;
+}
+
+/// Waits until there is a gap of each channel, and looks that members `a` and `b` reported it once: its first holder.
+async fn first_holders_report(server: &NatsServer, channels: usize, members: &[&Relay]) {
+    let labels = (1..channels).map(|n| format!("c{n}")).chain(["main".to_owned()]);
+    let mut expected: Vec<(String, String, bool)> = labels
         .map(|label| {
-            let first = assignment::holders(&label, MEMBERS, 1)[0].to_owned();
+            let first = assignment::holders(&label, ["a", "b"], 1)[0].to_owned();
             (label, first, false)
         })
         .collect();
     expected.sort();
-    let mut found = Vec::new();
-    until("the gaps are reported", PATIENCE, async || {
-        found = gaps(&server).await;
+    let reported = async || {
+        let mut found = gaps(server).await;
         found.retain(|(.., recovered)| !recovered);
         found.sort();
-        (found.len() >= expected.len()).then_some(())
+        found
+    };
+    until("the gaps are reported", PATIENCE, async || {
+        (reported().await.len() >= expected.len()).then_some(())
     })
     .await;
-    published(&all).await;
-    found = gaps(&server).await;
-    found.retain(|(.., recovered)| !recovered);
-    found.sort();
-    assert_eq!(found, expected, "{}\n--\n{}", all[0].log(), all[1].log());
+    published(members).await;
+    assert_eq!(reported().await, expected, "{}\n--\n{}", members[0].log(), members[1].log());
+}
+
+/// The keys of the channel's events in the log.
+async fn keys(server: &NatsServer) -> Vec<String> {
+    let mut log = server.streams().await.get_stream("astro_log").await.unwrap();
+    let state = log.info().await.unwrap().state.clone();
+    let mut found = Vec::new();
+    for seq in state.first_sequence..=state.last_sequence {
+        let Ok(message) = log.get_raw_message(seq).await else { continue };
+        let header = |name| message.headers.get(name).map(ToString::to_string).unwrap_or_default();
+        if header("Astro-Topic") == TOPIC {
+            found.push(header("Nats-Msg-Id"));
+        }
+    }
+    found
+}
+
+/// What a member reads after it has stood still looks new to it, and the log recognises the other member's copies no
+/// more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_has_stood_still_publishes_no_event_twice() {
+    // A third of them are older than the log's window at the end, and a socket has room for all.
+    const EVENTS: u64 = 300;
+    const RATE: u64 = 20;
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut members = ["a", "b"].map(|name| {
+        let cluster = format!("url = {url:?}\nmember = {name:?}\nduplicate_window = \"10s\"");
+        small.member(&cluster, "")
+    });
+    for member in &mut members {
+        member.start();
+        member.ready().await;
+    }
+    let [stopped, other] = &members;
+    stand(&[stopped, other]).await;
+    stopped.signal("STOP").await;
+    let load = Load {
+        messages: EVENTS,
+        rate: Some(RATE),
+        topic: TOPIC.into(),
+        rooms: vec![room(0)],
+        ..Load::default()
+    };
+    small.sim.load(&load).await;
+    stopped.signal("CONT").await;
+    until("it has read and published all", PATIENCE, async || {
+        let journal = store::Store::open_reader(&stopped.journal()).ok()?;
+        let (_, last) = journal.bounds().ok()??;
+        (last >= EVENTS && page(stopped).await?["waiting"] == 0).then_some(())
+    })
+    .await;
+    assert!(stopped.log().contains("this process has stood still"), "{}", stopped.log());
+    let keys = keys(&server).await;
+    let distinct: BTreeSet<&String> = keys.iter().collect();
+    let found = (distinct.len() as u64, keys.len() as u64);
+    assert_eq!(found, (EVENTS, EVENTS), "{}\n----\n{}", stopped.log(), other.log());
 }
 
 /// The journal's size overtakes a log that is away: what no sink will get is reported to all of them.

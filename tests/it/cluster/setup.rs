@@ -1,10 +1,17 @@
 //! How a cluster is set up, and what is said where that is wrong.
 
+use std::collections::BTreeSet;
+
+use astro_relay::cluster::assignment;
 use astro_sim::{Load, Options, Sim};
 use async_nats::{ConnectOptions, jetstream};
+use serde_json::json;
 use tokio::process::Command;
 
-use super::bench::{PATIENCE, TOPIC, room};
+use super::{
+    bench::{PATIENCE, TOPIC, channels, room},
+    members::{arrived, page, stand},
+};
 use crate::support::{
     daemon::{PROGRAM, Relay},
     nats_server::NatsServer,
@@ -223,4 +230,97 @@ async fn members_that_differ_say_so() {
     let arrived = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
     assert!(arrived, "{all:?}\n{}", first.log());
     assert_eq!(all, (0..50).collect::<Vec<_>>());
+}
+
+/// Waits until these are the holders of a channel, as each member sees it.
+async fn held(members: &[&Relay], channel: &str, holders: &[&str]) {
+    until("the channel has its holders", PATIENCE, async || {
+        for relay in members {
+            let page = page(relay).await?;
+            if page["channels"][channel] != json!(holders) {
+                return None;
+            }
+        }
+        Some(())
+    })
+    .await;
+}
+
+/// What one member lacks stays with the other, also after the one was away and is back as it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_back_lacks_what_it_lacked() {
+    const CHANNELS: usize = 8;
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let cluster = |name: &str| format!("url = {url:?}\nmember = {name:?}\ncopies = 1");
+    let mut first = small.member(&cluster("a"), &channels(1..CHANNELS, TOPIC));
+    let mut other = small.member(&cluster("b"), "");
+    let labels: Vec<String> = (1..CHANNELS).map(|n| format!("c{n}")).collect();
+    let would_move = |label: &String| assignment::holders(label, ["a", "b"], 1) == ["b"];
+    assert!(labels.iter().any(would_move));
+    first.start();
+    other.start();
+    let differs = "member b has another configuration: channel c1 is missing there";
+    says(&first, differs).await;
+    other.stop().await;
+    until("the other is gone", PATIENCE, async || {
+        let answer = first.get("/readyz").await?;
+        (!answer.contains(differs)).then_some(())
+    })
+    .await;
+    other.start();
+    says(&first, differs).await;
+    stand(&[&first, &other]).await;
+    for label in &labels {
+        held(&[&first], label, &["a"]).await;
+    }
+    let load = Load {
+        messages: 50,
+        rate: Some(100),
+        topic: TOPIC.into(),
+        rooms: (1..CHANNELS).map(room).collect(),
+        ..Load::default()
+    };
+    small.sim.load(&load).await;
+    let mut all = BTreeSet::new();
+    let arriving = until("the events arrive", PATIENCE * 2, async || {
+        all = small.receiver.accepted().into_iter().collect();
+        (all == (0..50).collect()).then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
+    assert!(in_time, "{all:?}\n{}\n----\n{}", first.log(), other.log());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_one_member_has_is_received() {
+    const MORE: &str = "channel.stream.status";
+    let server = NatsServer::start("").await;
+    server.streams().await;
+    let small = Small::start().await;
+    let url = server.url();
+    let member =
+        |name: &str| small.member(&format!("url = {url:?}\nmember = {name:?}\ncopies = 1"), "");
+    // By itself the channel would be held by the one that lacks the topic.
+    let ranked = assignment::holders("main", ["a", "b"], 2);
+    let (mut lacks, mut has) = (member(ranked[0]), member(ranked[1]));
+    let text = std::fs::read_to_string(has.config()).unwrap();
+    let topics = format!("topics = [{TOPIC:?}, {MORE:?}]");
+    std::fs::write(has.config(), text.replace(&format!("topics = [{TOPIC:?}]"), &topics)).unwrap();
+    lacks.start();
+    has.start();
+    let members = [&lacks, &has];
+    held(&members, "main", &ranked).await;
+    stand(&members).await;
+    // What both hold comes once.
+    small.load(0, 50).await;
+    arrived(&small, 50, &members).await;
+    let mut number = 1000;
+    until("the topic arrives", PATIENCE, async || {
+        small.sim.publish(MORE, &room(0), json!({ "n": number }));
+        number += 1;
+        small.receiver.accepted().into_iter().find(|n| *n >= 1000)
+    })
+    .await;
 }

@@ -149,6 +149,48 @@ async fn an_event_that_ends_the_connection_again_and_again_becomes_a_dead_letter
     running.stop().await;
 }
 
+/// One that is stopped and keeps its connections. A slow one is none.
+#[tokio::test(start_paused = true)]
+async fn a_destination_that_answers_nothing_for_ten_seconds_is_reported() {
+    let (journal, destination) = (memory(), Scripted::new());
+    let slow = |seconds| Answer::Slow(Duration::from_secs(seconds));
+    destination.script([slow(9), slow(9), slow(25)]);
+    let running = start(&journal, &destination);
+    let reasons = || running.status.snapshot().reasons();
+    is_state(&running, "up").await;
+    for n in 0..2 {
+        journal.append(&mut events(n..=n));
+        until("it is accepted", HOUR, async || {
+            assert_eq!(reasons(), [""; 0]);
+            (journal.lag("destination").0 == 0).then_some(())
+        })
+        .await;
+    }
+    journal.append(&mut events(2..3));
+    let found = until("it is reported", HOUR, async || reasons().pop()).await;
+    assert!(found.starts_with("sink destination has accepted nothing since "), "{found}");
+    let after = destination.delivered_at()[2].elapsed().as_secs();
+    assert!((10..12).contains(&after), "{after}");
+    assert_eq!(running.page().state, "up");
+    all_arrive(&journal).await;
+    until("it is over", HOUR, async || reasons().is_empty().then_some(())).await;
+    running.stop().await;
+}
+
+/// While it comes back nobody can connect, and that does not excuse the event.
+#[tokio::test(start_paused = true)]
+async fn an_event_of_which_the_destination_dies_becomes_a_dead_letter() {
+    let (journal, destination) = (memory(), Scripted::new());
+    destination.hangs_up_at(|n| n == 30);
+    destination.connects((0..1000).map(|n| (n % 2 > 0).then(down)));
+    let running = start(&journal, &destination);
+    journal.append(&mut events(0..100));
+    all_arrive(&journal).await;
+    assert_eq!(destination.accepted(), (0..100).filter(|n| *n != 30).collect::<Vec<_>>());
+    assert_eq!(journal.dead_letter_counts()["destination"], 1);
+    running.stop().await;
+}
+
 /// One that is restarted over and over, or in front of which something else ends connections.
 #[tokio::test(start_paused = true)]
 async fn a_destination_that_ends_every_connection_loses_no_event() {

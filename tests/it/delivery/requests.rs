@@ -31,8 +31,16 @@ fn ask_for_some(
     let store = Store::open_reader(dir).unwrap();
     store.allow_requests().unwrap();
     let (topic, when) = (topic.map(str::to_owned), when.map(str::to_owned));
-    let replay = Replay { number: 0, sink: "destination".into(), position, until, topic, when };
-    store.request_replay(&replay, clock::now()).unwrap();
+    let replay = Replay {
+        number: 0,
+        at: clock::now(),
+        sink: "destination".into(),
+        position,
+        until,
+        topic,
+        when,
+    };
+    store.request_replay(&replay).unwrap();
     store
 }
 

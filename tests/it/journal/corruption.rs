@@ -9,7 +9,7 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use astro_relay::{
-    base::{clock, event::Record},
+    base::event::Record,
     config::Start,
     journal::{Health, Journal, Replay, SetAside, StateElement, store::Store},
 };
@@ -245,9 +245,9 @@ async fn full(dir: &Path) {
     let store = Store::open(dir, false).unwrap();
     let topic = Some("channel.*".to_owned());
     let sink = "sink".to_owned();
-    let replay = Replay { number: 0, sink, position: 0, until: 100, topic, when: None };
+    let replay = Replay { number: 0, at: 1, sink, position: 0, until: 100, topic, when: None };
     for _ in 0..5 {
-        store.request_replay(&replay, clock::now()).unwrap();
+        store.request_replay(&replay).unwrap();
     }
     assert_eq!(store.retry_dead_letters(None, None).unwrap(), 10);
 }
@@ -318,8 +318,8 @@ async fn a_request_for_a_replay_that_is_broken_costs_no_other() {
     full(dir.path()).await;
     let store = Store::open(dir.path(), false).unwrap();
     let (sink, until) = ("misspelt".to_owned(), 100);
-    let replay = Replay { number: 0, sink, position: 0, until, topic: None, when: None };
-    store.request_replay(&replay, clock::now()).unwrap();
+    let replay = Replay { number: 0, at: 1, sink, position: 0, until, topic: None, when: None };
+    store.request_replay(&replay).unwrap();
     drop(store);
     break_text(dir.path(), "misspelt");
     let (journal, opened) = open(&config(dir.path()));

@@ -156,6 +156,34 @@ async fn min_free_is_left_free() {
     close(journal).await;
 }
 
+/// What fills the disk is the journal itself, and every sink has all of it.
+#[tokio::test]
+async fn a_disk_that_delivered_events_fill_is_used_again() {
+    if !may_mount() {
+        return;
+    }
+    let disk = Small::new(6 << 10);
+    let memory = Size(256 << 10);
+    let config = Config { min_free: Size(3 << 20), memory, ..config(disk.path()) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    let next = fill(&journal, 0).await;
+    degraded(&journal).await;
+    append(&journal, events(next..next + 50)).await;
+    let last = journal.figures().last;
+    journal.advance("sink", last);
+    sound(&journal).await;
+    append(&journal, events(next + 50..next + 100)).await;
+    settled(&journal, &["sink"]).await;
+    assert_eq!(read_all(&journal, last).await.lost, 0);
+    close(journal).await;
+    let (journal, opened) = open(&config);
+    assert_eq!(opened.lost, 0);
+    assert_eq!(position(&journal, "sink"), last);
+    assert_eq!(read_all(&journal, last).await.numbers, (next + 50..next + 100).collect::<Vec<_>>());
+    close(journal).await;
+}
+
 /// A journal on a disk of its own that has five hundred events, synced, and a sink that has none.
 async fn five_hundred_on_disk() -> (Disk, Config, Journal) {
     let disk = Disk::new(32);

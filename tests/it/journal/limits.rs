@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use astro_relay::{
+    app::relay::Relay,
     base::{clock, event::Event},
-    config::{self, Period, Size, Start},
+    config::{self, Config, Period, Size, Start},
     journal::{Health, Journal, SetAside, StateElement},
 };
 
@@ -45,6 +46,9 @@ async fn an_event_larger_than_the_memory_is_lost_alone() {
 }
 
 const HOUR: Duration = Duration::from_hours(1);
+
+/// The cursor of what a member of a cluster has still to publish.
+const TO_PUBLISH: &str = "relay.cluster";
 
 #[tokio::test]
 async fn events_older_than_max_age_are_removed_and_counted() {
@@ -134,6 +138,26 @@ async fn size_removes_a_share_of_the_events_and_not_of_the_numbers() {
     let kept = u64::try_from(got.numbers.len()).unwrap();
     assert_eq!(got.lost + kept, 5000);
     assert!(kept > 2500, "more was removed than was needed: {kept} are left");
+    close(journal).await;
+}
+
+/// Whatever the sink does: it may come back in a week.
+#[tokio::test]
+async fn what_retention_takes_from_a_sink_is_known_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (max_size, memory) = (Size(256 << 10), Size(1));
+    let config = config::Journal { max_size, memory, ..config(dir.path()) };
+    let (journal, _) = open(&config);
+    journal.register("away", Start::Earliest).unwrap();
+    // More than memory holds.
+    append(&journal, events(0..30_000)).await;
+    settled(&journal, &[]).await;
+    let mut known = 0;
+    until("all that is gone is known", PATIENCE, async || {
+        known += journal.take_losses().iter().map(|(_, count)| count).sum::<u64>();
+        (known > 0 && read_all(&journal, 0).await.lost == known).then_some(())
+    })
+    .await;
     close(journal).await;
 }
 
@@ -233,6 +257,38 @@ async fn dead_letters_and_state_take_no_room_from_events() {
     let files: u64 =
         std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().metadata().unwrap().len()).sum();
     assert!(files < 8 << 20, "{files} bytes of files");
+}
+
+/// Before its first task runs, a member of a cluster keeps what it has still to publish, however old that is.
+#[tokio::test]
+async fn what_a_member_has_still_to_publish_is_kept_at_its_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (journal, _) = open(&config(dir.path()));
+    journal.register(TO_PUBLISH, Start::Earliest).unwrap();
+    append_aged(&journal, (0..300).map(|n| (event(n), 2 * HOUR))).await;
+    journal.advance(TO_PUBLISH, 100);
+    settled(&journal, &[TO_PUBLISH]).await;
+    close(journal).await;
+
+    let cluster = serde_json::json!({ "url": "nats://127.0.0.1:1", "member": "a" });
+    let mut member = Config {
+        journal: config::Journal { keep_delivered: Period(HOUR), ..config(dir.path()) },
+        cluster: Some(serde_json::from_value(cluster).unwrap()),
+        ..Config::default()
+    };
+    member.http.listen = String::new();
+    let relay =
+        until("the journal opens", PATIENCE, async || Relay::new(member.clone(), None).await.ok())
+            .await;
+    let journal = relay.journal();
+    let oldest = until("what is published is gone", PATIENCE, async || {
+        let oldest = journal.figures().oldest;
+        (oldest > 101 - 64).then_some(oldest)
+    })
+    .await;
+    assert!(oldest <= 101, "{oldest}");
+    drop(relay);
+    close(journal).await;
 }
 
 #[tokio::test]

@@ -210,9 +210,10 @@ async fn a_file_of_a_former_version_is_opened_and_recovered() {
     settled(&journal, &["sink"]).await;
     close(journal).await;
     let topic = Some("channel.1".to_owned());
-    let asked = Replay { number: 0, sink: "sink".into(), position: 1, until: 9, topic, when: None };
+    let asked =
+        Replay { number: 0, at: 1, sink: "sink".into(), position: 1, until: 9, topic, when: None };
     Store::open_reader(dir.path())
-        .and_then(|store| store.allow_requests().and_then(|()| store.request_replay(&asked, 1)))
+        .and_then(|store| store.allow_requests().and_then(|()| store.request_replay(&asked)))
         .unwrap();
     make_it_a_former_version_s(dir.path());
     // Read beside a relay of the former version.
@@ -238,7 +239,7 @@ async fn a_file_of_a_former_version_is_opened_and_recovered() {
         store.allow_requests().unwrap();
         let when = Some("data.n > 5".to_owned());
         let second = Replay { when, ..asked.clone() };
-        store.request_replay(&second, 1).unwrap();
+        store.request_replay(&second).unwrap();
         let both = [Replay { number: 1, ..asked.clone() }, Replay { number: 2, ..second }];
         assert_eq!(journal.pending_requests("sink").unwrap().1, both);
         close(journal).await;

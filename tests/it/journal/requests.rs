@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use astro_relay::{
-    base::{clock, event::Record},
+    base::event::Record,
     config::{Journal as Config, Size, Start},
     journal::{Journal, Replay, SetAside, store::Store},
 };
@@ -172,8 +172,9 @@ async fn a_replay_survives_a_crash() {
     store.allow_requests().unwrap();
     let topic = Some("channel.**".to_owned());
     let when = Some("data.n > 20".to_owned());
-    let replay = Replay { number: 0, sink: "sink".into(), position: 10, until: 90, topic, when };
-    store.request_replay(&replay, clock::now()).unwrap();
+    let replay =
+        Replay { number: 0, at: 1, sink: "sink".into(), position: 10, until: 90, topic, when };
+    store.request_replay(&replay).unwrap();
     tokio::time::timeout(PATIENCE, requests.changed()).await.expect("told").unwrap();
     let asked = |journal: &Journal| journal.pending_requests("sink").unwrap().1;
     assert_eq!(asked(&journal), [Replay { number: 1, ..replay.clone() }]);

@@ -89,6 +89,8 @@ async fn dead_letters_are_listed_tried_again_and_dropped() {
     let body = json!({ "numbers": [number] }).to_string();
     let dropped: Value = relay.post("/api/dead-letters/drop", &body).await.json().await.unwrap();
     assert_eq!(dropped, json!({ "count": 1 }));
+    let body = json!({ "sink": "removed" }).to_string();
+    assert_eq!(relay.post("/api/dead-letters/retry", &body).await.status(), 404);
     // What the receiver refused, it takes now.
     let body = json!({ "sink": "shop" }).to_string();
     let retried: Value = relay.post("/api/dead-letters/retry", &body).await.json().await.unwrap();

@@ -128,6 +128,31 @@ async fn dead_letters_degrade_until_they_are_gone() {
 }
 
 #[tokio::test]
+async fn events_lost_to_a_sink_that_is_away_degrade_while_it_is_away() {
+    let sink = "[sinks.shop]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:9/\"\n\
+                allow_addresses = [\"127.0.0.0/8\"]\n";
+    let small = "journal.max_size = \"64KiB\"\njournal.memory = \"64KiB\"\n";
+    let relay = Running::start(&format!("{small}{}{sink}", channel(&["channel.tips"]))).await;
+    relay.subscribed(1).await;
+    relay.sim.publish("channel.tips", ROOM, tip(1));
+    relay.sink_is("shop", "down").await;
+    // Texts that the journal cannot pack, and more of them than the sink holds itself.
+    for amount in 0..4000 {
+        let message: String = (0..1000).map(|_| fastrand::alphanumeric()).collect();
+        let tip = json!({ "donation": { "amount": amount, "message": message } });
+        relay.sim.publish("channel.tips", ROOM, tip);
+    }
+    let reason = reason(&relay, "events_lost").await;
+    assert_eq!(reason["about"], json!({ "sink": "shop" }));
+    let what = reason["what"].as_str().unwrap();
+    assert!(what.ends_with("lost, the journal no longer holds them"), "{what}");
+    let status = relay.status().await;
+    let shop = &status["pages"]["sinks"]["shop"];
+    assert_eq!(shop["state"], "down");
+    assert!(shop["lost"].as_u64() > Some(0), "{shop}");
+}
+
+#[tokio::test]
 async fn what_is_published_to_nobody_degrades() {
     let redis = RedisServer::start(Durability::Memory).await;
     let sink =

@@ -6,11 +6,13 @@ use astro_relay::{
     app::relay::Relay,
     loading::{Sources, load},
 };
+use astro_sim::{Options as SimOptions, Sim};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, time::Instant};
 
 use super::{PATIENCE, ROOM, Running, channel};
 use crate::support::{
+    daemon::Relay as Daemon,
     mosquitto::{Listener, Mosquitto, Options},
     wait::until,
 };
@@ -101,6 +103,44 @@ async fn channels_and_sinks_come_go_and_change_and_nothing_is_lost() {
     assert_eq!(relay.reload().await.1["sinks_added"], json!(["second"]));
     second.wait_for(6).await;
     assert_eq!(second.numbers(), (4..10).collect::<Vec<_>>());
+}
+
+/// It may have been renamed by somebody who does not know that its name is the place of its cursor.
+#[tokio::test]
+async fn what_waits_for_a_removed_sink_is_said_at_a_reload_and_at_a_start() {
+    let sim = Sim::start(([127, 0, 0, 1], 0).into(), SimOptions::default()).await.unwrap();
+    let sink = "[sinks.shop]\ntype = \"webhook\"\nurl = \"http://127.0.0.1:9/\"\n\
+                allow_addresses = [\"127.0.0.0/8\"]\n";
+    let mut relay = Daemon::new(&sim.url(), &sim.api_url(), "channel.tips", ROOM, sink);
+    relay.start();
+    let figure = async |begin: &str| {
+        let metrics = relay.get("/metrics").await?;
+        let line = metrics.lines().find(|line| line.starts_with(begin))?;
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    until("it is subscribed", PATIENCE, async || {
+        figure("astro_relay_subscriptions{state=\"confirmed\"").await.filter(|n| *n > 0.0)
+    })
+    .await;
+    for n in 0..20 {
+        sim.publish("channel.tips", ROOM, json!({ "n": n }));
+    }
+    until("they wait", PATIENCE, async || {
+        figure("astro_relay_sink_lag_events{sink=\"shop\"").await.filter(|n| *n >= 20.0)
+    })
+    .await;
+    let config = std::fs::read_to_string(relay.config()).unwrap();
+    std::fs::write(relay.config(), config.replace("sinks.shop", "sinks.renamed")).unwrap();
+    let said = |log: &str| {
+        let lines = log.lines().filter(|line| line.contains("WARN") && line.contains("shop"));
+        lines.filter(|line| line.contains("events wait for a sink that is no longer")).count()
+    };
+    relay.signal("HUP").await;
+    until("it is said", PATIENCE, async || (said(&relay.log()) == 1).then_some(())).await;
+    relay.stop().await;
+    relay.start();
+    until("it is said again", PATIENCE, async || (said(&relay.log()) == 2).then_some(())).await;
+    relay.stop().await;
 }
 
 #[tokio::test]

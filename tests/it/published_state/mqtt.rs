@@ -1,5 +1,7 @@
 //! Retained topics of mosquitto.
 
+use std::collections::BTreeSet;
+
 use astro_relay::{
     channel::store::{Section, StateKey},
     sink::Part,
@@ -10,7 +12,7 @@ use super::{
     Kept, SOON, TOPICS, has_facts, is_whole, on_the_server, session, set, simulated, tell_facts,
 };
 use crate::support::{
-    carry::within,
+    carry::{PATIENCE, within},
     daemon,
     mosquitto::{Listener, Mosquitto, Options},
     relay::{ROOM, Running, TOKEN, configure},
@@ -278,6 +280,74 @@ async fn a_topic_that_is_overwritten_while_others_are_published_is_corrected() {
         }
         assert_eq!(broker.came(), [1, 2, 3, 4, 3], "{theirs}");
     }
+}
+
+#[tokio::test]
+async fn a_correction_that_the_broker_does_not_take_is_made_again() {
+    let script = |_, before: usize| match before {
+        0 => Play::Overwritten("\"theirs\""),
+        1 | 2 => Play::Answer(PubAckReason::QuotaExceeded),
+        _ => Play::Answer(PubAckReason::Success),
+    };
+    let broker = ScriptedBroker::start(silent(), script).await;
+    let mut publisher = open_publisher("mqtt", json!({ "url": broker.url() })).unwrap();
+    publisher.connect().await.unwrap();
+    let path = StateKey { channel: "main".into(), section: Section::Session, name: "a".into() };
+    let part = Part { path, payload: Some(json!({ "n": 1 }).to_string().into()) };
+    publisher.publish(&[part]).await.unwrap();
+    let taken = until("it is taken", PATIENCE, async || (broker.came().len() > 3).then_some(()));
+    tokio::select! {
+        failure = publisher.idle() => panic!("{failure:?}"),
+        () = taken => {}
+    }
+}
+
+#[tokio::test]
+async fn discovery_that_the_broker_does_not_take_is_published_again() {
+    // The entities of the relay itself.
+    const ENTITIES: usize = 6;
+    let broker = Mosquitto::start(Options::default()).await;
+    let listener = Listener::start(broker.port, "homeassistant/#").await;
+    let reason = PubAckReason::ImplementationSpecificError;
+    let gate = Gate::start(broker.port, "homeassistant/", reason).await;
+    let settings = json!({"url": gate.url(), "homeassistant": true});
+    let mut publisher = open_publisher("mqtt", settings).unwrap();
+    publisher.connect().await.unwrap();
+    let announced = async {
+        let all = async || (gate.refused() >= ENTITIES).then_some(());
+        until("each is refused", PATIENCE, all).await;
+        gate.open();
+        until("each is taken", PATIENCE, async || {
+            let topics: BTreeSet<_> = listener.heard().into_iter().map(|one| one.topic).collect();
+            (topics.len() == ENTITIES).then_some(())
+        })
+        .await;
+    };
+    tokio::select! {
+        failure = publisher.idle() => panic!("{failure:?}"),
+        () = announced => {}
+    }
+}
+
+#[tokio::test]
+async fn discovery_that_the_broker_refuses_degrades_the_relay() {
+    let broker = Mosquitto::start(Options::default()).await;
+    let gate = Gate::start(broker.port, "homeassistant/", PubAckReason::NotAuthorized).await;
+    let sim = simulated().await;
+    let dir = tempfile::tempdir().unwrap();
+    let more =
+        format!("[sinks.home]\ntype = \"mqtt\"\nurl = {:?}\nhomeassistant = true\n", gate.url());
+    let relay = Running::start(configure(&sim, dir.path(), TOPICS, &more)).await;
+    let listener = Listener::start(broker.port, "astro/#").await;
+    let kept = wait(&listener, "it is the reason", |kept| {
+        let reason = kept.get("relay/status").and_then(|status| status["reason"].as_str());
+        reason.is_some_and(|reason| {
+            reason.contains("state of sink home: homeassistant/") && reason.contains("is refused: ")
+        })
+    })
+    .await;
+    assert_eq!(kept["relay/status"]["status"], "degraded");
+    relay.stop().await;
 }
 
 /// Another relay that means the same topic corrects as we do.

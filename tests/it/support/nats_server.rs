@@ -64,6 +64,15 @@ impl NatsServer {
         Self { server, port, dir }
     }
 
+    /// Has it take these lines instead of its `extra` ones, while it runs.
+    pub async fn reconfigure(&self, extra: &str) {
+        let config = self.dir.path().join("nats.conf");
+        let text = std::fs::read_to_string(&config).unwrap();
+        let own: Vec<&str> = text.lines().take(2).collect();
+        std::fs::write(&config, format!("{}\n{extra}\n", own.join("\n"))).unwrap();
+        self.server.signal("HUP").await;
+    }
+
     /// Where a stream's files are.
     pub fn stream_dir(&self, stream: &str) -> PathBuf {
         self.dir.path().join("store/jetstream/$G/streams").join(stream)

@@ -2,6 +2,7 @@
 //! half answers, none, other versions of the protocol.
 
 use std::{
+    io::ErrorKind,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -28,6 +29,9 @@ use super::carry::number;
 pub enum Play {
     /// It answers with this reason.
     Answer(PubAckReason),
+    /// It accepts the event, and says so together with the next that it has to say; or alone, when nothing
+    /// more has come.
+    Gather,
     /// It accepts the event after a while; what comes behind it waits.
     Late(Duration),
     /// It accepts it, and another client writes this over it at once.
@@ -176,19 +180,40 @@ async fn overwrite(
     Ok(())
 }
 
+/// Writes what is gathered, and reads what has come. Answers whether the connection goes on.
+async fn more(
+    stream: &mut TcpStream,
+    read: &mut BytesMut,
+    gathered: &mut BytesMut,
+) -> Result<bool, Error> {
+    if !gathered.is_empty() {
+        match stream.try_read_buf(read) {
+            Ok(count) => return Ok(count > 0),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                stream.write_all(&gathered.split()).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(stream.read_buf(read).await? > 0)
+}
+
 /// Answers whether the connection goes on.
-async fn misbehave(stream: &mut TcpStream, play: Play) -> Result<bool, Error> {
+async fn misbehave(
+    stream: &mut TcpStream,
+    play: Play,
+    gathered: &mut BytesMut,
+) -> Result<bool, Error> {
     let bytes = match play {
         Play::HangUp => return Ok(false),
         Play::Disconnect(reason) => {
-            let mut write = BytesMut::new();
-            Packet::Disconnect(Disconnect::new(reason)).write(&mut write, None)?;
-            stream.write_all(&write).await?;
+            Packet::Disconnect(Disconnect::new(reason)).write(gathered, None)?;
+            stream.write_all(&gathered.split()).await?;
             return Ok(false);
         }
         Play::Half => &[0x40][..],
         Play::Garbage => &[0xFF; 64],
-        Play::Answer(_) | Play::Late(_) | Play::Overwritten(_) | Play::Ignore => &[],
+        Play::Answer(_) | Play::Gather | Play::Late(_) | Play::Overwritten(_) | Play::Ignore => &[],
     };
     stream.write_all(bytes).await?;
     Ok(true)
@@ -215,7 +240,7 @@ async fn play(
         let packet = match Packet::read(&mut read, None) {
             Ok(packet) => packet,
             Err(Error::InsufficientBytes(_)) => {
-                if stream.read_buf(&mut read).await? == 0 {
+                if !more(&mut stream, &mut read, &mut write).await? {
                     return Ok(());
                 }
                 continue;
@@ -241,6 +266,10 @@ async fn play(
                     };
                     match script(number, before) {
                         Play::Answer(reason) => ack.reason = reason,
+                        Play::Gather => {
+                            Packet::PubAck(ack).write(&mut write, None)?;
+                            continue;
+                        }
                         Play::Late(wait) => tokio::time::sleep(wait).await,
                         Play::Ignore => continue,
                         Play::Overwritten(payload) => {
@@ -248,7 +277,7 @@ async fn play(
                             continue;
                         }
                         play => {
-                            if misbehave(&mut stream, play).await? {
+                            if misbehave(&mut stream, play, &mut write).await? {
                                 continue;
                             }
                             return Ok(());
@@ -274,9 +303,8 @@ async fn play(
             }),
             _ => return Ok(()),
         };
-        write.clear();
         answer.write(&mut write, None)?;
-        stream.write_all(&write).await?;
+        stream.write_all(&write.split()).await?;
     }
 }
 

@@ -83,11 +83,12 @@ pub async fn probe_state(kind: &str, settings: Value) -> Result<Vec<String>, Fai
     probe(&Opening { name: "test", config: &config, purpose: Purpose::Probe }).await
 }
 
-/// The same events as a replay hands them over.
-pub fn replayed(events: Vec<Outgoing>) -> Vec<Outgoing> {
+/// The same events as the replay of this name hands them over.
+pub fn replayed(events: Vec<Outgoing>, name: &str) -> Vec<Outgoing> {
     let again = |mut outgoing: Outgoing| {
         let mut record = Record::clone(&outgoing.record);
         record.event.origin = Origin::Replayed;
+        record.replay = Some(name.into());
         outgoing.record = Arc::new(record);
         outgoing
     };

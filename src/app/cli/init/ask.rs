@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Args, InitError, NewSink, Terminal,
+    Args, InitError, NewSink, Plan, Terminal, Token,
     plan::{FIRST_TOPICS, Secrets, refuse_existing, usual_url},
-    tried,
+    tried, without_place,
 };
 use crate::{
-    astro::topics,
+    astro::{rest::is_channel_id, topics},
     base::environment::environment,
     config::{Secret, TokenType, jwt, pasted, problem::Problem},
     sink::{self, KINDS},
@@ -20,31 +20,32 @@ pub(super) fn ask(
     file: &Path,
     terminal: &mut Terminal<'_>,
 ) -> Result<(), InitError> {
-    if args.channel.is_none() {
+    let problems = channel_problems(args, file);
+    if !problems.is_empty() {
+        return Err(InitError::unusable(problems));
+    }
+    while args.channel.is_none() {
         let question = "A name of your own for the channel";
         args.channel = Some(terminal.ask(question, "main")?);
+        if terminal.shows(channel_problems(args, file))? {
+            args.channel = None;
+        }
     }
     token(args, terminal)?;
     overwrite(args, file, terminal)?;
     let own = args.token.as_ref().and_then(|token| jwt::channel(token.expose()));
     match (own, &args.room) {
         (Some(channel), None) => writeln!(terminal.output, "The token is of channel {channel}.")?,
-        (None, None) => {
-            let question = "The channel's id, 24 hexadecimal digits; empty for that of the token";
-            args.room = Some(terminal.ask(question, "")?).filter(|room| !room.is_empty());
-        }
+        (None, None) => args.room = room(terminal)?,
         (_, Some(_)) => {}
     }
-    topics(args, terminal)?;
+    topics(args, file, terminal)?;
     if args.sinks.is_empty() {
         loop {
             let sink = sink(terminal)?;
             args.sinks.push(sink);
-            let problems = sink_problems(args, file)?;
-            if !problems.is_empty() {
-                for problem in problems {
-                    writeln!(terminal.output, "{problem}")?;
-                }
+            let problems = problems_of(&args.plan(file)?, file, "sinks");
+            if terminal.shows(problems)? {
                 args.sinks.pop();
                 continue;
             }
@@ -57,15 +58,29 @@ pub(super) fn ask(
     Ok(())
 }
 
-/// What is wrong with the sinks so far; where nobody has seen the file, without the place in it.
-fn sink_problems(args: &Args, file: &Path) -> Result<Vec<Problem>, InitError> {
-    let problems = match tried(&args.plan(file)?, file) {
+/// What is wrong with a section of what is answered so far; where nobody has seen the file, without the place
+/// in it.
+fn problems_of(plan: &Plan, file: &Path, section: &str) -> Vec<Problem> {
+    let problems = match tried(plan, file) {
         Ok(_) => Vec::new(),
         Err(error) => error.problems,
     };
-    let of_sinks =
-        problems.into_iter().filter(|one| one.key.first().is_some_and(|key| key == "sinks"));
-    Ok(of_sinks.map(|one| Problem { place: None, ..one }).collect())
+    let of_section =
+        problems.into_iter().filter(|one| one.key.first().is_some_and(|key| key == section));
+    of_section.map(without_place).collect()
+}
+
+/// What is wrong with the channel so far, whatever its token is.
+fn channel_problems(args: &Args, file: &Path) -> Vec<Problem> {
+    let plan = Plan {
+        channel: args.channel.clone().unwrap_or_else(|| "main".into()),
+        room: args.room.clone(),
+        token: Token::New(Secret::new("token")),
+        token_type: args.token_type,
+        topics: args.topics.clone(),
+        ..Plan::default()
+    };
+    problems_of(&plan, file, "channels")
 }
 
 /// Looks for files of secrets that would be overwritten: at the end it would be too late to be told.
@@ -118,7 +133,25 @@ fn expanded(text: &str, home: Option<&str>) -> PathBuf {
     }
 }
 
-fn topics(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), InitError> {
+/// The channel's id; `None`: that of the token.
+fn room(terminal: &mut Terminal<'_>) -> Result<Option<String>, InitError> {
+    loop {
+        let question = "The channel's id, 24 hexadecimal digits; empty for that of the token";
+        let room = terminal.ask(question, "")?;
+        if room.is_empty() {
+            return Ok(None);
+        }
+        if is_channel_id(&room) {
+            return Ok(Some(room));
+        }
+        writeln!(terminal.output, "That is no id of a channel: it has 24 hexadecimal digits.")?;
+        if terminal.agrees("Take it all the same?", false)? {
+            return Ok(Some(room));
+        }
+    }
+}
+
+fn topics(args: &mut Args, file: &Path, terminal: &mut Terminal<'_>) -> Result<(), InitError> {
     while args.topics.is_empty() {
         let question = "Topics, comma-separated (? for a list)";
         let answer = terminal.ask(question, &FIRST_TOPICS.join(","))?;
@@ -128,7 +161,8 @@ fn topics(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), InitError>
             }
             continue;
         }
-        let chosen: Vec<String> = answer.split(',').map(|topic| topic.trim().to_owned()).collect();
+        let chosen = answer.split(',').map(str::trim).filter(|topic| !topic.is_empty());
+        let chosen: Vec<String> = chosen.map(ToOwned::to_owned).collect();
         let mut taken = true;
         for topic in &chosen {
             if let Some(meant) = topics::meant_by(topic) {
@@ -139,6 +173,9 @@ fn topics(args: &mut Args, terminal: &mut Terminal<'_>) -> Result<(), InitError>
         }
         if taken {
             args.topics = chosen;
+            if terminal.shows(channel_problems(args, file))? {
+                args.topics.clear();
+            }
         }
     }
     Ok(())
@@ -230,6 +267,15 @@ impl Terminal<'_> {
         (self.echo)(true);
         writeln!(self.output)?;
         answer
+    }
+
+    /// Shows what is wrong, if anything is; answers that.
+    fn shows(&mut self, problems: Vec<Problem>) -> Result<bool, InitError> {
+        let any = !problems.is_empty();
+        for problem in problems {
+            writeln!(self.output, "{problem}")?;
+        }
+        Ok(any)
     }
 
     /// A question with yes and no.

@@ -152,6 +152,9 @@ fn confirmed(selection: &Selection) -> Result<Option<Vec<i64>>, Failed> {
 
 fn change(selection: &Selection, numbers: Option<&[i64]>, change: LetterChange) -> Done {
     let which = Which { numbers, ..selection.which() };
+    if let (LetterChange::Retry, Some(sink)) = (change, &selection.sink) {
+        selection.journal.require_sink(sink)?;
+    }
     let done = if let Some(settings) = selection.journal.cluster()? {
         on_runtime(1, &quiet(), async move {
             let shared = SharedRequests::connect(&settings).await?;
@@ -168,12 +171,39 @@ fn change(selection: &Selection, numbers: Option<&[i64]>, change: LetterChange) 
         let text = format!("there is no such dead letter{}", of_sink(selection));
         return Err(Failed::new(Failed::USAGE, text));
     }
+    if let (0, Some(sink)) = (done, &selection.sink) {
+        selection.journal.require_sink(sink)?;
+    }
     let done = counted(u64::try_from(done).unwrap_or(u64::MAX), "dead letter");
     let what = match change {
         LetterChange::Retry => "to be tried again",
         LetterChange::Drop => "deleted",
     };
-    Ok(writeln!(out::text(), "{done}{} {what}", of_sink(selection))?)
+    writeln!(out::text(), "{done}{} {what}", of_sink(selection))?;
+    match change {
+        LetterChange::Retry => name_removed_sinks(selection),
+        LetterChange::Drop => Ok(()),
+    }
+}
+
+/// Names the sinks that are no longer configured: nobody tries their dead letters.
+fn name_removed_sinks(selection: &Selection) -> Done {
+    let mut of = BTreeMap::<String, u64>::new();
+    if selection.journal.dir.is_none() && selection.sink.is_none() {
+        let known = &selection.journal.config()?.sinks;
+        for letter in letters(selection)? {
+            if !known.contains_key(&letter.sink) {
+                *of.entry(letter.sink).or_default() += 1;
+            }
+        }
+    }
+    for (sink, count) in of {
+        let count = counted(count, "dead letter");
+        out::aside(&format!(
+            "{count} of sink {sink}: it is not configured, and they wait until a sink of this name is"
+        ));
+    }
+    Ok(())
 }
 
 fn of_sink(selection: &Selection) -> String {

@@ -64,6 +64,7 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
     if let Some(settings) = args.journal.cluster()? {
         return on_runtime(1, &quiet(), from_log(args, &settings));
     }
+    args.journal.require_sink(&args.sink)?;
     let store = args.journal.open()?;
     let known = store.cursors()?;
     if !known.iter().any(|cursor| cursor.sink == args.sink) {
@@ -82,7 +83,7 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
         return Ok(());
     }
     store.allow_requests()?;
-    store.request_replay(&replay, clock::now())?;
+    store.request_replay(&replay)?;
     accepted(args, &replay)?;
     if args.wait { wait(&store, &replay) } else { Ok(()) }
 }
@@ -90,6 +91,7 @@ pub(in crate::app::cli) fn replay(args: &ReplayArgs) -> Done {
 fn asked_for(args: &ReplayArgs, first: Seq, until: Seq) -> Replay {
     Replay {
         number: 0,
+        at: clock::now(),
         sink: args.sink.clone(),
         position: first - 1,
         until,
@@ -110,13 +112,7 @@ fn accepted(args: &ReplayArgs, replay: &Replay) -> Done {
 
 /// In a cluster: out of the log, by whichever member drives the sink.
 async fn from_log(args: &ReplayArgs, settings: &config::Cluster) -> Done {
-    let known = &args.journal.config()?.sinks;
-    if !known.contains_key(&args.sink) {
-        let names: Vec<_> = known.keys().map(String::as_str).collect();
-        let text =
-            format!("the configuration has no sink {:?}; known: {}", args.sink, names.join(", "));
-        return Err(Failed::new(Failed::USAGE, text));
-    }
+    args.journal.require_sink(&args.sink)?;
     let shared = SharedRequests::connect(settings).await?;
     let range = shared.between(args.from, args.until).await?;
     let Some((first, until)) = range else {

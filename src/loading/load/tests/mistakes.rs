@@ -81,3 +81,35 @@ fn a_proxy_that_is_no_address_is_named_by_its_place_and_not_shown() {
     let expected = "http.trusted_proxies[1]: an address such as \"172.30.32.2\" was expected";
     assert!(said.ends_with(expected) && !said.contains("hunter2"), "{said}");
 }
+
+#[test]
+fn a_key_under_the_name_that_it_has_elsewhere_is_named_as_it_is_here() {
+    let mqtt = "[sinks.home]\ntype = \"mqtt\"\nurl = \"mqtt://b\"\nusername = \"relay\"\n";
+    let said = only(problems(&file(mqtt)));
+    assert!(said.contains("sinks.home.username: unknown key"), "{said}");
+    assert!(said.ends_with("did you mean \"user\"?"), "{said}");
+    // Where there is none, it is not named.
+    let said = only(problems(&file("[sinks.out]\ntype = \"stdout\"\nusername = \"relay\"\n")));
+    assert!(said.ends_with("unknown key"), "{said}");
+}
+
+#[test]
+fn a_quality_of_service_is_0_1_or_2() {
+    let mqtt = |qos: &str| {
+        file(&format!("[sinks.home]\ntype = \"mqtt\"\nurl = \"mqtt://b\"\nqos = {qos}\n"))
+    };
+    for qos in ["\"1\"", "3"] {
+        let said = only(problems(&mqtt(qos)));
+        assert!(said.contains("sinks.home.qos: a whole number from 0 to 2 was expected"), "{said}");
+    }
+    assert_eq!(problems(&mqtt("2")), [""; 0]);
+}
+
+#[test]
+fn an_address_of_a_scheme_alone_does_not_cut_the_example_that_is_named() {
+    for (kind, url) in [("mqtt", "mqtt://"), ("nats", "nats://")] {
+        let sink = format!("[sinks.home]\ntype = \"{kind}\"\nurl = \"{url}\"\n");
+        let said = only(problems(&file(&sink)));
+        assert!(said.contains(&format!("a URL such as {url}host")), "{said}");
+    }
+}
