@@ -495,8 +495,6 @@ pub enum Start {
 
 /// Fields that Astro's tips carry about the donor: taken out unless `redact` says otherwise.
 pub const PERSONAL_FIELDS: &[&str] = &[
-    "data.donation.user.email",
-    "data.donation.user.geo",
-    "data.donation.paymentMethod",
+    "data.donation.user.email", "data.donation.user.geo", "data.donation.paymentMethod",
     "data.transactionId",
 ];

@@ -277,10 +277,7 @@ async fn four(messages: u64) {
 async fn subscriptions() {
     const CHANNELS: usize = 2_000;
     let topics = [
-        "channel.activities",
-        "channel.tips",
-        "channel.session.update",
-        "channel.session.reset",
+        "channel.activities", "channel.tips", "channel.session.update", "channel.session.reset",
         "channel.stream.status",
     ];
     let sim = Sim::start(([127, 0, 0, 1], 0).into(), source()).await.unwrap();

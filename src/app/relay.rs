@@ -313,7 +313,7 @@ fn add_gateway(
 fn set_sinks(journal: &Journal, config: &Config, is_member: bool) {
     let names = || config.sinks.keys().map(String::as_str);
     if is_member {
-        journal.sinks([outbox::CURSOR].into_iter());
+        journal.sinks([outbox::CURSOR]);
         alone::joins(journal, names());
     } else {
         journal.sinks(names());

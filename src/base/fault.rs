@@ -20,19 +20,9 @@ const DEEPEST: usize = 16;
 
 /// What layers say of themselves that tells nothing beside the cause below them.
 const NOISE: &[&str] = &[
-    "client error (connect)",
-    "connection error",
-    "error sending request",
-    "error trying to connect",
-    "i/o",
-    "io error",
-    "mqtt state",
-    "tcp connect error",
-    "tls",
-    "tls error",
-    "transport error",
-    "websocket",
-    "websocket protocol error",
+    "client error (connect)", "connection error", "error sending request",
+    "error trying to connect", "i/o", "io error", "mqtt state", "tcp connect error", "tls",
+    "tls error", "transport error", "websocket", "websocket protocol error",
 ];
 
 /// Why it failed, in one line.

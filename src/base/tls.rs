@@ -269,13 +269,8 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verify = |roots| {
-            self.web_pki(roots)?.verify_server_cert(
-                end_entity,
-                intermediates,
-                server_name,
-                ocsp_response,
-                now,
-            )
+            self.web_pki(roots)?
+                .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
         };
         match &self.trust {
             Trust::System => match verify(system(&SYSTEM, KEEP_SYSTEM)) {

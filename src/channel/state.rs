@@ -411,13 +411,7 @@ const PAID: &str = "paid.";
 
 /// Kinds of payments whose last one is an element of the session already.
 const WITH_ELEMENTS: [&str; 8] = [
-    "tip",
-    "cheer",
-    "cheerPurchase",
-    "superchat",
-    "kicks",
-    "merch",
-    "purchase",
+    "tip", "cheer", "cheerPurchase", "superchat", "kicks", "merch", "purchase",
     "charityCampaignDonation",
 ];
 

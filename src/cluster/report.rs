@@ -68,11 +68,7 @@ impl Configured {
         });
         let cluster = config.cluster.as_ref().map(|cluster| {
             json!([
-                cluster.copies,
-                cluster.replicas,
-                cluster.lease,
-                cluster.max_age,
-                cluster.max_size,
+                cluster.copies, cluster.replicas, cluster.lease, cluster.max_age, cluster.max_size,
                 cluster.duplicate_window
             ])
         });

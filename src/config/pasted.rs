@@ -122,31 +122,11 @@ mod tests {
     #[test]
     fn what_came_along_is_taken_off() {
         for around in [
-            "{}",
-            " {}",
-            "{} ",
-            "{}\n",
-            "{}\n\n",
-            "{}\r\n",
-            "\u{feff}{}",
-            "\u{a0}{}\u{a0}",
-            "\u{200b}{}\u{200b}",
-            "\"{}\"",
-            "'{}'",
-            "`{}`",
-            "\u{201c}{}\u{201d}",
-            "<{}>",
-            "Bearer {}",
-            "bearer  {}\n",
-            "OAuth {}",
-            "oauth:{}",
-            "Authorization: Bearer {}",
-            "\"Bearer {}\"\n",
-            "Bearer \"{}\"",
-            "\t{}\0",
-            "\u{2066}{}\u{2069}",
-            "\u{feff}\"{}\"\r\n",
-            "apikey {}",
+            "{}", " {}", "{} ", "{}\n", "{}\n\n", "{}\r\n", "\u{feff}{}", "\u{a0}{}\u{a0}",
+            "\u{200b}{}\u{200b}", "\"{}\"", "'{}'", "`{}`", "\u{201c}{}\u{201d}", "<{}>",
+            "Bearer {}", "bearer  {}\n", "OAuth {}", "oauth:{}", "Authorization: Bearer {}",
+            "\"Bearer {}\"\n", "Bearer \"{}\"", "\t{}\0", "\u{2066}{}\u{2069}",
+            "\u{feff}\"{}\"\r\n", "apikey {}",
         ] {
             let text = around.replace("{}", JWT);
             assert_eq!(token(&text), JWT, "{around:?}");

@@ -283,10 +283,7 @@ async fn cut_off(sim: &Sim, relay: &Running) {
 #[tokio::test]
 async fn missed_tips_and_redemptions_are_fetched_and_the_gap_tells_what_was_not() {
     const ALL: &[&str] = &[
-        "channel.activities",
-        "channel.tips",
-        "channel.loyalty.redemptions",
-        "channel.chat.message",
+        "channel.activities", "channel.tips", "channel.loyalty.redemptions", "channel.chat.message",
     ];
     let sim = start().await;
     let dir = tempfile::tempdir().unwrap();

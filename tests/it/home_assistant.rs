@@ -22,10 +22,7 @@ use crate::support::{
 const SOON: Duration = Duration::from_mins(1);
 
 const TOPICS: &[&str] = &[
-    "channel.activities",
-    "channel.tips",
-    "channel.session.update",
-    "channel.session.reset",
+    "channel.activities", "channel.tips", "channel.session.update", "channel.session.reset",
     "channel.stream.status",
 ];
 

@@ -13,11 +13,8 @@ use crate::support::relay::{ROOM, TOKEN};
 
 /// What is subscribed: all that the state is made of.
 const TOPICS: &[&str] = &[
-    "channel.session.update",
-    "channel.session.reset",
-    "channel.stream.status",
-    "channel.chatbot.status",
-    "channel.chatbot.counters",
+    "channel.session.update", "channel.session.reset", "channel.stream.status",
+    "channel.chatbot.status", "channel.chatbot.counters",
 ];
 
 /// How long the destination may take to have what the relay knows, on a machine that is busy.

@@ -44,14 +44,8 @@ fn code(text: &str) -> String {
 #[test]
 fn what_decides_does_no_input_or_output() {
     let pure = [
-        "astro/session.rs",
-        "astro/wire.rs",
-        "gateway/seen.rs",
-        "base/backoff.rs",
-        "base/event.rs",
-        "delivery/route.rs",
-        "command/parse.rs",
-        "command/memory.rs",
+        "astro/session.rs", "astro/wire.rs", "gateway/seen.rs", "base/backoff.rs", "base/event.rs",
+        "delivery/route.rs", "command/parse.rs", "command/memory.rs",
     ];
     for (file, text) in sources() {
         let inside = pure.contains(&&*file)
@@ -82,13 +76,7 @@ fn only_three_files_write_to_a_terminal() {
             .replace("io::stdout().is_terminal()", "")
             .replace("fstat(std::io::stderr())", "");
         for word in [
-            "print!(",
-            "println!(",
-            "dbg!(",
-            "io::stdout()",
-            "io::stderr()",
-            "/dev/std",
-            "/dev/tty",
+            "print!(", "println!(", "dbg!(", "io::stdout()", "io::stderr()", "/dev/std", "/dev/tty",
         ] {
             if code.contains(word) {
                 wrong.push(format!("src/{file} has {word}"));
@@ -137,13 +125,7 @@ fn only_one_file_names_the_mqtt_library() {
 fn no_second_tls_and_nothing_unmaintained_is_in_the_tree() {
     let lock: toml::Table = fs::read_to_string(root().join("Cargo.lock")).unwrap().parse().unwrap();
     let banned = [
-        "openssl",
-        "openssl-sys",
-        "native-tls",
-        "aws-lc-rs",
-        "aws-lc-sys",
-        "backoff",
-        "instant",
+        "openssl", "openssl-sys", "native-tls", "aws-lc-rs", "aws-lc-sys", "backoff", "instant",
         "rumqttc",
     ];
     for package in lock["package"].as_array().unwrap() {

@@ -182,13 +182,8 @@ fn document(args: &Demo, sim: &Sim) -> Result<Value, ConfigError> {
 
 /// What the terminal shows: what happens, once. A tip is an activity too, and chat would hide all else.
 const SHOWN: &[&str] = &[
-    "channel.activities",
-    "channel.stream.status",
-    "channel.giveaways",
-    "channel.contests",
-    "relay.gap",
-    "relay.backfill",
-    "relay.status",
+    "channel.activities", "channel.stream.status", "channel.giveaways", "channel.contests",
+    "relay.gap", "relay.backfill", "relay.status",
 ];
 
 /// Everything that the simulated channel talks about.

@@ -36,48 +36,16 @@ const FORMS: [Option<&[&str]>; 3] = [None, Some(DOCUMENTED), Some(LISTED)];
 
 /// The types of `channel.activities` in the documents of September 2026.
 const DOCUMENTED: &[&str] = &[
-    "event",
-    "follow",
-    "tip",
-    "communityGiftPurchase",
-    "channelPointsRedemption",
-    "sponsor",
-    "superchat",
-    "host",
-    "raid",
-    "subscriber",
-    "cheer",
-    "cheerPurchase",
-    "charityCampaignDonation",
-    "redemption",
-    "merch",
-    "fan",
-    "supporter",
-    "follower",
-    "stars",
-    "share",
-    "videolike",
-    "elixir",
-    "purchase",
-    "hypetrainStart",
-    "hypetrainProgress",
-    "hypetrainEnd",
-    "giveaway",
-    "sponsorship",
+    "event", "follow", "tip", "communityGiftPurchase", "channelPointsRedemption", "sponsor",
+    "superchat", "host", "raid", "subscriber", "cheer", "cheerPurchase", "charityCampaignDonation",
+    "redemption", "merch", "fan", "supporter", "follower", "stars", "share", "videolike", "elixir",
+    "purchase", "hypetrainStart", "hypetrainProgress", "hypetrainEnd", "giveaway", "sponsorship",
     "sponsorshipPassive",
 ];
 
 /// Those of the `OpenAPI`.
 const LISTED: &[&str] = &[
-    "follow",
-    "tip",
-    "sponsor",
-    "superchat",
-    "host",
-    "raid",
-    "subscriber",
-    "cheer",
-    "redemption",
+    "follow", "tip", "sponsor", "superchat", "host", "raid", "subscriber", "cheer", "redemption",
     "merch",
 ];
 

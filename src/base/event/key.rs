@@ -110,16 +110,8 @@ struct Node {
 
 /// The members of `data`; behind [`OTHERS`] come those that count.
 const NAMES: [&str; 10] = [
-    "_id",
-    "activityId",
-    "isMock",
-    "channel", // OTHERS
-    STATE[0],
-    STATE[1],
-    STATE[2],
-    STATE[3],
-    STATE[4],
-    STATE[5],
+    "_id", "activityId", "isMock", "channel", // OTHERS
+    STATE[0], STATE[1], STATE[2], STATE[3], STATE[4], STATE[5],
 ];
 const OTHERS: usize = NAMES.len() - STATE.len();
 

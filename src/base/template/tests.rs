@@ -39,13 +39,8 @@ fn a_condition_looks_into_the_data() {
 fn undefined_values_behave_the_same_everywhere() {
     let view = view(r#"{"donation":{"amount":5,"none":null}}"#);
     for text in [
-        "data.nothing.amount >= 5",
-        "data.nothing < 5",
-        "data.nothing == 5",
-        "data.nothing != 5",
-        "5 in data.nothing",
-        "data.nothing in [5]",
-        "1 < data.nothing < 5",
+        "data.nothing.amount >= 5", "data.nothing < 5", "data.nothing == 5", "data.nothing != 5",
+        "5 in data.nothing", "data.nothing in [5]", "1 < data.nothing < 5",
         "not data.nothing.at.all < 5",
     ] {
         assert!(Condition::compile(text).unwrap().holds(&view).is_err(), "{text}");
@@ -162,17 +157,8 @@ fn a_value_can_be_a_string_of_json_and_nothing_else() {
     let evil = r#"", "allowed_mentions": {"parse": ["everyone"]}, "x": ""#;
     let backwards: String = evil.chars().rev().collect();
     let names = [
-        evil,
-        &backwards,
-        r#"1","x":"2"#,
-        r#"1,"x":2"#,
-        "a\nb",
-        "\\",
-        "\"",
-        "\u{2028}\u{0}\u{1b}",
-        "\u{fdd0}\u{fdd2}{",
-        "{{ raw }}",
-        "\u{1f600}é",
+        evil, &backwards, r#"1","x":"2"#, r#"1,"x":2"#, "a\nb", "\\", "\"", "\u{2028}\u{0}\u{1b}",
+        "\u{fdd0}\u{fdd2}{", "{{ raw }}", "\u{1f600}é",
     ];
     let templates = [
         r#"{"content": "{{ data.name }}"}"#,
@@ -242,9 +228,7 @@ fn a_value_is_json_where_it_stands() {
         assert_eq!(json(text, data), expected, "{text}");
     }
     for text in [
-        r#"{"a":}"#,
-        r#"{"a":"{{ data.name }}}"#,
-        "{tip} {{ data.name }}",
+        r#"{"a":}"#, r#"{"a":"{{ data.name }}}"#, "{tip} {{ data.name }}",
         r#"{"a":"\{{ data.name }}"}"#,
     ] {
         assert!(made(text, data).is_err(), "{text}");
@@ -348,18 +332,8 @@ const WRITERS: [(&str, &[&str]); 6] = [
 #[test]
 fn a_string_of_json_says_what_the_text_says() {
     let names = [
-        "Bob",
-        "a",
-        "",
-        "Annabelle Lee",
-        " spaced  out ",
-        "O'Neil \"the\" \\ x",
-        "a/b.c, d: e;",
-        "{}[]",
-        "50%s %",
-        "line\nbreak",
-        "Zo\u{eb} \u{1f600} \u{df}",
-        "\u{fdd0}x\u{fdd2}\u{e0fe}",
+        "Bob", "a", "", "Annabelle Lee", " spaced  out ", "O'Neil \"the\" \\ x", "a/b.c, d: e;",
+        "{}[]", "50%s %", "line\nbreak", "Zo\u{eb} \u{1f600} \u{df}", "\u{fdd0}x\u{fdd2}\u{e0fe}",
     ];
     for (before, bodies) in WRITERS {
         for body in bodies {

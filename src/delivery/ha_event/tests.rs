@@ -162,15 +162,8 @@ fn the_documented_shapes_are_rendered() {
         kinds.extend(told.filter(|_| topic == ACTIVITIES).map(|(kind, _)| kind));
     }
     let expected = [
-        "cheer",
-        "follow",
-        "hype_train",
-        "merch",
-        "raid",
-        "redemption",
-        "subscription",
-        "superchat",
-        "tip",
+        "cheer", "follow", "hype_train", "merch", "raid", "redemption", "subscription",
+        "superchat", "tip",
     ];
     assert_eq!(kinds.into_iter().collect::<Vec<_>>(), expected);
 }
@@ -209,35 +202,11 @@ fn a_tip_that_is_also_an_activity_is_rendered_once() {
 #[test]
 fn every_event_type_is_announced_by_its_kind() {
     for word in [
-        "event",
-        "follow",
-        "tip",
-        "communityGiftPurchase",
-        "channelPointsRedemption",
-        "sponsor",
-        "superchat",
-        "host",
-        "raid",
-        "subscriber",
-        "cheer",
-        "cheerPurchase",
-        "charityCampaignDonation",
-        "redemption",
-        "merch",
-        "fan",
-        "supporter",
-        "follower",
-        "stars",
-        "share",
-        "videolike",
-        "elixir",
-        "purchase",
-        "hypetrainStart",
-        "hypetrainProgress",
-        "hypetrainEnd",
-        "giveaway",
-        "sponsorship",
-        "sponsorshipPassive",
+        "event", "follow", "tip", "communityGiftPurchase", "channelPointsRedemption", "sponsor",
+        "superchat", "host", "raid", "subscriber", "cheer", "cheerPurchase",
+        "charityCampaignDonation", "redemption", "merch", "fan", "supporter", "follower", "stars",
+        "share", "videolike", "elixir", "purchase", "hypetrainStart", "hypetrainProgress",
+        "hypetrainEnd", "giveaway", "sponsorship", "sponsorshipPassive",
     ] {
         for gifted in [false, true] {
             let (name, event_type) = of_activity(word, gifted);

@@ -128,26 +128,10 @@ impl Reason<'_> {
 
     /// Every kind, for the metrics: a kind that is over is 0 there, and not what it was.
     pub(in crate::http) const KINDS: [&'static str; 20] = [
-        "connection",
-        "unreadable",
-        "subscription_refused",
-        "subscription_pending",
-        "subscription_left_out",
-        "subscription_silent",
-        "token",
-        "token_expires",
-        "token_doubtful",
-        "session",
-        "sink",
-        "task",
-        "events_lost",
-        "condition_fails",
-        "no_receivers",
-        "nothing_matched",
-        "dead_letters",
-        "cluster",
-        "unconfigured",
-        "configuration_rejected",
+        "connection", "unreadable", "subscription_refused", "subscription_pending",
+        "subscription_left_out", "subscription_silent", "token", "token_expires", "token_doubtful",
+        "session", "sink", "task", "events_lost", "condition_fails", "no_receivers",
+        "nothing_matched", "dead_letters", "cluster", "unconfigured", "configuration_rejected",
     ];
 
     /// A stable word for its sort.

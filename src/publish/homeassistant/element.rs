@@ -281,25 +281,10 @@ mod tests {
     #[test]
     fn every_documented_family_has_a_row() {
         for word in [
-            "tip",
-            "merch",
-            "purchase",
-            "follower",
-            "subscriber",
-            "subscriber-gifted",
-            "subscriber-new",
-            "subscriber-resub",
-            "host",
-            "raid",
-            "cheer",
-            "channel-points",
-            "hypetrain",
-            "charityCampaignDonation",
-            "cheerPurchase",
-            "sponsor",
-            "sponsor-gifted",
-            "superchat",
-            "kicks",
+            "tip", "merch", "purchase", "follower", "subscriber", "subscriber-gifted",
+            "subscriber-new", "subscriber-resub", "host", "raid", "cheer", "channel-points",
+            "hypetrain", "charityCampaignDonation", "cheerPurchase", "sponsor", "sponsor-gifted",
+            "superchat", "kicks",
         ] {
             let element = format!("{word}-latest");
             let shown = shown(&element, &json!({"name": "Ann", "amount": 5})).unwrap();

@@ -46,15 +46,8 @@ const UNUSED: &str = "check";
 
 /// Elements of the session that are shown without somebody asking: what a stream is about.
 const ELEMENTS: &[&str] = &[
-    "follower-session",
-    "follower-total",
-    "follower-latest",
-    "subscriber-session",
-    "subscriber-total",
-    "subscriber-latest",
-    "tip-session",
-    "tip-latest",
-    "cheer-session",
+    "follower-session", "follower-total", "follower-latest", "subscriber-session",
+    "subscriber-total", "subscriber-latest", "tip-session", "tip-latest", "cheer-session",
     "cheer-latest",
 ];
 

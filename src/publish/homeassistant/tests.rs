@@ -361,11 +361,7 @@ fn few_entities_are_enabled_and_the_rest_waits_to_be() {
     let home = home(&[Action::Test]);
     let mut all = home.fixed();
     for element in [
-        "follower-session",
-        "tip-latest",
-        "merch-goal-items",
-        "cheer-week",
-        "tip-week",
+        "follower-session", "tip-latest", "merch-goal-items", "cheer-week", "tip-week",
         "follower-week",
     ] {
         let value = json!({"name": "Ann", "amount": 1, "count": 1});
@@ -380,27 +376,12 @@ fn few_entities_are_enabled_and_the_rest_waits_to_be() {
         }
     }
     let expected = [
-        "a_5fb__connection",
-        "a_5fb__event_2fpaid",
-        "a_5fb__event_2ftip",
-        "a_5fb__latest-event",
-        "a_5fb__test_2ftip",
-        "astro",
-        "main__connection",
-        "main__event_2fcheer",
-        "main__event_2ffollow",
-        "main__event_2fpaid",
-        "main__event_2fraid",
-        "main__event_2fredemption",
-        "main__event_2fsubscription",
-        "main__event_2fsuperchat",
-        "main__event_2ftip",
-        "main__follower-session",
-        "main__latest-event",
-        "main__live",
-        "main__test_2ftip",
-        "main__tip-latest",
-        "status",
+        "a_5fb__connection", "a_5fb__event_2fpaid", "a_5fb__event_2ftip", "a_5fb__latest-event",
+        "a_5fb__test_2ftip", "astro", "main__connection", "main__event_2fcheer",
+        "main__event_2ffollow", "main__event_2fpaid", "main__event_2fraid",
+        "main__event_2fredemption", "main__event_2fsubscription", "main__event_2fsuperchat",
+        "main__event_2ftip", "main__follower-session", "main__latest-event", "main__live",
+        "main__test_2ftip", "main__tip-latest", "status",
     ];
     assert_eq!(enabled, expected.map(ToOwned::to_owned).into());
     assert!(all.len() > 2 * enabled.len(), "{}", all.len());

@@ -108,12 +108,8 @@ mod tests {
             questions.iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let state = [
-            "x/main/session-info/$check",
-            "x/main/session/$check",
-            "x/main/status/$check",
-            "x/main/stream/$check",
-            "x/relay/diagnostics/$check",
-            "x/relay/status/$check",
+            "x/main/session-info/$check", "x/main/session/$check", "x/main/status/$check",
+            "x/main/stream/$check", "x/relay/diagnostics/$check", "x/relay/status/$check",
         ];
         let settings = json!({"url": "mqtt://broker", "state_topic": "x/{{ channel }}"});
         assert_eq!(asked(settings), state);

@@ -112,10 +112,7 @@ mod tests {
         }
         assert!(refusal(&"x".repeat(65_536)).is_some());
         for topic in [
-            "astro/main/channel/tips",
-            "astro/main/channel/command",
-            "home/main/command/x",
-            "a/$b",
+            "astro/main/channel/tips", "astro/main/channel/command", "home/main/command/x", "a/$b",
             "Zoë/日本",
         ] {
             assert_eq!(refusal(topic), None, "{topic}");

@@ -33,10 +33,7 @@ const METADATA: &[IpAddr] = &[
 
 /// Names under which clouds have their metadata service, and where it is.
 const METADATA_NAMES: &[&str] = &[
-    "metadata",
-    "metadata.google.internal",
-    "metadata.goog",
-    "instance-data",
+    "metadata", "metadata.google.internal", "metadata.goog", "instance-data",
     "instance-data.ec2.internal",
 ];
 const METADATA_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254));
@@ -257,21 +254,9 @@ mod tests {
     #[test]
     fn this_machine_the_local_network_and_the_internet_are_allowed() {
         for address in [
-            "127.0.0.1",
-            "127.0.1.1",
-            "::1",
-            "::ffff:127.0.0.1",
-            "1.1.1.1",
-            "10.0.0.1",
-            "172.16.0.1",
-            "192.168.1.20",
-            "100.64.0.1",
-            "198.51.100.1",
-            "64:ff9b:1:808:8:800::",
-            "2606:4700::1111",
-            "fd12:3456::1",
-            "::ffff:192.168.1.20",
-            "64:ff9b::8.8.8.8",
+            "127.0.0.1", "127.0.1.1", "::1", "::ffff:127.0.0.1", "1.1.1.1", "10.0.0.1",
+            "172.16.0.1", "192.168.1.20", "100.64.0.1", "198.51.100.1", "64:ff9b:1:808:8:800::",
+            "2606:4700::1111", "fd12:3456::1", "::ffff:192.168.1.20", "64:ff9b::8.8.8.8",
             "2002:0808:0808::1",
         ] {
             assert_eq!(guard(&[]).check(address.parse().unwrap()), Ok(()), "{address}");

@@ -109,11 +109,9 @@ mod tests {
             assert_eq!(found, Some(expected));
         }
         // The specification's own example.
-        let found = signer(&[SECRET]).unwrap().sign(
-            "msg_p5jXN8AQM9LWM0D4loKWxJek",
-            "1614265330",
-            br#"{"test": 2432232314}"#,
-        );
+        let found = signer(&[SECRET])
+            .unwrap()
+            .sign("msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", br#"{"test": 2432232314}"#);
         assert_eq!(found.as_deref(), Some("v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="));
     }
 

@@ -152,14 +152,7 @@ async fn the_journal_is_looked_into_while_it_grows() {
     place.received(3).await;
     let mut follower = Command::new(PROGRAM)
         .args([
-            "journal",
-            "export",
-            "--last",
-            "20",
-            "--follow",
-            "--when",
-            "data.n in [2, 4]",
-            "--dir",
+            "journal", "export", "--last", "20", "--follow", "--when", "data.n in [2, 4]", "--dir",
         ])
         .arg(place.relay.journal())
         .stdout(Stdio::piped())

@@ -25,18 +25,10 @@ use crate::support::{
 
 /// The words. Each is a credential of its own, and long enough to be found by accident nowhere.
 const CANARIES: [&str; 13] = [
-    "canary-astro-file-token",
-    "canary-astro-plain-token",
-    "canary-mqtt-password",
-    "canary-mqtt-refused-password",
-    "canary-nats-token",
-    "canary-nats-password",
-    "canary-redis-password",
-    "canary-redis-away-password",
-    "canary-webhook-bearer",
-    "canary-webhook-path",
-    "canary-webhook-away-path",
-    "canary-admin-token",
+    "canary-astro-file-token", "canary-astro-plain-token", "canary-mqtt-password",
+    "canary-mqtt-refused-password", "canary-nats-token", "canary-nats-password",
+    "canary-redis-password", "canary-redis-away-password", "canary-webhook-bearer",
+    "canary-webhook-path", "canary-webhook-away-path", "canary-admin-token",
     "canary-shown-by-a-stranger",
 ];
 

@@ -16,10 +16,7 @@ const EVIL: &str = "<script>window.evil=1</script><img src=x onerror='window.evi
                     \"><svg onload=window.evil=1> javascript:window.evil=1 {{7*7}} </pre></details>";
 
 const TOPICS: &[&str] = &[
-    "channel.activities",
-    "channel.tips",
-    "channel.session.update",
-    "channel.session.reset",
+    "channel.activities", "channel.tips", "channel.session.update", "channel.session.reset",
     "channel.chat.message",
 ];
 

@@ -34,20 +34,8 @@ const NESTED: usize = 3;
 
 /// Names behind which a secret stands, as the ends of words in small letters.
 const NAMES: [&str; 14] = [
-    "token",
-    "password",
-    "passwd",
-    "pass",
-    "_pwd",
-    "secret",
-    "apikey",
-    "api_key",
-    "api-key",
-    "access_key",
-    "seed",
-    "signature",
-    "credential",
-    "jwt",
+    "token", "password", "passwd", "pass", "_pwd", "secret", "apikey", "api_key", "api-key",
+    "access_key", "seed", "signature", "credential", "jwt",
 ];
 
 /// Words of a header behind which a secret stands.

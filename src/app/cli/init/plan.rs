@@ -21,9 +21,7 @@ use crate::{
 /// Topics of a first configuration: what the channel's viewers do, the figures on the stream, and whether
 /// it is live.
 pub const FIRST_TOPICS: [&str; 4] = [
-    "channel.activities",
-    "channel.session.update",
-    "channel.session.reset",
+    "channel.activities", "channel.session.update", "channel.session.reset",
     "channel.stream.status",
 ];
 

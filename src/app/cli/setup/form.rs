@@ -12,15 +12,8 @@ use crate::{
 
 /// Fields that are shown at once, in this order; the others are under "more".
 const FIRST: &[&str] = &[
-    "url",
-    "user",
-    "password",
-    "homeassistant",
-    "jetstream",
-    "create_stream",
-    "mode",
-    "bearer_token",
-    "secret",
+    "url", "user", "password", "homeassistant", "jetstream", "create_stream", "mode",
+    "bearer_token", "secret",
 ];
 
 /// All that the page needs to know before it asks.
