@@ -265,18 +265,13 @@ impl Rest {
     ) -> Result<Credentials, CredentialsError> {
         let found = credentials(rooms, token, token_type).await;
         let may_ask = matches!(token_type, TokenType::Oauth2 | TokenType::Oauth);
-        if !may_ask || found != Err(CredentialsError::NoId) {
+        if !may_ask || !matches!(found, Err(CredentialsError::NoId)) {
             return found;
         }
         let unread = |error: SecretError| CredentialsError::Token(error.to_string());
         let token = token.read_token().await.map_err(unread)?;
-        let unknown = |error: RestError| {
-            CredentialsError::Token(format!(
-                "whose the token is is not known: {}",
-                error.describe()
-            ))
-        };
-        let said = self.validate(&token).await.map_err(unknown)?;
+        let said = self.validate(&token).await;
+        let said = said.map_err(|error| CredentialsError::Unvalidated(error.into()))?;
         let channel = said.channel.ok_or(CredentialsError::NoId)?;
         Ok(Credentials { channel, token, token_type })
     }
@@ -442,11 +437,14 @@ fn make_client(
 }
 
 /// Why a channel cannot be asked for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
     /// The token cannot be read now.
     #[error("{0}")]
     Token(String),
+    /// Only the server can say whose the token is, and it has not.
+    #[error("whose the token is is not known: {}", .0.describe())]
+    Unvalidated(Box<RestError>),
     #[error("the channel's id is not known: set its room, 24 hexadecimal digits")]
     NoId,
 }

@@ -105,8 +105,6 @@ struct Liveness {
     welcomed: bool,
     /// A reconnect token has restored what was confirmed.
     restored: bool,
-    /// Without a welcome it is no use: what it is to take over from is well.
-    needs_welcome: bool,
     last_frame_at: Instant,
     /// A ping that is not answered yet.
     ping_at: Option<Instant>,
@@ -147,7 +145,6 @@ impl Session {
                 opened_at: now,
                 welcomed: false,
                 restored: false,
-                needs_welcome: false,
                 last_frame_at: now,
                 ping_at: None,
             },
@@ -163,7 +160,7 @@ impl Session {
     pub fn restored(number: u64, before: &Self, now: Instant) -> Self {
         let wanted = before.entries.iter().map(|entry| entry.wanted.clone()).collect();
         let mut session = Self::new(number, wanted, Arc::clone(&before.config), now);
-        (session.link.restored, session.link.needs_welcome) = (true, true);
+        session.link.restored = true;
         for (entry, old) in session.entries.iter_mut().zip(&before.entries) {
             if old.state.is_answered() {
                 entry.state = old.state.clone();
@@ -291,8 +288,8 @@ impl Session {
             return;
         }
         if !self.link.welcomed && now >= self.link.opened_at + self.config.welcome_grace.0 {
-            if self.link.needs_welcome {
-                // Servers that give a token welcome whoever shows it.
+            if self.link.restored {
+                // Servers that give a token welcome whoever shows it: nothing was restored.
                 let why = "no welcome within the grace time".into();
                 effects.ended.get_or_insert(Ended::Lost(why));
                 return;
@@ -411,11 +408,6 @@ impl Session {
     /// The state of every subscription, as if each had changed.
     pub fn updates(&self) -> Vec<Update> {
         self.entries.iter().map(Entry::update).collect()
-    }
-
-    /// The connection before this one has ended: after the grace time this one is taken as it is.
-    pub fn needs_no_welcome(&mut self) {
-        self.link.needs_welcome = false;
     }
 
     /// Something was missed although the server has restored the subscriptions.

@@ -561,7 +561,7 @@ async fn credentials_for(
     let found = rest.credentials(rooms, &account.token, account.token_type).await;
     found.map_err(|error| {
         // A file may be about to be replaced.
-        let is_final = error == CredentialsError::NoId;
+        let is_final = matches!(error, CredentialsError::NoId);
         failed(error.to_string(), is_final)
     })
 }

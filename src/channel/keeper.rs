@@ -38,7 +38,7 @@ use super::{
 use crate::{
     astro::{
         activity::ACTIVITIES,
-        rest::{Rest, RestError, SessionAbout, SessionDocument},
+        rest::{CredentialsError, Rest, RestError, SessionAbout, SessionDocument},
     },
     base::{
         clock::{self, UnixMillis},
@@ -104,7 +104,7 @@ pub struct SessionKeeper {
     times: Times,
     follower: Follower,
     channels: BTreeMap<Arc<str>, Channel>,
-    /// The configured room of each, as it is stored.
+    /// The room of each, as it is stored.
     rooms: BTreeMap<Arc<str>, Arc<str>>,
     /// Channels that other members of the cluster keep.
     elsewhere: BTreeSet<Arc<str>>,
@@ -177,8 +177,8 @@ impl SessionKeeper {
         self.stores.journal.store_state(forgotten);
         let mut replaced = Vec::new();
         for (label, channel) in &mut self.channels {
-            let room = channel.account.room.as_ref();
-            if rooms.get(label).zip(room).is_some_and(|(before, now)| before != now) {
+            let before = rooms.get(label).map(|room| &**room);
+            if !channel.may_be(before.into_iter()) {
                 let session = std::mem::take(&mut channel.session);
                 replaced.push((Arc::clone(label), session.gone()));
             }
@@ -191,7 +191,7 @@ impl SessionKeeper {
     /// Stores which label is which room's: it may be another one's after a restart.
     fn store_rooms(&mut self) {
         let room = |(label, channel): (&Arc<str>, &Channel)| {
-            Some((Arc::clone(label), channel.account.room.clone()?))
+            Some((Arc::clone(label), Arc::clone(channel.known_room()?)))
         };
         let rooms: BTreeMap<_, _> = self.channels.iter().filter_map(room).collect();
         let element = |label: &Arc<str>, room: Option<&Arc<str>>| StateElement {
@@ -359,6 +359,7 @@ impl SessionKeeper {
                     rest.credentials(room.as_deref(), &account.token, account.token_type).await;
                 let outcome = match credentials {
                     Ok(credentials) => rest.document(&credentials).await,
+                    Err(CredentialsError::Unvalidated(error)) => Err(*error),
                     Err(error) => Err(RestError::Credential(error.to_string())),
                 };
                 let source = Source::Fetched;
@@ -382,6 +383,7 @@ impl SessionKeeper {
                 channel.compare(rows.get(&**label).map_or(&[], Vec::as_slice));
             }
         });
+        self.store_rooms();
     }
 
     fn fold(&mut self, batch: &Batch) {

@@ -29,6 +29,8 @@ pub struct Account {
     pub token_type: TokenType,
     /// The room that is configured, if one is.
     pub room: Option<Arc<str>>,
+    /// Which room it is as far as that is known here: the configured one, or that of the token.
+    pub known_room: Option<Arc<str>>,
     /// With what the token is refreshed, if it is.
     pub refresh: Option<Arc<RefreshSettings>>,
 }
@@ -56,6 +58,7 @@ impl Targets {
         for (label, channel) in &config.channels {
             let label: Arc<str> = label.as_str().into();
             let room: Option<Arc<str>> = channel.room.as_deref().map(Into::into);
+            let known_room = config.room_of(&label).map(Into::into);
             for topic in &channel.topics {
                 targets.subscriptions.push(Arc::new(Subscription {
                     channel: Arc::clone(&label),
@@ -66,7 +69,8 @@ impl Targets {
             }
             let (token, token_type) = (channel.token.clone(), channel.token_type);
             let refresh = RefreshSettings::of(channel);
-            targets.channels.insert(label, Account { token, token_type, room, refresh });
+            let account = Account { token, token_type, room, known_room, refresh };
+            targets.channels.insert(label, account);
         }
         targets
     }

@@ -118,7 +118,7 @@ impl Session {
         };
         let others_confirmed = self.entries.iter().any(|entry| entry.state.is_confirmed());
         let Some(entry) = self.entries.get_mut(index) else { return };
-        if let Some(code) = code
+        if let Some(code) = code.filter(|code| is_failure(code))
             && entry.nonces[0] != nonce
         {
             // It has been asked for again since: the answer to that is waited for.
@@ -188,9 +188,10 @@ impl Session {
                 entry.set(SubscriptionState::Waiting, &mut effects.updates);
             }
         }
-        for leaving in &mut self.leaving {
+        self.leaving.retain_mut(|leaving| {
             leaving.nonce = None;
-        }
+            leaving.attempts < UNSUBSCRIBES
+        });
     }
 
     /// Moves one subscription, and all that wait behind it, to another connection.
@@ -233,7 +234,7 @@ impl Session {
             leaving.nonce = None;
             if leaving.attempts >= UNSUBSCRIBES {
                 let Subscription { channel, topic, .. } = &*leaving.subscription;
-                warn!(%channel, %topic, "an unsubscribe was never answered; it is given up");
+                warn!(%channel, %topic, "an unsubscribe was not answered, or failed; it is given up");
             }
             leaving.attempts < UNSUBSCRIBES
         });

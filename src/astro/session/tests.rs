@@ -326,7 +326,7 @@ async fn a_session_that_is_told_to_ping_waits_for_the_answer_as_after_a_silence(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restored_session_without_a_welcome_is_no_use_beside_one_that_is_well() {
+async fn a_restored_session_without_a_welcome_is_lost() {
     let now = Instant::now();
     let before = Session::new(1, Vec::new(), Arc::default(), now);
     let late = now + Astro::default().welcome_grace.0;
@@ -334,11 +334,6 @@ async fn a_restored_session_without_a_welcome_is_no_use_beside_one_that_is_well(
     let mut effects = Effects::default();
     after.tick(late, &mut effects);
     assert!(matches!(effects.ended, Some(Ended::Lost(_))) && !after.welcomed());
-    // Beside nothing, it is better than nothing.
-    let (mut after, mut effects) = (Session::restored(2, &before, now), Effects::default());
-    after.needs_no_welcome();
-    after.tick(late, &mut effects);
-    assert!(effects.ended.is_none() && after.welcomed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,7 @@ fn account(token: &std::path::Path) -> Account {
         token: SecretRef::File(token.to_owned()),
         token_type: TokenType::Jwt,
         room: Some("0f0e0d0c0b0a090807060504".into()),
+        known_room: None,
         refresh: None,
     }
 }

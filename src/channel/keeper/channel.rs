@@ -7,7 +7,7 @@ use tracing::warn;
 
 use crate::{
     astro::{
-        rest::{RestError, SessionAbout},
+        rest::{RestError, SessionAbout, is_channel_id},
         session::Subscription,
     },
     base::{
@@ -142,13 +142,23 @@ impl Channel {
         Some(gone)
     }
 
-    /// Whether it is for the same room. Where none is configured, the token decides.
+    /// Whether it is for the same room, as far as that is known.
     fn has_room_of(&self, before: &Self) -> bool {
-        let (room, known) = (&self.account.room, &before.account.room);
-        if room.is_none() {
-            return known.is_none() && self.account.token == before.account.token;
-        }
-        room == known || *room == before.room
+        let known = before.account.known_room.iter().chain(&before.room);
+        self.may_be(known.map(|room| &**room))
+    }
+
+    /// Whether its room is among these, which are names of one room. A name and an id may be of the same.
+    pub(super) fn may_be<'r>(&self, known: impl Iterator<Item = &'r str> + Clone) -> bool {
+        let Some(room) = &self.account.known_room else { return true };
+        let is_id = is_channel_id(room);
+        let mut comparable = known.clone().filter(|known| is_channel_id(known) == is_id);
+        known.clone().any(|known| *known == **room) || comparable.next().is_none()
+    }
+
+    /// Its room, as the gateway or the configuration says it.
+    pub(super) fn known_room(&self) -> Option<&Arc<str>> {
+        self.room.as_ref().filter(|room| is_channel_id(room)).or(self.account.known_room.as_ref())
     }
 
     /// Compares when the session's subscriptions were confirmed with what is known of that. While one of

@@ -35,7 +35,8 @@ fn targets_of(room: &str, topics: &[&str]) -> Targets {
     };
     let subscriptions = topics.iter().map(subscription).collect();
     let room = Some(room);
-    let account = Account { token, token_type: TokenType::Jwt, room, refresh: None };
+    let (token_type, known_room) = (TokenType::Jwt, room.clone());
+    let account = Account { token, token_type, room, known_room, refresh: None };
     Targets {
         subscriptions,
         channels: HashMap::from([(CHANNEL.into(), account)]),
@@ -221,6 +222,31 @@ async fn the_state_of_a_room_is_gone_when_its_label_is_given_to_another_one() {
     let fetched = driven.fetch().await;
     driven.end(fetched, 6);
     assert_eq!((driven.goal(), stored(&driven)), (json!(6), 2));
+}
+
+#[test]
+fn a_label_is_another_rooms_only_where_both_are_known_and_differ() {
+    let (one, two) = ("1".repeat(24), "2".repeat(24));
+    let (one, two) = (one.as_str(), two.as_str());
+    for (now, known, may_be) in [
+        (None, &[][..], true),
+        (None, &[one], true),
+        (Some(one), &[], true),
+        (Some(one), &[one], true),
+        (Some(one), &[two], false),
+        // A name, and the id that the gateway has for it.
+        (Some(one), &["alice"], true),
+        (Some("alice"), &[one], true),
+        (Some(one), &["alice", one], true),
+        (Some(one), &["alice", two], false),
+        (Some("alice"), &["bob"], false),
+        (Some("alice"), &["alice"], true),
+    ] {
+        let mut account = targets("a").channels[CHANNEL].clone();
+        account.known_room = now.map(Into::into);
+        let channel = Channel::new(&account);
+        assert_eq!(channel.may_be(known.iter().copied()), may_be, "{now:?} {known:?}");
+    }
 }
 
 #[tokio::test]

@@ -330,6 +330,7 @@ mod tests {
             token: file("a"),
             token_type: TokenType::Oauth2,
             room: None,
+            known_room: None,
             refresh: Some(Arc::new(settings)),
         };
         let mut held = HeldToken::new(&"main".into(), account, Vec::new());
@@ -361,6 +362,7 @@ mod tests {
             token: SecretRef::File(file.clone()),
             token_type: TokenType::Jwt,
             room: None,
+            known_room: None,
             refresh: None,
         };
         let mut held = HeldToken::new(&"main".into(), account, Vec::new());

@@ -117,9 +117,6 @@ impl Handover {
     /// The old connection has ended: the next one is ready as soon as it is welcomed.
     pub(super) fn old_has_ended(&mut self) {
         self.old_ended = true;
-        if let Stage::AwaitingWelcome(connection) = &mut self.stage {
-            connection.session.needs_no_welcome();
-        }
     }
 
     /// Whether the server has welcomed it: only then is it certain that messages come on it.
@@ -151,9 +148,6 @@ impl Handover {
             Stage::Dialing(dialing) => match dialing.await {
                 Ok((socket, mut session)) => {
                     session.opened(Instant::now());
-                    if self.old_ended {
-                        session.needs_no_welcome();
-                    }
                     self.stage = Stage::AwaitingWelcome(Box::new(Connection::held(
                         self.link, socket, session,
                     )));

@@ -57,6 +57,7 @@ pub fn targets(wants: &[Want<'_>]) -> Targets {
             token,
             token_type: TokenType::Jwt,
             room: room.map(Into::into),
+            known_room: room.map(Into::into),
             refresh: None,
         };
         targets.channels.insert((*channel).into(), account);

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use astro_relay::{base::clock, gateway::table::Phase, journal::Journal};
+use astro_relay::{base::clock, config::Astro, gateway::table::Phase, journal::Journal};
 use astro_sim::{End, Ended, Load, Options, Reception, Refusal};
 
 use super::{
@@ -220,7 +220,8 @@ async fn an_old_link_that_ends_before_the_new_one_is_welcomed_may_leave_a_gap() 
 
 /// The old link has ended, the new one is open and not yet welcomed; on that, message 0 has come.
 async fn new_link_before_its_welcome() -> Bench {
-    let bench = Bench::start(Options::default(), &WANTS).await;
+    let patient = |astro: &mut Astro| astro.welcome_grace = Astro::default().welcome_grace;
+    let bench = Bench::with(Options::default(), targets(&WANTS), patient).await;
     bench.confirmed(2).await;
     bench.sim.faults(|faults| faults.welcome_delay = Duration::from_secs(1));
     bench.sim.drain(None);
