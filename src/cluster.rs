@@ -216,6 +216,14 @@ impl Cluster {
         self.0.gone.send_modify(|count| *count += 1);
     }
 
+    /// The cluster does not work, for this reason. The log says it once.
+    fn set_trouble(&self, why: &str) {
+        let known = self.0.trouble.send_replace(Some(why.to_owned()));
+        if known.as_deref() != Some(why) {
+            tracing::warn!(why, "the cluster does not work now; events wait in the local journal");
+        }
+    }
+
     fn views(&self) -> watch::Receiver<View> {
         self.0.view.subscribe()
     }

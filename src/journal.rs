@@ -75,9 +75,9 @@
 //! carries on within its bound and the writer tries the disk once a second. A relay that *started* without
 //! its files assigns numbers that no run before can have reached, and finds what is in the files only
 //! later; sinks have gone on meanwhile, so what they had still to get of the old is handed to them as by a
-//! replay: all of it, but behind the new, and not marked as replayed. Files that are removed or replaced
-//! while they are open are noticed by their inodes and made again. Only another relay that has the journal,
-//! or one of a newer version, keeps this one from starting.
+//! replay: all of it, but behind the new, and not marked as replayed; until then it is not history. Files
+//! that are removed or replaced while they are open are noticed by their inodes and made again. Only another
+//! relay that has the journal, or one of a newer version, keeps this one from starting.
 //!
 //! # A crash
 //!

@@ -149,6 +149,13 @@ pub enum Permission {
     Granted,
     /// It does not, in its words.
     Denied(String),
+    /// It does not below the address, where it was asked: the right may be given for the address alone.
+    DeniedBelow {
+        /// In its words.
+        reason: String,
+        /// Where it was asked.
+        probed: String,
+    },
     /// It does not say, for this reason: only an event shows it.
     Unknown(&'static str),
 }

@@ -352,7 +352,7 @@ fn add_cluster(
     let letters = letters::factory(cluster, &services.journal, dir.to_owned());
     supervisor.add("cluster dead letters", Stage::Delivery, letters);
     let table = Arc::clone(&status.gateway);
-    let outbox = outbox::factory(cluster, &services.journal, table);
+    let outbox = outbox::factory(cluster, &services.journal, table, &services.status);
     supervisor.add("cluster log", Stage::Delivery, outbox);
     wanted
 }

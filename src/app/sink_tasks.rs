@@ -12,7 +12,7 @@ use crate::{
     command::{self, CommandQueue},
     config::SinkConfig,
     delivery::{health::TaskHealth, status::Status, task},
-    journal::Journal,
+    journal::{Journal, LeftBehind},
     publish::{self, Publishing, scope::Scope},
     sink::{Opening, Purpose},
 };
@@ -92,8 +92,14 @@ fn from_log(
     name: &str,
     config: &SinkConfig,
 ) -> Factory {
-    let journal = services.journal.clone();
-    let maker = Arc::new(task::Maker::new(services, name, config));
+    let (journal, status) = (services.journal.clone(), Arc::clone(&services.status));
+    let (shared, sink) = (cluster.clone(), name.to_owned());
+    // How many events wait in the log is known of a sink only while it is driven here.
+    let left_behind = move || {
+        let dead_letters = shared.dead_letter_counts().get(&sink).copied()?;
+        Some(LeftBehind { sink: sink.clone(), dead_letters, ..LeftBehind::default() })
+    };
+    let maker = Arc::new(task::Maker::new(services, name, config, Box::new(left_behind)));
     maker.stands_by();
     let (cluster, name, start) = (cluster.clone(), Arc::<str>::from(name), config.start);
     let lease = cluster.lease_of(&name);
@@ -101,12 +107,14 @@ fn from_log(
         lease,
         Box::new(move |term, stop| {
             let (cluster, term, journal) = (cluster.clone(), term.clone(), journal.clone());
-            let (maker, name) = (Arc::clone(&maker), Arc::clone(&name));
+            let (maker, name, status) =
+                (Arc::clone(&maker), Arc::clone(&name), Arc::clone(&status));
             Ok(Box::pin(async move {
                 // However it ends.
                 let _standing_by = StandingBy(Arc::clone(&maker));
                 maker.takes_over();
-                let source = LogSource::open(&cluster, &name, start, &term, &journal).await;
+                let source =
+                    LogSource::open(&cluster, &name, start, &term, &journal, &status).await;
                 let Some(source) = source else { return };
                 cluster.reads(&name, &source);
                 let for_delivery = Arc::clone(&source);

@@ -63,7 +63,7 @@ pub enum LogFormat {
 const CEILINGS: &[(&str, LevelFilter)] = &[
     ("astro_relay", LevelFilter::TRACE),
     ("rumqttc::state", LevelFilter::ERROR),
-    // It does not say whose connection it is; whoever connects gets the same as an error, and does.
+    // It does not say whose connection it is; whoever connects gets the same as an error or an event, and does.
     ("async_nats::connector", LevelFilter::OFF),
     // Each of its events is one that the sink reports in its own words.
     ("async_nats", LevelFilter::WARN),

@@ -178,7 +178,7 @@ impl SessionKeeper {
         let mut replaced = Vec::new();
         for (label, channel) in &mut self.channels {
             let before = rooms.get(label).map(|room| &**room);
-            if !channel.may_be(before.into_iter()) {
+            if !channel.may_be(before.as_slice()) {
                 let session = std::mem::take(&mut channel.session);
                 replaced.push((Arc::clone(label), session.gone()));
             }

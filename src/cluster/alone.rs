@@ -1,134 +1,327 @@
 //! A relay that becomes a member of a cluster, or is alone again. Alone, its sinks have cursors in its journal; as a
-//! member it has one there for what it publishes ([`CURSOR`]). Each stands still while the other counts: what was
-//! delivered in the one way is not to be delivered once more in the other.
+//! member it has one there for what it publishes ([`CURSOR`]). What was delivered in the one way is not to be delivered
+//! once more in the other.
+//!
+//! | the relay | its journal has | |
+//! |---|---|---|
+//! | was never a member | no [`CURSOR`] | |
+//! | is a member, or was one last | [`CURSOR`], and a mark with its place where it became one | the cursors of sinks stand still; a sink that came meanwhile has none |
+//! | was a member, and is alone | [`CURSOR`], and a mark without a place | [`CURSOR`] stands still |
+//!
+//! Something is done only where the one becomes the other. A member of an earlier version has no mark.
 
 use tracing::{info, warn};
 
 use super::outbox::CURSOR;
-use crate::{base::event::Seq, journal::Journal};
+use crate::{
+    base::{clock, event::Seq},
+    config::Start,
+    journal::{Journal, StateElement},
+};
 
-/// Where this relay became a member last.
-pub(crate) const JOINED: &str = "relay.joined";
+/// Under this name the journal keeps the mark. No channel can have it: their labels have no dot.
+const NAME: &str = "relay.cluster";
+const MARK: &str = "joined";
+
+/// What this relay was as a member.
+struct Membership {
+    /// Where it became one; `None`: that is not known.
+    joined: Option<Seq>,
+    /// Through where it has published.
+    published: Seq,
+}
 
 /// This relay is a member now: it does not publish what a sink has had while the relay was alone.
 pub(crate) fn joins<'s>(journal: &Journal, sinks: impl Iterator<Item = &'s str>) {
-    let cursors: Vec<(&str, Seq)> =
-        sinks.filter_map(|sink| Some((sink, journal.cursor(sink)?))).collect();
-    let Some(delivered) = cursors.iter().map(|(_, at)| *at).max() else { return };
-    if journal.cursor(CURSOR).is_some_and(|at| at >= delivered) {
+    let sinks: Vec<&str> = sinks.collect();
+    if was_member(journal, &sinks).is_some() {
         return;
     }
-    for (sink, _) in cursors.into_iter().filter(|(_, at)| *at < delivered) {
+    let cursors: Vec<(&str, Seq)> =
+        sinks.iter().filter_map(|sink| Some((*sink, journal.cursor(sink)?))).collect();
+    let delivered = cursors.iter().map(|(_, at)| *at).chain(journal.cursor(CURSOR)).max();
+    let Some(at) = delivered.or_else(|| journal.register(CURSOR, Start::End).ok()) else { return };
+    for (sink, _) in cursors.into_iter().filter(|(_, of_sink)| *of_sink < at) {
         warn!(
             sink,
             "what the sink had still to get while this relay was alone does not come through the cluster: only what no \
              sink has had does"
         );
     }
-    journal.set_cursor(CURSOR, delivered);
-    journal.set_cursor(JOINED, delivered);
-    // It holds nothing back.
-    journal.unregister(JOINED);
+    journal.set_cursor(CURSOR, at);
+    set_mark(journal, Some(at));
 }
 
-/// This relay is alone: its sinks do not get what it has published as a member.
+/// This relay is alone: its sinks get what it has received as a member and not published, and nothing that it has
+/// published.
 pub(crate) fn leaves<'s>(journal: &Journal, sinks: impl Iterator<Item = &'s str>) {
-    let Some(published) = journal.cursor(CURSOR) else { return };
-    let joined = journal.cursor(JOINED);
-    let mut has_left = false;
+    let sinks: Vec<&str> = sinks.collect();
+    let Some(Membership { joined, published }) = was_member(journal, &sinks) else { return };
     for sink in sinks {
-        let Some(at) = journal.cursor(sink).filter(|at| *at < published) else { continue };
-        if joined.is_some_and(|joined| at >= joined) {
-            journal.set_cursor(sink, published);
-            has_left = true;
-        } else {
-            warn!(
+        match journal.cursor(sink) {
+            Some(at) if at < published && joined.is_none_or(|joined| at < joined) => warn!(
                 sink,
                 "the sink had still to get events from before this relay was a member of a cluster: it gets all that \
                  was received since, what the cluster has delivered too"
-            );
+            ),
+            _ => journal.set_cursor(sink, published),
         }
     }
-    if has_left {
-        let (waiting, _) = journal.lag(CURSOR);
-        info!(
-            waiting,
-            "this relay is no member of a cluster any more: what it had not published yet its own sinks deliver"
-        );
+    set_mark(journal, None);
+    let (waiting, _) = journal.lag(CURSOR);
+    info!(
+        waiting,
+        "this relay is no member of a cluster any more: what it had not published yet its own sinks deliver"
+    );
+}
+
+/// Whether it was a member last. Blocks on the disk.
+fn was_member(journal: &Journal, sinks: &[&str]) -> Option<Membership> {
+    let published = journal.cursor(CURSOR)?;
+    let kept = journal.stored_state().unwrap_or_else(|error| {
+        warn!(%error, "where this relay became a member of a cluster cannot be read");
+        Vec::new()
+    });
+    let mark = kept.into_iter().find(|kept| &*kept.channel == NAME && &*kept.element == MARK);
+    match mark.and_then(|mark| serde_json::from_str::<Option<Seq>>(&mark.value?).ok()) {
+        Some(None) => None,
+        Some(joined) => Some(Membership { joined, published }),
+        // Where a sink is further than what was published, the relay has been alone since.
+        None => {
+            let is_alone = sinks.iter().any(|sink| journal.cursor(sink) > Some(published));
+            (!is_alone).then_some(Membership { joined: None, published })
+        }
     }
+}
+
+/// The relay became a member there; `None`: it is alone.
+fn set_mark(journal: &Journal, joined: Option<Seq>) {
+    journal.store_state([StateElement {
+        channel: NAME.into(),
+        element: MARK.into(),
+        value: serde_json::to_string(&joined).ok().map(Into::into),
+        at: clock::now(),
+    }]);
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tempfile::TempDir;
 
     use super::*;
-    use crate::{base::event::own, config::Start};
+    use crate::{base::event::own, config};
 
     const SINKS: [&str; 2] = ["home", "shop"];
 
-    fn receives(journal: &Journal, events: usize) {
-        let event = || own("channel.tips", &"main".into(), &"r".into(), &json!({}), 7);
-        journal.append(&mut (0..events).map(|_| event()).collect());
+    /// A relay with two sinks.
+    struct Relay {
+        journal: Journal,
+        _dir: TempDir,
     }
 
-    /// Where the sinks' cursors are, and that of what is published.
-    fn cursors(journal: &Journal) -> [Option<Seq>; 3] {
-        ["home", "shop", CURSOR].map(|sink| journal.cursor(sink))
+    impl Relay {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let config = config::Journal {
+                dir: dir.path().to_owned(),
+                min_free: config::Size(0),
+                ..config::Journal::default()
+            };
+            Self { journal: Journal::open(&config).unwrap().0, _dir: dir }
+        }
+
+        /// One that was alone so far, and its sinks had so much of ten events.
+        fn alone(home: Seq, shop: Seq) -> Self {
+            let relay = Self::new();
+            for sink in SINKS {
+                relay.journal.register(sink, Start::Earliest).unwrap();
+            }
+            relay.receives(10);
+            relay.journal.advance("home", home);
+            relay.journal.advance("shop", shop);
+            relay
+        }
+
+        fn receives(&self, events: usize) {
+            let event = || own("channel.tips", &"main".into(), &"r".into(), &json!({}), 7);
+            self.journal.append(&mut (0..events).map(|_| event()).collect());
+        }
+
+        fn publishes(&self, through: Seq) {
+            self.journal.advance(CURSOR, through);
+        }
+
+        /// It starts as a member.
+        fn joins(&self) {
+            joins(&self.journal, SINKS.into_iter());
+        }
+
+        /// It starts alone.
+        fn leaves(&self) {
+            self.leaves_with(&SINKS);
+        }
+
+        fn leaves_with(&self, sinks: &[&str]) {
+            leaves(&self.journal, sinks.iter().copied());
+        }
+
+        /// Where the sinks' cursors are, and that of what is published.
+        fn cursors(&self) -> [Option<Seq>; 3] {
+            ["home", "shop", CURSOR].map(|sink| self.journal.cursor(sink))
+        }
+    }
+
+    impl Drop for Relay {
+        fn drop(&mut self) {
+            self.journal.close();
+        }
+    }
+
+    #[test]
+    fn a_relay_that_was_never_a_member_begins_where_its_sinks_begin() {
+        let relay = Relay::new();
+        relay.leaves();
+        assert_eq!(relay.cursors(), [None, None, None]);
+        relay.receives(10);
+        relay.leaves();
+        assert_eq!(relay.cursors(), [None, None, None]);
     }
 
     #[test]
     fn what_one_way_has_delivered_the_other_does_not_deliver_again() {
-        let journal = Journal::in_memory(1024 * 1024);
-        let (join, leave) =
-            (|| joins(&journal, SINKS.into_iter()), || leaves(&journal, SINKS.into_iter()));
-        leave();
-        join();
-        assert_eq!(cursors(&journal), [None, None, None], "it is new");
-        for sink in SINKS {
-            journal.register(sink, Start::Earliest).unwrap();
-        }
-        receives(&journal, 10);
-        for sink in SINKS {
-            journal.advance(sink, 8);
-        }
+        let relay = Relay::alone(8, 8);
         // Two that no sink has had go into the log.
-        join();
-        assert_eq!(cursors(&journal), [Some(8), Some(8), Some(8)]);
-        journal.advance(CURSOR, 10);
-        receives(&journal, 10);
-        journal.advance(CURSOR, 15);
+        relay.joins();
+        assert_eq!(relay.cursors(), [Some(8), Some(8), Some(8)]);
+        relay.publishes(10);
+        relay.receives(10);
+        relay.publishes(15);
         // A member that starts again is one as before.
-        join();
-        assert_eq!(cursors(&journal), [Some(8), Some(8), Some(15)]);
+        relay.joins();
+        assert_eq!(relay.cursors(), [Some(8), Some(8), Some(15)]);
         // Five were not published.
-        leave();
-        assert_eq!(cursors(&journal), [Some(15), Some(15), Some(15)]);
-        receives(&journal, 10);
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(15), Some(15), Some(15)]);
+        relay.receives(10);
         for sink in SINKS {
-            journal.advance(sink, 30);
+            relay.journal.advance(sink, 30);
         }
-        leave();
-        join();
-        assert_eq!(cursors(&journal), [Some(30), Some(30), Some(30)]);
-        leave();
-        assert_eq!(cursors(&journal), [Some(30), Some(30), Some(30)]);
+        relay.leaves();
+        relay.joins();
+        assert_eq!(relay.cursors(), [Some(30), Some(30), Some(30)]);
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(30), Some(30), Some(30)]);
     }
 
     #[test]
     fn what_a_sink_had_still_to_get_when_the_relay_joined_it_gets_when_that_is_alone_again() {
-        let journal = Journal::in_memory(1024 * 1024);
+        let relay = Relay::alone(10, 4);
+        relay.joins();
+        assert_eq!(relay.cursors(), [Some(10), Some(4), Some(10)]);
+        relay.receives(10);
+        relay.publishes(20);
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(20), Some(4), Some(20)]);
+        // It has not had them yet.
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(20), Some(4), Some(20)]);
+        relay.journal.advance("shop", 15);
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(20), Some(15), Some(20)]);
+        // The same once more.
+        relay.joins();
+        relay.receives(10);
+        relay.publishes(30);
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(30), Some(15), Some(30)]);
+    }
+
+    #[test]
+    fn the_sinks_of_a_relay_that_was_always_a_member_begin_with_what_waits_when_it_is_alone() {
+        let relay = Relay::new();
+        relay.joins();
+        relay.receives(10);
+        relay.publishes(2);
+        relay.joins();
+        assert_eq!(relay.cursors(), [None, None, Some(2)]);
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(2), Some(2), Some(2)]);
+        // They have had two of the eight when it is a member again, and the log gets the others.
         for sink in SINKS {
-            journal.register(sink, Start::Earliest).unwrap();
+            relay.journal.advance(sink, 4);
         }
-        receives(&journal, 10);
-        journal.advance("home", 10);
-        journal.advance("shop", 4);
-        joins(&journal, SINKS.into_iter());
-        assert_eq!(cursors(&journal), [Some(10), Some(4), Some(10)]);
-        receives(&journal, 10);
-        journal.advance(CURSOR, 20);
-        leaves(&journal, SINKS.into_iter());
-        assert_eq!(cursors(&journal), [Some(20), Some(4), Some(20)]);
+        relay.joins();
+        assert_eq!(relay.cursors(), [Some(4), Some(4), Some(4)]);
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(4), Some(4), Some(4)]);
+    }
+
+    #[test]
+    fn a_sink_that_a_member_got_begins_with_what_waits_when_the_relay_is_alone() {
+        let relay = Relay::new();
+        relay.journal.register("home", Start::Earliest).unwrap();
+        relay.receives(10);
+        relay.journal.advance("home", 10);
+        relay.joins();
+        relay.receives(10);
+        // Even where nothing at all was published.
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(10), Some(10), Some(10)]);
+    }
+
+    #[test]
+    fn a_sink_that_came_while_the_relay_was_alone_gets_what_it_began_with() {
+        for cursor in [4, 12] {
+            let relay = Relay::new();
+            relay.journal.register("home", Start::Earliest).unwrap();
+            relay.receives(10);
+            relay.journal.advance("home", 10);
+            relay.joins();
+            relay.receives(10);
+            relay.publishes(20);
+            relay.leaves_with(&["home"]);
+            // Not where what was published ended: it begins at its own `start`.
+            relay.journal.register("shop", Start::Earliest).unwrap();
+            relay.journal.advance("shop", cursor);
+            relay.leaves();
+            assert_eq!(relay.cursors(), [Some(20), Some(cursor), Some(20)]);
+        }
+    }
+
+    #[test]
+    fn a_sink_that_is_new_while_the_relay_is_alone_begins_where_it_is_to_begin() {
+        let relay = Relay::new();
+        relay.joins();
+        relay.receives(10);
+        relay.publishes(10);
+        relay.leaves_with(&["home"]);
+        relay.receives(10);
+        relay.leaves();
+        assert_eq!(relay.cursors(), [Some(10), None, Some(10)]);
+    }
+
+    #[test]
+    fn a_journal_of_a_member_of_an_earlier_version_is_one_of_a_member() {
+        // It has no mark.
+        let member = |relay: Relay| {
+            relay.journal.set_cursor(CURSOR, 9);
+            relay
+        };
+        let born = member(Relay::new());
+        born.receives(10);
+        born.joins();
+        assert_eq!(born.cursors(), [None, None, Some(9)]);
+        born.leaves();
+        assert_eq!(born.cursors(), [Some(9), Some(9), Some(9)]);
+        let joined = member(Relay::alone(8, 8));
+        joined.leaves();
+        assert_eq!(joined.cursors(), [Some(8), Some(8), Some(9)], "it is not known where");
+        // It was alone last.
+        let alone = member(Relay::alone(10, 8));
+        alone.leaves();
+        assert_eq!(alone.cursors(), [Some(10), Some(8), Some(9)]);
+        alone.joins();
+        assert_eq!(alone.cursors(), [Some(10), Some(8), Some(10)]);
     }
 }

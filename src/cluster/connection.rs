@@ -21,7 +21,7 @@ use std::{
 };
 
 use async_nats::{
-    Client, Event, ReconnectToServer, ServerAddr,
+    Client, ClientError, Event, ReconnectToServer, ServerAddr,
     jetstream::{
         Context, ErrorCode,
         context::{ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind},
@@ -67,6 +67,10 @@ const ONE_STEP: [u32; 3] = [2, 9, 21];
 /// Messages that wait for their acknowledgement, at most.
 pub(super) const IN_FLIGHT: usize = 1024;
 
+/// What is said where requests fail though a server is reached.
+const NOT_SERVED: &str = "the NATS server that is reached cannot write: its streams have no leader, or it is cut off from \
+                          the other servers; events wait in the local journal";
+
 /// How long a server may take to be reached by a command.
 const REACH: Duration = Duration::from_secs(10);
 
@@ -81,7 +85,7 @@ pub(crate) struct Connection {
     pub(super) settings: Arc<config::Cluster>,
     /// Whether a server is reached.
     pub(super) reached: watch::Receiver<bool>,
-    /// How many servers are configured, and which of those that are known is used.
+    /// How many servers are configured, and whose turn it is of those that are known.
     servers: usize,
     choice: Arc<Mutex<Choice>>,
     /// How far the servers' clock is ahead of ours, in milliseconds.
@@ -179,10 +183,6 @@ pub(crate) fn member_name(cluster: &config::Cluster) -> String {
     if name.is_empty() { "relay".into() } else { name }
 }
 
-fn unreached() -> ClusterError {
-    ClusterError::Unavailable("no NATS server can be reached".into())
-}
-
 impl Connection {
     /// Begins to connect, for a relay: its log says whether a server is reached. Returns whether or not one
     /// answers.
@@ -211,7 +211,7 @@ impl Connection {
         let reaches = Arc::new(reaches);
         let name = format!("astro-relay {} {member}", cluster.name);
         let choice = Arc::new(Mutex::new(Choice::default()));
-        let chooses = Arc::clone(&choice);
+        let (chooses, fails) = (Arc::clone(&choice), Arc::clone(&choice));
         let options = lasting_options(&settings, &name, CONNECT)
             .await
             .map_err(|error| ClusterError::Settings(error.to_string()))?
@@ -227,10 +227,11 @@ impl Connection {
                 wait.min(LONGEST_WAIT)
             })
             .event_callback(move |event| {
-                let reaches = Arc::clone(&reaches);
+                let (reaches, choice) = (Arc::clone(&reaches), Arc::clone(&fails));
                 async move {
                     match event {
                         Event::Connected => {
+                            lock(&choice).connected();
                             log(true);
                             reaches.send_replace(true);
                         }
@@ -243,6 +244,7 @@ impl Connection {
                         Event::Closed => {
                             reaches.send_replace(false);
                         }
+                        Event::ClientError(ClientError::Other(why)) => lock(&choice).failed(why),
                         other => tracing::debug!(%other, "about NATS"),
                     }
                 }
@@ -272,7 +274,21 @@ impl Connection {
         name: &str,
     ) -> Result<Self, ClusterError> {
         let connection = Self::connect(settings, name, |_| {}).await?;
-        if connection.wait_reached(REACH).await { Ok(connection) } else { Err(unreached()) }
+        if connection.wait_reached(REACH).await {
+            Ok(connection)
+        } else {
+            Err(ClusterError::Unavailable(connection.unreached()))
+        }
+    }
+
+    /// That no server is reached, and why, as far as it is known.
+    pub(super) fn unreached(&self) -> String {
+        lock(&self.choice).unreached()
+    }
+
+    /// Why a request has failed: no server is reached, or the one that is does nothing.
+    pub(super) fn failure(&self) -> String {
+        if self.is_reached() { NOT_SERVED.to_owned() } else { self.unreached() }
     }
 
     /// Waits for a server, for so long; whether one is reached.
@@ -293,7 +309,6 @@ impl Connection {
         if self.servers.max(self.client.server_info().connect_urls.len()) < 2 {
             return false;
         }
-        lock(&self.choice).leave();
         self.client.force_reconnect().await.is_ok()
     }
 
@@ -301,7 +316,7 @@ impl Connection {
     /// sinks: members publish as soon as it is there.
     pub(super) async fn ensure(&self, sinks: &[String]) -> Result<Storage, ClusterError> {
         if !self.is_reached() {
-            return Err(unreached());
+            return Err(ClusterError::Unavailable(self.unreached()));
         }
         let mut remarks = Vec::new();
         for bucket in buckets(&self.settings) {

@@ -102,6 +102,21 @@ pub(super) async fn make(
     }
 }
 
+/// Sets the cursor of a sink that this run of the member drives; where another has made it its own it stays.
+pub(super) async fn set(cursors: &Store, sink: &str, cursor: &Cursor) -> Result<(), ClusterError> {
+    let Some(entry) = found(cursors, sink).await? else {
+        return make(cursors, sink, cursor).await.map(drop);
+    };
+    let known: Cursor = serde_json::from_slice(&entry.value).unwrap_or_default();
+    // One without a run was made again, and nobody has driven the sink since.
+    if known.run != cursor.run && !known.run.is_empty() {
+        return Ok(());
+    }
+    let value = serde_json::to_vec(cursor).unwrap_or_default();
+    let update = cursors.update(sink, value.into(), entry.revision).await;
+    update.map(drop).map_err(|error| unavailable(sink, &error))
+}
+
 fn unavailable(sink: &str, error: &dyn Display) -> ClusterError {
     ClusterError::Unavailable(format!("the cursor of sink {sink} cannot be had: {error}"))
 }
@@ -148,7 +163,7 @@ pub(super) async fn claim(
 }
 
 /// When the log stored this message; 0: it has none of this number.
-async fn stored(log: &Stream, seq: Seq) -> Result<UnixMillis, async_nats::Error> {
+pub(super) async fn stored(log: &Stream, seq: Seq) -> Result<UnixMillis, async_nats::Error> {
     if seq == 0 {
         return Ok(0);
     }

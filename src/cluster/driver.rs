@@ -50,6 +50,9 @@ const TRY: Duration = Duration::from_millis(250);
 /// After so many terms one after the other whose lease the servers did not keep, its bucket is made again.
 const VANISHED: u32 = 3;
 
+/// A bucket that could not be deleted is not tried again for so long.
+const DELETE_AGAIN: Duration = Duration::from_mins(10);
+
 /// A sink is handed over to the member that is to have it when that has been so for this many lease times.
 const SETTLED: u32 = 3;
 
@@ -209,11 +212,14 @@ pub(crate) fn factory(cluster: &Cluster, lease: &Arc<SinkLease>) -> Factory {
 }
 
 impl Cluster {
-    /// The sinks driven here whose leases the servers do not keep.
+    /// The sinks whose leases the servers do not keep; another member says it of those that it drives.
     pub(super) fn forgotten_leases(&self) -> Vec<String> {
+        let view = self.0.view.borrow().clone();
         let leases = lock(&self.0.leases);
+        let is_elsewhere =
+            |sink: &str| view.holder(sink).is_some_and(|holder| holder.run != self.run());
         let is_forgotten = |lease: &&Arc<SinkLease>| {
-            lease.vanished.load(Ordering::Relaxed) > 1 && lease.term().is_some()
+            lease.vanished.load(Ordering::Relaxed) > 1 && !is_elsewhere(&lease.sink)
         };
         leases.values().filter(is_forgotten).map(|lease| lease.sink.to_string()).collect()
     }
@@ -247,6 +253,7 @@ impl LeaseTask {
     }
 
     async fn run(self, stop: CancellationToken) {
+        let mut not_deleted: Option<Instant> = None;
         loop {
             let taken = async {
                 let storage = self.cluster.storage().await;
@@ -266,38 +273,50 @@ impl LeaseTask {
             }
             self.lease.term.send_replace(None);
             self.idle().await;
-            if self.lease.vanished.load(Ordering::Relaxed) >= VANISHED {
-                self.remake_bucket(&storage).await;
-            }
             if end == End::HandedOver {
                 // Where it is somebody else's by now, this fails, and so it should.
                 let given = storage.leases.delete_expect_revision(self.key(), Some(revision));
                 let handed_over = matches!(timeout(self.patience(), given).await, Ok(Ok(())));
                 info!(%sink, handed_over, "this member drives the sink no more");
+            } else if self.lease.vanished.load(Ordering::Relaxed) >= VANISHED
+                && not_deleted.is_none_or(|at| at.elapsed() >= DELETE_AGAIN)
+            {
+                let remade = stop.run_until_cancelled(self.remake_bucket(&storage)).await;
+                not_deleted = (remade == Some(false)).then(Instant::now);
             }
         }
     }
 
     /// The servers accept leases and do not keep them: their bucket is deleted, and made again. Of a bucket that ran
-    /// empty after a restart, servers of version 2.9 may find no key any more.
-    async fn remake_bucket(&self, storage: &Arc<Storage>) {
+    /// empty after a restart, servers of version 2.9 may find no key any more. `false`: it cannot be deleted.
+    async fn remake_bucket(&self, storage: &Arc<Storage>) -> bool {
         let known = storage.leases.stream.cached_info();
         let name = &known.config.name;
-        let found = self.cluster.0.connection.found(name).await;
-        let is_same = found.is_ok_and(|found| {
-            found.is_some_and(|found| found.cached_info().created == known.created)
-        });
-        if !is_same || !self.cluster.is_current(storage) {
-            // Somebody else has made it again.
-            self.lease.vanished.store(0, Ordering::Relaxed);
-            return;
+        // Where that is not known now, the next term finds out.
+        let Ok(found) = self.cluster.0.connection.found(name).await else { return true };
+        let is_same = found.is_some_and(|found| found.cached_info().created == known.created);
+        if is_same && self.cluster.is_current(storage) {
+            let sink = &self.lease.sink;
+            if let Err(error) = self.cluster.context().delete_stream(name).await {
+                error!(
+                    %sink,
+                    name,
+                    %error,
+                    "the servers do not keep the leases that they accept, and the bucket cannot be deleted: delete it \
+                     by hand"
+                );
+                return false;
+            }
+            error!(
+                %sink,
+                name,
+                "the servers do not keep the leases that they accept: the bucket was deleted, and is made again"
+            );
+            self.cluster.log_is_gone();
         }
-        let sink = &self.lease.sink;
-        error!(%sink, name, "the servers do not keep the leases that they accept: the bucket is made again");
-        match self.cluster.context().delete_stream(name).await {
-            Ok(_) => self.cluster.log_is_gone(),
-            Err(error) => error!(name, %error, "the bucket cannot be deleted: delete it by hand"),
-        }
+        // It is another one by now, or will be.
+        self.lease.vanished.store(0, Ordering::Relaxed);
+        true
     }
 
     fn time(&self) -> Duration {

@@ -21,8 +21,9 @@ use crate::base::{clock::Moment, event::Record};
 /// How long the others may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long to wait before who has not answered is asked again.
-const AGAIN: Duration = Duration::from_millis(250);
+/// How long to wait before who has not answered is asked again: twice as long each time, up to the second. Many gaps
+/// may end at once, and leases are renewed over the same connection.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// How long a member that does not answer is asked about a gap before it is reported.
 const LONGEST: Duration = Duration::from_secs(15);
@@ -135,6 +136,7 @@ async fn ask_about_gap(
 ) -> Vec<(String, Option<Answer>)> {
     let noticed = cluster.0.configured.borrow().patience_with_gateway() + NOTICED;
     let began = Instant::now();
+    let mut again = AGAIN.0;
     loop {
         let answers = ask(cluster, &question()).await;
         let time = began.elapsed();
@@ -147,7 +149,8 @@ async fn ask_about_gap(
         if is_known {
             return answers;
         }
-        sleep(AGAIN).await;
+        sleep(again).await;
+        again = (again * 2).min(AGAIN.1);
     }
 }
 

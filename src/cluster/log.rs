@@ -8,8 +8,10 @@
 //! What a destination rejected is a dead letter that all members share ([`super::requests`]); it is there before
 //! the cursor passes it.
 
+mod position;
+
 use std::{
-    collections::VecDeque,
+    future::pending,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -20,8 +22,9 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
+use self::position::{Position, Queue};
 use super::{
     Cluster,
     connection::Storage,
@@ -33,15 +36,18 @@ use super::{
 };
 use crate::{
     base::{
-        clock::{self, UnixMillis},
+        clock,
         event::{self, Event, Record, Seq},
         metrics,
         sync::lock,
     },
     config::Start,
-    delivery::source::Source,
+    delivery::{source::Source, status::Status},
     journal::{Batch, DeadLetter, Journal, Replay, SetAside, StoreError},
 };
+
+/// Why events of the log are lost.
+const LOST: &str = "the log no longer holds them";
 
 /// Bytes of events that are read ahead for one sink.
 const AHEAD: usize = 4 * 1024 * 1024;
@@ -69,6 +75,7 @@ pub(crate) struct LogSource {
     storage: Arc<Storage>,
     /// For events of the relay's own.
     journal: Journal,
+    status: Arc<Status>,
     requests: SinkRequests,
     begin: Cursor,
     queue: Mutex<Queue>,
@@ -82,57 +89,6 @@ pub(crate) struct LogSource {
     progress: watch::Sender<u64>,
 }
 
-/// What is read ahead.
-#[derive(Debug, Default)]
-struct Queue {
-    /// Each with the number of events that should have stood before it and are gone.
-    events: VecDeque<(u64, Arc<Record>)>,
-    bytes: usize,
-    /// The last that was read, and when the log stored it; 0: not known.
-    read: Seq,
-    read_stored: UnixMillis,
-    /// The same of those that were read and are not done.
-    stored: VecDeque<(Seq, UnixMillis)>,
-    /// Events that are gone since the last one in the queue.
-    lost: u64,
-    /// The last that there is.
-    last: Seq,
-}
-
-#[derive(Debug, Default)]
-struct Position {
-    at: Seq,
-    /// When the log stored that one; 0: not known.
-    stored: UnixMillis,
-    behind: Vec<Seq>,
-    saved: Seq,
-    /// What is saved of `behind`.
-    saved_behind: Vec<Seq>,
-    revision: u64,
-    /// It was not found as it was saved: it is saved again.
-    is_in_doubt: bool,
-}
-
-impl Queue {
-    /// When the log stored an event that is done now; 0: not known.
-    fn done(&mut self, seq: Seq) -> UnixMillis {
-        let mut done = 0;
-        while let Some((one, stored)) = self.stored.pop_front_if(|(one, _)| *one <= seq) {
-            done = if one == seq { stored } else { 0 };
-        }
-        done
-    }
-}
-
-impl Position {
-    /// How many messages of the log, behind `kept` and through `last`, the destination has not accepted.
-    fn unaccepted(&self, kept: Seq, last: Seq) -> u64 {
-        let through = self.at.max(kept);
-        let accepted = self.behind.iter().filter(|seq| (through + 1..=last).contains(*seq)).count();
-        last.saturating_sub(through).saturating_sub(u64::try_from(accepted).unwrap_or(0))
-    }
-}
-
 impl LogSource {
     /// Makes the cursor ours and begins there. Waits until that works, or the term is over.
     pub(crate) async fn open(
@@ -141,6 +97,7 @@ impl LogSource {
         start: Start,
         term: &Term,
         journal: &Journal,
+        status: &Arc<Status>,
     ) -> Option<Arc<Self>> {
         loop {
             if !term.may_act() {
@@ -171,6 +128,7 @@ impl LogSource {
                         term: term.clone(),
                         storage,
                         journal: journal.clone(),
+                        status: Arc::clone(status),
                         begin,
                         queue: Mutex::new(queue),
                         readable: watch::Sender::new(at),
@@ -189,9 +147,24 @@ impl LogSource {
         }
     }
 
-    /// Reads ahead and saves the cursor, for as long as it is polled.
+    /// Reads ahead and saves the cursor, for as long as it is polled. Where the log has lost events, it ends the term.
     pub(crate) async fn keep(&self) {
-        tokio::join!(self.read_ahead(), self.save());
+        let kept = tokio::select! {
+            kept = self.read_ahead() => kept,
+            () = self.save() => return,
+        };
+        self.report_loss(kept);
+        let leaving = async {
+            while let Err(error) = self.leave_at(kept).await {
+                debug!(sink = %self.sink, %error, "the cursor cannot be saved now");
+                sleep(RETRY).await;
+            }
+        };
+        // Where that fails, the next driver finds the loss once more.
+        drop(timeout(self.cluster.settings().lease.0, leaving).await);
+        self.term.lost.cancel();
+        // Whoever polls this drops it now.
+        pending::<()>().await;
     }
 
     /// Saves the last position; whether that worked.
@@ -222,37 +195,39 @@ impl LogSource {
         (queue.last.saturating_sub(at), Duration::from_millis(age))
     }
 
-    async fn read_ahead(&self) {
+    /// Reads ahead until the log has lost events, or was made again: of before it has nothing behind this one.
+    async fn read_ahead(&self) -> Seq {
         let mut reached = self.cluster.0.connection.reached.clone();
         let mut storages = self.cluster.0.storage.subscribe();
         loop {
             reached.mark_unchanged();
             let reading = tokio::select! {
                 // What is there when a server is reached again, or something was made again, may be something else.
-                Ok(()) = reached.changed() => Ok(()),
-                Ok(()) = storages.changed() => Ok(()),
-                () = self.again.notified() => Ok(()),
+                Ok(()) = reached.changed() => Ok(None),
+                Ok(()) = storages.changed() => Ok(None),
+                () = self.again.notified() => Ok(None),
                 reading = self.read_on() => reading,
             };
-            if let Err(error) = reading {
-                tracing::debug!(sink = %self.sink, %error, "the log cannot be read now");
+            match reading {
+                Ok(Some(kept)) => return kept,
+                Ok(None) => {}
+                Err(error) => debug!(sink = %self.sink, %error, "the log cannot be read now"),
             }
             sleep(RETRY).await;
         }
     }
 
-    async fn read_on(&self) -> Result<(), async_nats::Error> {
+    /// `Some`: it has lost what was behind that one.
+    async fn read_on(&self) -> Result<Option<Seq>, async_nats::Error> {
         let (mut read, stored) = {
             let queue = lock(&self.queue);
             (queue.read, queue.read_stored)
         };
         if !self.term.may_act() {
-            return Ok(());
+            return Ok(None);
         }
         if let Some(kept) = cursor::moved(&self.storage.log, read, stored).await? {
-            self.report_loss(kept);
-            self.term.lost.cancel();
-            return Ok(());
+            return Ok(Some(kept));
         }
         let mut reading = Reading::behind(&self.storage.log, read).await?;
         loop {
@@ -265,7 +240,7 @@ impl LogSource {
                 if last == lock(&self.queue).read {
                     continue;
                 }
-                return Ok(());
+                return Ok(None);
             };
             let info = message.info()?;
             let (seq, pending) = (info.stream_sequence, info.pending);
@@ -275,7 +250,7 @@ impl LogSource {
             let mut queue = lock(&self.queue);
             if queue.read != read {
                 // It was emptied, to be read again from the cursor.
-                return Ok(());
+                return Ok(None);
             }
             if seq <= read {
                 continue;
@@ -315,7 +290,27 @@ impl LogSource {
         }
         error!(%sink, count, "the log has lost events that the sink had still to get");
         metrics::add_for(metrics::LOST, "sink", sink, count);
-        self.journal.append(&mut vec![event::lost("the log no longer holds them", sink, count)]);
+        self.status.lost(sink, count, LOST);
+        self.journal.append(&mut vec![event::lost(LOST, sink, count)]);
+    }
+
+    /// Saves the cursor where the sink goes on in a log that has lost what was behind `kept`: that is reported.
+    async fn leave_at(&self, kept: Seq) -> Result<(), async_nats::Error> {
+        while self.requests.unwritten() > 0 {
+            if !self.requests.write_one().await {
+                return Err("the dead letters cannot be written now".into());
+            }
+        }
+        let (at, stored, (seq, behind)) = {
+            let position = lock(&self.position);
+            (position.at, position.stored, position.within(kept))
+        };
+        let stored =
+            if seq == at { stored } else { cursor::stored(&self.storage.log, seq).await? };
+        let (member, run) = (self.cluster.member().to_owned(), self.cluster.run().to_owned());
+        let cursor = Cursor { seq, stored, behind, member, run };
+        cursor::set(&self.storage.cursors, &self.sink, &cursor).await?;
+        Ok(())
     }
 
     /// What is to be saved, where anything is.
@@ -511,6 +506,10 @@ impl Source for LogSource {
         }
     }
 
+    fn lost_cause(&self) -> &'static str {
+        LOST
+    }
+
     fn may_send(&self) -> bool {
         self.term.may_act()
     }
@@ -578,23 +577,5 @@ impl Source for LogSource {
 
     fn append(&self, event: Event) {
         self.journal.append(&mut vec![event]);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_log_has_lost_is_what_the_destination_has_not_accepted() {
-        let position = Position { at: 5, behind: vec![7, 9, 30], ..Position::default() };
-        // It was made again.
-        assert_eq!(position.unaccepted(0, 20), 13);
-        // It has lost its end.
-        assert_eq!(position.unaccepted(8, 20), 11);
-        assert_eq!(position.unaccepted(20, 20), 0);
-        // The sink had all of it.
-        assert_eq!(position.unaccepted(0, 5), 0);
-        assert_eq!(position.unaccepted(0, 4), 0);
     }
 }

@@ -58,11 +58,6 @@ const SETTLE_LONGEST: Duration = Duration::from_secs(5);
 /// Events that a member which leaves may still have to publish when its tasks are stopped.
 const FEW: u64 = 200;
 
-/// What is said where requests fail: of a server that is not reached, and of one that is.
-const NO_ANSWER: &str = "no NATS server answers: events wait in the local journal";
-const NOT_SERVED: &str = "the NATS server that is reached cannot write: its streams have no leader, or it is cut off from \
-                          the other servers; events wait in the local journal";
-
 /// What a member is configured with stands under this key, beside the cursors of the sinks. No sink can have
 /// this name.
 pub(super) const CONFIGURED: &str = "configured.";
@@ -84,6 +79,8 @@ struct Membership {
     parts: Arc<Parts>,
     /// What this member is configured with. What changes after it was published is published again.
     configured: watch::Receiver<Configured>,
+    /// Whether what has changed of it is still to be published.
+    is_unpublished: bool,
     began: Instant,
     /// Members that took part when channels were assigned last, or, before that, when it was looked last.
     before: BTreeSet<String>,
@@ -113,6 +110,7 @@ impl Membership {
             cluster: cluster.clone(),
             parts: Arc::clone(parts),
             configured: cluster.0.configured.subscribe(),
+            is_unpublished: false,
             began: Instant::now(),
             before: BTreeSet::new(),
             known: None,
@@ -138,13 +136,10 @@ impl Membership {
                 }
             };
             let Some(why) = failed else { break };
-            let known = self.cluster.0.trouble.send_replace(Some(why.clone()));
-            if known.as_ref() != Some(&why) {
-                warn!(why, "the cluster does not work now; events wait in the local journal");
-            }
+            self.cluster.set_trouble(&why);
             // Without the others, everything is ours after a while: two that hold a channel do no harm.
             if self.began.elapsed() >= self.cluster.settings().lease.0 {
-                self.assign();
+                self.assign(false);
             }
             self.finish_draining_alone();
             if stop.run_until_cancelled(sleep(RETRY)).await.is_none() {
@@ -231,17 +226,19 @@ impl Membership {
                 () = sleep_until(announce_at) => {
                     if self.announce(storage).await {
                         failures = 0;
+                        if self.is_unpublished {
+                            self.on_configured(storage).await;
+                        }
                         announce_at = Instant::now() + pace;
                         decide_at.get_or_insert_with(Instant::now);
                     } else {
                         failures += 1;
                         announce_at = Instant::now() + RETRY.min(pace / 2);
-                        let is_reached = cluster.0.connection.is_reached();
-                        let why = if is_reached { NOT_SERVED } else { NO_ANSWER };
-                        self.cluster.0.trouble.send_replace(Some(why.into()));
+                        let why = cluster.0.connection.failure();
+                        cluster.set_trouble(&why);
                         self.on_failure().await;
                         if failures.is_multiple_of(20) {
-                            return Some(why.into());
+                            return Some(why);
                         }
                     }
                 }
@@ -274,17 +271,21 @@ impl Membership {
         }
     }
 
-    /// What is configured has changed: a new sink's place is taken, and the others are told.
-    async fn on_configured(&self, storage: &Storage) {
+    /// What is configured has changed: a new sink's place is taken, and the others are told. What fails is tried again
+    /// with the next announcement.
+    async fn on_configured(&mut self, storage: &Storage) {
+        self.is_unpublished = false;
         let sinks = self.cluster.0.configured.borrow().sinks();
         for sink in sinks {
             let start = self.cluster.start_of(&sink);
             if let Err(error) = cursor::ensure((&storage.cursors, &storage.log), &sink, start).await
             {
+                self.is_unpublished = true;
                 warn!(%error, "a new sink's place in the log cannot be had now");
             }
         }
         if let Err(error) = self.publish_configuration(storage).await {
+            self.is_unpublished = true;
             warn!(%error, "the others cannot be told what is configured");
         }
     }
@@ -386,8 +387,8 @@ impl Membership {
             return false;
         }
         // Who lacks a channel is none of its holders.
-        self.compare(storage).await;
-        self.assign();
+        let is_compared = self.compare(storage).await;
+        self.assign(is_compared);
         self.report_orphans();
         self.adopt_single_copy();
         if self.cluster.is_draining() {
@@ -398,8 +399,9 @@ impl Membership {
             != (last.set, last.stands, last.draining, last.channels)
     }
 
-    /// Takes up the channels that are ours now, and gives up those that are not.
-    fn assign(&mut self) {
+    /// Takes up the channels that are ours now, and gives up those that are not. `is_compared`: it is known what the
+    /// others are configured with. Else one may be taken for a holder that lacks the channel, so none is given up.
+    fn assign(&mut self, is_compared: bool) {
         let cluster = self.cluster.clone();
         let targets = self.parts.all.borrow().clone();
         let draining = cluster.is_draining();
@@ -415,7 +417,7 @@ impl Membership {
             let fresh = ours.iter().filter(|channel| !holding.has(channel)).cloned().collect();
             holding.forget(|channel| targets.channels.contains_key(channel));
             // Who leaves keeps what it has to the end.
-            holding.assign(&ours, released && !draining);
+            holding.assign(&ours, is_compared && released && !draining);
             fresh
         };
         if let Some(away) = self.parts.away.filter(|_| !self.assigned) {
@@ -543,8 +545,8 @@ impl Membership {
         }
     }
 
-    /// Compares what others are configured with, where their digest is another.
-    async fn compare(&mut self, storage: &Storage) {
+    /// Compares what others are configured with, where their digest is another; whether all of that is known.
+    async fn compare(&mut self, storage: &Storage) -> bool {
         let cluster = self.cluster.clone();
         let own = cluster.0.configured.borrow().clone();
         let others: Vec<(String, u64)> = {
@@ -559,13 +561,21 @@ impl Membership {
         lock(&cluster.0.others).retain(|name, _| differ.contains(name));
         // One that was away is compared again when it is back.
         self.compared.retain(|name, _| differ.contains(name));
+        let mut is_known = true;
         for (name, digest) in others {
             let both = digest ^ own.digest();
             if digest == own.digest() || self.compared.get(&name) == Some(&both) {
                 continue;
             }
-            let Ok(found) = storage.cursors.get(format!("{CONFIGURED}{name}")).await else { break };
-            let Some(value) = found else { continue };
+            let found = storage.cursors.get(format!("{CONFIGURED}{name}")).await;
+            let Ok(found) = found else { return false };
+            let Some(value) = found else {
+                is_known = false;
+                continue;
+            };
+            // A server may answer with an older one: then it is asked again.
+            let is_current = Configured::digest_of(&value) == digest;
+            is_known &= is_current;
             let differences = own.differences(&value);
             if differences.is_empty() {
                 continue;
@@ -578,11 +588,11 @@ impl Membership {
             if let Ok(other) = serde_json::from_slice(&value) {
                 lock(&cluster.0.others).insert(name.clone(), other);
             }
-            // A server may answer with an older one: then it is asked again.
-            if Configured::digest_of(&value) == digest {
+            if is_current {
                 self.compared.insert(name, both);
             }
         }
+        is_known
     }
 }
 
@@ -630,21 +640,49 @@ mod tests {
         let mut membership = membership().await;
         says(&membership, "a", false);
         says(&membership, "b", false);
-        membership.assign();
+        membership.assign(true);
         let both = View::set(&["a", "b"].into());
         assert_eq!((membership.own().set, membership.own().stands), (both, true));
         // It is seen that `a` leaves, and nothing was taken over yet: `a` must not take it for done.
         says(&membership, "a", true);
         assert_eq!(membership.own().set, both);
-        membership.assign();
+        membership.assign(true);
         assert_eq!(membership.own().set, View::set(&["b"].into()));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_given_up_while_it_is_not_known_what_the_others_have() {
+        let mut membership = membership().await;
+        let channel = json!({ "token": { "value": "t" }, "topics": [] });
+        let channels: BTreeMap<_, _> =
+            (0..20).map(|n| (format!("c{n}"), channel.clone())).collect();
+        let config: Config = serde_json::from_value(json!({ "channels": channels })).unwrap();
+        membership.cluster.configured(Configured::of(&config));
+        let all = watch::channel(Targets::of(&config)).1;
+        Arc::get_mut(&mut membership.parts).unwrap().all = all;
+        membership.cluster.0.single.store(true, Ordering::Relaxed);
+        let held = |membership: &Membership| lock(&membership.cluster.0.holding).len();
+        says(&membership, "b", false);
+        membership.assign(true);
+        assert_eq!(held(&membership), 20);
+        // Another takes its share, and all of that stands.
+        let set = View::set(&["a", "b"].into());
+        let other = Member { run: "another".into(), set, stands: true, ..Member::default() };
+        let value = serde_json::to_vec(&other).unwrap();
+        membership.cluster.0.view.send_modify(|view| {
+            view.put(&format!("{MEMBER}a"), &value, 0, Moment::now());
+        });
+        membership.assign(false);
+        assert_eq!(held(&membership), 20, "it may lack what it would have to hold");
+        membership.assign(true);
+        assert!((1..20).contains(&held(&membership)));
     }
 
     #[tokio::test]
     async fn a_member_does_not_stand_while_a_subscription_fails_for_a_moment() {
         let mut membership = membership().await;
         says(&membership, "b", false);
-        membership.assign();
+        membership.assign(true);
         let (channel, topic) = ("main".into(), "channel.tips".into());
         let tips = Subscription { channel, topic, room: None, token_type: TokenType::Jwt };
         let tips = Arc::new(tips);

@@ -60,6 +60,7 @@ use crate::{
         metrics::{self, CLUSTER_DUPLICATES, CLUSTER_PUBLISHED},
         supervisor::Factory,
     },
+    delivery::status::Status,
     gateway::table::Table,
     journal::{Batch, Journal, StoreError},
 };
@@ -141,6 +142,7 @@ struct Lane {
 struct Outbox {
     cluster: Cluster,
     journal: Journal,
+    status: Arc<Status>,
     lanes: HashMap<Arc<str>, Lane, RandomState>,
     /// What was read and is not done.
     open: BTreeSet<Seq>,
@@ -159,8 +161,13 @@ struct Outbox {
     standstill: Standstill,
 }
 
-pub(crate) fn factory(cluster: &Cluster, journal: &Journal, table: Arc<Table>) -> Factory {
-    let (cluster, journal) = (cluster.clone(), journal.clone());
+pub(crate) fn factory(
+    cluster: &Cluster,
+    journal: &Journal,
+    table: Arc<Table>,
+    status: &Arc<Status>,
+) -> Factory {
+    let (cluster, journal, status) = (cluster.clone(), journal.clone(), Arc::clone(status));
     Box::new(move |stop| {
         let read = journal
             .register(CURSOR, crate::config::Start::End)
@@ -168,6 +175,7 @@ pub(crate) fn factory(cluster: &Cluster, journal: &Journal, table: Arc<Table>) -
         let outbox = Outbox {
             cluster: cluster.clone(),
             journal: journal.clone(),
+            status: Arc::clone(&status),
             lanes: HashMap::default(),
             open: BTreeSet::new(),
             bytes: 0,
@@ -311,7 +319,8 @@ impl Outbox {
         self.check_for_standstill();
         if batch.lost > 0 {
             error!(count = batch.lost, "events were lost before they came into the log");
-            report_lost(&self.journal, "the journal no longer holds them", batch.lost);
+            let cause = "the journal no longer holds them";
+            report_lost((&self.journal, &*self.status), cause, batch.lost);
         }
         for record in &batch.records {
             self.open.insert(record.seq);
@@ -498,7 +507,8 @@ impl Outbox {
                 if is_report {
                     metrics::add_for(metrics::LOST, "sink", CURSOR, 1);
                 } else {
-                    report_lost(&self.journal, "the log cannot hold it", 1);
+                    let reports = (&self.journal, &*self.status);
+                    report_lost(reports, "the log cannot hold it", 1);
                 }
                 None
             }
@@ -517,8 +527,9 @@ impl Outbox {
 }
 
 /// Counts events that no sink will get, and reports them. The report goes into the log as other events do.
-fn report_lost(journal: &Journal, cause: &str, count: u64) {
+fn report_lost((journal, status): (&Journal, &Status), cause: &'static str, count: u64) {
     metrics::add_for(metrics::LOST, "sink", CURSOR, count);
+    status.lost_to_all(count, cause);
     journal.append(&mut vec![event::lost(cause, CURSOR, count)]);
 }
 

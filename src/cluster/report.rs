@@ -213,7 +213,8 @@ impl Cluster {
         let is_connected = self.client().connection_state() == State::Connected;
         if !is_connected {
             problems.push(format!(
-                "cluster: no NATS server reachable: events wait in the local journal ({waiting} wait)"
+                "cluster: {}: events wait in the local journal ({waiting} wait)",
+                self.0.connection.unreached()
             ));
         } else if let Some(trouble) = &*self.0.trouble.borrow() {
             problems.push(format!("cluster: {trouble} ({waiting} events wait)"));

@@ -72,7 +72,8 @@ struct State {
     handed: HashMap<i64, HandedOut>,
     /// Letters that were dealt with, each at the revision that it had.
     done: HashMap<String, u64>,
-    replays: HashMap<i64, ReplayProgress>,
+    /// By key: a bucket that was made again gives their numbers to others.
+    replays: HashMap<String, ReplayProgress>,
 }
 
 /// How far this driver is with a replay.
@@ -82,6 +83,31 @@ struct ReplayProgress {
     position: Option<Seq>,
     /// The revision at which the bucket has it.
     revision: u64,
+}
+
+impl State {
+    /// A replay has come to `position`; `None`: it is done.
+    fn replay_progress(&mut self, listed: Listed, position: Option<Seq>) {
+        let Listed { key, replay, revision } = listed;
+        let first = || ReplayProgress { position: Some(replay.position), revision };
+        let reached = self.replays.entry(key.clone()).or_insert_with(first);
+        if reached.position.is_none() {
+            return;
+        }
+        reached.position = position;
+        self.queue.push_back(match position {
+            Some(position) => Change::Replay { key, replay: Replay { position, ..replay } },
+            None => Change::Remove { key, is_large: false },
+        });
+    }
+
+    /// A replay with what was done of it here; `None`: it is done.
+    fn pending(&self, Listed { key, replay, .. }: Listed) -> Option<Replay> {
+        match self.replays.get(&key) {
+            Some(reached) => Some(Replay { position: reached.position?, ..replay }),
+            None => Some(replay),
+        }
+    }
 }
 
 pub(super) struct SinkRequests {
@@ -161,20 +187,9 @@ impl SinkRequests {
     pub(super) fn replay_progress(&self, number: i64, position: Option<Seq>) {
         let replays = lock(&self.cluster.0.letters).replays(&self.sink);
         let known = replays.into_iter().find(|listed| listed.replay.number == number);
-        let Some(Listed { key, replay, revision }) = known else { return };
-        let mut state = lock(&self.state);
-        let reached = state
-            .replays
-            .entry(number)
-            .or_insert(ReplayProgress { position: Some(replay.position), revision });
-        if reached.position.is_none() {
-            return;
+        if let Some(listed) = known {
+            lock(&self.state).replay_progress(listed, position);
         }
-        reached.position = position;
-        state.queue.push_back(match position {
-            Some(position) => Change::Replay { key, replay: Replay { position, ..replay } },
-            None => Change::Remove { key, is_large: false },
-        });
     }
 
     /// What is asked for of the sink.
@@ -207,13 +222,7 @@ impl SinkRequests {
             wanted.push(letter.clone());
             state.handed.insert(letter.number, HandedOut { key, revision, letter });
         }
-        let replays = replays.into_iter().filter_map(|Listed { replay, .. }| {
-            match state.replays.get(&replay.number) {
-                Some(reached) => Some(Replay { position: reached.position?, ..replay }),
-                None => Some(replay),
-            }
-        });
-        let replays = replays.collect();
+        let replays = replays.into_iter().filter_map(|listed| state.pending(listed)).collect();
         Ok((wanted, replays))
     }
 
@@ -252,15 +261,46 @@ impl SinkRequests {
     }
 
     async fn write_replay(&self, key: &str, replay: &Replay) -> Result<(), String> {
-        let revision =
-            lock(&self.state).replays.get(&replay.number).map_or(0, |reached| reached.revision);
+        let revision = lock(&self.state).replays.get(key).map_or(0, |reached| reached.revision);
         let written = letters::write_replay(&self.storage.dead, key, replay, revision).await?;
-        if let Some(reached) = lock(&self.state).replays.get_mut(&replay.number) {
+        if let Some(reached) = lock(&self.state).replays.get_mut(key) {
             match written {
                 Some(revision) => reached.revision = revision,
                 None => reached.position = None,
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replay_in_a_bucket_that_was_made_again_is_not_taken_for_one_that_is_done() {
+        let listed = |id: &str| Listed {
+            key: format!("replay.hook.{id}"),
+            replay: Replay {
+                number: 1,
+                at: 5,
+                sink: "hook".into(),
+                position: 4,
+                until: 9,
+                topic: None,
+                when: None,
+            },
+            revision: 1,
+        };
+        let mut state = State::default();
+        state.replay_progress(listed("01J"), Some(7));
+        let position = |state: &State, id| state.pending(listed(id)).map(|found| found.position);
+        assert_eq!(position(&state, "01J"), Some(7));
+        state.replay_progress(listed("01J"), None);
+        assert_eq!(position(&state, "01J"), None);
+        // It has the same number.
+        assert_eq!(position(&state, "01K"), Some(4));
+        state.replay_progress(listed("01K"), None);
+        assert_eq!((position(&state, "01K"), state.queue.len()), (None, 3));
     }
 }

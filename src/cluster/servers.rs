@@ -3,7 +3,7 @@
 //! A server that is cut off from the others keeps its clients and answers their pings, while nothing of what the
 //! cluster keeps can be read or written through it.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use async_nats::{Server, ServerAddr};
 use tokio::time::Instant;
@@ -14,27 +14,65 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest time between two changes, where no other server does it either.
 const LONGEST: Duration = Duration::from_mins(2);
 
-/// The server that is connected to, or tried.
+/// Whose turn it is, and why none is reached.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
-    last: Option<ServerAddr>,
-    is_left: bool,
+    /// Those that were tried, the last one at the end.
+    tried: Vec<ServerAddr>,
+    /// Why none is reached, as far as it is known.
+    failure: Option<String>,
 }
 
 impl Choice {
-    /// The last one is to be left for another.
-    pub(super) fn leave(&mut self) {
-        self.is_left = true;
+    /// The next one to try: the one that was tried longest ago, so that one that is lost or left comes last. How often
+    /// each has failed does not matter: the client library counts no name that cannot be resolved, and keeps what
+    /// it counted in an earlier outage.
+    pub(super) fn next(&mut self, mut servers: Vec<Server>) -> Option<ServerAddr> {
+        self.failure = failures(&servers).or_else(|| self.failure.take());
+        self.tried.retain(|addr| servers.iter().any(|server| server.addr == *addr));
+        fastrand::shuffle(&mut servers);
+        let turn = |server: &Server| self.tried.iter().position(|addr| *addr == server.addr);
+        let next = servers.into_iter().min_by_key(turn)?.addr;
+        self.tried.retain(|addr| *addr != next);
+        self.tried.push(next.clone());
+        Some(next)
     }
 
-    /// The next one to try: one of those that failed least, and another than the last one if that is to be left.
-    pub(super) fn next(&mut self, mut servers: Vec<Server>) -> Option<ServerAddr> {
-        fastrand::shuffle(&mut servers);
-        let left = if std::mem::take(&mut self.is_left) { self.last.take() } else { None };
-        let order = |server: &Server| (Some(&server.addr) == left.as_ref(), server.failed_attempts);
-        self.last = servers.into_iter().min_by_key(order).map(|server| server.addr);
-        self.last.clone()
+    /// A server is reached.
+    pub(super) fn connected(&mut self) {
+        self.failure = None;
     }
+
+    /// An attempt failed for this reason. What is known of the servers themselves says more.
+    pub(super) fn failed(&mut self, why: String) {
+        self.failure.get_or_insert(why);
+    }
+
+    /// That no server is reached, and why.
+    pub(super) fn unreached(&self) -> String {
+        let text = "no NATS server can be reached";
+        match &self.failure {
+            Some(why) => format!("{text}: {why}"),
+            None => text.to_owned(),
+        }
+    }
+}
+
+/// Why attempts at these servers failed last, each reason once.
+fn failures(servers: &[Server]) -> Option<String> {
+    let errors = servers.iter().filter_map(|server| server.last_error.as_deref());
+    let errors: BTreeSet<&str> = errors.map(plain).collect();
+    (!errors.is_empty()).then(|| errors.into_iter().collect::<Vec<_>>().join(", "))
+}
+
+/// What the client library says of an attempt, without what it puts before it.
+fn plain(error: &str) -> &str {
+    // A password or a token that cannot be read.
+    if let Some((_, why)) = error.split_once("AuthError(") {
+        return why.strip_suffix(')').unwrap_or(why);
+    }
+    let error = error.strip_prefix("IO error: ").unwrap_or(error);
+    error.split_once("nats: ").map_or(error, |(_, said)| said)
 }
 
 /// Since when requests fail at servers that are reached.
@@ -69,30 +107,72 @@ mod tests {
 
     use super::*;
 
-    fn server(port: u16, failed_attempts: usize) -> Server {
+    fn server(port: u16, failed_attempts: usize, last_error: Option<&str>) -> Server {
         Server {
             addr: format!("nats://host:{port}").parse().unwrap(),
             failed_attempts,
             did_connect: true,
             is_discovered: false,
-            last_error: None,
+            last_error: last_error.map(ToOwned::to_owned),
+        }
+    }
+
+    /// The ports of those that are tried next, so many of them.
+    fn turns<const N: usize>(choice: &mut Choice, servers: &[Server]) -> [u16; N] {
+        std::array::from_fn(|_| choice.next(servers.to_vec()).unwrap().port())
+    }
+
+    #[test]
+    fn a_server_whose_failures_are_not_counted_starves_no_other() {
+        for _ in 0..20 {
+            let mut choice = Choice::default();
+            // The name of the first cannot be resolved; the third failed through an outage that is over.
+            let servers = [server(1, 0, None), server(2, 3, None), server(3, 40, None)];
+            let first = turns::<3>(&mut choice, &servers);
+            assert_eq!(BTreeSet::from(first), BTreeSet::from([1, 2, 3]));
+            assert_eq!(turns::<3>(&mut choice, &servers), first, "each has its turn again");
         }
     }
 
     #[test]
-    fn a_server_that_is_left_is_tried_last() {
-        let mut choice = Choice::default();
+    fn a_server_that_is_lost_or_left_is_tried_last() {
         for _ in 0..20 {
-            let first = choice.next(vec![server(1, 0), server(2, 1)]);
-            assert_eq!(first.map(|addr| addr.port()), Some(1), "it failed less often");
-            choice.leave();
-            let next = choice.next(vec![server(1, 0), server(2, 1)]);
-            assert_eq!(next.map(|addr| addr.port()), Some(2));
+            let mut choice = Choice::default();
+            let [used] = turns::<1>(&mut choice, &[server(1, 0, None), server(2, 0, None)]);
+            // Others were discovered meanwhile.
+            let servers = [1, 2, 3, 4].map(|port| server(port, usize::from(port != used), None));
+            let [.., last] = turns::<4>(&mut choice, &servers);
+            assert_eq!(last, used);
         }
-        choice.leave();
-        let only = choice.next(vec![server(2, 0)]);
-        assert_eq!(only.map(|addr| addr.port()), Some(2), "there is no other");
+        let mut choice = Choice::default();
+        assert_eq!(turns::<2>(&mut choice, &[server(2, 0, None)]), [2, 2], "there is no other");
         assert_eq!(choice.next(Vec::new()), None);
+    }
+
+    #[test]
+    fn it_is_said_why_no_server_is_reached_until_one_is() {
+        let mut choice = Choice::default();
+        assert_eq!(choice.unreached(), "no NATS server can be reached");
+        choice.failed("DNS error".into());
+        drop(choice.next(vec![server(1, 0, None)]));
+        assert_eq!(choice.unreached(), "no NATS server can be reached: DNS error");
+        let refused = Some("authorization violation: nats: authorization violation");
+        let servers = vec![
+            server(1, 0, None),
+            server(2, 1, refused),
+            server(3, 1, Some("IO error: Connection refused (os error 111)")),
+            server(4, 1, refused),
+            server(5, 1, Some("failed signing nonce: AuthError(cannot read the secret (a): no)")),
+        ];
+        drop(choice.next(servers));
+        choice.failed("authorization violation".into());
+        assert_eq!(
+            choice.unreached(),
+            "no NATS server can be reached: Connection refused (os error 111), authorization violation, cannot read \
+             the secret (a): no"
+        );
+        choice.connected();
+        assert_eq!(choice.unreached(), "no NATS server can be reached");
     }
 
     #[tokio::test(start_paused = true)]

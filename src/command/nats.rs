@@ -11,7 +11,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{
-    Client, Event, HeaderMap, HeaderValue, ServerError,
+    Client, ClientError, Event, HeaderMap, HeaderValue, ServerError,
     service::{
         NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, Service, ServiceExt,
         endpoint::Endpoint,
@@ -177,8 +177,17 @@ impl MicroService {
             .ignore_discovered_servers()
             .max_reconnects(MAX_RECONNECTS)
             .event_callback(move |event| {
+                let is_attempt = matches!(event, Event::ClientError(_));
                 if let Some(trouble) = trouble_of(&name, event) {
-                    report.send_replace(trouble.err());
+                    let trouble = trouble.err();
+                    let known = report.send_replace(trouble.clone());
+                    if is_attempt && known != trouble {
+                        tracing::warn!(
+                            sink = name,
+                            why = trouble,
+                            "nobody listens for commands now"
+                        );
+                    }
                 }
                 std::future::ready(())
             })
@@ -296,6 +305,10 @@ fn trouble_of(sink: &str, event: Event) -> Option<Result<(), String>> {
     match event {
         Event::Connected => Some(Ok(())),
         Event::Disconnected | Event::Closed => Some(Err("the connection is lost".into())),
+        // An attempt to restore it.
+        Event::ClientError(ClientError::Other(why)) => {
+            Some(Err(format!("the connection is lost: {why}")))
+        }
         Event::ServerError(ServerError::Other(text)) => {
             if let refusal::Refusal::Subscription(_) = refusal::read(&text) {
                 tracing::error!(sink, text, "the server does not let the sink listen for commands");
@@ -305,5 +318,18 @@ fn trouble_of(sink: &str, event: Event) -> Option<Result<(), String>> {
             None
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_that_is_refused_is_the_reason_until_the_connection_is_restored() {
+        let refused = ClientError::Other("authorization violation".into());
+        let why = "the connection is lost: authorization violation";
+        assert_eq!(trouble_of("bus", Event::ClientError(refused)), Some(Err(why.to_owned())));
+        assert_eq!(trouble_of("bus", Event::Connected), Some(Ok(())));
     }
 }

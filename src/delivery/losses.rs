@@ -3,7 +3,7 @@
 
 use tracing::error;
 
-use super::{Delivery, status::Status};
+use super::{Delivery, source::LOST, status::Status};
 use crate::{
     base::{event, metrics},
     journal::Journal,
@@ -12,24 +12,25 @@ use crate::{
 /// Reports what the journal has dropped before configured sinks had it.
 pub(crate) fn report_all(journal: &Journal, status: &Status) {
     for (sink, count) in journal.take_losses() {
-        report(status, &sink, count);
+        report(status, &sink, count, LOST);
     }
 }
 
-fn report(status: &Status, sink: &str, count: u64) {
+fn report(status: &Status, sink: &str, count: u64, cause: &'static str) {
     error!(%sink, count, "events were lost before the sink could get them");
     metrics::add_for(metrics::LOST, "sink", sink, count);
-    status.lost(sink, count);
+    status.lost(sink, count, cause);
 }
 
 impl Delivery {
     /// Events that this sink will never get.
     pub(super) fn lost(&mut self, count: u64) {
+        let cause = self.reader.source.lost_cause();
         let unreported = self.reader.source.unreported(count);
         if unreported > 0 {
-            report(&self.row.status, &self.row.name, unreported);
+            report(&self.row.status, &self.row.name, unreported, cause);
         }
-        let gap = event::lost("the journal no longer holds them", &self.row.name, count);
+        let gap = event::lost(cause, &self.row.name, count);
         self.reader.source.append(gap);
     }
 }

@@ -43,6 +43,10 @@ pub trait Source: Send + Sync {
     fn unreported(&self, lost: u64) -> u64 {
         lost
     }
+    /// Why events are missing, for people.
+    fn lost_cause(&self) -> &'static str {
+        LOST
+    }
     /// Whether events may be handed out at this moment.
     fn may_send(&self) -> bool;
     /// What comes after the cursor is read once more.
@@ -75,6 +79,9 @@ pub trait Source: Send + Sync {
     /// Appends an event of the relay's own.
     fn append(&self, event: Event);
 }
+
+/// Why events of the journal are lost.
+pub(super) const LOST: &str = "the journal no longer holds them";
 
 /// The element under which [`Source::keep_accepted_behind`] keeps them in the journal.
 const ACCEPTED: &str = "events";

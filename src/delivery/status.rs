@@ -63,6 +63,9 @@ pub struct Sink {
     pub lost: u64,
     /// When the latest of them was found to be.
     pub lost_at: Option<UnixMillis>,
+    /// Why that one is.
+    #[serde(skip)]
+    pub lost_cause: &'static str,
     /// What went wrong last.
     pub last_error: Option<String>,
     /// When that was.
@@ -137,9 +140,9 @@ impl fmt::Display for Reason<'_> {
                     "sink {name} has accepted nothing since {since}, with events on their way"
                 )
             }
-            Self::Lost(name, Sink { lost, .. }) => {
+            Self::Lost(name, Sink { lost, lost_cause, .. }) => {
                 let events = counted(*lost, "event");
-                write!(f, "sink {name}: {events} lost, the journal no longer holds them")
+                write!(f, "sink {name}: {events} lost, {lost_cause}")
             }
             Self::Condition(name, Sink { condition_errors, condition_error, .. }) => {
                 let events = counted(*condition_errors, "event");
@@ -176,6 +179,11 @@ impl Sink {
         reasons.into_iter().flatten()
     }
 
+    fn loses(&mut self, count: u64, cause: &'static str) {
+        self.lost += count;
+        (self.lost_at, self.lost_cause) = (Some(clock::now()), cause);
+    }
+
     /// Forgets what was found out with the configuration and the connection before.
     pub(super) fn forget_findings(&mut self) {
         (self.considered, self.matched, self.condition_errors) = (0, 0, 0);
@@ -201,8 +209,8 @@ impl StatusSnapshot {
     pub fn why(&self) -> impl Iterator<Item = Reason<'_>> {
         let sinks = self.sinks.iter().filter(|(_, sink)| !matches!(sink.state, "up" | STANDBY));
         let tasks = self.tasks.iter().map(|(name, why)| Reason::Task(name, why));
-        let driven = self.sinks.iter().filter(|(_, sink)| sink.state != STANDBY);
-        let events = driven.flat_map(|(name, sink)| sink.about_events(name));
+        // Of a sink that another member drives only what was lost here is left.
+        let events = self.sinks.iter().flat_map(|(name, sink)| sink.about_events(name));
         sinks.map(|(name, sink)| Reason::Sink(name, sink)).chain(tasks).chain(events)
     }
 
@@ -259,12 +267,19 @@ impl Status {
     }
 
     /// A sink will never get so many events. One that is no longer configured has no row.
-    pub(super) fn lost(&self, name: &str, count: u64) {
+    pub(crate) fn lost(&self, name: &str, count: u64, cause: &'static str) {
         let mut now = lock(&self.now);
         let Some(row) = now.sinks.get_mut(name) else { return };
-        row.lost += count;
-        row.lost_at = Some(clock::now());
+        row.loses(count, cause);
         drop(now);
+        self.changed();
+    }
+
+    /// No sink will ever get so many events.
+    pub(crate) fn lost_to_all(&self, count: u64, cause: &'static str) {
+        for row in lock(&self.now).sinks.values_mut() {
+            row.loses(count, cause);
+        }
         self.changed();
     }
 
@@ -330,12 +345,27 @@ mod tests {
     fn lost_events_are_a_reason_for_an_hour() {
         let status = Status::default();
         status.sink("home", |row| row.state = "up");
-        status.lost("home", 3);
+        status.lost("home", 3, "the journal no longer holds them");
         let reasons = status.snapshot().reasons();
         assert_eq!(reasons, ["sink home: 3 events lost, the journal no longer holds them"]);
         status.sink("home", |row| row.lost_at = Some(clock::now() - LOST));
         assert!(status.snapshot().reasons().is_empty());
-        status.lost("removed", 1);
+        status.lost("removed", 1, "the journal no longer holds them");
         assert!(!status.snapshot().sinks.contains_key("removed"));
+    }
+
+    /// Nobody else knows of it, also where another member drives the sink next.
+    #[test]
+    fn what_a_member_has_lost_it_says_of_sinks_that_others_drive() {
+        let status = Status::default();
+        status.sink("home", |row| row.state = "up");
+        status.sink("hook", |row| row.state = STANDBY);
+        status.lost_to_all(1, "the log cannot hold it");
+        status.lost("hook", 2, "the log no longer holds them");
+        let expected = [
+            "sink home: 1 event lost, the log cannot hold it",
+            "sink hook: 3 events lost, the log no longer holds them",
+        ];
+        assert_eq!(status.snapshot().reasons(), expected);
     }
 }

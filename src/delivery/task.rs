@@ -56,7 +56,9 @@ pub fn open_sink(
 
 /// Makes a sink's task, over and over.
 pub(crate) fn factory(services: &DeliveryServices, name: &str, config: &SinkConfig) -> Factory {
-    let maker = Maker::new(services, name, config);
+    let (journal, sink) = (services.journal.clone(), name.to_owned());
+    let left_behind = move || journal.left_behind().into_iter().find(|left| left.sink == sink);
+    let maker = Maker::new(services, name, config, Box::new(left_behind));
     Box::new(move |stop| {
         let journal = maker.services.journal.clone();
         let source = JournalSource::new(journal, &maker.name, maker.config.start);
@@ -65,16 +67,26 @@ pub(crate) fn factory(services: &DeliveryServices, name: &str, config: &SinkConf
     })
 }
 
+/// Answers what waits for a sink that is no longer configured.
+type FindLeftBehind = Box<dyn Fn() -> Option<LeftBehind> + Send + Sync>;
+
 /// Makes the deliveries of a sink, whatever their source. What was kept for the sink is removed when the
 /// supervisor drops its task, however that ended.
 pub(crate) struct Maker {
     services: DeliveryServices,
     name: String,
     config: SinkConfig,
+    left_behind: FindLeftBehind,
 }
 
 impl Maker {
-    pub(crate) fn new(services: &DeliveryServices, name: &str, config: &SinkConfig) -> Self {
+    /// `left_behind` is asked when the sink is no longer configured.
+    pub(crate) fn new(
+        services: &DeliveryServices,
+        name: &str,
+        config: &SinkConfig,
+        left_behind: FindLeftBehind,
+    ) -> Self {
         // Nobody is ready before it has begun.
         services.status.sink(name, |row| {
             if row.state.is_empty() {
@@ -83,12 +95,13 @@ impl Maker {
                 row.since = clock::now();
             }
         });
-        Self { services: services.clone(), name: name.to_owned(), config: config.clone() }
+        let (services, config) = (services.clone(), config.clone());
+        Self { services, name: name.to_owned(), config, left_behind }
     }
 
     /// A delivery out of that source. May block.
     pub(crate) fn make(&self, source: Arc<dyn Source>) -> Result<Delivery, String> {
-        let Self { services, name, config } = self;
+        let Self { services, name, config, .. } = self;
         let (sink, route) =
             open_sink(name, config, Purpose::Relay).map_err(|error| error.to_string())?;
         let status = Arc::clone(&services.status);
@@ -127,8 +140,9 @@ impl Drop for Maker {
         journal.unregister(name);
         status.no_sink(name);
         metrics::no_sink(name);
-        let left = journal.left_behind();
-        left.iter().filter(|left| left.sink == *name).for_each(warn_of_left_behind);
+        if let Some(left) = (self.left_behind)() {
+            warn_of_left_behind(&left);
+        }
     }
 }
 

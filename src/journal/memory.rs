@@ -60,6 +60,8 @@ pub(super) struct Cursors {
     pub(super) by_sink: HashMap<Arc<str>, Cursor>,
     /// Positions were lost, and it is not known whose.
     pub(super) unknown: bool,
+    /// What sinks have still to get behind their cursors: replays that nobody asked for.
+    backlogs: Vec<Replay>,
     /// Those that have moved are to be saved within that time; taken by the writer.
     pub(super) save_within: Option<Duration>,
     /// The writer has a time at which it saves them.
@@ -75,6 +77,14 @@ impl Cursors {
             self.save_within = Some(time);
         }
         tell
+    }
+
+    /// A replay has come to `position`; `None`: it is done.
+    pub(super) fn move_backlog(&mut self, number: i64, position: Option<Seq>) {
+        self.backlogs.retain(|backlog| backlog.number != number || position.is_some());
+        for backlog in self.backlogs.iter_mut().filter(|backlog| backlog.number == number) {
+            backlog.position = position.unwrap_or(backlog.position);
+        }
     }
 }
 
@@ -245,14 +255,18 @@ impl Memory {
         left.into_values().filter(|one| something(one) && !one.sink.starts_with(OWN)).collect()
     }
 
-    /// What the mark is to say at the end, where not everything could be written: what every sink has is not
-    /// missing to anybody.
-    pub(super) fn marked_at_end(&self) -> Marked {
+    /// Events that were not written, and that not every sink has.
+    pub(super) fn missing_at_end(&self) -> u64 {
         let Numbers { last, written, .. } = self.numbers;
         let others = self.cursors.by_sink.iter().filter(|(sink, _)| !sink.starts_with(OWN));
         let had = others.map(|(_, cursor)| cursor.at).min().unwrap_or(written);
-        let Marked { events, .. } = self.marked(written);
-        Marked { last, events: events + self.assigned(had.max(written), last) }
+        self.assigned(had.max(written), last)
+    }
+
+    /// What the mark is to say at the end, where not everything could be written.
+    pub(super) fn marked_at_end(&self) -> Marked {
+        let Numbers { last, written, .. } = self.numbers;
+        Marked { last, events: self.marked(written).events + self.missing_at_end() }
     }
 
     /// What the mark is to say when everything through `last` is written.
@@ -344,6 +358,12 @@ impl Memory {
         self.cursors.by_sink.iter().filter(|(_, cursor)| cursor.saved != Some(cursor.at))
     }
 
+    /// The positions that the disk does not have, no further than the events that it has.
+    pub(super) fn moved_on_disk(&self) -> Vec<(Arc<str>, Seq)> {
+        let at = |cursor: &Cursor| cursor.at.min(self.numbers.written);
+        self.unsaved().map(|(sink, cursor)| (Arc::clone(sink), at(cursor))).collect()
+    }
+
     /// Sinks whose next event the ring no longer has, and where they stand.
     pub(super) fn behind_ring(&self) -> Vec<(Arc<str>, Seq)> {
         let Some(first) = self.ring.first() else { return Vec::new() };
@@ -353,8 +373,22 @@ impl Memory {
 
     /// Through which event every sink has got everything.
     pub(super) fn delivered(&self) -> Seq {
-        let active = self.cursors.by_sink.values().filter(|cursor| cursor.active);
-        active.map(|cursor| cursor.at).min().unwrap_or(self.numbers.last)
+        let Cursors { by_sink, backlogs, .. } = &self.cursors;
+        let active = by_sink.values().filter(|cursor| cursor.active).map(|cursor| cursor.at);
+        let is_active = |sink: &str| by_sink.get(sink).is_some_and(|cursor| cursor.active);
+        let backlogs = backlogs.iter().filter(|backlog| is_active(&backlog.sink));
+        let positions = active.chain(backlogs.map(|backlog| backlog.position));
+        positions.min().unwrap_or(self.numbers.last)
+    }
+
+    /// These replays are on disk.
+    pub(super) fn set_backlogs(&mut self, mut replays: Vec<Replay>) {
+        replays.retain(|replay| replay.at == 0);
+        self.cursors.backlogs = replays;
+        let moved = self.pending.unwritten().into_iter().flat_map(|changes| &changes.replays);
+        for (number, position) in moved {
+            self.cursors.move_backlog(*number, *position);
+        }
     }
 
     /// These dead letters are on disk, and those that wait come on top.
@@ -406,8 +440,10 @@ impl Memory {
         behind.map(replay).collect()
     }
 
-    /// Takes over what was found in them.
-    pub(super) fn adopt(&mut self, found: Self) {
+    /// Takes over what was found in them, and what was asked for of it.
+    pub(super) fn adopt(&mut self, found: Self, requested: Vec<Replay>) {
+        self.cursors.backlogs = found.cursors.backlogs;
+        self.cursors.backlogs.extend(requested);
         self.numbers.runs = found.numbers.runs;
         self.numbers.oldest = found.numbers.oldest;
         self.disk.size = found.disk.size;
@@ -500,6 +536,7 @@ mod tests {
         for (sink, at, events) in [("a", 100, 60), ("b", 90, 70), ("c", 50, 100)] {
             memory.cursors.by_sink.insert(sink.into(), Cursor::new(at, None));
             assert_eq!(memory.marked_at_end(), Marked { last: 100, events }, "{sink}");
+            assert_eq!(memory.missing_at_end(), events - 60, "{sink}");
         }
     }
 
@@ -532,9 +569,14 @@ mod tests {
         assert_eq!(backlog.name(), None, "nobody asked to have it once more");
         assert_eq!(memory.backlogs(&found, 50), backlogs);
         assert_eq!(memory.numbers.runs, [(1000, None)], "the first number is still known");
-        memory.adopt(found);
+        memory.adopt(found, backlogs);
         assert_eq!(memory.numbers.oldest, 1);
         assert!(memory.cursors.by_sink["a"].active && !memory.cursors.by_sink["gone"].active);
+        assert_eq!(memory.delivered(), 20, "it has still to get the backlog");
+        memory.cursors.move_backlog(0, Some(40));
+        assert_eq!(memory.delivered(), 40);
+        memory.cursors.move_backlog(0, None);
+        assert_eq!(memory.delivered(), 1005);
     }
 
     #[test]

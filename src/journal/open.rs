@@ -138,7 +138,7 @@ fn begin_run(
         // written again.
         memory.cursors.by_sink.insert(saved.sink.into(), Cursor::new(at, sound));
     }
-    store.replays()?;
+    memory.set_backlogs(store.replays()?);
     memory.count_letters(store.letters_of_sinks()?);
     memory.budget = StateBudget::of(store.state_sizes()?);
     memory.disk.size = store.size()?;

@@ -100,6 +100,7 @@ impl Journal {
     pub fn replay_progress(&self, number: i64, position: Option<Seq>) {
         let mut memory = self.0.lock();
         memory.pending.new.replays.insert(number, position);
+        memory.cursors.move_backlog(number, position);
         self.0.notify_writer(memory);
     }
 

@@ -240,11 +240,10 @@ impl Writer {
         self.syncing.stop();
         // Numbers count as assigned even where their events never came to the disk: what is missing
         // of them can be reported at the next start, and none is assigned twice.
-        let (last, marked, unwritten, all_written) = {
+        let (last, marked, unwritten, letters) = {
             let memory = self.shared.lock();
-            let (last, written) = (memory.numbers.last, memory.numbers.written);
-            let all_written = written == last && memory.pending.dead_letters().next().is_none();
-            (last, memory.marked_at_end(), memory.assigned(written, last), all_written)
+            let letters = memory.pending.dead_letters().count();
+            (memory.numbers.last, memory.marked_at_end(), memory.missing_at_end(), letters)
         };
         if let Err(error) = self.set_mark(marked) {
             warn!(%error, "the journal's mark was not written");
@@ -259,7 +258,7 @@ impl Writer {
             Some(Err(error)) => {
                 error!(error = error.describe(), "the journal was not closed in order");
             }
-            None if all_written => {}
+            None if unwritten == 0 && letters == 0 => {}
             None => error!(unwritten, "the journal was not written to the end: the disk fails"),
         }
     }

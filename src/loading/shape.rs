@@ -90,7 +90,6 @@ impl<'a> Walk<'a> {
         match (kind(schema), found) {
             ("object", Value::Object(table)) => Some(self.table(schema, table)),
             ("array", Value::Array(list)) => self.list(schema, list),
-            ("string", Value::String(text)) if self.is_of_a_home(&text) => self.wrong(NO_HOME),
             ("string", Value::String(text)) => {
                 match format(schema).map_or(Ok(()), |format| format.validate(&text)) {
                     Ok(()) => Some(Value::String(text)),
@@ -113,12 +112,6 @@ impl<'a> Walk<'a> {
         self.problems.push(Problem::new(self.path.clone(), message));
         self.unusable.insert(self.path.clone());
         None
-    }
-
-    /// Whether this is the path of a file, and written as only a shell reads it.
-    fn is_of_a_home(&self, text: &str) -> bool {
-        let is_path = self.path.last().is_some_and(|key| key == "dir" || key.ends_with("_file"));
-        is_path && (text == "~" || text.starts_with("~/"))
     }
 
     fn at<T>(&mut self, part: impl Into<String>, go: impl FnOnce(&mut Self) -> T) -> T {
@@ -270,7 +263,10 @@ impl<'a> Walk<'a> {
             present.insert(key.clone());
             match (property(&key), rest) {
                 (Some(property), _) => {
-                    let value = self.at(key.clone(), |walk| walk.value(property, value));
+                    let value = self.at(key.clone(), |walk| match value {
+                        Value::String(text) if is_of_a_home(&key, &text) => walk.wrong(NO_HOME),
+                        value => walk.value(property, value),
+                    });
                     result.extend(value.map(|value| (key, value)));
                 }
                 (None, Some(rest)) => {
@@ -350,9 +346,9 @@ impl<'a> Walk<'a> {
             return self.at(second.clone(), |walk| walk.wrong(message));
         }
         let (_, name, form, value) = given.pop()?;
-        let secret = self.at(name, |walk| match value {
+        let secret = self.at(name.clone(), |walk| match value {
             Value::String(text) if text.is_empty() => walk.wrong("is empty"),
-            Value::String(text) if walk.is_of_a_home(&text) => walk.wrong(NO_HOME),
+            Value::String(text) if is_of_a_home(&name, &text) => walk.wrong(NO_HOME),
             Value::String(text) => Some(json!({ form: text })),
             other => walk.wrong(format!("a string was expected, not {}", type_of(&other))),
         });
@@ -361,6 +357,11 @@ impl<'a> Walk<'a> {
         }
         secret
     }
+}
+
+/// Whether a key of ours names the path of a file, and it is written as only a shell reads it.
+fn is_of_a_home(key: &str, text: &str) -> bool {
+    (key == "dir" || key.ends_with("_file")) && (text == "~" || text.starts_with("~/"))
 }
 
 /// The words of a schema that allows nothing else.

@@ -236,11 +236,8 @@ impl MqttPublisher {
             let text = "the broker keeps no retained messages: set state = false";
             return Err(Lost::new(Why::Denied, text));
         }
-        let Topics { retained, discovery, unanswered, postponed, unreadable, refusals, .. } =
-            &mut self.topics;
-        retained.begin(connection.terms().echoes);
-        unanswered.clear();
-        (*postponed, *refusals) = (Postponed::default(), Refusals::default());
+        self.topics.begin(connection.terms().echoes);
+        let Topics { discovery, unreadable, .. } = &mut self.topics;
         let before = std::mem::take(unreadable);
         if let Some(discovery) = discovery
             && !discovery.find_announced(&mut connection).await?
@@ -350,6 +347,16 @@ impl MqttPublisher {
 }
 
 impl Topics {
+    /// There is a new connection. What was refused over the last one is a refusal until it is accepted.
+    fn begin(&mut self, echoes: bool) {
+        self.retained.begin(echoes);
+        self.unanswered.clear();
+        self.postponed = Postponed::default();
+        // Everything is published again at once; later, it shows what of the refusals is out of date.
+        let is_refused = !self.refusals.by_topic.is_empty();
+        self.refusals.again = is_refused.then(|| Instant::now() + WAIT.1);
+    }
+
     /// Waits until the broker has read all that was written: it answers in order.
     async fn round_trip(
         &mut self,
@@ -479,24 +486,29 @@ impl Topics {
         }
     }
 
-    /// It stays among the refusals until the broker has accepted it.
+    /// It stays among the refusals until the broker has accepted it, or it is not to be published any more.
     fn publish_refused_again(&mut self) {
         let Self { retained, discovery, refusals, .. } = self;
         refusals.again = None;
-        for (topic, Refused { payload, is_correction, .. }) in &refusals.by_topic {
+        refusals.by_topic.retain(|topic, Refused { payload, is_correction, .. }| {
             if *is_correction {
-                retained.not_taken(topic);
-            } else if let Some(discovery) = discovery {
-                discovery.not_taken(topic.clone(), payload);
+                return retained.not_taken(topic);
             }
-        }
+            let Some(discovery) = discovery else { return false };
+            discovery.refused(topic, payload)
+        });
     }
 
     fn received(&mut self, message: &Message) {
         if let Some(discovery) = &mut self.discovery {
             discovery.received(&message.topic, &message.payload, Instant::now());
         }
-        self.retained.received(message);
+        let is_right = self.retained.received(message);
+        let refused = &mut self.refusals.by_topic;
+        if is_right && refused.get(&message.topic).is_some_and(|refused| refused.is_correction) {
+            // Whoever wrote over it has corrected it.
+            refused.remove(&message.topic);
+        }
     }
 }
 
@@ -544,6 +556,18 @@ impl Postponed {
 mod tests {
     use super::*;
 
+    /// The broker answers a correction.
+    fn answer(topics: &mut Topics, topic: &str, verdict: Verdict) {
+        let (topic, payload) = (topic.to_owned(), Bytes::from("1"));
+        let tag = topics.take_tag();
+        topics.unanswered.insert(tag, Unanswered { topic, payload, is_correction: true });
+        topics.answered(tag, verdict);
+    }
+
+    fn refused() -> Verdict {
+        Verdict::Refused("not authorized".into())
+    }
+
     #[test]
     fn what_the_broker_refuses_is_named_until_it_is_accepted() {
         let mut topics = Topics::default();
@@ -551,13 +575,6 @@ mod tests {
         for topic in ["a", "b"] {
             topics.retained.published(topic, &"1".into());
         }
-        let answer = |topics: &mut Topics, topic: &str, verdict| {
-            let (topic, payload) = (topic.to_owned(), Bytes::from("1"));
-            let tag = topics.take_tag();
-            topics.unanswered.insert(tag, Unanswered { topic, payload, is_correction: true });
-            topics.answered(tag, verdict);
-        };
-        let refused = || Verdict::Refused("not authorized".into());
         assert_eq!(topics.refusals.text(), None);
         answer(&mut topics, "a", refused());
         assert_eq!(topics.refusals.text().unwrap(), "a is refused: not authorized");
@@ -575,5 +592,44 @@ mod tests {
         assert_eq!(topics.refusals.text().unwrap(), "b is refused: not authorized");
         answer(&mut topics, "b", Verdict::Accepted);
         assert_eq!(topics.refusals.text(), None);
+    }
+
+    #[test]
+    fn what_is_refused_is_named_over_a_new_connection_until_it_is_out_of_date() {
+        let mut topics = Topics::default();
+        topics.begin(false);
+        topics.retained.published("a", &"1".into());
+        answer(&mut topics, "a", refused());
+        let reason = topics.refusals.text();
+        assert!(reason.is_some());
+        topics.begin(false);
+        assert_eq!(topics.refusals.text(), reason);
+        assert!(topics.due().is_some_and(|due| due > Instant::now()));
+        // Nothing is published there over this connection.
+        topics.publish_refused_again();
+        assert_eq!(topics.refusals.text(), None);
+    }
+
+    #[test]
+    fn a_refused_correction_is_no_refusal_when_the_right_value_is_there_again() {
+        let mut topics = Topics::default();
+        topics.begin(false);
+        for topic in ["a", "b"] {
+            topics.retained.published(topic, &"1".into());
+            answer(&mut topics, topic, refused());
+        }
+        let message = |payload: &'static str| Message {
+            topic: "a".into(),
+            payload: payload.into(),
+            retain: true,
+            duplicate: false,
+            response_topic: None,
+            correlation: None,
+        };
+        let named = |topics: &Topics| topics.refusals.by_topic.keys().cloned().collect::<String>();
+        topics.received(&message("2"));
+        assert_eq!(named(&topics), "ab");
+        topics.received(&message("1"));
+        assert_eq!(named(&topics), "b");
     }
 }

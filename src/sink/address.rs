@@ -16,11 +16,15 @@ use super::Permission;
 /// whole branch. Both transports allow `$` in any place but the first.
 pub(super) const PROBE_WORD: &str = "$check";
 
-/// A refusal at a [`PROBE_WORD`]. Where the right is given for the address alone, it is refused below it.
+/// A refusal at an address where it was asked. Where the right is given for an address alone, it is refused
+/// below it, at a [`PROBE_WORD`].
 pub(super) fn denied(reason: &str, probed: &str) -> Permission {
-    Permission::Denied(format!(
-        "{reason}, asked at {probed}; if the right is given for single addresses, send-test shows more"
-    ))
+    let reason = reason.to_owned();
+    if probed.ends_with(PROBE_WORD) {
+        Permission::DeniedBelow { reason, probed: probed.to_owned() }
+    } else {
+        Permission::Denied(reason)
+    }
 }
 
 /// What is written for an empty word: both transports give an empty word a meaning of its own.

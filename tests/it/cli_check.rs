@@ -10,7 +10,7 @@ use astro_sim::{Options, RestFault, Sim};
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use redis::AsyncCommands as _;
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt as _, process::Command};
+use tokio::{io::AsyncWriteExt as _, net::TcpListener, process::Command};
 
 use crate::support::{
     carry::{PATIENCE, within},
@@ -120,14 +120,29 @@ async fn the_right_to_publish_state_and_to_home_assistant_is_asked_for() {
     let lines = lines(&output);
     said(&lines, "may publish to astro/main/channel/tips, ");
     said(&lines, ", astro/main/status/$check, ");
-    for denied in [
-        "astro/main/event/tip/$check",
-        "astro/other/event/follow/$check",
-        "homeassistant/sensor/astro-relay-home/check/config",
-    ] {
-        said(&lines, &format!("may not publish to {denied}: "));
-    }
+    let below = "astro/main/event/tip/$check, astro/other/event/follow/$check";
+    said(&lines, &format!("may not publish to {below}: "));
+    let discovery = "may not publish to homeassistant/sensor/astro-relay-home/check/config: ";
+    said(&lines, discovery);
+    let whole = lines.iter().find(|line| line.contains(discovery)).unwrap();
+    assert!(!whole.contains("single"), "it is asked exactly: {whole}");
     assert_eq!(output.status.code(), Some(69), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn rights_to_the_single_topics_of_the_state_are_no_failure() {
+    let acl = "topic write astro/+/channel/#\ntopic write astro/+/relay/#\n\
+               topic write astro/relay/status\ntopic write astro/relay/diagnostics\n\
+               topic write astro/+/status\ntopic write astro/+/event/+\n\
+               topic write homeassistant/+/astro-relay-home/+/config\n";
+    let options = mosquitto::Options { acl, ..mosquitto::Options::default() };
+    let (sim, broker) = (sim().await, Mosquitto::start(options).await);
+    let home = json!({ "type": "mqtt", "url": broker.url(), "homeassistant": true });
+    let output = check(&sim, json!({ "home": home })).await;
+    let lines = lines(&output);
+    said(&lines, "astro/main/status/$check, ");
+    said(&lines, "if the rights are given for single topics, status shows whether they suffice");
+    assert_eq!(output.status.code(), Some(0), "{lines:#?}");
 }
 
 /// It can be read once.
@@ -379,4 +394,39 @@ async fn a_session_that_cannot_be_fetched_fails_the_check() {
     let output = check_with(&sim, more).await;
     said(&lines(&output), "session of main: cannot be fetched: HTTP 401: simulated");
     assert_eq!(output.status.code(), Some(69), "{output:?}");
+}
+
+#[tokio::test]
+async fn an_api_that_does_not_answer_is_asked_for_one_session_only() {
+    let (sim, api) = (sim().await, TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let channel = |room: &str| {
+        json!({ "token": room, "token_type": "apikey", "room": room,
+            "topics": ["channel.session.update"] })
+    };
+    let channels = json!({
+        "a": channel("5b2e2007760aeb7729487daa"), "b": channel("5b2e2007760aeb7729487dab"),
+        "c": channel("5b2e2007760aeb7729487dac"),
+    });
+    let api_url = format!("http://{}/kappa/v2", api.local_addr().unwrap());
+    let more = json!({
+        "astro": { "url": sim.url(), "api_url": api_url }, "channels": channels,
+        "journal": { "dir": "" }, "sinks": { "out": { "type": "stdout" } },
+    });
+    let mut asked = 0;
+    let hang_up = async {
+        while let Ok(accepted) = api.accept().await {
+            drop(accepted);
+            asked += 1;
+        }
+    };
+    let output = tokio::select! {
+        output = check_with(&sim, more) => output,
+        () = hang_up => panic!("nobody can connect any more"),
+    };
+    let lines = lines(&output);
+    for label in ["a", "b", "c"] {
+        said(&lines, &format!("session of {label}: cannot be fetched: no answer"));
+    }
+    assert!((1..=3).contains(&asked), "the attempts at one: {asked}");
+    assert_eq!(output.status.code(), Some(69), "{lines:#?}");
 }

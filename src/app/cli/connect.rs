@@ -8,6 +8,8 @@
 //! It is the relay's own gateway that subscribes, so that what works here works there. Events that come
 //! meanwhile are dropped.
 
+mod permissions;
+
 use std::{
     collections::BTreeSet,
     io::{self, Write as _},
@@ -24,10 +26,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use self::permissions::{about_state, permissions, report_permissions};
 use super::{Failed, client::reachable, out};
 use crate::{
     astro::{
-        rest::{CredentialsError, Rest, is_channel_id},
+        rest::{CredentialsError, Rest, RestError, is_channel_id},
         session::SubscriptionState,
         token::TokenFacts,
     },
@@ -63,12 +66,25 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// How long one request to the REST API may take; it makes a few.
 const FETCH: Duration = Duration::from_secs(10);
 
-/// Addresses of one sink that are asked about within its timeout: each is a question to the destination. A
-/// house has some thirty topics.
-const AT_ONCE: usize = 64;
-
 /// A room that no channel has.
 const NO_ROOM: &str = "no-room";
+
+/// The REST API. Once it has not answered it is asked no more: each question would take as long.
+struct Api {
+    rest: Rest,
+    /// In which words it has not.
+    silence: Option<String>,
+}
+
+impl Api {
+    fn describe(&mut self, error: &RestError) -> String {
+        let text = error.describe();
+        if matches!(error, RestError::Unreachable(_)) {
+            self.silence = Some(text.clone());
+        }
+        text
+    }
+}
 
 /// What does not work.
 #[derive(Debug, Default)]
@@ -92,11 +108,13 @@ pub(super) async fn connect(config: &Config) -> Result<Failures, Failed> {
             print_line(&format!("{what}: {problem}"))?;
         }
     }
-    tokens(config).await?;
+    crate::base::tls::install_provider();
+    let mut api = Api { rest: Rest::new(&config.astro).within(FETCH), silence: None };
+    tokens(config, &mut api).await?;
     let mut described = config.clone();
     if !config.channels.is_empty() {
         let state = subscribe(config).await?;
-        failed += gateway(config, &state).await?;
+        failed += gateway(config, &state, &mut api).await?;
         describe_rooms(&mut described, &state);
     }
     if let Some(settings) = &config.cluster {
@@ -185,11 +203,9 @@ pub(super) fn writable(dir: &Path) -> Result<(), String> {
 }
 
 /// When the tokens end, whose they are, and what of that does not fit what is asked for.
-async fn tokens(config: &Config) -> Result<(), Failed> {
-    crate::base::tls::install_provider();
-    let rest = Rest::new(&config.astro);
+async fn tokens(config: &Config, api: &mut Api) -> Result<(), Failed> {
     for (label, channel) in &config.channels {
-        let Known { expiry, facts, remark, is_odd } = known(channel, &rest).await;
+        let Known { expiry, facts, remark, is_odd } = known(channel, api).await;
         let when = match expiry {
             None if is_odd => "is no JWT, though token_type is jwt".to_owned(),
             None => "does not say when it expires".to_owned(),
@@ -232,7 +248,7 @@ struct Known {
     is_odd: bool,
 }
 
-async fn known(channel: &Channel, rest: &Rest) -> Known {
+async fn known(channel: &Channel, api: &mut Api) -> Known {
     let remark = |text: String| Known { remark: Some(text), ..Known::default() };
     let Ok(token) = channel.token.read_token().await else { return Known::default() };
     match channel.token_type {
@@ -243,23 +259,31 @@ async fn known(channel: &Channel, rest: &Rest) -> Known {
             remark: None,
         },
         TokenType::Apikey => remark("whether the REST API takes an API key is not verified".into()),
-        TokenType::Oauth2 | TokenType::Oauth => match rest.validate(&token).await {
-            Ok(said) => Known {
-                expiry: said.left.map(|left| (clock::now() / 1000).saturating_add(left.as_secs())),
-                facts: TokenFacts::of_oauth(said),
-                ..Known::default()
-            },
-            Err(error) => remark(format!("what it is good for is not known: {}", error.describe())),
-        },
+        TokenType::Oauth2 | TokenType::Oauth => {
+            let validated = match api.silence.clone() {
+                Some(why) => Err(why),
+                None => api.rest.validate(&token).await.map_err(|error| api.describe(&error)),
+            };
+            match validated {
+                Ok(said) => Known {
+                    expiry: said
+                        .left
+                        .map(|left| (clock::now() / 1000).saturating_add(left.as_secs())),
+                    facts: TokenFacts::of_oauth(said),
+                    ..Known::default()
+                },
+                Err(why) => remark(format!("what it is good for is not known: {why}")),
+            }
+        }
     }
 }
 
-async fn gateway(config: &Config, state: &State) -> Result<usize, Failed> {
+async fn gateway(config: &Config, state: &State, api: &mut Api) -> Result<usize, Failed> {
     let failed = report(config, state)?;
     if state.open_connections() == 0 {
         return Ok(failed);
     }
-    Ok(failed + sessions(config, state).await?)
+    Ok(failed + sessions(config, state, api).await?)
 }
 
 /// The events of a channel have the room that the gateway has confirmed.
@@ -273,8 +297,7 @@ fn describe_rooms(config: &mut Config, state: &State) {
 }
 
 /// Fetches the sessions, as the relay does. What was missed is fetched under the same id.
-async fn sessions(config: &Config, state: &State) -> Result<usize, Failed> {
-    let rest = Rest::new(&config.astro).within(FETCH);
+async fn sessions(config: &Config, state: &State, api: &mut Api) -> Result<usize, Failed> {
     let mut failed = 0;
     for (label, channel) in &config.channels {
         let has = |wanted: &[&str]| channel.topics.iter().any(|topic| wanted.contains(&&**topic));
@@ -287,18 +310,25 @@ async fn sessions(config: &Config, state: &State) -> Result<usize, Failed> {
             (*subscription.channel == **label && is_channel_id(room)).then(|| room.to_string())
         });
         let rooms = confirmed.as_deref().into_iter().chain(channel.room.as_deref());
-        let outcome = match rest.credentials(rooms, &channel.token, channel.token_type).await {
-            Ok(_) if !has_session => continue,
-            Ok(credentials) => rest
-                .document(&credentials)
-                .await
-                .map(|session| session.elements.len())
-                .map_err(|error| format!("cannot be fetched: {}", error.describe())),
-            Err(CredentialsError::NoId) => Err(format!(
-                "neither the token nor Astro says the channel's id: it and what was missed cannot be \
-                 fetched; set channels.{label}.room"
-            )),
-            Err(error) => Err(format!("cannot be fetched: {error}")),
+        let is_asked =
+            has_session || matches!(channel.token_type, TokenType::Oauth2 | TokenType::Oauth);
+        let outcome = if let Some(why) = api.silence.as_ref().filter(|_| is_asked) {
+            Err(format!("cannot be fetched: {why}"))
+        } else {
+            match api.rest.credentials(rooms, &channel.token, channel.token_type).await {
+                Ok(_) if !has_session => continue,
+                Ok(credentials) => api
+                    .rest
+                    .document(&credentials)
+                    .await
+                    .map(|session| session.elements.len())
+                    .map_err(|error| format!("cannot be fetched: {}", api.describe(&error))),
+                Err(CredentialsError::NoId) => Err(format!(
+                    "neither the token nor Astro says the channel's id: it and what was missed cannot \
+                     be fetched; set channels.{label}.room"
+                )),
+                Err(error) => Err(format!("cannot be fetched: {error}")),
+            }
         };
         failed += usize::from(outcome.is_err());
         let what = match outcome {
@@ -436,21 +466,28 @@ pub(super) async fn check_sink(name: &str, config: &Config) -> Result<Checked, S
     let probe = sink::kind(&sink.kind).and_then(|kind| kind.probe);
     let (mut answers, mut unanswered) =
         permissions(probe, &opening, known.into_iter().collect()).await;
+    let mut below = Vec::new();
     if let Some(rights) = publisher.and_then(|kind| kind.rights)
         && unanswered.is_none()
     {
         let questions = (rights.questions)(&opening, &config.channels);
         let questions = questions.map_err(|error| error.to_string())?;
         let (more, why) = permissions(Some(rights.probe), &opening, questions).await;
+        let is_below =
+            |answer: &(_, Permission)| matches!(answer.1, Permission::DeniedBelow { .. });
+        let (denied, more): (Vec<_>, Vec<_>) = more.into_iter().partition(is_below);
         answers.extend(more);
+        below = denied;
         unanswered = why;
     }
     if answers.is_empty()
+        && below.is_empty()
         && let Some(why) = unanswered
     {
         return Err(why);
     }
     let fit = report_permissions(name, answers, &mut lines) && unanswered.is_none();
+    lines.extend(about_state(&below));
     lines.extend(unanswered);
     // How the connection ends changes nothing.
     drop(timeout(limit, opened.close(Instant::now())).await);
@@ -493,68 +530,6 @@ fn addresses(config: &Config, route: &mut Route) -> Addresses {
     found
 }
 
-/// Asks for the right to publish at each address. The answers end early where the destination has no word
-/// for it, or where something fails, which is said beside them.
-async fn permissions(
-    probe: Option<sink::Probe>,
-    opening: &Opening<'_>,
-    addresses: Vec<Arc<str>>,
-) -> (Vec<(Arc<str>, Permission)>, Option<String>) {
-    let mut answers = Vec::new();
-    let Some(probe) = probe else { return (answers, None) };
-    for some in addresses.chunks(AT_ONCE) {
-        let probed = probe(opening, some.to_vec());
-        let answered = match timeout(opening.config.timeout.0, probed).await {
-            Ok(Ok(answered)) => answered,
-            Ok(Err(failure)) => {
-                return (answers, Some(crate::delivery::describe(&failure.cause)));
-            }
-            Err(_) => {
-                let why = "no answer within its timeout to whether it may publish";
-                return (answers, Some(why.to_owned()));
-            }
-        };
-        let is_whole = answered.len() == some.len();
-        answers.extend(some.iter().cloned().zip(answered));
-        if !is_whole {
-            break;
-        }
-    }
-    (answers, None)
-}
-
-/// Says where it may publish, and where not; whether none was denied.
-fn report_permissions(
-    name: &str,
-    answers: Vec<(Arc<str>, Permission)>,
-    lines: &mut Vec<String>,
-) -> bool {
-    let (mut granted, mut denied, mut unknown) = (Vec::new(), 0, BTreeSet::new());
-    for (address, permission) in answers {
-        match permission {
-            // A destination without addresses takes what it takes.
-            Permission::Granted if address.is_empty() => {}
-            Permission::Granted => granted.push(address),
-            Permission::Denied(reason) => {
-                denied += 1;
-                lines.push(format!("may not publish to {address}: {reason}"));
-            }
-            Permission::Unknown(why) => {
-                // Once, however many addresses it is of.
-                if unknown.insert(why) {
-                    lines.push(format!(
-                        "whether it may publish is not known, {why}: astro-relay send-test --sink {name}"
-                    ));
-                }
-            }
-        }
-    }
-    if !granted.is_empty() {
-        lines.push(format!("may publish to {}", granted.join(", ")));
-    }
-    denied == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -562,21 +537,6 @@ mod tests {
         astro::session::Subscription,
         gateway::table::{Slot, SubscriptionRow},
     };
-
-    #[test]
-    fn a_denial_behind_an_answer_that_is_not_known_counts() {
-        let answers = vec![
-            ("a".into(), Permission::Unknown("the broker says: not now")),
-            ("b".into(), Permission::Denied("135".to_owned())),
-            ("c".into(), Permission::Unknown("the broker says: not now")),
-            ("d".into(), Permission::Granted),
-        ];
-        let mut lines = Vec::new();
-        assert!(!report_permissions("home", answers, &mut lines));
-        let unknown = "whether it may publish is not known, the broker says: not now: astro-relay \
-                       send-test --sink home";
-        assert_eq!(lines, [unknown, "may not publish to b: 135", "may publish to d"]);
-    }
 
     /// A sink whose addresses have the room of the channel, without a configured one.
     fn config() -> Config {

@@ -22,7 +22,6 @@ use crate::{
         clock::{self, UnixMillis},
         event::{Seq, Waited},
     },
-    cluster::alone::JOINED,
     config::{self, Config},
     delivery::route::Pattern,
     journal::{StoreError, database, runs::assigned_between, store::Store},
@@ -132,7 +131,7 @@ fn status(journal: &Where) -> Done {
         }
     }
     let last = bounds.map_or(0, |(_, last)| last);
-    for cursor in cursors.into_iter().filter(|cursor| cursor.sink != JOINED) {
+    for cursor in cursors {
         let Some(at) = cursor.seq else {
             writeln!(out, "sink {}: its position is broken", cursor.sink)?;
             continue;

@@ -145,15 +145,14 @@ impl Channel {
     /// Whether it is for the same room, as far as that is known.
     fn has_room_of(&self, before: &Self) -> bool {
         let known = before.account.known_room.iter().chain(&before.room);
-        self.may_be(known.map(|room| &**room))
+        self.may_be(&known.map(|room| &**room).collect::<Vec<_>>())
     }
 
     /// Whether its room is among these, which are names of one room. A name and an id may be of the same.
-    pub(super) fn may_be<'r>(&self, known: impl Iterator<Item = &'r str> + Clone) -> bool {
+    pub(super) fn may_be(&self, known: &[&str]) -> bool {
         let Some(room) = &self.account.known_room else { return true };
         let is_id = is_channel_id(room);
-        let mut comparable = known.clone().filter(|known| is_channel_id(known) == is_id);
-        known.clone().any(|known| *known == **room) || comparable.next().is_none()
+        known.contains(&&**room) || known.iter().all(|known| is_channel_id(known) != is_id)
     }
 
     /// Its room, as the gateway or the configuration says it.

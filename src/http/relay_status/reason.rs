@@ -270,8 +270,9 @@ impl Reason<'_> {
                  sinks.{name}.timeout is over, and events wait in the journal"
             ),
             Self::Sink(Of::Lost(..)) => {
-                "they cannot be had again: fix the destination, or give the journal more room \
-                 (journal.max_size, journal.max_age); this is shown for an hour"
+                "they cannot be had again, but for what a cluster's log has lost and a member's journal \
+                 still has (`astro-relay cluster republish`): fix the destination, or give the journal \
+                 more room (journal.max_size, journal.max_age); this is shown for an hour"
                     .into()
             }
             Self::Sink(Of::Condition(name, _)) => format!(

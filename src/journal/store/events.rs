@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Store, begin, set_meta, signed, unsigned};
+use super::{Store, begin, numbers, set_meta, signed, unsigned};
 use crate::{
     base::{
         clock::{self, UnixMillis},
@@ -275,11 +275,13 @@ impl Store {
         Ok(self.read(seq.saturating_sub(1), 1, 1)?.records.into_iter().next())
     }
 
-    /// Removes events older than that, no further than through `at_most`.
+    /// Removes events older than that, no further than through `at_most`. `cursors` as for
+    /// [`Store::remove_through`].
     pub(in crate::journal) fn remove_older(
         &mut self,
         age: Duration,
         at_most: Seq,
+        cursors: &[(Arc<str>, Seq)],
     ) -> Result<(), StoreError> {
         let oldest = self.row_from(0)?;
         if oldest.is_none_or(|oldest| oldest.age_to_delete <= age) {
@@ -287,12 +289,17 @@ impl Store {
         }
         let keep = self.first_where(|row| row.age_to_delete <= age)?;
         let through = keep.map_or(at_most, |first| (first - 1).min(at_most));
-        self.remove_through(through).map(|_| ())
+        self.remove_through(through, cursors).map(|_| ())
     }
 
     /// Removes events from the front, no further than through `through`, in whole rows; answers how
-    /// many.
-    pub(in crate::journal) fn remove_through(&mut self, through: Seq) -> Result<u64, StoreError> {
+    /// many. `cursors` are the positions that have moved: they are saved with it, for a sink whose position
+    /// stays behind would count as lost what it has.
+    pub(in crate::journal) fn remove_through(
+        &mut self,
+        through: Seq,
+        cursors: &[(Arc<str>, Seq)],
+    ) -> Result<u64, StoreError> {
         let which = "FROM batches WHERE first <= ?1 AND first + count - 1 <= ?1";
         let transaction = begin(&self.db)?;
         let (events, last): (i64, i64) = transaction
@@ -303,6 +310,9 @@ impl Store {
         if events > 0 {
             transaction.prepare_cached(&format!("DELETE {which}"))?.execute([signed(through)])?;
             set_meta(&transaction, "removed", unsigned(last))?;
+            for (sink, seq) in cursors {
+                numbers::set_cursor(&transaction, sink, *seq)?;
+            }
             transaction.commit()?;
         }
         Ok(unsigned(events))
@@ -310,13 +320,22 @@ impl Store {
 
     /// Removes what every sink has from a full disk, which leaves no room for the removal itself but in a
     /// log that was emptied.
-    pub(in crate::journal) fn remove_delivered(&mut self, through: Seq) -> Result<u64, StoreError> {
-        self.remove_through(through)
-            .or_else(|_| self.checkpoint(true).and_then(|()| self.remove_through(through)))
+    pub(in crate::journal) fn remove_delivered(
+        &mut self,
+        through: Seq,
+        cursors: &[(Arc<str>, Seq)],
+    ) -> Result<u64, StoreError> {
+        self.remove_through(through, cursors)
+            .or_else(|_| self.checkpoint(true).and_then(|()| self.remove_through(through, cursors)))
     }
 
-    /// Removes the oldest rows that hold `count` events or somewhat more.
-    pub(in crate::journal) fn remove_oldest(&mut self, count: u64) -> Result<(), StoreError> {
+    /// Removes the oldest rows that hold `count` events or somewhat more. `cursors` as for
+    /// [`Store::remove_through`].
+    pub(in crate::journal) fn remove_oldest(
+        &mut self,
+        count: u64,
+        cursors: &[(Arc<str>, Seq)],
+    ) -> Result<(), StoreError> {
         let through = {
             let mut statement = self
                 .db
@@ -332,6 +351,6 @@ impl Store {
             }
             through
         };
-        self.remove_through(through).map(|_| ())
+        self.remove_through(through, cursors).map(|_| ())
     }
 }

@@ -292,11 +292,15 @@ impl Store {
         Ok(self.db.execute(&sql, params![sink, numbers])?)
     }
 
-    /// Asks for all of these, or for none.
-    pub(in crate::journal) fn request_replays(&self, replays: &[Replay]) -> Result<(), StoreError> {
+    /// Asks for all of these, or for none, and gives them their numbers.
+    pub(in crate::journal) fn request_replays(
+        &self,
+        replays: &mut [Replay],
+    ) -> Result<(), StoreError> {
         let transaction = begin(&self.db)?;
         for replay in replays {
             self.request_replay(replay)?;
+            replay.number = self.db.last_insert_rowid();
         }
         Ok(transaction.commit()?)
     }

@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::Writer;
 use crate::{
@@ -33,6 +33,15 @@ pub(super) const CUT_AGAIN: Duration = Duration::from_secs(30);
 /// So many attempts in a row, and it is somebody else who keeps the log from being cut.
 const LASTS: u32 = 3;
 
+/// So much of a nearly full disk is left for the write-ahead log, at most: it cannot use the database's free
+/// pages.
+const LOG_SPACE: u64 = 4 * 1024 * 1024;
+
+/// The same where `min_free` is to be left. The journal alone stops long before, at half of that.
+pub(super) fn log_space(min_free: u64) -> u64 {
+    (min_free / 8).min(LOG_SPACE)
+}
+
 /// What is to be looked after, and when.
 #[derive(Debug)]
 pub(super) struct Upkeep {
@@ -49,6 +58,8 @@ pub(super) struct Upkeep {
     pub(super) recount: bool,
     /// Whether it was reported that the disk is nearly full.
     low: bool,
+    /// Whether it was reported that history was deleted on a full disk.
+    full: bool,
     /// Through which event what every sink has was removed from a full disk.
     pub(super) freed_through: Seq,
 }
@@ -64,6 +75,7 @@ impl Default for Upkeep {
             data_version: 0,
             recount: true,
             low: false,
+            full: false,
             freed_through: 0,
         }
     }
@@ -122,9 +134,10 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         let Some(dir) = shared.dir() else { return Ok(()) };
         self.upkeep.written_since = 0;
-        let (delivered, held) = {
+        let (delivered, held, moved) = {
             let memory = self.shared.lock();
-            (memory.delivered(), memory.marked(memory.numbers.written).events)
+            let held = memory.marked(memory.numbers.written).events;
+            (memory.delivered(), held, memory.moved_on_disk())
         };
         if self.is_to_be_cut(dir) {
             self.cut_log(dir)?;
@@ -135,14 +148,14 @@ impl Writer {
         }
         let config = &shared.config;
         // Too old for any sink; and delivered, and too old for history.
-        store.remove_older(config.max_age.0, Seq::MAX)?;
-        store.remove_older(config.keep_delivered.0, delivered)?;
+        store.remove_older(config.max_age.0, Seq::MAX, &moved)?;
+        store.remove_older(config.keep_delivered.0, delivered, &moved)?;
         let mut size = store.size()?;
         if size > config.max_size.0 {
             // What are no events has budgets of its own.
             let others = store.other_bytes()?;
             while size.saturating_sub(others) > config.max_size.0 && store.bounds()?.is_some() {
-                store.remove_oldest((held / REMOVE_SHARE).max(1))?;
+                store.remove_oldest((held / REMOVE_SHARE).max(1), &moved)?;
                 size = store.size()?;
             }
         }
@@ -153,7 +166,7 @@ impl Writer {
         let mut unused = 0;
         if low {
             // What every sink has goes; the freed pages are used again.
-            store.remove_through(delivered)?;
+            store.remove_through(delivered, &moved)?;
             unused = store.unused()?;
             if !was_low {
                 warn!("the disk is nearly full; the journal's history is deleted");
@@ -164,7 +177,11 @@ impl Writer {
             }
         }
         self.refresh_figures(size)?;
-        if low && free().saturating_add(unused) < least / 2 {
+        let left = free();
+        if left >= least.max(LOG_SPACE) {
+            self.upkeep.full = false;
+        }
+        if low && (left.saturating_add(unused) < least / 2 || left < log_space(least)) {
             self.degrade("the disk is full".into());
         }
         Ok(())
@@ -236,14 +253,21 @@ impl Writer {
 
     /// Deletes history on a full disk; answers whether there was any.
     pub(super) fn make_room(&mut self) -> bool {
-        let delivered = self.shared.lock().delivered();
+        let (delivered, moved) = {
+            let memory = self.shared.lock();
+            (memory.delivered(), memory.moved_on_disk())
+        };
         let Some(store) = &mut self.store else { return false };
         // Where this fails, the caller finds the disk as full as it was.
-        let removed = store.remove_delivered(delivered).unwrap_or(0);
+        let removed = store.remove_delivered(delivered, &moved).unwrap_or(0);
         if removed == 0 {
             return false;
         }
-        warn!(removed, "the disk is full; the journal's history was deleted");
+        if std::mem::replace(&mut self.upkeep.full, true) {
+            debug!(removed, "more of the journal's history was deleted");
+        } else {
+            warn!(removed, "the disk is full; the journal's history was deleted");
+        }
         if let Ok(bounds) = store.bounds() {
             let mut memory = self.shared.lock();
             memory.numbers.oldest = bounds.map_or(memory.numbers.written + 1, |(first, _)| first);

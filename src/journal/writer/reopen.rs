@@ -8,7 +8,7 @@ use tracing::{debug, error, info};
 
 use super::{
     Writer,
-    maintenance::{CUT_AGAIN, SHORTEST_LOG},
+    maintenance::{CUT_AGAIN, SHORTEST_LOG, log_space},
 };
 use crate::{
     base::event::Seq,
@@ -17,11 +17,11 @@ use crate::{
         Health, directory,
         error::StoreError,
         mark::Mark,
-        memory::Memory,
+        memory::{Memory, Numbers},
         open::{self, JournalFiles},
         reader::SharedReader,
         recovery,
-        store::Store,
+        store::{Replay, Store},
     },
 };
 
@@ -92,7 +92,8 @@ impl Writer {
 
     /// Opens the files for the first time, after events were taken in: what stands in them is from
     /// before. Sinks have gone on with what is new, so that what they had still to get of the old is
-    /// handed to them as by a replay, but as it is: nobody asked to have it once more. Nothing in memory changes before all that can fail is done.
+    /// handed to them as by a replay, but as it is: nobody asked to have it once more. Nothing in memory
+    /// changes before all that can fail is done.
     fn open_late(&mut self, dir: &Path) -> Result<(), StoreError> {
         let first = self.shared.lock().numbers.runs.first().map_or(1, |(first, _)| *first);
         let always_sync = self.shared.config.sync == Sync::Always;
@@ -116,18 +117,18 @@ impl Writer {
 
     /// Asks for the replays that the sinks need of what was found, and takes it over into memory.
     fn adopt_found(&self, store: &Store, found: Memory, before: Seq) -> Result<(), StoreError> {
-        let mut requested = Vec::new();
+        let mut requested: Vec<Replay> = Vec::new();
         loop {
             let mut memory = self.shared.lock();
             let mut backlogs = memory.backlogs(&found, before);
             // There are more where a sink was registered meanwhile.
-            backlogs.retain(|replay| !requested.contains(replay));
+            backlogs.retain(|replay| requested.iter().all(|known| known.sink != replay.sink));
             if backlogs.is_empty() {
-                memory.adopt(found);
+                memory.adopt(found, requested);
                 return Ok(());
             }
             drop(memory);
-            store.request_replays(&backlogs)?;
+            store.request_replays(&mut backlogs)?;
             requested.append(&mut backlogs);
         }
     }
@@ -181,14 +182,14 @@ impl Writer {
         store.probe()?;
         let mut reader = Store::open_reader(dir)?;
         reader.set_ages(files.ages.clone());
-        let bounds = store.bounds()?;
+        let (bounds, replays) = (store.bounds()?, store.replays()?);
         if let Some(old) = &self.shared.reader {
             old.replace(reader);
         }
         directory::restrict(dir);
         files.inodes = directory::inodes(dir);
         self.store = Some(store);
-        self.go_on(bounds, letters);
+        self.go_on(bounds, letters, replays);
         Ok(())
     }
 
@@ -197,7 +198,9 @@ impl Writer {
     fn look_for_space(&mut self, dir: &Path, sound: bool) -> Result<(), StoreError> {
         let Some(mut free) = directory::free_space(dir) else { return Ok(()) };
         // A little more than where it was given up, so that it is not given up again at once.
-        let least = self.shared.config.min_free.0 / 4 * 3;
+        let min_free = self.shared.config.min_free.0;
+        let (least, log) = (min_free / 4 * 3, log_space(min_free) / 2 * 3);
+        let mut for_log = free;
         if sound && free < least.max(SHORTEST_LOG) {
             if let Err(error) = self.free_space(dir) {
                 debug!(error = error.describe(), "no space can be made on the full disk");
@@ -205,9 +208,10 @@ impl Writer {
                 self.upkeep.cut_at = Instant::now() + wait;
             }
             let unused = self.shared.read_file(Store::unused)?.unwrap_or(0);
-            free = directory::free_space(dir).unwrap_or(u64::MAX).saturating_add(unused);
+            for_log = directory::free_space(dir).unwrap_or(u64::MAX);
+            free = for_log.saturating_add(unused);
         }
-        if free < least {
+        if free < least || for_log < log {
             let source = std::io::ErrorKind::StorageFull.into();
             return Err(StoreError::Io { path: dir.to_owned(), source });
         }
@@ -217,9 +221,10 @@ impl Writer {
     /// Makes space on a full disk, where there is something to make it of: cuts the log, and removes what every
     /// sink has got meanwhile, whose pages are used again.
     fn free_space(&mut self, dir: &Path) -> Result<(), StoreError> {
-        let (delivered, oldest, written) = {
+        let (delivered, oldest, written, moved) = {
             let memory = self.shared.lock();
-            (memory.delivered(), memory.numbers.oldest, memory.numbers.written)
+            let Numbers { oldest, written, .. } = memory.numbers;
+            (memory.delivered(), oldest, written, memory.moved_on_disk())
         };
         let delivered = delivered.min(written);
         let is_new = delivered >= oldest && delivered > self.upkeep.freed_through;
@@ -229,7 +234,7 @@ impl Writer {
         }
         let mut store = Store::open(dir, self.shared.config.sync == Sync::Always)?;
         if is_new {
-            store.remove_delivered(delivered)?;
+            store.remove_delivered(delivered, &moved)?;
             self.upkeep.freed_through = delivered;
         }
         store.checkpoint(true)
@@ -265,8 +270,8 @@ impl Writer {
         Ok(store)
     }
 
-    /// The files are open again, and hold these events and so many dead letters.
-    fn go_on(&mut self, bounds: Option<(u64, u64)>, letters: u64) {
+    /// The files are open again, and hold these events, so many dead letters, and these replays.
+    fn go_on(&mut self, bounds: Option<(u64, u64)>, letters: u64, replays: Vec<Replay>) {
         let mut memory = self.shared.lock();
         let known: u64 = memory.letters.values().map(|letters| letters.count).sum();
         let waiting = memory.pending.dead_letters().count();
@@ -275,6 +280,7 @@ impl Writer {
             error!(lost = known - letters, "dead letters that were in the journal are gone");
         }
         memory.reopened(bounds);
+        memory.set_backlogs(replays);
         self.shared.publish(&memory);
         let written = memory.numbers.written;
         drop(memory);

@@ -291,6 +291,10 @@ fn a_path_that_only_a_shell_reads_is_no_path() {
         assert!(problems.iter().any(|problem| problem.contains("`~` is not expanded")), "{text}");
     }
     assert_eq!(problems(&format!("[journal]\ndir = \"/srv/~j\"\n{LEAST}")), [""; 0]);
+    // What a user names is no path.
+    let hook =
+        "[sinks.hook]\ntype = \"webhook\"\nurl = \"https://h\"\nheaders = { x_file = \"~/a\" }\n";
+    assert_eq!(problems(&format!("{LEAST}\n{hook}")), [""; 0]);
 }
 
 #[test]

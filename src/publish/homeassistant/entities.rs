@@ -88,12 +88,12 @@ impl HaDiscovery {
         entities.iter().map(|entity| self.announce(entity)).collect()
     }
 
-    /// Where the events go that entities are announced for.
+    /// Where events go that entities are announced for: of each channel one kind, all go to one branch.
     pub fn event_topics(&self) -> impl Iterator<Item = String> {
         let of = |feed: &ChannelTopics| {
-            kinds(feed).map(|kind| ha_event::topic(&feed.base, kind.name)).collect::<Vec<_>>()
+            kinds(feed).next().map(|kind| ha_event::topic(&feed.base, kind.name))
         };
-        self.channels.values().flat_map(of)
+        self.channels.values().filter_map(of)
     }
 
     /// A discovery topic of ours under which nothing is announced.

@@ -225,6 +225,16 @@ impl Discovery {
         self.waiting.insert(topic);
     }
 
+    /// The broker refuses what was published under a topic: it is published again, unless it was announced
+    /// over an earlier connection and is not now; whether it is.
+    pub(super) fn refused(&mut self, topic: &str, payload: &Bytes) -> bool {
+        let is_wanted = payload.is_empty() || self.announced.contains_key(topic);
+        if is_wanted {
+            self.not_taken(topic.to_owned(), payload);
+        }
+        is_wanted
+    }
+
     fn announce(&mut self, announcements: impl IntoIterator<Item = Announcement>) {
         for Announcement { topic, payload } in announcements {
             let payload = Bytes::from(payload);
@@ -324,6 +334,26 @@ mod tests {
         // A new connection says all again, as far as it is known.
         discovery.begin();
         assert_eq!(published(&mut discovery, now), fixed);
+    }
+
+    #[test]
+    fn what_was_refused_is_published_again_if_it_is_still_announced() {
+        let (mut discovery, now) = (discovery(true), Instant::now());
+        discovery.begin();
+        let element = part(Section::Session, "tip-count", Some(r#"{"count":1}"#));
+        discovery.part_published(&element, "t");
+        let topic = "homeassistant/sensor/node/main__tip-count/config";
+        let (config, cleared) = (discovery.announced[topic].clone(), Bytes::new());
+        published(&mut discovery, now);
+        assert!(discovery.refused(topic, &config));
+        assert_eq!(published(&mut discovery, now), one("sensor main__tip-count", false));
+        // Over the next connection it is not known at first: that clears nothing.
+        discovery.begin();
+        published(&mut discovery, now);
+        assert!(!discovery.refused(topic, &config));
+        assert_eq!(published(&mut discovery, now), []);
+        assert!(discovery.refused(topic, &cleared));
+        assert_eq!(published(&mut discovery, now), one("sensor main__tip-count", true));
     }
 
     #[test]

@@ -123,20 +123,23 @@ impl RetainedTopics {
         true
     }
 
-    pub(super) fn received(&mut self, message: &Message) {
+    /// Takes note of what stands under a topic; whether another client has written there what we would.
+    pub(super) fn received(&mut self, message: &Message) -> bool {
         if self.is_echo(message) {
-            return;
+            return false;
         }
         let Message { topic, payload, retain, .. } = message;
         // Before the first of ours is there, what comes is from before it.
-        let Some(published) = self.published.get(topic) else { return };
-        if self.sent.get(topic).unwrap_or(published) == payload {
+        let Some(published) = self.published.get(topic) else { return false };
+        let is_right = self.sent.get(topic).unwrap_or(published) == payload;
+        if is_right {
             self.overwritten.remove(topic);
         } else if published != payload && (*retain || self.echoes.is_some()) {
             // What was published last may have been there before what is on its way. In 3.1.1 nobody can see
             // whether the broker retains it.
             self.overwritten.insert(topic.clone());
         }
+        is_right
     }
 
     /// What is to be published again now.
@@ -175,14 +178,17 @@ impl RetainedTopics {
         Some((topic, payload))
     }
 
-    /// The broker did not take a correction at the moment: it is made again, and does not count.
-    pub(super) fn not_taken(&mut self, topic: &str) {
+    /// The broker did not take a correction at the moment: it is made again, and does not count. Whether
+    /// there is still something to correct.
+    pub(super) fn not_taken(&mut self, topic: &str) -> bool {
         if let Some(allowance) = self.allowances.get_mut(topic) {
             allowance.left = AT_ONCE.min(allowance.left + 1);
         }
-        if self.published.contains_key(topic) {
+        let is_published = self.published.contains_key(topic);
+        if is_published {
             self.overwritten.insert(topic.to_owned());
         }
+        is_published
     }
 
     /// When a correction is due that is not now.

@@ -88,7 +88,8 @@ async fn options(
 }
 
 /// The same for a client that connects again by itself: a password or a token is read again each time. Everything
-/// else, a seed, credentials or a certificate, stays as it is now: the library takes it only once.
+/// else, a seed, credentials or a certificate, stays as it is now: the library takes it only once. Those that are read
+/// again are read now as well: one that cannot be read ends a start.
 pub(crate) async fn lasting_options(
     settings: &Settings,
     name: &str,

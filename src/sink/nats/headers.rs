@@ -9,6 +9,8 @@ use crate::{base::event::Origin, sink::Outgoing};
 
 /// What a stream recognises a repeat by.
 pub(crate) const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+/// The deduplication key, where the message id is more than that.
+const KEY: HeaderName = HeaderName::from_static("Astro-Key");
 pub(crate) const ID: HeaderName = HeaderName::from_static("Astro-Id");
 pub(crate) const TOPIC: HeaderName = HeaderName::from_static("Astro-Topic");
 pub(crate) const ROOM: HeaderName = HeaderName::from_static("Astro-Room");
@@ -56,6 +58,9 @@ impl HeaderPolicy {
         // The key of a message that shares its id with another stands nowhere else.
         if self.id || event.distinct_key.is_some() {
             insert(MESSAGE_ID, id);
+            if id != event.key() {
+                insert(KEY, event.key());
+            }
         }
         if self.envelope {
             insert(ID, &event.id);
@@ -94,21 +99,37 @@ mod tests {
 
     use super::*;
 
+    fn outgoing(distinct_key: Option<&str>) -> Outgoing {
+        let mut event =
+            crate::base::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
+        event.distinct_key = distinct_key.map(Into::into);
+        let message = event.message.clone();
+        Outgoing {
+            record: Arc::new(crate::base::event::Record::new(1, event)),
+            address: "astro.tips".into(),
+            payload: message,
+            content_type: "application/json",
+            expires_in: None,
+            part: 0,
+        }
+    }
+
+    #[test]
+    fn the_key_stands_alone_where_the_message_id_is_more() {
+        let settings = json!({"url": "nats://host", "jetstream": true});
+        let settings: Settings = serde_json::from_value(settings).unwrap();
+        let policy = HeaderPolicy::of(&settings, "message");
+        for (id, key) in [("01J-f", None), ("01J-f.7-2", Some("01J-f"))] {
+            let headers = policy.headers(&outgoing(Some("01J-f")), id, None);
+            let value = |name: &str| headers.get(name).map(async_nats::HeaderValue::as_str);
+            assert_eq!((value("Nats-Msg-Id"), value("Astro-Key")), (Some(id), key));
+        }
+    }
+
     #[test]
     fn a_message_that_shares_its_id_has_a_key_in_its_headers() {
         let message_id = |settings: serde_json::Value, distinct_key: Option<&str>| {
-            let mut event =
-                crate::base::event::own("relay.test", &"".into(), &"".into(), &json!({}), 1);
-            event.distinct_key = distinct_key.map(Into::into);
-            let message = event.message.clone();
-            let outgoing = Outgoing {
-                record: Arc::new(crate::base::event::Record::new(1, event)),
-                address: "astro.tips".into(),
-                payload: message,
-                content_type: "application/json",
-                expires_in: None,
-                part: 0,
-            };
+            let outgoing = outgoing(distinct_key);
             let settings: Settings = serde_json::from_value(settings).unwrap();
             let headers = HeaderPolicy::of(&settings, "message").headers(
                 &outgoing,

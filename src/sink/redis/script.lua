@@ -29,39 +29,34 @@ local function append(key, entry, replay, at)
     return redis.pcall(unpack(words))
 end
 
-local function values(entry)
-    local fields, found = entry[2], {}
-    for i = 1, #fields, 2 do found[fields[i]] = fields[i + 1] end
-    return found
+-- What tells one event from another, in short. What another sink makes of it, or another replay, is another.
+local function digest(id, payload, replay)
+    return redis.sha1hex(payload) .. ' ' .. replay .. ' ' .. id
 end
 
--- Whether these are the values of the event. What another sink makes of it, or another replay, is another.
-local function are_of(found, replay, at)
-    return found.id == ARGV[at] and found.payload == ARGV[at + 6] and (found.replay or '') == replay
+local function digest_of(entry)
+    local fields, found = entry[2], {}
+    for i = 1, #fields, 2 do found[fields[i]] = fields[i + 1] end
+    return found.id and found.payload and digest(found.id, found.payload, found.replay or '')
 end
 
 -- Whether the event stands in the stream: under its own entry id, or near the top under another.
 local function stands(key, entry, replay, at)
+    local wanted = digest(ARGV[at], ARGV[at + 6], replay)
     if entry ~= '*' then
         local own = redis.call('XRANGE', key, entry, entry)[1]
-        if own and are_of(values(own), replay, at) then return true end
+        if own and digest_of(own) == wanted then return true end
     end
     -- Nothing tells one without an id from another.
     if search == 0 or ARGV[at] == '' then return false end
     if not newest[key] then
         newest[key] = {}
         for _, other in ipairs(redis.call('XREVRANGE', key, '+', '-', 'COUNT', search)) do
-            local found = values(other)
-            if found.id then
-                newest[key][found.id] = newest[key][found.id] or {}
-                table.insert(newest[key][found.id], found)
-            end
+            local found = digest_of(other)
+            if found then newest[key][found] = true end
         end
     end
-    for _, found in ipairs(newest[key][ARGV[at]] or {}) do
-        if are_of(found, replay, at) then return true end
-    end
-    return false
+    return newest[key][wanted] == true
 end
 
 local function is_behind_top(answer)

@@ -15,6 +15,7 @@ use tokio::{
 
 use super::{
     bench::{PATIENCE, TOPIC, room},
+    members::arrived,
     setup::{Small, says},
 };
 use crate::support::{
@@ -281,10 +282,18 @@ async fn an_event_larger_than_a_message_of_nats_comes_whole() {
     .await;
 }
 
-/// Changes the configuration of a relay that does not run.
+/// Changes the configuration of a relay, for its next start or a reload.
 fn reconfigure(relay: &Relay, change: impl FnOnce(&str) -> String) {
     let text = std::fs::read_to_string(relay.config()).unwrap();
     std::fs::write(relay.config(), change(&text)).unwrap();
+}
+
+/// At its next start it is alone.
+pub fn is_no_member(relay: &Relay) {
+    reconfigure(relay, |text| {
+        let (before, section) = text.split_once("[cluster]").unwrap();
+        format!("{before}[http]{}", section.split_once("[http]").unwrap().1)
+    });
 }
 
 /// A relay that worked alone becomes a member: what it had set aside is the cluster's, once.
@@ -294,10 +303,7 @@ async fn dead_letters_of_a_relay_that_worked_alone_become_the_clusters() {
     let small = Small::start().await;
     let mut members = pair(&small, &server.url(), "");
     let whole = std::fs::read_to_string(members[0].config()).unwrap();
-    reconfigure(&members[0], |text| {
-        let (before, section) = text.split_once("[cluster]").unwrap();
-        format!("{before}[http]{}", section.split_once("[http]").unwrap().1)
-    });
+    is_no_member(&members[0]);
     small.receiver.room(&room(0), Some(Answer::Status(422)));
     members[0].start();
     members[0].ready().await;
@@ -326,6 +332,43 @@ async fn dead_letters_of_a_relay_that_worked_alone_become_the_clusters() {
         knows(member, 0).await;
     }
     assert_eq!(small.receiver.accepted(), (0..5).collect::<Vec<_>>());
+}
+
+/// The cursor that the sink had while the relay was alone says nothing of what waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_sink_that_is_removed_from_a_member_the_clusters_dead_letters_are_named() {
+    let server = NatsServer::start("").await;
+    let small = Small::start().await;
+    let url = server.url();
+    let mut relay = small.member(&format!("url = {url:?}\nmember = \"a\""), "");
+    let whole = std::fs::read_to_string(relay.config()).unwrap();
+    is_no_member(&relay);
+    relay.start();
+    relay.ready().await;
+    small.load(0, 5).await;
+    arrived(&small, 5, &[&relay]).await;
+    relay.stop().await;
+
+    reconfigure(&relay, |_| whole);
+    relay.start();
+    relay.ready().await;
+    small.load(5, 5).await;
+    arrived(&small, 10, &[&relay]).await;
+    small.receiver.room(&room(0), Some(Answer::Status(422)));
+    small.load(10, 2).await;
+    knows(&relay, 2).await;
+    reconfigure(&relay, |text| text.replace("[sinks.hook]", "[sinks.renamed]"));
+    relay.signal("HUP").await;
+    let is_named = |what: &str| {
+        let log = relay.log();
+        log.lines()
+            .any(|line| line.contains("WARN") && line.contains("hook") && line.contains(what))
+    };
+    let named = until("the dead letters are named", PATIENCE * 2, async || {
+        is_named("dead letters wait for a sink").then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, named).await.is_ok();
+    assert!(in_time && !is_named("events wait for a sink"), "{}", relay.log());
 }
 
 /// The room of a sink's dead letters is one for all members. Where it is used up the sink waits, whoever drives it,

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
-use async_nats::jetstream::{Context, kv::Store, stream::Stream};
+use async_nats::{
+    ConnectOptions,
+    jetstream::{self, Context, kv::Store, stream::Stream},
+};
 use futures_util::TryStreamExt as _;
 use serde_json::Value;
 
@@ -10,9 +13,12 @@ use super::{
     bench::{PATIENCE, room},
     letters::knows,
     members::{arrived, begun, gaps, page, published},
-    setup::Small,
+    setup::{Small, says},
 };
 use crate::support::{daemon::Relay, nats_server::NatsServer, receiver::Answer, wait::until};
+
+/// What a member says that finds a cursor of before a loss.
+const FOUND: &str = "the log has lost events, or was made again";
 
 fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
@@ -67,6 +73,8 @@ async fn a_log_that_was_deleted_is_made_again_and_read_from_its_first_event() {
     server.streams().await.delete_stream("astro_log").await.unwrap();
     small.load(5, 10).await;
     arrived(&small, 15, &[&relay]).await;
+    // The sink had all of it.
+    assert!(!relay.log().contains(FOUND), "{}", relay.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -154,6 +162,7 @@ async fn what_a_sink_had_still_to_get_of_a_log_that_was_deleted_is_a_gap() {
     assert!(in_time, "{}", relay.log());
     let lost = "the log has lost events that the sink had still to get";
     assert!(relay.log().contains(lost), "{}", relay.log());
+    says(&relay, "lost, the log no longer holds them").await;
     small.receiver.room(&room(0), None);
     small.load(15, 5).await;
     let mut all = Vec::new();
@@ -164,6 +173,7 @@ async fn what_a_sink_had_still_to_get_of_a_log_that_was_deleted_is_a_gap() {
     let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
     assert!(in_time, "{all:?}\n{}", relay.log());
     assert_eq!(all, (0..5).chain(15..20).collect::<Vec<_>>(), "{}", relay.log());
+    assert!(!relay.log().contains(FOUND), "it is said once\n{}", relay.log());
 }
 
 /// Whether there is a cursor of the sink that its driver has written: one from before that has no member.
@@ -207,6 +217,11 @@ async fn a_bucket_that_was_deleted_is_made_again() {
         let log = relay.log();
         let is_said = |line: &str| line.contains("it is made again") && line.contains(&name);
         assert!(log.lines().any(is_said), "{log}");
+        // Before that it looks for the others still, and makes those that are missing.
+        until("the cluster works again", PATIENCE, async || {
+            page(&relay).await?["problems"].as_array()?.is_empty().then_some(())
+        })
+        .await;
     }
     // The letters of the bucket before are gone, and those that come are kept.
     knows(&relay, 0).await;
@@ -219,6 +234,10 @@ async fn lease_bucket(context: &Context) -> Option<Stream> {
 }
 
 /// As with servers that find no key of a bucket any more.
+async fn loses_its_leases(leases: &Stream) {
+    drop(leases.purge().filter("$KV.astro_lease.sink.hook").await);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leases_that_the_servers_do_not_keep_are_put_into_another_bucket() {
     let (server, small, relay) = begun().await;
@@ -229,7 +248,7 @@ async fn leases_that_the_servers_do_not_keep_are_put_into_another_bucket() {
         if leases.cached_info().created != before {
             return Some(());
         }
-        drop(leases.purge().filter("$KV.astro_lease.sink.hook").await);
+        loses_its_leases(&leases).await;
         None
     });
     let in_time = tokio::time::timeout(PATIENCE, remade).await.is_ok();
@@ -237,4 +256,43 @@ async fn leases_that_the_servers_do_not_keep_are_put_into_another_bucket() {
     assert!(relay.log().contains("do not keep the leases"), "{}", relay.log());
     small.load(5, 5).await;
     arrived(&small, 10, &[&relay]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_of_leases_that_may_not_be_deleted_is_left_alone_for_a_while() {
+    const WHY: &str = "the servers do not keep the lease of sink hook";
+    let server = NatsServer::start(
+        r#"authorization { users: [
+            { user: admin, password: "admin" }
+            { user: relay, password: "relay", permissions: { publish: { deny: ["$JS.API.STREAM.DELETE.>"] } } }
+        ] }"#,
+    )
+    .await;
+    let small = Small::start().await;
+    let url = server.url();
+    let user = "user = \"relay\"\npassword = \"relay\"";
+    let mut relay = small.member(&format!("url = {url:?}\nmember = \"a\"\n{user}"), "");
+    relay.start();
+    relay.ready().await;
+    let admin = ConnectOptions::with_user_and_password("admin".into(), "admin".into());
+    let context = jetstream::new(server.client(admin).await);
+    let leases = lease_bucket(&context).await.unwrap();
+    let logged = |text: &str| relay.log().matches(text).count();
+    let (mut was_said, mut is_quiet) = (false, false);
+    let mut terms = None;
+    let ending = until("two more terms have ended", PATIENCE * 2, async || {
+        loses_its_leases(&leases).await;
+        let is_said = relay.get("/readyz").await?.contains(WHY);
+        is_quiet |= was_said && !is_said;
+        was_said |= is_said;
+        if logged("cannot be deleted") == 0 {
+            return None;
+        }
+        let before = *terms.get_or_insert_with(|| logged("the lease was lost"));
+        (logged("the lease was lost") >= before + 2).then_some(())
+    });
+    let in_time = tokio::time::timeout(PATIENCE, ending).await.is_ok();
+    assert!(in_time, "{}", relay.log());
+    assert_eq!(logged("cannot be deleted"), 1, "{}", relay.log());
+    assert!(was_said && !is_quiet, "{was_said} {is_quiet}\n{}", relay.log());
 }

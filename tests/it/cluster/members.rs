@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::{
     bench::{PATIENCE, TOPIC, channels, room},
+    letters::is_no_member,
     setup::{Small, says},
 };
 use crate::support::{
@@ -162,6 +163,20 @@ async fn a_member_that_was_killed_says_how_many_events_wait() {
     });
     let in_time = tokio::time::timeout(PATIENCE, arriving).await.is_ok();
     assert!(in_time, "{all:?}\n{}", relay.log());
+}
+
+/// What it has received while no server answered is in its journal only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_member_had_still_to_publish_its_sinks_deliver_when_it_is_alone() {
+    let (mut server, small, mut relay) = begun().await;
+    server.server.kill().await;
+    small.load(5, 5).await;
+    says(&relay, "(5 wait)").await;
+    relay.stop().await;
+    is_no_member(&relay);
+    relay.start();
+    relay.ready().await;
+    arrived(&small, 10, &[&relay]).await;
 }
 
 /// An hour's difference, either way, makes no event too old or too new, whoever drives the sink.
@@ -547,4 +562,5 @@ async fn events_lost_before_they_came_into_the_log_are_reported() {
     assert!(lost > 0, "the journal was large enough");
     // The relay has some events of its own, which may be among them.
     assert!((lost..lost + 20).contains(&reported()), "{lost} lost, {} reported", reported());
+    says(&member, "lost, the journal no longer holds them").await;
 }

@@ -47,7 +47,7 @@ async fn a_new_password_is_read_at_the_next_connection() {
     arrived(&small, 5, &[&relay]).await;
     server.reconfigure(&user("new-password")).await;
     server.server.restart().await;
-    says(&relay, "no NATS server reachable").await;
+    says(&relay, "no NATS server can be reached: authorization violation").await;
     std::fs::write(&file, "new-password\n").unwrap();
     relay.ready().await;
     small.load(5, 5).await;

@@ -248,10 +248,9 @@ async fn a_sink_that_is_overtaken_is_told_how_much_it_has_lost() {
     let arrived = place.receiver.accepted();
     let lost = TOTAL - u64::try_from(arrived.len()).unwrap();
     assert!(lost > 0, "the journal was large enough");
-    // The batch in hand was in memory all the time. Behind it is one hole.
+    // What it had in hand was in memory all the time, and perhaps what it read at an attempt in between.
     assert_eq!((arrived[0], *arrived.last().unwrap()), (0, TOTAL - 1));
-    let holes = arrived.windows(2).filter(|pair| pair[1] != pair[0] + 1);
-    assert_eq!(holes.map(|pair| pair[1] - pair[0] - 1).collect::<Vec<_>>(), [lost]);
+    assert!(arrived.windows(2).all(|pair| pair[0] < pair[1]), "in order, each once");
     let metrics = place.relay.get("/metrics").await.expect("it runs");
     let counted = metrics
         .lines()
@@ -278,15 +277,19 @@ async fn a_sink_that_is_overtaken_is_told_how_much_it_has_lost() {
         sum += digits.parse::<u64>().unwrap();
     }
     assert_eq!(sum, lost, "{errors:#?}");
-    let gaps = until("the gap is in the journal", PATIENCE, async || {
-        let gaps = place.says(&["journal", "export", "--topic", "relay.gap"]).await;
-        (!gaps.is_empty()).then_some(gaps)
+    // One for each hole.
+    until("the gaps are in the journal", PATIENCE, async || {
+        let mut sum = 0;
+        for gap in place.says(&["journal", "export", "--topic", "relay.gap"]).await {
+            let gap: Value = serde_json::from_str(&gap).unwrap();
+            let data = &gap["message"]["data"];
+            assert_eq!(data["sink"], "hook", "{gap}");
+            sum += data["count"].as_u64().unwrap();
+        }
+        assert!(sum <= lost, "{sum} reported, {lost} lost");
+        (sum == lost).then_some(())
     })
     .await;
-    assert_eq!(gaps.len(), 1, "{gaps:?}");
-    let gap: Value = serde_json::from_str(&gaps[0]).unwrap();
-    let data = &gap["message"]["data"];
-    assert_eq!((&data["sink"], &data["count"]), (&"hook".into(), &lost.into()), "{gap}");
     say(&format!("{lost} of {TOTAL} overtaken, and told"));
     place.relay.stop().await;
 }

@@ -1,16 +1,21 @@
 //! A disk that is full, or dies and comes back: intake goes on from memory, within its bound.
 
-use std::path::Path;
+use std::{
+    fs,
+    io::{ErrorKind, Write as _},
+    path::{Path, PathBuf},
+};
 
 use astro_relay::{
+    base::event::Event,
     config::{Journal as Config, Size, Start},
-    journal::{Health, Journal},
+    journal::{Health, Journal, store::Store},
 };
 
 use crate::support::{
     journal::{
-        PATIENCE, append, close, config, crashed, events, open, position, read_all, read_some, say,
-        settled, synced,
+        PATIENCE, append, close, config, crashed, event, events, open, position, read_all,
+        read_some, say, settled, synced,
     },
     mount::{Disk, Small, may_mount},
     wait::until,
@@ -184,6 +189,99 @@ async fn a_disk_that_delivered_events_fill_is_used_again() {
     close(journal).await;
 }
 
+fn filler(disk: &Small) -> PathBuf {
+    disk.path().join("filler")
+}
+
+/// Somebody else's file takes all of the disk but so much.
+fn leave_free(disk: &Small, bytes: u64) {
+    let free = rustix::fs::statvfs(disk.path()).map(|stat| stat.f_bavail * stat.f_frsize).unwrap();
+    let more = usize::try_from(free.saturating_sub(bytes)).unwrap();
+    let mut file = fs::OpenOptions::new().create(true).append(true).open(filler(disk)).unwrap();
+    match file.write_all(&vec![1_u8; more]) {
+        // The journal has written meanwhile.
+        Err(error) if error.kind() == ErrorKind::StorageFull => {}
+        written => written.unwrap(),
+    }
+}
+
+/// What every sink has is removed while the journal is degraded, and the relay ends before it works again.
+#[tokio::test]
+async fn delivered_events_are_not_lost_after_an_end_on_a_full_disk() {
+    if !may_mount() {
+        return;
+    }
+    let disk = Small::new(16 << 10);
+    let (min_free, memory) = (Size(8 << 20), Size(1 << 20));
+    let config = Config { min_free, memory, ..config(&disk.path().join("journal")) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, events(0..500)).await;
+    settled(&journal, &["sink"]).await;
+    leave_free(&disk, 1 << 20);
+    degraded(&journal).await;
+    append(&journal, events(500..520)).await;
+    journal.advance("sink", journal.figures().last);
+    until("what the disk has of it is removed", PATIENCE, async || {
+        let bounds = Store::open_reader(&config.dir).ok()?.bounds().ok()?;
+        bounds.is_none().then_some(())
+    })
+    .await;
+    let mark = fs::read(config.dir.join("journal.mark")).unwrap();
+    close(journal).await;
+    fs::remove_file(filler(&disk)).unwrap();
+    // One that is killed does not write its mark at the end.
+    let killed = crashed(&config.dir);
+    fs::write(killed.path().join("journal.mark"), mark).unwrap();
+    for (how, dir) in [("stop", &*config.dir), ("kill", killed.path())] {
+        let (journal, opened) = open(&Config { dir: dir.to_owned(), ..config.clone() });
+        assert_eq!(opened.lost, 0, "{how}: {opened:?}");
+        let got = read_all(&journal, position(&journal, "sink")).await;
+        assert_eq!((got.lost, got.numbers), (0, vec![]), "{how}");
+        close(journal).await;
+    }
+}
+
+/// An event that takes as many bytes on the disk as it has.
+fn incompressible(n: u64) -> Event {
+    let pad: String = (0..50_000).map(|_| fastrand::alphanumeric()).collect();
+    let message = format!(r#"{{"n":{n},"pad":"{pad}"}}"#);
+    Event { data: 0..message.len(), message: message.into(), ..event(n) }
+}
+
+/// The write-ahead log cannot use the free pages of the database.
+#[tokio::test]
+async fn free_pages_do_not_count_where_the_log_has_no_space() {
+    if !may_mount() {
+        return;
+    }
+    let disk = Small::new(64 << 10);
+    let (min_free, memory) = (Size(8 << 20), Size(1 << 20));
+    let config = Config { min_free, memory, ..config(&disk.path().join("journal")) };
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    append(&journal, (0..200).map(incompressible).collect()).await;
+    journal.advance("sink", journal.figures().last);
+    settled(&journal, &["sink"]).await;
+    let why = until("it is degraded", PATIENCE, async || {
+        // What was deleted leaves free pages, and what is cut from the log is somebody else's next.
+        leave_free(&disk, 512 << 10);
+        match journal.figures().health {
+            Health::Degraded(why) => Some(why),
+            Health::Sound | Health::MemoryOnly => None,
+        }
+    })
+    .await;
+    assert!(why.contains("full"), "{why}");
+    let db = rusqlite::Connection::open(config.dir.join("journal.db")).unwrap();
+    let pages: i64 = db.query_row("PRAGMA freelist_count", [], |row| row.get(0)).unwrap();
+    assert!(pages > 4 << 10, "{pages} free pages of 1 KiB would do otherwise");
+    drop(db);
+    fs::remove_file(filler(&disk)).unwrap();
+    sound(&journal).await;
+    close(journal).await;
+}
+
 /// A journal on a disk of its own that has five hundred events, synced, and a sink that has none.
 async fn five_hundred_on_disk() -> (Disk, Config, Journal) {
     let disk = Disk::new(32);
@@ -273,7 +371,7 @@ async fn fill_in_step(journal: &Journal) -> u64 {
 /// What only the system's memory has of the files is forgotten, as after a loss of power.
 fn forget_what_is_cached(dir: &Path) {
     for name in ["journal.db", "journal.db-wal"] {
-        let file = std::fs::File::open(dir.join(name)).unwrap();
+        let file = fs::File::open(dir.join(name)).unwrap();
         rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     }
 }

@@ -1,17 +1,25 @@
 //! A journal that cannot be opened when the relay starts, or whose files are taken away while it runs: the
 //! relay goes on from memory, says so, and takes the disk up when it works.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    time::Duration,
+};
 
 use astro_relay::{
-    config::{Journal as Config, Size, Start},
+    config::{Journal as Config, Period, Size, Start},
     journal::{Health, Journal, store::Store},
 };
 use astro_sim::{Load, Options, Sim};
 
 use crate::support::{
     daemon::Relay,
-    journal::{PATIENCE, append, close, config, events, open, position, read_all, settled, synced},
+    journal::{
+        PATIENCE, append, append_aged, close, config, event, events, open, position, read_all,
+        settled, synced,
+    },
     mount::{Small, may_mount},
     receiver::Receiver,
     wait::until,
@@ -120,6 +128,54 @@ async fn the_backlog_of_a_disk_that_was_read_only_at_the_start_is_replayed() {
     assert_eq!((batch.lost, batch.records.len()), (0, 200));
     close(journal).await;
     holds(&config, 300).await;
+}
+
+/// Nobody has it yet, though every cursor stands behind it.
+#[tokio::test]
+async fn a_backlog_found_late_is_kept_until_it_is_delivered() {
+    let hour = Duration::from_hours(1);
+    let base = tempfile::tempdir().unwrap();
+    let (disk, link) = (base.path().join("disk"), base.path().join("link"));
+    fs::create_dir(&disk).unwrap();
+    let lead_to = |target: &Path| {
+        let new = base.path().join("new");
+        symlink(target, &new).unwrap();
+        fs::rename(new, &link).unwrap();
+    };
+    lead_to(&disk);
+    let config = config(&link.join("journal"));
+    let (journal, _) = open(&config);
+    journal.register("sink", Start::Earliest).unwrap();
+    append_aged(&journal, (0..300).map(|n| (event(n), 2 * hour))).await;
+    journal.advance("sink", 100);
+    settled(&journal, &["sink"]).await;
+    close(journal).await;
+
+    lead_to(Path::new("nowhere"));
+    let (journal, _) = open(&Config { keep_delivered: Period(hour), ..config });
+    trouble(&journal);
+    journal.register("sink", Start::End).unwrap();
+    journal.sinks(["sink"]);
+    append(&journal, events(1000..1010)).await;
+    journal.advance("sink", journal.figures().last);
+    lead_to(&disk);
+    sound(&journal).await;
+    let oldest = until("what was delivered is gone", PATIENCE, async || {
+        let oldest = journal.figures().oldest;
+        // What goes, goes in whole batches.
+        (oldest > 101 - 64).then_some(oldest)
+    })
+    .await;
+    assert!(oldest <= 101, "{oldest}");
+    let (_, replays) = journal.pending_requests("sink").unwrap();
+    assert_eq!(replays.len(), 1, "{replays:?}");
+    assert_eq!((replays[0].position, replays[0].until), (100, 300));
+    let batch = journal.read(100, 300, 1000, 1 << 20).await.unwrap();
+    assert_eq!((batch.lost, batch.records.len()), (0, 200));
+    journal.replay_progress(replays[0].number, None);
+    until("all of it is gone", PATIENCE, async || (journal.figures().oldest > 300).then_some(()))
+        .await;
+    close(journal).await;
 }
 
 #[tokio::test]

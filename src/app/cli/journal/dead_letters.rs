@@ -180,23 +180,24 @@ fn change(selection: &Selection, numbers: Option<&[i64]>, change: LetterChange) 
         LetterChange::Drop => "deleted",
     };
     writeln!(out::text(), "{done}{} {what}", of_sink(selection))?;
-    match change {
-        LetterChange::Retry => name_removed_sinks(selection),
-        LetterChange::Drop => Ok(()),
+    if let LetterChange::Retry = change
+        && let Err(error) = name_removed_sinks(selection)
+    {
+        // What was asked for is accepted all the same.
+        let why = error.text();
+        out::aside(&format!("cannot tell whether all of their sinks are configured: {why}"));
     }
+    Ok(())
 }
 
 /// Names the sinks that are no longer configured: nobody tries their dead letters.
 fn name_removed_sinks(selection: &Selection) -> Done {
-    let mut of = BTreeMap::<String, u64>::new();
-    if selection.journal.dir.is_none() && selection.sink.is_none() {
-        let known = &selection.journal.config()?.sinks;
-        for letter in letters(selection)? {
-            if !known.contains_key(&letter.sink) {
-                *of.entry(letter.sink).or_default() += 1;
-            }
-        }
+    if selection.journal.dir.is_some() || selection.sink.is_some() {
+        return Ok(());
     }
+    let known = &selection.journal.config()?.sinks;
+    let mut of = counts(selection)?;
+    of.retain(|sink, _| !known.contains_key(sink));
     for (sink, count) in of {
         let count = counted(count, "dead letter");
         out::aside(&format!(
@@ -204,6 +205,19 @@ fn name_removed_sinks(selection: &Selection) -> Done {
         ));
     }
     Ok(())
+}
+
+/// How many of them each sink has.
+fn counts(selection: &Selection) -> Result<BTreeMap<String, u64>, Failed> {
+    if selection.numbers.is_empty() && selection.journal.cluster()?.is_none() {
+        // Without reading them.
+        return Ok(selection.journal.open()?.dead_letter_counts()?.into_iter().collect());
+    }
+    let mut of = BTreeMap::<String, u64>::new();
+    for letter in letters(selection)? {
+        *of.entry(letter.sink).or_default() += 1;
+    }
+    Ok(of)
 }
 
 fn of_sink(selection: &Selection) -> String {
