@@ -309,6 +309,7 @@ impl Connection {
         if self.servers.max(self.client.server_info().connect_urls.len()) < 2 {
             return false;
         }
+        lock(&self.choice).leave();
         self.client.force_reconnect().await.is_ok()
     }
 

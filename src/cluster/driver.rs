@@ -297,7 +297,11 @@ impl LeaseTask {
         let is_same = found.is_some_and(|found| found.cached_info().created == known.created);
         if is_same && self.cluster.is_current(storage) {
             let sink = &self.lease.sink;
-            if let Err(error) = self.cluster.context().delete_stream(name).await {
+            let deleted = self.cluster.context().delete_stream(name).await;
+            // Another member may have been first.
+            if let Err(error) = deleted
+                && !matches!(self.cluster.0.connection.found(name).await, Ok(None))
+            {
                 error!(
                     %sink,
                     name,
@@ -361,6 +365,8 @@ impl LeaseTask {
             let since = if is_free {
                 *free_since.get_or_insert_with(Instant::now)
             } else {
+                // The servers keep that member's lease.
+                self.lease.vanished.store(0, Ordering::Relaxed);
                 free_since = None;
                 Instant::now()
             };

@@ -79,12 +79,19 @@ pub(crate) struct LogSource {
     requests: SinkRequests,
     begin: Cursor,
     queue: Mutex<Queue>,
+    position: Mutex<Position>,
+    signals: Signals,
+}
+
+#[derive(Debug, Default)]
+struct Signals {
+    /// Something is read, through this.
     readable: watch::Sender<Seq>,
     /// There is room in the queue.
     room: Notify,
     /// It is read again from the cursor.
     again: Notify,
-    position: Mutex<Position>,
+    /// The cursor has moved, or is to be looked at.
     moved: Notify,
     progress: watch::Sender<u64>,
 }
@@ -117,6 +124,7 @@ impl LogSource {
                         saved: at,
                         saved_behind: begin.behind.clone(),
                         revision,
+                        is_left: false,
                         is_in_doubt: false,
                     };
                     let sink: Arc<str> = sink.into();
@@ -131,12 +139,8 @@ impl LogSource {
                         status: Arc::clone(status),
                         begin,
                         queue: Mutex::new(queue),
-                        readable: watch::Sender::new(at),
-                        room: Notify::new(),
-                        again: Notify::new(),
                         position: Mutex::new(position),
-                        moved: Notify::new(),
-                        progress: watch::Sender::new(0),
+                        signals: Signals { readable: watch::Sender::new(at), ..Signals::default() },
                     }));
                 }
                 Err(error) => {
@@ -154,6 +158,7 @@ impl LogSource {
             () = self.save() => return,
         };
         self.report_loss(kept);
+        lock(&self.position).is_left = true;
         let leaving = async {
             while let Err(error) = self.leave_at(kept).await {
                 debug!(sink = %self.sink, %error, "the cursor cannot be saved now");
@@ -172,7 +177,7 @@ impl LogSource {
         let deadline = Instant::now() + LAST;
         let saved = async {
             while self.unsaved().is_some() || self.requests.unwritten() > 0 {
-                if !self.term.may_act() {
+                if !self.term.may_act() || lock(&self.position).is_left {
                     return false;
                 }
                 if !self.save_once().await {
@@ -205,7 +210,7 @@ impl LogSource {
                 // What is there when a server is reached again, or something was made again, may be something else.
                 Ok(()) = reached.changed() => Ok(None),
                 Ok(()) = storages.changed() => Ok(None),
-                () = self.again.notified() => Ok(None),
+                () = self.signals.again.notified() => Ok(None),
                 reading = self.read_on() => reading,
             };
             match reading {
@@ -232,7 +237,7 @@ impl LogSource {
         let mut reading = Reading::behind(&self.storage.log, read).await?;
         loop {
             while lock(&self.queue).bytes >= AHEAD {
-                self.room.notified().await;
+                self.signals.room.notified().await;
             }
             let Some(message) = reading.next(SILENT).await? else {
                 // The server that had the consumer may be gone.
@@ -275,7 +280,7 @@ impl LogSource {
             queue.bytes += record.event.weight();
             queue.events.push_back((lost, record));
             drop(queue);
-            self.readable.send_replace(seq);
+            self.signals.readable.send_replace(seq);
         }
     }
 
@@ -335,7 +340,7 @@ impl LogSource {
         loop {
             if self.unsaved().is_none() && self.requests.unwritten() == 0 {
                 tokio::select! {
-                    () = self.moved.notified() => {}
+                    () = self.signals.moved.notified() => {}
                     Ok(()) = storages.changed() => self.check_cursor().await,
                     () = sleep(CHECK) => self.check_cursor().await,
                 }
@@ -357,7 +362,7 @@ impl LogSource {
             }
         }
         if unwritten > 0 {
-            self.progress.send_modify(|count| *count += 1);
+            self.signals.progress.send_modify(|count| *count += 1);
         }
         let Some((cursor, revision)) = unsaved else { return true };
         let value = serde_json::to_vec(&cursor).unwrap_or_default();
@@ -434,7 +439,7 @@ impl LogSource {
         position.is_in_doubt = false;
         position.saved_behind.clone_from(&cursor.behind);
         drop(position);
-        self.progress.send_modify(|count| *count += 1);
+        self.signals.progress.send_modify(|count| *count += 1);
     }
 
     fn batch(&self, after: Seq, limit: usize, max_bytes: usize) -> Option<Batch> {
@@ -445,7 +450,7 @@ impl LogSource {
             }
         }
         if queue.bytes < AHEAD {
-            self.room.notify_one();
+            self.signals.room.notify_one();
         }
         let lost = queue.events.front()?.0;
         let mut bytes = 0;
@@ -479,11 +484,11 @@ impl Source for LogSource {
             (position.at, position.stored) = (seq, stored);
         }
         drop(position);
-        self.moved.notify_one();
+        self.signals.moved.notify_one();
     }
 
     fn progress(&self) -> watch::Receiver<u64> {
-        self.progress.subscribe()
+        self.signals.progress.subscribe()
     }
 
     fn last(&self) -> Seq {
@@ -495,7 +500,7 @@ impl Source for LogSource {
     }
 
     async fn next(&self, after: Seq, limit: usize, max_bytes: usize) -> Result<Batch, StoreError> {
-        let mut readable = self.readable.subscribe();
+        let mut readable = self.signals.readable.subscribe();
         loop {
             readable.mark_unchanged();
             if let Some(batch) = self.batch(after, limit, max_bytes) {
@@ -522,7 +527,7 @@ impl Source for LogSource {
         let mut queue = lock(&self.queue);
         *queue = Queue { read, read_stored, last: queue.last, ..Queue::default() };
         drop(queue);
-        self.again.notify_one();
+        self.signals.again.notify_one();
     }
 
     async fn accepted_behind(&self) -> Vec<Seq> {
@@ -531,7 +536,7 @@ impl Source for LogSource {
 
     fn keep_accepted_behind(&self, seqs: &[Seq]) {
         lock(&self.position).behind = seqs.to_vec();
-        self.moved.notify_one();
+        self.signals.moved.notify_one();
     }
 
     async fn read(
@@ -556,23 +561,23 @@ impl Source for LogSource {
 
     fn dead_letter(&self, record: &Arc<Record>, reason: &str) -> SetAside {
         let done = self.requests.dead_letter(record, reason);
-        self.moved.notify_one();
+        self.signals.moved.notify_one();
         done
     }
 
     fn rejected_again(&self, number: i64, reason: &str) {
         self.requests.rejected_again(number, reason);
-        self.moved.notify_one();
+        self.signals.moved.notify_one();
     }
 
     fn remove_dead_letter(&self, number: i64) {
         self.requests.remove(number);
-        self.moved.notify_one();
+        self.signals.moved.notify_one();
     }
 
     fn replay_progress(&self, number: i64, position: Option<Seq>) {
         self.requests.replay_progress(number, position);
-        self.moved.notify_one();
+        self.signals.moved.notify_one();
     }
 
     fn append(&self, event: Event) {

@@ -3,7 +3,10 @@
 //! A server that is cut off from the others keeps its clients and answers their pings, while nothing of what the
 //! cluster keeps can be read or written through it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use async_nats::{Server, ServerAddr};
 use tokio::time::Instant;
@@ -17,30 +20,49 @@ const LONGEST: Duration = Duration::from_mins(2);
 /// Whose turn it is, and why none is reached.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
-    /// Those that were tried, the last one at the end.
-    tried: Vec<ServerAddr>,
+    /// How often each was tried since one was reached.
+    tries: HashMap<ServerAddr, u32>,
+    /// The one that was tried last: while one is reached, that one.
+    last: Option<ServerAddr>,
     /// Why none is reached, as far as it is known.
     failure: Option<String>,
 }
 
 impl Choice {
-    /// The next one to try: the one that was tried longest ago, so that one that is lost or left comes last. How often
-    /// each has failed does not matter: the client library counts no name that cannot be resolved, and keeps what
-    /// it counted in an earlier outage.
+    /// The next one to try: the one that was tried least since one was reached; of these one that once worked, and
+    /// rather not the one that was lost. How often each has failed does not matter: the client library counts no
+    /// name that cannot be resolved, and keeps what it counted in an earlier outage. It also keeps addresses that
+    /// were announced once and lead nowhere.
     pub(super) fn next(&mut self, mut servers: Vec<Server>) -> Option<ServerAddr> {
-        self.failure = failures(&servers).or_else(|| self.failure.take());
-        self.tried.retain(|addr| servers.iter().any(|server| server.addr == *addr));
+        self.failure = self.failures(&servers).or_else(|| self.failure.take());
         fastrand::shuffle(&mut servers);
-        let turn = |server: &Server| self.tried.iter().position(|addr| *addr == server.addr);
+        let turn = |server: &Server| {
+            let tries = self.tries.get(&server.addr).copied().unwrap_or(0);
+            (tries, !server.did_connect, self.last.as_ref() == Some(&server.addr))
+        };
         let next = servers.into_iter().min_by_key(turn)?.addr;
-        self.tried.retain(|addr| *addr != next);
-        self.tried.push(next.clone());
+        *self.tries.entry(next.clone()).or_default() += 1;
+        self.last = Some(next.clone());
         Some(next)
+    }
+
+    /// The server that is reached is left: all others come before it.
+    pub(super) fn leave(&mut self) {
+        self.tries.extend(self.last.clone().map(|left| (left, 1)));
     }
 
     /// A server is reached.
     pub(super) fn connected(&mut self) {
+        self.tries.clear();
         self.failure = None;
+    }
+
+    /// Why attempts at these servers failed since one was reached, each reason once.
+    fn failures(&self, servers: &[Server]) -> Option<String> {
+        let tried = servers.iter().filter(|server| self.tries.contains_key(&server.addr));
+        let errors: BTreeSet<&str> =
+            tried.filter_map(|server| server.last_error.as_deref()).map(plain).collect();
+        (!errors.is_empty()).then(|| errors.into_iter().collect::<Vec<_>>().join(", "))
     }
 
     /// An attempt failed for this reason. What is known of the servers themselves says more.
@@ -56,13 +78,6 @@ impl Choice {
             None => text.to_owned(),
         }
     }
-}
-
-/// Why attempts at these servers failed last, each reason once.
-fn failures(servers: &[Server]) -> Option<String> {
-    let errors = servers.iter().filter_map(|server| server.last_error.as_deref());
-    let errors: BTreeSet<&str> = errors.map(plain).collect();
-    (!errors.is_empty()).then(|| errors.into_iter().collect::<Vec<_>>().join(", "))
 }
 
 /// What the client library says of an attempt, without what it puts before it.
@@ -107,11 +122,12 @@ mod tests {
 
     use super::*;
 
-    fn server(port: u16, failed_attempts: usize, last_error: Option<&str>) -> Server {
+    fn server(port: u16, did_connect: bool, last_error: Option<&str>) -> Server {
         Server {
             addr: format!("nats://host:{port}").parse().unwrap(),
-            failed_attempts,
-            did_connect: true,
+            // The library does not count all of them, and forgets none.
+            failed_attempts: usize::from(port) % 2 * 40,
+            did_connect,
             is_discovered: false,
             last_error: last_error.map(ToOwned::to_owned),
         }
@@ -123,29 +139,38 @@ mod tests {
     }
 
     #[test]
-    fn a_server_whose_failures_are_not_counted_starves_no_other() {
+    fn a_server_that_cannot_be_reached_starves_no_other() {
         for _ in 0..20 {
             let mut choice = Choice::default();
-            // The name of the first cannot be resolved; the third failed through an outage that is over.
-            let servers = [server(1, 0, None), server(2, 3, None), server(3, 40, None)];
-            let first = turns::<3>(&mut choice, &servers);
-            assert_eq!(BTreeSet::from(first), BTreeSet::from([1, 2, 3]));
-            assert_eq!(turns::<3>(&mut choice, &servers), first, "each has its turn again");
+            let servers = [1, 2, 3].map(|port| server(port, false, None));
+            for _ in 0..3 {
+                let turns = turns::<3>(&mut choice, &servers);
+                assert_eq!(BTreeSet::from(turns), BTreeSet::from([1, 2, 3]));
+            }
         }
     }
 
     #[test]
-    fn a_server_that_is_lost_or_left_is_tried_last() {
+    fn a_server_that_is_lost_comes_before_those_that_never_worked_and_one_that_is_left_behind_all()
+    {
         for _ in 0..20 {
             let mut choice = Choice::default();
-            let [used] = turns::<1>(&mut choice, &[server(1, 0, None), server(2, 0, None)]);
-            // Others were discovered meanwhile.
-            let servers = [1, 2, 3, 4].map(|port| server(port, usize::from(port != used), None));
-            let [.., last] = turns::<4>(&mut choice, &servers);
-            assert_eq!(last, used);
+            let [used] = turns::<1>(&mut choice, &[server(1, false, None)]);
+            choice.connected();
+            // The second worked before, and others were announced meanwhile.
+            let servers = [1, 2, 3, 4].map(|port| server(port, port < 3, None));
+            assert_eq!(turns::<2>(&mut choice, &servers), [2, used]);
+            choice.connected();
+            assert_eq!(turns::<2>(&mut choice, &servers), [2, used], "it is the one that was lost");
+            let mut left = Choice::default();
+            turns::<1>(&mut left, &[server(1, false, None)]);
+            left.connected();
+            left.leave();
+            let before = turns::<3>(&mut left, &servers);
+            assert!(before[0] == 2 && !before.contains(&1), "{before:?}");
         }
         let mut choice = Choice::default();
-        assert_eq!(turns::<2>(&mut choice, &[server(2, 0, None)]), [2, 2], "there is no other");
+        assert_eq!(turns::<2>(&mut choice, &[server(2, true, None)]), [2, 2], "there is no other");
         assert_eq!(choice.next(Vec::new()), None);
     }
 
@@ -154,17 +179,22 @@ mod tests {
         let mut choice = Choice::default();
         assert_eq!(choice.unreached(), "no NATS server can be reached");
         choice.failed("DNS error".into());
-        drop(choice.next(vec![server(1, 0, None)]));
+        let old = Some("IO error: Broken pipe");
+        drop(choice.next(vec![server(1, true, old)]));
         assert_eq!(choice.unreached(), "no NATS server can be reached: DNS error");
         let refused = Some("authorization violation: nats: authorization violation");
         let servers = vec![
-            server(1, 0, None),
-            server(2, 1, refused),
-            server(3, 1, Some("IO error: Connection refused (os error 111)")),
-            server(4, 1, refused),
-            server(5, 1, Some("failed signing nonce: AuthError(cannot read the secret (a): no)")),
+            server(1, true, refused),
+            server(2, false, Some("IO error: Connection refused (os error 111)")),
+            server(3, false, refused),
+            server(
+                4,
+                false,
+                Some("failed signing nonce: AuthError(cannot read the secret (a): no)"),
+            ),
         ];
-        drop(choice.next(servers));
+        // What is known of those that were not tried since is of another time.
+        turns::<4>(&mut choice, &servers);
         choice.failed("authorization violation".into());
         assert_eq!(
             choice.unreached(),

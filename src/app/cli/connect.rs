@@ -310,8 +310,9 @@ async fn sessions(config: &Config, state: &State, api: &mut Api) -> Result<usize
             (*subscription.channel == **label && is_channel_id(room)).then(|| room.to_string())
         });
         let rooms = confirmed.as_deref().into_iter().chain(channel.room.as_deref());
-        let is_asked =
-            has_session || matches!(channel.token_type, TokenType::Oauth2 | TokenType::Oauth);
+        let is_known = rooms.clone().any(is_channel_id);
+        let is_oauth = matches!(channel.token_type, TokenType::Oauth2 | TokenType::Oauth);
+        let is_asked = has_session || (is_oauth && !is_known);
         let outcome = if let Some(why) = api.silence.as_ref().filter(|_| is_asked) {
             Err(format!("cannot be fetched: {why}"))
         } else {

@@ -34,6 +34,8 @@ pub(super) struct Position {
     /// What is saved of `behind`.
     pub(super) saved_behind: Vec<Seq>,
     pub(super) revision: u64,
+    /// It is of a log that has lost its end: only where the sink goes on is saved.
+    pub(super) is_left: bool,
     /// It was not found as it was saved: it is saved again.
     pub(super) is_in_doubt: bool,
 }
