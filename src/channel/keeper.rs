@@ -194,6 +194,9 @@ impl SessionKeeper {
             Some((Arc::clone(label), Arc::clone(channel.known_room()?)))
         };
         let rooms: BTreeMap<_, _> = self.channels.iter().filter_map(room).collect();
+        if rooms == self.rooms {
+            return;
+        }
         let element = |label: &Arc<str>, room: Option<&Arc<str>>| StateElement {
             channel: ROOMS.into(),
             element: (&**label).into(),

@@ -215,7 +215,7 @@ impl Membership {
             let silent = cluster.0.view.borrow().own_seen().map(|time| time.min(began.elapsed()));
             if silent.is_some_and(|silent| silent > time * 2) && failures == 0 {
                 // What we say arrives, and we do not hear it.
-                return Some("nothing is heard of the members any more".into());
+                return Some("no changes of the members are received any more".into());
             }
             tokio::select! {
                 biased;
@@ -271,7 +271,7 @@ impl Membership {
         }
     }
 
-    /// What is configured has changed: a new sink's place is taken, and the others are told. What fails is tried again
+    /// What is configured has changed: a new sink's place is taken, and published to the others. What fails is tried again
     /// with the next announcement.
     async fn on_configured(&mut self, storage: &Storage) {
         self.is_unpublished = false;

@@ -287,8 +287,7 @@ mod tests {
                 sink: "hook".into(),
                 position: 4,
                 until: 9,
-                topic: None,
-                when: None,
+                ..Replay::default()
             },
             revision: 1,
         };

@@ -81,8 +81,8 @@ impl SharedState {
             self.in_bucket.clear();
             match storage.state.watch_with_history(">").await {
                 Ok(entries) => {
-                    let anew = (&mut reached, &mut storages);
-                    self.keep(&storage, entries, anew).await;
+                    let replaced = (&mut reached, &mut storages);
+                    self.keep(&storage, entries, replaced).await;
                 }
                 Err(error) => debug!(%error, "the state of the others cannot be had now"),
             }

@@ -1,5 +1,5 @@
 //! Whether what the cluster keeps at NATS is what it was: a stream or a bucket may be deleted, or made again by
-//! another member. Then it is made where it is missing, and whatever reads it begins anew.
+//! another member. Then it is made where it is missing, and whatever reads it begins again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -49,7 +49,10 @@ async fn has_changed(connection: &Connection, storage: &Storage) -> bool {
         match connection.found(name).await {
             Ok(Some(found)) if found.cached_info().created == known.created => {}
             Ok(Some(_)) => {
-                warn!(name, "it was deleted at NATS and made again: it is read anew");
+                warn!(
+                    name,
+                    "it was deleted at NATS, and it is made again: it is read from its beginning"
+                );
                 return true;
             }
             Ok(None) => {

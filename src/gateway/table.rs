@@ -771,7 +771,7 @@ mod tests {
         let is_waited_for = || table.read(|state| state.subscriptions[odd].is_waited_for());
         assert!(!is_waited_for());
 
-        // It is asked for anew on the next connection.
+        // It is asked for again on the next connection.
         lose(&table);
         assert!(is_waited_for());
         let reports = set(&table, tips, CONFIRMED);

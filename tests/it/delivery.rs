@@ -309,7 +309,7 @@ async fn a_loss_that_was_reported_is_not_counted_again_when_the_sink_reads_on() 
     });
     until("the rest has arrived", HOUR, async || (journal.lag("destination").0 == 0).then_some(()))
         .await;
-    until("the gap was told", HOUR, async || (watcher.gaps().len() == 1).then_some(())).await;
+    until("the gap is reported", HOUR, async || (watcher.gaps().len() == 1).then_some(())).await;
     assert_eq!(watcher.gaps()[0]["count"], lost);
     assert_eq!(running.page().lost, 0);
     running.stop().await;

@@ -229,14 +229,20 @@ fn token_of(pair: &[String; 2]) -> Token {
     token(&pair[0], "oauth2", &["tips:read"])
 }
 
-#[tokio::test]
-async fn a_token_that_the_gateway_refuses_altogether_is_refreshed_at_once() {
+/// A relay that is subscribed, and knows of its token that it is young.
+async fn with_known_token() -> (Sim, tempfile::TempDir, Files, Running) {
     let sim = start(false).await;
     let dir = tempfile::tempdir().unwrap();
     let files = Files::new(dir.path(), 0);
     let relay = Running::start(files.config(&sim, dir.path())).await;
     relay.wait_subscribed().await;
     until("the token is known", SOON, async || shown(&relay)).await;
+    (sim, dir, files, relay)
+}
+
+#[tokio::test]
+async fn a_token_that_the_gateway_refuses_altogether_is_refreshed_at_once() {
+    let (sim, dir, files, relay) = with_known_token().await;
     assert_eq!(sim.stats().refreshes, 0);
     sim.set_tokens(vec![token("of-nobody", "jwt", &["*"])]);
     sim.end(None, End::Reset);
@@ -256,12 +262,7 @@ async fn a_token_that_the_gateway_refuses_altogether_is_refreshed_at_once() {
 /// What was refused is asked for again only after `retry_refused`: nothing else makes the refresh happen.
 #[tokio::test]
 async fn a_refresh_for_a_refused_token_that_failed_is_tried_again() {
-    let sim = start(false).await;
-    let dir = tempfile::tempdir().unwrap();
-    let files = Files::new(dir.path(), 0);
-    let relay = Running::start(files.config(&sim, dir.path())).await;
-    relay.wait_subscribed().await;
-    until("the token is known", SOON, async || shown(&relay)).await;
+    let (sim, _dir, _files, relay) = with_known_token().await;
     sim.set_tokens(vec![token("of-nobody", "jwt", &["*"])]);
     sim.fail_rest([RestFault::status(503)]);
     sim.end(None, End::Reset);

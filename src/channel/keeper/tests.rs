@@ -67,6 +67,17 @@ impl Driven {
         Self { keeper, targets: sender }
     }
 
+    /// One that knows that the stream is live, and a goal of 5.
+    async fn informed() -> Self {
+        let mut driven = Self::new();
+        driven.receive(STREAM, &json!({"isLive": true}), RESET_AT.1);
+        driven.fold().await;
+        drop(driven.request(None));
+        let fetched = driven.fetch().await;
+        driven.end(fetched, 5);
+        driven
+    }
+
     fn request(&mut self, answered: Option<Answered>) -> oneshot::Receiver<Outcome> {
         let (done, outcome) = oneshot::channel();
         self.keeper.refresh(RefreshRequest { channel: CHANNEL.into(), answered, done });
@@ -193,12 +204,7 @@ async fn a_fetch_of_the_account_before_a_reload_is_dropped_and_repeated() {
 
 #[tokio::test]
 async fn the_state_of_a_room_is_gone_when_its_label_is_given_to_another_one() {
-    let mut driven = Driven::new();
-    driven.receive(STREAM, &json!({"isLive": true}), RESET_AT.1);
-    driven.fold().await;
-    drop(driven.request(None));
-    let fetched = driven.fetch().await;
-    driven.end(fetched, 5);
+    let mut driven = Driven::informed().await;
     let stored = |driven: &Driven| driven.keeper.stores.store.snapshot(|entries, _| entries.len());
     assert_eq!(stored(&driven), 3, "the goal, the stream, and what the session says of itself");
 
@@ -251,12 +257,7 @@ fn a_label_is_another_rooms_only_where_both_are_known_and_differ() {
 
 #[tokio::test]
 async fn the_state_of_a_topic_that_is_no_longer_subscribed_to_is_gone() {
-    let mut driven = Driven::new();
-    driven.receive(STREAM, &json!({"isLive": true}), RESET_AT.1);
-    driven.fold().await;
-    drop(driven.request(None));
-    let fetched = driven.fetch().await;
-    driven.end(fetched, 5);
+    let mut driven = Driven::informed().await;
     let reload = |driven: &mut Driven, topics: &[&str]| -> Vec<Section> {
         driven.targets.send(targets_of("a", topics)).unwrap();
         driven.keeper.adopt();

@@ -1,4 +1,4 @@
-//! Channels whose events wait for those of another member, for longer than that takes as a rule: people are told.
+//! Channels whose events wait for those of another member, for longer than that takes as a rule: health names them.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 

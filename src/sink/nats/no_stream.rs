@@ -71,7 +71,7 @@ fn insert(subjects: &mut HashSet<Arc<str>>, subject: &Arc<str>) {
 
 impl Nats {
     /// Why nobody answered for the oldest event: the stream is looked at again. Where that is given up, it
-    /// is begun anew, and nothing is sent meanwhile.
+    /// begins again, and nothing is sent meanwhile.
     pub(super) async fn why_no_stream(&mut self, outgoing: &Outgoing) -> Result<Fault, Cause> {
         let address = &*outgoing.address;
         let wanted = super::wanted(&self.connector, self.purpose, self.repeats_within);

@@ -60,6 +60,15 @@ pub async fn begun() -> (NatsServer, Small, Relay) {
     (server, small, relay)
 }
 
+/// The same without its server: five more events wait in its journal.
+async fn cut_off() -> (NatsServer, Small, Relay) {
+    let (mut server, small, relay) = begun().await;
+    server.server.kill().await;
+    small.load(5, 5).await;
+    says(&relay, "(5 wait)").await;
+    (server, small, relay)
+}
+
 /// A member's page of the cluster.
 pub async fn page(relay: &Relay) -> Option<Value> {
     let answer = relay.get("/status").await?;
@@ -139,10 +148,7 @@ async fn a_member_of_another_version_is_said_and_changes_no_result() {
 /// A process that is killed leaves numbers of its journal out: no event has them, and none waits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_was_killed_says_how_many_events_wait() {
-    let (mut server, small, mut relay) = begun().await;
-    server.server.kill().await;
-    small.load(5, 5).await;
-    says(&relay, "(5 wait)").await;
+    let (mut server, small, mut relay) = cut_off().await;
     relay.kill().await;
     relay.start();
     let waiting = until("it says how many wait", PATIENCE, async || {
@@ -168,10 +174,7 @@ async fn a_member_that_was_killed_says_how_many_events_wait() {
 /// What it has received while no server answered is in its journal only.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_member_had_still_to_publish_its_sinks_deliver_when_it_is_alone() {
-    let (mut server, small, mut relay) = begun().await;
-    server.server.kill().await;
-    small.load(5, 5).await;
-    says(&relay, "(5 wait)").await;
+    let (_server, small, mut relay) = cut_off().await;
     relay.stop().await;
     is_no_member(&relay);
     relay.start();

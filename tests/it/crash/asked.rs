@@ -265,7 +265,7 @@ async fn a_sink_that_is_overtaken_is_told_how_much_it_has_lost() {
         lines.map(str::to_owned).collect::<Vec<_>>()
     };
     let errors = told(&place.relay.log());
-    // One whenever the journal has let go of some.
+    // One whenever the journal has removed some.
     let mut sum = 0;
     for error in &errors {
         for word in ["events were lost before the sink could get them", "hook"] {
